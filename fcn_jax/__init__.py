@@ -1,0 +1,35 @@
+"""Semantic segmentation with fully convolutional networks in JAX/Flax, proven equal to PyTorch.
+
+The public names are loaded when first used, so that `import fcn_jax` and `fcn-jax --help` stay light.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fcn_jax.convert.engine import LoadRecord, load_torch, to_torch
+    from fcn_jax.infer.predictor import Predictor
+    from fcn_jax.models.segmenter import Segmenter, build_model
+
+_HOMES = {
+    "LoadRecord": "fcn_jax.convert.engine",
+    "Predictor": "fcn_jax.infer.predictor",
+    "Segmenter": "fcn_jax.models.segmenter",
+    "build_model": "fcn_jax.models.segmenter",
+    "load_torch": "fcn_jax.convert.engine",
+    "to_torch": "fcn_jax.convert.engine",
+}
+
+__all__ = ["LoadRecord", "Predictor", "Segmenter", "build_model", "load_torch", "to_torch"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fcn_jax' has no attribute '{name}'")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

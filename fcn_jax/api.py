@@ -1,0 +1,257 @@
+"""The plugin contract: the descriptors that a backbone, head, whole model or data set registers.
+
+A descriptor is plain, frozen metadata and the functions that build the thing. It is found through an entry point:
+
+    [project.entry-points."fcn_jax.backbones"]
+    resnet18 = "fcn_jax.models.resnet:RESNET18"
+
+Built-ins are registered in the same way. A head sees `FeatureSpec`s, never a backbone's name, so that any backbone works with any
+head whose needs it meets. `fcn_jax.testing` holds a descriptor against what it really builds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from flax import nnx
+
+    from fcn_jax.convert.rules import Table
+
+API_VERSION = (1, 0)
+"""Version (major, minor) of this contract. A plugin of another major, or a newer minor, is refused."""
+
+IGNORE_INDEX = 255
+"""The label of pixels that neither the loss nor a metric counts. Every data set maps its void labels to it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class NoOptions:
+    """The options of a plugin that has none."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureSpec:
+    """What a backbone promises of one of its features.
+
+    Attributes:
+        name: key in the backbone's output.
+        channels: size of the last axis.
+        stride: input pixels per feature pixel.
+        size: input height or width in pixels -> the feature's; `ceil(n / stride)` for ResNets, rounding down for VGG.
+        offset: input pixels that the backbone pads before its first layer, which a head's crop must account for; 0 for most.
+    """
+
+    name: str
+    channels: int
+    stride: int
+    size: Callable[[int], int]
+    offset: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocess:
+    """How a u8 RGB image becomes a network's input: `(channels(image) / 255 * scale - mean) / std`.
+
+    Attributes:
+        mean: per channel, in the scaled range, in the network's channel order.
+        std: per channel, likewise.
+        scale: largest value of the range: 1.0 for torchvision's networks, 255.0 for Caffe's.
+        channel_order: "rgb", or "bgr" for Caffe's networks.
+    """
+
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    scale: float = 1.0
+    channel_order: str = "rgb"
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """Published weights: where they are and how to know them.
+
+    Attributes:
+        url: address of a `.pth` or `.safetensors` file.
+        sha256: leading hexadecimal digits of the file's SHA-256 (torchvision publishes eight).
+        summary: what it was trained on, and the published score.
+    """
+
+    url: str
+    sha256: str
+    summary: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class TorchBridge:
+    """What ties a module to its PyTorch original.
+
+    Attributes:
+        tables: options -> the two-way rule tables, by naming scheme; "torchvision" is the default scheme, "d2l" the book chapter's.
+        reference: keyword arguments of `build` (options, output_stride; num_classes and features for a head) -> the equal
+            `torch.nn.Module`. Imports torch inside. None where there is none.
+        weights: published weight files by name, in the "torchvision" scheme.
+    """
+
+    tables: Callable[[Any], Mapping[str, Table]]
+    reference: Callable[..., Any] | None = None
+    weights: Mapping[str, Weights] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Backbone:
+    """Descriptor of a network that turns images into features.
+
+    Attributes:
+        name: the name it is registered under.
+        summary: one line for `fcn-jax plugins list`.
+        reference: paper or file it follows.
+        options: frozen dataclass of its options; the recipe's `[model.backbone_options]` is validated by it.
+        output_strides: the strides of the deepest feature that it can be built with; the first is the default.
+        features: (options, output_stride) -> specs ordered shallow to deep; the last is the deepest. Pure: builds no arrays.
+        build: (options, *, output_stride, dtype, param_dtype, rngs) -> module with `module(x: f[N,H,W,3]) -> {name: f[N,h,w,C]}`.
+        preprocess: how its input is made from a u8 RGB image.
+        torch: bridge to the PyTorch original, or None.
+        api_version: the contract it was written against.
+    """
+
+    name: str
+    summary: str
+    features: Callable[[Any, int], tuple[FeatureSpec, ...]]
+    build: Callable[..., nnx.Module]
+    reference: str = ""
+    options: type = NoOptions
+    output_strides: tuple[int, ...] = (32,)
+    preprocess: Preprocess = Preprocess()
+    torch: TorchBridge | None = None
+    api_version: tuple[int, int] = API_VERSION
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Head:
+    """Descriptor of a network that turns features into logits at the image's size.
+
+    Attributes:
+        name: the name it is registered under.
+        summary: one line for `fcn-jax plugins list`.
+        reference: paper or file it follows.
+        options: frozen dataclass of its options; the recipe's `[model.head_options]` is validated by it.
+        select: (options, specs) -> names of the features it takes. Raises `ConfigError` when the backbone does not offer them.
+        build: (options, selected specs, *, num_classes, dtype, param_dtype, rngs) -> module with
+            `module(features, *, out_hw) -> f[N, out_hw[0], out_hw[1], num_classes]`.
+        torch: bridge to the PyTorch original, or None.
+        api_version: the contract it was written against.
+    """
+
+    name: str
+    summary: str
+    select: Callable[[Any, Sequence[FeatureSpec]], tuple[str, ...]]
+    build: Callable[..., nnx.Module]
+    reference: str = ""
+    options: type = NoOptions
+    torch: TorchBridge | None = None
+    api_version: tuple[int, int] = API_VERSION
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+    """Descriptor of a whole model by name: a backbone, a head and the weights published for the two together.
+
+    Attributes:
+        name: the name it is registered under.
+        summary: one line for `fcn-jax plugins list`.
+        backbone: registered backbone.
+        head: registered head.
+        num_classes: default number of classes.
+        backbone_options: table validated by the backbone's options type.
+        head_options: table validated by the head's options type.
+        output_stride: stride of the backbone's deepest feature; None takes the backbone's default.
+        weights: published weight files by name.
+        reference: paper or file it follows.
+        api_version: the contract it was written against.
+    """
+
+    name: str
+    summary: str
+    backbone: str
+    head: str
+    num_classes: int
+    backbone_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    head_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    output_stride: int | None = None
+    weights: Mapping[str, Weights] = dataclasses.field(default_factory=dict)
+    reference: str = ""
+    api_version: tuple[int, int] = API_VERSION
+
+
+@dataclasses.dataclass(frozen=True)
+class Classes:
+    """The classes of a data set.
+
+    Attributes:
+        names: one per class; the index is the label.
+        palette: one u8 RGB colour per class.
+    """
+
+    names: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+class Record(NamedTuple):
+    """One image of a data set, still encoded: `image` and `mask` are files or their contents."""
+
+    id: str
+    image: Path | bytes
+    mask: Path | bytes
+
+
+class Example(NamedTuple):
+    """One decoded image: `image` u8[H,W,3] RGB, `mask` u8[H,W] of labels 0 to K-1 or `IGNORE_INDEX`."""
+
+    id: str
+    image: np.ndarray
+    mask: np.ndarray
+
+
+class Source(Protocol):
+    """Random access to one split of a data set. Must pickle: input workers each hold a copy."""
+
+    classes: Classes
+
+    def __len__(self) -> int:
+        """Number of images; never 0 (opening an empty split raises `DataError`)."""
+        ...
+
+    def __getitem__(self, index: int) -> Record:
+        """The record at `index`, 0 <= index < len. Reads no pixels."""
+        ...
+
+    def decode(self, record: Record) -> Example:
+        """Decode a record. Raises `DataError` naming the file that is missing, unreadable, of another size or mislabelled."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """Descriptor of a data set.
+
+    Attributes:
+        name: the name it is registered under.
+        summary: one line for `fcn-jax plugins list`.
+        open: (root, split) -> source. `root` is `--data`, None where it was not given. Raises `DataError` naming the folder or
+            file that is missing, or the splits that exist.
+        reference: paper or page it follows.
+        api_version: the contract it was written against.
+    """
+
+    name: str
+    summary: str
+    open: Callable[[Path | None, str], Source]
+    reference: str = ""
+    api_version: tuple[int, int] = API_VERSION

@@ -1,0 +1,164 @@
+"""The command line: parse, call, print. No logic."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fcn_jax.errors import ConfigError, FcnJaxError, TrainingError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        argv: arguments without the program's name; the process's own if not given.
+
+    Returns:
+        Exit status: 0 done, 1 training failed, 2 bad input or arguments, 128 + signal when stopped by one.
+    """
+    args = _parser().parse_args(argv)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        return int(args.call(args))
+    except FcnJaxError as error:
+        if args.debug:
+            raise
+        print(f"fcn-jax: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1 if isinstance(error, TrainingError) else 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fcn-jax", description="Semantic segmentation with fully convolutional networks in JAX/Flax, proven equal to PyTorch."
+    )
+    parser.add_argument("--version", action="version", version=f"fcn-jax {_version()}")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(name: str, call: Any, help: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help, parents=[common])
+        sub.set_defaults(call=call)
+        return sub
+
+    train = command("train", _train, "Train a network by a recipe.")
+    train.add_argument("recipe", nargs="?", metavar="RECIPE|FILE.toml", help="shipped recipe or own file (default: shapes)")
+    train.add_argument("--data", metavar="DIR", help="folder of the data set")
+    train.add_argument("--init", metavar="FILE|CHECKPOINT", help="initial weights: .pth, .safetensors, a run or a checkpoint")
+    train.add_argument("--reinit", metavar="GLOB", action="append", default=[], help="names that keep their random initial values")
+    train.add_argument("--run", metavar="DIR", type=Path, help="directory to write (default: runs/RECIPE)")
+    train.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
+    train.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="change a setting, such as optim.lr=0.01")
+
+    evaluate = command("eval", _eval, "Score a trained network on a whole split, at the images' own sizes.")
+    evaluate.add_argument("checkpoint", metavar="RUN|CHECKPOINT", help="a run (its best checkpoint) or one checkpoint")
+    evaluate.add_argument("--data", metavar="DIR", help="folder of the data set (default: the run's)")
+    evaluate.add_argument("--dataset", metavar="NAME", help="registered data set (default: the run's)")
+    evaluate.add_argument("--split", metavar="NAME", help="default: the run's validation split")
+    evaluate.add_argument("--json", action="store_true", help="print one JSON object")
+
+    predict = command("predict", _predict, "Segment images: STEM.png (indexed mask) and STEM_overlay.png for each.")
+    predict.add_argument("checkpoint", metavar="RUN|CHECKPOINT", help="a run (its best checkpoint) or one checkpoint")
+    predict.add_argument("images", metavar="IMAGE", nargs="+", help="files, folders or globs")
+    predict.add_argument("-o", "--output", metavar="DIR", type=Path, default=Path("predictions"), help="default: predictions")
+
+    convert = command("convert", _convert, "Convert PyTorch weights to a checkpoint.")
+    convert.add_argument("file", metavar="FILE", type=Path, help="a .pth or .safetensors file")
+    convert.add_argument("--model", metavar="NAME", required=True, help="a registered whole model or backbone")
+    convert.add_argument("--num-classes", metavar="N", type=int, help="of a whole model (default: the file's own)")
+    convert.add_argument("--reinit", metavar="GLOB", action="append", default=[], help="names that keep their random initial values")
+    convert.add_argument("-o", "--output", metavar="DIR", type=Path, required=True, help="directory to write")
+
+    plugins = command("plugins", _plugins, "Show the installed plugins.")
+    plugins.add_argument("action", choices=["list"])
+    plugins.add_argument("--check", action="store_true", help="load each one, in a process of its own")
+    return parser
+
+
+def _version() -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version("fcn-jax")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def _train(args: argparse.Namespace) -> int:
+    import signal
+
+    from fcn_jax import config
+    from fcn_jax.train.loop import read_config, train
+
+    recipe = args.recipe or "shapes"
+    run = args.run or Path("runs") / Path(recipe).stem
+    settings = list(args.set)
+    if args.resume and args.recipe is None and (run / "config.json").exists():
+        table: dict[str, Any] = read_config(run).model_dump(mode="json")
+    else:
+        table = config.read_recipe(recipe)
+    if args.data:
+        settings.append(f"data.root={json.dumps(args.data)}")
+    if args.init:
+        settings.append(f"init.weights={json.dumps(args.init)}")
+    if args.reinit:
+        settings.append(f"init.reinit={json.dumps(args.reinit)}")
+    result = train(config.parse(config.override(table, settings), recipe), run, resume=args.resume)
+    if result.stopped_by:
+        print(f"stopped by {result.stopped_by} after step {result.step}, checkpoint written; go on with: fcn-jax train --run {run} --resume")
+        return 128 + signal.Signals[result.stopped_by].value
+    if result.scores:
+        print(f"val mIoU {result.scores.miou:.4f}, pixel accuracy {result.scores.pixel_accuracy:.4f}; run in {run}")
+    return 0
+
+
+def _eval(args: argparse.Namespace) -> int:
+    from fcn_jax.infer.evaluate import evaluate_checkpoint
+    from fcn_jax.infer.table import scores_table
+
+    outcome = evaluate_checkpoint(args.checkpoint, dataset=args.dataset, data=args.data, split=args.split)
+    print(json.dumps(outcome.to_dict()) if args.json else scores_table(outcome))
+    return 0
+
+
+def _predict(args: argparse.Namespace) -> int:
+    from fcn_jax.infer.batch import predict_files
+
+    for mask, overlay in predict_files(args.checkpoint, args.images, args.output):
+        print(f"{mask} {overlay}")
+    return 0
+
+
+def _convert(args: argparse.Namespace) -> int:
+    from fcn_jax.convert.command import convert_file
+
+    record = convert_file(args.file, args.model, args.output, num_classes=args.num_classes, reinit=args.reinit)
+    print(f"{args.output}: {record}")
+    return 0
+
+
+def _plugins(args: argparse.Namespace) -> int:
+    from fcn_jax import registry
+
+    plugins = registry.default()
+    entries = plugins.entries()
+    if not entries:
+        raise ConfigError("no plugins are registered, not even the built-ins: install fcn-jax, do not only put it on the path")
+    faults = registry.check_all(entries) if args.check else {}
+    width = max(len(entry.name) for entry in entries)
+    for entry in entries:
+        state = "" if not args.check else f"  {'BROKEN: ' + faults[entry] if faults.get(entry) else 'ok'}"
+        print(f"{entry.kind:<10} {entry.name:<{width}}  {entry.distribution} {entry.version}{state}")
+    return 1 if any(faults.values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""PyTorch weights in and out, from one two-way table per module."""

@@ -1,0 +1,325 @@
+"""Import and export of PyTorch weights by the models' own tables: a bijection, checked name by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from fcn_jax import registry
+from fcn_jax.api import Backbone, Head
+from fcn_jax.convert import files
+from fcn_jax.convert.rules import Table
+from fcn_jax.errors import ConfigError, WeightsError, listing
+from fcn_jax.models.segmenter import ModelSpec, Segmenter, describe
+
+PREFIXES = ("module.", "model.", "_orig_mod.")
+"""What DataParallel, Lightning and torch.compile put before every name; stripped where every name has it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadRecord:
+    """What went where when weights were loaded; JSON-able by `dataclasses.asdict`.
+
+    Attributes:
+        source: the file, or "state dict".
+        sha256: of the file, or None.
+        names: naming scheme recognised, "torchvision" or "d2l".
+        scope: "model", or "backbone" for a file of the backbone alone: the head then keeps its initial values.
+        loaded: Flax path -> name in the file.
+        dropped: name in the file -> reason.
+        reinit: Flax paths left at their initial values because `--reinit` named them.
+        absent: Flax paths of optional tensors that the file lacks.
+        stripped: prefix that was taken off every name.
+    """
+
+    source: str
+    sha256: str | None
+    names: str
+    scope: str
+    loaded: dict[str, str]
+    dropped: dict[str, str]
+    reinit: list[str]
+    absent: list[str]
+    stripped: str = ""
+
+    def __str__(self) -> str:
+        """One line for a log."""
+        parts = [f"{len(self.loaded)} tensors of {self.source} ({self.names} names, {self.scope})"]
+        if self.reinit:
+            parts.append(f"{len(self.reinit)} kept at their initial values by --reinit")
+        if self.dropped:
+            parts.append(f"{len(self.dropped)} dropped: {listing(self.dropped, 4)}")
+        return "; ".join(parts)
+
+
+def leaves(module: nnx.Module) -> dict[str, nnx.Variable]:
+    """A module's parameters and batch statistics by dotted path, such as `layer1.0.conv1.kernel`."""
+    state = nnx.state(module, nnx.Any(nnx.Param, nnx.BatchStat))
+    return {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(state)}
+
+
+def tables(spec: ModelSpec) -> dict[tuple[str, str], Table]:
+    """The tables that fit a spec, by (scope, naming scheme): of the whole model where both parts have one, and of the backbone.
+
+    The Flax side has a whole model's paths in either case. In torchvision's names the parts of a whole model are `backbone.*` and `classifier.*`, as in its segmentation models; the chapter's
+    network is one Sequential, without prefixes.
+    """
+    backbone, head = describe(spec)
+    of_backbone = _part_tables(backbone, spec.backbone_options)
+    of_head = _part_tables(head, spec.head_options) if head is not None else {}
+    found: dict[tuple[str, str], Table] = {}
+    for scheme in of_backbone:
+        if scheme in of_head:
+            trunk, top = ("", "") if scheme == "d2l" else ("backbone.", "classifier.")
+            found["model", scheme] = of_backbone[scheme].under(trunk, "backbone.") + of_head[scheme].under(top, "head.")
+        found["backbone", scheme] = of_backbone[scheme].under("", "backbone.")
+    return found
+
+
+def _part_tables(part: Backbone | Head, table: Mapping[str, Any]) -> Mapping[str, Table]:
+    return part.torch.tables(registry.options(part, table)) if part.torch else {}
+
+
+def load_torch(
+    model: Segmenter,
+    source: str | Path | Mapping[str, Any],
+    reinit: Sequence[str] = (),
+) -> LoadRecord:
+    """Load PyTorch weights into a model, in place, all or nothing.
+
+    The naming scheme and the scope (whole model, or backbone alone) are recognised by the names. Every tensor of the file is used once
+    or dropped for a reason that the record gives; every leaf of the model is filled or named by `reinit`. From a file of the backbone
+    alone the head keeps its initial values.
+
+    Args:
+        model: as `build_model` returns it.
+        source: a `.pth` or `.safetensors` file, or a state dict of torch tensors or numpy arrays.
+        reinit: globs over the file's names or the model's paths, whose tensors keep the model's initial values.
+
+    Returns:
+        A record of what went where.
+
+    Raises:
+        WeightsError: the file cannot be read, or does not fit: all missing, surplus and misshapen names in one message.
+    """
+    return load_into(model, model.spec, source, reinit)
+
+
+def load_into(module: nnx.Module, spec: ModelSpec, source: str | Path | Mapping[str, Any], reinit: Sequence[str] = ()) -> LoadRecord:
+    """`load_torch` for any module that a spec describes; for a backbone alone the spec's head is None."""
+    if isinstance(source, Mapping):
+        name, digest = "state dict", None
+        tensors = {str(key): files.to_numpy(value, str(key)) for key, value in source.items()}
+    else:
+        path = Path(source)
+        tensors = files.read(path)
+        name, digest = str(path), files.sha256(path)
+    tensors, stripped = _strip_prefix(tensors)
+    targets = _targets(module, spec)
+    candidates = tables(spec)
+    if not candidates:
+        raise WeightsError(f"backbone '{spec.backbone}' declares no table of PyTorch names, so {name} cannot be loaded")
+    (scope, scheme), table = _recognise(tensors, candidates, name, targets)
+    record = LoadRecord(name, digest, scheme, scope, {}, {}, [], [], stripped)
+    load_named(module, spec, tensors, table, record, reinit)
+    return record
+
+
+def load_named(
+    module: nnx.Module, spec: ModelSpec, tensors: Mapping[str, np.ndarray], table: Table, record: LoadRecord, reinit: Sequence[str]
+) -> None:
+    """Fill a module by a table, all or nothing, and fill in the record, whose scope says how much of the module is meant.
+
+    Raises:
+        WeightsError: all missing, surplus and misshapen names in one message.
+    """
+    targets = _targets(module, spec)
+    if record.scope == "backbone":
+        targets = {path: leaf for path, leaf in targets.items() if path.startswith("backbone.")}
+    values: dict[str, np.ndarray] = {}
+    problems = _match(tensors, targets, table, reinit, values, record)
+    if problems:
+        raise WeightsError(_complaint(record, spec, problems))
+    for path, value in values.items():
+        targets[path][...] = jnp.asarray(value)
+
+
+def _targets(module: nnx.Module, spec: ModelSpec) -> dict[str, nnx.Variable]:
+    """A module's leaves by the paths that they have in a whole model, also where the module is a backbone alone."""
+    prefix = "" if spec.head is not None else "backbone."
+    return {prefix + path: leaf for path, leaf in leaves(module).items()}
+
+
+def _strip_prefix(tensors: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], str]:
+    stripped = ""
+    while True:
+        found = next((p for p in PREFIXES if tensors and all(name.startswith(p) for name in tensors)), None)
+        if found is None:
+            return tensors, stripped
+        tensors = {name.removeprefix(found): value for name, value in tensors.items()}
+        stripped += found
+
+
+def _recognise(
+    tensors: Mapping[str, np.ndarray],
+    candidates: Mapping[tuple[str, str], Table],
+    source: str,
+    targets: Mapping[str, Any],
+) -> tuple[tuple[str, str], Table]:
+    """The table that knows the most of the file's names and, of those, misses the fewest of the model's."""
+
+    def fit(table: Table) -> tuple[int, int]:
+        known = {found[0] for name in tensors if (found := table.to_jax(name)) is not None} & set(targets)
+        wanted = {path for path in targets if table.to_torch(path) is not None}
+        return len(known), -len(wanted - known)
+
+    key = max(candidates, key=lambda key: fit(candidates[key]))
+    if fit(candidates[key])[0] == 0:
+        expected = [found[0] for path in targets if (found := candidates[key].to_torch(path)) is not None]
+        raise WeightsError(
+            f"{source}: weights of another model: none of its names is known (it has {listing(tensors, 4)}; "
+            f"expected are names such as {listing(expected, 4)})"
+        )
+    return key, candidates[key]
+
+
+@dataclasses.dataclass
+class _Problems:
+    missing: list[str] = dataclasses.field(default_factory=list)
+    surplus: list[str] = dataclasses.field(default_factory=list)
+    misshapen: list[str] = dataclasses.field(default_factory=list)
+    unusable: list[str] = dataclasses.field(default_factory=list)
+    unmatched_globs: list[str] = dataclasses.field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return any(getattr(self, field.name) for field in dataclasses.fields(self))
+
+
+def _match(
+    tensors: Mapping[str, np.ndarray],
+    targets: Mapping[str, nnx.Variable],
+    table: Table,
+    reinit: Sequence[str],
+    values: dict[str, np.ndarray],
+    record: LoadRecord,
+) -> _Problems:
+    """Fill `values` and `record` with what fits; return what does not."""
+    problems = _Problems()
+    used_globs: set[str] = set()
+
+    def is_reinit(name: str, path: str) -> bool:
+        hits = {glob for glob in reinit if _glob(name, glob) or _glob(path, glob)}
+        used_globs.update(hits)
+        return bool(hits)
+
+    for path, leaf in targets.items():
+        found = table.to_torch(path)
+        if found is None:
+            problems.missing.append(f"{path} (no rule names it)")
+            continue
+        name, rule = found
+        if is_reinit(name, path):
+            record.reinit.append(path)
+        elif name not in tensors:
+            if rule.optional:
+                record.absent.append(path)
+            else:
+                problems.missing.append(name)
+        else:
+            fault, value = _converted(tensors[name], rule, leaf)
+            if value is None:
+                (problems.misshapen if "shape" in fault else problems.unusable).append(f"{name}: {fault}")
+            else:
+                values[path] = value
+                record.loaded[path] = name
+    known = set(record.loaded.values())
+    for name in tensors:
+        if name in known:
+            continue
+        found_jax = table.to_jax(name)
+        if found_jax is not None and found_jax[0] in targets:
+            continue  # re-initialised, or already among the problems
+        reason = table.dropped(name)
+        if reason is not None:
+            record.dropped[name] = reason
+        else:
+            problems.surplus.append(name)
+    problems.unmatched_globs = [glob for glob in reinit if glob not in used_globs]
+    return problems
+
+
+def _glob(name: str, glob: str) -> bool:
+    """A glob names a tensor or a module: `layer4.?.bn?` means all of what is below it too."""
+    return fnmatch.fnmatchcase(name, glob) or fnmatch.fnmatchcase(name, f"{glob}.*")
+
+
+def _converted(value: np.ndarray, rule: Any, leaf: nnx.Variable) -> tuple[str, np.ndarray | None]:
+    """The tensor in the module's layout and dtype, or why it cannot be used."""
+    shape = tuple(leaf[...].shape)
+    try:
+        converted = rule.op.to_jax(value)
+    except ValueError as error:
+        return f"shape {value.shape}: {error}", None
+    if converted.shape != shape:
+        expected = rule.op.to_torch(np.empty(shape, np.float32)).shape
+        return f"shape {value.shape}, the model needs {expected}", None
+    if not (np.issubdtype(value.dtype, np.integer) or bool(np.isfinite(value).all())):
+        return "has values that are not finite", None
+    return "", converted.astype(leaf[...].dtype)
+
+
+def _complaint(record: LoadRecord, spec: ModelSpec, problems: _Problems) -> str:
+    what = spec.backbone if record.scope == "backbone" else f"{spec.backbone} + {spec.head}"
+    parts = [f"{record.source} does not fit {what} (read as {record.names} names, {record.scope})"]
+    if problems.missing:
+        parts.append(f"missing {len(problems.missing)}: {listing(problems.missing)}")
+    if problems.surplus:
+        parts.append(f"surplus {len(problems.surplus)}: {listing(problems.surplus)}")
+    if problems.misshapen:
+        parts.append(f"misshapen {len(problems.misshapen)}: {listing(problems.misshapen)}")
+    if problems.unusable:
+        parts.append(f"unusable {len(problems.unusable)}: {listing(problems.unusable)}")
+    if problems.unmatched_globs:
+        parts.append(f"--reinit matches nothing: {listing(problems.unmatched_globs)}")
+    advice = "; to keep initial values on purpose, name them with --reinit GLOB" if problems.missing or problems.misshapen else ""
+    return "; ".join(parts) + advice
+
+
+def to_torch(model: Segmenter, names: str = "torchvision") -> dict[str, np.ndarray]:
+    """A model's weights as a PyTorch state dict: the inverse of `load_torch`.
+
+    Args:
+        model: as `build_model` returns it.
+        names: naming scheme. "torchvision" gives `backbone.*` and `classifier.*`; "d2l" the book chapter's Sequential (ResNet only).
+
+    Returns:
+        Arrays by PyTorch's names, which `load_state_dict(strict=True)` takes after `torch.from_numpy`.
+
+    Raises:
+        ConfigError: the model's parts do not offer that scheme.
+        WeightsError: a leaf of the model is named by no rule.
+    """
+    found = tables(model.spec)
+    if ("model", names) not in found:
+        offered = ", ".join(scheme for scope, scheme in found if scope == "model") or "none"
+        raise ConfigError(f"names='{names}' is not offered by {model.spec.backbone} + {model.spec.head}; offered: {offered}")
+    return export(leaves(model), found["model", names])
+
+
+def export(module_leaves: Mapping[str, nnx.Variable], table: Table) -> dict[str, np.ndarray]:
+    """Name and lay out leaves as the state dict that `table` describes, in the order of its rules where that is PyTorch's."""
+    tensors: dict[str, np.ndarray] = {}
+    for path, leaf in module_leaves.items():
+        found = table.to_torch(path)
+        if found is None:
+            raise WeightsError(f"'{path}' is named by no rule, so it cannot be exported")
+        name, rule = found
+        tensors[name] = np.ascontiguousarray(rule.op.to_torch(np.asarray(leaf[...])))
+    return tensors

@@ -1,0 +1,146 @@
+"""Weight files: `.pth` and `.safetensors` to and from named numpy arrays."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tarfile
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fcn_jax.errors import WeightsError
+
+SUFFIXES = (".pth", ".pt", ".safetensors")
+
+_WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state")
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's contents."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read(path: str | Path) -> dict[str, np.ndarray]:
+    """Read a state dict.
+
+    Reading `.safetensors` needs no torch; `.pth` and `.pt` do, and are read without running code (`weights_only=True`). A checkpoint
+    that wraps its state dict under `state_dict` or `model` is unwrapped.
+
+    Returns:
+        Arrays by PyTorch's names, in the file's order and dtypes (bfloat16 as `ml_dtypes.bfloat16`).
+
+    Raises:
+        WeightsError: the file is missing, truncated, of another format, would run code, or holds no tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such weights file")
+    if path.suffix not in SUFFIXES:
+        raise WeightsError(f"{path}: a weights file ends in {', '.join(SUFFIXES)}; this one in '{path.suffix}'")
+    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+
+
+def write(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Write a state dict that `load_state_dict(strict=True)` takes; the file appears whole or not at all.
+
+    Raises:
+        WeightsError: the suffix is not one of `.pth`, `.pt`, `.safetensors`, or torch is needed and missing.
+    """
+    path = Path(path)
+    if path.suffix not in SUFFIXES:
+        raise WeightsError(f"{path}: a weights file ends in {', '.join(SUFFIXES)}; this one in '{path.suffix}'")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        contiguous = {name: np.ascontiguousarray(value).reshape(value.shape) for name, value in tensors.items()}
+        if path.suffix == ".safetensors":
+            from safetensors.numpy import save_file
+
+            save_file(contiguous, temporary, metadata={"format": "pt"})
+        else:
+            torch = _import_torch(path)
+            torch.save({name: torch.from_numpy(value.copy()) for name, value in contiguous.items()}, temporary)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def to_numpy(value: Any, name: str) -> np.ndarray:
+    """A numpy view of a torch tensor or array. Raises `WeightsError` naming what is no tensor."""
+    if isinstance(value, np.ndarray):
+        return value
+    if hasattr(value, "detach") and hasattr(value, "cpu"):
+        value = value.detach().cpu()
+        if str(value.dtype) == "torch.bfloat16":
+            import ml_dtypes
+            import torch
+
+            return np.asarray(value.view(torch.int16).numpy().view(ml_dtypes.bfloat16))
+        return np.asarray(value.numpy())
+    if hasattr(value, "__array__"):
+        return np.asarray(value)
+    raise WeightsError(f"'{name}' is a {type(value).__name__}, not a tensor")
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy, which safetensors asks for by name)
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return dict(load_file(path))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise WeightsError(f"{path}: not a readable .safetensors file ({error}); is it complete?") from error
+
+
+def _import_torch(path: Path) -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise WeightsError(
+            f"{path}: {path.suffix} files need PyTorch; pip install 'fcn-jax[torch]', or use .safetensors"
+        ) from error
+    return torch
+
+
+def _read_torch(path: Path) -> dict[str, np.ndarray]:
+    torch = _import_torch(path)
+    if tarfile.is_tarfile(path):
+        raise WeightsError(
+            f"{path}: the oldest PyTorch format (a tar archive) cannot be read safely; take a newer file of the same weights "
+            "(torchvision: resnet18-f37072fd.pth holds the tensors of resnet18-5c106cde.pth)"
+        )
+    import pickle
+
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if path.stat().st_size == 0 or "GLOBAL" not in str(error):
+            raise WeightsError(f"{path}: not a readable PyTorch file; is it complete?") from error
+        raise WeightsError(
+            f"{path}: refused, because it holds more than tensors and loading it could run code; save a state dict instead: "
+            "torch.save(model.state_dict(), ...)"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(f"{path}: not a readable PyTorch file ({reason}); is it complete?") from error
+    return _tensors(path, loaded)
+
+
+def _tensors(path: Path, loaded: Any) -> dict[str, np.ndarray]:
+    """The state dict in what `torch.load` returned, unwrapped."""
+    if isinstance(loaded, Mapping):
+        for wrapper in _WRAPPERS:
+            if isinstance(loaded.get(wrapper), Mapping):
+                loaded = loaded[wrapper]
+                break
+    if not isinstance(loaded, Mapping) or not loaded:
+        raise WeightsError(f"{path}: holds no state dict but a {type(loaded).__name__}")
+    return {str(name): to_numpy(value, f"{path}: {name}") for name, value in loaded.items()}

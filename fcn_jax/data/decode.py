@@ -1,0 +1,242 @@
+"""Encoded images and masks to arrays, with an error that names the file for whatever is wrong with it.
+
+Images go through OpenCV (fast, releases the GIL), masks through Pillow (OpenCV turns an indexed PNG into colours). Both are
+read as
+stored: an EXIF orientation is ignored unless asked for, because a mask follows the stored pixels.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from fcn_jax.api import IGNORE_INDEX, Example, Record
+from fcn_jax.errors import DataError, listing
+
+Colour = tuple[int, int, int]
+
+_GREY_MODES = ("P", "L", "1")
+_COLOUR_MODES = ("RGB", "RGBA")
+
+
+def read_image(image: Path | bytes, *, name: str | None = None, orient: bool = False) -> np.ndarray:
+    """Decode a colour or grey image; an alpha channel is dropped.
+
+    Args:
+        image: a file, or its contents.
+        name: what to call it in an error; the path where there is one.
+        orient: turn the picture as its EXIF orientation says. Off by default: masks are drawn on the stored pixels.
+
+    Returns:
+        u8[H,W,3], RGB.
+
+    Raises:
+        DataError: the file is missing, unreadable, truncated or not an image.
+    """
+    name = name or _name(image)
+    data = _contents(image, name)
+    if _is_truncated(data):
+        raise DataError(
+            f"{name}: the image is truncated ({len(data)} bytes, its end is missing); copy or download the file again"
+        )
+    flags = cv2.IMREAD_COLOR_RGB | (0 if orient else cv2.IMREAD_IGNORE_ORIENTATION)
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:
+        raise DataError(
+            f"{name}: OpenCV cannot decode the image ({error.err}); replace the file or convert it to JPEG or PNG"
+        ) from error
+    if pixels is None:
+        raise DataError(f"{name}: not a readable image ({len(data)} bytes); use JPEG, PNG or another format that OpenCV reads")
+    return np.asarray(pixels, np.uint8)
+
+
+def read_mask(
+    mask: Path | bytes,
+    num_classes: int,
+    *,
+    void: tuple[int, ...] = (IGNORE_INDEX,),
+    palette: Mapping[Colour, int] | None = None,
+    name: str | None = None,
+) -> np.ndarray:
+    """Decode a mask: the index of an indexed image, or the value of a grey one, is the label.
+
+    Args:
+        mask: a file, or its contents; of a lossless format.
+        num_classes: labels 0 to `num_classes - 1` are classes.
+        void: labels that become `IGNORE_INDEX`.
+        palette: RGB colour -> label, for masks in colours. An indexed mask is read by index whether or not there is one.
+        name: what to call it in an error; the path where there is one.
+
+    Returns:
+        u8[H,W] of labels 0 to `num_classes - 1` or `IGNORE_INDEX`.
+
+    Raises:
+        DataError: the file is missing, unreadable or lossy; it is in colours without a palette, or with one that lacks a
+            colour; it holds
+            a label that is neither a class nor void.
+    """
+    name = name or _name(mask)
+    data = _contents(mask, name)
+    try:
+        with Image.open(io.BytesIO(data)) as opened:
+            opened.load()
+            kind, mode = opened.format, opened.mode
+            pixels = np.asarray(opened.convert("RGB") if mode in _COLOUR_MODES else opened)
+    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
+        raise DataError(f"{name}: cannot decode the mask ({error}); copy the file again or save it as PNG") from error
+    if kind == "JPEG":
+        raise DataError(f"{name}: a mask must not be a JPEG, whose compression changes labels; save it as an indexed or grey PNG")
+    if mode in _COLOUR_MODES:
+        labels = _labels_of_colours(pixels, palette, name)
+    elif mode in _GREY_MODES:
+        labels = np.array(pixels, np.uint8)
+    else:
+        raise DataError(
+            f"{name}: a mask of Pillow mode {mode!r}; save it as an 8-bit indexed or grey PNG whose values are the labels"
+        )
+    return _check_labels(labels, num_classes, void, name)
+
+
+def decode_record(
+    record: Record,
+    num_classes: int,
+    *,
+    void: tuple[int, ...] = (IGNORE_INDEX,),
+    palette: Mapping[Colour, int] | None = None,
+) -> Example:
+    """Decode an image and its mask; see `read_image` and `read_mask`.
+
+    Args:
+        record: the encoded pair.
+        num_classes: labels 0 to `num_classes - 1` are classes.
+        void: labels that become `IGNORE_INDEX`.
+        palette: RGB colour -> label, for masks in colours.
+
+    Returns:
+        The decoded pair, of one size.
+
+    Raises:
+        DataError: as `read_image` and `read_mask`, or the two differ in size.
+    """
+    image = read_image(record.image, name=None if isinstance(record.image, Path) else f"image of {record.id}")
+    mask_name = str(record.mask) if isinstance(record.mask, Path) else f"mask of {record.id}"
+    mask = read_mask(record.mask, num_classes, void=void, palette=palette, name=mask_name)
+    if image.shape[:2] != mask.shape:
+        (ih, iw), (mh, mw) = image.shape[:2], mask.shape
+        raise DataError(
+            f"{mask_name}: the mask is {mw}x{mh} (width x height) but its image {record.id} is {iw}x{ih}; "
+            "export the mask at the image's size (an editor may have turned or scaled one of them)"
+        )
+    return Example(record.id, image, mask)
+
+
+def _name(source: Path | bytes) -> str:
+    return str(source) if isinstance(source, Path) else f"{len(source)} bytes in memory"
+
+
+def _contents(source: Path | bytes, name: str) -> bytes:
+    if isinstance(source, bytes):
+        data = source
+    else:
+        try:
+            data = source.read_bytes()
+        except FileNotFoundError as error:
+            raise DataError(f"{name}: the file does not exist; check the path") from error
+        except OSError as error:
+            raise DataError(f"{name}: cannot read the file ({error.strerror}); check the path and its permissions") from error
+    if not data:
+        raise DataError(f"{name}: the file is empty; copy or download it again")
+    return data
+
+
+def _is_truncated(data: bytes) -> bool:
+    """Whether the end of the image is missing, which OpenCV does not report: it fills the rest with grey."""
+    if data.startswith(b"\xff\xd8"):
+        # Inside the compressed data 0xff is always followed by 0, so an end marker after the first scan is the real one. Before
+        # it there may be a thumbnail with an end marker of its own.
+        scan = _first_scan(data)
+        return scan is None or data.rfind(b"\xff\xd9", scan) < 0
+    if data.startswith(b"\x89PNG"):
+        return data.rfind(b"IEND") < 0
+    try:
+        with Image.open(io.BytesIO(data)) as opened:
+            opened.load()
+    except (OSError, SyntaxError, ValueError, struct.error) as error:
+        return "truncated" in str(error)
+    return False
+
+
+def _first_scan(jpeg: bytes) -> int | None:
+    """Offset of a JPEG's first scan, or None where the file ends or goes wrong before it."""
+    at = 2
+    while at + 4 <= len(jpeg):
+        if jpeg[at] != 0xFF:
+            return None
+        marker = jpeg[at + 1]
+        if marker == 0xDA:
+            return at
+        if marker == 0xFF:  # a fill byte
+            at += 1
+        elif marker == 0x01 or 0xD0 <= marker <= 0xD7:  # markers without a length
+            at += 2
+        else:
+            at += 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
+    return None
+
+
+def _labels_of_colours(pixels: np.ndarray, palette: Mapping[Colour, int] | None, name: str) -> np.ndarray:
+    if palette is None:
+        raise DataError(
+            f"{name}: the mask is in colours and no palette says which colour is which class; save it as an indexed or grey PNG, "
+            "or name the colours (in a folder's classes.txt: `name R G B`)"
+        )
+    codes = np.array([_code(colour) for colour in palette], np.int32)
+    order = np.argsort(codes)
+    codes, labels = codes[order], np.array(list(palette.values()), np.uint8)[order]
+    wide = pixels.astype(np.int32)
+    pixel_codes = (wide[..., 0] << 16) | (wide[..., 1] << 8) | wide[..., 2]
+    index = np.minimum(np.searchsorted(codes, pixel_codes), len(codes) - 1)
+    unknown = codes[index] != pixel_codes
+    if unknown.any():
+        found = [f"({code >> 16}, {code >> 8 & 255}, {code & 255})" for code in np.unique(pixel_codes[unknown]).tolist()]
+        allowed = [str(colour) for colour in palette]
+        raise DataError(
+            f"{name}: colours that no class has: {listing(found)} (in {int(unknown.sum())} pixels); "
+            f"known are {listing(allowed, 24)}. Correct the mask (no smoothing at edges) or add the colours to the palette"
+        )
+    return labels[index]
+
+
+def _code(colour: Colour) -> int:
+    return colour[0] << 16 | colour[1] << 8 | colour[2]
+
+
+def _check_labels(labels: np.ndarray, num_classes: int, void: tuple[int, ...], name: str) -> np.ndarray:
+    table = _label_table(num_classes, void)
+    # One table look-up maps the void labels and marks the wrong ones: row 0 is the new label, row 1 whether it is wrong.
+    if cv2.LUT(labels, table[1]).any():
+        wrong = [str(label) for label in np.unique(labels).tolist() if table[1, label]]
+        raise DataError(
+            f"{name}: labels outside the classes: {listing(wrong)}; allowed are 0 to {num_classes - 1} and void "
+            f"{listing(map(str, void))}. Correct the mask, or the list of classes"
+        )
+    return np.asarray(cv2.LUT(labels, table[0]), np.uint8)
+
+
+@functools.lru_cache
+def _label_table(num_classes: int, void: tuple[int, ...]) -> np.ndarray:
+    table = np.zeros((2, 256), np.uint8)
+    table[0] = np.arange(256)
+    table[1, num_classes:] = 1
+    table[0, list(void)] = IGNORE_INDEX
+    table[1, list(void)] = 0
+    table.setflags(write=False)
+    return table

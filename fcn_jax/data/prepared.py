@@ -1,0 +1,146 @@
+"""Data sets that TFDS prepares once, in array_record files, and then reads by random access. No TensorFlow is needed.
+
+They are prepared under `--data` where it is given, else in `$XDG_CACHE_HOME/fcn_jax/tfds` (`~/.cache/fcn_jax/tfds`). A
+preparation writes into a folder of its own and is renamed when it is whole: one that is interrupted leaves nothing that counts,
+and where two processes prepare at once, one's work is kept and both go on. A split may be written in TFDS's way: `train`,
+`train+val`, `train[:10%]`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fcn_jax.api import Classes, Dataset, Example, Record, Source
+from fcn_jax.data.decode import decode_record
+from fcn_jax.data.shapes import SHAPES_CLASSES
+from fcn_jax.data.voc import VOC_CLASSES
+from fcn_jax.errors import DataError, did_you_mean
+
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
+
+
+@dataclasses.dataclass(eq=False)
+class TfdsSource:
+    """A split that TFDS has prepared; a `fcn_jax.api.Source`.
+
+    Attributes:
+        classes: the classes.
+        records: TFDS's data source of still encoded examples: {"id", "image", "mask"}, bytes each.
+    """
+
+    classes: Classes
+    records: Sequence[dict[str, bytes]]
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Record:
+        """The record at `index`, 0 <= index < len."""
+        record = self.records[index]
+        return Record(record["id"].decode(), record["image"], record["mask"])
+
+    def decode(self, record: Record) -> Example:
+        """Decode a record. Raises `DataError`; see `fcn_jax.data.decode.decode_record`."""
+        return decode_record(record, len(self.classes))
+
+
+def cache_folder() -> Path:
+    """Where data sets are prepared when no folder is given: `$XDG_CACHE_HOME/fcn_jax/tfds`, by default under `~/.cache`."""
+    base = os.environ.get("XDG_CACHE_HOME") or ""
+    # The XDG specification: a relative path is invalid and to be ignored.
+    return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "fcn_jax" / "tfds"
+
+
+def prepare(builder_class: type[tfds.core.DatasetBuilder], folder: Path, manual: Path | None = None) -> tfds.core.DatasetBuilder:
+    """Prepare a data set, unless it already is.
+
+    Args:
+        builder_class: what prepares it.
+        folder: the data set goes to `folder/NAME/VERSION`, downloads to `folder/downloads`.
+        manual: where the builder looks for files before it downloads them; `folder/downloads/manual` by default.
+
+    Returns:
+        A builder whose `as_data_source` can be called.
+
+    Raises:
+        DataError: the builder's, or the folder cannot be written.
+    """
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = builder_class(data_dir=folder, file_format="array_record")
+        if not builder.data_path.exists():
+            config = tfds.download.DownloadConfig(manual_dir=manual, try_download_gcs=False)
+            # TFDS says what it does on stdout, which is for results.
+            with contextlib.redirect_stdout(sys.stderr):
+                _prepare_or_let(builder, config)
+            # The builder that prepared remembers its temporary folder in places.
+            builder = builder_class(data_dir=folder)
+    except OSError as error:
+        reason = error.strerror or error
+        raise DataError(
+            f"{folder}: cannot prepare the data set here ({reason}); pass --data DIR, a folder with room to write"
+        ) from error
+    return builder
+
+
+def _prepare_or_let(builder: tfds.core.DatasetBuilder, config: tfds.download.DownloadConfig) -> None:
+    try:
+        builder.download_and_prepare(download_config=config)
+    except OSError:
+        # Renaming fails where another process was the first to finish; its data are the same.
+        if not builder.data_path.exists():
+            raise
+
+
+def _open(builder_class: type[tfds.core.DatasetBuilder], classes: Classes, root: Path | None, split: str) -> Source:
+    import tensorflow_datasets as tfds
+
+    if root is not None and root.exists() and not root.is_dir():
+        raise DataError(f"--data {root} is not a folder; pass the folder in which to prepare the data set")
+    builder = prepare(builder_class, root or cache_folder(), manual=root if root is not None and root.is_dir() else None)
+    skip = tfds.decode.SkipDecoding()
+    try:
+        records: Any = builder.as_data_source(split, decoders={"image": skip, "mask": skip})
+    except (ValueError, AssertionError) as error:
+        available = did_you_mean(split, builder.info.splits)
+        raise DataError(f"{builder.data_path}: no split '{split}' ({str(error).splitlines()[0]}). {available}") from error
+    if not len(records):
+        raise DataError(
+            f"{builder.data_path}: split '{split}' holds no images; delete the folder to prepare it anew, or widen the split"
+        )
+    return TfdsSource(classes, records)
+
+
+def _open_shapes(root: Path | None, split: str) -> Source:
+    from fcn_jax.data.tfds_builders import Shapes
+
+    return _open(Shapes, SHAPES_CLASSES, root, split)
+
+
+def _open_voc(root: Path | None, split: str) -> Source:
+    from fcn_jax.data.tfds_builders import Voc2012Segmentation
+
+    return _open(Voc2012Segmentation, VOC_CLASSES, root, split)
+
+
+SHAPES = Dataset(
+    name="shapes",
+    summary="made-up scenes of textured shapes, 7 classes, 1000 + 200 images; drawn once, no download",
+    open=_open_shapes,
+)
+
+VOC2012_TFDS = Dataset(
+    name="voc2012_tfds",
+    summary="PASCAL VOC2012 segmentation through TFDS: downloaded, or prepared from the archive or VOCdevkit in --data",
+    open=_open_voc,
+    reference="http://host.robots.ox.ac.uk/pascal/VOC/voc2012/",
+)

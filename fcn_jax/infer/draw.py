@@ -1,0 +1,129 @@
+"""Masks and predictions as pictures."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from fcn_jax.api import IGNORE_INDEX, Classes
+
+_VOID = (224, 224, 192)
+"""VOC's colour of its void label."""
+
+
+def voc_palette(num_classes: int) -> tuple[tuple[int, int, int], ...]:
+    """PASCAL VOC's colours: the bits of a label, spread over the channels' high bits; the devkit's `VOClabelcolormap`.
+
+    Args:
+        num_classes: 1 to 256.
+
+    Returns:
+        u8 RGB by label, all different.
+    """
+
+    def color(label: int) -> tuple[int, int, int]:
+        channels = [0, 0, 0]
+        for bit in range(8):
+            for channel in range(3):
+                channels[channel] |= ((label >> (3 * bit + channel)) & 1) << (7 - bit)
+        return channels[0], channels[1], channels[2]
+
+    return tuple(color(label) for label in range(num_classes))
+
+
+def generic_classes(num_classes: int) -> Classes:
+    """Numbered classes in VOC's colours, for a model that does not say what its classes are."""
+    return Classes(tuple(f"class {label}" for label in range(num_classes)), voc_palette(num_classes))
+
+
+def colorize(mask: np.ndarray, classes: Classes) -> np.ndarray:
+    """A mask u8[H,W] in its classes' colours, u8[H,W,3]; void in VOC's cream."""
+    table = np.zeros((256, 3), np.uint8)
+    table[: len(classes)] = classes.palette
+    table[IGNORE_INDEX] = _VOID
+    return table[mask]
+
+
+def overlay(image: np.ndarray, mask: np.ndarray, classes: Classes, opacity: float = 0.55) -> np.ndarray:
+    """A mask over its image: class colours mixed in, outlines drawn; class 0 stays clear where it is drawn black (a background).
+
+    Args:
+        image: u8[H,W,3], RGB.
+        mask: u8[H,W].
+        classes: names and colours.
+        opacity: share of the class colour, 0 to 1.
+
+    Returns:
+        u8[H,W,3].
+    """
+    colors = colorize(mask, classes).astype(np.float32)
+    share = np.full(mask.shape, opacity, np.float32)
+    if classes.palette[0] == (0, 0, 0):
+        share[mask == 0] = 0
+    mixed = image * (1 - share[..., None]) + colors * share[..., None]
+    edge = np.zeros(mask.shape, bool)
+    edge[:, 1:] |= mask[:, 1:] != mask[:, :-1]
+    edge[1:] |= mask[1:] != mask[:-1]
+    mixed[edge] = 255
+    return mixed.round().astype(np.uint8)
+
+
+def panel(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, classes: Classes) -> np.ndarray:
+    """Image, truth and prediction side by side, over a legend of the classes that occur: u8[H + legend, 3 W, 3]."""
+    row = np.concatenate([image, overlay(image, truth, classes), overlay(image, prediction, classes)], axis=1)
+    return np.concatenate([row, _legend(np.union1d(truth, prediction), classes, row.shape[1])])
+
+
+def _legend(labels: np.ndarray, classes: Classes, width: int) -> np.ndarray:
+    entries = [(classes.names[label], classes.palette[label]) if label < len(classes) else ("void", _VOID) for label in labels]
+    line, swatch, gap = 16, 10, 6
+    draw = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    placed: list[tuple[int, int, str, tuple[int, int, int]]] = []
+    x = y = gap
+    for name, color in entries:
+        length = swatch + 4 + int(draw.textlength(name)) + 2 * gap
+        if x > gap and x + length > width:
+            x, y = gap, y + line
+        placed.append((x, y, name, color))
+        x += length
+    picture = Image.new("RGB", (width, y + line), (32, 32, 32))
+    draw = ImageDraw.Draw(picture)
+    for x, y, name, color in placed:
+        draw.rectangle((x, y, x + swatch, y + swatch), fill=color, outline=(255, 255, 255))
+        draw.text((x + swatch + 4, y - 1), name, fill=(255, 255, 255))
+    return np.asarray(picture)
+
+
+def write_mask(path: Path, mask: np.ndarray, classes: Classes) -> None:
+    """Write a mask u8[H,W] as an indexed PNG whose palette index is the class; whole or not at all."""
+    picture = Image.fromarray(mask)
+    colors = np.zeros((256, 3), np.uint8)
+    colors[: len(classes)] = classes.palette
+    colors[IGNORE_INDEX] = _VOID
+    picture.putpalette(colors.tobytes())
+    _write_png(path, picture)
+
+
+def write_image(path: Path, image: np.ndarray) -> None:
+    """Write u8[H,W,3] as a PNG; whole or not at all."""
+    _write_png(path, Image.fromarray(image))
+
+
+def _write_png(path: Path, picture: Image.Image) -> None:
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(buffer.getvalue())
+    os.replace(temporary, path)
+
+
+def stack(pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """Pictures u8[h,w,3] of any sizes one above the other, filled with black at the right."""
+    width = max(picture.shape[1] for picture in pictures)
+    return np.concatenate([np.pad(p, ((0, 0), (0, width - p.shape[1]), (0, 0))) for p in pictures])

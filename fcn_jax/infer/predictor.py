@@ -1,0 +1,87 @@
+"""From images to masks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from fcn_jax import checkpoint
+from fcn_jax.api import Classes, Example, Preprocess
+from fcn_jax.infer.draw import generic_classes
+from fcn_jax.infer.metrics import ConfusionMatrix
+from fcn_jax.models.preprocess import normalize
+from fcn_jax.models.segmenter import Segmenter, describe
+
+
+class Predictor:
+    """A trained network as a function from an image to a mask, jitted once per image size.
+
+    Attributes:
+        classes: names and colours of the labels.
+    """
+
+    def __init__(self, model: Segmenter, classes: Classes | None = None) -> None:
+        """Wrap a model, which is put into eval mode; classes are numbered if not given."""
+        model.eval()
+        preprocess = describe(model.spec)[0].preprocess
+        self.classes = classes or generic_classes(model.spec.num_classes)
+        graphdef, self._state = nnx.split(model)
+        self._run = jax.jit(lambda state, images: _argmax(graphdef, state, images, preprocess))
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path) -> Predictor:
+        """Load a run (its best checkpoint), one of its checkpoints, or a converted model.
+
+        Raises:
+            CheckpointError: not a checkpoint, or incomplete, or a backbone alone.
+        """
+        model, spec = checkpoint.load(path)
+        return cls(model, spec.classes)
+
+    def update(self, model: Segmenter) -> None:
+        """Take another model's values; it must be built from the same spec."""
+        model.eval()
+        self._state = nnx.state(model)
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """Segment one image.
+
+        Args:
+            image: u8[H,W,3], RGB.
+
+        Returns:
+            u8[H,W], labels 0 to K-1.
+
+        Raises:
+            ValueError: the image is not u8[H,W,3].
+        """
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ValueError(f"an image is u8[H,W,3], RGB; got {image.dtype}{list(image.shape)}")
+        return np.asarray(self._run(self._state, image[None]))[0]
+
+
+def _argmax(graphdef: nnx.GraphDef, state: nnx.State, images: jax.Array, preprocess: Preprocess) -> jax.Array:
+    logits = nnx.merge(graphdef, state)(normalize(images, preprocess))
+    return jnp.argmax(logits, -1).astype(jnp.uint8)
+
+
+@dataclasses.dataclass(frozen=True)
+class Compared:
+    """One image of an evaluation: the example and its predicted mask u8[H,W]."""
+
+    example: Example
+    prediction: np.ndarray
+
+
+def evaluate(predictor: Predictor, examples: Iterable[Example], matrix: ConfusionMatrix) -> Iterable[Compared]:
+    """Predict whole images at their own size, count them in `matrix`, and yield each for whoever wants to draw it."""
+    for example in examples:
+        prediction = predictor(example.image)
+        matrix.add(example.mask, prediction)
+        yield Compared(example, prediction)

@@ -1,0 +1,98 @@
+"""Heads of fully convolutional networks.
+
+Long, Shelhamer and Darrell 2015, arXiv:1411.4038; in the form of "Dive into Deep Learning", chapter "Fully Convolutional Networks".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from fcn_jax import nn
+from fcn_jax.api import FeatureSpec, Head, Model, NoOptions, TorchBridge
+from fcn_jax.convert.rules import Table, conv, conv_transpose
+
+
+class FCN32s(nnx.Module):
+    """A 1x1 convolution to the classes, and a dense, learned transposed convolution from the deepest feature to the image's size.
+
+    For a feature of stride s the transposed convolution has kernel 2s, stride s and padding s/2, so that a feature of h rows becomes
+    s h rows; it starts as bilinear interpolation.
+
+    Attributes:
+        final_conv: 1x1, C -> K, with bias.
+        transpose_conv: 2s x 2s, K -> K, with bias.
+    """
+
+    def __init__(self, feature: FeatureSpec, num_classes: int, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs) -> None:
+        """Draw the parameters, as the chapter does: PyTorch's default for the 1x1, bilinear for the transposed convolution."""
+        types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.feature = feature.name
+        self.final_conv = nn.Conv(feature.channels, num_classes, 1, **types)
+        self.transpose_conv = nn.ConvTranspose(
+            num_classes, num_classes, 2 * feature.stride, stride=feature.stride, padding=feature.stride // 2, **types
+        )
+
+    def __call__(self, features: Mapping[str, jax.Array], *, out_hw: tuple[int, int]) -> jax.Array:
+        """Features -> logits f[N, out_hw[0], out_hw[1], K]; what the transposed convolution has more is cropped at bottom and right."""
+        logits = self.transpose_conv(self.final_conv(features[self.feature]))
+        return logits[:, : out_hw[0], : out_hw[1]]
+
+
+def _select(options: NoOptions, features: Sequence[FeatureSpec]) -> tuple[str, ...]:
+    return (features[-1].name,)
+
+
+def _build(
+    options: NoOptions,
+    features: Sequence[FeatureSpec],
+    *,
+    num_classes: int,
+    dtype: Any = jnp.float32,
+    param_dtype: Any = jnp.float32,
+    rngs: nnx.Rngs,
+) -> FCN32s:
+    return FCN32s(features[-1], num_classes, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+
+
+def _tables(options: NoOptions) -> dict[str, Table]:
+    table = Table(conv("final_conv", bias=True), conv_transpose("transpose_conv", bias=True))
+    return {"torchvision": table, "d2l": table}
+
+
+def _torch_reference(options: NoOptions, features: Sequence[FeatureSpec], num_classes: int) -> Any:
+    from collections import OrderedDict
+
+    import torch
+
+    feature = features[-1]
+    layers = OrderedDict(
+        final_conv=torch.nn.Conv2d(feature.channels, num_classes, 1),
+        transpose_conv=torch.nn.ConvTranspose2d(
+            num_classes, num_classes, 2 * feature.stride, stride=feature.stride, padding=feature.stride // 2
+        ),
+    )
+    return torch.nn.Sequential(layers)
+
+
+FCN32S = Head(
+    name="fcn32s",
+    summary="1x1 convolution and a learned transposed convolution from the deepest feature (stride 32 on most backbones)",
+    reference="Long et al. 2015, arXiv:1411.4038; d2l.ai, chapter Fully Convolutional Networks",
+    select=_select,
+    build=_build,
+    torch=TorchBridge(tables=_tables, reference=_torch_reference),
+)
+
+FCN32S_RESNET18 = Model(
+    name="fcn32s_resnet18",
+    summary="The book chapter's network: ResNet-18 and the fcn32s head, 21 classes",
+    reference="d2l.ai, chapter Fully Convolutional Networks",
+    backbone="resnet18",
+    head="fcn32s",
+    num_classes=21,
+)

@@ -1,0 +1,173 @@
+"""A whole segmentation network: one backbone and one head, at any image size."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from fcn_jax import registry
+from fcn_jax.api import Backbone, FeatureSpec, Head
+from fcn_jax.errors import ConfigError
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSpec:
+    """All that is needed to build a model again; JSON-able by `dataclasses.asdict`.
+
+    Attributes:
+        backbone: registered name, or `distribution:name`.
+        head: registered name, or `distribution:name`; None for a backbone alone.
+        num_classes: size of the logits' last axis, at least 1.
+        backbone_options: table validated by the backbone's options type.
+        head_options: table validated by the head's options type.
+        output_stride: stride of the backbone's deepest feature; None takes the backbone's default.
+        dtype: compute dtype, "float32" or "bfloat16". Parameters and statistics are float32 in both.
+    """
+
+    backbone: str = "resnet18"
+    head: str | None = "fcn32s"
+    num_classes: int = 21
+    backbone_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    head_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    output_stride: int | None = None
+    dtype: str = "float32"
+
+    def __hash__(self) -> int:
+        """By value: NNX keeps the spec in a module's graph definition, which jit hashes; the option tables are not hashable."""
+        return hash(json.dumps(dataclasses.asdict(self), sort_keys=True, default=str))
+
+
+class Segmenter(nnx.Module):
+    """Images to logits: the backbone at the given size, the head's output cropped to it at the bottom and right.
+
+    Only where the backbone rounds sizes down, so that the head's output would be too small, is the input padded with zeros (the mean
+    colour, as images come in normalised) at the bottom and right, to the next size that is enough.
+
+    Attributes:
+        backbone: module, f[N,H,W,3] -> features by name.
+        head: module, features -> logits.
+        spec: what it was built from.
+        features: what the backbone promises of its features, shallow to deep.
+    """
+
+    def __init__(self, backbone: nnx.Module, head: nnx.Module, spec: ModelSpec, features: tuple[FeatureSpec, ...]) -> None:
+        """Put a backbone and a head together; `build_model` makes all four."""
+        self.backbone = backbone
+        self.head = head
+        self.spec = nnx.static(spec)
+        self.features = nnx.static(features)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Compute logits.
+
+        Args:
+            x: f[N, H, W, 3], normalised as the backbone's `preprocess` says; any H and W of at least 1.
+
+        Returns:
+            The logits in the compute dtype, [N, H, W, K].
+        """
+        out_hw = (x.shape[1], x.shape[2])
+        deepest = self.features[-1]
+        rows, cols = (_enough(size, deepest) - size for size in out_hw)
+        if rows or cols:
+            x = jnp.pad(x, ((0, 0), (0, rows), (0, cols), (0, 0)))
+        return self.head(self.backbone(x), out_hw=out_hw)
+
+
+def _enough(size: int, feature: FeatureSpec) -> int:
+    """Smallest input size of at least `size` whose feature covers `size` pixels."""
+    return next(n for n in range(size, size + 2 * feature.stride) if feature.size(n) * feature.stride >= size)
+
+
+def describe(spec: ModelSpec) -> tuple[Backbone, Head | None]:
+    """Look up a spec's descriptors. Raises `ConfigError` on an unknown name, `PluginError` on a broken plugin."""
+    plugins = registry.default()
+    return plugins.backbone(spec.backbone), None if spec.head is None else plugins.head(spec.head)
+
+
+def build_backbone(spec: ModelSpec, *, rngs: nnx.Rngs) -> tuple[nnx.Module, tuple[FeatureSpec, ...]]:
+    """Build a spec's backbone alone, with its feature specs. Raises `ConfigError` on options or a stride it does not offer."""
+    backbone, _ = describe(spec)
+    if spec.dtype not in DTYPES:
+        raise ConfigError(f"dtype is '{spec.dtype}'; it must be one of {', '.join(DTYPES)}")
+    output_stride = spec.output_stride or backbone.output_strides[0]
+    if output_stride not in backbone.output_strides:
+        offered = ", ".join(map(str, backbone.output_strides))
+        raise ConfigError(f"backbone '{backbone.name}' has no output stride {output_stride}; it offers {offered}")
+    options = registry.options(backbone, spec.backbone_options)
+    module = backbone.build(options, output_stride=output_stride, dtype=DTYPES[spec.dtype], param_dtype=jnp.float32, rngs=rngs)
+    return module, backbone.features(options, output_stride)
+
+
+def build(spec: ModelSpec, *, rngs: nnx.Rngs) -> Segmenter:
+    """Build the model that a spec describes. Raises `ConfigError`, `PluginError`."""
+    backbone, features = build_backbone(spec, rngs=rngs)
+    _, head = describe(spec)
+    if head is None:
+        raise ConfigError("a model needs a head, and the spec names none")
+    if spec.num_classes < 1:
+        raise ConfigError(f"num_classes is {spec.num_classes}; it must be at least 1")
+    options = registry.options(head, spec.head_options)
+    wanted = head.select(options, features)
+    selected = tuple(feature for feature in features if feature.name in wanted)
+    module = head.build(
+        options, selected, num_classes=spec.num_classes, dtype=DTYPES[spec.dtype], param_dtype=jnp.float32, rngs=rngs
+    )
+    return Segmenter(backbone, module, spec, features)
+
+
+def build_model(
+    backbone: str = "resnet18",
+    head: str = "fcn32s",
+    num_classes: int = 21,
+    *,
+    backbone_options: Mapping[str, Any] | None = None,
+    head_options: Mapping[str, Any] | None = None,
+    output_stride: int | None = None,
+    dtype: str = "float32",
+    rngs: nnx.Rngs,
+) -> Segmenter:
+    """Build a segmentation network from registered parts, with freshly drawn parameters.
+
+    Args:
+        backbone: registered name; `fcn-jax plugins list` shows them.
+        head: registered name.
+        num_classes: size K of the logits' last axis, at least 1.
+        backbone_options: the backbone's own options.
+        head_options: the head's own options.
+        output_stride: stride of the deepest feature, one of those the backbone offers; None takes its default.
+        dtype: compute dtype, "float32" or "bfloat16"; parameters and statistics are float32 in both.
+        rngs: source of the initial parameters, such as `nnx.Rngs(0)`.
+
+    Returns:
+        A module: `model(x: f[N,H,W,3]) -> f[N,H,W,K]`, in train mode until `model.eval()`.
+
+    Raises:
+        ConfigError: an unknown name, option, output stride or dtype, or a head that the backbone cannot feed.
+        PluginError: a broken plugin, or a name that two distributions claim.
+    """
+    spec = ModelSpec(backbone, head, num_classes, backbone_options or {}, head_options or {}, output_stride, dtype)
+    return build(spec, rngs=rngs)
+
+
+def by_name(name: str) -> ModelSpec:
+    """The spec of a registered whole model or, without a head, of a registered backbone. Raises `ConfigError` if it is neither."""
+    plugins = registry.default()
+    if name.split(":")[-1] in plugins.names("models"):
+        model = plugins.model(name)
+        return ModelSpec(
+            model.backbone, model.head, model.num_classes, model.backbone_options, model.head_options, model.output_stride
+        )
+    try:
+        plugins.backbone(name)
+    except ConfigError as error:
+        raise ConfigError(f"'{name}' is neither a registered whole model nor a backbone. {error}") from error
+    return ModelSpec(backbone=name, head=None)

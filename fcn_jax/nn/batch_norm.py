@@ -1,0 +1,125 @@
+"""Batch normalisation with PyTorch's numerics.
+
+Ioffe and Szegedy 2015, arXiv:1502.03167; `torch.nn.BatchNorm2d`. It differs from Flax's in two ways that a port must get right: the
+running variance is the unbiased one, and the momentum counts the new value (0.1 here is Flax's 0.9). Under `jax.jit` with a batch
+sharded over devices the statistics are those of the whole batch.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+
+def batch_norm_inference(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, mean: jax.Array, var: jax.Array, *, eps: float = 1e-5
+) -> jax.Array:
+    """Normalise `x` f[..., C] by given statistics f32[C]; computed in float32, returned in the dtype of `x`."""
+    factor = scale * lax.rsqrt(var + eps)
+    return (x.astype(jnp.float32) * factor + (bias - mean * factor)).astype(x.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def batch_norm_train(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float = 1e-5
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Normalise `x` by its own statistics over all axes but the last.
+
+    Args:
+        x: f[..., C].
+        scale: f32[C].
+        bias: f32[C].
+        eps: added to the variance, above 0.
+
+    Returns:
+        The result in the dtype of `x`; the mean f32[C]; the biased variance f32[C]. No gradient flows through the statistics.
+    """
+    return _train_fwd(x, scale, bias, eps)[0]
+
+
+def _train_fwd(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> Any:
+    axes = tuple(range(x.ndim - 1))
+    wide = x.astype(jnp.float32)
+    mean = wide.mean(axes)
+    # Two passes: the difference of squares would cancel where the mean is large against the deviation.
+    var = jnp.square(wide - mean).mean(axes)
+    inverse = lax.rsqrt(var + eps)
+    y = ((wide - mean) * (inverse * scale) + bias).astype(x.dtype)
+    return (y, mean, var), (x, scale, mean, inverse)
+
+
+def _train_bwd(eps: float, residuals: Any, grads: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+    x, scale, mean, inverse = residuals
+    axes = tuple(range(x.ndim - 1))
+    grad = grads[0].astype(jnp.float32)
+    normalised = (x.astype(jnp.float32) - mean) * inverse
+    grad_bias = grad.sum(axes)
+    grad_scale = (grad * normalised).sum(axes)
+    count = math.prod(x.shape[:-1])
+    grad_x = (scale * inverse) * (grad - grad_bias / count - normalised * (grad_scale / count))
+    return grad_x.astype(x.dtype), grad_scale, grad_bias
+
+
+batch_norm_train.defvjp(_train_fwd, _train_bwd)
+
+
+class BatchNorm(nnx.Module):
+    """Batch normalisation layer over the last axis.
+
+    Attributes:
+        scale: f32[C], PyTorch's `weight`.
+        bias: f32[C].
+        mean: f32[C], running.
+        var: f32[C], running and unbiased.
+        num_batches_tracked: i32[], batches seen in train mode; kept so that a state dict goes back to PyTorch whole.
+        use_running_average: True after `model.eval()`, False after `model.train()`.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
+    ) -> None:
+        """Start with scale 1, bias 0, mean 0, variance 1. `momentum` is the new value's share, 0 to 1."""
+        self.scale = nnx.Param(jnp.ones((channels,), param_dtype))
+        self.bias = nnx.Param(jnp.zeros((channels,), param_dtype))
+        self.mean = nnx.BatchStat(jnp.zeros((channels,), jnp.float32))
+        self.var = nnx.BatchStat(jnp.ones((channels,), jnp.float32))
+        self.num_batches_tracked = nnx.BatchStat(jnp.zeros((), jnp.int32))
+        self.eps, self.momentum, self.dtype = eps, momentum, dtype
+        self.use_running_average = False
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """f[..., C] -> `dtype`[..., C]; in train mode updates the running statistics.
+
+        Raises:
+            ValueError: in train mode, if there is a single value per channel, whose variance is unknown.
+        """
+        x = x.astype(self.dtype)
+        scale, bias = self.scale[...].astype(jnp.float32), self.bias[...].astype(jnp.float32)
+        if self.use_running_average:
+            return batch_norm_inference(x, scale, bias, self.mean[...], self.var[...], eps=self.eps)
+        count = math.prod(x.shape[:-1])
+        if count < 2:
+            raise ValueError(
+                f"batch normalisation in train mode needs more than one value per channel, got an input of shape {x.shape}; "
+                "use a larger batch or image, or model.eval()"
+            )
+        y, mean, var = batch_norm_train(x, scale, bias, self.eps)
+        self.mean[...] = self._moved(self.mean[...], mean)
+        self.var[...] = self._moved(self.var[...], var * (count / (count - 1)))
+        self.num_batches_tracked[...] += 1
+        return y
+
+    def _moved(self, old: jax.Array, new: jax.Array) -> jax.Array:
+        return (1 - self.momentum) * old + self.momentum * lax.stop_gradient(new)

@@ -1,0 +1,115 @@
+"""What a run writes and shows while it trains."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import resource
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TextIO
+
+import jax
+
+_PACKAGES = ("fcn-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "opencv-python-headless", "pillow")
+
+
+def versions() -> dict[str, Any]:
+    """Python, platform, packages and devices of this process; JSON-able."""
+    packages = {}
+    for name in _PACKAGES:
+        try:
+            packages[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            packages[name] = None
+    devices = [f"{device.platform}: {device.device_kind}" for device in jax.devices()]
+    return {"python": platform.python_version(), "platform": platform.platform(), "packages": packages, "devices": devices}
+
+
+def peak_memory() -> float:
+    """Largest memory use so far in GiB: the device's own count where it has one, else this process's resident set."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    used = [int(s["peak_bytes_in_use"]) for s in stats if "peak_bytes_in_use" in s]
+    if used:
+        return max(used) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+class Records:
+    """`metrics.jsonl`: a JSON object a line, each with the step after which it was measured."""
+
+    def __init__(self, path: Path, after_step: int) -> None:
+        """Open for appending, and drop records after `after_step`: a run that goes on from there will write them again."""
+        if path.exists():
+            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= after_step]
+            temporary = path.with_name(f".{path.name}.tmp")
+            temporary.write_text("".join(f"{line}\n" for line in kept))
+            os.replace(temporary, path)
+        self._file = path.open("a")
+
+    def write(self, **record: Any) -> None:
+        """Add a record. Values that are not finite become null: JSON has no word for them."""
+        clean = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()}
+        self._file.write(json.dumps(clean) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf  # a line cut off by a kill
+
+
+class Progress:
+    """A live bar with loss, images/s and time left; on an output that is no terminal, a line now and then."""
+
+    def __init__(self, total: int, done: int, stream: TextIO | None = None) -> None:
+        """Start at `done` of `total` steps."""
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        self._console = Console(file=stream or sys.stderr)
+        self._total = total
+        self._live = self._console.is_terminal
+        self._printed = -math.inf
+        self._bar = Bar(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]:.4f}  {task.fields[rate]:.1f} images/s"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=self._console,
+            disable=not self._live,
+            speed_estimate_period=120,
+        )
+        self._task = self._bar.add_task("train", total=total, completed=done, epoch=0, loss=float("nan"), rate=0.0)
+        self._bar.start()
+
+    def update(self, step: int, epoch: int, loss: float, rate: float) -> None:
+        """Show the state after a step; `rate` is in images/s."""
+        self._bar.update(self._task, completed=step, epoch=epoch, loss=loss, rate=rate)
+        now = time.monotonic()
+        if not self._live and (now - self._printed >= 15 or step == self._total):
+            self._printed = now
+            self.say(f"epoch {epoch}, step {step}/{self._total}: loss {loss:.4f}, {rate:.1f} images/s")
+
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        self._bar.stop()

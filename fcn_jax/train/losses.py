@@ -1,0 +1,32 @@
+"""Losses on logits and integer labels."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from fcn_jax.api import IGNORE_INDEX
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array, ignore_index: int = IGNORE_INDEX) -> jax.Array:
+    """Softmax cross entropy, averaged over the pixels that count; `torch.nn.functional.cross_entropy(ignore_index=...)`.
+
+    -log softmax(logits)[label], computed in float32 from logits of any float dtype: the widening happens inside the reductions, and no
+    float32 copy of the logits is stored. The label's logit is selected by comparison, whose gradient has no scatter.
+
+    Args:
+        logits: f[..., K].
+        labels: integers [...], 0 to K-1 or `ignore_index`; other values count as pixels without a class of their own (loss of the
+            normaliser alone), so check labels where they are read.
+        ignore_index: label of pixels that do not count.
+
+    Returns:
+        f32[]; 0 where no pixel counts (PyTorch gives NaN there).
+    """
+    wide = logits.astype(jnp.float32)
+    largest = jax.lax.stop_gradient(wide.max(-1))
+    normaliser = jnp.log(jnp.exp(wide - largest[..., None]).sum(-1)) + largest
+    labels = labels.astype(jnp.int32)
+    chosen = jnp.where(labels[..., None] == jnp.arange(logits.shape[-1]), wide, 0).sum(-1)
+    counts = labels != ignore_index
+    return jnp.where(counts, normaliser - chosen, 0).sum() / jnp.maximum(counts.sum(), 1)

@@ -1,0 +1,143 @@
+"""Decoding: right pixels and labels, and one clear error for whatever is wrong with a file."""
+
+import io
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from fcn_jax.api import IGNORE_INDEX, Record
+from fcn_jax.data.decode import decode_record, read_image, read_mask
+from fcn_jax.errors import DataError
+
+
+def picture(height: int = 20, width: int = 30) -> np.ndarray:
+    rows, columns = np.mgrid[:height, :width]
+    return np.stack([rows * 8 % 256, columns * 8 % 256, (rows + columns) * 4 % 256], axis=-1).astype(np.uint8)
+
+
+def encoded(array: np.ndarray, kind: str, palette: list[int] | None = None, **options: object) -> bytes:
+    image = Image.fromarray(array)
+    if palette is not None:
+        image.putpalette(palette)
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF"])
+def test_lossless_image_is_read_exactly_as_rgb(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "pícture.x"
+    path.write_bytes(encoded(picture(), kind))
+    assert np.array_equal(read_image(path), picture())
+    assert np.array_equal(read_image(path.read_bytes()), picture())
+
+
+def test_grey_image_and_alpha_become_three_channels() -> None:
+    grey = picture()[..., 0]
+    assert np.array_equal(read_image(encoded(grey, "PNG")), np.repeat(grey[..., None], 3, axis=-1))
+    rgba = np.dstack([picture(), np.zeros((20, 30), np.uint8)])
+    assert read_image(encoded(rgba, "PNG")).shape == (20, 30, 3)
+
+
+def test_exif_orientation_is_ignored_unless_asked_for() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(picture(20, 30), "JPEG", exif=exif)
+    assert read_image(data).shape == (20, 30, 3)
+    assert read_image(data, orient=True).shape == (30, 20, 3)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "TIFF", "WEBP"])
+@pytest.mark.parametrize("kept", [0.5, 0.9])
+def test_truncated_image_is_an_error_naming_the_file(kind: str, kept: float, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    data = encoded(noise, kind)
+    path = tmp_path / "half.img"
+    path.write_bytes(data[: int(len(data) * kept)])
+    with pytest.raises(DataError, match=r"half\.img"):
+        read_image(path)
+
+
+def test_truncation_is_seen_behind_an_embedded_thumbnail() -> None:
+    data = encoded(picture(64, 64), "JPEG", comment=b"\xff\xd8 a thumbnail \xff\xd9")
+    assert read_image(data).shape == (64, 64, 3)
+    with pytest.raises(DataError, match="truncated"):
+        read_image(data[:-40])
+
+
+def test_bytes_after_the_end_of_a_jpeg_do_no_harm() -> None:
+    data = encoded(picture(), "JPEG")
+    assert np.array_equal(read_image(data + b"\0" * 100), read_image(data))
+
+
+@pytest.mark.parametrize("contents", [b"", b"not an image", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n IEND"])
+def test_what_is_no_image_is_an_error_naming_the_file(contents: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "odd.jpg"
+    path.write_bytes(contents)
+    with pytest.raises(DataError, match=r"odd\.jpg"):
+        read_image(path)
+    with pytest.raises(DataError, match=r"odd\.jpg"):
+        read_mask(path, 3)
+
+
+def test_missing_file_is_an_error_naming_it(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"gone\.jpg: the file does not exist"):
+        read_image(tmp_path / "gone.jpg")
+
+
+@given(st.integers(1, 255), st.integers(0, 2**32 - 1), st.sampled_from(["P", "L"]))
+def test_index_or_grey_value_is_the_label(classes: int, seed: int, mode: str) -> None:
+    labels = np.random.default_rng(seed).integers(0, classes, (7, 9), np.uint8)
+    labels[0, 0] = 255
+    palette = np.random.default_rng(1).integers(0, 256, 768).tolist() if mode == "P" else None
+    assert np.array_equal(read_mask(encoded(labels, "PNG", palette), classes), labels)
+
+
+def test_void_labels_become_the_ignore_index() -> None:
+    labels = np.array([[0, 1, 11, 255]], np.uint8)
+    assert read_mask(encoded(labels, "PNG"), 11, void=(11, 255)).tolist() == [[0, 1, IGNORE_INDEX, IGNORE_INDEX]]
+
+
+def test_label_outside_the_classes_is_an_error_with_the_labels() -> None:
+    labels = np.array([[0, 5, 77, 255]], np.uint8)
+    with pytest.raises(DataError, match=r"m\.png: labels outside the classes: 5, 77; allowed are 0 to 4 and void 255"):
+        read_mask(encoded(labels, "PNG"), 5, name="m.png")
+
+
+def test_colours_are_read_by_the_palette_and_an_unknown_one_is_an_error() -> None:
+    palette = {(9, 9, 9): 255, (255, 0, 0): 1, (0, 0, 0): 0}
+    colours = np.array([[[0, 0, 0], [255, 0, 0], [9, 9, 9]]], np.uint8)
+    assert read_mask(encoded(colours, "PNG"), 2, palette=palette).tolist() == [[0, 1, 255]]
+    colours[0, 1] = 254, 0, 0
+    with pytest.raises(DataError, match=r"m\.png: colours that no class has: \(254, 0, 0\)"):
+        read_mask(encoded(colours, "PNG"), 2, palette=palette, name="m.png")
+    with pytest.raises(DataError, match="no palette"):
+        read_mask(encoded(colours, "PNG"), 2)
+
+
+def test_lossy_or_wide_masks_are_refused() -> None:
+    with pytest.raises(DataError, match="must not be a JPEG"):
+        read_mask(encoded(np.zeros((8, 8), np.uint8), "JPEG"), 2)
+    with pytest.raises(DataError, match="8-bit"):
+        read_mask(encoded(np.zeros((8, 8), np.uint16), "PNG"), 2)
+
+
+def test_sizes_that_differ_are_an_error_with_both() -> None:
+    record = Record("a", encoded(picture(20, 30), "PNG"), encoded(np.zeros((30, 20), np.uint8), "PNG"))
+    with pytest.raises(DataError, match=r"mask of a: the mask is 20x30 .* image a is 30x20"):
+        decode_record(record, 2)
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root reads everything")
+def test_unreadable_file_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "secret.png"
+    cv2.imwrite(str(path), picture())
+    path.chmod(0)
+    with pytest.raises(DataError, match="permissions"):
+        read_image(path)

@@ -1,0 +1,208 @@
+"""The pipeline: what a batch holds depends on the seed and the index alone, and errors arrive as they were raised."""
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import grain
+import numpy as np
+import pytest
+
+from fcn_jax.api import Source
+from fcn_jax.data.camvid import CAMVID
+from fcn_jax.data.pipeline import eval_examples, steps_per_epoch, train_batches
+from fcn_jax.data.transforms import Augment
+from fcn_jax.errors import ConfigError, DataError
+
+COUNT = 23
+PLAIN = Augment((16, 16), flip=False)
+FULL = Augment((16, 24), (0.5, 2.0), True, 0.3, 0.3, 0.3)
+Batch = dict[str, np.ndarray]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """CamVid's layout: image k is grey k, so that a pixel of a batch says which image it is."""
+    (tmp_path / "train").mkdir()
+    (tmp_path / "trainannot").mkdir()
+    for k in range(COUNT):
+        size = 17 + k, 18 + k
+        cv2.imwrite(str(tmp_path / "train" / f"{k:02}.png"), np.full((*size, 3), k, np.uint8))
+        cv2.imwrite(str(tmp_path / "trainannot" / f"{k:02}.png"), np.full(size, k % 11, np.uint8))
+    return tmp_path
+
+
+@pytest.fixture
+def source(folder: Path) -> Source:
+    return CAMVID.open(folder, "train")
+
+
+def identities(batches: list[Batch]) -> list[list[int]]:
+    return [batch["image"][:, 0, 0, 0].tolist() for batch in batches]
+
+
+def same(first: list[Batch], second: list[Batch]) -> bool:
+    return len(first) == len(second) and all(np.array_equal(a[k], b[k]) for a, b in zip(first, second, strict=True) for k in a)
+
+
+def take(iterator: grain.DatasetIterator[Batch], count: int) -> list[Batch]:
+    return [next(iterator) for _ in range(count)]
+
+
+def test_epochs_have_exact_lengths_distinct_images_and_orders_of_their_own(source: Source) -> None:
+    steps = steps_per_epoch(source, 5)
+    assert steps == COUNT // 5
+    batches = list(train_batches(source, augment=PLAIN, batch_size=5, seed=1, epochs=3))
+    assert len(batches) == 3 * steps
+    assert all(b["image"].shape == (5, 16, 16, 3) and b["mask"].shape == (5, 16, 16) for b in batches)
+    epochs = [np.concatenate(identities(batches[e * steps : (e + 1) * steps])).tolist() for e in range(3)]
+    assert all(len(set(epoch)) == steps * 5 for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert set().union(*epochs) == set(range(COUNT))  # what an epoch drops, another has
+
+
+def test_same_seed_gives_the_same_batches_and_another_seed_others(source: Source) -> None:
+    runs = [take(train_batches(source, augment=FULL, batch_size=4, seed=seed), 8) for seed in (7, 7, 8)]
+    assert same(runs[0], runs[1])
+    assert not same(runs[0], runs[2])
+
+
+def test_an_image_is_augmented_anew_in_every_epoch(source: Source) -> None:
+    batches = list(train_batches(source, augment=FULL, batch_size=COUNT, seed=7, epochs=2))
+    order = [np.argsort(batch["mask"].reshape(COUNT, -1).min(axis=1), kind="stable") for batch in batches]
+    assert not np.array_equal(batches[0]["image"][order[0]], batches[1]["image"][order[1]])
+
+
+def test_batches_and_resumption_do_not_depend_on_the_number_of_workers(source: Source) -> None:
+    def start(workers: int) -> grain.DatasetIterator[Batch]:
+        return train_batches(source, augment=FULL, batch_size=4, seed=7, workers=workers)
+
+    whole = take(start(0), 14)  # an epoch has 5
+    running = start(2)
+    assert same(take(running, 7), whole[:7])
+    state = running.get_state()
+    assert same(take(running, 2), whole[7:9])
+    running.set_state(state)  # back, with the workers running
+    assert same(take(running, 7), whole[7:])
+    running.close()
+    resumed = start(0)  # another run, with another number of workers
+    resumed.set_state(state)
+    assert same(take(resumed, 7), whole[7:])
+
+
+def test_state_before_the_first_batch_and_at_the_end_can_be_restored(source: Source) -> None:
+    iterator = train_batches(source, augment=PLAIN, batch_size=10, seed=0, epochs=2)
+    begin = iterator.get_state()
+    whole = list(iterator)
+    end = iterator.get_state()
+    iterator.set_state(begin)
+    assert same(list(iterator), whole)
+    iterator.set_state(end)
+    assert list(iterator) == []
+    with pytest.raises(ConfigError, match="not a saved position"):
+        iterator.set_state({"next": 3})
+
+
+def test_shards_together_are_the_one_process_batches(source: Source) -> None:
+    whole = list(train_batches(source, augment=FULL, batch_size=6, seed=5, epochs=2))
+    shards = [list(train_batches(source, augment=FULL, batch_size=2, seed=5, epochs=2, shard=(i, 3))) for i in range(3)]
+    for step, batch in enumerate(whole):
+        parts = [shard[step] for shard in shards]
+        # Shard i of n has every n-th image from the i-th on.
+        for key in batch:
+            assert np.array_equal(np.stack([part[key] for part in parts], axis=1).reshape(batch[key].shape), batch[key])
+
+
+def test_eval_gives_every_image_whole_and_in_order(source: Source) -> None:
+    examples = list(eval_examples(source))
+    assert [e.id for e in examples] == [f"{k:02}" for k in range(COUNT)]
+    assert [e.mask.shape for e in examples] == [(17 + k, 18 + k) for k in range(COUNT)]
+    with_workers = list(eval_examples(source, workers=1))
+    for a, b in zip(examples, with_workers, strict=True):
+        assert a.id == b.id
+        assert np.array_equal(a.image, b.image)
+        assert np.array_equal(a.mask, b.mask)
+
+
+def test_eval_shards_are_disjoint_and_together_whole(source: Source) -> None:
+    parts = [[e.id for e in eval_examples(source, shard=(i, 4))] for i in range(4)]
+    assert sorted(itertools.chain(*parts)) == [f"{k:02}" for k in range(COUNT)]
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_in_a_worker_arrives_as_it_was_raised(folder: Path, source: Source, workers: int) -> None:
+    (folder / "train" / "11.png").write_bytes(b"broken")
+    for consume in (
+        lambda: list(train_batches(source, augment=PLAIN, batch_size=4, seed=0, epochs=2, workers=workers)),
+        lambda: list(eval_examples(source, workers=workers)),
+    ):
+        with pytest.raises(DataError) as caught:
+            consume()
+        assert str(caught.value).startswith(f"{folder / 'train' / '11.png'}: not a readable image")
+        assert not getattr(caught.value, "__notes__", [])
+        assert caught.value.__suppress_context__
+
+
+def test_values_out_of_range_are_errors(source: Source) -> None:
+    for match, values in (
+        ("more than the split's 23 images", {"batch_size": 24}),
+        ("in each of 2 processes", {"batch_size": 12, "shard": (0, 2)}),
+        ("batch_size = 0", {"batch_size": 0}),
+        ("seed = -1", {"seed": -1}),
+        ("workers = -1", {"workers": -1}),
+        ("epochs = 0", {"epochs": 0}),
+        (r"shard = \(2, 2\)", {"shard": (2, 2)}),
+    ):
+        with pytest.raises(ConfigError, match=match):
+            train_batches(source, **{"augment": PLAIN, "batch_size": 2, "seed": 0, **values})  # type: ignore[arg-type]
+
+
+def test_a_closed_iterator_says_so(source: Source) -> None:
+    iterator = train_batches(source, augment=PLAIN, batch_size=2, seed=0)
+    next(iterator)
+    iterator.close()
+    iterator.close()
+    with pytest.raises(ValueError, match="closed"):
+        next(iterator)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="process groups are POSIX's")
+def test_ctrl_c_reaches_the_parent_alone_and_its_exit_is_quiet(folder: Path) -> None:
+    code = f"""
+import os, signal, sys, time
+from pathlib import Path
+from fcn_jax.data.camvid import CAMVID
+from fcn_jax.data.pipeline import train_batches
+from fcn_jax.data.transforms import Augment
+if __name__ == "__main__":
+    source = CAMVID.open(Path({str(folder)!r}), "train")
+    batches = train_batches(source, augment=Augment((16, 16)), batch_size=2, seed=0, workers=2)
+    for _ in range(6):
+        next(batches)
+    try:
+        os.killpg(0, signal.SIGINT)
+        time.sleep(10)
+    except KeyboardInterrupt:
+        next(batches)  # the workers still work
+        sys.exit(130)
+"""
+    script = folder / "run.py"
+    script.write_text(code)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    ended = subprocess.run(
+        [sys.executable, str(script)],
+        start_new_session=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=environment,
+        check=False,
+    )
+    assert ended.returncode == 130
+    assert "Traceback" not in ended.stderr
+    assert signal.Signals.SIGINT.name not in ended.stderr

@@ -1,0 +1,297 @@
+"""The registry: what it reads, what it loads, and what it says when a plugin is wrong. Distributions are made by hand."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+import textwrap
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from fcn_jax import registry
+from fcn_jax.api import API_VERSION, Backbone
+from fcn_jax.errors import ConfigError, PluginError
+from fcn_jax.registry import Entry, Registry
+
+GOOD = """
+    from fcn_jax.api import Backbone
+
+    NET = Backbone(name="net", summary="a net", features=lambda options, output_stride: (), build=lambda *args, **kwargs: None)
+"""
+
+
+class Site:
+    """A folder on the import path, with modules and installed distributions."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def module(self, name: str, code: str) -> None:
+        (self.folder / f"{name}.py").write_text(textwrap.dedent(code))
+
+    def distribution(self, name: str, version: str, **groups: dict[str, str]) -> None:
+        info = self.folder / f"{name.replace('-', '_')}-{version}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        lines = []
+        for kind, entries in groups.items():
+            lines += [f"[fcn_jax.{kind}]", *(f"{key} = {value}" for key, value in entries.items())]
+        (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
+
+    def entry_points(self) -> list[metadata.EntryPoint]:
+        return [point for found in metadata.distributions(path=[str(self.folder)]) for point in found.entry_points]
+
+    def registry(self, disable: str = "") -> Registry:
+        return Registry(self.entry_points(), disable=disable)
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    before = set(sys.modules)
+    yield Site(tmp_path)
+    for name in set(sys.modules) - before:
+        if getattr(sys.modules[name], "__file__", None) and Path(sys.modules[name].__file__).parent == tmp_path:
+            del sys.modules[name]
+
+
+@dataclasses.dataclass(frozen=True)
+class Nested:
+    rate: float = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    width: int = 64
+    dropout: float = 0.5
+    sizes: tuple[int, ...] = ()
+    nested: Nested = Nested()
+
+    def __post_init__(self):
+        if self.width < 1:
+            raise ValueError(f"width is {self.width}; it must be at least 1")
+
+
+OPEN = Backbone(name="open", summary="", features=lambda *_: (), build=lambda *_: None, options=Options)
+
+
+def test_metadata_is_read_without_importing_anything(site):
+    site.module("lazy_net", "raise RuntimeError('imported')")
+    site.distribution("my-nets", "1.2", backbones={"net": "lazy_net:NET"}, heads={"top": "lazy_net:TOP"})
+    found = site.registry()
+    assert found.entries() == [
+        Entry("backbones", "net", "my-nets", "1.2", "lazy_net:NET"),
+        Entry("heads", "top", "my-nets", "1.2", "lazy_net:TOP"),
+    ]
+    assert found.entries("heads") == [Entry("heads", "top", "my-nets", "1.2", "lazy_net:TOP")]
+    assert found.names("backbones") == ["net"]
+    assert "lazy_net" not in sys.modules
+
+
+def test_importing_the_registry_imports_no_jax():
+    code = "import sys, fcn_jax.registry; sys.exit(any(m in sys.modules for m in ('jax', 'flax', 'torch', 'pydantic')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_plugin_is_loaded_by_name_and_by_full_name(site):
+    site.module("good_net", GOOD)
+    site.distribution("My.Nets", "1.2", backbones={"net": "good_net:NET"})
+    found = site.registry()
+    assert found.backbone("net").summary == "a net"
+    assert found.backbone("my-nets:net") is found.backbone("net")
+
+
+def test_every_kind_has_its_own_names(site):
+    site.module(
+        "kinds",
+        """
+        from fcn_jax.api import Dataset, Head, Model
+
+        HEAD = Head(name="x", summary="", select=lambda *_: (), build=lambda *_: None)
+        MODEL = Model(name="x", summary="", backbone="x", head="x", num_classes=2)
+        DATASET = Dataset(name="x", summary="", open=lambda *_: None)
+        """,
+    )
+    site.distribution("kinds", "1", heads={"x": "kinds:HEAD"}, models={"x": "kinds:MODEL"}, datasets={"x": "kinds:DATASET"})
+    found = site.registry()
+    loaded = (found.head("x"), found.model("x"), found.dataset("x"))
+    assert [type(descriptor).__name__ for descriptor in loaded] == ["Head", "Model", "Dataset"]
+    with pytest.raises(ConfigError, match="no backbone is named 'x'"):
+        found.backbone("x")
+
+
+def test_an_unknown_name_suggests_the_nearest(site):
+    site.distribution("nets", "1", backbones={"resnet18": "a:A", "vgg16": "a:B"})
+    with pytest.raises(ConfigError, match=r"no backbone is named 'resnet81'\. Did you mean 'resnet18'\? Available: resnet18, vgg16\."):
+        site.registry().backbone("resnet81")
+    with pytest.raises(ConfigError, match=r"Available: nets:resnet18, nets:vgg16"):
+        site.registry().backbone("ne:resnet18")
+
+
+def test_an_empty_registry_asks_whether_the_package_is_installed():
+    with pytest.raises(ConfigError, match="is fcn-jax installed"):
+        Registry([]).backbone("resnet18")
+
+
+def test_an_unknown_kind_is_the_callers_mistake():
+    with pytest.raises(ValueError, match="kind is 'backbone'; it must be one of backbones, heads"):
+        Registry([]).names("backbone")
+
+
+def test_a_broken_plugin_leaves_the_others_alone_and_keeps_its_exception(site):
+    site.module("good_net", GOOD)
+    site.module("broken_net", "import this_is_not_installed_anywhere")
+    site.distribution("nets", "1", backbones={"net": "good_net:NET", "broken": "broken_net:NET"})
+    found = site.registry()
+    for _ in range(2):
+        with pytest.raises(PluginError, match=r"backbone 'broken' of nets 1 \(broken_net:NET\) cannot be loaded: Module") as caught:
+            found.backbone("broken")
+        assert isinstance(caught.value.__cause__, ModuleNotFoundError)
+    assert found.backbone("net").name == "net"
+
+
+@pytest.mark.parametrize("code", ["import sys; sys.exit(3)", "def f(:", "X = 1"])
+def test_whatever_a_module_raises_is_a_plugin_error(site, code):
+    site.module("odd_net", code)
+    site.distribution("nets", "1", backbones={"net": "odd_net:NET"})
+    with pytest.raises(PluginError, match="cannot be loaded"):
+        site.registry().backbone("net")
+
+
+def test_a_name_claimed_twice_is_an_error_on_use_that_names_both(site):
+    site.module("good_net", GOOD)
+    site.distribution("first", "1.0", backbones={"net": "good_net:NET"})
+    site.distribution("second", "2.0", backbones={"net": "elsewhere:NET"})
+    found = site.registry()
+    assert found.names("backbones") == ["net"]
+    with pytest.raises(PluginError, match=r"registered by first 1\.0 and second 2\.0: write 'first:net' or 'second:net'"):
+        found.backbone("net")
+    assert found.backbone("first:net").name == "net"
+    assert found.record("backbones", "second:net") == {"name": "net", "distribution": "second", "version": "2.0"}
+
+
+def test_one_distribution_listed_twice_is_no_conflict(site, tmp_path_factory):
+    site.module("good_net", GOOD)
+    site.distribution("my-nets", "1.1", backbones={"net": "good_net:NET"})
+    other = Site(tmp_path_factory.mktemp("other"))
+    other.distribution("My_Nets", "1.0", backbones={"net": "old_net:NET"})
+    found = Registry([*site.entry_points(), *other.entry_points()])
+    assert found.backbone("net").name == "net"
+    assert [entry.version for entry in found.entries()] == ["1.1"]
+
+
+def test_a_descriptor_of_another_type_is_refused(site):
+    site.module("odd_net", "NET = 3")
+    site.distribution("nets", "1", backbones={"net": "odd_net:NET"})
+    with pytest.raises(PluginError, match=r"is a int; it must be an fcn_jax\.api\.Backbone"):
+        site.registry().backbone("net")
+
+
+def test_a_descriptor_of_another_name_is_refused(site):
+    site.module("good_net", GOOD)
+    site.distribution("nets", "1", backbones={"ten": "good_net:NET"})
+    with pytest.raises(PluginError, match="calls itself 'net'"):
+        site.registry().backbone("ten")
+
+
+@pytest.mark.parametrize(
+    ("version", "side"),
+    [
+        ((API_VERSION[0] + 1, 0), "upgrade fcn-jax"),
+        ((API_VERSION[0], API_VERSION[1] + 1), "upgrade fcn-jax"),
+        ((API_VERSION[0] - 1, 9), "upgrade nets"),
+        ("1.0", "must be two integers"),
+    ],
+)
+def test_another_version_of_the_contract_is_refused_with_the_side_to_upgrade(site, version, side):
+    site.module("good_net", GOOD.replace("name=", f"api_version={version!r}, name="))
+    site.distribution("nets", "1", backbones={"net": "good_net:NET"})
+    with pytest.raises(PluginError, match=side):
+        site.registry().backbone("net")
+
+
+@pytest.mark.parametrize(
+    ("disable", "left"),
+    [("", {"fcn-jax", "a-b", "c"}), ("1", {"fcn-jax"}), ("all", {"fcn-jax"}), ("A.B", {"fcn-jax", "c"}), ("c, fcn_jax", {"a-b"})],
+)
+def test_distributions_are_switched_off(site, disable, left):
+    for distribution in ("fcn-jax", "a-b", "c"):
+        site.distribution(distribution, "1", backbones={f"net-{distribution}": "x:X"})
+    found = site.registry(disable)
+    assert {entry.distribution for entry in found.entries()} == left
+    for off in {"fcn-jax", "a-b", "c"} - left:
+        with pytest.raises(ConfigError, match=f"switched off: FCN_JAX_DISABLE_PLUGINS disables {off}"):
+            found.backbone(f"net-{off}")
+
+
+def test_switching_one_claimant_off_settles_a_conflict(site):
+    site.module("good_net", GOOD)
+    site.distribution("first", "1.0", backbones={"net": "good_net:NET"})
+    site.distribution("second", "2.0", backbones={"net": "elsewhere:NET"})
+    assert site.registry("second").backbone("net").name == "net"
+
+
+def test_the_default_registry_follows_the_environment(monkeypatch):
+    monkeypatch.setenv(registry.DISABLE_VARIABLE, "all")
+    assert {entry.distribution for entry in registry.default().entries()} <= {"fcn-jax"}
+    assert registry.default() is registry.default()
+
+
+def test_a_record_is_json_able(site):
+    site.distribution("nets", "1.5", backbones={"net": "x:X"})
+    record = site.registry().record("backbones", "net")
+    assert json.loads(json.dumps(record)) == {"name": "net", "distribution": "nets", "version": "1.5"}
+
+
+def test_options_are_built_from_a_table():
+    table = {"width": 8, "dropout": 0, "sizes": [1, 2], "nested": {"rate": 1.5}}
+    assert registry.options(OPEN, table) == Options(8, 0.0, (1, 2), Nested(1.5))
+    assert type(registry.options(OPEN, {})) is Options
+
+
+def test_all_problems_of_a_table_are_listed_at_once():
+    table = {"widht": 1, "dropout": "half", "sizes": 3, "nested": {"rat": 1}}
+    with pytest.raises(ConfigError) as caught:
+        registry.options(OPEN, table)
+    message = str(caught.value)
+    assert message.startswith("the options of backbone 'open' are wrong: ")
+    assert "unknown key 'widht'. Did you mean 'width'? Available: dropout, nested, sizes, width" in message
+    assert "'dropout' is 'half'; input should be a valid number" in message
+    assert "'sizes' is 3" in message
+    assert "unknown key 'nested.rat'" in message
+
+
+@pytest.mark.parametrize("table", [{"width": "8"}, {"width": True}, {"width": 8.5}, {"width": None}])
+def test_an_option_is_not_converted(table):
+    with pytest.raises(ConfigError, match="'width'"):
+        registry.options(OPEN, table)
+
+
+def test_an_options_types_own_check_is_reported():
+    with pytest.raises(ConfigError, match="width is 0; it must be at least 1"):
+        registry.options(OPEN, {"width": 0})
+
+
+def test_check_runs_each_plugin_in_a_process_of_its_own(site):
+    site.module("good_net", GOOD)
+    site.module("chatty_net", "print('hello')\n" + textwrap.dedent(GOOD))
+    site.module("broken_net", "import this_is_not_installed_anywhere")
+    site.module("fatal_net", "import os; os._exit(7)")
+    values = {"net": "good_net:NET", "broken": "broken_net:NET", "fatal": "fatal_net:NET"}
+    site.distribution("nets", "1", backbones=values)
+    site.distribution("other", "1", backbones={"net": "chatty_net:NET"})
+    reasons = registry.check_all(site.registry().entries())
+    by_name = {entry.full_name: reason for entry, reason in reasons.items()}
+    assert by_name["nets:net"] is None
+    assert by_name["other:net"] is None
+    assert "No module named 'this_is_not_installed_anywhere'" in by_name["nets:broken"]
+    assert by_name["nets:fatal"] == "the import ended the process with status 7"
+    assert "good_net" not in sys.modules
+
+
+def test_check_gives_up_on_a_plugin_that_hangs(site):
+    site.module("slow_net", "import time; time.sleep(600)")
+    site.distribution("nets", "1", backbones={"net": "slow_net:NET"})
+    assert registry.check(site.registry().entries()[0], timeout=1.5) == "timed out after 1.5 s at import"
