@@ -79,15 +79,21 @@ def arrays(module: nnx.Module) -> dict[str, Any]:
     return {".".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(state)}
 
 
+def require_empty(directory: str | Path) -> Path:
+    """The absolute path of a directory to write. Raises `CheckpointError` if there is something there already."""
+    path = Path(directory).absolute()
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise CheckpointError(f"{directory}: exists and is not empty; name another directory")
+    return path
+
+
 def save_model(directory: str | Path, spec: Spec, tensors: Mapping[str, Any]) -> None:
     """Write a checkpoint of a model alone.
 
     Raises:
         CheckpointError: the directory exists and is not empty.
     """
-    directory = Path(directory).absolute()
-    if directory.exists() and any(directory.iterdir()):
-        raise CheckpointError(f"{directory}: exists and is not empty; name another directory")
+    directory = require_empty(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
     try:

@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     convert = command("convert", _convert, "Convert PyTorch weights to a checkpoint.")
     convert.add_argument("file", metavar="FILE", type=Path, help="a .pth or .safetensors file")
     convert.add_argument("--model", metavar="NAME", required=True, help="a registered whole model or backbone")
-    convert.add_argument("--num-classes", metavar="N", type=int, help="of a whole model (default: the file's own)")
+    convert.add_argument("--num-classes", metavar="N", type=int, help="of a whole model (default: the registered model's)")
     convert.add_argument("--reinit", metavar="GLOB", action="append", default=[], help="names that keep their random initial values")
     convert.add_argument("-o", "--output", metavar="DIR", type=Path, required=True, help="directory to write")
 

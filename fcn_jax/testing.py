@@ -13,6 +13,7 @@ can make a large one smaller. With torch installed, the network is also compared
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 import math
 import re
@@ -34,6 +35,9 @@ SIZES = ((64, 64), (65, 97), (33, 47), (96, 161), (224, 320))
 
 TOLERANCE = 1e-4
 """Largest difference allowed, as a share of the largest absolute value, between two ways to compute one float32 tensor."""
+
+# Each network runs once or twice, so that compiling it fast matters more than running it fast.
+_COMPILER_OPTIONS = {"xla_backend_optimization_level": 0}
 
 
 def check_backbone(backbone: str | Backbone, options: Mapping[str, Any] | None = None) -> None:
@@ -186,8 +190,9 @@ def _require(holds: bool, message: str) -> None:
         raise AssertionError(message)
 
 
-def _normal(seed: int, shape: tuple[int, ...]) -> jax.Array:
-    return jax.random.normal(jax.random.key(seed), shape, jnp.float32)
+def _normal(seed: int, shape: tuple[int, ...]) -> np.ndarray:
+    # numpy here and below: outside jit, JAX would compile each operation anew for each shape.
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
 
 
 def _families() -> dict[str, tuple[FeatureSpec, ...]]:
@@ -287,7 +292,9 @@ def _check_shapes(subject: _Subject, inputs: Mapping[str, Any], expected: Mappin
 
     outputs = jax.eval_shape(run, state, dict(inputs))
     given = ", ".join(f"{tuple(x.shape)}" for x in inputs.values())
-    _require(order == list(expected), f"{subject.label}: it returns {order}, its descriptor promises {list(expected)}, in that order")
+    _require(
+        order == list(expected), f"{subject.label}: it returns {order}, its descriptor promises {list(expected)}, in that order"
+    )
     for name, shape in expected.items():
         found = outputs[name]
         _require(
@@ -314,13 +321,13 @@ def _difference(found: Any, wanted: Any) -> float:
     return float(np.abs(found - wanted).max() / max(np.abs(wanted).max(), 1e-30))
 
 
-def _check_eval_mode(subject: _Subject, inputs: Mapping[str, jax.Array]) -> None:
+def _check_eval_mode(subject: _Subject, inputs: Mapping[str, Any]) -> None:
     module = subject.build(jnp.float32)
     module.eval()
     graphdef, state = nnx.split(module)
 
-    @jax.jit
-    def run(state: Any, inputs: Mapping[str, jax.Array]) -> tuple[Any, Any]:
+    @functools.partial(jax.jit, compiler_options=_COMPILER_OPTIONS)
+    def run(state: Any, inputs: Mapping[str, Any]) -> tuple[Any, Any]:
         network = nnx.merge(graphdef, state, copy=True)
         outputs = subject.call(network, inputs)
         return outputs, nnx.state(network)
@@ -328,13 +335,13 @@ def _check_eval_mode(subject: _Subject, inputs: Mapping[str, jax.Array]) -> None
     with jax.default_matmul_precision("highest"):
         outputs, after = run(state, inputs)
         again, _ = run(after, inputs)
-        among_others, _ = run(state, {name: x.at[0].multiply(3.0).at[2].add(1.0) for name, x in inputs.items()})
-    before = _leaves(module)
+        among_others, _ = run(state, {name: np.stack([3 * x[0], x[1], x[2] + 1]) for name, x in inputs.items()})
+    before = {path: np.asarray(leaf[...]) for path, leaf in _leaves(module).items()}
     nnx.update(module, after)
-    changed = [path for path, leaf in _leaves(module).items() if not np.array_equal(leaf[...], before[path][...])]
+    changed = [path for path, leaf in _leaves(module).items() if not np.array_equal(leaf[...], before[path])]
     _require(not changed, f"{subject.label}: in eval mode a call changes {listing(changed)}")
     for name, value in outputs.items():
-        _require(bool(jnp.isfinite(value).all()), f"{subject.label}: '{name}' has values that are not finite")
+        _require(bool(np.isfinite(value).all()), f"{subject.label}: '{name}' has values that are not finite")
         _require(np.array_equal(value, again[name]), f"{subject.label}: '{name}' differs between two calls in eval mode")
         difference = _difference(among_others[name][1], value[1])
         _require(
@@ -343,33 +350,35 @@ def _check_eval_mode(subject: _Subject, inputs: Mapping[str, jax.Array]) -> None
         )
 
 
-def _check_gradients(subject: _Subject, inputs: Mapping[str, jax.Array]) -> None:
+def _check_gradients(subject: _Subject, inputs: Mapping[str, Any]) -> None:
     module = subject.build(jnp.float32)
     module.train()
     graphdef, params, rest = nnx.split(module, nnx.Param, ...)
 
-    def run(params: Any, rest: Any, inputs: Mapping[str, jax.Array]) -> Any:
+    def run(params: Any, rest: Any, inputs: Mapping[str, Any]) -> Any:
         return subject.call(nnx.merge(graphdef, params, rest, copy=True), inputs)
 
     # Weights that differ from value to value: the gradient of a plain sum does not pass through batch normalisation.
     shapes = jax.eval_shape(run, params, rest, dict(inputs))
     weights = {name: _normal(i, value.shape) for i, (name, value) in enumerate(shapes.items())}
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=_COMPILER_OPTIONS)
     @jax.grad
-    def gradient(params: Any, rest: Any, inputs: Mapping[str, jax.Array], weights: Mapping[str, jax.Array]) -> jax.Array:
+    def gradient(params: Any, rest: Any, inputs: Mapping[str, Any], weights: Mapping[str, Any]) -> jax.Array:
         outputs = run(params, rest, inputs)
         return jnp.stack([(outputs[name] * weight).mean() for name, weight in weights.items()]).sum()
 
     grads = gradient(params, rest, dict(inputs), weights)
-    bad = [".".join(map(str, path)) for path, leaf in nnx.to_flat_state(grads) if not bool(jnp.isfinite(leaf[...]).all())]
+    bad = [".".join(map(str, path)) for path, leaf in nnx.to_flat_state(grads) if not np.isfinite(leaf[...]).all()]
     _require(not bad, f"{subject.label}: in train mode the gradient is not finite at {listing(bad)}")
 
 
 def _check_tables(subject: _Subject, bridge: TorchBridge, options: Any) -> None:
     leaves = _leaves(nnx.eval_shape(lambda: subject.build(jnp.float32)))
     tables = bridge.tables(options)
-    _require("torchvision" in tables, f"{subject.label}: its tables are {listing(tables)}; the scheme 'torchvision' must be there")
+    _require(
+        "torchvision" in tables, f"{subject.label}: its tables are {listing(tables)}; the scheme 'torchvision' must be there"
+    )
     for scheme, table in tables.items():
         where = f"{subject.label}: the '{scheme}' table"
         owners: dict[str, str] = {}
@@ -381,9 +390,7 @@ def _check_tables(subject: _Subject, bridge: TorchBridge, options: Any) -> None:
             _require(name not in owners, f"{where} gives both '{owners.get(name)}' and '{path}' the name '{name}'")
             owners[name] = path
             back = table.to_jax(name)
-            _require(
-                back == (path, rule), f"{where} turns '{path}' into '{name}', but that back into '{back and back[0]}'"
-            )
+            _require(back == (path, rule), f"{where} turns '{path}' into '{name}', but that back into '{back and back[0]}'")
             value = _random_like(leaf)
             there = np.asarray(rule.op.to_torch(value))
             here = np.asarray(rule.op.to_jax(there))
@@ -404,7 +411,7 @@ def _check_reference(
     subject: _Subject,
     bridge: TorchBridge,
     options: Any,
-    inputs: Mapping[str, jax.Array],
+    inputs: Mapping[str, Any],
     build: Callable[[Any], Any],
     call: Callable[[Any, Mapping[str, Any]], Mapping[str, Any]],
 ) -> None:
@@ -424,9 +431,11 @@ def _check_reference(
     graphdef, state = nnx.split(module)
     inputs = {name: x[:1] for name, x in inputs.items()}
     with jax.default_matmul_precision("highest"):
-        found = jax.jit(lambda state, inputs: subject.call(nnx.merge(graphdef, state), inputs))(state, inputs)
+        found = jax.jit(
+            lambda state, inputs: subject.call(nnx.merge(graphdef, state), inputs), compiler_options=_COMPILER_OPTIONS
+        )(state, inputs)
     with torch.no_grad():
-        nchw = {name: torch.from_numpy(np.array(x.transpose(0, 3, 1, 2))) for name, x in inputs.items()}
+        nchw = {name: torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2))) for name, x in inputs.items()}
         wanted = {name: value.numpy().transpose(0, 2, 3, 1) for name, value in call(reference, nchw).items()}
     for name, value in wanted.items():
         _require(

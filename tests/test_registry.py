@@ -124,7 +124,9 @@ def test_every_kind_has_its_own_names(site):
 
 def test_an_unknown_name_suggests_the_nearest(site):
     site.distribution("nets", "1", backbones={"resnet18": "a:A", "vgg16": "a:B"})
-    with pytest.raises(ConfigError, match=r"no backbone is named 'resnet81'\. Did you mean 'resnet18'\? Available: resnet18, vgg16\."):
+    with pytest.raises(
+        ConfigError, match=r"no backbone is named 'resnet81'\. Did you mean 'resnet18'\? Available: resnet18, vgg16\."
+    ):
         site.registry().backbone("resnet81")
     with pytest.raises(ConfigError, match=r"Available: nets:resnet18, nets:vgg16"):
         site.registry().backbone("ne:resnet18")
@@ -146,7 +148,9 @@ def test_a_broken_plugin_leaves_the_others_alone_and_keeps_its_exception(site):
     site.distribution("nets", "1", backbones={"net": "good_net:NET", "broken": "broken_net:NET"})
     found = site.registry()
     for _ in range(2):
-        with pytest.raises(PluginError, match=r"backbone 'broken' of nets 1 \(broken_net:NET\) cannot be loaded: Module") as caught:
+        with pytest.raises(
+            PluginError, match=r"backbone 'broken' of nets 1 \(broken_net:NET\) cannot be loaded: Module"
+        ) as caught:
             found.backbone("broken")
         assert isinstance(caught.value.__cause__, ModuleNotFoundError)
     assert found.backbone("net").name == "net"

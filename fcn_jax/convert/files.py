@@ -58,7 +58,7 @@ def write(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     try:
-        contiguous = {name: np.ascontiguousarray(value).reshape(value.shape) for name, value in tensors.items()}
+        contiguous = {name: np.asarray(value, order="C") for name, value in tensors.items()}
         if path.suffix == ".safetensors":
             from safetensors.numpy import save_file
 

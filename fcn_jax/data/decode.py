@@ -1,8 +1,7 @@
 """Encoded images and masks to arrays, with an error that names the file for whatever is wrong with it.
 
 Images go through OpenCV (fast, releases the GIL), masks through Pillow (OpenCV turns an indexed PNG into colours). Both are
-read as
-stored: an EXIF orientation is ignored unless asked for, because a mask follows the stored pixels.
+read as stored: an EXIF orientation is ignored unless asked for, because a mask follows the stored pixels.
 """
 
 from __future__ import annotations
@@ -80,8 +79,7 @@ def read_mask(
 
     Raises:
         DataError: the file is missing, unreadable or lossy; it is in colours without a palette, or with one that lacks a
-            colour; it holds
-            a label that is neither a class nor void.
+            colour; it holds a label that is neither a class nor void.
     """
     name = name or _name(mask)
     data = _contents(mask, name)

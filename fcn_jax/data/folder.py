@@ -24,6 +24,7 @@ from fcn_jax.api import IGNORE_INDEX, Classes, Dataset, Source
 from fcn_jax.data.decode import Colour
 from fcn_jax.data.directory import IMAGE_SUFFIXES, DirectorySource, check_split, files_by_stem, match, read_ids, require_root
 from fcn_jax.errors import DataError, listing
+from fcn_jax.palette import voc_palette
 
 _MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
 
@@ -36,8 +37,7 @@ def read_classes(path: Path) -> tuple[Classes, tuple[int, ...], dict[Colour, int
 
     Raises:
         DataError: the file is missing or empty, a name or colour stands twice, a colour is not three numbers of 0 to 255, only
-            some
-            lines have colours, or `void` is not last. All that is wrong is reported at once.
+            some lines have colours, or `void` is not last. All that is wrong is reported at once.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -79,21 +79,6 @@ def read_classes(path: Path) -> tuple[Classes, tuple[int, ...], dict[Colour, int
     palette = {colour: label for label, colour in enumerate(given)} if given else None
     shown = tuple(given[:count]) if given else voc_palette(count)
     return Classes(tuple(names[:count]), shown), void, palette
-
-
-def voc_palette(count: int) -> tuple[Colour, ...]:
-    """Distinct colours, black first, by PASCAL VOC's rule: the label's bits spread over the channels' high bits.
-
-    Args:
-        count: how many, up to 256.
-    """
-    colours = []
-    for label in range(count):
-        rgb = [0, 0, 0]
-        for bit in range(8):
-            rgb[bit % 3] |= (label >> bit & 1) << (7 - bit // 3)
-        colours.append((rgb[0], rgb[1], rgb[2]))
-    return tuple(colours)
 
 
 def hash_split(names: Iterable[str]) -> dict[str, tuple[str, ...]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
+import functools
 import os
 import signal
 import sys
@@ -195,14 +196,17 @@ class _Decode:
 
 def _examples(decoded: grain.MapDataset[Any], workers: int) -> Iterator[Example]:
     running = [_prefetch(decoded, workers, buffer=8)]
-    atexit.register(_stop, running)  # for a generator that is left half-way, as in `TrainIterator`
+    stop = functools.partial(_stop, running)
+    atexit.register(stop)  # for a generator that is left half-way, as in `TrainIterator`
     try:
-        for name, image, mask in running[0]:
-            yield Example(name, _own(image), _own(mask))
+        # Not a `for`, whose iterator would live as long as the generator.
+        while (example := next(map(_own_example, running[0]), None)) is not None:
+            yield example
     except FcnJaxError as error:
         raise type(error)(*error.args) from None
     finally:
-        _stop(running)
+        stop()
+        atexit.unregister(stop)
 
 
 def _stop(running: list[grain.DatasetIterator[Any]]) -> None:
@@ -217,6 +221,10 @@ def _own(array: np.ndarray) -> np.ndarray:
     is given.
     """
     return array if type(array) is np.ndarray else np.array(array, subok=False)
+
+
+def _own_example(parts: tuple[str, np.ndarray, np.ndarray]) -> Example:
+    return Example(parts[0], _own(parts[1]), _own(parts[2]))
 
 
 def _prefetch(elements: grain.MapDataset[Any], workers: int, buffer: int) -> grain.DatasetIterator[Any]:

@@ -85,8 +85,8 @@ def resize(example: Example, factor: float) -> Example:
     if (height, width) == example.mask.shape:
         return example
     image = cv2.resize(example.image, (width, height), interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR)
-    # INTER_NEAREST takes the pixel at floor(x / factor), up to half a pixel off the image's grid; the exact form is centred as
-    # it is.
+    # INTER_NEAREST takes the pixel at floor(x / factor), up to half a pixel off the image's grid; the exact form is
+    # centred as it is.
     mask = cv2.resize(example.mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
     return Example(example.id, image, mask)
 
@@ -98,8 +98,7 @@ def crop(example: Example, size: tuple[int, int], *, at: tuple[float, float], fi
         example: of size H, W.
         size: height and width of the window, in pixels.
         at: top and left, each in [0, 1): where the window lies between the two extremes. Where the example is the smaller,
-            where it lies
-            in the window.
+            where it lies in the window.
         fill: RGB, 0 to 255, of the padding; the mask's is `IGNORE_INDEX`.
 
     Returns:
@@ -139,8 +138,8 @@ def jitter_colours(image: np.ndarray, brightness: float, contrast: float, satura
         return image
     grey_weights = np.array([0.299, 0.587, 0.114])
     grey_mean = float(image.reshape(-1, 3).mean(axis=0) @ grey_weights)
-    # The three are affine in the colour, so that one matrix and one offset do them in a single pass: x -> S (c b x + (1 - c) b
-    # m), where S = s I + (1 - s) 1 w^T leaves greys, and with them the offset, as they are.
+    # The three are affine in the colour, so that one matrix and one offset do them in a single pass:
+    # x -> S (c b x + (1 - c) b m), where S = s I + (1 - s) 1 w^T leaves greys, and with them the offset, as they are.
     matrix = (saturation * np.eye(3) + (1 - saturation) * np.outer(np.ones(3), grey_weights)) * contrast * brightness
     offset = np.full((3, 1), (1 - contrast) * brightness * grey_mean)
     return np.asarray(cv2.transform(image, np.hstack([matrix, offset])), np.uint8)

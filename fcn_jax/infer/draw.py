@@ -11,29 +11,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from fcn_jax.api import IGNORE_INDEX, Classes
+from fcn_jax.palette import voc_palette
 
 _VOID = (224, 224, 192)
 """VOC's colour of its void label."""
-
-
-def voc_palette(num_classes: int) -> tuple[tuple[int, int, int], ...]:
-    """PASCAL VOC's colours: the bits of a label, spread over the channels' high bits; the devkit's `VOClabelcolormap`.
-
-    Args:
-        num_classes: 1 to 256.
-
-    Returns:
-        u8 RGB by label, all different.
-    """
-
-    def color(label: int) -> tuple[int, int, int]:
-        channels = [0, 0, 0]
-        for bit in range(8):
-            for channel in range(3):
-                channels[channel] |= ((label >> (3 * bit + channel)) & 1) << (7 - bit)
-        return channels[0], channels[1], channels[2]
-
-    return tuple(color(label) for label in range(num_classes))
 
 
 def generic_classes(num_classes: int) -> Classes:

@@ -24,13 +24,15 @@ class Predictor:
 
     Attributes:
         classes: names and colours of the labels.
+        num_classes: how many there are.
     """
 
     def __init__(self, model: Segmenter, classes: Classes | None = None) -> None:
         """Wrap a model, which is put into eval mode; classes are numbered if not given."""
         model.eval()
         preprocess = describe(model.spec)[0].preprocess
-        self.classes = classes or generic_classes(model.spec.num_classes)
+        self.num_classes = model.spec.num_classes
+        self.classes = classes or generic_classes(self.num_classes)
         graphdef, self._state = nnx.split(model)
         self._run = jax.jit(lambda state, images: _argmax(graphdef, state, images, preprocess))
 

@@ -14,9 +14,10 @@ from PIL import Image
 
 from fcn_jax.api import IGNORE_INDEX, Dataset
 from fcn_jax.data.camvid import CAMVID
-from fcn_jax.data.folder import FOLDER, hash_split, read_classes, voc_palette
+from fcn_jax.data.folder import FOLDER, hash_split, read_classes
 from fcn_jax.data.voc import VOC2012, VOC_CLASSES
 from fcn_jax.errors import DataError
+from fcn_jax.palette import voc_palette
 
 
 def write(path: Path, labels: np.ndarray | int = 0) -> None:

@@ -1,0 +1,52 @@
+# A virtual environment of the project's own; PYTHON picks the interpreter, VENV the place.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+RUN ?= runs/shapes
+PYTEST = $(BIN)/python -m pytest -q -n 2
+
+.PHONY: help install dev train test test-all lint types clean
+
+help:
+	@echo "make train      train on the embedded shapes, evaluate, write pictures (a few minutes on 2 cores)"
+	@echo "make test       the tests (under 10 minutes on 2 cores); make test-all adds the slow ones"
+	@echo "make lint       ruff; make types: mypy"
+	@echo "make clean      remove the virtual environment"
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt setuptools
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation -e .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed plugins/fcn-jax-vgg/pyproject.toml
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt --no-deps torchvision
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev]'
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation --no-deps -e plugins/fcn-jax-vgg
+	touch $@
+
+install: $(VENV)/installed
+
+dev: $(VENV)/installed-dev
+
+train: install
+	$(BIN)/fcn-jax train shapes --run $(RUN)
+	$(BIN)/fcn-jax eval $(RUN)
+	$(BIN)/fcn-jax predict $(RUN) $(RUN)/images -o $(RUN)/predictions
+
+test: dev
+	$(PYTEST) -m "not slow"
+
+test-all: dev
+	$(PYTEST)
+
+lint: dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: dev
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV)

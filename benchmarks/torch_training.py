@@ -1,0 +1,120 @@
+"""Train a recipe's network in PyTorch, on the same batches, and score it in the same way: the yardstick of the recipes' headers.
+
+    python -m benchmarks.torch_training shapes --seed 0
+    python -m benchmarks.torch_training camvid --data CAMVID --init resnet18.pth --epochs 1
+
+ResNet-18 with the chapter's two layers, channels_last, float32. Only the recipes' own settings for SGD and AdamW without rules are
+understood; anything else is refused, so that no comparison is made of two different recipes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fcn_jax import config, registry
+from fcn_jax.api import Preprocess
+from fcn_jax.convert.torch_reference import import_torchvision
+from fcn_jax.data.pipeline import eval_examples, steps_per_epoch, train_batches
+from fcn_jax.data.transforms import Augment
+from fcn_jax.infer.metrics import ConfusionMatrix
+from fcn_jax.nn.initializers import bilinear
+
+
+def build(num_classes: int, seed: int, weights: str | None) -> torch.nn.Module:
+    """The chapter's network with torchvision's initialisation, and what a weights file has of the trunk."""
+    torch.manual_seed(seed)
+    trunk = import_torchvision().models.resnet18(weights=None)
+    if weights:
+        stored = torch.load(weights, map_location="cpu", weights_only=True)
+        missing, surplus = trunk.load_state_dict(stored, strict=False)
+        print(f"{weights}: {len(missing)} tensors stay random, {len(surplus)} not used", flush=True)
+    head = torch.nn.ConvTranspose2d(num_classes, num_classes, 64, stride=32, padding=16)
+    kernel = np.array(bilinear(None, (64, 64, num_classes, num_classes)))
+    head.weight.data = torch.from_numpy(kernel.transpose(2, 3, 0, 1).copy())
+    return torch.nn.Sequential(*list(trunk.children())[:-2], torch.nn.Conv2d(512, num_classes, 1), head)
+
+
+def make_optimizer(settings: config.OptimConfig, parameters: Any) -> torch.optim.Optimizer:
+    """The recipe's optimiser, in PyTorch's own implementation."""
+    if settings.rules or settings.schedule != "poly":
+        raise SystemExit("this comparison understands neither optim.rules nor another schedule than poly")
+    if settings.name == "adamw":
+        return torch.optim.AdamW(
+            parameters, settings.lr, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay
+        )
+    return torch.optim.SGD(parameters, settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
+
+
+def to_input(images: np.ndarray, preprocess: Preprocess) -> torch.Tensor:
+    """u8[N,H,W,3] -> normalised f32[N,3,H,W] in channels_last."""
+    scaled = torch.from_numpy(images).float() * (preprocess.scale / 255)
+    normalised = (scaled - torch.tensor(preprocess.mean)) / torch.tensor(preprocess.std)
+    return normalised.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+
+
+def main() -> None:
+    """Train, score, print one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("recipe")
+    parser.add_argument("--data")
+    parser.add_argument("--init")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int, help="stop after so many; the schedule stays the recipe's")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    args = parser.parse_args()
+    recipe = config.parse(config.override(config.read_recipe(args.recipe), args.set), args.recipe)
+    dataset = registry.default().dataset(recipe.data.dataset)
+    root = Path(args.data) if args.data else None
+    train_source, val_source = dataset.open(root, recipe.data.train_split), dataset.open(root, recipe.data.val_split)
+    preprocess = registry.default().backbone(recipe.model.backbone).preprocess
+    data = recipe.data
+    augment = Augment(data.crop, data.scale, data.flip, data.brightness, data.contrast, data.saturation)
+    batches = train_batches(train_source, augment=augment, batch_size=data.batch_size, seed=args.seed, workers=data.workers)
+    epoch_steps = steps_per_epoch(train_source, data.batch_size)
+    total = epoch_steps * recipe.train.epochs
+    epochs = min(args.epochs or recipe.train.epochs, recipe.train.epochs)
+
+    network = build(len(train_source.classes), args.seed, args.init).to(memory_format=torch.channels_last).train()
+    optimizer = make_optimizer(recipe.optim, network.parameters())
+    warmup = recipe.optim.warmup_steps
+
+    def factor(step: int) -> float:
+        return (1 - step / total) ** recipe.optim.power * (min((step + 1) / warmup, 1.0) if warmup else 1.0)
+
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    losses, epoch_seconds = [], []
+    for _ in range(epochs):
+        began = time.perf_counter()
+        for _ in range(epoch_steps):
+            batch = next(batches)
+            optimizer.zero_grad(set_to_none=True)
+            logits = network(to_input(batch["image"], preprocess))
+            loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(batch["mask"]).long(), ignore_index=255)
+            loss.backward()
+            optimizer.step()
+            scheduler.step()
+            losses.append(float(loss))
+        epoch_seconds.append(time.perf_counter() - began)
+        print(f"epoch {len(epoch_seconds)}: loss {np.mean(losses[-epoch_steps:]):.4f}, {epoch_seconds[-1]:.1f} s", flush=True)
+
+    network.eval()
+    matrix = ConfusionMatrix(len(train_source.classes))
+    with torch.inference_mode():
+        for example in eval_examples(val_source):
+            height, width = example.image.shape[:2]
+            logits = network(to_input(example.image[None], preprocess))[0, :, :height, :width]
+            matrix.add(example.mask, logits.argmax(0).numpy().astype(np.uint8))
+    scores = matrix.scores()
+    figures = {"torch": torch.__version__, "recipe": args.recipe, "seed": args.seed, "epochs": epochs, "miou": scores.miou}
+    print(json.dumps({**figures, "pixel_accuracy": scores.pixel_accuracy, "epoch_seconds": epoch_seconds}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""Settings and fixtures of all tests: numerics on the CPU at full precision, the real files beside the checkout, PyTorch's originals."""
+
+import os
+import sys
+
+# Before jax is imported anywhere, and inherited by the processes that tests start.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
+
+from collections.abc import Callable
+from pathlib import Path
+
+# An installed plugin, as far as importlib.metadata can tell.
+sys.path.insert(0, str(Path(__file__).parent / "fixtures" / "tiny"))
+
+from typing import Any
+
+import hypothesis
+import numpy as np
+import pytest
+
+hypothesis.settings.register_profile("default", max_examples=12, deadline=None, derandomize=bool(os.environ.get("CI")))
+hypothesis.settings.load_profile("default")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real photographs and weights beside the checkout; the test is skipped where there is none."""
+    folder = Path(os.environ.get("FCN_JAX_SHARED") or Path(__file__).parents[2] / "shared")
+    if not folder.is_dir():
+        pytest.skip(f"{folder}: no such folder of real data")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def torchvision() -> Any:
+    from fcn_jax.convert.torch_reference import import_torchvision
+
+    return import_torchvision()
+
+
+def randomise(network: Any, seed: int = 0) -> Any:
+    """Give a torch network's batch normalisations statistics, scales and shifts that a wrong port could not get away with."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            for tensor, low, high in (
+                (module.weight, 0.5, 1.0),
+                (module.bias, -0.3, 0.3),
+                (module.running_mean, -0.3, 0.3),
+                (module.running_var, 0.5, 2.0),
+            ):
+                tensor.data.uniform_(low, high, generator=generator)
+            module.num_batches_tracked.fill_(7)
+    return network.eval()
+
+
+@pytest.fixture(scope="session")
+def make_resnet18(torchvision) -> Callable[[], Any]:
+    """torchvision's ResNet-18 with random parameters and statistics."""
+
+    def make() -> Any:
+        import torch
+
+        torch.manual_seed(0)
+        return randomise(torchvision.models.resnet18(weights=None))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def chapter_network(make_resnet18) -> Callable[[int], Any]:
+    """The book chapter's network, built as the chapter does: num_classes -> a torch Sequential in eval mode."""
+
+    def make(num_classes: int) -> Any:
+        import torch
+
+        network = torch.nn.Sequential(*list(make_resnet18().children())[:-2])
+        network.add_module("final_conv", torch.nn.Conv2d(512, num_classes, kernel_size=1))
+        network.add_module("transpose_conv", torch.nn.ConvTranspose2d(num_classes, num_classes, 64, padding=16, stride=32))
+        return network.eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def abstract_model() -> Callable[..., Any]:
+    """ResNet-18 + fcn32s models with shapes in place of arrays, to be filled: num_classes -> model, a new one each time."""
+    known: dict[Any, Any] = {}
+
+    def make(num_classes: int, *, dtype: str = "float32") -> Any:
+        from flax import nnx
+
+        from fcn_jax.models.segmenter import build_model
+
+        key = num_classes, dtype
+        if key not in known:
+            known[key] = nnx.split(nnx.eval_shape(lambda: build_model("resnet18", "fcn32s", num_classes, dtype=dtype, rngs=nnx.Rngs(0))))
+        return nnx.merge(*known[key], copy=True)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_model(abstract_model) -> Callable[..., Any]:
+    """Cheap ResNet-18 + fcn32s models: drawing the real initial values takes longer than any of the tests that do not look at them."""
+
+    def make(num_classes: int = 21, *, dtype: str = "float32", seed: int = 0) -> Any:
+        import jax.numpy as jnp
+        from flax import nnx
+
+        model = abstract_model(num_classes, dtype=dtype)
+        rng = np.random.default_rng(seed)
+        state = nnx.state(model)
+        for path, leaf in nnx.to_flat_state(state):
+            shape = leaf.get_value().shape
+            if path[-1] == "num_batches_tracked":
+                value = np.zeros(shape, np.int32)
+            elif path[-1] == "kernel":
+                value = rng.standard_normal(shape, np.float32) * np.sqrt(2 / np.prod(shape[:-1])).astype(np.float32)
+            else:
+                value = np.full(shape, path[-1] in ("scale", "var"), np.float32)
+            leaf.set_value(jnp.asarray(value))
+        nnx.update(model, state)
+        return model
+
+    return make
+
+
+@pytest.fixture
+def tiny_plugin(monkeypatch) -> None:
+    """Register the backbone `tiny` of tests/fixtures: two convolutions, one batch normalisation, dropout."""
+    from importlib import metadata
+
+    from fcn_jax import registry
+
+    folder = str(Path(__file__).parent / "fixtures" / "tiny")
+    monkeypatch.syspath_prepend(folder)
+    points = [point for found in metadata.distributions(path=[folder]) for point in found.entry_points]
+    plugins = registry.Registry([*(point for group in registry.KINDS for point in metadata.entry_points(group=f"fcn_jax.{group}")), *points])
+    monkeypatch.setattr(registry, "default", lambda: plugins)

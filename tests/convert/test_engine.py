@@ -1,0 +1,273 @@
+"""Loading and writing back whole state dicts, by the tables of ResNet-18 and the fcn32s head."""
+
+import fnmatch
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fcn_jax.convert.engine import leaves, load_torch, to_torch
+from fcn_jax.errors import ConfigError, WeightsError
+from fcn_jax.models.segmenter import ModelSpec
+
+CLASSES = 3
+HEAD = {
+    "final_conv.weight": (CLASSES, 512, 1, 1),
+    "final_conv.bias": (CLASSES,),
+    "transpose_conv.weight": (CLASSES, CLASSES, 64, 64),
+    "transpose_conv.bias": (CLASSES,),
+}
+
+
+@pytest.fixture(scope="session")
+def shapes(make_resnet18, chapter_network):
+    """Shapes of a whole model's state dict, by naming scheme; the names are PyTorch's own."""
+    trunk = {f"backbone.{n}": tuple(t.shape) for n, t in make_resnet18().state_dict().items() if not n.startswith("fc.")}
+    return {
+        "torchvision": {**trunk, **{f"classifier.{n}": s for n, s in HEAD.items()}},
+        "d2l": {n: tuple(t.shape) for n, t in chapter_network(CLASSES).state_dict().items()},
+    }
+
+
+def random_state_dict(shapes, seed=0):
+    """Every finite float32 may occur: other exponents, subnormal numbers, negative zero."""
+    rng = np.random.default_rng(seed)
+    tensors = {}
+    for name, shape in shapes.items():
+        if name.endswith("num_batches_tracked"):
+            tensors[name] = np.asarray(rng.integers(0, 2**31), np.int64)
+            continue
+        bits = rng.integers(0, 2**32, shape, np.uint32)
+        value = bits.view(np.float32)
+        value[~np.isfinite(value)] = -0.0
+        tensors[name] = value
+    return tensors
+
+
+def assert_same_bits(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        assert (ours[name].dtype, ours[name].shape) == (value.dtype, value.shape), name
+        assert ours[name].tobytes() == np.ascontiguousarray(value).tobytes(), name
+
+
+def snapshot(model):
+    return {path: np.asarray(leaf[...]).tobytes() for path, leaf in leaves(model).items()}
+
+
+@pytest.mark.parametrize("names", ["torchvision", "d2l"])
+@settings(max_examples=3)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_import_then_export_gives_the_state_dict_back_bit_for_bit(shapes, make_model, names, seed):
+    tensors = random_state_dict(shapes[names], seed)
+    model = make_model(CLASSES)
+    record = load_torch(model, tensors)
+    assert (record.names, record.scope) == (names, "model")
+    assert sorted(record.loaded.values()) == sorted(tensors)
+    assert_same_bits(to_torch(model, names), tensors)
+
+
+def test_the_chapters_network_loads_by_its_own_names_and_goes_back(chapter_network, make_model):
+    import torch
+
+    network = chapter_network(CLASSES)
+    state = network.state_dict()
+    assert {"0.weight", "5.0.downsample.0.weight", "final_conv.weight", "transpose_conv.bias"} <= set(state)
+    model = make_model(CLASSES)
+    record = load_torch(model, state)
+    assert (record.names, record.scope, len(record.loaded)) == ("d2l", "model", 124)
+    back = to_torch(model, "d2l")
+    assert_same_bits(back, {name: tensor.numpy() for name, tensor in state.items()})
+    network.load_state_dict({name: torch.from_numpy(value.copy()) for name, value in back.items()}, strict=True)
+    # The same values under torchvision's names.
+    assert_same_bits({"w": to_torch(model)["backbone.layer2.0.downsample.0.weight"]}, {"w": state["5.0.downsample.0.weight"].numpy()})
+
+
+def test_torchvisions_backbone_loads_and_leaves_the_head_alone(make_resnet18, make_model):
+    state = make_resnet18().state_dict()
+    model = make_model(CLASSES)
+    before = snapshot(model)
+    record = load_torch(model, state)
+    assert (record.names, record.scope) == ("torchvision", "backbone")
+    assert set(record.dropped) == {"fc.weight", "fc.bias"}
+    assert all("ImageNet" in reason for reason in record.dropped.values())
+    assert len(record.loaded) == 120
+    after = snapshot(model)
+    assert {path for path in before if before[path] == after[path]} == {path for path in before if path.startswith("head.")}
+    np.testing.assert_array_equal(
+        leaves(model)["backbone.layer3.1.conv2.kernel"][...], state["layer3.1.conv2.weight"].numpy().transpose(2, 3, 1, 0)
+    )
+    assert int(leaves(model)["backbone.bn1.num_batches_tracked"][...]) == 7
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "module.model._orig_mod."])
+@pytest.mark.parametrize("names", ["torchvision", "d2l"])
+def test_a_prefix_that_every_name_has_is_taken_off(shapes, make_model, prefix, names):
+    tensors = random_state_dict(shapes[names])
+    model = make_model(CLASSES)
+    record = load_torch(model, {prefix + name: value for name, value in tensors.items()})
+    assert record.stripped == prefix
+    assert_same_bits(to_torch(model, names), tensors)
+
+
+def test_a_file_without_batch_counts_loads_and_says_so(shapes, make_model):
+    tensors = {n: v for n, v in random_state_dict(shapes["d2l"]).items() if not n.endswith("num_batches_tracked")}
+    model = make_model(CLASSES)
+    record = load_torch(model, tensors)
+    assert len(record.absent) == 20
+    back = to_torch(model, "d2l")
+    assert all(int(value) == 0 and value.dtype == np.int64 and value.shape == () for name, value in back.items() if name not in tensors)
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16, np.float64])
+def test_other_float_types_are_widened_or_narrowed_to_float32(shapes, make_model, dtype):
+    tensors = {n: v if v.dtype == np.int64 else np.full(v.shape, 1.5, dtype) for n, v in random_state_dict(shapes["d2l"]).items()}
+    model = make_model(CLASSES)
+    load_torch(model, tensors)
+    kernel = np.asarray(leaves(model)["backbone.conv1.kernel"][...])
+    assert kernel.dtype == np.float32
+    assert (kernel == 1.5).all()
+
+
+def test_torch_tensors_of_half_precision_and_parameters_are_taken(shapes, make_model):
+    import torch
+
+    tensors = {n: torch.from_numpy(v) for n, v in random_state_dict(shapes["d2l"]).items()}
+    tensors["0.weight"] = torch.full((64, 3, 7, 7), 2.5, dtype=torch.bfloat16)
+    tensors["final_conv.bias"] = torch.nn.Parameter(torch.arange(3.0))
+    model = make_model(CLASSES)
+    load_torch(model, tensors)
+    assert (np.asarray(leaves(model)["backbone.conv1.kernel"][...]) == 2.5).all()
+    np.testing.assert_array_equal(leaves(model)["head.final_conv.bias"][...], [0, 1, 2])
+
+
+def partial(shapes, *globs):
+    tensors = random_state_dict(shapes)
+    return {name: value for name, value in tensors.items() if not any(fnmatch.fnmatchcase(name, glob) for glob in globs)}
+
+
+def refused(model, tensors, reinit=()):
+    """The message of a load that must fail and must not change the model."""
+    before = snapshot(model)
+    with pytest.raises(WeightsError) as caught:
+        load_torch(model, tensors, reinit)
+    assert snapshot(model) == before
+    return str(caught.value)
+
+
+def test_all_that_does_not_fit_is_named_at_once_and_nothing_is_changed(shapes, make_model):
+    tensors = partial(shapes["d2l"], "0.weight", "final_conv.bias")
+    tensors["final_conv.wieght"] = np.zeros(3, np.float32)
+    tensors["7.2.conv1.weight"] = np.zeros(3, np.float32)
+    tensors["1.running_mean"] = np.zeros(63, np.float32)
+    tensors["transpose_conv.weight"] = np.zeros((CLASSES, 64, 64), np.float32)
+    tensors["5.0.bn1.weight"] = np.where(np.arange(128) == 5, np.nan, 1).astype(np.float32)
+    message = refused(make_model(CLASSES), tensors, reinit=["layer9.*"])
+    for part in (
+        "missing 2: 0.weight, final_conv.bias",
+        "surplus 2: final_conv.wieght, 7.2.conv1.weight",
+        "misshapen 2: 1.running_mean: shape (63,), the model needs (64,); transpose_conv.weight: shape (3, 64, 64)",
+        "unusable 1: 5.0.bn1.weight: has values that are not finite",
+        "--reinit matches nothing: layer9.*",
+    ):
+        assert all(word in message for word in part.split("; ")), (part, message)
+
+
+def test_a_partial_file_loads_once_its_gaps_are_named_by_globs(shapes, make_model):
+    trunk = {n.removeprefix("backbone."): s for n, s in shapes["torchvision"].items() if n.startswith("backbone.")}
+    gaps = ("layer4.?.conv?.*", "layer4.?.bn?.*")
+    tensors = partial(trunk, *gaps)
+    model = make_model(CLASSES)
+    message = refused(model, tensors)
+    assert "missing 20" in message  # 4 convolutions, 4 batch normalisations of 4 tensors; the counts are optional
+    assert "--reinit" in message
+    assert "missing 16" in refused(model, tensors, reinit=["layer4.?.conv?"])
+
+    before = snapshot(model)
+    record = load_torch(model, tensors, reinit=["layer4.?.conv?", "layer4.?.bn?"])
+    assert len(record.reinit) == 4 + 4 * 5
+    assert all("layer4" in path and "downsample" not in path for path in record.reinit)
+    after = snapshot(model)
+    kept = set(record.reinit) | {path for path in before if path.startswith("head.")}
+    assert {path for path in before if before[path] == after[path]} == kept
+    assert len(record.loaded) == 120 - 24
+
+
+def test_the_real_partial_file_fails_and_then_loads_with_reinit(shared, make_model):
+    path = shared / "weights/resnet18_imagenet_partial.pth"
+    model = make_model(21)
+    message = refused(model, path)
+    assert str(path) in message
+    assert "layer4.0.conv1.weight" in message
+    record = load_torch(model, path, reinit=["layer4.?.conv?", "layer4.?.bn?"])
+    assert record.sha256
+    assert record.scope == "backbone"
+    assert set(record.dropped) == {"fc.weight", "fc.bias"}
+    import torch
+
+    state = torch.load(path, weights_only=True)
+    assert len(record.loaded) == len(state) - 2
+    back = to_torch(model)
+    for name, tensor in state.items():
+        if name not in record.dropped:
+            np.testing.assert_array_equal(back[f"backbone.{name}"], tensor.numpy(), err_msg=name)
+
+
+def test_another_number_of_classes_needs_the_head_to_be_named(shapes, make_model):
+    tensors = random_state_dict(shapes["d2l"])
+    model = make_model(5)
+    message = refused(model, tensors)
+    assert "misshapen 4" in message
+    assert "final_conv.weight: shape (3, 512, 1, 1), the model needs (5, 512, 1, 1)" in message
+    record = load_torch(model, tensors, reinit=["head"])
+    assert sorted(record.reinit) == [path for path in sorted(leaves(model)) if path.startswith("head.")]
+
+
+def test_a_glob_that_names_nothing_is_an_error(shapes, make_model):
+    assert "--reinit matches nothing: layer5" in refused(make_model(CLASSES), random_state_dict(shapes["d2l"]), ["layer5"])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+def test_values_that_are_not_finite_are_refused(shapes, make_model, value, dtype):
+    tensors = random_state_dict(shapes["d2l"])
+    tensors["1.running_var"] = np.full(64, value, dtype)
+    assert "1.running_var: has values that are not finite" in refused(make_model(CLASSES), tensors)
+
+
+@pytest.mark.parametrize("build", ["resnet50", "vgg11_bn", "mobilenet_v3_small"])
+def test_weights_of_another_network_are_refused(torchvision, make_model, build):
+    import torch
+
+    with torch.device("meta"):
+        network = getattr(torchvision.models, build)(weights=None)
+    tensors = {name: np.broadcast_to(np.zeros((), np.float32), t.shape) for name, t in network.state_dict().items()}
+    message = refused(make_model(CLASSES), tensors)
+    if build == "resnet50":
+        assert "layer1.0.conv3.weight" in message
+    else:
+        assert "another model" in message
+        assert "bn1.bias" in message, "says which names it expects"
+
+
+def test_something_that_is_no_tensor_is_named(shapes, make_model):
+    tensors = {**random_state_dict(shapes["d2l"]), "epoch": 3}
+    assert "'epoch' is a int, not a tensor" in refused(make_model(CLASSES), tensors)
+
+
+def test_an_empty_state_dict_is_refused(make_model):
+    assert "state dict" in refused(make_model(CLASSES), {})
+
+
+def test_export_in_an_unknown_scheme_says_which_there_are(make_model):
+    with pytest.raises(ConfigError, match="names='keras' is not offered.*torchvision.*d2l"):
+        to_torch(make_model(CLASSES), "keras")
+
+
+def test_a_backbone_without_a_table_says_so(tiny_plugin, make_model):
+    model = make_model(CLASSES)
+    model.spec = ModelSpec("tiny", "fcn32s", CLASSES)
+    with pytest.raises(WeightsError, match="'tiny' declares no table"):
+        load_torch(model, {"conv1.weight": np.zeros(1)})

@@ -1,0 +1,187 @@
+"""Weight files: what is read and written, and what is refused."""
+
+import io
+import os
+import pickle
+import subprocess
+import sys
+import tarfile
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fcn_jax.convert import files
+from fcn_jax.errors import WeightsError
+
+TENSORS = {
+    "conv.weight": np.random.default_rng(0).standard_normal((4, 3, 2, 2), np.float32),
+    "bn.num_batches_tracked": np.asarray(2**40, np.int64),
+    "half": np.asarray([1.5, -0.0, 6e-8], np.float16),
+    "empty": np.zeros((0, 3), np.float32),
+    "wide": np.asarray([1e300]),
+}
+
+
+def assert_same(ours, theirs):
+    assert list(ours) == list(theirs)
+    for name, value in theirs.items():
+        assert (ours[name].dtype, ours[name].shape) == (value.dtype, value.shape), name
+        assert ours[name].tobytes() == value.tobytes(), name
+
+
+@pytest.mark.parametrize("suffix", files.SUFFIXES)
+def test_what_is_written_is_read_back_bit_for_bit(tmp_path, suffix):
+    path = tmp_path / "new" / f"weights{suffix}"
+    tensors = {**TENSORS, "turned": np.arange(6, dtype=np.float32).reshape(2, 3).T}  # not contiguous
+    files.write(path, tensors)
+    ours = files.read(path)
+    assert_same(dict(sorted(ours.items())), dict(sorted(tensors.items())))
+    assert [p.name for p in path.parent.iterdir()] == [path.name], "no temporary file is left"
+    assert path.stat().st_mode & 0o444 == 0o444
+    if suffix != ".safetensors":
+        loaded = torch.load(path, weights_only=True)
+        assert loaded["bn.num_batches_tracked"] == torch.tensor(2**40)
+        assert list(loaded) == list(tensors)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, suffix):
+    path = tmp_path / f"weights{suffix}"
+    files.write(path, {"a": np.zeros(2, np.float32)})
+    with pytest.raises(Exception):  # noqa: B017, PT011  (safetensors and torch each raise their own)
+        files.write(path, {"a": np.asarray([object()])})
+    assert_same(files.read(path), {"a": np.zeros(2, np.float32)})
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_bfloat16_is_read_from_both_formats(tmp_path):
+    from safetensors.torch import save_file
+
+    tensors = {"a": torch.tensor([1.5, -3.0], dtype=torch.bfloat16)}
+    torch.save(tensors, tmp_path / "a.pth")
+    save_file(tensors, tmp_path / "a.safetensors")
+    for name in ("a.pth", "a.safetensors"):
+        assert_same(files.read(tmp_path / name), {"a": np.asarray([1.5, -3.0], ml_dtypes.bfloat16)})
+
+
+def test_both_pickle_formats_but_tar_are_read(tmp_path):
+    path = tmp_path / "old.pth"
+    torch.save({"a": torch.arange(3.0)}, path, _use_new_zipfile_serialization=False)
+    assert_same(files.read(path), {"a": np.arange(3, dtype=np.float32)})
+
+
+@pytest.mark.parametrize("wrapper", ["state_dict", "model", "model_state_dict"])
+def test_a_wrapped_state_dict_is_unwrapped(tmp_path, wrapper):
+    path = tmp_path / "run.pth"
+    torch.save({"epoch": 3, wrapper: {"a": torch.ones(2)}, "optimizer": {"lr": 0.1}}, path)
+    assert_same(files.read(path), {"a": np.ones(2, np.float32)})
+
+
+def test_reading_safetensors_imports_no_torch(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    files.write(path, TENSORS)
+    code = (
+        "import sys; from fcn_jax.convert import files; "
+        f"assert len(files.read({str(path)!r})) == {len(TENSORS)}; assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_without_torch_a_pth_file_says_what_to_install(tmp_path, monkeypatch):
+    path = tmp_path / "weights.pth"
+    files.write(path, TENSORS)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(WeightsError, match=r"need PyTorch; pip install 'fcn-jax\[torch\]', or use .safetensors"):
+        files.read(path)
+    with pytest.raises(WeightsError, match="need PyTorch"):
+        files.write(path, TENSORS)
+
+
+class RunsCode:
+    def __reduce__(self):
+        return os.system, ("echo it ran > ran",)
+
+
+def write_tar(path):
+    with tarfile.open(path, "w") as archive:
+        for name in ("storages", "tensors", "pickle"):
+            info = tarfile.TarInfo(name)
+            info.size = 8
+            archive.addfile(info, io.BytesIO(b"12345678"))
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "message"),
+    [
+        ("missing.pth", lambda path: None, "no such weights file"),
+        ("folder.pth", lambda path: path.mkdir(), "no such weights file"),
+        ("weights.npz", lambda path: path.write_bytes(b"x"), r"ends in \.pth, \.pt, \.safetensors; this one in '\.npz'"),
+        ("tar.pth", write_tar, "oldest PyTorch format.*resnet18-f37072fd.pth"),
+        ("empty.pth", lambda path: path.write_bytes(b""), "not a readable PyTorch file.*complete"),
+        ("empty.safetensors", lambda path: path.write_bytes(b""), "not a readable .safetensors file.*complete"),
+        ("page.pth", lambda path: path.write_text("<!DOCTYPE html><html>404"), "not a readable PyTorch file"),
+        ("nothing.pth", lambda path: torch.save({}, path), "holds no state dict"),
+        ("list.pth", lambda path: torch.save([torch.ones(1)], path), "holds no state dict but a list"),
+        ("words.pth", lambda path: torch.save({"a": torch.ones(1), "note": "hello"}, path), "note' is a str, not a tensor"),
+        ("code.pth", lambda path: torch.save({"a": RunsCode()}, path), "refused.*could run code.*state_dict"),
+        ("module.pth", lambda path: torch.save(torch.nn.Linear(1, 1), path), "refused.*could run code.*state_dict"),
+        ("pickle.pth", lambda path: path.write_bytes(pickle.dumps({"a": RunsCode()}, protocol=2)), "refused|not a readable"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_refused_with_its_name_and_the_reason(tmp_path, monkeypatch, name, make, message):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / name
+    make(path)
+    with pytest.raises(WeightsError, match=message) as caught:
+        files.read(path)
+    assert name in str(caught.value)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_writing_another_suffix_is_refused(tmp_path):
+    with pytest.raises(WeightsError, match=r"this one in '\.ckpt'"):
+        files.write(tmp_path / "a.ckpt", TENSORS)
+    assert not list(tmp_path.iterdir())
+
+
+def whole_file(kind):
+    buffer = io.BytesIO()
+    tensors = {name: torch.from_numpy(value) for name, value in TENSORS.items()}
+    if kind == "safetensors":
+        from safetensors.torch import save
+
+        return save(tensors)
+    torch.save(tensors, buffer, _use_new_zipfile_serialization=kind == "zip")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["zip", "pickle", "safetensors"])
+@settings(max_examples=40)
+@given(data=st.data())
+def test_a_file_cut_off_anywhere_is_a_weights_error(tmp_path_factory, kind, data):
+    contents = whole_file(kind)
+    length = data.draw(st.integers(0, len(contents) - 1))
+    path = tmp_path_factory.getbasetemp() / f"cut.{'safetensors' if kind == 'safetensors' else 'pth'}"
+    path.write_bytes(contents[:length])
+    with pytest.raises(WeightsError, match="complete"):
+        files.read(path)
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+@settings(max_examples=60)
+@given(contents=st.binary(max_size=200))
+def test_bytes_that_are_no_weights_are_a_weights_error(tmp_path_factory, suffix, contents):
+    path = tmp_path_factory.getbasetemp() / f"random.{suffix}"
+    path.write_bytes(contents)
+    with pytest.raises(WeightsError):
+        files.read(path)
+
+
+def test_sha256_is_the_files(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"abc")
+    assert files.sha256(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

@@ -1,0 +1,68 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from fcn_jax.api import FeatureSpec
+from fcn_jax.models.fcn import FCN32S
+
+
+def specs(stride=8, channels=6):
+    return (
+        FeatureSpec("shallow", 3, stride // 2, lambda n: -(-n // (stride // 2))),
+        FeatureSpec("deep", channels, stride, lambda n: -(-n // stride)),
+    )
+
+
+def make(features, num_classes):
+    options = FCN32S.options()
+    selected = tuple(f for f in features if f.name in FCN32S.select(options, features))
+    return selected, FCN32S.build(options, selected, num_classes=num_classes, rngs=nnx.Rngs(0))
+
+
+def test_the_deepest_feature_is_taken_and_decides_the_kernel():
+    selected, head = make(specs(stride=8, channels=6), 3)
+    assert [f.name for f in selected] == ["deep"]
+    assert head.final_conv.kernel[...].shape == (1, 1, 6, 3)
+    assert head.transpose_conv.kernel[...].shape == (16, 16, 3, 3)
+    assert (head.transpose_conv.stride, head.transpose_conv.padding) == (8, 4)
+
+
+@pytest.mark.parametrize("out_hw", [(16, 24), (9, 17)])
+def test_logits_equal_the_torch_reference_cropped_at_bottom_and_right(out_hw):
+    import torch
+
+    features, head = make(specs(), 3)
+    reference = FCN32S.torch.reference(FCN32S.options(), features=features, num_classes=3)
+    assert list(reference.state_dict()) == ["final_conv.weight", "final_conv.bias", "transpose_conv.weight", "transpose_conv.bias"]
+    table = FCN32S.torch.tables(FCN32S.options())["torchvision"]
+    for path, leaf in nnx.to_flat_state(nnx.state(head, nnx.Param)):
+        name, rule = table.to_torch(".".join(path))
+        value = rng_like(leaf.get_value().shape)
+        leaf[...] = jnp.asarray(value)
+        reference.state_dict()[name].copy_(torch.tensor(np.ascontiguousarray(rule.op.to_torch(value))))
+    x = np.random.default_rng(1).standard_normal((2, 2, 3, 6), np.float32)
+    ours = head({"deep": jnp.asarray(x)}, out_hw=out_hw)
+    theirs = reference(torch.tensor(x.transpose(0, 3, 1, 2))).detach().numpy().transpose(0, 2, 3, 1)
+    assert ours.shape == (2, *out_hw, 3)
+    np.testing.assert_allclose(ours, theirs[:, : out_hw[0], : out_hw[1]], atol=1e-5)
+
+
+def rng_like(shape):
+    return np.random.default_rng(0).standard_normal(shape, np.float32)
+
+
+def test_it_starts_as_the_chapter_does():
+    _, head = make(specs(), 3)
+    kernel = np.asarray(head.transpose_conv.kernel[...])
+    off_diagonal = kernel[:, :, ~np.eye(3, dtype=bool)]
+    assert not off_diagonal.any()
+    assert kernel.max() == pytest.approx((15 / 16) ** 2)
+    assert head.final_conv.kernel[...].std() == pytest.approx(1 / np.sqrt(3 * 6), rel=0.3)
+
+
+def test_logits_stay_in_the_compute_dtype():
+    features = specs()
+    head = FCN32S.build(FCN32S.options(), features[1:], num_classes=2, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    assert jax.eval_shape(lambda: head({"deep": jnp.ones((1, 2, 2, 6))}, out_hw=(16, 16))).dtype == jnp.bfloat16

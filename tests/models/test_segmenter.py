@@ -1,0 +1,143 @@
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from fcn_jax.api import FeatureSpec
+from fcn_jax.convert.engine import leaves, load_torch
+from fcn_jax.errors import ConfigError
+from fcn_jax.models.segmenter import ModelSpec, Segmenter, build, build_model, by_name
+
+
+def run(model, x):
+    graphdef, state = nnx.split(model)
+    return jax.jit(lambda state, x: nnx.merge(graphdef, state)(x))(state, x)
+
+
+def logits_of_both(chapter_network, make_model, size, batch, num_classes=21):
+    """Logits of the chapter's network in PyTorch, cropped to the image, and here, from the same weights and images."""
+    import torch
+
+    reference = chapter_network(num_classes)
+    model = make_model(num_classes)
+    load_torch(model, reference.state_dict())
+    model.eval()
+    x = np.random.default_rng(0).standard_normal((batch, *size, 3), np.float32)
+    with torch.no_grad():
+        theirs = reference(torch.tensor(x.transpose(0, 3, 1, 2))).numpy().transpose(0, 2, 3, 1)
+    return np.asarray(run(model, jnp.asarray(x))), theirs[:, : size[0], : size[1]]
+
+
+def check_equal(ours, theirs):
+    assert ours.shape == theirs.shape
+    assert np.abs(ours - theirs).max() < 1e-5 * np.abs(theirs).max()
+
+
+def test_the_chapters_network_has_its_shape_parameters_and_keys(chapter_network):
+    model = nnx.eval_shape(lambda: build_model("resnet18", "fcn32s", 21, rngs=nnx.Rngs(0)))
+    model.eval()
+    assert nnx.eval_shape(lambda m, x: m(x), model, jnp.zeros((1, 320, 480, 3))).shape == (1, 320, 480, 21)
+    parameters = nnx.to_flat_state(nnx.state(model, nnx.Param))
+    assert sum(math.prod(leaf.get_value().shape) for _, leaf in parameters) == 12_993_642
+    assert len(leaves(model)) == len(chapter_network(21).state_dict()) == 124
+
+
+def test_logits_equal_torchs(chapter_network, make_model):
+    check_equal(*logits_of_both(chapter_network, make_model, (224, 224), 3))
+
+
+def test_logits_of_a_size_that_no_stride_divides_equal_torchs_cropped(chapter_network, make_model):
+    check_equal(*logits_of_both(chapter_network, make_model, (65, 97), 1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("size", [(320, 480), (224, 224), (321, 487)])
+def test_logits_equal_torchs_at_full_size(chapter_network, make_model, size, batch):
+    check_equal(*logits_of_both(chapter_network, make_model, size, batch))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 37)])
+def test_logits_have_the_images_size_however_small(chapter_network, make_model, size):
+    ours, theirs = logits_of_both(chapter_network, make_model, size, 1, num_classes=3)
+    assert ours.shape == (1, *size, 3)
+    check_equal(ours, theirs)
+
+
+def test_bfloat16_computes_in_it_and_keeps_parameters_in_float32(make_model):
+    wide, half = make_model(3), make_model(3, dtype="bfloat16")
+    wide.eval()
+    half.eval()
+    assert {str(leaf[...].dtype) for leaf in leaves(half).values()} == {"float32", "int32"}
+    x = np.random.default_rng(0).standard_normal((1, 33, 40, 3), np.float32)
+    expected, ours = np.asarray(run(wide, x)), run(half, x)
+    assert ours.dtype == jnp.bfloat16
+    # bf16 keeps 8 bits, through 20 layers.
+    assert np.linalg.norm(np.asarray(ours, np.float32) - expected) < 0.05 * np.linalg.norm(expected)
+
+
+@pytest.mark.slow
+def test_a_fresh_trunk_has_torchvisions_variances_and_no_two_kernels_alike():
+    model = build_model("resnet18", "fcn32s", 2, rngs=nnx.Rngs(0))
+    kernels = {path: leaf[...] for path, leaf in leaves(model.backbone).items() if path.endswith("kernel")}
+    assert len(kernels) == 20
+    for path, kernel in kernels.items():
+        height, width, _, out = kernel.shape
+        assert float(kernel.std()) == pytest.approx(math.sqrt(2 / (height * width * out)), rel=0.03), path
+    assert len({float(kernel.ravel()[0]) for kernel in kernels.values()}) == 20
+
+
+class RoundsDown(nnx.Module):
+    """A backbone of stride 4 that drops incomplete cells at the bottom and right."""
+
+    def __call__(self, x):
+        rows, cols = x.shape[1] // 4 * 4, x.shape[2] // 4 * 4
+        return {"deep": x[:, :rows:4, :cols:4]}
+
+
+class Enlarge(nnx.Module):
+    """A head that repeats each cell."""
+
+    def __call__(self, features, *, out_hw):
+        return features["deep"].repeat(4, 1).repeat(4, 2)[:, : out_hw[0], : out_hw[1]]
+
+
+@pytest.mark.parametrize("size", [(8, 4), (9, 7), (1, 1)])
+def test_only_for_a_backbone_that_rounds_down_is_the_input_padded(size):
+    model = Segmenter(RoundsDown(), Enlarge(), ModelSpec(), (FeatureSpec("deep", 3, 4, lambda n: n // 4),))
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((1, *size, 3), np.float32))
+    y = model(x)
+    assert y.shape == x.shape
+    np.testing.assert_array_equal(y[:, ::4, ::4], x[:, ::4, ::4])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"backbone": "resnet81"}, "resnet18"),
+        ({"head": "fcn32"}, "fcn32s"),
+        ({"dtype": "float16"}, "float16.*float32, bfloat16"),
+        ({"output_stride": 7}, "no output stride 7; it offers 32"),
+        ({"num_classes": 0}, "num_classes is 0"),
+        ({"backbone_options": {"depth": 3}}, "depth"),
+        ({"head": None}, "needs a head"),
+    ],
+)
+def test_a_wrong_setting_is_one_clear_error(options, message):
+    with pytest.raises(ConfigError, match=message):
+        nnx.eval_shape(lambda: build(ModelSpec(**options), rngs=nnx.Rngs(0)))
+
+
+def test_a_spec_is_hashed_by_value():
+    assert hash(ModelSpec(backbone_options={"a": [1]})) == hash(ModelSpec(backbone_options={"a": [1]}))
+    assert hash(ModelSpec(num_classes=2)) != hash(ModelSpec(num_classes=3))
+
+
+def test_by_name_takes_whole_models_and_backbones():
+    assert by_name("fcn32s_resnet18") == ModelSpec("resnet18", "fcn32s", 21)
+    assert by_name("resnet18") == ModelSpec("resnet18", None)
+    with pytest.raises(ConfigError, match="neither a registered whole model nor a backbone"):
+        by_name("fcn16s")

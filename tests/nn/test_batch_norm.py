@@ -1,0 +1,108 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+from fcn_jax import nn
+
+
+def to_torch(x):
+    return torch.tensor(np.asarray(x).transpose(0, 3, 1, 2).copy())
+
+
+def to_numpy(x):
+    return x.detach().numpy().transpose(0, 2, 3, 1)
+
+
+def pair(channels, **options):
+    """The same layer here and in PyTorch, with a scale and bias that are not the initial ones."""
+    rng = np.random.default_rng(3)
+    ours, theirs = nn.BatchNorm(channels, **options), torch.nn.BatchNorm2d(channels, **options)
+    scale, bias = rng.uniform(0.5, 2, channels).astype(np.float32), rng.standard_normal(channels).astype(np.float32)
+    ours.scale[...], ours.bias[...] = jnp.asarray(scale), jnp.asarray(bias)
+    theirs.weight.data, theirs.bias.data = torch.tensor(scale), torch.tensor(bias)
+    return ours, theirs
+
+
+@pytest.mark.parametrize("options", [{}, {"momentum": 0.01, "eps": 1e-3}])
+def test_outputs_and_running_statistics_follow_torch_over_several_steps(options):
+    ours, theirs = pair(5, **options)
+    rng = np.random.default_rng(0)
+    for step in range(4):
+        # Six values per channel: the biased variance would be a sixth too small.
+        x = (rng.standard_normal((1, 3, 2, 5)) * (step + 1) + step).astype(np.float32)
+        np.testing.assert_allclose(ours(jnp.asarray(x)), to_numpy(theirs(to_torch(x))), atol=2e-5)
+    np.testing.assert_allclose(ours.mean[...], theirs.running_mean.numpy(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(ours.var[...], theirs.running_var.numpy(), rtol=1e-5)
+    assert int(ours.num_batches_tracked[...]) == int(theirs.num_batches_tracked) == 4
+
+    ours.eval()
+    theirs.eval()
+    np.testing.assert_allclose(ours(jnp.asarray(x)), to_numpy(theirs(to_torch(x))), rtol=1e-5, atol=1e-5)
+    assert int(ours.num_batches_tracked[...]) == 4, "evaluation must not count"
+
+
+def test_gradients_equal_torch_in_float64():
+    rng = np.random.default_rng(1)
+    x, grad = (rng.standard_normal((2, 3, 4, 3)).astype(np.float32) for _ in range(2))
+    scale, bias = rng.uniform(0.5, 2, 3).astype(np.float32), rng.standard_normal(3).astype(np.float32)
+    _, vjp = jax.vjp(lambda *args: nn.batch_norm_train(*args)[0], x, scale, bias)
+    ours = vjp(jnp.asarray(grad))
+
+    tx, ts, tb = (a.double().requires_grad_() for a in (to_torch(x), torch.tensor(scale), torch.tensor(bias)))
+    torch.nn.functional.batch_norm(tx, None, None, ts, tb, training=True).backward(to_torch(grad).double())
+    for name, a, b in zip(("x", "scale", "bias"), ours, (to_numpy(tx.grad), ts.grad.numpy(), tb.grad.numpy()), strict=True):
+        np.testing.assert_allclose(a, b, atol=3e-6, err_msg=name)
+
+
+def test_a_mean_much_larger_than_the_deviation_costs_no_precision():
+    # With the variance as a difference of squares nothing of it would be left: 1000^2 against 0.01^2.
+    x = (1000 + 0.01 * np.random.default_rng(2).standard_normal((2, 8, 8, 2))).astype(np.float32)
+    y, _, var = nn.batch_norm_train(jnp.asarray(x), jnp.ones(2), jnp.zeros(2))
+    wide = x.astype(np.float64)
+    np.testing.assert_allclose(var, wide.var((0, 1, 2)), rtol=1e-2)
+    np.testing.assert_allclose(y, (wide - wide.mean((0, 1, 2))) / np.sqrt(wide.var((0, 1, 2)) + 1e-5), atol=2e-2)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 3), (1, 3)])
+def test_a_single_value_per_channel_is_an_error_in_train_mode_only(shape):
+    layer = nn.BatchNorm(3)
+    with pytest.raises(ValueError, match="more than one value per channel"):
+        layer(jnp.ones(shape))
+    layer.eval()
+    assert layer(jnp.ones(shape)).shape == shape
+
+
+def test_bfloat16_is_computed_in_float32():
+    x = jnp.asarray(np.random.default_rng(4).standard_normal((4, 5, 5, 3)) + 30, jnp.bfloat16)
+    layer = nn.BatchNorm(3, dtype=jnp.bfloat16)
+    y = layer(x)
+    assert y.dtype == jnp.bfloat16
+    assert layer.mean[...].dtype == layer.var[...].dtype == layer.scale[...].dtype == jnp.float32
+    wide = np.asarray(x, np.float64)
+    # The batch's mean to float32's precision, though bf16 has only steps of 1/8 at 30.
+    np.testing.assert_allclose(layer.mean[...], 0.1 * wide.mean((0, 1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(np.asarray(y, np.float64), (wide - wide.mean((0, 1, 2))) / wide.std((0, 1, 2)), atol=2e-2)
+
+
+def test_no_gradient_flows_through_the_statistics():
+    grads = jax.grad(lambda x: sum(s.sum() for s in nn.batch_norm_train(x, jnp.ones(2), jnp.zeros(2))[1:]))(jnp.arange(8.0).reshape(1, 2, 2, 2))
+    assert not np.asarray(grads).any()
+
+
+def test_statistics_are_written_under_jit():
+    layer, x = nn.BatchNorm(2), jnp.arange(8.0).reshape(1, 2, 2, 2)
+    graphdef, state = nnx.split(layer)
+
+    @jax.jit
+    def run(state, x):
+        layer = nnx.merge(graphdef, state)
+        layer(x)
+        return nnx.state(layer)
+
+    moved = nnx.merge(graphdef, run(state, x))
+    np.testing.assert_allclose(moved.mean[...], [0.3, 0.4], rtol=1e-6)
+    assert int(moved.num_batches_tracked[...]) == 1
+    assert not np.asarray(layer.mean[...]).any()

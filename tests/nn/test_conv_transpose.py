@@ -1,0 +1,85 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from flax import nnx
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+
+from fcn_jax import nn
+
+
+@settings(max_examples=16)
+@example(size=(2, 3), kernel=(8, 8), stride=4, padding=2, output_padding=0, channels=(3, 3), batch=2)  # the head's form
+@example(size=(3, 2), kernel=(3, 3), stride=2, padding=1, output_padding=1, channels=(2, 1), batch=1)  # the usual decoder's
+@example(size=(3, 3), kernel=(2, 1), stride=3, padding=0, output_padding=2, channels=(1, 2), batch=1)  # pixels that nothing reaches
+@given(
+    size=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    kernel=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    stride=st.integers(1, 5),
+    padding=st.integers(0, 4),
+    output_padding=st.integers(0, 4),
+    channels=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    batch=st.integers(1, 2),
+)
+def test_conv_transpose_and_its_gradients_equal_torch(size, kernel, stride, padding, output_padding, channels, batch):
+    assume(output_padding < stride)
+    out = tuple((n - 1) * stride - 2 * padding + k + output_padding for n, k in zip(size, kernel, strict=True))
+    assume(min(out) > 0)
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((batch, *size, channels[0]), np.float32)
+    weight = rng.standard_normal((*kernel, *channels), np.float32)
+    grad = rng.standard_normal((batch, *out, channels[1]), np.float32)
+
+    @jax.jit
+    def ours(x, weight, grad):
+        y, vjp = jax.vjp(lambda x, k: nn.conv_transpose(x, k, stride, padding, output_padding), x, weight)
+        return (y, *vjp(grad))
+
+    tx = torch.tensor(x.transpose(0, 3, 1, 2).copy(), dtype=torch.float64, requires_grad=True)
+    tk = torch.tensor(weight.transpose(2, 3, 0, 1).copy(), dtype=torch.float64, requires_grad=True)
+    ty = F.conv_transpose2d(tx, tk, stride=stride, padding=padding, output_padding=output_padding)
+    ty.backward(torch.tensor(grad.transpose(0, 3, 1, 2).copy(), dtype=torch.float64))
+    theirs = (
+        ty.detach().numpy().transpose(0, 2, 3, 1),
+        tx.grad.numpy().transpose(0, 2, 3, 1),
+        tk.grad.numpy().transpose(2, 3, 0, 1),
+    )
+    for name, a, b in zip(("output", "input gradient", "kernel gradient"), ours(x, weight, grad), theirs, strict=True):
+        assert a.shape == b.shape, name
+        # Sums of at most a few hundred products of numbers of size 1, in float32.
+        np.testing.assert_allclose(a, b, atol=2e-6 * max(np.abs(b).max(), 1), err_msg=name)
+
+
+def test_output_padding_must_be_smaller_than_the_stride():
+    with pytest.raises(ValueError, match="output_padding is 2.*stride, 2"):
+        nn.conv_transpose(jnp.ones((1, 2, 2, 1)), jnp.ones((2, 2, 1, 1)), 2, 0, 2)
+
+
+def test_an_output_without_pixels_is_an_error_that_says_its_size():
+    with pytest.raises(ValueError, match="2x3 pixels would be 0x2"):
+        nn.conv_transpose(jnp.ones((1, 2, 3, 1)), jnp.ones((2, 2, 1, 1)), 2, 2)
+
+
+def test_layer_equals_torch_and_keeps_float32_parameters_under_bfloat16():
+    layer = nn.ConvTranspose(3, 2, 5, stride=2, padding=1, kernel_init=nn.torch_default(7), rngs=nnx.Rngs(0))
+    reference = torch.nn.ConvTranspose2d(3, 2, 5, stride=2, padding=1)
+    reference.weight.data = torch.tensor(np.asarray(layer.kernel[...]).transpose(2, 3, 0, 1).copy())
+    reference.bias.data = torch.tensor(np.asarray(layer.bias[...]))
+    x = np.random.default_rng(1).standard_normal((2, 3, 4, 3), np.float32)
+    theirs = reference(torch.tensor(x.transpose(0, 3, 1, 2))).detach().numpy().transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(layer(jnp.asarray(x)), theirs, atol=1e-6)
+
+    half = nn.ConvTranspose(3, 2, 4, stride=2, padding=1, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    assert half(jnp.asarray(x)).dtype == jnp.bfloat16
+    assert half.kernel[...].dtype == half.bias[...].dtype == jnp.float32
+
+
+def test_bilinear_layer_doubles_a_constant_image_away_from_the_border():
+    layer = nn.ConvTranspose(2, 2, 4, stride=2, padding=1, use_bias=False, rngs=nnx.Rngs(0))
+    y = np.asarray(layer(jnp.ones((1, 4, 4, 2))))
+    assert y.shape == (1, 8, 8, 2)
+    np.testing.assert_allclose(y[:, 1:-1, 1:-1], 1, rtol=1e-6)
+    assert (y[:, 0] < 1).all(), "nothing lies past the border"

@@ -1,0 +1,59 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+
+from fcn_jax import nn
+
+
+def check(x, kernel_size, stride, padding, ceil_mode):
+    tx = torch.tensor(x.transpose(0, 3, 1, 2).copy(), requires_grad=True)
+    ty = F.max_pool2d(tx, kernel_size, stride, padding, ceil_mode=ceil_mode)
+    # Gradients of different size, so that one that goes to the wrong pixel shows; small integers, so that sums are exact.
+    weights = np.arange(ty.numel(), dtype=np.float32).reshape(ty.shape) % 50 + 1
+    ty.backward(torch.tensor(weights))
+
+    @jax.jit
+    def ours(x, weights):
+        y, vjp = jax.vjp(lambda x: nn.max_pool(x, kernel_size, stride, padding, ceil_mode=ceil_mode), x)
+        return y, vjp(weights)[0]
+
+    theirs = ty.detach().numpy().transpose(0, 2, 3, 1)
+    y, grad = ours(x, weights.transpose(0, 2, 3, 1))
+    np.testing.assert_array_equal(y, theirs)
+    np.testing.assert_array_equal(grad, tx.grad.numpy().transpose(0, 2, 3, 1))
+
+
+@example(size=(9, 8), kernel_size=3, stride=2, padding=1, ceil_mode=False, seed=0)  # ResNet's
+@example(size=(7, 5), kernel_size=2, stride=2, padding=0, ceil_mode=True, seed=0)  # the original FCN's
+@example(size=(9, 11), kernel_size=2, stride=4, padding=0, ceil_mode=False, seed=0)  # pixels between the windows
+@example(size=(8, 9), kernel_size=2, stride=3, padding=1, ceil_mode=True, seed=0)  # a last window that would start in the right padding
+@given(
+    size=st.tuples(st.integers(1, 11), st.integers(1, 11)),
+    kernel_size=st.integers(1, 4),
+    stride=st.integers(1, 4),
+    padding=st.integers(0, 2),
+    ceil_mode=st.booleans(),
+    seed=st.integers(0, 3),
+)
+def test_max_pool_and_its_gradient_equal_torch_with_ties(size, kernel_size, stride, padding, ceil_mode, seed):
+    assume(padding <= kernel_size // 2)
+    assume(min(size) + 2 * padding >= kernel_size)
+    # Three values only: most windows have several largest pixels, of which the first gets the gradient.
+    x = np.random.default_rng(seed).integers(-1, 2, (2, *size, 2)).astype(np.float32)
+    check(x, kernel_size, stride, padding, ceil_mode)
+
+
+def test_padding_never_wins_over_negative_values():
+    check(np.full((1, 4, 5, 1), -1e30, np.float32), 3, 2, 1, False)
+
+
+def test_bfloat16_keeps_its_dtype_in_both_directions():
+    x = jnp.asarray(np.random.default_rng(0).integers(-3, 3, (1, 6, 6, 2)), jnp.bfloat16)
+    y, vjp = jax.vjp(lambda x: nn.max_pool(x, 3, 2, 1), x)
+    (grad,) = vjp(jnp.ones_like(y))
+    assert y.dtype == grad.dtype == jnp.bfloat16
+    assert float(grad.astype(jnp.float32).sum()) == y.size

@@ -1,0 +1,312 @@
+"""The command line as a user meets it: what it prints, writes and returns, and above all what it says to wrong input."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+from safetensors.numpy import save_file
+
+from fcn_jax import build_model, cli, load_torch, to_torch
+
+sys.path.insert(0, str(Path(__file__).parent / "train"))
+import scenes
+
+Fails = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return scenes.write_scenes(tmp_path_factory.mktemp("scenes"), train=16)
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("recipe") / "tiny.toml"
+    path.write_text(scenes.RECIPE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(data: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("runs") / "tiny"
+    status = cli.main(["train", str(recipe), "--data", str(data), "--run", str(directory), "--set", "train.epochs=2"])
+    assert status == 0
+    return directory
+
+
+@pytest.fixture
+def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
+    """Run a command that must fail as bad input does: status 2, one line, no traceback. Returns the line."""
+
+    def check(*argv: object) -> str:
+        capsys.readouterr()
+        status = cli.main([str(word) for word in argv])
+        captured = capsys.readouterr()
+        lines = [line for line in captured.err.splitlines() if line.startswith("fcn-jax: error:")]
+        assert status == 2
+        assert len(lines) == 1
+        assert captured.err.splitlines()[-1] == lines[0]
+        assert "Traceback" not in captured.err
+        return lines[0]
+
+    return check
+
+
+def test_help_is_light() -> None:
+    code = "import sys, fcn_jax.cli as c\ntry:\n c.main(['--help'])\nexcept SystemExit: pass\n"
+    code += "heavy = {'jax', 'torch', 'tensorflow_datasets', 'flax', 'numpy', 'pydantic', 'rich', 'grain'} & set(sys.modules)\nassert not heavy, heavy"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_importing_the_package_is_light() -> None:
+    code = "import sys, fcn_jax; assert not {'jax', 'torch', 'numpy', 'tensorflow_datasets'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_eval_prints_a_table_and_json(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["eval", str(run)]) == 0
+    table = capsys.readouterr().out
+    assert "mIoU" in table
+    assert "background" in table
+    assert cli.main(["eval", str(run), "--json", "--split", "train"]) == 0
+    outcome = json.loads(capsys.readouterr().out)
+    assert outcome["images"] == 16
+    assert outcome["split"] == "train"
+    assert 0 <= outcome["miou"] <= 1
+
+
+def test_eval_scores_what_training_scored(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["eval", str(run), "--json"]) == 0
+    outcome = json.loads(capsys.readouterr().out)
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert outcome["miou"] == pytest.approx(max(record["miou"] for record in records if record["event"] == "val"), abs=1e-12)
+
+
+def test_predict_writes_masks_of_the_images_own_size(run: Path, data: Path, tmp_path: Path) -> None:
+    odd = tmp_path / "odd.jpg"
+    Image.fromarray(np.full((53, 71, 3), 90, np.uint8)).save(odd)
+    out = tmp_path / "out"
+    assert cli.main(["predict", str(run), str(odd), str(data / "images" / "val" / "*.png"), "-o", str(out)]) == 0
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        f"{stem}{end}.png" for stem in ("odd", "0", "1", "2") for end in ("", "_overlay")
+    )
+    with Image.open(out / "odd.png") as mask:
+        assert mask.mode == "P"
+        assert mask.size == (71, 53)
+        assert np.asarray(mask).max() < 7
+    with Image.open(out / "odd_overlay.png") as overlay:
+        assert overlay.size == (71, 53)
+
+
+def test_convert_makes_a_checkpoint_that_predicts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = build_model("resnet18", "fcn32s", 21, rngs=nnx.Rngs(3))
+    save_file(to_torch(model, names="d2l"), tmp_path / "chapter.safetensors")
+    target = tmp_path / "converted"
+    assert cli.main(["convert", str(tmp_path / "chapter.safetensors"), "--model", "fcn32s_resnet18", "-o", str(target)]) == 0
+    assert "124 tensors" in capsys.readouterr().out
+    image = tmp_path / "grey.png"
+    Image.fromarray(np.full((64, 64, 3), 90, np.uint8)).save(image)
+    assert cli.main(["predict", str(target), str(image), "-o", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "grey.png").exists()
+
+
+def test_a_backbone_converts_and_starts_a_training(data: Path, recipe: Path, tmp_path: Path, fails: Fails) -> None:
+    model = build_model("tiny", "fcn32s", 7, rngs=nnx.Rngs(3))
+    assert model  # the plugin of the fixtures is found
+    trunk = {k.removeprefix("backbone."): v for k, v in to_torch(build_model(rngs=nnx.Rngs(1))).items() if k.startswith("backbone.")}
+    save_file(trunk, tmp_path / "resnet18.safetensors")
+    target = tmp_path / "trunk"
+    script = Path(__file__).parents[1] / "convert_weights.py"
+    words = [sys.executable, str(script), str(tmp_path / "resnet18.safetensors"), "--model", "resnet18", "-o", str(target)]
+    subprocess.run(words, check=True, capture_output=True, env={**os.environ, "JAX_PLATFORMS": "cpu"})
+    assert "train --init" in fails("predict", target, data / "images" / "val")
+    other = build_model(num_classes=7, rngs=nnx.Rngs(2))
+    from fcn_jax.convert.initial import load_initial
+
+    record = load_initial(other, target)
+    assert record.scope == "backbone"
+    np.testing.assert_array_equal(to_torch(other)["backbone.conv1.weight"], trunk["conv1.weight"])
+
+
+def test_plugins_list_names_distributions(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plugins", "list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any("resnet18" in line and "fcn-jax " in line for line in lines)
+    assert any("tiny" in line and "fcn-jax-tiny 1.0" in line for line in lines)
+
+
+def test_debug_shows_the_traceback(run: Path) -> None:
+    from fcn_jax.errors import FcnJaxError
+
+    with pytest.raises(FcnJaxError):
+        cli.main(["eval", "nowhere", "--debug"])
+
+
+# ------------------------------------------------------------------------------------------------------------------- wrong input
+
+
+def test_unknown_recipe_names_the_nearest(fails: Fails) -> None:
+    assert "Did you mean 'camvid'" in fails("train", "camvit")
+
+
+def test_unknown_key_names_the_nearest(recipe: Path, tmp_path: Path, fails: Fails) -> None:
+    line = fails("train", recipe, "--run", tmp_path / "r", "--set", "optim.learning_rate=1", "--set", "data.batchsize=2")
+    assert "optim.learning_rate" in line
+    assert "batch_size" in line
+
+
+@pytest.mark.parametrize(("kind", "name", "nearest"), [("backbone", "resnet81", "resnet18"), ("head", "fcn32", "fcn32s")])
+def test_unknown_backbone_or_head_names_the_nearest(
+    recipe: Path, data: Path, tmp_path: Path, fails: Fails, kind: str, name: str, nearest: str
+) -> None:
+    line = fails("train", recipe, "--data", data, "--run", tmp_path / "r", "--set", f"model.{kind}={name}")
+    assert f"Did you mean '{nearest}'" in line
+
+
+def test_unknown_model_to_convert_is_named(tmp_path: Path, fails: Fails) -> None:
+    save_file({"a": np.zeros(1, np.float32)}, tmp_path / "w.safetensors")
+    assert "resnet18" in fails("convert", tmp_path / "w.safetensors", "--model", "resnet81", "-o", tmp_path / "o")
+
+
+def test_missing_data_folder_is_named(recipe: Path, tmp_path: Path, fails: Fails) -> None:
+    assert "nowhere" in fails("train", recipe, "--data", tmp_path / "nowhere", "--run", tmp_path / "r")
+    assert "--data" in fails("train", recipe, "--run", tmp_path / "r2")
+
+
+def test_a_damaged_data_set_is_refused(recipe: Path, tmp_path: Path, fails: Fails) -> None:
+    def train(root: Path, number: int) -> str:
+        return fails("train", recipe, "--data", root, "--run", tmp_path / f"r{number}")
+
+    root = scenes.write_scenes(tmp_path / "missing", train=8)
+    (root / "masks" / "train" / "3.png").unlink()
+    assert "missing: 3" in train(root, 1)
+
+    root = scenes.write_scenes(tmp_path / "sizes", train=8)
+    Image.fromarray(np.zeros((5, 6), np.uint8)).save(root / "masks" / "train" / "2.png")
+    line = train(root, 2)
+    assert "2.png" in line
+    assert "64x64" in line
+
+    root = scenes.write_scenes(tmp_path / "labels", train=8)
+    Image.fromarray(np.full((64, 64), 77, np.uint8)).save(root / "masks" / "train" / "1.png")
+    line = train(root, 3)
+    assert "1.png" in line
+    assert "77" in line
+
+    root = scenes.write_scenes(tmp_path / "cut", train=8)
+    whole = (root / "images" / "train" / "0.png").read_bytes()
+    (root / "images" / "train" / "0.png").write_bytes(whole[: len(whole) // 2])
+    assert "0.png" in train(root, 4)
+
+    root = scenes.write_scenes(tmp_path / "empty", train=8)
+    for folder in ("images", "masks"):
+        for file in (root / folder / "val").iterdir():
+            file.unlink()
+    assert "val" in train(root, 5)
+
+
+def test_unreadable_images_are_refused_and_nothing_is_written(run: Path, tmp_path: Path, fails: Fails) -> None:
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(b"not an image")
+    assert "bad.jpg" in fails("predict", run, bad, "-o", tmp_path / "out")
+    assert "nothing.png" in fails("predict", run, tmp_path / "nothing.png", "-o", tmp_path / "out")
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_two_images_of_one_stem_are_refused(run: Path, tmp_path: Path, fails: Fails) -> None:
+    for name in ("a.png", "a.jpg"):
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / name)
+    assert "a.png" in fails("predict", run, tmp_path / "a.png", tmp_path / "a.jpg", "-o", tmp_path / "out")
+
+
+def test_what_is_no_checkpoint_is_refused(data: Path, tmp_path: Path, fails: Fails) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "folder").mkdir()
+    assert "no such run" in fails("eval", tmp_path / "none")
+    assert "directory" in fails("eval", tmp_path / "file")
+    assert "neither a run" in fails("predict", tmp_path / "folder", data / "images" / "val")
+
+
+def test_a_checkpoint_of_another_class_count_is_refused(run: Path, recipe: Path, tmp_path: Path, fails: Fails) -> None:
+    root = scenes.write_scenes(tmp_path / "more", train=8)
+    with (root / "classes.txt").open("a") as file:
+        file.write("one more\n")
+    line = fails("eval", run, "--data", root)
+    assert "7" in line
+    assert "8" in line
+    line = fails("train", recipe, "--data", root, "--init", run, "--run", tmp_path / "r")
+    assert "head.final_conv.kernel" in line
+    assert "--reinit" in line
+
+
+def test_wrong_weights_are_refused(recipe: Path, data: Path, tmp_path: Path, fails: Fails) -> None:
+    torch = pytest.importorskip("torch")
+
+    def convert(file: Path) -> str:
+        line = fails("convert", file, "--model", "resnet18", "-o", tmp_path / "o")
+        assert file.name in line
+        assert not (tmp_path / "o").exists()
+        return line
+
+    assert "no such weights" in convert(tmp_path / "none.pth")
+
+    good = tmp_path / "good.pth"
+    torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7)}, good)
+    assert "missing" in convert(good)
+
+    cut = tmp_path / "cut.pth"
+    cut.write_bytes(good.read_bytes()[:1000])
+    assert "complete" in convert(cut)
+
+    cut = tmp_path / "cut.safetensors"
+    save_file({"conv1.weight": np.zeros((64, 3, 7, 7), np.float32)}, cut)
+    cut.write_bytes(cut.read_bytes()[:100])
+    assert "complete" in convert(cut)
+
+    old = tmp_path / "old.pth"
+    with tarfile.open(old, "w") as archive:
+        archive.add(good, arcname="storages")
+    assert "oldest" in convert(old)
+
+    class Runs:
+        def __reduce__(self) -> tuple[object, ...]:
+            return print, ("this must not run",)
+
+    for name, protocol in (("code.pth", None), ("code2.pth", 2)):
+        evil = tmp_path / name
+        if protocol:
+            evil.write_bytes(pickle.dumps(Runs(), protocol=protocol))
+        else:
+            torch.save({"a": Runs()}, evil)
+        assert "refused" in convert(evil) or "not a readable" in convert(evil)
+
+
+def test_weights_of_another_architecture_are_refused(tmp_path: Path, fails: Fails) -> None:
+    save_file({"features.0.weight": np.zeros((64, 3, 3, 3), np.float32)}, tmp_path / "vgg.safetensors")
+    line = fails("convert", tmp_path / "vgg.safetensors", "--model", "resnet18", "-o", tmp_path / "o")
+    assert "another model" in line
+    assert "bn1.weight" in line
+
+
+def test_load_torch_is_all_or_nothing() -> None:
+    from fcn_jax.errors import WeightsError
+
+    model = build_model(num_classes=3, rngs=nnx.Rngs(0))
+    before = to_torch(model)
+    changed = {name: value + 1 for name, value in before.items()}
+    del changed["classifier.final_conv.bias"]
+    with pytest.raises(WeightsError, match=r"classifier\.final_conv\.bias"):
+        load_torch(model, changed)
+    for name, value in to_torch(model).items():
+        np.testing.assert_array_equal(value, before[name])

@@ -1,0 +1,214 @@
+"""The training loop as a user runs it: whole processes on a small data set."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fcn_jax import checkpoint, config
+from fcn_jax.errors import ConfigError, TrainingError
+from fcn_jax.train.loop import Result, train
+
+sys.path.insert(0, str(Path(__file__).parent))
+import scenes
+
+STEPS = 20
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return scenes.write_scenes(tmp_path_factory.mktemp("scenes"))
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("recipe") / "tiny.toml"
+    path.write_text(scenes.RECIPE)
+    return path
+
+
+Trainer = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def here(data: Path, recipe: Path) -> Trainer:
+    """Train in this process."""
+
+    def run(directory: Path, *settings: str, resume: bool = False) -> Result:
+        table = config.override(config.read_recipe(str(recipe)), [f"data.root={json.dumps(str(data))}", *settings])
+        return train(config.parse(table), directory, resume=resume)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was never interrupted."""
+    run = tmp_path_factory.mktemp("runs") / "finished"
+    outcome = scenes.train(recipe, data, run)
+    assert outcome.returncode == 0, outcome.stderr
+    return run
+
+
+def records(run: Path, event: str) -> list[dict[str, object]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [record for record in lines if record["event"] == event]
+
+
+def final(run: Path) -> dict[str, np.ndarray]:
+    return checkpoint.read_arrays(run / "checkpoints" / str(STEPS))
+
+
+def assert_same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        np.testing.assert_array_equal(value, other[name], err_msg=name)
+
+
+def test_a_run_records_all_that_made_it(finished: Path) -> None:
+    config = json.loads((finished / "config.json").read_text())
+    assert config["data"]["batch_size"] == 8
+    assert config["optim"]["momentum"] == 0.9  # a default
+    versions = json.loads((finished / "versions.json").read_text())
+    assert versions["packages"]["jax"]
+    assert versions["plugins"]["backbone"]["distribution"] == "fcn-jax-tiny"
+    train = records(finished, "train")
+    assert [record["step"] for record in train] == list(range(1, STEPS + 1))
+    assert {"loss", "lr", "images_per_second", "step_seconds", "input_wait_seconds", "peak_memory_gib"} <= train[0].keys()
+    assert records(finished, "compile")[0]["compile_seconds"] > 0
+    assert len(records(finished, "val")) == 5
+    assert len(list((finished / "samples").glob("step_*/*.png"))) == 5
+
+
+def test_the_loss_falls(finished: Path) -> None:
+    losses = [record["loss"] for record in records(finished, "train")]
+    assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:4])
+
+
+def test_the_last_and_the_best_checkpoint_are_kept(finished: Path) -> None:
+    best = max(records(finished, "val"), key=lambda record: record["miou"])["step"]
+    kept = {int(path.name) for path in (finished / "checkpoints").iterdir()}
+    assert kept == {best, STEPS}
+    assert checkpoint.find(finished).name == str(best)
+
+
+def test_killed_and_resumed_with_workers_is_the_same_bit_for_bit(finished: Path, data: Path, recipe: Path, tmp_path: Path) -> None:
+    run = tmp_path / "killed"
+    more = ("--set", "train.checkpoint_every=3", "--set", "data.workers=1")
+    process = subprocess.Popen(
+        scenes.command(recipe, data, run, *more),
+        env=scenes.environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 240
+    while not (run / "checkpoints" / "9").is_dir() or _last_step(run) < 10:
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline, "the run did not get to step 10"
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert _last_step(run) < STEPS
+    outcome = scenes.train(recipe, data, run, "--resume", *more)
+    assert outcome.returncode == 0, outcome.stderr
+    assert_same(final(finished), final(run))
+    assert [record["loss"] for record in records(run, "train")] == [record["loss"] for record in records(finished, "train")]
+
+
+def _last_step(run: Path) -> int:
+    path = run / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return max((json.loads(line)["step"] for line in lines if line.endswith("}")), default=0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_cleanly_and_the_run_goes_on(finished: Path, data: Path, recipe: Path, tmp_path: Path, number: signal.Signals) -> None:
+    run = tmp_path / "stopped"
+    process = subprocess.Popen(
+        scenes.command(recipe, data, run),
+        env=scenes.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while _last_step(run) < 5:
+        assert process.poll() is None, "the run ended before it could be stopped"
+        time.sleep(0.005)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 128 + number, err
+    assert "--resume" in out
+    assert "Traceback" not in err
+    stopped = max(int(path.name) for path in (run / "checkpoints").iterdir())
+    assert stopped < STEPS
+    outcome = scenes.train(recipe, data, run, "--resume")
+    assert outcome.returncode == 0, outcome.stderr
+    assert_same(final(finished), final(run))
+
+
+def test_eight_devices_give_the_losses_of_one(finished: Path, data: Path, recipe: Path, tmp_path: Path) -> None:
+    outcome = scenes.train(recipe, data, tmp_path / "eight", "--set", "model.backbone_options.dropout=0", devices=8)
+    assert outcome.returncode == 0, outcome.stderr
+    assert "8 x cpu" in outcome.stderr
+    alone = scenes.train(recipe, data, tmp_path / "one", "--set", "model.backbone_options.dropout=0")
+    assert alone.returncode == 0, alone.stderr
+    one, eight = (np.array([record["loss"] for record in records(tmp_path / run, "train")]) for run in ("one", "eight"))
+    assert len(one) == STEPS
+    # Sums over the batch in another order: a few ulps in a step, grown over twenty.
+    np.testing.assert_allclose(eight, one, rtol=2e-4)
+
+
+def test_a_loss_that_is_not_finite_leaves_the_evidence(here: Trainer, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="loss of step"):
+        here(tmp_path / "run", "optim.lr=1e30")
+    report = json.loads((tmp_path / "run" / "nonfinite" / "report.json").read_text())
+    assert report["nonfinite_parameters_after"]
+    with np.load(tmp_path / "run" / "nonfinite" / "batch.npz") as batch:
+        assert batch["image"].shape == (8, 48, 48, 3)
+    assert not list((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
+
+
+def test_a_run_is_never_overwritten(here: Trainer, finished: Path) -> None:
+    with pytest.raises(ConfigError, match="--resume"):
+        here(finished)
+
+
+def test_a_resumed_run_keeps_its_recipe(here: Trainer, finished: Path) -> None:
+    with pytest.raises(ConfigError, match=r"optim\.lr"):
+        here(finished, "optim.lr=0.1", resume=True)
+
+
+def test_a_finished_run_resumed_has_nothing_to_do(here: Trainer, finished: Path) -> None:
+    before = final(finished)
+    here(finished, resume=True)
+    assert_same(before, final(finished))
+
+
+def test_a_batch_that_the_devices_cannot_share_is_refused(here: Trainer, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="lower it"):
+        here(tmp_path / "run", "data.batch_size=64")
+
+
+def test_bfloat16_trains(here: Trainer, tmp_path: Path) -> None:
+    here(tmp_path / "run", "model.dtype=bfloat16")
+    losses = [record["loss"] for record in records(tmp_path / "run", "train")]
+    assert np.mean(losses[-4:]) < 0.9 * np.mean(losses[:4])
+    assert all(value.dtype != "bfloat16" for value in final(tmp_path / "run").values())
+
+
+def test_training_starts_from_a_checkpoint(here: Trainer, finished: Path, tmp_path: Path) -> None:
+    # A frozen network that starts from the finished run keeps its parameters.
+    start = finished / "checkpoints" / str(STEPS)
+    here(tmp_path / "tuned", "train.epochs=1", 'optim.rules=[{match="*", lr=0.0}]', f"init.weights={json.dumps(str(start))}")
+    stored = checkpoint.read_arrays(tmp_path / "tuned" / "checkpoints" / "4")
+    np.testing.assert_array_equal(stored["head.final_conv.kernel"], final(finished)["head.final_conv.kernel"])
