@@ -1,6 +1,8 @@
-"""Train a recipe's network in PyTorch, on the same batches, and score it in the same way: the yardstick of the recipes' headers.
+"""Train a recipe's network in PyTorch, from the same values, on the same batches, and score it in the same way.
 
-    python -m benchmarks.torch_training shapes --seed 0
+The yardstick of the recipes' headers:
+
+    python -m benchmarks.torch_training shapes
     python -m benchmarks.torch_training camvid --data CAMVID --init resnet18.pth --epochs 1
 
 ResNet-18 with the chapter's two layers, channels_last, float32. Only the recipes' own settings for SGD and AdamW without rules are
@@ -17,28 +19,28 @@ from typing import Any
 
 import numpy as np
 import torch
+from flax import nnx
 
-from fcn_jax import config, registry
+from fcn_jax import build_model, config, registry, to_torch
 from fcn_jax.api import Preprocess
+from fcn_jax.convert.initial import load_initial
 from fcn_jax.convert.torch_reference import import_torchvision
 from fcn_jax.data.pipeline import eval_examples, steps_per_epoch, train_batches
 from fcn_jax.data.transforms import Augment
 from fcn_jax.infer.metrics import ConfusionMatrix
-from fcn_jax.nn.initializers import bilinear
 
 
-def build(num_classes: int, seed: int, weights: str | None) -> torch.nn.Module:
-    """The chapter's network with torchvision's initialisation, and what a weights file has of the trunk."""
-    torch.manual_seed(seed)
+def build(recipe: config.Config, num_classes: int) -> torch.nn.Module:
+    """The chapter's network, with the values that the recipe starts from here."""
+    model = build_model(**recipe.model.model_dump(), num_classes=num_classes, rngs=nnx.Rngs(recipe.train.seed))
+    if recipe.init.weights:
+        print(load_initial(model, recipe.init.weights, recipe.init.reinit), flush=True)
     trunk = import_torchvision().models.resnet18(weights=None)
-    if weights:
-        stored = torch.load(weights, map_location="cpu", weights_only=True)
-        missing, surplus = trunk.load_state_dict(stored, strict=False)
-        print(f"{weights}: {len(missing)} tensors stay random, {len(surplus)} not used", flush=True)
-    head = torch.nn.ConvTranspose2d(num_classes, num_classes, 64, stride=32, padding=16)
-    kernel = np.array(bilinear(None, (64, 64, num_classes, num_classes)))
-    head.weight.data = torch.from_numpy(kernel.transpose(2, 3, 0, 1).copy())
-    return torch.nn.Sequential(*list(trunk.children())[:-2], torch.nn.Conv2d(512, num_classes, 1), head)
+    network = torch.nn.Sequential(*list(trunk.children())[:-2])
+    network.add_module("final_conv", torch.nn.Conv2d(512, num_classes, 1))
+    network.add_module("transpose_conv", torch.nn.ConvTranspose2d(num_classes, num_classes, 64, stride=32, padding=16))
+    network.load_state_dict({name: torch.from_numpy(value) for name, value in to_torch(model, names="d2l").items()})
+    return network
 
 
 def make_optimizer(settings: config.OptimConfig, parameters: Any) -> torch.optim.Optimizer:
@@ -65,23 +67,28 @@ def main() -> None:
     parser.add_argument("recipe")
     parser.add_argument("--data")
     parser.add_argument("--init")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--reinit", action="append", default=[])
     parser.add_argument("--epochs", type=int, help="stop after so many; the schedule stays the recipe's")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     args = parser.parse_args()
-    recipe = config.parse(config.override(config.read_recipe(args.recipe), args.set), args.recipe)
+    settings = [*args.set, f"init.reinit={json.dumps(args.reinit)}"]
+    if args.init:
+        settings.append(f"init.weights={json.dumps(args.init)}")
+    recipe = config.parse(config.override(config.read_recipe(args.recipe), settings), args.recipe)
     dataset = registry.default().dataset(recipe.data.dataset)
     root = Path(args.data) if args.data else None
     train_source, val_source = dataset.open(root, recipe.data.train_split), dataset.open(root, recipe.data.val_split)
     preprocess = registry.default().backbone(recipe.model.backbone).preprocess
     data = recipe.data
     augment = Augment(data.crop, data.scale, data.flip, data.brightness, data.contrast, data.saturation)
-    batches = train_batches(train_source, augment=augment, batch_size=data.batch_size, seed=args.seed, workers=data.workers)
+    batches = train_batches(
+        train_source, augment=augment, batch_size=data.batch_size, seed=recipe.train.seed, workers=data.workers
+    )
     epoch_steps = steps_per_epoch(train_source, data.batch_size)
     total = epoch_steps * recipe.train.epochs
     epochs = min(args.epochs or recipe.train.epochs, recipe.train.epochs)
 
-    network = build(len(train_source.classes), args.seed, args.init).to(memory_format=torch.channels_last).train()
+    network = build(recipe, len(train_source.classes)).to(memory_format=torch.channels_last).train()
     optimizer = make_optimizer(recipe.optim, network.parameters())
     warmup = recipe.optim.warmup_steps
 
@@ -112,7 +119,14 @@ def main() -> None:
             logits = network(to_input(example.image[None], preprocess))[0, :, :height, :width]
             matrix.add(example.mask, logits.argmax(0).numpy().astype(np.uint8))
     scores = matrix.scores()
-    figures = {"torch": torch.__version__, "recipe": args.recipe, "seed": args.seed, "epochs": epochs, "miou": scores.miou}
+    batches.close()
+    figures = {
+        "torch": torch.__version__,
+        "recipe": args.recipe,
+        "seed": recipe.train.seed,
+        "epochs": epochs,
+        "miou": scores.miou,
+    }
     print(json.dumps({**figures, "pixel_accuracy": scores.pixel_accuracy, "epoch_seconds": epoch_seconds}))
 
 

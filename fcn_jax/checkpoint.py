@@ -117,7 +117,9 @@ def find(path: str | Path) -> Path:
     if not path.exists():
         raise CheckpointError(f"{path}: no such run or checkpoint")
     if not path.is_dir():
-        raise CheckpointError(f"{path}: a run or checkpoint is a directory; this is a file (`fcn-jax convert` makes a checkpoint of weights)")
+        raise CheckpointError(
+            f"{path}: a run or checkpoint is a directory; this is a file (`fcn-jax convert` makes a checkpoint of weights)"
+        )
     if (path / "spec").is_dir() and (path / "model").is_dir():
         return path
     if (path / STEPS).is_dir():
@@ -140,7 +142,9 @@ def read_spec(directory: Path) -> Spec:
             raise CheckpointError(f"{directory}: checkpoint format {table['format']}; this version of fcn-jax reads {FORMAT}")
         return Spec.from_dict(table)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{directory}: the checkpoint's 'spec' is unreadable or incomplete ({_first_line(error)})") from error
+        raise CheckpointError(
+            f"{directory}: the checkpoint's 'spec' is unreadable or incomplete ({_first_line(error)})"
+        ) from error
 
 
 def read_arrays(directory: Path) -> dict[str, np.ndarray]:
@@ -152,7 +156,9 @@ def read_arrays(directory: Path) -> dict[str, np.ndarray]:
             target = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_first_device()) for name, leaf in tree.items()}
             restored = checkpointer.restore(item, target)
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{directory}: the checkpoint's 'model' is unreadable or incomplete ({_first_line(error)})") from error
+        raise CheckpointError(
+            f"{directory}: the checkpoint's 'model' is unreadable or incomplete ({_first_line(error)})"
+        ) from error
     return {name: np.asarray(value) for name, value in restored.items()}
 
 
@@ -183,7 +189,8 @@ def fill(model: nnx.Module, stored: Mapping[str, Any], directory: Path) -> None:
     misshapen = [name for name in leaves.keys() & stored.keys() if leaves[name].get_value().shape != stored[name].shape]
     if missing or surplus or misshapen:
         raise CheckpointError(
-            f"{directory}: does not fit the model that this installation builds: missing {missing}, surplus {surplus}, misshapen {misshapen}"
+            f"{directory}: does not fit the model that this installation builds: "
+            f"missing {missing}, surplus {surplus}, misshapen {misshapen}"
         )
     for name, leaf in leaves.items():
         leaf.set_value(jax.numpy.asarray(stored[name]))
@@ -197,7 +204,9 @@ class Checkpoints:
         """Open or make the run's `checkpoints` folder."""
         self._manager = _open_manager(run, read_only=False)
 
-    def save(self, step: int, *, model: Mapping[str, Any], train: Any, data: Any, spec: Spec, metrics: Mapping[str, float] | None) -> None:
+    def save(
+        self, step: int, *, model: Mapping[str, Any], train: Any, data: Any, spec: Spec, metrics: Mapping[str, float] | None
+    ) -> None:
         """Write in the background; a process killed meanwhile leaves the earlier checkpoints as they were."""
         if step in self._manager.all_steps():
             # The same step again, this time with a score: an interrupted run that had just been saved.

@@ -37,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="fcn-jax", description="Semantic segmentation with fully convolutional networks in JAX/Flax, proven equal to PyTorch."
+        prog="fcn-jax",
+        description="Semantic segmentation with fully convolutional networks in JAX/Flax, proven equal to PyTorch.",
     )
     parser.add_argument("--version", action="version", version=f"fcn-jax {_version()}")
     common = argparse.ArgumentParser(add_help=False)
@@ -53,7 +54,9 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("recipe", nargs="?", metavar="RECIPE|FILE.toml", help="shipped recipe or own file (default: shapes)")
     train.add_argument("--data", metavar="DIR", help="folder of the data set")
     train.add_argument("--init", metavar="FILE|CHECKPOINT", help="initial weights: .pth, .safetensors, a run or a checkpoint")
-    train.add_argument("--reinit", metavar="GLOB", action="append", default=[], help="names that keep their random initial values")
+    train.add_argument(
+        "--reinit", metavar="GLOB", action="append", default=[], help="names that keep their random initial values"
+    )
     train.add_argument("--run", metavar="DIR", type=Path, help="directory to write (default: runs/RECIPE)")
     train.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
     train.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="change a setting, such as optim.lr=0.01")
@@ -74,7 +77,9 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("file", metavar="FILE", type=Path, help="a .pth or .safetensors file")
     convert.add_argument("--model", metavar="NAME", required=True, help="a registered whole model or backbone")
     convert.add_argument("--num-classes", metavar="N", type=int, help="of a whole model (default: the registered model's)")
-    convert.add_argument("--reinit", metavar="GLOB", action="append", default=[], help="names that keep their random initial values")
+    convert.add_argument(
+        "--reinit", metavar="GLOB", action="append", default=[], help="names that keep their random initial values"
+    )
     convert.add_argument("-o", "--output", metavar="DIR", type=Path, required=True, help="directory to write")
 
     plugins = command("plugins", _plugins, "Show the installed plugins.")
@@ -113,7 +118,9 @@ def _train(args: argparse.Namespace) -> int:
         settings.append(f"init.reinit={json.dumps(args.reinit)}")
     result = train(config.parse(config.override(table, settings), recipe), run, resume=args.resume)
     if result.stopped_by:
-        print(f"stopped by {result.stopped_by} after step {result.step}, checkpoint written; go on with: fcn-jax train --run {run} --resume")
+        print(
+            f"stopped by {result.stopped_by} after step {result.step}, checkpoint written; go on with: fcn-jax train --run {run} --resume"
+        )
         return 128 + signal.Signals[result.stopped_by].value
     if result.scores:
         print(f"val mIoU {result.scores.miou:.4f}, pixel accuracy {result.scores.pixel_accuracy:.4f}; run in {run}")
@@ -155,7 +162,8 @@ def _plugins(args: argparse.Namespace) -> int:
     faults = registry.check_all(entries) if args.check else {}
     width = max(len(entry.name) for entry in entries)
     for entry in entries:
-        state = "" if not args.check else f"  {'BROKEN: ' + faults[entry] if faults.get(entry) else 'ok'}"
+        fault = faults.get(entry)
+        state = ("  ok" if fault is None else f"  BROKEN: {fault}") if args.check else ""
         print(f"{entry.kind:<10} {entry.name:<{width}}  {entry.distribution} {entry.version}{state}")
     return 1 if any(faults.values()) else 0
 

@@ -65,7 +65,8 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
 
 def test_help_is_light() -> None:
     code = "import sys, fcn_jax.cli as c\ntry:\n c.main(['--help'])\nexcept SystemExit: pass\n"
-    code += "heavy = {'jax', 'torch', 'tensorflow_datasets', 'flax', 'numpy', 'pydantic', 'rich', 'grain'} & set(sys.modules)\nassert not heavy, heavy"
+    code += "heavy = {'jax', 'torch', 'tensorflow_datasets', 'flax', 'numpy', 'pydantic', 'rich', 'grain'} & set(sys.modules)\n"
+    code += "assert not heavy, heavy"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
@@ -124,7 +125,9 @@ def test_convert_makes_a_checkpoint_that_predicts(tmp_path: Path, capsys: pytest
 def test_a_backbone_converts_and_starts_a_training(data: Path, recipe: Path, tmp_path: Path, fails: Fails) -> None:
     model = build_model("tiny", "fcn32s", 7, rngs=nnx.Rngs(3))
     assert model  # the plugin of the fixtures is found
-    trunk = {k.removeprefix("backbone."): v for k, v in to_torch(build_model(rngs=nnx.Rngs(1))).items() if k.startswith("backbone.")}
+    trunk = {
+        k.removeprefix("backbone."): v for k, v in to_torch(build_model(rngs=nnx.Rngs(1))).items() if k.startswith("backbone.")
+    }
     save_file(trunk, tmp_path / "resnet18.safetensors")
     target = tmp_path / "trunk"
     script = Path(__file__).parents[1] / "convert_weights.py"

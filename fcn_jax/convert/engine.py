@@ -68,8 +68,8 @@ def leaves(module: nnx.Module) -> dict[str, nnx.Variable]:
 def tables(spec: ModelSpec) -> dict[tuple[str, str], Table]:
     """The tables that fit a spec, by (scope, naming scheme): of the whole model where both parts have one, and of the backbone.
 
-    The Flax side has a whole model's paths in either case. In torchvision's names the parts of a whole model are `backbone.*` and `classifier.*`, as in its segmentation models; the chapter's
-    network is one Sequential, without prefixes.
+    The Flax side has a whole model's paths in either case. In torchvision's names the parts of a whole model are `backbone.*` and
+    `classifier.*`, as in its segmentation models; the chapter's network is one Sequential, without prefixes.
     """
     backbone, head = describe(spec)
     of_backbone = _part_tables(backbone, spec.backbone_options)
@@ -112,7 +112,9 @@ def load_torch(
     return load_into(model, model.spec, source, reinit)
 
 
-def load_into(module: nnx.Module, spec: ModelSpec, source: str | Path | Mapping[str, Any], reinit: Sequence[str] = ()) -> LoadRecord:
+def load_into(
+    module: nnx.Module, spec: ModelSpec, source: str | Path | Mapping[str, Any], reinit: Sequence[str] = ()
+) -> LoadRecord:
     """`load_torch` for any module that a spec describes; for a backbone alone the spec's head is None."""
     if isinstance(source, Mapping):
         name, digest = "state dict", None
@@ -133,7 +135,12 @@ def load_into(module: nnx.Module, spec: ModelSpec, source: str | Path | Mapping[
 
 
 def load_named(
-    module: nnx.Module, spec: ModelSpec, tensors: Mapping[str, np.ndarray], table: Table, record: LoadRecord, reinit: Sequence[str]
+    module: nnx.Module,
+    spec: ModelSpec,
+    tensors: Mapping[str, np.ndarray],
+    table: Table,
+    record: LoadRecord,
+    reinit: Sequence[str],
 ) -> None:
     """Fill a module by a table, all or nothing, and fill in the record, whose scope says how much of the module is meant.
 

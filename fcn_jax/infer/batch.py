@@ -63,5 +63,7 @@ def find_images(patterns: Sequence[str]) -> list[Path]:
     for file in found:
         for name in (file.stem, f"{file.stem}_overlay"):
             if outputs.setdefault(name, file) != file:
-                raise DataError(f"{outputs[name]} and {file} would both write {name}.png; predict them to different folders with -o")
+                raise DataError(
+                    f"{outputs[name]} and {file} would both write {name}.png; predict them to different folders with -o"
+                )
     return list(found)

@@ -70,7 +70,7 @@ def _torch_reference(options: NoOptions, features: Sequence[FeatureSpec], num_cl
     import torch
 
     feature = features[-1]
-    layers = OrderedDict(
+    layers: OrderedDict[str, torch.nn.Module] = OrderedDict(
         final_conv=torch.nn.Conv2d(feature.channels, num_classes, 1),
         transpose_conv=torch.nn.ConvTranspose2d(
             num_classes, num_classes, 2 * feature.stride, stride=feature.stride, padding=feature.stride // 2

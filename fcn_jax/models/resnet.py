@@ -48,7 +48,13 @@ class BasicBlock(nnx.Module):
     def __init__(self, channels_in: int, channels: int, *, stride: int, dtype: Any, param_dtype: Any, rngs: nnx.Rngs) -> None:
         """Draw the parameters. The stride sits on the first convolution and on the shortcut."""
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
-        settings: dict[str, Any] = {"padding": 1, "use_bias": False, "kernel_init": nn.kaiming_normal_fan_out, "rngs": rngs, **types}
+        settings: dict[str, Any] = {
+            "padding": 1,
+            "use_bias": False,
+            "kernel_init": nn.kaiming_normal_fan_out,
+            "rngs": rngs,
+            **types,
+        }
         self.conv1 = nn.Conv(channels_in, channels, 3, stride=stride, **settings)
         self.bn1 = nn.BatchNorm(channels, **types)
         self.conv2 = nn.Conv(channels, channels, 3, **settings)
@@ -131,9 +137,9 @@ def _tables(options: NoOptions) -> dict[str, Table]:
 
 
 def _torch_reference(options: NoOptions, output_stride: int) -> Any:
-    import torchvision
+    from fcn_jax.convert.torch_reference import import_torchvision
 
-    return torchvision.models.resnet18(weights=None)
+    return import_torchvision().models.resnet18(weights=None)
 
 
 RESNET18 = Backbone(

@@ -35,9 +35,7 @@ def conv_transpose(x: jax.Array, kernel: jax.Array, stride: int, padding: int = 
     """
     batch, rows, cols, channels = x.shape
     height, width, _, out = kernel.shape
-    out_rows, out_cols = (
-        (size - 1) * stride - 2 * padding + k + output_padding for size, k in ((rows, height), (cols, width))
-    )
+    out_rows, out_cols = ((size - 1) * stride - 2 * padding + k + output_padding for size, k in ((rows, height), (cols, width)))
     if not 0 <= output_padding < stride:
         raise ValueError(f"output_padding is {output_padding}; it must be at least 0 and smaller than the stride, {stride}")
     if out_rows < 1 or out_cols < 1:

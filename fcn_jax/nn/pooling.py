@@ -54,16 +54,22 @@ def _pool_fwd(x: jax.Array, kernel_size: int, stride: int, borders: _Borders) ->
     return y, (x, y)
 
 
-def _pool_bwd(kernel_size: int, stride: int, borders: _Borders, residuals: tuple[jax.Array, jax.Array], grad: jax.Array) -> tuple[jax.Array]:
-    settings = {"kernel_size": kernel_size, "stride": stride, "borders": borders}
+def _pool_bwd(
+    kernel_size: int, stride: int, borders: _Borders, residuals: tuple[jax.Array, jax.Array], grad: jax.Array
+) -> tuple[jax.Array]:
 
     def by_xla(x: jax.Array, y: jax.Array, grad: jax.Array) -> jax.Array:
-        return jax.vjp(lambda x: _reduce_window(x, **settings), x)[1](grad)[0]
+        return jax.vjp(lambda x: _reduce_window(x, kernel_size, stride, borders), x)[1](grad)[0]
 
-    return (lax.platform_dependent(*residuals, grad, cpu=functools.partial(_grad_by_phases, **settings), default=by_xla),)
+    def by_phases(x: jax.Array, y: jax.Array, grad: jax.Array) -> jax.Array:
+        return _grad_by_phases(x, y, grad, kernel_size, stride, borders)
+
+    return (lax.platform_dependent(*residuals, grad, cpu=by_phases, default=by_xla),)
 
 
-def _grad_by_phases(x: jax.Array, y: jax.Array, grad: jax.Array, *, kernel_size: int, stride: int, borders: _Borders) -> jax.Array:
+def _grad_by_phases(
+    x: jax.Array, y: jax.Array, grad: jax.Array, kernel_size: int, stride: int, borders: _Borders
+) -> jax.Array:
     """Gradient without XLA's select-and-scatter, which runs one element at a time on CPUs.
 
     A window's gradient goes to the first of its pixels, in reading order, that equals its maximum, as in PyTorch. Pixels whose

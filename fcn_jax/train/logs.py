@@ -15,12 +15,23 @@ from typing import Any, TextIO
 
 import jax
 
-_PACKAGES = ("fcn-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "opencv-python-headless", "pillow")
+_PACKAGES = (
+    "fcn-jax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "numpy",
+    "opencv-python-headless",
+    "pillow",
+)
 
 
 def versions() -> dict[str, Any]:
     """Python, platform, packages and devices of this process; JSON-able."""
-    packages = {}
+    packages: dict[str, str | None] = {}
     for name in _PACKAGES:
         try:
             packages[name] = metadata.version(name)

@@ -122,7 +122,8 @@ def train(config: Config, run: str | Path, *, resume: bool = False) -> Result:
     progress = logs.Progress(total_steps, start)
     counted = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     progress.say(
-        f"{config.model.backbone} + {config.model.head}, {counted:,} parameters, {config.model.dtype}, {len(train_source.classes)} classes; "
+        f"{config.model.backbone} + {config.model.head}, {counted:,} parameters, {config.model.dtype}, "
+        f"{len(train_source.classes)} classes; "
         f"{config.data.dataset}: {len(train_source)} train, {len(val_source)} val images; {mesh.size} x {jax.devices()[0].device_kind}"
     )
     if weights:
@@ -154,7 +155,9 @@ def train(config: Config, run: str | Path, *, resume: bool = False) -> Result:
                 if pending:
                     loss = _finite_loss(pending, run, state)
                     elapsed = time.perf_counter() - window_began
-                    images_per_second = (number - 1 - window_start) * config.data.batch_size / elapsed if number - 1 > window_start else 0.0
+                    images_per_second = (
+                        (number - 1 - window_start) * config.data.batch_size / elapsed if number - 1 > window_start else 0.0
+                    )
                     progress.update(pending[0], (pending[0] - 1) // epoch_steps + 1, loss, images_per_second)
                 pending = (number, metrics, batch)
 
@@ -186,7 +189,9 @@ def train(config: Config, run: str | Path, *, resume: bool = False) -> Result:
                     predictor.update(model)
                     scores = _evaluate(predictor, val_source, run / "samples" / f"step_{number:07d}", config)
                     figures = scores.to_dict(val_source.classes)
-                    records.write(step=number, event="val", epoch=number / epoch_steps, seconds=time.perf_counter() - began, **figures)
+                    records.write(
+                        step=number, event="val", epoch=number / epoch_steps, seconds=time.perf_counter() - began, **figures
+                    )
                     progress.say(
                         f"epoch {number // epoch_steps}: val mIoU {scores.miou:.4f}, pixel accuracy {scores.pixel_accuracy:.4f} "
                         f"({len(val_source)} images in {time.perf_counter() - began:.0f} s)"
@@ -226,7 +231,9 @@ def _claim(run: Path, config: Config, resume: bool) -> None:
         before, now = read_config(run).model_dump(mode="json"), config.model_dump(mode="json")
         changed = sorted(f"{s}.{k}" for s in now for k in now[s] if now[s][k] != before[s][k] and f"{s}.{k}" not in _FREE)
         if changed:
-            raise ConfigError(f"{run}: --resume keeps the run's recipe, but {', '.join(changed)} differ; leave them, or start another run")
+            raise ConfigError(
+                f"{run}: --resume keeps the run's recipe, but {', '.join(changed)} differ; leave them, or start another run"
+            )
     run.mkdir(parents=True, exist_ok=True)
 
 
@@ -267,7 +274,9 @@ def _save(
     checkpoints.save(number, model=model, train=rest, data=position, spec=spec, metrics=metrics)
 
 
-def _finite_loss(pending: tuple[int, dict[str, jax.Array], dict[str, np.ndarray]], run: Path, state: train_step.TrainState) -> float:
+def _finite_loss(
+    pending: tuple[int, dict[str, jax.Array], dict[str, np.ndarray]], run: Path, state: train_step.TrainState
+) -> float:
     """The loss of a step, once it is computed. Raises `TrainingError`, leaving the evidence in the run, if it is not finite."""
     number, metrics, batch = pending
     loss = float(metrics["loss"])
@@ -277,8 +286,13 @@ def _finite_loss(pending: tuple[int, dict[str, jax.Array], dict[str, np.ndarray]
     folder.mkdir(exist_ok=True)
     names = optim.parameter_names(state.params)
     broken = [n for n, leaf in zip(names, jax.tree.leaves(state.params), strict=True) if not bool(jax.numpy.isfinite(leaf).all())]
-    np.savez_compressed(folder / "batch.npz", **batch)
-    report = {"step": number, "loss": str(loss), "grad_norm": str(float(metrics["grad_norm"])), "nonfinite_parameters_after": broken}
+    np.savez_compressed(folder / "batch.npz", image=batch["image"], mask=batch["mask"])
+    report = {
+        "step": number,
+        "loss": str(loss),
+        "grad_norm": str(float(metrics["grad_norm"])),
+        "nonfinite_parameters_after": broken,
+    }
     checkpoint.dump_json(folder / "report.json", report)
     raise TrainingError(
         f"the loss of step {number} is {loss}; the batch and the names of the {len(broken)} parameters that are no longer finite are in "

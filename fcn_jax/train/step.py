@@ -38,7 +38,9 @@ class TrainState:
 Step = Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]
 
 
-def make(model: Segmenter, optimizer: Callable[[Any], optax.GradientTransformation], preprocess: Preprocess) -> tuple[TrainState, Step]:
+def make(
+    model: Segmenter, optimizer: Callable[[Any], optax.GradientTransformation], preprocess: Preprocess
+) -> tuple[TrainState, Step]:
     """Split a model into its state and a step over it.
 
     Args:
@@ -53,7 +55,8 @@ def make(model: Segmenter, optimizer: Callable[[Any], optax.GradientTransformati
     model.train()
     # Train and eval mode are different graphs, so the mode is set before the split. What is neither parameter nor statistic is the
     # keys of dropout and its like; they stay as they are, and each step folds its number into them.
-    graphdef, params, batch_stats, rest = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
+    graphdef, *states = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
+    params, batch_stats, rest = states
     transform = optimizer(params)
     # The step donates its state, and must not take the model's own arrays with it.
     params, batch_stats = jax.tree.map(jnp.copy, (params, batch_stats))

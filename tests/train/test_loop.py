@@ -101,7 +101,9 @@ def test_the_last_and_the_best_checkpoint_are_kept(finished: Path) -> None:
     assert checkpoint.find(finished).name == str(best)
 
 
-def test_killed_and_resumed_with_workers_is_the_same_bit_for_bit(finished: Path, data: Path, recipe: Path, tmp_path: Path) -> None:
+def test_killed_and_resumed_with_workers_is_the_same_bit_for_bit(
+    finished: Path, data: Path, recipe: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "killed"
     more = ("--set", "train.checkpoint_every=3", "--set", "data.workers=1")
     process = subprocess.Popen(
@@ -132,7 +134,9 @@ def _last_step(run: Path) -> int:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_cleanly_and_the_run_goes_on(finished: Path, data: Path, recipe: Path, tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_stops_cleanly_and_the_run_goes_on(
+    finished: Path, data: Path, recipe: Path, tmp_path: Path, number: signal.Signals
+) -> None:
     run = tmp_path / "stopped"
     process = subprocess.Popen(
         scenes.command(recipe, data, run),

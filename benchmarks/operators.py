@@ -1,0 +1,99 @@
+"""Time the operators of `fcn_jax.nn` against XLA's own forms, in turn: `python -m benchmarks.operators`.
+
+Batch 4, 320x480, 21 classes, float32, forward and backward as in training; medians over interleaved rounds, outputs compared first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from fcn_jax import nn
+
+Function = Callable[..., Any]
+
+
+def xla_conv(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
+    """The convolution with XLA's own gradients."""
+    dimensions = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x, kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=dimensions)
+
+
+def xla_conv_transpose(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
+    """The transposed convolution as a dilated convolution."""
+    edge = kernel.shape[0] - 1 - padding
+    flipped = kernel[::-1, ::-1]
+    dimensions = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(
+        x, flipped, (1, 1), [(edge, edge)] * 2, lhs_dilation=(stride, stride), dimension_numbers=dimensions
+    )
+
+
+def xla_max_pool(x: jax.Array) -> jax.Array:
+    """The stem's max pool with XLA's own gradient."""
+    return lax.reduce_window(x, np.float32(-np.inf), lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0)))
+
+
+def cases(batch: int) -> dict[str, tuple[Function, Function, tuple[tuple[int, ...], ...]]]:
+    """Name -> ours, XLA's, shapes of the arguments."""
+
+    def pair(stride: int, padding: int) -> tuple[Function, Function]:
+        return lambda x, k: nn.conv(x, k, stride, padding), lambda x, k: xla_conv(x, k, stride, padding)
+
+    found: dict[str, tuple[Function, Function, tuple[tuple[int, ...], ...]]] = {
+        "conv 7x7/2, 3 -> 64": (*pair(2, 3), ((batch, 320, 480, 3), (7, 7, 3, 64))),
+        "max pool 3x3/2": (lambda x: nn.max_pool(x, 3, 2, 1), xla_max_pool, ((batch, 160, 240, 64),)),
+    }
+    for rows, cols, width in ((80, 120, 64), (40, 60, 128), (20, 30, 256), (10, 15, 512)):
+        found[f"conv 3x3, {width} -> {width}"] = (*pair(1, 1), ((batch, rows, cols, width), (3, 3, width, width)))
+    found["transposed conv 64x64/32, 21 -> 21"] = (
+        lambda x, k: nn.conv_transpose(x, k, 32, 16),
+        lambda x, k: xla_conv_transpose(x, k, 32, 16),
+        ((batch, 10, 15, 21), (64, 64, 21, 21)),
+    )
+    return found
+
+
+def main() -> None:
+    """Print a row per operator, or JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    rows = []
+    for name, (ours, xla, shapes) in cases(args.batch).items():
+        arrays = [jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(shapes)]
+        grad = jnp.ones(jax.eval_shape(ours, *arrays).shape)
+        contenders = [jax.jit(lambda grad, *a, f=f: jax.vjp(f, *a)[1](grad)) for f in (ours, xla)]
+        results = [jax.block_until_ready(f(grad, *arrays)) for f in contenders]
+        for one, other in zip(*results, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-3 * float(jnp.abs(other).max()))
+        seconds: list[list[float]] = [[], []]
+        for _ in range(args.rounds):
+            for f, spent in zip(contenders, seconds, strict=True):
+                began = time.perf_counter()
+                jax.block_until_ready(f(grad, *arrays))
+                spent.append(time.perf_counter() - began)
+        medians = [statistics.median(spent) for spent in seconds]
+        rows.append({"operator": name, "ours_seconds": medians[0], "xla_seconds": medians[1], "speedup": medians[1] / medians[0]})
+    if args.json:
+        print(json.dumps({"device": jax.devices()[0].device_kind, "jax": jax.__version__, "batch": args.batch, "rows": rows}))
+        return
+    for row in rows:
+        print(
+            f"{row['operator']:<36} {row['ours_seconds']:8.3f} s   XLA {row['xla_seconds']:8.3f} s   {row['speedup']:6.2f} times as fast"
+        )
+
+
+if __name__ == "__main__":
+    main()
