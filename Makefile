@@ -31,9 +31,9 @@ install: $(VENV)/installed
 dev: $(VENV)/installed-dev
 
 train: install
-	$(BIN)/fcn-jax train shapes --run $(RUN)
+	$(BIN)/fcn-jax train shapes --run $(RUN) --resume
 	$(BIN)/fcn-jax eval $(RUN)
-	$(BIN)/fcn-jax predict $(RUN) $(RUN)/images -o $(RUN)/predictions
+	@echo "image, truth and prediction side by side: $(RUN)/samples"
 
 test: dev
 	$(PYTEST) -m "not slow"

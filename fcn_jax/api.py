@@ -92,7 +92,9 @@ class TorchBridge:
     Attributes:
         tables: options -> the two-way rule tables, by naming scheme; "torchvision" is the default scheme, "d2l" the book chapter's.
         reference: keyword arguments of `build` (options, output_stride; num_classes and features for a head) -> the equal
-            `torch.nn.Module`. Imports torch inside. None where there is none.
+            `torch.nn.Module`, or None where there is none. Imports torch inside. Its state dict has the "torchvision" scheme's names. A
+            backbone's returns the features by name when called with NCHW images, or has a submodule of each feature's name; a head's is
+            called with the selected features in order, and its output is cropped at the bottom and right.
         weights: published weight files by name, in the "torchvision" scheme.
     """
 

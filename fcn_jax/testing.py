@@ -6,9 +6,9 @@
         check_backbone("my_backbone")
 
 Each function builds the plugin, runs it, and holds what comes out against what the descriptor says. It returns nothing, or raises
-an `AssertionError` that says which promise is broken and by what. `options` can make a large network smaller. With torch installed,
-the network is also compared with its PyTorch reference: a backbone's must return its features by name when it is called with NCHW
-images, or have a submodule of each feature's name; a head's is called with the features it selected, in order.
+an `AssertionError` that says which promise is broken and by what. `options` can make a large network smaller. With torch
+installed, the network is also compared with its PyTorch reference: a backbone's must return its features by name when it is called
+with NCHW images, or have a submodule of each feature's name; a head's is called with the features it selected, in order.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ _COMPILER_OPTIONS = {"xla_backend_optimization_level": 0}
 def check_backbone(backbone: str | Backbone, options: Mapping[str, Any] | None = None) -> None:
     """Hold a backbone against its descriptor.
 
-    Checked, for every output stride: names, order, channels, sizes and strides of the features at odd and even sizes and batches of
-    one and three; float32 and bfloat16 outputs over float32 parameters; that the PyTorch tables name every leaf once, and are
+    Checked, for every output stride: names, order, channels, sizes and strides of the features at odd and even sizes and batches
+    of one and three; float32 and bfloat16 outputs over float32 parameters; that the PyTorch tables name every leaf once, and are
     invertible; the names, shapes and outputs of the PyTorch reference. For the default stride: that eval mode is deterministic,
     changes no state and treats each image alone; that every parameter's gradient in train mode is finite.
 
@@ -103,9 +103,9 @@ def _check_backbone_at(label: str, backbone: Backbone, chosen: Any, stride: int)
 def check_head(head: str | Head, options: Mapping[str, Any] | None = None) -> None:
     """Hold a head against its descriptor, on the features of made-up backbones that round sizes up and down.
 
-    Checked: that it takes only features it selected; the logits' size, classes and dtype at odd and even image sizes; that eval mode
-    is deterministic, changes no state and treats each image alone; that every parameter's gradient in train mode is finite; that the
-    PyTorch tables name every leaf once, and are invertible; the names, shapes and outputs of the PyTorch reference.
+    Checked: that it takes only features it selected; the logits' size, classes and dtype at odd and even image sizes; that eval
+    mode is deterministic, changes no state and treats each image alone; that every parameter's gradient in train mode is finite;
+    that the PyTorch tables name every leaf once, and are invertible; the names, shapes and outputs of the PyTorch reference.
 
     Args:
         head: a descriptor, or the name of a registered one.
@@ -509,7 +509,7 @@ def _torch_features(label: str, reference: Any, images: Any, specs: Sequence[Fea
     missing = [spec.name for spec in specs if spec.name not in features]
     _require(
         not missing,
-        f"{label}: its PyTorch reference shows no {listing(missing)}; it must return the features by name, or have a submodule of "
-        "each feature's name",
+        f"{label}: its PyTorch reference shows no {listing(missing)}; it must return the features by name, or have a submodule "
+        "of each feature's name",
     )
     return {spec.name: features[spec.name] for spec in specs}

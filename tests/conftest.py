@@ -7,7 +7,7 @@ import sys
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # An installed plugin, as far as importlib.metadata can tell.
@@ -97,7 +97,9 @@ def abstract_model() -> Callable[..., Any]:
 
         key = num_classes, dtype
         if key not in known:
-            known[key] = nnx.split(nnx.eval_shape(lambda: build_model("resnet18", "fcn32s", num_classes, dtype=dtype, rngs=nnx.Rngs(0))))
+            known[key] = nnx.split(
+                nnx.eval_shape(lambda: build_model("resnet18", "fcn32s", num_classes, dtype=dtype, rngs=nnx.Rngs(0)))
+            )
         return nnx.merge(*known[key], copy=True)
 
     return make
@@ -129,15 +131,18 @@ def make_model(abstract_model) -> Callable[..., Any]:
     return make
 
 
-@pytest.fixture
-def tiny_plugin(monkeypatch) -> None:
+@pytest.fixture(scope="module")
+def tiny_plugin() -> Iterator[None]:
     """Register the backbone `tiny` of tests/fixtures: two convolutions, one batch normalisation, dropout."""
     from importlib import metadata
 
     from fcn_jax import registry
 
     folder = str(Path(__file__).parent / "fixtures" / "tiny")
-    monkeypatch.syspath_prepend(folder)
-    points = [point for found in metadata.distributions(path=[folder]) for point in found.entry_points]
-    plugins = registry.Registry([*(point for group in registry.KINDS for point in metadata.entry_points(group=f"fcn_jax.{group}")), *points])
-    monkeypatch.setattr(registry, "default", lambda: plugins)
+    installed = [point for kind in registry.KINDS for point in metadata.entry_points(group=f"fcn_jax.{kind}")]
+    own = [point for found in metadata.distributions(path=[folder]) for point in found.entry_points]
+    plugins = registry.Registry([*installed, *own])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        patch.setattr(registry, "default", lambda: plugins)
+        yield

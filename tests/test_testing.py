@@ -155,7 +155,7 @@ def test_an_honest_backbone_equals_its_reference():
         (backbone(output_strides=()), "must name at least one"),
         (backbone(api_version=(2, 0)), "api_version"),
         (backbone(options=int), "must be a frozen dataclass"),
-        (backbone(table=Table(conv("conv1", bias=True), batch_norm("bn1"))), "has no rule for 'conv2.bias'"),
+        (backbone(table=Table(conv("conv1", bias=True), batch_norm("bn1"))), r"has no rule for 'conv2\.bias'"),
         (
             backbone(table=Table(Rule("conv1.bias", "conv2.bias"), TABLE.rules)),
             r"gives both 'conv1.bias' and 'conv2.bias' the name 'conv1.bias'|turns 'conv1.bias' into 'conv1.bias', but that back",
@@ -173,7 +173,7 @@ def test_a_backbones_lie_is_caught(liar, complaint):
 
 def test_an_operation_that_loses_something_is_caught():
     lossy = Op("lossy", lambda x: x, lambda x: x.round(2))
-    with pytest.raises(AssertionError, match="'lossy' does not bring 'conv1.kernel' of shape .* back"):
+    with pytest.raises(AssertionError, match=r"'lossy' does not bring 'conv1.kernel' of shape .* back"):
         check_backbone(backbone(table=Table(Rule("conv1.weight", "conv1.kernel", lossy), TABLE.rules)))
 
 
@@ -276,13 +276,13 @@ def test_an_honest_head_passes(select):
 @pytest.mark.parametrize(
     ("liar", "complaint"),
     [
-        (head(Uncropped), r"has shape \(1, 68, 100, 7\), promised is \(1, 65, 97, 7\)|promised is"),
-        (head(OneClassTooMany), r"has shape \(1, 64, 64, 2\), promised is \(1, 64, 64, 1\)"),
+        (head(Uncropped), r"has shape \(1, 96, 128, 7\), promised is \(1, 65, 97, 7\)"),
+        (head(OneClassTooMany), r"has shape \(1, 64, 64, 8\), promised is \(1, 64, 64, 7\)"),
         (head(Mixing), "depends on the rest of its batch"),
         (head(select=lambda options, specs: ("layer4",)), r"select gave \('layer4',\); it must name some of"),
         (head(select=lambda options, specs: ()), r"select gave \(\)"),
         (head(select=refuse), "refuses every backbone: .*needs a feature of stride 3"),
-        (head(torch=TorchBridge(tables=lambda options: {"torchvision": Table()})), "has no rule for 'conv.bias'"),
+        (head(torch=TorchBridge(tables=lambda options: {"torchvision": Table()})), r"has no rule for 'conv\.bias'"),
         (head(torch=TorchBridge(tables=lambda options: {"d2l": Table()})), "the scheme 'torchvision' must be there"),
     ],
 )
@@ -297,10 +297,7 @@ def test_fcn32s_keeps_its_promises():
 
 @pytest.mark.slow
 def test_resnet18_keeps_its_promises():
-    from fcn_jax.convert.torch_reference import import_torchvision
-
     pytest.importorskip("torch")
-    import_torchvision()
     check_backbone(RESNET18)
 
 

@@ -5,7 +5,8 @@ He et al. 2015, arXiv:1512.03385; `torchvision/models/resnet.py`. Submodules car
 
 from __future__ import annotations
 
-import math
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -100,12 +101,15 @@ class ResNet(nnx.Module):
         return features
 
 
-def _features(options: NoOptions, output_stride: int) -> tuple[FeatureSpec, ...]:
-    def ceil_div(stride: int) -> Any:
-        return lambda size: math.ceil(size / stride)
+@functools.cache
+def _ceil_div(stride: int) -> Callable[[int], int]:
+    # Cached, so that the specs of two equal networks are equal, and jit knows them as one.
+    return lambda size: -(-size // stride)
 
+
+def _features(options: NoOptions, output_stride: int) -> tuple[FeatureSpec, ...]:
     return tuple(
-        FeatureSpec(f"layer{stage}", channels, stride, ceil_div(stride))
+        FeatureSpec(f"layer{stage}", channels, stride, _ceil_div(stride))
         for stage, (channels, stride) in enumerate(zip(_WIDTHS, (4, 8, 16, 32), strict=True), start=1)
     )
 

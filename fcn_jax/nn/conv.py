@@ -128,15 +128,16 @@ class Conv(nnx.Module):
         groups: int = 1,
         use_bias: bool = True,
         kernel_init: Initializer | None = None,
+        bias_init: Initializer | None = None,
         dtype: Any = jnp.float32,
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
-        """Draw the parameters; without `kernel_init`, from PyTorch's default for both kernel and bias."""
+        """Draw the parameters; what is given no initializer is drawn from PyTorch's default."""
         shape = (kernel_size, kernel_size, channels_in // groups, channels_out)
         default = torch_default(kernel_size * kernel_size * channels_in // groups)
         self.kernel = nnx.Param((kernel_init or default)(rngs.params(), shape, param_dtype))
-        self.bias = nnx.Param(default(rngs.params(), (channels_out,), param_dtype)) if use_bias else None
+        self.bias = nnx.Param((bias_init or default)(rngs.params(), (channels_out,), param_dtype)) if use_bias else None
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
         self.dtype = dtype
 

@@ -82,7 +82,9 @@ def test_the_chapters_network_loads_by_its_own_names_and_goes_back(chapter_netwo
     assert_same_bits(back, {name: tensor.numpy() for name, tensor in state.items()})
     network.load_state_dict({name: torch.from_numpy(value.copy()) for name, value in back.items()}, strict=True)
     # The same values under torchvision's names.
-    assert_same_bits({"w": to_torch(model)["backbone.layer2.0.downsample.0.weight"]}, {"w": state["5.0.downsample.0.weight"].numpy()})
+    assert_same_bits(
+        {"w": to_torch(model)["backbone.layer2.0.downsample.0.weight"]}, {"w": state["5.0.downsample.0.weight"].numpy()}
+    )
 
 
 def test_torchvisions_backbone_loads_and_leaves_the_head_alone(make_resnet18, make_model):
@@ -118,7 +120,9 @@ def test_a_file_without_batch_counts_loads_and_says_so(shapes, make_model):
     record = load_torch(model, tensors)
     assert len(record.absent) == 20
     back = to_torch(model, "d2l")
-    assert all(int(value) == 0 and value.dtype == np.int64 and value.shape == () for name, value in back.items() if name not in tensors)
+    assert all(
+        int(value) == 0 and value.dtype == np.int64 and value.shape == () for name, value in back.items() if name not in tensors
+    )
 
 
 @pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16, np.float64])
@@ -262,7 +266,7 @@ def test_an_empty_state_dict_is_refused(make_model):
 
 
 def test_export_in_an_unknown_scheme_says_which_there_are(make_model):
-    with pytest.raises(ConfigError, match="names='keras' is not offered.*torchvision.*d2l"):
+    with pytest.raises(ConfigError, match=r"names='keras' is not offered.*torchvision.*d2l"):
         to_torch(make_model(CLASSES), "keras")
 
 

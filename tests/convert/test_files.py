@@ -167,7 +167,8 @@ def test_a_file_cut_off_anywhere_is_a_weights_error(tmp_path_factory, kind, data
     length = data.draw(st.integers(0, len(contents) - 1))
     path = tmp_path_factory.getbasetemp() / f"cut.{'safetensors' if kind == 'safetensors' else 'pth'}"
     path.write_bytes(contents[:length])
-    with pytest.raises(WeightsError, match="complete"):
+    # In a pickle, a name that is cut off is the name of something that is not allowed.
+    with pytest.raises(WeightsError, match="is it complete|refused" if kind == "pickle" else "is it complete"):
         files.read(path)
 
 

@@ -35,7 +35,12 @@ def test_logits_equal_the_torch_reference_cropped_at_bottom_and_right(out_hw):
 
     features, head = make(specs(), 3)
     reference = FCN32S.torch.reference(FCN32S.options(), features=features, num_classes=3)
-    assert list(reference.state_dict()) == ["final_conv.weight", "final_conv.bias", "transpose_conv.weight", "transpose_conv.bias"]
+    assert list(reference.state_dict()) == [
+        "final_conv.weight",
+        "final_conv.bias",
+        "transpose_conv.weight",
+        "transpose_conv.bias",
+    ]
     table = FCN32S.torch.tables(FCN32S.options())["torchvision"]
     for path, leaf in nnx.to_flat_state(nnx.state(head, nnx.Param)):
         name, rule = table.to_torch(".".join(path))

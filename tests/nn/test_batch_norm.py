@@ -88,7 +88,9 @@ def test_bfloat16_is_computed_in_float32():
 
 
 def test_no_gradient_flows_through_the_statistics():
-    grads = jax.grad(lambda x: sum(s.sum() for s in nn.batch_norm_train(x, jnp.ones(2), jnp.zeros(2))[1:]))(jnp.arange(8.0).reshape(1, 2, 2, 2))
+    grads = jax.grad(lambda x: sum(s.sum() for s in nn.batch_norm_train(x, jnp.ones(2), jnp.zeros(2))[1:]))(
+        jnp.arange(8.0).reshape(1, 2, 2, 2)
+    )
     assert not np.asarray(grads).any()
 
 

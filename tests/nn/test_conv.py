@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from flax import nnx
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
@@ -45,7 +45,9 @@ def check(batch, size, channels, kernel_size, stride, padding, dilation, groups,
     )
     # Both sides start from the same numbers, those that `dtype` can hold.
     arrays = [np.asarray(jnp.asarray(a, dtype), np.float64) for a in arrays]
-    for name, ours, theirs in zip(("output", "input gradient", "kernel gradient"), *both(*arrays, stride, padding, dilation, groups, dtype), strict=True):
+    for name, ours, theirs in zip(
+        ("output", "input gradient", "kernel gradient"), *both(*arrays, stride, padding, dilation, groups, dtype), strict=True
+    ):
         assert ours.shape == theirs.shape, name
         # Relative to the largest value: sums of signed products cancel, so single elements have no relative accuracy.
         error = np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1e-30)

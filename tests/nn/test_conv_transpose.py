@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from flax import nnx
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
@@ -14,7 +14,9 @@ from fcn_jax import nn
 @settings(max_examples=16)
 @example(size=(2, 3), kernel=(8, 8), stride=4, padding=2, output_padding=0, channels=(3, 3), batch=2)  # the head's form
 @example(size=(3, 2), kernel=(3, 3), stride=2, padding=1, output_padding=1, channels=(2, 1), batch=1)  # the usual decoder's
-@example(size=(3, 3), kernel=(2, 1), stride=3, padding=0, output_padding=2, channels=(1, 2), batch=1)  # pixels that nothing reaches
+@example(
+    size=(3, 3), kernel=(2, 1), stride=3, padding=0, output_padding=2, channels=(1, 2), batch=1
+)  # pixels that nothing reaches
 @given(
     size=st.tuples(st.integers(1, 5), st.integers(1, 5)),
     kernel=st.tuples(st.integers(1, 9), st.integers(1, 9)),
@@ -54,7 +56,7 @@ def test_conv_transpose_and_its_gradients_equal_torch(size, kernel, stride, padd
 
 
 def test_output_padding_must_be_smaller_than_the_stride():
-    with pytest.raises(ValueError, match="output_padding is 2.*stride, 2"):
+    with pytest.raises(ValueError, match=r"output_padding is 2.*stride, 2"):
         nn.conv_transpose(jnp.ones((1, 2, 2, 1)), jnp.ones((2, 2, 1, 1)), 2, 0, 2)
 
 

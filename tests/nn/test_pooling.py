@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
@@ -30,7 +30,9 @@ def check(x, kernel_size, stride, padding, ceil_mode):
 @example(size=(9, 8), kernel_size=3, stride=2, padding=1, ceil_mode=False, seed=0)  # ResNet's
 @example(size=(7, 5), kernel_size=2, stride=2, padding=0, ceil_mode=True, seed=0)  # the original FCN's
 @example(size=(9, 11), kernel_size=2, stride=4, padding=0, ceil_mode=False, seed=0)  # pixels between the windows
-@example(size=(8, 9), kernel_size=2, stride=3, padding=1, ceil_mode=True, seed=0)  # a last window that would start in the right padding
+@example(
+    size=(8, 9), kernel_size=2, stride=3, padding=1, ceil_mode=True, seed=0
+)  # a last window that would start in the right padding
 @given(
     size=st.tuples(st.integers(1, 11), st.integers(1, 11)),
     kernel_size=st.integers(1, 4),

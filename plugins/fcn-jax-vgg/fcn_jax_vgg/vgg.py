@@ -13,10 +13,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
+
 from fcn_jax import nn
 from fcn_jax.api import Backbone, FeatureSpec, TorchBridge, Weights
 from fcn_jax.convert.rules import Rule, Table, conv, drop, linear_as_conv
-from flax import nnx
+from fcn_jax.nn.initializers import Initializer
 
 # (number of 3x3 convolutions, channels) of the five blocks; a 2x2 max pool ends each.
 _BLOCKS = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
@@ -27,7 +29,7 @@ class VGGOptions:
     """Options of VGG-16.
 
     Attributes:
-        width: channels of fc6 and fc7, at least 1. Published weights need 4096; fc6 alone then has 102.8 M of the 134.3 M parameters.
+        width: channels of fc6 and fc7, at least 1. Published weights need 4096; fc6 then has 102.8 M of the 134.3 M parameters.
         dropout: share of fc6's and of fc7's outputs set to 0 in train mode, at least 0 and less than 1.
     """
 
@@ -45,9 +47,9 @@ class VGGOptions:
 class VGG(nnx.Module):
     """Thirteen convolutions in five blocks, then fc6 (7x7) and fc7 (1x1) as convolutions.
 
-    fc6 pads by 3, so that its feature has pool5's size, H // 32 by W // 32. On an image of 224x224 pool5 has 7x7 pixels, and fc6's
-    window at the centre, (3, 3), is exactly what torchvision flattens: there fc7 equals the activations of torchvision's classifier
-    before its last layer. At every other position the same filters slide on, over zeros past the border.
+    fc6 pads by 3, so that its feature has pool5's size, H // 32 by W // 32. On an image of 224x224 pool5 has 7x7 pixels, and
+    fc6's window at the centre, (3, 3), is exactly what torchvision flattens: there fc7 equals the activations of torchvision's
+    classifier before its last layer. At every other position the same filters slide on, over zeros past the border.
 
     Attributes:
         conv1_1: and on to `conv5_3`: 3x3 with bias, named as in the paper's tables.
@@ -58,21 +60,20 @@ class VGG(nnx.Module):
     """
 
     def __init__(self, options: VGGOptions, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs) -> None:
-        """Draw the parameters as torchvision does: He et al.'s normal for convolutions, deviation 0.01 for fc6 and fc7, bias 0."""
+        """Draw the parameters as torchvision does: He et al.'s normal for 3x3, deviation 0.01 for fc6 and fc7, bias 0."""
 
-        def layer(channels_in: int, channels_out: int, size: int, padding: int, kernel_init: nn.Initializer) -> nn.Conv:
-            made = nn.Conv(
+        def layer(channels_in: int, channels_out: int, size: int, padding: int, kernel_init: Initializer) -> nn.Conv:
+            return nn.Conv(
                 channels_in,
                 channels_out,
                 size,
                 padding=padding,
                 kernel_init=kernel_init,
+                bias_init=nnx.initializers.zeros_init(),
                 dtype=dtype,
                 param_dtype=param_dtype,
                 rngs=rngs,
             )
-            made.bias = nnx.Param(jnp.zeros((channels_out,), param_dtype))
-            return made
 
         channels_in = 3
         for block, (depth, channels) in enumerate(_BLOCKS, start=1):
@@ -86,7 +87,7 @@ class VGG(nnx.Module):
         self.dropout7 = nnx.Dropout(options.dropout, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> dict[str, jax.Array]:
-        """f[N, H, W, 3] -> `pool1` to `pool5` and `fc7`, f[N, H // s, W // s, C] with s = 2, 4, 8, 16, 32, 32; H and W at least 32."""
+        """f[N, H, W, 3] -> `pool1` to `pool5`, `fc7`: f[N, H // s, W // s, C], s = 2, 4, 8, 16, 32, 32; H and W at least 32."""
         features = {}
         for block, (depth, _) in enumerate(_BLOCKS, start=1):
             for i in range(1, depth + 1):
@@ -133,15 +134,15 @@ def _tables(options: VGGOptions) -> dict[str, Table]:
 
 
 def _torch_reference(options: VGGOptions, output_stride: int) -> Any:
-    """torchvision's VGG-16, with its names, that gives the features by name when called."""
+    """VGG-16 of torchvision, with its names, that gives the features by name when called."""
     from fcn_jax.convert.torch_reference import import_torchvision
 
     torchvision = import_torchvision()
     import torch
 
-    class Reference(torchvision.models.VGG):  # type: ignore[misc,name-defined]
+    class Reference(torchvision.models.VGG):  # type: ignore[name-defined]
         def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-            features = {}
+            features: dict[str, torch.Tensor] = {}
             for layer in self.features:
                 x = layer(x)
                 if isinstance(layer, torch.nn.MaxPool2d):

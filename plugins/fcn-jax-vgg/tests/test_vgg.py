@@ -1,0 +1,251 @@
+"""VGG-16 against the plugin contract and against torchvision's."""
+
+import math
+from importlib import metadata
+
+import jax
+import numpy as np
+import pytest
+from fcn_jax_vgg import VGG16, VGGOptions
+from flax import nnx
+
+from fcn_jax import registry
+from fcn_jax.convert.engine import export, leaves, load_torch, to_torch
+from fcn_jax.errors import ConfigError
+from fcn_jax.models import segmenter
+from fcn_jax.models.fcn import FCN32S
+from fcn_jax.models.segmenter import build_model
+from fcn_jax.testing import check_backbone
+
+NARROW = {"width": 32}
+
+
+class Distribution(metadata.Distribution):
+    """An installed distribution, by hand."""
+
+    def __init__(self, name):
+        self._name = name
+
+    def read_text(self, filename):
+        return f"Metadata-Version: 2.1\nName: {self._name}\nVersion: 0.1.0\n" if filename == "METADATA" else None
+
+    def locate_file(self, path):
+        return path
+
+
+@pytest.fixture(autouse=True)
+def plugins(monkeypatch):
+    """A registry of this backbone and one head, installed or not."""
+
+    def entry(distribution, kind, name, value):
+        point = metadata.EntryPoint(name, value, f"fcn_jax.{kind}")
+        vars(point).update(dist=Distribution(distribution))
+        return point
+
+    made = registry.Registry(
+        [
+            entry("fcn-jax-vgg", "backbones", "vgg16", "fcn_jax_vgg:VGG16"),
+            entry("fcn-jax", "heads", "fcn32s", "fcn_jax.models.fcn:FCN32S"),
+        ]
+    )
+    monkeypatch.setattr(registry, "default", lambda: made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def torch():
+    found = pytest.importorskip("torch")
+    pytest.importorskip("fcn_jax.convert.torch_reference").import_torchvision()
+    return found
+
+
+def reference(torch, options, seed=0):
+    """torchvision's VGG-16 with weights that keep activations near 1, in eval mode."""
+    torch.manual_seed(seed)
+    made = VGG16.torch.reference(options=options, output_stride=32).eval()
+    with torch.no_grad():
+        for layer in made.modules():
+            if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear)):
+                fan_in = layer.weight[0].numel()
+                layer.weight.uniform_(-math.sqrt(6 / fan_in), math.sqrt(6 / fan_in))
+                layer.bias.uniform_(-0.1, 0.1)
+    return made
+
+
+def images(shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def compare_whole_model(torch, width, height_width):
+    """FCN-32s logits of the same weights on both sides: the largest difference as a share of the largest logit."""
+    options = VGGOptions(width=width)
+    backbone = reference(torch, options)
+    specs = VGG16.features(options, 32)
+    head = FCN32S.torch.reference(options=FCN32S.options(), features=specs[-1:], num_classes=21).eval()
+    tensors = {f"backbone.{name}": value for name, value in backbone.state_dict().items()}
+    tensors |= {f"classifier.{name}": value for name, value in head.state_dict().items()}
+
+    model = nnx.eval_shape(lambda: build_model("vgg16", "fcn32s", backbone_options={"width": width}, rngs=nnx.Rngs(0)))
+    for leaf in leaves(model).values():
+        leaf.set_value(np.zeros(leaf.shape, np.float32))  # the weights come from PyTorch; drawing others would take long
+    record = load_torch(model, tensors)
+    assert record.scope == "model"
+    assert all(name.startswith("backbone.classifier.6.") for name in record.dropped)
+    model.eval()
+
+    rows, cols = height_width
+    x = images((1, rows, cols, 3))
+    bottom, right = -rows % 32, -cols % 32
+    with torch.no_grad():
+        padded = torch.nn.functional.pad(torch.from_numpy(x.transpose(0, 3, 1, 2).copy()), (0, right, 0, bottom))
+        wanted = head(backbone(padded)["fc7"])[:, :, :rows, :cols].numpy().transpose(0, 2, 3, 1)
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    rest = jax.tree.map(lambda leaf: jax.random.key(0) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else 0, rest)
+    with jax.default_matmul_precision("highest"):
+        found = jax.jit(lambda params, x: nnx.merge(graphdef, params, rest)(x))(params, x)
+    assert found.shape == wanted.shape == (1, rows, cols, 21)
+    return np.abs(np.asarray(found) - wanted).max() / np.abs(wanted).max()
+
+
+def test_it_keeps_the_contract(torch):
+    check_backbone("vgg16", NARROW)
+
+
+def test_a_head_takes_fc7():
+    specs = VGG16.features(VGGOptions(), 32)
+    assert FCN32S.select(FCN32S.options(), specs) == ("fc7",)
+
+
+def test_features_at_full_width():
+    specs = VGG16.features(VGGOptions(), 32)
+    assert [(spec.name, spec.channels, spec.stride, spec.size(321)) for spec in specs] == [
+        ("pool1", 64, 2, 160),
+        ("pool2", 128, 4, 80),
+        ("pool3", 256, 8, 40),
+        ("pool4", 512, 16, 20),
+        ("pool5", 512, 32, 10),
+        ("fc7", 4096, 32, 10),
+    ]
+
+
+def test_specs_of_two_equal_networks_are_equal():
+    assert VGG16.features(VGGOptions(), 32) == VGG16.features(VGGOptions(), 32)
+
+
+def test_the_full_width_has_torchvisions_parameters_but_for_the_classifier():
+    module = nnx.eval_shape(lambda: VGG16.build(VGGOptions(), output_stride=32, rngs=nnx.Rngs(0)))
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(module, nnx.Param)))
+    assert count == 138_357_544 - (4096 * 1000 + 1000)
+
+
+@pytest.mark.parametrize(
+    ("table", "complaint"),
+    [
+        ({"width": 0}, "width is 0; it must be at least 1"),
+        ({"dropout": 1.0}, "dropout is 1.0"),
+        ({"widht": 8}, "Did you mean 'width'"),
+    ],
+)
+def test_a_bad_option_is_refused(table, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        registry.options(VGG16, table)
+
+
+def test_the_centre_of_fc7_is_torchvisions_classifier(torch):
+    options = VGGOptions(width=64)
+    theirs = reference(torch, options)
+    module = VGG16.build(options, output_stride=32, rngs=nnx.Rngs(0))
+    module.eval()
+    table = VGG16.torch.tables(options)["torchvision"]
+    tensors = {name: value.numpy() for name, value in theirs.state_dict().items()}
+    for path, leaf in leaves(module).items():
+        name, rule = table.to_torch(path)
+        leaf[...] = rule.op.to_jax(tensors[name])
+    x = images((2, 224, 224, 3))
+    with torch.no_grad():
+        pooled = theirs.avgpool(theirs.features(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())))
+        fc6 = theirs.classifier[:2](pooled.flatten(1))
+        fc7 = theirs.classifier[2:5](fc6)
+    graphdef, state = nnx.split(module)
+
+    @jax.jit
+    def run(state, x):
+        network = nnx.merge(graphdef, state)
+        features = network(x)
+        return nnx.relu(network.fc6(features["pool5"])), features["fc7"]
+
+    with jax.default_matmul_precision("highest"):
+        ours = run(state, x)
+    for found, wanted in zip(ours, (fc6, fc7), strict=True):
+        assert found.shape == (2, 7, 7, 64)
+        np.testing.assert_allclose(found[:, 3, 3], wanted.numpy(), rtol=0, atol=1e-5 * float(wanted.abs().max()))
+
+
+def test_weights_go_to_torch_and_back_bit_for_bit(torch):
+    options = VGGOptions(width=16)
+    model = build_model("vgg16", "fcn32s", backbone_options={"width": 16}, rngs=nnx.Rngs(0))
+    tensors = to_torch(model)
+    theirs = VGG16.torch.reference(options=options, output_stride=32)
+    own = {name.removeprefix("backbone."): value for name, value in tensors.items() if name.startswith("backbone.")}
+    left = theirs.load_state_dict({name: torch.from_numpy(value.copy()) for name, value in own.items()}, strict=False)
+    assert left.missing_keys == ["classifier.6.weight", "classifier.6.bias"]
+    assert left.unexpected_keys == []
+    other = build_model("vgg16", "fcn32s", backbone_options={"width": 16}, rngs=nnx.Rngs(1))
+    load_torch(other, tensors)
+    again = to_torch(other)
+    assert tensors.keys() == again.keys()
+    assert all(np.array_equal(tensors[name], again[name]) for name in tensors)
+
+
+def test_torchvisions_own_file_loads(torch, tmp_path):
+    options = VGGOptions(width=16)
+    theirs = reference(torch, options)
+    torch.save(theirs.state_dict(), tmp_path / "vgg16.pth")
+    model = build_model("vgg16", "fcn32s", backbone_options={"width": 16}, rngs=nnx.Rngs(0))
+    record = load_torch(model, tmp_path / "vgg16.pth")
+    assert record.scope == "backbone"
+    assert sorted(record.dropped) == ["classifier.6.bias", "classifier.6.weight"]
+    table = VGG16.torch.tables(options)["torchvision"]
+    for name, value in export(leaves(model.backbone), table).items():
+        assert np.array_equal(value, theirs.state_dict()[name].numpy()), name
+
+
+def test_dropout_draws_anew_for_each_key_and_not_in_eval_mode():
+    module = VGG16.build(VGGOptions(width=16), output_stride=32, rngs=nnx.Rngs(0))
+    x = images((1, 64, 64, 3))
+    module.train()
+    graphdef, params, rest = nnx.split(module, nnx.Param, ...)
+
+    @jax.jit
+    def run(params, rest, step):
+        keys = jax.tree.map(
+            lambda leaf: jax.random.fold_in(leaf, step) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf, rest
+        )
+        return nnx.merge(graphdef, params, keys, copy=True)(x)["fc7"]
+
+    first, again, second = run(params, rest, 0), run(params, rest, 0), run(params, rest, 1)
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, second)
+    assert np.mean(np.asarray(first) == 0) > 0.4
+
+
+@pytest.mark.parametrize("height_width", [(224, 224), (321, 487)])
+def test_fcn32s_equals_pytorchs(torch, height_width):
+    assert compare_whole_model(torch, 128, height_width) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("height_width", [(224, 224), (321, 487)])
+def test_fcn32s_equals_pytorchs_at_full_width(torch, height_width):
+    assert compare_whole_model(torch, 4096, height_width) < 1e-5
+
+
+def test_images_smaller_than_its_stride_are_padded():
+    model = nnx.eval_shape(lambda: build_model("vgg16", "fcn32s", 5, backbone_options=NARROW, rngs=nnx.Rngs(0)))
+    model.eval()
+    graphdef, state = nnx.split(model)
+    for height, width in ((1, 1), (31, 33), (64, 65)):
+        x = jax.ShapeDtypeStruct((2, height, width, 3), np.float32)
+        logits = jax.eval_shape(lambda state, x: nnx.merge(graphdef, state)(x), state, x)
+        assert logits.shape == (2, height, width, 5)
+    assert segmenter.registry.default().names("backbones") == ["vgg16"]

@@ -1,0 +1,70 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from fcn_jax import checkpoint
+from fcn_jax.api import Classes, Preprocess
+from fcn_jax.infer.predictor import Predictor
+from fcn_jax.models.preprocess import normalize
+from fcn_jax.models.segmenter import ModelSpec, build
+
+SPEC = ModelSpec("tiny", "fcn32s", 3, backbone_options={"width": 4})
+CLASSES = Classes(("a", "b", "c"), ((0, 0, 0), (1, 0, 0), (2, 0, 0)))
+IMAGE = np.random.default_rng(0).integers(0, 256, (9, 18, 3)).astype(np.uint8)
+
+
+@pytest.fixture
+def model(tiny_plugin):
+    model = build(SPEC, rngs=nnx.Rngs(0))
+    # Statistics that are not those of the image, so that train mode would show.
+    model.backbone.bn1.mean[...] = jnp.asarray([0.3, -0.2, 0.1, 0.0])
+    # Logits that differ from pixel to pixel.
+    kernel = model.head.transpose_conv.kernel
+    kernel[...] = jnp.asarray(np.random.default_rng(1).standard_normal(kernel[...].shape, np.float32))
+    return model
+
+
+@pytest.mark.parametrize("size", [(9, 18), (1, 1)])
+def test_a_mask_is_the_argmax_of_the_logits_at_the_images_own_size(model, size):
+    image = IMAGE[: size[0], : size[1]]
+    mask = Predictor(model)(image)
+    assert (mask.dtype, mask.shape) == (np.uint8, size)
+    model.eval()
+    logits = np.asarray(model(normalize(jnp.asarray(image[None]), Preprocess())))
+    np.testing.assert_array_equal(mask, logits[0].argmax(-1))
+    if size == (9, 18):
+        assert len(np.unique(mask)) > 1, "a mask of one class would show nothing"
+
+
+def test_a_predictor_takes_another_models_values(model):
+    predictor = Predictor(model)
+    predictor(IMAGE)
+    other = build(SPEC, rngs=nnx.Rngs(1))
+    other.head.transpose_conv.kernel[...] = -model.head.transpose_conv.kernel[...]
+    expected = Predictor(other)(IMAGE)
+    assert not np.array_equal(predictor(IMAGE), expected)
+    predictor.update(other)
+    np.testing.assert_array_equal(predictor(IMAGE), expected)
+
+
+def test_it_is_loaded_from_a_checkpoint_with_its_classes(model, tmp_path):
+    checkpoint.save_model(tmp_path / "model", checkpoint.describe(SPEC, CLASSES), checkpoint.arrays(model))
+    loaded = Predictor.from_checkpoint(tmp_path / "model")
+    assert loaded.classes == CLASSES
+    assert loaded.num_classes == 3
+    np.testing.assert_array_equal(loaded(IMAGE), Predictor(model)(IMAGE))
+
+
+def test_classes_are_numbered_where_none_are_known(model):
+    assert Predictor(model).classes.names == ("class 0", "class 1", "class 2")
+
+
+@pytest.mark.parametrize(
+    "image",
+    [IMAGE.astype(np.float32), IMAGE[..., 0], IMAGE[None], np.zeros((4, 4, 4), np.uint8)],
+    ids=["float", "grey", "batch", "alpha"],
+)
+def test_anything_but_a_u8_rgb_image_is_an_error_that_says_what_it_is(model, image):
+    with pytest.raises(ValueError, match=r"u8\[H,W,3\], RGB; got (float32|uint8)\["):
+        Predictor(model)(image)

@@ -1,0 +1,171 @@
+"""Checkpoints: what is saved is loaded, and what is damaged is called so."""
+
+import gc
+import shutil
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from fcn_jax import checkpoint
+from fcn_jax.api import Classes
+from fcn_jax.convert.engine import leaves
+from fcn_jax.errors import CheckpointError
+from fcn_jax.models.segmenter import ModelSpec, build
+
+CLASSES = Classes(("sky", "tree"), ((0, 0, 0), (1, 2, 255)))
+SPEC = ModelSpec("tiny", "fcn32s", 2, backbone_options={"width": 4, "dropout": 0.0}, head_options={})
+
+
+@pytest.fixture
+def model(tiny_plugin):
+    model = build(SPEC, rngs=nnx.Rngs(3))
+    model.backbone.bn1.num_batches_tracked[...] = jnp.asarray(11, jnp.int32)
+    model.backbone.bn1.var[...] = jnp.asarray([0.1, 0.2, 1e-30, 4.0])
+    return model
+
+
+@pytest.fixture
+def saved(model, tmp_path):
+    checkpoint.save_model(tmp_path / "model", checkpoint.describe(SPEC, CLASSES, {"source": "a.pth"}), checkpoint.arrays(model))
+    return tmp_path / "model"
+
+
+def test_a_model_comes_back_with_its_values_and_its_classes(model, saved, tmp_path):
+    loaded, spec = checkpoint.load(saved)
+    assert spec.model == loaded.spec == SPEC
+    assert spec.classes == CLASSES
+    assert spec.weights == {"source": "a.pth"}
+    assert spec.plugins["backbone"] == {"name": "tiny", "distribution": "fcn-jax-tiny", "version": "1.0"}
+    assert leaves(loaded).keys() == leaves(model).keys()
+    for path, leaf in leaves(model).items():
+        assert leaves(loaded)[path][...].dtype == leaf[...].dtype
+        np.testing.assert_array_equal(leaves(loaded)[path][...], leaf[...], err_msg=path)
+    x = np.random.default_rng(0).standard_normal((1, 9, 10, 3), np.float32)
+    model.eval()
+    np.testing.assert_array_equal(loaded(x), model(x))  # loaded in eval mode
+    assert [path.name for path in tmp_path.iterdir()] == ["model"], "no temporary folder is left"
+
+
+def test_a_spec_survives_json():
+    spec = checkpoint.describe(ModelSpec("resnet18", None), CLASSES)
+    assert checkpoint.Spec.from_dict(spec.to_dict()) == spec
+
+
+def test_saving_into_an_empty_folder_works_and_into_another_does_not(model, tmp_path):
+    spec = checkpoint.describe(SPEC)
+    (tmp_path / "empty").mkdir()
+    checkpoint.save_model(tmp_path / "empty", spec, checkpoint.arrays(model))
+    assert checkpoint.find(tmp_path / "empty") == tmp_path / "empty"
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    for name in ("full", "empty"):
+        with pytest.raises(CheckpointError, match="exists and is not empty"):
+            checkpoint.save_model(tmp_path / name, spec, checkpoint.arrays(model))
+    assert (tmp_path / "full" / "mine.txt").read_text() == "mine"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="file: exists and is not empty"):
+        checkpoint.save_model(tmp_path / "file", spec, checkpoint.arrays(model))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: None, "no such run or checkpoint"),
+        (lambda path: path.write_text("x"), "this is a file.*fcn-jax convert"),
+        (lambda path: path.mkdir(), "neither a run .* nor a checkpoint"),
+        (lambda path: (path / "checkpoints").mkdir(parents=True), "has no checkpoint yet"),
+    ],
+)
+def test_what_is_no_checkpoint_is_named_and_says_why(tmp_path, make, message):
+    path = tmp_path / "thing"
+    make(path)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        checkpoint.find(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_any_file_missing_or_cut_off_gives_a_checkpoint_error_or_the_right_values(model, saved, tmp_path):
+    expected = {name: np.asarray(value) for name, value in checkpoint.arrays(model).items()}
+    files = [path.relative_to(saved) for path in sorted(saved.rglob("*")) if path.is_file()]
+    assert len(files) > 3
+    refused: list[str] = []
+    for file in files:
+        for damage in ("remove", "empty", "halve"):
+            broken = tmp_path / "broken"
+            shutil.copytree(saved, broken)
+            contents = (broken / file).read_bytes()
+            if damage == "remove":
+                (broken / file).unlink()
+            else:
+                (broken / file).write_bytes(contents[: len(contents) // 2 if damage == "halve" else 0])
+            try:
+                checkpoint.read_spec(broken)
+                arrays = checkpoint.read_arrays(broken)
+            except CheckpointError as error:
+                refused.append(str(error))
+            else:
+                for name, value in expected.items():
+                    np.testing.assert_array_equal(arrays[name], value, err_msg=f"{file} {damage}")
+            shutil.rmtree(broken)
+    assert len(refused) > 3
+    assert all(str(tmp_path / "broken") in message for message in refused)
+    gc.collect()  # Orbax leaves its other reads unawaited; they are reported when they are collected
+
+
+def test_a_newer_format_is_refused(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "FORMAT", 99)
+    checkpoint.save_model(tmp_path / "new", checkpoint.describe(SPEC), checkpoint.arrays(model))
+    monkeypatch.undo()
+    with pytest.raises(CheckpointError, match="format 99; this version of fcn-jax reads 1"):
+        checkpoint.read_spec(tmp_path / "new")
+
+
+def test_a_backbone_alone_cannot_segment(model, tmp_path):
+    spec = checkpoint.describe(ModelSpec("tiny", None))
+    checkpoint.save_model(tmp_path / "trunk", spec, checkpoint.arrays(model.backbone))
+    with pytest.raises(CheckpointError, match=r"backbone 'tiny' alone.*train --init"):
+        checkpoint.load(tmp_path / "trunk")
+
+
+def test_a_checkpoint_that_does_not_fit_names_every_array(model, tmp_path):
+    arrays = dict(checkpoint.arrays(model))
+    arrays["extra"] = arrays.pop("backbone.bn1.var")
+    arrays["head.final_conv.bias"] = jnp.zeros(3)
+    checkpoint.save_model(tmp_path / "odd", checkpoint.describe(SPEC), arrays)
+    with pytest.raises(
+        CheckpointError, match=r"missing \['backbone.bn1.var'\], surplus \['extra'\], misshapen \['head.final_conv.bias'\]"
+    ):
+        checkpoint.load(tmp_path / "odd")
+
+
+def test_of_a_run_the_best_checkpoint_is_found_and_with_the_last_kept(model, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    spec, arrays = checkpoint.describe(SPEC, CLASSES), checkpoint.arrays(model)
+    train = {"step": jnp.zeros((), jnp.int32)}
+    checkpoints = checkpoint.Checkpoints(run)
+    for step, score in ((1, 0.2), (2, 0.6), (3, 0.5), (4, None)):
+        metrics = None if score is None else {checkpoint.METRIC: score}
+        train = {"step": jnp.asarray(step, jnp.int32)}
+        checkpoints.save(step, model=arrays, train=train, data={"position": step}, spec=spec, metrics=metrics)
+    checkpoints.close()
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["2", "4"]
+    assert checkpoint.find(run) == run / "checkpoints" / "2"
+
+    reopened = checkpoint.Checkpoints(run)
+    assert reopened.latest_step() == 4
+    restored, train, data = reopened.restore(4, model=arrays, train=train)
+    assert (int(train["step"]), data) == (4, {"position": 4})
+    np.testing.assert_array_equal(restored["backbone.conv1.kernel"], arrays["backbone.conv1.kernel"])
+    reopened.close()
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path):
+    checkpoint.dump_json(tmp_path / "a.json", {"a": [1, 2]})
+    with pytest.raises(TypeError):
+        checkpoint.dump_json(tmp_path / "a.json", {"a": object()})
+    assert (tmp_path / "a.json").read_text().startswith('{\n  "a"')
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]

@@ -1,0 +1,146 @@
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fcn_jax import config
+from fcn_jax.errors import ConfigError
+
+
+def test_an_empty_recipe_is_all_defaults():
+    parsed = config.parse({})
+    assert parsed == config.Config()
+    assert (parsed.model.backbone, parsed.model.head, parsed.optim.name) == ("resnet18", "fcn32s", "sgd")
+
+
+def test_a_recipe_survives_json():
+    parsed = config.parse(
+        {
+            "optim": {"rules": [{"match": "backbone.*", "lr": 0.1}]},
+            "data": {"crop": [8, 9]},
+            "model": {"head_options": {"a": [1]}},
+        }
+    )
+    assert config.parse(json.loads(parsed.to_json())) == parsed
+    assert parsed.data.crop == (8, 9)
+
+
+def test_all_unknown_keys_and_bad_values_are_in_one_error_with_the_nearest_name():
+    table = {
+        "optim": {"learning_rate": 0.1, "momentun": 0.9, "lr": -1, "rules": [{"match": "a", "decay": 0}]},
+        "data": {"batch_size": 0, "crop": [320]},
+        "modle": {},
+        "train": {"epochs": "many"},
+    }
+    with pytest.raises(ConfigError) as caught:
+        config.parse(table, "my.toml")
+    message = str(caught.value)
+    assert message.startswith("my.toml: ")
+    for part in (
+        "unknown key 'optim.learning_rate'",
+        "unknown key 'optim.momentun'. Did you mean 'momentum'?",
+        "unknown key 'modle'. Did you mean 'model'?",
+        "unknown key 'optim.rules.0.decay'. Did you mean 'weight_decay'?",
+        "optim.lr is -1",
+        "data.batch_size is 0",
+        "data.crop",
+        "train.epochs is 'many'",
+    ):
+        assert part in message, part
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"optim": {"lr": float("nan")}},
+        {"optim": {"lr": float("inf")}},
+        {"optim": {"momentum": 1.0}},
+        {"optim": {"name": "lamb"}},
+        {"optim": {"rules": [{"lr": 0.1}]}},
+        {"data": {"flip": "perhaps"}},
+        {"data": {"scale": [0.0, 1.0]}},
+        {"model": {"dtype": "float16"}},
+        {"model": 3},
+        {"train": {"seed": -1}},
+    ],
+)
+def test_a_bad_value_is_refused_by_its_name(table):
+    section = next(iter(table))
+    with pytest.raises(ConfigError, match=section):
+        config.parse(table)
+
+
+def test_a_recipe_cannot_be_changed():
+    with pytest.raises(Exception, match="frozen"):
+        config.parse({}).optim.lr = 3
+
+
+def test_settings_are_put_in_as_toml_and_bare_words_as_strings():
+    table = {"optim": {"lr": 0.1}}
+    changed = config.override(
+        table,
+        [
+            "optim.lr=1e-3",
+            "data.crop=[64, 96]",
+            "model.backbone=vgg16",
+            "data.flip=false",
+            "data.root=/a=b",
+            'data.train_split="x y"',
+        ],
+    )
+    assert changed == {
+        "optim": {"lr": 1e-3},
+        "data": {"crop": [64, 96], "flip": False, "root": "/a=b", "train_split": "x y"},
+        "model": {"backbone": "vgg16"},
+    }
+    assert table == {"optim": {"lr": 0.1}}, "the original stays"
+    assert config.parse(changed).data.crop == (64, 96)
+
+
+def test_the_last_of_two_settings_wins():
+    assert config.override({}, ["a.b=1", "a.b=2"]) == {"a": {"b": 2}}
+
+
+@pytest.mark.parametrize("setting", ["optim.lr", "=3", "optim.lr.x=1"])
+def test_a_malformed_setting_is_named(setting):
+    with pytest.raises(ConfigError, match=f"--set {setting}"):
+        config.override({"optim": {"lr": 0.1}}, [setting])
+
+
+@given(
+    value=st.one_of(
+        st.integers(-(2**60), 2**60), st.booleans(), st.floats(allow_nan=False, allow_infinity=False), st.lists(st.integers(0, 9))
+    )
+)
+def test_any_toml_value_can_be_set(value):
+    assert config.override({}, [f"a.b={json.dumps(value)}"]) == {"a": {"b": value}}
+
+
+@pytest.mark.parametrize("name", config.recipes())
+def test_every_shipped_recipe_is_valid_and_opens_with_its_command(name):
+    config.parse(config.read_recipe(name), name)
+    text = (config.importlib.resources.files("fcn_jax") / "recipes" / f"{name}.toml").read_text()
+    assert text.startswith("# fcn-jax train "), "a recipe opens with its command"
+
+
+def test_recipes_are_listed_by_name():
+    assert "camvid" in config.recipes()
+    assert all(not name.endswith(".toml") for name in config.recipes())
+
+
+def test_an_unknown_recipe_says_which_there_are():
+    with pytest.raises(ConfigError, match=r"no recipe 'camvit'. Did you mean 'camvid'\?.*\.toml"):
+        config.read_recipe("camvit")
+
+
+def test_a_recipe_file_is_read_and_a_broken_one_named(tmp_path):
+    path = tmp_path / "mine.toml"
+    with pytest.raises(ConfigError, match="no such recipe file"):
+        config.read_recipe(str(path))
+    path.write_text("[optim]\nlr = 0.5\n")
+    assert config.read_recipe(str(path)) == {"optim": {"lr": 0.5}}
+    for contents in (b"[optim\n", b"\xff\xfe"):
+        path.write_bytes(contents)
+        with pytest.raises(ConfigError, match=r"mine\.toml: not a TOML file"):
+            config.read_recipe(str(path))

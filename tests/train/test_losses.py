@@ -1,0 +1,69 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fcn_jax.train.losses import cross_entropy
+
+VALUE_AND_GRAD = jax.jit(jax.value_and_grad(cross_entropy))
+
+
+def torchs(logits, labels):
+    leaf = torch.tensor(np.asarray(logits, np.float64), requires_grad=True)
+    loss = F.cross_entropy(leaf.reshape(-1, leaf.shape[-1]), torch.tensor(labels.astype(np.int64)).reshape(-1), ignore_index=255)
+    loss.backward()
+    return loss.item(), leaf.grad.numpy()
+
+
+@settings(max_examples=20)
+@given(seed=st.integers(0, 2**32 - 1), scale=st.sampled_from([1.0, 30.0, 1e4]), ignored=st.sampled_from([0.0, 0.3, 0.95]))
+def test_loss_and_gradient_equal_torch_in_float64(seed, scale, ignored):
+    rng = np.random.default_rng(seed)
+    logits = (rng.standard_normal((2, 3, 4, 5)) * scale).astype(np.float32)
+    labels = np.where(rng.random((2, 3, 4)) < ignored, 255, rng.integers(0, 5, (2, 3, 4))).astype(np.uint8)
+    labels[0, 0, 0] = 4
+    loss, grad = VALUE_AND_GRAD(logits, labels)
+    expected, expected_grad = torchs(logits, labels)
+    np.testing.assert_allclose(loss, expected, rtol=2e-6, atol=1e-6)
+    np.testing.assert_allclose(grad, expected_grad, atol=1e-6)
+    assert loss.dtype == jnp.float32
+
+
+def test_bfloat16_logits_are_widened_before_anything_is_summed():
+    rng = np.random.default_rng(0)
+    logits = jnp.asarray(rng.standard_normal((4, 32, 32, 21)) * 4, jnp.bfloat16)
+    labels = rng.integers(0, 21, (4, 32, 32)).astype(np.uint8)
+    loss, grad = VALUE_AND_GRAD(logits, labels)
+    expected, _ = torchs(logits, labels)
+    assert loss.dtype == jnp.float32
+    assert grad.dtype == jnp.bfloat16
+    # bf16 itself has three digits.
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+
+
+def test_where_no_pixel_counts_loss_and_gradient_are_zero():
+    loss, grad = VALUE_AND_GRAD(np.ones((2, 3, 4, 5), np.float32), np.full((2, 3, 4), 255, np.uint8))
+    assert float(loss) == 0
+    assert not np.asarray(grad).any()
+
+
+def test_logits_of_ignored_pixels_do_not_matter():
+    logits = np.random.default_rng(0).standard_normal((2, 3, 4, 5)).astype(np.float32)
+    labels = np.zeros((2, 3, 4), np.uint8)
+    labels[1] = 255
+    other = logits.copy()
+    other[1] = 1e30
+    assert float(VALUE_AND_GRAD(logits, labels)[0]) == float(VALUE_AND_GRAD(other, labels)[0])
+    assert not np.asarray(VALUE_AND_GRAD(other, labels)[1])[1].any()
+
+
+@pytest.mark.parametrize("ignore_index", [0, -100])
+def test_another_ignore_index(ignore_index):
+    logits = np.random.default_rng(0).standard_normal((6, 3)).astype(np.float32)
+    labels = np.asarray([ignore_index, 1, 2, 1, 2, ignore_index], np.int32)
+    expected = F.cross_entropy(torch.tensor(logits), torch.tensor(labels).long(), ignore_index=ignore_index).item()
+    assert float(cross_entropy(jnp.asarray(logits), jnp.asarray(labels), ignore_index)) == pytest.approx(expected, rel=1e-6)
