@@ -27,6 +27,7 @@ from orbax.checkpoint import checkpoint_managers
 from fcn_jax import registry
 from fcn_jax.api import Classes
 from fcn_jax.errors import CheckpointError
+from fcn_jax.models.names import leaves
 from fcn_jax.models.segmenter import ModelSpec, Segmenter, build
 
 FORMAT = 1
@@ -75,8 +76,7 @@ def describe(model: ModelSpec, classes: Classes | None = None, weights: Mapping[
 
 def arrays(module: nnx.Module) -> dict[str, Any]:
     """A module's parameters and batch statistics by dotted name."""
-    state = nnx.state(module, nnx.Any(nnx.Param, nnx.BatchStat))
-    return {".".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(state)}
+    return {name: leaf[...] for name, leaf in leaves(module).items()}
 
 
 def require_empty(directory: str | Path) -> Path:
@@ -155,7 +155,7 @@ def read_arrays(directory: Path) -> dict[str, np.ndarray]:
             tree = checkpointer.metadata(item).item_metadata.tree
             target = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_first_device()) for name, leaf in tree.items()}
             restored = checkpointer.restore(item, target)
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except Exception as error:  # Orbax and TensorStore raise bare ones on damaged files
         raise CheckpointError(
             f"{directory}: the checkpoint's 'model' is unreadable or incomplete ({_first_line(error)})"
         ) from error
@@ -183,18 +183,16 @@ def load(path: str | Path) -> tuple[Segmenter, Spec]:
 
 def fill(model: nnx.Module, stored: Mapping[str, Any], directory: Path) -> None:
     """Put arrays into a model that `nnx.eval_shape` built. Raises `CheckpointError` naming every array that does not fit."""
-    state = nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat))
-    leaves = {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(state)}
-    missing, surplus = sorted(leaves.keys() - stored.keys()), sorted(stored.keys() - leaves.keys())
-    misshapen = [name for name in leaves.keys() & stored.keys() if leaves[name].get_value().shape != stored[name].shape]
+    targets = leaves(model)
+    missing, surplus = sorted(targets.keys() - stored.keys()), sorted(stored.keys() - targets.keys())
+    misshapen = [name for name in targets.keys() & stored.keys() if targets[name].get_value().shape != stored[name].shape]
     if missing or surplus or misshapen:
         raise CheckpointError(
             f"{directory}: does not fit the model that this installation builds: "
             f"missing {missing}, surplus {surplus}, misshapen {misshapen}"
         )
-    for name, leaf in leaves.items():
+    for name, leaf in targets.items():
         leaf.set_value(jax.numpy.asarray(stored[name]))
-    nnx.update(model, state)
 
 
 class Checkpoints:
@@ -236,7 +234,7 @@ class Checkpoints:
         try:
             with _quiet():
                 items = self._manager.restore(step, args=args)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except Exception as error:  # as above
             raise CheckpointError(f"checkpoint {step} cannot be restored: {_first_line(error)}") from error
         return items["model"], items["train"], items["data"]
 
@@ -289,7 +287,9 @@ def _first_device() -> jax.sharding.Sharding:
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    """An error's gist: TensorStore puts whole specifications into its messages."""
+    line = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return line if len(line) <= 160 else f"{line[:160]}..."
 
 
 def dump_json(path: Path, value: Any) -> None:

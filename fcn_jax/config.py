@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.resources
 import json
 import tomllib
@@ -142,10 +143,10 @@ def override(table: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any
     Raises:
         ConfigError: a setting without `=`, or one that goes through a value that is no table.
     """
-    result = json.loads(json.dumps(table))
+    result: dict[str, Any] = copy.deepcopy(dict(table))
     for setting in settings:
         key, equals, text = setting.partition("=")
-        if not equals or not key.strip():
+        if not equals or not all(part.strip() for part in key.split(".")):
             raise ConfigError(f"--set {setting}: write it as KEY=VALUE, such as --set optim.lr=0.01")
         try:
             value = tomllib.loads(f"value = {text}")["value"]

@@ -1,6 +1,5 @@
 """Checkpoints: what is saved is loaded, and what is damaged is called so."""
 
-import gc
 import shutil
 
 import jax.numpy as jnp
@@ -86,9 +85,11 @@ def test_what_is_no_checkpoint_is_named_and_says_why(tmp_path, make, message):
     assert str(path) in str(caught.value)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_any_file_missing_or_cut_off_gives_a_checkpoint_error_or_the_right_values(model, saved, tmp_path):
-    expected = {name: np.asarray(value) for name, value in checkpoint.arrays(model).items()}
+def test_any_file_missing_or_cut_off_gives_a_checkpoint_error_or_the_right_values(tiny_plugin, tmp_path):
+    saved = tmp_path / "model"
+    # A single array: of several, Orbax would leave the other reads unawaited, and Python would warn of each.
+    expected = {"a": np.random.default_rng(0).standard_normal(5000, np.float32)}
+    checkpoint.save_model(saved, checkpoint.describe(SPEC), expected)
     files = [path.relative_to(saved) for path in sorted(saved.rglob("*")) if path.is_file()]
     assert len(files) > 3
     refused: list[str] = []
@@ -112,7 +113,6 @@ def test_any_file_missing_or_cut_off_gives_a_checkpoint_error_or_the_right_value
             shutil.rmtree(broken)
     assert len(refused) > 3
     assert all(str(tmp_path / "broken") in message for message in refused)
-    gc.collect()  # Orbax leaves its other reads unawaited; they are reported when they are collected
 
 
 def test_a_newer_format_is_refused(model, tmp_path, monkeypatch):

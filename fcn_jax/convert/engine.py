@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import fnmatch
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from fcn_jax.api import Backbone, Head
 from fcn_jax.convert import files
 from fcn_jax.convert.rules import Table
 from fcn_jax.errors import ConfigError, WeightsError, listing
+from fcn_jax.models.names import leaves
 from fcn_jax.models.segmenter import ModelSpec, Segmenter, describe
 
 PREFIXES = ("module.", "model.", "_orig_mod.")
@@ -57,12 +59,6 @@ class LoadRecord:
         if self.dropped:
             parts.append(f"{len(self.dropped)} dropped: {listing(self.dropped, 4)}")
         return "; ".join(parts)
-
-
-def leaves(module: nnx.Module) -> dict[str, nnx.Variable]:
-    """A module's parameters and batch statistics by dotted path, such as `layer1.0.conv1.kernel`."""
-    state = nnx.state(module, nnx.Any(nnx.Param, nnx.BatchStat))
-    return {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(state)}
 
 
 def tables(spec: ModelSpec) -> dict[tuple[str, str], Table]:
@@ -118,7 +114,7 @@ def load_into(
     """`load_torch` for any module that a spec describes; for a backbone alone the spec's head is None."""
     if isinstance(source, Mapping):
         name, digest = "state dict", None
-        tensors = {str(key): files.to_numpy(value, str(key)) for key, value in source.items()}
+        tensors = files.tensors_of(source, name)
     else:
         path = Path(source)
         tensors = files.read(path)
@@ -148,8 +144,6 @@ def load_named(
         WeightsError: all missing, surplus and misshapen names in one message.
     """
     targets = _targets(module, spec)
-    if record.scope == "backbone":
-        targets = {path: leaf for path, leaf in targets.items() if path.startswith("backbone.")}
     values: dict[str, np.ndarray] = {}
     problems = _match(tensors, targets, table, reinit, values, record)
     if problems:
@@ -227,6 +221,9 @@ def _match(
         return bool(hits)
 
     for path, leaf in targets.items():
+        if record.scope == "backbone" and not path.startswith("backbone."):
+            is_reinit(path, path)  # it keeps its initial value in any case, but the glob is not a mistake
+            continue
         found = table.to_torch(path)
         if found is None:
             problems.missing.append(f"{path} (no rule names it)")
@@ -273,7 +270,7 @@ def _converted(value: np.ndarray, rule: Any, leaf: nnx.Variable) -> tuple[str, n
     try:
         converted = rule.op.to_jax(value)
     except ValueError as error:
-        return f"shape {value.shape}: {error}", None
+        return str(error), None
     if converted.shape != shape:
         expected = rule.op.to_torch(np.empty(shape, np.float32)).shape
         return f"shape {value.shape}, the model needs {expected}", None
@@ -285,18 +282,22 @@ def _converted(value: np.ndarray, rule: Any, leaf: nnx.Variable) -> tuple[str, n
 def _complaint(record: LoadRecord, spec: ModelSpec, problems: _Problems) -> str:
     what = spec.backbone if record.scope == "backbone" else f"{spec.backbone} + {spec.head}"
     parts = [f"{record.source} does not fit {what} (read as {record.names} names, {record.scope})"]
-    if problems.missing:
-        parts.append(f"missing {len(problems.missing)}: {listing(problems.missing)}")
-    if problems.surplus:
-        parts.append(f"surplus {len(problems.surplus)}: {listing(problems.surplus)}")
-    if problems.misshapen:
-        parts.append(f"misshapen {len(problems.misshapen)}: {listing(problems.misshapen)}")
-    if problems.unusable:
-        parts.append(f"unusable {len(problems.unusable)}: {listing(problems.unusable)}")
+    named = {
+        "missing": problems.missing,
+        "surplus": [_with_nearest(name, problems.missing) for name in problems.surplus],
+        "misshapen": problems.misshapen,
+        "unusable": problems.unusable,
+    }
+    parts += [f"{label} {len(names)}: {', '.join(names)}" for label, names in named.items() if names]
     if problems.unmatched_globs:
-        parts.append(f"--reinit matches nothing: {listing(problems.unmatched_globs)}")
+        parts.append(f"--reinit matches nothing: {', '.join(problems.unmatched_globs)}")
     advice = "; to keep initial values on purpose, name them with --reinit GLOB" if problems.missing or problems.misshapen else ""
     return "; ".join(parts) + advice
+
+
+def _with_nearest(name: str, missing: Sequence[str]) -> str:
+    nearest = difflib.get_close_matches(name, missing, n=1, cutoff=0.8)
+    return f"{name} (is it {nearest[0]}?)" if nearest else name
 
 
 def to_torch(model: Segmenter, names: str = "torchvision") -> dict[str, np.ndarray]:

@@ -65,7 +65,7 @@ def write(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
             save_file(contiguous, temporary, metadata={"format": "pt"})
         else:
             torch = _import_torch(path)
-            torch.save({name: torch.from_numpy(value.copy()) for name, value in contiguous.items()}, temporary)
+            torch.save({name: _to_torch(torch, value) for name, value in contiguous.items()}, temporary)
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     finally:
@@ -87,6 +87,12 @@ def to_numpy(value: Any, name: str) -> np.ndarray:
     if hasattr(value, "__array__"):
         return np.asarray(value)
     raise WeightsError(f"'{name}' is a {type(value).__name__}, not a tensor")
+
+
+def _to_torch(torch: Any, value: np.ndarray) -> Any:
+    if value.dtype.name == "bfloat16":  # which torch does not take from numpy
+        return torch.from_numpy(value.view(np.int16).copy()).view(torch.bfloat16)
+    return torch.from_numpy(value.copy())
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
@@ -128,19 +134,23 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
             f"{path}: refused, because it holds more than tensors and loading it could run code; save a state dict instead: "
             "torch.save(model.state_dict(), ...)"
         ) from error
-    except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
+    except Exception as error:  # damaged files make torch.load raise almost anything, IndexError and struct.error included
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(f"{path}: not a readable PyTorch file ({reason}); is it complete?") from error
-    return _tensors(path, loaded)
+    return tensors_of(loaded, str(path))
 
 
-def _tensors(path: Path, loaded: Any) -> dict[str, np.ndarray]:
-    """The state dict in what `torch.load` returned, unwrapped."""
+def tensors_of(loaded: Any, source: str) -> dict[str, np.ndarray]:
+    """The arrays of a state dict, which a checkpoint may wrap under `state_dict` or `model`.
+
+    Raises:
+        WeightsError: it is no state dict, or something in it is no tensor; `source` is what the message calls it.
+    """
     if isinstance(loaded, Mapping):
         for wrapper in _WRAPPERS:
             if isinstance(loaded.get(wrapper), Mapping):
                 loaded = loaded[wrapper]
                 break
     if not isinstance(loaded, Mapping) or not loaded:
-        raise WeightsError(f"{path}: holds no state dict but a {type(loaded).__name__}")
-    return {str(name): to_numpy(value, f"{path}: {name}") for name, value in loaded.items()}
+        raise WeightsError(f"{source}: holds no state dict but a {type(loaded).__name__}")
+    return {str(name): to_numpy(value, f"{source}: {name}") for name, value in loaded.items()}

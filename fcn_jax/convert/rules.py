@@ -51,7 +51,15 @@ IDENTITY = Op("identity", _same, _same)
 CONV = _permutation("conv OIHW <-> HWIO", (2, 3, 1, 0), 4)
 CONV_TRANSPOSE = _permutation("conv_transpose IOHW <-> HWIO", (2, 3, 0, 1), 4)
 LINEAR = _permutation("linear OI <-> IO", (1, 0), 2)
-COUNT = Op("count i64 <-> i32", lambda x: x.astype(np.int32), lambda x: x.astype(np.int64))
+
+
+def _narrowed(x: np.ndarray) -> np.ndarray:
+    if (np.abs(x) >= 2**31).any():
+        raise ValueError(f"a count of {x} does not fit 32 bits")
+    return x.astype(np.int32)
+
+
+COUNT = Op("count i64 <-> i32", _narrowed, lambda x: x.astype(np.int64))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -67,9 +67,7 @@ def _pool_bwd(
     return (lax.platform_dependent(*residuals, grad, cpu=by_phases, default=by_xla),)
 
 
-def _grad_by_phases(
-    x: jax.Array, y: jax.Array, grad: jax.Array, kernel_size: int, stride: int, borders: _Borders
-) -> jax.Array:
+def _grad_by_phases(x: jax.Array, y: jax.Array, grad: jax.Array, kernel_size: int, stride: int, borders: _Borders) -> jax.Array:
     """Gradient without XLA's select-and-scatter, which runs one element at a time on CPUs.
 
     A window's gradient goes to the first of its pixels, in reading order, that equals its maximum, as in PyTorch. Pixels whose

@@ -25,6 +25,7 @@ from fcn_jax.errors import CheckpointError, ConfigError, TrainingError
 from fcn_jax.infer import draw
 from fcn_jax.infer.metrics import ConfusionMatrix, Scores
 from fcn_jax.infer.predictor import Predictor, evaluate
+from fcn_jax.models.names import named
 from fcn_jax.models.segmenter import ModelSpec, build
 from fcn_jax.models.segmenter import describe as describe_model
 from fcn_jax.train import logs, optim, sharding
@@ -257,9 +258,8 @@ def _zeros(config: Config, processes: int) -> dict[str, np.ndarray]:
 
 def _items(state: train_step.TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
     """The state as a checkpoint's items `model` and `train`."""
-    flat = [*nnx.to_flat_state(state.params), *nnx.to_flat_state(state.batch_stats)]
-    named = {".".join(map(str, path)): leaf[...] for path, leaf in flat}
-    return named, {"step": state.step, "opt_state": state.opt_state}
+    arrays = {name: leaf[...] for part in (state.params, state.batch_stats) for name, leaf in named(part).items()}
+    return arrays, {"step": state.step, "opt_state": state.opt_state}
 
 
 def _save(
@@ -303,8 +303,8 @@ def _finite_loss(
 def _restored(
     checkpoints: checkpoint.Checkpoints, number: int, state: train_step.TrainState
 ) -> tuple[train_step.TrainState, Any]:
-    named, rest = _items(state)
-    stored, rest, position = checkpoints.restore(number, model=named, train=rest)
+    arrays, rest = _items(state)
+    stored, rest, position = checkpoints.restore(number, model=arrays, train=rest)
 
     def filled(tree: nnx.State) -> nnx.State:
         flat = [(path, leaf.replace(stored[".".join(map(str, path))])) for path, leaf in nnx.to_flat_state(tree)]

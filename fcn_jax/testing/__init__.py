@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib.util
 import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,18 +26,16 @@ import numpy as np
 from flax import nnx
 
 from fcn_jax import registry
-from fcn_jax.api import API_VERSION, Backbone, FeatureSpec, Head, TorchBridge
-from fcn_jax.convert.rules import Table
+from fcn_jax.api import API_VERSION, Backbone, FeatureSpec, Head
 from fcn_jax.errors import ConfigError, listing
+from fcn_jax.models.names import leaves
+from fcn_jax.testing.subject import COMPILER_OPTIONS, TOLERANCE, Subject, difference, normal, require
+from fcn_jax.testing.torch_bridge import check_reference, check_tables, torch_features
+
+__all__ = ["SIZES", "check_backbone", "check_head"]
 
 SIZES = ((64, 64), (65, 97), (33, 47), (96, 161), (224, 320))
 """Heights and widths that are tried. A backbone is spared those at which, by its own word, a feature would have no pixels."""
-
-TOLERANCE = 1e-4
-"""Largest difference allowed, as a share of the largest absolute value, between two ways to compute one float32 tensor."""
-
-# Each network runs once or twice, so that compiling it fast matters more than running it fast.
-_COMPILER_OPTIONS = {"xla_backend_optimization_level": 0}
 
 
 def check_backbone(backbone: str | Backbone, options: Mapping[str, Any] | None = None) -> None:
@@ -59,7 +56,7 @@ def check_backbone(backbone: str | Backbone, options: Mapping[str, Any] | None =
     descriptor = registry.default().backbone(backbone) if isinstance(backbone, str) else backbone
     label = f"backbone '{descriptor.name}'"
     _check_descriptor(label, descriptor)
-    _require(
+    require(
         len(set(descriptor.output_strides)) == len(descriptor.output_strides) > 0,
         f"{label}: output_strides is {descriptor.output_strides}; it must name at least one, and each once",
     )
@@ -74,29 +71,29 @@ def _check_backbone_at(label: str, backbone: Backbone, chosen: Any, stride: int)
     def build(dtype: Any) -> nnx.Module:
         return backbone.build(chosen, output_stride=stride, dtype=dtype, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
 
-    subject = _Subject(label, build, lambda module, inputs: module(inputs["image"]))
+    subject = Subject(label, build, lambda module, inputs: module(inputs["image"]))
     specs = backbone.features(chosen, stride)
     _check_specs(label, specs, backbone.features(chosen, stride), stride)
     legal = [hw for hw in SIZES if all(spec.size(n) >= 1 for spec in specs for n in hw)]
-    _require(bool(legal), f"{label}: by `size`, every image of {SIZES} gives an empty feature")
+    require(bool(legal), f"{label}: by `size`, every image of {SIZES} gives an empty feature")
     for hw, batch, dtype in _variants(legal):
         expected = {spec.name: (batch, spec.size(hw[0]), spec.size(hw[1]), spec.channels) for spec in specs}
         _check_shapes(subject, {"image": jax.ShapeDtypeStruct((batch, *hw, 3), jnp.float32)}, expected, dtype)
 
     odd = (65, 97) if (65, 97) in legal else legal[0]
-    images = {"image": _normal(1, (3, *odd, 3))}
+    images = {"image": normal(1, (3, *odd, 3))}
     if stride == backbone.output_strides[0]:
         _check_eval_mode(subject, images)
         _check_gradients(subject, images)
     if backbone.torch is not None:
-        _check_tables(subject, backbone.torch, chosen)
-        _check_reference(
+        check_tables(subject, backbone.torch, chosen)
+        check_reference(
             subject,
             backbone.torch,
             chosen,
             images,
             lambda build_reference: build_reference(options=chosen, output_stride=stride),
-            lambda reference, inputs: _torch_features(label, reference, inputs["image"], specs),
+            lambda reference, inputs: torch_features(label, reference, inputs["image"], specs),
         )
 
 
@@ -126,20 +123,20 @@ def check_head(head: str | Head, options: Mapping[str, Any] | None = None) -> No
             refusals.append(f"{family}: {error}")
             continue
         _check_head_on(f"{label} on {family}", descriptor, chosen, specs, wanted)
-    _require(len(refusals) < len(_families()), f"{label} refuses every backbone: {'; '.join(refusals)}")
+    require(len(refusals) < len(_families()), f"{label} refuses every backbone: {'; '.join(refusals)}")
 
 
 def _check_head_on(label: str, head: Head, chosen: Any, specs: Sequence[FeatureSpec], wanted: Sequence[str]) -> None:
     names = [spec.name for spec in specs]
-    _require(
+    require(
         bool(wanted) and len(set(wanted)) == len(wanted) and set(wanted) <= set(names),
         f"{label}: select gave {tuple(wanted)}; it must name some of {tuple(names)}, each once",
     )
     selected = tuple(spec for spec in specs if spec.name in wanted)
     deepest = specs[-1]
 
-    def subject(num_classes: int, hw: tuple[int, int]) -> _Subject:
-        return _Subject(
+    def subject(num_classes: int, hw: tuple[int, int]) -> Subject:
+        return Subject(
             label,
             lambda dtype: head.build(
                 chosen, selected, num_classes=num_classes, dtype=dtype, param_dtype=jnp.float32, rngs=nnx.Rngs(0)
@@ -159,12 +156,12 @@ def _check_head_on(label: str, head: Head, chosen: Any, specs: Sequence[FeatureS
 
     hw = SIZES[1]
     whole = subject(7, hw)
-    features = {name: _normal(i, shape) for i, (name, shape) in enumerate(shapes(3, hw).items())}
+    features = {name: normal(i, shape) for i, (name, shape) in enumerate(shapes(3, hw).items())}
     _check_eval_mode(whole, features)
     _check_gradients(whole, features)
     if head.torch is not None:
-        _check_tables(whole, head.torch, chosen)
-        _check_reference(
+        check_tables(whole, head.torch, chosen)
+        check_reference(
             whole,
             head.torch,
             chosen,
@@ -175,29 +172,10 @@ def _check_head_on(label: str, head: Head, chosen: Any, specs: Sequence[FeatureS
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Subject:
-    """What is checked: its name in messages, how to build it in a dtype, and how to run it on named inputs."""
-
-    label: str
-    build: Callable[[Any], nnx.Module]
-    call: Callable[[Any, Any], Any]
-
-
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise AssertionError(message)
-
-
 def _variants(sizes: Sequence[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], int, Any]]:
     """Height and width, batch and dtype: every size once, and the first in both dtypes and as a batch of three."""
     yield from ((sizes[0], batch, dtype) for batch in (1, 3) for dtype in (jnp.float32, jnp.bfloat16))
     yield from ((hw, 1, jnp.float32) for hw in sizes[1:])
-
-
-def _normal(seed: int, shape: tuple[int, ...]) -> np.ndarray:
-    # numpy here and below: outside jit, JAX would compile each operation anew for each shape.
-    return np.random.default_rng(seed).standard_normal(shape, np.float32)
 
 
 def _families() -> dict[str, tuple[FeatureSpec, ...]]:
@@ -224,17 +202,17 @@ def _families() -> dict[str, tuple[FeatureSpec, ...]]:
 
 def _check_descriptor(label: str, descriptor: Backbone | Head) -> None:
     theirs = descriptor.api_version
-    _require(
+    require(
         theirs[0] == API_VERSION[0] and theirs[1] <= API_VERSION[1],
         f"{label}: api_version is {theirs}; this fcn-jax understands {API_VERSION[0]}.0 to {API_VERSION[0]}.{API_VERSION[1]}",
     )
-    _require("\n" not in descriptor.summary, f"{label}: the summary must be one line")
-    _require(
+    require("\n" not in descriptor.summary, f"{label}: the summary must be one line")
+    require(
         dataclasses.is_dataclass(descriptor.options) and descriptor.options.__dataclass_params__.frozen,  # type: ignore[attr-defined]
         f"{label}: options is {descriptor.options}; it must be a frozen dataclass",
     )
     for name, weights in (descriptor.torch.weights if descriptor.torch else {}).items():
-        _require(
+        require(
             re.fullmatch(r"[0-9a-f]{8,64}", weights.sha256) is not None,
             f"{label}: weights {name} have sha256 '{weights.sha256}'; it must be at least 8 leading hexadecimal digits",
         )
@@ -242,11 +220,11 @@ def _check_descriptor(label: str, descriptor: Backbone | Head) -> None:
 
 def _check_preprocess(label: str, backbone: Backbone) -> None:
     preprocess = backbone.preprocess
-    _require(
+    require(
         preprocess.channel_order in ("rgb", "bgr"),
         f"{label}: preprocess.channel_order is '{preprocess.channel_order}'; it must be 'rgb' or 'bgr'",
     )
-    _require(
+    require(
         len(preprocess.mean) == len(preprocess.std) == 3 and min(preprocess.std) > 0 and preprocess.scale > 0,
         f"{label}: preprocess is {preprocess}; it needs three means, three deviations above 0 and a scale above 0",
     )
@@ -258,31 +236,31 @@ def _check_specs(label: str, specs: Sequence[FeatureSpec], again: Sequence[Featu
     def plain(specs: Sequence[FeatureSpec]) -> list[tuple[Any, ...]]:
         return [(s.name, s.channels, s.stride, s.offset, s.size(224)) for s in specs]
 
-    _require(len(specs) > 0, f"{label}: it has no features")
-    _require(plain(specs) == plain(again), f"{label}: features gave {plain(specs)}, then {plain(again)}; it must be pure")
+    require(len(specs) > 0, f"{label}: it has no features")
+    require(plain(specs) == plain(again), f"{label}: features gave {plain(specs)}, then {plain(again)}; it must be pure")
     names = [spec.name for spec in specs]
-    _require(len(set(names)) == len(names), f"{label}: features are named {names}; each name must be there once")
+    require(len(set(names)) == len(names), f"{label}: features are named {names}; each name must be there once")
     strides = [spec.stride for spec in specs]
-    _require(strides == sorted(strides), f"{label}: features have strides {strides}; they go from shallow to deep")
-    _require(strides[-1] == output_stride, f"{label}: its deepest feature has stride {strides[-1]}")
+    require(strides == sorted(strides), f"{label}: features have strides {strides}; they go from shallow to deep")
+    require(strides[-1] == output_stride, f"{label}: its deepest feature has stride {strides[-1]}")
     for spec in specs:
         where = f"{label}: feature '{spec.name}'"
-        _require(spec.channels > 0 and spec.stride > 0 and spec.offset >= 0, f"{where}: {spec} is out of range")
+        require(spec.channels > 0 and spec.stride > 0 and spec.offset >= 0, f"{where}: {spec} is out of range")
         sizes = [spec.size(n) for n in range(1, 1025)]
-        _require(
+        require(
             all(small <= large for small, large in itertools.pairwise(sizes)),
             f"{where}: size shrinks where the image grows",
         )
         # Whatever is padded or cropped at the border, one stride more of image is one pixel more of feature.
         for n in range(512, 513 + spec.stride):
-            _require(
+            require(
                 spec.size(n + spec.stride) == spec.size(n) + 1,
                 f"{where}: stride is {spec.stride}, but size({n}) is {spec.size(n)} and size({n + spec.stride}) is "
                 f"{spec.size(n + spec.stride)}; they must be 1 apart",
             )
 
 
-def _check_shapes(subject: _Subject, inputs: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]], dtype: Any) -> None:
+def _check_shapes(subject: Subject, inputs: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]], dtype: Any) -> None:
     """Check names, order, shapes and dtypes of the outputs, and the dtype of parameters, without computing anything."""
     module = nnx.eval_shape(lambda: subject.build(dtype))
     module.eval()
@@ -296,41 +274,30 @@ def _check_shapes(subject: _Subject, inputs: Mapping[str, Any], expected: Mappin
 
     outputs = jax.eval_shape(run, state, dict(inputs))
     given = ", ".join(f"{tuple(x.shape)}" for x in inputs.values())
-    _require(
+    require(
         order == list(expected), f"{subject.label}: it returns {order}, its descriptor promises {list(expected)}, in that order"
     )
     for name, shape in expected.items():
         found = outputs[name]
-        _require(
+        require(
             found.shape == shape, f"{subject.label}: '{name}' of an input of {given} has shape {found.shape}, promised is {shape}"
         )
-        _require(
+        require(
             found.dtype == dtype, f"{subject.label}: '{name}' is {found.dtype} where the compute dtype is {jnp.dtype(dtype).name}"
         )
-    for path, leaf in _leaves(module).items():
-        _require(
+    for path, leaf in leaves(module).items():
+        require(
             not jnp.issubdtype(leaf.dtype, jnp.floating) or leaf.dtype == jnp.float32,
             f"{subject.label}: '{path}' is {leaf.dtype} with compute dtype {jnp.dtype(dtype).name}; parameters are float32",
         )
 
 
-def _leaves(module: nnx.Module) -> dict[str, nnx.Variable[Any]]:
-    state = nnx.state(module, nnx.Any(nnx.Param, nnx.BatchStat))
-    return {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(state)}
-
-
-def _difference(found: Any, wanted: Any) -> float:
-    """Largest difference, as a share of the largest absolute value wanted."""
-    found, wanted = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
-    return float(np.abs(found - wanted).max() / max(np.abs(wanted).max(), 1e-30))
-
-
-def _check_eval_mode(subject: _Subject, inputs: Mapping[str, Any]) -> None:
+def _check_eval_mode(subject: Subject, inputs: Mapping[str, Any]) -> None:
     module = subject.build(jnp.float32)
     module.eval()
     graphdef, state = nnx.split(module)
 
-    @functools.partial(jax.jit, compiler_options=_COMPILER_OPTIONS)
+    @functools.partial(jax.jit, compiler_options=COMPILER_OPTIONS)
     def run(state: Any, inputs: Mapping[str, Any]) -> tuple[Any, Any]:
         network = nnx.merge(graphdef, state, copy=True)
         outputs = subject.call(network, inputs)
@@ -340,21 +307,21 @@ def _check_eval_mode(subject: _Subject, inputs: Mapping[str, Any]) -> None:
         outputs, after = run(state, inputs)
         again, _ = run(after, inputs)
         among_others, _ = run(state, {name: np.stack([3 * x[0], x[1], x[2] + 1]) for name, x in inputs.items()})
-    before = {path: np.asarray(leaf[...]) for path, leaf in _leaves(module).items()}
+    before = {path: np.asarray(leaf[...]) for path, leaf in leaves(module).items()}
     nnx.update(module, after)
-    changed = [path for path, leaf in _leaves(module).items() if not np.array_equal(leaf[...], before[path])]
-    _require(not changed, f"{subject.label}: in eval mode a call changes {listing(changed)}")
+    changed = [path for path, leaf in leaves(module).items() if not np.array_equal(leaf[...], before[path])]
+    require(not changed, f"{subject.label}: in eval mode a call changes {listing(changed)}")
     for name, value in outputs.items():
-        _require(bool(np.isfinite(value).all()), f"{subject.label}: '{name}' has values that are not finite")
-        _require(np.array_equal(value, again[name]), f"{subject.label}: '{name}' differs between two calls in eval mode")
-        difference = _difference(among_others[name][1], value[1])
-        _require(
-            difference < TOLERANCE,
-            f"{subject.label}: '{name}' of an image depends on the rest of its batch in eval mode (by {difference:.1e})",
+        require(bool(np.isfinite(value).all()), f"{subject.label}: '{name}' has values that are not finite")
+        require(np.array_equal(value, again[name]), f"{subject.label}: '{name}' differs between two calls in eval mode")
+        off = difference(among_others[name][1], value[1])
+        require(
+            off < TOLERANCE,
+            f"{subject.label}: '{name}' of an image depends on the rest of its batch in eval mode (by {off:.1e})",
         )
 
 
-def _check_gradients(subject: _Subject, inputs: Mapping[str, Any]) -> None:
+def _check_gradients(subject: Subject, inputs: Mapping[str, Any]) -> None:
     module = subject.build(jnp.float32)
     module.train()
     graphdef, params, rest = nnx.split(module, nnx.Param, ...)  # type: ignore[misc]
@@ -364,9 +331,9 @@ def _check_gradients(subject: _Subject, inputs: Mapping[str, Any]) -> None:
 
     # Weights that differ from value to value: the gradient of a plain sum does not pass through batch normalisation.
     shapes = jax.eval_shape(run, params, rest, dict(inputs))
-    weights = {name: _normal(i, value.shape) for i, (name, value) in enumerate(shapes.items())}
+    weights = {name: normal(i, value.shape) for i, (name, value) in enumerate(shapes.items())}
 
-    @functools.partial(jax.jit, compiler_options=_COMPILER_OPTIONS)
+    @functools.partial(jax.jit, compiler_options=COMPILER_OPTIONS)
     @jax.grad
     def gradient(params: Any, rest: Any, inputs: Mapping[str, Any], weights: Mapping[str, Any]) -> jax.Array:
         outputs = run(params, rest, inputs)
@@ -374,142 +341,4 @@ def _check_gradients(subject: _Subject, inputs: Mapping[str, Any]) -> None:
 
     grads = gradient(params, rest, dict(inputs), weights)
     bad = [".".join(map(str, path)) for path, leaf in nnx.to_flat_state(grads) if not np.isfinite(leaf[...]).all()]
-    _require(not bad, f"{subject.label}: in train mode the gradient is not finite at {listing(bad)}")
-
-
-def _check_tables(subject: _Subject, bridge: TorchBridge, options: Any) -> None:
-    leaves = _leaves(nnx.eval_shape(lambda: subject.build(jnp.float32)))
-    tables = bridge.tables(options)
-    _require(
-        "torchvision" in tables, f"{subject.label}: its tables are {listing(tables)}; the scheme 'torchvision' must be there"
-    )
-    for scheme, table in tables.items():
-        where = f"{subject.label}: the '{scheme}' table"
-        owners: dict[str, str] = {}
-        for path, leaf in leaves.items():
-            found = table.to_torch(path)
-            if found is None:
-                raise AssertionError(f"{where} has no rule for '{path}'")
-            name, rule = found
-            _require(name not in owners, f"{where} gives both '{owners.get(name)}' and '{path}' the name '{name}'")
-            owners[name] = path
-            back = table.to_jax(name)
-            _require(back == (path, rule), f"{where} turns '{path}' into '{name}', but that back into '{back and back[0]}'")
-            value = _random_like(leaf)
-            there = np.asarray(rule.op.to_torch(value))
-            here = np.asarray(rule.op.to_jax(there))
-            _require(
-                here.shape == value.shape and here.dtype == value.dtype and here.tobytes() == value.tobytes(),
-                f"{where}: '{rule.op.name}' does not bring '{path}' of shape {value.shape} back as it was",
-            )
-
-
-def _random_like(leaf: nnx.Variable[Any]) -> np.ndarray:
-    rng = np.random.default_rng(0)
-    if jnp.issubdtype(leaf.dtype, jnp.integer):
-        return rng.integers(0, 1000, leaf.shape).astype(leaf.dtype)
-    return rng.standard_normal(leaf.shape, np.float32).astype(leaf.dtype)
-
-
-def _check_reference(
-    subject: _Subject,
-    bridge: TorchBridge,
-    options: Any,
-    inputs: Mapping[str, Any],
-    build: Callable[[Any], Any],
-    call: Callable[[Any, Mapping[str, Any]], Mapping[str, Any]],
-) -> None:
-    """Check names, shapes and eval-mode outputs against the PyTorch original, if there is one and torch is installed."""
-    if bridge.reference is None or importlib.util.find_spec("torch") is None:
-        return
-    import torch
-
-    torch.manual_seed(0)
-    reference = build(bridge.reference).eval()
-    _randomise_batch_norm(reference)
-    tensors = {name: value.numpy() for name, value in reference.state_dict().items()}
-    module = subject.build(jnp.float32)
-    module.eval()
-    _fill(f"{subject.label} against its PyTorch reference", module, bridge.tables(options)["torchvision"], tensors)
-
-    graphdef, state = nnx.split(module)
-    inputs = {name: x[:1] for name, x in inputs.items()}
-    with jax.default_matmul_precision("highest"):
-        found = jax.jit(
-            lambda state, inputs: subject.call(nnx.merge(graphdef, state), inputs), compiler_options=_COMPILER_OPTIONS
-        )(state, inputs)
-    with torch.no_grad():
-        nchw = {name: torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2))) for name, x in inputs.items()}
-        wanted = {name: value.numpy().transpose(0, 2, 3, 1) for name, value in call(reference, nchw).items()}
-    for name, value in wanted.items():
-        _require(
-            found[name].shape == value.shape,
-            f"{subject.label}: '{name}' has shape {found[name].shape}, in its PyTorch reference {value.shape}",
-        )
-        difference = _difference(found[name], value)
-        _require(
-            difference < TOLERANCE,
-            f"{subject.label}: '{name}' differs from its PyTorch reference by {difference:.1e} of the largest value; "
-            f"allowed is {TOLERANCE:.0e}",
-        )
-
-
-def _randomise_batch_norm(reference: Any) -> None:
-    """Give a fresh network statistics and scales that are not 0 and 1, which a mix-up would leave unnoticed."""
-    import torch
-
-    for layer in reference.modules():
-        if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
-            with torch.no_grad():
-                for value, low, high in (
-                    (layer.weight, 0.5, 1.5),
-                    (layer.bias, -0.5, 0.5),
-                    (layer.running_mean, -0.5, 0.5),
-                    (layer.running_var, 0.5, 1.5),
-                ):
-                    if value is not None:
-                        value.uniform_(low, high)
-
-
-def _fill(label: str, module: nnx.Module, table: Table, tensors: Mapping[str, np.ndarray]) -> None:
-    """Put a state dict into a module, name by name."""
-    names = set()
-    for path, leaf in _leaves(module).items():
-        found = table.to_torch(path)
-        assert found is not None  # the tables have been checked
-        name, rule = found
-        names.add(name)
-        if name not in tensors:
-            _require(rule.optional, f"{label}: '{path}' is called '{name}', which the state dict does not have")
-            continue
-        value = rule.op.to_jax(tensors[name])
-        _require(
-            value.shape == leaf.shape,
-            f"{label}: '{name}' has shape {tensors[name].shape}, which becomes {value.shape}; '{path}' has {leaf.shape}",
-        )
-        leaf[...] = jnp.asarray(value)
-    surplus = [name for name in tensors if name not in names and table.dropped(name) is None]
-    _require(not surplus, f"{label}: no rule uses or drops {listing(surplus)}")
-
-
-def _torch_features(label: str, reference: Any, images: Any, specs: Sequence[FeatureSpec]) -> Mapping[str, Any]:
-    """A reference's features: what it returns, or the outputs of its submodules of the features' names."""
-    modules = dict(reference.named_modules())
-    features: dict[str, Any] = {}
-    handles = [
-        modules[spec.name].register_forward_hook(lambda _, __, output, name=spec.name: features.update({name: output}))
-        for spec in specs
-        if spec.name in modules
-    ]
-    returned = reference(images)
-    for handle in handles:
-        handle.remove()
-    if isinstance(returned, Mapping):
-        features = dict(returned)
-    missing = [spec.name for spec in specs if spec.name not in features]
-    _require(
-        not missing,
-        f"{label}: its PyTorch reference shows no {listing(missing)}; it must return the features by name, or have a submodule "
-        "of each feature's name",
-    )
-    return {spec.name: features[spec.name] for spec in specs}
+    require(not bad, f"{subject.label}: in train mode the gradient is not finite at {listing(bad)}")
