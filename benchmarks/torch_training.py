@@ -107,7 +107,7 @@ def main() -> None:
             loss.backward()
             optimizer.step()
             scheduler.step()
-            losses.append(float(loss))
+            losses.append(loss.item())
         epoch_seconds.append(time.perf_counter() - began)
         print(f"epoch {len(epoch_seconds)}: loss {np.mean(losses[-epoch_steps:]):.4f}, {epoch_seconds[-1]:.1f} s", flush=True)
 

@@ -329,5 +329,5 @@ def export(module_leaves: Mapping[str, nnx.Variable], table: Table) -> dict[str,
         if found is None:
             raise WeightsError(f"'{path}' is named by no rule, so it cannot be exported")
         name, rule = found
-        tensors[name] = np.asarray(rule.op.to_torch(np.asarray(leaf[...])), order="C")
+        tensors[name] = np.array(rule.op.to_torch(np.asarray(leaf[...])), order="C")
     return tensors

@@ -3,7 +3,7 @@
 from fcn_jax.nn.batch_norm import BatchNorm, batch_norm_inference, batch_norm_train
 from fcn_jax.nn.conv import Conv, conv
 from fcn_jax.nn.conv_transpose import ConvTranspose, conv_transpose
-from fcn_jax.nn.initializers import Initializer, bilinear, kaiming_normal_fan_out, torch_default
+from fcn_jax.nn.initializers import Initializer, bilinear, kaiming_normal_fan_out, normal, torch_default
 from fcn_jax.nn.pooling import max_pool
 
 __all__ = [
@@ -18,5 +18,6 @@ __all__ = [
     "conv_transpose",
     "kaiming_normal_fan_out",
     "max_pool",
+    "normal",
     "torch_default",
 ]

@@ -8,8 +8,33 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Initializer = Callable[[jax.Array, Sequence[int], Any], jax.Array]
+
+_BLOCK = 1 << 16
+
+
+@jax.jit
+def _normal_block(key: jax.Array, index: Any) -> jax.Array:
+    return jax.random.normal(jax.random.fold_in(key, index), (_BLOCK,))
+
+
+@jax.jit
+def _uniform_block(key: jax.Array, index: Any) -> jax.Array:
+    return jax.random.uniform(jax.random.fold_in(key, index), (_BLOCK,))
+
+
+def _blocks(draw: Callable[[jax.Array, Any], jax.Array], key: jax.Array, shape: Sequence[int]) -> Any:
+    """An array of a shape, drawn in blocks of one size: XLA compiles a draw anew for each shape, at about a second a shape.
+
+    Inside jit, where the blocks cannot be put together on the host, the values are the same.
+    """
+    size = math.prod(shape)
+    count = -(-size // _BLOCK)
+    if isinstance(key, jax.core.Tracer):
+        return jax.lax.map(lambda index: draw(key, index), jnp.arange(count)).reshape(-1)[:size].reshape(shape)
+    return np.concatenate([draw(key, index) for index in range(count)])[:size].reshape(shape)
 
 
 def kaiming_normal_fan_out(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
@@ -18,7 +43,20 @@ def kaiming_normal_fan_out(key: jax.Array, shape: Sequence[int], dtype: Any = jn
     `torch.nn.init.kaiming_normal_(mode="fan_out", nonlinearity="relu")`; He et al. 2015, arXiv:1502.01852.
     """
     height, width, _, out = shape
-    return math.sqrt(2.0 / (height * width * out)) * jax.random.normal(key, shape, dtype)
+    return normal(math.sqrt(2.0 / (height * width * out)))(key, shape, dtype)
+
+
+def normal(deviation: float) -> Initializer:
+    """Normal with mean 0; `torch.nn.init.normal_`.
+
+    Args:
+        deviation: standard deviation, at least 0.
+    """
+
+    def init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+        return jnp.asarray(deviation * _blocks(_normal_block, key, shape), dtype)
+
+    return init
 
 
 def torch_default(fan_in: int) -> Initializer:
@@ -30,7 +68,7 @@ def torch_default(fan_in: int) -> Initializer:
     bound = 1.0 / math.sqrt(fan_in)
 
     def init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
+        return jnp.asarray(bound * (2 * _blocks(_uniform_block, key, shape) - 1), dtype)
 
     return init
 
@@ -42,11 +80,11 @@ def bilinear(key: jax.Array | None, shape: Sequence[int], dtype: Any = jnp.float
     """
     height, width, channels_in, channels_out = shape
 
-    def ramp(size: int) -> jax.Array:
+    def ramp(size: int) -> np.ndarray:
         factor = (size + 1) // 2
         center = factor - 1 if size % 2 else factor - 0.5
-        return 1 - jnp.abs(jnp.arange(size) - center) / factor
+        return 1 - np.abs(np.arange(size) - center) / factor
 
     spatial = ramp(height)[:, None] * ramp(width)[None, :]
-    diagonal = jnp.eye(channels_in, channels_out)
-    return (spatial[:, :, None, None] * diagonal).astype(dtype)
+    diagonal = np.eye(channels_in, channels_out)
+    return jnp.asarray(spatial[:, :, None, None] * diagonal, dtype)

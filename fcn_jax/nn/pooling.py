@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 
@@ -49,54 +50,65 @@ def _pool(x: jax.Array, kernel_size: int, stride: int, borders: _Borders) -> jax
     return _reduce_window(x, kernel_size, stride, borders)
 
 
-def _pool_fwd(x: jax.Array, kernel_size: int, stride: int, borders: _Borders) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+def _pool_fwd(x: jax.Array, kernel_size: int, stride: int, borders: _Borders) -> tuple[jax.Array, tuple[jax.Array, _Shape]]:
+    """The result, and which of its window's pixels each maximum is: the first in reading order, as in PyTorch.
+
+    The pixel is found by comparing the window's pixels with each other. To look for the one that equals the maximum would not do:
+    XLA may compute the input anew in each place where it is used, and round it in different ways.
+    """
     y = _reduce_window(x, kernel_size, stride, borders)
-    return y, (x, y)
+    rows, cols = y.shape[1:3]
+    size = _covered(y.shape, kernel_size, stride)
+    (top, _), (left, _) = borders
+    # Negative where the image goes on past the last window: those pixels are cut off here, and get zeros in the gradient.
+    edges = ((0, 0, 0), (top, size[0] - top - x.shape[1], 0), (left, size[1] - left - x.shape[2], 0), (0, 0, 0))
+    padded = lax.pad(x, np.asarray(-np.inf, x.dtype), edges)
+    largest = jnp.full(y.shape, -np.inf, x.dtype)
+    winner = jnp.zeros(y.shape, jnp.int32)
+    for number, (i, j) in enumerate(np.ndindex(kernel_size, kernel_size)):
+        tap = padded[:, i : i + stride * (rows - 1) + 1 : stride, j : j + stride * (cols - 1) + 1 : stride]
+        winner = jnp.where(tap > largest, number, winner)
+        largest = jnp.maximum(tap, largest)
+    return y, (winner.astype(jnp.uint8 if kernel_size <= 16 else jnp.int32), _Shape(x.shape))
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class _Shape:
+    """A shape, as a residual that is no array."""
+
+    sizes: tuple[int, ...]
+
+
+def _covered(shape: tuple[int, ...], kernel_size: int, stride: int) -> tuple[int, int]:
+    """Rows and columns of whole windows, with a margin for the taps that reach into the next window."""
+    reach = -(-kernel_size // stride)
+    return stride * (shape[1] + reach - 1), stride * (shape[2] + reach - 1)
 
 
 def _pool_bwd(
-    kernel_size: int, stride: int, borders: _Borders, residuals: tuple[jax.Array, jax.Array], grad: jax.Array
+    kernel_size: int, stride: int, borders: _Borders, residuals: tuple[jax.Array, _Shape], grad: jax.Array
 ) -> tuple[jax.Array]:
-
-    def by_xla(x: jax.Array, y: jax.Array, grad: jax.Array) -> jax.Array:
-        return jax.vjp(lambda x: _reduce_window(x, kernel_size, stride, borders), x)[1](grad)[0]
-
-    def by_phases(x: jax.Array, y: jax.Array, grad: jax.Array) -> jax.Array:
-        return _grad_by_phases(x, y, grad, kernel_size, stride, borders)
-
-    return (lax.platform_dependent(*residuals, grad, cpu=by_phases, default=by_xla),)
-
-
-def _grad_by_phases(x: jax.Array, y: jax.Array, grad: jax.Array, kernel_size: int, stride: int, borders: _Borders) -> jax.Array:
     """Gradient without XLA's select-and-scatter, which runs one element at a time on CPUs.
 
-    A window's gradient goes to the first of its pixels, in reading order, that equals its maximum, as in PyTorch. Pixels whose
-    coordinates leave the same remainders by the stride make up a phase; in each phase the windows' contributions only have to be
-    shifted by whole windows and added, and the phases interleave to the whole.
+    Pixels whose coordinates leave the same remainders by the stride make up a phase; in each phase the windows' contributions only
+    have to be shifted by whole windows and added, and the phases interleave to the whole.
     """
-    rows, cols = y.shape[1:3]
-    # Whole windows in every phase, with a margin for the taps that reach into the next window.
+    winner, shape = residuals
     reach = -(-kernel_size // stride)
-    size = (stride * (rows + reach - 1), stride * (cols + reach - 1))
-    (top, _), (left, _) = borders
-    lowest = np.asarray(-np.inf, x.dtype)
-    # Negative where the image goes on past the last window: those pixels are cut off here, and get zeros at the end.
-    bottom, right = size[0] - top - x.shape[1], size[1] - left - x.shape[2]
-    padded = lax.pad(x, lowest, ((0, 0, 0), (top, bottom, 0), (left, right, 0), (0, 0, 0)))
     phases: list[list[jax.Array | None]] = [[None] * stride for _ in range(stride)]
-    free = jnp.ones(y.shape, bool)
-    for i in range(kernel_size):
-        for j in range(kernel_size):
-            tap = padded[:, i : i + stride * (rows - 1) + 1 : stride, j : j + stride * (cols - 1) + 1 : stride]
-            hit = free & (tap == y)
-            free &= ~hit
-            down, across = i // stride, j // stride
-            margins = ((0, 0), (down, reach - 1 - down), (across, reach - 1 - across), (0, 0))
-            share = jnp.pad(jnp.where(hit, grad, 0), margins)
-            so_far = phases[i % stride][j % stride]
-            phases[i % stride][j % stride] = share if so_far is None else so_far + share
-    whole = _interleave(phases, (x.shape[0], *size, x.shape[3]), x.dtype)
-    return lax.pad(whole, np.zeros((), x.dtype), ((0, 0, 0), (-top, -bottom, 0), (-left, -right, 0), (0, 0, 0)))
+    for number, (i, j) in enumerate(np.ndindex(kernel_size, kernel_size)):
+        down, across = i // stride, j // stride
+        margins = ((0, 0), (down, reach - 1 - down), (across, reach - 1 - across), (0, 0))
+        share = jnp.pad(jnp.where(winner == number, grad, 0), margins)
+        so_far = phases[i % stride][j % stride]
+        phases[i % stride][j % stride] = share if so_far is None else so_far + share
+    batch, rows, cols, channels = shape.sizes
+    size = _covered(winner.shape, kernel_size, stride)
+    whole = _interleave(phases, (batch, *size, channels), grad.dtype)
+    (top, _), (left, _) = borders
+    edges = ((0, 0, 0), (-top, top + rows - size[0], 0), (-left, left + cols - size[1], 0), (0, 0, 0))
+    return (lax.pad(whole, np.zeros((), grad.dtype), edges),)
 
 
 def _interleave(phases: Sequence[Sequence[jax.Array | None]], shape: tuple[int, ...], dtype: np.dtype) -> jax.Array:

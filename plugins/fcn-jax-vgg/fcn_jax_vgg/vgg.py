@@ -80,7 +80,7 @@ class VGG(nnx.Module):
             for i in range(1, depth + 1):
                 setattr(self, f"conv{block}_{i}", layer(channels_in, channels, 3, 1, nn.kaiming_normal_fan_out))
                 channels_in = channels
-        small_normal = jax.nn.initializers.normal(0.01)
+        small_normal = nn.normal(0.01)
         self.fc6 = layer(channels_in, options.width, 7, 3, small_normal)
         self.fc7 = layer(options.width, options.width, 1, 0, small_normal)
         self.dropout6 = nnx.Dropout(options.dropout, rngs=rngs)
