@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 RUN ?= runs/shapes
-PYTEST = $(BIN)/python -m pytest -q -n 2 --dist loadfile
+PYTEST = $(BIN)/python -m pytest -q -rs -n 2 --dist loadfile
 
 .PHONY: help install dev train test test-all lint types clean
 

