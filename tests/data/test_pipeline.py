@@ -180,6 +180,7 @@ from fcn_jax.data.camvid import CAMVID
 from fcn_jax.data.pipeline import train_batches
 from fcn_jax.data.transforms import Augment
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job starts with it ignored
     source = CAMVID.open(Path({str(folder)!r}), "train")
     batches = train_batches(source, augment=Augment((16, 16)), batch_size=2, seed=0, workers=2)
     for _ in range(6):
