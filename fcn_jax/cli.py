@@ -82,10 +82,32 @@ def _parser() -> argparse.ArgumentParser:
     )
     convert.add_argument("-o", "--output", metavar="DIR", type=Path, required=True, help="directory to write")
 
+    verify = command("verify", _verify, "Show that a model is the same function as its PyTorch original, or which layer is not.")
+    verify.add_argument("--model", metavar="NAME", required=True, help="a registered whole model, or a backbone")
+    verify.add_argument("--head", metavar="NAME", default="fcn32s", help="put on a backbone (default: fcn32s)")
+    verify.add_argument("--num-classes", metavar="N", type=int, help="default: the registered model's, or 21")
+    verify.add_argument("--output-stride", metavar="N", type=int, help="of the backbone (default: its own)")
+    verify.add_argument("--weights", metavar="FILE|NAME", help="weights of both sides (default: random ones)")
+    verify.add_argument("--reinit", metavar="GLOB", action="append", default=[], help="names that the weights lack on purpose")
+    verify.add_argument("--size", metavar="HxW", type=_size, action="append", help="of the images; may be repeated (default: 320x480)")
+    verify.add_argument("--batch", metavar="N", type=int, default=2, help="images at a time (default: 2)")
+    verify.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="compared precision (default: float32)")
+    verify.add_argument("--grad", action="store_true", help="compare the gradient of every parameter too")
+    verify.add_argument("--train-steps", metavar="N", type=int, default=0, help="compare a run of so many training steps too")
+    verify.add_argument("--seed", metavar="N", type=int, default=0, help="of everything random (default: 0)")
+    verify.add_argument("--report", metavar="FILE", type=Path, action="append", default=[], help="write it too: .html or .json")
+
     plugins = command("plugins", _plugins, "Show the installed plugins.")
     plugins.add_argument("action", choices=["list"])
     plugins.add_argument("--check", action="store_true", help="load each one, in a process of its own")
     return parser
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, separator, width = text.lower().partition("x")
+    if not (separator and height.isdecimal() and width.isdecimal()):
+        raise argparse.ArgumentTypeError(f"'{text}' is no size; give height and width in pixels, such as 320x480")
+    return int(height), int(width)
 
 
 def _version() -> str:
@@ -150,6 +172,34 @@ def _convert(args: argparse.Namespace) -> int:
     record = convert_file(args.file, args.model, args.output, num_classes=args.num_classes, reinit=args.reinit)
     print(f"{args.output}: {record}")
     return 0
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from fcn_jax.verify import html, verify_model
+    from fcn_jax.verify.progress import bar
+
+    for path in args.report:
+        html.check_path(path)
+    with bar(f"verify {args.model}") as progress:
+        report = verify_model(
+            args.model,
+            weights=args.weights,
+            reinit=args.reinit,
+            head=args.head,
+            num_classes=args.num_classes,
+            output_stride=args.output_stride,
+            sizes=args.size or [(320, 480)],
+            batch=args.batch,
+            dtype=args.dtype,
+            grad=args.grad,
+            train_steps=args.train_steps,
+            seed=args.seed,
+            progress=progress,
+        )
+    for path in args.report:
+        html.write(report, path)
+    print(report)
+    return 0 if report.equal else 1
 
 
 def _plugins(args: argparse.Namespace) -> int:

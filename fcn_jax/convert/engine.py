@@ -143,13 +143,36 @@ def load_named(
     Raises:
         WeightsError: all missing, surplus and misshapen names in one message.
     """
-    targets = _targets(module, spec)
+    what = spec.backbone if record.scope == "backbone" else f"{spec.backbone} + {spec.head}"
+    what += f" (read as {record.names} names, {record.scope})"
+    _fill(_targets(module, spec), what, tensors, table, record, reinit)
+
+
+def load_by_table(module: nnx.Module, tensors: Mapping[str, Any], table: Table) -> LoadRecord:
+    """Load a state dict into any module by a table of its own, in place, all or nothing; there need be no spec for it.
+
+    Raises:
+        WeightsError: all missing, surplus and misshapen names in one message.
+    """
+    record = LoadRecord("state dict", None, "given", "model", {}, {}, [], [])
+    _fill(leaves(module), type(module).__name__, files.tensors_of(tensors, record.source), table, record, ())
+    return record
+
+
+def _fill(
+    targets: Mapping[str, nnx.Variable],
+    what: str,
+    tensors: Mapping[str, np.ndarray],
+    table: Table,
+    record: LoadRecord,
+    reinit: Sequence[str],
+) -> None:
     values: dict[str, np.ndarray] = {}
     problems = _match(tensors, targets, table, reinit, values, record)
     if problems:
-        raise WeightsError(_complaint(record, spec, problems))
+        raise WeightsError(_complaint(record, what, problems))
     for path, value in values.items():
-        targets[path][...] = jnp.asarray(value)
+        targets[path].set_value(jnp.asarray(value))
 
 
 def _targets(module: nnx.Module, spec: ModelSpec) -> dict[str, nnx.Variable]:
@@ -266,7 +289,7 @@ def _glob(name: str, glob: str) -> bool:
 
 def _converted(value: np.ndarray, rule: Any, leaf: nnx.Variable) -> tuple[str, np.ndarray | None]:
     """The tensor in the module's layout and dtype, or why it cannot be used."""
-    shape = tuple(leaf[...].shape)
+    shape = tuple(leaf.shape)
     try:
         converted = rule.op.to_jax(value)
     except ValueError as error:
@@ -276,12 +299,11 @@ def _converted(value: np.ndarray, rule: Any, leaf: nnx.Variable) -> tuple[str, n
         return f"shape {value.shape}, the model needs {expected}", None
     if not (np.issubdtype(value.dtype, np.integer) or bool(np.isfinite(value).all())):
         return "has values that are not finite", None
-    return "", converted.astype(leaf[...].dtype)
+    return "", converted.astype(leaf.dtype)
 
 
-def _complaint(record: LoadRecord, spec: ModelSpec, problems: _Problems) -> str:
-    what = spec.backbone if record.scope == "backbone" else f"{spec.backbone} + {spec.head}"
-    parts = [f"{record.source} does not fit {what} (read as {record.names} names, {record.scope})"]
+def _complaint(record: LoadRecord, what: str, problems: _Problems) -> str:
+    parts = [f"{record.source} does not fit {what}"]
     named = {
         "missing": problems.missing,
         "surplus": [_with_nearest(name, problems.missing) for name in problems.surplus],

@@ -76,13 +76,13 @@ class Segmenter(nnx.Module):
         """
         out_hw = (x.shape[1], x.shape[2])
         deepest = self.features[-1]
-        rows, cols = (_enough(size, deepest) - size for size in out_hw)
+        rows, cols = (enough(size, deepest) - size for size in out_hw)
         if rows or cols:
             x = jnp.pad(x, ((0, 0), (0, rows), (0, cols), (0, 0)))
         return self.head(self.backbone(x), out_hw=out_hw)
 
 
-def _enough(size: int, feature: FeatureSpec) -> int:
+def enough(size: int, feature: FeatureSpec) -> int:
     """Smallest input size of at least `size` whose feature covers `size` pixels."""
     return next(n for n in range(size, size + 2 * feature.stride) if feature.size(n) * feature.stride >= size)
 
@@ -107,17 +107,24 @@ def build_backbone(spec: ModelSpec, *, rngs: nnx.Rngs) -> tuple[nnx.Module, tupl
     return module, backbone.features(options, output_stride)
 
 
+def select(spec: ModelSpec, backbone: Backbone, head: Head) -> tuple[tuple[FeatureSpec, ...], tuple[FeatureSpec, ...]]:
+    """The features that a spec's backbone gives, and those of them that its head takes. Raises `ConfigError` if it takes none."""
+    stride = spec.output_stride or backbone.output_strides[0]
+    features = backbone.features(registry.options(backbone, spec.backbone_options), stride)
+    wanted = head.select(registry.options(head, spec.head_options), features)
+    return features, tuple(feature for feature in features if feature.name in wanted)
+
+
 def build(spec: ModelSpec, *, rngs: nnx.Rngs) -> Segmenter:
     """Build the model that a spec describes. Raises `ConfigError`, `PluginError`."""
     backbone, features = build_backbone(spec, rngs=rngs)
-    _, head = describe(spec)
+    descriptor, head = describe(spec)
     if head is None:
         raise ConfigError("a model needs a head, and the spec names none")
     if spec.num_classes < 1:
         raise ConfigError(f"num_classes is {spec.num_classes}; it must be at least 1")
+    _, selected = select(spec, descriptor, head)
     options = registry.options(head, spec.head_options)
-    wanted = head.select(options, features)
-    selected = tuple(feature for feature in features if feature.name in wanted)
     module = head.build(
         options, selected, num_classes=spec.num_classes, dtype=DTYPES[spec.dtype], param_dtype=jnp.float32, rngs=rngs
     )

@@ -30,7 +30,8 @@ from fcn_jax.api import API_VERSION, Backbone, FeatureSpec, Head
 from fcn_jax.errors import ConfigError, listing
 from fcn_jax.models.names import leaves
 from fcn_jax.testing.subject import COMPILER_OPTIONS, TOLERANCE, Subject, difference, normal, require
-from fcn_jax.testing.torch_bridge import check_reference, check_tables, torch_features
+from fcn_jax.testing.torch_bridge import check_reference, check_tables
+from fcn_jax.verify.reference import torch_features
 
 __all__ = ["SIZES", "check_backbone", "check_head"]
 
@@ -93,7 +94,7 @@ def _check_backbone_at(label: str, backbone: Backbone, chosen: Any, stride: int)
             chosen,
             images,
             lambda build_reference: build_reference(options=chosen, output_stride=stride),
-            lambda reference, inputs: torch_features(label, reference, inputs["image"], specs),
+            lambda reference, inputs: torch_features(reference, inputs["image"], specs),
         )
 
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from fcn_jax.api import FeatureSpec, TorchBridge
-from fcn_jax.convert.rules import Table
-from fcn_jax.errors import listing
+from fcn_jax.api import TorchBridge
+from fcn_jax.errors import FcnJaxError, listing
 from fcn_jax.models.names import leaves
-from fcn_jax.testing.subject import COMPILER_OPTIONS, TOLERANCE, Subject, difference, require
+from fcn_jax.testing.subject import Subject, require
+from fcn_jax.verify.modules import compare_modules
+from fcn_jax.verify.reference import randomise_batch_norm
 
 
 def check_tables(subject: Subject, bridge: TorchBridge, options: Any) -> None:
@@ -59,97 +59,24 @@ def check_reference(
     build: Callable[[Any], Any],
     call: Callable[[Any, Mapping[str, Any]], Mapping[str, Any]],
 ) -> None:
-    """Check names, shapes and eval-mode outputs against the PyTorch original, if there is one and torch is installed."""
+    """Show that the plugin equals its PyTorch original, layer by layer, if there is one and torch is installed."""
     if bridge.reference is None or importlib.util.find_spec("torch") is None:
         return
     import torch
 
     torch.manual_seed(0)
     reference = build(bridge.reference).eval()
-    _randomise_batch_norm(reference)
-    tensors = {name: value.numpy() for name, value in reference.state_dict().items()}
-    module = subject.build(jnp.float32)
-    module.eval()
-    _fill(f"{subject.label} against its PyTorch reference", module, bridge.tables(options)["torchvision"], tensors)
-
-    graphdef, state = nnx.split(module)
-    inputs = {name: x[:1] for name, x in inputs.items()}
-    with jax.default_matmul_precision("highest"):
-        found = jax.jit(
-            lambda state, inputs: subject.call(nnx.merge(graphdef, state), inputs), compiler_options=COMPILER_OPTIONS
-        )(state, inputs)
-    with torch.no_grad():
-        nchw = {name: torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2))) for name, x in inputs.items()}
-        wanted = {name: value.numpy().transpose(0, 2, 3, 1) for name, value in call(reference, nchw).items()}
-    for name, value in wanted.items():
-        require(
-            found[name].shape == value.shape,
-            f"{subject.label}: '{name}' has shape {found[name].shape}, in its PyTorch reference {value.shape}",
+    randomise_batch_norm(reference, seed=0)
+    try:
+        report = compare_modules(
+            reference,
+            subject.build(jnp.float32),
+            bridge.tables(options)["torchvision"],
+            [x[:1] for x in inputs.values()],
+            call_torch=lambda network, found: call(network, dict(zip(inputs, found, strict=True))),
+            call_jax=lambda module, found: subject.call(module, dict(zip(inputs, found, strict=True))),
+            grad=False,
         )
-        off = difference(found[name], value)
-        require(
-            off < TOLERANCE,
-            f"{subject.label}: '{name}' differs from its PyTorch reference by {off:.1e} of the largest value; "
-            f"allowed is {TOLERANCE:.0e}",
-        )
-
-
-def _randomise_batch_norm(reference: Any) -> None:
-    """Give a fresh network statistics and scales that are not 0 and 1, which a mix-up would leave unnoticed."""
-    import torch
-
-    for layer in reference.modules():
-        if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
-            with torch.no_grad():
-                for value, low, high in (
-                    (layer.weight, 0.5, 1.5),
-                    (layer.bias, -0.5, 0.5),
-                    (layer.running_mean, -0.5, 0.5),
-                    (layer.running_var, 0.5, 1.5),
-                ):
-                    if value is not None:
-                        value.uniform_(low, high)
-
-
-def _fill(label: str, module: nnx.Module, table: Table, tensors: Mapping[str, np.ndarray]) -> None:
-    """Put a state dict into a module, name by name."""
-    names = set()
-    for path, leaf in leaves(module).items():
-        found = table.to_torch(path)
-        assert found is not None  # the tables have been checked
-        name, rule = found
-        names.add(name)
-        if name not in tensors:
-            require(rule.optional, f"{label}: '{path}' is called '{name}', which the state dict does not have")
-            continue
-        value = rule.op.to_jax(tensors[name])
-        require(
-            value.shape == leaf.shape,
-            f"{label}: '{name}' has shape {tensors[name].shape}, which becomes {value.shape}; '{path}' has {leaf.shape}",
-        )
-        leaf[...] = jnp.asarray(value)
-    surplus = [name for name in tensors if name not in names and table.dropped(name) is None]
-    require(not surplus, f"{label}: no rule uses or drops {listing(surplus)}")
-
-
-def torch_features(label: str, reference: Any, images: Any, specs: Sequence[FeatureSpec]) -> Mapping[str, Any]:
-    """A reference's features: what it returns, or the outputs of its submodules of the features' names."""
-    modules = dict(reference.named_modules())
-    features: dict[str, Any] = {}
-    handles = [
-        modules[spec.name].register_forward_hook(lambda _, __, output, name=spec.name: features.update({name: output}))
-        for spec in specs
-        if spec.name in modules
-    ]
-    returned = reference(images)
-    for handle in handles:
-        handle.remove()
-    if isinstance(returned, Mapping):
-        features = dict(returned)
-    missing = [spec.name for spec in specs if spec.name not in features]
-    require(
-        not missing,
-        f"{label}: its PyTorch reference shows no {listing(missing)}; it must return the features by name, or have a submodule "
-        "of each feature's name",
-    )
-    return {spec.name: features[spec.name] for spec in specs}
+    except FcnJaxError as error:
+        raise AssertionError(f"{subject.label} against its PyTorch reference: {error}") from error
+    require(report.equal, f"{subject.label} differs from its PyTorch reference: {report.blame}")

@@ -1,0 +1,8 @@
+"""Proof that a port is the same function as its PyTorch original: layer by layer, gradients, training steps."""
+
+from fcn_jax.verify.compare import Comparison, Section
+from fcn_jax.verify.model import verify_model
+from fcn_jax.verify.modules import compare_modules
+from fcn_jax.verify.report import Report
+
+__all__ = ["Comparison", "Report", "Section", "compare_modules", "verify_model"]

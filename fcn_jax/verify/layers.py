@@ -1,0 +1,145 @@
+"""Which submodule of one side is which of the other, and their comparison one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from flax import nnx
+
+from fcn_jax.convert.rules import Table
+from fcn_jax.models.names import leaves
+from fcn_jax.verify import jax_side
+from fcn_jax.verify.compare import EPSILON, FACTORS, Comparison, Section, Yardstick
+from fcn_jax.verify.torch_side import TRUTH, TorchSide
+
+if TYPE_CHECKING:
+    import torch
+
+
+def pair(network: torch.nn.Module, module: nnx.Module, table: Table) -> dict[str, str]:
+    """Submodules that hold the same tensors by the table: Flax path -> PyTorch name, leaves and blocks alike."""
+    names = {}
+    for path in leaves(module):
+        found = table.to_torch(path)
+        if found is not None:
+            names[path] = found[0]
+    present = set(network.state_dict())
+    of_torch = dict(network.named_modules())
+    pairs: dict[str, str] = {}
+    for path in jax_side.submodules(module):
+        mine = {name for leaf, name in names.items() if leaf.startswith(f"{path}.") and name in present}
+        if not mine:
+            continue
+        candidate = _common_module(mine)
+        if candidate in of_torch and {name for name in present if name.startswith(f"{candidate}.")} == mine:
+            pairs[path] = candidate
+    return pairs
+
+
+def _common_module(names: set[str]) -> str:
+    """The deepest module that holds all of these tensors."""
+    parts = [name.split(".")[:-1] for name in names]
+    shared = []
+    for level in zip(*parts, strict=False):
+        if len(set(level)) > 1:
+            break
+        shared.append(level[0])
+    return ".".join(shared)
+
+
+def compare(
+    side: TorchSide,
+    module: nnx.Module,
+    call: jax_side.Call,
+    pairs: Mapping[str, str],
+    inputs: Sequence[np.ndarray],
+    dtype: str,
+    advance: Callable[[str], None],
+) -> tuple[Section, Section, tuple[str, ...]]:
+    """Compare every pair, on PyTorch's own input and within the running network.
+
+    Args:
+        side: PyTorch's, in eval mode.
+        module: JAX's, in eval mode.
+        call: how to run the whole of it.
+        pairs: Flax path -> PyTorch name.
+        inputs: of the whole network, NHWC.
+        dtype: compared precision.
+        advance: told of every step done.
+
+    Returns:
+        The isolated errors, each layer fed PyTorch's own input, in the order of PyTorch's calls; the accumulated errors, in the same
+        order; and the paths that were not compared, neither they nor a layer in them, as one side never called them with one tensor.
+    """
+    torch_names = tuple(dict.fromkeys(pairs.values()))
+    _, ours = jax_side.watched(module, call, inputs, tuple(pairs))
+    advance("JAX")
+    # A head, for one, takes several features by name here and a single tensor there.
+    paths = {name: path for path, name in reversed(pairs.items()) if path in ours}
+    _, seen_in, truth = side.watched(TRUTH, inputs, tuple(paths))
+    advance("PyTorch float64")
+    order = list(seen_in)  # hooks fire when a module is done: the layers of a block before the block
+    accumulated = Yardstick(_numbered(paths, truth), dtype)
+    for variant in side.variants:
+        _, _, seen = side.watched(variant, inputs, order)
+        accumulated.add(_numbered(paths, seen))
+        advance("PyTorch")
+    factor = FACTORS["layers"]
+    whole = Section("layers, accumulated", factor, accumulated.judge(_flat(ours), factor))
+    del accumulated, truth, ours, seen
+
+    modules = jax_side.submodules(module)
+    isolated: list[Comparison] = []
+    for name in order:
+        path = paths[name]
+        for number, x in enumerate(seen_in.pop(name)):
+            x = _rounded(x, dtype)
+            key = _label(path, number)
+            yardstick = Yardstick({key: side.layer(TRUTH, name, x)}, dtype)
+            for variant in side.variants:
+                yardstick.add({key: side.layer(variant, name, x)})
+            isolated += yardstick.judge({key: jax_side.layer(modules[path], x)}, factor)
+        advance(path)
+    compared = {paths[name] for name in order}
+    uncompared = tuple(path for path in pairs if not any(done == path or done.startswith(f"{path}.") for done in compared))
+    return Section("layers, isolated", factor, tuple(isolated)), whole, uncompared
+
+
+def guilty(isolated: Section, accumulated: Section) -> str:
+    """Which layer is to blame, or "" if none is.
+
+    The first that is wrong on PyTorch's own input; a block comes after the layers in it, so it is named only where they are right.
+    Otherwise, where every layer is right by itself, the code between two of them is wrong.
+    """
+    first = next((c for c in isolated.comparisons if not c.equal), None)
+    if first is not None:
+        return str(first)
+    before = "the input"
+    for comparison in accumulated.comparisons:
+        if not comparison.equal:
+            return f"between {before} and {comparison}"
+        before = comparison.name
+    return ""
+
+
+def _label(path: str, number: int) -> str:
+    return path if number == 0 else f"{path} (call {number + 1})"
+
+
+def _flat(seen: Mapping[str, Sequence[np.ndarray]]) -> dict[str, np.ndarray]:
+    return {_label(path, i): value for path, values in seen.items() for i, value in enumerate(values)}
+
+
+def _numbered(paths: Mapping[str, str], seen: Mapping[str, Sequence[np.ndarray]]) -> dict[str, np.ndarray]:
+    return _flat({paths[name]: values for name, values in seen.items()})
+
+
+def _rounded(x: np.ndarray, dtype: str) -> np.ndarray:
+    """An input that both sides can represent."""
+    if EPSILON[dtype] == EPSILON["float32"]:
+        return x
+    import ml_dtypes
+
+    return x.astype(ml_dtypes.bfloat16).astype(np.float32)

@@ -1,0 +1,209 @@
+"""A registered model against its PyTorch original."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from fcn_jax import registry
+from fcn_jax.convert import files
+from fcn_jax.convert.engine import load_torch, tables
+from fcn_jax.data.shapes import draw_scene
+from fcn_jax.errors import ConfigError, WeightsError
+from fcn_jax.infer.metrics import ConfusionMatrix
+from fcn_jax.models.preprocess import normalize
+from fcn_jax.models.segmenter import ModelSpec, build, by_name, describe
+from fcn_jax.train.losses import cross_entropy
+from fcn_jax.verify import jax_side, layers
+from fcn_jax.verify.modules import Loss, Outputs, compare_gradients, compare_outputs, evaluating, make_pair
+from fcn_jax.verify.reference import build_reference, randomise_batch_norm
+from fcn_jax.verify.report import Agreement, Pictures, Report, environment
+from fcn_jax.verify.torch_side import import_torch
+from fcn_jax.verify.training import compare_training
+
+SMALLEST = 32
+"""Least height and width, in pixels, of the images that a model is verified on."""
+
+
+def verify_model(
+    model: str = "fcn32s_resnet18",
+    *,
+    weights: str | Path | None = None,
+    reinit: Sequence[str] = (),
+    head: str = "fcn32s",
+    num_classes: int | None = None,
+    output_stride: int | None = None,
+    sizes: Sequence[tuple[int, int]] = ((320, 480),),
+    batch: int = 2,
+    dtype: str = "float32",
+    grad: bool = False,
+    train_steps: int = 0,
+    seed: int = 0,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Report:
+    """Show that a model here is the same function as its PyTorch original; or which layer is not.
+
+    Both networks are filled from one state dict and run on the same drawn scenes. See `fcn_jax.verify.compare` for the criterion.
+    Layers and logits are compared in eval mode; gradients and training steps in train mode, with dropout off.
+
+    Args:
+        model: a registered whole model, or a registered backbone, which is then verified under `head`.
+        weights: a `.pth` or `.safetensors` file. If not given, the weights are random, BatchNorm's statistics, scales and shifts too.
+        reinit: globs over names that the file lacks on purpose; they are random.
+        head: registered head for a backbone.
+        num_classes: default: the registered model's, or 21.
+        output_stride: of the backbone; None takes the default.
+        sizes: heights and widths of the images in pixels, at least 32 each. Layers, gradients and training use the first.
+        batch: images, at least 1.
+        dtype: compared precision, "float32" or "bfloat16".
+        grad: compare the gradient of the loss by every parameter.
+        train_steps: how many training steps to compare, 0 or more.
+        seed: of everything random, 0 or more.
+        progress: told of every step: how many are done, of about how many, and what was done last.
+
+    Returns:
+        The report; `report.equal` is the verdict.
+
+    Raises:
+        ConfigError: an unknown name, a size or number out of range, or a part without PyTorch reference.
+        WeightsError: the weights do not fit, or torch is not installed.
+    """
+    torch = import_torch()
+    _check(sizes, batch, train_steps)
+    spec = _spec(model, head, num_classes, output_stride, dtype)
+    torch.manual_seed(seed)
+    reference = build_reference(spec)
+    network = jax_side.blank(lambda: build(spec, rngs=nnx.Rngs(seed)))
+    found = tables(spec)
+    if ("model", "torchvision") not in found:
+        raise ConfigError(f"{spec.backbone} + {spec.head} declare no table of PyTorch names, so there is nothing to compare by")
+    table = found["model", "torchvision"]
+    if weights is None:
+        randomise_batch_norm(reference, seed)
+        origin: dict[str, Any] = {"source": f"random, seed {seed}"}
+    else:
+        record = load_torch(network, weights, reinit)
+        _fill_reference(reference, record.loaded, record.stripped, Path(weights), table)
+        origin = {"source": record.source, "sha256": record.sha256, "scope": record.scope, "random": record.reinit}
+    coverage = load_torch(network, reference.state_dict())
+    pairs = layers.pair(reference, network, table)
+    done = itertools.count(1)
+    total = 6 + len(pairs) + 6 * len(sizes) + 6 * grad + train_steps
+
+    def advance(what: str) -> None:
+        if progress is not None:
+            progress(next(done), total, what)
+
+    subject = f"{model}" if by_name(model).head else f"{model} + {head}"
+    if spec.output_stride:
+        subject += f" at output stride {spec.output_stride}"
+    report = Report(subject, dtype, environment(), coverage=coverage, weights=origin)
+    pair = make_pair(reference, network, table, _logits, _logits, dtype)
+    preprocess = describe(spec)[0].preprocess
+
+    scenes = [_scenes(size, batch, spec.num_classes, seed) for size in sizes]
+    inputs = [np.asarray(normalize(jax.numpy.asarray(images), preprocess)) for images, _ in scenes]
+    with evaluating(pair):
+        isolated, accumulated, report.uncompared = layers.compare(
+            pair.torch, pair.jax, pair.call, pairs, inputs[:1], dtype, advance
+        )
+        report.add(isolated, accumulated)
+        report.guilty = layers.guilty(isolated, accumulated)
+        for i, (size, x) in enumerate(zip(sizes, inputs, strict=True)):
+            section, outputs = compare_outputs(pair, (x,), f"logits at {size[0]}x{size[1]}", advance)
+            report.add(section)
+            report.agreement.append(_agreement(size, outputs, spec.num_classes))
+            if i == 0:
+                report.pictures = _pictures(scenes[0][0][0], outputs, spec.num_classes)
+    images, labels = scenes[0]
+    if grad:
+        report.add(compare_gradients(pair, inputs[:1], _cross_entropy(labels), advance))
+    if train_steps:
+        batches = [_scenes(sizes[0], batch, spec.num_classes, seed + 1 + i) for i in range(train_steps)]
+        report.add(*compare_training(pair, network, batches, preprocess, advance))
+    return report
+
+
+def _logits(network: Any, inputs: tuple[Any, ...]) -> dict[str, Any]:
+    return {"logits": network(*inputs)}
+
+
+def _check(sizes: Sequence[tuple[int, int]], batch: int, train_steps: int) -> None:
+    problems = [f"size {h}x{w}: want {SMALLEST} or more each way" for h, w in sizes if min(h, w) < SMALLEST]
+    if not sizes:
+        problems.append("no size is given")
+    if batch < 1:
+        problems.append(f"batch is {batch}: want 1 or more")
+    if train_steps < 0:
+        problems.append(f"train steps are {train_steps}: want 0 or more")
+    if problems:
+        raise ConfigError("; ".join(problems))
+
+
+def _spec(model: str, head: str, num_classes: int | None, output_stride: int | None, dtype: str) -> ModelSpec:
+    spec = by_name(model)
+    changes: dict[str, Any] = {"dtype": dtype, "head": spec.head or head}
+    if num_classes is not None:
+        changes["num_classes"] = num_classes
+    if output_stride is not None:
+        changes["output_stride"] = output_stride
+    return dataclasses.replace(spec, **changes)
+
+
+def _fill_reference(reference: Any, loaded: dict[str, str], stripped: str, path: Path, table: Any) -> None:
+    """Put a file's tensors into the reference as they are.
+
+    They do not come by way of JAX: an operation that is wrong both ways would bring them back unharmed.
+    """
+    torch = import_torch()
+    tensors = files.read(path)
+    state = reference.state_dict()
+    with torch.no_grad():
+        for flax_path, name in loaded.items():
+            target = table.to_torch(flax_path)[0]
+            value = torch.from_numpy(np.array(tensors[stripped + name]))
+            if state[target].shape != value.shape:
+                raise WeightsError(f"{path}: {name} has shape {tuple(value.shape)}, PyTorch's {target} {tuple(state[target].shape)}")
+            state[target].copy_(value)
+
+
+def _scenes(size: tuple[int, int], batch: int, num_classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Drawn scenes u8[N,H,W,3] and labels u8[N,H,W] of classes below `num_classes`, with their void border."""
+    drawn = (max(64, size[0]), max(64, size[1]))
+    scenes = [draw_scene(1000 * seed + i, drawn) for i in range(batch)]
+    images = np.stack([image[: size[0], : size[1]] for image, _ in scenes])
+    labels = np.stack([mask[: size[0], : size[1]] for _, mask in scenes])
+    return images, np.where(labels == 255, 255, labels % num_classes).astype(np.uint8)
+
+
+def _cross_entropy(labels: np.ndarray) -> Loss:
+    torch = import_torch()
+    target = torch.from_numpy(labels).long()
+    return Loss(
+        lambda outputs: torch.nn.functional.cross_entropy(outputs["logits"], target, ignore_index=255),
+        lambda outputs: cross_entropy(outputs["logits"], labels),
+    )
+
+
+def _agreement(size: tuple[int, int], outputs: Outputs, num_classes: int) -> Agreement:
+    truth = outputs.truth["logits"].argmax(1)
+    ours = outputs.jax["logits"].argmax(1)
+    worst = min(float((run["logits"].argmax(1) == truth).mean()) for run in outputs.torch)
+    matrix = ConfusionMatrix(num_classes)
+    matrix.add(truth.astype(np.uint8), ours.astype(np.uint8))
+    return Agreement(size, float((ours == truth).mean()), worst, matrix.scores().miou)
+
+
+def _pictures(image: np.ndarray, outputs: Outputs, num_classes: int) -> Pictures:
+    truth, ours = outputs.truth["logits"][0], outputs.jax["logits"][0]
+    difference = np.abs(ours - truth).max(0) / max(np.abs(truth).max(), 1e-300)
+    return Pictures(
+        image, truth.argmax(0).astype(np.uint8), ours.argmax(0).astype(np.uint8), difference.astype(np.float32), num_classes
+    )

@@ -1,0 +1,227 @@
+"""A torch module against a JAX module: weights, layers, outputs, gradients."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from fcn_jax.convert.engine import export, load_by_table
+from fcn_jax.convert.rules import Table
+from fcn_jax.models.names import named
+from fcn_jax.verify import jax_side, layers
+from fcn_jax.verify.compare import FACTORS, Section, Yardstick, total_norm
+from fcn_jax.verify.report import Report, environment
+from fcn_jax.verify.torch_side import TRUTH, TorchSide, Variant, array, import_torch
+
+if TYPE_CHECKING:
+    import torch
+
+Advance = Callable[[str], None]
+
+NEGLIGIBLE = 1e-6
+"""Gradients smaller than this share of the whole gradient are measured against it: they are zero but for rounding."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """Both sides of a comparison, with the same weights.
+
+    Attributes:
+        torch: PyTorch's side.
+        jax: JAX's side, an `nnx.Module`.
+        table: rules that tie their names.
+        call: how to run JAX's side.
+        dtype: compared precision, "float32" or "bfloat16".
+    """
+
+    torch: TorchSide
+    jax: nnx.Module
+    table: Table
+    call: jax_side.Call
+    dtype: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """The same scalar of a network's outputs on both sides."""
+
+    torch: Callable[[dict[str, Any]], Any]
+    jax: Callable[[dict[str, Any]], jax.Array]
+
+
+def compare_modules(
+    torch_module: torch.nn.Module,
+    jax_module: nnx.Module,
+    rules: Table,
+    inputs: np.ndarray | Sequence[np.ndarray],
+    *,
+    call_torch: Callable[[Any, tuple[Any, ...]], Any] | None = None,
+    call_jax: jax_side.Call | None = None,
+    grad: bool = True,
+    dtype: str = "float32",
+    subject: str = "",
+    progress: Advance | None = None,
+) -> Report:
+    """Show that a JAX module is the same function as a PyTorch module, layer by layer; or which layer is not.
+
+        report = compare_modules(torch_net, jax_net, rules, images)
+        assert report.equal, report
+
+    The PyTorch module's state dict is loaded into the JAX module, in place, by the rules; then both run on the same inputs. See
+    `fcn_jax.verify.compare` for the criterion. Layers and outputs are compared in eval mode, gradients in train mode with dropout
+    off. The PyTorch module is left as it was.
+
+    Args:
+        torch_module: the original, on the CPU.
+        jax_module: the port; `dtype` must be the one that it computes in. It is left in eval mode.
+        rules: table of names and layouts, as for conversion.
+        inputs: what the network takes, one array or several; images as f32[N,H,W,C], which PyTorch is given as NCHW.
+        call_torch: (module, tensors) -> tensor, or tensors by name; calls the module if not given.
+        call_jax: likewise.
+        grad: compare the gradient of every parameter too, of a fixed random linear function of the outputs.
+        dtype: compared precision, "float32" or "bfloat16".
+        subject: what the report calls it.
+        progress: told of every step done.
+
+    Returns:
+        The report; `report.equal` is the verdict.
+
+    Raises:
+        WeightsError: the rules do not take the state dict: all missing, surplus and misshapen names; or torch is not installed.
+    """
+    inputs = (inputs,) if isinstance(inputs, np.ndarray) else tuple(inputs)
+    advance = progress or (lambda _: None)
+    coverage = load_by_table(jax_module, torch_module.state_dict(), rules)
+    pair = make_pair(torch_module, jax_module, rules, call_torch or _called, call_jax or _called, dtype)
+    report = Report(subject or type(jax_module).__name__, dtype, environment(), coverage=coverage)
+    with evaluating(pair):
+        pairs = layers.pair(torch_module, jax_module, rules)
+        isolated, accumulated, uncalled = layers.compare(pair.torch, pair.jax, pair.call, pairs, inputs, dtype, advance)
+        report.add(isolated, accumulated)
+        report.uncompared = uncalled
+        section, outputs = compare_outputs(pair, inputs, "outputs", advance)
+        report.add(section)
+    report.guilty = layers.guilty(isolated, accumulated)
+    if grad:
+        report.add(compare_gradients(pair, inputs, _random_loss(outputs.truth), advance))
+    return report
+
+
+def make_pair(
+    torch_module: Any, jax_module: nnx.Module, table: Table, call_torch: Any, call_jax: jax_side.Call, dtype: str
+) -> Pair:
+    """Put two modules of the same weights side by side; dropout is switched off on both sides."""
+    jax_side.without_dropout(jax_module)
+    return Pair(TorchSide(torch_module, dtype, call_torch), jax_module, table, call_jax, dtype)
+
+
+@contextlib.contextmanager
+def evaluating(pair: Pair) -> Iterator[None]:
+    """Both sides in eval mode."""
+    pair.torch.train(False)
+    pair.jax.eval()
+    yield
+
+
+@contextlib.contextmanager
+def training(pair: Pair) -> Iterator[None]:
+    """Both sides in train mode; PyTorch's parameters and statistics are put back at the end."""
+    saved = [(network, {k: v.clone() for k, v in network.state_dict().items()}) for network in pair.torch.networks()]
+    pair.torch.train(True)
+    pair.jax.train()
+    try:
+        yield
+    finally:
+        for network, state in saved:
+            network.load_state_dict(state)
+            network.zero_grad(set_to_none=True)
+        pair.torch.train(False)
+        pair.jax.eval()
+
+
+@dataclasses.dataclass(frozen=True)
+class Outputs:
+    """Whole outputs by name, in PyTorch's layout: the truth, PyTorch's correct runs, and JAX's."""
+
+    truth: dict[str, np.ndarray]
+    torch: list[dict[str, np.ndarray]]
+    jax: dict[str, np.ndarray]
+
+
+def compare_outputs(pair: Pair, inputs: Sequence[np.ndarray], title: str, advance: Advance) -> tuple[Section, Outputs]:
+    """Run both sides whole, and compare what comes out."""
+    torch = import_torch()
+
+    def by_torch(variant: Variant) -> dict[str, np.ndarray]:
+        with torch.no_grad():
+            found = {name: array(value) for name, value in pair.torch.outputs(variant, inputs).items()}
+        advance("PyTorch")
+        return found
+
+    outputs = Outputs(
+        by_torch(TRUTH), [by_torch(variant) for variant in pair.torch.variants], jax_side.outputs(pair.jax, pair.call, inputs)
+    )
+    advance("JAX")
+    yardstick = Yardstick(outputs.truth, pair.dtype)
+    for run in outputs.torch:
+        yardstick.add(run)
+    return Section(title, FACTORS["outputs"], yardstick.judge(outputs.jax, FACTORS["outputs"])), outputs
+
+
+def compare_gradients(pair: Pair, inputs: Sequence[np.ndarray], loss: Loss, advance: Advance) -> Section:
+    """Compare the loss and its gradient by every parameter, in train mode; in PyTorch's order, by PyTorch's names."""
+    torch = import_torch()
+
+    def by_torch(variant: Variant) -> dict[str, np.ndarray]:
+        network = pair.torch.network(variant)
+        network.zero_grad(set_to_none=True)
+        value = loss.torch(pair.torch.outputs(variant, inputs))
+        with pair.torch.running(variant):
+            value.backward()
+        grads = {name: array(p.grad) for name, p in network.named_parameters() if p.grad is not None}
+        advance("PyTorch")
+        return {"loss": array(value), **grads}
+
+    with training(pair):
+        truth = by_torch(TRUTH)
+        least = NEGLIGIBLE * total_norm(value for name, value in truth.items() if name != "loss")
+        yardstick = Yardstick(truth, pair.dtype, least_norm=least)
+        for variant in pair.torch.variants:
+            yardstick.add(by_torch(variant))
+        value, grads = jax_side.gradients(pair.jax, pair.call, inputs, loss.jax)
+    found = {"loss": np.asarray(value, np.float32), **export(named(grads), pair.table)}
+    advance("JAX")
+    return Section("gradients", FACTORS["gradients"], yardstick.judge(found, FACTORS["gradients"]))
+
+
+def _called(module: Any, inputs: tuple[Any, ...]) -> Any:
+    return module(*inputs)
+
+
+def _random_loss(outputs: Mapping[str, np.ndarray]) -> Loss:
+    """A fixed random linear function. Not a plain sum, whose gradient does not pass through batch normalisation."""
+    weights = {
+        name: np.random.default_rng(i).standard_normal(value.shape, np.float32) / value.size
+        for i, (name, value) in enumerate(outputs.items())
+    }
+
+    def by_torch(found: dict[str, Any]) -> Any:
+        torch = import_torch()
+        # The product is of the wider type: float64 in the truth, float32 otherwise.
+        return sum((found[name] * torch.from_numpy(weight)).sum() for name, weight in weights.items())
+
+    def by_jax(found: dict[str, Any]) -> jax.Array:
+        terms = []
+        for name, weight in weights.items():
+            nhwc = weight.transpose(0, 2, 3, 1) if weight.ndim == 4 else weight
+            terms.append((found[name].astype(jnp.float32) * nhwc).sum())
+        return jnp.stack(terms).sum()
+
+    return Loss(by_torch, by_jax)

@@ -1,0 +1,105 @@
+"""The PyTorch original of a whole model: torchvision's trunk and the head's plain torch module, put together as the segmenter does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from fcn_jax import registry
+from fcn_jax.api import Backbone, FeatureSpec, Head
+from fcn_jax.errors import ConfigError, listing
+from fcn_jax.models.segmenter import ModelSpec, describe, enough, select
+from fcn_jax.verify.torch_side import import_torch
+
+if TYPE_CHECKING:
+    import torch
+
+
+def build_reference(spec: ModelSpec) -> torch.nn.Module:
+    """The PyTorch network that a spec's model is a port of, with submodules `backbone` and `classifier`, freshly initialised.
+
+    Its state dict has the "torchvision" scheme's names; called with images [N,3,H,W] it gives logits [N,K,H,W].
+
+    Raises:
+        ConfigError: the backbone or the head has no PyTorch reference.
+        WeightsError: torch or torchvision is not installed.
+    """
+    torch = import_torch()
+    backbone, head = describe(spec)
+    if head is None:
+        raise ConfigError("a whole model is compared, and the spec names no head")
+    for kind, part in (("backbone", backbone), ("head", head)):
+        if part.torch is None or part.torch.reference is None:
+            raise ConfigError(f"{kind} '{part.name}' declares no PyTorch reference, so there is nothing to compare it with")
+    specs, selected = select(spec, backbone, head)
+    trunk = _reference(backbone, options=registry.options(backbone, spec.backbone_options), output_stride=specs[-1].stride)
+    top = _reference(
+        head, options=registry.options(head, spec.head_options), features=selected, num_classes=spec.num_classes
+    )
+
+    class Reference(torch.nn.Module):  # type: ignore[name-defined,misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = trunk
+            self.classifier = top
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            height, width = x.shape[-2:]
+            rows, cols = (enough(size, specs[-1]) - size for size in (height, width))
+            if rows or cols:
+                x = torch.nn.functional.pad(x, (0, cols, 0, rows))
+            features = torch_features(self.backbone, x, specs)
+            return self.classifier(*(features[spec.name] for spec in selected))[..., :height, :width]
+
+    return Reference()
+
+
+def _reference(part: Backbone | Head, **settings: Any) -> Any:
+    assert part.torch is not None and part.torch.reference is not None
+    return part.torch.reference(**settings)
+
+
+def torch_features(network: torch.nn.Module, images: torch.Tensor, specs: Sequence[FeatureSpec]) -> dict[str, torch.Tensor]:
+    """A reference backbone's features: what it returns, or the outputs of its submodules of the features' names.
+
+    Raises:
+        ConfigError: it shows neither.
+    """
+    modules = dict(network.named_modules())
+    features: dict[str, Any] = {}
+    handles = [
+        modules[spec.name].register_forward_hook(lambda _, __, output, name=spec.name: features.update({name: output}))
+        for spec in specs
+        if spec.name in modules
+    ]
+    try:
+        returned = network(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if isinstance(returned, Mapping):
+        features = dict(returned)
+    missing = [spec.name for spec in specs if spec.name not in features]
+    if missing:
+        raise ConfigError(
+            f"the PyTorch reference shows no {listing(missing)}; it must return the features by name, or have a submodule of each "
+            "feature's name"
+        )
+    return {spec.name: features[spec.name] for spec in specs}
+
+
+def randomise_batch_norm(network: torch.nn.Module, seed: int) -> None:
+    """Give a fresh network statistics, scales and shifts that are not 0 and 1, which a mix-up would leave unnoticed. In place."""
+    torch = import_torch()
+    generator = torch.Generator().manual_seed(seed)
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
+            with torch.no_grad():
+                for value, low, high in (
+                    (layer.weight, 0.5, 1.5),
+                    (layer.bias, -0.5, 0.5),
+                    (layer.running_mean, -0.5, 0.5),
+                    (layer.running_var, 0.5, 1.5),
+                ):
+                    if value is not None:
+                        value.uniform_(low, high, generator=generator)

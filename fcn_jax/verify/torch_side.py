@@ -1,0 +1,179 @@
+"""PyTorch's side of a comparison: the truth in float64, and the correct runs that make the yardstick."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fcn_jax.errors import WeightsError
+
+if TYPE_CHECKING:
+    import torch
+
+Call = Callable[[Any, tuple[Any, ...]], Any]
+"""(torch module, its inputs) -> a tensor, or tensors by name."""
+
+
+def import_torch() -> Any:
+    """The package torch. Raises `WeightsError` that says which extra to install."""
+    try:
+        import torch
+    except ImportError as error:
+        raise WeightsError("a comparison with PyTorch needs torch; pip install 'fcn-jax[torch]'") from error
+    return torch
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One correct way to run a network.
+
+    Attributes:
+        dtype: "float64", "float32" or "bfloat16" (autocast: parameters stay float32, as they do in JAX).
+        onednn: with oneDNN's kernels, or with PyTorch's own.
+        channels_last: memory layout.
+    """
+
+    dtype: str
+    onednn: bool = True
+    channels_last: bool = False
+
+
+TRUTH = Variant("float64")
+
+
+def variants(dtype: str) -> tuple[Variant, ...]:
+    """The correct runs of a precision: each of PyTorch's kernels in each memory layout."""
+    return tuple(Variant(dtype, onednn, channels_last) for onednn in (True, False) for channels_last in (False, True))
+
+
+class TorchSide:
+    """A network in every variant."""
+
+    def __init__(self, network: torch.nn.Module, dtype: str, call: Call) -> None:
+        """Copy a network; dropout is switched off in the copies, which no two libraries could draw alike.
+
+        Args:
+            network: any `torch.nn.Module`.
+            dtype: compared precision, "float32" or "bfloat16".
+            call: how to run it.
+        """
+        torch = import_torch()
+        self.variants = variants(dtype)
+        self._call = call
+        plain = copy.deepcopy(network).float()
+        for module in plain.modules():
+            if isinstance(module, torch.nn.modules.dropout._DropoutNd):
+                module.p = 0.0
+        # oneDNN is a switch, not a property of the weights, so three copies do.
+        self._networks = {
+            (True, False): copy.deepcopy(plain).double(),
+            (False, False): plain,
+            (False, True): copy.deepcopy(plain).to(memory_format=torch.channels_last),
+        }
+
+    def network(self, variant: Variant) -> torch.nn.Module:
+        """The copy that a variant runs. Variants of one layout share it, so what a run changes must be undone."""
+        return self._networks[variant.dtype == "float64", variant.channels_last]
+
+    def tensor(self, value: np.ndarray, variant: Variant) -> torch.Tensor:
+        """NHWC numpy -> NCHW tensor of the variant's dtype and layout; integers and other ranks only change their type of array."""
+        torch = import_torch()
+        x = torch.from_numpy(np.ascontiguousarray(to_nchw(value)))
+        if not x.is_floating_point():
+            return x
+        x = x.to(getattr(torch, variant.dtype))
+        return x.contiguous(memory_format=torch.channels_last) if variant.channels_last and x.ndim == 4 else x
+
+    @contextlib.contextmanager
+    def running(self, variant: Variant) -> Iterator[None]:
+        """The settings under which a variant computes, forward and backward."""
+        torch = import_torch()
+        before = torch.backends.mkldnn.enabled
+        torch.backends.mkldnn.enabled = variant.onednn
+        try:
+            with torch.autocast("cpu", torch.bfloat16, enabled=variant.dtype == "bfloat16"):
+                yield
+        finally:
+            torch.backends.mkldnn.enabled = before
+
+    def outputs(self, variant: Variant, inputs: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
+        """Run the network in the mode it is in; inputs are NHWC, outputs NCHW by name."""
+        tensors = tuple(self.tensor(x, variant) for x in inputs)
+        with self.running(variant):
+            return by_name(self._call(self.network(variant), tensors))
+
+    def layer(self, variant: Variant, name: str, x: np.ndarray) -> np.ndarray:
+        """Run one submodule on an input of its own, NHWC f32 -> PyTorch's layout."""
+        torch = import_torch()
+        with torch.no_grad(), self.running(variant):
+            return array(self.network(variant).get_submodule(name)(self.tensor(x, variant)))
+
+    def watched(
+        self, variant: Variant, inputs: Sequence[np.ndarray], names: Sequence[str]
+    ) -> tuple[dict[str, np.ndarray], dict[str, list[np.ndarray]], dict[str, list[np.ndarray]]]:
+        """Run the network without gradients and note what goes into and comes out of submodules.
+
+        Returns:
+            The outputs; the inputs NHWC f32, and the outputs in PyTorch's layout, of every call of each submodule that took and
+            gave a single tensor.
+        """
+        torch = import_torch()
+        seen_in: dict[str, list[np.ndarray]] = {}
+        seen_out: dict[str, list[np.ndarray]] = {}
+
+        def hook(name: str) -> Any:
+            def note(module: Any, args: tuple[Any, ...], output: Any) -> None:
+                if len(args) == 1 and isinstance(args[0], torch.Tensor) and isinstance(output, torch.Tensor):
+                    # Copies: a ReLU in place writes over what it is given.
+                    seen_in.setdefault(name, []).append(to_nhwc(array(args[0]).astype(np.float32)))
+                    seen_out.setdefault(name, []).append(array(output))
+
+            return note
+
+        network = self.network(variant)
+        handles = [network.get_submodule(name).register_forward_hook(hook(name)) for name in names]
+        try:
+            with torch.no_grad():
+                outputs = self.outputs(variant, inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return {name: array(value) for name, value in outputs.items()}, seen_in, seen_out
+
+    def networks(self) -> tuple[torch.nn.Module, ...]:
+        """Every copy."""
+        return tuple(self._networks.values())
+
+    def train(self, mode: bool) -> None:
+        """Put every copy into train or eval mode."""
+        for network in self.networks():
+            network.train(mode)
+
+
+def by_name(outputs: Any) -> dict[str, Any]:
+    """A network's outputs by name: a single one is called "output"."""
+    return dict(outputs) if isinstance(outputs, Mapping) else {"output": outputs}
+
+
+def array(tensor: torch.Tensor) -> np.ndarray:
+    """A copy as numpy, float64 if it was, else float32; integers stay as they are."""
+    torch = import_torch()
+    tensor = tensor.detach()
+    if tensor.dtype in (torch.bfloat16, torch.float16):
+        tensor = tensor.float()
+    return np.array(tensor.numpy(), order="C")
+
+
+def to_nchw(x: np.ndarray) -> np.ndarray:
+    """NHWC -> NCHW; arrays of other ranks stay as they are."""
+    return x.transpose(0, 3, 1, 2) if x.ndim == 4 else x
+
+
+def to_nhwc(x: np.ndarray) -> np.ndarray:
+    """NCHW -> NHWC; arrays of other ranks stay as they are."""
+    return x.transpose(0, 2, 3, 1) if x.ndim == 4 else x
