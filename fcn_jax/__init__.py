@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from fcn_jax.convert.engine import LoadRecord, load_torch, to_torch
     from fcn_jax.infer.predictor import Predictor
     from fcn_jax.models.segmenter import Segmenter, build_model
+    from fcn_jax.verify import verify_model
 
 _HOMES = {
     "LoadRecord": "fcn_jax.convert.engine",
@@ -20,9 +21,10 @@ _HOMES = {
     "build_model": "fcn_jax.models.segmenter",
     "load_torch": "fcn_jax.convert.engine",
     "to_torch": "fcn_jax.convert.engine",
+    "verify_model": "fcn_jax.verify",
 }
 
-__all__ = ["LoadRecord", "Predictor", "Segmenter", "build_model", "load_torch", "to_torch"]
+__all__ = ["LoadRecord", "Predictor", "Segmenter", "build_model", "load_torch", "to_torch", "verify_model"]
 
 
 def __getattr__(name: str) -> Any:

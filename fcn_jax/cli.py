@@ -89,9 +89,13 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--output-stride", metavar="N", type=int, help="of the backbone (default: its own)")
     verify.add_argument("--weights", metavar="FILE|NAME", help="weights of both sides (default: random ones)")
     verify.add_argument("--reinit", metavar="GLOB", action="append", default=[], help="names that the weights lack on purpose")
-    verify.add_argument("--size", metavar="HxW", type=_size, action="append", help="of the images; may be repeated (default: 320x480)")
+    verify.add_argument(
+        "--size", metavar="HxW", type=_size, action="append", help="of the images; may be repeated (default: 320x480)"
+    )
     verify.add_argument("--batch", metavar="N", type=int, default=2, help="images at a time (default: 2)")
-    verify.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="compared precision (default: float32)")
+    verify.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], default="float32", help="compared precision (default: float32)"
+    )
     verify.add_argument("--grad", action="store_true", help="compare the gradient of every parameter too")
     verify.add_argument("--train-steps", metavar="N", type=int, default=0, help="compare a run of so many training steps too")
     verify.add_argument("--seed", metavar="N", type=int, default=0, help="of everything random (default: 0)")

@@ -1,6 +1,7 @@
 """Operators and layers with PyTorch's meaning, in JAX's layout: NHWC activations, HWIO kernels."""
 
 from fcn_jax.nn.batch_norm import BatchNorm, batch_norm_inference, batch_norm_train
+from fcn_jax.nn.bias import add_bias
 from fcn_jax.nn.conv import Conv, conv
 from fcn_jax.nn.conv_transpose import ConvTranspose, conv_transpose
 from fcn_jax.nn.initializers import Initializer, bilinear, kaiming_normal_fan_out, normal, torch_default
@@ -11,6 +12,7 @@ __all__ = [
     "Conv",
     "ConvTranspose",
     "Initializer",
+    "add_bias",
     "batch_norm_inference",
     "batch_norm_train",
     "bilinear",

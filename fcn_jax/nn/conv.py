@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from fcn_jax.nn.bias import add_bias
 from fcn_jax.nn.initializers import Initializer, torch_default
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
@@ -145,4 +146,4 @@ class Conv(nnx.Module):
         """f[N, H, W, I] -> `dtype`[N, h, w, O]."""
         kernel = self.kernel[...].astype(self.dtype)
         y = conv(x.astype(self.dtype), kernel, self.stride, self.padding, self.dilation, self.groups)
-        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+        return y if self.bias is None else add_bias(y, self.bias[...])

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from fcn_jax.nn.bias import add_bias
 from fcn_jax.nn.initializers import Initializer, bilinear, torch_default
 
 
@@ -103,4 +104,4 @@ class ConvTranspose(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """f[N, H, W, I] -> `dtype`[N, h, w, O]."""
         y = conv_transpose(x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.stride, self.padding)
-        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+        return y if self.bias is None else add_bias(y, self.bias[...])

@@ -63,7 +63,9 @@ def check_path(path: Path) -> None:
         try:
             import matplotlib  # noqa: F401
         except ImportError as error:
-            raise ConfigError(f"{path}: the page's plots need matplotlib; pip install 'fcn-jax[torch]', or write .json") from error
+            raise ConfigError(
+                f"{path}: the page's plots need matplotlib; pip install 'fcn-jax[torch]', or write .json"
+            ) from error
 
 
 def page(report: Report) -> str:
@@ -183,7 +185,9 @@ def _pictures(pictures: Pictures) -> str:
         ("classes by PyTorch float64", _png(colorize(pictures.torch, classes))),
         (f"classes by JAX: the same on {agree:.4%} of the pixels", _png(colorize(pictures.jax, classes))),
     )
-    figures = (f'<figure><img alt="{caption}" src="{source}"><figcaption>{caption}</figcaption></figure>' for caption, source in shown)
+    figures = (
+        f'<figure><img alt="{caption}" src="{source}"><figcaption>{caption}</figcaption></figure>' for caption, source in shown
+    )
     return f"<div class=pictures>{''.join(figures)}</div>"
 
 

@@ -40,14 +40,20 @@ def _watching(module: nnx.Module, note: Callable[[str, Any], None]) -> Iterator[
     paths = {id(child): path for path, child in submodules(module).items()}
     classes = {type(child) for child in submodules(module).values()}
     # Resolved first: a class may inherit the method from another one among them.
-    originals: dict[type, Any] = {cls: cls.__call__ for cls in classes}  # type: ignore[operator]
+    originals: dict[type, Any] = {cls: cls.__call__ for cls in classes}
     own = {cls: cls.__dict__.get("__call__") for cls in classes}
 
     def wrapped(original: Any) -> Any:
         @functools.wraps(original)
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
             output = original(self, *args, **kwargs)
-            if id(self) in paths and len(args) == 1 and not kwargs and isinstance(args[0], jax.Array) and isinstance(output, jax.Array):
+            if (
+                id(self) in paths
+                and len(args) == 1
+                and not kwargs
+                and isinstance(args[0], jax.Array)
+                and isinstance(output, jax.Array)
+            ):
                 note(paths[id(self)], output)
             return output
 
@@ -55,14 +61,14 @@ def _watching(module: nnx.Module, note: Callable[[str, Any], None]) -> Iterator[
 
     try:
         for cls in classes:
-            cls.__call__ = wrapped(originals[cls])  # type: ignore[operator]
+            setattr(cls, "__call__", wrapped(originals[cls]))  # noqa: B010  (mypy refuses to assign a method)
         yield
     finally:
         for cls in classes:
             if own[cls] is None:
-                del cls.__call__
+                delattr(cls, "__call__")
             else:
-                cls.__call__ = own[cls]  # type: ignore[operator]
+                setattr(cls, "__call__", own[cls])  # noqa: B010
 
 
 def precise() -> Any:

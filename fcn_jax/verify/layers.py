@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from flax import nnx
@@ -11,7 +11,7 @@ from flax import nnx
 from fcn_jax.convert.rules import Table
 from fcn_jax.models.names import leaves
 from fcn_jax.verify import jax_side
-from fcn_jax.verify.compare import EPSILON, FACTORS, Comparison, Section, Yardstick
+from fcn_jax.verify.compare import FACTORS, Comparison, Section, Yardstick
 from fcn_jax.verify.torch_side import TRUTH, TorchSide
 
 if TYPE_CHECKING:
@@ -73,11 +73,10 @@ def compare(
         The isolated errors, each layer fed PyTorch's own input, in the order of PyTorch's calls; the accumulated errors, in the same
         order; and the paths that were not compared, neither they nor a layer in them, as one side never called them with one tensor.
     """
-    torch_names = tuple(dict.fromkeys(pairs.values()))
     _, ours = jax_side.watched(module, call, inputs, tuple(pairs))
     advance("JAX")
     # A head, for one, takes several features by name here and a single tensor there.
-    paths = {name: path for path, name in reversed(pairs.items()) if path in ours}
+    paths = {name: path for path, name in reversed(tuple(pairs.items())) if path in ours}
     _, seen_in, truth = side.watched(TRUTH, inputs, tuple(paths))
     advance("PyTorch float64")
     order = list(seen_in)  # hooks fire when a module is done: the layers of a block before the block
@@ -138,7 +137,7 @@ def _numbered(paths: Mapping[str, str], seen: Mapping[str, Sequence[np.ndarray]]
 
 def _rounded(x: np.ndarray, dtype: str) -> np.ndarray:
     """An input that both sides can represent."""
-    if EPSILON[dtype] == EPSILON["float32"]:
+    if dtype == "float32":
         return x
     import ml_dtypes
 

@@ -12,7 +12,6 @@ import jax
 import numpy as np
 from flax import nnx
 
-from fcn_jax import registry
 from fcn_jax.convert import files
 from fcn_jax.convert.engine import load_torch, tables
 from fcn_jax.data.shapes import draw_scene
@@ -78,9 +77,9 @@ def verify_model(
     torch = import_torch()
     _check(sizes, batch, train_steps)
     spec = _spec(model, head, num_classes, output_stride, dtype)
+    network = jax_side.blank(lambda: build(spec, rngs=nnx.Rngs(seed)))
     torch.manual_seed(seed)
     reference = build_reference(spec)
-    network = jax_side.blank(lambda: build(spec, rngs=nnx.Rngs(seed)))
     found = tables(spec)
     if ("model", "torchvision") not in found:
         raise ConfigError(f"{spec.backbone} + {spec.head} declare no table of PyTorch names, so there is nothing to compare by")
@@ -122,9 +121,8 @@ def verify_model(
             report.agreement.append(_agreement(size, outputs, spec.num_classes))
             if i == 0:
                 report.pictures = _pictures(scenes[0][0][0], outputs, spec.num_classes)
-    images, labels = scenes[0]
     if grad:
-        report.add(compare_gradients(pair, inputs[:1], _cross_entropy(labels), advance))
+        report.add(compare_gradients(pair, inputs[:1], _cross_entropy(scenes[0][1]), advance))
     if train_steps:
         batches = [_scenes(sizes[0], batch, spec.num_classes, seed + 1 + i) for i in range(train_steps)]
         report.add(*compare_training(pair, network, batches, preprocess, advance))
@@ -170,7 +168,9 @@ def _fill_reference(reference: Any, loaded: dict[str, str], stripped: str, path:
             target = table.to_torch(flax_path)[0]
             value = torch.from_numpy(np.array(tensors[stripped + name]))
             if state[target].shape != value.shape:
-                raise WeightsError(f"{path}: {name} has shape {tuple(value.shape)}, PyTorch's {target} {tuple(state[target].shape)}")
+                raise WeightsError(
+                    f"{path}: {name} has shape {tuple(value.shape)}, PyTorch's {target} {tuple(state[target].shape)}"
+                )
             state[target].copy_(value)
 
 
@@ -188,7 +188,7 @@ def _cross_entropy(labels: np.ndarray) -> Loss:
     target = torch.from_numpy(labels).long()
     return Loss(
         lambda outputs: torch.nn.functional.cross_entropy(outputs["logits"], target, ignore_index=255),
-        lambda outputs: cross_entropy(outputs["logits"], labels),
+        lambda outputs: cross_entropy(outputs["logits"], jax.numpy.asarray(labels)),
     )
 
 

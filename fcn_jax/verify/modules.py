@@ -177,7 +177,6 @@ def compare_outputs(pair: Pair, inputs: Sequence[np.ndarray], title: str, advanc
 
 def compare_gradients(pair: Pair, inputs: Sequence[np.ndarray], loss: Loss, advance: Advance) -> Section:
     """Compare the loss and its gradient by every parameter, in train mode; in PyTorch's order, by PyTorch's names."""
-    torch = import_torch()
 
     def by_torch(variant: Variant) -> dict[str, np.ndarray]:
         network = pair.torch.network(variant)

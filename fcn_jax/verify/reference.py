@@ -28,22 +28,17 @@ def build_reference(spec: ModelSpec) -> torch.nn.Module:
     backbone, head = describe(spec)
     if head is None:
         raise ConfigError("a whole model is compared, and the spec names no head")
-    for kind, part in (("backbone", backbone), ("head", head)):
-        if part.torch is None or part.torch.reference is None:
-            raise ConfigError(f"{kind} '{part.name}' declares no PyTorch reference, so there is nothing to compare it with")
     specs, selected = select(spec, backbone, head)
     trunk = _reference(backbone, options=registry.options(backbone, spec.backbone_options), output_stride=specs[-1].stride)
-    top = _reference(
-        head, options=registry.options(head, spec.head_options), features=selected, num_classes=spec.num_classes
-    )
+    top = _reference(head, options=registry.options(head, spec.head_options), features=selected, num_classes=spec.num_classes)
 
-    class Reference(torch.nn.Module):  # type: ignore[name-defined,misc]
+    class Reference(torch.nn.Module):  # type: ignore[name-defined]
         def __init__(self) -> None:
             super().__init__()
             self.backbone = trunk
             self.classifier = top
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
+        def forward(self, x: Any) -> Any:
             height, width = x.shape[-2:]
             rows, cols = (enough(size, specs[-1]) - size for size in (height, width))
             if rows or cols:
@@ -55,7 +50,9 @@ def build_reference(spec: ModelSpec) -> torch.nn.Module:
 
 
 def _reference(part: Backbone | Head, **settings: Any) -> Any:
-    assert part.torch is not None and part.torch.reference is not None
+    if part.torch is None or part.torch.reference is None:
+        kind = "backbone" if isinstance(part, Backbone) else "head"
+        raise ConfigError(f"{kind} '{part.name}' declares no PyTorch reference, so there is nothing to compare it with")
     return part.torch.reference(**settings)
 
 

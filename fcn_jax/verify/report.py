@@ -182,7 +182,9 @@ class Report:
             lines += ["", f"{len(failures)} tensors over their limit:", *(f"  {failure}" for failure in failures[:20])]
             if len(failures) > 20:
                 lines.append(f"  and {len(failures) - 20} more")
-        lines.append("errors are relative L2 distances to PyTorch float64; factor: JAX's error in units of PyTorch's own, at the worst tensor")
+        lines.append(
+            "errors are relative L2 distances to PyTorch float64; factor: JAX's error in units of PyTorch's own, at the worst tensor"
+        )
         return "\n".join(lines)
 
 

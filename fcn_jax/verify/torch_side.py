@@ -73,7 +73,7 @@ class TorchSide:
         self._networks = {
             (True, False): copy.deepcopy(plain).double(),
             (False, False): plain,
-            (False, True): copy.deepcopy(plain).to(memory_format=torch.channels_last),
+            (False, True): copy.deepcopy(plain).to(memory_format=torch.channels_last),  # type: ignore[call-overload]
         }
 
     def network(self, variant: Variant) -> torch.nn.Module:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -98,7 +97,8 @@ class _TorchRun:
 
     def step(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
         torch = import_torch()
-        preprocess, wide = self._preprocess, np.float64 if self._variant == TRUTH else np.float32
+        preprocess = self._preprocess
+        wide: Any = np.float64 if self._variant == TRUTH else np.float32
         ordered = images[..., ::-1] if preprocess.channel_order == "bgr" else images
         mean, std = np.asarray(preprocess.mean, wide), np.asarray(preprocess.std, wide)
         x = (ordered.astype(wide) * wide(preprocess.scale / 255) - mean) / std
@@ -120,9 +120,11 @@ class _TorchRun:
 class _JaxRun:
     """The step of the library's training loop."""
 
+    recipe = RECIPE
+
     def __init__(self, pair: Pair, model: Segmenter, preprocess: Preprocess, steps: int) -> None:
         self._table = pair.table
-        self._state, advance = step.make(model, lambda params: optim.make(RECIPE, steps, params), preprocess)
+        self._state, advance = step.make(model, lambda params: optim.make(self.recipe, steps, params), preprocess)
         self._step = jax.jit(advance, donate_argnums=0)
 
     def step(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray:

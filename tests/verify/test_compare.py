@@ -1,0 +1,90 @@
+"""The criterion by itself, on made-up tensors."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fcn_jax.verify.compare import FLOOR, SCALAR_FLOOR, Section, Yardstick, relative_error
+
+TRUTH = np.linspace(1, 2, 12).reshape(1, 3, 2, 2)
+
+
+def off_by(error):
+    """The truth with a relative L2 error of just so much."""
+    direction = np.ones_like(TRUTH)
+    return TRUTH + direction * error * np.linalg.norm(TRUTH) / np.linalg.norm(direction)
+
+
+def judged(found, torch_error=1e-5, factor=2.0, dtype="float32"):
+    yardstick = Yardstick({"x": TRUTH}, dtype)
+    yardstick.add({"x": off_by(torch_error)})
+    (comparison,) = yardstick.judge({} if found is None else {"x": found}, factor)
+    return comparison
+
+
+@given(error=st.floats(1e-8, 1e-1), torch_error=st.floats(1e-8, 1e-1))
+def test_a_tensor_passes_while_its_error_is_within_the_factor_of_pytorchs(error, torch_error):
+    comparison = judged(off_by(error), torch_error)
+    assert comparison.error == pytest.approx(error, rel=1e-4)
+    assert comparison.torch_error == pytest.approx(torch_error, rel=1e-4)
+    assert comparison.limit == pytest.approx(2 * max(torch_error, FLOOR["float32"]), rel=1e-4)
+    assert comparison.equal == (comparison.error <= comparison.limit)
+    assert comparison.excess == pytest.approx(comparison.error / comparison.limit)
+
+
+def test_the_yardstick_is_the_worst_run():
+    yardstick = Yardstick({"x": TRUTH}, "float32")
+    for error in (1e-6, 3e-5, 2e-6):
+        yardstick.add({"x": off_by(error)})
+    (comparison,) = yardstick.judge({"x": TRUTH}, 2)
+    assert comparison.torch_error == pytest.approx(3e-5, rel=1e-4)
+    assert comparison.error == 0
+    assert comparison.equal
+
+
+@pytest.mark.parametrize(
+    ("found", "fault"),
+    [
+        (np.full_like(TRUTH, np.nan), "not finite"),
+        (np.full_like(TRUTH, np.inf), "not finite"),
+        (TRUTH.reshape(1, 3, 4, 1), r"shape (1, 3, 4, 1), in PyTorch (1, 3, 2, 2)"),
+        (None, "no such tensor"),
+    ],
+)
+def test_what_cannot_be_measured_fails_and_says_why(found, fault):
+    comparison = judged(found)
+    assert not comparison.equal
+    assert fault in str(comparison)
+    assert comparison.excess == math.inf
+    assert comparison.to_dict()["error"] is None
+
+
+def test_a_truth_that_is_not_finite_fails_too():
+    yardstick = Yardstick({"x": TRUTH * np.inf}, "float32")
+    (comparison,) = yardstick.judge({"x": TRUTH * np.inf}, 2)
+    assert "PyTorch's own result" in comparison.fault
+    assert not comparison.equal
+
+
+def test_a_single_number_has_a_wider_floor():
+    yardstick = Yardstick({"loss": np.float64(2.0)}, "float32")
+    (comparison,) = yardstick.judge({"loss": np.float32(2.0)}, 3)
+    assert comparison.limit == 3 * SCALAR_FLOOR["float32"] > 3 * FLOOR["float32"]
+
+
+def test_a_tensor_that_is_zero_but_for_rounding_is_measured_by_the_least_norm():
+    assert relative_error(np.array([2e-9]), np.array([1e-9])) == pytest.approx(1)
+    assert relative_error(np.array([2e-9]), np.array([1e-9]), least_norm=1e-3) == pytest.approx(1e-6)
+    assert relative_error(np.zeros(3), np.zeros(3)) == 0
+    assert relative_error(np.ones(3), np.zeros(3)) == math.inf
+
+
+def test_a_section_is_as_good_as_its_worst_tensor():
+    section = Section("s", 2.0, (judged(off_by(1e-6)), judged(off_by(1e-3))))
+    assert not section.equal
+    assert section.worst is section.comparisons[1]
+    assert section.worst_factor == pytest.approx(100, rel=1e-3)
+    assert Section("empty", 2.0, ()).worst is None

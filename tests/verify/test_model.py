@@ -1,0 +1,235 @@
+"""Whole models against their PyTorch originals, on the small backbone of the fixtures."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from fcn_jax import nn, verify_model
+from fcn_jax.errors import ConfigError, WeightsError
+from fcn_jax.nn import batch_norm
+from fcn_jax.verify import html
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.usefixtures("tiny_plugin")
+
+SMALL = {"sizes": [(65, 97)], "num_classes": 3, "batch": 2}
+
+
+def section(report, title):
+    return next(section for section in report.sections if section.title == title)
+
+
+@pytest.fixture(scope="module")
+def whole_report(tiny_plugin):
+    """Everything that can be compared."""
+    steps = []
+    report = verify_model(
+        "tiny",
+        sizes=[(65, 97), (32, 40)],
+        num_classes=3,
+        grad=True,
+        train_steps=3,
+        progress=lambda done, total, what: steps.append((done, total, what)),
+    )
+    return report, steps
+
+
+def test_a_right_port_is_equal_in_everything(whole_report):
+    report, steps = whole_report
+    assert report.equal, report
+    assert report.verdict.startswith("EQUAL: tiny + fcn32s in float32")
+    names = {
+        "layers, isolated": ["backbone.conv1", "backbone.bn1", "backbone.conv2", "head.final_conv", "head.transpose_conv"],
+        "layers, accumulated": ["backbone.conv1", "backbone.bn1", "backbone.conv2", "head.final_conv", "head.transpose_conv"],
+        "logits at 65x97": ["logits"],
+        "logits at 32x40": ["logits"],
+        "gradients": ["loss", "backbone.conv1.weight", "backbone.conv1.bias", "backbone.bn1.weight", "backbone.bn1.bias"],
+    }
+    for title, expected in names.items():
+        found = [comparison.name for comparison in section(report, title).comparisons]
+        assert found[: len(expected)] == expected
+    assert len(section(report, "gradients").comparisons) == 1 + 10
+    assert len(section(report, "training, after step 1").comparisons) == 10 + 3
+    assert [c.name for c in section(report, "training, each step").comparisons][-3:] == [
+        "loss, step 3",
+        "all parameters, step 3",
+        "all running statistics, step 3",
+    ]
+    assert [a.size for a in report.agreement] == [(65, 97), (32, 40)]
+    assert all(a.argmax > 0.999 and a.miou > 0.99 for a in report.agreement)
+    assert len(report.coverage.loaded) == 13
+    assert report.uncompared == ()
+    done = [step[0] for step in steps]
+    assert done == list(range(1, len(done) + 1))
+    assert steps[-1][1] >= steps[-1][0]
+
+
+def test_a_step_moves_every_tensor(whole_report):
+    """Otherwise equal parameters after training would show nothing."""
+    report, _ = whole_report
+    first = {c.name: c for c in section(report, "training, each step").comparisons}
+    assert first["all parameters, step 3"].error > 0
+    assert first["all running statistics, step 1"].error > 0
+
+
+def test_the_report_can_be_written_and_read(whole_report, tmp_path):
+    report, _ = whole_report
+    html.write(report, tmp_path / "r.json")
+    table = json.loads((tmp_path / "r.json").read_text())
+    assert table["verdict"] == "equal"
+    assert {s["title"] for s in table["sections"]} == {s.title for s in report.sections}
+    assert (
+        table["environment"]["versions"]["torch"] == torch.__version__.split("+")[0]
+        or "torch" in table["environment"]["versions"]
+    )
+    html.write(report, tmp_path / "sub" / "r.html")
+    page = (tmp_path / "sub" / "r.html").read_text()
+    assert page.count("<h1 class=equal>") == 1
+    assert "http" not in page.replace("http://www.w3.org", "")  # self-contained
+    assert page.count("data:image/svg+xml") == 2
+    assert page.count("data:image/png") == 4
+    with pytest.raises(ConfigError, match=r"ends in \.html or \.json"):
+        html.write(report, tmp_path / "r.pdf")
+
+
+def test_text_starts_with_the_verdict(whole_report):
+    text = str(whole_report[0])
+    assert text.splitlines()[0].startswith("EQUAL: ")
+    assert "argmax agrees" in text
+
+
+def test_bfloat16_is_held_against_pytorchs_bfloat16():
+    report = verify_model("tiny", dtype="bfloat16", grad=True, **SMALL)
+    assert report.equal, report
+    errors = [c.error for c in section(report, "layers, isolated").comparisons]
+    assert min(errors) > 1e-4, "that was no bfloat16"
+
+
+def test_weights_come_from_a_file_unchanged(tmp_path):
+    from fcn_jax.verify.model import _spec
+    from fcn_jax.verify.reference import build_reference
+
+    torch.manual_seed(5)
+    state = build_reference(_spec("tiny", "fcn32s", 3, None, "float32")).state_dict()
+    file = tmp_path / "whole.pth"
+    torch.save({f"module.{name}": value for name, value in state.items()}, file)
+    report = verify_model("tiny", weights=file, **SMALL)
+    assert report.equal, report
+    assert report.weights["sha256"]
+    assert report.weights["random"] == []
+    torch.save(
+        {
+            name.removeprefix("backbone."): v
+            for name, v in state.items()
+            if "backbone.bn" not in name and "classifier" not in name
+        },
+        file,
+    )
+    with pytest.raises(WeightsError, match=r"missing 4: bn1\.bias"):
+        verify_model("tiny", weights=file, **SMALL)
+    partial = verify_model("tiny", weights=file, reinit=["bn1"], **SMALL)
+    assert partial.equal, partial
+    assert "backbone.bn1.scale" in partial.weights["random"]
+
+
+def test_the_files_own_values_reach_pytorchs_side(tmp_path, monkeypatch):
+    """Not by way of JAX: an operation wrong both ways would bring them back unharmed."""
+    from fcn_jax.convert import rules
+    from fcn_jax.verify.model import _spec
+    from fcn_jax.verify.reference import build_reference
+
+    file = tmp_path / "whole.pth"
+    torch.save(build_reference(_spec("tiny", "fcn32s", 3, None, "float32")).state_dict(), file)
+    flipped = rules.Op("flipped", lambda x: rules.CONV.to_jax(x)[::-1], lambda x: rules.CONV.to_torch(x[::-1]))
+    monkeypatch.setattr(rules.Rule, "__getattribute__", _with_op(rules.CONV, flipped))
+    report = verify_model("tiny", weights=file, **SMALL)
+    assert not report.equal
+    assert report.blame.startswith("backbone.conv1: ")
+
+
+def _with_op(old, new):
+    def get(self, name):
+        value = object.__getattribute__(self, name)
+        return new if name == "op" and value is old else value
+
+    return get
+
+
+@pytest.mark.parametrize(
+    ("fault", "blamed"),
+    [
+        # PyTorch's running variance is the unbiased one, Flax's is not.
+        ("biased", "backbone.bn1.running_var"),
+        # PyTorch's momentum of 0.1 is Flax's 0.9; Flax's default is 0.99.
+        ("momentum", "backbone.bn1.running_mean"),
+    ],
+)
+def test_wrong_running_statistics_are_found(monkeypatch, fault, blamed):
+    if fault == "momentum":
+        monkeypatch.setattr(nn.BatchNorm, "_moved", lambda self, old, new: 0.99 * old + 0.01 * jax.lax.stop_gradient(new))
+    else:
+        original = batch_norm.batch_norm_train
+
+        def biased(x, *settings):
+            y, mean, var = original(x, *settings)
+            count = x.size // x.shape[-1]
+            return y, mean, var * ((count - 1) / count)
+
+        monkeypatch.setattr(batch_norm, "batch_norm_train", biased)
+    report = verify_model("tiny", sizes=[(33, 49)], num_classes=3, train_steps=1)
+    assert not report.equal
+    failed = [c for c in section(report, "training, after step 1").comparisons if not c.equal]
+    assert failed[0].name == blamed
+    assert max(c.excess for c in failed) > 10
+    assert blamed in report.blame
+
+
+def test_a_wrong_optimiser_is_found(monkeypatch):
+    from fcn_jax.verify import training
+
+    wrong = training.RECIPE.model_copy(update={"momentum": 0.99})
+    monkeypatch.setattr(training._JaxRun, "recipe", wrong)
+    report = verify_model("tiny", sizes=[(33, 49)], num_classes=3, train_steps=3)
+    assert not report.equal
+    assert "all parameters, step 2" in report.blame
+
+
+def test_a_network_with_nan_is_told_so_first(monkeypatch):
+    original = nn.Conv.__call__
+    monkeypatch.setattr(nn.Conv, "__call__", lambda self, x: original(self, x) * np.nan)
+    report = verify_model("tiny", **SMALL)
+    assert not report.equal
+    assert report.blame == "backbone.conv1: has values that are not finite (NaN or Inf)"
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"model": "tinny"}, "'tinny' is neither a registered whole model nor a backbone"),
+        ({"head": "fcn23s"}, "Did you mean 'fcn32s'"),
+        ({"sizes": [(8, 97)]}, "size 8x97: want 32 or more"),
+        ({"sizes": []}, "no size"),
+        ({"batch": 0}, "batch is 0: want 1 or more"),
+        ({"train_steps": -1}, "train steps are -1"),
+        ({"dtype": "float16"}, "dtype is 'float16'"),
+        ({"output_stride": 16}, "has no output stride 16; it offers 8"),
+        ({"num_classes": 0}, "num_classes is 0"),
+    ],
+)
+def test_bad_settings_are_refused_in_a_line(settings, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        verify_model(**({"model": "tiny"} | settings))
+
+
+def test_a_part_without_original_is_refused(monkeypatch):
+    import dataclasses
+
+    from fcn_jax import registry
+
+    plugins = registry.default()
+    bare = dataclasses.replace(plugins.backbone("tiny"), torch=None)
+    monkeypatch.setattr(plugins, "backbone", lambda name: bare)
+    with pytest.raises(ConfigError, match="backbone 'tiny' declares no PyTorch reference"):
+        verify_model("tiny", **SMALL)
