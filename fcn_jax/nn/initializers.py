@@ -15,6 +15,13 @@ Initializer = Callable[[jax.Array, Sequence[int], Any], jax.Array]
 _BLOCK = 1 << 16
 
 
+def on_device(values: Any, dtype: Any) -> jax.Array:
+    """A new numpy array, or a traced one, as a JAX array. `jnp.asarray` would compile a copy for each shape that it meets."""
+    if isinstance(values, jax.core.Tracer):
+        return values.astype(dtype)
+    return jax.device_put(np.asarray(values, dtype))
+
+
 @jax.jit
 def _normal_block(key: jax.Array, index: Any) -> jax.Array:
     return jax.random.normal(jax.random.fold_in(key, index), (_BLOCK,))
@@ -54,7 +61,7 @@ def normal(deviation: float) -> Initializer:
     """
 
     def init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
-        return jnp.asarray(deviation * _blocks(_normal_block, key, shape), dtype)
+        return on_device(deviation * _blocks(_normal_block, key, shape), dtype)
 
     return init
 
@@ -68,7 +75,7 @@ def torch_default(fan_in: int) -> Initializer:
     bound = 1.0 / math.sqrt(fan_in)
 
     def init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
-        return jnp.asarray(bound * (2 * _blocks(_uniform_block, key, shape) - 1), dtype)
+        return on_device(bound * (2 * _blocks(_uniform_block, key, shape) - 1), dtype)
 
     return init
 
@@ -87,4 +94,4 @@ def bilinear(key: jax.Array | None, shape: Sequence[int], dtype: Any = jnp.float
 
     spatial = ramp(height)[:, None] * ramp(width)[None, :]
     diagonal = np.eye(channels_in, channels_out)
-    return jnp.asarray(spatial[:, :, None, None] * diagonal, dtype)
+    return on_device(spatial[:, :, None, None] * diagonal, dtype)
