@@ -21,7 +21,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 $(VENV)/installed-dev: $(VENV)/installed plugins/fcn-jax-vgg/pyproject.toml
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt --no-deps torchvision
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt --no-deps torchvision timm
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev]'
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation --no-deps -e plugins/fcn-jax-vgg
 	touch $@

@@ -22,10 +22,17 @@ from fcn_jax import nn
 Function = Callable[..., Any]
 
 
-def xla_conv(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
+def xla_conv(x: jax.Array, kernel: jax.Array, stride: int, padding: int, dilation: int, groups: int) -> jax.Array:
     """The convolution with XLA's own gradients."""
-    dimensions = ("NHWC", "HWIO", "NHWC")
-    return lax.conv_general_dilated(x, kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=dimensions)
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        [(padding, padding)] * 2,
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
 
 
 def xla_conv_transpose(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
@@ -46,8 +53,9 @@ def xla_max_pool(x: jax.Array) -> jax.Array:
 def cases(batch: int) -> dict[str, tuple[Function, Function, tuple[tuple[int, ...], ...]]]:
     """Name -> ours, XLA's, shapes of the arguments."""
 
-    def pair(stride: int, padding: int) -> tuple[Function, Function]:
-        return lambda x, k: nn.conv(x, k, stride, padding), lambda x, k: xla_conv(x, k, stride, padding)
+    def pair(stride: int, padding: int, dilation: int = 1, groups: int = 1) -> tuple[Function, Function]:
+        settings = (stride, padding, dilation, groups)
+        return lambda x, k: nn.conv(x, k, *settings), lambda x, k: xla_conv(x, k, *settings)
 
     found: dict[str, tuple[Function, Function, tuple[tuple[int, ...], ...]]] = {
         "conv 7x7/2, 3 -> 64": (*pair(2, 3), ((batch, 320, 480, 3), (7, 7, 3, 64))),
@@ -55,6 +63,17 @@ def cases(batch: int) -> dict[str, tuple[Function, Function, tuple[tuple[int, ..
     }
     for rows, cols, width in ((80, 120, 64), (40, 60, 128), (20, 30, 256), (10, 15, 512)):
         found[f"conv 3x3, {width} -> {width}"] = (*pair(1, 1), ((batch, rows, cols, width), (3, 3, width, width)))
+    for dilation, width in ((2, 256), (4, 512)):
+        found[f"conv 3x3, {width} -> {width}, dilation {dilation}"] = (
+            *pair(1, dilation, dilation),
+            ((batch, 40, 60, width), (3, 3, width, width)),
+        )
+    for rows, cols, width in ((80, 120, 128), (20, 30, 512)):
+        found[f"conv 3x3, {width} -> {width}, 32 groups"] = (
+            *pair(1, 1, 1, 32),
+            ((batch, rows, cols, width), (3, 3, width // 32, width)),
+        )
+    found["conv 3x3/2, 96 channels, depthwise"] = (*pair(2, 1, 1, 96), ((batch, 80, 120, 96), (3, 3, 1, 96)))
     found["transposed conv 64x64/32, 21 -> 21"] = (
         lambda x, k: nn.conv_transpose(x, k, 32, 16),
         lambda x, k: xla_conv_transpose(x, k, 32, 16),
@@ -68,10 +87,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", default="", help="part of an operator's name")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     rows = []
     for name, (ours, xla, shapes) in cases(args.batch).items():
+        if args.only not in name:
+            continue
         arrays = [jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(shapes)]
         grad = jnp.ones(jax.eval_shape(ours, *arrays).shape)
         contenders = [jax.jit(lambda grad, *a, f=f: jax.vjp(f, *a)[1](grad)) for f in (ours, xla)]
@@ -91,7 +113,7 @@ def main() -> None:
         return
     for row in rows:
         print(
-            f"{row['operator']:<36} {row['ours_seconds']:8.3f} s   XLA {row['xla_seconds']:8.3f} s   {row['speedup']:6.2f} times as fast"
+            f"{row['operator']:<40} {row['ours_seconds']:8.3f} s   XLA {row['xla_seconds']:8.3f} s   {row['speedup']:6.2f} times as fast"
         )
 
 

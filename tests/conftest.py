@@ -39,7 +39,13 @@ def torchvision() -> Any:
     return import_torchvision()
 
 
-def randomise(network: Any, seed: int = 0) -> Any:
+@pytest.fixture(scope="session")
+def randomise() -> Callable[..., Any]:
+    """A function that randomises a torch network's batch normalisations and sets it to eval mode."""
+    return _randomise
+
+
+def _randomise(network: Any, seed: int = 0) -> Any:
     """Give a torch network's batch normalisations statistics, scales and shifts that a wrong port could not get away with."""
     import torch
 
@@ -65,7 +71,7 @@ def make_resnet18(torchvision) -> Callable[[], Any]:
         import torch
 
         torch.manual_seed(0)
-        return randomise(torchvision.models.resnet18(weights=None))
+        return _randomise(torchvision.models.resnet18(weights=None))
 
     return make
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from flax import nnx
 
@@ -111,7 +111,10 @@ def load_torch(
 def load_into(
     module: nnx.Module, spec: ModelSpec, source: str | Path | Mapping[str, Any], reinit: Sequence[str] = ()
 ) -> LoadRecord:
-    """`load_torch` for any module that a spec describes; for a backbone alone the spec's head is None."""
+    """`load_torch` for any module that a spec describes; for a backbone alone the spec's head is None.
+
+    The module may hold shapes in place of arrays, as `nnx.eval_shape` makes it; leaves that are not loaded then stay shapes.
+    """
     if isinstance(source, Mapping):
         name, digest = "state dict", None
         tensors = files.tensors_of(source, name)
@@ -172,7 +175,8 @@ def _fill(
     if problems:
         raise WeightsError(_complaint(record, what, problems))
     for path, value in values.items():
-        targets[path].set_value(jnp.asarray(value))
+        # A copy of our own, which no one else can write to. `jnp.asarray` would compile one for each shape that it meets.
+        targets[path].set_value(jax.device_put(np.array(value, order="C")))
 
 
 def _targets(module: nnx.Module, spec: ModelSpec) -> dict[str, nnx.Variable]:
@@ -299,7 +303,7 @@ def _converted(value: np.ndarray, rule: Any, leaf: nnx.Variable) -> tuple[str, n
         return f"shape {value.shape}, the model needs {expected}", None
     if not (np.issubdtype(value.dtype, np.integer) or bool(np.isfinite(value).all())):
         return "has values that are not finite", None
-    return "", converted.astype(leaf.dtype)
+    return "", converted.astype(leaf.dtype, copy=False)
 
 
 def _complaint(record: LoadRecord, what: str, problems: _Problems) -> str:

@@ -101,7 +101,8 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     from safetensors.numpy import load_file
 
     try:
-        return dict(load_file(path))
+        # Read, not mapped: the pages of a mapped file would be in memory beside the arrays made of them.
+        return dict(load_file(path, backend="pread"))
     except (SafetensorError, OSError, ValueError) as error:
         raise WeightsError(f"{path}: not a readable .safetensors file ({error}); is it complete?") from error
 

@@ -1,12 +1,15 @@
-"""ResNet as torchvision defines it, as a trunk for segmentation.
+"""ResNet, ResNeXt and Wide ResNet as torchvision defines them, as trunks for segmentation at output strides 32, 16 and 8.
 
-He et al. 2015, arXiv:1512.03385; `torchvision/models/resnet.py`. Submodules carry torchvision's names.
+He et al. 2015, arXiv:1512.03385; Xie et al. 2016, arXiv:1611.05431; Zagoruyko and Komodakis 2016, arXiv:1605.07146;
+`torchvision/models/resnet.py`. Submodules carry torchvision's names. For output strides 16 and 8 the last one or two stages dilate
+instead of striding, as torchvision's `replace_stride_with_dilation` has it, so weights fit at every output stride.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -17,7 +20,74 @@ from fcn_jax import nn
 from fcn_jax.api import Backbone, FeatureSpec, NoOptions, TorchBridge, Weights
 from fcn_jax.convert.rules import Rule, Table, batch_norm, conv, drop
 
-_WIDTHS = (64, 128, 256, 512)
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """What tells one ResNet from another.
+
+    Attributes:
+        depths: number of blocks in each of the four stages.
+        bottleneck: whether the blocks are bottlenecks, of three convolutions, or basic, of two.
+        groups: of a bottleneck's 3x3 convolution; torchvision's `groups`, ResNeXt's cardinality.
+        group_width: channels of one group in the first stage; torchvision's `width_per_group`.
+    """
+
+    depths: tuple[int, int, int, int]
+    bottleneck: bool = True
+    groups: int = 1
+    group_width: int = 64
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Channels that each stage puts out."""
+        return tuple((256 if self.bottleneck else 64) << stage for stage in range(4))
+
+    @property
+    def inner_channels(self) -> tuple[int, ...]:
+        """Channels between the convolutions of each stage's blocks."""
+        return tuple((self.group_width * self.groups) << stage for stage in range(4))
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """How a stage samples the image.
+
+    Attributes:
+        stride: of its first block.
+        first_dilation: of the first 3x3 convolution of its first block: what the stage before has.
+        dilation: of its other 3x3 convolutions.
+    """
+
+    stride: int
+    first_dilation: int
+    dilation: int
+
+
+def stages(output_stride: int) -> list[Stage]:
+    """The four stages at an output stride of 32, 16 or 8: a stride that would lead past it becomes a dilation."""
+    found = []
+    reached, dilation = 4, 1
+    for stride in (1, 2, 2, 2):
+        first_dilation = dilation
+        if reached * stride > output_stride:
+            stride, dilation = 1, dilation * stride
+        reached *= stride
+        found.append(Stage(stride, first_dilation, dilation))
+    return found
+
+
+def _conv(channels_in: int, channels_out: int, size: int, *, dilation: int = 1, **settings: Any) -> nn.Conv:
+    """A convolution without bias, padded so that its stride alone changes the image's size: n -> ceil(n / stride)."""
+    return nn.Conv(
+        channels_in,
+        channels_out,
+        size,
+        padding=dilation * (size // 2),
+        dilation=dilation,
+        use_bias=False,
+        kernel_init=nn.kaiming_normal_fan_out,
+        **settings,
+    )
 
 
 class ConvBatchNorm(nnx.Module):
@@ -25,17 +95,7 @@ class ConvBatchNorm(nnx.Module):
 
     def __init__(self, channels_in: int, channels_out: int, *, stride: int, dtype: Any, param_dtype: Any, rngs: nnx.Rngs) -> None:
         """Draw the parameters of a 1x1 convolution."""
-        self.conv = nn.Conv(
-            channels_in,
-            channels_out,
-            1,
-            stride=stride,
-            use_bias=False,
-            kernel_init=nn.kaiming_normal_fan_out,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            rngs=rngs,
-        )
+        self.conv = _conv(channels_in, channels_out, 1, stride=stride, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.bn = nn.BatchNorm(channels_out, dtype=dtype, param_dtype=param_dtype)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -43,25 +103,26 @@ class ConvBatchNorm(nnx.Module):
         return self.bn(self.conv(x))
 
 
-class BasicBlock(nnx.Module):
-    """Two 3x3 convolutions and a shortcut: the block of ResNet-18 and ResNet-34."""
+def _shortcut(channels_in: int, channels_out: int, *, stride: int, **settings: Any) -> ConvBatchNorm | None:
+    if stride == 1 and channels_in == channels_out:
+        return None
+    return ConvBatchNorm(channels_in, channels_out, stride=stride, **settings)
 
-    def __init__(self, channels_in: int, channels: int, *, stride: int, dtype: Any, param_dtype: Any, rngs: nnx.Rngs) -> None:
-        """Draw the parameters. The stride sits on the first convolution and on the shortcut."""
+
+class BasicBlock(nnx.Module):
+    """Two 3x3 convolutions and a shortcut: the block of ResNet-18 and ResNet-34.
+
+    torchvision refuses to dilate it; timm does, and so here.
+    """
+
+    def __init__(self, channels_in: int, channels: int, stage: Stage, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs) -> None:
+        """Draw the parameters. The stride and the first dilation sit on the first convolution."""
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
-        settings: dict[str, Any] = {
-            "padding": 1,
-            "use_bias": False,
-            "kernel_init": nn.kaiming_normal_fan_out,
-            "rngs": rngs,
-            **types,
-        }
-        self.conv1 = nn.Conv(channels_in, channels, 3, stride=stride, **settings)
+        self.conv1 = _conv(channels_in, channels, 3, stride=stage.stride, dilation=stage.first_dilation, rngs=rngs, **types)
         self.bn1 = nn.BatchNorm(channels, **types)
-        self.conv2 = nn.Conv(channels, channels, 3, **settings)
+        self.conv2 = _conv(channels, channels, 3, dilation=stage.dilation, rngs=rngs, **types)
         self.bn2 = nn.BatchNorm(channels, **types)
-        changes = stride != 1 or channels_in != channels
-        self.downsample = ConvBatchNorm(channels_in, channels, stride=stride, rngs=rngs, **types) if changes else None
+        self.downsample = _shortcut(channels_in, channels, stride=stage.stride, rngs=rngs, **types)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """f[N, H, W, I] -> f[N, ceil(H / stride), ceil(W / stride), O]."""
@@ -70,27 +131,70 @@ class BasicBlock(nnx.Module):
         return nnx.relu(self.bn2(self.conv2(y)) + shortcut)
 
 
-class ResNet(nnx.Module):
-    """A stem and four stages of blocks, without the classifier."""
+class Bottleneck(nnx.Module):
+    """1x1, 3x3 and 1x1 convolutions and a shortcut: the block of ResNet-50 and deeper, ResNeXt and Wide ResNet."""
 
-    def __init__(self, blocks: tuple[int, int, int, int], *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs) -> None:
-        """Draw the parameters; `blocks` is the number of blocks in each stage."""
+    def __init__(
+        self,
+        channels_in: int,
+        channels: int,
+        stage: Stage,
+        *,
+        inner: int,
+        groups: int = 1,
+        dtype: Any,
+        param_dtype: Any,
+        rngs: nnx.Rngs,
+    ) -> None:
+        """Draw the parameters. Stride, dilation and groups sit on the 3x3 convolution, as in torchvision ("ResNet v1.5")."""
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
-        self.conv1 = nn.Conv(
-            3, 64, 7, stride=2, padding=3, use_bias=False, kernel_init=nn.kaiming_normal_fan_out, rngs=rngs, **types
-        )
+        self.conv1 = _conv(channels_in, inner, 1, rngs=rngs, **types)
+        self.bn1 = nn.BatchNorm(inner, **types)
+        self.conv2 = _conv(inner, inner, 3, stride=stage.stride, dilation=stage.first_dilation, groups=groups, rngs=rngs, **types)
+        self.bn2 = nn.BatchNorm(inner, **types)
+        self.conv3 = _conv(inner, channels, 1, rngs=rngs, **types)
+        self.bn3 = nn.BatchNorm(channels, **types)
+        self.downsample = _shortcut(channels_in, channels, stride=stage.stride, rngs=rngs, **types)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """f[N, H, W, I] -> f[N, ceil(H / stride), ceil(W / stride), O]."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        y = nnx.relu(self.bn1(self.conv1(x)))
+        y = nnx.relu(self.bn2(self.conv2(y)))
+        return nnx.relu(self.bn3(self.conv3(y)) + shortcut)
+
+
+class ResNet(nnx.Module):
+    """A stem and four stages of blocks, without the classifier.
+
+    Attributes:
+        conv1: 7x7, stride 2, 3 -> 64; the stem, with `bn1` and a max pool of stride 2.
+        layer1: and on to `layer4`: the stages, lists of blocks.
+    """
+
+    def __init__(
+        self, architecture: Architecture, *, output_stride: int = 32, dtype: Any, param_dtype: Any, rngs: nnx.Rngs
+    ) -> None:
+        """Draw the parameters, whose shapes do not depend on the output stride: 32, 16 or 8."""
+        types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
+        self.conv1 = _conv(3, 64, 7, stride=2, rngs=rngs, **types)
         self.bn1 = nn.BatchNorm(64, **types)
         channels_in = 64
-        for stage, (depth, channels) in enumerate(zip(blocks, _WIDTHS, strict=True), start=1):
-            stage_blocks = []
-            for block in range(depth):
-                stride = 2 if stage > 1 and block == 0 else 1
-                stage_blocks.append(BasicBlock(channels_in, channels, stride=stride, rngs=rngs, **types))
+        for i, stage in enumerate(stages(output_stride)):
+            channels = architecture.channels[i]
+            blocks: list[nnx.Module] = []
+            for _ in range(architecture.depths[i]):
+                if architecture.bottleneck:
+                    inner, groups = architecture.inner_channels[i], architecture.groups
+                    blocks.append(Bottleneck(channels_in, channels, stage, inner=inner, groups=groups, rngs=rngs, **types))
+                else:
+                    blocks.append(BasicBlock(channels_in, channels, stage, rngs=rngs, **types))
                 channels_in = channels
-            setattr(self, f"layer{stage}", nnx.List(stage_blocks))
+                stage = Stage(1, stage.dilation, stage.dilation)
+            setattr(self, f"layer{i + 1}", nnx.List(blocks))
 
     def __call__(self, x: jax.Array) -> dict[str, jax.Array]:
-        """f[N, H, W, 3] -> the outputs of the four stages, f[N, ceil(H / s), ceil(W / s), C] with s = 4, 8, 16, 32."""
+        """f[N, H, W, 3] -> the outputs of the four stages, f[N, ceil(H / s), ceil(W / s), C], s = 4, 8, 16, 32 or less."""
         x = nnx.relu(self.bn1(self.conv1(x)))
         x = nn.max_pool(x, 3, 2, 1)
         features = {}
@@ -107,10 +211,10 @@ def _ceil_div(stride: int) -> Callable[[int], int]:
     return lambda size: -(-size // stride)
 
 
-def _features(options: NoOptions, output_stride: int) -> tuple[FeatureSpec, ...]:
+def _features(architecture: Architecture, output_stride: int) -> tuple[FeatureSpec, ...]:
     return tuple(
-        FeatureSpec(f"layer{stage}", channels, stride, _ceil_div(stride))
-        for stage, (channels, stride) in enumerate(zip(_WIDTHS, (4, 8, 16, 32), strict=True), start=1)
+        FeatureSpec(f"layer{i}", channels, min(stride, output_stride), _ceil_div(min(stride, output_stride)))
+        for i, (channels, stride) in enumerate(zip(architecture.channels, (4, 8, 16, 32), strict=True), start=1)
     )
 
 
@@ -129,38 +233,161 @@ def _tables(options: NoOptions) -> dict[str, Table]:
     )
     # The chapter keeps the children of torchvision's network in a Sequential, which names them by position: 0 conv1, 1 bn1, 2 relu,
     # 3 maxpool, 4 to 7 the stages.
-    stages: list[Rule] = []
+    rules: list[Rule] = []
     for stage in (1, 2, 3, 4):
         sequential, name = f"{stage + 3}", f"layer{stage}"
-        stages += conv(f"{sequential}.{{b}}.conv{{k}}", f"{name}.{{b}}.conv{{k}}")
-        stages += batch_norm(f"{sequential}.{{b}}.bn{{k}}", f"{name}.{{b}}.bn{{k}}")
-        stages += conv(f"{sequential}.{{b}}.downsample.0", f"{name}.{{b}}.downsample.conv")
-        stages += batch_norm(f"{sequential}.{{b}}.downsample.1", f"{name}.{{b}}.downsample.bn")
-    d2l = Table(conv("0", "conv1"), batch_norm("1", "bn1"), stages)
+        rules += conv(f"{sequential}.{{b}}.conv{{k}}", f"{name}.{{b}}.conv{{k}}")
+        rules += batch_norm(f"{sequential}.{{b}}.bn{{k}}", f"{name}.{{b}}.bn{{k}}")
+        rules += conv(f"{sequential}.{{b}}.downsample.0", f"{name}.{{b}}.downsample.conv")
+        rules += batch_norm(f"{sequential}.{{b}}.downsample.1", f"{name}.{{b}}.downsample.bn")
+    d2l = Table(conv("0", "conv1"), batch_norm("1", "bn1"), rules)
     return {"torchvision": torchvision, "d2l": d2l}
 
 
-def _torch_reference(options: NoOptions, output_stride: int) -> Any:
+def _torch_reference(name: str, architecture: Architecture, output_stride: int) -> Any:
+    """The network of that name in torchvision, with random weights; basic blocks are dilated after it is built, as torchvision will not."""
     from fcn_jax.convert.torch_reference import import_torchvision
 
-    return import_torchvision().models.resnet18(weights=None)
+    make = getattr(import_torchvision().models, name)
+    plan = stages(output_stride)
+    if architecture.bottleneck:
+        return make(weights=None, replace_stride_with_dilation=[stage.dilation > stage.first_dilation for stage in plan[1:]])
+    network = make(weights=None)
+    for i, stage in enumerate(plan, start=1):
+        if stage.dilation == 1:
+            continue
+        blocks = getattr(network, f"layer{i}")
+        blocks[0].conv1.stride = blocks[0].downsample[0].stride = (stage.stride, stage.stride)
+        for block in blocks:
+            for layer in (block.conv1, block.conv2):
+                layer.dilation = layer.padding = (stage.dilation, stage.dilation)
+        blocks[0].conv1.dilation = blocks[0].conv1.padding = (stage.first_dilation, stage.first_dilation)
+    return network
 
 
-RESNET18 = Backbone(
-    name="resnet18",
-    summary="ResNet-18, torchvision's; strides 4 to 32, 64 to 512 channels, 11.2 M parameters",
-    reference="He et al. 2015, arXiv:1512.03385; torchvision.models.resnet18",
-    features=_features,
-    build=lambda options, *, output_stride, dtype=jnp.float32, param_dtype=jnp.float32, rngs: ResNet(
-        (2, 2, 2, 2), dtype=dtype, param_dtype=param_dtype, rngs=rngs
-    ),
-    torch=TorchBridge(
-        tables=_tables,
-        reference=_torch_reference,
-        weights={
-            "IMAGENET1K_V1": Weights(
-                "https://download.pytorch.org/models/resnet18-f37072fd.pth", "f37072fd", "ImageNet-1k, top-1 accuracy 69.758"
-            )
-        },
-    ),
+_RESNET = "He et al. 2015, arXiv:1512.03385"
+_RESNEXT = "Xie et al. 2016, arXiv:1611.05431"
+_WIDE = "Zagoruyko and Komodakis 2016, arXiv:1605.07146"
+
+
+def _backbone(
+    name: str,
+    title: str,
+    architecture: Architecture,
+    *,
+    paper: str = _RESNET,
+    millions: float,
+    weights: Mapping[str, tuple[str, float]],
+) -> Backbone:
+    """Describe a ResNet by torchvision's name for it.
+
+    Args:
+        name: of the function in `torchvision.models`, and in the names of the weight files.
+        title: as people write it.
+        architecture: what tells it from the others.
+        paper: that it comes from.
+        millions: of parameters, the classifier's left out.
+        weights: torchvision's name for them -> the digits in the file's name, top-1 accuracy on ImageNet in per cent.
+    """
+
+    def build(
+        options: NoOptions, *, output_stride: int, dtype: Any = jnp.float32, param_dtype: Any = jnp.float32, rngs: nnx.Rngs
+    ) -> ResNet:
+        return ResNet(architecture, output_stride=output_stride, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+
+    first, last = architecture.channels[0], architecture.channels[-1]
+    return Backbone(
+        name=name,
+        summary=f"{title}, torchvision's; strides 4 to 32, 16 or 8, {first} to {last} channels, {millions} M parameters",
+        reference=f"{paper}; torchvision.models.{name}",
+        output_strides=(32, 16, 8),
+        features=lambda options, output_stride: _features(architecture, output_stride),
+        build=build,
+        torch=TorchBridge(
+            tables=_tables,
+            reference=lambda options, output_stride: _torch_reference(name, architecture, output_stride),
+            weights={
+                key: Weights(
+                    f"https://download.pytorch.org/models/{name}-{digits}.pth", digits, f"ImageNet-1k, top-1 accuracy {accuracy}"
+                )
+                for key, (digits, accuracy) in weights.items()
+            },
+        ),
+    )
+
+
+RESNET18 = _backbone(
+    "resnet18",
+    "ResNet-18",
+    Architecture((2, 2, 2, 2), bottleneck=False),
+    millions=11.2,
+    weights={"IMAGENET1K_V1": ("f37072fd", 69.758)},
+)
+RESNET34 = _backbone(
+    "resnet34",
+    "ResNet-34",
+    Architecture((3, 4, 6, 3), bottleneck=False),
+    millions=21.3,
+    weights={"IMAGENET1K_V1": ("b627a593", 73.314)},
+)
+RESNET50 = _backbone(
+    "resnet50",
+    "ResNet-50",
+    Architecture((3, 4, 6, 3)),
+    millions=23.5,
+    weights={"IMAGENET1K_V1": ("0676ba61", 76.13), "IMAGENET1K_V2": ("11ad3fa6", 80.858)},
+)
+RESNET101 = _backbone(
+    "resnet101",
+    "ResNet-101",
+    Architecture((3, 4, 23, 3)),
+    millions=42.5,
+    weights={"IMAGENET1K_V1": ("63fe2227", 77.374), "IMAGENET1K_V2": ("cd907fc2", 81.886)},
+)
+RESNET152 = _backbone(
+    "resnet152",
+    "ResNet-152",
+    Architecture((3, 8, 36, 3)),
+    millions=58.1,
+    weights={"IMAGENET1K_V1": ("394f9c45", 78.312), "IMAGENET1K_V2": ("f82ba261", 82.284)},
+)
+RESNEXT50_32X4D = _backbone(
+    "resnext50_32x4d",
+    "ResNeXt-50 32x4d",
+    Architecture((3, 4, 6, 3), groups=32, group_width=4),
+    paper=_RESNEXT,
+    millions=23.0,
+    weights={"IMAGENET1K_V1": ("7cdf4587", 77.618), "IMAGENET1K_V2": ("1a0047aa", 81.198)},
+)
+RESNEXT101_32X8D = _backbone(
+    "resnext101_32x8d",
+    "ResNeXt-101 32x8d",
+    Architecture((3, 4, 23, 3), groups=32, group_width=8),
+    paper=_RESNEXT,
+    millions=86.7,
+    weights={"IMAGENET1K_V1": ("8ba56ff5", 79.312), "IMAGENET1K_V2": ("110c445d", 82.834)},
+)
+RESNEXT101_64X4D = _backbone(
+    "resnext101_64x4d",
+    "ResNeXt-101 64x4d",
+    Architecture((3, 4, 23, 3), groups=64, group_width=4),
+    paper=_RESNEXT,
+    millions=81.4,
+    weights={"IMAGENET1K_V1": ("173b62eb", 83.246)},
+)
+WIDE_RESNET50_2 = _backbone(
+    "wide_resnet50_2",
+    "Wide ResNet-50-2",
+    Architecture((3, 4, 6, 3), group_width=128),
+    paper=_WIDE,
+    millions=66.8,
+    weights={"IMAGENET1K_V1": ("95faca4d", 78.468), "IMAGENET1K_V2": ("9ba9bcbe", 81.602)},
+)
+WIDE_RESNET101_2 = _backbone(
+    "wide_resnet101_2",
+    "Wide ResNet-101-2",
+    Architecture((3, 4, 23, 3), group_width=128),
+    paper=_WIDE,
+    millions=124.8,
+    weights={"IMAGENET1K_V1": ("32ee1156", 78.848), "IMAGENET1K_V2": ("d733dc28", 82.51)},
 )

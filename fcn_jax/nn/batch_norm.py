@@ -13,8 +13,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import lax
+
+from fcn_jax.nn.initializers import on_device
 
 
 def batch_norm_inference(
@@ -91,11 +94,11 @@ class BatchNorm(nnx.Module):
         param_dtype: Any = jnp.float32,
     ) -> None:
         """Start with scale 1, bias 0, mean 0, variance 1. `momentum` is the new value's share, 0 to 1."""
-        self.scale = nnx.Param(jnp.ones((channels,), param_dtype))
-        self.bias = nnx.Param(jnp.zeros((channels,), param_dtype))
-        self.mean = nnx.BatchStat(jnp.zeros((channels,), jnp.float32))
-        self.var = nnx.BatchStat(jnp.ones((channels,), jnp.float32))
-        self.num_batches_tracked = nnx.BatchStat(jnp.zeros((), jnp.int32))
+        self.scale = nnx.Param(on_device(np.ones(channels), param_dtype))
+        self.bias = nnx.Param(on_device(np.zeros(channels), param_dtype))
+        self.mean = nnx.BatchStat(on_device(np.zeros(channels), jnp.float32))
+        self.var = nnx.BatchStat(on_device(np.ones(channels), jnp.float32))
+        self.num_batches_tracked = nnx.BatchStat(on_device(np.zeros(()), jnp.int32))
         self.eps, self.momentum, self.dtype = eps, momentum, dtype
         self.use_running_average = False
 

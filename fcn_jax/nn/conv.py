@@ -1,9 +1,11 @@
-"""2-d convolution with PyTorch's padding, and a weight gradient that is fast on CPUs too."""
+"""2-d convolution with PyTorch's padding, whose gradients, and grouped forms, are fast on CPUs too."""
 
 from __future__ import annotations
 
 import functools
-from typing import Any
+import itertools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,16 +18,18 @@ from fcn_jax.nn.initializers import Initializer, torch_default
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 
-def _xla_conv(x: jax.Array, kernel: jax.Array, stride: int, padding: int, dilation: int, groups: int) -> jax.Array:
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride, stride),
-        [(padding, padding)] * 2,
-        rhs_dilation=(dilation, dilation),
-        dimension_numbers=_DIMENSIONS,
-        feature_group_count=groups,
-    )
+_PRODUCT_ROWS = 4096
+"""Largest number of output pixels whose im2col columns are made at a time, if an image has no more than that."""
+
+_PART_CHANNELS = 16
+"""Largest number of input channels for which neighbouring groups are computed as one, if one group has no more than that."""
+
+
+class _Settings(NamedTuple):
+    stride: int
+    padding: int
+    dilation: int
+    groups: int
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
@@ -43,56 +47,109 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0, dil
     Returns:
         f[N, h, w, O] with h = (H + 2 padding - dilation (kH - 1) - 1) // stride + 1.
     """
-    return _xla_conv(x, kernel, stride, padding, dilation, groups)
+    settings = _Settings(stride, padding, dilation, groups)
+    if groups == 1:
+        return _xla_conv(settings, x, kernel)
+    return lax.platform_dependent(
+        x, kernel, cpu=functools.partial(_cpu_conv, settings), default=functools.partial(_xla_conv, settings)
+    )
 
 
 def _conv_fwd(
     x: jax.Array, kernel: jax.Array, stride: int, padding: int, dilation: int, groups: int
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _xla_conv(x, kernel, stride, padding, dilation, groups), (x, kernel)
+    return conv(x, kernel, stride, padding, dilation, groups), (x, kernel)
 
 
 def _conv_bwd(
     stride: int, padding: int, dilation: int, groups: int, residuals: tuple[jax.Array, jax.Array], grad: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    x, kernel = residuals
-    settings = (stride, padding, dilation, groups)
-    grad_x = jax.vjp(lambda x: _xla_conv(x, kernel, *settings), x)[1](grad)[0]
-
-    def by_xla(x: jax.Array, grad: jax.Array) -> jax.Array:
-        return jax.vjp(lambda kernel: _xla_conv(x, kernel, *settings), kernel)[1](grad)[0]
-
-    if groups > 1:
-        return grad_x, by_xla(x, grad)
-    by_products = functools.partial(_kernel_grad_by_products, kernel_shape=kernel.shape, settings=settings)
-    return grad_x, lax.platform_dependent(x, grad, cpu=by_products, default=by_xla)
+    settings = _Settings(stride, padding, dilation, groups)
+    return lax.platform_dependent(
+        *residuals, grad, cpu=functools.partial(_cpu_grads, settings), default=functools.partial(_xla_grads, settings)
+    )
 
 
-_PRODUCT_ROWS = 4096
-"""Largest number of output pixels whose im2col columns are made at a time, if an image has no more than that."""
+conv.defvjp(_conv_fwd, _conv_bwd)
 
 
-def _kernel_grad_by_products(
-    x: jax.Array, grad: jax.Array, *, kernel_shape: tuple[int, ...], settings: tuple[int, int, int, int]
-) -> jax.Array:
-    """Kernel gradient as a matrix product per image, or per few small images, summed over the batch.
+# ------------------------------------------------------------------------------------------------------------------------ XLA's form
+
+
+def _xla_conv(settings: _Settings, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (settings.stride,) * 2,
+        [(settings.padding,) * 2] * 2,
+        rhs_dilation=(settings.dilation,) * 2,
+        dimension_numbers=_DIMENSIONS,
+        feature_group_count=settings.groups,
+    )
+
+
+def _xla_grads(settings: _Settings, x: jax.Array, kernel: jax.Array, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return jax.vjp(functools.partial(_xla_conv, settings), x, kernel)[1](grad)
+
+
+# -------------------------------------------------------------------------------------------------------------------------- on CPUs
+
+
+def _cpu_conv(settings: _Settings, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """The convolution; where it is grouped, up to thirty times as fast as XLA's."""
+    if settings.groups == 1:
+        return _xla_conv(settings, x, kernel)
+    if _is_depthwise(settings, kernel):
+        return _depthwise(settings, x, kernel)
+    parts = _parts(settings, kernel)
+    dense = functools.partial(_xla_conv, settings._replace(groups=1))
+    return _join(lax.map(lambda part: dense(*part), (_split(x, parts), _split_kernel(kernel, settings.groups, parts))))
+
+
+def _cpu_grads(settings: _Settings, x: jax.Array, kernel: jax.Array, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The gradients of `x` and `kernel`."""
+    if settings.groups == 1:
+        return _input_grad(settings, kernel, grad, x.shape), _kernel_grad(settings, x, grad, kernel.shape)
+    if _is_depthwise(settings, kernel):
+        return jax.vjp(functools.partial(_depthwise, settings), x, kernel)[1](grad)
+    parts = _parts(settings, kernel)
+    dense = functools.partial(_cpu_grads, settings._replace(groups=1))
+    split = _split(x, parts), _split_kernel(kernel, settings.groups, parts), _split(grad, parts)
+    grads_x, grads_kernel = lax.map(lambda part: dense(*part), split)
+    return _join(grads_x), _join_kernel(grads_kernel, settings.groups)
+
+
+def _input_grad(settings: _Settings, kernel: jax.Array, grad: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Input gradient of a dense convolution, as a convolution by the flipped kernel."""
+    padding = []
+    for size, rows, taps in zip(shape[1:3], grad.shape[1:3], kernel.shape[:2], strict=True):
+        reach = settings.dilation * (taps - 1)
+        before = reach - settings.padding
+        padding.append((before, size + reach - before - (rows - 1) * settings.stride - 1))
+    return lax.conv_general_dilated(
+        grad,
+        kernel[::-1, ::-1].swapaxes(2, 3),
+        (1, 1),
+        padding,
+        lhs_dilation=(settings.stride,) * 2,
+        rhs_dilation=(settings.dilation,) * 2,
+        dimension_numbers=_DIMENSIONS,
+    )
+
+
+def _kernel_grad(settings: _Settings, x: jax.Array, grad: jax.Array, kernel_shape: tuple[int, ...]) -> jax.Array:
+    """Kernel gradient of a dense convolution, as a matrix product per image, or per few small images, summed over the batch.
 
     XLA on CPU computes it as a convolution whose kernel is the whole image, several times slower. The columns of im2col are made for a
     part of the batch at a time: over all of it at once, copying them would cost what the product gains.
     """
-    stride, padding, dilation, _ = settings
     height, width, channels, out = kernel_shape
     batch, rows, cols = grad.shape[:3]
     group = max(n for n in range(1, batch + 1) if batch % n == 0 and (n == 1 or n * rows * cols <= _PRODUCT_ROWS))
-    padded = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-
-    def tap(images: jax.Array, i: int, j: int) -> jax.Array:
-        top, left = i * dilation, j * dilation
-        return images[:, top : top + (rows - 1) * stride + 1 : stride, left : left + (cols - 1) * stride + 1 : stride]
 
     def add(total: jax.Array, part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         images, grads = part
-        columns = jnp.concatenate([tap(images, i, j) for i in range(height) for j in range(width)], axis=-1)
+        columns = jnp.concatenate([tap for _, _, tap in _taps(settings, images, height, width, rows, cols)], axis=-1)
         product = lax.dot_general(
             columns.reshape(group * rows * cols, -1),
             grads.reshape(group * rows * cols, out),
@@ -101,12 +158,75 @@ def _kernel_grad_by_products(
         )
         return total + product, None
 
-    parts = [array.reshape(batch // group, group, *array.shape[1:]) for array in (padded, grad)]
+    parts = [array.reshape(batch // group, group, *array.shape[1:]) for array in (_pad(settings, x), grad)]
     total, _ = lax.scan(add, jnp.zeros((height * width * channels, out), jnp.float32), (parts[0], parts[1]))
     return total.reshape(kernel_shape).astype(x.dtype)
 
 
-conv.defvjp(_conv_fwd, _conv_bwd)
+def _pad(settings: _Settings, x: jax.Array) -> jax.Array:
+    return jnp.pad(x, ((0, 0), (settings.padding,) * 2, (settings.padding,) * 2, (0, 0)))
+
+
+def _taps(
+    settings: _Settings, padded: jax.Array, height: int, width: int, rows: int, cols: int
+) -> Iterator[tuple[int, int, jax.Array]]:
+    """What each element of a kernel sees: (i, j, f[N, rows, cols, I]), a slice of the padded images."""
+    stride = settings.stride
+    for i, j in itertools.product(range(height), range(width)):
+        top, left = i * settings.dilation, j * settings.dilation
+        yield i, j, padded[:, top : top + (rows - 1) * stride + 1 : stride, left : left + (cols - 1) * stride + 1 : stride]
+
+
+def _is_depthwise(settings: _Settings, kernel: jax.Array) -> bool:
+    return kernel.shape[2] == 1 and kernel.shape[3] == settings.groups
+
+
+def _depthwise(settings: _Settings, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """A convolution of each channel by itself, element by element: XLA fuses the sum over the taps, and its gradients, into one loop."""
+    height, width = kernel.shape[:2]
+    rows, cols = jax.eval_shape(functools.partial(_xla_conv, settings), x, kernel).shape[1:3]
+    wide = kernel.astype(jnp.float32)
+    taps = _taps(settings, _pad(settings, x).astype(jnp.float32), height, width, rows, cols)
+    return sum(tap * wide[i, j, 0] for i, j, tap in taps).astype(x.dtype)  # type: ignore[union-attr]
+
+
+# A grouped convolution is done in parts of a few neighbouring groups, each of them a dense convolution whose kernel is zero between
+# groups. A group of ResNeXt has 4 to 32 channels; convolutions as narrow as that take longer than the multiplications by zero.
+
+
+def _parts(settings: _Settings, kernel: jax.Array) -> int:
+    groups = settings.groups
+    joined = max(n for n in range(1, groups + 1) if groups % n == 0 and (n == 1 or n * kernel.shape[2] <= _PART_CHANNELS))
+    return groups // joined
+
+
+def _split(images: jax.Array, parts: int) -> jax.Array:
+    """f[N, H, W, C] -> f[parts, N, H, W, C / parts]."""
+    return jnp.moveaxis(images.reshape(*images.shape[:3], parts, -1), 3, 0)
+
+
+def _join(images: jax.Array) -> jax.Array:
+    """The inverse of `_split`."""
+    _, batch, rows, cols, _ = images.shape
+    return jnp.moveaxis(images, 0, 3).reshape(batch, rows, cols, -1)
+
+
+def _split_kernel(kernel: jax.Array, groups: int, parts: int) -> jax.Array:
+    """f[kH, kW, I / groups, O] -> dense kernels f[parts, kH, kW, I / parts, O / parts]."""
+    height, width, channels, out = kernel.shape
+    joined = groups // parts
+    blocks = kernel.reshape(height, width, channels, parts, joined, out // groups)
+    diagonal = jnp.einsum("hwcpgo,fg->phwfcgo", blocks, jnp.eye(joined, dtype=kernel.dtype))
+    return diagonal.reshape(parts, height, width, joined * channels, out // parts)
+
+
+def _join_kernel(kernels: jax.Array, groups: int) -> jax.Array:
+    """The transpose of `_split_kernel`: what lies between groups is dropped."""
+    parts, height, width, channels, out = kernels.shape
+    joined = groups // parts
+    blocks = kernels.reshape(parts, height, width, joined, channels // joined, joined, out // joined)
+    own = jnp.einsum("phwgcgo->hwcpgo", blocks)
+    return own.reshape(height, width, channels // joined, parts * out)
 
 
 class Conv(nnx.Module):

@@ -15,26 +15,37 @@ Initializer = Callable[[jax.Array, Sequence[int], Any], jax.Array]
 _BLOCK = 1 << 16
 
 
-@jax.jit
-def _normal_block(key: jax.Array, index: Any) -> jax.Array:
-    return jax.random.normal(jax.random.fold_in(key, index), (_BLOCK,))
+def on_device(values: Any, dtype: Any) -> jax.Array:
+    """A new numpy array, or a traced one, as a JAX array. `jnp.asarray` would compile a copy for each shape that it meets."""
+    if isinstance(values, jax.core.Tracer):
+        return values.astype(dtype)
+    return jax.device_put(np.asarray(values, dtype))
 
 
 @jax.jit
-def _uniform_block(key: jax.Array, index: Any) -> jax.Array:
-    return jax.random.uniform(jax.random.fold_in(key, index), (_BLOCK,))
+def _block(key: jax.Array, index: Any) -> dict[str, jax.Array]:
+    """Both distributions in one function: compiling a second one takes longer than drawing what is not needed."""
+    key = jax.random.fold_in(key, index)
+    return {"normal": jax.random.normal(key, (_BLOCK,)), "uniform": jax.random.uniform(key, (_BLOCK,))}
 
 
-def _blocks(draw: Callable[[jax.Array, Any], jax.Array], key: jax.Array, shape: Sequence[int]) -> Any:
+def _draw(distribution: str, key: jax.Array, shape: Sequence[int]) -> Any:
     """An array of a shape, drawn in blocks of one size: XLA compiles a draw anew for each shape, at about a second a shape.
 
     Inside jit, where the blocks cannot be put together on the host, the values are the same.
+
+    Args:
+        distribution: "normal", or "uniform" from 0 to 1.
+        key: a JAX random key.
+        shape: of what is returned.
     """
     size = math.prod(shape)
     count = -(-size // _BLOCK)
     if isinstance(key, jax.core.Tracer):
-        return jax.lax.map(lambda index: draw(key, index), jnp.arange(count)).reshape(-1)[:size].reshape(shape)
-    return np.concatenate([draw(key, index) for index in range(count)])[:size].reshape(shape)
+        blocks = jax.lax.map(lambda index: _block(key, index)[distribution], jnp.arange(count)).reshape(-1)
+    else:
+        blocks = np.concatenate([_block(key, index)[distribution] for index in range(count)])
+    return blocks[:size].reshape(shape)
 
 
 def kaiming_normal_fan_out(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
@@ -54,7 +65,7 @@ def normal(deviation: float) -> Initializer:
     """
 
     def init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
-        return jnp.asarray(deviation * _blocks(_normal_block, key, shape), dtype)
+        return on_device(deviation * _draw("normal", key, shape), dtype)
 
     return init
 
@@ -68,7 +79,7 @@ def torch_default(fan_in: int) -> Initializer:
     bound = 1.0 / math.sqrt(fan_in)
 
     def init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
-        return jnp.asarray(bound * (2 * _blocks(_uniform_block, key, shape) - 1), dtype)
+        return on_device(bound * (2 * _draw("uniform", key, shape) - 1), dtype)
 
     return init
 
@@ -87,4 +98,4 @@ def bilinear(key: jax.Array | None, shape: Sequence[int], dtype: Any = jnp.float
 
     spatial = ramp(height)[:, None] * ramp(width)[None, :]
     diagonal = np.eye(channels_in, channels_out)
-    return jnp.asarray(spatial[:, :, None, None] * diagonal, dtype)
+    return on_device(spatial[:, :, None, None] * diagonal, dtype)

@@ -261,6 +261,16 @@ def test_something_that_is_no_tensor_is_named(shapes, make_model):
     assert "epoch' is a int, not a tensor" in refused(make_model(CLASSES), tensors)
 
 
+def test_a_model_does_not_change_with_the_arrays_that_it_was_loaded_from(shapes, make_model):
+    tensors = random_state_dict(shapes["d2l"])
+    model = make_model(CLASSES)
+    load_torch(model, tensors)
+    before = snapshot(model)
+    for value in tensors.values():
+        value[...] = 0
+    assert snapshot(model) == before
+
+
 def test_an_empty_state_dict_is_refused(make_model):
     assert "state dict" in refused(make_model(CLASSES), {})
 

@@ -1,63 +1,206 @@
+import math
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from fcn_jax.models.resnet import RESNET18, BasicBlock
+from fcn_jax import registry
+from fcn_jax.convert.engine import load_into, tables
+from fcn_jax.models.names import leaves
+from fcn_jax.models.resnet import BasicBlock, Stage, stages
 from fcn_jax.models.segmenter import ModelSpec, build_backbone
+from fcn_jax.testing import check_backbone
+
+BASIC = ("resnet18", "resnet34")
+BOTTLENECKS = (
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "resnext50_32x4d",
+    "resnext101_32x8d",
+    "resnext101_64x4d",
+    "wide_resnet50_2",
+    "wide_resnet101_2",
+)
+# Each test of values compiles a network, so that compiling it fast matters more than running it fast.
+COMPILER_OPTIONS = {"xla_backend_optimization_level": 0}
 
 
-def shapes_of(size, batch=1):
-    spec = ModelSpec(backbone="resnet18", head=None)
+def abstract(name, output_stride=32):
+    """A trunk with shapes in place of arrays, in eval mode, and its spec."""
+    spec = ModelSpec(backbone=name, head=None, output_stride=output_stride)
+    trunk = nnx.eval_shape(lambda: build_backbone(spec, rngs=nnx.Rngs(0))[0])
+    trunk.eval()
+    return trunk, spec
 
-    def features():
-        trunk = build_backbone(spec, rngs=nnx.Rngs(0))[0]
-        trunk.eval()
-        return trunk(jnp.zeros((batch, *size, 3)))
 
-    return {name: value.shape for name, value in nnx.eval_shape(features).items()}
+def shapes_of(name, size, batch=1, output_stride=32):
+    graphdef, state = nnx.split(abstract(name, output_stride)[0])
+    features = jax.eval_shape(lambda state, x: nnx.merge(graphdef, state)(x), state, np.zeros((batch, *size, 3)))
+    return {name: value.shape for name, value in features.items()}
+
+
+def features_of_both(name, output_stride, reference, size):
+    """The features of the same weights, ours and those of the torch network `reference`, in our layout."""
+    import torch
+
+    trunk, spec = abstract(name, output_stride)
+    state = {key: value for key, value in reference.state_dict().items() if not key.startswith("fc.")}
+    load_into(trunk, spec, state)
+    x = np.random.default_rng(0).standard_normal((2, *size, 3), np.float32)
+    graphdef, arrays = nnx.split(trunk)
+    ours = jax.jit(lambda arrays, x: nnx.merge(graphdef, arrays)(x), compiler_options=COMPILER_OPTIONS)(arrays, x)
+    theirs = {}
+    for layer in ("layer1", "layer2", "layer3", "layer4"):
+        getattr(reference, layer).register_forward_hook(lambda _, __, output, layer=layer: theirs.update({layer: output}))
+    with torch.no_grad():
+        reference(torch.tensor(x.transpose(0, 3, 1, 2)))
+    return ours, {layer: value.numpy().transpose(0, 2, 3, 1) for layer, value in theirs.items()}
+
+
+def check_equal(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        assert ours[name].shape == value.shape, name
+        assert np.abs(ours[name] - value).max() < 1e-5 * np.abs(value).max(), name
+
+
+# ---------------------------------------------------------------------------------------------------------------- names and shapes
+
+
+@pytest.mark.parametrize("name", BASIC + BOTTLENECKS)
+def test_names_shapes_and_counts_are_torchvisions(torchvision, name):
+    import torch
+
+    with torch.device("meta"):
+        theirs = {key: tuple(value.shape) for key, value in getattr(torchvision.models, name)(weights=None).state_dict().items()}
+    trunk, spec = abstract(name, output_stride=8)
+    by_scheme = {"torchvision": {}, "d2l": {}}
+    for scheme, found in by_scheme.items():
+        table = tables(spec)["backbone", scheme]
+        for path, leaf in leaves(trunk).items():
+            torch_name, rule = table.to_torch(f"backbone.{path}")
+            found[torch_name] = rule.op.to_torch(np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)).shape
+    assert by_scheme["torchvision"] == {key: shape for key, shape in theirs.items() if not key.startswith("fc.")}
+    positions = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}
+    assert by_scheme["d2l"] == {
+        ".".join([positions[first], *rest]): shape
+        for (first, *rest), shape in ((key.split("."), shape) for key, shape in by_scheme["torchvision"].items())
+    }
+    tensors = {key: np.broadcast_to(np.zeros((), np.float32), shape) for key, shape in theirs.items()}
+    record = load_into(trunk, spec, tensors)
+    assert len(record.loaded) == len(theirs) - 2
+    assert set(record.dropped) == {"fc.weight", "fc.bias"}
+    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(trunk, nnx.Param)))
+    assert f" {parameters / 1e6:.1f} M parameters" in registry.default().backbone(name).summary
+
+
+@pytest.mark.parametrize("name", BASIC + BOTTLENECKS)
+def test_named_weights_are_all_that_torchvision_publishes(torchvision, name):
+    ours = registry.default().backbone(name).torch.weights
+    published = {entry.name: entry for entry in torchvision.models.get_model_weights(name)}
+    assert ours.keys() == published.keys()
+    for key, weights in ours.items():
+        assert weights.url == published[key].url
+        assert weights.sha256 == re.search(r"-([0-9a-f]{8})\.pth$", weights.url)[1]
+        accuracy = published[key].meta["_metrics"]["ImageNet-1K"]["acc@1"]
+        assert weights.summary == f"ImageNet-1k, top-1 accuracy {accuracy}"
+
+
+@pytest.mark.parametrize("name", BASIC + BOTTLENECKS)
+def test_images_are_normalised_as_torchvision_does(torchvision, name):
+    preprocess = registry.default().backbone(name).preprocess
+    theirs = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+    assert (list(preprocess.mean), list(preprocess.std)) == (theirs.mean, theirs.std)
+    assert (preprocess.scale, preprocess.channel_order) == (1.0, "rgb")
 
 
 def test_the_chapters_input_gives_10_by_15_of_512_channels():
-    shapes = shapes_of((320, 480))
+    shapes = shapes_of("resnet18", (320, 480))
     assert list(shapes) == ["layer1", "layer2", "layer3", "layer4"]
     assert shapes["layer4"] == (1, 10, 15, 512)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (33, 31), (321, 487), (64, 95)])
-def test_features_have_the_sizes_that_the_backbone_promises(size):
-    shapes = shapes_of(size, batch=2)
-    for feature in RESNET18.features(RESNET18.options(), 32):
-        assert shapes[feature.name] == (2, feature.size(size[0]), feature.size(size[1]), feature.channels)
+@pytest.mark.parametrize("output_stride", [32, 16, 8])
+@pytest.mark.parametrize("name", ["resnet18", "resnext50_32x4d"])
+def test_features_have_the_sizes_that_the_backbone_promises(name, output_stride):
+    backbone = registry.default().backbone(name)
+    specs = backbone.features(backbone.options(), output_stride)
+    assert [spec.stride for spec in specs] == [min(stride, output_stride) for stride in (4, 8, 16, 32)]
+    for size in ((1, 1), (33, 31), (321, 487), (64, 95)):
+        expected = {spec.name: (2, spec.size(size[0]), spec.size(size[1]), spec.channels) for spec in specs}
+        assert shapes_of(name, size, 2, output_stride) == expected
+
+
+def test_a_stage_begins_with_the_dilation_of_the_stage_before():
+    assert stages(32) == [Stage(1, 1, 1), Stage(2, 1, 1), Stage(2, 1, 1), Stage(2, 1, 1)]
+    assert stages(16) == [Stage(1, 1, 1), Stage(2, 1, 1), Stage(2, 1, 1), Stage(1, 1, 2)]
+    assert stages(8) == [Stage(1, 1, 1), Stage(2, 1, 1), Stage(1, 1, 2), Stage(1, 2, 4)]
+
+
+# ------------------------------------------------------------------------------------------------------------------------- values
 
 
 @pytest.mark.parametrize("size", [(33, 31), (64, 97)])
-def test_every_feature_equals_torchvisions(make_resnet18, make_model, size):
+def test_every_feature_equals_torchvisions(make_resnet18, size):
+    check_equal(*features_of_both("resnet18", 32, make_resnet18(), size))
+
+
+@pytest.mark.parametrize(
+    ("name", "output_stride"),
+    [
+        ("resnet50", 8),
+        pytest.param("resnet50", 32, marks=pytest.mark.slow),
+        pytest.param("resnet50", 16, marks=pytest.mark.slow),
+        ("resnext50_32x4d", 16),
+        pytest.param("resnext50_32x4d", 8, marks=pytest.mark.slow),
+        pytest.param("wide_resnet50_2", 8, marks=pytest.mark.slow),
+        pytest.param("resnet152", 16, marks=pytest.mark.slow),
+        pytest.param("resnext101_64x4d", 8, marks=pytest.mark.slow),
+    ],
+)
+def test_every_feature_of_a_bottleneck_network_equals_torchvisions(torchvision, randomise, name, output_stride):
     import torch
 
-    from fcn_jax.convert.engine import load_torch
+    torch.manual_seed(0)
+    dilate = [False, output_stride <= 8, output_stride <= 16]
+    reference = randomise(getattr(torchvision.models, name)(weights=None, replace_stride_with_dilation=dilate))
+    check_equal(*features_of_both(name, output_stride, reference, (65, 49)))
 
-    reference = make_resnet18()
-    model = make_model()
-    load_torch(model, reference.state_dict())
-    model.eval()
-    x = np.random.default_rng(0).standard_normal((2, *size, 3), np.float32)
-    graphdef, state = nnx.split(model.backbone)
-    ours = jax.jit(lambda state, x: nnx.merge(graphdef, state)(x))(state, x)
-    with torch.no_grad():
-        y = torch.tensor(x.transpose(0, 3, 1, 2))
-        for name in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"):
-            y = getattr(reference, name)(y)
-            if name in ours:
-                theirs = y.numpy().transpose(0, 2, 3, 1)
-                assert ours[name].shape == theirs.shape
-                assert np.abs(ours[name] - theirs).max() < 1e-5 * np.abs(theirs).max(), name
+
+@pytest.mark.parametrize(
+    ("name", "output_stride"),
+    [("resnet18", 32), ("resnet18", 16), ("resnet18", 8), pytest.param("resnet34", 8, marks=pytest.mark.slow)],
+)
+def test_every_feature_of_a_dilated_basic_network_equals_timms(torchvision, randomise, name, output_stride):
+    """torchvision refuses these; timm is the original, and the reference of the contract must agree with it too."""
+    import torch
+
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    theirs = randomise(timm.create_model(name, pretrained=False, output_stride=output_stride))
+    ours, expected = features_of_both(name, output_stride, theirs, (65, 49))
+    check_equal(ours, expected)
+    backbone = registry.default().backbone(name)
+    reference = backbone.torch.reference(options=backbone.options(), output_stride=output_stride).eval()
+    reference.load_state_dict(theirs.state_dict())
+    _, again = features_of_both(name, output_stride, reference, (65, 49))
+    for layer, value in expected.items():
+        np.testing.assert_allclose(again[layer], value, rtol=0, atol=1e-5 * np.abs(value).max(), err_msg=layer)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet34", "resnext50_32x4d"])
+def test_it_keeps_the_contract(torchvision, name):
+    check_backbone(name)
 
 
 def test_fresh_parameters_depend_on_the_seed_alone():
     def kernels(seed):
-        block = BasicBlock(2, 3, stride=2, dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(seed))
+        block = BasicBlock(2, 3, Stage(2, 1, 1), dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(seed))
         return [np.asarray(conv.kernel[...]) for conv in (block.conv1, block.conv2, block.downsample.conv)]
 
     for one, same, other in zip(kernels(0), kernels(0), kernels(1), strict=True):

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from fcn_jax import nn
 
-PIXELS_AT_A_TIME = importlib.import_module("fcn_jax.nn.conv")._PRODUCT_ROWS
+IMPLEMENTATION = importlib.import_module("fcn_jax.nn.conv")
+PIXELS_AT_A_TIME = IMPLEMENTATION._PRODUCT_ROWS
 
 
 def both(x, kernel, weights, stride, padding, dilation, groups, dtype=np.float32):
@@ -54,20 +55,63 @@ def check(batch, size, channels, kernel_size, stride, padding, dilation, groups,
         assert error < rtol, f"{name}: {error:.2g}"
 
 
-@example(size=(7, 9), kernel_size=7, stride=2, padding=3, dilation=1, groups=1, batch=2)  # the stem
-@example(size=(8, 5), kernel_size=1, stride=2, padding=0, dilation=1, groups=1, batch=3)  # a shortcut: the last row is not seen
+# The stem; a shortcut, of which the last row is not seen; depthwise; two outputs a channel; ResNeXt's, dilated and not.
+@example(size=(7, 9), kernel_size=7, stride=2, padding=3, dilation=1, groups=1, channels=(3, 4), batch=2)
+@example(size=(8, 5), kernel_size=1, stride=2, padding=0, dilation=1, groups=1, channels=(2, 4), batch=3)
+@example(size=(9, 8), kernel_size=3, stride=2, padding=1, dilation=1, groups=5, channels=(1, 1), batch=2)
+@example(size=(6, 9), kernel_size=3, stride=1, padding=1, dilation=1, groups=3, channels=(1, 2), batch=2)
+@example(size=(8, 7), kernel_size=3, stride=2, padding=1, dilation=1, groups=32, channels=(4, 4), batch=2)
+@example(size=(8, 7), kernel_size=3, stride=1, padding=2, dilation=2, groups=32, channels=(4, 4), batch=2)
 @given(
     size=st.tuples(st.integers(1, 13), st.integers(1, 13)),
     kernel_size=st.integers(1, 4),
     stride=st.integers(1, 3),
     padding=st.integers(0, 4),
     dilation=st.integers(1, 3),
-    groups=st.sampled_from([1, 1, 2]),
+    groups=st.sampled_from([1, 1, 2, 6]),
+    channels=st.tuples(st.integers(1, 5), st.integers(1, 3)),
     batch=st.integers(1, 3),
 )
-def test_conv_and_its_gradients_equal_torch(size, kernel_size, stride, padding, dilation, groups, batch):
+def test_conv_and_its_gradients_equal_torch(size, kernel_size, stride, padding, dilation, groups, channels, batch):
+    """`channels` are those of one group."""
     assume(min(size) + 2 * padding >= dilation * (kernel_size - 1) + 1)
-    check(batch, size, (2 * groups, 4), kernel_size, stride, padding, dilation, groups)
+    inputs, outputs = (n * groups for n in channels)
+    check(batch, size, (inputs, outputs), kernel_size, stride, padding, dilation, groups)
+
+
+@pytest.mark.parametrize(
+    ("groups", "channels", "parts"),
+    [
+        (32, 4, 8),  # four groups to a part
+        (6, 4, 2),  # as many as divide them
+        (7, 4, 7),  # a prime number: each by itself
+        (2, 17, 2),  # a group that is above the limit by itself
+        (3, 5, 1),  # all in one
+    ],
+)
+def test_a_grouped_convolution_is_the_same_for_any_number_of_parts(groups, channels, parts):
+    settings = IMPLEMENTATION._Settings(1, 1, 1, groups)
+    assert IMPLEMENTATION._parts(settings, np.empty((3, 3, channels, 2 * groups))) == parts
+    check(2, (6, 5), (groups * channels, 2 * groups), 3, 1, 1, 1, groups)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="the form for CPUs")
+@pytest.mark.parametrize(
+    ("stride", "dilation", "groups", "channels"),
+    [(1, 1, 1, 8), (2, 1, 1, 8), (1, 2, 1, 8), (1, 4, 1, 8), (1, 2, 4, 8), (2, 1, 8, 8)],
+)
+def test_no_kernel_gradient_on_a_cpu_is_a_convolution(stride, dilation, groups, channels):
+    """XLA's own, a convolution whose kernel is the whole image, would be many times slower."""
+    settings = (stride, dilation, dilation, groups)
+    x, kernel = jnp.ones((2, 9, 9, channels)), jnp.ones((3, 3, channels // groups, channels))
+    weights = jnp.ones(nn.conv(x, kernel, *settings).shape)
+
+    def gradient(argument):
+        function = jax.jit(lambda x, k, weights: jax.vjp(lambda x, k: nn.conv(x, k, *settings), x, k)[1](weights)[argument])
+        return function.lower(x, kernel, weights).compile().as_text()
+
+    assert "convolution(" not in gradient(1)
+    assert groups == channels or "convolution(" in gradient(0), "the word that the compiled text would have"
 
 
 @pytest.mark.parametrize(
@@ -85,11 +129,11 @@ def test_kernel_gradient_is_the_same_for_any_grouping_of_the_batch(batch, size, 
     check(batch, size, (3, 5), 3, 1, 1, 1, 1, rtol=5e-6)
 
 
-@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("groups", [1, 2, 6])
 def test_bfloat16_gives_bfloat16_and_is_as_near_as_it_can_be(groups):
     # Half a unit in the last place of bf16 is 2^-9 = 2e-3; the kernel gradient is summed in float32.
-    check(2, (9, 8), (4, 6), 3, 2, 1, 1, groups, dtype=jnp.bfloat16, rtol=5e-3)
-    x, kernel = jnp.ones((1, 5, 5, 4), jnp.bfloat16), jnp.ones((3, 3, 4 // groups, 4), jnp.bfloat16)
+    check(2, (9, 8), (6, 6), 3, 2, 1, 1, groups, dtype=jnp.bfloat16, rtol=5e-3)
+    x, kernel = jnp.ones((1, 5, 5, 6), jnp.bfloat16), jnp.ones((3, 3, 6 // groups, 6), jnp.bfloat16)
     y, vjp = jax.vjp(lambda x, k: nn.conv(x, k, 1, 1, 1, groups), x, kernel)
     assert {a.dtype for a in (y, *vjp(y))} == {jnp.dtype(jnp.bfloat16)}
 
