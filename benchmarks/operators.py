@@ -50,8 +50,19 @@ def xla_max_pool(x: jax.Array) -> jax.Array:
     return lax.reduce_window(x, np.float32(-np.inf), lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0)))
 
 
+def gathered_resize(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Bilinear resizing that gathers the two neighbours along each axis and mixes them."""
+    for axis, new in ((2, size[1]), (1, size[0])):
+        old = x.shape[axis]
+        position = np.clip((np.arange(new) + 0.5) * (old / new) - 0.5, 0, old - 1)
+        left = position.astype(np.int64)
+        weight = np.expand_dims((position - left).astype(np.float32), tuple(a for a in range(4) if a != axis))
+        x = jnp.take(x, left, axis) * (1 - weight) + jnp.take(x, np.minimum(left + 1, old - 1), axis) * weight
+    return x
+
+
 def cases(batch: int) -> dict[str, tuple[Function, Function, tuple[tuple[int, ...], ...]]]:
-    """Name -> ours, XLA's, shapes of the arguments."""
+    """Name -> ours, XLA's own or the obvious form, shapes of the arguments."""
 
     def pair(stride: int, padding: int, dilation: int = 1, groups: int = 1) -> tuple[Function, Function]:
         settings = (stride, padding, dilation, groups)
@@ -78,6 +89,11 @@ def cases(batch: int) -> dict[str, tuple[Function, Function, tuple[tuple[int, ..
         lambda x, k: nn.conv_transpose(x, k, 32, 16),
         lambda x, k: xla_conv_transpose(x, k, 32, 16),
         ((batch, 10, 15, 21), (64, 64, 21, 21)),
+    )
+    found["bilinear resize, 40x60 -> 320x480"] = (  # against a gather: XLA has no resize
+        lambda x: nn.resize_bilinear(x, (320, 480)),
+        lambda x: gathered_resize(x, (320, 480)),
+        ((batch, 40, 60, 21),),
     )
     return found
 

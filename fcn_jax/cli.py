@@ -53,7 +53,11 @@ def _parser() -> argparse.ArgumentParser:
     train = command("train", _train, "Train a network by a recipe.")
     train.add_argument("recipe", nargs="?", metavar="RECIPE|FILE.toml", help="shipped recipe or own file (default: shapes)")
     train.add_argument("--data", metavar="DIR", help="folder of the data set")
-    train.add_argument("--init", metavar="FILE|CHECKPOINT", help="initial weights: .pth, .safetensors, a run or a checkpoint")
+    train.add_argument(
+        "--init",
+        metavar="FILE|NAME|CHECKPOINT",
+        help="initial weights: .pth, .safetensors, published weights by name, a run or a checkpoint",
+    )
     train.add_argument(
         "--reinit", metavar="GLOB", action="append", default=[], help="names that keep their random initial values"
     )
@@ -73,14 +77,29 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("images", metavar="IMAGE", nargs="+", help="files, folders or globs")
     predict.add_argument("-o", "--output", metavar="DIR", type=Path, default=Path("predictions"), help="default: predictions")
 
-    convert = command("convert", _convert, "Convert PyTorch weights to a checkpoint.")
-    convert.add_argument("file", metavar="FILE", type=Path, help="a .pth or .safetensors file")
-    convert.add_argument("--model", metavar="NAME", required=True, help="a registered whole model or backbone")
+    convert = command(
+        "convert", _convert, "Convert PyTorch weights to a checkpoint or, with --to-torch, a checkpoint to PyTorch."
+    )
+    convert.add_argument(
+        "source",
+        metavar="FILE|NAME|RUN|CHECKPOINT",
+        help="a .pth or .safetensors file, or published weights by name, such as IMAGENET1K_V1; with --to-torch a run or checkpoint",
+    )
+    convert.add_argument("--model", metavar="NAME", help="a registered whole model or backbone; --to-torch needs none")
     convert.add_argument("--num-classes", metavar="N", type=int, help="of a whole model (default: the registered model's)")
     convert.add_argument(
         "--reinit", metavar="GLOB", action="append", default=[], help="names that keep their random initial values"
     )
-    convert.add_argument("-o", "--output", metavar="DIR", type=Path, required=True, help="directory to write")
+    convert.add_argument("--to-torch", action="store_true", help="write a state dict for load_state_dict(strict=True)")
+    convert.add_argument("--names", metavar="SCHEME", help="with --to-torch: torchvision (default) or d2l, the book chapter's")
+    convert.add_argument(
+        "-o",
+        "--output",
+        metavar="DIR|FILE",
+        type=Path,
+        required=True,
+        help="directory to write, with --to-torch a .pth or .safetensors file; what is there already is never overwritten",
+    )
 
     verify = command("verify", _verify, "Show that a model is the same function as its PyTorch original, or which layer is not.")
     verify.add_argument("--model", metavar="NAME", required=True, help="a registered whole model, or a backbone")
@@ -171,10 +190,24 @@ def _predict(args: argparse.Namespace) -> int:
 
 
 def _convert(args: argparse.Namespace) -> int:
-    from fcn_jax.convert.command import convert_file
+    if args.to_torch:
+        given = {"--model": args.model, "--num-classes": args.num_classes is not None, "--reinit": args.reinit}
+        if surplus := [option for option, value in given.items() if value]:
+            raise ConfigError(f"--to-torch goes without {', '.join(surplus)}: the checkpoint says what it holds")
+    elif args.names is not None:
+        raise ConfigError("--names goes with --to-torch; the names of a file to import are recognised")
+    elif args.model is None:
+        raise ConfigError(
+            "--model is missing: name a registered whole model or backbone (fcn-jax plugins list), or use --to-torch"
+        )
 
-    record = convert_file(args.file, args.model, args.output, num_classes=args.num_classes, reinit=args.reinit)
-    print(f"{args.output}: {record}")
+    from fcn_jax.convert.command import convert_file, export_file
+
+    if args.to_torch:
+        print(f"{args.output}: {export_file(args.source, args.output, names=args.names or 'torchvision')}")
+    else:
+        record = convert_file(args.source, args.model, args.output, num_classes=args.num_classes, reinit=args.reinit)
+        print(f"{args.output}: {record}")
     return 0
 
 

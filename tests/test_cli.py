@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from PIL import Image
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from fcn_jax import build_model, cli, load_torch, to_torch
 
@@ -142,6 +142,23 @@ def test_a_backbone_converts_and_starts_a_training(data: Path, recipe: Path, tmp
     np.testing.assert_array_equal(to_torch(other)["backbone.conv1.weight"], trunk["conv1.weight"])
 
 
+def test_a_checkpoint_goes_back_to_pytorch(tmp_path: Path, capsys: pytest.CaptureFixture[str], fails: Fails) -> None:
+    weights = {name: value for name, value in to_torch(build_model(rngs=nnx.Rngs(1))).items() if name.startswith("backbone.")}
+    weights = {name.removeprefix("backbone."): value for name, value in weights.items()}
+    save_file({**weights, "fc.weight": np.zeros((2, 512), np.float32)}, tmp_path / "in.safetensors")
+    made, back = str(tmp_path / "made"), str(tmp_path / "back.safetensors")
+    assert cli.main(["convert", str(tmp_path / "in.safetensors"), "--model", "resnet18", "-o", made]) == 0
+    assert "1 dropped: fc.weight" in capsys.readouterr().out
+    assert cli.main(["convert", made, "--to-torch", "-o", back]) == 0
+    shown = capsys.readouterr().out
+    assert "120 tensors" in shown
+    assert "dropped on import: fc.weight" in shown
+    found = load_file(back)
+    assert found.keys() == weights.keys()
+    assert all(np.array_equal(found[name], value) for name, value in weights.items())
+    assert "exists" in fails("convert", made, "--to-torch", "-o", back)
+
+
 def test_plugins_list_names_distributions(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plugins", "list"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -175,6 +192,32 @@ def test_unknown_backbone_or_head_names_the_nearest(
 ) -> None:
     line = fails("train", recipe, "--data", data, "--run", tmp_path / "r", "--set", f"model.{kind}={name}")
     assert f"Did you mean '{nearest}'" in line
+
+
+def test_options_that_do_not_go_together_are_one_line(tmp_path: Path, fails: Fails) -> None:
+    out = tmp_path / "out.pth"
+    line = fails("convert", "run", "--to-torch", "--model", "resnet18", "--num-classes", "0", "--reinit", "x", "-o", out)
+    assert "goes without --model, --num-classes, --reinit" in line
+    assert "--names goes with --to-torch" in fails("convert", "a.pth", "--model", "resnet18", "--names", "d2l", "-o", out)
+    assert "--model is missing" in fails("convert", "a.pth", "-o", out)
+    assert "no such run" in fails("convert", tmp_path / "none", "--to-torch", "-o", out)
+    assert "ends in .pth" in fails("convert", tmp_path, "--to-torch", "-o", tmp_path / "out")
+
+
+def test_unknown_weights_are_told_with_those_there_are(recipe: Path, data: Path, tmp_path: Path, fails: Fails) -> None:
+    line = fails("convert", "IMAGENET1K_V2", "--model", "resnet18", "-o", tmp_path / "o")
+    assert "Did you mean 'IMAGENET1K_V1'? Available: IMAGENET1K_V1." in line
+    line = fails("train", recipe, "--data", data, "--init", "IMAGENET1K_V1", "--run", tmp_path / "r")
+    assert "Available: none" in line, "the tiny backbone has no published weights"
+
+
+def test_weights_that_cannot_be_fetched_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Fails) -> None:
+    monkeypatch.setenv("FCN_JAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # the port that discards: nothing listens
+    line = fails("convert", "IMAGENET1K_V1", "--model", "resnet18", "-o", tmp_path / "o")
+    assert "cannot be fetched" in line
+    assert str(tmp_path / "cache" / "resnet18-f37072fd.pth") in line
+    assert not (tmp_path / "o").exists()
 
 
 def test_unknown_model_to_convert_is_named(tmp_path: Path, fails: Fails) -> None:

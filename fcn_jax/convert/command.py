@@ -1,28 +1,29 @@
-"""A weights file to a checkpoint."""
+"""PyTorch weights to a checkpoint, and back."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
 from flax import nnx
 
 from fcn_jax import checkpoint
-from fcn_jax.convert.engine import LoadRecord, load_into
-from fcn_jax.errors import ConfigError, WeightsError
+from fcn_jax.convert import files
+from fcn_jax.convert.engine import LoadRecord, export_from, load_into
+from fcn_jax.errors import ConfigError, WeightsError, listing
 from fcn_jax.models.names import leaves
-from fcn_jax.models.segmenter import build, build_backbone, by_name
+from fcn_jax.models.segmenter import ModelSpec, build, build_backbone, by_name
 
 
 def convert_file(
-    file: Path, model: str, output: Path, *, num_classes: int | None = None, reinit: Sequence[str] = (), seed: int = 0
+    source: str | Path, model: str, output: Path, *, num_classes: int | None = None, reinit: Sequence[str] = (), seed: int = 0
 ) -> LoadRecord:
     """Convert PyTorch weights to a checkpoint that `train --init` takes and, if it is a whole model, `eval` and `predict`.
 
     Args:
-        file: a `.pth` or `.safetensors` file.
+        source: a `.pth` or `.safetensors` file, or the name of published weights of the model or its backbone.
         model: a registered whole model, or a registered backbone for its weights alone.
         output: directory to write; must be missing or empty.
         num_classes: of a whole model; its own default if not given.
@@ -34,30 +35,83 @@ def convert_file(
 
     Raises:
         ConfigError: `model` names neither a model nor a backbone.
-        WeightsError: the file cannot be read or does not fit.
+        WeightsError: the file cannot be read or fetched, or does not fit.
         CheckpointError: `output` is not empty.
     """
     checkpoint.require_empty(output)
+    if Path(source).is_dir():
+        raise WeightsError(f"{source}: a directory; weights to convert are a file (--to-torch takes a run or checkpoint)")
     spec = by_name(model)
     if spec.head is None and num_classes is not None:
         raise ConfigError(f"--num-classes is for a whole model; '{model}' is a backbone")
     if num_classes is not None:
         spec = dataclasses.replace(spec, num_classes=num_classes)
-
-    def draw() -> nnx.Module:
-        rngs = nnx.Rngs(seed)
-        return build_backbone(spec, rngs=rngs)[0] if spec.head is None else build(spec, rngs=rngs)
-
-    module = nnx.eval_shape(draw)
-    record = load_into(module, spec, file, reinit)
+    module = nnx.eval_shape(lambda: _build(spec, nnx.Rngs(seed)))
+    record = load_into(module, spec, source, reinit)
     if spec.head is not None and record.scope == "backbone":
-        raise WeightsError(f"{file}: holds the backbone alone; convert it with --model {spec.backbone}")
+        raise WeightsError(f"{source}: holds the backbone alone; convert it with --model {spec.backbone}")
     # Only now are initial values drawn, and only where the file leaves a gap: drawing takes longer than loading.
     gaps = [path for path, leaf in leaves(module).items() if isinstance(leaf.get_value(), jax.ShapeDtypeStruct)]
     if gaps:
-        drawn = leaves(draw())
+        drawn = leaves(_build(spec, nnx.Rngs(seed)))
         targets = leaves(module)
         for path in gaps:
             targets[path].set_value(drawn[path].get_value())
     checkpoint.save_model(output, checkpoint.describe(spec, weights=dataclasses.asdict(record)), checkpoint.arrays(module))
     return record
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportRecord:
+    """What was written for PyTorch.
+
+    Attributes:
+        source: the checkpoint's directory.
+        names: naming scheme.
+        scope: "model", or "backbone" for a checkpoint of a backbone alone.
+        tensors: names in the file.
+        dropped: names that the file which the checkpoint was converted from had and this one lacks -> reason.
+    """
+
+    source: str
+    names: str
+    scope: str
+    tensors: tuple[str, ...]
+    dropped: Mapping[str, str]
+
+    def __str__(self) -> str:
+        """One line for a log."""
+        line = f"{len(self.tensors)} tensors of {self.source} ({self.names} names, {self.scope})"
+        lacks = f"; {len(self.dropped)} had been dropped on import: {listing(self.dropped)}" if self.dropped else ""
+        return line + lacks
+
+
+def export_file(source: str | Path, output: Path, *, names: str = "torchvision") -> ExportRecord:
+    """Write a checkpoint's weights as a state dict that `load_state_dict(strict=True)` takes.
+
+    Args:
+        source: a run (its best checkpoint), a checkpoint or a converted model.
+        output: `.pth` or `.safetensors` file to write, which must not exist; only `.pth` needs torch.
+        names: naming scheme; "torchvision" gives `backbone.*` and `classifier.*`, and for a backbone alone its own names; "d2l" the
+            book chapter's Sequential.
+
+    Raises:
+        CheckpointError: not a checkpoint, or incomplete.
+        ConfigError: the model's parts do not offer the naming scheme.
+        WeightsError: `output` exists, ends otherwise or cannot be written, or torch is needed and missing.
+    """
+    files.require_suffix(output)
+    if output.exists():
+        raise WeightsError(f"{output}: exists; name another file")
+    directory = checkpoint.find(source)
+    spec = checkpoint.read_spec(directory)
+    module = nnx.eval_shape(lambda: _build(spec.model, nnx.Rngs(0)))
+    checkpoint.fill(module, checkpoint.read_arrays(directory), directory)
+    tensors = export_from(module, spec.model, names)
+    files.write(output, tensors)
+    scope = "backbone" if spec.model.head is None else "model"
+    return ExportRecord(str(directory), names, scope, tuple(tensors), (spec.weights or {}).get("dropped", {}))
+
+
+def _build(spec: ModelSpec, rngs: nnx.Rngs) -> nnx.Module:
+    return build_backbone(spec, rngs=rngs)[0] if spec.head is None else build(spec, rngs=rngs)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import difflib
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,17 @@ from flax import nnx
 
 from fcn_jax import registry
 from fcn_jax.api import Backbone, Head
-from fcn_jax.convert import files
-from fcn_jax.convert.rules import Table
+from fcn_jax.convert import files, named_weights
+from fcn_jax.convert.rules import Rule, Table
 from fcn_jax.errors import ConfigError, WeightsError, listing
 from fcn_jax.models.names import leaves
 from fcn_jax.models.segmenter import ModelSpec, Segmenter, describe
 
-PREFIXES = ("module.", "model.", "_orig_mod.")
-"""What DataParallel, Lightning and torch.compile put before every name; stripped where every name has it."""
+PREFIXES = ("module.", "model.", "_orig_mod.", "backbone.")
+"""What DataParallel, Lightning, torch.compile and a network around a backbone put before every name; taken off, in any combination,
+where every name has it and the rest fits better without."""
+
+_WIDENED = ("float16", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +43,8 @@ class LoadRecord:
         reinit: Flax paths left at their initial values because `--reinit` named them.
         absent: Flax paths of optional tensors that the file lacks.
         stripped: prefix that was taken off every name.
+        cast: name in the file -> its dtype, where that is not the model's: float16 and bfloat16 are widened without loss, float64 is
+            rounded.
     """
 
     source: str
@@ -50,14 +56,18 @@ class LoadRecord:
     reinit: list[str]
     absent: list[str]
     stripped: str = ""
+    cast: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def __str__(self) -> str:
         """One line for a log."""
-        parts = [f"{len(self.loaded)} tensors of {self.source} ({self.names} names, {self.scope})"]
+        without = f", without '{self.stripped}'" if self.stripped else ""
+        parts = [f"{len(self.loaded)} tensors of {self.source} ({self.names} names{without}, {self.scope})"]
+        for dtype, count in sorted(collections.Counter(self.cast.values()).items()):
+            parts.append(f"{count} {'widened' if dtype in _WIDENED else 'rounded'} from {dtype}")
         if self.reinit:
             parts.append(f"{len(self.reinit)} kept at their initial values by --reinit")
         if self.dropped:
-            parts.append(f"{len(self.dropped)} dropped: {listing(self.dropped, 4)}")
+            parts.append(f"{len(self.dropped)} dropped: {listing(self.dropped)}")
         return "; ".join(parts)
 
 
@@ -96,7 +106,8 @@ def load_torch(
 
     Args:
         model: as `build_model` returns it.
-        source: a `.pth` or `.safetensors` file, or a state dict of torch tensors or numpy arrays.
+        source: a `.pth` or `.safetensors` file; the name of published weights, such as "IMAGENET1K_V1", which are fetched once; or a
+            state dict of torch tensors or numpy arrays.
         reinit: globs over the file's names or the model's paths, whose tensors keep the model's initial values.
 
     Returns:
@@ -119,17 +130,16 @@ def load_into(
         name, digest = "state dict", None
         tensors = files.tensors_of(source, name)
     else:
-        path = Path(source)
+        path = named_weights.resolve(source, spec)
         tensors = files.read(path)
         name, digest = str(path), files.sha256(path)
-    tensors, stripped = _strip_prefix(tensors)
-    targets = _targets(module, spec)
     candidates = tables(spec)
     if not candidates:
         raise WeightsError(f"backbone '{spec.backbone}' declares no table of PyTorch names, so {name} cannot be loaded")
-    (scope, scheme), table = _recognise(tensors, candidates, name, targets)
+    stripped, scope, scheme = _recognise(tensors, candidates, name, _targets(module, spec))
+    tensors = {key.removeprefix(stripped): value for key, value in tensors.items()}
     record = LoadRecord(name, digest, scheme, scope, {}, {}, [], [], stripped)
-    load_named(module, spec, tensors, table, record, reinit)
+    load_named(module, spec, tensors, candidates[scope, scheme], record, reinit)
     return record
 
 
@@ -147,7 +157,8 @@ def load_named(
         WeightsError: all missing, surplus and misshapen names in one message.
     """
     what = spec.backbone if record.scope == "backbone" else f"{spec.backbone} + {spec.head}"
-    what += f" (read as {record.names} names, {record.scope})"
+    without = f", without '{record.stripped}'" if record.stripped else ""
+    what += f" (read as {record.names} names{without}, {record.scope})"
     _fill(_targets(module, spec), what, tensors, table, record, reinit)
 
 
@@ -185,14 +196,13 @@ def _targets(module: nnx.Module, spec: ModelSpec) -> dict[str, nnx.Variable]:
     return {prefix + path: leaf for path, leaf in leaves(module).items()}
 
 
-def _strip_prefix(tensors: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], str]:
+def _prefixes(names: Sequence[str]) -> Iterator[str]:
+    """What can be taken off every name: nothing, then the outermost of `PREFIXES`, then the next as well."""
     stripped = ""
-    while True:
-        found = next((p for p in PREFIXES if tensors and all(name.startswith(p) for name in tensors)), None)
-        if found is None:
-            return tensors, stripped
-        tensors = {name.removeprefix(found): value for name, value in tensors.items()}
+    yield stripped
+    while found := next((p for p in PREFIXES if names and all(name.startswith(stripped + p) for name in names)), None):
         stripped += found
+        yield stripped
 
 
 def _recognise(
@@ -200,22 +210,25 @@ def _recognise(
     candidates: Mapping[tuple[str, str], Table],
     source: str,
     targets: Mapping[str, Any],
-) -> tuple[tuple[str, str], Table]:
-    """The table that knows the most of the file's names and, of those, misses the fewest of the model's."""
+) -> tuple[str, str, str]:
+    """The prefix, scope and naming scheme under which the most of the file's names are known and the fewest of the model's missed."""
 
-    def fit(table: Table) -> tuple[int, int]:
-        known = {found[0] for name in tensors if (found := table.to_jax(name)) is not None} & set(targets)
-        wanted = {path for path in targets if table.to_torch(path) is not None}
+    def expected(scope: str, scheme: str) -> list[str]:
+        return [found[0] for path in targets if (found := candidates[scope, scheme].to_torch(path)) is not None]
+
+    def fit(reading: tuple[str, str, str]) -> tuple[int, int]:
+        stripped, scope, scheme = reading
+        wanted = set(expected(scope, scheme))
+        known = wanted & {name.removeprefix(stripped) for name in tensors}
         return len(known), -len(wanted - known)
 
-    key = max(candidates, key=lambda key: fit(candidates[key]))
-    if fit(candidates[key])[0] == 0:
-        expected = [found[0] for path in targets if (found := candidates[key].to_torch(path)) is not None]
+    best = max(((prefix, *key) for prefix in _prefixes(list(tensors)) for key in candidates), key=fit)
+    if fit(best)[0] == 0:
         raise WeightsError(
             f"{source}: weights of another model: none of its names is known (it has {listing(tensors, 4)}; "
-            f"expected are names such as {listing(expected, 4)})"
+            f"expected are names such as {listing(expected(*best[1:]), 4)})"
         )
-    return key, candidates[key]
+    return best
 
 
 @dataclasses.dataclass
@@ -270,6 +283,8 @@ def _match(
             else:
                 values[path] = value
                 record.loaded[path] = name
+                if np.issubdtype(value.dtype, np.floating) and tensors[name].dtype != value.dtype:
+                    record.cast[name] = tensors[name].dtype.name
     known = set(record.loaded.values())
     for name in tensors:
         if name in known:
@@ -291,9 +306,15 @@ def _glob(name: str, glob: str) -> bool:
     return fnmatch.fnmatchcase(name, glob) or fnmatch.fnmatchcase(name, f"{glob}.*")
 
 
-def _converted(value: np.ndarray, rule: Any, leaf: nnx.Variable) -> tuple[str, np.ndarray | None]:
+def _converted(value: np.ndarray, rule: Rule, leaf: nnx.Variable) -> tuple[str, np.ndarray | None]:
     """The tensor in the module's layout and dtype, or why it cannot be used."""
-    shape = tuple(leaf.shape)
+    shape, dtype = tuple(leaf.shape), leaf.dtype
+    if np.issubdtype(dtype, np.integer):
+        # Batch counts; averaged checkpoints hold them as floats.
+        if not (value.dtype.kind in "iu" or (value.dtype.kind == "f" and bool((value == np.round(value)).all()))):
+            return f"is {value.dtype.name} and no count", None
+    elif value.dtype.name not in ("float32", "float64", *_WIDENED):
+        return f"is {value.dtype.name}; the model needs floats of 16, 32 or 64 bits", None
     try:
         converted = rule.op.to_jax(value)
     except ValueError as error:
@@ -301,9 +322,11 @@ def _converted(value: np.ndarray, rule: Any, leaf: nnx.Variable) -> tuple[str, n
     if converted.shape != shape:
         expected = rule.op.to_torch(np.empty(shape, np.float32)).shape
         return f"shape {value.shape}, the model needs {expected}", None
-    if not (np.issubdtype(value.dtype, np.integer) or bool(np.isfinite(value).all())):
-        return "has values that are not finite", None
-    return "", converted.astype(leaf.dtype, copy=False)
+    with np.errstate(over="ignore"):  # a float64 that is too large becomes infinite, and is refused
+        converted = converted.astype(dtype, copy=False)
+    if not bool(np.isfinite(converted).all()):
+        return "has values that are not finite" + (" in float32" if value.dtype == np.float64 else ""), None
+    return "", converted
 
 
 def _complaint(record: LoadRecord, what: str, problems: _Problems) -> str:
@@ -340,11 +363,17 @@ def to_torch(model: Segmenter, names: str = "torchvision") -> dict[str, np.ndarr
         ConfigError: the model's parts do not offer that scheme.
         WeightsError: a leaf of the model is named by no rule.
     """
-    found = tables(model.spec)
-    if ("model", names) not in found:
-        offered = ", ".join(scheme for scope, scheme in found if scope == "model") or "none"
-        raise ConfigError(f"names='{names}' is not offered by {model.spec.backbone} + {model.spec.head}; offered: {offered}")
-    return export(leaves(model), found["model", names])
+    return export_from(model, model.spec, names)
+
+
+def export_from(module: nnx.Module, spec: ModelSpec, names: str) -> dict[str, np.ndarray]:
+    """`to_torch` for any module that a spec describes: for a backbone alone, whose spec's head is None, in its own names."""
+    found, scope = tables(spec), "model" if spec.head is not None else "backbone"
+    if (scope, names) not in found:
+        what = f"{spec.backbone} + {spec.head}" if spec.head is not None else spec.backbone
+        offered = ", ".join(scheme for kind, scheme in found if kind == scope) or "none"
+        raise ConfigError(f"names='{names}' is not offered by {what}; offered: {offered}")
+    return export(_targets(module, spec), found[scope, names])
 
 
 def export(module_leaves: Mapping[str, nnx.Variable], table: Table) -> dict[str, np.ndarray]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import hashlib
 import os
 import tarfile
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +42,7 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"{path}: no such weights file")
-    if path.suffix not in SUFFIXES:
-        raise WeightsError(f"{path}: a weights file ends in {', '.join(SUFFIXES)}; this one in '{path.suffix}'")
+    require_suffix(path)
     return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
 
 
@@ -49,16 +50,12 @@ def write(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
     """Write a state dict that `load_state_dict(strict=True)` takes; the file appears whole or not at all.
 
     Raises:
-        WeightsError: the suffix is not one of `.pth`, `.pt`, `.safetensors`, or torch is needed and missing.
+        WeightsError: the suffix is not one of `.pth`, `.pt`, `.safetensors`, or torch is needed and missing;
+            or the file cannot be written.
     """
-    path = Path(path)
-    if path.suffix not in SUFFIXES:
-        raise WeightsError(f"{path}: a weights file ends in {', '.join(SUFFIXES)}; this one in '{path.suffix}'")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        contiguous = {name: np.asarray(value, order="C") for name, value in tensors.items()}
+    path = require_suffix(path)
+    contiguous = {name: np.asarray(value, order="C") for name, value in tensors.items()}
+    with replacing(path) as temporary:
         if path.suffix == ".safetensors":
             from safetensors.numpy import save_file
 
@@ -66,10 +63,35 @@ def write(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
         else:
             torch = _import_torch(path)
             torch.save({name: _to_torch(torch, value) for name, value in contiguous.items()}, temporary)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+
+
+def require_suffix(path: str | Path) -> Path:
+    """The path of a weights file. Raises `WeightsError` if it does not end as one."""
+    path = Path(path)
+    if path.suffix not in SUFFIXES:
+        raise WeightsError(f"{path}: a weights file ends in {', '.join(SUFFIXES)}; this one in '{path.suffix}'")
+    return path
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """An empty temporary file that takes the place of `path` when the block ends, and goes away when it fails.
+
+    Raises:
+        WeightsError: the folder cannot be made or written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        try:
+            yield Path(temporary)
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def to_numpy(value: Any, name: str) -> np.ndarray:
@@ -83,7 +105,11 @@ def to_numpy(value: Any, name: str) -> np.ndarray:
             import torch
 
             return np.asarray(value.view(torch.int16).numpy().view(ml_dtypes.bfloat16))
-        return np.asarray(value.numpy())
+        try:
+            return np.asarray(value.numpy())
+        except (TypeError, RuntimeError) as error:  # eight bits, quantised, sparse
+            layout = str(value.layout).removeprefix("torch.")
+            raise WeightsError(f"'{name}' is a {layout} {value.dtype} tensor, which numpy cannot hold") from error
     if hasattr(value, "__array__"):
         return np.asarray(value)
     raise WeightsError(f"'{name}' is a {type(value).__name__}, not a tensor")
@@ -105,6 +131,8 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
         return dict(load_file(path, backend="pread"))
     except (SafetensorError, OSError, ValueError) as error:
         raise WeightsError(f"{path}: not a readable .safetensors file ({error}); is it complete?") from error
+    except (KeyError, AttributeError, TypeError) as error:  # a dtype that numpy lacks
+        raise WeightsError(f"{path}: holds tensors of a type that numpy lacks ({error})") from error
 
 
 def _import_torch(path: Path) -> Any:
@@ -127,7 +155,9 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
     import pickle
 
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        # torchvision's training script keeps its arguments beside the weights; a namespace is as harmless as a dict.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if path.stat().st_size == 0 or "GLOBAL" not in str(error):
             raise WeightsError(f"{path}: not a readable PyTorch file; is it complete?") from error
@@ -153,5 +183,6 @@ def tensors_of(loaded: Any, source: str) -> dict[str, np.ndarray]:
                 loaded = loaded[wrapper]
                 break
     if not isinstance(loaded, Mapping) or not loaded:
-        raise WeightsError(f"{source}: holds no state dict but a {type(loaded).__name__}")
+        what = "an empty one" if isinstance(loaded, Mapping) else f"a {type(loaded).__name__}"
+        raise WeightsError(f"{source}: holds no state dict but {what}")
     return {str(name): to_numpy(value, f"{source}: {name}") for name, value in loaded.items()}

@@ -1,4 +1,4 @@
-"""Where a training starts: PyTorch weights, a run, or a checkpoint."""
+"""Where a training starts: PyTorch weights, by file or name, a run, or a checkpoint."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from pathlib import Path
 
 from fcn_jax import checkpoint
 from fcn_jax.convert.engine import LoadRecord, load_named, load_torch
-from fcn_jax.convert.files import SUFFIXES
 from fcn_jax.convert.rules import Table
-from fcn_jax.errors import WeightsError
 from fcn_jax.models.segmenter import Segmenter
 
 
@@ -18,7 +16,8 @@ def load_initial(model: Segmenter, source: str | Path, reinit: Sequence[str] = (
 
     Args:
         model: as `build_model` returns it.
-        source: a `.pth` or `.safetensors` file in PyTorch's names; or a run, a checkpoint or a converted model.
+        source: a `.pth` or `.safetensors` file in PyTorch's names, or the name of published weights; or a run, a checkpoint or a
+            converted model.
         reinit: globs over names, whose tensors keep the model's initial values; `head` for another number of classes.
 
     Returns:
@@ -28,12 +27,9 @@ def load_initial(model: Segmenter, source: str | Path, reinit: Sequence[str] = (
         WeightsError: the tensors do not fit: all missing, surplus and misshapen names in one message.
         CheckpointError: not a checkpoint, or incomplete.
     """
-    path = Path(source)
-    if path.is_file():
-        return load_torch(model, path, reinit)
-    if not path.exists():
-        raise WeightsError(f"{path}: no such weights; give a run, a checkpoint, or a file that ends in {', '.join(SUFFIXES)}")
-    directory = checkpoint.find(path)
+    if not Path(source).is_dir():
+        return load_torch(model, source, reinit)
+    directory = checkpoint.find(source)
     spec = checkpoint.read_spec(directory).model
     arrays = checkpoint.read_arrays(directory)
     scope = "model"

@@ -6,6 +6,7 @@ from fcn_jax.nn.conv import Conv, conv
 from fcn_jax.nn.conv_transpose import ConvTranspose, conv_transpose
 from fcn_jax.nn.initializers import Initializer, bilinear, kaiming_normal_fan_out, normal, torch_default
 from fcn_jax.nn.pooling import max_pool
+from fcn_jax.nn.resize import resize_bilinear
 
 __all__ = [
     "BatchNorm",
@@ -21,5 +22,6 @@ __all__ = [
     "kaiming_normal_fan_out",
     "max_pool",
     "normal",
+    "resize_bilinear",
     "torch_default",
 ]

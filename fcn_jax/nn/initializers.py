@@ -94,8 +94,9 @@ def bilinear(key: jax.Array | None, shape: Sequence[int], dtype: Any = jnp.float
     def ramp(size: int) -> np.ndarray:
         factor = (size + 1) // 2
         center = factor - 1 if size % 2 else factor - 0.5
-        return 1 - np.abs(np.arange(size) - center) / factor
+        # In float32 as there, so that no bit differs.
+        return 1 - np.abs(np.arange(size, dtype=np.float32) - center) / factor
 
     spatial = ramp(height)[:, None] * ramp(width)[None, :]
-    diagonal = np.eye(channels_in, channels_out)
+    diagonal = np.eye(channels_in, channels_out, dtype=np.float32)
     return on_device(spatial[:, :, None, None] * diagonal, dtype)

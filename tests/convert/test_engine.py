@@ -8,6 +8,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from fcn_jax.convert import files
 from fcn_jax.convert.engine import leaves, load_torch, to_torch
 from fcn_jax.errors import ConfigError, WeightsError
 from fcn_jax.models.segmenter import ModelSpec
@@ -69,6 +70,28 @@ def test_import_then_export_gives_the_state_dict_back_bit_for_bit(shapes, make_m
     assert_same_bits(to_torch(model, names), tensors)
 
 
+@pytest.mark.parametrize("kind", ["zip", "pickle", "safetensors"])
+@pytest.mark.parametrize("names", ["torchvision", "d2l"])
+@settings(max_examples=2, phases=[Phase.explicit, Phase.generate])
+@given(seed=st.integers(0, 2**32 - 1))
+def test_a_file_of_pytorchs_goes_through_a_model_to_a_file_bit_for_bit(shapes, make_model, tmp_path_factory, names, kind, seed):
+    import torch
+    from safetensors.torch import save_file
+
+    tensors = random_state_dict(shapes[names], seed)
+    folder = tmp_path_factory.mktemp("through")
+    suffix = "safetensors" if kind == "safetensors" else "pth"
+    theirs = {name: torch.from_numpy(value) for name, value in tensors.items()}
+    if kind == "safetensors":
+        save_file(theirs, folder / "in.safetensors")
+    else:
+        torch.save(theirs, folder / "in.pth", _use_new_zipfile_serialization=kind == "zip")
+    model = make_model(CLASSES)
+    load_torch(model, folder / f"in.{suffix}")
+    files.write(folder / f"out.{suffix}", to_torch(model, names))
+    assert_same_bits(files.read(folder / f"out.{suffix}"), tensors)
+
+
 def test_the_chapters_network_loads_by_its_own_names_and_goes_back(chapter_network, make_model):
     import torch
 
@@ -114,6 +137,80 @@ def test_a_prefix_that_every_name_has_is_taken_off(shapes, make_model, prefix, n
     assert_same_bits(to_torch(model, names), tensors)
 
 
+@pytest.mark.parametrize("prefix", ["backbone.", "module.backbone.", "model.backbone.", "backbone.module."])
+@pytest.mark.parametrize("names", ["torchvision", "d2l"])
+def test_a_backbone_alone_may_be_named_as_a_part_of_something(shapes, make_model, prefix, names):
+    whole = random_state_dict(shapes[names])
+    trunk = {n.removeprefix("backbone."): v for n, v in whole.items() if "conv." not in n}
+    assert len(trunk) == 120
+    model = make_model(CLASSES)
+    record = load_torch(model, {prefix + name: value for name, value in trunk.items()})
+    assert (record.stripped, record.scope, len(record.loaded)) == (prefix, "backbone", 120)
+    assert f"without '{prefix}'" in str(record)
+    back = to_torch(model, names)
+    assert_same_bits(
+        {name: back[name] for name in whole if "conv." not in name}, {n: whole[n] for n in whole if "conv." not in n}
+    )
+
+
+def test_prefixes_do_not_hide_what_is_missing_or_too_much(shapes, make_model):
+    whole = random_state_dict(shapes["torchvision"])
+    tensors = {f"module.{n}": v for n, v in whole.items() if n != "backbone.bn1.weight"}
+    message = refused(make_model(CLASSES), tensors)
+    assert "missing 1: backbone.bn1.weight" in message
+    assert "without 'module.'" in message
+    # A prefix that only some of the names have is none.
+    mixed = {(f"module.{n}" if n.startswith("backbone.layer4") else n): v for n, v in whole.items()}
+    message = refused(make_model(CLASSES), mixed)
+    assert "missing 25" in message
+    assert "surplus 30: " in message
+    assert "module.backbone.layer4.0.conv1.weight (is it backbone.layer4.0.conv1.weight?)" in message
+    # A trunk beside another network's head.
+    message = refused(
+        make_model(CLASSES), {**{n: v for n, v in whole.items() if "conv." not in n}, "projector.weight": np.ones(1)}
+    )
+    assert "missing 4: classifier.final_conv.bias" in message
+    assert "surplus 1: projector.weight" in message
+
+
+def test_the_order_of_the_names_does_not_matter(shapes, make_model):
+    tensors = random_state_dict(shapes["d2l"])
+    shuffled = {name: tensors[name] for name in np.random.default_rng(0).permutation(list(tensors))}
+    model = make_model(CLASSES)
+    load_torch(model, shuffled)
+    assert_same_bits(to_torch(model, "d2l"), tensors)
+
+
+def test_layers_in_another_order_are_refused(shapes, make_model):
+    tensors = random_state_dict(shapes["d2l"])
+    swapped = {{"5": "6", "6": "5"}.get(n[0], n[0]) + n[1:]: v for n, v in tensors.items()}
+    message = refused(make_model(CLASSES), swapped)
+    assert "misshapen 50" in message
+    assert "5.0.conv1.weight: shape (256, 128, 3, 3), the model needs (128, 64, 3, 3)" in message
+    # A Sequential without the max pool counts one less.
+    shifted = {(f"{int(n[0]) - 1}{n[1:]}" if n[0] in "4567" else n): v for n, v in tensors.items()}
+    message = refused(make_model(CLASSES), shifted)
+    assert "missing 25: 7.0.bn1.bias" in message
+    assert "surplus 30: 3.0.conv1.weight" in message
+
+
+@pytest.mark.parametrize("wrapper", ["model", "state_dict"])
+def test_a_training_checkpoint_of_pytorchs_loads_and_its_optimiser_is_left(chapter_network, make_model, tmp_path, wrapper):
+    import torch
+
+    network = torch.nn.DataParallel(chapter_network(CLASSES))
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+    optimizer.zero_grad()
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    torch.save({wrapper: network.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 3}, tmp_path / "run.pth")
+    model = make_model(CLASSES)
+    record = load_torch(model, tmp_path / "run.pth")
+    assert (record.stripped, len(record.loaded)) == ("module.", 124)
+    assert_same_bits(to_torch(model, "d2l"), {n: t.numpy() for n, t in network.module.state_dict().items()})
+
+
 def test_a_file_without_batch_counts_loads_and_says_so(shapes, make_model):
     tensors = {n: v for n, v in random_state_dict(shapes["d2l"]).items() if not n.endswith("num_batches_tracked")}
     model = make_model(CLASSES)
@@ -126,13 +223,47 @@ def test_a_file_without_batch_counts_loads_and_says_so(shapes, make_model):
 
 
 @pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16, np.float64])
-def test_other_float_types_are_widened_or_narrowed_to_float32(shapes, make_model, dtype):
-    tensors = {n: v if v.dtype == np.int64 else np.full(v.shape, 1.5, dtype) for n, v in random_state_dict(shapes["d2l"]).items()}
+def test_other_float_types_become_float32_and_the_record_says_so(shapes, make_model, dtype):
+    rng = np.random.default_rng(0)
+    tensors = {
+        n: v if v.dtype == np.int64 else rng.standard_normal(v.shape).astype(dtype)
+        for n, v in random_state_dict(shapes["d2l"]).items()
+    }
+    tensors["1.bias"] = tensors["1.bias"].astype(np.float32)
     model = make_model(CLASSES)
-    load_torch(model, tensors)
-    kernel = np.asarray(leaves(model)["backbone.conv1.kernel"][...])
-    assert kernel.dtype == np.float32
-    assert (kernel == 1.5).all()
+    record = load_torch(model, tensors)
+    assert_same_bits(to_torch(model, "d2l"), {n: v if v.dtype == np.int64 else v.astype(np.float32) for n, v in tensors.items()})
+    name = np.dtype(dtype).name
+    assert record.cast == {n: name for n, v in tensors.items() if v.dtype == dtype}
+    assert f"103 {'rounded' if dtype is np.float64 else 'widened'} from {name}" in str(record)
+
+
+def test_float32_needs_no_remark(shapes, make_model):
+    record = load_torch(make_model(CLASSES), random_state_dict(shapes["d2l"]))
+    assert record.cast == {}
+    assert "from float" not in str(record)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "complaint"),
+    [
+        ("1.running_var", np.full(64, 1e300), "has values that are not finite in float32"),
+        ("1.running_var", np.ones(64, np.int8), "is int8; the model needs floats of 16, 32 or 64 bits"),
+        ("1.running_var", np.ones(64, bool), "is bool; the model needs floats"),
+        ("1.running_var", np.ones(64, np.complex64), "is complex64; the model needs floats"),
+        ("1.num_batches_tracked", np.asarray(2.5), "is float64 and no count"),
+        ("1.num_batches_tracked", np.asarray(np.nan), "is float64 and no count"),
+        ("1.num_batches_tracked", np.asarray(2**31), "does not fit 32 bits"),
+    ],
+)
+def test_values_that_would_change_are_refused(shapes, make_model, name, value, complaint):
+    assert complaint in refused(make_model(CLASSES), {**random_state_dict(shapes["d2l"]), name: value})
+
+
+def test_a_whole_count_is_taken_from_floats(shapes, make_model):
+    model = make_model(CLASSES)
+    load_torch(model, {**random_state_dict(shapes["d2l"]), "1.num_batches_tracked": np.asarray(1000.0)})
+    assert int(to_torch(model)["backbone.bn1.num_batches_tracked"]) == 1000
 
 
 def test_torch_tensors_of_half_precision_and_parameters_are_taken(shapes, make_model):

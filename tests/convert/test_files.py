@@ -1,5 +1,6 @@
 """Weight files: what is read and written, and what is refused."""
 
+import argparse
 import io
 import os
 import pickle
@@ -13,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
 
 from fcn_jax.convert import files
 from fcn_jax.errors import WeightsError
@@ -31,6 +33,17 @@ def assert_same(ours, theirs):
     for name, value in theirs.items():
         assert (ours[name].dtype, ours[name].shape) == (value.dtype, value.shape), name
         assert ours[name].tobytes() == value.tobytes(), name
+
+
+def serialised(tensors, kind):
+    """A state dict as PyTorch writes it: in today's format, the older one, or .safetensors."""
+    if kind == "safetensors":
+        from safetensors.torch import save
+
+        return save(tensors)
+    buffer = io.BytesIO()
+    torch.save(tensors, buffer, _use_new_zipfile_serialization=kind == "zip")
+    return buffer.getvalue()
 
 
 @pytest.mark.parametrize("suffix", files.SUFFIXES)
@@ -81,6 +94,42 @@ def test_a_wrapped_state_dict_is_unwrapped(tmp_path, wrapper):
     assert_same(files.read(path), {"a": np.ones(2, np.float32)})
 
 
+def test_arguments_beside_the_weights_do_no_harm(tmp_path):
+    # As torchvision's reference training writes its checkpoints.
+    path = tmp_path / "run.pth"
+    network = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+    network(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    torch.save(
+        {"model": network.state_dict(), "optimizer": optimizer.state_dict(), "args": argparse.Namespace(lr=0.1, device="cuda")},
+        path,
+    )
+    assert_same(files.read(path), {name: tensor.numpy() for name, tensor in network.state_dict().items()})
+
+
+ARRAYS = st.dictionaries(
+    st.text(st.characters(codec="utf-8", categories=("L", "N")) | st.just("."), min_size=1, max_size=12).filter(
+        lambda name: name != "__metadata__"
+    ),
+    st.sampled_from([np.float32, np.float64, np.float16, np.int64, np.int32, np.uint8]).flatmap(
+        lambda dtype: npst.arrays(dtype, npst.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=3))
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+@pytest.mark.parametrize("kind", ["zip", "pickle", "safetensors"])
+@settings(max_examples=30)
+@given(tensors=ARRAYS)
+def test_any_state_dict_that_pytorch_writes_is_read_bit_for_bit(tmp_path_factory, kind, tensors):
+    path = tmp_path_factory.getbasetemp() / f"any.{'safetensors' if kind == 'safetensors' else 'pth'}"
+    written = {name: torch.from_numpy(value) for name, value in tensors.items()}
+    path.write_bytes(serialised(written, kind))
+    assert_same(dict(sorted(files.read(path).items())), dict(sorted(tensors.items())))
+
+
 def test_reading_safetensors_imports_no_torch(tmp_path):
     path = tmp_path / "weights.safetensors"
     files.write(path, TENSORS)
@@ -126,6 +175,13 @@ def write_tar(path):
         ("page.pth", lambda path: path.write_text("<!DOCTYPE html><html>404"), "not a readable PyTorch file"),
         ("nothing.pth", lambda path: torch.save({}, path), "holds no state dict"),
         ("list.pth", lambda path: torch.save([torch.ones(1)], path), "holds no state dict but a list"),
+        ("wrapped.pth", lambda path: torch.save({"state_dict": {}, "epoch": 3}, path), "holds no state dict but an empty one"),
+        (
+            "eight.pth",
+            lambda path: torch.save({"a": torch.ones(1).to(torch.float8_e5m2)}, path),
+            "a' is a strided torch.float8_e5m2",
+        ),
+        ("sparse.pth", lambda path: torch.save({"a": torch.eye(2).to_sparse()}, path), "a' is a sparse_coo torch.float32 tensor"),
         ("words.pth", lambda path: torch.save({"a": torch.ones(1), "note": "hello"}, path), "note' is a str, not a tensor"),
         ("code.pth", lambda path: torch.save({"a": RunsCode()}, path), "refused.*could run code.*state_dict"),
         ("module.pth", lambda path: torch.save(torch.nn.Linear(1, 1), path), "refused.*could run code.*state_dict"),
@@ -142,28 +198,30 @@ def test_a_file_that_cannot_be_used_is_refused_with_its_name_and_the_reason(tmp_
     assert not (tmp_path / "ran").exists()
 
 
+def test_safetensors_of_eight_bits_are_an_error(tmp_path):
+    path = tmp_path / "eight.safetensors"
+    path.write_bytes(serialised({"a": torch.ones(1).to(torch.float8_e8m0fnu)}, "safetensors"))
+    with pytest.raises(WeightsError, match=r"eight\.safetensors"):
+        files.read(path)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WeightsError, match=r"a\.safetensors: cannot be written"):
+        files.write(tmp_path / "file" / "a.safetensors", TENSORS)
+
+
 def test_writing_another_suffix_is_refused(tmp_path):
     with pytest.raises(WeightsError, match=r"this one in '\.ckpt'"):
         files.write(tmp_path / "a.ckpt", TENSORS)
     assert not list(tmp_path.iterdir())
 
 
-def whole_file(kind):
-    buffer = io.BytesIO()
-    tensors = {name: torch.from_numpy(value) for name, value in TENSORS.items()}
-    if kind == "safetensors":
-        from safetensors.torch import save
-
-        return save(tensors)
-    torch.save(tensors, buffer, _use_new_zipfile_serialization=kind == "zip")
-    return buffer.getvalue()
-
-
 @pytest.mark.parametrize("kind", ["zip", "pickle", "safetensors"])
 @settings(max_examples=40)
 @given(data=st.data())
 def test_a_file_cut_off_anywhere_is_a_weights_error(tmp_path_factory, kind, data):
-    contents = whole_file(kind)
+    contents = serialised({name: torch.from_numpy(value) for name, value in TENSORS.items()}, kind)
     length = data.draw(st.integers(0, len(contents) - 1))
     path = tmp_path_factory.getbasetemp() / f"cut.{'safetensors' if kind == 'safetensors' else 'pth'}"
     path.write_bytes(contents[:length])

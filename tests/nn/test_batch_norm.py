@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
 
 from fcn_jax import nn
 
@@ -42,6 +44,29 @@ def test_outputs_and_running_statistics_follow_torch_over_several_steps(options)
     theirs.eval()
     np.testing.assert_allclose(ours(jnp.asarray(x)), to_numpy(theirs(to_torch(x))), rtol=1e-5, atol=1e-5)
     assert int(ours.num_batches_tracked[...]) == 4, "evaluation must not count"
+
+
+@settings(max_examples=10)
+@example(shape=(1, 2, 1, 3), momentum=0.1, eps=1e-5)  # two values: the unbiased variance is twice the biased one
+@given(
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 6), st.integers(1, 6), st.integers(1, 4)),
+    momentum=st.sampled_from([0.1, 0.01, 0.3, 1.0]),
+    eps=st.sampled_from([1e-5, 1e-3]),
+)
+def test_any_shape_momentum_and_eps_follow_torch_in_float64(shape, momentum, eps):
+    assume(np.prod(shape[:3]) > 1)
+    ours, theirs = pair(shape[3], momentum=momentum, eps=eps)
+    theirs.double()
+    rng = np.random.default_rng(0)
+    for step in range(3):
+        x = (rng.standard_normal(shape) * (step + 1) + step).astype(np.float32)
+        # Up to 1 / sqrt(eps) times the rounding of the input, where the values of a channel are close together.
+        np.testing.assert_allclose(ours(jnp.asarray(x)), to_numpy(theirs(to_torch(x).double())), atol=2e-6 / np.sqrt(eps))
+    np.testing.assert_allclose(ours.mean[...], theirs.running_mean.numpy(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(ours.var[...], theirs.running_var.numpy(), rtol=1e-5, atol=1e-6)
+    ours.eval()
+    theirs.eval()
+    np.testing.assert_allclose(ours(jnp.asarray(x)), to_numpy(theirs(to_torch(x).double())), rtol=1e-5, atol=2e-6 / np.sqrt(eps))
 
 
 def test_gradients_equal_torch_in_float64():

@@ -21,22 +21,43 @@ def d2l_bilinear_kernel(in_channels, out_channels, kernel_size):
     return weight
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 16, 64])
-def test_bilinear_equals_the_chapters(size):
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 6, 7, 11, 16, 64])
+def test_bilinear_equals_the_chapters_bit_for_bit(size):
     ours = nn.bilinear(None, (size, size, 3, 3), jnp.float32)
-    np.testing.assert_allclose(ours, d2l_bilinear_kernel(3, 3, size).numpy().transpose(2, 3, 0, 1), atol=1e-7)
+    np.testing.assert_array_equal(ours, d2l_bilinear_kernel(3, 3, size).numpy().transpose(2, 3, 0, 1))
     assert ours.dtype == jnp.float32
 
 
-def test_kaiming_has_the_variance_of_torchs_fan_out():
-    shape = (7, 7, 16, 64)
+def quantiles(values, shares=(0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99)):
+    return np.quantile(np.asarray(values), shares)
+
+
+@pytest.mark.parametrize("shape", [(7, 7, 3, 64), (3, 3, 64, 64), (1, 1, 256, 512), (3, 5, 24, 48)])
+def test_kaiming_has_the_distribution_of_torchs_fan_out(shape):
     ours = np.asarray(nn.kaiming_normal_fan_out(jax.random.key(0), shape))
-    weight = torch.empty(64, 16, 7, 7)
+    weight = torch.empty([shape[axis] for axis in (3, 2, 0, 1)])
+    fan = torch.nn.init._calculate_correct_fan(weight, "fan_out")
+    deviation = torch.nn.init.calculate_gain("relu") / math.sqrt(fan)
     torch.manual_seed(0)
     torch.nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu")
-    assert ours.std() == pytest.approx(math.sqrt(2 / (7 * 7 * 64)), rel=0.02)
-    assert ours.std() == pytest.approx(float(weight.std()), rel=0.02)
-    assert abs(ours.mean()) < 5 * ours.std() / math.sqrt(ours.size)
+    # Five standard errors of n draws.
+    assert abs(ours.mean()) < 5 * deviation / math.sqrt(ours.size)
+    assert ours.std() == pytest.approx(deviation, rel=5 / math.sqrt(2 * ours.size))
+    np.testing.assert_allclose(quantiles(ours), quantiles(weight), atol=5 * deviation * 5 / math.sqrt(ours.size))
+    assert len(np.unique(ours)) > 0.9 * ours.size, "the blocks that it is drawn in differ"
+
+
+def test_default_of_a_1x1_convolution_has_the_distribution_of_torchs():
+    ours = nn.Conv(512, 210, 1, rngs=nnx.Rngs(0))  # the head's, with ten times its classes
+    torch.manual_seed(0)
+    theirs = torch.nn.Conv2d(512, 210, 1)
+    bound = 1 / math.sqrt(512)
+    for a, b in ((ours.kernel[...], theirs.weight.detach()), (ours.bias[...], theirs.bias.detach())):
+        a, b = np.asarray(a), np.asarray(b)
+        assert np.abs(a).max() <= bound
+        error = 5 * bound / math.sqrt(a.size)
+        np.testing.assert_allclose(quantiles(a), quantiles(b), atol=2 * error)
+        np.testing.assert_allclose(a.std(), bound / math.sqrt(3), atol=error)
 
 
 def bound_of(values):

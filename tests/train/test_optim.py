@@ -5,6 +5,9 @@ import optax
 import pytest
 import torch
 from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
 
 from fcn_jax.config import OptimConfig, Rule
 from fcn_jax.errors import ConfigError
@@ -16,9 +19,9 @@ START = {"backbone": {"w": RNG.standard_normal((3, 2), np.float32)}, "head": {"b
 GRADS = [jax.tree.map(lambda p: RNG.standard_normal(p.shape, np.float32), START) for _ in range(STEPS)]
 
 
-def ours(config, steps=STEPS):
-    params = jax.tree.map(jnp.asarray, START)
-    transform = optim.make(config, steps, params)
+def ours(config, start=START, all_grads=GRADS):
+    params = jax.tree.map(jnp.asarray, start)
+    transform = optim.make(config, len(all_grads), params)
 
     @jax.jit
     def step(params, state, grads):
@@ -26,18 +29,18 @@ def ours(config, steps=STEPS):
         return optax.apply_updates(params, updates), state
 
     state = transform.init(params)
-    for grads in GRADS:
+    for grads in all_grads:
         params, state = step(params, state, grads)
     return jax.tree.map(np.asarray, params)
 
 
-def torchs(make, groups=None, schedule=None):
+def torchs(make, groups=None, schedule=None, start=START, all_grads=GRADS):
     """The same steps by a torch optimiser, in float64: `groups` gives each parameter its own settings."""
-    leaves = {name: np.asarray(next(iter(tree.values())), np.float64) for name, tree in START.items()}
+    leaves = {name: np.asarray(next(iter(tree.values())), np.float64) for name, tree in start.items()}
     params = {name: torch.tensor(leaf, requires_grad=True) for name, leaf in leaves.items()}
     optimizer = make([{"params": [p], **(groups or {}).get(name, {})} for name, p in params.items()])
     scheduler = schedule(optimizer) if schedule else None
-    for grads in GRADS:
+    for grads in all_grads:
         for name, p in params.items():
             p.grad = torch.tensor(np.asarray(next(iter(grads[name].values())), np.float64))
         optimizer.step()
@@ -50,8 +53,55 @@ def assert_close(a, b):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-6, atol=1e-6), a, b)
 
 
-def poly(power):
-    return lambda optimizer: torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=STEPS, power=power)
+def poly(power, steps=STEPS):
+    return lambda optimizer: torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=steps, power=power)
+
+
+@st.composite
+def trainings(draw):
+    """Parameters of any shape, and the gradients of a few steps."""
+    shapes = [draw(npst.array_shapes(min_dims=1, max_dims=4, max_side=4)) for _ in range(2)]
+    rng = np.random.default_rng(0)
+    trees = [
+        {"backbone": {"w": rng.standard_normal(shapes[0], np.float32)}, "head": {"b": rng.standard_normal(shapes[1], np.float32)}}
+        for _ in range(draw(st.integers(2, 7)))
+    ]
+    return trees[0], trees[1:]
+
+
+SHARE = st.floats(0.0, 0.95)
+
+
+@settings(max_examples=8)
+@given(training=trainings(), momentum=SHARE, decay=SHARE, power=st.floats(0.5, 2))
+def test_any_sgd_equals_torch(training, momentum, decay, power):
+    start, grads = training
+    config = OptimConfig(lr=0.3, momentum=momentum, weight_decay=decay, power=power)
+    theirs = torchs(
+        lambda p: torch.optim.SGD(p, lr=0.3, momentum=momentum, weight_decay=decay), None, poly(power, len(grads)), start, grads
+    )
+    assert_close(ours(config, start, grads), theirs)
+
+
+@settings(max_examples=8)
+@given(training=trainings(), decay=SHARE, betas=st.tuples(SHARE, st.sampled_from([0.9, 0.99, 0.999])))
+def test_any_adamw_equals_torch(training, decay, betas):
+    start, grads = training
+    config = OptimConfig(name="adamw", lr=0.01, weight_decay=decay, betas=betas, eps=1e-8, schedule="constant")
+    theirs = torchs(lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=decay, betas=betas), None, None, start, grads)
+    assert_close(ours(config, start, grads), theirs)
+
+
+@settings(max_examples=12)
+@given(lr=st.floats(1e-4, 10), power=st.floats(0.3, 3), steps=st.integers(1, 40))
+def test_any_poly_schedule_equals_torchs(lr, power, steps):
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=lr)
+    scheduler = poly(power, steps)(optimizer)
+    rate = optim.schedule(OptimConfig(lr=lr, power=power), steps)
+    for step in range(steps + 3):
+        assert float(rate(step)) == pytest.approx(scheduler.get_last_lr()[0], rel=2e-5, abs=1e-7 * lr), step
+        optimizer.step()
+        scheduler.step()
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])

@@ -1,0 +1,74 @@
+"""Published weights by name: what the plugins of a model offer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fcn_jax import registry
+from fcn_jax.api import Weights
+from fcn_jax.convert import download, files
+from fcn_jax.errors import ConfigError, PluginError, WeightsError, did_you_mean
+from fcn_jax.models.segmenter import ModelSpec, describe
+
+
+def resolve(source: str | Path, spec: ModelSpec) -> Path:
+    """The file that a path or a name stands for; what exists wins over a name, and a name's file is fetched if it is not cached.
+
+    Args:
+        source: a path, or the name of weights published for the model or its backbone, such as "IMAGENET1K_V1".
+        spec: the model to be filled.
+
+    Raises:
+        WeightsError: there is neither such a file nor such a name, or its file cannot be fetched.
+    """
+    path, name = Path(source), str(source)
+    if path.exists():
+        return path
+    offered = available(spec)
+    if name in offered:
+        return download.fetch(offered[name])
+    raise WeightsError(
+        f"{name}: no such weights; give a file that ends in {', '.join(files.SUFFIXES)}, to train also a run or checkpoint, or the "
+        f"name of published weights. {did_you_mean(name, offered)}"
+    )
+
+
+def available(spec: ModelSpec) -> dict[str, Weights]:
+    """Published weights that fit a model, by name: those of whole models with the same parts before those of its backbone.
+
+    The number of classes is not compared: weights for another one load with the head re-initialised.
+
+    Raises:
+        PluginError: two whole models give different files one name.
+    """
+    backbone, _ = describe(spec)
+    whole: dict[str, tuple[str, Weights]] = {}
+    for model, weights in _whole_models(spec):
+        for name, published in weights.items():
+            owner, known = whole.setdefault(name, (model, published))
+            if (known.url, known.sha256) != (published.url, published.sha256):
+                raise PluginError(f"'{name}' names different weights of models '{owner}' and '{model}'; give a file")
+    return {**(backbone.torch.weights if backbone.torch else {}), **{name: weights for name, (_, weights) in whole.items()}}
+
+
+def _whole_models(spec: ModelSpec) -> list[tuple[str, dict[str, Weights]]]:
+    """Names and weights of the registered models that are built from a spec's parts; broken plugins are passed over."""
+    plugins, found = registry.default(), []
+    if spec.head is None:
+        return []
+    for entry in plugins.entries("models"):
+        try:
+            model = plugins.model(entry.full_name)
+            other = ModelSpec(model.backbone, model.head, 0, model.backbone_options, model.head_options)
+            if _parts(other) == _parts(spec):
+                found.append((entry.full_name, dict(model.weights)))
+        except (ConfigError, PluginError):
+            continue
+    return found
+
+
+def _parts(spec: ModelSpec) -> tuple[object, ...]:
+    """What decides whether weights fit: the plugins and their options, however they were written."""
+    backbone, head = describe(spec)
+    assert head is not None
+    return (backbone, head, registry.options(backbone, spec.backbone_options), registry.options(head, spec.head_options))
