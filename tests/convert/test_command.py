@@ -229,9 +229,7 @@ def test_what_the_file_leaves_open_is_drawn_from_the_seed(tmp_path, trunk_state)
     counts = "num_batches_tracked"
     partial = {name: value for name, value in trunk_state.items() if name != "layer4.0.conv1.weight" and counts not in name}
     files.write(tmp_path / "trunk.safetensors", partial)
-    record = convert_file(
-        tmp_path / "trunk.safetensors", "resnet18", tmp_path / "out", reinit=["layer4.0.conv1.weight"], seed=3
-    )
+    record = convert_file(tmp_path / "trunk.safetensors", "resnet18", tmp_path / "out", reinit=["layer4.0.conv1.weight"], seed=3)
     assert record.reinit == ["backbone.layer4.0.conv1.kernel"]
     arrays = checkpoint.read_arrays(tmp_path / "out")
     fresh = leaves(build_backbone(by_name("resnet18"), rngs=nnx.Rngs(3))[0])

@@ -1,5 +1,6 @@
 """Loading and writing back whole state dicts, by the tables of ResNet-18 and the fcn32s head."""
 
+import dataclasses
 import fnmatch
 
 import ml_dtypes
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from fcn_jax import registry
 from fcn_jax.convert import files
 from fcn_jax.convert.engine import leaves, load_torch, to_torch
 from fcn_jax.errors import ConfigError, WeightsError
@@ -411,7 +413,10 @@ def test_export_in_an_unknown_scheme_says_which_there_are(make_model):
         to_torch(make_model(CLASSES), "keras")
 
 
-def test_a_backbone_without_a_table_says_so(tiny_plugin, make_model):
+def test_a_backbone_without_a_table_says_so(tiny_plugin, make_model, monkeypatch):
+    plugins = registry.default()
+    bare = dataclasses.replace(plugins.backbone("tiny"), torch=None)
+    monkeypatch.setattr(plugins, "backbone", lambda name: bare)
     model = make_model(CLASSES)
     model.spec = ModelSpec("tiny", "fcn32s", CLASSES)
     with pytest.raises(WeightsError, match="'tiny' declares no table"):
