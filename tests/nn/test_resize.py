@@ -12,11 +12,13 @@ from fcn_jax import nn
 SIDES = st.tuples(st.integers(1, 24), st.integers(1, 24))
 
 
-def both(old, new, align_corners, dtype, theirs_dtype=torch.float64):
-    """Output and input gradient: of `nn.resize_bilinear` in `dtype`, and of PyTorch; both in our layout and in float64."""
+def both(old, new, align_corners, dtype, absolute=False):
+    """Output and input gradient: of `nn.resize_bilinear` in `dtype`, and of PyTorch in float64; both in our layout."""
     rng = np.random.default_rng(0)
     # Both sides start from the same numbers, those that `dtype` can hold.
     x, weights = (jnp.asarray(rng.standard_normal((2, *side, 3)), dtype) for side in (old, new))
+    if absolute:
+        x, weights = jnp.abs(x), jnp.abs(weights)
 
     @jax.jit
     def ours(x, weights):
@@ -24,7 +26,7 @@ def both(old, new, align_corners, dtype, theirs_dtype=torch.float64):
         return y, vjp(weights)[0]
 
     def nchw(array):
-        return torch.tensor(np.asarray(array, np.float64).transpose(0, 3, 1, 2).copy(), dtype=theirs_dtype)
+        return torch.tensor(np.asarray(array, np.float64).transpose(0, 3, 1, 2).copy(), dtype=torch.float64)
 
     tx = nchw(x).requires_grad_()
     ty = F.interpolate(tx, size=new, mode="bilinear", align_corners=align_corners, antialias=False)
@@ -47,14 +49,15 @@ def test_resize_and_its_gradient_equal_torch(old, new, align_corners):
 
 
 @settings(max_examples=8)
+@example(old=(2, 1), new=(1, 1), align_corners=False)  # the mean of two pixels that nearly cancel
 @given(old=SIDES, new=SIDES, align_corners=st.booleans())
-def test_bfloat16_is_as_near_to_the_exact_result_as_torchs(old, new, align_corners):
+def test_bfloat16_is_rounded_a_few_times_and_no_more(old, new, align_corners):
     ours, exact = both(old, new, align_corners, jnp.bfloat16)
-    theirs = both(old, new, align_corners, jnp.bfloat16, torch.bfloat16)[1]
-    for name, a, b, truth in zip(("output", "gradient"), ours, theirs, exact, strict=True):
-        # The position, the half-way result and the end each are rounded to 8 bits.
-        allowed = 3 * 2**-9 * np.abs(truth).max()
-        assert np.abs(a - truth).max() <= max(allowed, 2 * np.abs(b - truth).max()), name
+    sizes = both(old, new, align_corners, jnp.bfloat16, absolute=True)[1]
+    for name, a, b, scale in zip(("output", "gradient"), ours, exact, sizes, strict=True):
+        # The position along each axis, between neighbours of up to 4 with different signs; the half-way result; the end.
+        allowed = 6 * 2**-9 * (scale.max() + 4)
+        assert np.abs(a - b).max() < allowed, name
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
