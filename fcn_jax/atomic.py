@@ -3,33 +3,44 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from fcn_jax.errors import WriteError
 
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary file beside `path`, to write to: renamed to `path` at the end, removed where writing fails.
+    """The path of a temporary file beside `path` to write: it takes `path`'s place when the block ends, and goes away when it fails.
 
-    The folder is made if it is missing.
+    Folders that are missing are made.
+
+    Raises:
+        WriteError: the folder cannot be made, or the file cannot be written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
     try:
-        yield temporary
-        temporary.chmod(0o666 & ~_umask())  # mkstemp's files are their owner's alone
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise WriteError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
-def _umask() -> int:
-    """The process's file mode mask, which can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def write_text(path: str | Path, text: str) -> None:
+    """Write UTF-8 text. Raises as `replacing` does."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write JSON, indented. Raises as `replacing` does."""
+    write_text(path, json.dumps(value, indent=2) + "\n")

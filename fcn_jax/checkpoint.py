@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import logging
 import os
 import shutil
@@ -290,10 +289,3 @@ def _first_line(error: BaseException) -> str:
     """An error's gist: TensorStore puts whole specifications into its messages."""
     line = str(error).splitlines()[0] if str(error) else type(error).__name__
     return line if len(line) <= 160 else f"{line[:160]}..."
-
-
-def dump_json(path: Path, value: Any) -> None:
-    """Write JSON whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(temporary, path)

@@ -30,6 +30,10 @@ class CheckpointError(FcnJaxError):
     """A run or checkpoint directory is missing, incomplete, or of another model."""
 
 
+class WriteError(FcnJaxError):
+    """A file or folder cannot be written."""
+
+
 class TrainingError(FcnJaxError):
     """Training cannot go on, such as on a loss that is not finite."""
 

@@ -161,11 +161,3 @@ def test_of_a_run_the_best_checkpoint_is_found_and_with_the_last_kept(model, tmp
     assert (int(train["step"]), data) == (4, {"position": 4})
     np.testing.assert_array_equal(restored["backbone.conv1.kernel"], arrays["backbone.conv1.kernel"])
     reopened.close()
-
-
-def test_json_is_written_whole_or_not_at_all(tmp_path):
-    checkpoint.dump_json(tmp_path / "a.json", {"a": [1, 2]})
-    with pytest.raises(TypeError):
-        checkpoint.dump_json(tmp_path / "a.json", {"a": object()})
-    assert (tmp_path / "a.json").read_text().startswith('{\n  "a"')
-    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]

@@ -98,7 +98,8 @@ def export_file(source: str | Path, output: Path, *, names: str = "torchvision")
     Raises:
         CheckpointError: not a checkpoint, or incomplete.
         ConfigError: the model's parts do not offer the naming scheme.
-        WeightsError: `output` exists, ends otherwise or cannot be written, or torch is needed and missing.
+        WeightsError: `output` exists or ends otherwise, or torch is needed and missing.
+        WriteError: `output` cannot be written.
     """
     files.require_suffix(output)
     if output.exists():

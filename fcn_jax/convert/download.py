@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from fcn_jax.api import Weights
+from fcn_jax.atomic import replacing
 from fcn_jax.convert import files
 from fcn_jax.errors import PluginError, WeightsError
 
@@ -50,8 +51,8 @@ def fetch(weights: Weights, *, sleep: Callable[[float], object] = time.sleep) ->
         sleep: waits for so many seconds before another attempt.
 
     Raises:
-        WeightsError: there is no connection, the server answers with an error, the file has another hash, or the cache cannot be
-            written. Nothing is kept then.
+        WeightsError: there is no connection, the server answers with an error, or the file has another hash. Nothing is kept then.
+        WriteError: the cache cannot be written.
         PluginError: whoever registered the weights gave less than eight digits of their hash.
     """
     expected = weights.sha256.lower()
@@ -60,7 +61,7 @@ def fetch(weights: Weights, *, sleep: Callable[[float], object] = time.sleep) ->
     path = cached_path(weights)
     if path.is_file() and files.sha256(path).startswith(expected):
         return path
-    with files.replacing(path) as temporary:
+    with replacing(path) as temporary:
         try:
             with temporary.open("wb") as file, _progress(path.name) as report:
                 _download(weights.url, file, report, sleep)

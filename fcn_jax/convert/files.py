@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
-import os
 import tarfile
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fcn_jax.atomic import replacing
 from fcn_jax.errors import WeightsError
 
 SUFFIXES = (".pth", ".pt", ".safetensors")
@@ -50,8 +48,8 @@ def write(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
     """Write a state dict that `load_state_dict(strict=True)` takes; the file appears whole or not at all.
 
     Raises:
-        WeightsError: the suffix is not one of `.pth`, `.pt`, `.safetensors`, or torch is needed and missing;
-            or the file cannot be written.
+        WeightsError: the suffix is not one of `.pth`, `.pt`, `.safetensors`, or torch is needed and missing.
+        WriteError: the file cannot be written.
     """
     path = require_suffix(path)
     contiguous = {name: np.asarray(value, order="C") for name, value in tensors.items()}
@@ -71,27 +69,6 @@ def require_suffix(path: str | Path) -> Path:
     if path.suffix not in SUFFIXES:
         raise WeightsError(f"{path}: a weights file ends in {', '.join(SUFFIXES)}; this one in '{path.suffix}'")
     return path
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """An empty temporary file that takes the place of `path` when the block ends, and goes away when it fails.
-
-    Raises:
-        WeightsError: the folder cannot be made or written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        try:
-            yield Path(temporary)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
-    except OSError as error:
-        raise WeightsError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def to_numpy(value: Any, name: str) -> np.ndarray:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from fcn_jax.api import IGNORE_INDEX, Classes
+from fcn_jax.atomic import replacing
 from fcn_jax.palette import voc_palette
 
 _VOID = (224, 224, 192)
@@ -96,12 +95,8 @@ def write_image(path: Path, image: np.ndarray) -> None:
 
 
 def _write_png(path: Path, picture: Image.Image) -> None:
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(buffer.getvalue())
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        picture.save(temporary, format="PNG")
 
 
 def stack(pictures: Sequence[np.ndarray]) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 import resource
 import sys
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import jax
+
+from fcn_jax.atomic import write_text
 
 _PACKAGES = (
     "fcn-jax",
@@ -58,9 +59,7 @@ class Records:
         """Open for appending, and drop records after `after_step`: a run that goes on from there will write them again."""
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if _step_of(line) <= after_step]
-            temporary = path.with_name(f".{path.name}.tmp")
-            temporary.write_text("".join(f"{line}\n" for line in kept))
-            os.replace(temporary, path)
+            write_text(path, "".join(f"{line}\n" for line in kept))
         self._file = path.open("a")
 
     def write(self, **record: Any) -> None:

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from fcn_jax import checkpoint, registry
+from fcn_jax import atomic, checkpoint, registry
 from fcn_jax.api import Source
 from fcn_jax.config import Config, parse
 from fcn_jax.convert.initial import load_initial
@@ -117,8 +117,8 @@ def train(config: Config, run: str | Path, *, resume: bool = False) -> Result:
     if start:
         state, position = _restored(checkpoints, start, state)
         batches.set_state(position)
-    checkpoint.dump_json(run / "config.json", json.loads(config.to_json()))
-    checkpoint.dump_json(run / "versions.json", {**logs.versions(), "plugins": spec.plugins, "weights": spec.weights})
+    atomic.write_json(run / "config.json", json.loads(config.to_json()))
+    atomic.write_json(run / "versions.json", {**logs.versions(), "plugins": spec.plugins, "weights": spec.weights})
     records = logs.Records(run / "metrics.jsonl", start)
     progress = logs.Progress(total_steps, start)
     counted = sum(leaf.size for leaf in jax.tree.leaves(state.params))
@@ -293,7 +293,7 @@ def _finite_loss(
         "grad_norm": str(float(metrics["grad_norm"])),
         "nonfinite_parameters_after": broken,
     }
-    checkpoint.dump_json(folder / "report.json", report)
+    atomic.write_json(folder / "report.json", report)
     raise TrainingError(
         f"the loss of step {number} is {loss}; the batch and the names of the {len(broken)} parameters that are no longer finite are in "
         f"{folder}. The checkpoints before it are whole; lower optim.lr or add optim.warmup_steps"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fcn_jax.atomic import replacing
+from fcn_jax.atomic import write_text
 from fcn_jax.convert.engine import LoadRecord
 from fcn_jax.errors import ConfigError
 from fcn_jax.infer.draw import colorize, generic_classes
@@ -47,12 +47,12 @@ def write(report: Report, path: str | Path) -> None:
 
     Raises:
         ConfigError: another suffix, or matplotlib is not installed.
+        WriteError: the file cannot be written.
     """
     path = Path(path)
     check_path(path)
     text = page(report) if path.suffix == ".html" else json.dumps(report.to_dict(), indent=2) + "\n"
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(path, text)
 
 
 def check_path(path: Path) -> None:

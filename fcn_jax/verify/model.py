@@ -13,7 +13,8 @@ import numpy as np
 from flax import nnx
 
 from fcn_jax.convert import files
-from fcn_jax.convert.engine import load_torch, tables
+from fcn_jax.convert.engine import LoadRecord, load_torch, tables
+from fcn_jax.convert.rules import Table
 from fcn_jax.data.shapes import draw_scene
 from fcn_jax.errors import ConfigError, WeightsError
 from fcn_jax.infer.metrics import ConfusionMatrix
@@ -54,7 +55,8 @@ def verify_model(
 
     Args:
         model: a registered whole model, or a registered backbone, which is then verified under `head`.
-        weights: a `.pth` or `.safetensors` file. If not given, the weights are random, BatchNorm's statistics, scales and shifts too.
+        weights: a `.pth` or `.safetensors` file, or the name of published weights. If not given, all is random, BatchNorm's statistics,
+            scales and shifts too.
         reinit: globs over names that the file lacks on purpose; they are random.
         head: registered head for a backbone.
         num_classes: default: the registered model's, or 21.
@@ -89,7 +91,7 @@ def verify_model(
         origin: dict[str, Any] = {"source": f"random, seed {seed}"}
     else:
         record = load_torch(network, weights, reinit)
-        _fill_reference(reference, record.loaded, record.stripped, Path(weights), table)
+        _fill_reference(reference, record, table)
         origin = {"source": record.source, "sha256": record.sha256, "scope": record.scope, "random": record.reinit}
     coverage = load_torch(network, reference.state_dict())
     pairs = layers.pair(reference, network, table)
@@ -155,23 +157,21 @@ def _spec(model: str, head: str, num_classes: int | None, output_stride: int | N
     return dataclasses.replace(spec, **changes)
 
 
-def _fill_reference(reference: Any, loaded: dict[str, str], stripped: str, path: Path, table: Any) -> None:
+def _fill_reference(reference: Any, record: LoadRecord, table: Table) -> None:
     """Put a file's tensors into the reference as they are.
 
     They do not come by way of JAX: an operation that is wrong both ways would bring them back unharmed.
     """
     torch = import_torch()
-    tensors = files.read(path)
+    tensors = files.read(record.source)
     state = reference.state_dict()
-    with torch.no_grad():
-        for flax_path, name in loaded.items():
-            target = table.to_torch(flax_path)[0]
-            value = torch.from_numpy(np.array(tensors[stripped + name]))
-            if state[target].shape != value.shape:
-                raise WeightsError(
-                    f"{path}: {name} has shape {tuple(value.shape)}, PyTorch's {target} {tuple(state[target].shape)}"
-                )
-            state[target].copy_(value)
+    for path, name in record.loaded.items():
+        found = table.to_torch(path)
+        value = tensors[record.stripped + name]
+        if found is None or tuple(state[found[0]].shape) != value.shape:
+            raise WeightsError(f"{record.source}: {name} of shape {value.shape} does not fit PyTorch's {found and found[0]}")
+        wide = value if value.dtype.kind in "iu" else value.astype(np.float32)  # float16 is widened, as on JAX's side
+        state[found[0]].copy_(torch.from_numpy(np.array(wide)))
 
 
 def _scenes(size: tuple[int, int], batch: int, num_classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,7 @@ import pytest
 
 from fcn_jax.api import Weights
 from fcn_jax.convert import download
-from fcn_jax.errors import PluginError, WeightsError
+from fcn_jax.errors import PluginError, WeightsError, WriteError
 
 BODY = bytes(range(256)) * 3000
 DIGEST = hashlib.sha256(BODY).hexdigest()
@@ -172,7 +172,7 @@ def test_without_a_connection_the_message_says_where_to_put_the_file(fails: Call
 def test_a_cache_that_cannot_be_written_is_named(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("FCN_JAX_CACHE", str(tmp_path / "file"))
-    with pytest.raises(WeightsError, match=r"file.*cannot be written"):
+    with pytest.raises(WriteError, match=r"file.*cannot be written"):
         download.fetch(Weights(server.url, DIGEST[:8]))
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from fcn_jax.convert import files
-from fcn_jax.errors import WeightsError
+from fcn_jax.errors import WeightsError, WriteError
 
 TENSORS = {
     "conv.weight": np.random.default_rng(0).standard_normal((4, 3, 2, 2), np.float32),
@@ -207,7 +207,7 @@ def test_safetensors_of_eight_bits_are_an_error(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(WeightsError, match=r"a\.safetensors: cannot be written"):
+    with pytest.raises(WriteError, match=r"a\.safetensors: cannot be written"):
         files.write(tmp_path / "file" / "a.safetensors", TENSORS)
 
 

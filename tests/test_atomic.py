@@ -1,0 +1,35 @@
+import os
+
+import pytest
+
+from fcn_jax import atomic
+from fcn_jax.errors import WriteError
+
+
+def test_a_file_is_replaced_at_the_end_and_the_folder_made(tmp_path):
+    path = tmp_path / "a" / "b.txt"
+    atomic.write_text(path, "old")
+    with atomic.replacing(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+        assert temporary.suffix == ".txt"
+    assert path.read_text() == "new"
+    assert os.listdir(path.parent) == ["b.txt"]
+
+
+def test_nothing_changes_where_writing_fails(tmp_path):
+    path = tmp_path / "a.json"
+    atomic.write_json(path, {"a": [1, 2]})
+    before = path.read_text()
+    with pytest.raises(TypeError):
+        atomic.write_json(path, {"a": object()})
+    with pytest.raises(UnicodeEncodeError):
+        atomic.write_text(path, "half \ud800")
+    assert path.read_text() == before
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WriteError, match=r"file/a\.txt: cannot be written"):
+        atomic.write_text(tmp_path / "file" / "a.txt", "")
