@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; the process's own if not given.
 
     Returns:
-        Exit status: 0 done, 1 training failed, 2 bad input or arguments, 128 + signal when stopped by one.
+        Exit status: 0 done, 1 training failed or networks that are not equal, 2 bad input or arguments, 128 + signal when stopped by one.
     """
     args = _parser().parse_args(argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -217,22 +217,29 @@ def _verify(args: argparse.Namespace) -> int:
 
     for path in args.report:
         html.check_path(path)
-    with bar(f"verify {args.model}") as progress:
-        report = verify_model(
-            args.model,
-            weights=args.weights,
-            reinit=args.reinit,
-            head=args.head,
-            num_classes=args.num_classes,
-            output_stride=args.output_stride,
-            sizes=args.size or [(320, 480)],
-            batch=args.batch,
-            dtype=args.dtype,
-            grad=args.grad,
-            train_steps=args.train_steps,
-            seed=args.seed,
-            progress=progress,
-        )
+    try:
+        with bar(f"verify {args.model}") as progress:
+            report = verify_model(
+                args.model,
+                weights=args.weights,
+                reinit=args.reinit,
+                head=args.head,
+                num_classes=args.num_classes,
+                output_stride=args.output_stride,
+                sizes=args.size or [(320, 480)],
+                batch=args.batch,
+                dtype=args.dtype,
+                grad=args.grad,
+                train_steps=args.train_steps,
+                seed=args.seed,
+                progress=progress,
+            )
+    except FcnJaxError:
+        raise
+    except Exception as error:  # a port that breaks down is not one that was found unequal, which is what 1 says
+        if args.debug:
+            raise
+        raise FcnJaxError(f"{args.model} could not be run: {type(error).__name__}: {error} (--debug shows where)") from error
     for path in args.report:
         html.write(report, path)
     print(report)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -356,3 +357,66 @@ def test_load_torch_is_all_or_nothing() -> None:
         load_torch(model, changed)
     for name, value in to_torch(model).items():
         np.testing.assert_array_equal(value, before[name])
+
+
+def test_verify_says_equal_writes_the_reports_and_exits_with_0(tiny_plugin, tmp_path, capsys):
+    pytest.importorskip("torch")
+    reports = [tmp_path / "r.json", tmp_path / "r.html"]
+    args = ["verify", "--model", "tiny", "--num-classes", "3", "--size", "33x49", "--size", "32X40", "--batch", "1"]
+    assert cli.main([*args, "--report", str(reports[0]), "--report", str(reports[1])]) == 0
+    output = capsys.readouterr().out
+    assert output.startswith("EQUAL: tiny + fcn32s")
+    assert "logits at 33x49" in output
+    assert "logits at 32x40" in output
+    assert json.loads(reports[0].read_text())["verdict"] == "equal"
+    assert reports[1].read_text().startswith("<!doctype html>")
+
+
+def test_verify_exits_with_1_where_a_layer_is_wrong(tiny_plugin, monkeypatch, capsys):
+    pytest.importorskip("torch")
+    from fcn_jax.nn import BatchNorm
+
+    original = BatchNorm.__init__
+
+    def wrong(self, channels, **settings):
+        original(self, channels, **{"eps": 1e-3} | settings)
+
+    monkeypatch.setattr(BatchNorm, "__init__", wrong)
+    assert cli.main(["verify", "--model", "tiny", "--num-classes", "3", "--size", "33x49"]) == 1
+    assert capsys.readouterr().out.startswith("NOT EQUAL: tiny + fcn32s in float32: backbone.bn1: error")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--size", "320"], "'320' is no size; give height and width in pixels, such as 320x480"),
+        (["--size", "8x64"], "size 8x64: want 32 or more each way"),
+        (["--report", "r.pdf"], "r.pdf: a report ends in .html or .json"),
+        (["--weights", "none.pth"], "none.pth: no such weights"),
+        (["--batch", "0"], "batch is 0: want 1 or more"),
+        (["--head", "fcn31s"], "Did you mean 'fcn32s'"),
+    ],
+)
+def test_verify_exits_with_2_where_it_cannot_be_run(tiny_plugin, capsys, arguments, complaint):
+    pytest.importorskip("torch")
+    with contextlib.suppress(SystemExit):
+        assert cli.main(["verify", "--model", "tiny", *arguments]) == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_verify_exits_with_2_where_a_module_breaks_down(tiny_plugin, monkeypatch, capsys):
+    pytest.importorskip("torch")
+    from fcn_jax.nn import Conv
+
+    def broken(self, x):
+        raise TypeError("no such thing")
+
+    monkeypatch.setattr(Conv, "__call__", broken)
+    assert cli.main(["verify", "--model", "tiny", "--size", "33x49"]) == 2
+    assert "could not be run: TypeError: no such thing" in capsys.readouterr().err
+
+
+def test_verify_without_torch_says_which_extra_to_install(tiny_plugin, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert cli.main(["verify", "--model", "tiny"]) == 2
+    assert "pip install 'fcn-jax[torch]'" in capsys.readouterr().err

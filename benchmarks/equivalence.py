@@ -1,0 +1,168 @@
+"""How near every model here comes to PyTorch: the table of docs/equivalence.md.
+
+    python -m benchmarks.equivalence                    # every model, hours on 2 cores
+    python -m benchmarks.equivalence resnet18 resnet50:8 --seeds 3
+
+A model is a registered name, with `:N` for an output stride. Results are kept model by model in benchmarks/results/equivalence, and the
+page is written anew from all of them; `--page` only does that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from fcn_jax import verify_model
+from fcn_jax.atomic import write_json, write_text
+from fcn_jax.verify import Report, Section
+
+RESULTS = Path(__file__).parent / "results" / "equivalence"
+PAGE = Path(__file__).parents[1] / "docs" / "equivalence.md"
+
+MODELS = (
+    "fcn32s_resnet18",
+    "resnet18:16",
+    "resnet18:8",
+    "resnet34",
+    "resnet50",
+    "resnet50:8",
+    "resnet101",
+    "resnet152",
+    "resnext50_32x4d",
+    "resnext101_32x8d",
+    "resnext101_64x4d",
+    "wide_resnet50_2",
+    "wide_resnet101_2",
+    "vgg16",
+)
+
+
+def measure(name: str, size: tuple[int, int], batch: int, steps: int, seeds: int) -> dict[str, Any]:
+    """The worst of several seeds for one model."""
+    model, _, stride = name.partition(":")
+    rows = []
+    for seed in range(seeds):
+        began = time.perf_counter()
+        report = verify_model(
+            model,
+            output_stride=int(stride) if stride else None,
+            sizes=[size],
+            batch=batch,
+            grad=True,
+            train_steps=steps,
+            seed=seed,
+        )
+        rows.append(summary(report) | {"seed": seed, "seconds": round(time.perf_counter() - began, 1)})
+        print(f"{name}, seed {seed}: {report.verdict} ({rows[-1]['seconds']} s)", flush=True)
+        jax.clear_caches()
+    return {
+        "model": name,
+        "size": size,
+        "batch": batch,
+        "train_steps": steps,
+        "runs": rows,
+        "environment": dict(report.environment),
+    }
+
+
+def summary(report: Report) -> dict[str, Any]:
+    """The figures of one report: of each section the worst tensor, the factor there, and the largest errors."""
+    sections = {}
+    for section in report.sections:
+        worst = section.worst
+        if worst is None:
+            continue
+        sections["logits" if section.title.startswith("logits") else section.title] = {
+            "tensors": len(section.comparisons),
+            "worst": worst.name,
+            "factor": _finite(section.worst_factor),
+            "allowed": section.factor,
+            "error": _finite(_largest(section, "error")),
+            "torch_error": _finite(_largest(section, "torch_error")),
+        }
+    agreement = report.agreement[0]
+    assert report.coverage is not None
+    return {
+        "equal": report.equal,
+        "tensors": len(report.coverage.loaded),
+        "sections": sections,
+        "argmax": agreement.argmax,
+        "torch_argmax": agreement.torch_argmax,
+    }
+
+
+def _largest(section: Section, field: str) -> float:
+    return max(getattr(comparison, field) for comparison in section.comparisons)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def page(results: list[dict[str, Any]]) -> str:
+    """docs/equivalence.md."""
+    lines = [
+        "# Equal to PyTorch",
+        "",
+        "Every model here against its PyTorch original, with the same random weights and randomised BatchNorm statistics, on drawn scenes.",
+        "Errors are relative L2 distances to PyTorch in float64, of JAX and, after the slash, of PyTorch in float32: the worst of four",
+        "correct runs (oneDNN on and off, contiguous and channels_last). *Factor* is JAX's error in units of PyTorch's at the worst tensor:",
+        "below 1, JAX is nearer to the truth than PyTorch. Each cell is the worst of the seeds. `fcn_jax/verify/compare.py` has the",
+        "criterion and what it allows: 2 for layers and logits, 3 for gradients, 10 after training.",
+        "",
+        "Made by `python -m benchmarks.equivalence`; one model by `fcn-jax verify --model NAME --grad --train-steps 20`.",
+        "",
+        "| model | tensors | worst layer by itself, factor | logits: JAX / PyTorch | argmax agrees "
+        "| gradients: JAX / PyTorch, factor | after training: JAX / PyTorch, factor | seeds |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        runs = result["runs"]
+
+        def worst(title: str, field: str, runs: list[dict[str, Any]] = runs) -> Any:
+            found = [run["sections"][name][field] for run in runs for name in run["sections"] if name == title]
+            return max(found) if None not in found else math.inf
+
+        layer = max((run["sections"]["layers, isolated"] for run in runs), key=lambda s: s["factor"] or math.inf)
+        trained = f"training, after step {result['train_steps']}"
+        height, width = result["size"]
+        lines.append(
+            f"| `{result['model']}` | {runs[0]['tensors']} | `{layer['worst']}`, {layer['factor']:.2f} "
+            f"| {worst('logits', 'error'):.1e} / {worst('logits', 'torch_error'):.1e} "
+            f"| {min(run['argmax'] for run in runs):.4%} / {min(run['torch_argmax'] for run in runs):.4%} "
+            f"| {worst('gradients', 'error'):.1e} / {worst('gradients', 'torch_error'):.1e}, {worst('gradients', 'factor'):.2f} "
+            f"| {worst(trained, 'error'):.1e} / {worst(trained, 'torch_error'):.1e}, {worst(trained, 'factor'):.2f} "
+            f"| {len(runs)}, {result['batch']}x{height}x{width}, {result['train_steps']} steps |"
+        )
+    versions = sorted({json.dumps(result["environment"]["versions"]) for result in results})
+    lines += ["", "Versions: " + "; ".join(", ".join(f"{k} {v}" for k, v in json.loads(text).items()) for text in versions) + "."]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure, keep the figures, write the page."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", nargs="*", help="default: all")
+    parser.add_argument("--size", type=int, nargs=2, default=(96, 128), metavar=("H", "W"))
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--train-steps", type=int, default=20)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--page", action="store_true", help="only write the page from the results at hand")
+    args = parser.parse_args()
+    if not args.page:
+        for name in args.models or MODELS:
+            result = measure(name, tuple(args.size), args.batch, args.train_steps, args.seeds)
+            write_json(RESULTS / f"{name.replace(':', '_os')}.json", result)
+    found = {result["model"]: result for result in (json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json")))}
+    order = [*(name for name in MODELS if name in found), *(name for name in found if name not in MODELS)]
+    write_text(PAGE, page([found[name] for name in order]))
+
+
+if __name__ == "__main__":
+    main()
