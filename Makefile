@@ -2,14 +2,17 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+NEWEST_PYTHON ?= python3.12
+NEWEST_VENV ?= .venv-newest
 RUN ?= runs/shapes
 PYTEST = $(BIN)/python -m pytest -q -rs -n 2 --dist loadfile
 
-.PHONY: help install dev train test test-all lint types clean
+.PHONY: help install dev train test test-all test-newest lint types clean
 
 help:
 	@echo "make train      train on the embedded shapes, evaluate, write pictures (a few minutes on 2 cores)"
 	@echo "make test       the tests (under 10 minutes on 2 cores); make test-all adds the slow ones"
+	@echo "make test-newest  those that need no torch, with NEWEST_PYTHON and the newest releases"
 	@echo "make lint       ruff; make types: mypy"
 	@echo "make clean      remove the virtual environment"
 
@@ -41,6 +44,18 @@ test: dev
 test-all: dev
 	$(PYTEST)
 
+# The newest releases, in an environment of their own and without torch: what compares with it is skipped, except against arrays that
+# it wrote (FCN_JAX_REFERENCE).
+$(NEWEST_VENV)/installed: pyproject.toml plugins/fcn-jax-vgg/pyproject.toml
+	$(NEWEST_PYTHON) -m venv $(NEWEST_VENV)
+	$(NEWEST_VENV)/bin/pip install -q --disable-pip-version-check setuptools
+	$(NEWEST_VENV)/bin/pip install -q --disable-pip-version-check --no-build-isolation -e '.[test]' -e plugins/fcn-jax-vgg
+	touch $@
+
+test-newest: $(NEWEST_VENV)/installed
+	$(NEWEST_VENV)/bin/python -m pip list --disable-pip-version-check | grep -E '^(jax|flax|optax|orbax-checkpoint|grain) '
+	$(NEWEST_VENV)/bin/python -m pytest -q -rs -n 2 --dist loadfile -m "not slow"
+
 lint: dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -49,4 +64,4 @@ types: dev
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(NEWEST_VENV)

@@ -27,7 +27,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            temporary.touch()
+            mode = temporary.stat().st_mode
             yield temporary
+            temporary.chmod(mode)  # safetensors, for one, gives its files to their owner alone
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)

@@ -32,8 +32,29 @@ def shared() -> Path:
     return folder
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    return (yield from _skipped_without_torch())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    return (yield from _skipped_without_torch())
+
+
+def _skipped_without_torch() -> Iterator[None]:
+    """A test that compares with PyTorch is skipped where that is not installed, as in the second environment of `.ci/run`."""
+    try:
+        return (yield)
+    except ModuleNotFoundError as error:
+        if error.name in ("torch", "torchvision"):
+            pytest.skip(f"needs {error.name}")
+        raise
+
+
 @pytest.fixture(scope="session")
 def torchvision() -> Any:
+    pytest.importorskip("torch")
     from fcn_jax.convert.torch_reference import import_torchvision
 
     return import_torchvision()

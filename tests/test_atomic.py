@@ -17,6 +17,14 @@ def test_a_file_is_replaced_at_the_end_and_the_folder_made(tmp_path):
     assert os.listdir(path.parent) == ["b.txt"]
 
 
+def test_a_file_has_the_permissions_of_any_new_file(tmp_path):
+    (tmp_path / "plain").touch()
+    with atomic.replacing(tmp_path / "a.txt") as temporary:
+        temporary.unlink()
+        os.close(os.open(temporary, os.O_CREAT | os.O_WRONLY, 0o600))
+    assert (tmp_path / "a.txt").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 def test_nothing_changes_where_writing_fails(tmp_path):
     path = tmp_path / "a.json"
     atomic.write_json(path, {"a": [1, 2]})

@@ -333,6 +333,7 @@ def test_a_partial_file_loads_once_its_gaps_are_named_by_globs(shapes, make_mode
 
 
 def test_the_real_partial_file_fails_and_then_loads_with_reinit(shared, make_model):
+    pytest.importorskip("torch")
     path = shared / "weights/resnet18_imagenet_partial.pth"
     model = make_model(21)
     message = refused(model, path)

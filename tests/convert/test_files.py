@@ -11,13 +11,14 @@ import tarfile
 import ml_dtypes
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from fcn_jax.convert import files
 from fcn_jax.errors import WeightsError, WriteError
+
+torch = pytest.importorskip("torch")
 
 TENSORS = {
     "conv.weight": np.random.default_rng(0).standard_normal((4, 3, 2, 2), np.float32),

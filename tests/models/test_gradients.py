@@ -8,13 +8,14 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
-import torch
 from flax import nnx
 
 from fcn_jax import load_torch
 from fcn_jax.convert.engine import export, tables
 from fcn_jax.models.names import named
 from fcn_jax.train.losses import cross_entropy
+
+torch = pytest.importorskip("torch")
 
 FACTOR = 3
 CLASSES = 5

@@ -1,9 +1,11 @@
 import jax.numpy as jnp
 import numpy as np
-import torch
+import pytest
 
 from fcn_jax.api import Preprocess
 from fcn_jax.models.preprocess import normalize
+
+torch = pytest.importorskip("torch")
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 5, 4, 3)).astype(np.uint8)
 

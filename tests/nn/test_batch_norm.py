@@ -2,12 +2,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from flax import nnx
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from fcn_jax import nn
+
+torch = pytest.importorskip("torch")
 
 
 def to_torch(x):

@@ -4,13 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-import torch.nn.functional as F
 from flax import nnx
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from fcn_jax import nn
+
+torch = pytest.importorskip("torch")
+F = torch.nn.functional
 
 IMPLEMENTATION = importlib.import_module("fcn_jax.nn.conv")
 PIXELS_AT_A_TIME = IMPLEMENTATION._PRODUCT_ROWS

@@ -2,13 +2,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-import torch.nn.functional as F
 from flax import nnx
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from fcn_jax import nn
+
+torch = pytest.importorskip("torch")
+F = torch.nn.functional
 
 
 @settings(max_examples=16)

@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from flax import nnx
 
 from fcn_jax import nn
+
+torch = pytest.importorskip("torch")
 
 
 def d2l_bilinear_kernel(in_channels, out_channels, kernel_size):

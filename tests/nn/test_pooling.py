@@ -1,12 +1,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch
-import torch.nn.functional as F
+import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from fcn_jax import nn
+
+torch = pytest.importorskip("torch")
+F = torch.nn.functional
 
 
 def check(x, kernel_size, stride, padding, ceil_mode):

@@ -2,12 +2,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-import torch.nn.functional as F
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fcn_jax import nn
+
+torch = pytest.importorskip("torch")
+F = torch.nn.functional
 
 SIDES = st.tuples(st.integers(1, 24), st.integers(1, 24))
 

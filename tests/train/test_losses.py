@@ -2,12 +2,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fcn_jax.train.losses import cross_entropy
+
+torch = pytest.importorskip("torch")
+F = torch.nn.functional
 
 VALUE_AND_GRAD = jax.jit(jax.value_and_grad(cross_entropy))
 

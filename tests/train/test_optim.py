@@ -3,7 +3,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import torch
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,6 +11,8 @@ from hypothesis.extra import numpy as npst
 from fcn_jax.config import OptimConfig, Rule
 from fcn_jax.errors import ConfigError
 from fcn_jax.train import optim
+
+torch = pytest.importorskip("torch")
 
 STEPS = 5
 RNG = np.random.default_rng(0)

@@ -1,0 +1,50 @@
+"""Conversion and forward pass against arrays that PyTorch wrote in another environment; `.ci/run` sets the variable."""
+
+import os
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from fcn_jax import load_torch, to_torch
+from fcn_jax.convert import files
+from fcn_jax.models.segmenter import ModelSpec, build
+
+sys.path.insert(0, str(Path(__file__).parent))
+import reference_arrays
+
+
+@pytest.fixture(scope="module", params=reference_arrays.NETWORKS)
+def reference(request):
+    folder = os.environ.get("FCN_JAX_REFERENCE")
+    if not folder:
+        pytest.skip("FCN_JAX_REFERENCE names no folder of reference arrays")
+    spec = ModelSpec(**reference_arrays.NETWORKS[request.param])
+    model = nnx.eval_shape(lambda: build(spec, rngs=nnx.Rngs(0)))
+    path = Path(folder) / request.param
+    load_torch(model, path / "weights.safetensors")
+    model.eval()
+    return path, model
+
+
+@pytest.mark.parametrize("size", reference_arrays.SIZES)
+def test_logits_are_those_that_pytorch_computed(reference, size):
+    path, model = reference
+    arrays = np.load(path / f"{size[0]}x{size[1]}.npz")
+    graphdef, state = nnx.split(model)
+    with jax.default_matmul_precision("highest"):
+        logits = jax.jit(lambda state, x: nnx.merge(graphdef, state)(x))(state, arrays["image"])
+    assert np.abs(logits - arrays["logits"]).max() < 1e-5 * np.abs(arrays["logits"]).max()
+
+
+def test_the_state_dict_comes_back_bit_for_bit(reference):
+    path, model = reference
+    theirs = {name: value for name, value in files.read(path / "weights.safetensors").items() if ".fc." not in name}
+    ours = to_torch(model)
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        assert ours[name].dtype == value.dtype
+        assert ours[name].tobytes() == value.tobytes()
