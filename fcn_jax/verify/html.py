@@ -158,11 +158,12 @@ def _plot(sections: list[Section]) -> str:
         axes.plot(x, _heights(c.error for c in comparisons), "x", ms=5, color="#1864ab", label="JAX")
         for i in (i for i, c in enumerate(comparisons) if not c.equal):
             axes.axvspan(i - 0.5, i + 0.5, color="#b42318", alpha=0.15, lw=0)
-        axes.set(yscale="log", title=section.title, ylabel="relative L2 error", xlim=(-1, len(x)))
+        axes.set(yscale="log", ylabel="relative L2 error", xlim=(-1, len(x)))
         shown = x if len(x) <= 70 else x[:: math.ceil(len(x) / 70)]
         axes.set_xticks(shown, [comparisons[i].name.removeprefix("backbone.") for i in shown], rotation=90, fontsize=6)
+        axes.set_title(section.title, loc="left")
         axes.grid(axis="y", alpha=0.3)
-        axes.legend(fontsize=8, loc="best")
+        axes.legend(fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False)
     return f'<div class=plot><img alt="errors" src="{_image(figure, "svg")}"></div>'
 
 
@@ -178,7 +179,7 @@ def _pictures(pictures: Pictures) -> str:
     axes = figure.subplots()
     drawn = axes.imshow(pictures.difference, cmap="magma")
     axes.set_axis_off()
-    figure.colorbar(drawn, ax=axes, fraction=0.04, format="%.0e")
+    figure.colorbar(drawn, ax=axes, fraction=0.04, format="%.1e")
     shown = (
         ("the image", _png(pictures.image)),
         ("largest difference of a pixel's logits, as a share of the largest logit", _image(figure, "png")),

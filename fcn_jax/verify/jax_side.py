@@ -124,20 +124,20 @@ def layer(module: nnx.Module, x: np.ndarray) -> np.ndarray:
 
 
 def gradients(
-    module: nnx.Module, call: Call, inputs: Sequence[np.ndarray], loss: Callable[[dict[str, Any]], jax.Array]
+    module: nnx.Module, call: Call, inputs: Sequence[np.ndarray], loss: Callable[[dict[str, Any], Any], jax.Array], target: Any
 ) -> tuple[float, Any]:
-    """Loss and gradient of every parameter, jitted as in training: (loss, state of gradients)."""
+    """Loss of the outputs and a target, and its gradient by every parameter, jitted as in training: (loss, state of gradients)."""
     graphdef, params, rest = nnx.split(module, nnx.Param, ...)  # type: ignore[misc]
 
     @jax.jit
-    def run(params: Any, rest: Any, inputs: tuple[Any, ...]) -> Any:
+    def run(params: Any, rest: Any, inputs: tuple[Any, ...], target: Any) -> Any:
         def loss_of(params: Any) -> jax.Array:
-            return loss(by_name(call(nnx.merge(graphdef, params, rest, copy=True), inputs)))
+            return loss(by_name(call(nnx.merge(graphdef, params, rest, copy=True), inputs)), target)
 
         return jax.value_and_grad(loss_of)(params)
 
     with precise():
-        value, grads = run(params, rest, tuple(inputs))
+        value, grads = run(params, rest, tuple(inputs), target)
     return float(value), grads
 
 

@@ -188,7 +188,8 @@ def _cross_entropy(labels: np.ndarray) -> Loss:
     target = torch.from_numpy(labels).long()
     return Loss(
         lambda outputs: torch.nn.functional.cross_entropy(outputs["logits"], target, ignore_index=255),
-        lambda outputs: cross_entropy(outputs["logits"], jax.numpy.asarray(labels)),
+        lambda outputs, labels: cross_entropy(outputs["logits"], labels),
+        labels,
     )
 
 

@@ -18,7 +18,7 @@ from fcn_jax.models.names import named
 from fcn_jax.verify import jax_side, layers
 from fcn_jax.verify.compare import FACTORS, Section, Yardstick, total_norm
 from fcn_jax.verify.report import Report, environment
-from fcn_jax.verify.torch_side import TRUTH, TorchSide, Variant, array, import_torch
+from fcn_jax.verify.torch_side import TRUTH, TorchSide, Variant, array, import_torch, to_nhwc
 
 if TYPE_CHECKING:
     import torch
@@ -50,10 +50,17 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-    """The same scalar of a network's outputs on both sides."""
+    """The same scalar of a network's outputs on both sides.
+
+    Attributes:
+        torch: outputs by name -> scalar tensor.
+        jax: (outputs by name, target) -> scalar.
+        target: arrays that JAX's side is given as arguments; as constants XLA would spend a while folding them.
+    """
 
     torch: Callable[[dict[str, Any]], Any]
-    jax: Callable[[dict[str, Any]], jax.Array]
+    jax: Callable[[dict[str, Any], Any], jax.Array]
+    target: Any
 
 
 def compare_modules(
@@ -194,7 +201,7 @@ def compare_gradients(pair: Pair, inputs: Sequence[np.ndarray], loss: Loss, adva
         yardstick = Yardstick(truth, pair.dtype, least_norm=least)
         for variant in pair.torch.variants:
             yardstick.add(by_torch(variant))
-        value, grads = jax_side.gradients(pair.jax, pair.call, inputs, loss.jax)
+        value, grads = jax_side.gradients(pair.jax, pair.call, inputs, loss.jax, loss.target)
     found = {"loss": np.asarray(value, np.float32), **export(named(grads), pair.table)}
     advance("JAX")
     return Section("gradients", FACTORS["gradients"], yardstick.judge(found, FACTORS["gradients"]))
@@ -216,11 +223,7 @@ def _random_loss(outputs: Mapping[str, np.ndarray]) -> Loss:
         # The product is of the wider type: float64 in the truth, float32 otherwise.
         return sum((found[name] * torch.from_numpy(weight)).sum() for name, weight in weights.items())
 
-    def by_jax(found: dict[str, Any]) -> jax.Array:
-        terms = []
-        for name, weight in weights.items():
-            nhwc = weight.transpose(0, 2, 3, 1) if weight.ndim == 4 else weight
-            terms.append((found[name].astype(jnp.float32) * nhwc).sum())
-        return jnp.stack(terms).sum()
+    def by_jax(found: dict[str, Any], target: dict[str, Any]) -> jax.Array:
+        return jnp.stack([(found[name].astype(jnp.float32) * target[name]).sum() for name in target]).sum()
 
-    return Loss(by_torch, by_jax)
+    return Loss(by_torch, by_jax, {name: to_nhwc(weight) for name, weight in weights.items()})
