@@ -103,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
 
     verify = command("verify", _verify, "Show that a model is the same function as its PyTorch original, or which layer is not.")
     verify.add_argument("--model", metavar="NAME", required=True, help="a registered whole model, or a backbone")
-    verify.add_argument("--head", metavar="NAME", default="fcn32s", help="put on a backbone (default: fcn32s)")
+    verify.add_argument("--head", metavar="NAME", help="put on a backbone (default: fcn32s)")
     verify.add_argument("--num-classes", metavar="N", type=int, help="default: the registered model's, or 21")
     verify.add_argument("--output-stride", metavar="N", type=int, help="of the backbone (default: its own)")
     verify.add_argument("--weights", metavar="FILE|NAME", help="weights of both sides (default: random ones)")
@@ -240,9 +240,9 @@ def _verify(args: argparse.Namespace) -> int:
         if args.debug:
             raise
         raise FcnJaxError(f"{args.model} could not be run: {type(error).__name__}: {error} (--debug shows where)") from error
+    print(report)
     for path in args.report:
         html.write(report, path)
-    print(report)
     return 0 if report.equal else 1
 
 

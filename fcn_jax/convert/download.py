@@ -59,15 +59,19 @@ def fetch(weights: Weights, *, sleep: Callable[[float], object] = time.sleep) ->
     if not re.fullmatch("[0-9a-f]{8,64}", expected):
         raise PluginError(f"the weights at {weights.url} are registered with SHA-256 '{expected}'; it must be 8 to 64 hex digits")
     path = cached_path(weights)
-    if path.is_file() and files.sha256(path).startswith(expected):
-        return path
+    stale = ""
+    if path.is_file():
+        found = files.sha256(path)
+        if found.startswith(expected):
+            return path
+        stale = f" (what is there has SHA-256 {found[: len(expected)]}, expected is {expected})"
     with replacing(path) as temporary:
         try:
             with temporary.open("wb") as file, _progress(path.name) as report:
                 _download(weights.url, file, report, sleep)
         except _NotFetchedError as error:
             raise WeightsError(
-                f"{weights.url}: cannot be fetched: {error}; fetch it by other means and put it at {path}, or give the file's path "
+                f"{weights.url}: cannot be fetched: {error}; fetch it by other means and put it at {path}{stale}, or give the file's path "
                 "in place of the name"
             ) from error
         found = files.sha256(temporary)

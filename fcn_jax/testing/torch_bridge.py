@@ -64,8 +64,9 @@ def check_reference(
         return
     import torch
 
-    torch.manual_seed(0)
-    reference = build(bridge.reference).eval()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        reference = build(bridge.reference).eval()
     randomise_batch_norm(reference, seed=0)
     try:
         report = compare_modules(

@@ -112,15 +112,21 @@ def outputs(module: nnx.Module, call: Call, inputs: Sequence[np.ndarray]) -> dic
         return arrays(run(state, tuple(inputs)))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _run_layer(graphdef: Any, state: Any, x: jax.Array) -> Any:
-    return nnx.merge(graphdef, state, copy=True)(x)
+def layer_runner() -> Callable[[nnx.Module, np.ndarray], np.ndarray]:
+    """A function that runs one submodule on an input of its own, giving PyTorch's layout; it compiles layers alike once.
 
+    It is made anew for every comparison, since it would not notice that a layer's code had changed.
+    """
 
-def layer(module: nnx.Module, x: np.ndarray) -> np.ndarray:
-    """Run one submodule on an input of its own; in PyTorch's layout. Layers alike are compiled once."""
-    with precise():
-        return array(_run_layer(*nnx.split(module), x))
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(graphdef: Any, state: Any, x: jax.Array) -> Any:
+        return nnx.merge(graphdef, state, copy=True)(x)
+
+    def layer(module: nnx.Module, x: np.ndarray) -> np.ndarray:
+        with precise():
+            return array(run(*nnx.split(module), x))
+
+    return layer
 
 
 def gradients(
@@ -141,11 +147,18 @@ def gradients(
     return float(value), grads
 
 
-def without_dropout(module: nnx.Module) -> None:
-    """Switch dropout off, in place, in both modes."""
-    for child in submodules(module).values():
-        if isinstance(child, nnx.Dropout):
-            child.rate = 0.0
+@contextlib.contextmanager
+def without_dropout(module: nnx.Module) -> Iterator[None]:
+    """Dropout switched off in both modes, and as it was at the end."""
+    layers = [child for child in submodules(module).values() if isinstance(child, nnx.Dropout)]
+    rates = [layer.rate for layer in layers]
+    for layer in layers:
+        layer.rate = 0.0
+    try:
+        yield
+    finally:
+        for layer, rate in zip(layers, rates, strict=True):
+            layer.rate = rate
 
 
 def array(value: Any) -> np.ndarray:

@@ -71,7 +71,7 @@ def compare(
 
     Returns:
         The isolated errors, each layer fed PyTorch's own input, in the order of PyTorch's calls; the accumulated errors, in the same
-        order; and the paths that were not compared, neither they nor a layer in them, as one side never called them with one tensor.
+        order; and the layers with tensors of their own that were not compared, since one side never calls them with a single tensor.
     """
     _, ours = jax_side.watched(module, call, inputs, tuple(pairs))
     advance("JAX")
@@ -89,7 +89,7 @@ def compare(
     whole = Section("layers, accumulated", factor, accumulated.judge(_flat(ours), factor))
     del accumulated, truth, ours, seen
 
-    modules = jax_side.submodules(module)
+    modules, run_layer = jax_side.submodules(module), jax_side.layer_runner()
     isolated: list[Comparison] = []
     for name in order:
         path = paths[name]
@@ -99,10 +99,11 @@ def compare(
             yardstick = Yardstick({key: side.layer(TRUTH, name, x)}, dtype)
             for variant in side.variants:
                 yardstick.add({key: side.layer(variant, name, x)})
-            isolated += yardstick.judge({key: jax_side.layer(modules[path], x)}, factor)
+            isolated += yardstick.judge({key: run_layer(modules[path], x)}, factor)
         advance(path)
     compared = {paths[name] for name in order}
-    uncompared = tuple(path for path in pairs if not any(done == path or done.startswith(f"{path}.") for done in compared))
+    owners = dict.fromkeys(path.rpartition(".")[0] for path in leaves(module))
+    uncompared = tuple(owner for owner in owners if owner not in compared)
     return Section("layers, isolated", factor, tuple(isolated)), whole, uncompared
 
 

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from fcn_jax.api import IGNORE_INDEX
 from fcn_jax.convert import files
 from fcn_jax.convert.engine import LoadRecord, load_torch, tables
 from fcn_jax.convert.rules import Table
@@ -21,8 +22,8 @@ from fcn_jax.infer.metrics import ConfusionMatrix
 from fcn_jax.models.preprocess import normalize
 from fcn_jax.models.segmenter import ModelSpec, build, by_name, describe
 from fcn_jax.train.losses import cross_entropy
-from fcn_jax.verify import jax_side, layers
-from fcn_jax.verify.modules import Loss, Outputs, compare_gradients, compare_outputs, evaluating, make_pair
+from fcn_jax.verify import jax_side
+from fcn_jax.verify.modules import Loss, Outputs, compare_gradients, compare_layers, compare_outputs, paired
 from fcn_jax.verify.reference import build_reference, randomise_batch_norm
 from fcn_jax.verify.report import Agreement, Pictures, Report, environment
 from fcn_jax.verify.torch_side import import_torch
@@ -31,13 +32,16 @@ from fcn_jax.verify.training import compare_training
 SMALLEST = 32
 """Least height and width, in pixels, of the images that a model is verified on."""
 
+DEFAULT_HEAD = "fcn32s"
+"""What a backbone is verified under."""
+
 
 def verify_model(
     model: str = "fcn32s_resnet18",
     *,
     weights: str | Path | None = None,
     reinit: Sequence[str] = (),
-    head: str = "fcn32s",
+    head: str | None = None,
     num_classes: int | None = None,
     output_stride: int | None = None,
     sizes: Sequence[tuple[int, int]] = ((320, 480),),
@@ -54,11 +58,11 @@ def verify_model(
     Layers and logits are compared in eval mode; gradients and training steps in train mode, with dropout off.
 
     Args:
-        model: a registered whole model, or a registered backbone, which is then verified under `head`.
+        model: a registered whole model, or a registered backbone, which is then verified under a head.
         weights: a `.pth` or `.safetensors` file, or the name of published weights. If not given, all is random, BatchNorm's statistics,
             scales and shifts too.
         reinit: globs over names that the file lacks on purpose; they are random.
-        head: registered head for a backbone.
+        head: registered head for a backbone; None takes `fcn32s`.
         num_classes: default: the registered model's, or 21.
         output_stride: of the backbone; None takes the default.
         sizes: heights and widths of the images in pixels, at least 32 each. Layers, gradients and training use the first.
@@ -77,57 +81,53 @@ def verify_model(
         WeightsError: the weights do not fit, or torch is not installed.
     """
     torch = import_torch()
-    _check(sizes, batch, train_steps)
     spec = _spec(model, head, num_classes, output_stride, dtype)
+    _check(sizes, batch, train_steps, seed, spec)
     network = jax_side.blank(lambda: build(spec, rngs=nnx.Rngs(seed)))
-    torch.manual_seed(seed)
-    reference = build_reference(spec)
+    with torch.random.fork_rng(devices=[]):  # the caller's random stream is the caller's
+        torch.manual_seed(seed)
+        reference = build_reference(spec)
+    randomise_batch_norm(reference, seed)
     found = tables(spec)
     if ("model", "torchvision") not in found:
         raise ConfigError(f"{spec.backbone} + {spec.head} declare no table of PyTorch names, so there is nothing to compare by")
     table = found["model", "torchvision"]
-    if weights is None:
-        randomise_batch_norm(reference, seed)
-        origin: dict[str, Any] = {"source": f"random, seed {seed}"}
-    else:
+    origin: dict[str, Any] = {"source": f"random, seed {seed}"}
+    if weights is not None:
         record = load_torch(network, weights, reinit)
         _fill_reference(reference, record, table)
         origin = {"source": record.source, "sha256": record.sha256, "scope": record.scope, "random": record.reinit}
     coverage = load_torch(network, reference.state_dict())
-    pairs = layers.pair(reference, network, table)
-    done = itertools.count(1)
-    total = 6 + len(pairs) + 6 * len(sizes) + 6 * grad + train_steps
 
-    def advance(what: str) -> None:
-        if progress is not None:
-            progress(next(done), total, what)
-
-    subject = f"{model}" if by_name(model).head else f"{model} + {head}"
+    subject = model if by_name(model).head else f"{model} + {spec.head}"
     if spec.output_stride:
         subject += f" at output stride {spec.output_stride}"
     report = Report(subject, dtype, environment(), coverage=coverage, weights=origin)
-    pair = make_pair(reference, network, table, _logits, _logits, dtype)
     preprocess = describe(spec)[0].preprocess
-
     scenes = [_scenes(size, batch, spec.num_classes, seed) for size in sizes]
     inputs = [np.asarray(normalize(jax.numpy.asarray(images), preprocess)) for images, _ in scenes]
-    with evaluating(pair):
-        isolated, accumulated, report.uncompared = layers.compare(
-            pair.torch, pair.jax, pair.call, pairs, inputs[:1], dtype, advance
-        )
-        report.add(isolated, accumulated)
-        report.guilty = layers.guilty(isolated, accumulated)
+    with paired(reference, network, table, _logits, _logits, dtype) as pair:
+        done = itertools.count(1)
+        total = 6 + len(pair.layers) + 6 * len(sizes) + 6 * grad + train_steps
+
+        def advance(what: str) -> None:
+            if progress is not None:
+                progress(next(done), total, what)
+
+        compare_layers(pair, report, inputs[:1], advance)
         for i, (size, x) in enumerate(zip(sizes, inputs, strict=True)):
             section, outputs = compare_outputs(pair, (x,), f"logits at {size[0]}x{size[1]}", advance)
             report.add(section)
+            if section.comparisons[0].fault:
+                continue  # there are no predictions to compare
             report.agreement.append(_agreement(size, outputs, spec.num_classes))
             if i == 0:
                 report.pictures = _pictures(scenes[0][0][0], outputs, spec.num_classes)
-    if grad:
-        report.add(compare_gradients(pair, inputs[:1], _cross_entropy(scenes[0][1]), advance))
-    if train_steps:
-        batches = [_scenes(sizes[0], batch, spec.num_classes, seed + 1 + i) for i in range(train_steps)]
-        report.add(*compare_training(pair, network, batches, preprocess, advance))
+        if grad:
+            report.add(compare_gradients(pair, inputs[:1], _cross_entropy(scenes[0][1]), advance))
+        if train_steps:
+            batches = [_scenes(sizes[0], batch, spec.num_classes, seed + 1 + i) for i in range(train_steps)]
+            report.add(*compare_training(pair, network, batches, preprocess, advance))
     return report
 
 
@@ -135,21 +135,24 @@ def _logits(network: Any, inputs: tuple[Any, ...]) -> dict[str, Any]:
     return {"logits": network(*inputs)}
 
 
-def _check(sizes: Sequence[tuple[int, int]], batch: int, train_steps: int) -> None:
+def _check(sizes: Sequence[tuple[int, int]], batch: int, train_steps: int, seed: int, spec: ModelSpec) -> None:
     problems = [f"size {h}x{w}: want {SMALLEST} or more each way" for h, w in sizes if min(h, w) < SMALLEST]
     if not sizes:
         problems.append("no size is given")
-    if batch < 1:
-        problems.append(f"batch is {batch}: want 1 or more")
-    if train_steps < 0:
-        problems.append(f"train steps are {train_steps}: want 0 or more")
+    for name, value, least in (("batch", batch, 1), ("train steps", train_steps, 0), ("seed", seed, 0)):
+        if value < least:
+            problems.append(f"{name} is {value}: want {least} or more")
+    if spec.num_classes > IGNORE_INDEX:
+        problems.append(f"num_classes is {spec.num_classes}: want {IGNORE_INDEX} or less")
     if problems:
         raise ConfigError("; ".join(problems))
 
 
-def _spec(model: str, head: str, num_classes: int | None, output_stride: int | None, dtype: str) -> ModelSpec:
+def _spec(model: str, head: str | None, num_classes: int | None, output_stride: int | None, dtype: str) -> ModelSpec:
     spec = by_name(model)
-    changes: dict[str, Any] = {"dtype": dtype, "head": spec.head or head}
+    if spec.head and head:
+        raise ConfigError(f"'{model}' is a whole model, with the head '{spec.head}'; --head is for a backbone")
+    changes: dict[str, Any] = {"dtype": dtype, "head": spec.head or head or DEFAULT_HEAD}
     if num_classes is not None:
         changes["num_classes"] = num_classes
     if output_stride is not None:

@@ -14,9 +14,10 @@ from flax import nnx
 
 from fcn_jax.convert.engine import export, load_by_table
 from fcn_jax.convert.rules import Table
+from fcn_jax.errors import ConfigError
 from fcn_jax.models.names import named
 from fcn_jax.verify import jax_side, layers
-from fcn_jax.verify.compare import FACTORS, Section, Yardstick, total_norm
+from fcn_jax.verify.compare import FACTORS, FLOOR, Section, Yardstick, total_norm
 from fcn_jax.verify.report import Report, environment
 from fcn_jax.verify.torch_side import TRUTH, TorchSide, Variant, array, import_torch, to_nhwc
 
@@ -29,6 +30,12 @@ NEGLIGIBLE = 1e-6
 """Gradients smaller than this share of the whole gradient are measured against it: they are zero but for rounding."""
 
 
+def check_dtype(dtype: str) -> None:
+    """Raise `ConfigError` unless the criterion knows the precision."""
+    if dtype not in FLOOR:
+        raise ConfigError(f"dtype is '{dtype}'; it must be one of {', '.join(FLOOR)}")
+
+
 @dataclasses.dataclass(frozen=True)
 class Pair:
     """Both sides of a comparison, with the same weights.
@@ -39,6 +46,7 @@ class Pair:
         table: rules that tie their names.
         call: how to run JAX's side.
         dtype: compared precision, "float32" or "bfloat16".
+        layers: submodules that hold the same tensors, Flax path -> PyTorch name.
     """
 
     torch: TorchSide
@@ -46,6 +54,7 @@ class Pair:
     table: Table
     call: jax_side.Call
     dtype: str
+    layers: Mapping[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +92,7 @@ def compare_modules(
 
     The PyTorch module's state dict is loaded into the JAX module, in place, by the rules; then both run on the same inputs. See
     `fcn_jax.verify.compare` for the criterion. Layers and outputs are compared in eval mode, gradients in train mode with dropout
-    off. The PyTorch module is left as it was.
+    off, which no two libraries draw alike. The PyTorch module is left as it was.
 
     Args:
         torch_module: the original, on the CPU.
@@ -101,40 +110,42 @@ def compare_modules(
         The report; `report.equal` is the verdict.
 
     Raises:
+        ConfigError: an unknown dtype.
         WeightsError: the rules do not take the state dict: all missing, surplus and misshapen names; or torch is not installed.
     """
+    check_dtype(dtype)
     inputs = (inputs,) if isinstance(inputs, np.ndarray) else tuple(inputs)
     advance = progress or (lambda _: None)
     coverage = load_by_table(jax_module, torch_module.state_dict(), rules)
-    pair = make_pair(torch_module, jax_module, rules, call_torch or _called, call_jax or _called, dtype)
     report = Report(subject or type(jax_module).__name__, dtype, environment(), coverage=coverage)
-    with evaluating(pair):
-        pairs = layers.pair(torch_module, jax_module, rules)
-        isolated, accumulated, uncalled = layers.compare(pair.torch, pair.jax, pair.call, pairs, inputs, dtype, advance)
-        report.add(isolated, accumulated)
-        report.uncompared = uncalled
+    with paired(torch_module, jax_module, rules, call_torch or _called, call_jax or _called, dtype) as pair:
+        compare_layers(pair, report, inputs, advance)
         section, outputs = compare_outputs(pair, inputs, "outputs", advance)
         report.add(section)
-    report.guilty = layers.guilty(isolated, accumulated)
-    if grad:
-        report.add(compare_gradients(pair, inputs, _random_loss(outputs.truth), advance))
+        if grad:
+            report.add(compare_gradients(pair, inputs, _random_loss(outputs.truth), advance))
     return report
 
 
-def make_pair(
-    torch_module: Any, jax_module: nnx.Module, table: Table, call_torch: Any, call_jax: jax_side.Call, dtype: str
-) -> Pair:
-    """Put two modules of the same weights side by side; dropout is switched off on both sides."""
-    jax_side.without_dropout(jax_module)
-    return Pair(TorchSide(torch_module, dtype, call_torch), jax_module, table, call_jax, dtype)
-
-
 @contextlib.contextmanager
-def evaluating(pair: Pair) -> Iterator[None]:
-    """Both sides in eval mode."""
-    pair.torch.train(False)
-    pair.jax.eval()
-    yield
+def paired(
+    torch_module: Any, jax_module: nnx.Module, table: Table, call_torch: Any, call_jax: jax_side.Call, dtype: str
+) -> Iterator[Pair]:
+    """Two modules of the same weights side by side, in eval mode, with dropout off; JAX's dropout is as it was at the end."""
+    with jax_side.without_dropout(jax_module):
+        side = TorchSide(torch_module, dtype, call_torch)
+        side.train(False)
+        jax_module.eval()
+        yield Pair(side, jax_module, table, call_jax, dtype, layers.pair(torch_module, jax_module, table))
+
+
+def compare_layers(pair: Pair, report: Report, inputs: Sequence[np.ndarray], advance: Advance) -> None:
+    """Compare layer by layer, and say in the report which one is to blame."""
+    isolated, accumulated, report.uncompared = layers.compare(
+        pair.torch, pair.jax, pair.call, pair.layers, inputs, pair.dtype, advance
+    )
+    report.add(isolated, accumulated)
+    report.guilty = layers.guilty(isolated, accumulated)
 
 
 @contextlib.contextmanager
@@ -183,13 +194,14 @@ def compare_outputs(pair: Pair, inputs: Sequence[np.ndarray], title: str, advanc
 
 
 def compare_gradients(pair: Pair, inputs: Sequence[np.ndarray], loss: Loss, advance: Advance) -> Section:
-    """Compare the loss and its gradient by every parameter, in train mode; in PyTorch's order, by PyTorch's names."""
+    """Compare the loss and its gradient by every parameter that PyTorch does not freeze, in train mode, by PyTorch's names."""
 
     def by_torch(variant: Variant) -> dict[str, np.ndarray]:
         network = pair.torch.network(variant)
         network.zero_grad(set_to_none=True)
-        value = loss.torch(pair.torch.outputs(variant, inputs))
-        with pair.torch.running(variant):
+        with pair.torch.forward(variant):
+            value = loss.torch(pair.torch.outputs(variant, inputs))
+        with pair.torch.kernels(variant):
             value.backward()
         grads = {name: array(p.grad) for name, p in network.named_parameters() if p.grad is not None}
         advance("PyTorch")
@@ -202,7 +214,9 @@ def compare_gradients(pair: Pair, inputs: Sequence[np.ndarray], loss: Loss, adva
         for variant in pair.torch.variants:
             yardstick.add(by_torch(variant))
         value, grads = jax_side.gradients(pair.jax, pair.call, inputs, loss.jax, loss.target)
-    found = {"loss": np.asarray(value, np.float32), **export(named(grads), pair.table)}
+    frozen = {name for name, p in pair.torch.network(TRUTH).named_parameters() if not p.requires_grad}
+    ours = {name: grad for name, grad in export(named(grads), pair.table).items() if name not in frozen}
+    found = {"loss": np.asarray(value, np.float32), **ours}
     advance("JAX")
     return Section("gradients", FACTORS["gradients"], yardstick.judge(found, FACTORS["gradients"]))
 

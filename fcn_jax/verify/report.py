@@ -13,7 +13,7 @@ import numpy as np
 
 from fcn_jax.convert.engine import LoadRecord
 from fcn_jax.errors import listing
-from fcn_jax.verify.compare import Comparison, Section
+from fcn_jax.verify.compare import NOISE, NOT_FINITE, TORCH_NOT_FINITE, Comparison, Section
 
 _PACKAGES = ("fcn-jax", "jax", "jaxlib", "flax", "optax", "torch", "torchvision", "timm", "numpy")
 
@@ -66,7 +66,7 @@ class Report:
         coverage: which tensor of the state dict went where.
         guilty: the first layer or tensor to blame, "" if none.
         agreement: of the predictions, by image size; empty for what predicts no classes.
-        uncompared: layers that hold parameters but were not compared one by one, since PyTorch does not call them with one tensor.
+        uncompared: layers with tensors of their own that were not compared one by one, since one side does not call them with one tensor.
         weights: file or name of the weights and its SHA-256, or that they are random, with the seed.
         pictures: of the first image, or None.
     """
@@ -95,21 +95,24 @@ class Report:
     def failures(self) -> list[Comparison]:
         """Tensors over their limit. Those that are not finite come first: what they touch is wrong because of them."""
         failed = [c for section in self.sections for c in section.comparisons if not c.equal]
-        return sorted(failed, key=lambda c: "finite" not in c.fault)
+        return sorted(failed, key=lambda c: c.fault not in (NOT_FINITE, TORCH_NOT_FINITE))
 
     @property
     def blame(self) -> str:
         """One line on what is wrong, "" if nothing is."""
         failures = self.failures
-        if failures and "finite" in failures[0].fault:
+        if failures and failures[0].fault in (NOT_FINITE, TORCH_NOT_FINITE):
             return str(failures[0])
-        return self.guilty or (str(failures[0]) if failures else "")
+        empty = [section.title for section in self.sections if not section.comparisons]
+        return self.guilty or (str(failures[0]) if failures else f"nothing was compared in: {', '.join(empty)}" if empty else "")
 
     @property
     def verdict(self) -> str:
         """One line."""
         if self.equal:
-            return f"EQUAL: {self.subject} in {self.dtype} is the same function in JAX and PyTorch"
+            unjudged = sum(not c.judged for section in self.sections for c in section.comparisons)
+            reserve = f" ({unjudged} tensors are too noisy in PyTorch to be judged)" if unjudged else ""
+            return f"EQUAL: {self.subject} in {self.dtype} is the same function in JAX and PyTorch{reserve}"
         return f"NOT EQUAL: {self.subject} in {self.dtype}: {self.blame}"
 
     def remarks(self) -> list[str]:
@@ -125,7 +128,14 @@ class Report:
         if self.coverage:
             lines.append(f"loaded: {self.coverage}")
         if self.uncompared:
-            lines.append(f"layers not compared one by one, since PyTorch does not call them so: {listing(self.uncompared)}")
+            lines.append(f"layers not compared one by one, since one side does not call them so: {listing(self.uncompared)}")
+        for section in self.sections:
+            names = [c.name for c in section.comparisons if not c.judged]
+            if names:
+                lines.append(
+                    f"{section.title}: {len(names)} of {len(section.comparisons)} not judged, since PyTorch's own error is {NOISE:g} or "
+                    f"more (a larger batch or size may help): {listing(names, 6)}"
+                )
         return lines
 
     def to_dict(self) -> dict[str, Any]:
@@ -158,6 +168,7 @@ class Report:
         for section in self.sections:
             worst = section.worst
             if worst is None:
+                rows.append((section.title, "0", "", "", "", "", f"{section.factor:g}  FAILED"))
                 continue
             rows.append(
                 (

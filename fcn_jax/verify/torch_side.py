@@ -83,34 +83,40 @@ class TorchSide:
     def tensor(self, value: np.ndarray, variant: Variant) -> torch.Tensor:
         """NHWC numpy -> NCHW tensor of the variant's dtype and layout; integers and other ranks only change their type of array."""
         torch = import_torch()
-        x = torch.from_numpy(np.ascontiguousarray(to_nchw(value)))
+        x = torch.tensor(to_nchw(value))  # a copy: a layer that works in place must not write into the caller's array
         if not x.is_floating_point():
             return x
         x = x.to(getattr(torch, variant.dtype))
         return x.contiguous(memory_format=torch.channels_last) if variant.channels_last and x.ndim == 4 else x
 
     @contextlib.contextmanager
-    def running(self, variant: Variant) -> Iterator[None]:
-        """The settings under which a variant computes, forward and backward."""
+    def kernels(self, variant: Variant) -> Iterator[None]:
+        """A variant's kernels, forward and backward."""
         torch = import_torch()
         before = torch.backends.mkldnn.enabled
         torch.backends.mkldnn.enabled = variant.onednn
         try:
-            with torch.autocast("cpu", torch.bfloat16, enabled=variant.dtype == "bfloat16"):
-                yield
+            yield
         finally:
             torch.backends.mkldnn.enabled = before
+
+    @contextlib.contextmanager
+    def forward(self, variant: Variant) -> Iterator[None]:
+        """All the settings of a variant's forward pass and loss. PyTorch advises against autocast around the backward pass."""
+        torch = import_torch()
+        with self.kernels(variant), torch.autocast("cpu", torch.bfloat16, enabled=variant.dtype == "bfloat16"):
+            yield
 
     def outputs(self, variant: Variant, inputs: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
         """Run the network in the mode it is in; inputs are NHWC, outputs NCHW by name."""
         tensors = tuple(self.tensor(x, variant) for x in inputs)
-        with self.running(variant):
+        with self.forward(variant):
             return by_name(self._call(self.network(variant), tensors))
 
     def layer(self, variant: Variant, name: str, x: np.ndarray) -> np.ndarray:
         """Run one submodule on an input of its own, NHWC f32 -> PyTorch's layout."""
         torch = import_torch()
-        with torch.no_grad(), self.running(variant):
+        with torch.no_grad(), self.forward(variant):
             return array(self.network(variant).get_submodule(name)(self.tensor(x, variant)))
 
     def watched(
@@ -126,17 +132,28 @@ class TorchSide:
         seen_in: dict[str, list[np.ndarray]] = {}
         seen_out: dict[str, list[np.ndarray]] = {}
 
-        def hook(name: str) -> Any:
+        given: dict[str, list[np.ndarray | None]] = {}
+
+        def before(name: str) -> Any:
+            # Copied before the call: a layer in place writes over what it is given.
+            def note(module: Any, args: tuple[Any, ...]) -> None:
+                single = len(args) == 1 and isinstance(args[0], torch.Tensor)
+                given.setdefault(name, []).append(to_nhwc(array(args[0]).astype(np.float32)) if single else None)
+
+            return note
+
+        def after(name: str) -> Any:
             def note(module: Any, args: tuple[Any, ...], output: Any) -> None:
-                if len(args) == 1 and isinstance(args[0], torch.Tensor) and isinstance(output, torch.Tensor):
-                    # Copies: a ReLU in place writes over what it is given.
-                    seen_in.setdefault(name, []).append(to_nhwc(array(args[0]).astype(np.float32)))
+                x = given[name].pop()
+                if x is not None and isinstance(output, torch.Tensor):
+                    seen_in.setdefault(name, []).append(x)
                     seen_out.setdefault(name, []).append(array(output))
 
             return note
 
         network = self.network(variant)
-        handles = [network.get_submodule(name).register_forward_hook(hook(name)) for name in names]
+        handles = [network.get_submodule(name).register_forward_pre_hook(before(name)) for name in names]
+        handles += [network.get_submodule(name).register_forward_hook(after(name)) for name in names]
         try:
             with torch.no_grad():
                 outputs = self.outputs(variant, inputs)

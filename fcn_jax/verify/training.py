@@ -15,8 +15,8 @@ from fcn_jax.models.names import named
 from fcn_jax.models.segmenter import Segmenter
 from fcn_jax.train import optim, step
 from fcn_jax.verify import jax_side
-from fcn_jax.verify.compare import FACTORS, Comparison, Section, Yardstick
-from fcn_jax.verify.modules import Advance, Pair, training
+from fcn_jax.verify.compare import FACTORS, Comparison, Section, Yardstick, total_norm
+from fcn_jax.verify.modules import NEGLIGIBLE, Advance, Pair, training
 from fcn_jax.verify.torch_side import TRUTH, TorchSide, Variant, array, import_torch
 
 RECIPE = OptimConfig(name="sgd", lr=0.01, momentum=0.9, weight_decay=1e-4, schedule="poly", power=0.9)
@@ -31,8 +31,9 @@ def compare_training(
 ) -> list[Section]:
     """Train both sides on the same batches with SGD, momentum, decay and the poly schedule.
 
-    JAX's side is the step that `fcn-jax train` takes; PyTorch's is torch's own SGD and PolynomialLR. Every tensor is judged after the
-    first step, before rounding errors have been amplified, and after the last; between them the losses, and all parameters and all
+    JAX's side is the step that `fcn-jax train` takes; PyTorch's is torch's own SGD and PolynomialLR. What is compared is how far each
+    tensor has moved from its initial value: a wrong step is a small part of the tensor itself. Every tensor is judged after the first
+    step, before rounding errors have been amplified, and after the last; after each step the loss, all parameters together and all
     running statistics together.
 
     Args:
@@ -45,31 +46,40 @@ def compare_training(
     steps = len(batches)
     with training(pair):
         ours = _JaxRun(pair, model, preprocess, steps)
-        truth = _TorchRun(pair.torch, TRUTH, preprocess, steps)
-        runs = [_TorchRun(pair.torch, variant, preprocess, steps) for variant in pair.torch.variants]
+        names = set(ours.tensors())  # PyTorch may hold a classifier that the model here has no place for
+        truth = _TorchRun(pair.torch, TRUTH, preprocess, steps, names)
+        runs = [_TorchRun(pair.torch, variant, preprocess, steps, names) for variant in pair.torch.variants]
+        start = truth.tensors()
         first: tuple[Comparison, ...] = ()
         last: tuple[Comparison, ...] = ()
         between: list[Comparison] = []
         for number, (images, labels) in enumerate(batches, start=1):
-            together = {f"loss, step {number}": truth.step(images, labels)} | _together(truth.tensors(), number)
-            whole, each = Yardstick(together, pair.dtype), Yardstick(truth.tensors(), pair.dtype)
+            loss = truth.step(images, labels)
+            moved = _moved(truth.tensors(), start)
+            whole = Yardstick({f"loss, step {number}": loss} | _together(moved, number), pair.dtype)
+            each = Yardstick(moved, pair.dtype, least_norm=NEGLIGIBLE * total_norm(moved.values()))
             for run in runs:
                 loss = run.step(images, labels)
-                whole.add({f"loss, step {number}": loss} | _together(run.tensors(), number))
-                if number in (1, steps):
-                    each.add(run.tensors())
-            found = {f"loss, step {number}": ours.step(images, labels)} | _together(ours.tensors(), number)
-            between += whole.judge(found, FACTORS["training"])
+                moved = _moved(run.tensors(), start)
+                whole.add({f"loss, step {number}": loss} | _together(moved, number))
+                each.add(moved)
+            loss = ours.step(images, labels)
+            moved = _moved(ours.tensors(), start)
+            between += whole.judge({f"loss, step {number}": loss} | _together(moved, number), FACTORS["training"])
             if number == 1:
-                first = each.judge(ours.tensors(), FACTORS["gradients"])
+                first = each.judge(moved, FACTORS["gradients"])
             if number == steps:
-                last = each.judge(ours.tensors(), FACTORS["training"])
+                last = each.judge(moved, FACTORS["training"])
             advance(f"training step {number}")
     sections = [
         Section("training, after step 1", FACTORS["gradients"], first),
         Section("training, each step", FACTORS["training"], tuple(between)),
     ]
     return sections if steps == 1 else [*sections, Section(f"training, after step {steps}", FACTORS["training"], last)]
+
+
+def _moved(tensors: dict[str, np.ndarray], start: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: value.astype(np.float64) - start[name] for name, value in tensors.items()}
 
 
 def _together(tensors: dict[str, np.ndarray], number: int) -> dict[str, np.ndarray]:
@@ -85,11 +95,11 @@ def _together(tensors: dict[str, np.ndarray], number: int) -> dict[str, np.ndarr
 class _TorchRun:
     """PyTorch's own training loop in one variant."""
 
-    def __init__(self, side: TorchSide, variant: Variant, preprocess: Preprocess, steps: int) -> None:
+    def __init__(self, side: TorchSide, variant: Variant, preprocess: Preprocess, steps: int, names: set[str]) -> None:
         import copy
 
         torch = import_torch()
-        self._side, self._variant, self._preprocess = side, variant, preprocess
+        self._side, self._variant, self._preprocess, self._names = side, variant, preprocess, names
         self._network = copy.deepcopy(side.network(variant))
         self._optimizer = torch.optim.SGD(
             self._network.parameters(), RECIPE.lr, momentum=RECIPE.momentum, weight_decay=RECIPE.weight_decay
@@ -104,18 +114,17 @@ class _TorchRun:
         mean, std = np.asarray(preprocess.mean, wide), np.asarray(preprocess.std, wide)
         x = (ordered.astype(wide) * wide(preprocess.scale / 255) - mean) / std
         self._optimizer.zero_grad(set_to_none=True)
-        with self._side.running(self._variant):
+        with self._side.forward(self._variant):
             logits = self._network(self._side.tensor(x, self._variant))
             loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels).long(), ignore_index=255)
+        with self._side.kernels(self._variant):
             loss.backward()
         self._optimizer.step()
         self._schedule.step()
         return array(loss)
 
     def tensors(self) -> dict[str, np.ndarray]:
-        trained = {name for name, p in self._network.named_parameters() if p.grad is not None}
-        buffers = {name for name, _ in self._network.named_buffers()}
-        return {name: array(x) for name, x in self._network.state_dict().items() if name in trained or name in buffers}
+        return {name: array(x) for name, x in self._network.state_dict().items() if name in self._names}
 
 
 class _JaxRun:

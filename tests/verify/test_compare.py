@@ -79,7 +79,38 @@ def test_a_tensor_that_is_zero_but_for_rounding_is_measured_by_the_least_norm():
     assert relative_error(np.array([2e-9]), np.array([1e-9])) == pytest.approx(1)
     assert relative_error(np.array([2e-9]), np.array([1e-9]), least_norm=1e-3) == pytest.approx(1e-6)
     assert relative_error(np.zeros(3), np.zeros(3)) == 0
-    assert relative_error(np.ones(3), np.zeros(3)) == math.inf
+    assert relative_error(np.full(4, 1e-30), np.zeros(4)) == pytest.approx(2e-30)
+
+
+def test_a_tensor_of_zeros_does_not_pass_however_noisy_pytorch_is():
+    comparison = judged(np.zeros_like(TRUTH), torch_error=0.45, factor=3)
+    assert comparison.judged
+    assert comparison.limit < 1
+    assert not comparison.equal
+
+
+def test_where_pytorch_itself_is_off_by_half_nothing_is_judged_and_it_is_said():
+    comparison = judged(off_by(0.7), torch_error=0.6)
+    assert not comparison.judged
+    assert comparison.equal
+    assert comparison.excess == 0
+    assert comparison.to_dict()["judged"] is False
+
+
+def test_a_run_of_pytorchs_that_is_not_finite_is_no_yardstick():
+    yardstick = Yardstick({"x": TRUTH}, "float32")
+    yardstick.add({"x": TRUTH * np.nan})
+    (comparison,) = yardstick.judge({"x": TRUTH * 3}, 2)
+    assert "PyTorch's own result" in comparison.fault
+    assert not comparison.equal
+
+
+def test_what_only_jax_has_is_a_fault():
+    yardstick = Yardstick({"x": TRUTH}, "float32")
+    right, surplus = yardstick.judge({"x": TRUTH, "y": TRUTH}, 2)
+    assert right.equal
+    assert not surplus.equal
+    assert str(surplus) == "y: PyTorch has no such tensor"
 
 
 def test_a_section_is_as_good_as_its_worst_tensor():
@@ -88,3 +119,4 @@ def test_a_section_is_as_good_as_its_worst_tensor():
     assert section.worst is section.comparisons[1]
     assert section.worst_factor == pytest.approx(100, rel=1e-3)
     assert Section("empty", 2.0, ()).worst is None
+    assert not Section("empty", 2.0, ()).equal

@@ -134,6 +134,14 @@ def test_weights_come_from_a_file_unchanged(tmp_path):
     assert "backbone.bn1.scale" in partial.weights["random"]
 
 
+def test_the_callers_random_stream_is_left_alone():
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    verify_model("tiny", **SMALL)
+    assert torch.equal(torch.rand(1), expected)
+
+
 def test_the_files_own_values_reach_pytorchs_side(tmp_path, monkeypatch):
     """Not by way of JAX: an operation wrong both ways would bring them back unharmed."""
     from fcn_jax.convert import rules
@@ -186,14 +194,22 @@ def test_wrong_running_statistics_are_found(monkeypatch, fault, blamed):
     assert blamed in report.blame
 
 
-def test_a_wrong_optimiser_is_found(monkeypatch):
+@pytest.mark.parametrize(
+    ("dtype", "change", "blamed"),
+    [
+        ("float32", {"momentum": 0.99}, "all parameters, step 2"),
+        ("float32", {"weight_decay": 1e-3}, ""),
+        ("bfloat16", {"lr": 0.02}, ""),
+    ],
+)
+def test_a_wrong_optimiser_is_found(monkeypatch, dtype, change, blamed):
     from fcn_jax.verify import training
 
-    wrong = training.RECIPE.model_copy(update={"momentum": 0.99})
-    monkeypatch.setattr(training._JaxRun, "recipe", wrong)
-    report = verify_model("tiny", sizes=[(33, 49)], num_classes=3, train_steps=3)
+    monkeypatch.setattr(training._JaxRun, "recipe", training.RECIPE.model_copy(update=change))
+    report = verify_model("tiny", sizes=[(33, 49)], num_classes=3, train_steps=2, dtype=dtype)
     assert not report.equal
-    assert "all parameters, step 2" in report.blame
+    assert blamed in report.blame
+    assert {section.title.split(",")[0] for section in report.sections if not section.equal} == {"training"}
 
 
 def test_a_network_with_nan_is_told_so_first(monkeypatch):
@@ -216,6 +232,9 @@ def test_a_network_with_nan_is_told_so_first(monkeypatch):
         ({"dtype": "float16"}, "dtype is 'float16'"),
         ({"output_stride": 16}, "has no output stride 16; it offers 8"),
         ({"num_classes": 0}, "num_classes is 0"),
+        ({"num_classes": 256}, "num_classes is 256: want 255 or less"),
+        ({"seed": -1}, "seed is -1: want 0 or more"),
+        ({"model": "fcn32s_resnet18", "head": "fcn32s"}, "'fcn32s_resnet18' is a whole model, with the head 'fcn32s'"),
     ],
 )
 def test_bad_settings_are_refused_in_a_line(settings, complaint):

@@ -9,7 +9,7 @@ from jax import lax
 
 from fcn_jax import nn
 from fcn_jax.convert.rules import CONV, Op, Rule, Table, batch_norm, conv
-from fcn_jax.errors import WeightsError
+from fcn_jax.errors import ConfigError, WeightsError
 from fcn_jax.models.resnet import RESNET50, Bottleneck, Stage
 from fcn_jax.verify import compare_modules
 from fcn_jax.verify.reference import randomise_batch_norm
@@ -207,6 +207,65 @@ def test_modules_of_several_inputs_without_images_can_be_compared():
     assert report.equal, report
     assert report.subject == "gate"
     assert [section.title for section in report.sections] == ["layers, isolated", "layers, accumulated", "outputs", "gradients"]
+
+
+class InPlacePort(nnx.Module):
+    """An activation, a convolution and dropout."""
+
+    def __init__(self, first=True):
+        self.first = first
+        self.conv = nn.Conv(3, 4, 1, rngs=nnx.Rngs(0))
+        self.dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+
+    def __call__(self, x):
+        return self.dropout(self.conv(nnx.hard_swish(x) if self.first else x))
+
+
+def in_place_original():
+    layers = {"act": torch.nn.Hardswish(inplace=True), "conv": torch.nn.Conv2d(3, 4, 1), "dropout": torch.nn.Dropout(0.5)}
+    network = torch.nn.Sequential()
+    for name, layer in layers.items():
+        network.add_module(name, layer)
+    return network
+
+
+def test_layers_in_place_harm_neither_the_comparison_nor_the_callers_arrays():
+    images = IMAGES[:, :8, :8].copy()
+    port = InPlacePort()
+    report = compare_modules(in_place_original(), port, Table(conv("conv", bias=True)), images)
+    assert report.equal, report
+    assert max(c.torch_error for section in report.sections for c in section.comparisons) < 1e-5
+    np.testing.assert_array_equal(images, IMAGES[:, :8, :8])
+    assert port.dropout.rate == 0.5, "dropout is off only while comparing"
+    wrong = compare_modules(in_place_original(), InPlacePort(first=False), Table(conv("conv", bias=True)), images)
+    assert wrong.blame.startswith("between the input and conv: ")
+
+
+def test_an_output_too_many_and_no_output_at_all_are_not_equal():
+    table, images = Table(conv("conv", bias=True)), IMAGES[:, :8, :8]
+    report = compare_modules(
+        in_place_original(), InPlacePort(), table, images, call_jax=lambda module, x: {"output": module(*x), "more": x[0]}
+    )
+    assert "more: PyTorch has no such tensor" in str(report)
+    assert not report.equal
+    report = compare_modules(
+        in_place_original(), InPlacePort(), table, images, call_torch=lambda *_: {}, call_jax=lambda *_: {}, grad=False
+    )
+    assert not report.equal
+    assert "nothing was compared in: " in report.blame
+
+
+def test_parameters_that_pytorch_freezes_have_no_gradient_to_compare():
+    original = in_place_original()
+    original.conv.bias.requires_grad_(False)
+    report = compare_modules(original, InPlacePort(), Table(conv("conv", bias=True)), IMAGES[:, :8, :8])
+    assert report.equal, report
+    assert [c.name for c in report.sections[-1].comparisons] == ["loss", "conv.weight"]
+
+
+def test_an_unknown_dtype_is_refused():
+    with pytest.raises(ConfigError, match="dtype is 'float16'; it must be one of float32, bfloat16"):
+        compare_modules(in_place_original(), InPlacePort(), Table(conv("conv", bias=True)), IMAGES, dtype="float16")
 
 
 def test_layers_that_pytorch_does_not_call_are_listed():
