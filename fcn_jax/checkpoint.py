@@ -254,9 +254,9 @@ def _open_manager(run: Path, *, read_only: bool) -> ocp.CheckpointManager:
             checkpoint_managers.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False),
         ]
     )
-    # `best_fn` too: Orbax writes the metrics to disk only where it is given.
-    options = ocp.CheckpointManagerOptions(preservation_policy=keep, best_fn=score, best_mode="max", read_only=read_only)
     with _quiet():
+        # `best_fn` too: Orbax writes the metrics to disk only where it is given.
+        options = ocp.CheckpointManagerOptions(preservation_policy=keep, best_fn=score, best_mode="max", read_only=read_only)
         return ocp.CheckpointManager((run / STEPS).absolute(), options=options)
 
 

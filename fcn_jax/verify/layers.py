@@ -86,7 +86,10 @@ def compare(
         accumulated.add(_numbered(paths, seen))
         advance("PyTorch")
     factor = FACTORS["layers"]
-    whole = Section("layers, accumulated", factor, accumulated.judge(_flat(ours), factor))
+    called = {paths[name] for name in order}
+    whole = Section(
+        "layers, accumulated", factor, accumulated.judge(_flat({path: ours[path] for path in ours if path in called}), factor)
+    )
     del accumulated, truth, ours, seen
 
     modules, run_layer = jax_side.submodules(module), jax_side.layer_runner()
@@ -101,9 +104,8 @@ def compare(
                 yardstick.add({key: side.layer(variant, name, x)})
             isolated += yardstick.judge({key: run_layer(modules[path], x)}, factor)
         advance(path)
-    compared = {paths[name] for name in order}
     owners = dict.fromkeys(path.rpartition(".")[0] for path in leaves(module))
-    uncompared = tuple(owner for owner in owners if owner not in compared)
+    uncompared = tuple(owner for owner in owners if owner not in called)
     return Section("layers, isolated", factor, tuple(isolated)), whole, uncompared
 
 

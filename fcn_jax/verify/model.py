@@ -139,7 +139,7 @@ def _check(sizes: Sequence[tuple[int, int]], batch: int, train_steps: int, seed:
     problems = [f"size {h}x{w}: want {SMALLEST} or more each way" for h, w in sizes if min(h, w) < SMALLEST]
     if not sizes:
         problems.append("no size is given")
-    for name, value, least in (("batch", batch, 1), ("train steps", train_steps, 0), ("seed", seed, 0)):
+    for name, value, least in (("batch", batch, 1), ("train_steps", train_steps, 0), ("seed", seed, 0)):
         if value < least:
             problems.append(f"{name} is {value}: want {least} or more")
     if spec.num_classes > IGNORE_INDEX:

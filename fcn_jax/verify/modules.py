@@ -144,7 +144,7 @@ def compare_layers(pair: Pair, report: Report, inputs: Sequence[np.ndarray], adv
     isolated, accumulated, report.uncompared = layers.compare(
         pair.torch, pair.jax, pair.call, pair.layers, inputs, pair.dtype, advance
     )
-    report.add(isolated, accumulated)
+    report.add(*(section for section in (isolated, accumulated) if section.comparisons))  # else `uncompared` says it
     report.guilty = layers.guilty(isolated, accumulated)
 
 

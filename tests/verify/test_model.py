@@ -228,7 +228,7 @@ def test_a_network_with_nan_is_told_so_first(monkeypatch):
         ({"sizes": [(8, 97)]}, "size 8x97: want 32 or more"),
         ({"sizes": []}, "no size"),
         ({"batch": 0}, "batch is 0: want 1 or more"),
-        ({"train_steps": -1}, "train steps are -1"),
+        ({"train_steps": -1}, "train_steps is -1: want 0 or more"),
         ({"dtype": "float16"}, "dtype is 'float16'"),
         ({"output_stride": 16}, "has no output stride 16; it offers 8"),
         ({"num_classes": 0}, "num_classes is 0"),
