@@ -23,6 +23,7 @@ from flax import nnx
 
 from fcn_jax import build_model, config, registry, to_torch
 from fcn_jax.api import Preprocess
+from fcn_jax.convert.engine import tables
 from fcn_jax.convert.initial import load_initial
 from fcn_jax.convert.torch_reference import import_torchvision
 from fcn_jax.data.pipeline import eval_examples, steps_per_epoch, train_batches
@@ -30,28 +31,35 @@ from fcn_jax.data.transforms import Augment
 from fcn_jax.infer.metrics import ConfusionMatrix
 
 
-def build(recipe: config.Config, num_classes: int) -> torch.nn.Module:
-    """The chapter's network, with the values that the recipe starts from here."""
+def build(recipe: config.Config, num_classes: int) -> tuple[torch.nn.Module, set[str]]:
+    """The chapter's network, with the values that the recipe starts from here; and the names of the kernels that were drawn anew."""
+    fresh: set[str] = set()
     model = build_model(**recipe.model.model_dump(), num_classes=num_classes, rngs=nnx.Rngs(recipe.train.seed))
     if recipe.init.weights:
-        print(load_initial(model, recipe.init.weights, recipe.init.reinit), flush=True)
+        record = load_initial(model, recipe.init.weights, recipe.init.reinit)
+        print(record, flush=True)
+        table = tables(model.spec)["model", "d2l"]
+        fresh = {table.to_torch(path)[0] for path in record.reinit if path.startswith("backbone.") and path.endswith(".kernel")}
     trunk = import_torchvision().models.resnet18(weights=None)
     network = torch.nn.Sequential(*list(trunk.children())[:-2])
     network.add_module("final_conv", torch.nn.Conv2d(512, num_classes, 1))
     network.add_module("transpose_conv", torch.nn.ConvTranspose2d(num_classes, num_classes, 64, stride=32, padding=16))
     network.load_state_dict({name: torch.from_numpy(value) for name, value in to_torch(model, names="d2l").items()})
-    return network
+    return network, fresh
 
 
-def make_optimizer(settings: config.OptimConfig, parameters: Any) -> torch.optim.Optimizer:
-    """The recipe's optimiser, in PyTorch's own implementation."""
+def make_optimizer(recipe: config.Config, network: torch.nn.Module, fresh: set[str]) -> torch.optim.Optimizer:
+    """The recipe's optimiser, in PyTorch's own implementation; `fresh` names the parameters that learn at `init.reinit_lr`."""
+    settings = recipe.optim
+    groups: list[dict[str, Any]] = [{"params": [p for name, p in network.named_parameters() if name not in fresh]}]
+    if fresh:
+        kernels = [p for name, p in network.named_parameters() if name in fresh]
+        groups.append({"params": kernels, "lr": settings.lr * recipe.init.reinit_lr})
     if settings.rules or settings.schedule != "poly":
         raise SystemExit("this comparison understands neither optim.rules nor another schedule than poly")
     if settings.name == "adamw":
-        return torch.optim.AdamW(
-            parameters, settings.lr, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay
-        )
-    return torch.optim.SGD(parameters, settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
+        return torch.optim.AdamW(groups, settings.lr, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay)
+    return torch.optim.SGD(groups, settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
 
 
 def to_input(images: np.ndarray, preprocess: Preprocess) -> torch.Tensor:
@@ -88,8 +96,9 @@ def main() -> None:
     total = epoch_steps * recipe.train.epochs
     epochs = min(args.epochs or recipe.train.epochs, recipe.train.epochs)
 
-    network = build(recipe, len(train_source.classes)).to(memory_format=torch.channels_last).train()
-    optimizer = make_optimizer(recipe.optim, network.parameters())
+    network, fresh = build(recipe, len(train_source.classes))
+    network = network.to(memory_format=torch.channels_last).train()
+    optimizer = make_optimizer(recipe, network, fresh)
     warmup = recipe.optim.warmup_steps
 
     def factor(step: int) -> float:

@@ -40,6 +40,9 @@ class InitConfig(_Section):
 
     weights: str | None = Field(None, description="a .pth or .safetensors file, or a checkpoint; random if not given")
     reinit: tuple[str, ...] = Field((), description="globs over names: tensors that stay random on purpose")
+    reinit_lr: NotNegative = Field(
+        1.0, description="factor on the learning rate of the backbone's kernels that reinit names, unless one of optim.rules does"
+    )
 
 
 class DataConfig(_Section):

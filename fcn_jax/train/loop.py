@@ -107,7 +107,8 @@ def train(config: Config, run: str | Path, *, resume: bool = False) -> Result:
     spec = checkpoint.describe(model_spec, train_source.classes, dataclasses.asdict(weights) if weights else None)
 
     # -------------------------------------------------------------------------------------------------------------- optimiser
-    state, step = train_step.make(model, lambda params: optim.make(config.optim, total_steps, params), preprocess)
+    settings = optim.with_fresh(config.optim, weights.reinit if weights else (), config.init.reinit_lr)
+    state, step = train_step.make(model, lambda params: optim.make(settings, total_steps, params), preprocess)
     state = jax.device_put(state, everywhere)
     rate = optim.schedule(config.optim, total_steps)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -76,6 +77,29 @@ def make(config: OptimConfig, steps: int, params: Any) -> optax.GradientTransfor
         return transform(rules[-1])
     label_tree = jax.tree.unflatten(jax.tree.structure(params), [labels[name] for name in names])
     return optax.partition({i: transform(rules[i]) for i in used}, label_tree)
+
+
+def with_fresh(config: OptimConfig, kernels: Iterable[str], factor: float) -> OptimConfig:
+    """The same settings, where kernels that a pretrained backbone lacked learn at `factor` times the rate.
+
+    torchvision draws a ResNet's convolutions for training from nothing. Under batch normalisation a kernel's scale does not matter, but
+    the larger it is, the slower a step turns it: in a short fine-tuning such layers hardly move.
+
+    Args:
+        config: the recipe's, whose own rules come first.
+        kernels: names of what was drawn anew; only the backbone's kernels are meant, since a head learns from nothing in any case.
+        factor: on the learning rate, at least 0.
+    """
+    fresh = [
+        name
+        for name in kernels
+        if name.startswith("backbone.")
+        and name.endswith(".kernel")
+        and not any(fnmatch.fnmatchcase(name, rule.match) for rule in config.rules)
+    ]
+    if factor == 1 or not fresh:
+        return config
+    return config.model_copy(update={"rules": (*config.rules, *(Rule(match=name, lr=factor) for name in fresh))})
 
 
 def parameter_names(params: Any) -> list[str]:

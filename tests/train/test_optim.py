@@ -158,3 +158,12 @@ def test_names_are_those_of_the_modules():
 
     state = nnx.state(Net(), nnx.Param)
     assert sorted(optim.parameter_names(state)) == ["bn.bias", "bn.scale", "stage.0.bias", "stage.0.kernel"]
+
+
+def test_kernels_drawn_anew_learn_at_their_own_rate_unless_a_rule_names_them():
+    config = OptimConfig(rules=(Rule(match="backbone.stem.*", lr=2),))
+    names = ["backbone.stem.kernel", "backbone.conv.kernel", "backbone.bn.scale", "head.conv.kernel"]
+    rules = optim.with_fresh(config, names, 6.0).rules
+    assert [(rule.match, rule.lr) for rule in rules] == [("backbone.stem.*", 2), ("backbone.conv.kernel", 6)]
+    assert optim.with_fresh(config, names, 1.0) is config
+    assert optim.with_fresh(config, (), 6.0) is config
