@@ -70,9 +70,9 @@ def test_a_truth_that_is_not_finite_fails_too():
 
 
 def test_a_single_number_has_a_wider_floor():
-    yardstick = Yardstick({"loss": np.float64(2.0)}, "float32")
+    yardstick = Yardstick({"loss": np.float64(2.0)}, "bfloat16")
     (comparison,) = yardstick.judge({"loss": np.float32(2.0)}, 3)
-    assert comparison.limit == 3 * SCALAR_FLOOR["float32"] > 3 * FLOOR["float32"]
+    assert comparison.limit == 3 * SCALAR_FLOOR["bfloat16"] > 3 * FLOOR["bfloat16"]
 
 
 def test_a_tensor_that_is_zero_but_for_rounding_is_measured_by_the_least_norm():
