@@ -277,9 +277,12 @@ def _match(
             else:
                 problems.missing.append(name)
         else:
-            fault, value = _converted(tensors[name], rule, leaf)
-            if value is None:
-                (problems.misshapen if "shape" in fault else problems.unusable).append(f"{name}: {fault}")
+            try:
+                value = _converted(tensors[name], rule, leaf)
+            except _MisshapenError as fault:
+                problems.misshapen.append(f"{name}: {fault}")
+            except _UnusableError as fault:
+                problems.unusable.append(f"{name}: {fault}")
             else:
                 values[path] = value
                 record.loaded[path] = name
@@ -306,27 +309,37 @@ def _glob(name: str, glob: str) -> bool:
     return fnmatch.fnmatchcase(name, glob) or fnmatch.fnmatchcase(name, f"{glob}.*")
 
 
-def _converted(value: np.ndarray, rule: Rule, leaf: nnx.Variable) -> tuple[str, np.ndarray | None]:
-    """The tensor in the module's layout and dtype, or why it cannot be used."""
+class _MisshapenError(Exception):
+    """A tensor's shape is not the model's."""
+
+
+class _UnusableError(Exception):
+    """A tensor's type or values are not what a model can take."""
+
+
+def _converted(value: np.ndarray, rule: Rule, leaf: nnx.Variable) -> np.ndarray:
+    """The tensor in the module's layout and dtype. Raises `_MisshapenError` or `_UnusableError`."""
     shape, dtype = tuple(leaf.shape), leaf.dtype
     if np.issubdtype(dtype, np.integer):
         # Batch counts; averaged checkpoints hold them as floats.
         if not (value.dtype.kind in "iu" or (value.dtype.kind == "f" and bool((value == np.round(value)).all()))):
-            return f"is {value.dtype.name} and no count", None
+            raise _UnusableError(f"is {value.dtype.name} and no count")
     elif value.dtype.name not in ("float32", "float64", *_WIDENED):
-        return f"is {value.dtype.name}; the model needs floats of 16, 32 or 64 bits", None
+        raise _UnusableError(f"is {value.dtype.name}; the model needs floats of 16, 32 or 64 bits")
     try:
         converted = rule.op.to_jax(value)
     except ValueError as error:
-        return str(error), None
+        raise _MisshapenError(str(error)) from error
+    except OverflowError as error:
+        raise _UnusableError(str(error)) from error
     if converted.shape != shape:
         expected = rule.op.to_torch(np.empty(shape, np.float32)).shape
-        return f"shape {value.shape}, the model needs {expected}", None
+        raise _MisshapenError(f"shape {value.shape}, the model needs {expected}")
     with np.errstate(over="ignore"):  # a float64 that is too large becomes infinite, and is refused
         converted = converted.astype(dtype, copy=False)
     if not bool(np.isfinite(converted).all()):
-        return "has values that are not finite" + (" in float32" if value.dtype == np.float64 else ""), None
-    return "", converted
+        raise _UnusableError("has values that are not finite" + (" in float32" if value.dtype == np.float64 else ""))
+    return converted
 
 
 def _complaint(record: LoadRecord, what: str, problems: _Problems) -> str:

@@ -55,7 +55,7 @@ LINEAR = _permutation("linear OI <-> IO", (1, 0), 2)
 
 def _narrowed(x: np.ndarray) -> np.ndarray:
     if (np.abs(x) >= 2**31).any():
-        raise ValueError(f"a count of {x} does not fit 32 bits")
+        raise OverflowError(f"a count of {x} does not fit 32 bits")
     return x.astype(np.int32)
 
 
