@@ -83,6 +83,7 @@ def summary(report: Report) -> dict[str, Any]:
             "worst": worst.name,
             "factor": _finite(section.worst_factor),
             "allowed": section.factor,
+            "attempts": section.attempts,
             "error": _finite(_largest(section, "error")),
             "torch_error": _finite(_largest(section, "torch_error")),
         }

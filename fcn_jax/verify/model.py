@@ -23,7 +23,8 @@ from fcn_jax.models.preprocess import normalize
 from fcn_jax.models.segmenter import ModelSpec, build, by_name, describe
 from fcn_jax.train.losses import cross_entropy
 from fcn_jax.verify import jax_side
-from fcn_jax.verify.modules import Loss, Outputs, compare_gradients, compare_layers, compare_outputs, paired
+from fcn_jax.verify.compare import Section, persistent
+from fcn_jax.verify.modules import Loss, Outputs, add_gradients, attempts_after, compare_layers, compare_outputs, paired
 from fcn_jax.verify.reference import build_reference, randomise_batch_norm
 from fcn_jax.verify.report import Agreement, Pictures, Report, environment
 from fcn_jax.verify.torch_side import import_torch
@@ -124,10 +125,15 @@ def verify_model(
             if i == 0:
                 report.pictures = _pictures(scenes[0][0][0], outputs, spec.num_classes)
         if grad:
-            report.add(compare_gradients(pair, inputs[:1], _cross_entropy(scenes[0][1]), advance))
+            add_gradients(pair, report, inputs[:1], _cross_entropy(scenes[0][1]), advance)
         if train_steps:
-            batches = [_scenes(sizes[0], batch, spec.num_classes, seed + 1 + i) for i in range(train_steps)]
-            report.add(*compare_training(pair, network, batches, preprocess, advance))
+
+            def train(number: int) -> list[Section]:
+                first = seed + 1 + number * train_steps
+                batches = [_scenes(sizes[0], batch, spec.num_classes, first + i) for i in range(train_steps)]
+                return compare_training(pair, network, batches, preprocess, advance)
+
+            report.add(*persistent(train, attempts_after(report)))
     return report
 
 

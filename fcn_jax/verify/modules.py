@@ -17,7 +17,7 @@ from fcn_jax.convert.rules import Table
 from fcn_jax.errors import ConfigError
 from fcn_jax.models.names import named
 from fcn_jax.verify import jax_side, layers
-from fcn_jax.verify.compare import FACTORS, FLOOR, Section, Yardstick, total_norm
+from fcn_jax.verify.compare import ATTEMPTS, FACTORS, FLOOR, Section, Yardstick, persistent, total_norm
 from fcn_jax.verify.report import Report, environment
 from fcn_jax.verify.torch_side import TRUTH, TorchSide, Variant, array, import_torch, to_nhwc
 
@@ -123,7 +123,7 @@ def compare_modules(
         section, outputs = compare_outputs(pair, inputs, "outputs", advance)
         report.add(section)
         if grad:
-            report.add(compare_gradients(pair, inputs, _random_loss(outputs.truth), advance))
+            add_gradients(pair, report, inputs, _random_loss(outputs.truth), advance)
     return report
 
 
@@ -191,6 +191,30 @@ def compare_outputs(pair: Pair, inputs: Sequence[np.ndarray], title: str, advanc
     for run in outputs.torch:
         yardstick.add(run)
     return Section(title, FACTORS["outputs"], yardstick.judge(outputs.jax, FACTORS["outputs"])), outputs
+
+
+def add_gradients(pair: Pair, report: Report, inputs: Sequence[np.ndarray], loss: Loss, advance: Advance) -> None:
+    """Compare gradients for the report; on inputs nearby too where it takes that to tell chance from fault."""
+    report.add(
+        *persistent(lambda number: [compare_gradients(pair, _nearby(inputs, number), loss, advance)], attempts_after(report))
+    )
+
+
+def attempts_after(report: Report) -> int:
+    """How often a comparison of gradients may be repeated: where layers or outputs differ already, there is nothing to find out."""
+    return ATTEMPTS if report.equal else 1
+
+
+def _nearby(inputs: Sequence[np.ndarray], number: int) -> tuple[np.ndarray, ...]:
+    """The inputs themselves for number 0, otherwise with noise of a hundredth of their spread; integers stay as they are."""
+    if number == 0:
+        return tuple(inputs)
+    rng = np.random.default_rng(number)
+
+    def moved(x: np.ndarray) -> np.ndarray:
+        return (x + 0.01 * x.std() * rng.standard_normal(x.shape)).astype(x.dtype)
+
+    return tuple(moved(x) if np.issubdtype(x.dtype, np.floating) else x for x in inputs)
 
 
 def compare_gradients(pair: Pair, inputs: Sequence[np.ndarray], loss: Loss, advance: Advance) -> Section:

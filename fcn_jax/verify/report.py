@@ -130,6 +130,11 @@ class Report:
         if self.uncompared:
             lines.append(f"layers not compared one by one, since one side does not call them so: {listing(self.uncompared)}")
         for section in self.sections:
+            if section.attempts > 1:
+                lines.append(
+                    f"{section.title}: compared on {section.attempts} inputs, each tensor shown at its best, since a unit within rounding "
+                    "of a ReLU's zero or a tie in a pooling window makes a correct gradient jump"
+                )
             names = [c.name for c in section.comparisons if not c.judged]
             if names:
                 lines.append(
@@ -154,6 +159,7 @@ class Report:
                 {
                     "title": section.title,
                     "factor": section.factor,
+                    "attempts": section.attempts,
                     "equal": section.equal,
                     "worst_factor": section.worst_factor if math.isfinite(section.worst_factor) else None,
                     "comparisons": [comparison.to_dict() for comparison in section.comparisons],

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fcn_jax.verify.compare import FLOOR, SCALAR_FLOOR, Section, Yardstick, relative_error
+from fcn_jax.verify.compare import FLOOR, SCALAR_FLOOR, Comparison, Section, Yardstick, persistent, relative_error
 
 TRUTH = np.linspace(1, 2, 12).reshape(1, 3, 2, 2)
 
@@ -120,3 +120,39 @@ def test_a_section_is_as_good_as_its_worst_tensor():
     assert section.worst_factor == pytest.approx(100, rel=1e-3)
     assert Section("empty", 2.0, ()).worst is None
     assert not Section("empty", 2.0, ()).equal
+
+
+def section(*errors, fault=""):
+    comparisons = tuple(Comparison(f"t{i}", (2,), error, 0.1, 2.0, 0.0, fault) for i, error in enumerate(errors))
+    return Section("gradients", 2.0, comparisons)
+
+
+def test_a_tensor_counts_where_it_came_out_best():
+    tried = [section(9.0, 1.0, 1.0), section(1.0, 9.0, 1.5), section(0.0, 0.0, 0.0)]
+    (found,) = persistent(lambda number: [tried[number]])
+    assert [c.error for c in found.comparisons] == [1.0, 1.0, 1.0]
+    assert found.equal
+    assert found.attempts == 2, "what is equal needs no further attempt"
+
+
+def test_what_is_wrong_on_all_inputs_stays_wrong():
+    seen = []
+    (found,) = persistent(lambda number: seen.append(number) or [section(9.0, 8.0 - number)], attempts=3)
+    assert seen == [0, 1, 2]
+    assert not found.equal
+    assert [c.error for c in found.comparisons] == [9.0, 6.0]
+
+
+@pytest.mark.parametrize("when", [0, 1])
+def test_what_cannot_be_measured_once_is_wrong(when):
+    seen = []
+    (found,) = persistent(lambda number: seen.append(number) or [section(9.0, fault="NaN" if number == when else "")])
+    assert seen == list(range(when + 1))
+    assert not found.equal
+    assert found.comparisons[0].fault == "NaN"
+
+
+def test_a_noisy_input_excuses_nothing():
+    noisy = Section("gradients", 2.0, (Comparison("t0", (2,), 0.9, 0.9, 2.0, 0.0),))
+    (found,) = persistent(lambda number: [section(9.0) if number == 0 else noisy])
+    assert not found.equal

@@ -306,3 +306,28 @@ def test_another_order_of_sums_is_no_fault():
     images = np.maximum(np.random.default_rng(0).standard_normal((1, 8, 8, 256)), 0).astype(np.float32)
     report = compare_modules(original, Port(), Table(conv("conv")), images, grad=False)
     assert report.equal, report
+
+
+class OnTheEdge(nnx.Module):
+    """A ReLU whose input is 3e-8 where the image is zero; here it is rounded to a multiple of 2**-23 before."""
+
+    def __init__(self):
+        self.conv = nn.Conv(3, 4, 1, rngs=nnx.Rngs(0))
+
+    def __call__(self, x):
+        return nnx.relu(lax.optimization_barrier(self.conv(x) + 1) - 1)
+
+
+def test_a_unit_on_the_edge_of_a_relu_is_told_from_a_fault(monkeypatch):
+    torch.manual_seed(0)
+    original = torch.nn.Sequential(collections.OrderedDict(conv=torch.nn.Conv2d(3, 4, 1), relu=torch.nn.ReLU()))
+    torch.nn.init.constant_(original.conv.bias, 3e-8)
+    images = IMAGES[:, :8, :8].copy()
+    images[0, :4] = 0
+    report = compare_modules(original, OnTheEdge(), Table(conv("conv", bias=True)), images)
+    assert report.equal, report
+    assert report.sections[-1].attempts == 2
+    assert "compared on 2 inputs" in str(report)
+    monkeypatch.setattr("fcn_jax.verify.modules.ATTEMPTS", 1)
+    once = compare_modules(original, OnTheEdge(), Table(conv("conv", bias=True)), images)
+    assert [c.name for c in once.failures] == ["conv.bias"]
