@@ -54,21 +54,23 @@ def compare_training(
         last: tuple[Comparison, ...] = ()
         between: list[Comparison] = []
         for number, (images, labels) in enumerate(batches, start=1):
+            in_detail = number in (1, steps)
             loss = truth.step(images, labels)
             moved = _moved(truth.tensors(), start)
             whole = Yardstick({f"loss, step {number}": loss} | _together(moved, number), pair.dtype)
-            each = Yardstick(moved, pair.dtype, least_norm=NEGLIGIBLE * total_norm(moved.values()))
+            each = Yardstick(moved, pair.dtype, least_norm=NEGLIGIBLE * total_norm(moved.values())) if in_detail else None
             for run in runs:
                 loss = run.step(images, labels)
                 moved = _moved(run.tensors(), start)
                 whole.add({f"loss, step {number}": loss} | _together(moved, number))
-                each.add(moved)
+                if each:
+                    each.add(moved)
             loss = ours.step(images, labels)
             moved = _moved(ours.tensors(), start)
             between += whole.judge({f"loss, step {number}": loss} | _together(moved, number), FACTORS["training"])
-            if number == 1:
+            if each and number == 1:
                 first = each.judge(moved, FACTORS["gradients"])
-            if number == steps:
+            if each and number == steps:
                 last = each.judge(moved, FACTORS["training"])
             advance(f"training step {number}")
     sections = [
