@@ -94,7 +94,8 @@ class TorchBridge:
         reference: keyword arguments of `build` (options, output_stride; num_classes and features for a head) -> the equal
             `torch.nn.Module`, or None where there is none. Imports torch inside. Its state dict has the "torchvision" scheme's names. A
             backbone's returns the features by name when called with NCHW images, or has a submodule of each feature's name; a head's is
-            called with the selected features in order, and its output is cropped at the bottom and right.
+            called with the selected features in order; its output is resized bilinearly where it is smaller than the image, as in
+            torchvision's segmentation models, otherwise cropped at the bottom and right.
         weights: published weight files by name, in the "torchvision" scheme.
     """
 
@@ -143,7 +144,7 @@ class Head:
         options: frozen dataclass of its options; the recipe's `[model.head_options]` is validated by it.
         select: (options, specs) -> names of the features it takes. Raises `ConfigError` when the backbone does not offer them.
         build: (options, selected specs, *, num_classes, dtype, param_dtype, rngs) -> module with
-            `module(features, *, out_hw) -> f[N, out_hw[0], out_hw[1], num_classes]`.
+            `module(features, *, out_hw) -> f[N, out_hw[0], out_hw[1], num_classes]`, where out_hw is the size of the backbone's input.
         torch: bridge to the PyTorch original, or None.
         api_version: the contract it was written against.
     """

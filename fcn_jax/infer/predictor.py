@@ -65,7 +65,11 @@ class Predictor:
         """
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(f"an image is u8[H,W,3], RGB; got {image.dtype}{list(image.shape)}")
-        return np.asarray(self._run(self._state, image[None]))[0]
+        return self.batch(image[None])[0]
+
+    def batch(self, images: np.ndarray) -> np.ndarray:
+        """Segment images of one size: u8[N,H,W,3], RGB -> u8[N,H,W]."""
+        return np.asarray(self._run(self._state, images))
 
 
 def _argmax(graphdef: nnx.GraphDef, state: nnx.State, images: jax.Array, preprocess: Preprocess) -> jax.Array:

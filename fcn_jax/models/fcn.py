@@ -31,16 +31,19 @@ class FCN32s(nnx.Module):
     def __init__(self, feature: FeatureSpec, num_classes: int, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs) -> None:
         """Draw the parameters, as the chapter does: PyTorch's default for the 1x1, bilinear for the transposed convolution."""
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.feature = feature.name
+        self.feature, self.top = feature.name, feature.offset
         self.final_conv = nn.Conv(feature.channels, num_classes, 1, **types)
         self.transpose_conv = nn.ConvTranspose(
             num_classes, num_classes, 2 * feature.stride, stride=feature.stride, padding=feature.stride // 2, **types
         )
 
     def __call__(self, features: Mapping[str, jax.Array], *, out_hw: tuple[int, int]) -> jax.Array:
-        """Features -> logits f[N, out_hw[0], out_hw[1], K]; what the transposed convolution has more is cropped at bottom and right."""
+        """Features -> logits f[N, out_hw[0], out_hw[1], K]; what the transposed convolution has more is cropped.
+
+        That is at the bottom and right, and where the backbone pads its input, at the top and left too.
+        """
         logits = self.transpose_conv(self.final_conv(features[self.feature]))
-        return logits[:, : out_hw[0], : out_hw[1]]
+        return logits[:, self.top : self.top + out_hw[0], self.top : self.top + out_hw[1]]
 
 
 def _select(options: NoOptions, features: Sequence[FeatureSpec]) -> tuple[str, ...]:

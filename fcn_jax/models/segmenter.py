@@ -74,17 +74,16 @@ class Segmenter(nnx.Module):
         Returns:
             The logits in the compute dtype, [N, H, W, K].
         """
-        out_hw = (x.shape[1], x.shape[2])
-        deepest = self.features[-1]
-        rows, cols = (enough(size, deepest) - size for size in out_hw)
-        if rows or cols:
-            x = jnp.pad(x, ((0, 0), (0, rows), (0, cols), (0, 0)))
-        return self.head(self.backbone(x), out_hw=out_hw)
+        height, width = x.shape[1:3]
+        rows, cols = (enough(size, self.features[-1]) for size in (height, width))
+        x = jnp.pad(x, ((0, 0), (0, rows - height), (0, cols - width), (0, 0)))
+        # A head that resizes must be told the size of what the features are of, and the crop comes after.
+        return self.head(self.backbone(x), out_hw=(rows, cols))[:, :height, :width]
 
 
 def enough(size: int, feature: FeatureSpec) -> int:
-    """Smallest input size of at least `size` whose feature covers `size` pixels."""
-    return next(n for n in range(size, size + 2 * feature.stride) if feature.size(n) * feature.stride >= size)
+    """Smallest input size of at least `size` whose feature covers it: itself, but for backbones that round sizes down."""
+    return next(n for n in range(size, size + 2 * feature.stride) if feature.size(n) * feature.stride >= n + feature.offset)
 
 
 def describe(spec: ModelSpec) -> tuple[Backbone, Head | None]:

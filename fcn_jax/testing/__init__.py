@@ -31,7 +31,7 @@ from fcn_jax.errors import ConfigError, listing
 from fcn_jax.models.names import leaves
 from fcn_jax.testing.subject import COMPILER_OPTIONS, TOLERANCE, Subject, difference, normal, require
 from fcn_jax.testing.torch_bridge import check_reference, check_tables
-from fcn_jax.verify.reference import torch_features
+from fcn_jax.verify.reference import fitted, torch_features
 
 __all__ = ["SIZES", "check_backbone", "check_head"]
 
@@ -168,8 +168,7 @@ def _check_head_on(label: str, head: Head, chosen: Any, specs: Sequence[FeatureS
             chosen,
             features,
             lambda build_reference: build_reference(options=chosen, features=selected, num_classes=7),
-            # What is larger than the image is cropped at the bottom and right.
-            lambda reference, inputs: {"logits": reference(*inputs.values())[..., : hw[0], : hw[1]]},
+            lambda reference, inputs: {"logits": fitted(reference(*inputs.values()), hw)},
         )
 
 

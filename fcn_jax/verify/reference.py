@@ -40,13 +40,19 @@ def build_reference(spec: ModelSpec) -> torch.nn.Module:
 
         def forward(self, x: Any) -> Any:
             height, width = x.shape[-2:]
-            rows, cols = (enough(size, specs[-1]) - size for size in (height, width))
-            if rows or cols:
-                x = torch.nn.functional.pad(x, (0, cols, 0, rows))
-            features = torch_features(self.backbone, x, specs)
-            return self.classifier(*(features[spec.name] for spec in selected))[..., :height, :width]
+            rows, cols = (enough(size, specs[-1]) for size in (height, width))
+            features = torch_features(self.backbone, torch.nn.functional.pad(x, (0, cols - width, 0, rows - height)), specs)
+            return fitted(self.classifier(*(features[spec.name] for spec in selected)), (rows, cols))[..., :height, :width]
 
     return Reference()
+
+
+def fitted(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """A reference head's output f[N,K,h,w] at an image's size: enlarged as torchvision's models do, or cropped at the bottom and right."""
+    torch = import_torch()
+    if logits.shape[2] < size[0] or logits.shape[3] < size[1]:
+        return torch.nn.functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+    return logits[..., : size[0], : size[1]]
 
 
 def _reference(part: Backbone | Head, **settings: Any) -> Any:

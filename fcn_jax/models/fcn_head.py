@@ -1,0 +1,100 @@
+"""torchvision's FCN head: two convolutions on the deepest feature, resized bilinearly.
+
+`torchvision/models/segmentation/fcn.py` (FCNHead) and `_utils.py`; after Long et al. 2015, arXiv:1411.4038.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from fcn_jax import nn
+from fcn_jax.api import FeatureSpec, Head, TorchBridge
+from fcn_jax.convert.rules import Table, batch_norm, conv
+
+
+@dataclasses.dataclass(frozen=True)
+class FCNOptions:
+    """Options of `fcn`.
+
+    Attributes:
+        dropout: share of the values between the convolutions that training sets to zero, 0 to 1.
+    """
+
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Refuse what is no share."""
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
+
+
+class FCNHead(nnx.Module):
+    """3x3 convolution to a quarter of the channels, batch norm, ReLU, dropout, 1x1 convolution to the classes; then resized.
+
+    Attributes:
+        conv1: 3x3, C -> C / 4, without bias.
+        bn1: batch normalisation.
+        conv2: 1x1, C / 4 -> K, with bias.
+    """
+
+    def __init__(
+        self, feature: FeatureSpec, num_classes: int, dropout: float, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs
+    ) -> None:
+        """Draw the parameters from PyTorch's defaults, as torchvision does."""
+        types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
+        inner = feature.channels // 4
+        self.feature = feature.name
+        self.conv1 = nn.Conv(feature.channels, inner, 3, padding=1, use_bias=False, rngs=rngs, **types)
+        self.bn1 = nn.BatchNorm(inner, **types)
+        self.dropout = nnx.Dropout(dropout, rngs=rngs)
+        self.conv2 = nn.Conv(inner, num_classes, 1, rngs=rngs, **types)
+
+    def __call__(self, features: Mapping[str, jax.Array], *, out_hw: tuple[int, int]) -> jax.Array:
+        """Features -> logits f[N, out_hw[0], out_hw[1], K]."""
+        y = nnx.relu(self.bn1(self.conv1(features[self.feature])))
+        return nn.resize_bilinear(self.conv2(self.dropout(y)), out_hw)
+
+
+def _select(options: FCNOptions, features: Sequence[FeatureSpec]) -> tuple[str, ...]:
+    return (features[-1].name,)
+
+
+def _build(
+    options: FCNOptions,
+    features: Sequence[FeatureSpec],
+    *,
+    num_classes: int,
+    dtype: Any = jnp.float32,
+    param_dtype: Any = jnp.float32,
+    rngs: nnx.Rngs,
+) -> FCNHead:
+    return FCNHead(features[-1], num_classes, options.dropout, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+
+
+def _tables(options: FCNOptions) -> dict[str, Table]:
+    return {"torchvision": Table(conv("0", "conv1"), batch_norm("1", "bn1"), conv("4", "conv2", bias=True))}
+
+
+def _torch_reference(options: FCNOptions, features: Sequence[FeatureSpec], num_classes: int) -> Any:
+    from fcn_jax.convert.torch_reference import import_torchvision
+
+    head = import_torchvision().models.segmentation.fcn.FCNHead(features[-1].channels, num_classes)
+    head[3].p = options.dropout
+    return head
+
+
+FCN = Head(
+    name="fcn",
+    summary="torchvision's FCNHead: 3x3 and 1x1 convolution on the deepest feature, resized bilinearly",
+    reference="torchvision/models/segmentation/fcn.py",
+    options=FCNOptions,
+    select=_select,
+    build=_build,
+    torch=TorchBridge(tables=_tables, reference=_torch_reference),
+)

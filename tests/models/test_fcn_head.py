@@ -1,0 +1,31 @@
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from fcn_jax import build_model
+from fcn_jax.errors import ConfigError
+from fcn_jax.testing import check_head
+
+
+def test_it_keeps_the_contract():
+    check_head("fcn")
+
+
+def test_logits_are_resized_to_the_image_not_cropped():
+    model = build_model("resnet18", "fcn", 3, rngs=nnx.Rngs(0))
+    model.eval()
+    x = np.random.default_rng(0).standard_normal((1, 33, 65, 3)).astype(np.float32)
+    logits = np.asarray(jax.jit(lambda x: model(x))(x))
+    assert logits.shape == (1, 33, 65, 3)
+    small = model.head.conv2(nnx.relu(model.head.bn1(model.head.conv1(model.backbone(x)["layer4"]))))
+    # The image's corners are the corners of the last pixels.
+    np.testing.assert_allclose(logits[0, -1, -1], small[0, -1, -1], atol=1e-5)
+    np.testing.assert_allclose(logits[0, 0, 0], small[0, 0, 0], atol=1e-5)
+
+
+def test_dropout_is_an_option_and_bounded():
+    model = build_model("resnet18", "fcn", 3, head_options={"dropout": 0.0}, rngs=nnx.Rngs(0))
+    assert model.head.dropout.rate == 0
+    with pytest.raises(ConfigError, match=r"dropout is 1\.5; it must be at least 0 and below 1"):
+        build_model("resnet18", "fcn", 3, head_options={"dropout": 1.5}, rngs=nnx.Rngs(0))

@@ -1,0 +1,88 @@
+import itertools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from fcn_jax import build_model
+from fcn_jax.api import FeatureSpec
+from fcn_jax.errors import ConfigError
+from fcn_jax.models.fcn_skip import FCN8S, FCN16S, crops
+from fcn_jax.testing import check_head
+
+
+def up(stride):
+    return lambda n: -(-n // stride)
+
+
+SPECS = tuple(FeatureSpec(f"f{s}", c, s, up(s)) for c, s in ((3, 4), (4, 8), (5, 16), (6, 32)))
+
+
+@pytest.mark.parametrize("name", ["fcn16s", "fcn8s"])
+@pytest.mark.parametrize("at_once", [False, True])
+def test_they_keep_the_contract(name, at_once):
+    check_head(name, {"at_once": at_once})
+
+
+def test_skips_come_from_half_and_a_quarter_of_the_deepest_stride():
+    assert FCN16S.select(FCN16S.options(), SPECS) == ("f16", "f32")
+    assert FCN8S.select(FCN8S.options(), SPECS) == ("f8", "f16", "f32")
+
+
+def test_of_features_that_share_a_stride_the_deepest_is_taken():
+    dilated = (*SPECS[:3], FeatureSpec("f16b", 5, 16, up(16)))
+    assert FCN16S.select(FCN16S.options(), dilated) == ("f8", "f16b")
+    twice = (SPECS[0], SPECS[1], FeatureSpec("f8b", 4, 8, up(8)), SPECS[2])
+    assert FCN16S.select(FCN16S.options(), twice) == ("f8b", "f16")
+
+
+def test_a_backbone_that_cannot_feed_it_is_refused():
+    with pytest.raises(ConfigError, match=r"'fcn8s' needs features of stride 2 and 4 .* offers layer1 \(4\), .*layer4 \(8\)"):
+        build_model("resnet18", "fcn8s", 3, output_stride=8, rngs=nnx.Rngs(0))
+
+
+def test_the_staged_form_starts_as_fcn32s_would_go_on():
+    """Skips add nothing at first: what comes out is the deepest scores, upsampled bilinearly in two steps."""
+    features = {spec.name: np.random.default_rng(0).standard_normal((1, *(spec.size(64),) * 2, spec.channels)) for spec in SPECS}
+    head = FCN8S.build(FCN8S.options(), SPECS[1:], num_classes=2, rngs=nnx.Rngs(0))
+    before = head({k: jnp.asarray(v) for k, v in features.items()}, out_hw=(64, 64))
+    features["f8"] = features["f8"] + 1
+    np.testing.assert_array_equal(head({k: jnp.asarray(v) for k, v in features.items()}, out_hw=(64, 64)), before)
+    assert np.ptp(np.asarray(before)) > 0
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_skip_lands_where_it_comes_from(at_once):
+    """One bright pixel of the shallow feature lights up the image around its own place, and nothing else."""
+    head = FCN8S.build(FCN8S.options(at_once=at_once), SPECS[1:], num_classes=1, rngs=nnx.Rngs(0))
+    head.skip_convs[1].kernel[...] += 1e4 if at_once else 1.0
+    features = {spec.name: np.zeros((1, *(spec.size(96),) * 2, spec.channels), np.float32) for spec in SPECS}
+    dark = head({k: jnp.asarray(v) for k, v in features.items()}, out_hw=(96, 96))
+    features["f8"][0, 5, 3, 0] = 1
+    lit = np.asarray(head({k: jnp.asarray(v) for k, v in features.items()}, out_hw=(96, 96)) - dark)[0, ..., 0]
+    rows, cols = np.nonzero(lit > 1e-3)
+    assert (rows.mean(), cols.mean()) == (5 * 8 + 3.5, 3 * 8 + 3.5)
+    assert np.ptp(rows) < 16
+    assert lit.max() == pytest.approx((15 / 16) ** 2, rel=1e-3)
+
+
+def test_the_papers_crop_offsets():
+    """The input padded by 100 where the first layer pads 1 anyway; fc6, unpadded, takes 96 pixels back. 5, 27; 5, 9, 31."""
+    pool3, pool4, fc7 = (
+        FeatureSpec(n, 1, s, up(s), offset=o) for n, s, o in (("pool3", 8, 99), ("pool4", 16, 99), ("fc7", 32, 3))
+    )
+    assert crops(fc7, [pool4]) == ((0, 5), (27, 0))
+    assert crops(fc7, [pool4, pool3]) == ((0, 5), (0, 9), (31, 0))
+
+
+def test_features_that_cannot_be_lined_up_are_refused():
+    with pytest.raises(ConfigError, match=r"'f16' begins 5 pixels before the image .* no whole pixels of 16 apart"):
+        crops(SPECS[3], [FeatureSpec("f16", 1, 16, up(16), offset=5)])
+
+
+def test_every_pixel_is_reached_at_any_size():
+    head = FCN8S.build(FCN8S.options(), SPECS[1:], num_classes=2, rngs=nnx.Rngs(0))
+    for size in itertools.chain(range(1, 70, 7), (64, 96)):
+        features = {spec.name: jnp.ones((1, spec.size(size), spec.size(size), spec.channels)) for spec in SPECS}
+        assert head(features, out_hw=(size, size)).shape == (1, size, size, 2)
