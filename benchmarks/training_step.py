@@ -42,8 +42,9 @@ def main() -> None:
     epoch_steps = steps_per_epoch(source, recipe.data.batch_size)
     steps = epoch_steps * recipe.train.epochs
 
-    network = torch_training.build(recipe, len(source.classes)).to(memory_format=torch.channels_last).train()
-    optimizer = torch_training.make_optimizer(recipe.optim, network.parameters())
+    network, fresh = torch_training.build(recipe, len(source.classes))
+    network = network.to(memory_format=torch.channels_last).train()
+    optimizer = torch_training.make_optimizer(recipe, network, fresh)
     model = build_model(**recipe.model.model_dump(), num_classes=len(source.classes), rngs=nnx.Rngs(recipe.train.seed))
     state, step = train_step.make(model, lambda params: optim.make(recipe.optim, steps, params), preprocess)
 
