@@ -118,6 +118,8 @@ class Backbone:
         build: (options, *, output_stride, dtype, param_dtype, rngs) -> module with `module(x: f[N,H,W,3]) -> {name: f[N,h,w,C]}`.
         preprocess: how its input is made from a u8 RGB image.
         torch: bridge to the PyTorch original, or None.
+        maskable: whether it can run on images that fill a part of their array, as `fcn_jax.nn.valid` has it: whatever it does across
+            pixels is done by the operators of `fcn_jax.nn`. Then one compiled program serves many image sizes.
         api_version: the contract it was written against.
     """
 
@@ -130,6 +132,7 @@ class Backbone:
     output_strides: tuple[int, ...] = (32,)
     preprocess: Preprocess = Preprocess()
     torch: TorchBridge | None = None
+    maskable: bool = False
     api_version: tuple[int, int] = API_VERSION
 
 
@@ -146,6 +149,7 @@ class Head:
         build: (options, selected specs, *, num_classes, dtype, param_dtype, rngs) -> module with
             `module(features, *, out_hw) -> f[N, out_hw[0], out_hw[1], num_classes]`, where out_hw is the size of the backbone's input.
         torch: bridge to the PyTorch original, or None.
+        maskable: as a backbone's.
         api_version: the contract it was written against.
     """
 
@@ -156,6 +160,7 @@ class Head:
     reference: str = ""
     options: type = NoOptions
     torch: TorchBridge | None = None
+    maskable: bool = False
     api_version: tuple[int, int] = API_VERSION
 
 

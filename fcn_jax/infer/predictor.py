@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from flax import nnx
 
 from fcn_jax import checkpoint
 from fcn_jax.api import Classes, Example, Preprocess
+from fcn_jax.infer.buckets import Buckets
 from fcn_jax.infer.draw import generic_classes
 from fcn_jax.infer.metrics import ConfusionMatrix
 from fcn_jax.models.preprocess import normalize
@@ -20,7 +22,10 @@ from fcn_jax.models.segmenter import Segmenter, describe
 
 
 class Predictor:
-    """A trained network as a function from an image to a mask, jitted once per image size.
+    """A trained network as a function from an image to a mask.
+
+    Where backbone and head are `maskable`, images of many sizes share a few compiled programs (`fcn_jax.infer.buckets`), with the same
+    result but for rounding; otherwise there is one for each size.
 
     Attributes:
         classes: names and colours of the labels.
@@ -30,11 +35,13 @@ class Predictor:
     def __init__(self, model: Segmenter, classes: Classes | None = None) -> None:
         """Wrap a model, which is put into eval mode; classes are numbered if not given."""
         model.eval()
-        preprocess = describe(model.spec)[0].preprocess
+        backbone, head = describe(model.spec)
+        preprocess = backbone.preprocess
         self.num_classes = model.spec.num_classes
         self.classes = classes or generic_classes(self.num_classes)
         graphdef, self._state = nnx.split(model)
-        self._run = jax.jit(lambda state, images: _argmax(graphdef, state, images, preprocess))
+        self._run = jax.jit(lambda state, images, hw: _argmax(graphdef, state, images, preprocess, hw))
+        self._buckets = Buckets() if backbone.maskable and head is not None and head.maskable else None
 
     @classmethod
     def from_checkpoint(cls, path: str | Path) -> Predictor:
@@ -65,15 +72,20 @@ class Predictor:
         """
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(f"an image is u8[H,W,3], RGB; got {image.dtype}{list(image.shape)}")
-        return self.batch(image[None])[0]
+        if self._buckets is None:
+            return self.batch(image[None])[0]
+        height, width = image.shape[:2]
+        padded = np.zeros((1, *self._buckets.fit(height, width), 3), np.uint8)
+        padded[0, :height, :width] = image
+        return np.asarray(self._run(self._state, padded, (np.int32(height), np.int32(width))))[0, :height, :width]
 
     def batch(self, images: np.ndarray) -> np.ndarray:
-        """Segment images of one size: u8[N,H,W,3], RGB -> u8[N,H,W]."""
-        return np.asarray(self._run(self._state, images))
+        """Segment images of one size, by a program for just that: u8[N,H,W,3], RGB -> u8[N,H,W]."""
+        return np.asarray(self._run(self._state, images, None))
 
 
-def _argmax(graphdef: nnx.GraphDef, state: nnx.State, images: jax.Array, preprocess: Preprocess) -> jax.Array:
-    logits = nnx.merge(graphdef, state)(normalize(images, preprocess))
+def _argmax(graphdef: nnx.GraphDef, state: nnx.State, images: jax.Array, preprocess: Preprocess, hw: Any) -> jax.Array:
+    logits = nnx.merge(graphdef, state)(normalize(images, preprocess), hw)
     return jnp.argmax(logits, -1).astype(jnp.uint8)
 
 

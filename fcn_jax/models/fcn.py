@@ -89,6 +89,7 @@ FCN32S = Head(
     select=_select,
     build=_build,
     torch=TorchBridge(tables=_tables, reference=_torch_reference),
+    maskable=True,
 )
 
 FCN32S_RESNET18 = Model(

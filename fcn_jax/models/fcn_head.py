@@ -97,4 +97,5 @@ FCN = Head(
     select=_select,
     build=_build,
     torch=TorchBridge(tables=_tables, reference=_torch_reference),
+    maskable=True,
 )

@@ -62,8 +62,9 @@ class FCNSkip(nnx.Module):
         self.scales = nnx.static(AT_ONCE_SCALES[: len(skips)] if at_once else (1.0,) * len(skips))
         self.crops = nnx.static(crops(deepest, skips))
         self.final_conv = nn.Conv(deepest.channels, num_classes, 1, **types)
+        zeros = nnx.initializers.zeros_init()
         self.skip_convs = nnx.List(
-            nn.Conv(skip.channels, num_classes, 1, kernel_init=nn.zeros, bias_init=nn.zeros, **types) for skip in skips
+            nn.Conv(skip.channels, num_classes, 1, kernel_init=zeros, bias_init=zeros, **types) for skip in skips
         )
         self.up_convs = nnx.List(nn.ConvTranspose(num_classes, num_classes, 4, stride=2, use_bias=False, **types) for _ in skips)
         stride = skips[-1].stride
@@ -195,6 +196,7 @@ def _head(name: str, count: int, summary: str) -> Head:
         select=select,
         build=build,
         torch=TorchBridge(tables=_tables, reference=functools.partial(_torch_reference, count)),
+        maskable=True,
     )
 
 

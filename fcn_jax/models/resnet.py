@@ -303,6 +303,7 @@ def _backbone(
         output_strides=(32, 16, 8),
         features=lambda options, output_stride: _features(architecture, output_stride),
         build=build,
+        maskable=True,
         torch=TorchBridge(
             tables=_tables,
             reference=lambda options, output_stride: _torch_reference(name, architecture, output_stride),

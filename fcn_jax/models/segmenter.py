@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from flax import nnx
 from fcn_jax import registry
 from fcn_jax.api import Backbone, FeatureSpec, Head
 from fcn_jax.errors import ConfigError
+from fcn_jax.nn import valid
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -65,20 +67,34 @@ class Segmenter(nnx.Module):
         self.spec = nnx.static(spec)
         self.features = nnx.static(features)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, hw: tuple[jax.Array, jax.Array] | None = None) -> jax.Array:
         """Compute logits.
 
         Args:
             x: f[N, H, W, 3], normalised as the backbone's `preprocess` says; any H and W of at least 1.
+            hw: height and width i32[] of images that fill only the top left corner of `x`, for parts that are `maskable`. The logits
+                there are those of the images alone; outside they mean nothing.
 
         Returns:
             The logits in the compute dtype, [N, H, W, K].
         """
         height, width = x.shape[1:3]
-        rows, cols = (enough(size, self.features[-1]) for size in (height, width))
+        deepest = self.features[-1]
+        rows, cols = (enough(size, deepest) for size in (height, width))
+        masking: Any = contextlib.nullcontext()
+        if hw is not None:
+            with valid.sizes({(height, width): hw}):
+                x = valid.filled(x)
+            masking = valid.sizes({(rows, cols): (_enough_of(hw[0], height, deepest), _enough_of(hw[1], width, deepest))})
         x = jnp.pad(x, ((0, 0), (0, rows - height), (0, cols - width), (0, 0)))
-        # A head that resizes must be told the size of what the features are of, and the crop comes after.
-        return self.head(self.backbone(x), out_hw=(rows, cols))[:, :height, :width]
+        with masking:
+            # A head that resizes must be told the size of what the features are of, and the crop comes after.
+            return self.head(self.backbone(x), out_hw=(rows, cols))[:, :height, :width]
+
+
+def _enough_of(length: jax.Array, longest: int, feature: FeatureSpec) -> jax.Array:
+    """`enough` for a length that is known when the program runs, up to `longest`."""
+    return jnp.asarray([enough(size, feature) for size in range(1, longest + 1)], jnp.int32)[length - 1]
 
 
 def enough(size: int, feature: FeatureSpec) -> int:

@@ -4,7 +4,7 @@ from fcn_jax.nn.batch_norm import BatchNorm, batch_norm_inference, batch_norm_tr
 from fcn_jax.nn.bias import add_bias
 from fcn_jax.nn.conv import Conv, conv
 from fcn_jax.nn.conv_transpose import ConvTranspose, conv_transpose
-from fcn_jax.nn.initializers import Initializer, bilinear, kaiming_normal_fan_out, normal, torch_default, zeros
+from fcn_jax.nn.initializers import Initializer, bilinear, kaiming_normal_fan_out, normal, torch_default
 from fcn_jax.nn.pooling import max_pool
 from fcn_jax.nn.resize import resize_bilinear
 
@@ -24,5 +24,4 @@ __all__ = [
     "normal",
     "resize_bilinear",
     "torch_default",
-    "zeros",
 ]

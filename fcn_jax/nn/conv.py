@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from fcn_jax.nn import valid
 from fcn_jax.nn.bias import add_bias
 from fcn_jax.nn.initializers import Initializer, torch_default
 
@@ -32,7 +33,6 @@ class _Settings(NamedTuple):
     groups: int
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
 def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0, dilation: int = 1, groups: int = 1) -> jax.Array:
     """2-d cross-correlation, as `torch.nn.functional.conv2d`: both borders are padded with `padding` zeros.
 
@@ -47,6 +47,12 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0, dil
     Returns:
         f[N, h, w, O] with h = (H + 2 padding - dilation (kH - 1) - 1) // stride + 1.
     """
+    y = _conv(valid.filled(x) if padding else x, kernel, stride, padding, dilation, groups)
+    return valid.derive(x, y, lambda size: (size + 2 * padding - dilation * (kernel.shape[0] - 1) - 1) // stride + 1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
+def _conv(x: jax.Array, kernel: jax.Array, stride: int, padding: int, dilation: int, groups: int) -> jax.Array:
     settings = _Settings(stride, padding, dilation, groups)
     if groups == 1:
         return _xla_conv(settings, x, kernel)
@@ -58,7 +64,7 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0, dil
 def _conv_fwd(
     x: jax.Array, kernel: jax.Array, stride: int, padding: int, dilation: int, groups: int
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return conv(x, kernel, stride, padding, dilation, groups), (x, kernel)
+    return _conv(x, kernel, stride, padding, dilation, groups), (x, kernel)
 
 
 def _conv_bwd(
@@ -70,7 +76,7 @@ def _conv_bwd(
     )
 
 
-conv.defvjp(_conv_fwd, _conv_bwd)
+_conv.defvjp(_conv_fwd, _conv_bwd)
 
 
 # ------------------------------------------------------------------------------------------------------------------------ XLA's form

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from fcn_jax.nn import valid
 from fcn_jax.nn.bias import add_bias
 from fcn_jax.nn.initializers import Initializer, bilinear, torch_default
 
@@ -34,6 +35,7 @@ def conv_transpose(x: jax.Array, kernel: jax.Array, stride: int, padding: int = 
     Raises:
         ValueError: if nothing is left of the output, or `output_padding` is not smaller than the stride.
     """
+    given, x = x, valid.filled(x)
     batch, rows, cols, channels = x.shape
     height, width, _, out = kernel.shape
     out_rows, out_cols = ((size - 1) * stride - 2 * padding + k + output_padding for size, k in ((rows, height), (cols, width)))
@@ -67,7 +69,8 @@ def conv_transpose(x: jax.Array, kernel: jax.Array, stride: int, padding: int = 
         max(0, padding + size - have) for size, have in ((out_rows, full.shape[1]), (out_cols, full.shape[2]))
     )
     full = jnp.pad(full, ((0, 0), (0, missing_rows), (0, missing_cols), (0, 0)))
-    return full[:, padding : padding + out_rows, padding : padding + out_cols]
+    y = full[:, padding : padding + out_rows, padding : padding + out_cols]
+    return valid.derive(given, y, lambda size: (size - 1) * stride - 2 * padding + height + output_padding)
 
 
 class ConvTranspose(nnx.Module):

@@ -48,11 +48,6 @@ def _draw(distribution: str, key: jax.Array, shape: Sequence[int]) -> Any:
     return blocks[:size].reshape(shape)
 
 
-def zeros(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
-    """Zeros; the key is not used."""
-    return on_device(np.zeros(shape), dtype)
-
-
 def kaiming_normal_fan_out(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
     """Normal with variance 2 / fan_out, for a kernel HWIO; torchvision's choice for ResNet's convolutions.
 

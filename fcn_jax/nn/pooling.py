@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+
+from fcn_jax.nn import valid
 
 _Borders = tuple[tuple[int, int], tuple[int, int]]
 
@@ -28,15 +31,19 @@ def max_pool(x: jax.Array, kernel_size: int, stride: int, padding: int = 0, *, c
         f[N, h, w, C] with h = (H + 2 padding - kernel_size) // stride + 1, the division rounded up with `ceil_mode`.
     """
 
+    def windows(size: Any) -> Any:
+        if not ceil_mode:
+            return (size + 2 * padding - kernel_size) // stride + 1
+        found = -(-(size + 2 * padding - kernel_size) // stride) + 1
+        return found - ((found - 1) * stride >= size + padding)
+
     def borders(size: int) -> tuple[int, int]:
         if not ceil_mode:
             return padding, padding
-        windows = -(-(size + 2 * padding - kernel_size) // stride) + 1
-        if (windows - 1) * stride >= size + padding:
-            windows -= 1
-        return padding, max(padding, (windows - 1) * stride + kernel_size - size - padding)
+        return padding, max(padding, (windows(size) - 1) * stride + kernel_size - size - padding)
 
-    return _pool(x, kernel_size, stride, (borders(x.shape[1]), borders(x.shape[2])))
+    y = _pool(valid.filled(x, -np.inf), kernel_size, stride, (borders(x.shape[1]), borders(x.shape[2])))
+    return valid.derive(x, y, windows)
 
 
 def _reduce_window(x: jax.Array, kernel_size: int, stride: int, borders: _Borders) -> jax.Array:

@@ -29,6 +29,7 @@ from fcn_jax import registry
 from fcn_jax.api import API_VERSION, Backbone, FeatureSpec, Head
 from fcn_jax.errors import ConfigError, listing
 from fcn_jax.models.names import leaves
+from fcn_jax.nn import valid
 from fcn_jax.testing.subject import COMPILER_OPTIONS, TOLERANCE, Subject, difference, normal, require
 from fcn_jax.testing.torch_bridge import check_reference, check_tables
 from fcn_jax.verify.reference import fitted, torch_features
@@ -85,6 +86,9 @@ def _check_backbone_at(label: str, backbone: Backbone, chosen: Any, stride: int)
     images = {"image": normal(1, (3, *odd, 3))}
     if stride == backbone.output_strides[0]:
         _check_eval_mode(subject, images)
+        inner = next((hw for hw in legal if hw[0] < odd[0] and hw[1] < odd[1]), None)
+        if backbone.maskable and inner is not None:
+            _check_masked(subject, subject, {"image": normal(2, (1, *inner, 3))}, {"image": (1, *odd, 3)}, {odd: inner})
         _check_gradients(subject, images)
     if backbone.torch is not None:
         check_tables(subject, backbone.torch, chosen)
@@ -159,6 +163,10 @@ def _check_head_on(label: str, head: Head, chosen: Any, specs: Sequence[FeatureS
     whole = subject(7, hw)
     features = {name: normal(i, shape) for i, (name, shape) in enumerate(shapes(3, hw).items())}
     _check_eval_mode(whole, features)
+    if head.maskable:
+        inner, outer = shapes(1, SIZES[2]), shapes(1, hw)
+        known: dict[Any, Any] = {outer[name][1:3]: inner[name][1:3] for name in inner} | {hw: SIZES[2]}
+        _check_masked(subject(7, SIZES[2]), whole, {name: normal(i, inner[name]) for i, name in enumerate(inner)}, outer, known)
     _check_gradients(whole, features)
     if head.torch is not None:
         check_tables(whole, head.torch, chosen)
@@ -318,6 +326,39 @@ def _check_eval_mode(subject: Subject, inputs: Mapping[str, Any]) -> None:
         require(
             off < TOLERANCE,
             f"{subject.label}: '{name}' of an image depends on the rest of its batch in eval mode (by {off:.1e})",
+        )
+
+
+def _check_masked(
+    alone: Subject,
+    within: Subject,
+    inputs: Mapping[str, np.ndarray],
+    shapes: Mapping[str, tuple[int, ...]],
+    known: Mapping[tuple[int, int], tuple[int, int]],
+) -> None:
+    """Check that images that fill a part of their array give there what they give alone, whatever lies beside them."""
+
+    def run(subject: Subject, inputs: Mapping[str, np.ndarray]) -> Any:
+        module = subject.build(jnp.float32)
+        module.eval()
+        graphdef, state = nnx.split(module)
+        return jax.jit(lambda state, inputs: subject.call(nnx.merge(graphdef, state), inputs))(state, dict(inputs))
+
+    wanted = run(alone, inputs)
+    beside = {name: 100 + normal(i, shape) for i, (name, shape) in enumerate(shapes.items())}
+    for name, x in inputs.items():
+        beside[name][:, : x.shape[1], : x.shape[2]] = x
+    try:
+        with valid.sizes(known):
+            found = run(within, beside)
+    except ValueError as error:
+        raise AssertionError(f"{alone.label}: {error}") from error
+    for name, value in wanted.items():
+        off = difference(found[name][:, : value.shape[1], : value.shape[2]], value)
+        require(
+            off < TOLERANCE,
+            f"{alone.label}: it says that it is maskable, but '{name}' of an image depends on what lies beside it in its array "
+            f"(by {off:.1e})",
         )
 
 

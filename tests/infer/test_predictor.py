@@ -68,3 +68,29 @@ def test_classes_are_numbered_where_none_are_known(model):
 def test_anything_but_a_u8_rgb_image_is_an_error_that_says_what_it_is(model, image):
     with pytest.raises(ValueError, match=r"u8\[H,W,3\], RGB; got (float32|uint8)\["):
         Predictor(model)(image)
+
+
+def test_images_of_fifty_sizes_share_six_programs_and_give_what_each_would_alone():
+    model = build(ModelSpec("resnet18", "fcn32s", 3), rngs=nnx.Rngs(0))
+    kernel = model.head.transpose_conv.kernel
+    kernel[...] += 0.1 * np.random.default_rng(1).standard_normal(kernel[...].shape, np.float32)
+    predictor = Predictor(model)
+    rng = np.random.default_rng(0)
+    sizes = {(int(h), int(w)) for h, w in rng.integers(40, 140, (50, 2))}
+    assert len(sizes) == 50
+    for number, size in enumerate(sorted(sizes)):
+        image = rng.integers(0, 256, (*size, 3), np.uint8)
+        mask = predictor(image)
+        assert mask.shape == size
+        if number % 10 == 0:
+            alone = Predictor(model).batch(image[None])[0]
+            assert (mask != alone).mean() < 1e-3, "but for ties of rounding"
+            assert len(np.unique(alone)) > 1
+    assert predictor._run._cache_size() <= 6
+
+
+def test_parts_that_are_not_maskable_get_a_program_for_each_size(model):
+    predictor = Predictor(model)
+    for width in (10, 12, 14):
+        predictor(IMAGE[:, :width])
+    assert predictor._run._cache_size() == 3

@@ -170,6 +170,7 @@ VGG16 = Backbone(
     options=VGGOptions,
     features=_features,
     build=_build,
+    maskable=True,
     torch=TorchBridge(
         tables=_tables,
         reference=_torch_reference,

@@ -1,0 +1,86 @@
+"""Images that fill a part of their array: every operator gives there what it gives on the image alone."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fcn_jax import build_model, nn
+from fcn_jax.nn import valid
+
+SIDES = st.tuples(st.integers(4, 19), st.integers(4, 19))
+
+
+def noise(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def check(function, inner, more, atol=1e-5):
+    """Run `function` on an image alone, and in an array with something else at its right and bottom."""
+    x = noise(2, *inner, 3)
+    outer = (inner[0] + more[0], inner[1] + more[1])
+    beside = 50 + noise(2, *outer, 3, seed=1)
+    beside[:, : inner[0], : inner[1]] = x
+    alone = np.asarray(function(jnp.asarray(x)))
+    with valid.sizes({outer: tuple(jnp.int32(side) for side in inner)}):
+        y = function(jnp.asarray(beside))
+        known = valid.of(y.shape[1:3])
+    assert tuple(map(int, known)) == alone.shape[1:3]
+    np.testing.assert_allclose(y[:, : alone.shape[1], : alone.shape[2]], alone, atol=atol)
+
+
+@settings(max_examples=25, deadline=None)
+@given(SIDES, SIDES, st.sampled_from([(1, 1), (3, 1), (3, 2), (7, 2)]), st.integers(0, 3), st.integers(1, 2))
+def test_convolution(inner, more, form, padding, dilation):
+    size, stride = form
+    if min(inner) + 2 * padding < dilation * (size - 1) + 1:
+        return
+    kernel = jnp.asarray(noise(size, size, 3, 4, seed=2))
+    check(lambda x: nn.conv(x, kernel, stride, padding, dilation), inner, more, atol=1e-4)
+
+
+@settings(max_examples=25, deadline=None)
+@given(SIDES, SIDES, st.sampled_from([(2, 2, 0), (3, 2, 1), (3, 1, 1), (3, 2, 0)]), st.booleans())
+def test_max_pool(inner, more, form, ceil_mode):
+    check(lambda x: nn.max_pool(x, *form, ceil_mode=ceil_mode), inner, more)
+
+
+@settings(max_examples=15, deadline=None)
+@given(SIDES, SIDES, st.sampled_from([(4, 2, 1), (4, 2, 0), (3, 2, 1), (8, 4, 2)]))
+def test_transposed_convolution(inner, more, form):
+    size, stride, padding = form
+    kernel = jnp.asarray(noise(size, size, 3, 2, seed=2))
+    check(lambda x: nn.conv_transpose(x, kernel, stride, padding), inner, more, atol=1e-4)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize(("inner", "new"), [((5, 7), (33, 47)), ((9, 6), (4, 11)), ((1, 1), (8, 8))])
+def test_bilinear_resize(inner, new, align_corners):
+    x, outer, new_outer = noise(2, *inner, 3), (12, 13), (64, 65)
+    beside = 50 + noise(2, *outer, 3, seed=1)
+    beside[:, : inner[0], : inner[1]] = x
+    alone = nn.resize_bilinear(jnp.asarray(x), new, align_corners=align_corners)
+    with valid.sizes({outer: inner, new_outer: new}):
+        y = nn.resize_bilinear(jnp.asarray(beside), new_outer, align_corners=align_corners)
+    np.testing.assert_allclose(y[:, : new[0], : new[1]], alone, atol=1e-4)
+
+
+def test_a_network_that_slices_by_itself_is_refused():
+    with valid.sizes({(8, 8): (5, 5)}), pytest.raises(ValueError, match="feature of 7x8 pixels is not known"):
+        nn.max_pool(jnp.ones((1, 8, 8, 1))[:, 1:], 2, 2)
+
+
+@pytest.mark.parametrize("head", ["fcn32s", "fcn16s", "fcn8s", "fcn"])
+@pytest.mark.parametrize("hw", [(40, 64), (33, 71)])
+def test_a_whole_network(head, hw):
+    model = build_model("resnet18", head, 3, rngs=nnx.Rngs(0))
+    model.eval()
+    x = noise(1, *hw, 3)
+    padded = 50 + noise(1, 80, 90, 3, seed=1)
+    padded[:, : hw[0], : hw[1]] = x
+    graphdef, state = nnx.split(model)
+    alone = np.asarray(nnx.merge(graphdef, state)(x))
+    logits = np.asarray(nnx.merge(graphdef, state)(padded, tuple(jnp.int32(side) for side in hw)))[:, : hw[0], : hw[1]]
+    assert np.abs(logits - alone).max() < 1e-5 * np.abs(alone).max()
