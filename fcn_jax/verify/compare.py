@@ -197,8 +197,7 @@ class Yardstick:
 
     def _judged(self, name: str, found: np.ndarray | None, factor: float) -> Comparison:
         truth = self.truth[name]
-        floor = SCALAR_FLOOR if truth.size == 1 else FLOOR
-        limit = min(factor * max(self._worst[name], floor[self._dtype]), LARGEST_LIMIT)
+        limit = allowed(self._worst[name], factor, self._dtype, single=truth.size == 1)
         fault = ""
         if name in self._not_finite:
             fault = TORCH_NOT_FINITE
@@ -214,6 +213,11 @@ class Yardstick:
         largest = float(difference / max(np.abs(truth).max(initial=0.0), 1e-300))
         error = relative_error(found, truth, self._least_norm)
         return Comparison(name, truth.shape, error, self._worst[name], limit, largest)
+
+
+def allowed(worst: float, factor: float, dtype: str, *, single: bool = False) -> float:
+    """The largest error that counts as equal, where PyTorch's own is `worst`; `single` for a tensor of one number."""
+    return min(factor * max(worst, (SCALAR_FLOOR if single else FLOOR)[dtype]), LARGEST_LIMIT)
 
 
 def total_norm(tensors: Iterable[np.ndarray]) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from fcn_jax.models.names import named
 from fcn_jax.models.segmenter import Segmenter
 from fcn_jax.train import optim, step
 from fcn_jax.verify import jax_side
-from fcn_jax.verify.compare import FACTORS, Comparison, Section, Yardstick, total_norm
+from fcn_jax.verify.compare import FACTORS, NOT_FINITE, TORCH_NOT_FINITE, Comparison, Section, Yardstick, allowed, total_norm
 from fcn_jax.verify.modules import NEGLIGIBLE, Advance, Pair, training
 from fcn_jax.verify.torch_side import TRUTH, TorchSide, Variant, array, import_torch
 
@@ -49,29 +50,35 @@ def compare_training(
         names = set(ours.tensors())  # PyTorch may hold a classifier that the model here has no place for
         truth = _TorchRun(pair.torch, TRUTH, preprocess, steps, names)
         runs = [_TorchRun(pair.torch, variant, preprocess, steps, names) for variant in pair.torch.variants]
-        start = truth.tensors()
+        start = {name: value.copy() for name, value in truth.tensors().items()}
         first: tuple[Comparison, ...] = ()
         last: tuple[Comparison, ...] = ()
         between: list[Comparison] = []
         for number, (images, labels) in enumerate(batches, start=1):
-            in_detail = number in (1, steps)
-            loss = truth.step(images, labels)
-            moved = _moved(truth.tensors(), start)
-            whole = Yardstick({f"loss, step {number}": loss} | _together(moved, number), pair.dtype)
-            each = Yardstick(moved, pair.dtype, least_norm=NEGLIGIBLE * total_norm(moved.values())) if in_detail else None
+            losses = Yardstick({f"loss, step {number}": truth.step(images, labels)}, pair.dtype)
+            goal = truth.tensors()
+            whole = {kind: _Movement(goal, start, names) for kind, names in _kinds(goal).items()}
+            each = None
+            if number in (1, steps):
+                moved = _moved(goal, start)
+                each = Yardstick(moved, pair.dtype, least_norm=NEGLIGIBLE * total_norm(moved.values()))
+            worst = dict.fromkeys(whole, 0.0)
             for run in runs:
-                loss = run.step(images, labels)
-                moved = _moved(run.tensors(), start)
-                whole.add({f"loss, step {number}": loss} | _together(moved, number))
+                losses.add({f"loss, step {number}": run.step(images, labels)})
+                found = run.tensors()
+                # Unlike max, it lets a NaN through.
+                worst = {kind: float(np.maximum(worst[kind], movement.error(found)[0])) for kind, movement in whole.items()}
                 if each:
-                    each.add(moved)
-            loss = ours.step(images, labels)
-            moved = _moved(ours.tensors(), start)
-            between += whole.judge({f"loss, step {number}": loss} | _together(moved, number), FACTORS["training"])
+                    each.add(_moved(found, start))
+            between += losses.judge({f"loss, step {number}": ours.step(images, labels)}, FACTORS["training"])
+            found = ours.tensors()
+            between += [
+                movement.judge(f"{kind}, step {number}", found, worst[kind], pair.dtype) for kind, movement in whole.items()
+            ]
             if each and number == 1:
-                first = each.judge(moved, FACTORS["gradients"])
+                first = each.judge(_moved(found, start), FACTORS["gradients"])
             if each and number == steps:
-                last = each.judge(moved, FACTORS["training"])
+                last = each.judge(_moved(found, start), FACTORS["training"])
             advance(f"training step {number}")
     sections = [
         Section("training, after step 1", FACTORS["gradients"], first),
@@ -84,14 +91,43 @@ def _moved(tensors: dict[str, np.ndarray], start: dict[str, np.ndarray]) -> dict
     return {name: value.astype(np.float64) - start[name] for name, value in tensors.items()}
 
 
-def _together(tensors: dict[str, np.ndarray], number: int) -> dict[str, np.ndarray]:
-    """All parameters, and all running statistics, each as one vector."""
-    names = sorted(name for name in tensors if not name.endswith(_COUNT))  # each side has an order of its own
+def _kinds(tensors: Iterable[str]) -> dict[str, list[str]]:
+    """All parameters, and all running statistics where there are any."""
+    names = [name for name in tensors if not name.endswith(_COUNT)]
     kinds = {
-        "all parameters": [tensors[name] for name in names if not name.endswith(_STATISTICS)],
-        "all running statistics": [tensors[name] for name in names if name.endswith(_STATISTICS)],
+        "all parameters": [name for name in names if not name.endswith(_STATISTICS)],
+        "all running statistics": [name for name in names if name.endswith(_STATISTICS)],
     }
-    return {f"{kind}, step {number}": np.concatenate([x.ravel() for x in found]) for kind, found in kinds.items() if found}
+    return {kind: found for kind, found in kinds.items() if found}
+
+
+class _Movement:
+    """How far some tensors have moved together in the truth, as one vector that is never put together."""
+
+    def __init__(self, goal: dict[str, np.ndarray], start: dict[str, np.ndarray], names: list[str]) -> None:
+        self._goal, self._names = goal, names
+        moved = [goal[name] - start[name] for name in names]
+        self._norm = total_norm(moved) or 1.0
+        self._largest = max(float(np.abs(x).max(initial=0.0)) for x in moved) or 1.0
+        self._size = sum(x.size for x in moved)
+
+    def error(self, found: dict[str, np.ndarray]) -> tuple[float, float]:
+        """Relative L2 error, and largest difference as a share of the largest movement, of tensors from the same start."""
+        squares, largest = 0.0, 0.0
+        for name in self._names:
+            off = (found[name] - self._goal[name]).ravel()  # float64, as the truth is
+            squares += float(off @ off)
+            largest = max(largest, float(np.abs(off).max(initial=0.0)))
+        return math.sqrt(squares) / self._norm, largest / self._largest
+
+    def judge(self, name: str, found: dict[str, np.ndarray], worst: float, dtype: str) -> Comparison:
+        """JAX's tensors against the truth and PyTorch's worst error."""
+        limit = allowed(worst, FACTORS["training"], dtype)
+        error, largest = self.error(found)
+        fault = "" if math.isfinite(error) else NOT_FINITE
+        if not math.isfinite(worst + self._norm):
+            fault = TORCH_NOT_FINITE
+        return Comparison(name, (self._size,), math.inf if fault else error, worst, limit, math.inf if fault else largest, fault)
 
 
 class _TorchRun:
@@ -126,7 +162,8 @@ class _TorchRun:
         return array(loss)
 
     def tensors(self) -> dict[str, np.ndarray]:
-        return {name: array(x) for name, x in self._network.state_dict().items() if name in self._names}
+        """Parameters and statistics by name, as they are now: the next step writes into the same memory."""
+        return {name: x.detach().numpy() for name, x in self._network.state_dict().items() if name in self._names}
 
 
 class _JaxRun:
