@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fcn_jax import cache
 from fcn_jax.errors import ConfigError, FcnJaxError, TrainingError
 
 
@@ -24,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = _parser().parse_args(argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    cache.keep_compiled_programs()
     try:
         return int(args.call(args))
     except FcnJaxError as error:

@@ -5,6 +5,7 @@ import sys
 
 # Before jax is imported anywhere, and inherited by the processes that tests start.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = ""  # nothing of the user's cache comes in, and nothing goes there
 os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 
 from collections.abc import Callable, Iterator

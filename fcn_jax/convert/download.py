@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import os
 import re
 import sys
 import time
@@ -15,29 +14,22 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
+from fcn_jax import cache
 from fcn_jax.api import Weights
 from fcn_jax.atomic import replacing
 from fcn_jax.convert import files
 from fcn_jax.errors import PluginError, WeightsError
-
-CACHE_VARIABLE = "FCN_JAX_CACHE"
 
 _ATTEMPTS = 3
 _CHUNK = 1 << 18
 _TIMEOUT = 30.0  # seconds without a byte
 
 
-def cache_folder() -> Path:
-    """Where fetched files are kept: `FCN_JAX_CACHE`, else `fcn_jax` in `XDG_CACHE_HOME`, else in `~/.cache`."""
-    own = os.environ.get(CACHE_VARIABLE)
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fcn_jax"
-
-
 def cached_path(weights: Weights) -> Path:
     """Where a file is kept, or is to be put by hand: its own name, with its hash if that is not part of it as torchvision's is."""
     name = Path(unquote(urlsplit(weights.url).path)).name
     digits = weights.sha256.lower()[:8]
-    return cache_folder() / (name if digits in name else f"{Path(name).stem}-{digits}{Path(name).suffix}")
+    return cache.folder() / (name if digits in name else f"{Path(name).stem}-{digits}{Path(name).suffix}")
 
 
 def fetch(weights: Weights, *, sleep: Callable[[float], object] = time.sleep) -> Path:

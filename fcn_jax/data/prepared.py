@@ -1,6 +1,6 @@
 """Data sets that TFDS prepares once, in array_record files, and then reads by random access. No TensorFlow is needed.
 
-They are prepared under `--data` where it is given, else in `$XDG_CACHE_HOME/fcn_jax/tfds` (`~/.cache/fcn_jax/tfds`). A
+They are prepared under `--data` where it is given, else in the folder `tfds` of the cache (`fcn_jax.cache`). A
 preparation writes into a folder of its own and is renamed when it is whole: one that is interrupted leaves nothing that counts,
 and where two processes prepare at once, one's work is kept and both go on. A split may be written in TFDS's way: `train`,
 `train+val`, `train[:10%]`.
@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fcn_jax import cache
 from fcn_jax.api import Classes, Dataset, Example, Record, Source
 from fcn_jax.data.decode import decode_record
 from fcn_jax.data.shapes import SHAPES_CLASSES
@@ -50,13 +50,6 @@ class TfdsSource:
     def decode(self, record: Record) -> Example:
         """Decode a record. Raises `DataError`; see `fcn_jax.data.decode.decode_record`."""
         return decode_record(record, len(self.classes))
-
-
-def cache_folder() -> Path:
-    """Where data sets are prepared when no folder is given: `$XDG_CACHE_HOME/fcn_jax/tfds`, by default under `~/.cache`."""
-    base = os.environ.get("XDG_CACHE_HOME") or ""
-    # The XDG specification: a relative path is invalid and to be ignored.
-    return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "fcn_jax" / "tfds"
 
 
 def prepare(builder_class: type[tfds.core.DatasetBuilder], folder: Path, manual: Path | None = None) -> tfds.core.DatasetBuilder:
@@ -106,7 +99,7 @@ def _open(builder_class: type[tfds.core.DatasetBuilder], classes: Classes, root:
 
     if root is not None and root.exists() and not root.is_dir():
         raise DataError(f"--data {root} is not a folder; pass the folder in which to prepare the data set")
-    builder = prepare(builder_class, root or cache_folder(), manual=root if root is not None and root.is_dir() else None)
+    builder = prepare(builder_class, root or cache.folder() / "tfds", manual=root if root is not None and root.is_dir() else None)
     skip = tfds.decode.SkipDecoding()
     try:
         records: Any = builder.as_data_source(split, decoders={"image": skip, "mask": skip})

@@ -185,17 +185,6 @@ def test_weights_must_be_registered_with_a_hash(digits: str) -> None:
         download.fetch(Weights("http://127.0.0.1/net.pth", digits))
 
 
-def test_the_cache_is_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("FCN_JAX_CACHE", raising=False)
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert download.cache_folder() == tmp_path / ".cache" / "fcn_jax"
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert download.cache_folder() == tmp_path / "xdg" / "fcn_jax"
-    monkeypatch.setenv("FCN_JAX_CACHE", str(tmp_path / "own"))
-    assert download.cache_folder() == tmp_path / "own"
-
-
 def test_a_bar_is_drawn_on_a_terminal_only(
     server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from fcn_jax.data import prepared
 from fcn_jax.data.pipeline import train_batches
-from fcn_jax.data.prepared import SHAPES, VOC2012_TFDS, cache_folder
+from fcn_jax.data.prepared import SHAPES, VOC2012_TFDS
 from fcn_jax.data.shapes import SHAPES_CLASSES
 from fcn_jax.data.transforms import Augment
 from fcn_jax.data.voc import VOC2012
@@ -134,11 +134,9 @@ def test_prepared_source_pickles_and_feeds_workers(small_shapes: None, tmp_path:
 
 
 def test_without_a_folder_the_users_cache_is_used(small_shapes: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("FCN_JAX_CACHE", str(tmp_path / "cache"))
     SHAPES.open(None, "val")
-    assert (tmp_path / "cache" / "fcn_jax" / "tfds" / "shapes" / "1.0.0" / "dataset_info.json").exists()
-    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert cache_folder() == Path.home() / ".cache" / "fcn_jax" / "tfds"
+    assert (tmp_path / "cache" / "tfds" / "shapes" / "1.0.0" / "dataset_info.json").exists()
 
 
 def test_interrupted_preparation_leaves_nothing_that_counts(
