@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fcn_jax.convert.engine import LoadRecord, load_torch, to_torch
+    from fcn_jax.convert.pretrained import load
     from fcn_jax.infer.predictor import Predictor
     from fcn_jax.models.segmenter import Segmenter, build_model
     from fcn_jax.verify import verify_model
@@ -19,12 +20,13 @@ _HOMES = {
     "Predictor": "fcn_jax.infer.predictor",
     "Segmenter": "fcn_jax.models.segmenter",
     "build_model": "fcn_jax.models.segmenter",
+    "load": "fcn_jax.convert.pretrained",
     "load_torch": "fcn_jax.convert.engine",
     "to_torch": "fcn_jax.convert.engine",
     "verify_model": "fcn_jax.verify",
 }
 
-__all__ = ["LoadRecord", "Predictor", "Segmenter", "build_model", "load_torch", "to_torch", "verify_model"]
+__all__ = ["LoadRecord", "Predictor", "Segmenter", "build_model", "load", "load_torch", "to_torch", "verify_model"]
 
 
 def __getattr__(name: str) -> Any:

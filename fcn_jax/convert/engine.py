@@ -17,7 +17,7 @@ from flax import nnx
 from fcn_jax import registry
 from fcn_jax.api import Backbone, Head
 from fcn_jax.convert import files, named_weights
-from fcn_jax.convert.rules import Rule, Table
+from fcn_jax.convert.rules import Rule, Table, drop
 from fcn_jax.errors import ConfigError, WeightsError, listing
 from fcn_jax.models.names import leaves
 from fcn_jax.models.segmenter import ModelSpec, Segmenter, describe
@@ -27,6 +27,8 @@ PREFIXES = ("module.", "model.", "_orig_mod.", "backbone.")
 where every name has it and the rest fits better without."""
 
 _WIDENED = ("float16", "bfloat16")
+
+_AUXILIARY = drop("aux_classifier.*", "the auxiliary head, which takes part in PyTorch's training alone")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +86,8 @@ def tables(spec: ModelSpec) -> dict[tuple[str, str], Table]:
     for scheme in of_backbone:
         if scheme in of_head:
             trunk, top = ("", "") if scheme == "d2l" else ("backbone.", "classifier.")
-            found["model", scheme] = of_backbone[scheme].under(trunk, "backbone.") + of_head[scheme].under(top, "head.")
+            whole = of_backbone[scheme].under(trunk, "backbone.") + of_head[scheme].under(top, "head.")
+            found["model", scheme] = whole + Table(_AUXILIARY) if scheme == "torchvision" else whole
         found["backbone", scheme] = of_backbone[scheme].under("", "backbone.")
     return found
 

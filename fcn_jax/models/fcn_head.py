@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fcn_jax import nn
-from fcn_jax.api import FeatureSpec, Head, TorchBridge
+from fcn_jax.api import FeatureSpec, Head, Model, TorchBridge, Weights
 from fcn_jax.convert.rules import Table, batch_norm, conv
 
 
@@ -99,3 +99,27 @@ FCN = Head(
     torch=TorchBridge(tables=_tables, reference=_torch_reference),
     maskable=True,
 )
+
+
+def _whole(backbone: str, digits: str, scores: str) -> Model:
+    name = f"fcn_{backbone}"
+    return Model(
+        name=name,
+        summary=f"torchvision's FCN on a dilated {backbone} (output stride 8), 21 classes",
+        reference=f"torchvision.models.segmentation.{name}",
+        backbone=backbone,
+        head="fcn",
+        num_classes=21,
+        output_stride=8,
+        weights={
+            "COCO_WITH_VOC_LABELS_V1": Weights(
+                f"https://download.pytorch.org/models/{name}_coco-{digits}.pth",
+                digits,
+                f"COCO train2017 images with the 20 VOC classes; on COCO val2017 {scores}, images resized to 520",
+            )
+        },
+    )
+
+
+FCN_RESNET50 = _whole("resnet50", "1167a1af", "mIoU 60.5, pixel accuracy 91.4")
+FCN_RESNET101 = _whole("resnet101", "7ecb50ca", "mIoU 63.7, pixel accuracy 91.9")

@@ -1,0 +1,53 @@
+"""A registered model with its published weights, in one call."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flax import nnx
+
+from fcn_jax.convert.engine import load_torch
+from fcn_jax.errors import ConfigError
+from fcn_jax.models.segmenter import Segmenter, build, by_name
+
+
+def load(
+    model: str,
+    weights: str | Path | Mapping[str, Any],
+    *,
+    reinit: Sequence[str] = (),
+    num_classes: int | None = None,
+    dtype: str = "float32",
+    rngs: nnx.Rngs | None = None,
+) -> Segmenter:
+    """Build a registered whole model and fill it with weights; it is in eval mode.
+
+        model = fcn_jax.load("fcn_resnet50", weights="COCO_WITH_VOC_LABELS_V1")
+        mask = fcn_jax.Predictor(model)(image)
+
+    Args:
+        model: registered name; `fcn-jax plugins list` shows them.
+        weights: name of published weights, which are fetched once; a `.pth` or `.safetensors` file; or a state dict.
+        reinit: globs over names that keep their random initial values.
+        num_classes: default: the model's. Another number needs `reinit` for the tensors that depend on it.
+        dtype: compute dtype, "float32" or "bfloat16".
+        rngs: for what `reinit` names; `nnx.Rngs(0)` if not given.
+
+    Raises:
+        ConfigError: no whole model of that name.
+        WeightsError: the weights cannot be had, or do not fit.
+        PluginError: a broken plugin.
+    """
+    spec = by_name(model)
+    if spec.head is None:
+        raise ConfigError(f"'{model}' is a backbone; load takes whole models. Give it a head with build_model, then load_torch")
+    changes: dict[str, Any] = {"dtype": dtype}
+    if num_classes is not None:
+        changes["num_classes"] = num_classes
+    network = build(dataclasses.replace(spec, **changes), rngs=rngs or nnx.Rngs(0))
+    load_torch(network, weights, reinit)
+    network.eval()
+    return network
