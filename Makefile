@@ -7,12 +7,13 @@ NEWEST_VENV ?= .venv-newest
 RUN ?= runs/shapes
 PYTEST = $(BIN)/python -m pytest -q -rs -n 2 --dist loadfile
 
-.PHONY: help install dev train test test-all test-newest lint types clean
+.PHONY: help install dev train test test-all test-newest bench lint types clean
 
 help:
 	@echo "make train      train on the embedded shapes, evaluate, write pictures (a few minutes on 2 cores)"
 	@echo "make test       the tests (under 10 minutes on 2 cores); make test-all adds the slow ones"
 	@echo "make test-newest  those that need no torch, with NEWEST_PYTHON and the newest releases"
+	@echo "make bench      speed beside PyTorch and plain Flax (some minutes)"
 	@echo "make lint       ruff; make types: mypy"
 	@echo "make clean      remove the virtual environment"
 
@@ -55,6 +56,9 @@ $(NEWEST_VENV)/installed: pyproject.toml plugins/fcn-jax-vgg/pyproject.toml
 test-newest: $(NEWEST_VENV)/installed
 	$(NEWEST_VENV)/bin/python -m pip list --disable-pip-version-check | grep -E '^(jax|flax|optax|orbax-checkpoint|grain) '
 	$(NEWEST_VENV)/bin/python -m pytest -q -rs -n 2 --dist loadfile -m "not slow"
+
+bench: dev
+	$(BIN)/python -m benchmarks
 
 lint: dev
 	$(BIN)/ruff check .

@@ -69,9 +69,8 @@ class _Block(nnx.Module):
 
         self.conv1, self.bn1 = conv(channels_in, 3, stride), _Norm(channels, **types)
         self.conv2, self.bn2 = conv(channels, 3, 1), _Norm(channels, **types)
-        self.downsample = None
-        if stride > 1 or channels_in != channels:
-            self.downsample = nnx.Dict(conv=conv(channels_in, 1, stride), bn=_Norm(channels, **types))
+        shortcut = stride > 1 or channels_in != channels
+        self.downsample = nnx.Dict(conv=conv(channels_in, 1, stride), bn=_Norm(channels, **types)) if shortcut else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         shortcut = x if self.downsample is None else self.downsample["bn"](self.downsample["conv"](x))

@@ -35,9 +35,9 @@ def draw(result: dict[str, Any], path: Path) -> None:
         panel.invert_yaxis()
         panel.set_title(task["task"])
         panel.set_xlabel("images/s")
-        panel.set_xlim(0, max(speeds) * 1.2)
-        for position, speed in zip(positions, speeds, strict=True):
-            panel.text(speed * 1.02 + max(speeds) * 0.03, position, f"{speed:.1f}", va="center", fontsize=8)
+        panel.set_xlim(0, max(speeds) * 1.25)
+        for position, speed, above in zip(positions, speeds, errors[1], strict=True):
+            panel.text(speed + above + max(speeds) * 0.03, position, f"{speed:.1f}", va="center", fontsize=8)
         panel.spines[["top", "right"]].set_visible(False)
     setting, environment = result["setting"], result["environment"]
     height, width = setting["size"]
