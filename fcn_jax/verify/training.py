@@ -16,7 +16,7 @@ from fcn_jax.models.names import named
 from fcn_jax.models.segmenter import Segmenter
 from fcn_jax.train import optim, step
 from fcn_jax.verify import jax_side
-from fcn_jax.verify.compare import FACTORS, NOT_FINITE, TORCH_NOT_FINITE, Comparison, Section, Yardstick, allowed, total_norm
+from fcn_jax.verify.compare import FACTORS, NOT_FINITE, TORCH_NOT_FINITE, Comparison, Section, Yardstick, allowed
 from fcn_jax.verify.modules import NEGLIGIBLE, Advance, Pair, training
 from fcn_jax.verify.torch_side import TRUTH, TorchSide, Variant, array, import_torch
 
@@ -57,38 +57,27 @@ def compare_training(
         for number, (images, labels) in enumerate(batches, start=1):
             losses = Yardstick({f"loss, step {number}": truth.step(images, labels)}, pair.dtype)
             goal = truth.tensors()
-            whole = {kind: _Movement(goal, start, names) for kind, names in _kinds(goal).items()}
-            each = None
-            if number in (1, steps):
-                moved = _moved(goal, start)
-                each = Yardstick(moved, pair.dtype, least_norm=NEGLIGIBLE * total_norm(moved.values()))
-            worst = dict.fromkeys(whole, 0.0)
+            whole = [_Movement(f"{kind}, step {number}", goal, start, found) for kind, found in _kinds(goal).items()]
+            least = NEGLIGIBLE * math.hypot(*(movement.norm for movement in whole))
+            each = [_Movement(name, goal, start, [name], least) for name in goal] if number in (1, steps) else []
             for run in runs:
                 losses.add({f"loss, step {number}": run.step(images, labels)})
                 found = run.tensors()
-                # Unlike max, it lets a NaN through.
-                worst = {kind: float(np.maximum(worst[kind], movement.error(found)[0])) for kind, movement in whole.items()}
-                if each:
-                    each.add(_moved(found, start))
+                for movement in (*whole, *each):
+                    movement.add(found)
             between += losses.judge({f"loss, step {number}": ours.step(images, labels)}, FACTORS["training"])
             found = ours.tensors()
-            between += [
-                movement.judge(f"{kind}, step {number}", found, worst[kind], pair.dtype) for kind, movement in whole.items()
-            ]
-            if each and number == 1:
-                first = each.judge(_moved(found, start), FACTORS["gradients"])
-            if each and number == steps:
-                last = each.judge(_moved(found, start), FACTORS["training"])
+            between += [movement.judge(found, FACTORS["training"], pair.dtype) for movement in whole]
+            if number == 1:
+                first = tuple(movement.judge(found, FACTORS["gradients"], pair.dtype) for movement in each)
+            if number == steps:
+                last = tuple(movement.judge(found, FACTORS["training"], pair.dtype) for movement in each)
             advance(f"training step {number}")
     sections = [
         Section("training, after step 1", FACTORS["gradients"], first),
         Section("training, each step", FACTORS["training"], tuple(between)),
     ]
     return sections if steps == 1 else [*sections, Section(f"training, after step {steps}", FACTORS["training"], last)]
-
-
-def _moved(tensors: dict[str, np.ndarray], start: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: value.astype(np.float64) - start[name] for name, value in tensors.items()}
 
 
 def _kinds(tensors: Iterable[str]) -> dict[str, list[str]]:
@@ -102,32 +91,50 @@ def _kinds(tensors: Iterable[str]) -> dict[str, list[str]]:
 
 
 class _Movement:
-    """How far some tensors have moved together in the truth, as one vector that is never put together."""
+    """How far a tensor has moved in the truth, or several as one vector, which is never put together; and PyTorch's worst error of it."""
 
-    def __init__(self, goal: dict[str, np.ndarray], start: dict[str, np.ndarray], names: list[str]) -> None:
-        self._goal, self._names = goal, names
-        moved = [goal[name] - start[name] for name in names]
-        self._norm = total_norm(moved) or 1.0
-        self._largest = max(float(np.abs(x).max(initial=0.0)) for x in moved) or 1.0
-        self._size = sum(x.size for x in moved)
+    def __init__(
+        self, name: str, goal: dict[str, np.ndarray], start: dict[str, np.ndarray], parts: list[str], least_norm: float = 0.0
+    ) -> None:
+        self._name, self._goal, self._parts = name, goal, parts
+        squares, self._largest = _squares_and_largest(goal[part] - start[part] for part in parts)
+        self.norm = math.sqrt(squares)
+        self._divisor = max(self.norm, least_norm) or 1.0
+        self._worst = 0.0
 
-    def error(self, found: dict[str, np.ndarray]) -> tuple[float, float]:
-        """Relative L2 error, and largest difference as a share of the largest movement, of tensors from the same start."""
-        squares, largest = 0.0, 0.0
-        for name in self._names:
-            off = (found[name] - self._goal[name]).ravel()  # float64, as the truth is
-            squares += float(off @ off)
-            largest = max(largest, float(np.abs(off).max(initial=0.0)))
-        return math.sqrt(squares) / self._norm, largest / self._largest
+    def add(self, run: dict[str, np.ndarray]) -> None:
+        """Take in a correct run of PyTorch from the same start. Unlike max, this lets a NaN through."""
+        self._worst = float(np.maximum(self._worst, self._errors(run)[0]))
 
-    def judge(self, name: str, found: dict[str, np.ndarray], worst: float, dtype: str) -> Comparison:
-        """JAX's tensors against the truth and PyTorch's worst error."""
-        limit = allowed(worst, FACTORS["training"], dtype)
-        error, largest = self.error(found)
+    def judge(self, found: dict[str, np.ndarray], factor: float, dtype: str) -> Comparison:
+        """Hold JAX's tensors, from the same start, against the truth and PyTorch's worst error."""
+        sizes = [self._goal[part].shape for part in self._parts]
+        shape = sizes[0] if len(sizes) == 1 else (sum(math.prod(size) for size in sizes),)
+        error, largest = self._errors(found)
         fault = "" if math.isfinite(error) else NOT_FINITE
-        if not math.isfinite(worst + self._norm):
+        if not math.isfinite(self._worst + self.norm):
             fault = TORCH_NOT_FINITE
-        return Comparison(name, (self._size,), math.inf if fault else error, worst, limit, math.inf if fault else largest, fault)
+        limit = allowed(self._worst, factor, dtype, single=math.prod(shape) == 1)
+        return Comparison(
+            self._name, shape, math.inf if fault else error, self._worst, limit, math.inf if fault else largest, fault
+        )
+
+    def _errors(self, found: dict[str, np.ndarray]) -> tuple[float, float]:
+        """Relative L2 error, and largest difference as a share of the largest movement."""
+        squares, largest = _squares_and_largest(
+            found[part] - self._goal[part] for part in self._parts
+        )  # float64, as the truth is
+        return math.sqrt(squares) / self._divisor, largest / (self._largest or 1.0)
+
+
+def _squares_and_largest(arrays: Iterable[np.ndarray]) -> tuple[float, float]:
+    """Sum of all squares, and largest absolute value."""
+    squares, largest = 0.0, 0.0
+    for x in arrays:
+        flat = x.ravel().astype(np.float64, copy=False)
+        squares += float(flat @ flat)
+        largest = max(largest, float(np.abs(flat).max(initial=0.0)))
+    return squares, largest
 
 
 class _TorchRun:
@@ -151,13 +158,13 @@ class _TorchRun:
         ordered = images[..., ::-1] if preprocess.channel_order == "bgr" else images
         mean, std = np.asarray(preprocess.mean, wide), np.asarray(preprocess.std, wide)
         x = (ordered.astype(wide) * wide(preprocess.scale / 255) - mean) / std
-        self._optimizer.zero_grad(set_to_none=True)
         with self._side.forward(self._variant):
             logits = self._network(self._side.tensor(x, self._variant))
             loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels).long(), ignore_index=255)
         with self._side.kernels(self._variant):
             loss.backward()
         self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)  # gradients of every run at once would fill the memory
         self._schedule.step()
         return array(loss)
 
