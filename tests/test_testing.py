@@ -64,6 +64,20 @@ class Widened(Tiny):
         return {name: value.astype(jnp.float32) for name, value in super().__call__(x).items()}
 
 
+class Averaging(Tiny):
+    """Subtracts the whole array's mean, whatever part of it the image fills."""
+
+    def __call__(self, x):
+        return {name: value - value.mean((1, 2), keepdims=True) for name, value in super().__call__(x).items()}
+
+
+class Slicing(Tiny):
+    """Cuts off a row and a column by itself."""
+
+    def __call__(self, x):
+        return super().__call__(x[:, :-1, :-1])
+
+
 class Infinite(Tiny):
     """Has a gradient that is not finite: of a square root at 0."""
 
@@ -74,6 +88,10 @@ class Infinite(Tiny):
 
 def up(stride):
     return lambda size: math.ceil(size / stride)
+
+
+def up_but_one(stride):
+    return lambda size: math.ceil((size - 1) / stride)
 
 
 SPECS = (FeatureSpec("a", 4, 2, up(2)), FeatureSpec("b", 6, 4, up(4)))
@@ -120,7 +138,7 @@ def changed(index, **fields):
 
 
 def test_an_honest_backbone_passes():
-    check_backbone(backbone())
+    check_backbone(backbone(maskable=True))
     check_backbone(backbone(torch=None))
 
 
@@ -152,6 +170,13 @@ def test_an_honest_backbone_equals_its_reference():
         (backbone(Unnormalised), "in eval mode a call changes bn1"),
         (backbone(Noisy), "differs between two calls in eval mode"),
         (backbone(Infinite), "the gradient is not finite at"),
+        (backbone(Averaging, maskable=True), "'a' of an image depends on what lies beside it in its array"),
+        (
+            backbone(
+                Slicing, maskable=True, specs=tuple(dataclasses.replace(spec, size=up_but_one(spec.stride)) for spec in SPECS)
+            ),
+            "not known: this network slices or pads by itself",
+        ),
         (backbone(output_strides=()), "must name at least one"),
         (backbone(api_version=(2, 0)), "api_version"),
         (backbone(options=int), "must be a frozen dataclass"),
