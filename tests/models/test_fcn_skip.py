@@ -19,8 +19,9 @@ def up(stride):
 SPECS = tuple(FeatureSpec(f"f{s}", c, s, up(s)) for c, s in ((3, 4), (4, 8), (5, 16), (6, 32)))
 
 
-@pytest.mark.parametrize("name", ["fcn16s", "fcn8s"])
-@pytest.mark.parametrize("at_once", [False, True])
+@pytest.mark.parametrize(
+    ("name", "at_once"), [("fcn8s", True), *(pytest.param(name, False, marks=pytest.mark.slow) for name in ("fcn16s", "fcn8s"))]
+)
 def test_they_keep_the_contract(name, at_once):
     check_head(name, {"at_once": at_once})
 

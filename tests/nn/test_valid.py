@@ -72,8 +72,14 @@ def test_a_network_that_slices_by_itself_is_refused():
         nn.max_pool(jnp.ones((1, 8, 8, 1))[:, 1:], 2, 2)
 
 
-@pytest.mark.parametrize("head", ["fcn32s", "fcn16s", "fcn8s", "fcn"])
-@pytest.mark.parametrize("hw", [(40, 64), (33, 71)])
+@pytest.mark.parametrize(
+    ("head", "hw"),
+    [
+        ("fcn32s", (40, 64)),
+        ("fcn8s", (33, 71)),
+        *(pytest.param(head, hw, marks=pytest.mark.slow) for head in ("fcn16s", "fcn") for hw in ((40, 64), (33, 71))),
+    ],
+)
 def test_a_whole_network(head, hw):
     model = build_model("resnet18", head, 3, rngs=nnx.Rngs(0))
     model.eval()
