@@ -14,7 +14,7 @@ from flax import nnx
 
 from fcn_jax import registry
 from fcn_jax.api import Backbone, FeatureSpec, Head
-from fcn_jax.errors import ConfigError
+from fcn_jax.errors import ConfigError, did_you_mean
 from fcn_jax.nn import valid
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -188,8 +188,8 @@ def by_name(name: str) -> ModelSpec:
         return ModelSpec(
             model.backbone, model.head, model.num_classes, model.backbone_options, model.head_options, model.output_stride
         )
-    try:
-        plugins.backbone(name)
-    except ConfigError as error:
-        raise ConfigError(f"'{name}' is neither a registered whole model nor a backbone. {error}") from error
+    if ":" not in name and name not in plugins.names("backbones"):
+        known = [*plugins.names("models"), *plugins.names("backbones")]
+        raise ConfigError(f"'{name}' is neither a registered whole model nor a backbone. {did_you_mean(name, known)}")
+    plugins.backbone(name)
     return ModelSpec(backbone=name, head=None)

@@ -78,6 +78,8 @@ def train(config: Config, run: str | Path, *, resume: bool = False) -> Result:
     shard = (jax.process_index(), jax.process_count())
 
     # ------------------------------------------------------------------------------------------------------------------- data
+    parts = ModelSpec(**config.model.model_dump())
+    preprocess = describe_model(parts)[0].preprocess  # a misspelt name is told before data are prepared, which may take a while
     dataset = registry.default().dataset(config.data.dataset)
     root = Path(config.data.root) if config.data.root else None
     train_source, val_source = dataset.open(root, config.data.train_split), dataset.open(root, config.data.val_split)
@@ -100,9 +102,8 @@ def train(config: Config, run: str | Path, *, resume: bool = False) -> Result:
     total_steps = epoch_steps * config.train.epochs
 
     # ------------------------------------------------------------------------------------------------------------------ model
-    model_spec = ModelSpec(**config.model.model_dump(), num_classes=len(train_source.classes))
+    model_spec = dataclasses.replace(parts, num_classes=len(train_source.classes))
     model = build(model_spec, rngs=nnx.Rngs(config.train.seed))
-    preprocess = describe_model(model_spec)[0].preprocess
     weights = load_initial(model, config.init.weights, config.init.reinit) if config.init.weights else None
     spec = checkpoint.describe(model_spec, train_source.classes, dataclasses.asdict(weights) if weights else None)
 
