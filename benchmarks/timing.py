@@ -18,11 +18,9 @@ class Timing:
 
     Attributes:
         seconds: of each round.
-        first_call: seconds of the first call, which compiles.
     """
 
     seconds: list[float]
-    first_call: float
 
     @property
     def median(self) -> float:
@@ -37,19 +35,15 @@ class Timing:
 
 
 def interleaved(contenders: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 2) -> dict[str, Timing]:
-    """Call each contender once, `warm_up - 1` times more, and then in turn; a call returns when its work is done.
+    """Call each contender `warm_up` times, and then in turn; a call returns when its work is done.
 
     Args:
         contenders: by name; each does the whole of the work and waits for it.
         rounds: measured calls of each, at least 2.
         warm_up: calls of each before.
     """
-    first_calls: dict[str, float] = {}
-    for name, call in contenders.items():
-        began = time.perf_counter()
-        call()
-        first_calls[name] = time.perf_counter() - began
-        for _ in range(warm_up - 1):
+    for call in contenders.values():
+        for _ in range(warm_up):
             call()
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
@@ -57,7 +51,7 @@ def interleaved(contenders: Mapping[str, Callable[[], object]], rounds: int, war
             began = time.perf_counter()
             call()
             seconds[name].append(time.perf_counter() - began)
-    return {name: Timing(seconds[name], first_calls[name]) for name in contenders}
+    return {name: Timing(spent) for name, spent in seconds.items()}
 
 
 def peaks(dtype: str, rounds: int = 5) -> dict[str, float]:

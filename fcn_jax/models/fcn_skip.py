@@ -60,7 +60,8 @@ class FCNSkip(nnx.Module):
         self.deepest = deepest.name
         self.skips = nnx.static(tuple(skip.name for skip in skips))
         self.scales = nnx.static(AT_ONCE_SCALES[: len(skips)] if at_once else (1.0,) * len(skips))
-        self.crops = nnx.static(crops(deepest, skips))
+        fusions, self.top = crops(deepest, skips)
+        self.fusions = nnx.static(fusions)
         self.final_conv = nn.Conv(deepest.channels, num_classes, 1, **types)
         zeros = nnx.initializers.zeros_init()
         self.skip_convs = nnx.List(
@@ -73,19 +74,17 @@ class FCNSkip(nnx.Module):
     def __call__(self, features: Mapping[str, jax.Array], *, out_hw: tuple[int, int]) -> jax.Array:
         """Features -> logits f[N, out_hw[0], out_hw[1], K]."""
         scores = self.final_conv(features[self.deepest])
-        *fusions, last = self.crops
         for name, scale, (of_up, of_skip), skip_conv, up_conv in zip(
-            self.skips, self.scales, fusions, self.skip_convs, self.up_convs, strict=True
+            self.skips, self.scales, self.fusions, self.skip_convs, self.up_convs, strict=True
         ):
             up = up_conv(scores)[:, of_up:, of_up:]
             skip = skip_conv(features[name] * scale if scale != 1 else features[name])[:, of_skip:, of_skip:]
             rows, cols = (min(up.shape[axis], skip.shape[axis]) for axis in (1, 2))
             scores = up[:, :rows, :cols] + skip[:, :rows, :cols]
-        top = last[0]
-        return self.transpose_conv(scores)[:, top : top + out_hw[0], top : top + out_hw[1]]
+        return self.transpose_conv(scores)[:, self.top : self.top + out_hw[0], self.top : self.top + out_hw[1]]
 
 
-def crops(deepest: FeatureSpec, skips: Sequence[FeatureSpec]) -> tuple[tuple[int, int], ...]:
+def crops(deepest: FeatureSpec, skips: Sequence[FeatureSpec]) -> tuple[tuple[tuple[int, int], ...], int]:
     """Where the maps line up with each other and with the image: pixels to cut off at the top and left.
 
     A transposed convolution of kernel 2s, stride s and no padding begins s/2 pixels before the pixel it starts from.
@@ -95,7 +94,7 @@ def crops(deepest: FeatureSpec, skips: Sequence[FeatureSpec]) -> tuple[tuple[int
         skips: the others, deep to shallow.
 
     Returns:
-        For each skip, what is cut off the upsampled scores and off the skip's, one of them 0; last, what is cut off the logits, and 0.
+        For each skip, what is cut off the upsampled scores and off the skip's, one of them 0; and what is cut off the logits.
 
     Raises:
         ConfigError: the features' offsets are not whole pixels of each other apart.
@@ -111,7 +110,7 @@ def crops(deepest: FeatureSpec, skips: Sequence[FeatureSpec]) -> tuple[tuple[int
             )
         found.append((max(ahead, 0), max(-ahead, 0)))
         offset = min(offset + skip.stride, skip.offset)
-    return (*found, (offset + skips[-1].stride // 2, 0))
+    return tuple(found), offset + skips[-1].stride // 2
 
 
 def _skips(count: int, head: str, features: Sequence[FeatureSpec]) -> tuple[FeatureSpec, ...]:
@@ -134,7 +133,7 @@ def _torch_reference(count: int, options: SkipOptions, features: Sequence[Featur
 
     *skips, deepest = features
     skips.reverse()
-    cuts = crops(deepest, skips)
+    fusions, top = crops(deepest, skips)
 
     class Reference(torch.nn.Module):
         def __init__(self) -> None:
@@ -152,12 +151,11 @@ def _torch_reference(count: int, options: SkipOptions, features: Sequence[Featur
             scores = self.final_conv(deep)
             for number, feature in enumerate(reversed(shallow)):
                 scale = AT_ONCE_SCALES[number] if options.at_once else 1.0
-                of_up, of_skip = cuts[number]
+                of_up, of_skip = fusions[number]
                 up = self.up_convs[number](scores)[..., of_up:, of_up:]
                 skip = self.skip_convs[number](feature * scale)[..., of_skip:, of_skip:]
                 rows, cols = min(up.shape[2], skip.shape[2]), min(up.shape[3], skip.shape[3])
                 scores = up[..., :rows, :cols] + skip[..., :rows, :cols]
-            top = cuts[-1][0]
             return self.transpose_conv(scores)[..., top:, top:]
 
     return Reference()

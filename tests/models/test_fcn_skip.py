@@ -73,8 +73,8 @@ def test_the_papers_crop_offsets():
     pool3, pool4, fc7 = (
         FeatureSpec(n, 1, s, up(s), offset=o) for n, s, o in (("pool3", 8, 99), ("pool4", 16, 99), ("fc7", 32, 3))
     )
-    assert crops(fc7, [pool4]) == ((0, 5), (27, 0))
-    assert crops(fc7, [pool4, pool3]) == ((0, 5), (0, 9), (31, 0))
+    assert crops(fc7, [pool4]) == (((0, 5),), 27)
+    assert crops(fc7, [pool4, pool3]) == (((0, 5), (0, 9)), 31)
 
 
 def test_features_that_cannot_be_lined_up_are_refused():
