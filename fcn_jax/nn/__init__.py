@@ -5,7 +5,7 @@ from fcn_jax.nn.bias import add_bias
 from fcn_jax.nn.conv import Conv, conv
 from fcn_jax.nn.conv_transpose import ConvTranspose, conv_transpose
 from fcn_jax.nn.initializers import Initializer, bilinear, kaiming_normal_fan_out, normal, torch_default
-from fcn_jax.nn.pooling import max_pool
+from fcn_jax.nn.pooling import global_average_pool, max_pool
 from fcn_jax.nn.resize import resize_bilinear
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "bilinear",
     "conv",
     "conv_transpose",
+    "global_average_pool",
     "kaiming_normal_fan_out",
     "max_pool",
     "normal",

@@ -1,4 +1,4 @@
-"""Max pooling with PyTorch's padding, and a gradient that is fast on CPUs too."""
+"""Pooling with PyTorch's meaning: of windows, with a gradient that is fast on CPUs too, and of whole images."""
 
 from __future__ import annotations
 
@@ -15,6 +15,21 @@ from jax import lax
 from fcn_jax.nn import valid
 
 _Borders = tuple[tuple[int, int], tuple[int, int]]
+
+
+def global_average_pool(x: jax.Array) -> jax.Array:
+    """Mean of each channel over the image, as `torch.nn.AdaptiveAvgPool2d(1)`; computed in float32.
+
+    Args:
+        x: f[N, H, W, C], H and W at least 1.
+
+    Returns:
+        [N, 1, 1, C] in the dtype of `x`.
+    """
+    inner = valid.of((x.shape[1], x.shape[2]))
+    rows, cols = (x.shape[1], x.shape[2]) if inner is None else inner
+    y = valid.filled(x).astype(jnp.float32).sum((1, 2), keepdims=True) / jnp.float32(rows * cols)
+    return valid.derive(x, y.astype(x.dtype), lambda size: 1)
 
 
 def max_pool(x: jax.Array, kernel_size: int, stride: int, padding: int = 0, *, ceil_mode: bool = False) -> jax.Array:

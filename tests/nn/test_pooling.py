@@ -61,3 +61,17 @@ def test_bfloat16_keeps_its_dtype_in_both_directions():
     (grad,) = vjp(jnp.ones_like(y))
     assert y.dtype == grad.dtype == jnp.bfloat16
     assert float(grad.astype(jnp.float32).sum()) == y.size
+
+
+@given(st.tuples(st.integers(1, 11), st.integers(1, 11)), st.integers(0, 9))
+def test_global_average_pool_is_pytorchs(size, seed):
+    x = np.random.default_rng(seed).standard_normal((2, *size, 3), np.float32)
+    theirs = F.adaptive_avg_pool2d(torch.tensor(x.transpose(0, 3, 1, 2).copy()), 1).numpy().transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(nn.global_average_pool(jnp.asarray(x)), theirs, atol=1e-6)
+
+
+def test_global_average_pool_sums_bfloat16_in_float32():
+    x = jnp.full((1, 64, 64, 1), 1.0078125, jnp.bfloat16)  # a bfloat16 sum would stall at 256
+    y = nn.global_average_pool(x)
+    assert y.dtype == jnp.bfloat16
+    assert y.item() == 1.0078125

@@ -48,6 +48,12 @@ def test_max_pool(inner, more, form, ceil_mode):
 
 
 @settings(max_examples=15, deadline=None)
+@given(SIDES, SIDES)
+def test_global_average_pool(inner, more):
+    check(nn.global_average_pool, inner, more)
+
+
+@settings(max_examples=15, deadline=None)
 @given(SIDES, SIDES, st.sampled_from([(4, 2, 1), (4, 2, 0), (3, 2, 1), (8, 4, 2)]))
 def test_transposed_convolution(inner, more, form):
     size, stride, padding = form
