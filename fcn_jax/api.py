@@ -177,6 +177,13 @@ class Model:
         backbone_options: table validated by the backbone's options type.
         head_options: table validated by the head's options type.
         output_stride: stride of the backbone's deepest feature; None takes the backbone's default.
+        aux_head: registered head that helps in training, from a shallower feature; None for none.
+        aux_head_options: table validated by that head's options type.
+        aux_feature: name of the deepest feature that the auxiliary head sees; None for the last but one.
+        original: keyword arguments `num_classes` and `aux` (with the auxiliary head or without) -> the PyTorch original as one
+            `torch.nn.Module`, whose state dict has the "torchvision" scheme's names and which gives {"out": logits, "aux": logits} at the
+            image's size, as torchvision's segmentation models do. Imports torch inside. None where the parts' own references, put
+            together, are all there is.
         weights: published weight files by name.
         reference: paper or file it follows.
         api_version: the contract it was written against.
@@ -190,6 +197,10 @@ class Model:
     backbone_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     head_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     output_stride: int | None = None
+    aux_head: str | None = None
+    aux_head_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    aux_feature: str | None = None
+    original: Callable[..., Any] | None = None
     weights: Mapping[str, Weights] = dataclasses.field(default_factory=dict)
     reference: str = ""
     api_version: tuple[int, int] = API_VERSION

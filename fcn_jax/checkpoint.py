@@ -42,7 +42,7 @@ class Spec:
     Attributes:
         model: what to build.
         classes: names and colours, or None for converted weights, which come without.
-        plugins: name, distribution and version of the backbone and head.
+        plugins: name, distribution and version of the backbone and heads.
         weights: record of the weights that it started from, or None.
     """
 
@@ -68,8 +68,9 @@ def describe(model: ModelSpec, classes: Classes | None = None, weights: Mapping[
     """The spec of a model, with the plugins that it is built from."""
     plugins = registry.default()
     records = {"backbone": plugins.record("backbones", model.backbone)}
-    if model.head is not None:
-        records["head"] = plugins.record("heads", model.head)
+    for part, name in (("head", model.head), ("aux_head", model.aux_head)):
+        if name is not None:
+            records[part] = plugins.record("heads", name)
     return Spec(model, classes, records, weights)
 
 

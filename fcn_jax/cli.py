@@ -106,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     verify = command("verify", _verify, "Show that a model is the same function as its PyTorch original, or which layer is not.")
     verify.add_argument("--model", metavar="NAME", required=True, help="a registered whole model, or a backbone")
     verify.add_argument("--head", metavar="NAME", help="put on a backbone (default: fcn32s)")
+    verify.add_argument("--aux-head", metavar="NAME", help="auxiliary head to put on a backbone (default: none)")
     verify.add_argument("--num-classes", metavar="N", type=int, help="default: the registered model's, or 21")
     verify.add_argument("--output-stride", metavar="N", type=int, help="of the backbone (default: its own)")
     verify.add_argument("--weights", metavar="FILE|NAME", help="weights of both sides (default: random ones)")
@@ -226,6 +227,7 @@ def _verify(args: argparse.Namespace) -> int:
                 weights=args.weights,
                 reinit=args.reinit,
                 head=args.head,
+                aux_head=args.aux_head,
                 num_classes=args.num_classes,
                 output_stride=args.output_stride,
                 sizes=args.size or [(320, 480)],

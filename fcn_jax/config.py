@@ -33,6 +33,11 @@ class ModelConfig(_Section):
     head_options: dict[str, Any] = Field({}, description="the head's own options")
     output_stride: Count | None = Field(None, description="stride of the deepest feature; the backbone's default if not given")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="compute dtype; parameters are float32 in both")
+    aux_head: str | None = Field(None, description="registered head whose loss helps in training, from a shallower feature")
+    aux_head_options: dict[str, Any] = Field({}, description="the auxiliary head's own options")
+    aux_feature: str | None = Field(
+        None, description="deepest feature that the auxiliary head sees; the last but one if not given"
+    )
 
 
 class InitConfig(_Section):
@@ -82,6 +87,7 @@ class OptimConfig(_Section):
     schedule: Literal["poly", "constant"] = "poly"
     power: Positive = Field(0.9, description="lr (1 - step / steps) ^ power")
     warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="steps of linear rise to the schedule")
+    aux_weight: NotNegative = Field(0.5, description="of the auxiliary head's loss, if the model has one, beside the head's")
     rules: tuple[Rule, ...] = ()
 
 

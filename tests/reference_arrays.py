@@ -30,7 +30,7 @@ def write(directory: Path) -> None:
         for height, width in SIZES:
             image = np.random.default_rng(0).standard_normal((2, height, width, 3)).astype(np.float32)
             with torch.no_grad():
-                logits = network(torch.from_numpy(image.transpose(0, 3, 1, 2).copy())).numpy()
+                logits = network(torch.from_numpy(image.transpose(0, 3, 1, 2).copy()))["out"].numpy()
             np.savez(directory / name / f"{height}x{width}.npz", image=image, logits=logits.transpose(0, 2, 3, 1))
 
 

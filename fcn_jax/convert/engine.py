@@ -76,18 +76,23 @@ class LoadRecord:
 def tables(spec: ModelSpec) -> dict[tuple[str, str], Table]:
     """The tables that fit a spec, by (scope, naming scheme): of the whole model where both parts have one, and of the backbone.
 
-    The Flax side has a whole model's paths in either case. In torchvision's names the parts of a whole model are `backbone.*` and
-    `classifier.*`, as in its segmentation models; the chapter's network is one Sequential, without prefixes.
+    The Flax side has a whole model's paths in either case. In torchvision's names the parts of a whole model are `backbone.*`,
+    `classifier.*` and `aux_classifier.*`, as in its segmentation models; the chapter's network is one Sequential, without prefixes.
     """
-    backbone, head = describe(spec)
+    backbone, head, aux_head = describe(spec)
     of_backbone = _part_tables(backbone, spec.backbone_options)
     of_head = _part_tables(head, spec.head_options) if head is not None else {}
+    of_aux_head = _part_tables(aux_head, spec.aux_head_options) if aux_head is not None else {}
     found: dict[tuple[str, str], Table] = {}
     for scheme in of_backbone:
-        if scheme in of_head:
-            trunk, top = ("", "") if scheme == "d2l" else ("backbone.", "classifier.")
+        if scheme in of_head and (aux_head is None or scheme in of_aux_head):
+            trunk, top, aux = ("", "", "aux.") if scheme == "d2l" else ("backbone.", "classifier.", "aux_classifier.")
             whole = of_backbone[scheme].under(trunk, "backbone.") + of_head[scheme].under(top, "head.")
-            found["model", scheme] = whole + Table(_AUXILIARY) if scheme == "torchvision" else whole
+            if aux_head is not None:
+                whole += of_aux_head[scheme].under(aux, "aux_head.")
+            elif scheme == "torchvision":
+                whole += Table(_AUXILIARY)
+            found["model", scheme] = whole
         found["backbone", scheme] = of_backbone[scheme].under("", "backbone.")
     return found
 

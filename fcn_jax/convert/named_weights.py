@@ -8,7 +8,7 @@ from fcn_jax import registry
 from fcn_jax.api import Weights
 from fcn_jax.convert import download, files
 from fcn_jax.errors import ConfigError, PluginError, WeightsError, did_you_mean
-from fcn_jax.models.segmenter import ModelSpec, describe
+from fcn_jax.models.segmenter import ModelSpec, describe, spec_of
 
 
 def resolve(source: str | Path, spec: ModelSpec) -> Path:
@@ -41,7 +41,7 @@ def available(spec: ModelSpec) -> dict[str, Weights]:
     Raises:
         PluginError: two whole models give different files one name.
     """
-    backbone, _ = describe(spec)
+    backbone = describe(spec).backbone
     whole: dict[str, tuple[str, Weights]] = {}
     for model, weights in _whole_models(spec):
         for name, published in weights.items():
@@ -59,8 +59,7 @@ def _whole_models(spec: ModelSpec) -> list[tuple[str, dict[str, Weights]]]:
     for entry in plugins.entries("models"):
         try:
             model = plugins.model(entry.full_name)
-            other = ModelSpec(model.backbone, model.head, 0, model.backbone_options, model.head_options)
-            if _parts(other) == _parts(spec):
+            if _parts(spec_of(model)) == _parts(spec):
                 found.append((entry.full_name, dict(model.weights)))
         except (ConfigError, PluginError):
             continue
@@ -68,7 +67,7 @@ def _whole_models(spec: ModelSpec) -> list[tuple[str, dict[str, Weights]]]:
 
 
 def _parts(spec: ModelSpec) -> tuple[object, ...]:
-    """What decides whether weights fit: the plugins and their options, however they were written."""
-    backbone, head = describe(spec)
+    """What decides whether weights fit: the plugins and their options, however they were written. An auxiliary head can be left out."""
+    backbone, head, _ = describe(spec)
     assert head is not None
     return (backbone, head, registry.options(backbone, spec.backbone_options), registry.options(head, spec.head_options))

@@ -20,6 +20,7 @@ def load(
     *,
     reinit: Sequence[str] = (),
     num_classes: int | None = None,
+    aux_head: bool = True,
     dtype: str = "float32",
     rngs: nnx.Rngs | None = None,
 ) -> Segmenter:
@@ -33,6 +34,7 @@ def load(
         weights: name of published weights, which are fetched once; a `.pth` or `.safetensors` file; or a state dict.
         reinit: globs over names that keep their random initial values.
         num_classes: default: the model's. Another number needs `reinit` for the tensors that depend on it.
+        aux_head: keep the auxiliary head, which only training uses, where the model has one. Without it the file's is left out.
         dtype: compute dtype, "float32" or "bfloat16".
         rngs: for what `reinit` names; `nnx.Rngs(0)` if not given.
 
@@ -44,7 +46,7 @@ def load(
     spec = by_name(model)
     if spec.head is None:
         raise ConfigError(f"'{model}' is a backbone; load takes whole models. Give it a head with build_model, then load_torch")
-    changes: dict[str, Any] = {"dtype": dtype}
+    changes: dict[str, Any] = {"dtype": dtype} if aux_head else {"dtype": dtype, "aux_head": None}
     if num_classes is not None:
         changes["num_classes"] = num_classes
     network = build(dataclasses.replace(spec, **changes), rngs=rngs or nnx.Rngs(0))

@@ -35,7 +35,7 @@ class Predictor:
     def __init__(self, model: Segmenter, classes: Classes | None = None) -> None:
         """Wrap a model, which is put into eval mode; classes are numbered if not given."""
         model.eval()
-        backbone, head = describe(model.spec)
+        backbone, head, _ = describe(model.spec)
         preprocess = backbone.preprocess
         self.num_classes = model.spec.num_classes
         self.classes = classes or generic_classes(self.num_classes)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -101,16 +102,25 @@ FCN = Head(
 )
 
 
+def _original(name: str, num_classes: int, aux: bool) -> Any:
+    from fcn_jax.convert.torch_reference import import_torchvision
+
+    make = getattr(import_torchvision().models.segmentation, name)
+    return make(weights=None, weights_backbone=None, num_classes=num_classes, aux_loss=aux)
+
+
 def _whole(backbone: str, digits: str, scores: str) -> Model:
     name = f"fcn_{backbone}"
     return Model(
         name=name,
-        summary=f"torchvision's FCN on a dilated {backbone} (output stride 8), 21 classes",
+        summary=f"torchvision's FCN on a dilated {backbone} (output stride 8) with its auxiliary head, 21 classes",
         reference=f"torchvision.models.segmentation.{name}",
         backbone=backbone,
         head="fcn",
         num_classes=21,
         output_stride=8,
+        aux_head="fcn",
+        original=functools.partial(_original, name),
         weights={
             "COCO_WITH_VOC_LABELS_V1": Weights(
                 f"https://download.pytorch.org/models/{name}_coco-{digits}.pth",

@@ -1,4 +1,4 @@
-"""A whole segmentation network: one backbone and one head, at any image size."""
+"""A whole segmentation network: one backbone and one head, and perhaps an auxiliary one for training, at any image size."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import contextlib
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from fcn_jax import registry
-from fcn_jax.api import Backbone, FeatureSpec, Head
+from fcn_jax.api import Backbone, FeatureSpec, Head, Model
 from fcn_jax.errors import ConfigError, did_you_mean
 from fcn_jax.nn import valid
 
@@ -32,6 +32,9 @@ class ModelSpec:
         head_options: table validated by the head's options type.
         output_stride: stride of the backbone's deepest feature; None takes the backbone's default.
         dtype: compute dtype, "float32" or "bfloat16". Parameters and statistics are float32 in both.
+        aux_head: registered name of a head whose loss helps in training; None for none.
+        aux_head_options: table validated by that head's options type.
+        aux_feature: name of the deepest feature that the auxiliary head sees; None takes the last but one.
     """
 
     backbone: str = "resnet18"
@@ -41,6 +44,9 @@ class ModelSpec:
     head_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     output_stride: int | None = None
     dtype: str = "float32"
+    aux_head: str | None = None
+    aux_head_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    aux_feature: str | None = None
 
     def __hash__(self) -> int:
         """By value: NNX keeps the spec in a module's graph definition, which jit hashes; the option tables are not hashable."""
@@ -56,19 +62,28 @@ class Segmenter(nnx.Module):
     Attributes:
         backbone: module, f[N,H,W,3] -> features by name.
         head: module, features -> logits.
+        aux_head: likewise, for training alone; or None.
         spec: what it was built from.
         features: what the backbone promises of its features, shallow to deep.
     """
 
-    def __init__(self, backbone: nnx.Module, head: nnx.Module, spec: ModelSpec, features: tuple[FeatureSpec, ...]) -> None:
-        """Put a backbone and a head together; `build_model` makes all four."""
+    def __init__(
+        self,
+        backbone: nnx.Module,
+        head: nnx.Module,
+        spec: ModelSpec,
+        features: tuple[FeatureSpec, ...],
+        aux_head: nnx.Module | None = None,
+    ) -> None:
+        """Put a backbone and heads together; `build_model` makes all of it."""
         self.backbone = backbone
         self.head = head
+        self.aux_head = aux_head
         self.spec = nnx.static(spec)
         self.features = nnx.static(features)
 
     def __call__(self, x: jax.Array, hw: tuple[jax.Array, jax.Array] | None = None) -> jax.Array:
-        """Compute logits.
+        """Compute logits; the auxiliary head has no part in it.
 
         Args:
             x: f[N, H, W, 3], normalised as the backbone's `preprocess` says; any H and W of at least 1.
@@ -78,6 +93,15 @@ class Segmenter(nnx.Module):
         Returns:
             The logits in the compute dtype, [N, H, W, K].
         """
+        return self._logits((self.head,), x, hw)[0]
+
+    def outputs(self, x: jax.Array) -> dict[str, jax.Array]:
+        """Compute all that a loss takes: the logits as "out" and, where there is an auxiliary head, its logits as "aux"."""
+        heads = {"out": self.head} | ({} if self.aux_head is None else {"aux": self.aux_head})
+        return dict(zip(heads, self._logits(tuple(heads.values()), x, None), strict=True))
+
+    def _logits(self, heads: tuple[Any, ...], x: jax.Array, hw: tuple[jax.Array, jax.Array] | None) -> list[jax.Array]:
+        """Those of several heads on one run of the backbone."""
         height, width = x.shape[1:3]
         deepest = self.features[-1]
         rows, cols = (enough(size, deepest) for size in (height, width))
@@ -88,8 +112,9 @@ class Segmenter(nnx.Module):
             masking = valid.sizes({(rows, cols): (_enough_of(hw[0], height, deepest), _enough_of(hw[1], width, deepest))})
         x = jnp.pad(x, ((0, 0), (0, rows - height), (0, cols - width), (0, 0)))
         with masking:
+            features = self.backbone(x)
             # A head that resizes must be told the size of what the features are of, and the crop comes after.
-            return self.head(self.backbone(x), out_hw=(rows, cols))[:, :height, :width]
+            return [head(features, out_hw=(rows, cols))[:, :height, :width] for head in heads]
 
 
 def _enough_of(length: jax.Array, longest: int, feature: FeatureSpec) -> jax.Array:
@@ -102,15 +127,24 @@ def enough(size: int, feature: FeatureSpec) -> int:
     return next(n for n in range(size, size + 2 * feature.stride) if feature.size(n) * feature.stride >= n + feature.offset)
 
 
-def describe(spec: ModelSpec) -> tuple[Backbone, Head | None]:
+class Parts(NamedTuple):
+    """The descriptors of a spec's parts."""
+
+    backbone: Backbone
+    head: Head | None
+    aux_head: Head | None
+
+
+def describe(spec: ModelSpec) -> Parts:
     """Look up a spec's descriptors. Raises `ConfigError` on an unknown name, `PluginError` on a broken plugin."""
     plugins = registry.default()
-    return plugins.backbone(spec.backbone), None if spec.head is None else plugins.head(spec.head)
+    head, aux_head = (None if name is None else plugins.head(name) for name in (spec.head, spec.aux_head))
+    return Parts(plugins.backbone(spec.backbone), head, aux_head)
 
 
 def build_backbone(spec: ModelSpec, *, rngs: nnx.Rngs) -> tuple[nnx.Module, tuple[FeatureSpec, ...]]:
     """Build a spec's backbone alone, with its feature specs. Raises `ConfigError` on options or a stride it does not offer."""
-    backbone, _ = describe(spec)
+    backbone = describe(spec).backbone
     if spec.dtype not in DTYPES:
         raise ConfigError(f"dtype is '{spec.dtype}'; it must be one of {', '.join(DTYPES)}")
     output_stride = spec.output_stride or backbone.output_strides[0]
@@ -122,28 +156,60 @@ def build_backbone(spec: ModelSpec, *, rngs: nnx.Rngs) -> tuple[nnx.Module, tupl
     return module, backbone.features(options, output_stride)
 
 
-def select(spec: ModelSpec, backbone: Backbone, head: Head) -> tuple[tuple[FeatureSpec, ...], tuple[FeatureSpec, ...]]:
-    """The features that a spec's backbone gives, and those of them that its head takes. Raises `ConfigError` if it takes none."""
-    stride = spec.output_stride or backbone.output_strides[0]
-    features = backbone.features(registry.options(backbone, spec.backbone_options), stride)
-    wanted = head.select(registry.options(head, spec.head_options), features)
-    return features, tuple(feature for feature in features if feature.name in wanted)
+class HeadPlan(NamedTuple):
+    """A head as a spec has it: descriptor, validated options, and the features that it takes."""
+
+    head: Head
+    options: Any
+    features: tuple[FeatureSpec, ...]
+
+
+def plan_heads(spec: ModelSpec) -> dict[str, HeadPlan]:
+    """A spec's heads by the names of their outputs: "out" and, if there is an auxiliary one, "aux".
+
+    Raises:
+        ConfigError: there is no head, its options are wrong, the backbone cannot feed it, or `aux_feature` is not one of its features.
+    """
+    parts = describe(spec)
+    if parts.head is None:
+        raise ConfigError("a model needs a head, and the spec names none")
+    stride = spec.output_stride or parts.backbone.output_strides[0]
+    features = parts.backbone.features(registry.options(parts.backbone, spec.backbone_options), stride)
+    plans = {"out": _plan(parts.head, spec.head_options, features)}
+    if parts.aux_head is not None:
+        plans["aux"] = _plan(parts.aux_head, spec.aux_head_options, _seen_by_aux_head(spec, features))
+    return plans
+
+
+def _plan(head: Head, table: Mapping[str, Any], features: tuple[FeatureSpec, ...]) -> HeadPlan:
+    options = registry.options(head, table)
+    wanted = head.select(options, features)
+    return HeadPlan(head, options, tuple(feature for feature in features if feature.name in wanted))
+
+
+def _seen_by_aux_head(spec: ModelSpec, features: tuple[FeatureSpec, ...]) -> tuple[FeatureSpec, ...]:
+    names = [feature.name for feature in features]
+    if spec.aux_feature is None and len(features) > 1:
+        return features[:-1]
+    if spec.aux_feature not in names:
+        raise ConfigError(
+            f"aux_feature is {spec.aux_feature!r}; name one of the features of backbone '{spec.backbone}': {', '.join(names)}"
+        )
+    return features[: names.index(spec.aux_feature) + 1]
 
 
 def build(spec: ModelSpec, *, rngs: nnx.Rngs) -> Segmenter:
     """Build the model that a spec describes. Raises `ConfigError`, `PluginError`."""
+    plans = plan_heads(spec)
     backbone, features = build_backbone(spec, rngs=rngs)
-    descriptor, head = describe(spec)
-    if head is None:
-        raise ConfigError("a model needs a head, and the spec names none")
     if spec.num_classes < 1:
         raise ConfigError(f"num_classes is {spec.num_classes}; it must be at least 1")
-    _, selected = select(spec, descriptor, head)
-    options = registry.options(head, spec.head_options)
-    module = head.build(
-        options, selected, num_classes=spec.num_classes, dtype=DTYPES[spec.dtype], param_dtype=jnp.float32, rngs=rngs
-    )
-    return Segmenter(backbone, module, spec, features)
+    types: dict[str, Any] = {"dtype": DTYPES[spec.dtype], "param_dtype": jnp.float32}
+    heads = {
+        name: plan.head.build(plan.options, plan.features, num_classes=spec.num_classes, rngs=rngs, **types)
+        for name, plan in plans.items()
+    }
+    return Segmenter(backbone, heads["out"], spec, features, heads.get("aux"))
 
 
 def build_model(
@@ -155,6 +221,9 @@ def build_model(
     head_options: Mapping[str, Any] | None = None,
     output_stride: int | None = None,
     dtype: str = "float32",
+    aux_head: str | None = None,
+    aux_head_options: Mapping[str, Any] | None = None,
+    aux_feature: str | None = None,
     rngs: nnx.Rngs,
 ) -> Segmenter:
     """Build a segmentation network from registered parts, with freshly drawn parameters.
@@ -167,27 +236,45 @@ def build_model(
         head_options: the head's own options.
         output_stride: stride of the deepest feature, one of those the backbone offers; None takes its default.
         dtype: compute dtype, "float32" or "bfloat16"; parameters and statistics are float32 in both.
+        aux_head: registered head that helps in training, from a shallower feature; None for none.
+        aux_head_options: that head's own options.
+        aux_feature: the deepest feature that it sees; None takes the last but one, as torchvision does.
         rngs: source of the initial parameters, such as `nnx.Rngs(0)`.
 
     Returns:
-        A module: `model(x: f[N,H,W,3]) -> f[N,H,W,K]`, in train mode until `model.eval()`.
+        A module: `model(x: f[N,H,W,3]) -> f[N,H,W,K]`, in train mode until `model.eval()`; `model.outputs(x)` gives the auxiliary logits
+        too, by name.
 
     Raises:
         ConfigError: an unknown name, option, output stride or dtype, or a head that the backbone cannot feed.
         PluginError: a broken plugin, or a name that two distributions claim.
     """
-    spec = ModelSpec(backbone, head, num_classes, backbone_options or {}, head_options or {}, output_stride, dtype)
+    spec = ModelSpec(
+        backbone,
+        head,
+        num_classes,
+        backbone_options or {},
+        head_options or {},
+        output_stride,
+        dtype,
+        aux_head,
+        aux_head_options or {},
+        aux_feature,
+    )
     return build(spec, rngs=rngs)
+
+
+def spec_of(model: Model) -> ModelSpec:
+    """The spec of a whole model's descriptor: they have their fields' names in common."""
+    shared = {field.name for field in dataclasses.fields(ModelSpec)} & {field.name for field in dataclasses.fields(Model)}
+    return ModelSpec(**{name: getattr(model, name) for name in shared})
 
 
 def by_name(name: str) -> ModelSpec:
     """The spec of a registered whole model or, without a head, of a registered backbone. Raises `ConfigError` if it is neither."""
     plugins = registry.default()
     if name.split(":")[-1] in plugins.names("models"):
-        model = plugins.model(name)
-        return ModelSpec(
-            model.backbone, model.head, model.num_classes, model.backbone_options, model.head_options, model.output_stride
-        )
+        return spec_of(plugins.model(name))
     if ":" not in name and name not in plugins.names("backbones"):
         known = [*plugins.names("models"), *plugins.names("backbones")]
         raise ConfigError(f"'{name}' is neither a registered whole model nor a backbone. {did_you_mean(name, known)}")

@@ -79,7 +79,9 @@ def train(config: Config, run: str | Path, *, resume: bool = False) -> Result:
 
     # ------------------------------------------------------------------------------------------------------------------- data
     parts = ModelSpec(**config.model.model_dump())
-    preprocess = describe_model(parts)[0].preprocess  # a misspelt name is told before data are prepared, which may take a while
+    preprocess = describe_model(
+        parts
+    ).backbone.preprocess  # a misspelt name is told before data are prepared, which may take a while
     dataset = registry.default().dataset(config.data.dataset)
     root = Path(config.data.root) if config.data.root else None
     train_source, val_source = dataset.open(root, config.data.train_split), dataset.open(root, config.data.val_split)
@@ -109,7 +111,9 @@ def train(config: Config, run: str | Path, *, resume: bool = False) -> Result:
 
     # -------------------------------------------------------------------------------------------------------------- optimiser
     settings = optim.with_fresh(config.optim, weights.reinit if weights else (), config.init.reinit_lr)
-    state, step = train_step.make(model, lambda params: optim.make(settings, total_steps, params), preprocess)
+    state, step = train_step.make(
+        model, lambda params: optim.make(settings, total_steps, params), preprocess, config.optim.aux_weight
+    )
     state = jax.device_put(state, everywhere)
     rate = optim.schedule(config.optim, total_steps)
 

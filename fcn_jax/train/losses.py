@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 
@@ -30,3 +32,15 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, ignore_index: int = IGNO
     chosen = jnp.where(labels[..., None] == jnp.arange(logits.shape[-1]), wide, 0).sum(-1)
     counts = labels != ignore_index
     return jnp.where(counts, normaliser - chosen, 0).sum() / jnp.maximum(counts.sum(), 1)
+
+
+def segmentation_loss(outputs: Mapping[str, jax.Array], labels: jax.Array, aux_weight: float) -> jax.Array:
+    """Cross entropy of a model's logits and, at `aux_weight`, of its auxiliary head's, as torchvision's reference training adds them.
+
+    Args:
+        outputs: "out" and perhaps "aux", f[N, H, W, K]; `Segmenter.outputs`.
+        labels: integers [N, H, W].
+        aux_weight: at least 0.
+    """
+    loss = cross_entropy(outputs["out"], labels)
+    return loss + aux_weight * cross_entropy(outputs["aux"], labels) if "aux" in outputs else loss

@@ -12,9 +12,10 @@ import optax
 from flax import nnx
 
 from fcn_jax.api import Preprocess
+from fcn_jax.config import OptimConfig
 from fcn_jax.models.preprocess import normalize
 from fcn_jax.models.segmenter import Segmenter
-from fcn_jax.train.losses import cross_entropy
+from fcn_jax.train.losses import segmentation_loss
 
 
 @jax.tree_util.register_dataclass
@@ -39,7 +40,10 @@ Step = Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, dict[st
 
 
 def make(
-    model: Segmenter, optimizer: Callable[[Any], optax.GradientTransformation], preprocess: Preprocess
+    model: Segmenter,
+    optimizer: Callable[[Any], optax.GradientTransformation],
+    preprocess: Preprocess,
+    aux_weight: float = OptimConfig().aux_weight,
 ) -> tuple[TrainState, Step]:
     """Split a model into its state and a step over it.
 
@@ -47,6 +51,7 @@ def make(
         model: as `build_model` returns it; its arrays are not touched.
         optimizer: parameters -> optimiser.
         preprocess: the backbone's.
+        aux_weight: of the auxiliary head's loss, if the model has one.
 
     Returns:
         The state at step 0, and `step(state, {"image": u8[N,h,w,3], "mask": u8[N,h,w]}) -> (state, {"loss": f32[], "grad_norm": f32[]})`,
@@ -70,8 +75,8 @@ def make(
             keys = jax.tree.map(lambda leaf: fold(leaf, state.step), rest)
             # Without the copy, writing the statistics under value_and_grad is an error of trace levels.
             network = nnx.merge(graphdef, params, state.batch_stats, keys, copy=True)
-            logits = network(normalize(batch["image"], preprocess))
-            return cross_entropy(logits, batch["mask"]), nnx.state(network, nnx.BatchStat)
+            outputs = network.outputs(normalize(batch["image"], preprocess))
+            return segmentation_loss(outputs, batch["mask"], aux_weight), nnx.state(network, nnx.BatchStat)
 
         (loss, batch_stats), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         updates, opt_state = transform.update(grads, state.opt_state, state.params)

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from fcn_jax import registry
 from fcn_jax.api import IGNORE_INDEX
 from fcn_jax.convert import files
 from fcn_jax.convert.engine import LoadRecord, load_torch, tables
@@ -21,14 +22,14 @@ from fcn_jax.errors import ConfigError, WeightsError
 from fcn_jax.infer.metrics import ConfusionMatrix
 from fcn_jax.models.preprocess import normalize
 from fcn_jax.models.segmenter import ModelSpec, build, by_name, describe
-from fcn_jax.train.losses import cross_entropy
+from fcn_jax.train.losses import segmentation_loss
 from fcn_jax.verify import jax_side
 from fcn_jax.verify.compare import Section, persistent
 from fcn_jax.verify.modules import Loss, Outputs, add_gradients, attempts_after, compare_layers, compare_outputs, paired
 from fcn_jax.verify.reference import build_reference, randomise_batch_norm
 from fcn_jax.verify.report import Agreement, Pictures, Report, environment
 from fcn_jax.verify.torch_side import import_torch
-from fcn_jax.verify.training import compare_training
+from fcn_jax.verify.training import RECIPE, compare_training, torch_loss
 
 SMALLEST = 32
 """Least height and width, in pixels, of the images that a model is verified on."""
@@ -43,6 +44,7 @@ def verify_model(
     weights: str | Path | None = None,
     reinit: Sequence[str] = (),
     head: str | None = None,
+    aux_head: str | None = None,
     num_classes: int | None = None,
     output_stride: int | None = None,
     sizes: Sequence[tuple[int, int]] = ((320, 480),),
@@ -64,6 +66,7 @@ def verify_model(
             scales and shifts too.
         reinit: globs over names that the file lacks on purpose; they are random.
         head: registered head for a backbone; None takes `fcn32s`.
+        aux_head: registered auxiliary head for a backbone. A whole model is compared with its own, if it has one.
         num_classes: default: the registered model's, or 21.
         output_stride: of the backbone; None takes the default.
         sizes: heights and widths of the images in pixels, at least 32 each. Layers, gradients and training use the first.
@@ -82,12 +85,12 @@ def verify_model(
         WeightsError: the weights do not fit, or torch is not installed.
     """
     torch = import_torch()
-    spec = _spec(model, head, num_classes, output_stride, dtype)
+    spec = _spec(model, head, aux_head, num_classes, output_stride, dtype)
     _check(sizes, batch, train_steps, seed, spec)
     network = jax_side.blank(lambda: build(spec, rngs=nnx.Rngs(seed)))
     with torch.random.fork_rng(devices=[]):  # the caller's random stream is the caller's
         torch.manual_seed(seed)
-        reference = build_reference(spec)
+        reference = _original(model, spec) or build_reference(spec)
     randomise_batch_norm(reference, seed)
     found = tables(spec)
     if ("model", "torchvision") not in found:
@@ -107,7 +110,7 @@ def verify_model(
     preprocess = describe(spec)[0].preprocess
     scenes = [_scenes(size, batch, spec.num_classes, seed) for size in sizes]
     inputs = [np.asarray(normalize(jax.numpy.asarray(images), preprocess)) for images, _ in scenes]
-    with paired(reference, network, table, _logits, _logits, dtype) as pair:
+    with paired(reference, network, table, _torch_outputs, _jax_outputs, dtype) as pair:
         done = itertools.count(1)
         total = 6 + len(pair.layers) + 6 * len(sizes) + 6 * grad + train_steps
 
@@ -119,7 +122,7 @@ def verify_model(
         for i, (size, x) in enumerate(zip(sizes, inputs, strict=True)):
             section, outputs = compare_outputs(pair, (x,), f"logits at {size[0]}x{size[1]}", advance)
             report.add(section)
-            if section.comparisons[0].fault:
+            if any(comparison.fault for comparison in section.comparisons):
                 continue  # there are no predictions to compare
             report.agreement.append(_agreement(size, outputs, spec.num_classes))
             if i == 0:
@@ -137,8 +140,21 @@ def verify_model(
     return report
 
 
-def _logits(network: Any, inputs: tuple[Any, ...]) -> dict[str, Any]:
-    return {"logits": network(*inputs)}
+def _torch_outputs(network: Any, inputs: tuple[Any, ...]) -> dict[str, Any]:
+    return dict(network(*inputs))
+
+
+def _jax_outputs(network: Any, inputs: tuple[Any, ...]) -> dict[str, Any]:
+    return dict(network.outputs(*inputs))
+
+
+def _original(model: str, spec: ModelSpec) -> Any:
+    """A whole model's own PyTorch class, where its descriptor has it and the spec changes nothing but the number of classes."""
+    registered = by_name(model)
+    if dataclasses.replace(spec, num_classes=registered.num_classes, dtype=registered.dtype) != registered:
+        return None
+    original = registry.default().model(model).original
+    return original and original(num_classes=spec.num_classes, aux=spec.aux_head is not None)
 
 
 def _check(sizes: Sequence[tuple[int, int]], batch: int, train_steps: int, seed: int, spec: ModelSpec) -> None:
@@ -154,11 +170,15 @@ def _check(sizes: Sequence[tuple[int, int]], batch: int, train_steps: int, seed:
         raise ConfigError("; ".join(problems))
 
 
-def _spec(model: str, head: str | None, num_classes: int | None, output_stride: int | None, dtype: str) -> ModelSpec:
+def _spec(
+    model: str, head: str | None, aux_head: str | None, num_classes: int | None, output_stride: int | None, dtype: str
+) -> ModelSpec:
     spec = by_name(model)
-    if spec.head and head:
-        raise ConfigError(f"'{model}' is a whole model, with the head '{spec.head}'; --head is for a backbone")
+    if spec.head and (head or aux_head):
+        raise ConfigError(f"'{model}' is a whole model, with the head '{spec.head}'; --head and --aux-head are for a backbone")
     changes: dict[str, Any] = {"dtype": dtype, "head": spec.head or head or DEFAULT_HEAD}
+    if aux_head is not None:
+        changes["aux_head"] = aux_head
     if num_classes is not None:
         changes["num_classes"] = num_classes
     if output_stride is not None:
@@ -196,23 +216,23 @@ def _cross_entropy(labels: np.ndarray) -> Loss:
     torch = import_torch()
     target = torch.from_numpy(labels).long()
     return Loss(
-        lambda outputs: torch.nn.functional.cross_entropy(outputs["logits"], target, ignore_index=255),
-        lambda outputs, labels: cross_entropy(outputs["logits"], labels),
+        lambda outputs: torch_loss(outputs, target),
+        lambda outputs, labels: segmentation_loss(outputs, labels, RECIPE.aux_weight),
         labels,
     )
 
 
 def _agreement(size: tuple[int, int], outputs: Outputs, num_classes: int) -> Agreement:
-    truth = outputs.truth["logits"].argmax(1)
-    ours = outputs.jax["logits"].argmax(1)
-    worst = min(float((run["logits"].argmax(1) == truth).mean()) for run in outputs.torch)
+    truth = outputs.truth["out"].argmax(1)
+    ours = outputs.jax["out"].argmax(1)
+    worst = min(float((run["out"].argmax(1) == truth).mean()) for run in outputs.torch)
     matrix = ConfusionMatrix(num_classes)
     matrix.add(truth.astype(np.uint8), ours.astype(np.uint8))
     return Agreement(size, float((ours == truth).mean()), worst, matrix.scores().miou)
 
 
 def _pictures(image: np.ndarray, outputs: Outputs, num_classes: int) -> Pictures:
-    truth, ours = outputs.truth["logits"][0], outputs.jax["logits"][0]
+    truth, ours = outputs.truth["out"][0], outputs.jax["out"][0]
     difference = np.abs(ours - truth).max(0) / max(np.abs(truth).max(), 1e-300)
     return Pictures(
         image, truth.argmax(0).astype(np.uint8), ours.argmax(0).astype(np.uint8), difference.astype(np.float32), num_classes

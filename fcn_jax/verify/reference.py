@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fcn_jax import registry
 from fcn_jax.api import Backbone, FeatureSpec, Head
 from fcn_jax.errors import ConfigError, listing
-from fcn_jax.models.segmenter import ModelSpec, describe, enough, select
+from fcn_jax.models.segmenter import ModelSpec, describe, enough, plan_heads
 from fcn_jax.verify.torch_side import import_torch
 
 if TYPE_CHECKING:
@@ -16,33 +16,44 @@ if TYPE_CHECKING:
 
 
 def build_reference(spec: ModelSpec) -> torch.nn.Module:
-    """The PyTorch network that a spec's model is a port of, with submodules `backbone` and `classifier`, freshly initialised.
+    """The PyTorch network that a spec's model is a port of, put together from the parts' originals, freshly initialised.
 
-    Its state dict has the "torchvision" scheme's names; called with images [N,3,H,W] it gives logits [N,K,H,W].
+    Its submodules are `backbone`, `classifier` and, with an auxiliary head, `aux_classifier`, and its state dict has the "torchvision"
+    scheme's names. Called with images [N,3,H,W] it gives logits [N,K,H,W] as "out" and perhaps "aux", as torchvision's models do.
 
     Raises:
         ConfigError: the backbone or the head has no PyTorch reference.
         WeightsError: torch or torchvision is not installed.
     """
     torch = import_torch()
-    backbone, head = describe(spec)
-    if head is None:
-        raise ConfigError("a whole model is compared, and the spec names no head")
-    specs, selected = select(spec, backbone, head)
-    trunk = _reference(backbone, options=registry.options(backbone, spec.backbone_options), output_stride=specs[-1].stride)
-    top = _reference(head, options=registry.options(head, spec.head_options), features=selected, num_classes=spec.num_classes)
+    backbone, plans = describe(spec).backbone, plan_heads(spec)
+    options = registry.options(backbone, spec.backbone_options)
+    stride = spec.output_stride or backbone.output_strides[0]
+    specs = backbone.features(options, stride)
+    trunk = _reference(backbone, options=options, output_stride=stride)
+    heads = {
+        name: _reference(plan.head, options=plan.options, features=plan.features, num_classes=spec.num_classes)
+        for name, plan in plans.items()
+    }
 
     class Reference(torch.nn.Module):  # type: ignore[name-defined]
         def __init__(self) -> None:
             super().__init__()
             self.backbone = trunk
-            self.classifier = top
+            self.classifier = heads["out"]
+            if "aux" in heads:
+                self.aux_classifier = heads["aux"]
 
-        def forward(self, x: Any) -> Any:
+        def forward(self, x: Any) -> dict[str, Any]:
             height, width = x.shape[-2:]
             rows, cols = (enough(size, specs[-1]) for size in (height, width))
             features = torch_features(self.backbone, torch.nn.functional.pad(x, (0, cols - width, 0, rows - height)), specs)
-            return fitted(self.classifier(*(features[spec.name] for spec in selected)), (rows, cols))[..., :height, :width]
+            outputs = {}
+            for name, plan in plans.items():
+                head = self.classifier if name == "out" else self.aux_classifier
+                logits = head(*(features[spec.name] for spec in plan.features))
+                outputs[name] = fitted(logits, (rows, cols))[..., :height, :width]
+            return outputs
 
     return Reference()
 

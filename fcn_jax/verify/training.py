@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
-from fcn_jax.api import Preprocess
+from fcn_jax.api import IGNORE_INDEX, Preprocess
 from fcn_jax.config import OptimConfig
 from fcn_jax.convert.engine import export
 from fcn_jax.models.names import named
@@ -19,6 +20,9 @@ from fcn_jax.verify import jax_side
 from fcn_jax.verify.compare import FACTORS, NOT_FINITE, TORCH_NOT_FINITE, Comparison, Section, Yardstick, allowed
 from fcn_jax.verify.modules import NEGLIGIBLE, Advance, Pair, training
 from fcn_jax.verify.torch_side import TRUTH, TorchSide, Variant, array, import_torch
+
+if TYPE_CHECKING:
+    import torch
 
 RECIPE = OptimConfig(name="sgd", lr=0.01, momentum=0.9, weight_decay=1e-4, schedule="poly", power=0.9)
 """What both sides train with."""
@@ -137,6 +141,13 @@ def _squares_and_largest(arrays: Iterable[np.ndarray]) -> tuple[float, float]:
     return squares, largest
 
 
+def torch_loss(outputs: Mapping[str, Any], labels: torch.Tensor) -> torch.Tensor:
+    """PyTorch's counterpart of `segmentation_loss`: outputs "out" and perhaps "aux" f[N,K,H,W], labels i64[N,H,W]."""
+    entropy = functools.partial(import_torch().nn.functional.cross_entropy, target=labels, ignore_index=IGNORE_INDEX)
+    loss = entropy(outputs["out"])
+    return loss + RECIPE.aux_weight * entropy(outputs["aux"]) if "aux" in outputs else loss
+
+
 class _TorchRun:
     """PyTorch's own training loop in one variant."""
 
@@ -159,8 +170,7 @@ class _TorchRun:
         mean, std = np.asarray(preprocess.mean, wide), np.asarray(preprocess.std, wide)
         x = (ordered.astype(wide) * wide(preprocess.scale / 255) - mean) / std
         with self._side.forward(self._variant):
-            logits = self._network(self._side.tensor(x, self._variant))
-            loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels).long(), ignore_index=255)
+            loss = torch_loss(self._network(self._side.tensor(x, self._variant)), torch.from_numpy(labels).long())
         with self._side.kernels(self._variant):
             loss.backward()
         self._optimizer.step()
@@ -180,7 +190,9 @@ class _JaxRun:
 
     def __init__(self, pair: Pair, model: Segmenter, preprocess: Preprocess, steps: int) -> None:
         self._table = pair.table
-        self._state, advance = step.make(model, lambda params: optim.make(self.recipe, steps, params), preprocess)
+        self._state, advance = step.make(
+            model, lambda params: optim.make(self.recipe, steps, params), preprocess, self.recipe.aux_weight
+        )
         self._step = jax.jit(advance, donate_argnums=0)
 
     def step(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ import fnmatch
 import ml_dtypes
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
@@ -13,7 +14,7 @@ from fcn_jax import registry
 from fcn_jax.convert import files
 from fcn_jax.convert.engine import leaves, load_torch, to_torch
 from fcn_jax.errors import ConfigError, WeightsError
-from fcn_jax.models.segmenter import ModelSpec
+from fcn_jax.models.segmenter import ModelSpec, build_model
 
 CLASSES = 3
 HEAD = {
@@ -422,3 +423,18 @@ def test_a_backbone_without_a_table_says_so(tiny_plugin, make_model, monkeypatch
     model.spec = ModelSpec("tiny", "fcn32s", CLASSES)
     with pytest.raises(WeightsError, match="'tiny' declares no table"):
         load_torch(model, {"conv1.weight": np.zeros(1)})
+
+
+def test_an_auxiliary_head_goes_both_ways_and_is_missed_where_the_file_has_none(shapes):
+    model = nnx.eval_shape(lambda: build_model("resnet18", "fcn32s", CLASSES, aux_head="fcn", rngs=nnx.Rngs(0)))
+    norm = dict.fromkeys(("weight", "bias", "running_mean", "running_var"), (64,)) | {"num_batches_tracked": ()}
+    aux = {"0.weight": (64, 256, 3, 3), "4.weight": (CLASSES, 64, 1, 1), "4.bias": (CLASSES,)} | {f"1.{n}": s for n, s in norm.items()}
+    tensors = random_state_dict({**shapes["torchvision"], **{f"aux_classifier.{name}": shape for name, shape in aux.items()}})
+    record = load_torch(model, tensors)
+    assert not record.dropped
+    assert_same_bits(to_torch(model), tensors)
+
+    without = {name: value for name, value in tensors.items() if not name.startswith("aux_classifier.")}
+    with pytest.raises(WeightsError, match=r"missing 8: aux_classifier\.0\.weight"):
+        load_torch(model, without)
+    assert len(load_torch(model, without, reinit=["aux_classifier"]).reinit) == 8

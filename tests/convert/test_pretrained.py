@@ -25,8 +25,20 @@ def test_torchvisions_own_model_with_its_auxiliary_head_loads_and_gives_its_logi
     ours = np.asarray(nnx.merge(graphdef, state)(x))
     assert np.abs(ours - theirs).max() < 1e-5 * np.abs(theirs).max()
     back = {key: torch.from_numpy(value) for key, value in fcn_jax.to_torch(model).items()}
-    without = getattr(torchvision.models.segmentation, name)(weights=None, weights_backbone=None, aux_loss=False)
-    without.load_state_dict(back, strict=True)
+    network.load_state_dict(back, strict=True)
+    assert all(torch.equal(back[key], value) for key, value in network.state_dict().items())
+
+
+@pytest.mark.slow
+def test_the_auxiliary_head_can_be_left_out(torchvision):
+    import torch
+
+    make = torchvision.models.segmentation.fcn_resnet50
+    network = make(weights=None, weights_backbone=None, aux_loss=True)
+    model = fcn_jax.load("fcn_resnet50", network.state_dict(), aux_head=False)
+    assert model.aux_head is None
+    back = {key: torch.from_numpy(value) for key, value in fcn_jax.to_torch(model).items()}
+    make(weights=None, weights_backbone=None, aux_loss=False).load_state_dict(back, strict=True)
 
 
 def test_published_weights_are_declared_with_the_hash_in_their_name():

@@ -141,3 +141,33 @@ def test_by_name_takes_whole_models_and_backbones():
     assert by_name("resnet18") == ModelSpec("resnet18", None)
     with pytest.raises(ConfigError, match="neither a registered whole model nor a backbone"):
         by_name("fcn16s")
+
+
+@pytest.fixture(scope="module")
+def with_aux_head():
+    model = nnx.eval_shape(lambda: build_model("resnet18", "fcn32s", 3, aux_head="fcn", rngs=nnx.Rngs(0)))
+    model.eval()
+    return model
+
+
+def test_an_auxiliary_head_sees_all_but_the_deepest_feature(with_aux_head):
+    assert with_aux_head.aux_head.conv1.kernel.shape == (3, 3, 256, 64)
+    model = nnx.eval_shape(lambda: build_model("resnet18", "fcn32s", 3, aux_head="fcn8s", aux_feature="layer4", rngs=nnx.Rngs(0)))
+    assert model.aux_head.final_conv.kernel.shape == (1, 1, 512, 3)
+
+
+def test_outputs_names_the_logits_and_the_call_computes_no_more_than_it_must(with_aux_head):
+    x = jax.ShapeDtypeStruct((1, 65, 97, 3), jnp.float32)
+    outputs = nnx.eval_shape(lambda m, x: m.outputs(x), with_aux_head, x)
+    assert {name: value.shape for name, value in outputs.items()} == {"out": (1, 65, 97, 3), "aux": (1, 65, 97, 3)}
+    graphdef, state = nnx.split(with_aux_head)
+    logits = jax.make_jaxpr(lambda state, x: nnx.merge(graphdef, state)(x))(state, x)
+    both = jax.make_jaxpr(lambda state, x: nnx.merge(graphdef, state).outputs(x))(state, x)
+    assert len(logits.eqns) < len(both.eqns)
+    plain = nnx.eval_shape(lambda: build_model("resnet18", "fcn32s", 3, rngs=nnx.Rngs(0)))
+    assert set(nnx.eval_shape(lambda m, x: m.outputs(x), plain, x)) == {"out"}
+
+
+def test_an_auxiliary_feature_that_is_not_there_is_one_clear_error():
+    with pytest.raises(ConfigError, match=r"aux_feature is 'layer5'; name one of.*layer1, layer2, layer3, layer4"):
+        build_model("resnet18", "fcn32s", 3, aux_head="fcn", aux_feature="layer5", rngs=nnx.Rngs(0))

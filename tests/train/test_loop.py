@@ -216,3 +216,17 @@ def test_training_starts_from_a_checkpoint(here: Trainer, finished: Path, tmp_pa
     here(tmp_path / "tuned", "train.epochs=1", 'optim.rules=[{match="*", lr=0.0}]', f"init.weights={json.dumps(str(start))}")
     stored = checkpoint.read_arrays(tmp_path / "tuned" / "checkpoints" / "4")
     np.testing.assert_array_equal(stored["head.final_conv.kernel"], final(finished)["head.final_conv.kernel"])
+
+
+def test_an_auxiliary_head_trains_is_kept_and_takes_no_part_in_predictions(here: Trainer, tmp_path: Path) -> None:
+    settings = ["model.aux_head=fcn", "model.aux_feature=deep", "train.epochs=1", 'optim.rules=[{match="aux_head.*", lr=10}]']
+    run = here(tmp_path / "run", *settings).run
+    best = checkpoint.find(run)
+    assert checkpoint.read_spec(best).plugins["aux_head"]["name"] == "fcn"
+    model, _ = checkpoint.load(run)
+    assert model.aux_head is not None
+    assert np.isfinite(checkpoint.read_arrays(best)["aux_head.conv2.kernel"]).all()
+    resumed = here(tmp_path / "run", *settings, resume=True)
+    assert resumed.step == 4
+    with pytest.raises(ConfigError, match=r"model\.aux_head"):
+        here(tmp_path / "run", *settings, "model.aux_head=fcn32s", resume=True)

@@ -62,6 +62,29 @@ def test_a_step_is_the_gradient_of_the_loss_at_the_normalised_images(made):
     jax.tree.map(lambda new, old, g: np.testing.assert_allclose(new, old - RATE * g, atol=1e-5), stepped.params, params, grads)
 
 
+def test_the_auxiliary_heads_loss_is_added_by_its_weight(tiny_plugin):
+    spec = ModelSpec(
+        "tiny", "fcn32s", 2, {"width": 6, "dropout": 0.0}, aux_head="fcn", aux_head_options={"dropout": 0.0}, aux_feature="deep"
+    )
+    model = build(spec, rngs=nnx.Rngs(0))
+    model.train()
+
+    def losses(aux_weight):
+        state, step = train_step.make(model, lambda params: optax.sgd(RATE), Preprocess(), aux_weight)
+        stepped, metrics = jax.jit(step)(state, BATCH)
+        moved = np.abs(
+            np.asarray(stepped.params["aux_head"]["conv2"]["bias"][...] - state.params["aux_head"]["conv2"]["bias"][...])
+        )
+        return float(metrics["loss"]), moved.max()
+
+    alone, still = losses(0.0)
+    half, moved = losses(0.5)
+    outputs = nnx.clone(model).outputs(normalize(IMAGE, Preprocess()))
+    assert alone == pytest.approx(float(cross_entropy(outputs["out"], MASK)), rel=1e-5)
+    assert half - alone == pytest.approx(0.5 * float(cross_entropy(outputs["aux"], MASK)), rel=1e-4)
+    assert still == 0 < moved
+
+
 def test_ignored_pixels_change_no_parameter(made):
     _, state, step = made
     stepped, metrics = step(state, {"image": IMAGE, "mask": np.full_like(MASK, 255)})

@@ -8,6 +8,7 @@ import pytest
 
 from fcn_jax import nn, verify_model
 from fcn_jax.errors import ConfigError, WeightsError
+from fcn_jax.models.segmenter import ModelSpec
 from fcn_jax.nn import batch_norm
 from fcn_jax.verify import html
 
@@ -43,8 +44,8 @@ def test_a_right_port_is_equal_in_everything(whole_report):
     names = {
         "layers, isolated": ["backbone.conv1", "backbone.bn1", "backbone.conv2", "head.final_conv", "head.transpose_conv"],
         "layers, accumulated": ["backbone.conv1", "backbone.bn1", "backbone.conv2", "head.final_conv", "head.transpose_conv"],
-        "logits at 65x97": ["logits"],
-        "logits at 32x40": ["logits"],
+        "logits at 65x97": ["out"],
+        "logits at 32x40": ["out"],
         "gradients": ["loss", "backbone.conv1.weight", "backbone.conv1.bias", "backbone.bn1.weight", "backbone.bn1.bias"],
     }
     for title, expected in names.items():
@@ -108,11 +109,10 @@ def test_bfloat16_is_held_against_pytorchs_bfloat16():
 
 
 def test_weights_come_from_a_file_unchanged(tmp_path):
-    from fcn_jax.verify.model import _spec
     from fcn_jax.verify.reference import build_reference
 
     torch.manual_seed(5)
-    state = build_reference(_spec("tiny", "fcn32s", 3, None, "float32")).state_dict()
+    state = build_reference(ModelSpec("tiny", "fcn32s", 3)).state_dict()
     file = tmp_path / "whole.pth"
     torch.save({f"module.{name}": value for name, value in state.items()}, file)
     report = verify_model("tiny", weights=file, **SMALL)
@@ -145,11 +145,10 @@ def test_the_callers_random_stream_is_left_alone():
 def test_the_files_own_values_reach_pytorchs_side(tmp_path, monkeypatch):
     """Not by way of JAX: an operation wrong both ways would bring them back unharmed."""
     from fcn_jax.convert import rules
-    from fcn_jax.verify.model import _spec
     from fcn_jax.verify.reference import build_reference
 
     file = tmp_path / "whole.pth"
-    torch.save(build_reference(_spec("tiny", "fcn32s", 3, None, "float32")).state_dict(), file)
+    torch.save(build_reference(ModelSpec("tiny", "fcn32s", 3)).state_dict(), file)
     flipped = rules.Op("flipped", lambda x: rules.CONV.to_jax(x)[::-1], lambda x: rules.CONV.to_torch(x[::-1]))
     monkeypatch.setattr(rules.Rule, "__getattribute__", _with_op(rules.CONV, flipped))
     report = verify_model("tiny", weights=file, **SMALL)
@@ -252,3 +251,24 @@ def test_a_part_without_original_is_refused(monkeypatch):
     monkeypatch.setattr(plugins, "backbone", lambda name: bare)
     with pytest.raises(ConfigError, match="backbone 'tiny' declares no PyTorch reference"):
         verify_model("tiny", **SMALL)
+
+
+@pytest.mark.slow
+def test_an_auxiliary_head_takes_part_in_logits_gradients_and_training():
+    report = verify_model("resnet18", head="fcn", aux_head="fcn", sizes=[(48, 64)], num_classes=3, grad=True, train_steps=1)
+    assert report.equal, report
+    assert [c.name for c in section(report, "logits at 48x64").comparisons] == ["out", "aux"]
+    trained = {c.name: c for c in section(report, "gradients").comparisons}
+    assert trained["aux_classifier.4.weight"].error < 1e-3
+    assert {layer.name for layer in section(report, "layers, isolated").comparisons} >= {"aux_head.conv1", "aux_head.bn1"}
+
+
+@pytest.mark.slow
+def test_a_whole_model_is_held_against_torchvisions_own_class(monkeypatch):
+    """Its descriptor builds it; the parts' references put together are not asked for."""
+    from fcn_jax.verify import model
+
+    monkeypatch.delattr(model, "build_reference")
+    report = verify_model("fcn_resnet50", sizes=[(33, 47)], num_classes=3, batch=1)
+    assert report.equal, report
+    assert len(report.coverage.loaded) == 334
