@@ -13,7 +13,7 @@ import torch
 from flax import nnx
 
 from benchmarks.networks import BASIC_DEPTHS, PlainFlax, in_torch
-from fcn_jax import build_model
+from fcn_jax import build_model, compiler_options
 from fcn_jax.api import Preprocess
 from fcn_jax.config import OptimConfig
 from fcn_jax.infer.predictor import Predictor
@@ -105,7 +105,7 @@ Contenders = Mapping[str, Callable[[], Call]]
 def contenders(task: str, setting: Setting) -> Contenders:
     """All that can run a task. Plain Flax has no bottleneck blocks here."""
     forms: dict[str, Callable[[], Call]] = {
-        "fcn_jax": lambda: _JAX[task](setting, setting.build()),
+        "fcn_jax": lambda: _JAX[task](setting),
         "torch eager": lambda: _TORCH[task](setting, False, False),
         "torch.compile": lambda: _TORCH[task](setting, True, False),
         "torch.compile, product head": lambda: _TORCH[task](setting, True, True),
@@ -118,10 +118,10 @@ def contenders(task: str, setting: Setting) -> Contenders:
 # ------------------------------------------------------------------------------------------------------------------------- inference
 
 
-def _jax_logits(setting: Setting, model: nnx.Module) -> Call:
+def _jax_logits(setting: Setting, model: nnx.Module, options: Mapping[str, str]) -> Call:
     model.eval()
     graphdef, state = nnx.split(model)
-    run = jax.jit(lambda state, x: nnx.merge(graphdef, state)(x))
+    run = jax.jit(lambda state, x: nnx.merge(graphdef, state)(x), compiler_options=dict(options))
     preprocess = describe(setting.build().spec)[0].preprocess
     x = jax.block_until_ready(jax.jit(lambda images: normalize(images, preprocess))(setting.images()))
     return lambda: jax.block_until_ready(run(state, x))
@@ -169,10 +169,10 @@ def _torch_inference(setting: Setting, compiled: bool, product: bool, *, mask: b
 # -------------------------------------------------------------------------------------------------------------------------- training
 
 
-def _jax_training(setting: Setting, model: nnx.Module) -> Call:
+def _jax_training(setting: Setting, model: nnx.Module, options: Mapping[str, str]) -> Call:
     preprocess = describe(setting.build().spec)[0].preprocess
     state, step = train_step.make(model, lambda params: optim.make(RECIPE, 1000, params), preprocess)
-    step = jax.jit(step, donate_argnums=0)
+    step = jax.jit(step, donate_argnums=0, compiler_options=dict(options))
     batch = {"image": setting.images(), "mask": setting.labels()}
 
     def call() -> np.ndarray:
@@ -208,11 +208,15 @@ def _torch_training(setting: Setting, compiled: bool, product: bool) -> Call:
     return call
 
 
-_JAX: dict[str, Callable[..., Call]] = {"logits": _jax_logits, "mask": _jax_mask, "training": _jax_training}
-_FLAX: dict[str, Callable[..., Call]] = {
-    "logits": lambda setting: _jax_logits(setting, PlainFlax(setting.build())),
+_JAX: dict[str, Callable[[Setting], Call]] = {
+    "logits": lambda setting: _jax_logits(setting, setting.build(), compiler_options()),
+    "mask": lambda setting: _jax_mask(setting, setting.build()),
+    "training": lambda setting: _jax_training(setting, setting.build(), compiler_options()),
+}
+_FLAX: dict[str, Callable[[Setting], Call]] = {
+    "logits": lambda setting: _jax_logits(setting, PlainFlax(setting.build()), {}),
     "mask": _flax_mask,
-    "training": lambda setting: _jax_training(setting, PlainFlax(setting.build())),
+    "training": lambda setting: _jax_training(setting, PlainFlax(setting.build()), {}),
 }
 _TORCH: dict[str, Callable[..., Call]] = {
     "logits": lambda setting, compiled, product: _torch_inference(setting, compiled, product, mask=False),

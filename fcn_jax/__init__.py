@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fcn_jax.compiler import compiler_options
     from fcn_jax.convert.engine import LoadRecord, load_torch, to_torch
     from fcn_jax.convert.pretrained import load
     from fcn_jax.infer.predictor import Predictor
@@ -20,13 +21,24 @@ _HOMES = {
     "Predictor": "fcn_jax.infer.predictor",
     "Segmenter": "fcn_jax.models.segmenter",
     "build_model": "fcn_jax.models.segmenter",
+    "compiler_options": "fcn_jax.compiler",
     "load": "fcn_jax.convert.pretrained",
     "load_torch": "fcn_jax.convert.engine",
     "to_torch": "fcn_jax.convert.engine",
     "verify_model": "fcn_jax.verify",
 }
 
-__all__ = ["LoadRecord", "Predictor", "Segmenter", "build_model", "load", "load_torch", "to_torch", "verify_model"]
+__all__ = [
+    "LoadRecord",
+    "Predictor",
+    "Segmenter",
+    "build_model",
+    "compiler_options",
+    "load",
+    "load_torch",
+    "to_torch",
+    "verify_model",
+]
 
 
 def __getattr__(name: str) -> Any:

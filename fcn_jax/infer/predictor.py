@@ -14,6 +14,7 @@ from flax import nnx
 
 from fcn_jax import checkpoint
 from fcn_jax.api import Classes, Example, Preprocess
+from fcn_jax.compiler import compiler_options
 from fcn_jax.infer.buckets import Buckets
 from fcn_jax.infer.draw import generic_classes
 from fcn_jax.infer.metrics import ConfusionMatrix
@@ -40,7 +41,9 @@ class Predictor:
         self.num_classes = model.spec.num_classes
         self.classes = classes or generic_classes(self.num_classes)
         graphdef, self._state = nnx.split(model)
-        self._run = jax.jit(lambda state, images, hw: _argmax(graphdef, state, images, preprocess, hw))
+        self._run = jax.jit(
+            lambda state, images, hw: _argmax(graphdef, state, images, preprocess, hw), compiler_options=compiler_options()
+        )
         self._buckets = Buckets() if backbone.maskable and head is not None and head.maskable else None
 
     @classmethod

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from fcn_jax.nn import valid
+from fcn_jax.nn import valid, winograd
 from fcn_jax.nn.bias import add_bias
 from fcn_jax.nn.initializers import Initializer, torch_default
 
@@ -21,6 +21,12 @@ _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 _PRODUCT_ROWS = 4096
 """Largest number of output pixels whose im2col columns are made at a time, if an image has no more than that."""
+
+_WINOGRAD_CHANNELS = 128
+"""Least number of channels, in and out, for which Winograd's form of a 3x3 convolution and of its input gradient saves time."""
+
+_WINOGRAD_GRAD_CHANNELS = 64
+"""Likewise for its kernel gradient."""
 
 _PART_CHANNELS = 16
 """Largest number of input channels for which neighbouring groups are computed as one, if one group has no more than that."""
@@ -54,8 +60,6 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0, dil
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
 def _conv(x: jax.Array, kernel: jax.Array, stride: int, padding: int, dilation: int, groups: int) -> jax.Array:
     settings = _Settings(stride, padding, dilation, groups)
-    if groups == 1:
-        return _xla_conv(settings, x, kernel)
     return lax.platform_dependent(
         x, kernel, cpu=functools.partial(_cpu_conv, settings), default=functools.partial(_xla_conv, settings)
     )
@@ -102,9 +106,9 @@ def _xla_grads(settings: _Settings, x: jax.Array, kernel: jax.Array, grad: jax.A
 
 
 def _cpu_conv(settings: _Settings, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """The convolution; where it is grouped, up to thirty times as fast as XLA's."""
+    """The convolution in the fastest form that there is; where it is grouped, up to thirty times as fast as XLA's."""
     if settings.groups == 1:
-        return _xla_conv(settings, x, kernel)
+        return _dense(settings, x, kernel)
     if _is_depthwise(settings, kernel):
         return _depthwise(settings, x, kernel)
     parts = _parts(settings, kernel)
@@ -115,14 +119,49 @@ def _cpu_conv(settings: _Settings, x: jax.Array, kernel: jax.Array) -> jax.Array
 def _cpu_grads(settings: _Settings, x: jax.Array, kernel: jax.Array, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The gradients of `x` and `kernel`."""
     if settings.groups == 1:
-        return _input_grad(settings, kernel, grad, x.shape), _kernel_grad(settings, x, grad, kernel.shape)
+        return _dense_grads(settings, x, kernel, grad)
     if _is_depthwise(settings, kernel):
         return jax.vjp(functools.partial(_depthwise, settings), x, kernel)[1](grad)
     parts = _parts(settings, kernel)
-    dense = functools.partial(_cpu_grads, settings._replace(groups=1))
+    dense = functools.partial(_dense_grads, settings._replace(groups=1))
     split = _split(x, parts), _split_kernel(kernel, settings.groups, parts), _split(grad, parts)
     grads_x, grads_kernel = lax.map(lambda part: dense(*part), split)
     return _join(grads_x), _join_kernel(grads_kernel, settings.groups)
+
+
+def _dense(settings: _Settings, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    if _is_pointwise(settings, kernel):
+        return _pointwise(settings, x, kernel)
+    if _suits_winograd(settings, x, kernel, _WINOGRAD_CHANNELS):
+        return winograd.conv3x3(x, kernel, settings.padding, settings.dilation)
+    return _xla_conv(settings, x, kernel)
+
+
+def _dense_grads(settings: _Settings, x: jax.Array, kernel: jax.Array, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
+    padding, dilation = settings.padding, settings.dilation
+    if _is_pointwise(settings, kernel):
+        return jax.vjp(functools.partial(_pointwise, settings), x, kernel)[1](grad)
+    if _suits_winograd(settings, x, kernel, _WINOGRAD_CHANNELS) and padding <= 2 * dilation:
+        grad_x = winograd.conv3x3(grad, kernel, 2 * dilation - padding, dilation, transpose=True)
+    else:
+        grad_x = _input_grad(settings, kernel, grad, x.shape)
+    if _suits_winograd(settings, x, kernel, _WINOGRAD_GRAD_CHANNELS):
+        return grad_x, winograd.kernel_grad(x, grad, padding, dilation)
+    return grad_x, _kernel_grad(settings, x, grad, kernel.shape)
+
+
+def _is_pointwise(settings: _Settings, kernel: jax.Array) -> bool:
+    return kernel.shape[:2] == (1, 1) and settings.padding == 0
+
+
+def _pointwise(settings: _Settings, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """A 1x1 convolution as a matrix product, half as long as XLA's convolution."""
+    return x[:, :: settings.stride, :: settings.stride] @ kernel[0, 0]
+
+
+def _suits_winograd(settings: _Settings, x: jax.Array, kernel: jax.Array, channels: int) -> bool:
+    """Whether Winograd's form is there and pays; in bfloat16 its transforms would round too much away."""
+    return kernel.shape[:2] == (3, 3) and settings.stride == 1 and min(kernel.shape[2:]) >= channels and x.dtype == jnp.float32
 
 
 def _input_grad(settings: _Settings, kernel: jax.Array, grad: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -17,6 +17,7 @@ from flax import nnx
 
 from fcn_jax import atomic, checkpoint, registry
 from fcn_jax.api import Source
+from fcn_jax.compiler import compiler_options
 from fcn_jax.config import Config, parse
 from fcn_jax.convert.initial import load_initial
 from fcn_jax.data.pipeline import eval_examples, steps_per_epoch, train_batches
@@ -141,7 +142,7 @@ def train(config: Config, run: str | Path, *, resume: bool = False) -> Result:
     # ---------------------------------------------------------------------------------------------------------------- compile
     probe = sharding.place_batch(_zeros(config, shard[1]), batch_sharding)
     began = time.perf_counter()
-    compiled = jax.jit(step, donate_argnums=0).lower(state, probe).compile()
+    compiled = jax.jit(step, donate_argnums=0, compiler_options=compiler_options()).lower(state, probe).compile()
     records.write(step=start, event="compile", compile_seconds=time.perf_counter() - began)
     predictor: Predictor | None = None
 

@@ -428,7 +428,9 @@ def test_a_backbone_without_a_table_says_so(tiny_plugin, make_model, monkeypatch
 def test_an_auxiliary_head_goes_both_ways_and_is_missed_where_the_file_has_none(shapes):
     model = nnx.eval_shape(lambda: build_model("resnet18", "fcn32s", CLASSES, aux_head="fcn", rngs=nnx.Rngs(0)))
     norm = dict.fromkeys(("weight", "bias", "running_mean", "running_var"), (64,)) | {"num_batches_tracked": ()}
-    aux = {"0.weight": (64, 256, 3, 3), "4.weight": (CLASSES, 64, 1, 1), "4.bias": (CLASSES,)} | {f"1.{n}": s for n, s in norm.items()}
+    aux = {"0.weight": (64, 256, 3, 3), "4.weight": (CLASSES, 64, 1, 1), "4.bias": (CLASSES,)} | {
+        f"1.{n}": s for n, s in norm.items()
+    }
     tensors = random_state_dict({**shapes["torchvision"], **{f"aux_classifier.{name}": shape for name, shape in aux.items()}})
     record = load_torch(model, tensors)
     assert not record.dropped

@@ -116,6 +116,25 @@ def test_no_kernel_gradient_on_a_cpu_is_a_convolution(stride, dilation, groups, 
 
 
 @pytest.mark.parametrize(
+    ("kernel_size", "stride", "padding", "dilation", "channels"),
+    [(3, 1, 1, 1, (128, 128)), (3, 1, 4, 4, (128, 130)), (3, 1, 0, 1, (128, 128)), (1, 1, 0, 1, (8, 12)), (1, 2, 0, 1, (8, 12))],
+)
+def test_on_a_cpu_wide_3x3_and_1x1_convolutions_are_products_and_equal_torchs(kernel_size, stride, padding, dilation, channels):
+    check(2, (9, 10), channels, kernel_size, stride, padding, dilation, 1)
+    if jax.default_backend() != "cpu":
+        return
+    x, kernel = jnp.ones((1, 9, 10, channels[0])), jnp.ones((kernel_size, kernel_size, *channels))
+
+    def run(x, kernel):
+        y, vjp = jax.vjp(lambda x, kernel: nn.conv(x, kernel, stride, padding, dilation), x, kernel)
+        return y, vjp(y)
+
+    assert "convolution(" not in jax.jit(run).lower(x, kernel).compile().as_text()
+    wide = [array.astype(jnp.bfloat16) for array in (x, kernel)]
+    assert ("convolution(" in jax.jit(run).lower(*wide).compile().as_text()) == (kernel_size == 3), "bfloat16 has no 3x3 product"
+
+
+@pytest.mark.parametrize(
     ("batch", "size", "images_at_a_time"),
     [
         (6, (40, 33), 3),  # several images, and several groups of them
