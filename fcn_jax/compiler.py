@@ -7,7 +7,7 @@ import functools
 import jax
 
 _CPU = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"}
-"""All that XLA gives to YNNPACK by itself, but for convolutions, which in float32 take up to 1.8 times as long there as by XLA's own code."""
+"""All that XLA gives to YNNPACK by itself, but for convolutions, whose float32 form there takes up to 1.8 times as long as XLA's own."""
 
 
 def compiler_options() -> dict[str, str]:
