@@ -3,77 +3,85 @@
     python -m benchmarks                                        # inference and training on this machine
     python -m benchmarks --task training --batch 8 --model resnet50
 
-The same weights and inputs for every contender, whose answers must agree before anything is timed; they run in turn. PyTorch runs in
-channels_last; torch.compile folds the weights in inference (inductor's freezing) and tunes every kernel on GPUs (max-autotune).
-"Product head" is PyTorch with the transposed convolution in the form that this library gives it, so that the ratio says more than that.
-Results go to benchmarks/results as JSON and as a plot.
+The same weights and inputs for every contender, whose answers must agree before anything is timed; they run in turn, each in a process
+of its own. PyTorch runs in channels_last; torch.compile folds the weights in inference (inductor's freezing) and tunes every kernel on
+GPUs (max-autotune). "Product head" is PyTorch with the transposed convolution in the form that this library gives it, so that the ratio
+says more than that. Memory is what a process held at most beyond the libraries themselves. Results go to benchmarks/results as JSON and
+as a plot.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.metadata
 import os
 import platform
-import time
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import torch
 
-from benchmarks import plot, tasks, timing
+from benchmarks import plot, scenes, tasks, timing
+from benchmarks.setting import Setting
+from benchmarks.worker import Worker
 from fcn_jax.atomic import write_json
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("fcn-jax", "jax", "jaxlib", "flax", "torch", "torchvision", "numpy")
+FILES = 64
+"""Images of the tasks that read files."""
 
 
-def measure(task: str, setting: tasks.Setting, rounds: int, peak: dict[str, float]) -> dict[str, Any]:
+def measure(
+    task: str, setting: Setting, rounds: int, peak: dict[str, float], contenders: list[tasks.Contender] | None = None
+) -> dict[str, Any]:
     """Time one task with all its contenders, and print a table."""
-    calls = {name: make() for name, make in tasks.contenders(task, setting).items()}
-    first: dict[str, float] = {}
-    answers = {}
-    for name, call in calls.items():
-        answers[name] = np.asarray(_first(call, name, first))
-    tasks.check_agreement(task, answers, setting.dtype)
-    timings = timing.interleaved(calls, rounds)
-    work = tasks.flops(task, setting)
-    ours = timings["fcn_jax"].median
+    workers = {}
+    try:
+        for contender in contenders or tasks.contenders(task, setting):
+            workers[contender.name] = Worker(contender, task, setting)
+        tasks.check_agreement(task, {name: worker.answer for name, worker in workers.items()}, setting.dtype)
+        timings = timing.interleaved(workers, rounds)
+    finally:
+        memory = {name: worker.close() for name, worker in workers.items()}
+    work, images = tasks.flops(task, setting), tasks.images(task, setting)
+    ours = timings[tasks.LIBRARY.name].median
+    height, width = setting.size
+    amount = f", {work / 1e9:.1f} GFLOP" if work else ""
+    print(f"\n{task}, {tasks.TASKS[task]}: {setting.model}, batch {setting.batch}, {height}x{width}, {setting.dtype}{amount}")
+    columns = ("median", "quartiles", "images/s", "GFLOP/s", "of peak", "fcn_jax is", "first call", "memory")
+    print(f"{'':<28}" + "".join(f"{title:>{17 if title == 'quartiles' else 11}}" for title in columns))
     rows = {}
-    print(
-        f"\n{task}: {setting.model}, batch {setting.batch}, {setting.size[0]}x{setting.size[1]}, {setting.dtype}, {work / 1e9:.1f} GFLOP"
-    )
-    print(
-        f"{'':<30}{'median':>10}{'quartiles':>18}{'images/s':>10}{'GFLOP/s':>9}{'of peak':>9}{'fcn_jax is':>12}{'first call':>12}"
-    )
     for name, found in timings.items():
         low, high = found.spread
         row = {
             "seconds": found.median,
             "quartiles": [low, high],
             "rounds": found.seconds,
-            "images_per_second": setting.batch / found.median,
-            "flops_per_second": work / found.median,
-            "share_of_peak": work / found.median / peak["flops"],
+            "images_per_second": images / found.median,
+            "flops_per_second": work and work / found.median,
+            "share_of_peak": work and work / found.median / peak["flops"],
             "speed_of_fcn_jax": found.median / ours,
-            "first_call_seconds": first[name],
+            "first_call_seconds": workers[name].first_seconds,
+            "peak_bytes": memory[name],
         }
         rows[name] = row
-        print(
-            f"{name:<30}{found.median:>8.3f} s{f'{low:.3f} to {high:.3f}':>18}{row['images_per_second']:>10.1f}"
-            f"{row['flops_per_second'] / 1e9:>9.0f}{row['share_of_peak']:>9.0%}{row['speed_of_fcn_jax']:>10.2f} x{first[name]:>10.1f} s",
-            flush=True,
+        rate, share = (f"{work / found.median / 1e9:.0f}", f"{row['share_of_peak']:.0%}") if work else ("", "")
+        cells = (
+            f"{found.median:.3f} s",
+            f"{low:.3f} to {high:.3f}",
+            f"{row['images_per_second']:.1f}",
+            rate,
+            share,
+            f"{row['speed_of_fcn_jax']:.2f} x",
+            f"{row['first_call_seconds']:.1f} s",
+            f"{memory[name] / 2**30:.2f} GiB",
         )
-    return {"task": task, "flops": work, "contenders": rows}
-
-
-def _first(call: tasks.Call, name: str, seconds: dict[str, float]) -> Any:
-    began = time.perf_counter()
-    answer = call()
-    seconds[name] = time.perf_counter() - began
-    return answer
+        print(f"{name:<28}" + "".join(f"{cell:>{17 if i == 1 else 11}}" for i, cell in enumerate(cells)), flush=True)
+    return {"task": task, "flops": work, "images": images, "setting": dataclasses.asdict(setting), "contenders": rows}
 
 
 def environment(device: str) -> dict[str, Any]:
@@ -100,8 +108,8 @@ def _lines(path: str) -> list[str]:
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
-    parser.add_argument("--task", choices=tasks.TASKS, action="append", help="default: all")
-    parser.add_argument("--model", default="resnet18")
+    parser.add_argument("--task", choices=tasks.TASKS, action="append", help=f"default: {', '.join(tasks.MAIN)}")
+    parser.add_argument("--model", default="resnet18", help="a registered ResNet, under the fcn32s head")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--size", type=int, nargs=2, default=(320, 480), metavar=("H", "W"))
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
@@ -109,18 +117,25 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument(
-        "--out", type=Path, help="JSON file; default: benchmarks/results/speed_DEVICE.json; the plot lies beside it"
+        "--data", type=Path, help="folder of images and masks for the tasks that read files (default: drawn ones)"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="JSON file (default: benchmarks/results/speed_DEVICE.json); the plot lies beside it"
     )
     args = parser.parse_args()
     if args.device == "cpu" and jax.default_backend() != "cpu":
         parser.error("JAX would run elsewhere: set JAX_PLATFORMS=cpu")
-    setting = tasks.Setting(args.model, args.batch, tuple(args.size), args.dtype, args.num_classes, args.device)
+    setting = Setting(args.model, args.batch, tuple(args.size), args.dtype, args.num_classes, args.device)
     if any(size % 32 for size in setting.size):
         parser.error("the sizes must be multiples of 32, for the contenders do not crop")
-    torch.manual_seed(0)
     peak = timing.peaks(args.dtype)
     print(f"peaks: {peak['flops'] / 1e9:.0f} GFLOP/s in a matrix product, {peak['bytes'] / 1e9:.1f} GB/s in a copy")
-    results = [measure(task, setting, args.rounds, peak) for task in args.task or tasks.TASKS]
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        for task in args.task or tasks.MAIN:
+            if task in tasks.READ_FILES and not setting.data:
+                setting = dataclasses.replace(setting, data=str(args.data or scenes.write(Path(folder), FILES)))
+            results.append(measure(task, setting, args.rounds, peak))
     out = args.out or RESULTS / f"speed_{args.device}.json"
     result = {
         "environment": environment(args.device),

@@ -126,3 +126,7 @@ class PlainFlax(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """f[N, H, W, 3] -> f[N, H, W, K]."""
         return self.head["transpose_conv"](self.head["final_conv"](self.backbone(x)))
+
+    def outputs(self, x: jax.Array) -> dict[str, jax.Array]:
+        """The logits by name, as the training step asks for them."""
+        return {"out": self(x)}

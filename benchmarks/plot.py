@@ -22,7 +22,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     for panel, task in zip(panels[0], tasks, strict=True):
         names = list(task["contenders"])
         rows = [task["contenders"][name] for name in names]
-        batch = result["setting"]["batch"]
+        batch = task["images"]
         speeds = [row["images_per_second"] for row in rows]
         # A bar ends at the median; the whisker spans the quartiles.
         errors = [

@@ -87,6 +87,8 @@ class OptimConfig(_Section):
     schedule: Literal["poly", "constant"] = "poly"
     power: Positive = Field(0.9, description="lr (1 - step / steps) ^ power")
     warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="steps of linear rise to the schedule")
+    micro_steps: Count = Field(1, description="parts that a batch is computed in, one after the other; more take less memory")
+    remat: bool = Field(False, description="compute normalisations and activations again in the backward pass; takes less memory")
     aux_weight: NotNegative = Field(0.5, description="of the auxiliary head's loss, if the model has one, beside the head's")
     rules: tuple[Rule, ...] = ()
 

@@ -11,10 +11,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from fcn_jax.nn import valid, winograd
 from fcn_jax.nn.bias import add_bias
 from fcn_jax.nn.initializers import Initializer, torch_default
+
+CONV_OUTPUT = "fcn_jax.conv"
+"""What `jax.checkpoint` policies know a convolution's output by."""
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
@@ -53,7 +57,7 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0, dil
     Returns:
         f[N, h, w, O] with h = (H + 2 padding - dilation (kH - 1) - 1) // stride + 1.
     """
-    y = _conv(valid.filled(x) if padding else x, kernel, stride, padding, dilation, groups)
+    y = checkpoint_name(_conv(valid.filled(x) if padding else x, kernel, stride, padding, dilation, groups), CONV_OUTPUT)
     return valid.derive(x, y, lambda size: (size + 2 * padding - dilation * (kernel.shape[0] - 1) - 1) // stride + 1)
 
 

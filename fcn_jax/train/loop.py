@@ -74,7 +74,7 @@ def train(config: Config, run: str | Path, *, resume: bool = False) -> Result:
     _claim(run, config, resume)
 
     # ------------------------------------------------------------------------------------------------------------------- mesh
-    mesh = sharding.data_mesh(config.data.batch_size)
+    mesh = sharding.data_mesh(config.data.batch_size, config.optim.micro_steps)
     everywhere, batch_sharding = sharding.on_every_device(mesh), sharding.over_batch(mesh)
     shard = (jax.process_index(), jax.process_count())
 
@@ -113,7 +113,12 @@ def train(config: Config, run: str | Path, *, resume: bool = False) -> Result:
     # -------------------------------------------------------------------------------------------------------------- optimiser
     settings = optim.with_fresh(config.optim, weights.reinit if weights else (), config.init.reinit_lr)
     state, step = train_step.make(
-        model, lambda params: optim.make(settings, total_steps, params), preprocess, config.optim.aux_weight
+        model,
+        lambda params: optim.make(settings, total_steps, params),
+        preprocess,
+        aux_weight=config.optim.aux_weight,
+        micro_steps=config.optim.micro_steps,
+        remat=config.optim.remat,
     )
     state = jax.device_put(state, everywhere)
     rate = optim.schedule(config.optim, total_steps)

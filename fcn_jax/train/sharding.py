@@ -9,9 +9,14 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from fcn_jax.errors import ConfigError
 
 
-def data_mesh(batch_size: int) -> Mesh:
+def data_mesh(batch_size: int, micro_steps: int = 1) -> Mesh:
     """A mesh with the one axis `data` over all devices. Raises `ConfigError` if the batch cannot be split evenly."""
     count = jax.device_count()
+    if micro_steps > 1 and batch_size % (count * micro_steps):
+        raise ConfigError(
+            f"data.batch_size is {batch_size}; with {micro_steps} optim.micro_steps on {count} devices it must be a multiple of "
+            f"{count * micro_steps}"
+        )
     if batch_size % count:
         raise ConfigError(f"data.batch_size is {batch_size}; it must be a multiple of the number of devices, {count}")
     return jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,))

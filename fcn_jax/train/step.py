@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from fcn_jax.api import Preprocess
+from fcn_jax.api import IGNORE_INDEX, Preprocess
 from fcn_jax.config import OptimConfig
 from fcn_jax.models.preprocess import normalize
 from fcn_jax.models.segmenter import Segmenter
+from fcn_jax.nn.conv import CONV_OUTPUT
 from fcn_jax.train.losses import segmentation_loss
 
 
@@ -43,7 +44,10 @@ def make(
     model: Segmenter,
     optimizer: Callable[[Any], optax.GradientTransformation],
     preprocess: Preprocess,
+    *,
     aux_weight: float = OptimConfig().aux_weight,
+    micro_steps: int = 1,
+    remat: bool = False,
 ) -> tuple[TrainState, Step]:
     """Split a model into its state and a step over it.
 
@@ -52,6 +56,9 @@ def make(
         optimizer: parameters -> optimiser.
         preprocess: the backbone's.
         aux_weight: of the auxiliary head's loss, if the model has one.
+        micro_steps: parts that the batch is computed in, one after the other, which takes less memory. Loss and gradient are those of the
+            whole batch, but batch normalisation sees a part at a time. Divides the batch's images on each device.
+        remat: keep only the convolutions' outputs for the backward pass, and compute normalisations and activations again there.
 
     Returns:
         The state at step 0, and `step(state, {"image": u8[N,h,w,3], "mask": u8[N,h,w]}) -> (state, {"loss": f32[], "grad_norm": f32[]})`,
@@ -67,21 +74,45 @@ def make(
     params, batch_stats = jax.tree.map(jnp.copy, (params, batch_stats))
     state = TrainState(jnp.zeros((), jnp.int32), params, batch_stats, transform.init(params))
 
-    def fold(leaf: jax.Array, step: jax.Array) -> jax.Array:
-        return jax.random.fold_in(leaf, step) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+    def loss_of(params: Any, batch_stats: Any, keys: Any, batch: Mapping[str, jax.Array], count: jax.Array) -> Any:
+        # Without the copy, writing the statistics under value_and_grad is an error of trace levels.
+        network = nnx.merge(graphdef, params, batch_stats, keys, copy=True)
+        outputs = network.outputs(normalize(batch["image"], preprocess))
+        return segmentation_loss(outputs, batch["mask"], aux_weight, count=count), nnx.state(network, nnx.BatchStat)
+
+    if remat:
+        loss_of = jax.checkpoint(loss_of, policy=jax.checkpoint_policies.save_only_these_names(CONV_OUTPUT))
+    gradient = jax.value_and_grad(loss_of, has_aux=True)
 
     def step(state: TrainState, batch: Mapping[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
-        def loss_of(params: Any) -> tuple[jax.Array, Any]:
-            keys = jax.tree.map(lambda leaf: fold(leaf, state.step), rest)
-            # Without the copy, writing the statistics under value_and_grad is an error of trace levels.
-            network = nnx.merge(graphdef, params, state.batch_stats, keys, copy=True)
-            outputs = network.outputs(normalize(batch["image"], preprocess))
-            return segmentation_loss(outputs, batch["mask"], aux_weight), nnx.state(network, nnx.BatchStat)
+        count = (batch["mask"] != IGNORE_INDEX).sum()
+        keys = _folded(rest, state.step)
+        if micro_steps == 1:
+            (loss, batch_stats), grads = gradient(state.params, state.batch_stats, keys, batch, count)
+        else:
 
-        (loss, batch_stats), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+            def add(total: Any, part: Any) -> tuple[Any, None]:
+                loss, batch_stats, grads = total
+                number, batch = part
+                (more, batch_stats), added = gradient(state.params, batch_stats, _folded(keys, number), batch, count)
+                return (loss + more, batch_stats, jax.tree.map(jnp.add, grads, added)), None
+
+            # Every micro_steps-th image, so that each part lies on all devices as the batch does.
+            parts = jax.tree.map(lambda x: x.reshape(-1, micro_steps, *x.shape[1:]).swapaxes(0, 1), dict(batch))
+            start = (jnp.zeros(()), state.batch_stats, jax.tree.map(jnp.zeros_like, state.params))
+            (loss, batch_stats, grads), _ = jax.lax.scan(add, start, (jnp.arange(micro_steps), parts))
         updates, opt_state = transform.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
         return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
 
     return state, step
+
+
+def _folded(keys: Any, number: jax.Array) -> Any:
+    """Random keys with a number folded into each; what is no key stays as it is."""
+
+    def fold(leaf: jax.Array) -> jax.Array:
+        return jax.random.fold_in(leaf, number) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+
+    return jax.tree.map(fold, keys)

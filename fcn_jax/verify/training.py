@@ -191,7 +191,7 @@ class _JaxRun:
     def __init__(self, pair: Pair, model: Segmenter, preprocess: Preprocess, steps: int) -> None:
         self._table = pair.table
         self._state, advance = step.make(
-            model, lambda params: optim.make(self.recipe, steps, params), preprocess, self.recipe.aux_weight
+            model, lambda params: optim.make(self.recipe, steps, params), preprocess, aux_weight=self.recipe.aux_weight
         )
         self._step = jax.jit(advance, donate_argnums=0)
 

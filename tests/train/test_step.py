@@ -70,7 +70,7 @@ def test_the_auxiliary_heads_loss_is_added_by_its_weight(tiny_plugin):
     model.train()
 
     def losses(aux_weight):
-        state, step = train_step.make(model, lambda params: optax.sgd(RATE), Preprocess(), aux_weight)
+        state, step = train_step.make(model, lambda params: optax.sgd(RATE), Preprocess(), aux_weight=aux_weight)
         stepped, metrics = jax.jit(step)(state, BATCH)
         moved = np.abs(
             np.asarray(stepped.params["aux_head"]["conv2"]["bias"][...] - state.params["aux_head"]["conv2"]["bias"][...])
@@ -83,6 +83,62 @@ def test_the_auxiliary_heads_loss_is_added_by_its_weight(tiny_plugin):
     assert alone == pytest.approx(float(cross_entropy(outputs["out"], MASK)), rel=1e-5)
     assert half - alone == pytest.approx(0.5 * float(cross_entropy(outputs["aux"], MASK)), rel=1e-4)
     assert still == 0 < moved
+
+
+def stepped(model, **settings):
+    state, step = train_step.make(model, lambda params: optax.sgd(RATE, momentum=0.9), Preprocess(), **settings)
+    return jax.jit(step)(state, BATCH)
+
+
+def test_computing_activations_again_changes_nothing_and_keeps_less(made):
+    model = made[0]
+    plain, again = stepped(model), stepped(model, remat=True)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), plain[0].params, again[0].params)
+
+    def saved(**settings):
+        state, step = train_step.make(model, lambda params: optax.sgd(RATE), Preprocess(), **settings)
+        return str(jax.make_jaxpr(step)(state, BATCH))
+
+    assert "remat" in saved(remat=True)
+    assert "remat" not in saved()
+
+
+def test_micro_steps_give_the_whole_batchs_loss_and_gradient_where_no_normalisation_mixes_images(tiny_plugin):
+    # In eval mode batch normalisation uses its statistics, so that images do not meet; void pixels lie unevenly on the parts.
+    model, *_ = make()
+    mask = np.array(MASK)
+    mask[:1] = 255
+    batch = {"image": IMAGE, "mask": mask}
+    found = []
+    for micro_steps in (1, 2, 4):
+        state, step = train_step.make(
+            _WithoutStatistics(model), lambda params: optax.sgd(RATE), Preprocess(), micro_steps=micro_steps
+        )
+        found.append(jax.jit(step)(state, batch))
+    for state, metrics in found[1:]:
+        assert float(metrics["loss"]) == pytest.approx(float(found[0][1]["loss"]), rel=1e-5)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), state.params, found[0][0].params)
+
+
+class _WithoutStatistics(nnx.Module):
+    """A model whose batch normalisations stay in eval mode."""
+
+    def __init__(self, model):
+        self.model = nnx.clone(model)
+
+    def train(self):
+        self.model.eval()
+
+    def outputs(self, x):
+        return self.model.outputs(x)
+
+
+def test_micro_steps_update_the_statistics_in_turn_and_drop_other_values_each(tiny_plugin):
+    model, *_ = make(dropout=0.5)
+    state, _ = stepped(model, micro_steps=2)
+    assert int(state.batch_stats["backbone"]["bn1"]["num_batches_tracked"][...]) == 2
+    whole, _ = stepped(model)
+    assert int(whole.batch_stats["backbone"]["bn1"]["num_batches_tracked"][...]) == 1
 
 
 def test_ignored_pixels_change_no_parameter(made):

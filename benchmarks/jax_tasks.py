@@ -1,0 +1,163 @@
+"""JAX's side of the tasks: the library, and plain Flax as a newcomer would write it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from benchmarks.networks import PlainFlax
+from benchmarks.setting import RECIPE, Setting
+from fcn_jax import compiler_options, registry
+from fcn_jax.api import Preprocess
+from fcn_jax.data.pipeline import train_batches
+from fcn_jax.data.transforms import Augment
+from fcn_jax.infer.predictor import Predictor
+from fcn_jax.models.preprocess import normalize
+from fcn_jax.models.segmenter import describe
+from fcn_jax.train import optim
+from fcn_jax.train import step as train_step
+from fcn_jax.train.losses import cross_entropy
+
+Call = Callable[[], np.ndarray]
+"""Does the work once, waits for it, and gives what it came to."""
+
+SCALE = (0.5, 2.0)
+"""Range of the random resize in the tasks that read files."""
+
+
+def _preprocess(setting: Setting) -> Preprocess:
+    return describe(setting.build().spec).backbone.preprocess
+
+
+def _normalized(setting: Setting) -> jax.Array:
+    preprocess = _preprocess(setting)
+    return jax.block_until_ready(jax.jit(lambda images: normalize(images, preprocess))(setting.images()))
+
+
+def _logits(setting: Setting, model: nnx.Module, options: Mapping[str, str]) -> Call:
+    model.eval()
+    graphdef, state = nnx.split(model)
+    run = jax.jit(lambda state, x: nnx.merge(graphdef, state)(x), compiler_options=dict(options))
+    x = _normalized(setting)
+    return lambda: jax.block_until_ready(run(state, x))
+
+
+def _mask(setting: Setting) -> Call:
+    run, images = Predictor(setting.build()).batch, setting.images()
+    return lambda: run(images)
+
+
+def _flax_mask(setting: Setting) -> Call:
+    model = PlainFlax(setting.build())
+    model.eval()
+    graphdef, state = nnx.split(model)
+    preprocess = _preprocess(setting)
+    run = jax.jit(lambda state, x: jnp.argmax(nnx.merge(graphdef, state)(normalize(x, preprocess)), -1).astype(jnp.uint8))
+    images = setting.images()
+    return lambda: np.asarray(run(state, images))
+
+
+def _gradients(module: nnx.Module, loss: Callable[..., jax.Array], inputs: tuple[Any, ...], options: Mapping[str, str]) -> Call:
+    """Forward and backward of a part: the loss; gradients by the parameters, and by the first of its inputs, are computed and dropped."""
+    module.train()
+    graphdef, params, rest = nnx.split(module, nnx.Param, ...)  # type: ignore[misc]
+
+    def run(params: Any, rest: Any, *inputs: Any) -> Any:
+        return loss(nnx.merge(graphdef, params, rest, copy=True), *inputs)
+
+    compiled = jax.jit(jax.value_and_grad(run, argnums=(0, 2)), compiler_options=dict(options))
+    inputs = tuple(jax.device_put(x) for x in inputs)
+    return lambda: np.asarray(jax.block_until_ready(compiled(params, rest, *inputs))[0])
+
+
+def _head(setting: Setting, *, plain: bool = False) -> Call:
+    model = setting.build()
+    deepest = model.features[-1]
+    whole: Any = PlainFlax(model) if plain else model
+
+    def loss(head: Any, features: jax.Array, labels: jax.Array) -> jax.Array:
+        if plain:
+            return cross_entropy(head["transpose_conv"](head["final_conv"](features)), labels)
+        return cross_entropy(head({deepest.name: features}, out_hw=setting.size), labels)
+
+    features = jnp.asarray(setting.features(deepest.channels, deepest.stride), jnp.dtype(setting.dtype))
+    return _gradients(whole.head, loss, (features, setting.labels()), {} if plain else compiler_options())
+
+
+def _trunk(setting: Setting, *, plain: bool = False) -> Call:
+    model = setting.build()
+    deepest = model.features[-1].name
+
+    def loss(trunk: Any, x: jax.Array) -> jax.Array:
+        feature = trunk(x) if plain else trunk(x)[deepest]
+        return jnp.square(feature.astype(jnp.float32)).mean()
+
+    whole: Any = PlainFlax(model) if plain else model
+    return _gradients(whole.backbone, loss, (_normalized(setting),), {} if plain else compiler_options())
+
+
+def _training(setting: Setting, model: nnx.Module, options: Mapping[str, str]) -> Call:
+    state, step = train_step.make(model, lambda params: optim.make(RECIPE, 1000, params), _preprocess(setting))  # type: ignore[arg-type]
+    step = jax.jit(step, donate_argnums=0, compiler_options=dict(options))
+    batch = {"image": setting.images(), "mask": setting.labels()}
+
+    def call() -> np.ndarray:
+        nonlocal state
+        state, metrics = step(state, batch)
+        return np.asarray(metrics["loss"])
+
+    return call
+
+
+def _batches(setting: Setting) -> tuple[Any, int]:
+    source = registry.default().dataset("folder").open(Path(setting.data), "train")
+    batches = train_batches(source, augment=Augment(setting.size, SCALE), batch_size=setting.batch, seed=0)
+    return batches, len(source) // setting.batch
+
+
+def _pipeline(setting: Setting) -> Call:
+    batches, steps = _batches(setting)
+    return lambda: np.stack([batch["image"][0, 0, 0] for batch in itertools.islice(batches, steps)])
+
+
+def _epoch(setting: Setting) -> Call:
+    batches, steps = _batches(setting)
+    model = setting.build()
+    state, step = train_step.make(model, lambda params: optim.make(RECIPE, 1000, params), _preprocess(setting))
+    step = jax.jit(step, donate_argnums=0, compiler_options=compiler_options())
+
+    def call() -> np.ndarray:
+        nonlocal state
+        losses = []
+        for batch in itertools.islice(batches, steps):
+            state, metrics = step(state, batch)
+            losses.append(metrics["loss"])
+        return np.asarray(jax.device_get(losses))
+
+    return call
+
+
+LIBRARY: dict[str, Callable[[Setting], Call]] = {
+    "head": _head,
+    "trunk": _trunk,
+    "logits": lambda setting: _logits(setting, setting.build(), compiler_options()),
+    "mask": _mask,
+    "training": lambda setting: _training(setting, setting.build(), compiler_options()),
+    "pipeline": _pipeline,
+    "epoch": _epoch,
+}
+
+PLAIN_FLAX: dict[str, Callable[[Setting], Call]] = {
+    "head": lambda setting: _head(setting, plain=True),
+    "trunk": lambda setting: _trunk(setting, plain=True),
+    "logits": lambda setting: _logits(setting, PlainFlax(setting.build()), {}),
+    "mask": _flax_mask,
+    "training": lambda setting: _training(setting, PlainFlax(setting.build()), {}),
+}

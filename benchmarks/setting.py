@@ -1,0 +1,57 @@
+"""What a benchmark runs on: model, batch, image size, precision, and inputs drawn for them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from flax import nnx
+
+from fcn_jax import build_model
+from fcn_jax.config import OptimConfig
+from fcn_jax.models.segmenter import Segmenter
+
+RECIPE = OptimConfig(name="sgd", lr=0.01, momentum=0.9, weight_decay=1e-4, schedule="constant")
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What is run.
+
+    Attributes:
+        model: registered ResNet, under the `fcn32s` head.
+        batch: images.
+        size: height and width in pixels, multiples of 32.
+        dtype: compute dtype, "float32" or "bfloat16" (in PyTorch autocast).
+        num_classes: of the logits.
+        device: PyTorch's, "cpu" or "cuda"; JAX takes its default backend.
+        data: folder of images and masks (`fcn_jax.data.folder`), for the tasks that read files.
+    """
+
+    model: str = "resnet18"
+    batch: int = 4
+    size: tuple[int, int] = (320, 480)
+    dtype: str = "float32"
+    num_classes: int = 21
+    device: str = "cpu"
+    data: str = ""
+
+    def build(self) -> Segmenter:
+        """The library's model, with drawn values."""
+        return build_model(self.model, "fcn32s", self.num_classes, dtype=self.dtype, rngs=nnx.Rngs(0))
+
+    def images(self) -> np.ndarray:
+        """u8[N,H,W,3], drawn."""
+        return np.random.default_rng(0).integers(0, 256, (self.batch, *self.size, 3), np.uint8)
+
+    def features(self, channels: int, stride: int) -> np.ndarray:
+        """f32[N,H/stride,W/stride,C], drawn: what a head is given."""
+        shape = (self.batch, self.size[0] // stride, self.size[1] // stride, channels)
+        return np.abs(np.random.default_rng(2).standard_normal(shape, np.float32))
+
+    def labels(self) -> np.ndarray:
+        """u8[N,H,W], drawn in blocks, a tenth of them void."""
+        rng = np.random.default_rng(1)
+        blocks = rng.integers(0, self.num_classes, (self.batch, self.size[0] // 16, self.size[1] // 16), np.uint8)
+        blocks[rng.random(blocks.shape) < 0.1] = 255
+        return blocks.repeat(16, 1).repeat(16, 2)

@@ -1,0 +1,229 @@
+"""PyTorch's side of the tasks: eager or compiled, with its own head or with the library's form of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.jax_tasks import SCALE, Call
+from benchmarks.networks import in_torch
+from benchmarks.setting import RECIPE, Setting
+from fcn_jax.convert.torch_reference import import_torchvision
+from fcn_jax.models.segmenter import describe
+
+
+class Torch:
+    """PyTorch in one setting: the network, where and in which precision it runs, and how it is waited for."""
+
+    def __init__(self, setting: Setting, *, compiled: bool, product: bool, inference: bool) -> None:
+        """Build the network in channels_last, with the values of the library's model.
+
+        Args:
+            setting: what is run.
+            compiled: by torch.compile at its best: on GPUs every kernel is tuned; in inference weights are folded, as they are constants.
+            product: with the head as a matrix product.
+            inference: eval mode.
+        """
+        model = setting.build()
+        preprocess = describe(model.spec).backbone.preprocess
+        self.setting = setting
+        self.deepest = model.features[-1]
+        self.device = torch.device(setting.device)
+        self.network = in_torch(model, product=product).to(self.device).train(not inference)
+        self._compiled, self._inference = compiled, inference
+        torch.backends.cudnn.benchmark = True
+        self._scale = preprocess.scale / 255
+        self._mean = torch.tensor(preprocess.mean, device=self.device).view(1, 3, 1, 1)
+        self._std = torch.tensor(preprocess.std, device=self.device).view(1, 3, 1, 1)
+
+    def prepared(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, compiled if this side is."""
+        if not self._compiled:
+            return function
+        import torch._inductor.config as inductor
+
+        inductor.freezing = self._inference
+        torch._dynamo.reset()
+        return torch.compile(function, mode="max-autotune" if self.setting.device == "cuda" else None, dynamic=False)
+
+    def autocast(self) -> Any:
+        """The setting's precision."""
+        return torch.autocast(self.setting.device, torch.bfloat16, enabled=self.setting.dtype == "bfloat16")
+
+    def put(self, images: np.ndarray) -> torch.Tensor:
+        """[N,H,W,C] -> [N,C,H,W], which is channels_last as it lies."""
+        return torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2)
+
+    def normalized(self, images: torch.Tensor) -> torch.Tensor:
+        """u8[N,3,H,W] -> f32[N,3,H,W]."""
+        return (images.float() * self._scale - self._mean) / self._std
+
+    def ready(self) -> torch.Tensor:
+        """The setting's images, normalised."""
+        return self.normalized(self.put(self.setting.images())).contiguous(memory_format=torch.channels_last)
+
+    def labels(self, labels: np.ndarray) -> torch.Tensor:
+        """To the device."""
+        return torch.from_numpy(labels).to(self.device)
+
+    def wait(self) -> None:
+        """Until the device is done."""
+        if self.setting.device == "cuda":
+            torch.cuda.synchronize()
+
+
+def _entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.cross_entropy(logits, labels.long(), ignore_index=255)
+
+
+def _inference(setting: Setting, compiled: bool, product: bool, *, mask: bool) -> Call:
+    side = Torch(setting, compiled=compiled, product=product, inference=True)
+
+    def function(images: torch.Tensor) -> torch.Tensor:
+        logits = side.network(side.normalized(images) if mask else images)
+        return logits.argmax(1).to(torch.uint8) if mask else logits
+
+    run, images, ready = side.prepared(function), setting.images(), side.ready()
+
+    def call() -> np.ndarray:
+        with torch.no_grad(), side.autocast():
+            if mask:
+                return run(side.put(images)).cpu().numpy()
+            logits = run(ready)
+            side.wait()
+        return logits.permute(0, 2, 3, 1)
+
+    return call
+
+
+def _gradients(side: Torch, loss: Callable[..., torch.Tensor], inputs: tuple[torch.Tensor, ...]) -> Call:
+    """Forward and backward of a part, by its parameters and its first input."""
+    run = side.prepared(loss)
+    first = inputs[0].detach().requires_grad_()
+
+    def call() -> np.ndarray:
+        side.network.zero_grad(set_to_none=True)
+        first.grad = None
+        with side.autocast():
+            value = run(first, *inputs[1:])
+        value.backward()
+        side.wait()
+        return value.detach().float().cpu().numpy()
+
+    return call
+
+
+def _head(setting: Setting, compiled: bool, product: bool) -> Call:
+    side = Torch(setting, compiled=compiled, product=product, inference=False)
+    head = side.network[-2:]
+    features = side.put(setting.features(side.deepest.channels, side.deepest.stride))
+    return _gradients(side, lambda x, labels: _entropy(head(x), labels), (features, side.labels(setting.labels())))
+
+
+def _trunk(setting: Setting, compiled: bool, product: bool) -> Call:
+    side = Torch(setting, compiled=compiled, product=product, inference=False)
+    trunk = side.network[:-2]
+    return _gradients(side, lambda x: trunk(x).float().square().mean(), (side.ready(),))
+
+
+class Trainer:
+    """PyTorch's training step."""
+
+    def __init__(self, setting: Setting, compiled: bool, product: bool) -> None:
+        """Build the network and its optimiser."""
+        self.side = side = Torch(setting, compiled=compiled, product=product, inference=False)
+        self._optimizer = torch.optim.SGD(
+            side.network.parameters(), RECIPE.lr, momentum=RECIPE.momentum, weight_decay=RECIPE.weight_decay, fused=True
+        )
+        self._loss = side.prepared(lambda images, labels: _entropy(side.network(side.normalized(images)), labels))
+
+    def step(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """One step; the loss, still on the device."""
+        self._optimizer.zero_grad(set_to_none=True)
+        with self.side.autocast():
+            loss = self._loss(images, labels)
+        loss.backward()
+        self._optimizer.step()
+        return loss.detach()
+
+
+def _training(setting: Setting, compiled: bool, product: bool) -> Call:
+    trainer, images, labels = Trainer(setting, compiled, product), setting.images(), setting.labels()
+    side = trainer.side
+    return lambda: trainer.step(side.put(images), side.labels(labels)).cpu().numpy()
+
+
+class _Folder(torch.utils.data.Dataset):
+    """Images and masks through torchvision's own transforms, as its reference training has them: Pillow, then `transforms.v2`."""
+
+    def __init__(self, root: Path, size: tuple[int, int]) -> None:
+        import_torchvision()
+        from torchvision.transforms import v2
+
+        self._images = sorted((root / "images" / "train").iterdir())
+        self._masks = sorted((root / "masks" / "train").iterdir())
+        self._transform = v2.Compose(
+            [
+                v2.ToImage(),
+                v2.ScaleJitter(target_size=(375, 500), scale_range=SCALE),
+                v2.RandomCrop(size, pad_if_needed=True, fill={_tv_mask(): 255, "others": 0}),
+                v2.RandomHorizontalFlip(0.5),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        from PIL import Image
+        from torchvision import tv_tensors
+
+        with Image.open(self._images[index]) as image, Image.open(self._masks[index]) as mask:
+            return self._transform(image.convert("RGB"), tv_tensors.Mask(np.array(mask)))  # type: ignore[no-any-return]
+
+
+def _tv_mask() -> type:
+    from torchvision import tv_tensors
+
+    return tv_tensors.Mask
+
+
+def _loader(setting: Setting) -> Any:
+    folder = _Folder(Path(setting.data), setting.size)
+    return torch.utils.data.DataLoader(
+        folder, setting.batch, shuffle=True, drop_last=True, num_workers=torch.get_num_threads(), persistent_workers=True
+    )
+
+
+def _pipeline(setting: Setting) -> Call:
+    loader = _loader(setting)
+    return lambda: np.stack([images[0, :, 0, 0].numpy() for images, _ in loader])
+
+
+def _epoch(setting: Setting, compiled: bool, product: bool) -> Call:
+    trainer, loader = Trainer(setting, compiled, product), _loader(setting)
+    side = trainer.side
+
+    def call() -> np.ndarray:
+        losses = [
+            trainer.step(images.to(side.device).contiguous(memory_format=torch.channels_last), masks.squeeze(1).to(side.device))
+            for images, masks in loader
+        ]
+        return torch.stack(losses).cpu().numpy()
+
+    return call
+
+
+TASKS: dict[str, Callable[[Setting, bool, bool], Call]] = {
+    "head": _head,
+    "trunk": _trunk,
+    "logits": lambda setting, compiled, product: _inference(setting, compiled, product, mask=False),
+    "mask": lambda setting, compiled, product: _inference(setting, compiled, product, mask=True),
+    "training": _training,
+    "pipeline": lambda setting, compiled, product: _pipeline(setting),
+    "epoch": _epoch,
+}
