@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks import scenes
 from benchmarks.jax_tasks import SCALE, Call
 from benchmarks.networks import in_torch
 from benchmarks.setting import RECIPE, Setting
@@ -161,16 +163,23 @@ class _Folder(torch.utils.data.Dataset):
     """Images and masks through torchvision's own transforms, as its reference training has them: Pillow, then `transforms.v2`."""
 
     def __init__(self, root: Path, size: tuple[int, int]) -> None:
-        import_torchvision()
-        from torchvision.transforms import v2
-
+        """List the files."""
         self._images = sorted((root / "images" / "train").iterdir())
         self._masks = sorted((root / "masks" / "train").iterdir())
-        self._transform = v2.Compose(
+        self._size = size
+
+    @functools.cached_property
+    def _transform(self) -> Any:
+        """Made when first used, in the loader's own processes: torchvision must be made importable in each."""
+        import_torchvision()
+        from torchvision import tv_tensors
+        from torchvision.transforms import v2
+
+        return v2.Compose(
             [
                 v2.ToImage(),
-                v2.ScaleJitter(target_size=(375, 500), scale_range=SCALE),
-                v2.RandomCrop(size, pad_if_needed=True, fill={_tv_mask(): 255, "others": 0}),
+                v2.ScaleJitter(target_size=scenes.SIZE, scale_range=SCALE),
+                v2.RandomCrop(self._size, pad_if_needed=True, fill={tv_tensors.Mask: 255, "others": 0}),
                 v2.RandomHorizontalFlip(0.5),
             ]
         )
@@ -179,17 +188,12 @@ class _Folder(torch.utils.data.Dataset):
         return len(self._images)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        transform = self._transform
         from PIL import Image
         from torchvision import tv_tensors
 
         with Image.open(self._images[index]) as image, Image.open(self._masks[index]) as mask:
-            return self._transform(image.convert("RGB"), tv_tensors.Mask(np.array(mask)))  # type: ignore[no-any-return]
-
-
-def _tv_mask() -> type:
-    from torchvision import tv_tensors
-
-    return tv_tensors.Mask
+            return transform(image.convert("RGB"), tv_tensors.Mask(np.array(mask)))  # type: ignore[no-any-return]
 
 
 def _loader(setting: Setting) -> Any:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
-import resource
 import time
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ class Worker:
 def _serve(pipe: Connection, contender: Contender, task: str, setting: Setting) -> None:
     try:
         _import(contender)
-        before = _held()
+        before = _start_peak()
         call = None
         while True:
             what = pipe.recv()
@@ -84,10 +85,17 @@ def _import(contender: Contender) -> None:
         import benchmarks.torch_tasks  # noqa: F401
 
 
-def _held() -> int:
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * resource.getpagesize()
+def _start_peak() -> int:
+    """Forget what importing held at most, where the system can; what is held now, in bytes."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
 
 
 def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return _status("VmHWM")
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
