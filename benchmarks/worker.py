@@ -13,6 +13,7 @@ import numpy as np
 
 from benchmarks.setting import Setting
 from benchmarks.tasks import Contender
+from fcn_jax.memory import keep_freed_memory
 
 
 class Worker:
@@ -55,6 +56,7 @@ class Worker:
 
 def _serve(pipe: Connection, contender: Contender, task: str, setting: Setting) -> None:
     try:
+        keep_freed_memory()  # as the library's commands do; every contender gains by it
         _import(contender)
         before = _start_peak()
         call = None

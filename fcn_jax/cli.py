@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fcn_jax import cache
+from fcn_jax import cache, memory
 from fcn_jax.errors import ConfigError, FcnJaxError, TrainingError
 
 
@@ -26,6 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     cache.keep_compiled_programs()
+    if argv is None:  # the process is this command's own
+        memory.keep_freed_memory()
     try:
         return int(args.call(args))
     except FcnJaxError as error:

@@ -1,0 +1,73 @@
+"""What it costs that glibc gives large blocks back to the system after every call: `python -m benchmarks.allocator`.
+
+A process each with glibc as it comes and with `fcn_jax.memory.keep_freed_memory`, for the library and for torch.compile: seconds a call,
+and seconds of processor time that went to the program and to the system. Written to benchmarks/results/allocator_cpu.json.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.tasks import COMPILED, LIBRARY
+from fcn_jax.atomic import write_json
+
+RESULT = Path(__file__).parent / "results" / "allocator_cpu.json"
+CALLS = 9
+
+_PROCESS = """
+import json, resource, statistics, time
+from fcn_jax.memory import keep_freed_memory
+if {keep}:
+    assert keep_freed_memory()
+from benchmarks.setting import Setting
+from benchmarks.tasks import Contender
+call = Contender({name!r}, {framework!r}, {compiled}).prepare({task!r}, Setting())
+for _ in range(2):
+    call()
+before, seconds = resource.getrusage(resource.RUSAGE_SELF), []
+for _ in range({calls}):
+    began = time.perf_counter()
+    call()
+    seconds.append(time.perf_counter() - began)
+after = resource.getrusage(resource.RUSAGE_SELF)
+print(json.dumps({{
+    "seconds": statistics.median(seconds),
+    "program_seconds": (after.ru_utime - before.ru_utime) / {calls},
+    "system_seconds": (after.ru_stime - before.ru_stime) / {calls},
+    "page_faults": (after.ru_minflt - before.ru_minflt) // {calls},
+    "peak_bytes": after.ru_maxrss * 1024,
+}}))
+"""
+
+
+def main() -> None:
+    """Measure, print and write."""
+    rows = []
+    for task in ("logits", "mask", "training"):
+        for contender in (LIBRARY, COMPILED):
+            for keep in (False, True):
+                program = _PROCESS.format(
+                    keep=keep,
+                    name=contender.name,
+                    framework=contender.framework,
+                    compiled=contender.compiled,
+                    task=task,
+                    calls=CALLS,
+                )
+                done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+                row = {"task": task, "contender": contender.name, "kept": keep, **json.loads(done.stdout.splitlines()[-1])}
+                rows.append(row)
+                print(
+                    f"{task:<9} {contender.name:<14} {'kept' if keep else 'as it comes':<12} {row['seconds']:.3f} s a call; processor: "
+                    f"{row['program_seconds']:.2f} s program, {row['system_seconds']:.2f} s system; "
+                    f"{row['peak_bytes'] / 2**30:.2f} GiB at most",
+                    flush=True,
+                )
+    write_json(RESULT, rows)
+
+
+if __name__ == "__main__":
+    main()

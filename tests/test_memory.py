@@ -1,0 +1,46 @@
+"""The setting is made in a process of its own, since it lasts as long as the process."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import resource
+from fcn_jax.memory import keep_freed_memory
+print(keep_freed_memory())
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    b"x" * 2**28
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(faults())
+"""
+
+glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+
+
+def run(**environment):
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env={**plain, **environment}, check=True, capture_output=True, text=True
+    )
+    kept, faults = done.stdout.split()
+    return kept == "True", int(faults)
+
+
+@glibc
+def test_a_block_that_was_freed_is_used_again_without_the_system():
+    kept, faults = run()
+    assert kept
+    assert faults < 1000  # 256 MiB are 65,536 pages of 4 KiB
+
+
+@glibc
+@pytest.mark.parametrize("variable", ["MALLOC_ARENA_MAX", "GLIBC_TUNABLES"])
+def test_what_the_environment_says_stands(variable):
+    kept, faults = run(**{variable: "4" if variable.startswith("MALLOC") else "glibc.malloc.tcache_count=4"})
+    assert not kept
+    assert faults > 1000
