@@ -97,11 +97,15 @@ class TorchBridge:
             called with the selected features in order; its output is resized bilinearly where it is smaller than the image, as in
             torchvision's segmentation models, otherwise cropped at the bottom and right.
         weights: published weight files by name, in the "torchvision" scheme.
+        alone: options -> the tables of a backbone's own files, where its names differ from those that it has in a whole model, which
+            are the tables'. torchvision's segmentation models keep `features` of a MobileNet, so that they call `backbone.0.0.weight`
+            what the network's own files call `features.0.0.weight`. None where the names are the same.
     """
 
     tables: Callable[[Any], Mapping[str, Table]]
     reference: Callable[..., Any] | None = None
     weights: Mapping[str, Weights] = dataclasses.field(default_factory=dict)
+    alone: Callable[[Any], Mapping[str, Table]] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -182,6 +182,18 @@ def test_an_honest_backbone_equals_its_reference():
         (backbone(options=int), "must be a frozen dataclass"),
         (backbone(table=Table(conv("conv1", bias=True), batch_norm("bn1"))), r"has no rule for 'conv2\.bias'"),
         (
+            backbone(torch=TorchBridge(lambda options: {"torchvision": TABLE}, alone=lambda options: {"d2l": TABLE})),
+            "must be there",
+        ),
+        (
+            backbone(
+                torch=TorchBridge(
+                    lambda options: {"torchvision": TABLE}, alone=lambda options: {"torchvision": Table(conv("conv1", bias=True))}
+                )
+            ),
+            r"has no rule for 'bn1\.bias'",
+        ),
+        (
             backbone(table=Table(Rule("conv1.bias", "conv2.bias"), TABLE.rules)),
             r"gives both 'conv1.bias' and 'conv2.bias' the name 'conv1.bias'|turns 'conv1.bias' into 'conv1.bias', but that back",
         ),

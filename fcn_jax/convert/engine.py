@@ -81,6 +81,7 @@ def tables(spec: ModelSpec) -> dict[tuple[str, str], Table]:
     """
     backbone, head, aux_head = describe(spec)
     of_backbone = _part_tables(backbone, spec.backbone_options)
+    alone = _tables_alone(backbone, spec.backbone_options)
     of_head = _part_tables(head, spec.head_options) if head is not None else {}
     of_aux_head = _part_tables(aux_head, spec.aux_head_options) if aux_head is not None else {}
     found: dict[tuple[str, str], Table] = {}
@@ -93,12 +94,18 @@ def tables(spec: ModelSpec) -> dict[tuple[str, str], Table]:
             elif scheme == "torchvision":
                 whole += Table(_AUXILIARY)
             found["model", scheme] = whole
-        found["backbone", scheme] = of_backbone[scheme].under("", "backbone.")
-    return found
+    return found | {("backbone", scheme): table.under("", "backbone.") for scheme, table in alone.items()}
 
 
 def _part_tables(part: Backbone | Head, table: Mapping[str, Any]) -> Mapping[str, Table]:
     return part.torch.tables(registry.options(part, table)) if part.torch else {}
+
+
+def _tables_alone(backbone: Backbone, table: Mapping[str, Any]) -> Mapping[str, Table]:
+    """Those of a backbone's own files, whose names may differ from those that it has in a whole model."""
+    if backbone.torch is None or backbone.torch.alone is None:
+        return _part_tables(backbone, table)
+    return backbone.torch.alone(registry.options(backbone, table))
 
 
 def load_torch(

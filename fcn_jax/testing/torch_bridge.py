@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from fcn_jax.api import TorchBridge
+from fcn_jax.convert.rules import Table
 from fcn_jax.errors import FcnJaxError, listing
 from fcn_jax.models.names import leaves
 from fcn_jax.testing.subject import Subject, require
@@ -21,27 +22,32 @@ from fcn_jax.verify.reference import randomise_batch_norm
 def check_tables(subject: Subject, bridge: TorchBridge, options: Any) -> None:
     """Check that every table names every leaf once, and that each rule brings its values back bit for bit."""
     targets = leaves(nnx.eval_shape(lambda: subject.build(jnp.float32)))
-    tables = bridge.tables(options)
-    require("torchvision" in tables, f"{subject.label}: its tables are {listing(tables)}; the scheme 'torchvision' must be there")
-    for scheme, table in tables.items():
-        where = f"{subject.label}: the '{scheme}' table"
-        owners: dict[str, str] = {}
-        for path, leaf in targets.items():
-            found = table.to_torch(path)
-            if found is None:
-                raise AssertionError(f"{where} has no rule for '{path}'")
-            name, rule = found
-            require(name not in owners, f"{where} gives both '{owners.get(name)}' and '{path}' the name '{name}'")
-            owners[name] = path
-            back = table.to_jax(name)
-            require(back == (path, rule), f"{where} turns '{path}' into '{name}', but that back into '{back and back[0]}'")
-            value = _random_like(leaf)
-            there = np.asarray(rule.op.to_torch(value))
-            here = np.asarray(rule.op.to_jax(there))
-            require(
-                here.shape == value.shape and here.dtype == value.dtype and here.tobytes() == value.tobytes(),
-                f"{where}: '{rule.op.name}' does not bring '{path}' of shape {value.shape} back as it was",
-            )
+    for tables in (bridge.tables(options), *([] if bridge.alone is None else [bridge.alone(options)])):
+        require(
+            "torchvision" in tables, f"{subject.label}: its tables are {listing(tables)}; the scheme 'torchvision' must be there"
+        )
+        for scheme, table in tables.items():
+            _check_table(f"{subject.label}: the '{scheme}' table", table, targets)
+
+
+def _check_table(where: str, table: Table, targets: Mapping[str, nnx.Variable[Any]]) -> None:
+    owners: dict[str, str] = {}
+    for path, leaf in targets.items():
+        found = table.to_torch(path)
+        if found is None:
+            raise AssertionError(f"{where} has no rule for '{path}'")
+        name, rule = found
+        require(name not in owners, f"{where} gives both '{owners.get(name)}' and '{path}' the name '{name}'")
+        owners[name] = path
+        back = table.to_jax(name)
+        require(back == (path, rule), f"{where} turns '{path}' into '{name}', but that back into '{back and back[0]}'")
+        value = _random_like(leaf)
+        there = np.asarray(rule.op.to_torch(value))
+        here = np.asarray(rule.op.to_jax(there))
+        require(
+            here.shape == value.shape and here.dtype == value.dtype and here.tobytes() == value.tobytes(),
+            f"{where}: '{rule.op.name}' does not bring '{path}' of shape {value.shape} back as it was",
+        )
 
 
 def _random_like(leaf: nnx.Variable[Any]) -> np.ndarray:

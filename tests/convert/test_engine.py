@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from fcn_jax import registry
 from fcn_jax.convert import files
-from fcn_jax.convert.engine import leaves, load_torch, to_torch
+from fcn_jax.convert.engine import export_from, leaves, load_torch, to_torch
+from fcn_jax.convert.rules import Table, drop
 from fcn_jax.errors import ConfigError, WeightsError
 from fcn_jax.models.segmenter import ModelSpec, build_model
 
@@ -423,6 +424,33 @@ def test_a_backbone_without_a_table_says_so(tiny_plugin, make_model, monkeypatch
     model.spec = ModelSpec("tiny", "fcn32s", CLASSES)
     with pytest.raises(WeightsError, match="'tiny' declares no table"):
         load_torch(model, {"conv1.weight": np.zeros(1)})
+
+
+def test_a_backbones_own_files_may_have_other_names_than_a_whole_model(tiny_plugin, monkeypatch):
+    """As torchvision's MobileNets, of which whole models keep `features` alone."""
+    plugins = registry.default()
+    tiny = plugins.backbone("tiny")
+
+    def alone(options):
+        return {
+            "torchvision": tiny.torch.tables(options)["torchvision"].under("features.", "") + Table(drop("top.*", "not here"))
+        }
+
+    renamed = dataclasses.replace(tiny, torch=dataclasses.replace(tiny.torch, alone=alone))
+    monkeypatch.setattr(plugins, "backbone", lambda name: renamed)
+    model = build_model("tiny", "fcn32s", CLASSES, rngs=nnx.Rngs(0))
+    whole = to_torch(model)
+    assert "backbone.conv1.weight" in whole
+    other = build_model("tiny", "fcn32s", CLASSES, rngs=nnx.Rngs(1))
+    assert load_torch(other, whole).scope == "model"
+    assert_same_bits(to_torch(other), whole)
+
+    own = export_from(model.backbone, ModelSpec("tiny", None), "torchvision")
+    assert "features.conv1.weight" in own
+    other = build_model("tiny", "fcn32s", CLASSES, rngs=nnx.Rngs(1))
+    record = load_torch(other, {**own, "top.weight": np.zeros(1, np.float32)})
+    assert (record.scope, list(record.dropped)) == ("backbone", ["top.weight"])
+    assert_same_bits(export_from(other.backbone, ModelSpec("tiny", None), "torchvision"), own)
 
 
 def test_an_auxiliary_head_goes_both_ways_and_is_missed_where_the_file_has_none(shapes):
