@@ -135,6 +135,26 @@ def test_on_a_cpu_wide_3x3_and_1x1_convolutions_are_products_and_equal_torchs(ke
 
 
 @pytest.mark.parametrize(
+    ("size", "padding", "dilation", "products"),
+    [
+        ((9, 13), 36, 36, 1),  # the centre alone
+        ((9, 13), 12, 12, 3),  # one to the left and one to the right
+        ((9, 13), 7, 7, 9),
+        ((13, 9), 5, 4, 9),  # more border than the taps reach
+        ((13, 9), 1, 4, 9),  # less: the image shrinks
+        ((3, 4), 20, 8, 9),  # so much border that most outputs see nothing
+    ],
+)
+def test_of_a_widely_dilated_3x3_convolution_only_the_taps_that_see_the_image_are_computed(size, padding, dilation, products):
+    check(2, size, (128, 130), 3, 1, padding, dilation, 1)
+    if jax.default_backend() != "cpu":
+        return
+    x, kernel = jnp.ones((1, *size, 128)), jnp.ones((3, 3, 128, 130))
+    lowered = jax.jit(lambda x, kernel: nn.conv(x, kernel, 1, padding, dilation)).lower(x, kernel).as_text()
+    assert lowered.count("dot_general") == products, "Winograd's form has 16"
+
+
+@pytest.mark.parametrize(
     ("batch", "size", "images_at_a_time"),
     [
         (6, (40, 33), 3),  # several images, and several groups of them
