@@ -4,8 +4,9 @@
     registry.default().backbone("fcn-jax-vgg:vgg16")  # by distribution and name, where two distributions claim the name
 
 Only metadata is read until a name is asked for, so a plugin that is slow, broken or built for another version of the contract
-costs nothing to anyone who does not use it. `FCN_JAX_DISABLE_PLUGINS` switches distributions off: "1" or "all" for every one but
-fcn-jax itself, otherwise a comma-separated list of distributions.
+costs nothing to anyone who does not use it. `check_all` loads each in a process of its own and says what is wrong with it.
+`FCN_JAX_DISABLE_PLUGINS` switches distributions off: "1" or "all" for every one but fcn-jax itself, otherwise a comma-separated list of
+distributions.
 """
 
 from __future__ import annotations
@@ -13,14 +14,16 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import functools
-import itertools
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Mapping
 from importlib import metadata
+from pathlib import Path
 from typing import Any, cast
 
 from fcn_jax.api import API_VERSION, Backbone, Dataset, Head, Model
@@ -75,7 +78,7 @@ class Registry:
             disable: distributions to leave out, in the form of `FCN_JAX_DISABLE_PLUGINS`.
         """
         unique: dict[tuple[str, str, str], Entry] = {}
-        for entry in filter(None, map(_entry, entry_points)):
+        for entry in _entries(entry_points):
             unique.setdefault((entry.kind, entry.name, _normalised(entry.distribution)), entry)
         self._entries = sorted(entry for entry in unique.values() if not _is_disabled(entry, disable))
         self._disabled = [entry for entry in unique.values() if _is_disabled(entry, disable)]
@@ -150,6 +153,14 @@ class Registry:
             _singular(kind)
         return [entry for entry in self._entries if kind in (None, entry.kind)]
 
+    def conflict(self, entry: Entry) -> str | None:
+        """Who else claims an entry's name, and how to say which is meant; None where no one does."""
+        others = [other for other in _matching(self._entries, entry.kind, entry.name) if other != entry]
+        if not others:
+            return None
+        owners = " and ".join(f"{other.distribution} {other.version}" for other in others)
+        return f"the name is also claimed by {owners}: write '{entry.full_name}' for this one, or uninstall or disable the other"
+
     def record(self, kind: str, name: str) -> dict[str, str]:
         """Name, distribution and version of a plugin, for a checkpoint. Raises as `find` does."""
         entry = self.find(kind, name)
@@ -163,8 +174,31 @@ def default() -> Registry:
 
 @functools.cache
 def _installed(disable: str) -> Registry:
-    groups = (metadata.entry_points(group=f"fcn_jax.{kind}") for kind in KINDS)
-    return Registry(itertools.chain.from_iterable(groups), disable=disable)
+    return Registry(_readable()[0], disable=disable)
+
+
+def unreadable() -> dict[str, str]:
+    """Installed distributions whose entry points cannot be read, and why: what they register, if anything, is unknown."""
+    return dict(_readable()[1])
+
+
+@functools.cache
+def _readable() -> tuple[list[metadata.EntryPoint], dict[str, str]]:
+    """The entry points of every installed distribution, and those distributions whose metadata is broken.
+
+    `metadata.entry_points()` would raise on the first broken one, whoever it belongs to.
+    """
+    points: list[metadata.EntryPoint] = []
+    faults: dict[str, str] = {}
+    for distribution in metadata.distributions():
+        try:
+            text = distribution.read_text("entry_points.txt") or ""
+            if "fcn_jax." in text:
+                points += [point for point in distribution.entry_points if point.group.startswith("fcn_jax.")]
+        except Exception as error:  # whatever a file that someone else wrote leads to
+            where = getattr(distribution, "_path", "unknown place")
+            faults[Path(where).name] = f"its entry points cannot be read: {type(error).__name__}: {error}"
+    return points, faults
 
 
 def load(entry: Entry) -> Descriptor:
@@ -237,17 +271,18 @@ def _problem(fault: Mapping[str, Any], known: list[str]) -> str:
     return f"'{key}' is {fault['input']!r}; {fault['msg'][:1].lower()}{fault['msg'][1:]}"
 
 
-_MARK = "fcn_jax.registry.check:"
-_CHECK = f"""
+_CHECK = """
 import json, sys
 from fcn_jax.errors import PluginError
 from fcn_jax.registry import Entry, load
+answer, *fields = sys.argv[1:]
 try:
-    load(Entry(*sys.argv[1:]))
+    load(Entry(*fields))
     reason = None
 except PluginError as error:
     reason = str(error)
-print("\\n{_MARK}" + json.dumps(reason), flush=True)
+with open(answer, "w", encoding="utf-8") as file:
+    json.dump({"reason": reason}, file)
 """
 
 
@@ -256,31 +291,61 @@ def check(entry: Entry, timeout: float = 60.0) -> str | None:
 
     Args:
         entry: from `Registry.entries`.
-        timeout: seconds after which the process is killed, above 0.
+        timeout: seconds after which the process is killed, with whatever it has started; above 0.
 
     Returns:
         None if the plugin loads, otherwise the reason why it does not.
     """
-    with subprocess.Popen(
-        # -P: the current folder is on the child's import path only if it is on this process's.
-        [sys.executable, "-P", "-c", _CHECK, *dataclasses.astuple(entry)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-    ) as child:
+    answer, fault = ask_child(_CHECK, dataclasses.astuple(entry), timeout)
+    return cast("str | None", answer["reason"]) if answer else fault
+
+
+def ask_child(code: str, arguments: Iterable[str], timeout: float) -> tuple[dict[str, Any] | None, str]:
+    """Run code that imports a plugin in a process of its own, with this process's import path.
+
+    Args:
+        code: Python that writes a JSON object to the file `sys.argv[1]`. What it prints is not looked at: a plugin may print anything.
+        arguments: `sys.argv[2:]`.
+        timeout: seconds after which the process is killed, with whatever it has started.
+
+    Returns:
+        The object and "", or None and the reason why there is none.
+    """
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as complaints:
+        answer = Path(folder) / "answer.json"
+        with subprocess.Popen(
+            # -P: the current folder is on the child's import path only if it is on this process's.
+            [sys.executable, "-P", "-c", code, str(answer), *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=complaints,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            start_new_session=True,
+        ) as child:
+            try:
+                child.wait(timeout)
+            except subprocess.TimeoutExpired:
+                return None, f"timed out after {timeout:g} s at import"
+            finally:
+                _kill(child)
         try:
-            output, complaints = child.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            return f"timed out after {timeout:g} s at import"
-    marked = [line.removeprefix(_MARK) for line in output.splitlines() if line.startswith(_MARK)]
-    if marked:
-        return cast("str | None", json.loads(marked[-1]))
-    last = complaints.strip().splitlines()[-1:]
-    return f"the import ended the process with status {child.returncode}" + (f": {last[0]}" if last else "")
+            return json.loads(answer.read_text(encoding="utf-8")), ""
+        except (OSError, ValueError):
+            complaints.seek(max(0, complaints.seek(0, os.SEEK_END) - 2000))
+            last = complaints.read().decode(errors="replace").strip().splitlines()[-1:]
+        ended = f"by {signal.Signals(-child.returncode).name}" if child.returncode < 0 else f"with status {child.returncode}"
+        return None, f"the import ended the process {ended}" + (f": {last[0]}" if last else "")
+
+
+def _kill(child: subprocess.Popen[bytes]) -> None:
+    """End a process and, where the system knows process groups, all that it has started."""
+    if hasattr(os, "killpg"):
+        try:
+            os.killpg(child.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):  # it ended by itself, and left nothing behind
+            return
+    else:
+        child.kill()
 
 
 def check_all(entries: Iterable[Entry], timeout: float = 60.0) -> dict[Entry, str | None]:
@@ -290,14 +355,27 @@ def check_all(entries: Iterable[Entry], timeout: float = 60.0) -> dict[Entry, st
         return dict(zip(entries, pool.map(lambda entry: check(entry, timeout), entries), strict=True))
 
 
-def _entry(entry_point: metadata.EntryPoint) -> Entry | None:
-    prefix, _, kind = entry_point.group.partition(".")
-    if prefix != "fcn_jax" or kind not in KINDS:
-        return None
-    distribution = entry_point.dist
-    name = (distribution.name if distribution else None) or "unknown"
-    version = (distribution.version if distribution else None) or "unknown"
-    return Entry(kind, entry_point.name, name, version, entry_point.value)
+def _entries(entry_points: Iterable[metadata.EntryPoint]) -> list[Entry]:
+    """The entries of this package's groups. A distribution's metadata is read once, however much it registers."""
+    read: dict[int, tuple[str, str]] = {}
+    found = []
+    for entry_point in list(entry_points):
+        prefix, _, kind = entry_point.group.partition(".")
+        if prefix != "fcn_jax" or kind not in KINDS:
+            continue
+        distribution = entry_point.dist
+        if id(distribution) not in read:
+            read[id(distribution)] = _name_and_version(distribution)
+        found.append(Entry(kind, entry_point.name, *read[id(distribution)], entry_point.value))
+    return found
+
+
+def _name_and_version(distribution: metadata.Distribution | None) -> tuple[str, str]:
+    try:
+        headers: Any = distribution.metadata if distribution else {}
+        return headers.get("Name") or "unknown", headers.get("Version") or "unknown"
+    except Exception:  # a distribution without METADATA is still one whose plugins can be had
+        return Path(getattr(distribution, "_path", "unknown")).stem, "unknown"
 
 
 def _matching(entries: Iterable[Entry], kind: str, name: str) -> list[Entry]:

@@ -1,0 +1,127 @@
+"""A head held against its descriptor."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from fcn_jax import registry
+from fcn_jax.api import FeatureSpec, Head
+from fcn_jax.errors import ConfigError
+from fcn_jax.testing.contract import (
+    SIZES,
+    check_descriptor,
+    check_eval_mode,
+    check_gradients,
+    check_masked,
+    check_shapes,
+    variants,
+)
+from fcn_jax.testing.subject import Subject, normal, require
+from fcn_jax.testing.torch_bridge import check_reference, check_tables
+from fcn_jax.verify.reference import fitted
+
+
+def check_head(head: str | Head, options: Mapping[str, Any] | None = None) -> None:
+    """Hold a head against its descriptor, on the features of made-up backbones that round sizes up and down.
+
+    Checked: that it takes only features it selected; the logits' size, classes and dtype at odd and even image sizes; that eval
+    mode is deterministic, changes no state and treats each image alone; that every parameter's gradient in train mode is finite;
+    that the PyTorch tables name every leaf once, and are invertible; the names, shapes and outputs of the PyTorch reference.
+
+    Args:
+        head: a descriptor, or the name of a registered one.
+        options: table of its options; None takes the defaults.
+
+    Raises:
+        AssertionError: a promise is broken.
+    """
+    descriptor = registry.default().head(head) if isinstance(head, str) else head
+    label = f"head '{descriptor.name}'"
+    check_descriptor(label, descriptor)
+    chosen = registry.options(descriptor, options or {})
+    refusals = []
+    for family, specs in _families().items():
+        try:
+            wanted = descriptor.select(chosen, specs)
+        except ConfigError as error:
+            refusals.append(f"{family}: {error}")
+            continue
+        _check_head_on(f"{label} on {family}", descriptor, chosen, specs, wanted)
+    require(len(refusals) < len(_families()), f"{label} refuses every backbone: {'; '.join(refusals)}")
+
+
+def _check_head_on(label: str, head: Head, chosen: Any, specs: Sequence[FeatureSpec], wanted: Sequence[str]) -> None:
+    names = [spec.name for spec in specs]
+    require(
+        bool(wanted) and len(set(wanted)) == len(wanted) and set(wanted) <= set(names),
+        f"{label}: select gave {tuple(wanted)}; it must name some of {tuple(names)}, each once",
+    )
+    selected = tuple(spec for spec in specs if spec.name in wanted)
+    deepest = specs[-1]
+
+    def subject(num_classes: int, hw: tuple[int, int]) -> Subject:
+        return Subject(
+            label,
+            lambda dtype: head.build(
+                chosen, selected, num_classes=num_classes, dtype=dtype, param_dtype=jnp.float32, rngs=nnx.Rngs(0)
+            ),
+            lambda module, inputs: {"logits": module(inputs, out_hw=hw)},
+        )
+
+    def shapes(batch: int, hw: tuple[int, int]) -> dict[str, tuple[int, ...]]:
+        # As the segmenter does: the smallest input of which the deepest feature covers the image.
+        rows, cols = (next(n for n in range(size, 9 * size) if deepest.size(n) * deepest.stride >= size) for size in hw)
+        return {spec.name: (batch, spec.size(rows), spec.size(cols), spec.channels) for spec in selected}
+
+    for hw, batch, dtype in variants(SIZES):
+        inputs = {name: jax.ShapeDtypeStruct(shape, dtype) for name, shape in shapes(batch, hw).items()}
+        num_classes = 1 if batch == 3 else 7
+        check_shapes(subject(num_classes, hw), inputs, {"logits": (batch, *hw, num_classes)}, dtype)
+
+    hw = SIZES[1]
+    whole = subject(7, hw)
+    features = {name: normal(i, shape) for i, (name, shape) in enumerate(shapes(3, hw).items())}
+    check_eval_mode(whole, features)
+    if head.maskable:
+        inner, outer = shapes(1, SIZES[2]), shapes(1, hw)
+        known: dict[Any, Any] = {outer[name][1:3]: inner[name][1:3] for name in inner} | {hw: SIZES[2]}
+        check_masked(subject(7, SIZES[2]), whole, {name: normal(i, inner[name]) for i, name in enumerate(inner)}, outer, known)
+    check_gradients(whole, features)
+    if head.torch is not None:
+        check_tables(whole, head.torch, chosen)
+        check_reference(
+            whole,
+            head.torch,
+            chosen,
+            features,
+            lambda build_reference: build_reference(options=chosen, features=selected, num_classes=7),
+            lambda reference, inputs: {"logits": fitted(reference(*inputs.values()), hw)},
+        )
+
+
+def _families() -> dict[str, tuple[FeatureSpec, ...]]:
+    """Features of made-up backbones, whose names tell a head nothing."""
+
+    def family(strides: Sequence[int], size: Callable[[int, int], int]) -> tuple[FeatureSpec, ...]:
+        return tuple(
+            FeatureSpec(f"feature{i}", 8 + 4 * i, stride, functools.partial(size, stride)) for i, stride in enumerate(strides)
+        )
+
+    def up(stride: int, n: int) -> int:
+        return -(-n // stride)
+
+    def down(stride: int, n: int) -> int:
+        return n // stride
+
+    return {
+        "strides 4 to 32, rounded up": family((4, 8, 16, 32), up),
+        "strides 2 to 32, rounded down": family((2, 4, 8, 16, 32), down),
+        "strides 4 to 16, rounded up, dilated": family((4, 8, 16, 16), up),
+        "strides 4 to 8, rounded up, dilated": family((4, 8, 8, 8), up),
+    }
