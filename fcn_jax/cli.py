@@ -21,7 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; the process's own if not given.
 
     Returns:
-        Exit status: 0 done, 1 training failed or networks that are not equal, 2 bad input or arguments, 128 + signal when stopped by one.
+        Exit status: 0 done; 1 training failed, networks that are not equal, or broken plugins; 2 bad input or arguments; 128 + signal when
+        stopped by one.
     """
     args = _parser().parse_args(argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -125,10 +126,45 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--seed", metavar="N", type=int, default=0, help="of everything random (default: 0)")
     verify.add_argument("--report", metavar="FILE", type=Path, action="append", default=[], help="write it too: .html or .json")
 
-    plugins = command("plugins", _plugins, "Show the installed plugins.")
-    plugins.add_argument("action", choices=["list"])
-    plugins.add_argument("--check", action="store_true", help="load each one, in a process of its own")
+    plugins = commands.add_parser("plugins", help="List, check and write plugins.", description="List, check and write plugins.")
+    actions = plugins.add_subparsers(title="actions", required=True, metavar="ACTION")
+
+    def action(name: str, call: Any, help: str) -> argparse.ArgumentParser:
+        sub = actions.add_parser(name, help=help, description=help, parents=[common])
+        sub.set_defaults(call=call)
+        return sub
+
+    show = action("list", _plugins_list, "Show what is installed, and of which distribution.")
+    show.add_argument("--check", action="store_true", help="load each one, in a process of its own")
+    show.add_argument("--timeout", metavar="SECONDS", type=_seconds, default=60.0, help="that each may take (default: 60)")
+
+    check = action("check", _plugins_check, "Hold one plugin against the contract: what it promises against what it does.")
+    check.add_argument("name", metavar="NAME", help="of a backbone, head, whole model or data set, or DISTRIBUTION:NAME")
+    check.add_argument(
+        "--set", metavar="OPTION=VALUE", action="append", default=[], help="an option of the plugin, such as width=64"
+    )
+    check.add_argument("--data", metavar="DIR", type=Path, help="folder of a data set")
+    check.add_argument("--timeout", metavar="SECONDS", type=_seconds, default=60.0, help="that its import may take (default: 60)")
+
+    new = action("new", _plugins_new, "Write a distribution with one plugin in it, which passes its own tests.")
+    new.add_argument("name", metavar="NAME", help="to register it under: lower-case letters, digits and underscores")
+    kind = new.add_mutually_exclusive_group()
+    for word in ("backbone", "head", "dataset"):
+        default = " (the default)" if word == "backbone" else ""
+        kind.add_argument(f"--{word}", dest="kind", action="store_const", const=word, help=f"a {word}{default}")
+    new.set_defaults(kind="backbone")
+    new.add_argument("-o", "--output", metavar="DIR", type=Path, help="folder to make (default: fcn-jax-NAME)")
     return parser
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"'{text}' is no time; give seconds above 0")
+    return seconds
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -252,20 +288,49 @@ def _verify(args: argparse.Namespace) -> int:
     return 0 if report.equal else 1
 
 
-def _plugins(args: argparse.Namespace) -> int:
+def _plugins_list(args: argparse.Namespace) -> int:
     from fcn_jax import registry
 
     plugins = registry.default()
     entries = plugins.entries()
     if not entries:
         raise ConfigError("no plugins are registered, not even the built-ins: install fcn-jax, do not only put it on the path")
-    faults = registry.check_all(entries) if args.check else {}
+    faults = registry.check_all(entries, args.timeout) if args.check else {}
     width = max(len(entry.name) for entry in entries)
+    broken = 0
     for entry in entries:
-        fault = faults.get(entry)
-        state = ("  ok" if fault is None else f"  BROKEN: {fault}") if args.check else ""
-        print(f"{entry.kind:<10} {entry.name:<{width}}  {entry.distribution} {entry.version}{state}")
-    return 1 if any(faults.values()) else 0
+        line = f"{entry.kind:<10} {entry.name:<{width}}  {entry.distribution} {entry.version}"
+        problems = [problem for problem in (faults.get(entry), plugins.conflict(entry)) if problem]
+        broken += bool(problems)
+        print(line + (f"  BROKEN: {'; '.join(problems)}" if problems else "  ok" if args.check else ""))
+    for where, problem in registry.unreadable().items():
+        broken += 1
+        print(f"{where}  BROKEN: {problem}")
+    return 1 if args.check and broken else 0
+
+
+def _plugins_check(args: argparse.Namespace) -> int:
+    from fcn_jax import config
+    from fcn_jax.testing.command import check_plugin, registered
+
+    options = config.override({}, args.set)
+    kept = True
+    for entry in registered(args.name):
+        print(entry)
+        for finding in check_plugin(entry, options=options, data=args.data, timeout=args.timeout):
+            print(finding, flush=True)
+            kept &= finding.kept
+    return 0 if kept else 1
+
+
+def _plugins_new(args: argparse.Namespace) -> int:
+    from fcn_jax.scaffold import write
+
+    folder = write(args.name, args.kind, args.output)
+    print(f"{folder}: a {args.kind} named '{args.name}'. Install and test it:")
+    print(f"  pip install -e {folder}")
+    print(f"  python -m pytest {folder}")
+    return 0
 
 
 if __name__ == "__main__":

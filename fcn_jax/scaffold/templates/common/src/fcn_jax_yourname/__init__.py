@@ -1,0 +1,1 @@
+"""yourname: a your kind for fcn-jax."""

@@ -1,0 +1,58 @@
+"""yourname: a data set for fcn-jax, read from its folder in place.
+
+    DIR/
+      images/ID.jpg     or PNG
+      masks/ID.png      indexed or grey: the value is the label, 255 is void
+      train.txt         the IDs of a split, one a line; as many files as there are splits
+
+Replace the layout and the classes by your own; what has to stay true is that whatever is wrong with a folder raises a `DataError` that
+names it, and `pytest` says where it is not.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fcn_jax.api import Classes, Dataset, Source
+from fcn_jax.data.directory import (
+    IMAGE_SUFFIXES,
+    DirectorySource,
+    check_split,
+    files_by_stem,
+    match,
+    read_ids,
+    require_root,
+)
+
+CLASSES = Classes(
+    names=("background", "object"),  # the label is the position
+    palette=((0, 0, 0), (200, 60, 60)),  # the colours that pictures of the results show
+)
+
+
+def _open(root: Path | None, split: str) -> Source:
+    """Open a split.
+
+    Args:
+        root: the folder that `--data` names; None where it was not given.
+        split: one of those that the folder has.
+
+    Raises:
+        DataError: the folder, the split, an image or a mask is missing.
+    """
+    root = require_root(root, "yourname", "images/, masks/ and train.txt")
+    lists = {path.stem: path for path in sorted(root.glob("*.txt"))}
+    check_split(split, lists, root)
+    images = files_by_stem(root / "images", IMAGE_SUFFIXES)
+    masks = files_by_stem(root / "masks", (".png",))
+    # Nothing is decoded here: the pipeline calls the source's `decode`, in several threads or processes.
+    return DirectorySource(CLASSES, match(read_ids(lists[split]), images, masks, split=split, where=root), void=(255,))
+
+
+YOURNAME = Dataset(
+    name="yourname",
+    summary="images/ and masks/ with a list of names for each split, read in place",
+    reference="",  # where it comes from
+    open=_open,
+    api_version=(1, 0),
+)
