@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,7 +15,9 @@ from fcn_jax.nn.bias import add_bias
 from fcn_jax.nn.initializers import Initializer, bilinear, torch_default
 
 
-def conv_transpose(x: jax.Array, kernel: jax.Array, stride: int, padding: int = 0, output_padding: int = 0) -> jax.Array:
+def conv_transpose(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: int = 0, output_padding: int = 0, groups: int = 1
+) -> jax.Array:
     """Transposed 2-d convolution, as `torch.nn.functional.conv_transpose2d`.
 
     Input pixel (h, w) adds `x[n, h, w] @ kernel[i, j]` to output pixel (stride h + i - padding, stride w + j - padding). A dilated
@@ -24,46 +27,45 @@ def conv_transpose(x: jax.Array, kernel: jax.Array, stride: int, padding: int = 
 
     Args:
         x: f[N, H, W, I].
-        kernel: f[kH, kW, I, O], of the dtype of `x`.
+        kernel: f[kH, kW, I, O / groups], of the dtype of `x`.
         stride: at least 1.
         padding: pixels cropped from each border of the full output, at least 0.
         output_padding: pixels added at the bottom and right, 0 to stride - 1.
+        groups: 1, or the number of channels, in and out: each then has a kernel of its own.
 
     Returns:
         f[N, h, w, O] with h = (H - 1) stride - 2 padding + kH + output_padding.
 
     Raises:
-        ValueError: if nothing is left of the output, or `output_padding` is not smaller than the stride.
+        ValueError: if nothing is left of the output, `output_padding` is not smaller than the stride, or `groups` is neither.
     """
     given, x = x, valid.filled(x)
-    batch, rows, cols, channels = x.shape
-    height, width, _, out = kernel.shape
+    rows, cols, channels = x.shape[1:]
+    height, width = kernel.shape[:2]
     out_rows, out_cols = ((size - 1) * stride - 2 * padding + k + output_padding for size, k in ((rows, height), (cols, width)))
     if not 0 <= output_padding < stride:
         raise ValueError(f"output_padding is {output_padding}; it must be at least 0 and smaller than the stride, {stride}")
     if out_rows < 1 or out_cols < 1:
         raise ValueError(f"the output of a transposed convolution of {rows}x{cols} pixels would be {out_rows}x{out_cols}")
+    if groups != 1 and (groups != channels or kernel.shape[3] != 1):
+        raise ValueError(f"groups is {groups}; it must be 1, or {channels}, the number of channels, with a kernel for each")
 
     # Each input pixel reaches `taps` blocks in a row; a kernel that is no multiple of the stride is filled up with zeros.
     row_taps, col_taps = -(-height // stride), -(-width // stride)
     kernel = jnp.pad(kernel, ((0, row_taps * stride - height), (0, col_taps * stride - width), (0, 0), (0, 0)))
-    matrix = kernel.reshape(row_taps, stride, col_taps, stride, channels, out).transpose(0, 2, 4, 1, 3, 5)
-    matrix = matrix.reshape(row_taps * col_taps * channels, stride * stride * out)
-
+    bands = kernel.reshape(row_taps, stride, col_taps, stride, *kernel.shape[2:])
     # Block b is reached by input pixel b - i through the kernel's i-th band of rows.
-    block_rows, block_cols = rows + row_taps - 1, cols + col_taps - 1
     padded = jnp.pad(x, ((0, 0), (row_taps - 1, row_taps - 1), (col_taps - 1, col_taps - 1), (0, 0)))
-    neighbours = jnp.concatenate(
-        [
-            padded[:, row_taps - 1 - i : row_taps - 1 - i + block_rows, col_taps - 1 - j : col_taps - 1 - j + block_cols]
-            for i in range(row_taps)
-            for j in range(col_taps)
-        ],
-        axis=-1,
-    )
-    blocks = lax.dot_general(neighbours, matrix, (((3,), (0,)), ((), ())))
-    blocks = blocks.reshape(batch, block_rows, block_cols, stride, stride, out)
-    full = blocks.transpose(0, 1, 3, 2, 4, 5).reshape(batch, block_rows * stride, block_cols * stride, out)
+    neighbours = [
+        padded[
+            :,
+            row_taps - 1 - i : row_taps - 1 - i + rows + row_taps - 1,
+            col_taps - 1 - j : col_taps - 1 - j + cols + col_taps - 1,
+        ]
+        for i in range(row_taps)
+        for j in range(col_taps)
+    ]
+    full = _dense(neighbours, bands) if groups == 1 else _depthwise(neighbours, bands)
     # Only output padding can ask for pixels past the last block; nothing reaches those.
     missing_rows, missing_cols = (
         max(0, padding + size - have) for size, have in ((out_rows, full.shape[1]), (out_cols, full.shape[2]))
@@ -73,11 +75,41 @@ def conv_transpose(x: jax.Array, kernel: jax.Array, stride: int, padding: int = 
     return valid.derive(given, y, lambda size: (size - 1) * stride - 2 * padding + height + output_padding)
 
 
+def _dense(neighbours: Sequence[jax.Array], bands: jax.Array) -> jax.Array:
+    """The blocks side by side, by one matrix product over the neighbours' channels.
+
+    Args:
+        neighbours: row_taps * col_taps of f[N, h, w, I], what reaches each block through each band.
+        bands: f[row_taps, stride, col_taps, stride, I, O].
+
+    Returns:
+        f[N, stride h, stride w, O].
+    """
+    row_taps, stride, col_taps, _, channels, out = bands.shape
+    matrix = bands.transpose(0, 2, 4, 1, 3, 5).reshape(row_taps * col_taps * channels, stride * stride * out)
+    blocks = lax.dot_general(jnp.concatenate(neighbours, axis=-1), matrix, (((3,), (0,)), ((), ())))
+    batch, rows, cols, _ = blocks.shape
+    blocks = blocks.reshape(batch, rows, cols, stride, stride, out).transpose(0, 1, 3, 2, 4, 5)
+    return blocks.reshape(batch, rows * stride, cols * stride, out)
+
+
+def _depthwise(neighbours: Sequence[jax.Array], bands: jax.Array) -> jax.Array:
+    """`_dense` for a kernel per channel, bands f[row_taps, stride, col_taps, stride, C, 1]: a sum that XLA fuses into one loop."""
+    _, stride, col_taps, _, channels, _ = bands.shape
+    batch, rows, cols, _ = neighbours[0].shape
+    # f[i, j, N, h, stride, w, stride, C]
+    kernels = bands[..., 0].transpose(0, 2, 1, 3, 4)[:, :, None, None, :, None].astype(jnp.float32)
+    total = jnp.zeros((batch, rows, stride, cols, stride, channels), jnp.float32)
+    for number, pixels in enumerate(neighbours):
+        total += pixels[:, :, None, :, None].astype(jnp.float32) * kernels[divmod(number, col_taps)]
+    return total.astype(bands.dtype).reshape(batch, rows * stride, cols * stride, channels)
+
+
 class ConvTranspose(nnx.Module):
     """Transposed 2-d convolution layer; `torch.nn.ConvTranspose2d` in NHWC. See `conv_transpose` for the shapes.
 
     Attributes:
-        kernel: f[kH, kW, I, O], parameters in `param_dtype`.
+        kernel: f[kH, kW, I, O / groups], parameters in `param_dtype`.
         bias: f[O], or None.
     """
 
@@ -89,22 +121,26 @@ class ConvTranspose(nnx.Module):
         *,
         stride: int,
         padding: int = 0,
+        groups: int = 1,
         use_bias: bool = True,
         kernel_init: Initializer = bilinear,
+        trainable: bool = True,
         dtype: Any = jnp.float32,
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
         """Draw the parameters: the kernel by `kernel_init`, the bias from PyTorch's default."""
-        shape = (kernel_size, kernel_size, channels_in, channels_out)
+        shape = (kernel_size, kernel_size, channels_in, channels_out // groups)
         self.kernel = nnx.Param(kernel_init(rngs.params(), shape, param_dtype))
         # PyTorch counts the fan-in of a transposed kernel (I, O, H, W) over its second axis.
-        bias_init = torch_default(kernel_size * kernel_size * channels_out)
+        bias_init = torch_default(kernel_size * kernel_size * channels_out // groups)
         self.bias = nnx.Param(bias_init(rngs.params(), (channels_out,), param_dtype)) if use_bias else None
-        self.stride, self.padding = stride, padding
+        self.stride, self.padding, self.groups = stride, padding, groups
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """f[N, H, W, I] -> `dtype`[N, h, w, O]."""
-        y = conv_transpose(x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.stride, self.padding)
+        y = conv_transpose(
+            x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.stride, self.padding, groups=self.groups
+        )
         return y if self.bias is None else add_bias(y, self.bias[...])

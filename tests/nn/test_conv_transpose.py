@@ -12,11 +12,16 @@ torch = pytest.importorskip("torch")
 F = torch.nn.functional
 
 
-@settings(max_examples=16)
-@example(size=(2, 3), kernel=(8, 8), stride=4, padding=2, output_padding=0, channels=(3, 3), batch=2)  # the head's form
-@example(size=(3, 2), kernel=(3, 3), stride=2, padding=1, output_padding=1, channels=(2, 1), batch=1)  # the usual decoder's
+@settings(max_examples=20)
+@example(size=(2, 3), kernel=(8, 8), stride=4, padding=2, output_padding=0, channels=(3, 3), batch=2, depthwise=True)
 @example(
-    size=(3, 3), kernel=(2, 1), stride=3, padding=0, output_padding=2, channels=(1, 2), batch=1
+    size=(2, 3), kernel=(8, 8), stride=4, padding=2, output_padding=0, channels=(3, 3), batch=2, depthwise=False
+)  # the head's form
+@example(
+    size=(3, 2), kernel=(3, 3), stride=2, padding=1, output_padding=1, channels=(2, 1), batch=1, depthwise=False
+)  # the usual decoder's
+@example(
+    size=(3, 3), kernel=(2, 1), stride=3, padding=0, output_padding=2, channels=(1, 2), batch=1, depthwise=False
 )  # pixels that nothing reaches
 @given(
     size=st.tuples(st.integers(1, 5), st.integers(1, 5)),
@@ -26,24 +31,26 @@ F = torch.nn.functional
     output_padding=st.integers(0, 4),
     channels=st.tuples(st.integers(1, 3), st.integers(1, 3)),
     batch=st.integers(1, 2),
+    depthwise=st.booleans(),
 )
-def test_conv_transpose_and_its_gradients_equal_torch(size, kernel, stride, padding, output_padding, channels, batch):
+def test_conv_transpose_and_its_gradients_equal_torch(size, kernel, stride, padding, output_padding, channels, batch, depthwise):
     assume(output_padding < stride)
     out = tuple((n - 1) * stride - 2 * padding + k + output_padding for n, k in zip(size, kernel, strict=True))
     assume(min(out) > 0)
     rng = np.random.default_rng(0)
     x = rng.standard_normal((batch, *size, channels[0]), np.float32)
-    weight = rng.standard_normal((*kernel, *channels), np.float32)
-    grad = rng.standard_normal((batch, *out, channels[1]), np.float32)
+    weight = rng.standard_normal((*kernel, channels[0], 1 if depthwise else channels[1]), np.float32)
+    grad = rng.standard_normal((batch, *out, channels[0] if depthwise else channels[1]), np.float32)
+    groups = channels[0] if depthwise else 1
 
     @jax.jit
     def ours(x, weight, grad):
-        y, vjp = jax.vjp(lambda x, k: nn.conv_transpose(x, k, stride, padding, output_padding), x, weight)
+        y, vjp = jax.vjp(lambda x, k: nn.conv_transpose(x, k, stride, padding, output_padding, groups), x, weight)
         return (y, *vjp(grad))
 
     tx = torch.tensor(x.transpose(0, 3, 1, 2).copy(), dtype=torch.float64, requires_grad=True)
     tk = torch.tensor(weight.transpose(2, 3, 0, 1).copy(), dtype=torch.float64, requires_grad=True)
-    ty = F.conv_transpose2d(tx, tk, stride=stride, padding=padding, output_padding=output_padding)
+    ty = F.conv_transpose2d(tx, tk, stride=stride, padding=padding, output_padding=output_padding, groups=groups)
     ty.backward(torch.tensor(grad.transpose(0, 3, 1, 2).copy(), dtype=torch.float64))
     theirs = (
         ty.detach().numpy().transpose(0, 2, 3, 1),
@@ -64,6 +71,11 @@ def test_output_padding_must_be_smaller_than_the_stride():
 def test_an_output_without_pixels_is_an_error_that_says_its_size():
     with pytest.raises(ValueError, match="2x3 pixels would be 0x2"):
         nn.conv_transpose(jnp.ones((1, 2, 3, 1)), jnp.ones((2, 2, 1, 1)), 2, 2)
+
+
+def test_groups_that_are_neither_one_nor_the_channels_are_refused():
+    with pytest.raises(ValueError, match=r"groups is 2; it must be 1, or 4"):
+        nn.conv_transpose(jnp.ones((1, 2, 2, 4)), jnp.ones((2, 2, 4, 1)), 2, groups=2)
 
 
 def test_layer_equals_torch_and_keeps_float32_parameters_under_bfloat16():
