@@ -12,41 +12,64 @@ from fcn_jax.convert.rules import Table
 from fcn_jax.models.names import leaves
 from fcn_jax.verify import jax_side
 from fcn_jax.verify.compare import FACTORS, Comparison, Section, Yardstick
-from fcn_jax.verify.torch_side import TRUTH, TorchSide
+from fcn_jax.verify.torch_side import TRUTH, TorchSide, import_torch
 
 if TYPE_CHECKING:
     import torch
 
 
 def pair(network: torch.nn.Module, module: nnx.Module, table: Table) -> dict[str, str]:
-    """Submodules that hold the same tensors by the table: Flax path -> PyTorch name, leaves and blocks alike."""
+    """Submodules that hold the same tensors by the table: Flax path -> PyTorch name, leaves and blocks alike.
+
+    Where several modules, one around the other, hold the same tensors, they are paired from the outermost on if there are as many on both
+    sides. Otherwise what they do besides cannot be told, such as adding a shortcut, and only the innermost are paired, if they hold the
+    tensors themselves.
+    """
     names = {}
     for path in leaves(module):
         found = table.to_torch(path)
         if found is not None:
             names[path] = found[0]
     present = set(network.state_dict())
-    of_torch = dict(network.named_modules())
+    ours = _by_tensors(
+        sorted(jax_side.submodules(module), key=lambda path: path.count(".")),
+        {path: name for path, name in names.items() if name in present},
+    )
+    theirs = _by_tensors(
+        [name for name, layer in network.named_modules() if name and _does_something(layer)], {n: n for n in present}
+    )
     pairs: dict[str, str] = {}
-    for path in jax_side.submodules(module):
-        mine = {name for leaf, name in names.items() if leaf.startswith(f"{path}.") and name in present}
-        if not mine:
+    for tensors, paths in ours.items():
+        candidates = theirs.get(tensors, [])
+        if len(candidates) == len(paths):
+            pairs.update(zip(paths, candidates, strict=True))
             continue
-        candidate = _common_module(mine)
-        if candidate in of_torch and {name for name in present if name.startswith(f"{candidate}.")} == mine:
-            pairs[path] = candidate
-    return pairs
+        owner = candidates[-1] if candidates else ""
+        if all(name.rpartition(".")[0] == owner for name in tensors):
+            pairs[paths[-1]] = owner
+    return {path: pairs[path] for path in jax_side.submodules(module) if path in pairs}
 
 
-def _common_module(names: set[str]) -> str:
-    """The deepest module that holds all of these tensors."""
-    parts = [name.split(".")[:-1] for name in names]
-    shared = []
-    for level in zip(*parts, strict=False):
-        if len(set(level)) > 1:
-            break
-        shared.append(level[0])
-    return ".".join(shared)
+def _by_tensors(modules: Sequence[str], tensors: Mapping[str, str]) -> dict[frozenset[str], list[str]]:
+    """Modules by what they hold, in the order given.
+
+    Args:
+        modules: their names.
+        tensors: name of each tensor as the modules have it -> what it is known by.
+    """
+    found: dict[frozenset[str], list[str]] = {}
+    for module in modules:
+        held = frozenset(known for name, known in tensors.items() if name.startswith(f"{module}."))
+        if held:
+            found.setdefault(held, []).append(module)
+    return found
+
+
+def _does_something(layer: torch.nn.Module) -> bool:
+    """Whether a PyTorch module can be called and does more than its only child."""
+    torch = import_torch()
+    can_be_called = type(layer).forward is not torch.nn.Module.forward
+    return can_be_called and not (type(layer) is torch.nn.Sequential and len(list(layer.children())) == 1)
 
 
 def compare(
@@ -76,7 +99,7 @@ def compare(
     _, ours = jax_side.watched(module, call, inputs, tuple(pairs))
     advance("JAX")
     # A head, for one, takes several features by name here and a single tensor there.
-    paths = {name: path for path, name in reversed(tuple(pairs.items())) if path in ours}
+    paths = {name: path for path, name in pairs.items() if path in ours}
     _, seen_in, truth = side.watched(TRUTH, inputs, tuple(paths))
     advance("PyTorch float64")
     order = list(seen_in)  # hooks fire when a module is done: the layers of a block before the block

@@ -292,6 +292,54 @@ def test_layers_that_pytorch_does_not_call_are_listed():
     assert "not compared one by one" in str(report)
 
 
+class Wrapped(nnx.Module):
+    """Adds its input to what `body`, perhaps a module of its own, makes of it."""
+
+    def __init__(self, body):
+        self.body = body
+
+    def __call__(self, x):
+        y = x
+        for layer in self.body if isinstance(self.body, nnx.List) else [self.body]:
+            y = layer(y)
+        return x + y
+
+
+class Twice(nnx.Module):
+    def __init__(self):
+        self.layers = nnx.List([nn.Conv(3, 3, 1, rngs=nnx.Rngs(i)) for i in range(2)])
+
+    def __call__(self, x):
+        return self.layers[1](self.layers[0](x))
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_a_block_that_holds_what_another_one_in_it_holds_is_not_taken_for_it(nested):
+    """As in torchvision's MobileNets, where a Sequential holds all and what is around it adds the shortcut."""
+
+    class Around(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1), torch.nn.Conv2d(3, 3, 1))
+
+        def forward(self, x):
+            return x + self.body(x)
+
+    class Port(nnx.Module):
+        def __init__(self):
+            self.net = Wrapped(Twice() if nested else Twice().layers)
+
+        def __call__(self, x):
+            return self.net(x)
+
+    inner = "net.body.layers" if nested else "net.body"
+    table = Table(conv("0.body.{i}", inner + ".{i}", bias=True))
+    report = compare_modules(torch.nn.Sequential(Around()), Port(), table, IMAGES[:, :8, :8], grad=False)
+    assert report.equal, report
+    blocks = ["net.body", "net"] if nested else []
+    assert [c.name for c in report.sections[0].comparisons] == [f"{inner}.0", f"{inner}.1", *blocks]
+
+
 def test_another_order_of_sums_is_no_fault():
     # At this size PyTorch sums a convolution of 256 channels in blocks and is three times nearer to the truth than at most others.
     class Port(nnx.Module):
