@@ -147,13 +147,18 @@ def build_backbone(spec: ModelSpec, *, rngs: nnx.Rngs) -> tuple[nnx.Module, tupl
     backbone = describe(spec).backbone
     if spec.dtype not in DTYPES:
         raise ConfigError(f"dtype is '{spec.dtype}'; it must be one of {', '.join(DTYPES)}")
-    output_stride = spec.output_stride or backbone.output_strides[0]
-    if output_stride not in backbone.output_strides:
-        offered = ", ".join(map(str, backbone.output_strides))
-        raise ConfigError(f"backbone '{backbone.name}' has no output stride {output_stride}; it offers {offered}")
+    output_stride = _output_stride(spec, backbone)
     options = registry.options(backbone, spec.backbone_options)
     module = backbone.build(options, output_stride=output_stride, dtype=DTYPES[spec.dtype], param_dtype=jnp.float32, rngs=rngs)
     return module, backbone.features(options, output_stride)
+
+
+def _output_stride(spec: ModelSpec, backbone: Backbone) -> int:
+    stride = backbone.output_strides[0] if spec.output_stride is None else spec.output_stride
+    if stride not in backbone.output_strides:
+        offered = ", ".join(map(str, backbone.output_strides))
+        raise ConfigError(f"backbone '{backbone.name}' has no output stride {stride}; it offers {offered}")
+    return stride
 
 
 class HeadPlan(NamedTuple):
@@ -168,12 +173,13 @@ def plan_heads(spec: ModelSpec) -> dict[str, HeadPlan]:
     """A spec's heads by the names of their outputs: "out" and, if there is an auxiliary one, "aux".
 
     Raises:
-        ConfigError: there is no head, its options are wrong, the backbone cannot feed it, or `aux_feature` is not one of its features.
+        ConfigError: there is no head, its options are wrong, the backbone does not offer the output stride or cannot feed the head, or
+            `aux_feature` is not one of its features.
     """
     parts = describe(spec)
     if parts.head is None:
         raise ConfigError("a model needs a head, and the spec names none")
-    stride = spec.output_stride or parts.backbone.output_strides[0]
+    stride = _output_stride(spec, parts.backbone)
     features = parts.backbone.features(registry.options(parts.backbone, spec.backbone_options), stride)
     plans = {"out": _plan(parts.head, spec.head_options, features)}
     if parts.aux_head is not None:

@@ -121,6 +121,8 @@ def test_only_for_a_backbone_that_rounds_down_is_the_input_padded(size):
         ({"head": "fcn32"}, "fcn32s"),
         ({"dtype": "float16"}, "float16.*float32, bfloat16"),
         ({"output_stride": 7}, "no output stride 7; it offers 32"),
+        ({"head": "fcn8s", "output_stride": 6}, "no output stride 6; it offers 32"),
+        ({"output_stride": 0}, "no output stride 0; it offers 32"),
         ({"num_classes": 0}, "num_classes is 0"),
         ({"backbone_options": {"depth": 3}}, "depth"),
         ({"head": None}, "needs a head"),
