@@ -8,7 +8,7 @@ from flax import nnx
 
 
 def leaves(module: nnx.Module) -> dict[str, nnx.Variable[Any]]:
-    """A module's parameters and batch statistics by name."""
+    """A module's parameters, batch statistics and frozen weights by name."""
     return named(nnx.state(module, nnx.Any(nnx.Param, nnx.BatchStat)))
 
 

@@ -4,6 +4,7 @@ from fcn_jax.nn.batch_norm import BatchNorm, batch_norm_inference, batch_norm_tr
 from fcn_jax.nn.bias import add_bias
 from fcn_jax.nn.conv import Conv, conv
 from fcn_jax.nn.conv_transpose import ConvTranspose, conv_transpose
+from fcn_jax.nn.frozen import Frozen
 from fcn_jax.nn.initializers import Initializer, bilinear, kaiming_normal_fan_out, normal, torch_default
 from fcn_jax.nn.pooling import global_average_pool, max_pool
 from fcn_jax.nn.resize import resize_bilinear
@@ -12,6 +13,7 @@ __all__ = [
     "BatchNorm",
     "Conv",
     "ConvTranspose",
+    "Frozen",
     "Initializer",
     "add_bias",
     "batch_norm_inference",

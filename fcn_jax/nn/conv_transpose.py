@@ -12,6 +12,7 @@ from jax import lax
 
 from fcn_jax.nn import valid
 from fcn_jax.nn.bias import add_bias
+from fcn_jax.nn.frozen import Frozen
 from fcn_jax.nn.initializers import Initializer, bilinear, torch_default
 
 
@@ -109,7 +110,7 @@ class ConvTranspose(nnx.Module):
     """Transposed 2-d convolution layer; `torch.nn.ConvTranspose2d` in NHWC. See `conv_transpose` for the shapes.
 
     Attributes:
-        kernel: f[kH, kW, I, O / groups], parameters in `param_dtype`.
+        kernel: f[kH, kW, I, O / groups], parameters in `param_dtype`, or `Frozen`.
         bias: f[O], or None.
     """
 
@@ -129,9 +130,10 @@ class ConvTranspose(nnx.Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
-        """Draw the parameters: the kernel by `kernel_init`, the bias from PyTorch's default."""
+        """Draw the parameters: the kernel by `kernel_init`, the bias from PyTorch's default. If not `trainable`, the kernel is fixed."""
         shape = (kernel_size, kernel_size, channels_in, channels_out // groups)
-        self.kernel = nnx.Param(kernel_init(rngs.params(), shape, param_dtype))
+        kernel = kernel_init(rngs.params(), shape, param_dtype)
+        self.kernel = nnx.Param(kernel) if trainable else Frozen(kernel)
         # PyTorch counts the fan-in of a transposed kernel (I, O, H, W) over its second axis.
         bias_init = torch_default(kernel_size * kernel_size * channels_out // groups)
         self.bias = nnx.Param(bias_init(rngs.params(), (channels_out,), param_dtype)) if use_bias else None
