@@ -5,36 +5,57 @@ Long, Shelhamer and Darrell 2015, arXiv:1411.4038; in the form of "Dive into Dee
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from fcn_jax import nn
-from fcn_jax.api import FeatureSpec, Head, Model, NoOptions, TorchBridge
+from fcn_jax.api import FeatureSpec, Head, Model, TorchBridge
 from fcn_jax.convert.rules import Table, conv, conv_transpose
 
 
+@dataclasses.dataclass(frozen=True)
+class FCN32sOptions:
+    """Options of `fcn32s`.
+
+    Attributes:
+        upsampling: "learned", as in the chapter; or "fixed": bilinear for good and without bias, as in the paper.
+    """
+
+    upsampling: Literal["learned", "fixed"] = "learned"
+
+
 class FCN32s(nnx.Module):
-    """A 1x1 convolution to the classes, and a dense, learned transposed convolution from the deepest feature to the image's size.
+    """A 1x1 convolution to the classes, and a dense transposed convolution from the deepest feature to the image's size.
 
     For a feature of stride s the transposed convolution has kernel 2s, stride s and padding s/2, so that a feature of h rows becomes
     s h rows; it starts as bilinear interpolation.
 
     Attributes:
         final_conv: 1x1, C -> K, with bias.
-        transpose_conv: 2s x 2s, K -> K, with bias.
+        transpose_conv: 2s x 2s, K -> K, with bias if it is learned.
     """
 
-    def __init__(self, feature: FeatureSpec, num_classes: int, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, feature: FeatureSpec, num_classes: int, learned: bool, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs
+    ) -> None:
         """Draw the parameters, as the chapter does: PyTorch's default for the 1x1, bilinear for the transposed convolution."""
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.feature, self.top = feature.name, feature.offset
         self.final_conv = nn.Conv(feature.channels, num_classes, 1, **types)
         self.transpose_conv = nn.ConvTranspose(
-            num_classes, num_classes, 2 * feature.stride, stride=feature.stride, padding=feature.stride // 2, **types
+            num_classes,
+            num_classes,
+            2 * feature.stride,
+            stride=feature.stride,
+            padding=feature.stride // 2,
+            use_bias=learned,
+            trainable=learned,
+            **types,
         )
 
     def __call__(self, features: Mapping[str, jax.Array], *, out_hw: tuple[int, int]) -> jax.Array:
@@ -46,12 +67,12 @@ class FCN32s(nnx.Module):
         return logits[:, self.top : self.top + out_hw[0], self.top : self.top + out_hw[1]]
 
 
-def _select(options: NoOptions, features: Sequence[FeatureSpec]) -> tuple[str, ...]:
+def _select(options: FCN32sOptions, features: Sequence[FeatureSpec]) -> tuple[str, ...]:
     return (features[-1].name,)
 
 
 def _build(
-    options: NoOptions,
+    options: FCN32sOptions,
     features: Sequence[FeatureSpec],
     *,
     num_classes: int,
@@ -59,33 +80,43 @@ def _build(
     param_dtype: Any = jnp.float32,
     rngs: nnx.Rngs,
 ) -> FCN32s:
-    return FCN32s(features[-1], num_classes, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+    return FCN32s(features[-1], num_classes, options.upsampling == "learned", dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
 
-def _tables(options: NoOptions) -> dict[str, Table]:
+def _tables(options: FCN32sOptions) -> dict[str, Table]:
     table = Table(conv("final_conv", bias=True), conv_transpose("transpose_conv", bias=True))
-    return {"torchvision": table, "d2l": table}
+    pytorch_fcn = Table(conv("score_fr", "final_conv", bias=True), conv_transpose("upscore", "transpose_conv", bias=True))
+    return {"torchvision": table, "d2l": table, "pytorch-fcn": pytorch_fcn}
 
 
-def _torch_reference(options: NoOptions, features: Sequence[FeatureSpec], num_classes: int) -> Any:
+def _torch_reference(options: FCN32sOptions, features: Sequence[FeatureSpec], num_classes: int) -> Any:
     from collections import OrderedDict
 
     import torch
 
-    feature = features[-1]
+    feature, learned = features[-1], options.upsampling == "learned"
     layers: OrderedDict[str, torch.nn.Module] = OrderedDict(
         final_conv=torch.nn.Conv2d(feature.channels, num_classes, 1),
         transpose_conv=torch.nn.ConvTranspose2d(
-            num_classes, num_classes, 2 * feature.stride, stride=feature.stride, padding=feature.stride // 2
+            num_classes, num_classes, 2 * feature.stride, stride=feature.stride, padding=feature.stride // 2, bias=learned
         ),
     )
+    layers["transpose_conv"].requires_grad_(learned)
+
+    class Crop(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x[..., feature.offset :, feature.offset :]
+
+    if feature.offset:  # the backbone pads its input, so that the map begins before the image
+        layers["crop"] = Crop()
     return torch.nn.Sequential(layers)
 
 
 FCN32S = Head(
     name="fcn32s",
-    summary="1x1 convolution and a learned transposed convolution from the deepest feature (stride 32 on most backbones)",
+    summary="1x1 convolution and a transposed convolution from the deepest feature (stride 32 on most backbones)",
     reference="Long et al. 2015, arXiv:1411.4038; d2l.ai, chapter Fully Convolutional Networks",
+    options=FCN32sOptions,
     select=_select,
     build=_build,
     torch=TorchBridge(tables=_tables, reference=_torch_reference),

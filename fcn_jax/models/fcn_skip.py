@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from flax import nnx
 
 from fcn_jax import nn
 from fcn_jax.api import FeatureSpec, Head, TorchBridge
-from fcn_jax.convert.rules import Table, conv, conv_transpose
+from fcn_jax.convert.rules import Table, conv, conv_transpose, drop
 from fcn_jax.errors import ConfigError
 
 AT_ONCE_SCALES = (0.01, 0.0001)
@@ -33,9 +33,13 @@ class SkipOptions:
     Attributes:
         at_once: train all skips from the start, their features scaled down (0.01, then 0.0001) so that none drowns the others. Otherwise
             the staged form: train `fcn32s` first, then start `fcn16s` from it, then `fcn8s` from that.
+        upsampling: "learned": every transposed convolution is, and the last has a bias, as in the chapter's `fcn32s`. "fixed_last": the
+            last is bilinear for good and without bias, the twofold ones are learned, as section 4.3 of the paper has it. "fixed": all
+            are bilinear for good, as in the networks that its authors published.
     """
 
     at_once: bool = False
+    upsampling: Literal["learned", "fixed_last", "fixed"] = "learned"
 
 
 class FCNSkip(nnx.Module):
@@ -47,11 +51,18 @@ class FCNSkip(nnx.Module):
         final_conv: 1x1, C -> K, with bias, of the deepest feature, as in `fcn32s`.
         skip_convs: 1x1, C -> K, with bias, of the skips' features, deep to shallow.
         up_convs: 4x4, K -> K, stride 2, without bias; bilinear at first.
-        transpose_conv: 2s x 2s, K -> K, with bias, where s is the stride of the shallowest skip; bilinear at first.
+        transpose_conv: 2s x 2s, K -> K, where s is the stride of the shallowest skip, with bias if it is learned; bilinear at first.
     """
 
     def __init__(
-        self, features: Sequence[FeatureSpec], num_classes: int, at_once: bool, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs
+        self,
+        features: Sequence[FeatureSpec],
+        num_classes: int,
+        options: SkipOptions,
+        *,
+        dtype: Any,
+        param_dtype: Any,
+        rngs: nnx.Rngs,
     ) -> None:
         """Draw the parameters; `features` go from shallow to deep, each of half the stride of the next."""
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
@@ -59,7 +70,7 @@ class FCNSkip(nnx.Module):
         skips.reverse()
         self.deepest = deepest.name
         self.skips = nnx.static(tuple(skip.name for skip in skips))
-        self.scales = nnx.static(AT_ONCE_SCALES[: len(skips)] if at_once else (1.0,) * len(skips))
+        self.scales = nnx.static(AT_ONCE_SCALES[: len(skips)] if options.at_once else (1.0,) * len(skips))
         fusions, self.top = crops(deepest, skips)
         self.fusions = nnx.static(fusions)
         self.final_conv = nn.Conv(deepest.channels, num_classes, 1, **types)
@@ -67,9 +78,14 @@ class FCNSkip(nnx.Module):
         self.skip_convs = nnx.List(
             nn.Conv(skip.channels, num_classes, 1, kernel_init=zeros, bias_init=zeros, **types) for skip in skips
         )
-        self.up_convs = nnx.List(nn.ConvTranspose(num_classes, num_classes, 4, stride=2, use_bias=False, **types) for _ in skips)
+        learned, last_learned = options.upsampling != "fixed", options.upsampling == "learned"
+        self.up_convs = nnx.List(
+            nn.ConvTranspose(num_classes, num_classes, 4, stride=2, use_bias=False, trainable=learned, **types) for _ in skips
+        )
         stride = skips[-1].stride
-        self.transpose_conv = nn.ConvTranspose(num_classes, num_classes, 2 * stride, stride=stride, **types)
+        self.transpose_conv = nn.ConvTranspose(
+            num_classes, num_classes, 2 * stride, stride=stride, use_bias=last_learned, trainable=last_learned, **types
+        )
 
     def __call__(self, features: Mapping[str, jax.Array], *, out_hw: tuple[int, int]) -> jax.Array:
         """Features -> logits f[N, out_hw[0], out_hw[1], K]."""
@@ -91,7 +107,7 @@ def crops(deepest: FeatureSpec, skips: Sequence[FeatureSpec]) -> tuple[tuple[tup
 
     Args:
         deepest: the feature that is upsampled first.
-        skips: the others, deep to shallow.
+        skips: the others, deep to shallow; none in FCN-32s.
 
     Returns:
         For each skip, what is cut off the upsampled scores and off the skip's, one of them 0; and what is cut off the logits.
@@ -110,7 +126,7 @@ def crops(deepest: FeatureSpec, skips: Sequence[FeatureSpec]) -> tuple[tuple[tup
             )
         found.append((max(ahead, 0), max(-ahead, 0)))
         offset = min(offset + skip.stride, skip.offset)
-    return tuple(found), offset + skips[-1].stride // 2
+    return tuple(found), offset + [deepest, *skips][-1].stride // 2
 
 
 def _skips(count: int, head: str, features: Sequence[FeatureSpec]) -> tuple[FeatureSpec, ...]:
@@ -143,8 +159,10 @@ def _torch_reference(count: int, options: SkipOptions, features: Sequence[Featur
             self.up_convs = torch.nn.ModuleList(
                 torch.nn.ConvTranspose2d(num_classes, num_classes, 4, stride=2, bias=False) for _ in skips
             )
-            stride = skips[-1].stride
-            self.transpose_conv = torch.nn.ConvTranspose2d(num_classes, num_classes, 2 * stride, stride=stride)
+            self.up_convs.requires_grad_(options.upsampling != "fixed")
+            stride, learned = skips[-1].stride, options.upsampling == "learned"
+            self.transpose_conv = torch.nn.ConvTranspose2d(num_classes, num_classes, 2 * stride, stride=stride, bias=learned)
+            self.transpose_conv.requires_grad_(learned)
 
         def forward(self, *given: Any) -> Any:
             *shallow, deep = given
@@ -161,14 +179,24 @@ def _torch_reference(count: int, options: SkipOptions, features: Sequence[Featur
     return Reference()
 
 
-def _tables(options: SkipOptions) -> dict[str, Table]:
+def _tables(count: int, options: SkipOptions) -> dict[str, Table]:
     table = Table(
         conv("final_conv", bias=True),
         conv("skip_convs.{i}", bias=True),
         conv_transpose("up_convs.{i}"),
         conv_transpose("transpose_conv", bias=True),
     )
-    return {"torchvision": table}
+    # wkentaro/pytorch-fcn calls a layer by what it upsamples, or by how far. Weights of the network with one skip less start this one.
+    last, before = ("upscore16", "upscore") if count == 1 else ("upscore8", "upscore16")
+    skips = (("score_pool4", "upscore2"), ("score_pool3", "upscore_pool4"))[:count]
+    pytorch_fcn = Table(
+        conv("score_fr", "final_conv", bias=True),
+        *(conv(score, f"skip_convs.{i}", bias=True) for i, (score, _) in enumerate(skips)),
+        *(conv_transpose(up, f"up_convs.{i}") for i, (_, up) in enumerate(skips)),
+        conv_transpose(last, "transpose_conv", bias=True),
+        drop(f"{before}.weight", "the last upsampling of the network with one skip less"),
+    )
+    return {"torchvision": table, "pytorch-fcn": pytorch_fcn}
 
 
 def _head(name: str, count: int, summary: str) -> Head:
@@ -184,7 +212,7 @@ def _head(name: str, count: int, summary: str) -> Head:
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ) -> FCNSkip:
-        return FCNSkip(features, num_classes, options.at_once, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        return FCNSkip(features, num_classes, options, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
     return Head(
         name=name,
@@ -193,7 +221,7 @@ def _head(name: str, count: int, summary: str) -> Head:
         options=SkipOptions,
         select=select,
         build=build,
-        torch=TorchBridge(tables=_tables, reference=functools.partial(_torch_reference, count)),
+        torch=TorchBridge(tables=functools.partial(_tables, count), reference=functools.partial(_torch_reference, count)),
         maskable=True,
     )
 

@@ -4,8 +4,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fcn_jax.api import FeatureSpec
+from fcn_jax import checkpoint, nn
+from fcn_jax.api import FeatureSpec, Preprocess
+from fcn_jax.config import OptimConfig
+from fcn_jax.convert.engine import load_by_table
 from fcn_jax.models.fcn import FCN32S
+from fcn_jax.models.names import leaves
+from fcn_jax.models.segmenter import ModelSpec, build
+from fcn_jax.testing import check_head
+from fcn_jax.train import optim
+from fcn_jax.train import step as train_step
 
 
 def specs(stride=8, channels=6):
@@ -71,3 +79,52 @@ def test_logits_stay_in_the_compute_dtype():
     features = specs()
     head = FCN32S.build(FCN32S.options(), features[1:], num_classes=2, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
     assert jax.eval_shape(lambda: head({"deep": jnp.ones((1, 2, 2, 6))}, out_hw=(16, 16))).dtype == jnp.bfloat16
+
+
+def test_fixed_upsampling_is_bilinear_and_has_no_bias():
+    (feature,) = specs()[1:]
+    head = FCN32S.build(FCN32S.options(upsampling="fixed"), [feature], num_classes=3, rngs=nnx.Rngs(0))
+    assert isinstance(head.transpose_conv.kernel, nn.Frozen)
+    assert head.transpose_conv.bias is None
+    np.testing.assert_array_equal(head.transpose_conv.kernel[...], nn.bilinear(None, (16, 16, 3, 3)))
+    assert list(leaves(head)) == ["final_conv.bias", "final_conv.kernel", "transpose_conv.kernel"]
+
+
+@pytest.mark.slow
+def test_the_head_keeps_the_contract_with_fixed_upsampling():
+    check_head("fcn32s", {"upsampling": "fixed"})
+
+
+def test_the_torch_reference_of_a_backbone_that_pads_begins_at_the_image():
+    import torch
+
+    padded = FeatureSpec("deep", 2, 8, lambda n: n // 8 + 2, offset=3)
+    options = FCN32S.options(upsampling="fixed")
+    head = FCN32S.build(options, [padded], num_classes=1, rngs=nnx.Rngs(0))
+    reference = FCN32S.torch.reference(options, features=[padded], num_classes=1)
+    load_by_table(head, reference.state_dict(), FCN32S.torch.tables(options)["torchvision"])
+    x = np.random.default_rng(0).standard_normal((1, 4, 5, 2), np.float32)
+    theirs = reference(torch.tensor(x.transpose(0, 3, 1, 2))).detach().numpy()[0, 0, :16, :24]
+    np.testing.assert_allclose(head({"deep": jnp.asarray(x)}, out_hw=(16, 24))[0, ..., 0], theirs, atol=1e-6)
+
+
+def test_fixed_kernels_are_saved_and_loaded_but_not_trained(tiny_plugin, tmp_path):
+    spec = ModelSpec("tiny", "fcn32s", 2, head_options={"upsampling": "fixed"})
+    model = build(spec, rngs=nnx.Rngs(0))
+    kernel = model.head.transpose_conv.kernel
+    kernel[...] = kernel[...] * 1.25  # not quite bilinear, as a file's may be
+    before = checkpoint.arrays(model)
+    config = OptimConfig(lr=0.1, momentum=0.9, weight_decay=0.1)
+    state, step = train_step.make(model, lambda params: optim.make(config, 10, params), Preprocess())
+    assert not any("transpose_conv" in name for name in optim.parameter_names(state.params))
+    batch = {"image": np.arange(2 * 32 * 32 * 3, dtype=np.uint8).reshape(2, 32, 32, 3), "mask": np.ones((2, 32, 32), np.uint8)}
+    state, _ = jax.jit(step)(state, batch)
+    nnx.update(model, state.params, state.batch_stats)
+    after = checkpoint.arrays(model)
+    assert np.array_equal(after["head.transpose_conv.kernel"], before["head.transpose_conv.kernel"])
+    assert not np.array_equal(after["head.final_conv.kernel"], before["head.final_conv.kernel"])
+    checkpoint.save_model(tmp_path / "saved", checkpoint.describe(spec), after)
+    loaded = checkpoint.arrays(checkpoint.load(tmp_path / "saved")[0])
+    assert {name: np.asarray(value).tobytes() for name, value in loaded.items()} == {
+        name: np.asarray(value).tobytes() for name, value in after.items()
+    }

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fcn_jax import build_model
+from fcn_jax import build_model, nn
 from fcn_jax.api import FeatureSpec
 from fcn_jax.errors import ConfigError
 from fcn_jax.models.fcn_skip import FCN8S, FCN16S, crops
+from fcn_jax.models.names import leaves, named
 from fcn_jax.testing import check_head
 
 
@@ -20,10 +21,51 @@ SPECS = tuple(FeatureSpec(f"f{s}", c, s, up(s)) for c, s in ((3, 4), (4, 8), (5,
 
 
 @pytest.mark.parametrize(
-    ("name", "at_once"), [("fcn8s", True), *(pytest.param(name, False, marks=pytest.mark.slow) for name in ("fcn16s", "fcn8s"))]
+    ("name", "options"),
+    [
+        ("fcn8s", {"at_once": True, "upsampling": "fixed"}),
+        pytest.param("fcn8s", {"upsampling": "fixed_last"}, marks=pytest.mark.slow),
+        pytest.param("fcn8s", {}, marks=pytest.mark.slow),
+        pytest.param("fcn16s", {}, marks=pytest.mark.slow),
+        pytest.param("fcn16s", {"upsampling": "fixed"}, marks=pytest.mark.slow),
+    ],
 )
-def test_they_keep_the_contract(name, at_once):
-    check_head(name, {"at_once": at_once})
+def test_they_keep_the_contract(name, options):
+    check_head(name, options)
+
+
+@pytest.mark.parametrize(
+    ("upsampling", "frozen", "biases"),
+    [
+        ("learned", [], 4),
+        ("fixed_last", ["transpose_conv.kernel"], 3),
+        ("fixed", ["transpose_conv.kernel", "up_convs.0.kernel", "up_convs.1.kernel"], 3),
+    ],
+)
+def test_what_is_fixed_has_no_gradient_and_no_bias(upsampling, frozen, biases):
+    options = FCN8S.options(upsampling=upsampling)
+    head = nnx.eval_shape(lambda: FCN8S.build(options, SPECS[1:], num_classes=2, rngs=nnx.Rngs(0)))
+    assert [path for path, leaf in leaves(head).items() if isinstance(leaf, nn.Frozen)] == frozen
+    trained = named(nnx.state(head, nnx.Param))
+    assert trained.keys() == leaves(head).keys() - set(frozen)
+    assert sum(path.endswith("bias") for path in trained) == biases
+
+
+@pytest.mark.parametrize(
+    ("head", "names"),
+    [
+        (FCN16S, ["score_fr", "score_pool4", "upscore2", "upscore16"]),
+        (FCN8S, ["score_fr", "score_pool4", "score_pool3", "upscore2", "upscore_pool4", "upscore8"]),
+    ],
+)
+def test_pytorch_fcns_names(head, names):
+    options = head.options(upsampling="fixed")
+    features = [spec for spec in SPECS if spec.name in head.select(options, SPECS)]
+    module = nnx.eval_shape(lambda: head.build(options, features, num_classes=2, rngs=nnx.Rngs(0)))
+    table = head.torch.tables(options)["pytorch-fcn"]
+    found = [table.to_torch(path)[0] for path in leaves(module)]
+    scores = [f"{name}.{part}" for name in names if name.startswith("score") for part in ("weight", "bias")]
+    assert sorted(found) == sorted(scores + [f"{name}.weight" for name in names if name.startswith("up")])
 
 
 def test_skips_come_from_half_and_a_quarter_of_the_deepest_stride():
@@ -69,10 +111,11 @@ def test_a_skip_lands_where_it_comes_from(at_once):
 
 
 def test_the_papers_crop_offsets():
-    """The input padded by 100 where the first layer pads 1 anyway; fc6, unpadded, takes 96 pixels back. 5, 27; 5, 9, 31."""
+    """The input padded by 100 where the first layer pads 1 anyway; fc6, unpadded, takes 96 pixels back. 19; 5, 27; 5, 9, 31."""
     pool3, pool4, fc7 = (
         FeatureSpec(n, 1, s, up(s), offset=o) for n, s, o in (("pool3", 8, 99), ("pool4", 16, 99), ("fc7", 32, 3))
     )
+    assert crops(fc7, []) == ((), 19)
     assert crops(fc7, [pool4]) == (((0, 5),), 27)
     assert crops(fc7, [pool4, pool3]) == (((0, 5), (0, 9)), 31)
 
