@@ -91,6 +91,8 @@ class TorchBridge:
 
     Attributes:
         tables: options -> the two-way rule tables, by naming scheme; "torchvision" is the default scheme, "d2l" the book chapter's.
+            Another original has a scheme of its own, if backbone and head both have a table of it. In "torchvision" a whole model's
+            parts are prefixed, as in its segmentation models; in any other scheme the tables' names are those of the whole model.
         reference: keyword arguments of `build` (options, output_stride; num_classes and features for a head) -> the equal
             `torch.nn.Module`, or None where there is none. Imports torch inside. Its state dict has the "torchvision" scheme's names. A
             backbone's returns the features by name when called with NCHW images, or has a submodule of each feature's name; a head's is
@@ -185,10 +187,11 @@ class Model:
         aux_head_options: table validated by that head's options type.
         aux_feature: name of the deepest feature that the auxiliary head sees; None for the last but one.
         original: keyword arguments `num_classes` and `aux` (with the auxiliary head or without) -> the PyTorch original as one
-            `torch.nn.Module`, whose state dict has the "torchvision" scheme's names and which gives {"out": logits, "aux": logits} at the
+            `torch.nn.Module`, whose state dict has the names of the scheme `names` and which gives {"out": logits, "aux": logits} at the
             image's size, as torchvision's segmentation models do. Imports torch inside. None where the parts' own references, put
             together, are all there is.
-        weights: published weight files by name.
+        names: naming scheme of the original; both parts have a table of it.
+        weights: published weight files by name, in any scheme.
         reference: paper or file it follows.
         api_version: the contract it was written against.
     """
@@ -205,6 +208,7 @@ class Model:
     aux_head_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     aux_feature: str | None = None
     original: Callable[..., Any] | None = None
+    names: str = "torchvision"
     weights: Mapping[str, Weights] = dataclasses.field(default_factory=dict)
     reference: str = ""
     api_version: tuple[int, int] = API_VERSION

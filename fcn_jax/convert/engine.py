@@ -38,7 +38,7 @@ class LoadRecord:
     Attributes:
         source: the file, or "state dict".
         sha256: of the file, or None.
-        names: naming scheme recognised, "torchvision" or "d2l".
+        names: naming scheme recognised, such as "torchvision" or "d2l".
         scope: "model", or "backbone" for a file of the backbone alone: the head then keeps its initial values.
         loaded: Flax path -> name in the file.
         dropped: name in the file -> reason.
@@ -77,7 +77,8 @@ def tables(spec: ModelSpec) -> dict[tuple[str, str], Table]:
     """The tables that fit a spec, by (scope, naming scheme): of the whole model where both parts have one, and of the backbone.
 
     The Flax side has a whole model's paths in either case. In torchvision's names the parts of a whole model are `backbone.*`,
-    `classifier.*` and `aux_classifier.*`, as in its segmentation models; the chapter's network is one Sequential, without prefixes.
+    `classifier.*` and `aux_classifier.*`, as in its segmentation models. In other schemes, such as the chapter's, whose network is one
+    Sequential, there are no prefixes: each table's names are the whole model's.
     """
     backbone, head, aux_head = describe(spec)
     of_backbone = _part_tables(backbone, spec.backbone_options)
@@ -87,7 +88,7 @@ def tables(spec: ModelSpec) -> dict[tuple[str, str], Table]:
     found: dict[tuple[str, str], Table] = {}
     for scheme in of_backbone:
         if scheme in of_head and (aux_head is None or scheme in of_aux_head):
-            trunk, top, aux = ("", "", "aux.") if scheme == "d2l" else ("backbone.", "classifier.", "aux_classifier.")
+            trunk, top, aux = ("backbone.", "classifier.", "aux_classifier.") if scheme == "torchvision" else ("", "", "aux.")
             whole = of_backbone[scheme].under(trunk, "backbone.") + of_head[scheme].under(top, "head.")
             if aux_head is not None:
                 whole += of_aux_head[scheme].under(aux, "aux_head.")
@@ -382,7 +383,8 @@ def to_torch(model: Segmenter, names: str = "torchvision") -> dict[str, np.ndarr
 
     Args:
         model: as `build_model` returns it.
-        names: naming scheme. "torchvision" gives `backbone.*` and `classifier.*`; "d2l" the book chapter's Sequential (ResNet only).
+        names: naming scheme. "torchvision" gives `backbone.*` and `classifier.*`; "d2l" the book chapter's Sequential (ResNet only);
+            others are flat too, and offered by the parts that have a table of that name.
 
     Returns:
         Arrays by PyTorch's names, which `load_state_dict(strict=True)` takes after `torch.from_numpy`.

@@ -49,8 +49,8 @@ def check_model(model: str | Model) -> None:
     _check_logits(label, spec, outputs)
     if descriptor.weights or descriptor.original is not None:
         require(
-            ("model", "torchvision") in tables(spec),
-            f"{label}: it names weights or an original, but not all of its parts have a table of PyTorch's names",
+            ("model", descriptor.names) in tables(spec),
+            f"{label}: it names weights or an original, but not all of its parts have a table of PyTorch's names ('{descriptor.names}')",
         )
     if descriptor.original is None or importlib.util.find_spec("torch") is None:
         return

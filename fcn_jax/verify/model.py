@@ -90,12 +90,13 @@ def verify_model(
     network = jax_side.blank(lambda: build(spec, rngs=nnx.Rngs(seed)))
     with torch.random.fork_rng(devices=[]):  # the caller's random stream is the caller's
         torch.manual_seed(seed)
-        reference = _original(model, spec) or build_reference(spec)
+        original, names = _original(model, spec)
+        reference = original or build_reference(spec)
     randomise_batch_norm(reference, seed)
     found = tables(spec)
-    if ("model", "torchvision") not in found:
-        raise ConfigError(f"{spec.backbone} + {spec.head} declare no table of PyTorch names, so there is nothing to compare by")
-    table = found["model", "torchvision"]
+    if ("model", names) not in found:
+        raise ConfigError(f"{spec.backbone} + {spec.head} declare no '{names}' table of PyTorch names to compare by")
+    table = found["model", names]
     origin: dict[str, Any] = {"source": f"random, seed {seed}"}
     if weights is not None:
         record = load_torch(network, weights, reinit)
@@ -148,13 +149,17 @@ def _jax_outputs(network: Any, inputs: tuple[Any, ...]) -> dict[str, Any]:
     return dict(network.outputs(*inputs))
 
 
-def _original(model: str, spec: ModelSpec) -> Any:
-    """A whole model's own PyTorch class, where its descriptor has it and the spec changes nothing but the number of classes."""
+def _original(model: str, spec: ModelSpec) -> tuple[Any, str]:
+    """A whole model's own PyTorch class, where its descriptor has it and the spec changes nothing but the number of classes.
+
+    None otherwise; and the naming scheme of what the spec is then compared with.
+    """
     registered = by_name(model)
-    if dataclasses.replace(spec, num_classes=registered.num_classes, dtype=registered.dtype) != registered:
-        return None
-    original = registry.default().model(model).original
-    return original and original(num_classes=spec.num_classes, aux=spec.aux_head is not None)
+    if dataclasses.replace(spec, num_classes=registered.num_classes, dtype=registered.dtype) == registered:
+        descriptor = registry.default().model(model)
+        if descriptor.original is not None:
+            return descriptor.original(num_classes=spec.num_classes, aux=spec.aux_head is not None), descriptor.names
+    return None, "torchvision"
 
 
 def _check(sizes: Sequence[tuple[int, int]], batch: int, train_steps: int, seed: int, spec: ModelSpec) -> None:

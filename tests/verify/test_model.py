@@ -1,15 +1,20 @@
 """Whole models against their PyTorch originals, on the small backbone of the fixtures."""
 
+import dataclasses
 import json
 
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
-from fcn_jax import nn, verify_model
+from fcn_jax import nn, registry, verify_model
+from fcn_jax.api import Model
+from fcn_jax.convert.engine import load_torch, to_torch
 from fcn_jax.errors import ConfigError, WeightsError
-from fcn_jax.models.segmenter import ModelSpec
+from fcn_jax.models.segmenter import ModelSpec, build, by_name
 from fcn_jax.nn import batch_norm
+from fcn_jax.testing import check_model
 from fcn_jax.verify import html
 
 torch = pytest.importorskip("torch")
@@ -272,3 +277,55 @@ def test_a_whole_model_is_held_against_torchvisions_own_class(monkeypatch):
     report = verify_model("fcn_resnet50", sizes=[(33, 47)], num_classes=3, batch=1)
     assert report.equal, report
     assert len(report.coverage.loaded) == 334
+
+
+class Flat(torch.nn.Module):
+    """A whole network whose names have no prefixes: `tiny` under FCN-32s with fixed upsampling, in the names of pytorch-fcn."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.conv1 = torch.nn.Conv2d(3, 8, 5, 4, 2)
+        self.bn1 = torch.nn.BatchNorm2d(8)
+        self.conv2 = torch.nn.Conv2d(8, 8, 3, 2, 1)
+        self.score_fr = torch.nn.Conv2d(8, num_classes, 1)
+        self.upscore = torch.nn.ConvTranspose2d(num_classes, num_classes, 16, 8, 4, bias=False)
+        self.upscore.requires_grad_(False)
+
+    def forward(self, x):
+        y = torch.relu(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
+        return {"out": self.upscore(self.score_fr(y))[..., : x.shape[2], : x.shape[3]]}
+
+
+def test_a_whole_models_original_may_have_names_of_its_own(tiny_plugin, monkeypatch):
+    plugins = registry.default()
+    tiny = plugins.backbone("tiny")
+
+    def tables(options):
+        return tiny.torch.tables(options) | {"pytorch-fcn": tiny.torch.tables(options)["torchvision"]}
+
+    renamed = dataclasses.replace(tiny, torch=dataclasses.replace(tiny.torch, tables=tables))
+    flat = Model(
+        name="flat",
+        summary="for this test",
+        backbone="tiny",
+        head="fcn32s",
+        head_options={"upsampling": "fixed"},
+        num_classes=3,
+        original=lambda num_classes, aux: Flat(num_classes),
+        names="pytorch-fcn",
+    )
+    names = plugins.names
+    monkeypatch.setattr(plugins, "backbone", lambda name: renamed)
+    monkeypatch.setattr(plugins, "model", lambda name: flat)
+    monkeypatch.setattr(plugins, "names", lambda kind: [*names(kind), *(["flat"] if kind == "models" else [])])
+    check_model(flat)
+    report = verify_model("flat", sizes=[(65, 97)], grad=True, train_steps=2)
+    assert report.equal, report
+    assert report.coverage.names == "pytorch-fcn"
+    assert len(section(report, "gradients").comparisons) == 1 + 8  # the fixed kernel has none
+    model = build(by_name("flat"), rngs=nnx.Rngs(0))
+    theirs = Flat(3).state_dict()
+    load_torch(model, theirs)
+    ours = to_torch(model, "pytorch-fcn")
+    assert sorted(ours) == sorted(theirs)
+    assert all(np.array_equal(ours[name], theirs[name].numpy()) for name in theirs)
