@@ -1,0 +1,155 @@
+"""How cost grows with the work: `python -m benchmarks.curves`.
+
+    python -m benchmarks.curves                 # every curve, some twenty minutes on 2 cores
+    python -m benchmarks.curves classes --rounds 5
+
+The library beside eager PyTorch, on the network of `python -m benchmarks` with one thing varied: the batch, the image's size, the number
+of classes (with the dense head, whose kernel grows with their square, and with a kernel for each class), or the depth. Seconds and memory
+of inference and of a training step. Written to benchmarks/results/curves_cpu.json, a plot beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import tasks, timing
+from benchmarks.__main__ import RESULTS, environment
+from benchmarks.setting import Setting
+from benchmarks.worker import Worker
+from fcn_jax.atomic import write_json
+
+OUT = RESULTS / "curves_cpu.json"
+CONTENDERS = (tasks.LIBRARY, tasks.EAGER)
+BASE = Setting(batch=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """One thing that is varied.
+
+    Attributes:
+        title: of the axis.
+        inference: value on the axis -> setting.
+        training: likewise; fewer, where memory is short.
+        task: of inference; labels beyond 255 make no mask.
+    """
+
+    title: str
+    inference: Mapping[int, Setting]
+    training: Mapping[int, Setting]
+    task: str = "mask"
+
+
+def _varied(field: str, values: Sequence[int], **others: Any) -> dict[int, Setting]:
+    return {value: dataclasses.replace(BASE, **{field: value}, **others) for value in values}
+
+
+def _sizes(values: Sequence[int]) -> dict[int, Setting]:
+    return {value: dataclasses.replace(BASE, size=(value, value)) for value in values}
+
+
+def _depths(values: Sequence[int]) -> dict[int, Setting]:
+    return {value: dataclasses.replace(BASE, model=f"resnet{value}") for value in values}
+
+
+CURVES = {
+    "batch": Curve("images in a batch", _varied("batch", (1, 2, 4, 8, 16, 32, 64)), _varied("batch", (2, 4, 8, 16))),
+    "size": Curve("height and width, pixels", _sizes((128, 256, 512, 1024, 2048)), _sizes((128, 256, 512, 1024))),
+    "classes": Curve(
+        "classes, dense head", _varied("num_classes", (2, 21, 64, 150, 256)), _varied("num_classes", (2, 21, 64)), "logits"
+    ),
+    "classes_depthwise": Curve(
+        "classes, a kernel for each",
+        _varied("num_classes", (2, 21, 64, 150, 256, 1000), upsampling="depthwise"),
+        _varied("num_classes", (2, 21, 64, 150), upsampling="depthwise"),
+        "logits",
+    ),
+    "depth": Curve("depth of the ResNet", _depths((18, 34, 50, 101, 152)), _depths((18, 34, 50, 101, 152))),
+}
+
+
+def measure(task: str, setting: Setting, rounds: int) -> dict[str, Any]:
+    """Seconds and bytes of every contender at one point."""
+    workers: dict[str, Worker] = {}
+    memory: dict[str, int] = {}
+    try:
+        for contender in CONTENDERS:
+            workers[contender.name] = Worker(contender, task, setting)
+        tasks.check_agreement(task, {name: worker.answer for name, worker in workers.items()}, setting.dtype)
+        timings = timing.interleaved(workers, rounds, warm_up=1)
+    finally:
+        memory = {name: worker.close() for name, worker in workers.items()}
+    return {
+        name: {"seconds": found.median, "rounds": found.seconds, "peak_bytes": memory[name]} for name, found in timings.items()
+    }
+
+
+def draw(result: Mapping[str, Any], path: Path) -> None:
+    """One column a curve: seconds above, memory below; whole lines for the library, dashed ones for PyTorch."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    curves = result["curves"]
+    figure, panels = pyplot.subplots(2, len(curves), figsize=(3.3 * len(curves), 6), squeeze=False, layout="constrained")
+    for column, (name, points) in enumerate(curves.items()):
+        for panel, field, scale in ((panels[0][column], "seconds", 1.0), (panels[1][column], "peak_bytes", 2.0**-30)):
+            for kind, colour in (("inference", "#2c6fbb"), ("training", "#c8643c")):
+                for contender, style in zip((c.name for c in CONTENDERS), ("-o", "--s"), strict=True):
+                    of_kind = [point for point in points if point["kind"] == kind]
+                    panel.plot(
+                        [point["value"] for point in of_kind],
+                        [point["contenders"][contender][field] * scale for point in of_kind],
+                        style,
+                        color=colour,
+                        markersize=3,
+                        linewidth=1.2,
+                        label=f"{kind}, {contender}",
+                    )
+            panel.set_xscale("log")
+            panel.set_yscale("log")
+            values = sorted({point["value"] for point in points})
+            panel.set_xticks(values, [str(value) for value in values], fontsize=7)
+            panel.minorticks_off()
+            panel.spines[["top", "right"]].set_visible(False)
+        panels[1][column].set_xlabel(CURVES[name].title)
+    panels[0][0].set_ylabel("seconds a call")
+    panels[1][0].set_ylabel("memory at most, GiB")
+    panels[0][0].legend(fontsize=7)
+    figure.suptitle(
+        f"ResNet-18 FCN-32s, batch 1, 320x480, 21 classes but for what is varied; {result['environment']['device']}", fontsize=9
+    )
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
+def main() -> None:
+    """Measure, print, write after every curve."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.curves", description=__doc__.splitlines()[0])
+    parser.add_argument("curves", nargs="*", choices=[*CURVES, []], help="default: all")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=OUT, help="JSON file; the plot lies beside it")
+    args = parser.parse_args()
+    result: dict[str, Any] = {"environment": environment("cpu"), "setting": dataclasses.asdict(BASE), "curves": {}}
+    for name in args.curves or CURVES:
+        curve, points = CURVES[name], []
+        for kind, task, settings in (("inference", curve.task, curve.inference), ("training", "training", curve.training)):
+            for value, setting in settings.items():
+                found = measure(task, setting, args.rounds)
+                points.append({"kind": kind, "value": value, "contenders": found})
+                cells = ", ".join(
+                    f"{who} {row['seconds']:.3f} s {row['peak_bytes'] / 2**30:.2f} GiB" for who, row in found.items()
+                )
+                print(f"{name} {value}, {kind}: {cells}", flush=True)
+        result["curves"][name] = points
+        write_json(args.out, result)
+        draw(result, args.out.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()
