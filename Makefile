@@ -23,11 +23,12 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation -e .
 	touch $@
 
-$(VENV)/installed-dev: $(VENV)/installed plugins/fcn-jax-deeplab/pyproject.toml plugins/fcn-jax-vgg/pyproject.toml
+$(VENV)/installed-dev: $(VENV)/installed plugins/fcn-jax-deeplab/pyproject.toml plugins/fcn-jax-mobilenet/pyproject.toml plugins/fcn-jax-vgg/pyproject.toml
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt --no-deps torchvision timm
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev]'
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation --no-deps -e plugins/fcn-jax-deeplab
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation --no-deps -e plugins/fcn-jax-mobilenet
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation --no-deps -e plugins/fcn-jax-vgg
 	touch $@
 
@@ -48,10 +49,10 @@ test-all: dev
 
 # The newest releases, in an environment of their own and without torch: what compares with it is skipped, except against arrays that
 # it wrote (FCN_JAX_REFERENCE).
-$(NEWEST_VENV)/installed: pyproject.toml plugins/fcn-jax-deeplab/pyproject.toml plugins/fcn-jax-vgg/pyproject.toml
+$(NEWEST_VENV)/installed: pyproject.toml plugins/fcn-jax-deeplab/pyproject.toml plugins/fcn-jax-mobilenet/pyproject.toml plugins/fcn-jax-vgg/pyproject.toml
 	$(NEWEST_PYTHON) -m venv $(NEWEST_VENV)
 	$(NEWEST_VENV)/bin/pip install -q --disable-pip-version-check setuptools
-	$(NEWEST_VENV)/bin/pip install -q --disable-pip-version-check --no-build-isolation -e '.[test]' -e plugins/fcn-jax-deeplab -e plugins/fcn-jax-vgg
+	$(NEWEST_VENV)/bin/pip install -q --disable-pip-version-check --no-build-isolation -e '.[test]' -e plugins/fcn-jax-deeplab -e plugins/fcn-jax-mobilenet -e plugins/fcn-jax-vgg
 	touch $@
 
 test-newest: $(NEWEST_VENV)/installed

@@ -1,0 +1,421 @@
+"""MobileNetV2 and MobileNetV3 as torchvision defines them, as trunks for segmentation at output strides 32, 16 and 8.
+
+Sandler et al. 2018, arXiv:1801.04381; Howard et al. 2019, arXiv:1905.02244; `torchvision/models/mobilenetv2.py` and `mobilenetv3.py`.
+Submodules carry torchvision's names. For output strides 16 and 8 the last one or two stages dilate instead of striding, so that weights
+fit at every output stride:
+
+* MobileNetV3 as torchvision's `dilated=True`, which is output stride 16: all depthwise convolutions of such a stage, the first one too,
+  have its dilation. Output stride 8 dilates the stage before in the same way.
+* MobileNetV2, which torchvision does not dilate, as its ResNets with `replace_stride_with_dilation`: the depthwise convolution that
+  loses its stride keeps the dilation of the stage before, and those after it take the new one. The dilated network then computes what the
+  strided one does, at more places.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from fcn_jax.api import Backbone, FeatureSpec, TorchBridge, Weights
+from fcn_jax.convert.rules import Rule, Table, batch_norm, conv, drop
+from fcn_jax_mobilenet.activations import hard_swish, relu6
+from fcn_jax_mobilenet.blocks import Activation, Block, ConvNormActivation, InvertedResidual, Norm
+
+
+@dataclasses.dataclass(frozen=True)
+class MobileNetV2Options:
+    """Options of MobileNetV2.
+
+    Attributes:
+        width_mult: factor on the channels, above 0. Published weights need 1.
+    """
+
+    width_mult: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        if not self.width_mult > 0:
+            raise ValueError(f"width_mult is {self.width_mult}; it must be above 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class MobileNetV3Options(MobileNetV2Options):
+    """Options of MobileNetV3.
+
+    Attributes:
+        width_mult: factor on the channels, above 0. Published weights need 1.
+        reduced_tail: half as many channels in the last stage, as in the paper's networks for segmentation. torchvision has no weights
+            for it.
+    """
+
+    reduced_tail: bool = False
+
+
+# -------------------------------------------------------------------------------------------------------------------- architectures
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """A network's dimensions, before it is dilated.
+
+    Attributes:
+        blocks: the inverted residuals, between a 3x3 convolution of stride 2 and a 1x1 convolution.
+        last_channels: channels of the last convolution.
+        activation: of the first and the last convolution.
+        norm: settings of batch normalisation.
+        first_dilates: whether a depthwise convolution that loses its stride takes the new dilation, or keeps the one before.
+    """
+
+    blocks: tuple[Block, ...]
+    last_channels: int
+    activation: Activation
+    norm: Norm
+    first_dilates: bool
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """Positions of the layers that are features: torchvision's `stage_indices`, C0 to C5.
+
+        They are the first layer of all, the blocks that have a stride, and the last layer.
+        """
+        strided = (i for i, block in enumerate(self.blocks, start=1) if block.stride > 1)
+        return (0, *strided, len(self.blocks) + 1)
+
+    def at(self, output_stride: int) -> tuple[Block, ...]:
+        """The blocks for an output stride: a stride that would lead past it becomes a dilation."""
+        found = []
+        reached, dilation = 2, 1
+        for block in self.blocks:
+            before, stride = dilation, block.stride
+            if reached * stride > output_stride:
+                dilation, stride = dilation * stride, 1
+            reached *= stride
+            own = before if block.stride > 1 and not self.first_dilates else dilation
+            found.append(dataclasses.replace(block, stride=stride, dilation=own))
+        return tuple(found)
+
+
+def make_divisible(channels: float, divisor: int = 8) -> int:
+    """The nearest multiple of `divisor`, at least that, and no less than nine tenths of `channels`."""
+    nearest = max(divisor, int(channels + divisor / 2) // divisor * divisor)
+    return nearest + divisor if nearest < 0.9 * channels else nearest
+
+
+# (expansion, channels, number of blocks, stride of the first of them), table 2 of the paper.
+_V2 = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+
+
+def mobilenet_v2(options: MobileNetV2Options) -> Architecture:
+    """MobileNetV2's dimensions."""
+    width = options.width_mult
+    channels_in, blocks = make_divisible(32 * width), []
+    for expansion, base, depth, stride in _V2:
+        channels = make_divisible(base * width)
+        for i in range(depth):
+            own_stride = stride if i == 0 else 1
+            residual = own_stride == 1 and channels_in == channels
+            blocks.append(Block(channels_in, channels_in * expansion, channels, 3, own_stride, relu6, residual))
+            channels_in = channels
+    return Architecture(tuple(blocks), make_divisible(1280 * max(1.0, width)), relu6, Norm(), first_dilates=False)
+
+
+_RE, _HS = nnx.relu, hard_swish
+
+# (kernel, expanded channels, channels, squeeze and excitation, activation, stride) of each block, tables 1 and 2 of the paper.
+_V3_LARGE = (
+    (3, 16, 16, False, _RE, 1),
+    (3, 64, 24, False, _RE, 2),
+    (3, 72, 24, False, _RE, 1),
+    (5, 72, 40, True, _RE, 2),
+    (5, 120, 40, True, _RE, 1),
+    (5, 120, 40, True, _RE, 1),
+    (3, 240, 80, False, _HS, 2),
+    (3, 200, 80, False, _HS, 1),
+    (3, 184, 80, False, _HS, 1),
+    (3, 184, 80, False, _HS, 1),
+    (3, 480, 112, True, _HS, 1),
+    (3, 672, 112, True, _HS, 1),
+    (5, 672, 160, True, _HS, 2),
+    (5, 960, 160, True, _HS, 1),
+    (5, 960, 160, True, _HS, 1),
+)
+_V3_SMALL = (
+    (3, 16, 16, True, _RE, 2),
+    (3, 72, 24, False, _RE, 2),
+    (3, 88, 24, False, _RE, 1),
+    (5, 96, 40, True, _HS, 2),
+    (5, 240, 40, True, _HS, 1),
+    (5, 240, 40, True, _HS, 1),
+    (5, 120, 48, True, _HS, 1),
+    (5, 144, 48, True, _HS, 1),
+    (5, 288, 96, True, _HS, 2),
+    (5, 576, 96, True, _HS, 1),
+    (5, 576, 96, True, _HS, 1),
+)
+
+
+def mobilenet_v3(table: tuple[tuple[Any, ...], ...], options: MobileNetV3Options) -> Architecture:
+    """The dimensions of a MobileNetV3 whose blocks `table` lists."""
+    last_stage = max(i for i, row in enumerate(table) if row[-1] > 1)
+    tail = 2 if options.reduced_tail else 1
+    channels_in, blocks = make_divisible(16 * options.width_mult), []
+    for i, (kernel, expanded, channels, squeezes, activation, stride) in enumerate(table):
+        # The reduced tail begins with what the last stage's first block puts out.
+        wide = make_divisible(expanded // (tail if i > last_stage else 1) * options.width_mult)
+        out = make_divisible(channels // (tail if i >= last_stage else 1) * options.width_mult)
+        squeezed = make_divisible(wide // 4) if squeezes else 0
+        residual = stride == 1 and channels_in == out
+        blocks.append(Block(channels_in, wide, out, kernel, stride, activation, residual, squeezed))
+        channels_in = out
+    return Architecture(tuple(blocks), 6 * channels_in, hard_swish, Norm(eps=1e-3, momentum=0.01), first_dilates=True)
+
+
+# --------------------------------------------------------------------------------------------------------------------------- network
+
+
+class MobileNet(nnx.Module):
+    """A 3x3 convolution of stride 2, inverted residuals, a 1x1 convolution; without the classifier.
+
+    Attributes:
+        features: these layers, in order.
+    """
+
+    def __init__(self, architecture: Architecture, *, output_stride: int, dtype: Any, param_dtype: Any, rngs: nnx.Rngs) -> None:
+        """Draw the parameters, whose shapes do not depend on the output stride: 32, 16 or 8."""
+        types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        blocks, norm = architecture.at(output_stride), architecture.norm
+        ends: dict[str, Any] = {"norm": norm, "activation": architecture.activation, **types}
+        self.features = nnx.List(
+            [
+                ConvNormActivation(3, blocks[0].channels_in, 3, stride=2, **ends),
+                *(InvertedResidual(block, norm, **types) for block in blocks),
+                ConvNormActivation(blocks[-1].channels, architecture.last_channels, 1, **ends),
+            ]
+        )
+        self.stages = nnx.static(architecture.stages)
+
+    def __call__(self, x: jax.Array) -> dict[str, jax.Array]:
+        """f[N, H, W, 3] -> `c0` to `c5`: f[N, ceil(H / s), ceil(W / s), C], s = 2, 4, 8, 16, 32, 32 or less."""
+        features: dict[str, jax.Array] = {}
+        for position, layer in enumerate(self.features):
+            x = layer(x)
+            if position in self.stages:
+                features[f"c{len(features)}"] = x
+        return features
+
+
+@functools.cache
+def _ceil_div(stride: int) -> Callable[[int], int]:
+    # Cached, so that the specs of two equal networks are equal, and jit knows them as one.
+    return lambda size: -(-size // stride)
+
+
+def _features(architecture: Architecture, output_stride: int) -> tuple[FeatureSpec, ...]:
+    blocks = architecture.at(output_stride)
+    strides, channels = [2], [blocks[0].channels_in]
+    for block in blocks:
+        strides.append(strides[-1] * block.stride)
+        channels.append(block.channels)
+    strides.append(strides[-1])
+    channels.append(architecture.last_channels)
+    return tuple(
+        FeatureSpec(f"c{number}", channels[i], strides[i], _ceil_div(strides[i])) for number, i in enumerate(architecture.stages)
+    )
+
+
+# -------------------------------------------------------------------------------------------------------------------------- PyTorch
+
+_CLASSIFIER = drop("classifier.*", "the classifier of ImageNet's classes, which a segmentation network does not have")
+
+
+def _ends() -> list[Rule]:
+    return [*conv("{i}.0", "features.{i}.conv"), *batch_norm("{i}.1", "features.{i}.bn")]
+
+
+def _v2_rules() -> list[Rule]:
+    # torchvision's blocks are Sequentials whose last convolution and normalisation stand by themselves, one place earlier in the first
+    # block, which does not expand.
+    rules = _ends()
+    for block, last in (("1", 1), ("{i}", 2)):
+        rules += conv(f"{block}.conv.{last}", f"features.{block}.block.{last}.conv")
+        rules += batch_norm(f"{block}.conv.{last + 1}", f"features.{block}.block.{last}.bn")
+    rules += conv("{i}.conv.{k}.0", "features.{i}.block.{k}.conv")
+    rules += batch_norm("{i}.conv.{k}.1", "features.{i}.block.{k}.bn")
+    return rules
+
+
+def _v3_rules() -> list[Rule]:
+    rules = _ends()
+    rules += conv("{i}.block.{k}.0", "features.{i}.block.{k}.conv")
+    rules += batch_norm("{i}.block.{k}.1", "features.{i}.block.{k}.bn")
+    rules += conv("{i}.block.{k}.fc{n}", "features.{i}.block.{k}.fc{n}", bias=True)
+    return rules
+
+
+def _bridge(rules: list[Rule], make_features: Callable[[Any, int], Any], weights: Mapping[str, Weights]) -> TorchBridge:
+    """What ties a MobileNet to torchvision's.
+
+    Its segmentation models take the network's `features` alone, in an `IntermediateLayerGetter`: `backbone.0.0.weight` there is
+    `features.0.0.weight` in ImageNet's files.
+
+    Args:
+        rules: of the names in `features`.
+        make_features: options, output stride -> torchvision's `features`, and the positions of the layers that are features here.
+        weights: published files.
+    """
+
+    def reference(options: Any, output_stride: int) -> Any:
+        from fcn_jax.convert.torch_reference import import_torchvision
+
+        features, stages = make_features(options, output_stride)
+        getter = import_torchvision().models._utils.IntermediateLayerGetter
+        return getter(features, {str(position): f"c{number}" for number, position in enumerate(stages)})
+
+    table = Table(rules)
+    return TorchBridge(
+        tables=lambda options: {"torchvision": table},
+        alone=lambda options: {"torchvision": table.under("features.", "") + Table(_CLASSIFIER), "segmentation": table},
+        reference=reference,
+        weights=weights,
+    )
+
+
+def _stages(features: Any) -> list[int]:
+    """What torchvision calls `stage_indices`, as `models/segmentation/lraspp.py` finds them."""
+    return [0, *(i for i, layer in enumerate(features) if getattr(layer, "_is_cn", False)), len(features) - 1]
+
+
+def _torch_v2(options: MobileNetV2Options, output_stride: int) -> tuple[Any, list[int]]:
+    """MobileNetV2 of torchvision with random weights, dilated after it is built."""
+    from fcn_jax.convert.torch_reference import import_torchvision
+
+    features = import_torchvision().models.MobileNetV2(width_mult=options.width_mult).features
+    reached, dilation = 2, 1
+    for block in features[1:-1]:
+        depthwise = block.conv[-3][0]
+        own = dilation
+        if reached * block.stride > output_stride:
+            dilation *= block.stride
+            depthwise.stride = (1, 1)
+        else:
+            reached *= block.stride
+        if block.stride == 1:
+            own = dilation
+        depthwise.dilation = depthwise.padding = (own, own)
+    return features, _stages(features)
+
+
+def _torch_v3(name: str, options: MobileNetV3Options, output_stride: int) -> tuple[Any, list[int]]:
+    """MobileNetV3 of torchvision with random weights; its own settings of a block say how it is dilated."""
+    from fcn_jax.convert.torch_reference import import_torchvision
+
+    source = import_torchvision().models.mobilenetv3
+    settings, last_channel = source._mobilenet_v3_conf(
+        name, width_mult=options.width_mult, reduced_tail=options.reduced_tail, dilated=output_stride == 16
+    )
+    if output_stride == 8:
+        # torchvision offers no such network, but its blocks do.
+        reached, dilation = 2, 1
+        for setting in settings:
+            if reached * setting.stride > output_stride:
+                dilation *= setting.stride
+            else:
+                reached *= setting.stride
+            setting.dilation = dilation
+    features = source.MobileNetV3(settings, last_channel).features
+    return features, _stages(features)
+
+
+# ---------------------------------------------------------------------------------------------------------------------- descriptors
+
+
+def _backbone(
+    name: str,
+    title: str,
+    architecture: Callable[[Any], Architecture],
+    bridge: TorchBridge,
+    *,
+    options: type,
+    paper: str,
+    millions: float,
+) -> Backbone:
+    """Describe a MobileNet by torchvision's name for it.
+
+    Args:
+        name: of the function in `torchvision.models`.
+        title: as people write it.
+        architecture: options -> its dimensions.
+        bridge: to torchvision's.
+        options: type of its options.
+        paper: that it comes from.
+        millions: of parameters, the classifier's left out.
+    """
+
+    def build(
+        options: Any, *, output_stride: int, dtype: Any = jnp.float32, param_dtype: Any = jnp.float32, rngs: nnx.Rngs
+    ) -> MobileNet:
+        return MobileNet(architecture(options), output_stride=output_stride, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+
+    specs = _features(architecture(options()), 32)
+    return Backbone(
+        name=name,
+        summary=f"{title}, torchvision's; strides 2 to 32, 16 or 8, {specs[0].channels} to {specs[-1].channels} channels, "
+        f"{millions} M parameters",
+        reference=f"{paper}; torchvision.models.{name}",
+        options=options,
+        output_strides=(32, 16, 8),
+        features=lambda options, output_stride: _features(architecture(options), output_stride),
+        build=build,
+        maskable=True,
+        torch=bridge,
+    )
+
+
+def _weights(name: str, published: Mapping[str, tuple[str, float]]) -> dict[str, Weights]:
+    """From torchvision's name for weights -> digits in the file's name, top-1 accuracy on ImageNet in per cent."""
+    return {
+        key: Weights(
+            f"https://download.pytorch.org/models/{name}-{digits}.pth", digits, f"ImageNet-1k, top-1 accuracy {accuracy}"
+        )
+        for key, (digits, accuracy) in published.items()
+    }
+
+
+def _v3_backbone(
+    size: str, table: tuple[tuple[Any, ...], ...], millions: float, published: Mapping[str, tuple[str, float]]
+) -> Backbone:
+    name = f"mobilenet_v3_{size}"
+    return _backbone(
+        name,
+        f"MobileNetV3-{size.capitalize()}",
+        functools.partial(mobilenet_v3, table),
+        _bridge(_v3_rules(), functools.partial(_torch_v3, name), _weights(name, published)),
+        options=MobileNetV3Options,
+        paper="Howard et al. 2019, arXiv:1905.02244",
+        millions=millions,
+    )
+
+
+MOBILENET_V2 = _backbone(
+    "mobilenet_v2",
+    "MobileNetV2",
+    mobilenet_v2,
+    _bridge(
+        _v2_rules(),
+        _torch_v2,
+        _weights("mobilenet_v2", {"IMAGENET1K_V1": ("b0353104", 71.878), "IMAGENET1K_V2": ("7ebf99e0", 72.154)}),
+    ),
+    options=MobileNetV2Options,
+    paper="Sandler et al. 2018, arXiv:1801.04381",
+    millions=2.2,
+)
+MOBILENET_V3_SMALL = _v3_backbone("small", _V3_SMALL, 0.9, {"IMAGENET1K_V1": ("047dcff4", 67.668)})
+MOBILENET_V3_LARGE = _v3_backbone(
+    "large", _V3_LARGE, 3.0, {"IMAGENET1K_V1": ("8738ca79", 74.042), "IMAGENET1K_V2": ("5c1a4163", 75.274)}
+)
