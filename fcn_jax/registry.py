@@ -141,7 +141,10 @@ class Registry:
         if not self._entries:
             raise ConfigError(f"no {what} '{name}': no plugin is registered at all; is fcn-jax installed (pip install -e .)?")
         available = [entry.full_name for entry in self.entries(kind)] if ":" in name else self.names(kind)
-        raise ConfigError(f"no {what} is named '{name}'. {did_you_mean(name, available)}")
+        distribution, hint = name.rpartition(":")[0], ""
+        if distribution and _normalised(distribution) not in {_normalised(entry.distribution) for entry in self._entries}:
+            hint = f": {distribution} is not installed: pip install {distribution}"
+        raise ConfigError(f"no {what} is named '{name}'{hint}. {did_you_mean(name, available)}")
 
     def names(self, kind: str) -> list[str]:
         """The registered names of a kind, in order."""

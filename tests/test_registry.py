@@ -128,8 +128,21 @@ def test_an_unknown_name_suggests_the_nearest(site):
         ConfigError, match=r"no backbone is named 'resnet81'\. Did you mean 'resnet18'\? Available: resnet18, vgg16\."
     ):
         site.registry().backbone("resnet81")
-    with pytest.raises(ConfigError, match=r"Available: nets:resnet18, nets:vgg16"):
-        site.registry().backbone("ne:resnet18")
+    with pytest.raises(
+        ConfigError, match=r"'nets:resnet81'\. Did you mean 'nets:resnet18'\? Available: nets:resnet18, nets:vgg16"
+    ):
+        site.registry().backbone("nets:resnet81")
+
+
+def test_of_a_full_name_the_distribution_that_is_missing_is_told(site):
+    site.distribution("My.Nets", "1", backbones={"resnet18": "a:A"})
+    with pytest.raises(
+        ConfigError,
+        match=r"'other-nets:vgg16': other-nets is not installed: pip install other-nets\. Available: My.Nets:resnet18",
+    ):
+        site.registry().backbone("other-nets:vgg16")
+    with pytest.raises(ConfigError, match=r"no backbone is named 'my-nets:vgg16'\. "):
+        site.registry().backbone("my-nets:vgg16")
 
 
 def test_an_empty_registry_asks_whether_the_package_is_installed():
