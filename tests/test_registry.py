@@ -5,12 +5,13 @@ import json
 import subprocess
 import sys
 import textwrap
+import time
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 
-from fcn_jax import registry
+from fcn_jax import cli, registry
 from fcn_jax.api import API_VERSION, Backbone
 from fcn_jax.errors import ConfigError, PluginError
 from fcn_jax.registry import Entry, Registry
@@ -312,3 +313,108 @@ def test_check_gives_up_on_a_plugin_that_hangs(site):
     site.module("slow_net", "import time; time.sleep(600)")
     site.distribution("nets", "1", backbones={"net": "slow_net:NET"})
     assert registry.check(site.registry().entries()[0], timeout=1.5) == "timed out after 1.5 s at import"
+
+
+def test_check_ends_what_a_plugin_has_started(site, tmp_path):
+    site.module(
+        "forking_net",
+        f"""
+        import subprocess, sys, time
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        open({str(tmp_path / "pid")!r}, "w").write(str(child.pid))
+        time.sleep(600)
+        """,
+    )
+    site.distribution("nets", "1", backbones={"net": "forking_net:NET"})
+    assert registry.check(site.registry().entries()[0], timeout=3) == "timed out after 3 s at import"
+    pid = int((tmp_path / "pid").read_text())
+    for _ in range(50):
+        state = Path(f"/proc/{pid}/stat")
+        if not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z":
+            return
+        time.sleep(0.1)
+    pytest.fail("the process that the plugin started lives on")
+
+
+def test_what_a_plugin_prints_is_not_taken_for_the_verdict(site):
+    rubbish = 'print(\'{\\"reason\\": \\"no\\"}\' * 1000); import sys; sys.stdout.buffer.write(bytes(range(256)) * 999)\n'
+    site.module("loud_net", rubbish + textwrap.dedent(GOOD))
+    site.module("dying_net", "import os, sys; sys.stderr.write('a word on why\\n'); sys.stderr.flush(); os.kill(os.getpid(), 9)")
+    site.distribution("nets", "1", backbones={"net": "loud_net:NET", "dying": "dying_net:NET"})
+    reasons = {entry.name: reason for entry, reason in registry.check_all(site.registry().entries()).items()}
+    assert reasons == {"net": None, "dying": "the import ended the process by SIGKILL: a word on why"}
+
+
+def test_a_claimed_name_is_known_before_it_is_used(site):
+    site.distribution("first", "1.0", backbones={"net": "a:NET", "own": "a:OWN"})
+    site.distribution("second", "2.0", backbones={"net": "b:NET"})
+    found = site.registry()
+    told = {entry.full_name: found.conflict(entry) for entry in found.entries()}
+    assert told["first:own"] is None
+    assert "also claimed by second 2.0: write 'first:net' for this one" in told["first:net"]
+    assert "also claimed by first 1.0" in told["second:net"]
+
+
+def test_a_distribution_with_broken_metadata_leaves_the_others_alone(site, monkeypatch):
+    site.module("good_net", GOOD)
+    site.distribution("nets", "1", backbones={"net": "good_net:NET"})
+    site.distribution("torn", "1", backbones={"other": "x:X"})
+    (site.folder / "torn-1.dist-info" / "entry_points.txt").write_text("[fcn_jax.backbones]\nno equals sign\n")
+    site.distribution("nameless", "1", backbones={"third": "x:X"})
+    (site.folder / "nameless-1.dist-info" / "METADATA").unlink()
+    registry._readable.cache_clear()
+    registry._installed.cache_clear()
+    try:
+        found = registry.default()
+        assert found.backbone("net").name == "net"
+        assert found.find("backbones", "third").distribution in ("nameless", "nameless-1", "unknown")
+        assert list(registry.unreadable()) == ["torn-1.dist-info"]
+        assert "its entry points cannot be read" in registry.unreadable()["torn-1.dist-info"]
+    finally:
+        registry._readable.cache_clear()
+        registry._installed.cache_clear()
+
+
+def test_listing_hundreds_of_plugins_reads_the_metadata_of_each_distribution_once(site, monkeypatch):
+    for number in range(40):
+        entries = {f"net{number}_{i}": "x:X" for i in range(10)}
+        site.distribution(f"nets{number}", "1", backbones=entries, heads=entries)
+    read = []
+    original = metadata.PathDistribution.read_text
+
+    def read_text(self, name):
+        read.append(name)
+        return original(self, name)
+
+    monkeypatch.setattr(metadata.PathDistribution, "read_text", read_text)
+    found = site.registry()
+    assert len(found.entries()) == 800
+    assert read.count("METADATA") == 40
+
+
+def test_the_list_shows_what_is_broken_and_the_status_says_so(site, monkeypatch, capsys):
+    site.module("good_net", GOOD)
+    site.module("slow_net", "import time; time.sleep(600)")
+    site.module("odd_net", "NET = 3")
+    site.distribution("nets", "1.5", backbones={"net": "good_net:NET", "slow": "slow_net:NET", "odd": "odd_net:NET"})
+    site.distribution("others", "2", backbones={"net": "good_net:NET"})
+    monkeypatch.setattr(registry, "default", site.registry)
+    monkeypatch.setattr(registry, "unreadable", lambda: {"torn.dist-info": "its entry points cannot be read"})
+    assert cli.main(["plugins", "list"]) == 0
+    shown = capsys.readouterr().out
+    assert "BROKEN: the name is also claimed by others 2" in shown
+    assert "good_net" not in sys.modules
+    assert cli.main(["plugins", "list", "--check", "--timeout", "3"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert any("slow" in line and "nets 1.5  BROKEN: timed out after 3 s at import" in line for line in lines)
+    assert any("odd" in line and "is a int; it must be an fcn_jax.api.Backbone" in line for line in lines)
+    assert lines[-1] == "torn.dist-info  BROKEN: its entry points cannot be read"
+
+
+def test_the_status_is_0_where_all_is_well(site, monkeypatch, capsys):
+    site.module("good_net", GOOD)
+    site.distribution("nets", "1.5", backbones={"net": "good_net:NET"})
+    monkeypatch.setattr(registry, "default", site.registry)
+    monkeypatch.setattr(registry, "unreadable", dict)
+    assert cli.main(["plugins", "list", "--check"]) == 0
+    assert capsys.readouterr().out == "backbones  net  nets 1.5  ok\n"
