@@ -26,9 +26,10 @@ OPTIONS = [
 ]
 
 
-def abstract(name, options=None):
+def abstract(name, options=None, output_stride=32):
     """A backbone with shapes in place of arrays."""
-    return nnx.eval_shape(lambda: build_backbone(ModelSpec(name, None, backbone_options=options or {}), rngs=nnx.Rngs(0))[0])
+    spec = ModelSpec(name, None, backbone_options=options or {}, output_stride=output_stride)
+    return nnx.eval_shape(lambda: build_backbone(spec, rngs=nnx.Rngs(0))[0])
 
 
 def random_like(shapes, seed=0):
@@ -104,6 +105,20 @@ def test_batch_normalisation_is_torchvisions(torchvision, name):
             assert (layer.eps, layer.momentum) == (theirs.eps, theirs.momentum)
             checked += 1
     assert checked == sum("running_mean" in key for key in reference.state_dict())
+
+
+@pytest.mark.parametrize("output_stride", [32, 16, 8])
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_convolution_has_the_references_settings(torchvision, name, output_stride):
+    backbone = BACKBONES[name]
+    reference = backbone.torch.reference(options=backbone.options(**NARROW), output_stride=output_stride)
+    table = backbone.torch.tables(backbone.options())["torchvision"]
+    ours = {}
+    for path, layer in nnx.iter_modules(abstract(name, NARROW, output_stride)):
+        if hasattr(layer, "dilation"):
+            key, _ = table.to_torch(".".join(map(str, path)) + ".kernel")
+            ours[key.removesuffix(".weight")] = *((n, n) for n in (layer.stride, layer.padding, layer.dilation)), layer.groups
+    assert ours == {layer: (*settings, reference.get_submodule(layer).groups) for layer, *settings in convolutions(reference)}
 
 
 @pytest.mark.parametrize("name", BACKBONES)
