@@ -1,7 +1,6 @@
-"""VGG-16 against the plugin contract and against torchvision's."""
+"""The backbones against the plugin contract and against torchvision's."""
 
 import math
-from importlib import metadata
 
 import jax
 import numpy as np
@@ -10,53 +9,26 @@ from fcn_jax_vgg import VGG16, VGGOptions
 from flax import nnx
 
 from fcn_jax import registry
-from fcn_jax.convert.engine import export, leaves, load_torch, to_torch
+from fcn_jax.convert.engine import export, leaves, load_by_table, load_torch, to_torch
 from fcn_jax.errors import ConfigError
-from fcn_jax.models import segmenter
 from fcn_jax.models.fcn import FCN32S
 from fcn_jax.models.segmenter import build_model
 from fcn_jax.testing import check_backbone
 
 NARROW = {"width": 32}
 
-
-class Distribution(metadata.Distribution):
-    """An installed distribution, by hand."""
-
-    def __init__(self, name):
-        self._name = name
-
-    def read_text(self, filename):
-        return f"Metadata-Version: 2.1\nName: {self._name}\nVersion: 0.1.0\n" if filename == "METADATA" else None
-
-    def locate_file(self, path):
-        return path
-
-
-@pytest.fixture(autouse=True)
-def plugins(monkeypatch):
-    """A registry of this backbone and one head, installed or not."""
-
-    def entry(distribution, kind, name, value):
-        point = metadata.EntryPoint(name, value, f"fcn_jax.{kind}")
-        vars(point).update(dist=Distribution(distribution))
-        return point
-
-    made = registry.Registry(
-        [
-            entry("fcn-jax-vgg", "backbones", "vgg16", "fcn_jax_vgg:VGG16"),
-            entry("fcn-jax", "heads", "fcn32s", "fcn_jax.models.fcn:FCN32S"),
-        ]
-    )
-    monkeypatch.setattr(registry, "default", lambda: made)
-    return made
-
-
-@pytest.fixture(scope="module")
-def torch():
-    found = pytest.importorskip("torch")
-    pytest.importorskip("fcn_jax.convert.torch_reference").import_torchvision()
-    return found
+# torchvision's names, its counts of parameters (with a classifier of 1,000 classes), and the top-1 accuracy of its weights.
+TORCHVISION = {
+    "vgg11": (132_863_336, 69.02),
+    "vgg11_bn": (132_868_840, 70.37),
+    "vgg13": (133_047_848, 69.928),
+    "vgg13_bn": (133_053_736, 71.586),
+    "vgg16": (138_357_544, 71.592),
+    "vgg16_bn": (138_365_992, 73.36),
+    "vgg19": (143_667_240, 72.376),
+    "vgg19_bn": (143_678_248, 74.218),
+}
+BACKBONES = sorted([*TORCHVISION, "vgg16_caffe"])
 
 
 def reference(torch, options, seed=0):
@@ -107,8 +79,47 @@ def compare_whole_model(torch, width, height_width):
     return np.abs(np.asarray(found) - wanted).max() / np.abs(wanted).max()
 
 
-def test_it_keeps_the_contract(torch):
-    check_backbone("vgg16", NARROW)
+def test_all_of_them_are_registered(plugins):
+    assert plugins.names("backbones") == BACKBONES
+    assert [plugins.backbone(name).name for name in BACKBONES] == BACKBONES
+
+
+@pytest.mark.parametrize("name", ["vgg11_bn", *(pytest.param(n, marks=pytest.mark.slow) for n in BACKBONES if n != "vgg11_bn")])
+def test_they_keep_the_contract(torch, name):
+    check_backbone(name, NARROW)
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_names_and_layers_are_torchvisions(torch, torchvision, plugins, name):
+    backbone, options = plugins.backbone(name), VGGOptions(width=8)
+    ours = backbone.torch.reference(options=options, output_stride=32)
+    with torch.device("meta"):
+        theirs = getattr(torchvision.models, name)(weights=None)
+    assert str(ours.features) == str(theirs.features)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    module = nnx.eval_shape(lambda: backbone.build(options, output_stride=32, rngs=nnx.Rngs(0)))
+    record = load_by_table(module, ours.state_dict(), backbone.torch.tables(options)["torchvision"])
+    assert sorted(record.dropped) == ["classifier.6.bias", "classifier.6.weight"]
+    assert len(record.loaded) == len(leaves(module)) == len(ours.state_dict()) - 2
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_the_full_width_has_torchvisions_parameters_but_for_the_classifier(plugins, name):
+    backbone = plugins.backbone(name)
+    module = nnx.eval_shape(lambda: backbone.build(VGGOptions(), output_stride=32, rngs=nnx.Rngs(0)))
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(module, nnx.Param)))
+    assert count == TORCHVISION[name][0] - (4096 * 1000 + 1000)
+    assert f"{count / 1e6:.1f} M parameters" in backbone.summary
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_named_weights_are_torchvisions(torchvision, plugins, name):
+    (published,) = plugins.backbone(name).torch.weights.values()
+    theirs = torchvision.models.get_model_weights(name).IMAGENET1K_V1
+    assert published.url == theirs.url
+    assert published.url.endswith(f"-{published.sha256}.pth")
+    assert theirs.meta["_metrics"]["ImageNet-1K"]["acc@1"] == TORCHVISION[name][1]
+    assert published.summary == f"ImageNet-1k, top-1 accuracy {TORCHVISION[name][1]}"
 
 
 def test_a_head_takes_fc7():
@@ -130,12 +141,6 @@ def test_features_at_full_width():
 
 def test_specs_of_two_equal_networks_are_equal():
     assert VGG16.features(VGGOptions(), 32) == VGG16.features(VGGOptions(), 32)
-
-
-def test_the_full_width_has_torchvisions_parameters_but_for_the_classifier():
-    module = nnx.eval_shape(lambda: VGG16.build(VGGOptions(), output_stride=32, rngs=nnx.Rngs(0)))
-    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(module, nnx.Param)))
-    assert count == 138_357_544 - (4096 * 1000 + 1000)
 
 
 @pytest.mark.parametrize(
@@ -229,7 +234,7 @@ def test_dropout_draws_anew_for_each_key_and_not_in_eval_mode():
     assert np.mean(np.asarray(first) == 0) > 0.4
 
 
-@pytest.mark.parametrize("height_width", [(224, 224), (321, 487)])
+@pytest.mark.parametrize("height_width", [pytest.param((224, 224), marks=pytest.mark.slow), (321, 487)])
 def test_fcn32s_equals_pytorchs(torch, height_width):
     assert compare_whole_model(torch, 128, height_width) < 1e-5
 
@@ -248,4 +253,3 @@ def test_images_smaller_than_its_stride_are_padded():
         x = jax.ShapeDtypeStruct((2, height, width, 3), np.float32)
         logits = jax.eval_shape(lambda state, x: nnx.merge(graphdef, state)(x), state, x)
         assert logits.shape == (2, height, width, 5)
-    assert segmenter.registry.default().names("backbones") == ["vgg16"]

@@ -1,0 +1,112 @@
+"""FCN-32s, FCN-16s and FCN-8s on VGG-16 as their authors published them, as whole models.
+
+Long, Shelhamer and Darrell 2015, arXiv:1411.4038; github.com/shelhamer/fcn.berkeleyvision.org, in Caffe. Their weights go round in
+PyTorch as state dicts of the reimplementation github.com/wkentaro/pytorch-fcn, whose names are the scheme "pytorch-fcn" here.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from fcn_jax.api import Model
+
+
+def _torch_original(skips: int, at_once: bool, num_classes: int, aux: bool = False, width: int = 4096) -> Any:
+    """The network in plain PyTorch, structured and named as in pytorch-fcn, with random weights.
+
+    The crops are the numbers of the authors' networks. Nothing here is computed from what the backbone promises of its features.
+
+    Args:
+        skips: 0 for FCN-32s, 1 for FCN-16s, 2 for FCN-8s.
+        at_once: whether the skips' features are scaled down, as in FCN8sAtOnce.
+        num_classes: number of logits for each pixel.
+        aux: not used: there is no auxiliary head.
+        width: channels of fc6 and fc7.
+    """
+    import torch
+
+    def convolution(channels_in: int, channels_out: int, size: int, padding: int = 0) -> torch.nn.Conv2d:
+        layer = torch.nn.Conv2d(channels_in, channels_out, size, padding=padding)
+        torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")  # by PyTorch's default, the image would fade on the way
+        return layer
+
+    def upsampling(factor: int) -> torch.nn.ConvTranspose2d:
+        layer = torch.nn.ConvTranspose2d(num_classes, num_classes, 2 * factor, stride=factor, bias=False)
+        ramp = 1 - (torch.arange(2 * factor) - (factor - 0.5)).abs() / factor
+        diagonal = torch.eye(num_classes)[:, :, None, None]
+        layer.weight.data.copy_(diagonal * ramp[:, None] * ramp)
+        return layer.requires_grad_(False)
+
+    class Original(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pool = torch.nn.MaxPool2d(2, stride=2, ceil_mode=True)
+            self.dropout = torch.nn.Dropout2d()
+            channels_in = 3
+            for block, (depth, channels) in enumerate(((2, 64), (2, 128), (3, 256), (3, 512), (3, 512)), start=1):
+                for i in range(1, depth + 1):
+                    padding = 100 if block == i == 1 else 1
+                    self.add_module(f"conv{block}_{i}", convolution(channels_in, channels, 3, padding))
+                    channels_in = channels
+            self.fc6 = convolution(512, width, 7)
+            self.fc7 = convolution(width, width, 1)
+            self.score_fr = convolution(width, num_classes, 1)
+            if skips == 0:
+                self.upscore = upsampling(32)
+            if skips == 2:
+                self.score_pool3 = convolution(256, num_classes, 1)
+            if skips >= 1:
+                self.score_pool4 = convolution(512, num_classes, 1)
+                self.upscore2 = upsampling(2)
+            if skips == 1:
+                self.upscore16 = upsampling(16)
+            if skips == 2:
+                self.upscore8 = upsampling(8)
+                self.upscore_pool4 = upsampling(2)
+
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            def crop(y: torch.Tensor, start: int, like: torch.Tensor) -> torch.Tensor:
+                return y[:, :, start : start + like.shape[2], start : start + like.shape[3]]
+
+            layers, pools, h = dict(self.named_children()), {}, x
+            for block, depth in enumerate((2, 2, 3, 3, 3), start=1):
+                for i in range(1, depth + 1):
+                    h = torch.relu(layers[f"conv{block}_{i}"](h))
+                pools[block] = h = self.pool(h)
+            h = self.dropout(torch.relu(self.fc6(h)))
+            h = self.dropout(torch.relu(self.fc7(h)))
+            h = self.score_fr(h)
+            if skips == 0:
+                return {"out": crop(self.upscore(h), 19, x)}
+            scales = {4: 0.01, 3: 0.0001} if at_once else {4: 1.0, 3: 1.0}
+            h = self.upscore2(h)
+            h = h + crop(self.score_pool4(pools[4] * scales[4]), 5, h)
+            if skips == 1:
+                return {"out": crop(self.upscore16(h), 27, x)}
+            h = self.upscore_pool4(h)
+            h = h + crop(self.score_pool3(pools[3] * scales[3]), 9, h)
+            return {"out": crop(self.upscore8(h), 31, x)}
+
+    return Original()
+
+
+def _model(name: str, head: str, skips: int, scores: str, at_once: bool = False) -> Model:
+    return Model(
+        name=name,
+        summary=f"The paper's FCN-{32 >> skips}s on VGG-16{', trained at once' if at_once else ''}, 21 classes{scores}",
+        reference="Long et al. 2015, arXiv:1411.4038; shelhamer/fcn.berkeleyvision.org; wkentaro/pytorch-fcn",
+        backbone="vgg16_caffe",
+        head=head,
+        head_options={"upsampling": "fixed"} | ({"at_once": True} if at_once else {}),
+        num_classes=21,
+        original=functools.partial(_torch_original, skips, at_once),
+        names="pytorch-fcn",
+    )
+
+
+# The scores are the authors', on the 736 images of seg11valid, which are not among the 8,498 of SBD that they trained on.
+FCN32S_VGG16 = _model("fcn32s_vgg16", "fcn32s", 0, "; published mIoU 63.6 on VOC 2011")
+FCN16S_VGG16 = _model("fcn16s_vgg16", "fcn16s", 1, "; published mIoU 65.0 on VOC 2011")
+FCN8S_VGG16 = _model("fcn8s_vgg16", "fcn8s", 2, "; published mIoU 65.5 on VOC 2011")
+FCN8S_ATONCE_VGG16 = _model("fcn8s_atonce_vgg16", "fcn8s", 2, "", at_once=True)
