@@ -2,18 +2,39 @@
 
 import dataclasses
 import math
+import re
+import subprocess
+import sys
+import textwrap
+import threading
+from importlib import metadata
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
+from PIL import Image
 
-from fcn_jax import nn
-from fcn_jax.api import Backbone, FeatureSpec, Head, NoOptions, TorchBridge
+from fcn_jax import cli, nn, registry
+from fcn_jax.api import (
+    Backbone,
+    Classes,
+    Dataset,
+    Example,
+    FeatureSpec,
+    Head,
+    Model,
+    NoOptions,
+    Record,
+    TorchBridge,
+    Weights,
+)
 from fcn_jax.convert.rules import Op, Rule, Table, batch_norm, conv, drop
-from fcn_jax.errors import ConfigError
+from fcn_jax.errors import ConfigError, DataError
 from fcn_jax.models.fcn import FCN32S
 from fcn_jax.models.resnet import RESNET18
-from fcn_jax.testing import check_backbone, check_head
+from fcn_jax.testing import check_backbone, check_dataset, check_head, check_model
+from fcn_jax.testing.imports import import_cost
 
 
 class Tiny(nnx.Module):
@@ -341,3 +362,288 @@ def test_resnet18_keeps_its_promises():
 def test_options_are_a_table():
     with pytest.raises(ConfigError, match="unknown key 'width'"):
         check_backbone(backbone(options=NoOptions), {"width": 3})
+
+
+# ------------------------------------------------------------------------------------------------------------------ whole models
+
+
+def whole(**fields):
+    return Model(
+        **{"name": "whole", "summary": "for tests", "backbone": "resnet18", "head": "fcn32s", "num_classes": 3, **fields}
+    )
+
+
+def test_an_honest_model_passes():
+    check_model("fcn32s_resnet18")
+    check_model(whole(aux_head="fcn", output_stride=16))
+
+
+GOOD_WEIGHTS = Weights("https://example.org/net-0123abcd.pth", "0123abcd")
+
+
+@pytest.mark.parametrize(
+    ("liar", "complaint"),
+    [
+        (whole(backbone="resnet81"), "its parts do not make a model: no backbone is named 'resnet81'. Did you mean 'resnet18'"),
+        (whole(head="fcn31s"), "no head is named 'fcn31s'"),
+        (whole(head_options={"depth": 3}), "unknown key 'depth'"),
+        (whole(output_stride=7), "no output stride 7; it offers 32, 16, 8"),
+        (whole(aux_head="fcn", aux_feature="layer9"), "aux_feature is 'layer9'"),
+        (whole(num_classes=0), "num_classes is 0; it must be from 1 to 255"),
+        (whole(name="dist:whole"), "must be one word without a colon"),
+        (whole(summary="two\nlines"), "the summary must be one line"),
+        (whole(api_version=(2, 0)), "api_version"),
+        (whole(weights={"V1": dataclasses.replace(GOOD_WEIGHTS, sha256="0123")}), "at least 8 leading hexadecimal digits"),
+        (
+            whole(weights={"V1": dataclasses.replace(GOOD_WEIGHTS, url="net.pth")}),
+            "must be the address of a .pth or .safetensors",
+        ),
+        (whole(weights={"v1.pth": GOOD_WEIGHTS}), "reads as a file"),
+    ],
+)
+def test_a_models_lie_is_caught(liar, complaint):
+    with pytest.raises(AssertionError, match=re.escape(complaint)):
+        check_model(liar)
+
+
+def test_an_original_with_other_tensors_is_caught():
+    torch = pytest.importorskip("torch")
+    with pytest.raises(AssertionError, match="against its PyTorch original: "):
+        check_model(whole(original=lambda num_classes, aux: torch.nn.Sequential(torch.nn.Conv2d(3, num_classes, 1))))
+
+
+# --------------------------------------------------------------------------------------------------------------------- data sets
+
+
+class Pictures:
+    """Three made-up pictures in memory."""
+
+    def __init__(self, names=("a", "b"), palette=((0, 0, 0), (9, 9, 9)), ids=("0", "1", "2"), decode=None):
+        self.classes = Classes(names, palette)
+        self.ids, self.change = ids, decode
+
+    def __len__(self):
+        return len(self.ids)
+
+    def __getitem__(self, index):
+        return Record(self.ids[index], b"picture", b"mask")
+
+    def decode(self, record):
+        if b"no picture" in (record.image, record.mask):
+            raise DataError(f"{record.id}: no picture")
+        example = Example(record.id, np.zeros((4, 6, 3), np.uint8), np.full((4, 6), 1, np.uint8))
+        return self.change(example) if self.change else example
+
+
+class Trusting(Pictures):
+    """Does not look at what it decodes."""
+
+    def decode(self, record):
+        return super().decode(record._replace(image=b"", mask=b""))
+
+
+class Unpicklable(Pictures):
+    """Holds what cannot be sent to another process."""
+
+    def __init__(self):
+        super().__init__()
+        self.lock = threading.Lock()
+
+
+class Restless:
+    """Opened again, it holds another order."""
+
+    def __init__(self):
+        self.turn = 0
+
+    def __call__(self):
+        self.turn += 1
+        return Pictures(ids=("0", "1") if self.turn % 2 else ("1", "0"))
+
+
+def pictures(make=Pictures, splits=("train", "val"), error=DataError, **fields):
+    def open_split(root, split):
+        if split not in splits:
+            raise error(f"no split {split}")
+        return make()
+
+    return Dataset(**{"name": "pictures", "summary": "for tests", "open": open_split, **fields})
+
+
+def wide(example):
+    return example._replace(image=example.image.astype(np.float32))
+
+
+def tall(example):
+    return example._replace(mask=example.mask[:3])
+
+
+def unknown(example):
+    return example._replace(mask=example.mask + 6)
+
+
+def renamed(example):
+    return example._replace(id="x")
+
+
+def test_an_honest_data_set_passes():
+    check_dataset(pictures())
+
+
+@pytest.mark.parametrize(
+    ("liar", "complaint"),
+    [
+        (pictures(error=KeyError), "a split 'no-such-split' raises KeyError"),
+        (pictures(splits=("train", "val", "no-such-split")), "is opened; it must raise DataError"),
+        (pictures(lambda: Pictures(ids=())), "holds no images"),
+        (pictures(lambda: Pictures(ids=("0", "0"))), "images share a name: 0"),
+        (pictures(lambda: Pictures(ids=(0, 1))), "an fcn_jax.api.Record with a name"),
+        (pictures(Restless()), "opened twice, it holds other images or another order"),
+        (pictures(Unpicklable), "does not pickle"),
+        (pictures(lambda: Pictures(names=("a", "a"))), "each name must be there once"),
+        (pictures(lambda: Pictures(palette=((0, 0, 0),))), "one RGB colour"),
+        (pictures(lambda: Pictures(decode=wide)), "the image is float32[4, 6, 3]; it must be uint8[H, W, 3]"),
+        (pictures(lambda: Pictures(decode=tall)), "the mask is uint8[3, 6]"),
+        (pictures(lambda: Pictures(decode=unknown)), "labels 7; allowed are 0 to 1 and 255"),
+        (pictures(lambda: Pictures(decode=renamed)), "decode calls it 'x'"),
+        (pictures(Trusting), "decode takes a image that is not there"),
+        (pictures(api_version=(9, 0)), "api_version"),
+    ],
+)
+def test_a_data_sets_lie_is_caught(liar, complaint):
+    with pytest.raises(AssertionError, match=re.escape(complaint)):
+        check_dataset(liar)
+
+
+def test_a_folder_is_held_against_the_contract_too(tmp_path):
+    for part in ("images", "masks"):
+        for split in ("train", "val"):
+            (tmp_path / part / split).mkdir(parents=True)
+            Image.fromarray(np.zeros((4, 6), np.uint8)).save(tmp_path / part / split / "0.png")
+    (tmp_path / "classes.txt").write_text("one\n")
+    check_dataset("folder", tmp_path)
+    with pytest.raises(AssertionError, match="a root that is a file is opened"):
+        check_dataset(pictures(), tmp_path)
+    with pytest.raises(DataError, match="does not exist"):
+        check_dataset("folder", tmp_path / "nowhere")
+
+
+# -------------------------------------------------------------------------------------------------- the command and the fixture
+
+
+@pytest.fixture
+def registered(tmp_path, monkeypatch):
+    """A function that registers the modules it is given: name -> code, with a plugin PLUGIN each, of the kind "backbones"."""
+
+    def register(**modules):
+        info = tmp_path / "mine-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
+        lines = [f"{name} = {name}:PLUGIN" for name in modules]
+        (info / "entry_points.txt").write_text("\n".join(["[fcn_jax.backbones]", *lines]) + "\n")
+        for name, code in modules.items():
+            (tmp_path / f"{name}.py").write_text(textwrap.dedent(code))
+        monkeypatch.syspath_prepend(tmp_path)
+        points = [point for found in metadata.distributions(path=[str(tmp_path)]) for point in found.entry_points]
+        plugins = registry.Registry(points)
+        monkeypatch.setattr(registry, "default", lambda: plugins)
+
+    return register
+
+
+NET = """
+    from flax import nnx
+    from fcn_jax import nn
+    from fcn_jax.api import Backbone, FeatureSpec
+
+    class Net(nnx.Module):
+        def __init__(self, **settings):
+            self.conv = nn.Conv(3, 4, 3, stride=2, padding=1, **settings)
+
+        def __call__(self, x):
+            return {{"only": self.conv(x)}}
+
+    PLUGIN = Backbone(
+        name="{name}",
+        summary="one convolution",
+        output_strides=(2,),
+        features=lambda options, output_stride: (FeatureSpec("only", {channels}, 2, lambda n: -(-n // 2)),),
+        build=lambda options, *, output_stride, **settings: Net(**settings),
+    )
+"""
+
+
+def test_the_command_gives_a_verdict(registered, capsys):
+    registered(honest_net=NET.format(name="honest_net", channels=4), lying_net=NET.format(name="lying_net", channels=5))
+    assert cli.main(["plugins", "check", "mine:honest_net"]) == 0
+    shown = capsys.readouterr().out
+    assert "backbone 'honest_net' of mine 1.0 (honest_net:PLUGIN)" in shown
+    assert "s over fcn_jax itself, 1 modules" in shown
+    assert "1.0; this fcn-jax has 1.0" in shown
+    assert "every promise is kept" in shown
+    assert cli.main(["plugins", "check", "lying_net"]) == 1
+    assert "BROKEN  contract     backbone 'lying_net' at output stride 2: 'only' of an input" in capsys.readouterr().out
+
+
+def test_the_command_tells_of_an_import_that_is_heavy_or_fails_or_hangs(registered, capsys, tmp_path):
+    (tmp_path / "torch.py").write_text("")
+    registered(
+        heavy_net="import torch\n" + textwrap.dedent(NET.format(name="heavy_net", channels=4)),
+        broken_net="1 / 0",
+        slow_net="import time; time.sleep(600)",
+    )
+    assert cli.main(["plugins", "check", "broken_net"]) == 1
+    assert "BROKEN  import       backbone 'broken_net' of mine 1.0 (broken_net:PLUGIN) cannot be" in capsys.readouterr().out
+    assert cli.main(["plugins", "check", "slow_net", "--timeout", "2"]) == 1
+    assert "BROKEN  import       timed out after 2 s at import" in capsys.readouterr().out
+    cost = import_cost(registry.default().find("backbones", "heavy_net"))
+    assert (cost.fault, cost.heavy) == (None, ("torch",))
+
+
+def test_the_command_tells_of_a_network_that_cannot_be_built(registered, capsys):
+    code = textwrap.dedent(NET.format(name="odd_net", channels=4)).replace("Net(**settings)", "Net(settings)")
+    registered(odd_net=code)
+    assert cli.main(["plugins", "check", "odd_net"]) == 1
+    assert "it cannot be built or run: TypeError: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["resnet81"], "no backbone, head, model or data set is named 'resnet81'. Did you mean 'resnet18'"),
+        (["resnet18", "--set", "depth=3"], "unknown key 'depth'"),
+        (["resnet18", "--data", "x"], "--data is for a data set"),
+        (["fcn32s_resnet18", "--set", "width=3"], "--set is for the options of a backbone or head"),
+        (["folder", "--data", "nowhere"], "does not exist"),
+    ],
+)
+def test_the_command_exits_with_2_for_bad_input(arguments, complaint, capsys):
+    assert cli.main(["plugins", "check", *arguments]) == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_the_fixture_offers_the_suite(plugin_contract):
+    assert plugin_contract.check_backbone is check_backbone
+    assert {"check_backbone", "check_dataset", "check_head", "check_model"} <= set(plugin_contract.__all__)
+
+
+def test_the_pytest_plugin_costs_a_run_that_does_not_use_it_nothing(tmp_path):
+    (tmp_path / "test_other.py").write_text(
+        "import sys\n\ndef test_it():\n    assert 'fcn_jax.testing.pytest_plugin' in sys.modules\n"
+        "    assert not {'jax', 'flax', 'numpy', 'torch', 'pydantic'} & set(sys.modules)\n"
+    )
+    command = [
+        sys.executable,
+        "-W",
+        "error",
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:hypothesispytest",
+        str(tmp_path),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -43,8 +43,9 @@ def check_dataset(
     label = f"data set '{descriptor.name}'"
     check_registration(label, descriptor)
     root = None if root is None else Path(root)
-    with tempfile.NamedTemporaryFile() as file:
-        _check_refusal(label, descriptor, Path(file.name), splits[0], "a root that is a file")
+    if root is not None:  # a data set that needs no folder may pass one over
+        with tempfile.NamedTemporaryFile() as file:
+            _check_refusal(label, descriptor, Path(file.name), splits[0], "a root that is a file")
     _check_refusal(label, descriptor, root, _NO_SPLIT, f"a split '{_NO_SPLIT}'")
     for split in splits:
         source, again = descriptor.open(root, split), descriptor.open(root, split)
