@@ -125,7 +125,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.device == "cpu" and jax.default_backend() != "cpu":
         parser.error("JAX would run elsewhere: set JAX_PLATFORMS=cpu")
-    setting = Setting(args.model, args.batch, tuple(args.size), args.dtype, args.num_classes, args.device)
+    setting = Setting(args.model, args.batch, tuple(args.size), args.dtype, args.num_classes, device=args.device)
     if any(size % 32 for size in setting.size):
         parser.error("the sizes must be multiples of 32, for the contenders do not crop")
     peak = timing.peaks(args.dtype)

@@ -47,7 +47,10 @@ def in_torch(model: Segmenter, *, product: bool = False) -> torch.nn.Sequential:
     trunk = getattr(import_torchvision().models, spec.backbone)(weights=None, replace_stride_with_dilation=dilate)
     network = torch.nn.Sequential(*list(trunk.children())[:-2])
     network.add_module("final_conv", torch.nn.Conv2d(model.features[-1].channels, spec.num_classes, 1))
-    head = torch.nn.ConvTranspose2d(spec.num_classes, spec.num_classes, 2 * stride, stride=stride, padding=stride // 2)
+    groups = spec.num_classes if spec.head_options.get("upsampling") == "depthwise" else 1
+    head = torch.nn.ConvTranspose2d(
+        spec.num_classes, spec.num_classes, 2 * stride, stride=stride, padding=stride // 2, groups=groups
+    )
     network.add_module("transpose_conv", head)
     network.load_state_dict({name: torch.from_numpy(value) for name, value in to_torch(model, names="d2l").items()})
     if product:

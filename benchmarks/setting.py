@@ -24,6 +24,7 @@ class Setting:
         size: height and width in pixels, multiples of 32.
         dtype: compute dtype, "float32" or "bfloat16" (in PyTorch autocast).
         num_classes: of the logits.
+        upsampling: option of the head: "learned" (dense) or "depthwise".
         device: PyTorch's, "cpu" or "cuda"; JAX takes its default backend.
         data: folder of images and masks (`fcn_jax.data.folder`), for the tasks that read files.
     """
@@ -33,12 +34,14 @@ class Setting:
     size: tuple[int, int] = (320, 480)
     dtype: str = "float32"
     num_classes: int = 21
+    upsampling: str = "learned"
     device: str = "cpu"
     data: str = ""
 
     def build(self) -> Segmenter:
         """The library's model, with drawn values."""
-        return build_model(self.model, "fcn32s", self.num_classes, dtype=self.dtype, rngs=nnx.Rngs(0))
+        options = {"upsampling": self.upsampling}
+        return build_model(self.model, "fcn32s", self.num_classes, head_options=options, dtype=self.dtype, rngs=nnx.Rngs(0))
 
     def images(self) -> np.ndarray:
         """u8[N,H,W,3], drawn."""
@@ -52,6 +55,6 @@ class Setting:
     def labels(self) -> np.ndarray:
         """u8[N,H,W], drawn in blocks, a tenth of them void."""
         rng = np.random.default_rng(1)
-        blocks = rng.integers(0, self.num_classes, (self.batch, self.size[0] // 16, self.size[1] // 16), np.uint8)
+        blocks = rng.integers(0, min(self.num_classes, 255), (self.batch, self.size[0] // 16, self.size[1] // 16), np.uint8)
         blocks[rng.random(blocks.shape) < 0.1] = 255
         return blocks.repeat(16, 1).repeat(16, 2)

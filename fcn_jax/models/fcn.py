@@ -23,25 +23,27 @@ class FCN32sOptions:
     """Options of `fcn32s`.
 
     Attributes:
-        upsampling: "learned", as in the chapter; or "fixed": bilinear for good and without bias, as in the paper.
+        upsampling: "learned", as in the chapter: a kernel for each pair of classes, whose number grows with their square; "depthwise":
+            learned too, but each class is upsampled by itself, which is what hundreds of classes can afford; or "fixed": bilinear for good
+            and without bias, as in the paper.
     """
 
-    upsampling: Literal["learned", "fixed"] = "learned"
+    upsampling: Literal["learned", "depthwise", "fixed"] = "learned"
 
 
 class FCN32s(nnx.Module):
-    """A 1x1 convolution to the classes, and a dense transposed convolution from the deepest feature to the image's size.
+    """A 1x1 convolution to the classes, and a transposed convolution from the deepest feature to the image's size.
 
     For a feature of stride s the transposed convolution has kernel 2s, stride s and padding s/2, so that a feature of h rows becomes
     s h rows; it starts as bilinear interpolation.
 
     Attributes:
         final_conv: 1x1, C -> K, with bias.
-        transpose_conv: 2s x 2s, K -> K, with bias if it is learned.
+        transpose_conv: 2s x 2s, K -> K, dense or class by class, with bias if it is learned.
     """
 
     def __init__(
-        self, feature: FeatureSpec, num_classes: int, learned: bool, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs
+        self, feature: FeatureSpec, num_classes: int, upsampling: str, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs
     ) -> None:
         """Draw the parameters, as the chapter does: PyTorch's default for the 1x1, bilinear for the transposed convolution."""
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
@@ -53,8 +55,9 @@ class FCN32s(nnx.Module):
             2 * feature.stride,
             stride=feature.stride,
             padding=feature.stride // 2,
-            use_bias=learned,
-            trainable=learned,
+            groups=num_classes if upsampling == "depthwise" else 1,
+            use_bias=upsampling != "fixed",
+            trainable=upsampling != "fixed",
             **types,
         )
 
@@ -80,7 +83,7 @@ def _build(
     param_dtype: Any = jnp.float32,
     rngs: nnx.Rngs,
 ) -> FCN32s:
-    return FCN32s(features[-1], num_classes, options.upsampling == "learned", dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+    return FCN32s(features[-1], num_classes, options.upsampling, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
 
 def _tables(options: FCN32sOptions) -> dict[str, Table]:
@@ -94,11 +97,17 @@ def _torch_reference(options: FCN32sOptions, features: Sequence[FeatureSpec], nu
 
     import torch
 
-    feature, learned = features[-1], options.upsampling == "learned"
+    feature, learned = features[-1], options.upsampling != "fixed"
     layers: OrderedDict[str, torch.nn.Module] = OrderedDict(
         final_conv=torch.nn.Conv2d(feature.channels, num_classes, 1),
         transpose_conv=torch.nn.ConvTranspose2d(
-            num_classes, num_classes, 2 * feature.stride, stride=feature.stride, padding=feature.stride // 2, bias=learned
+            num_classes,
+            num_classes,
+            2 * feature.stride,
+            stride=feature.stride,
+            padding=feature.stride // 2,
+            groups=num_classes if options.upsampling == "depthwise" else 1,
+            bias=learned,
         ),
     )
     layers["transpose_conv"].requires_grad_(learned)

@@ -5,7 +5,7 @@ from fcn_jax.nn.bias import add_bias
 from fcn_jax.nn.conv import Conv, conv
 from fcn_jax.nn.conv_transpose import ConvTranspose, conv_transpose
 from fcn_jax.nn.frozen import Frozen
-from fcn_jax.nn.initializers import Initializer, bilinear, kaiming_normal_fan_out, normal, torch_default
+from fcn_jax.nn.initializers import Initializer, bilinear, bilinear_depthwise, kaiming_normal_fan_out, normal, torch_default
 from fcn_jax.nn.pooling import global_average_pool, max_pool
 from fcn_jax.nn.resize import resize_bilinear
 
@@ -19,6 +19,7 @@ __all__ = [
     "batch_norm_inference",
     "batch_norm_train",
     "bilinear",
+    "bilinear_depthwise",
     "conv",
     "conv_transpose",
     "global_average_pool",

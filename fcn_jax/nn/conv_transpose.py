@@ -13,7 +13,7 @@ from jax import lax
 from fcn_jax.nn import valid
 from fcn_jax.nn.bias import add_bias
 from fcn_jax.nn.frozen import Frozen
-from fcn_jax.nn.initializers import Initializer, bilinear, torch_default
+from fcn_jax.nn.initializers import Initializer, bilinear, bilinear_depthwise, torch_default
 
 
 def conv_transpose(
@@ -124,15 +124,19 @@ class ConvTranspose(nnx.Module):
         padding: int = 0,
         groups: int = 1,
         use_bias: bool = True,
-        kernel_init: Initializer = bilinear,
+        kernel_init: Initializer | None = None,
         trainable: bool = True,
         dtype: Any = jnp.float32,
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
-        """Draw the parameters: the kernel by `kernel_init`, the bias from PyTorch's default. If not `trainable`, the kernel is fixed."""
+        """Draw the parameters: the kernel by `kernel_init`, bilinear if not given; the bias from PyTorch's default.
+
+        If not `trainable`, the kernel is fixed.
+        """
         shape = (kernel_size, kernel_size, channels_in, channels_out // groups)
-        kernel = kernel_init(rngs.params(), shape, param_dtype)
+        default = bilinear if groups == 1 else bilinear_depthwise
+        kernel = (kernel_init or default)(rngs.params(), shape, param_dtype)
         self.kernel = nnx.Param(kernel) if trainable else Frozen(kernel)
         # PyTorch counts the fan-in of a transposed kernel (I, O, H, W) over its second axis.
         bias_init = torch_default(kernel_size * kernel_size * channels_out // groups)

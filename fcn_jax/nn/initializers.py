@@ -90,13 +90,21 @@ def bilinear(key: jax.Array | None, shape: Sequence[int], dtype: Any = jnp.float
     Long et al. 2015, arXiv:1411.4038; `bilinear_kernel` of the book chapter. The key is not used.
     """
     height, width, channels_in, channels_out = shape
+    diagonal = np.eye(channels_in, channels_out, dtype=np.float32)
+    return on_device(_bilinear_filter(height, width)[:, :, None, None] * diagonal, dtype)
 
+
+def bilinear_depthwise(key: jax.Array | None, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+    """`bilinear` where each channel has a kernel of its own, (H, W, C, 1)."""
+    height, width, *channels = shape
+    return on_device(_bilinear_filter(height, width)[:, :, None, None] * np.ones(channels, np.float32), dtype)
+
+
+def _bilinear_filter(height: int, width: int) -> np.ndarray:
     def ramp(size: int) -> np.ndarray:
         factor = (size + 1) // 2
         center = factor - 1 if size % 2 else factor - 0.5
-        # In float32 as there, so that no bit differs.
+        # In float32 as in the chapter, so that no bit differs.
         return 1 - np.abs(np.arange(size, dtype=np.float32) - center) / factor
 
-    spatial = ramp(height)[:, None] * ramp(width)[None, :]
-    diagonal = np.eye(channels_in, channels_out, dtype=np.float32)
-    return on_device(spatial[:, :, None, None] * diagonal, dtype)
+    return ramp(height)[:, None] * ramp(width)[None, :]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -72,7 +71,49 @@ def _pool(x: jax.Array, kernel_size: int, stride: int, borders: _Borders) -> jax
     return _reduce_window(x, kernel_size, stride, borders)
 
 
-def _pool_fwd(x: jax.Array, kernel_size: int, stride: int, borders: _Borders) -> tuple[jax.Array, tuple[jax.Array, _Shape]]:
+def _pool_fwd(x: jax.Array, kernel_size: int, stride: int, borders: _Borders) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """The result, and what each form of the gradient wants: the winners, and the input. The compiler drops the other one."""
+    y, winner = lax.platform_dependent(
+        x,
+        tpu=lambda x: _without_winners(x, kernel_size, stride, borders),
+        default=lambda x: _with_winners(x, kernel_size, stride, borders),
+    )
+    return y, (winner, x)
+
+
+def _pool_bwd(
+    kernel_size: int, stride: int, borders: _Borders, residuals: tuple[jax.Array, jax.Array], grad: jax.Array
+) -> tuple[jax.Array]:
+    """Gradient without XLA's select-and-scatter, which runs one element at a time on CPUs; TPUs have it in hardware's reach.
+
+    On a TPU the other form moves five times as many bytes (`python -m benchmarks.tpu_aot`). Both give the gradient to the first of equal
+    pixels.
+    """
+    winner, x = residuals
+    return (
+        lax.platform_dependent(
+            winner,
+            x,
+            grad,
+            tpu=lambda winner, x, grad: jax.vjp(lambda x: _reduce_window(x, kernel_size, stride, borders), x)[1](grad)[0],
+            default=lambda winner, x, grad: _interleaved_grad(winner, grad, x.shape, kernel_size, stride, borders),
+        ),
+    )
+
+
+_pool.defvjp(_pool_fwd, _pool_bwd)
+
+
+def _winner_dtype(kernel_size: int) -> Any:
+    return jnp.uint8 if kernel_size <= 16 else jnp.int32
+
+
+def _without_winners(x: jax.Array, kernel_size: int, stride: int, borders: _Borders) -> tuple[jax.Array, jax.Array]:
+    y = _reduce_window(x, kernel_size, stride, borders)
+    return y, jnp.zeros(y.shape, _winner_dtype(kernel_size))
+
+
+def _with_winners(x: jax.Array, kernel_size: int, stride: int, borders: _Borders) -> tuple[jax.Array, jax.Array]:
     """The result, and which of its window's pixels each maximum is: the first in reading order, as in PyTorch.
 
     The pixel is found by comparing the window's pixels with each other. To look for the one that equals the maximum would not do:
@@ -91,15 +132,7 @@ def _pool_fwd(x: jax.Array, kernel_size: int, stride: int, borders: _Borders) ->
         tap = padded[:, i : i + stride * (rows - 1) + 1 : stride, j : j + stride * (cols - 1) + 1 : stride]
         winner = jnp.where(tap > largest, number, winner)
         largest = jnp.maximum(tap, largest)
-    return y, (winner.astype(jnp.uint8 if kernel_size <= 16 else jnp.int32), _Shape(x.shape))
-
-
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
-class _Shape:
-    """A shape, as a residual that is no array."""
-
-    sizes: tuple[int, ...]
+    return y, winner.astype(_winner_dtype(kernel_size))
 
 
 def _covered(shape: tuple[int, ...], kernel_size: int, stride: int) -> tuple[int, int]:
@@ -108,15 +141,14 @@ def _covered(shape: tuple[int, ...], kernel_size: int, stride: int) -> tuple[int
     return stride * (shape[1] + reach - 1), stride * (shape[2] + reach - 1)
 
 
-def _pool_bwd(
-    kernel_size: int, stride: int, borders: _Borders, residuals: tuple[jax.Array, _Shape], grad: jax.Array
-) -> tuple[jax.Array]:
-    """Gradient without XLA's select-and-scatter, which runs one element at a time on CPUs.
+def _interleaved_grad(
+    winner: jax.Array, grad: jax.Array, shape: tuple[int, ...], kernel_size: int, stride: int, borders: _Borders
+) -> jax.Array:
+    """Gradient from the winners.
 
     Pixels whose coordinates leave the same remainders by the stride make up a phase; in each phase the windows' contributions only
     have to be shifted by whole windows and added, and the phases interleave to the whole.
     """
-    winner, shape = residuals
     reach = -(-kernel_size // stride)
     phases: list[list[jax.Array | None]] = [[None] * stride for _ in range(stride)]
     for number, (i, j) in enumerate(np.ndindex(kernel_size, kernel_size)):
@@ -125,12 +157,12 @@ def _pool_bwd(
         share = jnp.pad(jnp.where(winner == number, grad, 0), margins)
         so_far = phases[i % stride][j % stride]
         phases[i % stride][j % stride] = share if so_far is None else so_far + share
-    batch, rows, cols, channels = shape.sizes
+    batch, rows, cols, channels = shape
     size = _covered(winner.shape, kernel_size, stride)
     whole = _interleave(phases, (batch, *size, channels), grad.dtype)
     (top, _), (left, _) = borders
     edges = ((0, 0, 0), (-top, top + rows - size[0], 0), (-left, left + cols - size[1], 0), (0, 0, 0))
-    return (lax.pad(whole, np.zeros((), grad.dtype), edges),)
+    return lax.pad(whole, np.zeros((), grad.dtype), edges)
 
 
 def _interleave(phases: Sequence[Sequence[jax.Array | None]], shape: tuple[int, ...], dtype: np.dtype) -> jax.Array:
@@ -139,6 +171,3 @@ def _interleave(phases: Sequence[Sequence[jax.Array | None]], shape: tuple[int, 
     zeros = jnp.zeros((shape[0], shape[1] // stride, shape[2] // stride, shape[3]), dtype)
     lines = [jnp.stack([zeros if phase is None else phase for phase in line], axis=3) for line in phases]
     return jnp.stack(lines, axis=2).reshape(shape)
-
-
-_pool.defvjp(_pool_fwd, _pool_bwd)

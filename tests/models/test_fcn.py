@@ -90,9 +90,22 @@ def test_fixed_upsampling_is_bilinear_and_has_no_bias():
     assert list(leaves(head)) == ["final_conv.bias", "final_conv.kernel", "transpose_conv.kernel"]
 
 
+def test_depthwise_upsampling_starts_as_the_dense_one_with_a_kernel_for_each_class():
+    (feature,) = specs()[1:]
+    dense, depthwise = (
+        FCN32S.build(FCN32S.options(upsampling=kind), [feature], num_classes=3, rngs=nnx.Rngs(0))
+        for kind in ("learned", "depthwise")
+    )
+    assert depthwise.transpose_conv.kernel[...].shape == (16, 16, 3, 1)
+    depthwise.transpose_conv.bias[...] = dense.transpose_conv.bias[...]
+    x = {"deep": jnp.asarray(rng_like((1, 3, 2, 6)))}
+    np.testing.assert_allclose(depthwise(x, out_hw=(24, 16)), dense(x, out_hw=(24, 16)), atol=1e-5)
+
+
 @pytest.mark.slow
-def test_the_head_keeps_the_contract_with_fixed_upsampling():
-    check_head("fcn32s", {"upsampling": "fixed"})
+@pytest.mark.parametrize("upsampling", ["depthwise", "fixed"])
+def test_the_head_keeps_the_contract_with_other_upsampling(upsampling):
+    check_head("fcn32s", {"upsampling": upsampling})
 
 
 def test_the_torch_reference_of_a_backbone_that_pads_begins_at_the_image():
