@@ -5,15 +5,19 @@ BIN = $(VENV)/bin
 NEWEST_PYTHON ?= python3.12
 NEWEST_VENV ?= .venv-newest
 RUN ?= runs/shapes
+# Every distribution under plugins/ is installed beside the package.
+PLUGINS = $(sort $(wildcard plugins/*/pyproject.toml))
+EDITABLE_PLUGINS = $(patsubst %/pyproject.toml,-e %,$(PLUGINS))
 PYTEST = $(BIN)/python -m pytest -q -rs -n 2 --dist loadfile
 
-.PHONY: help install dev train test test-all test-newest bench lint types clean
+.PHONY: help install dev train test test-all test-newest bench bench-curves bench-gpu lint types clean
 
 help:
 	@echo "make train      train on the embedded shapes, evaluate, write pictures (a few minutes on 2 cores)"
 	@echo "make test       the tests (under 10 minutes on 2 cores); make test-all adds the slow ones"
 	@echo "make test-newest  those that need no torch, with NEWEST_PYTHON and the newest releases"
-	@echo "make bench      speed beside PyTorch and plain Flax (some minutes)"
+	@echo "make bench      speed beside PyTorch and plain Flax (some minutes); make bench-curves: how cost grows with the work;"
+	@echo "                make bench-gpu: on an NVIDIA GPU, bfloat16"
 	@echo "make lint       ruff; make types: mypy"
 	@echo "make clean      remove the virtual environment"
 
@@ -23,13 +27,11 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation -e .
 	touch $@
 
-$(VENV)/installed-dev: $(VENV)/installed plugins/fcn-jax-deeplab/pyproject.toml plugins/fcn-jax-mobilenet/pyproject.toml plugins/fcn-jax-vgg/pyproject.toml
+$(VENV)/installed-dev: $(VENV)/installed $(PLUGINS)
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt --no-deps torchvision timm
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev]'
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation --no-deps -e plugins/fcn-jax-deeplab
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation --no-deps -e plugins/fcn-jax-mobilenet
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation --no-deps -e plugins/fcn-jax-vgg
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation --no-deps $(EDITABLE_PLUGINS)
 	touch $@
 
 install: $(VENV)/installed
@@ -49,10 +51,10 @@ test-all: dev
 
 # The newest releases, in an environment of their own and without torch: what compares with it is skipped, except against arrays that
 # it wrote (FCN_JAX_REFERENCE).
-$(NEWEST_VENV)/installed: pyproject.toml plugins/fcn-jax-deeplab/pyproject.toml plugins/fcn-jax-mobilenet/pyproject.toml plugins/fcn-jax-vgg/pyproject.toml
+$(NEWEST_VENV)/installed: pyproject.toml $(PLUGINS)
 	$(NEWEST_PYTHON) -m venv $(NEWEST_VENV)
 	$(NEWEST_VENV)/bin/pip install -q --disable-pip-version-check setuptools
-	$(NEWEST_VENV)/bin/pip install -q --disable-pip-version-check --no-build-isolation -e '.[test]' -e plugins/fcn-jax-deeplab -e plugins/fcn-jax-mobilenet -e plugins/fcn-jax-vgg
+	$(NEWEST_VENV)/bin/pip install -q --disable-pip-version-check --no-build-isolation -e '.[test]' $(EDITABLE_PLUGINS)
 	touch $@
 
 test-newest: $(NEWEST_VENV)/installed
@@ -61,6 +63,15 @@ test-newest: $(NEWEST_VENV)/installed
 
 bench: dev
 	$(BIN)/python -m benchmarks
+
+bench-curves: dev
+	$(BIN)/python -m benchmarks.curves
+
+# In the environment at hand, whose torch and jax know the GPU: GPU_PYTHON picks it.
+GPU_PYTHON ?= python3
+bench-gpu:
+	$(GPU_PYTHON) -m benchmarks --device cuda --dtype bfloat16 --batch 32 --out benchmarks/results/speed_cuda_32x320x480.json
+	$(GPU_PYTHON) -m benchmarks --device cuda --dtype bfloat16 --batch 8 --size 512 1024 --out benchmarks/results/speed_cuda_8x512x1024.json
 
 lint: dev
 	$(BIN)/ruff check .
