@@ -96,7 +96,9 @@ def _parser() -> argparse.ArgumentParser:
         "--reinit", metavar="GLOB", action="append", default=[], help="names that keep their random initial values"
     )
     convert.add_argument("--to-torch", action="store_true", help="write a state dict for load_state_dict(strict=True)")
-    convert.add_argument("--names", metavar="SCHEME", help="with --to-torch: torchvision (default) or d2l, the book chapter's")
+    convert.add_argument(
+        "--names", metavar="SCHEME", help="with --to-torch: torchvision (default), d2l, the book chapter's, or a plugin's"
+    )
     convert.add_argument(
         "-o",
         "--output",
