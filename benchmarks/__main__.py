@@ -24,7 +24,7 @@ from typing import Any
 import jax
 import torch
 
-from benchmarks import plot, scenes, tasks, timing
+from benchmarks import plot, tasks, timing
 from benchmarks.setting import Setting
 from benchmarks.worker import Worker
 from fcn_jax.atomic import write_json
@@ -134,6 +134,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for task in args.task or tasks.MAIN:
             if task in tasks.READ_FILES and not setting.data:
+                from benchmarks import scenes  # only here is OpenCV needed
+
                 setting = dataclasses.replace(setting, data=str(args.data or scenes.write(Path(folder), FILES)))
             results.append(measure(task, setting, args.rounds, peak))
     out = args.out or RESULTS / f"speed_{args.device}.json"

@@ -16,8 +16,6 @@ from benchmarks.networks import PlainFlax
 from benchmarks.setting import RECIPE, Setting
 from fcn_jax import compiler_options, registry
 from fcn_jax.api import Preprocess
-from fcn_jax.data.pipeline import train_batches
-from fcn_jax.data.transforms import Augment
 from fcn_jax.infer.predictor import Predictor
 from fcn_jax.models.preprocess import normalize
 from fcn_jax.models.segmenter import describe
@@ -117,6 +115,10 @@ def _training(setting: Setting, model: nnx.Module, options: Mapping[str, str]) -
 
 
 def _batches(setting: Setting) -> tuple[Any, int]:
+    # Machines with a GPU may lack what only reading files needs.
+    from fcn_jax.data.pipeline import train_batches
+    from fcn_jax.data.transforms import Augment
+
     source = registry.default().dataset("folder").open(Path(setting.data), "train")
     batches = train_batches(source, augment=Augment(setting.size, SCALE), batch_size=setting.batch, seed=0)
     return batches, len(source) // setting.batch

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks import scenes
 from benchmarks.jax_tasks import SCALE, Call
 from benchmarks.networks import in_torch
 from benchmarks.setting import RECIPE, Setting
@@ -174,6 +173,8 @@ class _Folder(torch.utils.data.Dataset):
         import_torchvision()
         from torchvision import tv_tensors
         from torchvision.transforms import v2
+
+        from benchmarks import scenes
 
         return v2.Compose(
             [
