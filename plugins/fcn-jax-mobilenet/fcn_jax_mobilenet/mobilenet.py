@@ -23,9 +23,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fcn_jax.api import Backbone, FeatureSpec, TorchBridge, Weights
-from fcn_jax.convert.rules import Rule, Table, batch_norm, conv, drop
 from fcn_jax_mobilenet.activations import hard_swish, relu6
 from fcn_jax_mobilenet.blocks import Activation, Block, ConvNormActivation, InvertedResidual, Norm
+from fcn_jax_mobilenet.bridge import bridge, v2_features, v2_rules, v3_features, v3_rules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,109 +229,6 @@ def _features(architecture: Architecture, output_stride: int) -> tuple[FeatureSp
     )
 
 
-# -------------------------------------------------------------------------------------------------------------------------- PyTorch
-
-_CLASSIFIER = drop("classifier.*", "the classifier of ImageNet's classes, which a segmentation network does not have")
-
-
-def _ends() -> list[Rule]:
-    return [*conv("{i}.0", "features.{i}.conv"), *batch_norm("{i}.1", "features.{i}.bn")]
-
-
-def _v2_rules() -> list[Rule]:
-    # torchvision's blocks are Sequentials whose last convolution and normalisation stand by themselves, one place earlier in the first
-    # block, which does not expand.
-    rules = _ends()
-    for block, last in (("1", 1), ("{i}", 2)):
-        rules += conv(f"{block}.conv.{last}", f"features.{block}.block.{last}.conv")
-        rules += batch_norm(f"{block}.conv.{last + 1}", f"features.{block}.block.{last}.bn")
-    rules += conv("{i}.conv.{k}.0", "features.{i}.block.{k}.conv")
-    rules += batch_norm("{i}.conv.{k}.1", "features.{i}.block.{k}.bn")
-    return rules
-
-
-def _v3_rules() -> list[Rule]:
-    rules = _ends()
-    rules += conv("{i}.block.{k}.0", "features.{i}.block.{k}.conv")
-    rules += batch_norm("{i}.block.{k}.1", "features.{i}.block.{k}.bn")
-    rules += conv("{i}.block.{k}.fc{n}", "features.{i}.block.{k}.fc{n}", bias=True)
-    return rules
-
-
-def _bridge(rules: list[Rule], make_features: Callable[[Any, int], Any], weights: Mapping[str, Weights]) -> TorchBridge:
-    """What ties a MobileNet to torchvision's.
-
-    Its segmentation models take the network's `features` alone, in an `IntermediateLayerGetter`: `backbone.0.0.weight` there is
-    `features.0.0.weight` in ImageNet's files.
-
-    Args:
-        rules: of the names in `features`.
-        make_features: options, output stride -> torchvision's `features`, and the positions of the layers that are features here.
-        weights: published files.
-    """
-
-    def reference(options: Any, output_stride: int) -> Any:
-        from fcn_jax.convert.torch_reference import import_torchvision
-
-        features, stages = make_features(options, output_stride)
-        getter = import_torchvision().models._utils.IntermediateLayerGetter
-        return getter(features, {str(position): f"c{number}" for number, position in enumerate(stages)})
-
-    table = Table(rules)
-    return TorchBridge(
-        tables=lambda options: {"torchvision": table},
-        alone=lambda options: {"torchvision": table.under("features.", "") + Table(_CLASSIFIER), "segmentation": table},
-        reference=reference,
-        weights=weights,
-    )
-
-
-def _stages(features: Any) -> list[int]:
-    """What torchvision calls `stage_indices`, as `models/segmentation/lraspp.py` finds them."""
-    return [0, *(i for i, layer in enumerate(features) if getattr(layer, "_is_cn", False)), len(features) - 1]
-
-
-def _torch_v2(options: MobileNetV2Options, output_stride: int) -> tuple[Any, list[int]]:
-    """MobileNetV2 of torchvision with random weights, dilated after it is built."""
-    from fcn_jax.convert.torch_reference import import_torchvision
-
-    features = import_torchvision().models.MobileNetV2(width_mult=options.width_mult).features
-    reached, dilation = 2, 1
-    for block in features[1:-1]:
-        depthwise = block.conv[-3][0]
-        own = dilation
-        if reached * block.stride > output_stride:
-            dilation *= block.stride
-            depthwise.stride = (1, 1)
-        else:
-            reached *= block.stride
-        if block.stride == 1:
-            own = dilation
-        depthwise.dilation = depthwise.padding = (own, own)
-    return features, _stages(features)
-
-
-def _torch_v3(name: str, options: MobileNetV3Options, output_stride: int) -> tuple[Any, list[int]]:
-    """MobileNetV3 of torchvision with random weights; its own settings of a block say how it is dilated."""
-    from fcn_jax.convert.torch_reference import import_torchvision
-
-    source = import_torchvision().models.mobilenetv3
-    settings, last_channel = source._mobilenet_v3_conf(
-        name, width_mult=options.width_mult, reduced_tail=options.reduced_tail, dilated=output_stride == 16
-    )
-    if output_stride == 8:
-        # torchvision offers no such network, but its blocks do.
-        reached, dilation = 2, 1
-        for setting in settings:
-            if reached * setting.stride > output_stride:
-                dilation *= setting.stride
-            else:
-                reached *= setting.stride
-            setting.dilation = dilation
-    features = source.MobileNetV3(settings, last_channel).features
-    return features, _stages(features)
-
-
 # ---------------------------------------------------------------------------------------------------------------------- descriptors
 
 
@@ -339,7 +236,7 @@ def _backbone(
     name: str,
     title: str,
     architecture: Callable[[Any], Architecture],
-    bridge: TorchBridge,
+    torch: TorchBridge,
     *,
     options: type,
     paper: str,
@@ -351,7 +248,7 @@ def _backbone(
         name: of the function in `torchvision.models`.
         title: as people write it.
         architecture: options -> its dimensions.
-        bridge: to torchvision's.
+        torch: bridge to torchvision's.
         options: type of its options.
         paper: that it comes from.
         millions: of parameters, the classifier's left out.
@@ -373,7 +270,7 @@ def _backbone(
         features=lambda options, output_stride: _features(architecture(options), output_stride),
         build=build,
         maskable=True,
-        torch=bridge,
+        torch=torch,
     )
 
 
@@ -395,7 +292,7 @@ def _v3_backbone(
         name,
         f"MobileNetV3-{size.capitalize()}",
         functools.partial(mobilenet_v3, table),
-        _bridge(_v3_rules(), functools.partial(_torch_v3, name), _weights(name, published)),
+        bridge(v3_rules(), functools.partial(v3_features, name), _weights(name, published)),
         options=MobileNetV3Options,
         paper="Howard et al. 2019, arXiv:1905.02244",
         millions=millions,
@@ -406,9 +303,9 @@ MOBILENET_V2 = _backbone(
     "mobilenet_v2",
     "MobileNetV2",
     mobilenet_v2,
-    _bridge(
-        _v2_rules(),
-        _torch_v2,
+    bridge(
+        v2_rules(),
+        v2_features,
         _weights("mobilenet_v2", {"IMAGENET1K_V1": ("b0353104", 71.878), "IMAGENET1K_V2": ("7ebf99e0", 72.154)}),
     ),
     options=MobileNetV2Options,
