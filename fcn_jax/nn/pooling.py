@@ -84,10 +84,10 @@ def _pool_fwd(x: jax.Array, kernel_size: int, stride: int, borders: _Borders) ->
 def _pool_bwd(
     kernel_size: int, stride: int, borders: _Borders, residuals: tuple[jax.Array, jax.Array], grad: jax.Array
 ) -> tuple[jax.Array]:
-    """Gradient without XLA's select-and-scatter, which runs one element at a time on CPUs; TPUs have it in hardware's reach.
+    """Gradient without XLA's select-and-scatter, which runs one element at a time on CPUs; but by it on TPUs.
 
-    On a TPU the other form moves five times as many bytes (`python -m benchmarks.tpu_aot`). Both give the gradient to the first of equal
-    pixels.
+    There the form without it would move five times as many bytes (`python -m benchmarks.tpu_aot`). Both give the gradient to the first
+    of equal pixels.
     """
     winner, x = residuals
     return (

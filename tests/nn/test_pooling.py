@@ -75,3 +75,26 @@ def test_global_average_pool_sums_bfloat16_in_float32():
     y = nn.global_average_pool(x)
     assert y.dtype == jnp.bfloat16
     assert y.item() == 1.0078125
+
+
+@pytest.mark.parametrize(("kernel_size", "stride", "padding"), [(3, 2, 1), (2, 2, 0), (3, 1, 1)])
+def test_the_form_for_tpus_gives_the_same_gradient_with_ties(monkeypatch, kernel_size, stride, padding):
+    x = jnp.asarray(np.random.default_rng(0).integers(-1, 2, (2, 9, 8, 3)), jnp.float32)
+
+    def gradient():
+        y, vjp = jax.vjp(lambda x: nn.max_pool(x, kernel_size, stride, padding), x)
+        return vjp(jnp.arange(y.size, dtype=jnp.float32).reshape(y.shape) % 50 + 1)[0]
+
+    ours = gradient()
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, tpu, default: tpu(*args))
+    np.testing.assert_array_equal(gradient(), ours)
+
+
+def test_the_gradient_scatters_on_tpus_alone():
+    x = jax.ShapeDtypeStruct((1, 8, 8, 2), jnp.bfloat16)
+    traced = jax.jit(jax.grad(lambda x: nn.max_pool(x, 3, 2, 1).astype(jnp.float32).sum())).trace(x)
+    found = {
+        platform: "select_and_scatter" in traced.lower(lowering_platforms=(platform,)).as_text()
+        for platform in ("cpu", "cuda", "tpu")
+    }
+    assert found == {"cpu": False, "cuda": False, "tpu": True}
