@@ -14,6 +14,7 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import re
@@ -21,7 +22,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
@@ -278,14 +279,17 @@ _CHECK = """
 import json, sys
 from fcn_jax.errors import PluginError
 from fcn_jax.registry import Entry, load
-answer, *fields = sys.argv[1:]
-try:
-    load(Entry(*fields))
-    reason = None
-except PluginError as error:
-    reason = str(error)
+
+def fault(fields):
+    try:
+        load(Entry(*fields))
+    except PluginError as error:
+        return str(error)
+
+answer, entries = sys.argv[1:]
+reasons = [fault(fields) for fields in json.loads(entries)]
 with open(answer, "w", encoding="utf-8") as file:
-    json.dump({"reason": reason}, file)
+    json.dump({"reasons": reasons}, file)
 """
 
 
@@ -299,8 +303,30 @@ def check(entry: Entry, timeout: float = 60.0) -> str | None:
     Returns:
         None if the plugin loads, otherwise the reason why it does not.
     """
-    answer, fault = ask_child(_CHECK, dataclasses.astuple(entry), timeout)
-    return cast("str | None", answer["reason"]) if answer else fault
+    return _check_together([entry], timeout)[0]
+
+
+def check_all(entries: Iterable[Entry], timeout: float = 60.0) -> dict[Entry, str | None]:
+    """`check` for each entry, in the order given.
+
+    What one distribution registers from one module shares a process, and has one of its own each where that process comes to nothing.
+    As many run at once as there are processors.
+    """
+    entries = list(entries)
+    modules: dict[tuple[str, str, str], list[Entry]] = {}
+    for entry in entries:
+        modules.setdefault((entry.distribution, entry.version, entry.value.partition(":")[0]), []).append(entry)
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        faults = pool.map(lambda together: _check_together(together, timeout), modules.values())
+        found = dict(zip(itertools.chain(*modules.values()), itertools.chain(*faults), strict=True))
+    return {entry: found[entry] for entry in entries}
+
+
+def _check_together(entries: Sequence[Entry], timeout: float) -> list[str | None]:
+    answer, fault = ask_child(_CHECK, [json.dumps([dataclasses.astuple(entry) for entry in entries])], timeout)
+    if answer is not None:
+        return cast("list[str | None]", answer["reasons"])
+    return [fault] if len(entries) == 1 else [check(entry, timeout) for entry in entries]
 
 
 def ask_child(code: str, arguments: Iterable[str], timeout: float) -> tuple[dict[str, Any] | None, str]:
@@ -349,13 +375,6 @@ def _kill(child: subprocess.Popen[bytes]) -> None:
             return
     else:
         child.kill()
-
-
-def check_all(entries: Iterable[Entry], timeout: float = 60.0) -> dict[Entry, str | None]:
-    """`check` for each entry, as many at once as there are processors; in the order given."""
-    entries = list(entries)
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        return dict(zip(entries, pool.map(lambda entry: check(entry, timeout), entries), strict=True))
 
 
 def _entries(entry_points: Iterable[metadata.EntryPoint]) -> list[Entry]:

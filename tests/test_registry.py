@@ -309,6 +309,28 @@ def test_check_runs_each_plugin_in_a_process_of_its_own(site):
     assert "good_net" not in sys.modules
 
 
+def test_what_shares_a_module_shares_its_import_but_not_anothers_end(site, tmp_path):
+    site.module("counted_net", f"open({str(tmp_path / 'count')!r}, 'a').write('x')\n" + textwrap.dedent(GOOD) + "\nOTHER = 3")
+    site.module(
+        "deadly_net",
+        textwrap.dedent(GOOD)
+        + textwrap.dedent("""
+            def __getattr__(name):
+                import os
+
+                os._exit(5)
+        """),
+    )
+    site.distribution("nets", "1", backbones={"net": "counted_net:NET", "other": "counted_net:OTHER"})
+    site.distribution("others", "1", backbones={"net": "deadly_net:NET", "deadly": "deadly_net:ABSENT"})
+    reasons = {entry.full_name: reason for entry, reason in registry.check_all(site.registry().entries()).items()}
+    assert reasons["nets:net"] is None
+    assert "is a int" in reasons["nets:other"]
+    assert (tmp_path / "count").read_text() == "x"
+    assert reasons["others:net"] is None
+    assert reasons["others:deadly"] == "the import ended the process with status 5"
+
+
 def test_check_gives_up_on_a_plugin_that_hangs(site):
     site.module("slow_net", "import time; time.sleep(600)")
     site.distribution("nets", "1", backbones={"net": "slow_net:NET"})

@@ -1,0 +1,249 @@
+"""Every registered backbone with every registered head whose needs it meets.
+
+Generated from the registry: a plugin that is installed is covered without a test of its own. Compiling each pair would take an hour, so
+each backbone is compiled once, and each head once for all backbones that feed it features of the same channels and sizes. A pair's
+gradient is the chain rule: what the head's gradient by the features is, the backbone's own pass carries on to its parameters.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import gc
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from fcn_jax import registry
+from fcn_jax.api import FeatureSpec
+from fcn_jax.errors import ConfigError
+from fcn_jax.models.names import leaves
+from fcn_jax.models.segmenter import HeadPlan, ModelSpec, build, enough, plan_heads
+from fcn_jax.testing.subject import COMPILER_OPTIONS, normal
+from fcn_jax.verify.jax_side import blank
+
+PLUGINS = registry.default()
+BACKBONES = [entry.full_name for entry in PLUGINS.entries("backbones")]
+HEADS = [entry.full_name for entry in PLUGINS.entries("heads")]
+
+SIZE = (33, 47)
+CLASSES = 3
+BATCH = 2  # one image would leave a global average pool one value per channel, which batch normalisation refuses in training
+
+TYPES: dict[str, Any] = {"dtype": jnp.float32, "param_dtype": jnp.float32}
+
+
+def pairs(backbone: str, output_stride: int) -> Iterator[tuple[str, HeadPlan | ConfigError]]:
+    """Each head, and how it goes on a backbone or what it says."""
+    for head in HEADS:
+        try:
+            yield head, plan_heads(ModelSpec(backbone, head, CLASSES, output_stride=output_stride))["out"]
+        except ConfigError as error:
+            yield head, error
+
+
+def features_of(backbone: str, output_stride: int) -> tuple[FeatureSpec, ...]:
+    descriptor = PLUGINS.backbone(backbone)
+    return descriptor.features(descriptor.options(), output_stride)
+
+
+def padded(size: tuple[int, int], deepest: FeatureSpec) -> tuple[int, int]:
+    """What the segmenter makes of an image's size where the backbone rounds down."""
+    return enough(size[0], deepest), enough(size[1], deepest)
+
+
+@functools.cache
+def abstract(backbone: str, output_stride: int) -> Any:
+    """The backbone with shapes in place of arrays."""
+    descriptor = PLUGINS.backbone(backbone)
+    return nnx.eval_shape(lambda: descriptor.build(descriptor.options(), output_stride=output_stride, rngs=nnx.Rngs(0), **TYPES))
+
+
+class Placed(NamedTuple):
+    """A head on features of known shapes.
+
+    The features are renamed: a head sees what they are, never what the backbone calls them. So two backbones are one to a head where
+    their features have the same channels, strides, offsets and sizes.
+    """
+
+    plan: HeadPlan
+    specs: tuple[FeatureSpec, ...]
+    shapes: dict[str, tuple[int, ...]]
+    out_hw: tuple[int, int]
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        specs = tuple((spec.channels, spec.stride, spec.offset) for spec in self.specs)
+        return self.plan.head.name, specs, tuple(self.shapes.values()), self.out_hw
+
+    def build(self) -> nnx.Module:
+        return self.plan.head.build(self.plan.options, self.specs, num_classes=CLASSES, rngs=nnx.Rngs(0), **TYPES)
+
+
+def placed(plan: HeadPlan, shapes: Mapping[str, tuple[int, ...]], out_hw: tuple[int, int]) -> Placed:
+    specs = tuple(dataclasses.replace(spec, name=f"feature{number}") for number, spec in enumerate(plan.features))
+    return Placed(plan, specs, {new.name: shapes[old.name] for new, old in zip(specs, plan.features, strict=True)}, out_hw)
+
+
+_logits_shapes: dict[tuple[Any, ...], tuple[int, ...]] = {}
+
+
+def logits_shape(head: Placed) -> tuple[int, ...]:
+    if head.key not in _logits_shapes:
+        inputs = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in head.shapes.items()}
+        _logits_shapes[head.key] = nnx.eval_shape(lambda inputs: head.build()(inputs, out_hw=head.out_hw), inputs).shape
+    return _logits_shapes[head.key]
+
+
+def promised(specs: Sequence[FeatureSpec], out_hw: tuple[int, int]) -> dict[str, tuple[int, ...]]:
+    return {spec.name: (BATCH, spec.size(out_hw[0]), spec.size(out_hw[1]), spec.channels) for spec in specs}
+
+
+def check_features(backbone: str, output_stride: int) -> None:
+    specs = features_of(backbone, output_stride)
+    out_hw = padded((65, 97), specs[-1])
+    image = jax.ShapeDtypeStruct((BATCH, *out_hw, 3), jnp.float32)
+    outputs = nnx.eval_shape(lambda module, x: module(x), abstract(backbone, output_stride), image)
+    assert {name: value.shape for name, value in outputs.items()} == promised(specs, out_hw)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_every_head_gives_logits_of_the_images_size_on_what_a_backbone_promises_at_every_output_stride(backbone: str) -> None:
+    fed = set()
+    for stride in PLUGINS.backbone(backbone).output_strides:
+        specs = features_of(backbone, stride)
+        out_hw = padded((65, 97), specs[-1])
+        for head, plan in pairs(backbone, stride):
+            if isinstance(plan, ConfigError):
+                # One error that names the head and what there is, and so says what would fit.
+                message = str(plan)
+                assert f"'{head.rpartition(':')[2]}'" in message
+                assert any(spec.name in message or str(spec.stride) in message for spec in specs), message
+                continue
+            found = logits_shape(placed(plan, promised(specs, out_hw), out_hw))
+            assert found == (BATCH, *out_hw, CLASSES), f"{head} at output stride {stride}"
+            fed.add(head)
+    assert fed, f"no head takes {backbone}"
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_backbone_gives_the_features_that_heads_are_built_for(backbone: str) -> None:
+    check_features(backbone, PLUGINS.backbone(backbone).output_strides[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_and_so_at_its_other_output_strides(backbone: str) -> None:
+    for stride in PLUGINS.backbone(backbone).output_strides[1:]:
+        check_features(backbone, stride)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_every_head_goes_on_some_backbone(head: str) -> None:
+    refusals = []
+    for backbone in BACKBONES:
+        try:
+            plan_heads(ModelSpec(backbone, head, CLASSES))
+            return
+        except ConfigError as error:
+            refusals.append(str(error))
+    pytest.fail(f"{head} refuses every backbone: {refusals}")
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_an_output_stride_that_is_not_offered_is_told_with_those_that_are(backbone: str) -> None:
+    offered = ", ".join(map(str, PLUGINS.backbone(backbone).output_strides))
+    with pytest.raises(ConfigError, match=f"has no output stride 7; it offers {offered}"):
+        build(ModelSpec(backbone, HEADS[0], CLASSES, output_stride=7), rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("name", [*BACKBONES, *HEADS])
+def test_an_option_that_a_plugin_does_not_know_is_told_with_those_that_it_does(name: str) -> None:
+    descriptor = PLUGINS.backbone(name) if name in BACKBONES else PLUGINS.head(name)
+    with pytest.raises(ConfigError, match=rf"'{descriptor.name}' are wrong: unknown key 'no_such'.*Available: "):
+        registry.options(descriptor, {"no_such": 1})
+
+
+# ------------------------------------------------------------------------------------------------------- forward and gradient
+
+
+def filled(module: Any) -> Any:
+    """Cheap initial values: kernels of He et al.'s deviation, scales and variances 1, all else 0."""
+    rng = np.random.default_rng(0)
+    for path, leaf in leaves(module).items():
+        if len(leaf.shape) > 1:
+            value = rng.standard_normal(leaf.shape, np.float32) * np.float32(np.sqrt(2 / np.prod(leaf.shape[:-1])))
+        else:
+            value = np.full(leaf.shape, path.rpartition(".")[2] in ("scale", "var"), leaf.dtype)
+        leaf.set_value(jnp.asarray(value))
+    return module
+
+
+class Pass:
+    """A network in train mode with its gradient, compiled once: parameters, inputs and cotangents -> outputs and both gradients."""
+
+    def __init__(self, module: Any, call: Any) -> None:
+        module.train()
+        graphdef, self.params, self.rest = nnx.split(module, nnx.Param, ...)
+
+        @functools.partial(jax.jit, compiler_options=COMPILER_OPTIONS)
+        def run(params: Any, rest: Any, inputs: Any, cotangents: Any) -> Any:
+            outputs, pull = jax.vjp(
+                lambda params, inputs: call(nnx.merge(graphdef, params, rest, copy=True), inputs), params, inputs
+            )
+            return outputs, *pull(cotangents)
+
+        self.run = run
+
+    def __call__(self, inputs: Any, cotangents: Any) -> tuple[Any, Any, Any]:
+        return self.run(self.params, self.rest, inputs, cotangents)
+
+
+_passes: dict[tuple[Any, ...], Pass] = {}
+
+
+def head_pass(head: Placed) -> Pass:
+    if head.key not in _passes:
+        module = filled(blank(head.build))
+        _passes[head.key] = Pass(module, lambda module, inputs: module(inputs, out_hw=head.out_hw))
+    return _passes[head.key]
+
+
+def check_gradients(backbone: str) -> None:
+    descriptor = PLUGINS.backbone(backbone)
+    stride = descriptor.output_strides[0]
+    specs = features_of(backbone, stride)
+    out_hw = padded(SIZE, specs[-1])
+    build = functools.partial(descriptor.build, descriptor.options(), output_stride=stride, **TYPES)
+    trunk = Pass(filled(blank(lambda: build(rngs=nnx.Rngs(0)))), lambda module, x: module(x))
+    images = normal(0, (BATCH, *out_hw, 3))
+    nothing = {name: np.zeros(shape, np.float32) for name, shape in promised(specs, out_hw).items()}
+    features, _, _ = trunk(images, nothing)
+    for name, plan in pairs(backbone, stride):
+        if isinstance(plan, ConfigError):
+            continue
+        head = placed(plan, {name: value.shape for name, value in features.items()}, out_hw)
+        given = {new: features[old.name] for new, old in zip(head.shapes, plan.features, strict=True)}
+        logits, of_head, by_features = head_pass(head)(given, normal(1, (BATCH, *out_hw, CLASSES)))
+        cotangents = nothing | {old.name: by_features[new] for new, old in zip(head.shapes, plan.features, strict=True)}
+        _, of_trunk, by_image = trunk(images, cotangents)
+        finite = jax.tree.map(lambda value: bool(jnp.isfinite(value).all()), (logits, of_head, of_trunk, by_image))
+        assert all(jax.tree.leaves(finite)), f"{backbone} + {name}: not finite"
+        assert float(jnp.abs(by_image).max()) > 0, f"{backbone} + {name}: no gradient reaches the image"
+
+
+def test_the_smallest_backbone_of_the_core_learns_under_every_head_that_it_feeds() -> None:
+    own = [entry.full_name for entry in PLUGINS.entries("backbones") if entry.distribution == registry.OWN_DISTRIBUTION]
+    check_gradients(min(own, key=lambda name: len(leaves(abstract(name, PLUGINS.backbone(name).output_strides[0])))))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_every_pair_has_a_finite_gradient_that_reaches_the_image(backbone: str) -> None:
+    check_gradients(backbone)
+    gc.collect()
