@@ -108,7 +108,13 @@ def test_a_stranger_is_trained_scored_used_and_converted_by_name(fcn_jax: Comman
     fcn_jax("predict", "again", "pairs/8.image.png", "-o", "more")
     first, second = (np.asarray(Image.open(tmp_path / name / "8.image.png")) for name in ("masks", "more"))
     assert np.array_equal(first, second)
-    assert "broken_net" in fcn_jax("train", "acme.toml", "--data", "pairs", "--set", "model.backbone=broken_net", status=2)
+    for backbone, complaint in (
+        ("broken_net", "backbone 'broken_net' of broken-import 0.1 (broken_import:NET) cannot be loaded"),
+        ("lying_net", "backbone 'lying_net' of broken-promise 0.1 (broken_promise:NET) breaks its promise"),
+        ("acme_mesh", "Did you mean 'acme_net'"),
+    ):
+        with_it = ["--set", f"model.backbone={backbone}", "--set", "model.backbone_options={}"]
+        assert complaint in fcn_jax("train", "acme.toml", "--data", "pairs", "--run", backbone, *with_it, status=2)
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from flax import nnx
 
 from fcn_jax import registry
 from fcn_jax.api import Backbone, FeatureSpec, Head, Model
-from fcn_jax.errors import ConfigError, did_you_mean
+from fcn_jax.errors import ConfigError, PluginError, did_you_mean
 from fcn_jax.nn import valid
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -113,8 +113,23 @@ class Segmenter(nnx.Module):
         x = jnp.pad(x, ((0, 0), (0, rows - height), (0, cols - width), (0, 0)))
         with masking:
             features = self.backbone(x)
+            _hold_to_promise(features, self.features, self.spec.backbone, (rows, cols))
             # A head that resizes must be told the size of what the features are of, and the crop comes after.
             return [head(features, out_hw=(rows, cols))[:, :height, :width] for head in heads]
+
+
+def _hold_to_promise(
+    found: Mapping[str, jax.Array], promised: tuple[FeatureSpec, ...], backbone: str, size: tuple[int, int]
+) -> None:
+    """Tell a backbone that lies from a head that fails on it. Shapes alone are looked at, so that a compiled program pays nothing."""
+    for spec in promised:
+        shape = (spec.size(size[0]), spec.size(size[1]), spec.channels)
+        if spec.name not in found or found[spec.name].shape[1:] != shape:
+            gives = f"is {found[spec.name].shape[1:]}" if spec.name in found else "is missing"
+            raise PluginError(
+                f"{registry.default().find('backbones', backbone)} breaks its promise: of an image of {size[0]}x{size[1]} its feature "
+                f"'{spec.name}' {gives}, promised is {shape}; fcn-jax plugins check {backbone} says more"
+            )
 
 
 def _enough_of(length: jax.Array, longest: int, feature: FeatureSpec) -> jax.Array:

@@ -8,7 +8,7 @@ from flax import nnx
 
 from fcn_jax.api import FeatureSpec
 from fcn_jax.convert.engine import leaves, load_torch
-from fcn_jax.errors import ConfigError
+from fcn_jax.errors import ConfigError, PluginError
 from fcn_jax.models.segmenter import ModelSpec, Segmenter, build, build_model, by_name
 
 
@@ -112,6 +112,21 @@ def test_only_for_a_backbone_that_rounds_down_is_the_input_padded(size):
     y = model(x)
     assert y.shape == x.shape
     np.testing.assert_array_equal(y[:, ::4, ::4], x[:, ::4, ::4])
+
+
+@pytest.mark.parametrize(
+    ("promise", "complaint"),
+    [
+        (FeatureSpec("deep", 4, 4, lambda n: n // 4), r"'deep' is \(2, 1, 3\), promised is \(2, 1, 4\)"),
+        (FeatureSpec("deeper", 3, 4, lambda n: n // 4), "'deeper' is missing"),
+    ],
+)
+def test_a_backbone_that_breaks_its_promise_is_named_with_its_distribution(promise, complaint):
+    model = Segmenter(RoundsDown(), Enlarge(), ModelSpec(), (promise,))
+    with pytest.raises(
+        PluginError, match=r"backbone 'resnet18' of fcn-jax .* breaks its promise: of an image of 8x4 .*" + complaint
+    ):
+        model(jnp.zeros((1, 8, 4, 3)))
 
 
 @pytest.mark.parametrize(
