@@ -14,7 +14,6 @@ import jax
 from flax import nnx
 
 from fcn_jax import nn
-from fcn_jax_mobilenet.activations import hard_sigmoid
 
 Activation = Callable[[jax.Array], jax.Array]
 
@@ -99,7 +98,7 @@ class SqueezeExcitation(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """f[N, H, W, C] -> f[N, H, W, C]."""
-        return x * hard_sigmoid(self.fc2(nnx.relu(self.fc1(nn.global_average_pool(x)))))
+        return x * jax.nn.hard_sigmoid(self.fc2(nnx.relu(self.fc1(nn.global_average_pool(x)))))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fcn_jax.api import Backbone, FeatureSpec, TorchBridge, Weights
-from fcn_jax_mobilenet.activations import hard_swish, relu6
 from fcn_jax_mobilenet.blocks import Activation, Block, ConvNormActivation, InvertedResidual, Norm
 from fcn_jax_mobilenet.bridge import bridge, v2_features, v2_rules, v3_features, v3_rules
 
@@ -120,12 +119,12 @@ def mobilenet_v2(options: MobileNetV2Options) -> Architecture:
         for i in range(depth):
             own_stride = stride if i == 0 else 1
             residual = own_stride == 1 and channels_in == channels
-            blocks.append(Block(channels_in, channels_in * expansion, channels, 3, own_stride, relu6, residual))
+            blocks.append(Block(channels_in, channels_in * expansion, channels, 3, own_stride, jax.nn.relu6, residual))
             channels_in = channels
-    return Architecture(tuple(blocks), make_divisible(1280 * max(1.0, width)), relu6, Norm(), first_dilates=False)
+    return Architecture(tuple(blocks), make_divisible(1280 * max(1.0, width)), jax.nn.relu6, Norm(), first_dilates=False)
 
 
-_RE, _HS = nnx.relu, hard_swish
+_RE, _HS = nnx.relu, jax.nn.hard_swish
 
 # (kernel, expanded channels, channels, squeeze and excitation, activation, stride) of each block, tables 1 and 2 of the paper.
 _V3_LARGE = (
@@ -173,7 +172,7 @@ def mobilenet_v3(table: tuple[tuple[Any, ...], ...], options: MobileNetV3Options
         residual = stride == 1 and channels_in == out
         blocks.append(Block(channels_in, wide, out, kernel, stride, activation, residual, squeezed))
         channels_in = out
-    return Architecture(tuple(blocks), 6 * channels_in, hard_swish, Norm(eps=1e-3, momentum=0.01), first_dilates=True)
+    return Architecture(tuple(blocks), 6 * channels_in, jax.nn.hard_swish, Norm(eps=1e-3, momentum=0.01), first_dilates=True)
 
 
 # --------------------------------------------------------------------------------------------------------------------------- network

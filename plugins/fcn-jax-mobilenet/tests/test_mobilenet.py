@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from fcn_jax_mobilenet import MOBILENET_V2, MOBILENET_V3_LARGE, MOBILENET_V3_SMALL
-from fcn_jax_mobilenet.activations import hard_sigmoid, hard_swish, relu6
 from flax import nnx
 
 from fcn_jax import registry
@@ -156,23 +155,18 @@ def test_a_bad_option_is_refused(table, complaint):
 
 
 @pytest.mark.parametrize(
-    ("name", "ours"),
-    [("ReLU6", relu6), ("Hardsigmoid", hard_sigmoid), ("Hardswish", hard_swish)],
-    ids=["relu6", "sigmoid", "swish"],
+    ("name", "ours"), [("ReLU6", jax.nn.relu6), ("Hardsigmoid", jax.nn.hard_sigmoid), ("Hardswish", jax.nn.hard_swish)]
 )
-def test_activations_are_pytorchs_where_they_bend_too(torchvision, name, ours):
+def test_jaxs_activations_are_pytorchs_where_they_bend_too(torchvision, name, ours):
+    """JAX shares a gradient between equal arguments of a minimum or maximum; its activations must not."""
     import torch
 
-    x = np.array([-7, -3.5, -2.9, -1, -1e-9, 0, 1e-9, 1, 2.9, 3.5, 5.9, 6, 6.1, 9, np.nan], np.float32)
-    if name == "Hardsigmoid":
-        x = np.append(x, np.float32([-3, 3]))
+    x = np.array([-7, -3, -2.9, -1, -1e-9, 0, 1e-9, 1, 2.9, 3, 5.9, 6, 6.1, 9], np.float32)
     theirs = torch.tensor(x, requires_grad=True)
     wanted = getattr(torch.nn, name)()(theirs)
-    wanted.nansum().backward()
+    wanted.sum().backward()
     np.testing.assert_allclose(ours(jnp.asarray(x)), wanted.detach().numpy(), rtol=2e-7, atol=1e-12)
-    grads = jax.vmap(jax.grad(ours))(jnp.asarray(x))
-    np.testing.assert_allclose(grads[: len(x)][~np.isnan(x)], theirs.grad.numpy()[~np.isnan(x)], rtol=1e-6, atol=1e-9)
-    assert ours(jnp.asarray(x, jnp.bfloat16)).dtype == jnp.bfloat16
+    np.testing.assert_allclose(jax.vmap(jax.grad(ours))(jnp.asarray(x)), theirs.grad.numpy(), rtol=1e-6, atol=1e-9)
 
 
 def convolutions(network):
