@@ -224,7 +224,7 @@ def _backbone(
     weights: dict[str, Weights] | None = None,
     preprocess: Preprocess | None = None,
 ) -> Backbone:
-    """Describe a VGG by its registered name, of which the last part of the summary and the function in torchvision are told."""
+    """Describe a VGG; `original` names what it follows, besides the papers."""
 
     def build(
         options: VGGOptions, *, output_stride: int, dtype: Any = jnp.float32, param_dtype: Any = jnp.float32, rngs: nnx.Rngs
