@@ -41,3 +41,31 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(WriteError, match=r"file/a\.txt: cannot be written"):
         atomic.write_text(tmp_path / "file" / "a.txt", "")
+
+
+def test_a_folder_appears_when_it_is_whole(tmp_path):
+    path = tmp_path / "a" / "new"
+    with atomic.new_folder(path) as temporary:
+        (temporary / "file").write_text("text")
+        assert not path.exists()
+    assert (path / "file").read_text() == "text"
+    assert os.listdir(path.parent) == ["new"]
+
+
+def test_nothing_is_left_of_a_folder_that_is_not_filled(tmp_path):
+    with pytest.raises(KeyError), atomic.new_folder(tmp_path / "new") as temporary:
+        (temporary / "file").write_text("half")
+        raise KeyError
+    assert not os.listdir(tmp_path)
+
+
+def test_what_is_there_is_not_replaced_by_a_folder(tmp_path):
+    (tmp_path / "old").mkdir()
+    with (
+        pytest.raises(WriteError, match=r"old exists; name a folder that is still to be made"),
+        atomic.new_folder(tmp_path / "old"),
+    ):
+        pass
+    with pytest.raises(WriteError, match="cannot be written"), atomic.new_folder(tmp_path / "new") as temporary:
+        temporary.rmdir()
+    assert os.listdir(tmp_path) == ["old"]
