@@ -54,8 +54,7 @@ def test_a_folder_appears_when_it_is_whole(tmp_path):
 
 def test_nothing_is_left_of_a_folder_that_is_not_filled(tmp_path):
     with pytest.raises(KeyError), atomic.new_folder(tmp_path / "new") as temporary:
-        (temporary / "file").write_text("half")
-        raise KeyError
+        atomic.write_json(temporary / "half", {"a": {}["b"]})
     assert not os.listdir(tmp_path)
 
 
