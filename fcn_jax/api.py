@@ -177,8 +177,9 @@ class Model:
     Attributes:
         name: the name it is registered under.
         summary: one line for `fcn-jax plugins list`.
-        backbone: registered backbone.
-        head: registered head.
+        backbone: registered backbone; one of a distribution that may be missing by its full name, `distribution:name`, which the error then
+            names.
+        head: registered head, likewise.
         num_classes: default number of classes.
         backbone_options: table validated by the backbone's options type.
         head_options: table validated by the head's options type.
