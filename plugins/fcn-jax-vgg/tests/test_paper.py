@@ -270,9 +270,11 @@ def test_the_models_say_what_they_are():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MODELS)
-def test_verify_finds_them_equal(torch, name):
-    report = verify_model(f"narrow_{name}", sizes=[(65, 97)], batch=1, grad=True, train_steps=2)
+@pytest.mark.parametrize(
+    ("name", "train_steps"), [("fcn32s_vgg16", 0), ("fcn16s_vgg16", 0), ("fcn8s_vgg16", 2), ("fcn8s_atonce_vgg16", 0)]
+)
+def test_verify_finds_them_equal(torch, name, train_steps):
+    report = verify_model(f"narrow_{name}", sizes=[(65, 97)], batch=1, grad=True, train_steps=train_steps)
     assert report.equal, report
     assert report.coverage.names == "pytorch-fcn"
 
