@@ -34,7 +34,7 @@ def write_tools(folder: Path, site: Path) -> None:
     scripts = {
         "fcn-jax": f'exec {python} -m fcn_jax "$@"',
         "python": f'exec {python} "$@"',
-        "pip": f'exec {pip} --target {shlex.quote(str(site))} "${{@: -1}}"',
+        "pip": f'exec {pip} --target {shlex.quote(str(site))} "./${{@: -1}}"',
     }
     for name, line in scripts.items():
         (folder / name).write_text(f"#!/usr/bin/env bash\n{line}\n")
