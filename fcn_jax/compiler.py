@@ -18,6 +18,11 @@ def compiler_options() -> dict[str, str]:
     return dict(_CPU) if jax.default_backend() == "cpu" and _known() else {}
 
 
+def prefers_blocks() -> bool:
+    """Whether loss and argmax are best computed in the head's block layout on the default device (`fcn_jax.nn.blocks`)."""
+    return jax.default_backend() == "tpu"
+
+
 @functools.cache
 def _known() -> bool:
     try:

@@ -14,12 +14,13 @@ from flax import nnx
 
 from fcn_jax import checkpoint
 from fcn_jax.api import Classes, Example, Preprocess
-from fcn_jax.compiler import compiler_options
+from fcn_jax.compiler import compiler_options, prefers_blocks
 from fcn_jax.infer.buckets import Buckets
 from fcn_jax.infer.draw import generic_classes
 from fcn_jax.infer.metrics import ConfusionMatrix
 from fcn_jax.models.preprocess import normalize
 from fcn_jax.models.segmenter import Segmenter, describe
+from fcn_jax.nn.blocks import Blocks
 
 
 class Predictor:
@@ -33,8 +34,12 @@ class Predictor:
         num_classes: how many there are.
     """
 
-    def __init__(self, model: Segmenter, classes: Classes | None = None) -> None:
-        """Wrap a model, which is put into eval mode; classes are numbered if not given."""
+    def __init__(self, model: Segmenter, classes: Classes | None = None, *, blocks: bool | None = None) -> None:
+        """Wrap a model, which is put into eval mode; classes are numbered if not given.
+
+        With `blocks` the largest logits are found in the head's block layout, if it has one; by default on TPUs.
+        """
+        in_blocks = prefers_blocks() if blocks is None else blocks
         model.eval()
         backbone, head, _ = describe(model.spec)
         preprocess = backbone.preprocess
@@ -42,7 +47,8 @@ class Predictor:
         self.classes = classes or generic_classes(self.num_classes)
         graphdef, self._state = nnx.split(model)
         self._run = jax.jit(
-            lambda state, images, hw: _argmax(graphdef, state, images, preprocess, hw), compiler_options=compiler_options()
+            lambda state, images, hw: _argmax(graphdef, state, images, preprocess, hw, in_blocks),
+            compiler_options=compiler_options(),
         )
         self._buckets = Buckets() if backbone.maskable and head is not None and head.maskable else None
 
@@ -87,8 +93,13 @@ class Predictor:
         return np.asarray(self._run(self._state, images, None))
 
 
-def _argmax(graphdef: nnx.GraphDef, state: nnx.State, images: jax.Array, preprocess: Preprocess, hw: Any) -> jax.Array:
-    logits = nnx.merge(graphdef, state)(normalize(images, preprocess), hw)
+def _argmax(
+    graphdef: nnx.GraphDef, state: nnx.State, images: jax.Array, preprocess: Preprocess, hw: Any, blocks: bool
+) -> jax.Array:
+    network, x = nnx.merge(graphdef, state), normalize(images, preprocess)
+    logits = network.in_blocks(x, hw) if blocks else network(x, hw)
+    if isinstance(logits, Blocks):
+        return logits.gather(jnp.argmax(logits.channels_last, -1).astype(jnp.uint8))
     return jnp.argmax(logits, -1).astype(jnp.uint8)
 
 

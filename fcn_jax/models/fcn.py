@@ -16,6 +16,7 @@ from flax import nnx
 from fcn_jax import nn
 from fcn_jax.api import FeatureSpec, Head, Model, TorchBridge
 from fcn_jax.convert.rules import Table, conv, conv_transpose
+from fcn_jax.nn.blocks import Blocks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +69,11 @@ class FCN32s(nnx.Module):
         """
         logits = self.transpose_conv(self.final_conv(features[self.feature]))
         return logits[:, self.top : self.top + out_hw[0], self.top : self.top + out_hw[1]]
+
+    def blocks(self, features: Mapping[str, jax.Array], *, out_hw: tuple[int, int]) -> Blocks | None:
+        """The same logits in blocks."""
+        logits = self.transpose_conv.blocks(self.final_conv(features[self.feature]))
+        return logits and logits.crop(*out_hw, top=self.top, left=self.top)
 
 
 def _select(options: FCN32sOptions, features: Sequence[FeatureSpec]) -> tuple[str, ...]:

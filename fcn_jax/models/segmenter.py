@@ -16,6 +16,7 @@ from fcn_jax import registry
 from fcn_jax.api import Backbone, FeatureSpec, Head, Model
 from fcn_jax.errors import ConfigError, PluginError, did_you_mean
 from fcn_jax.nn import valid
+from fcn_jax.nn.blocks import Blocks
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -97,10 +98,22 @@ class Segmenter(nnx.Module):
 
     def outputs(self, x: jax.Array) -> dict[str, jax.Array]:
         """Compute all that a loss takes: the logits as "out" and, where there is an auxiliary head, its logits as "aux"."""
-        heads = {"out": self.head} | ({} if self.aux_head is None else {"aux": self.aux_head})
+        heads = self._heads()
         return dict(zip(heads, self._logits(tuple(heads.values()), x, None), strict=True))
 
-    def _logits(self, heads: tuple[Any, ...], x: jax.Array, hw: tuple[jax.Array, jax.Array] | None) -> list[jax.Array]:
+    def outputs_in_blocks(self, x: jax.Array) -> dict[str, jax.Array | Blocks]:
+        """`outputs`, but in blocks where a head can give them so: the cheaper layout on TPUs."""
+        heads = self._heads()
+        return dict(zip(heads, self._logits(tuple(map(_InBlocks, heads.values())), x, None), strict=True))
+
+    def in_blocks(self, x: jax.Array, hw: tuple[jax.Array, jax.Array] | None = None) -> jax.Array | Blocks:
+        """What calling the model computes, but in blocks where the head can give them so."""
+        return self._logits((_InBlocks(self.head),), x, hw)[0]
+
+    def _heads(self) -> dict[str, Any]:
+        return {"out": self.head} | ({} if self.aux_head is None else {"aux": self.aux_head})
+
+    def _logits(self, heads: tuple[Any, ...], x: jax.Array, hw: tuple[jax.Array, jax.Array] | None) -> list[Any]:
         """Those of several heads on one run of the backbone."""
         height, width = x.shape[1:3]
         deepest = self.features[-1]
@@ -115,7 +128,22 @@ class Segmenter(nnx.Module):
             features = self.backbone(x)
             _hold_to_promise(features, self.features, self.spec.backbone, (rows, cols))
             # A head that resizes must be told the size of what the features are of, and the crop comes after.
-            return [head(features, out_hw=(rows, cols))[:, :height, :width] for head in heads]
+            return [_crop(head(features, out_hw=(rows, cols)), height, width) for head in heads]
+
+
+@dataclasses.dataclass(frozen=True)
+class _InBlocks:
+    """A head that gives blocks if it can."""
+
+    head: Any
+
+    def __call__(self, features: Mapping[str, jax.Array], *, out_hw: tuple[int, int]) -> jax.Array | Blocks:
+        logits = self.head.blocks(features, out_hw=out_hw) if hasattr(self.head, "blocks") else None
+        return self.head(features, out_hw=out_hw) if logits is None else logits
+
+
+def _crop(logits: Any, height: int, width: int) -> Any:
+    return logits.crop(height, width) if isinstance(logits, Blocks) else logits[:, :height, :width]
 
 
 def _hold_to_promise(

@@ -12,6 +12,7 @@ from jax import lax
 
 from fcn_jax.nn import valid
 from fcn_jax.nn.bias import add_bias
+from fcn_jax.nn.blocks import Blocks, side_by_side
 from fcn_jax.nn.frozen import Frozen
 from fcn_jax.nn.initializers import Initializer, bilinear, bilinear_depthwise, torch_default
 
@@ -51,6 +52,21 @@ def conv_transpose(
     if groups != 1 and (groups != channels or kernel.shape[3] != 1):
         raise ValueError(f"groups is {groups}; it must be 1, or {channels}, the number of channels, with a kernel for each")
 
+    neighbours, bands = _neighbours(x, kernel, stride)
+    full = side_by_side(_dense(neighbours, bands)) if groups == 1 else _depthwise(neighbours, bands)
+    # Only output padding can ask for pixels past the last block; nothing reaches those.
+    missing_rows, missing_cols = (
+        max(0, padding + size - have) for size, have in ((out_rows, full.shape[1]), (out_cols, full.shape[2]))
+    )
+    full = jnp.pad(full, ((0, 0), (0, missing_rows), (0, missing_cols), (0, 0)))
+    y = full[:, padding : padding + out_rows, padding : padding + out_cols]
+    return valid.derive(given, y, lambda size: (size - 1) * stride - 2 * padding + height + output_padding)
+
+
+def _neighbours(x: jax.Array, kernel: jax.Array, stride: int) -> tuple[list[jax.Array], jax.Array]:
+    """What reaches each block through each band of the kernel: row_taps * col_taps of f[N, h, w, I]; and the bands, as `_dense` says."""
+    rows, cols = x.shape[1:3]
+    height, width = kernel.shape[:2]
     # Each input pixel reaches `taps` blocks in a row; a kernel that is no multiple of the stride is filled up with zeros.
     row_taps, col_taps = -(-height // stride), -(-width // stride)
     kernel = jnp.pad(kernel, ((0, row_taps * stride - height), (0, col_taps * stride - width), (0, 0), (0, 0)))
@@ -66,36 +82,32 @@ def conv_transpose(
         for i in range(row_taps)
         for j in range(col_taps)
     ]
-    full = _dense(neighbours, bands) if groups == 1 else _depthwise(neighbours, bands)
-    # Only output padding can ask for pixels past the last block; nothing reaches those.
-    missing_rows, missing_cols = (
-        max(0, padding + size - have) for size, have in ((out_rows, full.shape[1]), (out_cols, full.shape[2]))
-    )
-    full = jnp.pad(full, ((0, 0), (0, missing_rows), (0, missing_cols), (0, 0)))
-    y = full[:, padding : padding + out_rows, padding : padding + out_cols]
-    return valid.derive(given, y, lambda size: (size - 1) * stride - 2 * padding + height + output_padding)
+    return neighbours, bands
 
 
-def _dense(neighbours: Sequence[jax.Array], bands: jax.Array) -> jax.Array:
-    """The blocks side by side, by one matrix product over the neighbours' channels.
+def _dense(neighbours: Sequence[jax.Array], bands: jax.Array, *, classes_first: bool = False) -> jax.Array:
+    """The blocks, by one matrix product over the neighbours' channels.
 
     Args:
         neighbours: row_taps * col_taps of f[N, h, w, I], what reaches each block through each band.
         bands: f[row_taps, stride, col_taps, stride, I, O].
+        classes_first: in each block.
 
     Returns:
-        f[N, stride h, stride w, O].
+        f[N, h, w, stride, stride, O]; with `classes_first` f[N, h, w, O, stride, stride].
     """
     row_taps, stride, col_taps, _, channels, out = bands.shape
-    matrix = bands.transpose(0, 2, 4, 1, 3, 5).reshape(row_taps * col_taps * channels, stride * stride * out)
+    order, block = ((5, 1, 3), (out, stride, stride)) if classes_first else ((1, 3, 5), (stride, stride, out))
+    matrix = bands.transpose(0, 2, 4, *order).reshape(row_taps * col_taps * channels, stride * stride * out)
     blocks = lax.dot_general(jnp.concatenate(neighbours, axis=-1), matrix, (((3,), (0,)), ((), ())))
-    batch, rows, cols, _ = blocks.shape
-    blocks = blocks.reshape(batch, rows, cols, stride, stride, out).transpose(0, 1, 3, 2, 4, 5)
-    return blocks.reshape(batch, rows * stride, cols * stride, out)
+    return blocks.reshape(*blocks.shape[:3], *block)
 
 
 def _depthwise(neighbours: Sequence[jax.Array], bands: jax.Array) -> jax.Array:
-    """`_dense` for a kernel per channel, bands f[row_taps, stride, col_taps, stride, C, 1]: a sum that XLA fuses into one loop."""
+    """`_dense`, side by side, for a kernel per channel: a sum that XLA fuses into one loop.
+
+    The bands are f[row_taps, stride, col_taps, stride, C, 1].
+    """
     _, stride, col_taps, _, channels, _ = bands.shape
     batch, rows, cols, _ = neighbours[0].shape
     # f[i, j, N, h, stride, w, stride, C]
@@ -104,6 +116,14 @@ def _depthwise(neighbours: Sequence[jax.Array], bands: jax.Array) -> jax.Array:
     for number, pixels in enumerate(neighbours):
         total += pixels[:, :, None, :, None].astype(jnp.float32) * kernels[divmod(number, col_taps)]
     return total.astype(bands.dtype).reshape(batch, rows * stride, cols * stride, channels)
+
+
+def conv_transpose_blocks(x: jax.Array, kernel: jax.Array, stride: int, padding: int = 0) -> Blocks:
+    """`conv_transpose` with the blocks left as the product gives them: f[N, H, W, I] and f[kH, kW, I, O] -> an image in blocks."""
+    rows, cols = x.shape[1:3]
+    values = _dense(*_neighbours(valid.filled(x), kernel, stride), classes_first=True)
+    height, width = ((size - 1) * stride - 2 * padding + k for size, k in ((rows, kernel.shape[0]), (cols, kernel.shape[1])))
+    return Blocks(values, padding, padding, height, width)
 
 
 class ConvTranspose(nnx.Module):
@@ -150,3 +170,10 @@ class ConvTranspose(nnx.Module):
             x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.stride, self.padding, groups=self.groups
         )
         return y if self.bias is None else add_bias(y, self.bias[...])
+
+    def blocks(self, x: jax.Array) -> Blocks | None:
+        """The same in blocks, where that saves a copy: with a dense kernel."""
+        if self.groups != 1:
+            return None
+        y = conv_transpose_blocks(x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.stride, self.padding)
+        return y if self.bias is None else y.with_values(add_bias(y.channels_last, self.bias[...]))

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from fcn_jax.api import IGNORE_INDEX
+from fcn_jax.nn.blocks import Blocks
 
 
 def cross_entropy(
-    logits: jax.Array, labels: jax.Array, ignore_index: int = IGNORE_INDEX, *, count: jax.Array | None = None
+    logits: jax.Array | Blocks, labels: jax.Array, ignore_index: int = IGNORE_INDEX, *, count: jax.Array | None = None
 ) -> jax.Array:
     """Softmax cross entropy, averaged over the pixels that count; `torch.nn.functional.cross_entropy(ignore_index=...)`.
 
@@ -19,7 +20,7 @@ def cross_entropy(
     float32 copy of the logits is stored. The label's logit is selected by comparison, whose gradient has no scatter.
 
     Args:
-        logits: f[..., K].
+        logits: f[..., K], or images in blocks, whose labels are rearranged in their place.
         labels: integers [...], 0 to K-1 or `ignore_index`; other values count as pixels without a class of their own (loss of the
             normaliser alone), so check labels where they are read.
         ignore_index: label of pixels that do not count.
@@ -28,6 +29,8 @@ def cross_entropy(
     Returns:
         f32[]; 0 where no pixel counts (PyTorch gives NaN there).
     """
+    if isinstance(logits, Blocks):
+        labels, logits = logits.scatter(labels, ignore_index), logits.channels_last
     wide = logits.astype(jnp.float32)
     largest = jax.lax.stop_gradient(wide.max(-1))
     normaliser = jnp.log(jnp.exp(wide - largest[..., None]).sum(-1)) + largest
@@ -39,12 +42,12 @@ def cross_entropy(
 
 
 def segmentation_loss(
-    outputs: Mapping[str, jax.Array], labels: jax.Array, aux_weight: float, *, count: jax.Array | None = None
+    outputs: Mapping[str, jax.Array | Blocks], labels: jax.Array, aux_weight: float, *, count: jax.Array | None = None
 ) -> jax.Array:
     """Cross entropy of a model's logits and, at `aux_weight`, of its auxiliary head's, as torchvision's reference training adds them.
 
     Args:
-        outputs: "out" and perhaps "aux", f[N, H, W, K]; `Segmenter.outputs`.
+        outputs: "out" and perhaps "aux", f[N, H, W, K] or in blocks; `Segmenter.outputs`.
         labels: integers [N, H, W].
         aux_weight: at least 0.
         count: as for `cross_entropy`.
