@@ -31,8 +31,8 @@ def _torch_original(skips: int, at_once: bool, num_classes: int, aux: bool = Fal
         torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")  # by PyTorch's default, the image would fade on the way
         return layer
 
-    def upsampling(factor: int) -> torch.nn.ConvTranspose2d:
-        layer = torch.nn.ConvTranspose2d(num_classes, num_classes, 2 * factor, stride=factor, bias=False)
+    def upsampling(factor: int, padding: int = 0) -> torch.nn.ConvTranspose2d:
+        layer = torch.nn.ConvTranspose2d(num_classes, num_classes, 2 * factor, stride=factor, padding=padding, bias=False)
         ramp = 1 - (torch.arange(2 * factor) - (factor - 0.5)).abs() / factor
         diagonal = torch.eye(num_classes)[:, :, None, None]
         layer.weight.data.copy_(diagonal * ramp[:, None] * ramp)
@@ -53,7 +53,8 @@ def _torch_original(skips: int, at_once: bool, num_classes: int, aux: bool = Fal
             self.fc7 = convolution(width, width, 1)
             self.score_fr = convolution(width, num_classes, 1)
             if skips == 0:
-                self.upscore = upsampling(32)
+                # 16 of the crop of 19 are left to the padding, as in the head here, so that the layers can be compared.
+                self.upscore = upsampling(32, padding=16)
             if skips == 2:
                 self.score_pool3 = convolution(256, num_classes, 1)
             if skips >= 1:
@@ -78,7 +79,7 @@ def _torch_original(skips: int, at_once: bool, num_classes: int, aux: bool = Fal
             h = self.dropout(torch.relu(self.fc7(h)))
             h = self.score_fr(h)
             if skips == 0:
-                return {"out": crop(self.upscore(h), 19, x)}
+                return {"out": crop(self.upscore(h), 19 - 16, x)}
             scales = {4: 0.01, 3: 0.0001} if at_once else {4: 1.0, 3: 1.0}
             h = self.upscore2(h)
             h = h + crop(self.score_pool4(pools[4] * scales[4]), 5, h)
