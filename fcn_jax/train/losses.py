@@ -17,7 +17,7 @@ def cross_entropy(
     """Softmax cross entropy, averaged over the pixels that count; `torch.nn.functional.cross_entropy(ignore_index=...)`.
 
     -log softmax(logits)[label], computed in float32 from logits of any float dtype: the widening happens inside the reductions, and no
-    float32 copy of the logits is stored. The label's logit is selected by comparison, whose gradient has no scatter.
+    float32 copy of the logits is stored, nor kept for the gradient. The label's logit is selected by comparison: no gather, no scatter.
 
     Args:
         logits: f[..., K], or images in blocks, whose labels are rearranged in their place.
@@ -31,14 +31,37 @@ def cross_entropy(
     """
     if isinstance(logits, Blocks):
         labels, logits = logits.scatter(labels, ignore_index), logits.channels_last
-    wide = logits.astype(jnp.float32)
-    largest = jax.lax.stop_gradient(wide.max(-1))
-    normaliser = jnp.log(jnp.exp(wide - largest[..., None]).sum(-1)) + largest
     labels = labels.astype(jnp.int32)
-    chosen = jnp.where(labels[..., None] == jnp.arange(logits.shape[-1]), wide, 0).sum(-1)
     counts = labels != ignore_index
     total = counts.sum() if count is None else count
-    return jnp.where(counts, normaliser - chosen, 0).sum() / jnp.maximum(total, 1)
+    return jnp.where(counts, _of_pixels(logits, labels, counts), 0).sum() / jnp.maximum(total, 1)
+
+
+@jax.custom_vjp
+def _of_pixels(logits: jax.Array, labels: jax.Array, counts: jax.Array) -> jax.Array:
+    """f32[...], of each pixel; the gradient is zero where `counts` bool[...] is false."""
+    return _forward(logits, labels, counts)[0]
+
+
+def _forward(logits: jax.Array, labels: jax.Array, counts: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    wide = logits.astype(jnp.float32)
+    largest = wide.max(-1)
+    total = jnp.exp(wide - largest[..., None]).sum(-1)
+    chosen = jnp.where(labels[..., None] == jnp.arange(logits.shape[-1]), wide, 0).sum(-1)
+    return jnp.log(total) + largest - chosen, (logits, labels, counts, largest, total)
+
+
+def _backward(residuals: tuple[jax.Array, ...], grad: jax.Array) -> tuple[jax.Array, None, None]:
+    # The exponentials are computed again. The barrier hides that they are the same: XLA would keep them, as many float32 as there are
+    # logits.
+    logits, labels, counts, largest, total = residuals
+    largest = jax.lax.optimization_barrier(largest)
+    shares = jnp.exp(logits.astype(jnp.float32) - largest[..., None]) / total[..., None]
+    off = shares - (labels[..., None] == jnp.arange(logits.shape[-1]))
+    return jnp.where(counts[..., None], off * grad[..., None], 0).astype(logits.dtype), None, None
+
+
+_of_pixels.defvjp(_forward, _backward)
 
 
 def segmentation_loss(

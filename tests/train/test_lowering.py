@@ -1,0 +1,120 @@
+"""What the training step and prediction are lowered to, for devices that need not be there: structure, not speed."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import fcn_jax
+from fcn_jax.api import Preprocess
+from fcn_jax.infer.predictor import Predictor
+from fcn_jax.train import step as train_step
+from fcn_jax.train.losses import cross_entropy
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+BATCH, SIZE, CLASSES = 2, (64, 96), 21
+LOGITS = BATCH * SIZE[0] * SIZE[1] * CLASSES
+"""Elements of the logits: more than any other activation of this network has."""
+
+IMAGES = jax.ShapeDtypeStruct((BATCH, *SIZE, 3), np.uint8)
+MASKS = jax.ShapeDtypeStruct((BATCH, *SIZE), np.uint8)
+
+
+def shapes(tree):
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+
+
+@pytest.fixture(scope="module")
+def program(make_model):
+    """(name, dtype, blocks) -> the jitted function and the shapes of its arguments."""
+
+    @functools.cache
+    def make(name, dtype, blocks):
+        model = make_model(CLASSES, dtype=dtype)
+        if name == "mask":
+            predictor = Predictor(model, blocks=blocks)
+            return predictor._run, (shapes(predictor._state), IMAGES, None)
+        state, step = train_step.make(model, lambda params: optax.sgd(0.1, momentum=0.9), Preprocess(), blocks=blocks)
+        return jax.jit(step, donate_argnums=0), (shapes(state), {"image": IMAGES, "mask": MASKS})
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def lowered(program):
+    """(name, platform) -> StableHLO of the program in bfloat16, in blocks on TPUs as there."""
+
+    @functools.cache
+    def lower(name, platform):
+        function, arguments = program(name, "bfloat16", platform == "tpu")
+        return function.trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
+
+    return lower
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["training", "mask"])
+def test_training_and_prediction_are_exported_for_devices_that_are_not_there(program, name, dtype, platform):
+    function, arguments = program(name, dtype, platform == "tpu")
+    exported = jax.export.export(function, platforms=(platform,))(*arguments)
+    assert exported.platforms == (platform,)
+    assert "stablehlo.convolution" in exported.mlir_module()
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize("name", ["training", "mask"])
+def test_accelerators_convolve_in_bfloat16(lowered, name, platform):
+    types = re.findall(r"stablehlo\.convolution\(.*: \(tensor<\S*x(\w+)>, tensor<\S*x(\w+)>\)", lowered(name, platform))
+    assert len(types) >= 20
+    assert set(types) == {("bf16", "bf16")}
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize("name", ["training", "mask"])
+def test_the_head_is_no_dilated_convolution(lowered, name, platform):
+    dilations = re.findall(r"lhs_dilate = \[(\d+), (\d+)\]", lowered(name, platform))
+    # Gradients of convolutions with stride 2 are dilated twofold; the head's stride is 32.
+    assert all(int(size) <= 2 for pair in dilations for size in pair)
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_the_training_step_has_no_scatter(lowered, platform):
+    text = lowered("training", platform)
+    assert '"stablehlo.scatter"' not in text
+    assert "stablehlo.gather" not in text.replace("stablehlo.gather_", ""), "the label's logit is selected"
+    # The max pool's alone, on TPUs.
+    assert text.count("stablehlo.select_and_scatter") == (platform == "tpu")
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_the_training_step_takes_its_states_memory(program, lowered, platform):
+    _, (state, _) = program("training", "bfloat16", platform == "tpu")
+    # An argument whose memory a result takes is marked, at the head of the program.
+    head = next(line for line in lowered("training", platform).splitlines() if "func.func public @main" in line)
+    assert head.count("tf.aliasing_output") == len(jax.tree.leaves(state))
+
+
+@pytest.mark.parametrize("name", ["training", "mask"])
+def test_on_tpus_no_logits_are_put_side_by_side(lowered, name):
+    whole = f"tensor<{BATCH}x{SIZE[0]}x{SIZE[1]}x{CLASSES}x"
+    assert whole in lowered(name, "cuda")
+    assert whole not in lowered(name, "tpu")
+
+
+def test_the_loss_of_bfloat16_logits_keeps_no_float32_copy_of_them():
+    logits, labels = jax.ShapeDtypeStruct((*MASKS.shape, CLASSES), jnp.bfloat16), MASKS
+
+    kept = jax.eval_shape(lambda logits, labels: jax.vjp(lambda logits: cross_entropy(logits, labels), logits)[1], logits, labels)
+    large = [leaf.dtype for leaf in jax.tree.leaves(kept) if leaf.size >= LOGITS]
+    assert large == [jnp.bfloat16]
+
+    # XLA's own reductions fuse with what they reduce; those of the library that it may call on CPUs do not.
+    options = {"xla_cpu_experimental_ynn_fusion_type": ""} if fcn_jax.compiler_options() else {}
+    compiled = jax.jit(jax.value_and_grad(cross_entropy), compiler_options=options).lower(logits, labels).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < LOGITS
