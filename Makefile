@@ -4,13 +4,14 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 NEWEST_PYTHON ?= python3.12
 NEWEST_VENV ?= .venv-newest
+TPU_VENV ?= .venv-tpu
 RUN ?= runs/shapes
 # Every distribution under plugins/ is installed beside the package.
 PLUGINS = $(sort $(wildcard plugins/*/pyproject.toml))
 EDITABLE_PLUGINS = $(patsubst %/pyproject.toml,-e %,$(PLUGINS))
 PYTEST = $(BIN)/python -m pytest -q -rs -n 2 --dist loadfile
 
-.PHONY: help install dev train test test-all test-newest bench bench-curves bench-gpu lint types clean
+.PHONY: help install dev train test test-all test-newest bench bench-curves bench-gpu bench-tpu-aot lint types clean
 
 help:
 	@echo "make train      train on the embedded shapes, evaluate, write pictures (a few minutes on 2 cores)"
@@ -18,6 +19,7 @@ help:
 	@echo "make test-newest  those that need no torch, with NEWEST_PYTHON and the newest releases"
 	@echo "make bench      speed beside PyTorch and plain Flax (some minutes); make bench-curves: how cost grows with the work;"
 	@echo "                make bench-gpu: on an NVIDIA GPU, bfloat16"
+	@echo "make bench-tpu-aot  what the TPU compiler makes of training and inference, without a TPU (an hour)"
 	@echo "make lint       ruff; make types: mypy"
 	@echo "make clean      remove the virtual environment"
 
@@ -73,6 +75,16 @@ bench-gpu:
 	$(GPU_PYTHON) -m benchmarks --device cuda --dtype bfloat16 --batch 32 --out benchmarks/results/speed_cuda_32x320x480.json
 	$(GPU_PYTHON) -m benchmarks --device cuda --dtype bfloat16 --batch 8 --size 512 1024 --out benchmarks/results/speed_cuda_8x512x1024.json
 
+# The TPU compiler in an environment of its own, without torch.
+$(TPU_VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(TPU_VENV)
+	$(TPU_VENV)/bin/pip install -q --disable-pip-version-check -c constraints.txt setuptools
+	$(TPU_VENV)/bin/pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[tpu]'
+	touch $@
+
+bench-tpu-aot: $(TPU_VENV)/installed
+	$(TPU_VENV)/bin/python -m benchmarks.tpu_aot
+
 lint: dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -81,4 +93,4 @@ types: dev
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(NEWEST_VENV)
+	rm -rf $(VENV) $(NEWEST_VENV) $(TPU_VENV)
