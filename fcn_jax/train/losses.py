@@ -30,7 +30,7 @@ def cross_entropy(
         f32[]; 0 where no pixel counts (PyTorch gives NaN there).
     """
     if isinstance(logits, Blocks):
-        labels, logits = logits.scatter(labels, ignore_index), logits.channels_last
+        labels, logits = logits.scatter(labels, ignore_index), _gradient_once(logits.channels_last)
     labels = labels.astype(jnp.int32)
     counts = labels != ignore_index
     total = counts.sum() if count is None else count
@@ -62,6 +62,15 @@ def _backward(residuals: tuple[jax.Array, ...], grad: jax.Array) -> tuple[jax.Ar
 
 
 _of_pixels.defvjp(_forward, _backward)
+
+
+@jax.custom_vjp
+def _gradient_once(logits: jax.Array) -> jax.Array:
+    """The logits themselves. Their gradient is stored: TPUs' compiler would compute it in each of the three places that use it."""
+    return logits
+
+
+_gradient_once.defvjp(lambda logits: (logits, None), lambda _, grad: (jax.lax.optimization_barrier(grad),))
 
 
 def segmentation_loss(
