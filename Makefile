@@ -11,11 +11,11 @@ PLUGINS = $(sort $(wildcard plugins/*/pyproject.toml))
 EDITABLE_PLUGINS = $(patsubst %/pyproject.toml,-e %,$(PLUGINS))
 PYTEST = $(BIN)/python -m pytest -q -rs -n 2 --dist loadfile
 
-.PHONY: help install dev train test test-all test-newest bench bench-curves bench-gpu bench-tpu-aot lint types clean
+.PHONY: help install dev train test test-all test-ci test-newest bench bench-curves bench-gpu bench-tpu-aot lint types clean
 
 help:
 	@echo "make train      train on the embedded shapes, evaluate, write pictures (a few minutes on 2 cores)"
-	@echo "make test       the tests (under 10 minutes on 2 cores); make test-all adds the slow ones"
+	@echo "make test       the tests (under 10 minutes on 2 cores); make test-all adds the slow ones, by the hour"
 	@echo "make test-newest  those that need no torch, with NEWEST_PYTHON and the newest releases"
 	@echo "make bench      speed beside PyTorch and plain Flax (some minutes); make bench-curves: how cost grows with the work;"
 	@echo "                make bench-gpu: on an NVIDIA GPU, bfloat16"
@@ -46,10 +46,14 @@ train: install
 	@echo "image, truth and prediction side by side: $(RUN)/samples"
 
 test: dev
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not exhaustive"
 
 test-all: dev
 	$(PYTEST)
+
+# What .ci/run has the time for.
+test-ci: dev
+	$(PYTEST) -m "not exhaustive"
 
 # The newest releases, in an environment of their own and without torch: what compares with it is skipped, except against arrays that
 # it wrote (FCN_JAX_REFERENCE).
@@ -61,7 +65,7 @@ $(NEWEST_VENV)/installed: pyproject.toml $(PLUGINS)
 
 test-newest: $(NEWEST_VENV)/installed
 	$(NEWEST_VENV)/bin/python -m pip list --disable-pip-version-check | grep -E '^(jax|flax|optax|orbax-checkpoint|grain) '
-	$(NEWEST_VENV)/bin/python -m pytest -q -rs -n 2 --dist loadfile -m "not slow"
+	$(NEWEST_VENV)/bin/python -m pytest -q -rs -n 2 --dist loadfile -m "not slow and not exhaustive"
 
 bench: dev
 	$(BIN)/python -m benchmarks

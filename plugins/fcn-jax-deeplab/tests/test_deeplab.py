@@ -346,8 +346,13 @@ def test_torchvisions_weights_predict_what_they_predict_there(torchvision, plugi
     assert (mask == wanted).mean() > 0.999
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["deeplabv3_resnet50", "deeplabv3_mobilenet_v3_large"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("deeplabv3_resnet50", marks=pytest.mark.slow),
+        pytest.param("deeplabv3_mobilenet_v3_large", marks=pytest.mark.exhaustive),
+    ],
+)
 def test_a_whole_model_equals_torchvisions(torchvision, name):
     if "mobilenet" in name:
         pytest.importorskip("fcn_jax_mobilenet")

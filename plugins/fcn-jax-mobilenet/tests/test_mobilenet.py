@@ -48,8 +48,10 @@ def torch_shapes(torchvision, name, options=None):
     return {key: tuple(value.shape) for key, value in network.state_dict().items()}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow if n == "mobilenet_v3_large" else pytest.mark.exhaustive) for n in BACKBONES],
+)
 def test_it_keeps_the_contract(name):
     check_backbone(name, NARROW)
 

@@ -91,7 +91,7 @@ def test_they_keep_the_contract(torch, name):
     check_model(f"narrow_{name}")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", MODELS)
 def test_they_keep_the_contract_at_full_width(torch, name):
     check_model(name)
@@ -269,9 +269,12 @@ def test_the_models_say_what_they_are():
     assert not FCN32S_VGG16.weights  # the published files' SHA-256 are not known; local files load
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "train_steps"), [("fcn32s_vgg16", 0), ("fcn16s_vgg16", 0), ("fcn8s_vgg16", 2), ("fcn8s_atonce_vgg16", 0)]
+    ("name", "train_steps"),
+    [
+        pytest.param("fcn8s_vgg16", 2, marks=pytest.mark.slow),
+        *(pytest.param(n, 0, marks=pytest.mark.exhaustive) for n in ("fcn32s_vgg16", "fcn16s_vgg16", "fcn8s_atonce_vgg16")),
+    ],
 )
 def test_verify_finds_them_equal(torch, name, train_steps):
     report = verify_model(f"narrow_{name}", sizes=[(65, 97)], batch=1, grad=True, train_steps=train_steps)
@@ -279,7 +282,7 @@ def test_verify_finds_them_equal(torch, name, train_steps):
     assert report.coverage.names == "pytorch-fcn"
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_verify_finds_fcn8s_equal_at_full_width(torch):
     report = verify_model("fcn8s_vgg16", sizes=[(65, 97)], batch=1)
     assert report.equal, report

@@ -84,7 +84,14 @@ def test_all_of_them_are_registered(plugins):
     assert [plugins.backbone(name).name for name in BACKBONES] == BACKBONES
 
 
-@pytest.mark.parametrize("name", ["vgg11_bn", *(pytest.param(n, marks=pytest.mark.slow) for n in BACKBONES if n != "vgg11_bn")])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vgg11_bn",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("vgg16", "vgg16_caffe")),
+        *(pytest.param(n, marks=pytest.mark.exhaustive) for n in BACKBONES if n not in ("vgg11_bn", "vgg16", "vgg16_caffe")),
+    ],
+)
 def test_they_keep_the_contract(torch, name):
     check_backbone(name, NARROW)
 
@@ -239,7 +246,7 @@ def test_fcn32s_equals_pytorchs(torch, height_width):
     assert compare_whole_model(torch, 128, height_width) < 1e-5
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("height_width", [(224, 224), (321, 487)])
 def test_fcn32s_equals_pytorchs_at_full_width(torch, height_width):
     assert compare_whole_model(torch, 4096, height_width) < 1e-5
