@@ -40,8 +40,24 @@ MODELS = (
     "resnext101_64x4d",
     "wide_resnet50_2",
     "wide_resnet101_2",
+    "fcn_resnet50",
+    "fcn_resnet101",
+    "deeplabv3_resnet50",
+    "deeplabv3_resnet101",
+    "deeplabv3_mobilenet_v3_large",
+    "lraspp_mobilenet_v3_large",
+    "mobilenet_v2",
+    "mobilenet_v3_small",
+    "mobilenet_v3_large",
+    "vgg11",
+    "vgg11_bn",
     "vgg16",
+    "vgg16_bn",
+    "fcn32s_vgg16",
+    "fcn8s_vgg16",
 )
+"""In the table's order. Those of plugins are measured where their distribution is installed and the machine has the memory: VGG-16's first
+fully connected layer alone takes 20 GB in a run of training."""
 
 
 def measure(name: str, size: tuple[int, int], batch: int, steps: int, seeds: int) -> dict[str, Any]:
