@@ -8,6 +8,7 @@ import sys
 import textwrap
 import threading
 from importlib import metadata
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -548,7 +549,10 @@ def registered(tmp_path, monkeypatch):
         plugins = registry.Registry(points)
         monkeypatch.setattr(registry, "default", lambda: plugins)
 
-    return register
+    yield register
+    for name in [name for name, module in sys.modules.items() if getattr(module, "__file__", None)]:
+        if Path(sys.modules[name].__file__).parent == tmp_path:
+            del sys.modules[name]
 
 
 NET = """
