@@ -56,8 +56,7 @@ MODELS = (
     "fcn32s_vgg16",
     "fcn8s_vgg16",
 )
-"""In the table's order. Those of plugins are measured where their distribution is installed and the machine has the memory: VGG-16's first
-fully connected layer alone takes 20 GB in a run of training."""
+"""In the table's order. Those of plugins need their distributions; VGGs need much memory for training, for their fully connected layers."""
 
 
 def measure(name: str, size: tuple[int, int], batch: int, steps: int, seeds: int) -> dict[str, Any]:
@@ -129,7 +128,7 @@ def page(results: list[dict[str, Any]]) -> str:
         "# Equal to PyTorch",
         "",
         "Models measured so far, each against its PyTorch original: the same random weights, randomised BatchNorm statistics, drawn",
-        "scenes. Errors are",
+        "scenes. Backbones alone carry the head `fcn32s`. Errors are",
         "relative L2 distances to PyTorch in float64, of JAX and of PyTorch in float32, its worst of four correct runs (oneDNN on and off,",
         "contiguous and channels_last). *Factor* is JAX's error in units of PyTorch's at the worst tensor: below 1, JAX is nearer to the",
         "truth than PyTorch. Each cell is the worst of the seeds. The criterion, `fcn_jax/verify/compare.py`, allows a factor of 2 for",
