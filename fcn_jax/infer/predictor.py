@@ -13,8 +13,9 @@ import numpy as np
 from flax import nnx
 
 from fcn_jax import checkpoint
-from fcn_jax.api import Classes, Example, Preprocess
+from fcn_jax.api import IGNORE_INDEX, Classes, Example, Preprocess
 from fcn_jax.compiler import compiler_options, prefers_blocks
+from fcn_jax.errors import ConfigError
 from fcn_jax.infer.buckets import Buckets
 from fcn_jax.infer.draw import generic_classes
 from fcn_jax.infer.metrics import ConfusionMatrix
@@ -40,6 +41,8 @@ class Predictor:
         With `blocks` the largest logits are found in the head's block layout, if it has one; by default on TPUs.
         """
         in_blocks = prefers_blocks() if blocks is None else blocks
+        if model.spec.num_classes > IGNORE_INDEX:
+            raise ConfigError(f"num_classes is {model.spec.num_classes}; a mask of bytes holds {IGNORE_INDEX} classes at most")
         model.eval()
         backbone, head, _ = describe(model.spec)
         preprocess = backbone.preprocess

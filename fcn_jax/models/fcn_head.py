@@ -17,6 +17,7 @@ from flax import nnx
 from fcn_jax import nn
 from fcn_jax.api import FeatureSpec, Head, Model, TorchBridge, Weights
 from fcn_jax.convert.rules import Table, batch_norm, conv
+from fcn_jax.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +64,11 @@ class FCNHead(nnx.Module):
 
 
 def _select(options: FCNOptions, features: Sequence[FeatureSpec]) -> tuple[str, ...]:
+    if features[-1].offset:
+        raise ConfigError(
+            f"head 'fcn' resizes its feature to the image's size, so it must begin where the image does; '{features[-1].name}' begins "
+            f"{features[-1].offset} pixels before it. Take a backbone that does not pad its input, or a head that crops, such as fcn32s"
+        )
     return (features[-1].name,)
 
 
