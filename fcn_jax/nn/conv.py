@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
@@ -16,6 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from fcn_jax.nn import valid, winograd
 from fcn_jax.nn.bias import add_bias
 from fcn_jax.nn.initializers import Initializer, torch_default
+from fcn_jax.nn.product import product
 
 CONV_OUTPUT = "fcn_jax.conv"
 """What `jax.checkpoint` policies know a convolution's output by."""
@@ -23,13 +25,13 @@ CONV_OUTPUT = "fcn_jax.conv"
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 
-_PRODUCT_ROWS = 4096
-"""Largest number of output pixels whose im2col columns are made at a time, if an image has no more than that."""
+_COLUMNS = 1 << 20
+"""Elements of im2col's columns that a kernel gradient makes at a time: 4 MB, which caches hold."""
 
-_WINOGRAD_CHANNELS = 128
+_WINOGRAD_CHANNELS = 64
 """Least number of channels, in and out, for which Winograd's form of a 3x3 convolution and of its input gradient saves time."""
 
-_WINOGRAD_GRAD_CHANNELS = 64
+_WINOGRAD_GRAD_CHANNELS = 128
 """Likewise for its kernel gradient."""
 
 _PART_CHANNELS = 16
@@ -48,7 +50,7 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0, dil
 
     Args:
         x: f[N, H, W, I].
-        kernel: f[kH, kW, I / groups, O], of the dtype of `x`.
+        kernel: f[kH, kW, I / groups, O], rounded to the dtype of `x`; its gradient is summed in float32, but for GPUs.
         stride: at least 1.
         padding: zeros on each side, at least 0.
         dilation: distance between the kernel's taps, at least 1.
@@ -57,35 +59,41 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0, dil
     Returns:
         f[N, h, w, O] with h = (H + 2 padding - dilation (kH - 1) - 1) // stride + 1.
     """
-    y = checkpoint_name(_conv(valid.filled(x) if padding else x, kernel, stride, padding, dilation, groups), CONV_OUTPUT)
+    settings = _Settings(stride, padding, dilation, groups)
+    y = checkpoint_name(_conv(valid.filled(x) if padding else x, kernel, settings), CONV_OUTPUT)
     return valid.derive(x, y, lambda size: (size + 2 * padding - dilation * (kernel.shape[0] - 1) - 1) // stride + 1)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
-def _conv(x: jax.Array, kernel: jax.Array, stride: int, padding: int, dilation: int, groups: int) -> jax.Array:
-    settings = _Settings(stride, padding, dilation, groups)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _conv(x: jax.Array, kernel: jax.Array, settings: _Settings) -> jax.Array:
     return lax.platform_dependent(
-        x, kernel, cpu=functools.partial(_cpu_conv, settings), default=functools.partial(_xla_conv, settings)
+        x,
+        kernel.astype(x.dtype),
+        cpu=functools.partial(_cpu_conv, settings),
+        default=functools.partial(_xla_conv, settings),
     )
 
 
-def _conv_fwd(
-    x: jax.Array, kernel: jax.Array, stride: int, padding: int, dilation: int, groups: int
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _conv(x, kernel, stride, padding, dilation, groups), (x, kernel)
+def _conv_fwd(x: jax.Array, kernel: jax.Array, settings: _Settings) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _conv(x, kernel, settings), (x, kernel)
 
 
-def _conv_bwd(
-    stride: int, padding: int, dilation: int, groups: int, residuals: tuple[jax.Array, jax.Array], grad: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    settings = _Settings(stride, padding, dilation, groups)
-    return lax.platform_dependent(
-        *residuals, grad, cpu=functools.partial(_cpu_grads, settings), default=functools.partial(_xla_grads, settings)
+def _conv_bwd(settings: _Settings, residuals: tuple[jax.Array, jax.Array], grad: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = residuals
+    grad_x, grad_kernel = lax.platform_dependent(
+        x,
+        kernel.astype(x.dtype),
+        grad,
+        cpu=functools.partial(_cpu_grads, settings),
+        tpu=functools.partial(_tpu_grads, settings),
+        default=functools.partial(_xla_grads, settings),
     )
+    return grad_x, grad_kernel.astype(kernel.dtype)
 
 
 _conv.defvjp(_conv_fwd, _conv_bwd)
 
+# Each form gives the input's gradient in the dtype of `x`, and the kernel's in float32.
 
 # ------------------------------------------------------------------------------------------------------------------------ XLA's form
 
@@ -103,7 +111,32 @@ def _xla_conv(settings: _Settings, x: jax.Array, kernel: jax.Array) -> jax.Array
 
 
 def _xla_grads(settings: _Settings, x: jax.Array, kernel: jax.Array, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return jax.vjp(functools.partial(_xla_conv, settings), x, kernel)[1](grad)
+    grad_x, grad_kernel = jax.vjp(functools.partial(_xla_conv, settings), x, kernel)[1](grad)
+    return grad_x, grad_kernel.astype(jnp.float32)
+
+
+def _tpu_grads(settings: _Settings, x: jax.Array, kernel: jax.Array, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`_xla_grads`, with a kernel gradient that the matrix unit gives in float32, and chips add up so.
+
+    cuDNN multiplies bfloat16 to bfloat16 alone.
+    """
+    grad_x = jax.vjp(lambda x: _xla_conv(settings, x, kernel), x)[1](grad)[0]
+    stride, padding, dilation = settings.stride, settings.padding, settings.dilation
+    ends = [
+        (rows - 1) * stride + dilation * (taps - 1) + 1 - size - padding
+        for rows, taps, size in zip(grad.shape[1:3], kernel.shape[:2], x.shape[1:3], strict=True)
+    ]
+    grad_kernel = lax.conv_general_dilated(
+        x,
+        grad,
+        (dilation,) * 2,
+        [(padding, end) for end in ends],
+        rhs_dilation=(stride,) * 2,
+        dimension_numbers=("CHWN", "IHWO", "HWNC"),
+        batch_group_count=settings.groups,
+        preferred_element_type=jnp.float32,
+    )
+    return grad_x, grad_kernel
 
 
 # -------------------------------------------------------------------------------------------------------------------------- on CPUs
@@ -125,7 +158,7 @@ def _cpu_grads(settings: _Settings, x: jax.Array, kernel: jax.Array, grad: jax.A
     if settings.groups == 1:
         return _dense_grads(settings, x, kernel, grad)
     if _is_depthwise(settings, kernel):
-        return jax.vjp(functools.partial(_depthwise, settings), x, kernel)[1](grad)
+        return jax.vjp(functools.partial(_depthwise, settings), x, kernel.astype(jnp.float32))[1](grad)
     parts = _parts(settings, kernel)
     dense = functools.partial(_dense_grads, settings._replace(groups=1))
     split = _split(x, parts), _split_kernel(kernel, settings.groups, parts), _split(grad, parts)
@@ -146,7 +179,7 @@ def _dense(settings: _Settings, x: jax.Array, kernel: jax.Array) -> jax.Array:
 def _dense_grads(settings: _Settings, x: jax.Array, kernel: jax.Array, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
     padding, dilation = settings.padding, settings.dilation
     if _is_pointwise(settings, kernel):
-        return jax.vjp(functools.partial(_pointwise, settings), x, kernel)[1](grad)
+        return jax.vjp(functools.partial(_pointwise, settings), x, kernel.astype(jnp.float32))[1](grad)
     if _suits_winograd(settings, x, kernel, _WINOGRAD_CHANNELS) and _is_sparse(settings, x):
         return jax.vjp(functools.partial(_sparse, settings), x, kernel)[1](grad)
     if _suits_winograd(settings, x, kernel, _WINOGRAD_CHANNELS) and padding <= 2 * dilation:
@@ -164,7 +197,7 @@ def _is_pointwise(settings: _Settings, kernel: jax.Array) -> bool:
 
 def _pointwise(settings: _Settings, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """A 1x1 convolution as a matrix product, half as long as XLA's convolution."""
-    return x[:, :: settings.stride, :: settings.stride] @ kernel[0, 0]
+    return product(x[:, :: settings.stride, :: settings.stride], kernel[0, 0])
 
 
 def _suits_winograd(settings: _Settings, x: jax.Array, kernel: jax.Array, channels: int) -> bool:
@@ -226,29 +259,51 @@ def _input_grad(settings: _Settings, kernel: jax.Array, grad: jax.Array, shape: 
 
 
 def _kernel_grad(settings: _Settings, x: jax.Array, grad: jax.Array, kernel_shape: tuple[int, ...]) -> jax.Array:
-    """Kernel gradient of a dense convolution, as a matrix product per image, or per few small images, summed over the batch.
+    """Kernel gradient of a dense convolution: matrix products of im2col's columns with the gradients, summed over strips of the images.
 
-    XLA on CPU computes it as a convolution whose kernel is the whole image, several times slower. The columns of im2col are made for a
-    part of the batch at a time: over all of it at once, copying them would cost what the product gains.
+    XLA on CPU computes it as a convolution whose kernel is the whole image, several times slower. Here each element of the kernel and
+    channel has a line of its own, so that copies are long however few the channels, and a strip's columns stay in the cache.
     """
     height, width, channels, out = kernel_shape
     batch, rows, cols = grad.shape[:3]
-    group = max(n for n in range(1, batch + 1) if batch % n == 0 and (n == 1 or n * rows * cols <= _PRODUCT_ROWS))
+    strips = -(-rows // max(1, _COLUMNS // (height * width * channels * cols)))
+    strip = -(-rows // strips)
+    phases = _phases(settings, x, height, width, strips * strip, cols)
+    grad = jnp.pad(grad, ((0, 0), (0, strips * strip - rows), (0, 0), (0, 0)))
+    seen = (strip + phases.shape[4] - strips * strip, phases.shape[5])
 
-    def add(total: jax.Array, part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        images, grads = part
-        columns = jnp.concatenate([tap for _, _, tap in _taps(settings, images, height, width, rows, cols)], axis=-1)
+    def add(total: jax.Array, number: jax.Array) -> tuple[jax.Array, None]:
+        image, top = number // strips, number % strips * strip
+        part = lax.dynamic_slice(phases, (image, 0, 0, 0, top, 0), (1, *phases.shape[1:4], *seen))[0]
+        grads = lax.dynamic_slice(grad, (image, top, 0, 0), (1, strip, cols, out))
+        lines = []
+        for i, j in itertools.product(range(height), range(width)):
+            (down, a), (across, b) = (divmod(tap * settings.dilation, settings.stride) for tap in (i, j))
+            lines.append(part[a, b, :, down : down + strip, across : across + cols])
         product = lax.dot_general(
-            columns.reshape(group * rows * cols, -1),
-            grads.reshape(group * rows * cols, out),
-            (((0,), (0,)), ((), ())),
+            jnp.stack(lines).reshape(-1, strip * cols),
+            grads.reshape(strip * cols, out),
+            (((1,), (0,)), ((), ())),
             preferred_element_type=jnp.float32,
         )
         return total + product, None
 
-    parts = [array.reshape(batch // group, group, *array.shape[1:]) for array in (_pad(settings, x), grad)]
-    total, _ = lax.scan(add, jnp.zeros((height * width * channels, out), jnp.float32), (parts[0], parts[1]))
-    return total.reshape(kernel_shape).astype(x.dtype)
+    total, _ = lax.scan(add, jnp.zeros((height * width * channels, out), jnp.float32), jnp.arange(batch * strips))
+    return total.reshape(kernel_shape)
+
+
+def _phases(settings: _Settings, x: jax.Array, height: int, width: int, rows: int, cols: int) -> jax.Array:
+    """f[N,H,W,C] -> f[N,s,s,C,h,w]: pixels of the padded images whose coordinates leave the same remainders by the stride s.
+
+    As many as a kernel of `height` x `width` sees for `rows` x `cols` outputs.
+    """
+    stride, padding = settings.stride, settings.padding
+    tall, wide = (out + settings.dilation * (taps - 1) // stride for out, taps in ((rows, height), (cols, width)))
+    edges = [(padding, stride * size - have - padding, 0) for size, have in ((tall, x.shape[1]), (wide, x.shape[2]))]
+    padded = lax.pad(x, np.zeros((), x.dtype), ((0, 0, 0), *edges, (0, 0, 0)))
+    phases = padded.reshape(x.shape[0], tall, stride, wide, stride, x.shape[3]).transpose(0, 2, 4, 5, 1, 3)
+    # Stored, so that the lines are copied from it and not gathered pixel by pixel from the images.
+    return lax.optimization_barrier(phases)
 
 
 def _pad(settings: _Settings, x: jax.Array) -> jax.Array:
@@ -272,7 +327,7 @@ def _is_depthwise(settings: _Settings, kernel: jax.Array) -> bool:
 def _depthwise(settings: _Settings, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """A convolution of each channel by itself, element by element: XLA fuses the sum over the taps, and its gradients, into one loop."""
     height, width = kernel.shape[:2]
-    rows, cols = jax.eval_shape(functools.partial(_xla_conv, settings), x, kernel).shape[1:3]
+    rows, cols = jax.eval_shape(functools.partial(_xla_conv, settings), x, kernel.astype(x.dtype)).shape[1:3]
     wide = kernel.astype(jnp.float32)
     taps = _taps(settings, _pad(settings, x).astype(jnp.float32), height, width, rows, cols)
     return sum(tap * wide[i, j, 0] for i, j, tap in taps).astype(x.dtype)  # type: ignore[union-attr]
@@ -352,6 +407,5 @@ class Conv(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """f[N, H, W, I] -> `dtype`[N, h, w, O]."""
-        kernel = self.kernel[...].astype(self.dtype)
-        y = conv(x.astype(self.dtype), kernel, self.stride, self.padding, self.dilation, self.groups)
+        y = conv(x.astype(self.dtype), self.kernel[...], self.stride, self.padding, self.dilation, self.groups)
         return y if self.bias is None else add_bias(y, self.bias[...])

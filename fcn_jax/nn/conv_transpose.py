@@ -8,13 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 
 from fcn_jax.nn import valid
 from fcn_jax.nn.bias import add_bias
 from fcn_jax.nn.blocks import Blocks, side_by_side
 from fcn_jax.nn.frozen import Frozen
 from fcn_jax.nn.initializers import Initializer, bilinear, bilinear_depthwise, torch_default
+from fcn_jax.nn.product import product
 
 
 def conv_transpose(
@@ -29,7 +29,7 @@ def conv_transpose(
 
     Args:
         x: f[N, H, W, I].
-        kernel: f[kH, kW, I, O / groups], of the dtype of `x`.
+        kernel: f[kH, kW, I, O / groups], rounded to the dtype of `x`; its gradient is summed in float32.
         stride: at least 1.
         padding: pixels cropped from each border of the full output, at least 0.
         output_padding: pixels added at the bottom and right, 0 to stride - 1.
@@ -99,7 +99,7 @@ def _dense(neighbours: Sequence[jax.Array], bands: jax.Array, *, classes_first: 
     row_taps, stride, col_taps, _, channels, out = bands.shape
     order, block = ((5, 1, 3), (out, stride, stride)) if classes_first else ((1, 3, 5), (stride, stride, out))
     matrix = bands.transpose(0, 2, 4, *order).reshape(row_taps * col_taps * channels, stride * stride * out)
-    blocks = lax.dot_general(jnp.concatenate(neighbours, axis=-1), matrix, (((3,), (0,)), ((), ())))
+    blocks = product(jnp.concatenate(neighbours, axis=-1), matrix)
     return blocks.reshape(*blocks.shape[:3], *block)
 
 
@@ -111,11 +111,12 @@ def _depthwise(neighbours: Sequence[jax.Array], bands: jax.Array) -> jax.Array:
     _, stride, col_taps, _, channels, _ = bands.shape
     batch, rows, cols, _ = neighbours[0].shape
     # f[i, j, N, h, stride, w, stride, C]
-    kernels = bands[..., 0].transpose(0, 2, 1, 3, 4)[:, :, None, None, :, None].astype(jnp.float32)
+    dtype = neighbours[0].dtype
+    kernels = bands[..., 0].transpose(0, 2, 1, 3, 4)[:, :, None, None, :, None].astype(dtype).astype(jnp.float32)
     total = jnp.zeros((batch, rows, stride, cols, stride, channels), jnp.float32)
     for number, pixels in enumerate(neighbours):
         total += pixels[:, :, None, :, None].astype(jnp.float32) * kernels[divmod(number, col_taps)]
-    return total.astype(bands.dtype).reshape(batch, rows * stride, cols * stride, channels)
+    return total.astype(dtype).reshape(batch, rows * stride, cols * stride, channels)
 
 
 def conv_transpose_blocks(x: jax.Array, kernel: jax.Array, stride: int, padding: int = 0) -> Blocks:
@@ -166,14 +167,12 @@ class ConvTranspose(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """f[N, H, W, I] -> `dtype`[N, h, w, O]."""
-        y = conv_transpose(
-            x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.stride, self.padding, groups=self.groups
-        )
+        y = conv_transpose(x.astype(self.dtype), self.kernel[...], self.stride, self.padding, groups=self.groups)
         return y if self.bias is None else add_bias(y, self.bias[...])
 
     def blocks(self, x: jax.Array) -> Blocks | None:
         """The same in blocks, where that saves a copy: with a dense kernel."""
         if self.groups != 1:
             return None
-        y = conv_transpose_blocks(x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.stride, self.padding)
+        y = conv_transpose_blocks(x.astype(self.dtype), self.kernel[...], self.stride, self.padding)
         return y if self.bias is None else y.with_values(add_bias(y.channels_last, self.bias[...]))

@@ -68,7 +68,12 @@ def _reduce_window(x: jax.Array, kernel_size: int, stride: int, borders: _Border
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def _pool(x: jax.Array, kernel_size: int, stride: int, borders: _Borders) -> jax.Array:
-    return _reduce_window(x, kernel_size, stride, borders)
+    """XLA runs its own windows an element at a time on CPUs, four times as long as the maximum of what each tap sees."""
+    return lax.platform_dependent(
+        x,
+        cpu=lambda x: functools.reduce(jnp.maximum, _taps(x, kernel_size, stride, borders)),
+        default=lambda x: _reduce_window(x, kernel_size, stride, borders),
+    )
 
 
 def _pool_fwd(x: jax.Array, kernel_size: int, stride: int, borders: _Borders) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -119,20 +124,22 @@ def _with_winners(x: jax.Array, kernel_size: int, stride: int, borders: _Borders
     The pixel is found by comparing the window's pixels with each other. To look for the one that equals the maximum would not do:
     XLA may compute the input anew in each place where it is used, and round it in different ways.
     """
-    y = _reduce_window(x, kernel_size, stride, borders)
-    rows, cols = y.shape[1:3]
-    size = _covered(y.shape, kernel_size, stride)
-    (top, _), (left, _) = borders
-    # Negative where the image goes on past the last window: those pixels are cut off here, and get zeros in the gradient.
-    edges = ((0, 0, 0), (top, size[0] - top - x.shape[1], 0), (left, size[1] - left - x.shape[2], 0), (0, 0, 0))
-    padded = lax.pad(x, np.asarray(-np.inf, x.dtype), edges)
-    largest = jnp.full(y.shape, -np.inf, x.dtype)
-    winner = jnp.zeros(y.shape, jnp.int32)
-    for number, (i, j) in enumerate(np.ndindex(kernel_size, kernel_size)):
-        tap = padded[:, i : i + stride * (rows - 1) + 1 : stride, j : j + stride * (cols - 1) + 1 : stride]
+    first, *others = _taps(x, kernel_size, stride, borders)
+    largest, winner = first, jnp.zeros(first.shape, jnp.int32)
+    for number, tap in enumerate(others, 1):
         winner = jnp.where(tap > largest, number, winner)
         largest = jnp.maximum(tap, largest)
-    return y, winner.astype(_winner_dtype(kernel_size))
+    return largest, winner.astype(_winner_dtype(kernel_size))
+
+
+def _taps(x: jax.Array, kernel_size: int, stride: int, borders: _Borders) -> list[jax.Array]:
+    """What each tap of a window sees, in reading order: kernel_size^2 of f[N, h, w, C], slices of the padded images."""
+    rows, cols = ((size + sum(border) - kernel_size) // stride + 1 for size, border in zip(x.shape[1:3], borders, strict=True))
+    padded = lax.pad(x, np.asarray(-np.inf, x.dtype), ((0, 0, 0), *((*border, 0) for border in borders), (0, 0, 0)))
+    return [
+        padded[:, i : i + stride * (rows - 1) + 1 : stride, j : j + stride * (cols - 1) + 1 : stride]
+        for i, j in np.ndindex(kernel_size, kernel_size)
+    ]
 
 
 def _covered(shape: tuple[int, ...], kernel_size: int, stride: int) -> tuple[int, int]:

@@ -14,7 +14,6 @@ torch = pytest.importorskip("torch")
 F = torch.nn.functional
 
 IMPLEMENTATION = importlib.import_module("fcn_jax.nn.conv")
-PIXELS_AT_A_TIME = IMPLEMENTATION._PRODUCT_ROWS
 
 
 def both(x, kernel, weights, stride, padding, dilation, groups, dtype=np.float32):
@@ -117,7 +116,14 @@ def test_no_kernel_gradient_on_a_cpu_is_a_convolution(stride, dilation, groups, 
 
 @pytest.mark.parametrize(
     ("kernel_size", "stride", "padding", "dilation", "channels"),
-    [(3, 1, 1, 1, (128, 128)), (3, 1, 4, 4, (128, 130)), (3, 1, 0, 1, (128, 128)), (1, 1, 0, 1, (8, 12)), (1, 2, 0, 1, (8, 12))],
+    [
+        (3, 1, 1, 1, (64, 66)),
+        (3, 1, 1, 1, (128, 128)),
+        (3, 1, 4, 4, (128, 130)),
+        (3, 1, 0, 1, (128, 128)),
+        (1, 1, 0, 1, (8, 12)),
+        (1, 2, 0, 1, (8, 12)),
+    ],
 )
 def test_on_a_cpu_wide_3x3_and_1x1_convolutions_are_products_and_equal_torchs(kernel_size, stride, padding, dilation, channels):
     check(2, (9, 10), channels, kernel_size, stride, padding, dilation, 1)
@@ -154,19 +160,52 @@ def test_of_a_widely_dilated_3x3_convolution_only_the_taps_that_see_the_image_ar
     assert lowered.count("dot_general") == products, "Winograd's form has 16"
 
 
-@pytest.mark.parametrize(
-    ("batch", "size", "images_at_a_time"),
-    [
-        (6, (40, 33), 3),  # several images, and several groups of them
-        (5, (40, 33), 1),  # 5 is prime and all five are too many
-        (4, (8, 8), 4),  # all at once
-        (2, (71, 67), 1),  # an image above the limit by itself
-    ],
+@pytest.mark.parametrize("columns", [1, 9 * 3 * 7 * 4, 9 * 3 * 7 * 5 + 1, 10**6], ids=["a row", "4 rows", "5 rows", "all"])
+@pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (3, 2)])
+def test_kernel_gradient_is_the_same_for_any_height_of_the_strips(monkeypatch, columns, stride, dilation):
+    monkeypatch.setattr(IMPLEMENTATION, "_COLUMNS", columns)
+    # 13 rows of the result, a prime number, so that the last strip is not full; 7 columns of it.
+    size = tuple((n - 1) * stride + 2 * dilation + 1 - 2 for n in (13, 7))
+    check(2, size, (3, 5), 3, stride, 1, dilation, 1, rtol=5e-6)
+
+
+@given(
+    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    kernel_size=st.integers(1, 4),
+    stride=st.integers(1, 3),
+    padding=st.integers(0, 3),
+    dilation=st.integers(1, 2),
+    groups=st.sampled_from([1, 2, 3]),
 )
-def test_kernel_gradient_is_the_same_for_any_grouping_of_the_batch(batch, size, images_at_a_time):
-    fitting = [n for n in range(1, batch + 1) if batch % n == 0 and n * size[0] * size[1] <= PIXELS_AT_A_TIME]
-    assert max(fitting, default=1) == images_at_a_time
-    check(batch, size, (3, 5), 3, 1, 1, 1, 1, rtol=5e-6)
+def test_the_gradients_for_tpus_are_xlas_but_for_a_float32_kernel_gradient(size, kernel_size, stride, padding, dilation, groups):
+    assume(min(size) + 2 * padding >= dilation * (kernel_size - 1) + 1)
+    rng = np.random.default_rng(0)
+    settings = IMPLEMENTATION._Settings(stride, padding, dilation, groups)
+    x = jnp.asarray(rng.standard_normal((2, *size, 2 * groups)), jnp.float32)
+    kernel = jnp.asarray(rng.standard_normal((kernel_size, kernel_size, 2, 3 * groups)), jnp.float32)
+    grad = rng.standard_normal(jax.eval_shape(lambda: IMPLEMENTATION._xla_conv(settings, x, kernel)).shape)
+    arrays = (x, kernel, jnp.asarray(grad, jnp.float32))
+    for ours, theirs in zip(
+        IMPLEMENTATION._tpu_grads(settings, *arrays), IMPLEMENTATION._xla_grads(settings, *arrays), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    half = [array.astype(jnp.bfloat16) for array in arrays]
+    assert [array.dtype for array in jax.eval_shape(lambda: IMPLEMENTATION._tpu_grads(settings, *half))] == [
+        jnp.bfloat16,
+        jnp.float32,
+    ]
+
+
+def test_a_float32_kernel_is_rounded_to_bfloat16_and_its_gradient_is_not():
+    """Summed over 4096 pixels, of which bfloat16 would lose the last bits."""
+    x = jnp.ones((1, 64, 64, 2), jnp.bfloat16)
+    kernel = jnp.full((3, 3, 2, 4), 1 + 2**-12, jnp.float32)
+    y, vjp = jax.vjp(lambda k: nn.conv(x, k, padding=1), kernel)
+    assert y.dtype == jnp.bfloat16
+    assert float(y[0, 5, 5, 0]) == 18
+    (grad,) = vjp(jnp.ones_like(y))
+    assert grad.dtype == jnp.float32
+    assert float(grad[0, 0, 0, 0]) == 63 * 63
 
 
 @pytest.mark.parametrize("groups", [1, 2, 6])
