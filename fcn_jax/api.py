@@ -153,7 +153,9 @@ class Head:
         options: frozen dataclass of its options; the recipe's `[model.head_options]` is validated by it.
         select: (options, specs) -> names of the features it takes. Raises `ConfigError` when the backbone does not offer them.
         build: (options, selected specs, *, num_classes, dtype, param_dtype, rngs) -> module with
-            `module(features, *, out_hw) -> f[N, out_hw[0], out_hw[1], num_classes]`, where out_hw is the size of the backbone's input.
+            `module(features, *, out_hw) -> f[N, out_hw[0], out_hw[1], num_classes]`, where out_hw is the size of the backbone's input. A
+            module whose last step is a dense `fcn_jax.nn.ConvTranspose` may also have a method `logits_in_blocks(features, *, out_hw)`,
+            which gives the same logits as `fcn_jax.nn.blocks.Blocks`, the cheaper layout on TPUs, or None where it cannot.
         torch: bridge to the PyTorch original, or None.
         maskable: as a backbone's.
         api_version: the contract it was written against.
@@ -248,7 +250,13 @@ class Example(NamedTuple):
 
 
 class Source(Protocol):
-    """Random access to one split of a data set. Must pickle: input workers each hold a copy."""
+    """Random access to one split of a data set. Must pickle: input workers each hold a copy.
+
+    A source may also have `decode_resized(record, factor: float) -> Example`, where it can decode an image at less than its whole size
+    in less time, as JPEGs can be; `fcn_jax.data.decode.decode_record` does it. It gives what
+    `fcn_jax.data.transforms.resize(decode(record), factor)` does: the same size and mask, an image that differs by a few grey levels at
+    most where it is shrunk to half or less, and by nothing where it is not; and it raises what `decode` raises.
+    """
 
     classes: Classes
 

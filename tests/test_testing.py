@@ -31,6 +31,7 @@ from fcn_jax.api import (
     Weights,
 )
 from fcn_jax.convert.rules import Op, Rule, Table, batch_norm, conv, drop
+from fcn_jax.data.transforms import resize
 from fcn_jax.errors import ConfigError, DataError
 from fcn_jax.models.fcn import FCN32S
 from fcn_jax.models.resnet import RESNET18
@@ -443,6 +444,30 @@ class Trusting(Pictures):
         return super().decode(record._replace(image=b"", mask=b""))
 
 
+class Resizing(Pictures):
+    """Decodes at other sizes; `resized` is what becomes of the pictures."""
+
+    def __init__(self, resized=None):
+        super().__init__()
+        self.resized = resized
+
+    def decode(self, record):
+        mask = np.arange(60 * 80, dtype=np.uint8).reshape(60, 80) % 2
+        image = np.repeat(np.arange(80, dtype=np.uint8) * 3, 60 * 3).reshape(80, 60, 3).swapaxes(0, 1)
+        return super().decode(record)._replace(image=np.ascontiguousarray(image), mask=mask)
+
+    def decode_resized(self, record, factor):
+        example = resize(self.decode(record), factor)
+        return self.resized(example) if self.resized and (factor <= 0.5 or self.resized is brighter) else example
+
+
+class ResizingTrusting(Resizing):
+    """Does not look at what it decodes at another size."""
+
+    def decode_resized(self, record, factor):
+        return super().decode_resized(record._replace(image=b"", mask=b""), factor)
+
+
 class Unpicklable(Pictures):
     """Holds what cannot be sent to another process."""
 
@@ -483,12 +508,29 @@ def unknown(example):
     return example._replace(mask=example.mask + 6)
 
 
+def brighter(example):
+    return example._replace(image=example.image + 1)
+
+
+def mirrored(example):
+    return example._replace(image=example.image[:, ::-1])
+
+
+def relabelled(example):
+    return example._replace(mask=1 - example.mask)
+
+
+def cut(example):
+    return Example(example.id, example.image[:-1], example.mask[:-1])
+
+
 def renamed(example):
     return example._replace(id="x")
 
 
 def test_an_honest_data_set_passes():
     check_dataset(pictures())
+    check_dataset(pictures(Resizing))
 
 
 @pytest.mark.parametrize(
@@ -508,6 +550,12 @@ def test_an_honest_data_set_passes():
         (pictures(lambda: Pictures(decode=unknown)), "labels 7; allowed are 0 to 1 and 255"),
         (pictures(lambda: Pictures(decode=renamed)), "decode calls it 'x'"),
         (pictures(Trusting), "decode takes a image that is not there"),
+        (pictures(lambda: Resizing(brighter)), "decode_resized by 0.7: the image is 1.0 of 255 off"),
+        (pictures(lambda: Resizing(mirrored)), "decode_resized by 0.45: the image is"),
+        (pictures(lambda: Resizing(relabelled)), "decode_resized by 0.45: the mask is another"),
+        (pictures(lambda: Resizing(cut)), "decode_resized by 0.45: the image is uint8[26, 36, 3]; it must be uint8[27, 36, 3]"),
+        (pictures(lambda: Resizing(renamed)), "decode_resized by 0.45: it calls it 'x'"),
+        (pictures(ResizingTrusting), "decode_resized takes a image that is not there"),
         (pictures(api_version=(9, 0)), "api_version"),
     ],
 )
@@ -522,6 +570,10 @@ def test_a_folder_is_held_against_the_contract_too(tmp_path):
             (tmp_path / part / split).mkdir(parents=True)
             Image.fromarray(np.zeros((4, 6), np.uint8)).save(tmp_path / part / split / "0.png")
     (tmp_path / "classes.txt").write_text("one\n")
+    noise = np.random.default_rng(0).integers(0, 256, (99, 131, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "images" / "val" / "0.jpg")
+    (tmp_path / "images" / "val" / "0.png").unlink()
+    Image.fromarray(noise[..., 0] & 0).save(tmp_path / "masks" / "val" / "0.png")
     check_dataset("folder", tmp_path)
     with pytest.raises(AssertionError, match="a root that is a file is opened"):
         check_dataset(pictures(), tmp_path)

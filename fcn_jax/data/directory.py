@@ -43,7 +43,11 @@ class DirectorySource:
 
     def decode(self, record: Record) -> Example:
         """Decode a record. Raises `DataError`; see `fcn_jax.data.decode.decode_record`."""
-        return decode_record(record, len(self.classes), void=self.void, palette=self.palette)
+        return self.decode_resized(record, 1.0)
+
+    def decode_resized(self, record: Record, factor: float) -> Example:
+        """Decode a record at another size; see `fcn_jax.api.Source`."""
+        return decode_record(record, len(self.classes), void=self.void, palette=self.palette, factor=factor)
 
 
 def require_root(root: Path | None, name: str, holds: str) -> Path:

@@ -22,7 +22,7 @@ import numpy as np
 from absl import flags
 
 from fcn_jax.api import Example, Record, Source
-from fcn_jax.data.transforms import Augment
+from fcn_jax.data.transforms import Augment, resize
 from fcn_jax.errors import ConfigError, FcnJaxError
 
 Batch = dict[str, np.ndarray]
@@ -180,8 +180,12 @@ class _DecodeAndAugment:
     augment: Augment
 
     def __call__(self, record: Record, rng: np.random.Generator) -> Batch:
-        example = self.augment(self.source.decode(record), rng)
+        example = self.augment.from_resized(functools.partial(self._resized, record), rng)
         return {"image": example.image, "mask": example.mask}
+
+    def _resized(self, record: Record, factor: float) -> Example:
+        decode_resized = getattr(self.source, "decode_resized", None)
+        return decode_resized(record, factor) if decode_resized else resize(self.source.decode(record), factor)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -49,7 +49,11 @@ class TfdsSource:
 
     def decode(self, record: Record) -> Example:
         """Decode a record. Raises `DataError`; see `fcn_jax.data.decode.decode_record`."""
-        return decode_record(record, len(self.classes))
+        return self.decode_resized(record, 1.0)
+
+    def decode_resized(self, record: Record, factor: float) -> Example:
+        """Decode a record at another size; see `fcn_jax.api.Source`."""
+        return decode_record(record, len(self.classes), factor=factor)
 
 
 def prepare(builder_class: type[tfds.core.DatasetBuilder], folder: Path, manual: Path | None = None) -> tfds.core.DatasetBuilder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -59,9 +60,21 @@ class Augment:
         Returns:
             An example of size `crop`, of new contiguous arrays.
         """
+        return self.from_resized(lambda factor: resize(example, factor), rng)
+
+    def from_resized(self, resized: Callable[[float], Example], rng: np.random.Generator) -> Example:
+        """Transform an example that is decoded once it is known how large it is to be.
+
+        Args:
+            resized: factor -> the example, resized by it; see `resize`.
+            rng: as in a call, which gives the same for `lambda factor: resize(example, factor)`.
+
+        Returns:
+            As a call.
+        """
         scale, top, left, flip, *jitter = rng.random(7).tolist()
         low, high = self.scale
-        example = resize(example, low * (high / low) ** scale)
+        example = resized(low * (high / low) ** scale)
         example = crop(example, self.crop, at=(top, left), fill=self.fill)
         if self.flip and flip < 0.5:
             example = flip_left_right(example)
@@ -71,12 +84,14 @@ class Augment:
         return Example(example.id, np.ascontiguousarray(image), np.ascontiguousarray(example.mask))
 
 
-def resize(example: Example, factor: float) -> Example:
+def resize(example: Example, factor: float, *, reduction: int = 1) -> Example:
     """Scale an image and its mask.
 
     Args:
-        example: of size H, W.
+        example: its mask of size H, W.
         factor: over 0. The image is resized bilinearly when enlarged and by area when shrunk, the mask to the nearest pixel.
+        reduction: how many times smaller than the mask the image already is, its sides rounded up: each of its pixels is the mean of
+            `reduction` x `reduction`. At most 1 / factor.
 
     Returns:
         An example of size max(1, round(H * factor)), max(1, round(W * factor)).
@@ -84,7 +99,11 @@ def resize(example: Example, factor: float) -> Example:
     height, width = (max(1, round(side * factor)) for side in example.mask.shape)
     if (height, width) == example.mask.shape:
         return example
-    image = cv2.resize(example.image, (width, height), interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR)
+    # The last pixels of a reduced image may lie beyond the edge in part. So OpenCV is told the scale, from which it takes the size;
+    # a row or column that is one too many is cut off.
+    down, across = (want * reduction / side for want, side in zip((height, width), example.mask.shape, strict=True))
+    interpolation = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
+    image = cv2.resize(example.image, None, fx=across, fy=down, interpolation=interpolation)[:height, :width]
     # INTER_NEAREST takes the pixel at floor(x / factor), up to half a pixel off the image's grid; the exact form is
     # centred as it is.
     mask = cv2.resize(example.mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)

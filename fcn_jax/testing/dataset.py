@@ -5,18 +5,22 @@ from __future__ import annotations
 import collections
 import pickle
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from fcn_jax import registry
 from fcn_jax.api import IGNORE_INDEX, Classes, Dataset, Example, Record, Source
+from fcn_jax.data.transforms import resize
 from fcn_jax.errors import DataError, listing
 from fcn_jax.testing.contract import check_registration
 from fcn_jax.testing.subject import require
 
 _NO_SPLIT = "no-such-split"
+
+_FACTORS = (0.7, 0.45, 0.15, 0.05)
+"""Of the sizes at which `decode_resized` is held against the whole image; the first is above a half."""
 
 
 def check_dataset(
@@ -27,7 +31,8 @@ def check_dataset(
     Checked: that a folder or a split that is not there raises `DataError`; for every split, that there are images, each with a name of
     its own; that names and colours of the classes fit together; that images are u8[H,W,3], and masks u8[H,W] of the same size with
     labels below the number of classes or `IGNORE_INDEX`; that decoding gives the same twice, and `DataError` for what is unreadable;
-    that the source pickles, as input workers need it, and is the same when it is opened again.
+    that `decode_resized`, where it is offered, gives what resizing the whole does; that the source pickles, as input workers need it, and
+    is the same when it is opened again.
 
     Args:
         dataset: a descriptor, or the name of a registered one.
@@ -91,8 +96,16 @@ def _check_split(label: str, source: Source, again: Source, samples: int) -> Non
                 np.array_equal(other.image, example.image) and np.array_equal(other.mask, example.mask),
                 f"{label}, image '{names[index]}': {how}, it differs",
             )
+        if hasattr(source, "decode_resized"):
+            for factor in _FACTORS:
+                resized = f"{label}, image '{names[index]}', decode_resized by {factor}"
+                _check_resized(resized, source.decode_resized(records[index], factor), resize(example, factor), factor)
+    decoders = {"decode": source.decode}
+    if hasattr(source, "decode_resized"):
+        decoders["decode_resized"] = lambda record: source.decode_resized(record, _FACTORS[-1])
     for part in ("image", "mask"):
-        _check_unreadable(label, source, records[0], part)
+        for name, decode in decoders.items():
+            _check_unreadable(label, name, decode, records[0], part)
 
 
 def _check_classes(label: str, classes: Classes) -> None:
@@ -123,7 +136,26 @@ def _check_example(label: str, example: Example, name: str, num_classes: int) ->
     )
 
 
-def _check_unreadable(label: str, source: Source, record: Record, part: str) -> None:
+def _check_resized(label: str, example: Example, whole: Example, factor: float) -> None:
+    """Check an example decoded at another size against the whole one, resized."""
+    require(isinstance(example, Example), f"{label}: it gives a {type(example).__name__}; it must be an fcn_jax.api.Example")
+    require(example.id == whole.id, f"{label}: it calls it '{example.id}'")
+    require(
+        example.image.dtype == np.uint8 and example.image.shape == whole.image.shape,
+        f"{label}: the image is {example.image.dtype}{list(example.image.shape)}; it must be uint8{list(whole.image.shape)}",
+    )
+    require(np.array_equal(example.mask, whole.mask), f"{label}: the mask is another than that of the whole, resized")
+    pixels = whole.image.astype(int)
+    off = float(np.abs(example.image - pixels).mean())
+    # The more detail, the more depends on how it is averaged; how much there is, a shift by one pixel says.
+    allowed = 2 + float(np.abs(np.roll(pixels, 1, axis=1) - pixels).mean()) / 2 if factor <= 0.5 else 0
+    require(
+        off <= allowed,
+        f"{label}: the image is {off:.1f} of 255 off that of the whole, resized, on average; allowed are {allowed:.1f}",
+    )
+
+
+def _check_unreadable(label: str, name: str, decode: Callable[[Record], Example], record: Record, part: str) -> None:
     """Check what a file that is missing, or bytes that are no picture, come to."""
 
     def spoilt(there: Path | bytes) -> Path | bytes:
@@ -131,11 +163,12 @@ def _check_unreadable(label: str, source: Source, record: Record, part: str) -> 
 
     broken = record._replace(image=spoilt(record.image)) if part == "image" else record._replace(mask=spoilt(record.mask))
     try:
-        source.decode(broken)
+        decode(broken)
     except DataError:
         return
     except Exception as error:
         raise AssertionError(
-            f"{label}: a {part} that cannot be read raises {type(error).__name__} ({error}); it must be a DataError that names it"
+            f"{label}: {name} raises {type(error).__name__} ({error}) for a {part} that cannot be read; it must be a DataError "
+            "that names it"
         ) from error
-    raise AssertionError(f"{label}: decode takes a {part} that is not there; it must raise DataError")
+    raise AssertionError(f"{label}: {name} takes a {part} that is not there; it must raise DataError")

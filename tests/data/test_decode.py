@@ -13,6 +13,7 @@ from PIL import Image
 
 from fcn_jax.api import IGNORE_INDEX, Record
 from fcn_jax.data.decode import decode_record, read_image, read_mask
+from fcn_jax.data.transforms import resize
 from fcn_jax.errors import DataError
 
 
@@ -132,6 +133,66 @@ def test_sizes_that_differ_are_an_error_with_both() -> None:
     record = Record("a", encoded(picture(20, 30), "PNG"), encoded(np.zeros((30, 20), np.uint8), "PNG"))
     with pytest.raises(DataError, match=r"mask of a: the mask is 20x30 .* image a is 30x20"):
         decode_record(record, 2)
+
+
+def smooth(height: int, width: int) -> np.ndarray:
+    """A picture that shows a shift by a fraction of a pixel anywhere, and whose averages depend little on how they are taken."""
+    rows, columns = np.mgrid[:height, :width]
+    waves = [np.sin(rows / 15 + phase) + np.cos(columns / 19 + phase) for phase in range(3)]
+    return (127 + 60 * np.stack(waves, axis=-1)).astype(np.uint8)
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.floats(0.01, 0.5), st.sampled_from(["420", "444", "progressive"]))
+def test_a_shrunk_jpeg_is_what_the_whole_is_when_resized(height: int, width: int, factor: float, kind: str) -> None:
+    options = {"progressive": True} if kind == "progressive" else {"subsampling": 0 if kind == "444" else 2}
+    mask = np.random.default_rng(0).integers(0, 5, (height, width), np.uint8)
+    record = Record("a", encoded(smooth(height, width), "JPEG", quality=95, **options), encoded(mask, "PNG"))
+    whole, shrunk = resize(decode_record(record, 5), factor), decode_record(record, 5, factor=factor)
+    assert np.array_equal(shrunk.mask, whole.mask)
+    assert shrunk.image.shape == whole.image.shape
+    off = np.abs(shrunk.image.astype(int) - whole.image)
+    assert off.mean() < 2.5
+    assert off.max() < 8
+
+
+@pytest.mark.parametrize(("factor", "reduction"), [(1 / 2, 2), (1 / 6, 4), (1 / 16, 8)])
+def test_a_shrunk_jpeg_is_decoded_small_and_not_shifted_up_to_its_last_row_and_column(
+    factor: float, reduction: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded, imdecode = [], cv2.imdecode
+    monkeypatch.setattr(cv2, "imdecode", lambda data, flags: decoded.append(imdecode(data, flags)) or decoded[-1])
+    # One pixel more than whole blocks: taken for a whole reduced pixel, it would stretch the picture by almost one.
+    height, width = 64 * 3 + 1, 64 * 4 + 1
+    ramp = np.add.outer(np.arange(height), np.arange(width)) / (height + width) * 255
+    image = encoded(np.repeat(ramp[..., None], 3, axis=-1).astype(np.uint8), "JPEG", quality=98)
+    record = Record("a", image, encoded(np.zeros((height, width), np.uint8), "PNG"))
+    shrunk, whole = decode_record(record, 1, factor=factor).image, resize(decode_record(record, 1), factor).image
+    pixel = 255 / (height + width) / factor  # what a shift by one pixel of the result comes to
+    assert abs(shrunk.astype(float) - whole)[:, -2:].mean() < pixel / 6 + 0.5
+    assert abs(shrunk.astype(float) - whole)[-2:].mean() < pixel / 6 + 0.5
+    assert decoded[0].shape == (-(-height // reduction), -(-width // reduction), 3)
+
+
+@pytest.mark.parametrize(("factor", "kind"), [(0.51, "JPEG"), (1.7, "JPEG"), (0.1, "PNG"), (0.1, "BMP")])
+def test_what_is_not_shrunk_enough_or_no_jpeg_is_resized_from_the_whole(factor: float, kind: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (101, 151, 3), np.uint8)
+    record = Record("a", encoded(noise, kind), encoded(noise[..., 0] & 3, "PNG"))
+    whole, resized = resize(decode_record(record, 4), factor), decode_record(record, 4, factor=factor)
+    assert np.array_equal(resized.image, whole.image)
+    assert np.array_equal(resized.mask, whole.mask)
+
+
+def test_a_shrunk_jpeg_is_checked_as_the_whole_is() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image, mask = encoded(picture(81, 121), "JPEG", exif=exif), np.zeros((81, 121), np.uint8)
+    assert decode_record(Record("a", image, encoded(mask, "PNG")), 2, factor=0.3).image.shape == (24, 36, 3)
+    with pytest.raises(DataError, match=r"mask of a: the mask is 121x82 .* image a is 121x81"):
+        decode_record(Record("a", image, encoded(np.zeros((82, 121), np.uint8), "PNG")), 2, factor=0.3)
+    with pytest.raises(DataError, match="image of a: the image is truncated"):
+        decode_record(Record("a", image[:-300], encoded(mask, "PNG")), 2, factor=0.3)
+    with pytest.raises(DataError, match="labels outside the classes: 7"):
+        decode_record(Record("a", image, encoded(np.where(mask.cumsum(1) + np.arange(121) == 60, 7, mask), "PNG")), 2, factor=0.1)
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root reads everything")

@@ -6,16 +6,17 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import cv2
 import grain
 import numpy as np
 import pytest
 
-from fcn_jax.api import Source
+from fcn_jax.api import Example, Record, Source
 from fcn_jax.data.camvid import CAMVID
 from fcn_jax.data.pipeline import eval_examples, steps_per_epoch, train_batches
-from fcn_jax.data.transforms import Augment
+from fcn_jax.data.transforms import Augment, resize
 from fcn_jax.errors import ConfigError, DataError
 
 COUNT = 23
@@ -105,6 +106,35 @@ def test_state_before_the_first_batch_and_at_the_end_can_be_restored(source: Sou
     assert list(iterator) == []
     with pytest.raises(ConfigError, match="not a saved position"):
         iterator.set_state({"next": 3})
+
+
+def test_a_source_that_decodes_at_other_sizes_is_asked_to(source: Source) -> None:
+    class Plain:
+        """The same images, decoded whole: what a data set of a plugin has to offer."""
+
+        classes, decode = source.classes, staticmethod(source.decode)
+
+        def __len__(self) -> int:
+            return len(source)
+
+        def __getitem__(self, index: int) -> Record:
+            return source[index]
+
+    class Asked(Plain):
+        factors: ClassVar[list[float]] = []
+
+        def decode_resized(self, record: Record, factor: float) -> Example:
+            self.factors.append(factor)
+            return resize(self.decode(record), factor)
+
+    augment = Augment((16, 24), (0.1, 0.4))
+    whole, plain, asked = (
+        list(train_batches(s, augment=augment, batch_size=4, seed=3, epochs=1)) for s in (source, Plain(), Asked())
+    )
+    assert same(plain, asked)
+    assert same(plain, whole)  # PNGs: nothing is gained, and nothing differs
+    assert len(Asked.factors) == 20
+    assert all(0.1 <= factor <= 0.4 for factor in Asked.factors)
 
 
 def test_shards_together_are_the_one_process_batches(source: Source) -> None:

@@ -83,8 +83,10 @@ def test_resize_does_not_shift_the_mask_against_the_image(factor: float) -> None
 def test_same_generator_state_gives_the_same_result() -> None:
     augment = Augment((16, 16), (0.5, 2.0), True, 0.5, 0.5, 0.5)
     first, second = (augment(example(20, 30), np.random.default_rng(5)) for _ in range(2))
+    later = augment.from_resized(lambda factor: resize(example(20, 30), factor), np.random.default_rng(5))
     other = augment(example(20, 30), np.random.default_rng(6))
     assert np.array_equal(first.image, second.image)
+    assert np.array_equal(first.image, later.image)
     assert not np.array_equal(first.image, other.image)
 
 
