@@ -35,6 +35,7 @@ from fcn_jax.data.transforms import resize
 from fcn_jax.errors import ConfigError, DataError
 from fcn_jax.models.fcn import FCN32S
 from fcn_jax.models.resnet import RESNET18
+from fcn_jax.nn.blocks import Blocks
 from fcn_jax.testing import check_backbone, check_dataset, check_head, check_model
 from fcn_jax.testing.imports import import_cost
 
@@ -284,6 +285,38 @@ class Top(nnx.Module):
         return logits[:, : out_hw[0], : out_hw[1]]
 
 
+class Doubled(Top):
+    """Gives blocks of other logits than its own."""
+
+    factor = 2
+
+    def logits_in_blocks(self, features, *, out_hw):
+        logits = self(features, out_hw=out_hw) * self.factor
+        side = max(out_hw)
+        padded = jnp.pad(logits, ((0, 0), (0, side - out_hw[0]), (0, side - out_hw[1]), (0, 0)))
+        return Blocks(padded.transpose(0, 3, 1, 2)[:, None, None], 0, 0, *out_hw)
+
+
+class Honest(Doubled):
+    """Gives its own logits in one block."""
+
+    factor = 1
+
+
+class UncroppedBlocks(Honest):
+    """Gives blocks of another size."""
+
+    def logits_in_blocks(self, features, *, out_hw):
+        return super().logits_in_blocks(features, out_hw=(out_hw[0] - 1, out_hw[1]))
+
+
+class Blockless(Top):
+    """Gives its logits as they are where blocks are asked for."""
+
+    def logits_in_blocks(self, features, *, out_hw):
+        return self(features, out_hw=out_hw)
+
+
 class Uncropped(Top):
     """Returns whole feature pixels."""
 
@@ -333,12 +366,19 @@ def test_an_honest_head_passes(select):
     check_head(head(select=select))
 
 
+def test_a_head_that_gives_its_logits_in_blocks_passes():
+    check_head(head(Honest))
+
+
 @pytest.mark.parametrize(
     ("liar", "complaint"),
     [
         (head(Uncropped), r"has shape \(1, 96, 128, 7\), promised is \(1, 65, 97, 7\)"),
         (head(OneClassTooMany), r"has shape \(1, 64, 64, 8\), promised is \(1, 64, 64, 7\)"),
         (head(Mixing), "depends on the rest of its batch"),
+        (head(Doubled), r"logits_in_blocks differs from the head's logits \(by 1\.0e\+00\)"),
+        (head(UncroppedBlocks), r"logits_in_blocks gives \(3, 64, 97, 7\), the head itself \(3, 65, 97, 7\)"),
+        (head(Blockless), "it must give fcn_jax.nn.blocks.Blocks or None"),
         (head(select=lambda options, specs: ("layer4",)), r"select gave \('layer4',\); it must name some of"),
         (head(select=lambda options, specs: ()), r"select gave \(\)"),
         (head(select=refuse), "refuses every backbone: .*needs a feature of stride 3"),

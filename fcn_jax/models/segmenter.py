@@ -138,7 +138,8 @@ class _InBlocks:
     head: Any
 
     def __call__(self, features: Mapping[str, jax.Array], *, out_hw: tuple[int, int]) -> jax.Array | Blocks:
-        logits = self.head.blocks(features, out_hw=out_hw) if hasattr(self.head, "blocks") else None
+        in_blocks = getattr(self.head, "logits_in_blocks", None)
+        logits = None if in_blocks is None else in_blocks(features, out_hw=out_hw)
         return self.head(features, out_hw=out_hw) if logits is None else logits
 
 

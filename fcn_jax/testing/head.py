@@ -13,6 +13,7 @@ from flax import nnx
 from fcn_jax import registry
 from fcn_jax.api import FeatureSpec, Head
 from fcn_jax.errors import ConfigError
+from fcn_jax.nn.blocks import Blocks
 from fcn_jax.testing.contract import (
     SIZES,
     check_descriptor,
@@ -22,7 +23,7 @@ from fcn_jax.testing.contract import (
     check_shapes,
     variants,
 )
-from fcn_jax.testing.subject import Subject, normal, require
+from fcn_jax.testing.subject import COMPILER_OPTIONS, TOLERANCE, Subject, difference, normal, require
 from fcn_jax.testing.torch_bridge import check_reference, check_tables
 from fcn_jax.verify.reference import fitted
 
@@ -31,7 +32,8 @@ def check_head(head: str | Head, options: Mapping[str, Any] | None = None) -> No
     """Hold a head against its descriptor, on the features of made-up backbones that round sizes up and down.
 
     Checked: that it takes only features it selected; the logits' size, classes and dtype at odd and even image sizes; that eval
-    mode is deterministic, changes no state and treats each image alone; that every parameter's gradient in train mode is finite;
+    mode is deterministic, changes no state and treats each image alone; that logits in blocks, where it offers them, are its logits;
+    that every parameter's gradient in train mode is finite;
     that the PyTorch tables name every leaf once, and are invertible; the names, shapes and outputs of the PyTorch reference.
 
     Args:
@@ -88,6 +90,7 @@ def _check_head_on(label: str, head: Head, chosen: Any, specs: Sequence[FeatureS
     whole = subject(7, hw)
     features = {name: normal(i, shape) for i, (name, shape) in enumerate(shapes(3, hw).items())}
     check_eval_mode(whole, features)
+    _check_blocks(whole, features, hw)
     if head.maskable:
         inner, outer = shapes(1, SIZES[2]), shapes(1, hw)
         known: dict[Any, Any] = {outer[name][1:3]: inner[name][1:3] for name in inner} | {hw: SIZES[2]}
@@ -103,6 +106,36 @@ def _check_head_on(label: str, head: Head, chosen: Any, specs: Sequence[FeatureS
             lambda build_reference: build_reference(options=chosen, features=selected, num_classes=7),
             lambda reference, inputs: {"logits": fitted(reference(*inputs.values()), hw)},
         )
+
+
+def _check_blocks(subject: Subject, features: Mapping[str, Any], hw: tuple[int, int]) -> None:
+    """Check that logits in blocks, which a head may offer for TPUs, are its logits."""
+    module = subject.build(jnp.float32)
+    if not hasattr(module, "logits_in_blocks"):
+        return
+    module.eval()
+    graphdef, state = nnx.split(module)
+
+    @functools.partial(jax.jit, compiler_options=COMPILER_OPTIONS)
+    def run(state: Any, features: Mapping[str, Any]) -> tuple[jax.Array, Any]:
+        network = nnx.merge(graphdef, state)
+        blocks = network.logits_in_blocks(features, out_hw=hw)
+        require(
+            blocks is None or isinstance(blocks, Blocks),
+            f"{subject.label}: logits_in_blocks gives {type(blocks).__name__}; it must give fcn_jax.nn.blocks.Blocks or None",
+        )
+        return subject.call(network, features)["logits"], None if blocks is None else blocks.gather(blocks.channels_last)
+
+    with jax.default_matmul_precision("highest"):
+        logits, found = run(state, dict(features))
+    if found is None:
+        return
+    require(
+        found.shape == logits.shape,
+        f"{subject.label}: logits_in_blocks gives {found.shape}, the head itself {logits.shape}",
+    )
+    off = difference(found, logits)
+    require(off < TOLERANCE, f"{subject.label}: logits_in_blocks differs from the head's logits (by {off:.1e})")
 
 
 def _families() -> dict[str, tuple[FeatureSpec, ...]]:

@@ -114,6 +114,17 @@ def test_only_for_a_backbone_that_rounds_down_is_the_input_padded(size):
     np.testing.assert_array_equal(y[:, ::4, ::4], x[:, ::4, ::4])
 
 
+def test_a_heads_own_attribute_named_blocks_is_no_layout_of_its_logits():
+    class Stacked(Enlarge):
+        def __init__(self):
+            self.blocks = nnx.List([nnx.Dropout(0.0, deterministic=True)])
+
+    model = Segmenter(RoundsDown(), Stacked(), ModelSpec(), (FeatureSpec("deep", 3, 4, lambda n: n // 4),))
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 8, 4, 3), np.float32))
+    np.testing.assert_array_equal(model.in_blocks(x), model(x))
+    np.testing.assert_array_equal(model.outputs_in_blocks(x)["out"], model(x))
+
+
 @pytest.mark.parametrize(
     ("promise", "complaint"),
     [
