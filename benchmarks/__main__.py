@@ -2,6 +2,7 @@
 
     python -m benchmarks                                        # inference and training on this machine
     python -m benchmarks --task training --batch 8 --model resnet50
+    python -m benchmarks --model deeplabv3_resnet50 --batch 1   # `python -m benchmarks.models` measures a list of them
 
 The same weights and inputs for every contender, whose answers must agree before anything is timed; they run in turn, each in a process
 of its own. PyTorch runs in channels_last; torch.compile folds the weights in inference (inductor's freezing) and tunes every kernel on
@@ -14,25 +15,22 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.metadata
-import os
-import platform
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import jax
 import torch
 
 from benchmarks import plot, tasks, timing
+from benchmarks.record import RESULTS, environment, refuse_other_backend
 from benchmarks.setting import Setting
 from benchmarks.worker import Worker
 from fcn_jax.atomic import write_json
 
-RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("fcn-jax", "jax", "jaxlib", "flax", "torch", "torchvision", "numpy")
 FILES = 64
 """Images of the tasks that read files."""
+PHOTOGRAPHS = 16
+"""The same for a camera's, which take longer."""
 
 
 def measure(
@@ -84,32 +82,14 @@ def measure(
     return {"task": task, "flops": work, "images": images, "setting": dataclasses.asdict(setting), "contenders": rows}
 
 
-def environment(device: str) -> dict[str, Any]:
-    """Versions and devices."""
-    cpu = next(
-        (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), platform.processor()
-    )
-    return {
-        "device": torch.cuda.get_device_name() if device == "cuda" else f"{cpu}, {os.cpu_count()} cores",
-        "jax_device": jax.devices()[0].device_kind,
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        **{package: importlib.metadata.version(package) for package in PACKAGES},
-    }
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text().splitlines()
-    except OSError:
-        return []
-
-
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
     parser.add_argument("--task", choices=tasks.TASKS, action="append", help=f"default: {', '.join(tasks.MAIN)}")
-    parser.add_argument("--model", default="resnet18", help="a registered ResNet, under the fcn32s head")
+    parser.add_argument(
+        "--model", default="resnet18", help="a registered backbone or whole model; inference alone but for ResNets under fcn32s"
+    )
+    parser.add_argument("--head", default="fcn32s", help="of a backbone; registered")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--size", type=int, nargs=2, default=(320, 480), metavar=("H", "W"))
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
@@ -123,26 +103,25 @@ def main() -> None:
         "--out", type=Path, help="JSON file (default: benchmarks/results/speed_DEVICE.json); the plot lies beside it"
     )
     args = parser.parse_args()
-    if args.device == "cpu" and jax.default_backend() != "cpu":
-        parser.error("JAX would run elsewhere: set JAX_PLATFORMS=cpu")
-    setting = Setting(args.model, args.batch, tuple(args.size), args.dtype, args.num_classes, device=args.device)
-    if any(size % 32 for size in setting.size):
+    refuse_other_backend(args.device)
+    setting = Setting(args.model, args.batch, tuple(args.size), args.dtype, args.num_classes, head=args.head, device=args.device)
+    chosen = args.task or tasks.default(setting)
+    if unable := set(chosen) - set(tasks.possible(setting)):
+        parser.error(f"{args.model} has no {', '.join(sorted(unable))} here, only {', '.join(tasks.possible(setting))}")
+    if setting.is_chapters and any(size % 32 for size in setting.size):
         parser.error("the sizes must be multiples of 32, for the contenders do not crop")
     peak = timing.peaks(args.dtype)
     print(f"peaks: {peak['flops'] / 1e9:.0f} GFLOP/s in a matrix product, {peak['bytes'] / 1e9:.1f} GB/s in a copy")
     results = []
     with tempfile.TemporaryDirectory() as folder:
-        for task in args.task or tasks.MAIN:
-            if task in tasks.READ_FILES and not setting.data:
-                from benchmarks import scenes  # only here is OpenCV needed
-
-                setting = dataclasses.replace(setting, data=str(args.data or scenes.write(Path(folder), FILES)))
-            results.append(measure(task, setting, args.rounds, peak))
+        for task in chosen:
+            results.append(measure(task, _with_files(setting, task, args.data, Path(folder)), args.rounds, peak))
     out = args.out or RESULTS / f"speed_{args.device}.json"
     result = {
         "environment": environment(args.device),
         "setting": {
             "model": args.model,
+            "head": setting.spec.head,
             "batch": args.batch,
             "size": args.size,
             "dtype": args.dtype,

@@ -26,9 +26,6 @@ from fcn_jax.train.losses import cross_entropy
 Call = Callable[[], np.ndarray]
 """Does the work once, waits for it, and gives what it came to."""
 
-SCALE = (0.5, 2.0)
-"""Range of the random resize in the tasks that read files."""
-
 
 def _preprocess(setting: Setting) -> Preprocess:
     return describe(setting.build().spec).backbone.preprocess
@@ -120,7 +117,7 @@ def _batches(setting: Setting) -> tuple[Any, int]:
     from fcn_jax.data.transforms import Augment
 
     source = registry.default().dataset("folder").open(Path(setting.data), "train")
-    batches = train_batches(source, augment=Augment(setting.size, SCALE), batch_size=setting.batch, seed=0)
+    batches = train_batches(source, augment=Augment(setting.size, setting.scale), batch_size=setting.batch, seed=0)
     return batches, len(source) // setting.batch
 
 
@@ -153,6 +150,7 @@ LIBRARY: dict[str, Callable[[Setting], Call]] = {
     "mask": _mask,
     "training": lambda setting: _training(setting, setting.build(), compiler_options()),
     "pipeline": _pipeline,
+    "photographs": _pipeline,
     "epoch": _epoch,
 }
 

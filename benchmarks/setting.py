@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 from flax import nnx
 
-from fcn_jax import build_model
 from fcn_jax.config import OptimConfig
-from fcn_jax.models.segmenter import Segmenter
+from fcn_jax.convert.engine import tables
+from fcn_jax.models.segmenter import ModelSpec, Segmenter, build, by_name
 
 RECIPE = OptimConfig(name="sgd", lr=0.01, momentum=0.9, weight_decay=1e-4, schedule="constant")
 
@@ -19,14 +20,17 @@ class Setting:
     """What is run.
 
     Attributes:
-        model: registered ResNet, under the `fcn32s` head.
+        model: registered backbone, or whole model.
         batch: images.
-        size: height and width in pixels, multiples of 32.
+        size: height and width in pixels; multiples of 32 for the chapter's network, whose contenders do not crop.
         dtype: compute dtype, "float32" or "bfloat16" (in PyTorch autocast).
         num_classes: of the logits.
-        upsampling: option of the head: "learned" (dense) or "depthwise".
+        head: registered; of a backbone alone.
+        upsampling: option of that head, where it is `fcn32s`: "learned" (dense) or "depthwise".
         device: PyTorch's, "cpu" or "cuda"; JAX takes its default backend.
         data: folder of images and masks (`fcn_jax.data.folder`), for the tasks that read files.
+        pictures: about how large its images are.
+        scale: range of their random resize.
     """
 
     model: str = "resnet18"
@@ -34,14 +38,30 @@ class Setting:
     size: tuple[int, int] = (320, 480)
     dtype: str = "float32"
     num_classes: int = 21
+    head: str = "fcn32s"
     upsampling: str = "learned"
     device: str = "cpu"
     data: str = ""
+    pictures: tuple[int, int] = (375, 500)
+    scale: tuple[float, float] = (0.5, 2.0)
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What is built: the auxiliary head of a whole model, which has no part in inference, is left out."""
+        spec = by_name(self.model)
+        parts: dict[str, Any] = {"aux_head": None}
+        if spec.head is None:
+            parts = {"head": self.head, "head_options": {"upsampling": self.upsampling} if self.head == "fcn32s" else {}}
+        return dataclasses.replace(spec, num_classes=self.num_classes, dtype=self.dtype, **parts)
+
+    @property
+    def is_chapters(self) -> bool:
+        """Whether it is a ResNet under the head `fcn32s`, which every contender and every task knows."""
+        return ("model", "d2l") in tables(self.spec)
 
     def build(self) -> Segmenter:
         """The library's model, with drawn values."""
-        options = {"upsampling": self.upsampling}
-        return build_model(self.model, "fcn32s", self.num_classes, head_options=options, dtype=self.dtype, rngs=nnx.Rngs(0))
+        return build(self.spec, rngs=nnx.Rngs(0))
 
     def images(self) -> np.ndarray:
         """u8[N,H,W,3], drawn."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,7 @@ TASKS = {
     "head": "the head alone, loss and gradients",
     "trunk": "the trunk alone, forward and gradients",
     "pipeline": "reading, decoding, resizing, cropping and flipping an epoch of files",
+    "photographs": "the same with photographs of 12 megapixels, shrunk to 0.1 to 0.3 of their size",
     "epoch": "an epoch of training from files",
 }
 """What each task is."""
@@ -26,7 +28,9 @@ TASKS = {
 MAIN = ("logits", "mask", "training")
 """What is run unless tasks are named."""
 
-READ_FILES = ("pipeline", "epoch")
+INPUT = ("pipeline", "photographs")
+INFERENCE = ("logits", "mask")
+READ_FILES = (*INPUT, "epoch")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,14 +68,26 @@ PRODUCT = Contender("torch.compile, product head", "torch", compiled=True, produ
 PLAIN_FLAX = Contender("plain flax", "flax")
 
 
+def possible(setting: Setting) -> tuple[str, ...]:
+    """Tasks that there are for a model: of other networks than the chapter's PyTorch's side is known as a whole, in inference."""
+    return tuple(TASKS) if setting.is_chapters else INFERENCE
+
+
+def default(setting: Setting) -> tuple[str, ...]:
+    """Those that are run unless tasks are named."""
+    return MAIN if setting.is_chapters else INFERENCE
+
+
 def contenders(task: str, setting: Setting) -> list[Contender]:
     """All that can run a task, the library first. Plain Flax has no bottleneck blocks here."""
     if task == "pipeline":
         return [LIBRARY, Contender("torchvision v2, DataLoader", "torch")]
-    if task == "epoch":
-        return [LIBRARY, EAGER, COMPILED]
-    found = [LIBRARY, EAGER, COMPILED] if task == "trunk" else [LIBRARY, EAGER, COMPILED, PRODUCT]
-    return [*found, PLAIN_FLAX] if setting.model in BASIC_DEPTHS else found
+    found = [LIBRARY, EAGER, COMPILED]
+    if task == "epoch" or not setting.is_chapters:
+        return found
+    if task != "trunk":
+        found.append(PRODUCT)
+    return [*found, PLAIN_FLAX] if setting.spec.backbone in BASIC_DEPTHS else found
 
 
 def check_agreement(task: str, answers: Mapping[str, np.ndarray], dtype: str) -> None:
@@ -94,15 +110,16 @@ def check_agreement(task: str, answers: Mapping[str, np.ndarray], dtype: str) ->
 
 def flops(task: str, setting: Setting) -> float | None:
     """Operations of the model itself, 2 for each multiply-add, as PyTorch counts them with the head as a product; None for input alone."""
-    if task == "pipeline":
+    if task in INPUT:
         return None
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from benchmarks.networks import in_torch
+    from benchmarks.networks import in_torch, original
 
     model = setting.build()
-    network, deepest = in_torch(model, product=True), model.features[-1]
+    network: Any = in_torch(model, product=True) if setting.is_chapters else original(setting, model)
+    deepest = model.features[-1]
     x = torch.zeros(1, 3, *setting.size)
     backward = task not in ("logits", "mask")
     if task == "head":

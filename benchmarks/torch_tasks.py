@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.jax_tasks import SCALE, Call
-from benchmarks.networks import in_torch
+from benchmarks.jax_tasks import Call
+from benchmarks.networks import in_torch, original
 from benchmarks.setting import RECIPE, Setting
 from fcn_jax.convert.torch_reference import import_torchvision
 from fcn_jax.models.segmenter import describe
@@ -34,10 +34,11 @@ class Torch:
         self.setting = setting
         self.deepest = model.features[-1]
         self.device = torch.device(setting.device)
-        self.network = in_torch(model, product=product).to(self.device).train(not inference)
+        network = in_torch(model, product=product) if setting.is_chapters else original(setting, model)
+        self.network: Any = network.to(self.device).train(not inference)
         self._compiled, self._inference = compiled, inference
         torch.backends.cudnn.benchmark = True
-        self._scale = preprocess.scale / 255
+        self._scale, self._reverse = preprocess.scale / 255, preprocess.channel_order == "bgr"
         self._mean = torch.tensor(preprocess.mean, device=self.device).view(1, 3, 1, 1)
         self._std = torch.tensor(preprocess.std, device=self.device).view(1, 3, 1, 1)
 
@@ -61,6 +62,7 @@ class Torch:
 
     def normalized(self, images: torch.Tensor) -> torch.Tensor:
         """u8[N,3,H,W] -> f32[N,3,H,W]."""
+        images = images.flip(1) if self._reverse else images
         return (images.float() * self._scale - self._mean) / self._std
 
     def ready(self) -> torch.Tensor:
@@ -161,11 +163,10 @@ def _training(setting: Setting, compiled: bool, product: bool) -> Call:
 class _Folder(torch.utils.data.Dataset):
     """Images and masks through torchvision's own transforms, as its reference training has them: Pillow, then `transforms.v2`."""
 
-    def __init__(self, root: Path, size: tuple[int, int]) -> None:
+    def __init__(self, setting: Setting) -> None:
         """List the files."""
-        self._images = sorted((root / "images" / "train").iterdir())
-        self._masks = sorted((root / "masks" / "train").iterdir())
-        self._size = size
+        self._images, self._masks = (sorted((Path(setting.data) / part / "train").iterdir()) for part in ("images", "masks"))
+        self._setting = setting
 
     @functools.cached_property
     def _transform(self) -> Any:
@@ -174,13 +175,11 @@ class _Folder(torch.utils.data.Dataset):
         from torchvision import tv_tensors
         from torchvision.transforms import v2
 
-        from benchmarks import scenes
-
         return v2.Compose(
             [
                 v2.ToImage(),
-                v2.ScaleJitter(target_size=scenes.SIZE, scale_range=SCALE),
-                v2.RandomCrop(self._size, pad_if_needed=True, fill={tv_tensors.Mask: 255, "others": 0}),
+                v2.ScaleJitter(target_size=self._setting.pictures, scale_range=self._setting.scale),
+                v2.RandomCrop(self._setting.size, pad_if_needed=True, fill={tv_tensors.Mask: 255, "others": 0}),
                 v2.RandomHorizontalFlip(0.5),
             ]
         )
@@ -198,9 +197,13 @@ class _Folder(torch.utils.data.Dataset):
 
 
 def _loader(setting: Setting) -> Any:
-    folder = _Folder(Path(setting.data), setting.size)
     return torch.utils.data.DataLoader(
-        folder, setting.batch, shuffle=True, drop_last=True, num_workers=torch.get_num_threads(), persistent_workers=True
+        _Folder(setting),
+        setting.batch,
+        shuffle=True,
+        drop_last=True,
+        num_workers=torch.get_num_threads(),
+        persistent_workers=True,
     )
 
 
@@ -230,5 +233,6 @@ TASKS: dict[str, Callable[[Setting, bool, bool], Call]] = {
     "mask": lambda setting, compiled, product: _inference(setting, compiled, product, mask=True),
     "training": _training,
     "pipeline": lambda setting, compiled, product: _pipeline(setting),
+    "photographs": lambda setting, compiled, product: _pipeline(setting),
     "epoch": _epoch,
 }
