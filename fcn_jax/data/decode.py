@@ -250,14 +250,14 @@ def _code(colour: Colour) -> int:
 
 def _check_labels(labels: np.ndarray, num_classes: int, void: tuple[int, ...], name: str) -> np.ndarray:
     table = _label_table(num_classes, void)
-    # One table look-up maps the void labels and marks the wrong ones: row 0 is the new label, row 1 whether it is wrong.
+    # Row 0 is the new label, which is the old one unless there are other void labels; row 1 whether it is wrong.
     if cv2.LUT(labels, table[1]).any():
         wrong = [str(label) for label in np.unique(labels).tolist() if table[1, label]]
         raise DataError(
             f"{name}: labels outside the classes: {listing(wrong)}; allowed are 0 to {num_classes - 1} and void "
             f"{listing(map(str, void))}. Correct the mask, or the list of classes"
         )
-    return np.asarray(cv2.LUT(labels, table[0]), np.uint8)
+    return labels if set(void) <= {IGNORE_INDEX} else np.asarray(cv2.LUT(labels, table[0]), np.uint8)
 
 
 @functools.lru_cache
