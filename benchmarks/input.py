@@ -1,0 +1,78 @@
+"""What the host's work on an image is made of, on one core: `python -m benchmarks.input`.
+
+    python -m benchmarks.input                                # drawn scenes of VOC's size
+    python -m benchmarks.input --dataset voc2012 --data DIR --scale 1 1
+
+The stages of the input pipeline are timed one after the other on each image, in the thread's own time, all in turn; of an image's rounds
+the fastest counts, and of the images the mean. What flips and colours take is what moving them to the device could save.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from benchmarks import scenes
+from benchmarks.__main__ import RESULTS, environment
+from fcn_jax import registry
+from fcn_jax.api import Source
+from fcn_jax.atomic import write_json
+from fcn_jax.data.transforms import crop, flip_left_right, jitter_colours, resize
+
+IMAGES = 64
+STAGES = ("decode", "resize", "crop", "flip", "colours")
+
+
+def measure(source: Source, size: tuple[int, int], scale: tuple[float, float], rounds: int) -> dict[str, float]:
+    """Milliseconds an image, by stage. Half of the images are flipped, all are changed in colour."""
+    indices = np.linspace(0, len(source) - 1, min(IMAGES, len(source))).astype(int).tolist()
+    seconds = np.zeros((rounds, len(indices), len(STAGES)))
+    for times in seconds:
+        rng = np.random.default_rng(0)
+        for number, index in enumerate(indices):
+            factor, at = float(np.exp(rng.uniform(*np.log(scale)))), tuple(rng.random(2).tolist())
+            marks = [time.thread_time()]
+            example = source.decode(source[index])
+            marks.append(time.thread_time())
+            example = resize(example, factor)
+            marks.append(time.thread_time())
+            example = crop(example, size, at=at)
+            marks.append(time.thread_time())
+            example = flip_left_right(example) if number % 2 else example
+            marks.append(time.thread_time())
+            jitter_colours(example.image, 1.1, 0.9, 1.2)
+            marks.append(time.thread_time())
+            times[number] = np.diff(marks)
+    return dict(zip(STAGES, (1000 * seconds.min(axis=0).mean(axis=0)).tolist(), strict=True))
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.input", description=__doc__.splitlines()[0])
+    parser.add_argument("--dataset", default="folder", help="a registered data set, whose split train is read")
+    parser.add_argument("--data", type=Path, help="its folder (default: drawn scenes)")
+    parser.add_argument("--size", type=int, nargs=2, default=(320, 480), metavar=("H", "W"))
+    parser.add_argument("--scale", type=float, nargs=2, default=(0.5, 2.0), metavar=("LOW", "HIGH"))
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--out", type=Path, default=RESULTS / "input_cpu.json")
+    args = parser.parse_args()
+    cv2.setNumThreads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        root = args.data or scenes.write(Path(folder), IMAGES)
+        source = registry.default().dataset(args.dataset).open(root, "train")
+        stages = measure(source, tuple(args.size), tuple(args.scale), args.rounds)
+    total = sum(stages.values())
+    for name, milliseconds in stages.items():
+        print(f"{name:<8} {milliseconds:7.3f} ms  {milliseconds / total:5.1%}")
+    print(f"{'all':<8} {total:7.3f} ms")
+    setting = {"dataset": args.dataset if args.data else "drawn scenes", "size": args.size, "scale": args.scale}
+    write_json(args.out, {"environment": environment("cpu"), "setting": setting, "milliseconds": stages})
+
+
+if __name__ == "__main__":
+    main()
