@@ -82,6 +82,20 @@ def measure(
     return {"task": task, "flops": work, "images": images, "setting": dataclasses.asdict(setting), "contenders": rows}
 
 
+def _with_files(setting: Setting, task: str, data: Path | None, folder: Path) -> Setting:
+    """The setting with the images that a task reads: those of `data`, or drawn ones that are written into `folder`."""
+    if task not in tasks.READ_FILES:
+        return setting
+    from benchmarks import scenes  # only here is OpenCV needed
+
+    if task == "photographs":
+        setting = dataclasses.replace(setting, pictures=scenes.CAMERA, scale=(0.1, 0.3))
+    root = data or folder / task
+    if data is None and not root.exists():
+        scenes.write(root, PHOTOGRAPHS if task == "photographs" else FILES, setting.pictures)
+    return dataclasses.replace(setting, data=str(root))
+
+
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])

@@ -80,7 +80,7 @@ def default(setting: Setting) -> tuple[str, ...]:
 
 def contenders(task: str, setting: Setting) -> list[Contender]:
     """All that can run a task, the library first. Plain Flax has no bottleneck blocks here."""
-    if task == "pipeline":
+    if task in INPUT:
         return [LIBRARY, Contender("torchvision v2, DataLoader", "torch")]
     found = [LIBRARY, EAGER, COMPILED]
     if task == "epoch" or not setting.is_chapters:
