@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from fcn_jax import memory
+
 PROGRAM = """
 import resource
 from fcn_jax.memory import keep_freed_memory
@@ -20,6 +22,22 @@ print(faults())
 """
 
 glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+
+
+GIVING_BACK = """
+import ctypes
+from pathlib import Path
+from fcn_jax.memory import give_back_freed_memory, keep_freed_memory
+keep_freed_memory()
+def resident():
+    return int(next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS")).split()[1])
+blocks = [b"x" * 2**20 for _ in range(100)]
+last = b"x" * 2**20
+del blocks
+before = resident()
+give_back_freed_memory()
+print(before - resident())
+"""
 
 
 def run(**environment):
@@ -44,3 +62,15 @@ def test_what_the_environment_says_stands(variable):
     kept, faults = run(**{variable: "4" if variable.startswith("MALLOC") else "glibc.malloc.tcache_count=4"})
     assert not kept
     assert faults > 1000
+
+
+@glibc
+def test_what_was_freed_can_be_given_back():
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    done = subprocess.run([sys.executable, "-c", GIVING_BACK], env=plain, check=True, capture_output=True, text=True)
+    assert int(done.stdout) > 90 * 1024, "KiB of the hundred MiB"
+
+
+def test_giving_back_is_nothing_where_the_c_library_cannot(monkeypatch):
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: object())
+    memory.give_back_freed_memory()

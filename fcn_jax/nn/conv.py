@@ -301,9 +301,7 @@ def _phases(settings: _Settings, x: jax.Array, height: int, width: int, rows: in
     tall, wide = (out + settings.dilation * (taps - 1) // stride for out, taps in ((rows, height), (cols, width)))
     edges = [(padding, stride * size - have - padding, 0) for size, have in ((tall, x.shape[1]), (wide, x.shape[2]))]
     padded = lax.pad(x, np.zeros((), x.dtype), ((0, 0, 0), *edges, (0, 0, 0)))
-    phases = padded.reshape(x.shape[0], tall, stride, wide, stride, x.shape[3]).transpose(0, 2, 4, 5, 1, 3)
-    # Stored, so that the lines are copied from it and not gathered pixel by pixel from the images.
-    return lax.optimization_barrier(phases)
+    return padded.reshape(x.shape[0], tall, stride, wide, stride, x.shape[3]).transpose(0, 2, 4, 5, 1, 3)
 
 
 def _pad(settings: _Settings, x: jax.Array) -> jax.Array:

@@ -26,6 +26,7 @@ from fcn_jax.errors import CheckpointError, ConfigError, TrainingError
 from fcn_jax.infer import draw
 from fcn_jax.infer.metrics import ConfusionMatrix, Scores
 from fcn_jax.infer.predictor import Predictor, evaluate
+from fcn_jax.memory import give_back_freed_memory
 from fcn_jax.models.names import named
 from fcn_jax.models.segmenter import ModelSpec, build
 from fcn_jax.models.segmenter import describe as describe_model
@@ -149,6 +150,7 @@ def train(config: Config, run: str | Path, *, resume: bool = False) -> Result:
     began = time.perf_counter()
     compiled = jax.jit(step, donate_argnums=0, compiler_options=compiler_options()).lower(state, probe).compile()
     records.write(step=start, event="compile", compile_seconds=time.perf_counter() - began)
+    give_back_freed_memory()  # the compiler's
     predictor: Predictor | None = None
 
     # ------------------------------------------------------------------------------------------------------------------ steps
@@ -156,12 +158,17 @@ def train(config: Config, run: str | Path, *, resume: bool = False) -> Result:
     number = saved = start
     waited, window_began, window_start = 0.0, time.perf_counter(), start
     pending: tuple[int, dict[str, jax.Array], dict[str, np.ndarray]] | None = None
+    # A step takes its memory when it is dispatched, on CPUs the host's: two of them would take twice as much, and gain nothing, as the
+    # next batch is prepared beside the step anyway.
+    one_at_a_time = jax.default_backend() == "cpu"
     try:
         with StopRequest() as stop:
             while number < total_steps and not stop.signal:
                 asked = time.perf_counter()
                 batch = next(batches)
                 waited += time.perf_counter() - asked
+                if one_at_a_time:
+                    jax.block_until_ready(state)
                 state, metrics = compiled(state, sharding.place_batch(batch, batch_sharding))
                 number += 1
                 # The loss is read one step late, so that the host prepares a batch while the device computes.
