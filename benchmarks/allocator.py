@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
+from benchmarks.record import RESULTS, refuse_other_backend
 from benchmarks.tasks import COMPILED, LIBRARY
 from fcn_jax.atomic import write_json
 
-RESULT = Path(__file__).parent / "results" / "allocator_cpu.json"
+RESULT = RESULTS / "allocator_cpu.json"
 CALLS = 9
 
 _PROCESS = """
@@ -45,6 +45,7 @@ print(json.dumps({{
 
 def main() -> None:
     """Measure, print and write."""
+    refuse_other_backend("cpu")
     rows = []
     for task in ("logits", "mask", "training"):
         for contender in (LIBRARY, COMPILED):
@@ -57,7 +58,7 @@ def main() -> None:
                     task=task,
                     calls=CALLS,
                 )
-                done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+                done = subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.PIPE, text=True)
                 row = {"task": task, "contender": contender.name, "kept": keep, **json.loads(done.stdout.splitlines()[-1])}
                 rows.append(row)
                 print(

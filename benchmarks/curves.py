@@ -5,7 +5,7 @@
 
 The library beside eager PyTorch, on the network of `python -m benchmarks` with one thing varied: the batch, the image's size, the number
 of classes (with the dense head, whose kernel grows with their square, and with a kernel for each class), or the depth. Seconds and memory
-of inference and of a training step. Written to benchmarks/results/curves_cpu.json, a plot beside it.
+of inference and of a training step. Written to benchmarks/results/curves_cpu.json point by point, where others stay, a plot beside it.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import tasks, timing
-from benchmarks.__main__ import RESULTS, environment
+from benchmarks.record import RESULTS, environment, keep, refuse_other_backend
 from benchmarks.setting import Setting
 from benchmarks.worker import Worker
-from fcn_jax.atomic import write_json
 
 OUT = RESULTS / "curves_cpu.json"
 CONTENDERS = (tasks.LIBRARY, tasks.EAGER)
@@ -88,14 +87,18 @@ def measure(task: str, setting: Setting, rounds: int) -> dict[str, Any]:
     }
 
 
-def draw(result: Mapping[str, Any], path: Path) -> None:
-    """One column a curve: seconds above, memory below; whole lines for the library, dashed ones for PyTorch."""
+def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """One column a curve that has points: seconds above, memory below; whole lines for the library, dashed ones for PyTorch."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    curves = result["curves"]
+    curves = {
+        name: sorted((row for row in rows if row["curve"] == name), key=lambda row: row["value"])
+        for name in CURVES
+        if any(row["curve"] == name for row in rows)
+    }
     figure, panels = pyplot.subplots(2, len(curves), figsize=(3.3 * len(curves), 6), squeeze=False, layout="constrained")
     for column, (name, points) in enumerate(curves.items()):
         for panel, field, scale in ((panels[0][column], "seconds", 1.0), (panels[1][column], "peak_bytes", 2.0**-30)):
@@ -121,34 +124,33 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     panels[0][0].set_ylabel("seconds a call")
     panels[1][0].set_ylabel("memory at most, GiB")
     panels[0][0].legend(fontsize=7)
-    figure.suptitle(
-        f"ResNet-18 FCN-32s, batch 1, 320x480, 21 classes but for what is varied; {result['environment']['device']}", fontsize=9
-    )
+    devices = " and ".join(sorted({row["environment"]["device"] for row in rows}))
+    figure.suptitle(f"ResNet-18 FCN-32s, batch 1, 320x480, 21 classes but for what is varied; {devices}", fontsize=9)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
 
 
 def main() -> None:
-    """Measure, print, write after every curve."""
+    """Measure, print, write after every point."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.curves", description=__doc__.splitlines()[0])
     parser.add_argument("curves", nargs="*", choices=[*CURVES, []], help="default: all")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=OUT, help="JSON file; the plot lies beside it")
     args = parser.parse_args()
-    result: dict[str, Any] = {"environment": environment("cpu"), "setting": dataclasses.asdict(BASE), "curves": {}}
+    refuse_other_backend("cpu")
     for name in args.curves or CURVES:
-        curve, points = CURVES[name], []
+        curve = CURVES[name]
         for kind, task, settings in (("inference", curve.task, curve.inference), ("training", "training", curve.training)):
             for value, setting in settings.items():
                 found = measure(task, setting, args.rounds)
-                points.append({"kind": kind, "value": value, "contenders": found})
+                key = {"curve": name, "kind": kind, "value": value}
+                row = {"setting": dataclasses.asdict(setting), "environment": environment("cpu"), "contenders": found}
+                rows = keep(args.out, key, row)
                 cells = ", ".join(
                     f"{who} {row['seconds']:.3f} s {row['peak_bytes'] / 2**30:.2f} GiB" for who, row in found.items()
                 )
                 print(f"{name} {value}, {kind}: {cells}", flush=True)
-        result["curves"][name] = points
-        write_json(args.out, result)
-        draw(result, args.out.with_suffix(".png"))
+        draw(rows, args.out.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -37,6 +37,12 @@ class Instruction:
         return re.findall(r"%([\w.\-]+)", self.rest.split("), ")[0])
 
     @property
+    def results(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """`arrays` without what the first half of an asynchronous collective carries along: its operands before, its contexts behind."""
+        count = len(self.operands)
+        return self.arrays[count : 2 * count] if self.opcode.endswith("-start") and len(self.arrays) > count else self.arrays
+
+    @property
     def size(self) -> int:
         """Elements of the largest array that it gives."""
         return max((math.prod(shape) for _, shape in self.arrays), default=0)
@@ -115,7 +121,7 @@ class Program:
             if kind in COLLECTIVES:
                 row = found.setdefault(kind, {"count": 0, "bytes": 0})
                 row["count"] += 1
-                row["bytes"] += sum(math.prod(shape) * _width(dtype) for dtype, shape in instruction.arrays)
+                row["bytes"] += sum(math.prod(shape) * _width(dtype) for dtype, shape in instruction.results)
         return found
 
     def estimated_cycles(self) -> int:

@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import torch
 from flax import nnx
 
-from fcn_jax import to_torch
+from benchmarks.setting import Setting
+from fcn_jax import registry, to_torch
 from fcn_jax.convert.torch_reference import import_torchvision
 from fcn_jax.models.names import leaves
-from fcn_jax.models.segmenter import Segmenter
+from fcn_jax.models.segmenter import Segmenter, by_name
+from fcn_jax.verify.reference import build_reference
 
 
 class ProductHead(torch.nn.Module):
@@ -56,6 +58,48 @@ def in_torch(model: Segmenter, *, product: bool = False) -> torch.nn.Sequential:
     if product:
         network.transpose_conv = ProductHead(head)
     return network.to(memory_format=torch.channels_last)
+
+
+class _Features(torch.nn.Module):
+    """A reference backbone that returns its features by name, without the hooks that `fcn_jax.verify` sets on every call."""
+
+    def __init__(self, backbone: torch.nn.Module, names: list[str]) -> None:
+        super().__init__()
+        import_torchvision()
+        from torchvision.models.feature_extraction import create_feature_extractor
+
+        self.extractor = create_feature_extractor(backbone, names)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.extractor(x)
+
+
+class _Logits(torch.nn.Module):
+    """The logits alone of what gives outputs by name."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.network(x)["out"]  # type: ignore[no-any-return]
+
+
+def original(setting: Setting, model: Segmenter) -> torch.nn.Module:
+    """The PyTorch original of any registered model, as `fcn_jax.verify` has it, with the values of the library's; channels_last.
+
+    That is a whole model's own class where its descriptor has it, otherwise the parts' references put together.
+    """
+    descriptor = registry.default().model(setting.model) if by_name(setting.model).head else None
+    if descriptor is not None and descriptor.original is not None:
+        network, names = descriptor.original(num_classes=setting.num_classes, aux=False), descriptor.names
+    else:
+        network, names = build_reference(model.spec), "torchvision"
+    network.load_state_dict({name: torch.from_numpy(value) for name, value in to_torch(model, names=names).items()})
+    features = [feature.name for feature in model.features]
+    if descriptor is None and set(features) <= {name for name, _ in network.backbone.named_modules()}:
+        network.backbone = _Features(network.backbone.eval(), features)
+    return _Logits(network).to(memory_format=torch.channels_last)
 
 
 class _Norm(nnx.BatchNorm):

@@ -41,9 +41,9 @@ def draw(result: dict[str, Any], path: Path) -> None:
         panel.spines[["top", "right"]].set_visible(False)
     setting, environment = result["setting"], result["environment"]
     height, width = setting["size"]
+    network = f"{setting['model']}, {setting['head']}"
     figure.suptitle(
-        f"{setting['model']} FCN-32s, batch {setting['batch']}, {height}x{width}, {setting['dtype']}; {environment['device']}",
-        fontsize=9,
+        f"{network}, batch {setting['batch']}, {height}x{width}, {setting['dtype']}; {environment['device']}", fontsize=9
     )
     figure.savefig(path, dpi=130)
     pyplot.close(figure)

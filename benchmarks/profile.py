@@ -2,7 +2,8 @@
 
 Every convolution of the trunk at its own shape, batch normalisation with ReLU, the max pool, and the head with the loss, each alone,
 forward and backward, in turn with eager PyTorch in channels_last; times the number of times that the network has it. The sum is not the
-whole step: what a compiler fuses across operators, and the optimiser, are missing. Written to benchmarks/results/profile_cpu.json.
+whole step: what a compiler fuses across operators, and the optimiser, are missing. Written to benchmarks/results/profile_cpu.json, a row
+for each model and batch; others stay.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import collections
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,12 +21,11 @@ import numpy as np
 import torch
 from flax import nnx
 
-from benchmarks.__main__ import RESULTS, environment
 from benchmarks.networks import in_torch
+from benchmarks.record import RESULTS, environment, keep, refuse_other_backend
 from benchmarks.setting import Setting
 from benchmarks.timing import interleaved, peaks
 from fcn_jax import compiler_options, nn
-from fcn_jax.atomic import write_json
 from fcn_jax.memory import keep_freed_memory
 from fcn_jax.train.losses import cross_entropy
 
@@ -176,12 +177,17 @@ def others(setting: Setting) -> list[Row]:
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.profile", description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="resnet18")
+    parser.add_argument("--model", default="resnet18", help="a registered ResNet, under the fcn32s head")
     parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--size", type=int, nargs=2, default=(320, 480), metavar=("H", "W"))
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--out", type=Path, default=OUT, help="JSON file")
     args = parser.parse_args()
+    refuse_other_backend("cpu")
     keep_freed_memory()
-    setting = Setting(args.model, args.batch)
+    setting = Setting(args.model, args.batch, tuple(args.size))
+    if not setting.is_chapters:
+        parser.error(f"{args.model} is no ResNet under the fcn32s head")
     peak = peaks(setting.dtype)
     print(
         f"{'milliseconds, all of its kind':<44}{'count':>6}{'forward':>10}{'torch':>8}{'backward':>10}{'torch':>8}{'GFLOP/s':>9}"
@@ -202,9 +208,8 @@ def main() -> None:
         )
     sums = [sum(row[side][i] for row in found) for i in (0, 1) for side in ("fcn_jax_seconds", "torch_seconds")]  # type: ignore[index]
     print(f"{'all':<50}" + "".join(f"{s * 1e3:>{width}.1f}" for s, width in zip(sums, (10, 8, 10, 8), strict=True)))
-    write_json(
-        OUT, {"environment": environment("cpu"), "setting": dataclasses.asdict(setting), "peaks": peak, "operators": found}
-    )
+    key = {"setting": dataclasses.asdict(setting)}
+    keep(args.out, key, {"environment": environment("cpu"), "peaks": peak, "operators": found})
 
 
 if __name__ == "__main__":

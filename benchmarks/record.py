@@ -1,0 +1,71 @@
+"""Where results are kept, row by row, and what they were measured with."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import torch
+
+from fcn_jax.atomic import write_json
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("fcn-jax", "jax", "jaxlib", "flax", "torch", "torchvision", "numpy")
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Versions, devices and the day."""
+    cpu = next(
+        (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), platform.processor()
+    )
+    return {
+        "device": torch.cuda.get_device_name() if device == "cuda" else f"{cpu}, {os.cpu_count()} cores",
+        "jax_device": jax.devices()[0].device_kind,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        **{package: importlib.metadata.version(package) for package in PACKAGES},
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
+
+
+def refuse_other_backend(device: str) -> None:
+    """Raise `SystemExit` where JAX would not run on the CPU that a result is said to be of."""
+    if device == "cpu" and jax.default_backend() != "cpu":
+        raise SystemExit(f"JAX would run on '{jax.default_backend()}', not on the CPU: set JAX_PLATFORMS=cpu")
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    """Those of a result file; none if there is no such file."""
+    return json.loads(path.read_text())["rows"] if path.exists() else []
+
+
+def keep(path: Path, key: Mapping[str, Any], row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Put a row into a result file, in the place of the one with the same key, and leave the others as they are.
+
+    Args:
+        path: JSON file.
+        key: what tells rows apart, such as model and batch.
+        row: the figures.
+
+    Returns:
+        All rows, in the order in which they first came.
+    """
+    key, found = json.loads(json.dumps(key)), rows(path)  # tuples are lists in a file
+    place = next((i for i, other in enumerate(found) if all(other.get(name) == value for name, value in key.items())), len(found))
+    found[place : place + 1] = [json.loads(json.dumps({**key, **row}))]
+    write_json(path, {"rows": found})
+    return found
