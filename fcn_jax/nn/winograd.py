@@ -2,7 +2,7 @@
 
 Each tile of 2x2 outputs depends on 4x4 inputs. Both are transformed, y = A^T [(G g G^T) * (B^T d B)] A, so that 16 multiplications do where
 36 were needed; over all tiles and channels these are 16 matrix products. B and A hold only 0, 1 and -1, so little precision is lost.
-Worth its transforms where the channels are many: on CPUs, from 128 on.
+Worth its transforms where the channels are many: on CPUs, from 64 on.
 """
 
 from __future__ import annotations

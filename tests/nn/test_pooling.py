@@ -98,3 +98,13 @@ def test_the_gradient_scatters_on_tpus_alone():
         for platform in ("cpu", "cuda", "tpu")
     }
     assert found == {"cpu": False, "cuda": False, "tpu": True}
+
+
+def test_without_a_gradient_it_is_the_same_and_no_window_runs_pixel_by_pixel_on_a_cpu():
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 9, 8, 3)), jnp.float32).at[0, 3, 4, 1].set(jnp.nan)
+    alone, with_gradient = nn.max_pool(x, 3, 2, 1), jax.vjp(lambda x: nn.max_pool(x, 3, 2, 1), x)[0]
+    np.testing.assert_array_equal(alone, with_gradient)
+    assert int(jnp.isnan(alone[..., 1]).sum()) == 2, "the windows that hold it"
+    traced = jax.jit(lambda x: nn.max_pool(x, 3, 2, 1)).trace(jax.ShapeDtypeStruct(x.shape, x.dtype))
+    found = {p: "reduce_window" in traced.lower(lowering_platforms=(p,)).as_text() for p in ("cpu", "cuda", "tpu")}
+    assert found == {"cpu": False, "cuda": True, "tpu": True}
