@@ -12,9 +12,12 @@ head whose needs it meets. `fcn_jax.testing` holds a descriptor against what it 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from fcn_jax.errors import ConfigError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,9 +44,12 @@ class FeatureSpec:
     Attributes:
         name: key in the backbone's output.
         channels: size of the last axis.
-        stride: input pixels per feature pixel.
-        size: input height or width in pixels -> the feature's; `ceil(n / stride)` for ResNets, rounding down for VGG.
-        offset: input pixels that the backbone pads before its first layer, which a head's crop must account for; 0 for most.
+        stride: input pixels per feature pixel, which is the side of the cell of the image that it stands for.
+        size: input height or width in pixels -> the feature's; `ceil_size(stride)` for ResNets, rounding down for VGG. The cells cover the
+            image, or, where the backbone rounds down, one that is larger by less than twice the stride: the segmenter pads to it.
+        offset: by how many input pixels the first cell begins above and to the left of the image's corner, 0 or more. It is 0 where each
+            layer pads by half its kernel; padding beyond that adds to it, and padding short of that takes off. A head crops what lies
+            before the image, or refuses such features in `select` (`require_no_offset`).
     """
 
     name: str
@@ -51,6 +57,34 @@ class FeatureSpec:
     stride: int
     size: Callable[[int], int]
     offset: int = 0
+
+    def covers(self, length: int) -> bool:
+        """Whether the cells reach over the whole of an image's side of `length` pixels."""
+        return self.size(length) * self.stride >= length + self.offset
+
+
+@functools.cache  # so that the specs of two equal networks are equal, and jit knows them as one
+def ceil_size(stride: int) -> Callable[[int], int]:
+    """The `size` of a feature whose layers pad so that strides alone change sizes, as in ResNets: n -> ceil(n / stride)."""
+    return lambda length: -(-length // stride)
+
+
+def require_no_offset(head: str, features: Sequence[FeatureSpec]) -> None:
+    """Refuse features that begin before the image does, as a map resized to the image's size would not lie on it.
+
+    Args:
+        head: name of the head, for the message.
+        features: all that the head takes.
+
+    Raises:
+        ConfigError: one of them has an `offset`.
+    """
+    for feature in features:
+        if feature.offset:
+            raise ConfigError(
+                f"head '{head}' resizes features to the image's size, so they must begin where the image does; '{feature.name}' begins "
+                f"{feature.offset} pixels before it. Take a backbone that does not pad its input, or a head that crops, such as fcn32s"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import sys
 from typing import Any
 
@@ -36,6 +37,22 @@ def import_torchvision() -> Any:
         return importlib.import_module("torchvision")
     except ImportError as error:
         raise WeightsError(f"{error}: a comparison with PyTorch needs torchvision; pip install 'fcn-jax[torch]'") from error
+
+
+def segmentation_original(name: str, num_classes: int, aux: bool) -> Any:
+    """One of torchvision's segmentation models with random weights: a whole model's `original`, once the name is bound.
+
+    Args:
+        name: of the function in `torchvision.models.segmentation`.
+        num_classes: number of logits for each pixel.
+        aux: whether with the auxiliary head; not looked at where torchvision's model never has one.
+
+    Raises:
+        WeightsError: torch or torchvision is not installed.
+    """
+    make = getattr(import_torchvision().models.segmentation, name)
+    auxiliary = {"aux_loss": aux} if "aux_loss" in inspect.signature(make).parameters else {}
+    return make(weights=None, weights_backbone=None, num_classes=num_classes, **auxiliary)
 
 
 @functools.cache

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fcn_jax import nn
-from fcn_jax.api import FeatureSpec, Head, Model, TorchBridge, Weights
+from fcn_jax.api import FeatureSpec, Head, Model, TorchBridge, Weights, require_no_offset
 from fcn_jax.convert.rules import Table, batch_norm, conv
-from fcn_jax.errors import ConfigError
+from fcn_jax.convert.torch_reference import import_torchvision, segmentation_original
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,7 @@ class FCNOptions:
     """Options of `fcn`.
 
     Attributes:
-        dropout: share of the values between the convolutions that training sets to zero, 0 to 1.
+        dropout: share of the values between the convolutions that training sets to zero, at least 0 and below 1.
     """
 
     dropout: float = 0.1
@@ -64,11 +64,7 @@ class FCNHead(nnx.Module):
 
 
 def _select(options: FCNOptions, features: Sequence[FeatureSpec]) -> tuple[str, ...]:
-    if features[-1].offset:
-        raise ConfigError(
-            f"head 'fcn' resizes its feature to the image's size, so it must begin where the image does; '{features[-1].name}' begins "
-            f"{features[-1].offset} pixels before it. Take a backbone that does not pad its input, or a head that crops, such as fcn32s"
-        )
+    require_no_offset("fcn", features[-1:])
     return (features[-1].name,)
 
 
@@ -89,8 +85,6 @@ def _tables(options: FCNOptions) -> dict[str, Table]:
 
 
 def _torch_reference(options: FCNOptions, features: Sequence[FeatureSpec], num_classes: int) -> Any:
-    from fcn_jax.convert.torch_reference import import_torchvision
-
     head = import_torchvision().models.segmentation.fcn.FCNHead(features[-1].channels, num_classes)
     head[3].p = options.dropout
     return head
@@ -108,13 +102,6 @@ FCN = Head(
 )
 
 
-def _original(name: str, num_classes: int, aux: bool) -> Any:
-    from fcn_jax.convert.torch_reference import import_torchvision
-
-    make = getattr(import_torchvision().models.segmentation, name)
-    return make(weights=None, weights_backbone=None, num_classes=num_classes, aux_loss=aux)
-
-
 def _whole(backbone: str, digits: str, scores: str) -> Model:
     name = f"fcn_{backbone}"
     return Model(
@@ -126,7 +113,7 @@ def _whole(backbone: str, digits: str, scores: str) -> Model:
         num_classes=21,
         output_stride=8,
         aux_head="fcn",
-        original=functools.partial(_original, name),
+        original=functools.partial(segmentation_original, name),
         weights={
             "COCO_WITH_VOC_LABELS_V1": Weights(
                 f"https://download.pytorch.org/models/{name}_coco-{digits}.pth",

@@ -8,8 +8,7 @@ instead of striding, as torchvision's `replace_stride_with_dilation` has it, so 
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fcn_jax import nn
-from fcn_jax.api import Backbone, FeatureSpec, NoOptions, TorchBridge, Weights
+from fcn_jax.api import Backbone, FeatureSpec, NoOptions, TorchBridge, Weights, ceil_size
 from fcn_jax.convert.rules import Rule, Table, batch_norm, conv, drop
 
 
@@ -205,15 +204,9 @@ class ResNet(nnx.Module):
         return features
 
 
-@functools.cache
-def _ceil_div(stride: int) -> Callable[[int], int]:
-    # Cached, so that the specs of two equal networks are equal, and jit knows them as one.
-    return lambda size: -(-size // stride)
-
-
 def _features(architecture: Architecture, output_stride: int) -> tuple[FeatureSpec, ...]:
     return tuple(
-        FeatureSpec(f"layer{i}", channels, min(stride, output_stride), _ceil_div(min(stride, output_stride)))
+        FeatureSpec(f"layer{i}", channels, min(stride, output_stride), ceil_size(min(stride, output_stride)))
         for i, (channels, stride) in enumerate(zip(architecture.channels, (4, 8, 16, 32), strict=True), start=1)
     )
 

@@ -28,7 +28,7 @@ class TrainState:
     Attributes:
         step: i32[], steps taken.
         params: parameters, f32.
-        batch_stats: running statistics, f32 and i32.
+        batch_stats: running statistics, f32 and i32; and kernels that are `nn.Frozen`, which no step changes.
         opt_state: the optimiser's.
     """
 

@@ -1,10 +1,14 @@
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 from flax import nnx
 
 from fcn_jax import build_model
+from fcn_jax.api import FeatureSpec, ceil_size
 from fcn_jax.errors import ConfigError
+from fcn_jax.models.fcn_head import FCN
 from fcn_jax.testing import check_head
 
 
@@ -29,3 +33,9 @@ def test_dropout_is_an_option_and_bounded():
     assert model.head.dropout.rate == 0
     with pytest.raises(ConfigError, match=r"dropout is 1\.5; it must be at least 0 and below 1"):
         build_model("resnet18", "fcn", 3, head_options={"dropout": 1.5}, rngs=nnx.Rngs(0))
+
+
+def test_features_that_begin_before_the_image_are_refused():
+    padded = FeatureSpec("deep", 8, 32, ceil_size(32), offset=3)
+    with pytest.raises(ConfigError, match=r"head 'fcn' resizes .*; 'deep' begins 3 pixels before it\. Take .* such as fcn32s"):
+        FCN.select(FCN.options(), (dataclasses.replace(padded, name="shallow", offset=0), padded))

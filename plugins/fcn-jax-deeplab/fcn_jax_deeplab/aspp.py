@@ -13,9 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fcn_jax import nn
-from fcn_jax.api import FeatureSpec
 from fcn_jax.convert.rules import Rule, Table, batch_norm, conv
-from fcn_jax.errors import ConfigError
 from fcn_jax.nn.initializers import Initializer
 
 RATES = (12, 24, 36)
@@ -39,16 +37,6 @@ def check_options(rates: Sequence[int] | None, dropout: float, **counts: int) ->
     for name, value in counts.items():
         if value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1")
-
-
-def require_no_offset(head: str, features: Sequence[FeatureSpec]) -> None:
-    """Refuse features that begin before the image does, as a resized map could not be laid over it. Raises `ConfigError`."""
-    for feature in features:
-        if feature.offset:
-            raise ConfigError(
-                f"head '{head}' resizes features to the image's size, so they must begin where the image does; '{feature.name}' "
-                f"begins {feature.offset} pixels before it. Take a backbone that does not pad its input"
-            )
 
 
 class ConvBatchNormReLU(nnx.Module):

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fcn_jax import nn
-from fcn_jax.api import FeatureSpec, Head, Model, TorchBridge, Weights
+from fcn_jax.api import FeatureSpec, Head, Model, TorchBridge, Weights, require_no_offset
 from fcn_jax.convert.rules import Table, batch_norm, conv
-from fcn_jax_deeplab.aspp import ASPP, RATES, aspp_table, check_options, rates_at, require_no_offset
+from fcn_jax.convert.torch_reference import import_torchvision, segmentation_original
+from fcn_jax_deeplab.aspp import ASPP, RATES, aspp_table, check_options, rates_at
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +29,7 @@ class DeepLabV3Options:
         rates: dilations of the 3x3 convolutions side by side, each at least 1. None takes 12, 24 and 36 for a feature of stride 8, half of
             that for one of stride 16, and so on. torchvision takes 12, 24 and 36 at every stride.
         channels: of each branch and of what follows, at least 1. Published weights need 256.
-        dropout: share of the projected values that training sets to zero, 0 to 1.
+        dropout: share of the projected values that training sets to zero, at least 0 and below 1.
     """
 
     rates: tuple[int, ...] | None = None
@@ -100,8 +101,6 @@ def _tables(options: DeepLabV3Options) -> dict[str, Table]:
 
 def _torch_reference(options: DeepLabV3Options, features: Sequence[FeatureSpec], num_classes: int) -> Any:
     """DeepLabHead of torchvision; its 256 channels are fixed, so that for other numbers its layers are replaced by ones like them."""
-    from fcn_jax.convert.torch_reference import import_torchvision
-
     source = import_torchvision().models.segmentation.deeplabv3
     import torch
 
@@ -132,13 +131,6 @@ DEEPLABV3 = Head(
 # --------------------------------------------------------------------------------------------------------------------- whole models
 
 
-def _original(name: str, num_classes: int, aux: bool) -> Any:
-    from fcn_jax.convert.torch_reference import import_torchvision
-
-    make = getattr(import_torchvision().models.segmentation, name)
-    return make(weights=None, weights_backbone=None, num_classes=num_classes, aux_loss=aux)
-
-
 def _whole(name: str, summary: str, file: str, scores: str, **parts: Any) -> Model:
     """Describe one of torchvision's models.
 
@@ -161,7 +153,7 @@ def _whole(name: str, summary: str, file: str, scores: str, **parts: Any) -> Mod
         head="deeplabv3",
         num_classes=21,
         aux_head="fcn",
-        original=functools.partial(_original, name),
+        original=functools.partial(segmentation_original, name),
         weights={"COCO_WITH_VOC_LABELS_V1": weights},
         **parts,
     )

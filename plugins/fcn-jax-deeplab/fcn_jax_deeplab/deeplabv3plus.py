@@ -17,11 +17,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fcn_jax import nn
-from fcn_jax.api import FeatureSpec, Head, TorchBridge
+from fcn_jax.api import FeatureSpec, Head, TorchBridge, require_no_offset
 from fcn_jax.convert.rules import Rule, Table, batch_norm, conv
 from fcn_jax.errors import ConfigError
 from fcn_jax.nn.initializers import Initializer
-from fcn_jax_deeplab.aspp import ASPP, RATES, ConvBatchNormReLU, aspp_table, check_options, rates_at, require_no_offset
+from fcn_jax_deeplab.aspp import ASPP, RATES, ConvBatchNormReLU, aspp_table, check_options, rates_at
 
 LOW_STRIDE = 4
 """Stride of the shallow feature."""
@@ -37,7 +37,7 @@ class DeepLabV3PlusOptions:
         channels: of ASPP and of the refining convolutions, at least 1.
         low_channels: that the feature of stride 4 is brought to, at least 1.
         depth: number of 3x3 convolutions that refine the two together, at least 1.
-        dropout: share of ASPP's values that training sets to zero, 0 to 1.
+        dropout: share of ASPP's values that training sets to zero, at least 0 and below 1.
     """
 
     rates: tuple[int, ...] | None = None

@@ -6,6 +6,7 @@ Howard et al. 2019, arXiv:1905.02244, section 6.4; `torchvision/models/segmentat
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,8 +15,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fcn_jax import nn
-from fcn_jax.api import FeatureSpec, Head, Model, TorchBridge, Weights
+from fcn_jax.api import FeatureSpec, Head, Model, TorchBridge, Weights, require_no_offset
 from fcn_jax.convert.rules import Table, batch_norm, conv
+from fcn_jax.convert.torch_reference import import_torchvision, segmentation_original
 from fcn_jax.errors import ConfigError
 
 LOW_STRIDE = 8
@@ -104,11 +106,7 @@ def _low(features: Sequence[FeatureSpec]) -> FeatureSpec:
             f"{offered}. Take another output stride or head"
         )
     low = by_stride[int(stride)]
-    if low.offset or deepest.offset:
-        raise ConfigError(
-            f"head 'lraspp' resizes features to the image's size, so they must begin where the image does; '{low.name}' begins "
-            f"{low.offset} pixels before it and '{deepest.name}' {deepest.offset}. Take a backbone that does not pad its input"
-        )
+    require_no_offset("lraspp", (low, deepest))
     return low
 
 
@@ -142,7 +140,6 @@ def _tables(options: LRASPPOptions) -> dict[str, Table]:
 
 def _torch_reference(options: LRASPPOptions, features: Sequence[FeatureSpec], num_classes: int) -> Any:
     """The head of torchvision, given the two features in order in place of a dict."""
-    from fcn_jax.convert.torch_reference import import_torchvision
 
     class Reference(import_torchvision().models.segmentation.lraspp.LRASPPHead):  # type: ignore[misc]
         def forward(self, low: Any, high: Any) -> Any:
@@ -164,14 +161,6 @@ LRASPP = Head(
 )
 
 
-def _original(num_classes: int, aux: bool) -> Any:
-    """The network of torchvision, which has no auxiliary head."""
-    from fcn_jax.convert.torch_reference import import_torchvision
-
-    make = import_torchvision().models.segmentation.lraspp_mobilenet_v3_large
-    return make(weights=None, weights_backbone=None, num_classes=num_classes)
-
-
 LRASPP_MOBILENET_V3_LARGE = Model(
     name="lraspp_mobilenet_v3_large",
     summary="torchvision's LR-ASPP on a dilated MobileNetV3-Large (output stride 16), 21 classes, 3.2 M parameters",
@@ -180,7 +169,7 @@ LRASPP_MOBILENET_V3_LARGE = Model(
     head="lraspp",
     num_classes=21,
     output_stride=16,
-    original=_original,
+    original=functools.partial(segmentation_original, "lraspp_mobilenet_v3_large"),
     weights={
         "COCO_WITH_VOC_LABELS_V1": Weights(
             "https://download.pytorch.org/models/lraspp_mobilenet_v3_large-d234d4ea.pth",

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from fcn_jax.api import Backbone, FeatureSpec, TorchBridge, Weights
+from fcn_jax.api import Backbone, FeatureSpec, TorchBridge, Weights, ceil_size
 from fcn_jax_mobilenet.blocks import Activation, Block, ConvNormActivation, InvertedResidual, Norm
 from fcn_jax_mobilenet.bridge import bridge, v2_features, v2_rules, v3_features, v3_rules
 
@@ -209,12 +209,6 @@ class MobileNet(nnx.Module):
         return features
 
 
-@functools.cache
-def _ceil_div(stride: int) -> Callable[[int], int]:
-    # Cached, so that the specs of two equal networks are equal, and jit knows them as one.
-    return lambda size: -(-size // stride)
-
-
 def _features(architecture: Architecture, output_stride: int) -> tuple[FeatureSpec, ...]:
     blocks = architecture.at(output_stride)
     strides, channels = [2], [blocks[0].channels_in]
@@ -224,7 +218,7 @@ def _features(architecture: Architecture, output_stride: int) -> tuple[FeatureSp
     strides.append(strides[-1])
     channels.append(architecture.last_channels)
     return tuple(
-        FeatureSpec(f"c{number}", channels[i], strides[i], _ceil_div(strides[i])) for number, i in enumerate(architecture.stages)
+        FeatureSpec(f"c{number}", channels[i], strides[i], ceil_size(strides[i])) for number, i in enumerate(architecture.stages)
     )
 
 
