@@ -12,6 +12,7 @@ distributions.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -22,10 +23,10 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
 from fcn_jax.api import API_VERSION, Backbone, Dataset, Head, Model
 from fcn_jax.errors import ConfigError, PluginError, did_you_mean
@@ -35,6 +36,8 @@ KINDS: dict[str, type] = {"backbones": Backbone, "heads": Head, "models": Model,
 
 DISABLE_VARIABLE = "FCN_JAX_DISABLE_PLUGINS"
 OWN_DISTRIBUTION = "fcn-jax"
+
+_DISTRIBUTION = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?", re.IGNORECASE)
 
 Descriptor = Backbone | Head | Model | Dataset
 
@@ -70,12 +73,12 @@ class Entry:
 class Registry:
     """An index over entry points, which loads a plugin when its name is first asked for."""
 
-    def __init__(self, entry_points: Iterable[metadata.EntryPoint], *, disable: str = "") -> None:
+    def __init__(self, entry_points: Iterable[metadata.EntryPoint | Entry], *, disable: str = "") -> None:
         """Read the metadata.
 
         Args:
-            entry_points: those of other groups than `fcn_jax.*` are passed over. Of one distribution found twice on the import
-                path (an editable install beside its egg-info) the first counts.
+            entry_points: those of other groups than `fcn_jax.*` are passed over; entries made by hand stand for themselves. Of one
+                distribution given twice (a project's own entries beside those of its installed copy) the first counts.
             disable: distributions to leave out, in the form of `FCN_JAX_DISABLE_PLUGINS`.
         """
         unique: dict[tuple[str, str, str], Entry] = {}
@@ -142,10 +145,30 @@ class Registry:
         if not self._entries:
             raise ConfigError(f"no {what} '{name}': no plugin is registered at all; is fcn-jax installed (pip install -e .)?")
         available = [entry.full_name for entry in self.entries(kind)] if ":" in name else self.names(kind)
-        distribution, hint = name.rpartition(":")[0], ""
-        if distribution and _normalised(distribution) not in {_normalised(entry.distribution) for entry in self._entries}:
-            hint = f": {distribution} is not installed: pip install {distribution}"
-        raise ConfigError(f"no {what} is named '{name}'{hint}. {did_you_mean(name, available)}")
+        raise ConfigError(f"no {what} is named '{name}'{self.hint(name)}. {did_you_mean(name, available)}")
+
+    def hint(self, name: str) -> str:
+        """Of a `distribution:name` that is not registered: what is the matter with the distribution, to follow the name in a message."""
+        distribution = name.rpartition(":")[0]
+        if not distribution:
+            return ""
+        own = [entry for entry in self._entries if _normalised(entry.distribution) == _normalised(distribution)]
+        if own:
+            kinds = {kind: ", ".join(entry.name for entry in own if entry.kind == kind) for kind in KINDS}
+            registers = "; ".join(f"{_singular(kind)}s {names}" for kind, names in kinds.items() if names)
+            return f": {own[0].distribution} {own[0].version} registers {registers}"
+        if any(_normalised(entry.distribution) == _normalised(distribution) for entry in self._disabled):
+            return f": {DISABLE_VARIABLE} disables {distribution}"
+        for folder, fault in unreadable().items():
+            if _name_of_folder(folder) == _normalised(distribution):
+                return f": {distribution} is installed, but {fault}"
+        if not _DISTRIBUTION.fullmatch(distribution):
+            return ": what stands before ':' cannot be a distribution's name"
+        try:
+            metadata.distribution(distribution)
+        except metadata.PackageNotFoundError:
+            return f": {distribution} is not installed: pip install {distribution}"
+        return f": {distribution} is installed, but registers nothing for fcn-jax"
 
     def names(self, kind: str) -> list[str]:
         """The registered names of a kind, in order."""
@@ -190,11 +213,17 @@ def unreadable() -> dict[str, str]:
 def _readable() -> tuple[list[metadata.EntryPoint], dict[str, str]]:
     """The entry points of every installed distribution, and those distributions whose metadata is broken.
 
-    `metadata.entry_points()` would raise on the first broken one, whoever it belongs to.
+    As in `metadata.entry_points()`, only the first of a name on the import path counts: it hides an older copy behind it, with all
+    that the copy registers. But that function would raise on the first broken one, whoever it belongs to.
     """
     points: list[metadata.EntryPoint] = []
     faults: dict[str, str] = {}
+    seen: set[str] = set()
     for distribution in metadata.distributions():
+        name = _name_of_folder(Path(getattr(distribution, "_path", "")).name) or _normalised(_name_and_version(distribution)[0])
+        if name in seen:
+            continue
+        seen.add(name)
         try:
             text = distribution.read_text("entry_points.txt") or ""
             if "fcn_jax." in text:
@@ -219,21 +248,23 @@ def load(entry: Entry) -> Descriptor:
     if not isinstance(loaded, wanted):
         raise PluginError(f"{entry} is a {type(loaded).__name__}; it must be an fcn_jax.api.{wanted.__name__}")
     descriptor = cast(Descriptor, loaded)
-    _check_api_version(entry, descriptor.api_version)
+    if fault := api_version_fault(descriptor.api_version, entry.distribution):
+        raise PluginError(f"{entry} {fault}")
     if descriptor.name != entry.name:
         raise PluginError(f"{entry} calls itself '{descriptor.name}'; its entry point must have the same name")
     return descriptor
 
 
-def _check_api_version(entry: Entry, theirs: tuple[int, int]) -> None:
+def api_version_fault(theirs: Any, distribution: str = "the plugin") -> str | None:
+    """What is wrong with a descriptor's `api_version`, and which side to upgrade; None if this fcn-jax understands it."""
     ours = API_VERSION
     if not (isinstance(theirs, tuple) and [type(part) for part in theirs] == [int, int]):
-        raise PluginError(f"{entry} has api_version {theirs!r}; it must be two integers, such as {ours}")
+        return f"has api_version {theirs!r}; it must be two integers, such as {ours}"
     if theirs[0] == ours[0] and theirs[1] <= ours[1]:
-        return
-    side = "fcn-jax" if theirs > ours else entry.distribution
+        return None
+    side = "fcn-jax" if theirs > ours else distribution
     versions = f"version {'.'.join(map(str, theirs))} of the plugin contract, and this fcn-jax has {'.'.join(map(str, ours))}"
-    raise PluginError(f"{entry} was written for {versions}: upgrade {side}")
+    return f"was written for {versions}: upgrade {side}"
 
 
 def options(descriptor: Backbone | Head, table: Mapping[str, Any]) -> Any:
@@ -303,39 +334,69 @@ def check(entry: Entry, timeout: float = 60.0) -> str | None:
     Returns:
         None if the plugin loads, otherwise the reason why it does not.
     """
-    return _check_together([entry], timeout)[0]
+    return check_all([entry], timeout)[entry]
 
 
 def check_all(entries: Iterable[Entry], timeout: float = 60.0) -> dict[Entry, str | None]:
     """`check` for each entry, in the order given.
 
-    What one distribution registers from one module shares a process, and has one of its own each where that process comes to nothing.
-    As many run at once as there are processors.
+    What one distribution registers from one module shares a process, and its fate where that hangs; where the process ends before it
+    has answered, each has one of its own. As many run at once as there are processors.
     """
     entries = list(entries)
     modules: dict[tuple[str, str, str], list[Entry]] = {}
     for entry in entries:
         modules.setdefault((entry.distribution, entry.version, entry.value.partition(":")[0]), []).append(entry)
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        faults = pool.map(lambda together: _check_together(together, timeout), modules.values())
-        found = dict(zip(itertools.chain(*modules.values()), itertools.chain(*faults), strict=True))
+    # The lifeline ends first: after an interrupt the pool waits for no child, since that ends them all.
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool, lifeline() as held:
+        try:
+            faults = list(pool.map(lambda together: _check_together(together, timeout, held), modules.values()))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    found = dict(zip(itertools.chain(*modules.values()), itertools.chain(*faults), strict=True))
     return {entry: found[entry] for entry in entries}
 
 
-def _check_together(entries: Sequence[Entry], timeout: float) -> list[str | None]:
-    answer, fault = ask_child(_CHECK, [json.dumps([dataclasses.astuple(entry) for entry in entries])], timeout)
+def _check_together(entries: Sequence[Entry], timeout: float, held: IO[bytes]) -> list[str | None]:
+    answer, fault = ask_child(_CHECK, [json.dumps([dataclasses.astuple(entry) for entry in entries])], timeout, held)
     if answer is not None:
         return cast("list[str | None]", answer["reasons"])
-    return [fault] if len(entries) == 1 else [check(entry, timeout) for entry in entries]
+    if len(entries) == 1 or fault == _timed_out(timeout):
+        return [fault] * len(entries)
+    return [_check_together([entry], timeout, held)[0] for entry in entries]
 
 
-def ask_child(code: str, arguments: Iterable[str], timeout: float) -> tuple[dict[str, Any] | None, str]:
+@contextlib.contextmanager
+def lifeline() -> Iterator[IO[bytes]]:
+    """What the children of `ask_child` hold on to: when the context is left, and when this process ends, however it does, they end."""
+    reading, writing = os.pipe()
+    with open(reading, "rb") as held, open(writing, "wb"):
+        yield held
+
+
+# What a child does before and after: it ends with its parent, and when it has answered, whatever threads and exit handlers are left.
+_BEFORE = """
+import os, signal, threading
+
+def end_with_parent(held=os.dup(0)):
+    os.read(held, 1)
+    os.killpg(0, signal.SIGKILL) if hasattr(os, "killpg") else os._exit(1)
+
+os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+threading.Thread(target=end_with_parent, daemon=True).start()
+"""
+_AFTER = "\nos._exit(0)\n"
+
+
+def ask_child(code: str, arguments: Iterable[str], timeout: float, held: IO[bytes]) -> tuple[dict[str, Any] | None, str]:
     """Run code that imports a plugin in a process of its own, with this process's import path.
 
     Args:
         code: Python that writes a JSON object to the file `sys.argv[1]`. What it prints is not looked at: a plugin may print anything.
         arguments: `sys.argv[2:]`.
         timeout: seconds after which the process is killed, with whatever it has started.
+        held: from `lifeline`.
 
     Returns:
         The object and "", or None and the reason why there is none.
@@ -343,18 +404,18 @@ def ask_child(code: str, arguments: Iterable[str], timeout: float) -> tuple[dict
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as complaints:
         answer = Path(folder) / "answer.json"
         with subprocess.Popen(
-            # -P: the current folder is on the child's import path only if it is on this process's.
-            [sys.executable, "-P", "-c", code, str(answer), *arguments],
-            stdin=subprocess.DEVNULL,
+            # -P: the current folder is on the child's import path only if it is on this process's, where it may be called "".
+            [sys.executable, "-P", "-c", _BEFORE + code + _AFTER, str(answer), *arguments],
+            stdin=held,
             stdout=subprocess.DEVNULL,
             stderr=complaints,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
             start_new_session=True,
         ) as child:
             try:
                 child.wait(timeout)
             except subprocess.TimeoutExpired:
-                return None, f"timed out after {timeout:g} s at import"
+                return None, _timed_out(timeout)
             finally:
                 _kill(child)
         try:
@@ -364,6 +425,10 @@ def ask_child(code: str, arguments: Iterable[str], timeout: float) -> tuple[dict
             last = complaints.read().decode(errors="replace").strip().splitlines()[-1:]
         ended = f"by {signal.Signals(-child.returncode).name}" if child.returncode < 0 else f"with status {child.returncode}"
         return None, f"the import ended the process {ended}" + (f": {last[0]}" if last else "")
+
+
+def _timed_out(timeout: float) -> str:
+    return f"timed out after {timeout:g} s at import"
 
 
 def _kill(child: subprocess.Popen[bytes]) -> None:
@@ -377,11 +442,14 @@ def _kill(child: subprocess.Popen[bytes]) -> None:
         child.kill()
 
 
-def _entries(entry_points: Iterable[metadata.EntryPoint]) -> list[Entry]:
+def _entries(entry_points: Iterable[metadata.EntryPoint | Entry]) -> list[Entry]:
     """The entries of this package's groups. A distribution's metadata is read once, however much it registers."""
     read: dict[int, tuple[str, str]] = {}
     found = []
     for entry_point in list(entry_points):
+        if isinstance(entry_point, Entry):
+            found.append(entry_point)
+            continue
         prefix, _, kind = entry_point.group.partition(".")
         if prefix != "fcn_jax" or kind not in KINDS:
             continue
@@ -398,6 +466,12 @@ def _name_and_version(distribution: metadata.Distribution | None) -> tuple[str, 
         return headers.get("Name") or "unknown", headers.get("Version") or "unknown"
     except Exception:  # a distribution without METADATA is still one whose plugins can be had
         return Path(getattr(distribution, "_path", "unknown")).stem, "unknown"
+
+
+def _name_of_folder(folder: str) -> str | None:
+    """The normalised name of a distribution by that of its metadata's folder, which tells it without reading; None where it does not."""
+    path = Path(folder)
+    return _normalised(path.stem.partition("-")[0]) if path.suffix in (".dist-info", ".egg-info") else None
 
 
 def _matching(entries: Iterable[Entry], kind: str, name: str) -> list[Entry]:

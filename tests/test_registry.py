@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -130,20 +132,43 @@ def test_an_unknown_name_suggests_the_nearest(site):
     ):
         site.registry().backbone("resnet81")
     with pytest.raises(
-        ConfigError, match=r"'nets:resnet81'\. Did you mean 'nets:resnet18'\? Available: nets:resnet18, nets:vgg16"
+        ConfigError, match=r"'nets:resnet81': .*\. Did you mean 'nets:resnet18'\? Available: nets:resnet18, nets:vgg16"
     ):
         site.registry().backbone("nets:resnet81")
 
 
-def test_of_a_full_name_the_distribution_that_is_missing_is_told(site):
-    site.distribution("My.Nets", "1", backbones={"resnet18": "a:A"})
-    with pytest.raises(
-        ConfigError,
-        match=r"'other-nets:vgg16': other-nets is not installed: pip install other-nets\. Available: My.Nets:resnet18",
-    ):
-        site.registry().backbone("other-nets:vgg16")
-    with pytest.raises(ConfigError, match=r"no backbone is named 'my-nets:vgg16'\. "):
-        site.registry().backbone("my-nets:vgg16")
+@pytest.fixture
+def reread():
+    """Read anew what is installed, for this test alone."""
+    for cached in (registry._readable, registry._installed):
+        cached.cache_clear()
+    yield
+    for cached in (registry._readable, registry._installed):
+        cached.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("other-nets:vgg16", "other-nets is not installed: pip install other-nets. Available: My.Nets:resnet18, My.Nets:vgg11."),
+        ("my-nets:vgg16", "My.Nets 1 registers backbones resnet18, vgg11; heads top. Did you mean 'My.Nets:vgg11'?"),
+        ("Off:vgg16", "FCN_JAX_DISABLE_PLUGINS disables Off. "),
+        ("torn:vgg16", "torn is installed, but its entry points cannot be read: "),
+        ("bare:vgg16", "bare is installed, but registers nothing for fcn-jax. "),
+        ("https://example.org/a.whl:vgg16", "what stands before ':' cannot be a distribution's name. "),
+        ("--pre other:vgg16", "what stands before ':' cannot be a distribution's name. "),
+    ],
+)
+def test_of_a_full_name_it_is_told_what_is_the_matter_with_the_distribution(site, reread, name, complaint):
+    site.distribution("My.Nets", "1", backbones={"resnet18": "a:A", "vgg11": "a:C"}, heads={"top": "a:B"})
+    site.distribution("off", "1", backbones={"resnet18": "a:A"})
+    site.distribution("bare", "1")
+    found = site.registry("off")
+    site.distribution("torn", "1", backbones={"other": "x:X"})
+    (site.folder / "torn-1.dist-info" / "entry_points.txt").write_text("[fcn_jax.backbones]\nno equals sign\n")
+    with pytest.raises(ConfigError) as caught:
+        found.backbone(name)
+    assert f"no backbone is named '{name}': {complaint}" in str(caught.value)
 
 
 def test_an_empty_registry_asks_whether_the_package_is_installed():
@@ -198,6 +223,27 @@ def test_one_distribution_listed_twice_is_no_conflict(site, tmp_path_factory):
     found = Registry([*site.entry_points(), *other.entry_points()])
     assert found.backbone("net").name == "net"
     assert [entry.version for entry in found.entries()] == ["1.1"]
+
+
+def test_of_a_distribution_found_twice_the_first_hides_all_that_the_other_registers(site, reread, tmp_path_factory, monkeypatch):
+    other = Site(tmp_path_factory.mktemp("other"))
+    monkeypatch.setattr(sys, "path", [*sys.path, str(other.folder)])
+    site.distribution("my-nets", "1.1", backbones={"net": "good_net:NET"})
+    other.distribution("My_Nets", "1.0", backbones={"net": "old_net:NET", "dropped": "old_net:OLD"})
+    site.distribution("bare", "2.0")
+    (other.folder / "bare.egg-info").mkdir()
+    (other.folder / "bare.egg-info" / "entry_points.txt").write_text("[fcn_jax.heads]\ngone = old_net:HEAD\n")
+    names = {entry.full_name for entry in registry.default().entries()}
+    assert "my-nets:net" in names
+    assert not [name for name in names if name.endswith((":dropped", ":gone"))]
+
+
+def test_entries_made_by_hand_stand_for_themselves(site):
+    site.module("good_net", GOOD)
+    site.distribution("my-nets", "1.0", backbones={"net": "old_net:NET", "other": "x:X"})
+    found = Registry([Entry("backbones", "net", "My-Nets", "2.0", "good_net:NET"), *site.entry_points()])
+    assert found.backbone("net").summary == "a net"
+    assert [entry.full_name for entry in found.entries()] == ["My-Nets:net", "my-nets:other"]
 
 
 def test_a_descriptor_of_another_type_is_refused(site):
@@ -337,6 +383,73 @@ def test_check_gives_up_on_a_plugin_that_hangs(site):
     assert registry.check(site.registry().entries()[0], timeout=1.5) == "timed out after 1.5 s at import"
 
 
+def test_what_shares_a_module_that_hangs_hangs_with_it_once(site):
+    site.module("slow_net", "import time; time.sleep(600)")
+    names = [f"net{i}" for i in range(8)]
+    site.distribution("nets", "1", backbones={name: f"slow_net:{name}" for name in names})
+    start = time.monotonic()
+    reasons = registry.check_all(site.registry().entries(), timeout=2)
+    assert time.monotonic() - start < 2 * 3
+    assert set(reasons.values()) == {"timed out after 2 s at import"}
+    assert len(reasons) == len(names)
+
+
+def test_a_plugin_that_leaves_something_running_has_answered_all_the_same(site):
+    threads = "import threading, time; threading.Thread(target=time.sleep, args=(600,)).start()\n"
+    handler = "import atexit, time; atexit.register(time.sleep, 600)\n"
+    site.module("threaded_net", threads + textwrap.dedent(GOOD))
+    site.module("handling_net", handler + textwrap.dedent(GOOD))
+    site.distribution("nets", "1", backbones={"net": "threaded_net:NET"})
+    site.distribution("others", "1", backbones={"net": "handling_net:NET"})
+    assert set(registry.check_all(site.registry().entries(), timeout=20).values()) == {None}
+
+
+def test_the_current_folder_is_on_the_childs_path_where_it_is_on_ours(site, tmp_path, monkeypatch):
+    here = Site(tmp_path / "here")
+    here.folder.mkdir()
+    here.module("local_net", GOOD)
+    site.distribution("nets", "1", backbones={"net": "local_net:NET"})
+    monkeypatch.chdir(here.folder)
+    (entry,) = site.registry().entries()
+    assert "No module named 'local_net'" in registry.check(entry)
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
+    assert registry.check(entry) is None
+
+
+def is_running(pid):
+    state = Path(f"/proc/{pid}/stat")
+    return state.exists() and state.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def wait_until(holds, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_check_that_is_stopped_leaves_no_process_behind(site, tmp_path, number):
+    site.module(
+        "slow_net",
+        f"""
+        import os, pathlib, time
+        pathlib.Path({str(tmp_path)!r}, f"{{os.getpid()}}.pid").touch()
+        time.sleep(600)
+        """,
+    )
+    site.distribution("nets", "1", backbones={"net": "slow_net:NET", "net2": "slow_net:NET"})
+    site.distribution("others", "1", backbones={"net": "slow_net:NET"})
+    code = "from fcn_jax import registry; registry.check_all(registry.default().entries(), timeout=500)"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    with subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL) as parent:
+        wait_until(lambda: list(tmp_path.glob("*.pid")))
+        parent.send_signal(number)
+        parent.wait(20)
+    assert parent.returncode != 0
+    wait_until(lambda: not any(is_running(path.stem) for path in tmp_path.glob("*.pid")))
+
+
 def test_check_ends_what_a_plugin_has_started(site, tmp_path):
     site.module(
         "forking_net",
@@ -350,12 +463,7 @@ def test_check_ends_what_a_plugin_has_started(site, tmp_path):
     site.distribution("nets", "1", backbones={"net": "forking_net:NET"})
     assert registry.check(site.registry().entries()[0], timeout=3) == "timed out after 3 s at import"
     pid = int((tmp_path / "pid").read_text())
-    for _ in range(50):
-        state = Path(f"/proc/{pid}/stat")
-        if not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z":
-            return
-        time.sleep(0.1)
-    pytest.fail("the process that the plugin started lives on")
+    wait_until(lambda: not is_running(pid))
 
 
 def test_what_a_plugin_prints_is_not_taken_for_the_verdict(site):
@@ -377,24 +485,18 @@ def test_a_claimed_name_is_known_before_it_is_used(site):
     assert "also claimed by first 1.0" in told["second:net"]
 
 
-def test_a_distribution_with_broken_metadata_leaves_the_others_alone(site, monkeypatch):
+def test_a_distribution_with_broken_metadata_leaves_the_others_alone(site, reread):
     site.module("good_net", GOOD)
     site.distribution("nets", "1", backbones={"net": "good_net:NET"})
     site.distribution("torn", "1", backbones={"other": "x:X"})
     (site.folder / "torn-1.dist-info" / "entry_points.txt").write_text("[fcn_jax.backbones]\nno equals sign\n")
     site.distribution("nameless", "1", backbones={"third": "x:X"})
     (site.folder / "nameless-1.dist-info" / "METADATA").unlink()
-    registry._readable.cache_clear()
-    registry._installed.cache_clear()
-    try:
-        found = registry.default()
-        assert found.backbone("net").name == "net"
-        assert found.find("backbones", "third").distribution in ("nameless", "nameless-1", "unknown")
-        assert list(registry.unreadable()) == ["torn-1.dist-info"]
-        assert "its entry points cannot be read" in registry.unreadable()["torn-1.dist-info"]
-    finally:
-        registry._readable.cache_clear()
-        registry._installed.cache_clear()
+    found = registry.default()
+    assert found.backbone("net").name == "net"
+    assert found.find("backbones", "third").distribution in ("nameless", "nameless-1", "unknown")
+    assert list(registry.unreadable()) == ["torn-1.dist-info"]
+    assert "its entry points cannot be read" in registry.unreadable()["torn-1.dist-info"]
 
 
 def test_listing_hundreds_of_plugins_reads_the_metadata_of_each_distribution_once(site, monkeypatch):

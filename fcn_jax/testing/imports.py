@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from fcn_jax.registry import Entry, ask_child
+from fcn_jax.registry import Entry, ask_child, lifeline
 
 HEAVY = ("torch", "torchvision", "tensorflow")
 """What a plugin imports inside functions only: whoever uses it without them must not need them."""
@@ -55,7 +55,8 @@ def import_cost(entry: Entry, timeout: float = 60.0) -> ImportCost:
         entry: from `Registry.entries`.
         timeout: seconds after which the process is killed, above 0. Importing fcn_jax itself counts.
     """
-    answer, fault = ask_child(_MEASURE, dataclasses.astuple(entry), timeout)
+    with lifeline() as held:
+        answer, fault = ask_child(_MEASURE, dataclasses.astuple(entry), timeout, held)
     if answer is None:
         return ImportCost(fault)
     heavy = tuple(name for name in HEAVY if name in answer["modules"])
