@@ -24,26 +24,32 @@ def resolve(source: str | Path, spec: ModelSpec) -> Path:
     path, name = Path(source), str(source)
     if path.exists():
         return path
-    offered = available(spec)
-    if name in offered:
-        return download.fetch(offered[name])
+    # Whoever publishes weights of other distributions' parts is asked last: that imports every plugin with a whole model.
+    for near in (True, False):
+        offered = available(spec, near=near)
+        if name in offered:
+            return download.fetch(offered[name])
     raise WeightsError(
         f"{name}: no such weights; give a file that ends in {', '.join(files.SUFFIXES)}, to train also a run or checkpoint, or the "
         f"name of published weights. {did_you_mean(name, offered)}"
     )
 
 
-def available(spec: ModelSpec) -> dict[str, Weights]:
+def available(spec: ModelSpec, *, near: bool = False) -> dict[str, Weights]:
     """Published weights that fit a model, by name: those of whole models with the same parts before those of its backbone.
 
     The number of classes is not compared: weights for another one load with the head re-initialised.
+
+    Args:
+        spec: the model.
+        near: only whole models of fcn-jax, and of the distributions that its backbone and head come from; no other is imported.
 
     Raises:
         PluginError: two whole models give different files one name.
     """
     backbone = describe(spec).backbone
     whole: dict[str, tuple[str, Weights]] = {}
-    for model, weights in _whole_models(spec):
+    for model, weights in _whole_models(spec, near):
         for name, published in weights.items():
             owner, known = whole.setdefault(name, (model, published))
             if (known.url, known.sha256) != (published.url, published.sha256):
@@ -51,23 +57,36 @@ def available(spec: ModelSpec) -> dict[str, Weights]:
     return {**(backbone.torch.weights if backbone.torch else {}), **{name: weights for name, (_, weights) in whole.items()}}
 
 
-def _whole_models(spec: ModelSpec) -> list[tuple[str, dict[str, Weights]]]:
+def _whole_models(spec: ModelSpec, near: bool) -> list[tuple[str, dict[str, Weights]]]:
     """Names and weights of the registered models that are built from a spec's parts; broken plugins are passed over."""
     plugins, found = registry.default(), []
     if spec.head is None:
         return []
+    home = {registry.OWN_DISTRIBUTION, *(part.distribution for part in _parts(spec))}
     for entry in plugins.entries("models"):
+        if near and entry.distribution not in home:
+            continue
         try:
             model = plugins.model(entry.full_name)
-            if _parts(spec_of(model)) == _parts(spec):
+            own = spec_of(model)
+            if _parts(own) == _parts(spec) and _options(own) == _options(spec):
                 found.append((entry.full_name, dict(model.weights)))
         except (ConfigError, PluginError):
             continue
     return found
 
 
-def _parts(spec: ModelSpec) -> tuple[object, ...]:
-    """What decides whether weights fit: the plugins and their options, however they were written. An auxiliary head can be left out."""
+# What decides whether weights fit: the plugins and their options, however they were written. An auxiliary head can be left out.
+
+
+def _parts(spec: ModelSpec) -> tuple[registry.Entry, registry.Entry]:
+    """Backbone and head, without importing them."""
+    plugins = registry.default()
+    assert spec.head is not None
+    return plugins.find("backbones", spec.backbone), plugins.find("heads", spec.head)
+
+
+def _options(spec: ModelSpec) -> tuple[object, object]:
     backbone, head, _ = describe(spec)
     assert head is not None
-    return (backbone, head, registry.options(backbone, spec.backbone_options), registry.options(head, spec.head_options))
+    return registry.options(backbone, spec.backbone_options), registry.options(head, spec.head_options)

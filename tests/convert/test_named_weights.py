@@ -38,7 +38,7 @@ def register(monkeypatch):
         module = types.ModuleType("installed_for_a_test")
         vars(module).update({model.name: model for model in models})
         monkeypatch.setitem(sys.modules, module.__name__, module)
-        own = [metadata.EntryPoint(model.name, f"{module.__name__}:{model.name}", "fcn_jax.models") for model in models]
+        own = [registry.Entry("models", model.name, "acme", "1", f"{module.__name__}:{model.name}") for model in models]
         installed = [point for kind in registry.KINDS for point in metadata.entry_points(group=f"fcn_jax.{kind}")]
         plugins = registry.Registry([*installed, *own])
         monkeypatch.setattr(registry, "default", lambda: plugins)
@@ -90,3 +90,25 @@ def test_an_unknown_name_is_an_error_with_the_nearest_and_the_list():
         WeightsError, match=r"IMAGENET1K_V2: no such weights.*Did you mean 'IMAGENET1K_V1'\? Available: IMAGENET1K_V1"
     ):
         named_weights.resolve("IMAGENET1K_V2", ModelSpec())
+
+
+def test_a_name_that_is_known_near_by_imports_no_other_plugin(register, monkeypatch, tmp_path):
+    register(WHOLE)
+    asked = []
+    model = registry.Registry.model
+    monkeypatch.setattr(registry.Registry, "model", lambda self, name: (asked.append(name), model(self, name))[1])
+    monkeypatch.setattr(download, "fetch", lambda weights: tmp_path / weights.sha256)
+    assert named_weights.resolve("IMAGENET1K_V1", ModelSpec()).name == "f37072fd"
+    assert {name.partition(":")[0] for name in asked} == {"fcn-jax"}
+    assert named_weights.resolve("SHAPES", ModelSpec()).name == "0" * 8, "whoever else publishes it is asked next"
+    assert "acme:whole" in asked
+
+
+def test_a_model_of_other_parts_does_not_import_them(register, monkeypatch):
+    register(dataclasses.replace(WHOLE, head="fcn8s"))
+    loaded = []
+    load = registry.load
+    monkeypatch.setattr(registry, "load", lambda entry: (loaded.append(entry.name), load(entry))[1])
+    assert "SHAPES" not in named_weights.available(ModelSpec())
+    assert "whole" in loaded
+    assert "fcn8s" not in loaded
