@@ -61,9 +61,9 @@ def features_of(backbone: str, output_stride: int) -> tuple[FeatureSpec, ...]:
     return descriptor.features(descriptor.options(), output_stride)
 
 
-def padded(size: tuple[int, int], deepest: FeatureSpec) -> tuple[int, int]:
+def padded(size: tuple[int, int], deepest: FeatureSpec, backbone: str) -> tuple[int, int]:
     """What the segmenter makes of an image's size where the backbone rounds down."""
-    return enough(size[0], deepest), enough(size[1], deepest)
+    return enough(size[0], deepest, backbone), enough(size[1], deepest, backbone)
 
 
 @functools.cache
@@ -115,7 +115,7 @@ def promised(specs: Sequence[FeatureSpec], out_hw: tuple[int, int]) -> dict[str,
 
 def check_features(backbone: str, output_stride: int) -> None:
     specs = features_of(backbone, output_stride)
-    out_hw = padded((65, 97), specs[-1])
+    out_hw = padded((65, 97), specs[-1], backbone)
     image = jax.ShapeDtypeStruct((BATCH, *out_hw, 3), jnp.float32)
     outputs = nnx.eval_shape(lambda module, x: module(x), abstract(backbone, output_stride), image)
     assert {name: value.shape for name, value in outputs.items()} == promised(specs, out_hw)
@@ -126,7 +126,7 @@ def test_every_head_gives_logits_of_the_images_size_on_what_a_backbone_promises_
     fed = set()
     for stride in PLUGINS.backbone(backbone).output_strides:
         specs = features_of(backbone, stride)
-        out_hw = padded((65, 97), specs[-1])
+        out_hw = padded((65, 97), specs[-1], backbone)
         for head, plan in pairs(backbone, stride):
             if isinstance(plan, ConfigError):
                 # One error that names the head and what there is, and so says what would fit.
@@ -234,7 +234,7 @@ def check_gradients(backbone: str, *, together: bool) -> None:
     descriptor = PLUGINS.backbone(backbone)
     stride = descriptor.output_strides[0]
     specs = features_of(backbone, stride)
-    out_hw = padded(SIZE, specs[-1])
+    out_hw = padded(SIZE, specs[-1], backbone)
     build = functools.partial(descriptor.build, descriptor.options(), output_stride=stride, **TYPES)
     trunk = Pass(filled(blank(lambda: build(rngs=nnx.Rngs(0)))), lambda module, x: module(x))
     images = normal(0, (BATCH, *out_hw, 3))

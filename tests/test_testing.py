@@ -29,6 +29,7 @@ from fcn_jax.api import (
     Record,
     TorchBridge,
     Weights,
+    require_no_offset,
 )
 from fcn_jax.convert.rules import Op, Rule, Table, batch_norm, conv, drop
 from fcn_jax.data.transforms import resize
@@ -186,6 +187,11 @@ def test_an_honest_backbone_equals_its_reference():
         (backbone(specs=changed(1, stride=8, size=up(8)), output_strides=(8,)), r"promised is \(1, 8, 8, 6\)"),
         (backbone(specs=changed(1, size=lambda n: n // 4)), r"has shape \(1, 17, 25, 6\), promised is \(1, 16, 24, 6\)"),
         (backbone(specs=changed(0, size=lambda n: 200 - n)), "size shrinks"),
+        (
+            backbone(specs=changed(0, size=lambda n: (n - 1) // 2)),
+            "feature 'a' covers no image of 1 to 4 pixels; .* 1 cells of 2",
+        ),
+        (backbone(specs=changed(1, offset=4)), "feature 'b' covers no image of 1 to 8 pixels; .* the first 4 pixels before"),
         (backbone(specs=SPECS[::-1]), "they go from shallow to deep"),
         (backbone(specs=changed(0, name="b")), "each name must be there once"),
         (backbone(specs=changed(0, name="c")), r"it returns \['a', 'b'\], its descriptor promises \['c', 'b'\]"),
@@ -331,6 +337,28 @@ class OneClassTooMany(Top):
         super().__init__(feature, num_classes + 1, **types)
 
 
+class Cropped(Top):
+    """Cuts off what lies before the image."""
+
+    def __init__(self, feature, num_classes, **types):
+        super().__init__(feature, num_classes, **types)
+        self.top = feature.offset
+
+    def __call__(self, features, *, out_hw):
+        return super().__call__(features, out_hw=(out_hw[0] + self.top, out_hw[1] + self.top))[:, self.top :, self.top :]
+
+
+class Summing(nnx.Module):
+    """Adds the shallowest feature, resized, to the deepest."""
+
+    def __init__(self, features, num_classes, **types):
+        self.names = nnx.static(tuple(feature.name for feature in features))
+        self.convs = nnx.List([nn.Conv(feature.channels, num_classes, 1, **types) for feature in features])
+
+    def __call__(self, features, *, out_hw):
+        return sum(nn.resize_bilinear(conv(features[name]), out_hw) for name, conv in zip(self.names, self.convs, strict=True))
+
+
 class Mixing(Top):
     """Looks at the whole batch."""
 
@@ -338,7 +366,16 @@ class Mixing(Top):
         return super().__call__({name: value - value.mean() for name, value in features.items()}, out_hw=out_hw)
 
 
-def head(module=Top, select=lambda options, specs: (specs[-1].name,), **fields):
+def deepest(options, specs):
+    return (specs[-1].name,)
+
+
+def no_offset(options, specs):
+    require_no_offset("top", specs[-1:])
+    return deepest(options, specs)
+
+
+def head(module=Top, select=no_offset, **fields):
     return Head(
         **{
             "name": "top",
@@ -355,15 +392,20 @@ def refuse(options, specs):
     raise ConfigError("needs a feature of stride 3")
 
 
+def no_offset_of_the_deepest(options, specs):
+    require_no_offset("top", specs[-1:])
+    return (specs[0].name, specs[-1].name)
+
+
 def needs_rounding_down(options, specs):
     if specs[0].stride != 2:
         raise ConfigError("needs a feature of stride 2")
     return (specs[0].name, specs[-1].name)
 
 
-@pytest.mark.parametrize("select", [lambda options, specs: (specs[-1].name,), needs_rounding_down])
-def test_an_honest_head_passes(select):
-    check_head(head(select=select))
+@pytest.mark.parametrize(("module", "select"), [(Top, no_offset), (Top, needs_rounding_down), (Cropped, deepest)])
+def test_an_honest_head_passes(module, select):
+    check_head(head(module, select))
 
 
 def test_a_head_that_gives_its_logits_in_blocks_passes():
@@ -376,6 +418,15 @@ def test_a_head_that_gives_its_logits_in_blocks_passes():
         (head(Uncropped), r"has shape \(1, 96, 128, 7\), promised is \(1, 65, 97, 7\)"),
         (head(OneClassTooMany), r"has shape \(1, 64, 64, 8\), promised is \(1, 64, 64, 7\)"),
         (head(Mixing), "depends on the rest of its batch"),
+        (head(select=deepest), "its logits are not those of the image, but begin elsewhere"),
+        (
+            head(
+                select=no_offset_of_the_deepest,
+                torch=None,
+                build=lambda options, features, *, num_classes, **types: Summing(features, num_classes, **types),
+            ),
+            "where a feature begins makes no difference to it; it must account for `offset`, or refuse it in `select`",
+        ),
         (head(Doubled), r"logits_in_blocks differs from the head's logits \(by 1\.0e\+00\)"),
         (head(UncroppedBlocks), r"logits_in_blocks gives \(3, 64, 97, 7\), the head itself \(3, 65, 97, 7\)"),
         (head(Blockless), "it must give fcn_jax.nn.blocks.Blocks or None"),

@@ -201,7 +201,9 @@ def _tables(count: int, options: SkipOptions) -> dict[str, Table]:
 
 def _head(name: str, count: int, summary: str) -> Head:
     def select(options: SkipOptions, features: Sequence[FeatureSpec]) -> tuple[str, ...]:
-        return tuple(feature.name for feature in _skips(count, name, features))
+        *skips, deepest = _skips(count, name, features)
+        crops(deepest, skips[::-1])
+        return (*(skip.name for skip in skips), deepest.name)
 
     def build(
         options: SkipOptions,

@@ -116,17 +116,18 @@ class Segmenter(nnx.Module):
     def _logits(self, heads: tuple[Any, ...], x: jax.Array, hw: tuple[jax.Array, jax.Array] | None) -> list[Any]:
         """Those of several heads on one run of the backbone."""
         height, width = x.shape[1:3]
-        deepest = self.features[-1]
-        rows, cols = (enough(size, deepest) for size in (height, width))
+        deepest, backbone = self.features[-1], self.spec.backbone
+        rows, cols = (enough(size, deepest, backbone) for size in (height, width))
         masking: Any = contextlib.nullcontext()
         if hw is not None:
             with valid.sizes({(height, width): hw}):
                 x = valid.filled(x)
-            masking = valid.sizes({(rows, cols): (_enough_of(hw[0], height, deepest), _enough_of(hw[1], width, deepest))})
+            inner = (_enough_of(hw[0], height, deepest, backbone), _enough_of(hw[1], width, deepest, backbone))
+            masking = valid.sizes({(rows, cols): inner})
         x = jnp.pad(x, ((0, 0), (0, rows - height), (0, cols - width), (0, 0)))
         with masking:
             features = self.backbone(x)
-            _hold_to_promise(features, self.features, self.spec.backbone, (rows, cols))
+            _hold_to_promise(features, self.features, backbone, (rows, cols))
             # A head that resizes must be told the size of what the features are of, and the crop comes after.
             return [_crop(head(features, out_hw=(rows, cols)), height, width) for head in heads]
 
@@ -155,20 +156,36 @@ def _hold_to_promise(
         shape = (spec.size(size[0]), spec.size(size[1]), spec.channels)
         if spec.name not in found or found[spec.name].shape[1:] != shape:
             gives = f"is {found[spec.name].shape[1:]}" if spec.name in found else "is missing"
-            raise PluginError(
-                f"{registry.default().find('backbones', backbone)} breaks its promise: of an image of {size[0]}x{size[1]} its feature "
-                f"'{spec.name}' {gives}, promised is {shape}; fcn-jax plugins check {backbone} says more"
+            raise _broken_promise(
+                backbone, f"of an image of {size[0]}x{size[1]} its feature '{spec.name}' {gives}, promised is {shape}"
             )
 
 
-def _enough_of(length: jax.Array, longest: int, feature: FeatureSpec) -> jax.Array:
+def _broken_promise(backbone: str, which: str) -> PluginError:
+    found = registry.default().find("backbones", backbone)
+    return PluginError(f"{found} breaks its promise: {which}; fcn-jax plugins check {backbone} says more")
+
+
+def _enough_of(length: jax.Array, longest: int, feature: FeatureSpec, backbone: str) -> jax.Array:
     """`enough` for a length that is known when the program runs, up to `longest`."""
-    return jnp.asarray([enough(size, feature) for size in range(1, longest + 1)], jnp.int32)[length - 1]
+    return jnp.asarray([enough(size, feature, backbone) for size in range(1, longest + 1)], jnp.int32)[length - 1]
 
 
-def enough(size: int, feature: FeatureSpec) -> int:
-    """Smallest input size of at least `size` whose feature covers it: itself, but for backbones that round sizes down."""
-    return next(n for n in range(size, size + 2 * feature.stride) if feature.size(n) * feature.stride >= n + feature.offset)
+def enough(size: int, feature: FeatureSpec, backbone: str) -> int:
+    """Smallest input size of at least `size` whose feature covers it: itself, but for backbones that round sizes down.
+
+    Raises:
+        PluginError: none within two strides does, as where layers do not pad; it names the backbone.
+    """
+    longest = size + 2 * feature.stride - 1
+    found = next(filter(feature.covers, range(size, longest + 1)), None)
+    if found is None:
+        raise _broken_promise(
+            backbone,
+            f"its feature '{feature.name}' covers no image of {size} to {longest} pixels; of the longest it has, it says, "
+            f"{feature.size(longest)} cells of {feature.stride} pixels, the first {feature.offset} pixels before the image",
+        )
+    return found
 
 
 class Parts(NamedTuple):

@@ -30,9 +30,9 @@ def check_backbone(backbone: str | Backbone, options: Mapping[str, Any] | None =
     """Hold a backbone against its descriptor.
 
     Checked, for every output stride: names, order, channels, sizes and strides of the features at odd and even sizes and batches
-    of one and three; float32 and bfloat16 outputs over float32 parameters; that the PyTorch tables name every leaf once, and are
-    invertible; the names, shapes and outputs of the PyTorch reference. For the default stride: that eval mode is deterministic,
-    changes no state and treats each image alone; that every parameter's gradient in train mode is finite.
+    of one and three; that they cover the image; float32 and bfloat16 outputs over float32 parameters; that the PyTorch tables name
+    every leaf once, and are invertible; the names, shapes and outputs of the PyTorch reference. For the default stride: that eval
+    mode is deterministic, changes no state and treats each image alone; that every parameter's gradient in train mode is finite.
 
     Args:
         backbone: a descriptor, or the name of a registered one.
@@ -121,6 +121,12 @@ def _check_specs(label: str, specs: Sequence[FeatureSpec], again: Sequence[Featu
             all(small <= large for small, large in itertools.pairwise(sizes)),
             f"{where}: size shrinks where the image grows",
         )
+        for n in range(1, 2 * spec.stride + 1):
+            require(
+                any(map(spec.covers, range(n, n + 2 * spec.stride))),
+                f"{where} covers no image of {n} to {n + 2 * spec.stride - 1} pixels; of the longest it has, it says, "
+                f"{spec.size(n + 2 * spec.stride - 1)} cells of {spec.stride} pixels, the first {spec.offset} pixels before the image",
+            )
         # Whatever is padded or cropped at the border, one stride more of image is one pixel more of feature.
         for n in range(512, 513 + spec.stride):
             require(

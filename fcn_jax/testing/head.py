@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from fcn_jax import registry
-from fcn_jax.api import FeatureSpec, Head
+from fcn_jax.api import FeatureSpec, Head, ceil_size
 from fcn_jax.errors import ConfigError
 from fcn_jax.nn.blocks import Blocks
 from fcn_jax.testing.contract import (
@@ -27,14 +29,17 @@ from fcn_jax.testing.subject import COMPILER_OPTIONS, TOLERANCE, Subject, differ
 from fcn_jax.testing.torch_bridge import check_reference, check_tables
 from fcn_jax.verify.reference import fitted
 
+_OFFSET = 32
+"""By how many pixels the features of some made-up backbones begin before the image: whole cells of all of them."""
+
 
 def check_head(head: str | Head, options: Mapping[str, Any] | None = None) -> None:
-    """Hold a head against its descriptor, on the features of made-up backbones that round sizes up and down.
+    """Hold a head against its descriptor, on the features of made-up backbones that round sizes up and down, or pad the image.
 
-    Checked: that it takes only features it selected; the logits' size, classes and dtype at odd and even image sizes; that eval
-    mode is deterministic, changes no state and treats each image alone; that logits in blocks, where it offers them, are its logits;
-    that every parameter's gradient in train mode is finite;
-    that the PyTorch tables name every leaf once, and are invertible; the names, shapes and outputs of the PyTorch reference.
+    Checked: that it takes only features it selected, and refuses those that begin before the image or accounts for it; the logits'
+    size, classes and dtype at odd and even image sizes; that eval mode is deterministic, changes no state and treats each image
+    alone; that logits in blocks, where it offers them, are its logits; that every parameter's gradient in train mode is finite; that
+    the PyTorch tables name every leaf once, and are invertible; the names, shapes and outputs of the PyTorch reference.
 
     Args:
         head: a descriptor, or the name of a registered one.
@@ -87,6 +92,10 @@ def _check_head_on(label: str, head: Head, chosen: Any, specs: Sequence[FeatureS
         check_shapes(subject(num_classes, hw), inputs, {"logits": (batch, *hw, num_classes)}, dtype)
 
     hw = SIZES[1]
+    if any(spec.offset for spec in specs):
+        types: dict[str, Any] = {"dtype": jnp.float32, "param_dtype": jnp.float32}
+        _check_offset(label, lambda specs: head.build(chosen, specs, num_classes=7, rngs=nnx.Rngs(0), **types), selected, hw)
+        return
     whole = subject(7, hw)
     features = {name: normal(i, shape) for i, (name, shape) in enumerate(shapes(3, hw).items())}
     check_eval_mode(whole, features)
@@ -138,16 +147,57 @@ def _check_blocks(subject: Subject, features: Mapping[str, Any], hw: tuple[int, 
     require(off < TOLERANCE, f"{subject.label}: logits_in_blocks differs from the head's logits (by {off:.1e})")
 
 
+def _check_offset(
+    label: str, build: Callable[[tuple[FeatureSpec, ...]], nnx.Module], selected: tuple[FeatureSpec, ...], hw: tuple[int, int]
+) -> None:
+    """Check that a head which takes features that begin before the image accounts for it, whole cells of all of them."""
+    shapes = {spec.name: (1, spec.size(hw[0]), spec.size(hw[1]), spec.channels) for spec in selected}
+    features = {name: normal(i, shape) for i, (name, shape) in enumerate(shapes.items())}
+
+    def logits(specs: tuple[FeatureSpec, ...], out_hw: tuple[int, int]) -> np.ndarray:
+        module = build(specs)
+        module.eval()
+        graphdef, state = nnx.split(module)
+        run = jax.jit(lambda state, x: nnx.merge(graphdef, state)(x, out_hw=out_hw), compiler_options=COMPILER_OPTIONS)
+        with jax.default_matmul_precision("highest"):
+            return np.asarray(run(state, features))
+
+    deepest = selected[-1]
+    found = logits(selected, hw)
+    plain = tuple(dataclasses.replace(spec, offset=0) for spec in selected)
+    if deepest.offset:
+        # On features of all that the cells lie on, it is the same head; the image is a part of that.
+        top, whole = deepest.offset, tuple(deepest.size(side) * deepest.stride for side in hw)
+        wanted = logits(plain, (whole[0], whole[1]))[:, top : top + hw[0], top : top + hw[1]]
+        off = difference(found, wanted)
+        require(
+            off < TOLERANCE, f"{label}: its logits are not those of the image, but begin elsewhere (they differ by {off:.1e})"
+        )
+    else:
+        require(
+            all(spec.offset == 0 for spec in selected) or difference(found, logits(plain, hw)) > TOLERANCE,
+            f"{label}: where a feature begins makes no difference to it; it must account for `offset`, or refuse it in `select`",
+        )
+
+
 def _families() -> dict[str, tuple[FeatureSpec, ...]]:
     """Features of made-up backbones, whose names tell a head nothing."""
 
-    def family(strides: Sequence[int], size: Callable[[int, int], int]) -> tuple[FeatureSpec, ...]:
+    def family(strides: Sequence[int], size: Callable[[int, int], int], offset: int = 0) -> tuple[FeatureSpec, ...]:
         return tuple(
-            FeatureSpec(f"feature{i}", 8 + 4 * i, stride, functools.partial(size, stride)) for i, stride in enumerate(strides)
+            FeatureSpec(f"feature{i}", 8 + 4 * i, stride, functools.partial(size, stride), offset)
+            for i, stride in enumerate(strides)
         )
 
     def up(stride: int, n: int) -> int:
-        return -(-n // stride)
+        return ceil_size(stride)(n)
+
+    def of_padded(stride: int, n: int) -> int:
+        return ceil_size(stride)(n + 2 * _OFFSET)
+
+    padded = family((4, 8, 16, 32), of_padded, _OFFSET)
+    # As of an unpadded 3x3 convolution, whose first cell is the second of what it sees.
+    unpadded = dataclasses.replace(padded[-1], size=lambda n: of_padded(32, n) - 2, offset=0)
 
     def down(stride: int, n: int) -> int:
         return n // stride
@@ -157,4 +207,6 @@ def _families() -> dict[str, tuple[FeatureSpec, ...]]:
         "strides 2 to 32, rounded down": family((2, 4, 8, 16, 32), down),
         "strides 4 to 16, rounded up, dilated": family((4, 8, 16, 16), up),
         "strides 4 to 8, rounded up, dilated": family((4, 8, 8, 8), up),
+        f"strides 4 to 32, all of which begin {_OFFSET} pixels before the image": padded,
+        f"strides 4 to 32, of which all but the deepest begin {_OFFSET} pixels before the image": (*padded[:-1], unpadded),
     }

@@ -123,6 +123,8 @@ def test_the_papers_crop_offsets():
 def test_features_that_cannot_be_lined_up_are_refused():
     with pytest.raises(ConfigError, match=r"'f16' begins 5 pixels before the image .* no whole pixels of 16 apart"):
         crops(SPECS[3], [FeatureSpec("f16", 1, 16, up(16), offset=5)])
+    with pytest.raises(ConfigError, match="no whole pixels of 16 apart"):
+        FCN16S.select(FCN16S.options(), (FeatureSpec("f16", 1, 16, up(16), offset=5), FeatureSpec("f32", 1, 32, up(32))))
 
 
 def test_every_pixel_is_reached_at_any_size():

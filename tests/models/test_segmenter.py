@@ -140,6 +140,16 @@ def test_a_backbone_that_breaks_its_promise_is_named_with_its_distribution(promi
         model(jnp.zeros((1, 8, 4, 3)))
 
 
+def test_a_backbone_whose_features_never_cover_the_image_is_named():
+    unpadded = FeatureSpec("deep", 3, 4, lambda n: (n - 3) // 4)
+    model = Segmenter(RoundsDown(), Enlarge(), ModelSpec(), (unpadded,))
+    complaint = (
+        r"backbone 'resnet18' of fcn-jax .* promise: its feature 'deep' covers no image of 8 to 15 pixels; .* 3 cells of 4 pixels"
+    )
+    with pytest.raises(PluginError, match=complaint):
+        model(jnp.zeros((1, 8, 4, 3)))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
