@@ -1,0 +1,72 @@
+"""How gradients are added up over devices: read from the program as XLA splits it, before it is fitted to a kind of device."""
+
+import math
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+PROCESS = """
+import sys
+import jax
+import numpy as np
+import optax
+from flax import nnx
+from jax import lax
+
+# The form for another device, which XLA here splits as it would there.
+lax.platform_dependent = lambda *args, default=None, **forms: forms.get(sys.argv[1], default)(*args)
+
+import fcn_jax
+from fcn_jax.api import Preprocess
+from fcn_jax.train import sharding
+from fcn_jax.train import step as train_step
+
+mesh = sharding.data_mesh(4)
+model = fcn_jax.build_model("resnet18", "fcn32s", 5, dtype="bfloat16", rngs=nnx.Rngs(0))
+state, step = train_step.make(model, lambda params: optax.sgd(0.1), Preprocess(), blocks=sys.argv[1] == "tpu")
+batch = {"image": np.zeros((4, 64, 64, 3), np.uint8), "mask": np.zeros((4, 64, 64), np.uint8)}
+state, batch = jax.device_put(state, sharding.on_every_device(mesh)), jax.device_put(batch, sharding.over_batch(mesh))
+jax.jit(step).lower(state, batch).compile()
+print(sum(leaf.size for leaf in jax.tree.leaves(state.params)))
+"""
+
+
+@pytest.fixture
+def split(tmp_path):
+    """Platform -> the collectives of a bfloat16 training step on two devices, (kind, dtype, elements); and the number of parameters.
+
+    The compiled text would not do: XLA for CPUs widens bfloat16 sums.
+    """
+
+    def run(platform):
+        dump = f"--xla_dump_to={tmp_path} --xla_dump_hlo_pass_re=spmd-partition.* --xla_dump_hlo_module_re=jit_step"
+        flags = f"--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0 {dump}"
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+        done = subprocess.run(
+            [sys.executable, "-c", PROCESS, platform], env=environment, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        (text,) = (path.read_text() for path in tmp_path.glob("*after_spmd-partition*"))
+        kinds = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
+        found = [
+            (kind, dtype, math.prod(map(int, filter(None, shape.split(",")))))
+            for arrays, kind in re.findall(rf" = (\(.*?\)|\S+) ({kinds})(?:-start)?\(", text)
+            for dtype, shape in re.findall(r"\b([a-z]+\d+)\[([\d,]*)\]", arrays)
+        ]
+        return found, int(done.stdout)
+
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("platform", ["tpu"])
+def test_devices_add_up_gradients_in_float32_and_exchange_nothing_larger(split, platform):
+    found, parameters = split(platform)
+    assert {kind for kind, _, _ in found} == {"all-reduce"}, "activations stay where they are"
+    assert {dtype for _, dtype, _ in found} <= {"f32", "s32"}
+    total = sum(elements for _, dtype, elements in found if dtype == "f32")
+    # All parameters' gradients, and beside them the statistics of batch normalisation, a few numbers a channel.
+    assert parameters <= total < 1.01 * parameters
