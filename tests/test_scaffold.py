@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.util
+import keyword
+import runpy
 import sys
+import tempfile
 import tomllib
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
+import jax
+import numpy as np
 import pytest
+from flax import nnx
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from PIL import Image
 
 from fcn_jax import cli, registry, scaffold
 from fcn_jax.errors import ConfigError, WriteError
+from fcn_jax.models.resnet import RESNET18
+from fcn_jax.testing import check_dataset, contract
+from fcn_jax.testing.subject import Subject
+from fcn_jax.testing.torch_bridge import check_tables
 
 sys.path.insert(0, str(Path(__file__).parent))
 import installing
 
 KINDS = sorted(scaffold.WHAT)
+TEMPLATES = Path(scaffold.__file__).parent / "templates"
 
 
 def files(folder: Path) -> set[str]:
@@ -39,6 +57,132 @@ def test_a_whole_distribution_is_written(tmp_path: Path, monkeypatch: pytest.Mon
     assert project["entry-points"] == {f"fcn_jax.{kind}s": {"blue_whale": f"fcn_jax_blue_whale.{kind}:BLUE_WHALE"}}
     for path in files(folder):
         assert "your" not in (folder / path).read_text().lower().replace("by your own", "")
+
+
+# Names that mean something to Python, to the templates, or to what the templates import.
+HARD = [
+    *(word for word in keyword.kwlist if word.islower()),
+    *(
+        "stage",
+        "head",
+        "backbone",
+        "dataset",
+        "classes",
+        "image_suffixes",
+        "options",
+        "features",
+        "no",
+        "config_error",
+        "any",
+        "net",
+    ),
+    *("yourname", "yourkind", "your_kind", "fcn_jax_yourname", "table", "torch_bridge", "feature_spec", "mapping", "source"),
+    *("jax", "jnp", "numpy", "torch", "flax", "nnx", "nn", "dataclasses", "pathlib", "directory", "typing", "int", "x"),
+]
+
+
+def imports(tree: ast.Module) -> list[str]:
+    return [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
+
+
+def bound(tree: ast.Module) -> list[str]:
+    """All that a module binds, once for each time; classes inside functions too."""
+    names = []
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            names += [alias.asname or alias.name.partition(".")[0] for alias in node.names]
+        elif isinstance(node, ast.ClassDef):
+            names.append(node.name)
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef):
+            names.append(node.name)
+        elif isinstance(node, ast.Assign):
+            names += [ast.unparse(target) for target in node.targets]
+    return names
+
+
+@given(name=st.one_of(st.sampled_from(HARD), st.from_regex(scaffold._NAME, fullmatch=True)), kind=st.sampled_from(KINDS))
+@settings(max_examples=60)
+def test_under_any_name_the_code_compiles_and_binds_nothing_twice(name: str, kind: str) -> None:
+    nothing = mock.patch.object(registry, "default", return_value=registry.Registry([]))
+    with tempfile.TemporaryDirectory() as scratch, nothing:
+        try:
+            project = scaffold.write(name, kind, Path(scratch) / "project")
+        except ConfigError as error:
+            assume("installed already" not in str(error))
+            assert name in ("true", "false", "inf", "nan")
+            return
+        package = f"fcn_jax_{name}"
+        table = tomllib.loads((project / "pyproject.toml").read_text())["project"]
+        assert table["name"] == f"fcn-jax-{name.replace('_', '-')}"
+        assert table["entry-points"] == {f"fcn_jax.{kind}s": {name: f"{package}.{kind}:{name.upper()}"}}
+        template = ast.parse((TEMPLATES / kind / "src" / "fcn_jax_yourname" / f"{kind}.py").read_text())
+        for path in project.rglob("*.py"):
+            tree = ast.parse(path.read_text())
+            compile(tree, str(path), "exec")
+            assert len(set(bound(tree))) == len(bound(tree)), bound(tree)
+            if path.parent.name == package and path.name != "__init__.py":
+                assert imports(tree) == imports(template)
+                assert name.upper() in bound(tree)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(kind, name) for kind in KINDS for name in ("classes", "head", "stage", "yourkind", "class", "jax", "image_suffixes")],
+)
+def test_a_hard_name_keeps_its_promises(tmp_path: Path, kind: str, name: str) -> None:
+    """By the cheap route: shapes and tables alone; the data set on two images."""
+    project = scaffold.write(name, kind, tmp_path / "project")
+    descriptor = runpy.run_path(str(project / "src" / f"fcn_jax_{name}" / f"{kind}.py"))[name.upper()]
+    assert descriptor.name == name
+    if kind == "dataset":
+        for part in ("images", "masks"):
+            (project / part).mkdir()
+            Image.fromarray(np.zeros((4, 6), np.uint8)).save(project / part / "0.png")
+        for split in ("train", "val"):
+            (project / f"{split}.txt").write_text("0\n")
+        check_dataset(descriptor, project)
+        return
+    contract.check_descriptor(name, descriptor)
+    options = descriptor.options()
+
+    def build(dtype: Any, **settings: Any) -> nnx.Module:
+        return descriptor.build(options, dtype=dtype, param_dtype=np.float32, rngs=nnx.Rngs(0), **settings)
+
+    image = {"image": jax.ShapeDtypeStruct((1, 33, 47, 3), np.float32)}
+    if kind == "backbone":
+        specs = descriptor.features(options, 16)
+        subject = Subject(
+            name,
+            lambda dtype: build(dtype, output_stride=16),
+            lambda module, inputs: module(inputs["image"]),
+        )
+        expected = {spec.name: (1, spec.size(33), spec.size(47), spec.channels) for spec in specs}
+        contract.check_shapes(subject, image, expected, np.float32)
+        references = {"output_stride": 16}
+    else:
+        specs = RESNET18.features(RESNET18.options(), 32)
+        selected = [spec for spec in specs if spec.name in descriptor.select(options, specs)]
+        subject = Subject(
+            name,
+            lambda dtype: build(dtype, features=selected, num_classes=3),
+            lambda module, inputs: {"logits": module(inputs, out_hw=(33, 47))},
+        )
+        features = {
+            spec.name: jax.ShapeDtypeStruct((1, spec.size(33), spec.size(47), spec.channels), np.float32) for spec in selected
+        }
+        contract.check_shapes(subject, features, {"logits": (1, 33, 47, 3)}, np.float32)
+        references = {"features": selected, "num_classes": 3}
+    check_tables(subject, descriptor.torch, options)
+    if importlib.util.find_spec("torch"):
+        assert descriptor.torch.reference(options=options, **references).state_dict()
+
+
+@pytest.mark.parametrize("name", ["true", "false", "inf", "nan"])
+def test_a_name_that_a_recipe_takes_for_a_value_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=f"'{name}' cannot be a plugin's name: .*sets the value .*; take another name"):
+        scaffold.write(name, "backbone", tmp_path / "project")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

@@ -1,13 +1,16 @@
 """`fcn-jax plugins new`: writes a distribution with one plugin in it, which passes its own tests as it stands.
 
 The templates are real code, linted and type-checked with the rest. In them `yourname` stands for the plugin's name, in every spelling
-that code needs, and `yourkind` for "backbone", "head" or "dataset".
+that code needs, and `yourkind` for "backbone", "head" or "dataset". Any name will do: a class has a word of its own after it
+(`YournameNet`), whatever else a template defines is private, and it imports nothing in capitals, as `YOURNAME` is.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.resources
 import re
+import tomllib
 from collections.abc import Iterator
 from importlib import metadata
 from importlib.resources.abc import Traversable
@@ -35,7 +38,7 @@ def write(name: str, kind: str, output: Path | None = None) -> Path:
         The folder.
 
     Raises:
-        ConfigError: the name is malformed or taken.
+        ConfigError: the name is malformed or taken, or reads as a value in a recipe, as `true` does.
         WriteError: the folder exists or cannot be written.
     """
     _check_name(name, kind)
@@ -48,10 +51,11 @@ def write(name: str, kind: str, output: Path | None = None) -> Path:
         "yourkind": kind,
     }
 
+    # In one pass: a name may hold any of the words.
+    pattern = re.compile("|".join(words))
+
     def filled(text: str) -> str:
-        for word, value in words.items():
-            text = text.replace(word, value)
-        return text
+        return pattern.sub(lambda match: words[match[0]], text)
 
     folder = output or Path(distribution_name(name))
     with atomic.new_folder(folder) as temporary:
@@ -75,6 +79,9 @@ def _check_name(name: str, kind: str) -> None:
         raise ConfigError(
             f"'{name}' cannot be a plugin's name: write lower-case letters and digits, a letter first, words joined by '_'{hint}"
         )
+    with contextlib.suppress(tomllib.TOMLDecodeError):
+        value = tomllib.loads(f"value = {name}")["value"]
+        raise ConfigError(f"'{name}' cannot be a plugin's name: `--set KEY={name}` sets the value {value!r}; take another name")
     plugins = registry.default()
     owners = [entry.distribution for entry in plugins.entries(f"{kind}s") if entry.name == name]
     if owners:

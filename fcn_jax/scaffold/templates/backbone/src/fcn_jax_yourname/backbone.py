@@ -7,8 +7,6 @@ what the descriptor at the end promises, and `pytest` says where it is not.
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fcn_jax import nn
-from fcn_jax.api import Backbone, FeatureSpec, TorchBridge
+from fcn_jax.api import Backbone, FeatureSpec, TorchBridge, ceil_size
 from fcn_jax.convert.rules import Table, batch_norm, conv
 
 
@@ -36,7 +34,7 @@ class YournameOptions:
             raise ValueError(f"width is {self.width}; it must be at least 1")
 
 
-class Stage(nnx.Module):
+class _Stage(nnx.Module):
     """Two 3x3 convolutions, the first with the stride, the second with the dilation."""
 
     def __init__(
@@ -55,7 +53,7 @@ class Stage(nnx.Module):
         return nnx.relu(self.bn2(self.conv2(x)))
 
 
-class Yourname(nnx.Module):
+class YournameNet(nnx.Module):
     """The stem, of stride 2, and the stages.
 
     Attributes:
@@ -70,7 +68,7 @@ class Yourname(nnx.Module):
         self.stem_bn = nn.BatchNorm(options.width, **types)
         stages, channels = [], options.width
         for stride, dilation in _strides_and_dilations(output_stride):
-            stages.append(Stage(channels, 2 * channels, stride, dilation, rngs=rngs, **types))
+            stages.append(_Stage(channels, 2 * channels, stride, dilation, rngs=rngs, **types))
             channels *= 2
         self.stages = nnx.List(stages)
 
@@ -89,16 +87,10 @@ def _strides_and_dilations(output_stride: int) -> list[tuple[int, int]]:
     return [(2, 1), (2, 1), (2, 1) if output_stride == 16 else (1, 2)]
 
 
-@functools.cache  # so that the specs of two equal networks are equal
-def _ceil_div(stride: int) -> Callable[[int], int]:
-    """What a 3x3 convolution of stride 2, padded by 1, makes of a side: half, rounded up; so for several."""
-    return lambda size: -(-size // stride)
-
-
 def _features(options: YournameOptions, output_stride: int) -> tuple[FeatureSpec, ...]:
     strides = (4, 8, output_stride)
     return tuple(
-        FeatureSpec(f"stage{number}", options.width * 2**number, stride, _ceil_div(stride))
+        FeatureSpec(f"stage{number}", options.width * 2**number, stride, ceil_size(stride))
         for number, stride in enumerate(strides, start=1)
     )
 
@@ -110,8 +102,8 @@ def _build(
     dtype: Any = jnp.float32,
     param_dtype: Any = jnp.float32,
     rngs: nnx.Rngs,
-) -> Yourname:
-    return Yourname(options, output_stride, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+) -> YournameNet:
+    return YournameNet(options, output_stride, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
 
 def _tables(options: YournameOptions) -> dict[str, Table]:
@@ -134,7 +126,7 @@ def _torch_reference(options: YournameOptions, output_stride: int) -> Any:
         def forward(self, x: Any) -> Any:
             return self.bn2(self.conv2(self.bn1(self.conv1(x)).relu())).relu()
 
-    class TorchYourname(torch.nn.Module):
+    class TorchYournameNet(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.stem = torch.nn.Conv2d(3, options.width, 3, 2, 1, bias=False)
@@ -151,7 +143,7 @@ def _torch_reference(options: YournameOptions, output_stride: int) -> Any:
                 x = features[f"stage{number}"] = stage(x)
             return features
 
-    return TorchYourname()
+    return TorchYournameNet()
 
 
 YOURNAME = Backbone(

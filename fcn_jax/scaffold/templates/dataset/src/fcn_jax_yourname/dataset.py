@@ -14,17 +14,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from fcn_jax.api import Classes, Dataset, Source
-from fcn_jax.data.directory import (
-    IMAGE_SUFFIXES,
-    DirectorySource,
-    check_split,
-    files_by_stem,
-    match,
-    read_ids,
-    require_root,
-)
+from fcn_jax.data import directory
 
-CLASSES = Classes(
+_CLASSES = Classes(
     names=("background", "object"),  # the label is the position
     palette=((0, 0, 0), (200, 60, 60)),  # the colours that pictures of the results show
 )
@@ -40,13 +32,14 @@ def _open(root: Path | None, split: str) -> Source:
     Raises:
         DataError: the folder, the split, an image or a mask is missing.
     """
-    root = require_root(root, "yourname", "images/, masks/ and train.txt")
+    root = directory.require_root(root, "yourname", "images/, masks/ and train.txt")
     lists = {path.stem: path for path in sorted(root.glob("*.txt"))}
-    check_split(split, lists, root)
-    images = files_by_stem(root / "images", IMAGE_SUFFIXES)
-    masks = files_by_stem(root / "masks", (".png",))
+    directory.check_split(split, lists, root)
+    images = directory.files_by_stem(root / "images", directory.IMAGE_SUFFIXES)
+    masks = directory.files_by_stem(root / "masks", (".png",))
     # Nothing is decoded here: the pipeline calls the source's `decode`, in several threads or processes.
-    return DirectorySource(CLASSES, match(read_ids(lists[split]), images, masks, split=split, where=root), void=(255,))
+    records = directory.match(directory.read_ids(lists[split]), images, masks, split=split, where=root)
+    return directory.DirectorySource(_CLASSES, records, void=(255,))
 
 
 YOURNAME = Dataset(

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fcn_jax import nn
-from fcn_jax.api import FeatureSpec, Head, TorchBridge
+from fcn_jax.api import FeatureSpec, Head, TorchBridge, require_no_offset
 from fcn_jax.convert.rules import Table, batch_norm, conv
 from fcn_jax.errors import ConfigError
 
@@ -36,7 +36,7 @@ class YournameOptions:
             raise ValueError(f"channels is {self.channels}; it must be at least 1")
 
 
-class Yourname(nnx.Module):
+class YournameHead(nnx.Module):
     """1x1 convolutions of both features, their sum, batch normalisation, ReLU, and a 1x1 convolution to the classes.
 
     Attributes:
@@ -76,8 +76,7 @@ def _select(options: YournameOptions, features: Sequence[FeatureSpec]) -> tuple[
     """The features that it takes, by what they are, never by the backbone's name; or one error that says what would fit."""
     if len(features) < 2:
         raise ConfigError(f"head 'yourname' needs two features; the backbone offers only {features[0].name}")
-    if features[-1].offset:
-        raise ConfigError(f"head 'yourname' needs a backbone that does not pad its input; this one pads {features[-1].offset}")
+    require_no_offset("yourname", [features[0], features[-1]])
     return (features[0].name, features[-1].name)
 
 
@@ -89,8 +88,8 @@ def _build(
     dtype: Any = jnp.float32,
     param_dtype: Any = jnp.float32,
     rngs: nnx.Rngs,
-) -> Yourname:
-    return Yourname(features, options.channels, num_classes, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+) -> YournameHead:
+    return YournameHead(features, options.channels, num_classes, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
 
 def _tables(options: YournameOptions) -> dict[str, Table]:
@@ -102,7 +101,7 @@ def _torch_reference(options: YournameOptions, features: Sequence[FeatureSpec], 
     """The PyTorch original, which `fcn-jax verify` and the tests compare with. Leave it out where there is none."""
     import torch  # inside: whoever trains with this head need not have PyTorch
 
-    class TorchYourname(torch.nn.Module):
+    class TorchYournameHead(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.shallow_conv = torch.nn.Conv2d(features[0].channels, options.channels, 1, bias=False)
@@ -115,7 +114,7 @@ def _torch_reference(options: YournameOptions, features: Sequence[FeatureSpec], 
             deep = torch.nn.functional.interpolate(deep, size=shallow.shape[2:], mode="bilinear", align_corners=False)
             return self.score(self.bn(shallow + deep).relu())  # fcn-jax enlarges it to the image's size
 
-    return TorchYourname()
+    return TorchYournameHead()
 
 
 YOURNAME = Head(
