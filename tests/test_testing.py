@@ -10,6 +10,7 @@ import threading
 from importlib import metadata
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -38,7 +39,9 @@ from fcn_jax.models.fcn import FCN32S
 from fcn_jax.models.resnet import RESNET18
 from fcn_jax.nn.blocks import Blocks
 from fcn_jax.testing import check_backbone, check_dataset, check_head, check_model
+from fcn_jax.testing.contract import check_eval_mode
 from fcn_jax.testing.imports import import_cost
+from fcn_jax.testing.subject import Subject
 
 
 class Tiny(nnx.Module):
@@ -73,6 +76,41 @@ class Noisy(Tiny):
     def __call__(self, x):
         self.dropout.deterministic = False
         return {name: self.dropout(value) for name, value in super().__call__(x).items()}
+
+
+class Calls(nnx.Variable):
+    """A kind of state of a plugin's own."""
+
+
+class Counting(Tiny):
+    """Counts its calls, in eval mode too, beside a random key that no one looks at."""
+
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.calls = Calls(jnp.zeros((), jnp.int32))
+        self.key = Calls(jax.random.key(0))
+
+    def __call__(self, x):
+        self.calls[...] += self.counts(x)
+        return super().__call__(x)
+
+    def counts(self, x):
+        return 1
+
+
+class Still(Counting):
+    """Has such state, and leaves it alone."""
+
+    def counts(self, x):
+        return 0
+
+
+class Remembering(Tiny):
+    """Keeps what it has seen."""
+
+    def __call__(self, x):
+        self.seen = nnx.Variable(x.mean())
+        return super().__call__(x)
 
 
 class Swapped(Tiny):
@@ -162,6 +200,15 @@ def changed(index, **fields):
     return tuple(specs)
 
 
+def test_state_of_another_kind_may_be_there_and_stay():
+    check_eval_mode(
+        Subject(
+            "tiny", lambda dtype: Still(dtype=dtype, param_dtype=dtype, rngs=nnx.Rngs(0)), lambda module, inputs: module(**inputs)
+        ),
+        {"x": np.zeros((3, 9, 9, 3), np.float32)},
+    )
+
+
 def test_an_honest_backbone_passes():
     check_backbone(backbone(maskable=True))
     check_backbone(backbone(torch=None))
@@ -198,6 +245,8 @@ def test_an_honest_backbone_equals_its_reference():
         (backbone(Swapped), r"it returns \['b', 'a'\]"),
         (backbone(Widened), "is float32 where the compute dtype is bfloat16"),
         (backbone(Unnormalised), "in eval mode a call changes bn1"),
+        (backbone(Counting), "in eval mode a call changes calls$"),
+        (backbone(Remembering), "in eval mode a call changes seen$"),
         (backbone(Noisy), "differs between two calls in eval mode"),
         (backbone(Infinite), "the gradient is not finite at"),
         (backbone(Averaging, maskable=True), "'a' of an image depends on what lies beside it in its array"),
@@ -208,7 +257,12 @@ def test_an_honest_backbone_equals_its_reference():
             "not known: this network slices or pads by itself",
         ),
         (backbone(output_strides=()), "must name at least one"),
-        (backbone(api_version=(2, 0)), "api_version"),
+        (
+            backbone(api_version=(2, 0)),
+            r"backbone 'tiny': it was written for version 2\.0 of the plugin contract, .*: upgrade fcn-jax",
+        ),
+        (backbone(api_version="1.0"), "it has api_version '1.0'; it must be two integers"),
+        (backbone(api_version=(1, False)), "it must be two integers"),
         (backbone(options=int), "must be a frozen dataclass"),
         (backbone(table=Table(conv("conv1", bias=True), batch_norm("bn1"))), r"has no rule for 'conv2\.bias'"),
         (

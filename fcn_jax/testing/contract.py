@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from fcn_jax.api import API_VERSION, Backbone, Head, Weights
+from fcn_jax.api import Backbone, Head, Weights
 from fcn_jax.errors import listing
 from fcn_jax.models.names import leaves
 from fcn_jax.nn import valid
-from fcn_jax.registry import Descriptor
+from fcn_jax.registry import Descriptor, api_version_fault
 from fcn_jax.testing.subject import COMPILER_OPTIONS, TOLERANCE, Subject, difference, normal, require
 
 SIZES = ((64, 64), (65, 97), (33, 47), (96, 161), (224, 320))
@@ -32,11 +32,8 @@ def variants(sizes: Sequence[tuple[int, int]]) -> Iterator[tuple[tuple[int, int]
 
 def check_registration(label: str, descriptor: Descriptor) -> None:
     """Check what every descriptor has: a name, one line of summary, the version of the contract."""
-    theirs = descriptor.api_version
-    require(
-        isinstance(theirs, tuple) and len(theirs) == 2 and theirs[0] == API_VERSION[0] and theirs[1] <= API_VERSION[1],
-        f"{label}: api_version is {theirs}; this fcn-jax understands {API_VERSION[0]}.0 to {API_VERSION[0]}.{API_VERSION[1]}",
-    )
+    fault = api_version_fault(descriptor.api_version)
+    require(fault is None, f"{label}: it {fault}")
     require(
         re.fullmatch(r"[^\s:]+", descriptor.name) is not None,
         f"{label}: its name is '{descriptor.name}'; it must be one word without a colon, which parts a distribution from a name",
@@ -117,12 +114,11 @@ def check_eval_mode(subject: Subject, inputs: Mapping[str, Any]) -> None:
 
     with jax.default_matmul_precision("highest"):
         outputs, after = run(state, inputs)
+        before, now = _values(state), _values(after)
+        changed = [path for path in before | now if before.get(path) != now.get(path)]
+        require(not changed, f"{subject.label}: in eval mode a call changes {listing(changed)}")
         again, _ = run(after, inputs)
         among_others, _ = run(state, {name: np.stack([3 * x[0], x[1], x[2] + 1]) for name, x in inputs.items()})
-    before = {path: np.asarray(leaf[...]) for path, leaf in leaves(module).items()}
-    nnx.update(module, after)
-    changed = [path for path, leaf in leaves(module).items() if not np.array_equal(leaf[...], before[path])]
-    require(not changed, f"{subject.label}: in eval mode a call changes {listing(changed)}")
     for name, value in outputs.items():
         require(bool(np.isfinite(value).all()), f"{subject.label}: '{name}' has values that are not finite")
         require(np.array_equal(value, again[name]), f"{subject.label}: '{name}' differs between two calls in eval mode")
@@ -131,6 +127,19 @@ def check_eval_mode(subject: Subject, inputs: Mapping[str, Any]) -> None:
             off < TOLERANCE,
             f"{subject.label}: '{name}' of an image depends on the rest of its batch in eval mode (by {off:.1e})",
         )
+
+
+def _values(state: Any) -> dict[str, list[bytes]]:
+    """What a module's variables hold, of whatever kind they are, by name; but for random keys and their counts."""
+    return {
+        ".".join(map(str, path)): [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(variable) if not _is_key(leaf)]
+        for path, variable in nnx.to_flat_state(state)
+        if not isinstance(variable, nnx.RngState)
+    }
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def check_masked(
