@@ -146,6 +146,10 @@ def _parser() -> argparse.ArgumentParser:
         "--set", metavar="OPTION=VALUE", action="append", default=[], help="an option of the plugin, such as width=64"
     )
     check.add_argument("--data", metavar="DIR", type=Path, help="folder of a data set")
+    check.add_argument(
+        "--split", metavar="NAME", action="append", default=[], help="of a data set; may be repeated (default: train and val)"
+    )
+    check.add_argument("--kind", choices=["backbone", "head", "model", "dataset"], help="where NAME is of several (default: all)")
     check.add_argument("--timeout", metavar="SECONDS", type=_seconds, default=60.0, help="that its import may take (default: 60)")
 
     new = action("new", _plugins_new, "Write a distribution with one plugin in it, which passes its own tests.")
@@ -316,10 +320,16 @@ def _plugins_check(args: argparse.Namespace) -> int:
     from fcn_jax.testing.command import check_plugin, registered
 
     options = config.override({}, args.set)
+    entries = registered(args.name, args.kind and f"{args.kind}s")
+    given = {"--set": args.set, "--data": args.data is not None, "--split": args.split}
+    if len(entries) > 1 and any(given.values()):
+        surplus = ", ".join(option for option, value in given.items() if value)
+        choices = " or ".join(f"--kind {entry.kind.removesuffix('s')}" for entry in entries)
+        raise ConfigError(f"'{args.name}' is of several kinds, and {surplus} for one of them: add {choices}")
     kept = True
-    for entry in registered(args.name):
+    for entry in entries:
         print(entry)
-        for finding in check_plugin(entry, options=options, data=args.data, timeout=args.timeout):
+        for finding in check_plugin(entry, options=options, data=args.data, splits=args.split, timeout=args.timeout):
             print(finding, flush=True)
             kept &= finding.kept
     return 0 if kept else 1

@@ -263,7 +263,7 @@ def api_version_fault(theirs: Any, distribution: str = "the plugin") -> str | No
     if theirs[0] == ours[0] and theirs[1] <= ours[1]:
         return None
     side = "fcn-jax" if theirs > ours else distribution
-    versions = f"version {'.'.join(map(str, theirs))} of the plugin contract, and this fcn-jax has {'.'.join(map(str, ours))}"
+    versions = f"version {'.'.join(map(str, theirs))} of the plugin contract (api_version), and this fcn-jax has {'.'.join(map(str, ours))}"
     return f"was written for {versions}: upgrade {side}"
 
 

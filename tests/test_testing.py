@@ -259,7 +259,7 @@ def test_an_honest_backbone_equals_its_reference():
         (backbone(output_strides=()), "must name at least one"),
         (
             backbone(api_version=(2, 0)),
-            r"backbone 'tiny': it was written for version 2\.0 of the plugin contract, .*: upgrade fcn-jax",
+            r"backbone 'tiny': it was written for version 2\.0 of the plugin contract .*: upgrade fcn-jax",
         ),
         (backbone(api_version="1.0"), "it has api_version '1.0'; it must be two integers"),
         (backbone(api_version=(1, False)), "it must be two integers"),
@@ -709,12 +709,17 @@ def test_a_data_sets_lie_is_caught(liar, complaint):
         check_dataset(liar)
 
 
-def test_a_folder_is_held_against_the_contract_too(tmp_path):
+def write_folder(root, *splits):
+    """A data set of one image in each split."""
     for part in ("images", "masks"):
-        for split in ("train", "val"):
-            (tmp_path / part / split).mkdir(parents=True)
-            Image.fromarray(np.zeros((4, 6), np.uint8)).save(tmp_path / part / split / "0.png")
-    (tmp_path / "classes.txt").write_text("one\n")
+        for split in splits:
+            (root / part / split).mkdir(parents=True)
+            Image.fromarray(np.zeros((4, 6), np.uint8)).save(root / part / split / "0.png")
+    (root / "classes.txt").write_text("one\n")
+
+
+def test_a_folder_is_held_against_the_contract_too(tmp_path):
+    write_folder(tmp_path, "train", "val")
     noise = np.random.default_rng(0).integers(0, 256, (99, 131, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "images" / "val" / "0.jpg")
     (tmp_path / "images" / "val" / "0.png").unlink()
@@ -786,6 +791,34 @@ def test_the_command_gives_a_verdict(registered, capsys):
     assert "BROKEN  contract     backbone 'lying_net' at output stride 2: 'only' of an input" in capsys.readouterr().out
 
 
+def test_a_name_of_several_kinds_is_checked_as_each_or_as_the_one_meant(tmp_path, monkeypatch, capsys):
+    write_folder(tmp_path, "train", "val")
+    model = registry.Entry("models", "folder", "acme", "1", "nowhere:FOLDER")
+    plugins = registry.Registry([registry.default().find("datasets", "folder"), model])
+    monkeypatch.setattr(registry, "default", lambda: plugins)
+    assert cli.main(["plugins", "check", "folder", "--data", str(tmp_path)]) == 2
+    shown = capsys.readouterr()
+    assert "'folder' is of several kinds, and --data for one of them: add --kind model or --kind dataset" in shown.err
+    assert not shown.out
+    assert cli.main(["plugins", "check", "folder", "--kind", "dataset", "--data", str(tmp_path)]) == 0
+    assert "every promise is kept" in capsys.readouterr().out
+    assert cli.main(["plugins", "check", "folder", "--kind", "head"]) == 2
+    assert "no head is named 'folder'" in capsys.readouterr().err
+    assert cli.main(["plugins", "check", "folder", "--kind", "model"]) == 1
+    assert "No module named 'nowhere'" in capsys.readouterr().out
+
+
+def test_the_splits_of_a_data_set_are_chosen(tmp_path, capsys):
+    write_folder(tmp_path, "train", "test", "extra")
+    command = ["plugins", "check", "folder", "--data", str(tmp_path)]
+    assert cli.main(command) == 2
+    shown = capsys.readouterr().err
+    assert "has no split 'val'. Available: extra, test, train. Without --split, train and val are checked" in shown
+    assert cli.main([*command, "--split", "train", "--split", "test"]) == 0
+    assert cli.main([*command, "--split", "nowhere"]) == 2
+    assert "has no split 'nowhere'. Available: extra, test, train." in capsys.readouterr().err
+
+
 def test_the_command_tells_of_an_import_that_is_heavy_or_fails_or_hangs(registered, capsys, tmp_path):
     (tmp_path / "torch.py").write_text("")
     registered(
@@ -814,6 +847,8 @@ def test_the_command_tells_of_a_network_that_cannot_be_built(registered, capsys)
         (["resnet81"], "no backbone, head, model or data set is named 'resnet81'. Did you mean 'resnet18'"),
         (["resnet18", "--set", "depth=3"], "unknown key 'depth'"),
         (["resnet18", "--data", "x"], "--data is for a data set"),
+        (["resnet18", "--split", "val"], "--split is for a data set"),
+        (["no-such-nets:resnet18"], "no-such-nets is not installed: pip install no-such-nets"),
         (["fcn32s_resnet18", "--set", "width=3"], "--set is for the options of a backbone or head"),
         (["folder", "--data", "nowhere"], "does not exist"),
     ],
