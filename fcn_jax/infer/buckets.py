@@ -34,7 +34,7 @@ class Buckets:
         if best and (not few or best[0] * best[1] <= self.waste * height * width):
             return best
         if not self.sizes:
-            # Below a step, two maps of a skip head can have one shape, by which `nn.valid` could not tell them apart.
+            # Below a step, two maps of a skip head can have one shape, and `nn.valid` would refuse to tell them apart by it.
             size = (max(height, self.step), max(width, self.step))
         elif few:
             size = (self._rounded(height), self._rounded(width))

@@ -6,7 +6,8 @@
 Within the block every operator of `fcn_jax.nn` computes what it would compute on the image alone, in the top left corner of its result: it
 takes what lies outside the image for its own border, zeros or minus infinity, and derives the size of its result. What lies outside in a
 result is arbitrary. Sizes are known by the shapes of the arrays that the images lie in, so operations that keep the shape, such as ReLU,
-need not know of it; a network that slices or pads by itself cannot be run in this way, and raises.
+need not know of it. A network that slices or pads by itself cannot be run in this way, and raises; so does one that goes on from an array
+whose shape two maps have that do not have one size at every size of the image, as can be in small arrays.
 """
 
 from __future__ import annotations
@@ -14,14 +15,43 @@ from __future__ import annotations
 import contextlib
 import contextvars
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 _HW = tuple[int, int]
-_known: contextvars.ContextVar[dict[_HW, tuple[Any, Any]] | None] = contextvars.ContextVar("valid sizes", default=None)
+
+
+class _Side(NamedTuple):
+    """Height or width of images in arrays of one shape.
+
+    Attributes:
+        length: as an operator uses it, i32[] or int.
+        root: shape of the array that it was derived from; None where its length was a number.
+        lengths: what it would be, i64, for each length of the images at the root.
+    """
+
+    length: Any
+    root: _HW | None
+    lengths: np.ndarray
+
+    def derived(self, length: Callable[[Any], Any]) -> _Side:
+        """The side of n pixels made one of `length(n)`."""
+        return _Side(length(self.length), self.root, np.broadcast_to(length(self.lengths), self.lengths.shape))
+
+    def same(self, other: _Side) -> bool:
+        """Whether the two are one for every image that leaves neither empty."""
+        if self.root != other.root:
+            return False
+        legal = np.minimum(self.lengths, other.lengths) >= 1
+        return bool((self.lengths == other.lengths)[legal].all())
+
+
+_Sides = tuple[_Side, _Side]
+_known: contextvars.ContextVar[dict[_HW, _Sides | None] | None] = contextvars.ContextVar("valid sizes", default=None)
 
 
 @contextlib.contextmanager
@@ -31,7 +61,13 @@ def sizes(known: Mapping[_HW, tuple[Any, Any]]) -> Iterator[None]:
     Args:
         known: height and width of arrays -> height and width of the images in them, i32[] or int, at least 1.
     """
-    token = _known.set(dict(known))
+
+    def side(outer: _HW, axis: int, length: Any) -> _Side:
+        if isinstance(length, int):
+            return _Side(length, None, np.asarray([length]))
+        return _Side(length, outer, np.arange(1, outer[axis] + 1))
+
+    token = _known.set({outer: (side(outer, 0, hw[0]), side(outer, 1, hw[1])) for outer, hw in known.items()})
     try:
         yield
     finally:
@@ -42,8 +78,13 @@ def of(outer: _HW) -> tuple[Any, Any] | None:
     """The size of the images in arrays of height and width `outer`; None outside of `sizes`.
 
     Raises:
-        ValueError: no operator has told.
+        ValueError: no operator has told, or two have told differently.
     """
+    sides = _sides(outer)
+    return None if sides is None else (sides[0].length, sides[1].length)
+
+
+def _sides(outer: _HW) -> _Sides | None:
     known = _known.get()
     if known is None:
         return None
@@ -52,7 +93,13 @@ def of(outer: _HW) -> tuple[Any, Any] | None:
             f"the size of the image in a feature of {outer[0]}x{outer[1]} pixels is not known: this network slices or pads by itself, so "
             "it cannot run on images that fill a part of their array; its descriptor must not say `maskable`"
         )
-    return known[outer]
+    sides = known[outer]
+    if sides is None:
+        raise ValueError(
+            f"the size of the image in a feature of {outer[0]}x{outer[1]} pixels is not known: this network has two such features, which "
+            "differ in it for some images; put the image into a larger array, or run it by itself"
+        )
+    return sides
 
 
 def filled(x: jax.Array, value: float = 0.0) -> jax.Array:
@@ -65,8 +112,15 @@ def filled(x: jax.Array, value: float = 0.0) -> jax.Array:
 
 
 def derive(x: jax.Array, y: jax.Array, length: Callable[[Any], Any]) -> jax.Array:
-    """Note that `y` was made from `x`, a side of n pixels becoming one of `length(n)`; returns `y`."""
-    known, inner = _known.get(), of((x.shape[1], x.shape[2]))
+    """Note that `y` was made from `x`, a side of n pixels becoming one of `length(n)`, also for arrays of n; returns `y`.
+
+    Where arrays of the shape of `y` are known to hold images of another size, from here on it is not known which.
+    """
+    known, inner = _known.get(), _sides((x.shape[1], x.shape[2]))
     if known is not None and inner is not None:
-        known[y.shape[1], y.shape[2]] = (length(inner[0]), length(inner[1]))
+        outer = (y.shape[1], y.shape[2])
+        sides = (inner[0].derived(length), inner[1].derived(length))
+        before = known.get(outer, sides)
+        one = before is not None and all(side.same(other) for side, other in zip(sides, before, strict=True))
+        known[outer] = sides if one else None
     return y

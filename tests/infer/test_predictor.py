@@ -5,6 +5,7 @@ from flax import nnx
 
 from fcn_jax import checkpoint
 from fcn_jax.api import Classes, Preprocess
+from fcn_jax.errors import ConfigError
 from fcn_jax.infer.predictor import Predictor
 from fcn_jax.models.preprocess import normalize
 from fcn_jax.models.segmenter import ModelSpec, build
@@ -87,6 +88,30 @@ def test_images_of_fifty_sizes_share_six_programs_and_give_what_each_would_alone
             assert (mask != alone).mean() < 1e-3, "but for ties of rounding"
             assert len(np.unique(alone)) > 1
     assert predictor._run._cache_size() <= 6
+
+
+def test_a_small_image_after_a_larger_one_gives_the_mask_that_it_has_alone():
+    # In an array of 32x32 two maps of this head have one shape, and other sizes of the image in them.
+    model = build(ModelSpec("resnet18", "fcn8s", 3), rngs=nnx.Rngs(0))
+    rng = np.random.default_rng(0)
+    for conv in (model.head.final_conv, *model.head.skip_convs):
+        conv.kernel[...] = jnp.asarray(rng.standard_normal(conv.kernel[...].shape, np.float32))
+    predictor = Predictor(model)
+    large, small = (rng.integers(0, 256, (*size, 3), np.uint8) for size in ((32, 32), (24, 27)))
+    predictor(large)
+    mask = predictor(small)
+    assert predictor._run._cache_size() == 1, "both in one array"
+    assert len(np.unique(mask)) > 1
+    np.testing.assert_array_equal(mask, predictor.batch(small[None])[0])
+
+
+def test_more_classes_than_a_mask_holds_are_refused():
+    def made(num_classes):
+        return nnx.eval_shape(lambda: build(ModelSpec("resnet18", "fcn", num_classes), rngs=nnx.Rngs(0)))
+
+    assert Predictor(made(255)).num_classes == 255
+    with pytest.raises(ConfigError, match="num_classes is 256; a mask of bytes holds 255 classes at most"):
+        Predictor(made(256))
 
 
 def test_parts_that_are_not_maskable_get_a_program_for_each_size(model):

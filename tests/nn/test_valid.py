@@ -1,5 +1,6 @@
 """Images that fill a part of their array: every operator gives there what it gives on the image alone."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -76,6 +77,56 @@ def test_bilinear_resize(inner, new, align_corners):
 def test_a_network_that_slices_by_itself_is_refused():
     with valid.sizes({(8, 8): (5, 5)}), pytest.raises(ValueError, match="feature of 7x8 pixels is not known"):
         nn.max_pool(jnp.ones((1, 8, 8, 1))[:, 1:], 2, 2)
+
+
+def halved_twice(x):
+    """Two maps of half the size, whatever it is, and the sum's pool."""
+    kernels = (jnp.asarray(noise(size, size, 3, 3, seed=size)) for size in (1, 3))
+    return nn.max_pool(sum(nn.conv(x, kernel, 2, kernel.shape[0] // 2) for kernel in kernels), 3, 2, 1)
+
+
+def one_shape_two_sizes(x):
+    """A pool that halves, and in arrays of 8 pixels a convolution that takes off as much."""
+    nn.conv(x, jnp.ones((5, 5, 3, 3)), 1)
+    return nn.max_pool(nn.max_pool(x, 2, 2), 2, 2)
+
+
+def test_two_maps_of_one_size_need_not_be_told_apart():
+    check(halved_twice, (7, 12), (4, 5), atol=1e-4)
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_two_maps_of_one_shape_that_hold_different_sizes_are_refused(traced):
+    def run(hw):
+        with valid.sizes({(8, 8): hw}):
+            return one_shape_two_sizes(jnp.ones((1, 8, 8, 3)))
+
+    with pytest.raises(ValueError, match="feature of 4x4 pixels is not known: this network has two such features"):
+        jax.eval_shape(run, (jnp.int32(6), jnp.int32(7))) if traced else run((6, 7))
+    if not traced:
+        run((8, 8))  # the whole array: both are 4x4
+
+
+def test_a_size_that_is_not_known_for_sure_is_no_error_where_nobody_asks():
+    with valid.sizes({(8, 8): (6, 7)}):
+        nn.max_pool(jnp.ones((1, 8, 8, 3)), 2, 2)
+        nn.conv(jnp.ones((1, 8, 8, 3)), jnp.ones((5, 5, 3, 3)), 1)
+
+
+def test_a_skip_heads_maps_that_cannot_be_told_apart_in_a_small_array_are_refused():
+    model = nnx.eval_shape(lambda: build_model("resnet18", "fcn8s", 3, rngs=nnx.Rngs(0)))
+    model.eval()
+    graphdef, state = nnx.split(model)
+    hw = (jax.ShapeDtypeStruct((), jnp.int32),) * 2
+
+    def shape(side):
+        image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+        return jax.eval_shape(lambda state, x, hw: nnx.merge(graphdef, state)(x, hw), state, image, hw).shape
+
+    with pytest.raises(ValueError, match="feature of 4x4 pixels is not known: this network has two such features"):
+        shape(32)
+    for side in (64, 65, 96, 97, 128):
+        assert shape(side) == (1, side, side, 3)
 
 
 @pytest.mark.parametrize(
