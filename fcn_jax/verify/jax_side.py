@@ -43,12 +43,13 @@ def _watching(module: nnx.Module, note: Callable[[str, Any], None]) -> Iterator[
     originals: dict[type, Any] = {cls: cls.__call__ for cls in classes}
     own = {cls: cls.__dict__.get("__call__") for cls in classes}
 
-    def wrapped(original: Any) -> Any:
+    def wrapped(cls: type, original: Any) -> Any:
         @functools.wraps(original)
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
             output = original(self, *args, **kwargs)
             if (
-                id(self) in paths
+                type(self) is cls  # otherwise it is a part of a call: a subclass' own way to its parent's
+                and id(self) in paths
                 and len(args) == 1
                 and not kwargs
                 and isinstance(args[0], jax.Array)
@@ -61,7 +62,7 @@ def _watching(module: nnx.Module, note: Callable[[str, Any], None]) -> Iterator[
 
     try:
         for cls in classes:
-            setattr(cls, "__call__", wrapped(originals[cls]))  # noqa: B010  (mypy refuses to assign a method)
+            setattr(cls, "__call__", wrapped(cls, originals[cls]))  # noqa: B010  (mypy refuses to assign a method)
         yield
     finally:
         for cls in classes:

@@ -67,6 +67,45 @@ def compare(original, port, table=TABLE, **settings):
     return compare_modules(original, port, table, IMAGES, **settings)
 
 
+class Repeated(nn.Conv):
+    """A convolution applied two times over."""
+
+    def __call__(self, x):
+        return super().__call__(super().__call__(x))
+
+
+class OnceAndTwice(nnx.Module):
+    """A layer, and one of a class derived from the layer's."""
+
+    def __init__(self):
+        self.once = nn.Conv(3, 4, 3, padding=1, rngs=nnx.Rngs(0))
+        self.twice = Repeated(4, 4, 3, padding=1, rngs=nnx.Rngs(1))
+
+    def __call__(self, x):
+        return self.twice(self.once(x))
+
+
+def test_a_layer_that_calls_its_parent_classes_is_called_once():
+    class TorchTwice(torch.nn.Conv2d):
+        def forward(self, x):
+            return super().forward(super().forward(x))
+
+    class Network(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.once = torch.nn.Conv2d(3, 4, 3, padding=1)
+            self.twice = TorchTwice(4, 4, 3, padding=1)
+
+        def forward(self, x):
+            return self.twice(self.once(x))
+
+    table = Table(conv("once", bias=True), conv("twice", bias=True))
+    report = compare_modules(Network(), OnceAndTwice(), table, IMAGES[:, :16, :16], grad=False)
+    assert report.equal, report
+    for section in report.sections[:2]:
+        assert [c.name for c in section.comparisons] == ["once", "twice"]
+
+
 def test_a_right_port_is_equal(original, port):
     before = {name: value.clone() for name, value in original.state_dict().items()}
     mode = original.training
