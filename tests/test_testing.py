@@ -863,6 +863,17 @@ def test_the_fixture_offers_the_suite(plugin_contract):
     assert {"check_backbone", "check_dataset", "check_head", "check_model"} <= set(plugin_contract.__all__)
 
 
+def test_a_fixture_registers_what_a_project_file_says(plugin_project, tmp_path):
+    groups = '[project.entry-points."fcn_jax.heads"]\nnew_head = "mine:HEAD"\n[project.entry-points.other]\nx = "y"\n'
+    (tmp_path / "pyproject.toml").write_text(f'[project]\nname = "fcn-jax-tiny"\nversion = "7"\n{groups}')
+    assert "tiny" in registry.default().names("backbones"), "the installed copy, which the project file stands in for"
+    plugins = plugin_project(tmp_path / "pyproject.toml")
+    assert registry.default() is plugins
+    assert plugins.find("heads", "new_head") == registry.Entry("heads", "new_head", "fcn-jax-tiny", "7", "mine:HEAD")
+    assert "resnet18" in plugins.names("backbones")
+    assert "tiny" not in plugins.names("backbones")
+
+
 def test_the_pytest_plugin_costs_a_run_that_does_not_use_it_nothing(tmp_path):
     (tmp_path / "test_other.py").write_text(
         "import sys\n\ndef test_it():\n    assert 'fcn_jax.testing.pytest_plugin' in sys.modules\n"

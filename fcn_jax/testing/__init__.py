@@ -10,8 +10,9 @@ an `AssertionError` that says which promise is broken and by what. `options` can
 installed, the network is also compared with its PyTorch reference: a backbone's must return its features by name when it is called
 with NCHW images, or have a submodule of each feature's name; a head's is called with the features it selected, in order.
 
-Under pytest the fixture `plugin_contract` offers the same functions; `fcn-jax plugins check NAME` runs them from a shell. The modules
-are imported when a name is first used: pytest loads the fixture's module in every run on a machine where fcn-jax is installed.
+Under pytest the fixture `plugin_contract` offers the same functions, and `plugin_project` registers what a project file says, installed
+or not; `fcn-jax plugins check NAME` runs them from a shell. The modules are imported when a name is first used: pytest loads the
+fixtures' module in every run on a machine where fcn-jax is installed.
 """
 
 from __future__ import annotations

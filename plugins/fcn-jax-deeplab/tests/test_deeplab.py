@@ -2,6 +2,8 @@
 
 import importlib.util
 from importlib import metadata
+from pathlib import Path
+from unittest.mock import Mock
 
 import jax
 import numpy as np
@@ -25,41 +27,11 @@ from fcn_jax.verify.reference import randomise_batch_norm
 
 SMALL = {"channels": 8}
 WHOLE = ("deeplabv3_resnet50", "deeplabv3_resnet101", "deeplabv3_mobilenet_v3_large")
-OWN = {
-    "heads": {
-        "deeplabv3": "fcn_jax_deeplab.deeplabv3:DEEPLABV3",
-        "deeplabv3plus": "fcn_jax_deeplab.deeplabv3plus:DEEPLABV3PLUS",
-    },
-    "models": {name: f"fcn_jax_deeplab.deeplabv3:{name.upper()}" for name in WHOLE},
-}
-
-
-class Distribution(metadata.Distribution):
-    """This distribution as installed, by hand."""
-
-    def read_text(self, filename):
-        return "Metadata-Version: 2.1\nName: fcn-jax-deeplab\nVersion: 0.1.0\n" if filename == "METADATA" else None
-
-    def locate_file(self, path):
-        return path
-
-
-def points():
-    """Entry points of what is installed, and this distribution's, installed or not."""
-    found = [point for kind in registry.KINDS for point in metadata.entry_points(group=f"fcn_jax.{kind}")]
-    for kind, values in OWN.items():
-        for name, value in values.items():
-            point = metadata.EntryPoint(name, value, f"fcn_jax.{kind}")
-            vars(point).update(dist=Distribution())
-            found.append(point)
-    return found
 
 
 @pytest.fixture(autouse=True)
-def plugins(monkeypatch):
-    made = registry.Registry(points())
-    monkeypatch.setattr(registry, "default", lambda: made)
-    return made
+def plugins(plugin_project):
+    return plugin_project(Path(__file__).parents[1] / "pyproject.toml")
 
 
 @pytest.fixture(scope="module")
@@ -317,9 +289,10 @@ def test_a_whole_model_goes_to_torchvision_and_back_bit_for_bit(torchvision, who
     assert all(tensors[name].tobytes() == again[name].tobytes() for name in tensors)
 
 
-def test_a_missing_backbones_distribution_is_named(monkeypatch):
-    left = registry.Registry([point for point in points() if point.dist.name != "fcn-jax-mobilenet"])
+def test_a_missing_backbones_distribution_is_named(plugins, monkeypatch):
+    left = registry.Registry([entry for entry in plugins.entries() if entry.distribution != "fcn-jax-mobilenet"])
     monkeypatch.setattr(registry, "default", lambda: left)
+    monkeypatch.setattr(metadata, "distribution", Mock(side_effect=metadata.PackageNotFoundError))
     with pytest.raises(ConfigError, match="fcn-jax-mobilenet is not installed: pip install fcn-jax-mobilenet") as caught:
         fcn_jax.load("deeplabv3_mobilenet_v3_large", weights="COCO_WITH_VOC_LABELS_V1")
     assert "\n" not in str(caught.value)

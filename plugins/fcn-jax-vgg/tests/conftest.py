@@ -1,50 +1,18 @@
-"""A registry of this distribution and the core's heads, installed or not; torch and torchvision, or a skipped test."""
+"""The registry with what this project registers, installed or not; torch and torchvision, or a skipped test."""
 
 import dataclasses
 import functools
-import tomllib
-from importlib import metadata
 from pathlib import Path
 
 import pytest
 
-from fcn_jax import registry
-
-PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
-HEADS = {
-    "fcn32s": "fcn_jax.models.fcn:FCN32S",
-    "fcn16s": "fcn_jax.models.fcn_skip:FCN16S",
-    "fcn8s": "fcn_jax.models.fcn_skip:FCN8S",
-}
 NARROW = 16
 
 
-class Distribution(metadata.Distribution):
-    """An installed distribution, by hand."""
-
-    def __init__(self, name, version):
-        self._metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
-
-    def read_text(self, filename):
-        return self._metadata if filename == "METADATA" else None
-
-    def locate_file(self, path):
-        return path
-
-
 @pytest.fixture(autouse=True)
-def plugins(monkeypatch):
-    """What the project file registers, and the heads; the whole models also as `narrow_*`, with few channels in fc6 and fc7."""
-
-    def entries(distribution, group, table):
-        for name, value in table.items():
-            point = metadata.EntryPoint(name, value, group)
-            vars(point).update(dist=distribution)
-            yield point
-
-    own, core = Distribution(PROJECT["name"], PROJECT["version"]), Distribution("fcn-jax", "1")
-    points = [point for group, table in PROJECT["entry-points"].items() for point in entries(own, group, table)]
-    made = registry.Registry([*points, *entries(core, "fcn_jax.heads", HEADS)])
+def plugins(plugin_project, monkeypatch):
+    """The whole models are there as `narrow_*` too, with few channels in fc6 and fc7."""
+    made = plugin_project(Path(__file__).parents[1] / "pyproject.toml")
     model, names = made.model, made.names
 
     def narrow(name):
@@ -60,7 +28,6 @@ def plugins(monkeypatch):
     monkeypatch.setattr(
         made, "names", lambda kind: sorted({*names(kind), *(f"narrow_{name}" for name in names(kind) if kind == "models")})
     )
-    monkeypatch.setattr(registry, "default", lambda: made)
     return made
 
 
