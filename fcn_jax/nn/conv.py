@@ -259,41 +259,39 @@ def _input_grad(settings: _Settings, kernel: jax.Array, grad: jax.Array, shape: 
 
 
 def _kernel_grad(settings: _Settings, x: jax.Array, grad: jax.Array, kernel_shape: tuple[int, ...]) -> jax.Array:
-    """Kernel gradient of a dense convolution: matrix products of im2col's columns with the gradients, summed over strips of the images.
+    """Kernel gradient of a dense convolution: matrix products of im2col's columns with the gradients, summed over strips of all images.
 
     XLA on CPU computes it as a convolution whose kernel is the whole image, several times slower. Here each element of the kernel and
     channel has a line of its own, so that copies are long however few the channels, and a strip's columns stay in the cache.
     """
     height, width, channels, out = kernel_shape
     batch, rows, cols = grad.shape[:3]
-    strips = -(-rows // max(1, _COLUMNS // (height * width * channels * cols)))
+    strips = -(-rows // max(1, _COLUMNS // (height * width * channels * batch * cols)))
     strip = -(-rows // strips)
     phases = _phases(settings, x, height, width, strips * strip, cols)
     grad = jnp.pad(grad, ((0, 0), (0, strips * strip - rows), (0, 0), (0, 0)))
-    seen = (strip + phases.shape[4] - strips * strip, phases.shape[5])
+    seen = strip + phases.shape[4] - strips * strip
 
     def add(total: jax.Array, number: jax.Array) -> tuple[jax.Array, None]:
-        image, top = number // strips, number % strips * strip
-        part = lax.dynamic_slice(phases, (image, 0, 0, 0, top, 0), (1, *phases.shape[1:4], *seen))[0]
-        grads = lax.dynamic_slice(grad, (image, top, 0, 0), (1, strip, cols, out))
+        part = lax.dynamic_slice_in_dim(phases, number * strip, seen, axis=4)
         lines = []
         for i, j in itertools.product(range(height), range(width)):
             (down, a), (across, b) = (divmod(tap * settings.dilation, settings.stride) for tap in (i, j))
-            lines.append(part[a, b, :, down : down + strip, across : across + cols])
+            lines.append(part[a, b, :, :, down : down + strip, across : across + cols])
         product = lax.dot_general(
-            jnp.stack(lines).reshape(-1, strip * cols),
-            grads.reshape(strip * cols, out),
-            (((1,), (0,)), ((), ())),
+            jnp.concatenate(lines),
+            lax.dynamic_slice_in_dim(grad, number * strip, strip, axis=1),
+            (((1, 2, 3), (0, 1, 2)), ((), ())),
             preferred_element_type=jnp.float32,
         )
         return total + product, None
 
-    total, _ = lax.scan(add, jnp.zeros((height * width * channels, out), jnp.float32), jnp.arange(batch * strips))
+    total, _ = lax.scan(add, jnp.zeros((height * width * channels, out), jnp.float32), jnp.arange(strips))
     return total.reshape(kernel_shape)
 
 
 def _phases(settings: _Settings, x: jax.Array, height: int, width: int, rows: int, cols: int) -> jax.Array:
-    """f[N,H,W,C] -> f[N,s,s,C,h,w]: pixels of the padded images whose coordinates leave the same remainders by the stride s.
+    """f[N,H,W,C] -> f[s,s,C,N,h,w]: pixels of the padded images whose coordinates leave the same remainders by the stride s.
 
     As many as a kernel of `height` x `width` sees for `rows` x `cols` outputs.
     """
@@ -301,7 +299,7 @@ def _phases(settings: _Settings, x: jax.Array, height: int, width: int, rows: in
     tall, wide = (out + settings.dilation * (taps - 1) // stride for out, taps in ((rows, height), (cols, width)))
     edges = [(padding, stride * size - have - padding, 0) for size, have in ((tall, x.shape[1]), (wide, x.shape[2]))]
     padded = lax.pad(x, np.zeros((), x.dtype), ((0, 0, 0), *edges, (0, 0, 0)))
-    return padded.reshape(x.shape[0], tall, stride, wide, stride, x.shape[3]).transpose(0, 2, 4, 5, 1, 3)
+    return padded.reshape(x.shape[0], tall, stride, wide, stride, x.shape[3]).transpose(2, 4, 5, 0, 1, 3)
 
 
 def _pad(settings: _Settings, x: jax.Array) -> jax.Array:

@@ -62,7 +62,7 @@ def split(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("platform", ["tpu"])
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
 def test_devices_add_up_gradients_in_float32_and_exchange_nothing_larger(split, platform):
     found, parameters = split(platform)
     assert {kind for kind, _, _ in found} == {"all-reduce"}, "activations stay where they are"
