@@ -61,7 +61,10 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0, dil
     """
     settings = _Settings(stride, padding, dilation, groups)
     y = checkpoint_name(_conv(valid.filled(x) if padding else x, kernel, settings), CONV_OUTPUT)
-    return valid.derive(x, y, lambda size: (size + 2 * padding - dilation * (kernel.shape[0] - 1) - 1) // stride + 1)
+    down, across = (
+        lambda size, reach=dilation * (taps - 1): (size + 2 * padding - reach - 1) // stride + 1 for taps in kernel.shape[:2]
+    )
+    return valid.derive(x, y, down, across)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -60,7 +60,8 @@ def conv_transpose(
     )
     full = jnp.pad(full, ((0, 0), (0, missing_rows), (0, missing_cols), (0, 0)))
     y = full[:, padding : padding + out_rows, padding : padding + out_cols]
-    return valid.derive(given, y, lambda size: (size - 1) * stride - 2 * padding + height + output_padding)
+    down, across = (lambda size, k=k: (size - 1) * stride - 2 * padding + k + output_padding for k in (height, width))
+    return valid.derive(given, y, down, across)
 
 
 def _neighbours(x: jax.Array, kernel: jax.Array, stride: int) -> tuple[list[jax.Array], jax.Array]:

@@ -111,15 +111,17 @@ def filled(x: jax.Array, value: float = 0.0) -> jax.Array:
     return jnp.where(inside[:, :, None], x, jnp.asarray(value, x.dtype))
 
 
-def derive(x: jax.Array, y: jax.Array, length: Callable[[Any], Any]) -> jax.Array:
-    """Note that `y` was made from `x`, a side of n pixels becoming one of `length(n)`, also for arrays of n; returns `y`.
+def derive(x: jax.Array, y: jax.Array, down: Callable[[Any], Any], across: Callable[[Any], Any] | None = None) -> jax.Array:
+    """Note that `y` was made from `x`; returns `y`.
+
+    n rows become `down(n)` and n columns `across(n)`, `down(n)` if it is not given; also for arrays of n.
 
     Where arrays of the shape of `y` are known to hold images of another size, from here on it is not known which.
     """
     known, inner = _known.get(), _sides((x.shape[1], x.shape[2]))
     if known is not None and inner is not None:
         outer = (y.shape[1], y.shape[2])
-        sides = (inner[0].derived(length), inner[1].derived(length))
+        sides = (inner[0].derived(down), inner[1].derived(across or down))
         before = known.get(outer, sides)
         one = before is not None and all(side.same(other) for side, other in zip(sides, before, strict=True))
         known[outer] = sides if one else None

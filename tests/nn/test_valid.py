@@ -42,6 +42,13 @@ def test_convolution(inner, more, form, padding, dilation):
     check(lambda x: nn.conv(x, kernel, stride, padding, dilation), inner, more, atol=1e-4)
 
 
+@pytest.mark.parametrize("size", [(1, 3), (3, 1), (2, 4)])
+def test_kernels_that_are_not_square(size):
+    kernel = jnp.asarray(noise(*size, 3, 4, seed=2))
+    check(lambda x: nn.conv(x, kernel, padding=1), (7, 9), (4, 5), atol=1e-4)
+    check(lambda x: nn.conv_transpose(x, kernel, 2), (7, 9), (4, 5), atol=1e-4)
+
+
 @settings(max_examples=25, deadline=None)
 @given(SIDES, SIDES, st.sampled_from([(2, 2, 0), (3, 2, 1), (3, 1, 1), (3, 2, 0)]), st.booleans())
 def test_max_pool(inner, more, form, ceil_mode):
