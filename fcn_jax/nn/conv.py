@@ -26,7 +26,7 @@ _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 
 _COLUMNS = 1 << 20
-"""Elements of im2col's columns that a kernel gradient makes at a time: 4 MB, which caches hold."""
+"""Elements of im2col's columns that a kernel gradient makes at a time, but for those of a row of all images, which is the least."""
 
 _WINOGRAD_CHANNELS = 64
 """Least number of channels, in and out, for which Winograd's form of a 3x3 convolution and of its input gradient saves time."""
@@ -265,10 +265,13 @@ def _kernel_grad(settings: _Settings, x: jax.Array, grad: jax.Array, kernel_shap
     """Kernel gradient of a dense convolution: matrix products of im2col's columns with the gradients, summed over strips of all images.
 
     XLA on CPU computes it as a convolution whose kernel is the whole image, several times slower. Here each element of the kernel and
-    channel has a line of its own, so that copies are long however few the channels, and a strip's columns stay in the cache.
+    channel has a line of its own, so that copies are long however few the channels, and a strip's columns stay in the cache. Where the
+    images lie on several CPU devices, each makes the columns of its own, and the sums are added up strip by strip.
     """
     height, width, channels, out = kernel_shape
     batch, rows, cols = grad.shape[:3]
+    if grad.size == 0:
+        return jnp.zeros(kernel_shape, jnp.float32)
     strips = -(-rows // max(1, _COLUMNS // (height * width * channels * batch * cols)))
     strip = -(-rows // strips)
     phases = _phases(settings, x, height, width, strips * strip, cols)
@@ -281,13 +284,13 @@ def _kernel_grad(settings: _Settings, x: jax.Array, grad: jax.Array, kernel_shap
         for i, j in itertools.product(range(height), range(width)):
             (down, a), (across, b) = (divmod(tap * settings.dilation, settings.stride) for tap in (i, j))
             lines.append(part[a, b, :, :, down : down + strip, across : across + cols])
-        product = lax.dot_general(
+        share = lax.dot_general(
             jnp.concatenate(lines),
             lax.dynamic_slice_in_dim(grad, number * strip, strip, axis=1),
             (((1, 2, 3), (0, 1, 2)), ((), ())),
             preferred_element_type=jnp.float32,
         )
-        return total + product, None
+        return total + share, None
 
     total, _ = lax.scan(add, jnp.zeros((height * width * channels, out), jnp.float32), jnp.arange(strips))
     return total.reshape(kernel_shape)

@@ -43,6 +43,9 @@ def max_pool(x: jax.Array, kernel_size: int, stride: int, padding: int = 0, *, c
 
     Returns:
         f[N, h, w, C] with h = (H + 2 padding - kernel_size) // stride + 1, the division rounded up with `ceil_mode`.
+
+    Raises:
+        ValueError: no window fits the image.
     """
 
     def windows(size: Any) -> Any:
@@ -56,6 +59,11 @@ def max_pool(x: jax.Array, kernel_size: int, stride: int, padding: int = 0, *, c
             return padding, padding
         return padding, max(padding, (windows(size) - 1) * stride + kernel_size - size - padding)
 
+    if windows(min(x.shape[1:3])) < 1:
+        raise ValueError(
+            f"no window of {kernel_size}x{kernel_size} fits an image of {x.shape[1]}x{x.shape[2]} pixels with a border of {padding}; "
+            "give it a larger image"
+        )
     y = _pool(valid.filled(x, -np.inf), kernel_size, stride, (borders(x.shape[1]), borders(x.shape[2])))
     return valid.derive(x, y, windows)
 

@@ -169,6 +169,11 @@ def test_kernel_gradient_is_the_same_for_any_height_of_the_strips(monkeypatch, c
     check(2, size, (3, 5), 3, stride, 1, dilation, 1, rtol=5e-6)
 
 
+def test_no_images_have_a_gradient_of_zeros():
+    y, vjp = jax.vjp(lambda k: nn.conv(jnp.ones((0, 5, 5, 2)), k, padding=1), jnp.ones((3, 3, 2, 4)))
+    np.testing.assert_array_equal(vjp(y)[0], np.zeros((3, 3, 2, 4)))
+
+
 @given(
     size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
     kernel_size=st.integers(1, 4),

@@ -108,3 +108,10 @@ def test_without_a_gradient_it_is_the_same_and_no_window_runs_pixel_by_pixel_on_
     traced = jax.jit(lambda x: nn.max_pool(x, 3, 2, 1)).trace(jax.ShapeDtypeStruct(x.shape, x.dtype))
     found = {p: "reduce_window" in traced.lower(lowering_platforms=(p,)).as_text() for p in ("cpu", "cuda", "tpu")}
     assert found == {"cpu": False, "cuda": True, "tpu": True}
+
+
+def test_an_image_smaller_than_the_window_is_refused():
+    with pytest.raises(
+        ValueError, match=r"no window of 7x7 fits an image of 6x9 pixels with a border of 0; give it a larger image"
+    ):
+        nn.max_pool(jnp.ones((1, 6, 9, 1)), 7, 2)
