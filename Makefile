@@ -11,14 +11,14 @@ PLUGINS = $(sort $(wildcard plugins/*/pyproject.toml))
 EDITABLE_PLUGINS = $(patsubst %/pyproject.toml,-e %,$(PLUGINS))
 PYTEST = $(BIN)/python -m pytest -q -rs -n 2 --dist loadfile
 
-.PHONY: help install dev train test test-all test-ci test-newest bench bench-curves bench-gpu bench-tpu-aot lint types clean
+.PHONY: help install dev train test test-all test-ci test-newest bench bench-curves bench-models bench-gpu bench-tpu-aot lint types clean
 
 help:
 	@echo "make train      train on the embedded shapes, evaluate, write pictures (a few minutes on 2 cores)"
 	@echo "make test       the tests (under 10 minutes on 2 cores); make test-all adds the slow ones, by the hour"
 	@echo "make test-newest  those that need no torch, with NEWEST_PYTHON and the newest releases"
 	@echo "make bench      speed beside PyTorch and plain Flax (some minutes); make bench-curves: how cost grows with the work;"
-	@echo "                make bench-gpu: on an NVIDIA GPU, bfloat16"
+	@echo "                make bench-models: whole models beside PyTorch (half an hour); make bench-gpu: on an NVIDIA GPU, bfloat16"
 	@echo "make bench-tpu-aot  what the TPU compiler makes of training and inference, without a TPU (an hour)"
 	@echo "make lint       ruff; make types: mypy"
 	@echo "make clean      remove the virtual environment"
@@ -72,6 +72,9 @@ bench: dev
 
 bench-curves: dev
 	$(BIN)/python -m benchmarks.curves
+
+bench-models: dev
+	$(BIN)/python -m benchmarks.models
 
 # In the environment at hand, whose torch and jax know the GPU: GPU_PYTHON picks it.
 GPU_PYTHON ?= python3
