@@ -220,7 +220,7 @@ def _readable() -> tuple[list[metadata.EntryPoint], dict[str, str]]:
     faults: dict[str, str] = {}
     seen: set[str] = set()
     for distribution in metadata.distributions():
-        name = _name_of_folder(Path(getattr(distribution, "_path", "")).name) or _normalised(_name_and_version(distribution)[0])
+        name = _name_of_folder(_folder(distribution)) or _normalised(_name_and_version(distribution)[0])
         if name in seen:
             continue
         seen.add(name)
@@ -229,8 +229,7 @@ def _readable() -> tuple[list[metadata.EntryPoint], dict[str, str]]:
             if "fcn_jax." in text:
                 points += [point for point in distribution.entry_points if point.group.startswith("fcn_jax.")]
         except Exception as error:  # whatever a file that someone else wrote leads to
-            where = getattr(distribution, "_path", "unknown place")
-            faults[Path(where).name] = f"its entry points cannot be read: {type(error).__name__}: {error}"
+            faults[_folder(distribution) or "unknown place"] = f"its entry points cannot be read: {type(error).__name__}: {error}"
     return points, faults
 
 
@@ -465,7 +464,12 @@ def _name_and_version(distribution: metadata.Distribution | None) -> tuple[str, 
         headers: Any = distribution.metadata if distribution else {}
         return headers.get("Name") or "unknown", headers.get("Version") or "unknown"
     except Exception:  # a distribution without METADATA is still one whose plugins can be had
-        return Path(getattr(distribution, "_path", "unknown")).stem, "unknown"
+        return Path(_folder(distribution) or "unknown").stem, "unknown"
+
+
+def _folder(distribution: metadata.Distribution | None) -> str:
+    """The name of the folder of a distribution's metadata, on disk or in a zip file; "" where it has none."""
+    return getattr(getattr(distribution, "_path", None), "name", "")
 
 
 def _name_of_folder(folder: str) -> str | None:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -496,6 +497,21 @@ def test_a_distribution_with_broken_metadata_leaves_the_others_alone(site, rerea
     assert found.find("backbones", "third").distribution in ("nameless", "nameless-1", "unknown")
     assert list(registry.unreadable()) == ["torn-1.dist-info"]
     assert "its entry points cannot be read" in registry.unreadable()["torn-1.dist-info"]
+
+
+def test_distributions_in_a_zip_file_are_found_torn_ones_too(tmp_path, reread, monkeypatch):
+    site = Site(tmp_path / "site")
+    site.folder.mkdir()
+    for name in ("nets", "torn", "nameless"):
+        site.distribution(name, "1", backbones={f"{name}_net": "x:X"})
+    (site.folder / "torn-1.dist-info" / "entry_points.txt").write_text("[fcn_jax.backbones]\nno equals sign\n")
+    (site.folder / "nameless-1.dist-info" / "METADATA").unlink()
+    monkeypatch.syspath_prepend(shutil.make_archive(str(tmp_path / "nets"), "zip", site.folder))
+    found = registry.default()
+    assert found.find("backbones", "nets_net").full_name == "nets:nets_net"
+    assert found.find("backbones", "nameless_net").name == "nameless_net"
+    assert list(registry.unreadable()) == ["torn-1.dist-info"]
+    assert "resnet18" in found.names("backbones")
 
 
 def test_listing_hundreds_of_plugins_reads_the_metadata_of_each_distribution_once(site, monkeypatch):
