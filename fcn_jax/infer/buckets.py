@@ -20,7 +20,7 @@ class Buckets:
 
         Args:
             most: how many are opened for a good fit.
-            step: height and width are rounded up to multiples of it, in pixels.
+            step: height and width are rounded up to multiples of it, in pixels; two strides of the network's deepest feature at least.
             waste: largest ratio of the array's area to the image's that counts as a good fit, above 1.
         """
         self.most, self.step, self.waste = most, step, waste
@@ -34,7 +34,7 @@ class Buckets:
         if best and (not few or best[0] * best[1] <= self.waste * height * width):
             return best
         if not self.sizes:
-            # Below a step, two maps of a skip head can have one shape, and `nn.valid` would refuse to tell them apart by it.
+            # Below two strides, two maps of a skip head can have one shape, and `nn.valid` would refuse to tell them apart by it.
             size = (max(height, self.step), max(width, self.step))
         elif few:
             size = (self._rounded(height), self._rounded(width))

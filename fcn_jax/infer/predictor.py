@@ -53,7 +53,8 @@ class Predictor:
             lambda state, images, hw: _argmax(graphdef, state, images, preprocess, hw, in_blocks),
             compiler_options=compiler_options(),
         )
-        self._buckets = Buckets() if backbone.maskable and head is not None and head.maskable else None
+        maskable = backbone.maskable and head is not None and head.maskable
+        self._buckets = Buckets(step=max(64, 2 * model.features[-1].stride)) if maskable else None
 
     @classmethod
     def from_checkpoint(cls, path: str | Path) -> Predictor:

@@ -97,7 +97,8 @@ def _sides(outer: _HW) -> _Sides | None:
     if sides is None:
         raise ValueError(
             f"the size of the image in a feature of {outer[0]}x{outer[1]} pixels is not known: this network has two such features, which "
-            "differ in it for some images; put the image into a larger array, or run it by itself"
+            "differ in it for some images; put the image into a larger array, or run it by itself; or its descriptor must not say "
+            "`maskable`"
         )
     return sides
 

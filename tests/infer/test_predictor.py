@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fcn_jax import checkpoint
-from fcn_jax.api import Classes, Preprocess
+from fcn_jax import checkpoint, nn, registry
+from fcn_jax.api import Backbone, Classes, FeatureSpec, Preprocess, ceil_size
 from fcn_jax.errors import ConfigError
 from fcn_jax.infer.predictor import Predictor
 from fcn_jax.models.preprocess import normalize
@@ -103,6 +103,41 @@ def test_a_small_image_after_a_larger_one_gives_the_mask_that_it_has_alone():
     assert predictor._run._cache_size() == 1, "both in one array"
     assert len(np.unique(mask)) > 1
     np.testing.assert_array_equal(mask, predictor.batch(small[None])[0])
+
+
+class Pools(nnx.Module):
+    """Six pools, each of which halves the image."""
+
+    def __call__(self, x):
+        features = {}
+        for stride in (2, 4, 8, 16, 32, 64):
+            x = features[f"pool{stride}"] = nn.max_pool(x, 3, 2, 1)
+        return features
+
+
+POOLS = Backbone(
+    name="pools",
+    summary="of stride 64",
+    features=lambda options, output_stride: tuple(FeatureSpec(f"pool{n}", 3, n, ceil_size(n)) for n in (16, 32, 64)),
+    build=lambda options, **settings: Pools(),
+    output_strides=(64,),
+    maskable=True,
+)
+
+
+def test_a_small_image_is_put_into_an_array_that_is_large_enough_for_the_networks_stride(monkeypatch):
+    entry = registry.Entry("backbones", "pools", "tests", "1", f"{__name__}:POOLS")
+    plugins = registry.Registry([entry, *registry.default().entries("heads")])
+    monkeypatch.setattr(registry, "default", lambda: plugins)
+    model = build(ModelSpec("pools", "fcn8s", 3), rngs=nnx.Rngs(0))
+    rng = np.random.default_rng(0)
+    for conv in model.head.skip_convs:
+        conv.kernel[...] = jnp.asarray(rng.standard_normal(conv.kernel[...].shape, np.float32))
+    predictor = Predictor(model)
+    image = np.zeros((40, 50, 3), np.uint8) + np.arange(0, 250, 5, np.uint8)[:, None]
+    mask = predictor(image)
+    assert len(np.unique(mask)) > 1
+    np.testing.assert_array_equal(mask, predictor.batch(image[None])[0])
 
 
 def test_more_classes_than_a_mask_holds_are_refused():
