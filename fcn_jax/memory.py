@@ -14,8 +14,9 @@ def keep_freed_memory() -> bool:
     """Have the C library keep what is freed, for the next step; before JAX is imported.
 
     XLA on CPUs asks for its buffers anew on every call. glibc takes blocks of that size from the system and gives them back, which zeroes
-    and maps every page again: a quarter of the processor time of a training step (`python -m benchmarks.allocator`). What the process held
-    at most it then keeps until it ends. It is a setting of the whole process, so programs choose it and imports do not.
+    and maps every page again: a quarter of the processor time of a training step (`python -m benchmarks.allocator`). The process then
+    keeps the most it has held, until `give_back_freed_memory` or its end. It is a setting of the whole process, so programs choose it and
+    imports do not.
 
     Returns:
         Whether it was set: not where the C library is another one, or the environment already says how glibc is to do it.
