@@ -141,6 +141,14 @@ class Slicing(Tiny):
         return super().__call__(x[:, :-1, :-1])
 
 
+class TwoRoundings(Tiny):
+    """Halves the image in two ways, one of which rounds down."""
+
+    def __call__(self, x):
+        nn.max_pool(x, 2, 2)
+        return super().__call__(x)
+
+
 class Infinite(Tiny):
     """Has a gradient that is not finite: of a square root at 0."""
 
@@ -255,6 +263,10 @@ def test_an_honest_backbone_equals_its_reference():
                 Slicing, maskable=True, specs=tuple(dataclasses.replace(spec, size=up_but_one(spec.stride)) for spec in SPECS)
             ),
             "not known: this network slices or pads by itself",
+        ),
+        (
+            backbone(TwoRoundings, maskable=True),
+            "of images of many sizes in an array of 128x192, .* 64x96 pixels is not known: this network has two such features",
         ),
         (backbone(output_strides=()), "must name at least one"),
         (
@@ -413,6 +425,15 @@ class Summing(nnx.Module):
         return sum(nn.resize_bilinear(conv(features[name]), out_hw) for name, conv in zip(self.names, self.convs, strict=True))
 
 
+class HalvedTwice(Top):
+    """Halves its feature in two ways, and goes on from the one that rounds up."""
+
+    def __call__(self, features, *, out_hw):
+        nn.max_pool(features[self.name], 2, 2)
+        halved = nn.max_pool(features[self.name], 3, 2, 1)
+        return super().__call__(features, out_hw=out_hw) + nn.global_average_pool(halved)[..., :1]
+
+
 class Mixing(Top):
     """Looks at the whole batch."""
 
@@ -472,6 +493,10 @@ def test_a_head_that_gives_its_logits_in_blocks_passes():
         (head(Uncropped), r"has shape \(1, 96, 128, 7\), promised is \(1, 65, 97, 7\)"),
         (head(OneClassTooMany), r"has shape \(1, 64, 64, 8\), promised is \(1, 64, 64, 7\)"),
         (head(Mixing), "depends on the rest of its batch"),
+        (
+            head(HalvedTwice, maskable=True),
+            "in an array of 128x192, .* 2x3 pixels is not known: this network has two such features",
+        ),
         (head(select=deepest), "its logits are not those of the image, but begin elsewhere"),
         (
             head(

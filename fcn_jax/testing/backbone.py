@@ -19,6 +19,8 @@ from fcn_jax.testing.contract import (
     check_gradients,
     check_masked,
     check_shapes,
+    check_sizes_known,
+    large,
     variants,
 )
 from fcn_jax.testing.subject import Subject, normal, require
@@ -75,6 +77,8 @@ def _check_backbone_at(label: str, backbone: Backbone, chosen: Any, stride: int)
         inner = next((hw for hw in legal if hw[0] < odd[0] and hw[1] < odd[1]), None)
         if backbone.maskable and inner is not None:
             check_masked(subject, subject, {"image": normal(2, (1, *inner, 3))}, {"image": (1, *odd, 3)}, {odd: inner})
+        if backbone.maskable:
+            check_sizes_known(subject, large(stride), {"image": (1, *large(stride), 3)})
         check_gradients(subject, images)
     if backbone.torch is not None:
         check_tables(subject, backbone.torch, chosen)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from fcn_jax.api import Backbone, Head, Weights
+from fcn_jax.api import Backbone, FeatureSpec, Head, Weights
 from fcn_jax.errors import listing
 from fcn_jax.models.names import leaves
 from fcn_jax.nn import valid
@@ -173,6 +173,42 @@ def check_masked(
             f"{alone.label}: it says that it is maskable, but '{name}' of an image depends on what lies beside it in its array "
             f"(by {off:.1e})",
         )
+
+
+def check_sizes_known(
+    subject: Subject, hw: tuple[int, int], inputs: Mapping[str, tuple[int, ...]], features: Sequence[FeatureSpec] = ()
+) -> None:
+    """Check, by shapes alone, that every size is known where it is asked for when images of any size share one array, as in prediction.
+
+    Args:
+        subject: what is `maskable`.
+        hw: height and width of the array. Even multiples of all strides are hardest: there, what rounds up and what rounds down have one
+            shape.
+        inputs: shapes by name.
+        features: what `inputs` are of an image in that array; none if it is the image.
+    """
+    module = nnx.eval_shape(lambda: subject.build(jnp.float32))
+    module.eval()
+    graphdef, state = nnx.split(module)
+
+    def run(state: Any, image: Any, inputs: Mapping[str, Any], inner: tuple[Any, Any]) -> Any:
+        with valid.sizes({hw: inner}):
+            for spec in features:
+                valid.derive(image, inputs[spec.name], spec.size)
+            return subject.call(nnx.merge(graphdef, state), inputs)
+
+    image, length = jax.ShapeDtypeStruct((1, *hw, 3), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
+    given = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in inputs.items()}
+    try:
+        jax.eval_shape(run, state, image, given, (length, length))
+    except ValueError as error:
+        raise AssertionError(f"{subject.label}: of images of many sizes in an array of {hw[0]}x{hw[1]}, {error}") from error
+
+
+def large(stride: int) -> tuple[int, int]:
+    """Height and width of an array for `check_sizes_known`, by the stride of the deepest feature."""
+    step = max(64, 2 * stride)
+    return 2 * step, 3 * step
 
 
 def check_gradients(subject: Subject, inputs: Mapping[str, Any]) -> None:

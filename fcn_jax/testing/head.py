@@ -23,6 +23,8 @@ from fcn_jax.testing.contract import (
     check_gradients,
     check_masked,
     check_shapes,
+    check_sizes_known,
+    large,
     variants,
 )
 from fcn_jax.testing.subject import COMPILER_OPTIONS, TOLERANCE, Subject, difference, normal, require
@@ -83,7 +85,7 @@ def _check_head_on(label: str, head: Head, chosen: Any, specs: Sequence[FeatureS
 
     def shapes(batch: int, hw: tuple[int, int]) -> dict[str, tuple[int, ...]]:
         # As the segmenter does: the smallest input of which the deepest feature covers the image.
-        rows, cols = (next(n for n in range(size, 9 * size) if deepest.size(n) * deepest.stride >= size) for size in hw)
+        rows, cols = (next(filter(deepest.covers, range(size, 9 * size))) for size in hw)
         return {spec.name: (batch, spec.size(rows), spec.size(cols), spec.channels) for spec in selected}
 
     for hw, batch, dtype in variants(SIZES):
@@ -104,6 +106,8 @@ def _check_head_on(label: str, head: Head, chosen: Any, specs: Sequence[FeatureS
         inner, outer = shapes(1, SIZES[2]), shapes(1, hw)
         known: dict[Any, Any] = {outer[name][1:3]: inner[name][1:3] for name in inner} | {hw: SIZES[2]}
         check_masked(subject(7, SIZES[2]), whole, {name: normal(i, inner[name]) for i, name in enumerate(inner)}, outer, known)
+        whole_cells = large(deepest.stride)
+        check_sizes_known(subject(7, whole_cells), whole_cells, shapes(1, whole_cells), selected)
     check_gradients(whole, features)
     if head.torch is not None:
         check_tables(whole, head.torch, chosen)
