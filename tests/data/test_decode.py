@@ -13,6 +13,7 @@ from PIL import Image
 
 from fcn_jax.api import IGNORE_INDEX, Record
 from fcn_jax.data.decode import decode_record, read_image, read_mask
+from fcn_jax.data.shapes import draw_scene
 from fcn_jax.data.transforms import resize
 from fcn_jax.errors import DataError
 
@@ -180,6 +181,20 @@ def test_what_is_not_shrunk_enough_or_no_jpeg_is_resized_from_the_whole(factor: 
     whole, resized = resize(decode_record(record, 4), factor), decode_record(record, 4, factor=factor)
     assert np.array_equal(resized.image, whole.image)
     assert np.array_equal(resized.mask, whole.mask)
+
+
+def test_a_shrunk_jpeg_of_a_grainy_scene_is_near_the_whole_and_one_of_chequers_may_be_tens_off() -> None:
+    scene = np.clip(draw_scene(0, (240, 320))[0] + np.random.default_rng(0).normal(0, 12, (240, 320, 3)), 0, 255)
+    chequers = np.repeat((np.add.outer(np.arange(240) // 3, np.arange(320) // 3) % 2 * 255)[..., None], 3, axis=-1)
+    mask = encoded(np.zeros((240, 320), np.uint8), "PNG")
+
+    def off(pixels: np.ndarray, factor: float) -> float:
+        record = Record("a", encoded(pixels.astype(np.uint8), "JPEG", quality=92), mask)
+        whole, shrunk = resize(decode_record(record, 1), factor), decode_record(record, 1, factor=factor)
+        return float(np.abs(shrunk.image.astype(int) - whole.image).mean())
+
+    assert max(off(scene, factor) for factor in (0.5, 0.45, 0.15, 0.05)) < 3
+    assert 10 < off(chequers, 0.45) < 30
 
 
 def test_a_shrunk_jpeg_is_checked_as_the_whole_is() -> None:
