@@ -686,6 +686,10 @@ def mirrored(example):
     return example._replace(image=example.image[:, ::-1])
 
 
+def shifted(example):
+    return example._replace(image=np.roll(example.image, 1, axis=1))
+
+
 def relabelled(example):
     return example._replace(mask=1 - example.mask)
 
@@ -722,6 +726,7 @@ def test_an_honest_data_set_passes():
         (pictures(Trusting), "decode takes a image that is not there"),
         (pictures(lambda: Resizing(brighter)), "decode_resized by 0.7: the image is 1.0 of 255 off"),
         (pictures(lambda: Resizing(mirrored)), "decode_resized by 0.45: the image is"),
+        (pictures(lambda: Resizing(shifted)), "decode_resized by 0.45: the image is"),
         (pictures(lambda: Resizing(relabelled)), "decode_resized by 0.45: the mask is another"),
         (pictures(lambda: Resizing(cut)), "decode_resized by 0.45: the image is uint8[26, 36, 3]; it must be uint8[27, 36, 3]"),
         (pictures(lambda: Resizing(renamed)), "decode_resized by 0.45: it calls it 'x'"),
@@ -750,10 +755,24 @@ def test_a_folder_is_held_against_the_contract_too(tmp_path):
     (tmp_path / "images" / "val" / "0.png").unlink()
     Image.fromarray(noise[..., 0] & 0).save(tmp_path / "masks" / "val" / "0.png")
     check_dataset("folder", tmp_path)
+    with pytest.raises(ConfigError, match="splits is empty; name at least one"):
+        check_dataset("folder", tmp_path, splits=())
     with pytest.raises(AssertionError, match="a root that is a file is opened"):
         check_dataset(pictures(), tmp_path)
     with pytest.raises(DataError, match="does not exist"):
         check_dataset("folder", tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("pattern", ["rows", "columns", "chequers"])
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_regular_textures_pass_as_photographs_do(tmp_path, pattern, size):
+    rows, columns = np.mgrid[:99, :131] // size
+    texture = {"rows": rows, "columns": columns, "chequers": rows + columns}[pattern] % 2 * np.uint8(255)
+    write_folder(tmp_path, "val")
+    Image.fromarray(texture.astype(np.uint8)).save(tmp_path / "images" / "val" / "0.jpg", quality=92)
+    (tmp_path / "images" / "val" / "0.png").unlink()
+    Image.fromarray(np.zeros((99, 131), np.uint8)).save(tmp_path / "masks" / "val" / "0.png")
+    check_dataset("folder", tmp_path, splits=("val",))
 
 
 # -------------------------------------------------------------------------------------------------- the command and the fixture
@@ -888,13 +907,14 @@ def test_the_fixture_offers_the_suite(plugin_contract):
     assert {"check_backbone", "check_dataset", "check_head", "check_model"} <= set(plugin_contract.__all__)
 
 
-def test_a_fixture_registers_what_a_project_file_says(plugin_project, tmp_path):
+@pytest.mark.parametrize("name", ["fcn-jax-tiny", "FCN_Jax.tiny"])
+def test_a_fixture_registers_what_a_project_file_says(plugin_project, tmp_path, name):
     groups = '[project.entry-points."fcn_jax.heads"]\nnew_head = "mine:HEAD"\n[project.entry-points.other]\nx = "y"\n'
-    (tmp_path / "pyproject.toml").write_text(f'[project]\nname = "fcn-jax-tiny"\nversion = "7"\n{groups}')
+    (tmp_path / "pyproject.toml").write_text(f'[project]\nname = "{name}"\nversion = "7"\n{groups}')
     assert "tiny" in registry.default().names("backbones"), "the installed copy, which the project file stands in for"
     plugins = plugin_project(tmp_path / "pyproject.toml")
     assert registry.default() is plugins
-    assert plugins.find("heads", "new_head") == registry.Entry("heads", "new_head", "fcn-jax-tiny", "7", "mine:HEAD")
+    assert plugins.find("heads", "new_head") == registry.Entry("heads", "new_head", name, "7", "mine:HEAD")
     assert "resnet18" in plugins.names("backbones")
     assert "tiny" not in plugins.names("backbones")
 
