@@ -46,7 +46,7 @@ def build_reference(spec: ModelSpec) -> torch.nn.Module:
 
         def forward(self, x: Any) -> dict[str, Any]:
             height, width = x.shape[-2:]
-            rows, cols = (enough(size, specs[-1], backbone.name) for size in (height, width))
+            rows, cols = (enough(size, specs[-1], spec.backbone) for size in (height, width))
             features = torch_features(self.backbone, torch.nn.functional.pad(x, (0, cols - width, 0, rows - height)), specs)
             outputs = {}
             for name, plan in plans.items():

@@ -11,7 +11,7 @@ from flax import nnx
 from fcn_jax import nn, registry, verify_model
 from fcn_jax.api import Model
 from fcn_jax.convert.engine import load_torch, to_torch
-from fcn_jax.errors import ConfigError, WeightsError
+from fcn_jax.errors import ConfigError, PluginError, WeightsError
 from fcn_jax.models.segmenter import ModelSpec, build, by_name
 from fcn_jax.nn import batch_norm
 from fcn_jax.testing import check_model
@@ -259,6 +259,21 @@ def test_a_part_without_original_is_refused(monkeypatch):
 
 
 @pytest.mark.slow
+def test_the_references_backbone_is_named_as_the_spec_does(monkeypatch):
+    from fcn_jax.verify.reference import build_reference
+
+    plugins = registry.default()
+    tiny = plugins.backbone("fcn-jax-tiny:tiny")
+
+    def features(options, output_stride):
+        return tuple(dataclasses.replace(spec, size=lambda n: 1) for spec in tiny.features(options, output_stride))
+
+    monkeypatch.setattr(plugins, "backbone", lambda name: dataclasses.replace(tiny, features=features))
+    reference = build_reference(ModelSpec("fcn-jax-tiny:tiny", "fcn32s", 3))
+    with pytest.raises(PluginError, match="fcn-jax plugins check fcn-jax-tiny:tiny says more"):
+        reference(torch.zeros(1, 3, 40, 50))
+
+
 def test_an_auxiliary_head_takes_part_in_logits_gradients_and_training():
     report = verify_model("resnet18", head="fcn", aux_head="fcn", sizes=[(48, 64)], num_classes=3, grad=True, train_steps=1)
     assert report.equal, report
