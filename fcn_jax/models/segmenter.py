@@ -14,7 +14,7 @@ from flax import nnx
 
 from fcn_jax import registry
 from fcn_jax.api import Backbone, FeatureSpec, Head, Model
-from fcn_jax.errors import ConfigError, PluginError, did_you_mean
+from fcn_jax.errors import ConfigError, FcnJaxError, PluginError, did_you_mean
 from fcn_jax.nn import valid
 from fcn_jax.nn.blocks import Blocks
 
@@ -162,7 +162,10 @@ def _hold_to_promise(
 
 
 def _broken_promise(backbone: str, which: str) -> PluginError:
-    found = registry.default().find("backbones", backbone)
+    try:
+        found: object = registry.default().find("backbones", backbone)
+    except FcnJaxError:  # of a module put together by hand
+        found = f"backbone '{backbone}'"
     return PluginError(f"{found} breaks its promise: {which}; fcn-jax plugins check {backbone} says more")
 
 

@@ -140,6 +140,13 @@ def test_a_backbone_that_breaks_its_promise_is_named_with_its_distribution(promi
         model(jnp.zeros((1, 8, 4, 3)))
 
 
+def test_a_backbone_that_is_not_registered_is_named_as_the_spec_does():
+    promise = FeatureSpec("deep", 4, 4, lambda n: n // 4)
+    model = Segmenter(RoundsDown(), Enlarge(), ModelSpec("by hand"), (promise,))
+    with pytest.raises(PluginError, match=r"^backbone 'by hand' breaks its promise: of an image of 8x4 its feature 'deep' is"):
+        model(jnp.zeros((1, 8, 4, 3)))
+
+
 def test_a_backbone_whose_features_never_cover_the_image_is_named():
     unpadded = FeatureSpec("deep", 3, 4, lambda n: (n - 3) // 4)
     model = Segmenter(RoundsDown(), Enlarge(), ModelSpec(), (unpadded,))
