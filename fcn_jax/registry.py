@@ -83,7 +83,7 @@ class Registry:
         """
         unique: dict[tuple[str, str, str], Entry] = {}
         for entry in _entries(entry_points):
-            unique.setdefault((entry.kind, entry.name, _normalised(entry.distribution)), entry)
+            unique.setdefault((entry.kind, entry.name, normalised(entry.distribution)), entry)
         self._entries = sorted(entry for entry in unique.values() if not _is_disabled(entry, disable))
         self._disabled = [entry for entry in unique.values() if _is_disabled(entry, disable)]
         self._loaded: dict[Entry, Descriptor] = {}
@@ -152,15 +152,15 @@ class Registry:
         distribution = name.rpartition(":")[0]
         if not distribution:
             return ""
-        own = [entry for entry in self._entries if _normalised(entry.distribution) == _normalised(distribution)]
+        own = [entry for entry in self._entries if normalised(entry.distribution) == normalised(distribution)]
         if own:
             kinds = {kind: ", ".join(entry.name for entry in own if entry.kind == kind) for kind in KINDS}
             registers = "; ".join(f"{_singular(kind)}s {names}" for kind, names in kinds.items() if names)
             return f": {own[0].distribution} {own[0].version} registers {registers}"
-        if any(_normalised(entry.distribution) == _normalised(distribution) for entry in self._disabled):
+        if any(normalised(entry.distribution) == normalised(distribution) for entry in self._disabled):
             return f": {DISABLE_VARIABLE} disables {distribution}"
         for folder, fault in unreadable().items():
-            if _name_of_folder(folder) == _normalised(distribution):
+            if _name_of_folder(folder) == normalised(distribution):
                 return f": {distribution} is installed, but {fault}"
         if not _DISTRIBUTION.fullmatch(distribution):
             return ": what stands before ':' cannot be a distribution's name"
@@ -220,7 +220,7 @@ def _readable() -> tuple[list[metadata.EntryPoint], dict[str, str]]:
     faults: dict[str, str] = {}
     seen: set[str] = set()
     for distribution in metadata.distributions():
-        name = _name_of_folder(_folder(distribution)) or _normalised(_name_and_version(distribution)[0])
+        name = _name_of_folder(_folder(distribution)) or normalised(_name_and_version(distribution)[0])
         if name in seen:
             continue
         seen.add(name)
@@ -475,23 +475,23 @@ def _folder(distribution: metadata.Distribution | None) -> str:
 def _name_of_folder(folder: str) -> str | None:
     """The normalised name of a distribution by that of its metadata's folder, which tells it without reading; None where it does not."""
     path = Path(folder)
-    return _normalised(path.stem.partition("-")[0]) if path.suffix in (".dist-info", ".egg-info") else None
+    return normalised(path.stem.partition("-")[0]) if path.suffix in (".dist-info", ".egg-info") else None
 
 
 def _matching(entries: Iterable[Entry], kind: str, name: str) -> list[Entry]:
     _singular(kind)
     distribution, _, short = name.rpartition(":")
     of_name = [entry for entry in entries if (entry.kind, entry.name) == (kind, short)]
-    return [entry for entry in of_name if not distribution or _normalised(entry.distribution) == _normalised(distribution)]
+    return [entry for entry in of_name if not distribution or normalised(entry.distribution) == normalised(distribution)]
 
 
 def _is_disabled(entry: Entry, disable: str) -> bool:
     if disable.strip().lower() in ("1", "all"):
-        return _normalised(entry.distribution) != OWN_DISTRIBUTION
-    return _normalised(entry.distribution) in {_normalised(name) for name in disable.split(",") if name.strip()}
+        return normalised(entry.distribution) != OWN_DISTRIBUTION
+    return normalised(entry.distribution) in {normalised(name) for name in disable.split(",") if name.strip()}
 
 
-def _normalised(distribution: str) -> str:
+def normalised(distribution: str) -> str:
     """A distribution's name as package indexes compare it (PEP 503)."""
     return re.sub(r"[-_.]+", "-", distribution.strip()).lower()
 

@@ -48,7 +48,12 @@ def plugin_project(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | Path], Re
             for kind in registry.KINDS
             for key, value in groups.get(f"fcn_jax.{kind}", {}).items()
         ]
-        plugins = registry.Registry([*own, *(entry for entry in registry.default().entries() if entry.distribution != name)])
+        others = [
+            entry
+            for entry in registry.default().entries()
+            if registry.normalised(entry.distribution) != registry.normalised(name)
+        ]
+        plugins = registry.Registry([*own, *others])
         monkeypatch.setattr(registry, "default", lambda: plugins)
         return plugins
 
