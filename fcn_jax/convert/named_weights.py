@@ -14,6 +14,8 @@ from fcn_jax.models.segmenter import ModelSpec, describe, spec_of
 def resolve(source: str | Path, spec: ModelSpec) -> Path:
     """The file that a path or a name stands for; what exists wins over a name, and a name's file is fetched if it is not cached.
 
+    A name that the near models of `available` offer is taken from those; `available` lists what all offer, and raises where they differ.
+
     Args:
         source: a path, or the name of weights published for the model or its backbone, such as "IMAGENET1K_V1".
         spec: the model to be filled.
