@@ -49,7 +49,9 @@ def split(tmp_path):
             [sys.executable, "-c", PROCESS, platform], env=environment, capture_output=True, text=True, timeout=300, check=False
         )
         assert done.returncode == 0, done.stderr
-        (text,) = (path.read_text() for path in tmp_path.glob("*after_spmd-partition*"))
+        dumped = list(tmp_path.glob("*after_spmd-partition*"))
+        assert len(dumped) == 1, f"one file is the partitioned step; there are {sorted(path.name for path in tmp_path.iterdir())}"
+        text = dumped[0].read_text()
         kinds = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
         found = [
             (kind, dtype, math.prod(map(int, filter(None, shape.split(",")))))
