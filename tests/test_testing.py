@@ -33,6 +33,7 @@ from fcn_jax.api import (
     require_no_offset,
 )
 from fcn_jax.convert.rules import Op, Rule, Table, batch_norm, conv, drop
+from fcn_jax.data.shapes import draw_scene
 from fcn_jax.data.transforms import resize
 from fcn_jax.errors import ConfigError, DataError
 from fcn_jax.models.fcn import FCN32S
@@ -631,6 +632,15 @@ class Resizing(Pictures):
         return self.resized(example) if self.resized and (factor <= 0.5 or self.resized is brighter) else example
 
 
+class ResizingScenes(Resizing):
+    """Pictures with edges and grain, as photographs have."""
+
+    def decode(self, record):
+        scene = draw_scene(0, (120, 160))[0] + np.random.default_rng(0).normal(0, 12, (120, 160, 3))
+        image = np.clip(scene, 0, 255).astype(np.uint8)
+        return super().decode(record)._replace(image=image, mask=image[..., 0] & 1)
+
+
 class ResizingTrusting(Resizing):
     """Does not look at what it decodes at another size."""
 
@@ -690,6 +700,10 @@ def shifted(example):
     return example._replace(image=np.roll(example.image, 1, axis=1))
 
 
+def lowered(example):
+    return example._replace(image=np.roll(example.image, 1, axis=0))
+
+
 def relabelled(example):
     return example._replace(mask=1 - example.mask)
 
@@ -705,6 +719,7 @@ def renamed(example):
 def test_an_honest_data_set_passes():
     check_dataset(pictures())
     check_dataset(pictures(Resizing))
+    check_dataset(pictures(ResizingScenes))
 
 
 @pytest.mark.parametrize(
@@ -726,7 +741,8 @@ def test_an_honest_data_set_passes():
         (pictures(Trusting), "decode takes a image that is not there"),
         (pictures(lambda: Resizing(brighter)), "decode_resized by 0.7: the image is 1.0 of 255 off"),
         (pictures(lambda: Resizing(mirrored)), "decode_resized by 0.45: the image is"),
-        (pictures(lambda: Resizing(shifted)), "decode_resized by 0.45: the image is"),
+        (pictures(lambda: ResizingScenes(shifted)), "decode_resized by 0.45: the image is"),
+        (pictures(lambda: ResizingScenes(lowered)), "decode_resized by 0.45: the image is"),
         (pictures(lambda: Resizing(relabelled)), "decode_resized by 0.45: the mask is another"),
         (pictures(lambda: Resizing(cut)), "decode_resized by 0.45: the image is uint8[26, 36, 3]; it must be uint8[27, 36, 3]"),
         (pictures(lambda: Resizing(renamed)), "decode_resized by 0.45: it calls it 'x'"),
