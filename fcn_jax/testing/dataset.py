@@ -154,8 +154,8 @@ def _check_resized(label: str, example: Example, whole: Example, factor: float) 
     off = float(cv2.absdiff(example.image, whole.image).mean())
     allowed = 0.0
     if factor <= 0.5:
-        # The more detail is averaged out, the more depends on how: on stripes of three pixels off is up to half of it. How much there
-        # is, say the pixels' distances from the mean of those around them that become one.
+        # The more detail is averaged out, the more depends on how: up to 2 and 0.6 of it on stripes and chequers of 1 to 63 pixels. How
+        # much there is, say the pixels' distances from the mean of those around them that become one.
         window = math.ceil(1 / factor)
         allowed = 2 + 0.75 * float(cv2.absdiff(pixels, cv2.blur(pixels, (window, window))).mean())
     require(
