@@ -340,8 +340,9 @@ def _plugins_new(args: argparse.Namespace) -> int:
 
     folder = write(args.name, args.kind, args.output)
     print(f"{folder}: a {args.kind} named '{args.name}'. Install and test it:")
-    print(f"  pip install -e {folder}")
+    print(f"  pip install -e '{folder}[test]'")
     print(f"  python -m pytest {folder}")
+    print(f"  fcn-jax plugins check {args.name}")
     return 0
 
 

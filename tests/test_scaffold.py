@@ -200,7 +200,7 @@ def test_it_passes_its_own_tests_at_once(tmp_path: Path, kind: str) -> None:
 
 def test_the_command_says_what_comes_next(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plugins", "new", "whale", "-o", str(tmp_path / "deep" / "whale")]) == 0
-    assert f"pip install -e {tmp_path}/deep/whale" in capsys.readouterr().out
+    assert f"pip install -e '{tmp_path}/deep/whale[test]'" in capsys.readouterr().out
     assert (tmp_path / "deep" / "whale" / "src" / "fcn_jax_whale" / "backbone.py").is_file()
 
 

@@ -369,7 +369,13 @@ def _complaint(record: LoadRecord, what: str, problems: _Problems) -> str:
     parts += [f"{label} {len(names)}: {', '.join(names)}" for label, names in named.items() if names]
     if problems.unmatched_globs:
         parts.append(f"--reinit matches nothing: {', '.join(problems.unmatched_globs)}")
-    advice = "; to keep initial values on purpose, name them with --reinit GLOB" if problems.missing or problems.misshapen else ""
+    advice = ""
+    if problems.missing or problems.misshapen:
+        renamed = problems.missing or problems.surplus
+        cause = (
+            "another architecture, or other names?" if renamed else "another number of classes (--num-classes), or other options?"
+        )
+        advice = f"; {cause} To keep initial values on purpose, name them with --reinit GLOB"
     return "; ".join(parts) + advice
 
 

@@ -89,7 +89,10 @@ def to_numpy(value: Any, name: str) -> np.ndarray:
             raise WeightsError(f"'{name}' is a {layout} {value.dtype} tensor, which numpy cannot hold") from error
     if hasattr(value, "__array__"):
         return np.asarray(value)
-    raise WeightsError(f"'{name}' is a {type(value).__name__}, not a tensor")
+    nested = (
+        "; a state dict may lie under 'model' or 'state_dict', otherwise save it by itself" if isinstance(value, Mapping) else ""
+    )
+    raise WeightsError(f"{name}: of type {type(value).__name__}, not a tensor{nested}")
 
 
 def _to_torch(torch: Any, value: np.ndarray) -> Any:

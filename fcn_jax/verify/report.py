@@ -200,7 +200,8 @@ class Report:
             if len(failures) > 20:
                 lines.append(f"  and {len(failures) - 20} more")
         lines.append(
-            "errors are relative L2 distances to PyTorch float64; factor: JAX's error in units of PyTorch's own, at the worst tensor"
+            "errors are relative L2 distances to PyTorch float64; factor: JAX's error in units of PyTorch's own, or of a few "
+            "roundings where that is less, at the worst tensor"
         )
         return "\n".join(lines)
 

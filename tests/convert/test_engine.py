@@ -392,9 +392,20 @@ def test_weights_of_another_network_are_refused(torchvision, make_model, build):
         assert "bn1.bias" in message, "says which names it expects"
 
 
+def test_names_that_all_fit_hint_at_the_number_of_classes(shapes, make_model):
+    message = refused(make_model(CLASSES + 1), random_state_dict(shapes["torchvision"]))
+    assert message.endswith(
+        "another number of classes (--num-classes), or other options? To keep initial values on purpose, name them with --reinit GLOB"
+    )
+
+
 def test_something_that_is_no_tensor_is_named(shapes, make_model):
     tensors = {**random_state_dict(shapes["d2l"]), "epoch": 3}
-    assert "epoch' is a int, not a tensor" in refused(make_model(CLASSES), tensors)
+    assert "epoch: of type int, not a tensor" in refused(make_model(CLASSES), tensors)
+    tensors["epoch"] = {"net": {}}
+    assert "a state dict may lie under 'model' or 'state_dict', otherwise save it by itself" in refused(
+        make_model(CLASSES), tensors
+    )
 
 
 def test_a_model_does_not_change_with_the_arrays_that_it_was_loaded_from(shapes, make_model):
