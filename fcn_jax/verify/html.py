@@ -75,7 +75,8 @@ def page(report: Report) -> str:
         f"<h1 class={state}>{html.escape(report.verdict)}</h1>",
         "<p>Errors are relative L2 distances to PyTorch float64. The yardstick is the error of PyTorch itself, the worst of several "
         "correct runs (oneDNN on and off, contiguous and channels_last), but at least a few roundings (2<sup>-21</sup> in float32, "
-        "2<sup>-9</sup> in bfloat16). <em>Factor</em> is JAX's error in yardsticks at the worst tensor, <em>allowed</em> the largest that passes.</p>",
+        "2<sup>-9</sup> in bfloat16). <em>Factor</em> is JAX's error in yardsticks at the worst tensor, <em>allowed</em> the "
+        "largest that passes.</p>",
         _table(
             ("", "tensors", "worst tensor", "JAX", "PyTorch", "factor", "allowed"),
             (_summary(section) for section in report.sections),
