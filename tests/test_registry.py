@@ -441,10 +441,10 @@ def test_a_check_that_is_stopped_leaves_no_process_behind(site, tmp_path, number
     site.distribution("nets", "1", backbones={"net": "slow_net:NET", "net2": "slow_net:NET"})
     site.distribution("others", "1", backbones={"net": "slow_net:NET"})
     # Started in the background of a shell, the tests would hand on that SIGINT is ignored.
-        code = (
-            "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-            "from fcn_jax import registry; registry.check_all(registry.default().entries(), timeout=500)"
-        )
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from fcn_jax import registry; registry.check_all(registry.default().entries(), timeout=500)"
+    )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
     with subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL) as parent:
         wait_until(lambda: list(tmp_path.glob("*.pid")))
