@@ -183,7 +183,7 @@ def write_tar(path):
             "a' is a strided torch.float8_e5m2",
         ),
         ("sparse.pth", lambda path: torch.save({"a": torch.eye(2).to_sparse()}, path), "a' is a sparse_coo torch.float32 tensor"),
-        ("words.pth", lambda path: torch.save({"a": torch.ones(1), "note": "hello"}, path), "note' is a str, not a tensor"),
+        ("words.pth", lambda path: torch.save({"a": torch.ones(1), "note": "hello"}, path), "note: of type str, not a tensor"),
         ("code.pth", lambda path: torch.save({"a": RunsCode()}, path), "refused.*could run code.*state_dict"),
         ("module.pth", lambda path: torch.save(torch.nn.Linear(1, 1), path), "refused.*could run code.*state_dict"),
         ("pickle.pth", lambda path: path.write_bytes(pickle.dumps({"a": RunsCode()}, protocol=2)), "refused|not a readable"),
