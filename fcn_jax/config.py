@@ -198,4 +198,9 @@ def _explain(problem: Any) -> str:
         if isinstance(part, str) and part in section.model_fields:
             kind = section.model_fields[part].annotation
             section = Rule if part == "rules" else kind
-    return f"unknown key '{location}'. {did_you_mean(str(problem['loc'][-1]), section.model_fields)}"
+    key = str(problem["loc"][-1])
+    sections = {name: getattr(field.annotation, "model_fields", {}) for name, field in Config.model_fields.items()}
+    elsewhere = [f"'{name}.{key}'" for name, keys in sections.items() if key in keys]
+    if elsewhere:
+        return f"unknown key '{location}'. Did you mean {' or '.join(elsewhere)}?"
+    return f"unknown key '{location}'. {did_you_mean(key, section.model_fields)}"

@@ -31,6 +31,7 @@ def test_all_unknown_keys_and_bad_values_are_in_one_error_with_the_nearest_name(
         "optim": {"learning_rate": 0.1, "momentun": 0.9, "lr": -1, "rules": [{"match": "a", "weight_decai": 0}]},
         "data": {"batch_size": 0, "crop": [320]},
         "modle": {},
+        "epochs": 3,
         "train": {"epochs": "many"},
     }
     with pytest.raises(ConfigError) as caught:
@@ -41,6 +42,7 @@ def test_all_unknown_keys_and_bad_values_are_in_one_error_with_the_nearest_name(
         "unknown key 'optim.learning_rate'",
         "unknown key 'optim.momentun'. Did you mean 'momentum'?",
         "unknown key 'modle'. Did you mean 'model'?",
+        "unknown key 'epochs'. Did you mean 'train.epochs'?",
         "unknown key 'optim.rules.0.weight_decai'. Did you mean 'weight_decay'?",
         "optim.lr is -1",
         "data.batch_size is 0",
