@@ -92,7 +92,7 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     curves = {
         name: sorted((row for row in rows if row["curve"] == name), key=lambda row: row["value"])
@@ -118,6 +118,8 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
             panel.set_yscale("log")
             values = sorted({point["value"] for point in points})
             panel.set_xticks(values, [str(value) for value in values], fontsize=7)
+            panel.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+            panel.yaxis.set_major_formatter("{x:g}")
             panel.minorticks_off()
             panel.spines[["top", "right"]].set_visible(False)
         panels[1][column].set_xlabel(CURVES[name].title)

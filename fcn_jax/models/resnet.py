@@ -127,7 +127,7 @@ class BasicBlock(nnx.Module):
         """f[N, H, W, I] -> f[N, ceil(H / stride), ceil(W / stride), O]."""
         shortcut = x if self.downsample is None else self.downsample(x)
         y = nnx.relu(self.bn1(self.conv1(x)))
-        return nnx.relu(self.bn2(self.conv2(y)) + shortcut)
+        return nn.materialize(nnx.relu(self.bn2(self.conv2(y)) + shortcut))
 
 
 class Bottleneck(nnx.Module):
@@ -160,7 +160,7 @@ class Bottleneck(nnx.Module):
         shortcut = x if self.downsample is None else self.downsample(x)
         y = nnx.relu(self.bn1(self.conv1(x)))
         y = nnx.relu(self.bn2(self.conv2(y)))
-        return nnx.relu(self.bn3(self.conv3(y)) + shortcut)
+        return nn.materialize(nnx.relu(self.bn3(self.conv3(y)) + shortcut))
 
 
 class ResNet(nnx.Module):

@@ -6,6 +6,7 @@ from fcn_jax.nn.conv import Conv, conv
 from fcn_jax.nn.conv_transpose import ConvTranspose, conv_transpose
 from fcn_jax.nn.frozen import Frozen
 from fcn_jax.nn.initializers import Initializer, bilinear, bilinear_depthwise, kaiming_normal_fan_out, normal, torch_default
+from fcn_jax.nn.materialize import materialize
 from fcn_jax.nn.pooling import global_average_pool, max_pool
 from fcn_jax.nn.resize import resize_bilinear
 
@@ -24,6 +25,7 @@ __all__ = [
     "conv_transpose",
     "global_average_pool",
     "kaiming_normal_fan_out",
+    "materialize",
     "max_pool",
     "normal",
     "resize_bilinear",

@@ -24,8 +24,9 @@ def _forward(x: jax.Array, matrix: jax.Array) -> tuple[jax.Array, tuple[jax.Arra
 def _backward(residuals: tuple[jax.Array, jax.Array], grad: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, matrix = residuals
     axes = tuple(range(x.ndim - 1))
-    wide = lax.dot_general(x, grad, ((axes, axes), ((), ())), preferred_element_type=jnp.float32)
-    return grad @ matrix.T.astype(grad.dtype), wide.astype(matrix.dtype)
+    # In this order XLA for CPUs transposes the gradient, not `x`, whose computation it would repeat within the transposition.
+    wide = lax.dot_general(grad, x, ((axes, axes), ((), ())), preferred_element_type=jnp.float32)
+    return grad @ matrix.T.astype(grad.dtype), wide.T.astype(matrix.dtype)
 
 
 product.defvjp(_forward, _backward)
