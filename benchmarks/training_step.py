@@ -3,12 +3,12 @@
     python -m benchmarks.training_step camvid --data CAMVID --rounds 8
 
 Prints both losses of each round, then the medians and their ratio; an epoch is so many steps, as input is read while a step computes.
+Written to benchmarks/results/training_step_cpu.json, a row for each recipe; others stay.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from pathlib import Path
@@ -18,21 +18,26 @@ import torch
 from flax import nnx
 
 from benchmarks import torch_training
-from fcn_jax import build_model, config, registry
+from benchmarks.record import RESULTS, environment, keep, refuse_other_backend
+from fcn_jax import build_model, compiler_options, config, registry
 from fcn_jax.data.pipeline import steps_per_epoch, train_batches
 from fcn_jax.data.transforms import Augment
+from fcn_jax.memory import give_back_freed_memory, keep_freed_memory
 from fcn_jax.train import optim
 from fcn_jax.train import step as train_step
 
 
 def main() -> None:
-    """Print a line per round, and one JSON object."""
+    """Print a line per round and the medians; keep them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("recipe")
     parser.add_argument("--data")
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--out", type=Path, default=RESULTS / "training_step_cpu.json", help="JSON file")
     args = parser.parse_args()
+    refuse_other_backend("cpu")
+    keep_freed_memory()  # as `fcn-jax train` does; PyTorch gains by it too
     recipe = config.parse(config.override(config.read_recipe(args.recipe), args.set), args.recipe)
     dataset = registry.default().dataset(recipe.data.dataset)
     source = dataset.open(Path(args.data) if args.data else None, recipe.data.train_split)
@@ -50,8 +55,9 @@ def main() -> None:
 
     first = next(batches)
     began = time.perf_counter()
-    compiled = jax.jit(step, donate_argnums=0).lower(state, first).compile()
+    compiled = jax.jit(step, donate_argnums=0, compiler_options=compiler_options()).lower(state, first).compile()
     compile_seconds = time.perf_counter() - began
+    give_back_freed_memory()
 
     seconds: dict[str, list[float]] = {"jax": [], "torch": []}
     for number in range(args.rounds + 1):
@@ -73,16 +79,17 @@ def main() -> None:
             seconds["torch"].append(ended - middle)
     batches.close()
     medians = {name: statistics.median(spent) for name, spent in seconds.items()}
-    outcome = {
-        "recipe": args.recipe,
-        "versions": {"jax": jax.__version__, "torch": torch.__version__},
-        "device": jax.devices()[0].device_kind,
+    row = {
         "step_seconds": medians,
         "epoch_seconds": {name: median * epoch_steps for name, median in medians.items()},
         "jax_over_torch": medians["jax"] / medians["torch"],
         "compile_seconds": compile_seconds,
+        "environment": environment("cpu"),
     }
-    print(json.dumps(outcome))
+    keep(args.out, {"recipe": args.recipe, "set": args.set}, row)
+    print(
+        f"a step: {medians['jax']:.3f} s, PyTorch's {medians['torch']:.3f} s, {row['jax_over_torch']:.2f} times as long\n{args.out}"
+    )
 
 
 if __name__ == "__main__":
