@@ -125,6 +125,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     verify.add_argument("--grad", action="store_true", help="compare the gradient of every parameter too")
     verify.add_argument("--train-steps", metavar="N", type=int, default=0, help="compare a run of so many training steps too")
+    verify.add_argument(
+        "--train-lr",
+        metavar="LR",
+        type=float,
+        default=0.01,
+        help="their first learning rate (default: 0.01); less without BatchNorm",
+    )
     verify.add_argument("--seed", metavar="N", type=int, default=0, help="of everything random (default: 0)")
     verify.add_argument("--report", metavar="FILE", type=Path, action="append", default=[], help="write it too: .html or .json")
 
@@ -279,6 +286,7 @@ def _verify(args: argparse.Namespace) -> int:
                 dtype=args.dtype,
                 grad=args.grad,
                 train_steps=args.train_steps,
+                train_lr=args.train_lr,
                 seed=args.seed,
                 progress=progress,
             )

@@ -23,10 +23,21 @@ def _forward(x: jax.Array, matrix: jax.Array) -> tuple[jax.Array, tuple[jax.Arra
 
 def _backward(residuals: tuple[jax.Array, jax.Array], grad: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, matrix = residuals
+    wide = lax.platform_dependent(x, grad, cpu=_cpu_matrix_grad, default=_matrix_grad)
+    return grad @ matrix.T.astype(grad.dtype), wide.astype(matrix.dtype)
+
+
+def _matrix_grad(x: jax.Array, grad: jax.Array) -> jax.Array:
     axes = tuple(range(x.ndim - 1))
-    # In this order XLA for CPUs transposes the gradient, not `x`, whose computation it would repeat within the transposition.
-    wide = lax.dot_general(grad, x, ((axes, axes), ((), ())), preferred_element_type=jnp.float32)
-    return grad @ matrix.T.astype(grad.dtype), wide.T.astype(matrix.dtype)
+    return lax.dot_general(x, grad, ((axes, axes), ((), ())), preferred_element_type=jnp.float32)
+
+
+def _cpu_matrix_grad(x: jax.Array, grad: jax.Array) -> jax.Array:
+    """In this order XLA transposes the gradient, not `x`, whose computation it would repeat within the transposition.
+
+    Flat, since its bfloat16 products over several axes are not implemented in each order.
+    """
+    return _matrix_grad(grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])).T
 
 
 product.defvjp(_forward, _backward)

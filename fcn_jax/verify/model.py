@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ def verify_model(
     dtype: str = "float32",
     grad: bool = False,
     train_steps: int = 0,
+    train_lr: float = RECIPE.lr,
     seed: int = 0,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Report:
@@ -74,6 +76,8 @@ def verify_model(
         dtype: compared precision, "float32" or "bfloat16".
         grad: compare the gradient of the loss by every parameter.
         train_steps: how many training steps to compare, 0 or more.
+        train_lr: their first learning rate, above 0. Networks without BatchNorm may need less than the default, or PyTorch's loss is not
+            finite after a few steps.
         seed: of everything random, 0 or more.
         progress: told of every step: how many are done, of about how many, and what was done last.
 
@@ -86,7 +90,7 @@ def verify_model(
     """
     torch = import_torch()
     spec = _spec(model, head, aux_head, num_classes, output_stride, dtype)
-    _check(sizes, batch, train_steps, seed, spec)
+    _check(sizes, batch, train_steps, train_lr, seed, spec)
     network = jax_side.blank(lambda: build(spec, rngs=nnx.Rngs(seed)))
     with torch.random.fork_rng(devices=[]):  # the caller's random stream is the caller's
         torch.manual_seed(seed)
@@ -135,7 +139,7 @@ def verify_model(
             def train(number: int) -> list[Section]:
                 first = seed + 1 + number * train_steps
                 batches = [_scenes(sizes[0], batch, spec.num_classes, first + i) for i in range(train_steps)]
-                return compare_training(pair, network, batches, preprocess, advance)
+                return compare_training(pair, network, batches, preprocess, advance, train_lr)
 
             report.add(*persistent(train, attempts_after(report)))
     return report
@@ -162,13 +166,15 @@ def _original(model: str, spec: ModelSpec) -> tuple[Any, str]:
     return None, "torchvision"
 
 
-def _check(sizes: Sequence[tuple[int, int]], batch: int, train_steps: int, seed: int, spec: ModelSpec) -> None:
+def _check(sizes: Sequence[tuple[int, int]], batch: int, train_steps: int, train_lr: float, seed: int, spec: ModelSpec) -> None:
     problems = [f"size {h}x{w}: want {SMALLEST} or more each way" for h, w in sizes if min(h, w) < SMALLEST]
     if not sizes:
         problems.append("no size is given")
     for name, value, least in (("batch", batch, 1), ("train_steps", train_steps, 0), ("seed", seed, 0)):
         if value < least:
             problems.append(f"{name} is {value}: want {least} or more")
+    if not 0 < train_lr < math.inf:
+        problems.append(f"train_lr is {train_lr}: want a number above 0")
     if spec.num_classes > IGNORE_INDEX:
         problems.append(f"num_classes is {spec.num_classes}: want {IGNORE_INDEX} or less")
     if problems:

@@ -25,14 +25,19 @@ if TYPE_CHECKING:
     import torch
 
 RECIPE = OptimConfig(name="sgd", lr=0.01, momentum=0.9, weight_decay=1e-4, schedule="poly", power=0.9)
-"""What both sides train with."""
+"""What both sides train with, at another rate if one is asked for."""
 
 _STATISTICS = (".running_mean", ".running_var")
 _COUNT = ".num_batches_tracked"
 
 
 def compare_training(
-    pair: Pair, model: Segmenter, batches: Sequence[tuple[np.ndarray, np.ndarray]], preprocess: Preprocess, advance: Advance
+    pair: Pair,
+    model: Segmenter,
+    batches: Sequence[tuple[np.ndarray, np.ndarray]],
+    preprocess: Preprocess,
+    advance: Advance,
+    lr: float = RECIPE.lr,
 ) -> list[Section]:
     """Train both sides on the same batches with SGD, momentum, decay and the poly schedule.
 
@@ -47,13 +52,14 @@ def compare_training(
         batches: (u8[N,H,W,3] images, u8[N,H,W] labels) for each step.
         preprocess: the backbone's.
         advance: told of every step done.
+        lr: the first step's learning rate, above 0.
     """
-    steps = len(batches)
+    steps, recipe = len(batches), RECIPE.model_copy(update={"lr": lr})
     with training(pair):
-        ours = _JaxRun(pair, model, preprocess, steps)
+        ours = _JaxRun(pair, model, preprocess, recipe, steps)
         names = set(ours.tensors())  # PyTorch may hold a classifier that the model here has no place for
-        truth = _TorchRun(pair.torch, TRUTH, preprocess, steps, names)
-        runs = [_TorchRun(pair.torch, variant, preprocess, steps, names) for variant in pair.torch.variants]
+        truth = _TorchRun(pair.torch, TRUTH, preprocess, recipe, steps, names)
+        runs = [_TorchRun(pair.torch, variant, preprocess, recipe, steps, names) for variant in pair.torch.variants]
         start = {name: value.copy() for name, value in truth.tensors().items()}
         first: tuple[Comparison, ...] = ()
         last: tuple[Comparison, ...] = ()
@@ -151,16 +157,18 @@ def torch_loss(outputs: Mapping[str, Any], labels: torch.Tensor) -> torch.Tensor
 class _TorchRun:
     """PyTorch's own training loop in one variant."""
 
-    def __init__(self, side: TorchSide, variant: Variant, preprocess: Preprocess, steps: int, names: set[str]) -> None:
+    def __init__(
+        self, side: TorchSide, variant: Variant, preprocess: Preprocess, recipe: OptimConfig, steps: int, names: set[str]
+    ) -> None:
         import copy
 
         torch = import_torch()
         self._side, self._variant, self._preprocess, self._names = side, variant, preprocess, names
         self._network = copy.deepcopy(side.network(variant))
         self._optimizer = torch.optim.SGD(
-            self._network.parameters(), RECIPE.lr, momentum=RECIPE.momentum, weight_decay=RECIPE.weight_decay
+            self._network.parameters(), recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
         )
-        self._schedule = torch.optim.lr_scheduler.PolynomialLR(self._optimizer, steps, RECIPE.power)
+        self._schedule = torch.optim.lr_scheduler.PolynomialLR(self._optimizer, steps, recipe.power)
 
     def step(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
         torch = import_torch()
@@ -186,12 +194,10 @@ class _TorchRun:
 class _JaxRun:
     """The step of the library's training loop."""
 
-    recipe = RECIPE
-
-    def __init__(self, pair: Pair, model: Segmenter, preprocess: Preprocess, steps: int) -> None:
+    def __init__(self, pair: Pair, model: Segmenter, preprocess: Preprocess, recipe: OptimConfig, steps: int) -> None:
         self._table = pair.table
         self._state, advance = step.make(
-            model, lambda params: optim.make(self.recipe, steps, params), preprocess, aux_weight=self.recipe.aux_weight
+            model, lambda params: optim.make(recipe, steps, params), preprocess, aux_weight=recipe.aux_weight
         )
         self._step = jax.jit(advance, donate_argnums=0)
 

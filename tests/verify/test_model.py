@@ -209,7 +209,8 @@ def test_wrong_running_statistics_are_found(monkeypatch, fault, blamed):
 def test_a_wrong_optimiser_is_found(monkeypatch, dtype, change, blamed):
     from fcn_jax.verify import training
 
-    monkeypatch.setattr(training._JaxRun, "recipe", training.RECIPE.model_copy(update=change))
+    make = training.optim.make
+    monkeypatch.setattr(training.optim, "make", lambda recipe, *rest: make(recipe.model_copy(update=change), *rest))
     report = verify_model("tiny", sizes=[(33, 49)], num_classes=3, train_steps=2, dtype=dtype)
     assert not report.equal
     assert blamed in report.blame
@@ -233,6 +234,7 @@ def test_a_network_with_nan_is_told_so_first(monkeypatch):
         ({"sizes": []}, "no size"),
         ({"batch": 0}, "batch is 0: want 1 or more"),
         ({"train_steps": -1}, "train_steps is -1: want 0 or more"),
+        ({"train_lr": 0.0}, "train_lr is 0.0: want a number above 0"),
         ({"dtype": "float16"}, "dtype is 'float16'"),
         ({"output_stride": 16}, "has no output stride 16; it offers 8"),
         ({"num_classes": 0}, "num_classes is 0"),
