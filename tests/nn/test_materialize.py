@@ -9,6 +9,8 @@ from flax import nnx
 import fcn_jax
 from fcn_jax import nn
 
+on_cpus = pytest.mark.skipif(jax.default_backend() != "cpu", reason="the form for CPUs")
+
 
 def blocks_in_a_fusion(text):
     """The most ReLUs of images that one fused loop of a compiled program computes."""
@@ -26,6 +28,7 @@ def test_it_is_the_identity_and_so_is_its_gradient(dtype, first):
     assert np.array_equal(np.asarray(vjp(x)[0], np.float32), np.asarray(x, np.float32), equal_nan=True)
 
 
+@on_cpus
 @pytest.mark.parametrize("keep", [nn.materialize, lambda x: x])
 def test_a_chain_of_sums_is_not_computed_anew_for_each_of_its_uses(keep):
     def chain(x, matrices):
@@ -43,6 +46,7 @@ def test_other_devices_see_nothing_of_it():
     assert not re.search("compare|optimization_barrier", exported.mlir_module())
 
 
+@on_cpus
 @pytest.mark.parametrize("name", ["resnet34", "resnet50"])
 def test_the_blocks_of_a_resnet_are_computed_once(name):
     model = fcn_jax.build_model(name, "fcn32s", 3, rngs=nnx.Rngs(0))
