@@ -16,15 +16,17 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import tempfile
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks import plot, tasks, timing
-from benchmarks.record import RESULTS, environment, refuse_other_backend
+from benchmarks.record import RESULTS, environment, prepare_backend
 from benchmarks.setting import Setting
-from benchmarks.worker import Worker
+from benchmarks.worker import Worker, start
 from fcn_jax.atomic import write_json
 
 FILES = 64
@@ -34,17 +36,29 @@ PHOTOGRAPHS = 16
 
 
 def measure(
-    task: str, setting: Setting, rounds: int, peak: dict[str, float], contenders: list[tasks.Contender] | None = None
+    task: str, setting: Setting, rounds: int, peak: dict[str, float], workers: dict[str, Worker], patience: float | None = None
 ) -> dict[str, Any]:
-    """Time one task with all its contenders, and print a table."""
-    workers = {}
+    """Time one task with all its contenders, and print a table.
+
+    Those that are not prepared after `patience` seconds are left out, which is said.
+    """
+    deadline = None if patience is None else time.monotonic() + patience
     try:
-        for contender in contenders or tasks.contenders(task, setting):
-            workers[contender.name] = Worker(contender, task, setting)
-        tasks.check_agreement(task, {name: worker.answer for name, worker in workers.items()}, setting.dtype)
-        timings = timing.interleaved(workers, rounds)
-    finally:
+        late = [
+            name for name, worker in workers.items() if not worker.is_ready(deadline and max(0.0, deadline - time.monotonic()))
+        ]
+        for name in late:
+            workers.pop(name).abandon()
+            print(f"{task}: {name} is left out, which was not prepared after {patience:.0f} s", flush=True)
+        if len(workers) < 2:
+            raise SystemExit(f"{task}: fewer than two contenders are left to compare")
+        tasks.check_agreement(task, {name: worker.first[0] for name, worker in workers.items()}, setting.dtype)
+        timings = timing.interleaved(workers, rounds, in_a_row=tasks.in_a_row(task, setting))
         memory = {name: worker.close() for name, worker in workers.items()}
+    except BaseException:
+        for worker in workers.values():
+            worker.abandon()
+        raise
     work, images = tasks.flops(task, setting), tasks.images(task, setting)
     ours = timings[tasks.LIBRARY.name].median
     height, width = setting.size
@@ -63,14 +77,14 @@ def measure(
             "flops_per_second": work and work / found.median,
             "share_of_peak": work and work / found.median / peak["flops"],
             "speed_of_fcn_jax": found.median / ours,
-            "first_call_seconds": workers[name].first_seconds,
+            "first_call_seconds": workers[name].first[1],
             "peak_bytes": memory[name],
         }
         rows[name] = row
         rate, share = (f"{work / found.median / 1e9:.0f}", f"{row['share_of_peak']:.0%}") if work else ("", "")
         cells = (
-            f"{found.median:.3f} s",
-            f"{low:.3f} to {high:.3f}",
+            f"{found.median * 1000:.1f} ms",
+            f"{low * 1000:.1f} to {high * 1000:.1f}",
             f"{row['images_per_second']:.1f}",
             rate,
             share,
@@ -79,7 +93,8 @@ def measure(
             f"{memory[name] / 2**30:.2f} GiB",
         )
         print(f"{name:<28}" + "".join(f"{cell:>{17 if i == 1 else 11}}" for i, cell in enumerate(cells)), flush=True)
-    return {"task": task, "flops": work, "images": images, "setting": dataclasses.asdict(setting), "contenders": rows}
+    found = {"task": task, "flops": work, "images": images, "setting": dataclasses.asdict(setting), "contenders": rows}
+    return found | ({"left_out": late} if late else {})
 
 
 def _with_files(setting: Setting, task: str, data: Path | None, folder: Path) -> Setting:
@@ -96,6 +111,18 @@ def _with_files(setting: Setting, task: str, data: Path | None, folder: Path) ->
     return dataclasses.replace(setting, data=str(root))
 
 
+def _begin_together(
+    settings: Mapping[str, Setting], contenders: Mapping[str, Sequence[tasks.Contender]]
+) -> dict[str, dict[str, Worker]]:
+    """Processes of all tasks: the library's first, which is soon prepared, and then all others at once."""
+    begun: dict[str, dict[str, Worker]] = {task: {} for task in settings}
+    for is_library in (True, False):
+        for task, of in settings.items():
+            chosen = [one for one in contenders[task] if (one is tasks.LIBRARY) == is_library]
+            begun[task] |= start(task, of, chosen, together=not is_library)
+    return begun
+
+
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
@@ -110,6 +137,19 @@ def main() -> None:
     parser.add_argument("--num-classes", type=int, default=21)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--contender", action="append", metavar="NAME", help="only these, as the tables name them (default: all)")
+    parser.add_argument(
+        "--together",
+        action="store_true",
+        help="prepare all contenders of all tasks at once, since torch.compile tunes kernels for minutes on GPUs; "
+        "the first calls' seconds then say little",
+    )
+    parser.add_argument(
+        "--patience",
+        type=float,
+        metavar="SECONDS",
+        help="leave out contenders that are not prepared after so long (default: none)",
+    )
     parser.add_argument(
         "--data", type=Path, help="folder of images and masks for the tasks that read files (default: drawn ones)"
     )
@@ -117,7 +157,7 @@ def main() -> None:
         "--out", type=Path, help="JSON file (default: benchmarks/results/speed_DEVICE.json); the plot lies beside it"
     )
     args = parser.parse_args()
-    refuse_other_backend(args.device)
+    prepare_backend(args.device)
     setting = Setting(args.model, args.batch, tuple(args.size), args.dtype, args.num_classes, head=args.head, device=args.device)
     chosen = args.task or tasks.default(setting)
     if unable := set(chosen) - set(tasks.possible(setting)):
@@ -126,12 +166,8 @@ def main() -> None:
         parser.error("the sizes must be multiples of 32, for the contenders do not crop")
     peak = timing.peaks(args.dtype)
     print(f"peaks: {peak['flops'] / 1e9:.0f} GFLOP/s in a matrix product, {peak['bytes'] / 1e9:.1f} GB/s in a copy")
-    results = []
-    with tempfile.TemporaryDirectory() as folder:
-        for task in chosen:
-            results.append(measure(task, _with_files(setting, task, args.data, Path(folder)), args.rounds, peak))
     out = args.out or RESULTS / f"speed_{args.device}.json"
-    result = {
+    result: dict[str, Any] = {
         "environment": environment(args.device),
         "setting": {
             "model": args.model,
@@ -142,9 +178,19 @@ def main() -> None:
             "classes": args.num_classes,
         },
         "peaks": peak,
-        "tasks": results,
+        "tasks": [],
     }
-    write_json(out, result)
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {task: _with_files(setting, task, args.data, Path(folder)) for task in chosen}
+        contenders = {
+            task: [one for one in tasks.contenders(task, of) if not args.contender or one.name in args.contender]
+            for task, of in settings.items()
+        }
+        begun = _begin_together(settings, contenders) if args.together else {}
+        for task, of in settings.items():
+            workers = begun.get(task) or start(task, of, contenders[task])
+            result["tasks"].append(measure(task, of, args.rounds, peak, workers, args.patience))
+            write_json(out, result)
     plot.draw(result, out.with_suffix(".png"))
     print(f"\n{out}, {out.with_suffix('.png')}")
 

@@ -10,7 +10,7 @@ import json
 import subprocess
 import sys
 
-from benchmarks.record import RESULTS, refuse_other_backend
+from benchmarks.record import RESULTS, prepare_backend
 from benchmarks.tasks import COMPILED, LIBRARY
 from fcn_jax.atomic import write_json
 
@@ -45,7 +45,7 @@ print(json.dumps({{
 
 def main() -> None:
     """Measure, print and write."""
-    refuse_other_backend("cpu")
+    prepare_backend("cpu")
     rows = []
     for task in ("logits", "mask", "training"):
         for contender in (LIBRARY, COMPILED):

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import tasks, timing
-from benchmarks.record import RESULTS, environment, keep, refuse_other_backend
+from benchmarks.record import RESULTS, environment, keep, prepare_backend
 from benchmarks.setting import Setting
-from benchmarks.worker import Worker
+from benchmarks.worker import start
 
 OUT = RESULTS / "curves_cpu.json"
 CONTENDERS = (tasks.LIBRARY, tasks.EAGER)
@@ -73,15 +73,15 @@ CURVES = {
 
 def measure(task: str, setting: Setting, rounds: int) -> dict[str, Any]:
     """Seconds and bytes of every contender at one point."""
-    workers: dict[str, Worker] = {}
-    memory: dict[str, int] = {}
+    workers = start(task, setting, CONTENDERS)
     try:
-        for contender in CONTENDERS:
-            workers[contender.name] = Worker(contender, task, setting)
-        tasks.check_agreement(task, {name: worker.answer for name, worker in workers.items()}, setting.dtype)
+        tasks.check_agreement(task, {name: worker.first[0] for name, worker in workers.items()}, setting.dtype)
         timings = timing.interleaved(workers, rounds, warm_up=1)
-    finally:
         memory = {name: worker.close() for name, worker in workers.items()}
+    except BaseException:
+        for worker in workers.values():
+            worker.abandon()
+        raise
     return {
         name: {"seconds": found.median, "rounds": found.seconds, "peak_bytes": memory[name]} for name, found in timings.items()
     }
@@ -139,7 +139,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=OUT, help="JSON file; the plot lies beside it")
     args = parser.parse_args()
-    refuse_other_backend("cpu")
+    prepare_backend("cpu")
     for name in args.curves or CURVES:
         curve = CURVES[name]
         for kind, task, settings in (("inference", curve.task, curve.inference), ("training", "training", curve.training)):

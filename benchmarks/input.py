@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from benchmarks import scenes
-from benchmarks.record import RESULTS, environment, refuse_other_backend
+from benchmarks.record import RESULTS, environment, prepare_backend
 from fcn_jax import registry
 from fcn_jax.api import Source
 from fcn_jax.atomic import write_json
@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path, default=RESULTS / "input_cpu.json")
     args = parser.parse_args()
-    refuse_other_backend("cpu")
+    prepare_backend("cpu")
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as folder:
         root = args.data or scenes.write(Path(folder), IMAGES)

@@ -24,8 +24,10 @@ from fcn_jax.train import optim
 from fcn_jax.train import step as train_step
 from fcn_jax.train.losses import cross_entropy
 
-Call = Callable[[], np.ndarray]
-"""Does the work once, waits for it, and gives what it came to."""
+Start = Callable[[], Any]
+"""Does the work once and gives what it came to, perhaps still to be computed."""
+
+wait = jax.block_until_ready
 
 
 def _preprocess(setting: Setting) -> Preprocess:
@@ -37,20 +39,20 @@ def _normalized(setting: Setting) -> jax.Array:
     return jax.block_until_ready(jax.jit(lambda images: normalize(images, preprocess))(setting.images()))
 
 
-def _logits(setting: Setting, model: nnx.Module, options: Mapping[str, str]) -> Call:
+def _logits(setting: Setting, model: nnx.Module, options: Mapping[str, str]) -> Start:
     model.eval()
     graphdef, state = nnx.split(model)
     run = jax.jit(lambda state, x: nnx.merge(graphdef, state)(x), compiler_options=dict(options))
     x = _normalized(setting)
-    return lambda: jax.block_until_ready(run(state, x))
+    return lambda: run(state, x)
 
 
-def _mask(setting: Setting) -> Call:
+def _mask(setting: Setting) -> Start:
     run, images = Predictor(setting.build()).batch, setting.images()
     return lambda: run(images)
 
 
-def _flax_mask(setting: Setting) -> Call:
+def _flax_mask(setting: Setting) -> Start:
     model = PlainFlax(setting.build())
     model.eval()
     graphdef, state = nnx.split(model)
@@ -60,7 +62,7 @@ def _flax_mask(setting: Setting) -> Call:
     return lambda: np.asarray(run(state, images))
 
 
-def _gradients(module: nnx.Module, loss: Callable[..., jax.Array], inputs: tuple[Any, ...], options: Mapping[str, str]) -> Call:
+def _gradients(module: nnx.Module, loss: Callable[..., jax.Array], inputs: tuple[Any, ...], options: Mapping[str, str]) -> Start:
     """Forward and backward of a part: the loss; gradients by the parameters, and by the first of its inputs, are computed and dropped."""
     module.train()
     graphdef, params, rest = nnx.split(module, nnx.Param, ...)  # type: ignore[misc]
@@ -70,10 +72,10 @@ def _gradients(module: nnx.Module, loss: Callable[..., jax.Array], inputs: tuple
 
     compiled = jax.jit(jax.value_and_grad(run, argnums=(0, 2)), compiler_options=dict(options))
     inputs = tuple(jax.device_put(x) for x in inputs)
-    return lambda: np.asarray(jax.block_until_ready(compiled(params, rest, *inputs))[0])
+    return lambda: compiled(params, rest, *inputs)[0]
 
 
-def _head(setting: Setting, *, plain: bool = False) -> Call:
+def _head(setting: Setting, *, plain: bool = False) -> Start:
     model = setting.build()
     deepest = model.features[-1]
     whole: Any = PlainFlax(model) if plain else model
@@ -87,7 +89,7 @@ def _head(setting: Setting, *, plain: bool = False) -> Call:
     return _gradients(whole.head, loss, (features, setting.labels()), {} if plain else compiler_options())
 
 
-def _trunk(setting: Setting, *, plain: bool = False) -> Call:
+def _trunk(setting: Setting, *, plain: bool = False) -> Start:
     model = setting.build()
     deepest = model.features[-1].name
 
@@ -99,19 +101,18 @@ def _trunk(setting: Setting, *, plain: bool = False) -> Call:
     return _gradients(whole.backbone, loss, (_normalized(setting),), {} if plain else compiler_options())
 
 
-def _training(setting: Setting, model: nnx.Module, options: Mapping[str, str]) -> Call:
+def _training(setting: Setting, model: nnx.Module, options: Mapping[str, str]) -> Start:
     state, step = train_step.make(model, lambda params: optim.make(RECIPE, 1000, params), _preprocess(setting))  # type: ignore[arg-type]
-    batch = {"image": setting.images(), "mask": setting.labels()}
+    batch = jax.device_put({"image": setting.images(), "mask": setting.labels()})  # the loader does so beside the step before
     compiled: Any = None
 
-    def call() -> np.ndarray:
+    def call() -> jax.Array:
         nonlocal state, compiled
         if compiled is None:  # in the first call, which counts as compilation; all as `fcn_jax.train.loop` does it
             compiled = jax.jit(step, donate_argnums=0, compiler_options=dict(options)).lower(state, batch).compile()
             give_back_freed_memory()
         state, metrics = compiled(state, batch)
-        jax.block_until_ready(state)
-        return np.asarray(metrics["loss"])
+        return metrics["loss"]
 
     return call
 
@@ -126,12 +127,12 @@ def _batches(setting: Setting) -> tuple[Any, int]:
     return batches, len(source) // setting.batch
 
 
-def _pipeline(setting: Setting) -> Call:
+def _pipeline(setting: Setting) -> Start:
     batches, steps = _batches(setting)
     return lambda: np.stack([batch["image"][0, 0, 0] for batch in itertools.islice(batches, steps)])
 
 
-def _epoch(setting: Setting) -> Call:
+def _epoch(setting: Setting) -> Start:
     batches, steps = _batches(setting)
     model = setting.build()
     state, step = train_step.make(model, lambda params: optim.make(RECIPE, 1000, params), _preprocess(setting))
@@ -148,7 +149,7 @@ def _epoch(setting: Setting) -> Call:
     return call
 
 
-LIBRARY: dict[str, Callable[[Setting], Call]] = {
+LIBRARY: dict[str, Callable[[Setting], Start]] = {
     "head": _head,
     "trunk": _trunk,
     "logits": lambda setting: _logits(setting, setting.build(), compiler_options()),
@@ -159,7 +160,7 @@ LIBRARY: dict[str, Callable[[Setting], Call]] = {
     "epoch": _epoch,
 }
 
-PLAIN_FLAX: dict[str, Callable[[Setting], Call]] = {
+PLAIN_FLAX: dict[str, Callable[[Setting], Start]] = {
     "head": lambda setting: _head(setting, plain=True),
     "trunk": lambda setting: _trunk(setting, plain=True),
     "logits": lambda setting: _logits(setting, PlainFlax(setting.build()), {}),

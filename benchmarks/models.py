@@ -19,8 +19,9 @@ import torch
 
 from benchmarks import tasks, timing
 from benchmarks.__main__ import measure
-from benchmarks.record import RESULTS, environment, keep, refuse_other_backend, rows
+from benchmarks.record import RESULTS, environment, keep, prepare_backend, rows
 from benchmarks.setting import Setting
+from benchmarks.worker import start
 
 MODELS = (
     "fcn_resnet50",
@@ -66,13 +67,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path, help="JSON file (default: benchmarks/results/models_DEVICE.json)")
     args = parser.parse_args()
-    refuse_other_backend(args.device)
+    prepare_backend(args.device)
     out = args.out or RESULTS / f"models_{args.device}.json"
     peak = timing.peaks(args.dtype)
     for model in args.models or MODELS:
         setting = Setting(model, args.batch, tuple(args.size), args.dtype, head=args.head, device=args.device)
         for task in tasks.INFERENCE:
-            row = measure(task, setting, args.rounds, peak, CONTENDERS)
+            row = measure(task, setting, args.rounds, peak, start(task, setting, CONTENDERS))
             key = {"task": task, "setting": dataclasses.asdict(setting)}
             keep(out, key, row | {"peaks": peak, "environment": environment(args.device)})
     print(f"\n{table(rows(out))}\n\n{out}")

@@ -22,7 +22,7 @@ import torch
 from flax import nnx
 
 from benchmarks.networks import in_torch
-from benchmarks.record import RESULTS, environment, keep, refuse_other_backend
+from benchmarks.record import RESULTS, environment, keep, prepare_backend
 from benchmarks.setting import Setting
 from benchmarks.timing import interleaved, peaks
 from fcn_jax import compiler_options, nn
@@ -183,7 +183,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path, default=OUT, help="JSON file")
     args = parser.parse_args()
-    refuse_other_backend("cpu")
+    prepare_backend("cpu")
     keep_freed_memory()
     setting = Setting(args.model, args.batch, tuple(args.size))
     if not setting.is_chapters:

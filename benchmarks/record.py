@@ -42,10 +42,12 @@ def _lines(path: str) -> list[str]:
         return []
 
 
-def refuse_other_backend(device: str) -> None:
-    """Raise `SystemExit` where JAX would not run on the CPU that a result is said to be of."""
-    if device == "cpu" and jax.default_backend() != "cpu":
-        raise SystemExit(f"JAX would run on '{jax.default_backend()}', not on the CPU: set JAX_PLATFORMS=cpu")
+def prepare_backend(device: str) -> None:
+    """Have JAX share a GPU with the other contenders' processes. Raise `SystemExit` where it would not run on `device`, "cpu" or "cuda"."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # read when the backend starts, here and in those processes
+    wanted, found = {"cpu": "cpu", "cuda": "gpu"}[device], jax.default_backend()
+    if found != wanted:
+        raise SystemExit(f"JAX would run on '{found}', not on '{wanted}': set JAX_PLATFORMS={device} or install JAX for it")
 
 
 def rows(path: Path) -> list[dict[str, Any]]:

@@ -11,8 +11,6 @@ import numpy as np
 from benchmarks.networks import BASIC_DEPTHS
 from benchmarks.setting import Setting
 
-Call = Callable[[], np.ndarray]
-
 TASKS = {
     "logits": "images to logits",
     "mask": "u8 images to u8 masks",
@@ -32,6 +30,31 @@ INPUT = ("pipeline", "photographs")
 INFERENCE = ("logits", "mask")
 READ_FILES = (*INPUT, "epoch")
 
+IN_A_ROW = 10
+"""Calls between two waits on a GPU, in tasks that leave their result there: one alone would time how long it takes to start it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """A prepared task.
+
+    Attributes:
+        start: does the work once; on a GPU its result may be still to come.
+        wait: until a result is there.
+        on_host: a result as an array.
+    """
+
+    start: Callable[[], Any]
+    wait: Callable[[Any], Any]
+    on_host: Callable[[Any], np.ndarray]
+
+    def __call__(self, times: int = 1) -> Any:
+        """Do the work so many times in a row, wait, and give the last result."""
+        for _ in range(times):
+            result = self.start()
+        self.wait(result)
+        return result
+
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
@@ -49,16 +72,17 @@ class Contender:
     compiled: bool = False
     product: bool = False
 
-    def prepare(self, task: str, setting: Setting) -> Call:
-        """Everything but the work itself; a call does the work once and waits for it."""
+    def prepare(self, task: str, setting: Setting) -> Work:
+        """Everything but the work itself."""
         if self.framework == "torch":
             from benchmarks import torch_tasks
 
-            return torch_tasks.TASKS[task](setting, self.compiled, self.product)
+            start = torch_tasks.TASKS[task](setting, self.compiled, self.product)
+            return Work(start, lambda _: torch_tasks.wait(setting.device), torch_tasks.on_host)
         from benchmarks import jax_tasks
 
         forms = jax_tasks.LIBRARY if self.framework == "fcn_jax" else jax_tasks.PLAIN_FLAX
-        return forms[task](setting)
+        return Work(forms[task](setting), jax_tasks.wait, np.asarray)
 
 
 LIBRARY = Contender("fcn_jax", "fcn_jax")
@@ -133,6 +157,11 @@ def flops(task: str, setting: Setting) -> float | None:
         if backward:
             out.sum().backward()
     return float(counter.get_total_flops()) * images(task, setting)
+
+
+def in_a_row(task: str, setting: Setting) -> int:
+    """Calls between two waits."""
+    return IN_A_ROW if setting.device == "cuda" and task not in ("mask", *READ_FILES) else 1
 
 
 def images(task: str, setting: Setting) -> int:

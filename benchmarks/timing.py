@@ -34,13 +34,16 @@ class Timing:
         return low, high
 
 
-def interleaved(contenders: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 2) -> dict[str, Timing]:
+def interleaved(
+    contenders: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 2, in_a_row: int = 1
+) -> dict[str, Timing]:
     """Call each contender `warm_up` times, and then in turn; a call returns when its work is done.
 
     Args:
         contenders: by name; each does the whole of the work and waits for it.
         rounds: measured calls of each, at least 2.
         warm_up: calls of each before.
+        in_a_row: how many times a call does the work, whose time is divided by it.
     """
     for call in contenders.values():
         for _ in range(warm_up):
@@ -50,7 +53,7 @@ def interleaved(contenders: Mapping[str, Callable[[], object]], rounds: int, war
         for name, call in contenders.items():
             began = time.perf_counter()
             call()
-            seconds[name].append(time.perf_counter() - began)
+            seconds[name].append((time.perf_counter() - began) / in_a_row)
     return {name: Timing(spent) for name, spent in seconds.items()}
 
 

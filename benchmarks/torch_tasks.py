@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.jax_tasks import Call
+from benchmarks.jax_tasks import Start
 from benchmarks.networks import in_torch, original
 from benchmarks.setting import RECIPE, Setting
 from fcn_jax.convert.torch_reference import import_torchvision
@@ -73,17 +73,23 @@ class Torch:
         """To the device."""
         return torch.from_numpy(labels).to(self.device)
 
-    def wait(self) -> None:
-        """Until the device is done."""
-        if self.setting.device == "cuda":
-            torch.cuda.synchronize()
+
+def wait(device: str) -> None:
+    """Until the device is done."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def on_host(result: torch.Tensor | np.ndarray) -> np.ndarray:
+    """As an array; from bfloat16, which numpy has not, in float32."""
+    return result if isinstance(result, np.ndarray) else result.float().cpu().numpy()
 
 
 def _entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(logits, labels.long(), ignore_index=255)
 
 
-def _inference(setting: Setting, compiled: bool, product: bool, *, mask: bool) -> Call:
+def _inference(setting: Setting, compiled: bool, product: bool, *, mask: bool) -> Start:
     side = Torch(setting, compiled=compiled, product=product, inference=True)
 
     def function(images: torch.Tensor) -> torch.Tensor:
@@ -92,42 +98,39 @@ def _inference(setting: Setting, compiled: bool, product: bool, *, mask: bool) -
 
     run, images, ready = side.prepared(function), setting.images(), side.ready()
 
-    def call() -> np.ndarray:
+    def call() -> torch.Tensor | np.ndarray:
         with torch.no_grad(), side.autocast():
             if mask:
                 return run(side.put(images)).cpu().numpy()
-            logits = run(ready)
-            side.wait()
-        return logits.permute(0, 2, 3, 1)
+            return run(ready).permute(0, 2, 3, 1)
 
     return call
 
 
-def _gradients(side: Torch, loss: Callable[..., torch.Tensor], inputs: tuple[torch.Tensor, ...]) -> Call:
+def _gradients(side: Torch, loss: Callable[..., torch.Tensor], inputs: tuple[torch.Tensor, ...]) -> Start:
     """Forward and backward of a part, by its parameters and its first input."""
     run = side.prepared(loss)
     first = inputs[0].detach().requires_grad_()
 
-    def call() -> np.ndarray:
+    def call() -> torch.Tensor:
         side.network.zero_grad(set_to_none=True)
         first.grad = None
         with side.autocast():
             value = run(first, *inputs[1:])
         value.backward()
-        side.wait()
-        return value.detach().float().cpu().numpy()
+        return value.detach()
 
     return call
 
 
-def _head(setting: Setting, compiled: bool, product: bool) -> Call:
+def _head(setting: Setting, compiled: bool, product: bool) -> Start:
     side = Torch(setting, compiled=compiled, product=product, inference=False)
     head = side.network[-2:]
     features = side.put(setting.features(side.deepest.channels, side.deepest.stride))
     return _gradients(side, lambda x, labels: _entropy(head(x), labels), (features, side.labels(setting.labels())))
 
 
-def _trunk(setting: Setting, compiled: bool, product: bool) -> Call:
+def _trunk(setting: Setting, compiled: bool, product: bool) -> Start:
     side = Torch(setting, compiled=compiled, product=product, inference=False)
     trunk = side.network[:-2]
     return _gradients(side, lambda x: trunk(x).float().square().mean(), (side.ready(),))
@@ -154,10 +157,10 @@ class Trainer:
         return loss.detach()
 
 
-def _training(setting: Setting, compiled: bool, product: bool) -> Call:
-    trainer, images, labels = Trainer(setting, compiled, product), setting.images(), setting.labels()
-    side = trainer.side
-    return lambda: trainer.step(side.put(images), side.labels(labels)).cpu().numpy()
+def _training(setting: Setting, compiled: bool, product: bool) -> Start:
+    trainer = Trainer(setting, compiled, product)
+    images, labels = trainer.side.put(setting.images()), trainer.side.labels(setting.labels())
+    return lambda: trainer.step(images, labels)
 
 
 class _Folder(torch.utils.data.Dataset):
@@ -207,12 +210,12 @@ def _loader(setting: Setting) -> Any:
     )
 
 
-def _pipeline(setting: Setting) -> Call:
+def _pipeline(setting: Setting) -> Start:
     loader = _loader(setting)
     return lambda: np.stack([images[0, :, 0, 0].numpy() for images, _ in loader])
 
 
-def _epoch(setting: Setting, compiled: bool, product: bool) -> Call:
+def _epoch(setting: Setting, compiled: bool, product: bool) -> Start:
     trainer, loader = Trainer(setting, compiled, product), _loader(setting)
     side = trainer.side
 
@@ -226,7 +229,7 @@ def _epoch(setting: Setting, compiled: bool, product: bool) -> Call:
     return call
 
 
-TASKS: dict[str, Callable[[Setting, bool, bool], Call]] = {
+TASKS: dict[str, Callable[[Setting, bool, bool], Start]] = {
     "head": _head,
     "trunk": _trunk,
     "logits": lambda setting, compiled, product: _inference(setting, compiled, product, mask=False),

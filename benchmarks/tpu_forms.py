@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from benchmarks.operators import xla_conv_transpose
 from benchmarks.setting import Setting
@@ -15,6 +15,7 @@ from fcn_jax import nn
 from fcn_jax.nn import pooling
 from fcn_jax.nn.bias import add_bias
 from fcn_jax.nn.conv_transpose import conv_transpose_blocks
+from fcn_jax.nn.conv_xla import Settings, space_to_depth
 from fcn_jax.train.losses import cross_entropy
 
 Function = Callable[..., Any]
@@ -38,20 +39,9 @@ def _scattered_pool(grad: jax.Array, x: jax.Array) -> Any:
     return _pulled(lambda x: pooling._reduce_window(x, 3, 2, _BORDERS))(grad, x)
 
 
-def _interleaved_pool(grad: jax.Array, x: jax.Array) -> Any:
+def _pool_by_winners(grad: jax.Array, x: jax.Array) -> Any:
     y, winner = pooling._with_winners(x, 3, 2, _BORDERS)
-    return y, pooling._interleaved_grad(winner, grad, x.shape, 3, 2, _BORDERS)
-
-
-def space_to_depth_stem(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """The 7x7 convolution of stride 2 on 3 channels as a 4x4 one on 12."""
-    batch, rows, cols, channels = x.shape
-    x = x.reshape(batch, rows // 2, 2, cols // 2, 2, channels).transpose(0, 1, 3, 2, 4, 5)
-    x = x.reshape(batch, rows // 2, cols // 2, 4 * channels)
-    # An eighth row and column of zeros before the others, so that the taps come in pairs.
-    kernel = jnp.pad(kernel, ((1, 0), (1, 0), (0, 0), (0, 0))).reshape(4, 2, 4, 2, channels, -1).transpose(0, 2, 1, 3, 4, 5)
-    kernel = kernel.reshape(4, 4, 4 * channels, -1)
-    return lax.conv_general_dilated(x, kernel, (1, 1), [(2, 1)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return y, pooling._gradient_from_winners(winner, grad, x.shape, 3, 2, _BORDERS)
 
 
 def _loss_after(form: Function, stride: int) -> Function:
@@ -68,7 +58,7 @@ def _loss_in_blocks(stride: int) -> Function:
 
     def loss(x: jax.Array, kernel: jax.Array, bias: jax.Array, labels: jax.Array) -> jax.Array:
         blocks = conv_transpose_blocks(x, kernel.astype(x.dtype), stride, stride // 2)
-        return cross_entropy(blocks.with_values(add_bias(blocks.channels_last, bias)), labels)
+        return cross_entropy(dataclasses.replace(blocks, values=add_bias(blocks.values, bias, blocks.CLASSES)), labels)
 
     return jax.value_and_grad(loss, (0, 1, 2))
 
@@ -96,11 +86,11 @@ def cases(setting: Setting) -> dict[str, dict[str, tuple[Function, Shapes]]]:
     return {
         "stem": {
             "7x7 on 3 channels": (stem(lambda x, kernel: nn.conv(x, kernel, 2, 3)), stem_shapes),
-            "4x4 on 12 channels": (stem(space_to_depth_stem), stem_shapes),
+            "4x4 on 16 channels": (stem(lambda x, kernel: space_to_depth(Settings(2, 3, 1, 1), x, kernel)), stem_shapes),
         },
         "max pool": {
             "select-and-scatter": (_scattered_pool, pool_shapes),
-            "interleaved": (_interleaved_pool, pool_shapes),
+            "from the winners": (_pool_by_winners, pool_shapes),
         },
         "head and loss": {
             "product, loss in its blocks": (_loss_in_blocks(stride), head_shapes),

@@ -18,7 +18,7 @@ import torch
 from flax import nnx
 
 from benchmarks import torch_training
-from benchmarks.record import RESULTS, environment, keep, refuse_other_backend
+from benchmarks.record import RESULTS, environment, keep, prepare_backend
 from fcn_jax import build_model, compiler_options, config, registry
 from fcn_jax.data.pipeline import steps_per_epoch, train_batches
 from fcn_jax.data.transforms import Augment
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--out", type=Path, default=RESULTS / "training_step_cpu.json", help="JSON file")
     args = parser.parse_args()
-    refuse_other_backend("cpu")
+    prepare_backend("cpu")
     keep_freed_memory()  # as `fcn-jax train` does; PyTorch gains by it too
     recipe = config.parse(config.override(config.read_recipe(args.recipe), args.set), args.recipe)
     dataset = registry.default().dataset(recipe.data.dataset)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import multiprocessing
 import time
+from collections.abc import Iterable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -12,39 +14,68 @@ from typing import Any
 import numpy as np
 
 from benchmarks.setting import Setting
-from benchmarks.tasks import Contender
+from benchmarks.tasks import Contender, in_a_row
 from fcn_jax.memory import keep_freed_memory
 
 
-class Worker:
-    """Runs one contender's task when told to.
+def start(task: str, setting: Setting, contenders: Iterable[Contender], *, together: bool = False) -> dict[str, Worker]:
+    """A process for each contender, by name: one after the other, each when the last is prepared, or all at once."""
+    workers: dict[str, Worker] = {}
+    for contender in contenders:
+        workers[contender.name] = Worker(contender, task, setting)
+        if not together:
+            workers[contender.name].is_ready(None)
+    return workers
 
-    Attributes:
-        answer: what the first call came to.
-        first_seconds: how long it took, compilation included.
-    """
+
+class Worker:
+    """Runs one contender's task when told to."""
 
     def __init__(self, contender: Contender, task: str, setting: Setting) -> None:
-        """Start the process, prepare the task and run it once. Raises `RuntimeError` with the process's own words if that fails."""
+        """Start the process, which prepares the task and runs it once."""
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, contender, task, setting), daemon=False)
         self._process.start()
         theirs.close()
-        self.answer, self.first_seconds = self._ask("first")
+        self._pipe.send("first")
+
+    def is_ready(self, patience: float | None) -> bool:
+        """Whether the first run is done, after waiting for it so many seconds at most, or as long as it takes."""
+        return self._pipe.poll(patience)
+
+    @functools.cached_property
+    def first(self) -> tuple[np.ndarray, float]:
+        """What the first run came to, and its seconds, compilation included.
+
+        Raises:
+            RuntimeError: with the process's own words, if it failed.
+        """
+        return self._received()  # type: ignore[no-any-return]
 
     def __call__(self) -> None:
-        """Run the task once."""
+        """Run the task `tasks.in_a_row` times and wait."""
         self._ask("call")
 
     def close(self) -> int:
-        """End the process; the most memory it held beyond what it held before the task was prepared, in bytes."""
+        """End the process; the most memory it held, in bytes.
+
+        On a GPU that is the GPU's; on CPUs the process's, beyond what it held before the task was prepared.
+        """
         peak = self._ask("close")
         self._process.join()
         return int(peak)
 
+    def abandon(self) -> None:
+        """End the process, whatever it does."""
+        self._process.kill()
+        self._process.join()
+
     def _ask(self, what: str) -> Any:
         self._pipe.send(what)
+        return self._received()
+
+    def _received(self) -> Any:
         try:
             ok, found = self._pipe.recv()
         except EOFError as error:
@@ -59,21 +90,21 @@ def _serve(pipe: Connection, contender: Contender, task: str, setting: Setting) 
         keep_freed_memory()  # as the library's commands do; every contender gains by it
         _import(contender)
         before = _start_peak()
-        call = None
+        work, times = None, in_a_row(task, setting)
         while True:
             what = pipe.recv()
             if what == "first":
-                call = contender.prepare(task, setting)
+                work = contender.prepare(task, setting)
                 began = time.perf_counter()
-                answer = np.asarray(call())
+                answer = work.on_host(work())
                 pipe.send((True, (answer, time.perf_counter() - began)))
                 del answer
             elif what == "call":
-                assert call is not None
-                call()
+                assert work is not None
+                work(times)
                 pipe.send((True, None))
             else:
-                pipe.send((True, _peak() - before))
+                pipe.send((True, _peak_on_gpu(contender) if setting.device == "cuda" else _peak() - before))
                 return
     except Exception as error:
         pipe.send((False, f"{contender.name}, {task}: {type(error).__name__}: {error}"))
@@ -96,6 +127,16 @@ def _start_peak() -> int:
 
 def _peak() -> int:
     return _status("VmHWM")
+
+
+def _peak_on_gpu(contender: Contender) -> int:
+    if contender.framework == "torch":
+        import torch
+
+        return int(torch.cuda.max_memory_allocated())
+    import jax
+
+    return int(jax.local_devices()[0].memory_stats()["peak_bytes_in_use"])
 
 
 def _status(field: str) -> int:

@@ -25,7 +25,7 @@ def compiler_options() -> dict[str, str]:
 
 def prefers_blocks() -> bool:
     """Whether loss and argmax are best computed in the head's block layout on the default device (`fcn_jax.nn.blocks`)."""
-    return jax.default_backend() == "tpu"
+    return jax.default_backend() in ("gpu", "tpu")
 
 
 @functools.cache

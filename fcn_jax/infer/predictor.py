@@ -38,7 +38,7 @@ class Predictor:
     def __init__(self, model: Segmenter, classes: Classes | None = None, *, blocks: bool | None = None) -> None:
         """Wrap a model, which is put into eval mode; classes are numbered if not given.
 
-        With `blocks` the largest logits are found in the head's block layout, if it has one; by default on TPUs.
+        With `blocks` the largest logits are found in the head's block layout, if it has one; by default on GPUs and TPUs.
         """
         in_blocks = prefers_blocks() if blocks is None else blocks
         if model.spec.num_classes > IGNORE_INDEX:
@@ -103,7 +103,7 @@ def _argmax(
     network, x = nnx.merge(graphdef, state), normalize(images, preprocess)
     logits = network.in_blocks(x, hw) if blocks else network(x, hw)
     if isinstance(logits, Blocks):
-        return logits.gather(jnp.argmax(logits.channels_last, -1).astype(jnp.uint8))
+        return logits.gather(jnp.argmax(logits.values, Blocks.CLASSES).astype(jnp.uint8))
     return jnp.argmax(logits, -1).astype(jnp.uint8)
 
 

@@ -102,7 +102,7 @@ class Segmenter(nnx.Module):
         return dict(zip(heads, self._logits(tuple(heads.values()), x, None), strict=True))
 
     def outputs_in_blocks(self, x: jax.Array) -> dict[str, jax.Array | Blocks]:
-        """`outputs`, but in blocks where a head can give them so: the cheaper layout on TPUs."""
+        """`outputs`, but in blocks where a head can give them so: the cheaper layout on GPUs and TPUs."""
         heads = self._heads()
         return dict(zip(heads, self._logits(tuple(map(_InBlocks, heads.values())), x, None), strict=True))
 

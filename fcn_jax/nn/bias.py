@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 
-@jax.custom_vjp
-def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
-    """`x` f[..., C] plus `bias` f32[C] rounded to the dtype of `x`; the bias's gradient is summed in float32.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def add_bias(x: jax.Array, bias: jax.Array, axis: int = -1) -> jax.Array:
+    """`x` f[..., C, ...] plus `bias` f32[C] along an axis, rounded to the dtype of `x`; the bias's gradient is summed in float32.
 
     The plain sum's gradient would be a sum in the dtype of `x`. Over the pixels of a batch, bfloat16 loses it: 256 + 1 is 256 there.
     """
-    return x + bias.astype(x.dtype)
+    others = [i for i in range(x.ndim) if i != axis % x.ndim]
+    return x + jnp.expand_dims(bias.astype(x.dtype), others)
 
 
-def _forward(x: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return add_bias(x, bias), bias
+def _forward(x: jax.Array, bias: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
+    return add_bias(x, bias, axis), bias
 
 
-def _backward(bias: jax.Array, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return grad, grad.astype(jnp.float32).sum(range(grad.ndim - 1)).astype(bias.dtype)
+def _backward(axis: int, bias: jax.Array, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
+    others = [i for i in range(grad.ndim) if i != axis % grad.ndim]
+    return grad, grad.astype(jnp.float32).sum(others).astype(bias.dtype)
 
 
 add_bias.defvjp(_forward, _backward)

@@ -1,4 +1,4 @@
-"""Images in blocks, as the product of a transposed convolution gives them: the layout in which TPUs compute loss and argmax.
+"""Images in blocks, as the product of a transposed convolution gives them: the layout in which GPUs and TPUs compute loss and argmax.
 
 To put the blocks side by side is a copy of the largest array that there is, forward and backward; labels are rearranged more cheaply.
 """
@@ -6,6 +6,7 @@ To put the blocks side by side is a copy of the largest array that there is, for
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +18,14 @@ class Blocks:
     """Images of which block (r, c) holds the pixels from (s r, s c) on, less a border.
 
     Attributes:
-        values: f[N, R, C, K, s, s].
+        values: f[N, R, C, K, s, s]; the classes lie along `CLASSES`, before the pixels, so that neighbours in memory are pixels.
         top: rows of the first blocks that are no part of the images.
         left: columns likewise.
         height: of the images, at most s R - top.
         width: of the images, at most s C - left.
     """
+
+    CLASSES: ClassVar[int] = 3
 
     values: jax.Array
     top: int = dataclasses.field(metadata={"static": True})
@@ -36,13 +39,9 @@ class Blocks:
         return dataclasses.replace(self, top=self.top + top, left=self.left + left, height=height, width=width)
 
     @property
-    def channels_last(self) -> jax.Array:
-        """The values as f[N, R, C, s, s, K]; compilers of TPUs keep them where they are."""
-        return jnp.moveaxis(self.values, 3, -1)
-
-    def with_values(self, channels_last: jax.Array) -> Blocks:
-        """Other values, f[N, R, C, s, s, K]."""
-        return dataclasses.replace(self, values=jnp.moveaxis(channels_last, -1, 3))
+    def images(self) -> jax.Array:
+        """The images themselves, f[N, height, width, K]: the copy that blocks are there to avoid."""
+        return self.gather(jnp.moveaxis(self.values, self.CLASSES, -1))
 
     def scatter(self, images: jax.Array, outside: int) -> jax.Array:
         """Images [N, height, width] -> their blocks [N, R, C, s, s], with `outside` around them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -176,4 +177,4 @@ class ConvTranspose(nnx.Module):
         if self.groups != 1:
             return None
         y = conv_transpose_blocks(x.astype(self.dtype), self.kernel[...], self.stride, self.padding)
-        return y if self.bias is None else y.with_values(add_bias(y.channels_last, self.bias[...]))
+        return y if self.bias is None else dataclasses.replace(y, values=add_bias(y.values, self.bias[...], Blocks.CLASSES))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -97,10 +96,10 @@ def _pool_fwd(x: jax.Array, kernel_size: int, stride: int, borders: _Borders) ->
 def _pool_bwd(
     kernel_size: int, stride: int, borders: _Borders, residuals: tuple[jax.Array, jax.Array], grad: jax.Array
 ) -> tuple[jax.Array]:
-    """Gradient without XLA's select-and-scatter, which runs one element at a time on CPUs; but by it on TPUs.
+    """Gradient without XLA's select-and-scatter, which runs one element at a time on CPUs, and takes 2.8 times as long on an H200.
 
-    There the form without it would move five times as many bytes (`python -m benchmarks.tpu_aot`). Both give the gradient to the first
-    of equal pixels.
+    But by it on TPUs, where the form without it would move five times as many bytes (`python -m benchmarks.tpu_aot`). Both give the
+    gradient to the first of equal pixels.
     """
     winner, x = residuals
     return (
@@ -109,7 +108,7 @@ def _pool_bwd(
             x,
             grad,
             tpu=lambda winner, x, grad: jax.vjp(lambda x: _reduce_window(x, kernel_size, stride, borders), x)[1](grad)[0],
-            default=lambda winner, x, grad: _interleaved_grad(winner, grad, x.shape, kernel_size, stride, borders),
+            default=lambda winner, x, grad: _gradient_from_winners(winner, grad, x.shape, kernel_size, stride, borders),
         ),
     )
 
@@ -150,39 +149,23 @@ def _taps(x: jax.Array, kernel_size: int, stride: int, borders: _Borders) -> lis
     ]
 
 
-def _covered(shape: tuple[int, ...], kernel_size: int, stride: int) -> tuple[int, int]:
-    """Rows and columns of whole windows, with a margin for the taps that reach into the next window."""
-    reach = -(-kernel_size // stride)
-    return stride * (shape[1] + reach - 1), stride * (shape[2] + reach - 1)
-
-
-def _interleaved_grad(
+def _gradient_from_winners(
     winner: jax.Array, grad: jax.Array, shape: tuple[int, ...], kernel_size: int, stride: int, borders: _Borders
 ) -> jax.Array:
-    """Gradient from the winners.
-
-    Pixels whose coordinates leave the same remainders by the stride make up a phase; in each phase the windows' contributions only
-    have to be shifted by whole windows and added, and the phases interleave to the whole.
-    """
-    reach = -(-kernel_size // stride)
-    phases: list[list[jax.Array | None]] = [[None] * stride for _ in range(stride)]
-    for number, (i, j) in enumerate(np.ndindex(kernel_size, kernel_size)):
-        down, across = i // stride, j // stride
-        margins = ((0, 0), (down, reach - 1 - down), (across, reach - 1 - across), (0, 0))
-        share = jnp.pad(jnp.where(winner == number, grad, 0), margins)
-        so_far = phases[i % stride][j % stride]
-        phases[i % stride][j % stride] = share if so_far is None else so_far + share
+    """Each pixel's sum over the windows that it may lie in of the gradients of those that it won: one loop without branches."""
     batch, rows, cols, channels = shape
-    size = _covered(winner.shape, kernel_size, stride)
-    whole = _interleave(phases, (batch, *size, channels), grad.dtype)
+    # Rows and columns of whole windows, with a margin for the taps that reach into the next one.
+    reach = -(-kernel_size // stride)
+    size = tuple(stride * (windows + reach - 1) for windows in winner.shape[1:3])
+    offset = np.arange(stride)
+    total: Any = 0
+    for down, across in np.ndindex(reach, reach):
+        # Which of the window's pixels this is: of the window that begins so many windows further up and to the left.
+        i, j = offset[:, None] + down * stride, offset + across * stride
+        number = np.where((i < kernel_size) & (j < kernel_size), i * kernel_size + j, -1).reshape(1, 1, stride, 1, stride, 1)
+        margins = ((0, 0), (down, reach - 1 - down), (across, reach - 1 - across), (0, 0))
+        won, share = (jnp.pad(x, margins)[:, :, None, :, None] for x in (winner, grad))
+        total += jnp.where(won.astype(jnp.int32) == number, share, 0)
     (top, _), (left, _) = borders
     edges = ((0, 0, 0), (-top, top + rows - size[0], 0), (-left, left + cols - size[1], 0), (0, 0, 0))
-    return lax.pad(whole, np.zeros((), grad.dtype), edges)
-
-
-def _interleave(phases: Sequence[Sequence[jax.Array | None]], shape: tuple[int, ...], dtype: np.dtype) -> jax.Array:
-    """Phases [row][column] of f[N, h, w, C], None for zeros, -> f[N, stride h, stride w, C]."""
-    stride = len(phases)
-    zeros = jnp.zeros((shape[0], shape[1] // stride, shape[2] // stride, shape[3]), dtype)
-    lines = [jnp.stack([zeros if phase is None else phase for phase in line], axis=3) for line in phases]
-    return jnp.stack(lines, axis=2).reshape(shape)
+    return lax.pad(total.reshape(batch, *size, channels), np.zeros((), grad.dtype), edges)

@@ -137,7 +137,7 @@ def _check_blocks(subject: Subject, features: Mapping[str, Any], hw: tuple[int, 
             blocks is None or isinstance(blocks, Blocks),
             f"{subject.label}: logits_in_blocks gives {type(blocks).__name__}; it must give fcn_jax.nn.blocks.Blocks or None",
         )
-        return subject.call(network, features)["logits"], None if blocks is None else blocks.gather(blocks.channels_last)
+        return subject.call(network, features)["logits"], None if blocks is None else blocks.images
 
     with jax.default_matmul_precision("highest"):
         logits, found = run(state, dict(features))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from fcn_jax.api import IGNORE_INDEX
 from fcn_jax.nn.blocks import Blocks
@@ -29,36 +31,43 @@ def cross_entropy(
     Returns:
         f32[]; 0 where no pixel counts (PyTorch gives NaN there).
     """
+    axis = logits.CLASSES if isinstance(logits, Blocks) else -1
     if isinstance(logits, Blocks):
-        labels, logits = logits.scatter(labels, ignore_index), _gradient_once(logits.channels_last)
+        # Stored, for they are small: compilers would work out anew for each logit where its pixel's label lies.
+        labels = lax.optimization_barrier(logits.scatter(labels, ignore_index))
+        logits = _gradient_once(logits.values)
     labels = labels.astype(jnp.int32)
     counts = labels != ignore_index
     total = counts.sum() if count is None else count
-    return jnp.where(counts, _of_pixels(logits, labels, counts), 0).sum() / jnp.maximum(total, 1)
+    return jnp.where(counts, _of_pixels(logits, labels, counts, axis), 0).sum() / jnp.maximum(total, 1)
 
 
-@jax.custom_vjp
-def _of_pixels(logits: jax.Array, labels: jax.Array, counts: jax.Array) -> jax.Array:
-    """f32[...], of each pixel; the gradient is zero where `counts` bool[...] is false."""
-    return _forward(logits, labels, counts)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _of_pixels(logits: jax.Array, labels: jax.Array, counts: jax.Array, axis: int) -> jax.Array:
+    """f32[...], of each pixel, from logits whose classes lie along an axis; the gradient is zero where `counts` bool[...] is false."""
+    return _forward(logits, labels, counts, axis)[0]
 
 
-def _forward(logits: jax.Array, labels: jax.Array, counts: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+def _is_label(logits: jax.Array, labels: jax.Array, axis: int) -> jax.Array:
+    """bool, in the shape of the logits: whether a pixel's label is this class."""
+    return jnp.expand_dims(labels, axis) == lax.broadcasted_iota(jnp.int32, logits.shape, axis % logits.ndim)
+
+
+def _forward(logits: jax.Array, labels: jax.Array, counts: jax.Array, axis: int) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     wide = logits.astype(jnp.float32)
-    largest = wide.max(-1)
-    total = jnp.exp(wide - largest[..., None]).sum(-1)
-    chosen = jnp.where(labels[..., None] == jnp.arange(logits.shape[-1]), wide, 0).sum(-1)
+    largest = wide.max(axis)
+    total = jnp.exp(wide - jnp.expand_dims(largest, axis)).sum(axis)
+    chosen = jnp.where(_is_label(logits, labels, axis), wide, 0).sum(axis)
     return jnp.log(total) + largest - chosen, (logits, labels, counts, largest, total)
 
 
-def _backward(residuals: tuple[jax.Array, ...], grad: jax.Array) -> tuple[jax.Array, None, None]:
+def _backward(axis: int, residuals: tuple[jax.Array, ...], grad: jax.Array) -> tuple[jax.Array, None, None]:
     # The exponentials are computed again. The barrier hides that they are the same: XLA would keep them, as many float32 as there are
     # logits.
     logits, labels, counts, largest, total = residuals
-    largest = jax.lax.optimization_barrier(largest)
-    shares = jnp.exp(logits.astype(jnp.float32) - largest[..., None]) / total[..., None]
-    off = shares - (labels[..., None] == jnp.arange(logits.shape[-1]))
-    return jnp.where(counts[..., None], off * grad[..., None], 0).astype(logits.dtype), None, None
+    largest, total, counts, grad = (jnp.expand_dims(x, axis) for x in (lax.optimization_barrier(largest), total, counts, grad))
+    off = jnp.exp(logits.astype(jnp.float32) - largest) / total - _is_label(logits, labels, axis)
+    return jnp.where(counts, off * grad, 0).astype(logits.dtype), None, None
 
 
 _of_pixels.defvjp(_forward, _backward)
@@ -66,11 +75,11 @@ _of_pixels.defvjp(_forward, _backward)
 
 @jax.custom_vjp
 def _gradient_once(logits: jax.Array) -> jax.Array:
-    """The logits themselves. Their gradient is stored: TPUs' compiler would compute it in each of the three places that use it."""
+    """The logits themselves. Their gradient is stored: Compilers would compute it in each of the three places that use it."""
     return logits
 
 
-_gradient_once.defvjp(lambda logits: (logits, None), lambda _, grad: (jax.lax.optimization_barrier(grad),))
+_gradient_once.defvjp(lambda logits: (logits, None), lambda _, grad: (lax.optimization_barrier(grad),))
 
 
 def segmentation_loss(

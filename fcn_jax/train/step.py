@@ -61,7 +61,8 @@ def make(
         micro_steps: parts that the batch is computed in, one after the other, which takes less memory. Loss and gradient are those of the
             whole batch, but batch normalisation sees a part at a time. Divides the batch's images on each device.
         remat: keep only the convolutions' outputs for the backward pass, and compute normalisations and activations again there.
-        blocks: compute the loss in the head's block layout, if it has one; by default on TPUs, where that saves copying the logits.
+        blocks: compute the loss in the head's block layout, if it has one; by default on GPUs and TPUs, where that saves copying
+            the logits.
 
     Returns:
         The state at step 0, and `step(state, {"image": u8[N,h,w,3], "mask": u8[N,h,w]}) -> (state, {"loss": f32[], "grad_norm": f32[]})`,

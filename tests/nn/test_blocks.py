@@ -27,9 +27,9 @@ def test_blocks_hold_what_the_layer_gives(kernel, stride, padding, use_bias):
     x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 4, 3)), jnp.float32)
     whole, blocks = upsample(x), upsample.blocks(x)
     assert (blocks.height, blocks.width) == whole.shape[1:3]
-    np.testing.assert_allclose(blocks.gather(blocks.channels_last), whole, atol=1e-6)
+    np.testing.assert_allclose(blocks.images, whole, atol=1e-6)
     part = blocks.crop(7, 5, top=1, left=2)
-    np.testing.assert_allclose(part.gather(part.channels_last), whole[:, 1:8, 2:7], atol=1e-6)
+    np.testing.assert_allclose(part.images, whole[:, 1:8, 2:7], atol=1e-6)
 
 
 def test_images_come_back_from_their_blocks():

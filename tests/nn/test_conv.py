@@ -1,5 +1,3 @@
-import importlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,11 +7,11 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from fcn_jax import nn
+from fcn_jax.nn import conv_cpu
+from fcn_jax.nn.conv_xla import Settings
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
-
-IMPLEMENTATION = importlib.import_module("fcn_jax.nn.conv")
 
 
 def both(x, kernel, weights, stride, padding, dilation, groups, dtype=np.float32):
@@ -90,8 +88,8 @@ def test_conv_and_its_gradients_equal_torch(size, kernel_size, stride, padding, 
     ],
 )
 def test_a_grouped_convolution_is_the_same_for_any_number_of_parts(groups, channels, parts):
-    settings = IMPLEMENTATION._Settings(1, 1, 1, groups)
-    assert IMPLEMENTATION._parts(settings, np.empty((3, 3, channels, 2 * groups))) == parts
+    settings = Settings(1, 1, 1, groups)
+    assert conv_cpu._parts(settings, np.empty((3, 3, channels, 2 * groups))) == parts
     check(2, (6, 5), (groups * channels, 2 * groups), 3, 1, 1, 1, groups)
 
 
@@ -163,7 +161,7 @@ def test_of_a_widely_dilated_3x3_convolution_only_the_taps_that_see_the_image_ar
 @pytest.mark.parametrize("columns", [1, 9 * 3 * 7 * 4, 9 * 3 * 7 * 5 + 1, 10**6], ids=["a row", "4 rows", "5 rows", "all"])
 @pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (3, 2)])
 def test_kernel_gradient_is_the_same_for_any_height_of_the_strips(monkeypatch, columns, stride, dilation):
-    monkeypatch.setattr(IMPLEMENTATION, "_COLUMNS", columns)
+    monkeypatch.setattr(conv_cpu, "_COLUMNS", columns)
     # 13 rows of the result, a prime number, so that the last strip is not full; 7 columns of it.
     size = tuple((n - 1) * stride + 2 * dilation + 1 - 2 for n in (13, 7))
     check(2, size, (3, 5), 3, stride, 1, dilation, 1, rtol=5e-6)
@@ -172,33 +170,6 @@ def test_kernel_gradient_is_the_same_for_any_height_of_the_strips(monkeypatch, c
 def test_no_images_have_a_gradient_of_zeros():
     y, vjp = jax.vjp(lambda k: nn.conv(jnp.ones((0, 5, 5, 2)), k, padding=1), jnp.ones((3, 3, 2, 4)))
     np.testing.assert_array_equal(vjp(y)[0], np.zeros((3, 3, 2, 4)))
-
-
-@given(
-    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
-    kernel_size=st.integers(1, 4),
-    stride=st.integers(1, 3),
-    padding=st.integers(0, 3),
-    dilation=st.integers(1, 2),
-    groups=st.sampled_from([1, 2, 3]),
-)
-def test_the_gradients_for_tpus_are_xlas_but_for_a_float32_kernel_gradient(size, kernel_size, stride, padding, dilation, groups):
-    assume(min(size) + 2 * padding >= dilation * (kernel_size - 1) + 1)
-    rng = np.random.default_rng(0)
-    settings = IMPLEMENTATION._Settings(stride, padding, dilation, groups)
-    x = jnp.asarray(rng.standard_normal((2, *size, 2 * groups)), jnp.float32)
-    kernel = jnp.asarray(rng.standard_normal((kernel_size, kernel_size, 2, 3 * groups)), jnp.float32)
-    grad = rng.standard_normal(jax.eval_shape(lambda: IMPLEMENTATION._xla_conv(settings, x, kernel)).shape)
-    arrays = (x, kernel, jnp.asarray(grad, jnp.float32))
-    for ours, theirs in zip(
-        IMPLEMENTATION._tpu_grads(settings, *arrays), IMPLEMENTATION._xla_grads(settings, *arrays), strict=True
-    ):
-        np.testing.assert_allclose(ours, theirs, atol=1e-4)
-    half = [array.astype(jnp.bfloat16) for array in arrays]
-    assert [array.dtype for array in jax.eval_shape(lambda: IMPLEMENTATION._tpu_grads(settings, *half))] == [
-        jnp.bfloat16,
-        jnp.float32,
-    ]
 
 
 def test_a_float32_kernel_is_rounded_to_bfloat16_and_its_gradient_is_not():

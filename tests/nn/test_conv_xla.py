@@ -1,0 +1,79 @@
+"""The forms for GPUs and TPUs, run on whatever device there is."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from fcn_jax import nn
+from fcn_jax.nn.conv_xla import Settings, gpu_conv, gpu_grads, space_to_depth, tpu_grads, xla_conv
+
+
+def drawn(settings, size, kernel_size, channels, out):
+    """Images, kernel and gradient of the result."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((2, *size, channels * settings.groups)), jnp.float32)
+    kernel = jnp.asarray(rng.standard_normal((kernel_size, kernel_size, channels, out * settings.groups)), jnp.float32)
+    shape = jax.eval_shape(functools.partial(xla_conv, settings), x, kernel).shape
+    return x, kernel, jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
+
+def xla_grads(settings, x, kernel, grad):
+    return jax.vjp(functools.partial(xla_conv, settings), x, kernel)[1](grad)
+
+
+@given(
+    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    kernel_size=st.integers(1, 4),
+    stride=st.integers(1, 3),
+    padding=st.integers(0, 3),
+    dilation=st.integers(1, 2),
+    groups=st.sampled_from([1, 2, 3]),
+)
+def test_the_gradients_for_tpus_are_xlas_but_for_a_float32_kernel_gradient(size, kernel_size, stride, padding, dilation, groups):
+    assume(min(size) + 2 * padding >= dilation * (kernel_size - 1) + 1)
+    settings = Settings(stride, padding, dilation, groups)
+    arrays = drawn(settings, size, kernel_size, 2, 3)
+    for ours, theirs in zip(tpu_grads(settings, *arrays), xla_grads(settings, *arrays), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    half = [array.astype(jnp.bfloat16) for array in arrays]
+    dtypes = [array.dtype for array in jax.eval_shape(lambda: tpu_grads(settings, *half))]
+    assert dtypes == [jnp.bfloat16, jnp.float32]
+
+
+@given(
+    size=st.tuples(st.integers(1, 19), st.integers(1, 19)),
+    kernel_size=st.integers(1, 8),
+    stride=st.integers(1, 3),
+    padding=st.integers(0, 3),
+    channels=st.integers(1, 5),
+)
+def test_the_forms_for_gpus_are_xlas(size, kernel_size, stride, padding, channels):
+    assume(min(size) + 2 * padding >= kernel_size)
+    settings = Settings(stride, padding, 1, 1)
+    x, kernel, grad = drawn(settings, size, kernel_size, channels, 3)
+    np.testing.assert_allclose(gpu_conv(settings, x, kernel), xla_conv(settings, x, kernel), atol=1e-4)
+    for ours, theirs in zip(gpu_grads(settings, x, kernel, grad), xla_grads(settings, x, kernel, grad), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-4)
+    if channels <= 4:
+        np.testing.assert_allclose(space_to_depth(settings, x, kernel), xla_conv(settings, x, kernel), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kernel_size", "stride", "channels", "groups", "deep"),
+    [(7, 2, 3, 1, True), (3, 2, 3, 1, True), (3, 1, 3, 1, False), (3, 2, 64, 1, False), (1, 2, 3, 1, False), (3, 2, 3, 3, False)],
+)
+def test_a_networks_first_convolution_is_one_of_16_channels_on_gpus_alone(kernel_size, stride, channels, groups, deep):
+    x = jax.ShapeDtypeStruct((1, 32, 32, channels), jnp.bfloat16)
+    kernel = jax.ShapeDtypeStruct((kernel_size, kernel_size, channels // groups, 6), jnp.float32)
+    traced = jax.jit(lambda x, kernel: nn.conv(x, kernel, stride, kernel_size // 2, 1, groups)).trace(x, kernel)
+    found = {
+        platform: "x16xbf16>, tensor<" in next(line for line in text.splitlines() if "stablehlo.convolution" in line)
+        for platform in ("cuda", "tpu")
+        if (text := traced.lower(lowering_platforms=(platform,)).as_text())
+    }
+    assert found == {"cuda": deep, "tpu": False}
