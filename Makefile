@@ -79,6 +79,7 @@ bench-models: dev
 # In the environment at hand, whose torch and jax know the GPU: GPU_PYTHON picks it.
 GPU_PYTHON ?= python3
 bench-gpu:
+	$(GPU_PYTHON) -m benchmarks.forms
 	$(GPU_PYTHON) -m benchmarks --device cuda --dtype bfloat16 --batch 32 --out benchmarks/results/speed_cuda_32x320x480.json
 	$(GPU_PYTHON) -m benchmarks --device cuda --dtype bfloat16 --batch 8 --size 512 1024 --out benchmarks/results/speed_cuda_8x512x1024.json
 

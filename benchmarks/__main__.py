@@ -136,6 +136,12 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--num-classes", type=int, default=21)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--torch-mode",
+        choices=("max-autotune", "reduce-overhead", "default"),
+        default="max-autotune",
+        help="torch.compile's, on GPUs",
+    )
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--contender", action="append", metavar="NAME", help="only these, as the tables name them (default: all)")
     parser.add_argument(
@@ -158,7 +164,16 @@ def main() -> None:
     )
     args = parser.parse_args()
     prepare_backend(args.device)
-    setting = Setting(args.model, args.batch, tuple(args.size), args.dtype, args.num_classes, head=args.head, device=args.device)
+    setting = Setting(
+        args.model,
+        args.batch,
+        tuple(args.size),
+        args.dtype,
+        args.num_classes,
+        head=args.head,
+        device=args.device,
+        torch_mode=args.torch_mode,
+    )
     chosen = args.task or tasks.default(setting)
     if unable := set(chosen) - set(tasks.possible(setting)):
         parser.error(f"{args.model} has no {', '.join(sorted(unable))} here, only {', '.join(tasks.possible(setting))}")

@@ -28,6 +28,7 @@ class Setting:
         head: registered; of a backbone alone.
         upsampling: option of that head, where it is `fcn32s`: "learned" (dense) or "depthwise".
         device: PyTorch's, "cpu" or "cuda"; JAX takes its default backend.
+        torch_mode: torch.compile's, on GPUs; the best of them tunes kernels for some minutes.
         data: folder of images and masks (`fcn_jax.data.folder`), for the tasks that read files.
         pictures: about how large its images are.
         scale: range of their random resize.
@@ -41,6 +42,7 @@ class Setting:
     head: str = "fcn32s"
     upsampling: str = "learned"
     device: str = "cpu"
+    torch_mode: str = "max-autotune"
     data: str = ""
     pictures: tuple[int, int] = (375, 500)
     scale: tuple[float, float] = (0.5, 2.0)

@@ -50,7 +50,7 @@ class Torch:
 
         inductor.freezing = self._inference
         torch._dynamo.reset()
-        return torch.compile(function, mode="max-autotune" if self.setting.device == "cuda" else None, dynamic=False)
+        return torch.compile(function, mode=self.setting.torch_mode if self.setting.device == "cuda" else None, dynamic=False)
 
     def autocast(self) -> Any:
         """The setting's precision."""

@@ -32,7 +32,7 @@ from flax import nnx
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding
 
-from benchmarks import tpu_forms
+from benchmarks.forms import cases
 from benchmarks.hlo import Program
 from benchmarks.setting import RECIPE, Setting
 from fcn_jax import nn
@@ -211,7 +211,7 @@ def main() -> None:
                     keep("programs", ("topology", "chips", "program"), row, show)
         if "forms" in wanted and topology == topology_names[0]:
             mesh = Mesh(np.array(devices[:1]), ("data",), axis_types=(AxisType.Auto,))
-            for operator, forms in tpu_forms.cases(setting).items():
+            for operator, forms in cases(setting).items():
                 for form, (function, shapes) in forms.items():
                     row, _ = compiled(jax.jit(function).lower(*_shapes(shapes, sharding.on_every_device(mesh))))
                     row |= {"operator": operator, "form": form, "topology": topology, "batch": setting.batch}

@@ -1,21 +1,33 @@
-"""The forms of stem, pool, head and loss among which the library chooses on TPUs, at one size, forward and backward."""
+"""The forms of stem, pool, head and loss among which the library chooses for a device: `python -m benchmarks.forms`.
+
+    python -m benchmarks.forms                                    # ResNet-18's, batch 32, 320x480, bfloat16
+    python -m benchmarks.forms --batch 4 --dtype float32
+
+Each forward and backward, on the default device, in turn. Written to benchmarks/results/forms_DEVICE.json. For TPUs that are not there
+`python -m benchmarks.tpu_aot --program forms` asks their compiler.
+"""
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from benchmarks.operators import xla_conv_transpose
 from benchmarks.setting import Setting
-from fcn_jax import nn
+from benchmarks.timing import interleaved
+from fcn_jax import compiler_options, nn
+from fcn_jax.atomic import write_json
 from fcn_jax.nn import pooling
 from fcn_jax.nn.bias import add_bias
 from fcn_jax.nn.conv_transpose import conv_transpose_blocks
-from fcn_jax.nn.conv_xla import Settings, space_to_depth
+from fcn_jax.nn.conv_xla import Settings, space_to_depth, xla_conv
 from fcn_jax.train.losses import cross_entropy
 
 Function = Callable[..., Any]
@@ -64,7 +76,7 @@ def _loss_in_blocks(stride: int) -> Function:
 
 
 def cases(setting: Setting) -> dict[str, dict[str, tuple[Function, Shapes]]]:
-    """Operator -> form -> function, shapes of its arguments. The library's choice on TPUs comes first."""
+    """Operator -> form -> function, shapes of its arguments."""
     height, width = setting.size
     batch, classes, stride, dtype = setting.batch, setting.num_classes, 32, jnp.dtype(setting.dtype)
 
@@ -85,8 +97,8 @@ def cases(setting: Setting) -> dict[str, dict[str, tuple[Function, Shapes]]]:
     )
     return {
         "stem": {
-            "7x7 on 3 channels": (stem(lambda x, kernel: nn.conv(x, kernel, 2, 3)), stem_shapes),
-            "4x4 on 16 channels": (stem(lambda x, kernel: space_to_depth(Settings(2, 3, 1, 1), x, kernel)), stem_shapes),
+            "7x7 on 3 channels": (stem(functools.partial(xla_conv, Settings(2, 3, 1, 1))), stem_shapes),
+            "4x4 on 16 channels": (stem(functools.partial(space_to_depth, Settings(2, 3, 1, 1))), stem_shapes),
         },
         "max pool": {
             "select-and-scatter": (_scattered_pool, pool_shapes),
@@ -98,3 +110,42 @@ def cases(setting: Setting) -> dict[str, dict[str, tuple[Function, Shapes]]]:
             "lax.conv_general_dilated": (_loss_after(xla_conv_transpose, stride), head_shapes),
         },
     }
+
+
+def _drawn(shapes: Shapes) -> tuple[jax.Array, ...]:
+    """Arguments on the device: bytes are labels."""
+    rng = np.random.default_rng(0)
+    return tuple(
+        jnp.asarray(rng.integers(0, 21, x.shape, np.uint8) if x.dtype == jnp.uint8 else rng.standard_normal(x.shape), x.dtype)
+        for x in shapes
+    )
+
+
+def main() -> None:
+    """Time all forms of each operator in turn, print and write."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.forms", description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--size", type=int, nargs=2, default=(320, 480), metavar=("H", "W"))
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
+    parser.add_argument("--rounds", type=int, default=10)
+    args = parser.parse_args()
+    from benchmarks.record import RESULTS, environment  # only here is PyTorch needed
+    from benchmarks.tasks import IN_A_ROW, Work
+
+    setting, device = Setting(batch=args.batch, size=tuple(args.size), dtype=args.dtype), jax.default_backend()
+    times, rows = 1 if device == "cpu" else IN_A_ROW, []
+    for operator, found in cases(setting).items():
+        calls = {}
+        for form, (function, shapes) in found.items():
+            run = functools.partial(jax.jit(function, compiler_options=compiler_options()), *_drawn(shapes))
+            calls[form] = functools.partial(Work(run, jax.block_until_ready, np.asarray), times)
+        for form, taken in interleaved(calls, args.rounds, in_a_row=times).items():
+            rows.append({"operator": operator, "form": form, "seconds": taken.median, "quartiles": taken.spread})
+            print(f"{operator:<14} {form:<32} {taken.median * 1000:9.3f} ms", flush=True)
+    out = RESULTS / f"forms_{device}.json"
+    write_json(out, {"environment": environment({"gpu": "cuda"}.get(device, "cpu")), "setting": vars(args), "rows": rows})
+    print(out)
+
+
+if __name__ == "__main__":
+    main()
