@@ -75,11 +75,15 @@ _of_pixels.defvjp(_forward, _backward)
 
 @jax.custom_vjp
 def _gradient_once(logits: jax.Array) -> jax.Array:
-    """The logits themselves. Their gradient is stored: Compilers would compute it in each of the three places that use it."""
+    """The logits themselves. On GPUs their gradient is stored, which would be computed in each of the places that use it."""
     return logits
 
 
-_gradient_once.defvjp(lambda logits: (logits, None), lambda _, grad: (lax.optimization_barrier(grad),))
+def _stored(grad: jax.Array) -> jax.Array:
+    return lax.platform_dependent(grad, tpu=lambda grad: grad, default=lax.optimization_barrier)
+
+
+_gradient_once.defvjp(lambda logits: (logits, None), lambda _, grad: (_stored(grad),))
 
 
 def segmentation_loss(
