@@ -20,6 +20,7 @@ import cv2
 import grain
 import numpy as np
 from absl import flags
+from grain.multiprocessing import SharedMemoryArray
 
 from fcn_jax.api import Example, Record, Source
 from fcn_jax.data.transforms import Augment, resize
@@ -28,6 +29,12 @@ from fcn_jax.errors import ConfigError, FcnJaxError
 Batch = dict[str, np.ndarray]
 
 _MAX_THREADS = 8
+
+# Grain has a thread of its own close the memory of an array that a worker shared. Where the garbage collector finds the array, and it
+# finds the last one of every worker that came to its end, it has Python close that memory too, at the same time: the second close of the
+# descriptor hits whatever another thread has just opened under its number, such as a checkpoint's file. Without that thread, an array's
+# memory is closed where the array dies, and once.
+SharedMemoryArray.enable_async_del = lambda *_, **__: None
 
 
 def steps_per_epoch(source: Source, batch_size: int, shard: tuple[int, int] = (0, 1)) -> int:

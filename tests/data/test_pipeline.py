@@ -1,10 +1,14 @@
 """The pipeline: what a batch holds depends on the seed and the index alone, and errors arrive as they were raised."""
 
+import gc
 import itertools
 import os
 import signal
 import subprocess
 import sys
+import threading
+import time
+from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from typing import ClassVar
 
@@ -156,6 +160,22 @@ def test_eval_gives_every_image_whole_and_in_order(source: Source) -> None:
         assert a.id == b.id
         assert np.array_equal(a.image, b.image)
         assert np.array_equal(a.mask, b.mask)
+
+
+def test_memory_that_a_worker_shares_is_closed_by_one_thread(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    closers: dict[str, set[str]] = {}
+    close = SharedMemory.close
+
+    def recorded(memory: SharedMemory) -> None:
+        closers.setdefault(memory.name, set()).add(threading.current_thread().name)
+        close(memory)
+
+    monkeypatch.setattr(SharedMemory, "close", recorded)
+    list(eval_examples(source, workers=2))
+    gc.collect()  # Grain leaves the last example of each worker in a cycle
+    time.sleep(0.5)  # for a thread that closes in the background
+    assert len(closers) >= 2 * COUNT  # and what earlier tests left
+    assert {name: threads for name, threads in closers.items() if len(threads) > 1} == {}
 
 
 def test_eval_shards_are_disjoint_and_together_whole(source: Source) -> None:
