@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,8 @@ def verify_model(
     aux_head: str | None = None,
     num_classes: int | None = None,
     output_stride: int | None = None,
+    backbone_options: Mapping[str, Any] | None = None,
+    head_options: Mapping[str, Any] | None = None,
     sizes: Sequence[tuple[int, int]] = ((320, 480),),
     batch: int = 2,
     dtype: str = "float32",
@@ -71,6 +73,8 @@ def verify_model(
         aux_head: registered auxiliary head for a backbone. A whole model is compared with its own, if it has one.
         num_classes: default: the registered model's, or 21.
         output_stride: of the backbone; None takes the default.
+        backbone_options: as in a recipe, in place of the registered model's of those names.
+        head_options: likewise.
         sizes: heights and widths of the images in pixels, at least 32 each. Layers, gradients and training use the first.
         batch: images, at least 1.
         dtype: compared precision, "float32" or "bfloat16".
@@ -90,6 +94,11 @@ def verify_model(
     """
     torch = import_torch()
     spec = _spec(model, head, aux_head, num_classes, output_stride, dtype)
+    spec = dataclasses.replace(
+        spec,
+        backbone_options={**spec.backbone_options, **(backbone_options or {})},
+        head_options={**spec.head_options, **(head_options or {})},
+    )
     _check(sizes, batch, train_steps, train_lr, seed, spec)
     network = jax_side.blank(lambda: build(spec, rngs=nnx.Rngs(seed)))
     with torch.random.fork_rng(devices=[]):  # the caller's random stream is the caller's
