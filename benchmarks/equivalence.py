@@ -66,7 +66,7 @@ MODELS = (
 TRAIN_LR = {"fcn32s_vgg16": 1e-4, "fcn8s_vgg16": 1e-4}
 """Where it is not `verify`'s own, at which PyTorch's loss is not finite after a few steps: images of 0 to 255 and no normalisation."""
 
-OPTIONS = dict.fromkeys(("vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn"), {"width": 512})
+OPTIONS = {f"vgg{depth}{norm}": {"width": 512} for depth in (11, 13, 16, 19) for norm in ("", "_bn")}
 """Of backbones: with fc6 and fc7 of 4096 channels, as the paper's networks in this table have them, training on five sides takes 20 GB."""
 
 

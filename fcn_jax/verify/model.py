@@ -120,6 +120,7 @@ def verify_model(
     subject = model if by_name(model).head else f"{model} + {spec.head}"
     if spec.output_stride:
         subject += f" at output stride {spec.output_stride}"
+    subject += "".join(f", {name}={value}" for name, value in {**(backbone_options or {}), **(head_options or {})}.items())
     report = Report(subject, dtype, environment(), coverage=coverage, weights=origin)
     preprocess = describe(spec)[0].preprocess
     scenes = [_scenes(size, batch, spec.num_classes, seed) for size in sizes]

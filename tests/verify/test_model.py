@@ -237,6 +237,8 @@ def test_a_network_with_nan_is_told_so_first(monkeypatch):
         ({"train_lr": 0.0}, "train_lr is 0.0: want a number above 0"),
         ({"dtype": "float16"}, "dtype is 'float16'"),
         ({"output_stride": 16}, "has no output stride 16; it offers 8"),
+        ({"backbone_options": {"depht": 3}}, "depht"),
+        ({"head_options": {"upsampling": "nearest"}}, "nearest"),
         ({"num_classes": 0}, "num_classes is 0"),
         ({"num_classes": 256}, "num_classes is 256: want 255 or less"),
         ({"seed": -1}, "seed is -1: want 0 or more"),

@@ -8,7 +8,7 @@ import pytest
 from fcn_jax_vgg import VGG16, VGGOptions
 from flax import nnx
 
-from fcn_jax import registry
+from fcn_jax import registry, verify_model
 from fcn_jax.convert.engine import export, leaves, load_by_table, load_torch, to_torch
 from fcn_jax.errors import ConfigError
 from fcn_jax.models.fcn import FCN32S
@@ -260,3 +260,9 @@ def test_images_smaller_than_its_stride_are_padded():
         x = jax.ShapeDtypeStruct((2, height, width, 3), np.float32)
         logits = jax.eval_shape(lambda state, x: nnx.merge(graphdef, state)(x), state, x)
         assert logits.shape == (2, height, width, 5)
+
+
+def test_verify_takes_its_options(torch):
+    report = verify_model("vgg11", backbone_options=NARROW, sizes=[(33, 40)], batch=1, num_classes=3)
+    assert report.equal
+    assert str(report).startswith("EQUAL: vgg11 + fcn32s, width=32 in float32")
