@@ -97,7 +97,13 @@ def save_model(directory: str | Path, spec: Spec, tensors: Mapping[str, Any]) ->
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
     try:
-        with _quiet(), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        # What is compressed stays in memory until it is on disk, so no more is at a time than twice the largest array.
+        at_a_time = 2e-9 * max(1, *(array.nbytes for array in tensors.values()))
+        model = ocp.StandardCheckpointHandler(save_concurrent_gb=at_a_time)
+        with (
+            _quiet(),
+            ocp.Checkpointer(ocp.CompositeCheckpointHandler(model=model, spec=ocp.JsonCheckpointHandler())) as checkpointer,
+        ):
             args = ocp.args.Composite(model=ocp.args.StandardSave(dict(tensors)), spec=ocp.args.JsonSave(spec.to_dict()))
             checkpointer.save(temporary / "whole", args=args)
         if directory.exists():

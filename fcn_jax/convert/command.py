@@ -6,14 +6,15 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import jax
 from flax import nnx
 
 from fcn_jax import checkpoint
 from fcn_jax.convert import files
 from fcn_jax.convert.engine import LoadRecord, export_from, load_into
+from fcn_jax.convert.gaps import draw_gaps
 from fcn_jax.errors import ConfigError, WeightsError, listing
-from fcn_jax.models.names import leaves
+from fcn_jax.memory import give_back_freed_memory
+from fcn_jax.models.names import WEIGHTS
 from fcn_jax.models.segmenter import ModelSpec, build, build_backbone, by_name
 
 
@@ -46,17 +47,16 @@ def convert_file(
         raise ConfigError(f"--num-classes is for a whole model; '{model}' is a backbone")
     if num_classes is not None:
         spec = dataclasses.replace(spec, num_classes=num_classes)
-    module = nnx.eval_shape(lambda: _build(spec, nnx.Rngs(seed)))
+
+    def build_it() -> nnx.Module:
+        return _build(spec, nnx.Rngs(seed))
+
+    module = nnx.eval_shape(build_it)
     record = load_into(module, spec, source, reinit)
     if spec.head is not None and record.scope == "backbone":
         raise WeightsError(f"{source}: holds the backbone alone; convert it with --model {spec.backbone}")
-    # Only now are initial values drawn, and only where the file leaves a gap: drawing takes longer than loading.
-    gaps = [path for path, leaf in leaves(module).items() if isinstance(leaf.get_value(), jax.ShapeDtypeStruct)]
-    if gaps:
-        drawn = leaves(_build(spec, nnx.Rngs(seed)))
-        targets = leaves(module)
-        for path in gaps:
-            targets[path].set_value(drawn[path].get_value())
+    draw_gaps(module, build_it, WEIGHTS)
+    give_back_freed_memory()  # what reading took: writing takes as much again
     checkpoint.save_model(output, checkpoint.describe(spec, weights=dataclasses.asdict(record)), checkpoint.arrays(module))
     return record
 

@@ -6,6 +6,7 @@ import collections
 import dataclasses
 import difflib
 import fnmatch
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from fcn_jax.api import Backbone, Head
 from fcn_jax.convert import files, named_weights
 from fcn_jax.convert.rules import Rule, Table, drop
 from fcn_jax.errors import ConfigError, WeightsError, listing
+from fcn_jax.memory import give_back_freed_memory
 from fcn_jax.models.names import leaves
 from fcn_jax.models.segmenter import ModelSpec, Segmenter, describe
 
@@ -116,6 +118,9 @@ def load_torch(
 ) -> LoadRecord:
     """Load PyTorch weights into a model, in place, all or nothing.
 
+    A file is read tensor by tensor, twice: all of it is checked before the first value of the model changes, and memory holds the model
+    and one tensor.
+
     The naming scheme and the scope (whole model, or backbone alone) are recognised by the names. Every tensor of the file is used once
     or dropped for a reason that the record gives; every leaf of the model is filled or named by `reinit`. From a file of the backbone
     alone the head keeps its initial values.
@@ -130,7 +135,8 @@ def load_torch(
         A record of what went where.
 
     Raises:
-        WeightsError: the file cannot be read, or does not fit: all missing, surplus and misshapen names in one message.
+        WeightsError: the file cannot be read, or does not fit: all missing, surplus and misshapen names in one message. The model is as
+            it was, but for a file that changes while it is read.
     """
     return load_into(model, model.spec, source, reinit)
 
@@ -144,16 +150,16 @@ def load_into(
     """
     if isinstance(source, Mapping):
         name, digest = "state dict", None
-        tensors = files.tensors_of(source, name)
+        tensors: Mapping[str, np.ndarray] = files.tensors_of(source, name)
     else:
         path = named_weights.resolve(source, spec)
-        tensors = files.read(path)
+        tensors = files.open_tensors(path)
         name, digest = str(path), files.sha256(path)
     candidates = tables(spec)
     if not candidates:
         raise WeightsError(f"backbone '{spec.backbone}' declares no table of PyTorch names, so {name} cannot be loaded")
     stripped, scope, scheme = _recognise(tensors, candidates, name, _targets(module, spec))
-    tensors = {key.removeprefix(stripped): value for key, value in tensors.items()}
+    tensors = files.Tensors({key.removeprefix(stripped): functools.partial(tensors.__getitem__, key) for key in tensors})
     record = LoadRecord(name, digest, scheme, scope, {}, {}, [], [], stripped)
     load_named(module, spec, tensors, candidates[scope, scheme], record, reinit)
     return record
@@ -197,13 +203,21 @@ def _fill(
     record: LoadRecord,
     reinit: Sequence[str],
 ) -> None:
-    values: dict[str, np.ndarray] = {}
-    problems = _match(tensors, targets, table, reinit, values, record)
+    problems = _match(tensors, targets, table, reinit, record)
     if problems:
         raise WeightsError(_complaint(record, what, problems))
-    for path, value in values.items():
-        # A copy of our own, which no one else can write to. `jnp.asarray` would compile one for each shape that it meets.
-        targets[path].set_value(jax.device_put(np.array(value, order="C")))
+    give_back_freed_memory()  # what checking took, and building the model: for a small one as much as its values
+    for path, name in record.loaded.items():
+        rule = table.to_torch(path)[1]  # type: ignore[index]  # by which it was matched
+        try:
+            _set(targets[path], tensors[name], rule)
+        except (_MisshapenError, _UnusableError) as fault:
+            raise WeightsError(f"{record.source}: changed while it was read, and is loaded in part ({name}: {fault})") from fault
+
+
+def _set(leaf: nnx.Variable, value: np.ndarray, rule: Rule) -> None:
+    # A copy of our own, which no one else can write to. `jnp.asarray` would compile one for each shape that it meets.
+    leaf.set_value(jax.device_put(np.array(_converted(value, rule, leaf), order="C")))
 
 
 def _targets(module: nnx.Module, spec: ModelSpec) -> dict[str, nnx.Variable]:
@@ -264,10 +278,9 @@ def _match(
     targets: Mapping[str, nnx.Variable],
     table: Table,
     reinit: Sequence[str],
-    values: dict[str, np.ndarray],
     record: LoadRecord,
 ) -> _Problems:
-    """Fill `values` and `record` with what fits; return what does not."""
+    """Fill `record` with what fits; return what does not."""
     problems = _Problems()
     used_globs: set[str] = set()
 
@@ -294,16 +307,15 @@ def _match(
                 problems.missing.append(name)
         else:
             try:
-                value = _converted(tensors[name], rule, leaf)
+                dtype = _checked(tensors[name], rule, leaf)
             except _MisshapenError as fault:
                 problems.misshapen.append(f"{name}: {fault}")
             except _UnusableError as fault:
                 problems.unusable.append(f"{name}: {fault}")
             else:
-                values[path] = value
                 record.loaded[path] = name
-                if np.issubdtype(value.dtype, np.floating) and tensors[name].dtype != value.dtype:
-                    record.cast[name] = tensors[name].dtype.name
+                if np.issubdtype(leaf.dtype, np.floating) and dtype != leaf.dtype:
+                    record.cast[name] = dtype.name
     known = set(record.loaded.values())
     for name in tensors:
         if name in known:
@@ -331,6 +343,12 @@ class _MisshapenError(Exception):
 
 class _UnusableError(Exception):
     """A tensor's type or values are not what a model can take."""
+
+
+def _checked(value: np.ndarray, rule: Rule, leaf: nnx.Variable) -> np.dtype:
+    """The dtype of a tensor that can be converted. A function of its own, so that the tensor is gone before the next is read."""
+    _converted(value, rule, leaf)
+    return value.dtype
 
 
 def _converted(value: np.ndarray, rule: Rule, leaf: nnx.Variable) -> np.ndarray:

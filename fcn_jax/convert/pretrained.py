@@ -10,6 +10,7 @@ from typing import Any
 from flax import nnx
 
 from fcn_jax.convert.engine import load_torch
+from fcn_jax.convert.gaps import draw_gaps
 from fcn_jax.errors import ConfigError
 from fcn_jax.models.segmenter import Segmenter, build, by_name
 
@@ -36,7 +37,7 @@ def load(
         num_classes: default: the model's. Another number needs `reinit` for the tensors that depend on it.
         aux_head: keep the auxiliary head, which only training uses, where the model has one. Without it the file's is left out.
         dtype: compute dtype, "float32" or "bfloat16".
-        rngs: for what `reinit` names; `nnx.Rngs(0)` if not given.
+        rngs: for what `reinit` names, and left as it is; `nnx.Rngs(0)` if not given.
 
     Raises:
         ConfigError: no whole model of that name.
@@ -49,7 +50,13 @@ def load(
     changes: dict[str, Any] = {"dtype": dtype} if aux_head else {"dtype": dtype, "aux_head": None}
     if num_classes is not None:
         changes["num_classes"] = num_classes
-    network = build(dataclasses.replace(spec, **changes), rngs=rngs or nnx.Rngs(0))
+    spec = dataclasses.replace(spec, **changes)
+
+    def build_it() -> Segmenter:
+        return build(spec, rngs=nnx.Rngs(0) if rngs is None else nnx.clone(rngs))
+
+    network = nnx.eval_shape(build_it)
     load_torch(network, weights, reinit)
+    draw_gaps(network, build_it)
     network.eval()
     return network

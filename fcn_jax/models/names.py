@@ -6,10 +6,13 @@ from typing import Any
 
 from flax import nnx
 
+WEIGHTS = nnx.Any(nnx.Param, nnx.BatchStat)
+"""NNX's filter of what weights are: parameters, batch statistics and frozen weights."""
+
 
 def leaves(module: nnx.Module) -> dict[str, nnx.Variable[Any]]:
     """A module's parameters, batch statistics and frozen weights by name."""
-    return named(nnx.state(module, nnx.Any(nnx.Param, nnx.BatchStat)))
+    return named(nnx.state(module, WEIGHTS))
 
 
 def named(state: nnx.State[Any, Any]) -> dict[str, nnx.Variable[Any]]:

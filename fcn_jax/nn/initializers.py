@@ -29,23 +29,25 @@ def _block(key: jax.Array, index: Any) -> dict[str, jax.Array]:
     return {"normal": jax.random.normal(key, (_BLOCK,)), "uniform": jax.random.uniform(key, (_BLOCK,))}
 
 
-def _draw(distribution: str, key: jax.Array, shape: Sequence[int]) -> Any:
+def _draw(distribution: str, scaled: Callable[[Any], Any], key: jax.Array, shape: Sequence[int]) -> Any:
     """An array of a shape, drawn in blocks of one size: XLA compiles a draw anew for each shape, at about a second a shape.
 
     Inside jit, where the blocks cannot be put together on the host, the values are the same.
 
     Args:
         distribution: "normal", or "uniform" from 0 to 1.
+        scaled: what becomes of the values drawn, element by element; a block at a time, so that no second array of the shape is needed.
         key: a JAX random key.
         shape: of what is returned.
     """
     size = math.prod(shape)
-    count = -(-size // _BLOCK)
     if isinstance(key, jax.core.Tracer):
-        blocks = jax.lax.map(lambda index: _block(key, index)[distribution], jnp.arange(count)).reshape(-1)
-    else:
-        blocks = np.concatenate([_block(key, index)[distribution] for index in range(count)])
-    return blocks[:size].reshape(shape)
+        blocks = jax.lax.map(lambda index: _block(key, index)[distribution], jnp.arange(-(-size // _BLOCK))).reshape(-1)
+        return scaled(blocks[:size].reshape(shape))
+    values = np.empty(size, np.float32)
+    for index, start in enumerate(range(0, size, _BLOCK)):
+        values[start : start + _BLOCK] = scaled(np.asarray(_block(key, index)[distribution])[: size - start])
+    return values.reshape(shape)
 
 
 def kaiming_normal_fan_out(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
@@ -65,7 +67,7 @@ def normal(deviation: float) -> Initializer:
     """
 
     def init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
-        return on_device(deviation * _draw("normal", key, shape), dtype)
+        return on_device(_draw("normal", lambda values: deviation * values, key, shape), dtype)
 
     return init
 
@@ -79,7 +81,7 @@ def torch_default(fan_in: int) -> Initializer:
     bound = 1.0 / math.sqrt(fan_in)
 
     def init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
-        return on_device(bound * (2 * _draw("uniform", key, shape) - 1), dtype)
+        return on_device(_draw("uniform", lambda values: bound * (2 * values - 1), key, shape), dtype)
 
     return init
 

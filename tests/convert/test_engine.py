@@ -1,7 +1,10 @@
 """Loading and writing back whole state dicts, by the tables of ResNet-18 and the fcn32s head."""
 
+import collections
 import dataclasses
 import fnmatch
+import functools
+import weakref
 
 import ml_dtypes
 import numpy as np
@@ -129,6 +132,47 @@ def test_torchvisions_backbone_loads_and_leaves_the_head_alone(make_resnet18, ma
         leaves(model)["backbone.layer3.1.conv2.kernel"][...], state["layer3.1.conv2.weight"].numpy().transpose(2, 3, 1, 0)
     )
     assert int(leaves(model)["backbone.bn1.num_batches_tracked"][...]) == 7
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_one_tensor_of_a_file_at_a_time_is_in_memory(shapes, make_model, tmp_path, monkeypatch, suffix, prefix):
+    tensors = random_state_dict(shapes["torchvision"])
+    tensors["backbone.conv1.weight"] = np.ones(shapes["torchvision"]["backbone.conv1.weight"], np.float16)
+    files.write(tmp_path / f"a{suffix}", {prefix + name: value for name, value in tensors.items()})
+    opened, given = files.open_tensors, []
+
+    def watched(path):
+        stored = opened(path)
+
+        def get(name):
+            held = [other for other, tensor in given if tensor() is not None]
+            assert not held, f"{held} still in memory when {name} is read"
+            value = np.array(stored[name])  # of its own, so that whatever is a view of it keeps it
+            given.append((name, weakref.ref(value)))
+            return value
+
+        return files.Tensors({name: functools.partial(get, name) for name in stored})
+
+    monkeypatch.setattr(files, "open_tensors", watched)
+    record = load_torch(make_model(CLASSES), tmp_path / f"a{suffix}")
+    assert len(record.loaded) == len(tensors)
+    assert collections.Counter(name for name, _ in given) == dict.fromkeys((prefix + name for name in tensors), 2)
+
+
+def test_a_file_that_changes_after_it_was_checked_is_an_error(shapes, make_model, monkeypatch):
+    tensors = random_state_dict(shapes["d2l"])
+    reads = collections.Counter()
+
+    def get(name):
+        reads[name] += 1
+        return tensors[name] if reads[name] == 1 else np.full_like(tensors[name], np.nan, np.float32)
+
+    monkeypatch.setattr(files, "tensors_of", lambda *_: files.Tensors({name: functools.partial(get, name) for name in tensors}))
+    with pytest.raises(
+        WeightsError, match=r"changed while it was read, and is loaded in part \(.*: has values that are not finite"
+    ):
+        load_torch(make_model(CLASSES), tensors)
 
 
 @pytest.mark.parametrize("prefix", ["module.", "model.", "module.model._orig_mod."])

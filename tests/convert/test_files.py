@@ -1,12 +1,14 @@
 """Weight files: what is read and written, and what is refused."""
 
 import argparse
+import contextlib
 import io
 import os
 import pickle
 import subprocess
 import sys
 import tarfile
+import zipfile
 
 import ml_dtypes
 import numpy as np
@@ -203,6 +205,88 @@ def test_safetensors_of_eight_bits_are_an_error(tmp_path):
     path = tmp_path / "eight.safetensors"
     path.write_bytes(serialised({"a": torch.ones(1).to(torch.float8_e8m0fnu)}, "safetensors"))
     with pytest.raises(WeightsError, match=r"eight\.safetensors"):
+        files.read(path)
+
+
+def at_known_offsets(path):
+    """Whether PyTorch says where in its files tensors lie; older releases do not, and their files are read whole."""
+    return hasattr(torch.load(path, map_location="meta")["a"].untyped_storage(), "_checkpoint_offset")
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_tensor_is_read_when_it_is_looked_up_and_not_kept(tmp_path, monkeypatch, suffix):
+    path = tmp_path / f"weights{suffix}"
+    files.write(path, {"a": np.arange(4, dtype=np.float32), "b": np.ones(3, np.float32)})
+    if suffix == ".pth" and not at_known_offsets(path):
+        pytest.skip("an older PyTorch")
+    devices = []
+    load = torch.load
+    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: devices.append(kwargs["map_location"]) or load(*args, **kwargs))
+    tensors = files.open_tensors(path)
+    assert devices == (["meta"] if suffix == ".pth" else []), "no value has been read"
+    first, second = tensors["a"], tensors["a"]
+    np.testing.assert_array_equal(first, second)
+    assert not np.shares_memory(first, second)
+    files.write(path, {"a": np.zeros(4, np.float32), "b": np.zeros(3, np.float32)})
+    np.testing.assert_array_equal(tensors["b"], [1, 1, 1], err_msg="another file in its place changes nothing")
+
+
+LAYOUTS = {
+    "a": torch.arange(24.0).reshape(2, 3, 4),
+    "turned": torch.arange(24.0).reshape(2, 3, 4).permute(2, 0, 1),
+    "spread": torch.ones(3).expand(2, 3),
+    "part": torch.arange(24.0)[5:17:3],
+    "empty part": torch.arange(24.0)[5:5],
+    "nothing": torch.zeros(0, 3, 2),
+    "number": torch.tensor(7),
+    "parameter": torch.nn.Parameter(torch.arange(3.0)),
+    "bfloat16": torch.tensor([[1.5, -3.0], [0.25, 2.0]], dtype=torch.bfloat16).T,
+    "bool": torch.tensor([True, False]),
+}
+
+
+def compressed(path):
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(path.with_name("compressed.pth"), "w", zipfile.ZIP_DEFLATED) as other:
+        for member in archive.infolist():
+            other.writestr(member.filename, archive.read(member))
+    return path.with_name("compressed.pth")
+
+
+@pytest.mark.parametrize("pack", [lambda path: path, compressed])
+def test_tensors_are_read_as_they_lie_in_an_archive(tmp_path, pack):
+    shared = torch.arange(100.0)
+    tensors = {**LAYOUTS, "first half": shared[:50], "second half": shared[50:]}
+    torch.save(tensors, tmp_path / "a.pth")
+    expected = {name: files.to_numpy(tensor, name) for name, tensor in tensors.items()}
+    assert_same(files.read(pack(tmp_path / "a.pth")), expected)
+
+
+def test_what_is_no_plain_tensor_is_read_as_pytorch_does(tmp_path):
+    torch.save({"a": torch.ones(2), "b": torch.view_as_complex(torch.ones(2, 2)).conj().imag}, tmp_path / "a.pth")
+    with pytest.raises(WeightsError, match=r"b' is a strided torch\.float32 tensor, which numpy cannot hold"):
+        files.read(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("kind", ["zip", "pickle"])
+@settings(max_examples=60)
+@given(data=st.data())
+def test_a_file_with_bytes_changed_is_read_or_is_a_weights_error(tmp_path_factory, kind, data):
+    contents = bytearray(serialised(LAYOUTS, kind))
+    for _ in range(data.draw(st.integers(1, 3))):
+        contents[data.draw(st.integers(0, len(contents) - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.getbasetemp() / "changed.pth"
+    path.write_bytes(contents)
+    with contextlib.suppress(WeightsError):
+        files.read(path)
+
+
+def test_a_tensor_that_reaches_out_of_its_place_in_the_file_is_refused(tmp_path):
+    path = tmp_path / "a.pth"
+    torch.save({"a": torch.arange(3.0), "secret": torch.ones(50)}, path)
+    contents = path.read_bytes()
+    assert contents.count(b"K\x03\x85") == 1, "the shape, pickled"
+    path.write_bytes(contents.replace(b"K\x03\x85", b"K\x30\x85"))
+    with pytest.raises(WeightsError, match=r"a\.pth: not a readable PyTorch file"):
         files.read(path)
 
 
