@@ -1,11 +1,14 @@
-"""Time and memory of importing PyTorch weights: `python -m benchmarks.weight_import`. Prints JSON.
+"""Time and memory of importing PyTorch weights: `python -m benchmarks.weight_import`.
 
-For each backbone and file format, in a process of its own that has imported jax and torch already:
+For each model and file format, in a process of its own that has imported jax and torch already and compiled a first program (which brings
+the compiler's 40 MB into memory, as any use of a model does):
 
-* `load`: `build_model` and `load_torch`, an ImageNet file into a segmentation network with the fcn32s head;
-* `convert`: what `fcn-jax convert` does, which draws no initial values, and also writes a checkpoint.
+* `load`: a backbone's ImageNet file into a network with the fcn32s head, by `build_model` and `load_torch`; a whole model's file by
+  `fcn_jax.load`, which draws no initial values;
+* `convert`: what `fcn-jax convert` does, which draws none either, and also writes a checkpoint.
 
-`peak_mb` is what the peak of the process's memory grew by, compiled code included; Linux only.
+`peak_mb` is what the peak of the process's memory grew by, compiled code included; Linux only. The median of some runs of each is printed
+and written to benchmarks/results/weight_import_cpu.json.
 """
 
 from __future__ import annotations
@@ -13,6 +16,8 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -22,34 +27,41 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.record import RESULTS, environment, keep, refuse_other_backend
+
+MODELS = ("resnet18", "resnet152", "fcn32s_resnet18", "fcn_resnet101")
+ROUNDS = 5
+
 
 def peak_mb() -> float:
     """Largest resident memory of this process so far. `ru_maxrss` would count what the parent had before the program was started."""
     return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
 
 
-def write_weights(backbone: str, path: Path) -> None:
-    """Write a file of a backbone's names and shapes, with a classifier like ImageNet's, random values."""
+def write_weights(model: str, path: Path) -> None:
+    """Write a file of a model's names and shapes, random values; of a backbone with a classifier like ImageNet's."""
     from flax import nnx
 
     from fcn_jax.convert import engine, files
-    from fcn_jax.models.segmenter import build_backbone, by_name
+    from fcn_jax.models.segmenter import build, build_backbone, by_name
 
-    spec = by_name(backbone)
-    module = nnx.eval_shape(lambda: build_backbone(spec, rngs=nnx.Rngs(0))[0])
+    spec = by_name(model)
+    scope, prefix = ("backbone", "backbone.") if spec.head is None else ("model", "")
+    module = nnx.eval_shape(lambda: build(spec, rngs=nnx.Rngs(0)) if spec.head else build_backbone(spec, rngs=nnx.Rngs(0))[0])
     rng = np.random.default_rng(0)
-    table = engine.tables(spec)["backbone", "torchvision"]
+    table = engine.tables(spec)[scope, "torchvision"]
     tensors = {}
     for leaf_path, leaf in engine.leaves(module).items():
-        name, rule = table.to_torch(f"backbone.{leaf_path}")
+        name, rule = table.to_torch(f"{prefix}{leaf_path}")
         value = rng.random(leaf.shape, np.float32) if leaf.dtype == np.float32 else np.zeros(leaf.shape, leaf.dtype)
         tensors[name] = np.array(rule.op.to_torch(value), order="C")
-    channels = tensors[max(name for name in tensors if name.startswith("layer4") and name.endswith("bn2.weight"))].size
-    tensors["fc.weight"] = rng.random((1000, channels), np.float32)
+    if spec.head is None:
+        channels = tensors[max(name for name in tensors if name.startswith("layer4") and name.endswith("bn2.weight"))].size
+        tensors["fc.weight"] = rng.random((1000, channels), np.float32)
     files.write(path, tensors)
 
 
-def measure(action: str, backbone: str, path: Path) -> dict[str, float]:
+def measure(action: str, model: str, path: Path) -> dict[str, float]:
     """Run one import in this process."""
     import jax
     import torch
@@ -57,49 +69,73 @@ def measure(action: str, backbone: str, path: Path) -> dict[str, float]:
 
     import fcn_jax
     from fcn_jax.convert.command import convert_file
+    from fcn_jax.models.segmenter import by_name
 
     torch.empty(1)
-    jax.device_put(np.zeros(1)).block_until_ready()
+    jax.jit(lambda x: x + 1)(np.zeros(1)).block_until_ready()
+    output = Path(f"{path}.converted")
 
     def load() -> None:
-        fcn_jax.load_torch(fcn_jax.build_model(backbone, "fcn32s", rngs=nnx.Rngs(0)), path)
+        if by_name(model).head is None:
+            fcn_jax.load_torch(fcn_jax.build_model(model, "fcn32s", rngs=nnx.Rngs(0)), path)
+        else:
+            fcn_jax.load(model, path)
 
     def convert() -> None:
-        convert_file(path, backbone, Path(f"{path}.converted"))
+        convert_file(path, model, output)
 
     actions: dict[str, Callable[[], None]] = {"load": load, "convert": convert}
     before = peak_mb()
     wall, cpu = time.perf_counter(), time.process_time()
     actions[action]()
-    return {
-        "seconds": round(time.perf_counter() - wall, 2),
-        "cpu_seconds": round(time.process_time() - cpu, 2),
-        "peak_mb": round(peak_mb() - before, 1),
-        "file_mb": round(path.stat().st_size / 2**20, 1),
+    found = {
+        "seconds": time.perf_counter() - wall,
+        "cpu_seconds": time.process_time() - cpu,
+        "peak_mb": peak_mb() - before,
+        "file_mb": path.stat().st_size / 2**20,
     }
+    shutil.rmtree(output, ignore_errors=True)
+    return found
+
+
+def in_processes(action: str, model: str, path: Path) -> dict[str, float]:
+    """The median of what `measure` finds in several processes."""
+    command = [sys.executable, "-m", "benchmarks.weight_import", model, "--measure", action, str(path)]
+    runs = [
+        json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+        for _ in range(ROUNDS)
+    ]
+    return {name: round(statistics.median(run[name] for run in runs), 2) for name in runs[0]}
 
 
 def main() -> None:
-    """Print one JSON object with a row per backbone, format and action."""
+    """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("backbones", nargs="*", default=["resnet18", "resnet152"])
+    parser.add_argument("models", nargs="*", default=MODELS, help="registered backbones or whole models")
+    parser.add_argument("--out", type=Path, default=RESULTS / "weight_import_cpu.json", help="JSON file; rows already there stay")
     parser.add_argument("--measure", nargs=2, metavar=("ACTION", "FILE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
         action, file = args.measure
-        print(json.dumps(measure(action, args.backbones[0], Path(file))))
+        print(json.dumps(measure(action, args.models[0], Path(file))))
         return
-    rows = []
+    refuse_other_backend("cpu")
     with tempfile.TemporaryDirectory() as folder:
-        for backbone in args.backbones:
+        for model in args.models:
             for suffix in (".pth", ".safetensors"):
-                file = Path(folder) / f"{backbone}{suffix}"
-                write_weights(backbone, file)
+                file = Path(folder) / f"{model}{suffix}"
+                write_weights(model, file)
                 for action in ("load", "convert"):
-                    command = [sys.executable, "-m", "benchmarks.weight_import", backbone, "--measure", action, str(file)]
-                    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-                    rows.append({"backbone": backbone, "format": suffix, "action": action, **json.loads(done.stdout)})
-    print(json.dumps({"rows": rows}, indent=2))
+                    row = in_processes(action, model, file)
+                    keep(
+                        args.out, {"model": model, "format": suffix, "action": action}, {**row, "environment": environment("cpu")}
+                    )
+                    print(
+                        f"{model:<16} {suffix:<13} {action:<8} {row['seconds']:5.2f} s, {row['peak_mb']:4.0f} MB at most, "
+                        f"{row['peak_mb'] / row['file_mb']:.2f} times the file",
+                        flush=True,
+                    )
+                file.unlink()
 
 
 if __name__ == "__main__":
