@@ -7,8 +7,8 @@
 The same weights and inputs for every contender, whose answers must agree before anything is timed; they run in turn, each in a process
 of its own. PyTorch runs in channels_last; torch.compile folds the weights in inference (inductor's freezing) and tunes every kernel on
 GPUs (max-autotune). "Product head" is PyTorch with the transposed convolution in the form that this library gives it, so that the ratio
-says more than that. Memory is what a process held at most beyond the libraries themselves. Results go to benchmarks/results as JSON and
-as a plot.
+says more than that. Memory is what a process held at most beyond the libraries themselves, on GPUs the GPU's, tuning included. Results go
+to benchmarks/results as JSON, task by task, and as a plot.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import tempfile
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ import torch
 from benchmarks import plot, tasks, timing
 from benchmarks.record import RESULTS, environment, prepare_backend
 from benchmarks.setting import Setting
-from benchmarks.worker import Worker, start
+from benchmarks.worker import workers
 from fcn_jax.atomic import write_json
 
 FILES = 64
@@ -36,29 +35,14 @@ PHOTOGRAPHS = 16
 
 
 def measure(
-    task: str, setting: Setting, rounds: int, peak: dict[str, float], workers: dict[str, Worker], patience: float | None = None
+    task: str, setting: Setting, rounds: int, peak: dict[str, float], contenders: Sequence[tasks.Contender]
 ) -> dict[str, Any]:
-    """Time one task with all its contenders, and print a table.
-
-    Those that are not prepared after `patience` seconds are left out, which is said.
-    """
-    deadline = None if patience is None else time.monotonic() + patience
-    try:
-        late = [
-            name for name, worker in workers.items() if not worker.is_ready(deadline and max(0.0, deadline - time.monotonic()))
-        ]
-        for name in late:
-            workers.pop(name).abandon()
-            print(f"{task}: {name} is left out, which was not prepared after {patience:.0f} s", flush=True)
-        if len(workers) < 2:
-            raise SystemExit(f"{task}: fewer than two contenders are left to compare")
-        tasks.check_agreement(task, {name: worker.first[0] for name, worker in workers.items()}, setting.dtype)
-        timings = timing.interleaved(workers, rounds, in_a_row=tasks.in_a_row(task, setting))
-        memory = {name: worker.close() for name, worker in workers.items()}
-    except BaseException:
-        for worker in workers.values():
-            worker.abandon()
-        raise
+    """Time one task with its contenders, the library among them, and print a table."""
+    with workers(task, setting, contenders) as found:
+        tasks.check_agreement(task, {name: worker.answer for name, worker in found.items()}, setting.dtype)
+        timings = timing.interleaved(found, rounds, in_a_row=tasks.in_a_row(task, setting))
+        first_seconds = {name: worker.first_seconds for name, worker in found.items()}
+        memory = {name: worker.close() for name, worker in found.items()}
     work, images = tasks.flops(task, setting), tasks.images(task, setting)
     ours = timings[tasks.LIBRARY.name].median
     height, width = setting.size
@@ -77,7 +61,7 @@ def measure(
             "flops_per_second": work and work / found.median,
             "share_of_peak": work and work / found.median / peak["flops"],
             "speed_of_fcn_jax": found.median / ours,
-            "first_call_seconds": workers[name].first[1],
+            "first_call_seconds": first_seconds[name],
             "peak_bytes": memory[name],
         }
         rows[name] = row
@@ -93,8 +77,7 @@ def measure(
             f"{memory[name] / 2**30:.2f} GiB",
         )
         print(f"{name:<28}" + "".join(f"{cell:>{17 if i == 1 else 11}}" for i, cell in enumerate(cells)), flush=True)
-    found = {"task": task, "flops": work, "images": images, "setting": dataclasses.asdict(setting), "contenders": rows}
-    return found | ({"left_out": late} if late else {})
+    return {"task": task, "flops": work, "images": images, "setting": dataclasses.asdict(setting), "contenders": rows}
 
 
 def _with_files(setting: Setting, task: str, data: Path | None, folder: Path) -> Setting:
@@ -109,18 +92,6 @@ def _with_files(setting: Setting, task: str, data: Path | None, folder: Path) ->
     if data is None and not root.exists():
         scenes.write(root, PHOTOGRAPHS if task == "photographs" else FILES, setting.pictures)
     return dataclasses.replace(setting, data=str(root))
-
-
-def _begin_together(
-    settings: Mapping[str, Setting], contenders: Mapping[str, Sequence[tasks.Contender]]
-) -> dict[str, dict[str, Worker]]:
-    """Processes of all tasks: the library's first, which is soon prepared, and then all others at once."""
-    begun: dict[str, dict[str, Worker]] = {task: {} for task in settings}
-    for is_library in (True, False):
-        for task, of in settings.items():
-            chosen = [one for one in contenders[task] if (one is tasks.LIBRARY) == is_library]
-            begun[task] |= start(task, of, chosen, together=not is_library)
-    return begun
 
 
 def main() -> None:
@@ -143,18 +114,8 @@ def main() -> None:
         help="torch.compile's, on GPUs",
     )
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--contender", action="append", metavar="NAME", help="only these, as the tables name them (default: all)")
     parser.add_argument(
-        "--together",
-        action="store_true",
-        help="prepare all contenders of all tasks at once, since torch.compile tunes kernels for minutes on GPUs; "
-        "the first calls' seconds then say little",
-    )
-    parser.add_argument(
-        "--patience",
-        type=float,
-        metavar="SECONDS",
-        help="leave out contenders that are not prepared after so long (default: none)",
+        "--contender", choices=tasks.NAMES, action="append", help="beside the library; default: all that can run a task"
     )
     parser.add_argument(
         "--data", type=Path, help="folder of images and masks for the tasks that read files (default: drawn ones)"
@@ -197,14 +158,13 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as folder:
         settings = {task: _with_files(setting, task, args.data, Path(folder)) for task in chosen}
-        contenders = {
-            task: [one for one in tasks.contenders(task, of) if not args.contender or one.name in args.contender]
-            for task, of in settings.items()
-        }
-        begun = _begin_together(settings, contenders) if args.together else {}
         for task, of in settings.items():
-            workers = begun.get(task) or start(task, of, contenders[task])
-            result["tasks"].append(measure(task, of, args.rounds, peak, workers, args.patience))
+            chosen_ones = [
+                one
+                for one in tasks.contenders(task, of)
+                if one is tasks.LIBRARY or not args.contender or one.name in args.contender
+            ]
+            result["tasks"].append(measure(task, of, args.rounds, peak, chosen_ones))
             write_json(out, result)
     plot.draw(result, out.with_suffix(".png"))
     print(f"\n{out}, {out.with_suffix('.png')}")

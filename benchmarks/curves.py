@@ -19,7 +19,7 @@ from typing import Any
 from benchmarks import tasks, timing
 from benchmarks.record import RESULTS, environment, keep, prepare_backend
 from benchmarks.setting import Setting
-from benchmarks.worker import start
+from benchmarks.worker import workers
 
 OUT = RESULTS / "curves_cpu.json"
 CONTENDERS = (tasks.LIBRARY, tasks.EAGER)
@@ -73,17 +73,12 @@ CURVES = {
 
 def measure(task: str, setting: Setting, rounds: int) -> dict[str, Any]:
     """Seconds and bytes of every contender at one point."""
-    workers = start(task, setting, CONTENDERS)
-    try:
-        tasks.check_agreement(task, {name: worker.first[0] for name, worker in workers.items()}, setting.dtype)
-        timings = timing.interleaved(workers, rounds, warm_up=1)
-        memory = {name: worker.close() for name, worker in workers.items()}
-    except BaseException:
-        for worker in workers.values():
-            worker.abandon()
-        raise
+    with workers(task, setting, CONTENDERS) as found:
+        tasks.check_agreement(task, {name: worker.answer for name, worker in found.items()}, setting.dtype)
+        timings = timing.interleaved(found, rounds, warm_up=1)
+        memory = {name: worker.close() for name, worker in found.items()}
     return {
-        name: {"seconds": found.median, "rounds": found.seconds, "peak_bytes": memory[name]} for name, found in timings.items()
+        name: {"seconds": taken.median, "rounds": taken.seconds, "peak_bytes": memory[name]} for name, taken in timings.items()
     }
 
 

@@ -103,7 +103,7 @@ def _trunk(setting: Setting, *, plain: bool = False) -> Start:
 
 def _training(setting: Setting, model: nnx.Module, options: Mapping[str, str]) -> Start:
     state, step = train_step.make(model, lambda params: optim.make(RECIPE, 1000, params), _preprocess(setting))  # type: ignore[arg-type]
-    batch = jax.device_put({"image": setting.images(), "mask": setting.labels()})  # the loader does so beside the step before
+    batch = jax.device_put({"image": setting.images(), "mask": setting.labels()})  # the loop does so beside the step before
     compiled: Any = None
 
     def call() -> jax.Array:

@@ -21,7 +21,6 @@ from benchmarks import tasks, timing
 from benchmarks.__main__ import measure
 from benchmarks.record import RESULTS, environment, keep, prepare_backend, rows
 from benchmarks.setting import Setting
-from benchmarks.worker import start
 
 MODELS = (
     "fcn_resnet50",
@@ -73,7 +72,7 @@ def main() -> None:
     for model in args.models or MODELS:
         setting = Setting(model, args.batch, tuple(args.size), args.dtype, head=args.head, device=args.device)
         for task in tasks.INFERENCE:
-            row = measure(task, setting, args.rounds, peak, start(task, setting, CONTENDERS))
+            row = measure(task, setting, args.rounds, peak, CONTENDERS)
             key = {"task": task, "setting": dataclasses.asdict(setting)}
             keep(out, key, row | {"peaks": peak, "environment": environment(args.device)})
     print(f"\n{table(rows(out))}\n\n{out}")

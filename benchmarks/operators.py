@@ -18,21 +18,9 @@ import numpy as np
 from jax import lax
 
 from fcn_jax import nn
+from fcn_jax.nn.conv_xla import Settings, xla_conv
 
 Function = Callable[..., Any]
-
-
-def xla_conv(x: jax.Array, kernel: jax.Array, stride: int, padding: int, dilation: int, groups: int) -> jax.Array:
-    """The convolution with XLA's own gradients."""
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride, stride),
-        [(padding, padding)] * 2,
-        rhs_dilation=(dilation, dilation),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=groups,
-    )
 
 
 def xla_conv_transpose(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
@@ -66,7 +54,7 @@ def cases(batch: int) -> dict[str, tuple[Function, Function, tuple[tuple[int, ..
 
     def pair(stride: int, padding: int, dilation: int = 1, groups: int = 1) -> tuple[Function, Function]:
         settings = (stride, padding, dilation, groups)
-        return lambda x, k: nn.conv(x, k, *settings), lambda x, k: xla_conv(x, k, *settings)
+        return lambda x, k: nn.conv(x, k, *settings), lambda x, k: xla_conv(Settings(*settings), x, k)
 
     found: dict[str, tuple[Function, Function, tuple[tuple[int, ...], ...]]] = {
         "conv 7x7/2, 3 -> 64": (*pair(2, 3), ((batch, 320, 480, 3), (7, 7, 3, 64))),

@@ -26,7 +26,7 @@ def environment(device: str) -> dict[str, Any]:
         (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), platform.processor()
     )
     return {
-        "device": torch.cuda.get_device_name() if device == "cuda" else f"{cpu}, {os.cpu_count()} cores",
+        "device": {"cuda": jax.devices()[0].device_kind, "cpu": f"{cpu}, {os.cpu_count()} cores"}.get(device, device),
         "jax_device": jax.devices()[0].device_kind,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),

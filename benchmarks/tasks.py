@@ -14,7 +14,7 @@ from benchmarks.setting import Setting
 TASKS = {
     "logits": "images to logits",
     "mask": "u8 images to u8 masks",
-    "training": "a training step",
+    "training": "a training step on images that lie on the device",
     "head": "the head alone, loss and gradients",
     "trunk": "the trunk alone, forward and gradients",
     "pipeline": "reading, decoding, resizing, cropping and flipping an epoch of files",
@@ -90,6 +90,10 @@ EAGER = Contender("torch eager", "torch")
 COMPILED = Contender("torch.compile", "torch", compiled=True)
 PRODUCT = Contender("torch.compile, product head", "torch", compiled=True, product=True)
 PLAIN_FLAX = Contender("plain flax", "flax")
+LOADER = Contender("torchvision v2, DataLoader", "torch")
+
+NAMES = tuple(one.name for one in (EAGER, COMPILED, PRODUCT, PLAIN_FLAX, LOADER))
+"""Those beside the library."""
 
 
 def possible(setting: Setting) -> tuple[str, ...]:
@@ -105,7 +109,7 @@ def default(setting: Setting) -> tuple[str, ...]:
 def contenders(task: str, setting: Setting) -> list[Contender]:
     """All that can run a task, the library first. Plain Flax has no bottleneck blocks here."""
     if task in INPUT:
-        return [LIBRARY, Contender("torchvision v2, DataLoader", "torch")]
+        return [LIBRARY, LOADER]
     found = [LIBRARY, EAGER, COMPILED]
     if task == "epoch" or not setting.is_chapters:
         return found

@@ -154,7 +154,7 @@ class Trainer:
             loss = self._loss(images, labels)
         loss.backward()
         self._optimizer.step()
-        return loss.detach()
+        return loss.detach().clone()  # a CUDA graph writes the next one over it
 
 
 def _training(setting: Setting, compiled: bool, product: bool) -> Start:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import multiprocessing
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -14,44 +13,46 @@ from typing import Any
 import numpy as np
 
 from benchmarks.setting import Setting
-from benchmarks.tasks import Contender, in_a_row
+from benchmarks.tasks import INPUT, Contender, in_a_row
 from fcn_jax.memory import keep_freed_memory
 
 
-def start(task: str, setting: Setting, contenders: Iterable[Contender], *, together: bool = False) -> dict[str, Worker]:
-    """A process for each contender, by name: one after the other, each when the last is prepared, or all at once."""
-    workers: dict[str, Worker] = {}
-    for contender in contenders:
-        workers[contender.name] = Worker(contender, task, setting)
-        if not together:
-            workers[contender.name].is_ready(None)
-    return workers
+@contextlib.contextmanager
+def workers(task: str, setting: Setting, contenders: Iterable[Contender]) -> Iterator[dict[str, Worker]]:
+    """A process for each contender, by name, prepared one after the other; none is left behind, whatever happens."""
+    started: dict[str, Worker] = {}
+    try:
+        for contender in contenders:
+            started[contender.name] = Worker(contender, task, setting)
+            started[contender.name].prepare()
+        yield started
+    finally:
+        for worker in started.values():
+            worker.kill()
 
 
 class Worker:
-    """Runs one contender's task when told to."""
+    """Runs one contender's task when told to.
+
+    Attributes:
+        answer: what the first run came to.
+        first_seconds: how long it took, compilation included.
+    """
+
+    answer: np.ndarray
+    first_seconds: float
 
     def __init__(self, contender: Contender, task: str, setting: Setting) -> None:
-        """Start the process, which prepares the task and runs it once."""
+        """Start the process."""
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, contender, task, setting), daemon=False)
         self._process.start()
         theirs.close()
-        self._pipe.send("first")
 
-    def is_ready(self, patience: float | None) -> bool:
-        """Whether the first run is done, after waiting for it so many seconds at most, or as long as it takes."""
-        return self._pipe.poll(patience)
-
-    @functools.cached_property
-    def first(self) -> tuple[np.ndarray, float]:
-        """What the first run came to, and its seconds, compilation included.
-
-        Raises:
-            RuntimeError: with the process's own words, if it failed.
-        """
-        return self._received()  # type: ignore[no-any-return]
+    def prepare(self) -> None:
+        """Prepare the task and run it once. Raises `RuntimeError` with the process's own words if that fails."""
+        self.answer, self.first_seconds = self._ask("first")
 
     def __call__(self) -> None:
         """Run the task `tasks.in_a_row` times and wait."""
@@ -66,16 +67,13 @@ class Worker:
         self._process.join()
         return int(peak)
 
-    def abandon(self) -> None:
-        """End the process, whatever it does."""
+    def kill(self) -> None:
+        """End the process, whatever it does, if it has not ended."""
         self._process.kill()
         self._process.join()
 
     def _ask(self, what: str) -> Any:
         self._pipe.send(what)
-        return self._received()
-
-    def _received(self) -> Any:
         try:
             ok, found = self._pipe.recv()
         except EOFError as error:
@@ -104,7 +102,7 @@ def _serve(pipe: Connection, contender: Contender, task: str, setting: Setting) 
                 work(times)
                 pipe.send((True, None))
             else:
-                pipe.send((True, _peak_on_gpu(contender) if setting.device == "cuda" else _peak() - before))
+                pipe.send((True, _peak_on_gpu(contender) if setting.device == "cuda" and task not in INPUT else _peak() - before))
                 return
     except Exception as error:
         pipe.send((False, f"{contender.name}, {task}: {type(error).__name__}: {error}"))

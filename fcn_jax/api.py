@@ -189,7 +189,7 @@ class Head:
         build: (options, selected specs, *, num_classes, dtype, param_dtype, rngs) -> module with
             `module(features, *, out_hw) -> f[N, out_hw[0], out_hw[1], num_classes]`, where out_hw is the size of the backbone's input. A
             module whose last step is a dense `fcn_jax.nn.ConvTranspose` may also have a method `logits_in_blocks(features, *, out_hw)`,
-            which gives the same logits as `fcn_jax.nn.blocks.Blocks`, the cheaper layout on TPUs, or None where it cannot.
+            which gives the same logits as `fcn_jax.nn.blocks.Blocks`, the cheaper layout on GPUs and TPUs, or None where it cannot.
         torch: bridge to the PyTorch original, or None.
         maskable: as a backbone's.
         api_version: the contract it was written against.

@@ -1,9 +1,14 @@
 """Benchmarks that time parts of the library: that it is the work which the library does."""
 
-import importlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from fcn_jax.api import Example, Record
 
@@ -40,3 +45,62 @@ def test_the_hosts_work_is_timed_as_the_pipeline_does_it(monkeypatch):
         stages = benchmark.measure(source, (4, 4), (0.5, 0.5), rounds=2)
         assert tuple(stages) == benchmark.STAGES
         assert source.asked == [asked] * 2
+
+
+needs_torch = pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, ("torch", "torchvision"))), reason="torch or torchvision is not installed"
+)
+
+
+def run(*arguments):
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks",
+        "--task",
+        "logits",
+        "--batch",
+        "1",
+        "--size",
+        "64",
+        "64",
+        "--rounds",
+        "2",
+        *arguments,
+    ]
+    return subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.slow
+@needs_torch
+def test_contenders_run_in_processes_of_their_own_and_leave_figures(tmp_path):
+    out = tmp_path / "speed.json"
+    done = run("--contender", "torch eager", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    (task,) = json.loads(out.read_text())["tasks"]
+    assert set(task["contenders"]) == {"fcn_jax", "torch eager"}
+    for row in task["contenders"].values():
+        assert len(row["rounds"]) == 2
+        assert row["seconds"] > 0
+        assert row["peak_bytes"] > 0
+    assert out.with_suffix(".png").exists()
+
+
+@pytest.mark.slow
+@needs_torch
+def test_a_benchmark_of_two_different_computations_ends_and_says_so(tmp_path):
+    program = """
+import numpy as np
+from benchmarks import __main__, tasks
+from benchmarks.setting import Setting
+def check(task, answers, dtype): raise SystemExit("they disagree")
+tasks.check_agreement = check
+if __name__ == "__main__":
+    __main__.measure("logits", Setting(batch=1, size=(64, 64)), 2, {"flops": 1.0, "bytes": 1.0}, [tasks.LIBRARY])
+"""
+    path = tmp_path / "program.py"
+    path.write_text(program)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run([sys.executable, str(path)], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith("they disagree")

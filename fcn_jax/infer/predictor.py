@@ -103,7 +103,7 @@ def _argmax(
     network, x = nnx.merge(graphdef, state), normalize(images, preprocess)
     logits = network.in_blocks(x, hw) if blocks else network(x, hw)
     if isinstance(logits, Blocks):
-        return logits.gather(jnp.argmax(logits.values, Blocks.CLASSES).astype(jnp.uint8))
+        return logits.gather(jnp.argmax(logits.values, Blocks.CLASS_AXIS).astype(jnp.uint8))
     return jnp.argmax(logits, -1).astype(jnp.uint8)
 
 

@@ -71,7 +71,7 @@ class FCN32s(nnx.Module):
         return logits[:, self.top : self.top + out_hw[0], self.top : self.top + out_hw[1]]
 
     def logits_in_blocks(self, features: Mapping[str, jax.Array], *, out_hw: tuple[int, int]) -> Blocks | None:
-        """The same logits in the layout of TPUs; None where the kernel is no dense one."""
+        """The same logits in the layout of GPUs and TPUs; None where the kernel is no dense one."""
         logits = self.transpose_conv.blocks(self.final_conv(features[self.feature]))
         return logits and logits.crop(*out_hw, top=self.top, left=self.top)
 

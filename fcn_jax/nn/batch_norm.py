@@ -47,24 +47,30 @@ def batch_norm_train(
 
 
 def _train_fwd(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> Any:
-    axes = tuple(range(x.ndim - 1))
     wide = x.astype(jnp.float32)
-    mean = wide.mean(axes)
-    var = _variance(wide, mean, axes, exact=x.dtype.itemsize >= 4)
+    mean, var = _moments(wide) if x.dtype.itemsize < 4 else _exact_moments(wide)
     inverse = lax.rsqrt(var + eps)
     y = ((wide - mean) * (inverse * scale) + bias).astype(x.dtype)
     return (y, mean, var), (x, scale, mean, inverse)
 
 
-def _variance(wide: jax.Array, mean: jax.Array, axes: tuple[int, ...], *, exact: bool) -> jax.Array:
-    """Biased variance.
+def _exact_moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean and biased variance f32[C] of f32[..., C], in two passes."""
+    axes = tuple(range(x.ndim - 1))
+    mean = x.mean(axes)
+    return mean, jnp.square(x - mean).mean(axes)
 
-    In two passes if `exact`: a difference of squares would cancel where the mean is large against the deviation. What that loses is a
-    2^-24th of the mean's square, less than rounding to bfloat16 or float16 has lost, so for values of those one pass will do.
+
+def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The same in one pass: as exact as 16-bit values ask for.
+
+    A difference of squares cancels where the mean is large against the deviation, so it is taken of differences from one of the values.
     """
-    if exact:
-        return jnp.square(wide - mean).mean(axes)
-    return jnp.maximum(jnp.square(wide).mean(axes) - jnp.square(mean), 0)
+    axes = tuple(range(x.ndim - 1))
+    one = x[(0,) * len(axes)]
+    shifted = x - one
+    mean = shifted.mean(axes)
+    return one + mean, jnp.maximum(jnp.square(shifted).mean(axes) - jnp.square(mean), 0)
 
 
 def _train_bwd(eps: float, residuals: Any, grads: Any) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -18,14 +18,14 @@ class Blocks:
     """Images of which block (r, c) holds the pixels from (s r, s c) on, less a border.
 
     Attributes:
-        values: f[N, R, C, K, s, s]; the classes lie along `CLASSES`, before the pixels, so that neighbours in memory are pixels.
+        values: f[N, R, C, K, s, s]; the classes lie along `CLASS_AXIS`, before the pixels, so that neighbours in memory are pixels.
         top: rows of the first blocks that are no part of the images.
         left: columns likewise.
         height: of the images, at most s R - top.
         width: of the images, at most s C - left.
     """
 
-    CLASSES: ClassVar[int] = 3
+    CLASS_AXIS: ClassVar[int] = 3
 
     values: jax.Array
     top: int = dataclasses.field(metadata={"static": True})
@@ -41,7 +41,7 @@ class Blocks:
     @property
     def images(self) -> jax.Array:
         """The images themselves, f[N, height, width, K]: the copy that blocks are there to avoid."""
-        return self.gather(jnp.moveaxis(self.values, self.CLASSES, -1))
+        return self.gather(jnp.moveaxis(self.values, self.CLASS_AXIS, -1))
 
     def scatter(self, images: jax.Array, outside: int) -> jax.Array:
         """Images [N, height, width] -> their blocks [N, R, C, s, s], with `outside` around them."""

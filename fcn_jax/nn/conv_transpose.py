@@ -177,4 +177,4 @@ class ConvTranspose(nnx.Module):
         if self.groups != 1:
             return None
         y = conv_transpose_blocks(x.astype(self.dtype), self.kernel[...], self.stride, self.padding)
-        return y if self.bias is None else dataclasses.replace(y, values=add_bias(y.values, self.bias[...], Blocks.CLASSES))
+        return y if self.bias is None else dataclasses.replace(y, values=add_bias(y.values, self.bias[...], Blocks.CLASS_AXIS))

@@ -61,7 +61,7 @@ def tpu_grads(settings: Settings, x: jax.Array, kernel: jax.Array, grad: jax.Arr
 
 def gpu_conv(settings: Settings, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """`xla_conv`, but for the first convolution of a network."""
-    return (space_to_depth if _has_few_channels(settings, kernel) else xla_conv)(settings, x, kernel)
+    return (space_to_depth if _is_stem(settings, kernel) else xla_conv)(settings, x, kernel)
 
 
 def gpu_grads(settings: Settings, x: jax.Array, kernel: jax.Array, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -70,13 +70,13 @@ def gpu_grads(settings: Settings, x: jax.Array, kernel: jax.Array, grad: jax.Arr
     return grad_x, grad_kernel.astype(jnp.float32)
 
 
-_TENSOR_CORE_CHANNELS = 4
-"""What few channels are filled up to: a square of them is as many as tensor cores multiply at a time."""
+_STEM_CHANNELS = 4
+"""What a stem's channels are filled up to: of 2x2 pixels they are 16, as many as tensor cores multiply at a time in bfloat16."""
 
 
-def _has_few_channels(settings: Settings, kernel: jax.Array) -> bool:
+def _is_stem(settings: Settings, kernel: jax.Array) -> bool:
     """Whether it is such as begins a network, strided and of a few channels, which leave most of a tensor core without work."""
-    few = kernel.shape[2] <= _TENSOR_CORE_CHANNELS and min(kernel.shape[:2]) > settings.stride
+    few = kernel.shape[2] <= _STEM_CHANNELS and min(kernel.shape[:2]) > settings.stride
     return few and settings.stride > 1 and settings.dilation == 1 and settings.groups == 1
 
 
@@ -87,12 +87,14 @@ def space_to_depth(settings: Settings, x: jax.Array, kernel: jax.Array) -> jax.A
     gradient 0.23 and 0.48 ms.
     """
     stride, padding, (*taps, channels, out) = settings.stride, settings.padding, kernel.shape
-    more = _TENSOR_CORE_CHANNELS - channels
+    more, deep = _STEM_CHANNELS - channels, stride * stride * _STEM_CHANNELS
     down, across = (-(-k // stride) for k in taps)
-    rows, cols = ((size + 2 * padding - k) // stride + -(-k // stride) for size, k in zip(x.shape[1:3], taps, strict=True))
+    rows, cols = (
+        (size + 2 * padding - k) // stride + blocks for size, k, blocks in zip(x.shape[1:3], taps, (down, across), strict=True)
+    )
     edges = [(padding, stride * blocks - size - padding, 0) for size, blocks in zip(x.shape[1:3], (rows, cols), strict=True)]
     x = lax.pad(x, np.zeros((), x.dtype), ((0, 0, 0), *edges, (0, more, 0)))
-    x = x.reshape(-1, rows, stride, cols, stride, channels + more).swapaxes(2, 3).reshape(x.shape[0], rows, cols, -1)
+    x = x.reshape(x.shape[0], rows, stride, cols, stride, _STEM_CHANNELS).swapaxes(2, 3).reshape(x.shape[0], rows, cols, deep)
     kernel = jnp.pad(kernel, ((0, down * stride - taps[0]), (0, across * stride - taps[1]), (0, more), (0, 0)))
-    kernel = kernel.reshape(down, stride, across, stride, channels + more, out).swapaxes(1, 2).reshape(down, across, -1, out)
+    kernel = kernel.reshape(down, stride, across, stride, _STEM_CHANNELS, out).swapaxes(1, 2).reshape(down, across, deep, out)
     return xla_conv(Settings(1, 0, 1, 1), x, kernel)

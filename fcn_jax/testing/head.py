@@ -122,7 +122,7 @@ def _check_head_on(label: str, head: Head, chosen: Any, specs: Sequence[FeatureS
 
 
 def _check_blocks(subject: Subject, features: Mapping[str, Any], hw: tuple[int, int]) -> None:
-    """Check that logits in blocks, which a head may offer for TPUs, are its logits."""
+    """Check that logits in blocks, which a head may offer for GPUs and TPUs, are its logits."""
     module = subject.build(jnp.float32)
     if not hasattr(module, "logits_in_blocks"):
         return

@@ -31,11 +31,11 @@ def cross_entropy(
     Returns:
         f32[]; 0 where no pixel counts (PyTorch gives NaN there).
     """
-    axis = logits.CLASSES if isinstance(logits, Blocks) else -1
+    axis = logits.CLASS_AXIS if isinstance(logits, Blocks) else -1
     if isinstance(logits, Blocks):
         # Stored, for they are small: compilers would work out anew for each logit where its pixel's label lies.
         labels = lax.optimization_barrier(logits.scatter(labels, ignore_index))
-        logits = _gradient_once(logits.values)
+        logits = _store_gradient(logits.values)
     labels = labels.astype(jnp.int32)
     counts = labels != ignore_index
     total = counts.sum() if count is None else count
@@ -74,8 +74,8 @@ _of_pixels.defvjp(_forward, _backward)
 
 
 @jax.custom_vjp
-def _gradient_once(logits: jax.Array) -> jax.Array:
-    """The logits themselves. On GPUs their gradient is stored, which would be computed in each of the places that use it."""
+def _store_gradient(logits: jax.Array) -> jax.Array:
+    """The logits themselves. But for TPUs, their gradient is stored, which would be computed in each of the places that use it."""
     return logits
 
 
@@ -83,7 +83,7 @@ def _stored(grad: jax.Array) -> jax.Array:
     return lax.platform_dependent(grad, tpu=lambda grad: grad, default=lax.optimization_barrier)
 
 
-_gradient_once.defvjp(lambda logits: (logits, None), lambda _, grad: (_stored(grad),))
+_store_gradient.defvjp(lambda logits: (logits, None), lambda _, grad: (_stored(grad),))
 
 
 def segmentation_loss(

@@ -92,6 +92,23 @@ def test_a_mean_much_larger_than_the_deviation_costs_no_precision():
     np.testing.assert_allclose(y, (wide - wide.mean((0, 1, 2))) / np.sqrt(wide.var((0, 1, 2)) + 1e-5), atol=2e-2)
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("mean", [10, 1000])
+def test_a_mean_much_larger_than_what_16_bits_tell_apart_costs_no_precision(dtype, mean):
+    # One pixel in 128 is off by a step of the dtype, the others are equal.
+    step = float(jnp.finfo(dtype).eps) * 2 ** np.floor(np.log2(mean))
+    x = np.full((2, 8, 8, 2), mean, np.float64)
+    x[1, 3, 4] += step
+    x = jnp.asarray(x, dtype)
+    y, found, var = nn.batch_norm_train(x, jnp.ones(2), jnp.zeros(2))
+    wide = np.asarray(x, np.float64)
+    np.testing.assert_allclose(found, wide.mean((0, 1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(var, wide.var((0, 1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(
+        np.asarray(y, np.float64), (wide - wide.mean((0, 1, 2))) / np.sqrt(wide.var((0, 1, 2)) + 1e-5), rtol=2e-2
+    )
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 1, 3), (1, 3)])
 def test_a_single_value_per_channel_is_an_error_in_train_mode_only(shape):
     layer = nn.BatchNorm(3)

@@ -11,11 +11,14 @@ import pytest
 
 import fcn_jax
 from fcn_jax.api import Preprocess
+from fcn_jax.compiler import prefers_blocks
 from fcn_jax.infer.predictor import Predictor
 from fcn_jax.train import step as train_step
 from fcn_jax.train.losses import cross_entropy
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+IN_BLOCKS = {"cuda", "tpu"}
+"""Where loss and argmax are computed in the head's blocks."""
 BATCH, SIZE, CLASSES = 2, (64, 96), 21
 LOGITS = BATCH * SIZE[0] * SIZE[1] * CLASSES
 """Elements of the logits: more than any other activation of this network has."""
@@ -52,11 +55,11 @@ def program(make_model):
 
 @pytest.fixture(scope="module")
 def lowered(program):
-    """(name, platform) -> StableHLO of the program in bfloat16, in blocks on TPUs as there."""
+    """(name, platform) -> StableHLO of the program in bfloat16, in blocks where the library does so."""
 
     @functools.cache
     def lower(name, platform):
-        function, arguments = program(name, "bfloat16", platform == "tpu")
+        function, arguments = program(name, "bfloat16", platform in IN_BLOCKS)
         return function.trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
 
     return lower
@@ -67,7 +70,7 @@ def lowered(program):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["training", "mask"])
 def test_training_and_prediction_are_exported_for_devices_that_are_not_there(program, name, dtype, platform):
-    function, arguments = program(name, dtype, platform == "tpu")
+    function, arguments = program(name, dtype, platform in IN_BLOCKS)
     exported = jax.export.export(function, platforms=(platform,))(*arguments)
     assert exported.platforms == (platform,)
     assert "stablehlo.convolution" in exported.mlir_module()
@@ -108,17 +111,26 @@ def test_the_training_step_has_no_scatter(lowered, platform):
 
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_the_training_step_takes_its_states_memory(program, lowered, platform):
-    _, (state, _) = program("training", "bfloat16", platform == "tpu")
+    _, (state, _) = program("training", "bfloat16", platform in IN_BLOCKS)
     # An argument whose memory a result takes is marked, at the head of the program.
     head = next(line for line in lowered("training", platform).splitlines() if "func.func public @main" in line)
     assert head.count("tf.aliasing_output") == len(jax.tree.leaves(state))
 
 
 @pytest.mark.parametrize("name", ["training", "mask"])
-def test_on_tpus_no_logits_are_put_side_by_side(lowered, name):
+def test_on_accelerators_no_logits_are_put_side_by_side(lowered, name):
     whole = f"tensor<{BATCH}x{SIZE[0]}x{SIZE[1]}x{CLASSES}x"
-    assert whole in lowered(name, "cuda")
-    assert whole not in lowered(name, "tpu")
+    assert {platform: whole in lowered(name, platform) for platform in PLATFORMS} == {"cpu": True, "cuda": False, "tpu": False}
+
+
+def test_blocks_are_what_accelerators_prefer(monkeypatch):
+    backends = {"cpu": "cpu", "cuda": "gpu", "tpu": "tpu"}
+    found = set()
+    for platform, backend in backends.items():
+        monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
+        if prefers_blocks():
+            found.add(platform)
+    assert found == IN_BLOCKS
 
 
 def test_the_loss_of_bfloat16_logits_keeps_no_float32_copy_of_them():
