@@ -98,7 +98,7 @@ def _pool_bwd(
 ) -> tuple[jax.Array]:
     """Gradient without XLA's select-and-scatter, which runs one element at a time on CPUs, and takes 2.8 times as long on an H200.
 
-    But by it on TPUs, where the form without it would move five times as many bytes (`python -m benchmarks.tpu_aot`). Both give the
+    But by it on TPUs, where the form without it would move ten times as many bytes (`python -m benchmarks.tpu_aot`). Both give the
     gradient to the first of equal pixels.
     """
     winner, x = residuals
