@@ -27,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.record import RESULTS, environment, keep, refuse_other_backend
+from benchmarks.record import RESULTS, environment, keep, prepare_backend
 
 MODELS = ("resnet18", "resnet152", "fcn32s_resnet18", "fcn_resnet101")
 ROUNDS = 5
@@ -119,7 +119,7 @@ def main() -> None:
         action, file = args.measure
         print(json.dumps(measure(action, args.models[0], Path(file))))
         return
-    refuse_other_backend("cpu")
+    prepare_backend("cpu")
     with tempfile.TemporaryDirectory() as folder:
         for model in args.models:
             for suffix in (".pth", ".safetensors"):
