@@ -193,6 +193,7 @@ def test_unknown_backbone_or_head_names_the_nearest(
 ) -> None:
     line = fails("train", recipe, "--data", data, "--run", tmp_path / "r", "--set", f"model.{kind}={name}")
     assert f"Did you mean '{nearest}'" in line
+    assert not (tmp_path / "r").exists(), "a recipe that does not fit leaves nothing behind"
 
 
 def test_options_that_do_not_go_together_are_one_line(tmp_path: Path, fails: Fails) -> None:

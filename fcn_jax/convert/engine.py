@@ -390,9 +390,7 @@ def _complaint(record: LoadRecord, what: str, problems: _Problems) -> str:
     advice = ""
     if problems.missing or problems.misshapen:
         renamed = problems.missing or problems.surplus
-        cause = (
-            "another architecture, or other names?" if renamed else "another number of classes (--num-classes), or other options?"
-        )
+        cause = "another architecture, or other names?" if renamed else "another number of classes, or other options?"
         advice = f"; {cause} To keep initial values on purpose, name them with --reinit GLOB"
     return "; ".join(parts) + advice
 

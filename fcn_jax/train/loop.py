@@ -125,6 +125,7 @@ def train(config: Config, run: str | Path, *, resume: bool = False) -> Result:
     rate = optim.schedule(config.optim, total_steps)
 
     # ----------------------------------------------------------------------------------------------------------------- resume
+    run.mkdir(parents=True, exist_ok=True)  # not before: a recipe that does not fit leaves nothing behind
     checkpoints = checkpoint.Checkpoints(run)
     start = (checkpoints.latest_step() or 0) if resume else 0
     if start:
@@ -252,9 +253,8 @@ def _claim(run: Path, config: Config, resume: bool) -> None:
         changed = sorted(f"{s}.{k}" for s in now for k in now[s] if now[s][k] != before[s][k] and f"{s}.{k}" not in _FREE)
         if changed:
             raise ConfigError(
-                f"{run}: --resume keeps the run's recipe, but {', '.join(changed)} differ; leave them, or start another run"
+                f"{run}: --resume keeps the run's recipe, but not here: {', '.join(changed)}; leave that as it was, or start another run"
             )
-    run.mkdir(parents=True, exist_ok=True)
 
 
 _FREE = frozenset({"data.root", "data.workers", "train.log_every", "train.samples"})

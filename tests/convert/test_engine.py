@@ -439,7 +439,7 @@ def test_weights_of_another_network_are_refused(torchvision, make_model, build):
 def test_names_that_all_fit_hint_at_the_number_of_classes(shapes, make_model):
     message = refused(make_model(CLASSES + 1), random_state_dict(shapes["torchvision"]))
     assert message.endswith(
-        "another number of classes (--num-classes), or other options? To keep initial values on purpose, name them with --reinit GLOB"
+        "another number of classes, or other options? To keep initial values on purpose, name them with --reinit GLOB"
     )
 
 
