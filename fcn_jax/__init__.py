@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fcn_jax.compiler import compiler_options
-    from fcn_jax.convert.engine import LoadRecord, load_torch, to_torch
+    from fcn_jax.convert.engine import load_torch, to_torch
+    from fcn_jax.convert.matching import LoadRecord
     from fcn_jax.convert.pretrained import load
     from fcn_jax.infer.predictor import Predictor
     from fcn_jax.models.segmenter import Segmenter, build_model
     from fcn_jax.verify import verify_model
 
 _HOMES = {
-    "LoadRecord": "fcn_jax.convert.engine",
+    "LoadRecord": "fcn_jax.convert.matching",
     "Predictor": "fcn_jax.infer.predictor",
     "Segmenter": "fcn_jax.models.segmenter",
     "build_model": "fcn_jax.models.segmenter",

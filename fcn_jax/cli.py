@@ -303,13 +303,13 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _plugins_list(args: argparse.Namespace) -> int:
-    from fcn_jax import registry
+    from fcn_jax import isolation, registry
 
     plugins = registry.default()
     entries = plugins.entries()
     if not entries:
         raise ConfigError("no plugins are registered, not even the built-ins: install fcn-jax, do not only put it on the path")
-    faults = registry.check_all(entries, args.timeout) if args.check else {}
+    faults = isolation.check_all(entries, args.timeout) if args.check else {}
     width = max(len(entry.name) for entry in entries)
     broken = 0
     for entry in entries:

@@ -11,8 +11,9 @@ os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-# An installed plugin, as far as importlib.metadata can tell.
+# What tests share (`installing`), and an installed plugin, as far as importlib.metadata can tell.
 sys.path.insert(0, str(Path(__file__).parent / "fixtures" / "tiny"))
+sys.path.insert(0, str(Path(__file__).parent))
 
 from typing import Any
 
@@ -174,3 +175,16 @@ def tiny_plugin() -> Iterator[None]:
         patch.syspath_prepend(folder)
         patch.setattr(registry, "default", lambda: plugins)
         yield
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch) -> Iterator[Any]:
+    """An `installing.Site` in the test's own folder, whose modules are forgotten afterwards."""
+    from installing import Site
+
+    monkeypatch.syspath_prepend(tmp_path)
+    before = set(sys.modules)
+    yield Site(tmp_path)
+    for name in set(sys.modules) - before:
+        if getattr(sys.modules[name], "__file__", None) and Path(sys.modules[name].__file__).parent == tmp_path:
+            del sys.modules[name]

@@ -6,13 +6,13 @@ import ast
 import importlib.util
 import keyword
 import runpy
-import sys
 import tempfile
 import tomllib
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import installing
 import jax
 import numpy as np
 import pytest
@@ -27,9 +27,6 @@ from fcn_jax.models.resnet import RESNET18
 from fcn_jax.testing import check_dataset, contract
 from fcn_jax.testing.subject import Subject
 from fcn_jax.testing.torch_bridge import check_tables
-
-sys.path.insert(0, str(Path(__file__).parent))
-import installing
 
 KINDS = sorted(scaffold.WHAT)
 TEMPLATES = Path(scaffold.__file__).parent / "templates"

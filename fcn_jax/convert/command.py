@@ -10,8 +10,9 @@ from flax import nnx
 
 from fcn_jax import checkpoint
 from fcn_jax.convert import files
-from fcn_jax.convert.engine import LoadRecord, export_from, load_into
+from fcn_jax.convert.engine import export_from, load_into
 from fcn_jax.convert.gaps import draw_gaps
+from fcn_jax.convert.matching import LoadRecord
 from fcn_jax.errors import ConfigError, WeightsError, listing
 from fcn_jax.memory import give_back_freed_memory
 from fcn_jax.models.names import WEIGHTS

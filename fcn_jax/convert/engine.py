@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import collections
-import dataclasses
-import difflib
-import fnmatch
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +13,8 @@ from flax import nnx
 
 from fcn_jax import registry
 from fcn_jax.api import Backbone, Head
-from fcn_jax.convert import files, named_weights
+from fcn_jax.convert import files, matching, named_weights
+from fcn_jax.convert.matching import LoadRecord
 from fcn_jax.convert.rules import Rule, Table, drop
 from fcn_jax.errors import ConfigError, WeightsError, listing
 from fcn_jax.memory import give_back_freed_memory
@@ -28,51 +25,7 @@ PREFIXES = ("module.", "model.", "_orig_mod.", "backbone.")
 """What DataParallel, Lightning, torch.compile and a network around a backbone put before every name; taken off, in any combination,
 where every name has it and the rest fits better without."""
 
-_WIDENED = ("float16", "bfloat16")
-
 _AUXILIARY = drop("aux_classifier.*", "the auxiliary head, which takes part in PyTorch's training alone")
-
-
-@dataclasses.dataclass(frozen=True)
-class LoadRecord:
-    """What went where when weights were loaded; JSON-able by `dataclasses.asdict`.
-
-    Attributes:
-        source: the file, or "state dict".
-        sha256: of the file, or None.
-        names: naming scheme recognised, such as "torchvision" or "d2l".
-        scope: "model", or "backbone" for a file of the backbone alone: the head then keeps its initial values.
-        loaded: Flax path -> name in the file.
-        dropped: name in the file -> reason.
-        reinit: Flax paths left at their initial values because `--reinit` named them.
-        absent: Flax paths of optional tensors that the file lacks.
-        stripped: prefix that was taken off every name.
-        cast: name in the file -> its dtype, where that is not the model's: float16 and bfloat16 are widened without loss, float64 is
-            rounded.
-    """
-
-    source: str
-    sha256: str | None
-    names: str
-    scope: str
-    loaded: dict[str, str]
-    dropped: dict[str, str]
-    reinit: list[str]
-    absent: list[str]
-    stripped: str = ""
-    cast: dict[str, str] = dataclasses.field(default_factory=dict)
-
-    def __str__(self) -> str:
-        """One line for a log."""
-        without = f", without '{self.stripped}'" if self.stripped else ""
-        parts = [f"{len(self.loaded)} tensors of {self.source} ({self.names} names{without}, {self.scope})"]
-        for dtype, count in sorted(collections.Counter(self.cast.values()).items()):
-            parts.append(f"{count} {'widened' if dtype in _WIDENED else 'rounded'} from {dtype}")
-        if self.reinit:
-            parts.append(f"{len(self.reinit)} kept at their initial values by --reinit")
-        if self.dropped:
-            parts.append(f"{len(self.dropped)} dropped: {listing(self.dropped)}")
-        return "; ".join(parts)
 
 
 def tables(spec: ModelSpec) -> dict[tuple[str, str], Table]:
@@ -203,21 +156,21 @@ def _fill(
     record: LoadRecord,
     reinit: Sequence[str],
 ) -> None:
-    problems = _match(tensors, targets, table, reinit, record)
+    problems = matching.match(tensors, targets, table, reinit, record)
     if problems:
-        raise WeightsError(_complaint(record, what, problems))
+        raise WeightsError(matching.complaint(record, what, problems))
     give_back_freed_memory()  # what checking took, and building the model: for a small one as much as its values
     for path, name in record.loaded.items():
         rule = table.to_torch(path)[1]  # type: ignore[index]  # by which it was matched
         try:
             _set(targets[path], tensors[name], rule)
-        except (_MisshapenError, _UnusableError) as fault:
+        except matching.UnfitError as fault:
             raise WeightsError(f"{record.source}: changed while it was read, and is loaded in part ({name}: {fault})") from fault
 
 
 def _set(leaf: nnx.Variable, value: np.ndarray, rule: Rule) -> None:
     # A copy of our own, which no one else can write to. `jnp.asarray` would compile one for each shape that it meets.
-    leaf.set_value(jax.device_put(np.array(_converted(value, rule, leaf), order="C")))
+    leaf.set_value(jax.device_put(np.array(matching.as_leaf(value, rule, leaf), order="C")))
 
 
 def _targets(module: nnx.Module, spec: ModelSpec) -> dict[str, nnx.Variable]:
@@ -259,145 +212,6 @@ def _recognise(
             f"expected are names such as {listing(expected(*best[1:]), 4)})"
         )
     return best
-
-
-@dataclasses.dataclass
-class _Problems:
-    missing: list[str] = dataclasses.field(default_factory=list)
-    surplus: list[str] = dataclasses.field(default_factory=list)
-    misshapen: list[str] = dataclasses.field(default_factory=list)
-    unusable: list[str] = dataclasses.field(default_factory=list)
-    unmatched_globs: list[str] = dataclasses.field(default_factory=list)
-
-    def __bool__(self) -> bool:
-        return any(getattr(self, field.name) for field in dataclasses.fields(self))
-
-
-def _match(
-    tensors: Mapping[str, np.ndarray],
-    targets: Mapping[str, nnx.Variable],
-    table: Table,
-    reinit: Sequence[str],
-    record: LoadRecord,
-) -> _Problems:
-    """Fill `record` with what fits; return what does not."""
-    problems = _Problems()
-    used_globs: set[str] = set()
-
-    def is_reinit(name: str, path: str) -> bool:
-        hits = {glob for glob in reinit if _glob(name, glob) or _glob(path, glob)}
-        used_globs.update(hits)
-        return bool(hits)
-
-    for path, leaf in targets.items():
-        if record.scope == "backbone" and not path.startswith("backbone."):
-            is_reinit(path, path)  # it keeps its initial value in any case, but the glob is not a mistake
-            continue
-        found = table.to_torch(path)
-        if found is None:
-            problems.missing.append(f"{path} (no rule names it)")
-            continue
-        name, rule = found
-        if is_reinit(name, path):
-            record.reinit.append(path)
-        elif name not in tensors:
-            if rule.optional:
-                record.absent.append(path)
-            else:
-                problems.missing.append(name)
-        else:
-            try:
-                dtype = _checked(tensors[name], rule, leaf)
-            except _MisshapenError as fault:
-                problems.misshapen.append(f"{name}: {fault}")
-            except _UnusableError as fault:
-                problems.unusable.append(f"{name}: {fault}")
-            else:
-                record.loaded[path] = name
-                if np.issubdtype(leaf.dtype, np.floating) and dtype != leaf.dtype:
-                    record.cast[name] = dtype.name
-    known = set(record.loaded.values())
-    for name in tensors:
-        if name in known:
-            continue
-        found_jax = table.to_jax(name)
-        if found_jax is not None and found_jax[0] in targets:
-            continue  # re-initialised, or already among the problems
-        reason = table.dropped(name)
-        if reason is not None:
-            record.dropped[name] = reason
-        else:
-            problems.surplus.append(name)
-    problems.unmatched_globs = [glob for glob in reinit if glob not in used_globs]
-    return problems
-
-
-def _glob(name: str, glob: str) -> bool:
-    """A glob names a tensor or a module: `layer4.?.bn?` means all of what is below it too."""
-    return fnmatch.fnmatchcase(name, glob) or fnmatch.fnmatchcase(name, f"{glob}.*")
-
-
-class _MisshapenError(Exception):
-    """A tensor's shape is not the model's."""
-
-
-class _UnusableError(Exception):
-    """A tensor's type or values are not what a model can take."""
-
-
-def _checked(value: np.ndarray, rule: Rule, leaf: nnx.Variable) -> np.dtype:
-    """The dtype of a tensor that can be converted. A function of its own, so that the tensor is gone before the next is read."""
-    _converted(value, rule, leaf)
-    return value.dtype
-
-
-def _converted(value: np.ndarray, rule: Rule, leaf: nnx.Variable) -> np.ndarray:
-    """The tensor in the module's layout and dtype. Raises `_MisshapenError` or `_UnusableError`."""
-    shape, dtype = tuple(leaf.shape), leaf.dtype
-    if np.issubdtype(dtype, np.integer):
-        # Batch counts; averaged checkpoints hold them as floats.
-        if not (value.dtype.kind in "iu" or (value.dtype.kind == "f" and bool((value == np.round(value)).all()))):
-            raise _UnusableError(f"is {value.dtype.name} and no count")
-    elif value.dtype.name not in ("float32", "float64", *_WIDENED):
-        raise _UnusableError(f"is {value.dtype.name}; the model needs floats of 16, 32 or 64 bits")
-    try:
-        converted = rule.op.to_jax(value)
-    except ValueError as error:
-        raise _MisshapenError(str(error)) from error
-    except OverflowError as error:
-        raise _UnusableError(str(error)) from error
-    if converted.shape != shape:
-        expected = rule.op.to_torch(np.empty(shape, np.float32)).shape
-        raise _MisshapenError(f"shape {value.shape}, the model needs {expected}")
-    with np.errstate(over="ignore"):  # a float64 that is too large becomes infinite, and is refused
-        converted = converted.astype(dtype, copy=False)
-    if not bool(np.isfinite(converted).all()):
-        raise _UnusableError("has values that are not finite" + (" in float32" if value.dtype == np.float64 else ""))
-    return converted
-
-
-def _complaint(record: LoadRecord, what: str, problems: _Problems) -> str:
-    parts = [f"{record.source} does not fit {what}"]
-    named = {
-        "missing": problems.missing,
-        "surplus": [_with_nearest(name, problems.missing) for name in problems.surplus],
-        "misshapen": problems.misshapen,
-        "unusable": problems.unusable,
-    }
-    parts += [f"{label} {len(names)}: {', '.join(names)}" for label, names in named.items() if names]
-    if problems.unmatched_globs:
-        parts.append(f"--reinit matches nothing: {', '.join(problems.unmatched_globs)}")
-    advice = ""
-    if problems.missing or problems.misshapen:
-        renamed = problems.missing or problems.surplus
-        cause = "another architecture, or other names?" if renamed else "another number of classes, or other options?"
-        advice = f"; {cause} To keep initial values on purpose, name them with --reinit GLOB"
-    return "; ".join(parts) + advice
-
-
-def _with_nearest(name: str, missing: Sequence[str]) -> str:
-    nearest = difflib.get_close_matches(name, missing, n=1, cutoff=0.8)
-    return f"{name} (is it {nearest[0]}?)" if nearest else name
 
 
 def to_torch(model: Segmenter, names: str = "torchvision") -> dict[str, np.ndarray]:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fcn_jax import checkpoint
-from fcn_jax.convert.engine import LoadRecord, load_named, load_torch
+from fcn_jax.convert.engine import load_named, load_torch
+from fcn_jax.convert.matching import LoadRecord
 from fcn_jax.convert.rules import Table
 from fcn_jax.models.segmenter import Segmenter
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from fcn_jax.registry import Entry, ask_child, lifeline
+from fcn_jax.isolation import ask_child, lifeline
+from fcn_jax.registry import Entry
 
 HEAVY = ("torch", "torchvision", "tensorflow")
 """What a plugin imports inside functions only: whoever uses it without them must not need them."""

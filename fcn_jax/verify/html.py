@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fcn_jax.atomic import write_text
-from fcn_jax.convert.engine import LoadRecord
+from fcn_jax.convert.matching import LoadRecord
 from fcn_jax.errors import ConfigError
 from fcn_jax.infer.draw import colorize, generic_classes
 from fcn_jax.verify.compare import Comparison, Section

@@ -16,7 +16,8 @@ from flax import nnx
 from fcn_jax import registry
 from fcn_jax.api import IGNORE_INDEX
 from fcn_jax.convert import files
-from fcn_jax.convert.engine import LoadRecord, load_torch, tables
+from fcn_jax.convert.engine import load_torch, tables
+from fcn_jax.convert.matching import LoadRecord
 from fcn_jax.convert.rules import Table
 from fcn_jax.data.shapes import draw_scene
 from fcn_jax.errors import ConfigError, WeightsError

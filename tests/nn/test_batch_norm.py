@@ -94,19 +94,45 @@ def test_a_mean_much_larger_than_the_deviation_costs_no_precision():
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("mean", [10, 1000])
-def test_a_mean_much_larger_than_what_16_bits_tell_apart_costs_no_precision(dtype, mean):
-    # One pixel in 128 is off by a step of the dtype, the others are equal.
+@pytest.mark.parametrize("off", [None, 0, 1])
+def test_a_mean_much_larger_than_what_16_bits_tell_apart_costs_no_precision(dtype, mean, off):
+    # One pixel in 128 is off by a step of the dtype, the others are equal. The guess of the mean is off by so many steps.
     step = float(jnp.finfo(dtype).eps) * 2 ** np.floor(np.log2(mean))
     x = np.full((2, 8, 8, 2), mean, np.float64)
     x[1, 3, 4] += step
     x = jnp.asarray(x, dtype)
-    y, found, var = nn.batch_norm_train(x, jnp.ones(2), jnp.zeros(2))
+    near = None if off is None else jnp.full(2, mean + off * step, jnp.float32)
+    y, found, var = nn.batch_norm_train(x, jnp.ones(2), jnp.zeros(2), 1e-5, near)
     wide = np.asarray(x, np.float64)
     np.testing.assert_allclose(found, wide.mean((0, 1, 2)), rtol=1e-6)
-    np.testing.assert_allclose(var, wide.var((0, 1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(var, wide.var((0, 1, 2)), rtol=1e-4)
     np.testing.assert_allclose(
         np.asarray(y, np.float64), (wide - wide.mean((0, 1, 2))) / np.sqrt(wide.var((0, 1, 2)) + 1e-5), rtol=2e-2
     )
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_new_layer_in_16_bits_knows_the_variance_where_its_guess_of_the_mean_is_far_off(dtype):
+    # The mean is 60 deviations away: as far as bfloat16 tells values apart.
+    x = jnp.asarray(np.random.default_rng(6).standard_normal((4, 16, 16, 3)) + 60, dtype)
+    layer = nn.BatchNorm(3, dtype=dtype, momentum=1.0)
+    wide = np.asarray(x, np.float64)
+    for rtol in (3e-2, 1e-4):  # the second batch is seen from the mean of the first
+        layer(x)
+        np.testing.assert_allclose(layer.var[...], wide.var((0, 1, 2), ddof=1), rtol=rtol)
+
+
+def test_the_guess_of_the_mean_changes_no_gradient_and_has_none():
+    x, one = jnp.asarray(np.random.default_rng(7).standard_normal((2, 3, 4, 2)), jnp.float32), jnp.ones(2)
+
+    def loss(x, scale, bias, near):
+        return jnp.sin(nn.batch_norm_train(x, scale, bias, 1e-5, near)[0]).sum()
+
+    exact = jax.grad(loss, (0, 1, 2))(x, one, one, None)
+    *near, of_guess = jax.grad(loss, (0, 1, 2, 3))(x, one, one, one)
+    for found, wanted in zip(near, exact, strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
+    assert not of_guess.any()
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 3), (1, 3)])
