@@ -1,9 +1,10 @@
-"""The forms of stem, pool, head and loss among which the library chooses for a device: `python -m benchmarks.forms`.
+"""The forms of stem, pool, normalisation, head and loss among which the library chooses for a device: `python -m benchmarks.forms`.
 
     python -m benchmarks.forms                                    # ResNet-18's, batch 32, 320x480, bfloat16
     python -m benchmarks.forms --batch 4 --dtype float32
 
-Each forward and backward, on the default device, in turn. Written to benchmarks/results/forms_DEVICE.json. For TPUs that are not there
+Each forward and backward (normalisation: forward, in eval mode), on the default device, in turn. Written to
+benchmarks/results/forms_DEVICE.json. For TPUs that are not there
 `python -m benchmarks.tpu_aot --program forms` asks their compiler.
 """
 
@@ -18,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from benchmarks.operators import xla_conv_transpose
 from benchmarks.setting import Setting
@@ -63,6 +65,23 @@ def _pool_by_winners(grad: jax.Array, x: jax.Array) -> Any:
     return y, pooling._gradient_from_winners(winner, grad, x.shape, 3, 2, _BORDERS)
 
 
+def _block(folded: bool, dtype: Any) -> Function:
+    """The end of a residual block in eval mode: 3x3 convolution, batch normalisation, shortcut, ReLU."""
+
+    def run(x: jax.Array, kernel: jax.Array, statistics: jax.Array) -> jax.Array:
+        channels = x.shape[-1]
+        layer = nnx.eval_shape(lambda: nn.Conv(channels, channels, 3, padding=1, use_bias=False, dtype=dtype, rngs=nnx.Rngs(0)))
+        norm = nn.BatchNorm(channels, dtype=dtype)
+        layer.kernel.set_value(kernel)
+        for leaf, values in zip((norm.scale, norm.bias, norm.mean, norm.var), statistics, strict=True):
+            leaf.set_value(jnp.abs(values))
+        norm.eval()
+        with nn.folding(folded):
+            return nnx.relu(nn.conv_batch_norm(layer, norm, x) + x)
+
+    return run
+
+
 def _loss_after(form: Function, stride: int) -> Function:
     """Head and loss over whole logits, with the gradients by features, kernel and bias."""
 
@@ -96,6 +115,11 @@ def cases(setting: Setting) -> dict[str, dict[str, tuple[Function, Shapes]]]:
 
     stem_shapes = (shape(batch, height // 2, width // 2, 64), shape(batch, height, width, 3), shape(7, 7, 3, 64))
     pool_shapes = (shape(batch, height // 4, width // 4, 64), shape(batch, height // 2, width // 2, 64))
+    block_shapes = (
+        shape(batch, height // 4, width // 4, 64),
+        shape(3, 3, 64, 64, dtype=jnp.float32),
+        shape(4, 64, dtype=jnp.float32),
+    )
     head_shapes = (
         shape(batch, height // stride, width // stride, classes),
         shape(2 * stride, 2 * stride, classes, classes, dtype=jnp.float32),
@@ -110,6 +134,10 @@ def cases(setting: Setting) -> dict[str, dict[str, tuple[Function, Shapes]]]:
         "max pool": {
             "select-and-scatter": (_scattered_pool, pool_shapes),
             "from the winners": (_pool_by_winners, pool_shapes),
+        },
+        "end of a block": {
+            "normalisation in the kernel": (_block(True, dtype), block_shapes),
+            "normalisation by itself": (_block(False, dtype), block_shapes),
         },
         "head and loss": {
             "product, loss in its blocks": (_loss_in_blocks(stride), head_shapes),

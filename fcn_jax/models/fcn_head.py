@@ -59,7 +59,7 @@ class FCNHead(nnx.Module):
 
     def __call__(self, features: Mapping[str, jax.Array], *, out_hw: tuple[int, int]) -> jax.Array:
         """Features -> logits f[N, out_hw[0], out_hw[1], K]."""
-        y = nnx.relu(self.bn1(self.conv1(features[self.feature])))
+        y = nnx.relu(nn.conv_batch_norm(self.conv1, self.bn1, features[self.feature]))
         return nn.resize_bilinear(self.conv2(self.dropout(y)), out_hw)
 
 

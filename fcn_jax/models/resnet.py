@@ -99,7 +99,7 @@ class ConvBatchNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """f[N, H, W, I] -> f[N, ceil(H / stride), ceil(W / stride), O]."""
-        return self.bn(self.conv(x))
+        return nn.conv_batch_norm(self.conv, self.bn, x)
 
 
 def _shortcut(channels_in: int, channels_out: int, *, stride: int, **settings: Any) -> ConvBatchNorm | None:
@@ -126,8 +126,8 @@ class BasicBlock(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """f[N, H, W, I] -> f[N, ceil(H / stride), ceil(W / stride), O]."""
         shortcut = x if self.downsample is None else self.downsample(x)
-        y = nnx.relu(self.bn1(self.conv1(x)))
-        return nn.materialize(nnx.relu(self.bn2(self.conv2(y)) + shortcut))
+        y = nnx.relu(nn.conv_batch_norm(self.conv1, self.bn1, x))
+        return nn.materialize(nnx.relu(nn.conv_batch_norm(self.conv2, self.bn2, y) + shortcut))
 
 
 class Bottleneck(nnx.Module):
@@ -158,9 +158,9 @@ class Bottleneck(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """f[N, H, W, I] -> f[N, ceil(H / stride), ceil(W / stride), O]."""
         shortcut = x if self.downsample is None else self.downsample(x)
-        y = nnx.relu(self.bn1(self.conv1(x)))
-        y = nnx.relu(self.bn2(self.conv2(y)))
-        return nn.materialize(nnx.relu(self.bn3(self.conv3(y)) + shortcut))
+        y = nnx.relu(nn.conv_batch_norm(self.conv1, self.bn1, x))
+        y = nnx.relu(nn.conv_batch_norm(self.conv2, self.bn2, y))
+        return nn.materialize(nnx.relu(nn.conv_batch_norm(self.conv3, self.bn3, y) + shortcut))
 
 
 class ResNet(nnx.Module):
@@ -194,7 +194,7 @@ class ResNet(nnx.Module):
 
     def __call__(self, x: jax.Array) -> dict[str, jax.Array]:
         """f[N, H, W, 3] -> the outputs of the four stages, f[N, ceil(H / s), ceil(W / s), C], s = 4, 8, 16, 32 or less."""
-        x = nnx.relu(self.bn1(self.conv1(x)))
+        x = nnx.relu(nn.conv_batch_norm(self.conv1, self.bn1, x))
         x = nn.max_pool(x, 3, 2, 1)
         features = {}
         for name in ("layer1", "layer2", "layer3", "layer4"):

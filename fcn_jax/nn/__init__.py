@@ -3,6 +3,7 @@
 from fcn_jax.nn.batch_norm import BatchNorm, batch_norm_inference, batch_norm_train
 from fcn_jax.nn.bias import add_bias
 from fcn_jax.nn.conv import Conv, conv
+from fcn_jax.nn.conv_batch_norm import conv_batch_norm, folding
 from fcn_jax.nn.conv_transpose import ConvTranspose, conv_transpose
 from fcn_jax.nn.frozen import Frozen
 from fcn_jax.nn.initializers import Initializer, bilinear, bilinear_depthwise, kaiming_normal_fan_out, normal, torch_default
@@ -22,7 +23,9 @@ __all__ = [
     "bilinear",
     "bilinear_depthwise",
     "conv",
+    "conv_batch_norm",
     "conv_transpose",
+    "folding",
     "global_average_pool",
     "kaiming_normal_fan_out",
     "materialize",

@@ -24,8 +24,13 @@ def batch_norm_inference(
     x: jax.Array, scale: jax.Array, bias: jax.Array, mean: jax.Array, var: jax.Array, *, eps: float = 1e-5
 ) -> jax.Array:
     """Normalise `x` f[..., C] by given statistics f32[C]; computed in float32, returned in the dtype of `x`."""
+    factor, shift = _affine(scale, bias, mean, var, eps)
+    return (x.astype(jnp.float32) * factor + shift).astype(x.dtype)
+
+
+def _affine(scale: jax.Array, bias: jax.Array, mean: jax.Array, var: jax.Array, eps: float) -> tuple[jax.Array, jax.Array]:
     factor = scale * lax.rsqrt(var + eps)
-    return (x.astype(jnp.float32) * factor + (bias - mean * factor)).astype(x.dtype)
+    return factor, bias - mean * factor
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -140,6 +145,11 @@ class BatchNorm(nnx.Module):
         self.var[...] = self._moved(self.var[...], var * (count / (count - 1)))
         self.num_batches_tracked[...] += 1
         return y
+
+    def as_affine(self) -> tuple[jax.Array, jax.Array]:
+        """What eval mode does, f32[C] each: the factor by which it multiplies, and what it then adds."""
+        scale, bias = self.scale[...].astype(jnp.float32), self.bias[...].astype(jnp.float32)
+        return _affine(scale, bias, self.mean[...], self.var[...], self.eps)
 
     def _moved(self, old: jax.Array, new: jax.Array) -> jax.Array:
         return (1 - self.momentum) * old + self.momentum * lax.stop_gradient(new)

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 import fcn_jax
+from fcn_jax import nn
 from fcn_jax.api import Preprocess
 from fcn_jax.compiler import prefers_blocks
 from fcn_jax.infer.predictor import Predictor
@@ -19,6 +20,8 @@ from fcn_jax.train.losses import cross_entropy
 PLATFORMS = ("cpu", "cuda", "tpu")
 IN_BLOCKS = {"cuda", "tpu"}
 """Where loss and argmax are computed in the head's blocks."""
+FOLDED = {"cuda"}
+"""Where batch normalisation is multiplied into the kernels of the convolutions before it."""
 BATCH, SIZE, CLASSES = 2, (64, 96), 21
 LOGITS = BATCH * SIZE[0] * SIZE[1] * CLASSES
 """Elements of the logits: more than any other activation of this network has."""
@@ -39,11 +42,11 @@ def input_dilations(text):
 
 @pytest.fixture(scope="module")
 def program(make_model):
-    """(name, dtype, blocks) -> the jitted function and the shapes of its arguments."""
+    """(name, dtype, platform) -> the jitted function, in the forms of that platform, and the shapes of its arguments."""
 
     @functools.cache
-    def make(name, dtype, blocks):
-        model = make_model(CLASSES, dtype=dtype)
+    def make(name, dtype, platform):
+        model, blocks = make_model(CLASSES, dtype=dtype), platform in IN_BLOCKS
         if name == "mask":
             predictor = Predictor(model, blocks=blocks)
             return predictor._run, (shapes(predictor._state), IMAGES, None)
@@ -59,8 +62,9 @@ def lowered(program):
 
     @functools.cache
     def lower(name, platform):
-        function, arguments = program(name, "bfloat16", platform in IN_BLOCKS)
-        return function.trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
+        function, arguments = program(name, "bfloat16", platform)
+        with nn.folding(platform in FOLDED):
+            return function.trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
 
     return lower
 
@@ -70,8 +74,9 @@ def lowered(program):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["training", "mask"])
 def test_training_and_prediction_are_exported_for_devices_that_are_not_there(program, name, dtype, platform):
-    function, arguments = program(name, dtype, platform in IN_BLOCKS)
-    exported = jax.export.export(function, platforms=(platform,))(*arguments)
+    function, arguments = program(name, dtype, platform)
+    with nn.folding(platform in FOLDED):
+        exported = jax.export.export(function, platforms=(platform,))(*arguments)
     assert exported.platforms == (platform,)
     assert "stablehlo.convolution" in exported.mlir_module()
 
@@ -111,7 +116,7 @@ def test_the_training_step_has_no_scatter(lowered, platform):
 
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_the_training_step_takes_its_states_memory(program, lowered, platform):
-    _, (state, _) = program("training", "bfloat16", platform in IN_BLOCKS)
+    _, (state, _) = program("training", "bfloat16", platform)
     # An argument whose memory a result takes is marked, at the head of the program.
     head = next(line for line in lowered("training", platform).splitlines() if "func.func public @main" in line)
     assert head.count("tf.aliasing_output") == len(jax.tree.leaves(state))
@@ -121,6 +126,13 @@ def test_the_training_step_takes_its_states_memory(program, lowered, platform):
 def test_on_accelerators_no_logits_are_put_side_by_side(lowered, name):
     whole = f"tensor<{BATCH}x{SIZE[0]}x{SIZE[1]}x{CLASSES}x"
     assert {platform: whole in lowered(name, platform) for platform in PLATFORMS} == {"cpu": True, "cuda": False, "tpu": False}
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_on_gpus_nothing_but_an_addition_follows_a_convolution(lowered, platform):
+    # Of the widest activations, those of the stem; elsewhere they are multiplied by the normalisation's factor.
+    products = re.findall(rf"stablehlo\.multiply .*tensor<{BATCH}x{SIZE[0] // 2}x{SIZE[1] // 2}x64x", lowered("mask", platform))
+    assert len(products) == (platform not in FOLDED)
 
 
 def test_blocks_are_what_accelerators_prefer(monkeypatch):

@@ -71,7 +71,7 @@ class ConvBatchNormReLU(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """f[N, H, W, I] -> f[N, H, W, O]."""
-        return nnx.relu(self.bn(self.conv(x)))
+        return nnx.relu(nn.conv_batch_norm(self.conv, self.bn, x))
 
 
 class ImagePooling(ConvBatchNormReLU):
@@ -82,7 +82,7 @@ class ImagePooling(ConvBatchNormReLU):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """f[N, H, W, I] -> f[N, H, W, O]; torchvision resizes the single pixel bilinearly, which repeats it."""
-        y = nnx.relu(self.bn(self.conv(nn.global_average_pool(x))))
+        y = nnx.relu(nn.conv_batch_norm(self.conv, self.bn, nn.global_average_pool(x)))
         return jnp.broadcast_to(y, (*x.shape[:3], y.shape[3]))
 
 

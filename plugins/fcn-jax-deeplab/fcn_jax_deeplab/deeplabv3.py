@@ -73,7 +73,7 @@ class DeepLabV3Head(nnx.Module):
 
     def __call__(self, features: Mapping[str, jax.Array], *, out_hw: tuple[int, int]) -> jax.Array:
         """Features -> logits f[N, out_hw[0], out_hw[1], K]."""
-        y = nnx.relu(self.bn1(self.conv1(self.aspp(features[self.feature]))))
+        y = nnx.relu(nn.conv_batch_norm(self.conv1, self.bn1, self.aspp(features[self.feature])))
         return nn.resize_bilinear(self.conv2(y), out_hw)
 
 

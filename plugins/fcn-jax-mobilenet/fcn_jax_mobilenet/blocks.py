@@ -70,7 +70,7 @@ class ConvNormActivation(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """f[N, H, W, I] -> f[N, ceil(H / stride), ceil(W / stride), O]."""
-        y = self.bn(self.conv(x))
+        y = nn.conv_batch_norm(self.conv, self.bn, x)
         return y if self.activation is None else self.activation(y)
 
 

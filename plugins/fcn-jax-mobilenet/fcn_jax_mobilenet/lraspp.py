@@ -50,7 +50,7 @@ class ConvBatchNormReLU(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """f[N, H, W, I] -> f[N, H, W, O]."""
-        return nnx.relu(self.bn(self.conv(x)))
+        return nnx.relu(nn.conv_batch_norm(self.conv, self.bn, x))
 
 
 class LRASPPHead(nnx.Module):

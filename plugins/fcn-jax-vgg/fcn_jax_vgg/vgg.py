@@ -119,10 +119,8 @@ class VGG(nnx.Module):
         features = {}
         for block, depth in enumerate(self.architecture.depths, start=1):
             for i in range(1, depth + 1):
-                x = getattr(self, f"conv{block}_{i}")(x)
-                if self.architecture.batch_norm:
-                    x = getattr(self, f"bn{block}_{i}")(x)
-                x = nnx.relu(x)
+                convolution, norm = getattr(self, f"conv{block}_{i}"), getattr(self, f"bn{block}_{i}", None)
+                x = nnx.relu(convolution(x) if norm is None else nn.conv_batch_norm(convolution, norm, x))
             x = nn.max_pool(x, 2, 2, ceil_mode=self.architecture.paper)
             features[f"pool{block}"] = x
         x = self.dropout6(nnx.relu(self.fc6(x)))

@@ -49,8 +49,8 @@ class _Stage(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """f[N, H, W, I] -> f[N, ceil(H / stride), ceil(W / stride), O]."""
-        x = nnx.relu(self.bn1(self.conv1(x)))
-        return nnx.relu(self.bn2(self.conv2(x)))
+        x = nnx.relu(nn.conv_batch_norm(self.conv1, self.bn1, x))
+        return nnx.relu(nn.conv_batch_norm(self.conv2, self.bn2, x))
 
 
 class YournameNet(nnx.Module):
@@ -74,7 +74,7 @@ class YournameNet(nnx.Module):
 
     def __call__(self, x: jax.Array) -> dict[str, jax.Array]:
         """f[N, H, W, 3] -> the outputs of the stages by name, shallow to deep, as `_features` promises them."""
-        x = nnx.relu(self.stem_bn(self.stem(x)))
+        x = nnx.relu(nn.conv_batch_norm(self.stem, self.stem_bn, x))
         features = {}
         for number, stage in enumerate(self.stages, start=1):
             x = stage(x)

@@ -1,0 +1,77 @@
+"""What `optim.remat` and `optim.micro_steps` save in memory and cost in time: `python -m benchmarks.remat`.
+
+    python -m benchmarks.remat                                         # ResNet-18 FCN-32s, batch 4, 320x480, float32
+    python -m benchmarks.remat --model resnet50 --batch 8
+
+The library's training step with each of them, on the default device, in turn: seconds, and the memory that the compiler plans for
+what lives during a step. Written to benchmarks/results/remat_DEVICE.json, a row for each setting and option.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from benchmarks.record import RESULTS, environment, keep
+from benchmarks.setting import RECIPE, Setting
+from benchmarks.timing import interleaved
+from fcn_jax import compiler_options
+from fcn_jax.memory import give_back_freed_memory, keep_freed_memory
+from fcn_jax.models.segmenter import describe
+from fcn_jax.train import optim
+from fcn_jax.train import step as train_step
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "as it comes": {},
+    "remat": {"remat": True},
+    "micro_steps=2": {"micro_steps": 2},
+    "micro_steps=4": {"micro_steps": 4},
+    "remat, micro_steps=2": {"remat": True, "micro_steps": 2},
+}
+
+
+def prepared(setting: Setting, options: dict[str, Any]) -> tuple[Callable[[], object], int]:
+    """A call that trains one step, and the bytes of temporaries of its program."""
+    model = setting.build()
+    preprocess = describe(model.spec).backbone.preprocess
+    state, step = train_step.make(model, lambda params: optim.make(RECIPE, 1000, params), preprocess, **options)
+    batch = jax.device_put({"image": setting.images(), "mask": setting.labels()})
+    compiled = jax.jit(step, donate_argnums=0, compiler_options=compiler_options()).lower(state, batch).compile()
+
+    def call() -> None:
+        nonlocal state
+        state, metrics = compiled(state, batch)
+        jax.block_until_ready(metrics)
+
+    return call, compiled.memory_analysis().temp_size_in_bytes
+
+
+def main() -> None:
+    """Compile all, time them in turn, print and keep."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.remat", description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="resnet18")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--size", type=int, nargs=2, default=(320, 480), metavar=("H", "W"))
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--rounds", type=int, default=7)
+    args = parser.parse_args()
+    keep_freed_memory()
+    setting, device = Setting(args.model, args.batch, tuple(args.size), args.dtype), jax.default_backend()
+    found = {name: prepared(setting, options) for name, options in OPTIONS.items()}
+    give_back_freed_memory()
+    timings = interleaved({name: call for name, (call, _) in found.items()}, args.rounds)
+    out = RESULTS / f"remat_{device}.json"
+    for name, (_, temporaries) in found.items():
+        taken = timings[name]
+        print(f"{name:<22} {temporaries / 1e6:8.0f} MB of temporaries  {taken.median:7.3f} s a step")
+        key = {"model": args.model, "batch": args.batch, "size": args.size, "dtype": args.dtype, "option": name}
+        row = {"temporary_bytes": temporaries, "seconds": taken.median, "quartiles": taken.spread}
+        keep(out, key, row | {"environment": environment("cuda" if device == "gpu" else device)})
+    print(out)
+
+
+if __name__ == "__main__":
+    main()

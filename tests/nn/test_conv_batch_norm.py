@@ -1,0 +1,153 @@
+"""Batch normalisation multiplied into the convolution before it: the same function, in every network that has both."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fcn_jax import nn, registry
+from fcn_jax.models.segmenter import build_model
+
+
+def pair(channels, groups=1, *, use_bias=False, dtype="float32", seed=0, **settings):
+    """A convolution to 6 channels and a normalisation whose statistics are not the initial ones, in eval mode."""
+    rng = np.random.default_rng(seed)
+    layer = nn.Conv(channels, 6, 3, groups=groups, use_bias=use_bias, dtype=dtype, rngs=nnx.Rngs(seed), **settings)
+    norm = nn.BatchNorm(6, eps=1e-3, dtype=dtype)
+    for leaf, low, high in ((norm.scale, 0.5, 2), (norm.bias, -1, 1), (norm.mean, -1, 1), (norm.var, 0.5, 2)):
+        leaf[...] = jnp.asarray(rng.uniform(low, high, 6), jnp.float32)
+    layer.eval()
+    norm.eval()
+    return layer, norm
+
+
+@given(
+    groups=st.sampled_from([1, 3]),
+    use_bias=st.booleans(),
+    stride=st.integers(1, 2),
+    padding=st.integers(0, 2),
+    dilation=st.integers(1, 2),
+    size=st.tuples(st.integers(5, 9), st.integers(5, 9)),
+)
+def test_folded_and_in_turn_are_the_same(groups, use_bias, stride, padding, dilation, size):
+    layer, norm = pair(3, groups, use_bias=use_bias, stride=stride, padding=padding, dilation=dilation)
+    if use_bias:
+        layer.bias[...] = jnp.linspace(-1, 1, 6)
+    x = jnp.asarray(np.random.default_rng(1).standard_normal((2, *size, 3)), jnp.float32)
+    with nn.folding(True):
+        folded = nn.conv_batch_norm(layer, norm, x)
+    np.testing.assert_allclose(folded, norm(layer(x)), atol=1e-5)
+
+
+def test_in_bfloat16_it_is_no_less_exact():
+    x = np.random.default_rng(2).standard_normal((2, 9, 9, 16)).astype(np.float32)
+    layer, norm = pair(16, dtype="bfloat16", padding=1)
+    rounded = jnp.asarray(x, jnp.bfloat16)
+    exact_layer, exact_norm = pair(16, padding=1)
+    exact = np.asarray(exact_norm(exact_layer(rounded.astype(jnp.float32))), np.float64)
+    with nn.folding(True):
+        folded = nn.conv_batch_norm(layer, norm, rounded)
+    assert folded.dtype == jnp.bfloat16
+
+    def error(y):
+        return np.linalg.norm(np.asarray(y, np.float64) - exact) / np.linalg.norm(exact)
+
+    assert error(folded) < 1.2 * error(norm(layer(rounded))) < 1e-2
+
+
+@pytest.mark.parametrize(("backend", "folds"), [("cpu", False), ("gpu", True), ("tpu", False)])
+def test_gpus_alone_fold_unless_told_otherwise(monkeypatch, backend, folds):
+    layer, norm = pair(3)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    called = []
+    monkeypatch.setattr(nn.BatchNorm, "__call__", lambda self, x: called.append(x) or x)
+    x = jnp.zeros((1, 5, 5, 3))
+    nn.conv_batch_norm(layer, norm, x)
+    assert bool(called) != folds
+    with nn.folding(folds):
+        nn.conv_batch_norm(layer, norm, x)
+    with nn.folding(not folds):
+        nn.conv_batch_norm(layer, norm, x)
+    nn.conv_batch_norm(layer, norm, x)
+    assert len(called) == (1 if folds else 3)
+
+
+def test_in_train_mode_nothing_is_folded():
+    layer, norm = pair(3)
+    norm.train()
+    x = jnp.asarray(np.random.default_rng(3).standard_normal((2, 5, 5, 3)), jnp.float32)
+    with nn.folding(True):
+        y = nn.conv_batch_norm(layer, norm, x)
+    np.testing.assert_allclose(y.mean((0, 1, 2)), norm.bias[...], atol=1e-5)
+    assert int(norm.num_batches_tracked[...]) == 1
+
+
+def test_gradients_reach_both_layers_through_the_fold():
+    layer, norm = pair(3, use_bias=True)
+    x = jnp.asarray(np.random.default_rng(4).standard_normal((2, 6, 6, 3)), jnp.float32)
+    graphdef, state = nnx.split((layer, norm))
+
+    def loss(state, folded):
+        layer, norm = nnx.merge(graphdef, state)
+        with nn.folding(folded):
+            return jnp.sin(nn.conv_batch_norm(layer, norm, x)).sum()
+
+    folded, plain = (jax.tree.leaves(jax.grad(loss, allow_int=True)(state, on)) for on in (True, False))
+    for found, wanted in zip(folded, plain, strict=True):
+        if found.dtype != jax.dtypes.float0:
+            np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+MODELS = {"resnet18": "fcn32s", "resnet50": "fcn", "vgg11_bn": "fcn32s", "mobilenet_v3_large": "lraspp", "resnet34": "deeplabv3"}
+
+
+@pytest.mark.parametrize("backbone", MODELS)
+def test_whole_networks_fold_every_normalisation_and_give_the_same(backbone):
+    if backbone not in registry.default().names("backbones"):
+        pytest.skip(f"the plugin of {backbone} is not installed")
+    options = {"width": 16} if backbone.startswith("vgg") else {}
+    model = build_model(backbone, MODELS[backbone], 5, backbone_options=options, rngs=nnx.Rngs(0))
+    rng = np.random.default_rng(5)
+    layers = [module for _, module in nnx.iter_modules(model) if isinstance(module, nn.BatchNorm)]
+    for norm in layers:
+        norm.scale[...] = jnp.asarray(rng.uniform(0.7, 1.3, norm.scale.shape), jnp.float32)
+        norm.bias[...] = jnp.asarray(rng.uniform(-0.2, 0.2, norm.bias.shape), jnp.float32)
+        norm.mean[...] = jnp.asarray(rng.uniform(-0.2, 0.2, norm.mean.shape), jnp.float32)
+        norm.var[...] = jnp.asarray(rng.uniform(0.5, 2, norm.var.shape), jnp.float32)
+    model.eval()
+    graphdef, state = nnx.split(model)
+    x = jnp.asarray(rng.standard_normal((1, 64, 96, 3)), jnp.float32)
+    called = []
+
+    def run(folded):
+        def logits(state, x):
+            with nn.folding(folded), pytest.MonkeyPatch.context() as patch:
+                own = nn.BatchNorm.__call__
+                patch.setattr(nn.BatchNorm, "__call__", lambda self, x: called.append(folded) or own(self, x))
+                return nnx.merge(graphdef, state)(x)
+
+        return np.asarray(jax.jit(logits)(state, x))
+
+    folded, plain = run(True), run(False)
+    assert called == [False] * len(layers)
+    assert np.linalg.norm(folded - plain) < 1e-4 * np.linalg.norm(plain)
+
+
+def test_a_folded_convolution_is_followed_by_no_multiplication_of_its_output():
+    layer, norm = pair(16, dtype="bfloat16", padding=1)
+    x = jax.ShapeDtypeStruct((2, 8, 8, 16), jnp.bfloat16)
+
+    def multiplied(folded):
+        def run(x):
+            with nn.folding(folded):
+                return nnx.relu(nn.conv_batch_norm(layer, norm, x))
+
+        text = jax.jit(run).trace(x).lower(lowering_platforms=("cuda",)).as_text()
+        return len(re.findall(r"stablehlo\.multiply .*tensor<2x8x8x6x", text))
+
+    assert (multiplied(True), multiplied(False)) == (0, 1)
