@@ -5,10 +5,10 @@
     python -m benchmarks --model deeplabv3_resnet50 --batch 1   # `python -m benchmarks.models` measures a list of them
 
 The same weights and inputs for every contender, whose answers must agree before anything is timed; they run in turn, each in a process
-of its own. PyTorch runs in channels_last; torch.compile folds the weights in inference (inductor's freezing) and tunes every kernel on
-GPUs (max-autotune). "Product head" is PyTorch with the transposed convolution in the form that this library gives it, so that the ratio
-says more than that. Memory is what a process held at most beyond the libraries themselves, on GPUs the GPU's, tuning included. Results go
-to benchmarks/results as JSON, task by task, and as a plot.
+of its own, or in several after each other, as one process may be faster than the next. PyTorch runs in channels_last; torch.compile folds
+the weights in inference (inductor's freezing) and tunes every kernel on GPUs (max-autotune). "Product head" is PyTorch with the transposed
+convolution in the form that this library gives it, so that the ratio says more than that. Memory is what a process held at most beyond the
+libraries themselves, on GPUs the GPU's, tuning included. Results go to benchmarks/results as JSON, task by task, and as a plot.
 """
 
 from __future__ import annotations
@@ -35,14 +35,27 @@ PHOTOGRAPHS = 16
 
 
 def measure(
-    task: str, setting: Setting, rounds: int, peak: dict[str, float], contenders: Sequence[tasks.Contender]
+    task: str,
+    setting: Setting,
+    rounds: int,
+    peak: dict[str, float],
+    contenders: Sequence[tasks.Contender],
+    processes: int = 1,
 ) -> dict[str, Any]:
-    """Time one task with its contenders, the library among them, and print a table."""
-    with workers(task, setting, contenders) as found:
-        tasks.check_agreement(task, {name: worker.answer for name, worker in found.items()}, setting.dtype)
-        timings = timing.interleaved(found, rounds, in_a_row=tasks.in_a_row(task, setting))
-        first_seconds = {name: worker.first_seconds for name, worker in found.items()}
-        memory = {name: worker.close() for name, worker in found.items()}
+    """Time one task with its contenders, the library among them, and print a table.
+
+    The rounds are done by so many processes of each contender, one after the other, since a process may be faster than another.
+    """
+    seconds: dict[str, list[float]] = {one.name: [] for one in contenders}
+    first_seconds, memory = dict.fromkeys(seconds, 0.0), dict.fromkeys(seconds, 0)
+    for _ in range(processes):
+        with workers(task, setting, contenders) as started:
+            tasks.check_agreement(task, {name: worker.answer for name, worker in started.items()}, setting.dtype)
+            for name, timed in timing.interleaved(started, rounds, in_a_row=tasks.in_a_row(task, setting)).items():
+                seconds[name] += timed.seconds
+                first_seconds[name] = first_seconds[name] or started[name].first_seconds
+                memory[name] = max(memory[name], started[name].close())
+    timings = {name: timing.Timing(taken) for name, taken in seconds.items()}
     work, images = tasks.flops(task, setting), tasks.images(task, setting)
     ours = timings[tasks.LIBRARY.name].median
     height, width = setting.size
@@ -113,7 +126,8 @@ def main() -> None:
         default="max-autotune",
         help="torch.compile's, on GPUs",
     )
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=6, help="of each process")
+    parser.add_argument("--processes", type=int, help="of each contender, one after the other; default: 3 on CPUs, 1 on GPUs")
     parser.add_argument(
         "--contender", choices=tasks.NAMES, action="append", help="beside the library; default: all that can run a task"
     )
@@ -135,6 +149,7 @@ def main() -> None:
         device=args.device,
         torch_mode=args.torch_mode,
     )
+    processes = args.processes or (3 if args.device == "cpu" else 1)
     chosen = args.task or tasks.default(setting)
     if unable := set(chosen) - set(tasks.possible(setting)):
         parser.error(f"{args.model} has no {', '.join(sorted(unable))} here, only {', '.join(tasks.possible(setting))}")
@@ -164,7 +179,7 @@ def main() -> None:
                 for one in tasks.contenders(task, of)
                 if one is tasks.LIBRARY or not args.contender or one.name in args.contender
             ]
-            result["tasks"].append(measure(task, of, args.rounds, peak, chosen_ones))
+            result["tasks"].append(measure(task, of, args.rounds, peak, chosen_ones, processes))
             write_json(out, result)
     plot.draw(result, out.with_suffix(".png"))
     print(f"\n{out}, {out.with_suffix('.png')}")

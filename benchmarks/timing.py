@@ -11,6 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+PAUSE = 0.05
+"""Seconds."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
@@ -39,6 +42,8 @@ def interleaved(
 ) -> dict[str, Timing]:
     """Call each contender `warm_up` times, and then in turn; a call returns when its work is done.
 
+    Between two calls lies a pause: threads of OpenMP, PyTorch's, keep a core busy for a while after their work is done.
+
     Args:
         contenders: by name; each does the whole of the work and waits for it.
         rounds: measured calls of each, at least 2.
@@ -51,6 +56,7 @@ def interleaved(
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, call in contenders.items():
+            time.sleep(PAUSE)
             began = time.perf_counter()
             call()
             seconds[name].append((time.perf_counter() - began) / in_a_row)

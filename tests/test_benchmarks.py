@@ -75,12 +75,12 @@ def run(*arguments):
 @needs_torch
 def test_contenders_run_in_processes_of_their_own_and_leave_figures(tmp_path):
     out = tmp_path / "speed.json"
-    done = run("--contender", "torch eager", "--out", str(out))
+    done = run("--contender", "torch eager", "--processes", "2", "--out", str(out))
     assert done.returncode == 0, done.stderr
     (task,) = json.loads(out.read_text())["tasks"]
     assert set(task["contenders"]) == {"fcn_jax", "torch eager"}
     for row in task["contenders"].values():
-        assert len(row["rounds"]) == 2
+        assert len(row["rounds"]) == 2 * 2
         assert row["seconds"] > 0
         assert row["peak_bytes"] > 0
     assert out.with_suffix(".png").exists()

@@ -272,6 +272,16 @@ def test_unreadable_images_are_refused_and_nothing_is_written(run: Path, tmp_pat
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
 
 
+def test_an_unreadable_image_does_not_keep_the_others_from_being_predicted(run: Path, tmp_path: Path, fails: Fails) -> None:
+    for name in ("a.png", "c.png"):
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / name)
+    (tmp_path / "b.png").write_bytes(b"not an image")
+    complaint = fails("predict", run, tmp_path, "-o", tmp_path / "out")
+    assert "1 of 3 images left out" in complaint
+    assert "b.png" in complaint
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.png", "a_overlay.png", "c.png", "c_overlay.png"}
+
+
 def test_two_images_of_one_stem_are_refused(run: Path, tmp_path: Path, fails: Fails) -> None:
     for name in ("a.png", "a.jpg"):
         Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / name)
@@ -403,6 +413,18 @@ def test_verify_exits_with_2_where_it_cannot_be_run(tiny_plugin, capsys, argumen
     with contextlib.suppress(SystemExit):
         assert cli.main(["verify", "--model", "tiny", *arguments]) == 2
     assert complaint in capsys.readouterr().err
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_the_work(tiny_plugin, tmp_path, capsys):
+    pytest.importorskip("torch")
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.json").mkdir()
+    for path, reason in (
+        (tmp_path / "file" / "r.json", f"nor anything in {tmp_path / 'file'}"),
+        (tmp_path / "folder.json", "is a folder"),
+    ):
+        assert cli.main(["verify", "--model", "tiny", "--report", str(path)]) == 2
+        assert f"{path}: cannot be written ({reason})" in capsys.readouterr().err
 
 
 def test_verify_exits_with_2_where_a_module_breaks_down(tiny_plugin, monkeypatch, capsys):

@@ -26,18 +26,26 @@ def predict_files(checkpoint: str | Path, images: Sequence[str], output: Path) -
         The two files written, for each image in turn.
 
     Raises:
-        DataError: nothing matches, two images would write the same file, or an image is unreadable.
+        DataError: nothing matches, or two images would write the same file; and at the end, when all others are done, for images that
+            are unreadable.
         CheckpointError: not a checkpoint.
     """
     files = find_images(images)
     predictor = Predictor.from_checkpoint(checkpoint)
+    faults = []
     for file in files:
-        image = read_image(file)
+        try:
+            image = read_image(file)
+        except DataError as fault:
+            faults.append(str(fault))
+            continue
         mask = predictor(image)
         paths = output / f"{file.stem}.png", output / f"{file.stem}_overlay.png"
         draw.write_mask(paths[0], mask, predictor.classes)
         draw.write_image(paths[1], draw.overlay(image, mask, predictor.classes))
         yield paths
+    if faults:
+        raise DataError(f"{len(faults)} of {len(files)} images left out: {'; '.join(faults)}")
 
 
 def find_images(patterns: Sequence[str]) -> list[Path]:

@@ -7,6 +7,7 @@ import html
 import io
 import json
 import math
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,6 +60,9 @@ def check_path(path: Path) -> None:
     """Refuse what `write` could not write, before the work is done. Raises `ConfigError`."""
     if path.suffix not in SUFFIXES:
         raise ConfigError(f"{path}: a report ends in {' or '.join(SUFFIXES)}")
+    nearest = next(folder for folder in path.absolute().parents if folder.exists())
+    if path.is_dir() or not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise ConfigError(f"{path}: cannot be written ({'is a folder' if path.is_dir() else f'nor anything in {nearest}'})")
     if path.suffix == ".html":
         try:
             import matplotlib  # noqa: F401
