@@ -126,7 +126,7 @@ def main() -> None:
         default="max-autotune",
         help="torch.compile's, on GPUs",
     )
-    parser.add_argument("--rounds", type=int, default=6, help="of each process")
+    parser.add_argument("--rounds", type=int, default=4, help="of each process")
     parser.add_argument("--processes", type=int, help="of each contender, one after the other; default: 3 on CPUs, 1 on GPUs")
     parser.add_argument(
         "--contender", choices=tasks.NAMES, action="append", help="beside the library; default: all that can run a task"

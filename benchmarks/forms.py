@@ -4,8 +4,7 @@
     python -m benchmarks.forms --batch 4 --dtype float32
 
 Each forward and backward (normalisation: forward, in eval mode), on the default device, in turn. Written to
-benchmarks/results/forms_DEVICE.json. For TPUs that are not there
-`python -m benchmarks.tpu_aot --program forms` asks their compiler.
+benchmarks/results/forms_DEVICE.json. For TPUs that are not there `python -m benchmarks.tpu_aot --program forms` asks their compiler.
 """
 
 from __future__ import annotations

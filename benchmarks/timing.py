@@ -11,9 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-PAUSE = 0.05
-"""Seconds."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
@@ -42,7 +39,8 @@ def interleaved(
 ) -> dict[str, Timing]:
     """Call each contender `warm_up` times, and then in turn; a call returns when its work is done.
 
-    Between two calls lies a pause: threads of OpenMP, PyTorch's, keep a core busy for a while after their work is done.
+    On CPUs a call that is not timed comes before each that is: threads of OpenMP, PyTorch's, keep a core busy for a while after their work is
+    done, and take a while to begin once they sleep.
 
     Args:
         contenders: by name; each does the whole of the work and waits for it.
@@ -54,9 +52,11 @@ def interleaved(
         for _ in range(warm_up):
             call()
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    on_cpu = jax.default_backend() == "cpu"
     for _ in range(rounds):
         for name, call in contenders.items():
-            time.sleep(PAUSE)
+            if on_cpu:
+                call()
             began = time.perf_counter()
             call()
             seconds[name].append((time.perf_counter() - began) / in_a_row)

@@ -15,6 +15,7 @@ import collections
 import gzip
 import json
 import re
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -31,6 +32,7 @@ from fcn_jax.atomic import write_json
 from fcn_jax.memory import keep_freed_memory
 
 CALLS = 10
+"""Timed, and then traced, in each process."""
 
 
 def traced(task: str, setting: Setting) -> dict[str, Any]:
@@ -55,7 +57,7 @@ def traced(task: str, setting: Setting) -> dict[str, Any]:
         if event.get("ph") == "X" and "hlo_op" in event.get("args", {}):
             kinds[re.sub(r"[.\d]+$", "", event["name"])].append(event["dur"] / 1e3)
     found = {kind: {"count": len(taken) / CALLS, "milliseconds": sum(taken) / CALLS} for kind, taken in kinds.items()}
-    return {"seconds": sorted(seconds)[CALLS // 2], "kinds": found}
+    return {"seconds": statistics.median(seconds), "kinds": found}
 
 
 def main() -> None:

@@ -415,16 +415,19 @@ def test_verify_exits_with_2_where_it_cannot_be_run(tiny_plugin, capsys, argumen
     assert complaint in capsys.readouterr().err
 
 
-def test_a_report_that_cannot_be_written_is_refused_before_the_work(tiny_plugin, tmp_path, capsys):
+def test_a_report_that_cannot_be_written_is_refused_before_the_work(tiny_plugin, tmp_path, monkeypatch, capsys):
     pytest.importorskip("torch")
     (tmp_path / "file").touch()
     (tmp_path / "folder.json").mkdir()
     for path, reason in (
-        (tmp_path / "file" / "r.json", f"nor anything in {tmp_path / 'file'}"),
-        (tmp_path / "folder.json", "is a folder"),
+        (tmp_path / "file" / "r.json", f"{tmp_path / 'file'} is no folder that can be written to"),
+        (tmp_path / "folder.json", "it is a folder"),
     ):
         assert cli.main(["verify", "--model", "tiny", "--report", str(path)]) == 2
         assert f"{path}: cannot be written ({reason})" in capsys.readouterr().err
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert cli.main(["verify", "--model", "tiny", "--report", str(tmp_path / "new" / "r.json")]) == 2
+    assert f"({tmp_path} is no folder that can be written to)" in capsys.readouterr().err
 
 
 def test_verify_exits_with_2_where_a_module_breaks_down(tiny_plugin, monkeypatch, capsys):

@@ -81,14 +81,17 @@ def match(
     reinit: Sequence[str],
     record: LoadRecord,
 ) -> Problems:
-    """Hold each of the tensors against each of the leaves `targets`; fill `record` with what fits, and return what does not.
+    """Hold the tensors against the leaves `targets`, by name.
 
     Args:
         tensors: name in the file -> values, read when they are asked for, one at a time.
         targets: Flax path -> leaf, an array or its shape; nothing of it is changed.
         table: names the leaves as the file does.
         reinit: globs over names or paths, of what keeps its initial value.
-        record: its scope says whether the file is meant to hold more than a backbone.
+        record: its scope says whether the file is meant to hold more than a backbone; what fits is written down in it.
+
+    Returns:
+        What does not fit.
     """
     problems = Problems()
     used_globs: set[str] = set()
@@ -150,12 +153,15 @@ class UnfitError(Exception):
     """A tensor is not what its leaf takes."""
 
 
+# Which of the two it is decides the list in which it is reported.
+
+
 class _MisshapenError(UnfitError):
     pass
 
 
 class _UnusableError(UnfitError):
-    """Its type or values, not its shape."""
+    pass
 
 
 def _checked(value: np.ndarray, rule: Rule, leaf: nnx.Variable) -> np.dtype:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fcn_jax.data.decode import read_image
-from fcn_jax.errors import DataError
+from fcn_jax.errors import DataError, listing
 from fcn_jax.infer import draw
 from fcn_jax.infer.predictor import Predictor
 
@@ -23,7 +23,7 @@ def predict_files(checkpoint: str | Path, images: Sequence[str], output: Path) -
         output: directory to write; made if missing.
 
     Yields:
-        The two files written, for each image in turn.
+        The two files written, for each image that can be read, in turn.
 
     Raises:
         DataError: nothing matches, or two images would write the same file; and at the end, when all others are done, for images that
@@ -45,7 +45,7 @@ def predict_files(checkpoint: str | Path, images: Sequence[str], output: Path) -
         draw.write_image(paths[1], draw.overlay(image, mask, predictor.classes))
         yield paths
     if faults:
-        raise DataError(f"{len(faults)} of {len(files)} images left out: {'; '.join(faults)}")
+        raise DataError(f"{len(faults)} of {len(files)} images left out: {listing(faults)}")
 
 
 def find_images(patterns: Sequence[str]) -> list[Path]:

@@ -1,6 +1,6 @@
 """Operators and layers with PyTorch's meaning, in JAX's layout: NHWC activations, HWIO kernels."""
 
-from fcn_jax.nn.batch_norm import BatchNorm, batch_norm_inference, batch_norm_train
+from fcn_jax.nn.batch_norm import BatchNorm, batch_norm_train
 from fcn_jax.nn.bias import add_bias
 from fcn_jax.nn.conv import Conv, conv
 from fcn_jax.nn.conv_batch_norm import conv_batch_norm, folding
@@ -18,7 +18,6 @@ __all__ = [
     "Frozen",
     "Initializer",
     "add_bias",
-    "batch_norm_inference",
     "batch_norm_train",
     "bilinear",
     "bilinear_depthwise",

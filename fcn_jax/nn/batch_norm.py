@@ -20,19 +20,6 @@ from jax import lax
 from fcn_jax.nn.initializers import on_device
 
 
-def batch_norm_inference(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, mean: jax.Array, var: jax.Array, *, eps: float = 1e-5
-) -> jax.Array:
-    """Normalise `x` f[..., C] by given statistics f32[C]; computed in float32, returned in the dtype of `x`."""
-    factor, shift = _affine(scale, bias, mean, var, eps)
-    return (x.astype(jnp.float32) * factor + shift).astype(x.dtype)
-
-
-def _affine(scale: jax.Array, bias: jax.Array, mean: jax.Array, var: jax.Array, eps: float) -> tuple[jax.Array, jax.Array]:
-    factor = scale * lax.rsqrt(var + eps)
-    return factor, bias - mean * factor
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def batch_norm_train(
     x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float = 1e-5, near: jax.Array | None = None
@@ -128,18 +115,19 @@ class BatchNorm(nnx.Module):
             ValueError: in train mode, if there is a single value per channel, whose variance is unknown.
         """
         x = x.astype(self.dtype)
-        scale, bias = self.scale[...].astype(jnp.float32), self.bias[...].astype(jnp.float32)
         if self.use_running_average:
-            return batch_norm_inference(x, scale, bias, self.mean[...], self.var[...], eps=self.eps)
+            factor, shift = self.as_affine()
+            return (x.astype(jnp.float32) * factor + shift).astype(x.dtype)
         count = math.prod(x.shape[:-1])
         if count < 2:
             raise ValueError(
                 f"batch normalisation in train mode needs more than one value per channel, got an input of shape {x.shape}; "
                 "use a larger batch or image, or model.eval()"
             )
-        # Values of 16 bits are coarse enough for one pass. From the running mean it is as exact as two once that is near, after some dozen
-        # steps from the initial 0; a value of the batch itself would be near at once, but costs TPUs another pass.
+        # Values of 16 bits are coarse enough for one pass. From the running mean it is as exact as two once that is near, which takes a few
+        # times 1 / momentum steps from the initial 0; a value of the batch itself would be near at once, but costs TPUs another pass.
         near = self.mean[...] if x.dtype.itemsize < 4 else None
+        scale, bias = self.scale[...].astype(jnp.float32), self.bias[...].astype(jnp.float32)
         y, mean, var = batch_norm_train(x, scale, bias, self.eps, near)
         self.mean[...] = self._moved(self.mean[...], mean)
         self.var[...] = self._moved(self.var[...], var * (count / (count - 1)))
@@ -149,7 +137,8 @@ class BatchNorm(nnx.Module):
     def as_affine(self) -> tuple[jax.Array, jax.Array]:
         """What eval mode does, f32[C] each: the factor by which it multiplies, and what it then adds."""
         scale, bias = self.scale[...].astype(jnp.float32), self.bias[...].astype(jnp.float32)
-        return _affine(scale, bias, self.mean[...], self.var[...], self.eps)
+        factor = scale * lax.rsqrt(self.var[...] + self.eps)
+        return factor, bias - self.mean[...] * factor
 
     def _moved(self, old: jax.Array, new: jax.Array) -> jax.Array:
         return (1 - self.momentum) * old + self.momentum * lax.stop_gradient(new)

@@ -16,7 +16,7 @@ import numpy as np
 
 from fcn_jax.atomic import write_text
 from fcn_jax.convert.matching import LoadRecord
-from fcn_jax.errors import ConfigError
+from fcn_jax.errors import ConfigError, WriteError
 from fcn_jax.infer.draw import colorize, generic_classes
 from fcn_jax.verify.compare import Comparison, Section
 from fcn_jax.verify.report import Pictures, Report
@@ -57,12 +57,20 @@ def write(report: Report, path: str | Path) -> None:
 
 
 def check_path(path: Path) -> None:
-    """Refuse what `write` could not write, before the work is done. Raises `ConfigError`."""
+    """Refuse what `write` could not write, before the work is done.
+
+    Raises:
+        ConfigError: the name ends otherwise, or what a page needs is not installed.
+        WriteError: there is a folder of that name, or the one around it cannot be written to.
+    """
     if path.suffix not in SUFFIXES:
         raise ConfigError(f"{path}: a report ends in {' or '.join(SUFFIXES)}")
-    nearest = next(folder for folder in path.absolute().parents if folder.exists())
-    if path.is_dir() or not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise ConfigError(f"{path}: cannot be written ({'is a folder' if path.is_dir() else f'nor anything in {nearest}'})")
+    # By os.path, for which a folder that may not be entered holds nothing.
+    nearest = next(folder for folder in path.absolute().parents if os.path.exists(folder))
+    if os.path.isdir(path):
+        raise WriteError(f"{path}: cannot be written (it is a folder)")
+    if not (os.path.isdir(nearest) and os.access(nearest, os.W_OK)):
+        raise WriteError(f"{path}: cannot be written ({nearest} is no folder that can be written to)")
     if path.suffix == ".html":
         try:
             import matplotlib  # noqa: F401

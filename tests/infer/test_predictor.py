@@ -140,6 +140,14 @@ def test_a_small_image_is_put_into_an_array_that_is_large_enough_for_the_network
     np.testing.assert_array_equal(mask, predictor.batch(image[None])[0])
 
 
+def test_a_folded_normalisation_minds_the_borders_of_an_image_in_a_larger_array(model):
+    assert Predictor(model)._buckets is not None
+    with nn.folding(True):
+        folded, whole = Predictor(model)(IMAGE), Predictor(model).batch(IMAGE[None])[0]
+    np.testing.assert_array_equal(folded, whole)
+    np.testing.assert_array_equal(folded, Predictor(model)(IMAGE))
+
+
 def test_more_classes_than_a_mask_holds_are_refused():
     def made(num_classes):
         return nnx.eval_shape(lambda: build(ModelSpec("resnet18", "fcn", num_classes), rngs=nnx.Rngs(0)))

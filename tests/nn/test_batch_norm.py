@@ -7,6 +7,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from fcn_jax import nn
+from fcn_jax.nn import batch_norm
 
 torch = pytest.importorskip("torch")
 
@@ -120,6 +121,18 @@ def test_a_new_layer_in_16_bits_knows_the_variance_where_its_guess_of_the_mean_i
     for rtol in (3e-2, 1e-4):  # the second batch is seen from the mean of the first
         layer(x)
         np.testing.assert_allclose(layer.var[...], wide.var((0, 1, 2), ddof=1), rtol=rtol)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "passes"), [("float32", "_moments"), ("bfloat16", "_moments_near"), ("float16", "_moments_near")]
+)
+def test_a_layer_takes_one_pass_in_16_bits_and_two_in_32(monkeypatch, dtype, passes):
+    used = []
+    for name in ("_moments", "_moments_near"):
+        own = getattr(batch_norm, name)
+        monkeypatch.setattr(batch_norm, name, lambda *args, name=name, own=own: used.append(name) or own(*args))
+    nn.BatchNorm(3, dtype=dtype)(jnp.ones((2, 3, 4, 3)))
+    assert used == [passes]
 
 
 def test_the_guess_of_the_mean_changes_no_gradient_and_has_none():

@@ -42,6 +42,14 @@ def whole_report(tiny_plugin):
     return report, steps
 
 
+def test_a_normalisation_that_is_folded_in_use_is_watched_as_a_layer(tiny_plugin):
+    with nn.folding(True):
+        report = verify_model("tiny", sizes=[(33, 49)], num_classes=3)
+    assert report.equal, report
+    watched = {comparison.name for comparison in section(report, "layers, accumulated").comparisons}
+    assert {"backbone.conv1", "backbone.bn1"} <= watched
+
+
 def test_a_right_port_is_equal_in_everything(whole_report):
     report, steps = whole_report
     assert report.equal, report

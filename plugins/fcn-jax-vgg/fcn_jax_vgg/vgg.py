@@ -119,8 +119,8 @@ class VGG(nnx.Module):
         features = {}
         for block, depth in enumerate(self.architecture.depths, start=1):
             for i in range(1, depth + 1):
-                convolution, norm = getattr(self, f"conv{block}_{i}"), getattr(self, f"bn{block}_{i}", None)
-                x = nnx.relu(convolution(x) if norm is None else nn.conv_batch_norm(convolution, norm, x))
+                layer, norm = getattr(self, f"conv{block}_{i}"), f"bn{block}_{i}"
+                x = nnx.relu(nn.conv_batch_norm(layer, getattr(self, norm), x) if self.architecture.batch_norm else layer(x))
             x = nn.max_pool(x, 2, 2, ceil_mode=self.architecture.paper)
             features[f"pool{block}"] = x
         x = self.dropout6(nnx.relu(self.fc6(x)))
