@@ -126,8 +126,8 @@ def main() -> None:
         default="max-autotune",
         help="torch.compile's, on GPUs",
     )
-    parser.add_argument("--rounds", type=int, default=4, help="of each process")
-    parser.add_argument("--processes", type=int, help="of each contender, one after the other; default: 3 on CPUs, 1 on GPUs")
+    parser.add_argument("--rounds", type=int, default=5, help="of each process")
+    parser.add_argument("--processes", type=int, help="of each contender, one after the other; default: 2 on CPUs, 1 on GPUs")
     parser.add_argument(
         "--contender", choices=tasks.NAMES, action="append", help="beside the library; default: all that can run a task"
     )
@@ -149,7 +149,7 @@ def main() -> None:
         device=args.device,
         torch_mode=args.torch_mode,
     )
-    processes = args.processes or (3 if args.device == "cpu" else 1)
+    processes = args.processes or (2 if args.device == "cpu" else 1)
     chosen = args.task or tasks.default(setting)
     if unable := set(chosen) - set(tasks.possible(setting)):
         parser.error(f"{args.model} has no {', '.join(sorted(unable))} here, only {', '.join(tasks.possible(setting))}")

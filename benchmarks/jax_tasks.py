@@ -142,6 +142,7 @@ def _epoch(setting: Setting) -> Start:
         nonlocal state
         losses = []
         for batch in itertools.islice(batches, steps):
+            wait(state)  # one step in flight, as in the loop: a step takes its memory when it is dispatched
             state, metrics = step(state, batch)
             losses.append(metrics["loss"])
         return np.asarray(jax.device_get(losses))
