@@ -101,6 +101,13 @@ def _trunk(setting: Setting, *, plain: bool = False) -> Start:
     return _gradients(whole.backbone, loss, (_normalized(setting),), {} if plain else compiler_options())
 
 
+def _compiled(step: train_step.Step, state: Any, batch: Any, options: Mapping[str, str]) -> Any:
+    """The step's program, and no memory that the compiler held, as `fcn_jax.train.loop` does it."""
+    program = jax.jit(step, donate_argnums=0, compiler_options=dict(options)).lower(state, batch).compile()
+    give_back_freed_memory()
+    return program
+
+
 def _training(setting: Setting, model: nnx.Module, options: Mapping[str, str]) -> Start:
     state, step = train_step.make(model, lambda params: optim.make(RECIPE, 1000, params), _preprocess(setting))  # type: ignore[arg-type]
     batch = jax.device_put({"image": setting.images(), "mask": setting.labels()})  # the loop does so beside the step before
@@ -108,9 +115,8 @@ def _training(setting: Setting, model: nnx.Module, options: Mapping[str, str]) -
 
     def call() -> jax.Array:
         nonlocal state, compiled
-        if compiled is None:  # in the first call, which counts as compilation; all as `fcn_jax.train.loop` does it
-            compiled = jax.jit(step, donate_argnums=0, compiler_options=dict(options)).lower(state, batch).compile()
-            give_back_freed_memory()
+        if compiled is None:  # in the first call, which counts as compilation
+            compiled = _compiled(step, state, batch, options)
         state, metrics = compiled(state, batch)
         return metrics["loss"]
 
@@ -136,14 +142,17 @@ def _epoch(setting: Setting) -> Start:
     batches, steps = _batches(setting)
     model = setting.build()
     state, step = train_step.make(model, lambda params: optim.make(RECIPE, 1000, params), _preprocess(setting))
-    step = jax.jit(step, donate_argnums=0, compiler_options=compiler_options())
+    compiled: Any = None
 
     def call() -> np.ndarray:
-        nonlocal state
+        nonlocal state, compiled
         losses = []
         for batch in itertools.islice(batches, steps):
-            wait(state)  # one step in flight, as in the loop: a step takes its memory when it is dispatched
-            state, metrics = step(state, batch)
+            if jax.default_backend() == "cpu":  # as `fcn_jax.train.loop` does
+                wait(state)
+            if compiled is None:
+                compiled = _compiled(step, state, batch, compiler_options())
+            state, metrics = compiled(state, batch)
             losses.append(metrics["loss"])
         return np.asarray(jax.device_get(losses))
 
