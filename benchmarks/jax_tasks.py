@@ -101,7 +101,7 @@ def _trunk(setting: Setting, *, plain: bool = False) -> Start:
     return _gradients(whole.backbone, loss, (_normalized(setting),), {} if plain else compiler_options())
 
 
-def _compiled(step: train_step.Step, state: Any, batch: Any, options: Mapping[str, str]) -> Any:
+def compiled_step(step: train_step.Step, state: Any, batch: Any, options: Mapping[str, str]) -> Any:
     """The step's program, and no memory that the compiler held, as `fcn_jax.train.loop` does it."""
     program = jax.jit(step, donate_argnums=0, compiler_options=dict(options)).lower(state, batch).compile()
     give_back_freed_memory()
@@ -116,7 +116,7 @@ def _training(setting: Setting, model: nnx.Module, options: Mapping[str, str]) -
     def call() -> jax.Array:
         nonlocal state, compiled
         if compiled is None:  # in the first call, which counts as compilation
-            compiled = _compiled(step, state, batch, options)
+            compiled = compiled_step(step, state, batch, options)
         state, metrics = compiled(state, batch)
         return metrics["loss"]
 
@@ -151,7 +151,7 @@ def _epoch(setting: Setting) -> Start:
             if jax.default_backend() == "cpu":  # as `fcn_jax.train.loop` does
                 wait(state)
             if compiled is None:
-                compiled = _compiled(step, state, batch, compiler_options())
+                compiled = compiled_step(step, state, batch, compiler_options())
             state, metrics = compiled(state, batch)
             losses.append(metrics["loss"])
         return np.asarray(jax.device_get(losses))

@@ -15,11 +15,12 @@ from typing import Any
 
 import jax
 
+from benchmarks.jax_tasks import compiled_step
 from benchmarks.record import RESULTS, environment, keep
 from benchmarks.setting import RECIPE, Setting
 from benchmarks.timing import interleaved
 from fcn_jax import compiler_options
-from fcn_jax.memory import give_back_freed_memory, keep_freed_memory
+from fcn_jax.memory import keep_freed_memory
 from fcn_jax.models.segmenter import describe
 from fcn_jax.train import optim
 from fcn_jax.train import step as train_step
@@ -39,7 +40,7 @@ def prepared(setting: Setting, options: dict[str, Any]) -> tuple[Callable[[], ob
     preprocess = describe(model.spec).backbone.preprocess
     state, step = train_step.make(model, lambda params: optim.make(RECIPE, 1000, params), preprocess, **options)
     batch = jax.device_put({"image": setting.images(), "mask": setting.labels()})
-    compiled = jax.jit(step, donate_argnums=0, compiler_options=compiler_options()).lower(state, batch).compile()
+    compiled = compiled_step(step, state, batch, compiler_options())
 
     def call() -> None:
         nonlocal state
@@ -61,7 +62,6 @@ def main() -> None:
     keep_freed_memory()
     setting, device = Setting(args.model, args.batch, tuple(args.size), args.dtype), jax.default_backend()
     found = {name: prepared(setting, options) for name, options in OPTIONS.items()}
-    give_back_freed_memory()
     timings = interleaved({name: call for name, (call, _) in found.items()}, args.rounds)
     out = RESULTS / f"remat_{device}.json"
     for name, (_, temporaries) in found.items():
