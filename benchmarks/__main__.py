@@ -27,6 +27,7 @@ from benchmarks.record import RESULTS, environment, prepare_backend
 from benchmarks.setting import Setting
 from benchmarks.worker import workers
 from fcn_jax.atomic import write_json
+from fcn_jax.errors import FcnJaxError
 
 FILES = 64
 """Images of the tasks that read files."""
@@ -149,6 +150,10 @@ def main() -> None:
         device=args.device,
         torch_mode=args.torch_mode,
     )
+    try:
+        setting.spec  # noqa: B018
+    except FcnJaxError as error:
+        parser.error(str(error))
     processes = args.processes or (2 if args.device == "cpu" else 1)
     chosen = args.task or tasks.default(setting)
     if unable := set(chosen) - set(tasks.possible(setting)):
