@@ -19,9 +19,10 @@ CALLS = 9
 
 _PROCESS = """
 import json, resource, statistics, time
-from fcn_jax.memory import keep_freed_memory
+from fcn_jax.memory import free_after_each_call, keep_freed_memory
 if {keep}:
     assert keep_freed_memory()
+free_after_each_call()
 from benchmarks.setting import Setting
 from benchmarks.tasks import Contender
 call = Contender({name!r}, {framework!r}, {compiled}).prepare({task!r}, Setting())

@@ -20,7 +20,7 @@ from benchmarks.record import RESULTS, environment, keep
 from benchmarks.setting import RECIPE, Setting
 from benchmarks.timing import interleaved
 from fcn_jax import compiler_options
-from fcn_jax.memory import keep_freed_memory
+from fcn_jax.memory import free_after_each_call, keep_freed_memory
 from fcn_jax.models.segmenter import describe
 from fcn_jax.train import optim
 from fcn_jax.train import step as train_step
@@ -60,6 +60,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
     keep_freed_memory()
+    free_after_each_call()
     setting, device = Setting(args.model, args.batch, tuple(args.size), args.dtype), jax.default_backend()
     found = {name: prepared(setting, options) for name, options in OPTIONS.items()}
     timings = interleaved({name: call for name, (call, _) in found.items()}, args.rounds)

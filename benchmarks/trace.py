@@ -29,7 +29,7 @@ from benchmarks.record import RESULTS, environment, prepare_backend
 from benchmarks.setting import Setting
 from benchmarks.tasks import LIBRARY, MAIN
 from fcn_jax.atomic import write_json
-from fcn_jax.memory import keep_freed_memory
+from fcn_jax.memory import free_after_each_call, keep_freed_memory
 
 CALLS = 10
 """Timed, and then traced, in each process."""
@@ -71,6 +71,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.one:
         keep_freed_memory()
+        free_after_each_call()
         print(json.dumps(traced(args.task, Setting(batch=args.batch, size=tuple(args.size)))))
         return
     prepare_backend("cpu")

@@ -22,7 +22,7 @@ from benchmarks.record import RESULTS, environment, keep, prepare_backend
 from fcn_jax import build_model, compiler_options, config, registry
 from fcn_jax.data.pipeline import steps_per_epoch, train_batches
 from fcn_jax.data.transforms import Augment
-from fcn_jax.memory import give_back_freed_memory, keep_freed_memory
+from fcn_jax.memory import free_after_each_call, give_back_freed_memory, keep_freed_memory
 from fcn_jax.train import optim
 from fcn_jax.train import step as train_step
 
@@ -38,6 +38,7 @@ def main() -> None:
     args = parser.parse_args()
     prepare_backend("cpu")
     keep_freed_memory()  # as `fcn-jax train` does; PyTorch gains by it too
+    free_after_each_call()
     recipe = config.parse(config.override(config.read_recipe(args.recipe), args.set), args.recipe)
     dataset = registry.default().dataset(recipe.data.dataset)
     source = dataset.open(Path(args.data) if args.data else None, recipe.data.train_split)

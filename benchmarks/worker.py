@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.setting import Setting
 from benchmarks.tasks import INPUT, Contender, in_a_row
-from fcn_jax.memory import keep_freed_memory
+from fcn_jax.memory import free_after_each_call, keep_freed_memory
 
 
 @contextlib.contextmanager
@@ -86,6 +86,7 @@ class Worker:
 def _serve(pipe: Connection, contender: Contender, task: str, setting: Setting) -> None:
     try:
         keep_freed_memory()  # as the library's commands do; every contender gains by it
+        free_after_each_call()  # likewise, for JAX
         _import(contender)
         before = _start_peak()
         work, times = None, in_a_row(task, setting)

@@ -29,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     cache.keep_compiled_programs()
     if argv is None:  # the process is this command's own
         memory.keep_freed_memory()
+        if args.call in (_train, _eval, _predict):
+            memory.free_after_each_call()
     try:
         return int(args.call(args))
     except FcnJaxError as error:

@@ -40,6 +40,29 @@ print(before - resident())
 """
 
 
+FREEING = """
+import ctypes
+from fcn_jax.memory import free_after_each_call
+free_after_each_call()
+import jax
+import jax.numpy as jnp
+libc = ctypes.CDLL(None)
+class Mallinfo(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()]
+libc.mallinfo2.restype = Mallinfo
+def held():
+    found = libc.mallinfo2()
+    return found.uordblks + found.hblkhd
+product = jax.jit(lambda x: (jnp.sin(x) @ jnp.cos(x)) @ jnp.tan(x)).lower(jnp.zeros((1024, 1024))).compile()
+x = jnp.zeros((1024, 1024))
+def after():
+    y = product(x).block_until_ready()
+    return held()
+after()
+print(max(after() for _ in range(50)) - min(after() for _ in range(50)))
+"""
+
+
 def run(**environment):
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
     done = subprocess.run(
@@ -69,6 +92,13 @@ def test_what_was_freed_can_be_given_back():
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
     done = subprocess.run([sys.executable, "-c", GIVING_BACK], env=plain, check=True, capture_output=True, text=True)
     assert int(done.stdout) > 90 * 1024, "KiB of the hundred MiB"
+
+
+@glibc
+@pytest.mark.skipif(platform.libc_ver()[1] < "2.33", reason="does not say what is held")
+def test_a_program_has_freed_what_it_took_when_its_call_returns():
+    done = subprocess.run([sys.executable, "-c", FREEING], check=True, capture_output=True, text=True)
+    assert int(done.stdout) < 2**20  # its temporaries are some 12 MiB
 
 
 def test_giving_back_is_nothing_where_the_c_library_cannot(monkeypatch):

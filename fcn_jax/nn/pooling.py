@@ -156,16 +156,18 @@ def _gradient_from_winners(
     batch, rows, cols, channels = shape
     # Rows and columns of whole windows, with a margin for the taps that reach into the next one.
     reach = -(-kernel_size // stride)
-    size = tuple(stride * (windows + reach - 1) for windows in winner.shape[1:3])
+    margin = reach - 1
+    height, width = (windows + margin for windows in winner.shape[1:3])
+    won, share = (jnp.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0))) for x in (winner, grad))
     offset = np.arange(stride)
     total: Any = 0
     for down, across in np.ndindex(reach, reach):
         # Which of the window's pixels this is: of the window that begins so many windows further up and to the left.
         i, j = offset[:, None] + down * stride, offset + across * stride
         number = np.where((i < kernel_size) & (j < kernel_size), i * kernel_size + j, -1).reshape(1, 1, stride, 1, stride, 1)
-        margins = ((0, 0), (down, reach - 1 - down), (across, reach - 1 - across), (0, 0))
-        won, share = (jnp.pad(x, margins)[:, :, None, :, None] for x in (winner, grad))
-        total += jnp.where(won.astype(jnp.int32) == number, share, 0)
+        window = np.s_[:, margin - down : margin - down + height, None, margin - across : margin - across + width, None]
+        total += jnp.where(won[window].astype(jnp.int32) == number, share[window], 0)
+    size = stride * height, stride * width
     (top, _), (left, _) = borders
     edges = ((0, 0, 0), (-top, top + rows - size[0], 0), (-left, left + cols - size[1], 0), (0, 0, 0))
     return lax.pad(total.reshape(batch, *size, channels), np.zeros((), grad.dtype), edges)
