@@ -48,13 +48,14 @@ def measure(
     The rounds are done by so many processes of each contender, one after the other, since a process may be faster than another.
     """
     seconds: dict[str, list[float]] = {one.name: [] for one in contenders}
-    first_seconds, memory = dict.fromkeys(seconds, 0.0), dict.fromkeys(seconds, 0)
+    first_seconds, first_bytes, memory = dict.fromkeys(seconds, 0.0), dict.fromkeys(seconds, 0), dict.fromkeys(seconds, 0)
     for _ in range(processes):
         with workers(task, setting, contenders) as started:
             tasks.check_agreement(task, {name: worker.answer for name, worker in started.items()}, setting.dtype)
             for name, timed in timing.interleaved(started, rounds, in_a_row=tasks.in_a_row(task, setting)).items():
                 seconds[name] += timed.seconds
                 first_seconds[name] = first_seconds[name] or started[name].first_seconds
+                first_bytes[name] = max(first_bytes[name], started[name].first_bytes)
                 memory[name] = max(memory[name], started[name].close())
     timings = {name: timing.Timing(taken) for name, taken in seconds.items()}
     work, images = tasks.flops(task, setting), tasks.images(task, setting)
@@ -62,7 +63,7 @@ def measure(
     height, width = setting.size
     amount = f", {work / 1e9:.1f} GFLOP" if work else ""
     print(f"\n{task}, {tasks.TASKS[task]}: {setting.model}, batch {setting.batch}, {height}x{width}, {setting.dtype}{amount}")
-    columns = ("median", "quartiles", "images/s", "GFLOP/s", "of peak", "fcn_jax is", "first call", "memory")
+    columns = ("median", "quartiles", "images/s", "GFLOP/s", "of peak", "fcn_jax is", "first call", "its memory", "memory")
     print(f"{'':<28}" + "".join(f"{title:>{17 if title == 'quartiles' else 11}}" for title in columns))
     rows = {}
     for name, found in timings.items():
@@ -76,7 +77,8 @@ def measure(
             "share_of_peak": work and work / found.median / peak["flops"],
             "speed_of_fcn_jax": found.median / ours,
             "first_call_seconds": first_seconds[name],
-            "peak_bytes": memory[name],
+            "first_call_bytes": first_bytes[name],
+            "bytes": memory[name],
         }
         rows[name] = row
         rate, share = (f"{work / found.median / 1e9:.0f}", f"{row['share_of_peak']:.0%}") if work else ("", "")
@@ -88,6 +90,7 @@ def measure(
             share,
             f"{row['speed_of_fcn_jax']:.2f} x",
             f"{row['first_call_seconds']:.1f} s",
+            f"{first_bytes[name] / 2**30:.2f} GiB",
             f"{memory[name] / 2**30:.2f} GiB",
         )
         print(f"{name:<28}" + "".join(f"{cell:>{17 if i == 1 else 11}}" for i, cell in enumerate(cells)), flush=True)

@@ -37,10 +37,12 @@ class Worker:
     Attributes:
         answer: what the first run came to.
         first_seconds: how long it took, compilation included.
+        first_bytes: the most memory that the process held until then, on CPUs beyond what it held before the task was prepared.
     """
 
     answer: np.ndarray
     first_seconds: float
+    first_bytes: int
 
     def __init__(self, contender: Contender, task: str, setting: Setting) -> None:
         """Start the process."""
@@ -52,16 +54,16 @@ class Worker:
 
     def prepare(self) -> None:
         """Prepare the task and run it once. Raises `RuntimeError` with the process's own words if that fails."""
-        self.answer, self.first_seconds = self._ask("first")
+        self.answer, self.first_seconds, self.first_bytes = self._ask("first")
 
     def __call__(self) -> None:
         """Run the task `tasks.in_a_row` times and wait."""
         self._ask("call")
 
     def close(self) -> int:
-        """End the process; the most memory it held, in bytes.
+        """End the process; the most memory it held after the first run, in bytes.
 
-        On a GPU that is the GPU's; on CPUs the process's, beyond what it held before the task was prepared.
+        On a GPU that is the GPU's, the first run included; on CPUs the process's, beyond what it held before the task was prepared.
         """
         peak = self._ask("close")
         self._process.join()
@@ -96,8 +98,9 @@ def _serve(pipe: Connection, contender: Contender, task: str, setting: Setting) 
                 work = contender.prepare(task, setting)
                 began = time.perf_counter()
                 answer = work.on_host(work())
-                pipe.send((True, (answer, time.perf_counter() - began)))
+                pipe.send((True, (answer, time.perf_counter() - began, _peak() - before)))
                 del answer
+                _start_peak()
             elif what == "call":
                 assert work is not None
                 work(times)
@@ -118,7 +121,7 @@ def _import(contender: Contender) -> None:
 
 
 def _start_peak() -> int:
-    """Forget what importing held at most, where the system can; what is held now, in bytes."""
+    """Forget what was held at most so far, where the system can; what is held now, in bytes."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     return _status("VmRSS")

@@ -34,8 +34,8 @@ def free_after_each_call() -> None:
     """Have JAX on CPUs free what a program took before its call returns; before JAX computes anything.
 
     By itself it computes in another thread, which frees that memory shortly after the results are ready: at times when the next call has
-    already taken as much again, half a gigabyte in training. Computed in the calling thread, programs are as fast where each call's results are
-    waited for before the next one. It is a setting of the whole process, so programs choose it and imports do not.
+    already taken as much again, half a gigabyte in training. Programs are as fast in the calling thread, where the results of each call
+    are waited for before the next one. It is a setting of the whole process, so programs choose it and imports do not.
     """
     import jax
 

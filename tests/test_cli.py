@@ -167,7 +167,7 @@ def test_plugins_list_names_distributions(capsys: pytest.CaptureFixture[str]) ->
     assert any("tiny" in line and "fcn-jax-tiny 1.0" in line for line in lines)
 
 
-@pytest.mark.parametrize("words, computes", [(["eval", "nowhere"], True), (["plugins", "list"], False)])
+@pytest.mark.parametrize(("words", "computes"), [(["eval", "nowhere"], True), (["plugins", "list"], False)])
 def test_a_process_of_its_own_reuses_memory(monkeypatch: pytest.MonkeyPatch, words: list[str], computes: bool) -> None:
     called: list[str] = []
     for name in ("keep_freed_memory", "free_after_each_call"):
