@@ -148,8 +148,9 @@ def _epoch(setting: Setting) -> Start:
         nonlocal state, compiled
         losses = []
         for batch in itertools.islice(batches, steps):
+            batch = jax.device_put(batch)
             if jax.default_backend() == "cpu":  # as `fcn_jax.train.loop` does
-                wait(state)
+                wait((state, batch))
             if compiled is None:
                 compiled = compiled_step(step, state, batch, compiler_options())
             state, metrics = compiled(state, batch)

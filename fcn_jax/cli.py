@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     cache.keep_compiled_programs()
     if argv is None:  # the process is this command's own
         memory.keep_freed_memory()
-        if args.call in (_train, _eval, _predict):
+        if args.call is _train:
             memory.free_after_each_call()
     try:
         return int(args.call(args))

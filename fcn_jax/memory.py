@@ -35,7 +35,8 @@ def free_after_each_call() -> None:
 
     By itself it computes in another thread, which frees that memory shortly after the results are ready: at times when the next call has
     already taken as much again, half a gigabyte in training. Programs are as fast in the calling thread, where the results of each call
-    are waited for before the next one. It is a setting of the whole process, so programs choose it and imports do not.
+    are waited for before the next one. A call whose inputs are still being copied goes to another thread all the same, so wait for them.
+    It is a setting of the whole process, so programs choose it and imports do not.
     """
     import jax
 

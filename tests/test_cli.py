@@ -167,8 +167,8 @@ def test_plugins_list_names_distributions(capsys: pytest.CaptureFixture[str]) ->
     assert any("tiny" in line and "fcn-jax-tiny 1.0" in line for line in lines)
 
 
-@pytest.mark.parametrize(("words", "computes"), [(["eval", "nowhere"], True), (["plugins", "list"], False)])
-def test_a_process_of_its_own_reuses_memory(monkeypatch: pytest.MonkeyPatch, words: list[str], computes: bool) -> None:
+@pytest.mark.parametrize(("words", "trains"), [(["train", "nowhere"], True), (["plugins", "list"], False)])
+def test_a_process_of_its_own_reuses_memory(monkeypatch: pytest.MonkeyPatch, words: list[str], trains: bool) -> None:
     called: list[str] = []
     for name in ("keep_freed_memory", "free_after_each_call"):
         monkeypatch.setattr(cli.memory, name, lambda name=name: called.append(name))
@@ -176,7 +176,7 @@ def test_a_process_of_its_own_reuses_memory(monkeypatch: pytest.MonkeyPatch, wor
     assert not called
     monkeypatch.setattr(sys, "argv", ["fcn-jax", *words])
     cli.main()
-    assert called == ["keep_freed_memory", *["free_after_each_call"] * computes]
+    assert called == ["keep_freed_memory", *["free_after_each_call"] * trains]
 
 
 def test_debug_shows_the_traceback(run: Path) -> None:

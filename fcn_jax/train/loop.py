@@ -160,7 +160,7 @@ def train(config: Config, run: str | Path, *, resume: bool = False) -> Result:
     waited, window_began, window_start = 0.0, time.perf_counter(), start
     pending: tuple[int, dict[str, jax.Array], dict[str, np.ndarray]] | None = None
     # A step takes its memory when it is dispatched, on CPUs the host's: two of them would take twice as much, and gain nothing, as the
-    # next batch is prepared beside the step anyway.
+    # next batch is prepared beside the step anyway. Its inputs are waited for, too, or `memory.free_after_each_call` would be in vain.
     one_at_a_time = jax.default_backend() == "cpu"
     try:
         with StopRequest() as stop:
@@ -168,9 +168,10 @@ def train(config: Config, run: str | Path, *, resume: bool = False) -> Result:
                 asked = time.perf_counter()
                 batch = next(batches)
                 waited += time.perf_counter() - asked
+                placed = sharding.place_batch(batch, batch_sharding)
                 if one_at_a_time:
-                    jax.block_until_ready(state)
-                state, metrics = compiled(state, sharding.place_batch(batch, batch_sharding))
+                    jax.block_until_ready((state, placed))
+                state, metrics = compiled(state, placed)
                 number += 1
                 # The loss is read one step late, so that the host prepares a batch while the device computes.
                 if pending:
