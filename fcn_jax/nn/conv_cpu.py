@@ -17,6 +17,7 @@ from jax import lax
 from fcn_jax.nn import winograd
 from fcn_jax.nn.conv_xla import DIMENSIONS, Settings, xla_conv
 from fcn_jax.nn.product import product
+from fcn_jax.nn.recompute import recompute
 
 _COLUMNS = 1 << 20
 """Elements of im2col's columns that a kernel gradient makes at a time, but for those of a row of all images, which is the least."""
@@ -72,11 +73,12 @@ def _dense_grads(settings: Settings, x: jax.Array, kernel: jax.Array, grad: jax.
     if _suits_winograd(settings, x, kernel, _WINOGRAD_CHANNELS) and _is_sparse(settings, x):
         return jax.vjp(functools.partial(_sparse, settings), x, kernel)[1](grad)
     if _suits_winograd(settings, x, kernel, _WINOGRAD_CHANNELS) and padding <= 2 * dilation:
-        grad_x = winograd.conv3x3(grad, kernel, 2 * dilation - padding, dilation, transpose=True)
+        # Transformed kernels are 16/9 and transformed images four times as large as what they come from, which is kept anyway.
+        grad_x = winograd.conv3x3(grad, recompute(kernel, kernel), 2 * dilation - padding, dilation, transpose=True)
     else:
         grad_x = _input_grad(settings, kernel, grad, x.shape)
     if _suits_winograd(settings, x, kernel, _WINOGRAD_GRAD_CHANNELS):
-        return grad_x, winograd.kernel_grad(x, grad, padding, dilation)
+        return grad_x, winograd.kernel_grad(recompute(x, kernel), grad, padding, dilation)
     return grad_x, _kernel_grad(settings, x, grad, kernel.shape)
 
 

@@ -173,6 +173,8 @@ def train(config: Config, run: str | Path, *, resume: bool = False) -> Result:
                     jax.block_until_ready((state, placed))
                 state, metrics = compiled(state, placed)
                 number += 1
+                if number == start + 1 and one_at_a_time:
+                    give_back_freed_memory()  # holes between what the first call made for itself
                 # The loss is read one step late, so that the host prepares a batch while the device computes.
                 if pending:
                     loss = _finite_loss(pending, run, state)

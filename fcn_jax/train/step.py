@@ -75,9 +75,14 @@ def make(
     graphdef, *states = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
     params, batch_stats, rest = states
     transform = optimizer(params)
-    # The step donates its state, and must not take the model's own arrays with it.
-    params, batch_stats = jax.tree.map(jnp.copy, (params, batch_stats))
-    state = TrainState(jnp.zeros((), jnp.int32), params, batch_stats, transform.init(params))
+
+    @jax.jit  # one program: by themselves they would be one for each shape, a megabyte each
+    def initial(params: Any, batch_stats: Any) -> TrainState:
+        # The step donates its state, and must not take the model's own arrays with it.
+        params, batch_stats = jax.tree.map(jnp.copy, (params, batch_stats))
+        return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, transform.init(params))
+
+    state = initial(params, batch_stats)
 
     def loss_of(params: Any, batch_stats: Any, keys: Any, batch: Mapping[str, jax.Array], count: jax.Array) -> Any:
         # Without the copy, writing the statistics under value_and_grad is an error of trace levels.
