@@ -1,7 +1,7 @@
 """How cost grows with the work: `python -m benchmarks.curves`.
 
     python -m benchmarks.curves                 # every curve, some twenty minutes on 2 cores
-    python -m benchmarks.curves classes --rounds 5
+    python -m benchmarks.curves classes --kind training --rounds 5
 
 The library beside eager PyTorch, on the network of `python -m benchmarks` with one thing varied: the batch, the image's size, the number
 of classes (with the dense head, whose kernel grows with their square, and with a kernel for each class), or the depth. Seconds and memory
@@ -133,10 +133,17 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     pyplot.close(figure)
 
 
+def _curve(name: str) -> str:
+    if name not in CURVES:
+        raise argparse.ArgumentTypeError(f"there is no curve {name}; there are {', '.join(CURVES)}")
+    return name
+
+
 def main() -> None:
     """Measure, print, write after every point."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.curves", description=__doc__.splitlines()[0])
-    parser.add_argument("curves", nargs="*", choices=[*CURVES, []], help="default: all")
+    parser.add_argument("curves", nargs="*", type=_curve, help=f"of {', '.join(CURVES)}; default: all")
+    parser.add_argument("--kind", choices=("inference", "training"), help="default: both")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=OUT, help="JSON file; the plot lies beside it")
     args = parser.parse_args()
@@ -144,7 +151,7 @@ def main() -> None:
     for name in args.curves or CURVES:
         curve = CURVES[name]
         for kind, task, settings in (("inference", curve.task, curve.inference), ("training", "training", curve.training)):
-            for value, setting in settings.items():
+            for value, setting in settings.items() if args.kind in (None, kind) else ():
                 found = measure(task, setting, args.rounds)
                 key = {"curve": name, "kind": kind, "value": value}
                 row = {"setting": dataclasses.asdict(setting), "environment": environment("cpu"), "contenders": found}
