@@ -17,22 +17,29 @@ import torch
 from fcn_jax.atomic import write_json
 
 RESULTS = Path(__file__).parent / "results"
+_VECTORS = {"avx512f": "AVX-512", "avx2": "AVX2"}
 PACKAGES = ("fcn-jax", "jax", "jaxlib", "flax", "torch", "torchvision", "numpy")
 
 
 def environment(device: str) -> dict[str, Any]:
     """Versions, devices and the day."""
-    cpu = next(
-        (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), platform.processor()
-    )
     return {
-        "device": {"cuda": jax.devices()[0].device_kind, "cpu": f"{cpu}, {os.cpu_count()} cores"}.get(device, device),
+        "device": {"cuda": jax.devices()[0].device_kind, "cpu": _cpu()}.get(device, device),
         "jax_device": jax.devices()[0].device_kind,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         **{package: importlib.metadata.version(package) for package in PACKAGES},
         "date": datetime.date.today().isoformat(),
     }
+
+
+def _cpu() -> str:
+    """Model, cores and the widest vectors, on which speed depends as much, as far as the system tells."""
+    found = dict(line.split(":", 1) for line in _lines("/proc/cpuinfo") if ":" in line)
+    told = {name.strip(): value.split() for name, value in found.items()}
+    model = " ".join(told.get("model name", [platform.processor()]))
+    vectors = next((said for flag, said in _VECTORS.items() if flag in told.get("flags", ())), "")
+    return ", ".join(part for part in (model, f"{os.cpu_count()} cores", vectors) if part)
 
 
 def _lines(path: str) -> list[str]:
