@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 
 from fcn_jax.nn import valid
 from fcn_jax.nn.bias import add_bias
@@ -17,6 +16,7 @@ from fcn_jax.nn.blocks import Blocks, side_by_side
 from fcn_jax.nn.frozen import Frozen
 from fcn_jax.nn.initializers import Initializer, bilinear, bilinear_depthwise, torch_default
 from fcn_jax.nn.product import product
+from fcn_jax.nn.spread import spread
 
 
 def conv_transpose(
@@ -110,54 +110,9 @@ def _depthwise(neighbours: Sequence[jax.Array], bands: jax.Array) -> jax.Array:
     """`_dense`, side by side, for a kernel per channel, whose bands are f[row_taps, stride, col_taps, stride, C, 1]."""
     _, stride, _, _, channels, _ = bands.shape
     kernels = bands[..., 0].swapaxes(1, 2).reshape(-1, stride, stride, channels)
-    blocks = _spread(tuple(neighbours), kernels)
+    blocks = spread(tuple(neighbours), kernels)
     batch, rows, _, cols = blocks.shape[:4]
     return blocks.reshape(batch, rows * stride, cols * stride, channels)
-
-
-@jax.custom_vjp
-def _spread(pixels: tuple[jax.Array, ...], kernels: jax.Array) -> jax.Array:
-    """Blocks of pixels, each times its kernel, added up in float32: T of f[N, h, w, C] and f[T, s, s, C] -> f[N, h, s, w, s, C]."""
-    return _summed(pixels, kernels)
-
-
-def _summed(pixels: Sequence[jax.Array], kernels: jax.Array) -> jax.Array:
-    dtype = pixels[0].dtype
-    wide = kernels.astype(dtype).astype(jnp.float32)[:, None, None, :, None]
-    # One loop, into which XLA fuses the sum.
-    blocks = [part[:, :, None, :, None].astype(jnp.float32) * kernel for part, kernel in zip(pixels, wide, strict=True)]
-    return sum(blocks[1:], blocks[0]).astype(dtype)
-
-
-def _spread_fwd(pixels: tuple[jax.Array, ...], kernels: jax.Array) -> tuple[jax.Array, Any]:
-    return _spread(pixels, kernels), (pixels, kernels)
-
-
-def _spread_bwd(residuals: Any, grad: jax.Array) -> tuple[tuple[jax.Array, ...], jax.Array]:
-    pixels, kernels = residuals
-    return lax.platform_dependent(
-        pixels, kernels, grad, cpu=_cpu_grads, default=lambda *args: jax.vjp(_summed, *args[:2])[1](args[2])
-    )
-
-
-def _cpu_grads(pixels: tuple[jax.Array, ...], kernels: jax.Array, grad: jax.Array) -> tuple[tuple[jax.Array, ...], jax.Array]:
-    """The gradients, a row of blocks after the other: of whole images XLA stores each of the factors as large as the gradient is."""
-    wide = kernels.astype(grad.dtype).astype(jnp.float32)[:, None, :, None]
-
-    def row(total: list[jax.Array], rows: tuple[tuple[jax.Array, ...], jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
-        part, row_grad = rows
-        row_grad = row_grad.astype(jnp.float32)
-        by_pixels = [(row_grad * kernel).sum((1, 3)) for kernel in wide]
-        by_kernels = [(row_grad * x[:, None, :, None].astype(jnp.float32)).sum((0, 2)) for x in part]
-        return [have + more for have, more in zip(total, by_kernels, strict=True)], by_pixels
-
-    start = [jnp.zeros(kernels.shape[1:], jnp.float32) for _ in pixels]
-    of_kernels, of_pixels = lax.scan(row, start, jax.tree.map(lambda x: x.swapaxes(0, 1), (pixels, grad)))
-    back = tuple(x.swapaxes(0, 1).astype(part.dtype) for x, part in zip(of_pixels, pixels, strict=True))
-    return back, jnp.stack(of_kernels).astype(kernels.dtype)
-
-
-_spread.defvjp(_spread_fwd, _spread_bwd)
 
 
 def conv_transpose_blocks(x: jax.Array, kernel: jax.Array, stride: int, padding: int = 0) -> Blocks:

@@ -131,6 +131,7 @@ def train(config: Config, run: str | Path, *, resume: bool = False) -> Result:
     if start:
         state, position = _restored(checkpoints, start, state)
         batches.set_state(position)
+    nnx.update(model, state.params, state.batch_stats)  # or the values that it was built with would be kept beside the state's
     atomic.write_json(run / "config.json", json.loads(config.to_json()))
     atomic.write_json(run / "versions.json", {**logs.versions(), "plugins": spec.plugins, "weights": spec.weights})
     records = logs.Records(run / "metrics.jsonl", start)
@@ -174,7 +175,7 @@ def train(config: Config, run: str | Path, *, resume: bool = False) -> Result:
                 state, metrics = compiled(state, placed)
                 number += 1
                 if number == start + 1 and one_at_a_time:
-                    give_back_freed_memory()  # holes between what the first call made for itself
+                    give_back_freed_memory()  # of what the first call needed for itself
                 # The loss is read one step late, so that the host prepares a batch while the device computes.
                 if pending:
                     loss = _finite_loss(pending, run, state)
