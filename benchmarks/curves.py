@@ -144,6 +144,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.curves", description=__doc__.splitlines()[0])
     parser.add_argument("curves", nargs="*", type=_curve, help=f"of {', '.join(CURVES)}; default: all")
     parser.add_argument("--kind", choices=("inference", "training"), help="default: both")
+    parser.add_argument("--values", type=int, nargs="+", help="these points of each curve; default: all")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=OUT, help="JSON file; the plot lies beside it")
     args = parser.parse_args()
@@ -151,7 +152,9 @@ def main() -> None:
     for name in args.curves or CURVES:
         curve = CURVES[name]
         for kind, task, settings in (("inference", curve.task, curve.inference), ("training", "training", curve.training)):
-            for value, setting in settings.items() if args.kind in (None, kind) else ():
+            for value, setting in settings.items():
+                if args.kind not in (None, kind) or (args.values and value not in args.values):
+                    continue
                 found = measure(task, setting, args.rounds)
                 key = {"curve": name, "kind": kind, "value": value}
                 row = {"setting": dataclasses.asdict(setting), "environment": environment("cpu"), "contenders": found}

@@ -115,12 +115,9 @@ def _training(setting: Setting, model: nnx.Module, options: Mapping[str, str]) -
 
     def call() -> jax.Array:
         nonlocal state, compiled
-        first = compiled is None
-        if first:  # which counts as compilation
+        if compiled is None:  # in the first call, which counts as compilation
             compiled = compiled_step(step, state, batch, options)
         state, metrics = compiled(state, batch)
-        if first:
-            give_back_freed_memory()
         return metrics["loss"]
 
     return call
@@ -154,12 +151,9 @@ def _epoch(setting: Setting) -> Start:
             batch = jax.device_put(batch)
             if jax.default_backend() == "cpu":  # as `fcn_jax.train.loop` does
                 wait((state, batch))
-            first = compiled is None
-            if first:
+            if compiled is None:
                 compiled = compiled_step(step, state, batch, compiler_options())
             state, metrics = compiled(state, batch)
-            if first:
-                give_back_freed_memory()
             losses.append(metrics["loss"])
         return np.asarray(jax.device_get(losses))
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.setting import Setting
 from benchmarks.tasks import INPUT, Contender, in_a_row
-from fcn_jax.memory import free_after_each_call, keep_freed_memory
+from fcn_jax.memory import free_after_each_call, give_back_freed_memory, keep_freed_memory
 
 
 @contextlib.contextmanager
@@ -100,6 +100,7 @@ def _serve(pipe: Connection, contender: Contender, task: str, setting: Setting) 
                 answer = work.on_host(work())
                 pipe.send((True, (answer, time.perf_counter() - began, _peak() - before)))
                 del answer
+                give_back_freed_memory()  # as the training loop does after its first step; every contender gains by it
                 _start_peak()
             elif what == "call":
                 assert work is not None

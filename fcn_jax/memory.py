@@ -44,6 +44,6 @@ def free_after_each_call() -> None:
 
 
 def give_back_freed_memory() -> None:
-    """Give the system what has been freed so far, where the C library can; after compiling, which takes half a gigabyte for a while."""
+    """Give the system what has been freed so far, where the C library can: after compiling, and after the first call, which take more."""
     with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)

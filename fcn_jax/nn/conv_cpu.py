@@ -73,7 +73,7 @@ def _dense_grads(settings: Settings, x: jax.Array, kernel: jax.Array, grad: jax.
     if _suits_winograd(settings, x, kernel, _WINOGRAD_CHANNELS) and _is_sparse(settings, x):
         return jax.vjp(functools.partial(_sparse, settings), x, kernel)[1](grad)
     if _suits_winograd(settings, x, kernel, _WINOGRAD_CHANNELS) and padding <= 2 * dilation:
-        # Transformed kernels are 16/9 and transformed images four times as large as what they come from, which is kept anyway.
+        # Transformed kernels are 16/9 and transformed images four times as large as what they come from.
         grad_x = winograd.conv3x3(grad, recompute(kernel, kernel), 2 * dilation - padding, dilation, transpose=True)
     else:
         grad_x = _input_grad(settings, kernel, grad, x.shape)

@@ -8,7 +8,7 @@ from jax import lax
 
 
 def recompute(x: jax.Array, stored: jax.Array) -> jax.Array:
-    """`x` itself, f32[...], as a product with 1 that XLA for CPUs does not see through, but LLVM, which leaves it out of each loop.
+    """`x` itself, f32[...], as a product with 1 that XLA for CPUs does not see through; LLVM does, and leaves it out of each loop.
 
     A backward pass that transforms what the forward pass has transformed before would be merged with it, and the result kept in memory
     in between. XLA for CPUs drops `optimization_barrier`, which is meant for this, before it merges.

@@ -131,7 +131,9 @@ def train(config: Config, run: str | Path, *, resume: bool = False) -> Result:
     if start:
         state, position = _restored(checkpoints, start, state)
         batches.set_state(position)
-    nnx.update(model, state.params, state.batch_stats)  # or the values that it was built with would be kept beside the state's
+    # Or the values that it was built with would be kept beside the state's. The first step deletes these: until it is given others, for an
+    # evaluation, nothing may read the model.
+    nnx.update(model, state.params, state.batch_stats)
     atomic.write_json(run / "config.json", json.loads(config.to_json()))
     atomic.write_json(run / "versions.json", {**logs.versions(), "plugins": spec.plugins, "weights": spec.weights})
     records = logs.Records(run / "metrics.jsonl", start)
@@ -175,7 +177,8 @@ def train(config: Config, run: str | Path, *, resume: bool = False) -> Result:
                 state, metrics = compiled(state, placed)
                 number += 1
                 if number == start + 1 and one_at_a_time:
-                    give_back_freed_memory()  # of what the first call needed for itself
+                    jax.block_until_ready(state)
+                    give_back_freed_memory()  # what the first call needed for itself
                 # The loss is read one step late, so that the host prepares a batch while the device computes.
                 if pending:
                     loss = _finite_loss(pending, run, state)

@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from fcn_jax.nn.spread import grads_by_rows, spread, summed
+from fcn_jax.nn.spread import grads_by_rows, spread, whole_grads
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", 2**-7)])
@@ -11,10 +11,24 @@ def test_gradients_row_by_row_equal_those_of_whole_images(dtype, tolerance):
     pixels = tuple(jax.random.normal(key, (2, 3, 5, 7), dtype) for key in keys[:2])
     kernels = jax.random.normal(keys[2], (2, 4, 4, 7))
     grad = jax.random.normal(keys[3], (2, 3, 4, 5, 4, 7), dtype)
-    by_rows = jax.jit(grads_by_rows)(pixels, kernels, grad)
-    whole = jax.vjp(summed, pixels, kernels)[1](grad)
-    assert np.array_equal(spread(pixels, kernels), summed(pixels, kernels))
-    for a, b in zip(jax.tree.leaves(by_rows), jax.tree.leaves(whole), strict=True):
-        assert a.dtype == b.dtype
+    (*by_rows, of_kernels), (*whole, expected) = (
+        jax.tree.leaves(jax.jit(f)(pixels, kernels, grad)) for f in (grads_by_rows, whole_grads)
+    )
+    for a, b in zip(by_rows, whole, strict=True):
+        assert a.dtype == b.dtype == dtype
         a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
         np.testing.assert_allclose(a, b, atol=tolerance * np.abs(b).max())
+    np.testing.assert_allclose(of_kernels, expected, atol=1e-6 * np.abs(expected).max())
+
+
+def test_a_kernels_gradient_is_not_rounded_to_bfloat16():
+    keys = jax.random.split(jax.random.key(0), 3)
+    pixels = (jax.random.normal(keys[0], (1, 3, 5, 7), "bfloat16"),)
+    kernels = jax.random.normal(keys[1], (1, 4, 4, 7))
+    y, vjp = jax.vjp(spread, pixels, kernels)
+    grad = jax.random.normal(keys[2], y.shape, "bfloat16")
+    (found, exact) = (
+        vjp(grad)[1][0],
+        np.einsum("nhawbc,nhwc->abc", np.asarray(grad, np.float64), np.asarray(pixels[0], np.float64)),
+    )
+    np.testing.assert_allclose(found, exact, atol=1e-6 * np.abs(exact).max())
