@@ -106,6 +106,8 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
             for kind, colour in (("inference", "#2c6fbb"), ("training", "#c8643c")):
                 for contender, style in zip((c.name for c in CONTENDERS), ("-o", "--s"), strict=True):
                     of_kind = [point for point in points if point["kind"] == kind]
+                    if not of_kind:
+                        continue
                     panel.plot(
                         [point["value"] for point in of_kind],
                         [point["contenders"][contender][field] * scale for point in of_kind],
