@@ -24,6 +24,7 @@ from benchmarks.worker import workers
 
 OUT = RESULTS / "curves_cpu.json"
 CONTENDERS = (tasks.LIBRARY, tasks.EAGER)
+KINDS = ("inference", "training")
 BASE = Setting(batch=1)
 
 
@@ -145,24 +146,30 @@ def main() -> None:
     """Measure, print, write after every point."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.curves", description=__doc__.splitlines()[0])
     parser.add_argument("curves", nargs="*", type=_curve, help=f"of {', '.join(CURVES)}; default: all")
-    parser.add_argument("--kind", choices=("inference", "training"), help="default: both")
+    parser.add_argument("--kind", choices=KINDS, help="default: both")
     parser.add_argument("--values", type=int, nargs="+", help="these points of each curve; default: all")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=OUT, help="JSON file; the plot lies beside it")
     args = parser.parse_args()
     prepare_backend("cpu")
-    for name in args.curves or CURVES:
-        curve = CURVES[name]
-        for kind, task, settings in (("inference", curve.task, curve.inference), ("training", "training", curve.training)):
-            for value, setting in settings.items():
-                if args.kind not in (None, kind) or (args.values and value not in args.values):
-                    continue
-                found = measure(task, setting, args.rounds)
-                key = {"curve": name, "kind": kind, "value": value}
-                row = {"setting": dataclasses.asdict(setting), "environment": environment("cpu"), "contenders": found}
-                rows = keep(args.out, key, row)
-                cells = ", ".join(f"{who} {row['seconds']:.3f} s {row['bytes'] / 2**30:.2f} GiB" for who, row in found.items())
-                print(f"{name} {value}, {kind}: {cells}", flush=True)
+    kinds = (args.kind,) if args.kind else KINDS
+    chosen = {(name, kind): getattr(CURVES[name], kind) for name in args.curves or CURVES for kind in kinds}
+    points = [
+        (name, kind, value, setting)
+        for (name, kind), settings in chosen.items()
+        for value, setting in settings.items()
+        if not args.values or value in args.values
+    ]
+    if not points:
+        have = sorted({value for settings in chosen.values() for value in settings})
+        parser.error(f"no such point: --values may be of {', '.join(map(str, have))}")
+    for name, kind, value, setting in points:
+        found = measure("training" if kind == "training" else CURVES[name].task, setting, args.rounds)
+        key = {"curve": name, "kind": kind, "value": value}
+        row = {"setting": dataclasses.asdict(setting), "environment": environment("cpu"), "contenders": found}
+        rows = keep(args.out, key, row)
+        cells = ", ".join(f"{who} {row['seconds']:.3f} s {row['bytes'] / 2**30:.2f} GiB" for who, row in found.items())
+        print(f"{name} {value}, {kind}: {cells}", flush=True)
         draw(rows, args.out.with_suffix(".png"))
 
 
