@@ -1,8 +1,12 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import fcn_jax
+from fcn_jax import nn
 from fcn_jax.nn.spread import grads_by_rows, spread, whole_grads
+from fcn_jax.train.losses import cross_entropy
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", 2**-7)])
@@ -32,3 +36,14 @@ def test_a_kernels_gradient_is_not_rounded_to_bfloat16():
         np.einsum("nhawbc,nhwc->abc", np.asarray(grad, np.float64), np.asarray(pixels[0], np.float64)),
     )
     np.testing.assert_allclose(found, exact, atol=1e-6 * np.abs(exact).max())
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="the form for CPUs")
+def test_gradients_of_a_kernel_per_channel_store_no_factors_as_large_as_the_image():
+    def loss(x, kernel, labels):
+        return cross_entropy(nn.conv_transpose(x, kernel, 32, 16, groups=64), labels)
+
+    x, kernel = jax.ShapeDtypeStruct((1, 5, 8, 64), jnp.float32), jax.ShapeDtypeStruct((64, 64, 64, 1), jnp.float32)
+    labels = jax.ShapeDtypeStruct((1, 160, 256), jnp.uint8)
+    gradients = jax.jit(jax.grad(loss, (0, 1)), compiler_options=fcn_jax.compiler_options()).lower(x, kernel, labels).compile()
+    assert gradients.memory_analysis().temp_size_in_bytes < 4 * 160 * 256 * 64 * 4
