@@ -27,8 +27,10 @@ from fcn_jax import compiler_options, nn
 from fcn_jax.atomic import write_json
 from fcn_jax.nn import pooling
 from fcn_jax.nn.bias import add_bias
+from fcn_jax.nn.blocks import Blocks
 from fcn_jax.nn.conv_transpose import conv_transpose_blocks
 from fcn_jax.nn.conv_xla import Settings, space_to_depth, xla_conv
+from fcn_jax.train import losses
 from fcn_jax.train.losses import cross_entropy
 
 Function = Callable[..., Any]
@@ -59,9 +61,12 @@ def _scattered_pool(grad: jax.Array, x: jax.Array) -> Any:
     return _pulled(lambda x: pooling._reduce_window(x, 3, 2, _BORDERS))(grad, x)
 
 
-def _pool_by_winners(grad: jax.Array, x: jax.Array) -> Any:
-    y, winner = pooling._with_winners(x, 3, 2, _BORDERS)
-    return y, pooling._gradient_from_winners(winner, grad, x.shape, 3, 2, _BORDERS)
+def _pool_by_winners(gradient: Function) -> Function:
+    def run(grad: jax.Array, x: jax.Array) -> Any:
+        y, winner = pooling._with_winners(x, 3, 2, _BORDERS)
+        return y, gradient(winner, grad, x.shape, 3, 2, _BORDERS)
+
+    return run
 
 
 def _block(folded: bool, dtype: Any) -> Function:
@@ -125,18 +130,34 @@ def cases(setting: Setting) -> dict[str, dict[str, tuple[Function, Shapes]]]:
         shape(classes, dtype=jnp.float32),
         shape(batch, height, width, dtype=jnp.uint8),
     )
+    # In blocks: of the kernel's two bands each way, one lies past the last pixel.
+    blocks = (batch, height // stride + 1, width // stride + 1)
+    loss_shapes = (shape(*blocks, classes, stride, stride), shape(*blocks, stride, stride, dtype=jnp.uint8))
     return {
         "stem": {
             "7x7 on 3 channels": (stem(_plain_stem), stem_shapes),
-            "4x4 on 16 channels": (stem(functools.partial(space_to_depth, Settings(2, 3, 1, 1))), stem_shapes),
+            "4x4 on 16 channels": (stem(functools.partial(space_to_depth, Settings(2, 3, 1, 1), columns=1)), stem_shapes),
+            "4x3 on 32 channels, to 2 columns": (
+                stem(functools.partial(space_to_depth, Settings(2, 3, 1, 1), columns=2)),
+                stem_shapes,
+            ),
+            "4x2 on 64 channels, to 4 columns": (
+                stem(functools.partial(space_to_depth, Settings(2, 3, 1, 1), columns=4)),
+                stem_shapes,
+            ),
         },
         "max pool": {
             "select-and-scatter": (_scattered_pool, pool_shapes),
-            "from the winners": (_pool_by_winners, pool_shapes),
+            "from the winners": (_pool_by_winners(pooling._gradient_from_winners), pool_shapes),
+            "from the winners, by offsets": (_pool_by_winners(pooling._gradient_by_offsets), pool_shapes),
         },
         "end of a block": {
             "normalisation in the kernel": (_block(True, dtype), block_shapes),
             "normalisation by itself": (_block(False, dtype), block_shapes),
+        },
+        "loss, forward": {
+            "in three passes": (functools.partial(losses._in_three_passes, Blocks.CLASS_AXIS), loss_shapes),
+            "in one pass": (functools.partial(losses._in_one_pass, Blocks.CLASS_AXIS), loss_shapes),
         },
         "head and loss": {
             "product, loss in its blocks": (_loss_in_blocks(stride), head_shapes),

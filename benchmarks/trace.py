@@ -1,11 +1,12 @@
 """Where the library's time goes, by kind of compiled operation: `python -m benchmarks.trace logits`.
 
     python -m benchmarks.trace training --processes 6
+    python -m benchmarks.trace training --device cuda --dtype bfloat16 --batch 32
 
-JAX's own profiler on a task of `python -m benchmarks`, on CPUs. XLA names an operation after what it fuses: "ynn_fusion" are matrix
+JAX's own profiler on a task of `python -m benchmarks`. XLA names an operation after what it fuses; on CPUs "ynn_fusion" are matrix
 products, "subtract_bitcast_fusion" Winograd's input transforms, "maximum_pad_fusion" its output transforms with normalisation, ReLU and
 the next border. With several processes, one after the other, it shows which kinds make one slower than another.
-Written to benchmarks/results/trace_TASK_cpu.json.
+Written to benchmarks/results/trace_TASK_DEVICE.json.
 """
 
 from __future__ import annotations
@@ -55,7 +56,10 @@ def traced(task: str, setting: Setting) -> dict[str, Any]:
     kinds: dict[str, list[float]] = collections.defaultdict(list)
     for event in events:
         if event.get("ph") == "X" and "hlo_op" in event.get("args", {}):
-            kinds[re.sub(r"[.\d]+$", "", event["name"])].append(event["dur"] / 1e3)
+            # Of a CUDA graph the operation is the graph, and the kernel the fusion.
+            operation = event["args"]["hlo_op"]
+            name = event["name"] if operation.startswith("command_buffer") else operation
+            kinds[re.sub(r"[._\d]+$", "", name)].append(event["dur"] / 1e3)
     found = {kind: {"count": len(taken) / CALLS, "milliseconds": sum(taken) / CALLS} for kind, taken in kinds.items()}
     return {"seconds": statistics.median(seconds), "kinds": found}
 
@@ -66,15 +70,18 @@ def main() -> None:
     parser.add_argument("task", choices=MAIN)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--size", type=int, nargs=2, default=(320, 480), metavar=("H", "W"))
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)  # what each of the processes is started with
     args = parser.parse_args()
     if args.one:
         keep_freed_memory()
         free_after_each_call()
-        print(json.dumps(traced(args.task, Setting(batch=args.batch, size=tuple(args.size)))))
+        setting = Setting(batch=args.batch, size=tuple(args.size), dtype=args.dtype, device=args.device)
+        print(json.dumps(traced(args.task, setting)))
         return
-    prepare_backend("cpu")
+    prepare_backend(args.device)
     command = [sys.executable, "-m", "benchmarks.trace", *sys.argv[1:], "--one"]
     rows: list[dict[str, Any]] = []
     for _ in range(args.processes):
@@ -86,8 +93,9 @@ def main() -> None:
     for kind in longest:
         taken = " ".join(f"{row['kinds'].get(kind, {}).get('milliseconds', 0):7.2f}" for row in rows)
         print(f"{rows[0]['kinds'][kind]['count']:5.0f} {kind:<34} {taken}")
-    out = RESULTS / f"trace_{args.task}_cpu.json"
-    write_json(out, {"setting": {"batch": args.batch, "size": args.size}, "environment": environment("cpu"), "processes": rows})
+    out = RESULTS / f"trace_{args.task}_{args.device}.json"
+    setting = {"batch": args.batch, "size": args.size, "dtype": args.dtype}
+    write_json(out, {"setting": setting, "environment": environment(args.device), "processes": rows})
     print(out)
 
 

@@ -23,8 +23,9 @@ def workers(task: str, setting: Setting, contenders: Iterable[Contender]) -> Ite
     started: dict[str, Worker] = {}
     try:
         for contender in contenders:
-            started[contender.name] = Worker(contender, task, setting)
-            started[contender.name].prepare()
+            worker = started[contender.name] = Worker(contender, task, setting)
+            worker.prepare()
+            print(f"{task}: {contender.name} is ready, its first call took {worker.first_seconds:.1f} s", flush=True)
         yield started
     finally:
         for worker in started.values():

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import contextvars
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from fcn_jax.nn.batch_norm import BatchNorm
 from fcn_jax.nn.conv import Conv, conv
+from fcn_jax.nn.conv_xla import Settings, is_stem
 
 _FOLDING: contextvars.ContextVar[bool | None] = contextvars.ContextVar("folding", default=None)
 
@@ -31,13 +31,14 @@ def conv_batch_norm(layer: Callable[[jax.Array], jax.Array], norm: Callable[[jax
     Raises:
         ValueError: as `BatchNorm` in train mode, of a single value per channel.
     """
-    if not (type(layer) is Conv and type(norm) is BatchNorm and norm.use_running_average and _folds(layer.dtype)):
+    if not (type(layer) is Conv and type(norm) is BatchNorm and norm.use_running_average and _folds(layer)):
         return norm(layer(x))
     factor, shift = norm.as_affine()
     if layer.bias is not None:
         shift = shift + layer.bias[...] * factor
     y = conv(x.astype(layer.dtype), layer.kernel[...] * factor, layer.stride, layer.padding, layer.dilation, layer.groups)
-    return (y.astype(jnp.float32) + shift).astype(norm.dtype)
+    # In the same dtype, or XLA would not give the sum to cuDNN.
+    return y.astype(norm.dtype) + shift.astype(norm.dtype)
 
 
 @contextlib.contextmanager
@@ -50,6 +51,9 @@ def folding(enabled: bool) -> Iterator[None]:
         _FOLDING.reset(token)
 
 
-def _folds(dtype: Any) -> bool:
-    chosen = _FOLDING.get()
-    return jax.default_backend() == "gpu" and jnp.dtype(dtype).itemsize < 4 if chosen is None else chosen
+def _folds(layer: Conv) -> bool:
+    if (chosen := _FOLDING.get()) is not None:
+        return chosen
+    # A stem's result is rearranged, which hides its bias from cuDNN, and the max pool after it is a loop that can normalise as well.
+    stem = is_stem(Settings(layer.stride, layer.padding, layer.dilation, layer.groups), layer.kernel.shape)
+    return jax.default_backend() == "gpu" and jnp.dtype(layer.dtype).itemsize < 4 and not stem

@@ -61,7 +61,9 @@ def tpu_grads(settings: Settings, x: jax.Array, kernel: jax.Array, grad: jax.Arr
 
 def gpu_conv(settings: Settings, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """`xla_conv`, but for the first convolution of a network."""
-    return (space_to_depth if _is_stem(settings, kernel) else xla_conv)(settings, x, kernel)
+    if not is_stem(settings, kernel.shape):
+        return xla_conv(settings, x, kernel)
+    return space_to_depth(settings, x, kernel, columns=4 if x.dtype.itemsize < 4 else 1)
 
 
 def gpu_grads(settings: Settings, x: jax.Array, kernel: jax.Array, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -71,30 +73,48 @@ def gpu_grads(settings: Settings, x: jax.Array, kernel: jax.Array, grad: jax.Arr
 
 
 _STEM_CHANNELS = 4
-"""What a stem's channels are filled up to: of 2x2 pixels they are 16, as many as tensor cores multiply at a time in bfloat16."""
+"""What a stem's channels are filled up to: of a block of pixels they are then a multiple of 16, as tensor cores multiply in bfloat16."""
 
 
-def _is_stem(settings: Settings, kernel: jax.Array) -> bool:
-    """Whether it is such as begins a network, strided and of a few channels, which leave most of a tensor core without work."""
-    few = kernel.shape[2] <= _STEM_CHANNELS and min(kernel.shape[:2]) > settings.stride
+def is_stem(settings: Settings, shape: tuple[int, ...]) -> bool:
+    """Whether it is such as begins a network, strided and of a few channels, which leave most of a tensor core without work.
+
+    Args:
+        settings: the convolution's.
+        shape: of its kernel, (kH, kW, I / groups, O).
+    """
+    few = shape[2] <= _STEM_CHANNELS and min(shape[:2]) > settings.stride
     return few and settings.stride > 1 and settings.dilation == 1 and settings.groups == 1
 
 
-def space_to_depth(settings: Settings, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """A strided convolution as one of stride 1 on blocks of stride x stride pixels, whose channels lie side by side.
+def space_to_depth(settings: Settings, x: jax.Array, kernel: jax.Array, columns: int) -> jax.Array:
+    """A strided convolution as one of stride 1 on blocks of pixels, whose channels lie side by side.
 
-    On an H200 the 7x7 on 3 channels of 32 images of 320x480, in bfloat16, takes 0.30 ms so where cuDNN alone takes 0.74 ms, its kernel
-    gradient 0.23 and 0.48 ms.
+    A block is `stride` pixels high and as wide as `columns` neighbouring pixels of the result take, whose channels then lie side by side
+    too: more zeros in the kernel, but a shape that tensor cores fill. On an H100 the 7x7 on 3 channels of 32 images of 320x480, in
+    bfloat16, takes 1.24 ms with its kernel's gradient by cuDNN alone, and so 0.53, 0.41 and 0.32 ms with 1, 2 and 4 columns
+    (`python -m benchmarks.forms`).
+
+    Args:
+        settings: dilation and groups 1.
+        x: f[N, H, W, I], I at most 4.
+        kernel: f[kH, kW, I, O].
+        columns: at least 1.
     """
-    stride, padding, (*taps, channels, out) = settings.stride, settings.padding, kernel.shape
-    more, deep = _STEM_CHANNELS - channels, stride * stride * _STEM_CHANNELS
-    down, across = (-(-k // stride) for k in taps)
-    rows, cols = (
-        (size + 2 * padding - k) // stride + blocks for size, k, blocks in zip(x.shape[1:3], taps, (down, across), strict=True)
-    )
-    edges = [(padding, stride * blocks - size - padding, 0) for size, blocks in zip(x.shape[1:3], (rows, cols), strict=True)]
+    stride, padding, (height, width, channels, out) = settings.stride, settings.padding, kernel.shape
+    more, block = _STEM_CHANNELS - channels, stride * columns
+    # Of the result, and what a pixel of it, or all in a row of `columns`, sees.
+    rows, cols = ((size + 2 * padding - taps) // stride + 1 for size, taps in zip(x.shape[1:3], (height, width), strict=True))
+    groups, down, across = -(-cols // columns), -(-height // stride), -(-(width + block - stride) // block)
+    high, wide = rows + down - 1, groups + across - 1
+    edges = ((padding, stride * high - x.shape[1] - padding, 0), (padding, block * wide - x.shape[2] - padding, 0))
     x = lax.pad(x, np.zeros((), x.dtype), ((0, 0, 0), *edges, (0, more, 0)))
-    x = x.reshape(x.shape[0], rows, stride, cols, stride, _STEM_CHANNELS).swapaxes(2, 3).reshape(x.shape[0], rows, cols, deep)
-    kernel = jnp.pad(kernel, ((0, down * stride - taps[0]), (0, across * stride - taps[1]), (0, more), (0, 0)))
-    kernel = kernel.reshape(down, stride, across, stride, _STEM_CHANNELS, out).swapaxes(1, 2).reshape(down, across, deep, out)
-    return xla_conv(Settings(1, 0, 1, 1), x, kernel)
+    deep = stride * block * _STEM_CHANNELS
+    x = x.reshape(x.shape[0], high, stride, wide, block, _STEM_CHANNELS).swapaxes(2, 3).reshape(x.shape[0], high, wide, deep)
+    # Each column's kernel begins where that column's pixels do.
+    below, right = down * stride - height, across * block - width
+    kernels = [jnp.pad(kernel, ((0, below), (begin, right - begin), (0, more), (0, 0))) for begin in range(0, block, stride)]
+    kernel = jnp.stack(kernels, 3).reshape(down, stride, across, block, _STEM_CHANNELS, columns * out)
+    kernel = kernel.swapaxes(1, 2).reshape(down, across, deep, columns * out)
+    y = xla_conv(Settings(1, 0, 1, 1), x, kernel)
+    return y.reshape(y.shape[0], rows, groups * columns, out)[:, :, :cols]

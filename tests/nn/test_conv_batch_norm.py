@@ -44,7 +44,7 @@ def test_folded_and_in_turn_are_the_same(groups, use_bias, stride, padding, dila
     np.testing.assert_allclose(folded, norm(layer(x)), atol=1e-5)
 
 
-def test_in_bfloat16_it_is_no_less_exact():
+def test_in_bfloat16_it_adds_but_the_rounding_of_a_bias():
     x = np.random.default_rng(2).standard_normal((2, 9, 9, 16)).astype(np.float32)
     layer, norm = pair(16, dtype="bfloat16", padding=1)
     rounded = jnp.asarray(x, jnp.bfloat16)
@@ -57,7 +57,8 @@ def test_in_bfloat16_it_is_no_less_exact():
     def error(y):
         return np.linalg.norm(np.asarray(y, np.float64) - exact) / np.linalg.norm(exact)
 
-    assert error(folded) < 1.2 * error(norm(layer(rounded))) < 1e-2
+    # cuDNN rounds once, after the sum; XLA on CPUs before it, too.
+    assert error(folded) < 1.4 * error(norm(layer(rounded))) < 1e-2
 
 
 @pytest.mark.parametrize(
@@ -84,6 +85,15 @@ def test_gpus_alone_fold_in_16_bits_unless_told_otherwise(monkeypatch, backend, 
         nn.conv_batch_norm(layer, norm, x)
     nn.conv_batch_norm(layer, norm, x)
     assert len(called) == (1 if folds else 3)
+
+
+def test_a_stem_is_not_folded(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    called = []
+    monkeypatch.setattr(nn.BatchNorm, "__call__", lambda self, x: called.append(x) or x)
+    for channels, stride in ((3, 2), (3, 1), (16, 2)):
+        nn.conv_batch_norm(*pair(channels, stride=stride, dtype="bfloat16"), jnp.zeros((1, 5, 5, channels)))
+        assert len(called) == 1, "the first alone"
 
 
 def test_in_train_mode_nothing_is_folded():
@@ -169,16 +179,17 @@ def test_whole_networks_fold_every_normalisation_and_give_the_same(backbone, dty
     assert np.linalg.norm(folded - plain) < (1e-4 if dtype == "float32" else 3e-2) * np.linalg.norm(plain)
 
 
-def test_a_folded_convolution_is_followed_by_no_multiplication_of_its_output():
+def test_a_folded_convolution_is_followed_by_a_sum_in_its_own_dtype_alone():
     layer, norm = pair(16, dtype="bfloat16", padding=1)
     x = jax.ShapeDtypeStruct((2, 8, 8, 16), jnp.bfloat16)
 
-    def multiplied(folded):
+    def found(folded, what):
         def run(x):
             with nn.folding(folded):
                 return nnx.relu(nn.conv_batch_norm(layer, norm, x))
 
-        text = jax.jit(run).trace(x).lower(lowering_platforms=("cuda",)).as_text()
-        return len(re.findall(r"stablehlo\.multiply .*tensor<2x8x8x6x", text))
+        return len(re.findall(what, jax.jit(run).trace(x).lower(lowering_platforms=("cuda",)).as_text()))
 
-    assert (multiplied(True), multiplied(False)) == (0, 1)
+    multiplied, widened = r"stablehlo\.multiply .*tensor<2x8x8x6x", r"stablehlo\.convert .*tensor<2x8x8x6xf32>"
+    assert (found(True, multiplied), found(False, multiplied)) == (0, 1)
+    assert found(True, widened) == 0 < found(False, widened)

@@ -51,8 +51,9 @@ def test_the_gradients_for_tpus_are_xlas_but_for_a_float32_kernel_gradient(size,
     stride=st.integers(1, 3),
     padding=st.integers(0, 3),
     channels=st.integers(1, 5),
+    columns=st.integers(1, 5),
 )
-def test_the_forms_for_gpus_are_xlas(size, kernel_size, stride, padding, channels):
+def test_the_forms_for_gpus_are_xlas(size, kernel_size, stride, padding, channels, columns):
     assume(min(size) + 2 * padding >= kernel_size)
     settings = Settings(stride, padding, 1, 1)
     x, kernel, grad = drawn(settings, size, kernel_size, channels, 3)
@@ -60,19 +61,22 @@ def test_the_forms_for_gpus_are_xlas(size, kernel_size, stride, padding, channel
     for ours, theirs in zip(gpu_grads(settings, x, kernel, grad), xla_grads(settings, x, kernel, grad), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=2e-4)
     if channels <= 4:
-        np.testing.assert_allclose(space_to_depth(settings, x, kernel), xla_conv(settings, x, kernel), atol=1e-4)
+        np.testing.assert_allclose(space_to_depth(settings, x, kernel, columns), xla_conv(settings, x, kernel), atol=1e-4)
 
 
 @pytest.mark.parametrize(
     ("kernel_size", "stride", "channels", "groups", "deep"),
     [(7, 2, 3, 1, True), (3, 2, 3, 1, True), (3, 1, 3, 1, False), (3, 2, 64, 1, False), (1, 2, 3, 1, False), (3, 2, 3, 3, False)],
 )
-def test_a_networks_first_convolution_is_one_of_16_channels_on_gpus_alone(kernel_size, stride, channels, groups, deep):
-    x = jax.ShapeDtypeStruct((1, 32, 32, channels), jnp.bfloat16)
+@pytest.mark.parametrize(("dtype", "becomes"), [("bfloat16", "x64x24xbf16>) ->"), ("float32", "x16x6xf32>) ->")])
+def test_a_networks_first_convolution_is_one_of_many_channels_on_gpus_alone(
+    kernel_size, stride, channels, groups, deep, dtype, becomes
+):
+    x = jax.ShapeDtypeStruct((1, 32, 32, channels), dtype)
     kernel = jax.ShapeDtypeStruct((kernel_size, kernel_size, channels // groups, 6), jnp.float32)
     traced = jax.jit(lambda x, kernel: nn.conv(x, kernel, stride, kernel_size // 2, 1, groups)).trace(x, kernel)
     found = {
-        platform: "x16xbf16>, tensor<" in next(line for line in text.splitlines() if "stablehlo.convolution" in line)
+        platform: becomes in next(line for line in text.splitlines() if "stablehlo.convolution" in line)
         for platform in ("cuda", "tpu")
         if (text := traced.lower(lowering_platforms=(platform,)).as_text())
     }

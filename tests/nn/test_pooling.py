@@ -77,8 +77,9 @@ def test_global_average_pool_sums_bfloat16_in_float32():
     assert y.item() == 1.0078125
 
 
-@pytest.mark.parametrize(("kernel_size", "stride", "padding"), [(3, 2, 1), (2, 2, 0), (3, 1, 1)])
-def test_the_form_for_tpus_gives_the_same_gradient_with_ties(monkeypatch, kernel_size, stride, padding):
+@pytest.mark.parametrize("platform", ["tpu", "default"])
+@pytest.mark.parametrize(("kernel_size", "stride", "padding"), [(3, 2, 1), (2, 2, 0), (3, 1, 1), (2, 3, 0), (5, 2, 2)])
+def test_the_forms_for_tpus_and_gpus_give_the_same_gradient_with_ties(monkeypatch, platform, kernel_size, stride, padding):
     x = jnp.asarray(np.random.default_rng(0).integers(-1, 2, (2, 9, 8, 3)), jnp.float32)
 
     def gradient():
@@ -86,7 +87,7 @@ def test_the_form_for_tpus_gives_the_same_gradient_with_ties(monkeypatch, kernel
         return vjp(jnp.arange(y.size, dtype=jnp.float32).reshape(y.shape) % 50 + 1)[0]
 
     ours = gradient()
-    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, tpu, default: tpu(*args))
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, **forms: forms.get(platform, forms["default"])(*args))
     np.testing.assert_array_equal(gradient(), ours)
 
 

@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fcn_jax.train import losses
 from fcn_jax.train.losses import cross_entropy
 
 torch = pytest.importorskip("torch")
@@ -32,6 +35,29 @@ def test_loss_and_gradient_equal_torch_in_float64(seed, scale, ignored):
     np.testing.assert_allclose(loss, expected, rtol=2e-6, atol=1e-6)
     np.testing.assert_allclose(grad, expected_grad, atol=1e-6)
     assert loss.dtype == jnp.float32
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1), scale=st.sampled_from([1.0, 30.0, 1e4, 1e30]), axis=st.integers(-3, 2), masked=st.booleans()
+)
+def test_one_pass_sums_as_three_do(seed, scale, axis, masked):
+    rng = np.random.default_rng(seed)
+    logits = (rng.standard_normal((4, 6, 5)) * scale).astype(np.float32)
+    if masked:  # classes that are ruled out, the first one among them
+        logits[:2, :2, :2] = -np.inf
+    labels = rng.integers(2, 5, np.delete(logits.shape, axis))
+    for one, three in zip(losses._in_one_pass(axis, logits, labels), losses._in_three_passes(axis, logits, labels), strict=True):
+        np.testing.assert_allclose(one, three, rtol=1e-6)
+
+
+def test_a_gpu_reads_the_logits_once_and_the_others_three_times():
+    logits, labels = jax.ShapeDtypeStruct((2, 3, 4, 5), jnp.bfloat16), jax.ShapeDtypeStruct((2, 3, 4), jnp.uint8)
+    traced = jax.jit(cross_entropy).trace(logits, labels)
+    found = {
+        platform: len(re.findall(r"stablehlo\.reduce\(.*tensor<2x3x4x5x", traced.lower(lowering_platforms=(platform,)).as_text()))
+        for platform in ("cpu", "cuda", "tpu")
+    }
+    assert found == {"cpu": 3, "cuda": 1, "tpu": 3}
 
 
 def test_bfloat16_logits_are_widened_before_anything_is_summed():
