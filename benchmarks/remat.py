@@ -1,7 +1,7 @@
-"""What `optim.remat` and `optim.micro_steps` save in memory and cost in time: `python -m benchmarks.remat`.
+"""What `optim.remat`, `micro_steps` and `loop_blocks` save in memory and cost in time: `python -m benchmarks.remat`.
 
     python -m benchmarks.remat                                         # ResNet-18 FCN-32s, batch 4, 320x480, float32
-    python -m benchmarks.remat --model resnet50 --batch 8
+    python -m benchmarks.remat --model resnet101 --batch 1 --option "as it comes" --option "no loops"
 
 The library's training step with each of them, on the default device, in turn: seconds, and the memory that the compiler plans for
 what lives during a step. Written to benchmarks/results/remat_DEVICE.json, a row for each setting and option.
@@ -10,6 +10,7 @@ what lives during a step. Written to benchmarks/results/remat_DEVICE.json, a row
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -31,23 +32,27 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "micro_steps=2": {"micro_steps": 2},
     "micro_steps=4": {"micro_steps": 4},
     "remat, micro_steps=2": {"remat": True, "micro_steps": 2},
+    "no loops": {"loop_blocks": False},
 }
+"""For `train_step.make`; a network without many equal blocks in a row has no loops as it comes, either."""
 
 
-def prepared(setting: Setting, options: dict[str, Any]) -> tuple[Callable[[], object], int]:
-    """A call that trains one step, and the bytes of temporaries of its program."""
+def prepared(setting: Setting, options: dict[str, Any]) -> tuple[Callable[[], object], int, float]:
+    """A call that trains one step, the bytes of temporaries of its program, and the seconds that it took to compile."""
     model = setting.build()
     preprocess = describe(model.spec).backbone.preprocess
     state, step = train_step.make(model, lambda params: optim.make(RECIPE, 1000, params), preprocess, **options)
     batch = jax.device_put({"image": setting.images(), "mask": setting.labels()})
+    began = time.perf_counter()
     compiled = compiled_step(step, state, batch, compiler_options())
+    took = time.perf_counter() - began
 
     def call() -> None:
         nonlocal state
         state, metrics = compiled(state, batch)
         jax.block_until_ready(metrics)
 
-    return call, compiled.memory_analysis().temp_size_in_bytes
+    return call, compiled.memory_analysis().temp_size_in_bytes, took
 
 
 def main() -> None:
@@ -57,19 +62,22 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--size", type=int, nargs=2, default=(320, 480), metavar=("H", "W"))
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--option", choices=OPTIONS, action="append", help="default: all")
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
     keep_freed_memory()
     free_after_each_call()
     setting, device = Setting(args.model, args.batch, tuple(args.size), args.dtype), jax.default_backend()
-    found = {name: prepared(setting, options) for name, options in OPTIONS.items()}
-    timings = interleaved({name: call for name, (call, _) in found.items()}, args.rounds)
+    found = {name: prepared(setting, OPTIONS[name]) for name in args.option or OPTIONS}
+    timings = interleaved({name: call for name, (call, *_) in found.items()}, args.rounds)
     out = RESULTS / f"remat_{device}.json"
-    for name, (_, temporaries) in found.items():
+    for name, (_, temporaries, compiling) in found.items():
         taken = timings[name]
-        print(f"{name:<22} {temporaries / 1e6:8.0f} MB of temporaries  {taken.median:7.3f} s a step")
+        print(
+            f"{name:<22} {temporaries / 1e6:8.0f} MB of temporaries  {taken.median:7.3f} s a step, compiled in {compiling:.1f} s"
+        )
         key = {"model": args.model, "batch": args.batch, "size": args.size, "dtype": args.dtype, "option": name}
-        row = {"temporary_bytes": temporaries, "seconds": taken.median, "quartiles": taken.spread}
+        row = {"temporary_bytes": temporaries, "seconds": taken.median, "quartiles": taken.spread, "compile_seconds": compiling}
         keep(out, key, row | {"environment": environment("cuda" if device == "gpu" else device)})
     print(out)
 

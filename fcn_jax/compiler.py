@@ -31,6 +31,11 @@ def prefers_blocks() -> bool:
     return jax.default_backend() in ("gpu", "tpu")
 
 
+def prefers_loops() -> bool:
+    """Whether many equal blocks in a row are best a loop of the training step on the default device (`fcn_jax.nn.in_turn`)."""
+    return jax.default_backend() == "cpu"
+
+
 @functools.cache
 def _known(name: str, value: str) -> bool:
     try:

@@ -89,6 +89,9 @@ class OptimConfig(_Section):
     warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="steps of linear rise to the schedule")
     micro_steps: Count = Field(1, description="parts that a batch is computed in, one after the other; more take less memory")
     remat: bool = Field(False, description="compute normalisations and activations again in the backward pass; takes less memory")
+    loop_blocks: bool | None = Field(
+        None, description="compile many equal blocks in a row, as of a ResNet-101, as one loop; by default on CPUs alone"
+    )
     aux_weight: NotNegative = Field(0.5, description="of the auxiliary head's loss, if the model has one, beside the head's")
     rules: tuple[Rule, ...] = ()
 

@@ -198,9 +198,7 @@ class ResNet(nnx.Module):
         x = nn.max_pool(x, 3, 2, 1)
         features = {}
         for name in ("layer1", "layer2", "layer3", "layer4"):
-            for block in getattr(self, name):
-                x = block(x)
-            features[name] = x
+            x = features[name] = nn.in_turn(getattr(self, name), x)
         return features
 
 

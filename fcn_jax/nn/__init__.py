@@ -6,6 +6,7 @@ from fcn_jax.nn.conv import Conv, conv
 from fcn_jax.nn.conv_batch_norm import conv_batch_norm, folding
 from fcn_jax.nn.conv_transpose import ConvTranspose, conv_transpose
 from fcn_jax.nn.frozen import Frozen
+from fcn_jax.nn.in_turn import in_turn
 from fcn_jax.nn.initializers import Initializer, bilinear, bilinear_depthwise, kaiming_normal_fan_out, normal, torch_default
 from fcn_jax.nn.materialize import materialize
 from fcn_jax.nn.pooling import global_average_pool, max_pool
@@ -26,6 +27,7 @@ __all__ = [
     "conv_transpose",
     "folding",
     "global_average_pool",
+    "in_turn",
     "kaiming_normal_fan_out",
     "materialize",
     "max_pool",

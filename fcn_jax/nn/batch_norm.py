@@ -16,8 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from fcn_jax.nn.initializers import on_device
+
+MOMENTS = "fcn_jax.moments"
+"""What `jax.checkpoint` policies know a batch's mean and variance by."""
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -42,7 +46,7 @@ def batch_norm_train(
 
 def _train_fwd(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float, near: jax.Array | None) -> Any:
     wide = x.astype(jnp.float32)
-    mean, var = _moments(wide) if near is None else _moments_near(wide, near)
+    mean, var = (checkpoint_name(x, MOMENTS) for x in (_moments(wide) if near is None else _moments_near(wide, near)))
     inverse = lax.rsqrt(var + eps)
     y = ((wide - mean) * (inverse * scale) + bias).astype(x.dtype)
     return (y, mean, var), (x, scale, mean, inverse)

@@ -18,7 +18,9 @@ from fcn_jax.nn.conv_xla import Settings, gpu_conv, gpu_grads, tpu_grads, xla_co
 from fcn_jax.nn.initializers import Initializer, torch_default
 
 CONV_OUTPUT = "fcn_jax.conv"
-"""What `jax.checkpoint` policies know a convolution's output by."""
+"""What `jax.checkpoint` policies know a convolution's output by, but for `WIDENED`."""
+WIDENED = "fcn_jax.widened"
+"""The same of a 1x1 convolution to more channels, whose output is cheaper to compute again than others, and larger than its input."""
 
 
 def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0, dilation: int = 1, groups: int = 1) -> jax.Array:
@@ -36,7 +38,8 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: int = 0, dil
         f[N, h, w, O] with h = (H + 2 padding - dilation (kH - 1) - 1) // stride + 1.
     """
     settings = Settings(stride, padding, dilation, groups)
-    y = checkpoint_name(_conv(valid.filled(x) if padding else x, kernel, settings), CONV_OUTPUT)
+    widens = kernel.shape[:2] == (1, 1) and kernel.shape[3] > x.shape[3]
+    y = checkpoint_name(_conv(valid.filled(x) if padding else x, kernel, settings), WIDENED if widens else CONV_OUTPUT)
     down, across = (
         lambda size, reach=dilation * (taps - 1): (size + 2 * padding - reach - 1) // stride + 1 for taps in kernel.shape[:2]
     )

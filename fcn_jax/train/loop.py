@@ -120,6 +120,7 @@ def train(config: Config, run: str | Path, *, resume: bool = False) -> Result:
         aux_weight=config.optim.aux_weight,
         micro_steps=config.optim.micro_steps,
         remat=config.optim.remat,
+        loop_blocks=config.optim.loop_blocks,
     )
     state = jax.device_put(state, everywhere)
     rate = optim.schedule(config.optim, total_steps)

@@ -12,11 +12,13 @@ import optax
 from flax import nnx
 
 from fcn_jax.api import IGNORE_INDEX, Preprocess
-from fcn_jax.compiler import prefers_blocks
+from fcn_jax.compiler import prefers_blocks, prefers_loops
 from fcn_jax.config import OptimConfig
 from fcn_jax.models.preprocess import normalize
 from fcn_jax.models.segmenter import Segmenter
-from fcn_jax.nn.conv import CONV_OUTPUT
+from fcn_jax.nn.batch_norm import MOMENTS
+from fcn_jax.nn.conv import CONV_OUTPUT, WIDENED
+from fcn_jax.nn.in_turn import loops
 from fcn_jax.train.losses import segmentation_loss
 
 
@@ -50,6 +52,7 @@ def make(
     micro_steps: int = 1,
     remat: bool = False,
     blocks: bool | None = None,
+    loop_blocks: bool | None = None,
 ) -> tuple[TrainState, Step]:
     """Split a model into its state and a step over it.
 
@@ -60,15 +63,18 @@ def make(
         aux_weight: of the auxiliary head's loss, if the model has one.
         micro_steps: parts that the batch is computed in, one after the other, which takes less memory. Loss and gradient are those of the
             whole batch, but batch normalisation sees a part at a time. Divides the batch's images on each device.
-        remat: keep only the convolutions' outputs for the backward pass, and compute normalisations and activations again there.
+        remat: keep only the convolutions' outputs and moments for the backward pass, and compute normalisations and activations again
+            there.
         blocks: compute the loss in the head's block layout, if it has one; by default on GPUs and TPUs, where that saves copying
             the logits.
+        loop_blocks: compile equal blocks in a row as one loop (`fcn_jax.nn.in_turn`); by default on CPUs, where programs take memory.
 
     Returns:
         The state at step 0, and `step(state, {"image": u8[N,h,w,3], "mask": u8[N,h,w]}) -> (state, {"loss": f32[], "grad_norm": f32[]})`,
         to be jitted with the state donated.
     """
     in_blocks = prefers_blocks() if blocks is None else blocks
+    in_loops = prefers_loops() if loop_blocks is None else loop_blocks
     model.train()
     # Train and eval mode are different graphs, so the mode is set before the split. What is neither parameter nor statistic is the
     # keys of dropout and its like; they stay as they are, and each step folds its number into them.
@@ -88,11 +94,12 @@ def make(
         # Without the copy, writing the statistics under value_and_grad is an error of trace levels.
         network = nnx.merge(graphdef, params, batch_stats, keys, copy=True)
         images = normalize(batch["image"], preprocess)
-        outputs = network.outputs_in_blocks(images) if in_blocks else network.outputs(images)
+        with loops(in_loops):
+            outputs = network.outputs_in_blocks(images) if in_blocks else network.outputs(images)
         return segmentation_loss(outputs, batch["mask"], aux_weight, count=count), nnx.state(network, nnx.BatchStat)
 
     if remat:
-        loss_of = jax.checkpoint(loss_of, policy=jax.checkpoint_policies.save_only_these_names(CONV_OUTPUT))
+        loss_of = jax.checkpoint(loss_of, policy=jax.checkpoint_policies.save_only_these_names(CONV_OUTPUT, WIDENED, MOMENTS))
     gradient = jax.value_and_grad(loss_of, has_aux=True)
 
     def step(state: TrainState, batch: Mapping[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:

@@ -5,9 +5,12 @@ import optax
 import pytest
 from flax import nnx
 
+from fcn_jax import nn
 from fcn_jax.api import Preprocess
 from fcn_jax.models.preprocess import normalize
+from fcn_jax.models.resnet import BasicBlock, Stage
 from fcn_jax.models.segmenter import ModelSpec, build
+from fcn_jax.nn.in_turn import LEAST
 from fcn_jax.train import step as train_step
 from fcn_jax.train.losses import cross_entropy
 
@@ -101,6 +104,42 @@ def test_computing_activations_again_changes_nothing_and_keeps_less(made):
 
     assert "remat" in saved(remat=True)
     assert "remat" not in saved()
+
+
+class Deepened(nnx.Module):
+    """A backbone with equal residual blocks after it."""
+
+    def __init__(self, backbone, channels):
+        stage, types = Stage(1, 1, 1), {"dtype": jnp.float32, "param_dtype": jnp.float32}
+        self.backbone = backbone
+        self.blocks = nnx.List([BasicBlock(channels, channels, stage, rngs=nnx.Rngs(i), **types) for i in range(LEAST)])
+
+    def __call__(self, x):
+        return {name: nn.in_turn(self.blocks, feature) for name, feature in self.backbone(x).items()}
+
+
+@pytest.mark.parametrize("settings", [{}, {"remat": True}, {"micro_steps": 2}, {"remat": True, "micro_steps": 2}])
+def test_blocks_in_a_loop_train_as_those_in_a_line(tiny_plugin, settings):
+    model = make()[0]
+    model.backbone = Deepened(model.backbone, 6)
+    line, looped = (stepped(model, loop_blocks=on, **settings) for on in (False, True))
+    for one, other in zip(jax.tree.leaves(looped), jax.tree.leaves(line), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_on_cpus_alone_blocks_are_looped_unless_told_otherwise(tiny_plugin, monkeypatch):
+    model = make()[0]
+    model.backbone = Deepened(model.backbone, 6)
+
+    def loops(**settings):
+        state, step = train_step.make(model, lambda params: optax.sgd(RATE), Preprocess(), **settings)
+        return f"length={LEAST}" in str(jax.make_jaxpr(step)(state, BATCH))
+
+    assert loops()
+    assert loops(loop_blocks=True)
+    assert not loops(loop_blocks=False)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert not loops()
 
 
 def test_micro_steps_give_the_whole_batchs_loss_and_gradient_where_no_normalisation_mixes_images(tiny_plugin):

@@ -1,0 +1,122 @@
+"""Blocks in a loop give what they give one after another: results, gradients and statistics."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.extend.core import jaxprs_in_params
+
+from fcn_jax import nn
+from fcn_jax.models.resnet import Architecture, ResNet
+from fcn_jax.nn.in_turn import LEAST, loops
+
+
+class Block(nnx.Module):
+    """A residual block with all kinds of state, whose 1x1 convolution widens."""
+
+    def __init__(self, channels, inner, rngs):
+        self.narrow = nn.Conv(channels, inner, 3, padding=1, use_bias=False, rngs=rngs)
+        self.norm = nn.BatchNorm(inner)
+        self.wide = nn.Conv(inner, channels, 1, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x):
+        return nnx.relu(self.dropout(self.wide(nnx.relu(self.norm(self.narrow(x))))) + x)
+
+
+def chain(*inner):
+    rngs = nnx.Rngs(0)
+    return nnx.List([Block(8, width, rngs) for width in inner])
+
+
+def run(blocks, x, looped):
+    """Value, gradients by the parameters and x, and all state afterwards, as of a training step."""
+    blocks.train()
+    graphdef, params, rest = nnx.split(blocks, nnx.Param, ...)
+
+    def loss(params, x, rest):
+        merged = nnx.merge(graphdef, params, rest, copy=True)
+        with loops(looped):
+            y = nn.in_turn(merged, x)
+        return jnp.sin(y).mean(), (y, nnx.state(merged, nnx.Not(nnx.Param)))
+
+    function = jax.value_and_grad(loss, (0, 1), has_aux=True)
+    return jax.make_jaxpr(function)(params, x, rest), jax.jit(function)(params, x, rest)
+
+
+def scans(jaxpr):
+    """Lengths of the loops, but for short ones, in which CPUs sum up kernel gradients."""
+    found = []
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "scan" and equation.params["length"] >= LEAST:
+            found.append(equation.params["length"])
+        for inner in jaxprs_in_params(equation.params):
+            found += scans(inner)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("inner", "lengths"),
+    [
+        ((4,) * LEAST, [LEAST]),
+        ((4,) * (LEAST - 1), []),
+        ((4, 4, *(3,) * LEAST, 4), [LEAST]),
+        ((3,) * LEAST + (4,) * (LEAST + 1), [6, 7]),
+    ],
+)
+def test_a_loop_gives_the_same_and_takes_equal_neighbours(inner, lengths):
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 6, 5, 8)), jnp.float32)
+    blocks = chain(*inner)
+    for block in blocks:
+        block.dropout.rate = 0.0
+    (line, plain), (looped, found) = run(blocks, x, False), run(blocks, x, True)
+    assert scans(line.jaxpr) == []
+    assert sorted(scans(looped.jaxpr)) == sorted(2 * lengths), "forward and backward"
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(plain), strict=True):
+        if not jnp.issubdtype(one.dtype, jax.dtypes.prng_key):
+            np.testing.assert_allclose(one, other, rtol=2e-5, atol=1e-6)
+
+
+def test_statistics_and_random_counts_of_every_block_are_updated():
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 6, 5, 8)), jnp.float32)
+    blocks = chain(*(4,) * LEAST)
+    blocks.train()
+    before = jnp.stack([block.norm.mean[...] for block in blocks])
+    with loops(True):
+        y = nn.in_turn(blocks, x)
+    assert y.shape == x.shape
+    after = jnp.stack([block.norm.mean[...] for block in blocks])
+    assert (jnp.abs(after - before).max(1) > 0).all()
+    assert len(np.unique(np.asarray(after), axis=0)) == LEAST, "each its own"
+    assert [int(block.norm.num_batches_tracked[...]) for block in blocks] == [1] * LEAST
+    assert {int(block.dropout.rngs.count[...]) for block in blocks} == {1}
+
+
+def test_a_loop_keeps_no_widened_output_for_the_backward_pass():
+    x = jnp.zeros((2, 6, 5, 8))
+    traced, _ = run(chain(*(4,) * LEAST), x, True)
+    forward = next(equation for equation in traced.jaxpr.eqns if equation.primitive.name == "scan")
+    kept = [var.aval.shape for var in forward.outvars if var.aval.shape[:1] == (LEAST,) and len(var.aval.shape) == 5]
+    # The blocks' inputs, the 3x3 convolutions' outputs; not what the 1x1 ones make of them, nor what was rectified.
+    assert sorted(kept) == [(LEAST, 2, 6, 5, 4), (LEAST, 2, 6, 5, 8)]
+
+
+def test_a_deep_resnets_features_are_the_same_by_loops():
+    deep = Architecture((1, 1, 1 + LEAST, 1), bottleneck=False)
+    trunk = ResNet(deep, dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
+    trunk.eval()
+    graphdef, state = nnx.split(trunk)
+
+    def features(looped):
+        def run(state, x):
+            with loops(looped):
+                return nnx.merge(graphdef, state)(x)
+
+        return jax.jit(run)
+
+    x = jnp.asarray(np.random.default_rng(1).standard_normal((1, 64, 64, 3)), jnp.float32)
+    assert scans(jax.make_jaxpr(features(True))(state, x).jaxpr) == [LEAST]
+    plain, looped = features(False)(state, x), features(True)(state, x)
+    for name, feature in plain.items():
+        np.testing.assert_allclose(looped[name], feature, rtol=1e-4, atol=1e-4)
