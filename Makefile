@@ -11,7 +11,7 @@ PLUGINS = $(sort $(wildcard plugins/*/pyproject.toml))
 EDITABLE_PLUGINS = $(patsubst %/pyproject.toml,-e %,$(PLUGINS))
 PYTEST = $(BIN)/python -m pytest -q -rs -n 2 --dist loadfile
 
-.PHONY: help install dev train test test-all test-ci test-newest bench bench-curves bench-models bench-gpu bench-tpu-aot lint types clean
+.PHONY: help install dev train test test-all test-slow test-newest bench bench-curves bench-models bench-gpu bench-tpu-aot lint types clean
 
 help:
 	@echo "make train      train on the embedded shapes, evaluate, write pictures (a few minutes on 2 cores)"
@@ -51,9 +51,9 @@ test: dev
 test-all: dev
 	$(PYTEST)
 
-# What .ci/run has the time for.
-test-ci: dev
-	$(PYTEST) -m "not exhaustive"
+# Until FCN_JAX_SLOW_UNTIL, seconds since 1970, if that is set.
+test-slow: dev
+	$(PYTEST) -m "slow and not exhaustive"
 
 # The newest releases, in an environment of their own and without torch: what compares with it is skipped, except against arrays that
 # it wrote (FCN_JAX_REFERENCE).

@@ -111,13 +111,14 @@ def compiled_step(step: train_step.Step, state: Any, batch: Any, options: Mappin
 def _training(setting: Setting, model: nnx.Module, options: Mapping[str, str]) -> Start:
     state, step = train_step.make(model, lambda params: optim.make(RECIPE, 1000, params), _preprocess(setting))  # type: ignore[arg-type]
     batch = jax.device_put({"image": setting.images(), "mask": setting.labels()})  # the loop does so beside the step before
-    compiled: Any = None
+    run: Any = step
+    del step  # JAX keeps what it traced as long as the function is there
 
     def call() -> jax.Array:
-        nonlocal state, compiled
-        if compiled is None:  # in the first call, which counts as compilation
-            compiled = compiled_step(step, state, batch, options)
-        state, metrics = compiled(state, batch)
+        nonlocal state, run
+        if not isinstance(run, jax.stages.Compiled):  # in the first call, which counts as compilation
+            run = compiled_step(run, state, batch, options)
+        state, metrics = run(state, batch)
         return metrics["loss"]
 
     return call
@@ -142,18 +143,19 @@ def _epoch(setting: Setting) -> Start:
     batches, steps = _batches(setting)
     model = setting.build()
     state, step = train_step.make(model, lambda params: optim.make(RECIPE, 1000, params), _preprocess(setting))
-    compiled: Any = None
+    run: Any = step
+    del step  # as in `_training`
 
     def call() -> np.ndarray:
-        nonlocal state, compiled
+        nonlocal state, run
         losses = []
         for batch in itertools.islice(batches, steps):
             batch = jax.device_put(batch)
             if jax.default_backend() == "cpu":  # as `fcn_jax.train.loop` does
                 wait((state, batch))
-            if compiled is None:
-                compiled = compiled_step(step, state, batch, compiler_options())
-            state, metrics = compiled(state, batch)
+            if not isinstance(run, jax.stages.Compiled):
+                run = compiled_step(run, state, batch, compiler_options())
+            state, metrics = run(state, batch)
             losses.append(metrics["loss"])
         return np.asarray(jax.device_get(losses))
 

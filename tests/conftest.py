@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 
 # Before jax is imported anywhere, and inherited by the processes that tests start.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -36,6 +37,9 @@ def shared() -> Path:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    # `.ci/run` gives slow tests the time that the others leave.
+    if item.get_closest_marker("slow") and time.time() > float(os.environ.get("FCN_JAX_SLOW_UNTIL", "inf")):
+        pytest.skip("slow, and no time is left for it")
     return (yield from _skipped_without_torch())
 
 

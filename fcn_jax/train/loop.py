@@ -154,6 +154,7 @@ def train(config: Config, run: str | Path, *, resume: bool = False) -> Result:
     probe = sharding.place_batch(_zeros(config, shard[1]), batch_sharding)
     began = time.perf_counter()
     compiled = jax.jit(step, donate_argnums=0, compiler_options=compiler_options()).lower(state, probe).compile()
+    del step  # JAX keeps what it traced as long as the function is there
     records.write(step=start, event="compile", compile_seconds=time.perf_counter() - began)
     give_back_freed_memory()  # the compiler's
     predictor: Predictor | None = None
