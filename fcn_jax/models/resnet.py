@@ -18,6 +18,7 @@ from flax import nnx
 from fcn_jax import nn
 from fcn_jax.api import Backbone, FeatureSpec, NoOptions, TorchBridge, Weights, ceil_size
 from fcn_jax.convert.rules import Rule, Table, batch_norm, conv, drop
+from fcn_jax.nn.in_turn import LEAST
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,9 +197,11 @@ class ResNet(nnx.Module):
         """f[N, H, W, 3] -> the outputs of the four stages, f[N, ceil(H / s), ceil(W / s), C], s = 4, 8, 16, 32 or less."""
         x = nnx.relu(nn.conv_batch_norm(self.conv1, self.bn1, x))
         x = nn.max_pool(x, 3, 2, 1)
+        layers = {name: getattr(self, name) for name in ("layer1", "layer2", "layer3", "layer4")}
+        least = 2 if max(map(len, layers.values())) > LEAST else LEAST
         features = {}
-        for name in ("layer1", "layer2", "layer3", "layer4"):
-            x = features[name] = nn.in_turn(getattr(self, name), x)
+        for name, blocks in layers.items():
+            x = features[name] = nn.in_turn(blocks, x, least)
         return features
 
 

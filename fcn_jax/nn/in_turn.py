@@ -18,15 +18,15 @@ from fcn_jax.nn.batch_norm import MOMENTS
 from fcn_jax.nn.conv import CONV_OUTPUT
 
 LEAST = 6
-"""Equal blocks in a row that become a loop: fewer are not worth the copy of their parameters."""
+"""Equal blocks in a row that become a loop unless told otherwise: of fewer, computing again costs more than the program that is saved."""
 
 _LOOPS: contextvars.ContextVar[bool] = contextvars.ContextVar("loops", default=False)
 
 
-def in_turn(blocks: Sequence[nnx.Module], x: jax.Array) -> jax.Array:
+def in_turn(blocks: Sequence[nnx.Module], x: jax.Array, least: int = LEAST) -> jax.Array:
     """`blocks[-1](... blocks[0](x))`.
 
-    Inside of `loops` at least `LEAST` blocks in a row that differ in nothing but the values of their variables are the body of a loop:
+    Inside of `loops` at least `least` blocks in a row that differ in nothing but the values of their variables are the body of a loop:
     compiled once, in a fraction of the time and to a fraction of the program, at the cost of a copy of their parameters. What the steps of
     a loop hand on to its backward pass is stored, so that is kept small: the inputs of the blocks, moments, and the convolutions' outputs,
     but for those of 1x1 ones to more channels, which are larger than what they are computed from. The rest is computed again.
@@ -34,13 +34,14 @@ def in_turn(blocks: Sequence[nnx.Module], x: jax.Array) -> jax.Array:
     Args:
         blocks: each f[N, H, W, I] -> f[N, h, w, O]; their statistics are updated as by calling them.
         x: f[N, H, W, I] of the first.
+        least: how many make a loop, at least 2. A network that has one long row may have its short ones made loops as well.
     """
     if not _LOOPS.get():
         return _line(blocks, x)
     parts = [(block, *nnx.split(block)) for block in blocks]
     for (graphdef, _), group in itertools.groupby(parts, lambda part: (part[1], _shapes(part[2]))):
         equal = [block for block, *_ in group]
-        x = _loop(graphdef, equal, x) if len(equal) >= LEAST else _line(equal, x)
+        x = _loop(graphdef, equal, x) if len(equal) >= least else _line(equal, x)
     return x
 
 

@@ -45,14 +45,14 @@ def run(blocks, x, looped):
     return jax.make_jaxpr(function)(params, x, rest), jax.jit(function)(params, x, rest)
 
 
-def scans(jaxpr):
-    """Lengths of the loops, but for short ones, in which CPUs sum up kernel gradients."""
+def scans(jaxpr, least=LEAST):
+    """Lengths of the loops; CPUs sum up kernel gradients in short ones."""
     found = []
     for equation in jaxpr.eqns:
-        if equation.primitive.name == "scan" and equation.params["length"] >= LEAST:
+        if equation.primitive.name == "scan" and equation.params["length"] >= least:
             found.append(equation.params["length"])
         for inner in jaxprs_in_params(equation.params):
-            found += scans(inner)
+            found += scans(inner, least)
     return found
 
 
@@ -102,8 +102,22 @@ def test_a_loop_keeps_no_widened_output_for_the_backward_pass():
     assert sorted(kept) == [(LEAST, 2, 6, 5, 4), (LEAST, 2, 6, 5, 8)]
 
 
+def test_a_resnet_without_a_long_row_has_no_loops():
+    trunk = nnx.eval_shape(
+        lambda: ResNet(Architecture((3, 4, 6, 3)), dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
+    )
+    trunk.eval()
+    graphdef, state = nnx.split(trunk)
+
+    def features(state, x):
+        with loops(True):
+            return list(nnx.merge(graphdef, state)(x).values())
+
+    assert scans(jax.make_jaxpr(features)(state, jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)).jaxpr, 2) == []
+
+
 def test_a_deep_resnets_features_are_the_same_by_loops():
-    deep = Architecture((1, 1, 1 + LEAST, 1), bottleneck=False)
+    deep = Architecture((3, 1, 1 + LEAST, 1), bottleneck=False)
     trunk = ResNet(deep, dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
     trunk.eval()
     graphdef, state = nnx.split(trunk)
@@ -116,7 +130,7 @@ def test_a_deep_resnets_features_are_the_same_by_loops():
         return jax.jit(run)
 
     x = jnp.asarray(np.random.default_rng(1).standard_normal((1, 64, 64, 3)), jnp.float32)
-    assert scans(jax.make_jaxpr(features(True))(state, x).jaxpr) == [LEAST]
+    assert scans(jax.make_jaxpr(features(True))(state, x).jaxpr, 2) == [3, LEAST], "with a long row, short ones too"
     plain, looped = features(False)(state, x), features(True)(state, x)
     for name, feature in plain.items():
         np.testing.assert_allclose(looped[name], feature, rtol=1e-4, atol=1e-4)
