@@ -20,6 +20,9 @@ from fcn_jax.nn.conv import CONV_OUTPUT
 LEAST = 6
 """Equal blocks in a row that become a loop unless told otherwise: of fewer, computing again costs more than the program that is saved."""
 
+MOST = 24
+"""Blocks in one loop. It holds its parameters' copy, their gradients and what its steps hand on until its end: two halves hold less."""
+
 _LOOPS: contextvars.ContextVar[bool] = contextvars.ContextVar("loops", default=False)
 
 
@@ -41,7 +44,12 @@ def in_turn(blocks: Sequence[nnx.Module], x: jax.Array, least: int = LEAST) -> j
     parts = [(block, *nnx.split(block)) for block in blocks]
     for (graphdef, _), group in itertools.groupby(parts, lambda part: (part[1], _shapes(part[2]))):
         equal = [block for block, *_ in group]
-        x = _loop(graphdef, equal, x) if len(equal) >= least else _line(equal, x)
+        if len(equal) < least:
+            x = _line(equal, x)
+            continue
+        count = -(-len(equal) // MOST)
+        for i in range(count):
+            x = _loop(graphdef, equal[len(equal) * i // count : len(equal) * (i + 1) // count], x)
     return x
 
 

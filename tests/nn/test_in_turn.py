@@ -9,7 +9,7 @@ from jax.extend.core import jaxprs_in_params
 
 from fcn_jax import nn
 from fcn_jax.models.resnet import Architecture, ResNet
-from fcn_jax.nn.in_turn import LEAST, loops
+from fcn_jax.nn.in_turn import LEAST, MOST, loops
 
 
 class Block(nnx.Module):
@@ -62,7 +62,8 @@ def scans(jaxpr, least=LEAST):
         ((4,) * LEAST, [LEAST]),
         ((4,) * (LEAST - 1), []),
         ((4, 4, *(3,) * LEAST, 4), [LEAST]),
-        ((3,) * LEAST + (4,) * (LEAST + 1), [6, 7]),
+        ((3,) * LEAST + (4,) * (LEAST + 1), [LEAST, LEAST + 1]),
+        ((4,) * (MOST + 1), [MOST // 2, MOST // 2 + 1]),
     ],
 )
 def test_a_loop_gives_the_same_and_takes_equal_neighbours(inner, lengths):
