@@ -87,8 +87,11 @@ class OptimConfig(_Section):
     schedule: Literal["poly", "constant"] = "poly"
     power: Positive = Field(0.9, description="lr (1 - step / steps) ^ power")
     warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="steps of linear rise to the schedule")
-    micro_steps: Count = Field(1, description="parts that a batch is computed in, one after the other; more take less memory")
-    remat: bool = Field(False, description="compute normalisations and activations again in the backward pass; takes less memory")
+    micro_steps: Count = Field(1, description="parts that a batch is computed in, one after the other; many take less memory")
+    remat: bool = Field(
+        False,
+        description="compute normalisations and activations again in the backward pass; takes less memory, on CPUs with micro_steps alone",
+    )
     loop_blocks: bool | None = Field(
         None, description="compile many equal blocks in a row, as of a ResNet-101, as one loop; by default on CPUs alone"
     )

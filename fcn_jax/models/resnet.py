@@ -198,6 +198,7 @@ class ResNet(nnx.Module):
         x = nnx.relu(nn.conv_batch_norm(self.conv1, self.bn1, x))
         x = nn.max_pool(x, 3, 2, 1)
         layers = {name: getattr(self, name) for name in ("layer1", "layer2", "layer3", "layer4")}
+        # The first block of a row is unlike the others.
         least = 2 if max(map(len, layers.values())) > LEAST else LEAST
         features = {}
         for name, blocks in layers.items():

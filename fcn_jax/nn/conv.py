@@ -18,7 +18,7 @@ from fcn_jax.nn.conv_xla import Settings, gpu_conv, gpu_grads, tpu_grads, xla_co
 from fcn_jax.nn.initializers import Initializer, torch_default
 
 CONV_OUTPUT = "fcn_jax.conv"
-"""What `jax.checkpoint` policies know a convolution's output by, but for `WIDENED`."""
+"""What `jax.checkpoint` policies know a convolution's output by, unless it is `WIDENED`."""
 WIDENED = "fcn_jax.widened"
 """The same of a 1x1 convolution to more channels, whose output is cheaper to compute again than others, and larger than its input."""
 

@@ -21,7 +21,7 @@ def conv_batch_norm(layer: Callable[[jax.Array], jax.Array], norm: Callable[[jax
 
     In eval mode on GPUs, in 16 bits, the normalisation's factor is multiplied into the kernel, which is converted from float32 anyway. What
     is left of it is a bias, which cuDNN adds inside the convolution, with the shortcut and the ReLU that follow. CPUs and TPUs fuse the
-    multiplication into a loop that they have to make all the same.
+    multiplication into a loop that they have to make all the same. So do GPUs after a network's first convolution.
 
     Args:
         layer: a `Conv`; any other is called, as it may do something else.

@@ -63,17 +63,19 @@ def gpu_conv(settings: Settings, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """`xla_conv`, but for the first convolution of a network."""
     if not is_stem(settings, kernel.shape):
         return xla_conv(settings, x, kernel)
-    return space_to_depth(settings, x, kernel, columns=4 if x.dtype.itemsize < 4 else 1)
+    return space_to_depth(settings, x, kernel, columns=max(1, 8 // settings.stride) if x.dtype.itemsize < 4 else 1)
 
 
 def gpu_grads(settings: Settings, x: jax.Array, kernel: jax.Array, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
     """XLA's own of `gpu_conv`. A bfloat16 kernel's gradient comes in that, to which alone cuDNN multiplies."""
+    if is_stem(settings, kernel.shape):
+        kernel = kernel.astype(jnp.float32)  # in which the gradients of its columns are added up
     grad_x, grad_kernel = jax.vjp(functools.partial(gpu_conv, settings), x, kernel)[1](grad)
     return grad_x, grad_kernel.astype(jnp.float32)
 
 
 _STEM_CHANNELS = 4
-"""What a stem's channels are filled up to: of a block of pixels they are then a multiple of 16, as tensor cores multiply in bfloat16."""
+"""What a stem's channels are filled up to: those of a block of 2x2 pixels are then 16, as many as tensor cores multiply at a time."""
 
 
 def is_stem(settings: Settings, shape: tuple[int, ...]) -> bool:
@@ -98,7 +100,7 @@ def space_to_depth(settings: Settings, x: jax.Array, kernel: jax.Array, columns:
     Args:
         settings: dilation and groups 1.
         x: f[N, H, W, I], I at most 4.
-        kernel: f[kH, kW, I, O].
+        kernel: f[kH, kW, I, O], rounded to the dtype of `x`.
         columns: at least 1.
     """
     stride, padding, (height, width, channels, out) = settings.stride, settings.padding, kernel.shape
@@ -116,5 +118,5 @@ def space_to_depth(settings: Settings, x: jax.Array, kernel: jax.Array, columns:
     kernels = [jnp.pad(kernel, ((0, below), (begin, right - begin), (0, more), (0, 0))) for begin in range(0, block, stride)]
     kernel = jnp.stack(kernels, 3).reshape(down, stride, across, block, _STEM_CHANNELS, columns * out)
     kernel = kernel.swapaxes(1, 2).reshape(down, across, deep, columns * out)
-    y = xla_conv(Settings(1, 0, 1, 1), x, kernel)
+    y = xla_conv(Settings(1, 0, 1, 1), x, kernel.astype(x.dtype))
     return y.reshape(y.shape[0], rows, groups * columns, out)[:, :, :cols]

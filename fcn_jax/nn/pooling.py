@@ -96,7 +96,7 @@ def _pool_fwd(x: jax.Array, kernel_size: int, stride: int, borders: _Borders) ->
 def _pool_bwd(
     kernel_size: int, stride: int, borders: _Borders, residuals: tuple[jax.Array, jax.Array], grad: jax.Array
 ) -> tuple[jax.Array]:
-    """Gradient without XLA's select-and-scatter, which runs one element at a time on CPUs, and takes 3.7 times as long on an H100.
+    """Gradient without XLA's select-and-scatter, one element at a time on CPUs, by which a pool takes 3.6 times as long on an H100.
 
     But by it on TPUs, where the form without it would move ten times as many bytes (`python -m benchmarks.tpu_aot`). Both give the
     gradient to the first of equal pixels.

@@ -74,6 +74,11 @@ def sizes(known: Mapping[_HW, tuple[Any, Any]]) -> Iterator[None]:
         _known.reset(token)
 
 
+def told() -> bool:
+    """Whether this is inside of `sizes`."""
+    return _known.get() is not None
+
+
 def of(outer: _HW) -> tuple[Any, Any] | None:
     """The size of the images in arrays of height and width `outer`; None outside of `sizes`.
 

@@ -9,6 +9,7 @@ from jax.extend.core import jaxprs_in_params
 
 from fcn_jax import nn
 from fcn_jax.models.resnet import Architecture, ResNet
+from fcn_jax.nn import valid
 from fcn_jax.nn.in_turn import LEAST, MOST, loops
 
 
@@ -26,8 +27,12 @@ class Block(nnx.Module):
 
 
 def chain(*inner):
-    rngs = nnx.Rngs(0)
-    return nnx.List([Block(8, width, rngs) for width in inner])
+    return nnx.List([Block(8, width, nnx.Rngs(i)) for i, width in enumerate(inner)])
+
+
+def alike(block):
+    """As many blocks as make a loop, made by a function of their number."""
+    return nnx.List([block(i) for i in range(LEAST)])
 
 
 def run(blocks, x, looped):
@@ -69,14 +74,64 @@ def scans(jaxpr, least=LEAST):
 def test_a_loop_gives_the_same_and_takes_equal_neighbours(inner, lengths):
     x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 6, 5, 8)), jnp.float32)
     blocks = chain(*inner)
-    for block in blocks:
-        block.dropout.rate = 0.0
     (line, plain), (looped, found) = run(blocks, x, False), run(blocks, x, True)
     assert scans(line.jaxpr) == []
     assert sorted(scans(looped.jaxpr)) == sorted(2 * lengths), "forward and backward"
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(plain), strict=True):
         if not jnp.issubdtype(one.dtype, jax.dtypes.prng_key):
             np.testing.assert_allclose(one, other, rtol=2e-5, atol=1e-6)
+
+
+class Rectified(nnx.Module):
+    """A block without variables."""
+
+    def __call__(self, x):
+        return nnx.relu(x - 0.1)
+
+
+class Noisy(nnx.Module):
+    """A block that draws from a source which it may share."""
+
+    def __init__(self, rngs):
+        self.rngs = rngs
+
+    def __call__(self, x):
+        return x + jax.random.normal(self.rngs.noise(), x.shape)
+
+
+TIED = Block(8, 4, nnx.Rngs(0))
+STREAM = nnx.Rngs(noise=0)
+LINES = {
+    "one block, six times": alike(lambda i: TIED),
+    "one source of random numbers": alike(lambda i: Noisy(STREAM)),
+    "other dilations": alike(lambda i: nn.Conv(8, 8, 3, padding=1 + i % 2, dilation=1 + i % 2, rngs=nnx.Rngs(i))),
+    "strides": alike(lambda i: nn.Conv(8, 8, 3, padding=1, stride=2, rngs=nnx.Rngs(i))),
+    "another dtype at first": alike(lambda i: nn.Conv(8, 8, 1, dtype=jnp.bfloat16, rngs=nnx.Rngs(i))),
+}
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_blocks_that_are_no_loop_are_called_one_by_one(name):
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 6, 5, 8)), jnp.float32)
+    (_, plain), (looped, found) = run(LINES[name], x, False), run(LINES[name], x, True)
+    assert scans(looped.jaxpr) == []
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(plain), strict=True):
+        if not jnp.issubdtype(one.dtype, jax.dtypes.prng_key):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_blocks_without_variables_are_a_loop():
+    x = jnp.ones((1, 2, 2, 3))
+    with loops(True):
+        np.testing.assert_allclose(nn.in_turn(alike(lambda i: Rectified()), x), 1 - 0.1 * LEAST, rtol=1e-5)
+
+
+def test_images_that_fill_a_part_of_their_array_go_block_by_block():
+    blocks = alike(lambda i: nn.Conv(8, 8, 3, padding=1, rngs=nnx.Rngs(i)))
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 8, 8, 8)), jnp.float32)
+    with loops(True), valid.sizes({(8, 8): (5, 6)}):
+        y = nn.in_turn(blocks, x)
+    np.testing.assert_allclose(y[:, :5, :6], nn.in_turn(blocks, x[:, :5, :6]), atol=1e-5)
 
 
 def test_statistics_and_random_counts_of_every_block_are_updated():
