@@ -11,14 +11,15 @@ PLUGINS = $(sort $(wildcard plugins/*/pyproject.toml))
 EDITABLE_PLUGINS = $(patsubst %/pyproject.toml,-e %,$(PLUGINS))
 PYTEST = $(BIN)/python -m pytest -q -rs -n 2 --dist loadfile
 
-.PHONY: help install dev train test test-all test-slow test-newest bench bench-curves bench-models bench-gpu bench-tpu-aot lint types clean
+.PHONY: help install dev train test test-all test-slow test-newest bench bench-curves bench-models bench-gpu bench-gpu-quick bench-tpu-aot lint types clean
 
 help:
 	@echo "make train      train on the embedded shapes, evaluate, write pictures (a few minutes on 2 cores)"
 	@echo "make test       the tests (under 10 minutes on 2 cores); make test-slow: the slow ones; make test-all: all, by the hour"
 	@echo "make test-newest  those that need no torch, with NEWEST_PYTHON and the newest releases"
 	@echo "make bench      speed beside PyTorch and plain Flax (some minutes); make bench-curves: how cost grows with the work;"
-	@echo "                make bench-models: whole models beside PyTorch (half an hour); make bench-gpu: on an NVIDIA GPU, bfloat16"
+	@echo "                make bench-models: whole models beside PyTorch (half an hour); make bench-gpu: on an NVIDIA GPU, bfloat16;"
+	@echo "                make bench-gpu-quick: the same beside torch.compile alone, in ten minutes"
 	@echo "make bench-tpu-aot  what the TPU compiler makes of training and inference, without a TPU (an hour)"
 	@echo "make lint       ruff; make types: mypy"
 	@echo "make clean      remove the virtual environment"
@@ -82,6 +83,13 @@ bench-gpu:
 	$(GPU_PYTHON) -m benchmarks.forms
 	$(GPU_PYTHON) -m benchmarks --device cuda --dtype bfloat16 --batch 32 --out benchmarks/results/speed_cuda_32x320x480.json
 	$(GPU_PYTHON) -m benchmarks --device cuda --dtype bfloat16 --batch 8 --size 512 1024 --out benchmarks/results/speed_cuda_8x512x1024.json
+
+# In ten minutes: torch.compile alone, and without tuning of a training step, which takes more than four minutes by itself.
+bench-gpu-quick:
+	$(GPU_PYTHON) -m benchmarks --device cuda --dtype bfloat16 --batch 32 --contender torch.compile \
+		--task training --torch-mode reduce-overhead --out benchmarks/results/speed_cuda_training.json
+	$(GPU_PYTHON) -m benchmarks --device cuda --dtype bfloat16 --batch 32 --contender torch.compile \
+		--task logits --task mask --out benchmarks/results/speed_cuda_inference.json
 
 # The TPU compiler in an environment of its own, without torch.
 $(TPU_VENV)/installed: pyproject.toml constraints.txt
