@@ -19,7 +19,7 @@ help:
 	@echo "make test-newest  those that need no torch, with NEWEST_PYTHON and the newest releases"
 	@echo "make bench      speed beside PyTorch and plain Flax (some minutes); make bench-curves: how cost grows with the work;"
 	@echo "                make bench-models: whole models beside PyTorch (half an hour); make bench-gpu: on an NVIDIA GPU, bfloat16;"
-	@echo "                make bench-gpu-quick: the same beside torch.compile alone, in ten minutes"
+	@echo "                make bench-gpu-quick: beside torch.compile alone, its training step untuned"
 	@echo "make bench-tpu-aot  what the TPU compiler makes of training and inference, without a TPU (an hour)"
 	@echo "make lint       ruff; make types: mypy"
 	@echo "make clean      remove the virtual environment"
@@ -84,7 +84,7 @@ bench-gpu:
 	$(GPU_PYTHON) -m benchmarks --device cuda --dtype bfloat16 --batch 32 --out benchmarks/results/speed_cuda_32x320x480.json
 	$(GPU_PYTHON) -m benchmarks --device cuda --dtype bfloat16 --batch 8 --size 512 1024 --out benchmarks/results/speed_cuda_8x512x1024.json
 
-# In ten minutes: torch.compile alone, and without tuning of a training step, which takes more than four minutes by itself.
+# Beside torch.compile alone, and without its tuning of a training step, which is not done after four minutes.
 bench-gpu-quick:
 	$(GPU_PYTHON) -m benchmarks --device cuda --dtype bfloat16 --batch 32 --contender torch.compile \
 		--task training --torch-mode reduce-overhead --out benchmarks/results/speed_cuda_training.json

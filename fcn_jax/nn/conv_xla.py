@@ -69,7 +69,8 @@ def gpu_conv(settings: Settings, x: jax.Array, kernel: jax.Array) -> jax.Array:
 def gpu_grads(settings: Settings, x: jax.Array, kernel: jax.Array, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
     """XLA's own of `gpu_conv`. A bfloat16 kernel's gradient comes in that, to which alone cuDNN multiplies."""
     if is_stem(settings, kernel.shape):
-        kernel = kernel.astype(jnp.float32)  # in which the gradients of its columns are added up
+        # In which the gradients of its columns are added up; float64 stays.
+        kernel = kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
     grad_x, grad_kernel = jax.vjp(functools.partial(gpu_conv, settings), x, kernel)[1](grad)
     return grad_x, grad_kernel.astype(jnp.float32)
 
