@@ -94,3 +94,12 @@ def test_the_gradients_of_a_stems_columns_are_added_up_in_float32():
     assert float(jnp.linalg.norm(found - exact) / jnp.linalg.norm(exact)) < 2.4e-3, (
         "bfloat16 rounds by 1.7e-3 once, by 3.1e-3 so often"
     )
+
+
+def test_a_stems_gradients_keep_float64():
+    settings, rng = Settings(2, 3, 1, 1), np.random.default_rng(0)
+    with jax.enable_x64(True):
+        x, kernel, grad = (jnp.asarray(rng.standard_normal(shape)) for shape in ((1, 9, 9, 3), (7, 7, 3, 2), (1, 5, 5, 2)))
+        ours, exact = gpu_grads(settings, x, kernel, grad)[0], xla_grads(settings, x, kernel, grad)[0]
+        assert ours.dtype == jnp.float64
+        np.testing.assert_allclose(ours, exact, rtol=1e-12, atol=1e-12)
