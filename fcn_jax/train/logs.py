@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import platform
 import resource
 import sys
 import time
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
@@ -78,6 +80,46 @@ def _step_of(line: str) -> float:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return math.inf  # a line cut off by a kill
+
+
+class Window:
+    """The steps since the last record: how long they took, pauses left out, and how long the input kept them waiting."""
+
+    def __init__(self, batch_size: int, start: int) -> None:
+        """Begin after step `start`; each step sees `batch_size` images."""
+        self._batch_size = batch_size
+        self._last = 0.0
+        self.restart(start)
+
+    def restart(self, step: int) -> None:
+        """Begin anew after a step."""
+        self._start, self._began, self._waited = step, time.perf_counter(), 0.0
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time inside as spent waiting for input."""
+        began = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - began
+
+    def pause(self, seconds: float) -> None:
+        """Leave out time that something else took."""
+        self._began += seconds
+
+    def images_per_second(self, step: int) -> float:
+        """Speed up to a step that has just been completed, or the last known where none has been since the beginning."""
+        if step > self._start:
+            self._last = (step - self._start) * self._batch_size / (time.perf_counter() - self._began)
+        return self._last
+
+    def figures(self, step: int) -> dict[str, float]:
+        """What `metrics.jsonl` says of them once `step`, at least one, has been completed; means over the steps."""
+        rate = self.images_per_second(step)
+        return {
+            "step_seconds": self._batch_size / rate,
+            "images_per_second": rate,
+            "input_wait_seconds": self._waited / (step - self._start),
+        }
 
 
 class Progress:

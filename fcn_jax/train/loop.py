@@ -162,7 +162,7 @@ def train(config: Config, run: str | Path, *, resume: bool = False) -> Result:
     # ------------------------------------------------------------------------------------------------------------------ steps
     scores: Scores | None = None
     number = saved = start
-    waited, window_began, window_start = 0.0, time.perf_counter(), start
+    window = logs.Window(config.data.batch_size, start)
     pending: tuple[int, dict[str, jax.Array], dict[str, np.ndarray]] | None = None
     # A step takes its memory when it is dispatched, on CPUs the host's: two of them would take twice as much, and gain nothing, as the
     # next batch is prepared beside the step anyway. Its inputs are waited for, too, or `memory.free_after_each_call` would be in vain.
@@ -170,9 +170,8 @@ def train(config: Config, run: str | Path, *, resume: bool = False) -> Result:
     try:
         with StopRequest() as stop:
             while number < total_steps and not stop.signal:
-                asked = time.perf_counter()
-                batch = next(batches)
-                waited += time.perf_counter() - asked
+                with window.waiting():
+                    batch = next(batches)
                 placed = sharding.place_batch(batch, batch_sharding)
                 if one_at_a_time:
                     jax.block_until_ready((state, placed))
@@ -184,16 +183,12 @@ def train(config: Config, run: str | Path, *, resume: bool = False) -> Result:
                 # The loss is read one step late, so that the host prepares a batch while the device computes.
                 if pending:
                     loss = _finite_loss(pending, run, state)
-                    elapsed = time.perf_counter() - window_began
-                    images_per_second = (
-                        (number - 1 - window_start) * config.data.batch_size / elapsed if number - 1 > window_start else 0.0
-                    )
-                    progress.update(pending[0], (pending[0] - 1) // epoch_steps + 1, loss, images_per_second)
+                    progress.update(pending[0], (pending[0] - 1) // epoch_steps + 1, loss, window.images_per_second(pending[0]))
                 pending = (number, metrics, batch)
 
                 if number % config.train.log_every == 0 or number == total_steps:
                     loss = _finite_loss(pending, run, state)
-                    elapsed, steps = time.perf_counter() - window_began, number - window_start
+                    figures = window.figures(number)
                     records.write(
                         step=number,
                         event="train",
@@ -201,13 +196,11 @@ def train(config: Config, run: str | Path, *, resume: bool = False) -> Result:
                         loss=loss,
                         grad_norm=float(metrics["grad_norm"]),
                         lr=float(rate(number - 1)),
-                        step_seconds=elapsed / steps,
-                        images_per_second=steps * config.data.batch_size / elapsed,
-                        input_wait_seconds=waited / steps,
+                        **figures,
                         peak_memory_gib=logs.peak_memory(),
                     )
-                    progress.update(number, (number - 1) // epoch_steps + 1, loss, steps * config.data.batch_size / elapsed)
-                    waited, window_began, window_start = 0.0, time.perf_counter(), number
+                    progress.update(number, (number - 1) // epoch_steps + 1, loss, figures["images_per_second"])
+                    window.restart(number)
 
                 # -------------------------------------------------------------------------------------- evaluation, checkpoint
                 if number % (epoch_steps * config.train.eval_every) == 0 or number == total_steps:
@@ -218,9 +211,12 @@ def train(config: Config, run: str | Path, *, resume: bool = False) -> Result:
                         predictor = Predictor(model, val_source.classes)
                     predictor.update(model)
                     scores = _evaluate(predictor, val_source, run / "samples" / f"step_{number:07d}", config)
-                    figures = scores.to_dict(val_source.classes)
                     records.write(
-                        step=number, event="val", epoch=number / epoch_steps, seconds=time.perf_counter() - began, **figures
+                        step=number,
+                        event="val",
+                        epoch=number / epoch_steps,
+                        seconds=time.perf_counter() - began,
+                        **scores.to_dict(val_source.classes),
                     )
                     progress.say(
                         f"epoch {number // epoch_steps}: val mIoU {scores.miou:.4f}, pixel accuracy {scores.pixel_accuracy:.4f} "
@@ -228,8 +224,7 @@ def train(config: Config, run: str | Path, *, resume: bool = False) -> Result:
                     )
                     _save(checkpoints, number, state, batches.get_state(), spec, {checkpoint.METRIC: scores.miou})
                     saved = number
-                    paused = time.perf_counter() - began
-                    window_began += paused
+                    window.pause(time.perf_counter() - began)
                 elif config.train.checkpoint_every and number % config.train.checkpoint_every == 0:
                     _finite_loss(pending, run, state)
                     _save(checkpoints, number, state, batches.get_state(), spec, None)
