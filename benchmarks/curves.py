@@ -34,14 +34,12 @@ class Curve:
 
     Attributes:
         title: of the axis.
-        inference: value on the axis -> setting.
-        training: likewise; fewer, where memory is short.
+        settings: value on the axis -> setting.
         task: of inference; labels beyond 255 make no mask.
     """
 
     title: str
-    inference: Mapping[int, Setting]
-    training: Mapping[int, Setting]
+    settings: Mapping[int, Setting]
     task: str = "mask"
 
 
@@ -49,27 +47,22 @@ def _varied(field: str, values: Sequence[int], **others: Any) -> dict[int, Setti
     return {value: dataclasses.replace(BASE, **{field: value}, **others) for value in values}
 
 
-def _sizes(values: Sequence[int]) -> dict[int, Setting]:
-    return {value: dataclasses.replace(BASE, size=(value, value)) for value in values}
-
-
-def _depths(values: Sequence[int]) -> dict[int, Setting]:
-    return {value: dataclasses.replace(BASE, model=f"resnet{value}") for value in values}
-
-
 CURVES = {
-    "batch": Curve("images in a batch", _varied("batch", (1, 2, 4, 8, 16, 32, 64)), _varied("batch", (1, 2, 4, 8, 16, 32))),
-    "size": Curve("height and width, pixels", _sizes((128, 256, 512, 1024, 2048)), _sizes((128, 256, 512, 1024))),
-    "classes": Curve(
-        "classes, dense head", _varied("num_classes", (2, 21, 64, 150, 256)), _varied("num_classes", (2, 21, 64)), "logits"
+    "batch": Curve("images in a batch", _varied("batch", (1, 2, 4, 8, 16, 32, 64))),
+    "size": Curve(
+        "height and width, pixels",
+        {side: dataclasses.replace(BASE, size=(side, side)) for side in (128, 256, 512, 1024, 2048)},
     ),
+    "classes": Curve("classes, dense head", _varied("num_classes", (2, 21, 64, 150, 256)), "logits"),
     "classes_depthwise": Curve(
         "classes, a kernel for each",
         _varied("num_classes", (2, 21, 64, 150, 256, 1000), upsampling="depthwise"),
-        _varied("num_classes", (2, 21, 64, 150), upsampling="depthwise"),
         "logits",
     ),
-    "depth": Curve("depth of the ResNet", _depths((18, 34, 50, 101, 152)), _depths((18, 34, 50, 101, 152))),
+    "depth": Curve(
+        "depth of the ResNet",
+        {depth: dataclasses.replace(BASE, model=f"resnet{depth}") for depth in (18, 34, 50, 101, 152)},
+    ),
 }
 
 
@@ -153,15 +146,16 @@ def main() -> None:
     args = parser.parse_args()
     prepare_backend("cpu")
     kinds = (args.kind,) if args.kind else KINDS
-    chosen = {(name, kind): getattr(CURVES[name], kind) for name in args.curves or CURVES for kind in kinds}
+    curves = {name: CURVES[name] for name in args.curves or CURVES}
     points = [
         (name, kind, value, setting)
-        for (name, kind), settings in chosen.items()
-        for value, setting in settings.items()
+        for name, curve in curves.items()
+        for kind in kinds
+        for value, setting in curve.settings.items()
         if not args.values or value in args.values
     ]
     if not points:
-        have = sorted({value for settings in chosen.values() for value in settings})
+        have = sorted({value for curve in curves.values() for value in curve.settings})
         parser.error(f"no such point: --values may be of {', '.join(map(str, have))}")
     for name, kind, value, setting in points:
         found = measure("training" if kind == "training" else CURVES[name].task, setting, args.rounds)

@@ -1,5 +1,6 @@
 """Winograd's form of a 3x3 convolution against PyTorch in float64."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -27,9 +28,11 @@ def both(size, padding, dilation, channels):
         nhwc = [t.detach().double().numpy().transpose(0, 2, 3, 1) for t in (ty, tx.grad)]
         return [*nhwc, tk.grad.double().numpy().transpose(2, 3, 1, 0)]
 
-    ours = [winograd.conv3x3(x, kernel, padding, dilation), None, winograd.kernel_grad(x, grad, padding, dilation)]
+    conv3x3 = jax.jit(winograd.conv3x3, static_argnums=(2, 3), static_argnames="transpose")
+    kernel_grad = jax.jit(winograd.kernel_grad, static_argnums=(2, 3))
+    ours = [conv3x3(x, kernel, padding, dilation), None, kernel_grad(x, grad, padding, dilation)]
     if padding <= 2 * dilation:
-        ours[1] = winograd.conv3x3(grad, kernel, 2 * dilation - padding, dilation, transpose=True)
+        ours[1] = conv3x3(grad, kernel, 2 * dilation - padding, dilation, transpose=True)
     return ours, by_torch(torch.float64), by_torch(torch.float32)
 
 

@@ -286,6 +286,7 @@ def test_the_references_backbone_is_named_as_the_spec_does(monkeypatch):
         reference(torch.zeros(1, 3, 40, 50))
 
 
+@pytest.mark.slow
 def test_an_auxiliary_head_takes_part_in_logits_gradients_and_training():
     report = verify_model("resnet18", head="fcn", aux_head="fcn", sizes=[(48, 64)], num_classes=3, grad=True, train_steps=1)
     assert report.equal, report

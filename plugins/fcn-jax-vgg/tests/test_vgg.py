@@ -87,9 +87,8 @@ def test_all_of_them_are_registered(plugins):
 @pytest.mark.parametrize(
     "name",
     [
-        "vgg11_bn",
-        *(pytest.param(n, marks=pytest.mark.slow) for n in ("vgg16", "vgg16_caffe")),
-        *(pytest.param(n, marks=pytest.mark.exhaustive) for n in BACKBONES if n not in ("vgg11_bn", "vgg16", "vgg16_caffe")),
+        pytest.param(name, marks=pytest.mark.slow if name in ("vgg11_bn", "vgg16_caffe") else pytest.mark.exhaustive)
+        for name in BACKBONES
     ],
 )
 def test_they_keep_the_contract(torch, name):
