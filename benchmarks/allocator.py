@@ -10,7 +10,7 @@ import json
 import subprocess
 import sys
 
-from benchmarks.record import RESULTS, prepare_backend
+from benchmarks.record import RESULTS, environment, prepare_backend
 from benchmarks.tasks import COMPILED, LIBRARY
 from fcn_jax.atomic import write_json
 
@@ -68,7 +68,7 @@ def main() -> None:
                     f"{row['peak_bytes'] / 2**30:.2f} GiB at most",
                     flush=True,
                 )
-    write_json(RESULT, rows)
+    write_json(RESULT, {"environment": environment("cpu"), "rows": rows})
 
 
 if __name__ == "__main__":

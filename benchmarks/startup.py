@@ -14,12 +14,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
+from benchmarks.record import RESULTS, environment
 from benchmarks.tasks import COMPILED, LIBRARY, Contender
 from fcn_jax.atomic import write_json
 
-RESULT = Path(__file__).parent / "results" / "startup_cpu.json"
+RESULT = RESULTS / "startup_cpu.json"
 CONTENDERS = (LIBRARY, COMPILED)
 
 _FIRST_STEP = """
@@ -55,7 +55,7 @@ def main() -> None:
     for name, row in found.items():
         row["warm_seconds"] = warm[name]
         print(f"{name:<16} cold {row['cold_seconds']:.1f} s, warm {min(warm[name]):.1f} s")
-    write_json(RESULT, found)
+    write_json(RESULT, {"environment": environment("cpu"), "contenders": found})
 
 
 if __name__ == "__main__":
