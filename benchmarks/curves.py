@@ -1,6 +1,6 @@
 """How cost grows with the work: `python -m benchmarks.curves`.
 
-    python -m benchmarks.curves                 # every curve, some twenty minutes on 2 cores
+    python -m benchmarks.curves                 # every curve, an hour or two on 2 cores
     python -m benchmarks.curves classes --kind training --rounds 5
 
 The library beside eager PyTorch, on the network of `python -m benchmarks` with one thing varied: the batch, the image's size, the number
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,12 +36,18 @@ class Curve:
     Attributes:
         title: of the axis.
         settings: value on the axis -> setting.
+        most: the largest value of training; beyond it PyTorch takes minutes a step.
         task: of inference; labels beyond 255 make no mask.
     """
 
     title: str
     settings: Mapping[int, Setting]
+    most: float = math.inf
     task: str = "mask"
+
+    def of(self, kind: str) -> Mapping[int, Setting]:
+        """The points of inference or training."""
+        return {value: setting for value, setting in self.settings.items() if kind == "inference" or value <= self.most}
 
 
 def _varied(field: str, values: Sequence[int], **others: Any) -> dict[int, Setting]:
@@ -53,11 +60,11 @@ CURVES = {
         "height and width, pixels",
         {side: dataclasses.replace(BASE, size=(side, side)) for side in (128, 256, 512, 1024, 2048)},
     ),
-    "classes": Curve("classes, dense head", _varied("num_classes", (2, 21, 64, 150, 256)), "logits"),
+    "classes": Curve("classes, dense head", _varied("num_classes", (2, 21, 64, 150, 256)), most=64, task="logits"),
     "classes_depthwise": Curve(
         "classes, a kernel for each",
         _varied("num_classes", (2, 21, 64, 150, 256, 1000), upsampling="depthwise"),
-        "logits",
+        task="logits",
     ),
     "depth": Curve(
         "depth of the ResNet",
@@ -151,11 +158,11 @@ def main() -> None:
         (name, kind, value, setting)
         for name, curve in curves.items()
         for kind in kinds
-        for value, setting in curve.settings.items()
+        for value, setting in curve.of(kind).items()
         if not args.values or value in args.values
     ]
     if not points:
-        have = sorted({value for curve in curves.values() for value in curve.settings})
+        have = sorted({value for curve in curves.values() for kind in kinds for value in curve.of(kind)})
         parser.error(f"no such point: --values may be of {', '.join(map(str, have))}")
     for name, kind, value, setting in points:
         found = measure("training" if kind == "training" else CURVES[name].task, setting, args.rounds)
