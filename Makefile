@@ -15,7 +15,7 @@ PYTEST = $(BIN)/python -m pytest -q -rs -n 2 --dist loadfile
 
 help:
 	@echo "make train      train on the embedded shapes, evaluate, write pictures (a few minutes on 2 cores)"
-	@echo "make test       the tests (under 10 minutes on 2 cores); make test-slow: the slow ones; make test-all: all, by the hour"
+	@echo "make test       the tests (a quarter of an hour on 2 slow cores); make test-slow: the slow ones; make test-all: all, by the hour"
 	@echo "make test-newest  those that need no torch, with NEWEST_PYTHON and the newest releases"
 	@echo "make bench      speed beside PyTorch and plain Flax (some minutes); make bench-curves: how cost grows with the work;"
 	@echo "                make bench-models: whole models beside PyTorch (half an hour); make bench-gpu: on an NVIDIA GPU, bfloat16;"
