@@ -45,18 +45,20 @@ def measure(
 ) -> dict[str, Any]:
     """Time one task with its contenders, the library among them, and print a table.
 
-    The rounds are done by so many processes of each contender, one after the other, since a process may be faster than another.
+    The rounds are done by so many processes of each contender, one after the other, since a process may be faster than another. The first
+    of them finds nothing compiled, the others what it has left in its cache.
     """
     seconds: dict[str, list[float]] = {one.name: [] for one in contenders}
     first_seconds, first_bytes, memory = dict.fromkeys(seconds, 0.0), dict.fromkeys(seconds, 0), dict.fromkeys(seconds, 0)
-    for _ in range(processes):
-        with workers(task, setting, contenders) as started:
-            tasks.check_agreement(task, {name: worker.answer for name, worker in started.items()}, setting.dtype)
-            for name, timed in timing.interleaved(started, rounds, in_a_row=tasks.in_a_row(task, setting)).items():
-                seconds[name] += timed.seconds
-                first_seconds[name] = first_seconds[name] or started[name].first_seconds
-                first_bytes[name] = max(first_bytes[name], started[name].first_bytes)
-                memory[name] = max(memory[name], started[name].close())
+    with tempfile.TemporaryDirectory() as cache:
+        for _ in range(processes):
+            with workers(task, setting, contenders, Path(cache)) as started:
+                tasks.check_agreement(task, {name: worker.answer for name, worker in started.items()}, setting.dtype)
+                for name, timed in timing.interleaved(started, rounds, warm_up=1, in_a_row=tasks.in_a_row(task, setting)).items():
+                    seconds[name] += timed.seconds
+                    first_seconds[name] = first_seconds[name] or started[name].first_seconds
+                    first_bytes[name] = max(first_bytes[name], started[name].first_bytes)
+                    memory[name] = max(memory[name], started[name].close())
     timings = {name: timing.Timing(taken) for name, taken in seconds.items()}
     work, images = tasks.flops(task, setting), tasks.images(task, setting)
     ours = timings[tasks.LIBRARY.name].median
@@ -131,7 +133,7 @@ def main() -> None:
         help="torch.compile's, on GPUs",
     )
     parser.add_argument("--rounds", type=int, default=5, help="of each process")
-    parser.add_argument("--processes", type=int, help="of each contender, one after the other; default: 2 on CPUs, 1 on GPUs")
+    parser.add_argument("--processes", type=int, default=1, help="of each contender, one after the other")
     parser.add_argument(
         "--contender", choices=tasks.NAMES, action="append", help="beside the library; default: all that can run a task"
     )
@@ -157,7 +159,6 @@ def main() -> None:
         setting.spec  # noqa: B018
     except FcnJaxError as error:
         parser.error(str(error))
-    processes = args.processes or (2 if args.device == "cpu" else 1)
     chosen = args.task or tasks.default(setting)
     if unable := set(chosen) - set(tasks.possible(setting)):
         parser.error(f"{args.model} has no {', '.join(sorted(unable))} here, only {', '.join(tasks.possible(setting))}")
@@ -187,7 +188,7 @@ def main() -> None:
                 for one in tasks.contenders(task, of)
                 if one is tasks.LIBRARY or not args.contender or one.name in args.contender
             ]
-            result["tasks"].append(measure(task, of, args.rounds, peak, chosen_ones, processes))
+            result["tasks"].append(measure(task, of, args.rounds, peak, chosen_ones, args.processes))
             write_json(out, result)
     plot.draw(result, out.with_suffix(".png"))
     print(f"\n{out}, {out.with_suffix('.png')}")

@@ -20,9 +20,11 @@ CALLS = 9
 _PROCESS = """
 import json, resource, statistics, time
 from fcn_jax.memory import free_after_each_call, keep_freed_memory
+from fcn_jax.process import leave_loops_rolled
 if {keep}:
     assert keep_freed_memory()
 free_after_each_call()
+leave_loops_rolled()
 from benchmarks.setting import Setting
 from benchmarks.tasks import Contender
 call = Contender({name!r}, {framework!r}, {compiled}).prepare({task!r}, Setting())

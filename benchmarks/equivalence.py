@@ -18,9 +18,8 @@ from typing import Any
 
 import jax
 
-from fcn_jax import verify_model
+from fcn_jax import process, verify_model
 from fcn_jax.atomic import write_json, write_text
-from fcn_jax.memory import keep_freed_memory
 from fcn_jax.verify import Report, Section
 from fcn_jax.verify.training import RECIPE
 
@@ -202,7 +201,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--page", action="store_true", help="only write the page from the results at hand")
     args = parser.parse_args()
-    keep_freed_memory()
+    process.take_over(trains=True)
     if not args.page:
         for name in args.models or MODELS:
             result = measure(name, tuple(args.size), args.batch, args.train_steps, args.seeds)

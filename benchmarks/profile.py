@@ -25,8 +25,7 @@ from benchmarks.networks import in_torch
 from benchmarks.record import RESULTS, environment, keep, prepare_backend
 from benchmarks.setting import Setting
 from benchmarks.timing import interleaved, peaks
-from fcn_jax import compiler_options, nn
-from fcn_jax.memory import keep_freed_memory
+from fcn_jax import compiler_options, nn, process
 from fcn_jax.train.losses import cross_entropy
 
 OUT = RESULTS / "profile_cpu.json"
@@ -183,8 +182,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path, default=OUT, help="JSON file")
     args = parser.parse_args()
+    process.take_over(trains=True)
     prepare_backend("cpu")
-    keep_freed_memory()
     setting = Setting(args.model, args.batch, tuple(args.size))
     if not setting.is_chapters:
         parser.error(f"{args.model} is no ResNet under the fcn32s head")

@@ -20,8 +20,7 @@ from benchmarks.jax_tasks import compiled_step
 from benchmarks.record import RESULTS, environment, keep
 from benchmarks.setting import RECIPE, Setting
 from benchmarks.timing import interleaved
-from fcn_jax import compiler_options
-from fcn_jax.memory import free_after_each_call, keep_freed_memory
+from fcn_jax import compiler_options, process
 from fcn_jax.models.segmenter import describe
 from fcn_jax.train import optim
 from fcn_jax.train import step as train_step
@@ -65,8 +64,7 @@ def main() -> None:
     parser.add_argument("--option", choices=OPTIONS, action="append", help="default: all")
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
-    keep_freed_memory()
-    free_after_each_call()
+    process.take_over(trains=True)
     setting, device = Setting(args.model, args.batch, tuple(args.size), args.dtype), jax.default_backend()
     found = {name: prepared(setting, OPTIONS[name]) for name in args.option or OPTIONS}
     timings = interleaved({name: call for name, (call, *_) in found.items()}, args.rounds)

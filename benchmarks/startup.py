@@ -3,7 +3,8 @@
     python -m benchmarks.startup
 
 Seconds from the start of the process until the first training step (ResNet-18 FCN-32s, as in `python -m benchmarks`) is done, cold and
-then with the compilation cache: JAX's, which the library's commands keep by themselves, and inductor's. Written to benchmarks/results.
+then with the compilation cache: JAX's, which the library's commands keep by themselves, and inductor's. The library also without
+`fcn_jax.process.leave_loops_rolled`. Written to benchmarks/results.
 """
 
 from __future__ import annotations
@@ -14,15 +15,23 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 
 from benchmarks.record import RESULTS, environment
 from benchmarks.tasks import COMPILED, LIBRARY, Contender
 from fcn_jax.atomic import write_json
 
 RESULT = RESULTS / "startup_cpu.json"
-CONTENDERS = (LIBRARY, COMPILED)
+CONTENDERS = {
+    LIBRARY.name: (LIBRARY, {}),
+    "fcn_jax, loops unrolled": (LIBRARY, {"XLA_FLAGS": "--xla_backend_extra_options=xla_cpu_disable_loop_unrolling=false"}),
+    COMPILED.name: (COMPILED, {}),
+}
+"""Whom to start, in which environment."""
 
 _FIRST_STEP = """
+from fcn_jax import process
+process.take_over(trains=True)
 from benchmarks.setting import Setting
 from benchmarks.tasks import Contender
 call = Contender({name!r}, {framework!r}, {compiled}).prepare("training", Setting())
@@ -30,12 +39,14 @@ print(float(call()))
 """
 
 
-def seconds(contender: Contender, cache: str) -> float:
-    """One process, whose caches lie in a folder."""
+def seconds(contender: Contender, variables: Mapping[str, str], cache: str) -> float:
+    """One process, with variables of its environment, whose caches lie in a folder."""
     program = _FIRST_STEP.format(name=contender.name, framework=contender.framework, compiled=contender.compiled)
     caches = {"JAX_COMPILATION_CACHE_DIR": f"{cache}/jax", "TORCHINDUCTOR_CACHE_DIR": f"{cache}/inductor"}
     began = time.perf_counter()
-    subprocess.run([sys.executable, "-c", program], env={**os.environ, **caches}, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, **caches, **variables}, check=True, stdout=subprocess.DEVNULL
+    )
     return time.perf_counter() - began
 
 
@@ -46,15 +57,15 @@ def main() -> None:
     args = parser.parse_args()
     found: dict[str, dict[str, object]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for contender in CONTENDERS:
-            found[contender.name] = {"cold_seconds": seconds(contender, f"{folder}/{contender.framework}")}
-        warm: dict[str, list[float]] = {contender.name: [] for contender in CONTENDERS}
+        for name, started in CONTENDERS.items():
+            found[name] = {"cold_seconds": seconds(*started, f"{folder}/{name}")}
+        warm: dict[str, list[float]] = {name: [] for name in CONTENDERS}
         for _ in range(args.rounds):
-            for contender in CONTENDERS:
-                warm[contender.name].append(seconds(contender, f"{folder}/{contender.framework}"))
+            for name, started in CONTENDERS.items():
+                warm[name].append(seconds(*started, f"{folder}/{name}"))
     for name, row in found.items():
         row["warm_seconds"] = warm[name]
-        print(f"{name:<16} cold {row['cold_seconds']:.1f} s, warm {min(warm[name]):.1f} s")
+        print(f"{name:<24} cold {row['cold_seconds']:.1f} s, warm {min(warm[name]):.1f} s")
     write_json(RESULT, {"environment": environment("cpu"), "contenders": found})
 
 

@@ -34,33 +34,43 @@ class Timing:
         return low, high
 
 
+_SHORT = 1.0
+"""Seconds of a call below which what went before it on a CPU counts."""
+
+
 def interleaved(
     contenders: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 2, in_a_row: int = 1
 ) -> dict[str, Timing]:
     """Call each contender `warm_up` times, and then in turn; a call returns when its work is done.
 
-    On CPUs a call that is not timed comes before each that is: threads of OpenMP, PyTorch's, keep a core busy for a while after their work
-    is done, and take a while to begin once they sleep.
+    On CPUs a call that is not timed comes before each short one that is: threads of OpenMP, PyTorch's, keep a core busy for a while after
+    their work is done, and take a while to begin once they sleep.
 
     Args:
         contenders: by name; each does the whole of the work and waits for it.
         rounds: measured calls of each, at least 2.
-        warm_up: calls of each before.
+        warm_up: calls of each before, at least 1.
         in_a_row: how many times a call does the work, whose time is divided by it.
     """
-    for call in contenders.values():
-        for _ in range(warm_up):
-            call()
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
     on_cpu = jax.default_backend() == "cpu"
+    primed = {}
+    for name, call in contenders.items():
+        for _ in range(warm_up):
+            taken = _seconds(call)
+        primed[name] = on_cpu and taken < _SHORT
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, call in contenders.items():
-            if on_cpu:
+            if primed[name]:
                 call()
-            began = time.perf_counter()
-            call()
-            seconds[name].append((time.perf_counter() - began) / in_a_row)
+            seconds[name].append(_seconds(call) / in_a_row)
     return {name: Timing(spent) for name, spent in seconds.items()}
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
 
 
 def peaks(dtype: str, rounds: int = 5) -> dict[str, float]:

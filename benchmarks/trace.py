@@ -28,9 +28,9 @@ import jax
 
 from benchmarks.record import RESULTS, environment, prepare_backend
 from benchmarks.setting import Setting
-from benchmarks.tasks import LIBRARY, MAIN
+from benchmarks.tasks import INFERENCE, LIBRARY, MAIN
+from fcn_jax import process
 from fcn_jax.atomic import write_json
-from fcn_jax.memory import free_after_each_call, keep_freed_memory
 
 CALLS = 10
 """Timed, and then traced, in each process."""
@@ -76,8 +76,7 @@ def main() -> None:
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)  # what each of the processes is started with
     args = parser.parse_args()
     if args.one:
-        keep_freed_memory()
-        free_after_each_call()
+        process.take_over(trains=args.task not in INFERENCE)
         setting = Setting(batch=args.batch, size=tuple(args.size), dtype=args.dtype, device=args.device)
         print(json.dumps(traced(args.task, setting)))
         return

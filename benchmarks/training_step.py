@@ -19,10 +19,10 @@ from flax import nnx
 
 from benchmarks import torch_training
 from benchmarks.record import RESULTS, environment, keep, prepare_backend
-from fcn_jax import build_model, compiler_options, config, registry
+from fcn_jax import build_model, compiler_options, config, process, registry
 from fcn_jax.data.pipeline import steps_per_epoch, train_batches
 from fcn_jax.data.transforms import Augment
-from fcn_jax.memory import free_after_each_call, give_back_freed_memory, keep_freed_memory
+from fcn_jax.memory import give_back_freed_memory
 from fcn_jax.train import optim
 from fcn_jax.train import step as train_step
 
@@ -36,9 +36,8 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--out", type=Path, default=RESULTS / "training_step_cpu.json", help="JSON file")
     args = parser.parse_args()
+    process.take_over(trains=True)  # as `fcn-jax train` does; PyTorch gains by it too
     prepare_backend("cpu")
-    keep_freed_memory()  # as `fcn-jax train` does; PyTorch gains by it too
-    free_after_each_call()
     recipe = config.parse(config.override(config.read_recipe(args.recipe), args.set), args.recipe)
     dataset = registry.default().dataset(recipe.data.dataset)
     source = dataset.open(Path(args.data) if args.data else None, recipe.data.train_split)

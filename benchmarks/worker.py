@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import time
 from collections.abc import Iterable, Iterator
 from multiprocessing.connection import Connection
@@ -13,19 +14,32 @@ from typing import Any
 import numpy as np
 
 from benchmarks.setting import Setting
-from benchmarks.tasks import INPUT, Contender, in_a_row
-from fcn_jax.memory import free_after_each_call, give_back_freed_memory, keep_freed_memory
+from benchmarks.tasks import INFERENCE, INPUT, Contender, in_a_row
+from fcn_jax import process
+from fcn_jax.memory import give_back_freed_memory
 
 
 @contextlib.contextmanager
-def workers(task: str, setting: Setting, contenders: Iterable[Contender]) -> Iterator[dict[str, Worker]]:
-    """A process for each contender, by name, prepared one after the other; none is left behind, whatever happens."""
+def workers(
+    task: str, setting: Setting, contenders: Iterable[Contender], cache: Path | None = None
+) -> Iterator[dict[str, Worker]]:
+    """A process for each contender, by name, prepared one after the other; none is left behind, whatever happens.
+
+    Args:
+        task: what they do.
+        setting: on what.
+        contenders: who.
+        cache: folder in which each keeps its compiled programs, apart from the others'; else where the environment says.
+    """
     started: dict[str, Worker] = {}
     try:
         for contender in contenders:
-            worker = started[contender.name] = Worker(contender, task, setting)
+            started[contender.name] = Worker(contender, task, setting, cache)
+        for worker in started.values():
+            worker.wait_for_imports()
+        for name, worker in started.items():
             worker.prepare()
-            print(f"{task}: {contender.name} is ready, its first call took {worker.first_seconds:.1f} s", flush=True)
+            print(f"{task}: {name} is ready, its first call took {worker.first_seconds:.1f} s", flush=True)
         yield started
     finally:
         for worker in started.values():
@@ -45,13 +59,17 @@ class Worker:
     first_seconds: float
     first_bytes: int
 
-    def __init__(self, contender: Contender, task: str, setting: Setting) -> None:
+    def __init__(self, contender: Contender, task: str, setting: Setting, cache: Path | None = None) -> None:
         """Start the process."""
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, contender, task, setting), daemon=False)
+        self._process = context.Process(target=_serve, args=(theirs, contender, task, setting, cache), daemon=False)
         self._process.start()
         theirs.close()
+
+    def wait_for_imports(self) -> None:
+        """Until the process has loaded its libraries, which those of several may do at once. Raises as `prepare` does."""
+        self._answer()
 
     def prepare(self) -> None:
         """Prepare the task and run it once. Raises `RuntimeError` with the process's own words if that fails."""
@@ -77,6 +95,9 @@ class Worker:
 
     def _ask(self, what: str) -> Any:
         self._pipe.send(what)
+        return self._answer()
+
+    def _answer(self) -> Any:
         try:
             ok, found = self._pipe.recv()
         except EOFError as error:
@@ -86,11 +107,13 @@ class Worker:
         return found
 
 
-def _serve(pipe: Connection, contender: Contender, task: str, setting: Setting) -> None:
+def _serve(pipe: Connection, contender: Contender, task: str, setting: Setting, cache: Path | None) -> None:
     try:
-        keep_freed_memory()  # as the library's commands do; every contender gains by it
-        free_after_each_call()  # likewise, for JAX
+        process.take_over(trains=task not in INFERENCE)  # as the library's commands do; every contender gains by it
+        if cache:
+            _keep_compiled_programs(cache / contender.name)
         _import(contender)
+        pipe.send((True, None))
         before = _start_peak()
         work, times = None, in_a_row(task, setting)
         while True:
@@ -112,6 +135,13 @@ def _serve(pipe: Connection, contender: Contender, task: str, setting: Setting) 
                 return
     except Exception as error:
         pipe.send((False, f"{contender.name}, {task}: {type(error).__name__}: {error}"))
+
+
+def _keep_compiled_programs(folder: Path) -> None:
+    import jax  # it is there already, and so asks its environment no more
+
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
 
 
 def _import(contender: Contender) -> None:

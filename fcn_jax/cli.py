@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fcn_jax import cache, memory
+from fcn_jax import cache, process
 from fcn_jax.errors import ConfigError, FcnJaxError, TrainingError
 
 
@@ -28,9 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     cache.keep_compiled_programs()
     if argv is None:  # the process is this command's own
-        memory.keep_freed_memory()
-        if args.call is _train:
-            memory.free_after_each_call()
+        process.take_over(trains=args.call is _train)
     try:
         return int(args.call(args))
     except FcnJaxError as error:

@@ -168,15 +168,14 @@ def test_plugins_list_names_distributions(capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.parametrize(("words", "trains"), [(["train", "nowhere"], True), (["plugins", "list"], False)])
-def test_a_process_of_its_own_reuses_memory(monkeypatch: pytest.MonkeyPatch, words: list[str], trains: bool) -> None:
-    called: list[str] = []
-    for name in ("keep_freed_memory", "free_after_each_call"):
-        monkeypatch.setattr(cli.memory, name, lambda name=name: called.append(name))
+def test_only_a_process_of_its_own_is_taken_over(monkeypatch: pytest.MonkeyPatch, words: list[str], trains: bool) -> None:
+    called: list[bool] = []
+    monkeypatch.setattr(cli.process, "take_over", lambda *, trains: called.append(trains))
     cli.main(words)
     assert not called
     monkeypatch.setattr(sys, "argv", ["fcn-jax", *words])
     cli.main()
-    assert called == ["keep_freed_memory", *["free_after_each_call"] * trains]
+    assert called == [trains]
 
 
 def test_debug_shows_the_traceback(run: Path) -> None:
