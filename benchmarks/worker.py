@@ -33,8 +33,8 @@ def workers(
     """
     started: dict[str, Worker] = {}
     try:
-        for contender in contenders:
-            started[contender.name] = Worker(contender, task, setting, cache)
+        for number, contender in enumerate(contenders):
+            started[contender.name] = Worker(contender, task, setting, cache and cache / str(number))
         for worker in started.values():
             worker.wait_for_imports()
         for name, worker in started.items():
@@ -111,7 +111,7 @@ def _serve(pipe: Connection, contender: Contender, task: str, setting: Setting, 
     try:
         process.take_over(trains=task not in INFERENCE)  # as the library's commands do; every contender gains by it
         if cache:
-            _keep_compiled_programs(cache / contender.name)
+            _keep_compiled_programs(cache)
         _import(contender)
         pipe.send((True, None))
         before = _start_peak()
