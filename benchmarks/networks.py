@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -102,6 +103,10 @@ def original(setting: Setting, model: Segmenter) -> torch.nn.Module:
     return _Logits(network).to(memory_format=torch.channels_last)
 
 
+_ZEROS = nnx.initializers.zeros_init()  # take no time to draw, and values are taken over
+_conv = functools.partial(nnx.Conv, kernel_init=_ZEROS)
+
+
 class _Norm(nnx.BatchNorm):
     def __init__(self, channels: int, **types: Any) -> None:
         super().__init__(channels, momentum=0.9, epsilon=1e-5, **types)
@@ -112,7 +117,7 @@ class _Block(nnx.Module):
 
     def __init__(self, channels_in: int, channels: int, stride: int, **types: Any) -> None:
         def conv(channels_in: int, size: int, stride: int) -> nnx.Conv:
-            return nnx.Conv(channels_in, channels, (size, size), stride, padding=size // 2, use_bias=False, **types)
+            return _conv(channels_in, channels, (size, size), stride, padding=size // 2, use_bias=False, **types)
 
         self.conv1, self.bn1 = conv(channels_in, 3, stride), _Norm(channels, **types)
         self.conv2, self.bn2 = conv(channels, 3, 1), _Norm(channels, **types)
@@ -127,7 +132,7 @@ class _Block(nnx.Module):
 
 class _Trunk(nnx.Module):
     def __init__(self, depths: tuple[int, ...], **types: Any) -> None:
-        self.conv1 = nnx.Conv(3, 64, (7, 7), 2, padding=3, use_bias=False, **types)
+        self.conv1 = _conv(3, 64, (7, 7), 2, padding=3, use_bias=False, **types)
         self.bn1 = _Norm(64, **types)
         channels_in = 64
         for i, depth in enumerate(depths):
@@ -159,9 +164,9 @@ class PlainFlax(nnx.Module):
         types: dict[str, Any] = {"dtype": jnp.dtype(spec.dtype), "rngs": nnx.Rngs(0)}
         self.backbone = _Trunk(BASIC_DEPTHS[spec.backbone], **types)
         self.head = nnx.Dict(
-            final_conv=nnx.Conv(512, spec.num_classes, (1, 1), **types),
+            final_conv=_conv(512, spec.num_classes, (1, 1), **types),
             transpose_conv=nnx.ConvTranspose(
-                spec.num_classes, spec.num_classes, (64, 64), (32, 32), padding=((47, 47), (47, 47)), **types
+                spec.num_classes, spec.num_classes, (64, 64), (32, 32), padding=((47, 47), (47, 47)), kernel_init=_ZEROS, **types
             ),
         )
         values = leaves(model)

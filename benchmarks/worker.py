@@ -85,7 +85,7 @@ class Worker:
         On a GPU that is the GPU's, the first run included; on CPUs the process's, beyond what it held before the task was prepared.
         """
         peak = self._ask("close")
-        self._process.join()
+        self.kill()  # libraries take seconds to end by themselves, and nothing is left to write
         return int(peak)
 
     def kill(self) -> None:
