@@ -41,6 +41,8 @@ def workers(
             worker.prepare()
             print(f"{task}: {name} is ready, its first call took {worker.first_seconds:.1f} s", flush=True)
         yield started
+        for worker in started.values():
+            worker.wait()
     finally:
         for worker in started.values():
             worker.kill()
@@ -80,13 +82,15 @@ class Worker:
         self._ask("call")
 
     def close(self) -> int:
-        """End the process; the most memory it held after the first run, in bytes.
+        """Have the process end; the most memory it held after the first run, in bytes.
 
         On a GPU that is the GPU's, the first run included; on CPUs the process's, beyond what it held before the task was prepared.
         """
-        peak = self._ask("close")
-        self.kill()  # libraries take seconds to end by themselves, and nothing is left to write
-        return int(peak)
+        return int(self._ask("close"))
+
+    def wait(self) -> None:
+        """Until the process, which has been told to end, has ended."""
+        self._process.join()
 
     def kill(self) -> None:
         """End the process, whatever it does, if it has not ended."""
