@@ -88,9 +88,9 @@ class Worker:
         """
         return int(self._ask("close"))
 
-    def wait(self) -> None:
-        """Until the process, which has been told to end, has ended."""
-        self._process.join()
+    def wait(self, seconds: float = 30.0) -> None:
+        """Until the process has ended, if it has been told to."""
+        self._process.join(seconds)
 
     def kill(self) -> None:
         """End the process, whatever it does, if it has not ended."""
