@@ -46,10 +46,12 @@ train: install
 	$(BIN)/fcn-jax eval $(RUN)
 	@echo "image, truth and prediction side by side: $(RUN)/samples"
 
-# Compiled without LLVM's optimisation, which takes longer than what these tests compute; the slow ones and those with the newest releases
+# Compiled without LLVM's optimisation, which takes longer than what these tests compute; the slow ones and those against PyTorch's arrays
 # run as users' programs do.
+UNOPTIMIZED = XLA_FLAGS="--xla_backend_optimization_level=0 $$XLA_FLAGS"
+
 test: dev
-	XLA_FLAGS="--xla_backend_optimization_level=0 $$XLA_FLAGS" $(PYTEST) -m "not slow and not exhaustive"
+	$(UNOPTIMIZED) $(PYTEST) -m "not slow and not exhaustive"
 
 test-all: dev
 	$(PYTEST)
@@ -68,7 +70,9 @@ $(NEWEST_VENV)/installed: pyproject.toml $(PLUGINS)
 
 test-newest: $(NEWEST_VENV)/installed
 	$(NEWEST_VENV)/bin/python -m pip list --disable-pip-version-check | grep -E '^(jax|flax|optax|orbax-checkpoint|grain) '
-	$(NEWEST_VENV)/bin/python -m pytest -q -rs -n 2 --dist loadfile -m "not slow and not exhaustive"
+	$(NEWEST_VENV)/bin/python -m pytest -q -rs -m "not slow and not exhaustive" tests/test_reference_arrays.py
+	$(UNOPTIMIZED) $(NEWEST_VENV)/bin/python -m pytest -q -rs -n 2 --dist loadfile -m "not slow and not exhaustive" \
+		--ignore tests/test_reference_arrays.py
 
 bench: dev
 	$(BIN)/python -m benchmarks

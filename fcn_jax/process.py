@@ -29,7 +29,7 @@ def leave_loops_rolled() -> bool:
     so this is for processes that train. XLA takes no such option for one program (`fcn_jax.compiler_options`), only for a whole process.
 
     Returns:
-        Whether it was set: not where `XLA_FLAGS` names a file, or sets options of this kind already.
+        Whether it was set: not where `XLA_FLAGS` names a file, or has `--xla_backend_extra_options` already, whatever they are.
     """
     flags = os.environ.get("XLA_FLAGS", "").strip()
     if "xla_backend_extra_options" in flags or (flags and not flags.startswith("-")):
