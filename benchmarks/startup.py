@@ -24,10 +24,10 @@ from fcn_jax.atomic import write_json
 RESULT = RESULTS / "startup_cpu.json"
 CONTENDERS = {
     LIBRARY.name: (LIBRARY, {}),
-    "fcn_jax, loops unrolled": (LIBRARY, {"XLA_FLAGS": "--xla_backend_extra_options=loops=unrolled"}),
+    "fcn_jax, loops unrolled": (LIBRARY, {"XLA_FLAGS": "--xla_backend_extra_options=xla_cpu_unroll_loops=true"}),
     COMPILED.name: (COMPILED, {}),
 }
-"""Whom to start, in which environment: options that XLA does not know, it ignores; where any are, the library sets none."""
+"""Whom to start, in which environment: an option of this kind that XLA does not know, it ignores; where there is one, the library sets none."""
 
 _FIRST_STEP = """
 from fcn_jax import process

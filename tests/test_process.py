@@ -31,7 +31,7 @@ def test_the_flag_is_added_once(monkeypatch: pytest.MonkeyPatch, flags: str) -> 
     assert os.environ["XLA_FLAGS"].count("unrolling") == 1
 
 
-@pytest.mark.parametrize("flags", ["--xla_backend_extra_options=loops=unrolled", "/some/flags.txt"])
+@pytest.mark.parametrize("flags", ["--xla_backend_extra_options=xla_cpu_unroll_loops=true", "/some/flags.txt"])
 def test_what_the_environment_says_stands(monkeypatch: pytest.MonkeyPatch, flags: str) -> None:
     monkeypatch.setenv("XLA_FLAGS", flags)
     assert not process.leave_loops_rolled()
