@@ -27,7 +27,7 @@ CONTENDERS = {
     "fcn_jax, loops unrolled": (LIBRARY, {"XLA_FLAGS": "--xla_backend_extra_options=xla_cpu_unroll_loops=true"}),
     COMPILED.name: (COMPILED, {}),
 }
-"""Whom to start, in which environment: an option of this kind that XLA does not know, it ignores; where there is one, the library sets none."""
+"""Whom to start, in which environment. XLA ignores an option of this kind that it does not know, and the library then sets none."""
 
 _FIRST_STEP = """
 from fcn_jax import process
