@@ -159,6 +159,8 @@ def main() -> None:
         setting.spec  # noqa: B018
     except FcnJaxError as error:
         parser.error(str(error))
+    if args.processes < 1 or args.rounds < 2:
+        parser.error("at least 1 process and 2 rounds")
     chosen = args.task or tasks.default(setting)
     if unable := set(chosen) - set(tasks.possible(setting)):
         parser.error(f"{args.model} has no {', '.join(sorted(unable))} here, only {', '.join(tasks.possible(setting))}")

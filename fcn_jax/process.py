@@ -24,7 +24,7 @@ def take_over(*, trains: bool) -> None:
 def leave_loops_rolled() -> bool:
     """Have XLA for CPUs unroll no loops; before JAX compiles anything, since XLA reads its flags once.
 
-    Loops over channels, whose number is known, are else written out whole. A training step is as fast without, and compiles in 0.6 to 0.75
+    Loops over channels, whose number is known, are else written out whole. A training step is as fast without, and compiles in two thirds
     of the time (docs/performance.md). The argmax of a mask's 21 classes is not, 45 ms in place of 5 for four images of 320x480, so this
     is for processes that train. XLA takes no such option for one program (`fcn_jax.compiler_options`), only for a whole process.
 

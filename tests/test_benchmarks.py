@@ -71,6 +71,15 @@ def run(*arguments):
     return subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=300)
 
 
+@needs_torch
+@pytest.mark.parametrize("few", [("--processes", "0"), ("--rounds", "1")])
+def test_too_few_to_measure_is_said_before_anything_is_done(tmp_path, few):
+    done = run("--out", str(tmp_path / "speed.json"), *few)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith("at least 1 process and 2 rounds")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 @needs_torch
 def test_contenders_run_in_processes_of_their_own_and_leave_figures(tmp_path):
