@@ -24,7 +24,8 @@ from fcn_jax.process import leave_loops_rolled
 if {keep}:
     assert keep_freed_memory()
 free_after_each_call()
-leave_loops_rolled()
+if {task!r} == "training":
+    leave_loops_rolled()
 from benchmarks.setting import Setting
 from benchmarks.tasks import Contender
 call = Contender({name!r}, {framework!r}, {compiled}).prepare({task!r}, Setting())

@@ -201,7 +201,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--page", action="store_true", help="only write the page from the results at hand")
     args = parser.parse_args()
-    process.take_over(trains=True)
+    process.take_over(trains=False)  # as `fcn-jax verify` does
     if not args.page:
         for name in args.models or MODELS:
             result = measure(name, tuple(args.size), args.batch, args.train_steps, args.seeds)

@@ -88,9 +88,9 @@ class Worker:
         """
         return int(self._ask("close"))
 
-    def wait(self, seconds: float = 30.0) -> None:
-        """Until the process has ended, if it has been told to."""
-        self._process.join(seconds)
+    def wait(self) -> None:
+        """Until the process, told to end, has ended; half a minute at most."""
+        self._process.join(30)
 
     def kill(self) -> None:
         """End the process, whatever it does, if it has not ended."""
