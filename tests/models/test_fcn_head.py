@@ -20,9 +20,14 @@ def test_logits_are_resized_to_the_image_not_cropped():
     model = build_model("resnet18", "fcn", 3, rngs=nnx.Rngs(0))
     model.eval()
     x = np.random.default_rng(0).standard_normal((1, 33, 65, 3)).astype(np.float32)
-    logits = np.asarray(jax.jit(lambda x: model(x))(x))
+    head = model.head
+
+    @jax.jit
+    def large_and_small(x):
+        return model(x), head.conv2(nnx.relu(head.bn1(head.conv1(model.backbone(x)["layer4"]))))
+
+    logits, small = map(np.asarray, large_and_small(x))
     assert logits.shape == (1, 33, 65, 3)
-    small = model.head.conv2(nnx.relu(model.head.bn1(model.head.conv1(model.backbone(x)["layer4"]))))
     # The image's corners are the corners of the last pixels.
     np.testing.assert_allclose(logits[0, -1, -1], small[0, -1, -1], atol=1e-5)
     np.testing.assert_allclose(logits[0, 0, 0], small[0, 0, 0], atol=1e-5)

@@ -144,15 +144,23 @@ def test_gradients_reach_both_layers_through_the_fold():
             np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
 
 
-MODELS = {"resnet18": "fcn32s", "resnet50": "fcn", "vgg11_bn": "fcn32s", "mobilenet_v3_large": "lraspp", "resnet34": "deeplabv3"}
-
-
-@pytest.mark.parametrize(("backbone", "dtype"), [*((backbone, "float32") for backbone in MODELS), ("resnet18", "bfloat16")])
-def test_whole_networks_fold_every_normalisation_and_give_the_same(backbone, dtype):
-    if backbone not in registry.default().names("backbones"):
-        pytest.skip(f"the plugin of {backbone} is not installed")
+@pytest.mark.parametrize(
+    ("backbone", "head", "dtype"),
+    [
+        ("resnet18", "fcn32s", "float32"),
+        ("resnet18", "fcn32s", "bfloat16"),
+        ("resnet18", "deeplabv3", "float32"),
+        ("resnet50", "fcn", "float32"),
+        ("vgg11_bn", "fcn32s", "float32"),
+        ("mobilenet_v3_large", "lraspp", "float32"),
+    ],
+)
+def test_whole_networks_fold_every_normalisation_and_give_the_same(backbone, head, dtype):
+    for kind, name in (("backbones", backbone), ("heads", head)):
+        if name not in registry.default().names(kind):
+            pytest.skip(f"the plugin of {name} is not installed")
     options = {"width": 16} if backbone.startswith("vgg") else {}
-    model = build_model(backbone, MODELS[backbone], 5, backbone_options=options, dtype=dtype, rngs=nnx.Rngs(0))
+    model = build_model(backbone, head, 5, backbone_options=options, dtype=dtype, rngs=nnx.Rngs(0))
     rng = np.random.default_rng(5)
     layers = [module for _, module in nnx.iter_modules(model) if isinstance(module, nn.BatchNorm)]
     for norm in layers:

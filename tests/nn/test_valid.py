@@ -24,10 +24,15 @@ def check(function, inner, more, atol=1e-5):
     outer = (inner[0] + more[0], inner[1] + more[1])
     beside = 50 + noise(2, *outer, 3, seed=1)
     beside[:, : inner[0], : inner[1]] = x
-    alone = np.asarray(function(jnp.asarray(x)))
-    with valid.sizes({outer: tuple(jnp.int32(side) for side in inner)}):
-        y = function(jnp.asarray(beside))
-        known = valid.of(y.shape[1:3])
+    alone = np.asarray(jax.jit(function)(x))
+
+    @jax.jit
+    def among_others(beside, *hw):
+        with valid.sizes({outer: hw}):
+            y = function(beside)
+            return y, valid.of(y.shape[1:3])
+
+    y, known = among_others(beside, *map(jnp.int32, inner))
     assert tuple(map(int, known)) == alone.shape[1:3]
     np.testing.assert_allclose(y[:, : alone.shape[1], : alone.shape[2]], alone, atol=atol)
 
@@ -154,6 +159,7 @@ def test_a_whole_network(head, hw):
     padded = 50 + noise(1, 80, 90, 3, seed=1)
     padded[:, : hw[0], : hw[1]] = x
     graphdef, state = nnx.split(model)
-    alone = np.asarray(nnx.merge(graphdef, state)(x))
-    logits = np.asarray(nnx.merge(graphdef, state)(padded, tuple(jnp.int32(side) for side in hw)))[:, : hw[0], : hw[1]]
+    run = jax.jit(lambda state, x, hw: nnx.merge(graphdef, state)(x, hw))
+    alone = np.asarray(run(state, x, None))
+    logits = np.asarray(run(state, padded, tuple(jnp.int32(side) for side in hw)))[:, : hw[0], : hw[1]]
     assert np.abs(logits - alone).max() < 1e-5 * np.abs(alone).max()
