@@ -133,8 +133,8 @@ class BatchNorm(nnx.Module):
         near = self.mean[...] if x.dtype.itemsize < 4 else None
         scale, bias = self.scale[...].astype(jnp.float32), self.bias[...].astype(jnp.float32)
         y, mean, var = batch_norm_train(x, scale, bias, self.eps, near)
-        # Not `[...] =`, which looks for the new value's sharding: to say that a traced value has none, JAX before 0.12 searches all that has
-        # been traced so far, in a ResNet-152 for half of the time that tracing takes.
+        # Not `[...] =`, which looks for the new value's sharding: to say that a traced value has none, JAX before 0.12 searches all that
+        # has been traced so far, in a ResNet-152 for half of the time that tracing takes.
         self.mean.set_value(self._moved(self.mean[...], mean))
         self.var.set_value(self._moved(self.var[...], var * (count / (count - 1))))
         self.num_batches_tracked.set_value(self.num_batches_tracked[...] + 1)
