@@ -1,29 +1,17 @@
-"""Settings and fixtures of all tests: numerics on the CPU at full precision, the real files beside the checkout, PyTorch's originals."""
+"""Fixtures of the package's tests: the real files beside the checkout, PyTorch's originals, cheap models."""
 
 import os
 import sys
-import time
-
-# Before jax is imported anywhere, and inherited by the processes that tests start.
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = ""  # nothing of the user's cache comes in, and nothing goes there
-os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
 
 # What tests share (`installing`), and an installed plugin, as far as importlib.metadata can tell.
 sys.path.insert(0, str(Path(__file__).parent / "fixtures" / "tiny"))
 sys.path.insert(0, str(Path(__file__).parent))
-
-from typing import Any
-
-import hypothesis
-import numpy as np
-import pytest
-
-hypothesis.settings.register_profile("default", max_examples=12, deadline=None, derandomize=bool(os.environ.get("CI")))
-hypothesis.settings.load_profile("default")
 
 
 @pytest.fixture(scope="session")
@@ -37,9 +25,6 @@ def shared() -> Path:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
-    # `.ci/run` gives slow tests the time that the others leave.
-    if item.get_closest_marker("slow") and time.time() > float(os.environ.get("FCN_JAX_SLOW_UNTIL", "inf")):
-        pytest.skip("slow, and no time is left for it")
     return (yield from _skipped_without_torch())
 
 
