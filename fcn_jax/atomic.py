@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import secrets
 import shutil
@@ -11,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from fcn_jax import json_text
 from fcn_jax.errors import WriteError
 
 
@@ -71,5 +71,5 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write JSON, indented. Raises as `replacing` does."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    """Write JSON, indented; see `fcn_jax.json_text.dumps`. Raises as `replacing` does."""
+    write_text(path, json_text.dumps(value, indent=2) + "\n")

@@ -227,11 +227,12 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _eval(args: argparse.Namespace) -> int:
+    from fcn_jax import json_text
     from fcn_jax.infer.evaluate import evaluate_checkpoint
     from fcn_jax.infer.table import scores_table
 
     outcome = evaluate_checkpoint(args.checkpoint, dataset=args.dataset, data=args.data, split=args.split)
-    print(json.dumps(outcome.to_dict()) if args.json else scores_table(outcome))
+    print(json_text.dumps(outcome.to_dict()) if args.json else scores_table(outcome))
     return 0
 
 

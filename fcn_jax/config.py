@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fcn_jax.errors import ConfigError, did_you_mean
+from fcn_jax.text_file import decode_text
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -143,14 +144,14 @@ def read_recipe(name: str) -> dict[str, Any]:
         path = Path(name)
         if not path.is_file():
             raise ConfigError(f"{path}: no such recipe file")
-        text = path.read_bytes()
+        contents = path.read_bytes()
     else:
         if name not in recipes():
             raise ConfigError(f"no recipe '{name}'. {did_you_mean(name, recipes())} A file's name must end in .toml.")
-        text = (importlib.resources.files("fcn_jax") / "recipes" / f"{name}.toml").read_bytes()
+        contents = (importlib.resources.files("fcn_jax") / "recipes" / f"{name}.toml").read_bytes()
     try:
-        return tomllib.loads(text.decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return tomllib.loads(decode_text(contents))
+    except ValueError as error:
         raise ConfigError(f"{name}: not a TOML file: {error}") from error
 
 

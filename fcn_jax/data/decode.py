@@ -6,7 +6,6 @@ read as stored: an EXIF orientation is ignored unless asked for, because a mask 
 
 from __future__ import annotations
 
-import functools
 import io
 import struct
 from collections.abc import Mapping
@@ -17,10 +16,9 @@ import numpy as np
 from PIL import Image
 
 from fcn_jax.api import IGNORE_INDEX, Example, Record
+from fcn_jax.data.labels import Colour, StoredMask, to_labels
 from fcn_jax.data.transforms import resize
-from fcn_jax.errors import DataError, listing
-
-Colour = tuple[int, int, int]
+from fcn_jax.errors import DataError
 
 _GREY_MODES = ("P", "L", "1")
 _COLOUR_MODES = ("RGB", "RGBA")
@@ -100,25 +98,40 @@ def read_mask(
             colour; it holds a label that is neither a class nor void.
     """
     name = name or _name(mask)
+    return to_labels(read_stored_mask(mask, name=name), num_classes, void=void, palette=palette, name=name)
+
+
+def read_stored_mask(mask: Path | bytes, *, name: str | None = None) -> StoredMask:
+    """Decode a mask to the values that its file stores, before they become labels.
+
+    Args:
+        mask: a file, or its contents; of a lossless format.
+        name: what to call it in an error; the path where there is one.
+
+    Raises:
+        DataError: the file is missing, unreadable or lossy, or its pixels are neither gray, indexed nor RGB.
+    """
+    name = name or _name(mask)
     data = _contents(mask, name)
     try:
         with Image.open(io.BytesIO(data)) as opened:
             opened.load()
             kind, mode = opened.format, opened.mode
+            colors = opened.getpalette("RGB") if mode == "P" else None
             pixels = np.asarray(opened.convert("RGB") if mode in _COLOUR_MODES else opened)
     except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
         raise DataError(f"{name}: cannot decode the mask ({error}); copy the file again or save it as PNG") from error
     if kind == "JPEG":
         raise DataError(f"{name}: a mask must not be a JPEG, whose compression changes labels; save it as an indexed or grey PNG")
-    if mode in _COLOUR_MODES:
-        labels = _labels_of_colours(pixels, palette, name)
-    elif mode in _GREY_MODES:
-        labels = np.array(pixels, np.uint8)
-    else:
+    if mode not in (*_COLOUR_MODES, *_GREY_MODES):
         raise DataError(
             f"{name}: a mask of Pillow mode {mode!r}; save it as an 8-bit indexed or grey PNG whose values are the labels"
         )
-    return _check_labels(labels, num_classes, void, name)
+    table = None
+    if colors is not None:
+        table = np.zeros((256, 3), np.uint8)
+        table.reshape(-1)[: len(colors)] = colors
+    return StoredMask(np.array(pixels, np.uint8), table)
 
 
 def decode_record(
@@ -220,53 +233,3 @@ def _jpeg_layout(jpeg: bytes) -> tuple[tuple[int, int] | None, int | None]:
                 size = (height, width) if height and width else None
             at += 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
     return size, None
-
-
-def _labels_of_colours(pixels: np.ndarray, palette: Mapping[Colour, int] | None, name: str) -> np.ndarray:
-    if palette is None:
-        raise DataError(
-            f"{name}: the mask is in colours and no palette says which colour is which class; save it as an indexed or grey PNG, "
-            "or name the colours (in a folder's classes.txt: `name R G B`)"
-        )
-    codes = np.array([_code(colour) for colour in palette], np.int32)
-    order = np.argsort(codes)
-    codes, labels = codes[order], np.array(list(palette.values()), np.uint8)[order]
-    wide = pixels.astype(np.int32)
-    pixel_codes = (wide[..., 0] << 16) | (wide[..., 1] << 8) | wide[..., 2]
-    index = np.minimum(np.searchsorted(codes, pixel_codes), len(codes) - 1)
-    unknown = codes[index] != pixel_codes
-    if unknown.any():
-        found = [f"({code >> 16}, {code >> 8 & 255}, {code & 255})" for code in np.unique(pixel_codes[unknown]).tolist()]
-        allowed = [str(colour) for colour in palette]
-        raise DataError(
-            f"{name}: colours that no class has: {listing(found)} (in {int(unknown.sum())} pixels); "
-            f"known are {listing(allowed, 24)}. Correct the mask (no smoothing at edges) or add the colours to the palette"
-        )
-    return labels[index]
-
-
-def _code(colour: Colour) -> int:
-    return colour[0] << 16 | colour[1] << 8 | colour[2]
-
-
-def _check_labels(labels: np.ndarray, num_classes: int, void: tuple[int, ...], name: str) -> np.ndarray:
-    table = _label_table(num_classes, void)
-    # Row 0 is the new label, which is the old one unless there are other void labels; row 1 whether it is wrong.
-    if cv2.LUT(labels, table[1]).any():
-        wrong = [str(label) for label in np.unique(labels).tolist() if table[1, label]]
-        raise DataError(
-            f"{name}: labels outside the classes: {listing(wrong)}; allowed are 0 to {num_classes - 1} and void "
-            f"{listing(map(str, void))}. Correct the mask, or the list of classes"
-        )
-    return labels if set(void) <= {IGNORE_INDEX} else np.asarray(cv2.LUT(labels, table[0]), np.uint8)
-
-
-@functools.lru_cache
-def _label_table(num_classes: int, void: tuple[int, ...]) -> np.ndarray:
-    table = np.zeros((2, 256), np.uint8)
-    table[0] = np.arange(256)
-    table[1, num_classes:] = 1
-    table[0, list(void)] = IGNORE_INDEX
-    table[1, list(void)] = 0
-    table.setflags(write=False)
-    return table

@@ -12,6 +12,7 @@ from pathlib import Path
 from fcn_jax.api import IGNORE_INDEX, Classes, Example, Record
 from fcn_jax.data.decode import Colour, decode_record
 from fcn_jax.errors import DataError, did_you_mean, listing
+from fcn_jax.text_file import read_text
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 """File name endings that count as images, in lower case."""
@@ -107,8 +108,8 @@ def read_ids(path: Path) -> tuple[str, ...]:
         DataError: the file cannot be read, or names an image twice.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text(path).splitlines()
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot read the split file ({error}); it is text with one image name a line") from error
     ids = tuple(line.split()[0] for line in lines if line.strip())
     repeated = sorted({name for name in ids if ids.count(name) > 1}) if len(set(ids)) < len(ids) else []

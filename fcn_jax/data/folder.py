@@ -25,6 +25,7 @@ from fcn_jax.data.decode import Colour
 from fcn_jax.data.directory import IMAGE_SUFFIXES, DirectorySource, check_split, files_by_stem, match, read_ids, require_root
 from fcn_jax.errors import DataError, listing
 from fcn_jax.palette import voc_palette
+from fcn_jax.text_file import read_text
 
 _MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
 
@@ -40,8 +41,8 @@ def read_classes(path: Path) -> tuple[Classes, tuple[int, ...], dict[Colour, int
             some lines have colours, or `void` is not last. All that is wrong is reported at once.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path)
+    except (OSError, ValueError) as error:
         reason = "it is missing" if isinstance(error, FileNotFoundError) else str(error)
         raise DataError(
             f"{path}: cannot read the list of classes ({reason}); write one class a line: `name`, or `name R G B`"

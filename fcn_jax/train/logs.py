@@ -16,6 +16,7 @@ from typing import Any, TextIO
 
 import jax
 
+from fcn_jax import json_text
 from fcn_jax.atomic import write_text
 
 _PACKAGES = (
@@ -65,9 +66,8 @@ class Records:
         self._file = path.open("a")
 
     def write(self, **record: Any) -> None:
-        """Add a record. Values that are not finite become null: JSON has no word for them."""
-        clean = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()}
-        self._file.write(json.dumps(clean) + "\n")
+        """Add a record; numbers that are not finite become null."""
+        self._file.write(json_text.dumps(record) + "\n")
         self._file.flush()
 
     def close(self) -> None:

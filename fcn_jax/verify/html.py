@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fcn_jax import json_text
 from fcn_jax.atomic import write_text
 from fcn_jax.convert.matching import LoadRecord
 from fcn_jax.errors import ConfigError, WriteError
@@ -52,7 +53,7 @@ def write(report: Report, path: str | Path) -> None:
     """
     path = Path(path)
     check_path(path)
-    text = page(report) if path.suffix == ".html" else json.dumps(report.to_dict(), indent=2) + "\n"
+    text = page(report) if path.suffix == ".html" else json_text.dumps(report.to_dict(), indent=2) + "\n"
     write_text(path, text)
 
 
