@@ -104,7 +104,7 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure, panels = pyplot.subplots(2, len(curves), figsize=(3.3 * len(curves), 6), squeeze=False, layout="constrained")
     for column, (name, points) in enumerate(curves.items()):
         for panel, field, scale in ((panels[0][column], "seconds", 1.0), (panels[1][column], "bytes", 2.0**-30)):
-            for kind, colour in (("inference", "#2c6fbb"), ("training", "#c8643c")):
+            for kind, color in (("inference", "#2c6fbb"), ("training", "#c8643c")):
                 for contender, style in zip((c.name for c in CONTENDERS), ("-o", "--s"), strict=True):
                     of_kind = [point for point in points if point["kind"] == kind]
                     if not of_kind:
@@ -113,7 +113,7 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
                         [point["value"] for point in of_kind],
                         [point["contenders"][contender][field] * scale for point in of_kind],
                         style,
-                        color=colour,
+                        color=color,
                         markersize=3,
                         linewidth=1.2,
                         label=f"{kind}, {contender}",

@@ -5,7 +5,7 @@
 
 The stages of the input pipeline are timed one after the other on each image, in the thread's own time, all in turn; of an image's rounds
 the fastest counts, and of the images the mean. Decoding and resizing are one stage, as a source may decode at a fraction of the size.
-What flips and colours take is what moving them to the device could save.
+What flips and colors take is what moving them to the device could save.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from benchmarks.record import RESULTS, environment, prepare_backend
 from fcn_jax import registry
 from fcn_jax.api import Source
 from fcn_jax.atomic import write_json
-from fcn_jax.data.transforms import crop, flip_left_right, jitter_colours, resize
+from fcn_jax.data.transforms import crop, flip_left_right, jitter_colors, resize
 
 IMAGES = 64
-STAGES = ("decode and resize", "crop", "flip", "colours")
+STAGES = ("decode and resize", "crop", "flip", "colors")
 
 
 def measure(source: Source, size: tuple[int, int], scale: tuple[float, float], rounds: int) -> dict[str, float]:
-    """Milliseconds an image, by stage. Half of the images are flipped, all are changed in colour."""
+    """Milliseconds an image, by stage. Half of the images are flipped, all are changed in color."""
     # As the pipeline chooses.
     decode_resized = getattr(source, "decode_resized", lambda record, factor: resize(source.decode(record), factor))
     indices = np.linspace(0, len(source) - 1, min(IMAGES, len(source))).astype(int).tolist()
@@ -46,7 +46,7 @@ def measure(source: Source, size: tuple[int, int], scale: tuple[float, float], r
             marks.append(time.thread_time())
             example = flip_left_right(example) if number % 2 else example
             marks.append(time.thread_time())
-            jitter_colours(example.image, 1.1, 0.9, 1.2)
+            jitter_colors(example.image, 1.1, 0.9, 1.2)
             marks.append(time.thread_time())
             times[number] = np.diff(marks)
     return dict(zip(STAGES, (1000 * seconds.min(axis=0).mean(axis=0)).tolist(), strict=True))

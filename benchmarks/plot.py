@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-COLOURS = ("#2c6fbb", "#9a9a9a", "#5c5c5c", "#c8a05a", "#b9c9dd")
+COLORS = ("#2c6fbb", "#9a9a9a", "#5c5c5c", "#c8a05a", "#b9c9dd")
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
@@ -30,7 +30,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
             [batch / row["quartiles"][0] - speed for speed, row in zip(speeds, rows, strict=True)],
         ]
         positions = range(len(names))
-        panel.barh(positions, speeds, xerr=errors, color=COLOURS[: len(names)], error_kw={"elinewidth": 1, "capsize": 2})
+        panel.barh(positions, speeds, xerr=errors, color=COLORS[: len(names)], error_kw={"elinewidth": 1, "capsize": 2})
         panel.set_yticks(positions, names if panel is panels[0][0] else [""] * len(names))
         panel.invert_yaxis()
         panel.set_title(task["task"])

@@ -257,7 +257,7 @@ class Classes:
 
     Attributes:
         names: one per class; the index is the label.
-        palette: one u8 RGB colour per class.
+        palette: one u8 RGB color per class.
     """
 
     names: tuple[str, ...]

@@ -41,7 +41,7 @@ class Spec:
 
     Attributes:
         model: what to build.
-        classes: names and colours, or None for converted weights, which come without.
+        classes: names and colors, or None for converted weights, which come without.
         plugins: name, distribution and version of the backbone and heads.
         weights: record of the weights that it started from, or None.
     """

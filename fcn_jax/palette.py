@@ -1,10 +1,10 @@
-"""Colours for labels."""
+"""Colors for labels."""
 
 from __future__ import annotations
 
 
 def voc_palette(count: int) -> tuple[tuple[int, int, int], ...]:
-    """Distinct colours, black first, by PASCAL VOC's rule: the label's bits spread over the channels' high bits.
+    """Distinct colors, black first, by PASCAL VOC's rule: the label's bits spread over the channels' high bits.
 
     The devkit's `VOClabelcolormap`.
 
@@ -14,10 +14,10 @@ def voc_palette(count: int) -> tuple[tuple[int, int, int], ...]:
     Returns:
         u8 RGB by label.
     """
-    colours = []
+    colors = []
     for label in range(count):
         rgb = [0, 0, 0]
         for bit in range(8):
             rgb[bit % 3] |= (label >> bit & 1) << (7 - bit // 3)
-        colours.append((rgb[0], rgb[1], rgb[2]))
-    return tuple(colours)
+        colors.append((rgb[0], rgb[1], rgb[2]))
+    return tuple(colors)

@@ -117,10 +117,10 @@ def test_convert_makes_a_checkpoint_that_predicts(tmp_path: Path, capsys: pytest
     target = tmp_path / "converted"
     assert cli.main(["convert", str(tmp_path / "chapter.safetensors"), "--model", "fcn32s_resnet18", "-o", str(target)]) == 0
     assert "124 tensors" in capsys.readouterr().out
-    image = tmp_path / "grey.png"
+    image = tmp_path / "gray.png"
     Image.fromarray(np.full((64, 64, 3), 90, np.uint8)).save(image)
     assert cli.main(["predict", str(target), str(image), "-o", str(tmp_path / "out")]) == 0
-    assert (tmp_path / "out" / "grey.png").exists()
+    assert (tmp_path / "out" / "gray.png").exists()
 
 
 def test_a_backbone_converts_and_starts_a_training(data: Path, recipe: Path, tmp_path: Path, fails: Fails) -> None:

@@ -733,7 +733,7 @@ def test_an_honest_data_set_passes():
         (pictures(Restless()), "opened twice, it holds other images or another order"),
         (pictures(Unpicklable), "does not pickle"),
         (pictures(lambda: Pictures(names=("a", "a"))), "each name must be there once"),
-        (pictures(lambda: Pictures(palette=((0, 0, 0),))), "one RGB colour"),
+        (pictures(lambda: Pictures(palette=((0, 0, 0),))), "one RGB color"),
         (pictures(lambda: Pictures(decode=wide)), "the image is float32[4, 6, 3]; it must be uint8[H, W, 3]"),
         (pictures(lambda: Pictures(decode=tall)), "the mask is uint8[3, 6]"),
         (pictures(lambda: Pictures(decode=unknown)), "labels 7; allowed are 0 to 1 and 255"),

@@ -18,7 +18,7 @@ CAMVID_CLASSES = Classes(
         *((64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192)),
     ),
 )
-"""The 11 classes, with SegNet's colours."""
+"""The 11 classes, with SegNet's colors."""
 
 _VOID = 11
 

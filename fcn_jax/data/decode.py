@@ -1,6 +1,6 @@
 """Encoded images and masks to arrays, with an error that names the file for whatever is wrong with it.
 
-Images go through OpenCV (fast, releases the GIL), masks through Pillow (OpenCV turns an indexed PNG into colours). Both are
+Images go through OpenCV (fast, releases the GIL), masks through Pillow (OpenCV turns an indexed PNG into colors). Both are
 read as stored: an EXIF orientation is ignored unless asked for, because a mask follows the stored pixels.
 """
 
@@ -16,12 +16,12 @@ import numpy as np
 from PIL import Image
 
 from fcn_jax.api import IGNORE_INDEX, Example, Record
-from fcn_jax.data.labels import Colour, StoredMask, to_labels
+from fcn_jax.data.labels import Color, StoredMask, to_labels
 from fcn_jax.data.transforms import resize
 from fcn_jax.errors import DataError
 
-_GREY_MODES = ("P", "L", "1")
-_COLOUR_MODES = ("RGB", "RGBA")
+_GRAY_MODES = ("P", "L", "1")
+_COLOR_MODES = ("RGB", "RGBA")
 
 _JPEG = b"\xff\xd8"
 _DCT_FRAMES = (0xC0, 0xC1, 0xC2, 0xC9, 0xCA)
@@ -41,7 +41,7 @@ _REDUCED = {
 
 
 def read_image(image: Path | bytes, *, name: str | None = None, orient: bool = False, reduction: int = 1) -> np.ndarray:
-    """Decode a colour or grey image; an alpha channel is dropped.
+    """Decode a color or gray image; an alpha channel is dropped.
 
     Args:
         image: a file, or its contents.
@@ -78,24 +78,24 @@ def read_mask(
     num_classes: int,
     *,
     void: tuple[int, ...] = (IGNORE_INDEX,),
-    palette: Mapping[Colour, int] | None = None,
+    palette: Mapping[Color, int] | None = None,
     name: str | None = None,
 ) -> np.ndarray:
-    """Decode a mask: the index of an indexed image, or the value of a grey one, is the label.
+    """Decode a mask: the index of an indexed image, or the value of a gray one, is the label.
 
     Args:
         mask: a file, or its contents; of a lossless format.
         num_classes: labels 0 to `num_classes - 1` are classes.
         void: labels that become `IGNORE_INDEX`.
-        palette: RGB colour -> label, for masks in colours. An indexed mask is read by index whether or not there is one.
+        palette: RGB color -> label, for masks in colors. An indexed mask is read by index whether or not there is one.
         name: what to call it in an error; the path where there is one.
 
     Returns:
         u8[H,W] of labels 0 to `num_classes - 1` or `IGNORE_INDEX`.
 
     Raises:
-        DataError: the file is missing, unreadable or lossy; it is in colours without a palette, or with one that lacks a
-            colour; it holds a label that is neither a class nor void.
+        DataError: the file is missing, unreadable or lossy; it is in colors without a palette, or with one that lacks a
+            color; it holds a label that is neither a class nor void.
     """
     name = name or _name(mask)
     return to_labels(read_stored_mask(mask, name=name), num_classes, void=void, palette=palette, name=name)
@@ -118,14 +118,14 @@ def read_stored_mask(mask: Path | bytes, *, name: str | None = None) -> StoredMa
             opened.load()
             kind, mode = opened.format, opened.mode
             colors = opened.getpalette("RGB") if mode == "P" else None
-            pixels = np.asarray(opened.convert("RGB") if mode in _COLOUR_MODES else opened)
+            pixels = np.asarray(opened.convert("RGB") if mode in _COLOR_MODES else opened)
     except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
         raise DataError(f"{name}: cannot decode the mask ({error}); copy the file again or save it as PNG") from error
     if kind == "JPEG":
-        raise DataError(f"{name}: a mask must not be a JPEG, whose compression changes labels; save it as an indexed or grey PNG")
-    if mode not in (*_COLOUR_MODES, *_GREY_MODES):
+        raise DataError(f"{name}: a mask must not be a JPEG, whose compression changes labels; save it as an indexed or gray PNG")
+    if mode not in (*_COLOR_MODES, *_GRAY_MODES):
         raise DataError(
-            f"{name}: a mask of Pillow mode {mode!r}; save it as an 8-bit indexed or grey PNG whose values are the labels"
+            f"{name}: a mask of Pillow mode {mode!r}; save it as an 8-bit indexed or gray PNG whose values are the labels"
         )
     table = None
     if colors is not None:
@@ -139,7 +139,7 @@ def decode_record(
     num_classes: int,
     *,
     void: tuple[int, ...] = (IGNORE_INDEX,),
-    palette: Mapping[Colour, int] | None = None,
+    palette: Mapping[Color, int] | None = None,
     factor: float = 1.0,
 ) -> Example:
     """Decode an image and its mask, and resize them; see `read_image`, `read_mask` and `fcn_jax.data.transforms.resize`.
@@ -148,7 +148,7 @@ def decode_record(
         record: the encoded pair.
         num_classes: labels 0 to `num_classes - 1` are classes.
         void: labels that become `IGNORE_INDEX`.
-        palette: RGB colour -> label, for masks in colours.
+        palette: RGB color -> label, for masks in colors.
         factor: of the resize, over 0. A JPEG that is to be shrunk to half or less is decoded at a fraction of its size, which takes less
             time and memory; its mask is decoded whole.
 
@@ -196,7 +196,7 @@ def _contents(source: Path | bytes, name: str) -> bytes:
 
 
 def _is_truncated(data: bytes) -> bool:
-    """Whether the end of the image is missing, which OpenCV does not report: it fills the rest with grey."""
+    """Whether the end of the image is missing, which OpenCV does not report: it fills the rest with gray."""
     if data.startswith(_JPEG):
         # Inside the compressed data 0xff is always followed by 0, so an end marker after the first scan is the real one. Before
         # it there may be a thumbnail with an end marker of its own.

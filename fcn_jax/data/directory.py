@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from fcn_jax.api import IGNORE_INDEX, Classes, Example, Record
-from fcn_jax.data.decode import Colour, decode_record
+from fcn_jax.data.decode import Color, decode_record
 from fcn_jax.errors import DataError, did_you_mean, listing
 from fcn_jax.text_file import read_text
 
@@ -26,13 +26,13 @@ class DirectorySource:
         classes: the classes.
         records: one per image.
         void: mask labels that become `IGNORE_INDEX`.
-        palette: RGB colour -> label for masks in colours; None refuses them.
+        palette: RGB color -> label for masks in colors; None refuses them.
     """
 
     classes: Classes
     records: tuple[Record, ...]
     void: tuple[int, ...] = (IGNORE_INDEX,)
-    palette: Mapping[Colour, int] | None = None
+    palette: Mapping[Color, int] | None = None
 
     def __len__(self) -> int:
         """Number of images."""

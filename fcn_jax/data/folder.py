@@ -3,7 +3,7 @@
     DIR/
       classes.txt          one class a line, in the order of the labels: `name`, or `name R G B`
       images/ID.jpg        JPEG, PNG, BMP, TIFF or WebP
-      masks/ID.png         indexed or grey PNG whose values are labels; in colours where every class has its colour
+      masks/ID.png         indexed or gray PNG whose values are labels; in colors where every class has its color
       splits/train.txt     optional: the IDs of a split, one a line; as many files as there are splits
 
 In place of `splits/`, each split may have subfolders: `images/train/ID.jpg` and `masks/train/ID.png`. With neither, the images
@@ -21,7 +21,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from fcn_jax.api import IGNORE_INDEX, Classes, Dataset, Source
-from fcn_jax.data.decode import Colour
+from fcn_jax.data.decode import Color
 from fcn_jax.data.directory import IMAGE_SUFFIXES, DirectorySource, check_split, files_by_stem, match, read_ids, require_root
 from fcn_jax.errors import DataError, listing
 from fcn_jax.palette import voc_palette
@@ -30,15 +30,15 @@ from fcn_jax.text_file import read_text
 _MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
 
 
-def read_classes(path: Path) -> tuple[Classes, tuple[int, ...], dict[Colour, int] | None]:
+def read_classes(path: Path) -> tuple[Classes, tuple[int, ...], dict[Color, int] | None]:
     """Read a `classes.txt`; see the module's docstring.
 
     Returns:
-        The classes; the void labels; and RGB colour -> label where every line has a colour, else None.
+        The classes; the void labels; and RGB color -> label where every line has a color, else None.
 
     Raises:
-        DataError: the file is missing or empty, a name or colour stands twice, a colour is not three numbers of 0 to 255, only
-            some lines have colours, or `void` is not last. All that is wrong is reported at once.
+        DataError: the file is missing or empty, a name or color stands twice, a color is not three numbers of 0 to 255, only
+            some lines have colors, or `void` is not last. All that is wrong is reported at once.
     """
     try:
         text = read_text(path)
@@ -48,36 +48,36 @@ def read_classes(path: Path) -> tuple[Classes, tuple[int, ...], dict[Colour, int
             f"{path}: cannot read the list of classes ({reason}); write one class a line: `name`, or `name R G B`"
         ) from error
     names: list[str] = []
-    colours: list[Colour | None] = []
+    colors: list[Color | None] = []
     problems: list[str] = []
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
-        name, colour = _parse(line)
-        if colour is not None and max(colour) > 255:
-            problems.append(f"line {number}: colour {colour} has a value over 255")
-            colour = (0, 0, 0)
+        name, color = _parse(line)
+        if color is not None and max(color) > 255:
+            problems.append(f"line {number}: color {color} has a value over 255")
+            color = (0, 0, 0)
         if name in names and name != "void":
             problems.append(f"line {number}: class '{name}' stands twice")
-        if colour is not None and colour in colours:
-            problems.append(f"line {number}: colour {colour} is already '{names[colours.index(colour)]}'")
+        if color is not None and color in colors:
+            problems.append(f"line {number}: color {color} is already '{names[colors.index(color)]}'")
         if name != "void" and "void" in names:
             problems.append(
                 f"line {number}: '{name}' follows void; void must come last, so that labels count from 0 without gaps"
             )
         names.append(name)
-        colours.append(colour)
+        colors.append(color)
     count = len(names) - names.count("void")
-    given = [colour for colour in colours if colour is not None]
-    if given and len(given) < len(colours):
-        bare = [name for name, colour in zip(names, colours, strict=True) if colour is None]
-        problems.append(f"only some classes have colours; give one to {listing(bare)} too, or to none")
+    given = [color for color in colors if color is not None]
+    if given and len(given) < len(colors):
+        bare = [name for name, color in zip(names, colors, strict=True) if color is None]
+        problems.append(f"only some classes have colors; give one to {listing(bare)} too, or to none")
     if not 1 <= count <= 255 or len(names) > 256:
         problems.append(f"{count} classes and {len(names) - count} void lines; there must be 1 to 255 classes, 256 lines at most")
     if problems:
         raise DataError(f"{path}: {'; '.join(problems)}")
     void = (*range(count, len(names)), *(() if len(names) == 256 else (IGNORE_INDEX,)))
-    palette = {colour: label for label, colour in enumerate(given)} if given else None
+    palette = {color: label for label, color in enumerate(given)} if given else None
     shown = tuple(given[:count]) if given else voc_palette(count)
     return Classes(tuple(names[:count]), shown), void, palette
 
@@ -102,7 +102,7 @@ def hash_split(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
     return {"train": tuple(name for name in hashes if name not in val), "val": tuple(name for name in hashes if name in val)}
 
 
-def _parse(line: str) -> tuple[str, Colour | None]:
+def _parse(line: str) -> tuple[str, Color | None]:
     words = line.split()
     if len(words) >= 4 and all(word.isdecimal() for word in words[-3:]):
         red, green, blue = map(int, words[-3:])

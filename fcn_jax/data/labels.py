@@ -12,7 +12,7 @@ import numpy as np
 from fcn_jax.api import IGNORE_INDEX
 from fcn_jax.errors import DataError, listing
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -33,7 +33,7 @@ def to_labels(
     num_classes: int,
     *,
     void: tuple[int, ...] = (IGNORE_INDEX,),
-    palette: Mapping[Colour, int] | None = None,
+    palette: Mapping[Color, int] | None = None,
     name: str,
 ) -> np.ndarray:
     """The labels of a mask; see `fcn_jax.data.decode.read_mask`.
@@ -52,17 +52,17 @@ def to_labels(
         DataError: a value or a color has no label.
     """
     values = stored.values
-    labels = _labels_of_colours(values, palette, name) if values.ndim == 3 else values
+    labels = _labels_of_colors(values, palette, name) if values.ndim == 3 else values
     return _check_labels(labels, num_classes, void, name)
 
 
-def _labels_of_colours(pixels: np.ndarray, palette: Mapping[Colour, int] | None, name: str) -> np.ndarray:
+def _labels_of_colors(pixels: np.ndarray, palette: Mapping[Color, int] | None, name: str) -> np.ndarray:
     if palette is None:
         raise DataError(
-            f"{name}: the mask is in colours and no palette says which colour is which class; save it as an indexed or grey PNG, "
-            "or name the colours (in a folder's classes.txt: `name R G B`)"
+            f"{name}: the mask is in colors and no palette says which color is which class; save it as an indexed or gray PNG, "
+            "or name the colors (in a folder's classes.txt: `name R G B`)"
         )
-    codes = np.array([_code(colour) for colour in palette], np.int32)
+    codes = np.array([_code(color) for color in palette], np.int32)
     order = np.argsort(codes)
     codes, labels = codes[order], np.array(list(palette.values()), np.uint8)[order]
     wide = pixels.astype(np.int32)
@@ -71,16 +71,16 @@ def _labels_of_colours(pixels: np.ndarray, palette: Mapping[Colour, int] | None,
     unknown = codes[index] != pixel_codes
     if unknown.any():
         found = [f"({code >> 16}, {code >> 8 & 255}, {code & 255})" for code in np.unique(pixel_codes[unknown]).tolist()]
-        allowed = [str(colour) for colour in palette]
+        allowed = [str(color) for color in palette]
         raise DataError(
-            f"{name}: colours that no class has: {listing(found)} (in {int(unknown.sum())} pixels); "
-            f"known are {listing(allowed, 24)}. Correct the mask (no smoothing at edges) or add the colours to the palette"
+            f"{name}: colors that no class has: {listing(found)} (in {int(unknown.sum())} pixels); "
+            f"known are {listing(allowed, 24)}. Correct the mask (no smoothing at edges) or add the colors to the palette"
         )
     return labels[index]
 
 
-def _code(colour: Colour) -> int:
-    return colour[0] << 16 | colour[1] << 8 | colour[2]
+def _code(color: Color) -> int:
+    return color[0] << 16 | color[1] << 8 | color[2]
 
 
 def _check_labels(labels: np.ndarray, num_classes: int, void: tuple[int, ...], name: str) -> np.ndarray:

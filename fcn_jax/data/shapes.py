@@ -1,8 +1,8 @@
 """Made-up scenes of textured shapes with exact masks: a data set that needs no download and trains in minutes.
 
 A scene is drawn from its seed alone. Objects overlap; some have a thin pole. Each class has a usual hue and texture, taken
-three times in four, so that colour and texture help but only the outline tells. The background is textured and strewn with
-strokes in the objects' colours. As in PASCAL VOC, a narrow void border runs along every outline.
+three times in four, so that color and texture help but only the outline tells. The background is textured and strewn with
+strokes in the objects' colors. As in PASCAL VOC, a narrow void border runs along every outline.
 """
 
 from __future__ import annotations
@@ -132,9 +132,9 @@ def _fixed_point(points: np.ndarray) -> np.ndarray:
 
 
 def _paint(rng: np.random.Generator, label: int, size: tuple[int, int]) -> np.ndarray:
-    """f32[H,W,3] colours of an object, over the box that it covers."""
+    """f32[H,W,3] colors of an object, over the box that it covers."""
     usual = label if rng.random() < _USUAL else int(rng.integers(1, len(SHAPES_CLASSES)))
-    light = _colour(_HUES[usual] + rng.normal(0, 5), rng.uniform(110, 230), rng.uniform(170, 250))
+    light = _color(_HUES[usual] + rng.normal(0, 5), rng.uniform(110, 230), rng.uniform(170, 250))
     dark = light * rng.uniform(0.35, 0.65) if rng.random() < 0.7 else np.float32(255) - light * np.float32(0.3)
     usual = label if rng.random() < _USUAL else int(rng.integers(1, len(SHAPES_CLASSES)))
     weight = _texture(rng, usual, size)[..., None]
@@ -160,19 +160,19 @@ def _texture(rng: np.random.Generator, label: int, size: tuple[int, int]) -> np.
 
 
 def _background(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
-    """f32[H,W,3]: two muted colours, mixed by noise of three scales, under strokes and specks that belong to no class."""
-    first = _colour(rng.uniform(0, 180), rng.uniform(10, 90), rng.uniform(60, 200))
-    second = _colour(rng.uniform(0, 180), rng.uniform(10, 90), rng.uniform(60, 200))
+    """f32[H,W,3]: two muted colors, mixed by noise of three scales, under strokes and specks that belong to no class."""
+    first = _color(rng.uniform(0, 180), rng.uniform(10, 90), rng.uniform(60, 200))
+    second = _color(rng.uniform(0, 180), rng.uniform(10, 90), rng.uniform(60, 200))
     mix = 0.5 * _noise(rng, size, 60) + 0.35 * _noise(rng, size, 16) + 0.25 * _noise(rng, size, 4)
     weight = np.clip(mix * 0.5 + 0.5, 0, 1)[..., None]
     canvas = np.rint(first * weight + second * (1 - weight)).astype(np.uint8)
     for _ in range(int(rng.integers(6, 20))):
         label = int(rng.integers(1, len(SHAPES_CLASSES)))
-        colour = _colour(_HUES[label] + rng.normal(0, 8), rng.uniform(40, 220), rng.uniform(60, 240))
+        color = _color(_HUES[label] + rng.normal(0, 8), rng.uniform(40, 220), rng.uniform(60, 240))
         start = rng.uniform(0, 1, 2) * size[::-1]
         bends = np.cumsum(np.vstack([start, rng.normal(0, 14, (int(rng.integers(1, 4)), 2))]), axis=0)
         thickness = int(rng.integers(1, 5))
-        cv2.polylines(canvas, [_fixed_point(bends)], False, np.rint(colour).tolist(), thickness, cv2.LINE_AA, _SUBPIXEL_BITS)
+        cv2.polylines(canvas, [_fixed_point(bends)], False, np.rint(color).tolist(), thickness, cv2.LINE_AA, _SUBPIXEL_BITS)
     return canvas.astype(np.float32)
 
 
@@ -190,8 +190,8 @@ def _light(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(1 + slope_y * rows + slope_x * columns, np.float32)[..., None]
 
 
-def _colour(hue: float, saturation: float, value: float) -> np.ndarray:
-    """f32[3] RGB, 0 to 255, of an HSV colour: hue 0 to 180 (periodic), the others 0 to 255."""
+def _color(hue: float, saturation: float, value: float) -> np.ndarray:
+    """f32[3] RGB, 0 to 255, of an HSV color: hue 0 to 180 (periodic), the others 0 to 255."""
     sector = (hue % 180) / 30
     chroma = value * saturation / 255
     middle = chroma * (1 - abs(sector % 2 - 1))
@@ -206,6 +206,6 @@ def _colour(hue: float, saturation: float, value: float) -> np.ndarray:
     return np.array(rgb[int(sector) % 6], np.float32) + np.float32(value - chroma)
 
 
-def _blend(canvas: np.ndarray, colours: np.ndarray, cover: np.ndarray) -> np.ndarray:
+def _blend(canvas: np.ndarray, colors: np.ndarray, cover: np.ndarray) -> np.ndarray:
     weight = cover[..., None].astype(np.float32) / 255
-    return np.asarray(canvas * (1 - weight) + colours * weight)
+    return np.asarray(canvas * (1 - weight) + colors * weight)

@@ -1,6 +1,6 @@
 """TFDS builders that work without TensorFlow: array_record files of encoded images, read back by random access.
 
-They yield encoded bytes, never arrays (TFDS encodes arrays with TensorFlow). Masks are stored as grey PNGs, so that TFDS's own
+They yield encoded bytes, never arrays (TFDS encodes arrays with TensorFlow). Masks are stored as gray PNGs, so that TFDS's own
 decoder reads labels too: `builder.as_data_source("train")[0]["mask"]` is u8[H,W,1]. Examples keep the order of the original's
 split lists.
 
@@ -112,7 +112,7 @@ class Voc2012Segmentation(_Builder):
 
     def _generate_examples(self, read: Callable[[str], bytes], split: str) -> Iterator[tuple[int, Encoded]]:
         for index, name in enumerate(read(f"ImageSets/Segmentation/{split}.txt").decode().split()):
-            mask = _grey_png(read(f"SegmentationClass/{name}.png"), name)
+            mask = _gray_png(read(f"SegmentationClass/{name}.png"), name)
             yield index, {"id": name, "image": io.BytesIO(read(f"JPEGImages/{name}.jpg")), "mask": io.BytesIO(mask)}
 
     def _download(self, dl_manager: tfds.download.DownloadManager) -> Path:
@@ -187,14 +187,14 @@ def _tar_files(path: Path) -> Callable[[str], bytes]:
     return read
 
 
-def _grey_png(indexed: bytes, name: str) -> bytes:
+def _gray_png(indexed: bytes, name: str) -> bytes:
     try:
         with Image.open(io.BytesIO(indexed)) as opened:
             mode, labels = opened.mode, np.asarray(opened)
     except (OSError, SyntaxError, ValueError) as error:
         raise DataError(f"mask of {name}: cannot decode it ({error}); download the archive again") from error
     if mode not in ("P", "L"):
-        raise DataError(f"mask of {name}: Pillow mode {mode!r}, want an indexed or grey PNG; download the archive again")
+        raise DataError(f"mask of {name}: Pillow mode {mode!r}, want an indexed or gray PNG; download the archive again")
     buffer = io.BytesIO()
     Image.fromarray(labels.astype(np.uint8)).save(buffer, "PNG")
     return buffer.getvalue()

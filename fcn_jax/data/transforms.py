@@ -14,15 +14,15 @@ from fcn_jax.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """Random resize, crop, flip and colour jitter, in this order: `augment(example, rng) -> Example` of exactly the crop's size.
+    """Random resize, crop, flip and color jitter, in this order: `augment(example, rng) -> Example` of exactly the crop's size.
 
     Attributes:
         crop: height and width of the result, in pixels.
         scale: range of the resize factor, drawn log-uniformly; (1.0, 1.0) keeps the size.
         flip: mirror left to right half of the time.
         brightness: 0 to 1; the image is multiplied by a factor from 1 - b to 1 + b.
-        contrast: 0 to 1; likewise the distance from the image's mean grey.
-        saturation: 0 to 1; likewise the distance from each pixel's grey.
+        contrast: 0 to 1; likewise the distance from the image's mean gray.
+        saturation: 0 to 1; likewise the distance from each pixel's gray.
         fill: RGB, 0 to 255, of what a small image is padded with (the mask is padded with `IGNORE_INDEX`).
     """
 
@@ -80,7 +80,7 @@ class Augment:
             example = flip_left_right(example)
         strengths = (self.brightness, self.contrast, self.saturation)
         factors = [1 + strength * (2 * draw - 1) for strength, draw in zip(strengths, jitter, strict=True)]
-        image = jitter_colours(example.image, *factors)
+        image = jitter_colors(example.image, *factors)
         return Example(example.id, np.ascontiguousarray(image), np.ascontiguousarray(example.mask))
 
 
@@ -142,27 +142,27 @@ def flip_left_right(example: Example) -> Example:
     return Example(example.id, np.asarray(cv2.flip(example.image, 1)), np.asarray(cv2.flip(example.mask, 1)))
 
 
-def jitter_colours(image: np.ndarray, brightness: float, contrast: float, saturation: float) -> np.ndarray:
+def jitter_colors(image: np.ndarray, brightness: float, contrast: float, saturation: float) -> np.ndarray:
     """Change an image's brightness, then its contrast, then its saturation; as torchvision's ColorJitter defines each.
 
     Args:
         image: u8[H,W,3] RGB.
         brightness: factor of every value; 1 changes nothing.
-        contrast: factor of the distance from the mean grey of the image.
-        saturation: factor of the distance from each pixel's own grey.
+        contrast: factor of the distance from the mean gray of the image.
+        saturation: factor of the distance from each pixel's own gray.
 
     Returns:
         u8[H,W,3], clipped to 0 to 255.
     """
     if brightness == contrast == saturation == 1:
         return image
-    grey_weights = np.array([0.299, 0.587, 0.114])
+    gray_weights = np.array([0.299, 0.587, 0.114])
     # OpenCV's sums are exact, as NumPy's are, which take a hundred times as long.
-    grey_mean = float(np.array(cv2.sumElems(image)[:3]) / (image.size // 3) @ grey_weights)
-    # The three are affine in the colour, so that one matrix and one offset do them in a single pass:
-    # x -> S (c b x + (1 - c) b m), where S = s I + (1 - s) 1 w^T leaves greys, and with them the offset, as they are.
-    matrix = (saturation * np.eye(3) + (1 - saturation) * np.outer(np.ones(3), grey_weights)) * contrast * brightness
-    offset = np.full((3, 1), (1 - contrast) * brightness * grey_mean)
+    gray_mean = float(np.array(cv2.sumElems(image)[:3]) / (image.size // 3) @ gray_weights)
+    # The three are affine in the color, so that one matrix and one offset do them in a single pass:
+    # x -> S (c b x + (1 - c) b m), where S = s I + (1 - s) 1 w^T leaves grays, and with them the offset, as they are.
+    matrix = (saturation * np.eye(3) + (1 - saturation) * np.outer(np.ones(3), gray_weights)) * contrast * brightness
+    offset = np.full((3, 1), (1 - contrast) * brightness * gray_mean)
     return np.asarray(cv2.transform(image, np.hstack([matrix, offset])), np.uint8)
 
 

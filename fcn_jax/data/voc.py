@@ -32,7 +32,7 @@ VOC_CLASSES = Classes(
         *((128, 64, 0), (0, 192, 0), (128, 192, 0), (0, 64, 128)),
     ),
 )
-"""Background and the 20 classes of PASCAL VOC, with the devkit's colours."""
+"""Background and the 20 classes of PASCAL VOC, with the devkit's colors."""
 
 
 def find_devkit(root: Path) -> Path | None:
@@ -55,7 +55,7 @@ def open_devkit(devkit: Path, split: str) -> DirectorySource:
     check_split(split, lists, devkit)
     images = files_by_stem(devkit / "JPEGImages", (".jpg",))
     masks = files_by_stem(devkit / "SegmentationClass", (".png",))
-    palette = {colour: label for label, colour in enumerate(VOC_CLASSES.palette)} | {(224, 224, 192): 255}
+    palette = {color: label for label, color in enumerate(VOC_CLASSES.palette)} | {(224, 224, 192): 255}
     return DirectorySource(VOC_CLASSES, match(read_ids(lists[split]), images, masks, split=split, where=devkit), palette=palette)
 
 

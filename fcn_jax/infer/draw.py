@@ -13,16 +13,16 @@ from fcn_jax.atomic import replacing
 from fcn_jax.palette import voc_palette
 
 _VOID = (224, 224, 192)
-"""VOC's colour of its void label."""
+"""VOC's color of its void label."""
 
 
 def generic_classes(num_classes: int) -> Classes:
-    """Numbered classes in VOC's colours, for a model that does not say what its classes are."""
+    """Numbered classes in VOC's colors, for a model that does not say what its classes are."""
     return Classes(tuple(f"class {label}" for label in range(num_classes)), voc_palette(num_classes))
 
 
 def colorize(mask: np.ndarray, classes: Classes) -> np.ndarray:
-    """A mask u8[H,W] in its classes' colours, u8[H,W,3]; void in VOC's cream."""
+    """A mask u8[H,W] in its classes' colors, u8[H,W,3]; void in VOC's cream."""
     table = np.zeros((256, 3), np.uint8)
     table[: len(classes)] = classes.palette
     table[IGNORE_INDEX] = _VOID
@@ -30,13 +30,13 @@ def colorize(mask: np.ndarray, classes: Classes) -> np.ndarray:
 
 
 def overlay(image: np.ndarray, mask: np.ndarray, classes: Classes, opacity: float = 0.55) -> np.ndarray:
-    """A mask over its image: class colours mixed in, outlines drawn; class 0 stays clear where it is drawn black (a background).
+    """A mask over its image: class colors mixed in, outlines drawn; class 0 stays clear where it is drawn black (a background).
 
     Args:
         image: u8[H,W,3], RGB.
         mask: u8[H,W].
-        classes: names and colours.
-        opacity: share of the class colour, 0 to 1.
+        classes: names and colors.
+        opacity: share of the class color, 0 to 1.
 
     Returns:
         u8[H,W,3].

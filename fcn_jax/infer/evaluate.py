@@ -25,7 +25,7 @@ class Evaluation:
         dataset: registered name.
         split: name of the split.
         images: number of images in it; all count.
-        classes: names and colours.
+        classes: names and colors.
         scores: over all pixels of the split that are not void.
     """
 

@@ -31,7 +31,7 @@ class Predictor:
     result but for rounding; otherwise there is one for each size.
 
     Attributes:
-        classes: names and colours of the labels.
+        classes: names and colors of the labels.
         num_classes: how many there are.
     """
 

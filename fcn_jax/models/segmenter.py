@@ -58,7 +58,7 @@ class Segmenter(nnx.Module):
     """Images to logits: the backbone at the given size, the head's output cropped to it at the bottom and right.
 
     Only where the backbone rounds sizes down, so that the head's output would be too small, is the input padded with zeros (the mean
-    colour, as images come in normalised) at the bottom and right, to the next size that is enough.
+    color, as images come in normalised) at the bottom and right, to the next size that is enough.
 
     Attributes:
         backbone: module, f[N,H,W,3] -> features by name.

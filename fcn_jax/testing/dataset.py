@@ -31,7 +31,7 @@ def check_dataset(
     """Hold a data set against its descriptor.
 
     Checked: that a root that is a file, or a split that is not there, raises `DataError`; for every split, that there are images, each
-    with a name of its own; that names and colours of the classes fit together; that images are u8[H,W,3], and masks u8[H,W] of the
+    with a name of its own; that names and colors of the classes fit together; that images are u8[H,W,3], and masks u8[H,W] of the
     same size with labels below the number of classes or `IGNORE_INDEX`; that decoding gives the same twice, and `DataError` for what
     is unreadable; that `decode_resized`, where it is offered, gives what resizing the whole does; that the source pickles, as input
     workers need it, and is the same when it is opened again.
@@ -118,8 +118,8 @@ def _check_classes(label: str, classes: Classes) -> None:
     require(1 <= len(names) <= IGNORE_INDEX, f"{label}: it has {len(names)} classes; there must be from 1 to {IGNORE_INDEX}")
     require(len(set(names)) == len(names), f"{label}: classes are named {names}; each name must be there once")
     require(
-        len(palette) == len(names) and all(len(colour) == 3 and all(0 <= part <= 255 for part in colour) for colour in palette),
-        f"{label}: the palette is {palette}; it must have one RGB colour, of 0 to 255, for each of the {len(names)} classes",
+        len(palette) == len(names) and all(len(color) == 3 and all(0 <= part <= 255 for part in color) for color in palette),
+        f"{label}: the palette is {palette}; it must have one RGB color, of 0 to 255, for each of the {len(names)} classes",
     )
 
 

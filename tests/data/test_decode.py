@@ -41,9 +41,9 @@ def test_lossless_image_is_read_exactly_as_rgb(kind: str, tmp_path: Path) -> Non
     assert np.array_equal(read_image(path.read_bytes()), picture())
 
 
-def test_grey_image_and_alpha_become_three_channels() -> None:
-    grey = picture()[..., 0]
-    assert np.array_equal(read_image(encoded(grey, "PNG")), np.repeat(grey[..., None], 3, axis=-1))
+def test_gray_image_and_alpha_become_three_channels() -> None:
+    gray = picture()[..., 0]
+    assert np.array_equal(read_image(encoded(gray, "PNG")), np.repeat(gray[..., None], 3, axis=-1))
     rgba = np.dstack([picture(), np.zeros((20, 30), np.uint8)])
     assert read_image(encoded(rgba, "PNG")).shape == (20, 30, 3)
 
@@ -95,7 +95,7 @@ def test_missing_file_is_an_error_naming_it(tmp_path: Path) -> None:
 
 
 @given(st.integers(1, 255), st.integers(0, 2**32 - 1), st.sampled_from(["P", "L"]))
-def test_index_or_grey_value_is_the_label(classes: int, seed: int, mode: str) -> None:
+def test_index_or_gray_value_is_the_label(classes: int, seed: int, mode: str) -> None:
     labels = np.random.default_rng(seed).integers(0, classes, (7, 9), np.uint8)
     labels[0, 0] = 255
     palette = np.random.default_rng(1).integers(0, 256, 768).tolist() if mode == "P" else None
@@ -113,15 +113,15 @@ def test_label_outside_the_classes_is_an_error_with_the_labels() -> None:
         read_mask(encoded(labels, "PNG"), 5, name="m.png")
 
 
-def test_colours_are_read_by_the_palette_and_an_unknown_one_is_an_error() -> None:
+def test_colors_are_read_by_the_palette_and_an_unknown_one_is_an_error() -> None:
     palette = {(9, 9, 9): 255, (255, 0, 0): 1, (0, 0, 0): 0}
-    colours = np.array([[[0, 0, 0], [255, 0, 0], [9, 9, 9]]], np.uint8)
-    assert read_mask(encoded(colours, "PNG"), 2, palette=palette).tolist() == [[0, 1, 255]]
-    colours[0, 1] = 254, 0, 0
-    with pytest.raises(DataError, match=r"m\.png: colours that no class has: \(254, 0, 0\)"):
-        read_mask(encoded(colours, "PNG"), 2, palette=palette, name="m.png")
+    colors = np.array([[[0, 0, 0], [255, 0, 0], [9, 9, 9]]], np.uint8)
+    assert read_mask(encoded(colors, "PNG"), 2, palette=palette).tolist() == [[0, 1, 255]]
+    colors[0, 1] = 254, 0, 0
+    with pytest.raises(DataError, match=r"m\.png: colors that no class has: \(254, 0, 0\)"):
+        read_mask(encoded(colors, "PNG"), 2, palette=palette, name="m.png")
     with pytest.raises(DataError, match="no palette"):
-        read_mask(encoded(colours, "PNG"), 2)
+        read_mask(encoded(colors, "PNG"), 2)
 
 
 def test_lossy_or_wide_masks_are_refused() -> None:

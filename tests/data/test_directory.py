@@ -34,7 +34,7 @@ def make_voc(devkit: Path, names: dict[str, list[str]]) -> None:
         for name in ids:
             write(devkit / "JPEGImages" / f"{name}.jpg")
             mask = Image.fromarray(np.full((12, 16), 20, np.uint8))
-            mask.putpalette([value for colour in voc_palette(256) for value in colour])
+            mask.putpalette([value for color in voc_palette(256) for value in color])
             (devkit / "SegmentationClass").mkdir(exist_ok=True)
             mask.save(devkit / "SegmentationClass" / f"{name}.png")
 
@@ -156,19 +156,19 @@ def test_hash_split_is_about_nine_to_one_and_stays_when_images_are_added() -> No
     assert set(small["train"]) <= set(large["train"])
 
 
-def test_folder_masks_in_colours_follow_classes_txt(tmp_path: Path) -> None:
+def test_folder_masks_in_colors_follow_classes_txt(tmp_path: Path) -> None:
     make_folder(tmp_path / "f", "# comment\nbare ground 0 0 0\n\ntree 0 255 0\nvoid 255 255 255\n")
-    colours = np.zeros((12, 16, 3), np.uint8)
-    colours[:4], colours[4:8] = (0, 255, 0), (255, 255, 255)
+    colors = np.zeros((12, 16, 3), np.uint8)
+    colors[:4], colors[4:8] = (0, 255, 0), (255, 255, 255)
     for name in "abc":
-        write(tmp_path / "f" / "masks" / f"{name}.png", colours)
+        write(tmp_path / "f" / "masks" / f"{name}.png", colors)
     source = FOLDER.open(tmp_path / "f", "train")
     assert source.classes.names == ("bare ground", "tree")
     assert source.classes.palette == ((0, 0, 0), (0, 255, 0))
     assert source.decode(source[0]).mask[:, 0].tolist() == [1] * 4 + [IGNORE_INDEX] * 4 + [0] * 4
 
 
-def test_classes_without_colours_get_distinct_ones_and_trailing_void_is_ignored(tmp_path: Path) -> None:
+def test_classes_without_colors_get_distinct_ones_and_trailing_void_is_ignored(tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("a\nb 2\nvoid\n")
     classes, void, palette = read_classes(tmp_path / "classes.txt")
     assert classes.names == ("a", "b 2")
@@ -181,7 +181,7 @@ def test_all_that_is_wrong_with_classes_txt_is_reported_at_once(tmp_path: Path) 
     (tmp_path / "classes.txt").write_text("a 0 0 0\na 1 2 300\nvoid\nb 0 0 0\n")
     with pytest.raises(DataError) as caught:
         read_classes(tmp_path / "classes.txt")
-    for part in ("line 2: class 'a' stands twice", "line 2: colour (1, 2, 300)", "line 4: 'b' follows void", "only some classes"):
+    for part in ("line 2: class 'a' stands twice", "line 2: color (1, 2, 300)", "line 4: 'b' follows void", "only some classes"):
         assert part in str(caught.value)
     (tmp_path / "classes.txt").write_text("\n# nothing\n")
     with pytest.raises(DataError, match="0 classes"):

@@ -31,7 +31,7 @@ Batch = dict[str, np.ndarray]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """CamVid's layout: image k is grey k, so that a pixel of a batch says which image it is."""
+    """CamVid's layout: image k is gray k, so that a pixel of a batch says which image it is."""
     (tmp_path / "train").mkdir()
     (tmp_path / "trainannot").mkdir()
     for k in range(COUNT):

@@ -43,7 +43,7 @@ def voc_files() -> dict[str, bytes]:
             image = np.random.default_rng(k).integers(0, 256, (20, 30, 3), np.uint8)
             files[f"JPEGImages/{name}.jpg"] = cv2.imencode(".jpg", image)[1].tobytes()
             mask = Image.fromarray(np.full((20, 30), 20 - k, np.uint8))
-            mask.putpalette([value for colour in voc_palette(256) for value in colour])
+            mask.putpalette([value for color in voc_palette(256) for value in color])
             buffer = io.BytesIO()
             mask.save(buffer, "PNG")
             files[f"SegmentationClass/{name}.png"] = buffer.getvalue()

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fcn_jax.api import IGNORE_INDEX, Example
-from fcn_jax.data.transforms import Augment, crop, flip_left_right, jitter_colours, resize
+from fcn_jax.data.transforms import Augment, crop, flip_left_right, jitter_colors, resize
 from fcn_jax.errors import ConfigError
 
 sides = st.integers(1, 40)
@@ -14,7 +14,7 @@ seeds = st.integers(0, 2**32 - 1)
 
 
 def example(height: int, width: int, seed: int = 0) -> Example:
-    """Labels 0 to 4 at random, and an image that says the label: its grey is 50 times the label."""
+    """Labels 0 to 4 at random, and an image that says the label: its gray is 50 times the label."""
     mask = np.random.default_rng(seed).integers(0, 5, (height, width), np.uint8)
     return Example("x", np.repeat(mask[..., None] * 50, 3, axis=-1), mask)
 
@@ -92,9 +92,9 @@ def test_same_generator_state_gives_the_same_result() -> None:
 
 def test_jitter_leaves_the_mask_and_switching_it_on_leaves_the_geometry() -> None:
     plain = Augment((16, 16), (0.5, 2.0))(example(20, 30), np.random.default_rng(5))
-    coloured = Augment((16, 16), (0.5, 2.0), True, 0.5, 0.5, 0.5)(example(20, 30), np.random.default_rng(5))
-    assert np.array_equal(plain.mask, coloured.mask)
-    assert not np.array_equal(plain.image, coloured.image)
+    colored = Augment((16, 16), (0.5, 2.0), True, 0.5, 0.5, 0.5)(example(20, 30), np.random.default_rng(5))
+    assert np.array_equal(plain.mask, colored.mask)
+    assert not np.array_equal(plain.image, colored.image)
 
 
 @given(st.floats(0, 2), st.floats(0, 2), st.floats(0, 2))
@@ -105,7 +105,7 @@ def test_jitter_is_the_three_steps_one_after_the_other(brightness: float, contra
     want = contrast * want + (1 - contrast) * (want @ weights).mean()
     want = saturation * want + (1 - saturation) * (want @ weights)[..., None]
     assert (
-        np.abs(jitter_colours(image, brightness, contrast, saturation) - np.clip(want, 0, 255)).max() <= 1
+        np.abs(jitter_colors(image, brightness, contrast, saturation) - np.clip(want, 0, 255)).max() <= 1
     )  # OpenCV counts in 1/1024
 
 

@@ -17,11 +17,11 @@ def test_the_palette_is_vocs():
     assert draw.voc_palette(21) == VOC
 
 
-def test_256_colours_are_all_different():
+def test_256_colors_are_all_different():
     assert len(set(draw.voc_palette(256))) == 256
 
 
-def test_a_mask_keeps_its_indices_and_colours_through_a_file(tmp_path):
+def test_a_mask_keeps_its_indices_and_colors_through_a_file(tmp_path):
     mask = np.asarray([[0, 1, 2], [255, 2, 1]], np.uint8)
     path = tmp_path / "new" / "mask.png"
     draw.write_mask(path, mask, CLASSES)
@@ -64,7 +64,7 @@ def test_an_overlay_leaves_background_clear_mixes_classes_and_draws_outlines():
     assert (picture[:, 4:] == np.round([177.5, 50, 50])).all()
 
 
-def test_a_first_class_in_a_colour_is_drawn_like_the_others():
+def test_a_first_class_in_a_color_is_drawn_like_the_others():
     classes = Classes(("sky", "tree"), ((0, 0, 200), (0, 200, 0)))
     picture = draw.overlay(np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2), np.uint8), classes, opacity=0.5)
     assert (picture == (0, 0, 100)).all()
@@ -93,7 +93,7 @@ def test_pictures_of_different_sizes_are_stacked():
     assert (stacked[2] == 8).all()
 
 
-def test_numbered_classes_have_distinct_colours():
+def test_numbered_classes_have_distinct_colors():
     classes = draw.generic_classes(30)
     assert classes.names[3] == "class 3"
     assert len(set(classes.palette)) == len(classes) == 30

@@ -64,7 +64,7 @@ def test_classes_are_numbered_where_none_are_known(model):
 @pytest.mark.parametrize(
     "image",
     [IMAGE.astype(np.float32), IMAGE[..., 0], IMAGE[None], np.zeros((4, 4, 4), np.uint8)],
-    ids=["float", "grey", "batch", "alpha"],
+    ids=["float", "gray", "batch", "alpha"],
 )
 def test_anything_but_a_u8_rgb_image_is_an_error_that_says_what_it_is(model, image):
     with pytest.raises(ValueError, match=r"u8\[H,W,3\], RGB; got (float32|uint8)\["):

@@ -2,7 +2,7 @@
 
     DIR/
       images/ID.jpg     or PNG
-      masks/ID.png      indexed or grey: the value is the label, 255 is void
+      masks/ID.png      indexed or gray: the value is the label, 255 is void
       train.txt         the IDs of a split, one a line; as many files as there are splits
 
 Replace the layout and the classes by your own; what has to stay true is that whatever is wrong with a folder raises a `DataError` that
@@ -18,7 +18,7 @@ from fcn_jax.data import directory
 
 _CLASSES = Classes(
     names=("background", "object"),  # the label is the position
-    palette=((0, 0, 0), (200, 60, 60)),  # the colours that pictures of the results show
+    palette=((0, 0, 0), (200, 60, 60)),  # the colors that pictures of the results show
 )
 
 
