@@ -47,7 +47,7 @@ def check_file(path: Path, is_ours: Callable[[Path], bool], what: str) -> None:
         raise WriteError(f"{path}: cannot be written (it is a folder)")
     if os.path.lexists(path) and not is_ours(path):
         raise WriteError(f"{path}: exists and is not {what}, so it is not replaced; name another file")
-    _check_writable(path, path.absolute().parent)
+    _check_parent(path)
 
 
 def check_new(path: Path) -> None:
@@ -60,12 +60,18 @@ def check_new(path: Path) -> None:
         raise WriteError(f"{path}: cannot be written (it is a symbolic link to {os.readlink(path)}; name a new path)")
     if not path.name or path.name == "..":
         raise WriteError(f"{path}: cannot be written (name a new file or folder)")
-    _check_writable(path, path.absolute().parent)
+    _check_parent(path)
 
 
 def is_too_long(name: str) -> bool:
     """Whether a file of that name cannot be written by way of a temporary file."""
     return len(os.fsencode(name)) + TEMPORARY_BYTES > NAME_BYTES
+
+
+def _check_parent(path: Path) -> None:
+    if is_too_long(path.name):
+        raise WriteError(f"{path}: cannot be written (its name is longer than {NAME_BYTES - TEMPORARY_BYTES} bytes)")
+    _check_writable(path, path.absolute().parent)
 
 
 def _check_link(path: Path) -> None:
@@ -75,8 +81,8 @@ def _check_link(path: Path) -> None:
 
 def _check_writable(path: Path, folder: Path) -> None:
     """Check that files can be made in `folder`, or in the nearest folder above it that exists; `path` is for the message."""
-    if any(is_too_long(part) for part in path.parts):
-        raise WriteError(f"{path}: cannot be written (a name is longer than {NAME_BYTES - TEMPORARY_BYTES} bytes)")
+    if any(len(os.fsencode(part)) > NAME_BYTES for part in path.parts):
+        raise WriteError(f"{path}: cannot be written (a name in it is longer than {NAME_BYTES} bytes)")
     # By os.path: for it, a folder that may not be entered holds nothing, where Path raises.
     nearest = next(above for above in (folder, *folder.parents) if os.path.lexists(above))
     if not (os.path.isdir(nearest) and os.access(nearest, os.W_OK)):

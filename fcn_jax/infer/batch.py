@@ -236,7 +236,12 @@ def _nothing_there(pattern: str) -> str:
     path = Path(pattern)
     known = f"known endings are {', '.join(IMAGE_SUFFIXES)}"
     if os.path.isdir(path):
-        return f"{pattern}: holds no images but {_contents(path)}; {known}"
+        kinds = _contents(path)
+        if not kinds:
+            return f"{pattern}: the folder is empty"
+        held = listing(_count(number, kind) for kind, number in sorted(kinds.items(), key=lambda item: (-item[1], item[0])))
+        deeper = f"; its folders are searched by a glob: '{path / '**' / '*'}'" if "folder" in kinds else ""
+        return f"{pattern}: holds no images but {held}; {known}{deeper}"
     if os.path.islink(path):
         return f"{pattern}: is a symbolic link to {os.readlink(path)}, which does not exist"
     if glob.has_magic(pattern):
@@ -250,14 +255,13 @@ def _nothing_there(pattern: str) -> str:
     return f"{pattern}: no such image" + (f"; did you mean '{path.parent / near[0]}'?" if near else "")
 
 
-def _contents(folder: Path) -> str:
-    """What a folder holds, by ending: "3 .heic files, 2 folders"."""
-    kinds = Counter(
+def _contents(folder: Path) -> Counter[str]:
+    """How many files of which ending, and how many folders, a folder holds, without hidden ones."""
+    return Counter(
         "folder" if os.path.isdir(entry) else f"{entry.suffix.lower()} file" if entry.suffix else "file without ending"
         for entry in folder.iterdir()
         if not entry.name.startswith(".")
     )
-    return listing(_count(number, kind) for kind, number in kinds.most_common()) if kinds else "nothing"
 
 
 def _count(number: int, noun: str) -> str:
