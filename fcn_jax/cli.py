@@ -246,7 +246,7 @@ def _eval(args: argparse.Namespace) -> int:
     if args.json:
         for note in outcome.notes:
             print(f"note: {note}", file=sys.stderr)
-        print(json_text.dumps(outcome.to_dict()))
+        _print(json_text.dumps(outcome.to_dict()))
     else:
         _print(scores_table(outcome))
     return 0
@@ -272,9 +272,12 @@ def _predict(args: argparse.Namespace) -> int:
 
 
 def _print(text: str) -> None:
-    """Print file names and class names also where the terminal's encoding lacks a letter of theirs."""
+    """Print to standard output, with escapes for letters that its encoding lacks. A reader that has gone ends no command."""
     encoding = sys.stdout.encoding or "utf-8"
-    print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+    try:
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _convert(args: argparse.Namespace) -> int:

@@ -123,7 +123,7 @@ def _recorded_range(directory: Path, say: Callable[[str], None]) -> tuple[float,
 def _obstacles(targets: Sequence[Path], inputs: set[tuple[int, int]], overwrite: bool) -> str:
     """Why files must not be written, all of them together; "" if they may be."""
     replaced, foreign, results, long = [], [], [], []
-    for path in map(Path, targets):
+    for path in targets:
         if destination.is_too_long(path.name):
             long.append(str(path))
         elif not os.path.lexists(path):
@@ -146,7 +146,7 @@ def _obstacles(targets: Sequence[Path], inputs: set[tuple[int, int]], overwrite:
     if results:
         only = ", and nothing else" if problems else ""
         exist = f"{_count(len(results), 'result')} of an earlier prediction {'exist' if len(results) > 1 else 'exists'}"
-        problems.append(f"{exist}: {listing(results)}; --overwrite replaces results{only}")
+        problems.append(f"{exist}: {listing(results)}; --overwrite replaces results{only or ', -o DIR writes to another folder'}")
     if long:
         problems.append(f"{_count(len(long), 'name')} would be too long: {listing(long)}; rename the images")
     return "; ".join(problems)
@@ -188,6 +188,7 @@ def find_images(patterns: Sequence[str]) -> Found:
             file.
     """
     found: dict[tuple[Path, str], Path] = {}
+    resolved: dict[Path, Path] = {}
     problems = []
     for pattern in patterns:
         try:
@@ -199,7 +200,8 @@ def find_images(patterns: Sequence[str]) -> Found:
             problems.append(_nothing_there(pattern))
         for path in matches:
             # One entry for each name of a folder, however the folder is spelled. Symbolic links to files are names of their own.
-            found.setdefault((path.parent.resolve(), path.name), path)
+            folder = resolved.get(path.parent) or resolved.setdefault(path.parent, path.parent.resolve())
+            found.setdefault((folder, path.name), path)
     if problems:
         raise DataError("; ".join(problems))
     results = [path for path in found.values() if draw.is_result(path)]

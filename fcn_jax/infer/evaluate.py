@@ -77,7 +77,7 @@ def evaluate_checkpoint(
         source = registry.default().dataset(dataset).open(root, split or "val")
     except DataError as error:
         if notes:
-            raise DataError(f"{error} ({'; '.join(notes)}; --data DIR names another folder)") from error
+            raise DataError(f"{error}; {'; '.join(notes)}") from error
         raise
     notes += _compare_classes(directory, source.classes, dataset)
     predictor = Predictor.from_checkpoint(directory)
@@ -110,8 +110,9 @@ def _recipe_of(directory: Path) -> Any:
 def _recorded_root(recorded: str, directory: Path) -> tuple[Path, list[str]]:
     """The folder of the data set that a run recorded, and notes on how it was found.
 
-    A relative one was given from the folder in which training started, which is not recorded. It is looked for in the current
-    folder, then around the run: from the folder above `runs/NAME`, the default, and from the others upwards.
+    A relative one was given from the folder in which training started, which older runs do not record. It is looked for in the
+    current folder, then where `runs/NAME`, the default, lies, then in the folders around the run from the nearest on. All but
+    the current folder's, where no other has one, is an assumption, and said.
     """
     root = Path(recorded)
     run = directory.absolute().parent.parent
@@ -119,16 +120,16 @@ def _recorded_root(recorded: str, directory: Path) -> tuple[Path, list[str]]:
         if not os.path.exists(root):
             raise DataError(f"{run}: was trained on {root}, which does not exist; pass --data DIR, the folder of the data set")
         return root, []
-    if os.path.exists(root):
-        current, above = Path.cwd(), run.resolve().parents
-        if current.resolve() in above:
-            return root, []
-        return root, [f"the run recorded its data as {recorded}, a relative path; read from {current / root}"]
-    parents = [*run.parents, *run.resolve().parents]
-    usual = sorted(range(len(parents)), key=lambda index: (parents[index] != run.parent.parent, index))
-    for base in (parents[index] for index in usual):
-        if os.path.exists(base / root):
-            return base / root, [f"the run recorded its data as {recorded}, a relative path; read from {base / root}"]
+    bases = (Path.cwd(), run.parent.parent, *run.parents, *run.resolve().parents)
+    found = {os.path.realpath(base / root): base for base in reversed(bases) if os.path.exists(base / root)}
+    for base in bases:
+        if base in found.values():
+            if base == Path.cwd() and len(found) == 1:
+                return root, []
+            note = (
+                f"the run recorded its data as '{recorded}', a relative path; read from {base / root} (--data DIR names another)"
+            )
+            return base / root, [note]
     raise DataError(
         f"{run}: was trained on '{recorded}', relative to the folder in which training started, and neither the current folder nor "
         "one above the run holds it; pass --data DIR, the folder of the data set"

@@ -99,11 +99,14 @@ class Scores:
             classes: names of the K classes.
 
         Returns:
-            Lines about a set without labeled pixels, a mean over one class, and classes without a true pixel; often none.
+            Lines about a set without labeled pixels or with few, a mean over one class, and classes without a true pixel.
         """
         if not self.pixels.any():
-            return (f"no pixel has a class: all {self.void} are void, so there are no scores",)
+            reason = f"no pixel has a class: all {self.void} are void" if self.void else "there is no pixel"
+            return (f"{reason}, so there are no scores",)
         lines = []
+        if self.void_share > 0.5:
+            lines.append(f"{self.void_share:.1%} of the pixels are void: the scores rest on the others")
         if self.classes_scored == 1:
             name = classes.names[int(np.flatnonzero(~np.isnan(self.iou))[0])]
             lines.append(

@@ -71,7 +71,8 @@ def test_data_recorded_relative_are_found_from_any_folder(network, tmp_path, mon
     monkeypatch.chdir(elsewhere)
     there = evaluate_checkpoint(step)
     assert there.scores.miou == here.scores.miou
-    assert there.notes == (f"the run recorded its data as data, a relative path; read from {data}",)
+    note = "the run recorded its data as 'data', a relative path; read from {} (--data DIR names another)"
+    assert there.notes == (note.format(data),)
     (elsewhere / "link").symlink_to(project / "runs")
     assert evaluate_checkpoint(Path("link/x/checkpoints/1")).scores.miou == here.scores.miou
 
@@ -79,7 +80,7 @@ def test_data_recorded_relative_are_found_from_any_folder(network, tmp_path, mon
     other = write_data(elsewhere / "data", [2])
     found = evaluate_checkpoint(step)
     np.testing.assert_array_equal(found.scores.pixels, [0, 0, 24 * 40])
-    assert found.notes[0] == f"the run recorded its data as data, a relative path; read from {other}"
+    assert found.notes[0] == note.format(other)
     assert evaluate_checkpoint(step, data=data).notes == ()
 
 
@@ -90,7 +91,13 @@ def test_the_folder_above_runs_comes_before_others(network, tmp_path, monkeypatc
     write_data(tmp_path / "data", [2])
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    np.testing.assert_array_equal(evaluate_checkpoint(step).scores.pixels, [0, 24 * 40, 0])
+    outcome = evaluate_checkpoint(step)
+    np.testing.assert_array_equal(outcome.scores.pixels, [0, 24 * 40, 0])
+    assert f"read from {tmp_path / 'a' / 'data'} " in outcome.notes[0]
+    monkeypatch.chdir(tmp_path)  # above the run, too, but not the only place
+    outcome = evaluate_checkpoint(step)
+    np.testing.assert_array_equal(outcome.scores.pixels, [0, 0, 24 * 40])
+    assert f"read from {tmp_path / 'data'} " in outcome.notes[0]
 
 
 def test_data_that_are_not_found_are_named_with_what_to_do(network, tmp_path, monkeypatch):
@@ -108,7 +115,7 @@ def test_data_that_do_not_open_say_where_they_were_looked_for(network, tmp_path,
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     with pytest.raises(
-        DataError, match=r"the run recorded its data as \., a relative path; read from .*; --data DIR names another"
+        DataError, match=r"the run recorded its data as '\.', a relative path; read from .*--data DIR names another"
     ):
         evaluate_checkpoint(step)
 

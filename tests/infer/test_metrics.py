@@ -113,6 +113,13 @@ def test_scores_of_a_void_set_are_none_and_say_so():
     assert scores.summary() == "mIoU - (no labeled pixel)"
     assert scores.notes(ABC) == ("no pixel has a class: all 2 are void, so there are no scores",)
     assert ConfusionMatrix(3).scores().to_dict(ABC)["void_share"] is None, "no pixel at all"
+    assert ConfusionMatrix(3).scores().notes(ABC) == ("there is no pixel, so there are no scores",)
+
+
+def test_scores_that_rest_on_few_pixels_say_so():
+    assert scored([0, 1, 2, 255, 255, 255, 255], [0] * 7).notes(ABC) == (
+        "57.1% of the pixels are void: the scores rest on the others",
+    )
 
 
 def test_scores_that_rest_on_one_class_say_so():
