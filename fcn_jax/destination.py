@@ -1,6 +1,7 @@
 """Checks of the paths that a command will write, made before its work begins.
 
-No command replaces a file that it did not write itself. Each command recognizes its own files by a mark in their contents.
+No command replaces a file that it did not write itself. Each command recognizes its own files by a
+mark in their contents.
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ NAME_BYTES = 255
 """Longest file name that common file systems allow."""
 
 TEMPORARY_BYTES = 10
-"""Bytes that the name of a temporary file is longer than the name of the file that it becomes; see `fcn_jax.atomic`."""
+"""Bytes by which the name of a temporary file of `fcn_jax.atomic` is longer than the final name."""
 
 
 def check_folder(folder: Path) -> None:
     """Check that files can be written to a folder, which may be missing. Nothing is left behind.
 
     Raises:
-        WriteError: there is a file or a dangling symbolic link of that name, or the folder cannot be made or written to.
+        WriteError: there is a file or a dangling symbolic link of that name, or the folder cannot
+            be made or written to.
     """
     _check_link(folder)
     if os.path.exists(folder) and not os.path.isdir(folder):
@@ -51,10 +53,11 @@ def check_file(path: Path, is_ours: Callable[[Path], bool], what: str) -> None:
 
 
 def check_new(path: Path) -> None:
-    """Check that a file or folder can be made at `path`. Whether there is one already is for the caller to say.
+    """Check that a file or folder can be made at `path`; the caller refuses existing ones.
 
     Raises:
-        WriteError: the path has no name of its own or is a symbolic link, or a folder above it cannot be made or written to.
+        WriteError: the path ends in `.`, `..` or `/`, or is a symbolic link, or a folder above it
+            cannot be made or written to.
     """
     if os.path.islink(path):
         raise WriteError(f"{path}: cannot be written (it is a symbolic link to {os.readlink(path)}; name a new path)")
@@ -80,7 +83,7 @@ def _check_link(path: Path) -> None:
 
 
 def _check_writable(path: Path, folder: Path) -> None:
-    """Check that files can be made in `folder`, or in the nearest folder above it that exists; `path` is for the message."""
+    """Check that files can be made in `folder`, or else in the nearest existing folder above it."""
     if any(len(os.fsencode(part)) > NAME_BYTES for part in path.parts):
         raise WriteError(f"{path}: cannot be written (a name in it is longer than {NAME_BYTES} bytes)")
     # By os.path: for it, a folder that may not be entered holds nothing, where Path raises.

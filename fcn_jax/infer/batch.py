@@ -1,7 +1,8 @@
 """Segment files: images in, masks and overlays out.
 
-Nothing that is there already is lost: neither an input nor somebody else's file is ever replaced. Results of an earlier prediction
-are known by a mark in their header (`fcn_jax.infer.draw.is_result`); they are replaced on request only, and are no inputs.
+No existing file is lost: neither an input nor a file of another program is ever replaced. Results
+of an earlier prediction carry a mark in their header (`fcn_jax.infer.draw.is_result`). They are
+replaced on request only, and are not taken as inputs.
 """
 
 from __future__ import annotations
@@ -47,19 +48,21 @@ def predict_files(
         checkpoint: a run (its best checkpoint), one of its checkpoints, or a converted model.
         images: files, folders (their images, not those of subfolders) or globs; see `find_images`.
         output: directory to write; made if missing.
-        overwrite: replace results of an earlier prediction. Inputs and other files are never replaced.
-        value_range: stored values that become 0 and 255 in images of more than 8 bits, see `fcn_jax.data.decode.read_image`; those
-            that the run was trained with (its `data.value_range`) if not given.
+        overwrite: replace results of an earlier prediction. Inputs and other files are never
+            replaced.
+        value_range: stored values that become 0 and 255 in images of more than 8 bits, see
+            `fcn_jax.data.decode.read_image`; those that the run was trained with (its
+            `data.value_range`) if not given.
         say: takes lines about what was left out or assumed.
 
     Returns:
-        Iterator that predicts: it gives the two files written for each image that can be read, in turn, and raises `DataError` at
-        the end, when all others are done, for images that are unreadable.
+        Iterator that predicts: it gives the two files written for each readable image, in order.
+        When all are done, it raises `DataError` that names the unreadable ones.
 
     Raises:
         DataError: there is nothing to segment, or two images would write the same file.
-        WriteError: a file to write is an input or somebody else's, or a result of an earlier prediction without `overwrite`; or
-            the folder cannot be written.
+        WriteError: a file to write is an input or somebody else's, or a result of an earlier
+            prediction without `overwrite`; or the folder cannot be written.
         CheckpointError: not a checkpoint.
     """
     found = find_images(images)
@@ -153,7 +156,7 @@ def _obstacles(targets: Sequence[Path], inputs: set[tuple[int, int]], overwrite:
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """Device and inode of a file: the same under every name, link and spelling. None if it cannot be looked at."""
+    """Device and inode of a file, the same under each of its names. None if it cannot be read."""
     try:
         status = path.stat()
     except OSError:
@@ -177,15 +180,16 @@ class Found:
 def find_images(patterns: Sequence[str]) -> Found:
     """The files that files, folders and globs mean.
 
-    Of folders and globs, files with an image's ending count that are not hidden; a named file counts whatever its ending. Masks and
-    overlays of an earlier prediction are set apart even where they are named, since a shell names them all for `photos/*`.
+    A folder or glob stands for its files that end as images do and are not hidden. A named file
+    counts whatever its ending. Masks and overlays of an earlier prediction are left out even where
+    they are named, because a shell expands `photos/*` to all names.
 
     Args:
-        patterns: what exists under the very name is a file or a folder; all else is a glob, `**` included.
+        patterns: the name of an existing file or folder, or else a glob, `**` included.
 
     Raises:
-        DataError: a pattern matches no image, all matches are results of an earlier prediction, or two images would write the same
-            file.
+        DataError: a pattern matches no image, all matches are results of an earlier prediction, or
+            two images would write the same file.
     """
     found: dict[tuple[Path, str], Path] = {}
     resolved: dict[Path, Path] = {}
@@ -199,7 +203,7 @@ def find_images(patterns: Sequence[str]) -> Found:
         if not matches:
             problems.append(_nothing_there(pattern))
         for path in matches:
-            # One entry for each name of a folder, however the folder is spelled. Symbolic links to files are names of their own.
+            # One entry per name, however its folder is spelled. A link to a file is another name.
             folder = resolved.get(path.parent) or resolved.setdefault(path.parent, path.parent.resolve())
             found.setdefault((folder, path.name), path)
     if problems:
@@ -221,7 +225,7 @@ def _matches(pattern: str) -> list[Path]:
         return sorted(entry for entry in path.iterdir() if _is_image_file(entry))
     if os.path.exists(path):
         return [path]
-    # Folders are taken at their very names as far as they exist, so that the brackets of "[2024] trip/*.jpg" are no glob.
+    # Leading folders that exist are literal: the brackets of "[2024] trip/*.jpg" do not match.
     base, parts = Path(path.anchor), list(path.parts[bool(path.anchor) :])
     while len(parts) > 1 and os.path.isdir(base / parts[0]):
         base /= parts.pop(0)
@@ -276,8 +280,8 @@ def _distinct(images: Sequence[Path]) -> list[Path]:
     """The images without further names of the same file that would write the same result.
 
     Raises:
-        DataError: different images would write the same file. Names that differ in case or in the spelling of accents count as one,
-            as they are one file on some file systems.
+        DataError: different images would write the same file. Names that differ in case or in the
+            spelling of accents count as one, as they are one file on some file systems.
     """
     writers: dict[str, Path] = {}
     kept, clashes = [], []

@@ -34,7 +34,9 @@ def colorize(mask: np.ndarray, classes: Classes) -> np.ndarray:
 
 
 def overlay(image: np.ndarray, mask: np.ndarray, classes: Classes, opacity: float = 0.55) -> np.ndarray:
-    """A mask over its image: class colors mixed in, outlines drawn; class 0 stays clear where it is drawn black (a background).
+    """A mask over its image: class colors mixed in, outlines drawn.
+
+    Class 0 stays clear where its color is black (a background).
 
     Args:
         image: u8[H,W,3], RGB.
@@ -58,7 +60,7 @@ def overlay(image: np.ndarray, mask: np.ndarray, classes: Classes, opacity: floa
 
 
 def panel(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, classes: Classes) -> np.ndarray:
-    """Image, truth and prediction side by side, over a legend of the classes that occur: u8[H + legend, 3 W, 3]."""
+    """Image, truth and prediction side by side, over a legend: u8[H + legend, 3 W, 3]."""
     row = np.concatenate([image, overlay(image, truth, classes), overlay(image, prediction, classes)], axis=1)
     return np.concatenate([row, _legend(np.union1d(truth, prediction), classes, row.shape[1])])
 
@@ -84,7 +86,7 @@ def _legend(labels: np.ndarray, classes: Classes, width: int) -> np.ndarray:
 
 
 def write_mask(path: Path, mask: np.ndarray, classes: Classes) -> None:
-    """Write a predicted mask as an indexed PNG whose palette index is the class; whole or not at all.
+    """Write a predicted mask as an indexed PNG, whole or not at all; the index is the class.
 
     Args:
         path: the file; missing folders are made.
@@ -103,7 +105,7 @@ def write_mask(path: Path, mask: np.ndarray, classes: Classes) -> None:
 
 
 def write_overlay(path: Path, picture: np.ndarray) -> None:
-    """Write an overlay u8[H,W,3] as a PNG that `is_result` recognizes; whole or not at all. Raises as `write_mask` does."""
+    """Write an overlay u8[H,W,3] as a PNG that `is_result` recognizes. Raises as `write_mask`."""
     _write_png(path, Image.fromarray(picture), RESULT)
 
 
@@ -121,9 +123,10 @@ def _write_png(path: Path, picture: Image.Image, software: str | None = None) ->
 
 
 def is_result(path: Path) -> bool:
-    """Whether a file is a mask or an overlay that `predict` wrote: its header holds the PNG text `Software: fcn_jax predict`.
+    """Whether a file is a mask or an overlay that `predict` wrote.
 
-    Only the header is read. What is no regular file, or cannot be read, is no result.
+    The mark is the PNG text `Software: fcn_jax predict`. Only the header is read. Anything that is
+    not a readable regular file is not a result.
     """
     if not os.path.isfile(path):  # a pipe would wait for its writer
         return False

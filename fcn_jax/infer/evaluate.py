@@ -29,7 +29,7 @@ class Evaluation:
         images: number of images in it; all count.
         classes: names and colors.
         scores: over all pixels of the split that are not void.
-        notes: lines about what was assumed, and about what makes the scores say less than they seem to.
+        notes: lines about what was assumed, and about what the scores do not show.
     """
 
     checkpoint: Path
@@ -49,7 +49,7 @@ class Evaluation:
 def evaluate_checkpoint(
     path: str | Path, *, dataset: str | None = None, data: str | Path | None = None, split: str | None = None
 ) -> Evaluation:
-    """Score a run or checkpoint: one confusion matrix over the whole split, whole images at their own size.
+    """Score a run or checkpoint on a whole split, with whole images at their own size.
 
     Args:
         path: a run (its best checkpoint), one of its checkpoints, or a converted model.
@@ -110,9 +110,10 @@ def _recipe_of(directory: Path) -> Any:
 def _recorded_root(recorded: str, directory: Path) -> tuple[Path, list[str]]:
     """The folder of the data set that a run recorded, and notes on how it was found.
 
-    A relative one was given from the folder in which training started, which older runs do not record. It is looked for in the
-    current folder, then where `runs/NAME`, the default, lies, then in the folders around the run from the nearest on. All but
-    the current folder's, where no other has one, is an assumption, and said.
+    A relative one was given from the folder in which training started, which older runs do not
+    record. It is looked for in the current folder, then where `runs/NAME`, the default, lies, then
+    in the folders around the run from the nearest on. A note says which was read, unless the
+    current folder is the only one that has it.
     """
     root = Path(recorded)
     run = directory.absolute().parent.parent
@@ -137,7 +138,9 @@ def _recorded_root(recorded: str, directory: Path) -> tuple[Path, list[str]]:
 
 
 def _compare_classes(directory: Path, classes: Classes, dataset: str) -> list[str]:
-    """Notes on names of classes that differ between a checkpoint and a data set. Converted weights have no names.
+    """Notes on class names that differ between a checkpoint and a data set.
+
+    Converted weights have no names.
 
     Raises:
         CheckpointError: the two differ in the number of classes, or a name has another label.

@@ -59,13 +59,16 @@ class ConfusionMatrix:
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """Scores of a whole set; Long et al. 2015, section 5. All are 0 to 1, and NaN where no pixel counts.
+    """Scores of a whole set; Long et al. 2015, section 5.
+
+    All are 0 to 1, and NaN where no pixel counts.
 
     Attributes:
         miou: mean of `iou` over the classes that occur in the truth or the prediction.
         iou: f64[K], intersection over union; NaN for a class that occurs in neither.
         pixel_accuracy: share of pixels that are right.
-        class_accuracy: mean over the classes in the truth of the share of their pixels that are right.
+        class_accuracy: mean over the classes in the truth of the share of their pixels that are
+            right.
         fwiou: mean of `iou` weighted by the classes' true pixels.
         pixels: i64[K], true pixels of each class.
         void: pixels of the truth that do not count.
@@ -85,7 +88,11 @@ class Scores:
         return int(np.count_nonzero(~np.isnan(self.iou)))
 
     def summary(self) -> str:
-        """The two main figures and what they rest on: "mIoU 0.5834 (9 of 11 classes), pixel accuracy 0.9062"."""
+        """The main figures and the number of classes that they rest on, in one line.
+
+        Returns:
+            Such as "mIoU 0.5834 (9 of 11 classes), pixel accuracy 0.9062".
+        """
         if not self.pixels.any():
             return "mIoU - (no labeled pixel)"
         classes, scored = len(self.iou), self.classes_scored
@@ -93,13 +100,14 @@ class Scores:
         return f"mIoU {self.miou:.4f} ({basis}), pixel accuracy {self.pixel_accuracy:.4f}"
 
     def notes(self, classes: Classes) -> tuple[str, ...]:
-        """One line for each thing that makes the scores say less than they seem to.
+        """One line for each thing that the scores do not show.
 
         Args:
             classes: names of the K classes.
 
         Returns:
-            Lines about a set without labeled pixels or with few, a mean over one class, and classes without a true pixel.
+            Lines about a set without labeled pixels or with few, a mean over one class, and classes
+            without a true pixel.
         """
         if not self.pixels.any():
             reason = f"no pixel has a class: all {self.void} are void" if self.void else "there is no pixel"
@@ -122,14 +130,15 @@ class Scores:
         return tuple(lines)
 
     def to_dict(self, classes: Classes) -> dict[str, Any]:
-        """JSON-able, with None for what is not defined.
+        """JSON-able, with None for undefined figures.
 
         Args:
             classes: names of the K classes.
 
         Returns:
-            The four figures; `iou` by class name; `classes_scored`, the number of classes that `miou` is the mean over, of
-            `classes`; `absent`, the names of classes without a true pixel; `void_share`, the share of pixels that do not count.
+            The four figures; `iou` by class name; `classes_scored`, the number of classes that
+            `miou` is the mean over, of `classes`; `absent`, the names of classes without a true
+            pixel; `void_share`, the share of pixels that do not count.
         """
         figures = {name: _defined(getattr(self, name)) for name in ("miou", "pixel_accuracy", "class_accuracy", "fwiou")}
         return {

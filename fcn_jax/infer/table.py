@@ -8,7 +8,10 @@ from fcn_jax.infer.evaluate import Evaluation
 
 
 def scores_table(evaluation: Evaluation) -> str:
-    """Per-class IoU with each class's share of the labeled pixels, then the four figures, then notes. "-" is not defined."""
+    """The IoU and the share of labeled pixels of each class, then the four figures, then notes.
+
+    "-" stands for an undefined figure.
+    """
     scores, names = evaluation.scores, evaluation.classes.names
     width = max(len("pixel accuracy"), *(len(name) for name in names))
     total = max(int(scores.pixels.sum()), 1)

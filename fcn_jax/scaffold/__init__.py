@@ -1,4 +1,4 @@
-"""`fcn-jax plugins new`: writes a distribution with one plugin in it, which passes its own tests as it stands.
+"""`fcn-jax plugins new`: writes a distribution with one plugin in it, which passes its own tests.
 
 The templates are real code, linted and type-checked with the rest. In them `yourname` stands for the plugin's name, in every spelling
 that code needs, and `yourkind` for "backbone", "head" or "dataset". Any name will do: a class has a word of its own after it

@@ -1,4 +1,4 @@
-"""The report as one self-contained HTML page: verdict, error by layer as a plot, predictions, every number."""
+"""The report as one self-contained HTML page: verdict, plotted errors, predictions, numbers."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def write(report: Report, path: str | Path) -> None:
 
     Raises:
         ConfigError: another suffix, or matplotlib is not installed.
-        WriteError: the file cannot be written, or there is a file that is no such report.
+        WriteError: the file cannot be written, or an existing file is not such a report.
     """
     path = Path(path)
     check_path(path)
@@ -67,7 +67,8 @@ def check_path(path: Path) -> None:
 
     Raises:
         ConfigError: the name ends otherwise, or what a page needs is not installed.
-        WriteError: there is a folder or a file that is no such report, or the folder around it cannot be written to.
+        WriteError: there is a folder, or a file that is not such a report, or the folder around it
+            cannot be written to.
     """
     if path.suffix not in SUFFIXES:
         raise ConfigError(f"{path}: a report ends in {' or '.join(SUFFIXES)}")
