@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -81,6 +82,16 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("checkpoint", metavar="RUN|CHECKPOINT", help="a run (its best checkpoint) or one checkpoint")
     predict.add_argument("images", metavar="IMAGE", nargs="+", help="files, folders or globs")
     predict.add_argument("-o", "--output", metavar="DIR", type=Path, default=Path("predictions"), help="default: predictions")
+    predict.add_argument(
+        "--overwrite", action="store_true", help="replace results of an earlier prediction; other files are never replaced"
+    )
+    predict.add_argument(
+        "--value-range",
+        metavar=("LOW", "HIGH"),
+        type=float,
+        nargs=2,
+        help="stored values that mean black and white in images of more than 8 bits (default: as in training)",
+    )
 
     convert = command(
         "convert", _convert, "Convert PyTorch weights to a checkpoint or, with --to-torch, a checkpoint to PyTorch."
@@ -232,16 +243,41 @@ def _eval(args: argparse.Namespace) -> int:
     from fcn_jax.infer.table import scores_table
 
     outcome = evaluate_checkpoint(args.checkpoint, dataset=args.dataset, data=args.data, split=args.split)
-    print(json_text.dumps(outcome.to_dict()) if args.json else scores_table(outcome))
+    if args.json:
+        for note in outcome.notes:
+            print(f"note: {note}", file=sys.stderr)
+        _print(json_text.dumps(outcome.to_dict()))
+    else:
+        _print(scores_table(outcome))
     return 0
 
 
 def _predict(args: argparse.Namespace) -> int:
     from fcn_jax.infer.batch import predict_files
 
-    for mask, overlay in predict_files(args.checkpoint, args.images, args.output):
-        print(f"{mask} {overlay}")
+    low, high = args.value_range or (0.0, 1.0)
+    if not -math.inf < low < high < math.inf:
+        raise ConfigError(f"--value-range {low:g} {high:g}: give two finite numbers, the smaller one first")
+    value_range = (low, high) if args.value_range else None
+    for mask, overlay in predict_files(
+        args.checkpoint,
+        args.images,
+        args.output,
+        overwrite=args.overwrite,
+        value_range=value_range,
+        say=lambda line: print(f"note: {line}", file=sys.stderr),
+    ):
+        _print(f"{mask} {overlay}")
     return 0
+
+
+def _print(text: str) -> None:
+    """Print to standard output, with escapes for letters that its encoding lacks. A reader that has gone ends no command."""
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _convert(args: argparse.Namespace) -> int:

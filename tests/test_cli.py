@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -109,6 +110,118 @@ def test_predict_writes_masks_of_the_images_own_size(run: Path, data: Path, tmp_
         assert np.asarray(mask).max() < 7
     with Image.open(out / "odd_overlay.png") as overlay:
         assert overlay.size == (71, 53)
+
+
+def test_predict_keeps_photographs_and_replaces_results_on_request(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], fails: Fails
+) -> None:
+    folder = tmp_path / "ph"
+    folder.mkdir()
+    for number in range(2):
+        Image.fromarray(np.full((24, 40, 3), 90 + number, np.uint8)).save(folder / f"photo{number}.png")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    line = fails("predict", run, folder, "-o", folder, "--overwrite")
+    assert f"2 inputs would be replaced by results: {folder / 'photo0.png'}, {folder / 'photo1.png'}" in line
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+    for path in sorted(folder.iterdir()):
+        Image.open(path).save(path.with_suffix(".bmp"))
+        path.unlink()
+    assert cli.main(["predict", str(run), str(folder), "-o", str(folder)]) == 0
+    written = capsys.readouterr().out
+    assert written.splitlines() == [f"{folder}/photo{n}.png {folder}/photo{n}_overlay.png" for n in range(2)]
+    assert "4 results of an earlier prediction exist" in fails("predict", run, folder, "-o", folder)
+    assert cli.main(["predict", str(run), str(folder), "-o", str(folder), "--overwrite"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == written
+    assert "note: left out 4 results of an earlier prediction" in captured.err.splitlines()
+
+
+@pytest.mark.parametrize("values", [("5", "5"), ("9", "1"), ("0", "inf"), ("nan", "1")])
+def test_a_range_of_values_that_is_none_is_refused(fails: Fails, values: tuple[str, str]) -> None:
+    assert "give two finite numbers, the smaller one first" in fails("predict", "run", "a.png", "--value-range", *values)
+
+
+def test_names_that_the_terminal_cannot_show_are_escaped(run: Path, tmp_path: Path) -> None:
+    """A file whose name is Latin-1 on a disk of UTF-8 names, and a terminal of ASCII."""
+    Image.fromarray(np.full((24, 40, 3), 90, np.uint8)).save(tmp_path / "plain.png")
+    os.rename(tmp_path / "plain.png", os.fsencode(tmp_path) + b"/caf\xe9.png")
+    words = [sys.executable, "-m", "fcn_jax.cli", "predict", str(run), str(tmp_path), "-o", str(tmp_path / "out")]
+    environment = {**scenes.environment(), "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"{tmp_path}/out/caf\\udce9.png {tmp_path}/out/caf\\udce9_overlay.png\n"
+    assert sorted(os.listdir(os.fsencode(tmp_path / "out"))) == [b"caf\xe9.png", b"caf\xe9_overlay.png"]
+
+
+def test_predict_goes_on_when_nobody_reads_its_output(run: Path, tmp_path: Path) -> None:
+    for name in "abc":
+        Image.fromarray(np.full((24, 40, 3), 90, np.uint8)).save(tmp_path / f"{name}.bmp")
+    words = [sys.executable, "-m", "fcn_jax.cli", "predict", str(run), str(tmp_path), "-o", str(tmp_path / "out")]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(words, stdout=writer, stderr=subprocess.PIPE, text=True, env=scenes.environment(), check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(os.listdir(tmp_path / "out")) == 6
+
+
+def test_eval_json_is_one_object_and_notes_go_to_stderr(
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], fails: Fails
+) -> None:
+    root = tmp_path / "void"
+    shutil.copytree(data, root)
+    for mask in (root / "masks" / "val").iterdir():
+        Image.fromarray(np.full((64, 64), 255, np.uint8)).save(mask)
+    assert cli.main(["eval", str(run), "--data", str(root), "--json"]) == 0
+    captured = capsys.readouterr()
+
+    def refused(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    outcome = json.loads(captured.out, parse_constant=refused)
+    assert (outcome["miou"], outcome["classes_scored"], outcome["classes"]) == (None, 0, 7)
+    assert outcome["notes"] == [f"no pixel has a class: all {3 * 64 * 64} are void, so there are no scores"]
+    assert captured.err.splitlines()[-1] == f"note: {outcome['notes'][0]}"
+    assert "Available" in fails("eval", run, "--split", "vel")
+    assert "Did you mean 'folder'" in fails("eval", run, "--dataset", "foldr")
+    assert "--data" in fails("eval", run, "--dataset", "camvid")
+
+
+def test_eval_finds_data_that_were_recorded_relative(
+    run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["eval", str(run), "--json"]) == 0
+    expected = json.loads(capsys.readouterr().out)["miou"]
+    shutil.copytree(data, tmp_path / "project" / "data")
+    moved = tmp_path / "project" / "runs" / "tiny"
+    shutil.copytree(run, moved)
+    config = json.loads((moved / "config.json").read_text())
+    config["data"]["root"] = "data"
+    (moved / "config.json").write_text(json.dumps(config))
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["eval", str(moved), "--json"]) == 0
+    outcome = json.loads(capsys.readouterr().out)
+    assert outcome["miou"] == expected
+    assert f"recorded its data as 'data', a relative path; read from {tmp_path / 'project' / 'data'} " in outcome["notes"][0]
+
+
+def test_convert_checks_what_it_will_write_first(tmp_path: Path, fails: Fails) -> None:
+    (tmp_path / "mine").write_bytes(b"mine")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("empty")
+    (tmp_path / "dangling.pth").symlink_to("nowhere")
+    for output, reason in (
+        ("mine", "exists"),
+        ("mine/new", "no folder that can be written to"),
+        ("link", "symbolic link to empty"),
+    ):
+        # There are no such weights, which would be the complaint of a later check.
+        assert reason in fails("convert", tmp_path / "none.pth", "--model", "resnet18", "-o", tmp_path / output)
+    assert "exists" in fails("convert", tmp_path / "none", "--to-torch", "-o", tmp_path / "dangling.pth")
+    assert "no folder that can be" in fails("convert", tmp_path / "none", "--to-torch", "-o", tmp_path / "mine" / "new.pth")
+    assert (tmp_path / "mine").read_bytes() == b"mine"
+    assert sorted(os.listdir(tmp_path)) == ["dangling.pth", "empty", "link", "mine"]
 
 
 def test_convert_makes_a_checkpoint_that_predicts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -392,6 +505,7 @@ def test_verify_says_equal_writes_the_reports_and_exits_with_0(tiny_plugin, tmp_
     assert "logits at 32x40" in output
     assert json.loads(reports[0].read_text())["verdict"] == "equal"
     assert reports[1].read_text().startswith("<!doctype html>")
+    assert cli.main([*args, "--report", str(reports[0])]) == 0, "a report of ours is replaced"
 
 
 def test_verify_exits_with_1_where_a_layer_is_wrong(tiny_plugin, monkeypatch, capsys):
@@ -439,6 +553,17 @@ def test_a_report_that_cannot_be_written_is_refused_before_the_work(tiny_plugin,
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     assert cli.main(["verify", "--model", "tiny", "--report", str(tmp_path / "new" / "r.json")]) == 2
     assert f"({tmp_path} is no folder that can be written to)" in capsys.readouterr().err
+
+
+def test_a_report_replaces_no_file_of_somebody_else(tiny_plugin, tmp_path, capsys):
+    pytest.importorskip("torch")
+    files = {"notes.html": "<!doctype html><title>notes</title>", "table.json": '{"verdict": "mine"}', "empty.json": ""}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+        assert cli.main(["verify", "--model", "tiny", "--report", str(tmp_path / name)]) == 2
+        complaint = f"{tmp_path / name}: exists and is not a report of fcn-jax verify, so it is not replaced; name another file"
+        assert complaint in capsys.readouterr().err
+        assert (tmp_path / name).read_text() == text
 
 
 def test_verify_exits_with_2_where_a_module_breaks_down(tiny_plugin, monkeypatch, capsys):

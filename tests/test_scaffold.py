@@ -238,6 +238,19 @@ def test_a_folder_that_exists_is_left_as_it_is(tmp_path: Path, capsys: pytest.Ca
     assert files(tmp_path) == {"mine/notes"}
 
 
+@pytest.mark.parametrize("output", [".", "..", "/", "file/new", "dangling"])
+def test_a_place_where_no_folder_can_be_made_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], output: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    assert cli.main(["plugins", "new", "whale", "-o", output]) == 2
+    assert f"{output}: cannot be written (" in capsys.readouterr().err
+    assert files(tmp_path) == {"file"}
+    assert not (tmp_path / "nowhere").exists()
+
+
 def test_nothing_is_left_of_a_distribution_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written = []
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from flax import nnx
 
-from fcn_jax import checkpoint
+from fcn_jax import checkpoint, destination
 from fcn_jax.convert import files
 from fcn_jax.convert.engine import export_from, load_into
 from fcn_jax.convert.gaps import draw_gaps
@@ -39,7 +40,9 @@ def convert_file(
         ConfigError: `model` names neither a model nor a backbone.
         WeightsError: the file cannot be read or fetched, or does not fit.
         CheckpointError: `output` is not empty.
+        WriteError: `output` cannot be written.
     """
+    destination.check_new(output)
     checkpoint.require_empty(output)
     if Path(source).is_dir():
         raise WeightsError(f"{source}: a directory; weights to convert are a file (--to-torch takes a run or checkpoint)")
@@ -103,8 +106,9 @@ def export_file(source: str | Path, output: Path, *, names: str = "torchvision")
         WriteError: `output` cannot be written.
     """
     files.require_suffix(output)
-    if output.exists():
+    if os.path.lexists(output):
         raise WeightsError(f"{output}: exists; name another file")
+    destination.check_new(output)
     directory = checkpoint.find(source)
     spec = checkpoint.read_spec(directory)
     module = nnx.eval_shape(lambda: _build(spec.model, nnx.Rngs(0)))

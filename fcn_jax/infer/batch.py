@@ -1,77 +1,308 @@
-"""Segment files: images in, masks and overlays out."""
+"""Segment files: images in, masks and overlays out.
+
+No existing file is lost: neither an input nor a file of another program is ever replaced. Results
+of an earlier prediction carry a mark in their header (`fcn_jax.infer.draw.is_result`). They are
+replaced on request only, and are not taken as inputs.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 import glob
-from collections.abc import Iterator, Sequence
+import json
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import jax
+
+from fcn_jax import checkpoint as checkpoints
+from fcn_jax import destination
 from fcn_jax.data.decode import read_image
-from fcn_jax.errors import DataError, listing
+from fcn_jax.data.directory import IMAGE_SUFFIXES
+from fcn_jax.errors import DataError, WriteError, listing
 from fcn_jax.infer import draw
+from fcn_jax.infer.evaluate import run_config
 from fcn_jax.infer.predictor import Predictor
+from fcn_jax.text_file import read_text
 
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
-
-def predict_files(checkpoint: str | Path, images: Sequence[str], output: Path) -> Iterator[tuple[Path, Path]]:
+def predict_files(
+    checkpoint: str | Path,
+    images: Sequence[str],
+    output: Path,
+    *,
+    overwrite: bool = False,
+    value_range: tuple[float, float] | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Iterator[tuple[Path, Path]]:
     """Segment images, each to `STEM.png` (indexed, of the image's own size) and `STEM_overlay.png`.
+
+    All paths are checked at once, before the checkpoint is read and before anything is written.
 
     Args:
         checkpoint: a run (its best checkpoint), one of its checkpoints, or a converted model.
-        images: files, folders (their images, not those of subfolders) or globs.
+        images: files, folders (their images, not those of subfolders) or globs; see `find_images`.
         output: directory to write; made if missing.
+        overwrite: replace results of an earlier prediction. Inputs and other files are never
+            replaced.
+        value_range: stored values that become 0 and 255 in images of more than 8 bits, see
+            `fcn_jax.data.decode.read_image`; those that the run was trained with (its
+            `data.value_range`) if not given.
+        say: takes lines about what was left out or assumed.
 
-    Yields:
-        The two files written, for each image that can be read, in turn.
+    Returns:
+        Iterator that predicts: it gives the two files written for each readable image, in order.
+        When all are done, it raises `DataError` that names the unreadable ones.
 
     Raises:
-        DataError: nothing matches, or two images would write the same file; and at the end, when all others are done, for images that
-            are unreadable.
+        DataError: there is nothing to segment, or two images would write the same file.
+        WriteError: a file to write is an input or somebody else's, or a result of an earlier
+            prediction without `overwrite`; or the folder cannot be written.
         CheckpointError: not a checkpoint.
     """
-    files = find_images(images)
-    predictor = Predictor.from_checkpoint(checkpoint)
+    found = find_images(images)
+    if found.results:
+        say(f"left out {_count(len(found.results), 'result')} of an earlier prediction")
+    inputs = {identity for path in found.images if (identity := _identity(path))}
+    targets = {path: (output / f"{path.stem}.png", output / f"{path.stem}_overlay.png") for path in found.images}
+    destination.check_folder(output)
+    if problems := _obstacles([path for pair in targets.values() for path in pair], inputs, overwrite):
+        raise WriteError(f"nothing was written: {problems}")
+    directory = checkpoints.find(checkpoint)
+    predictor = Predictor.from_checkpoint(directory)
+    return _predict_each(predictor, targets, inputs, overwrite, value_range or _recorded_range(directory, say))
+
+
+def _predict_each(
+    predictor: Predictor,
+    targets: dict[Path, tuple[Path, Path]],
+    inputs: set[tuple[int, int]],
+    overwrite: bool,
+    value_range: tuple[float, float] | None,
+) -> Iterator[tuple[Path, Path]]:
+    reading: dict[str, Any] = {} if value_range is None else {"value_range": value_range}
     faults = []
-    for file in files:
+    for file, (mask_path, overlay_path) in targets.items():
         try:
-            image = read_image(file)
+            image = read_image(file, **reading)
+            mask = predictor(image)
+            overlay = draw.overlay(image, mask, predictor.classes)
         except DataError as fault:
             faults.append(str(fault))
             continue
-        mask = predictor(image)
-        paths = output / f"{file.stem}.png", output / f"{file.stem}_overlay.png"
-        draw.write_mask(paths[0], mask, predictor.classes)
-        draw.write_image(paths[1], draw.overlay(image, mask, predictor.classes))
-        yield paths
+        except (MemoryError, jax.errors.JaxRuntimeError) as error:
+            reason = (str(error).splitlines() or ["no memory is left"])[0]
+            faults.append(f"{file}: cannot be segmented, the image may be too large for the memory ({reason[:160]})")
+            continue
+        if problems := _obstacles([mask_path, overlay_path], inputs, overwrite):  # somebody has written there meanwhile
+            raise WriteError(f"stopped before {mask_path}, earlier results are whole: {problems}")
+        draw.write_mask(mask_path, mask, predictor.classes)
+        draw.write_overlay(overlay_path, overlay)
+        yield mask_path, overlay_path
     if faults:
-        raise DataError(f"{len(faults)} of {len(files)} images left out: {listing(faults)}")
+        raise DataError(f"{len(faults)} of {len(targets)} images left out: {listing(faults)}")
 
 
-def find_images(patterns: Sequence[str]) -> list[Path]:
-    """The files that files, folders and globs mean, in order, without repeats.
+def _recorded_range(directory: Path, say: Callable[[str], None]) -> tuple[float, float] | None:
+    """The `data.value_range` of the run that a checkpoint lies in, or None."""
+    path = run_config(directory)
+    if path is None:
+        return None
+    try:
+        low, high = json.loads(read_text(path))["data"]["value_range"]
+        return float(low), float(high)
+    except (KeyError, TypeError):  # an older run, or one without a range
+        return None
+    except (OSError, ValueError) as error:
+        say(f"{path}: not readable ({error}), so a data.value_range of the run is not known; --value-range sets it")
+        return None
+
+
+def _obstacles(targets: Sequence[Path], inputs: set[tuple[int, int]], overwrite: bool) -> str:
+    """Why files must not be written, all of them together; "" if they may be."""
+    replaced, foreign, results, long = [], [], [], []
+    for path in targets:
+        if destination.is_too_long(path.name):
+            long.append(str(path))
+        elif not os.path.lexists(path):
+            continue
+        elif _identity(path) in inputs:
+            replaced.append(str(path))
+        elif os.path.islink(path) or not draw.is_result(path):
+            foreign.append(str(path))
+        elif not overwrite:
+            results.append(str(path))
+    problems = []
+    if replaced:
+        problems.append(f"{_count(len(replaced), 'input')} would be replaced by results: {listing(replaced)}")
+    if foreign:
+        problems.append(
+            f"{_count(len(foreign), 'file')} would be replaced that fcn-jax predict did not write: {listing(foreign)}"
+        )
+    if replaced or foreign:
+        problems.append("write to another folder with -o DIR")
+    if results:
+        only = ", and nothing else" if problems else ""
+        exist = f"{_count(len(results), 'result')} of an earlier prediction {'exist' if len(results) > 1 else 'exists'}"
+        problems.append(f"{exist}: {listing(results)}; --overwrite replaces results{only or ', -o DIR writes to another folder'}")
+    if long:
+        problems.append(f"{_count(len(long), 'name')} would be too long: {listing(long)}; rename the images")
+    return "; ".join(problems)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Device and inode of a file, the same under each of its names. None if it cannot be read."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What files, folders and globs mean.
+
+    Attributes:
+        images: the files to segment, in order, without repeats.
+        results: masks and overlays of an earlier prediction that lie among them.
+    """
+
+    images: list[Path]
+    results: list[Path]
+
+
+def find_images(patterns: Sequence[str]) -> Found:
+    """The files that files, folders and globs mean.
+
+    A folder or glob stands for its files that end as images do and are not hidden. A named file
+    counts whatever its ending. Masks and overlays of an earlier prediction are left out even where
+    they are named, because a shell expands `photos/*` to all names.
+
+    Args:
+        patterns: the name of an existing file or folder, or else a glob, `**` included.
 
     Raises:
-        DataError: a pattern matches no image, or two images have the same stem, so that one result would overwrite the other.
+        DataError: a pattern matches no image, all matches are results of an earlier prediction, or
+            two images would write the same file.
     """
-    found: dict[Path, None] = {}
+    found: dict[tuple[Path, str], Path] = {}
+    resolved: dict[Path, Path] = {}
+    problems = []
     for pattern in patterns:
-        path = Path(pattern)
-        if path.is_dir():
-            matches = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-        elif path.exists():
-            matches = [path]
-        else:
-            matches = sorted(p for p in map(Path, glob.glob(pattern, recursive=True)) if p.suffix.lower() in IMAGE_SUFFIXES)
+        try:
+            matches = _matches(pattern)
+        except OSError as error:
+            problems.append(f"{pattern}: cannot be read ({error.strerror or error})")
+            continue
         if not matches:
-            what = "holds no images" if path.is_dir() else "no such image"
-            raise DataError(f"{pattern}: {what}; known are {', '.join(IMAGE_SUFFIXES)}")
-        found.update(dict.fromkeys(matches))
-    outputs: dict[str, Path] = {}
-    for file in found:
-        for name in (file.stem, f"{file.stem}_overlay"):
-            if outputs.setdefault(name, file) != file:
-                raise DataError(
-                    f"{outputs[name]} and {file} would both write {name}.png; predict them to different folders with -o"
-                )
-    return list(found)
+            problems.append(_nothing_there(pattern))
+        for path in matches:
+            # One entry per name, however its folder is spelled. A link to a file is another name.
+            folder = resolved.get(path.parent) or resolved.setdefault(path.parent, path.parent.resolve())
+            found.setdefault((folder, path.name), path)
+    if problems:
+        raise DataError("; ".join(problems))
+    results = [path for path in found.values() if draw.is_result(path)]
+    left = set(results)
+    images = [path for path in found.values() if path not in left]
+    if not images:
+        raise DataError(
+            f"nothing to segment: {_count(len(results), 'file')} found, all of them results of fcn-jax predict: "
+            f"{listing(map(str, results))}"
+        )
+    return Found(_distinct(images), results)
+
+
+def _matches(pattern: str) -> list[Path]:
+    path = Path(pattern)
+    if os.path.isdir(path):
+        return sorted(entry for entry in path.iterdir() if _is_image_file(entry))
+    if os.path.exists(path):
+        return [path]
+    # Leading folders that exist are literal: the brackets of "[2024] trip/*.jpg" do not match.
+    base, parts = Path(path.anchor), list(path.parts[bool(path.anchor) :])
+    while len(parts) > 1 and os.path.isdir(base / parts[0]):
+        base /= parts.pop(0)
+    relative = glob.glob(os.path.join(*parts), root_dir=base, recursive=True) if parts else []
+    return sorted(entry for entry in (base / name for name in relative) if _is_image_file(entry))
+
+
+def _is_image_file(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and os.path.isfile(path)
+
+
+def _nothing_there(pattern: str) -> str:
+    """Why a pattern means no image."""
+    path = Path(pattern)
+    known = f"known endings are {', '.join(IMAGE_SUFFIXES)}"
+    if os.path.isdir(path):
+        kinds = _contents(path)
+        if not kinds:
+            return f"{pattern}: the folder is empty"
+        held = listing(_count(number, kind) for kind, number in sorted(kinds.items(), key=lambda item: (-item[1], item[0])))
+        deeper = f"; its folders are searched by a glob: '{path / '**' / '*'}'" if "folder" in kinds else ""
+        return f"{pattern}: holds no images but {held}; {known}{deeper}"
+    if os.path.islink(path):
+        return f"{pattern}: is a symbolic link to {os.readlink(path)}, which does not exist"
+    if glob.has_magic(pattern):
+        return f"{pattern}: matches no image; {known}"
+    if not os.path.isdir(path.parent):
+        return f"{pattern}: no such image; there is no folder {path.parent}"
+    try:
+        near = difflib.get_close_matches(path.name, os.listdir(path.parent), n=1, cutoff=0.7)
+    except OSError:
+        near = []
+    return f"{pattern}: no such image" + (f"; did you mean '{path.parent / near[0]}'?" if near else "")
+
+
+def _contents(folder: Path) -> Counter[str]:
+    """How many files of which ending, and how many folders, a folder holds, without hidden ones."""
+    return Counter(
+        "folder" if os.path.isdir(entry) else f"{entry.suffix.lower()} file" if entry.suffix else "file without ending"
+        for entry in folder.iterdir()
+        if not entry.name.startswith(".")
+    )
+
+
+def _count(number: int, noun: str) -> str:
+    if number == 1:
+        return f"1 {noun}"
+    return f"{number} {noun.replace('file', 'files', 1) if noun.startswith('file') else noun + 's'}"
+
+
+def _distinct(images: Sequence[Path]) -> list[Path]:
+    """The images without further names of the same file that would write the same result.
+
+    Raises:
+        DataError: different images would write the same file. Names that differ in case or in the
+            spelling of accents count as one, as they are one file on some file systems.
+    """
+    writers: dict[str, Path] = {}
+    kept, clashes = [], []
+    for image in images:
+        stem = _folded(image.stem)
+        names = stem, f"{stem}_overlay"
+        others = [writers[name] for name in names if name in writers]
+        if any(_folded(other.stem) == stem and _identity(other) == _identity(image) for other in others):
+            continue
+        if others:
+            clashes.append(f"{others[0]} and {image}")
+            continue
+        writers.update(dict.fromkeys(names, image))
+        kept.append(image)
+    if clashes:
+        raise DataError(
+            f"{_count(len(clashes), 'pair')} of images would write the same file: {listing(clashes)}; rename one of each pair, or predict "
+            "them to different folders with -o"
+        )
+    return kept
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()

@@ -10,9 +10,11 @@ _log = logging.getLogger(__name__)
 class Buckets:
     """Array sizes in use, opened as images need them.
 
-    The first is the first image's own size: data of one size waste nothing. Later ones are rounded up, and an image goes into an open one
-    that is not much too large. Once there are `most`, any that holds the image will do, and where none does, one is opened that is half as
-    high and wide again as all before: so the number grows with the logarithm of the largest image, not with the number of sizes.
+    The first is the first image's own size: data of one size waste nothing. Later ones are rounded
+    up, and an image goes into an open one that is not much too large. Once there are `most`, any
+    that holds the image will do, and where none does, one is opened that is half as high and wide
+    again as all before: so the number grows with the logarithm of the largest image, not with the
+    number of sizes.
     """
 
     def __init__(self, most: int = 4, step: int = 64, waste: float = 1.6) -> None:
@@ -20,8 +22,10 @@ class Buckets:
 
         Args:
             most: how many are opened for a good fit.
-            step: height and width are rounded up to multiples of it, in pixels; two strides of the network's deepest feature at least.
-            waste: largest ratio of the array's area to the image's that counts as a good fit, above 1.
+            step: height and width are rounded up to multiples of it, in pixels; two strides of the
+                network's deepest feature at least.
+            waste: largest ratio of the array's area to the image's that counts as a good fit, above
+                1.
         """
         self.most, self.step, self.waste = most, step, waste
         self.sizes: list[tuple[int, int]] = []

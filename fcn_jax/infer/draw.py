@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, PngImagePlugin
 
 from fcn_jax.api import IGNORE_INDEX, Classes
 from fcn_jax.atomic import replacing
 from fcn_jax.palette import voc_palette
+
+RESULT = "fcn_jax predict"
+"""The PNG text `Software` of masks and overlays."""
 
 _VOID = (224, 224, 192)
 """VOC's color of its void label."""
@@ -30,7 +34,9 @@ def colorize(mask: np.ndarray, classes: Classes) -> np.ndarray:
 
 
 def overlay(image: np.ndarray, mask: np.ndarray, classes: Classes, opacity: float = 0.55) -> np.ndarray:
-    """A mask over its image: class colors mixed in, outlines drawn; class 0 stays clear where it is drawn black (a background).
+    """A mask over its image: class colors mixed in, outlines drawn.
+
+    Class 0 stays clear where its color is black (a background).
 
     Args:
         image: u8[H,W,3], RGB.
@@ -54,7 +60,7 @@ def overlay(image: np.ndarray, mask: np.ndarray, classes: Classes, opacity: floa
 
 
 def panel(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, classes: Classes) -> np.ndarray:
-    """Image, truth and prediction side by side, over a legend of the classes that occur: u8[H + legend, 3 W, 3]."""
+    """Image, truth and prediction side by side, over a legend: u8[H + legend, 3 W, 3]."""
     row = np.concatenate([image, overlay(image, truth, classes), overlay(image, prediction, classes)], axis=1)
     return np.concatenate([row, _legend(np.union1d(truth, prediction), classes, row.shape[1])])
 
@@ -80,23 +86,56 @@ def _legend(labels: np.ndarray, classes: Classes, width: int) -> np.ndarray:
 
 
 def write_mask(path: Path, mask: np.ndarray, classes: Classes) -> None:
-    """Write a mask u8[H,W] as an indexed PNG whose palette index is the class; whole or not at all."""
+    """Write a predicted mask as an indexed PNG, whole or not at all; the index is the class.
+
+    Args:
+        path: the file; missing folders are made.
+        mask: u8[H,W].
+        classes: names and colors.
+
+    Raises:
+        WriteError: the file cannot be written.
+    """
     picture = Image.fromarray(mask)
     colors = np.zeros((256, 3), np.uint8)
     colors[: len(classes)] = classes.palette
     colors[IGNORE_INDEX] = _VOID
     picture.putpalette(colors.tobytes())
-    _write_png(path, picture)
+    _write_png(path, picture, RESULT)
+
+
+def write_overlay(path: Path, picture: np.ndarray) -> None:
+    """Write an overlay u8[H,W,3] as a PNG that `is_result` recognizes. Raises as `write_mask`."""
+    _write_png(path, Image.fromarray(picture), RESULT)
 
 
 def write_image(path: Path, image: np.ndarray) -> None:
-    """Write u8[H,W,3] as a PNG; whole or not at all."""
+    """Write u8[H,W,3] as a PNG; whole or not at all. Raises as `write_mask` does."""
     _write_png(path, Image.fromarray(image))
 
 
-def _write_png(path: Path, picture: Image.Image) -> None:
+def _write_png(path: Path, picture: Image.Image, software: str | None = None) -> None:
+    text = PngImagePlugin.PngInfo()
+    if software:
+        text.add_text("Software", software)
     with replacing(path) as temporary:
-        picture.save(temporary, format="PNG")
+        picture.save(temporary, format="PNG", pnginfo=text)
+
+
+def is_result(path: Path) -> bool:
+    """Whether a file is a mask or an overlay that `predict` wrote.
+
+    The mark is the PNG text `Software: fcn_jax predict`. Only the header is read. Anything that is
+    not a readable regular file is not a result.
+    """
+    if not os.path.isfile(path):  # a pipe would wait for its writer
+        return False
+    try:
+        with open(path, "rb") as file:
+            header = file.read(128)
+    except OSError:
+        return False
+    return header.startswith(b"\x89PNG\r\n\x1a\n") and b"tEXtSoftware\0" + RESULT.encode() in header
 
 
 def stack(pictures: Sequence[np.ndarray]) -> np.ndarray:

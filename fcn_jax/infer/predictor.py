@@ -27,8 +27,9 @@ from fcn_jax.nn.blocks import Blocks
 class Predictor:
     """A trained network as a function from an image to a mask.
 
-    Where backbone and head are `maskable`, images of many sizes share a few compiled programs (`fcn_jax.infer.buckets`), with the same
-    result but for rounding; otherwise there is one for each size.
+    Where backbone and head are `maskable`, images of many sizes share a few compiled programs
+    (`fcn_jax.infer.buckets`), with the same result up to rounding; otherwise there is one for each
+    size.
 
     Attributes:
         classes: names and colors of the labels.
@@ -38,7 +39,8 @@ class Predictor:
     def __init__(self, model: Segmenter, classes: Classes | None = None, *, blocks: bool | None = None) -> None:
         """Wrap a model, which is put into eval mode; classes are numbered if not given.
 
-        With `blocks` the largest logits are found in the head's block layout, if it has one; by default on GPUs and TPUs.
+        With `blocks` the largest logits are found in the head's block layout, if it has one; by
+        default on GPUs and TPUs.
         """
         in_blocks = prefers_blocks() if blocks is None else blocks
         if model.spec.num_classes > IGNORE_INDEX:
@@ -116,7 +118,7 @@ class Compared:
 
 
 def evaluate(predictor: Predictor, examples: Iterable[Example], matrix: ConfusionMatrix) -> Iterable[Compared]:
-    """Predict whole images at their own size, count them in `matrix`, and yield each for whoever wants to draw it."""
+    """Predict whole images at their own size, count them in `matrix`, and yield each."""
     for example in examples:
         prediction = predictor(example.image)
         matrix.add(example.mask, prediction)

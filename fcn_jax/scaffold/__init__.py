@@ -1,4 +1,4 @@
-"""`fcn-jax plugins new`: writes a distribution with one plugin in it, which passes its own tests as it stands.
+"""`fcn-jax plugins new`: writes a distribution with one plugin in it, which passes its own tests.
 
 The templates are real code, linted and type-checked with the rest. In them `yourname` stands for the plugin's name, in every spelling
 that code needs, and `yourkind` for "backbone", "head" or "dataset". Any name will do: a class has a word of its own after it
@@ -16,7 +16,7 @@ from importlib import metadata
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
-from fcn_jax import atomic, registry
+from fcn_jax import atomic, destination, registry
 from fcn_jax.errors import ConfigError
 
 WHAT = {"backbone": "backbone", "head": "head", "dataset": "data set"}
@@ -58,6 +58,7 @@ def write(name: str, kind: str, output: Path | None = None) -> Path:
         return pattern.sub(lambda match: words[match[0]], text)
 
     folder = output or Path(distribution_name(name))
+    destination.check_new(folder)
     with atomic.new_folder(folder) as temporary:
         for path, template in _templates(kind):
             target = temporary / filled(path)

@@ -1,4 +1,4 @@
-"""The report as one self-contained HTML page: verdict, error by layer as a plot, predictions, every number."""
+"""The report as one self-contained HTML page: verdict, plotted errors, predictions, numbers."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fcn_jax import json_text
+from fcn_jax import destination, json_text
 from fcn_jax.atomic import write_text
 from fcn_jax.convert.matching import LoadRecord
-from fcn_jax.errors import ConfigError, WriteError
+from fcn_jax.errors import ConfigError
 from fcn_jax.infer.draw import colorize, generic_classes
 from fcn_jax.verify.compare import Comparison, Section
 from fcn_jax.verify.report import Pictures, Report
@@ -26,6 +26,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SUFFIXES = (".html", ".json")
+
+GENERATOR = "fcn-jax verify"
+"""What a report names as its generator. A file that does not is never replaced."""
+
+_PAGE_MARK = f'<meta name=generator content="{GENERATOR}">'
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222; }
@@ -49,12 +54,12 @@ def write(report: Report, path: str | Path) -> None:
 
     Raises:
         ConfigError: another suffix, or matplotlib is not installed.
-        WriteError: the file cannot be written.
+        WriteError: the file cannot be written, or an existing file is not such a report.
     """
     path = Path(path)
     check_path(path)
-    text = page(report) if path.suffix == ".html" else json_text.dumps(report.to_dict(), indent=2) + "\n"
-    write_text(path, text)
+    table = {"generator": GENERATOR, **report.to_dict()}
+    write_text(path, page(report) if path.suffix == ".html" else json_text.dumps(table, indent=2) + "\n")
 
 
 def check_path(path: Path) -> None:
@@ -62,16 +67,12 @@ def check_path(path: Path) -> None:
 
     Raises:
         ConfigError: the name ends otherwise, or what a page needs is not installed.
-        WriteError: there is a folder of that name, or the one around it cannot be written to.
+        WriteError: there is a folder, or a file that is not such a report, or the folder around it
+            cannot be written to.
     """
     if path.suffix not in SUFFIXES:
         raise ConfigError(f"{path}: a report ends in {' or '.join(SUFFIXES)}")
-    # By os.path, for which a folder that may not be entered holds nothing.
-    nearest = next(folder for folder in path.absolute().parents if os.path.exists(folder))
-    if os.path.isdir(path):
-        raise WriteError(f"{path}: cannot be written (it is a folder)")
-    if not (os.path.isdir(nearest) and os.access(nearest, os.W_OK)):
-        raise WriteError(f"{path}: cannot be written ({nearest} is no folder that can be written to)")
+    destination.check_file(path, _is_report, "a report of fcn-jax verify")
     if path.suffix == ".html":
         try:
             import matplotlib  # noqa: F401
@@ -79,6 +80,18 @@ def check_path(path: Path) -> None:
             raise ConfigError(
                 f"{path}: the page's plots need matplotlib; pip install 'fcn-jax[torch]', or write .json"
             ) from error
+
+
+def _is_report(path: Path) -> bool:
+    """Whether an existing file is a report that `write` wrote: it names its generator at its beginning."""
+    if not os.path.isfile(path):
+        return False
+    try:
+        with open(path, "rb") as file:
+            beginning = file.read(512)
+    except OSError:
+        return False
+    return any(mark.encode() in beginning for mark in (_PAGE_MARK, f'"generator": "{GENERATOR}"'))
 
 
 def page(report: Report) -> str:
@@ -111,7 +124,7 @@ def page(report: Report) -> str:
     parts += ["<h2>Made with</h2>", f"<pre>{html.escape(settings)}</pre>"]
     title = f"{report.subject}: {'equal' if report.equal else 'not equal'}"
     return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>"
+        f"<!doctype html><html lang=en><meta charset=utf-8>{_PAGE_MARK}<title>{html.escape(title)}</title>"
         f"<style>{_STYLE}</style>\n" + "\n".join(parts) + "\n</html>\n"
     )
 

@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -68,6 +70,22 @@ def test_a_first_class_in_a_color_is_drawn_like_the_others():
     classes = Classes(("sky", "tree"), ((0, 0, 200), (0, 200, 0)))
     picture = draw.overlay(np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2), np.uint8), classes, opacity=0.5)
     assert (picture == (0, 0, 100)).all()
+
+
+def test_results_of_predict_are_known_by_their_header(tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (400, 300, 3)).astype(np.uint8)
+    draw.write_mask(tmp_path / "mask.png", image[..., 0] % 3, CLASSES)
+    draw.write_overlay(tmp_path / "overlay.png", image)
+    draw.write_image(tmp_path / "sample.png", image)
+    Image.open(tmp_path / "mask.png").save(tmp_path / "saved by another program.png")
+    Image.fromarray(image).save(tmp_path / "photo.jpg", comment=b"tEXtSoftware\0fcn_jax predict")
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "link.png").symlink_to("nowhere.png")
+    os.mkfifo(tmp_path / "pipe.png")  # which would wait for somebody to write
+    assert {path.name for path in tmp_path.iterdir() if draw.is_result(path)} == {"mask.png", "overlay.png"}
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "overlay.png")), image)
+    assert Image.open(tmp_path / "mask.png").info["Software"] == "fcn_jax predict"
 
 
 def test_an_overlay_without_classes_is_the_image():

@@ -81,8 +81,69 @@ def test_large_counts_and_many_classes_do_not_overflow():
     assert matrix.counts[199, 198] == 750_000
 
 
+ABC = Classes(("a", "b", "c"), ((0, 0, 0), (1, 1, 1), (2, 2, 2)))
+
+
+def scored(truth, prediction, num_classes=3):
+    matrix = ConfusionMatrix(num_classes)
+    matrix.add(np.asarray([truth], np.uint8), np.asarray([prediction], np.uint8))
+    return matrix.scores()
+
+
 def test_a_class_that_does_not_occur_is_none_in_json():
-    matrix = ConfusionMatrix(2)
-    matrix.add(np.zeros((2, 2), np.uint8), np.zeros((2, 2), np.uint8))
-    table = matrix.scores().to_dict(Classes(("a", "b"), ((0, 0, 0), (1, 1, 1))))
-    assert table == {"miou": 1.0, "pixel_accuracy": 1.0, "class_accuracy": 1.0, "fwiou": 1.0, "iou": {"a": 1.0, "b": None}}
+    assert scored([0, 0, 1, 255], [0, 0, 0, 0]).to_dict(ABC) == {
+        "miou": pytest.approx(1 / 3),
+        "pixel_accuracy": pytest.approx(2 / 3),
+        "class_accuracy": 0.5,
+        "fwiou": pytest.approx(4 / 9),
+        "classes_scored": 2,
+        "classes": 3,
+        "absent": ["c"],
+        "void_share": 0.25,
+        "iou": {"a": pytest.approx(2 / 3), "b": 0.0, "c": None},
+    }
+
+
+def test_scores_of_a_void_set_are_none_and_say_so():
+    scores = scored([255, 255], [0, 1])
+    table = scores.to_dict(ABC)
+    assert [table[name] for name in ("miou", "pixel_accuracy", "class_accuracy", "fwiou")] == [None] * 4
+    assert table["iou"] == {"a": None, "b": None, "c": None}
+    assert (table["classes_scored"], table["classes"], table["void_share"]) == (0, 3, 1.0)
+    assert scores.summary() == "mIoU - (no labeled pixel)"
+    assert scores.notes(ABC) == ("no pixel has a class: all 2 are void, so there are no scores",)
+    assert ConfusionMatrix(3).scores().to_dict(ABC)["void_share"] is None, "no pixel at all"
+    assert ConfusionMatrix(3).scores().notes(ABC) == ("there is no pixel, so there are no scores",)
+
+
+def test_scores_that_rest_on_few_pixels_say_so():
+    assert scored([0, 1, 2, 255, 255, 255, 255], [0] * 7).notes(ABC) == (
+        "57.1% of the pixels are void: the scores rest on the others",
+    )
+
+
+def test_scores_that_rest_on_one_class_say_so():
+    scores = scored([1, 1, 255, 255], [1, 1, 0, 2])
+    assert scores.miou == 1
+    assert scores.summary() == "mIoU 1.0000 (1 of 3 classes), pixel accuracy 1.0000"
+    one, absent = scores.notes(ABC)
+    assert one.startswith("the scores rest on one class of 3, 'b'")
+    assert absent == "2 of 3 classes have no true pixel: a, c"
+
+
+def test_a_single_class_says_that_it_is_one():
+    scores = scored([0, 0], [0, 0], 1)
+    assert scores.summary() == "mIoU 1.0000 (1 class), pixel accuracy 1.0000"
+    assert scores.notes(Classes(("a",), ((0, 0, 0),)))[0].startswith("the scores rest on one class of 1, 'a'")
+
+
+def test_classes_without_a_true_pixel_are_named_with_those_predicted():
+    scores = scored([0, 0, 0, 0], [0, 0, 0, 2])
+    assert scores.summary() == "mIoU 0.3750 (2 of 3 classes), pixel accuracy 0.7500"
+    assert scores.notes(ABC) == ("2 of 3 classes have no true pixel: b, c; predicted nevertheless, and counted as 0 in mIoU: c",)
+
+
+def test_scores_of_all_classes_need_no_notes():
+    scores = scored([0, 1, 2, 2], [0, 1, 2, 1])
+    assert scores.summary() == "mIoU 0.6667 (3 classes), pixel accuracy 0.7500"
+    assert scores.notes(ABC) == ()

@@ -85,7 +85,7 @@ def test_images_of_fifty_sizes_share_six_programs_and_give_what_each_would_alone
         assert mask.shape == size
         if number % 25 == 0:
             alone = Predictor(model).batch(image[None])[0]
-            assert (mask != alone).mean() < 1e-3, "but for ties of rounding"
+            assert (mask != alone).mean() < 1e-3, "they differ in ties of rounding at most"
             assert len(np.unique(alone)) > 1
     assert predictor._run._cache_size() <= 6
 

@@ -11,7 +11,7 @@ from flax import nnx
 from fcn_jax import nn, registry, verify_model
 from fcn_jax.api import Model
 from fcn_jax.convert.engine import load_torch, to_torch
-from fcn_jax.errors import ConfigError, PluginError, WeightsError
+from fcn_jax.errors import ConfigError, PluginError, WeightsError, WriteError
 from fcn_jax.models.segmenter import ModelSpec, build, by_name
 from fcn_jax.nn import batch_norm
 from fcn_jax.testing import check_model
@@ -106,6 +106,20 @@ def test_the_report_can_be_written_and_read(whole_report, tmp_path):
     assert page.count("data:image/png") == 4
     with pytest.raises(ConfigError, match=r"ends in \.html or \.json"):
         html.write(report, tmp_path / "r.pdf")
+
+
+def test_a_report_replaces_a_report_and_nothing_else(whole_report, tmp_path):
+    report, _ = whole_report
+    for name in ("r.json", "r.html"):
+        (tmp_path / name).write_text("mine")
+        with pytest.raises(WriteError, match=f"{name}: exists and is not a report of fcn-jax verify"):
+            html.write(report, tmp_path / name)
+        assert (tmp_path / name).read_text() == "mine"
+        (tmp_path / name).unlink()
+        html.write(report, tmp_path / name)
+        html.check_path(tmp_path / name)
+        html.write(report, tmp_path / name)
+        assert "fcn-jax verify" in (tmp_path / name).read_text()[:200]
 
 
 def test_text_starts_with_the_verdict(whole_report):
