@@ -42,6 +42,10 @@ class Case:
         return np.random.default_rng([zlib.crc32(f"{self.family}:{self.mutation}".encode()), self.seed])
 
 
+class WrongError(Exception):
+    """Something went wrong that the result does not show, such as an input that is gone; says what."""
+
+
 class UndetectableError(Exception):
     """A result that differs from the original, where nobody can know: the changed file is as valid as the original was."""
 

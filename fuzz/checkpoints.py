@@ -120,7 +120,7 @@ def spec_changed(rng: Rng, place: Path) -> Trial:
     folder = copy(place)
     path = folder / "spec" / "metadata"
     table = json.loads(path.read_text())
-    odd = [None, 3, "x", [], {}, -1, 1e999, [[1, 2]], "tiny", True]
+    odd: list[object] = [None, 3, "x", [], {}, -1, 1e999, [[1, 2]], "tiny", True]
     what = int(rng.integers(7))
     value = odd[int(rng.integers(len(odd)))]
     if what == 0:

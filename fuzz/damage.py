@@ -80,4 +80,4 @@ def some(rng: np.random.Generator, data: bytes) -> bytes:
 
 def _run(rng: np.random.Generator, data: bytes, longest: int) -> tuple[int, int]:
     at = int(rng.integers(len(data)))
-    return at, int(min(len(data) - at, rng.integers(1, longest + 1)))
+    return at, min(len(data) - at, int(rng.integers(1, longest + 1)))

@@ -28,7 +28,21 @@ class Truth:
     masks: dict[str, np.ndarray]
 
 
-_WORDS = ("sky", "road", "car", "tree trunk", "Straße", "人", "pole", "side walk", "bicycle", "fence", "sign-symbol", "void space", "7up")
+_WORDS = (
+    "sky",
+    "road",
+    "car",
+    "tree trunk",
+    "Straße",
+    "人",
+    "pole",
+    "side walk",
+    "bicycle",
+    "fence",
+    "sign-symbol",
+    "void space",
+    "7up",
+)
 
 
 def truth(rng: Rng, names: Sequence[str] | None = None, ids: Sequence[str] = ("a", "b", "c"), void: bool = True) -> Truth:
@@ -110,7 +124,9 @@ def _trial(root: Path, right: Callable[[product.Reading], str | None] | None, re
 
 def _lines(rng: Rng, data: Truth, colors: bool) -> list[str]:
     gap = str(rng.choice([" ", "  ", "\t"]))
-    return [name + (gap + gap.join(map(str, color)) if colors else "") for name, color in zip(data.names, data.colors, strict=True)]
+    return [
+        name + (gap + gap.join(map(str, color)) if colors else "") for name, color in zip(data.names, data.colors, strict=True)
+    ]
 
 
 @mutation("folders", 6)
@@ -140,7 +156,9 @@ def masks_by_the_colors_of_the_classes(rng: Rng, place: Path) -> Trial:
     order = rng.permutation(len(data.names))
     for name, mask in data.masks.items():
         table = np.array(data.colors, np.uint8)
-        contents = png(np.argsort(order).astype(np.uint8)[mask], color=INDEXED, palette=table[order]) if indexed else png(table[mask])
+        contents = (
+            png(np.argsort(order).astype(np.uint8)[mask], color=INDEXED, palette=table[order]) if indexed else png(table[mask])
+        )
         (root / "masks" / f"{name}.png").write_bytes(contents)
     return _trial(root, reads(data, colors=True), indexed, ".png")
 
@@ -182,11 +200,13 @@ def lists_of_annotation_tools(rng: Rng, place: Path) -> Trial:
         "quoted csv": '"name","r","g","b"\n' + "".join(f'"{n}","{r}","{g}","{b}"\n' for n, (r, g, b) in rows),
         "one line": ",".join(data.names) + "\n",
         "one line of JSON": json.dumps(list(data.names)) + "\n",
-        "cityscapes": json.dumps([{"name": n, "id": k, "trainId": k, "color": list(c)} for k, (n, c) in enumerate(rows)], indent=1),
+        "cityscapes": json.dumps(
+            [{"name": n, "id": k, "trainId": k, "color": list(c)} for k, (n, c) in enumerate(rows)], indent=1
+        ),
         "indented JSON": json.dumps({n: k for k, n in enumerate(data.names)}, indent=2),
         "yolo": f"names: {list(data.names)}\nnc: {len(data.names)}\n",
         "yolo list": "names:\n" + "".join(f"  {k}: {n}\n" for k, n in enumerate(data.names)),
-        "supervisely": json.dumps({"classes": [{"title": n, "shape": "bitmap", "color": "#%02x%02x%02x" % c} for n, c in rows]}),
+        "supervisely": json.dumps({"classes": [{"title": n, "shape": "bitmap", "color": f"#{bytes(c).hex()}"} for n, c in rows]}),
         "hex colors": "".join(f"{n} #{r:02x}{g:02x}{b:02x}\n" for n, (r, g, b) in rows),
         "colors in brackets": "".join(f"{n} ({r}, {g}, {b})\n" for n, (r, g, b) in rows),
         "labelme": "__ignore__\n_background_\n" + "".join(f"{n}\n" for n in data.names),
@@ -257,7 +277,9 @@ def classes_in_another_encoding(rng: Rng, place: Path) -> Trial:
 @mutation("folders", 3)
 def odd_characters_in_names(rng: Rng, place: Path) -> Trial:
     """Only line feeds and carriage returns end a line, as in every editor; a name is one class whatever is in it."""
-    odd = str(rng.choice(["\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029", "\xa0", "\u3000", "\ufeff", "\u200b"]))
+    odd = str(
+        rng.choice(["\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029", "\xa0", "\u3000", "\ufeff", "\u200b"])
+    )
     data = truth(rng, names=["sky", f"road{odd}way", "car"], void=False)
     return _trial(write(place, data, "".join(f"{name}\n" for name in data.names)), reads(data), True)
 
@@ -283,10 +305,12 @@ def splits_as_people_write_them(rng: Rng, place: Path) -> Trial:
     data = truth(rng, ids=[_IDS[k] for k in rng.permutation(len(_IDS))[:3]])
     root = write(place, data, "\n".join(data.names))
     ids = list(rng.permutation(list(data.images)))
-    form = str(rng.choice(["{}", "{}.png", "images/{}.png", "./images/{}.png", "data/images/{}.png", "images\\{}.png", "{}.jpg", "  {}  "]))
-    text = str(rng.choice(["\n", "\r\n", "\r"])).join(
-        [*(form.format(name) for name in ids), *([""] * int(rng.integers(0, 3)))]
+    form = str(
+        rng.choice(
+            ["{}", "{}.png", "images/{}.png", "./images/{}.png", "data/images/{}.png", "images\\{}.png", "{}.jpg", "  {}  "]
+        )
     )
+    text = str(rng.choice(["\n", "\r\n", "\r"])).join([*(form.format(name) for name in ids), *([""] * int(rng.integers(0, 3)))])
     contents = (b"\xef\xbb\xbf" if rng.integers(2) else b"") + text.encode()
     (root / "splits" / "train.txt").write_bytes(contents)
     return _trial(root, reads(data, ids=ids), form not in ("{}", "  {}  ", "{}.png"), "train.txt", "data")
@@ -297,7 +321,11 @@ def splits_of_two_columns(rng: Rng, place: Path) -> Trial:
     """An image and its mask, or a number, on each line: the same images, or an error."""
     data = truth(rng)
     root = write(place, data, "\n".join(data.names))
-    form = str(rng.choice(["images/{0}.png masks/{0}.png", "{0}.png,{0}.png", "{0}  1", "{0}\t{0}.png", "/images/{0}.png /masks/{0}.png"]))
+    form = str(
+        rng.choice(
+            ["images/{0}.png masks/{0}.png", "{0}.png,{0}.png", "{0}  1", "{0}\t{0}.png", "/images/{0}.png /masks/{0}.png"]
+        )
+    )
     (root / "splits" / "train.txt").write_text("".join(form.format(name) + "\n" for name in data.images))
     return _trial(root, reads(data, ids=list(data.images)), True, "train.txt", "data")
 
@@ -307,7 +335,18 @@ def splits_that_are_wrong(rng: Rng, place: Path) -> Trial:
     """An image twice, also in two writings; one that is not there; nothing; another encoding."""
     data = truth(rng)
     root = write(place, data, "\n".join(data.names))
-    texts = ["a\nb\na\n", "a\na.png\n", "a\n./images/a.png\n", "a\nnot there\n", "a\n../a\n", "", "\n\n", "a\n/etc/passwd\n", "a\n..\n", "a\nA\n"]
+    texts = [
+        "a\nb\na\n",
+        "a\na.png\n",
+        "a\n./images/a.png\n",
+        "a\nnot there\n",
+        "a\n../a\n",
+        "",
+        "\n\n",
+        "a\n/etc/passwd\n",
+        "a\n..\n",
+        "a\nA\n",
+    ]
     contents = [*(text.encode() for text in texts), "a\nb\n".encode("utf-16"), b"a\n\xff\xfe\n", b"a\n\0\n"]
     chosen = contents[int(rng.integers(len(contents)))]
     (root / "splits" / "train.txt").write_bytes(chosen)
@@ -364,7 +403,12 @@ def hidden_files_and_stray_folders(rng: Rng, place: Path) -> Trial:
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(strays[name])
-    for name, contents in (("splits/.train.txt.swp", b"b0VIM"), ("splits/._train.txt", b"\0"), (".classes.txt.swp", b"b0"), ("notes.txt", b"x")):
+    for name, contents in (
+        ("splits/.train.txt.swp", b"b0VIM"),
+        ("splits/._train.txt", b"\0"),
+        (".classes.txt.swp", b"b0"),
+        ("notes.txt", b"x"),
+    ):
         if rng.integers(2) and (root / name).parent.is_dir():
             (root / name).write_bytes(contents)
     return _trial(root, reads(data), False)

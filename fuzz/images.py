@@ -6,8 +6,9 @@ import io
 import struct
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -44,7 +45,10 @@ def exactly(expected: np.ndarray) -> Right:
     def right(result: np.ndarray) -> str | None:
         if result.dtype != np.uint8 or result.shape != expected.shape:
             turned = any(np.array_equal(result, turn) for turn in _turns(expected))
-            return f"{result.dtype}{list(result.shape)}, right is {expected.dtype}{list(expected.shape)}" + turned * " (it is turned)"
+            return (
+                f"{result.dtype}{list(result.shape)}, right is {expected.dtype}{list(expected.shape)}"
+                + turned * " (it is turned)"
+            )
         if wrong := int((result != expected).any(-1).sum()):
             turned = any(np.array_equal(result, turn) for turn in _turns(expected))
             return f"{wrong} of {expected[..., 0].size} pixels differ" + turned * " (it is turned)"
@@ -86,22 +90,35 @@ def _rgb(samples: np.ndarray, depth: int = 8) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------------------- valid PNG
 
 
-def _png_of_any_kind(rng: Rng, **options: object) -> tuple[bytes, np.ndarray]:
-    """A PNG of at most eight bits, and its picture; an orientation among the options is that of the file."""
+def _png_of_any_kind(rng: Rng, orientation: int = 1, before: Sequence[bytes] = ()) -> tuple[bytes, np.ndarray]:
+    """A PNG of at most eight bits, and its upright picture."""
     color = int(rng.choice([GRAY, RGB, INDEXED, GRAY_ALPHA, RGBA]))
     depth = int(rng.choice([1, 2, 4, 8])) if color in (GRAY, INDEXED) else 8
     base = picture(rng)
     palette = None
     if color == INDEXED:
         palette = rng.integers(0, 256, (int(rng.integers(1, 2**depth + 1)), 3), np.uint8)
-        samples = base[..., 0] % len(palette)
+        samples = base[..., 0].astype(int) % len(palette)
         upright = palette[samples]
     else:
         alpha = rng.integers(0, 256, base.shape[:2], np.uint8)
-        samples = {GRAY: base[..., 0] >> (8 - depth), RGB: base, GRAY_ALPHA: np.dstack([base[..., 0], alpha]), RGBA: np.dstack([base, alpha])}[color]
+        samples = {
+            GRAY: base[..., 0] >> (8 - depth),
+            RGB: base,
+            GRAY_ALPHA: np.dstack([base[..., 0], alpha]),
+            RGBA: np.dstack([base, alpha]),
+        }[color]
         upright = _rgb(samples, depth)
-    turned = stored(samples, int(options.get("orientation", 1)))  # type: ignore[call-overload]
-    data = png(turned, depth=depth, color=color, palette=palette, interlaced=bool(rng.integers(2)), rng=rng, **options)  # type: ignore[arg-type]
+    data = png(
+        stored(samples, orientation),
+        depth=depth,
+        color=color,
+        palette=palette,
+        interlaced=bool(rng.integers(2)),
+        before=before,
+        orientation=orientation,
+        rng=rng,
+    )
     return data, upright
 
 
@@ -143,7 +160,9 @@ def png_transparent_color(rng: Rng, place: Path) -> Trial:
     base = picture(rng)
     if rng.integers(2):
         palette = rng.integers(0, 256, (16, 3), np.uint8)
-        data = png(base[..., 0] >> 4, color=INDEXED, palette=palette, before=[chunk(b"tRNS", rng.bytes(int(rng.integers(1, 17))))])
+        data = png(
+            base[..., 0] >> 4, color=INDEXED, palette=palette, before=[chunk(b"tRNS", rng.bytes(int(rng.integers(1, 17))))]
+        )
         return _valid(place, "picture.png", data, exactly(palette[base[..., 0] >> 4]))
     data = png(base, before=[chunk(b"tRNS", struct.pack(">HHH", *map(int, base[0, 0])))])
     return _valid(place, "picture.png", data, exactly(base))
@@ -185,8 +204,8 @@ def ten_to_fourteen_bits_in_sixteen(rng: Rng, place: Path) -> Trial:
 # ------------------------------------------------------------------------------------------------------------ valid JPEG
 
 
-def _jpeg_options(rng: Rng) -> dict[str, object]:
-    options: dict[str, object] = {"quality": 95, "progressive": bool(rng.integers(2)), "subsampling": int(rng.integers(3))}
+def _jpeg_options(rng: Rng) -> dict[str, Any]:
+    options: dict[str, Any] = {"quality": 95, "progressive": bool(rng.integers(2)), "subsampling": int(rng.integers(3))}
     if rng.integers(2):
         options["restart_marker_blocks"] = int(rng.integers(1, 5))
     if rng.integers(2):
@@ -240,7 +259,7 @@ def jpeg_with_a_thumbnail(rng: Rng, place: Path) -> Trial:
 def _tiff_of_any_kind(rng: Rng, orientation: int = 1) -> tuple[bytes, np.ndarray]:
     base, kind = picture(rng), str(rng.choice(["gray", "rgb", "indexed"]))
     depth = int(rng.choice([1, 4, 8])) if kind == "gray" else 8
-    options = {
+    options: dict[str, Any] = {
         "order": str(rng.choice(["<", ">"])),
         "deflated": bool(rng.integers(2)),
         "rows_per_strip": int(rng.integers(1, 9)) if rng.integers(2) else None,
@@ -248,11 +267,11 @@ def _tiff_of_any_kind(rng: Rng, orientation: int = 1) -> tuple[bytes, np.ndarray
     }
     if kind == "indexed":
         palette = rng.integers(0, 256, (256, 3), np.uint8)
-        return tiff(stored(base[..., 0], orientation), palette=palette, **options), palette[base[..., 0]]  # type: ignore[arg-type]
+        return tiff(stored(base[..., 0], orientation), palette=palette, **options), palette[base[..., 0]]
     samples = base if kind == "rgb" else base[..., 0] >> (8 - depth)
     white_is_zero = kind == "gray" and depth in (1, 8) and bool(rng.integers(2))
     kept = (2**depth - 1 - samples).astype(np.uint8) if white_is_zero else samples
-    return tiff(stored(kept, orientation), depth=depth, white_is_zero=white_is_zero, **options), _rgb(samples, depth)  # type: ignore[arg-type]
+    return tiff(stored(kept, orientation), depth=depth, white_is_zero=white_is_zero, **options), _rgb(samples, depth)
 
 
 @mutation("images", 3)
@@ -290,7 +309,8 @@ def webp(rng: Rng, place: Path) -> Trial:
     lossless, turned = bool(rng.integers(2)), stored(upright, orientation)
     if lossless and rng.integers(2):
         turned = np.dstack([turned, rng.integers(1, 256, turned.shape[:2], np.uint8)])
-    data = by_pillow(turned, "WEBP", lossless=lossless, quality=95, exact=True, **({"exif": exif(orientation)} if orientation > 1 else {}))
+    tags: dict[str, Any] = {"exif": exif(orientation)} if orientation > 1 else {}
+    data = by_pillow(turned, "WEBP", lossless=lossless, quality=95, exact=True, **tags)
     return _valid(place, "picture.webp", data, exactly(upright) if lossless else nearly(upright, 4, 60))
 
 
@@ -304,7 +324,20 @@ def bmp(rng: Rng, place: Path) -> Trial:
     return _valid(place, "picture.bmp", buffer.getvalue(), exactly(np.asarray(image.convert("RGB"))))
 
 
-_NAMES = ("café.png", "Straße 1.png", "日本.png", "a b  c.png", "UPPER.PNG", "x.jpg", "noending", "-o.png", "a%20b.png", "[1].png", "x.tar.gz", "ü.JPG")
+_NAMES = (
+    "café.png",
+    "Straße 1.png",
+    "日本.png",
+    "a b  c.png",
+    "UPPER.PNG",
+    "x.jpg",
+    "noending",
+    "-o.png",
+    "a%20b.png",
+    "[1].png",
+    "x.tar.gz",
+    "ü.JPG",
+)
 
 
 @mutation("images", 1)
@@ -327,7 +360,16 @@ def _damaged_png(kind: str) -> Callable[[Rng, Path], Trial]:
     return make
 
 
-for _kind, _weight in {"flip": 4, "overwrite": 2, "zero": 2, "cut": 3, "remove": 2, "insert": 2, "repeat": 2, "newlines": 1}.items():
+for _kind, _weight in {
+    "flip": 4,
+    "overwrite": 2,
+    "zero": 2,
+    "cut": 3,
+    "remove": 2,
+    "insert": 2,
+    "repeat": 2,
+    "newlines": 1,
+}.items():
     mutation("images", _weight)(_damaged_png(_kind))
 
 
@@ -424,7 +466,16 @@ def _damaged_jpeg(kind: str) -> Callable[[Rng, Path], Trial]:
     return make
 
 
-for _kind, _weight in {"flip": 4, "overwrite": 2, "zero": 4, "cut": 3, "remove": 2, "insert": 2, "repeat": 2, "newlines": 1}.items():
+for _kind, _weight in {
+    "flip": 4,
+    "overwrite": 2,
+    "zero": 4,
+    "cut": 3,
+    "remove": 2,
+    "insert": 2,
+    "repeat": 2,
+    "newlines": 1,
+}.items():
     mutation("images", _weight)(_damaged_jpeg(_kind))
 
 
@@ -456,7 +507,7 @@ def tiff_webp_bmp_cut(rng: Rng, place: Path) -> Trial:
     """Without its end, a file is never read as a whole picture."""
     kind = str(rng.choice(["TIFF", "WEBP", "BMP"]))
     upright = picture(rng)
-    options = {"lossless": True} if kind == "WEBP" else {}
+    options: dict[str, Any] = {"lossless": True} if kind == "WEBP" else {}
     data = by_pillow(upright, kind, **options)
     return _valid(place, f"cut.{kind.lower()}", damage.cut(rng, data), exactly(upright), refusable=True)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -74,12 +75,12 @@ def _mask_of_any_kind(rng: Rng, orientation: int = 1) -> tuple[bytes, np.ndarray
     classes = int(rng.integers(2, min(2**depth, 200) + 1))
     # 255 is void only where there are eight bits to store it.
     expected = labels(rng, classes, void=depth == 8 and bool(rng.integers(2)))
-    options = {"depth": depth, "interlaced": bool(rng.integers(2)), "rng": rng, "orientation": orientation}
+    options: dict[str, Any] = {"depth": depth, "interlaced": bool(rng.integers(2)), "rng": rng, "orientation": orientation}
     kept = stored(expected, orientation)
     if rng.integers(2):
         palette = _colors(rng, 2**depth)
-        return png(kept, color=INDEXED, palette=palette, **options), expected, classes  # type: ignore[arg-type]
-    return png(kept, color=GRAY, **options), expected, classes  # type: ignore[arg-type]
+        return png(kept, color=INDEXED, palette=palette, **options), expected, classes
+    return png(kept, color=GRAY, **options), expected, classes
 
 
 @mutation("masks", 5)
@@ -186,7 +187,9 @@ def other_formats(rng: Rng, place: Path) -> Trial:
     if rng.integers(4) == 0:
         return _trial(place, by_pillow(expected, "BMP"), expected, classes, name="mask.bmp")
     turn = int(rng.integers(1, 9))
-    data = tiff(stored(expected, turn), depth=depth, order=str(rng.choice(["<", ">"])), deflated=bool(rng.integers(2)), orientation=turn)
+    data = tiff(
+        stored(expected, turn), depth=depth, order=str(rng.choice(["<", ">"])), deflated=bool(rng.integers(2)), orientation=turn
+    )
     return _trial(place, data, expected, classes, name="mask.tif", refusable=turn > 1 or depth < 8)
 
 
@@ -241,7 +244,16 @@ def _damaged(kind: str) -> Callable[[Rng, Path], Trial]:
     return make
 
 
-for _kind, _weight in {"flip": 5, "overwrite": 3, "zero": 3, "cut": 4, "remove": 2, "insert": 2, "repeat": 2, "newlines": 1}.items():
+for _kind, _weight in {
+    "flip": 5,
+    "overwrite": 3,
+    "zero": 3,
+    "cut": 4,
+    "remove": 2,
+    "insert": 2,
+    "repeat": 2,
+    "newlines": 1,
+}.items():
     mutation("masks", _weight)(_damaged(_kind))
 
 
@@ -298,5 +310,3 @@ def no_mask_at_all(rng: Rng, place: Path) -> Trial:
     """Other files."""
     data = [b"", b"label", rng.bytes(200), b"\x89PNG\r\n\x1a\n", b"GIF89a\1\0\1\0", b"II*\0\x08\0\0\0"][int(rng.integers(6))]
     return _trial(place, data, None, 3)
-
-

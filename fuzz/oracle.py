@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from fcn_jax.errors import FcnJaxError
-from fuzz.cases import Case, Trial, UndetectableError, mutations
+from fuzz.cases import Case, Trial, UndetectableError, WrongError, mutations
 
 MEMORY = 2 << 30
 """Bytes that a case may add to the process's peak."""
@@ -37,7 +37,7 @@ LONGEST = 4000
 _PYTHONS_WORDS = re.compile(
     r"Traceback|<bound method|object at 0x|<class '|<function |<built-in|object is not (subscriptable|iterable|callable)"
     r"|has no attribute|unexpected keyword|__init__\(\)|index out of range|codec can't decode|positional argument"
-    r"|not supported between instances|errors\.pydantic|recursion depth|unhashable type|unpack|cannot reshape"
+    r"|not supported between instances|errors\.pydantic|unhashable type|unpack|cannot reshape"
 )
 
 
@@ -104,6 +104,8 @@ def _run(trial: Trial, place: Path) -> tuple[str, str]:
             error = caught
         except (KeyboardInterrupt, SystemExit):
             raise
+        except WrongError as caught:
+            return "wrong", str(caught)
         except BaseException as caught:
             return "traceback", _where(caught)
     grown = _peak() - peak
@@ -119,19 +121,19 @@ def _run(trial: Trial, place: Path) -> tuple[str, str]:
     if trial.right is None:
         return "accepted invalid input", repr(result)[:200]
     try:
-        fault = trial.right(result)
+        wrong = trial.right(result)
     except UndetectableError as reason:
         return "undetectable", str(reason)
     except Exception:
         return "broken case", " / ".join(traceback.format_exc(limit=-3).split("\n"))
-    return ("wrong", fault) if fault else ("right", "")
+    return ("wrong", wrong) if wrong else ("right", "")
 
 
 def _where(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if "fcn_jax" in frame.filename] or frames
     place = f"{Path(own[-1].filename).name}:{own[-1].lineno}" if own else "?"
-    return f"{type(error).__name__} at {place}: {str(error)[:300]}"
+    return f"{type(error).__name__} at {place}: {' '.join(str(error)[:2000].split())[-300:]}"
 
 
 def _wrong_message(message: str, names: Any) -> str:
@@ -139,7 +141,7 @@ def _wrong_message(message: str, names: Any) -> str:
         return "an empty message"
     if "\n" in message or "\r" in message:
         return "more than one line"
-    if len(message) > LONGEST:
+    if len(re.sub(r"(.{1,3}?)\1{50,}", r"\1", message)) > LONGEST:  # without what a user has repeated
         return f"{len(message)} characters"
     if found := _PYTHONS_WORDS.search(message):
         return f"Python's own words, '{found[0]}'"

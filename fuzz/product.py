@@ -19,7 +19,12 @@ from fcn_jax.errors import FcnJaxError
 
 CLASSES = ("sky", "road", "car")
 COLORS = ((0, 0, 0), (128, 64, 128), (0, 0, 142))
-TINY = {"backbone": "tiny", "head": "fcn32s", "backbone_options": {"width": 4, "dropout": 0.0}, "head_options": {}}
+TINY: dict[str, Any] = {
+    "backbone": "tiny",
+    "head": "fcn32s",
+    "backbone_options": {"width": 4, "dropout": 0.0},
+    "head_options": {},
+}
 
 
 class CommandError(FcnJaxError):
@@ -72,8 +77,8 @@ def read_folder(root: Path, split: str = "train") -> Reading:
     for index in range(len(source)):
         record = source[index]
         example = source.decode(record)
-        examples.append((Path(record.image).stem, example.image, example.mask))
-    return Reading(tuple(source.classes.names), tuple(map(tuple, source.classes.palette)), tuple(examples))
+        examples.append((Path(str(record.image)).stem, example.image, example.mask))
+    return Reading(tuple(source.classes.names), tuple(source.classes.palette), tuple(examples))
 
 
 # --------------------------------------------------------------------------------------------------------------- weights
@@ -201,7 +206,7 @@ def command(*argv: str) -> str:
     texts = []
     for stream in (out, err):
         stream.flush()
-        texts.append(stream.buffer.getvalue().decode())  # type: ignore[attr-defined]
+        texts.append(stream.buffer.getvalue().decode())
     return _judged(status, *texts)
 
 

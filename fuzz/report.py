@@ -30,7 +30,9 @@ def table(verdicts: Sequence[Verdict]) -> str:
     )
     if reasons:
         lines += ["", "Undetectable:", ""]
-        lines += [f"- {family}, {count}: {reason}." for (reason, family), count in sorted(reasons.items(), key=lambda item: -item[1])]
+        lines += [
+            f"- {family}, {count}: {reason}." for (reason, family), count in sorted(reasons.items(), key=lambda item: -item[1])
+        ]
     return "\n".join(lines)
 
 

@@ -66,7 +66,11 @@ def _leaves(table: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[t
 def _same(given: Any, read: Any) -> bool:
     """Whether a value is what was written; 10 may be read as 10.0 and "10" as 10, but true is not 1."""
     if isinstance(given, bool) or isinstance(read, bool):
-        return given is read or (isinstance(given, str) and isinstance(read, bool)) or (read in (True, False) and given in (0, 1) and isinstance(read, bool))
+        return (
+            given is read
+            or (isinstance(given, str) and isinstance(read, bool))
+            or (read in (True, False) and given in (0, 1) and isinstance(read, bool))
+        )
     if isinstance(given, list | tuple):
         return isinstance(read, list | tuple) and len(given) == len(read) and all(map(_same, given, read))
     if isinstance(given, Mapping):
@@ -167,15 +171,15 @@ def recipe_of_another_structure(rng: Rng, place: Path) -> Trial:
         "[train]\nseed = 99999999999999999999999\n",
         "[optim]\nlr = 1e999\n",
         "[optim]\nlr = nan\n",
-        "[data]\nroot = \"\\u0000\"\n",
+        '[data]\nroot = "\\u0000"\n',
         "[[optim.rules]]\nmatch = '['\nlr = -1\n",
         "[[optim.rules]]\nlr = 1\n",
         "[optim]\nrules = {match = 'a'}\n",
-        "{\"model\": {\"backbone\": \"resnet18\"}}",
+        '{"model": {"backbone": "resnet18"}}',
         "model:\n  backbone: resnet18\n",
         "[model]\nbackbone = resnet18\n",
         "\x00",
-        "[model]\nbackbone = \"\"\"\n",
+        '[model]\nbackbone = """\n',
         "[train]\nepochs = 2024-01-01\n",
         "[train]\nepochs = 07:32:00\n",
     ]
@@ -188,15 +192,18 @@ def recipe_of_another_structure(rng: Rng, place: Path) -> Trial:
 
 _VALUES = [
     "0", "1", "-1", "2", "0.5", "-0.5", "1.5", "1e-3", "1E400", "-1e400", "nan", "inf", "-inf", "+inf", "0x10", "0b1", "1_000",
-    "9" * 30, "9" * 5000, "1" + "0" * 400 + ".0", "true", "false", "True", "yes", "off", "none", "None", "null", "", " ", "''", '""', "'x'",
-    '"x"', "'10'", '"0.1"', "x", "resnet18", "resnet19", "fcn32s", "tiny", "adamw", "poly", "float16", "bfloat16", "[]", "[1]", "[1, 2]",
-    "[1, 2, 3]", "[64, 64]", "[0, 0]", "[-1, 5]", "[1.5, 2]", "[0.5, 2.0]", "[2.0, 0.5]", "['a']", "['a', 'b']", "[[1, 2]]", "[[[[]]]]",
+    "9" * 30, "9" * 5000, "1" + "0" * 400 + ".0", "true", "false", "True", "yes", "off", "none", "None", "null", "", " ",
+    "''", '""', "'x'",
+    '"x"', "'10'", '"0.1"', "x", "resnet18", "resnet19", "fcn32s", "tiny", "adamw", "poly", "float16", "bfloat16", "[]",
+    "[1]", "[1, 2]",
+    "[1, 2, 3]", "[64, 64]", "[0, 0]", "[-1, 5]", "[1.5, 2]", "[0.5, 2.0]", "[2.0, 0.5]", "['a']", "['a', 'b']", "[[1, 2]]",
+    "[[[[]]]]",
     "{}", "{a = 1}", "{match = 'x'}", "[{match = 'x', lr = 0.5}]", "[{lr = 1}]", "1979-05-27", "07:32:00", "1979-05-27T07:32:00Z",
-    "/data/#1", "data/my photos", "C:\\data", "~/data", "ünï", "日本", "😀", "x'y", 'x"y', "a=b", "=", "[", "]", "{", "'", '"', "\\", "#", "# x",
-    "1 # one", "1\n", "1\nmodel = 2", "x\ny", "\t1", "1 2", "1,2", "64,64", "(64, 64)", "64x64", "1;2", "-", "--", "*", "\x00", "\x1b[31m", "\ud800",
+    "/data/#1", "data/my photos", "C:\\data", "~/data", "ünï", "日本", "😀", "x'y", 'x"y', "a=b", "=", "[", "]", "{", "'", '"',
+    "\\", "#", "# x", "1 # one", "1\n", "1\nmodel = 2", "x\ny", "\t1", "1 2", "1,2", "64,64", "(64, 64)", "64x64", "1;2",
+    "-", "--", "*", "\x00", "\x1b[31m",
     "[" * 3000, "{a=" * 1500,
 ]  # fmt: skip
-_VALUES = [value for value in _VALUES if value != "\ud800"]  # no file and no argument can hold a lone surrogate
 
 
 def _value(text: str) -> Any:
@@ -233,7 +240,29 @@ def set_keys(rng: Rng, place: Path) -> Trial:
     at = int(rng.integers(len(key)))
     odd = str(
         rng.choice(
-            [key[:at] + key[at + 1 :], key[:at] + "_" + key[at:], key.upper(), key + ".x", "x." + key, key.split(".")[1], "", ".", "..", key + ".", "." + key, key.replace(".", ".."), key.replace(".", "/"), key.replace(".", "-"), f"'{key}'", key + "[0]", "model", "data", "ü.ü", "a b.c", "--" + key]
+            [
+                key[:at] + key[at + 1 :],
+                key[:at] + "_" + key[at:],
+                key.upper(),
+                key + ".x",
+                "x." + key,
+                key.split(".")[1],
+                "",
+                ".",
+                "..",
+                key + ".",
+                "." + key,
+                key.replace(".", ".."),
+                key.replace(".", "/"),
+                key.replace(".", "-"),
+                f"'{key}'",
+                key + "[0]",
+                "model",
+                "data",
+                "ü.ü",
+                "a b.c",
+                "--" + key,
+            ]
         )
     )
     if odd in {".".join(path) for path, _ in _leaves(product.default_config())}:
@@ -261,7 +290,20 @@ def set_twice(rng: Rng, place: Path) -> Trial:
 @mutation("settings", 2)
 def set_options(rng: Rng, place: Path) -> Trial:
     """Options of the backbone and the head, and rules, which are nested."""
-    text = str(rng.choice(["model.backbone_options.width=4", "model.backbone_options={width=4}", "model.backbone_options=4", "model.backbone_options.a.b=1", "optim.rules.0.lr=1", "optim.rules=[{match='x'}]", "optim.rules=x", "model.backbone_options=[]"]))
+    text = str(
+        rng.choice(
+            [
+                "model.backbone_options.width=4",
+                "model.backbone_options={width=4}",
+                "model.backbone_options=4",
+                "model.backbone_options.a.b=1",
+                "optim.rules.0.lr=1",
+                "optim.rules=[{match='x'}]",
+                "optim.rules=x",
+                "model.backbone_options=[]",
+            ]
+        )
+    )
     key, _, value = text.partition("=")
     section, *rest = key.split(".")
     given: Any = _value(value)
@@ -278,7 +320,21 @@ def config_json_of_a_run(rng: Rng, place: Path) -> Trial:
     """Damaged, of another program, empty, deeply nested."""
     table = product.with_settings([])
     text = json.dumps(table, indent=2)
-    odd = ["", "{}", "[]", "null", "3", '"x"', "{", "[" * 5000, '{"a":' * 3000, '{"model": null}', '{"train": {"epochs": NaN}}', "\ufeff" + text, "9" * 5000]
+    odd = [
+        "",
+        "{}",
+        "[]",
+        "null",
+        "3",
+        '"x"',
+        "{",
+        "[" * 5000,
+        '{"a":' * 3000,
+        '{"model": null}',
+        '{"train": {"epochs": NaN}}',
+        "\ufeff" + text,
+        "9" * 5000,
+    ]
     chosen = int(rng.integers(2 * len(odd)))
     contents = odd[chosen].encode() if chosen < len(odd) else damage.some(rng, text.encode())
     run = place / "run"

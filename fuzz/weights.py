@@ -113,7 +113,7 @@ def wrappings(rng: Rng, place: Path) -> Trial:
     extras: dict[str, Any] = {
         "epoch": 7,
         "optimizer": {"state": {}, "param_groups": [{"lr": 0.1, "params": [0, 1]}]},
-        "args": argparse.Namespace(lr=0.1, data=str("x")),
+        "args": argparse.Namespace(lr=0.1, data="x"),
         "best_miou": 0.5,
         "best_score": np.float64(0.25),
         "losses": [np.float32(1.0), 2.0],
@@ -127,7 +127,13 @@ def wrappings(rng: Rng, place: Path) -> Trial:
     kept = {name: extras[name] for name in rng.permutation(list(extras))[: rng.integers(0, 6)]}
     value = {**kept, key: tensors}
     refusable = key in ("net", "network") or "history" in kept
-    return _trial(place, "checkpoint.pth", _saved(value, _use_new_zipfile_serialization=bool(rng.integers(4))), filled(), refusable=refusable)
+    return _trial(
+        place,
+        "checkpoint.pth",
+        _saved(value, _use_new_zipfile_serialization=bool(rng.integers(4))),
+        filled(),
+        refusable=refusable,
+    )
 
 
 @mutation("weights", 2)
@@ -152,20 +158,26 @@ def wrappings_of_frameworks(rng: Rng, place: Path) -> Trial:
         "averaged": {"n_averaged": torch.tensor(7), **_renamed(tensors, "module.")},
         "ema_alone": {"ema": tensors, "updates": 12},
         "torchvision": {"model": tensors, "epoch": 29, "arch": "fcn", "num_classes": 3, "args": argparse.Namespace(lr=0.1)},
-        "parameters": {name: torch.nn.Parameter(value) if value.is_floating_point() else value for name, value in tensors.items()},
+        "parameters": {
+            name: torch.nn.Parameter(value) if value.is_floating_point() else value for name, value in tensors.items()
+        },
         "wrapped twice": {"state_dict": {"model": tensors}},
         "in a list": [tensors],
         "strided": {name: value.T.contiguous().T if value.ndim == 2 else value for name, value in tensors.items()},
     }
     name = str(rng.choice(list(files)))
-    return _trial(place, "checkpoint.pth", _saved(files[name]), filled(), refusable=name in ("in a list", "wrapped twice", "ema_alone"))
+    return _trial(
+        place, "checkpoint.pth", _saved(files[name]), filled(), refusable=name in ("in a list", "wrapped twice", "ema_alone")
+    )
 
 
 @mutation("weights", 2)
 def two_sets_in_a_file(rng: Rng, place: Path) -> Trial:
     """Weights and their average: one of them, whole, or an error; never a mixture."""
     own, other = _tensors(_state()), _tensors(_state(_other()))
-    names = [("model", "model_ema"), ("state_dict", "state_dict_ema"), ("model", "ema"), ("student", "teacher")][int(rng.integers(4))]
+    names = [("model", "model_ema"), ("state_dict", "state_dict_ema"), ("model", "ema"), ("student", "teacher")][
+        int(rng.integers(4))
+    ]
     value = dict(zip(names, (own, other), strict=True))
     if rng.integers(2):
         value = dict(reversed(list(value.items())))
@@ -183,7 +195,11 @@ def another_ending(rng: Rng, place: Path) -> Trial:
     contents = {"zip": _saved(_tensors(_state())), "old": _saved(_tensors(_state()), _use_new_zipfile_serialization=False)}
     contents["safetensors"] = _safetensors(_state())
     data = contents[str(rng.choice(list(contents)))]
-    name = str(rng.choice(["a.pth", "a.pt", "a.safetensors", "a.ckpt", "a.bin", "a.PTH", "a.tar", "a.pth.tar", "a", "a.model", "é x.pth"]))
+    name = str(
+        rng.choice(
+            ["a.pth", "a.pt", "a.safetensors", "a.ckpt", "a.bin", "a.PTH", "a.tar", "a.pth.tar", "a", "a.model", "é x.pth"]
+        )
+    )
     return _trial(place, name, data, filled())
 
 
@@ -226,12 +242,22 @@ def of_another_model(rng: Rng, place: Path) -> Trial:
 @mutation("weights", 1)
 def no_arrays_in_it(rng: Rng, place: Path) -> Trial:
     """Whole networks, optimizers, numbers, nothing."""
-    values: list[Any] = [{}, [], 3, None, "text", {"model": None}, {"state_dict": {}}, {"epoch": 3}, {1: 2}, {"a": {"b": {"c": 1}}}]
+    values: list[Any] = [
+        {},
+        [],
+        3,
+        None,
+        "text",
+        {"model": None},
+        {"state_dict": {}},
+        {"epoch": 3},
+        {1: 2},
+        {"a": {"b": {"c": 1}}},
+    ]
     return _trial(place, "weights.pth", _saved(values[int(rng.integers(len(values)))]), None)
 
 
 # ------------------------------------------------------------------------------------------------------- damaged, malicious
-
 
 
 @mutation("weights", 8)
@@ -250,7 +276,9 @@ def pth_of_the_old_format_damaged(rng: Rng, place: Path) -> Trial:
 @mutation("weights", 4)
 def safetensors_damaged(rng: Rng, place: Path) -> Trial:
     """A header that fits its data, without a checksum."""
-    return _trial(place, "weights.safetensors", damage.some(rng, _safetensors(_state())), _without_checksum(filled()), refusable=True)
+    return _trial(
+        place, "weights.safetensors", damage.some(rng, _safetensors(_state())), _without_checksum(filled()), refusable=True
+    )
 
 
 @mutation("weights", 4)
