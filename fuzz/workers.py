@@ -17,7 +17,7 @@ from pathlib import Path
 from fuzz.cases import Case
 from fuzz.oracle import Verdict, judge
 
-LIMIT = 180
+LIMIT = int(os.environ.get("FUZZ_LIMIT", "180"))
 """Seconds for one case; the first one of a process imports JAX and PyTorch, on a machine that may be busy."""
 
 ADDRESS_SPACE = 16 << 30
@@ -54,7 +54,7 @@ class Worker:
         self._process = None
         log = (Path(self._folder.name) / "log").read_text(errors="replace")
         if "Timeout (" in log:
-            return Verdict(case, "hang", f"not done after {LIMIT} s: {_deepest(log)}", LIMIT)
+            return Verdict(case, "hang", f"not done in time: {_deepest(log)}", LIMIT)
         return Verdict(case, "crash", f"the process ended with status {status}: {_deepest(log)}")
 
     def close(self) -> None:

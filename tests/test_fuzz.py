@@ -52,6 +52,31 @@ def test_stored_pixels_are_what_viewers_turn_upright(orientation: int) -> None:
     assert np.array_equal(np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data)))), upright)
 
 
+_STUCK = """
+import os, time
+from fuzz.cases import Trial, mutation
+
+@mutation("images")
+def sleeping(rng, place):
+    return Trial(call=lambda: time.sleep(100))
+
+@mutation("images")
+def aborting(rng, place):
+    return Trial(call=os.abort)
+"""
+
+
+def test_a_case_that_hangs_or_crashes_is_recorded_and_the_next_one_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sitecustomize.py").write_text(_STUCK)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("FUZZ_LIMIT", "2")
+    worker = Worker()
+    verdicts = [worker.run(Case("images", name, 0)) for name in ("sleeping", "aborting", "no-image-at-all")]
+    worker.close()
+    assert [verdict.outcome for verdict in verdicts] == ["hang", "crash", "refused"]
+    assert "sitecustomize.py" in verdicts[0].detail
+
+
 PNG = Case("images", "names-and-wrong-endings", 0)
 
 
