@@ -37,7 +37,7 @@ LONGEST = 4000
 _PYTHONS_WORDS = re.compile(
     r"Traceback|<bound method|object at 0x|<class '|<function |<built-in|object is not (subscriptable|iterable|callable)"
     r"|has no attribute|unexpected keyword|__init__\(\)|index out of range|codec can't decode|positional argument"
-    r"|not supported between instances|errors\.pydantic|unhashable type|unpack|cannot reshape"
+    r"|not supported between instances|errors\.pydantic|unhashable type|values to unpack|cannot reshape"
 )
 
 
