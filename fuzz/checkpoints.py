@@ -53,7 +53,6 @@ def as_saved(changed: str = "") -> Callable[[Loaded], str | None]:
 
 
 def _files(folder: Path) -> list[Path]:
-    # Markers that a save is complete; without one, the checkpoint may be refused or read.
     return [path for path in sorted(folder.rglob("*")) if path.is_file()]
 
 

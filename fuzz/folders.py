@@ -440,7 +440,7 @@ def names_that_a_person_calls_the_same(rng: Rng, place: Path) -> Trial:
 
 @mutation("folders", 3)
 def files_that_do_not_belong_together(rng: Rng, place: Path) -> Trial:
-    """A missing mask or image, two images of one name, a folder or a broken link in place of a file."""
+    """A missing mask or image, two images of one name, a folder or a broken link where a file should be."""
     data = truth(rng)
     root = write(place, data, "\n".join(data.names))
     what = int(rng.integers(7))
@@ -467,7 +467,7 @@ def files_that_do_not_belong_together(rng: Rng, place: Path) -> Trial:
 
 @mutation("folders", 2)
 def parts_missing(rng: Rng, place: Path) -> Trial:
-    """No classes.txt, no images, a file in place of a folder, no such split, no data at all."""
+    """No classes.txt, no images, a file where a folder should be, no such split, no data at all."""
     data = truth(rng)
     root = write(place, data, "\n".join(data.names))
     what = int(rng.integers(6))

@@ -150,7 +150,7 @@ def recipe_of_other_values(rng: Rng, place: Path) -> Trial:
 
 @mutation("settings", 3)
 def recipe_of_another_structure(rng: Rng, place: Path) -> Trial:
-    """Sections twice, misspelt, missing, nested; a list or a value in place of a section; deep nesting; huge numbers; other files."""
+    """Sections twice, misspelt, missing, nested; a list or a value where a section should be; deep nesting; huge numbers; other files."""
     texts = [
         "",
         "[model]\n[model]\n",
