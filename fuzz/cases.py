@@ -1,0 +1,122 @@
+"""What a fuzz case is, and the register of the mutations that make them."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FAMILIES = ("images", "masks", "folders", "weights", "settings", "checkpoints", "commands")
+"""Modules of this package; each one registers its mutations when it is imported."""
+
+SHARES = {"images": 27, "masks": 18, "folders": 17, "weights": 14, "settings": 17, "checkpoints": 4, "commands": 3}
+"""Percentages of the cases. Checkpoints and commands are few, because each one takes a quarter of a second or more."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One case: a mutation and the seed of everything random in it."""
+
+    family: str
+    mutation: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.family}:{self.mutation}:{self.seed}"
+
+    @classmethod
+    def parse(cls, text: str) -> Case:
+        """The inverse of `str`. Raises `ValueError` if it is no case."""
+        family, mutation, seed = text.split(":")
+        if mutation not in mutations(family):
+            raise ValueError(f"{family} has no mutation '{mutation}'; known are {', '.join(mutations(family))}")
+        return cls(family, mutation, int(seed))
+
+    def rng(self) -> np.random.Generator:
+        """The case's own random numbers."""
+        return np.random.default_rng([zlib.crc32(f"{self.family}:{self.mutation}".encode()), self.seed])
+
+
+class WrongError(Exception):
+    """Something went wrong that the result does not show, such as an input that is gone; says what."""
+
+
+class UndetectableError(Exception):
+    """A result that differs from the original, where nobody can know: the changed file is as valid as the original was."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class Trial:
+    """What a mutation has prepared.
+
+    Attributes:
+        call: calls the product; its result goes to `right`.
+        right: says what is wrong with a result, or None; raises `UndetectableError`, with the reason. Without it no result is right:
+            the input has to be refused.
+        refusable: whether an error is right, too. Valid input of a kind that the documentation names must be read.
+        names: an error has to contain one of these words, such as the name of the file.
+        outputs: paths that may be created or changed, with all below them.
+        partial: whether an error may leave something at `outputs`.
+    """
+
+    call: Callable[[], Any]
+    right: Callable[[Any], str | None] | None = None
+    refusable: bool = True
+    names: Sequence[str] = ()
+    outputs: Sequence[Path] = ()
+    partial: bool = False
+
+
+Mutation = Callable[[np.random.Generator, Path], Trial]
+"""(random numbers, an empty folder of its own) -> what to try."""
+
+_REGISTER: dict[str, dict[str, tuple[Mutation, int]]] = {family: {} for family in FAMILIES}
+
+
+def mutation(family: str, weight: int = 1) -> Callable[[Mutation], Mutation]:
+    """Register a mutation under the name of its function.
+
+    Args:
+        family: one of `FAMILIES`.
+        weight: how many of the family's cases it gets, compared with the others.
+    """
+
+    def register(make: Mutation) -> Mutation:
+        _REGISTER[family][make.__name__.replace("_", "-")] = make, weight
+        return make
+
+    return register
+
+
+def mutations(family: str) -> dict[str, tuple[Mutation, int]]:
+    """A family's mutations by name, with their weights. Raises `ValueError` if there is no such family."""
+    if family not in FAMILIES:
+        raise ValueError(f"no family '{family}'; known are {', '.join(FAMILIES)}")
+    importlib.import_module(f"fuzz.{family}")
+    return _REGISTER[family]
+
+
+def plan(family: str, count: int, seed: int) -> Iterator[Case]:
+    """`count` cases of a family; every mutation gets one before a second, and then its share by weight.
+
+    Args:
+        family: one of `FAMILIES`.
+        count: how many.
+        seed: the first seed of each mutation; it takes the next ones as well.
+    """
+    weighted = {name: weight for name, (_, weight) in mutations(family).items()}
+    taken = dict.fromkeys(weighted, 0)
+    for _ in range(count):
+        name = min(weighted, key=lambda name: taken[name] / weighted[name])
+        yield Case(family, name, seed + taken[name])
+        taken[name] += 1
+
+
+def numbers(count: int) -> dict[str, int]:
+    """How many of `count` cases each family gets; at least `count` in all."""
+    return {family: -(-count * share // 100) for family, share in SHARES.items()}

@@ -1,0 +1,67 @@
+"""The table of a run, and its place in `docs/reliability.md`."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Sequence
+from pathlib import Path
+
+from fuzz.cases import FAMILIES
+from fuzz.oracle import Verdict
+
+BEGIN = "<!-- fuzz table: written by python -m fuzz --table -->"
+END = "<!-- end of the fuzz table -->"
+
+
+def table(verdicts: Sequence[Verdict]) -> str:
+    """A Markdown table by family, with the reasons for what is undetectable."""
+    head = ("family", "mutations", "cases", "read right", "refused in one line", "undetectable", "faults")
+    rows = []
+    for family in FAMILIES:
+        own = [verdict for verdict in verdicts if verdict.case.family == family]
+        if own:
+            rows.append((family, *_counts(own)))
+    rows.append(("all", *_counts(verdicts)))
+    widths = [max(len(str(row[k])) for row in [head, *rows]) for k in range(len(head))]
+    lines = [_row(head, widths), "|" + "|".join("-" * (width + 1) + (":" if k else "-") for k, width in enumerate(widths)) + "|"]
+    lines += [_row(row, widths) for row in rows]
+    reasons = collections.Counter(
+        (verdict.detail, verdict.case.family) for verdict in verdicts if verdict.outcome == "undetectable"
+    )
+    if reasons:
+        lines += ["", "Undetectable:", ""]
+        lines += [
+            f"- {family}, {count}: {reason}." for (reason, family), count in sorted(reasons.items(), key=lambda item: -item[1])
+        ]
+    return "\n".join(lines)
+
+
+def write(path: Path, verdicts: Sequence[Verdict], command: str) -> None:
+    """Put the table between the markers of a document; at its end if it has none yet.
+
+    Raises:
+        ValueError: the document has one marker without the other.
+    """
+    text = path.read_text(encoding="utf-8") if path.exists() else "# Reliability\n"
+    block = f"{BEGIN}\n`{command}`\n\n{table(verdicts)}\n{END}"
+    if BEGIN in text or END in text:
+        before, found, rest = text.partition(BEGIN)
+        _, closed, after = rest.partition(END)
+        if not (found and closed):
+            raise ValueError(f"{path}: one of the markers {BEGIN} and {END} is missing")
+        text = before + block + after
+    else:
+        text = f"{text.rstrip()}\n\n{block}\n"
+    path.write_text(text, encoding="utf-8")
+
+
+def _counts(verdicts: Sequence[Verdict]) -> tuple[int, ...]:
+    outcomes = collections.Counter(verdict.outcome for verdict in verdicts)
+    kinds = len({(verdict.case.family, verdict.case.mutation) for verdict in verdicts})
+    faults = sum(verdict.fault for verdict in verdicts)
+    return kinds, len(verdicts), outcomes["right"], outcomes["refused"], outcomes["undetectable"], faults
+
+
+def _row(values: Sequence[object], widths: Sequence[int]) -> str:
+    cells = (f"{value:{'>' if k else '<'}{width}}" for k, (value, width) in enumerate(zip(map(str, values), widths, strict=True)))
+    return "| " + " | ".join(cells) + " |"
