@@ -92,6 +92,7 @@ _FRAMES: tuple[tuple[str, str], ...] = (
     (r"(^|\.)classifier\.0\.convs\.", "torchvision's DeepLabV3 (backbone.*, classifier.*)"),
     (r"(^|\.)classifier\.(cbr|low_classifier)\.", "torchvision's LR-ASPP (backbone.*, classifier.*)"),
     (r"(^|\.)classifier\.final_conv\.", "fcn-jax's fcn32s (backbone.*, classifier.*)"),
+    (r"(^|\.)classifier\.1\.running_mean$", "torchvision's FCN (backbone.*, classifier.*)"),
     (r"(^|\.)backbone\.layer4\..*", "a network around it (backbone.*)"),
     (r"(^|\.)lora_(A|B|up|down)\.", "a LoRA adapter, which holds changes of weights and no weights"),
 )

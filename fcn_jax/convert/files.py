@@ -6,7 +6,7 @@ import contextlib
 import functools
 import hashlib
 import weakref
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 from fcn_jax.atomic import replacing
 from fcn_jax.convert import kinds, state_dicts, torch_file, unpickling
 from fcn_jax.convert.state_dicts import Entry, StateDict, Tensors
-from fcn_jax.errors import WeightsError
+from fcn_jax.errors import WeightsError, listing
 
 SUFFIXES = (".pth", ".pt", ".safetensors")
 """How a file that is written must end. What is read is known by its contents."""
@@ -51,24 +51,29 @@ def open_state_dicts(path: str | Path) -> list[StateDict]:
     return _open_pickled(path, kind)
 
 
-def open_tensors(path: str | Path, key: str = "") -> Tensors:
+def open_tensors(path: str | Path, key: str | None = None, holding: Collection[str] = ()) -> Tensors:
     """The state dict of a file, whose tensors are read one at a time.
 
     Args:
         path: see `open_state_dicts`.
-        key: where in the file it lies, such as "model_ema"; without it the largest, and of equal ones the first that is no average.
+        key: where in the file it lies, such as "model_ema". Without it the largest, and of equal ones the first that is no average.
+        holding: names that it must hold, which may lie in nested dicts.
 
     Returns:
         Arrays by PyTorch's names, in the file's order and dtypes (bfloat16 as `ml_dtypes.bfloat16`).
 
     Raises:
-        WeightsError: as `open_state_dicts` does, or there is no such key.
+        WeightsError: as `open_state_dicts` does, or there is no such key or names.
     """
-    found = state_dicts.under(open_state_dicts(path), key, str(path)) if key else open_state_dicts(path)
-    return max(found, key=lambda state: (len(state.tensors), not state_dicts.is_average(state.key))).tensors
+    states = open_state_dicts(path)
+    found = states if key is None else state_dicts.under(states, key, str(path))
+    found = [state for state in found if all(name in state.tensors for name in holding)]
+    if not found:
+        raise WeightsError(f"{path}: lacks tensors that it held before: {listing(holding, 4)}")
+    return max(found, key=lambda state: (not state.joined, len(state.tensors), not state_dicts.is_average(state.key))).tensors
 
 
-def read(path: str | Path, key: str = "") -> dict[str, np.ndarray]:
+def read(path: str | Path, key: str | None = None) -> dict[str, np.ndarray]:
     """All tensors of a file at once; see `open_tensors` for what is read and what is raised."""
     return dict(open_tensors(path, key))
 
@@ -218,6 +223,8 @@ def _entry_of(name: str, value: Any, source: str) -> Entry | None:
     """The entry of a torch tensor or array in memory; None for what is no tensor."""
     if isinstance(value, np.ndarray):
         return Entry(lambda: value, value.shape)
+    if isinstance(value, (Mapping, list, tuple, str, bytes)):
+        return None
     if hasattr(value, "detach") and hasattr(value, "shape"):
         return Entry(functools.partial(to_numpy, value, f"{source}: {name}"), tuple(value.shape))
     if hasattr(value, "__array__") and hasattr(value, "shape") and not isinstance(value, np.generic):

@@ -51,7 +51,7 @@ def kind_of(path: Path) -> str:
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read ({error.strerror or error})") from error
     if not start:
-        raise WeightsError(f"{path}: an empty file; is the download complete?")
+        raise WeightsError(f"{path}: an empty file; is it complete?")
     if start[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
         return _kind_of_zip(path)
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 100_000_000:

@@ -269,7 +269,7 @@ def complaint(record: LoadRecord, what: str, problems: Problems, looks_like: str
         parts.append(f"--reinit matches nothing: {listing(problems.unmatched_globs)}")
     if problems.unmatched_drops:
         parts.append(f"--drop matches nothing: {listing(problems.unmatched_drops)}")
-    if looks_like and (problems.missing or problems.surplus or problems.misshapen):
+    if looks_like and (problems.missing or (problems.surplus and record.scope == "backbone")):
         parts.append(f"the file looks like {looks_like}")
     advice = ""
     if problems.missing or problems.misshapen:

@@ -400,9 +400,14 @@ _ARGUMENTS = frozenset(
 )
 
 
+_PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg", "commands": "subprocess", "cPickle": "pickle"}
+"""Modules that pickles of the protocols below 3 call by their old names."""
+
+
 def _named(module: str, name: str) -> Global:
-    top = module.partition(".")[0]
-    if top in _RUN_CODE or (top in ("builtins", "__builtin__") and not _is_plain_builtin(name)):
+    module = _PYTHON_2.get(module, module)
+    opens = name == "open" and module in ("io", "_io")
+    if opens or module.partition(".")[0] in _RUN_CODE or (module == "builtins" and not _is_plain_builtin(name)):
         raise RefusedError(f"{module}.{name}")
     return Global(module, name)
 

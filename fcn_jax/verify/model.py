@@ -216,7 +216,7 @@ def _fill_reference(reference: Any, record: LoadRecord, table: Table) -> None:
     They do not come by way of JAX: an operation that is wrong both ways would bring them back unharmed.
     """
     torch = import_torch()
-    tensors = files.open_tensors(record.source, record.key)
+    tensors = files.open_tensors(record.source, record.key, [record.in_file(name) for name in record.loaded.values()])
     state = reference.state_dict()
     for path, name in record.loaded.items():
         found = table.to_torch(path)
