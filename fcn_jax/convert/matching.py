@@ -255,6 +255,8 @@ def complaint(record: LoadRecord, what: str, problems: Problems, looks_like: str
         looks_like: what the file seems to hold, or None.
     """
     parts = [f"{record.source} does not fit {what}"]
+    if looks_like and (problems.missing or (problems.surplus and record.scope == "backbone")):
+        parts[0] += f": it looks like {looks_like}"
     named = {
         "missing": problems.missing,
         "surplus": problems.surplus,
@@ -269,8 +271,6 @@ def complaint(record: LoadRecord, what: str, problems: Problems, looks_like: str
         parts.append(f"--reinit matches nothing: {listing(problems.unmatched_globs)}")
     if problems.unmatched_drops:
         parts.append(f"--drop matches nothing: {listing(problems.unmatched_drops)}")
-    if looks_like and (problems.missing or (problems.surplus and record.scope == "backbone")):
-        parts.append(f"the file looks like {looks_like}")
     advice = ""
     if problems.missing or problems.misshapen:
         renamed = problems.missing or problems.surplus
