@@ -165,12 +165,12 @@ def _unknown(
     states: Sequence[StateDict], candidates: Mapping[tuple[str, str], Table], targets: Mapping[str, nnx.Variable], name: str
 ) -> str:
     largest = max(states, key=lambda state: len(state.tensors)).tensors
-    scope_and_scheme = next(iter(candidates))
-    expected = [place[0] for path in targets if (place := candidates[scope_and_scheme].to_torch(path)) is not None]
+    table = next(iter(candidates.values()))
+    expected = [place[0] for path in targets if (place := table.to_torch(path)) is not None]
     looks_like = architecture.guess({raw: largest.shape(raw) for raw in largest})
     guess = f"; it looks like {looks_like}" if looks_like else ""
     return (
-        f"{name}: weights of another model: none of its names is known (it has {listing(largest, 4)}; expected are names such as "
+        f"{name}: weights of another model: no prefix makes its names known (it has {listing(largest, 4)}; expected are names such as "
         f"{listing(expected, 4)}){guess}"
     )
 

@@ -62,7 +62,7 @@ class Reading:
 def readings(
     states: Sequence[StateDict], tables: Mapping[tuple[str, str], Table], targets: Mapping[str, nnx.Variable]
 ) -> list[Reading]:
-    """All ways to read a file by which any of its names is known, the best first.
+    """All ways to read a file by which its names are known, the best first.
 
     The best is the one by which most tensors of the model are there: by name and size, then by name. Among equals the one by which fewer
     are missing; then weights come before running averages of them, as `state_dicts.is_average` tells by keys and prefixes, and what is
@@ -75,7 +75,7 @@ def readings(
         for prefix, names in _without_prefixes(state.tensors, WRAPPERS - segments).items():
             for (scope, scheme), expected in wanted.items():
                 known = names.keys() & expected.keys()
-                if known:
+                if known and (10 * len(known) >= len(expected) or _is_usual(prefix)):
                     sized = sum(math.prod(state.tensors.shape(names[name])) == expected[name] for name in known)
                     found.append(Reading(state, prefix, scope, scheme, names, len(known), sized, len(expected) - len(known)))
 
@@ -90,6 +90,11 @@ def readings(
         )
 
     return sorted(found, key=quality, reverse=True)  # a stable sort: of equal ones the first in the file
+
+
+def _is_usual(prefix: str) -> bool:
+    """Whether a prefix is one that even a small part of a network would have. Under others a few names may fit by chance."""
+    return set(prefix.split(".")[:-1]) <= WRAPPERS | {"model", "net", "network", "backbone", "encoder"}
 
 
 def _expected(table: Table, targets: Mapping[str, nnx.Variable]) -> dict[str, int]:
