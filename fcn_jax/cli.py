@@ -62,11 +62,13 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--init",
         metavar="FILE|NAME|CHECKPOINT",
-        help="initial weights: .pth, .safetensors, published weights by name, a run or a checkpoint",
+        help="initial weights: a file of PyTorch's or .safetensors, published weights by name, a run or a checkpoint",
     )
     train.add_argument(
         "--reinit", metavar="GLOB", action="append", default=[], help="names that keep their random initial values"
     )
+    train.add_argument("--drop", metavar="GLOB", action="append", default=[], help="names of the weights to leave out on purpose")
+    train.add_argument("--key", metavar="KEY", help="which of several networks in the file to take, such as model_ema")
     train.add_argument("--run", metavar="DIR", type=Path, help="directory to write (default: runs/RECIPE)")
     train.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
     train.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="change a setting, such as optim.lr=0.01")
@@ -99,13 +101,27 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument(
         "source",
         metavar="FILE|NAME|RUN|CHECKPOINT",
-        help="a .pth or .safetensors file, or published weights by name, such as IMAGENET1K_V1; with --to-torch a run or checkpoint",
+        help="a file of PyTorch's or .safetensors, or published weights by name, such as IMAGENET1K_V1; with --to-torch a run or "
+        "checkpoint",
     )
     convert.add_argument("--model", metavar="NAME", help="a registered whole model or backbone; --to-torch needs none")
-    convert.add_argument("--num-classes", metavar="N", type=int, help="of a whole model (default: the registered model's)")
+    convert.add_argument("--head", metavar="NAME", help="put on a backbone, which makes a whole model of it (default: none)")
+    convert.add_argument("--aux-head", metavar="NAME", help="auxiliary head to put on a backbone (default: none)")
+    convert.add_argument("--num-classes", metavar="N", type=int, help="of a whole model (default: the registered model's, or 21)")
+    convert.add_argument("--output-stride", metavar="N", type=int, help="of the backbone (default: its own)")
+    for part in ("backbone", "head", "aux-head"):
+        convert.add_argument(
+            f"--{part}-option",
+            metavar="KEY=VALUE",
+            action="append",
+            default=[],
+            help=f"an option of the {part.replace('-', ' ')}",
+        )
     convert.add_argument(
         "--reinit", metavar="GLOB", action="append", default=[], help="names that keep their random initial values"
     )
+    convert.add_argument("--drop", metavar="GLOB", action="append", default=[], help="names of the file to leave out on purpose")
+    convert.add_argument("--key", metavar="KEY", help="which of several networks in the file to take, such as model_ema")
     convert.add_argument("--to-torch", action="store_true", help="write a state dict for load_state_dict(strict=True)")
     convert.add_argument(
         "--names", metavar="SCHEME", help="with --to-torch: torchvision (default), d2l, the book chapter's, or a plugin's"
@@ -226,6 +242,10 @@ def _train(args: argparse.Namespace) -> int:
         settings.append(f"init.weights={json.dumps(args.init)}")
     if args.reinit:
         settings.append(f"init.reinit={json.dumps(args.reinit)}")
+    if args.drop:
+        settings.append(f"init.drop={json.dumps(args.drop)}")
+    if args.key:
+        settings.append(f"init.key={json.dumps(args.key)}")
     result = train(config.parse(config.override(table, settings), recipe), run, resume=args.resume)
     if result.stopped_by:
         print(
@@ -282,22 +302,49 @@ def _print(text: str) -> None:
 
 def _convert(args: argparse.Namespace) -> int:
     if args.to_torch:
-        given = {"--model": args.model, "--num-classes": args.num_classes is not None, "--reinit": args.reinit}
+        given = {
+            "--model": args.model,
+            "--head": args.head,
+            "--aux-head": args.aux_head,
+            "--num-classes": args.num_classes is not None,
+            "--output-stride": args.output_stride is not None,
+            "--backbone-option": args.backbone_option,
+            "--head-option": args.head_option,
+            "--aux-head-option": args.aux_head_option,
+            "--reinit": args.reinit,
+            "--drop": args.drop,
+            "--key": args.key,
+        }
         if surplus := [option for option, value in given.items() if value]:
             raise ConfigError(f"--to-torch goes without {', '.join(surplus)}: the checkpoint says what it holds")
     elif args.names is not None:
-        raise ConfigError("--names goes with --to-torch; the names of a file to import are recognised")
+        raise ConfigError("--names goes with --to-torch; the names of a file to import are recognized")
     elif args.model is None:
         raise ConfigError(
             "--model is missing: name a registered whole model or backbone (fcn-jax plugins list), or use --to-torch"
         )
 
+    from fcn_jax import config
     from fcn_jax.convert.command import convert_file, export_file
 
     if args.to_torch:
         print(f"{args.output}: {export_file(args.source, args.output, names=args.names or 'torchvision')}")
     else:
-        record = convert_file(args.source, args.model, args.output, num_classes=args.num_classes, reinit=args.reinit)
+        record = convert_file(
+            args.source,
+            args.model,
+            args.output,
+            head=args.head,
+            aux_head=args.aux_head,
+            num_classes=args.num_classes,
+            output_stride=args.output_stride,
+            backbone_options=config.override({}, args.backbone_option, "--backbone-option"),
+            head_options=config.override({}, args.head_option, "--head-option"),
+            aux_head_options=config.override({}, args.aux_head_option, "--aux-head-option"),
+            reinit=args.reinit,
+            drop=args.drop,
+            key=args.key or "",
+        )
         print(f"{args.output}: {record}")
     return 0
 

@@ -44,8 +44,12 @@ class ModelConfig(_Section):
 class InitConfig(_Section):
     """Where the parameters start."""
 
-    weights: str | None = Field(None, description="a .pth or .safetensors file, or a checkpoint; random if not given")
+    weights: str | None = Field(
+        None, description="a weights file of PyTorch's or .safetensors, or a checkpoint; random if not given"
+    )
     reinit: tuple[str, ...] = Field((), description="globs over names: tensors that stay random on purpose")
+    drop: tuple[str, ...] = Field((), description="globs over names of the file: tensors that are left out on purpose")
+    key: str = Field("", description="which of several state dicts of the file to take, such as model_ema")
     reinit_lr: NotNegative = Field(
         1.0, description="factor on the learning rate of the backbone's kernels that reinit names, unless one of optim.rules does"
     )
@@ -155,8 +159,13 @@ def read_recipe(name: str) -> dict[str, Any]:
         raise ConfigError(f"{name}: not a TOML file: {error}") from error
 
 
-def override(table: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
+def override(table: Mapping[str, Any], settings: Sequence[str], option: str = "--set") -> dict[str, Any]:
     """A table with `a.b=value` settings put in; a value that is not TOML, such as a bare word, is taken as a string.
+
+    Args:
+        table: nested tables; it is not changed.
+        settings: such as "optim.lr=0.01"; later ones win.
+        option: what the command line calls a setting, for the error.
 
     Raises:
         ConfigError: a setting without `=`, or one that goes through a value that is no table.
@@ -165,7 +174,8 @@ def override(table: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals or not all(part.strip() for part in key.split(".")):
-            raise ConfigError(f"--set {setting}: write it as KEY=VALUE, such as --set optim.lr=0.01")
+            example = "optim.lr=0.01" if option == "--set" else "width=64"
+            raise ConfigError(f"{option} {setting}: write it as KEY=VALUE, such as {option} {example}")
         try:
             value = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
@@ -175,7 +185,7 @@ def override(table: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any
         for parent in parents:
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
-                raise ConfigError(f"--set {setting}: '{parent}' is a value, not a table")
+                raise ConfigError(f"{option} {setting}: '{parent}' is a value, not a table")
         node[last] = value
     return result
 

@@ -236,6 +236,44 @@ def test_convert_makes_a_checkpoint_that_predicts(tmp_path: Path, capsys: pytest
     assert (tmp_path / "out" / "gray.png").exists()
 
 
+def test_convert_puts_a_head_on_a_backbone(tmp_path: Path, capsys: pytest.CaptureFixture[str], fails: Fails) -> None:
+    weights = to_torch(build_model("tiny", "fcn", 5, rngs=nnx.Rngs(3)))
+    aux = {name.replace("classifier.", "aux_classifier."): value for name, value in weights.items() if "classifier." in name}
+    save_file({**weights, **aux}, tmp_path / "fcn_tiny.weights")
+    source, made, back = str(tmp_path / "fcn_tiny.weights"), str(tmp_path / "made"), str(tmp_path / "back.safetensors")
+    words = ["convert", source, "--model", "tiny", "--head", "fcn", "--num-classes", "5", "--head-option", "dropout=0.2"]
+    assert cli.main([*words, "-o", made]) == 0
+    assert "8 dropped: aux_classifier" in capsys.readouterr().out
+    image = tmp_path / "gray.png"
+    Image.fromarray(np.full((64, 64, 3), 90, np.uint8)).save(image)
+    assert cli.main(["predict", made, str(image), "-o", str(tmp_path / "out")]) == 0
+    assert cli.main(["convert", made, "--to-torch", "-o", back]) == 0
+    found = load_file(back)
+    assert found.keys() == weights.keys()
+    assert all(found[name].tobytes() == value.tobytes() for name, value in weights.items())
+
+    out = tmp_path / "other"
+    assert "surplus 16" in fails("convert", source, "--model", "tiny", "-o", out)
+    assert "--head-option x: write it as KEY=VALUE" in fails(*words, "--head-option", "x", "-o", out)
+    assert "Did you mean 'dropout'" in fails(*words, "--head-option", "dropuot=1", "-o", out)
+    assert "which --head NAME puts a head on" in fails("convert", source, "--model", "tiny", "--num-classes", "5", "-o", out)
+    assert "is a whole model" in fails("convert", source, "--model", "fcn32s_resnet18", "--head", "fcn", "-o", out)
+    assert "--key" in fails("convert", "run", "--to-torch", "--key", "ema", "-o", tmp_path / "out.pth")
+    assert not out.exists()
+    assert cli.main(["convert", source, "--model", "tiny", "--drop", "*classifier", "-o", str(out)]) == 0
+    assert "16 dropped" in capsys.readouterr().out
+
+
+def test_weights_of_a_whole_network_start_a_training_with_another_head(data: Path, recipe: Path, tmp_path: Path) -> None:
+    save_file(to_torch(build_model("tiny", "fcn", 5, rngs=nnx.Rngs(3))), tmp_path / "whole.bin")
+    words = ["train", str(recipe), "--data", str(data), "--init", str(tmp_path / "whole.bin"), "--run", str(tmp_path / "run")]
+    assert cli.main([*words, "--drop", "classifier", "--set", "train.epochs=1"]) == 0
+    record = json.loads((tmp_path / "run" / "versions.json").read_text())["weights"]
+    assert record["scope"] == "backbone"
+    assert len(record["dropped"]) == 8
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["init"]["drop"] == ["classifier"]
+
+
 def test_a_backbone_converts_and_starts_a_training(data: Path, recipe: Path, tmp_path: Path, fails: Fails) -> None:
     model = build_model("tiny", "fcn32s", 7, rngs=nnx.Rngs(3))
     assert model  # the plugin of the fixtures is found

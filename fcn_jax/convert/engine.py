@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +12,16 @@ from flax import nnx
 
 from fcn_jax import registry
 from fcn_jax.api import Backbone, Head
-from fcn_jax.convert import files, matching, named_weights
+from fcn_jax.convert import architecture, files, matching, named_weights, reading
 from fcn_jax.convert.matching import LoadRecord
-from fcn_jax.convert.rules import Rule, Table, drop
+from fcn_jax.convert.rules import Drop, Rule, Table
+from fcn_jax.convert.state_dicts import StateDict
 from fcn_jax.errors import ConfigError, WeightsError, listing
 from fcn_jax.memory import give_back_freed_memory
 from fcn_jax.models.names import leaves
 from fcn_jax.models.segmenter import ModelSpec, Segmenter, describe
 
-PREFIXES = ("module.", "model.", "_orig_mod.", "backbone.")
-"""What DataParallel, Lightning, torch.compile and a network around a backbone put before every name; taken off, in any combination,
-where every name has it and the rest fits better without."""
-
-_AUXILIARY = drop("aux_classifier.*", "the auxiliary head, which takes part in PyTorch's training alone")
+_AUXILIARY = Drop("aux_classifier.*", "the auxiliary head, which takes part in PyTorch's training alone")
 
 
 def tables(spec: ModelSpec) -> dict[tuple[str, str], Table]:
@@ -68,54 +64,115 @@ def load_torch(
     model: Segmenter,
     source: str | Path | Mapping[str, Any],
     reinit: Sequence[str] = (),
+    *,
+    drop: Sequence[str] = (),
+    key: str = "",
 ) -> LoadRecord:
     """Load PyTorch weights into a model, in place, all or nothing.
 
     A file is read tensor by tensor, twice: all of it is checked before the first value of the model changes, and memory holds the model
-    and one tensor.
+    and one tensor. No code of the file runs, and PyTorch is not needed.
 
-    The naming scheme and the scope (whole model, or backbone alone) are recognised by the names. Every tensor of the file is used once
-    or dropped for a reason that the record gives; every leaf of the model is filled or named by `reinit`. From a file of the backbone
-    alone the head keeps its initial values.
+    Files of training frameworks are seen through: the state dict is found under whatever keys it lies, and prefixes of DataParallel,
+    torch.compile, Lightning, running averages and networks around a backbone are taken off. The reading by which most of the model is
+    there is taken; of equal ones the weights before running averages of them, and the record names the others. The naming scheme and the
+    scope (whole model, or backbone alone) are recognized by the names. Every tensor of the file is used once or dropped for a reason that
+    the record gives; every leaf of the model is filled or named by `reinit`. From a file of the backbone alone the head keeps its initial
+    values; from a file of a whole network with another head it does so if `reinit` names it ("head").
 
     Args:
         model: as `build_model` returns it.
-        source: a `.pth` or `.safetensors` file; the name of published weights, such as "IMAGENET1K_V1", which are fetched once; or a
-            state dict of torch tensors or numpy arrays.
+        source: a file of weights in PyTorch's formats or `.safetensors`, known by its contents; the name of published weights, such as
+            "IMAGENET1K_V1", which are fetched once; or a state dict of torch tensors or numpy arrays, which may be wrapped as in a file.
         reinit: globs over the file's names or the model's paths, whose tensors keep the model's initial values.
+        drop: globs over the file's names, with or without the prefix, of tensors that are left out on purpose.
+        key: which of several state dicts of a file to take, by its keys or its prefix, such as "model_ema".
 
     Returns:
         A record of what went where.
 
     Raises:
         WeightsError: the file cannot be read, or does not fit: all missing, surplus and misshapen names in one message. The model is as
-            it was, but for a file that changes while it is read.
+            it was, except where a file changes while it is read.
     """
-    return load_into(model, model.spec, source, reinit)
+    return load_into(model, model.spec, source, reinit, drop=drop, key=key)
 
 
 def load_into(
-    module: nnx.Module, spec: ModelSpec, source: str | Path | Mapping[str, Any], reinit: Sequence[str] = ()
+    module: nnx.Module,
+    spec: ModelSpec,
+    source: str | Path | Mapping[str, Any],
+    reinit: Sequence[str] = (),
+    *,
+    drop: Sequence[str] = (),
+    key: str = "",
 ) -> LoadRecord:
     """`load_torch` for any module that a spec describes; for a backbone alone the spec's head is None.
 
-    The module may hold shapes in place of arrays, as `nnx.eval_shape` makes it; leaves that are not loaded then stay shapes.
+    The module may hold shapes instead of arrays, as `nnx.eval_shape` makes it; leaves that are not loaded then stay shapes.
     """
     if isinstance(source, Mapping):
         name, digest = "state dict", None
-        tensors: Mapping[str, np.ndarray] = files.tensors_of(source, name)
+        states = files.state_dicts_of(source, name)
     else:
         path = named_weights.resolve(source, spec)
-        tensors = files.open_tensors(path)
+        states = files.open_state_dicts(path)
         name, digest = str(path), files.sha256(path)
     candidates = tables(spec)
     if not candidates:
         raise WeightsError(f"backbone '{spec.backbone}' declares no table of PyTorch names, so {name} cannot be loaded")
-    stripped, scope, scheme = _recognise(tensors, candidates, name, _targets(module, spec))
-    tensors = files.Tensors({key.removeprefix(stripped): functools.partial(tensors.__getitem__, key) for key in tensors})
-    record = LoadRecord(name, digest, scheme, scope, {}, {}, [], [], stripped)
-    load_named(module, spec, tensors, candidates[scope, scheme], record, reinit)
+    targets = _targets(module, spec)
+    found = reading.readings(states, candidates, targets)
+    if not found:
+        raise WeightsError(_unknown(states, candidates, targets, name))
+    chosen, also_fits = reading.choose(found, key, states, name)
+    table = candidates[chosen.scope, chosen.scheme]
+    record = LoadRecord(
+        name,
+        digest,
+        chosen.scheme,
+        chosen.scope,
+        {},
+        {},
+        [],
+        [],
+        chosen.prefix,
+        key=chosen.state.key,
+        also_fits=also_fits,
+        beside=list(chosen.state.beside),
+        renamed={new: raw for new, raw in chosen.names.items() if raw != chosen.prefix + new},
+    )
+    tensors = chosen.tensors()
+    record.renamed.update({raw: raw for raw in tensors if raw not in chosen.names and chosen.prefix})
+    leftover = reading.leftovers(chosen, found, table, targets, starts_new_head(targets, reinit, candidates))
+    shapes = {raw: chosen.state.tensors.shape(raw) for raw in chosen.state.tensors}
+    load_named(module, spec, tensors, table, record, reinit, drop, leftover, lambda: architecture.guess(shapes))
+    used = {*record.loaded.values(), *record.dropped}
+    for new in [new for new in record.renamed if new not in used or (record.renamed[new] == new and new not in record.dropped)]:
+        del record.renamed[new]
     return record
+
+
+def starts_new_head(
+    targets: Mapping[str, nnx.Variable], reinit: Sequence[str], candidates: Mapping[tuple[str, str], Table] | None = None
+) -> bool:
+    """Whether `reinit` names all of the head, by its paths or by the names that tables give it."""
+    heads = list(reading.names_of(reading.head_paths(targets), candidates or {}))
+    return bool(heads) and all(any(matching.named_by(glob, *names) for glob in reinit) for names in heads)
+
+
+def _unknown(
+    states: Sequence[StateDict], candidates: Mapping[tuple[str, str], Table], targets: Mapping[str, nnx.Variable], name: str
+) -> str:
+    largest = max(states, key=lambda state: len(state.tensors)).tensors
+    table = next(iter(candidates.values()))
+    expected = [place[0] for path in targets if (place := table.to_torch(path)) is not None]
+    looks_like = architecture.guess({raw: largest.shape(raw) for raw in largest})
+    guess = f"; it looks like {looks_like}" if looks_like else ""
+    return (
+        f"{name}: weights of another model: no prefix makes its names known (it has {listing(largest, 4)}; expected are names such as "
+        f"{listing(expected, 4)}){guess}"
+    )
 
 
 def load_named(
@@ -125,6 +182,9 @@ def load_named(
     table: Table,
     record: LoadRecord,
     reinit: Sequence[str],
+    drop: Sequence[str] = (),
+    leftover: Callable[[str], str | None] | None = None,
+    looks_like: Callable[[], str | None] = lambda: None,
 ) -> None:
     """Fill a module by a table, all or nothing, and fill in the record, whose scope says how much of the module is meant.
 
@@ -132,9 +192,8 @@ def load_named(
         WeightsError: all missing, surplus and misshapen names in one message.
     """
     what = spec.backbone if record.scope == "backbone" else f"{spec.backbone} + {spec.head}"
-    without = f", without '{record.stripped}'" if record.stripped else ""
-    what += f" (read as {record.names} names{without}, {record.scope})"
-    _fill(_targets(module, spec), what, tensors, table, record, reinit)
+    what += f" (read as {record.how_read()})"
+    _fill(_targets(module, spec), what, tensors, table, record, reinit, drop, leftover, looks_like)
 
 
 def load_by_table(module: nnx.Module, tensors: Mapping[str, Any], table: Table) -> LoadRecord:
@@ -155,10 +214,13 @@ def _fill(
     table: Table,
     record: LoadRecord,
     reinit: Sequence[str],
+    drop: Sequence[str] = (),
+    leftover: Callable[[str], str | None] | None = None,
+    looks_like: Callable[[], str | None] = lambda: None,
 ) -> None:
-    problems = matching.match(tensors, targets, table, reinit, record)
+    problems = matching.match(tensors, targets, table, reinit, record, drop, leftover)
     if problems:
-        raise WeightsError(matching.complaint(record, what, problems))
+        raise WeightsError(matching.complaint(record, what, problems, looks_like()))
     give_back_freed_memory()  # what checking took, and building the model: for a small one as much as its values
     for path, name in record.loaded.items():
         rule = table.to_torch(path)[1]  # type: ignore[index]  # by which it was matched
@@ -177,41 +239,6 @@ def _targets(module: nnx.Module, spec: ModelSpec) -> dict[str, nnx.Variable]:
     """A module's leaves by the paths that they have in a whole model, also where the module is a backbone alone."""
     prefix = "" if spec.head is not None else "backbone."
     return {prefix + path: leaf for path, leaf in leaves(module).items()}
-
-
-def _prefixes(names: Sequence[str]) -> Iterator[str]:
-    """What can be taken off every name: nothing, then the outermost of `PREFIXES`, then the next as well."""
-    stripped = ""
-    yield stripped
-    while found := next((p for p in PREFIXES if names and all(name.startswith(stripped + p) for name in names)), None):
-        stripped += found
-        yield stripped
-
-
-def _recognise(
-    tensors: Mapping[str, np.ndarray],
-    candidates: Mapping[tuple[str, str], Table],
-    source: str,
-    targets: Mapping[str, Any],
-) -> tuple[str, str, str]:
-    """The prefix, scope and naming scheme under which the most of the file's names are known and the fewest of the model's missed."""
-
-    def expected(scope: str, scheme: str) -> list[str]:
-        return [found[0] for path in targets if (found := candidates[scope, scheme].to_torch(path)) is not None]
-
-    def fit(reading: tuple[str, str, str]) -> tuple[int, int]:
-        stripped, scope, scheme = reading
-        wanted = set(expected(scope, scheme))
-        known = wanted & {name.removeprefix(stripped) for name in tensors}
-        return len(known), -len(wanted - known)
-
-    best = max(((prefix, *key) for prefix in _prefixes(list(tensors)) for key in candidates), key=fit)
-    if fit(best)[0] == 0:
-        raise WeightsError(
-            f"{source}: weights of another model: none of its names is known (it has {listing(tensors, 4)}; "
-            f"expected are names such as {listing(expected(*best[1:]), 4)})"
-        )
-    return best
 
 
 def to_torch(model: Segmenter, names: str = "torchvision") -> dict[str, np.ndarray]:

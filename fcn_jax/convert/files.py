@@ -1,27 +1,24 @@
-"""Weight files: `.pth` and `.safetensors` to and from named numpy arrays."""
+"""Weight files to and from named numpy arrays: PyTorch's formats, `.safetensors`, and pickles of arrays."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import functools
 import hashlib
-import io
-import tarfile
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fcn_jax.atomic import replacing
-from fcn_jax.convert import archive
-from fcn_jax.errors import WeightsError
+from fcn_jax.convert import kinds, state_dicts, torch_file, unpickling
+from fcn_jax.convert.state_dicts import Entry, StateDict, Tensors
+from fcn_jax.errors import WeightsError, listing
 
 SUFFIXES = (".pth", ".pt", ".safetensors")
-
-_WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state")
+"""How a file that is written must end. What is read is known by its contents."""
 
 
 def sha256(path: Path) -> str:
@@ -30,50 +27,55 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-class Tensors(Mapping[str, np.ndarray]):
-    """Arrays by name, each of which is made when it is looked up, every time anew, and not kept."""
+def open_state_dicts(path: str | Path) -> list[StateDict]:
+    """Open a file and find the state dicts in it; no tensor is read yet, and each is read when it is looked up.
 
-    def __init__(self, makers: Mapping[str, Callable[[], np.ndarray]]) -> None:
-        """Take what makes each of the arrays."""
-        self._makers = dict(makers)
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self._makers[name]()
-
-    def __contains__(self, name: object) -> bool:  # which Mapping would find out by looking it up
-        return name in self._makers
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._makers)
-
-    def __len__(self) -> int:
-        return len(self._makers)
-
-
-def open_tensors(path: str | Path) -> Tensors:
-    """Open a state dict whose tensors are read one at a time, so that memory need not hold all of them.
-
-    Reading `.safetensors` needs no torch; `.pth` and `.pt` do, and are read without running code (`weights_only=True`). A checkpoint
-    that wraps its state dict under `state_dict` or `model` is unwrapped. Some files are read whole: of the format before PyTorch 1.6, of
-    tensors that are not dense, and all but `.safetensors` where PyTorch is too old to say where in the file a tensor lies.
+    The format is known by the file's contents, whatever its name ends in. Nothing that the file names is imported or called, and PyTorch
+    is not needed: pickles are read as data (`fcn_jax.convert.unpickling`).
 
     Returns:
-        Arrays by PyTorch's names, in the file's order and dtypes (bfloat16 as `ml_dtypes.bfloat16`). Looking one up raises `WeightsError`
-        if the file has become unreadable.
+        The state dicts, at least one, in the order of the file; see `state_dicts.find`. Looking a tensor up raises `WeightsError` if the
+        file has become unreadable, or numpy cannot hold it.
 
     Raises:
-        WeightsError: the file is missing, truncated, of another format, would run code, or holds no tensors.
+        WeightsError: the file is missing, truncated, of another format, names functions that run code, or holds no tensors.
     """
     path = Path(path)
+    if path.is_dir():
+        raise WeightsError(f"{path}: {kinds.of_directory(path)}")
     if not path.is_file():
         raise WeightsError(f"{path}: no such weights file")
-    require_suffix(path)
-    return _open_safetensors(path) if path.suffix == ".safetensors" else _open_torch(path)
+    kind = kinds.kind_of(path)
+    if kind == kinds.SAFETENSORS:
+        return [StateDict("", _open_safetensors(path))]
+    return _open_pickled(path, kind)
 
 
-def read(path: str | Path) -> dict[str, np.ndarray]:
+def open_tensors(path: str | Path, key: str | None = None, holding: Collection[str] = ()) -> Tensors:
+    """The state dict of a file, whose tensors are read one at a time.
+
+    Args:
+        path: see `open_state_dicts`.
+        key: where in the file it lies, such as "model_ema". Without it the largest, and of equal ones the first that is no average.
+        holding: names that it must hold, which may lie in nested dicts.
+
+    Returns:
+        Arrays by PyTorch's names, in the file's order and dtypes (bfloat16 as `ml_dtypes.bfloat16`).
+
+    Raises:
+        WeightsError: as `open_state_dicts` does, or there is no such key or names.
+    """
+    states = open_state_dicts(path)
+    found = states if key is None else state_dicts.under(states, key, str(path))
+    found = [state for state in found if all(name in state.tensors for name in holding)]
+    if not found:
+        raise WeightsError(f"{path}: lacks tensors that it held before: {listing(holding, 4)}")
+    return max(found, key=lambda state: (not state.joined, len(state.tensors), not state_dicts.is_average(state.key))).tensors
+
+
+def read(path: str | Path, key: str | None = None) -> dict[str, np.ndarray]:
     """All tensors of a file at once; see `open_tensors` for what is read and what is raised."""
-    return dict(open_tensors(path))
+    return dict(open_tensors(path, key))
 
 
 def write(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
@@ -96,10 +98,10 @@ def write(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
 
 
 def require_suffix(path: str | Path) -> Path:
-    """The path of a weights file. Raises `WeightsError` if it does not end as one."""
+    """The path of a weights file to write. Raises `WeightsError` if it does not end as one."""
     path = Path(path)
     if path.suffix not in SUFFIXES:
-        raise WeightsError(f"{path}: a weights file ends in {', '.join(SUFFIXES)}; this one in '{path.suffix}'")
+        raise WeightsError(f"{path}: a weights file to write ends in {', '.join(SUFFIXES)}; this one in '{path.suffix}'")
     return path
 
 
@@ -151,7 +153,11 @@ def _open_safetensors(path: Path) -> Tensors:
         names = file.keys()
     except (SafetensorError, OSError, ValueError) as error:
         raise WeightsError(f"{path}: not a readable .safetensors file ({error}); is it complete?") from error
-    return Tensors({name: functools.partial(get, name) for name in names})
+    return Tensors({name: Entry(functools.partial(get, name), _shape(file, name)) for name in names})
+
+
+def _shape(file: Any, name: str) -> tuple[int, ...]:
+    return tuple(file.get_slice(name).get_shape())
 
 
 def _import_torch(path: Path) -> Any:
@@ -159,78 +165,83 @@ def _import_torch(path: Path) -> Any:
         import torch
     except ImportError as error:
         raise WeightsError(
-            f"{path}: {path.suffix} files need PyTorch; pip install 'fcn-jax[torch]', or use .safetensors"
+            f"{path}: {path.suffix} files are written by PyTorch; pip install 'fcn-jax[torch]', or use .safetensors"
         ) from error
     return torch
 
 
-def _open_torch(path: Path) -> Tensors:
-    torch = _import_torch(path)
-    if tarfile.is_tarfile(path):
-        raise WeightsError(
-            f"{path}: the oldest PyTorch format (a tar archive) cannot be read safely; take a newer file of the same weights "
-            "(torchvision: resnet18-f37072fd.pth holds the tensors of resnet18-5c106cde.pth)"
-        )
+def _open_pickled(path: Path, kind: str) -> list[StateDict]:
+    opening = {
+        kinds.ARCHIVE: torch_file.open_archive,
+        kinds.LEGACY: torch_file.open_legacy,
+        kinds.PICKLE: torch_file.open_pickle,
+    }[kind]
     with contextlib.ExitStack() as opened:
         file = opened.enter_context(path.open("rb"))
-        if members := archive.members(file):
-            described = _state_dict(_unpickled(torch, path, file, "meta"), str(path))
-            if all(archive.lies_in(members, value) for value in described.values()):
-                makers = {
-                    str(name): functools.partial(_stored, file, value, f"{path}: {name}") for name, value in described.items()
-                }
-                tensors = Tensors(makers)
-                # Open as long as it may be read from: another file put in its place meanwhile then changes nothing.
-                weakref.finalize(tensors, opened.pop_all().close)
-                return tensors
-    whole = tensors_of(_unpickled(torch, path, path, "cpu"), str(path))
-    return Tensors({name: functools.partial(whole.__getitem__, name) for name in whole})
+        try:
+            tree, reader = opening(file)
+        except unpickling.RefusedError as error:
+            raise WeightsError(
+                f"{path}: refused, because it holds more than tensors and loading it could run code: it names {error}; save a state dict "
+                "instead: torch.save(model.state_dict(), ...)"
+            ) from error
+        except Exception as error:  # damaged files lead to almost anything
+            reason = f" ({str(error).splitlines()[0]})" if isinstance(error, ValueError) and str(error) else ""
+            raise WeightsError(f"{path}: not a readable PyTorch file{reason}; is it complete?") from error
+
+        def entry(name: str, value: Any) -> Entry | None:
+            if isinstance(value, unpickling.StoredTensor):
+                return Entry(functools.partial(_stored, reader, value, f"{path}: '{name}'"), value.shape)
+            return _entry_of(name, value, str(path))
+
+        found = state_dicts.find(tree, entry, str(path))
+        # Open as long as something may be read from it: another file put in its place meanwhile then changes nothing.
+        close = opened.pop_all().close
+    keep = _Open(close)
+    for state in found:
+        state.tensors.keep = keep
+    return found
 
 
-def _unpickled(torch: Any, path: Path, file: Any, device: str) -> Any:
-    """What a file of PyTorch's holds; on the device "meta" with shapes in place of values."""
-    import pickle
+class _Open:
+    """Closes a file once no tensors refer to it."""
 
+    def __init__(self, close: Any) -> None:
+        weakref.finalize(self, close)
+
+
+def _stored(read: torch_file.Read, tensor: unpickling.StoredTensor, name: str) -> np.ndarray:
+    if fault := torch_file.obstacle(tensor):
+        raise WeightsError(f"{name} {fault}")
     try:
-        # torchvision's training script keeps its arguments beside the weights; a namespace is as harmless as a dict.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(file, map_location=device, weights_only=True)
-    except pickle.UnpicklingError as error:
-        if path.stat().st_size == 0 or "GLOBAL" not in str(error):
-            raise WeightsError(f"{path}: not a readable PyTorch file; is it complete?") from error
-        raise WeightsError(
-            f"{path}: refused, because it holds more than tensors and loading it could run code; save a state dict instead: "
-            "torch.save(model.state_dict(), ...)"
-        ) from error
-    except Exception as error:  # damaged files make torch.load raise almost anything, IndexError and struct.error included
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"{path}: not a readable PyTorch file ({reason}); is it complete?") from error
+        return read(tensor)
+    except Exception as error:  # a damaged archive makes zipfile raise almost anything
+        raise WeightsError(f"{name} cannot be read ({error})") from error
 
 
-def _stored(file: io.BufferedReader, described: Any, name: str) -> np.ndarray:
-    try:
-        value = archive.read(file, described)
-    except (OSError, EOFError) as error:
-        raise WeightsError(f"{name}: cannot be read ({error})") from error
-    return to_numpy(value, name)
+def _entry_of(name: str, value: Any, source: str) -> Entry | None:
+    """The entry of a torch tensor or array in memory; None for what is no tensor."""
+    if isinstance(value, np.ndarray):
+        return Entry(lambda: value, value.shape)
+    if isinstance(value, (Mapping, list, tuple, str, bytes)):
+        return None
+    if hasattr(value, "detach") and hasattr(value, "shape"):
+        return Entry(functools.partial(to_numpy, value, f"{source}: {name}"), tuple(value.shape))
+    if hasattr(value, "__array__") and hasattr(value, "shape") and not isinstance(value, np.generic):
+        return Entry(functools.partial(np.asarray, value), tuple(value.shape))
+    return None
 
 
-def tensors_of(loaded: Any, source: str) -> dict[str, np.ndarray]:
-    """The arrays of a state dict, which a checkpoint may wrap under `state_dict` or `model`.
+def state_dicts_of(loaded: Any, source: str) -> list[StateDict]:
+    """The state dicts in a structure in memory, such as `torch.load` gives; see `state_dicts.find`.
 
     Raises:
-        WeightsError: it is no state dict, or something in it is no tensor; `source` is what the message calls it.
+        WeightsError: there is none; `source` is what the message calls the structure.
     """
-    return {str(name): to_numpy(value, f"{source}: {name}") for name, value in _state_dict(loaded, source).items()}
+    return state_dicts.find(loaded, lambda name, value: _entry_of(name, value, source), source)
 
 
-def _state_dict(loaded: Any, source: str) -> Mapping[Any, Any]:
-    if isinstance(loaded, Mapping):
-        for wrapper in _WRAPPERS:
-            if isinstance(loaded.get(wrapper), Mapping):
-                loaded = loaded[wrapper]
-                break
-    if not isinstance(loaded, Mapping) or not loaded:
-        what = "an empty one" if isinstance(loaded, Mapping) else f"a {type(loaded).__name__}"
-        raise WeightsError(f"{source}: holds no state dict but {what}")
-    return loaded
+def tensors_of(loaded: Mapping[str, Any], source: str) -> Tensors:
+    """The arrays of a state dict in memory, each converted when it is looked up."""
+    entries = {str(name): _entry_of(str(name), value, source) for name, value in loaded.items()}
+    return Tensors({name: entry for name, entry in entries.items() if entry is not None})

@@ -1,4 +1,4 @@
-"""Holding a file's tensors against a model's leaves: what fits, what was left out and why, and what is wrong with the rest."""
+"""Compares a file's tensors with a model's leaves: what fits, what is left out and why, and what is wrong with the rest."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import collections
 import dataclasses
 import difflib
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from flax import nnx
@@ -15,6 +15,7 @@ from fcn_jax.convert.rules import Rule, Table
 from fcn_jax.errors import listing
 
 _WIDENED = ("float16", "bfloat16")
+_SHOWN = 12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,15 +25,19 @@ class LoadRecord:
     Attributes:
         source: the file, or "state dict".
         sha256: of the file, or None.
-        names: naming scheme recognised, such as "torchvision" or "d2l".
-        scope: "model", or "backbone" for a file of the backbone alone: the head then keeps its initial values.
-        loaded: Flax path -> name in the file.
-        dropped: name in the file -> reason.
+        names: naming scheme recognized, such as "torchvision" or "d2l".
+        scope: "model", or "backbone" for the backbone alone: the head then keeps its initial values.
+        loaded: Flax path -> name in the file, without `stripped`.
+        dropped: name in the file -> reason. Only names that the file holds.
         reinit: Flax paths left at their initial values because `--reinit` named them.
         absent: Flax paths of optional tensors that the file lacks.
-        stripped: prefix that was taken off every name.
+        stripped: prefix that was taken off the names of the network.
         cast: name in the file -> its dtype, where that is not the model's: float16 and bfloat16 are widened without loss, float64 is
             rounded.
+        key: the keys under which the state dict lies in the file, joined by dots; "" for the top.
+        also_fits: keys and prefixes under which the file holds other tensors of the same names and sizes, such as "model_ema".
+        beside: keys of the file that hold no tensors of this state dict, such as "epoch"; they were not looked at.
+        renamed: name -> name in the file, where more than `stripped` was taken off, such as `_orig_mod` within the name.
     """
 
     source: str
@@ -45,17 +50,42 @@ class LoadRecord:
     absent: list[str]
     stripped: str = ""
     cast: dict[str, str] = dataclasses.field(default_factory=dict)
+    key: str = ""
+    also_fits: list[str] = dataclasses.field(default_factory=list)
+    beside: list[str] = dataclasses.field(default_factory=list)
+    renamed: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def in_file(self, name: str) -> str:
+        """What a file calls a tensor that the record names."""
+        return self.renamed.get(name, self.stripped + name)
+
+    def how_read(self) -> str:
+        """How the names were read, in a few words."""
+        under = f", under '{self.key}'" if self.key else ""
+        without = f", without '{self.stripped}'" if self.stripped else ""
+        inner = sorted(
+            {part for name, raw in self.renamed.items() for part in set(raw.split(".")) - set(name.split("."))}
+            - set(self.stripped.split("."))
+        )
+        within = f", without {', '.join(inner)} within names" if inner else ""
+        return f"{self.names} names{under}{without}{within}, {self.scope}"
 
     def __str__(self) -> str:
         """One line for a log."""
-        without = f", without '{self.stripped}'" if self.stripped else ""
-        parts = [f"{len(self.loaded)} tensors of {self.source} ({self.names} names{without}, {self.scope})"]
+        parts = [f"{len(self.loaded)} tensors of {self.source} ({self.how_read()})"]
+        if self.also_fits:
+            first, read = self.also_fits[0], self.key or self.stripped.rstrip(".") or "the top"
+            parts.append(f"read '{read}'; '{listing(self.also_fits, 4)}' holds the same names: --key {first} takes it")
         for dtype, count in sorted(collections.Counter(self.cast.values()).items()):
             parts.append(f"{count} {'widened' if dtype in _WIDENED else 'rounded'} from {dtype}")
         if self.reinit:
             parts.append(f"{len(self.reinit)} kept at their initial values by --reinit")
         if self.dropped:
             parts.append(f"{len(self.dropped)} dropped: {listing(self.dropped)}")
+            reasons = collections.Counter(self.dropped.values())
+            parts[-1] += f" ({'; '.join(reasons) if len(reasons) < 4 else f'{len(reasons)} reasons'})"
+        if self.beside:
+            parts.append(f"not weights: {listing(self.beside, 6)}")
         return "; ".join(parts)
 
 
@@ -68,6 +98,7 @@ class Problems:
     misshapen: list[str] = dataclasses.field(default_factory=list)
     unusable: list[str] = dataclasses.field(default_factory=list)
     unmatched_globs: list[str] = dataclasses.field(default_factory=list)
+    unmatched_drops: list[str] = dataclasses.field(default_factory=list)
 
     def __bool__(self) -> bool:
         """Whether there are any."""
@@ -80,27 +111,39 @@ def match(
     table: Table,
     reinit: Sequence[str],
     record: LoadRecord,
+    drop: Sequence[str] = (),
+    leftover: Callable[[str], str | None] | None = None,
 ) -> Problems:
-    """Hold the tensors against the leaves `targets`, by name.
+    """Compare tensors with the leaves `targets`, by name.
 
     Args:
-        tensors: name in the file -> values, read when they are asked for, one at a time.
+        tensors: name in the file -> values, read when they are looked up, one at a time.
         targets: Flax path -> leaf, an array or its shape; nothing of it is changed.
         table: names the leaves as the file does.
         reinit: globs over names or paths, of what keeps its initial value.
         record: its scope says whether the file is meant to hold more than a backbone; what fits is written down in it.
+        drop: globs over names, of what the file holds and the model shall not have.
+        leftover: name of a tensor for which the model has no place -> the reason to leave it out, or None, which makes it a problem. By
+            default the reasons of the table.
 
     Returns:
         What does not fit.
     """
     problems = Problems()
     used_globs: set[str] = set()
+    used_drops: set[str] = set()
 
     def is_reinit(name: str, path: str) -> bool:
-        hits = {glob for glob in reinit if _glob(name, glob) or _glob(path, glob)}
+        hits = {glob for glob in reinit if named_by(glob, name, path, record.in_file(name))}
         used_globs.update(hits)
         return bool(hits)
 
+    dropped_by = {}
+    for name in tensors:
+        hits = [glob for glob in drop if named_by(glob, name, record.in_file(name))]
+        used_drops.update(hits)
+        if hits:
+            dropped_by[name] = hits[0]
     for path, leaf in targets.items():
         if record.scope == "backbone" and not path.startswith("backbone."):
             is_reinit(path, path)  # it keeps its initial value in any case, but the glob is not a mistake
@@ -112,11 +155,12 @@ def match(
         name, rule = found
         if is_reinit(name, path):
             record.reinit.append(path)
-        elif name not in tensors:
+        elif name not in tensors or name in dropped_by:
             if rule.optional:
                 record.absent.append(path)
             else:
-                problems.missing.append(name)
+                why = f" (dropped by --drop {dropped_by[name]})" if name in dropped_by else ""
+                problems.missing.append(name + why)
         else:
             try:
                 dtype = _checked(tensors[name], rule, leaf)
@@ -132,21 +176,27 @@ def match(
     for name in tensors:
         if name in known:
             continue
+        if name in dropped_by:
+            record.dropped[name] = f"left out on purpose (--drop {dropped_by[name]})"
+            continue
         found_jax = table.to_jax(name)
         if found_jax is not None and found_jax[0] in targets:
-            continue  # re-initialised, or already among the problems
-        reason = table.dropped(name)
+            continue  # re-initialized, or already among the problems
+        reason = table.dropped(name) if leftover is None else leftover(name)
         if reason is not None:
             record.dropped[name] = reason
         else:
             problems.surplus.append(name)
-    problems.unmatched_globs = [glob for glob in reinit if glob not in used_globs]
+    problems.unmatched_globs = [
+        glob for glob in reinit if glob not in used_globs and not any(named_by(glob, name) for name in record.dropped)
+    ]
+    problems.unmatched_drops = [glob for glob in drop if glob not in used_drops]
     return problems
 
 
-def _glob(name: str, glob: str) -> bool:
-    """A glob names a tensor or a module: `layer4.?.bn?` means all of what is below it too."""
-    return fnmatch.fnmatchcase(name, glob) or fnmatch.fnmatchcase(name, f"{glob}.*")
+def named_by(glob: str, *names: str) -> bool:
+    """Whether a glob names a tensor by any of its names. A glob names a module too: `layer4.?.bn?` means all of what is below it."""
+    return any(fnmatch.fnmatchcase(name, glob) or fnmatch.fnmatchcase(name, f"{glob}.*") for name in names)
 
 
 class UnfitError(Exception):
@@ -195,23 +245,43 @@ def as_leaf(value: np.ndarray, rule: Rule, leaf: nnx.Variable) -> np.ndarray:
     return converted
 
 
-def complaint(record: LoadRecord, what: str, problems: Problems) -> str:
-    """All problems of fitting a file to `what`, in one line."""
+def complaint(record: LoadRecord, what: str, problems: Problems, looks_like: str | None = None) -> str:
+    """All problems of fitting a file to `what`, in one line.
+
+    Args:
+        record: of the attempt.
+        what: the model, and how the file was read.
+        problems: at least one.
+        looks_like: what the file seems to hold, or None.
+    """
     parts = [f"{record.source} does not fit {what}"]
+    if looks_like and (problems.missing or (problems.surplus and record.scope == "backbone")):
+        parts[0] += f": it looks like {looks_like}"
     named = {
         "missing": problems.missing,
-        "surplus": [_with_nearest(name, problems.missing) for name in problems.surplus],
+        "surplus": problems.surplus,
         "misshapen": problems.misshapen,
         "unusable": problems.unusable,
     }
-    parts += [f"{label} {len(names)}: {', '.join(names)}" for label, names in named.items() if names]
+    for label, names in named.items():
+        if names:
+            shown = [_with_nearest(name, problems.missing) for name in names[:_SHOWN]] if label == "surplus" else names[:_SHOWN]
+            parts.append(f"{label} {len(names)}: {listing([*shown, *names[_SHOWN:]], _SHOWN)}")
     if problems.unmatched_globs:
-        parts.append(f"--reinit matches nothing: {', '.join(problems.unmatched_globs)}")
+        parts.append(f"--reinit matches nothing: {listing(problems.unmatched_globs)}")
+    if problems.unmatched_drops:
+        parts.append(f"--drop matches nothing: {listing(problems.unmatched_drops)}")
     advice = ""
     if problems.missing or problems.misshapen:
         renamed = problems.missing or problems.surplus
         cause = "another architecture, or other names?" if renamed else "another number of classes, or other options?"
         advice = f"; {cause} To keep initial values on purpose, name them with --reinit GLOB"
+    elif problems.surplus and record.scope == "backbone":
+        advice = (
+            "; the backbone is all there: to start another head from it, give --reinit head; to leave tensors out, --drop GLOB"
+        )
+    elif problems.surplus:
+        advice = "; all of the model is there: to leave the surplus out on purpose, name it with --drop GLOB"
     return "; ".join(parts) + advice
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fcn_jax import registry
 from fcn_jax.api import Weights
-from fcn_jax.convert import download, files
+from fcn_jax.convert import download
 from fcn_jax.errors import ConfigError, PluginError, WeightsError, did_you_mean
 from fcn_jax.models.segmenter import ModelSpec, describe, spec_of
 
@@ -32,8 +32,8 @@ def resolve(source: str | Path, spec: ModelSpec) -> Path:
         if name in offered:
             return download.fetch(offered[name])
     raise WeightsError(
-        f"{name}: no such weights; give a file that ends in {', '.join(files.SUFFIXES)}, to train also a run or checkpoint, or the "
-        f"name of published weights. {did_you_mean(name, offered)}"
+        f"{name}: no such weights; give a weights file of PyTorch's or .safetensors, to train also a run or checkpoint, or the name of "
+        f"published weights. {did_you_mean(name, offered)}"
     )
 
 

@@ -20,6 +20,8 @@ def load(
     weights: str | Path | Mapping[str, Any],
     *,
     reinit: Sequence[str] = (),
+    drop: Sequence[str] = (),
+    key: str = "",
     num_classes: int | None = None,
     aux_head: bool = True,
     dtype: str = "float32",
@@ -32,8 +34,10 @@ def load(
 
     Args:
         model: registered name; `fcn-jax plugins list` shows them.
-        weights: name of published weights, which are fetched once; a `.pth` or `.safetensors` file; or a state dict.
+        weights: name of published weights, which are fetched once; a weights file; or a state dict. See `load_torch`.
         reinit: globs over names that keep their random initial values.
+        drop: globs over the file's names, of tensors that are left out on purpose.
+        key: which of several state dicts of a file to take, such as "model_ema".
         num_classes: default: the model's. Another number needs `reinit` for the tensors that depend on it.
         aux_head: keep the auxiliary head, which only training uses, where the model has one. Without it the file's is left out.
         dtype: compute dtype, "float32" or "bfloat16".
@@ -56,7 +60,7 @@ def load(
         return build(spec, rngs=nnx.Rngs(0) if rngs is None else nnx.clone(rngs))
 
     network = nnx.eval_shape(build_it)
-    load_torch(network, weights, reinit)
+    load_torch(network, weights, reinit, drop=drop, key=key)
     draw_gaps(network, build_it)
     network.eval()
     return network

@@ -108,7 +108,11 @@ def train(config: Config, run: str | Path, *, resume: bool = False) -> Result:
     # ------------------------------------------------------------------------------------------------------------------ model
     model_spec = dataclasses.replace(parts, num_classes=len(train_source.classes))
     model = build(model_spec, rngs=nnx.Rngs(config.train.seed))
-    weights = load_initial(model, config.init.weights, config.init.reinit) if config.init.weights else None
+    weights = (
+        load_initial(model, config.init.weights, config.init.reinit, drop=config.init.drop, key=config.init.key)
+        if config.init.weights
+        else None
+    )
     spec = checkpoint.describe(model_spec, train_source.classes, dataclasses.asdict(weights) if weights else None)
 
     # -------------------------------------------------------------------------------------------------------------- optimiser

@@ -112,11 +112,13 @@ def verify_model(
         raise ConfigError(f"{spec.backbone} + {spec.head} declare no '{names}' table of PyTorch names to compare by")
     table = found["model", names]
     origin: dict[str, Any] = {"source": f"random, seed {seed}"}
+    record = None
     if weights is not None:
         record = load_torch(network, weights, reinit)
         _fill_reference(reference, record, table)
         origin = {"source": record.source, "sha256": record.sha256, "scope": record.scope, "random": record.reinit}
-    coverage = load_torch(network, reference.state_dict())
+    filled = load_torch(network, reference.state_dict())
+    coverage = record or filled  # of the user's file, not of the state dict that both sides were then given
 
     subject = model if by_name(model).head else f"{model} + {spec.head}"
     if spec.output_stride:
@@ -214,11 +216,11 @@ def _fill_reference(reference: Any, record: LoadRecord, table: Table) -> None:
     They do not come by way of JAX: an operation that is wrong both ways would bring them back unharmed.
     """
     torch = import_torch()
-    tensors = files.open_tensors(record.source)
+    tensors = files.open_tensors(record.source, record.key, [record.in_file(name) for name in record.loaded.values()])
     state = reference.state_dict()
     for path, name in record.loaded.items():
         found = table.to_torch(path)
-        value = tensors[record.stripped + name]
+        value = tensors[record.in_file(name)]
         if found is None or tuple(state[found[0]].shape) != value.shape:
             raise WeightsError(f"{record.source}: {name} of shape {value.shape} does not fit PyTorch's {found and found[0]}")
         wide = value if value.dtype.kind in "iu" else value.astype(np.float32)  # float16 is widened, as on JAX's side

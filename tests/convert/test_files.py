@@ -143,14 +143,30 @@ def test_reading_safetensors_imports_no_torch(tmp_path):
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_without_torch_a_pth_file_says_what_to_install(tmp_path, monkeypatch):
+def test_without_torch_a_pth_file_is_read_and_to_write_one_says_what_to_install(tmp_path, monkeypatch):
     path = tmp_path / "weights.pth"
     files.write(path, TENSORS)
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(WeightsError, match=r"need PyTorch; pip install 'fcn-jax\[torch\]', or use .safetensors"):
-        files.read(path)
-    with pytest.raises(WeightsError, match="need PyTorch"):
+    assert_same(files.read(path), TENSORS)
+    with pytest.raises(WeightsError, match=r"written by PyTorch; pip install 'fcn-jax\[torch\]', or use .safetensors"):
         files.write(path, TENSORS)
+
+
+def test_reading_a_pth_file_imports_no_torch(tmp_path):
+    path = tmp_path / "weights.pth"
+    files.write(path, TENSORS)
+    code = (
+        "import sys; from fcn_jax.convert import files; "
+        f"assert len(files.read({str(path)!r})) == {len(TENSORS)}; assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", ["weights", "WEIGHTS.PTH", "a.ckpt", "a.bin", "a.pkl", "a.pth.tar", "a.safetensors", "a.pth"])
+@pytest.mark.parametrize("kind", ["zip", "pickle", "safetensors"])
+def test_a_file_is_known_by_its_contents_whatever_its_name(tmp_path, name, kind):
+    (tmp_path / name).write_bytes(serialised({n: torch.from_numpy(v) for n, v in TENSORS.items()}, kind))
+    assert_same(dict(sorted(files.read(tmp_path / name).items())), dict(sorted(TENSORS.items())))
 
 
 class RunsCode:
@@ -166,29 +182,90 @@ def write_tar(path):
             archive.addfile(info, io.BytesIO(b"12345678"))
 
 
+def write_packed(path, mode):
+    with tarfile.open(path, mode) as archive:
+        info = tarfile.TarInfo("a/weights.pth")
+        info.size = 3
+        archive.addfile(info, io.BytesIO(b"abc"))
+
+
+def write_zip(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/weights.pth", b"abc")
+
+
+def write_hub_folder(path):
+    path.mkdir()
+    (path / "config.json").write_text("{}")
+    (path / "model.safetensors").write_bytes(b"")
+
+
+def write_quantized(path):
+    torch.save({"a": torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)}, path)
+
+
 @pytest.mark.parametrize(
     ("name", "make", "message"),
     [
         ("missing.pth", lambda path: None, "no such weights file"),
-        ("folder.pth", lambda path: path.mkdir(), "no such weights file"),
-        ("weights.npz", lambda path: path.write_bytes(b"x"), r"ends in \.pth, \.pt, \.safetensors; this one in '\.npz'"),
+        ("folder.pth", lambda path: path.mkdir(), "a directory; weights are a file"),
+        ("hub", write_hub_folder, r"a directory; it holds model\.safetensors: name one of them"),
+        ("weights.npz", lambda path: np.savez(path, a=np.ones(2)), r"numpy arrays \(\.npz\); save them with safetensors"),
+        ("one.npy", lambda path: np.save(path, np.ones(2)), "one numpy array"),
+        ("x.pth", lambda path: path.write_bytes(b"x"), "not a readable weights file.*complete"),
         ("tar.pth", write_tar, "oldest PyTorch format.*resnet18-f37072fd.pth"),
-        ("empty.pth", lambda path: path.write_bytes(b""), "not a readable PyTorch file.*complete"),
-        ("empty.safetensors", lambda path: path.write_bytes(b""), "not a readable .safetensors file.*complete"),
-        ("page.pth", lambda path: path.write_text("<!DOCTYPE html><html>404"), "not a readable PyTorch file"),
+        ("packed.tar", lambda path: write_packed(path, "w"), r"a tar archive of a/weights\.pth; unpack it first"),
+        ("packed.pth", lambda path: write_packed(path, "w:gz"), "compressed by gzip; unpack it first"),
+        ("zipped.zip", write_zip, r"a zip archive that PyTorch did not write: it holds a/weights\.pth; unpack it"),
+        ("empty.pth", lambda path: path.write_bytes(b""), "an empty file"),
+        ("empty.safetensors", lambda path: path.write_bytes(b""), "an empty file"),
+        (
+            "page.pth",
+            lambda path: path.write_text("\n<!DOCTYPE html><html>404"),
+            "an HTML page, not weights: the download failed",
+        ),
+        ("lfs.pth", lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab\n"), "git lfs pull"),
+        (
+            "a.safetensors",
+            lambda path: path.write_text('{"weight_map": {"a": "1.bin", "b": "2.bin"}}'),
+            r"in 2 files \(1\.bin, 2\.bin\)",
+        ),
+        ("b.bin", lambda path: path.write_text('{"hidden_size": 3, "layers": 12}'), "a JSON text"),
+        (
+            "notes.pt",
+            lambda path: path.write_text("my weights are on the other disk\n"),
+            "a text file.*'my weights are on the other disk'",
+        ),
+        ("keras.pth", lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(64)), "HDF5.*Keras"),
+        ("net.onnx", lambda path: path.write_bytes(b"\x08\x07\x12\x07pytorch" + bytes(64)), "an ONNX model"),
+        ("flax.bin", lambda path: path.write_bytes(b"\x81\xa6params\x81\xa1a\xc0" + bytes(64)), "msgpack.*Flax"),
+        (
+            "script.pt",
+            lambda path: torch.jit.save(torch.jit.script(torch.nn.Conv2d(1, 1, 1)), path),
+            r"TorchScript.*torch\.jit\.load",
+        ),
+        (
+            "meta.pth",
+            lambda path: torch.save({"a": torch.ones(2, device="meta")}, path),
+            "'a' is a float32 tensor on the device meta",
+        ),
+        ("int8.pth", write_quantized, r"'a' is a quantized torch\.qint8 tensor"),
         ("nothing.pth", lambda path: torch.save({}, path), "holds no state dict"),
         ("list.pth", lambda path: torch.save([torch.ones(1)], path), "holds no state dict but a list"),
-        ("wrapped.pth", lambda path: torch.save({"state_dict": {}, "epoch": 3}, path), "holds no state dict but an empty one"),
+        (
+            "wrapped.pth",
+            lambda path: torch.save({"state_dict": {}, "epoch": 3}, path),
+            "holds no state dict but state_dict, epoch, w",
+        ),
         (
             "eight.pth",
             lambda path: torch.save({"a": torch.ones(1).to(torch.float8_e5m2)}, path),
             "a' is a strided torch.float8_e5m2",
         ),
         ("sparse.pth", lambda path: torch.save({"a": torch.eye(2).to_sparse()}, path), "a' is a sparse_coo torch.float32 tensor"),
-        ("words.pth", lambda path: torch.save({"a": torch.ones(1), "note": "hello"}, path), "note: of type str, not a tensor"),
         ("code.pth", lambda path: torch.save({"a": RunsCode()}, path), "refused.*could run code.*state_dict"),
         ("module.pth", lambda path: torch.save(torch.nn.Linear(1, 1), path), "refused.*could run code.*state_dict"),
-        ("pickle.pth", lambda path: path.write_bytes(pickle.dumps({"a": RunsCode()}, protocol=2)), "refused|not a readable"),
+        ("pickle.pth", lambda path: path.write_bytes(pickle.dumps({"a": RunsCode()}, protocol=2)), "refused.*could run code"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_refused_with_its_name_and_the_reason(tmp_path, monkeypatch, name, make, message):
@@ -208,27 +285,41 @@ def test_safetensors_of_eight_bits_are_an_error(tmp_path):
         files.read(path)
 
 
-def at_known_offsets(path):
-    """Whether PyTorch says where in its files tensors lie; older releases do not, and their files are read whole."""
-    return hasattr(torch.load(path, map_location="meta")["a"].untyped_storage(), "_checkpoint_offset")
-
-
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_a_tensor_is_read_when_it_is_looked_up_and_not_kept(tmp_path, monkeypatch, suffix):
+def test_a_tensor_is_read_when_it_is_looked_up_and_not_kept(tmp_path, suffix):
     path = tmp_path / f"weights{suffix}"
     files.write(path, {"a": np.arange(4, dtype=np.float32), "b": np.ones(3, np.float32)})
-    if suffix == ".pth" and not at_known_offsets(path):
-        pytest.skip("an older PyTorch")
-    devices = []
-    load = torch.load
-    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: devices.append(kwargs["map_location"]) or load(*args, **kwargs))
     tensors = files.open_tensors(path)
-    assert devices == (["meta"] if suffix == ".pth" else []), "no value has been read"
+    assert (tensors.shape("a"), tensors.shape("b")) == ((4,), (3,))
     first, second = tensors["a"], tensors["a"]
     np.testing.assert_array_equal(first, second)
     assert not np.shares_memory(first, second)
     files.write(path, {"a": np.zeros(4, np.float32), "b": np.zeros(3, np.float32)})
     np.testing.assert_array_equal(tensors["b"], [1, 1, 1], err_msg="another file in its place changes nothing")
+
+
+def test_what_is_no_tensor_is_left_and_named(tmp_path):
+    torch.save({"a": torch.ones(1), "note": "hello"}, tmp_path / "a.pth")
+    (found,) = files.open_state_dicts(tmp_path / "a.pth")
+    assert (list(found.tensors), found.beside) == (["a"], ("note",))
+
+
+def big_endian(path):
+    """The same archive as a machine of the other byte order writes it."""
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(path.with_name("big.pth"), "w") as other:
+        for member in archive.infolist():
+            contents = archive.read(member)
+            if member.filename.endswith("byteorder"):
+                contents = b"big"
+            elif "/data/" in member.filename:
+                contents = np.frombuffer(contents, "<f4").astype(">f4").tobytes()
+            other.writestr(member.filename, contents)
+    return path.with_name("big.pth")
+
+
+def test_the_byte_order_of_an_archive_is_honored(tmp_path):
+    torch.save({"a": torch.arange(6.0).reshape(2, 3).T}, tmp_path / "a.pth")
+    np.testing.assert_array_equal(files.read(big_endian(tmp_path / "a.pth"))["a"], np.arange(6.0).reshape(2, 3).T)
 
 
 LAYOUTS = {

@@ -141,9 +141,12 @@ def test_weights_come_from_a_file_unchanged(tmp_path):
     torch.manual_seed(5)
     state = build_reference(ModelSpec("tiny", "fcn32s", 3)).state_dict()
     file = tmp_path / "whole.pth"
-    torch.save({f"module.{name}": value for name, value in state.items()}, file)
+    wrapped = {f"module.{name}".replace("backbone.", "backbone._orig_mod."): value for name, value in state.items()}
+    torch.save({"model": {**wrapped, "criterion.weight": torch.ones(3)}, "epoch": 3}, file)
     report = verify_model("tiny", weights=file, **SMALL)
     assert report.equal, report
+    assert report.coverage.source == str(file), "the record is of the user's file, not of the reference's state dict"
+    assert (report.coverage.key, list(report.coverage.dropped)) == ("model", ["criterion.weight"])
     assert report.weights["sha256"]
     assert report.weights["random"] == []
     torch.save(
