@@ -211,9 +211,9 @@ def _build(path: Path, parsed: _Parsed) -> ClassList:
     given = [entry for entry in entries if entry.color is not None]
     if given and len(given) < len(entries):
         # A void without a color, as some tools list it, has no pixels in masks that are in colors.
-        bare = [entry.name for entry in entries if entry.color is None and not (numbered and _is_void(entry))]
-        if bare:
-            problems.append(f"only some classes have colors; give one to {listing(bare)} too, or to none")
+        colorless = [entry.name for entry in entries if entry.color is None and not (numbered and _is_void(entry))]
+        if colorless:
+            problems.append(f"only some classes have colors; give one to {listing(colorless)} too, or to none")
     if problems:
         raise DataError(f"{path}: {'; '.join(problems[:12])}{f' and {len(problems) - 12} more' if len(problems) > 12 else ''}")
     label = {id(entry): number for number, entry in enumerate(classes)} | {id(entry): IGNORE_INDEX for entry in void}
@@ -247,8 +247,10 @@ def _entry_problems(entries: Sequence[_Entry]) -> list[str]:
             problems.append(f"{at}a class without a name")
         elif any(unicodedata.category(character) == "Cc" for character in entry.name) or len(entry.name) > 200:
             problems.append(f"{at}{entry.name[:40]!r} is no name of a class")
+        elif re.fullmatch(r"[\d.,]+(\s+[\d.,]+)+", entry.name):
+            problems.append(f"{at}{entry.name[:40]!r} holds numbers only; a class has a name")
         elif not _is_void(entry) and entry.name in names:
-            problems.append(f"{at}class '{entry.name}' stands twice")
+            problems.append(f"{at}class '{entry.name[:60]}' stands twice")
         if entry.value is not None:
             if not 0 <= entry.value <= 65535:
                 problems.append(f"{at}value {entry.value} of '{entry.name}' is not one of 0 to 65535")
