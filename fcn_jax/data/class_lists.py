@@ -394,7 +394,7 @@ def _parse_table(lines: Sequence[tuple[int, str]]) -> _Parsed | None:
             return None  # `name R,G,B`
         return _parse_rows(rows)
     commas = [number for number, line in lines if re.search(r"[,;]", line.rstrip(",;")) and not _color_at_end(line)]
-    if commas and len(commas) < len(lines) and len(commas) * 2 > len(lines):
+    if commas and len(commas) < len(lines) <= 2 * len(commas):
         raise _RefusedError(
             f"lines {listing(map(str, commas))} hold commas or semicolons and others do not; write either a table with the same columns on "
             f"every line, or {_ADVICE.removeprefix('write ')}"

@@ -37,7 +37,7 @@ _MOST_REMEMBERED = 256
 _MOST_DECODED = 2000
 """Images of a split that are looked at where only whole images can be decoded, which takes much longer than masks alone."""
 
-_SEVERAL = 8
+_SEVERAL = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -402,8 +402,8 @@ def _impossible(
     if len(names) == 1:
         also = f", and the masks hold the values {listing(map(str, sorted(values)))}" if len(values) < _SEVERAL else ""
         return [
-            f"'{names[0]}' is the only class{also}: with one class every pixel that counts belongs to it, and nothing is learned; list what "
-            f"is not {names[0]} as a class too, such as `background 0 0 0` and `{names[0]} 255 255 255` for masks of black and white"
+            f"'{names[0]}' is the only class{also}: with one class every pixel that counts belongs to it, and nothing is learned; list "
+            f"what is not {names[0]} as a class too, such as `background 0 0 0` and `{names[0]} 255 255 255` for masks of black and white"
         ]
     gray = [
         mask.histogram

@@ -14,7 +14,7 @@ from PIL import Image
 
 from fcn_jax.api import IGNORE_INDEX, Dataset
 from fcn_jax.data.camvid import CAMVID
-from fcn_jax.data.folder import FOLDER, hash_split, read_classes
+from fcn_jax.data.folder import FOLDER, hash_split
 from fcn_jax.data.voc import VOC2012, VOC_CLASSES
 from fcn_jax.errors import DataError
 from fcn_jax.palette import voc_palette
@@ -166,26 +166,6 @@ def test_folder_masks_in_colors_follow_classes_txt(tmp_path: Path) -> None:
     assert source.classes.names == ("bare ground", "tree")
     assert source.classes.palette == ((0, 0, 0), (0, 255, 0))
     assert source.decode(source[0]).mask[:, 0].tolist() == [1] * 4 + [IGNORE_INDEX] * 4 + [0] * 4
-
-
-def test_classes_without_colors_get_distinct_ones_and_trailing_void_is_ignored(tmp_path: Path) -> None:
-    (tmp_path / "classes.txt").write_text("a\nb 2\nvoid\n")
-    classes, void, palette = read_classes(tmp_path / "classes.txt")
-    assert classes.names == ("a", "b 2")
-    assert len(set(classes.palette)) == 2
-    assert void == (2, 255)
-    assert palette is None
-
-
-def test_all_that_is_wrong_with_classes_txt_is_reported_at_once(tmp_path: Path) -> None:
-    (tmp_path / "classes.txt").write_text("a 0 0 0\na 1 2 300\nvoid\nb 0 0 0\n")
-    with pytest.raises(DataError) as caught:
-        read_classes(tmp_path / "classes.txt")
-    for part in ("line 2: class 'a' stands twice", "line 2: color (1, 2, 300)", "line 4: 'b' follows void", "only some classes"):
-        assert part in str(caught.value)
-    (tmp_path / "classes.txt").write_text("\n# nothing\n")
-    with pytest.raises(DataError, match="0 classes"):
-        read_classes(tmp_path / "classes.txt")
 
 
 def test_source_pickles(tmp_path: Path) -> None:
