@@ -291,7 +291,7 @@ class _Matching:
     def add(self, line: str) -> None:
         """Take one line of a list."""
         image = self._image(line)
-        if image is not None:
+        if image is not None and not self._has_columns(line):
             self._add(line, *image)
         elif line.startswith("#"):
             return
@@ -312,6 +312,13 @@ class _Matching:
         if mask is None:
             self.missing_masks.append(key)
 
+    def _has_columns(self, line: str) -> bool:
+        """Whether a line begins with an image's name and ends in another path, rather than in a folder's name that holds a space."""
+        folders = line.replace("\\", "/").rpartition("/")[0]
+        if line in self._images.files or self._file(line) is not None:
+            return False
+        return any(self._image(_clean(folders[: gap.start()])) is not None for gap in re.finditer(r"\s*[,;\t]\s*|\s+", folders))
+
     def _add_columns(self, line: str) -> bool:
         """Take a line of more than an image's name."""
         readings: dict[tuple[str, Path, Path | None], str] = {}
@@ -326,7 +333,7 @@ class _Matching:
             elif re.fullmatch(r"-?[01]", right):
                 self._flags[right] += 1
                 readings[(*image, None)] = right
-            elif _ending(right) in IMAGE_SUFFIXES and not re.search(r"[,;\s]", right):
+            elif (_ending(right) in IMAGE_SUFFIXES or "/" in right) and not re.search(r"[,;\s]", right):
                 self._pairs.append((*image, None))
                 self.missing_masks.append(right)
                 self._named = True

@@ -115,7 +115,12 @@ def test_damaged_missing_and_empty_files_are_all_named(tmp_path: Path) -> None:
     (root / "masks/train/t2.png").unlink()
     (root / "masks/train/t2.png").symlink_to(root / "nowhere.png")
     message = refusal(root)
-    for part in ("3 masks or images", "t0.png: cannot decode", "t1.png: the image file is empty", "t2.png: the file does not exist"):
+    for part in (
+        "3 masks or images",
+        "t0.png: cannot decode",
+        "t1.png: the image file is empty",
+        "t2.png: the file does not exist",
+    ):
         assert part in message
     assert "do not belong together" not in message
 
@@ -141,7 +146,9 @@ def test_damaged_missing_and_empty_files_are_all_named(tmp_path: Path) -> None:
         ("bg\nroad\n", [stripes(255)], "all pixels of train are void"),
     ],
 )
-def test_contradictions_are_refused_with_advice_that_fits(classes: str, masks: list[np.ndarray], advice: str, tmp_path: Path) -> None:
+def test_contradictions_are_refused_with_advice_that_fits(
+    classes: str, masks: list[np.ndarray], advice: str, tmp_path: Path
+) -> None:
     assert advice in refusal(make(tmp_path / "d", classes, masks))
 
 
@@ -181,7 +188,9 @@ def test_readings_that_are_assumed_are_said(tmp_path: Path) -> None:
     assert notes(tmp_path, "bg 0 0 0\nroad 128 64 128\n", [stripes(0, 1)]) == (
         "the list of classes has colors, but 2 masks hold gray values that are no colors of it: the values are labels",
     )
-    assert notes(tmp_path, "bg\nroad\n", [stripes((0, 0, 0), (1, 1, 1))]) == ("2 masks are RGB with equal channels and are read as gray",)
+    assert notes(tmp_path, "bg\nroad\n", [stripes((0, 0, 0), (1, 1, 1))]) == (
+        "2 masks are RGB with equal channels and are read as gray",
+    )
 
 
 def test_an_image_in_both_splits_is_said(tmp_path: Path) -> None:
@@ -196,7 +205,9 @@ def test_a_second_look_decodes_only_what_changed_and_the_list_of_classes_may(
     root = make(tmp_path / "d", "bg\nroad\n", [stripes(0, 1), stripes(1, 0, 0)])
     first = look(root)
     decoded, read = [], inspection.read_stored_mask
-    monkeypatch.setattr(inspection, "read_stored_mask", lambda data, name: decoded.append(Path(name).name) or read(data, name=name))
+    monkeypatch.setattr(
+        inspection, "read_stored_mask", lambda data, name: decoded.append(Path(name).name) or read(data, name=name)
+    )
     again = look(root)
     assert decoded == []
     assert {k: v.tolist() for k, v in again.counts.items()} == {k: v.tolist() for k, v in first.counts.items()}

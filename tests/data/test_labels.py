@@ -95,7 +95,9 @@ def test_what_has_no_label_is_an_error_that_names_it(stored: StoredMask, rules: 
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 8), st.integers(1, 40), st.integers(1, 40))
-def test_gray_indexed_and_rgb_files_of_the_same_picture_have_the_same_labels(seed: int, count: int, height: int, width: int) -> None:
+def test_gray_indexed_and_rgb_files_of_the_same_picture_have_the_same_labels(
+    seed: int, count: int, height: int, width: int
+) -> None:
     rng = np.random.default_rng(seed)
     codes = rng.choice(2**24, count, replace=False)
     colors = np.stack([codes >> 16, codes >> 8 & 255, codes & 255], axis=-1).astype(np.uint8)
