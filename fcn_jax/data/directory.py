@@ -62,6 +62,7 @@ class DirectorySource:
             self.labels = LabelMap.of(len(self.classes), void=self.void, palette=self.palette)
         if isinstance(self.records, Pairs):
             self.notes = (*self.notes, *self.records.notes)
+            self.records = tuple(self.records)
 
     def __len__(self) -> int:
         """Number of images."""
@@ -140,13 +141,19 @@ def files_by_stem(folder: Path, suffixes: Sequence[str], *, nested: bool = False
     Raises:
         DataError: two files differ only in their ending, or the folder cannot be read.
     """
+    return _files_by_stem(folder, suffixes, nested, frozenset())
+
+
+def _files_by_stem(folder: Path, suffixes: Sequence[str], nested: bool, above: frozenset[Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     if not folder.is_dir():
         return found
     for entry in entries(folder):
         if entry.is_dir():
-            if nested:
-                below = files_by_stem(folder / entry.name, suffixes, nested=True)
+            here = above | {folder.resolve()} if nested else above
+            # A link may lead back to a folder above it.
+            if nested and (folder / entry.name).resolve() not in here:
+                below = _files_by_stem(folder / entry.name, suffixes, nested, here)
                 found |= {f"{entry.name}/{stem}": path for stem, path in below.items()}
             continue
         if _ending(entry.name) not in suffixes:

@@ -24,7 +24,7 @@ from fcn_jax import cache, json_text
 from fcn_jax.api import IGNORE_INDEX, Record, Source
 from fcn_jax.atomic import write_text
 from fcn_jax.data import labels as label_rules
-from fcn_jax.data.decode import read_stored_mask
+from fcn_jax.data.decode import read_image, read_stored_mask
 from fcn_jax.data.labels import Histogram, LabelMap, Reading
 from fcn_jax.errors import DataError, WriteError, listing
 
@@ -55,14 +55,21 @@ class Findings:
 
 @dataclasses.dataclass(frozen=True)
 class _Looked:
-    """One mask: its histogram, or why there is none."""
+    """One mask: its histogram, or why there is none, and whether it is left out for that."""
 
     name: str
     histogram: Histogram | None
     problem: str = ""
+    skipped: bool = False
 
 
-def inspect(splits: Mapping[str, Source], *, training: str | None = None, stream: TextIO | None = None) -> Findings:
+def inspect(
+    splits: Mapping[str, Source],
+    *,
+    training: str | None = None,
+    skip: tuple[type[DataError], ...] = (),
+    stream: TextIO | None = None,
+) -> Findings:
     """Look over all masks of the splits.
 
     A source that has `labels`, a `fcn_jax.data.labels.LabelMap`, has masks that `fcn_jax.data.decode.decode_record` reads with it; they
@@ -71,6 +78,7 @@ def inspect(splits: Mapping[str, Source], *, training: str | None = None, stream
     Args:
         splits: sources by the name of their split, all of one data set.
         training: the split that is trained on; the first by default.
+        skip: errors of a record for which it is left out and counted in a note, because training leaves it out as well.
         stream: where progress is shown; standard error by default.
 
     Returns:
@@ -84,8 +92,7 @@ def inspect(splits: Mapping[str, Source], *, training: str | None = None, stream
     looked: dict[str, list[_Looked]] = {}
     with _Progress(sum(map(len, splits.values())), stream or sys.stderr) as progress:
         for split, source in splits.items():
-            progress.split = split
-            looked[split] = list(_look(source, progress))
+            looked[split] = list(_look(source, skip, progress))
     maps = {split: _labels_of(source) for split, source in splits.items()}
     notes: list[str] = []
     readings: dict[str, list[tuple[_Looked, Reading]]] = {}
@@ -106,6 +113,13 @@ def inspect(splits: Mapping[str, Source], *, training: str | None = None, stream
     if broken or problems:
         raise DataError("; ".join([*broken, *problems]))
     for split, source in splits.items():
+        skipped = [mask.problem for mask in looked[split] if mask.skipped]
+        if skipped:
+            notes.append(
+                f"{split}: {len(skipped)} of {len(source)} images are left out: {'; '.join(skipped[:3])}{' and so on' * (len(skipped) > 3)}"
+            )
+        if len(skipped) == len(looked[split]):
+            raise DataError(f"{split}: all {len(source)} images would be left out: {skipped[0]}")
         if len(looked[split]) < len(source):
             notes.append(f"{split}: looked at {len(looked[split])} of {len(source)} masks, spread evenly")
     notes += _reading_notes(everything, rules)
@@ -123,7 +137,7 @@ def _labels_of(source: Source) -> LabelMap | None:
 # Looking
 
 
-def _look(source: Source, progress: _Progress) -> Iterator[_Looked]:
+def _look(source: Source, skip: tuple[type[DataError], ...], progress: _Progress) -> Iterator[_Looked]:
     """What each mask holds, in order; reports to `progress`."""
     whole = _labels_of(source) is None
     step = -(-len(source) // _MOST_DECODED) if whole else 1
@@ -132,7 +146,10 @@ def _look(source: Source, progress: _Progress) -> Iterator[_Looked]:
 
     def one(index: int) -> tuple[_Looked, str]:
         record = source[index]
-        return (_decoded(source, record), "") if memory is None else _stored(record, memory)
+        try:
+            return (_decoded(source, record), "") if memory is None else _stored(record, memory)
+        except DataError as error:
+            return _Looked(_mask_name(record), None, str(error), isinstance(error, skip)), ""
 
     digests = []
     executor = ThreadPoolExecutor(os.cpu_count() or 1)
@@ -156,28 +173,23 @@ def _mask_name(record: Record) -> str:
 def _stored(record: Record, memory: _Memory) -> tuple[_Looked, str]:
     name = _mask_name(record)
     try:
-        if isinstance(record.image, Path) and not record.image.stat().st_size:
-            return _Looked(name, None, f"{record.image}: the image file is empty"), ""
+        if isinstance(record.image, Path):
+            record.image.stat()
         data = record.mask.read_bytes() if isinstance(record.mask, Path) else record.mask
     except FileNotFoundError as error:
-        return _Looked(name, None, f"{error.filename}: the file does not exist (or is a link that leads nowhere)"), ""
+        raise DataError(f"{error.filename}: the file does not exist (or is a link that leads nowhere)") from error
     except OSError as error:
-        return _Looked(name, None, f"{error.filename or name}: cannot read the file ({error.strerror})"), ""
+        raise DataError(f"{error.filename or name}: cannot read the file ({error.strerror})") from error
+    if isinstance(record.image, Path) and not record.image.stat().st_size:
+        read_image(record.image)  # which raises the error for empty files
     digest = hashlib.blake2b(data, digest_size=16).hexdigest()
     known = memory.get(digest)
-    if known is not None:
-        return _Looked(name, known), digest
-    try:
-        return _Looked(name, label_rules.histogram(read_stored_mask(data, name=name))), digest
-    except DataError as error:
-        return _Looked(name, None, str(error)), ""
+    found = known or label_rules.histogram(read_stored_mask(data, name=name))
+    return _Looked(name, found), digest
 
 
 def _decoded(source: Source, record: Record) -> _Looked:
-    try:
-        mask = source.decode(record).mask
-    except DataError as error:
-        return _Looked(_mask_name(record), None, str(error))
+    mask = source.decode(record).mask
     return _Looked(_mask_name(record), label_rules.histogram(label_rules.StoredMask(np.ascontiguousarray(mask))))
 
 
@@ -254,7 +266,6 @@ class _Progress:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-        self.split = ""
         self._total, self._done, self._said = total, 0, time.monotonic()
         self._console = Console(file=stream)
         columns = (TextColumn("looking at masks"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -281,7 +292,9 @@ class _Progress:
 
 
 def _broken(looked: Mapping[str, Sequence[_Looked]]) -> list[str]:
-    problems = list(dict.fromkeys(mask.problem for masks in looked.values() for mask in masks if mask.problem))
+    problems = list(
+        dict.fromkeys(mask.problem for masks in looked.values() for mask in masks if mask.problem and not mask.skipped)
+    )
     if not problems:
         return []
     more = f" and {len(problems) - 12} more" if len(problems) > 12 else ""
@@ -369,6 +382,7 @@ def _hint(
         return ""
     stored = [mask.histogram for mask, _ in pairs if mask.histogram is not None and mask.histogram.kind != "rgb"]
     values = {value for found in stored for value in found.counts}
+    black_white = rules.assumed_void and rules.colors is None and joined.counts.keys() >= {0, IGNORE_INDEX}
     classes = sorted(value for value, label in rules.values.items() if label != IGNORE_INDEX)
     plain = classes == list(range(len(classes)))
     lines = [f"`{name} {value} {value} {value}`" for name, value in zip(names, sorted(values), strict=False)]
@@ -382,7 +396,12 @@ def _hint(
     if len(values) == len(classes) and max(values) <= 255:
         return f"as many gray values as classes: if they are the classes in order, list {', '.join(lines[:_SEVERAL])}"
     if len(unknown) > _SEVERAL and share < 0.3:
-        return "they are few pixels of many values: edges were smoothed, or the mask was a JPEG or was resized with interpolation"
+        white = (
+            f"; 255 counts as void unless the list has the grays as colors, as in `{names[-1]} 255 255 255`"
+            if black_white
+            else ""
+        )
+        return f"they are few pixels of many values: edges were smoothed, or the mask was a JPEG or was resized with interpolation{white}"
     if len(unknown) > _SEVERAL and len(values) > len(classes) + _SEVERAL:
         return "so many values look like a photograph or a probability map, not like labels"
     return ""

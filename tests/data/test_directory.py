@@ -425,6 +425,14 @@ def test_links_are_followed(tmp_path: Path) -> None:
     assert ids(FOLDER.open(tmp_path / "link", "train")) == ids(FOLDER.open(tmp_path / "real", "train"))
 
 
+def test_a_link_that_leads_back_is_not_followed_for_ever(tmp_path: Path) -> None:
+    make_folder(tmp_path, names=("a",), sub="aachen")
+    (tmp_path / "images" / "aachen" / "loop").symlink_to(tmp_path / "images")
+    (tmp_path / "splits").mkdir()
+    (tmp_path / "splits" / "train.txt").write_text("aachen/a\n")
+    assert ids(FOLDER.open(tmp_path, "train")) == ["aachen/a"]
+
+
 def test_masks_names_say_which_of_cityscapes_numbers_they_store(tmp_path: Path) -> None:
     make_folder(tmp_path, names=())
     (tmp_path / "classes.txt").write_text(

@@ -118,7 +118,7 @@ def test_damaged_missing_and_empty_files_are_all_named(tmp_path: Path) -> None:
     for part in (
         "3 masks or images",
         "t0.png: cannot decode",
-        "t1.png: the image file is empty",
+        "t1.png: the file is empty",
         "t2.png: the file does not exist",
     ):
         assert part in message
@@ -137,6 +137,11 @@ def test_damaged_missing_and_empty_files_are_all_named(tmp_path: Path) -> None:
             "bg 0 0 0\nroad 255 255 255\n",
             [np.where(np.arange(WIDTH) == 5, np.arange(60, 60 + 10 * HEIGHT, 10)[:, None], stripes(0, 255)).astype(np.uint8)] * 2,
             "edges were smoothed",
+        ),
+        (
+            "bg\nroad\n",
+            [np.where(np.arange(WIDTH) == 5, np.arange(60, 60 + 10 * HEIGHT, 10)[:, None], stripes(0, 255)).astype(np.uint8)] * 2,
+            "255 counts as void unless the list has the grays as colors, as in `road 255 255 255`",
         ),
         ("bg 0 0 0\nroad 128 64 0\n", [stripes((0, 0, 0), (0, 64, 128))], "red and blue are swapped"),
         ("bg 0 0 1\nroad 128 64 0\n", [stripes((1, 2, 3), (0, 64, 1))], "none of the colors is in the list"),
@@ -230,6 +235,27 @@ def test_a_cache_that_cannot_be_written_does_no_harm(tmp_path: Path, monkeypatch
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("FCN_JAX_CACHE", str(tmp_path / "file" / "cache"))
     assert look(make(tmp_path / "d", "bg\nroad\n", [stripes(0, 1)])).counts["train"].tolist() == [48, 48, 0]
+
+
+def test_records_that_training_leaves_out_are_counted_and_not_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Damaged(DataError):
+        pass
+
+    def read(data: bytes, *, name: str) -> object:
+        if data == b"damaged":
+            raise Damaged(f"{name}: it is damaged")
+        return original(data, name=name)
+
+    original = inspection.read_stored_mask
+    monkeypatch.setattr(inspection, "read_stored_mask", read)
+    root = make(tmp_path / "d", "bg\nroad\n", [stripes(0, 1)] * 3)
+    (root / "masks/train/t1.png").write_bytes(b"damaged")
+    sources = {split: FOLDER.open(root, split) for split in ("train", "val")}
+    found = inspect(sources, skip=(Damaged,), stream=io.StringIO())
+    assert found.counts["train"].tolist() == [96, 96, 0]
+    assert found.notes == (f"train: 1 of 3 images are left out: {root}/masks/train/t1.png: it is damaged",)
+    with pytest.raises(Exception, match=r"t1\.png: it is damaged"):
+        inspect(sources, stream=io.StringIO())
 
 
 @dataclasses.dataclass
