@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from fcn_jax.api import IGNORE_INDEX, Example, Record
-from fcn_jax.data.labels import Color, LabelMap, StoredMask, to_labels
+from fcn_jax.data.labels import Color, LabelMap, StoredMask, plain_labels, to_labels
 from fcn_jax.data.transforms import resize
 from fcn_jax.errors import DataError
 
@@ -98,7 +98,10 @@ def read_mask(
             color; it holds a label that is neither a class nor void.
     """
     name = name or _name(mask)
-    labels = num_classes if isinstance(num_classes, LabelMap) else LabelMap.of(num_classes, void=void, palette=palette)
+    if isinstance(num_classes, LabelMap):
+        labels = num_classes
+    else:
+        labels = LabelMap.of(num_classes, void=void, palette=palette) if palette else plain_labels(num_classes, tuple(void))
     return to_labels(read_stored_mask(mask, name=name), labels, name=name)
 
 

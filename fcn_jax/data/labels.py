@@ -71,9 +71,9 @@ class LabelMap:
 
 
 @functools.lru_cache
-def plain_labels(num_classes: int) -> LabelMap:
-    """The map of masks that store the labels 0 to `num_classes - 1`, and 255 for void."""
-    return LabelMap.of(num_classes)
+def plain_labels(num_classes: int, void: tuple[int, ...] = (IGNORE_INDEX,)) -> LabelMap:
+    """The map of masks that store the labels 0 to `num_classes - 1`, and void as 255 or the given values."""
+    return LabelMap.of(num_classes, void=void)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,14 +120,10 @@ def read(found: Histogram, labels: LabelMap) -> Reading:
     values = tuple(found.counts)
     if found.kind == "rgb":
         return _reading("color", {value: _label_of_color(value, labels) for value in values})
-    by_value = {value: labels.values.get(value) for value in values}
+    by_value = _by_value(found, labels)
     if labels.colors is None:
         return _reading("value", by_value)
-    code = found.colors.__getitem__ if found.kind == "indexed" else gray_code
-    by_color = {value: _label_of_color(code(value), labels) for value in values}
-    # 255 is void unless the class list says something else about it.
-    if by_color.get(IGNORE_INDEX, 0) is None and labels.values.get(IGNORE_INDEX) == IGNORE_INDEX:
-        by_color[IGNORE_INDEX] = IGNORE_INDEX
+    by_color = _by_color(found, labels)
     if None not in by_color.values():
         return _reading("either" if by_color == by_value else "color", by_color)
     if found.kind == "indexed":
@@ -154,12 +150,15 @@ def to_labels(stored: StoredMask, labels: LabelMap, *, name: str) -> np.ndarray:
     Raises:
         DataError: a value or a color has no label.
     """
+    if stored.values.dtype == np.uint8 and stored.values.ndim == 2:
+        table, unknown, unchanged = _tables(labels, None if stored.palette is None else stored.palette.tobytes())
+        if not cv2.LUT(stored.values, unknown).any():
+            return stored.values if unchanged else np.asarray(cv2.LUT(stored.values, table), np.uint8)
+    # What is rare or wrong takes the time to count its values.
     found, pixels = _histogram(stored)
     reading = read(found, labels)
     if reading.unknown or reading.disputed:
         raise DataError(f"{name}: {problem(found, reading, labels)}")
-    if pixels.dtype == np.uint8 and all(value == label for value, label in reading.labels.items()):
-        return pixels
     if found.kind == "rgb":
         known = np.array(sorted(reading.labels), np.int32)
         table = np.array([reading.labels[value] for value in known.tolist()], np.uint8)
@@ -168,7 +167,39 @@ def to_labels(stored: StoredMask, labels: LabelMap, *, name: str) -> np.ndarray:
         return np.repeat(of_runs, np.diff(starts, append=pixels.size)).reshape(pixels.shape)
     table = np.zeros(np.iinfo(pixels.dtype).max + 1, np.uint8)
     table[list(reading.labels)] = list(reading.labels.values())
-    return np.asarray(cv2.LUT(pixels, table), np.uint8) if pixels.dtype == np.uint8 else table[pixels]
+    return table[pixels]
+
+
+@functools.lru_cache
+def _tables(labels: LabelMap, palette: bytes | None) -> tuple[np.ndarray, np.ndarray, bool]:
+    """What `read` says of a mask all of whose values are known by the first rule that applies.
+
+    Args:
+        labels: what values mean.
+        palette: the colors of an indexed mask, u8[256,3].
+
+    Returns:
+        u8[256], stored value -> label; u8[256], 1 where a value has no label by that rule; whether every label is its stored value.
+    """
+    colors = {} if palette is None else {index: _code(np.frombuffer(palette, np.uint8, 3, 3 * index)) for index in range(256)}
+    found = Histogram("gray" if palette is None else "indexed", dict.fromkeys(range(256), 0), colors)
+    known = (_by_value if labels.colors is None else _by_color)(found, labels)
+    table = np.array([known[value] or 0 for value in range(256)], np.uint8)
+    unknown = np.array([known[value] is None for value in range(256)], np.uint8)
+    return table, unknown, all(label in (None, value) for value, label in known.items())
+
+
+def _by_value(found: Histogram, labels: LabelMap) -> dict[int, int | None]:
+    return {value: labels.values.get(value) for value in found.counts}
+
+
+def _by_color(found: Histogram, labels: LabelMap) -> dict[int, int | None]:
+    code = found.colors.__getitem__ if found.kind == "indexed" else gray_code
+    by_color = {value: _label_of_color(code(value), labels) for value in found.counts}
+    # 255 is void unless the class list says something else about it.
+    if by_color.get(IGNORE_INDEX, 0) is None and labels.values.get(IGNORE_INDEX) == IGNORE_INDEX:
+        by_color[IGNORE_INDEX] = IGNORE_INDEX
+    return by_color
 
 
 def problem(found: Histogram, reading: Reading, labels: LabelMap) -> str:

@@ -238,12 +238,12 @@ def test_a_cache_that_cannot_be_written_does_no_harm(tmp_path: Path, monkeypatch
 
 
 def test_records_that_training_leaves_out_are_counted_and_not_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Damaged(DataError):
+    class DamagedError(DataError):
         pass
 
     def read(data: bytes, *, name: str) -> object:
         if data == b"damaged":
-            raise Damaged(f"{name}: it is damaged")
+            raise DamagedError(f"{name}: it is damaged")
         return original(data, name=name)
 
     original = inspection.read_stored_mask
@@ -251,7 +251,7 @@ def test_records_that_training_leaves_out_are_counted_and_not_refused(tmp_path: 
     root = make(tmp_path / "d", "bg\nroad\n", [stripes(0, 1)] * 3)
     (root / "masks/train/t1.png").write_bytes(b"damaged")
     sources = {split: FOLDER.open(root, split) for split in ("train", "val")}
-    found = inspect(sources, skip=(Damaged,), stream=io.StringIO())
+    found = inspect(sources, skip=(DamagedError,), stream=io.StringIO())
     assert found.counts["train"].tolist() == [96, 96, 0]
     assert found.notes == (f"train: 1 of 3 images are left out: {root}/masks/train/t1.png: it is damaged",)
     with pytest.raises(Exception, match=r"t1\.png: it is damaged"):

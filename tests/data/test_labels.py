@@ -117,6 +117,23 @@ def test_gray_indexed_and_rgb_files_of_the_same_picture_have_the_same_labels(
     assert np.array_equal(read_mask(file(Image.fromarray(truth)), count), truth)
 
 
+@given(st.integers(0, 2**32 - 1), st.sampled_from([ADE, BLACK_WHITE, VOC, LabelMap.of(3), LabelMap(2, {3: 1, 1: 0, 0: VOID})]))
+def test_labels_are_those_that_the_reading_of_the_histogram_says(seed: int, rules: LabelMap) -> None:
+    rng = np.random.default_rng(seed)
+    values = rng.choice([0, 1, 2, 3, 255], (5, 6), p=[0.4, 0.4, 0.15, 0.02, 0.03]).astype(np.uint8)
+    palette = np.zeros((256, 3), np.uint8)
+    palette[:4] = rng.permutation([(0, 0, 0), (128, 0, 0), (255, 255, 255), (1, 1, 1)])
+    for stored in (StoredMask(values), StoredMask(values, palette), StoredMask(values.astype(np.uint16))):
+        reading = read(histogram(stored), rules)
+        if reading.unknown or reading.disputed:
+            with pytest.raises(DataError, match=r"m\.png: "):
+                to_labels(stored, rules, name="m.png")
+        else:
+            assert to_labels(stored, rules, name="m.png").tolist() == [
+                [reading.labels[v] for v in row] for row in values.tolist()
+            ]
+
+
 @given(st.integers(0, 2**32 - 1), st.sampled_from(["u8", "u16", "rgb"]))
 def test_a_histogram_counts_every_pixel(seed: int, kind: str) -> None:
     rng = np.random.default_rng(seed)
