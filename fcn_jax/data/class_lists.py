@@ -243,7 +243,7 @@ def _entry_problems(entries: Sequence[_Entry]) -> list[str]:
     colors: dict[Color, _Entry] = {}
     for entry in entries:
         at = f"{entry.where}: " if entry.where else ""
-        if not entry.name:
+        if not any(character.isalnum() for character in entry.name):
             problems.append(f"{at}a class without a name")
         elif any(unicodedata.category(character) == "Cc" for character in entry.name) or len(entry.name) > 200:
             problems.append(f"{at}{entry.name[:40]!r} is no name of a class")
@@ -567,10 +567,15 @@ def _parse_lines(lines: Sequence[tuple[int, str]]) -> _Parsed:
     if shape.startswith("number"):
         parsed.kind = "a numbered list"
         parsed.notes.append("its numbers are the values that masks store (put a name that holds a number in quotes)")
+    if len(split) > 1 and all(re.fullmatch(r"\d{1,3}", line.text) for line in split):
+        parsed.kind = "a list of values"
+        parsed.notes.append("its lines are the values that masks store, and the names of the classes")
+        parsed.entries = [_Entry(line.text, int(line.text), where=f"line {line.number}") for line in split]
+        return parsed
     for line in split:
         entry = _entry(line, shape)
         quoted = _unquoted(line.text) != line.text
-        if not quoted and re.search(r"[:;=|\[\]<>]\s*\d|\d\s*[:;=|]|[{}]|^[-*•]\s", entry.name):
+        if not quoted and re.search(r"[:;=|\[\]<>]\s*\d|\d\s*[:;=|]|[{}]|^[-*•]\s|^[\[\"]|:$", entry.name):
             parsed.problems.append(
                 f"line {line.number}: {line.text[:60]!r} is not understood (put a name that looks so in quotes)"
             )
