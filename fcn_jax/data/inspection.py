@@ -442,8 +442,11 @@ def _impossible(
         if pixels.sum() and not pixels[:-1].sum():
             problems.append(f"all pixels of {split} are void, so that nothing counts there; {listing(names, 3)} have none")
     present = np.flatnonzero(counts[training][:-1])
-    if len(present) == 1 and counts[training][-1] and values == {0, IGNORE_INDEX} and not problems:
-        problems.append(f"{training} holds '{names[int(present[0])]}' and void only ({advice}), so that nothing is learned")
+    if len(present) == 1 and counts[training][-1] and not problems:
+        problems.append(
+            f"{training} holds '{names[int(present[0])]}' and void only, so that nothing is learned; its masks hold the values "
+            f"{listing(map(str, sorted(values)))}" + (f", and {advice}" if rules.assumed_void and IGNORE_INDEX in values else "")
+        )
     return problems
 
 

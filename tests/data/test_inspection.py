@@ -149,6 +149,8 @@ def test_damaged_missing_and_empty_files_are_all_named(tmp_path: Path) -> None:
         ("a 9 9 9\nb 8 8 8\nvoid 0 0 0\n", [stripes(0, 1)], "take the colors off the list"),
         ("a 0 0 0\nb 9 9 9\n", [stripes(0, 9), stripes(0, 1)], "some masks can be read by their colors only"),
         ("bg\nroad\n", [stripes(255)], "all pixels of train are void"),
+        ("bg\nroad\n", [stripes(1, 255)], "train holds 'road' and void only, so that nothing is learned"),
+        ("bg\nroad\ncar\n", [stripes(0, 255)], "every pixel of 'road' would be left out"),
     ],
 )
 def test_contradictions_are_refused_with_advice_that_fits(
@@ -219,14 +221,14 @@ def test_a_second_look_decodes_only_what_changed_and_the_list_of_classes_may(
     Image.fromarray(stripes(1)).save(root / "masks/train/t1.png")
     assert look(root).counts["train"].tolist() == [48, 48 + 96, 0]
     assert decoded == ["t1.png"]
-    (root / "classes.txt").write_text("void\nroad\n car\n")
-    assert look(root).counts["train"].tolist() == [144, 0, 48]
+    (root / "classes.txt").write_text("7 tree\n1 bg\n0 road\n")
+    assert look(root).counts["train"].tolist() == [48, 144, 0, 0]
     assert decoded == ["t1.png"]
     for damage in (b"", b"garbage", None):
         for path in own_cache.rglob("*.txt"):
             data = path.read_bytes()
             path.write_bytes(data.replace(b"48", b"47") if damage is None else damage)
-        assert look(root).counts["train"].tolist() == [144, 0, 48]
+        assert look(root).counts["train"].tolist() == [48, 144, 0, 0]
     assert sorted(set(decoded[1:])) == ["t0.png", "t1.png", "v0.png"]
     assert len(decoded) == 1 + 3 * 3
 
