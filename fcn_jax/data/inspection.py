@@ -369,7 +369,8 @@ def _hint(
     joined: Histogram, unknown: set[int], pairs: Sequence[tuple[_Looked, Reading]], rules: LabelMap, names: Sequence[str]
 ) -> str:
     """What such values usually mean."""
-    share = sum(joined.counts[value] for value in unknown) / max(1, sum(joined.counts.values()))
+    common = sum(count for _, count in Counter(joined.counts).most_common(len(names) + 1))
+    smoothed = len(unknown) > _SEVERAL and 2 * common > sum(joined.counts.values())
     if joined.kind != "gray":
         known = {red << 16 | green << 8 | blue for red, green, blue in rules.colors or {}}
         swapped = {(code & 255) << 16 | code & 0xFF00 | code >> 16 for code in unknown}
@@ -377,7 +378,7 @@ def _hint(
             return "red and blue are swapped: the masks were written as BGR"
         if not known & joined.counts.keys():
             return "none of the colors is in the list: it is the list of another data set, or the index is the label"
-        if len(unknown) > _SEVERAL and share < 0.3:
+        if smoothed:
             return "they are few pixels of many colors: edges were smoothed, or the mask was a JPEG or was resized with interpolation"
         return ""
     stored = [mask.histogram for mask, _ in pairs if mask.histogram is not None and mask.histogram.kind != "rgb"]
@@ -395,7 +396,7 @@ def _hint(
         return "the masks count from 1: if no pixel is 0, add `void` as the first line"
     if len(values) == len(classes) and max(values) <= 255:
         return f"as many gray values as classes: if they are the classes in order, list {', '.join(lines[:_SEVERAL])}"
-    if len(unknown) > _SEVERAL and share < 0.3:
+    if smoothed:
         white = (
             f"; 255 counts as void unless the list has the grays as colors, as in `{names[-1]} 255 255 255`"
             if black_white

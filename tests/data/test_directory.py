@@ -180,7 +180,7 @@ def test_source_pickles(tmp_path: Path) -> None:
 def test_reading_in_place_imports_neither_grain_nor_tfds_nor_jax() -> None:
     code = (
         "import sys, fcn_jax.data.transforms, fcn_jax.data.decode, fcn_jax.data.voc, fcn_jax.data.camvid, fcn_jax.data.folder, "
-        "fcn_jax.data.shapes, fcn_jax.data.prepared\n"
+        "fcn_jax.data.shapes, fcn_jax.data.prepared, fcn_jax.data.inspection, fcn_jax.data.class_lists\n"
         "heavy = {'grain', 'jax', 'tensorflow_datasets', 'array_record', 'tensorflow', 'torch'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
