@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from fcn_jax.api import IGNORE_INDEX, Example, Record
-from fcn_jax.data.labels import Color, LabelMap, StoredMask, plain_labels, to_labels
+from fcn_jax.data.labels import Color, LabelMap, StoredMask, label_map, to_labels
 from fcn_jax.data.transforms import resize
 from fcn_jax.errors import DataError
 
@@ -98,11 +98,7 @@ def read_mask(
             color; it holds a label that is neither a class nor void.
     """
     name = name or _name(mask)
-    if isinstance(num_classes, LabelMap):
-        labels = num_classes
-    else:
-        labels = LabelMap.of(num_classes, void=void, palette=palette) if palette else plain_labels(num_classes, tuple(void))
-    return to_labels(read_stored_mask(mask, name=name), labels, name=name)
+    return to_labels(read_stored_mask(mask, name=name), label_map(num_classes, void, palette), name=name)
 
 
 def read_stored_mask(mask: Path | bytes, *, name: str | None = None) -> StoredMask:

@@ -76,6 +76,13 @@ def plain_labels(num_classes: int, void: tuple[int, ...] = (IGNORE_INDEX,)) -> L
     return LabelMap.of(num_classes, void=void)
 
 
+def label_map(num_classes: int | LabelMap, void: Iterable[int], palette: Mapping[Color, int] | None) -> LabelMap:
+    """A map as it is, or that of masks that store labels; see `LabelMap.of`."""
+    if isinstance(num_classes, LabelMap):
+        return num_classes
+    return LabelMap.of(num_classes, void=void, palette=palette) if palette else plain_labels(num_classes, tuple(void))
+
+
 @dataclasses.dataclass(frozen=True)
 class Histogram:
     """The distinct stored values of one mask.
