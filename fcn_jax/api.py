@@ -291,6 +291,9 @@ class Source(Protocol):
     `fcn_jax.data.transforms.resize(decode(record), factor)` does: the same size and mask, and the same image where it is not shrunk to
     half or less. Where it is, photographs differ by about 2 of 255 on average; fine regular patterns and noise may differ by tens. It
     raises what `decode` raises.
+
+    It may have `labels`, the `fcn_jax.data.labels.LabelMap` with which `fcn_jax.data.decode.decode_record` reads its masks: they are looked
+    over before training without their images. It may have `notes`, a tuple of lines on what was assumed when it was opened.
     """
 
     classes: Classes

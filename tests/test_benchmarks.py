@@ -47,6 +47,17 @@ def test_the_hosts_work_is_timed_as_the_pipeline_does_it(monkeypatch):
         assert source.asked == [asked] * 2
 
 
+def test_the_look_over_masks_is_timed_cold_and_warm(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1])
+    monkeypatch.setenv("FCN_JAX_CACHE", str(tmp_path / "cache"))
+    benchmark = importlib.import_module("benchmarks.label_look")
+    root = benchmark.write(tmp_path / "data", 4)
+    for _ in range(2):
+        figures = benchmark.measure(root)
+        assert figures["masks_per_second"] == pytest.approx(4 / figures["seconds"])
+    assert len({path.read_bytes() for path in (root / "masks" / "train").iterdir()}) == 4
+
+
 needs_torch = pytest.mark.skipif(
     not all(map(importlib.util.find_spec, ("torch", "torchvision"))), reason="torch or torchvision is not installed"
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fcn_jax.api import Classes, Dataset, Source
-from fcn_jax.data.directory import IMAGE_SUFFIXES, DirectorySource, check_split, files_by_stem, match, require_root
+from fcn_jax.data.directory import IMAGE_SUFFIXES, DirectorySource, check_split, entries, files_by_stem, match, require_root
 from fcn_jax.errors import DataError
 
 CAMVID_CLASSES = Classes(
@@ -25,15 +25,20 @@ _VOID = 11
 
 def _open(root: Path | None, split: str) -> Source:
     root = require_root(root, "camvid", "train/, trainannot/, val/, valannot/")
-    splits = sorted(path.name.removesuffix("annot") for path in root.glob("?*annot") if path.is_dir())
+    splits = [
+        entry.name.removesuffix("annot")
+        for entry in entries(root)
+        if entry.name.endswith("annot") and len(entry.name) > 5 and entry.is_dir()
+    ]
     if not splits:
         raise DataError(
             f"{root}: no trainannot/ or valannot/ here; pass SegNet's CamVid folder, which holds train/, trainannot/ and so on"
         )
     check_split(split, splits, root)
-    images = files_by_stem(root / split, IMAGE_SUFFIXES)
-    masks = files_by_stem(root / f"{split}annot", (".png",))
-    records = match(tuple(images), images, masks, split=split, where=root)
+    image_folder, mask_folder = root / split, root / f"{split}annot"
+    images = files_by_stem(image_folder, IMAGE_SUFFIXES)
+    masks = files_by_stem(mask_folder, (".png",))
+    records = match(tuple(images), images, masks, split=split, where=root, image_folder=image_folder, mask_folder=mask_folder)
     return DirectorySource(CAMVID_CLASSES, records, void=(_VOID, 255))
 
 

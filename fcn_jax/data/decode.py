@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from fcn_jax.api import IGNORE_INDEX, Example, Record
-from fcn_jax.data.labels import Color, StoredMask, to_labels
+from fcn_jax.data.labels import Color, LabelMap, StoredMask, label_map, to_labels
 from fcn_jax.data.transforms import resize
 from fcn_jax.errors import DataError
 
@@ -75,19 +75,19 @@ def read_image(image: Path | bytes, *, name: str | None = None, orient: bool = F
 
 def read_mask(
     mask: Path | bytes,
-    num_classes: int,
+    num_classes: int | LabelMap,
     *,
     void: tuple[int, ...] = (IGNORE_INDEX,),
     palette: Mapping[Color, int] | None = None,
     name: str | None = None,
 ) -> np.ndarray:
-    """Decode a mask: the index of an indexed image, or the value of a gray one, is the label.
+    """Decode a mask to labels; see `fcn_jax.data.labels` for the rules.
 
     Args:
         mask: a file, or its contents; of a lossless format.
-        num_classes: labels 0 to `num_classes - 1` are classes.
+        num_classes: labels 0 to `num_classes - 1` are classes; or what the stored values mean, instead of `void` and `palette`.
         void: labels that become `IGNORE_INDEX`.
-        palette: RGB color -> label, for masks in colors. An indexed mask is read by index whether or not there is one.
+        palette: RGB color -> label. Where it is given, colors decide for indexed masks, too.
         name: what to call it in an error; the path where there is one.
 
     Returns:
@@ -98,7 +98,7 @@ def read_mask(
             color; it holds a label that is neither a class nor void.
     """
     name = name or _name(mask)
-    return to_labels(read_stored_mask(mask, name=name), num_classes, void=void, palette=palette, name=name)
+    return to_labels(read_stored_mask(mask, name=name), label_map(num_classes, void, palette), name=name)
 
 
 def read_stored_mask(mask: Path | bytes, *, name: str | None = None) -> StoredMask:
@@ -136,7 +136,7 @@ def read_stored_mask(mask: Path | bytes, *, name: str | None = None) -> StoredMa
 
 def decode_record(
     record: Record,
-    num_classes: int,
+    num_classes: int | LabelMap,
     *,
     void: tuple[int, ...] = (IGNORE_INDEX,),
     palette: Mapping[Color, int] | None = None,
@@ -146,9 +146,9 @@ def decode_record(
 
     Args:
         record: the encoded pair.
-        num_classes: labels 0 to `num_classes - 1` are classes.
+        num_classes: labels 0 to `num_classes - 1` are classes; or what the stored values mean, instead of `void` and `palette`.
         void: labels that become `IGNORE_INDEX`.
-        palette: RGB color -> label, for masks in colors.
+        palette: RGB color -> label. Where it is given, colors decide for indexed masks, too.
         factor: of the resize, over 0. A JPEG that is to be shrunk to half or less is decoded at a fraction of its size, which takes less
             time and memory; its mask is decoded whole.
 

@@ -6,16 +6,34 @@ This is what the layouts (`voc`, `camvid`, `folder`) share: the source, and the 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+import os
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from fcn_jax.api import IGNORE_INDEX, Classes, Example, Record
-from fcn_jax.data.decode import Color, decode_record
+from fcn_jax.data.decode import decode_record
+from fcn_jax.data.labels import Color, LabelMap
 from fcn_jax.errors import DataError, did_you_mean, listing
 from fcn_jax.text_file import read_text
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 """File name endings that count as images, in lower case."""
+
+_SEPARATORS = "_-. "
+_IMAGE_AFFIXES = ("_leftImg8bit", "_image", "_img", "_rgb", "_sat", "_im", "-image", "-img")
+"""What images' names may end in where their masks' do not."""
+
+_HEADER = re.compile(r"(image|mask|img|label|annotation|file|filename|name|id|path)s?([_ ]?(id|name|path|file)s?)?")
+"""A word of the first line of a table of images and masks."""
+
+
+class Pairs(tuple[Record, ...]):
+    """Records, and what was assumed to find them: `notes`, a line each."""
+
+    notes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(eq=False)
@@ -25,14 +43,26 @@ class DirectorySource:
     Attributes:
         classes: the classes.
         records: one per image.
-        void: mask labels that become `IGNORE_INDEX`.
+        void: stored mask values that become `IGNORE_INDEX`.
         palette: RGB color -> label for masks in colors; None refuses them.
+        labels: what the stored values mean; where it is given, `void` and `palette` are not used.
+        notes: what was assumed when the split was opened, a line each, for the caller to print.
     """
 
     classes: Classes
     records: tuple[Record, ...]
     void: tuple[int, ...] = (IGNORE_INDEX,)
     palette: Mapping[Color, int] | None = None
+    labels: LabelMap = None  # type: ignore[assignment]  # `__post_init__` fills it in
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Take `labels` from `void` and `palette` where it was not given, and the records' notes."""
+        if self.labels is None:
+            self.labels = LabelMap.of(len(self.classes), void=self.void, palette=self.palette)
+        if isinstance(self.records, Pairs):
+            self.notes = (*self.notes, *self.records.notes)
+            self.records = tuple(self.records)
 
     def __len__(self) -> int:
         """Number of images."""
@@ -48,7 +78,7 @@ class DirectorySource:
 
     def decode_resized(self, record: Record, factor: float) -> Example:
         """Decode a record at another size; see `fcn_jax.api.Source`."""
-        return decode_record(record, len(self.classes), void=self.void, palette=self.palette, factor=factor)
+        return decode_record(record, self.labels, factor=factor)
 
 
 def require_root(root: Path | None, name: str, holds: str) -> Path:
@@ -77,22 +107,58 @@ def check_split(split: str, available: Iterable[str], where: Path) -> None:
         raise DataError(f"{where} has no split '{split}'. {did_you_mean(split, names)}")
 
 
-def files_by_stem(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
-    """The files of a folder (not of its subfolders) by name without ending, in order of name.
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is one that file managers, archives and editors leave behind: `.DS_Store`, `__MACOSX`, `@eaDir`, `a~`."""
+    return name.startswith((".", "~$", "@ea")) or name.endswith("~") or name in ("__MACOSX", "$RECYCLE.BIN", "lost+found")
+
+
+def entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What a folder holds, in order of name, without hidden files.
+
+    Raises:
+        DataError: the folder cannot be read.
+    """
+    try:
+        with os.scandir(folder) as found:
+            return sorted((entry for entry in found if not is_hidden(entry.name)), key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot read the folder ({error.strerror}); check its permissions") from error
+
+
+def image_count(folder: Path) -> int:
+    """Number of image files in a folder, not in its subfolders."""
+    return sum(1 for entry in entries(folder) if _ending(entry.name) in IMAGE_SUFFIXES and not entry.is_dir())
+
+
+def files_by_stem(folder: Path, suffixes: Sequence[str], *, nested: bool = False) -> dict[str, Path]:
+    """The files of a folder by name without ending, in order of name; hidden files are passed over.
 
     Args:
         folder: an existing folder or a missing one, which is empty.
         suffixes: endings to take, in lower case.
+        nested: whether to take the files of subfolders too. Their names begin with the subfolder's: `city/a`.
 
     Raises:
-        DataError: two files differ only in their ending.
+        DataError: two files differ only in their ending, or the folder cannot be read.
     """
+    return _files_by_stem(folder, suffixes, nested, frozenset())
+
+
+def _files_by_stem(folder: Path, suffixes: Sequence[str], nested: bool, above: frozenset[Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     if not folder.is_dir():
         return found
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in suffixes or path.name.startswith("."):
+    for entry in entries(folder):
+        if entry.is_dir():
+            here = above | {folder.resolve()} if nested else above
+            # A link may lead back to a folder above it.
+            if nested and (folder / entry.name).resolve() not in here:
+                below = _files_by_stem(folder / entry.name, suffixes, nested, here)
+                found |= {f"{entry.name}/{stem}": path for stem, path in below.items()}
             continue
+        if _ending(entry.name) not in suffixes:
+            continue
+        path = folder / entry.name
         if path.stem in found:
             raise DataError(
                 f"{folder} holds both {found[path.stem].name} and {path.name}; keep one, images and masks are matched by name"
@@ -102,46 +168,327 @@ def files_by_stem(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
 
 
 def read_ids(path: Path) -> tuple[str, ...]:
-    """The image names that a split file lists: the first word of each line, without blank lines.
+    """The lines of a split file without blank ones, spaces around them, quotes and trailing commas. `match` says what a line may hold.
 
     Raises:
-        DataError: the file cannot be read, or names an image twice.
+        DataError: the file cannot be read, or a line stands twice.
     """
     try:
         lines = read_text(path).splitlines()
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot read the split file ({error}); it is text with one image name a line") from error
-    ids = tuple(line.split()[0] for line in lines if line.strip())
-    repeated = sorted({name for name in ids if ids.count(name) > 1}) if len(set(ids)) < len(ids) else []
+    ids = tuple(name for name in (_clean(line) for line in lines) if name)
+    repeated = sorted(name for name, times in Counter(ids).items() if times > 1 and not name.startswith("#"))
     if repeated:
         raise DataError(f"{path}: images listed twice: {listing(repeated)}; list each once")
     return ids
 
 
 def match(
-    ids: Sequence[str], images: Mapping[str, Path], masks: Mapping[str, Path], *, split: str, where: Path
-) -> tuple[Record, ...]:
-    """Pair each name's image and mask.
+    ids: Sequence[str],
+    images: Mapping[str, Path],
+    masks: Mapping[str, Path],
+    *,
+    split: str,
+    where: Path,
+    image_folder: Path | None = None,
+    mask_folder: Path | None = None,
+) -> Pairs:
+    """Pair each image with its mask.
+
+    An ID is an image's name as a person would write it: with or without its ending and the folders above it, in any case and Unicode form
+    that names one image only. A line may name the mask after the image. Comments (`#`) and the header of a table are passed over. Where no
+    mask has its image's name, but every image has exactly one mask whose name is longer by the same beginning or ending, such as `_mask`,
+    those are taken. All that goes beyond a name's spelling is said in `notes`.
 
     Args:
-        ids: names without ending; the records are in this order.
-        images: files by name.
+        ids: the lines of a split file, or names; the records are in this order.
+        images: files by name, as `files_by_stem` gives them.
         masks: files by name.
         split: for the messages.
-        where: for the messages.
+        where: the data set's folder, to which paths in a line are relative.
+        image_folder: where `images` were looked for, for the messages.
+        mask_folder: where `masks` were looked for, for the messages.
 
     Raises:
-        DataError: there is no name, or images or masks are missing; all are counted and the first dozen named.
+        DataError: there is no name, an image is named twice, or images or masks are missing; all are counted and the first dozen named.
     """
-    if not ids:
+    found = _Matching(images, masks, where)
+    for line in ids:
+        found.add(line)
+    if not found.lines:
+        lies = f" ({_what_lies(image_folder, images)})" if image_folder else ""
         raise DataError(
-            f"{where}: split '{split}' holds no images; check that the folder is the right one and its files are in place"
+            f"{where}: split '{split}' holds no images{lies}; check that the folder is the right one and its files are in place"
         )
-    problems = []
-    for kind, files in (("image", images), ("mask", masks)):
-        missing = [name for name in ids if name not in files]
+    found.match_affixes()
+    problems = [*found.problems]
+    for kind, missing, files, folder in (
+        ("image", found.missing_images, images, image_folder),
+        ("mask", found.missing_masks, masks, mask_folder),
+    ):
         if missing:
-            problems.append(f"{len(missing)} of {len(ids)} {kind}s are missing: {listing(missing)}")
+            reason = found.near(kind, files, folder)
+            problems.append(f"{len(missing)} of {found.lines} {kind}s are missing: {listing(missing)}{reason and f' ({reason})'}")
     if problems:
         raise DataError(f"{where}: split '{split}': {'; '.join(problems)}. Add the files or take the names off the split")
-    return tuple(Record(name, images[name], masks[name]) for name in ids)
+    repeated = sorted(name for name, times in Counter(record.id for record in found.records()).items() if times > 1)
+    if repeated:
+        raise DataError(f"{where}: split '{split}': images listed twice: {listing(repeated)}; list each once")
+    pairs = Pairs(found.records())
+    pairs.notes = tuple(f"split '{split}': {note}" for note in found.notes)
+    return pairs
+
+
+class _Index:
+    """Files by name, found under the spellings that a person would take for the same."""
+
+    def __init__(self, files: Mapping[str, Path]) -> None:
+        self.files = files
+        self._forms: tuple[dict[str, list[str]], dict[str, list[str]]] | None = None
+        self.folded = 0
+
+    def find(self, name: str) -> str | None:
+        """The key of a name: as it is, in another Unicode form, or in another case; None where there is none or more than one."""
+        if name in self.files:
+            return name
+        if self._forms is None:
+            self._forms = {}, {}
+            for key in self.files:
+                composed = unicodedata.normalize("NFC", key)
+                self._forms[0].setdefault(composed, []).append(key)
+                self._forms[1].setdefault(composed.casefold(), []).append(key)
+        composed = unicodedata.normalize("NFC", name)
+        for form, known in zip((composed, composed.casefold()), self._forms, strict=True):
+            keys = known.get(form, [])
+            if len(keys) == 1:
+                self.folded += unicodedata.normalize("NFC", keys[0]) != composed
+                return keys[0]
+            if keys:
+                return None
+        return None
+
+    def find_path(self, text: str) -> str | None:
+        """The key of a name with or without ending and folders."""
+        parts = [part for part in text.replace("\\", "/").split("/") if part not in ("", ".")]
+        for start in range(len(parts)):
+            tail = "/".join(parts[start:])
+            for name in (tail, _stem(tail)):
+                key = self.find(name)
+                if key is not None:
+                    return key
+        return None
+
+
+class _Matching:
+    """The pairs that are found, and what is missing."""
+
+    def __init__(self, images: Mapping[str, Path], masks: Mapping[str, Path], where: Path) -> None:
+        self.lines = 0
+        self.problems: list[str] = []
+        self.notes: list[str] = []
+        self.missing_images: list[str] = []
+        self.missing_masks: list[str] = []
+        self._images, self._masks, self._where = _Index(images), _Index(masks), where
+        self._pairs: list[tuple[str, Path, Path | None]] = []
+        self._flags: Counter[str] = Counter()
+        self._named = False  # whether a line names a mask that is not there
+        self._known = {path: key for key, path in images.items()}
+
+    def add(self, line: str) -> None:
+        """Take one line of a list."""
+        image = self._image(line)
+        if image is not None and not self._has_columns(line):
+            self._add(line, *image)
+        elif line.startswith("#"):
+            return
+        elif not self._add_columns(line):
+            if not self.lines and _is_header(line):
+                self.notes.append(f"the list's first line, '{line}', is a header")
+                return
+            self.missing_images.append(line)
+            if self._masks.find_path(line) is None:
+                self.missing_masks.append(line)
+        self.lines += 1
+
+    def _add(self, line: str, key: str, path: Path, mask: Path | None = None) -> None:
+        if mask is None:
+            mask_key = self._masks.find(key)
+            mask = None if mask_key is None else self._masks.files[mask_key]
+        self._pairs.append((key, path, mask))
+        if mask is None:
+            self.missing_masks.append(key)
+
+    def _has_columns(self, line: str) -> bool:
+        """Whether a line begins with an image's name and ends in another path, rather than in a folder's name that holds a space."""
+        folders = line.replace("\\", "/").rpartition("/")[0]
+        if line in self._images.files or self._file(line) is not None:
+            return False
+        return any(self._image(_clean(folders[: gap.start()])) is not None for gap in re.finditer(r"\s*[,;\t]\s*|\s+", folders))
+
+    def _add_columns(self, line: str) -> bool:
+        """Take a line of more than an image's name."""
+        readings: dict[tuple[str, Path, Path | None], str] = {}
+        for gap in re.finditer(r"\s*[,;\t]\s*|\s+", line):
+            left, right = _clean(line[: gap.start()]), _clean(line[gap.end() :])
+            image = self._image(left)
+            if image is None or not right:
+                continue
+            mask = self._mask(right)
+            if mask is not None:
+                readings[(*image, mask)] = right
+            elif re.fullmatch(r"-?[01]", right):
+                self._flags[right] += 1
+                readings[(*image, None)] = right
+            elif (_ending(right) in IMAGE_SUFFIXES or "/" in right) and not re.search(r"[,;\s]", right):
+                self._pairs.append((*image, None))
+                self.missing_masks.append(right)
+                self._named = True
+                return True
+        if len(readings) != 1:
+            return False
+        (key, path, mask), _ = readings.popitem()
+        self._add(line, key, path, mask)
+        return True
+
+    def _image(self, text: str) -> tuple[str, Path] | None:
+        """Name and file of an image; a path that leads to a file names that file."""
+        if text in self._images.files:
+            return text, self._images.files[text]
+        path = self._file(text)
+        if path is not None:
+            return self._known.get(path, path.stem), path
+        key = self._images.find_path(text)
+        return None if key is None else (key, self._images.files[key])
+
+    def _mask(self, text: str) -> Path | None:
+        path = self._file(text)
+        if path is not None:
+            return path
+        key = self._masks.find_path(text)
+        return None if key is None else self._masks.files[key]
+
+    def _file(self, text: str) -> Path | None:
+        """The image file that a path in a list leads to, relative to the data set's folder."""
+        plain = text.replace("\\", "/")
+        if "/" not in plain or _ending(plain) not in IMAGE_SUFFIXES:
+            return None
+        relative = self._where / "/".join(part for part in plain.split("/") if part not in ("", "."))
+        return next(
+            (path for path in (relative, Path(plain)) if path.is_file() and (path is relative or path.is_absolute())), None
+        )
+
+    def match_affixes(self) -> None:
+        """Where no image has a mask of its name, look for a beginning or ending that all masks have; and check the flags."""
+        if self._flags:
+            if set(self._flags) == {"1"}:
+                self.notes.append("the list's second column, 1 on every line, is not used")
+            else:
+                self.problems.append(
+                    f"lines end in the flags {listing(sorted(self._flags))}, as VOC's lists of one class do, which are no splits; keep the "
+                    "names only"
+                )
+        folded = self._images.folded + self._masks.folded
+        if folded:
+            self.notes.append(f"{folded} names match in other upper and lower case only")
+        if not self._pairs or self.missing_images or self._named or any(mask is not None for _, _, mask in self._pairs):
+            return
+        names = [key for key, _, _ in self._pairs]
+        matchings = {tuple(keys): said for said, keys in _affixes(names, self._masks.files) if keys}
+        whole = {keys: said for keys, said in matchings.items() if None not in keys}
+        if len(whole) == 1:
+            (keys, said), *_ = whole.items()
+            self._pairs = [
+                (key, path, self._masks.files[str(mask)]) for (key, path, _), mask in zip(self._pairs, keys, strict=True)
+            ]
+            self.missing_masks.clear()
+            self.notes.append(f"masks are matched by names that {said}")
+        elif whole:
+            self.problems.append(
+                f"each image has several masks, with names that {' or '.join(sorted(whole.values()))}; keep one kind"
+            )
+
+    def near(self, kind: str, files: Mapping[str, Path], folder: Path | None) -> str:
+        """What does lie there, for the message that files are missing."""
+        said = []
+        if kind == "mask":
+            names = [key for key, _, mask in self._pairs if mask is None]
+            for affix, keys in _affixes(names, files):
+                count = sum(key is not None for key in keys)
+                if count:
+                    said.append(f"{count} masks have names that {affix}")
+        missing = self.missing_images if kind == "image" else self.missing_masks
+        folded = Counter(unicodedata.normalize("NFC", key).casefold() for key in files)
+        unclear = [name for name in missing if folded[unicodedata.normalize("NFC", _stem(name)).casefold()] > 1]
+        if unclear:
+            said.append(f"names that differ in case only are not clear: {listing(unclear, 3)}")
+        if folder is not None:
+            said.append(_what_lies(folder, files, masks=kind == "mask"))
+        return "; ".join(said[:4])
+
+    def records(self) -> Iterator[Record]:
+        """The pairs."""
+        return (Record(key, path, mask) for key, path, mask in self._pairs if mask is not None)
+
+
+def _affixes(names: Sequence[str], masks: Mapping[str, Path]) -> Iterator[tuple[str, list[str | None]]]:
+    """What masks' names may have that images' names lack, and each image's mask by it, None where there is none.
+
+    The candidates come from the first few images. Yields a phrase such as "end in `_mask`", and the masks' names.
+    """
+    seen: set[tuple[str, str, str]] = set()
+    for name in names[:3]:
+        for cut in ("", *(affix for affix in _IMAGE_AFFIXES if name.endswith(affix) and name != affix)):
+            base = name.removesuffix(cut)
+            for mask in masks:
+                if mask != base and mask.startswith(base) and mask[len(base)] in _SEPARATORS:
+                    seen.add((cut, "", mask[len(base) :]))
+                elif mask != base and mask.endswith(base) and mask[-len(base) - 1] in _SEPARATORS:
+                    seen.add((cut, mask[: -len(base)], ""))
+                elif cut and mask == base:
+                    seen.add((cut, "", ""))
+    for cut, prefix, suffix in sorted(seen):
+        keys = [f"{prefix}{name.removesuffix(cut)}{suffix}" if name.endswith(cut) else name for name in names]
+        instead = f" instead of `{cut}`" if cut else ""
+        said = f"begin with `{prefix}`" if prefix else f"end in `{suffix}`" if suffix else f"lack `{cut}`"
+        yield f"{said}{instead if prefix or suffix else ''}", [key if key in masks else None for key in keys]
+
+
+def _what_lies(folder: Path, files: Mapping[str, Path], *, masks: bool = False) -> str:
+    """What a folder holds, for a message."""
+    if not folder.is_dir():
+        return f"there is no folder {folder}"
+    taken = {path.name for path in files.values()}
+    found = entries(folder)
+    others = Counter(_ending(entry.name) or "no ending" for entry in found if not entry.is_dir() and entry.name not in taken)
+    said = []
+    if files:
+        said.append(f"{folder.name}/ holds {len(files)} such files, as {next(iter(files.values())).name}")
+    for ending, count in others.most_common(3):
+        lossy = ", which a mask must not be" if masks and ending in (".jpg", ".jpeg", ".webp") else ""
+        said.append(f"{count} {'file ends' if count == 1 else 'files end'} in {ending}{lossy}")
+    for entry in found:
+        if entry.is_dir():
+            count = image_count(folder / entry.name)
+            if count:
+                said.append(f"the subfolder {entry.name}/ holds {count} images")
+    return "; ".join(said[:6]) or f"{folder.name}/ is empty"
+
+
+def _is_header(line: str) -> bool:
+    words = [word.strip("\"'").lower() for word in re.split(r"[,;\s]+", line) if word]
+    return all(_HEADER.fullmatch(word) for word in words)
+
+
+def _clean(text: str) -> str:
+    text = text.strip().rstrip(",;").strip()
+    return text[1:-1].strip() if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
+
+
+def _ending(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def _stem(name: str) -> str:
+    stem, ending = os.path.splitext(name)
+    return stem if ending.lower() in IMAGE_SUFFIXES else name

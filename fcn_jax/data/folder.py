@@ -3,83 +3,57 @@
     DIR/
       classes.txt          one class a line, in the order of the labels: `name`, or `name R G B`
       images/ID.jpg        JPEG, PNG, BMP, TIFF or WebP
-      masks/ID.png         indexed or gray PNG whose values are labels; in colors where every class has its color
+      masks/ID.png         indexed or gray PNG whose values are labels; or in colors where every class has its color
       splits/train.txt     optional: the IDs of a split, one a line; as many files as there are splits
 
-In place of `splits/`, each split may have subfolders: `images/train/ID.jpg` and `masks/train/ID.png`. With neither, the images
+Instead of `splits/`, each split may have subfolders: `images/train/ID.jpg` and `masks/train/ID.png`. With neither, the images
 are divided into `train` and `val` by a hash of their names, about nine to one: the same on every machine, and adding images
 moves none from one side to the other.
 
-In `classes.txt` blank lines and lines that start with `#` are skipped. Lines named `void` come last: their labels, and 255, are
-pixels that neither the loss nor a metric counts.
+The list of classes may be one that an annotation tool writes (`fcn_jax.data.class_lists`). In `classes.txt` blank lines and lines that
+start with `#` are skipped. Lines named `void` are stored values or colors that neither the loss nor a metric counts; 255 is void, too,
+unless it is a class. What an ID in a split file may be, `fcn_jax.data.directory.match` says.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from fcn_jax.api import IGNORE_INDEX, Classes, Dataset, Source
-from fcn_jax.data.decode import Color
-from fcn_jax.data.directory import IMAGE_SUFFIXES, DirectorySource, check_split, files_by_stem, match, read_ids, require_root
+from fcn_jax.api import Dataset, Source
+from fcn_jax.data.class_lists import Ids, find_class_list
+from fcn_jax.data.directory import (
+    IMAGE_SUFFIXES,
+    DirectorySource,
+    check_split,
+    entries,
+    files_by_stem,
+    image_count,
+    match,
+    read_ids,
+    require_root,
+)
 from fcn_jax.errors import DataError, listing
-from fcn_jax.palette import voc_palette
-from fcn_jax.text_file import read_text
 
 _MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
+_NO_SPLITS = ("readme", "license", "licence", "notes", "changelog", "classes", "labels", "labelmap", "requirements", "info")
+"""Names of text files that are no lists of images."""
 
-
-def read_classes(path: Path) -> tuple[Classes, tuple[int, ...], dict[Color, int] | None]:
-    """Read a `classes.txt`; see the module's docstring.
-
-    Returns:
-        The classes; the void labels; and RGB color -> label where every line has a color, else None.
-
-    Raises:
-        DataError: the file is missing or empty, a name or color stands twice, a color is not three numbers of 0 to 255, only
-            some lines have colors, or `void` is not last. All that is wrong is reported at once.
-    """
-    try:
-        text = read_text(path)
-    except (OSError, ValueError) as error:
-        reason = "it is missing" if isinstance(error, FileNotFoundError) else str(error)
-        raise DataError(
-            f"{path}: cannot read the list of classes ({reason}); write one class a line: `name`, or `name R G B`"
-        ) from error
-    names: list[str] = []
-    colors: list[Color | None] = []
-    problems: list[str] = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        name, color = _parse(line)
-        if color is not None and max(color) > 255:
-            problems.append(f"line {number}: color {color} has a value over 255")
-            color = (0, 0, 0)
-        if name in names and name != "void":
-            problems.append(f"line {number}: class '{name}' stands twice")
-        if color is not None and color in colors:
-            problems.append(f"line {number}: color {color} is already '{names[colors.index(color)]}'")
-        if name != "void" and "void" in names:
-            problems.append(
-                f"line {number}: '{name}' follows void; void must come last, so that labels count from 0 without gaps"
-            )
-        names.append(name)
-        colors.append(color)
-    count = len(names) - names.count("void")
-    given = [color for color in colors if color is not None]
-    if given and len(given) < len(colors):
-        bare = [name for name, color in zip(names, colors, strict=True) if color is None]
-        problems.append(f"only some classes have colors; give one to {listing(bare)} too, or to none")
-    if not 1 <= count <= 255 or len(names) > 256:
-        problems.append(f"{count} classes and {len(names) - count} void lines; there must be 1 to 255 classes, 256 lines at most")
-    if problems:
-        raise DataError(f"{path}: {'; '.join(problems)}")
-    void = (*range(count, len(names)), *(() if len(names) == 256 else (IGNORE_INDEX,)))
-    palette = {color: label for label, color in enumerate(given)} if given else None
-    shown = tuple(given[:count]) if given else voc_palette(count)
-    return Classes(tuple(names[:count]), shown), void, palette
+_ALSO_IMAGES = ("image", "imgs", "img", "jpegimages", "images", "photos", "pictures", "leftimg8bit", "data")
+_ALSO_MASKS = (
+    "mask",
+    "masks",
+    "labels",
+    "label",
+    "annotations",
+    "annotation",
+    "segmentationclass",
+    "gt",
+    "ground_truth",
+    "gtfine",
+    "seg",
+)
 
 
 def hash_split(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
@@ -102,38 +76,112 @@ def hash_split(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
     return {"train": tuple(name for name in hashes if name not in val), "val": tuple(name for name in hashes if name in val)}
 
 
-def _parse(line: str) -> tuple[str, Color | None]:
-    words = line.split()
-    if len(words) >= 4 and all(word.isdecimal() for word in words[-3:]):
-        red, green, blue = map(int, words[-3:])
-        return " ".join(words[:-3]), (red, green, blue)
-    return " ".join(words), None
-
-
 def _open(root: Path | None, split: str) -> Source:
     root = require_root(root, "folder", "images/, masks/ and classes.txt")
-    lacking = [name for name in ("images/", "masks/", "classes.txt") if not (root / name).exists()]
+    lacking = [f"{name}/" for name in ("images", "masks") if not (root / name).is_dir()]
     if lacking:
-        raise DataError(f"{root}: {listing(lacking)} missing here; a folder data set holds images/, masks/ and classes.txt")
-    classes, void, palette = read_classes(root / "classes.txt")
-    subfolders = [path.name for path in sorted((root / "images").iterdir()) if path.is_dir() and not path.name.startswith(".")]
-    lists = {path.stem: path for path in sorted((root / "splits").glob("*.txt"))}
-    if subfolders and not lists:
-        check_split(split, subfolders, root / "images")
-        images = files_by_stem(root / "images" / split, IMAGE_SUFFIXES)
-        masks = files_by_stem(root / "masks" / split, _MASK_SUFFIXES)
-        ids = tuple(images)
+        raise DataError(
+            f"{root}: {listing(lacking)} missing here; a folder data set holds images/, masks/ and classes.txt{_what_lies(root)}"
+        )
+    images, masks = root / "images", root / "masks"
+    lists = _split_lists(root / "splits")
+    notes = []
+    if lists:
+        check_split(split, lists, root / "splits")
+        nested = image_count(images) == 0
+        found_images = files_by_stem(images, IMAGE_SUFFIXES, nested=nested)
+        found_masks = files_by_stem(masks, _MASK_SUFFIXES, nested=nested or image_count(masks) == 0)
+        ids: Sequence[str] = read_ids(lists[split])
     else:
-        images = files_by_stem(root / "images", IMAGE_SUFFIXES)
-        masks = files_by_stem(root / "masks", _MASK_SUFFIXES)
-        if lists:
-            check_split(split, lists, root / "splits")
-            ids = read_ids(lists[split])
-        else:
-            parts = hash_split(images)
+        subfolders, flat, said = _layout(images, masks, split)
+        notes += said
+        if not flat:
+            check_split(split, subfolders, images)
+            images, masks = images / split, masks / split
+        found_images = files_by_stem(images, IMAGE_SUFFIXES)
+        found_masks = files_by_stem(masks, _MASK_SUFFIXES)
+        ids = tuple(found_images)
+        if flat:
+            parts = hash_split(found_images)
             check_split(split, parts, root)
             ids = parts[split]
-    return DirectorySource(classes, match(ids, images, masks, split=split, where=root), void=void, palette=palette)
+            notes.append(
+                f"images are divided by a hash of their names into train ({len(parts['train'])}) and val ({len(parts['val'])})"
+            )
+            unused = [name for name in ("train.txt", "val.txt", "test.txt") if (root / name).is_file()]
+            if unused:
+                notes.append(f"{listing(unused)} in {root} is not used; a list of a split lies in splits/")
+        lone = [name for name in found_masks if name not in found_images]
+        if lone and any(name in found_masks for name in found_images):
+            notes.append(f"{len(lone)} masks in {masks} have no image: {listing(lone)}")
+    classes = find_class_list(root, ids=_ids_stored(found_masks))
+    records = match(ids, found_images, found_masks, split=split, where=root, image_folder=images, mask_folder=masks)
+    return DirectorySource(classes.classes, records, labels=classes.labels, notes=(*classes.notes, *notes))
+
+
+def _split_lists(folder: Path) -> dict[str, Path]:
+    if not folder.is_dir():
+        return {}
+    names = [entry.name for entry in entries(folder) if not entry.is_dir()]
+    paths = [folder / name for name in names if name.lower().endswith(".txt")]
+    return {path.stem: path for path in paths if path.stem.lower() not in _NO_SPLITS}
+
+
+def _layout(images: Path, masks: Path, split: str) -> tuple[list[str], bool, list[str]]:
+    """The splits that have subfolders, whether the images lie in no subfolder, and what is to be said about it."""
+    with_images = [entry.name for entry in entries(images) if entry.is_dir() and image_count(images / entry.name)]
+    with_masks = {entry.name for entry in entries(masks) if entry.is_dir()}
+    splits = [name for name in with_images if name in with_masks]
+    stray = [name for name in with_images if name not in with_masks]
+    files, flat_masks = image_count(images), image_count(masks)
+    if files and splits and flat_masks and split in splits:
+        raise DataError(
+            f"{images}: {files} images lie here and others in {split}/, and so do the masks; keep one, or list the images of "
+            f"each split in {images.parent}/splits/{split}.txt"
+        )
+    if splits and not (files and flat_masks):
+        said = [f"{files} images in {images} itself belong to no split and are not used"] if files else []
+        if stray:
+            said.append(
+                f"{images}: the subfolders {listing(stray)} hold images but {masks.name}/ has no such subfolders; they are not used"
+            )
+        return splits, False, said
+    if not files and stray:
+        raise DataError(
+            f"{masks}: the subfolders {listing(stray)} are missing here, which hold the images of {images.name}/; masks of "
+            "images/SPLIT/ lie in masks/SPLIT/"
+        )
+    ignored = [*splits, *stray]
+    said = [f"{images}: the images in the subfolders {listing(ignored)} are not used"] if ignored else []
+    return [], True, said
+
+
+def _ids_stored(masks: Iterable[str]) -> Ids | None:
+    """Which of Cityscapes' numbers masks store, by their names."""
+    endings = {ending for name in masks for ending in ("labelTrainIds", "labelIds") if name.endswith(ending)}
+    if endings == {"labelTrainIds"}:
+        return "trainId"
+    return "id" if endings == {"labelIds"} else None
+
+
+def _what_lies(root: Path) -> str:
+    """What a folder without images/ or masks/ holds instead, as advice."""
+    if (root / "trainannot").is_dir():
+        return f". {root} looks like CamVid: use the data set camvid"
+    if any((root / name).is_dir() for name in ("JPEGImages", "VOC2012", "VOCdevkit")) and not (root / "masks").is_dir():
+        return f". {root} looks like PASCAL VOC: use the data set voc2012, or rename JPEGImages/ to images/, SegmentationClass/ to masks/"
+    folders = [entry.name for entry in entries(root) if entry.is_dir()]
+    for name in folders:
+        if (root / name / "images").is_dir() and (root / name / "masks").is_dir():
+            return f". {root / name} holds both: pass --data {root / name}"
+    advice = []
+    for wanted, also in (("images", _ALSO_IMAGES), ("masks", _ALSO_MASKS)):
+        near = [name for name in folders if name.lower() in also and name != wanted]
+        if near and not (root / wanted).is_dir():
+            advice.append(f"rename {near[0]}/ to {wanted}/")
+    here = [f"{name}/" for name in folders] + ([f"{count} images"] if (count := image_count(root)) else [])
+    lies = f". Here lie {listing(here)}" if here else ""
+    return lies + (f": {' and '.join(advice)}" if advice else "")
 
 
 FOLDER = Dataset(

@@ -1,10 +1,17 @@
-"""Stored mask values to labels, with an error that names the file for each value that has no label."""
+"""Stored mask values to labels: by their numbers, or by their colors.
+
+A mask is gray, indexed or RGB. Without colors in the class list, the gray value or index is looked up in `LabelMap.values`. With colors,
+they decide for every kind of mask: the color of a gray value v is (v, v, v), and the color of an index is its palette entry.
+There is one exception. A gray mask is read by its values where all of them are listed as values and none of them is listed as a color
+that says otherwise.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -13,6 +20,8 @@ from fcn_jax.api import IGNORE_INDEX
 from fcn_jax.errors import DataError, listing
 
 Color = tuple[int, int, int]
+Kind = Literal["gray", "indexed", "rgb"]
+Rule = Literal["value", "color", "either"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,21 +37,118 @@ class StoredMask:
     palette: np.ndarray | None = None
 
 
-def to_labels(
-    stored: StoredMask,
-    num_classes: int,
-    *,
-    void: tuple[int, ...] = (IGNORE_INDEX,),
-    palette: Mapping[Color, int] | None = None,
-    name: str,
-) -> np.ndarray:
-    """The labels of a mask; see `fcn_jax.data.decode.read_mask`.
+@dataclasses.dataclass(frozen=True, eq=False)
+class LabelMap:
+    """What the stored values of a data set's masks mean.
+
+    Attributes:
+        num_classes: labels 0 to `num_classes - 1` are classes.
+        values: stored gray value or palette index (0 to 65535) -> label, or `IGNORE_INDEX` for void.
+        colors: RGB color -> label or `IGNORE_INDEX`; None where the classes have no colors.
+        assumed_void: whether stored 255 is void only because nothing else was said about it.
+    """
+
+    num_classes: int
+    values: Mapping[int, int]
+    colors: Mapping[Color, int] | None = None
+    assumed_void: bool = True
+
+    @classmethod
+    def of(
+        cls, num_classes: int, *, void: Iterable[int] = (IGNORE_INDEX,), palette: Mapping[Color, int] | None = None
+    ) -> LabelMap:
+        """The map of masks whose stored values are the labels.
+
+        Args:
+            num_classes: stored 0 to `num_classes - 1` are classes.
+            void: stored values, and labels in `palette`, that become `IGNORE_INDEX`.
+            palette: RGB color -> label, for masks in colors.
+        """
+        ignored = frozenset(void)
+        values = {value: value for value in range(num_classes)} | dict.fromkeys(ignored, IGNORE_INDEX)
+        colors = palette and {color: IGNORE_INDEX if label in ignored else label for color, label in palette.items()}
+        return cls(num_classes, values, colors, assumed_void=IGNORE_INDEX in ignored)
+
+
+@functools.lru_cache
+def plain_labels(num_classes: int, void: tuple[int, ...] = (IGNORE_INDEX,)) -> LabelMap:
+    """The map of masks that store the labels 0 to `num_classes - 1`, and void as 255 or the given values."""
+    return LabelMap.of(num_classes, void=void)
+
+
+def label_map(num_classes: int | LabelMap, void: Iterable[int], palette: Mapping[Color, int] | None) -> LabelMap:
+    """A map as it is, or that of masks that store labels; see `LabelMap.of`."""
+    if isinstance(num_classes, LabelMap):
+        return num_classes
+    return LabelMap.of(num_classes, void=void, palette=palette) if palette else plain_labels(num_classes, tuple(void))
+
+
+@dataclasses.dataclass(frozen=True)
+class Histogram:
+    """The distinct stored values of one mask.
+
+    Attributes:
+        kind: "gray", "indexed" or "rgb".
+        counts: stored value -> number of pixels. The value of an RGB pixel is `red << 16 | green << 8 | blue`.
+        colors: index -> its color as such a number, for an indexed mask; else empty.
+        flattened: whether the file stores RGB whose channels are equal everywhere, so that its pixels are gray values.
+    """
+
+    kind: Kind
+    counts: Mapping[int, int]
+    colors: Mapping[int, int] = dataclasses.field(default_factory=dict)
+    flattened: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How a mask's stored values become labels.
+
+    Attributes:
+        rule: whether values or colors decide; "either" where both give the same labels.
+        labels: stored value -> label or `IGNORE_INDEX`, for those that have one.
+        unknown: stored values without a label, in order.
+        disputed: gray values whose color and whose number mean different things, where neither reading covers the whole mask.
+    """
+
+    rule: Rule
+    labels: Mapping[int, int]
+    unknown: tuple[int, ...] = ()
+    disputed: tuple[int, ...] = ()
+
+
+def histogram(stored: StoredMask) -> Histogram:
+    """Count the pixels of each stored value."""
+    return _histogram(stored)[0]
+
+
+def read(found: Histogram, labels: LabelMap) -> Reading:
+    """Give each stored value of a mask its label; see the module's docstring for the rules."""
+    values = tuple(found.counts)
+    if found.kind == "rgb":
+        return _reading("color", {value: _label_of_color(value, labels) for value in values})
+    by_value = _by_value(found, labels)
+    if labels.colors is None:
+        return _reading("value", by_value)
+    by_color = _by_color(found, labels)
+    if None not in by_color.values():
+        return _reading("either" if by_color == by_value else "color", by_color)
+    if found.kind == "indexed":
+        return _reading("color", by_color)
+    if None in by_value.values():
+        neither = tuple(value for value in sorted(values) if by_color[value] is None and by_value[value] is None)
+        reading = _reading("color", by_color)
+        return dataclasses.replace(reading, unknown=neither or reading.unknown)
+    disputed = tuple(value for value in values if by_color[value] not in (None, by_value[value]))
+    return dataclasses.replace(_reading("value", by_value), disputed=disputed)
+
+
+def to_labels(stored: StoredMask, labels: LabelMap, *, name: str) -> np.ndarray:
+    """The labels of a mask.
 
     Args:
         stored: the decoded mask.
-        num_classes: labels 0 to `num_classes - 1` are classes.
-        void: labels that become `IGNORE_INDEX`.
-        palette: RGB color -> label, for masks in colors.
+        labels: what its values mean.
         name: what to call the mask in an error.
 
     Returns:
@@ -51,56 +157,186 @@ def to_labels(
     Raises:
         DataError: a value or a color has no label.
     """
-    values = stored.values
-    labels = _labels_of_colors(values, palette, name) if values.ndim == 3 else values
-    return _check_labels(labels, num_classes, void, name)
-
-
-def _labels_of_colors(pixels: np.ndarray, palette: Mapping[Color, int] | None, name: str) -> np.ndarray:
-    if palette is None:
-        raise DataError(
-            f"{name}: the mask is in colors and no palette says which color is which class; save it as an indexed or gray PNG, "
-            "or name the colors (in a folder's classes.txt: `name R G B`)"
-        )
-    codes = np.array([_code(color) for color in palette], np.int32)
-    order = np.argsort(codes)
-    codes, labels = codes[order], np.array(list(palette.values()), np.uint8)[order]
-    wide = pixels.astype(np.int32)
-    pixel_codes = (wide[..., 0] << 16) | (wide[..., 1] << 8) | wide[..., 2]
-    index = np.minimum(np.searchsorted(codes, pixel_codes), len(codes) - 1)
-    unknown = codes[index] != pixel_codes
-    if unknown.any():
-        found = [f"({code >> 16}, {code >> 8 & 255}, {code & 255})" for code in np.unique(pixel_codes[unknown]).tolist()]
-        allowed = [str(color) for color in palette]
-        raise DataError(
-            f"{name}: colors that no class has: {listing(found)} (in {int(unknown.sum())} pixels); "
-            f"known are {listing(allowed, 24)}. Correct the mask (no smoothing at edges) or add the colors to the palette"
-        )
-    return labels[index]
-
-
-def _code(color: Color) -> int:
-    return color[0] << 16 | color[1] << 8 | color[2]
-
-
-def _check_labels(labels: np.ndarray, num_classes: int, void: tuple[int, ...], name: str) -> np.ndarray:
-    table = _label_table(num_classes, void)
-    # Row 0 is the new label, which is the old one unless there are other void labels; row 1 whether it is wrong.
-    if cv2.LUT(labels, table[1]).any():
-        wrong = [str(label) for label in np.unique(labels).tolist() if table[1, label]]
-        raise DataError(
-            f"{name}: labels outside the classes: {listing(wrong)}; allowed are 0 to {num_classes - 1} and void "
-            f"{listing(map(str, void))}. Correct the mask, or the list of classes"
-        )
-    return labels if set(void) <= {IGNORE_INDEX} else np.asarray(cv2.LUT(labels, table[0]), np.uint8)
+    if stored.values.dtype == np.uint8 and stored.values.ndim == 2:
+        table, unknown, unchanged = _tables(labels, None if stored.palette is None else stored.palette.tobytes())
+        if not cv2.LUT(stored.values, unknown).any():
+            return stored.values if unchanged else np.asarray(cv2.LUT(stored.values, table), np.uint8)
+    # What is rare or wrong takes the time to count its values.
+    found, pixels = _histogram(stored)
+    reading = read(found, labels)
+    if reading.unknown or reading.disputed:
+        raise DataError(f"{name}: {problem(found, reading, labels)}")
+    if found.kind == "rgb":
+        known = np.array(sorted(reading.labels), np.int32)
+        table = np.array([reading.labels[value] for value in known.tolist()], np.uint8)
+        starts = _run_starts(pixels)
+        of_runs = table[np.searchsorted(known, pixels.reshape(-1)[starts])]
+        return np.repeat(of_runs, np.diff(starts, append=pixels.size)).reshape(pixels.shape)
+    table = np.zeros(np.iinfo(pixels.dtype).max + 1, np.uint8)
+    table[list(reading.labels)] = list(reading.labels.values())
+    return table[pixels]
 
 
 @functools.lru_cache
-def _label_table(num_classes: int, void: tuple[int, ...]) -> np.ndarray:
-    table = np.zeros((2, 256), np.uint8)
-    table[0] = np.arange(256)
-    table[1, num_classes:] = 1
-    table[0, list(void)] = IGNORE_INDEX
-    table[1, list(void)] = 0
-    table.setflags(write=False)
-    return table
+def _tables(labels: LabelMap, palette: bytes | None) -> tuple[np.ndarray, np.ndarray, bool]:
+    """What `read` says of a mask all of whose values are known by the first rule that applies.
+
+    Args:
+        labels: what values mean.
+        palette: the colors of an indexed mask, u8[256,3].
+
+    Returns:
+        u8[256], stored value -> label; u8[256], 1 where a value has no label by that rule; whether every label is its stored value.
+    """
+    colors = {} if palette is None else {index: _code(np.frombuffer(palette, np.uint8, 3, 3 * index)) for index in range(256)}
+    found = Histogram("gray" if palette is None else "indexed", dict.fromkeys(range(256), 0), colors)
+    known = (_by_value if labels.colors is None else _by_color)(found, labels)
+    table = np.array([known[value] or 0 for value in range(256)], np.uint8)
+    unknown = np.array([known[value] is None for value in range(256)], np.uint8)
+    return table, unknown, all(label in (None, value) for value, label in known.items())
+
+
+def _by_value(found: Histogram, labels: LabelMap) -> dict[int, int | None]:
+    return {value: labels.values.get(value) for value in found.counts}
+
+
+def _by_color(found: Histogram, labels: LabelMap) -> dict[int, int | None]:
+    code = found.colors.__getitem__ if found.kind == "indexed" else gray_code
+    by_color = {value: _label_of_color(code(value), labels) for value in found.counts}
+    # 255 is void unless the class list says something else about it.
+    if by_color.get(IGNORE_INDEX, 0) is None and labels.values.get(IGNORE_INDEX) == IGNORE_INDEX:
+        by_color[IGNORE_INDEX] = IGNORE_INDEX
+    return by_color
+
+
+def problem(found: Histogram, reading: Reading, labels: LabelMap) -> str:
+    """What keeps a mask from being read: which values or colors, in how many pixels, what is known, what to do."""
+    pixels = sum(found.counts[value] for value in reading.unknown)
+    if reading.disputed:
+        return disputed_problem(reading.disputed)
+    if found.kind == "rgb" and labels.colors is None:
+        return NO_COLORS
+    if reading.rule == "value":
+        wrong = listing(map(str, reading.unknown))
+        return f"labels outside the classes: {wrong}; allowed are {allowed(labels)}. Correct the mask, or the list of classes"
+    known = listing(map(str, labels.colors or ()), 24)
+    if found.kind == "gray":
+        wrong = listing(map(str, reading.unknown))
+        return (
+            f"gray values that no class has: {wrong} (in {pixels} pixels); they are neither labels (allowed are {allowed(labels)}) nor "
+            f"gray colors of the class list (known are {known}). Correct the mask, or the list of classes"
+        )
+    codes = [found.colors[value] if found.kind == "indexed" else value for value in reading.unknown]
+    wrong = listing(color_text(code) for code in codes)
+    if found.kind == "indexed":
+        return (
+            f"palette colors that no class has: {wrong} (in {pixels} pixels); known are {known}. Correct the list of classes, or take the "
+            "colors off it if the palette index is the label"
+        )
+    return (
+        f"colors that no class has: {wrong} (in {pixels} pixels); known are {known}. Correct the mask (no smoothing at edges) or add the "
+        "colors to the list of classes"
+    )
+
+
+NO_COLORS = (
+    "the mask is in colors and no palette says which color is which class; save it as an indexed or gray PNG, or name the colors (in a "
+    "folder's classes.txt: `name R G B`)"
+)
+
+
+def disputed_problem(values: Iterable[int]) -> str:
+    """Why a gray mask can be read neither by color nor by value."""
+    shown = listing(map(str, values))
+    return (
+        f"gray values {shown} are listed as colors of other classes than those that they number, and the other values of the mask are not "
+        "listed as colors; take the colors off the list of classes if gray values are labels, else give every class its gray as a color"
+    )
+
+
+def allowed(labels: LabelMap) -> str:
+    """The stored values that have a label, such as `0 to 20 and void 255`."""
+    classes = sorted(value for value, label in labels.values.items() if label != IGNORE_INDEX)
+    void = sorted(value for value, label in labels.values.items() if label == IGNORE_INDEX)
+    known = _ranges(classes) or "none"
+    return f"{known} and void {_ranges(void)}" if void else known
+
+
+def gray_code(value: int) -> int:
+    """The color of a gray value as a number, `v << 16 | v << 8 | v`; -1 for a value of more than eight bits."""
+    return value * 0x010101 if value < 256 else -1
+
+
+def color_of(code: int) -> Color:
+    """The color that a number stands for."""
+    return code >> 16, code >> 8 & 255, code & 255
+
+
+def color_text(code: int) -> str:
+    """The color that a number stands for, such as `(128, 64, 0)`."""
+    return str(color_of(code))
+
+
+def _label_of_color(code: int, labels: LabelMap) -> int | None:
+    return None if labels.colors is None or code < 0 else labels.colors.get(color_of(code))
+
+
+def _reading(rule: Rule, labels: Mapping[int, int | None]) -> Reading:
+    known = {value: label for value, label in labels.items() if label is not None}
+    return Reading(rule, known, tuple(sorted(value for value, label in labels.items() if label is None)))
+
+
+def _histogram(stored: StoredMask) -> tuple[Histogram, np.ndarray]:
+    """The counts, and the pixels that they count: u8[H,W], u16[H,W], or i32[H,W] of RGB numbers."""
+    values = stored.values
+    if values.ndim == 3:
+        first = values[..., 0]
+        if np.array_equal(first, values[..., 1]) and np.array_equal(first, values[..., 2]):
+            pixels = np.ascontiguousarray(first)
+            return Histogram("gray", _counts(pixels), flattened=True), pixels
+        wide = values.astype(np.int32)
+        pixels = (wide[..., 0] << 16) | (wide[..., 1] << 8) | wide[..., 2]
+        return Histogram("rgb", _counts(pixels)), pixels
+    counts = _counts(values)
+    if stored.palette is not None:
+        colors = {value: _code(stored.palette[value]) for value in counts}
+        # An index whose color is its own gray is a gray value.
+        if any(color != gray_code(value) for value, color in colors.items()):
+            return Histogram("indexed", counts, colors), values
+    return Histogram("gray", counts), values
+
+
+def _counts(pixels: np.ndarray) -> dict[int, int]:
+    if pixels.dtype == np.uint8:
+        # OpenCV counts twice as fast as NumPy, in float32, which is exact up to 2^24.
+        counts = (
+            cv2.calcHist([pixels], [0], None, [256], [0, 256]).reshape(-1)
+            if pixels.size < 1 << 24
+            else np.bincount(pixels.ravel())
+        )
+        return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
+    # Neighbors are mostly alike, so that sorting runs is much less work than sorting pixels.
+    starts = _run_starts(pixels)
+    lengths = np.diff(starts, append=pixels.size)
+    distinct, which = np.unique(pixels.reshape(-1)[starts], return_inverse=True)
+    return dict(zip(distinct.tolist(), np.bincount(which, weights=lengths).astype(int).tolist(), strict=True))
+
+
+def _run_starts(pixels: np.ndarray) -> np.ndarray:
+    flat = pixels.reshape(-1)
+    return np.flatnonzero(np.concatenate([[True], flat[1:] != flat[:-1]]))
+
+
+def _code(color: np.ndarray) -> int:
+    return int(color[0]) << 16 | int(color[1]) << 8 | int(color[2])
+
+
+def _ranges(values: list[int]) -> str:
+    """Such as `0 to 4, 7, 9`; values in order."""
+    parts: list[list[int]] = []
+    for value in values:
+        if parts and value == parts[-1][1] + 1:
+            parts[-1][1] = value
+        else:
+            parts.append([value, value])
+    return listing(str(first) if first == last else f"{first} to {last}" for first, last in parts)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from fcn_jax import cache
 from fcn_jax.api import Classes, Dataset, Example, Record, Source
 from fcn_jax.data.decode import decode_record
+from fcn_jax.data.labels import LabelMap, plain_labels
 from fcn_jax.data.shapes import SHAPES_CLASSES
 from fcn_jax.data.voc import VOC_CLASSES
 from fcn_jax.errors import DataError, did_you_mean
@@ -47,13 +48,18 @@ class TfdsSource:
         record = self.records[index]
         return Record(record["id"].decode(), record["image"], record["mask"])
 
+    @property
+    def labels(self) -> LabelMap:
+        """What the stored values mean: they are the labels."""
+        return plain_labels(len(self.classes))
+
     def decode(self, record: Record) -> Example:
         """Decode a record. Raises `DataError`; see `fcn_jax.data.decode.decode_record`."""
         return self.decode_resized(record, 1.0)
 
     def decode_resized(self, record: Record, factor: float) -> Example:
         """Decode a record at another size; see `fcn_jax.api.Source`."""
-        return decode_record(record, len(self.classes), factor=factor)
+        return decode_record(record, self.labels, factor=factor)
 
 
 def prepare(builder_class: type[tfds.core.DatasetBuilder], folder: Path, manual: Path | None = None) -> tfds.core.DatasetBuilder:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fcn_jax.api import Classes, Dataset, Source
-from fcn_jax.data.directory import DirectorySource, check_split, files_by_stem, match, read_ids, require_root
+from fcn_jax.data.directory import DirectorySource, check_split, files_by_stem, is_hidden, match, read_ids, require_root
 from fcn_jax.errors import DataError
 
 VOC_CLASSES = Classes(
@@ -51,12 +51,18 @@ def open_devkit(devkit: Path, split: str) -> DirectorySource:
     Raises:
         DataError: no such split, an empty one, or missing images or masks.
     """
-    lists = {path.stem: path for path in sorted((devkit / "ImageSets" / "Segmentation").glob("*.txt"))}
+    lists = {
+        path.stem: path for path in sorted((devkit / "ImageSets" / "Segmentation").glob("*.txt")) if not is_hidden(path.name)
+    }
     check_split(split, lists, devkit)
-    images = files_by_stem(devkit / "JPEGImages", (".jpg",))
-    masks = files_by_stem(devkit / "SegmentationClass", (".png",))
+    image_folder, mask_folder = devkit / "JPEGImages", devkit / "SegmentationClass"
+    images = files_by_stem(image_folder, (".jpg", ".jpeg"))
+    masks = files_by_stem(mask_folder, (".png",))
     palette = {color: label for label, color in enumerate(VOC_CLASSES.palette)} | {(224, 224, 192): 255}
-    return DirectorySource(VOC_CLASSES, match(read_ids(lists[split]), images, masks, split=split, where=devkit), palette=palette)
+    records = match(
+        read_ids(lists[split]), images, masks, split=split, where=devkit, image_folder=image_folder, mask_folder=mask_folder
+    )
+    return DirectorySource(VOC_CLASSES, records, palette=palette)
 
 
 def _open(root: Path | None, split: str) -> Source:

@@ -14,7 +14,8 @@ from PIL import Image
 
 from fcn_jax.api import IGNORE_INDEX, Dataset
 from fcn_jax.data.camvid import CAMVID
-from fcn_jax.data.folder import FOLDER, hash_split, read_classes
+from fcn_jax.data.directory import match
+from fcn_jax.data.folder import FOLDER, hash_split
 from fcn_jax.data.voc import VOC2012, VOC_CLASSES
 from fcn_jax.errors import DataError
 from fcn_jax.palette import voc_palette
@@ -168,26 +169,6 @@ def test_folder_masks_in_colors_follow_classes_txt(tmp_path: Path) -> None:
     assert source.decode(source[0]).mask[:, 0].tolist() == [1] * 4 + [IGNORE_INDEX] * 4 + [0] * 4
 
 
-def test_classes_without_colors_get_distinct_ones_and_trailing_void_is_ignored(tmp_path: Path) -> None:
-    (tmp_path / "classes.txt").write_text("a\nb 2\nvoid\n")
-    classes, void, palette = read_classes(tmp_path / "classes.txt")
-    assert classes.names == ("a", "b 2")
-    assert len(set(classes.palette)) == 2
-    assert void == (2, 255)
-    assert palette is None
-
-
-def test_all_that_is_wrong_with_classes_txt_is_reported_at_once(tmp_path: Path) -> None:
-    (tmp_path / "classes.txt").write_text("a 0 0 0\na 1 2 300\nvoid\nb 0 0 0\n")
-    with pytest.raises(DataError) as caught:
-        read_classes(tmp_path / "classes.txt")
-    for part in ("line 2: class 'a' stands twice", "line 2: color (1, 2, 300)", "line 4: 'b' follows void", "only some classes"):
-        assert part in str(caught.value)
-    (tmp_path / "classes.txt").write_text("\n# nothing\n")
-    with pytest.raises(DataError, match="0 classes"):
-        read_classes(tmp_path / "classes.txt")
-
-
 def test_source_pickles(tmp_path: Path) -> None:
     make_folder(tmp_path / "f")
     source = FOLDER.open(tmp_path / "f", "train")
@@ -199,7 +180,7 @@ def test_source_pickles(tmp_path: Path) -> None:
 def test_reading_in_place_imports_neither_grain_nor_tfds_nor_jax() -> None:
     code = (
         "import sys, fcn_jax.data.transforms, fcn_jax.data.decode, fcn_jax.data.voc, fcn_jax.data.camvid, fcn_jax.data.folder, "
-        "fcn_jax.data.shapes, fcn_jax.data.prepared\n"
+        "fcn_jax.data.shapes, fcn_jax.data.prepared, fcn_jax.data.inspection, fcn_jax.data.class_lists\n"
         "heavy = {'grain', 'jax', 'tensorflow_datasets', 'array_record', 'tensorflow', 'torch'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
@@ -214,3 +195,266 @@ def test_real_voc_and_camvid_decode(shared: Path) -> None:
             example = source.decode(source[index])
             assert example.image.shape == (*example.mask.shape, 3)
             assert set(np.unique(example.mask)) <= {*range(len(source.classes)), IGNORE_INDEX}
+
+
+def ids(source: object) -> list[str]:
+    return [record.id for record in source.records]  # type: ignore[attr-defined]
+
+
+def with_list(root: Path, lines: str | bytes, names: tuple[str, ...] = ("photo 0", "photo 1", "b"), split: str = "train") -> Path:
+    make_folder(root, names=names)
+    (root / "splits").mkdir(exist_ok=True)
+    (root / "splits" / f"{split}.txt").write_bytes(lines.encode() if isinstance(lines, str) else lines)
+    return root
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "photo 0\nb\n",
+        "photo 0.png\nb.png\n",
+        "images/photo 0.png\n./images/b.png\n",
+        "images\\photo 0.png\r\nimages\\b.png\r\n",
+        "/somewhere/else/photo 0.jpg\n/data/b\n",
+        "JPEGImages/photo 0\nJPEGImages/b\n",
+        "  photo 0  \n\n\tb\n",
+        b"\xef\xbb\xbf# the list\r\nphoto 0\r\nb\r\n",
+        "image,mask\nphoto 0,photo 0\nb,b\n",
+        "image_path,mask_path\nimages/photo 0.png,masks/photo 0.png\nimages/b.png,masks/b.png\n",
+        "images/photo 0.png masks/photo 0.png\nimages/b.png masks/b.png\n",
+        "filename\nphoto 0.png\nb.png\n",
+        '"photo 0",\n"b",\n',
+        "photo 0 1\nb 1\n",
+        "PHOTO 0\nB.PNG\n",
+    ],
+)
+def test_ids_are_matched_as_a_person_would_read_them(lines: str | bytes, tmp_path: Path) -> None:
+    source = FOLDER.open(with_list(tmp_path / "f", lines), "train")
+    assert ids(source) == ["photo 0", "b"]
+    assert [record.mask.name for record in source.records] == ["photo 0.png", "b.png"]
+
+
+def test_a_second_column_decides_which_mask_is_taken(tmp_path: Path) -> None:
+    root = with_list(tmp_path / "f", "images/b.png fine/b.png\n")
+    write(root / "fine" / "b.png", 0)
+    assert FOLDER.open(root, "train").records[0].mask == root / "fine" / "b.png"
+    (root / "splits" / "train.txt").write_text("images/b masks/photo 0\nphoto 0\timages/../masks/b.png\n")
+    assert [(r.id, r.mask.name) for r in FOLDER.open(root, "train").records] == [("b", "photo 0.png"), ("photo 0", "b.png")]
+    (root / "splits" / "train.txt").write_text("images/b.png fine/c.png\n")
+    with pytest.raises(DataError, match=r"1 of 1 masks are missing: fine/c\.png"):
+        FOLDER.open(root, "train")
+
+
+def test_flags_of_a_list_of_one_class_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="flags -1, 1, as VOC's lists of one class do"):
+        FOLDER.open(with_list(tmp_path / "f", "photo 0  1\nb -1\n"), "train")
+
+
+def test_an_image_listed_under_two_spellings_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="images listed twice: photo 1;"):
+        FOLDER.open(with_list(tmp_path / "f", "photo 1\nphoto 0\nimages/photo 1.png\n"), "train")
+
+
+def test_what_is_missing_is_named_as_the_list_has_it(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"1 of 2 images are missing: photo 7 \(images/ holds 3 such files"):
+        FOLDER.open(with_list(tmp_path / "f", "photo 7\nb\n"), "train")
+
+
+def test_case_and_unicode_form_are_forgiven_where_one_file_is_meant(tmp_path: Path) -> None:
+    make_folder(tmp_path / "f", names=("e\u0301tang", "IMG_1", "x"))
+    (tmp_path / "f" / "masks" / "e\u0301tang.png").rename(tmp_path / "f" / "masks" / "\u00e9tang.png")
+    (tmp_path / "f" / "masks" / "IMG_1.png").rename(tmp_path / "f" / "masks" / "img_1.PNG")
+    (tmp_path / "f" / "splits").mkdir()
+    (tmp_path / "f" / "splits" / "train.txt").write_text("\u00e9tang\nIMG_1\n")
+    source = FOLDER.open(tmp_path / "f", "train")
+    assert [record.mask.name for record in source.records] == ["\u00e9tang.png", "img_1.PNG"]
+    assert source.notes == ("split 'train': 1 names match in other upper and lower case only",)
+    write(tmp_path / "f" / "masks" / "Img_1.png")
+    with pytest.raises(DataError, match=r"masks are missing: IMG_1 .*differ in case only"):
+        FOLDER.open(tmp_path / "f", "train")
+
+
+@pytest.mark.parametrize(
+    ("image", "mask", "said"),
+    [
+        ("{}", "{}_mask", "end in `_mask`"),
+        ("{}", "{}_L", "end in `_L`"),
+        ("{}", "mask_{}", "begin with `mask_`"),
+        ("{}_sat", "{}_mask", "end in `_mask` instead of `_sat`"),
+        ("{}_leftImg8bit", "{}_gtFine_labelIds", "end in `_gtFine_labelIds` instead of `_leftImg8bit`"),
+        ("{}_image", "{}", "lack `_image`"),
+    ],
+)
+def test_masks_whose_names_all_differ_in_the_same_way_are_matched_and_it_is_said(
+    image: str, mask: str, said: str, tmp_path: Path
+) -> None:
+    make_folder(tmp_path, names=())
+    for number in (1, 10, 2):
+        write(tmp_path / "images" / "train" / f"{image.format(number)}.png")
+        write(tmp_path / "masks" / "train" / f"{mask.format(number)}.png", number % 2)
+    source = FOLDER.open(tmp_path, "train")
+    assert [record.mask.stem for record in source.records] == [
+        mask.format(record.image.stem.split("_")[0]) for record in source.records
+    ]
+    assert f"split 'train': masks are matched by names that {said}" in source.notes
+
+
+def test_masks_of_several_kinds_are_refused_and_a_missing_one_is_not_papered_over(tmp_path: Path) -> None:
+    make_folder(tmp_path, names=())
+    for number in range(3):
+        write(tmp_path / "images" / "train" / f"i{number}.png")
+        for kind in ("color", "labelIds"):
+            write(tmp_path / "masks" / "train" / f"i{number}_{kind}.png")
+    with pytest.raises(DataError, match="several masks, with names that end in `_color` or end in `_labelIds`; keep one kind"):
+        FOLDER.open(tmp_path, "train")
+    for number in range(3):
+        (tmp_path / "masks" / "train" / f"i{number}_color.png").unlink()
+    (tmp_path / "masks" / "train" / "i2_labelIds.png").unlink()
+    with pytest.raises(DataError, match=r"3 of 3 masks are missing: i0, i1, i2 \(2 masks have names that end in `_labelIds`"):
+        FOLDER.open(tmp_path, "train")
+
+
+def test_messages_say_what_lies_where_masks_are_missing(tmp_path: Path) -> None:
+    make_folder(tmp_path / "jpeg")
+    for name in "abc":
+        (tmp_path / "jpeg" / "masks" / f"{name}.png").rename(tmp_path / "jpeg" / "masks" / f"{name}.jpg")
+    with pytest.raises(DataError, match=r"masks are missing: .*files end in \.jpg, which a mask must not be"):
+        FOLDER.open(tmp_path / "jpeg", "train")
+    make_folder(tmp_path / "deep")
+    (tmp_path / "deep" / "masks").rename(tmp_path / "deep" / "png")
+    (tmp_path / "deep" / "masks").mkdir()
+    (tmp_path / "deep" / "png").rename(tmp_path / "deep" / "masks" / "png")
+    with pytest.raises(DataError, match="the subfolder png/ holds 3 images"):
+        FOLDER.open(tmp_path / "deep", "train")
+
+
+def test_hidden_files_and_stray_folders_change_nothing(tmp_path: Path) -> None:
+    make_folder(tmp_path, names=tuple(f"n{k}" for k in range(12)))
+    before = {split: ids(FOLDER.open(tmp_path, split)) for split in ("train", "val")}
+    for name in (".DS_Store", "._n1.png", "Thumbs.db", "desktop.ini", "n1.png~", ".n1.png.swp"):
+        for folder in ("images", "masks"):
+            (tmp_path / folder / name).write_bytes(b"\0")
+    for folder in (
+        "images/originals",
+        "images/.ipynb_checkpoints",
+        "images/@eaDir",
+        "masks/__MACOSX",
+        "images/empty",
+        "images/odd.png",
+    ):
+        (tmp_path / folder).mkdir()
+    write(tmp_path / "images" / "originals" / "n1.png")
+    write(tmp_path / "images" / ".ipynb_checkpoints" / "n1-checkpoint.png")
+    (tmp_path / "splits").mkdir()
+    (tmp_path / "splits" / "readme.txt").write_text("splits go here\n")
+    (tmp_path / "splits" / "._train.txt").write_bytes(b"\0")
+    opened = {split: FOLDER.open(tmp_path, split) for split in ("train", "val")}
+    assert {split: ids(source) for split, source in opened.items()} == before
+    assert any("the images in the subfolders originals are not used" in note for note in opened["train"].notes)
+
+
+def test_stray_folders_beside_split_subfolders_are_no_splits(tmp_path: Path) -> None:
+    make_folder(tmp_path, names=("a", "b"), sub="train")
+    write(tmp_path / "images" / "originals" / "a.png")
+    write(tmp_path / "images" / "cover.png")
+    source = FOLDER.open(tmp_path, "train")
+    assert ids(source) == ["a", "b"]
+    assert len([note for note in source.notes if "not used" in note]) == 2
+    with pytest.raises(DataError, match=r"no split 'originals'.*Available: train"):
+        FOLDER.open(tmp_path, "originals")
+
+
+def test_images_in_split_subfolders_without_masks_there_are_an_error_that_says_so(tmp_path: Path) -> None:
+    make_folder(tmp_path, names=("a", "b"), sub="train")
+    (tmp_path / "masks" / "train").rename(tmp_path / "masks" / "Training")
+    with pytest.raises(DataError, match="the subfolders train are missing here"):
+        FOLDER.open(tmp_path, "train")
+
+
+def test_the_same_splits_flat_and_in_subfolders_are_refused(tmp_path: Path) -> None:
+    make_folder(tmp_path, names=("a", "b"), sub="train")
+    make_folder(tmp_path, names=("a", "b", "c"))
+    with pytest.raises(DataError, match="3 images lie here and others in train/"):
+        FOLDER.open(tmp_path, "train")
+
+
+def test_lists_name_images_in_subfolders_by_their_path(tmp_path: Path) -> None:
+    for city in ("aachen", "bochum"):
+        make_folder(tmp_path, names=("a",), sub=city)
+    write(tmp_path / "masks" / "bochum" / "a.png", 0)
+    (tmp_path / "splits").mkdir()
+    (tmp_path / "splits" / "train.txt").write_text("bochum/a\nimages/aachen/a.png\n")
+    source = FOLDER.open(tmp_path, "train")
+    assert [source.decode(record).mask.max() for record in source.records] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("folders", "advice"),
+    [
+        (("JPEGImages", "SegmentationClass"), "looks like PASCAL VOC"),
+        (("image", "mask"), r"Here lie image/, mask/: rename image/ to images/ and rename mask/ to masks/"),
+        (("Images", "Labels"), r"rename Images/ to images/ and rename Labels/ to masks/"),
+        (("set/images", "set/masks"), r"pass --data .*set"),
+        (("train", "trainannot"), "use the data set camvid"),
+    ],
+)
+def test_a_folder_with_other_names_is_told_what_to_rename(folders: tuple[str, str], advice: str, tmp_path: Path) -> None:
+    for folder in folders:
+        write(tmp_path / folder / "a.png")
+    with pytest.raises(DataError, match=f"images/, masks/ missing here.*{advice}"):
+        FOLDER.open(tmp_path, "train")
+
+
+def test_masks_without_an_image_and_lists_that_are_not_used_are_said(tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    write(tmp_path / "masks" / "z.png")
+    (tmp_path / "train.txt").write_text("a\n")
+    notes = " | ".join(FOLDER.open(tmp_path, "train").notes)
+    assert "1 masks in" in notes
+    assert "train.txt in" in notes
+
+
+def test_links_are_followed(tmp_path: Path) -> None:
+    make_folder(tmp_path / "real")
+    (tmp_path / "link").mkdir()
+    (tmp_path / "link" / "classes.txt").symlink_to(tmp_path / "real" / "classes.txt")
+    (tmp_path / "link" / "images").symlink_to(tmp_path / "real" / "images")
+    (tmp_path / "link" / "masks").mkdir()
+    for name in "abc":
+        (tmp_path / "link" / "masks" / f"{name}.png").symlink_to(tmp_path / "real" / "masks" / f"{name}.png")
+    assert ids(FOLDER.open(tmp_path / "link", "train")) == ids(FOLDER.open(tmp_path / "real", "train"))
+
+
+def test_a_link_that_leads_back_is_not_followed_for_ever(tmp_path: Path) -> None:
+    make_folder(tmp_path, names=("a",), sub="aachen")
+    (tmp_path / "images" / "aachen" / "loop").symlink_to(tmp_path / "images")
+    (tmp_path / "splits").mkdir()
+    (tmp_path / "splits" / "train.txt").write_text("aachen/a\n")
+    assert ids(FOLDER.open(tmp_path, "train")) == ["aachen/a"]
+
+
+def test_masks_names_say_which_of_cityscapes_numbers_they_store(tmp_path: Path) -> None:
+    make_folder(tmp_path, names=())
+    (tmp_path / "classes.txt").write_text(
+        '[{"name": "void", "id": 0, "trainId": 255}, {"name": "road", "id": 7, "trainId": 0}, {"name": "car", "id": 26, "trainId": 1}]'
+    )
+    for number in range(2):
+        write(tmp_path / "images" / "train" / f"x{number}_leftImg8bit.png")
+        write(tmp_path / "masks" / "train" / f"x{number}_gtFine_labelIds.png", 26)
+    source = FOLDER.open(tmp_path, "train")
+    assert source.classes.names == ("road", "car")
+    assert (source.decode(source[0]).mask == 1).all()
+
+
+@given(
+    st.sets(st.text("abcXYZ01 _-.", min_size=1, max_size=6).filter(lambda name: name.strip(" .") == name), min_size=1, max_size=8)
+)
+def test_any_names_written_with_endings_and_paths_are_matched_one_to_one(names: set[str]) -> None:
+    names = {name for name in names if [other.casefold() for other in names].count(name.casefold()) == 1}
+    files = {name: Path(f"images/{name}.jpg") for name in sorted(names)}
+    masks = {name: Path(f"masks/{name}.png") for name in sorted(names)}
+    for form in ("{}", "{}.jpg", "data/images/{}.jpg", "..\\images\\{}.jpg"):
+        lines = [form.format(name) for name in files]
+        if files and not any(line.startswith("#") for line in lines):
+            pairs = match(lines, files, masks, split="train", where=Path("nowhere"))
+            assert [(record.image, record.mask) for record in pairs] == [(files[name], masks[name]) for name in files]

@@ -1,0 +1,103 @@
+"""How fast masks are looked at before training: `python -m benchmarks.label_look`.
+
+Drawn masks of VOC's size, stored as indexed PNGs, are looked at twice: cold, with an empty cache, and warm, when nothing has changed.
+Beside the time that passes, the processor's time for each mask is measured, which other work on the machine disturbs less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.record import RESULTS, environment
+from benchmarks.scenes import SIZE
+from fcn_jax import cache
+from fcn_jax.atomic import write_json
+from fcn_jax.data.folder import FOLDER
+from fcn_jax.data.inspection import inspect
+from fcn_jax.data.shapes import SHAPES_CLASSES, draw_scene
+from fcn_jax.palette import voc_palette
+
+DRAWN = 100
+"""Scenes that are drawn; each is stored several times with a line of its own, so that no two files are alike."""
+
+
+def write(root: Path, count: int) -> Path:
+    """Write `count` masks with images of a single color as split `train` of a `folder` data set."""
+    images, masks = root / "images" / "train", root / "masks" / "train"
+    images.mkdir(parents=True)
+    masks.mkdir(parents=True)
+    blank = io.BytesIO()
+    Image.new("RGB", SIZE[::-1]).save(blank, "JPEG")
+    colors = [part for color in voc_palette(256) for part in color]
+    drawn = [draw_scene(seed, SIZE)[1] for seed in range(min(DRAWN, count))]
+    for number in range(count):
+        mask = drawn[number % DRAWN].copy()
+        mask[number // DRAWN, : number % DRAWN + 1] = 255
+        image = Image.fromarray(mask)
+        image.putpalette(colors)
+        image.save(masks / f"{number:05}.png")
+        (images / f"{number:05}.jpg").write_bytes(blank.getvalue())
+    (root / "classes.txt").write_text("\n".join(SHAPES_CLASSES.names) + "\n")
+    return root
+
+
+def measure(root: Path) -> dict[str, float]:
+    """Seconds and processor seconds of one look, from opening the data set to its findings."""
+    began, used = time.perf_counter(), time.process_time()
+    source = FOLDER.open(root, "train")
+    inspect({"train": source}, stream=io.StringIO())
+    seconds, busy = time.perf_counter() - began, time.process_time() - used
+    return {
+        "seconds": seconds,
+        "masks_per_second": len(source) / seconds,
+        "processor_ms_per_mask": 1000 * busy / len(source),
+    }
+
+
+@contextlib.contextmanager
+def _cache_in(folder: Path) -> Iterator[None]:
+    before = os.environ.get(cache.VARIABLE)
+    os.environ[cache.VARIABLE] = str(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[cache.VARIABLE]
+        else:
+            os.environ[cache.VARIABLE] = before
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.label_look", description=__doc__.splitlines()[0])
+    parser.add_argument("--masks", type=int, default=3000)
+    parser.add_argument("--rounds", type=int, default=3, help="of which the fastest counts")
+    parser.add_argument("--out", type=Path, default=RESULTS / "label_look_cpu.json")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        root = write(Path(folder) / "data", args.masks)
+        rounds: dict[str, list[dict[str, float]]] = {"cold": [], "warm": []}
+        for number in range(args.rounds):
+            with _cache_in(Path(folder) / f"cache{number}"):
+                for kind in ("cold", "warm"):
+                    rounds[kind].append(measure(root))
+        size = float(np.mean([path.stat().st_size for path in (root / "masks" / "train").iterdir()]))
+    best = {kind: min(found, key=lambda one: one["seconds"]) for kind, found in rounds.items()}
+    for kind, found in best.items():
+        print(f"{kind}: {found['masks_per_second']:8.0f} masks/s, {found['processor_ms_per_mask']:.3f} ms of processor a mask")
+    setting = {"masks": args.masks, "size": SIZE, "bytes": round(size)}
+    write_json(args.out, {"environment": environment("cpu"), "setting": setting, **best})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,291 @@
+"""The look over the masks: contradictions are refused with what to do, oddities are said, and nothing is looked at twice."""
+
+import dataclasses
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fcn_jax.api import Classes, Example, Record, Source
+from fcn_jax.data import inspection
+from fcn_jax.data.folder import FOLDER
+from fcn_jax.data.inspection import Findings, inspect
+from fcn_jax.errors import DataError
+
+HEIGHT, WIDTH = 8, 12
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FCN_JAX_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def stripes(*values: object) -> np.ndarray:
+    """A mask of equal vertical stripes of these values."""
+    columns = np.array([values[k * len(values) // WIDTH] for k in range(WIDTH)])
+    return np.broadcast_to(columns, (HEIGHT, *columns.shape)).astype(np.uint8)
+
+
+def make(root: Path, classes: str, train: list[np.ndarray], val: list[np.ndarray] | None = None) -> Path:
+    (root).mkdir(exist_ok=True)
+    (root / "classes.txt").write_text(classes)
+    for split, masks in (("train", train), ("val", train[:1] if val is None else val)):
+        for number, mask in enumerate(masks):
+            for kind, array in (("images", np.zeros((HEIGHT, WIDTH, 3), np.uint8)), ("masks", mask)):
+                path = root / kind / split / f"{split[0]}{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(array).save(path)
+    return root
+
+
+def look(root: Path) -> Findings:
+    return inspect({split: FOLDER.open(root, split) for split in ("train", "val")}, stream=io.StringIO())
+
+
+def refusal(root: Path) -> str:
+    with pytest.raises(DataError) as caught:
+        look(root)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_masks_of_0_and_255_are_refused_and_read_where_their_grays_are_listed(tmp_path: Path) -> None:
+    masks = [stripes(0, 255, 255), stripes(255, 0)]
+    root = make(tmp_path / "d", "background\nroad\n", masks)
+    message = refusal(root)
+    assert "hold the values 0 and 255, and the value 255 counts as void" in message
+    assert "`background 0 0 0` and `road 255 255 255`" in message
+    (root / "classes.txt").write_text("background 0 0 0\nroad 255 255 255\n")
+    found = look(root)
+    assert found.counts["train"].tolist() == [32 + 48, 64 + 48, 0]
+    source = FOLDER.open(root, "train")
+    assert source.decode(source[0]).mask[0].tolist() == [0] * 4 + [1] * 8
+    (root / "classes.txt").write_text("background 0\nroad 255\n")
+    assert look(root).counts["train"].tolist() == [80, 112, 0]
+
+
+def test_a_single_class_is_refused(tmp_path: Path) -> None:
+    assert "'road' is the only class, and the masks hold the values 0, 255" in refusal(
+        make(tmp_path / "d", "road\n", [stripes(0, 255)])
+    )
+
+
+def test_label_0_as_void_can_be_said_by_color_and_by_position(tmp_path: Path) -> None:
+    masks = [stripes(0, 1, 2), stripes(0, 1, 2)]
+    for number, classes in enumerate(("road 1 1 1\ncar 2 2 2\nvoid 0 0 0\n", "void\nroad\ncar\n", "0 void\n1 road\n2 car\n")):
+        root = make(tmp_path / str(number), classes, masks)
+        source = FOLDER.open(root, "train")
+        assert source.classes.names == ("road", "car")
+        assert source.decode(source[0]).mask[0].tolist() == [255] * 4 + [0] * 4 + [1] * 4
+        assert look(root).counts["train"].tolist() == [64, 64, 64]
+
+
+def test_a_byte_order_mark_before_a_comment_shifts_no_label(tmp_path: Path) -> None:
+    root = make(tmp_path / "d", "", [stripes(0, 1, 2)])
+    (root / "classes.txt").write_bytes(b"\xef\xbb\xbf# my classes\r\nbg\r\nroad\r\ncar\r\n")
+    assert FOLDER.open(root, "train").classes.names == ("bg", "road", "car")
+    assert look(root).counts["train"].tolist() == [32, 32, 32, 0]
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_one_wrong_label_is_refused_naming_file_and_value(split: str, tmp_path: Path) -> None:
+    wrong = stripes(0, 1, 2)
+    wrong[0, 0] = 7
+    good = [stripes(0, 1, 2)]
+    root = make(tmp_path / "d", "bg\nroad\ncar\n", good + [wrong] * (split == "train"), good + [wrong] * (split == "val"))
+    message = refusal(root)
+    assert "labels outside the classes: 7; allowed are 0 to 2 and void 255" in message
+    assert f"in 1 of 3 masks: {root / 'masks' / split / f'{split[0]}1.png'}" in message
+
+
+def test_all_wrong_masks_are_counted_and_the_first_dozen_named(tmp_path: Path) -> None:
+    root = make(tmp_path / "d", "bg\nroad\n", [stripes(0, 1, 9)] * 20)
+    assert "in 21 of 21 masks: " in refusal(root)
+    assert "t11.png" not in refusal(root).split("and 9 more")[1]
+    assert "and 9 more" in refusal(root)
+
+
+def test_damaged_missing_and_empty_files_are_all_named(tmp_path: Path) -> None:
+    root = make(tmp_path / "d", "bg\nroad\n", [stripes(0, 1)] * 4)
+    (root / "masks/train/t0.png").write_bytes(b"no image")
+    (root / "images/train/t1.png").write_bytes(b"")
+    (root / "masks/train/t2.png").unlink()
+    (root / "masks/train/t2.png").symlink_to(root / "nowhere.png")
+    message = refusal(root)
+    for part in (
+        "3 masks or images",
+        "t0.png: cannot decode",
+        "t1.png: the file is empty",
+        "t2.png: the file does not exist",
+    ):
+        assert part in message
+    assert "do not belong together" not in message
+
+
+@pytest.mark.parametrize(
+    ("classes", "masks", "advice"),
+    [
+        ("bg\nroad\ncar\n", [stripes(0, 128, 255)], "`bg 0 0 0`, `road 128 128 128`, `car 255 255 255`"),
+        ("road\ncar\n", [stripes(0, 1, 2)], "0 to 2, 3 values for 2 classes: the list may lack the background"),
+        ("road\ncar\n", [stripes(1, 2)], "the masks count from 1"),
+        ("bg\nroad\n", [stripes(0, 1), stripes(0, 255)], "0 and 255 in 1 masks and 0 and 1 in 2 others"),
+        ("bg\nroad\n", [np.arange(HEIGHT * WIDTH, dtype=np.uint8).reshape(HEIGHT, WIDTH)], "like a photograph"),
+        (
+            "bg 0 0 0\nroad 255 255 255\n",
+            [np.where(np.arange(WIDTH) == 5, np.arange(60, 60 + 10 * HEIGHT, 10)[:, None], stripes(0, 255)).astype(np.uint8)] * 2,
+            "edges were smoothed",
+        ),
+        (
+            "bg\nroad\n",
+            [np.where(np.arange(WIDTH) == 5, np.arange(60, 60 + 10 * HEIGHT, 10)[:, None], stripes(0, 255)).astype(np.uint8)] * 2,
+            "255 counts as void unless the list has the grays as colors, as in `road 255 255 255`",
+        ),
+        ("bg 0 0 0\nroad 128 64 0\n", [stripes((0, 0, 0), (0, 64, 128))], "red and blue are swapped"),
+        ("bg 0 0 1\nroad 128 64 0\n", [stripes((1, 2, 3), (0, 64, 1))], "none of the colors is in the list"),
+        ("bg\nroad\n", [stripes((1, 2, 3), (0, 64, 1))], "the mask is in colors and no palette"),
+        ("a 9 9 9\nb 8 8 8\nvoid 0 0 0\n", [stripes(0, 1)], "take the colors off the list"),
+        ("a 0 0 0\nb 9 9 9\n", [stripes(0, 9), stripes(0, 1)], "some masks can be read by their colors only"),
+        ("bg\nroad\n", [stripes(255)], "all pixels of train are void"),
+        ("bg\nroad\n", [stripes(1, 255)], "train holds 'road' and void only, so that nothing is learned"),
+        ("bg\nroad\ncar\n", [stripes(0, 255)], "every pixel of 'road' would be left out"),
+    ],
+)
+def test_contradictions_are_refused_with_advice_that_fits(
+    classes: str, masks: list[np.ndarray], advice: str, tmp_path: Path
+) -> None:
+    assert advice in refusal(make(tmp_path / "d", classes, masks))
+
+
+def test_void_throughout_in_val_is_refused(tmp_path: Path) -> None:
+    assert "all pixels of val are void" in refusal(make(tmp_path / "d", "bg\nroad\n", [stripes(0, 1)], [stripes(255)]))
+
+
+def test_void_listed_as_white_may_stand_beside_0_and_1(tmp_path: Path) -> None:
+    root = make(tmp_path / "d", "bg 0 0 0\nroad 1 1 1\nvoid 255 255 255\n", [stripes(0, 1), stripes(0, 255)])
+    assert look(root).counts["train"].tolist() == [96, 48, 48]
+
+
+def notes(tmp_path: Path, classes: str, train: list[np.ndarray], val: list[np.ndarray] | None = None) -> tuple[str, ...]:
+    return look(make(tmp_path / "d", classes, train, val)).notes
+
+
+def test_what_is_as_it_should_be_has_no_notes(tmp_path: Path) -> None:
+    assert notes(tmp_path, "bg\nroad\n", [stripes(0, 1, 255)] * 3) == ()
+
+
+def test_oddities_are_said_in_one_line_each(tmp_path: Path) -> None:
+    found = notes(tmp_path, "bg\nroad\ncar\n", [stripes(0, 255, 255), stripes(1)], [stripes(2, 2, 255)])
+    assert found == (
+        "train: 1 of 3 classes have no pixel: car",
+        "val: all pixels that count are 'car'; no other class has any",
+        "train and val have no class in common",
+    )
+
+
+def test_much_void_and_masks_of_void_are_said(tmp_path: Path) -> None:
+    found = notes(tmp_path, "bg\nroad\n", [stripes(0, 1), stripes(255), stripes(255)], [stripes(0, 1)])
+    assert found[0] == "train: 67% of the pixels are void"
+    assert found[1].startswith("train: 2 of 3 masks are void throughout: ")
+
+
+def test_readings_that_are_assumed_are_said(tmp_path: Path) -> None:
+    assert notes(tmp_path, "bg 0 0 0\nroad 128 64 128\n", [stripes(0, 1)]) == (
+        "the list of classes has colors, but 2 masks hold gray values that are no colors of it: the values are labels",
+    )
+    assert notes(tmp_path, "bg\nroad\n", [stripes((0, 0, 0), (1, 1, 1))]) == (
+        "2 masks are RGB with equal channels and are read as gray",
+    )
+
+
+def test_an_image_in_both_splits_is_said(tmp_path: Path) -> None:
+    root = make(tmp_path / "d", "bg\nroad\n", [stripes(0, 1)])
+    source = FOLDER.open(root, "train")
+    assert inspect({"train": source, "val": source}, stream=io.StringIO()).notes == ("1 of 1 images of val are in train too: t0",)
+
+
+def test_a_second_look_decodes_only_what_changed_and_the_list_of_classes_may(
+    tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make(tmp_path / "d", "bg\nroad\n", [stripes(0, 1), stripes(1, 0, 0)])
+    first = look(root)
+    decoded, read = [], inspection.read_stored_mask
+    monkeypatch.setattr(
+        inspection, "read_stored_mask", lambda data, name: decoded.append(Path(name).name) or read(data, name=name)
+    )
+    again = look(root)
+    assert decoded == []
+    assert {k: v.tolist() for k, v in again.counts.items()} == {k: v.tolist() for k, v in first.counts.items()}
+    Image.fromarray(stripes(1)).save(root / "masks/train/t1.png")
+    assert look(root).counts["train"].tolist() == [48, 48 + 96, 0]
+    assert decoded == ["t1.png"]
+    (root / "classes.txt").write_text("7 tree\n1 bg\n0 road\n")
+    assert look(root).counts["train"].tolist() == [48, 144, 0, 0]
+    assert decoded == ["t1.png"]
+    for damage in (b"", b"garbage", None):
+        for path in own_cache.rglob("*.txt"):
+            data = path.read_bytes()
+            path.write_bytes(data.replace(b"48", b"47") if damage is None else damage)
+        assert look(root).counts["train"].tolist() == [48, 144, 0, 0]
+    assert sorted(set(decoded[1:])) == ["t0.png", "t1.png", "v0.png"]
+    assert len(decoded) == 1 + 3 * 3
+
+
+def test_a_cache_that_cannot_be_written_does_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FCN_JAX_CACHE", str(tmp_path / "file" / "cache"))
+    assert look(make(tmp_path / "d", "bg\nroad\n", [stripes(0, 1)])).counts["train"].tolist() == [48, 48, 0]
+
+
+def test_records_that_training_leaves_out_are_counted_and_not_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class DamagedError(DataError):
+        pass
+
+    def read(data: bytes, *, name: str) -> object:
+        if data == b"damaged":
+            raise DamagedError(f"{name}: it is damaged")
+        return original(data, name=name)
+
+    original = inspection.read_stored_mask
+    monkeypatch.setattr(inspection, "read_stored_mask", read)
+    root = make(tmp_path / "d", "bg\nroad\n", [stripes(0, 1)] * 3)
+    (root / "masks/train/t1.png").write_bytes(b"damaged")
+    sources = {split: FOLDER.open(root, split) for split in ("train", "val")}
+    found = inspect(sources, skip=(DamagedError,), stream=io.StringIO())
+    assert found.counts["train"].tolist() == [96, 96, 0]
+    assert found.notes == (f"train: 1 of 3 images are left out: {root}/masks/train/t1.png: it is damaged",)
+    with pytest.raises(Exception, match=r"t1\.png: it is damaged"):
+        inspect(sources, stream=io.StringIO())
+
+
+@dataclasses.dataclass
+class Decoding:
+    """A plugin's source: all that can be done with a record is to decode it."""
+
+    classes: Classes
+    masks: list[np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+    def __getitem__(self, index: int) -> Record:
+        return Record(f"r{index}", bytes([index % 256, index // 256]), b"")
+
+    def decode(self, record: Record) -> Example:
+        mask = self.masks[record.image[0] + 256 * record.image[1]]
+        if mask.max() == 77:
+            raise DataError(f"mask of {record.id}: it is damaged")
+        return Example(record.id, np.zeros((*mask.shape, 3), np.uint8), mask)
+
+
+def test_any_source_is_looked_at_by_decoding_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    classes = Classes(("bg", "road"), ((0, 0, 0), (1, 1, 1)))
+    source: Source = Decoding(classes, [stripes(0, 1, 255), stripes(1)])
+    assert inspect({"train": source}, stream=io.StringIO()).counts["train"].tolist() == [32, 32 + 96, 32]
+    with pytest.raises(DataError, match="mask of r1: it is damaged"):
+        inspect({"train": Decoding(classes, [stripes(0, 1), stripes(77)])}, stream=io.StringIO())
+    monkeypatch.setattr(inspection, "_MOST_DECODED", 10)
+    many = Decoding(classes, [stripes(0, 1)] * 25)
+    assert inspect({"train": many}, stream=io.StringIO()).notes == ("train: looked at 9 of 25 masks, spread evenly",)

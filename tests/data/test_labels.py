@@ -1,0 +1,143 @@
+"""Stored values to labels: by number, by color, and what is refused."""
+
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from fcn_jax.api import IGNORE_INDEX
+from fcn_jax.data.decode import read_mask
+from fcn_jax.data.labels import LabelMap, StoredMask, histogram, read, to_labels
+from fcn_jax.errors import DataError
+
+VOID = IGNORE_INDEX
+ADE = LabelMap(2, {0: 0, 1: 1, 2: VOID, 255: VOID}, {(1, 1, 1): 0, (2, 2, 2): 1, (0, 0, 0): VOID})
+BLACK_WHITE = LabelMap(2, {0: 0, 1: 1, 255: VOID}, {(0, 0, 0): 0, (255, 255, 255): 1})
+VOC = LabelMap(3, {0: 0, 1: 1, 2: 2, 255: VOID}, {(0, 0, 0): 0, (128, 0, 0): 1, (0, 128, 0): 2, (224, 224, 192): VOID})
+
+
+def gray(*values: int) -> StoredMask:
+    return StoredMask(np.array([values], np.uint8 if max(values) < 256 else np.uint16))
+
+
+def rgb(*colors: tuple[int, int, int]) -> StoredMask:
+    return StoredMask(np.array([colors], np.uint8))
+
+
+def indexed(*values: int, colors: dict[int, tuple[int, int, int]]) -> StoredMask:
+    palette = np.zeros((256, 3), np.uint8)
+    for index, color in colors.items():
+        palette[index] = color
+    return StoredMask(np.array([values], np.uint8), palette)
+
+
+def labels(stored: StoredMask, rules: LabelMap) -> list[int]:
+    found = to_labels(stored, rules, name="m.png")
+    assert found.dtype == np.uint8
+    return found[0].tolist()
+
+
+def test_without_colors_values_and_indices_are_looked_up() -> None:
+    rules = LabelMap(2, {0: VOID, 7: 0, 26: 1, 255: VOID})
+    assert labels(gray(0, 7, 26, 255), rules) == [VOID, 0, 1, VOID]
+    assert labels(indexed(7, 26, 0, colors={7: (1, 2, 3), 26: (3, 2, 1)}), rules) == [0, 1, VOID]
+    assert labels(gray(0, 1000), LabelMap(2, {0: 0, 1000: 1})) == [0, 1]
+
+
+def test_rgb_with_equal_channels_is_gray() -> None:
+    assert labels(rgb((0, 0, 0), (1, 1, 1), (255, 255, 255)), LabelMap.of(2)) == [0, 1, VOID]
+    with pytest.raises(DataError, match=r"m\.png: the mask is in colors and no palette"):
+        labels(rgb((0, 0, 0), (1, 1, 2)), LabelMap.of(2))
+
+
+def test_colors_decide_for_gray_indexed_and_rgb_masks() -> None:
+    assert labels(gray(0, 1, 2, 255), ADE) == [VOID, 0, 1, VOID]
+    assert labels(rgb((0, 0, 0), (1, 1, 1), (2, 2, 2)), ADE) == [VOID, 0, 1]
+    assert labels(gray(0, 255), BLACK_WHITE) == [0, 1]
+    assert labels(indexed(0, 1, colors={0: (255, 255, 255), 1: (0, 0, 0)}), BLACK_WHITE) == [1, 0]
+    assert labels(indexed(0, 5, 9, colors={0: (0, 128, 0), 5: (0, 0, 0), 9: (224, 224, 192)}), VOC) == [2, 0, VOID]
+
+
+def test_gray_values_whose_colors_are_not_listed_are_labels() -> None:
+    assert labels(gray(0, 1, 2, 255), VOC) == [0, 1, 2, VOID]
+    assert read(histogram(gray(0, 1, 2)), VOC).rule == "value"
+    assert read(histogram(gray(0)), VOC).rule == "either"
+    # An index whose palette entry is its own gray is a gray value.
+    assert labels(indexed(0, 1, 2, colors={k: (k, k, k) for k in range(256)}), VOC) == [0, 1, 2]
+
+
+def test_index_255_is_void_whatever_its_color_unless_that_is_listed() -> None:
+    assert labels(indexed(0, 255, colors={255: (255, 255, 255)}), VOC) == [0, VOID]
+
+
+def test_values_whose_readings_contradict_each_other_are_refused() -> None:
+    camvid = LabelMap(2, {0: 0, 1: 1, 2: VOID, 255: VOID}, {(128, 128, 128): 0, (128, 0, 0): 1, (0, 0, 0): VOID})
+    with pytest.raises(DataError, match=r"gray values 0 are listed as colors of other classes.*take the colors off"):
+        labels(gray(0, 1, 2), camvid)
+
+
+@pytest.mark.parametrize(
+    ("stored", "rules", "message"),
+    [
+        (gray(0, 5), LabelMap.of(2), "labels outside the classes: 5; allowed are 0 to 1 and void 255"),
+        (gray(0, 3), LabelMap(2, {1: 0, 2: 1, 5: VOID}), "labels outside the classes: 0, 3; allowed are 1 to 2 and void 5"),
+        (gray(0, 77), VOC, "gray values that no class has: 77"),
+        (rgb((0, 0, 0), (128, 0, 1)), VOC, r"colors that no class has: \(128, 0, 1\) \(in 1 pixels\)"),
+        (indexed(0, 1, colors={1: (9, 9, 1)}), VOC, r"palette colors that no class has: \(9, 9, 1\).*take the colors off"),
+    ],
+)
+def test_what_has_no_label_is_an_error_that_names_it(stored: StoredMask, rules: LabelMap, message: str) -> None:
+    with pytest.raises(DataError, match=rf"m\.png: {message}"):
+        labels(stored, rules)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 8), st.integers(1, 40), st.integers(1, 40))
+def test_gray_indexed_and_rgb_files_of_the_same_picture_have_the_same_labels(
+    seed: int, count: int, height: int, width: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    codes = rng.choice(2**24, count, replace=False)
+    colors = np.stack([codes >> 16, codes >> 8 & 255, codes & 255], axis=-1).astype(np.uint8)
+    truth = rng.integers(0, count, (height, width), np.uint8)
+    palette = {tuple(color): label for label, color in enumerate(colors.tolist())}
+
+    def file(image: Image.Image) -> bytes:
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        return buffer.getvalue()
+
+    order = rng.permutation(count).astype(np.uint8)
+    shuffled = Image.fromarray(order[truth])
+    shuffled.putpalette(colors[np.argsort(order)].reshape(-1).tolist())
+    assert np.array_equal(read_mask(file(Image.fromarray(colors[truth])), count, palette=palette), truth)
+    assert np.array_equal(read_mask(file(shuffled), count, palette=palette), truth)
+    assert np.array_equal(read_mask(file(Image.fromarray(truth)), count), truth)
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([ADE, BLACK_WHITE, VOC, LabelMap.of(3), LabelMap(2, {3: 1, 1: 0, 0: VOID})]))
+def test_labels_are_those_that_the_reading_of_the_histogram_says(seed: int, rules: LabelMap) -> None:
+    rng = np.random.default_rng(seed)
+    values = rng.choice([0, 1, 2, 3, 255], (5, 6), p=[0.4, 0.4, 0.15, 0.02, 0.03]).astype(np.uint8)
+    palette = np.zeros((256, 3), np.uint8)
+    palette[:4] = rng.permutation([(0, 0, 0), (128, 0, 0), (255, 255, 255), (1, 1, 1)])
+    for stored in (StoredMask(values), StoredMask(values, palette), StoredMask(values.astype(np.uint16))):
+        reading = read(histogram(stored), rules)
+        if reading.unknown or reading.disputed:
+            with pytest.raises(DataError, match=r"m\.png: "):
+                to_labels(stored, rules, name="m.png")
+        else:
+            assert to_labels(stored, rules, name="m.png").tolist() == [
+                [reading.labels[v] for v in row] for row in values.tolist()
+            ]
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from(["u8", "u16", "rgb"]))
+def test_a_histogram_counts_every_pixel(seed: int, kind: str) -> None:
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 6, (7, 9, 3) if kind == "rgb" else (7, 9))
+    found = histogram(StoredMask(pixels.astype(np.uint16 if kind == "u16" else np.uint8)))
+    flat = (pixels @ [1 << 16, 1 << 8, 1]).ravel() if kind == "rgb" else pixels.ravel()
+    assert found.counts == {int(value): int((flat == value).sum()) for value in np.unique(flat)}
