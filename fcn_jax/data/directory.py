@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fcn_jax.api import IGNORE_INDEX, Classes, Example, Record
 from fcn_jax.data.decode import Color, decode_record
+from fcn_jax.data.value_range import Assumed, Range
 from fcn_jax.errors import DataError, did_you_mean, listing
 from fcn_jax.text_file import read_text
 
@@ -27,12 +28,14 @@ class DirectorySource:
         records: one per image.
         void: mask labels that become `IGNORE_INDEX`.
         palette: RGB color -> label for masks in colors; None refuses them.
+        value_range: of images of more than 8 bits; see `fcn_jax.data.decode.read_image`.
     """
 
     classes: Classes
     records: tuple[Record, ...]
     void: tuple[int, ...] = (IGNORE_INDEX,)
     palette: Mapping[Color, int] | None = None
+    value_range: Range | Assumed | None = None
 
     def __len__(self) -> int:
         """Number of images."""
@@ -48,7 +51,9 @@ class DirectorySource:
 
     def decode_resized(self, record: Record, factor: float) -> Example:
         """Decode a record at another size; see `fcn_jax.api.Source`."""
-        return decode_record(record, len(self.classes), void=self.void, palette=self.palette, factor=factor)
+        return decode_record(
+            record, len(self.classes), void=self.void, palette=self.palette, factor=factor, value_range=self.value_range
+        )
 
 
 def require_root(root: Path | None, name: str, holds: str) -> Path:

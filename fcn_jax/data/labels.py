@@ -52,6 +52,11 @@ def to_labels(
         DataError: a value or a color has no label.
     """
     values = stored.values
+    if values.dtype != np.uint8:
+        if (wide := values > 255).any():
+            found = map(str, np.unique(values[wide]).tolist())
+            raise DataError(f"{name}: labels outside the classes: {listing(found)}; a label is at most 255")
+        values = values.astype(np.uint8)
     labels = _labels_of_colors(values, palette, name) if values.ndim == 3 else values
     return _check_labels(labels, num_classes, void, name)
 
