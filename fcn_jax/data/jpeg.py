@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+import struct
 
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import JpegImagePlugin
 
 from fcn_jax.data import orientation
 from fcn_jax.data.limits import check_size
@@ -88,7 +89,7 @@ def decode(data: bytes, name: str, reduction: int = 1) -> np.ndarray:
         raise _damaged(name, str(error)) from error
 
 
-def _opened(data: bytes, name: str, warning: str) -> Image.Image:
+def _opened(data: bytes, name: str, warning: str) -> JpegImagePlugin.JpegImageFile:
     """The picture, opened by Pillow, if `warning` leaves its pixels right."""
     if warning.startswith("Unsupported JPEG data precision") or "SOF" in warning:
         raise DataError(
@@ -97,8 +98,8 @@ def _opened(data: bytes, name: str, warning: str) -> Image.Image:
     if not warning.startswith(_HARMLESS) and not _is_of_header(warning, data):
         raise _damaged(name, warning)
     try:
-        return Image.open(io.BytesIO(data), formats=("JPEG", "MPO"))
-    except (OSError, SyntaxError, ValueError) as error:
+        return JpegImagePlugin.JpegImageFile(io.BytesIO(data))
+    except (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, struct.error) as error:
         raise _damaged(name, warning) from error
 
 

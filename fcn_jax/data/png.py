@@ -37,7 +37,7 @@ class Png:
 
     name: str
     header: bytes
-    critical: tuple[bytes, ...]
+    critical: tuple[memoryview, ...]
     palette: bytes
     significant_bits: int
     orientation: int
@@ -103,7 +103,7 @@ def parse(data: bytes, name: str) -> Png:
         DataError: the picture is too large.
     """
     at, header, palette, bits, turn, ended = len(SIGNATURE), b"", b"", 0, 1, False
-    critical: list[bytes] = []
+    critical: list[memoryview] = []
     view = memoryview(data)
     while not ended:
         if at + 12 > len(data):
@@ -128,7 +128,7 @@ def parse(data: bytes, name: str) -> Png:
         elif kind == b"eXIf":
             turn = orientation.from_exif(data[at + 8 : end - 4])
         elif kind == b"tRNS" or not kind[0] & _IGNORABLE:
-            critical.append(data[at:end])
+            critical.append(view[at:end])
             palette = data[at + 8 : end - 4] if kind == b"PLTE" else palette
         at = end
     check_size(int.from_bytes(header[4:8], "big"), int.from_bytes(header[:4], "big"), name)

@@ -41,6 +41,7 @@ _BYTE_STREAMS = (_PLAIN, *_DEFLATE, 5, 32773, 34925, 50000)
 
 _FAX = (2, 3, 4)
 _JPEG = 7
+_T4_OPTIONS = 292
 _JPEG_TABLES = 347
 
 _LOSSY = (6, 7, 34887, 34892, 50001, 50002, 52546, 33003, 33005, 34712)
@@ -217,11 +218,11 @@ def samples(tiff: Tiff, data: bytes) -> np.ndarray:
         DamagedError: the file is truncated or corrupt.
         DataError: its compression or kind of samples is not known.
     """
-    if tiff.tag(_COMPRESSION, _PLAIN) not in _BYTE_STREAMS:
-        return _by_pillow(tiff, data)
     (height, width), channels, bits = tiff.size, tiff.channels, tiff.bits
     if not 1 <= bits <= 64 or not 1 <= channels <= 4096:
         raise _damaged(tiff.name, f"it claims {channels} channels of {bits} bits")
+    if tiff.tag(_PLANAR, 1) not in (1, 2):
+        raise _damaged(tiff.name, "its channels lie neither together nor in planes")
     planar = tiff.tag(_PLANAR, 1) == 2 and channels > 1
     planes, together = (channels, 1) if planar else (1, channels)
     tiled = _TILE_OFFSETS in tiff.tags
@@ -240,6 +241,11 @@ def samples(tiff: Tiff, data: bytes) -> np.ndarray:
         counts = (height * row_bytes,)
     if planes * down * across > min(len(offsets), len(counts)):
         raise _damaged(tiff.name, f"{planes * down * across} pieces are wanted, {min(len(offsets), len(counts))} are there")
+    for offset, count in zip(offsets, counts, strict=False):
+        if not count or offset + count > len(data):
+            raise _damaged(tiff.name, f"it is truncated: {len(data)} bytes, {offset + count} are wanted")
+    if tiff.tag(_COMPRESSION, _PLAIN) not in _BYTE_STREAMS:
+        return _by_pillow(tiff, data)
     if planes * height * across * row_bytes > _MOST_BYTES:
         raise DataError(f"{tiff.name}: the file says that its samples are more than {_MOST_BYTES} bytes; save it smaller")
     result = []
@@ -275,9 +281,6 @@ def _uncompressed(
         u8 of that shape.
     """
     height, across, row_bytes = shape
-    for offset, count in zip(offsets, counts, strict=True):
-        if not count or offset + count > len(data):
-            raise _damaged(tiff.name, f"it is truncated: {len(data)} bytes, {offset + count} are wanted")
     compression = tiff.tag(_COMPRESSION, _PLAIN)
     if compression not in (_PLAIN, *_DEFLATE):
         return _by_libtiff(tiff, data, offsets, counts, shape, rows, tiled)
@@ -319,7 +322,7 @@ def _by_libtiff(
 ) -> np.ndarray:
     """As `_uncompressed`: libtiff is given the plane as a gray picture of 8 bits whose pixels are the bytes."""
     height, across, row_bytes = shape
-    tags = {
+    tags: dict[int, tuple[int, ...] | bytes] = {
         _WIDTH: (across * row_bytes,),
         _HEIGHT: (height,),
         _BITS: (8,),
@@ -341,22 +344,23 @@ def _opened(data: bytes, name: str) -> tuple[str, np.ndarray]:
         # Not `Image.open`, whose limit on the size knows nothing of bytes taken for pixels.
         with TiffImagePlugin.TiffImageFile(io.BytesIO(data)) as opened:
             return opened.mode, np.asarray(opened.convert("RGB") if opened.mode == "YCbCr" else opened)
-    except (OSError, SyntaxError, ValueError, TypeError, KeyError, struct.error, OverflowError) as error:
+    except (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, OverflowError, struct.error) as error:
         if "not available" in str(error):
             raise DataError(f"{name}: a TIFF whose compression cannot be decoded ({error}); save it with LZW") from error
         raise _damaged(name, f"its compressed data are incomplete or corrupt: {error}") from error
 
 
-def _with_tags(data: bytes, tags: dict[int, tuple[int, ...]]) -> bytes:
-    """A classic TIFF of the same contents with other tags, which lie at its end."""
+def _with_tags(data: bytes, tags: dict[int, tuple[int, ...] | bytes]) -> bytes:
+    """A classic TIFF of the same contents with other tags, which lie at its end. Libtiff prints what it dislikes of the file's own."""
     start = len(data) + len(data) % 2
     entries, values = b"", b""
     after = start + 2 + 12 * len(tags) + 4
     for number, numbers in sorted(tags.items()):
-        packed = struct.pack(f"<{len(numbers)}I", *numbers)
-        if len(packed) > 4:
-            values, packed = values + packed, struct.pack("<I", after + len(values))
-        entries += struct.pack("<HHI", number, 4, len(numbers)) + packed
+        undefined = isinstance(numbers, bytes)
+        packed = bytes(numbers) if undefined else struct.pack(f"<{len(numbers)}I", *numbers)
+        entries += struct.pack("<HHI", number, 7 if undefined else 4, len(numbers))
+        entries += packed.ljust(4, b"\0") if len(packed) <= 4 else struct.pack("<I", after + len(values))
+        values += packed if len(packed) > 4 else b""
     head = b"II*\0" + struct.pack("<I", start)
     return b"".join((head, data[8:], b"\0" * (len(data) % 2), struct.pack("<H", len(tags)), entries, b"\0" * 4, values))
 
@@ -410,15 +414,29 @@ def _by_pillow(tiff: Tiff, data: bytes) -> np.ndarray:
         raise DataError(f"{tiff.name}: a TIFF whose compression ({compression}) cannot be decoded; save it with LZW")
     if compression == _JPEG:
         _check_jpegs(tiff, data)
-    mode, pixels = _opened(data, tiff.name)
+    wanted = (
+        _WIDTH,
+        _HEIGHT,
+        _BITS,
+        _COMPRESSION,
+        _PHOTOMETRIC,
+        _FILL_ORDER,
+        _STRIP_OFFSETS,
+        _SAMPLES,
+        _ROWS_PER_STRIP,
+        _STRIP_BYTES,
+    )
+    wanted += (_PLANAR, _T4_OPTIONS, _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_BYTES, _EXTRA)
+    tags: dict[int, tuple[int, ...] | bytes] = {number: tiff.tags[number] for number in wanted if number in tiff.tags}
+    if _JPEG_TABLES in tiff.tags:
+        tags[_JPEG_TABLES] = bytes(tiff.tags[_JPEG_TABLES])
+    mode, pixels = _opened(_with_tags(data, tags), tiff.name)
     if mode not in ("1", "L", "RGB", "CMYK", "YCbCr"):
         raise DataError(
             f"{tiff.name}: a kind of TIFF that cannot be decoded (compressed pixels of mode {mode}); save it with LZW"
         )
-    # Pillow turns what it reads of a TIFF upright. Quarter turns undo each other, the other turns themselves.
-    pixels = orientation.upright(pixels.astype(np.uint8), {6: 8, 8: 6}.get(tiff.orientation, tiff.orientation))
-    values = pixels.reshape(*pixels.shape[:2], -1)
-    # It also inverts what is stored with white at zero.
+    values = pixels.reshape(*pixels.shape[:2], -1).astype(np.uint8)
+    # Pillow inverts what is stored with white at zero.
     return (1 if mode == "1" else 255) - values if tiff.photometric == WHITE_IS_ZERO else values
 
 

@@ -13,7 +13,6 @@ import mmap
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -128,8 +127,8 @@ def with_range(source: Source, value_range: Range | Assumed | None) -> Source:
         ConfigError: it is a setting, and the source has no such field.
     """
     if dataclasses.is_dataclass(source) and any(field.name == "value_range" for field in dataclasses.fields(source)):
-        changed: Any = dataclasses.replace(source, value_range=value_range)
-        return changed  # type: ignore[no-any-return]
+        changed: Source = dataclasses.replace(source, value_range=value_range)
+        return changed
     if isinstance(value_range, tuple):
         raise ConfigError(
             "data.value_range is set, but the data set scales its images by a rule of its own; leave the setting out"
