@@ -55,8 +55,8 @@ _MOST_PAGES = 1000
 _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 """Each byte with its bits in the other order."""
 
-_TYPES = {1: "B", 7: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 11: "f", 12: "d", 13: "I", 16: "Q", 17: "q", 18: "Q"}
-"""Field types of numbers and of bytes without a meaning of their own, as `struct` names them."""
+_TYPES = {1: "B", 7: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
+"""Field types of whole numbers and of bytes without a meaning of their own, as `struct` names them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,7 +242,7 @@ def samples(tiff: Tiff, data: bytes) -> np.ndarray:
     if planes * down * across > min(len(offsets), len(counts)):
         raise _damaged(tiff.name, f"{planes * down * across} pieces are wanted, {min(len(offsets), len(counts))} are there")
     for offset, count in zip(offsets, counts, strict=False):
-        if not count or offset + count > len(data):
+        if count < 1 or not 0 < offset <= len(data) - count:
             raise _damaged(tiff.name, f"it is truncated: {len(data)} bytes, {offset + count} are wanted")
     if tiff.tag(_COMPRESSION, _PLAIN) not in _BYTE_STREAMS:
         return _by_pillow(tiff, data)
@@ -357,7 +357,7 @@ def _with_tags(data: bytes, tags: dict[int, tuple[int, ...] | bytes]) -> bytes:
     after = start + 2 + 12 * len(tags) + 4
     for number, numbers in sorted(tags.items()):
         undefined = isinstance(numbers, bytes)
-        packed = bytes(numbers) if undefined else struct.pack(f"<{len(numbers)}I", *numbers)
+        packed = bytes(numbers) if undefined else np.array(numbers).astype("<u4").tobytes()
         entries += struct.pack("<HHI", number, 7 if undefined else 4, len(numbers))
         entries += packed.ljust(4, b"\0") if len(packed) <= 4 else struct.pack("<I", after + len(values))
         values += packed if len(packed) > 4 else b""
@@ -414,20 +414,12 @@ def _by_pillow(tiff: Tiff, data: bytes) -> np.ndarray:
         raise DataError(f"{tiff.name}: a TIFF whose compression ({compression}) cannot be decoded; save it with LZW")
     if compression == _JPEG:
         _check_jpegs(tiff, data)
-    wanted = (
-        _WIDTH,
-        _HEIGHT,
-        _BITS,
-        _COMPRESSION,
-        _PHOTOMETRIC,
-        _FILL_ORDER,
-        _STRIP_OFFSETS,
-        _SAMPLES,
-        _ROWS_PER_STRIP,
-        _STRIP_BYTES,
-    )
-    wanted += (_PLANAR, _T4_OPTIONS, _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_BYTES, _EXTRA)
-    tags: dict[int, tuple[int, ...] | bytes] = {number: tiff.tags[number] for number in wanted if number in tiff.tags}
+    single = (_WIDTH, _HEIGHT, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER, _SAMPLES, _ROWS_PER_STRIP, _PLANAR, _T4_OPTIONS)
+    single += (_TILE_WIDTH, _TILE_HEIGHT)
+    several = (_STRIP_OFFSETS, _STRIP_BYTES, _TILE_OFFSETS, _TILE_BYTES, _EXTRA)
+    tags: dict[int, tuple[int, ...] | bytes] = {number: tiff.tags[number][:1] for number in single if number in tiff.tags}
+    tags |= {number: tiff.tags[number] for number in several if number in tiff.tags}
+    tags[_BITS] = (tiff.bits,) * tiff.channels
     if _JPEG_TABLES in tiff.tags:
         tags[_JPEG_TABLES] = bytes(tiff.tags[_JPEG_TABLES])
     mode, pixels = _opened(_with_tags(data, tags), tiff.name)
