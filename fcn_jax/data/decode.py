@@ -15,7 +15,7 @@ from fcn_jax.api import IGNORE_INDEX, Example, Record
 from fcn_jax.data import image_files, jpeg, orientation, png, tiff
 from fcn_jax.data.image_files import Wide
 from fcn_jax.data.labels import Color, StoredMask, to_labels
-from fcn_jax.data.transforms import resize
+from fcn_jax.data.transforms import resize_image, resize_mask
 from fcn_jax.data.value_range import Assumed, Range, to_u8
 from fcn_jax.errors import DamagedError, DataError
 
@@ -46,7 +46,7 @@ def read_image(
         DataError: the file is missing or unreadable, too large, or of a kind that is not decoded; its values do not fit the range.
     """
     name = name or _name(image)
-    return _decoded(_contents(image, name), name, value_range, reduction)[0]
+    return orientation.upright(*_stored_image(_contents(image, name), name, value_range, reduction))
 
 
 def read_mask(
@@ -132,18 +132,24 @@ def decode_record(
         # Where less than a pixel is left in height or width, that pixel would have to be enlarged again.
         reducible = whole is not None and min(whole) * factor >= 1
         reduction = next((by for largest, by in _REDUCTIONS if reducible and factor <= largest), 1)
-        image, image_turn = _decoded(data, image_name, value_range, reduction)
+        image, image_turn = _stored_image(data, image_name, value_range, reduction)
         stored, mask_turn = _stored_mask(_contents(record.mask, mask_name), mask_name)
     except DamagedError as error:
         raise DamagedError(f"{error}, or leave out damaged files with data.damaged=skip") from error
-    size = image.shape[:2] if whole is None else whole[::-1] if orientation.swaps_sides(image_turn) else whole
+    whole = whole or (image.shape[0], image.shape[1])
+    size = whole[::-1] if orientation.swaps_sides(image_turn) else whole
     if size != stored.values.shape[:2]:
         raise DataError(
             f"{mask_name}: the mask is {_wide_by_high(stored.values.shape)} (width x height) but its image {record.id} is "
             f"{_wide_by_high(size)}; {_why_sizes_differ(size, image_turn, stored.values.shape[:2], mask_turn)}"
         )
     mask = to_labels(stored, num_classes, void=void, palette=palette, name=mask_name)
-    return resize(Example(record.id, image, mask), factor, reduction=reduction)
+    if reduction > 1:
+        # Before the turn: pixels of a reduced image that lie beyond the edge in part are its last ones.
+        image = orientation.upright(resize_image(image, whole, factor, reduction=reduction), image_turn)
+    else:
+        image = resize_image(orientation.upright(image, image_turn), size, factor)
+    return Example(record.id, image, resize_mask(mask, factor))
 
 
 def _name(source: Path | bytes) -> str:
@@ -165,12 +171,10 @@ def _contents(source: Path | bytes, name: str) -> bytes:
     return data
 
 
-def _decoded(data: bytes, name: str, value_range: Range | Assumed | None, reduction: int) -> tuple[np.ndarray, int]:
-    """The upright image, u8[H,W,3], and the orientation that its file names."""
+def _stored_image(data: bytes, name: str, value_range: Range | Assumed | None, reduction: int) -> tuple[np.ndarray, int]:
+    """The image before it is turned, u8[H,W,3], and the orientation that its file names."""
     pixels, turn = image_files.decode(data, name, reduction)
-    if isinstance(pixels, Wide):
-        pixels = image_files.rgb(to_u8(pixels, value_range, name))
-    return orientation.upright(pixels, turn), turn
+    return (image_files.rgb(to_u8(pixels, value_range, name)) if isinstance(pixels, Wide) else pixels), turn
 
 
 def _stored_mask(data: bytes, name: str) -> tuple[StoredMask, int]:

@@ -84,30 +84,54 @@ class Augment:
         return Example(example.id, np.ascontiguousarray(image), np.ascontiguousarray(example.mask))
 
 
-def resize(example: Example, factor: float, *, reduction: int = 1) -> Example:
+def resize(example: Example, factor: float) -> Example:
     """Scale an image and its mask.
 
     Args:
         example: its mask of size H, W.
         factor: over 0. The image is resized bilinearly when enlarged and by area when shrunk, the mask to the nearest pixel.
-        reduction: how many times smaller than the mask the image already is, its sides rounded up: each of its pixels is the mean of
-            `reduction` x `reduction`. At most 1 / factor.
 
     Returns:
         An example of size max(1, round(H * factor)), max(1, round(W * factor)).
     """
-    height, width = (max(1, round(side * factor)) for side in example.mask.shape)
-    if (height, width) == example.mask.shape:
-        return example
-    # The last pixels of a reduced image may lie beyond the edge in part. So OpenCV is told the scale, from which it takes the size;
+    whole = (example.mask.shape[0], example.mask.shape[1])
+    return Example(example.id, resize_image(example.image, whole, factor), resize_mask(example.mask, factor))
+
+
+def resize_image(image: np.ndarray, whole: tuple[int, int], factor: float, *, reduction: int = 1) -> np.ndarray:
+    """Scale an image as `resize` does.
+
+    Args:
+        image: u8[H,W,3]; or where it is reduced, with both sides divided by `reduction` and rounded up.
+        whole: H and W.
+        factor: over 0.
+        reduction: how many times smaller than the whole the image already is: each of its pixels is the mean of `reduction` x `reduction`
+            of the whole's, counted from the top left. At most 1 / factor.
+
+    Returns:
+        u8[max(1, round(H * factor)), max(1, round(W * factor)), 3].
+    """
+    height, width = size = _resized(whole, factor)
+    if size == whole:
+        return image
+    # The last pixels of a reduced image may lie beyond the edge in part. So OpenCV is given the scale, from which it takes the size;
     # a row or column that is one too many is cut off.
-    down, across = (want * reduction / side for want, side in zip((height, width), example.mask.shape, strict=True))
+    down, across = (want * reduction / side for want, side in zip(size, whole, strict=True))
     interpolation = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
-    image = cv2.resize(example.image, None, fx=across, fy=down, interpolation=interpolation)[:height, :width]
-    # INTER_NEAREST takes the pixel at floor(x / factor), up to half a pixel off the image's grid; the exact form is
-    # centred as it is.
-    mask = cv2.resize(example.mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
-    return Example(example.id, image, mask)
+    return np.asarray(cv2.resize(image, None, fx=across, fy=down, interpolation=interpolation)[:height, :width])
+
+
+def resize_mask(mask: np.ndarray, factor: float) -> np.ndarray:
+    """Scale a mask u8[H,W] as `resize` does."""
+    height, width = size = _resized((mask.shape[0], mask.shape[1]), factor)
+    if size == mask.shape:
+        return mask
+    # INTER_NEAREST takes the pixel at floor(x / factor), up to half a pixel off the image's grid; the exact form has the same centers.
+    return np.asarray(cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT))
+
+
+def _resized(size: tuple[int, int], factor: float) -> tuple[int, int]:
+    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
 
 
 def crop(example: Example, size: tuple[int, int], *, at: tuple[float, float], fill: tuple[int, int, int] = (0, 0, 0)) -> Example:
