@@ -93,10 +93,16 @@ def assumed(images: Iterable[Path | bytes], *, progress: Callable[[int, int], No
             counted, and the first dozen named.
     """
     sources = list(images)
+    wide = []
+    for seen, image in enumerate(sources, 1):
+        if _may_be_wide(image):
+            wide.append(image)
+        elif progress:
+            progress(seen - len(wide), len(sources))
     found: list[tuple[Wide, float]] = []
     faults = []
     with concurrent.futures.ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as pool:
-        for done, result in enumerate(pool.map(_look, sources), 1):
+        for done, result in enumerate(pool.map(_look, wide), len(sources) - len(wide) + 1):
             if isinstance(result, str):
                 faults.append(result)
             elif result is not None:
@@ -137,11 +143,14 @@ def with_range(source: Source, value_range: Range | Assumed | None) -> Source:
 
 
 def _look(image: Path | bytes) -> tuple[Wide, float] | str | None:
-    """A wide image that declares no range (without its pixels) and its largest value; what is wrong with its values; or None."""
-    name = str(image) if isinstance(image, Path) else f"{len(image)} bytes in memory"
+    """What is known of an image that may be wide.
+
+    Returns:
+        For a wide image that declares no range, the image without its pixels, and its largest value;
+        what is wrong with its values; None for others.
+    """
+    name = _name(image)
     try:
-        if not _may_be_wide(image, name):
-            return None
         wide, _ = image_files.decode(image if isinstance(image, bytes) else image.read_bytes(), name)
     except (DataError, OSError):
         return None
@@ -155,19 +164,24 @@ def _look(image: Path | bytes) -> tuple[Wide, float] | str | None:
     return Wide(wide.values[:0]), largest
 
 
-def _may_be_wide(image: Path | bytes, name: str) -> bool:
-    if isinstance(image, bytes):
-        return image_files.may_be_wide(image, name)
-    with image.open("rb") as file:
-        head = file.read(25)
-        if head[:2] not in (b"II", b"MM"):
-            return image_files.may_be_wide(head, name)
-        try:
+def _may_be_wide(image: Path | bytes) -> bool:
+    name = _name(image)
+    try:
+        if isinstance(image, bytes):
+            return image_files.may_be_wide(image, name)
+        with image.open("rb", buffering=0) as file:
+            head = file.read(25)
+            if head[:2] not in (b"II", b"MM"):
+                return image_files.may_be_wide(head, name)
             # The tags of a TIFF may lie anywhere in it.
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as contents:
                 return image_files.may_be_wide(contents, name)
-        except ValueError:  # an empty file
-            return False
+    except (DataError, OSError):
+        return False
+
+
+def _name(image: Path | bytes) -> str:
+    return str(image) if isinstance(image, Path) else f"{len(image)} bytes in memory"
 
 
 def _note(kind: str, bits: list[int], count: int, largest: float, assumed_range: Range) -> str:
