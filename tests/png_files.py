@@ -1,4 +1,5 @@
-"""PNG files of kinds that Pillow does not write: any bit depth and color type, further chunks, broken streams."""
+"""PNG files of kinds that Pillow does not write: any bit depth and color type, further chunks,
+broken streams."""
 
 import struct
 import zlib
@@ -25,7 +26,8 @@ def rows_of(values: np.ndarray, depth: int) -> bytes:
 def png_bytes(
     values: np.ndarray, depth: int = 8, color: int = 0, *, chunks: tuple[bytes, ...] = (), stream: bytes | None = None
 ) -> bytes:
-    """A PNG of stored values; `color` is 0 (gray), 2 (RGB), 3 (indexed), 4 (gray and alpha) or 6 (RGBA).
+    """A PNG of stored values; `color` is 0 (gray), 2 (RGB), 3 (indexed), 4 (gray and alpha) or 6
+    (RGBA).
 
     Args:
         values: [H,W] or [H,W,C].

@@ -1,4 +1,5 @@
-"""TIFF files of kinds that neither Pillow nor OpenCV writes: any bit depth, strips, tiles, planes, predictors, byte orders."""
+"""TIFF files of kinds that neither Pillow nor OpenCV writes: any bit depth, strips, tiles, planes,
+predictors, byte orders."""
 
 import struct
 import zlib

@@ -16,7 +16,9 @@ _MAX_THREADS = 8
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class KeptSource:
-    """Some of a source's records; a `fcn_jax.api.Source`. What it does not define itself is the source's.
+    """Some of a source's records; a `fcn_jax.api.Source`.
+
+    What it does not define itself is the source's.
 
     Attributes:
         source: the whole split.
@@ -47,16 +49,18 @@ class KeptSource:
 
 
 def without_damaged(source: Source, progress: Callable[[int, int], None] | None = None) -> tuple[Source, tuple[str, ...]]:
-    """Decode every image and mask once, on threads, and leave out the records of those that are damaged.
+    """Decode every image and mask once, on threads, and leave out the damaged records.
 
-    Other faults, such as missing files, wrong labels and sizes that differ, are left to be raised when the record is decoded.
+    Other faults, such as missing files, wrong labels and sizes that differ, are left to be raised
+    when the record is decoded.
 
     Args:
         source: a split.
         progress: called with the number of records that are done and of all.
 
     Returns:
-        The source itself where nothing is damaged, or a `KeptSource`; and one message for each damaged record, naming its file.
+        The source itself where nothing is damaged, or a `KeptSource`; and one message for each
+        damaged record, naming its file.
 
     Raises:
         DataError: every record is damaged.

@@ -1,7 +1,8 @@
-"""Encoded images and masks to arrays, with an error that names the file for whatever is wrong with it.
+"""Encoded images and masks to arrays, with an error that names the file for each fault.
 
-Both come out upright, as a viewer shows them and an annotation tool lets one draw on them: the EXIF orientation that a file may carry is
-applied. Images become 8-bit RGB (`fcn_jax.data.value_range` says how where they have more bits); masks keep their stored values.
+Both come out upright, as a viewer shows them and an annotation tool lets one draw on them: the EXIF
+orientation that a file may carry is applied. Images become 8-bit RGB (`fcn_jax.data.value_range`
+says how where they have more bits); masks keep their stored values.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from fcn_jax.data.value_range import Assumed, Range, to_u8
 from fcn_jax.errors import DamagedError, DataError
 
 _REDUCTIONS = ((1 / 16, 8), (1 / 6, 4), (1 / 2, 2))
-"""(largest factor, reduction) of JPEGs that are to be shrunk. The decoder leaves out high frequencies, where averaging pixels damps them:
-the more averaging follows, the smaller the difference. At these factors it is about 2 of 255 in the mean over VOC's photographs, and tens
-on stripes or chequers of a few pixels that are no multiple of the reduction: averaging in two steps beats with them in another way."""
+"""(largest factor, reduction) of JPEGs that are to be shrunk. The decoder leaves out high
+frequencies, where averaging pixels damps them: the more averaging follows, the smaller the
+difference. At these factors it is about 2 of 255 in the mean over VOC's photographs, and tens on
+stripes or chequers of a few pixels that are no multiple of the reduction: averaging in two steps
+beats with them in another way."""
 
 
 def read_image(
@@ -33,17 +36,21 @@ def read_image(
     Args:
         image: a file, or its contents.
         name: what to call it in an error; the path where there is one.
-        value_range: of an image of more than 8 bits, the stored numbers that become 0 and 255, or what is assumed over a data set
-            (`fcn_jax.data.value_range.assumed`). None takes what the file declares, or else the smallest of 8, 10, 12, 14 and 16 bits
-            that holds its largest value (of floating point numbers, the smallest of 1, 255, 1023, 4095, 16383 and 65535).
-        reduction: 1, or for a JPEG 2, 4 or 8, by which its sides are divided while it is decoded, and rounded up.
+        value_range: of an image of more than 8 bits, the stored numbers that become 0 and 255, or
+            what is assumed over a data set (`fcn_jax.data.value_range.assumed`). None takes what
+            the file declares, or else the smallest of 8, 10, 12, 14 and 16 bits that holds its
+            largest value (of floating point numbers, the smallest of 1, 255, 1023, 4095, 16383 and
+            65535).
+        reduction: 1, or for a JPEG 2, 4 or 8, by which its sides are divided while it is decoded,
+            and rounded up.
 
     Returns:
         u8[H,W,3], RGB.
 
     Raises:
         DamagedError: the file is truncated or corrupt, or not an image.
-        DataError: the file is missing or unreadable, too large, or of a kind that is not decoded; its values do not fit the range.
+        DataError: the file is missing or unreadable, too large, or of a kind that is not decoded;
+            its values do not fit the range.
     """
     name = name or _name(image)
     return orientation.upright(*_stored_image(_contents(image, name), name, value_range, reduction))
@@ -57,13 +64,14 @@ def read_mask(
     palette: Mapping[Color, int] | None = None,
     name: str | None = None,
 ) -> np.ndarray:
-    """Decode a mask, upright: the index of an indexed image, or the value of a gray one, is the label.
+    """Decode a mask, upright: an indexed image's index or a gray one's value is the label.
 
     Args:
         mask: a file, or its contents; of a lossless format.
         num_classes: labels 0 to `num_classes - 1` are classes.
         void: labels that become `IGNORE_INDEX`.
-        palette: RGB color -> label, for masks in colors. An indexed mask is read by index whether or not there is one.
+        palette: RGB color -> label, for masks in colors. An indexed mask is read by index whether
+            or not there is one.
         name: what to call it in an error; the path where there is one.
 
     Returns:
@@ -71,8 +79,8 @@ def read_mask(
 
     Raises:
         DamagedError: the file is truncated or corrupt, or not an image.
-        DataError: as `read_stored_mask`; or the mask is in colors without a palette, or with one that lacks a
-            color; it holds a label that is neither a class nor void.
+        DataError: as `read_stored_mask`; or the mask is in colors without a palette, or with one
+            that lacks a color; it holds a label that is neither a class nor void.
     """
     name = name or _name(mask)
     return to_labels(read_stored_mask(mask, name=name), num_classes, void=void, palette=palette, name=name)
@@ -81,8 +89,9 @@ def read_mask(
 def read_stored_mask(mask: Path | bytes, *, name: str | None = None) -> StoredMask:
     """Decode a mask, upright, to the values that its file stores, before they become labels.
 
-    Gray values of any depth are not scaled: of a PNG or TIFF of n bits they are 0 to 2**n - 1, also where the lowest is shown as white.
-    Alpha is dropped; of a gray mask it must be the same everywhere.
+    Gray values of any depth are not scaled: of a PNG or TIFF of n bits they are 0 to 2**n - 1, also
+    where the lowest is shown as white. Alpha is dropped; of a gray mask it must be the same
+    everywhere.
 
     Args:
         mask: a file, or its contents; of a lossless format.
@@ -90,8 +99,8 @@ def read_stored_mask(mask: Path | bytes, *, name: str | None = None) -> StoredMa
 
     Raises:
         DamagedError: the file is truncated or corrupt, or not an image.
-        DataError: the file is missing, unreadable or lossy; its pixels are neither gray, indexed nor RGB; its values are not whole numbers
-            from 0 to 65535, or of RGB, 0 to 255.
+        DataError: the file is missing, unreadable or lossy; its pixels are neither gray, indexed
+            nor RGB; its values are not whole numbers from 0 to 65535, or of RGB, 0 to 255.
     """
     name = name or _name(mask)
     return _stored_mask(_contents(mask, name), name)[0]
@@ -106,15 +115,17 @@ def decode_record(
     factor: float = 1.0,
     value_range: Range | Assumed | None = None,
 ) -> Example:
-    """Decode an image and its mask, and resize them; see `read_image`, `read_mask` and `fcn_jax.data.transforms.resize`.
+    """Decode an image and its mask, and resize them.
+
+    See `read_image`, `read_mask` and `fcn_jax.data.transforms.resize`.
 
     Args:
         record: the encoded pair.
         num_classes: labels 0 to `num_classes - 1` are classes.
         void: labels that become `IGNORE_INDEX`.
         palette: RGB color -> label, for masks in colors.
-        factor: of the resize, over 0. A JPEG that is to be shrunk to half or less is decoded at a fraction of its size, which takes less
-            time and memory; its mask is decoded whole.
+        factor: of the resize, over 0. A JPEG that is to be shrunk to half or less is decoded at a
+            fraction of its size, which takes less time and memory; its mask is decoded whole.
         value_range: of an image of more than 8 bits; see `read_image`.
 
     Returns:
@@ -129,7 +140,8 @@ def decode_record(
     try:
         data = _contents(record.image, image_name)
         whole = jpeg.stored_size(data, image_name) if data.startswith(jpeg.SIGNATURE) else None
-        # Where less than a pixel is left in height or width, that pixel would have to be enlarged again.
+        # Where less than a pixel is left in height or width, that pixel would have to be enlarged
+        # again.
         reducible = whole is not None and min(whole) * factor >= 1
         reduction = next((by for largest, by in _REDUCTIONS if reducible and factor <= largest), 1)
         image, image_turn = _stored_image(data, image_name, value_range, reduction)
@@ -145,7 +157,8 @@ def decode_record(
         )
     mask = to_labels(stored, num_classes, void=void, palette=palette, name=mask_name)
     if reduction > 1:
-        # Before the turn: pixels of a reduced image that lie beyond the edge in part are its last ones.
+        # Before the turn: pixels of a reduced image that lie beyond the edge in part are its last
+        # ones.
         image = orientation.upright(resize_image(image, whole, factor, reduction=reduction), image_turn)
     else:
         image = resize_image(orientation.upright(image, image_turn), size, factor)

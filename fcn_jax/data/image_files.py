@@ -1,4 +1,4 @@
-"""Image files of every format to their stored pixels: before any turn, and before more than 8 bits are scaled to 8."""
+"""Image files of every format to their stored pixels, not yet turned or scaled to 8 bits."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ class Wide:
 
     Attributes:
         values: [H,W,C] stored numbers; C is 1 (gray), 3 (RGB) or 4 (CMYK).
-        declared: the stored numbers for black and white that the file declares; None where it declares none.
+        declared: the stored numbers for black and white that the file declares; None where it
+            declares none.
         inverted: the lowest number is white.
     """
 
@@ -52,10 +53,12 @@ def decode(data: bytes, name: str, reduction: int = 1) -> tuple[np.ndarray | Wid
     Args:
         data: the file.
         name: what to call it in an error.
-        reduction: 1, or for a JPEG 2, 4 or 8, by which its sides are divided while it is decoded, and rounded up.
+        reduction: 1, or for a JPEG 2, 4 or 8, by which its sides are divided while it is decoded,
+            and rounded up.
 
     Returns:
-        The pixels, u8[H,W,3] RGB or `Wide`, and the EXIF orientation, 1 to 8. An alpha channel is dropped.
+        The pixels, u8[H,W,3] RGB or `Wide`, and the EXIF orientation, 1 to 8. An alpha channel is
+        dropped.
 
     Raises:
         DamagedError: the file is truncated or corrupt, or not an image.
@@ -182,8 +185,8 @@ def _declared_by_png(parsed: png.Png, pixels: np.ndarray) -> tuple[float, float]
     bits = parsed.significant_bits
     if not 8 <= bits < 16:
         return None
-    # By the standard, values of fewer bits are shifted up to 16, the lowest bits zero or a copy of the highest. Some writers leave
-    # them as they are.
+    # By the standard, values of fewer bits are shifted up to 16, the lowest bits zero or a copy of
+    # the highest. Some writers leave them as they are.
     low = pixels & (2 ** (16 - bits) - 1)
     shifted = ((low == 0) | (low == pixels >> bits)).all()
     return (0.0, 65535.0) if shifted or pixels.max() >= 2**bits else (0.0, 2.0**bits - 1)

@@ -1,4 +1,7 @@
-"""JPEG files to pixels. What the decoder warns of counts as damage: it fills what it cannot decode with gray, or shifts it."""
+"""JPEG files to pixels.
+
+What the decoder warns of counts as damage: it fills what it cannot decode with gray, or shifts it.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,7 @@ def stored_size(data: bytes, name: str) -> tuple[int, int]:
 
 
 def exif_orientation(data: bytes) -> int:
-    """The orientation of the EXIF data before the picture, 1 to 8; 1 (upright) where there is none."""
+    """The orientation of the EXIF data before the picture, 1 to 8; 1 if there is none."""
     at = data.find(b"\xff", 2)
     while 0 <= at < len(data) - 4:
         marker = data[at + 1]
@@ -91,7 +94,7 @@ def decode(data: bytes, name: str, reduction: int = 1) -> np.ndarray:
 
 def _opened(data: bytes, name: str, warning: str) -> JpegImagePlugin.JpegImageFile:
     """The picture, opened by Pillow, if `warning` leaves its pixels right."""
-    if warning.startswith("Unsupported JPEG data precision") or "SOF" in warning:
+    if any(words in warning for words in ("Unsupported JPEG", "not supported", "not implemented", "not compiled in")):
         raise DataError(
             f"{name}: a kind of JPEG that cannot be decoded ({warning}); save it as a JPEG of 8 bits, or as PNG or TIFF"
         )
@@ -104,7 +107,7 @@ def _opened(data: bytes, name: str, warning: str) -> JpegImagePlugin.JpegImageFi
 
 
 def _is_of_header(warning: str, data: bytes) -> bool:
-    """Whether the warning is about bytes that are out of place before the header's end, where they touch no pixel."""
+    """Whether a warning is about stray bytes in the header, which touch no pixel."""
     if "extraneous bytes before marker" not in warning:
         return False
     try:

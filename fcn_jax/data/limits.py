@@ -5,7 +5,8 @@ from __future__ import annotations
 from fcn_jax.errors import DataError
 
 MOST_PIXELS = 2**28
-"""Height times width; 2**28 pixels are 0.8 GB of RGB. A header of a few bytes can claim any size."""
+"""Height times width; 2**28 pixels are 0.8 GB of RGB. A header of a few bytes can claim any
+size."""
 
 
 def check_size(height: int, width: int, name: str) -> None:

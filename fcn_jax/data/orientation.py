@@ -12,7 +12,7 @@ TAG = 0x0112
 
 
 def checked(value: int) -> int:
-    """The orientation that a tag's value means: itself from 1 to 8, otherwise 1 (upright), as viewers take it."""
+    """The orientation that a tag's value means: 1 to 8; other values mean 1 (upright)."""
     return value if 1 <= value <= 8 else 1
 
 
@@ -56,12 +56,14 @@ def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
         orientation: 1 to 8.
 
     Returns:
-        A contiguous array, [W,H] or [W,H,C] for orientations 5 to 8; `pixels` itself for orientation 1.
+        A contiguous array, [W,H] or [W,H,C] for orientations 5 to 8; `pixels` itself for
+        orientation 1.
     """
     if orientation == 1:
         return pixels
     if swaps_sides(orientation):
         pixels = cv2.transpose(pixels)
-    # What is left after the transposition: a mirror left to right (1), top to bottom (0), or both (-1).
+    # What is left after the transposition: a mirror left to right (1), top to bottom (0), or both
+    # (-1).
     mirror = {2: 1, 3: -1, 4: 0, 5: None, 6: 1, 7: -1, 8: 0}[orientation]
     return np.asarray(pixels if mirror is None else cv2.flip(pixels, mirror))

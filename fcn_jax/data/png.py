@@ -58,12 +58,14 @@ class Png:
         return self.header[9]
 
     def image(self) -> np.ndarray:
-        """The picture as stored: u8[H,W,3], RGB, as a viewer shows it; of a file with 16 bits u16[H,W,3]."""
+        """The picture as stored: u8[H,W,3], RGB, as a viewer shows it; u16 if it has 16 bits."""
         flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION | (cv2.IMREAD_ANYDEPTH if self.depth == 16 else 0)
         return self._decoded(self.header, flags)
 
     def values(self) -> np.ndarray:
-        """The stored numbers: [H,W] gray values or palette indices; [H,W,C] RGB, RGBA or, of gray with alpha, gray and alpha.
+        """The stored numbers, u16 for a file of 16 bits, otherwise u8.
+
+        [H,W] gray values or palette indices; [H,W,C] RGB, RGBA, or gray and alpha.
 
         They are u16 for a file of 16 bits, otherwise u8.
         """
@@ -78,7 +80,8 @@ class Png:
         return pixels // np.uint8(255 // (2**self.depth - 1)) if self.depth < 8 else pixels
 
     def _decoded(self, header: bytes, flags: int) -> np.ndarray:
-        # Only the chunks that make up the pixels: OpenCV warns of oddities in the others on standard error, without a name.
+        # Only the chunks that make up the pixels: OpenCV warns of oddities in the others on
+        # standard error, without a name.
         gray = header[9] == GRAY
         kept = [chunk for chunk in self.critical if not gray or chunk[4:8] == b"IDAT"]
         data = b"".join((SIGNATURE, _chunk(b"IHDR", header), *kept, _chunk(b"IEND", b"")))

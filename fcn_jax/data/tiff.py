@@ -1,8 +1,9 @@
 """TIFF files to their stored numbers, of any bit depth.
 
-OpenCV reads few of the kinds of TIFF right (it multiplies colors by alpha, shifts samples of 12 bits, returns memory that it never wrote
-for planes of 16 bits), and Pillow cuts colors of 16 bits down to 8. So the tags are read here, and so are the samples: libtiff, through
-Pillow, only undoes the compression, which is the same for every kind.
+OpenCV reads few of the kinds of TIFF right (it multiplies colors by alpha, shifts samples of 12
+bits, returns memory that it never wrote for planes of 16 bits), and Pillow cuts colors of 16 bits
+down to 8. So the tags are read here, and so are the samples: libtiff, through Pillow, only undoes
+the compression, which is the same for every kind.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ _T4_OPTIONS = 292
 _JPEG_TABLES = 347
 
 _LOSSY = (6, 7, 34887, 34892, 50001, 50002, 52546, 33003, 33005, 34712)
-"""Compressions that may change values: JPEG (two numbers), LERC, lossy DNG, WebP, JPEG XL (two), JPEG 2000 (three)."""
+"""Compressions that may change values: JPEG (two numbers), LERC, lossy DNG, WebP, JPEG XL (two),
+JPEG 2000 (three)."""
 
 _MOST_BYTES = 2**31
 """Of all samples together. A few bytes of compressed data can claim to hold any number."""
@@ -56,7 +58,8 @@ _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 """Each byte with its bits in the other order."""
 
 _TYPES = {1: "B", 7: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
-"""Field types of whole numbers and of bytes without a meaning of their own, as `struct` names them."""
+"""Field types of whole numbers and of bytes without a meaning of their own, as `struct` names
+them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +108,7 @@ class Tiff:
 
     @property
     def format(self) -> int:
-        """What a sample is: `UNSIGNED`, `SIGNED` or `FLOAT`, or another number that is not known."""
+        """What a sample is: `UNSIGNED`, `SIGNED`, `FLOAT`, or a number that is not known."""
         kind = self.tag(_FORMAT, UNSIGNED)
         return UNSIGNED if kind == 4 else kind  # 4 is undefined data
 
@@ -126,7 +129,7 @@ class Tiff:
 
     @property
     def declared_bits(self) -> int:
-        """Bits that the values take, where the file says that these are fewer than a sample has; otherwise 0."""
+        """Bits that the values take, if the file says that they are fewer than a sample's; or 0."""
         if self.format != UNSIGNED or self.bits < 8:
             return 0
         largest = self.tag(_LARGEST, 0)
@@ -172,7 +175,7 @@ def parse(data: Any, name: str) -> Tiff:
 
 
 def _page(data: Any, name: str, at: int | None) -> tuple[Tiff, int]:
-    """The page whose table begins at `at`, or the first one, and where the next one's table begins; 0 after the last."""
+    """The page whose table begins at `at`, or the first, and where the next begins (0: none)."""
     order = "<" if data[:2] == b"II" else ">"
 
     def read(form: str, at: int) -> tuple[Any, ...]:
@@ -212,7 +215,8 @@ def samples(tiff: Tiff, data: bytes) -> np.ndarray:
         data: the file.
 
     Returns:
-        [H,W,C] of the file's own type; unsigned numbers of other than 8, 16, 32 or 64 bits are in the next larger type.
+        [H,W,C] of the file's own type; unsigned numbers of other than 8, 16, 32 or 64 bits are in
+        the next larger type.
 
     Raises:
         DamagedError: the file is truncated or corrupt.
@@ -273,7 +277,8 @@ def _uncompressed(
         data: the file.
         offsets: where each strip or tile of the plane begins.
         counts: how many bytes each has.
-        shape: rows of the picture, tiles in a row, bytes in a tile's row. A strip is a tile of the picture's width.
+        shape: rows of the picture, tiles in a row, bytes in a tile's row. A strip is a tile of the
+            picture's width.
         rows: of a tile.
         tiled: tiles, which are whole at the edges, too, not strips.
 
@@ -300,7 +305,7 @@ def _uncompressed(
 
 
 def _inflated(piece: bytes, size: int, name: str) -> bytes:
-    """`size` bytes, or fewer where there are no more, of a deflated piece, whose checksum is verified."""
+    """Inflate a piece to `size` bytes, or fewer if there are no more; verify its checksum."""
     stream = zlib.decompressobj()
     try:
         result = stream.decompress(piece, size + 1)
@@ -320,7 +325,10 @@ def _by_libtiff(
     rows: int,
     tiled: bool,
 ) -> np.ndarray:
-    """As `_uncompressed`: libtiff is given the plane as a gray picture of 8 bits whose pixels are the bytes."""
+    """As `_uncompressed`, by libtiff.
+
+    It is given the plane as a gray picture of 8 bits whose pixels are the bytes.
+    """
     height, across, row_bytes = shape
     tags: dict[int, tuple[int, ...] | bytes] = {
         _WIDTH: (across * row_bytes,),
@@ -351,7 +359,10 @@ def _opened(data: bytes, name: str) -> tuple[str, np.ndarray]:
 
 
 def _with_tags(data: bytes, tags: dict[int, tuple[int, ...] | bytes]) -> bytes:
-    """A classic TIFF of the same contents with other tags, which lie at its end. Libtiff prints what it dislikes of the file's own."""
+    """A classic TIFF of the same contents with other tags, which lie at its end.
+
+    Libtiff prints what it dislikes of the file's own tags.
+    """
     start = len(data) + len(data) % 2
     entries, values = b"", b""
     after = start + 2 + 12 * len(tags) + 4
@@ -383,7 +394,8 @@ def _numbers(tiff: Tiff, raw: np.ndarray, width: int, channels: int) -> np.ndarr
         )
     size = bits // 8
     if predictor == 3 and kind == "f":
-        # The bytes of a row lie by significance, the highest first, and each is the difference from the last pixel's.
+        # The bytes of a row lie by significance, the highest first, and each is the difference from
+        # the last pixel's.
         summed = np.cumsum(raw.reshape(*raw.shape[:2], width * size, channels), axis=2, dtype=np.uint8)
         swapped = np.moveaxis(summed.reshape(*raw.shape[:2], size, width * channels), 2, -1)
         return np.ascontiguousarray(swapped).view(f">f{size}").reshape(shape).astype(f"f{size}")
@@ -408,14 +420,14 @@ def _unpacked(raw: np.ndarray, bits: int, count: int) -> np.ndarray:
 
 
 def _by_pillow(tiff: Tiff, data: bytes) -> np.ndarray:
-    """Pictures of 8 bits or 1 bit with compressions of pixels, such as JPEG's and fax's; gray, RGB or CMYK."""
+    """Pictures whose compression is one of pixels, such as JPEG's: gray, RGB or CMYK."""
     compression = tiff.tag(_COMPRESSION, _PLAIN)
     if compression not in (*_FAX, _JPEG):
         raise DataError(f"{tiff.name}: a TIFF whose compression ({compression}) cannot be decoded; save it with LZW")
     if compression == _JPEG:
         _check_jpegs(tiff, data)
-    single = (_WIDTH, _HEIGHT, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER, _SAMPLES, _ROWS_PER_STRIP, _PLANAR, _T4_OPTIONS)
-    single += (_TILE_WIDTH, _TILE_HEIGHT)
+    single: tuple[int, ...] = (_WIDTH, _HEIGHT, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER, _SAMPLES)
+    single += (_ROWS_PER_STRIP, _PLANAR, _T4_OPTIONS, _TILE_WIDTH, _TILE_HEIGHT)
     several = (_STRIP_OFFSETS, _STRIP_BYTES, _TILE_OFFSETS, _TILE_BYTES, _EXTRA)
     tags: dict[int, tuple[int, ...] | bytes] = {number: tiff.tags[number][:1] for number in single if number in tiff.tags}
     tags |= {number: tiff.tags[number] for number in several if number in tiff.tags}
@@ -433,7 +445,10 @@ def _by_pillow(tiff: Tiff, data: bytes) -> np.ndarray:
 
 
 def _check_jpegs(tiff: Tiff, data: bytes) -> None:
-    """Raise `DamagedError` where a strip or tile is a damaged JPEG: libtiff passes over the decoder's warnings."""
+    """Raise `DamagedError` if a strip or tile is a damaged JPEG.
+
+    Libtiff passes over the decoder's warnings.
+    """
     tables = bytes(tiff.tags.get(_JPEG_TABLES, ()))[:-2]  # without its end marker
     offsets, counts = (_TILE_OFFSETS, _TILE_BYTES) if _TILE_OFFSETS in tiff.tags else (_STRIP_OFFSETS, _STRIP_BYTES)
     for offset, count in zip(tiff.tags.get(offsets, ()), tiff.tags.get(counts, ()), strict=False):

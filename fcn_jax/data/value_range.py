@@ -1,8 +1,8 @@
 """Images of more than 8 bits to 8 bits: which stored numbers become 0 and 255.
 
-A stored 16-bit number says little about how bright it is: cameras of 10, 12 and 14 bits write their values into 16 bits as they are. The
-range is, in this order, the setting `data.value_range`; what the file declares; what is assumed from the largest value of all the images
-of a data set.
+A stored 16-bit number says little about how bright it is: cameras of 10, 12 and 14 bits write their
+values into 16 bits as they are. The range is, in this order, the setting `data.value_range`; what
+the file declares; what is assumed from the largest value of all the images of a data set.
 """
 
 from __future__ import annotations
@@ -54,14 +54,16 @@ def to_u8(wide: Wide, value_range: Range | Assumed | None, name: str) -> np.ndar
 
     Args:
         wide: the image.
-        value_range: the setting; or what is assumed where the file declares nothing; None assumes from this image alone.
+        value_range: the setting; or what is assumed where the file declares nothing; None assumes
+            from this image alone.
         name: what to call it in an error.
 
     Returns:
         u8 of the image's shape.
 
     Raises:
-        DataError: a value is not finite; or without a setting, one is negative or larger than what is assumed.
+        DataError: a value is not finite; or without a setting, one is negative or larger than what
+            is assumed.
     """
     values = wide.values
     if isinstance(value_range, tuple):
@@ -78,8 +80,8 @@ def to_u8(wide: Wide, value_range: Range | Assumed | None, name: str) -> np.ndar
 def assumed(images: Iterable[Path | bytes], *, progress: Callable[[int, int], None] | None = None) -> Assumed:
     """Decide over the images of a data set, so that all are scaled alike.
 
-    Only images of more than 8 bits are decoded, on threads; of the others the first bytes are read. Files that are missing or damaged are
-    passed over: whoever decodes them reports them.
+    Only images of more than 8 bits are decoded, on threads; of the others the first bytes are read.
+    Files that are missing or damaged are passed over: whoever decodes them reports them.
 
     Args:
         images: files, or their contents.
@@ -89,8 +91,8 @@ def assumed(images: Iterable[Path | bytes], *, progress: Callable[[int, int], No
         What `fcn_jax.data.decode.read_image` and `decode_record` take as `value_range`.
 
     Raises:
-        DataError: there are values that no range is assumed for: negative ones, or ones over 65535 or not finite. All such images are
-            counted, and the first dozen named.
+        DataError: there are values that no range is assumed for: negative ones, or ones over 65535
+            or not finite. All such images are counted, and the first dozen named.
     """
     sources = list(images)
     wide = []
@@ -126,7 +128,8 @@ def with_range(source: Source, value_range: Range | Assumed | None) -> Source:
     """A source that scales its images by a range.
 
     Args:
-        source: a data set's split. Where it is a dataclass with a field `value_range`, a copy with that field set is returned.
+        source: a data set's split. Where it is a dataclass with a field `value_range`, a copy with
+            that field set is returned.
         value_range: the setting, or what is assumed.
 
     Raises:
@@ -146,8 +149,8 @@ def _look(image: Path | bytes) -> tuple[Wide, float] | str | None:
     """What is known of an image that may be wide.
 
     Returns:
-        For a wide image that declares no range, the image without its pixels, and its largest value;
-        what is wrong with its values; None for others.
+        For a wide image that declares no range, the image without its pixels, and its largest
+        value; what is wrong with its values; None for others.
     """
     name = _name(image)
     try:
