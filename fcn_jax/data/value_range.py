@@ -18,6 +18,7 @@ import numpy as np
 
 from fcn_jax.api import Source
 from fcn_jax.data import image_files
+from fcn_jax.data.damage import KeptSource
 from fcn_jax.data.image_files import Wide
 from fcn_jax.errors import ConfigError, DataError, listing
 
@@ -135,6 +136,8 @@ def with_range(source: Source, value_range: Range | Assumed | None) -> Source:
     Raises:
         ConfigError: it is a setting, and the source has no such field.
     """
+    if isinstance(source, KeptSource):
+        return dataclasses.replace(source, source=with_range(source.source, value_range))
     if dataclasses.is_dataclass(source) and any(field.name == "value_range" for field in dataclasses.fields(source)):
         changed: Source = dataclasses.replace(source, value_range=value_range)
         return changed

@@ -14,6 +14,7 @@ from png_files import chunk, png_bytes
 from tiff_files import tiff_bytes
 
 from fcn_jax.api import Classes, Record
+from fcn_jax.data.damage import KeptSource
 from fcn_jax.data.decode import decode_record, read_image
 from fcn_jax.data.directory import DirectorySource
 from fcn_jax.data.value_range import Assumed, assumed, with_range
@@ -175,6 +176,8 @@ def test_a_source_of_folders_takes_the_range_and_keeps_it_in_a_worker() -> None:
     for value_range, expected in ((None, 125), ((0.0, 500.0), 255), (Assumed(integers=(0.0, 4095.0)), 31)):
         copy = pickle.loads(pickle.dumps(with_range(source, value_range)))
         assert copy.decode(record).image[0, 1].tolist() == [expected] * 3
+        kept = with_range(KeptSource(source, (0,)), value_range)
+        assert kept.decode(kept[0]).image[0, 1].tolist() == [expected] * 3
     assert decode_record(record, 1, value_range=(0, 1000)).image[0, 1, 0] == 128
 
 
