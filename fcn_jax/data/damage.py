@@ -94,4 +94,6 @@ def without_damaged(source: Source, progress: Callable[[int, int], None] | None 
 
 def note(faults: tuple[str, ...], total: int, split: str) -> str:
     """The line that names what is left out of a split of `total` images."""
-    return f"{len(faults)} of {total} images of split '{split}' left out as damaged (data.damaged=skip): {listing(faults)}"
+    # Without the advice that ends each message.
+    short = listing(fault.partition("; ")[0] for fault in faults)
+    return f"{len(faults)} of {total} images of split '{split}' left out as damaged (data.damaged=skip): {short}"

@@ -238,6 +238,7 @@ def test_damaged_records_are_left_out_counted_and_named(tmp_path: Path) -> None:
     assert "1.jpg" in line
     assert "4.png" in line
     assert "\n" not in line
+    assert "download" not in line
 
 
 def test_the_kept_records_decode_as_before_in_a_worker_too(tmp_path: Path) -> None:
