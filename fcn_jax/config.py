@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from fcn_jax.errors import ConfigError, did_you_mean
 from fcn_jax.text_file import decode_text
@@ -19,6 +19,12 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 NotNegative = Annotated[float, Field(ge=0.0)]
 Count = Annotated[int, Field(ge=1)]
+
+
+def _rising(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] >= pair[1]:
+        raise ValueError("want [low, high] with low < high")
+    return pair
 
 
 class _Section(BaseModel):
@@ -70,6 +76,13 @@ class DataConfig(_Section):
     contrast: Fraction = 0.0
     saturation: Fraction = 0.0
     workers: Annotated[int, Field(ge=0)] = Field(0, description="input processes; 0 reads in threads of the training process")
+    value_range: Annotated[tuple[float, float], AfterValidator(_rising)] | None = Field(
+        None,
+        description="stored values of images of more than 8 bits that become 0 and 255; assumed from the largest if not given",
+    )
+    damaged: Literal["refuse", "skip"] = Field(
+        "refuse", description="damaged image and mask files end the run, or are found before it, named and left out"
+    )
 
 
 class Rule(_Section):

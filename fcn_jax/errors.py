@@ -26,6 +26,10 @@ class DataError(FcnJaxError):
     """A data set, image or mask is missing, unreadable or inconsistent."""
 
 
+class DamagedError(DataError):
+    """The contents of an image or mask file are truncated or corrupt, so that its pixels cannot be trusted."""
+
+
 class CheckpointError(FcnJaxError):
     """A run or checkpoint directory is missing, incomplete, or of another model."""
 

@@ -148,3 +148,18 @@ def test_a_recipe_file_is_read_and_a_broken_one_named(tmp_path):
         path.write_bytes(contents)
         with pytest.raises(ConfigError, match=r"mine\.toml: not a TOML file"):
             config.read_recipe(str(path))
+
+
+def test_the_range_of_values_and_what_to_do_with_damage_are_settings():
+    table = config.override({}, ["data.value_range=[0, 4095]", "data.damaged=skip"])
+    parsed = config.parse(table)
+    assert parsed.data.value_range == (0.0, 4095.0)
+    assert parsed.data.damaged == "skip"
+    assert config.parse(json.loads(parsed.to_json())) == parsed
+    assert (config.Config().data.value_range, config.Config().data.damaged) == (None, "refuse")
+
+
+@pytest.mark.parametrize("value", ["[5, 1]", "[2, 2]", "[1]", "7", "[nan, 1]"])
+def test_a_range_that_does_not_rise_is_refused(value):
+    with pytest.raises(ConfigError, match=r"data\.value_range"):
+        config.parse(config.override({}, [f"data.value_range={value}"]))

@@ -1,76 +1,59 @@
-"""Encoded images and masks to arrays, with an error that names the file for whatever is wrong with it.
+"""Encoded images and masks to arrays, with an error that names the file for each fault.
 
-Images go through OpenCV (fast, releases the GIL), masks through Pillow (OpenCV turns an indexed PNG into colors). Both are
-read as stored: an EXIF orientation is ignored unless asked for, because a mask follows the stored pixels.
+Both come out upright, as a viewer shows them and an annotation tool lets one draw on them: the EXIF
+orientation that a file may carry is applied. Images become 8-bit RGB (`fcn_jax.data.value_range`
+says how where they have more bits); masks keep their stored values.
 """
 
 from __future__ import annotations
 
-import io
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 
-import cv2
 import numpy as np
-from PIL import Image
 
 from fcn_jax.api import IGNORE_INDEX, Example, Record
+from fcn_jax.data import image_files, jpeg, orientation, png, tiff
+from fcn_jax.data.image_files import Wide
 from fcn_jax.data.labels import Color, LabelMap, StoredMask, label_map, to_labels
-from fcn_jax.data.transforms import resize
-from fcn_jax.errors import DataError
-
-_GRAY_MODES = ("P", "L", "1")
-_COLOR_MODES = ("RGB", "RGBA")
-
-_JPEG = b"\xff\xd8"
-_DCT_FRAMES = (0xC0, 0xC1, 0xC2, 0xC9, 0xCA)
-"""Markers of the kinds of JPEG that are made of frequencies: all but lossless and hierarchical ones."""
+from fcn_jax.data.transforms import resize_image, resize_mask
+from fcn_jax.data.value_range import Assumed, Range, to_u8
+from fcn_jax.errors import DamagedError, DataError
 
 _REDUCTIONS = ((1 / 16, 8), (1 / 6, 4), (1 / 2, 2))
-"""(largest factor, reduction) of JPEGs that are to be shrunk. The decoder leaves out high frequencies, where averaging pixels damps them:
-the more averaging follows, the smaller the difference. At these factors it is about 2 of 255 in the mean over VOC's photographs, and tens
-on stripes or chequers of a few pixels that are no multiple of the reduction: averaging in two steps beats with them in another way."""
-
-_REDUCED = {
-    1: 0,
-    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,  # the flag's own bit: `IMREAD_REDUCED_COLOR_2` says BGR as well
-    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
-    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
-}
+"""(largest factor, reduction) of JPEGs that are to be shrunk. The decoder leaves out high
+frequencies, where averaging pixels damps them: the more averaging follows, the smaller the
+difference. At these factors it is about 2 of 255 in the mean over VOC's photographs, and tens on
+stripes or chequers of a few pixels that are no multiple of the reduction: averaging in two steps
+beats with them in another way."""
 
 
-def read_image(image: Path | bytes, *, name: str | None = None, orient: bool = False, reduction: int = 1) -> np.ndarray:
-    """Decode a color or gray image; an alpha channel is dropped.
+def read_image(
+    image: Path | bytes, *, name: str | None = None, value_range: Range | Assumed | None = None, reduction: int = 1
+) -> np.ndarray:
+    """Decode a color or gray image, upright; an alpha channel is dropped.
 
     Args:
         image: a file, or its contents.
         name: what to call it in an error; the path where there is one.
-        orient: turn the picture as its EXIF orientation says. Off by default: masks are drawn on the stored pixels.
-        reduction: 1, or for a JPEG 2, 4 or 8, by which its sides are divided while it is decoded, and rounded up.
+        value_range: of an image of more than 8 bits, the stored numbers that become 0 and 255, or
+            what is assumed over a data set (`fcn_jax.data.value_range.assumed`). None takes what
+            the file declares, or else the smallest of 8, 10, 12, 14 and 16 bits that holds its
+            largest value (of floating point numbers, the smallest of 1, 255, 1023, 4095, 16383 and
+            65535).
+        reduction: 1, or for a JPEG 2, 4 or 8, by which its sides are divided while it is decoded,
+            and rounded up.
 
     Returns:
         u8[H,W,3], RGB.
 
     Raises:
-        DataError: the file is missing, unreadable, truncated or not an image.
+        DamagedError: the file is truncated or corrupt, or not an image.
+        DataError: the file is missing or unreadable, too large, or of a kind that is not decoded;
+            its values do not fit the range.
     """
     name = name or _name(image)
-    data = _contents(image, name)
-    if _is_truncated(data):
-        raise DataError(
-            f"{name}: the image is truncated ({len(data)} bytes, its end is missing); copy or download the file again"
-        )
-    flags = cv2.IMREAD_COLOR_RGB | (0 if orient else cv2.IMREAD_IGNORE_ORIENTATION) | _REDUCED[reduction]
-    try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error as error:
-        raise DataError(
-            f"{name}: OpenCV cannot decode the image ({error.err}); replace the file or convert it to JPEG or PNG"
-        ) from error
-    if pixels is None:
-        raise DataError(f"{name}: not a readable image ({len(data)} bytes); use JPEG, PNG or another format that OpenCV reads")
-    return np.asarray(pixels, np.uint8)
+    return orientation.upright(*_stored_image(_contents(image, name), name, value_range, reduction))
 
 
 def read_mask(
@@ -81,7 +64,7 @@ def read_mask(
     palette: Mapping[Color, int] | None = None,
     name: str | None = None,
 ) -> np.ndarray:
-    """Decode a mask to labels; see `fcn_jax.data.labels` for the rules.
+    """Decode a mask, upright, to labels; see `fcn_jax.data.labels` for the rules.
 
     Args:
         mask: a file, or its contents; of a lossless format.
@@ -94,44 +77,32 @@ def read_mask(
         u8[H,W] of labels 0 to `num_classes - 1` or `IGNORE_INDEX`.
 
     Raises:
-        DataError: the file is missing, unreadable or lossy; it is in colors without a palette, or with one that lacks a
-            color; it holds a label that is neither a class nor void.
+        DamagedError: the file is truncated or corrupt, or not an image.
+        DataError: as `read_stored_mask`; or the mask is in colors without a palette, or with one
+            that lacks a color; it holds a label that is neither a class nor void.
     """
     name = name or _name(mask)
     return to_labels(read_stored_mask(mask, name=name), label_map(num_classes, void, palette), name=name)
 
 
 def read_stored_mask(mask: Path | bytes, *, name: str | None = None) -> StoredMask:
-    """Decode a mask to the values that its file stores, before they become labels.
+    """Decode a mask, upright, to the values that its file stores, before they become labels.
+
+    Gray values of any depth are not scaled: of a PNG or TIFF of n bits they are 0 to 2**n - 1, also
+    where the lowest is shown as white. Alpha is dropped; of a gray mask it must be the same
+    everywhere.
 
     Args:
         mask: a file, or its contents; of a lossless format.
         name: what to call it in an error; the path where there is one.
 
     Raises:
-        DataError: the file is missing, unreadable or lossy, or its pixels are neither gray, indexed nor RGB.
+        DamagedError: the file is truncated or corrupt, or not an image.
+        DataError: the file is missing, unreadable or lossy; its pixels are neither gray, indexed
+            nor RGB; its values are not whole numbers from 0 to 65535, or of RGB, 0 to 255.
     """
     name = name or _name(mask)
-    data = _contents(mask, name)
-    try:
-        with Image.open(io.BytesIO(data)) as opened:
-            opened.load()
-            kind, mode = opened.format, opened.mode
-            colors = opened.getpalette("RGB") if mode == "P" else None
-            pixels = np.asarray(opened.convert("RGB") if mode in _COLOR_MODES else opened)
-    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
-        raise DataError(f"{name}: cannot decode the mask ({error}); copy the file again or save it as PNG") from error
-    if kind == "JPEG":
-        raise DataError(f"{name}: a mask must not be a JPEG, whose compression changes labels; save it as an indexed or gray PNG")
-    if mode not in (*_COLOR_MODES, *_GRAY_MODES):
-        raise DataError(
-            f"{name}: a mask of Pillow mode {mode!r}; save it as an 8-bit indexed or gray PNG whose values are the labels"
-        )
-    table = None
-    if colors is not None:
-        table = np.zeros((256, 3), np.uint8)
-        table.reshape(-1)[: len(colors)] = colors
-    return StoredMask(np.array(pixels, np.uint8), table)
+    return _stored_mask(_contents(mask, name), name)[0]
 
 
 def decode_record(
@@ -141,39 +112,56 @@ def decode_record(
     void: tuple[int, ...] = (IGNORE_INDEX,),
     palette: Mapping[Color, int] | None = None,
     factor: float = 1.0,
+    value_range: Range | Assumed | None = None,
 ) -> Example:
-    """Decode an image and its mask, and resize them; see `read_image`, `read_mask` and `fcn_jax.data.transforms.resize`.
+    """Decode an image and its mask, and resize them.
+
+    See `read_image`, `read_mask` and `fcn_jax.data.transforms.resize`.
 
     Args:
         record: the encoded pair.
         num_classes: labels 0 to `num_classes - 1` are classes; or what the stored values mean, instead of `void` and `palette`.
         void: labels that become `IGNORE_INDEX`.
         palette: RGB color -> label. Where it is given, colors decide for indexed masks, too.
-        factor: of the resize, over 0. A JPEG that is to be shrunk to half or less is decoded at a fraction of its size, which takes less
-            time and memory; its mask is decoded whole.
+        factor: of the resize, over 0. A JPEG that is to be shrunk to half or less is decoded at a
+            fraction of its size, which takes less time and memory; its mask is decoded whole.
+        value_range: of an image of more than 8 bits; see `read_image`.
 
     Returns:
         The decoded pair, of one size.
 
     Raises:
+        DamagedError: as `read_image` and `read_mask`.
         DataError: as `read_image` and `read_mask`, or the two differ in size.
     """
     image_name = str(record.image) if isinstance(record.image, Path) else f"image of {record.id}"
-    data = _contents(record.image, image_name)
-    size = _jpeg_layout(data)[0] if data.startswith(_JPEG) else None
-    # Where less than a pixel is left in height or width, that pixel would have to be enlarged again.
-    reducible = size is not None and min(size) * factor >= 1
-    reduction = next((by for largest, by in _REDUCTIONS if reducible and factor <= largest), 1)
-    image = read_image(data, name=image_name, reduction=reduction)
     mask_name = str(record.mask) if isinstance(record.mask, Path) else f"mask of {record.id}"
-    mask = read_mask(record.mask, num_classes, void=void, palette=palette, name=mask_name)
-    (ih, iw), (mh, mw) = size if size and reduction > 1 else image.shape[:2], mask.shape
-    if (ih, iw) != (mh, mw):
+    try:
+        data = _contents(record.image, image_name)
+        whole = jpeg.stored_size(data, image_name) if data.startswith(jpeg.SIGNATURE) else None
+        # Where less than a pixel is left in height or width, that pixel would have to be enlarged
+        # again.
+        reducible = whole is not None and min(whole) * factor >= 1
+        reduction = next((by for largest, by in _REDUCTIONS if reducible and factor <= largest), 1)
+        image, image_turn = _stored_image(data, image_name, value_range, reduction)
+        stored, mask_turn = _stored_mask(_contents(record.mask, mask_name), mask_name)
+    except DamagedError as error:
+        raise DamagedError(f"{error}, or leave out damaged files with data.damaged=skip") from error
+    whole = whole or (image.shape[0], image.shape[1])
+    size = whole[::-1] if orientation.swaps_sides(image_turn) else whole
+    if size != stored.values.shape[:2]:
         raise DataError(
-            f"{mask_name}: the mask is {mw}x{mh} (width x height) but its image {record.id} is {iw}x{ih}; "
-            "export the mask at the image's size (an editor may have turned or scaled one of them)"
+            f"{mask_name}: the mask is {_wide_by_high(stored.values.shape)} (width x height) but its image {record.id} is "
+            f"{_wide_by_high(size)}; {_why_sizes_differ(size, image_turn, stored.values.shape[:2], mask_turn)}"
         )
-    return resize(Example(record.id, image, mask), factor, reduction=reduction)
+    mask = to_labels(stored, label_map(num_classes, void, palette), name=mask_name)
+    if reduction > 1:
+        # Before the turn: pixels of a reduced image that lie beyond the edge in part are its last
+        # ones.
+        image = orientation.upright(resize_image(image, whole, factor, reduction=reduction), image_turn)
+    else:
+        image = resize_image(orientation.upright(image, image_turn), size, factor)
+    return Example(record.id, image, resize_mask(mask, factor))
 
 
 def _name(source: Path | bytes) -> str:
@@ -191,45 +179,137 @@ def _contents(source: Path | bytes, name: str) -> bytes:
         except OSError as error:
             raise DataError(f"{name}: cannot read the file ({error.strerror}); check the path and its permissions") from error
     if not data:
-        raise DataError(f"{name}: the file is empty; copy or download it again")
+        raise DamagedError(f"{name}: the file is empty; copy or download it again")
     return data
 
 
-def _is_truncated(data: bytes) -> bool:
-    """Whether the end of the image is missing, which OpenCV does not report: it fills the rest with gray."""
-    if data.startswith(_JPEG):
-        # Inside the compressed data 0xff is always followed by 0, so an end marker after the first scan is the real one. Before
-        # it there may be a thumbnail with an end marker of its own.
-        scan = _jpeg_layout(data)[1]
-        return scan is None or data.rfind(b"\xff\xd9", scan) < 0
-    if data.startswith(b"\x89PNG"):
-        return data.rfind(b"IEND") < 0
-    try:
-        with Image.open(io.BytesIO(data)) as opened:
-            opened.load()
-    except (OSError, SyntaxError, ValueError, struct.error) as error:
-        return "truncated" in str(error)
-    return False
+def _stored_image(data: bytes, name: str, value_range: Range | Assumed | None, reduction: int) -> tuple[np.ndarray, int]:
+    """The image before it is turned, u8[H,W,3], and the orientation that its file names."""
+    pixels, turn = image_files.decode(data, name, reduction)
+    return (image_files.rgb(to_u8(pixels, value_range, name)) if isinstance(pixels, Wide) else pixels), turn
 
 
-def _jpeg_layout(jpeg: bytes) -> tuple[tuple[int, int] | None, int | None]:
-    """A JPEG's height and width, and the offset of its first scan.
+def _stored_mask(data: bytes, name: str) -> tuple[StoredMask, int]:
+    """The upright mask and the orientation that its file names."""
+    if data.startswith(jpeg.SIGNATURE):
+        raise DataError(f"{name}: a mask must not be a JPEG, whose compression changes labels; save it as an indexed or gray PNG")
+    if data.startswith(png.SIGNATURE):
+        values, colors, turn = _of_png(png.parse(data, name))
+    elif data.startswith(tiff.SIGNATURES):
+        values, colors, turn = _of_tiff(tiff.parse(data, name), data)
+    else:
+        values, colors, turn = _by_pillow(data, name)
+    table = None
+    if colors is not None:
+        table = np.zeros((256, 3), np.uint8)
+        table[: len(colors)] = colors[:256]
+    return StoredMask(orientation.upright(np.ascontiguousarray(values), turn), table), turn
 
-    The first is None where the image cannot be decoded at a fraction of it, or does not say how high it is before its scan; either is
-    where the file ends or goes wrong before it.
-    """
-    size, at = None, 2
-    while at + 4 <= len(jpeg) and jpeg[at] == 0xFF:
-        marker = jpeg[at + 1]
-        if marker == 0xDA:
-            return size, at
-        if marker == 0xFF:  # a fill byte
-            at += 1
-        elif marker == 0x01 or 0xD0 <= marker <= 0xD7:  # markers without a length
-            at += 2
-        else:
-            if marker in _DCT_FRAMES:
-                height, width = (int.from_bytes(jpeg[start : start + 2], "big") for start in (at + 5, at + 7))
-                size = (height, width) if height and width else None
-            at += 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
-    return size, None
+
+def _of_png(parsed: png.Png) -> tuple[np.ndarray, np.ndarray | None, int]:
+    values, colors = parsed.values(), None
+    if parsed.color == png.INDEXED:
+        colors = np.frombuffer(parsed.palette, np.uint8, len(parsed.palette) // 3 * 3).reshape(-1, 3)
+    elif parsed.color == png.GRAY_ALPHA:
+        values = _without_alpha(values, parsed.name)
+    elif parsed.color in (png.RGB, png.RGBA):
+        values = _rgb_of_8_bits(values, parsed.name)
+    return values, colors, parsed.orientation
+
+
+def _of_tiff(tags: tiff.Tiff, data: bytes) -> tuple[np.ndarray, np.ndarray | None, int]:
+    name = tags.name
+    if tags.is_lossy:
+        raise DataError(
+            f"{name}: a mask must not have a lossy compression, which changes labels; save it as an indexed or gray PNG"
+        )
+    if tags.format not in (tiff.UNSIGNED, tiff.SIGNED):
+        raise DataError(
+            f"{name}: a mask of floating point values; save it as a gray PNG of 8 or 16 bits whose values are the labels"
+        )
+    single = (tiff.WHITE_IS_ZERO, tiff.BLACK_IS_ZERO, tiff.INDEXED)
+    if not (
+        (tags.photometric in single and tags.channels == (2 if tags.has_alpha else 1))
+        or (tags.photometric == tiff.RGB and tags.channels in (3, 4))
+    ):
+        raise DataError(
+            f"{name}: a mask of {tags.channels} channels and photometric interpretation {tags.photometric}; "
+            "save it as an indexed, gray or RGB PNG"
+        )
+    values = tiff.samples(tags, data)
+    if values.min() < 0 or values.max() > 65535:
+        raise DataError(
+            f"{name}: the mask holds values from {values.min()} to {values.max()}; labels are at least 0 and at most 65535"
+        )
+    values = values.astype(np.uint8 if tags.bits <= 8 else np.uint16)
+    if tags.photometric == tiff.RGB:
+        if tags.bits < 8:
+            raise DataError(f"{name}: a mask of RGB values of {tags.bits} bits; save it with 8 bits, as RGB or indexed PNG")
+        return _rgb_of_8_bits(values, name), None, tags.orientation
+    values = values[..., 0] if tags.channels == 1 else _without_alpha(values, name)
+    if tags.photometric != tiff.INDEXED:
+        return values, None, tags.orientation
+    if values.max() > 255:
+        raise DataError(f"{name}: an indexed mask with indices over 255 (up to {values.max()}); save it as a gray PNG of 16 bits")
+    return values.astype(np.uint8), tags.colors, tags.orientation
+
+
+def _by_pillow(data: bytes, name: str) -> tuple[np.ndarray, np.ndarray | None, int]:
+    opened = image_files.open_by_pillow(data, name)
+    mode, kind = opened.mode, opened.format
+    if kind == "AVIF" or (kind == "WEBP" and image_files.is_lossy_webp(data)):
+        raise DataError(
+            f"{name}: a mask must not be a lossy {kind}, whose compression changes labels; save it as an indexed or gray PNG"
+        )
+    if mode not in ("1", "L", "P", "RGB", "RGBA"):
+        raise DataError(
+            f"{name}: a mask of Pillow mode {mode!r}; save it as an 8-bit indexed or gray PNG whose values are the labels"
+        )
+    colors = np.array(opened.getpalette("RGB"), np.uint8).reshape(-1, 3) if mode == "P" else None
+    values = np.array(opened.convert("RGB") if mode in ("RGB", "RGBA") else opened, np.uint8)
+    return values, colors, orientation.from_exif(opened.info.get("exif") or b"")
+
+
+def _without_alpha(values: np.ndarray, name: str) -> np.ndarray:
+    """[H,W] of gray values with alpha, [H,W,2]."""
+    if (values[..., 1] != values[0, 0, 1]).any():
+        raise DataError(
+            f"{name}: a gray mask whose alpha varies, so that it is not clear what transparent pixels mean; "
+            "save it without alpha, void pixels with the value of void"
+        )
+    return values[..., 0]
+
+
+def _rgb_of_8_bits(values: np.ndarray, name: str) -> np.ndarray:
+    """u8[H,W,3] of RGB or RGBA values, of which those of 16 bits hold the same byte twice."""
+    colors = values[..., :3]
+    if colors.dtype == np.uint8:
+        return colors
+    if ((colors >> 8) != (colors & 255)).any():
+        raise DataError(
+            f"{name}: a mask of RGB values of 16 bits that no 8 bits hold; save it as an indexed, gray or 8-bit RGB PNG"
+        )
+    return (colors & 255).astype(np.uint8)
+
+
+def _wide_by_high(shape: tuple[int, ...]) -> str:
+    return f"{shape[1]}x{shape[0]}"
+
+
+def _why_sizes_differ(image: tuple[int, ...], image_turn: int, mask: tuple[int, ...], mask_turn: int) -> str:
+    if image != mask[::-1]:
+        return "export the mask at the image's size (an editor may have scaled or cut one of them)"
+    tags = [
+        f"the EXIF orientation tag of the {what}'s file is {turn}"
+        for what, turn in (("image", image_turn), ("mask", mask_turn))
+        if turn != 1
+    ]
+    if not tags:
+        return (
+            "they are a quarter turn apart and neither file has an EXIF orientation tag: one of them was turned, or lost its tag, "
+            "when it was saved. Turn it, or export it again"
+        )
+    return (
+        f"they are a quarter turn apart: {' and '.join(tags)}, and files are read upright, as a viewer shows them. Draw or export the "
+        "mask on the upright picture; if the mask follows the stored pixels, remove the tag from the image"
+    )

@@ -16,6 +16,7 @@ from pathlib import Path
 from fcn_jax.api import IGNORE_INDEX, Classes, Example, Record
 from fcn_jax.data.decode import decode_record
 from fcn_jax.data.labels import Color, LabelMap
+from fcn_jax.data.value_range import Assumed, Range
 from fcn_jax.errors import DataError, did_you_mean, listing
 from fcn_jax.text_file import read_text
 
@@ -47,6 +48,7 @@ class DirectorySource:
         palette: RGB color -> label for masks in colors; None refuses them.
         labels: what the stored values mean; where it is given, `void` and `palette` are not used.
         notes: what was assumed when the split was opened, a line each, for the caller to print.
+        value_range: of images of more than 8 bits; see `fcn_jax.data.decode.read_image`.
     """
 
     classes: Classes
@@ -55,6 +57,7 @@ class DirectorySource:
     palette: Mapping[Color, int] | None = None
     labels: LabelMap = None  # type: ignore[assignment]  # `__post_init__` fills it in
     notes: tuple[str, ...] = ()
+    value_range: Range | Assumed | None = None
 
     def __post_init__(self) -> None:
         """Take `labels` from `void` and `palette` where it was not given, and the records' notes."""
@@ -78,7 +81,7 @@ class DirectorySource:
 
     def decode_resized(self, record: Record, factor: float) -> Example:
         """Decode a record at another size; see `fcn_jax.api.Source`."""
-        return decode_record(record, self.labels, factor=factor)
+        return decode_record(record, self.labels, factor=factor, value_range=self.value_range)
 
 
 def require_root(root: Path | None, name: str, holds: str) -> Path:

@@ -1,4 +1,7 @@
-"""Joint random transforms of an image and its mask. Pure: the randomness is an argument, and no input is changed in place."""
+"""Joint random transforms of an image and its mask.
+
+They are pure: the randomness is an argument, and no input is changed in place.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,9 @@ from fcn_jax.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """Random resize, crop, flip and color jitter, in this order: `augment(example, rng) -> Example` of exactly the crop's size.
+    """Random resize, crop, flip and color jitter, in this order, to exactly the crop's size.
+
+    Use: `augment(example, rng) -> Example`.
 
     Attributes:
         crop: height and width of the result, in pixels.
@@ -23,7 +28,8 @@ class Augment:
         brightness: 0 to 1; the image is multiplied by a factor from 1 - b to 1 + b.
         contrast: 0 to 1; likewise the distance from the image's mean gray.
         saturation: 0 to 1; likewise the distance from each pixel's gray.
-        fill: RGB, 0 to 255, of what a small image is padded with (the mask is padded with `IGNORE_INDEX`).
+        fill: RGB, 0 to 255, of what a small image is padded with (the mask is padded with
+            `IGNORE_INDEX`).
     """
 
     crop: tuple[int, int]
@@ -54,8 +60,9 @@ class Augment:
 
         Args:
             example: the decoded image and mask.
-            rng: source of all the randomness. Every call draws the same number of values, whatever is switched off, so that
-                switching one transform on does not change what the others do.
+            rng: source of all the randomness. Every call draws the same number of values, whatever
+                is switched off, so that switching one transform on does not change what the others
+                do.
 
         Returns:
             An example of size `crop`, of new contiguous arrays.
@@ -84,30 +91,58 @@ class Augment:
         return Example(example.id, np.ascontiguousarray(image), np.ascontiguousarray(example.mask))
 
 
-def resize(example: Example, factor: float, *, reduction: int = 1) -> Example:
+def resize(example: Example, factor: float) -> Example:
     """Scale an image and its mask.
 
     Args:
         example: its mask of size H, W.
-        factor: over 0. The image is resized bilinearly when enlarged and by area when shrunk, the mask to the nearest pixel.
-        reduction: how many times smaller than the mask the image already is, its sides rounded up: each of its pixels is the mean of
-            `reduction` x `reduction`. At most 1 / factor.
+        factor: over 0. The image is resized bilinearly when enlarged and by area when shrunk, the
+            mask to the nearest pixel.
 
     Returns:
         An example of size max(1, round(H * factor)), max(1, round(W * factor)).
     """
-    height, width = (max(1, round(side * factor)) for side in example.mask.shape)
-    if (height, width) == example.mask.shape:
-        return example
-    # The last pixels of a reduced image may lie beyond the edge in part. So OpenCV is told the scale, from which it takes the size;
-    # a row or column that is one too many is cut off.
-    down, across = (want * reduction / side for want, side in zip((height, width), example.mask.shape, strict=True))
+    whole = (example.mask.shape[0], example.mask.shape[1])
+    return Example(example.id, resize_image(example.image, whole, factor), resize_mask(example.mask, factor))
+
+
+def resize_image(image: np.ndarray, whole: tuple[int, int], factor: float, *, reduction: int = 1) -> np.ndarray:
+    """Scale an image as `resize` does.
+
+    Args:
+        image: u8[H,W,3]; or where it is reduced, with both sides divided by `reduction` and rounded
+            up.
+        whole: H and W.
+        factor: over 0.
+        reduction: how many times smaller than the whole the image already is: each of its pixels is
+            the mean of `reduction` x `reduction` of the whole's, counted from the top left. At most
+            1 / factor.
+
+    Returns:
+        u8[max(1, round(H * factor)), max(1, round(W * factor)), 3].
+    """
+    height, width = size = _resized(whole, factor)
+    if size == whole:
+        return image
+    # The last pixels of a reduced image may lie beyond the edge in part. So OpenCV is given the
+    # scale, from which it takes the size; a row or column that is one too many is cut off.
+    down, across = (want * reduction / side for want, side in zip(size, whole, strict=True))
     interpolation = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
-    image = cv2.resize(example.image, None, fx=across, fy=down, interpolation=interpolation)[:height, :width]
-    # INTER_NEAREST takes the pixel at floor(x / factor), up to half a pixel off the image's grid; the exact form is
-    # centred as it is.
-    mask = cv2.resize(example.mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
-    return Example(example.id, image, mask)
+    return np.asarray(cv2.resize(image, None, fx=across, fy=down, interpolation=interpolation)[:height, :width])
+
+
+def resize_mask(mask: np.ndarray, factor: float) -> np.ndarray:
+    """Scale a mask u8[H,W] as `resize` does."""
+    height, width = size = _resized((mask.shape[0], mask.shape[1]), factor)
+    if size == mask.shape:
+        return mask
+    # INTER_NEAREST takes the pixel at floor(x / factor), up to half a pixel off the image's grid;
+    # the exact form has the same centers.
+    return np.asarray(cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT))
+
+
+def _resized(size: tuple[int, int], factor: float) -> tuple[int, int]:
+    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
 
 
 def crop(example: Example, size: tuple[int, int], *, at: tuple[float, float], fill: tuple[int, int, int] = (0, 0, 0)) -> Example:
@@ -116,14 +151,15 @@ def crop(example: Example, size: tuple[int, int], *, at: tuple[float, float], fi
     Args:
         example: of size H, W.
         size: height and width of the window, in pixels.
-        at: top and left, each in [0, 1): where the window lies between the two extremes. Where the example is the smaller,
-            where it lies in the window.
+        at: top and left, each in [0, 1): where the window lies between the two extremes. Where the
+            example is the smaller, where it lies in the window.
         fill: RGB, 0 to 255, of the padding; the mask's is `IGNORE_INDEX`.
 
     Returns:
         An example of exactly `size`.
     """
-    # One rule for both signs: the window starts at a whole offset between 0 and H - h, which is negative where there is padding.
+    # One rule for both signs: the window starts at a whole offset between 0 and H - h, which is
+    # negative where there is padding.
     offsets = [_offset(have - want, where) for have, want, where in zip(example.mask.shape, size, at, strict=True)]
     source = tuple(slice(max(0, o), max(0, o) + min(h, w)) for o, h, w in zip(offsets, example.mask.shape, size, strict=True))
     target = tuple(slice(max(0, -o), max(0, -o) + min(h, w)) for o, h, w in zip(offsets, example.mask.shape, size, strict=True))
@@ -143,7 +179,7 @@ def flip_left_right(example: Example) -> Example:
 
 
 def jitter_colors(image: np.ndarray, brightness: float, contrast: float, saturation: float) -> np.ndarray:
-    """Change an image's brightness, then its contrast, then its saturation; as torchvision's ColorJitter defines each.
+    """Change an image's brightness, then contrast, then saturation, as torchvision defines them.
 
     Args:
         image: u8[H,W,3] RGB.
@@ -160,7 +196,8 @@ def jitter_colors(image: np.ndarray, brightness: float, contrast: float, saturat
     # OpenCV's sums are exact, as NumPy's are, which take a hundred times as long.
     gray_mean = float(np.array(cv2.sumElems(image)[:3]) / (image.size // 3) @ gray_weights)
     # The three are affine in the color, so that one matrix and one offset do them in a single pass:
-    # x -> S (c b x + (1 - c) b m), where S = s I + (1 - s) 1 w^T leaves grays, and with them the offset, as they are.
+    # x -> S (c b x + (1 - c) b m), where S = s I + (1 - s) 1 w^T leaves grays, and with them the
+    # offset, as they are.
     matrix = (saturation * np.eye(3) + (1 - saturation) * np.outer(np.ones(3), gray_weights)) * contrast * brightness
     offset = np.full((3, 1), (1 - contrast) * brightness * gray_mean)
     return np.asarray(cv2.transform(image, np.hstack([matrix, offset])), np.uint8)

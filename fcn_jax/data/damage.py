@@ -1,0 +1,99 @@
+"""Splits without the records whose files are damaged (the setting `data.damaged=skip`)."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import os
+from collections.abc import Callable
+from typing import Any
+
+from fcn_jax.api import Record, Source
+from fcn_jax.errors import DamagedError, DataError, listing
+
+_MAX_THREADS = 8
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class KeptSource:
+    """Some of a source's records; a `fcn_jax.api.Source`.
+
+    What it does not define itself is the source's.
+
+    Attributes:
+        source: the whole split.
+        indices: of the kept records, in order.
+    """
+
+    source: Source
+    indices: tuple[int, ...]
+
+    def __len__(self) -> int:
+        """Number of images that are kept."""
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Record:
+        """The record at `index`, 0 <= index < len."""
+        return self.source[self.indices[index]]
+
+    @property
+    def records(self) -> tuple[Record, ...]:
+        """All records that are kept."""
+        return tuple(self[index] for index in range(len(self)))
+
+    def __getattr__(self, name: str) -> Any:
+        # Not before there is a source, as while it is unpickled.
+        if name.startswith("__") or name == "source":
+            raise AttributeError(name)
+        return getattr(self.source, name)
+
+
+def without_damaged(source: Source, progress: Callable[[int, int], None] | None = None) -> tuple[Source, tuple[str, ...]]:
+    """Decode every image and mask once, on threads, and leave out the damaged records.
+
+    Other faults, such as missing files, wrong labels and sizes that differ, are left to be raised
+    when the record is decoded.
+
+    Args:
+        source: a split.
+        progress: called with the number of records that are done and of all.
+
+    Returns:
+        The source itself where nothing is damaged, or a `KeptSource`; and one message for each
+        damaged record, naming its file.
+
+    Raises:
+        DataError: every record is damaged.
+    """
+
+    def fault(index: int) -> str | None:
+        try:
+            source.decode(source[index])
+        except DamagedError as error:
+            return str(error)
+        except DataError:
+            pass
+        return None
+
+    faults = []
+    kept = []
+    with concurrent.futures.ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as pool:
+        for index, message in enumerate(pool.map(fault, range(len(source)))):
+            if message is None:
+                kept.append(index)
+            else:
+                faults.append(message)
+            if progress:
+                progress(index + 1, len(source))
+    if not faults:
+        return source, ()
+    if not kept:
+        raise DataError(f"all {len(faults)} images of the split are damaged, or their masks: {listing(faults)}")
+    return KeptSource(source, tuple(kept)), tuple(faults)
+
+
+def note(faults: tuple[str, ...], total: int, split: str) -> str:
+    """The line that names what is left out of a split of `total` images."""
+    # Without the advice that ends each message.
+    short = listing(fault.partition("; ")[0] for fault in faults)
+    return f"{len(faults)} of {total} images of split '{split}' left out as damaged (data.damaged=skip): {short}"

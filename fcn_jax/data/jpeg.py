@@ -1,0 +1,121 @@
+"""JPEG files to pixels.
+
+What the decoder warns of counts as damage: it fills what it cannot decode with gray, or shifts it.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+
+import numpy as np
+import simplejpeg
+from PIL import JpegImagePlugin
+
+from fcn_jax.data import orientation
+from fcn_jax.data.limits import check_size
+from fcn_jax.errors import DamagedError, DataError
+
+SIGNATURE = b"\xff\xd8"
+
+_HARMLESS = (
+    "Unknown Adobe color transform code",
+    "Warning: unknown JFIF revision number",
+    "Invalid SOS parameters for sequential JPEG",
+    "Corrupt JPEG data: bad ICC marker",
+)
+"""Beginnings of libjpeg's warnings that leave the pixels right."""
+
+
+def stored_size(data: bytes, name: str) -> tuple[int, int]:
+    """Height and width before any turn.
+
+    Raises:
+        DamagedError: the header is corrupt.
+        DataError: the picture is too large, or of a kind that the decoder does not know.
+    """
+    try:
+        height, width, *_ = simplejpeg.decode_jpeg_header(data)
+    except ValueError as error:
+        # Of a damaged header only the warnings that leave it readable come here a second time.
+        width, height = _opened(data, name, str(error)).size
+    check_size(height, width, name)
+    return height, width
+
+
+def exif_orientation(data: bytes) -> int:
+    """The orientation of the EXIF data before the picture, 1 to 8; 1 if there is none."""
+    at = data.find(b"\xff", 2)
+    while 0 <= at < len(data) - 4:
+        marker = data[at + 1]
+        if marker == 0xFF:  # a fill byte
+            at += 1
+        elif marker in (0xDA, 0xD9):
+            break
+        elif marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD8:  # markers without a length
+            at = data.find(b"\xff", at + 2)
+        else:
+            length = int.from_bytes(data[at + 2 : at + 4], "big")
+            if marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
+                return orientation.from_exif(data[at + 10 : at + 2 + length])
+            # As the decoder does, skip bytes that are out of place before the next marker.
+            at = data.find(b"\xff", at + 2 + length)
+    return 1
+
+
+def decode(data: bytes, name: str, reduction: int = 1) -> np.ndarray:
+    """The pixels as stored.
+
+    Args:
+        data: the file.
+        name: what to call it in an error.
+        reduction: 1, 2, 4 or 8, by which the sides are divided while decoding, and rounded up.
+
+    Returns:
+        u8[H,W,3], RGB.
+
+    Raises:
+        DamagedError: the file is truncated or corrupt.
+        DataError: the picture is too large, or of a kind that the decoder does not know.
+    """
+    height, width = stored_size(data, name)
+    target = {"min_height": -(-height // reduction), "min_width": -(-width // reduction), "min_factor": reduction}
+    try:
+        return np.asarray(simplejpeg.decode_jpeg(data, "RGB", strict=True, **(target if reduction > 1 else {})))
+    except ValueError as error:
+        opened = _opened(data, name, str(error))
+    # Pillow uses the same decoder, which gives the same pixels, and passes over warnings.
+    opened.draft("RGB", (max(1, width // reduction), max(1, height // reduction)))
+    try:
+        return np.array(opened.convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise _damaged(name, str(error)) from error
+
+
+def _opened(data: bytes, name: str, warning: str) -> JpegImagePlugin.JpegImageFile:
+    """The picture, opened by Pillow, if `warning` leaves its pixels right."""
+    if any(words in warning for words in ("Unsupported JPEG", "not supported", "not implemented", "not compiled in")):
+        raise DataError(
+            f"{name}: a kind of JPEG that cannot be decoded ({warning}); save it as a JPEG of 8 bits, or as PNG or TIFF"
+        )
+    if not warning.startswith(_HARMLESS) and not _is_of_header(warning, data):
+        raise _damaged(name, warning)
+    try:
+        return JpegImagePlugin.JpegImageFile(io.BytesIO(data))
+    except (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, struct.error) as error:
+        raise _damaged(name, warning) from error
+
+
+def _is_of_header(warning: str, data: bytes) -> bool:
+    """Whether a warning is about stray bytes in the header, which touch no pixel."""
+    if "extraneous bytes before marker" not in warning:
+        return False
+    try:
+        simplejpeg.decode_jpeg_header(data)
+    except ValueError as error:
+        return str(error) == warning
+    return False
+
+
+def _damaged(name: str, reason: str) -> DamagedError:
+    return DamagedError(f"{name}: the JPEG is damaged ({reason}); copy or download the file again")

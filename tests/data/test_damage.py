@@ -1,0 +1,290 @@
+"""Damaged files are found, named, and refused or left out; files that only look odd are read."""
+
+import io
+import pickle
+import struct
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import simplejpeg
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from png_files import SIGNATURE, chunk, png_bytes, rows_of
+
+from fcn_jax.api import Classes, Example, Record
+from fcn_jax.data.damage import note, without_damaged
+from fcn_jax.data.decode import decode_record, read_image, read_stored_mask
+from fcn_jax.data.directory import DirectorySource
+from fcn_jax.errors import DamagedError, DataError
+
+CLASSES = Classes(("bg", "road"), ((0, 0, 0), (255, 0, 0)))
+
+
+def picture(height: int = 64, width: int = 96) -> np.ndarray:
+    rows, columns = np.mgrid[:height, :width]
+    grain = np.random.default_rng(0).integers(0, 24, (height, width, 3))
+    return (np.stack([rows * 3, columns * 2, rows + columns], -1) + grain).clip(0, 255).astype(np.uint8)
+
+
+def encoded(pixels: np.ndarray, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image = Image.fromarray(pixels)
+    if options.pop("palette", False):
+        image.putpalette(list(range(48)))
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def test_a_jpeg_whose_second_half_is_zeros_is_damaged_though_it_ends_well() -> None:
+    data = encoded(picture(), "JPEG")
+    half = len(data) // 2
+    with pytest.raises(DamagedError, match=r"a\.jpg: the JPEG is damaged \(Corrupt JPEG data"):
+        read_image(data[:half] + b"\0" * (len(data) - half - 2) + b"\xff\xd9", name="a.jpg")
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"restart_marker_blocks": 4}])
+def test_jpegs_are_decoded_as_opencv_does_and_cut_ones_refused(options: dict[str, object]) -> None:
+    for pixels in (picture(), picture()[..., 0]):
+        data = encoded(pixels, "JPEG", **options)
+        assert np.array_equal(read_image(data), cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB))
+        for kept in (0.3, 0.6, 0.95):
+            with pytest.raises(DamagedError):
+                read_image(data[: int(len(data) * kept)])
+
+
+def test_a_cmyk_jpeg_has_the_colors_of_pillow_and_its_damage_is_found() -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(picture()).convert("CMYK").save(buffer, "JPEG", quality=95)
+    data = buffer.getvalue()
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    assert np.abs(read_image(data).astype(int) - expected).max() <= 1
+    with pytest.raises(DamagedError):
+        read_image(data[: len(data) // 2] + b"\xff\xd9")
+
+
+def odd_jpegs() -> dict[str, bytes]:
+    """JPEGs of which the decoder warns, with all their pixels right."""
+    data = encoded(picture(), "JPEG")
+    scan = data.rfind(b"\xff\xda")
+    end_of_spectrum = scan + 2 + int.from_bytes(data[scan + 2 : scan + 4], "big") - 2
+    adobe = b"\xff\xee" + struct.pack(">H", 14) + b"Adobe\0\x64\0\0\0\0\x07"
+    return {
+        "revision of JFIF": data[:11] + b"\x07" + data[12:],
+        "bytes between segments": data[:20] + b"\0\0\0" + data[20:],
+        "parameters of the scan": data[:end_of_spectrum] + b"\x0a" + data[end_of_spectrum + 1 :],
+        "bytes after the end": data + b"\0" * 100,
+        "a second picture after the end": data + data[:200],
+        "Adobe's transform": data[:2] + adobe + data[20:],
+    }
+
+
+@pytest.mark.parametrize("oddity", odd_jpegs())
+def test_what_leaves_the_pixels_right_is_no_damage(oddity: str) -> None:
+    data, plain = odd_jpegs()[oddity], encoded(picture(), "JPEG")
+    assert np.array_equal(read_image(data), simplejpeg.decode_jpeg(plain))
+    mask = encoded(np.zeros((64, 96), np.uint8), "PNG")
+    shrunk = decode_record(Record("a", data, mask), 2, factor=0.5)
+    assert np.array_equal(shrunk.image, decode_record(Record("a", plain, mask), 2, factor=0.5).image)
+
+
+def test_a_jpeg_of_12_bits_is_refused_by_that_name() -> None:
+    data = bytearray(encoded(picture(), "JPEG"))
+    data[data.find(b"\xff\xc0") + 4] = 12
+    with pytest.raises(DataError, match=r"a\.jpg: a kind of JPEG that cannot be decoded .*12") as caught:
+        read_image(bytes(data), name="a.jpg")
+    assert not isinstance(caught.value, DamagedError)
+
+
+@pytest.mark.parametrize("palette", [False, True])
+def test_every_changed_byte_of_a_png_is_found(palette: bool) -> None:
+    data = encoded(picture(8, 9)[..., 0] // 20, "PNG", palette=palette)
+    for at in range(len(SIGNATURE), len(data)):
+        for change in (1, 0x20, 0xFF):
+            damaged = data[:at] + bytes([data[at] ^ change]) + data[at + 1 :]
+            for read in (read_image, read_stored_mask):
+                with pytest.raises(DataError, match=r"a\.png"):
+                    read(damaged, name="a.png")
+
+
+@pytest.mark.parametrize("cut", [0.2, 0.5, 0.9, 0.99])
+def test_a_cut_png_is_damaged(cut: float) -> None:
+    data = encoded(picture(), "PNG")
+    with pytest.raises(DamagedError, match=r"a\.png: the PNG is damaged .*truncated"):
+        read_image(data[: int(len(data) * cut)], name="a.png")
+
+
+def test_a_png_whose_rows_are_missing_is_damaged_though_its_checksums_are_right() -> None:
+    for pixels, color in ((picture(), 2), (picture()[..., 0] // 20, 0)):
+        rows = rows_of(pixels, 8)
+        whole = zlib.compress(rows)
+        for stream in (zlib.compress(rows[: len(rows) // 2]), whole[: len(whole) // 2], whole[:-4] + b"\0\0\0\0", b""):
+            for read in (read_image, read_stored_mask):
+                with pytest.raises(DamagedError):
+                    read(png_bytes(pixels, 8, color, stream=stream))
+
+
+def test_a_png_without_its_last_chunk_or_its_pixels_is_damaged_and_bytes_after_the_end_do_no_harm() -> None:
+    data = encoded(picture(), "PNG")
+    with pytest.raises(DamagedError):
+        read_image(data[:-12])
+    with pytest.raises(DamagedError):
+        read_image(data[:33] + data[-12:])
+    assert np.array_equal(read_image(data + b"more"), picture())
+
+
+def test_odd_chunks_of_a_png_print_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    chunks = (chunk(b"iCCP", b"broken"), chunk(b"tIME", b"1"), chunk(b"tEXt", b""), chunk(b"gAMA", b""))
+    assert np.array_equal(read_image(png_bytes(picture(), 8, 2, chunks=chunks)), picture())
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("kind", ["BMP", "TIFF", "WEBP", "GIF", "PNG"])
+def test_cut_masks_are_damaged(kind: str) -> None:
+    data = encoded(picture(), kind, **({"lossless": True} if kind == "WEBP" else {}))
+    for kept in (0.2, 0.6, 0.95):
+        with pytest.raises(DamagedError, match="a mask"):
+            read_stored_mask(data[: int(len(data) * kept)], name="a mask")
+
+
+def test_a_header_of_an_absurd_size_is_an_error_that_names_the_file() -> None:
+    huge = SIGNATURE + chunk(b"IHDR", struct.pack(">IIBBBBB", 2**20, 2**20, 8, 2, 0, 0, 0)) + chunk(b"IEND", b"")
+    jpeg = bytearray(encoded(picture(), "JPEG"))
+    at = jpeg.find(b"\xff\xc0") + 5
+    jpeg[at : at + 4] = b"\xff\xdc\xff\xdc"
+    for data in (huge, bytes(jpeg)):
+        with pytest.raises(DataError, match="big: the file says it is"):
+            read_image(data, name="big")
+
+
+FILES = {
+    "jpeg": encoded(picture(), "JPEG"),
+    "progressive": encoded(picture(), "JPEG", progressive=True),
+    "png": encoded(picture(), "PNG"),
+    "indexed png": encoded(picture()[..., 0] // 20, "PNG", palette=True),
+    "tiff": encoded(picture(), "TIFF"),
+    "deflated tiff": encoded(picture(), "TIFF", compression="tiff_adobe_deflate"),
+    "lzw tiff": encoded(picture(), "TIFF", compression="tiff_lzw"),
+    "jpeg in tiff": encoded(picture(), "TIFF", compression="jpeg"),
+    "webp": encoded(picture(), "WEBP", lossless=True),
+    "lossy webp": encoded(picture(), "WEBP"),
+    "bmp": encoded(picture(), "BMP"),
+    "gif": encoded(picture()[..., 0] // 20, "GIF", palette=True),
+}
+
+
+@given(
+    st.sampled_from(sorted(FILES)),
+    st.sampled_from(["flip", "cut", "zero", "delete"]),
+    st.floats(0, 1),
+    st.integers(1, 60),
+    st.booleans(),
+)
+def test_a_mutated_file_is_an_error_or_the_picture_that_others_show(
+    kind: str, change: str, where: float, count: int, head: bool
+) -> None:
+    data = bytearray(FILES[kind])
+    at = int(where * (min(len(data), 200) if head else len(data) - 1))
+    match change:
+        case "flip":
+            data[at] ^= 1 << count % 8
+        case "cut":
+            del data[at:]
+        case "zero":
+            data[at : at + count] = bytes(len(data[at : at + count]))
+        case "delete":
+            del data[at : at + count]
+    for read in (read_image, read_stored_mask):
+        try:
+            result = read(bytes(data))
+        except DataError:
+            continue
+        if "png" in kind and read is read_image and bytes(data) != FILES[kind]:
+            assert np.array_equal(result, read_image(FILES[kind]))
+        if kind in ("jpeg", "progressive") and read is read_image:
+            shown = cv2.imdecode(np.frombuffer(bytes(data), np.uint8), cv2.IMREAD_COLOR_RGB)
+            assert shown is None or np.array_equal(result, shown)
+
+
+def folder(path: Path, count: int = 6) -> DirectorySource:
+    records = []
+    for index in range(count):
+        image, mask = path / f"{index}.jpg", path / f"{index}.png"
+        image.write_bytes(FILES["jpeg"])
+        mask.write_bytes(encoded(np.full((64, 96), index % 2, np.uint8), "PNG"))
+        records.append(Record(str(index), image, mask))
+    return DirectorySource(CLASSES, tuple(records))
+
+
+def test_damaged_records_are_left_out_counted_and_named(tmp_path: Path) -> None:
+    source = folder(tmp_path)
+    source.records[1].image.write_bytes(FILES["jpeg"][:-100])
+    source.records[4].mask.write_bytes(source.records[4].mask.read_bytes()[:-20])
+    source.records[2].mask.write_bytes(encoded(np.full((64, 96), 9, np.uint8), "PNG"))  # a wrong label is no damage
+    source.records[3].image.unlink()  # nor is a missing file
+    seen = []
+    kept, faults = without_damaged(source, lambda done, total: seen.append((done, total)))
+    assert seen == [(done, 6) for done in range(1, 7)]
+    assert [record.id for record in kept.records] == ["0", "2", "3", "5"]
+    assert [kept[index].id for index in range(len(kept))] == ["0", "2", "3", "5"]
+    assert len(faults) == 2
+    assert "1.jpg: the JPEG is damaged" in faults[0]
+    assert "4.png: the PNG is damaged" in faults[1]
+    line = note(faults, len(source), "train")
+    assert line.startswith("2 of 6 images of split 'train' left out as damaged (data.damaged=skip): ")
+    assert "1.jpg" in line
+    assert "4.png" in line
+    assert "\n" not in line
+    assert "download" not in line
+
+
+def test_the_kept_records_decode_as_before_in_a_worker_too(tmp_path: Path) -> None:
+    source = folder(tmp_path)
+    source.records[0].image.write_bytes(b"")
+    kept = pickle.loads(pickle.dumps(without_damaged(source)[0]))
+    assert kept.classes == CLASSES
+    assert len(kept) == 5
+    assert np.array_equal(kept.decode(kept[0]).mask, np.ones((64, 96)))
+    assert kept.decode_resized(kept[0], 0.5).image.shape == (32, 48, 3)
+    with pytest.raises(AttributeError):
+        kept.no_such_thing  # noqa: B018
+
+
+def test_a_source_without_damage_comes_back_itself_and_one_of_damage_alone_is_an_error(tmp_path: Path) -> None:
+    source = folder(tmp_path, 3)
+    assert without_damaged(source) == (source, ())
+    for record in source.records:
+        record.mask.write_bytes(b"")
+    with pytest.raises(DataError, match="all 3 images of the split are damaged"):
+        without_damaged(source)
+
+
+def test_a_source_that_cannot_resize_does_not_seem_to(tmp_path: Path) -> None:
+    class Plain:
+        classes = CLASSES
+
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, index: int) -> Record:
+            return Record(str(index), b"", b"")
+
+        def decode(self, record: Record) -> Example:
+            if record.id == "0":
+                raise DamagedError("0")
+            return Example(record.id, picture(), picture()[..., 0])
+
+    kept, faults = without_damaged(Plain())
+    assert faults == ("0",)
+    assert kept[0].id == "1"
+    assert not hasattr(kept, "decode_resized")
+
+
+def test_without_the_setting_the_error_names_the_file_and_the_setting(tmp_path: Path) -> None:
+    source = folder(tmp_path, 2)
+    source.records[1].image.write_bytes(FILES["jpeg"][:-100])
+    with pytest.raises(DamagedError, match=r"1\.jpg: the JPEG is damaged .*data\.damaged=skip"):
+        source.decode(source[1])
