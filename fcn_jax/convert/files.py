@@ -186,7 +186,8 @@ def _open_pickled(path: Path, kind: str) -> list[StateDict]:
                 "instead: torch.save(model.state_dict(), ...)"
             ) from error
         except Exception as error:  # damaged files lead to almost anything
-            reason = f" ({str(error).splitlines()[0]})" if isinstance(error, ValueError) and str(error) else ""
+            plain = isinstance(error, ValueError) and not isinstance(error, UnicodeError) and str(error)
+            reason = f" ({str(error).splitlines()[0]})" if plain else ""
             raise WeightsError(f"{path}: not a readable PyTorch file{reason}; is it complete?") from error
 
         def entry(name: str, value: Any) -> Entry | None:

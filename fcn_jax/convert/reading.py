@@ -192,17 +192,17 @@ def leftovers(
     Returns:
         Name, as `Reading.tensors` has it -> the reason to leave it out, or None where there is none.
     """
+    shapes = reading.tensors()
+    known = {place[0] for path in targets if (place := table.to_torch(path)) is not None}
+    used = [reading.names[name] for name in known if name in reading.names]
     copies = [
         other.prefix
         for other in found
         if other.state is reading.state
         and other.prefix
         and 2 * other.known >= reading.known
-        and not reading.prefix.startswith(other.prefix)
-        and not (other.prefix.startswith(reading.prefix) and reading.prefix)
+        and not any(name.startswith(other.prefix) for name in used)
     ]
-    shapes = reading.tensors()
-    known = {name for path in targets if (place := table.to_torch(path)) is not None for name in (place[0],)}
     trunk = {
         place[0].split(".")[0] for path in targets if path.startswith("backbone.") and (place := table.to_torch(path)) is not None
     }

@@ -10,6 +10,7 @@ import io
 import math
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -24,7 +25,7 @@ LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 """The first value in a file of the format before PyTorch 1.6."""
 
 Read = Callable[[StoredTensor], np.ndarray]
-"""Reads the values of a tensor. Raises `OSError` or `EOFError` if the file has changed."""
+"""Reads the values of a tensor. Raises `OSError` or `EOFError` if the file is damaged or has changed."""
 
 
 def open_archive(file: IO[bytes]) -> tuple[Any, Read]:
@@ -55,7 +56,11 @@ def open_archive(file: IO[bytes]) -> tuple[Any, Read]:
         if member.compress_type != zipfile.ZIP_STORED:
             data = archive.read(member)[before : before + length]
             return _shaped(np.frombuffer(data, np.uint8), length, order, tensor)
-        return _shaped(_read_at(file, start + before, length), length, order, tensor)
+        values = _read_at(file, start + before, length)
+        # Where PyTorch was set to write no checksums, they are 0.
+        if length == member.file_size and member.CRC and zlib.crc32(values.data) != member.CRC:
+            raise EOFError("its values were changed after they were written: their checksum is wrong")
+        return _shaped(values, length, order, tensor)
 
     def check(tensor: StoredTensor) -> None:
         before, length = _extent(tensor)

@@ -286,7 +286,7 @@ def _parse(text: str, ids: Ids | None) -> _Parsed:
         return _parse_json(stripped, ids)
     if stripped.startswith("<"):
         raise _RefusedError(f"it is XML or HTML, not a list of classes; {_ADVICE}")
-    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if any(re.match(r"item\s*\{", line) for _, line in lines):
         raise _RefusedError(f"it is a TensorFlow label map (pbtxt), not a list of classes; {_ADVICE}")
     if any(re.match(r"names\s*:", line) for _, line in lines):

@@ -177,7 +177,7 @@ def read_ids(path: Path) -> tuple[str, ...]:
         DataError: the file cannot be read, or a line stands twice.
     """
     try:
-        lines = read_text(path).splitlines()
+        lines = read_text(path).split("\n")
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot read the split file ({error}); it is text with one image name a line") from error
     ids = tuple(name for name in (_clean(line) for line in lines) if name)

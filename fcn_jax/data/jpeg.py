@@ -26,6 +26,9 @@ _HARMLESS = (
 )
 """Beginnings of libjpeg's warnings that leave the pixels right."""
 
+_ODD_SUBSAMPLING = "Could not determine subsampling level"
+"""TurboJPEG's error about CMYK pictures whose chroma is subsampled, which libjpeg itself decodes."""
+
 
 def stored_size(data: bytes, name: str) -> tuple[int, int]:
     """Height and width before any turn.
@@ -93,28 +96,24 @@ def decode(data: bytes, name: str, reduction: int = 1) -> np.ndarray:
 
 
 def _opened(data: bytes, name: str, warning: str) -> JpegImagePlugin.JpegImageFile:
-    """The picture, opened by Pillow, if `warning` leaves its pixels right."""
+    """The picture, opened by Pillow, if `warning` leaves its pixels right.
+
+    Pillow uses the same decoder and passes over warnings.
+    """
     if any(words in warning for words in ("Unsupported JPEG", "not supported", "not implemented", "not compiled in")):
         raise DataError(
             f"{name}: a kind of JPEG that cannot be decoded ({warning}); save it as a JPEG of 8 bits, or as PNG or TIFF"
         )
-    if not warning.startswith(_HARMLESS) and not _is_of_header(warning, data):
+    is_odd = _ODD_SUBSAMPLING in warning
+    if not warning.startswith(_HARMLESS) and not is_odd:
         raise _damaged(name, warning)
     try:
-        return JpegImagePlugin.JpegImageFile(io.BytesIO(data))
+        opened = JpegImagePlugin.JpegImageFile(io.BytesIO(data))
     except (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, struct.error) as error:
         raise _damaged(name, warning) from error
-
-
-def _is_of_header(warning: str, data: bytes) -> bool:
-    """Whether a warning is about stray bytes in the header, which touch no pixel."""
-    if "extraneous bytes before marker" not in warning:
-        return False
-    try:
-        simplejpeg.decode_jpeg_header(data)
-    except ValueError as error:
-        return str(error) == warning
-    return False
+    if is_odd and opened.mode != "CMYK":
+        raise _damaged(name, warning)
+    return opened
 
 
 def _damaged(name: str, reason: str) -> DamagedError:

@@ -66,6 +66,12 @@ def test_a_cmyk_jpeg_has_the_colors_of_pillow_and_its_damage_is_found() -> None:
         read_image(data[: len(data) // 2] + b"\xff\xd9")
 
 
+def test_stray_bytes_in_a_jpeg_are_damage_as_they_may_be_the_rest_of_a_table() -> None:
+    data = encoded(picture(), "JPEG")
+    with pytest.raises(DamagedError, match="3 extraneous bytes"):
+        read_image(data[:20] + b"\0\0\0" + data[20:])
+
+
 def odd_jpegs() -> dict[str, bytes]:
     """JPEGs of which the decoder warns, with all their pixels right."""
     data = encoded(picture(), "JPEG")
@@ -74,7 +80,6 @@ def odd_jpegs() -> dict[str, bytes]:
     adobe = b"\xff\xee" + struct.pack(">H", 14) + b"Adobe\0\x64\0\0\0\0\x07"
     return {
         "revision of JFIF": data[:11] + b"\x07" + data[12:],
-        "bytes between segments": data[:20] + b"\0\0\0" + data[20:],
         "parameters of the scan": data[:end_of_spectrum] + b"\x0a" + data[end_of_spectrum + 1 :],
         "bytes after the end": data + b"\0" * 100,
         "a second picture after the end": data + data[:200],
