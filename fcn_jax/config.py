@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib.resources
-import json
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fcn_jax.errors import ConfigError, did_you_mean
+from fcn_jax import json_text, registry
+from fcn_jax.errors import ConfigError, PluginError, did_you_mean, listing
 from fcn_jax.text_file import decode_text
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -104,7 +106,9 @@ class TrainConfig(_Section):
     """How long, and what is written on the way."""
 
     epochs: Count = 10
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="of initial parameters, data order, augmentation and dropout")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
+        0, description="of initial parameters, data order, augmentation and dropout"
+    )
     log_every: Count = Field(10, description="steps between records in metrics.jsonl")
     eval_every: Count = Field(1, description="epochs between evaluations, each with a checkpoint")
     checkpoint_every: Annotated[int, Field(ge=0)] = Field(0, description="steps between further checkpoints; 0 for none")
@@ -122,7 +126,16 @@ class Config(_Section):
 
     def to_json(self) -> str:
         """The whole recipe, defaults included."""
-        return json.dumps(self.model_dump(mode="json"), indent=2) + "\n"
+        return json_text.dumps(self.model_dump(mode="json"), indent=2) + "\n"
+
+    def anchored(self) -> Config:
+        """The same recipe with absolute paths, so that a run can be read from any folder."""
+        data, init = self.data, self.init
+        if data.root is not None:
+            data = data.model_copy(update={"root": str(Path(data.root).absolute())})
+        if init.weights is not None and Path(init.weights).exists():
+            init = init.model_copy(update={"weights": str(Path(init.weights).absolute())})
+        return self.model_copy(update={"data": data, "init": init})
 
 
 def recipes() -> list[str]:
@@ -143,41 +156,58 @@ def read_recipe(name: str) -> dict[str, Any]:
     if name.endswith(".toml"):
         path = Path(name)
         if not path.is_file():
-            raise ConfigError(f"{path}: no such recipe file")
-        contents = path.read_bytes()
+            raise ConfigError(f"{path}: {'a folder, not a recipe file' if path.is_dir() else 'no such recipe file'}")
+        try:
+            contents = path.read_bytes()
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from error
+        own = False
     else:
         if name not in recipes():
             raise ConfigError(f"no recipe '{name}'. {did_you_mean(name, recipes())} A file's name must end in .toml.")
         contents = (importlib.resources.files("fcn_jax") / "recipes" / f"{name}.toml").read_bytes()
+        own = True
     try:
-        return tomllib.loads(decode_text(contents))
-    except ValueError as error:
+        table = tomllib.loads(decode_text(contents))
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{name}: not a TOML file: {error}") from error
+    return _with_own_names(table) if own else table
 
 
 def override(table: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
     """A table with `a.b=value` settings put in; a value that is not TOML, such as a bare word, is taken as a string.
 
     Raises:
-        ConfigError: a setting without `=`, or one that goes through a value that is no table.
+        ConfigError: a setting without `=`, one that goes through a value that is no table, or a list, table or string without its end.
     """
     result: dict[str, Any] = copy.deepcopy(dict(table))
     for setting in settings:
         key, equals, text = setting.partition("=")
-        if not equals or not all(part.strip() for part in key.split(".")):
+        parts = [part.strip() for part in key.split(".")]
+        if not equals or not all(parts):
             raise ConfigError(f"--set {setting}: write it as KEY=VALUE, such as --set optim.lr=0.01")
-        try:
-            value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            value = text
-        *parents, last = key.strip().split(".")
+        *parents, last = parts
         node = result
         for parent in parents:
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
                 raise ConfigError(f"--set {setting}: '{parent}' is a value, not a table")
-        node[last] = value
+        node[last] = _value(setting, text.strip())
     return result
+
+
+def _value(setting: str, text: str) -> Any:
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+        # A comment or a second line would be cut off without a word.
+        if repr(tomllib.loads(f"value = [{text}]")["value"]) == repr([value]):
+            return value
+    except (ValueError, RecursionError) as error:
+        if text[:1] in ("[", "{", '"', "'"):
+            raise ConfigError(
+                f"--set {setting}: the value is not TOML ({error}); quote it for the shell, as in 'data.crop=[64,64]'"
+            ) from error
+    return text
 
 
 def parse(table: Mapping[str, Any], source: str = "recipe") -> Config:
@@ -190,16 +220,76 @@ def parse(table: Mapping[str, Any], source: str = "recipe") -> Config:
     Raises:
         ConfigError: every unknown key, with the nearest known one, and every bad value, with what is allowed.
     """
+    if not isinstance(table, Mapping):
+        raise ConfigError(f"{source}: is {_short(table)}; want a table of settings")
+    table = _with_own_names(table, only_missing=True)
+    if odd := _not_finite(table, ""):
+        raise ConfigError(f"{source}: {listing(f'{key} is {value}' for key, value in odd)}: want a finite number")
     try:
         return Config.model_validate(table)
     except ValidationError as error:
         raise ConfigError(f"{source}: " + "; ".join(_explain(problem) for problem in error.errors())) from error
+    except RecursionError as error:
+        raise ConfigError(f"{source}: tables are nested too deeply") from error
+
+
+def _with_own_names(table: Mapping[str, Any], *, only_missing: bool = False) -> dict[str, Any]:
+    """A table of this distribution's own words: its plugins' names mean its own plugins, whoever else registers the same names.
+
+    Args:
+        table: a recipe.
+        only_missing: change nothing but the defaults of names that the table lacks.
+    """
+    result = dict(table)
+    for section, key, kind in _PLUGIN_NAMES:
+        values = result.get(section, {})
+        if not isinstance(values, Mapping) or (only_missing and key in values):
+            continue
+        name = values.get(key, Config.model_fields[section].default.model_dump()[key])
+        if isinstance(name, str) and (own := registry.default().own_name(kind, name, registry.OWN_DISTRIBUTION)) != name:
+            result[section] = {**values, key: own}
+    return result
+
+
+_PLUGIN_NAMES = (
+    ("model", "backbone", "backbones"),
+    ("model", "head", "heads"),
+    ("model", "aux_head", "heads"),
+    ("data", "dataset", "datasets"),
+)
+
+
+def same_plugins(table: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's table, with plugins by distribution and name, to compare it with another; names that are unknown here stay."""
+    result = {section: dict(values) for section, values in table.items()}
+    for section, key, kind in _PLUGIN_NAMES:
+        name = result[section][key]
+        if name is not None:
+            with contextlib.suppress(ConfigError, PluginError):
+                result[section][key] = registry.default().find(kind, name).full_name
+    return result
+
+
+def _not_finite(value: Any, key: str) -> list[tuple[str, float]]:
+    if isinstance(value, float) and not math.isfinite(value):
+        return [(key, value)]
+    items: Any = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
+    return [found for name, item in items for found in _not_finite(item, f"{key}.{name}" if key else str(name))]
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def _explain(problem: Any) -> str:
     location = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "missing":
+        return f"{location} is missing"
+    if problem["type"] in ("model_type", "dict_type"):
+        return f"{location} is {_short(problem['input'])}: want a table, such as [{location}]"
     if problem["type"] != "extra_forbidden":
-        return f"{location} is {problem['input']!r}: {problem['msg'].lower()}"
+        return f"{location} is {_short(problem['input'])}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
     section: Any = Config
     for part in problem["loc"][:-1]:
         if isinstance(part, str) and part in section.model_fields:
