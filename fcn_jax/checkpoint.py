@@ -167,7 +167,7 @@ def _best(run: Path) -> Path:
     ranked = [
         run / STEPS / str(step) for step in sorted(steps, key=lambda step: (_rank(run / STEPS / str(step)), step), reverse=True)
     ]
-    faults = []
+    faults: list[str] = []
     for directory in ranked:
         fault = _fault(directory, ("spec", "model"))
         if fault is None:

@@ -84,9 +84,9 @@ def _parser() -> argparse.ArgumentParser:
         "train",
         _train,
         "Train a network by a recipe.",
-        "Exit status: 0 done; 1 the run could not go on (a loss that is not finite, input workers killed, disk or memory full); 2 bad input: "
-        "a setting or a file; 128 + signal when stopped by one. Whatever ends a run, the steps that it has taken are saved, if they can be, "
-        "and --resume goes on.",
+        "Exit status: 0 done; 1 the run could not go on (a loss that is not finite, input workers killed, disk or memory full); "
+        "2 bad input: a setting or a file; 128 + signal when stopped by one. Whatever ends a run, the steps that it has taken are saved, "
+        "if they can be, and --resume goes on.",
     )
     train.add_argument("recipe", nargs="?", metavar="RECIPE|FILE.toml", help="shipped recipe or own file (default: shapes)")
     train.add_argument("--data", metavar="DIR", help="folder of the data set")
@@ -241,16 +241,16 @@ def _train(args: argparse.Namespace) -> int:
     from fcn_jax import config
     from fcn_jax.train.loop import read_config, train
 
-    recipe = args.recipe or "shapes"
+    recipe = "shapes" if args.recipe is None else args.recipe
     run = args.run or Path("runs") / Path(recipe).stem
     settings = list(args.set)
     if args.resume and args.recipe is None and run.is_dir() and any(run.iterdir()):
         table: dict[str, Any] = read_config(run).model_dump(mode="json")
     else:
         table = config.read_recipe(recipe)
-    if args.data:
+    if args.data is not None:
         settings.append(f"data.root={json.dumps(args.data)}")
-    if args.init:
+    if args.init is not None:
         settings.append(f"init.weights={json.dumps(args.init)}")
     if args.reinit:
         settings.append(f"init.reinit={json.dumps(args.reinit)}")

@@ -11,16 +11,34 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from fcn_jax import json_text, registry
 from fcn_jax.errors import ConfigError, PluginError, did_you_mean, listing
 from fcn_jax.text_file import decode_text
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-NotNegative = Annotated[float, Field(ge=0.0)]
-Count = Annotated[int, Field(ge=1)]
+
+def _number(value: Any) -> Any:
+    """Pydantic would read true as 1, and "8" as 8."""
+    if isinstance(value, bool | str):
+        raise ValueError("want a number, without quotes")
+    return value
+
+
+def _path(value: Any) -> Any:
+    if isinstance(value, str) and (not value.strip() or "\0" in value):
+        raise ValueError("want the path of a file or folder, or leave it out")
+    return value
+
+
+Fraction = Annotated[float, BeforeValidator(_number), Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, BeforeValidator(_number), Field(gt=0.0)]
+NotNegative = Annotated[float, BeforeValidator(_number), Field(ge=0.0)]
+Whole = Annotated[int, BeforeValidator(_number)]
+Count = Annotated[Whole, Field(ge=1)]
+CountOrNone = Annotated[Whole, Field(ge=0)]
+Flag = Annotated[bool, Field(strict=True)]
+AnyPath = Annotated[str, BeforeValidator(_path)]
 
 
 class _Section(BaseModel):
@@ -46,7 +64,7 @@ class ModelConfig(_Section):
 class InitConfig(_Section):
     """Where the parameters start."""
 
-    weights: str | None = Field(None, description="a .pth or .safetensors file, or a checkpoint; random if not given")
+    weights: AnyPath | None = Field(None, description="a .pth or .safetensors file, or a checkpoint; random if not given")
     reinit: tuple[str, ...] = Field((), description="globs over names: tensors that stay random on purpose")
     reinit_lr: NotNegative = Field(
         1.0, description="factor on the learning rate of the backbone's kernels that reinit names, unless one of optim.rules does"
@@ -57,17 +75,17 @@ class DataConfig(_Section):
     """What it is trained on, and how images are cut and changed on the way."""
 
     dataset: str = Field("shapes", description="registered name, or distribution:name")
-    root: str | None = Field(None, description="folder of the data set (--data)")
+    root: AnyPath | None = Field(None, description="folder of the data set (--data)")
     train_split: str = "train"
     val_split: str = "val"
     batch_size: Count = Field(8, description="images per step over all devices")
     crop: tuple[Count, Count] = Field((320, 480), description="height and width of the training crop, in pixels")
     scale: tuple[Positive, Positive] = Field((1.0, 1.0), description="range of the random resize before the crop")
-    flip: bool = Field(True, description="flip half of the images left to right")
+    flip: Flag = Field(True, description="flip half of the images left to right")
     brightness: Fraction = Field(0.0, description="largest relative change; likewise the next two")
     contrast: Fraction = 0.0
     saturation: Fraction = 0.0
-    workers: Annotated[int, Field(ge=0)] = Field(0, description="input processes; 0 reads in threads of the training process")
+    workers: CountOrNone = Field(0, description="input processes; 0 reads in threads of the training process")
 
 
 class Rule(_Section):
@@ -83,19 +101,19 @@ class OptimConfig(_Section):
 
     name: Literal["sgd", "adamw"] = "sgd"
     lr: Positive = Field(0.02, description="peak learning rate")
-    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.9, description="SGD's")
+    momentum: Annotated[float, BeforeValidator(_number), Field(ge=0.0, lt=1.0)] = Field(0.9, description="SGD's")
     betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="AdamW's")
     eps: Positive = Field(1e-8, description="AdamW's")
     weight_decay: NotNegative = Field(1e-4, description="coupled for SGD, decoupled for AdamW, as in PyTorch")
     schedule: Literal["poly", "constant"] = "poly"
     power: Positive = Field(0.9, description="lr (1 - step / steps) ^ power")
-    warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="steps of linear rise to the schedule")
+    warmup_steps: Annotated[Whole, Field(ge=0, lt=2**31)] = Field(0, description="steps of linear rise to the schedule")
     micro_steps: Count = Field(1, description="parts that a batch is computed in, one after the other; many take less memory")
-    remat: bool = Field(
+    remat: Flag = Field(
         False,
         description="compute normalisations and activations again in the backward pass; takes less memory, on CPUs with micro_steps alone",
     )
-    loop_blocks: bool | None = Field(
+    loop_blocks: Flag | None = Field(
         None, description="compile many equal blocks in a row, as of a ResNet-101, as one loop; by default on CPUs alone"
     )
     aux_weight: NotNegative = Field(0.5, description="of the auxiliary head's loss, if the model has one, beside the head's")
@@ -106,13 +124,13 @@ class TrainConfig(_Section):
     """How long, and what is written on the way."""
 
     epochs: Count = 10
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
+    seed: Annotated[Whole, Field(ge=0, lt=2**32)] = Field(
         0, description="of initial parameters, data order, augmentation and dropout"
     )
     log_every: Count = Field(10, description="steps between records in metrics.jsonl")
     eval_every: Count = Field(1, description="epochs between evaluations, each with a checkpoint")
-    checkpoint_every: Annotated[int, Field(ge=0)] = Field(0, description="steps between further checkpoints; 0 for none")
-    samples: Annotated[int, Field(ge=0)] = Field(4, description="validation images drawn at each evaluation")
+    checkpoint_every: CountOrNone = Field(0, description="steps between further checkpoints; 0 for none")
+    samples: CountOrNone = Field(4, description="validation images drawn at each evaluation")
 
 
 class Config(_Section):
@@ -282,12 +300,23 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:80]}..."
 
 
+def _such_as(location: tuple[Any, ...]) -> str:
+    default: Any = Config()
+    for part in location:
+        default = getattr(default, str(part), None)
+    return f", such as {list(default)}" if default else ""
+
+
 def _explain(problem: Any) -> str:
     location = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "missing":
         return f"{location} is missing"
     if problem["type"] in ("model_type", "dict_type"):
         return f"{location} is {_short(problem['input'])}: want a table, such as [{location}]"
+    if problem["type"] == "tuple_type":
+        return f"{location} is {_short(problem['input'])}: want a list in brackets{_such_as(problem['loc'])}"
+    if problem["type"] == "value_error":
+        return f"{location} is {_short(problem['input'])}: {problem['ctx']['error']}"
     if problem["type"] != "extra_forbidden":
         return f"{location} is {_short(problem['input'])}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
     section: Any = Config

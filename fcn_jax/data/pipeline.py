@@ -15,7 +15,7 @@ import re
 import signal
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import cv2
@@ -110,7 +110,7 @@ def train_batches(
     return TrainIterator(batches, workers)
 
 
-def eval_examples(source: Source, *, workers: int = 0, shard: tuple[int, int] = (0, 1)) -> Iterator[Example]:
+def eval_examples(source: Source, *, workers: int = 0, shard: tuple[int, int] = (0, 1)) -> Generator[Example, None, None]:
     """Every image of a shard, whole and at its own size, in order.
 
     Args:
@@ -119,10 +119,11 @@ def eval_examples(source: Source, *, workers: int = 0, shard: tuple[int, int] = 
         shard: (index, count) of this process. Shards are disjoint, and together are the whole set; they may differ by one image.
 
     Returns:
-        Iterator of examples. Nothing is dropped or cropped.
+        Generator of examples; closing it stops the workers. Nothing is dropped or cropped. Workers that are killed are replaced.
 
     Raises:
         ConfigError: a value is out of range.
+        TrainingError: from the generator: workers were killed again and again.
     """
     _check_shard(shard)
     _check_workers(workers)
@@ -226,7 +227,7 @@ class _Decode:
         return tuple(self.source.decode(record))  # type: ignore[return-value]
 
 
-def _examples(decoded: grain.MapDataset[Any], workers: int) -> Iterator[Example]:
+def _examples(decoded: grain.MapDataset[Any], workers: int) -> Generator[Example, None, None]:
     running: list[grain.DatasetIterator[Any]] = []
     stop = functools.partial(_stop, running)
     atexit.register(stop)  # for a generator that is left half-way, as in `TrainIterator`

@@ -351,7 +351,7 @@ def _settings_at_fault(what: str, config: Config) -> Iterator[None]:
     except MemoryError as error:
         raise ConfigError(f"{what}: {_TOO_LARGE}") from error
     except Exception as error:
-        if _out_of_memory(error):
+        if _out_of_memory(error) or isinstance(error, OverflowError):  # no size of an array
             raise ConfigError(f"{what}: {_TOO_LARGE}") from error
         model, data = config.model, config.data
         tables = {"backbone_options": model.backbone_options, "head_options": model.head_options}
@@ -434,7 +434,10 @@ def read_config(run: Path) -> Config:
         raise CheckpointError(f"{path}: the run's recipe cannot be read ({reason})") from error
     if isinstance(table, dict):
         _name_as_recorded(table, run)
-    return _config.parse(table, str(path))
+    try:
+        return _config.parse(table, str(path))
+    except ConfigError as error:
+        raise CheckpointError(f"{error} (this fcn-jax did not write it: another version?)") from error
 
 
 def _name_as_recorded(table: dict[str, Any], run: Path) -> None:

@@ -51,6 +51,8 @@ class RunDirectory:
         """
         path = self._path
         above = path
+        if "\0" in str(path):
+            raise ConfigError(f"{str(path)!r}: a path cannot hold a zero byte; name another directory with --run")
         try:
             while not above.exists():
                 if above.is_symlink():
