@@ -219,6 +219,7 @@ class _Deadly:
         return example
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_killed_workers_are_replaced_and_no_batch_or_image_changes(
     source: Source, tmp_path: Path, workers: int, caplog: pytest.LogCaptureFixture
@@ -235,6 +236,7 @@ def test_killed_workers_are_replaced_and_no_batch_or_image_changes(
     assert [example.id for example in eval_examples(deadly, workers=workers)] == [f"{k:02}" for k in range(COUNT)]
 
 
+@pytest.mark.slow
 def test_workers_that_die_again_and_again_are_an_error_with_advice(source: Source, tmp_path: Path) -> None:
     marker = tmp_path / "deaths"
     marker.write_text("99")

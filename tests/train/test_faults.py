@@ -268,7 +268,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_keeps_the_checkpoint_before(
     assert process.returncode == 1, err
     said = [line for line in err.splitlines() if "fcn-jax: error" in line]
     assert len(said) == 1
-    assert "no space left on the disk" in said[0].lower()
+    assert "no space left on" in said[0].lower()
     assert "Traceback" not in err
     assert len(err.splitlines()) < 500
     kept = steps(run)
