@@ -18,11 +18,10 @@ import re
 import shutil
 import sys
 import tempfile
-import threading
+import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import jax
@@ -475,11 +474,13 @@ class Checkpoints:
         finally:
             with contextlib.suppress(Exception):  # `finish` has raised it
                 self._checkpointer.close()
+            self._remove_leftovers()
             self._silence.close()
 
     def _failed(self, error: Exception) -> CheckpointError:
         directory, self._writing = self._folder / str(self._writing), None
         self._remove_leftovers()
+        _silenced.append(self._silence.pop_all())
         return CheckpointError(f"{directory}: the checkpoint cannot be written ({_reason(error)})")
 
     def _list_files_of_save(self) -> None:
@@ -519,9 +520,14 @@ class Checkpoints:
 
     def _remove_leftovers(self) -> None:
         if self._first_process and self._folder.is_dir():
-            for path in self._folder.iterdir():
-                if _LEFTOVER.fullmatch(path.name):
+            # The threads of a failed save may still add a file.
+            for _ in range(20):
+                found = [path for path in self._folder.iterdir() if _LEFTOVER.fullmatch(path.name)]
+                for path in found:
                     shutil.rmtree(path, ignore_errors=True)
+                if not any(path.exists() for path in found):
+                    break
+                time.sleep(0.05)
 
 
 def latest_spec(run: Path) -> tuple[int, Spec] | None:
@@ -539,33 +545,39 @@ def is_evaluated(run: Path, step: int) -> bool:
     return _evaluation(run / STEPS / str(step)) is not None
 
 
+_silenced: list[contextlib.ExitStack] = []
+"""After a failed save, its threads may go on reporting until the process ends: what was silenced stays so."""
+
+
 @contextlib.contextmanager
 def _quiet(level: int = logging.ERROR) -> Iterator[None]:
     """Orbax and absl log every file; only what went wrong is for the user."""
-    logger = logging.getLogger("absl")
-    before = logger.level
-    logger.setLevel(level)
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(level)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        for logger, earlier in zip(loggers, before, strict=True):
+            logger.setLevel(earlier)
 
 
 @contextlib.contextmanager
 def _quiet_threads() -> Iterator[None]:
-    """After a failed save, TensorStore's threads report to an event loop that is closed by then; that is printed, but no error."""
-    before = sys.excepthook
+    """After a failed save, TensorStore's threads report to an event loop that is closed by then; Python would print that."""
+    before = sys.unraisablehook
 
-    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if threading.current_thread() is threading.main_thread() or "Event loop is closed" not in str(error):
-            before(kind, error, trace)
+    def hook(unraisable: Any) -> None:
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            before(unraisable)
 
-    sys.excepthook = hook
+    sys.unraisablehook = hook
     try:
         yield
     finally:
-        if sys.excepthook is hook:
-            sys.excepthook = before
+        if sys.unraisablehook is hook:
+            sys.unraisablehook = before
 
 
 def _first_device() -> jax.sharding.Sharding:

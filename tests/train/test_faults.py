@@ -273,7 +273,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_keeps_the_checkpoint_before(
     assert len(said) == 1
     assert "no space left on" in said[0].lower()
     assert "Traceback" not in err
-    assert len(err.splitlines()) < 500
+    assert len(err.splitlines()) < 50
     kept = steps(run)
     assert f"the work up to step {kept[-1]} is saved" in said[0]
     assert not list((run / "checkpoints").glob("*tmp*"))
@@ -452,10 +452,10 @@ def test_a_stop_before_the_first_step_leaves_no_run(
 
 
 @pytest.mark.slow
-def test_a_killed_input_worker_is_replaced_and_nothing_changes(
-    undisturbed: Path, recipe: Path, data: Path, tmp_path: Path
-) -> None:
-    run = tmp_path / "run"
+def test_a_killed_input_worker_is_replaced_and_nothing_changes(recipe: Path, data: Path, tmp_path: Path) -> None:
+    run, undisturbed = tmp_path / "run", tmp_path / "undisturbed"
+    # In a process of its own, too, whose settings of XLA are other than those of the tests.
+    assert scenes.train(recipe, data, undisturbed).returncode == 0
     process = subprocess.Popen(
         scenes.command(recipe, data, run, "--set", "data.workers=2"),
         env=scenes.environment(),
