@@ -7,6 +7,7 @@ or not at all. `files.json` lists its files with their checksums, so that later 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import dataclasses
 import errno
@@ -481,6 +482,7 @@ class Checkpoints:
         directory, self._writing = self._folder / str(self._writing), None
         self._remove_leftovers()
         _silenced.append(self._silence.pop_all())
+        atexit.register(self._remove_leftovers)
         return CheckpointError(f"{directory}: the checkpoint cannot be written ({_reason(error)})")
 
     def _list_files_of_save(self) -> None:
@@ -520,14 +522,14 @@ class Checkpoints:
 
     def _remove_leftovers(self) -> None:
         if self._first_process and self._folder.is_dir():
-            # The threads of a failed save may still add a file.
-            for _ in range(20):
-                found = [path for path in self._folder.iterdir() if _LEFTOVER.fullmatch(path.name)]
+            until = time.monotonic() + 2
+            # The threads of a failed save may still add a file, and the folders above it.
+            while found := [path for path in self._folder.iterdir() if _LEFTOVER.fullmatch(path.name)]:
                 for path in found:
                     shutil.rmtree(path, ignore_errors=True)
-                if not any(path.exists() for path in found):
+                if time.monotonic() > until:
                     break
-                time.sleep(0.05)
+                time.sleep(0.1)
 
 
 def latest_spec(run: Path) -> tuple[int, Spec] | None:
