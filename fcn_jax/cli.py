@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import math
 import os
 import sys
@@ -22,23 +23,47 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; the process's own if not given.
 
     Returns:
-        Exit status: 0 done; 1 training failed, networks that are not equal, or broken plugins; 2 bad input or arguments; 128 + signal when
-        stopped by one.
+        Exit status: 0 done; 1 the run could not go on (a loss that is not finite, input workers killed, disk or memory full, an error that
+        nobody foresaw), networks that are not equal, or broken plugins; 2 bad input: arguments, settings, or a file of the user's; 128 +
+        signal when stopped by one.
     """
     args = _parser().parse_args(argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     cache.keep_compiled_programs()
     if argv is None:  # the process is this command's own
         process.take_over(trains=args.call is _train)
+    log, handler = logging.getLogger("fcn_jax"), _Warnings()
+    log.addHandler(handler)
+    propagated, log.propagate = log.propagate, False
     try:
         return int(args.call(args))
     except FcnJaxError as error:
         if args.debug:
             raise
-        print(f"fcn-jax: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"fcn-jax: error: {_one_line(error)}", file=sys.stderr)
         return 1 if isinstance(error, TrainingError) else 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        if str(error):
+            print(f"fcn-jax: {_one_line(error)}", file=sys.stderr)
         return 130
+    finally:
+        log.removeHandler(handler)
+        log.propagate = propagated
+
+
+class _Warnings(logging.Handler):
+    """The package's warnings, a line each."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"fcn-jax: warning: {_one_line(record.getMessage())}", file=sys.stderr)
+
+
+def _one_line(message: object) -> str:
+    """A message in one line; spaces stay as they are, since file names hold them."""
+    return " ".join(line.strip() for line in str(message).splitlines() if line.strip())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -51,12 +76,19 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    def command(name: str, call: Any, help: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=help, description=help, parents=[common])
+    def command(name: str, call: Any, help: str, epilog: str | None = None) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help, epilog=epilog, parents=[common])
         sub.set_defaults(call=call)
         return sub
 
-    train = command("train", _train, "Train a network by a recipe.")
+    train = command(
+        "train",
+        _train,
+        "Train a network by a recipe.",
+        "Exit status: 0 done; 1 the run could not go on (a loss that is not finite, input workers killed, disk or memory full); "
+        "2 bad input: a setting or a file; 128 + signal when stopped by one. Whatever ends a run, the steps that it has taken are saved, "
+        "if they can be, and --resume goes on.",
+    )
     train.add_argument("recipe", nargs="?", metavar="RECIPE|FILE.toml", help="shipped recipe or own file (default: shapes)")
     train.add_argument("--data", metavar="DIR", help="folder of the data set")
     train.add_argument(
@@ -69,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--drop", metavar="GLOB", action="append", default=[], help="names of the weights to leave out on purpose")
     train.add_argument("--key", metavar="KEY", help="which of several networks in the file to take, such as model_ema")
-    train.add_argument("--run", metavar="DIR", type=Path, help="directory to write (default: runs/RECIPE)")
+    train.add_argument("--run", metavar="DIR", type=_directory, help="directory to write (default: runs/RECIPE)")
     train.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
     train.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="change a setting, such as optim.lr=0.01")
 
@@ -197,6 +229,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _directory(text: str) -> Path:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the name of a directory is empty")
+    return Path(text)
+
+
 def _seconds(text: str) -> float:
     try:
         seconds = float(text)
@@ -224,21 +262,22 @@ def _version() -> str:
 
 
 def _train(args: argparse.Namespace) -> int:
+    import shlex
     import signal
 
     from fcn_jax import config
-    from fcn_jax.train.loop import read_config, train
+    from fcn_jax.train.loop import train
 
-    recipe = args.recipe or "shapes"
+    recipe = "shapes" if args.recipe is None else args.recipe
     run = args.run or Path("runs") / Path(recipe).stem
     settings = list(args.set)
-    if args.resume and args.recipe is None and (run / "config.json").exists():
-        table: dict[str, Any] = read_config(run).model_dump(mode="json")
+    if args.resume and args.recipe is None and run.is_dir() and any(run.iterdir()):
+        table: dict[str, Any] = config.read_run(run).model_dump(mode="json")
     else:
         table = config.read_recipe(recipe)
-    if args.data:
+    if args.data is not None:
         settings.append(f"data.root={json.dumps(args.data)}")
-    if args.init:
+    if args.init is not None:
         settings.append(f"init.weights={json.dumps(args.init)}")
     if args.reinit:
         settings.append(f"init.reinit={json.dumps(args.reinit)}")
@@ -247,13 +286,18 @@ def _train(args: argparse.Namespace) -> int:
     if args.key:
         settings.append(f"init.key={json.dumps(args.key)}")
     result = train(config.parse(config.override(table, settings), recipe), run, resume=args.resume)
+    again = f"fcn-jax train --run {shlex.quote(str(run))} --resume"
     if result.stopped_by:
-        print(
-            f"stopped by {result.stopped_by} after step {result.step}, checkpoint written; go on with: fcn-jax train --run {run} --resume"
-        )
+        saved = f"the work up to step {result.saved} is saved; go on with: {again}" if result.saved else "nothing is written"
+        print(f"stopped by {result.stopped_by} after step {result.step}: {saved}")
         return 128 + signal.Signals[result.stopped_by].value
+    if result.was_finished:
+        print(
+            f"{run} is finished (step {result.step}). To train more, start another run from its parameters: fcn-jax train --init "
+            f"{shlex.quote(str(run))} --run NEW; where optim.schedule is 'constant', raise its epochs: {again} --set train.epochs=N"
+        )
     if result.scores:
-        print(f"val mIoU {result.scores.miou:.4f}, pixel accuracy {result.scores.pixel_accuracy:.4f}; run in {run}")
+        print(f"val {result.scores.summary()}; run in {run}")
     return 0
 
 

@@ -181,6 +181,26 @@ class Registry:
         owners = " and ".join(f"{other.distribution} {other.version}" for other in others)
         return f"the name is also claimed by {owners}: write '{entry.full_name}' for this one, or uninstall or disable the other"
 
+    def own_name(self, kind: str, name: str, distribution: str, *, strict: bool = False) -> str:
+        """What to write for a name that one distribution uses: its own plugin of that name comes first, whoever else registers one.
+
+        Args:
+            kind: a key of `KINDS`.
+            name: a registered name; `distribution:name` stays as it is.
+            distribution: whose word the name is.
+            strict: the name means that distribution's plugin and no other, even if the distribution does not register it here.
+
+        Returns:
+            The name, with the distribution in front where the bare name would be ambiguous, or another's.
+        """
+        if ":" in name:
+            return name
+        found = _matching(self._entries, kind, name)
+        own = [entry for entry in found if normalised(entry.distribution) == normalised(distribution)]
+        if own:
+            return name if found == own else own[0].full_name
+        return f"{distribution}:{name}" if strict and distribution != "unknown" else name
+
     def record(self, kind: str, name: str) -> dict[str, str]:
         """Name, distribution and version of a plugin, for a checkpoint. Raises as `find` does."""
         entry = self.find(kind, name)

@@ -158,9 +158,9 @@ def with_settings(settings: Sequence[str]) -> dict[str, Any]:
 
 def read_run_config(run: Path) -> dict[str, Any]:
     """The recipe that a run directory records, as a table."""
-    from fcn_jax.train.loop import read_config
+    from fcn_jax.config import read_run
 
-    return read_config(run).model_dump(mode="json")
+    return read_run(run).model_dump(mode="json")
 
 
 def default_config() -> dict[str, Any]:

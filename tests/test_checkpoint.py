@@ -141,23 +141,25 @@ def test_a_checkpoint_that_does_not_fit_names_every_array(model, tmp_path):
         checkpoint.load(tmp_path / "odd")
 
 
-def test_of_a_run_the_best_checkpoint_is_found_and_with_the_last_kept(model, tmp_path):
+def test_of_a_run_the_best_checkpoint_is_found_and_with_the_last_two_kept(model, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     spec, arrays = checkpoint.describe(SPEC, CLASSES), checkpoint.arrays(model)
     train = {"step": jnp.zeros((), jnp.int32)}
     checkpoints = checkpoint.Checkpoints(run)
-    for step, score in ((1, 0.2), (2, 0.6), (3, 0.5), (4, None)):
-        metrics = None if score is None else {checkpoint.METRIC: score}
+    for step, score in ((1, 0.2), (2, 0.6), (3, 0.5), (4, None), (5, None)):
         train = {"step": jnp.asarray(step, jnp.int32)}
-        checkpoints.save(step, model=arrays, train=train, data={"position": step}, spec=spec, metrics=metrics)
+        checkpoints.save(step, model=arrays, train=train, data={"position": step}, spec=spec)
+        if score is not None:
+            checkpoints.score(step, score)
     checkpoints.close()
-    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["2", "4"]
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["2", "4", "5"]
     assert checkpoint.find(run) == run / "checkpoints" / "2"
 
     reopened = checkpoint.Checkpoints(run)
-    assert reopened.latest_step() == 4
-    restored, train, data = reopened.restore(4, model=arrays, train=train)
-    assert (int(train["step"]), data) == (4, {"position": 4})
-    np.testing.assert_array_equal(restored["backbone.conv1.kernel"], arrays["backbone.conv1.kernel"])
+    assert reopened.latest_step() == 5
+    assert [reopened.evaluated(step) for step in (2, 5)] == [True, False]
+    restored = reopened.restore(model=arrays, train=train)
+    assert (restored.step, int(restored.train["step"]), restored.data, restored.skipped) == (5, 5, {"position": 5}, ())
+    np.testing.assert_array_equal(restored.model["backbone.conv1.kernel"], arrays["backbone.conv1.kernel"])
     reopened.close()

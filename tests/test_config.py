@@ -163,3 +163,67 @@ def test_the_range_of_values_and_what_to_do_with_damage_are_settings():
 def test_a_range_that_does_not_rise_is_refused(value):
     with pytest.raises(ConfigError, match=r"data\.value_range"):
         config.parse(config.override({}, [f"data.value_range={value}"]))
+
+
+def test_a_value_is_taken_whole_or_as_a_string():
+    values = {
+        "a#b": "a#b",
+        "3 # three": "3 # three",
+        '"a # b"': "a # b",
+        "1\nb = 2": "1\nb = 2",
+        "1, 2": "1, 2",
+        "": "",
+        "1,": "1,",
+    }
+    for text, value in values.items():
+        assert config.override({}, [f"x={text}"]) == {"x": value}, text
+
+
+@pytest.mark.parametrize("text", ["[1", '"x', "{a = 1", "'x", "[1, 2"])
+def test_a_list_or_string_without_its_end_is_refused(text):
+    with pytest.raises(ConfigError, match="the value is not TOML"):
+        config.override({}, [f"data.crop={text}"])
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("data.crop=64x64", r"data\.crop is '64x64': want a list in brackets, such as \[320, 480\]"),
+        ("data.batch_size=true", "data.batch_size is True: want a number"),
+        ('data.batch_size="8"', "data.batch_size is '8': want a number, without quotes"),
+        ("data.flip=1", "data.flip is 1: input should be a valid boolean"),
+        ("data.root=", "data.root is '': want the path"),
+        ("init.weights=", "init.weights is '': want the path"),
+        ("train.seed=4294967296", "train.seed is 4294967296: input should be less than 4294967296"),
+        ("optim.warmup_steps=1e12", "optim.warmup_steps is .*less than 2147483648"),
+        ("model.head_options.x=nan", "model.head_options.x is nan: want a finite number"),
+        ("model.head_options=[1]", r"want a table, such as \[model\.head_options\]"),
+    ],
+)
+def test_what_is_allowed_is_said(setting, message):
+    with pytest.raises(ConfigError, match=message):
+        config.parse(config.override({}, [setting]))
+
+
+@pytest.mark.parametrize("contents", [b"\xef\xbb\xbf[optim]\r\nlr = 0.5\r\n", b"[optim]\rlr = 0.5\r"])
+def test_a_recipe_of_any_editor_is_read(tmp_path, contents):
+    (tmp_path / "mine.toml").write_bytes(contents)
+    assert config.read_recipe(str(tmp_path / "mine.toml")) == {"optim": {"lr": 0.5}}
+
+
+def test_recipe_files_that_cannot_be_read_say_why(tmp_path):
+    (tmp_path / "folder.toml").mkdir()
+    (tmp_path / "wide.toml").write_text("a = 1\n", encoding="utf-16")
+    (tmp_path / "deep.toml").write_text("a = " + "[" * 5000)
+    for name, message in (("folder", "a folder"), ("wide", "UTF-16"), ("deep", "not a TOML file")):
+        with pytest.raises(ConfigError, match=message):
+            config.read_recipe(str(tmp_path / f"{name}.toml"))
+
+
+def test_paths_are_made_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "start.pth").write_bytes(b"")
+    parsed = config.parse({"data": {"root": "data"}, "init": {"weights": "start.pth"}}).anchored()
+    assert (parsed.data.root, parsed.init.weights) == (str(tmp_path / "data"), str(tmp_path / "start.pth"))
+    named = config.parse({"init": {"weights": "IMAGENET1K_V1"}}).anchored()
+    assert (named.data.root, named.init.weights) == (None, "IMAGENET1K_V1")

@@ -376,3 +376,59 @@ def test_the_status_is_0_where_all_is_well(site, monkeypatch, capsys):
     monkeypatch.setattr(registry, "unreadable", dict)
     assert cli.main(["plugins", "list", "--check"]) == 0
     assert capsys.readouterr().out == "backbones  net  nets 1.5  ok\n"
+
+
+@pytest.fixture
+def claimed_twice(site, monkeypatch):
+    """What is installed, and a second distribution that registers the default backbone, head and data set."""
+    site.distribution(
+        "acme-nets", "2.0", backbones={"resnet18": "acme:NET"}, heads={"fcn32s": "acme:TOP"}, datasets={"shapes": "acme:DATA"}
+    )
+    installed = [point for kind in registry.KINDS for point in metadata.entry_points(group=f"fcn_jax.{kind}")]
+    plugins = Registry([*installed, *site.entry_points()])
+    monkeypatch.setattr(registry, "default", lambda: plugins)
+    return plugins
+
+
+def test_a_distributions_own_plugin_comes_first_for_its_own_word(claimed_twice):
+    assert claimed_twice.own_name("backbones", "resnet18", "fcn-jax") == "fcn-jax:resnet18"
+    assert claimed_twice.own_name("backbones", "resnet18", "Acme_Nets") == "acme-nets:resnet18"
+    assert claimed_twice.own_name("backbones", "resnet50", "acme-nets") == "resnet50"  # registered by one alone
+    assert claimed_twice.own_name("backbones", "resnet50", "acme-nets", strict=True) == "acme-nets:resnet50"
+    assert claimed_twice.own_name("backbones", "fcn-jax:resnet18", "acme-nets", strict=True) == "fcn-jax:resnet18"
+    with pytest.raises(PluginError, match="write 'acme-nets:resnet18' or 'fcn-jax:resnet18'"):
+        claimed_twice.backbone("resnet18")  # a name that a user types stays ambiguous
+
+
+def test_recipes_models_and_checkpoints_go_on_working_when_another_distribution_takes_their_names(claimed_twice):
+    from fcn_jax import checkpoint, config
+    from fcn_jax.models.segmenter import ModelSpec, by_name
+
+    for parsed in (config.parse({}), config.parse(config.read_recipe("shapes"))):
+        assert parsed.model.backbone == "fcn-jax:resnet18"
+        assert parsed.model.head == "fcn-jax:fcn32s"
+        assert parsed.data.dataset == "fcn-jax:shapes"
+    typed = config.parse(config.override(config.read_recipe("shapes"), ["model.backbone=resnet18"]))
+    assert typed.model.backbone == "resnet18"
+
+    assert (by_name("fcn32s_resnet18").backbone, by_name("fcn32s_resnet18").head) == ("fcn-jax:resnet18", "fcn-jax:fcn32s")
+
+    record = {"name": "resnet18", "distribution": "fcn-jax", "version": "0.1"}
+    table = checkpoint.Spec(ModelSpec("resnet18", None, 2), None, {"backbone": record}).to_dict()
+    assert checkpoint.Spec.from_dict(table).model.backbone == "fcn-jax:resnet18"
+    table["plugins"]["backbone"] = {**record, "distribution": "acme-nets"}
+    assert checkpoint.Spec.from_dict(table).model.backbone == "acme-nets:resnet18"
+
+
+def test_a_checkpoint_names_the_distribution_that_it_needs(tmp_path):
+    import jax.numpy as jnp
+
+    from fcn_jax import checkpoint
+    from fcn_jax.errors import CheckpointError
+    from fcn_jax.models.segmenter import ModelSpec
+
+    record = {"name": "resnet18", "distribution": "acme-nets", "version": "2.0"}
+    spec = checkpoint.Spec(ModelSpec("resnet18", "fcn32s", 2), None, {"backbone": record})
+    checkpoint.save_model(tmp_path / "model", spec, {"a": jnp.zeros(3)})
+    with pytest.raises(CheckpointError, match=r"its backbone 'resnet18' is of acme-nets 2\.0.*acme-nets is not installed"):
+        checkpoint.load(tmp_path / "model")

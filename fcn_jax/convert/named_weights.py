@@ -70,7 +70,7 @@ def _whole_models(spec: ModelSpec, near: bool) -> list[tuple[str, dict[str, Weig
             continue
         try:
             model = plugins.model(entry.full_name)
-            own = spec_of(model)
+            own = spec_of(model, entry.distribution)
             if _parts(own) == _parts(spec) and _options(own) == _options(spec):
                 found.append((entry.full_name, dict(model.weights)))
         except (ConfigError, PluginError):

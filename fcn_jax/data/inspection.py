@@ -10,8 +10,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import sys
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +24,7 @@ from fcn_jax.atomic import write_text
 from fcn_jax.data import labels as label_rules
 from fcn_jax.data.decode import read_image, read_stored_mask
 from fcn_jax.data.labels import Histogram, LabelMap, Reading
+from fcn_jax.data.progress import PassProgress
 from fcn_jax.errors import DataError, WriteError, listing
 
 _VERSION = 1
@@ -77,7 +76,8 @@ def inspect(
 
     Args:
         splits: sources by the name of their split, all of one data set.
-        training: the split that is trained on; the first by default.
+        training: the split that is trained on. None is for evaluation alone: whatever can be scored is then no contradiction,
+            and oddities that the scores show are no notes.
         skip: errors of a record for which it is left out and counted in a note, because training leaves it out as well.
         stream: where progress is shown; standard error by default.
 
@@ -88,9 +88,8 @@ def inspect(
         DataError: masks are missing or damaged, hold values or colors that no class has, or contradict the classes: it is one line with all
             that is wrong, and names the first dozen of files.
     """
-    training = training or next(iter(splits))
     looked: dict[str, list[_Looked]] = {}
-    with _Progress(sum(map(len, splits.values())), stream or sys.stderr) as progress:
+    with PassProgress("reading masks", sum(map(len, splits.values())), stream) as progress:
         for split, source in splits.items():
             looked[split] = list(_look(source, skip, progress))
     maps = {split: _labels_of(source) for split, source in splits.items()}
@@ -123,9 +122,10 @@ def inspect(
         if len(looked[split]) < len(source):
             notes.append(f"{split}: looked at {len(looked[split])} of {len(source)} masks, spread evenly")
     notes += _reading_notes(everything, rules)
-    for split, pixels in counts.items():
-        notes += _split_notes(split, pixels, readings[split], names)
-    notes += _overlap_notes(splits, counts, training)
+    if training is not None:
+        for split, pixels in counts.items():
+            notes += _split_notes(split, pixels, readings[split], names)
+        notes += _overlap_notes(splits, counts, training)
     return Findings(counts, tuple(notes))
 
 
@@ -137,7 +137,7 @@ def _labels_of(source: Source) -> LabelMap | None:
 # Looking
 
 
-def _look(source: Source, skip: tuple[type[DataError], ...], progress: _Progress) -> Iterator[_Looked]:
+def _look(source: Source, skip: tuple[type[DataError], ...], progress: PassProgress) -> Iterator[_Looked]:
     """What each mask holds, in order; reports to `progress`."""
     whole = _labels_of(source) is None
     step = -(-len(source) // _MOST_DECODED) if whole else 1
@@ -257,35 +257,6 @@ def _unpacked(packed: Sequence[object]) -> Histogram:
         raise ValueError("no histogram")
     of_values = dict(zip(values, colors, strict=True)) if colors else {}
     return Histogram(kind, dict(zip(values, counts, strict=True)), of_values, bool(flattened))
-
-
-class _Progress:
-    """A bar on a terminal; elsewhere a line now and then."""
-
-    def __init__(self, total: int, stream: TextIO) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-        self._total, self._done, self._said = total, 0, time.monotonic()
-        self._console = Console(file=stream)
-        columns = (TextColumn("looking at masks"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self._bar = Progress(*columns, console=self._console, disable=not self._console.is_terminal, transient=True)
-        self._task = self._bar.add_task("", total=total)
-
-    def __enter__(self) -> _Progress:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def advance(self, count: int) -> None:
-        """Count masks."""
-        self._done = min(self._done + count, self._total)
-        self._bar.update(self._task, completed=self._done)
-        if not self._console.is_terminal and time.monotonic() - self._said >= 15:
-            self._said = time.monotonic()
-            self._console.print(f"looked at {self._done} of {self._total} masks", highlight=False, markup=False, soft_wrap=True)
 
 
 # What cannot be
@@ -413,13 +384,13 @@ def _impossible(
     counts: Mapping[str, np.ndarray],
     rules: LabelMap,
     names: Sequence[str],
-    training: str,
+    training: str | None,
 ) -> list[str]:
     """What can be read, and cannot be meant."""
     problems = []
     values = {value for mask, _ in pairs if mask.histogram is not None for value in mask.histogram.counts}
     advice = "the value 255 counts as void, not as a class"
-    if len(names) == 1:
+    if len(names) == 1 and training is not None:
         also = f", and the masks hold the values {listing(map(str, sorted(values)))}" if len(values) < _SEVERAL else ""
         return [
             f"'{names[0]}' is the only class{also}: with one class every pixel that counts belongs to it, and nothing is learned; list "
@@ -430,7 +401,7 @@ def _impossible(
         for mask, reading in pairs
         if mask.histogram is not None and reading.rule != "color" and mask.histogram.kind == "gray"
     ]
-    if rules.assumed_void and gray and len(gray) == len(pairs):
+    if rules.assumed_void and gray and len(gray) == len(pairs) and len(names) > 1:
         kinds = Counter(_binary(found) for found in gray)
         if values == {0, IGNORE_INDEX} or (len(names) == 2 and kinds["0/255"] and kinds["0/1"] and not kinds["both"]):
             other = "" if values == {0, IGNORE_INDEX} else f" in {kinds['0/255']} masks and 0 and 1 in {kinds['0/1']} others"
@@ -439,6 +410,8 @@ def _impossible(
                 f"classes their grays as colors in the list, as in `{names[0]} 0 0 0` and `{names[1]} 255 255 255`, or convert 255 to 1"
                 + (" (if 255 is meant as void, say so with the line `void 255 255 255` and the grays of both)" if other else "")
             ]
+    if training is None:
+        return []
     for split, pixels in counts.items():
         if pixels.sum() and not pixels[:-1].sum():
             problems.append(f"all pixels of {split} are void, so that nothing counts there; {listing(names, 3)} have none")

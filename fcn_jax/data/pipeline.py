@@ -9,11 +9,13 @@ from __future__ import annotations
 import atexit
 import dataclasses
 import functools
+import logging
 import os
+import re
 import signal
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import cv2
@@ -24,11 +26,15 @@ from grain.multiprocessing import SharedMemoryArray
 
 from fcn_jax.api import Example, Record, Source
 from fcn_jax.data.transforms import Augment, resize
-from fcn_jax.errors import ConfigError, FcnJaxError
+from fcn_jax.errors import ConfigError, FcnJaxError, TrainingError
 
 Batch = dict[str, np.ndarray]
 
+_log = logging.getLogger(__name__)
+
 _MAX_THREADS = 8
+_MAX_DEATHS = 3
+"""How often in a row, without a batch or an image between them, workers may die before that is an error."""
 
 # Grain has a thread of its own close the memory of an array that a worker shared. Where the garbage collector finds the array, and it
 # finds the last one of every worker that came to its end, it has Python close that memory too, at the same time: the second close of the
@@ -104,7 +110,7 @@ def train_batches(
     return TrainIterator(batches, workers)
 
 
-def eval_examples(source: Source, *, workers: int = 0, shard: tuple[int, int] = (0, 1)) -> Iterator[Example]:
+def eval_examples(source: Source, *, workers: int = 0, shard: tuple[int, int] = (0, 1)) -> Generator[Example, None, None]:
     """Every image of a shard, whole and at its own size, in order.
 
     Args:
@@ -113,10 +119,11 @@ def eval_examples(source: Source, *, workers: int = 0, shard: tuple[int, int] = 
         shard: (index, count) of this process. Shards are disjoint, and together are the whole set; they may differ by one image.
 
     Returns:
-        Iterator of examples. Nothing is dropped or cropped.
+        Generator of examples; closing it stops the workers. Nothing is dropped or cropped. Workers that are killed are replaced.
 
     Raises:
         ConfigError: a value is out of range.
+        TrainingError: from the generator: workers were killed again and again.
     """
     _check_shard(shard)
     _check_workers(workers)
@@ -136,26 +143,41 @@ class TrainIterator(grain.DatasetIterator[Batch]):
         self._batches = batches
         self._workers = workers
         self._next_batch = 0
+        self._deaths = _Deaths(workers)
         # At most one. In a list, so that whoever closes it first also drops it: Grain's iterators and workers that outlive the
         # interpreter's modules complain, at length. The finalizer also runs at exit.
         self._running: list[grain.DatasetIterator[Batch]] = []
         weakref.finalize(self, _stop, self._running)
 
     def __next__(self) -> Batch:
-        """The next batch. Raises `DataError` where an image of it cannot be decoded."""
+        """The next batch.
+
+        Workers that are killed are replaced, and the batches stay the same.
+
+        Raises:
+            DataError: an image of it cannot be decoded.
+            TrainingError: workers were killed again and again.
+        """
         if self._closed:
             raise ValueError("the iterator is closed")
-        if not self._running:
-            # An endless dataset has length sys.maxsize and is indexed by whole numbers, so that skipping reads nothing.
-            self._running.append(_prefetch(self._batches.slice(slice(self._next_batch, sys.maxsize)), self._workers, buffer=2))
-        try:
-            batch = {name: _own(array) for name, array in next(self._running[0]).items()}
-        except FcnJaxError as error:
-            _stop(self._running)
-            # Grain rebuilds the worker's stack and adds notes of its own; the user's error is one line, and this is the line.
-            raise type(error)(*error.args) from None
-        self._next_batch += 1
-        return batch
+        while True:
+            try:
+                if not self._running:
+                    # An endless dataset has length sys.maxsize and is indexed by whole numbers, so that skipping reads nothing.
+                    rest = self._batches.slice(slice(self._next_batch, sys.maxsize))
+                    self._running.append(_prefetch(rest, self._workers, buffer=2))
+                batch = {name: _own(array) for name, array in next(self._running[0]).items()}
+            except FcnJaxError as error:
+                _stop(self._running)
+                # Grain rebuilds the worker's stack and adds notes of its own; the user's error is one line, and this is the line.
+                raise type(error)(*error.args) from None
+            except RuntimeError as error:
+                _stop(self._running)
+                self._deaths.count(error, f"batch {self._next_batch}")
+                continue
+            self._deaths.reset()
+            self._next_batch += 1
+            return batch
 
     def get_state(self) -> dict[str, Any]:
         """The position, for a checkpoint: {"next_batch": int}."""
@@ -205,19 +227,67 @@ class _Decode:
         return tuple(self.source.decode(record))  # type: ignore[return-value]
 
 
-def _examples(decoded: grain.MapDataset[Any], workers: int) -> Iterator[Example]:
-    running = [_prefetch(decoded, workers, buffer=8)]
+def _examples(decoded: grain.MapDataset[Any], workers: int) -> Generator[Example, None, None]:
+    running: list[grain.DatasetIterator[Any]] = []
     stop = functools.partial(_stop, running)
     atexit.register(stop)  # for a generator that is left half-way, as in `TrainIterator`
+    deaths, index = _Deaths(workers), 0
     try:
-        # Not a `for`, whose iterator would live as long as the generator.
-        while (example := next(map(_own_example, running[0]), None)) is not None:
+        while index < len(decoded):
+            try:
+                if not running:
+                    running.append(_prefetch(decoded.slice(slice(index, None)) if index else decoded, workers, buffer=8))
+                example = _own_example(next(running[0]))
+            except RuntimeError as error:
+                stop()
+                deaths.count(error, f"image {index}")
+                continue
+            deaths.reset()
+            index += 1
             yield example
     except FcnJaxError as error:
         raise type(error)(*error.args) from None
     finally:
         stop()
         atexit.unregister(stop)
+
+
+class _Deaths:
+    """Counts the workers that were killed, usually by the system for want of memory."""
+
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+        self._in_a_row = 0
+
+    def count(self, error: RuntimeError, at: str) -> None:
+        """Log a death, so that the caller can start other workers. Raises `TrainingError` if it is one too many, else other errors."""
+        found = _WORKER_ENDED.search(str(error)) if self._workers else None
+        if found is None:
+            raise error
+        self._in_a_row += 1
+        code = int(found[1])
+        how = f"killed by {_signal_name(-code)}" if code < 0 else f"ended with status {code}"
+        if self._in_a_row >= _MAX_DEATHS:
+            raise TrainingError(
+                f"input workers were {how} {self._in_a_row} times at {at}, most likely for want of memory (main or /dev/shm): "
+                f"lower data.workers (now {self._workers}; 0 uses threads) or data.batch_size"
+            ) from None
+        _log.warning("an input worker was %s at %s; its place is taken by another, and no batch changes", how, at)
+
+    def reset(self) -> None:
+        """There was progress."""
+        self._in_a_row = 0
+
+
+# Grain's own error, which has no class.
+_WORKER_ENDED = re.compile(r"Worker process was terminated unexpectedly with exit code (-?\d+)")
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def _stop(running: list[grain.DatasetIterator[Any]]) -> None:
@@ -272,5 +342,6 @@ def _check_shard(shard: tuple[int, int]) -> None:
 
 
 def _check_workers(workers: int) -> None:
-    if workers < 0:
-        raise ConfigError(f"workers = {workers}: want 0 (threads) or more")
+    most = max(64, 4 * (os.cpu_count() or 1))
+    if not 0 <= workers <= most:
+        raise ConfigError(f"workers = {workers}: want 0 (threads) to {most} on this machine of {os.cpu_count()} cores")

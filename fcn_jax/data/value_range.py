@@ -13,6 +13,7 @@ import mmap
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -121,8 +122,40 @@ def assumed(images: Iterable[Path | bytes], *, progress: Callable[[int, int], No
             largest = max(value for _, value in of_kind)
             ranges[kind] = _smallest(largest, kind == "floats", "images")
             notes.append(_note(kind, sorted({bits for bits, _ in of_kind}), len(of_kind), largest, ranges[kind]))
-    note = f"{'; '.join(notes)}; set data.value_range to change that" if notes else None
+    note = "; ".join(notes) or None
     return Assumed(**ranges, largest=max((value for _, value in found), default=0.0), count=len(found), note=note)
+
+
+def to_json(value_range: Range | Assumed) -> list[float] | dict[str, list[float] | None] | None:
+    """What a checkpoint records of a range, so that prediction scales images as training did; the inverse of `from_json`."""
+    if isinstance(value_range, tuple):
+        return list(value_range)
+    if not value_range.count:
+        return None
+    ranges = {"integers": value_range.integers, "floats": value_range.floats}
+    return {kind: list(found) if found else None for kind, found in ranges.items()}
+
+
+def from_json(recorded: Any) -> Range | Assumed | None:
+    """The range that `to_json` recorded; None where there is no record.
+
+    Raises:
+        ValueError: it is not such a record.
+    """
+    if recorded is None:
+        return None
+    if isinstance(recorded, dict):
+        found = {kind: _pair(recorded[kind]) if recorded.get(kind) is not None else None for kind in ("integers", "floats")}
+        return Assumed(found["integers"], found["floats"])
+    return _pair(recorded)
+
+
+def _pair(values: Any) -> Range:
+    try:
+        low, high = map(float, values)
+    except TypeError as error:
+        raise ValueError(f"{values!r} is not [low, high]") from error
+    return low, high
 
 
 def with_range(source: Source, value_range: Range | Assumed | None) -> Source:

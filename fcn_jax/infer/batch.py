@@ -10,25 +10,24 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import glob
-import json
 import os
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 
 from fcn_jax import checkpoint as checkpoints
 from fcn_jax import destination
+from fcn_jax.data import value_range as ranges
 from fcn_jax.data.decode import read_image
 from fcn_jax.data.directory import IMAGE_SUFFIXES
+from fcn_jax.data.progress import PassProgress
+from fcn_jax.data.value_range import Assumed, Range
 from fcn_jax.errors import DataError, WriteError, listing
 from fcn_jax.infer import draw
-from fcn_jax.infer.evaluate import run_config
 from fcn_jax.infer.predictor import Predictor
-from fcn_jax.text_file import read_text
 
 
 def predict_files(
@@ -75,7 +74,13 @@ def predict_files(
         raise WriteError(f"nothing was written: {problems}")
     directory = checkpoints.find(checkpoint)
     predictor = Predictor.from_checkpoint(directory)
-    return _predict_each(predictor, targets, inputs, overwrite, value_range or _recorded_range(directory, say))
+    scaling = value_range or ranges.from_json(checkpoints.read_spec(directory).value_range)
+    if scaling is None:
+        with PassProgress("looking at bit depths", len(targets)) as progress:
+            scaling = ranges.assumed(targets, progress=progress.show)
+        if scaling.note:
+            say(f"{scaling.note}; --value-range LOW HIGH sets another range")
+    return _predict_each(predictor, targets, inputs, overwrite, scaling)
 
 
 def _predict_each(
@@ -83,13 +88,12 @@ def _predict_each(
     targets: dict[Path, tuple[Path, Path]],
     inputs: set[tuple[int, int]],
     overwrite: bool,
-    value_range: tuple[float, float] | None,
+    value_range: Range | Assumed,
 ) -> Iterator[tuple[Path, Path]]:
-    reading: dict[str, Any] = {} if value_range is None else {"value_range": value_range}
     faults = []
     for file, (mask_path, overlay_path) in targets.items():
         try:
-            image = read_image(file, **reading)
+            image = read_image(file, value_range=value_range)
             mask = predictor(image)
             overlay = draw.overlay(image, mask, predictor.classes)
         except DataError as fault:
@@ -106,21 +110,6 @@ def _predict_each(
         yield mask_path, overlay_path
     if faults:
         raise DataError(f"{len(faults)} of {len(targets)} images left out: {listing(faults)}")
-
-
-def _recorded_range(directory: Path, say: Callable[[str], None]) -> tuple[float, float] | None:
-    """The `data.value_range` of the run that a checkpoint lies in, or None."""
-    path = run_config(directory)
-    if path is None:
-        return None
-    try:
-        low, high = json.loads(read_text(path))["data"]["value_range"]
-        return float(low), float(high)
-    except (KeyError, TypeError):  # an older run, or one without a range
-        return None
-    except (OSError, ValueError) as error:
-        say(f"{path}: not readable ({error}), so a data.value_range of the run is not known; --value-range sets it")
-        return None
 
 
 def _obstacles(targets: Sequence[Path], inputs: set[tuple[int, int]], overwrite: bool) -> str:

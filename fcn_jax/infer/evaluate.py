@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 from fcn_jax import checkpoint, registry
 from fcn_jax.api import Classes
-from fcn_jax.config import parse
+from fcn_jax.config import Config, read_run
+from fcn_jax.data import value_range
 from fcn_jax.data.pipeline import eval_examples
+from fcn_jax.data.splits import open_splits
 from fcn_jax.errors import CheckpointError, ConfigError, DataError, listing
 from fcn_jax.infer.metrics import ConfusionMatrix, Scores
 from fcn_jax.infer.predictor import Predictor, evaluate
-from fcn_jax.text_file import read_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,11 +74,21 @@ def evaluate_checkpoint(
     if dataset is None:
         raise ConfigError(f"{path}: not a run's checkpoint, so name the data set to score it on with --dataset NAME")
     try:
-        source = registry.default().dataset(dataset).open(root, split or "val")
+        split = split or "val"
+        opened = open_splits(
+            registry.default().dataset(dataset),
+            root,
+            [split],
+            value_range=value_range.from_json(checkpoint.read_spec(directory).value_range),
+            damaged=recipe.data.damaged if recipe else "refuse",
+            training=False,
+        )
     except DataError as error:
         if notes:
             raise DataError(f"{error}; {'; '.join(notes)}") from error
         raise
+    source = opened.sources[split]
+    notes += opened.notes
     notes += _compare_classes(directory, source.classes, dataset)
     predictor = Predictor.from_checkpoint(directory)
     matrix = ConfusionMatrix(len(source.classes))
@@ -86,7 +96,7 @@ def evaluate_checkpoint(
         pass
     scores = matrix.scores()
     notes += scores.notes(source.classes)
-    return Evaluation(directory, dataset, split or "val", len(source), source.classes, scores, tuple(notes))
+    return Evaluation(directory, dataset, split, len(source), source.classes, scores, tuple(notes))
 
 
 def run_config(directory: Path) -> Path | None:
@@ -96,15 +106,12 @@ def run_config(directory: Path) -> Path | None:
     return path if folder.name == checkpoint.STEPS and path.exists() else None
 
 
-def _recipe_of(directory: Path) -> Any:
+def _recipe_of(directory: Path) -> Config | None:
     """The recipe of the run that a checkpoint lies in, or None where it lies in none."""
     path = run_config(directory)
     if path is None:
         return None
-    try:
-        return parse(json.loads(read_text(path)), str(path))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not a run's configuration ({error})") from error
+    return read_run(path.parent)
 
 
 def _recorded_root(recorded: str, directory: Path) -> tuple[Path, list[str]]:

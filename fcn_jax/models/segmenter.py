@@ -334,17 +334,27 @@ def build_model(
     return build(spec, rngs=rngs)
 
 
-def spec_of(model: Model) -> ModelSpec:
-    """The spec of a whole model's descriptor: they have their fields' names in common."""
+def spec_of(model: Model, distribution: str | None = None) -> ModelSpec:
+    """The spec of a whole model's descriptor: they have their fields' names in common.
+
+    Args:
+        model: the descriptor.
+        distribution: who registers it. Its parts are that distribution's own where others register the same names.
+    """
     shared = {field.name for field in dataclasses.fields(ModelSpec)} & {field.name for field in dataclasses.fields(Model)}
-    return ModelSpec(**{name: getattr(model, name) for name in shared})
+    values = {name: getattr(model, name) for name in shared}
+    if distribution is not None:
+        for part, kind in (("backbone", "backbones"), ("head", "heads"), ("aux_head", "heads")):
+            if values.get(part) is not None:
+                values[part] = registry.default().own_name(kind, values[part], distribution)
+    return ModelSpec(**values)
 
 
 def by_name(name: str) -> ModelSpec:
     """The spec of a registered whole model or, without a head, of a registered backbone. Raises `ConfigError` if it is neither."""
     plugins = registry.default()
     if name.split(":")[-1] in plugins.names("models"):
-        return spec_of(plugins.model(name))
+        return spec_of(plugins.model(name), plugins.find("models", name).distribution)
     if ":" not in name and name not in plugins.names("backbones"):
         known = [*plugins.names("models"), *plugins.names("backbones")]
         raise ConfigError(f"'{name}' is neither a registered whole model nor a backbone. {did_you_mean(name, known)}")

@@ -18,6 +18,7 @@ import jax
 
 from fcn_jax import json_text
 from fcn_jax.atomic import write_text
+from fcn_jax.errors import WriteError
 
 _PACKAGES = (
     "fcn-jax",
@@ -58,21 +59,37 @@ def peak_memory() -> float:
 class Records:
     """`metrics.jsonl`: a JSON object a line, each with the step after which it was measured."""
 
-    def __init__(self, path: Path, after_step: int) -> None:
-        """Open for appending, and drop records after `after_step`: a run that goes on from there will write them again."""
-        if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= after_step]
-            write_text(path, "".join(f"{line}\n" for line in kept))
-        self._file = path.open("a")
+    def __init__(self, path: Path, after_step: int, *, evaluate_again: bool = False) -> None:
+        """Open for appending, and drop records after `after_step`: a run that goes on from there will write them again.
+
+        With `evaluate_again`, records of that step's evaluation are dropped, too.
+
+        Raises:
+            WriteError: the file cannot be written.
+        """
+        self._path = path
+        try:
+            if path.exists():
+                lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+                last = (after_step, "val") if evaluate_again else (after_step, "")
+                kept = [line for line in lines if _step_of(line) <= after_step and (_step_of(line), _event_of(line)) != last]
+                write_text(path, "".join(f"{line}\n" for line in kept))
+            self._file = path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise WriteError(f"{path}: cannot be written ({error.strerror or error})") from error
 
     def write(self, **record: Any) -> None:
-        """Add a record; numbers that are not finite become null."""
-        self._file.write(json_text.dumps(record) + "\n")
-        self._file.flush()
+        """Add a record; numbers that are not finite become null. Raises `WriteError`."""
+        try:
+            self._file.write(json_text.dumps(record) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise WriteError(f"{self._path}: cannot be written ({error.strerror or error})") from error
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # of a record that `write` has failed on
+            self._file.close()
 
 
 def _step_of(line: str) -> float:
@@ -80,6 +97,10 @@ def _step_of(line: str) -> float:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return math.inf  # a line cut off by a kill
+
+
+def _event_of(line: str) -> str:
+    return str(json.loads(line).get("event"))
 
 
 class Window:

@@ -8,14 +8,20 @@ from types import FrameType
 from typing import Any
 
 
+class StopNow(BaseException):
+    """A stop was asked for while there was nothing to save."""
+
+
 class StopRequest:
     """Context in which the first SIGINT or SIGTERM asks for a stop instead of killing; the second acts as it always did.
 
     Attributes:
         signal: the signal that came, or None.
+        at_once: raise `StopNow` when a signal comes. Otherwise it is only noted in `signal`.
     """
 
     signal: signal.Signals | None = None
+    at_once: bool = True
 
     def __enter__(self) -> StopRequest:
         """Take over the two signals; outside the main thread, where Python allows no handlers, do nothing."""
@@ -36,3 +42,5 @@ class StopRequest:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.signal = signal.Signals(number)
         self._restore()
+        if self.at_once:
+            raise StopNow

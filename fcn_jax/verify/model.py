@@ -200,7 +200,8 @@ def _spec(
     spec = by_name(model)
     if spec.head and (head or aux_head):
         raise ConfigError(f"'{model}' is a whole model, with the head '{spec.head}'; --head and --aux-head are for a backbone")
-    changes: dict[str, Any] = {"dtype": dtype, "head": spec.head or head or DEFAULT_HEAD}
+    default_head = registry.default().own_name("heads", DEFAULT_HEAD, registry.OWN_DISTRIBUTION)
+    changes: dict[str, Any] = {"dtype": dtype, "head": spec.head or head or default_head}
     if aux_head is not None:
         changes["aux_head"] = aux_head
     if num_classes is not None:

@@ -42,7 +42,7 @@ def make(root: Path, classes: str, train: list[np.ndarray], val: list[np.ndarray
 
 
 def look(root: Path) -> Findings:
-    return inspect({split: FOLDER.open(root, split) for split in ("train", "val")}, stream=io.StringIO())
+    return inspect({split: FOLDER.open(root, split) for split in ("train", "val")}, training="train", stream=io.StringIO())
 
 
 def refusal(root: Path) -> str:
@@ -203,7 +203,9 @@ def test_readings_that_are_assumed_are_said(tmp_path: Path) -> None:
 def test_an_image_in_both_splits_is_said(tmp_path: Path) -> None:
     root = make(tmp_path / "d", "bg\nroad\n", [stripes(0, 1)])
     source = FOLDER.open(root, "train")
-    assert inspect({"train": source, "val": source}, stream=io.StringIO()).notes == ("1 of 1 images of val are in train too: t0",)
+    assert inspect({"train": source, "val": source}, training="train", stream=io.StringIO()).notes == (
+        "1 of 1 images of val are in train too: t0",
+    )
 
 
 def test_a_second_look_decodes_only_what_changed_and_the_list_of_classes_may(
@@ -253,11 +255,11 @@ def test_records_that_training_leaves_out_are_counted_and_not_refused(tmp_path: 
     root = make(tmp_path / "d", "bg\nroad\n", [stripes(0, 1)] * 3)
     (root / "masks/train/t1.png").write_bytes(b"damaged")
     sources = {split: FOLDER.open(root, split) for split in ("train", "val")}
-    found = inspect(sources, skip=(DamagedError,), stream=io.StringIO())
+    found = inspect(sources, training="train", skip=(DamagedError,), stream=io.StringIO())
     assert found.counts["train"].tolist() == [96, 96, 0]
     assert found.notes == (f"train: 1 of 3 images are left out: {root}/masks/train/t1.png: it is damaged",)
     with pytest.raises(Exception, match=r"t1\.png: it is damaged"):
-        inspect(sources, stream=io.StringIO())
+        inspect(sources, training="train", stream=io.StringIO())
 
 
 @dataclasses.dataclass
@@ -283,9 +285,21 @@ class Decoding:
 def test_any_source_is_looked_at_by_decoding_it(monkeypatch: pytest.MonkeyPatch) -> None:
     classes = Classes(("bg", "road"), ((0, 0, 0), (1, 1, 1)))
     source: Source = Decoding(classes, [stripes(0, 1, 255), stripes(1)])
-    assert inspect({"train": source}, stream=io.StringIO()).counts["train"].tolist() == [32, 32 + 96, 32]
+    assert inspect({"train": source}, training="train", stream=io.StringIO()).counts["train"].tolist() == [32, 32 + 96, 32]
     with pytest.raises(DataError, match="mask of r1: it is damaged"):
-        inspect({"train": Decoding(classes, [stripes(0, 1), stripes(77)])}, stream=io.StringIO())
+        inspect({"train": Decoding(classes, [stripes(0, 1), stripes(77)])}, training="train", stream=io.StringIO())
     monkeypatch.setattr(inspection, "_MOST_DECODED", 10)
     many = Decoding(classes, [stripes(0, 1)] * 25)
-    assert inspect({"train": many}, stream=io.StringIO()).notes == ("train: looked at 9 of 25 masks, spread evenly",)
+    assert inspect({"train": many}, training="train", stream=io.StringIO()).notes == (
+        "train: looked at 9 of 25 masks, spread evenly",
+    )
+
+
+def test_an_evaluation_takes_whatever_can_be_scored(tmp_path: Path) -> None:
+    root = make(tmp_path / "d", "bg\nroad\n", [stripes(255)] * 3)
+    sources = {"val": FOLDER.open(root, "val")}
+    found = inspect(sources, stream=io.StringIO())
+    assert found.counts["val"][:-1].sum() == 0
+    assert found.notes == ()
+    with pytest.raises(DataError, match="all pixels of val are void"):
+        inspect(sources, training="val", stream=io.StringIO())

@@ -21,7 +21,7 @@ from fcn_jax.api import Example, Record, Source
 from fcn_jax.data.camvid import CAMVID
 from fcn_jax.data.pipeline import eval_examples, steps_per_epoch, train_batches
 from fcn_jax.data.transforms import Augment, resize
-from fcn_jax.errors import ConfigError, DataError
+from fcn_jax.errors import ConfigError, DataError, TrainingError
 
 COUNT = 23
 PLAIN = Augment((16, 16), flip=False)
@@ -198,6 +198,55 @@ def test_an_error_in_a_worker_arrives_as_it_was_raised(folder: Path, source: Sou
         assert caught.value.__suppress_context__
 
 
+class _Deadly:
+    """A source whose decoding kills the worker at one image, as often as the marker file says."""
+
+    def __init__(self, source: Source, image: str, marker: Path) -> None:
+        self._source, self._image, self._marker = source, image, marker
+        self.classes = source.classes
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Record:
+        return self._source[index]
+
+    def decode(self, record: Record) -> Example:
+        example = self._source.decode(record)
+        if example.id == self._image and (left := int(self._marker.read_text())):
+            self._marker.write_text(str(left - 1))
+            os.kill(os.getpid(), signal.SIGKILL)
+        return example
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_killed_workers_are_replaced_and_no_batch_or_image_changes(
+    source: Source, tmp_path: Path, workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    marker = tmp_path / "deaths"
+    deadly = _Deadly(source, "11", marker)
+    marker.write_text("2")
+    batches = train_batches(deadly, augment=FULL, batch_size=4, seed=7, workers=workers)
+    assert same(take(batches, 6), take(train_batches(source, augment=FULL, batch_size=4, seed=7), 6))
+    batches.close()
+    assert marker.read_text() == "0"
+    assert caplog.text.count("an input worker was killed by SIGKILL") == 2
+    marker.write_text("1")
+    assert [example.id for example in eval_examples(deadly, workers=workers)] == [f"{k:02}" for k in range(COUNT)]
+
+
+@pytest.mark.slow
+def test_workers_that_die_again_and_again_are_an_error_with_advice(source: Source, tmp_path: Path) -> None:
+    marker = tmp_path / "deaths"
+    marker.write_text("99")
+    batches = train_batches(_Deadly(source, "11", marker), augment=PLAIN, batch_size=COUNT, seed=7, workers=1)
+    with pytest.raises(TrainingError, match=r"killed by SIGKILL 3 times at batch 0, .* lower data\.workers \(now 1"):
+        next(batches)
+    assert marker.read_text() == "96"
+    batches.close()
+
+
 def test_values_out_of_range_are_errors(source: Source) -> None:
     for match, values in (
         ("more than the split's 23 images", {"batch_size": 24}),
@@ -205,6 +254,7 @@ def test_values_out_of_range_are_errors(source: Source) -> None:
         ("batch_size = 0", {"batch_size": 0}),
         ("seed = -1", {"seed": -1}),
         ("workers = -1", {"workers": -1}),
+        ("workers = 1000000", {"workers": 10**6}),
         ("epochs = 0", {"epochs": 0}),
         (r"shard = \(2, 2\)", {"shard": (2, 2)}),
     ):

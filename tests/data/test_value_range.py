@@ -108,9 +108,7 @@ def test_all_images_of_a_data_set_are_scaled_alike() -> None:
     decided = assumed([png(dark), png(bright), png(GRAY)])
     assert decided.integers == (0.0, 4095.0)
     assert decided.count == 2
-    assert decided.note == (
-        "2 images have 16 bits: largest value 4016, read as 12 bits (0 to 4095); set data.value_range to change that"
-    )
+    assert decided.note == ("2 images have 16 bits: largest value 4016, read as 12 bits (0 to 4095)")
     for values in (dark, bright):
         assert read_image(png(values), value_range=decided)[..., 0].tolist() == np.rint(values * (255 / 4095)).tolist()
     with pytest.raises(DataError, match=r"c\.png: the image's largest value is 5000, but the data set's range is 0 to 4095"):

@@ -94,11 +94,11 @@ def test_the_loss_falls(finished: Path) -> None:
     assert np.mean(losses[-4:]) < 0.9 * np.mean(losses[:4])
 
 
-def test_the_last_and_the_best_checkpoint_are_kept(finished: Path) -> None:
+def test_the_last_two_and_the_best_checkpoint_are_kept(finished: Path) -> None:
     scores = {record["step"]: record["miou"] for record in records(finished, "val")}
     best = int(checkpoint.find(finished).name)
     assert scores[best] == max(scores.values())
-    assert {int(path.name) for path in (finished / "checkpoints").iterdir()} == {best, STEPS}
+    assert {int(path.name) for path in (finished / "checkpoints").iterdir()} == {best, STEPS - 4, STEPS}
 
 
 def test_killed_and_resumed_with_workers_is_the_same_bit_for_bit(
@@ -145,8 +145,10 @@ def test_a_signal_stops_cleanly_and_the_run_goes_on(
         stderr=subprocess.PIPE,
         text=True,
     )
+    deadline = time.monotonic() + 240
     while _last_step(run) < 5:
         assert process.poll() is None, "the run ended before it could be stopped"
+        assert time.monotonic() < deadline, "the run did not get to step 5"
         time.sleep(0.005)
     process.send_signal(number)
     out, err = process.communicate(timeout=120)
@@ -192,15 +194,18 @@ def test_a_resumed_run_keeps_its_recipe(here: Trainer, finished: Path) -> None:
         here(finished, "optim.lr=0.1", resume=True)
 
 
-def test_a_finished_run_resumed_has_nothing_to_do(here: Trainer, finished: Path) -> None:
+def test_a_finished_run_resumed_says_so_and_changes_nothing(here: Trainer, finished: Path) -> None:
     before = final(finished)
-    here(finished, resume=True)
+    outcome = here(finished, resume=True)
+    assert outcome.was_finished
+    assert outcome.step == STEPS
     assert_same(before, final(finished))
 
 
-def test_a_batch_that_the_devices_cannot_share_is_refused(here: Trainer, tmp_path: Path) -> None:
+def test_a_batch_larger_than_the_split_is_refused_and_leaves_no_run(here: Trainer, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="lower it"):
         here(tmp_path / "run", "data.batch_size=64")
+    assert not (tmp_path / "run").exists()
 
 
 def test_bfloat16_trains(here: Trainer, tmp_path: Path) -> None:

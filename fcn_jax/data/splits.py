@@ -1,0 +1,84 @@
+"""The splits of a dataset as training and evaluation use them: scaled alike, without damaged records, their labels checked."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from fcn_jax.api import Dataset, Source
+from fcn_jax.data import damage, inspection
+from fcn_jax.data import value_range as ranges
+from fcn_jax.data.progress import PassProgress
+from fcn_jax.data.value_range import Assumed, Range
+from fcn_jax.errors import DamagedError
+
+
+@dataclasses.dataclass(frozen=True)
+class Splits:
+    """Checked splits of one dataset.
+
+    Attributes:
+        sources: source by the name of its split.
+        value_range: how images of more than 8 bits are scaled: the setting, or what was assumed.
+        notes: what was assumed, left out or is odd, a line each.
+    """
+
+    sources: Mapping[str, Source]
+    value_range: Range | Assumed
+    notes: tuple[str, ...]
+
+
+def open_splits(
+    dataset: Dataset,
+    root: Path | None,
+    names: Sequence[str],
+    *,
+    value_range: Range | Assumed | None = None,
+    damaged: str = "refuse",
+    training: bool = True,
+) -> Splits:
+    """Open splits of a dataset, and check them before they are used.
+
+    Args:
+        dataset: the dataset.
+        root: its folder, or None.
+        names: the splits; for training the split that is trained on first.
+        value_range: stored values of images of more than 8 bits that become 0 and 255; None assumes them from the images of all
+            splits (`fcn_jax.data.value_range.assumed`).
+        damaged: "refuse" leaves damaged files to be errors when they are read; "skip" decodes all files once and leaves out records
+            whose image or mask is damaged.
+        training: False for an evaluation, for which less has to be right; see `fcn_jax.data.inspection.inspect`.
+
+    Returns:
+        The sources and what is to be said about them.
+
+    Raises:
+        DataError: files are missing, all of a split are damaged, or masks and classes do not belong together.
+        ConfigError: `value_range` is set, and the dataset scales its images itself.
+    """
+    sources = {name: dataset.open(root, name) for name in dict.fromkeys(names)}
+    notes = [note for source in sources.values() for note in getattr(source, "notes", ())]
+    if value_range is None:
+        with PassProgress("looking at bit depths", sum(map(len, sources.values()))) as progress:
+            value_range = ranges.assumed(_images(sources.values()), progress=progress.show)
+        notes += [f"{value_range.note}; data.value_range sets another range"] if value_range.note else []
+    sources = {name: ranges.with_range(source, value_range) for name, source in sources.items()}
+    if damaged == "skip":
+        for name, source in sources.items():
+            with PassProgress(f"decoding {name}", len(source)) as progress:
+                sources[name], faults = damage.without_damaged(source, progress.show)
+            if faults:
+                notes.append(damage.note(faults, len(source), name))
+    # What is damaged is left out already, except where a source decodes masks with their images.
+    skip = (DamagedError,) if damaged == "skip" else ()
+    found = inspection.inspect(sources, training=names[0] if training else None, skip=skip)
+    return Splits(sources, value_range, tuple(dict.fromkeys([*notes, *found.notes])))
+
+
+def _images(sources: Iterable[Source]) -> Iterator[Path | bytes]:
+    """Image files; sources that hold the contents of files scale each image by itself."""
+    for source in sources:
+        if isinstance(source[0].image, Path):
+            for index in range(len(source)):
+                yield source[index].image

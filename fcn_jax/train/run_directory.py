@@ -1,0 +1,131 @@
+"""The directory of a run: one process at a time writes to it, and a run that never took a step leaves none."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+from fcn_jax.errors import ConfigError, WriteError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_FILES = ("config.json", "versions.json", "metrics.jsonl")
+_FOLDERS = ("checkpoints", "samples", "nonfinite")
+_LEFTOVER = re.compile(r"\.(config|versions|metrics)\.[0-9a-f]{8}\.jsonl?")
+"""Temporary files of `fcn_jax.atomic` that a killed process left."""
+
+
+class RunDirectory:
+    """Context that holds the lock of a run directory; the system releases it when the process ends, however it does.
+
+    The lock is the directory's own (`flock`), so no file is needed for it. Where the file system or the operating system has none, the
+    run goes on without.
+
+    Attributes:
+        keep: leave what was written. Otherwise, everything that this process has made there is removed at the end.
+    """
+
+    keep = False
+
+    def __init__(self, path: Path) -> None:
+        """Name the directory; nothing is made."""
+        self._path = path
+        self._lock: int | None = None
+        self._made: list[Path] = []
+        self._before: set[str] | None = None
+
+    def __enter__(self) -> RunDirectory:
+        """Check that a run can be written there, and lock it if it exists.
+
+        Raises:
+            ConfigError: it is no directory, or another process trains there.
+            WriteError: it cannot be written.
+        """
+        path = self._path
+        above = path
+        if "\0" in str(path):
+            raise ConfigError(f"{str(path)!r}: a path cannot hold a zero byte; name another directory with --run")
+        try:
+            while not above.exists():
+                if above.is_symlink():
+                    raise ConfigError(f"{path}: {above} is a link to nothing; remove it, or name another directory with --run")
+                above = above.parent
+            if not above.is_dir():
+                what = "a run is a directory; this is a file" if above == path else f"{above} is a file, not a directory"
+                raise ConfigError(f"{path}: {what}; name another directory with --run")
+        except OSError as error:
+            raise WriteError(f"{path}: cannot be used as a run directory ({error.strerror or error})") from error
+        if not os.access(above, os.W_OK | os.X_OK):
+            raise WriteError(f"{path}: cannot be written (no permission to write in {above}); name another directory with --run")
+        if above == path:
+            self._take_lock()
+        return self
+
+    def open(self, check: Callable[[], None]) -> None:
+        """Make the directory and lock it; `check` is called when no other process can write there any more.
+
+        Raises:
+            ConfigError: another process trains there.
+            WriteError: it cannot be made.
+        """
+        try:
+            missing = [folder for folder in (self._path, *self._path.parents) if not folder.exists()]
+            self._path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise WriteError(f"{self._path}: cannot be made ({error.strerror or error})") from error
+        self._made = missing
+        if self._lock is None:
+            self._take_lock()
+        check()
+        self._before = {entry.name for entry in self._path.iterdir()}
+        for entry in self._path.iterdir():
+            if _LEFTOVER.fullmatch(entry.name) and entry.is_file():
+                entry.unlink(missing_ok=True)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Remove what is not to be kept, and release the lock."""
+        if not self.keep:
+            self._remove()
+        if self._lock is not None:
+            os.close(self._lock)
+
+    def _remove(self) -> None:
+        for name in set() if self._before is None else {*_FILES, *_FOLDERS} - self._before:
+            path = self._path / name
+            with contextlib.suppress(OSError):
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+        for folder in self._made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+    def _take_lock(self) -> None:
+        import jax
+
+        if fcntl is None or jax.process_index() > 0:  # the processes of one run share its directory
+            return
+        try:
+            lock = os.open(self._path, os.O_RDONLY)
+        except OSError:
+            return
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            raise ConfigError(
+                f"{self._path}: another process trains in this directory; wait for it, or name another with --run"
+            ) from None
+        except OSError:  # such as of a network's file system
+            os.close(lock)
+        else:
+            self._lock = lock
