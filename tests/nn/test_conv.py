@@ -127,6 +127,7 @@ def test_a_grouped_convolution_is_the_same_for_any_number_of_parts(groups, chann
     check(2, (6, 5), (groups * channels, 2 * groups), 3, 1, 1, 1, groups)
 
 
+@pytest.mark.lowering
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="the form for CPUs")
 @pytest.mark.parametrize(
     ("stride", "dilation", "groups", "channels"),

@@ -196,6 +196,7 @@ def test_whole_networks_fold_every_normalisation_and_give_the_same(backbone, hea
     assert np.linalg.norm(folded - plain) < (1e-4 if dtype == "float32" else 3e-2) * np.linalg.norm(plain)
 
 
+@pytest.mark.lowering
 def test_a_folded_convolution_is_followed_by_a_sum_in_its_own_dtype_alone():
     layer, norm = pair(16, dtype="bfloat16", padding=1)
     x = jax.ShapeDtypeStruct((2, 8, 8, 16), jnp.bfloat16)

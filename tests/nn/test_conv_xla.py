@@ -119,6 +119,7 @@ def test_the_forms_for_gpus_are_xlas_at_any_size(size, kernel_size, stride, padd
     check_gpu_forms(size, kernel_size, stride, padding, channels, columns)
 
 
+@pytest.mark.lowering
 @pytest.mark.parametrize(
     ("kernel_size", "stride", "channels", "groups", "deep"),
     [(7, 2, 3, 1, True), (3, 2, 3, 1, True), (3, 1, 3, 1, False), (3, 2, 64, 1, False), (1, 2, 3, 1, False), (3, 2, 3, 3, False)],

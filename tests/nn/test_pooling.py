@@ -123,6 +123,7 @@ def test_the_forms_for_tpus_and_gpus_give_the_same_gradient_with_ties(monkeypatc
     assert taken, "nothing asked for the platform, so nothing was compared"
 
 
+@pytest.mark.lowering
 def test_the_gradient_scatters_on_tpus_alone():
     x = jax.ShapeDtypeStruct((1, 8, 8, 2), jnp.bfloat16)
     traced = jax.jit(jax.grad(lambda x: nn.max_pool(x, 3, 2, 1).astype(jnp.float32).sum())).trace(x)
