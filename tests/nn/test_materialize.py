@@ -50,7 +50,7 @@ def test_other_devices_see_nothing_of_it():
 
 @pytest.mark.lowering
 @on_cpus
-@pytest.mark.parametrize("name", ["resnet34", "resnet50"])
+@pytest.mark.parametrize("name", ["resnet34", pytest.param("resnet50", marks=pytest.mark.slow)])
 def test_the_blocks_of_a_resnet_are_computed_once(name):
     model = nnx.eval_shape(lambda: fcn_jax.build_model(name, "fcn32s", 3, rngs=nnx.Rngs(0)))
     model.eval()
