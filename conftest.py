@@ -16,7 +16,8 @@ import pytest
 def _compiled_programs() -> Path:
     """The folder of compiled programs in pytest's cache: of these releases of JAX and this kind of processor.
 
-    JAX's own keys name the program, its options and the releases. They do not name the processor, and a checkout may be used on several.
+    JAX's own keys name the program, its options and the releases. They do not name the processor,
+    and a checkout may be used on several.
     """
     processor = Path("/proc/cpuinfo")
     text = processor.read_text() if processor.exists() else platform.processor()
@@ -28,16 +29,17 @@ def _compiled_programs() -> Path:
 
 # Before jax is imported anywhere, and inherited by the processes that tests start.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Compiling is most of what the tests do: programs are kept for the next run. Nothing of the user's own cache comes in, and nothing
-# goes there. `FCN_JAX_TEST_CACHE` names another folder; if it is empty, nothing is kept.
+# Compiling is most of what the tests do: programs are kept for the next run. Nothing comes from the
+# user's own cache, and nothing goes there. `FCN_JAX_TEST_CACHE` names another folder; if it is empty,
+# nothing is kept.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ.get("FCN_JAX_TEST_CACHE", str(_compiled_programs()))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 
 LOWERING = (
-    "The form in which XLA compiles a program has changed, or how it is written down; the results may be right. Look whether a new "
-    "release of JAX writes the same form in another way (then change the test), or has lost it (then measure the speed)."
+    "The form of a compiled program has changed, or the text that describes it. The results may still be right.\n"
+    "Does a new release of JAX write the same form in another way? Then change the test. Is the form lost? Then measure the speed."
 )
 
 hypothesis.settings.register_profile("default", max_examples=12, deadline=None, derandomize=bool(os.environ.get("CI")))
@@ -45,9 +47,9 @@ hypothesis.settings.load_profile("default")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip the tests marked `needs_torch` where PyTorch is not installed, as in the second environment of `.ci/run`.
+    """Skip the tests marked `needs_torch` where PyTorch is not installed.
 
-    Only these: any other test fails if what it runs imports torch there.
+    So it is in the second environment of `.ci/run`. Any other test fails there if it imports torch.
     """
     absent = [name for name in ("torch", "torchvision") if importlib.util.find_spec(name) is None]
     if not absent:

@@ -42,7 +42,10 @@ PLAINEST = [
 
 
 def _alike() -> dict[str, str]:
-    """Each backbone's plainest fellow in its distribution whose features are the same at every output stride."""
+    """For each backbone the one with the shortest name whose features are the same.
+
+    Compared are the backbones of one distribution, at every output stride.
+    """
     found: dict[Any, list[str]] = {}
     for entry in PLUGINS.entries("backbones"):
         descriptor = PLUGINS.backbone(entry.full_name)
@@ -58,7 +61,8 @@ def _alike() -> dict[str, str]:
     return {name: min(group, key=lambda name: (len(name), name)) for group in found.values() for name in group}
 
 
-# To a head two backbones with the same features are one (`Placed`), so of these one is tried at once and the others where there is time.
+# A head sees no difference between two backbones with the same features (`Placed`). One of them is
+# tried in the ordinary run, the others in the slow one.
 ONE_OF_A_KIND = [
     pytest.param(name, marks=() if name == plainest else pytest.mark.slow) for name, plainest in sorted(_alike().items())
 ]

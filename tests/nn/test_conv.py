@@ -18,7 +18,10 @@ F = torch.nn.functional
 
 @functools.cache
 def ours(*settings):
-    """`nn.conv` with its gradients, compiled once for each shape: images, kernel, weights of the outputs -> output, both gradients."""
+    """`nn.conv` with its gradients, compiled once for each shape.
+
+    The function takes images, a kernel and the gradient of the output.
+    """
 
     @jax.jit
     def run(x, kernel, weights):
@@ -30,7 +33,7 @@ def ours(*settings):
 
 @pytest.fixture
 def compiled_afresh():
-    """What `ours` has compiled is compiled again, for a test that changes the function, and after it."""
+    """Have `ours` compile again in a test that changes the function, and after it."""
     ours.cache_clear()
     yield
     ours.cache_clear()

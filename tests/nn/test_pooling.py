@@ -15,7 +15,7 @@ F = torch.nn.functional
 
 @functools.cache
 def ours(kernel_size, stride, padding, ceil_mode):
-    """`nn.max_pool` with its gradient, compiled once for each shape: images, weights of the outputs -> output, gradient."""
+    """`nn.max_pool` with its gradient, compiled once for each shape."""
 
     @jax.jit
     def run(x, weights):
