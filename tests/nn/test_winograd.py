@@ -64,7 +64,6 @@ def test_it_and_its_gradients_equal_torchs(form, seed):
 
 
 @pytest.mark.slow
-@settings(max_examples=40)
 @given(
     st.tuples(st.integers(1, 13), st.integers(1, 13)),
     st.integers(0, 5),
