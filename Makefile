@@ -9,20 +9,21 @@ RUN ?= runs/shapes
 # Every distribution under plugins/ is installed beside the package.
 PLUGINS = $(sort $(wildcard plugins/*/pyproject.toml))
 EDITABLE_PLUGINS = $(patsubst %/pyproject.toml,-e %,$(PLUGINS))
-PYTEST = $(BIN)/python -m pytest -q -rs -n 2 --dist loadfile
+PYTEST_OPTIONS = -q -rs -n 2 --dist worksteal --durations=40
+PYTEST = $(BIN)/python -m pytest $(PYTEST_OPTIONS)
 
 .PHONY: help install dev train test test-all test-slow test-newest bench bench-curves bench-models bench-gpu bench-gpu-quick bench-tpu-aot lint types clean
 
 help:
 	@echo "make train      train on the embedded shapes, evaluate, write pictures (a few minutes on 2 cores)"
-	@echo "make test       the tests (a quarter of an hour on 2 slow cores); make test-slow: the slow ones; make test-all: all, by the hour"
+	@echo "make test       the tests (some minutes on 2 cores; a second run is faster); make test-slow: the slow ones; make test-all: all, by the hour"
 	@echo "make test-newest  those that need no torch, with NEWEST_PYTHON and the newest releases"
 	@echo "make bench      speed beside PyTorch and plain Flax (some minutes); make bench-curves: how cost grows with the work;"
 	@echo "                make bench-models: whole models beside PyTorch (half an hour); make bench-gpu: on an NVIDIA GPU, bfloat16;"
 	@echo "                make bench-gpu-quick: beside torch.compile alone, its training step untuned"
 	@echo "make bench-tpu-aot  what the TPU compiler makes of training and inference, without a TPU (an hour)"
 	@echo "make lint       ruff; make types: mypy"
-	@echo "make clean      remove the virtual environment"
+	@echo "make clean      remove the virtual environments and what tests keep"
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -71,7 +72,7 @@ $(NEWEST_VENV)/installed: pyproject.toml $(PLUGINS)
 test-newest: $(NEWEST_VENV)/installed
 	$(NEWEST_VENV)/bin/python -m pip list --disable-pip-version-check | grep -E '^(jax|flax|optax|orbax-checkpoint|grain) '
 	$(NEWEST_VENV)/bin/python -m pytest -q -rs -m "not slow and not exhaustive" tests/test_reference_arrays.py
-	$(UNOPTIMIZED) $(NEWEST_VENV)/bin/python -m pytest -q -rs -n 2 --dist loadfile -m "not slow and not exhaustive" \
+	$(UNOPTIMIZED) $(NEWEST_VENV)/bin/python -m pytest $(PYTEST_OPTIONS) -m "not slow and not exhaustive" \
 		--ignore tests/test_reference_arrays.py
 
 bench: dev
@@ -115,4 +116,4 @@ types: dev
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(NEWEST_VENV) $(TPU_VENV)
+	rm -rf $(VENV) $(NEWEST_VENV) $(TPU_VENV) .pytest_cache

@@ -1,5 +1,6 @@
 """Fixtures of the package's tests: the real files beside the checkout, PyTorch's originals, cheap models."""
 
+import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -23,29 +24,11 @@ def shared() -> Path:
     return folder
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
-    return (yield from _skipped_without_torch())
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    return (yield from _skipped_without_torch())
-
-
-def _skipped_without_torch() -> Iterator[None]:
-    """A test that compares with PyTorch is skipped where that is not installed, as in the second environment of `.ci/run`."""
-    try:
-        return (yield)
-    except ModuleNotFoundError as error:
-        if error.name in ("torch", "torchvision"):
-            pytest.skip(f"needs {error.name}")
-        raise
-
-
 @pytest.fixture(scope="session")
 def torchvision() -> Any:
-    pytest.importorskip("torch")
+    for name in ("torch", "torchvision"):
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"needs {name}")
     from fcn_jax.convert.torch_reference import import_torchvision
 
     return import_torchvision()

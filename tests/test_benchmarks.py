@@ -1,6 +1,6 @@
 """Benchmarks that time parts of the library: that it is the work which the library does."""
 
-import importlib.util
+import importlib
 import json
 import os
 import subprocess
@@ -58,11 +58,6 @@ def test_the_look_over_masks_is_timed_cold_and_warm(tmp_path, monkeypatch):
     assert len({path.read_bytes() for path in (root / "masks" / "train").iterdir()}) == 4
 
 
-needs_torch = pytest.mark.skipif(
-    not all(map(importlib.util.find_spec, ("torch", "torchvision"))), reason="torch or torchvision is not installed"
-)
-
-
 def run(*arguments):
     command = [
         sys.executable,
@@ -82,7 +77,7 @@ def run(*arguments):
     return subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=300)
 
 
-@needs_torch
+@pytest.mark.needs_torch
 @pytest.mark.parametrize("few", [("--processes", "0"), ("--rounds", "1")])
 def test_too_few_to_measure_is_said_before_anything_is_done(tmp_path, few):
     done = run("--out", str(tmp_path / "speed.json"), *few)
@@ -92,7 +87,7 @@ def test_too_few_to_measure_is_said_before_anything_is_done(tmp_path, few):
 
 
 @pytest.mark.slow
-@needs_torch
+@pytest.mark.needs_torch
 def test_contenders_run_in_processes_of_their_own_and_leave_figures(tmp_path):
     out = tmp_path / "speed.json"
     done = run("--contender", "torch eager", "--processes", "2", "--out", str(out))
@@ -108,7 +103,7 @@ def test_contenders_run_in_processes_of_their_own_and_leave_figures(tmp_path):
 
 
 @pytest.mark.slow
-@needs_torch
+@pytest.mark.needs_torch
 def test_a_benchmark_of_two_different_computations_ends_and_says_so(tmp_path):
     program = """
 import numpy as np

@@ -42,8 +42,8 @@ def write_tools(folder: Path, site: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.needs_torch
 def test_the_guide_runs_from_top_to_bottom(tmp_path: Path) -> None:
-    pytest.importorskip("torch")
     work, site, tools = tmp_path / "work", tmp_path / "site", tmp_path / "bin"
     work.mkdir()
     write_tools(tools, site)

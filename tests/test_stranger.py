@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
@@ -115,6 +114,6 @@ def test_a_stranger_is_trained_scored_used_and_converted_by_name(fcn_jax: Comman
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs torch")
+@pytest.mark.needs_torch
 def test_a_stranger_is_verified_by_name(fcn_jax: Command) -> None:
     assert "EQUAL" in fcn_jax("verify", "--model", "acme_small", "--size", "65x97", "--grad", "--train-steps", "2")

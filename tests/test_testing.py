@@ -223,8 +223,8 @@ def test_an_honest_backbone_passes():
     check_backbone(backbone(torch=None))
 
 
+@pytest.mark.needs_torch
 def test_an_honest_backbone_equals_its_reference():
-    pytest.importorskip("torch")
     check_backbone(backbone(reference=torch_reference))
 
 
@@ -324,9 +324,8 @@ def test_an_operation_that_loses_something_is_caught():
         (TABLE, {"relu": False}, r"differs from its PyTorch reference: b: error \d"),
     ],
 )
+@pytest.mark.needs_torch
 def test_a_reference_that_is_not_equal_is_caught(table, settings, complaint):
-    pytest.importorskip("torch")
-
     def reference(options, output_stride):
         return torch_reference(options, output_stride, **settings)
 
@@ -334,8 +333,9 @@ def test_a_reference_that_is_not_equal_is_caught(table, settings, complaint):
         check_backbone(backbone(table=table, reference=reference))
 
 
+@pytest.mark.needs_torch
 def test_a_reference_that_shows_no_features_is_caught():
-    torch = pytest.importorskip("torch")
+    import torch
 
     def reference(options, output_stride):
         made = torch_reference(options, output_stride)
@@ -527,8 +527,8 @@ def test_fcn32s_keeps_its_promises():
 
 
 @pytest.mark.slow
+@pytest.mark.needs_torch
 def test_resnet18_keeps_its_promises():
-    pytest.importorskip("torch")
     check_backbone(RESNET18)
 
 
@@ -579,8 +579,10 @@ def test_a_models_lie_is_caught(liar, complaint):
         check_model(liar)
 
 
+@pytest.mark.needs_torch
 def test_an_original_with_other_tensors_is_caught():
-    torch = pytest.importorskip("torch")
+    import torch
+
     with pytest.raises(AssertionError, match="against its PyTorch original: "):
         check_model(whole(original=lambda num_classes, aux: torch.nn.Sequential(torch.nn.Conv2d(3, num_classes, 1))))
 

@@ -38,6 +38,7 @@ def test_the_deepest_feature_is_taken_and_decides_the_kernel():
 
 
 @pytest.mark.parametrize("out_hw", [(16, 24), (9, 17)])
+@pytest.mark.needs_torch
 def test_logits_equal_the_torch_reference_cropped_at_bottom_and_right(out_hw):
     import torch
 
@@ -108,6 +109,7 @@ def test_the_head_keeps_the_contract_with_other_upsampling(upsampling):
     check_head("fcn32s", {"upsampling": upsampling})
 
 
+@pytest.mark.needs_torch
 def test_the_torch_reference_of_a_backbone_that_pads_begins_at_the_image():
     import torch
 

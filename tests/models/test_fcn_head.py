@@ -12,6 +12,7 @@ from fcn_jax.models.fcn_head import FCN
 from fcn_jax.testing import check_head
 
 
+@pytest.mark.slow
 def test_it_keeps_the_contract():
     check_head("fcn")
 

@@ -23,7 +23,7 @@ SPECS = tuple(FeatureSpec(f"f{s}", c, s, up(s)) for c, s in ((3, 4), (4, 8), (5,
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("fcn8s", {"at_once": True, "upsampling": "fixed"}),
+        pytest.param("fcn8s", {"at_once": True, "upsampling": "fixed"}, marks=pytest.mark.slow),
         pytest.param("fcn8s", {"upsampling": "fixed_last"}, marks=pytest.mark.slow),
         pytest.param("fcn8s", {}, marks=pytest.mark.slow),
         pytest.param("fcn16s", {}, marks=pytest.mark.slow),

@@ -144,7 +144,7 @@ def test_a_stage_begins_with_the_dilation_of_the_stage_before():
 # ------------------------------------------------------------------------------------------------------------------------- values
 
 
-@pytest.mark.parametrize("size", [(33, 31), (64, 97)])
+@pytest.mark.parametrize("size", [(33, 31), pytest.param((64, 97), marks=pytest.mark.slow)])
 def test_every_feature_equals_torchvisions(make_resnet18, size):
     check_equal(*features_of_both("resnet18", 32, make_resnet18(), size))
 
@@ -173,7 +173,10 @@ def test_every_feature_of_a_bottleneck_network_equals_torchvisions(torchvision, 
 
 @pytest.mark.parametrize(
     ("name", "output_stride"),
-    [("resnet18", 32), ("resnet18", 16), ("resnet18", 8), pytest.param("resnet34", 8, marks=pytest.mark.slow)],
+    [
+        ("resnet18", 8),
+        *(pytest.param(*more, marks=pytest.mark.slow) for more in (("resnet18", 32), ("resnet18", 16), ("resnet34", 8))),
+    ],
 )
 def test_every_feature_of_a_dilated_basic_network_equals_timms(torchvision, randomise, name, output_stride):
     """torchvision refuses these; timm is the original, and the reference of the contract must agree with it too."""

@@ -26,6 +26,34 @@ def xla_grads(settings, x, kernel, grad):
     return jax.vjp(functools.partial(xla_conv, settings), x, kernel)[1](grad)
 
 
+def check_tpu_grads(size, kernel_size, stride, padding, dilation, groups):
+    settings = Settings(stride, padding, dilation, groups)
+    arrays = drawn(settings, size, kernel_size, 2, 3)
+    found = jax.jit(lambda *arrays: (tpu_grads(settings, *arrays), xla_grads(settings, *arrays)))(*arrays)
+    for ours, theirs in zip(*found, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    half = [array.astype(jnp.bfloat16) for array in arrays]
+    dtypes = [array.dtype for array in jax.eval_shape(lambda: tpu_grads(settings, *half))]
+    assert dtypes == [jnp.bfloat16, jnp.float32]
+
+
+# Size, kernel, stride, padding, dilation, groups.
+@pytest.mark.parametrize(
+    "form",
+    [
+        ((9, 7), 3, 1, 1, 1, 1),
+        ((8, 9), 3, 2, 1, 1, 1),  # the last row is not seen
+        ((6, 5), 1, 2, 0, 1, 2),
+        ((7, 9), 3, 1, 2, 2, 3),
+        ((5, 4), 4, 3, 3, 1, 1),
+        ((9, 8), 2, 2, 0, 2, 2),
+    ],
+)
+def test_the_gradients_for_tpus_are_xlas_with_a_float32_kernel_gradient(form):
+    check_tpu_grads(*form)
+
+
+@pytest.mark.slow
 @given(
     size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
     kernel_size=st.integers(1, 4),
@@ -34,17 +62,50 @@ def xla_grads(settings, x, kernel, grad):
     dilation=st.integers(1, 2),
     groups=st.sampled_from([1, 2, 3]),
 )
-def test_the_gradients_for_tpus_are_xlas_but_for_a_float32_kernel_gradient(size, kernel_size, stride, padding, dilation, groups):
+def test_the_gradients_for_tpus_are_xlas_in_any_form(size, kernel_size, stride, padding, dilation, groups):
     assume(min(size) + 2 * padding >= dilation * (kernel_size - 1) + 1)
-    settings = Settings(stride, padding, dilation, groups)
-    arrays = drawn(settings, size, kernel_size, 2, 3)
-    for ours, theirs in zip(tpu_grads(settings, *arrays), xla_grads(settings, *arrays), strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-4)
-    half = [array.astype(jnp.bfloat16) for array in arrays]
-    dtypes = [array.dtype for array in jax.eval_shape(lambda: tpu_grads(settings, *half))]
-    assert dtypes == [jnp.bfloat16, jnp.float32]
+    check_tpu_grads(size, kernel_size, stride, padding, dilation, groups)
 
 
+def check_gpu_forms(size, kernel_size, stride, padding, channels, columns):
+    settings = Settings(stride, padding, 1, 1)
+
+    @jax.jit
+    def run(x, kernel, grad):
+        convolved = [gpu_conv(settings, x, kernel)]
+        if channels <= 4:
+            convolved.append(space_to_depth(settings, x, kernel, columns))
+        return (
+            xla_conv(settings, x, kernel),
+            convolved,
+            gpu_grads(settings, x, kernel, grad),
+            xla_grads(settings, x, kernel, grad),
+        )
+
+    wanted, convolved, grads, wanted_grads = run(*drawn(settings, size, kernel_size, channels, 3))
+    for found in convolved:
+        np.testing.assert_allclose(found, wanted, atol=1e-4)
+    for ours, theirs in zip(grads, wanted_grads, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-4)
+
+
+# Size, kernel, stride, padding, channels, columns that are taken together.
+@pytest.mark.parametrize(
+    "form",
+    [
+        ((16, 18), 7, 2, 3, 3, 4),  # the stem's
+        ((15, 19), 7, 2, 3, 3, 2),
+        ((9, 8), 3, 1, 1, 4, 3),
+        ((6, 7), 3, 3, 0, 1, 5),
+        ((4, 3), 8, 2, 3, 2, 1),
+        ((5, 9), 1, 2, 0, 5, 1),
+    ],
+)
+def test_the_forms_for_gpus_are_xlas(form):
+    check_gpu_forms(*form)
+
+
+@pytest.mark.slow
 @given(
     size=st.tuples(st.integers(1, 19), st.integers(1, 19)),
     kernel_size=st.integers(1, 8),
@@ -53,17 +114,12 @@ def test_the_gradients_for_tpus_are_xlas_but_for_a_float32_kernel_gradient(size,
     channels=st.integers(1, 5),
     columns=st.integers(1, 5),
 )
-def test_the_forms_for_gpus_are_xlas(size, kernel_size, stride, padding, channels, columns):
+def test_the_forms_for_gpus_are_xlas_at_any_size(size, kernel_size, stride, padding, channels, columns):
     assume(min(size) + 2 * padding >= kernel_size)
-    settings = Settings(stride, padding, 1, 1)
-    x, kernel, grad = drawn(settings, size, kernel_size, channels, 3)
-    np.testing.assert_allclose(gpu_conv(settings, x, kernel), xla_conv(settings, x, kernel), atol=1e-4)
-    for ours, theirs in zip(gpu_grads(settings, x, kernel, grad), xla_grads(settings, x, kernel, grad), strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=2e-4)
-    if channels <= 4:
-        np.testing.assert_allclose(space_to_depth(settings, x, kernel, columns), xla_conv(settings, x, kernel), atol=1e-4)
+    check_gpu_forms(size, kernel_size, stride, padding, channels, columns)
 
 
+@pytest.mark.lowering
 @pytest.mark.parametrize(
     ("kernel_size", "stride", "channels", "groups", "deep"),
     [(7, 2, 3, 1, True), (3, 2, 3, 1, True), (3, 1, 3, 1, False), (3, 2, 64, 1, False), (1, 2, 3, 1, False), (3, 2, 3, 3, False)],

@@ -152,6 +152,7 @@ def test_statistics_and_random_counts_of_every_block_are_updated():
     assert {int(block.dropout.rngs.count[...]) for block in blocks} == {1}
 
 
+@pytest.mark.lowering
 def test_a_loop_keeps_no_widened_output_for_the_backward_pass():
     x = jnp.zeros((2, 6, 5, 8))
     traced, _ = run(chain(*(4,) * LEAST), x, True)

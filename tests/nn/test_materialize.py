@@ -28,6 +28,7 @@ def test_it_is_the_identity_and_so_is_its_gradient(dtype, first):
     assert np.array_equal(np.asarray(vjp(x)[0], np.float32), np.asarray(x, np.float32), equal_nan=True)
 
 
+@pytest.mark.lowering
 @on_cpus
 @pytest.mark.parametrize("keep", [nn.materialize, lambda x: x])
 def test_a_chain_of_sums_is_not_computed_anew_for_each_of_its_uses(keep):
@@ -41,13 +42,15 @@ def test_a_chain_of_sums_is_not_computed_anew_for_each_of_its_uses(keep):
     assert (blocks_in_a_fusion(compiled.as_text()) == 1) == (keep is nn.materialize)
 
 
+@pytest.mark.lowering
 def test_other_devices_see_nothing_of_it():
     exported = jax.export.export(jax.jit(nn.materialize), platforms=["cuda"])(jax.ShapeDtypeStruct((2, 3), jnp.float32))
     assert not re.search("compare|optimization_barrier", exported.mlir_module())
 
 
+@pytest.mark.lowering
 @on_cpus
-@pytest.mark.parametrize("name", ["resnet34", "resnet50"])
+@pytest.mark.parametrize("name", ["resnet34", pytest.param("resnet50", marks=pytest.mark.slow)])
 def test_the_blocks_of_a_resnet_are_computed_once(name):
     model = nnx.eval_shape(lambda: fcn_jax.build_model(name, "fcn32s", 3, rngs=nnx.Rngs(0)))
     model.eval()

@@ -33,6 +33,7 @@ def temporaries():
     return gradients.lower(x, kernels).compile().memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.lowering
 @on_cpus
 def test_what_a_convolution_has_transformed_is_not_kept_for_its_gradients(monkeypatch):
     taken = temporaries()

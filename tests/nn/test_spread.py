@@ -38,6 +38,7 @@ def test_a_kernels_gradient_is_not_rounded_to_bfloat16():
     np.testing.assert_allclose(found, exact, atol=1e-6 * np.abs(exact).max())
 
 
+@pytest.mark.lowering
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="the form for CPUs")
 def test_gradients_of_a_kernel_per_channel_store_no_factors_as_large_as_the_image():
     def loss(x, kernel, labels):

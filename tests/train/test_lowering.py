@@ -17,6 +17,8 @@ from fcn_jax.infer.predictor import Predictor
 from fcn_jax.train import step as train_step
 from fcn_jax.train.losses import cross_entropy
 
+pytestmark = pytest.mark.lowering
+
 PLATFORMS = ("cpu", "cuda", "tpu")
 IN_BLOCKS = {"cuda", "tpu"}
 """Where loss and argmax are computed in the head's blocks."""
@@ -153,7 +155,7 @@ def test_the_loss_of_bfloat16_logits_keeps_no_float32_copy_of_them():
     assert large == [jnp.bfloat16]
 
     if jax.__version_info__ >= (0, 11):
-        return  # XLA for CPUs then stores what it reduces, whatever its options
+        pytest.skip("XLA for CPUs then stores what it reduces, whatever its options")
     # XLA's own reductions fuse with what they reduce; those of the library that it may call on CPUs do not.
     options = {"xla_cpu_experimental_ynn_fusion_type": ""} if fcn_jax.compiler_options() else {}
     compiled = jax.jit(jax.value_and_grad(cross_entropy), compiler_options=options).lower(logits, labels).compile()

@@ -40,6 +40,10 @@ def torchvision():
     return pytest.importorskip("fcn_jax.convert.torch_reference").import_torchvision()
 
 
+# Where a whole network is filled with numbers, the deeper ResNet shows nothing more.
+FILLED = [pytest.param(name, marks=pytest.mark.slow if name == "deeplabv3_resnet101" else ()) for name in WHOLE]
+
+
 @pytest.fixture(params=WHOLE)
 def whole(request):
     """The name of each whole model whose backbone is there."""
@@ -250,6 +254,7 @@ def test_an_image_that_fills_a_part_of_its_array_gives_what_it_gives_alone(head)
 # --------------------------------------------------------------------------------------------------------------------- whole models
 
 
+@pytest.mark.parametrize("whole", FILLED, indirect=True)
 def test_names_and_shapes_of_a_whole_model_are_torchvisions(torchvision, whole, plugins):
     original = plugins.model(whole).original(num_classes=21, aux=True)
     model = blank(whole)
@@ -274,6 +279,7 @@ def test_published_weights_are_torchvisions(torchvision, whole):
     assert f"mIoU {scores['miou']}, pixel accuracy {scores['pixel_acc']}" in ours.summary
 
 
+@pytest.mark.parametrize("whole", FILLED, indirect=True)
 def test_a_whole_model_goes_to_torchvision_and_back_bit_for_bit(torchvision, whole, plugins):
     import torch
 

@@ -122,7 +122,9 @@ def test_every_convolution_has_the_references_settings(torchvision, name, output
     assert ours == {layer: (*settings, reference.get_submodule(layer).groups) for layer, *settings in convolutions(reference)}
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "mobilenet_v3_small" else pytest.mark.slow) for name in BACKBONES]
+)
 def test_initial_values_are_drawn_as_torchvisions(torchvision, name):
     import torch
 

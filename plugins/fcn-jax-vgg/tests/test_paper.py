@@ -86,7 +86,7 @@ def images(height, width, seed=0):
     return np.random.default_rng(seed).uniform(-120, 150, (1, height, width, 3)).astype(np.float32)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in MODELS[1:3] else ()) for name in MODELS])
 def test_they_keep_the_contract(torch, name):
     check_model(f"narrow_{name}")
 
