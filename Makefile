@@ -12,11 +12,12 @@ EDITABLE_PLUGINS = $(patsubst %/pyproject.toml,-e %,$(PLUGINS))
 PYTEST_OPTIONS = -q -rs -n 2 --dist worksteal --durations=40
 PYTEST = $(BIN)/python -m pytest $(PYTEST_OPTIONS)
 
-.PHONY: help install dev train test test-all test-slow test-newest bench bench-curves bench-models bench-gpu bench-gpu-quick bench-tpu-aot lint types clean
+.PHONY: help install dev train test test-all test-slow test-newest fuzz bench bench-curves bench-models bench-gpu bench-gpu-quick bench-tpu-aot lint types clean
 
 help:
 	@echo "make train      train on the embedded shapes, evaluate, write pictures (a few minutes on 2 cores)"
 	@echo "make test       the tests (some minutes on 2 cores; a second run is faster); make test-slow: the slow ones; make test-all: all, by the hour"
+	@echo "make fuzz       3,000 mutated files, settings and arguments (some minutes); writes the table in docs/reliability.md"
 	@echo "make test-newest  those that need no torch, with NEWEST_PYTHON and the newest releases"
 	@echo "make bench      speed beside PyTorch and plain Flax (some minutes); make bench-curves: how cost grows with the work;"
 	@echo "                make bench-models: whole models beside PyTorch (half an hour); make bench-gpu: on an NVIDIA GPU, bfloat16;"
@@ -74,6 +75,9 @@ test-newest: $(NEWEST_VENV)/installed
 	$(NEWEST_VENV)/bin/python -m pytest -q -rs -m "not slow and not exhaustive" tests/test_reference_arrays.py
 	$(UNOPTIMIZED) $(NEWEST_VENV)/bin/python -m pytest $(PYTEST_OPTIONS) -m "not slow and not exhaustive" \
 		--ignore tests/test_reference_arrays.py
+
+fuzz: dev
+	$(BIN)/python -m fuzz --cases 3000 --seed 0 --table docs/reliability.md
 
 bench: dev
 	$(BIN)/python -m benchmarks
