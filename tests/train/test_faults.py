@@ -296,7 +296,7 @@ def fill(folder: Path) -> None:
 def test_a_save_that_fails_ends_the_run_and_keeps_the_checkpoint_before(
     here: Callable[..., Result], undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    list_files = checkpoint._list_files
+    list_files = checkpoint.files.list_files
 
     def full(directory: Path) -> None:
         if directory.name.startswith("8."):
@@ -304,7 +304,7 @@ def test_a_save_that_fails_ends_the_run_and_keeps_the_checkpoint_before(
         list_files(directory)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_list_files", full)
+        patch.setattr(checkpoint.files, "list_files", full)
         with pytest.raises(TrainingError) as caught:
             here(tmp_path / "run")
     assert "checkpoints/8: the checkpoint cannot be written (no space left on the disk)" in str(caught.value)
@@ -415,7 +415,7 @@ def test_a_stop_inside_the_last_evaluation_is_made_up_for(
 def test_a_stop_inside_a_save_lets_it_finish(
     here: Callable[..., Result], undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    list_files = checkpoint._list_files
+    list_files = checkpoint.files.list_files
 
     def slow(directory: Path) -> None:
         if directory.name.startswith("6."):
@@ -424,7 +424,7 @@ def test_a_stop_inside_a_save_lets_it_finish(
         list_files(directory)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_list_files", slow)
+        patch.setattr(checkpoint.files, "list_files", slow)
         result = here(tmp_path / "run", "train.checkpoint_every=6")
     assert result.stopped_by == "SIGTERM"
     assert result.saved == result.step
@@ -526,7 +526,7 @@ def test_damage_of_any_file_is_found(undisturbed: Path, tmp_path: Path, caplog: 
     for number, way in enumerate(ways):
         directory = Path(shutil.copytree(newest, tmp_path / "run" / "checkpoints" / str(STEPS)))
         list(damaged_in_every_way(directory))[number][1]()
-        assert checkpoint._fault(directory, ("model", "train", "data", "spec")), way
+        assert checkpoint.files.fault(directory, ("model", "train", "data", "spec")), way
         shutil.rmtree(directory)
 
 
