@@ -41,6 +41,7 @@ from fcn_jax.train.saving import (
     finite_loss,
     require_finite,
     restored,
+    save,
     save_the_work,
 )
 from fcn_jax.train.settings import claim, require_memory, settings_at_fault
