@@ -73,13 +73,16 @@ def _checksum(path: Path) -> int:
 
 
 def fault(directory: Path, items: Iterable[str]) -> str | None:
-    """What is wrong with the files of a checkpoint's items, or None. Checkpoints of the first releases have no list to compare with."""
+    """What is wrong with the files of a checkpoint's items, or None. Checkpoints of format 1 may have no list to compare with."""
     items = tuple(items)
     missing = [item for item in items if not (directory / item).is_dir()]
     if missing:
         return f"{listing(missing)} is missing"
     try:
         files = json.loads((directory / FILES).read_text(encoding="utf-8"))
+        listed = {name.split("/")[0] for name in files}
+        if unlisted := [item for item in items if item not in listed]:
+            return f"{FILES} does not list {listing(unlisted)}"
         for name, (size, checksum) in files.items():
             if name.split("/")[0] not in items:
                 continue
@@ -91,12 +94,20 @@ def fault(directory: Path, items: Iterable[str]) -> str | None:
             if _checksum(path) != checksum:
                 return f"{name} was changed after it was written"
     except FileNotFoundError:
-        return None
+        return None if _format(directory) == 1 else f"{FILES} is missing"
     except OSError as error:
         return f"{error.filename}: {error.strerror}"
     except (ValueError, TypeError, AttributeError):
         return f"{FILES} is unreadable"
     return None
+
+
+def _format(directory: Path) -> Any:
+    """The format that a checkpoint's description names, or None if it cannot be read."""
+    try:
+        return json.loads((directory / "spec" / "metadata").read_text(encoding="utf-8"))["format"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def is_evaluated(run: Path, step: int) -> bool:

@@ -16,7 +16,8 @@ from fcn_jax.checkpoint import files, messages
 from fcn_jax.errors import CheckpointError, ConfigError
 from fcn_jax.models.segmenter import ModelSpec
 
-FORMAT = 1
+FORMAT = 2
+"""Of what is written. Format 1, which has no checksums, is read too."""
 
 
 _PARTS = {"backbone": "backbones", "head": "heads", "aux_head": "heads"}
@@ -34,6 +35,7 @@ class Spec:
         weights: record of the weights that it started from, or None.
         value_range: how images of more than 8 bits were scaled, as `fcn_jax.data.value_range.to_json` gives it; None if there
             were none.
+        split: the split that a run trains on: `images`, their number, and `digest` of their IDs; None without a training.
     """
 
     model: ModelSpec
@@ -41,6 +43,7 @@ class Spec:
     plugins: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     weights: Mapping[str, Any] | None = None
     value_range: Any = None
+    split: Mapping[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
@@ -56,17 +59,21 @@ class Spec:
         for part, kind in _PARTS.items():
             if model.get(part) is not None and part in table["plugins"]:
                 model[part] = plugins.own_name(kind, model[part], table["plugins"][part]["distribution"], strict=True)
-        return cls(ModelSpec(**model), classes, table["plugins"], table["weights"], table.get("value_range"))
+        return cls(ModelSpec(**model), classes, table["plugins"], table["weights"], table.get("value_range"), table.get("split"))
 
 
 def describe(
-    model: ModelSpec, classes: Classes | None = None, weights: Mapping[str, Any] | None = None, value_range: Any = None
+    model: ModelSpec,
+    classes: Classes | None = None,
+    weights: Mapping[str, Any] | None = None,
+    value_range: Any = None,
+    split: Mapping[str, Any] | None = None,
 ) -> Spec:
     """The spec of a model, with the plugins that it is built from."""
     plugins = registry.default()
     names = {part: getattr(model, part) for part in _PARTS}
     records = {part: plugins.record(_PARTS[part], name) for part, name in names.items() if name is not None}
-    return Spec(model, classes, records, weights, value_range)
+    return Spec(model, classes, records, weights, value_range, split)
 
 
 def read_spec(directory: Path) -> Spec:
@@ -76,8 +83,10 @@ def read_spec(directory: Path) -> Spec:
             table = checkpointer.restore((directory / "spec").absolute())
         if not isinstance(table, dict):
             raise ValueError("not a JSON object")
-        if table["format"] != FORMAT:
-            raise CheckpointError(f"{directory}: checkpoint format {table['format']}; this version of fcn-jax reads {FORMAT}")
+        if table["format"] not in (1, FORMAT):
+            raise CheckpointError(
+                f"{directory}: checkpoint format {table['format']}; this version of fcn-jax reads 1 to {FORMAT}"
+            )
         return Spec.from_dict(table)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(

@@ -23,7 +23,7 @@ from fcn_jax.data import value_range
 from fcn_jax.data.pipeline import eval_examples, steps_per_epoch, train_batches
 from fcn_jax.data.splits import Splits, open_splits
 from fcn_jax.data.transforms import Augment
-from fcn_jax.errors import ConfigError, WriteError
+from fcn_jax.errors import WriteError
 from fcn_jax.infer import draw
 from fcn_jax.infer.metrics import ConfusionMatrix, Scores
 from fcn_jax.infer.predictor import Predictor, evaluate
@@ -44,7 +44,14 @@ from fcn_jax.train.saving import (
     save,
     save_the_work,
 )
-from fcn_jax.train.settings import claim, require_memory, settings_at_fault
+from fcn_jax.train.settings import (
+    claim,
+    require_meant,
+    require_memory,
+    require_same_split,
+    require_steps,
+    settings_at_fault,
+)
 from fcn_jax.train.signals import StopNow, StopRequest
 
 
@@ -103,6 +110,8 @@ def train(config: Config, run: str | Path, *, resume: bool = False) -> Result:
 def _train(config: Config, run: Path, resume: bool, stop: StopRequest, held: contextlib.ExitStack) -> Result:
     directory = held.enter_context(RunDirectory(run))
     claim(run, config, resume)
+    if not resume:
+        require_meant(config)
 
     # ------------------------------------------------------------------------------------------------------------------- mesh
     mesh = sharding.data_mesh(config.data.batch_size, config.optim.micro_steps)
@@ -135,12 +144,13 @@ def _train(config: Config, run: Path, resume: bool, stop: StopRequest, held: con
     held.callback(batches.close)
     epoch_steps = steps_per_epoch(train_source, config.data.batch_size // shard[1], shard)
     total_steps = epoch_steps * config.train.epochs
-    if total_steps >= 2**31:
-        raise ConfigError(f"train.epochs is {config.train.epochs}: that makes {total_steps} steps; want fewer than {2**31}")
 
     def evaluation_is_due(number: int) -> bool:
         return number % (epoch_steps * config.train.eval_every) == 0 or number == total_steps
 
+    require_steps(config, total_steps)
+    if earlier:
+        require_same_split(run, earlier[1].split, opened.identity, config.data.train_split)
     if earlier and earlier[0] >= total_steps and checkpoint.is_evaluated(run, earlier[0]):
         return Result(run, earlier[0], None, None, earlier[0], was_finished=True)
 
@@ -154,7 +164,8 @@ def _train(config: Config, run: Path, resume: bool, stop: StopRequest, held: con
         init = config.init
         weights = load_initial(model, init.weights, init.reinit, drop=init.drop, key=init.key) if init.weights else None
         record = dataclasses.asdict(weights) if weights else None
-    spec = checkpoint.describe(model_spec, train_source.classes, record, value_range.to_json(opened.value_range))
+    scaling = value_range.to_json(opened.value_range)
+    spec = checkpoint.describe(model_spec, train_source.classes, record, scaling, opened.identity)
 
     # -------------------------------------------------------------------------------------------------------------- optimizer
     settings = optim.with_fresh(config.optim, record["reinit"] if record else (), config.init.reinit_lr)

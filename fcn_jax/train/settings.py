@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -89,5 +89,38 @@ def claim(run: Path, config: Config, resume: bool) -> None:
         )
 
 
-_FREE = frozenset({"data.root", "data.workers", "train.log_every", "train.samples", "train.checkpoint_every"})
+_FREE = frozenset({"data.root", "data.workers", "data.damaged", "train.log_every", "train.samples", "train.checkpoint_every"})
 """Settings that may change when a run goes on: none of them changes what is computed."""
+
+
+def require_meant(config: Config) -> None:
+    """Raise `ConfigError` for settings that say nothing without another one, which was forgotten."""
+    init, model = config.init, config.model
+    given = [name for name in ("reinit", "drop", "key") if getattr(init, name)]
+    if given and init.weights is None:
+        names = ", ".join(f"init.{name}" for name in given)
+        raise ConfigError(f"{names}: given without init.weights, whose names they are about; name the weights with --init")
+    for name in ("aux_feature", "aux_head_options"):
+        if getattr(model, name) and model.aux_head is None:
+            raise ConfigError(f"model.{name}: given without model.aux_head; name the auxiliary head, such as model.aux_head=fcn")
+
+
+def require_steps(config: Config, total: int) -> None:
+    """Raise `ConfigError` if a run of `total` steps is too long, or too short for its warm-up."""
+    if total >= 2**31:
+        raise ConfigError(f"train.epochs is {config.train.epochs}: that makes {total} steps; want fewer than {2**31}")
+    if config.optim.warmup_steps >= total:
+        raise ConfigError(
+            f"optim.warmup_steps is {config.optim.warmup_steps}, and the run has {total} steps; want fewer warm-up steps, or more epochs"
+        )
+
+
+def require_same_split(run: Path, before: Mapping[str, Any] | None, now: Mapping[str, Any], split: str) -> None:
+    """Raise `ConfigError` if the images that a run trains on are not those that it started with; older runs do not record them."""
+    if before is None or dict(before) == dict(now):
+        return
+    what = f"has {now['images']} images" if now["images"] != before["images"] else "has other images"
+    raise ConfigError(
+        f"{run}: split '{split}' {what}, and the run was started with {before['images']}; their order and the schedule follow from them. "
+        f"Restore them, or start another run from the parameters of this one: --init {shlex.quote(str(run))} --run NEW"
+    )

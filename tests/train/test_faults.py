@@ -692,3 +692,49 @@ def test_a_run_directory_that_cannot_be_written_is_named_before_anything_is_comp
     monkeypatch.setattr(registry.default(), "dataset", lambda name: pytest.fail("data were opened"))
     with pytest.raises(WriteError, match=f"{tmp_path / 'locked'}.*no permission to write"):
         here(tmp_path / "locked" / "run")
+
+
+def test_a_run_whose_images_have_changed_is_not_resumed(here: Callable[..., Result], copied: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    here(run, "train.epochs=1", root=copied)
+    before = (run / "metrics.jsonl").read_bytes()
+    image = sorted((copied / "images" / "train").iterdir())[3]
+    mask = copied / "masks" / "train" / f"{image.stem}.png"
+    image.rename(tmp_path / image.name)
+    mask.rename(tmp_path / "mask.png")
+    with pytest.raises(ConfigError, match=r"split 'train' has 15 images, and the run was started with 16.*--init"):
+        here(run, "train.epochs=1", root=copied, resume=True)
+    (tmp_path / image.name).rename(image.with_stem("other"))
+    (tmp_path / "mask.png").rename(mask.with_stem("other"))
+    with pytest.raises(ConfigError, match=r"split 'train' has other images"):
+        here(run, "train.epochs=1", root=copied, resume=True)
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_file_that_was_damaged_meanwhile_is_skipped_on_request_and_the_order_stays(
+    here: Callable[..., Result], copied: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    here(run, "train.epochs=1", "optim.schedule=constant", root=copied)
+    image = sorted((copied / "images" / "train").iterdir())[3]
+    image.write_bytes(image.read_bytes()[:-40])
+    skip = ("optim.schedule=constant", "data.damaged=skip")
+    assert here(run, *skip, root=copied, resume=True).step == STEPS
+    assert [step for step, _ in records(run, "train", "step", "loss")][-1] == STEPS
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ("init.key=model_ema", "init.key: given without init.weights"),
+        ('init.reinit=["head"]', "init.reinit: given without init.weights"),
+        ("model.aux_feature=layer3", "model.aux_feature: given without model.aux_head"),
+        ("optim.warmup_steps=12", "optim.warmup_steps is 12, and the run has 12 steps"),
+    ],
+)
+def test_a_setting_that_means_nothing_alone_leaves_no_run(
+    setting: str, named: str, here: Callable[..., Result], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=named):
+        here(tmp_path / "run", setting)
+    assert not (tmp_path / "run").exists()
