@@ -368,7 +368,7 @@ def read_run(run: Path) -> Config:
     try:
         table = json.loads(read_text(path))
     except FileNotFoundError:
-        raise CheckpointError(f"{run}: no run (it has no config.json)") from None
+        raise CheckpointError(f"{run}: no run to resume or evaluate here (it has no config.json)") from None
     except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else f"not JSON: {error}"
         raise CheckpointError(f"{path}: the run's recipe cannot be read ({reason})") from error

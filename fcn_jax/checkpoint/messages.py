@@ -32,6 +32,7 @@ def quiet(level: int = logging.ERROR) -> Iterator[None]:
 def quiet_threads() -> Iterator[None]:
     """After a failed save, TensorStore's threads report to an event loop that is closed by then; Python would print that."""
     before = sys.unraisablehook
+    system = sys  # at the interpreter's end the module's own name is gone
 
     def hook(unraisable: Any) -> None:
         if "Event loop is closed" not in str(unraisable.exc_value):
@@ -41,8 +42,8 @@ def quiet_threads() -> Iterator[None]:
     try:
         yield
     finally:
-        if sys.unraisablehook is hook:
-            sys.unraisablehook = before
+        if system.unraisablehook is hook:
+            system.unraisablehook = before
 
 
 def reason(error: BaseException) -> str:

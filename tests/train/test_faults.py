@@ -667,7 +667,7 @@ def test_two_processes_do_not_share_a_run_directory(
     [
         (lambda path: path.write_text("x"), "this is a file"),
         (lambda path: path.symlink_to("nowhere"), "link to nothing"),
-        (lambda path: (path.mkdir(), (path / "notes.txt").write_text("x")), "no run to resume here"),
+        (lambda path: (path.mkdir(), (path / "notes.txt").write_text("x")), "no run to resume or evaluate here"),
         (lambda path: (path.mkdir(), (path / "config.json").write_text("{")), "config.json.*cannot be read"),
         (lambda path: (path.mkdir(), (path / "config.json").write_bytes("{}".encode("utf-16"))), "UTF-16"),
         (lambda path: (path.mkdir(), (path / "config.json").write_text('{"net": 3}')), "unknown key 'net'.*another version"),
