@@ -119,13 +119,14 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument(
         "--overwrite", action="store_true", help="replace results of an earlier prediction; other files are never replaced"
     )
-    predict.add_argument(
-        "--value-range",
-        metavar=("LOW", "HIGH"),
-        type=float,
-        nargs=2,
-        help="stored values that mean black and white in images of more than 8 bits (default: as in training)",
-    )
+    for scaling in (evaluate, predict):
+        scaling.add_argument(
+            "--value-range",
+            metavar=("LOW", "HIGH"),
+            type=float,
+            nargs=2,
+            help="stored values that mean black and white in images of more than 8 bits (default: as in training)",
+        )
 
     convert = command(
         "convert", _convert, "Convert PyTorch weights to a checkpoint or, with --to-torch, a checkpoint to PyTorch."
@@ -306,7 +307,9 @@ def _eval(args: argparse.Namespace) -> int:
     from fcn_jax.infer.evaluate import evaluate_checkpoint
     from fcn_jax.infer.table import scores_table
 
-    outcome = evaluate_checkpoint(args.checkpoint, dataset=args.dataset, data=args.data, split=args.split)
+    outcome = evaluate_checkpoint(
+        args.checkpoint, dataset=args.dataset, data=args.data, split=args.split, value_range=_value_range(args)
+    )
     if args.json:
         for note in outcome.notes:
             print(f"note: {note}", file=sys.stderr)
@@ -319,20 +322,25 @@ def _eval(args: argparse.Namespace) -> int:
 def _predict(args: argparse.Namespace) -> int:
     from fcn_jax.infer.batch import predict_files
 
-    low, high = args.value_range or (0.0, 1.0)
-    if not -math.inf < low < high < math.inf:
-        raise ConfigError(f"--value-range {low:g} {high:g}: give two finite numbers, the smaller one first")
-    value_range = (low, high) if args.value_range else None
     for mask, overlay in predict_files(
         args.checkpoint,
         args.images,
         args.output,
         overwrite=args.overwrite,
-        value_range=value_range,
+        value_range=_value_range(args),
         say=lambda line: print(f"note: {line}", file=sys.stderr),
     ):
         _print(f"{mask} {overlay}")
     return 0
+
+
+def _value_range(args: argparse.Namespace) -> tuple[float, float] | None:
+    if args.value_range is None:
+        return None
+    low, high = args.value_range
+    if not -math.inf < low < high < math.inf:
+        raise ConfigError(f"--value-range {low:g} {high:g}: give two finite numbers, the smaller one first")
+    return low, high
 
 
 def _print(text: str) -> None:

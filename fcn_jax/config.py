@@ -35,6 +35,7 @@ def _path(value: Any) -> Any:
 Fraction = Annotated[float, BeforeValidator(_number), Field(ge=0.0, le=1.0)]
 Number = Annotated[float, BeforeValidator(_number)]
 Positive = Annotated[float, BeforeValidator(_number), Field(gt=0.0)]
+Beta = Annotated[float, BeforeValidator(_number), Field(ge=0.0, lt=1.0)]
 NotNegative = Annotated[float, BeforeValidator(_number), Field(ge=0.0)]
 Whole = Annotated[int, BeforeValidator(_number)]
 Count = Annotated[Whole, Field(ge=1)]
@@ -121,7 +122,7 @@ class OptimConfig(_Section):
     name: Literal["sgd", "adamw"] = "sgd"
     lr: Positive = Field(0.02, description="peak learning rate")
     momentum: Annotated[float, BeforeValidator(_number), Field(ge=0.0, lt=1.0)] = Field(0.9, description="SGD's")
-    betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="AdamW's")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="AdamW's")
     eps: Positive = Field(1e-8, description="AdamW's")
     weight_decay: NotNegative = Field(1e-4, description="coupled for SGD, decoupled for AdamW, as in PyTorch")
     schedule: Literal["poly", "constant"] = "poly"
@@ -367,7 +368,7 @@ def read_run(run: Path) -> Config:
     try:
         table = json.loads(read_text(path))
     except FileNotFoundError:
-        raise CheckpointError(f"{run}: no run (it has no config.json)") from None
+        raise CheckpointError(f"{run}: no run to resume or evaluate here (it has no config.json)") from None
     except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else f"not JSON: {error}"
         raise CheckpointError(f"{path}: the run's recipe cannot be read ({reason})") from error

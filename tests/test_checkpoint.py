@@ -116,11 +116,32 @@ def test_any_file_missing_or_cut_off_gives_a_checkpoint_error_or_the_right_value
 
 
 def test_a_newer_format_is_refused(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "FORMAT", 99)
+    monkeypatch.setattr(checkpoint.spec, "FORMAT", 99)
     checkpoint.save_model(tmp_path / "new", checkpoint.describe(SPEC), checkpoint.arrays(model))
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match="format 99; this version of fcn-jax reads 1"):
+    with pytest.raises(CheckpointError, match="format 99; this version of fcn-jax reads 1 to 2"):
         checkpoint.read_spec(tmp_path / "new")
+
+
+@pytest.mark.parametrize("contents", [None, "{}", "[]", "no JSON"])
+def test_a_checkpoint_without_its_list_of_files_is_damaged(contents, model, tmp_path):
+    directory = tmp_path / "model"
+    checkpoint.save_model(directory, checkpoint.describe(SPEC), checkpoint.arrays(model))
+    assert checkpoint.find(directory) == directory
+    listed = directory / "files.json"
+    listed.unlink() if contents is None else listed.write_text(contents)
+    with pytest.raises(CheckpointError, match=r"damaged: files\.json"):
+        checkpoint.find(directory)
+
+
+def test_a_checkpoint_of_the_first_format_needs_no_list_of_files(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint.spec, "FORMAT", 1)
+    checkpoint.save_model(tmp_path / "old", checkpoint.describe(SPEC), checkpoint.arrays(model))
+    monkeypatch.undo()
+    (tmp_path / "old" / "files.json").unlink()
+    loaded, _ = checkpoint.load(tmp_path / "old")
+    for name, value in checkpoint.arrays(model).items():
+        np.testing.assert_array_equal(checkpoint.arrays(loaded)[name], value, err_msg=name)
 
 
 def test_a_backbone_alone_cannot_segment(model, tmp_path):

@@ -291,6 +291,7 @@ def finite(tree: Any) -> bool:
     return all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(tree))
 
 
+@pytest.mark.slow
 def test_the_smallest_backbone_of_the_core_learns_under_every_head_that_it_feeds() -> None:
     own = [entry.full_name for entry in PLUGINS.entries("backbones") if entry.distribution == registry.OWN_DISTRIBUTION]
     check_gradients(

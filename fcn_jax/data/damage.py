@@ -8,6 +8,8 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from fcn_jax.api import Record, Source
 from fcn_jax.errors import DamagedError, DataError, listing
 
@@ -22,7 +24,7 @@ class KeptSource:
 
     Attributes:
         source: the whole split.
-        indices: of the kept records, in order.
+        indices: of the kept records, in order; a record may take the place of others, too.
     """
 
     source: Source
@@ -48,7 +50,9 @@ class KeptSource:
         return getattr(self.source, name)
 
 
-def without_damaged(source: Source, progress: Callable[[int, int], None] | None = None) -> tuple[Source, tuple[str, ...]]:
+def without_damaged(
+    source: Source, progress: Callable[[int, int], None] | None = None, *, replace: bool = False
+) -> tuple[Source, tuple[str, ...]]:
     """Decode every image and mask once, on threads, and leave out the damaged records.
 
     Other faults, such as missing files, wrong labels and sizes that differ, are left to be raised
@@ -57,6 +61,8 @@ def without_damaged(source: Source, progress: Callable[[int, int], None] | None 
     Args:
         source: a split.
         progress: called with the number of records that are done and of all.
+        replace: the next record that is whole takes the place of a damaged one. The number of records stays, and with it the
+            order and the schedule of a training.
 
     Returns:
         The source itself where nothing is damaged, or a `KeptSource`; and one message for each
@@ -89,6 +95,9 @@ def without_damaged(source: Source, progress: Callable[[int, int], None] | None 
         return source, ()
     if not kept:
         raise DataError(f"all {len(faults)} images of the split are damaged, or their masks: {listing(faults)}")
+    if replace:
+        following = np.searchsorted(kept, np.arange(len(source))) % len(kept)
+        kept = [kept[place] for place in following.tolist()]
     return KeptSource(source, tuple(kept)), tuple(faults)
 
 

@@ -213,7 +213,7 @@ def _of_png(parsed: png.Png) -> tuple[np.ndarray, np.ndarray | None, int]:
     elif parsed.color == png.GRAY_ALPHA:
         values = _without_alpha(values, parsed.name)
     elif parsed.color in (png.RGB, png.RGBA):
-        values = _rgb_of_8_bits(values, parsed.name)
+        values = _rgb_of_8_bits(_with_plain_alpha(values, parsed.name), parsed.name)
     return values, colors, parsed.orientation
 
 
@@ -245,7 +245,7 @@ def _of_tiff(tags: tiff.Tiff, data: bytes) -> tuple[np.ndarray, np.ndarray | Non
     if tags.photometric == tiff.RGB:
         if tags.bits < 8:
             raise DataError(f"{name}: a mask of RGB values of {tags.bits} bits; save it with 8 bits, as RGB or indexed PNG")
-        return _rgb_of_8_bits(values, name), None, tags.orientation
+        return _rgb_of_8_bits(_with_plain_alpha(values, name), name), None, tags.orientation
     values = values[..., 0] if tags.channels == 1 else _without_alpha(values, name)
     if tags.photometric != tiff.INDEXED:
         return values, None, tags.orientation
@@ -266,7 +266,9 @@ def _by_pillow(data: bytes, name: str) -> tuple[np.ndarray, np.ndarray | None, i
             f"{name}: a mask of Pillow mode {mode!r}; save it as an 8-bit indexed or gray PNG whose values are the labels"
         )
     colors = np.array(opened.getpalette("RGB"), np.uint8).reshape(-1, 3) if mode == "P" else None
-    values = np.array(opened.convert("RGB") if mode in ("RGB", "RGBA") else opened, np.uint8)
+    values = np.array(opened, np.uint8)
+    if mode == "RGBA":
+        values = _with_plain_alpha(values, name)[..., :3]
     return values, colors, orientation.from_exif(opened.info.get("exif") or b"")
 
 
@@ -278,6 +280,20 @@ def _without_alpha(values: np.ndarray, name: str) -> np.ndarray:
             "save it without alpha, void pixels with the value of void"
         )
     return values[..., 0]
+
+
+def _with_plain_alpha(values: np.ndarray, name: str) -> np.ndarray:
+    """RGB or RGBA values, whose alpha says nothing that the colors do not."""
+    if values.shape[-1] == 3 or (values[..., 3] == values[0, 0, 3]).all():
+        return values
+    colors, transparent = values[..., :3], values[..., 3] == 0
+    # Editors leave a transparent background black, and what was erased in its old color.
+    if colors[transparent].any() or (colors == colors[0, 0]).all():
+        raise DataError(
+            f"{name}: an RGBA mask whose transparent pixels have colors, or whose colors are the same everywhere, so that it is not "
+            "clear what transparent pixels mean; save it without alpha"
+        )
+    return values
 
 
 def _rgb_of_8_bits(values: np.ndarray, name: str) -> np.ndarray:

@@ -112,12 +112,30 @@ def open_by_pillow(data: bytes, name: str) -> Image.Image:
         check_size(opened.height, opened.width, name)
         opened.load()
     except Image.UnidentifiedImageError as error:
+        if other := _other_kind(data):
+            raise DataError(f"{name}: {other}") from error
         raise DamagedError(f"{name}: not a readable image ({len(data)} bytes); use JPEG, PNG, TIFF, BMP or WebP") from error
     except Image.DecompressionBombError as error:
         raise DataError(f"{name}: the image is too large ({error})") from error
     except PILLOW_ERRORS as error:
         raise DamagedError(f"{name}: the image is damaged ({error}); copy or download the file again") from error
     return opened
+
+
+def _other_kind(data: bytes) -> str | None:
+    """What a file is that is whole, and no image that can be read here; with advice."""
+    head = data[:512].lstrip().lower()
+    if data[4:8] == b"ftyp":
+        return "a HEIC photograph or a video; convert it to JPEG or PNG"
+    if head.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, not the image; run git lfs pull"
+    if head.startswith((b"<!doctype html", b"<html", b"<head")):
+        return "a web page, not an image: the download failed; download it again"
+    if head.startswith((b"<svg", b"<?xml")):
+        return "an XML or SVG file, not a raster image; export it as PNG"
+    kinds = {b"%PDF": "a PDF", b"PK\x03\x04": "a zip archive", b"8BPS": "a Photoshop file", b"\x1f\x8b": "a gzip archive"}
+    found = next((kind for magic, kind in kinds.items() if data.startswith(magic)), None)
+    return f"{found}, not an image; export it as JPEG or PNG" if found else None
 
 
 def is_lossy_webp(data: bytes) -> bool:

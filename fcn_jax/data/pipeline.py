@@ -33,6 +33,7 @@ Batch = dict[str, np.ndarray]
 _log = logging.getLogger(__name__)
 
 _MAX_THREADS = 8
+_TRACKER_WARNING = "ignore:resource_tracker:UserWarning"
 _MAX_DEATHS = 3
 """How often in a row, without a batch or an image between them, workers may die before that is an error."""
 
@@ -318,6 +319,9 @@ def _prefetch(elements: grain.MapDataset[Any], workers: int, buffer: int) -> gra
         buffer: elements that are kept ready, at least: in each worker, or in all.
     """
     if workers:
+        # Arrays that ended workers had ready are freed by Python's tracker of shared memory, which would warn of each.
+        if _TRACKER_WARNING not in sys.warnoptions:
+            sys.warnoptions.append(_TRACKER_WARNING)
         if not flags.FLAGS.is_parsed():
             # Grain reads its settings from absl's flags when it starts a worker, which fails in a program that does not use them.
             flags.FLAGS.mark_as_parsed()

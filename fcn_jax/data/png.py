@@ -94,6 +94,21 @@ class Png:
         return np.asarray(pixels)
 
 
+def _orientation_of_text(kind: bytes, chunk: bytes, otherwise: int) -> int:
+    """The orientation of EXIF data that ImageMagick wrote as text, before PNG had a chunk for them."""
+    key, _, text = chunk.partition(b"\0")
+    if key not in (b"Raw profile type exif", b"Raw profile type APP1"):
+        return otherwise
+    try:
+        if kind == b"zTXt":
+            text = zlib.decompressobj().decompress(text[1:], 1 << 20)
+        # A line feed, the kind of profile, its length, and the bytes as hexadecimal digits.
+        digits = b"".join(text.split()[2:])
+        return orientation.from_exif(bytes.fromhex(digits.decode("ascii")))
+    except (ValueError, zlib.error):
+        return otherwise
+
+
 def parse(data: bytes, name: str) -> Png:
     """Read the chunks of a PNG.
 
@@ -130,6 +145,8 @@ def parse(data: bytes, name: str) -> Png:
             bits = max(data[at + 8 : end - 4], default=0)
         elif kind == b"eXIf":
             turn = orientation.from_exif(data[at + 8 : end - 4])
+        elif kind in (b"tEXt", b"zTXt"):
+            turn = _orientation_of_text(kind, data[at + 8 : end - 4], turn)
         elif kind == b"tRNS" or not kind[0] & _IGNORABLE:
             critical.append(view[at:end])
             palette = data[at + 8 : end - 4] if kind == b"PLTE" else palette

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from fcn_jax.api import Dataset, Source
 from fcn_jax.data import damage, inspection
@@ -22,11 +24,13 @@ class Splits:
         sources: source by the name of its split.
         value_range: how images of more than 8 bits are scaled: the setting, or what was assumed.
         notes: what was assumed, left out or is odd, a line each.
+        identity: number of images of the first split, and a digest of their IDs: what decides their order in training.
     """
 
     sources: Mapping[str, Source]
     value_range: Range | Assumed
     notes: tuple[str, ...]
+    identity: Mapping[str, Any]
 
 
 def open_splits(
@@ -64,16 +68,24 @@ def open_splits(
             value_range = ranges.assumed(_images(sources.values()), progress=progress.show)
         notes += [f"{value_range.note}; data.value_range sets another range"] if value_range.note else []
     sources = {name: ranges.with_range(source, value_range) for name, source in sources.items()}
+    identity = _identity(sources[names[0]])
     if damaged == "skip":
         for name, source in sources.items():
+            replace = training and name == names[0]
             with PassProgress(f"decoding {name}", len(source)) as progress:
-                sources[name], faults = damage.without_damaged(source, progress.show)
+                sources[name], faults = damage.without_damaged(source, progress.show, replace=replace)
             if faults:
                 notes.append(damage.note(faults, len(source), name))
     # What is damaged is left out already, except where a source decodes masks with their images.
     skip = (DamagedError,) if damaged == "skip" else ()
     found = inspection.inspect(sources, training=names[0] if training else None, skip=skip)
-    return Splits(sources, value_range, tuple(dict.fromkeys([*notes, *found.notes])))
+    return Splits(sources, value_range, tuple(dict.fromkeys([*notes, *found.notes])), identity)
+
+
+def _identity(source: Source) -> dict[str, Any]:
+    ids = "\0".join(source[index].id for index in range(len(source)))
+    digest = hashlib.blake2b(ids.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+    return {"images": len(source), "digest": digest}
 
 
 def _images(sources: Iterable[Source]) -> Iterator[Path | bytes]:

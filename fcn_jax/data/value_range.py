@@ -28,7 +28,9 @@ Range = tuple[float, float]
 
 _INTEGERS = tuple(2.0**bits - 1 for bits in (8, 10, 12, 14, 16))
 _FLOATS = (1.0, 255.0, 1023.0, 4095.0, 16383.0, 65535.0)
-_ADVICE = "set data.value_range = [low, high], the stored numbers that are to be black and white"
+_ADVICE = (
+    "set data.value_range = [low, high] (predict and eval: --value-range LOW HIGH), the stored numbers that mean black and white"
+)
 _MAX_THREADS = 8
 
 
@@ -79,7 +81,9 @@ def to_u8(wide: Wide, value_range: Range | Assumed | None, name: str) -> np.ndar
     return 255 - result if wide.inverted else result
 
 
-def assumed(images: Iterable[Path | bytes], *, progress: Callable[[int, int], None] | None = None) -> Assumed:
+def assumed(
+    images: Iterable[Path | bytes], *, progress: Callable[[int, int], None] | None = None, skip_faulty: bool = False
+) -> Assumed:
     """Decide over the images of a data set, so that all are scaled alike.
 
     Only images of more than 8 bits are decoded, on threads; of the others the first bytes are read.
@@ -88,6 +92,7 @@ def assumed(images: Iterable[Path | bytes], *, progress: Callable[[int, int], No
     Args:
         images: files, or their contents.
         progress: called with the number of images that are done and of all.
+        skip_faulty: pass over images for which no range is assumed, too.
 
     Returns:
         What `fcn_jax.data.decode.read_image` and `decode_record` take as `value_range`.
@@ -113,7 +118,7 @@ def assumed(images: Iterable[Path | bytes], *, progress: Callable[[int, int], No
                 found.append(result)
             if progress:
                 progress(done, len(sources))
-    if faults:
+    if faults and not skip_faulty:
         raise DataError(f"{len(faults)} of {len(sources)} images cannot be scaled to 8 bits: {listing(faults)}")
     notes, ranges = [], {}
     for kind in ("integers", "floats"):

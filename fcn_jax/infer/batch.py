@@ -29,6 +29,31 @@ from fcn_jax.errors import DataError, WriteError, listing
 from fcn_jax.infer import draw
 from fcn_jax.infer.predictor import Predictor
 
+_OTHER_PICTURES = frozenset(
+    f"{ending} file"
+    for ending in (
+        *(
+            ".arw",
+            ".avif",
+            ".cr2",
+            ".cr3",
+            ".dng",
+            ".exr",
+            ".gif",
+            ".hdr",
+            ".heic",
+            ".heif",
+            ".jfif",
+            ".jp2",
+            ".nef",
+            ".npy",
+            ".pgm",
+        ),
+        *(".ppm", ".psd", ".raf", ".svg", ".tga"),
+    )
+)
+"""Kinds of files that a user would expect to be segmented, as `_contents` names them."""
+
 
 def predict_files(
     checkpoint: str | Path,
@@ -65,6 +90,10 @@ def predict_files(
         CheckpointError: not a checkpoint.
     """
     found = find_images(images)
+    if found.other:
+        say(
+            f"left out {listing(_count(number, kind) for kind, number in sorted(found.other.items()))} of a kind that is not read"
+        )
     if found.results:
         say(f"left out {_count(len(found.results), 'result')} of an earlier prediction")
     inputs = {identity for path in found.images if (identity := _identity(path))}
@@ -77,7 +106,7 @@ def predict_files(
     scaling = value_range or ranges.from_json(checkpoints.read_spec(directory).value_range)
     if scaling is None:
         with PassProgress("looking at bit depths", len(targets)) as progress:
-            scaling = ranges.assumed(targets, progress=progress.show)
+            scaling = ranges.assumed(targets, progress=progress.show, skip_faulty=True)
         if scaling.note:
             say(f"{scaling.note}; --value-range LOW HIGH sets another range")
     return _predict_each(predictor, targets, inputs, overwrite, scaling)
@@ -160,10 +189,12 @@ class Found:
     Attributes:
         images: the files to segment, in order, without repeats.
         results: masks and overlays of an earlier prediction that lie among them.
+        other: pictures in the folders whose formats are not read: how many of which ending.
     """
 
     images: list[Path]
     results: list[Path]
+    other: Counter[str]
 
 
 def find_images(patterns: Sequence[str]) -> Found:
@@ -205,7 +236,9 @@ def find_images(patterns: Sequence[str]) -> Found:
             f"nothing to segment: {_count(len(results), 'file')} found, all of them results of fcn-jax predict: "
             f"{listing(map(str, results))}"
         )
-    return Found(_distinct(images), results)
+    folders = {Path(pattern).resolve() for pattern in patterns if os.path.isdir(pattern)}
+    other: Counter[str] = sum((_contents(folder) for folder in folders), Counter())
+    return Found(_distinct(images), results, Counter({kind: n for kind, n in other.items() if kind in _OTHER_PICTURES}))
 
 
 def _matches(pattern: str) -> list[Path]:

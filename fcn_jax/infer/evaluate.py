@@ -10,9 +10,10 @@ from typing import Any
 from fcn_jax import checkpoint, registry
 from fcn_jax.api import Classes
 from fcn_jax.config import Config, read_run
-from fcn_jax.data import value_range
+from fcn_jax.data import value_range as ranges
 from fcn_jax.data.pipeline import eval_examples
 from fcn_jax.data.splits import open_splits
+from fcn_jax.data.value_range import Range
 from fcn_jax.errors import CheckpointError, ConfigError, DataError, listing
 from fcn_jax.infer.metrics import ConfusionMatrix, Scores
 from fcn_jax.infer.predictor import Predictor, evaluate
@@ -47,7 +48,12 @@ class Evaluation:
 
 
 def evaluate_checkpoint(
-    path: str | Path, *, dataset: str | None = None, data: str | Path | None = None, split: str | None = None
+    path: str | Path,
+    *,
+    dataset: str | None = None,
+    data: str | Path | None = None,
+    split: str | None = None,
+    value_range: Range | None = None,
 ) -> Evaluation:
     """Score a run or checkpoint on a whole split, with whole images at their own size.
 
@@ -56,6 +62,7 @@ def evaluate_checkpoint(
         dataset: registered name; the run's own if not given.
         data: folder of the data set; the run's own if not given.
         split: the run's validation split if not given.
+        value_range: stored values of images of more than 8 bits that become 0 and 255; those of the training if not given.
 
     Raises:
         CheckpointError: not a checkpoint, or of other classes than the data set.
@@ -79,7 +86,7 @@ def evaluate_checkpoint(
             registry.default().dataset(dataset),
             root,
             [split],
-            value_range=value_range.from_json(checkpoint.read_spec(directory).value_range),
+            value_range=value_range or ranges.from_json(checkpoint.read_spec(directory).value_range),
             damaged=recipe.data.damaged if recipe else "refuse",
             training=False,
         )

@@ -246,6 +246,15 @@ def test_damaged_records_are_left_out_counted_and_named(tmp_path: Path) -> None:
     assert "download" not in line
 
 
+def test_in_training_the_next_whole_record_takes_the_place_of_a_damaged_one(tmp_path: Path) -> None:
+    source = folder(tmp_path)
+    for index in (1, 2, 5):
+        source.records[index].image.write_bytes(b"")
+    kept, faults = without_damaged(source, replace=True)
+    assert [record.id for record in kept.records] == ["0", "3", "3", "3", "4", "0"]
+    assert len(faults) == 3
+
+
 def test_the_kept_records_decode_as_before_in_a_worker_too(tmp_path: Path) -> None:
     source = folder(tmp_path)
     source.records[0].image.write_bytes(b"")

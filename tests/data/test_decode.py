@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import zlib
 from pathlib import Path
 
 import cv2
@@ -286,3 +287,52 @@ def test_unreadable_file_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Path, "read_bytes", refuse)
     with pytest.raises(DataError, match="permissions"):
         read_image(path)
+
+
+def test_an_rgba_mask_is_read_only_where_its_alpha_says_nothing_of_its_own() -> None:
+    colors = np.zeros((8, 8, 3), np.uint8)
+    colors[:4] = 255, 0, 0
+    alpha = np.full((8, 8), 255, np.uint8)
+    for kind in ("PNG", "TIFF"):
+        assert np.array_equal(read_stored_mask(encoded(np.dstack([colors, alpha]), kind)).values, colors)
+        alpha[4:] = 0  # black and transparent, as editors leave a background
+        assert np.array_equal(read_stored_mask(encoded(np.dstack([colors, alpha]), kind)).values, colors)
+        alpha[:] = 255
+        alpha[0] = 0  # erased, with its old color
+        with pytest.raises(DataError, match="transparent pixels"):
+            read_stored_mask(encoded(np.dstack([colors, alpha]), kind))
+        with pytest.raises(DataError, match="transparent pixels"):
+            read_stored_mask(encoded(np.dstack([colors * 0, alpha]), kind))
+        alpha[:] = 255
+
+
+@pytest.mark.parametrize(
+    ("contents", "named"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a HEIC photograph"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "a Git LFS pointer"),
+        (b"<!DOCTYPE html><html>404</html>", "a web page"),
+        (b"%PDF-1.7\n", "a PDF"),
+    ],
+)
+def test_other_kinds_of_files_are_named_and_are_no_damage(contents: bytes, named: str, tmp_path: Path) -> None:
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(contents)
+    with pytest.raises(DataError, match=rf"photo\.jpg: {named}") as caught:
+        read_image(path)
+    assert not isinstance(caught.value, DamagedError)
+
+
+def test_an_orientation_that_imagemagick_wrote_as_text_is_honored() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    profile = b"Exif\0\0" + exif.tobytes().removeprefix(b"Exif\0\0")
+    text = b"\nexif\n%8d\n" % len(profile) + profile.hex().encode() + b"\n"
+    plain = encoded(picture(20, 30), "PNG")
+    end_of_header = 33
+    for chunk_of_text in (
+        chunk(b"tEXt", b"Raw profile type exif\0" + text),
+        chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(text)),
+    ):
+        data = plain[:end_of_header] + chunk_of_text + plain[end_of_header:]
+        assert np.array_equal(read_image(data), np.rot90(picture(20, 30), -1))

@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from flax import nnx
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from fcn_jax import checkpoint
 from fcn_jax.api import Classes
+from fcn_jax.data.value_range import Assumed
 from fcn_jax.errors import DataError, WriteError
 from fcn_jax.infer import batch, draw
 from fcn_jax.infer.batch import find_images, predict_files
@@ -372,7 +371,7 @@ def test_an_image_that_is_too_large_for_the_memory_leaves_the_others(model, tmp_
         next(going)
 
 
-def test_the_range_of_stored_values_is_the_one_given_or_the_runs(model, tmp_path, monkeypatch):
+def test_the_range_of_stored_values_is_the_one_given_or_the_one_of_the_training(tiny_plugin, tmp_path, monkeypatch):
     seen: list[object] = []
 
     def reader(file, **options):
@@ -380,54 +379,25 @@ def test_the_range_of_stored_values_is_the_one_given_or_the_runs(model, tmp_path
         return np.zeros((8, 8, 3), np.uint8)
 
     monkeypatch.setattr(batch, "read_image", reader)
-    photograph(tmp_path / "a.jpg")
-    run = tmp_path / "run"
-    (run / "checkpoints").mkdir(parents=True)
-    (run / "checkpoints" / "7").symlink_to(model)
-    step = run / "checkpoints" / "7"
+    Image.fromarray(np.full((8, 8), 1000, np.uint16)).save(tmp_path / "a.png")
     lines: list[str] = []
-    for number, (config, asked, expected) in enumerate(
+    network = build(SPEC, rngs=nnx.Rngs(0))
+    for number, (recorded, asked, expected) in enumerate(
         [
-            ('{"data": {"value_range": [0, 4095]}}', None, (0, 4095)),
-            ('{"data": {"value_range": [0, 4095]}}', (5.0, 9.0), (5, 9)),
-            ('{"data": {"value_range": null}}', None, None),
-            ('{"data": {}}', None, None),
-            ("{", None, None),
+            ([0, 4095], None, (0, 4095)),
+            ([0, 4095], (5.0, 9.0), (5, 9)),
+            ({"integers": [0, 16383], "floats": None}, None, Assumed((0, 16383))),
         ]
     ):
-        (run / "config.json").write_text(config)
-        predict(step, [tmp_path / "a.jpg"], tmp_path / f"out{number}", value_range=asked, say=lines.append)
+        checkpoint_of = tmp_path / f"model{number}"
+        spec = checkpoint.describe(network.spec, CLASSES, value_range=recorded)
+        checkpoint.save_model(checkpoint_of, spec, checkpoint.arrays(network))
+        predict(checkpoint_of, [tmp_path / "a.png"], tmp_path / f"out{number}", value_range=asked, say=lines.append)
         assert seen.pop() == expected
-    assert len(lines) == 1
-    assert "config.json: not readable" in lines[0]
-
-
-# --------------------------------------------------------------------------------------------------------- whatever lies there
-
-
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    inputs=st.sets(st.sampled_from(["a.png", "a.jpg", "b.png", "b_overlay.png", "c.jpg", "sub/a.png"]), min_size=1),
-    there=st.dictionaries(st.sampled_from(["a.png", "b.png", "b_overlay.png", "c.png", "c_overlay.png"]), st.booleans()),
-    inside=st.booleans(),
-    overwrite=st.booleans(),
-)
-def test_whatever_lies_there_only_results_are_ever_replaced(model, tmp_path_factory, inputs, there, inside, overwrite):
-    root = tmp_path_factory.mktemp("any")
-    out = root if inside else root / "out"
-    for name, ours in there.items():
-        if ours:
-            draw.write_overlay(out / name, np.zeros((2, 2, 3), np.uint8))
-        else:
-            photograph(out / name)
-    for name in inputs:
-        photograph(root / name, 5)
-    before = contents(root)
-    own = {name for name in before if draw.is_result(root / name)}
-    try:
-        predict(model, [root / name for name in inputs], out, overwrite=overwrite)
-    except (DataError, WriteError):
-        assert contents(root) == before, "all or nothing"
-    after = contents(root)
-    changed = {name for name in before if after.get(name) != before[name]}
-    assert changed <= (own if overwrite else set())
+    assert lines == []
+    checkpoint.save_model(tmp_path / "plain", checkpoint.describe(network.spec, CLASSES), checkpoint.arrays(network))
+    predict(tmp_path / "plain", [tmp_path / "a.png"], tmp_path / "out", say=lines.append)
+    assert seen.pop().integers == (0, 1023)
+    assert lines == [
+        "1 image has 16 bits: largest value 1000, read as 10 bits (0 to 1023); --value-range LOW HIGH sets another range"
+    ]

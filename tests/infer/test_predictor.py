@@ -71,6 +71,7 @@ def test_anything_but_a_u8_rgb_image_is_an_error_that_says_what_it_is(model, ima
         Predictor(model)(image)
 
 
+@pytest.mark.slow
 def test_images_of_fifty_sizes_share_six_programs_and_give_what_each_would_alone():
     model = build(ModelSpec("resnet18", "fcn32s", 3), rngs=nnx.Rngs(0))
     kernel = model.head.transpose_conv.kernel
@@ -140,6 +141,7 @@ def test_a_small_image_is_put_into_an_array_that_is_large_enough_for_the_network
     np.testing.assert_array_equal(mask, predictor.batch(image[None])[0])
 
 
+@pytest.mark.slow
 def test_a_folded_normalisation_minds_the_borders_of_an_image_in_a_larger_array(make_model):
     model = make_model(3)
     for _, module in nnx.iter_modules(model):

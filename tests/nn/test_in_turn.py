@@ -176,6 +176,7 @@ def test_a_resnet_without_a_long_row_has_no_loops():
     assert scans(jax.make_jaxpr(features)(state, jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)).jaxpr, 2) == []
 
 
+@pytest.mark.slow
 def test_a_deep_resnets_features_are_the_same_by_loops():
     deep = Architecture((3, 1, 1 + LEAST, 1), bottleneck=False)
     trunk = ResNet(deep, dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(0))

@@ -296,7 +296,7 @@ def fill(folder: Path) -> None:
 def test_a_save_that_fails_ends_the_run_and_keeps_the_checkpoint_before(
     here: Callable[..., Result], undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    list_files = checkpoint._list_files
+    list_files = checkpoint.files.list_files
 
     def full(directory: Path) -> None:
         if directory.name.startswith("8."):
@@ -304,7 +304,7 @@ def test_a_save_that_fails_ends_the_run_and_keeps_the_checkpoint_before(
         list_files(directory)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_list_files", full)
+        patch.setattr(checkpoint.files, "list_files", full)
         with pytest.raises(TrainingError) as caught:
             here(tmp_path / "run")
     assert "checkpoints/8: the checkpoint cannot be written (no space left on the disk)" in str(caught.value)
@@ -415,7 +415,7 @@ def test_a_stop_inside_the_last_evaluation_is_made_up_for(
 def test_a_stop_inside_a_save_lets_it_finish(
     here: Callable[..., Result], undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    list_files = checkpoint._list_files
+    list_files = checkpoint.files.list_files
 
     def slow(directory: Path) -> None:
         if directory.name.startswith("6."):
@@ -424,7 +424,7 @@ def test_a_stop_inside_a_save_lets_it_finish(
         list_files(directory)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_list_files", slow)
+        patch.setattr(checkpoint.files, "list_files", slow)
         result = here(tmp_path / "run", "train.checkpoint_every=6")
     assert result.stopped_by == "SIGTERM"
     assert result.saved == result.step
@@ -526,7 +526,7 @@ def test_damage_of_any_file_is_found(undisturbed: Path, tmp_path: Path, caplog: 
     for number, way in enumerate(ways):
         directory = Path(shutil.copytree(newest, tmp_path / "run" / "checkpoints" / str(STEPS)))
         list(damaged_in_every_way(directory))[number][1]()
-        assert checkpoint._fault(directory, ("model", "train", "data", "spec")), way
+        assert checkpoint.files.fault(directory, ("model", "train", "data", "spec")), way
         shutil.rmtree(directory)
 
 
@@ -667,7 +667,7 @@ def test_two_processes_do_not_share_a_run_directory(
     [
         (lambda path: path.write_text("x"), "this is a file"),
         (lambda path: path.symlink_to("nowhere"), "link to nothing"),
-        (lambda path: (path.mkdir(), (path / "notes.txt").write_text("x")), "no run to resume here"),
+        (lambda path: (path.mkdir(), (path / "notes.txt").write_text("x")), "no run to resume or evaluate here"),
         (lambda path: (path.mkdir(), (path / "config.json").write_text("{")), "config.json.*cannot be read"),
         (lambda path: (path.mkdir(), (path / "config.json").write_bytes("{}".encode("utf-16"))), "UTF-16"),
         (lambda path: (path.mkdir(), (path / "config.json").write_text('{"net": 3}')), "unknown key 'net'.*another version"),
@@ -692,3 +692,49 @@ def test_a_run_directory_that_cannot_be_written_is_named_before_anything_is_comp
     monkeypatch.setattr(registry.default(), "dataset", lambda name: pytest.fail("data were opened"))
     with pytest.raises(WriteError, match=f"{tmp_path / 'locked'}.*no permission to write"):
         here(tmp_path / "locked" / "run")
+
+
+def test_a_run_whose_images_have_changed_is_not_resumed(here: Callable[..., Result], copied: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    here(run, "train.epochs=1", root=copied)
+    before = (run / "metrics.jsonl").read_bytes()
+    image = sorted((copied / "images" / "train").iterdir())[3]
+    mask = copied / "masks" / "train" / f"{image.stem}.png"
+    image.rename(tmp_path / image.name)
+    mask.rename(tmp_path / "mask.png")
+    with pytest.raises(ConfigError, match=r"split 'train' has 15 images, and the run was started with 16.*--init"):
+        here(run, "train.epochs=1", root=copied, resume=True)
+    (tmp_path / image.name).rename(image.with_stem("other"))
+    (tmp_path / "mask.png").rename(mask.with_stem("other"))
+    with pytest.raises(ConfigError, match=r"split 'train' has other images"):
+        here(run, "train.epochs=1", root=copied, resume=True)
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_file_that_was_damaged_meanwhile_is_skipped_on_request_and_the_order_stays(
+    here: Callable[..., Result], copied: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    here(run, "train.epochs=1", "optim.schedule=constant", root=copied)
+    image = sorted((copied / "images" / "train").iterdir())[3]
+    image.write_bytes(image.read_bytes()[:-40])
+    skip = ("optim.schedule=constant", "data.damaged=skip")
+    assert here(run, *skip, root=copied, resume=True).step == STEPS
+    assert [step for step, _ in records(run, "train", "step", "loss")][-1] == STEPS
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ("init.key=model_ema", "init.key: given without init.weights"),
+        ('init.reinit=["head"]', "init.reinit: given without init.weights"),
+        ("model.aux_feature=layer3", "model.aux_feature: given without model.aux_head"),
+        ("optim.warmup_steps=12", "optim.warmup_steps is 12, and the run has 12 steps"),
+    ],
+)
+def test_a_setting_that_means_nothing_alone_leaves_no_run(
+    setting: str, named: str, here: Callable[..., Result], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=named):
+        here(tmp_path / "run", setting)
+    assert not (tmp_path / "run").exists()

@@ -359,9 +359,11 @@ def test_a_whole_models_original_may_have_names_of_its_own(tiny_plugin, monkeypa
         original=lambda num_classes, aux: Flat(num_classes),
         names="pytorch-fcn",
     )
-    names = plugins.names
+    names, find = plugins.names, plugins.find
+    entry = registry.Entry("models", "flat", "fcn-jax-tiny", "1.0", "")
     monkeypatch.setattr(plugins, "backbone", lambda name: renamed)
     monkeypatch.setattr(plugins, "model", lambda name: flat)
+    monkeypatch.setattr(plugins, "find", lambda kind, name: entry if kind == "models" else find(kind, name))
     monkeypatch.setattr(plugins, "names", lambda kind: [*names(kind), *(["flat"] if kind == "models" else [])])
     check_model(flat)
     report = verify_model("flat", sizes=[(65, 97)], grad=True, train_steps=2)

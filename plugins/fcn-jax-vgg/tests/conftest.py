@@ -13,7 +13,7 @@ NARROW = 16
 def plugins(plugin_project, monkeypatch):
     """The whole models are there as `narrow_*` too, with few channels in fc6 and fc7."""
     made = plugin_project(Path(__file__).parents[1] / "pyproject.toml")
-    model, names = made.model, made.names
+    model, names, find = made.model, made.names, made.find
 
     def narrow(name):
         short = name.removeprefix("narrow_")
@@ -25,6 +25,7 @@ def plugins(plugin_project, monkeypatch):
         )
 
     monkeypatch.setattr(made, "model", narrow)
+    monkeypatch.setattr(made, "find", lambda kind, name: find(kind, name.removeprefix("narrow_")))
     monkeypatch.setattr(
         made, "names", lambda kind: sorted({*names(kind), *(f"narrow_{name}" for name in names(kind) if kind == "models")})
     )

@@ -1,0 +1,115 @@
+"""The files of checkpoints: which are complete, which are damaged, and their scores. Nothing here needs Orbax."""
+
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fcn_jax import atomic
+from fcn_jax.errors import listing
+
+METRIC = "miou"
+
+
+STEPS = "checkpoints"
+"""The folder of a run that holds its checkpoints."""
+
+
+FILES = "files.json"
+
+
+SCORE = "score.json"
+
+
+_NOT_LISTED = frozenset({FILES, SCORE, "commit_success.txt", "_CHECKPOINT_METADATA"})
+"""Files that are written after the list, or that say nothing about the contents."""
+
+
+def steps(folder: Path) -> list[int]:
+    """The steps whose checkpoints are complete, ascending: a checkpoint gets its name when all of it is written."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isascii() and path.name.isdecimal() and path.is_dir())
+
+
+def rank(directory: Path) -> float:
+    """A checkpoint's mIoU, or -1 if it was not evaluated or the evaluation counted no pixel."""
+    value = (evaluation(directory) or {METRIC: None})[METRIC]
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else -1.0
+
+
+def evaluation(directory: Path) -> Mapping[str, Any] | None:
+    """What the evaluation of a checkpoint has left in it, or None."""
+    # Runs of the first releases have Orbax's own file.
+    for path in (directory / SCORE, directory / "metrics" / "metrics"):
+        try:
+            table = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(table, dict) and METRIC in table:
+            return table
+    return None
+
+
+def list_files(directory: Path) -> None:
+    """Write the list of a checkpoint's files: name -> [bytes, CRC-32]."""
+    files = {}
+    for path in sorted(directory.rglob("*")):
+        if path.is_file() and path.name not in _NOT_LISTED:
+            files[path.relative_to(directory).as_posix()] = [path.stat().st_size, _checksum(path)]
+    atomic.write_json(directory / FILES, files)
+
+
+def _checksum(path: Path) -> int:
+    checksum = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            checksum = zlib.crc32(block, checksum)
+    return checksum
+
+
+def fault(directory: Path, items: Iterable[str]) -> str | None:
+    """What is wrong with the files of a checkpoint's items, or None. Checkpoints of format 1 may have no list to compare with."""
+    items = tuple(items)
+    missing = [item for item in items if not (directory / item).is_dir()]
+    if missing:
+        return f"{listing(missing)} is missing"
+    try:
+        files = json.loads((directory / FILES).read_text(encoding="utf-8"))
+        listed = {name.split("/")[0] for name in files}
+        if unlisted := [item for item in items if item not in listed]:
+            return f"{FILES} does not list {listing(unlisted)}"
+        for name, (size, checksum) in files.items():
+            if name.split("/")[0] not in items:
+                continue
+            path = directory / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != size:
+                return f"{name} has {path.stat().st_size} bytes instead of {size}"
+            if _checksum(path) != checksum:
+                return f"{name} was changed after it was written"
+    except FileNotFoundError:
+        return None if _format(directory) == 1 else f"{FILES} is missing"
+    except OSError as error:
+        return f"{error.filename}: {error.strerror}"
+    except (ValueError, TypeError, AttributeError):
+        return f"{FILES} is unreadable"
+    return None
+
+
+def _format(directory: Path) -> Any:
+    """The format that a checkpoint's description names, or None if it cannot be read."""
+    try:
+        return json.loads((directory / "spec" / "metadata").read_text(encoding="utf-8"))["format"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def is_evaluated(run: Path, step: int) -> bool:
+    """Whether the checkpoint of a step has a score."""
+    return evaluation(run / STEPS / str(step)) is not None

@@ -1,0 +1,179 @@
+"""Checkpoints of a model: written, found and loaded."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from flax import nnx
+
+from fcn_jax.checkpoint import files, messages
+from fcn_jax.checkpoint.spec import Spec, read_spec, require_plugins
+from fcn_jax.errors import CheckpointError, listing
+from fcn_jax.models.names import leaves
+from fcn_jax.models.segmenter import Segmenter, build
+
+_log = logging.getLogger(__name__)
+
+
+def arrays(module: nnx.Module) -> dict[str, Any]:
+    """A module's parameters and batch statistics by dotted name."""
+    return {name: leaf[...] for name, leaf in leaves(module).items()}
+
+
+def require_empty(directory: str | Path) -> Path:
+    """The absolute path of a directory to write. Raises `CheckpointError` if there is something there already."""
+    path = Path(directory).absolute()
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise CheckpointError(f"{directory}: exists and is not empty; name another directory")
+    return path
+
+
+def save_model(directory: str | Path, spec: Spec, tensors: Mapping[str, Any]) -> None:
+    """Write a checkpoint of a model alone.
+
+    Raises:
+        CheckpointError: the directory exists and is not empty.
+    """
+    directory = require_empty(directory)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
+    try:
+        # What is compressed stays in memory until it is on disk, so no more is at a time than twice the largest array.
+        at_a_time = 2e-9 * max(1, *(array.nbytes for array in tensors.values()))
+        model = ocp.StandardCheckpointHandler(save_concurrent_gb=at_a_time)
+        with (
+            messages.quiet(),
+            ocp.Checkpointer(ocp.CompositeCheckpointHandler(model=model, spec=ocp.JsonCheckpointHandler())) as checkpointer,
+        ):
+            args = ocp.args.Composite(model=ocp.args.StandardSave(dict(tensors)), spec=ocp.args.JsonSave(spec.to_dict()))
+            checkpointer.save(temporary / "whole", args=args)
+        files.list_files(temporary / "whole")
+        if directory.exists():
+            directory.rmdir()
+        os.replace(temporary / "whole", directory)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def find(path: str | Path) -> Path:
+    """The checkpoint directory that a run or checkpoint path means; of a run, the best one, or the last if none was scored.
+
+    A damaged checkpoint of a run is passed over for the next best. A warning says so.
+
+    Raises:
+        CheckpointError: there is no such directory, it holds no checkpoint, or what it holds is damaged.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such run or checkpoint")
+    if not path.is_dir():
+        raise CheckpointError(
+            f"{path}: a run or checkpoint is a directory; this is a file (`fcn-jax convert` makes a checkpoint of weights)"
+        )
+    if (path / files.STEPS).is_dir():
+        return _best(path)
+    if any((path / part).exists() for part in (files.FILES, "spec", "model")):
+        if fault := files.fault(path, ("spec", "model")):
+            raise CheckpointError(f"{path}: the checkpoint is damaged: {fault}{_whole_siblings(path)}")
+        return path
+    if path.name == files.STEPS and files.steps(path):
+        return _best(path.parent)
+    raise CheckpointError(
+        f"{path}: neither a run (it has no '{files.STEPS}' folder) nor a checkpoint (it has no 'model' and 'spec')"
+    )
+
+
+def _best(run: Path) -> Path:
+    """The whole checkpoint of a run with the best score, or the last one if none has a score."""
+    steps = files.steps(run / files.STEPS)
+    if not steps:
+        raise CheckpointError(f"{run}: this run has no checkpoint yet")
+    directories = [run / files.STEPS / str(step) for step in steps]
+    ranked = sorted(directories, key=lambda directory: (files.rank(directory), int(directory.name)), reverse=True)
+    faults: list[str] = []
+    for directory in ranked:
+        fault = files.fault(directory, ("spec", "model"))
+        if fault is None:
+            if faults:
+                _log.warning("%s; using %s", "; ".join(faults), _with_score(directory))
+            return directory
+        faults.append(f"{_with_score(directory)} is damaged ({fault})")
+    raise CheckpointError(
+        f"{run}: no checkpoint of this run is whole: {listing(faults)}; take them from a backup, or train again"
+    )
+
+
+def _with_score(directory: Path) -> str:
+    score = files.rank(directory)
+    return f"{directory} (mIoU {score:.4f})" if score >= 0 else str(directory)
+
+
+def _whole_siblings(directory: Path) -> str:
+    """Which other checkpoints of the same run can be used, to end a message with."""
+    folder = directory.absolute().parent
+    others = [folder / str(step) for step in files.steps(folder)] if folder.name == files.STEPS else []
+    whole = [str(other) for other in others if other != directory.absolute() and files.fault(other, ("spec", "model")) is None]
+    return f"; whole is {listing(whole)}" if whole else ""
+
+
+def read_arrays(directory: Path) -> dict[str, np.ndarray]:
+    """A checkpoint's parameters and batch statistics by dotted name. Raises `CheckpointError` if they are unreadable."""
+    item = (directory / "model").absolute()
+    try:
+        with messages.quiet(), ocp.StandardCheckpointer() as checkpointer:
+            tree = checkpointer.metadata(item).item_metadata.tree
+            target = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_first_device()) for name, leaf in tree.items()}
+            restored = checkpointer.restore(item, target)
+    except Exception as error:  # Orbax and TensorStore raise bare ones on damaged files
+        raise CheckpointError(
+            f"{directory}: the checkpoint's 'model' is unreadable or incomplete ({messages.first_line(error)})"
+        ) from error
+    return {name: np.asarray(value) for name, value in restored.items()}
+
+
+def load(path: str | Path) -> tuple[Segmenter, Spec]:
+    """Build the model of a run or checkpoint and fill it, in eval mode.
+
+    Raises:
+        CheckpointError: not a checkpoint, incomplete, of a backbone alone, of a plugin that is not installed, or not what its spec builds
+            here.
+    """
+    directory = find(path)
+    spec = read_spec(directory)
+    if spec.model.head is None:
+        raise CheckpointError(
+            f"{directory}: holds backbone '{spec.model.backbone}' alone, which segments nothing; start a training from it with train --init"
+        )
+    require_plugins(spec, directory)
+    model = nnx.eval_shape(lambda: build(spec.model, rngs=nnx.Rngs(0)))
+    stored = read_arrays(directory)
+    fill(model, stored, directory)
+    model.eval()
+    return model, spec
+
+
+def fill(model: nnx.Module, stored: Mapping[str, Any], directory: Path) -> None:
+    """Put arrays into a model that `nnx.eval_shape` built. Raises `CheckpointError` naming every array that does not fit."""
+    targets = leaves(model)
+    missing, surplus = sorted(targets.keys() - stored.keys()), sorted(stored.keys() - targets.keys())
+    misshapen = [name for name in targets.keys() & stored.keys() if targets[name].get_value().shape != stored[name].shape]
+    if missing or surplus or misshapen:
+        raise CheckpointError(
+            f"{directory}: does not fit the model that this installation builds: "
+            f"missing {missing}, surplus {surplus}, misshapen {misshapen}"
+        )
+    for name, leaf in targets.items():
+        leaf.set_value(jax.numpy.asarray(stored[name]))
+
+
+def _first_device() -> jax.sharding.Sharding:
+    return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

@@ -1,0 +1,119 @@
+"""What a checkpoint says about itself."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import orbax.checkpoint as ocp
+
+from fcn_jax import registry
+from fcn_jax.api import Classes
+from fcn_jax.checkpoint import files, messages
+from fcn_jax.errors import CheckpointError, ConfigError
+from fcn_jax.models.segmenter import ModelSpec
+
+FORMAT = 2
+"""Of what is written. Format 1, which has no checksums, is read too."""
+
+
+_PARTS = {"backbone": "backbones", "head": "heads", "aux_head": "heads"}
+"""The parts of a model that plugins make, with the kind of each."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """What a checkpoint says about itself.
+
+    Attributes:
+        model: what to build.
+        classes: names and colors, or None for converted weights, which come without.
+        plugins: name, distribution and version of the backbone and heads.
+        weights: record of the weights that it started from, or None.
+        value_range: how images of more than 8 bits were scaled, as `fcn_jax.data.value_range.to_json` gives it; None if there
+            were none.
+        split: the split that a run trains on: `images`, their number, and `digest` of their IDs; None without a training.
+    """
+
+    model: ModelSpec
+    classes: Classes | None = None
+    plugins: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    weights: Mapping[str, Any] | None = None
+    value_range: Any = None
+    split: Mapping[str, Any] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {"format": FORMAT, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_dict(cls, table: Mapping[str, Any]) -> Spec:
+        """The inverse of `to_dict`; a plugin's name means that of the recorded distribution, whoever else has one of that name."""
+        classes = table["classes"]
+        if classes is not None:
+            classes = Classes(tuple(classes["names"]), tuple((r, g, b) for r, g, b in classes["palette"]))
+        model, plugins = dict(table["model"]), registry.default()
+        for part, kind in _PARTS.items():
+            if model.get(part) is not None and part in table["plugins"]:
+                model[part] = plugins.own_name(kind, model[part], table["plugins"][part]["distribution"], strict=True)
+        return cls(ModelSpec(**model), classes, table["plugins"], table["weights"], table.get("value_range"), table.get("split"))
+
+
+def describe(
+    model: ModelSpec,
+    classes: Classes | None = None,
+    weights: Mapping[str, Any] | None = None,
+    value_range: Any = None,
+    split: Mapping[str, Any] | None = None,
+) -> Spec:
+    """The spec of a model, with the plugins that it is built from."""
+    plugins = registry.default()
+    names = {part: getattr(model, part) for part in _PARTS}
+    records = {part: plugins.record(_PARTS[part], name) for part, name in names.items() if name is not None}
+    return Spec(model, classes, records, weights, value_range, split)
+
+
+def read_spec(directory: Path) -> Spec:
+    """A checkpoint's own description. Raises `CheckpointError` if it is unreadable or of a newer format."""
+    try:
+        with messages.quiet(), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+            table = checkpointer.restore((directory / "spec").absolute())
+        if not isinstance(table, dict):
+            raise ValueError("not a JSON object")
+        if table["format"] not in (1, FORMAT):
+            raise CheckpointError(
+                f"{directory}: checkpoint format {table['format']}; this version of fcn-jax reads 1 to {FORMAT}"
+            )
+        return Spec.from_dict(table)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{directory}: the checkpoint's 'spec' is unreadable or incomplete ({messages.first_line(error)})"
+        ) from error
+
+
+def latest_spec(run: Path) -> tuple[int, Spec] | None:
+    """Step and description of a run's newest checkpoint that is whole, or None if it has none."""
+    for step in reversed(files.steps(run / files.STEPS)):
+        directory = run / files.STEPS / str(step)
+        if files.fault(directory, ("model", "train", "data", "spec")) is None:
+            with contextlib.suppress(CheckpointError):
+                return step, read_spec(directory)
+    return None
+
+
+def require_plugins(spec: Spec, directory: Path) -> None:
+    """Raise `CheckpointError` naming the distribution and version of a part whose plugin is not installed."""
+    for part, kind in _PARTS.items():
+        record = spec.plugins.get(part)
+        if record is None or record["distribution"] == "unknown":
+            continue
+        try:
+            registry.default().find(kind, f"{record['distribution']}:{record['name']}")
+        except ConfigError as error:
+            owner = f"{record['distribution']} {record['version']}"
+            raise CheckpointError(
+                f"{directory}: its {part.replace('_', ' ')} '{record['name']}' is of {owner}, which is needed to read it: {error}"
+            ) from error
