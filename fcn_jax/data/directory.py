@@ -225,7 +225,10 @@ def match(
             f"{where}: split '{split}' holds no images{lies}; check that the folder is the right one and its files are in place"
         )
     found.match_affixes()
-    problems = [*found.problems]
+    repeated = sorted(name for name, times in Counter(found.names()).items() if times > 1)
+    if repeated:
+        raise DataError(f"{where}: split '{split}': images listed twice: {listing(repeated)}; list each once")
+    problems = [*found.problems, *found.shared_masks(mask_folder)]
     for kind, missing, files, folder in (
         ("image", found.missing_images, images, image_folder),
         ("mask", found.missing_masks, masks, mask_folder),
@@ -234,10 +237,9 @@ def match(
             reason = found.near(kind, files, folder)
             problems.append(f"{len(missing)} of {found.lines} {kind}s are missing: {listing(missing)}{reason and f' ({reason})'}")
     if problems:
-        raise DataError(f"{where}: split '{split}': {'; '.join(problems)}. Add the files or take the names off the split")
-    repeated = sorted(name for name, times in Counter(record.id for record in found.records()).items() if times > 1)
-    if repeated:
-        raise DataError(f"{where}: split '{split}': images listed twice: {listing(repeated)}; list each once")
+        missing_any = found.missing_images or found.missing_masks
+        what_to_do = ". Add the files or take the names off the split" if missing_any and not found.problems else ""
+        raise DataError(f"{where}: split '{split}': {'; '.join(problems)}{what_to_do}")
     pairs = Pairs(found.records())
     pairs.notes = tuple(f"split '{split}': {note}" for note in found.notes)
     return pairs
@@ -295,6 +297,7 @@ class _Matching:
         self._images, self._masks, self._where = _Index(images), _Index(masks), where
         self._pairs: list[tuple[str, Path, Path | None]] = []
         self._flags: Counter[str] = Counter()
+        self._own_flags: Counter[str] = Counter()  # numbers that are the image's own name
         self._named = False  # whether a line names a mask that is not there
         self._known = {path: key for key, path in images.items()}
 
@@ -317,6 +320,8 @@ class _Matching:
     def _add(self, line: str, key: str, path: Path, mask: Path | None = None) -> None:
         if mask is None:
             mask_key = self._masks.find(key)
+            if mask_key != key and mask_key in self._images.files:  # it has the exact name of another image
+                mask_key = None
             mask = None if mask_key is None else self._masks.files[mask_key]
         self._pairs.append((key, path, mask))
         if mask is None:
@@ -337,12 +342,15 @@ class _Matching:
             image = self._image(left)
             if image is None or not right:
                 continue
+            if re.fullmatch(r"[-+]?\d+", right):
+                # A number is a flag, as in VOC's lists, also where a mask has that number as its name.
+                flags = self._own_flags if right in (left, image[0].rpartition("/")[2], image[1].stem) else self._flags
+                flags[right] += 1
+                readings[(*image, None)] = right
+                continue
             mask = self._mask(right)
             if mask is not None:
                 readings[(*image, mask)] = right
-            elif re.fullmatch(r"-?[01]", right):
-                self._flags[right] += 1
-                readings[(*image, None)] = right
             elif (_ending(right) in IMAGE_SUFFIXES or "/" in right) and not re.search(r"[,;\s]", right):
                 self._pairs.append((*image, None))
                 self.missing_masks.append(right)
@@ -384,8 +392,15 @@ class _Matching:
     def match_affixes(self) -> None:
         """Where no image has a mask of its name, look for a beginning or ending that all masks have; and check the flags."""
         if self._flags:
+            self._flags += self._own_flags
+            other = sorted(set(self._flags) - {"-1", "0", "1"})
             if set(self._flags) == {"1"}:
                 self.notes.append("the list's second column, 1 on every line, is not used")
+            elif other:
+                self.problems.append(
+                    f"lines end in the numbers {listing(other)}, which name no mask; write a mask with its ending, such as "
+                    f"{other[0]}.png, or keep the images' names only"
+                )
             else:
                 self.problems.append(
                     f"lines end in the flags {listing(sorted(self._flags))}, as VOC's lists of one class do, which are no splits; keep the "
@@ -428,6 +443,31 @@ class _Matching:
         if folder is not None:
             said.append(_what_lies(folder, files, masks=kind == "mask"))
         return "; ".join(said[:4])
+
+    def names(self) -> list[str]:
+        """The images' names, in order."""
+        return [key for key, _, _ in self._pairs]
+
+    def shared_masks(self, folder: Path | None) -> list[str]:
+        """A line for the masks that more than one image has, or that are images themselves."""
+        users: dict[Path, list[str]] = {}
+        own = []
+        for key, image, mask in self._pairs:
+            if mask is not None:
+                users.setdefault(Path(os.path.normpath(mask)), []).append(key)
+                if os.path.normpath(mask) == os.path.normpath(image):
+                    own.append(key)
+        shared = {
+            mask.relative_to(folder).as_posix() if folder and mask.is_relative_to(folder) else mask.name: keys
+            for mask, keys in users.items()
+            if len(keys) > 1
+        }
+        said = [f"mask {mask} is given to {len(keys)} images: {listing(keys)}" for mask, keys in list(shared.items())[:4]]
+        if len(shared) > 4:
+            said.append(f"{len(shared) - 4} more masks are given to several images")
+        if own:
+            said.append(f"images are given as their own masks: {listing(own)}")
+        return said
 
     def records(self) -> Iterator[Record]:
         """The pairs."""

@@ -250,6 +250,45 @@ def test_flags_of_a_list_of_one_class_are_refused(tmp_path: Path) -> None:
         FOLDER.open(with_list(tmp_path / "f", "photo 0  1\nb -1\n"), "train")
 
 
+def test_a_number_in_the_second_column_is_a_flag_even_where_a_mask_has_that_name(tmp_path: Path) -> None:
+    numbers = tuple(map(str, range(6)))
+    source = FOLDER.open(with_list(tmp_path / "flags", "0 1\n2 1\n1 1\n3 1\n", names=numbers), "train")
+    assert [(record.id, record.mask.name) for record in source.records] == [(n, f"{n}.png") for n in "0213"]
+    assert "split 'train': the list's second column, 1 on every line, is not used" in source.notes
+    source = FOLDER.open(with_list(tmp_path / "own", "0 0\n1,1\n4\t4\n", names=numbers), "train")
+    assert [(record.id, record.mask.name) for record in source.records] == [(n, f"{n}.png") for n in "014"]
+    source = FOLDER.open(with_list(tmp_path / "files", "0 1.png\n2 masks/3.png\n", names=numbers), "train")
+    assert [(record.id, record.mask.name) for record in source.records] == [("0", "1.png"), ("2", "3.png")]
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ("0 1\n2 0\n", "flags 0, 1, as VOC's lists of one class do"),
+        ("0 0\n1 1\n2 1\n", "flags 0, 1, as VOC's lists of one class do"),
+        ("0 -1\n2 1\n", "flags -1, 1, as VOC's"),
+        ("0 3\n2 5\n", r"numbers 3, 5, which name no mask; write a mask with its ending, such as 3\.png"),
+    ],
+)
+def test_other_numbers_in_the_second_column_are_refused(lines: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=said) as caught:
+        FOLDER.open(with_list(tmp_path / "f", lines, names=tuple(map(str, range(6)))), "train")
+    assert "Add the files" not in str(caught.value)
+
+
+def test_a_mask_is_used_once(tmp_path: Path) -> None:
+    root = with_list(tmp_path / "list", "images/a0.png masks/a1.png\nimages/a1.png masks/../masks/a1.png\n", names=("a0", "a1"))
+    with pytest.raises(DataError, match=r"mask a1\.png is given to 2 images: a0, a1$"):
+        FOLDER.open(root, "train")
+    (root / "splits" / "train.txt").write_text("images/a0.png images/a0.png\n")
+    with pytest.raises(DataError, match="images are given as their own masks: a0"):
+        FOLDER.open(root, "train")
+    root = with_list(tmp_path / "case", "A\n", names=("a", "A"))
+    (root / "masks" / "A.png").unlink()
+    with pytest.raises(DataError, match="1 of 1 masks are missing: A "):
+        FOLDER.open(root, "train")
+
+
 def test_an_image_listed_under_two_spellings_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="images listed twice: photo 1;"):
         FOLDER.open(with_list(tmp_path / "f", "photo 1\nphoto 0\nimages/photo 1.png\n"), "train")
