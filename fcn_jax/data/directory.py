@@ -10,7 +10,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from fcn_jax.api import IGNORE_INDEX, Classes, Example, Record
@@ -23,9 +23,22 @@ from fcn_jax.text_file import read_text
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 """File name endings that count as images, in lower case."""
 
+MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
+"""File name endings that count as masks, in lower case: of formats that are lossless, or may be."""
+
+_NAMED_SUFFIXES = (*IMAGE_SUFFIXES, ".gif")
+
 _SEPARATORS = "_-. "
-_IMAGE_AFFIXES = ("_leftImg8bit", "_image", "_img", "_rgb", "_sat", "_im", "-image", "-img")
-"""What images' names may end in where their masks' do not."""
+_IMAGE_WORD = "(?:leftimg8bit|images?|imgs?|im|frames?|photos?|pictures?|pics?|rgb|sat|satellite|colou?r|input|original|orig|raw|x)"
+_IMAGE_PREFIX = re.compile(rf"{_IMAGE_WORD}(?:[_\-. ]+|(?=\d))")
+_IMAGE_SUFFIX = re.compile(rf"(?:[_\-. ]+|(?<=\d)){_IMAGE_WORD}$")
+"""What images' names may begin or end in where their masks' do not."""
+
+_MASK_WORD = re.compile(
+    r"[_\-. ]*(?:masks?|labels?|lbls?|lab|gts?|ground_?truth|truth|seg|segmentations?|annotations?|annots?|anns?|anno|targets?|y|l|m)"
+    r"[_\-. ]*"
+)
+"""What masks' names may have without a separator."""
 
 _HEADER = re.compile(r"(image|mask|img|label|annotation|file|filename|name|id|path)s?([_ ]?(id|name|path|file)s?)?")
 """A word of the first line of a table of images and masks."""
@@ -351,7 +364,7 @@ class _Matching:
             mask = self._mask(right)
             if mask is not None:
                 readings[(*image, mask)] = right
-            elif (_ending(right) in IMAGE_SUFFIXES or "/" in right) and not re.search(r"[,;\s]", right):
+            elif (_ending(right) in _NAMED_SUFFIXES or "/" in right) and not re.search(r"[,;\s]", right):
                 self._pairs.append((*image, None))
                 self.missing_masks.append(right)
                 self._named = True
@@ -382,7 +395,7 @@ class _Matching:
     def _file(self, text: str) -> Path | None:
         """The image file that a path in a list leads to, relative to the data set's folder."""
         plain = text.replace("\\", "/")
-        if "/" not in plain or _ending(plain) not in IMAGE_SUFFIXES:
+        if "/" not in plain or _ending(plain) not in _NAMED_SUFFIXES:
             return None
         relative = self._where / "/".join(part for part in plain.split("/") if part not in ("", "."))
         return next(
@@ -411,30 +424,63 @@ class _Matching:
             self.notes.append(f"{folded} names match in other upper and lower case only")
         if not self._pairs or self.missing_images or self._named or any(mask is not None for _, _, mask in self._pairs):
             return
-        names = [key for key, _, _ in self._pairs]
-        matchings = {tuple(keys): said for said, keys in _affixes(names, self._masks.files) if keys}
-        whole = {keys: said for keys, said in matchings.items() if None not in keys}
-        if len(whole) == 1:
-            (keys, said), *_ = whole.items()
-            self._pairs = [
-                (key, path, self._masks.files[str(mask)]) for (key, path, _), mask in zip(self._pairs, keys, strict=True)
-            ]
-            self.missing_masks.clear()
-            self.notes.append(f"masks are matched by names that {said}")
-        elif whole:
-            self.problems.append(
-                f"each image has several masks, with names that {' or '.join(sorted(whole.values()))}; keep one kind"
-            )
+        names = self.names()
+        for form in (_folded, _loose):
+            masks = _Names(self._masks.files, form)
+            whole: dict[tuple[str, ...], str] = {}
+            for rule in _rules(names, masks):
+                keys = self._by_rule(names, rule, masks)
+                if keys is not None:
+                    affixes = _as_written(rule, names[0], keys[0]).phrase()
+                    loosely = "differ in padding zeros or separators" if form is _loose else ""
+                    said = " and ".join(filter(None, (affixes, loosely)))
+                    whole.setdefault(keys, said or "are the same, in other folders")
+            if len(whole) == 1:
+                (found, said), *_ = whole.items()
+                self._pairs = [
+                    (key, path, self._masks.files[mask]) for (key, path, _), mask in zip(self._pairs, found, strict=True)
+                ]
+                self.missing_masks.clear()
+                self.notes.append(f"masks are matched by names that {said}")
+            elif whole:
+                self.problems.append(
+                    f"each image has several masks, with names that {' or '.join(sorted(whole.values()))}; keep one kind"
+                )
+            if whole:
+                return
+
+    def _by_rule(self, names: Sequence[str], rule: _Affixes, masks: _Names) -> tuple[str, ...] | None:
+        """The masks of images by a rule; None unless each has one that no other image has."""
+        found: list[str] = []
+        for name in names:
+            key = masks.find(name, rule)
+            if key is None:
+                return None
+            found.append(key)
+        everywhere = [masks.find(name, rule) for name in self._images.files]
+        taken = Counter(key for key in everywhere if key is not None)
+        if any(taken[key] > 1 for key in found) or len(set(found)) < len(found):
+            return None
+        # Where there are enough masks, one that is missing shows that the rule pairs others wrongly.
+        if None in everywhere and len(self._masks.files) >= len(everywhere):
+            return None
+        return tuple(found)
 
     def near(self, kind: str, files: Mapping[str, Path], folder: Path | None) -> str:
         """What does lie there, for the message that files are missing."""
         said = []
         if kind == "mask":
             names = [key for key, _, mask in self._pairs if mask is None]
-            for affix, keys in _affixes(names, files):
-                count = sum(key is not None for key in keys)
-                if count:
-                    said.append(f"{count} masks have names that {affix}")
+            masks = _Names(files, _folded)
+            for rule in _rules(names, masks)[:20]:
+                found = [(name, key) for name in names if (key := masks.find(name, rule)) is not None]
+                affixes = _as_written(rule, *found[0]).phrase() if found else ""
+                if affixes:
+                    said.append(f"{len(found)} masks have names that {affixes}")
+            prefixes = _common_prefix(names), _common_prefix(files)
+            if not said and len(names) > 1 and len(files) > 1 and prefixes[0] != prefixes[1]:
+                begin = [f"begin with `{prefix}`" if prefix else "have no common beginning" for prefix in prefixes]
+                said.append(f"masks {begin[1]} where images {begin[0]}")
         missing = self.missing_images if kind == "image" else self.missing_masks
         folded = Counter(unicodedata.normalize("NFC", key).casefold() for key in files)
         unclear = [name for name in missing if folded[unicodedata.normalize("NFC", _stem(name)).casefold()] > 1]
@@ -474,27 +520,115 @@ class _Matching:
         return (Record(key, path, mask) for key, path, mask in self._pairs if mask is not None)
 
 
-def _affixes(names: Sequence[str], masks: Mapping[str, Path]) -> Iterator[tuple[str, list[str | None]]]:
-    """What masks' names may have that images' names lack, and each image's mask by it, None where there is none.
+@dataclasses.dataclass(frozen=True, order=True)
+class _Affixes:
+    """How a mask's name follows from its image's: cut a beginning and an ending, and add others."""
 
-    The candidates come from the first few images. Yields a phrase such as "end in `_mask`", and the masks' names.
-    """
-    seen: set[tuple[str, str, str]] = set()
+    cut_prefix: str = ""
+    cut_suffix: str = ""
+    prefix: str = ""
+    suffix: str = ""
+
+    def mask_of(self, name: str) -> str | None:
+        """The mask's name; None where the image's name has not what is to be cut."""
+        if not (name.startswith(self.cut_prefix) and name.endswith(self.cut_suffix)):
+            return None
+        core = name[len(self.cut_prefix) : len(name) - len(self.cut_suffix)]
+        return f"{self.prefix}{core}{self.suffix}" if core else None
+
+    def phrase(self) -> str:
+        """Such as "end in `_mask` instead of `_sat`"."""
+        said = []
+        for verb, cut, added in (("begin with", self.cut_prefix, self.prefix), ("end in", self.cut_suffix, self.suffix)):
+            if added:
+                said.append(f"{verb} `{added}`{cut and f' instead of `{cut}`'}")
+            elif cut:
+                said.append(f"lack `{cut}`")
+        return " and ".join(said)
+
+
+class _Names:
+    """Masks by the last part of their name, written in one way."""
+
+    def __init__(self, masks: Iterable[str], form: Callable[[str], str]) -> None:
+        self.form = form
+        self.known: dict[str, list[str]] = {}
+        for key in masks:
+            self.known.setdefault(form(_base(key)), []).append(key)
+
+    def find(self, image: str, rule: _Affixes) -> str | None:
+        """The key of an image's mask by a rule: in the image's folder, or the only one in a folder above or below it."""
+        name = rule.mask_of(self.form(_base(image)))
+        keys = self.known.get(name, []) if name is not None else []
+        same = [key for key in keys if _folders(key) == _folders(image)]
+        keys = same or [key for key in keys if _are_nested(_folders(key), _folders(image))]
+        return keys[0] if len(keys) == 1 else None
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _loose(name: str) -> str:
+    """A name without padding zeros and with one kind of separator, in lower case."""
+    return re.sub(r"(?<!\d)0+(?=\d)", "", re.sub(r"[_\-. ]+", "_", _folded(name)))
+
+
+def _rules(names: Sequence[str], masks: _Names) -> list[_Affixes]:
+    """The rules by which one of the first few images has a mask; the one that changes nothing comes first."""
+    seen = {_Affixes()}
     for name in names[:3]:
-        for cut in ("", *(affix for affix in _IMAGE_AFFIXES if name.endswith(affix) and name != affix)):
-            base = name.removesuffix(cut)
-            for mask in masks:
-                if mask != base and mask.startswith(base) and mask[len(base)] in _SEPARATORS:
-                    seen.add((cut, "", mask[len(base) :]))
-                elif mask != base and mask.endswith(base) and mask[-len(base) - 1] in _SEPARATORS:
-                    seen.add((cut, mask[: -len(base)], ""))
-                elif cut and mask == base:
-                    seen.add((cut, "", ""))
-    for cut, prefix, suffix in sorted(seen):
-        keys = [f"{prefix}{name.removesuffix(cut)}{suffix}" if name.endswith(cut) else name for name in names]
-        instead = f" instead of `{cut}`" if cut else ""
-        said = f"begin with `{prefix}`" if prefix else f"end in `{suffix}`" if suffix else f"lack `{cut}`"
-        yield f"{said}{instead if prefix or suffix else ''}", [key if key in masks else None for key in keys]
+        base = masks.form(_base(name))
+        prefix, suffix = _IMAGE_PREFIX.match(base), _IMAGE_SUFFIX.search(base)
+        for start in {0, prefix.end() if prefix else 0}:
+            for end in {len(base), suffix.start() if suffix else len(base)}:
+                core = base[start:end]
+                if not core:
+                    continue
+                for mask in masks.known:
+                    at = mask.find(core)
+                    while at >= 0:
+                        before, after = mask[:at], mask[at + len(core) :]
+                        if _is_affix(before, -1) and _is_affix(after, 0):
+                            seen.add(_Affixes(base[:start], base[end:], before, after))
+                        at = mask.find(core, at + 1)
+    return sorted(seen)
+
+
+def _is_affix(text: str, edge: int) -> bool:
+    """Whether what stands before (`edge` -1) or after (0) an image's name in its mask's is separate from it."""
+    return not text or text[edge] in _SEPARATORS or _MASK_WORD.fullmatch(text) is not None
+
+
+def _as_written(rule: _Affixes, image: str, mask: str) -> _Affixes:
+    """The rule in the case in which one image and mask have it."""
+    image, mask = (unicodedata.normalize("NFC", _base(name)) for name in (image, mask))
+    written = _Affixes(
+        image[: len(rule.cut_prefix)],
+        image[len(image) - len(rule.cut_suffix) :],
+        mask[: len(rule.prefix)],
+        mask[len(mask) - len(rule.suffix) :],
+    )
+    folded = _Affixes(*(part.casefold() for part in dataclasses.astuple(written)))
+    return written if folded == rule else rule
+
+
+def _base(key: str) -> str:
+    return key.rpartition("/")[2]
+
+
+def _folders(key: str) -> tuple[str, ...]:
+    return tuple(key.split("/")[:-1])
+
+
+def _are_nested(one: Sequence[str], other: Sequence[str]) -> bool:
+    return set(one) <= set(other) or set(other) <= set(one)
+
+
+def _common_prefix(names: Iterable[str]) -> str:
+    """What all names begin with, without a number's first digits."""
+    found = os.path.commonprefix([_base(name) for name in names])
+    return found.rstrip("0123456789")
 
 
 def _what_lies(folder: Path, files: Mapping[str, Path], *, masks: bool = False) -> str:
@@ -534,4 +668,4 @@ def _ending(name: str) -> str:
 
 def _stem(name: str) -> str:
     stem, ending = os.path.splitext(name)
-    return stem if ending.lower() in IMAGE_SUFFIXES else name
+    return stem if ending.lower() in _NAMED_SUFFIXES else name

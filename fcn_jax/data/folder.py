@@ -25,6 +25,7 @@ from fcn_jax.api import Dataset, Source
 from fcn_jax.data.class_lists import Ids, find_class_list
 from fcn_jax.data.directory import (
     IMAGE_SUFFIXES,
+    MASK_SUFFIXES,
     DirectorySource,
     check_split,
     entries,
@@ -36,7 +37,6 @@ from fcn_jax.data.directory import (
 )
 from fcn_jax.errors import DataError, listing
 
-_MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
 _NO_SPLITS = ("readme", "license", "licence", "notes", "changelog", "classes", "labels", "labelmap", "requirements", "info")
 """Names of text files that are no lists of images."""
 
@@ -90,7 +90,7 @@ def _open(root: Path | None, split: str) -> Source:
         check_split(split, lists, root / "splits")
         nested = image_count(images) == 0
         found_images = files_by_stem(images, IMAGE_SUFFIXES, nested=nested)
-        found_masks = files_by_stem(masks, _MASK_SUFFIXES, nested=nested or image_count(masks) == 0)
+        found_masks = files_by_stem(masks, MASK_SUFFIXES, nested=nested or image_count(masks) == 0)
         ids: Sequence[str] = read_ids(lists[split])
     else:
         subfolders, flat, said = _layout(images, masks, split)
@@ -99,7 +99,7 @@ def _open(root: Path | None, split: str) -> Source:
             check_split(split, subfolders, images)
             images, masks = images / split, masks / split
         found_images = files_by_stem(images, IMAGE_SUFFIXES)
-        found_masks = files_by_stem(masks, _MASK_SUFFIXES)
+        found_masks = files_by_stem(masks, MASK_SUFFIXES)
         ids = tuple(found_images)
         if flat:
             parts = hash_split(found_images)
