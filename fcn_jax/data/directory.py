@@ -29,7 +29,9 @@ MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 _NAMED_SUFFIXES = (*IMAGE_SUFFIXES, ".gif")
 
 _SEPARATORS = "_-. "
-_IMAGE_WORD = "(?:leftimg8bit|images?|imgs?|im|frames?|photos?|pictures?|pics?|rgb|sat|satellite|colou?r|input|original|orig|raw|x)"
+_IMAGE_WORD = (
+    "(?:leftimg8bit|images?|imgs?|im|frames?|photos?|pictures?|pics?|rgb|sat|satellite|colou?r|input|original|orig|raw|x)"
+)
 _IMAGE_PREFIX = re.compile(rf"{_IMAGE_WORD}(?:[_\-. ]+|(?=\d))")
 _IMAGE_SUFFIX = re.compile(rf"(?:[_\-. ]+|(?<=\d)){_IMAGE_WORD}$")
 """What images' names may begin or end in where their masks' do not."""
@@ -39,6 +41,13 @@ _MASK_WORD = re.compile(
     r"[_\-. ]*"
 )
 """What masks' names may have without a separator."""
+
+_TRAINING = ("train", "training", "trainset", "trn", "tr", "trainval")
+_VALIDATION = ("val", "valid", "validation", "valset", "dev", "eval", "evaluation", "test", "testing")
+"""Names of splits that are used in the same way, the nearest first."""
+
+SPLIT_NAMES = frozenset((*_TRAINING, *_VALIDATION))
+"""Usual names of splits, in lower case."""
 
 _HEADER = re.compile(r"(image|mask|img|label|annotation|file|filename|name|id|path)s?([_ ]?(id|name|path|file)s?)?")
 """A word of the first line of a table of images and masks."""
@@ -117,10 +126,17 @@ def require_root(root: Path | None, name: str, holds: str) -> Path:
 
 
 def check_split(split: str, available: Iterable[str], where: Path) -> None:
-    """Raise `DataError` saying which splits exist, unless `split` is one of them."""
+    """Raise `DataError` saying which splits exist, unless `split` is one of them; and how to choose one that is meant by its name."""
     names = list(available)
-    if split not in names:
-        raise DataError(f"{where} has no split '{split}'. {did_you_mean(split, names)}")
+    if split in names:
+        return
+    advice = ""
+    for setting, meant in (("data.train_split", _TRAINING), ("data.val_split", _VALIDATION)):
+        near = sorted((name for name in names if name.lower() in meant), key=lambda name: meant.index(name.lower()))
+        if split.lower() in meant and near:
+            value = near[0] if re.fullmatch(r"[\w.-]+", near[0]) else f"'{near[0]}'"
+            advice = f" To use '{near[0]}', pass --set {setting}={value}"
+    raise DataError(f"{where} has no split '{split}'. {did_you_mean(split, names)}{advice}")
 
 
 def is_hidden(name: str) -> bool:
@@ -144,6 +160,14 @@ def entries(folder: Path) -> list[os.DirEntry[str]]:
 def image_count(folder: Path) -> int:
     """Number of image files in a folder, not in its subfolders."""
     return sum(1 for entry in entries(folder) if _ending(entry.name) in IMAGE_SUFFIXES and not entry.is_dir())
+
+
+def has_images(folder: Path, depth: int = 3, suffixes: Sequence[str] = MASK_SUFFIXES + IMAGE_SUFFIXES) -> bool:
+    """Whether a folder, or one at most `depth` levels below it, holds files with one of the endings."""
+    found = entries(folder)
+    return any(_ending(entry.name) in suffixes and not entry.is_dir() for entry in found) or (
+        depth > 0 and any(entry.is_dir() and has_images(folder / entry.name, depth - 1, suffixes) for entry in found)
+    )
 
 
 def files_by_stem(folder: Path, suffixes: Sequence[str], *, nested: bool = False) -> dict[str, Path]:
@@ -264,7 +288,9 @@ class _Index:
     def __init__(self, files: Mapping[str, Path]) -> None:
         self.files = files
         self._forms: tuple[dict[str, list[str]], dict[str, list[str]]] | None = None
+        self._bases: dict[str, list[str]] | None = None
         self.folded = 0
+        self.in_subfolders = 0
 
     def find(self, name: str) -> str | None:
         """The key of a name: as it is, in another Unicode form, or in another case; None where there is none or more than one."""
@@ -295,7 +321,23 @@ class _Index:
                 key = self.find(name)
                 if key is not None:
                     return key
-        return None
+        below = self.below(text)
+        if len(below) != 1:
+            return None
+        self.in_subfolders += 1
+        return below[0]
+
+    def below(self, text: str) -> list[str]:
+        """The keys of files in subfolders that have a name without those folders."""
+        if self._bases is None:
+            self._bases = {}
+            for key in self.files:
+                if "/" in key:
+                    self._bases.setdefault(_folded(_base(key)), []).append(key)
+        *folders, last = [part for part in text.replace("\\", "/").split("/") if part not in ("", ".")] or [""]
+        named = {folder for folder in folders if folder.lower() not in ("images", "masks")}
+        keys = {key: None for name in (last, _stem(last)) for key in self._bases.get(_folded(name), [])}
+        return [key for key in keys if named <= set(_folders(key))]
 
 
 class _Matching:
@@ -422,6 +464,8 @@ class _Matching:
         folded = self._images.folded + self._masks.folded
         if folded:
             self.notes.append(f"{folded} names match in other upper and lower case only")
+        if self._images.in_subfolders:
+            self.notes.append(f"{self._images.in_subfolders} names are those of images in subfolders, without the folder")
         if not self._pairs or self.missing_images or self._named or any(mask is not None for _, _, mask in self._pairs):
             return
         names = self.names()
@@ -486,6 +530,10 @@ class _Matching:
         unclear = [name for name in missing if folded[unicodedata.normalize("NFC", _stem(name)).casefold()] > 1]
         if unclear:
             said.append(f"names that differ in case only are not clear: {listing(unclear, 3)}")
+        index = self._images if kind == "image" else self._masks
+        below = [f"{name} is one of {listing(keys, 4)}" for name in missing if len(keys := index.below(name)) > 1]
+        if below:
+            said.append(f"write the folder, too: {', '.join(below[:3])}")
         if folder is not None:
             said.append(_what_lies(folder, files, masks=kind == "mask"))
         return "; ".join(said[:4])

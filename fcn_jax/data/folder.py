@@ -26,10 +26,12 @@ from fcn_jax.data.class_lists import Ids, find_class_list
 from fcn_jax.data.directory import (
     IMAGE_SUFFIXES,
     MASK_SUFFIXES,
+    SPLIT_NAMES,
     DirectorySource,
     check_split,
     entries,
     files_by_stem,
+    has_images,
     image_count,
     match,
     read_ids,
@@ -39,6 +41,20 @@ from fcn_jax.errors import DataError, listing
 
 _NO_SPLITS = ("readme", "license", "licence", "notes", "changelog", "classes", "labels", "labelmap", "requirements", "info")
 """Names of text files that are no lists of images."""
+
+_LIST_FOLDERS = (
+    "split",
+    "lists",
+    "list",
+    "imagesets",
+    "imageset",
+    "image_sets",
+    "filelists",
+    "file_lists",
+    "split_lists",
+    "subsets",
+)
+_LIST_SUFFIXES = ("", ".csv", ".tsv", ".lst", ".list", ".json", ".yaml", ".yml", ".xlsx", ".xml")
 
 _ALSO_IMAGES = ("image", "imgs", "img", "jpegimages", "images", "photos", "pictures", "leftimg8bit", "data")
 _ALSO_MASKS = (
@@ -84,13 +100,12 @@ def _open(root: Path | None, split: str) -> Source:
             f"{root}: {listing(lacking)} missing here; a folder data set holds images/, masks/ and classes.txt{_what_lies(root)}"
         )
     images, masks = root / "images", root / "masks"
-    lists = _split_lists(root / "splits")
-    notes = []
+    lists, notes = _find_lists(root, split)
     if lists:
-        check_split(split, lists, root / "splits")
+        check_split(split, lists, next(iter(lists.values())).parent)
         nested = image_count(images) == 0
-        found_images = files_by_stem(images, IMAGE_SUFFIXES, nested=nested)
-        found_masks = files_by_stem(masks, MASK_SUFFIXES, nested=nested or image_count(masks) == 0)
+        found_images = files_by_stem(images, IMAGE_SUFFIXES, nested=True)
+        found_masks = files_by_stem(masks, MASK_SUFFIXES, nested=nested or not has_images(masks, 0, MASK_SUFFIXES))
         ids: Sequence[str] = read_ids(lists[split])
     else:
         subfolders, flat, said = _layout(images, masks, split)
@@ -98,9 +113,16 @@ def _open(root: Path | None, split: str) -> Source:
         if not flat:
             check_split(split, subfolders, images)
             images, masks = images / split, masks / split
-        found_images = files_by_stem(images, IMAGE_SUFFIXES)
-        found_masks = files_by_stem(masks, MASK_SUFFIXES)
+        nested = not flat and image_count(images) == 0
+        found_images = files_by_stem(images, IMAGE_SUFFIXES, nested=nested)
+        found_masks = files_by_stem(masks, MASK_SUFFIXES, nested=nested or (not flat and not has_images(masks, 0, MASK_SUFFIXES)))
         ids = tuple(found_images)
+        if nested and ids:
+            folders = list(dict.fromkeys(name.rpartition("/")[0] for name in ids))
+            notes.append(f"split '{split}': images are taken from the subfolders {listing(folders)} of {images}")
+        elif not flat:
+            below = [entry.name for entry in entries(images) if entry.is_dir() and has_images(images / entry.name)]
+            notes += [f"{images}: the images in the subfolders {listing(below)} are not used"] if below else []
         if flat:
             parts = hash_split(found_images)
             check_split(split, parts, root)
@@ -108,9 +130,6 @@ def _open(root: Path | None, split: str) -> Source:
             notes.append(
                 f"images are divided by a hash of their names into train ({len(parts['train'])}) and val ({len(parts['val'])})"
             )
-            unused = [name for name in ("train.txt", "val.txt", "test.txt") if (root / name).is_file()]
-            if unused:
-                notes.append(f"{listing(unused)} in {root} is not used; a list of a split lies in splits/")
         lone = [name for name in found_masks if name not in found_images]
         if lone and any(name in found_masks for name in found_images):
             notes.append(f"{len(lone)} masks in {masks} have no image: {listing(lone)}")
@@ -119,17 +138,99 @@ def _open(root: Path | None, split: str) -> Source:
     return DirectorySource(classes.classes, records, labels=classes.labels, notes=(*classes.notes, *notes))
 
 
-def _split_lists(folder: Path) -> dict[str, Path]:
+def _find_lists(root: Path, split: str) -> tuple[dict[str, Path], list[str]]:
+    """The split lists by name, and what is to be said about them.
+
+    Lists lie in splits/, in any case. Where there is none and `images/` has no subfolder of the split's name, lists in one other
+    usual place are read: `ImageSets/Segmentation/` as in VOC, `lists/`, or `train.txt` in the data set's folder.
+
+    Raises:
+        DataError: there are lists in several places, or files that should be lists but do not end in .txt.
+    """
+    own = [entry.name for entry in entries(root) if entry.is_dir() and entry.name.lower() == "splits"]
+    if len(own) > 1 and "splits" not in own:
+        raise DataError(f"{root} holds {listing(f'{name}/' for name in own)}; keep one of them, named splits/")
+    folder = root / ("splits" if "splits" in own or not own else own[0])
+    lists, others = _split_lists(folder)
+    has_subfolder = (root / "images" / split).is_dir()
+    if others and split not in lists and (not lists or any(_first_word(name) == split.lower() for name in others)):
+        said = f"{root}: {folder.name}/ holds {listing(others)}; lists end in .txt, hold one image name a line and lie in splits/ itself"
+        if not has_subfolder:
+            raise DataError(f"{said}: convert them, or remove them")
+        return lists, [said]
+    if lists:
+        return lists, []
+    places = {f"{name}/": _split_lists(root / name) for name in _list_folders(root)}
+    places[""] = {name: path for name, path in _split_lists(root)[0].items() if name.lower() in SPLIT_NAMES}, []
+    readable = {
+        place: found for place, (found, _) in places.items() if split in found or SPLIT_NAMES & {n.lower() for n in found}
+    }
+    # Tables in the data set's folder itself, such as train.csv, often describe the images instead.
+    refused = [f"{place}{name}" for place, (found, others) in places.items() if not found for name in others]
+    unused = [f"{place}{path.name}" for place, (found, _) in places.items() if place not in readable for path in found.values()]
+    unused += _tables(root)
+    files = [f"{place}{path.name}" for place, found in readable.items() for path in found.values()]
+    if has_subfolder:
+        files, refused, unused = [], [], [*files, *refused, *unused]
+    notes = [f"{listing(unused)} in {root}: not used; a list of a split is splits/SPLIT.txt"] if unused else []
+    if len(readable) == 1 and files and not refused:
+        return next(iter(readable.values())), [f"the lists of splits are {listing(files)} in {root}", *notes]
+    if files or refused:
+        what = "keep those of one place" if files else "convert them to text with one image name a line"
+        raise DataError(
+            f"{root} holds {listing([*files, *refused])}, but lists of splits lie in splits/ and end in .txt; {what} and move them to "
+            "splits/SPLIT.txt"
+        )
+    return {}, notes
+
+
+def _list_folders(root: Path) -> list[str]:
+    """Folders other than splits/ in which lists of splits usually lie."""
+    found = [entry.name for entry in entries(root) if entry.is_dir() and entry.name.lower() in _LIST_FOLDERS]
+    below = [
+        f"{name}/{entry.name}"
+        for name in found
+        for entry in entries(root / name)
+        if entry.is_dir() and entry.name.lower() == "segmentation"
+    ]
+    # VOC's other folders, as Main/, hold lists for other tasks.
+    return [name for name in found if not any(folder.startswith(f"{name}/") for folder in below)] + below
+
+
+def _split_lists(folder: Path) -> tuple[dict[str, Path], list[str]]:
+    """A folder's lists by name, and its other files that may be meant as lists."""
     if not folder.is_dir():
-        return {}
-    names = [entry.name for entry in entries(folder) if not entry.is_dir()]
-    paths = [folder / name for name in names if name.lower().endswith(".txt")]
-    return {path.stem: path for path in paths if path.stem.lower() not in _NO_SPLITS}
+        return {}, []
+    lists, others = {}, []
+    for entry in entries(folder):
+        path = folder / entry.name
+        if path.stem.lower() in _NO_SPLITS:
+            continue
+        if entry.is_dir():
+            others += [f"{entry.name}/{file.name}" for file in entries(path) if file.name.lower().endswith((".txt", ".csv"))]
+        elif path.suffix.lower() == ".txt":
+            lists[path.stem] = path
+        elif path.suffix.lower() in _LIST_SUFFIXES:
+            others.append(entry.name)
+    return lists, others
+
+
+def _tables(root: Path) -> list[str]:
+    """Files in the data set's folder that are named as a split but are no text file, such as train.csv."""
+    return [
+        entry.name
+        for entry in entries(root)
+        if not entry.is_dir() and _first_word(entry.name) in SPLIT_NAMES and Path(entry.name).suffix.lower() in _LIST_SUFFIXES
+    ]
+
+
+def _first_word(name: str) -> str:
+    return Path(name).name.partition(".")[0].lower()
 
 
 def _layout(images: Path, masks: Path, split: str) -> tuple[list[str], bool, list[str]]:
     """The splits that have subfolders, whether the images lie in no subfolder, and what is to be said about it."""
-    with_images = [entry.name for entry in entries(images) if entry.is_dir() and image_count(images / entry.name)]
+    with_images = [entry.name for entry in entries(images) if entry.is_dir() and has_images(images / entry.name)]
     with_masks = {entry.name for entry in entries(masks) if entry.is_dir()}
     splits = [name for name in with_images if name in with_masks]
     stray = [name for name in with_images if name not in with_masks]

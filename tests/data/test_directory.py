@@ -447,10 +447,13 @@ def test_a_folder_with_other_names_is_told_what_to_rename(folders: tuple[str, st
 def test_masks_without_an_image_and_lists_that_are_not_used_are_said(tmp_path: Path) -> None:
     make_folder(tmp_path)
     write(tmp_path / "masks" / "z.png")
-    (tmp_path / "train.txt").write_text("a\n")
     notes = " | ".join(FOLDER.open(tmp_path, "train").notes)
     assert "1 masks in" in notes
-    assert "train.txt in" in notes
+    root = with_list(tmp_path / "sub", "a\n", names=())
+    (root / "splits").rename(root / "lists")
+    for folder in ("images", "masks"):
+        write(root / folder / "train" / "a.png", 1)
+    assert f"lists/train.txt in {root}: not used; a list of a split is splits/SPLIT.txt" in FOLDER.open(root, "train").notes
 
 
 def test_links_are_followed(tmp_path: Path) -> None:
@@ -497,3 +500,179 @@ def test_any_names_written_with_endings_and_paths_are_matched_one_to_one(names: 
         if files and not any(line.startswith("#") for line in lines):
             pairs = match(lines, files, masks, split="train", where=Path("nowhere"))
             assert [(record.image, record.mask) for record in pairs] == [(files[name], masks[name]) for name in files]
+
+
+@pytest.mark.parametrize(
+    "place", ["Splits/{}.txt", "split/{}.txt", "lists/{}.TXT", "ImageSets/{}.txt", "ImageSets/Segmentation/{}.txt", "{}.txt"]
+)
+def test_lists_in_other_usual_places_are_read_and_it_is_said(place: str, tmp_path: Path) -> None:
+    make_folder(tmp_path, names=tuple("abcdef"))
+    for split, text in (("train", "c\na\n"), ("val", "f\n")):
+        path = tmp_path / place.format(split)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    (tmp_path / "ImageSets" / "Main").mkdir(parents=True, exist_ok=True)
+    source = FOLDER.open(tmp_path, "train")
+    assert ids(source) == ["c", "a"]
+    assert ids(FOLDER.open(tmp_path, "val")) == ["f"]
+    said = f"the lists of splits are {place.format('train')}, {place.format('val')} in {tmp_path}"
+    assert (said in source.notes) == (not place.startswith("Splits"))
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (("splits/train.csv", "splits/val.csv"), r"splits/ holds train\.csv, val\.csv; lists end in \.txt"),
+        (("splits/val.txt", "splits/train"), "splits/ holds train; lists end in"),
+        (("splits/fold0/train.txt",), r"splits/ holds fold0/train\.txt; lists end in \.txt.*lie in splits/ itself"),
+        (("ImageSets/Main/train.txt",), r"holds ImageSets/Main/train\.txt, but lists of splits lie in splits/"),
+        (("lists/train.lst",), r"holds lists/train\.lst, but lists of splits lie in splits/ and end in \.txt; convert"),
+        (("lists/train.txt", "train.txt"), r"holds lists/train\.txt, train\.txt, but .*keep those of one place"),
+    ],
+)
+def test_lists_that_cannot_be_used_are_refused_by_name(files: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    make_folder(tmp_path, names=tuple("abcdef"))
+    for file in files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text("a\n")
+    with pytest.raises(DataError, match=said):
+        FOLDER.open(tmp_path, "train")
+
+
+def test_a_list_of_all_images_and_a_table_are_named_where_a_hash_divides_them(tmp_path: Path) -> None:
+    make_folder(tmp_path, names=tuple("abcdef"))
+    (tmp_path / "ImageSets" / "Segmentation").mkdir(parents=True)
+    (tmp_path / "ImageSets" / "Segmentation" / "default.txt").write_text("a\n")
+    (tmp_path / "train.csv").write_text("id,rle\n")
+    notes = FOLDER.open(tmp_path, "train").notes
+    assert any(note.startswith("ImageSets/Segmentation/default.txt, train.csv in ") and "not used" in note for note in notes)
+
+
+def test_subfolders_of_a_split_are_taken_where_the_split_itself_holds_no_images(tmp_path: Path) -> None:
+    for number, city in enumerate(("aachen", "bochum")):
+        make_folder(tmp_path, names=(), sub="")
+        write(tmp_path / "images" / "train" / city / f"{city}_1_leftImg8bit.png")
+        write(tmp_path / "masks" / "train" / city / f"{city}_1_gtFine_labelIds.png", number)
+    source = FOLDER.open(tmp_path, "train")
+    assert [(record.id, int(source.decode(record).mask.max())) for record in source.records] == [
+        ("aachen/aachen_1_leftImg8bit", 0),
+        ("bochum/bochum_1_leftImg8bit", 1),
+    ]
+    assert (
+        f"split 'train': images are taken from the subfolders aachen, bochum of {tmp_path / 'images' / 'train'}" in source.notes
+    )
+    for city in ("aachen", "bochum"):
+        mask = tmp_path / "masks" / "train" / city / f"{city}_1_gtFine_labelIds.png"
+        mask.rename(tmp_path / "masks" / "train" / mask.name)
+    assert [record.mask.name for record in FOLDER.open(tmp_path, "train").records] == [
+        "aachen_1_gtFine_labelIds.png",
+        "bochum_1_gtFine_labelIds.png",
+    ]
+
+
+def test_lists_name_images_in_subfolders_without_the_folder_where_one_is_meant(tmp_path: Path) -> None:
+    make_folder(tmp_path, names=("a0", "a1"), sub="train")
+    make_folder(tmp_path, names=("b0", "a1"), sub="val")
+    (tmp_path / "splits").mkdir()
+    (tmp_path / "splits" / "train.txt").write_text("a0\nimages/b0.png\n")
+    source = FOLDER.open(tmp_path, "train")
+    assert [(record.id, record.mask) for record in source.records] == [
+        ("train/a0", tmp_path / "masks" / "train" / "a0.png"),
+        ("val/b0", tmp_path / "masks" / "val" / "b0.png"),
+    ]
+    assert "split 'train': 2 names are those of images in subfolders, without the folder" in source.notes
+    (tmp_path / "splits" / "train.txt").write_text("a1\ntrain/b0\n")
+    with pytest.raises(DataError, match=r"images are missing: a1, train/b0 .*a1 is one of train/a1, val/a1"):
+        FOLDER.open(tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    ("names", "split", "advice"),
+    [
+        (("train", "validation"), "val", "--set data.val_split=validation"),
+        (("train", "valid", "test"), "val", "--set data.val_split=valid"),
+        (("train", "test"), "val", "--set data.val_split=test"),
+        (("Train", "Val"), "train", "--set data.train_split=Train"),
+        (("training", "val"), "train", "--set data.train_split=training"),
+    ],
+)
+def test_a_split_of_another_name_is_chosen_by_a_setting(names: tuple[str, ...], split: str, advice: str, tmp_path: Path) -> None:
+    for name in names:
+        make_folder(tmp_path, names=("a",), sub=name)
+    with pytest.raises(DataError, match=f"has no split '{split}'.* Available: {', '.join(sorted(names))}.*{advice}$"):
+        FOLDER.open(tmp_path, split)
+
+
+@pytest.mark.parametrize(
+    ("image", "mask", "said"),
+    [
+        ("img_{}", "mask_{}", "begin with `mask_` instead of `img_`"),
+        ("image_{}", "mask_{}", "begin with `mask_` instead of `image_`"),
+        ("image{}", "mask{}", "begin with `mask` instead of `image`"),
+        ("frame{:04}", "label{:04}", "begin with `label` instead of `frame`"),
+        ("top{}_RGB", "top{}_label", "end in `_label` instead of `_RGB`"),
+        ("IMG_{}", "img_{}_GT", "end in `_GT`"),
+        ("{}", "{:04}", "differ in padding zeros or separators"),
+        ("a {}", "a_{}", "differ in padding zeros or separators"),
+        ("img-{}", "mask_{:03}", "begin with `mask_` instead of `img_` and differ in padding zeros or separators"),
+    ],
+)
+@pytest.mark.parametrize("layout", ["subfolders", "hash", "list"])
+def test_affixes_padding_and_separators_that_differ_for_all_are_matched(
+    image: str, mask: str, said: str, layout: str, tmp_path: Path
+) -> None:
+    make_folder(tmp_path, names=())
+    sub = "train" if layout == "subfolders" else ""
+    numbers = (1, 2, 3, 10, 11, 100)
+    for number in numbers:
+        write(tmp_path / "images" / sub / f"{image.format(number)}.png", number)
+        write(tmp_path / "masks" / sub / f"{mask.format(number)}.png", number)
+    if layout == "list":
+        (tmp_path / "splits").mkdir()
+        (tmp_path / "splits" / "train.txt").write_text("".join(f"{image.format(number)}\n" for number in numbers))
+    source = FOLDER.open(tmp_path, "train")
+    assert len(source) + (len(FOLDER.open(tmp_path, "val")) if layout == "hash" else 0) == 6
+    for record in source.records:
+        assert cv2.imread(str(record.image))[0, 0, 0] == cv2.imread(str(record.mask))[0, 0, 0]
+    assert f"split 'train': masks are matched by names that {said}" in source.notes
+
+
+@pytest.mark.parametrize(
+    ("images", "masks", "said"),
+    [
+        (("img_0", "img_1", "img_2"), ("mask_0", "mask_1"), "2 masks have names that begin with `mask_` instead of `img_`"),
+        (("img_0", "img_1", "img_2"), ("mask_1", "mask_2", "mask_3"), "2 masks have names that begin with `mask_`"),
+        (("dogs1", "dogs2"), ("cats1", "cats2"), "masks begin with `cats` where images begin with `dogs`"),
+        (("1", "2", "01"), ("001", "002", "003"), "masks are missing: 01, 1, 2"),
+        (("1", "2"), ("01", "001", "2x"), "masks are missing: 1, 2"),
+    ],
+)
+def test_names_that_no_one_rule_fits_are_refused_and_it_is_said_how_they_differ(
+    images: tuple[str, ...], masks: tuple[str, ...], said: str, tmp_path: Path
+) -> None:
+    make_folder(tmp_path, names=())
+    for name in images:
+        write(tmp_path / "images" / "train" / f"{name}.png")
+    for name in masks:
+        write(tmp_path / "masks" / "train" / f"{name}.png")
+    with pytest.raises(DataError, match=said):
+        FOLDER.open(tmp_path, "train")
+
+
+@pytest.mark.parametrize("ending", ["webp", "gif"])
+def test_masks_in_lossless_webp_and_gif_are_read(ending: str, tmp_path: Path) -> None:
+    make_folder(tmp_path, names=())
+    labels = np.zeros((12, 16), np.uint8)
+    labels[3:, 5:] = 1
+    for name in "ab":
+        write(tmp_path / "images" / "train" / f"{name}.png")
+        path = tmp_path / "masks" / "train" / f"{name}_mask.{ending}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        mask = Image.fromarray(labels)
+        if ending == "gif":
+            mask.save(path)
+        else:
+            mask.convert("RGB").save(path, lossless=True)
+    (tmp_path / "classes.txt").write_text("ground 0 0 0\ntree 1 1 1\n")
+    source = FOLDER.open(tmp_path, "train")
+    assert np.array_equal(source.decode(source[0]).mask, labels)
