@@ -36,11 +36,15 @@ _IMAGE_PREFIX = re.compile(rf"{_IMAGE_WORD}(?:[_\-. ]+|(?=\d))")
 _IMAGE_SUFFIX = re.compile(rf"(?:[_\-. ]+|(?<=\d)){_IMAGE_WORD}$")
 """What images' names may begin or end in where their masks' do not."""
 
-_MASK_WORD = re.compile(
-    r"[_\-. ]*(?:masks?|labels?|lbls?|lab|gts?|ground_?truth|truth|seg|segmentations?|annotations?|annots?|anns?|anno|targets?|y|l|m)"
-    r"[_\-. ]*"
+_MASK_WORDS = (
+    "(?:masks?|labels?|labelids|labeltrainids|lbls?|lab|gts?|ground_?truth|gtfine|truth|seg|segmentations?|annotations?|annots?|anns?|anno"
+    "|targets?|y|l|m)"
 )
+_MASK_WORD = re.compile(rf"[_\-. ]*{_MASK_WORDS}[_\-. ]*")
 """What masks' names may have without a separator."""
+
+_MASK_END = re.compile(rf"(?P<base>.+?)[_\-. ]+{_MASK_WORDS}")
+_MASK_START = re.compile(rf"{_MASK_WORDS}[_\-. ]+(?P<base>.+)")
 
 _TRAINING = ("train", "training", "trainset", "trn", "tr", "trainval")
 _VALIDATION = ("val", "valid", "validation", "valset", "dev", "eval", "evaluation", "test", "testing")
@@ -205,6 +209,26 @@ def _files_by_stem(folder: Path, suffixes: Sequence[str], nested: bool, above: f
             )
         found[path.stem] = path
     return found
+
+
+def mixed_masks(folder: Path) -> list[str]:
+    """Mask files that lie among the images in a folder: `a_mask.png` with `a.jpg`, or `a.png` with `a.jpg`; [] where none do."""
+    if not folder.is_dir():
+        return []
+    files = [
+        entry.name for entry in entries(folder) if not entry.is_dir() and _ending(entry.name) in IMAGE_SUFFIXES + MASK_SUFFIXES
+    ]
+    stems = {_folded(_stem(name)) for name in files}
+    affixed = [
+        name
+        for name in files
+        if (found := _MASK_END.fullmatch(_folded(_stem(name))) or _MASK_START.fullmatch(_folded(_stem(name))))
+        and found["base"] in stems
+    ]
+    if affixed:
+        return affixed
+    photos = {_folded(_stem(name)) for name in files if _ending(name) in (".jpg", ".jpeg")}
+    return [name for name in files if _ending(name) == ".png" and _folded(_stem(name)) in photos]
 
 
 def read_ids(path: Path) -> tuple[str, ...]:
@@ -521,8 +545,9 @@ class _Matching:
                 affixes = _as_written(rule, *found[0]).phrase() if found else ""
                 if affixes:
                     said.append(f"{len(found)} masks have names that {affixes}")
-            prefixes = _common_prefix(names), _common_prefix(files)
-            if not said and len(names) > 1 and len(files) > 1 and prefixes[0] != prefixes[1]:
+            several = len(names) > 1 and len(files) > 1
+            prefixes = [_common_prefix(found) for found in (names, files)] if several and not said else ["", ""]
+            if prefixes[0] != prefixes[1]:
                 begin = [f"begin with `{prefix}`" if prefix else "have no common beginning" for prefix in prefixes]
                 said.append(f"masks {begin[1]} where images {begin[0]}")
         missing = self.missing_images if kind == "image" else self.missing_masks
@@ -675,8 +700,12 @@ def _are_nested(one: Sequence[str], other: Sequence[str]) -> bool:
 
 def _common_prefix(names: Iterable[str]) -> str:
     """What all names begin with, without a number's first digits."""
-    found = os.path.commonprefix([_base(name) for name in names])
-    return found.rstrip("0123456789")
+    bases = [_base(name) for name in names]
+    first, last = min(bases), max(bases)
+    length = next(
+        (at for at, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), min(map(len, (first, last)))
+    )
+    return first[:length].rstrip("0123456789")
 
 
 def _what_lies(folder: Path, files: Mapping[str, Path], *, masks: bool = False) -> str:

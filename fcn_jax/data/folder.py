@@ -18,6 +18,7 @@ unless it is a class. What an ID in a split file may be, `fcn_jax.data.directory
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -34,9 +35,11 @@ from fcn_jax.data.directory import (
     has_images,
     image_count,
     match,
+    mixed_masks,
     read_ids,
     require_root,
 )
+from fcn_jax.data.voc import find_devkit
 from fcn_jax.errors import DataError, listing
 
 _NO_SPLITS = ("readme", "license", "licence", "notes", "changelog", "classes", "labels", "labelmap", "requirements", "info")
@@ -56,20 +59,57 @@ _LIST_FOLDERS = (
 )
 _LIST_SUFFIXES = ("", ".csv", ".tsv", ".lst", ".list", ".json", ".yaml", ".yml", ".xlsx", ".xml")
 
-_ALSO_IMAGES = ("image", "imgs", "img", "jpegimages", "images", "photos", "pictures", "leftimg8bit", "data")
-_ALSO_MASKS = (
-    "mask",
-    "masks",
-    "labels",
-    "label",
-    "annotations",
-    "annotation",
-    "segmentationclass",
-    "gt",
-    "ground_truth",
-    "gtfine",
-    "seg",
+_ALSO_IMAGES = (
+    *("images", "image", "imgs", "img", "img_dir", "image_dir", "imgs_dir", "images_dir", "img_folder", "jpegimages", "photos"),
+    *(
+        "pictures",
+        "leftimg8bit",
+        "rgb",
+        "color",
+        "input",
+        "inputs",
+        "original",
+        "originals",
+        "original_images",
+        "raw",
+        "x",
+        "data",
+    ),
 )
+_ALSO_MASKS = (
+    *(
+        "masks",
+        "mask",
+        "labels",
+        "label",
+        "ann_dir",
+        "mask_dir",
+        "label_dir",
+        "annotations",
+        "annotation",
+        "ann",
+        "anns",
+        "annots",
+    ),
+    *(
+        "segmentationclass",
+        "segmentationclasspng",
+        "segmentationclassraw",
+        "segmentation",
+        "segmentations",
+        "gt",
+        "gts",
+        "ground_truth",
+    ),
+    *("groundtruth", "gtfine", "gtcoarse", "seg", "segs", "label_images", "label_images_semantic", "targets", "target", "y"),
+)
+"""Names of folders, in lower case, that hold images or masks."""
+
+_SPLIT_AND_MASKS = re.compile(
+    r"(?P<split>[a-z]+?)[_\- ]?(?:masks?|labels?|annot|annots|annotations?|gt|ground_?truth|seg|segmentations?|targets?)"
+    r"|(?:masks?|labels?|annotations?|gt|ground_?truth|seg|targets?)[_\- ](?P<other>[a-z]+)"
+)
+_SPLIT_AND_IMAGES = re.compile(r"(?P<split>[a-z]+?)(?:[_\- ]?(?:images?|imgs?))?|(?:images?|imgs?)[_\- ](?P<other>[a-z]+)")
 
 
 def hash_split(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
@@ -267,22 +307,122 @@ def _ids_stored(masks: Iterable[str]) -> Ids | None:
 
 def _what_lies(root: Path) -> str:
     """What a folder without images/ or masks/ holds instead, as advice."""
+    folders = [entry.name for entry in entries(root) if entry.is_dir()]
+    count = image_count(root)
+    here = [f"{name}/" for name in folders] + ([f"{count} images"] if count else [])
+    lies = f". Here lie {listing(here)}" if here else ""
     if (root / "trainannot").is_dir():
         return f". {root} looks like CamVid: use the data set camvid"
-    if any((root / name).is_dir() for name in ("JPEGImages", "VOC2012", "VOCdevkit")) and not (root / "masks").is_dir():
-        return f". {root} looks like PASCAL VOC: use the data set voc2012, or rename JPEGImages/ to images/, SegmentationClass/ to masks/"
-    folders = [entry.name for entry in entries(root) if entry.is_dir()]
-    for name in folders:
-        if (root / name / "images").is_dir() and (root / name / "masks").is_dir():
-            return f". {root / name} holds both: pass --data {root / name}"
+    if find_devkit(root) is not None or (root / "VOCdevkit").is_dir() or (root / "VOC2012").is_dir():
+        exported = [name for name in ("labelmap.txt", "class_names.txt", "classes.txt", "labels.txt") if (root / name).is_file()]
+        if not exported:
+            other = _renames(root, folders)
+            return f". {root} looks like PASCAL VOC: use the data set voc2012" + (
+                f", or for other classes {other}" if other else ""
+            )
+    advice = (
+        _by_split(root, folders)
+        or _from_pairs_of_folders(root, folders)
+        or _renames(root, folders)
+        or _inside(root, folders)
+        or _from_one_folder(root, folders)
+    )
+    unfit = "" if "masks/" in advice else _no_masks(root, folders)
+    return lies + (f": {advice}" if advice else "") + (f". {unfit}" if unfit else "")
+
+
+def _candidates(folder: Path, names: Sequence[str], kind: str) -> list[str]:
+    """The subfolders that by their names and contents hold images, or masks; the likeliest first."""
+    also, suffixes = (_ALSO_IMAGES, IMAGE_SUFFIXES) if kind == "images" else (_ALSO_MASKS, MASK_SUFFIXES)
+    found = [name for name in names if name.lower() in also and has_images(folder / name, suffixes=suffixes)]
+    return sorted(found, key=lambda name: also.index(name.lower()))
+
+
+def _renames(root: Path, folders: Sequence[str]) -> str:
+    """Which folders to rename to images/ and masks/."""
     advice = []
-    for wanted, also in (("images", _ALSO_IMAGES), ("masks", _ALSO_MASKS)):
-        near = [name for name in folders if name.lower() in also and name != wanted]
-        if near and not (root / wanted).is_dir():
+    for wanted in ("images", "masks"):
+        near = [] if (root / wanted).is_dir() else _candidates(root, folders, wanted)
+        if near:
             advice.append(f"rename {near[0]}/ to {wanted}/")
-    here = [f"{name}/" for name in folders] + ([f"{count} images"] if (count := image_count(root)) else [])
-    lies = f". Here lie {listing(here)}" if here else ""
-    return lies + (f": {' and '.join(advice)}" if advice else "")
+    return " and ".join(advice)
+
+
+def _by_split(root: Path, folders: Sequence[str]) -> str:
+    """What to move where each split has a folder that holds its images and its masks, as in train/images and train/masks."""
+    found = []
+    for name in folders:
+        below = [entry.name for entry in entries(root / name) if entry.is_dir()]
+        images, masks = (_candidates(root / name, below, kind) for kind in ("images", "masks"))
+        if name.lower() in SPLIT_NAMES and images and masks:
+            found.append((name, images[0], masks[0]))
+    if not found:
+        return ""
+    moves = [f"{name}/{images}/ to images/{name}/ and {name}/{masks}/ to masks/{name}/" for name, images, masks in found]
+    return f"move {', '.join(moves)}"
+
+
+def _inside(root: Path, folders: Sequence[str]) -> str:
+    """The folder to pass where one holds both images and masks."""
+    for name in folders:
+        below = [entry.name for entry in entries(root / name) if entry.is_dir()]
+        if {"images", "masks"} <= set(below):
+            return f"{root / name} holds both: pass --data {root / name}"
+        if all(_candidates(root / name, below, kind) for kind in ("images", "masks")) or find_devkit(root / name) is not None:
+            rename = _renames(root / name, below)
+            return f"pass --data {root / name}" + (f" and in it {rename}" if rename else "")
+    return ""
+
+
+def _from_pairs_of_folders(root: Path, folders: Sequence[str]) -> str:
+    """What to move where splits lie in folders such as train/ and train_labels/."""
+    images: dict[str, str] = {}
+    masks: dict[str, str] = {}
+    for name in folders:
+        for pattern, found, suffixes in ((_SPLIT_AND_MASKS, masks, MASK_SUFFIXES), (_SPLIT_AND_IMAGES, images, IMAGE_SUFFIXES)):
+            parts = pattern.fullmatch(name.lower())
+            split = parts and (parts["split"] or parts["other"])
+            if split in SPLIT_NAMES and has_images(root / name, suffixes=suffixes):
+                found[split] = name
+                break
+    moves = [f"{images[split]}/ to images/{split}/ and {masks[split]}/ to masks/{split}/" for split in images if split in masks]
+    return f"move {', '.join(moves)}" if moves else ""
+
+
+def _from_one_folder(root: Path, folders: Sequence[str]) -> str:
+    """What to move where images and masks lie in one folder."""
+    said = []
+    for name in ("", *folders):
+        masks = mixed_masks(root / name)
+        if masks:
+            to = name if name.lower() in SPLIT_NAMES else ""
+            wanted = [f"{kind}/{to}/" if to else f"{kind}/" for kind in ("images", "masks")]
+            lie = f"{len(masks)} masks lie among the images{f' of {name}/' if name else ''} ({listing(masks, 2)})"
+            images = "" if name == "images" else f"the images to {wanted[0]} and "
+            said.append(f"{lie}: move {images}the masks to {wanted[1]}")
+    return "; ".join(said[:4])
+
+
+def _no_masks(root: Path, folders: Sequence[str]) -> str:
+    """What is said of folders that are named as if they held masks, but hold another kind of labels."""
+    if (root / "masks").is_dir():
+        return ""
+    for name in folders:
+        if name.lower() not in _ALSO_MASKS or has_images(root / name, suffixes=MASK_SUFFIXES):
+            continue
+        endings = {path.suffix.lower() for path in sorted((root / name).rglob("*"))[:2000] if path.is_file()}
+        for ending, tool in (
+            (".json", "as COCO's or labelme's polygons"),
+            (".xml", "as VOC's boxes"),
+            (".txt", "as YOLO's"),
+            (".npy", ""),
+        ):
+            if ending in endings:
+                return (
+                    f"{name}/ holds {ending} files{tool and f', {tool}'}, and no mask images; export the annotations as PNG masks, "
+                    "whose values are the labels, into masks/"
+                )
+    return ""
 
 
 FOLDER = Dataset(

@@ -430,16 +430,33 @@ def test_lists_name_images_in_subfolders_by_their_path(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("folders", "advice"),
     [
-        (("JPEGImages", "SegmentationClass"), "looks like PASCAL VOC"),
+        (
+            ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"),
+            "looks like PASCAL VOC: use the data set voc2012, or for",
+        ),
+        (("JPEGImages", "SegmentationClass"), "rename JPEGImages/ to images/ and rename SegmentationClass/ to masks/"),
+        (("img_dir/train", "ann_dir/train"), "rename img_dir/ to images/ and rename ann_dir/ to masks/"),
+        (("leftImg8bit/train/aachen", "gtFine/train/aachen"), "rename leftImg8bit/ to images/ and rename gtFine/ to masks/"),
+        (
+            ("train/images", "train/masks", "val/images", "val/masks"),
+            "move train/images/ to images/train/ and train/masks/ to masks/train/, val/images/ to images/val/ and val/masks/ to",
+        ),
+        (("train/images", "train/labels"), "move train/images/ to images/train/ and train/labels/ to masks/train/$"),
+        (
+            ("train", "train_labels", "val", "val_labels"),
+            "move train/ to images/train/ and train_labels/ to masks/train/, val/ to",
+        ),
+        (("train_images", "train_masks"), "move train_images/ to images/train/ and train_masks/ to masks/train/$"),
+        (("set/image", "set/label"), "pass --data .*set and in it rename image/ to images/ and rename label/ to masks/"),
         (("image", "mask"), r"Here lie image/, mask/: rename image/ to images/ and rename mask/ to masks/"),
         (("Images", "Labels"), r"rename Images/ to images/ and rename Labels/ to masks/"),
         (("set/images", "set/masks"), r"pass --data .*set"),
         (("train", "trainannot"), "use the data set camvid"),
     ],
 )
-def test_a_folder_with_other_names_is_told_what_to_rename(folders: tuple[str, str], advice: str, tmp_path: Path) -> None:
-    for folder in folders:
-        write(tmp_path / folder / "a.png")
+def test_a_folder_with_other_names_is_told_what_to_rename(folders: tuple[str, ...], advice: str, tmp_path: Path) -> None:
+    for number, folder in enumerate(folders):
+        write(tmp_path / folder / "a.png", number)
     with pytest.raises(DataError, match=f"images/, masks/ missing here.*{advice}"):
         FOLDER.open(tmp_path, "train")
 
@@ -676,3 +693,49 @@ def test_masks_in_lossless_webp_and_gif_are_read(ending: str, tmp_path: Path) ->
     (tmp_path / "classes.txt").write_text("ground 0 0 0\ntree 1 1 1\n")
     source = FOLDER.open(tmp_path, "train")
     assert np.array_equal(source.decode(source[0]).mask, labels)
+
+
+@pytest.mark.parametrize("extra", ["labelmap.txt", "class_names.txt"])
+def test_voc_like_exports_of_annotation_tools_are_not_taken_for_voc2012(extra: str, tmp_path: Path) -> None:
+    make_voc(tmp_path, {"train": ["a"]})
+    (tmp_path / extra).write_text("x\n")
+    (tmp_path / "SegmentationClass" / "a.png").rename(tmp_path / "SegmentationClass" / "a.npy")
+    write(tmp_path / "SegmentationClassPNG" / "a.png")
+    with pytest.raises(DataError, match=r"rename JPEGImages/ to images/ and rename SegmentationClassPNG/ to masks/$") as caught:
+        FOLDER.open(tmp_path, "train")
+    assert "voc2012" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("folder", "file"), [("annotations", "instances.json"), ("labels", "train/a.txt"), ("Annotations", "a.xml")]
+)
+def test_a_folder_without_mask_images_is_not_to_be_renamed(folder: str, file: str, tmp_path: Path) -> None:
+    write(tmp_path / "images" / "a.png")
+    (tmp_path / folder / file).parent.mkdir(parents=True)
+    (tmp_path / folder / file).write_text("{}")
+    with pytest.raises(
+        DataError, match=rf"masks/ missing here.*\. {folder}/ holds {Path(file).suffix} files.*no mask images"
+    ) as caught:
+        FOLDER.open(tmp_path, "train")
+    assert "rename" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (
+            ("train/a0.jpg", "train/a0_mask.png"),
+            r"1 masks lie among the images of train/ \(a0_mask\.png\): move the images to images/train/",
+        ),
+        (
+            ("a.jpg", "a.png", "b.jpg", "b.png"),
+            r"2 masks lie among the images \(a\.png, b\.png\): move the images to images/ and the masks",
+        ),
+        (("images/a.jpg", "images/a_L.png"), r"1 masks lie among the images of images/ \(a_L\.png\): move the masks to masks/"),
+    ],
+)
+def test_masks_among_the_images_are_to_be_moved(files: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    for file in files:
+        write(tmp_path / file)
+    with pytest.raises(DataError, match=said):
+        FOLDER.open(tmp_path, "train")
