@@ -261,9 +261,10 @@ def match(
     """Pair each image with its mask.
 
     An ID is an image's name as a person would write it: with or without its ending and the folders above it, in any case and Unicode form
-    that names one image only. A line may name the mask after the image. Comments (`#`) and the header of a table are passed over. Where no
-    mask has its image's name, but every image has exactly one mask whose name is longer by the same beginning or ending, such as `_mask`,
-    those are taken. All that goes beyond a name's spelling is said in `notes`.
+    that names one image only. A line may name the mask after the image; a number there is a flag, not a mask, unless it has an ending.
+    Comments (`#`) and the header of a table are passed over. Where no mask has its image's name, one rule is looked for that gives every
+    image a mask of its own: other beginnings and endings, such as `mask_` instead of `img_`; padding zeros and separators that differ;
+    other folders. All that goes beyond a name's spelling is said in `notes`.
 
     Args:
         ids: the lines of a split file, or names; the records are in this order.
@@ -275,7 +276,8 @@ def match(
         mask_folder: where `masks` were looked for, for the messages.
 
     Raises:
-        DataError: there is no name, an image is named twice, or images or masks are missing; all are counted and the first dozen named.
+        DataError: there is no name, an image is named twice, a mask is given to several images, or images or masks are missing; all
+            are counted and the first dozen named.
     """
     found = _Matching(images, masks, where)
     for line in ids:
@@ -296,6 +298,9 @@ def match(
     ):
         if missing:
             reason = found.near(kind, files, folder)
+            mixed = mixed_masks(image_folder) if kind == "mask" and image_folder else []
+            if mixed and image_folder:
+                reason = f"masks lie among the images in {image_folder.name}/, as {mixed[0]}: move them to masks/; {reason}"
             problems.append(f"{len(missing)} of {found.lines} {kind}s are missing: {listing(missing)}{reason and f' ({reason})'}")
     if problems:
         missing_any = found.missing_images or found.missing_masks
@@ -514,6 +519,7 @@ class _Matching:
                 self.problems.append(
                     f"each image has several masks, with names that {' or '.join(sorted(whole.values()))}; keep one kind"
                 )
+                self.missing_masks.clear()
             if whole:
                 return
 

@@ -3,10 +3,13 @@
     DIR/
       classes.txt          one class a line, in the order of the labels: `name`, or `name R G B`
       images/ID.jpg        JPEG, PNG, BMP, TIFF or WebP
-      masks/ID.png         indexed or gray PNG whose values are labels; or in colors where every class has its color
+      masks/ID.png         indexed or gray PNG, BMP, TIFF, GIF or lossless WebP whose values are labels; or in colors where
+                           every class has its color
       splits/train.txt     optional: the IDs of a split, one a line; as many files as there are splits
 
-Instead of `splits/`, each split may have subfolders: `images/train/ID.jpg` and `masks/train/ID.png`. With neither, the images
+Instead of `splits/`, each split may have subfolders: `images/train/ID.jpg` and `masks/train/ID.png`, or one level deeper as in
+`images/train/CITY/ID.jpg`. Lists are also found in `lists/`, `split/`, `ImageSets/` and `ImageSets/Segmentation/`, and as
+`train.txt` in the folder itself, which is said; lists that cannot be used are refused. With neither, the images
 are divided into `train` and `val` by a hash of their names, about nine to one: the same on every machine, and adding images
 moves none from one side to the other.
 
@@ -320,22 +323,34 @@ def _what_lies(root: Path) -> str:
             return f". {root} looks like PASCAL VOC: use the data set voc2012" + (
                 f", or for other classes {other}" if other else ""
             )
-    advice = (
-        _by_split(root, folders)
-        or _from_pairs_of_folders(root, folders)
-        or _renames(root, folders)
-        or _inside(root, folders)
-        or _from_one_folder(root, folders)
-    )
-    unfit = "" if "masks/" in advice else _no_masks(root, folders)
+    try:
+        advice = _moves(root, folders) or _inside(root, folders) or _from_one_folder(root, folders) or _renames(root, folders)
+        unfit = "" if "masks/" in advice else _no_masks(root, folders)
+    except DataError:  # of a folder that cannot be read; what is missing is said without advice
+        advice = unfit = ""
     return lies + (f": {advice}" if advice else "") + (f". {unfit}" if unfit else "")
+
+
+def _moves(root: Path, folders: Sequence[str]) -> str:
+    """What to move or rename where the folder holds both images and masks in folders of their own."""
+    renames = _renames(root, folders)
+    complete = (root / "masks").is_dir() or (("to images/" in renames or (root / "images").is_dir()) and "to masks/" in renames)
+    return _by_split(root, folders) or _from_pairs_of_folders(root, folders) or (renames if complete else "")
 
 
 def _candidates(folder: Path, names: Sequence[str], kind: str) -> list[str]:
     """The subfolders that by their names and contents hold images, or masks; the likeliest first."""
     also, suffixes = (_ALSO_IMAGES, IMAGE_SUFFIXES) if kind == "images" else (_ALSO_MASKS, MASK_SUFFIXES)
-    found = [name for name in names if name.lower() in also and has_images(folder / name, suffixes=suffixes)]
-    return sorted(found, key=lambda name: also.index(name.lower()))
+    ranks = {}
+    for name in names:
+        # The last word of a longer name counts, too, as in CameraRGB and CameraSeg.
+        words = [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)]
+        if name.lower() in also:
+            ranks[name] = also.index(name.lower())
+        elif words and words[-1] in also and not (kind == "images" and set(words) & set(_ALSO_MASKS)):
+            ranks[name] = len(also)
+    found = [name for name in ranks if has_images(folder / name, suffixes=suffixes)]
+    return sorted(found, key=lambda name: ranks[name])
 
 
 def _renames(root: Path, folders: Sequence[str]) -> str:
@@ -368,9 +383,9 @@ def _inside(root: Path, folders: Sequence[str]) -> str:
         below = [entry.name for entry in entries(root / name) if entry.is_dir()]
         if {"images", "masks"} <= set(below):
             return f"{root / name} holds both: pass --data {root / name}"
-        if all(_candidates(root / name, below, kind) for kind in ("images", "masks")) or find_devkit(root / name) is not None:
-            rename = _renames(root / name, below)
-            return f"pass --data {root / name}" + (f" and in it {rename}" if rename else "")
+        moves = _moves(root / name, below)
+        if moves:
+            return f"pass --data {root / name} and in it {moves}"
     return ""
 
 
@@ -407,8 +422,15 @@ def _no_masks(root: Path, folders: Sequence[str]) -> str:
     """What is said of folders that are named as if they held masks, but hold another kind of labels."""
     if (root / "masks").is_dir():
         return ""
-    for name in folders:
-        if name.lower() not in _ALSO_MASKS or has_images(root / name, suffixes=MASK_SUFFIXES):
+    below = [
+        f"{name}/{entry.name}"
+        for name in folders
+        if name.lower() in SPLIT_NAMES
+        for entry in entries(root / name)
+        if entry.is_dir()
+    ]
+    for name in [*folders, *below]:
+        if Path(name).name.lower() not in _ALSO_MASKS or has_images(root / name, suffixes=MASK_SUFFIXES):
             continue
         endings = {path.suffix.lower() for path in sorted((root / name).rglob("*"))[:2000] if path.is_file()}
         for ending, tool in (

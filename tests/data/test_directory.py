@@ -447,6 +447,12 @@ def test_lists_name_images_in_subfolders_by_their_path(tmp_path: Path) -> None:
             "move train/ to images/train/ and train_labels/ to masks/train/, val/ to",
         ),
         (("train_images", "train_masks"), "move train_images/ to images/train/ and train_masks/ to masks/train/$"),
+        (
+            ("dataset/train/images", "dataset/train/masks"),
+            "pass --data .*dataset and in it move train/images/ to images/train/ and",
+        ),
+        (("CameraRGB", "CameraSeg"), "rename CameraRGB/ to images/ and rename CameraSeg/ to masks/"),
+        (("Training_Images", "Ground_Truth"), "rename Training_Images/ to images/ and rename Ground_Truth/ to masks/"),
         (("set/image", "set/label"), "pass --data .*set and in it rename image/ to images/ and rename label/ to masks/"),
         (("image", "mask"), r"Here lie image/, mask/: rename image/ to images/ and rename mask/ to masks/"),
         (("Images", "Labels"), r"rename Images/ to images/ and rename Labels/ to masks/"),
@@ -707,7 +713,8 @@ def test_voc_like_exports_of_annotation_tools_are_not_taken_for_voc2012(extra: s
 
 
 @pytest.mark.parametrize(
-    ("folder", "file"), [("annotations", "instances.json"), ("labels", "train/a.txt"), ("Annotations", "a.xml")]
+    ("folder", "file"),
+    [("annotations", "instances.json"), ("labels", "train/a.txt"), ("train/labels", "a.txt"), ("Annotations", "a.xml")],
 )
 def test_a_folder_without_mask_images_is_not_to_be_renamed(folder: str, file: str, tmp_path: Path) -> None:
     write(tmp_path / "images" / "a.png")
@@ -728,6 +735,14 @@ def test_a_folder_without_mask_images_is_not_to_be_renamed(folder: str, file: st
             r"1 masks lie among the images of train/ \(a0_mask\.png\): move the images to images/train/",
         ),
         (
+            ("data/a.jpg", "data/a.png"),
+            r"1 masks lie among the images of data/ \(a\.png\): move the images to images/ and the masks",
+        ),
+        (
+            ("images/a.jpg", "images/a_mask.png", "masks/z.png"),
+            r"masks lie among the images in images/, as a_mask\.png: move them to",
+        ),
+        (
             ("a.jpg", "a.png", "b.jpg", "b.png"),
             r"2 masks lie among the images \(a\.png, b\.png\): move the images to images/ and the masks",
         ),
@@ -735,6 +750,7 @@ def test_a_folder_without_mask_images_is_not_to_be_renamed(folder: str, file: st
     ],
 )
 def test_masks_among_the_images_are_to_be_moved(files: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("a\nb\n")
     for file in files:
         write(tmp_path / file)
     with pytest.raises(DataError, match=said):
