@@ -516,8 +516,10 @@ class _Matching:
                 self.missing_masks.clear()
                 self.notes.append(f"masks are matched by names that {said}")
             elif whole:
+                kinds = sorted(set(whole.values()))
+                more = f" and {len(kinds) - 4} more" if len(kinds) > 4 else ""
                 self.problems.append(
-                    f"each image has several masks, with names that {' or '.join(sorted(whole.values()))}; keep one kind"
+                    f"each image has several masks, with names that {' or '.join(kinds[:4])}{more}; keep one kind"
                 )
                 self.missing_masks.clear()
             if whole:

@@ -755,3 +755,18 @@ def test_masks_among_the_images_are_to_be_moved(files: tuple[str, ...], said: st
         write(tmp_path / file)
     with pytest.raises(DataError, match=said):
         FOLDER.open(tmp_path, "train")
+
+
+def test_a_rule_that_leaves_other_images_without_masks_is_not_taken_where_there_are_enough_masks(tmp_path: Path) -> None:
+    make_folder(tmp_path, names=())
+    for number in range(3):
+        write(tmp_path / "images" / f"img_{number}.png")
+        write(tmp_path / "masks" / f"mask_{number + 1}.png")
+    (tmp_path / "splits").mkdir()
+    (tmp_path / "splits" / "train.txt").write_text("img_1\nimg_2\n")
+    with pytest.raises(
+        DataError, match=r"2 of 2 masks are missing.*2 masks have names that begin with `mask_` instead of `img_`"
+    ):
+        FOLDER.open(tmp_path, "train")
+    (tmp_path / "masks" / "mask_3.png").unlink()
+    assert [record.mask.name for record in FOLDER.open(tmp_path, "train").records] == ["mask_1.png", "mask_2.png"]
