@@ -250,6 +250,45 @@ def test_flags_of_a_list_of_one_class_are_refused(tmp_path: Path) -> None:
         FOLDER.open(with_list(tmp_path / "f", "photo 0  1\nb -1\n"), "train")
 
 
+def test_a_number_in_the_second_column_is_a_flag_even_where_a_mask_has_that_name(tmp_path: Path) -> None:
+    numbers = tuple(map(str, range(6)))
+    source = FOLDER.open(with_list(tmp_path / "flags", "0 1\n2 1\n1 1\n3 1\n", names=numbers), "train")
+    assert [(record.id, record.mask.name) for record in source.records] == [(n, f"{n}.png") for n in "0213"]
+    assert "split 'train': the list's second column, 1 on every line, is not used" in source.notes
+    source = FOLDER.open(with_list(tmp_path / "own", "0 0\n1,1\n4\t4\n", names=numbers), "train")
+    assert [(record.id, record.mask.name) for record in source.records] == [(n, f"{n}.png") for n in "014"]
+    source = FOLDER.open(with_list(tmp_path / "files", "0 1.png\n2 masks/3.png\n", names=numbers), "train")
+    assert [(record.id, record.mask.name) for record in source.records] == [("0", "1.png"), ("2", "3.png")]
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ("0 1\n2 0\n", "flags 0, 1, as VOC's lists of one class do"),
+        ("0 0\n1 1\n2 1\n", "flags 0, 1, as VOC's lists of one class do"),
+        ("0 -1\n2 1\n", "flags -1, 1, as VOC's"),
+        ("0 3\n2 5\n", r"numbers 3, 5, which name no mask; write a mask with its ending, such as 3\.png"),
+    ],
+)
+def test_other_numbers_in_the_second_column_are_refused(lines: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=said) as caught:
+        FOLDER.open(with_list(tmp_path / "f", lines, names=tuple(map(str, range(6)))), "train")
+    assert "Add the files" not in str(caught.value)
+
+
+def test_a_mask_is_used_once(tmp_path: Path) -> None:
+    root = with_list(tmp_path / "list", "images/a0.png masks/a1.png\nimages/a1.png masks/../masks/a1.png\n", names=("a0", "a1"))
+    with pytest.raises(DataError, match=r"mask a1\.png is given to 2 images: a0, a1$"):
+        FOLDER.open(root, "train")
+    (root / "splits" / "train.txt").write_text("images/a0.png images/a0.png\n")
+    with pytest.raises(DataError, match="images are given as their own masks: a0"):
+        FOLDER.open(root, "train")
+    root = with_list(tmp_path / "case", "A\n", names=("a", "A"))
+    (root / "masks" / "A.png").unlink()
+    with pytest.raises(DataError, match="1 of 1 masks are missing: A "):
+        FOLDER.open(root, "train")
+
+
 def test_an_image_listed_under_two_spellings_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="images listed twice: photo 1;"):
         FOLDER.open(with_list(tmp_path / "f", "photo 1\nphoto 0\nimages/photo 1.png\n"), "train")
@@ -391,16 +430,39 @@ def test_lists_name_images_in_subfolders_by_their_path(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("folders", "advice"),
     [
-        (("JPEGImages", "SegmentationClass"), "looks like PASCAL VOC"),
+        (
+            ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"),
+            "looks like PASCAL VOC: use the data set voc2012, or for",
+        ),
+        (("JPEGImages", "SegmentationClass"), "rename JPEGImages/ to images/ and rename SegmentationClass/ to masks/"),
+        (("img_dir/train", "ann_dir/train"), "rename img_dir/ to images/ and rename ann_dir/ to masks/"),
+        (("leftImg8bit/train/aachen", "gtFine/train/aachen"), "rename leftImg8bit/ to images/ and rename gtFine/ to masks/"),
+        (
+            ("train/images", "train/masks", "val/images", "val/masks"),
+            "move train/images/ to images/train/ and train/masks/ to masks/train/, val/images/ to images/val/ and val/masks/ to",
+        ),
+        (("train/images", "train/labels"), "move train/images/ to images/train/ and train/labels/ to masks/train/$"),
+        (
+            ("train", "train_labels", "val", "val_labels"),
+            "move train/ to images/train/ and train_labels/ to masks/train/, val/ to",
+        ),
+        (("train_images", "train_masks"), "move train_images/ to images/train/ and train_masks/ to masks/train/$"),
+        (
+            ("dataset/train/images", "dataset/train/masks"),
+            "pass --data .*dataset and in it move train/images/ to images/train/ and",
+        ),
+        (("CameraRGB", "CameraSeg"), "rename CameraRGB/ to images/ and rename CameraSeg/ to masks/"),
+        (("Training_Images", "Ground_Truth"), "rename Training_Images/ to images/ and rename Ground_Truth/ to masks/"),
+        (("set/image", "set/label"), "pass --data .*set and in it rename image/ to images/ and rename label/ to masks/"),
         (("image", "mask"), r"Here lie image/, mask/: rename image/ to images/ and rename mask/ to masks/"),
         (("Images", "Labels"), r"rename Images/ to images/ and rename Labels/ to masks/"),
         (("set/images", "set/masks"), r"pass --data .*set"),
         (("train", "trainannot"), "use the data set camvid"),
     ],
 )
-def test_a_folder_with_other_names_is_told_what_to_rename(folders: tuple[str, str], advice: str, tmp_path: Path) -> None:
-    for folder in folders:
-        write(tmp_path / folder / "a.png")
+def test_a_folder_with_other_names_is_told_what_to_rename(folders: tuple[str, ...], advice: str, tmp_path: Path) -> None:
+    for number, folder in enumerate(folders):
+        write(tmp_path / folder / "a.png", number)
     with pytest.raises(DataError, match=f"images/, masks/ missing here.*{advice}"):
         FOLDER.open(tmp_path, "train")
 
@@ -408,10 +470,13 @@ def test_a_folder_with_other_names_is_told_what_to_rename(folders: tuple[str, st
 def test_masks_without_an_image_and_lists_that_are_not_used_are_said(tmp_path: Path) -> None:
     make_folder(tmp_path)
     write(tmp_path / "masks" / "z.png")
-    (tmp_path / "train.txt").write_text("a\n")
     notes = " | ".join(FOLDER.open(tmp_path, "train").notes)
     assert "1 masks in" in notes
-    assert "train.txt in" in notes
+    root = with_list(tmp_path / "sub", "a\n", names=())
+    (root / "splits").rename(root / "lists")
+    for folder in ("images", "masks"):
+        write(root / folder / "train" / "a.png", 1)
+    assert f"lists/train.txt in {root}: not used; a list of a split is splits/SPLIT.txt" in FOLDER.open(root, "train").notes
 
 
 def test_links_are_followed(tmp_path: Path) -> None:
@@ -458,3 +523,250 @@ def test_any_names_written_with_endings_and_paths_are_matched_one_to_one(names: 
         if files and not any(line.startswith("#") for line in lines):
             pairs = match(lines, files, masks, split="train", where=Path("nowhere"))
             assert [(record.image, record.mask) for record in pairs] == [(files[name], masks[name]) for name in files]
+
+
+@pytest.mark.parametrize(
+    "place", ["Splits/{}.txt", "split/{}.txt", "lists/{}.TXT", "ImageSets/{}.txt", "ImageSets/Segmentation/{}.txt", "{}.txt"]
+)
+def test_lists_in_other_usual_places_are_read_and_it_is_said(place: str, tmp_path: Path) -> None:
+    make_folder(tmp_path, names=tuple("abcdef"))
+    for split, text in (("train", "c\na\n"), ("val", "f\n")):
+        path = tmp_path / place.format(split)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    (tmp_path / "ImageSets" / "Main").mkdir(parents=True, exist_ok=True)
+    source = FOLDER.open(tmp_path, "train")
+    assert ids(source) == ["c", "a"]
+    assert ids(FOLDER.open(tmp_path, "val")) == ["f"]
+    said = f"the lists of splits are {place.format('train')}, {place.format('val')} in {tmp_path}"
+    assert (said in source.notes) == (not place.startswith("Splits"))
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (("splits/train.csv", "splits/val.csv"), r"splits/ holds train\.csv, val\.csv; lists end in \.txt"),
+        (("splits/val.txt", "splits/train"), "splits/ holds train; lists end in"),
+        (("splits/fold0/train.txt",), r"splits/ holds fold0/train\.txt; lists end in \.txt.*lie in splits/ itself"),
+        (("ImageSets/Main/train.txt",), r"holds ImageSets/Main/train\.txt, but lists of splits lie in splits/"),
+        (("lists/train.lst",), r"holds lists/train\.lst, but lists of splits lie in splits/ and end in \.txt; convert"),
+        (("lists/train.txt", "train.txt"), r"holds lists/train\.txt, train\.txt, but .*keep those of one place"),
+    ],
+)
+def test_lists_that_cannot_be_used_are_refused_by_name(files: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    make_folder(tmp_path, names=tuple("abcdef"))
+    for file in files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text("a\n")
+    with pytest.raises(DataError, match=said):
+        FOLDER.open(tmp_path, "train")
+
+
+def test_a_list_of_all_images_and_a_table_are_named_where_a_hash_divides_them(tmp_path: Path) -> None:
+    make_folder(tmp_path, names=tuple("abcdef"))
+    (tmp_path / "ImageSets" / "Segmentation").mkdir(parents=True)
+    (tmp_path / "ImageSets" / "Segmentation" / "default.txt").write_text("a\n")
+    (tmp_path / "train.csv").write_text("id,rle\n")
+    notes = FOLDER.open(tmp_path, "train").notes
+    assert any(note.startswith("ImageSets/Segmentation/default.txt, train.csv in ") and "not used" in note for note in notes)
+
+
+def test_subfolders_of_a_split_are_taken_where_the_split_itself_holds_no_images(tmp_path: Path) -> None:
+    for number, city in enumerate(("aachen", "bochum")):
+        make_folder(tmp_path, names=(), sub="")
+        write(tmp_path / "images" / "train" / city / f"{city}_1_leftImg8bit.png")
+        write(tmp_path / "masks" / "train" / city / f"{city}_1_gtFine_labelIds.png", number)
+    source = FOLDER.open(tmp_path, "train")
+    assert [(record.id, int(source.decode(record).mask.max())) for record in source.records] == [
+        ("aachen/aachen_1_leftImg8bit", 0),
+        ("bochum/bochum_1_leftImg8bit", 1),
+    ]
+    assert (
+        f"split 'train': images are taken from the subfolders aachen, bochum of {tmp_path / 'images' / 'train'}" in source.notes
+    )
+    for city in ("aachen", "bochum"):
+        mask = tmp_path / "masks" / "train" / city / f"{city}_1_gtFine_labelIds.png"
+        mask.rename(tmp_path / "masks" / "train" / mask.name)
+    assert [record.mask.name for record in FOLDER.open(tmp_path, "train").records] == [
+        "aachen_1_gtFine_labelIds.png",
+        "bochum_1_gtFine_labelIds.png",
+    ]
+
+
+def test_lists_name_images_in_subfolders_without_the_folder_where_one_is_meant(tmp_path: Path) -> None:
+    make_folder(tmp_path, names=("a0", "a1"), sub="train")
+    make_folder(tmp_path, names=("b0", "a1"), sub="val")
+    (tmp_path / "splits").mkdir()
+    (tmp_path / "splits" / "train.txt").write_text("a0\nimages/b0.png\n")
+    source = FOLDER.open(tmp_path, "train")
+    assert [(record.id, record.mask) for record in source.records] == [
+        ("train/a0", tmp_path / "masks" / "train" / "a0.png"),
+        ("val/b0", tmp_path / "masks" / "val" / "b0.png"),
+    ]
+    assert "split 'train': 2 names are those of images in subfolders, without the folder" in source.notes
+    (tmp_path / "splits" / "train.txt").write_text("a1\ntrain/b0\n")
+    with pytest.raises(DataError, match=r"images are missing: a1, train/b0 .*a1 is one of train/a1, val/a1"):
+        FOLDER.open(tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    ("names", "split", "advice"),
+    [
+        (("train", "validation"), "val", "--set data.val_split=validation"),
+        (("train", "valid", "test"), "val", "--set data.val_split=valid"),
+        (("train", "test"), "val", "--set data.val_split=test"),
+        (("Train", "Val"), "train", "--set data.train_split=Train"),
+        (("training", "val"), "train", "--set data.train_split=training"),
+    ],
+)
+def test_a_split_of_another_name_is_chosen_by_a_setting(names: tuple[str, ...], split: str, advice: str, tmp_path: Path) -> None:
+    for name in names:
+        make_folder(tmp_path, names=("a",), sub=name)
+    with pytest.raises(DataError, match=f"has no split '{split}'.* Available: {', '.join(sorted(names))}.*{advice}$"):
+        FOLDER.open(tmp_path, split)
+
+
+@pytest.mark.parametrize(
+    ("image", "mask", "said"),
+    [
+        ("img_{}", "mask_{}", "begin with `mask_` instead of `img_`"),
+        ("image_{}", "mask_{}", "begin with `mask_` instead of `image_`"),
+        ("image{}", "mask{}", "begin with `mask` instead of `image`"),
+        ("frame{:04}", "label{:04}", "begin with `label` instead of `frame`"),
+        ("top{}_RGB", "top{}_label", "end in `_label` instead of `_RGB`"),
+        ("IMG_{}", "img_{}_GT", "end in `_GT`"),
+        ("{}", "{:04}", "differ in padding zeros or separators"),
+        ("a {}", "a_{}", "differ in padding zeros or separators"),
+        ("img-{}", "mask_{:03}", "begin with `mask_` instead of `img_` and differ in padding zeros or separators"),
+    ],
+)
+@pytest.mark.parametrize("layout", ["subfolders", "hash", "list"])
+def test_affixes_padding_and_separators_that_differ_for_all_are_matched(
+    image: str, mask: str, said: str, layout: str, tmp_path: Path
+) -> None:
+    make_folder(tmp_path, names=())
+    sub = "train" if layout == "subfolders" else ""
+    numbers = (1, 2, 3, 10, 11, 100)
+    for number in numbers:
+        write(tmp_path / "images" / sub / f"{image.format(number)}.png", number)
+        write(tmp_path / "masks" / sub / f"{mask.format(number)}.png", number)
+    if layout == "list":
+        (tmp_path / "splits").mkdir()
+        (tmp_path / "splits" / "train.txt").write_text("".join(f"{image.format(number)}\n" for number in numbers))
+    source = FOLDER.open(tmp_path, "train")
+    assert len(source) + (len(FOLDER.open(tmp_path, "val")) if layout == "hash" else 0) == 6
+    for record in source.records:
+        assert cv2.imread(str(record.image))[0, 0, 0] == cv2.imread(str(record.mask))[0, 0, 0]
+    assert f"split 'train': masks are matched by names that {said}" in source.notes
+
+
+@pytest.mark.parametrize(
+    ("images", "masks", "said"),
+    [
+        (("img_0", "img_1", "img_2"), ("mask_0", "mask_1"), "2 masks have names that begin with `mask_` instead of `img_`"),
+        (("img_0", "img_1", "img_2"), ("mask_1", "mask_2", "mask_3"), "2 masks have names that begin with `mask_`"),
+        (("dogs1", "dogs2"), ("cats1", "cats2"), "masks begin with `cats` where images begin with `dogs`"),
+        (("1", "2", "01"), ("001", "002", "003"), "masks are missing: 01, 1, 2"),
+        (("1", "2"), ("01", "001", "2x"), "masks are missing: 1, 2"),
+    ],
+)
+def test_names_that_no_one_rule_fits_are_refused_and_it_is_said_how_they_differ(
+    images: tuple[str, ...], masks: tuple[str, ...], said: str, tmp_path: Path
+) -> None:
+    make_folder(tmp_path, names=())
+    for name in images:
+        write(tmp_path / "images" / "train" / f"{name}.png")
+    for name in masks:
+        write(tmp_path / "masks" / "train" / f"{name}.png")
+    with pytest.raises(DataError, match=said):
+        FOLDER.open(tmp_path, "train")
+
+
+@pytest.mark.parametrize("ending", ["webp", "gif"])
+def test_masks_in_lossless_webp_and_gif_are_read(ending: str, tmp_path: Path) -> None:
+    make_folder(tmp_path, names=())
+    labels = np.zeros((12, 16), np.uint8)
+    labels[3:, 5:] = 1
+    for name in "ab":
+        write(tmp_path / "images" / "train" / f"{name}.png")
+        path = tmp_path / "masks" / "train" / f"{name}_mask.{ending}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        mask = Image.fromarray(labels)
+        if ending == "gif":
+            mask.save(path)
+        else:
+            mask.convert("RGB").save(path, lossless=True)
+    (tmp_path / "classes.txt").write_text("ground 0 0 0\ntree 1 1 1\n")
+    source = FOLDER.open(tmp_path, "train")
+    assert np.array_equal(source.decode(source[0]).mask, labels)
+
+
+@pytest.mark.parametrize("extra", ["labelmap.txt", "class_names.txt"])
+def test_voc_like_exports_of_annotation_tools_are_not_taken_for_voc2012(extra: str, tmp_path: Path) -> None:
+    make_voc(tmp_path, {"train": ["a"]})
+    (tmp_path / extra).write_text("x\n")
+    (tmp_path / "SegmentationClass" / "a.png").rename(tmp_path / "SegmentationClass" / "a.npy")
+    write(tmp_path / "SegmentationClassPNG" / "a.png")
+    with pytest.raises(DataError, match=r"rename JPEGImages/ to images/ and rename SegmentationClassPNG/ to masks/$") as caught:
+        FOLDER.open(tmp_path, "train")
+    assert "voc2012" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("folder", "file"),
+    [("annotations", "instances.json"), ("labels", "train/a.txt"), ("train/labels", "a.txt"), ("Annotations", "a.xml")],
+)
+def test_a_folder_without_mask_images_is_not_to_be_renamed(folder: str, file: str, tmp_path: Path) -> None:
+    write(tmp_path / "images" / "a.png")
+    (tmp_path / folder / file).parent.mkdir(parents=True)
+    (tmp_path / folder / file).write_text("{}")
+    with pytest.raises(
+        DataError, match=rf"masks/ missing here.*\. {folder}/ holds {Path(file).suffix} files.*no mask images"
+    ) as caught:
+        FOLDER.open(tmp_path, "train")
+    assert "rename" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (
+            ("train/a0.jpg", "train/a0_mask.png"),
+            r"1 masks lie among the images of train/ \(a0_mask\.png\): move the images to images/train/",
+        ),
+        (
+            ("data/a.jpg", "data/a.png"),
+            r"1 masks lie among the images of data/ \(a\.png\): move the images to images/ and the masks",
+        ),
+        (
+            ("images/a.jpg", "images/a_mask.png", "masks/z.png"),
+            r"masks lie among the images in images/, as a_mask\.png: move them to",
+        ),
+        (
+            ("a.jpg", "a.png", "b.jpg", "b.png"),
+            r"2 masks lie among the images \(a\.png, b\.png\): move the images to images/ and the masks",
+        ),
+        (("images/a.jpg", "images/a_L.png"), r"1 masks lie among the images of images/ \(a_L\.png\): move the masks to masks/"),
+    ],
+)
+def test_masks_among_the_images_are_to_be_moved(files: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("a\nb\n")
+    for file in files:
+        write(tmp_path / file)
+    with pytest.raises(DataError, match=said):
+        FOLDER.open(tmp_path, "train")
+
+
+def test_a_rule_that_leaves_other_images_without_masks_is_not_taken_where_there_are_enough_masks(tmp_path: Path) -> None:
+    make_folder(tmp_path, names=())
+    for number in range(3):
+        write(tmp_path / "images" / f"img_{number}.png")
+        write(tmp_path / "masks" / f"mask_{number + 1}.png")
+    (tmp_path / "splits").mkdir()
+    (tmp_path / "splits" / "train.txt").write_text("img_1\nimg_2\n")
+    with pytest.raises(
+        DataError, match=r"2 of 2 masks are missing.*2 masks have names that begin with `mask_` instead of `img_`"
+    ):
+        FOLDER.open(tmp_path, "train")
+    (tmp_path / "masks" / "mask_3.png").unlink()
+    assert [record.mask.name for record in FOLDER.open(tmp_path, "train").records] == ["mask_1.png", "mask_2.png"]
