@@ -231,7 +231,8 @@ def test_killed_workers_are_replaced_and_no_batch_or_image_changes(
     assert same(take(batches, 6), take(train_batches(source, augment=FULL, batch_size=4, seed=7), 6))
     batches.close()
     assert marker.read_text() == "0"
-    assert caplog.text.count("an input worker was killed by SIGKILL") == 2
+    # Two workers that read ahead may both have died before the first death is noticed.
+    assert caplog.text.count("an input worker was killed by SIGKILL") in ((2,) if workers == 1 else (1, 2))
     marker.write_text("1")
     assert [example.id for example in eval_examples(deadly, workers=workers)] == [f"{k:02}" for k in range(COUNT)]
 
