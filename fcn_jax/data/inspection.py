@@ -27,7 +27,7 @@ from fcn_jax.data.labels import Histogram, LabelMap, Reading
 from fcn_jax.data.progress import PassProgress
 from fcn_jax.errors import DataError, WriteError, listing
 
-_VERSION = 1
+_VERSION = 2
 """Of the cache's files; to be raised when `read_stored_mask` reads other values from the same file."""
 
 _MOST_REMEMBERED = 256
@@ -246,17 +246,17 @@ def _digest(text: str) -> str:
 
 def _packed(found: Histogram) -> list[object]:
     colors = [found.colors[value] for value in found.counts] if found.colors else []
-    return [found.kind, int(found.flattened), list(found.counts), list(found.counts.values()), colors]
+    return [found.kind, int(found.flattened), list(found.counts), list(found.counts.values()), colors, found.bits]
 
 
 def _unpacked(packed: Sequence[object]) -> Histogram:
-    kind, flattened, values, counts, colors = packed
+    kind, flattened, values, counts, colors, bits = packed
     if kind not in ("gray", "indexed", "rgb") or not (
-        isinstance(values, list) and isinstance(counts, list) and isinstance(colors, list)
+        isinstance(values, list) and isinstance(counts, list) and isinstance(colors, list) and isinstance(bits, int)
     ):
         raise ValueError("no histogram")
     of_values = dict(zip(values, colors, strict=True)) if colors else {}
-    return Histogram(kind, dict(zip(values, counts, strict=True)), of_values, bool(flattened))
+    return Histogram(kind, dict(zip(values, counts, strict=True)), of_values, bool(flattened), bits)
 
 
 # What cannot be
@@ -446,10 +446,16 @@ def _count(pairs: Sequence[tuple[_Looked, Reading]], num_classes: int) -> np.nda
 
 def _reading_notes(pairs: Sequence[tuple[_Looked, Reading]], rules: LabelMap) -> list[str]:
     notes = []
-    by_value = sum(reading.rule == "value" for _, reading in pairs)
-    if rules.colors is not None and by_value:
+    by_value = Counter(mask.histogram.kind for mask, reading in pairs if mask.histogram is not None and reading.rule == "value")
+    if rules.colors is not None and rules.listed and by_value["gray"]:
         notes.append(
-            f"the list of classes has colors, but {by_value} masks hold gray values that are no colors of it: the values are labels"
+            f"the list of classes has colors, but {by_value['gray']} masks hold gray values that are no colors of it: the values are "
+            "labels"
+        )
+    if rules.colors is not None and by_value["indexed"]:
+        notes.append(
+            f"{by_value['indexed']} masks hold palette indices without a color of their own (the palette ends before them, or repeats "
+            "a color): the indices are labels"
         )
     flattened = sum(mask.histogram is not None and mask.histogram.flattened for mask, _ in pairs)
     if flattened:
