@@ -376,7 +376,11 @@ _HEADINGS = {
 
 def _without_heading(lines: list[tuple[int, str]]) -> tuple[list[tuple[int, str]], list[str]]:
     """The lines without the header of a table of one column, and what is said about it."""
-    if len(lines) < 2 or _key(lines[0][1].rstrip(",;")) not in _HEADINGS:
+    if len(lines) < 2:
+        return lines, []
+    first = _key(lines[0][1].rstrip(",;"))
+    numbers = first in ("id", "ids", "value", "values", "index") and all(_number(line) is not None for _, line in lines[1:])
+    if first not in _HEADINGS and not numbers:
         return lines, []
     number, line = lines[0]
     if _unquoted(line) == line:
@@ -470,9 +474,10 @@ def _parse_table(lines: Sequence[tuple[int, str]], ids: Ids | None) -> _Parsed |
         if delimiter == "\t" and not any(_role(field) for field in rows[0][1]):
             return None  # tabs instead of spaces
         if delimiter == "," and all(
-            count == 2 and _split(number, line).color_only for (number, line), count in zip(lines, counts, strict=True)
+            count in (2, 3) and _split(number, line).color_only == count + 1
+            for (number, line), count in zip(lines, counts, strict=True)
         ):
-            return None  # `name R,G,B`
+            return None  # `name R,G,B` or `name R,G,B,A`
         return _parse_rows(rows, ids)
     bare = [(number, line) for number, line in lines if _unquoted(line) == line and not _color_at_end(line)]
     commas = [number for number, line in bare if re.search(r"[,;]", line.rstrip(",;"))]
@@ -562,6 +567,15 @@ def _header_columns(header: Sequence[str], body: Sequence[tuple[int, list[str]]]
     """Role -> column, by the header; `label` and `class` may hold names or numbers."""
     columns: dict[str, int] = {}
     keys = [_key(field) for field in header]
+    valued = any(_role(field) in ("value", "train") for field in header)
+    for at in [at for at, key in enumerate(keys) if key in ("", "unnamed:0") and not valued]:
+        # pandas writes a column of row numbers without a name.
+        numbers = [_number(row[at]) for _, row in body]
+        if None not in numbers and numbers != list(range(len(body))):
+            raise _RefusedError(
+                f"column {at + 1} has no name and holds numbers that do not count from 0; call it `id` if masks store them, else delete "
+                "it"
+            )
     for at, field in enumerate(header):
         if keys[at] in ("category", "categories", "title", "readable") and "name" in keys:
             continue
@@ -651,9 +665,10 @@ class _Line:
     hex: Color | None
 
     @property
-    def color_only(self) -> bool:
-        """Whether its numbers are those of one color."""
-        return bool(self.name) and sorted((len(self.before), len(self.after))) == [0, 3]
+    def color_only(self) -> int:
+        """How many numbers it has, if they can be those of one color and stand on one side of the name; else 0."""
+        count = max(len(self.before), len(self.after))
+        return count if self.name and count in (3, 4) and not min(len(self.before), len(self.after)) else 0
 
 
 def _parse_lines(lines: Sequence[tuple[int, str]]) -> _Parsed:
