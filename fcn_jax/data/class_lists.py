@@ -771,7 +771,7 @@ def _split(number: int, text: str) -> _Line:
     if hexed:
         color = _color(hexed.group(1))
         rest = (rest[: hexed.start()] if hexed.start() else rest[hexed.end() :]).strip(" \t,;:=")
-    before = re.match(r"[(\[]?((?:\d+[\s,;:=.)\]]+)*\d+)[)\]]?(?:\s*[:=,;.)]\s*|\s+)(?=\D)", rest)
+    before = re.match(r"[(\[]?((?:\d+[\s,;:=.)\]]+)*\d+)[)\]]?(?:\s*[:=,;.)]\s*|\s+)(?=\D|\d+[^\W\d])", rest)
     first = tuple(map(int, re.findall(r"\d+", before.group(1)))) if before else ()
     name = rest[before.end() :] if before else rest
     after = re.search(r"(?:\s*[:=,;]\s*|\s+)[(\[]?(\d+(?:[\s,;]+\d+)*)[)\]]?$", name)

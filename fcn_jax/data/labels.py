@@ -144,9 +144,11 @@ def read(found: Histogram, labels: LabelMap) -> Reading:
     by_color = _by_color(found, labels)
     colorless = [value for value, code in found.colors.items() if code < 0]
     if colorless:
-        if all(
-            by_value[value] is not None and _agrees(value, by_value[value], by_color[value], found, labels) for value in values
-        ):
+        owned = [value for value in values if found.colors[value] >= 0]
+        # A palette of grays alone, such as a black one, does not tell an index from a gray value.
+        is_gray = bool(owned) and all(found.colors[value] == gray_code(value) for value in owned)
+        agree = all(by_color[value] == by_value[value] for value in owned)
+        if None not in by_value.values() and agree and not any(_is_other_gray(v, labels) for v in colorless if is_gray):
             return _reading("either" if by_color == by_value else "value", by_value)
         colors = [_lent_color(code) if code < 0 else code for code in found.colors.values()]
         lent = {value: _label_of_color(_lent_color(found.colors[value]), labels) for value in colorless}
@@ -217,9 +219,9 @@ def _tables(labels: LabelMap, palette: bytes | None, bits: int) -> tuple[np.ndar
     if labels.colors is not None and colorless:
         # What depends on which indices the mask holds is left to `read`.
         plain = all(known[value] in (None, by_value[value]) for value in range(256) if colors[value] >= 0)
+        has_gray = any(colors[value] == gray_code(value) for value in range(256))
         for value in colorless:
-            fits = plain and _agrees(value, by_value[value], None, found, labels)
-            known[value] = by_value[value] if fits else None
+            known[value] = by_value[value] if plain and not (has_gray and _is_other_gray(value, labels)) else None
     table = np.array([known[value] or 0 for value in range(256)], np.uint8)
     unknown = np.array([known[value] is None for value in range(256)], np.uint8)
     return table, unknown, all(label in (None, value) for value, label in known.items())
@@ -242,11 +244,9 @@ def _by_color(found: Histogram, labels: LabelMap, *, raw: bool = True) -> dict[i
     return by_color
 
 
-def _agrees(value: int, by_value: int | None, by_color: int | None, found: Histogram, labels: LabelMap) -> bool:
-    """Whether nothing contradicts that an index of a mask with an incomplete palette means what its number says."""
-    if found.colors[value] >= 0:
-        return by_color == by_value
-    return _label_of_color(gray_code(value), labels) in (None, by_value)
+def _is_other_gray(value: int, labels: LabelMap) -> bool:
+    """Whether the color of a gray value is listed as that of another class than the value numbers."""
+    return _label_of_color(gray_code(value), labels) not in (None, labels.values.get(value))
 
 
 @functools.lru_cache

@@ -91,6 +91,7 @@ NAMED = {  # contents -> names, stored value -> label
     "labels,\nbg,\nroad,\n": (("bg", "road"), {0: 0, 1: 1, 255: VOID}),
     '"label"\nbg\nroad\n': (("label", "bg", "road"), {0: 0, 1: 1, 2: 2, 255: VOID}),
     '"% grass"\n"; x"\n': (("% grass", "; x"), {0: 0, 1: 1, 255: VOID}),
+    "2 Straße\n0 road\n1 7up\n": (("road", "7up", "Straße"), {0: 0, 1: 1, 2: 2, 255: VOID}),
     "id\n0\n2\n": (("0", "2"), {0: 0, 2: 1, 255: VOID}),
     ",name\n0,bg\n1,road\n": (("bg", "road"), {0: 0, 1: 1, 255: VOID}),
     "sep=;\nname;id\nb;1\na;0\n": (("a", "b"), {0: 0, 1: 1, 255: VOID}),

@@ -95,8 +95,9 @@ def test_an_index_without_a_color_of_its_own_is_a_label_where_colors_and_values_
     three = LabelMap(3, {0: 0, 1: 1, 2: 2, 255: VOID}, {(0, 0, 0): 0, (128, 0, 0): 1, (9, 9, 9): 2})
     assert from_file([0, 1, 2], palette, three) == [0, 1, 2]
     white = LabelMap(3, {0: 0, 1: 1, 2: 2, 255: VOID}, {(0, 0, 0): 0, (128, 0, 0): 1, (255, 255, 255): 2})
+    assert from_file([0, 1, 255], palette, white) == [0, 1, VOID]
     with pytest.raises(DataError, match="without a color of their own: 255 "):
-        from_file([0, 1, 255], palette, white)
+        from_file([0, 255], palette, white)
 
 
 @pytest.mark.parametrize("length", PADDED.values(), ids=PADDED)
@@ -107,6 +108,16 @@ def test_an_index_without_a_color_of_its_own_is_refused_where_the_palette_has_an
         from_file([0, 1, 255], palette, TWO)
     with pytest.raises(DataError, match="without a color of their own: 255 "):
         from_file([0, 255], palette, TWO)
+
+
+@pytest.mark.parametrize("length", [3, 256])
+def test_255_is_void_also_where_white_is_a_class_with_an_index_of_its_own(length: int) -> None:
+    rules = LabelMap(3, {0: 0, 1: 1, 2: 2, 255: VOID}, {(255, 255, 255): 0, (0, 0, 255): 1, (0, 255, 255): 2})
+    palette = ([255, 255, 255, 0, 0, 255, 0, 255, 255] + [255] * 759)[: 3 * length]
+    assert from_file([0, 1, 2, 255], palette, rules) == [0, 1, 2, VOID]
+    assert from_file([255], palette, rules) == [VOID]
+    with pytest.raises(DataError, match="without a color of their own: 255 "):
+        from_file([0, 255], [0, 0, 0] * 256, BLACK_WHITE)
 
 
 def test_voc_masks_with_a_palette_of_21_colors_have_255_as_void() -> None:
