@@ -518,7 +518,8 @@ def _parse_rows(rows: Sequence[tuple[int, list[str]]], ids: Ids | None) -> _Pars
     for number, row in body:
         where, value, color = f"line {number}", None, None
         if "value" in columns:
-            value = _number(row[columns["value"]])
+            # A class without a train ID is not trained on.
+            value = IGNORE_INDEX if trained and not row[columns["value"]] else _number(row[columns["value"]])
             if value is None:
                 parsed.problems.append(f"{where}: {row[columns['value']]!r} is no number")
         if "color" in columns:
@@ -534,7 +535,7 @@ def _parse_rows(rows: Sequence[tuple[int, list[str]]], ids: Ids | None) -> _Pars
                 color = (parts[0] or 0, parts[1] or 0, parts[2] or 0)
         void = "void" in columns and row[columns["void"]].lower() in ("1", "true", "yes")
         if value is not None and "train" in columns:
-            void |= _number(row[columns["train"]]) in (IGNORE_INDEX, -1)
+            void |= not row[columns["train"]] or _number(row[columns["train"]]) in (IGNORE_INDEX, -1)
             if value < 0 or (trained and value == IGNORE_INDEX):
                 value, void = None, True
         parsed.entries.append(_Entry(_unquoted(row[columns["name"]]), value, color, void, where))
@@ -590,7 +591,7 @@ def _header_columns(header: Sequence[str], body: Sequence[tuple[int, list[str]]]
     if "train" in columns:
         both = {"trainId": columns["train"]} | ({"id": columns["value"]} if "value" in columns else {})
         key = _id_key([{name: _number(row[at]) for name, at in both.items()} for _, row in body], ids)
-        columns["value"] = both[key or "trainId"]
+        columns["value"] = both.get(key or "", columns["train"])
     if "name" not in columns:
         raise _RefusedError(
             f"it is a table with the columns {listing(header)}, none of which is the class's name; call one `name`"
@@ -688,6 +689,8 @@ def _parse_lines(lines: Sequence[tuple[int, str]]) -> _Parsed:
             parsed.problems.append(f"line {number}: `#` within the line; put the comment on a line of its own")
         if re.search(r"(?:^|\s)[01]?\.\d+(?:[\s,]+[01]?\.?\d+){2}$", plain):
             parsed.problems.append(f"line {number}: the color is given as fractions; write three whole numbers of 0 to 255")
+        if re.fullmatch(r"\d+([\s,;]+\d+){3,}", plain):
+            parsed.problems.append(f"line {number}: {plain[:40]!r} holds numbers only; a class has a name")
         plain = _without_negative(number, plain, parsed.problems)
         split.append(_split(number, plain))
     split = _without_alpha(split, parsed)
@@ -859,6 +862,11 @@ def _unquoted(text: str) -> str:
 
 # JSON
 
+_NOT_NAMED = (
+    "it is JSON that is not known as a list of classes of a tool; if it lists classes, rename it to classes.json, else write a "
+    f"classes.txt: {_ADVICE}"
+)
+
 
 def _parse_json(text: str, ids: Ids | None, is_named: bool) -> _Parsed:
     try:
@@ -868,6 +876,8 @@ def _parse_json(text: str, ids: Ids | None, is_named: bool) -> _Parsed:
     _refuse_annotations(value)
     if isinstance(value, dict):
         return _parse_object(value, ids, is_named)
+    if not is_named and all(isinstance(item, str) for item in value):
+        raise _RefusedError(_NOT_NAMED)
     return _parse_list(value, "a JSON list", ids)
 
 
@@ -925,10 +935,7 @@ def _parse_object(value: dict[str, Any], ids: Ids | None, is_named: bool) -> _Pa
             return _parse_pairs(value[key], "a JSON table of classes")
     if is_named:
         return _parse_pairs(value, "a JSON table of classes")
-    raise _RefusedError(
-        "it is JSON that is not known as a list of classes of a tool; if it lists classes, rename it to classes.json, else write a "
-        f"classes.txt: {_ADVICE}"
-    )
+    raise _RefusedError(_NOT_NAMED)
 
 
 def _parse_pairs(pairs: dict[str, Any], kind: str) -> _Parsed:
@@ -957,6 +964,7 @@ def _parse_list(items: Sequence[Any], kind: str, ids: Ids | None) -> _Parsed:
         raise _RefusedError(f"it is a JSON list whose items are neither names nor objects with a `name`; {_ADVICE}")
     items = [_with_known_keys(item) for item in items]
     key = _id_key(items, ids)
+    trains = any("trainId" in item for item in items)
     parsed = _Parsed(kind, [])
     for at, item in enumerate(items):
         where = f"item {at}"
@@ -966,7 +974,7 @@ def _parse_list(items: Sequence[Any], kind: str, ids: Ids | None) -> _Parsed:
             parsed.problems.append(f"{where}: it has no `name`")
             continue
         void = item.get("ignoreInEval") is True or item.get("evaluate") is False
-        value = item.get(key) if key else None
+        value = item.get(key, IGNORE_INDEX if key == "trainId" else None) if key else None
         if key and (not isinstance(value, int) or isinstance(value, bool)):
             parsed.problems.append(f"{where}: {key} {value!r} is no whole number")
             continue
@@ -975,7 +983,7 @@ def _parse_list(items: Sequence[Any], kind: str, ids: Ids | None) -> _Parsed:
         color = _color(item["color"]) if item.get("color") is not None else None
         if item.get("color") is not None and color is None:
             parsed.problems.append(f'{where}: color {item["color"]!r} is none; write [R, G, B] or "#RRGGBB"')
-        void = void or (key == "id" and item.get("trainId") in (IGNORE_INDEX, -1))
+        void = void or (key == "id" and item.get("trainId", IGNORE_INDEX if trains else 0) in (IGNORE_INDEX, -1))
         parsed.entries.append(_Entry(name.strip(), value, color, void, where))
     if key:
         _free_void(parsed, key)
@@ -985,8 +993,8 @@ def _parse_list(items: Sequence[Any], kind: str, ids: Ids | None) -> _Parsed:
 def _with_known_keys(item: dict[str, Any]) -> dict[str, Any]:
     """An object with the keys of other spellings under the known ones, and numbers that stand in quotes as numbers."""
     known = {"trainid": "trainId", "hex": "color", "hexcolor": "color", "colour": "color", "rgb": "color", "id": "id"}
-    renamed = {known.get(_key(key), key): value for key, value in item.items() if known.get(_key(key), key) not in item}
-    item = {key: value for key, value in item.items() if value is not None} | renamed
+    given = {key: value for key, value in item.items() if value is not None}
+    item = {known[_key(key)]: value for key, value in given.items() if _key(key) in known} | given
     for key in ("id", "trainId", *_OTHER_IDS):
         if isinstance(item.get(key), str) and _number(item[key]) is not None:
             item[key] = _number(item[key])
@@ -1008,8 +1016,10 @@ _OTHER_IDS = ("value", "index", "class_id", "label_id")
 
 def _id_key(items: Sequence[dict[str, Any]], ids: Ids | None) -> str | None:
     """The key whose number the masks store."""
-    has_id, has_train = (all(isinstance(item.get(key), int) for item in items) for key in ("id", "trainId"))
-    if has_id and has_train and any(item["id"] != item["trainId"] for item in items):
+    has_id = all(isinstance(item.get("id"), int) for item in items)
+    # A class without one is not trained on.
+    has_train = any(isinstance(item.get("trainId"), int) for item in items)
+    if has_id and has_train and any(item["id"] != item.get("trainId") for item in items):
         if ids is None:
             raise _RefusedError(
                 "each class has an `id` and a `trainId` that differ, and the masks' names do not end in `labelIds` or `labelTrainIds`, "

@@ -237,6 +237,7 @@ REFUSED = {
     "bg 0 0 0 255\nroad 128 64 128 7\n": "lines 1, 2 have four numbers whose meaning is not clear",
     "bg 0 0 0 255\nroad 1 1 1 255\n": "lines 1, 2 have four numbers whose meaning is not clear",
     "bg 0 0 0\nroad 128 64 128 255\n": "lines 2 have four numbers whose meaning is not clear",
+    "0 0 0 255\n1 1 1 255\n": "line 1: '0 0 0 255' holds numbers only",
     "bg -1\nroad 0\n": "line 1: -1 in 'bg -1' is negative",
     "bg 0 0 -4\nroad 0 0 1\n": "line 1: -4 in 'bg 0 0 -4' is negative",
     ",name\n3,bg\n7,road\n": "column 1 has no name and holds numbers that do not count from 0",
@@ -287,9 +288,10 @@ def test_files_of_other_programs_are_no_lists_of_classes(tmp_path: Path) -> None
     (tmp_path / "config.json").write_text('{"lr": 1, "epochs": 3}')
     with pytest.raises(DataError, match=r"classes\.txt is missing here.*config\.json: it is JSON that is not known"):
         find_class_list(tmp_path)
-    (tmp_path / "config.json").write_text('{"labels": ["loss", "score"], "epochs": 3}')
-    with pytest.raises(DataError, match=r"classes\.txt is missing here"):
-        find_class_list(tmp_path)
+    for text in ('{"labels": ["loss", "score"], "epochs": 3}', '["loss", "score"]'):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(DataError, match=r"classes\.txt is missing here"):
+            find_class_list(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(MAPILLARY))
     assert find_class_list(tmp_path).classes.names == ("Bird", "Road")
     (tmp_path / "config.json").write_text('{"model_type": "x", "id2label": {"0": "bg", "1": "road"}}')
@@ -326,6 +328,16 @@ def test_cityscapes_table_is_read_by_the_number_that_the_masks_names_say(key: st
     only = read(tmp_path, f"name,{key}\nroad,0\ncar,1\npole,255\nsign,-1\n")
     assert only.classes.names == ("road", "car")
     assert dict(only.labels.values) == {0: 0, 1: 1, 255: VOID}
+    partly = f"name,id,{key}\nroad,7,0\npole,17,\ncar,26,1\n"
+    assert "an `id` and a `trainId` that differ" in error(tmp_path, partly)
+    assert dict(read(tmp_path, partly, ids="trainId").labels.values) == {0: 0, 1: 1, 255: VOID}
+    assert dict(read(tmp_path, partly, ids="id").labels.values) == {7: 0, 17: VOID, 26: 1, 255: VOID}
+    null = json.dumps(
+        [{"name": "road", "id": 7, key: 0}, {"name": "pole", "id": 17, key: None}, {"name": "car", "id": 26, key: 1}]
+    )
+    assert "an `id` and a `trainId` that differ" in error(tmp_path, null)
+    assert dict(read(tmp_path, null, ids="trainId").labels.values) == {0: 0, 1: 1, 255: VOID}
+    assert dict(read(tmp_path, null, ids="id").labels.values) == {7: 0, 17: VOID, 26: 1, 255: VOID}
     of_json = json.dumps(CITYSCAPES).replace("trainId", key)
     assert dict(read(tmp_path, of_json, ids="trainId").labels.values) == {0: 0, 1: 1, 255: VOID}
 
