@@ -5,11 +5,15 @@ A file is known by its contents, whatever its name:
     classes.txt             a class a line: `name` or `name R G B`; also `name #RRGGBB`, `R G B name`, `N name`, `name N`
     labelme                 `__ignore__` (stored 255), `_background_` (stored 0) and the names
     CVAT                    `name:R,G,B:parts:actions`
-    CSV                     columns with or without a header: name, value, R, G, B or #RRGGBB (CamVid, DeepGlobe, Roboflow, ADE20K)
+    CSV                     columns with or without a header: name, value, R, G, B or #RRGGBB (CamVid, DeepGlobe, Roboflow, ADE20K),
+                            `id` and `trainId` (Cityscapes); or names alone under a header
     JSON                    a list of names or of {"name", "id" or "trainId", "color", "ignoreInEval"} (Cityscapes), {"labels": [...]}
                             (Mapillary), {"classes": [...]} (Supervisely), {"label_map": ...} (Datumaro), id -> name, name -> id or color
 
 Files that list no classes of masks (COCO, VIA, Label Studio, YOLO and so on) are refused by name.
+
+A fourth number of a color is its alpha where it is 255, or 255 and 0. A class numbered 255 or -1 and named `ignore`, `unlabeled` or so is
+void, and so is one without a train ID, or with the train ID 255 or -1.
 
 Without numbers, the position in the list is the stored value. Classes are numbered without gaps in the order of their stored values.
 `void` may stand anywhere: its stored value, or its color, is what neither the loss nor a metric counts.
@@ -220,7 +224,7 @@ def _build(path: Path, parsed: _Parsed) -> ClassList:
     elif not numbered:
         entries = [dataclasses.replace(entry, value=position) for position, entry in enumerate(entries)]
     else:
-        # A void in all but name: no class has the number 255 and such a name.
+        # Tools give pixels that do not count the number 255 or -1, and such a name.
         entries = [
             dataclasses.replace(entry, void=True, value=None if entry.value == -1 else entry.value)
             if entry.value in (IGNORE_INDEX, -1) and entry.name.lower().strip("_") in (*_DOUBTFUL, "void")

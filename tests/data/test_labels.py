@@ -155,6 +155,10 @@ def test_the_color_of_a_gray_value_is_its_gray_on_a_screen() -> None:
     reversed_ = LabelMap(2, {0: 0, 1: 1, 255: VOID}, {(255, 255, 255): 0, (0, 0, 0): 1})
     assert read_mask(file_of(np.array([[False, True]])), reversed_).tolist() == [[1, 0]]
     assert read_mask(file_of(np.array([[0, 65535]], np.uint16)), reversed_).tolist() == [[1, 0]]
+    for kind in ("BMP", "TIFF", "PNG"):
+        buffer = io.BytesIO()
+        Image.fromarray(np.array([[False, True]])).save(buffer, kind)
+        assert read_mask(buffer.getvalue(), reversed_).tolist() == [[1, 0]]
     # Where the scaled grays are not listed, the stored ones are.
     assert read_mask(file_of(np.array([[False, True]])), ADE).tolist() == [[VOID, 0]]
     assert read_mask(file_of(np.array([[False, True]])), VOC).tolist() == [[0, 1]]
