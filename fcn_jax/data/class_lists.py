@@ -5,11 +5,15 @@ A file is known by its contents, whatever its name:
     classes.txt             a class a line: `name` or `name R G B`; also `name #RRGGBB`, `R G B name`, `N name`, `name N`
     labelme                 `__ignore__` (stored 255), `_background_` (stored 0) and the names
     CVAT                    `name:R,G,B:parts:actions`
-    CSV                     columns with or without a header: name, value, R, G, B or #RRGGBB (CamVid, DeepGlobe, Roboflow, ADE20K)
+    CSV                     columns with or without a header: name, value, R, G, B or #RRGGBB (CamVid, DeepGlobe, Roboflow, ADE20K),
+                            `id` and `trainId` (Cityscapes); or names alone under a header
     JSON                    a list of names or of {"name", "id" or "trainId", "color", "ignoreInEval"} (Cityscapes), {"labels": [...]}
                             (Mapillary), {"classes": [...]} (Supervisely), {"label_map": ...} (Datumaro), id -> name, name -> id or color
 
 Files that list no classes of masks (COCO, VIA, Label Studio, YOLO and so on) are refused by name.
+
+A fourth number of a color is its alpha where it is 255, or 255 and 0. A class numbered 255 or -1 and named `ignore`, `unlabeled` or so is
+void, and so is one without a train ID, or with the train ID 255 or -1.
 
 Without numbers, the position in the list is the stored value. Classes are numbered without gaps in the order of their stored values.
 `void` may stand anywhere: its stored value, or its color, is what neither the loss nor a metric counts.
@@ -49,14 +53,21 @@ FILE_NAMES = (
 )
 """Names under which a list of classes is looked for, in lower case; our own first."""
 
+_OTHER_JSON = ("config.json", "meta.json", "dataset_meta.json")
+"""Names of `FILE_NAMES` that other programs give to other files: they count only in the forms that a tool writes."""
+
 Ids = Literal["id", "trainId"]
 
 _MAX_CLASSES = 255
 _ADVICE = "write one class a line: `name`, or `name R G B`"
 _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
 _HEX = r"(?:#|0[xX])[0-9a-fA-F]{6}"
+_IMAGE = r"\.(?:jpe?g|png|bmp|tiff?|webp|gif)"
+_IMAGES = f"it lists images, not classes; {_ADVICE}"
 _IGNORE = "__ignore__"
 _DOUBTFUL = ("ignore", "ignored", "unlabeled", "unlabelled", "unknown", "undefined")
+_BORDERS = ("border", "boundary", "contour", "dontcare", "don't care", "dont care", "nolabel", "no label")
+_VOC_BORDER = (224, 224, 192)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -117,7 +128,10 @@ def read_class_list(path: Path, *, ids: Ids | None = None) -> ClassList:
         reason = "it is missing" if isinstance(error, FileNotFoundError) else str(error)
         raise DataError(f"{path}: cannot read the list of classes ({reason}); {_ADVICE}") from error
     try:
-        parsed = _parse(_without_invisible(text), ids)
+        parsed = _parse(_without_invisible(text), ids, _is_named_as_list(path))
+        files = sum(re.search(rf"{_IMAGE}$", entry.name, re.IGNORECASE) is not None for entry in parsed.entries)
+        if 2 * files > len(parsed.entries):
+            raise _RefusedError(_IMAGES)
     except _RefusedError as refusal:
         raise DataError(f"{path}: {refusal}") from refusal
     return _build(path, parsed)
@@ -147,19 +161,29 @@ def find_class_list(root: Path, *, ids: Ids | None = None) -> ClassList:
                 raise
             failures.append(error)
     if not lists:
+        if all(path.name.lower() in _OTHER_JSON for path in paths):
+            raise DataError(f"{root}: classes.txt is missing here; {_ADVICE}, in the order of the labels{_near(root)}")
         raise failures[0]
     first = next((found for found in lists if found.path.name.lower() == "classes.txt"), None)
     first = first or next((found for found in lists if found.labels.colors is not None), lists[0])
     others = [found for found in lists if found is not first]
+    foreign = []
+    if first.path.name.lower() == "classes.txt":
+        known = {name.lower() for name in first.classes.names}
+        foreign = [found for found in others if known.isdisjoint(name.lower() for name in found.classes.names)]
+        others = [found for found in others if found not in foreign]
     differ = [found.path.name for found in others if not _agree(first, found)]
     if differ:
         raise DataError(
             f"{root}: {first.path.name} and {listing(differ)} list different classes, values or colors; keep the one that the masks follow"
         )
+    notes = []
     if others:
-        note = f"{first.path.name} is the list of classes; {listing(found.path.name for found in others)} says the same"
-        return dataclasses.replace(first, notes=(*first.notes, note))
-    return first
+        notes.append(f"{first.path.name} is the list of classes; {listing(found.path.name for found in others)} says the same")
+    if foreign:
+        unused = listing(found.path.name for found in foreign)
+        notes.append(f"{first.path.name} is the list of classes; {unused} has none of its names and is not used")
+    return dataclasses.replace(first, notes=(*first.notes, *notes))
 
 
 def _near(root: Path) -> str:
@@ -199,6 +223,15 @@ def _build(path: Path, parsed: _Parsed) -> ClassList:
             problems.append(f"only some classes have numbers; give one to {listing(entry.name for entry in bare)} too")
     elif not numbered:
         entries = [dataclasses.replace(entry, value=position) for position, entry in enumerate(entries)]
+    else:
+        # Tools give pixels that do not count the number 255 or -1, and such a name.
+        entries = [
+            dataclasses.replace(entry, void=True, value=None if entry.value == -1 else entry.value)
+            if entry.value in (IGNORE_INDEX, -1) and entry.name.lower().strip("_") in (*_DOUBTFUL, "void")
+            else entry
+            for entry in entries
+        ]
+        entries = [entry for entry in entries if entry.value is not None or entry.color is not None or not entry.void]
     problems += _entry_problems(entries)
     classes = sorted(
         (entry for entry in entries if not _is_void(entry) and entry.value is not None), key=lambda entry: entry.value or 0
@@ -230,7 +263,11 @@ def _build(path: Path, parsed: _Parsed) -> ClassList:
     if parsed.kind != "classes.txt":
         said = f", {len(void)} void" if void else ""
         notes.append("; ".join([f"{path.name} is read as {parsed.kind}: {len(classes)} classes{said}", *parsed.notes]))
-    doubtful = [name for name in names if name.lower().strip("_") in _DOUBTFUL]
+    elif parsed.notes:
+        notes.append(f"{path.name}: {'; '.join(parsed.notes)}")
+    doubtful = [
+        entry.name for entry in classes if entry.name.lower().strip("_") in (*_DOUBTFUL, *_BORDERS) or entry.color == _VOC_BORDER
+    ]
     if doubtful:
         notes.append(f"{path.name}: {listing(doubtful)} counts as a class; call it `void` if its pixels are not to count")
     return ClassList(path, parsed.kind, Classes(names, shown), LabelMap(len(classes), values, colors, assumed), tuple(notes))
@@ -280,13 +317,24 @@ def _without_invisible(text: str) -> str:
 # What a text is
 
 
-def _parse(text: str, ids: Ids | None) -> _Parsed:
+def _is_named_as_list(path: Path) -> bool:
+    """Whether the name says that the file lists classes, so that any JSON table in it does."""
+    name = path.name.lower()
+    return name not in _OTHER_JSON and (name in FILE_NAMES or re.search("class|label|categor|names", name) is not None)
+
+
+def _parse(text: str, ids: Ids | None, is_named: bool) -> _Parsed:
     stripped = text.strip()
     if stripped[:1] in ("{", "["):
-        return _parse_json(stripped, ids)
+        return _parse_json(stripped, ids, is_named)
     if stripped.startswith("<"):
         raise _RefusedError(f"it is XML or HTML, not a list of classes; {_ADVICE}")
     lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if lines and re.fullmatch(r"sep=.?", lines[0][1]):
+        lines = lines[1:]  # Excel's
+    files = sum(re.search(rf"{_IMAGE}(?=$|[\s,;\"'])", line, re.IGNORECASE) is not None for _, line in lines)
+    if 2 * files > len(lines):
+        raise _RefusedError(_IMAGES)
     if any(re.match(r"item\s*\{", line) for _, line in lines):
         raise _RefusedError(f"it is a TensorFlow label map (pbtxt), not a list of classes; {_ADVICE}")
     if any(re.match(r"names\s*:", line) for _, line in lines):
@@ -309,9 +357,50 @@ def _parse(text: str, ids: Ids | None) -> _Parsed:
         )
     if not hexes or len(hexes) < len(lines):
         lines = [(number, line) for number, line in lines if not line.startswith(("#", "//"))]
+    semicolons = bool(lines) and all(";" in line for _, line in lines)  # a table whose first field may be empty
+    odd = [
+        f"{number} ({line[:40]!r})"
+        for number, line in lines
+        if (line.startswith(("%", "--", "!", "/*")) or (line.startswith(";") and not semicolons))
+        and any(character.isalnum() for character in line)
+    ]
+    if odd:
+        raise _RefusedError(f"lines {listing(odd)} look like comments; begin comments with #, or put a class's name in quotes")
+    lines, said = _without_heading(lines)
+    parsed = _parse_rest(lines, ids)
+    parsed.notes = [*said, *parsed.notes]
+    return parsed
+
+
+_HEADINGS = {
+    *("name", "names", "class", "classes", "label", "labels", "category", "categories"),
+    *("classname", "classnames", "labelname", "labelnames", "categoryname", "categorynames", "classlabel", "classlabels"),
+}
+
+
+def _without_heading(lines: list[tuple[int, str]]) -> tuple[list[tuple[int, str]], list[str]]:
+    """The lines without the header of a table of one column, and what is said about it."""
+    if len(lines) < 2:
+        return lines, []
+    first = _key(lines[0][1].rstrip(",;"))
+    numbers = first in ("id", "ids", "value", "values", "index") and all(_number(line) is not None for _, line in lines[1:])
+    if first not in _HEADINGS and not numbers:
+        return lines, []
+    number, line = lines[0]
+    if _unquoted(line) == line:
+        return lines[1:], [f"line {number}, {line!r}, is taken as a header, not as a class (put it in quotes if it is a class)"]
+    if all(_unquoted(other) != other for _, other in lines):
+        raise _RefusedError(
+            f"line {number}, {line}, can be a header or a class, since all lines are in quotes; delete it if it is a header, else take "
+            "the quotes off another line"
+        )
+    return lines, []
+
+
+def _parse_rest(lines: Sequence[tuple[int, str]], ids: Ids | None) -> _Parsed:
     if any(name == "__ignore__" or name == "_background_" for name in (line.strip("\"'") for _, line in lines)):
         return _parse_labelme(lines)
-    return _parse_table(lines) or _parse_lines(lines)
+    return _parse_table(lines, ids) or _parse_lines(lines)
 
 
 def _parse_cvat(lines: Sequence[tuple[int, str]]) -> _Parsed | None:
@@ -372,7 +461,7 @@ _COLOR = {"color", "colour", "rgb", "hex", "colorrgb", "rgbcolor", "hexcolor", "
 _IGNORED = {"ignoreineval", "ignore"}
 
 
-def _parse_table(lines: Sequence[tuple[int, str]]) -> _Parsed | None:
+def _parse_table(lines: Sequence[tuple[int, str]], ids: Ids | None) -> _Parsed | None:
     """Rows of a CSV, or None where the text is none."""
     for delimiter in (",", ";", "\t"):
         counts = [line.count(delimiter) for _, line in lines]
@@ -389,11 +478,13 @@ def _parse_table(lines: Sequence[tuple[int, str]]) -> _Parsed | None:
         if delimiter == "\t" and not any(_role(field) for field in rows[0][1]):
             return None  # tabs instead of spaces
         if delimiter == "," and all(
-            count == 2 and _split(number, line).color_only for (number, line), count in zip(lines, counts, strict=True)
+            count in (2, 3) and _split(number, line).color_only == count + 1
+            for (number, line), count in zip(lines, counts, strict=True)
         ):
-            return None  # `name R,G,B`
-        return _parse_rows(rows)
-    commas = [number for number, line in lines if re.search(r"[,;]", line.rstrip(",;")) and not _color_at_end(line)]
+            return None  # `name R,G,B` or `name R,G,B,A`
+        return _parse_rows(rows, ids)
+    bare = [(number, line) for number, line in lines if _unquoted(line) == line and not _color_at_end(line)]
+    commas = [number for number, line in bare if re.search(r"[,;]", line.rstrip(",;"))]
     if commas and len(commas) < len(lines) <= 2 * len(commas):
         raise _RefusedError(
             f"lines {listing(map(str, commas))} hold commas or semicolons and others do not; write either a table with the same columns on "
@@ -406,7 +497,7 @@ def _color_at_end(line: str) -> bool:
     return re.search(r"\d+\s*,\s*\d+\s*,\s*\d+[)\]]?$", line) is not None
 
 
-def _parse_rows(rows: Sequence[tuple[int, list[str]]]) -> _Parsed:
+def _parse_rows(rows: Sequence[tuple[int, list[str]]], ids: Ids | None) -> _Parsed:
     width = max(len(row) for _, row in rows)
     ragged = [str(number) for number, row in rows if len(row) != width]
     if ragged:
@@ -417,7 +508,7 @@ def _parse_rows(rows: Sequence[tuple[int, list[str]]]) -> _Parsed:
     named = any(role in ("name", "name or value") for role in header)
     if named and not any(_number(field) is not None for field in rows[0][1]):
         body = rows[1:]
-        columns = _header_columns(rows[0][1], body)
+        columns = _header_columns(rows[0][1], body, ids)
     else:
         body = rows
         columns = _bare_columns(body)
@@ -427,10 +518,12 @@ def _parse_rows(rows: Sequence[tuple[int, list[str]]]) -> _Parsed:
         parsed.kind = "ADE20K's list of objects"
         parsed.entries.append(_Entry("void", 0, None, True))
         parsed.notes.append("value 0 is void, as in ADE20K")
+    trained = columns.get("value") is not None and named and _key(rows[0][1][columns["value"]]) == "trainid"
     for number, row in body:
         where, value, color = f"line {number}", None, None
         if "value" in columns:
-            value = _number(row[columns["value"]])
+            # A class without a train ID is not trained on.
+            value = IGNORE_INDEX if trained and not row[columns["value"]] else _number(row[columns["value"]])
             if value is None:
                 parsed.problems.append(f"{where}: {row[columns['value']]!r} is no number")
         if "color" in columns:
@@ -445,7 +538,13 @@ def _parse_rows(rows: Sequence[tuple[int, list[str]]]) -> _Parsed:
             else:
                 color = (parts[0] or 0, parts[1] or 0, parts[2] or 0)
         void = "void" in columns and row[columns["void"]].lower() in ("1", "true", "yes")
+        if value is not None and "train" in columns:
+            void |= not row[columns["train"]] or _number(row[columns["train"]]) in (IGNORE_INDEX, -1)
+            if value < 0 or (trained and value == IGNORE_INDEX):
+                value, void = None, True
         parsed.entries.append(_Entry(_unquoted(row[columns["name"]]), value, color, void, where))
+    if "train" in columns:
+        _free_void(parsed, "trainId" if trained else "id")
     return parsed
 
 
@@ -464,13 +563,27 @@ def _role(field: str) -> str | None:
         return "void"
     if key in ("label", "class"):
         return "name or value"
+    if key == "trainid":
+        return "train"
     return "name" if key in _NAME else "value" if key in _VALUE else None
 
 
-def _header_columns(header: Sequence[str], body: Sequence[tuple[int, list[str]]]) -> dict[str, int]:
+def _header_columns(header: Sequence[str], body: Sequence[tuple[int, list[str]]], ids: Ids | None) -> dict[str, int]:
     """Role -> column, by the header; `label` and `class` may hold names or numbers."""
     columns: dict[str, int] = {}
+    keys = [_key(field) for field in header]
+    valued = any(_role(field) in ("value", "train") for field in header)
+    for at in [at for at, key in enumerate(keys) if key in ("", "unnamed:0") and not valued]:
+        # pandas writes a column of row numbers without a name.
+        numbers = [_number(row[at]) for _, row in body]
+        if None not in numbers and numbers != list(range(len(body))):
+            raise _RefusedError(
+                f"column {at + 1} has no name and holds numbers that do not count from 0; call it `id` if masks store them, else delete "
+                "it"
+            )
     for at, field in enumerate(header):
+        if keys[at] in ("category", "categories", "title", "readable") and "name" in keys:
+            continue
         role = _role(field)
         if role == "name or value":
             role = "value" if body and all(_number(row[at]) is not None for _, row in body) else "name"
@@ -479,6 +592,10 @@ def _header_columns(header: Sequence[str], body: Sequence[tuple[int, list[str]]]
         if role in columns:
             raise _RefusedError(f"columns '{header[columns[role]]}' and '{field}' both give a {role}; keep one")
         columns[role] = at
+    if "train" in columns:
+        both = {"trainId": columns["train"]} | ({"id": columns["value"]} if "value" in columns else {})
+        key = _id_key([{name: _number(row[at]) for name, at in both.items()} for _, row in body], ids)
+        columns["value"] = both.get(key or "", columns["train"])
     if "name" not in columns:
         raise _RefusedError(
             f"it is a table with the columns {listing(header)}, none of which is the class's name; call one `name`"
@@ -512,11 +629,16 @@ def _bare_columns(body: Sequence[tuple[int, list[str]]]) -> dict[str, int]:
             sides = [column < names[0] for column in numeric]
             apart = [column for column, side in zip(numeric, sides, strict=True) if sides.count(side) == 1]
             at = apart[0] if apart else numeric[0]
-            if not apart and not _numbers_before_colors([[_number(row[column]) or 0 for column in numeric] for _, row in body]):
+            fours = [[_number(row[column]) or 0 for column in numeric] for _, row in body]
+            if not apart and _is_alpha(fours) == _numbers_before_colors(fours):
                 raise _RefusedError(
-                    "it is a table of a name and four numbers whose meaning is not clear; begin it with `name,id,r,g,b`"
+                    "it is a table of a name and four numbers whose meaning is not clear; begin it with `name,id,r,g,b` or "
+                    "`name,r,g,b,alpha`"
                 )
-        columns["value"] = at
+            if not apart and _is_alpha(fours):
+                at, numeric = -1, numeric[:3]
+        if at >= 0:
+            columns["value"] = at
     rest = [at for at in numeric if at != columns.get("value")]
     if rest:
         columns |= dict(zip("rgb", rest, strict=True))
@@ -528,6 +650,11 @@ def _numbers_before_colors(rows: Sequence[Sequence[int]]) -> bool:
     count = len(rows)
     counting = list(range(count)), list(range(1, count + 1))
     return [row[0] for row in rows] in counting and [row[-1] for row in rows] not in counting
+
+
+def _is_alpha(rows: Sequence[Sequence[int]]) -> bool:
+    """Whether of four numbers a row the last can be the alpha of a color: 255, or 255 and 0."""
+    return {row[-1] for row in rows} in ({255}, {0, 255}) and all(part <= 255 for row in rows for part in row)
 
 
 # Lines
@@ -543,15 +670,21 @@ class _Line:
     hex: Color | None
 
     @property
-    def color_only(self) -> bool:
-        """Whether its numbers are those of one color."""
-        return bool(self.name) and sorted((len(self.before), len(self.after))) == [0, 3]
+    def color_only(self) -> int:
+        """How many numbers it has, if they can be those of one color and stand on one side of the name; else 0."""
+        count = max(len(self.before), len(self.after))
+        return count if self.name and count in (3, 4) and not min(len(self.before), len(self.after)) else 0
 
 
 def _parse_lines(lines: Sequence[tuple[int, str]]) -> _Parsed:
     parsed = _Parsed("classes.txt", [])
     split = []
-    if len(lines) > 1 and len(words := lines[0][1].split()) > 1 and all(map(_role, words)) and re.search(r"\d$|^\d", lines[1][1]):
+    if (
+        len(lines) > 1
+        and len(words := lines[0][1].split()) > 1
+        and all(_role(word) or word.lower() in ("a", "alpha") for word in words)
+        and re.search(r"\d$|^\d", lines[1][1])
+    ):
         lines = lines[1:]  # a header such as `name r g b`
     for number, text in lines:
         plain = re.sub(r"\s(#|//)\s.*$", "", text).strip()
@@ -560,7 +693,11 @@ def _parse_lines(lines: Sequence[tuple[int, str]]) -> _Parsed:
             parsed.problems.append(f"line {number}: `#` within the line; put the comment on a line of its own")
         if re.search(r"(?:^|\s)[01]?\.\d+(?:[\s,]+[01]?\.?\d+){2}$", plain):
             parsed.problems.append(f"line {number}: the color is given as fractions; write three whole numbers of 0 to 255")
+        if re.fullmatch(r"\d+([\s,;]+\d+){3,}", plain):
+            parsed.problems.append(f"line {number}: {plain[:40]!r} holds numbers only; a class has a name")
+        plain = _without_negative(number, plain, parsed.problems)
         split.append(_split(number, plain))
+    split = _without_alpha(split, parsed)
     shape = _shape(split)
     if len(split) > 1 and all(len(line.after) == 2 and not line.before for line in split):
         parsed.problems.append("every line ends in two numbers, which are neither a value nor a color")
@@ -586,6 +723,52 @@ def _parse_lines(lines: Sequence[tuple[int, str]]) -> _Parsed:
     return parsed
 
 
+def _without_negative(number: int, text: str, problems: list[str]) -> str:
+    """The line, with the number -1 of a void, which masks store as 255, as 255; another negative number is a problem."""
+    if _unquoted(text) != text:
+        return text
+    found = re.search(r"(?:^|[\s:=,;(\[])(-\d+)(?=$|[\s:=,;.)\]])", text)
+    if not found:
+        return text
+    name = (text[: found.start(1)] + text[found.end(1) :]).strip(" \t:=,;.").lower()
+    if found.group(1) == "-1" and (name in ("void", _IGNORE) or name.strip("_") in _DOUBTFUL):
+        return text[: found.start(1)] + str(IGNORE_INDEX) + text[found.end(1) :]
+    problems.append(
+        f"line {number}: {found.group(1)} in {text[:60]!r} is negative; masks store 0 to 65535 (put a name that looks so in quotes)"
+    )
+    return text
+
+
+def _without_alpha(lines: Sequence[_Line], parsed: _Parsed) -> list[_Line]:
+    """The lines, without the alpha of colors that are given as four numbers; four numbers of another meaning are problems."""
+    for side in ("before", "after"):
+        colored = [line for line in lines if len(getattr(line, side)) >= 3 and not line.hex]
+        fours = [line for line in colored if len(getattr(line, side)) == 4]
+        if not fours:
+            continue
+        numbers = [getattr(line, side) for line in fours]
+        names = Counter(line.name for line in colored)
+        # `lane 1` and `lane 2` end in numbers, and so does `Boeing 747`.
+        named = side == "after" and all(names[line.name] > 1 or line.after[0] > 255 for line in fours)
+        whole = len(fours) == len(colored)
+        first = [row[0] for row in numbers]
+        counted = (
+            whole
+            and len(fours) == len(lines)
+            and (_numbers_before_colors(numbers) or (side == "before" and not _is_alpha(numbers) and first == sorted(set(first))))
+        )
+        if named or (counted and not _is_alpha(numbers)):
+            continue
+        if whole and _is_alpha(numbers) and not counted:
+            parsed.notes.append("the fourth number of a color is taken as its alpha")
+            return [dataclasses.replace(line, **{side: getattr(line, side)[:3]}) if line in fours else line for line in lines]
+        parsed.problems.append(
+            f"lines {listing(str(line.number) for line in fours)} have four numbers whose meaning is not clear; write `name R G B`, or "
+            '`"name that ends in a number" R G B`'
+        )
+    return list(lines)
+
+
 def _split(number: int, text: str) -> _Line:
     """Numbers before and after the name; none where all of the line is in quotes."""
     if _unquoted(text) != text.strip():
@@ -595,7 +778,7 @@ def _split(number: int, text: str) -> _Line:
     if hexed:
         color = _color(hexed.group(1))
         rest = (rest[: hexed.start()] if hexed.start() else rest[hexed.end() :]).strip(" \t,;:=")
-    before = re.match(r"[(\[]?((?:\d+[\s,;:=.)\]]+)*\d+)[)\]]?(?:\s*[:=,;.)]\s*|\s+)(?=\D)", rest)
+    before = re.match(r"[(\[]?((?:\d+[\s,;:=.)\]]+)*\d+)[)\]]?(?:\s*[:=,;.)]\s*|\s+)(?=\D|\d+[^\W\d])", rest)
     first = tuple(map(int, re.findall(r"\d+", before.group(1)))) if before else ()
     name = rest[before.end() :] if before else rest
     after = re.search(r"(?:\s*[:=,;]\s*|\s+)[(\[]?(\d+(?:[\s,;]+\d+)*)[)\]]?$", name)
@@ -683,15 +866,22 @@ def _unquoted(text: str) -> str:
 
 # JSON
 
+_NOT_NAMED = (
+    "it is JSON that is not known as a list of classes of a tool; if it lists classes, rename it to classes.json, else write a "
+    f"classes.txt: {_ADVICE}"
+)
 
-def _parse_json(text: str, ids: Ids | None) -> _Parsed:
+
+def _parse_json(text: str, ids: Ids | None, is_named: bool) -> _Parsed:
     try:
         value = json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise _RefusedError(f"it begins as JSON but is none ({error}); mend it, or {_ADVICE}") from error
     _refuse_annotations(value)
     if isinstance(value, dict):
-        return _parse_object(value, ids)
+        return _parse_object(value, ids, is_named)
+    if not is_named and all(isinstance(item, str) for item in value):
+        raise _RefusedError(_NOT_NAMED)
     return _parse_list(value, "a JSON list", ids)
 
 
@@ -725,7 +915,7 @@ def _refuse_annotations(value: Any) -> None:
             raise _RefusedError(f"it is {what}, not a list of classes; export masks as PNG images, then {_ADVICE}")
 
 
-def _parse_object(value: dict[str, Any], ids: Ids | None) -> _Parsed:
+def _parse_object(value: dict[str, Any], ids: Ids | None, is_named: bool) -> _Parsed:
     if isinstance(value.get("label_map"), dict):
         parsed = _parse_pairs(value["label_map"], "Datumaro's dataset_meta.json")
         colors = value.get("segmentation_colors")
@@ -741,14 +931,15 @@ def _parse_object(value: dict[str, Any], ids: Ids | None) -> _Parsed:
         ("names", "a JSON list of names"),
         ("class_names", "a JSON list of names"),
     ):
-        if isinstance(value.get(key), list):
-            return _parse_list(value[key], kind, ids)
-    for key in ("id2label", "labels", "classes", "names"):
+        items = value.get(key)
+        if isinstance(items, list) and (is_named or (items and all(isinstance(item, dict) for item in items))):
+            return _parse_list(items, kind, ids)
+    for key in ("id2label", "label2id", *(("labels", "classes", "names") if is_named else ())):
         if isinstance(value.get(key), dict):
             return _parse_pairs(value[key], "a JSON table of classes")
-    if isinstance(value.get("label2id"), dict):
-        return _parse_pairs(value["label2id"], "a JSON table of classes")
-    return _parse_pairs(value, "a JSON table of classes")
+    if is_named:
+        return _parse_pairs(value, "a JSON table of classes")
+    raise _RefusedError(_NOT_NAMED)
 
 
 def _parse_pairs(pairs: dict[str, Any], kind: str) -> _Parsed:
@@ -775,7 +966,9 @@ def _parse_list(items: Sequence[Any], kind: str, ids: Ids | None) -> _Parsed:
         return _Parsed(kind, [_Entry(item.strip(), where=f"item {at}") for at, item in enumerate(items)])
     if not all(isinstance(item, dict) for item in items):
         raise _RefusedError(f"it is a JSON list whose items are neither names nor objects with a `name`; {_ADVICE}")
+    items = [_with_known_keys(item) for item in items]
     key = _id_key(items, ids)
+    trains = any("trainId" in item for item in items)
     parsed = _Parsed(kind, [])
     for at, item in enumerate(items):
         where = f"item {at}"
@@ -785,7 +978,7 @@ def _parse_list(items: Sequence[Any], kind: str, ids: Ids | None) -> _Parsed:
             parsed.problems.append(f"{where}: it has no `name`")
             continue
         void = item.get("ignoreInEval") is True or item.get("evaluate") is False
-        value = item.get(key) if key else None
+        value = item.get(key, IGNORE_INDEX if key == "trainId" else None) if key else None
         if key and (not isinstance(value, int) or isinstance(value, bool)):
             parsed.problems.append(f"{where}: {key} {value!r} is no whole number")
             continue
@@ -794,28 +987,47 @@ def _parse_list(items: Sequence[Any], kind: str, ids: Ids | None) -> _Parsed:
         color = _color(item["color"]) if item.get("color") is not None else None
         if item.get("color") is not None and color is None:
             parsed.problems.append(f'{where}: color {item["color"]!r} is none; write [R, G, B] or "#RRGGBB"')
-        void = void or (key == "id" and item.get("trainId") in (IGNORE_INDEX, -1))
+        void = void or (key == "id" and item.get("trainId", IGNORE_INDEX if trains else 0) in (IGNORE_INDEX, -1))
         parsed.entries.append(_Entry(name.strip(), value, color, void, where))
     if key:
-        # Cityscapes gives the license plate, which is void, the color of cars.
-        taken = {entry.color for entry in parsed.entries if not _is_void(entry)}
-        freed = [
-            dataclasses.replace(entry, color=None) if _is_void(entry) and entry.color in taken else entry
-            for entry in parsed.entries
-        ]
-        parsed.entries = [entry for entry in freed if entry.value is not None or entry.color is not None]
-        parsed.notes.append(f"`{key}` is the value that masks store")
+        _free_void(parsed, key)
     return parsed
+
+
+def _with_known_keys(item: dict[str, Any]) -> dict[str, Any]:
+    """An object with the keys of other spellings under the known ones, and numbers that stand in quotes as numbers."""
+    known = {"trainid": "trainId", "hex": "color", "hexcolor": "color", "colour": "color", "rgb": "color", "id": "id"}
+    given = {key: value for key, value in item.items() if value is not None}
+    item = {known[_key(key)]: value for key, value in given.items() if _key(key) in known} | given
+    for key in ("id", "trainId", *_OTHER_IDS):
+        if isinstance(item.get(key), str) and _number(item[key]) is not None:
+            item[key] = _number(item[key])
+    return item
+
+
+def _free_void(parsed: _Parsed, key: str) -> None:
+    """Leave out void that no mask stores, and its color where a class has it, as Cityscapes' license plate has that of cars."""
+    taken = {entry.color for entry in parsed.entries if not _is_void(entry)}
+    freed = [
+        dataclasses.replace(entry, color=None) if _is_void(entry) and entry.color in taken else entry for entry in parsed.entries
+    ]
+    parsed.entries = [entry for entry in freed if entry.value is not None or entry.color is not None]
+    parsed.notes.append(f"`{key}` is the value that masks store")
+
+
+_OTHER_IDS = ("value", "index", "class_id", "label_id")
 
 
 def _id_key(items: Sequence[dict[str, Any]], ids: Ids | None) -> str | None:
     """The key whose number the masks store."""
-    has_id, has_train = (all(isinstance(item.get(key), int) for item in items) for key in ("id", "trainId"))
-    if has_id and has_train and any(item["id"] != item["trainId"] for item in items):
+    has_id = all(isinstance(item.get("id"), int) for item in items)
+    # A class without one is not trained on.
+    has_train = any(isinstance(item.get("trainId"), int) for item in items)
+    if has_id and has_train and any(item["id"] != item.get("trainId") for item in items):
         if ids is None:
             raise _RefusedError(
                 "each class has an `id` and a `trainId` that differ, and the masks' names do not end in `labelIds` or `labelTrainIds`, "
-                "which would say which of the two they store; delete the other key from the file"
+                "which would say which of the two they store; delete the other one from the file"
             )
         return ids
     if has_train:
@@ -823,4 +1035,4 @@ def _id_key(items: Sequence[dict[str, Any]], ids: Ids | None) -> str | None:
     if any("id" in item for item in items):
         # Supervisely's ids are numbers of its database, and its masks are in colors.
         return "id" if not all("title" in item for item in items) else None
-    return next((key for key in ("value", "index", "class_id", "label_id") if all(key in item for item in items)), None)
+    return next((key for key in _OTHER_IDS if all(key in item for item in items)), None)

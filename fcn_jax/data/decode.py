@@ -194,16 +194,20 @@ def _stored_mask(data: bytes, name: str) -> tuple[StoredMask, int]:
     if data.startswith(jpeg.SIGNATURE):
         raise DataError(f"{name}: a mask must not be a JPEG, whose compression changes labels; save it as an indexed or gray PNG")
     if data.startswith(png.SIGNATURE):
-        values, colors, turn = _of_png(png.parse(data, name))
+        parsed = png.parse(data, name)
+        values, colors, turn = _of_png(parsed)
+        bits = parsed.depth
     elif data.startswith(tiff.SIGNATURES):
-        values, colors, turn = _of_tiff(tiff.parse(data, name), data)
+        tags = tiff.parse(data, name)
+        values, colors, turn = _of_tiff(tags, data)
+        # Where 0 is shown as white, a value is not its gray on a screen.
+        bits = tags.bits if tags.photometric == tiff.BLACK_IS_ZERO else 8
     else:
-        values, colors, turn = _by_pillow(data, name)
-    table = None
-    if colors is not None:
-        table = np.zeros((256, 3), np.uint8)
-        table[: len(colors)] = colors[:256]
-    return StoredMask(orientation.upright(np.ascontiguousarray(values), turn), table), turn
+        values, colors, turn, bits = _by_pillow(data, name)
+    if colors is not None or values.ndim == 3:
+        bits = 8
+    palette = None if colors is None else np.ascontiguousarray(colors[:256], np.uint8)
+    return StoredMask(orientation.upright(np.ascontiguousarray(values), turn), palette, bits), turn
 
 
 def _of_png(parsed: png.Png) -> tuple[np.ndarray, np.ndarray | None, int]:
@@ -254,7 +258,7 @@ def _of_tiff(tags: tiff.Tiff, data: bytes) -> tuple[np.ndarray, np.ndarray | Non
     return values.astype(np.uint8), tags.colors, tags.orientation
 
 
-def _by_pillow(data: bytes, name: str) -> tuple[np.ndarray, np.ndarray | None, int]:
+def _by_pillow(data: bytes, name: str) -> tuple[np.ndarray, np.ndarray | None, int, int]:
     opened = image_files.open_by_pillow(data, name)
     mode, kind = opened.mode, opened.format
     if kind == "AVIF" or (kind == "WEBP" and image_files.is_lossy_webp(data)):
@@ -269,7 +273,7 @@ def _by_pillow(data: bytes, name: str) -> tuple[np.ndarray, np.ndarray | None, i
     values = np.array(opened, np.uint8)
     if mode == "RGBA":
         values = _with_plain_alpha(values, name)[..., :3]
-    return values, colors, orientation.from_exif(opened.info.get("exif") or b"")
+    return values, colors, orientation.from_exif(opened.info.get("exif") or b""), 1 if mode == "1" else 8
 
 
 def _without_alpha(values: np.ndarray, name: str) -> np.ndarray:

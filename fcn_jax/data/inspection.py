@@ -27,7 +27,7 @@ from fcn_jax.data.labels import Histogram, LabelMap, Reading
 from fcn_jax.data.progress import PassProgress
 from fcn_jax.errors import DataError, WriteError, listing
 
-_VERSION = 1
+_VERSION = 2
 """Of the cache's files; to be raised when `read_stored_mask` reads other values from the same file."""
 
 _MOST_REMEMBERED = 256
@@ -104,7 +104,8 @@ def inspect(
     everything = [pair for pairs in readings.values() for pair in pairs]
     problems = _misread(everything, rules, names)
     counts = {split: _count(pairs, len(names)) for split, pairs in readings.items()}
-    if everything and not problems:
+    # What one class is listed as does not matter before there are two.
+    if everything and (not problems or (len(names) == 1 and training is not None)):
         problems = _impossible(everything, counts, rules, names, training)
     if problems:
         problems[0] = f"the masks and the classes do not belong together: {problems[0]}"
@@ -246,17 +247,17 @@ def _digest(text: str) -> str:
 
 def _packed(found: Histogram) -> list[object]:
     colors = [found.colors[value] for value in found.counts] if found.colors else []
-    return [found.kind, int(found.flattened), list(found.counts), list(found.counts.values()), colors]
+    return [found.kind, int(found.flattened), list(found.counts), list(found.counts.values()), colors, found.bits]
 
 
 def _unpacked(packed: Sequence[object]) -> Histogram:
-    kind, flattened, values, counts, colors = packed
+    kind, flattened, values, counts, colors, bits = packed
     if kind not in ("gray", "indexed", "rgb") or not (
-        isinstance(values, list) and isinstance(counts, list) and isinstance(colors, list)
+        isinstance(values, list) and isinstance(counts, list) and isinstance(colors, list) and isinstance(bits, int)
     ):
         raise ValueError("no histogram")
     of_values = dict(zip(values, colors, strict=True)) if colors else {}
-    return Histogram(kind, dict(zip(values, counts, strict=True)), of_values, bool(flattened))
+    return Histogram(kind, dict(zip(values, counts, strict=True)), of_values, bool(flattened), bits)
 
 
 # What cannot be
@@ -357,7 +358,10 @@ def _hint(
     black_white = rules.assumed_void and rules.colors is None and joined.counts.keys() >= {0, IGNORE_INDEX}
     classes = sorted(value for value, label in rules.values.items() if label != IGNORE_INDEX)
     plain = classes == list(range(len(classes)))
-    lines = [f"`{name} {value} {value} {value}`" for name, value in zip(names, sorted(values), strict=False)]
+    # Grays of 16 bits that 8 bits hold too.
+    scale = 257 if max(values) > 255 and all(value % 257 == 0 for value in values) else 1
+    grays = sorted(value // scale for value in values)
+    lines = [f"`{name} {value} {value} {value}`" for name, value in zip(names, grays, strict=False)]
     if plain and values - {IGNORE_INDEX} == set(range(len(classes) + 1)):
         return (
             f"the masks hold 0 to {len(classes)}, {len(classes) + 1} values for {len(classes)} classes: the list may lack the "
@@ -365,8 +369,14 @@ def _hint(
         )
     if plain and values - {IGNORE_INDEX} == set(range(1, len(classes) + 1)):
         return "the masks count from 1: if no pixel is 0, add `void` as the first line"
-    if len(values) == len(classes) and max(values) <= 255:
+    if len(values) == len(classes) and grays[-1] <= 255:
         return f"as many gray values as classes: if they are the classes in order, list {', '.join(lines[:_SEVERAL])}"
+    if plain and rules.assumed_void and IGNORE_INDEX in values and len(values) == len(classes) + 1 and len(values) <= _SEVERAL:
+        numbered = [f"`{name} {value}`" for name, value in zip(names, sorted(values), strict=False)]
+        return (
+            f"{len(values)} gray values for {len(classes)} classes: give each class its value in the list, as in "
+            f"{', '.join(numbered)} with 255 as void; or list what 255 is as a class, too, and void by name, as in `void 255`"
+        )
     if smoothed:
         white = (
             f"; 255 counts as void unless the list has the grays as colors, as in `{names[-1]} 255 255 255`"
@@ -391,7 +401,9 @@ def _impossible(
     values = {value for mask, _ in pairs if mask.histogram is not None for value in mask.histogram.counts}
     advice = "the value 255 counts as void, not as a class"
     if len(names) == 1 and training is not None:
-        also = f", and the masks hold the values {listing(map(str, sorted(values)))}" if len(values) < _SEVERAL else ""
+        in_colors = any(mask.histogram is not None and mask.histogram.kind == "rgb" for mask, _ in pairs)
+        few = len(values) < _SEVERAL and not in_colors
+        also = f", and the masks hold the values {listing(map(str, sorted(values)))}" if few else ""
         return [
             f"'{names[0]}' is the only class{also}: with one class every pixel that counts belongs to it, and nothing is learned; list "
             f"what is not {names[0]} as a class too, such as `background 0 0 0` and `{names[0]} 255 255 255` for masks of black and white"
@@ -421,6 +433,9 @@ def _impossible(
             f"{training} holds '{names[int(present[0])]}' and void only, so that nothing is learned; its masks hold the values "
             f"{listing(map(str, sorted(values)))}" + (f", and {advice}" if rules.assumed_void and IGNORE_INDEX in values else "")
         )
+        if rules.assumed_void and rules.listed and gray and len(gray) == len(pairs) and len(values) == len(names):
+            lines = [f"`{name} {value}`" for name, value in zip(names, sorted(values), strict=True)]
+            problems[-1] += f"; if 255 is a class, give each class its value in the list, as in {' and '.join(lines[:_SEVERAL])}"
     return problems
 
 
@@ -446,10 +461,16 @@ def _count(pairs: Sequence[tuple[_Looked, Reading]], num_classes: int) -> np.nda
 
 def _reading_notes(pairs: Sequence[tuple[_Looked, Reading]], rules: LabelMap) -> list[str]:
     notes = []
-    by_value = sum(reading.rule == "value" for _, reading in pairs)
-    if rules.colors is not None and by_value:
+    by_value = Counter(mask.histogram.kind for mask, reading in pairs if mask.histogram is not None and reading.rule == "value")
+    if rules.colors is not None and rules.listed and by_value["gray"]:
         notes.append(
-            f"the list of classes has colors, but {by_value} masks hold gray values that are no colors of it: the values are labels"
+            f"the list of classes has colors, but {by_value['gray']} masks hold gray values that are no colors of it: the values are "
+            "labels"
+        )
+    if rules.colors is not None and by_value["indexed"]:
+        notes.append(
+            f"{by_value['indexed']} masks hold palette indices without a color of their own (the palette ends before them, or repeats "
+            "a color): the indices are labels"
         )
     flattened = sum(mask.histogram is not None and mask.histogram.flattened for mask, _ in pairs)
     if flattened:

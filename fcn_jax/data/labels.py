@@ -1,9 +1,14 @@
 """Stored mask values to labels: by their numbers, or by their colors.
 
 A mask is gray, indexed or RGB. Without colors in the class list, the gray value or index is looked up in `LabelMap.values`. With colors,
-they decide for every kind of mask: the color of a gray value v is (v, v, v), and the color of an index is its palette entry.
-There is one exception. A gray mask is read by its values where all of them are listed as values and none of them is listed as a color
-that says otherwise.
+they decide for every kind of mask. The color of a gray value v of n bits is its gray on a screen, v * 255 / (2^n - 1), and where that
+is not listed, (v, v, v). The color of an index is its palette entry. Two kinds of masks are read by their values nevertheless:
+
+* A gray mask, where all of its values are listed as values and none of them is listed as a color that says otherwise.
+* An indexed mask with indices that have no color of their own, because the palette ends before them or repeats the color of a lower
+  index there (which is how tools fill up a palette). All of its indices must be listed as values, and the colors of the other indices
+  must say the same as their values. Otherwise a repeated color counts only before the palette's last color, and if no other index of
+  the mask has it.
 """
 
 from __future__ import annotations
@@ -30,11 +35,13 @@ class StoredMask:
 
     Attributes:
         values: u8[H,W] or u16[H,W] gray values or palette indices; or u8[H,W,3], RGB.
-        palette: u8[256,3], the RGB color of each index of an indexed mask (black past the file's own); None for the others.
+        palette: u8[N,3], the RGB color of each index of an indexed mask, as many (up to 256) as the file has; None for the others.
+        bits: of a gray mask, the bits of a value: 1 to 16.
     """
 
     values: np.ndarray
     palette: np.ndarray | None = None
+    bits: int = 8
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,12 +53,14 @@ class LabelMap:
         values: stored gray value or palette index (0 to 65535) -> label, or `IGNORE_INDEX` for void.
         colors: RGB color -> label or `IGNORE_INDEX`; None where the classes have no colors.
         assumed_void: whether stored 255 is void only because nothing else was said about it.
+        listed: whether it comes from a list of classes that the user can edit.
     """
 
     num_classes: int
     values: Mapping[int, int]
     colors: Mapping[Color, int] | None = None
     assumed_void: bool = True
+    listed: bool = True
 
     @classmethod
     def of(
@@ -67,7 +76,7 @@ class LabelMap:
         ignored = frozenset(void)
         values = {value: value for value in range(num_classes)} | dict.fromkeys(ignored, IGNORE_INDEX)
         colors = palette and {color: IGNORE_INDEX if label in ignored else label for color, label in palette.items()}
-        return cls(num_classes, values, colors, assumed_void=IGNORE_INDEX in ignored)
+        return cls(num_classes, values, colors, assumed_void=IGNORE_INDEX in ignored, listed=False)
 
 
 @functools.lru_cache
@@ -90,14 +99,16 @@ class Histogram:
     Attributes:
         kind: "gray", "indexed" or "rgb".
         counts: stored value -> number of pixels. The value of an RGB pixel is `red << 16 | green << 8 | blue`.
-        colors: index -> its color as such a number, for an indexed mask; else empty.
+        colors: index -> its color as such a number, or a negative number (`_own_colors`) without one of its own, of an indexed mask.
         flattened: whether the file stores RGB whose channels are equal everywhere, so that its pixels are gray values.
+        bits: of a gray mask, the bits of a value.
     """
 
     kind: Kind
     counts: Mapping[int, int]
     colors: Mapping[int, int] = dataclasses.field(default_factory=dict)
     flattened: bool = False
+    bits: int = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +142,17 @@ def read(found: Histogram, labels: LabelMap) -> Reading:
     if labels.colors is None:
         return _reading("value", by_value)
     by_color = _by_color(found, labels)
+    colorless = [value for value, code in found.colors.items() if code < 0]
+    if colorless:
+        owned = [value for value in values if found.colors[value] >= 0]
+        # A palette of grays alone, such as a black one, does not tell an index from a gray value.
+        is_gray = bool(owned) and all(found.colors[value] == gray_code(value) for value in owned)
+        agree = all(by_color[value] == by_value[value] for value in owned)
+        if None not in by_value.values() and agree and not any(_is_other_gray(v, labels) for v in colorless if is_gray):
+            return _reading("either" if by_color == by_value else "value", by_value)
+        colors = [_lent_color(code) if code < 0 else code for code in found.colors.values()]
+        lent = {value: _label_of_color(_lent_color(found.colors[value]), labels) for value in colorless}
+        return _reading("color", by_color | (lent if len(set(colors)) == len(colors) else dict.fromkeys(colorless)))
     if None not in by_color.values():
         return _reading("either" if by_color == by_value else "color", by_color)
     if found.kind == "indexed":
@@ -158,7 +180,7 @@ def to_labels(stored: StoredMask, labels: LabelMap, *, name: str) -> np.ndarray:
         DataError: a value or a color has no label.
     """
     if stored.values.dtype == np.uint8 and stored.values.ndim == 2:
-        table, unknown, unchanged = _tables(labels, None if stored.palette is None else stored.palette.tobytes())
+        table, unknown, unchanged = _tables(labels, None if stored.palette is None else stored.palette.tobytes(), stored.bits)
         if not cv2.LUT(stored.values, unknown).any():
             return stored.values if unchanged else np.asarray(cv2.LUT(stored.values, table), np.uint8)
     # What is rare or wrong takes the time to count its values.
@@ -178,19 +200,28 @@ def to_labels(stored: StoredMask, labels: LabelMap, *, name: str) -> np.ndarray:
 
 
 @functools.lru_cache
-def _tables(labels: LabelMap, palette: bytes | None) -> tuple[np.ndarray, np.ndarray, bool]:
+def _tables(labels: LabelMap, palette: bytes | None, bits: int) -> tuple[np.ndarray, np.ndarray, bool]:
     """What `read` says of a mask all of whose values are known by the first rule that applies.
 
     Args:
         labels: what values mean.
-        palette: the colors of an indexed mask, u8[256,3].
+        palette: the colors of an indexed mask, u8[N,3].
+        bits: of a gray mask, the bits of a value.
 
     Returns:
         u8[256], stored value -> label; u8[256], 1 where a value has no label by that rule; whether every label is its stored value.
     """
-    colors = {} if palette is None else {index: _code(np.frombuffer(palette, np.uint8, 3, 3 * index)) for index in range(256)}
-    found = Histogram("gray" if palette is None else "indexed", dict.fromkeys(range(256), 0), colors)
-    known = (_by_value if labels.colors is None else _by_color)(found, labels)
+    colors = {} if palette is None else dict(enumerate(_own_colors(palette)))
+    found = Histogram("gray" if palette is None else "indexed", dict.fromkeys(range(256), 0), colors, bits=bits)
+    by_value = _by_value(found, labels)
+    known = by_value if labels.colors is None else _by_color(found, labels, raw=False)
+    colorless = [value for value, code in colors.items() if code < 0]
+    if labels.colors is not None and colorless:
+        # What depends on which indices the mask holds is left to `read`.
+        plain = all(known[value] in (None, by_value[value]) for value in range(256) if colors[value] >= 0)
+        has_gray = any(colors[value] == gray_code(value) for value in range(256))
+        for value in colorless:
+            known[value] = by_value[value] if plain and not (has_gray and _is_other_gray(value, labels)) else None
     table = np.array([known[value] or 0 for value in range(256)], np.uint8)
     unknown = np.array([known[value] is None for value in range(256)], np.uint8)
     return table, unknown, all(label in (None, value) for value, label in known.items())
@@ -200,13 +231,48 @@ def _by_value(found: Histogram, labels: LabelMap) -> dict[int, int | None]:
     return {value: labels.values.get(value) for value in found.counts}
 
 
-def _by_color(found: Histogram, labels: LabelMap) -> dict[int, int | None]:
-    code = found.colors.__getitem__ if found.kind == "indexed" else gray_code
+def _by_color(found: Histogram, labels: LabelMap, *, raw: bool = True) -> dict[int, int | None]:
+    """The label of each value by its color; `raw`: whether grays may be listed as (v, v, v) although the bits are not 8."""
+    code = found.colors.__getitem__ if found.kind == "indexed" else functools.partial(gray_code, bits=found.bits)
     by_color = {value: _label_of_color(code(value), labels) for value in found.counts}
+    if raw and found.kind == "gray" and found.bits != 8 and None in by_color.values():
+        by_raw = _by_color(dataclasses.replace(found, bits=8), labels)
+        by_color = by_color if None in by_raw.values() else by_raw
     # 255 is void unless the class list says something else about it.
     if by_color.get(IGNORE_INDEX, 0) is None and labels.values.get(IGNORE_INDEX) == IGNORE_INDEX:
         by_color[IGNORE_INDEX] = IGNORE_INDEX
     return by_color
+
+
+def _is_other_gray(value: int, labels: LabelMap) -> bool:
+    """Whether the color of a gray value is listed as that of another class than the value numbers."""
+    return _label_of_color(gray_code(value), labels) not in (None, labels.values.get(value))
+
+
+@functools.lru_cache
+def _own_colors(palette: bytes) -> tuple[int, ...]:
+    """The color of each index 0 to 255 as a number.
+
+    Where the palette ends before an index, or has its color at a lower one, it is `~(index | (color + 1) << 8)`. The color is that of the
+    palette, or -1 past its end and in the run of one color that it ends with.
+    """
+    colors = [int.from_bytes(palette[at : at + 3], "big") for at in range(0, len(palette) - 2, 3)][:256]
+    filled = len(colors)
+    while filled and colors[filled - 1] == colors[-1]:
+        filled -= 1
+    colors += [-1] * (256 - len(colors))
+    first: dict[int, int] = {}
+    for index, color in enumerate(colors):
+        first.setdefault(color, index)
+    return tuple(
+        color if color >= 0 and first[color] == index else ~(index | ((color if index < filled else -1) + 1) << 8)
+        for index, color in enumerate(colors)
+    )
+
+
+def _lent_color(code: int) -> int:
+    """The color of a negative number of `_own_colors`, which a lower index has too; -1 for none."""
+    return (~code >> 8) - 1
 
 
 def problem(found: Histogram, reading: Reading, labels: LabelMap) -> str:
@@ -227,6 +293,16 @@ def problem(found: Histogram, reading: Reading, labels: LabelMap) -> str:
             f"gray colors of the class list (known are {known}). Correct the mask, or the list of classes"
         )
     codes = [found.colors[value] if found.kind == "indexed" else value for value in reading.unknown]
+    colorless = [~code & 255 for code in codes if code < 0]
+    if colorless:
+        more = listing(color_text(code) for code in codes if code >= 0)
+        also = f"; other palette colors that no class has: {more}" if more else ""
+        return (
+            f"palette indices without a color of their own: {listing(map(str, sorted(colorless)))} (in {pixels} pixels); the palette "
+            f"ends before them or repeats a color there, and they cannot be read as labels (allowed are {allowed(labels)}) because the "
+            f"palette has the classes in another order than the list, or they are not in it{also}. Write the masks with a palette of "
+            "different colors, or take the colors off the list of classes if the palette index is the label"
+        )
     wrong = listing(color_text(code) for code in codes)
     if found.kind == "indexed":
         return (
@@ -262,9 +338,10 @@ def allowed(labels: LabelMap) -> str:
     return f"{known} and void {_ranges(void)}" if void else known
 
 
-def gray_code(value: int) -> int:
-    """The color of a gray value as a number, `v << 16 | v << 8 | v`; -1 for a value of more than eight bits."""
-    return value * 0x010101 if value < 256 else -1
+def gray_code(value: int, bits: int = 8) -> int:
+    """The color of a gray value as a number, `v << 16 | v << 8 | v`; -1 for one that is no whole gray of 0 to 255."""
+    gray, rest = divmod(value * 255, 2**bits - 1)
+    return gray * 0x010101 if gray < 256 and not rest else -1
 
 
 def color_of(code: int) -> Color:
@@ -299,11 +376,12 @@ def _histogram(stored: StoredMask) -> tuple[Histogram, np.ndarray]:
         return Histogram("rgb", _counts(pixels)), pixels
     counts = _counts(values)
     if stored.palette is not None:
-        colors = {value: _code(stored.palette[value]) for value in counts}
+        own = _own_colors(stored.palette.tobytes())
+        colors = {value: own[value] for value in counts}
         # An index whose color is its own gray is a gray value.
         if any(color != gray_code(value) for value, color in colors.items()):
             return Histogram("indexed", counts, colors), values
-    return Histogram("gray", counts), values
+    return Histogram("gray", counts, bits=8 if stored.palette is not None else stored.bits), values
 
 
 def _counts(pixels: np.ndarray) -> dict[int, int]:
@@ -325,10 +403,6 @@ def _counts(pixels: np.ndarray) -> dict[int, int]:
 def _run_starts(pixels: np.ndarray) -> np.ndarray:
     flat = pixels.reshape(-1)
     return np.flatnonzero(np.concatenate([[True], flat[1:] != flat[:-1]]))
-
-
-def _code(color: np.ndarray) -> int:
-    return int(color[0]) << 16 | int(color[1]) << 8 | int(color[2])
 
 
 def _ranges(values: list[int]) -> str:

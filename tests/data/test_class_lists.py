@@ -83,6 +83,24 @@ NAMED = {  # contents -> names, stored value -> label
     '{"0": "a", "1": "b"}': (("a", "b"), {0: 0, 1: 1, 255: VOID}),
     '{"background": 0, "road": 255}': (("background", "road"), {0: 0, 255: 1}),
     '{"id2label": {"0": "a", "1": "b"}}': (("a", "b"), {0: 0, 1: 1, 255: VOID}),
+    "name\nbg\nroad\n": (("bg", "road"), {0: 0, 1: 1, 255: VOID}),
+    "class\nbg\nroad\n": (("bg", "road"), {0: 0, 1: 1, 255: VOID}),
+    "names\nbg\nroad\n": (("bg", "road"), {0: 0, 1: 1, 255: VOID}),
+    "class_names\nbg\nroad\n": (("bg", "road"), {0: 0, 1: 1, 255: VOID}),
+    "Label Names\nbg\nroad\n": (("bg", "road"), {0: 0, 1: 1, 255: VOID}),
+    "labels,\nbg,\nroad,\n": (("bg", "road"), {0: 0, 1: 1, 255: VOID}),
+    '"label"\nbg\nroad\n': (("label", "bg", "road"), {0: 0, 1: 1, 2: 2, 255: VOID}),
+    '"% grass"\n"; x"\n': (("% grass", "; x"), {0: 0, 1: 1, 255: VOID}),
+    "2 Straße\n0 road\n1 7up\n": (("road", "7up", "Straße"), {0: 0, 1: 1, 2: 2, 255: VOID}),
+    "id\n0\n2\n": (("0", "2"), {0: 0, 2: 1, 255: VOID}),
+    ",name\n0,bg\n1,road\n": (("bg", "road"), {0: 0, 1: 1, 255: VOID}),
+    "sep=;\nname;id\nb;1\na;0\n": (("a", "b"), {0: 0, 1: 1, 255: VOID}),
+    "0: bg\n1: road\n255: ignore\n": (("bg", "road"), {0: 0, 1: 1, 255: VOID}),
+    "0: bg\n1: road\n-1: unlabeled\n": (("bg", "road"), {0: 0, 1: 1, 255: VOID}),
+    '{"bg": 0, "road": 1, "unlabeled": -1}': (("bg", "road"), {0: 0, 1: 1, 255: VOID}),
+    '{"0": "bg", "1": "road", "255": "ignore"}': (("bg", "road"), {0: 0, 1: 1, 255: VOID}),
+    '[{"name": "a", "id": "5"}, {"name": "b", "id": "3"}]': (("b", "a"), {3: 0, 5: 1, 255: VOID}),
+    '"bg -1"\nroad\n': (("bg -1", "road"), {0: 0, 1: 1, 255: VOID}),
     ADE20K: (("wall", "building, edifice", "sky"), {0: VOID, 1: 0, 2: 1, 3: 2, 255: VOID}),
 }
 
@@ -125,6 +143,21 @@ COLORED = {  # contents -> names, color -> label
     "class,color\nurban,#00FFFF\nwater,#0000ff\n": (("urban", "water"), {(0, 255, 255): 0, (0, 0, 255): 1}),
     "road\u00a0128\u00a064 128\ncar\u30000 \uff10 142\n": (("road", "car"), {(128, 64, 128): 0, (0, 0, 142): 1}),
     '{"road": [128, 64, 128], "car": "#00008e"}': (("road", "car"), {(128, 64, 128): 0, (0, 0, 142): 1}),
+    "bg 0 0 0 255\nroad 128 64 128 255\n": (("bg", "road"), {(0, 0, 0): 0, (128, 64, 128): 1}),
+    "void 0 0 0 0\nroad 128 64 128 255\ncar 1 2 3 255\n": (
+        ("road", "car"),
+        {(0, 0, 0): VOID, (128, 64, 128): 0, (1, 2, 3): 1},
+    ),
+    "0 0 0 255 bg\n128 64 128 255 road\n": (("bg", "road"), {(0, 0, 0): 0, (128, 64, 128): 1}),
+    "bg,0,0,0,255\nroad,128,64,128,255\n": (("bg", "road"), {(0, 0, 0): 0, (128, 64, 128): 1}),
+    "bg 0,0,0,255\nroad 128,64,128,255\n": (("bg", "road"), {(0, 0, 0): 0, (128, 64, 128): 1}),
+    "bg: (0, 0, 0, 255)\nroad: (128, 64, 128, 255)\n": (("bg", "road"), {(0, 0, 0): 0, (128, 64, 128): 1}),
+    "name,r,g,b,a\nbg,0,0,0,255\nroad,128,64,128,255\n": (("bg", "road"), {(0, 0, 0): 0, (128, 64, 128): 1}),
+    "lane 1 0 0 255\nlane 2 0 64 255\n": (("lane 1", "lane 2"), {(0, 0, 255): 0, (0, 64, 255): 1}),
+    "Boeing 747 1 2 3\nroad 4 5 6\n": (("Boeing 747", "road"), {(1, 2, 3): 0, (4, 5, 6): 1}),
+    '"gate 4" 1 2 3\nroad 4 5 6\n': (("gate 4", "road"), {(1, 2, 3): 0, (4, 5, 6): 1}),
+    "bg 0 0 0 0\nroad 1 128 64 128\n": (("bg", "road"), {(0, 0, 0): 0, (128, 64, 128): 1}),
+    '[{"name": "a", "hex": "#010203"}, {"name": "b", "hex": "#040506"}]': (("a", "b"), {(1, 2, 3): 0, (4, 5, 6): 1}),
     json.dumps(MAPILLARY): (("Bird", "Road"), {(165, 42, 42): 0, (128, 64, 128): 1, (0, 0, 0): VOID}),
     json.dumps(SUPERVISELY): (("cat", "dog"), {(255, 0, 0): 0, (0, 255, 128): 1}),
     '{"label_map": {"0": "background", "1": "cat"}, "segmentation_colors": [[0, 0, 0], [1, 2, 3]]}': (
@@ -196,6 +229,21 @@ REFUSED = {
     "a 1 2\nb 3 4\n": "two numbers",
     "road 1 2 3 #comment\ncar 4 5 6\n": "put the comment on a line of its own",
     "".join(f"class{k}x\n" for k in range(256)): "256 classes",
+    "; my classes\nbg\nroad\n": "lines 1 ('; my classes') look like comments; begin comments with #",
+    "bg\n% c\nroad\n": "lines 2 ('% c') look like comments",
+    "-- c\nbg\nroad\n": "lines 1 ('-- c') look like comments",
+    "! c\nbg\nroad\n": "lines 1 ('! c') look like comments",
+    '"name"\n"bg"\n"road"\n': "can be a header or a class",
+    "bg 0 0 0 255\nroad 128 64 128 7\n": "lines 1, 2 have four numbers whose meaning is not clear",
+    "bg 0 0 0 255\nroad 1 1 1 255\n": "lines 1, 2 have four numbers whose meaning is not clear",
+    "bg 0 0 0\nroad 128 64 128 255\n": "lines 2 have four numbers whose meaning is not clear",
+    "0 0 0 255\n1 1 1 255\n": "line 1: '0 0 0 255' holds numbers only",
+    "bg -1\nroad 0\n": "line 1: -1 in 'bg -1' is negative",
+    "bg 0 0 -4\nroad 0 0 1\n": "line 1: -4 in 'bg 0 0 -4' is negative",
+    ",name\n3,bg\n7,road\n": "column 1 has no name and holds numbers that do not count from 0",
+    "a.jpg\nb.jpg\nc.png\n": "it lists images, not classes",
+    "a.jpg 0\nb.jpg 1\n": "it lists images, not classes",
+    '["a.jpg", "b.jpg"]': "it lists images, not classes",
 }
 
 
@@ -227,13 +275,78 @@ def test_a_list_is_found_under_the_tools_name(tmp_path: Path) -> None:
 def test_lists_that_disagree_are_refused_and_those_that_agree_are_one(tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("bg\nroad\n")
     (tmp_path / "labelmap.txt").write_text("bg:0,0,0::\nroad:128,64,128::\n")
-    (tmp_path / "config.json").write_text('{"lr": 0.1}')
+    (tmp_path / "config.json").write_text('{"lr": 1, "epochs": 3}')
     found = find_class_list(tmp_path)
     assert found.labels.colors is None
     assert found.notes == ("classes.txt is the list of classes; labelmap.txt says the same",)
     (tmp_path / "labelmap.txt").write_text("bg:0,0,0::\ncar:128,64,128::\n")
     with pytest.raises(DataError, match=r"classes\.txt and labelmap\.txt list different classes"):
         find_class_list(tmp_path)
+
+
+def test_files_of_other_programs_are_no_lists_of_classes(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"lr": 1, "epochs": 3}')
+    with pytest.raises(DataError, match=r"classes\.txt is missing here.*config\.json: it is JSON that is not known"):
+        find_class_list(tmp_path)
+    for text in ('{"labels": ["loss", "score"], "epochs": 3}', '["loss", "score"]'):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(DataError, match=r"classes\.txt is missing here"):
+            find_class_list(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(MAPILLARY))
+    assert find_class_list(tmp_path).classes.names == ("Bird", "Road")
+    (tmp_path / "config.json").write_text('{"model_type": "x", "id2label": {"0": "bg", "1": "road"}}')
+    assert find_class_list(tmp_path).classes.names == ("bg", "road")
+
+
+def test_lists_that_share_no_name_with_classes_txt_are_said_and_not_used(tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("bg\nroad\n")
+    (tmp_path / "labels.txt").write_text("frame_001\nframe_002\n")
+    found = find_class_list(tmp_path)
+    assert found.classes.names == ("bg", "road")
+    assert found.notes == ("classes.txt is the list of classes; labels.txt has none of its names and is not used",)
+    (tmp_path / "labels.txt").write_text("frame_001.jpg\nframe_002.jpg\n")
+    assert find_class_list(tmp_path).notes == ()
+
+
+CITYSCAPES_CSV = (
+    "name,id,trainId,category,catId,hasInstances,ignoreInEval,color\n"
+    'unlabeled,0,255,void,0,False,True,"(0, 0, 0)"\nego vehicle,1,255,void,0,False,True,"(0, 0, 0)"\n'
+    'road,7,0,flat,1,False,False,"(128, 64, 128)"\ncar,26,1,vehicle,7,True,False,"(0, 0, 142)"\n'
+    'license plate,-1,-1,vehicle,7,False,True,"(0, 0, 142)"\n'
+)
+
+
+@pytest.mark.parametrize("key", ["trainId", "train_id"])
+def test_cityscapes_table_is_read_by_the_number_that_the_masks_names_say(key: str, tmp_path: Path) -> None:
+    text = CITYSCAPES_CSV.replace("trainId", key)
+    by_id, by_train = read(tmp_path, text, ids="id"), read(tmp_path, text, ids="trainId")
+    assert by_id.classes.names == by_train.classes.names == ("road", "car")
+    assert dict(by_id.labels.values) == {0: VOID, 1: VOID, 7: 0, 26: 1, 255: VOID}
+    assert dict(by_train.labels.values) == {0: 0, 1: 1, 255: VOID}
+    assert by_id.labels.colors == by_train.labels.colors == {(0, 0, 0): VOID, (128, 64, 128): 0, (0, 0, 142): 1}
+    assert "an `id` and a `trainId` that differ" in error(tmp_path, text)
+    only = read(tmp_path, f"name,{key}\nroad,0\ncar,1\npole,255\nsign,-1\n")
+    assert only.classes.names == ("road", "car")
+    assert dict(only.labels.values) == {0: 0, 1: 1, 255: VOID}
+    partly = f"name,id,{key}\nroad,7,0\npole,17,\ncar,26,1\n"
+    assert "an `id` and a `trainId` that differ" in error(tmp_path, partly)
+    assert dict(read(tmp_path, partly, ids="trainId").labels.values) == {0: 0, 1: 1, 255: VOID}
+    assert dict(read(tmp_path, partly, ids="id").labels.values) == {7: 0, 17: VOID, 26: 1, 255: VOID}
+    null = json.dumps(
+        [{"name": "road", "id": 7, key: 0}, {"name": "pole", "id": 17, key: None}, {"name": "car", "id": 26, key: 1}]
+    )
+    assert "an `id` and a `trainId` that differ" in error(tmp_path, null)
+    assert dict(read(tmp_path, null, ids="trainId").labels.values) == {0: 0, 1: 1, 255: VOID}
+    assert dict(read(tmp_path, null, ids="id").labels.values) == {7: 0, 17: VOID, 26: 1, 255: VOID}
+    of_json = json.dumps(CITYSCAPES).replace("trainId", key)
+    assert dict(read(tmp_path, of_json, ids="trainId").labels.values) == {0: 0, 1: 1, 255: VOID}
+
+
+def test_a_heading_and_doubtful_names_are_said(tmp_path: Path) -> None:
+    (note,) = read(tmp_path, "name\nbg\nroad\n").notes
+    assert note == "classes.txt: line 1, 'name', is taken as a header, not as a class (put it in quotes if it is a class)"
+    assert "border counts as a class" in read(tmp_path, "bg 0 0 0\na 128 0 0\nborder 224 224 192\n").notes[0]
+    assert "edges counts as a class" in read(tmp_path, "bg 0 0 0\na 128 0 0\nedges 224 224 192\n").notes[0]
 
 
 def test_a_missing_list_is_an_error_that_says_what_lies_there(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from fcn_jax.api import Classes, Example, Record, Source
 from fcn_jax.data import inspection
 from fcn_jax.data.folder import FOLDER
 from fcn_jax.data.inspection import Findings, inspect
+from fcn_jax.data.labels import LabelMap
 from fcn_jax.errors import DataError
 
 HEIGHT, WIDTH = 8, 12
@@ -151,6 +152,19 @@ def test_damaged_missing_and_empty_files_are_all_named(tmp_path: Path) -> None:
         ("bg\nroad\n", [stripes(255)], "all pixels of train are void"),
         ("bg\nroad\n", [stripes(1, 255)], "train holds 'road' and void only, so that nothing is learned"),
         ("bg\nroad\ncar\n", [stripes(0, 255)], "every pixel of 'road' would be left out"),
+        ("road 255 255 255\n", [stripes(0, 255)], "'road' is the only class, and the masks hold the values 0, 255"),
+        ("road 255 255 255\n", [stripes((0, 0, 9), (255, 255, 255))], "'road' is the only class: with one class"),
+        (
+            "bg\nroad\n",
+            [stripes(1, 255)],
+            "if 255 is a class, give each class its value in the list, as in `bg 1` and `road 255`",
+        ),
+        (
+            "bg\nroad\n",
+            [stripes(0, 127, 255)],
+            "3 gray values for 2 classes: give each class its value in the list, as in `bg 0`",
+        ),
+        ("bg\nroad\n", [stripes(0, 1).astype(np.uint16) * 65535], "list `bg 0 0 0`, `road 255 255 255`"),
     ],
 )
 def test_contradictions_are_refused_with_advice_that_fits(
@@ -198,6 +212,40 @@ def test_readings_that_are_assumed_are_said(tmp_path: Path) -> None:
     assert notes(tmp_path, "bg\nroad\n", [stripes((0, 0, 0), (1, 1, 1))]) == (
         "2 masks are RGB with equal channels and are read as gray",
     )
+
+
+def test_a_built_in_palette_is_no_list_of_the_user(tmp_path: Path) -> None:
+    source = FOLDER.open(make(tmp_path / "d", "bg\nroad\n", [stripes(0, 1)]), "train")
+    for listed in (True, False):
+        rules = LabelMap(2, {0: 0, 1: 1, 255: 255}, {(0, 0, 0): 0, (128, 0, 0): 1}, listed=listed)
+        own = dataclasses.replace(source, labels=rules)
+        assert len(inspect({"train": own}, training="train", stream=io.StringIO()).notes) == listed
+    assert not LabelMap.of(2, palette={(0, 0, 0): 0}).listed
+
+
+def test_indices_without_a_color_of_their_own_are_said_to_be_labels_or_refused(tmp_path: Path) -> None:
+    root = make(tmp_path / "d", "bg 0 0 0\na 128 0 0\nb 0 128 0\n", [])
+
+    def save(palette: list[int], *values: int) -> None:
+        for split in ("train", "val"):
+            for kind in ("images", "masks"):
+                (root / kind / split).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (WIDTH, HEIGHT)).save(root / "images" / split / f"{split}.png")
+            mask = Image.fromarray(stripes(*values))
+            mask.putpalette(palette)
+            mask.save(root / "masks" / split / f"{split}.png")
+
+    save([0, 0, 0, 128, 0, 0] + [0] * 762, 0, 1, 255)
+    for _ in range(2):  # the second time from the cache
+        assert look(root).counts["train"].tolist() == [32, 32, 0, 32]
+    save([0, 0, 0, 128, 0, 0] + [0] * 762, 0, 1, 2, 255)
+    for _ in range(2):
+        found = look(root)
+        assert found.counts["train"].tolist() == [24, 24, 24, 24]
+        assert "2 masks hold palette indices without a color of their own" in "\n".join(found.notes)
+    save([128, 0, 0, 0, 0, 0] + [0] * 762, 0, 1, 7, 255)
+    for _ in range(2):
+        assert "palette indices without a color of their own: 7, 255 (in 96 pixels)" in refusal(root)
 
 
 def test_an_image_in_both_splits_is_said(tmp_path: Path) -> None:

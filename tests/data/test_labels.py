@@ -11,7 +11,10 @@ from PIL import Image
 from fcn_jax.api import IGNORE_INDEX
 from fcn_jax.data.decode import read_mask
 from fcn_jax.data.labels import LabelMap, StoredMask, histogram, read, to_labels
+from fcn_jax.data.voc import VOC_CLASSES
 from fcn_jax.errors import DataError
+from fcn_jax.palette import voc_palette
+from fuzz.encoders import INDEXED, png
 
 VOID = IGNORE_INDEX
 ADE = LabelMap(2, {0: 0, 1: 1, 2: VOID, 255: VOID}, {(1, 1, 1): 0, (2, 2, 2): 1, (0, 0, 0): VOID})
@@ -73,6 +76,94 @@ def test_index_255_is_void_whatever_its_color_unless_that_is_listed() -> None:
     assert labels(indexed(0, 255, colors={255: (255, 255, 255)}), VOC) == [0, VOID]
 
 
+TWO = LabelMap(2, {0: 0, 1: 1, 255: VOID}, {(0, 0, 0): 0, (128, 0, 0): 1})
+PADDED = {"padded": 256, "cut": 2}
+
+
+def from_file(values: list[int], palette: list[int], rules: LabelMap) -> list[int]:
+    colors = np.array(palette, np.uint8).reshape(-1, 3)
+    return read_mask(png(np.array([values], np.uint8), color=INDEXED, palette=colors), rules)[0].tolist()
+
+
+@pytest.mark.parametrize("length", PADDED.values(), ids=PADDED)
+def test_an_index_without_a_color_of_its_own_is_a_label_where_colors_and_values_agree(length: int) -> None:
+    palette = ([0, 0, 0, 128, 0, 0] + [0] * 762)[: 3 * length]
+    assert from_file([0, 1, 255], palette, TWO) == [0, 1, VOID]
+    assert from_file([1, 255], palette, TWO) == [1, VOID]
+    with pytest.raises(DataError, match=r"palette indices without a color of their own: 7 \(in 1 pixels\)"):
+        from_file([0, 1, 7], palette, TWO)
+    three = LabelMap(3, {0: 0, 1: 1, 2: 2, 255: VOID}, {(0, 0, 0): 0, (128, 0, 0): 1, (9, 9, 9): 2})
+    assert from_file([0, 1, 2], palette, three) == [0, 1, 2]
+    white = LabelMap(3, {0: 0, 1: 1, 2: 2, 255: VOID}, {(0, 0, 0): 0, (128, 0, 0): 1, (255, 255, 255): 2})
+    assert from_file([0, 1, 255], palette, white) == [0, 1, VOID]
+    with pytest.raises(DataError, match="without a color of their own: 255 "):
+        from_file([0, 255], palette, white)
+
+
+@pytest.mark.parametrize("length", PADDED.values(), ids=PADDED)
+def test_an_index_without_a_color_of_its_own_is_refused_where_the_palette_has_another_order(length: int) -> None:
+    palette = ([128, 0, 0, 0, 0, 0] + [0] * 762)[: 3 * length]
+    assert from_file([0, 1], palette, TWO) == [1, 0]
+    with pytest.raises(DataError, match="without a color of their own: 255 "):
+        from_file([0, 1, 255], palette, TWO)
+    with pytest.raises(DataError, match="without a color of their own: 255 "):
+        from_file([0, 255], palette, TWO)
+
+
+@pytest.mark.parametrize("length", [3, 256])
+def test_255_is_void_also_where_white_is_a_class_with_an_index_of_its_own(length: int) -> None:
+    rules = LabelMap(3, {0: 0, 1: 1, 2: 2, 255: VOID}, {(255, 255, 255): 0, (0, 0, 255): 1, (0, 255, 255): 2})
+    palette = ([255, 255, 255, 0, 0, 255, 0, 255, 255] + [255] * 759)[: 3 * length]
+    assert from_file([0, 1, 2, 255], palette, rules) == [0, 1, 2, VOID]
+    assert from_file([255], palette, rules) == [VOID]
+    with pytest.raises(DataError, match="without a color of their own: 255 "):
+        from_file([0, 255], [0, 0, 0] * 256, BLACK_WHITE)
+
+
+def test_voc_masks_with_a_palette_of_21_colors_have_255_as_void() -> None:
+    rules = LabelMap.of(21, palette={c: k for k, c in enumerate(VOC_CLASSES.palette)} | {(224, 224, 192): 255})
+    colors = [part for color in VOC_CLASSES.palette for part in color]
+    for palette in (colors, colors + [0] * (768 - len(colors)), [part for c in voc_palette(256) for part in c]):
+        assert from_file([0, 15, 20, 255], palette, rules) == [0, 15, 20, VOID]
+    # The order of the colors, not the indices, counts.
+    assert from_file([0, 1], colors[3:6] + colors[:3], rules) == [1, 0]
+
+
+def test_a_mask_with_an_incomplete_palette_that_agrees_is_read_by_its_table_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(stored: StoredMask) -> None:
+        raise AssertionError("values were counted")
+
+    monkeypatch.setattr("fcn_jax.data.labels._histogram", slow)
+    assert from_file([0, 1, 255], [0, 0, 0, 128, 0, 0] + [0] * 762, TWO) == [0, 1, VOID]
+
+
+def file_of(array: np.ndarray, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "PNG", **options)
+    return buffer.getvalue()
+
+
+def test_the_color_of_a_gray_value_is_its_gray_on_a_screen() -> None:
+    def wide(*values: int) -> StoredMask:
+        return StoredMask(np.array([values], np.uint16), bits=16)
+
+    assert labels(wide(0, 65535), BLACK_WHITE) == [0, 1]
+    assert labels(wide(0, 257), LabelMap(2, {0: 0, 1: 1}, {(0, 0, 0): 1, (1, 1, 1): 0})) == [1, 0]
+    with pytest.raises(DataError, match="gray values that no class has: 65534"):
+        labels(wide(0, 65534), BLACK_WHITE)
+    assert labels(wide(0, 255), BLACK_WHITE) == [0, 1]
+    reversed_ = LabelMap(2, {0: 0, 1: 1, 255: VOID}, {(255, 255, 255): 0, (0, 0, 0): 1})
+    assert read_mask(file_of(np.array([[False, True]])), reversed_).tolist() == [[1, 0]]
+    assert read_mask(file_of(np.array([[0, 65535]], np.uint16)), reversed_).tolist() == [[1, 0]]
+    for kind in ("BMP", "TIFF", "PNG"):
+        buffer = io.BytesIO()
+        Image.fromarray(np.array([[False, True]])).save(buffer, kind)
+        assert read_mask(buffer.getvalue(), reversed_).tolist() == [[1, 0]]
+    # Where the scaled grays are not listed, the stored ones are.
+    assert read_mask(file_of(np.array([[False, True]])), ADE).tolist() == [[VOID, 0]]
+    assert read_mask(file_of(np.array([[False, True]])), VOC).tolist() == [[0, 1]]
+
+
 def test_values_whose_readings_contradict_each_other_are_refused() -> None:
     camvid = LabelMap(2, {0: 0, 1: 1, 2: VOID, 255: VOID}, {(128, 128, 128): 0, (128, 0, 0): 1, (0, 0, 0): VOID})
     with pytest.raises(DataError, match=r"gray values 0 are listed as colors of other classes.*take the colors off"):
@@ -123,14 +214,20 @@ def test_labels_are_those_that_the_reading_of_the_histogram_says(seed: int, rule
     values = rng.choice([0, 1, 2, 3, 255], (5, 6), p=[0.4, 0.4, 0.15, 0.02, 0.03]).astype(np.uint8)
     palette = np.zeros((256, 3), np.uint8)
     palette[:4] = rng.permutation([(0, 0, 0), (128, 0, 0), (255, 255, 255), (1, 1, 1)])
-    for stored in (StoredMask(values), StoredMask(values, palette), StoredMask(values.astype(np.uint16))):
+    if rng.integers(2):
+        palette[1:3] = palette[0]
+    few = np.minimum(values, 1)
+    for stored in (
+        *(StoredMask(values), StoredMask(values, palette), StoredMask(values, palette[:3]), StoredMask(values.astype(np.uint16))),
+        *(StoredMask(few, bits=1), StoredMask(values.astype(np.uint16) * 257, bits=16)),
+    ):
         reading = read(histogram(stored), rules)
         if reading.unknown or reading.disputed:
             with pytest.raises(DataError, match=r"m\.png: "):
                 to_labels(stored, rules, name="m.png")
         else:
             assert to_labels(stored, rules, name="m.png").tolist() == [
-                [reading.labels[v] for v in row] for row in values.tolist()
+                [reading.labels[v] for v in row] for row in stored.values.tolist()
             ]
 
 
