@@ -36,7 +36,8 @@ class LoadRecord:
             rounded.
         key: the keys under which the state dict lies in the file, joined by dots; "" for the top.
         also_fits: keys and prefixes under which the file holds other tensors of the same names and sizes, such as "model_ema".
-        beside: keys of the file that hold no tensors of this state dict, such as "epoch"; they were not looked at.
+        beside: keys of the file that hold no weights, such as "epoch".
+        others: keys of the file that hold other weights, such as "model_ema", which were left.
         renamed: name -> name in the file, where more than `stripped` was taken off, such as `_orig_mod` within the name.
     """
 
@@ -53,6 +54,7 @@ class LoadRecord:
     key: str = ""
     also_fits: list[str] = dataclasses.field(default_factory=list)
     beside: list[str] = dataclasses.field(default_factory=list)
+    others: list[str] = dataclasses.field(default_factory=list)
     renamed: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def in_file(self, name: str) -> str:
@@ -84,6 +86,8 @@ class LoadRecord:
             parts.append(f"{len(self.dropped)} dropped: {listing(self.dropped)}")
             reasons = collections.Counter(self.dropped.values())
             parts[-1] += f" ({'; '.join(reasons) if len(reasons) < 4 else f'{len(reasons)} reasons'})"
+        if self.others:
+            parts.append(f"other weights, left: {listing(self.others, 6)}")
         if self.beside:
             parts.append(f"not weights: {listing(self.beside, 6)}")
         return "; ".join(parts)
@@ -267,6 +271,9 @@ def complaint(record: LoadRecord, what: str, problems: Problems, looks_like: str
         if names:
             shown = [_with_nearest(name, problems.missing) for name in names[:_SHOWN]] if label == "surplus" else names[:_SHOWN]
             parts.append(f"{label} {len(names)}: {listing([*shown, *names[_SHOWN:]], _SHOWN)}")
+    for key in record.others:
+        if count := sum(name.startswith(f"{key}.") for name in problems.surplus):
+            parts.append(f"it also holds weights under '{key}' ({count} tensor{'s' if count > 1 else ''})")
     if problems.unmatched_globs:
         parts.append(f"--reinit matches nothing: {listing(problems.unmatched_globs)}")
     if problems.unmatched_drops:
