@@ -165,6 +165,27 @@ _PLAIN_BUILTINS = frozenset(
         "getattr",
         "Ellipsis",
         "NotImplemented",
+        "memoryview",
+        "classmethod",
+        "staticmethod",
+        "super",
+        "len",
+        "max",
+        "min",
+        "sum",
+        "abs",
+        "pow",
+        "round",
+        "sorted",
+        "reversed",
+        "enumerate",
+        "zip",
+        "map",
+        "filter",
+        "any",
+        "all",
+        "chr",
+        "print",
     ]
 )
 
@@ -404,7 +425,13 @@ _PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg", "commands": "subp
 """Modules that pickles of the protocols below 3 call by their old names."""
 
 
+_PYTHON_2_BUILTINS = {"xrange": "range", "long": "int", "unicode": "str", "basestring": "str", "unichr": "chr"}
+"""What the builtins of Python 2 are called today; pickles of the protocols below 3 name them so."""
+
+
 def _named(module: str, name: str) -> Global:
+    if module == "__builtin__":
+        name = _PYTHON_2_BUILTINS.get(name, name)
     module = _PYTHON_2.get(module, module)
     opens = name == "open" and module in ("io", "_io")
     if opens or module.partition(".")[0] in _RUN_CODE or (module == "builtins" and not _is_plain_builtin(name)):

@@ -304,6 +304,33 @@ def test_what_is_no_tensor_is_left_and_named(tmp_path):
     assert (list(found.tensors), found.beside) == (["a"], ("note",))
 
 
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_builtin_types_and_ranges_among_the_settings_do_no_harm(tmp_path, protocol, zipped):
+    settings = {
+        "steps": range(3),
+        "types": [int, str, float, bool, dict, object, type, complex, bytes],
+        "how": [max, zip, len],
+        "big": 2**70,
+    }
+    torch.save(
+        {"model": {"a": torch.ones(2)}, **settings},
+        tmp_path / "a.pth",
+        pickle_protocol=protocol,
+        _use_new_zipfile_serialization=zipped,
+    )
+    (found,) = files.open_state_dicts(tmp_path / "a.pth")
+    assert (found.key, found.beside) == ("model", tuple(settings))
+    np.testing.assert_array_equal(found.tensors["a"], [1, 1])
+
+
+@pytest.mark.parametrize("name", ["eval", "raw_input", "execfile", "file", "apply", "reload", "__import__"])
+def test_names_of_python_2_that_run_code_stay_refused(tmp_path, name):
+    (tmp_path / "a.pth").write_bytes(b"\x80\x02c__builtin__\n" + name.encode() + b"\n.")
+    with pytest.raises(WeightsError, match=rf"refused, .*it names builtins\.{name}"):
+        files.read(tmp_path / "a.pth")
+
+
 def big_endian(path):
     """The same archive as a machine of the other byte order writes it."""
     with zipfile.ZipFile(path) as archive, zipfile.ZipFile(path.with_name("big.pth"), "w") as other:
