@@ -200,6 +200,8 @@ def _unknown(
     expected = [place[0] for path in targets if (place := table.to_torch(path)) is not None]
     looks_like = architecture.guess({raw: largest.shape(raw) for raw in largest})
     guess = f"; it looks like {looks_like}" if looks_like else ""
+    if how := matching.reparametrized(largest):
+        guess += f"; {how}"
     return (
         f"{name}: weights of another model: no prefix makes its names known (it has {listing(largest, 4)}; expected are names such as "
         f"{listing(expected, 4)}){guess}"
@@ -224,7 +226,8 @@ def load_named(
     """
     what = spec.backbone if record.scope == "backbone" else f"{spec.backbone} + {spec.head}"
     what += f" (read as {record.how_read()})"
-    _fill(_targets(module, spec), what, tensors, table, record, reinit, drop, leftover, looks_like)
+    classes = spec.num_classes if spec.head is not None else None
+    _fill(_targets(module, spec), what, tensors, table, record, reinit, drop, leftover, looks_like, classes)
 
 
 def load_by_table(module: nnx.Module, tensors: Mapping[str, Any], table: Table) -> LoadRecord:
@@ -248,10 +251,13 @@ def _fill(
     drop: Sequence[str] = (),
     leftover: Callable[[str], str | None] | None = None,
     looks_like: Callable[[], str | None] = lambda: None,
+    num_classes: int | None = None,
 ) -> None:
     problems = matching.match(tensors, targets, table, reinit, record, drop, leftover)
     if problems:
-        raise WeightsError(matching.complaint(record, what, problems, looks_like()))
+        guess = looks_like()
+        backbone = architecture.backbone_of(guess, registry.default().names("backbones")) if guess else None
+        raise WeightsError(matching.complaint(record, what, problems, guess, num_classes, backbone))
     give_back_freed_memory()  # what checking took, and building the model: for a small one as much as its values
     for path, name in record.loaded.items():
         rule = table.to_torch(path)[1]  # type: ignore[index]  # by which it was matched

@@ -85,6 +85,7 @@ def readings(
             reading.known,
             -reading.missing,
             not state_dicts.is_average(reading.label),
+            not state_dicts.is_average(reading.prefix),  # where the key is an average's, it says nothing about what is below it
             not reading.state.joined,
             -reading.label.count("."),
         )

@@ -149,7 +149,7 @@ def find(tree: Any, entry: Callable[[str, Any], Entry | None], source: str) -> l
         level = below
     together = _together(found)
     if not found:
-        raise WeightsError(f"{source}: {_nothing(tree)}")
+        raise WeightsError(f"{source}: {_nothing(tree, entry)}")
     return found + together
 
 
@@ -210,8 +210,13 @@ def _together(found: list[StateDict]) -> list[StateDict]:
     return joined
 
 
-def _nothing(tree: Any) -> str:
+def _nothing(tree: Any, entry: Callable[[str, Any], Entry | None]) -> str:
     """Why there is no state dict."""
+    if (alone := entry("", tree)) is not None:
+        return f"holds one tensor, of shape {alone.shape}, without a name; save a state dict: torch.save(model.state_dict(), ...)"
+    if (unnamed := _unnamed(tree, entry)) is not None:
+        kind = type(unnamed).__name__
+        return f"the names of its tensors are of type {kind} ({unnamed!r}), not text; save them as a dict of str to tensor"
     networks = _networks(tree)
     if networks:
         return (
@@ -231,6 +236,21 @@ def _nothing(tree: Any) -> str:
             else f"holds no state dict but {listing(keys)}, without tensors by name"
         )
     return f"holds no state dict but a {type(tree).__name__}"
+
+
+def _unnamed(tree: Any, entry: Callable[[str, Any], Entry | None]) -> Any:
+    """The first key of a tensor that is no name, such as bytes."""
+    level = [tree]
+    for _ in range(4):
+        below: list[Any] = []
+        for value in level[:1000]:
+            if isinstance(value, Mapping):
+                for key, child in value.items():
+                    if not isinstance(key, (str, int)) and entry("", child) is not None:
+                        return key
+            below += [child for _, child in _children(value)]
+        level = below
+    return None
 
 
 def _networks(tree: Any) -> list[str]:

@@ -186,6 +186,12 @@ WRAPPED = {
     "DataParallel of a compiled network": (lambda: prefixed("module._orig_mod.", WHOLE), "", "module._orig_mod.", set()),
     "compiled DataParallel": (lambda: {"model": prefixed("_orig_mod.module.", WHOLE)}, "model", "_orig_mod.module.", set()),
     "BasicSR": (lambda: {"params": WHOLE, "params_ema": AVERAGE}, "params", "", set()),
+    "an average that keeps the network": (
+        lambda: {"ema_model": {**prefixed("ema_model.", AVERAGE), **prefixed("online_model.", WHOLE), "step": torch.tensor(3)}},
+        "ema_model",
+        "online_model.",
+        {f"ema_model.{name}" for name in WHOLE} | {"step"},
+    ),
     "EMA first": (lambda: {"model_ema": AVERAGE, "model": WHOLE}, "model", "", set()),
     "MMEngine": (
         lambda: {
