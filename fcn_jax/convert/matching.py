@@ -345,8 +345,10 @@ def complaint(
         if names:
             shown = [_with_nearest(name, problems.missing) for name in names[:_SHOWN]] if label == "surplus" else names[:_SHOWN]
             parts.append(f"{label} {len(names)}: {listing([*shown, *names[_SHOWN:]], _SHOWN)}")
+    apart = False
     for key in record.others:
         if count := sum(name.startswith(f"{key}.") for name in problems.surplus):
+            apart = record.names == "torchvision"
             parts.append(f"it also holds weights under '{key}' ({count} tensor{'s' if count > 1 else ''})")
     if problems.unmatched_globs:
         parts.append(f"--reinit matches nothing: {listing(problems.unmatched_globs)}")
@@ -373,6 +375,8 @@ def complaint(
         advice = (
             "; the backbone is all there: to start another head from it, give --reinit head; to leave tensors out, --drop GLOB"
         )
+        if apart:
+            advice += "; where it is the head of the model, save both in one dict, under the keys 'backbone' and 'classifier'"
     elif problems.surplus:
         advice = "; all of the model is there: to leave the surplus out on purpose, name it with --drop GLOB"
     return "; ".join(parts) + advice

@@ -376,6 +376,16 @@ def test_a_head_in_a_dict_of_its_own_is_not_lost_in_silence(make, tmp_path, name
         assert all(name.startswith(f"{key}.") and reason in why for name, why in record.dropped.items())
 
 
+def test_a_head_under_the_key_that_the_refusal_advises_is_loaded(make, tmp_path):
+    torch.save({"trunk": TRUNK, "top": HEAD}, tmp_path / "a.pth")
+    with pytest.raises(WeightsError, match=r"under 'top' \(8 tensors\).*save both .*under the keys 'backbone' and 'classifier'"):
+        load_torch(make(), tmp_path / "a.pth")
+    torch.save({"epoch": 1, "model": {"backbone": TRUNK, "classifier": HEAD}}, tmp_path / "a.pth")
+    model = make()
+    assert load_torch(model, tmp_path / "a.pth").scope == "model"
+    assert_holds(model, WHOLE)
+
+
 def test_copies_averages_losses_and_optimizers_beside_a_backbone_are_no_head(make, tmp_path):
     contents = {
         "model": TRUNK,
