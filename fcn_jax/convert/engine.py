@@ -226,8 +226,7 @@ def load_named(
     """
     what = spec.backbone if record.scope == "backbone" else f"{spec.backbone} + {spec.head}"
     what += f" (read as {record.how_read()})"
-    classes = spec.num_classes if spec.head is not None else None
-    _fill(_targets(module, spec), what, tensors, table, record, reinit, drop, leftover, looks_like, classes)
+    _fill(_targets(module, spec), what, tensors, table, record, reinit, drop, leftover, looks_like, spec)
 
 
 def load_by_table(module: nnx.Module, tensors: Mapping[str, Any], table: Table) -> LoadRecord:
@@ -251,13 +250,16 @@ def _fill(
     drop: Sequence[str] = (),
     leftover: Callable[[str], str | None] | None = None,
     looks_like: Callable[[], str | None] = lambda: None,
-    num_classes: int | None = None,
+    spec: ModelSpec | None = None,
 ) -> None:
     problems = matching.match(tensors, targets, table, reinit, record, drop, leftover)
     if problems:
         guess = looks_like()
+        classes = spec.num_classes if spec is not None and spec.head is not None else None
         backbone = architecture.backbone_of(guess, registry.default().names("backbones")) if guess else None
-        raise WeightsError(matching.complaint(record, what, problems, guess, num_classes, backbone))
+        if spec is not None and backbone == spec.backbone:
+            backbone = None
+        raise WeightsError(matching.complaint(record, what, problems, guess, classes, backbone))
     give_back_freed_memory()  # what checking took, and building the model: for a small one as much as its values
     for path, name in record.loaded.items():
         rule = table.to_torch(path)[1]  # type: ignore[index]  # by which it was matched

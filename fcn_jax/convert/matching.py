@@ -330,7 +330,7 @@ def complaint(
         problems: at least one.
         looks_like: what the file seems to hold, or None.
         num_classes: of the model, if it has a head.
-        backbone: the registered one that the file seems to hold, or None.
+        backbone: the registered one that the file seems to hold, if it is not the model's; otherwise None.
     """
     parts = [f"{record.source} does not fit {what}"]
     if looks_like and (problems.missing or (problems.surplus and record.scope == "backbone")):
@@ -360,8 +360,12 @@ def complaint(
     if how:
         advice = f"; {how}"
     elif problems.in_backbone and not problems.missing:
-        name = f" ({backbone})" if backbone else ""
-        advice = f"; another architecture: choose the backbone of the file{name} (setting model.backbone, --model of convert)"
+        if backbone:
+            advice = f"; another architecture: choose the backbone of the file, {backbone} (setting model.backbone, --model of convert)"
+        else:
+            advice = (
+                "; surplus within the backbone: another architecture? To leave tensors out on purpose, name them with --drop GLOB"
+            )
     elif classes is not None:
         advice = (
             f"; the file has {classes} classes, the model {num_classes}: give --num-classes {classes} (num_classes={classes}), or, to "

@@ -471,9 +471,20 @@ def test_a_larger_network_of_the_same_family_is_another_backbone(torchvision, sh
         tensors |= {name: np.zeros(s, np.float32) for name, s in shapes["torchvision"].items() if name.startswith("classifier.")}
     message = refused(make_model(CLASSES), tensors, reinit=["head"])
     assert "it looks like a torchvision ResNet-34" in message or whole
-    assert "another architecture: choose the backbone of the file (resnet34) (setting model.backbone" in message
+    assert "another architecture: choose the backbone of the file, resnet34 (setting model.backbone" in message
     assert "--drop" not in message
     assert "--reinit" not in message
+
+
+def test_more_tensors_within_the_backbone_may_be_left_on_purpose(shapes, make_model):
+    tensors = {
+        n.removeprefix("backbone."): v for n, v in random_state_dict(shapes["torchvision"]).items() if n.startswith("backbone.")
+    }
+    tensors["layer1.0.observer.scale"] = np.ones(1, np.float32)
+    message = refused(make_model(CLASSES), tensors)
+    assert "surplus within the backbone: another architecture? " in message
+    record = load_torch(make_model(CLASSES), tensors, drop=["*.observer"])
+    assert list(record.dropped) == ["layer1.0.observer.scale"]
 
 
 def test_a_negative_variance_is_refused(shapes, make_model):
