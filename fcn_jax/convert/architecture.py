@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -25,6 +25,15 @@ def guess(shapes: Shapes) -> str | None:
     if network and around:
         return f"{network}, within {around}"
     return network or around
+
+
+def backbone_of(guessed: str | None, registered: Collection[str]) -> str | None:
+    """The registered backbone that a guess names, such as "resnet34" for "a torchvision ResNet-34 (...)"; None if there is none."""
+    found = re.match(r"(?:a torchvision (ResNet)-(\d+) \((?:basic|bottleneck)|(VGG)-(\d+))", guessed or "")
+    name = "".join(part for part in found.groups() if part).lower() if found else ""
+    if guessed is not None and name.startswith("vgg") and "with batch normalization" in guessed:
+        name += "_bn"
+    return name if name in registered else None
 
 
 def _has(shapes: Shapes, ending: str) -> str | None:

@@ -15,7 +15,7 @@ from fcn_jax.api import Backbone, Head
 from fcn_jax.convert import architecture, files, matching, named_weights, reading
 from fcn_jax.convert.matching import LoadRecord
 from fcn_jax.convert.rules import Drop, Rule, Table
-from fcn_jax.convert.state_dicts import StateDict
+from fcn_jax.convert.state_dicts import StateDict, Tensors
 from fcn_jax.errors import ConfigError, WeightsError, listing
 from fcn_jax.memory import give_back_freed_memory
 from fcn_jax.models.names import leaves
@@ -127,6 +127,8 @@ def load_into(
         raise WeightsError(_unknown(states, candidates, targets, name))
     chosen, also_fits = reading.choose(found, key, states, name)
     table = candidates[chosen.scope, chosen.scheme]
+    others = reading.other_weights(chosen, states)
+    beside = {key: any(f"{other.key}.".startswith(f"{key}.") for other in others) for key in chosen.state.beside}
     record = LoadRecord(
         name,
         digest,
@@ -139,18 +141,47 @@ def load_into(
         chosen.prefix,
         key=chosen.state.key,
         also_fits=also_fits,
-        beside=list(chosen.state.beside),
+        beside=[key for key, holds_weights in beside.items() if not holds_weights],
+        others=[key for key, holds_weights in beside.items() if holds_weights],
         renamed={new: raw for new, raw in chosen.names.items() if raw != chosen.prefix + new},
     )
     tensors = chosen.tensors()
     record.renamed.update({raw: raw for raw in tensors if raw not in chosen.names and chosen.prefix})
-    leftover = reading.leftovers(chosen, found, table, targets, starts_new_head(targets, reinit, candidates))
+    new_head = starts_new_head(targets, reinit, candidates)
+    leftover = reading.leftovers(chosen, found, table, targets, new_head)
+    if chosen.scope == "backbone" and not key:
+        tensors, leftover = _with_parts_apart(
+            tensors, leftover, reading.parts_apart(chosen, found, others), table, record, new_head
+        )
     shapes = {raw: chosen.state.tensors.shape(raw) for raw in chosen.state.tensors}
     load_named(module, spec, tensors, table, record, reinit, drop, leftover, lambda: architecture.guess(shapes))
+    record.others[:] = [key for key in record.others if not any(name.startswith(f"{key}.") for name in record.dropped)]
     used = {*record.loaded.values(), *record.dropped}
     for new in [new for new in record.renamed if new not in used or (record.renamed[new] == new and new not in record.dropped)]:
         del record.renamed[new]
     return record
+
+
+def _with_parts_apart(
+    tensors: Tensors,
+    leftover: Callable[[str], str | None],
+    apart: Sequence[StateDict],
+    table: Table,
+    record: LoadRecord,
+    new_head: bool,
+) -> tuple[Tensors, Callable[[str], str | None]]:
+    """What a file holds, with the tensors of other state dicts that may belong to the network, so that they are not lost in silence."""
+    named = {f"{state.key}.{raw}" if state.key else raw: (state, raw) for state in apart for raw in state.tensors}
+    # A name that the model knows would be loaded from there, which no one asked for.
+    named = {name: place for name, place in named.items() if name not in tensors and table.to_jax(name) is None}
+    record.renamed.update({name: name for name in named})
+
+    def reason(name: str) -> str | None:
+        if name not in named:
+            return leftover(name)
+        return table.dropped(name) or (reading.HEAD_LEFT if new_head else None)
+
+    return tensors.with_others({name: state.tensors.entry(raw) for name, (state, raw) in named.items()}), reason
 
 
 def starts_new_head(
@@ -169,6 +200,8 @@ def _unknown(
     expected = [place[0] for path in targets if (place := table.to_torch(path)) is not None]
     looks_like = architecture.guess({raw: largest.shape(raw) for raw in largest})
     guess = f"; it looks like {looks_like}" if looks_like else ""
+    if how := matching.reparametrized(largest):
+        guess += f"; {how}"
     return (
         f"{name}: weights of another model: no prefix makes its names known (it has {listing(largest, 4)}; expected are names such as "
         f"{listing(expected, 4)}){guess}"
@@ -193,7 +226,7 @@ def load_named(
     """
     what = spec.backbone if record.scope == "backbone" else f"{spec.backbone} + {spec.head}"
     what += f" (read as {record.how_read()})"
-    _fill(_targets(module, spec), what, tensors, table, record, reinit, drop, leftover, looks_like)
+    _fill(_targets(module, spec), what, tensors, table, record, reinit, drop, leftover, looks_like, spec)
 
 
 def load_by_table(module: nnx.Module, tensors: Mapping[str, Any], table: Table) -> LoadRecord:
@@ -217,10 +250,16 @@ def _fill(
     drop: Sequence[str] = (),
     leftover: Callable[[str], str | None] | None = None,
     looks_like: Callable[[], str | None] = lambda: None,
+    spec: ModelSpec | None = None,
 ) -> None:
     problems = matching.match(tensors, targets, table, reinit, record, drop, leftover)
     if problems:
-        raise WeightsError(matching.complaint(record, what, problems, looks_like()))
+        guess = looks_like()
+        classes = spec.num_classes if spec is not None and spec.head is not None else None
+        backbone = architecture.backbone_of(guess, registry.default().names("backbones")) if guess else None
+        if spec is not None and backbone == spec.backbone:
+            backbone = None
+        raise WeightsError(matching.complaint(record, what, problems, guess, classes, backbone))
     give_back_freed_memory()  # what checking took, and building the model: for a small one as much as its values
     for path, name in record.loaded.items():
         rule = table.to_torch(path)[1]  # type: ignore[index]  # by which it was matched

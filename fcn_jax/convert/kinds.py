@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tarfile
 import zipfile
 from pathlib import Path
@@ -13,6 +14,14 @@ SAFETENSORS, ARCHIVE, LEGACY, PICKLE = "safetensors", "PyTorch archive", "PyTorc
 
 WEIGHT_SUFFIXES = (".pth", ".pt", ".safetensors", ".ckpt", ".bin", ".pkl", ".tar")
 """Endings of files that may hold weights; only used to point at one."""
+
+_PART = re.compile(r"-(\d{5})-of-(\d{5})\b")
+"""In names of files that hold a part of the weights each, as transformers, diffusers and others write them."""
+
+_DISTRIBUTED = (
+    "torch.distributed.checkpoint; make one file of it with "
+    "torch.distributed.checkpoint.format_utils.dcp_to_torch_save(FOLDER, 'weights.pth')"
+)
 
 _LEGACY_START = bytes.fromhex("8a0a6cfc9c46f920")  # PyTorch's magic number, behind the pickle's version
 
@@ -42,6 +51,8 @@ def kind_of(path: Path) -> str:
     Raises:
         WeightsError: it is something else, and the message says what and what to do.
     """
+    if what := _part_of_weights(path):
+        raise WeightsError(f"{path}: {what}")
     try:
         with path.open("rb") as file:
             start = file.read(4096)
@@ -59,6 +70,19 @@ def kind_of(path: Path) -> str:
     if start[:1] == b"\x80" and len(start) > 1 and start[1] in range(2, 6):
         return LEGACY if start[2:10] == _LEGACY_START or _LEGACY_START in start[2:32] else PICKLE
     raise WeightsError(f"{path}: {_other(path, start, end)}")
+
+
+def _part_of_weights(path: Path) -> str | None:
+    """Of a file that is named as one of several, which have the weights together only: what to say."""
+    part = _PART.search(path.name)
+    if part is not None and int(part[2]) > 1:
+        return (
+            f"part {int(part[1])} of {int(part[2])} of the weights, which are not read together; merge the parts into one file of a "
+            "state_dict"
+        )
+    if path.suffix == ".distcp" or (path.name == ".metadata" and any(path.parent.glob("*.distcp"))):
+        return f"a part of a checkpoint of {_DISTRIBUTED}"
+    return None
 
 
 def _kind_of_zip(path: Path) -> str:
@@ -181,8 +205,17 @@ def of_directory(path: Path) -> str:
         names = []
     if "saved_model.pb" in names:
         return "a folder with a TensorFlow SavedModel; only PyTorch's weights are read"
+    if any(name.endswith(".distcp") for name in names):
+        return f"a folder with a checkpoint of {_DISTRIBUTED}"
     if "data.pkl" in names and "version" in names:
         return "an unpacked PyTorch archive; pack the folder again with zip -0 -r weights.pth FOLDER"
     weights = [name for name in names if name.lower().endswith(WEIGHT_SUFFIXES)]
+    parts = [name for name in weights if (part := _PART.search(name)) and int(part[2]) > 1]
+    if parts and len(parts) == len(weights):
+        return (
+            f"a directory with weights in {len(parts)} files ({listing(parts, 3)}), which are not read together; merge the parts into one "
+            "file of a state_dict"
+        )
+    weights = [name for name in weights if name not in parts]
     inside = f"it holds {listing(weights, 4)}: name one of them" if weights else "weights are a file"
     return f"a directory; {inside}"

@@ -6,7 +6,7 @@ import collections
 import dataclasses
 import difflib
 import fnmatch
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from flax import nnx
@@ -36,7 +36,8 @@ class LoadRecord:
             rounded.
         key: the keys under which the state dict lies in the file, joined by dots; "" for the top.
         also_fits: keys and prefixes under which the file holds other tensors of the same names and sizes, such as "model_ema".
-        beside: keys of the file that hold no tensors of this state dict, such as "epoch"; they were not looked at.
+        beside: keys of the file that hold no weights, such as "epoch".
+        others: keys of the file that hold other weights, such as "model_ema", which were left.
         renamed: name -> name in the file, where more than `stripped` was taken off, such as `_orig_mod` within the name.
     """
 
@@ -53,6 +54,7 @@ class LoadRecord:
     key: str = ""
     also_fits: list[str] = dataclasses.field(default_factory=list)
     beside: list[str] = dataclasses.field(default_factory=list)
+    others: list[str] = dataclasses.field(default_factory=list)
     renamed: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def in_file(self, name: str) -> str:
@@ -84,6 +86,8 @@ class LoadRecord:
             parts.append(f"{len(self.dropped)} dropped: {listing(self.dropped)}")
             reasons = collections.Counter(self.dropped.values())
             parts[-1] += f" ({'; '.join(reasons) if len(reasons) < 4 else f'{len(reasons)} reasons'})"
+        if self.others:
+            parts.append(f"other weights, left: {listing(self.others, 6)}")
         if self.beside:
             parts.append(f"not weights: {listing(self.beside, 6)}")
         return "; ".join(parts)
@@ -91,7 +95,18 @@ class LoadRecord:
 
 @dataclasses.dataclass
 class Problems:
-    """What does not fit, each with its name and the reason."""
+    """What does not fit, each with its name and the reason.
+
+    Attributes:
+        missing: names that the model needs and the file lacks.
+        surplus: names that the file has and the model does not.
+        misshapen: tensors of another shape.
+        unusable: tensors of other dtypes, or with values that cannot be.
+        unmatched_globs: globs of `--reinit` that name nothing.
+        unmatched_drops: globs of `--drop` that name nothing.
+        in_backbone: those of `surplus` that lie in modules of the backbone: the file is of a larger one.
+        sizes: of those tensors of `misshapen` that lie in a head: (shape, the model's).
+    """
 
     missing: list[str] = dataclasses.field(default_factory=list)
     surplus: list[str] = dataclasses.field(default_factory=list)
@@ -99,6 +114,8 @@ class Problems:
     unusable: list[str] = dataclasses.field(default_factory=list)
     unmatched_globs: list[str] = dataclasses.field(default_factory=list)
     unmatched_drops: list[str] = dataclasses.field(default_factory=list)
+    in_backbone: list[str] = dataclasses.field(default_factory=list)
+    sizes: list[tuple[tuple[int, ...], tuple[int, ...]]] = dataclasses.field(default_factory=list)
 
     def __bool__(self) -> bool:
         """Whether there are any."""
@@ -166,6 +183,8 @@ def match(
                 dtype = _checked(tensors[name], rule, leaf)
             except _MisshapenError as fault:
                 problems.misshapen.append(f"{name}: {fault}")
+                if not path.startswith("backbone.") and fault.sizes:
+                    problems.sizes.append(fault.sizes)
             except _UnusableError as fault:
                 problems.unusable.append(f"{name}: {fault}")
             else:
@@ -187,11 +206,36 @@ def match(
             record.dropped[name] = reason
         else:
             problems.surplus.append(name)
+    trunk = {
+        _module(place[0]) for path in targets if path.startswith("backbone.") and (place := table.to_torch(path)) is not None
+    }
+    problems.in_backbone = [name for name in problems.surplus if _module(name) in trunk]
     problems.unmatched_globs = [
         glob for glob in reinit if glob not in used_globs and not any(named_by(glob, name) for name in record.dropped)
     ]
     problems.unmatched_drops = [glob for glob in drop if glob not in used_drops]
     return problems
+
+
+def _module(name: str) -> str:
+    """The module of a network that a tensor lies in, such as "layer1" or "backbone.layer1"."""
+    parts = name.split(".")[:-1]
+    return ".".join(parts[: 2 if parts[:1] == ["backbone"] else 1])
+
+
+def other_classes(problems: Problems, num_classes: int | None) -> int | None:
+    """The number of classes of a file whose tensors differ from the model's in that number only; None if it is not that."""
+    if num_classes is None or not problems.sizes or len(problems.sizes) < len(problems.misshapen):
+        return None
+    found: set[int] = set()
+    for shape, expected in problems.sizes:
+        if len(shape) != len(expected):
+            return None
+        pairs = {pair for pair in zip(shape, expected, strict=True) if pair[0] != pair[1]}
+        if any(wanted != num_classes for _, wanted in pairs):
+            return None
+        found |= {size for size, _ in pairs}
+    return found.pop() if len(found) == 1 else None
 
 
 def named_by(glob: str, *names: str) -> bool:
@@ -207,7 +251,9 @@ class UnfitError(Exception):
 
 
 class _MisshapenError(UnfitError):
-    pass
+    def __init__(self, message: str, sizes: tuple[tuple[int, ...], tuple[int, ...]] | None = None) -> None:
+        super().__init__(message)
+        self.sizes = sizes
 
 
 class _UnusableError(UnfitError):
@@ -237,15 +283,45 @@ def as_leaf(value: np.ndarray, rule: Rule, leaf: nnx.Variable) -> np.ndarray:
         raise _UnusableError(str(error)) from error
     if converted.shape != shape:
         expected = rule.op.to_torch(np.empty(shape, np.float32)).shape
-        raise _MisshapenError(f"shape {value.shape}, the model needs {expected}")
+        raise _MisshapenError(f"shape {value.shape}, the model needs {expected}", (value.shape, expected))
     with np.errstate(over="ignore"):  # a float64 that is too large becomes infinite, and is refused
         converted = converted.astype(dtype, copy=False)
     if not bool(np.isfinite(converted).all()):
         raise _UnusableError("has values that are not finite" + (" in float32" if value.dtype == np.float64 else ""))
+    if rule.jax.endswith(".var") and bool((converted < 0).any()):
+        raise _UnusableError("has negative values, and a variance has none")
     return converted
 
 
-def complaint(record: LoadRecord, what: str, problems: Problems, looks_like: str | None = None) -> str:
+_REPARAMETRIZED = {
+    "weight_orig": "pruned by torch.nn.utils.prune: call torch.nn.utils.prune.remove(MODULE, 'weight') for each module, then save",
+    "weight_mask": "pruned by torch.nn.utils.prune: call torch.nn.utils.prune.remove(MODULE, 'weight') for each module, then save",
+    "weight_g": "reparametrized by weight_norm: call torch.nn.utils.remove_weight_norm(MODULE) for each module, then save",
+    "weight_v": "reparametrized by weight_norm: call torch.nn.utils.remove_weight_norm(MODULE) for each module, then save",
+}
+
+
+def reparametrized(names: Iterable[str]) -> str | None:
+    """What to do about weights that a file holds in the parts that they are computed from; None where it does not."""
+    for name in names:
+        if ".parametrizations." in f".{name}":
+            return (
+                "its weights are reparametrized by torch.nn.utils.parametrize: call "
+                "torch.nn.utils.parametrize.remove_parametrizations(MODULE, 'weight') for each module, then save"
+            )
+        if how := _REPARAMETRIZED.get(name.rpartition(".")[2]):
+            return f"its weights are {how}"
+    return None
+
+
+def complaint(
+    record: LoadRecord,
+    what: str,
+    problems: Problems,
+    looks_like: str | None = None,
+    num_classes: int | None = None,
+    backbone: str | None = None,
+) -> str:
     """All problems of fitting a file to `what`, in one line.
 
     Args:
@@ -253,6 +329,8 @@ def complaint(record: LoadRecord, what: str, problems: Problems, looks_like: str
         what: the model, and how the file was read.
         problems: at least one.
         looks_like: what the file seems to hold, or None.
+        num_classes: of the model, if it has a head.
+        backbone: the registered one that the file seems to hold, if it is not the model's; otherwise None.
     """
     parts = [f"{record.source} does not fit {what}"]
     if looks_like and (problems.missing or (problems.surplus and record.scope == "backbone")):
@@ -267,12 +345,33 @@ def complaint(record: LoadRecord, what: str, problems: Problems, looks_like: str
         if names:
             shown = [_with_nearest(name, problems.missing) for name in names[:_SHOWN]] if label == "surplus" else names[:_SHOWN]
             parts.append(f"{label} {len(names)}: {listing([*shown, *names[_SHOWN:]], _SHOWN)}")
+    apart = False
+    for key in record.others:
+        if count := sum(name.startswith(f"{key}.") for name in problems.surplus):
+            apart = record.names == "torchvision"
+            parts.append(f"it also holds weights under '{key}' ({count} tensor{'s' if count > 1 else ''})")
     if problems.unmatched_globs:
         parts.append(f"--reinit matches nothing: {listing(problems.unmatched_globs)}")
     if problems.unmatched_drops:
         parts.append(f"--drop matches nothing: {listing(problems.unmatched_drops)}")
     advice = ""
-    if problems.missing or problems.misshapen:
+    how = reparametrized(problems.surplus)
+    classes = None if problems.missing or problems.surplus else other_classes(problems, num_classes)
+    if how:
+        advice = f"; {how}"
+    elif problems.in_backbone and not problems.missing:
+        if backbone:
+            advice = f"; another architecture: choose the backbone of the file, {backbone} (setting model.backbone, --model of convert)"
+        else:
+            advice = (
+                "; surplus within the backbone: another architecture? To leave tensors out on purpose, name them with --drop GLOB"
+            )
+    elif classes is not None:
+        advice = (
+            f"; the file has {classes} classes, the model {num_classes}: give --num-classes {classes} (num_classes={classes}), or, to "
+            "start another head, --reinit head"
+        )
+    elif problems.missing or problems.misshapen:
         renamed = problems.missing or problems.surplus
         cause = "another architecture, or other names?" if renamed else "another number of classes, or other options?"
         advice = f"; {cause} To keep initial values on purpose, name them with --reinit GLOB"
@@ -280,6 +379,8 @@ def complaint(record: LoadRecord, what: str, problems: Problems, looks_like: str
         advice = (
             "; the backbone is all there: to start another head from it, give --reinit head; to leave tensors out, --drop GLOB"
         )
+        if apart:
+            advice += "; where it is the head of the model, save both in one dict, under the keys 'backbone' and 'classifier'"
     elif problems.surplus:
         advice = "; all of the model is there: to leave the surplus out on purpose, name it with --drop GLOB"
     return "; ".join(parts) + advice

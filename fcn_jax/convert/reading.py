@@ -85,6 +85,7 @@ def readings(
             reading.known,
             -reading.missing,
             not state_dicts.is_average(reading.label),
+            not state_dicts.is_average(reading.prefix),  # where the key is an average's, it says nothing about what is below it
             not reading.state.joined,
             -reading.label.count("."),
         )
@@ -147,6 +148,41 @@ def choose(found: Sequence[Reading], key: str, states: Sequence[StateDict], sour
 
 
 # ------------------------------------------------------------------------------------------- what a file holds besides the network
+
+
+def other_weights(reading: Reading, states: Sequence[StateDict]) -> list[StateDict]:
+    """The state dicts of a file that hold layers and are not part of the one that is read."""
+    read = reading.state
+    inside = f"{read.key}." if read.key else ""
+    return [
+        state
+        for state in states
+        if state is not read
+        and not state.joined
+        and not (read.joined and (state.key == read.key or state.key.startswith(inside)))
+        and state_dicts.holds_layers(state)
+    ]
+
+
+def parts_apart(reading: Reading, found: Sequence[Reading], others: Sequence[StateDict]) -> list[StateDict]:
+    """Of other weights those that may belong to the same network as a backbone that is read, such as its head.
+
+    Copies of the backbone, running averages and the states of losses do not.
+    """
+    copies = [other.state for other in found if 2 * other.known >= reading.known]
+    apart = []
+    for state in others:
+        parts = state.key.split(".")
+        for part in reading.state.key.split("."):  # what is around both says nothing about either
+            if parts[:1] == [part]:
+                parts = parts[1:]
+            else:
+                break
+        is_score = any(_SCORES.fullmatch(part) for part in parts)
+        if not is_score and not state_dicts.is_average(".".join(parts)) and not any(state is copy for copy in copies):
+            apart.append(state)
+    return apart
+
 
 _COUNTS = frozenset(
     [

@@ -20,6 +20,9 @@ _NO_WEIGHTS = re.compile(
 _AVERAGE = re.compile(r"(^|[._])(ema|averaged?|avg|swa|shadow|teacher|momentum|target|moving)([._]|$)|ema$|^ema", re.I)
 """Keys and prefixes of running averages of the weights, and of networks that follow another one."""
 
+_WEIGHT = re.compile(r"weight|kernel|filter|(^|_)w\d*$", re.I)
+"""Names of what layers multiply by, as the last part of a tensor's name."""
+
 _DEPTH, _NODES = 8, 200_000
 
 
@@ -58,6 +61,16 @@ class Tensors(Mapping[str, np.ndarray]):
         """The shape of an array, without reading it."""
         return self._entries[name].shape
 
+    def entry(self, name: str) -> Entry:
+        """What reads an array, and its shape."""
+        return self._entries[name]
+
+    def with_others(self, entries: Mapping[str, Entry]) -> Tensors:
+        """The same arrays and more, of the same file."""
+        tensors = Tensors({**self._entries, **entries})
+        tensors.keep = self.keep
+        return tensors
+
     def renamed(self, names: Mapping[str, str]) -> Tensors:
         """The same arrays by other names: new name -> old name."""
         tensors = Tensors({new: self._entries[old] for new, old in names.items()})
@@ -87,6 +100,11 @@ def is_average(key: str) -> bool:
     return _AVERAGE.search(key) is not None
 
 
+def holds_layers(state: StateDict) -> bool:
+    """Whether a state dict holds a layer's weights, by names and shapes, and not only statistics, counts or class weights."""
+    return any(len(state.tensors.shape(name)) > 1 and _WEIGHT.search(name.rpartition(".")[2]) for name in state.tensors)
+
+
 def find(tree: Any, entry: Callable[[str, Any], Entry | None], source: str) -> list[StateDict]:
     """Find the state dicts in a structure of dicts and lists.
 
@@ -105,7 +123,7 @@ def find(tree: Any, entry: Callable[[str, Any], Entry | None], source: str) -> l
         WeightsError: there is none.
     """
     found: list[StateDict] = []
-    seen: set[int] = set()
+    seen: dict[int, Tensors | None] = {}
     budget = _NODES
     level: list[tuple[str, Any, tuple[str, ...]]] = [("", tree, ())]
     for _ in range(_DEPTH):
@@ -113,12 +131,16 @@ def find(tree: Any, entry: Callable[[str, Any], Entry | None], source: str) -> l
         for key, value, beside in level:
             budget -= 1
             if id(value) in seen or budget < 0:
+                same = seen.get(id(value))
+                if same is not None:  # the same dict under two keys
+                    found.append(StateDict(key, same, beside))
                 continue
-            seen.add(id(value))
+            seen[id(value)] = None
             children = dict(_children(value))
             entries = {name: tensor for name, child in children.items() if (tensor := entry(name, child)) is not None}
             others = tuple(name for name in children if name not in entries)
             if entries and isinstance(value, (Mapping, Foreign)):
+                seen[id(value)] = Tensors(entries)
                 found.append(StateDict(key, Tensors(entries), (*beside, *(_joined(key, name) for name in others))))
             for name in others:
                 if not _NO_WEIGHTS.fullmatch(name):
@@ -127,7 +149,7 @@ def find(tree: Any, entry: Callable[[str, Any], Entry | None], source: str) -> l
         level = below
     together = _together(found)
     if not found:
-        raise WeightsError(f"{source}: {_nothing(tree)}")
+        raise WeightsError(f"{source}: {_nothing(tree, entry)}")
     return found + together
 
 
@@ -188,8 +210,13 @@ def _together(found: list[StateDict]) -> list[StateDict]:
     return joined
 
 
-def _nothing(tree: Any) -> str:
+def _nothing(tree: Any, entry: Callable[[str, Any], Entry | None]) -> str:
     """Why there is no state dict."""
+    if (alone := entry("", tree)) is not None:
+        return f"holds one tensor, of shape {alone.shape}, without a name; save a state dict: torch.save(model.state_dict(), ...)"
+    if (unnamed := _unnamed(tree, entry)) is not None:
+        kind = type(unnamed).__name__
+        return f"the names of its tensors are of type {kind} ({unnamed!r}), not text; save them as a dict of str to tensor"
     networks = _networks(tree)
     if networks:
         return (
@@ -209,6 +236,21 @@ def _nothing(tree: Any) -> str:
             else f"holds no state dict but {listing(keys)}, without tensors by name"
         )
     return f"holds no state dict but a {type(tree).__name__}"
+
+
+def _unnamed(tree: Any, entry: Callable[[str, Any], Entry | None]) -> Any:
+    """The first key of a tensor that is no name, such as bytes."""
+    level = [tree]
+    for _ in range(4):
+        below: list[Any] = []
+        for value in level[:1000]:
+            if isinstance(value, Mapping):
+                for key, child in value.items():
+                    if not isinstance(key, (str, int)) and entry("", child) is not None:
+                        return key
+            below += [child for _, child in _children(value)]
+        level = below
+    return None
 
 
 def _networks(tree: Any) -> list[str]:

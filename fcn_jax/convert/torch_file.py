@@ -167,6 +167,9 @@ def obstacle(tensor: StoredTensor) -> str | None:
         )
     if tensor.obstacle == "quantized":
         return f"is a quantized torch.{tensor.dtype} tensor, which numpy cannot hold; save the network before it is quantized"
+    if tensor.obstacle in ("neg", "conj"):
+        done = {"neg": "negated", "conj": "conjugated"}[tensor.obstacle]
+        return f"is a view whose values are still to be {done}; save it after .resolve_{tensor.obstacle}()"
     if tensor.obstacle or _numpy_dtype(tensor.dtype) is None:
         return f"is a {tensor.obstacle or 'strided'} torch.{tensor.dtype} tensor, which numpy cannot hold"
     return None

@@ -165,6 +165,27 @@ _PLAIN_BUILTINS = frozenset(
         "getattr",
         "Ellipsis",
         "NotImplemented",
+        "memoryview",
+        "classmethod",
+        "staticmethod",
+        "super",
+        "len",
+        "max",
+        "min",
+        "sum",
+        "abs",
+        "pow",
+        "round",
+        "sorted",
+        "reversed",
+        "enumerate",
+        "zip",
+        "map",
+        "filter",
+        "any",
+        "all",
+        "chr",
+        "print",
     ]
 )
 
@@ -404,7 +425,13 @@ _PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg", "commands": "subp
 """Modules that pickles of the protocols below 3 call by their old names."""
 
 
+_PYTHON_2_BUILTINS = {"xrange": "range", "long": "int", "unicode": "str", "basestring": "str", "unichr": "chr"}
+"""What the builtins of Python 2 are called today; pickles of the protocols below 3 name them so."""
+
+
 def _named(module: str, name: str) -> Global:
+    if module == "__builtin__":
+        name = _PYTHON_2_BUILTINS.get(name, name)
     module = _PYTHON_2.get(module, module)
     opens = name == "open" and module in ("io", "_io")
     if opens or module.partition(".")[0] in _RUN_CODE or (module == "builtins" and not _is_plain_builtin(name)):
@@ -442,7 +469,7 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> 
     if not isinstance(storage, Storage):
         raise ValueError("a tensor without a storage")
     flags = rest[2] if len(rest) > 2 and isinstance(rest[2], dict) else {}
-    return _place(storage, storage.dtype or "uint8", offset, shape, strides, "strided" if any(flags.values()) else "")
+    return _place(storage, storage.dtype or "uint8", offset, shape, strides, _pending(flags))
 
 
 def _tensor_with_dtype(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> Any:
@@ -450,7 +477,12 @@ def _tensor_with_dtype(storage: Any, offset: Any, shape: Any, strides: Any, *res
     if not isinstance(storage, Storage) or len(rest) < 3 or not isinstance(rest[2], Global):
         raise ValueError("a tensor without a storage")
     flags = rest[3] if len(rest) > 3 and isinstance(rest[3], dict) else {}
-    return _place(storage, rest[2].name, offset, shape, strides, "strided" if any(flags.values()) else "")
+    return _place(storage, rest[2].name, offset, shape, strides, _pending(flags))
+
+
+def _pending(flags: dict[Any, Any]) -> str:
+    """What is still to be done to the values of a view: "neg", "conj" or nothing."""
+    return next((str(name) for name, is_set in flags.items() if is_set), "")
 
 
 def _place(storage: Storage, dtype: str, offset: Any, shape: Any, strides: Any, obstacle: str) -> StoredTensor:

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import fnmatch
 import functools
+import re
 import weakref
 
 import ml_dtypes
@@ -48,9 +49,9 @@ def random_state_dict(shapes, seed=0):
         if name.endswith("num_batches_tracked"):
             tensors[name] = np.asarray(rng.integers(0, 2**31), np.int64)
             continue
-        bits = rng.integers(0, 2**32, shape, np.uint32)
+        bits = rng.integers(0, 2**31 if name.endswith("running_var") else 2**32, shape, np.uint32)  # a variance has no sign
         value = bits.view(np.float32)
-        value[~np.isfinite(value)] = -0.0
+        value[~np.isfinite(value)] = 0.0 if name.endswith("running_var") else -0.0
         tensors[name] = value
     return tensors
 
@@ -278,7 +279,7 @@ def test_a_file_without_batch_counts_loads_and_says_so(shapes, make_model):
 def test_other_float_types_become_float32_and_the_record_says_so(shapes, make_model, dtype):
     rng = np.random.default_rng(0)
     tensors = {
-        n: v if v.dtype == np.int64 else rng.standard_normal(v.shape).astype(dtype)
+        n: v if v.dtype == np.int64 else np.abs(rng.standard_normal(v.shape)).astype(dtype)  # a variance has no sign
         for n, v in random_state_dict(shapes["d2l"]).items()
     }
     tensors["1.bias"] = tensors["1.bias"].astype(np.float32)
@@ -445,8 +446,80 @@ def test_weights_of_another_network_are_refused(torchvision, make_model, build):
 def test_names_that_all_fit_hint_at_the_number_of_classes(shapes, make_model):
     message = refused(make_model(CLASSES + 1), random_state_dict(shapes["torchvision"]))
     assert message.endswith(
-        "another number of classes, or other options? To keep initial values on purpose, name them with --reinit GLOB"
+        "; the file has 3 classes, the model 4: give --num-classes 3 (num_classes=3), or, to start another head, --reinit head"
     )
+
+
+def test_other_shapes_are_not_taken_for_a_number_of_classes(shapes, make_model):
+    tensors = random_state_dict(shapes["torchvision"])
+    tensors["classifier.final_conv.weight"] = tensors["classifier.final_conv.weight"][:, :100]
+    assert "; another number of classes, or other options? " in refused(make_model(CLASSES), tensors)
+    tensors = random_state_dict(shapes["torchvision"])
+    tensors["backbone.bn1.weight"] = np.ones(32, np.float32)
+    assert "; another number of classes, or other options? " in refused(make_model(CLASSES + 1), tensors)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_larger_network_of_the_same_family_is_another_backbone(torchvision, shapes, make_model, whole):
+    import torch
+
+    with torch.device("meta"):
+        network = torchvision.models.resnet34(weights=None)
+    tensors = {name: np.broadcast_to(np.zeros((), np.float32), t.shape) for name, t in network.state_dict().items()}
+    if whole:
+        tensors = {f"backbone.{name}": value for name, value in tensors.items() if not name.startswith("fc.")}
+        tensors |= {name: np.zeros(s, np.float32) for name, s in shapes["torchvision"].items() if name.startswith("classifier.")}
+    message = refused(make_model(CLASSES), tensors, reinit=["head"])
+    assert "it looks like a torchvision ResNet-34" in message or whole
+    assert "another architecture: choose the backbone of the file, resnet34 (setting model.backbone" in message
+    assert "--drop" not in message
+    assert "--reinit" not in message
+
+
+def test_more_tensors_within_the_backbone_may_be_left_on_purpose(shapes, make_model):
+    tensors = {
+        n.removeprefix("backbone."): v for n, v in random_state_dict(shapes["torchvision"]).items() if n.startswith("backbone.")
+    }
+    tensors["layer1.0.observer.scale"] = np.ones(1, np.float32)
+    message = refused(make_model(CLASSES), tensors)
+    assert "surplus within the backbone: another architecture? " in message
+    record = load_torch(make_model(CLASSES), tensors, drop=["*.observer"])
+    assert list(record.dropped) == ["layer1.0.observer.scale"]
+
+
+def test_a_negative_variance_is_refused(shapes, make_model):
+    tensors = random_state_dict(shapes["d2l"])
+    tensors["5.0.bn1.running_var"][3] = -1e-3
+    assert "unusable 1: 5.0.bn1.running_var: has negative values, and a variance has none" in refused(
+        make_model(CLASSES), tensors
+    )
+
+
+REPARAMETRIZED = {
+    "prune": (
+        lambda torch, conv: torch.nn.utils.prune.random_unstructured(conv, "weight", 0.5),
+        r"prune\.remove\(MODULE, 'weight'\)",
+    ),
+    "parametrize": (
+        lambda torch, conv: torch.nn.utils.parametrizations.weight_norm(conv),
+        r"remove_parametrizations\(MODULE, 'weight'\)",
+    ),
+    "weight_norm": (lambda torch, conv: torch.nn.utils.weight_norm(conv), r"remove_weight_norm\(MODULE\)"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("name", REPARAMETRIZED)
+def test_reparametrized_weights_are_named_with_what_to_call(make_resnet18, make_model, name):
+    import torch
+    import torch.nn.utils.parametrizations
+    import torch.nn.utils.prune
+
+    change, message = REPARAMETRIZED[name]
+    network = make_resnet18()
+    change(torch, network.layer1[0].conv1)
+    found = refused(make_model(CLASSES), network.state_dict())
+    assert re.search(rf"missing 1: layer1\.0\.conv1\.weight.*; its weights are .*{message} for each module, then save$", found)
 
 
 def test_something_that_is_no_tensor_is_left_and_named(shapes, make_model):

@@ -200,6 +200,22 @@ def write_hub_folder(path):
     (path / "model.safetensors").write_bytes(b"")
 
 
+def write_parts(path):
+    path.mkdir()
+    for i in (1, 2):
+        files.write(path / f"model-0000{i}-of-00002.safetensors", {"a": np.ones(1, np.float32)})
+
+
+def write_distributed(path):
+    from torch.distributed import checkpoint
+
+    checkpoint.save({"a": torch.ones(1)}, checkpoint_id=path, no_dist=True)
+
+
+def write_distributed_part(path):
+    write_distributed(path.parent)
+
+
 def write_quantized(path):
     torch.save({"a": torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)}, path)
 
@@ -248,6 +264,39 @@ def write_quantized(path):
             "meta.pth",
             lambda path: torch.save({"a": torch.ones(2, device="meta")}, path),
             "'a' is a float32 tensor on the device meta",
+        ),
+        (
+            "parts",
+            write_parts,
+            r"a directory with weights in 2 files \(model-00001-of-00002\.safetensors, .*; merge the parts into one",
+        ),
+        (
+            "model-00002-of-00003.safetensors",
+            lambda path: files.write(path, {"a": np.ones(1, np.float32)}),
+            "part 2 of 3 of the weights, .*; merge the parts into one file",
+        ),
+        ("distributed", write_distributed, r"torch\.distributed\.checkpoint; .*format_utils\.dcp_to_torch_save\(FOLDER, "),
+        (
+            "__0_0.distcp",
+            write_distributed_part,
+            r"a part of a checkpoint of torch\.distributed\.checkpoint; .*dcp_to_torch_save",
+        ),
+        (".metadata", write_distributed_part, r"a part of a checkpoint of torch\.distributed\.checkpoint; .*dcp_to_torch_save"),
+        (
+            "tensor.pth",
+            lambda path: torch.save(torch.ones(2, 3), path),
+            r"holds one tensor, of shape \(2, 3\), without a name; save a state dict",
+        ),
+        (
+            "bytes.pth",
+            lambda path: torch.save({b"a": torch.ones(1)}, path),
+            r"the names of its tensors are of type bytes \(b'a'\)",
+        ),
+        ("tuple.pth", lambda path: torch.save({"m": {("a", 1): torch.ones(1)}}, path), r"of type tuple \(\('a', 1\)\), not text"),
+        (
+            "negated.pth",
+            lambda path: torch.save({"a": torch._neg_view(torch.ones(1))}, path),
+            r"'a' is a view whose values are still to be negated; save it after \.resolve_neg\(\)",
         ),
         ("int8.pth", write_quantized, r"'a' is a quantized torch\.qint8 tensor"),
         ("nothing.pth", lambda path: torch.save({}, path), "holds no state dict"),
@@ -304,6 +353,33 @@ def test_what_is_no_tensor_is_left_and_named(tmp_path):
     assert (list(found.tensors), found.beside) == (["a"], ("note",))
 
 
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_builtin_types_and_ranges_among_the_settings_do_no_harm(tmp_path, protocol, zipped):
+    settings = {
+        "steps": range(3),
+        "types": [int, str, float, bool, dict, object, type, complex, bytes],
+        "how": [max, zip, len],
+        "big": 2**70,
+    }
+    torch.save(
+        {"model": {"a": torch.ones(2)}, **settings},
+        tmp_path / "a.pth",
+        pickle_protocol=protocol,
+        _use_new_zipfile_serialization=zipped,
+    )
+    (found,) = files.open_state_dicts(tmp_path / "a.pth")
+    assert (found.key, found.beside) == ("model", tuple(settings))
+    np.testing.assert_array_equal(found.tensors["a"], [1, 1])
+
+
+@pytest.mark.parametrize("name", ["eval", "raw_input", "execfile", "file", "apply", "reload", "__import__"])
+def test_names_of_python_2_that_run_code_stay_refused(tmp_path, name):
+    (tmp_path / "a.pth").write_bytes(b"\x80\x02c__builtin__\n" + name.encode() + b"\n.")
+    with pytest.raises(WeightsError, match=rf"refused, .*it names builtins\.{name}"):
+        files.read(tmp_path / "a.pth")
+
+
 def big_endian(path):
     """The same archive as a machine of the other byte order writes it."""
     with zipfile.ZipFile(path) as archive, zipfile.ZipFile(path.with_name("big.pth"), "w") as other:
@@ -354,7 +430,7 @@ def test_tensors_are_read_as_they_lie_in_an_archive(tmp_path, pack):
 
 def test_what_is_no_plain_tensor_is_read_as_pytorch_does(tmp_path):
     torch.save({"a": torch.ones(2), "b": torch.view_as_complex(torch.ones(2, 2)).conj().imag}, tmp_path / "a.pth")
-    with pytest.raises(WeightsError, match=r"b' is a strided torch\.float32 tensor, which numpy cannot hold"):
+    with pytest.raises(WeightsError, match=r"'b' is a view whose values are still to be negated; save it after \.resolve_neg"):
         files.read(tmp_path / "a.pth")
 
 

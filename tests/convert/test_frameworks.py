@@ -186,6 +186,12 @@ WRAPPED = {
     "DataParallel of a compiled network": (lambda: prefixed("module._orig_mod.", WHOLE), "", "module._orig_mod.", set()),
     "compiled DataParallel": (lambda: {"model": prefixed("_orig_mod.module.", WHOLE)}, "model", "_orig_mod.module.", set()),
     "BasicSR": (lambda: {"params": WHOLE, "params_ema": AVERAGE}, "params", "", set()),
+    "an average that keeps the network": (
+        lambda: {"ema_model": {**prefixed("ema_model.", AVERAGE), **prefixed("online_model.", WHOLE), "step": torch.tensor(3)}},
+        "ema_model",
+        "online_model.",
+        {f"ema_model.{name}" for name in WHOLE} | {"step"},
+    ),
     "EMA first": (lambda: {"model_ema": AVERAGE, "model": WHOLE}, "model", "", set()),
     "MMEngine": (
         lambda: {
@@ -341,6 +347,65 @@ def test_a_backbone_inside_a_whole_network_starts_another_head(make, tmp_path, n
     record = load_torch(model, tmp_path / "a.pth", drop=list(others))
     assert_trunk(model)
     assert all("on purpose (--drop" in reason for reason in record.dropped.values())
+
+
+HEAD = {name.removeprefix("classifier."): value for name, value in WHOLE.items() if name.startswith("classifier.")}
+OTHER_HEAD = {f"blocks.{name}": torch.ones(3, 8, 1, 1) for name in ("0.weight", "1.weight")}
+APART = {
+    "encoder and decoder": (lambda: {"epoch": 1, "encoder": TRUNK, "decoder": OTHER_HEAD}, "decoder"),
+    "of a network under a key": (lambda: {"epoch": 1, "model": {"backbone": TRUNK, "head": OTHER_HEAD}}, "model.head"),
+    "with keys between": (lambda: {"net_backbone": {"state_dict": TRUNK}, "net_top": {"state_dict": OTHER_HEAD}}, "net_top"),
+    "an average of a network": (lambda: {"ema": {"encoder": TRUNK, "decoder": OTHER_HEAD}}, "ema.decoder"),
+    "among the backbone's tensors": (lambda: {**TRUNK, "head": OTHER_HEAD}, "head"),
+}
+
+
+@pytest.mark.parametrize("name", APART)
+def test_a_head_in_a_dict_of_its_own_is_not_lost_in_silence(make, tmp_path, name):
+    make_contents, key = APART[name]
+    torch.save(make_contents(), tmp_path / "a.pth")
+    with pytest.raises(
+        WeightsError, match=rf"surplus 2: {key}\..*it also holds weights under '{key}' \(2 tensors\).*--reinit head"
+    ):
+        load_torch(make(), tmp_path / "a.pth")
+    for options, reason in (({"reinit": ["head"]}, "another head"), ({"drop": [key]}, "on purpose")):
+        model = make()
+        record = load_torch(model, tmp_path / "a.pth", **options)
+        assert_trunk(model)
+        assert len(record.dropped) == 2
+        assert all(name.startswith(f"{key}.") and reason in why for name, why in record.dropped.items())
+
+
+def test_a_head_under_the_key_that_the_refusal_advises_is_loaded(make, tmp_path):
+    torch.save({"trunk": TRUNK, "top": HEAD}, tmp_path / "a.pth")
+    with pytest.raises(WeightsError, match=r"under 'top' \(8 tensors\).*save both .*under the keys 'backbone' and 'classifier'"):
+        load_torch(make(), tmp_path / "a.pth")
+    torch.save({"epoch": 1, "model": {"backbone": TRUNK, "classifier": HEAD}}, tmp_path / "a.pth")
+    model = make()
+    assert load_torch(model, tmp_path / "a.pth").scope == "model"
+    assert_holds(model, WHOLE)
+
+
+def test_copies_averages_losses_and_optimizers_beside_a_backbone_are_no_head(make, tmp_path):
+    contents = {
+        "model": TRUNK,
+        "pretrained": {name: value + 1 for name, value in TRUNK.items()},
+        "same": TRUNK,
+        "teacher": {"backbone": TRUNK, "head": OTHER_HEAD},
+        "ema": OTHER_HEAD,
+        "criterion": {"centers.weight": torch.ones(3, 8)},
+        "opt": {"state": {0: {"exp_avg": torch.ones(3, 8, 1, 1)}}},
+        "class_weights": {"weight": torch.ones(3)},
+        "epoch": 3,
+    }
+    torch.save(contents, tmp_path / "a.pth")
+    model = make()
+    record = load_torch(model, tmp_path / "a.pth")
+    assert_trunk(model)
+    assert (record.key, record.scope, record.dropped) == ("model", "backbone", {})
+    assert record.beside == ["opt", "class_weights", "epoch"]
+    assert record.others == ["pretrained", "same", "teacher", "ema", "criterion"]
+    assert "other weights, left: pretrained, same, teacher, ema, criterion; not weights: opt" in str(record)
 
 
 def test_a_deeper_network_is_no_other_head(make):

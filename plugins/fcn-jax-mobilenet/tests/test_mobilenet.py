@@ -33,10 +33,11 @@ def abstract(name, options=None, output_stride=32):
 
 def random_like(shapes, seed=0):
     rng = np.random.default_rng(seed)
-    return {
+    drawn = {
         name: rng.integers(0, 1000, shape) if name.endswith("tracked") else rng.standard_normal(shape, np.float32)
         for name, shape in shapes.items()
     }
+    return drawn | {name: np.abs(value) for name, value in drawn.items() if name.endswith("running_var")}
 
 
 def torch_shapes(torchvision, name, options=None):
