@@ -115,7 +115,9 @@ def _parser() -> argparse.ArgumentParser:
     predict = command("predict", _predict, "Segment images: STEM.png (indexed mask) and STEM_overlay.png for each.")
     predict.add_argument("checkpoint", metavar="RUN|CHECKPOINT", help="a run (its best checkpoint) or one checkpoint")
     predict.add_argument("images", metavar="IMAGE", nargs="+", help="files, folders or globs")
-    predict.add_argument("-o", "--output", metavar="DIR", type=Path, default=Path("predictions"), help="default: predictions")
+    predict.add_argument(
+        "-o", "--output", metavar="DIR", type=_directory, default=Path("predictions"), help="default: predictions"
+    )
     predict.add_argument(
         "--overwrite", action="store_true", help="replace results of an earlier prediction; other files are never replaced"
     )

@@ -266,10 +266,10 @@ def parse(table: Mapping[str, Any], source: str = "recipe") -> Config:
     """
     if not isinstance(table, Mapping):
         raise ConfigError(f"{source}: is {_short(table)}; want a table of settings")
-    table = _with_own_names(table, only_missing=True)
-    if odd := _not_finite(table, ""):
-        raise ConfigError(f"{source}: {listing(f'{key} is {value}' for key, value in odd)}: want a finite number")
     try:
+        table = _with_own_names(table, only_missing=True)
+        if odd := _not_finite(table, ""):
+            raise ConfigError(f"{source}: {listing(f'{key} is {value}' for key, value in odd)}: want a finite number")
         return Config.model_validate(table)
     except ValidationError as error:
         raise ConfigError(f"{source}: " + "; ".join(_explain(problem) for problem in error.errors())) from error

@@ -80,6 +80,8 @@ def _same(given: Any, read: Any) -> bool:
             return float(given) == read
         except ValueError:
             return False
+    if isinstance(given, str) and isinstance(read, str):
+        return given.strip() == read.strip()  # spaces around a bare word do not count
     return bool(given == read)
 
 

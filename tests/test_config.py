@@ -227,3 +227,13 @@ def test_paths_are_made_absolute(tmp_path, monkeypatch):
     assert (parsed.data.root, parsed.init.weights) == (str(tmp_path / "data"), str(tmp_path / "start.pth"))
     named = config.parse({"init": {"weights": "IMAGENET1K_V1"}}).anchored()
     assert (named.data.root, named.init.weights) == (None, "IMAGENET1K_V1")
+
+
+def test_tables_that_are_nested_too_deeply_are_one_line():
+    table: dict = {}
+    node = table
+    for _ in range(3000):
+        node["a"] = {}
+        node = node["a"]
+    with pytest.raises(ConfigError, match="nested too deeply"):
+        config.parse(table)

@@ -215,6 +215,9 @@ def find_images(patterns: Sequence[str]) -> Found:
     resolved: dict[Path, Path] = {}
     problems = []
     for pattern in patterns:
+        if not pattern.strip():
+            problems.append("an image's path is empty; name a file, a folder or a glob")
+            continue
         try:
             matches = _matches(pattern)
         except OSError as error:

@@ -48,6 +48,15 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+def test_an_empty_path_is_not_the_current_folder(tmp_path, monkeypatch):
+    photograph(tmp_path / "a.png")
+    monkeypatch.chdir(tmp_path)
+    for pattern in ("", " "):
+        with pytest.raises(DataError, match="path is empty"):
+            find_images([pattern])
+    assert find_images(["."]).images == [Path("a.png")]
+
+
 # --------------------------------------------------------------------------------------------------------- nobody's file is lost
 
 
