@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import math
 import os
 import sys
@@ -32,7 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     cache.keep_compiled_programs()
     if argv is None:  # the process is this command's own
         process.take_over(trains=args.call is _train)
-    log, handler = logging.getLogger("fcn_jax"), _Warnings()
+    import logging  # not before: --help needs none of it
+
+    log, handler = logging.getLogger("fcn_jax"), _warnings()
     log.addHandler(handler)
     propagated, log.propagate = log.propagate, False
     try:
@@ -51,14 +52,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.propagate = propagated
 
 
-class _Warnings(logging.Handler):
-    """The package's warnings, a line each."""
+def _warnings() -> Any:
+    """A log handler that prints the package's warnings, a line each."""
+    import logging
 
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
+    class Printing(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            print(f"fcn-jax: warning: {_one_line(record.getMessage())}", file=sys.stderr)
 
-    def emit(self, record: logging.LogRecord) -> None:
-        print(f"fcn-jax: warning: {_one_line(record.getMessage())}", file=sys.stderr)
+    return Printing(logging.WARNING)
 
 
 def _one_line(message: object) -> str:
