@@ -1,7 +1,7 @@
 """How fast masks are looked at before training: `python -m benchmarks.label_look`.
 
 Drawn masks of VOC's size, stored as indexed PNGs, are looked at twice: cold, with an empty cache, and warm, when nothing has changed.
-Beside the time that passes, the processor's time for each mask is measured, which other work on the machine disturbs less.
+The processor's time per mask is measured too. Other work on the machine disturbs it less than the time that passes.
 """
 
 from __future__ import annotations

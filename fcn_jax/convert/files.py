@@ -221,7 +221,7 @@ def _stored(read: torch_file.Read, tensor: unpickling.StoredTensor, name: str) -
 
 
 def _entry_of(name: str, value: Any, source: str) -> Entry | None:
-    """The entry of a torch tensor or array in memory; None for what is no tensor."""
+    """The entry of a torch tensor or array in memory; None for values that are not tensors."""
     if isinstance(value, np.ndarray):
         return Entry(lambda: value, value.shape)
     if isinstance(value, (Mapping, list, tuple, str, bytes)):

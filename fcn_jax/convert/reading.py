@@ -223,7 +223,7 @@ def leftovers(
         found: all its readings; the other copies of the network are known by them.
         table: the table of the reading.
         targets: the model's leaves.
-        new_head: whether the head starts anew on purpose, so that another head in the file may be left.
+        new_head: whether the head starts again on purpose, so that another head in the file may be left.
 
     Returns:
         Name, as `Reading.tensors` has it -> the reason to leave it out, or None where there is none.

@@ -1,4 +1,4 @@
-"""The state dicts in what a file holds: training frameworks keep them under keys of their own, beside scores, settings and optimizers."""
+"""The state dicts in what a file holds: training frameworks keep them under keys of their own, next to scores, settings and optimizers."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def find(tree: Any, entry: Callable[[str, Any], Entry | None], source: str) -> l
 
     Args:
         tree: plain Python values, `Foreign` objects and tensors.
-        entry: a name and a value -> the tensor; None for what is no tensor.
+        entry: a name and a value -> the tensor; None for values that are not tensors.
         source: what to call the structure in an error.
 
     Returns:

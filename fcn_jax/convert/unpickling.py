@@ -17,7 +17,7 @@ import numpy as np
 
 
 class RefusedError(Exception):
-    """The file names a function that has no place beside weights, such as os.system."""
+    """The file names a function that has no place next to weights, such as os.system."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -89,7 +89,7 @@ def _identity(source: Source) -> dict[str, Any]:
 
 
 def _images(sources: Iterable[Source]) -> Iterator[Path | bytes]:
-    """Image files; sources that hold the contents of files scale each image by itself."""
+    """Image files; sources that hold the contents of files scale each image alone."""
     for source in sources:
         if isinstance(source[0].image, Path):
             for index in range(len(source)):

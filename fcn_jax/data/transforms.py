@@ -26,8 +26,8 @@ class Augment:
         scale: range of the resize factor, drawn log-uniformly; (1.0, 1.0) keeps the size.
         flip: mirror left to right half of the time.
         brightness: 0 to 1; the image is multiplied by a factor from 1 - b to 1 + b.
-        contrast: 0 to 1; likewise the distance from the image's mean gray.
-        saturation: 0 to 1; likewise the distance from each pixel's gray.
+        contrast: 0 to 1; in the same way the distance from the image's mean gray.
+        saturation: 0 to 1; in the same way the distance from each pixel's gray.
         fill: RGB, 0 to 255, of what a small image is padded with (the mask is padded with
             `IGNORE_INDEX`).
     """

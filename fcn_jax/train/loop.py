@@ -216,7 +216,7 @@ def _train(config: Config, run: Path, resume: bool, stop: StopRequest, held: con
         progress.say(f"resuming {run} after step {start}" if start else f"{run} has no checkpoint yet: starting at step 0")
     directory.keep = start > 0
     evaluate_first = start > 0 and evaluation_is_due(start) and not checkpoints.evaluated(start)
-    # Or the values that it was built with would be kept beside the state's. The first step deletes these: until it is given others, for an
+    # Or the values that it was built with would be kept in addition to the state's. The first step deletes these: until it is given others, for an
     # evaluation, nothing may read the model.
     nnx.update(model, state.params, state.batch_stats)
     atomic.write_json(run / "config.json", json.loads(config.to_json()))

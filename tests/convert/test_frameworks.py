@@ -62,7 +62,7 @@ def prefixed(prefix, tensors):
 
 @pytest.fixture(scope="module")
 def make(tiny_plugin):
-    """Models with shapes in place of values: (head, classes) -> one, a new one each time."""
+    """Models with shapes instead of values: (head, classes) -> one, a new one each time."""
     known = {}
 
     def make(head="fcn", classes=CLASSES):
