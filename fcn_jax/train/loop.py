@@ -216,8 +216,8 @@ def _train(config: Config, run: Path, resume: bool, stop: StopRequest, held: con
         progress.say(f"resuming {run} after step {start}" if start else f"{run} has no checkpoint yet: starting at step 0")
     directory.keep = start > 0
     evaluate_first = start > 0 and evaluation_is_due(start) and not checkpoints.evaluated(start)
-    # Or the values that it was built with would be kept in addition to the state's. The first step deletes these: until it is given others, for an
-    # evaluation, nothing may read the model.
+    # Free the values that the model was built with. The first step deletes the state's values, so nothing may read the model before
+    # an evaluation gives it others.
     nnx.update(model, state.params, state.batch_stats)
     atomic.write_json(run / "config.json", json.loads(config.to_json()))
     dataset = registry.default().record("datasets", config.data.dataset)
