@@ -48,7 +48,7 @@ train: install
 	$(BIN)/fcn-jax eval $(RUN)
 	@echo "image, truth and prediction side by side: $(RUN)/samples"
 
-# Compiled without LLVM's optimisation, which takes longer than what these tests compute; the slow ones and those against PyTorch's arrays
+# Compiled without LLVM's optimization, which takes longer than what these tests compute; the slow ones and those against PyTorch's arrays
 # run as users' programs do.
 UNOPTIMIZED = XLA_FLAGS="--xla_backend_optimization_level=0 $$XLA_FLAGS"
 

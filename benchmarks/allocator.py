@@ -1,7 +1,8 @@
 """What it costs that glibc gives large blocks back to the system after every call: `python -m benchmarks.allocator`.
 
-A process each with glibc as it comes and with `fcn_jax.memory.keep_freed_memory`, for the library and for torch.compile: seconds a call,
-and seconds of processor time that went to the program and to the system. Written to benchmarks/results/allocator_cpu.json.
+A process each with glibc as it comes and with `fcn_jax.runtime.memory.tune_malloc`, for the library
+and for torch.compile: seconds a call, and seconds of processor time that went to the program and to
+the system. Written to benchmarks/results/allocator_cpu.json.
 """
 
 from __future__ import annotations
@@ -12,20 +13,20 @@ import sys
 
 from benchmarks.record import RESULTS, environment, prepare_backend
 from benchmarks.tasks import COMPILED, LIBRARY
-from fcn_jax.atomic import write_json
+from fcn_jax.runtime.atomic import write_json
 
 RESULT = RESULTS / "allocator_cpu.json"
 CALLS = 9
 
 _PROCESS = """
 import json, resource, statistics, time
-from fcn_jax.memory import free_after_each_call, keep_freed_memory
-from fcn_jax.process import leave_loops_rolled
+from fcn_jax.runtime.memory import disable_async_dispatch, tune_malloc
+from fcn_jax.runtime.process import disable_loop_unrolling
 if {keep}:
-    assert keep_freed_memory()
-free_after_each_call()
+    assert tune_malloc()
+disable_async_dispatch()
 if {task!r} == "training":
-    leave_loops_rolled()
+    disable_loop_unrolling()
 from benchmarks.setting import Setting
 from benchmarks.tasks import Contender
 call = Contender({name!r}, {framework!r}, {compiled}).prepare({task!r}, Setting())
@@ -62,8 +63,15 @@ def main() -> None:
                     task=task,
                     calls=CALLS,
                 )
-                done = subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.PIPE, text=True)
-                row = {"task": task, "contender": contender.name, "kept": keep, **json.loads(done.stdout.splitlines()[-1])}
+                done = subprocess.run(
+                    [sys.executable, "-c", program], check=True, stdout=subprocess.PIPE, text=True
+                )
+                row = {
+                    "task": task,
+                    "contender": contender.name,
+                    "kept": keep,
+                    **json.loads(done.stdout.splitlines()[-1]),
+                }
                 rows.append(row)
                 print(
                     f"{task:<9} {contender.name:<14} {'kept' if keep else 'as it comes':<12} {row['seconds']:.3f} s a call; processor: "

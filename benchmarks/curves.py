@@ -3,10 +3,11 @@
     python -m benchmarks.curves                 # every curve, an hour or two on 2 cores
     python -m benchmarks.curves classes --kind training --rounds 5
 
-The library beside eager PyTorch, on the network of `python -m benchmarks` with one thing varied: the batch, the image's size, the number
-of classes (with the dense head, whose kernel grows with their square, and with a kernel for each class), or the depth. Seconds and memory
-of inference and of a training step, after the first call, which compiles. Written to benchmarks/results/curves_cpu.json point by point,
-where others stay, a plot beside it.
+The library beside eager PyTorch, on the network of `python -m benchmarks` with one thing varied:
+the batch, the image's size, the number of classes (with the dense head, whose kernel grows with
+their square, and with a kernel for each class), or the depth. Seconds and memory of inference and
+of a training step, after the first call, which compiles. Written to
+benchmarks/results/curves_cpu.json point by point, where others stay, a plot beside it.
 """
 
 from __future__ import annotations
@@ -47,7 +48,11 @@ class Curve:
 
     def of(self, kind: str) -> Mapping[int, Setting]:
         """The points of inference or training."""
-        return {value: setting for value, setting in self.settings.items() if kind == "inference" or value <= self.most}
+        return {
+            value: setting
+            for value, setting in self.settings.items()
+            if kind == "inference" or value <= self.most
+        }
 
 
 def _varied(field: str, values: Sequence[int], **others: Any) -> dict[int, Setting]:
@@ -58,9 +63,14 @@ CURVES = {
     "batch": Curve("images in a batch", _varied("batch", (1, 2, 4, 8, 16, 32, 64))),
     "size": Curve(
         "height and width, pixels",
-        {side: dataclasses.replace(BASE, size=(side, side)) for side in (128, 256, 512, 1024, 2048)},
+        {
+            side: dataclasses.replace(BASE, size=(side, side))
+            for side in (128, 256, 512, 1024, 2048)
+        },
     ),
-    "classes": Curve("classes, dense head", _varied("num_classes", (2, 21, 64, 150, 256)), most=64, task="logits"),
+    "classes": Curve(
+        "classes, dense head", _varied("num_classes", (2, 21, 64, 150, 256)), most=64, task="logits"
+    ),
     "classes_depthwise": Curve(
         "classes, a kernel for each",
         _varied("num_classes", (2, 21, 64, 150, 256, 1000), upsampling="depthwise"),
@@ -68,7 +78,10 @@ CURVES = {
     ),
     "depth": Curve(
         "depth of the ResNet",
-        {depth: dataclasses.replace(BASE, model=f"resnet{depth}") for depth in (18, 34, 50, 101, 152)},
+        {
+            depth: dataclasses.replace(BASE, model=f"resnet{depth}")
+            for depth in (18, 34, 50, 101, 152)
+        },
     ),
 }
 
@@ -76,7 +89,9 @@ CURVES = {
 def measure(task: str, setting: Setting, rounds: int) -> dict[str, Any]:
     """Seconds and bytes of every contender at one point."""
     with workers(task, setting, CONTENDERS) as found:
-        tasks.check_agreement(task, {name: worker.answer for name, worker in found.items()}, setting.dtype)
+        tasks.check_agreement(
+            task, {name: worker.answer for name, worker in found.items()}, setting.dtype
+        )
         timings = timing.interleaved(found, rounds, warm_up=1)
         return {
             name: {
@@ -101,11 +116,18 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         for name in CURVES
         if any(row["curve"] == name for row in rows)
     }
-    figure, panels = pyplot.subplots(2, len(curves), figsize=(3.3 * len(curves), 6), squeeze=False, layout="constrained")
+    figure, panels = pyplot.subplots(
+        2, len(curves), figsize=(3.3 * len(curves), 6), squeeze=False, layout="constrained"
+    )
     for column, (name, points) in enumerate(curves.items()):
-        for panel, field, scale in ((panels[0][column], "seconds", 1.0), (panels[1][column], "bytes", 2.0**-30)):
+        for panel, field, scale in (
+            (panels[0][column], "seconds", 1.0),
+            (panels[1][column], "bytes", 2.0**-30),
+        ):
             for kind, color in (("inference", "#2c6fbb"), ("training", "#c8643c")):
-                for contender, style in zip((c.name for c in CONTENDERS), ("-o", "--s"), strict=True):
+                for contender, style in zip(
+                    (c.name for c in CONTENDERS), ("-o", "--s"), strict=True
+                ):
                     of_kind = [point for point in points if point["kind"] == kind]
                     if not of_kind:
                         continue
@@ -131,7 +153,10 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     panels[1][0].set_ylabel("memory after the first call, GiB")
     panels[0][0].legend(fontsize=7)
     devices = " and ".join(sorted({row["environment"]["device"] for row in rows}))
-    figure.suptitle(f"ResNet-18 FCN-32s, batch 1, 320x480, 21 classes but for what is varied; {devices}", fontsize=9)
+    figure.suptitle(
+        f"ResNet-18 FCN-32s, batch 1, 320x480, 21 classes but for what is varied; {devices}",
+        fontsize=9,
+    )
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
 
@@ -144,10 +169,16 @@ def _curve(name: str) -> str:
 
 def main() -> None:
     """Measure, print, write after every point."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.curves", description=__doc__.splitlines()[0])
-    parser.add_argument("curves", nargs="*", type=_curve, help=f"of {', '.join(CURVES)}; default: all")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.curves", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "curves", nargs="*", type=_curve, help=f"of {', '.join(CURVES)}; default: all"
+    )
     parser.add_argument("--kind", choices=KINDS, help="default: both")
-    parser.add_argument("--values", type=int, nargs="+", help="these points of each curve; default: all")
+    parser.add_argument(
+        "--values", type=int, nargs="+", help="these points of each curve; default: all"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=OUT, help="JSON file; the plot lies beside it")
     args = parser.parse_args()
@@ -162,14 +193,25 @@ def main() -> None:
         if not args.values or value in args.values
     ]
     if not points:
-        have = sorted({value for curve in curves.values() for kind in kinds for value in curve.of(kind)})
+        have = sorted(
+            {value for curve in curves.values() for kind in kinds for value in curve.of(kind)}
+        )
         parser.error(f"no such point: --values may be of {', '.join(map(str, have))}")
     for name, kind, value, setting in points:
-        found = measure("training" if kind == "training" else CURVES[name].task, setting, args.rounds)
+        found = measure(
+            "training" if kind == "training" else CURVES[name].task, setting, args.rounds
+        )
         key = {"curve": name, "kind": kind, "value": value}
-        row = {"setting": dataclasses.asdict(setting), "environment": environment("cpu"), "contenders": found}
+        row = {
+            "setting": dataclasses.asdict(setting),
+            "environment": environment("cpu"),
+            "contenders": found,
+        }
         rows = keep(args.out, key, row)
-        cells = ", ".join(f"{who} {row['seconds']:.3f} s {row['bytes'] / 2**30:.2f} GiB" for who, row in found.items())
+        cells = ", ".join(
+            f"{who} {row['seconds']:.3f} s {row['bytes'] / 2**30:.2f} GiB"
+            for who, row in found.items()
+        )
         print(f"{name} {value}, {kind}: {cells}", flush=True)
         draw(rows, args.out.with_suffix(".png"))
 

@@ -3,8 +3,9 @@
     python -m benchmarks.equivalence                    # every model, hours on 2 cores
     python -m benchmarks.equivalence resnet18 resnet50:8 --seeds 3
 
-A model is a registered name, with `:N` for an output stride. Results are kept model by model in benchmarks/results/equivalence, and the
-page is written anew from all of them; `--page` only does that.
+A model is a registered name, with `:N` for an output stride. Results are kept model by model in
+benchmarks/results/equivalence, and the page is written anew from all of them; `--page` only does
+that.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from typing import Any
 
 import jax
 
-from fcn_jax import process, verify_model
-from fcn_jax.atomic import write_json, write_text
+from fcn_jax import verify_model
+from fcn_jax.runtime import process
+from fcn_jax.runtime.atomic import write_json, write_text
 from fcn_jax.verify import Report, Section
 from fcn_jax.verify.training import RECIPE
 
@@ -64,8 +66,10 @@ MODELS = (
 )
 """In the table's order. Those of plugins need their distributions; `fcn8s_vgg16` takes 20 GB, for its fully connected layers."""
 
-TRAIN_LR = dict.fromkeys(("fcn32s_vgg16", "fcn16s_vgg16", "fcn8s_vgg16", "fcn8s_atonce_vgg16"), 1e-4)
-"""Where it is not `verify`'s own, at which PyTorch's loss is not finite after a few steps: images of 0 to 255 and no normalisation."""
+TRAIN_LR = dict.fromkeys(
+    ("fcn32s_vgg16", "fcn16s_vgg16", "fcn8s_vgg16", "fcn8s_atonce_vgg16"), 1e-4
+)
+"""Where it is not `verify`'s own, at which PyTorch's loss is not finite after a few steps: images of 0 to 255 and no normalization."""
 
 NARROW = (
     *(f"vgg{depth}{norm}" for depth in (11, 13, 16, 19) for norm in ("", "_bn")),
@@ -94,7 +98,9 @@ def measure(name: str, size: tuple[int, int], batch: int, steps: int, seeds: int
             backbone_options=OPTIONS.get(name),
             seed=seed,
         )
-        rows.append(summary(report) | {"seed": seed, "seconds": round(time.perf_counter() - began, 1)})
+        rows.append(
+            summary(report) | {"seed": seed, "seconds": round(time.perf_counter() - began, 1)}
+        )
         print(f"{name}, seed {seed}: {report.verdict} ({rows[-1]['seconds']} s)", flush=True)
         jax.clear_caches()
     return {
@@ -149,7 +155,7 @@ def page(results: list[dict[str, Any]]) -> str:
     lines = [
         "# Equal to PyTorch",
         "",
-        "Models measured so far, each against its PyTorch original: the same random weights, randomised BatchNorm statistics, drawn",
+        "Models measured so far, each against its PyTorch original: the same random weights, randomized BatchNorm statistics, drawn",
         "scenes. Backbones alone carry the head `fcn32s`. Errors are",
         "relative L2 distances to PyTorch in float64, of JAX and of PyTorch in float32, its worst of four correct runs (oneDNN on and off,",
         "contiguous and channels_last). *Factor* is JAX's error in units of PyTorch's, or of a few roundings (2^-21) where that is less,",
@@ -169,10 +175,18 @@ def page(results: list[dict[str, Any]]) -> str:
         runs = result["runs"]
 
         def worst(title: str, field: str, runs: list[dict[str, Any]] = runs) -> Any:
-            found = [run["sections"][name][field] for run in runs for name in run["sections"] if name == title]
+            found = [
+                run["sections"][name][field]
+                for run in runs
+                for name in run["sections"]
+                if name == title
+            ]
             return max(found) if None not in found else math.inf
 
-        layer = max((run["sections"]["layers, isolated"] for run in runs), key=lambda s: s["factor"] or math.inf)
+        layer = max(
+            (run["sections"]["layers, isolated"] for run in runs),
+            key=lambda s: s["factor"] or math.inf,
+        )
         trained = f"training, after step {result['train_steps']}"
         height, width = result["size"]
         lines.append(
@@ -187,7 +201,12 @@ def page(results: list[dict[str, Any]]) -> str:
             + " |"
         )
     versions = sorted({json.dumps(result["environment"]["versions"]) for result in results})
-    lines += ["", "Versions: " + "; ".join(", ".join(f"{k} {v}" for k, v in json.loads(text).items()) for text in versions) + "."]
+    lines += [
+        "",
+        "Versions: "
+        + "; ".join(", ".join(f"{k} {v}" for k, v in json.loads(text).items()) for text in versions)
+        + ".",
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -199,15 +218,23 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--train-steps", type=int, default=20)
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--page", action="store_true", help="only write the page from the results at hand")
+    parser.add_argument(
+        "--page", action="store_true", help="only write the page from the results at hand"
+    )
     args = parser.parse_args()
-    process.take_over(trains=False)  # as `fcn-jax verify` does
+    process.configure_process(trains=False)  # as `fcn-jax verify` does
     if not args.page:
         for name in args.models or MODELS:
             result = measure(name, tuple(args.size), args.batch, args.train_steps, args.seeds)
             write_json(RESULTS / f"{name.replace(':', '_os')}.json", result)
-    found = {result["model"]: result for result in (json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json")))}
-    order = [*(name for name in MODELS if name in found), *(name for name in found if name not in MODELS)]
+    found = {
+        result["model"]: result
+        for result in (json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json")))
+    }
+    order = [
+        *(name for name in MODELS if name in found),
+        *(name for name in found if name not in MODELS),
+    ]
     write_text(PAGE, page([found[name] for name in order]))
 
 

@@ -1,10 +1,11 @@
-"""The forms of stem, pool, normalisation, head and loss among which the library chooses for a device: `python -m benchmarks.forms`.
+"""The forms of stem, pool, normalization, head and loss among which the library chooses for a device: `python -m benchmarks.forms`.
 
     python -m benchmarks.forms                                    # ResNet-18's, batch 32, 320x480, bfloat16
     python -m benchmarks.forms --batch 4 --dtype float32
 
-Each forward and backward (normalisation: forward, in eval mode), on the default device, in turn. Written to
-benchmarks/results/forms_DEVICE.json. For TPUs that are not there `python -m benchmarks.tpu_aot --program forms` asks their compiler.
+Each forward and backward (normalization: forward, in eval mode), on the default device, in turn.
+Written to benchmarks/results/forms_DEVICE.json. For TPUs that are not there `python -m
+benchmarks.tpu_aot --program forms` asks their compiler.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from benchmarks.operators import xla_conv_transpose
 from benchmarks.setting import Setting
 from benchmarks.timing import interleaved
 from fcn_jax import compiler_options, nn
-from fcn_jax.atomic import write_json
-from fcn_jax.nn import pooling
-from fcn_jax.nn.bias import add_bias
-from fcn_jax.nn.blocks import Blocks
-from fcn_jax.nn.conv_transpose import conv_transpose_blocks
-from fcn_jax.nn.conv_xla import Settings, space_to_depth, xla_conv
+from fcn_jax.nn import _pooling
+from fcn_jax.nn._bias import add_bias
+from fcn_jax.nn._conv_transpose import conv_transpose_blocks
+from fcn_jax.nn._conv_xla import Settings, space_to_depth, xla_conv
+from fcn_jax.nn._subpixel import SubpixelLogits
+from fcn_jax.runtime.atomic import write_json
 from fcn_jax.train import losses
 from fcn_jax.train.losses import cross_entropy
 
@@ -58,26 +59,32 @@ def _plain_stem(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _scattered_pool(grad: jax.Array, x: jax.Array) -> Any:
-    return _pulled(lambda x: pooling._reduce_window(x, 3, 2, _BORDERS))(grad, x)
+    return _pulled(lambda x: _pooling._reduce_window(x, 3, 2, _BORDERS))(grad, x)
 
 
 def _pool_by_winners(gradient: Function) -> Function:
     def run(grad: jax.Array, x: jax.Array) -> Any:
-        y, winner = pooling._with_winners(x, 3, 2, _BORDERS)
+        y, winner = _pooling._with_winners(x, 3, 2, _BORDERS)
         return y, gradient(winner, grad, x.shape, 3, 2, _BORDERS)
 
     return run
 
 
 def _block(folded: bool, dtype: Any) -> Function:
-    """The end of a residual block in eval mode: 3x3 convolution, batch normalisation, shortcut, ReLU."""
+    """The end of a residual block in eval mode: 3x3 convolution, batch normalization, shortcut, ReLU."""
 
     def run(x: jax.Array, kernel: jax.Array, statistics: jax.Array) -> jax.Array:
         channels = x.shape[-1]
-        layer = nnx.eval_shape(lambda: nn.Conv(channels, channels, 3, padding=1, use_bias=False, dtype=dtype, rngs=nnx.Rngs(0)))
+        layer = nnx.eval_shape(
+            lambda: nn.Conv(
+                channels, channels, 3, padding=1, use_bias=False, dtype=dtype, rngs=nnx.Rngs(0)
+            )
+        )
         norm = nn.BatchNorm(channels, dtype=dtype)
         layer.kernel.set_value(kernel)
-        for leaf, values in zip((norm.scale, norm.bias, norm.mean, norm.var), statistics, strict=True):
+        for leaf, values in zip(
+            (norm.scale, norm.bias, norm.mean, norm.var), statistics, strict=True
+        ):
             leaf.set_value(jnp.abs(values))
         norm.eval()
         with nn.folding(folded):
@@ -90,7 +97,9 @@ def _loss_after(form: Function, stride: int) -> Function:
     """Head and loss over whole logits, with the gradients by features, kernel and bias."""
 
     def loss(x: jax.Array, kernel: jax.Array, bias: jax.Array, labels: jax.Array) -> jax.Array:
-        return cross_entropy(add_bias(form(x, kernel.astype(x.dtype), stride, stride // 2), bias), labels)
+        return cross_entropy(
+            add_bias(form(x, kernel.astype(x.dtype), stride, stride // 2), bias), labels
+        )
 
     return jax.value_and_grad(loss, (0, 1, 2))
 
@@ -100,7 +109,10 @@ def _loss_in_blocks(stride: int) -> Function:
 
     def loss(x: jax.Array, kernel: jax.Array, bias: jax.Array, labels: jax.Array) -> jax.Array:
         blocks = conv_transpose_blocks(x, kernel.astype(x.dtype), stride, stride // 2)
-        return cross_entropy(dataclasses.replace(blocks, values=add_bias(blocks.values, bias, blocks.CLASS_AXIS)), labels)
+        return cross_entropy(
+            dataclasses.replace(blocks, values=add_bias(blocks.values, bias, blocks.CLASS_AXIS)),
+            labels,
+        )
 
     return jax.value_and_grad(loss, (0, 1, 2))
 
@@ -117,8 +129,15 @@ def cases(setting: Setting) -> dict[str, dict[str, tuple[Function, Shapes]]]:
         # The images need no gradient.
         return lambda grad, x, kernel: _pulled(lambda kernel: form(x, kernel))(grad, kernel)
 
-    stem_shapes = (shape(batch, height // 2, width // 2, 64), shape(batch, height, width, 3), shape(7, 7, 3, 64))
-    pool_shapes = (shape(batch, height // 4, width // 4, 64), shape(batch, height // 2, width // 2, 64))
+    stem_shapes = (
+        shape(batch, height // 2, width // 2, 64),
+        shape(batch, height, width, 3),
+        shape(7, 7, 3, 64),
+    )
+    pool_shapes = (
+        shape(batch, height // 4, width // 4, 64),
+        shape(batch, height // 2, width // 2, 64),
+    )
     block_shapes = (
         shape(batch, height // 4, width // 4, 64),
         shape(3, 3, 64, 64, dtype=jnp.float32),
@@ -132,11 +151,17 @@ def cases(setting: Setting) -> dict[str, dict[str, tuple[Function, Shapes]]]:
     )
     # In blocks: of the kernel's two bands each way, one lies past the last pixel.
     blocks = (batch, height // stride + 1, width // stride + 1)
-    loss_shapes = (shape(*blocks, classes, stride, stride), shape(*blocks, stride, stride, dtype=jnp.uint8))
+    loss_shapes = (
+        shape(*blocks, classes, stride, stride),
+        shape(*blocks, stride, stride, dtype=jnp.uint8),
+    )
     return {
         "stem": {
             "7x7 on 3 channels": (stem(_plain_stem), stem_shapes),
-            "4x4 on 16 channels": (stem(functools.partial(space_to_depth, Settings(2, 3, 1, 1), columns=1)), stem_shapes),
+            "4x4 on 16 channels": (
+                stem(functools.partial(space_to_depth, Settings(2, 3, 1, 1), columns=1)),
+                stem_shapes,
+            ),
             "4x3 on 32 channels, to 2 columns": (
                 stem(functools.partial(space_to_depth, Settings(2, 3, 1, 1), columns=2)),
                 stem_shapes,
@@ -148,16 +173,25 @@ def cases(setting: Setting) -> dict[str, dict[str, tuple[Function, Shapes]]]:
         },
         "max pool": {
             "select-and-scatter": (_scattered_pool, pool_shapes),
-            "from the winners": (_pool_by_winners(pooling._gradient_from_winners), pool_shapes),
-            "from the winners, by offsets": (_pool_by_winners(pooling._gradient_by_offsets), pool_shapes),
+            "from the winners": (_pool_by_winners(_pooling._gradient_from_winners), pool_shapes),
+            "from the winners, by offsets": (
+                _pool_by_winners(_pooling._gradient_by_offsets),
+                pool_shapes,
+            ),
         },
         "end of a block": {
-            "normalisation in the kernel": (_block(True, dtype), block_shapes),
-            "normalisation by itself": (_block(False, dtype), block_shapes),
+            "normalization in the kernel": (_block(True, dtype), block_shapes),
+            "normalization by itself": (_block(False, dtype), block_shapes),
         },
         "loss, forward": {
-            "in three passes": (functools.partial(losses._in_three_passes, Blocks.CLASS_AXIS), loss_shapes),
-            "in one pass": (functools.partial(losses._in_one_pass, Blocks.CLASS_AXIS), loss_shapes),
+            "in three passes": (
+                functools.partial(losses._in_three_passes, SubpixelLogits.CLASS_AXIS),
+                loss_shapes,
+            ),
+            "in one pass": (
+                functools.partial(losses._in_one_pass, SubpixelLogits.CLASS_AXIS),
+                loss_shapes,
+            ),
         },
         "head and loss": {
             "product, loss in its blocks": (_loss_in_blocks(stride), head_shapes),
@@ -171,14 +205,21 @@ def _drawn(shapes: Shapes) -> tuple[jax.Array, ...]:
     """Arguments on the device: bytes are labels."""
     rng = np.random.default_rng(0)
     return tuple(
-        jnp.asarray(rng.integers(0, 21, x.shape, np.uint8) if x.dtype == jnp.uint8 else rng.standard_normal(x.shape), x.dtype)
+        jnp.asarray(
+            rng.integers(0, 21, x.shape, np.uint8)
+            if x.dtype == jnp.uint8
+            else rng.standard_normal(x.shape),
+            x.dtype,
+        )
         for x in shapes
     )
 
 
 def main() -> None:
     """Time all forms of each operator in turn, print and write."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.forms", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.forms", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--size", type=int, nargs=2, default=(320, 480), metavar=("H", "W"))
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
@@ -187,18 +228,37 @@ def main() -> None:
     from benchmarks.record import RESULTS, environment  # only here is PyTorch needed
     from benchmarks.tasks import IN_A_ROW, Work
 
-    setting, device = Setting(batch=args.batch, size=tuple(args.size), dtype=args.dtype), jax.default_backend()
+    setting, device = (
+        Setting(batch=args.batch, size=tuple(args.size), dtype=args.dtype),
+        jax.default_backend(),
+    )
     times, rows = 1 if device == "cpu" else IN_A_ROW, []
     for operator, found in cases(setting).items():
         calls = {}
         for form, (function, shapes) in found.items():
-            run = functools.partial(jax.jit(function, compiler_options=compiler_options()), *_drawn(shapes))
+            run = functools.partial(
+                jax.jit(function, compiler_options=compiler_options()), *_drawn(shapes)
+            )
             calls[form] = functools.partial(Work(run, jax.block_until_ready, np.asarray), times)
         for form, taken in interleaved(calls, args.rounds, in_a_row=times).items():
-            rows.append({"operator": operator, "form": form, "seconds": taken.median, "quartiles": taken.spread})
+            rows.append(
+                {
+                    "operator": operator,
+                    "form": form,
+                    "seconds": taken.median,
+                    "quartiles": taken.spread,
+                }
+            )
             print(f"{operator:<14} {form:<32} {taken.median * 1000:9.3f} ms", flush=True)
     out = RESULTS / f"forms_{device}.json"
-    write_json(out, {"environment": environment("cuda" if device == "gpu" else device), "setting": vars(args), "rows": rows})
+    write_json(
+        out,
+        {
+            "environment": environment("cuda" if device == "gpu" else device),
+            "setting": vars(args),
+            "rows": rows,
+        },
+    )
     print(out)
 
 

@@ -1,4 +1,4 @@
-"""Reading what XLA compiled: the text of a program after all optimisation."""
+"""Reading what XLA compiled: the text of a program after all optimization."""
 
 from __future__ import annotations
 
@@ -10,7 +10,18 @@ from collections.abc import Iterator
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
-_MOVES = {"parameter", "constant", "bitcast", "copy", "transpose", "reshape", "pad", "slice", "concatenate", "tuple"}
+_MOVES = {
+    "parameter",
+    "constant",
+    "bitcast",
+    "copy",
+    "transpose",
+    "reshape",
+    "pad",
+    "slice",
+    "concatenate",
+    "tuple",
+}
 _MOVES |= {"get-tuple-element", "broadcast", "convert"}
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
 
@@ -40,7 +51,11 @@ class Instruction:
     def results(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
         """`arrays` without what the first half of an asynchronous collective carries along: its operands before, its contexts behind."""
         count = len(self.operands)
-        return self.arrays[count : 2 * count] if self.opcode.endswith("-start") and len(self.arrays) > count else self.arrays
+        return (
+            self.arrays[count : 2 * count]
+            if self.opcode.endswith("-start") and len(self.arrays) > count
+            else self.arrays
+        )
 
     @property
     def size(self) -> int:
@@ -66,7 +81,10 @@ class Program:
                 body = self.computations.setdefault(found.group(1), [])
             elif found := _INSTRUCTION.match(line):
                 name, shape, opcode, rest = found.groups()
-                arrays = tuple((dtype, tuple(map(int, filter(None, dims.split(","))))) for dtype, dims in _ARRAY.findall(shape))
+                arrays = tuple(
+                    (dtype, tuple(map(int, filter(None, dims.split(",")))))
+                    for dtype, dims in _ARRAY.findall(shape)
+                )
                 body.append(Instruction(name, arrays, opcode, rest))
         self._types = {instruction.name: instruction.arrays for instruction in self.instructions()}
         self._fused = set(re.findall(r"kind=k\w+, calls=%([\w.\-]+)", text))
@@ -96,7 +114,12 @@ class Program:
         """Instructions that move or lay out anew an array of at least `size` elements, and compute nothing."""
         found = []
         for instruction in self.stored():
-            if instruction.size >= size and instruction.opcode not in ("bitcast", "get-tuple-element", "tuple", "parameter"):
+            if instruction.size >= size and instruction.opcode not in (
+                "bitcast",
+                "get-tuple-element",
+                "tuple",
+                "parameter",
+            ):
                 opcodes = {instruction.opcode}
                 if called := re.search(r"kind=k\w+, calls=%([\w.\-]+)", instruction.rest):
                     opcodes = {inner.opcode for inner in self.computations[called.group(1)]}
@@ -110,7 +133,9 @@ class Program:
             instruction.name
             for instruction in self.stored()
             if instruction.opcode != "bitcast"
-            if any(found == dtype and math.prod(shape) >= size for found, shape in instruction.arrays)
+            if any(
+                found == dtype and math.prod(shape) >= size for found, shape in instruction.arrays
+            )
         ]
 
     def collectives(self) -> dict[str, dict[str, int]]:
@@ -121,7 +146,9 @@ class Program:
             if kind in COLLECTIVES:
                 row = found.setdefault(kind, {"count": 0, "bytes": 0})
                 row["count"] += 1
-                row["bytes"] += sum(math.prod(shape) * _width(dtype) for dtype, shape in instruction.results)
+                row["bytes"] += sum(
+                    math.prod(shape) * _width(dtype) for dtype, shape in instruction.results
+                )
         return found
 
     def estimated_cycles(self) -> int:

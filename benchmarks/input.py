@@ -3,9 +3,10 @@
     python -m benchmarks.input                                # drawn scenes of VOC's size
     python -m benchmarks.input --dataset voc2012 --data DIR --scale 1 1
 
-The stages of the input pipeline are timed one after the other on each image, in the thread's own time, all in turn; of an image's rounds
-the fastest counts, and of the images the mean. Decoding and resizing are one stage, as a source may decode at a fraction of the size.
-What flips and colors take is what moving them to the device could save.
+The stages of the input pipeline are timed one after the other on each image, in the thread's own
+time, all in turn; of an image's rounds the fastest counts, and of the images the mean. Decoding and
+resizing are one stage, as a source may decode at a fraction of the size. What flips and colors take
+is what moving them to the device could save.
 """
 
 from __future__ import annotations
@@ -20,19 +21,23 @@ import numpy as np
 
 from benchmarks import scenes
 from benchmarks.record import RESULTS, environment, prepare_backend
-from fcn_jax import registry
 from fcn_jax.api import Source
-from fcn_jax.atomic import write_json
 from fcn_jax.data.transforms import crop, flip_left_right, jitter_colors, resize
+from fcn_jax.plugins import registry
+from fcn_jax.runtime.atomic import write_json
 
 IMAGES = 64
 STAGES = ("decode and resize", "crop", "flip", "colors")
 
 
-def measure(source: Source, size: tuple[int, int], scale: tuple[float, float], rounds: int) -> dict[str, float]:
+def measure(
+    source: Source, size: tuple[int, int], scale: tuple[float, float], rounds: int
+) -> dict[str, float]:
     """Milliseconds an image, by stage. Half of the images are flipped, all are changed in color."""
     # As the pipeline chooses.
-    decode_resized = getattr(source, "decode_resized", lambda record, factor: resize(source.decode(record), factor))
+    decode_resized = getattr(
+        source, "decode_resized", lambda record, factor: resize(source.decode(record), factor)
+    )
     indices = np.linspace(0, len(source) - 1, min(IMAGES, len(source))).astype(int).tolist()
     seconds = np.zeros((rounds, len(indices), len(STAGES)))
     for times in seconds:
@@ -54,8 +59,12 @@ def measure(source: Source, size: tuple[int, int], scale: tuple[float, float], r
 
 def main() -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.input", description=__doc__.splitlines()[0])
-    parser.add_argument("--dataset", default="folder", help="a registered data set, whose split train is read")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.input", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--dataset", default="folder", help="a registered dataset, whose split train is read"
+    )
     parser.add_argument("--data", type=Path, help="its folder (default: drawn scenes)")
     parser.add_argument("--size", type=int, nargs=2, default=(320, 480), metavar=("H", "W"))
     parser.add_argument("--scale", type=float, nargs=2, default=(0.5, 2.0), metavar=("LOW", "HIGH"))
@@ -72,8 +81,14 @@ def main() -> None:
     for name, milliseconds in stages.items():
         print(f"{name:<17} {milliseconds:7.3f} ms  {milliseconds / total:5.1%}")
     print(f"{'all':<17} {total:7.3f} ms")
-    setting = {"dataset": args.dataset if args.data else "drawn scenes", "size": args.size, "scale": args.scale}
-    write_json(args.out, {"environment": environment("cpu"), "setting": setting, "milliseconds": stages})
+    setting = {
+        "dataset": args.dataset if args.data else "drawn scenes",
+        "size": args.size,
+        "scale": args.scale,
+    }
+    write_json(
+        args.out, {"environment": environment("cpu"), "setting": setting, "milliseconds": stages}
+    )
 
 
 if __name__ == "__main__":

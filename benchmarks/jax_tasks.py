@@ -14,12 +14,13 @@ from flax import nnx
 
 from benchmarks.networks import PlainFlax
 from benchmarks.setting import RECIPE, Setting
-from fcn_jax import compiler_options, registry
+from fcn_jax import compiler_options
 from fcn_jax.api import Preprocess
-from fcn_jax.infer.predictor import Predictor
-from fcn_jax.memory import give_back_freed_memory
+from fcn_jax.eval.predictor import Predictor
 from fcn_jax.models.preprocess import normalize
 from fcn_jax.models.segmenter import describe
+from fcn_jax.plugins import registry
+from fcn_jax.runtime.memory import trim_malloc
 from fcn_jax.train import optim
 from fcn_jax.train import step as train_step
 from fcn_jax.train.losses import cross_entropy
@@ -36,7 +37,9 @@ def _preprocess(setting: Setting) -> Preprocess:
 
 def _normalized(setting: Setting) -> jax.Array:
     preprocess = _preprocess(setting)
-    return jax.block_until_ready(jax.jit(lambda images: normalize(images, preprocess))(setting.images()))
+    return jax.block_until_ready(
+        jax.jit(lambda images: normalize(images, preprocess))(setting.images())
+    )
 
 
 def _logits(setting: Setting, model: nnx.Module, options: Mapping[str, str]) -> Start:
@@ -57,12 +60,21 @@ def _flax_mask(setting: Setting) -> Start:
     model.eval()
     graphdef, state = nnx.split(model)
     preprocess = _preprocess(setting)
-    run = jax.jit(lambda state, x: jnp.argmax(nnx.merge(graphdef, state)(normalize(x, preprocess)), -1).astype(jnp.uint8))
+    run = jax.jit(
+        lambda state, x: jnp.argmax(
+            nnx.merge(graphdef, state)(normalize(x, preprocess)), -1
+        ).astype(jnp.uint8)
+    )
     images = setting.images()
     return lambda: np.asarray(run(state, images))
 
 
-def _gradients(module: nnx.Module, loss: Callable[..., jax.Array], inputs: tuple[Any, ...], options: Mapping[str, str]) -> Start:
+def _gradients(
+    module: nnx.Module,
+    loss: Callable[..., jax.Array],
+    inputs: tuple[Any, ...],
+    options: Mapping[str, str],
+) -> Start:
     """Forward and backward of a part: the loss; gradients by the parameters, and by the first of its inputs, are computed and dropped."""
     module.train()
     graphdef, params, rest = nnx.split(module, nnx.Param, ...)  # type: ignore[misc]
@@ -85,8 +97,12 @@ def _head(setting: Setting, *, plain: bool = False) -> Start:
             return cross_entropy(head["transpose_conv"](head["final_conv"](features)), labels)
         return cross_entropy(head({deepest.name: features}, out_hw=setting.size), labels)
 
-    features = jnp.asarray(setting.features(deepest.channels, deepest.stride), jnp.dtype(setting.dtype))
-    return _gradients(whole.head, loss, (features, setting.labels()), {} if plain else compiler_options())
+    features = jnp.asarray(
+        setting.features(deepest.channels, deepest.stride), jnp.dtype(setting.dtype)
+    )
+    return _gradients(
+        whole.head, loss, (features, setting.labels()), {} if plain else compiler_options()
+    )
 
 
 def _trunk(setting: Setting, *, plain: bool = False) -> Start:
@@ -98,25 +114,37 @@ def _trunk(setting: Setting, *, plain: bool = False) -> Start:
         return jnp.square(feature.astype(jnp.float32)).mean()
 
     whole: Any = PlainFlax(model) if plain else model
-    return _gradients(whole.backbone, loss, (_normalized(setting),), {} if plain else compiler_options())
+    return _gradients(
+        whole.backbone, loss, (_normalized(setting),), {} if plain else compiler_options()
+    )
 
 
 def compiled_step(step: train_step.Step, state: Any, batch: Any, options: Mapping[str, str]) -> Any:
     """The step's program, and no memory that the compiler held, as `fcn_jax.train.loop` does it."""
-    program = jax.jit(step, donate_argnums=0, compiler_options=dict(options)).lower(state, batch).compile()
-    give_back_freed_memory()
+    program = (
+        jax.jit(step, donate_argnums=0, compiler_options=dict(options))
+        .lower(state, batch)
+        .compile()
+    )
+    trim_malloc()
     return program
 
 
 def _training(setting: Setting, model: nnx.Module, options: Mapping[str, str]) -> Start:
-    state, step = train_step.make(model, lambda params: optim.make(RECIPE, 1000, params), _preprocess(setting))  # type: ignore[arg-type]
-    batch = jax.device_put({"image": setting.images(), "mask": setting.labels()})  # the loop does so beside the step before
+    state, step = train_step.make(
+        model, lambda params: optim.make(RECIPE, 1000, params), _preprocess(setting)
+    )  # type: ignore[arg-type]
+    batch = jax.device_put(
+        {"image": setting.images(), "mask": setting.labels()}
+    )  # the loop does so beside the step before
     run: Any = step
     del step  # JAX keeps what it traced as long as the function is there
 
     def call() -> jax.Array:
         nonlocal state, run
-        if not isinstance(run, jax.stages.Compiled):  # in the first call, which counts as compilation
+        if not isinstance(
+            run, jax.stages.Compiled
+        ):  # in the first call, which counts as compilation
             run = compiled_step(run, state, batch, options)
         state, metrics = run(state, batch)
         return metrics["loss"]
@@ -130,7 +158,9 @@ def _batches(setting: Setting) -> tuple[Any, int]:
     from fcn_jax.data.transforms import Augment
 
     source = registry.default().dataset("folder").open(Path(setting.data), "train")
-    batches = train_batches(source, augment=Augment(setting.size, setting.scale), batch_size=setting.batch, seed=0)
+    batches = train_batches(
+        source, augment=Augment(setting.size, setting.scale), batch_size=setting.batch, seed=0
+    )
     return batches, len(source) // setting.batch
 
 
@@ -142,7 +172,9 @@ def _pipeline(setting: Setting) -> Start:
 def _epoch(setting: Setting) -> Start:
     batches, steps = _batches(setting)
     model = setting.build()
-    state, step = train_step.make(model, lambda params: optim.make(RECIPE, 1000, params), _preprocess(setting))
+    state, step = train_step.make(
+        model, lambda params: optim.make(RECIPE, 1000, params), _preprocess(setting)
+    )
     run: Any = step
     del step  # as in `_training`
 

@@ -1,7 +1,8 @@
 """How fast masks are looked at before training: `python -m benchmarks.label_look`.
 
-Drawn masks of VOC's size, stored as indexed PNGs, are looked at twice: cold, with an empty cache, and warm, when nothing has changed.
-The processor's time per mask is measured too. Other work on the machine disturbs it less than the time that passes.
+Drawn masks of VOC's size, stored as indexed PNGs, are looked at twice: cold, with an empty cache,
+and warm, when nothing has changed. The processor's time per mask is measured too. Other work on the
+machine disturbs it less than the time that passes.
 """
 
 from __future__ import annotations
@@ -20,19 +21,19 @@ from PIL import Image
 
 from benchmarks.record import RESULTS, environment
 from benchmarks.scenes import SIZE
-from fcn_jax import cache
-from fcn_jax.atomic import write_json
 from fcn_jax.data.folder import FOLDER
 from fcn_jax.data.inspection import inspect
+from fcn_jax.data.palette import voc_palette
 from fcn_jax.data.shapes import SHAPES_CLASSES, draw_scene
-from fcn_jax.palette import voc_palette
+from fcn_jax.runtime import cache
+from fcn_jax.runtime.atomic import write_json
 
 DRAWN = 100
 """Scenes that are drawn; each is stored several times with a line of its own, so that no two files are alike."""
 
 
 def write(root: Path, count: int) -> Path:
-    """Write `count` masks with images of a single color as split `train` of a `folder` data set."""
+    """Write `count` masks with images of a single color as split `train` of a `folder` dataset."""
     images, masks = root / "images" / "train", root / "masks" / "train"
     images.mkdir(parents=True)
     masks.mkdir(parents=True)
@@ -52,7 +53,7 @@ def write(root: Path, count: int) -> Path:
 
 
 def measure(root: Path) -> dict[str, float]:
-    """Seconds and processor seconds of one look, from opening the data set to its findings."""
+    """Seconds and processor seconds of one look, from opening the dataset to its findings."""
     began, used = time.perf_counter(), time.process_time()
     source = FOLDER.open(root, "train")
     inspect({"train": source}, stream=io.StringIO())
@@ -79,7 +80,9 @@ def _cache_in(folder: Path) -> Iterator[None]:
 
 def main() -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.label_look", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.label_look", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--masks", type=int, default=3000)
     parser.add_argument("--rounds", type=int, default=3, help="of which the fastest counts")
     parser.add_argument("--out", type=Path, default=RESULTS / "label_look_cpu.json")
@@ -91,10 +94,14 @@ def main() -> None:
             with _cache_in(Path(folder) / f"cache{number}"):
                 for kind in ("cold", "warm"):
                     rounds[kind].append(measure(root))
-        size = float(np.mean([path.stat().st_size for path in (root / "masks" / "train").iterdir()]))
+        size = float(
+            np.mean([path.stat().st_size for path in (root / "masks" / "train").iterdir()])
+        )
     best = {kind: min(found, key=lambda one: one["seconds"]) for kind, found in rounds.items()}
     for kind, found in best.items():
-        print(f"{kind}: {found['masks_per_second']:8.0f} masks/s, {found['processor_ms_per_mask']:.3f} ms of processor a mask")
+        print(
+            f"{kind}: {found['masks_per_second']:8.0f} masks/s, {found['processor_ms_per_mask']:.3f} ms of processor a mask"
+        )
     setting = {"masks": args.masks, "size": SIZE, "bytes": round(size)}
     write_json(args.out, {"environment": environment("cpu"), "setting": setting, **best})
 

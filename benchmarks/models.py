@@ -3,8 +3,9 @@
     python -m benchmarks.models                              # torchvision's segmentation models and two of the FCN paper's
     python -m benchmarks.models fcn_resnet50 --rounds 10     # one of them again; the others' rows stay
 
-Images to logits and to masks, each model against its PyTorch original with the same values, as `python -m benchmarks` does it. Rows go to
-benchmarks/results/models_DEVICE.json as they come; the table is of all rows that are there.
+Images to logits and to masks, each model against its PyTorch original with the same values, as
+`python -m benchmarks` does it. Rows go to benchmarks/results/models_DEVICE.json as they come; the
+table is of all rows that are there.
 """
 
 from __future__ import annotations
@@ -56,21 +57,31 @@ def table(found: Sequence[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Measure, print, write after every row."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.models", description=__doc__.splitlines()[0])
-    parser.add_argument("models", nargs="*", help=f"registered models, or backbones; default: {', '.join(MODELS)}")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.models", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "models", nargs="*", help=f"registered models, or backbones; default: {', '.join(MODELS)}"
+    )
     parser.add_argument("--head", default="fcn32s", help="of backbones; registered")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--size", type=int, nargs=2, default=(320, 480), metavar=("H", "W"))
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu"
+    )
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--out", type=Path, help="JSON file (default: benchmarks/results/models_DEVICE.json)")
+    parser.add_argument(
+        "--out", type=Path, help="JSON file (default: benchmarks/results/models_DEVICE.json)"
+    )
     args = parser.parse_args()
     prepare_backend(args.device)
     out = args.out or RESULTS / f"models_{args.device}.json"
     peak = timing.peaks(args.dtype)
     for model in args.models or MODELS:
-        setting = Setting(model, args.batch, tuple(args.size), args.dtype, head=args.head, device=args.device)
+        setting = Setting(
+            model, args.batch, tuple(args.size), args.dtype, head=args.head, device=args.device
+        )
         for task in tasks.INFERENCE:
             row = measure(task, setting, args.rounds, peak, CONTENDERS)
             key = {"task": task, "setting": dataclasses.asdict(setting)}

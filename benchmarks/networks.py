@@ -11,10 +11,11 @@ import torch
 from flax import nnx
 
 from benchmarks.setting import Setting
-from fcn_jax import registry, to_torch
-from fcn_jax.convert.torch_reference import import_torchvision
+from fcn_jax import to_torch
 from fcn_jax.models.names import leaves
 from fcn_jax.models.segmenter import Segmenter, by_name
+from fcn_jax.plugins import registry
+from fcn_jax.pytorch.reference import import_torchvision
 from fcn_jax.verify.reference import build_reference
 
 
@@ -30,12 +31,17 @@ class ProductHead(torch.nn.Module):
         """f[N, I, H, W] -> f[N, O, s H, s W]."""
         batch, channels, rows, cols = x.shape
         stride, out = self.stride, self.weight.shape[1]
-        # Block (b, c) of s x s pixels sees the four input pixels b - i, c - j through the kernel's bands i, j.
+        # Block (b, c) of s x s pixels sees the four input pixels b - i, c - j through the kernel's
+        # bands i, j.
         matrix = self.weight.view(channels, out, 2, stride, 2, stride).permute(2, 4, 0, 3, 5, 1)
         padded = torch.nn.functional.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
-        neighbours = [padded[:, 1 - i : 2 - i + rows, 1 - j : 2 - j + cols] for i in (0, 1) for j in (0, 1)]
-        blocks = torch.cat(neighbours, -1) @ matrix.reshape(4 * channels, stride * stride * out)
-        blocks = blocks.view(batch, rows + 1, cols + 1, stride, stride, out).permute(0, 1, 3, 2, 4, 5)
+        neighbors = [
+            padded[:, 1 - i : 2 - i + rows, 1 - j : 2 - j + cols] for i in (0, 1) for j in (0, 1)
+        ]
+        blocks = torch.cat(neighbors, -1) @ matrix.reshape(4 * channels, stride * stride * out)
+        blocks = blocks.view(batch, rows + 1, cols + 1, stride, stride, out).permute(
+            0, 1, 3, 2, 4, 5
+        )
         full = blocks.reshape(batch, (rows + 1) * stride, (cols + 1) * stride, out) + self.bias
         half = stride // 2
         return full[:, half : half + rows * stride, half : half + cols * stride].permute(0, 3, 1, 2)
@@ -47,15 +53,26 @@ def in_torch(model: Segmenter, *, product: bool = False) -> torch.nn.Sequential:
     stride = model.features[-1].stride
     # torchvision refuses to dilate a BasicBlock, and a benchmark has no need to.
     dilate = {32: None, 16: [False, False, True], 8: [False, True, True]}[stride]
-    trunk = getattr(import_torchvision().models, spec.backbone)(weights=None, replace_stride_with_dilation=dilate)
+    trunk = getattr(import_torchvision().models, spec.backbone)(
+        weights=None, replace_stride_with_dilation=dilate
+    )
     network = torch.nn.Sequential(*list(trunk.children())[:-2])
-    network.add_module("final_conv", torch.nn.Conv2d(model.features[-1].channels, spec.num_classes, 1))
+    network.add_module(
+        "final_conv", torch.nn.Conv2d(model.features[-1].channels, spec.num_classes, 1)
+    )
     groups = spec.num_classes if spec.head_options.get("upsampling") == "depthwise" else 1
     head = torch.nn.ConvTranspose2d(
-        spec.num_classes, spec.num_classes, 2 * stride, stride=stride, padding=stride // 2, groups=groups
+        spec.num_classes,
+        spec.num_classes,
+        2 * stride,
+        stride=stride,
+        padding=stride // 2,
+        groups=groups,
     )
     network.add_module("transpose_conv", head)
-    network.load_state_dict({name: torch.from_numpy(value) for name, value in to_torch(model, names="d2l").items()})
+    network.load_state_dict(
+        {name: torch.from_numpy(value) for name, value in to_torch(model, names="d2l").items()}
+    )
     if product:
         network.transpose_conv = ProductHead(head)
     return network.to(memory_format=torch.channels_last)
@@ -89,16 +106,24 @@ class _Logits(torch.nn.Module):
 def original(setting: Setting, model: Segmenter) -> torch.nn.Module:
     """The PyTorch original of any registered model, as `fcn_jax.verify` has it, with the values of the library's; channels_last.
 
-    That is a whole model's own class where its descriptor has it, otherwise the parts' references put together.
+    That is a whole model's own class where its descriptor has it, otherwise the parts' references
+    put together.
     """
     descriptor = registry.default().model(setting.model) if by_name(setting.model).head else None
     if descriptor is not None and descriptor.original is not None:
-        network, names = descriptor.original(num_classes=setting.num_classes, aux=False), descriptor.names
+        network, names = (
+            descriptor.original(num_classes=setting.num_classes, aux=False),
+            descriptor.names,
+        )
     else:
         network, names = build_reference(model.spec), "torchvision"
-    network.load_state_dict({name: torch.from_numpy(value) for name, value in to_torch(model, names=names).items()})
+    network.load_state_dict(
+        {name: torch.from_numpy(value) for name, value in to_torch(model, names=names).items()}
+    )
     features = [feature.name for feature in model.features]
-    if descriptor is None and set(features) <= {name for name, _ in network.backbone.named_modules()}:
+    if descriptor is None and set(features) <= {
+        name for name, _ in network.backbone.named_modules()
+    }:
         network.backbone = _Features(network.backbone.eval(), features)
     return _Logits(network).to(memory_format=torch.channels_last)
 
@@ -115,17 +140,31 @@ class _Norm(nnx.BatchNorm):
 class _Block(nnx.Module):
     """torchvision's BasicBlock in Flax's own layers."""
 
-    def __init__(self, channels_in: int, channels: int, stride: int, **types: Any) -> None:
-        def conv(channels_in: int, size: int, stride: int) -> nnx.Conv:
-            return _conv(channels_in, channels, (size, size), stride, padding=size // 2, use_bias=False, **types)
+    def __init__(self, in_channels: int, channels: int, stride: int, **types: Any) -> None:
+        def conv(in_channels: int, size: int, stride: int) -> nnx.Conv:
+            return _conv(
+                in_channels,
+                channels,
+                (size, size),
+                stride,
+                padding=size // 2,
+                use_bias=False,
+                **types,
+            )
 
-        self.conv1, self.bn1 = conv(channels_in, 3, stride), _Norm(channels, **types)
+        self.conv1, self.bn1 = conv(in_channels, 3, stride), _Norm(channels, **types)
         self.conv2, self.bn2 = conv(channels, 3, 1), _Norm(channels, **types)
-        shortcut = stride > 1 or channels_in != channels
-        self.downsample = nnx.Dict(conv=conv(channels_in, 1, stride), bn=_Norm(channels, **types)) if shortcut else None
+        shortcut = stride > 1 or in_channels != channels
+        self.downsample = (
+            nnx.Dict(conv=conv(in_channels, 1, stride), bn=_Norm(channels, **types))
+            if shortcut
+            else None
+        )
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        shortcut = x if self.downsample is None else self.downsample["bn"](self.downsample["conv"](x))
+        shortcut = (
+            x if self.downsample is None else self.downsample["bn"](self.downsample["conv"](x))
+        )
         y = nnx.relu(self.bn1(self.conv1(x)))
         return nnx.relu(self.bn2(self.conv2(y)) + shortcut)
 
@@ -134,12 +173,12 @@ class _Trunk(nnx.Module):
     def __init__(self, depths: tuple[int, ...], **types: Any) -> None:
         self.conv1 = _conv(3, 64, (7, 7), 2, padding=3, use_bias=False, **types)
         self.bn1 = _Norm(64, **types)
-        channels_in = 64
+        in_channels = 64
         for i, depth in enumerate(depths):
             blocks = []
             for b in range(depth):
-                blocks.append(_Block(channels_in, 64 << i, 2 if i and not b else 1, **types))
-                channels_in = 64 << i
+                blocks.append(_Block(in_channels, 64 << i, 2 if i and not b else 1, **types))
+                in_channels = 64 << i
             setattr(self, f"layer{i + 1}", nnx.List(blocks))
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -166,14 +205,22 @@ class PlainFlax(nnx.Module):
         self.head = nnx.Dict(
             final_conv=_conv(512, spec.num_classes, (1, 1), **types),
             transpose_conv=nnx.ConvTranspose(
-                spec.num_classes, spec.num_classes, (64, 64), (32, 32), padding=((47, 47), (47, 47)), kernel_init=_ZEROS, **types
+                spec.num_classes,
+                spec.num_classes,
+                (64, 64),
+                (32, 32),
+                padding=((47, 47), (47, 47)),
+                kernel_init=_ZEROS,
+                **types,
             ),
         )
         values = leaves(model)
         for path, leaf in leaves(self).items():
             value = values[path][...]
             # lax.conv_transpose, unlike PyTorch, does not flip the kernel.
-            leaf[...] = value[::-1, ::-1] if path == "head.transpose_conv.kernel" else jnp.copy(value)
+            leaf[...] = (
+                value[::-1, ::-1] if path == "head.transpose_conv.kernel" else jnp.copy(value)
+            )
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """f[N, H, W, 3] -> f[N, H, W, K]."""

@@ -1,6 +1,7 @@
 """Time the operators of `fcn_jax.nn` against XLA's own forms, in turn: `python -m benchmarks.operators`.
 
-Batch 4, 320x480, 21 classes, float32, forward and backward as in training; medians over interleaved rounds, outputs compared first.
+Batch 4, 320x480, 21 classes, float32, forward and backward as in training; medians over interleaved
+rounds, outputs compared first.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 from jax import lax
 
 from fcn_jax import nn
-from fcn_jax.nn.conv_xla import Settings, xla_conv
+from fcn_jax.nn._conv_xla import Settings, xla_conv
 
 Function = Callable[..., Any]
 
@@ -29,39 +30,67 @@ def xla_conv_transpose(x: jax.Array, kernel: jax.Array, stride: int, padding: in
     flipped = kernel[::-1, ::-1]
     dimensions = ("NHWC", "HWIO", "NHWC")
     return lax.conv_general_dilated(
-        x, flipped, (1, 1), [(edge, edge)] * 2, lhs_dilation=(stride, stride), dimension_numbers=dimensions
+        x,
+        flipped,
+        (1, 1),
+        [(edge, edge)] * 2,
+        lhs_dilation=(stride, stride),
+        dimension_numbers=dimensions,
     )
 
 
 def xla_max_pool(x: jax.Array) -> jax.Array:
     """The stem's max pool with XLA's own gradient."""
-    return lax.reduce_window(x, np.float32(-np.inf), lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    return lax.reduce_window(
+        x,
+        np.float32(-np.inf),
+        lax.max,
+        (1, 3, 3, 1),
+        (1, 2, 2, 1),
+        ((0, 0), (1, 1), (1, 1), (0, 0)),
+    )
 
 
 def gathered_resize(x: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Bilinear resizing that gathers the two neighbours along each axis and mixes them."""
+    """Bilinear resizing that gathers the two neighbors along each axis and mixes them."""
     for axis, new in ((2, size[1]), (1, size[0])):
         old = x.shape[axis]
         position = np.clip((np.arange(new) + 0.5) * (old / new) - 0.5, 0, old - 1)
         left = position.astype(np.int64)
-        weight = np.expand_dims((position - left).astype(np.float32), tuple(a for a in range(4) if a != axis))
-        x = jnp.take(x, left, axis) * (1 - weight) + jnp.take(x, np.minimum(left + 1, old - 1), axis) * weight
+        weight = np.expand_dims(
+            (position - left).astype(np.float32), tuple(a for a in range(4) if a != axis)
+        )
+        x = (
+            jnp.take(x, left, axis) * (1 - weight)
+            + jnp.take(x, np.minimum(left + 1, old - 1), axis) * weight
+        )
     return x
 
 
 def cases(batch: int) -> dict[str, tuple[Function, Function, tuple[tuple[int, ...], ...]]]:
     """Name -> ours, XLA's own or the obvious form, shapes of the arguments."""
 
-    def pair(stride: int, padding: int, dilation: int = 1, groups: int = 1) -> tuple[Function, Function]:
+    def pair(
+        stride: int, padding: int, dilation: int = 1, groups: int = 1
+    ) -> tuple[Function, Function]:
         settings = (stride, padding, dilation, groups)
-        return lambda x, k: nn.conv(x, k, *settings), lambda x, k: xla_conv(Settings(*settings), x, k)
+        return lambda x, k: nn.conv(x, k, *settings), lambda x, k: xla_conv(
+            Settings(*settings), x, k
+        )
 
     found: dict[str, tuple[Function, Function, tuple[tuple[int, ...], ...]]] = {
         "conv 7x7/2, 3 -> 64": (*pair(2, 3), ((batch, 320, 480, 3), (7, 7, 3, 64))),
-        "max pool 3x3/2": (lambda x: nn.max_pool(x, 3, 2, 1), xla_max_pool, ((batch, 160, 240, 64),)),
+        "max pool 3x3/2": (
+            lambda x: nn.max_pool(x, 3, 2, 1),
+            xla_max_pool,
+            ((batch, 160, 240, 64),),
+        ),
     }
     for rows, cols, width in ((80, 120, 64), (40, 60, 128), (20, 30, 256), (10, 15, 512)):
-        found[f"conv 3x3, {width} -> {width}"] = (*pair(1, 1), ((batch, rows, cols, width), (3, 3, width, width)))
+        found[f"conv 3x3, {width} -> {width}"] = (
+            *pair(1, 1),
+            ((batch, rows, cols, width), (3, 3, width, width)),
+        )
     for dilation, width in ((2, 256), (4, 512)):
         found[f"conv 3x3, {width} -> {width}, dilation {dilation}"] = (
             *pair(1, dilation, dilation),
@@ -72,7 +101,10 @@ def cases(batch: int) -> dict[str, tuple[Function, Function, tuple[tuple[int, ..
             *pair(1, 1, 1, 32),
             ((batch, rows, cols, width), (3, 3, width // 32, width)),
         )
-    found["conv 3x3/2, 96 channels, depthwise"] = (*pair(2, 1, 1, 96), ((batch, 80, 120, 96), (3, 3, 1, 96)))
+    found["conv 3x3/2, 96 channels, depthwise"] = (
+        *pair(2, 1, 1, 96),
+        ((batch, 80, 120, 96), (3, 3, 1, 96)),
+    )
     found["transposed conv 64x64/32, 21 -> 21"] = (
         lambda x, k: nn.conv_transpose(x, k, 32, 16),
         lambda x, k: xla_conv_transpose(x, k, 32, 16),
@@ -103,7 +135,9 @@ def main() -> None:
         contenders = [jax.jit(lambda grad, *a, f=f: jax.vjp(f, *a)[1](grad)) for f in (ours, xla)]
         results = [jax.block_until_ready(f(grad, *arrays)) for f in contenders]
         for one, other in zip(*results, strict=True):
-            np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-3 * float(jnp.abs(other).max()))
+            np.testing.assert_allclose(
+                one, other, rtol=1e-3, atol=1e-3 * float(jnp.abs(other).max())
+            )
         seconds: list[list[float]] = [[], []]
         for _ in range(args.rounds):
             for f, spent in zip(contenders, seconds, strict=True):
@@ -111,9 +145,25 @@ def main() -> None:
                 jax.block_until_ready(f(grad, *arrays))
                 spent.append(time.perf_counter() - began)
         medians = [statistics.median(spent) for spent in seconds]
-        rows.append({"operator": name, "ours_seconds": medians[0], "xla_seconds": medians[1], "speedup": medians[1] / medians[0]})
+        rows.append(
+            {
+                "operator": name,
+                "ours_seconds": medians[0],
+                "xla_seconds": medians[1],
+                "speedup": medians[1] / medians[0],
+            }
+        )
     if args.json:
-        print(json.dumps({"device": jax.devices()[0].device_kind, "jax": jax.__version__, "batch": args.batch, "rows": rows}))
+        print(
+            json.dumps(
+                {
+                    "device": jax.devices()[0].device_kind,
+                    "jax": jax.__version__,
+                    "batch": args.batch,
+                    "rows": rows,
+                }
+            )
+        )
         return
     for row in rows:
         print(

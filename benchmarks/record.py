@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import torch
 
-from fcn_jax.atomic import write_json
+from fcn_jax.runtime.atomic import write_json
 
 RESULTS = Path(__file__).parent / "results"
 _VECTORS = {"avx512f": "AVX-512", "avx2": "AVX2"}
@@ -51,10 +51,14 @@ def _lines(path: str) -> list[str]:
 
 def prepare_backend(device: str) -> None:
     """Have JAX share a GPU with the other contenders' processes. Raise `SystemExit` where it would not run on `device`, "cpu" or "cuda"."""
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # read when the backend starts, here and in those processes
+    os.environ.setdefault(
+        "XLA_PYTHON_CLIENT_PREALLOCATE", "false"
+    )  # read when the backend starts, here and in those processes
     wanted, found = {"cpu": "cpu", "cuda": "gpu"}[device], jax.default_backend()
     if found != wanted:
-        raise SystemExit(f"JAX would run on '{found}', not on '{wanted}': set JAX_PLATFORMS={device} or install JAX for it")
+        raise SystemExit(
+            f"JAX would run on '{found}', not on '{wanted}': set JAX_PLATFORMS={device} or install JAX for it"
+        )
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -74,7 +78,14 @@ def keep(path: Path, key: Mapping[str, Any], row: Mapping[str, Any]) -> list[dic
         All rows, in the order in which they first came.
     """
     key, found = json.loads(json.dumps(key)), rows(path)  # tuples are lists in a file
-    place = next((i for i, other in enumerate(found) if all(other.get(name) == value for name, value in key.items())), len(found))
+    place = next(
+        (
+            i
+            for i, other in enumerate(found)
+            if all(other.get(name) == value for name, value in key.items())
+        ),
+        len(found),
+    )
     found[place : place + 1] = [json.loads(json.dumps({**key, **row}))]
     write_json(path, {"rows": found})
     return found

@@ -22,7 +22,8 @@ class Setting:
     Attributes:
         model: registered backbone, or whole model.
         batch: images.
-        size: height and width in pixels; multiples of 32 for the chapter's network, whose contenders do not crop.
+        size: height and width in pixels; multiples of 32 for the chapter's network, whose
+            contenders do not crop.
         dtype: compute dtype, "float32" or "bfloat16" (in PyTorch autocast).
         num_classes: of the logits.
         head: registered; of a backbone alone.
@@ -53,7 +54,10 @@ class Setting:
         spec = by_name(self.model)
         parts: dict[str, Any] = {"aux_head": None}
         if spec.head is None:
-            parts = {"head": self.head, "head_options": {"upsampling": self.upsampling} if self.head == "fcn32s" else {}}
+            parts = {
+                "head": self.head,
+                "head_options": {"upsampling": self.upsampling} if self.head == "fcn32s" else {},
+            }
         return dataclasses.replace(spec, num_classes=self.num_classes, dtype=self.dtype, **parts)
 
     @property
@@ -77,6 +81,11 @@ class Setting:
     def labels(self) -> np.ndarray:
         """u8[N,H,W], drawn in blocks, a tenth of them void."""
         rng = np.random.default_rng(1)
-        blocks = rng.integers(0, min(self.num_classes, 255), (self.batch, self.size[0] // 16, self.size[1] // 16), np.uint8)
+        blocks = rng.integers(
+            0,
+            min(self.num_classes, 255),
+            (self.batch, self.size[0] // 16, self.size[1] // 16),
+            np.uint8,
+        )
         blocks[rng.random(blocks.shape) < 0.1] = 255
         return blocks.repeat(16, 1).repeat(16, 2)

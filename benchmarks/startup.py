@@ -2,9 +2,10 @@
 
     python -m benchmarks.startup
 
-Seconds from the start of the process until the first training step (ResNet-18 FCN-32s, as in `python -m benchmarks`) is done, cold and
-then with the compilation cache: JAX's, which the library's commands keep by themselves, and inductor's. The library also without
-`fcn_jax.process.leave_loops_rolled`. Written to benchmarks/results.
+Seconds from the start of the process until the first training step (ResNet-18 FCN-32s, as in
+`python -m benchmarks`) is done, cold and then with the compilation cache: JAX's, which the
+library's commands keep by themselves, and inductor's. The library also without
+`fcn_jax.runtime.process.disable_loop_unrolling`. Written to benchmarks/results.
 """
 
 from __future__ import annotations
@@ -19,19 +20,22 @@ from collections.abc import Mapping
 
 from benchmarks.record import RESULTS, environment
 from benchmarks.tasks import COMPILED, LIBRARY, Contender
-from fcn_jax.atomic import write_json
+from fcn_jax.runtime.atomic import write_json
 
 RESULT = RESULTS / "startup_cpu.json"
 CONTENDERS = {
     LIBRARY.name: (LIBRARY, {}),
-    "fcn_jax, loops unrolled": (LIBRARY, {"XLA_FLAGS": "--xla_backend_extra_options=xla_cpu_unroll_loops=true"}),
+    "fcn_jax, loops unrolled": (
+        LIBRARY,
+        {"XLA_FLAGS": "--xla_backend_extra_options=xla_cpu_unroll_loops=true"},
+    ),
     COMPILED.name: (COMPILED, {}),
 }
 """Whom to start, in which environment. XLA ignores an option of this kind that it does not know, and the library then sets none."""
 
 _FIRST_STEP = """
 from fcn_jax import process
-process.take_over(trains=True)
+process.configure_process(trains=True)
 from benchmarks.setting import Setting
 from benchmarks.tasks import Contender
 call = Contender({name!r}, {framework!r}, {compiled}).prepare("training", Setting())
@@ -41,11 +45,19 @@ print(float(call()))
 
 def seconds(contender: Contender, variables: Mapping[str, str], cache: str) -> float:
     """One process, with variables of its environment, whose caches lie in a folder."""
-    program = _FIRST_STEP.format(name=contender.name, framework=contender.framework, compiled=contender.compiled)
-    caches = {"JAX_COMPILATION_CACHE_DIR": f"{cache}/jax", "TORCHINDUCTOR_CACHE_DIR": f"{cache}/inductor"}
+    program = _FIRST_STEP.format(
+        name=contender.name, framework=contender.framework, compiled=contender.compiled
+    )
+    caches = {
+        "JAX_COMPILATION_CACHE_DIR": f"{cache}/jax",
+        "TORCHINDUCTOR_CACHE_DIR": f"{cache}/inductor",
+    }
     began = time.perf_counter()
     subprocess.run(
-        [sys.executable, "-c", program], env={**os.environ, **caches, **variables}, check=True, stdout=subprocess.DEVNULL
+        [sys.executable, "-c", program],
+        env={**os.environ, **caches, **variables},
+        check=True,
+        stdout=subprocess.DEVNULL,
     )
     return time.perf_counter() - began
 

@@ -1,7 +1,8 @@
 """How the order of a convolution's sums moves its rounding, in PyTorch's kernels and in ours: `python -m benchmarks.summation`.
 
-Relative L2 error against float64 of a 3x3 convolution, in units in the last place of float32 (2**-23), at several sizes. It is why
-`fcn_jax.verify.compare.FLOOR` allows for more than the error that PyTorch happens to have at the size compared.
+Relative L2 error against float64 of a 3x3 convolution, in units in the last place of float32
+(2**-23), at several sizes. It is why `fcn_jax.verify.compare.FLOOR` allows for more than the error
+that PyTorch happens to have at the size compared.
 """
 
 from __future__ import annotations
@@ -32,9 +33,16 @@ def errors(width: int, size: tuple[int, int, int], rng: np.random.Generator) -> 
     truth = torch.nn.functional.conv2d(x_torch.double(), kernel_torch.double(), padding=1).numpy()
     worst = 0.0
     for variant in variants("float32"):
-        given = x_torch.contiguous(memory_format=torch.channels_last if variant.channels_last else torch.contiguous_format)
+        given = x_torch.contiguous(
+            memory_format=torch.channels_last if variant.channels_last else torch.contiguous_format
+        )
         torch.backends.mkldnn.enabled = variant.onednn
-        worst = max(worst, relative_error(torch.nn.functional.conv2d(given, kernel_torch, padding=1).numpy(), truth))
+        worst = max(
+            worst,
+            relative_error(
+                torch.nn.functional.conv2d(given, kernel_torch, padding=1).numpy(), truth
+            ),
+        )
     ours = np.asarray(jax.jit(lambda x, kernel: nn.conv(x, kernel, 1, 1))(x, kernel))
     return relative_error(to_nchw(ours), truth) * 2**23, worst * 2**23
 
@@ -45,7 +53,10 @@ def main() -> None:
     print("channels  " + "  ".join(f"{'x'.join(map(str, size)):>11}" for size in SIZES))
     for width in WIDTHS:
         found = (errors(width, size, rng) for size in SIZES)
-        print(f"{width:8}  " + "  ".join(f"{ours:5.2f}/{theirs:5.2f}" for ours, theirs in found), flush=True)
+        print(
+            f"{width:8}  " + "  ".join(f"{ours:5.2f}/{theirs:5.2f}" for ours, theirs in found),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -131,9 +131,15 @@ def check_agreement(task: str, answers: Mapping[str, np.ndarray], dtype: str) ->
         if task in READ_FILES:
             continue
         one, other = np.asarray(reference, np.float32), np.asarray(answer, np.float32)
-        off = float((one != other).mean() if task == "mask" else np.linalg.norm(one - other) / np.linalg.norm(one))
+        off = float(
+            (one != other).mean()
+            if task == "mask"
+            else np.linalg.norm(one - other) / np.linalg.norm(one)
+        )
         if not off < tolerance:
-            raise SystemExit(f"{task}: {name} and {first} disagree by {off:.1e}, more than {tolerance:g}")
+            raise SystemExit(
+                f"{task}: {name} and {first} disagree by {off:.1e}, more than {tolerance:g}"
+            )
 
 
 def flops(task: str, setting: Setting) -> float | None:
@@ -146,13 +152,20 @@ def flops(task: str, setting: Setting) -> float | None:
     from benchmarks.networks import in_torch, original
 
     model = setting.build()
-    network: Any = in_torch(model, product=True) if setting.is_chapters else original(setting, model)
+    network: Any = (
+        in_torch(model, product=True) if setting.is_chapters else original(setting, model)
+    )
     deepest = model.features[-1]
     x = torch.zeros(1, 3, *setting.size)
     backward = task not in ("logits", "mask")
     if task == "head":
         network = network[-2:]
-        x = torch.zeros(1, deepest.channels, *(size // deepest.stride for size in setting.size), requires_grad=True)
+        x = torch.zeros(
+            1,
+            deepest.channels,
+            *(size // deepest.stride for size in setting.size),
+            requires_grad=True,
+        )
     elif task == "trunk":
         network, x = network[:-2], x.requires_grad_()
     network.train(backward)

@@ -43,8 +43,9 @@ def interleaved(
 ) -> dict[str, Timing]:
     """Call each contender `warm_up` times, and then in turn; a call returns when its work is done.
 
-    On CPUs a call that is not timed comes before each short one that is: threads of OpenMP, PyTorch's, keep a core busy for a while after
-    their work is done, and take a while to begin once they sleep.
+    On CPUs a call that is not timed comes before each short one that is: threads of OpenMP,
+    PyTorch's, keep a core busy for a while after their work is done, and take a while to begin once
+    they sleep.
 
     Args:
         contenders: by name; each does the whole of the work and waits for it.

@@ -13,8 +13,8 @@ import torch
 from benchmarks.jax_tasks import Start
 from benchmarks.networks import in_torch, original
 from benchmarks.setting import RECIPE, Setting
-from fcn_jax.convert.torch_reference import import_torchvision
 from fcn_jax.models.segmenter import describe
+from fcn_jax.pytorch.reference import import_torchvision
 
 
 class Torch:
@@ -25,7 +25,8 @@ class Torch:
 
         Args:
             setting: what is run.
-            compiled: by torch.compile at its best: on GPUs every kernel is tuned; in inference weights are folded, as they are constants.
+            compiled: by torch.compile at its best: on GPUs every kernel is tuned; in inference
+                weights are folded, as they are constants.
             product: with the head as a matrix product.
             inference: eval mode.
         """
@@ -34,7 +35,9 @@ class Torch:
         self.setting = setting
         self.deepest = model.features[-1]
         self.device = torch.device(setting.device)
-        network = in_torch(model, product=product) if setting.is_chapters else original(setting, model)
+        network = (
+            in_torch(model, product=product) if setting.is_chapters else original(setting, model)
+        )
         self.network: Any = network.to(self.device).train(not inference)
         self._compiled, self._inference = compiled, inference
         torch.backends.cudnn.benchmark = True
@@ -50,11 +53,17 @@ class Torch:
 
         inductor.freezing = self._inference
         torch._dynamo.reset()
-        return torch.compile(function, mode=self.setting.torch_mode if self.setting.device == "cuda" else None, dynamic=False)
+        return torch.compile(
+            function,
+            mode=self.setting.torch_mode if self.setting.device == "cuda" else None,
+            dynamic=False,
+        )
 
     def autocast(self) -> Any:
         """The setting's precision."""
-        return torch.autocast(self.setting.device, torch.bfloat16, enabled=self.setting.dtype == "bfloat16")
+        return torch.autocast(
+            self.setting.device, torch.bfloat16, enabled=self.setting.dtype == "bfloat16"
+        )
 
     def put(self, images: np.ndarray) -> torch.Tensor:
         """[N,H,W,C] -> [N,C,H,W], which is channels_last as it lies."""
@@ -66,8 +75,10 @@ class Torch:
         return (images.float() * self._scale - self._mean) / self._std
 
     def ready(self) -> torch.Tensor:
-        """The setting's images, normalised."""
-        return self.normalized(self.put(self.setting.images())).contiguous(memory_format=torch.channels_last)
+        """The setting's images, normalized."""
+        return self.normalized(self.put(self.setting.images())).contiguous(
+            memory_format=torch.channels_last
+        )
 
     def labels(self, labels: np.ndarray) -> torch.Tensor:
         """To the device."""
@@ -107,7 +118,9 @@ def _inference(setting: Setting, compiled: bool, product: bool, *, mask: bool) -
     return call
 
 
-def _gradients(side: Torch, loss: Callable[..., torch.Tensor], inputs: tuple[torch.Tensor, ...]) -> Start:
+def _gradients(
+    side: Torch, loss: Callable[..., torch.Tensor], inputs: tuple[torch.Tensor, ...]
+) -> Start:
     """Forward and backward of a part, by its parameters and its first input."""
     run = side.prepared(loss)
     first = inputs[0].detach().requires_grad_()
@@ -127,7 +140,9 @@ def _head(setting: Setting, compiled: bool, product: bool) -> Start:
     side = Torch(setting, compiled=compiled, product=product, inference=False)
     head = side.network[-2:]
     features = side.put(setting.features(side.deepest.channels, side.deepest.stride))
-    return _gradients(side, lambda x, labels: _entropy(head(x), labels), (features, side.labels(setting.labels())))
+    return _gradients(
+        side, lambda x, labels: _entropy(head(x), labels), (features, side.labels(setting.labels()))
+    )
 
 
 def _trunk(setting: Setting, compiled: bool, product: bool) -> Start:
@@ -140,12 +155,18 @@ class Trainer:
     """PyTorch's training step."""
 
     def __init__(self, setting: Setting, compiled: bool, product: bool) -> None:
-        """Build the network and its optimiser."""
+        """Build the network and its optimizer."""
         self.side = side = Torch(setting, compiled=compiled, product=product, inference=False)
         self._optimizer = torch.optim.SGD(
-            side.network.parameters(), RECIPE.lr, momentum=RECIPE.momentum, weight_decay=RECIPE.weight_decay, fused=True
+            side.network.parameters(),
+            RECIPE.lr,
+            momentum=RECIPE.momentum,
+            weight_decay=RECIPE.weight_decay,
+            fused=True,
         )
-        self._loss = side.prepared(lambda images, labels: _entropy(side.network(side.normalized(images)), labels))
+        self._loss = side.prepared(
+            lambda images, labels: _entropy(side.network(side.normalized(images)), labels)
+        )
 
     def step(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """One step; the loss, still on the device."""
@@ -168,7 +189,9 @@ class _Folder(torch.utils.data.Dataset):
 
     def __init__(self, setting: Setting) -> None:
         """List the files."""
-        self._images, self._masks = (sorted((Path(setting.data) / part / "train").iterdir()) for part in ("images", "masks"))
+        self._images, self._masks = (
+            sorted((Path(setting.data) / part / "train").iterdir()) for part in ("images", "masks")
+        )
         self._setting = setting
 
     @functools.cached_property
@@ -182,7 +205,9 @@ class _Folder(torch.utils.data.Dataset):
             [
                 v2.ToImage(),
                 v2.ScaleJitter(target_size=self._setting.pictures, scale_range=self._setting.scale),
-                v2.RandomCrop(self._setting.size, pad_if_needed=True, fill={tv_tensors.Mask: 255, "others": 0}),
+                v2.RandomCrop(
+                    self._setting.size, pad_if_needed=True, fill={tv_tensors.Mask: 255, "others": 0}
+                ),
                 v2.RandomHorizontalFlip(0.5),
             ]
         )
@@ -221,7 +246,10 @@ def _epoch(setting: Setting, compiled: bool, product: bool) -> Start:
 
     def call() -> np.ndarray:
         losses = [
-            trainer.step(images.to(side.device).contiguous(memory_format=torch.channels_last), masks.squeeze(1).to(side.device))
+            trainer.step(
+                images.to(side.device).contiguous(memory_format=torch.channels_last),
+                masks.squeeze(1).to(side.device),
+            )
             for images, masks in loader
         ]
         return torch.stack(losses).cpu().numpy()

@@ -3,11 +3,13 @@
     python -m benchmarks.tpu_aot                                   # all of it: three kinds of chip, about an hour on two cores
     python -m benchmarks.tpu_aot --topology v5e:2x2 --chips 1
 
-The package libtpu compiles for a topology that is only described (`make bench-tpu-aot` installs it). The programs are the library's own,
-ResNet-18 FCN-32s in bfloat16: the training step with its state donated, and the Predictor's, each on one chip and data-parallel on all
-chips of the topology. Recorded are the compiler's FLOPs, bytes, memory and collectives, and its own estimates of cycles, which compare
-forms of one computation but say little of seconds, and are missing for some instructions. A second part compares the forms of stem, pool,
-head and loss among which the library chooses. Results go to benchmarks/results/tpu_aot.json as they come, so that a run can be stopped.
+The package libtpu compiles for a topology that is only described (`make bench-tpu-aot` installs
+it). The programs are the library's own, ResNet-18 FCN-32s in bfloat16: the training step with its
+state donated, and the Predictor's, each on one chip and data-parallel on all chips of the topology.
+Recorded are the compiler's FLOPs, bytes, memory and collectives, and its own estimates of cycles,
+which compare forms of one computation but say little of seconds, and are missing for some
+instructions. A second part compares the forms of stem, pool, head and loss among which the library
+chooses. Results go to benchmarks/results/tpu_aot.json as they come, so that a run can be stopped.
 """
 
 from __future__ import annotations
@@ -36,9 +38,9 @@ from benchmarks.forms import cases
 from benchmarks.hlo import Program
 from benchmarks.setting import RECIPE, Setting
 from fcn_jax import nn
-from fcn_jax.atomic import write_json
-from fcn_jax.infer.predictor import Predictor
+from fcn_jax.eval.predictor import Predictor
 from fcn_jax.models.segmenter import describe
+from fcn_jax.runtime.atomic import write_json
 from fcn_jax.train import optim, sharding
 from fcn_jax.train import step as train_step
 
@@ -56,7 +58,10 @@ def model_flops(setting: Setting, training: bool) -> float:
     A convolution's two gradients cost as much as itself each; the images need none.
     """
     model = setting.build()
-    sizes = {spec.name: (spec.size(setting.size[0]), spec.size(setting.size[1])) for spec in model.features}
+    sizes = {
+        spec.name: (spec.size(setting.size[0]), spec.size(setting.size[1]))
+        for spec in model.features
+    }
     stem = setting.size[0] // 2, setting.size[1] // 2
     rows, cols = sizes[model.features[-1].name]
     total = 0.0
@@ -87,12 +92,16 @@ def lowered(name: str, setting: Setting, mesh: Mesh) -> Any:
         predictor = Predictor(model, blocks=True)
         return predictor._run.lower(_shapes(predictor._state, everywhere), batch["image"], None)
     preprocess = describe(model.spec).backbone.preprocess
-    state, step = train_step.make(model, lambda params: optim.make(RECIPE, 1000, params), preprocess, blocks=True)
+    state, step = train_step.make(
+        model, lambda params: optim.make(RECIPE, 1000, params), preprocess, blocks=True
+    )
     return jax.jit(step, donate_argnums=0).lower(_shapes(state, everywhere), batch)
 
 
 def _shapes(tree: Any, where: NamedSharding) -> Any:
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), tree)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), tree
+    )
 
 
 def compiled(program: Any) -> tuple[dict[str, Any], Program]:
@@ -100,7 +109,11 @@ def compiled(program: Any) -> tuple[dict[str, Any], Program]:
     began = time.perf_counter()
     executable = program.compile()
     seconds = time.perf_counter() - began
-    cost, memory, found = executable.cost_analysis(), executable.memory_analysis(), Program(executable.as_text())
+    cost, memory, found = (
+        executable.cost_analysis(),
+        executable.memory_analysis(),
+        Program(executable.as_text()),
+    )
     row = {
         "flops": cost["flops"],
         "bytes_accessed": cost["bytes accessed"],
@@ -154,7 +167,10 @@ def measure(topology: str, chips: int, devices: Any, name: str, setting: Setting
 
 def show(row: dict[str, Any]) -> None:
     """Print a program's line, and what it fails."""
-    gathered = ", ".join(f"{kind} x{at['count']}, {at['bytes'] / 1e6:.0f} MB" for kind, at in row["collectives"].items())
+    gathered = ", ".join(
+        f"{kind} x{at['count']}, {at['bytes'] / 1e6:.0f} MB"
+        for kind, at in row["collectives"].items()
+    )
     failed = [check for check, passed in row["checks"].items() if not passed]
     cells = (
         f"{row['program']:<9} {row['topology']:<10} {row['chips']} chip(s)",
@@ -179,22 +195,39 @@ def show_form(row: dict[str, Any]) -> None:
 
 def main() -> None:
     """Compile what is not left out, print a line for each, write as it goes."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.tpu_aot", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.tpu_aot", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--topology", choices=TOPOLOGIES, action="append", help="default: all")
     parser.add_argument(
-        "--program", choices=(*PROGRAMS, "forms"), action="append", help="default: all; forms on the first topology"
+        "--program",
+        choices=(*PROGRAMS, "forms"),
+        action="append",
+        help="default: all; forms on the first topology",
     )
     parser.add_argument("--chips", choices=("one", "slice"), action="append", help="default: both")
     parser.add_argument("--batch", type=int, default=128, help="images on each chip")
     parser.add_argument("--size", type=int, nargs=2, default=(320, 480), metavar=("H", "W"))
-    parser.add_argument("--out", type=Path, default=RESULTS, help="JSON file; rows that are not compiled again stay")
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS, help="JSON file; rows that are not compiled again stay"
+    )
     args = parser.parse_args()
     setting = Setting(batch=args.batch, size=tuple(args.size), dtype="bfloat16")
     wanted = args.program or (*PROGRAMS, "forms")
-    result = json.loads(args.out.read_text()) if args.out.exists() else {"programs": [], "forms": []}
-    environment = {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
+    result = (
+        json.loads(args.out.read_text()) if args.out.exists() else {"programs": [], "forms": []}
+    )
+    environment = {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in PACKAGES},
+    }
 
-    def keep(part: str, keys: tuple[str, ...], row: dict[str, Any], print_it: Callable[[dict[str, Any]], None]) -> None:
+    def keep(
+        part: str,
+        keys: tuple[str, ...],
+        row: dict[str, Any],
+        print_it: Callable[[dict[str, Any]], None],
+    ) -> None:
         print_it(row)
         row |= {"size": args.size, "versions": environment}
         others = [other for other in result[part] if any(other[key] != row[key] for key in keys)]
@@ -207,14 +240,23 @@ def main() -> None:
         for chips in args.chips or ("one", "slice"):
             for name in PROGRAMS:
                 if name in wanted:
-                    row = measure(topology, 1 if chips == "one" else len(devices), devices, name, setting)
+                    row = measure(
+                        topology, 1 if chips == "one" else len(devices), devices, name, setting
+                    )
                     keep("programs", ("topology", "chips", "program"), row, show)
         if "forms" in wanted and topology == topology_names[0]:
             mesh = Mesh(np.array(devices[:1]), ("data",), axis_types=(AxisType.Auto,))
             for operator, forms in cases(setting).items():
                 for form, (function, shapes) in forms.items():
-                    row, _ = compiled(jax.jit(function).lower(*_shapes(shapes, sharding.on_every_device(mesh))))
-                    row |= {"operator": operator, "form": form, "topology": topology, "batch": setting.batch}
+                    row, _ = compiled(
+                        jax.jit(function).lower(*_shapes(shapes, sharding.on_every_device(mesh)))
+                    )
+                    row |= {
+                        "operator": operator,
+                        "form": form,
+                        "topology": topology,
+                        "batch": setting.batch,
+                    }
                     keep("forms", ("operator", "form", "topology"), row, show_form)
 
 

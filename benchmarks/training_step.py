@@ -2,8 +2,9 @@
 
     python -m benchmarks.training_step camvid --data CAMVID --rounds 8
 
-Prints both losses of each round, then the medians and their ratio; an epoch is so many steps, as input is read while a step computes.
-Written to benchmarks/results/training_step_cpu.json, a row for each recipe; others stay.
+Prints both losses of each round, then the medians and their ratio; an epoch is so many steps, as
+input is read while a step computes. Written to benchmarks/results/training_step_cpu.json, a row for
+each recipe; others stay.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from flax import nnx
 
 from benchmarks import torch_training
 from benchmarks.record import RESULTS, environment, keep, prepare_backend
-from fcn_jax import build_model, compiler_options, config, process, registry
+from fcn_jax import build_model, compiler_options, config
 from fcn_jax.data.pipeline import steps_per_epoch, train_batches
 from fcn_jax.data.transforms import Augment
-from fcn_jax.memory import give_back_freed_memory
+from fcn_jax.plugins import registry
+from fcn_jax.runtime import process
+from fcn_jax.runtime.memory import trim_malloc
 from fcn_jax.train import optim
 from fcn_jax.train import step as train_step
 
@@ -34,30 +37,44 @@ def main() -> None:
     parser.add_argument("--data")
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--out", type=Path, default=RESULTS / "training_step_cpu.json", help="JSON file")
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS / "training_step_cpu.json", help="JSON file"
+    )
     args = parser.parse_args()
-    process.take_over(trains=True)  # as `fcn-jax train` does; PyTorch gains by it too
+    process.configure_process(trains=True)  # as `fcn-jax train` does; PyTorch gains by it too
     prepare_backend("cpu")
     recipe = config.parse(config.override(config.read_recipe(args.recipe), args.set), args.recipe)
     dataset = registry.default().dataset(recipe.data.dataset)
     source = dataset.open(Path(args.data) if args.data else None, recipe.data.train_split)
     preprocess = registry.default().backbone(recipe.model.backbone).preprocess
     augment = Augment(recipe.data.crop, recipe.data.scale, recipe.data.flip)
-    batches = train_batches(source, augment=augment, batch_size=recipe.data.batch_size, seed=recipe.train.seed)
+    batches = train_batches(
+        source, augment=augment, batch_size=recipe.data.batch_size, seed=recipe.train.seed
+    )
     epoch_steps = steps_per_epoch(source, recipe.data.batch_size)
     steps = epoch_steps * recipe.train.epochs
 
     network, fresh = torch_training.build(recipe, len(source.classes))
     network = network.to(memory_format=torch.channels_last).train()
     optimizer = torch_training.make_optimizer(recipe, network, fresh)
-    model = build_model(**recipe.model.model_dump(), num_classes=len(source.classes), rngs=nnx.Rngs(recipe.train.seed))
-    state, step = train_step.make(model, lambda params: optim.make(recipe.optim, steps, params), preprocess)
+    model = build_model(
+        **recipe.model.model_dump(),
+        num_classes=len(source.classes),
+        rngs=nnx.Rngs(recipe.train.seed),
+    )
+    state, step = train_step.make(
+        model, lambda params: optim.make(recipe.optim, steps, params), preprocess
+    )
 
     first = next(batches)
     began = time.perf_counter()
-    compiled = jax.jit(step, donate_argnums=0, compiler_options=compiler_options()).lower(state, first).compile()
+    compiled = (
+        jax.jit(step, donate_argnums=0, compiler_options=compiler_options())
+        .lower(state, first)
+        .compile()
+    )
     compile_seconds = time.perf_counter() - began
-    give_back_freed_memory()
+    trim_malloc()
 
     seconds: dict[str, list[float]] = {"jax": [], "torch": []}
     for number in range(args.rounds + 1):
@@ -68,12 +85,17 @@ def main() -> None:
         middle = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
         logits = network(torch_training.to_input(batch["image"], preprocess))
-        loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(batch["mask"]).long(), ignore_index=255)
+        loss = torch.nn.functional.cross_entropy(
+            logits, torch.from_numpy(batch["mask"]).long(), ignore_index=255
+        )
         loss.backward()
         optimizer.step()
         torch_loss = loss.item()
         ended = time.perf_counter()
-        print(f"loss {jax_loss:.5f} {torch_loss:.5f}   seconds {middle - began:.2f} {ended - middle:.2f}", flush=True)
+        print(
+            f"loss {jax_loss:.5f} {torch_loss:.5f}   seconds {middle - began:.2f} {ended - middle:.2f}",
+            flush=True,
+        )
         if number:  # the first warms up
             seconds["jax"].append(middle - began)
             seconds["torch"].append(ended - middle)

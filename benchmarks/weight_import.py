@@ -1,14 +1,15 @@
 """Time and memory of importing PyTorch weights: `python -m benchmarks.weight_import`.
 
-For each model and file format, in a process of its own that has imported jax and torch already and compiled a first program (which brings
-the compiler's 40 MB into memory, as any use of a model does):
+For each model and file format, in a process of its own that has imported jax and torch already and
+compiled a first program (which brings the compiler's 40 MB into memory, as any use of a model
+does):
 
-* `load`: a backbone's ImageNet file into a network with the fcn32s head, by `build_model` and `load_torch`; a whole model's file by
-  `fcn_jax.load`, which draws no initial values;
+* `load`: a backbone's ImageNet file into a network with the fcn32s head, by `build_model` and
+  `load_torch`; a whole model's file by `fcn_jax.load`, which draws no initial values;
 * `convert`: what `fcn-jax convert` does, which draws none either, and also writes a checkpoint.
 
-`peak_mb` is what the peak of the process's memory grew by, compiled code included; Linux only. The median of some runs of each is printed
-and written to benchmarks/results/weight_import_cpu.json.
+`peak_mb` is what the peak of the process's memory grew by, compiled code included; Linux only. The
+median of some runs of each is printed and written to benchmarks/results/weight_import_cpu.json.
 """
 
 from __future__ import annotations
@@ -42,21 +43,38 @@ def write_weights(model: str, path: Path) -> None:
     """Write a file of a model's names and shapes, random values; of a backbone with a classifier like ImageNet's."""
     from flax import nnx
 
-    from fcn_jax.convert import engine, files
+    from fcn_jax.convert import engine
     from fcn_jax.models.segmenter import build, build_backbone, by_name
+    from fcn_jax.pytorch import files
 
     spec = by_name(model)
     scope, prefix = ("backbone", "backbone.") if spec.head is None else ("model", "")
-    module = nnx.eval_shape(lambda: build(spec, rngs=nnx.Rngs(0)) if spec.head else build_backbone(spec, rngs=nnx.Rngs(0))[0])
+    module = nnx.eval_shape(
+        lambda: (
+            build(spec, rngs=nnx.Rngs(0))
+            if spec.head
+            else build_backbone(spec, rngs=nnx.Rngs(0))[0]
+        )
+    )
     rng = np.random.default_rng(0)
     table = engine.tables(spec)[scope, "torchvision"]
     tensors = {}
     for leaf_path, leaf in engine.leaves(module).items():
         name, rule = table.to_torch(f"{prefix}{leaf_path}")
-        value = rng.random(leaf.shape, np.float32) if leaf.dtype == np.float32 else np.zeros(leaf.shape, leaf.dtype)
+        value = (
+            rng.random(leaf.shape, np.float32)
+            if leaf.dtype == np.float32
+            else np.zeros(leaf.shape, leaf.dtype)
+        )
         tensors[name] = np.array(rule.op.to_torch(value), order="C")
     if spec.head is None:
-        channels = tensors[max(name for name in tensors if name.startswith("layer4") and name.endswith("bn2.weight"))].size
+        channels = tensors[
+            max(
+                name
+                for name in tensors
+                if name.startswith("layer4") and name.endswith("bn2.weight")
+            )
+        ].size
         tensors["fc.weight"] = rng.random((1000, channels), np.float32)
     files.write(path, tensors)
 
@@ -100,9 +118,21 @@ def measure(action: str, model: str, path: Path) -> dict[str, float]:
 
 def in_processes(action: str, model: str, path: Path) -> dict[str, float]:
     """The median of what `measure` finds in several processes."""
-    command = [sys.executable, "-m", "benchmarks.weight_import", model, "--measure", action, str(path)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.weight_import",
+        model,
+        "--measure",
+        action,
+        str(path),
+    ]
     runs = [
-        json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+        json.loads(
+            subprocess.run(
+                command, check=True, stdout=subprocess.PIPE, text=True
+            ).stdout.splitlines()[-1]
+        )
         for _ in range(ROUNDS)
     ]
     return {name: round(statistics.median(run[name] for run in runs), 2) for name in runs[0]}
@@ -111,8 +141,15 @@ def in_processes(action: str, model: str, path: Path) -> dict[str, float]:
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("models", nargs="*", default=MODELS, help="registered backbones or whole models")
-    parser.add_argument("--out", type=Path, default=RESULTS / "weight_import_cpu.json", help="JSON file; rows already there stay")
+    parser.add_argument(
+        "models", nargs="*", default=MODELS, help="registered backbones or whole models"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=RESULTS / "weight_import_cpu.json",
+        help="JSON file; rows already there stay",
+    )
     parser.add_argument("--measure", nargs=2, metavar=("ACTION", "FILE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
@@ -128,7 +165,9 @@ def main() -> None:
                 for action in ("load", "convert"):
                     row = in_processes(action, model, file)
                     keep(
-                        args.out, {"model": model, "format": suffix, "action": action}, {**row, "environment": environment("cpu")}
+                        args.out,
+                        {"model": model, "format": suffix, "action": action},
+                        {**row, "environment": environment("cpu")},
                     )
                     print(
                         f"{model:<16} {suffix:<13} {action:<8} {row['seconds']:5.2f} s, {row['peak_mb']:4.0f} MB at most, "

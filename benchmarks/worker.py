@@ -15,8 +15,8 @@ import numpy as np
 
 from benchmarks.setting import Setting
 from benchmarks.tasks import INFERENCE, INPUT, Contender, in_a_row
-from fcn_jax import process
-from fcn_jax.memory import give_back_freed_memory
+from fcn_jax.runtime import process
+from fcn_jax.runtime.memory import trim_malloc
 
 
 @contextlib.contextmanager
@@ -29,17 +29,23 @@ def workers(
         task: what they do.
         setting: on what.
         contenders: who.
-        cache: folder in which each keeps its compiled programs, apart from the others'; else where the environment says.
+        cache: folder in which each keeps its compiled programs, apart from the others'; else where
+            the environment says.
     """
     started: dict[str, Worker] = {}
     try:
         for number, contender in enumerate(contenders):
-            started[contender.name] = Worker(contender, task, setting, cache and cache / str(number))
+            started[contender.name] = Worker(
+                contender, task, setting, cache and cache / str(number)
+            )
         for worker in started.values():
             worker.wait_for_imports()
         for name, worker in started.items():
             worker.prepare()
-            print(f"{task}: {name} is ready, its first call took {worker.first_seconds:.1f} s", flush=True)
+            print(
+                f"{task}: {name} is ready, its first call took {worker.first_seconds:.1f} s",
+                flush=True,
+            )
         yield started
         for worker in started.values():
             worker.wait()
@@ -54,18 +60,23 @@ class Worker:
     Attributes:
         answer: what the first run came to.
         first_seconds: how long it took, compilation included.
-        first_bytes: the most memory that the process held until then, on CPUs beyond what it held before the task was prepared.
+        first_bytes: the most memory that the process held until then, on CPUs beyond what it held
+            before the task was prepared.
     """
 
     answer: np.ndarray
     first_seconds: float
     first_bytes: int
 
-    def __init__(self, contender: Contender, task: str, setting: Setting, cache: Path | None = None) -> None:
+    def __init__(
+        self, contender: Contender, task: str, setting: Setting, cache: Path | None = None
+    ) -> None:
         """Start the process."""
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, contender, task, setting, cache), daemon=False)
+        self._process = context.Process(
+            target=_serve, args=(theirs, contender, task, setting, cache), daemon=False
+        )
         self._process.start()
         theirs.close()
 
@@ -84,7 +95,8 @@ class Worker:
     def close(self) -> int:
         """Have the process end; the most memory it held after the first run, in bytes.
 
-        On a GPU that is the GPU's, the first run included; on CPUs the process's, beyond what it held before the task was prepared.
+        On a GPU that is the GPU's, the first run included; on CPUs the process's, beyond what it
+        held before the task was prepared.
         """
         return int(self._ask("close"))
 
@@ -111,9 +123,13 @@ class Worker:
         return found
 
 
-def _serve(pipe: Connection, contender: Contender, task: str, setting: Setting, cache: Path | None) -> None:
+def _serve(
+    pipe: Connection, contender: Contender, task: str, setting: Setting, cache: Path | None
+) -> None:
     try:
-        process.take_over(trains=task not in INFERENCE)  # as the library's commands do; every contender gains by it
+        process.configure_process(
+            trains=task not in INFERENCE
+        )  # as the library's commands do; every contender gains by it
         if cache:
             _keep_compiled_programs(cache)
         _import(contender)
@@ -128,14 +144,21 @@ def _serve(pipe: Connection, contender: Contender, task: str, setting: Setting, 
                 answer = work.on_host(work())
                 pipe.send((True, (answer, time.perf_counter() - began, _peak() - before)))
                 del answer
-                give_back_freed_memory()  # as the training loop does after its first step; every contender gains by it
+                trim_malloc()  # as the training loop does after its first step; every contender gains by it
                 _start_peak()
             elif what == "call":
                 assert work is not None
                 work(times)
                 pipe.send((True, None))
             else:
-                pipe.send((True, _peak_on_gpu(contender) if setting.device == "cuda" and task not in INPUT else _peak() - before))
+                pipe.send(
+                    (
+                        True,
+                        _peak_on_gpu(contender)
+                        if setting.device == "cuda" and task not in INPUT
+                        else _peak() - before,
+                    )
+                )
                 return
     except Exception as error:
         pipe.send((False, f"{contender.name}, {task}: {type(error).__name__}: {error}"))

@@ -1,6 +1,7 @@
 """Semantic segmentation with fully convolutional networks in JAX/Flax, proven equal to PyTorch.
 
-The public names are loaded when first used, so that `import fcn_jax` and `fcn-jax --help` stay light.
+The public names are loaded when first used, so that `import fcn_jax` and `fcn-jax --help` stay
+light.
 """
 
 from __future__ import annotations
@@ -9,20 +10,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fcn_jax.compiler import compiler_options
     from fcn_jax.convert.engine import load_torch, to_torch
-    from fcn_jax.convert.matching import LoadRecord
+    from fcn_jax.convert.matching import LoadReport
     from fcn_jax.convert.pretrained import load
-    from fcn_jax.infer.predictor import Predictor
+    from fcn_jax.eval.predictor import Predictor
     from fcn_jax.models.segmenter import Segmenter, build_model
+    from fcn_jax.runtime.compiler import compiler_options
     from fcn_jax.verify import verify_model
 
 _HOMES = {
-    "LoadRecord": "fcn_jax.convert.matching",
-    "Predictor": "fcn_jax.infer.predictor",
+    "LoadReport": "fcn_jax.convert.matching",
+    "Predictor": "fcn_jax.eval.predictor",
     "Segmenter": "fcn_jax.models.segmenter",
     "build_model": "fcn_jax.models.segmenter",
-    "compiler_options": "fcn_jax.compiler",
+    "compiler_options": "fcn_jax.runtime.compiler",
     "load": "fcn_jax.convert.pretrained",
     "load_torch": "fcn_jax.convert.engine",
     "to_torch": "fcn_jax.convert.engine",
@@ -30,7 +31,7 @@ _HOMES = {
 }
 
 __all__ = [
-    "LoadRecord",
+    "LoadReport",
     "Predictor",
     "Segmenter",
     "build_model",

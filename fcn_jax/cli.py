@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fcn_jax import cache, process
 from fcn_jax.errors import ConfigError, FcnJaxError, TrainingError
+from fcn_jax.runtime import cache, process
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,15 +22,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; the process's own if not given.
 
     Returns:
-        Exit status: 0 done; 1 the run could not go on (a loss that is not finite, input workers killed, disk or memory full, an error that
-        nobody foresaw), networks that are not equal, or broken plugins; 2 bad input: arguments, settings, or a file of the user's; 128 +
-        signal when stopped by one.
+        Exit status: 0 done; 1 the run could not go on (a loss that is not finite, input workers
+        killed, disk or memory full, an error that nobody foresaw), networks that are not equal, or
+        broken plugins; 2 bad input: arguments, settings, or a file of the user's; 128 + signal when
+        stopped by one.
     """
     args = _parser().parse_args(argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    cache.keep_compiled_programs()
+    cache.enable_compilation_cache()
     if argv is None:  # the process is this command's own
-        process.take_over(trains=args.call is _train)
+        process.configure_process(trains=args.call is _train)
     import logging  # not before: --help needs none of it
 
     log, handler = logging.getLogger("fcn_jax"), _warnings()
@@ -78,8 +79,12 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    def command(name: str, call: Any, help: str, epilog: str | None = None) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=help, description=help, epilog=epilog, parents=[common])
+    def command(
+        name: str, call: Any, help: str, epilog: str | None = None
+    ) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name, help=help, description=help, epilog=epilog, parents=[common]
+        )
         sub.set_defaults(call=call)
         return sub
 
@@ -91,37 +96,85 @@ def _parser() -> argparse.ArgumentParser:
         "2 bad input: a setting or a file; 128 + signal when stopped by one. Whatever ends a run, the steps that it has taken are saved, "
         "if they can be, and --resume goes on.",
     )
-    train.add_argument("recipe", nargs="?", metavar="RECIPE|FILE.toml", help="shipped recipe or own file (default: shapes)")
-    train.add_argument("--data", metavar="DIR", help="folder of the data set")
+    train.add_argument(
+        "recipe",
+        nargs="?",
+        metavar="RECIPE|FILE.toml",
+        help="shipped recipe or own file (default: shapes)",
+    )
+    train.add_argument("--data", metavar="DIR", help="folder of the dataset")
     train.add_argument(
         "--init",
         metavar="FILE|NAME|CHECKPOINT",
         help="initial weights: a file of PyTorch's or .safetensors, published weights by name, a run or a checkpoint",
     )
     train.add_argument(
-        "--reinit", metavar="GLOB", action="append", default=[], help="names that keep their random initial values"
+        "--reinit",
+        metavar="GLOB",
+        action="append",
+        default=[],
+        help="names that keep their random initial values",
     )
-    train.add_argument("--drop", metavar="GLOB", action="append", default=[], help="names of the weights to leave out on purpose")
-    train.add_argument("--key", metavar="KEY", help="which of several networks in the file to take, such as model_ema")
-    train.add_argument("--run", metavar="DIR", type=_directory, help="directory to write (default: runs/RECIPE)")
+    train.add_argument(
+        "--drop",
+        metavar="GLOB",
+        action="append",
+        default=[],
+        help="names of the weights to leave out on purpose",
+    )
+    train.add_argument(
+        "--key",
+        metavar="KEY",
+        help="which of several networks in the file to take, such as model_ema",
+    )
+    train.add_argument(
+        "--run", metavar="DIR", type=_directory, help="directory to write (default: runs/RECIPE)"
+    )
     train.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
-    train.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="change a setting, such as optim.lr=0.01")
+    train.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="change a setting, such as optim.lr=0.01",
+    )
 
-    evaluate = command("eval", _eval, "Score a trained network on a whole split, at the images' own sizes.")
-    evaluate.add_argument("checkpoint", metavar="RUN|CHECKPOINT", help="a run (its best checkpoint) or one checkpoint")
-    evaluate.add_argument("--data", metavar="DIR", help="folder of the data set (default: the run's)")
-    evaluate.add_argument("--dataset", metavar="NAME", help="registered data set (default: the run's)")
+    evaluate = command(
+        "eval", _eval, "Score a trained network on a whole split, at the images' own sizes."
+    )
+    evaluate.add_argument(
+        "checkpoint", metavar="RUN|CHECKPOINT", help="a run (its best checkpoint) or one checkpoint"
+    )
+    evaluate.add_argument(
+        "--data", metavar="DIR", help="folder of the dataset (default: the run's)"
+    )
+    evaluate.add_argument(
+        "--dataset", metavar="NAME", help="registered dataset (default: the run's)"
+    )
     evaluate.add_argument("--split", metavar="NAME", help="default: the run's validation split")
     evaluate.add_argument("--json", action="store_true", help="print one JSON object")
 
-    predict = command("predict", _predict, "Segment images: STEM.png (indexed mask) and STEM_overlay.png for each.")
-    predict.add_argument("checkpoint", metavar="RUN|CHECKPOINT", help="a run (its best checkpoint) or one checkpoint")
-    predict.add_argument("images", metavar="IMAGE", nargs="+", help="files, folders or globs")
-    predict.add_argument(
-        "-o", "--output", metavar="DIR", type=_directory, default=Path("predictions"), help="default: predictions"
+    predict = command(
+        "predict",
+        _predict,
+        "Segment images: STEM.png (indexed mask) and STEM_overlay.png for each.",
     )
     predict.add_argument(
-        "--overwrite", action="store_true", help="replace results of an earlier prediction; other files are never replaced"
+        "checkpoint", metavar="RUN|CHECKPOINT", help="a run (its best checkpoint) or one checkpoint"
+    )
+    predict.add_argument("images", metavar="IMAGE", nargs="+", help="files, folders or globs")
+    predict.add_argument(
+        "-o",
+        "--output",
+        metavar="DIR",
+        type=_directory,
+        default=Path("predictions"),
+        help="default: predictions",
+    )
+    predict.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace results of an earlier prediction; other files are never replaced",
     )
     for scaling in (evaluate, predict):
         scaling.add_argument(
@@ -133,7 +186,9 @@ def _parser() -> argparse.ArgumentParser:
         )
 
     convert = command(
-        "convert", _convert, "Convert PyTorch weights to a checkpoint or, with --to-torch, a checkpoint to PyTorch."
+        "convert",
+        _convert,
+        "Convert PyTorch weights to a checkpoint or, with --to-torch, a checkpoint to PyTorch.",
     )
     convert.add_argument(
         "source",
@@ -141,11 +196,28 @@ def _parser() -> argparse.ArgumentParser:
         help="a file of PyTorch's or .safetensors, or published weights by name, such as IMAGENET1K_V1; with --to-torch a run or "
         "checkpoint",
     )
-    convert.add_argument("--model", metavar="NAME", help="a registered whole model or backbone; --to-torch needs none")
-    convert.add_argument("--head", metavar="NAME", help="put on a backbone, which makes a whole model of it (default: none)")
-    convert.add_argument("--aux-head", metavar="NAME", help="auxiliary head to put on a backbone (default: none)")
-    convert.add_argument("--num-classes", metavar="N", type=int, help="of a whole model (default: the registered model's, or 21)")
-    convert.add_argument("--output-stride", metavar="N", type=int, help="of the backbone (default: its own)")
+    convert.add_argument(
+        "--model",
+        metavar="NAME",
+        help="a registered whole model or backbone; --to-torch needs none",
+    )
+    convert.add_argument(
+        "--head",
+        metavar="NAME",
+        help="put on a backbone, which makes a whole model of it (default: none)",
+    )
+    convert.add_argument(
+        "--aux-head", metavar="NAME", help="auxiliary head to put on a backbone (default: none)"
+    )
+    convert.add_argument(
+        "--num-classes",
+        metavar="N",
+        type=int,
+        help="of a whole model (default: the registered model's, or 21)",
+    )
+    convert.add_argument(
+        "--output-stride", metavar="N", type=int, help="of the backbone (default: its own)"
+    )
     for part in ("backbone", "head", "aux-head"):
         convert.add_argument(
             f"--{part}-option",
@@ -155,13 +227,33 @@ def _parser() -> argparse.ArgumentParser:
             help=f"an option of the {part.replace('-', ' ')}",
         )
     convert.add_argument(
-        "--reinit", metavar="GLOB", action="append", default=[], help="names that keep their random initial values"
+        "--reinit",
+        metavar="GLOB",
+        action="append",
+        default=[],
+        help="names that keep their random initial values",
     )
-    convert.add_argument("--drop", metavar="GLOB", action="append", default=[], help="names of the file to leave out on purpose")
-    convert.add_argument("--key", metavar="KEY", help="which of several networks in the file to take, such as model_ema")
-    convert.add_argument("--to-torch", action="store_true", help="write a state dict for load_state_dict(strict=True)")
     convert.add_argument(
-        "--names", metavar="SCHEME", help="with --to-torch: torchvision (default), d2l, the book chapter's, or a plugin's"
+        "--drop",
+        metavar="GLOB",
+        action="append",
+        default=[],
+        help="names of the file to leave out on purpose",
+    )
+    convert.add_argument(
+        "--key",
+        metavar="KEY",
+        help="which of several networks in the file to take, such as model_ema",
+    )
+    convert.add_argument(
+        "--to-torch",
+        action="store_true",
+        help="write a state dict for load_state_dict(strict=True)",
+    )
+    convert.add_argument(
+        "--names",
+        metavar="SCHEME",
+        help="with --to-torch: torchvision (default), d2l, the book chapter's, or a plugin's",
     )
     convert.add_argument(
         "-o",
@@ -172,23 +264,60 @@ def _parser() -> argparse.ArgumentParser:
         help="directory to write, with --to-torch a .pth or .safetensors file; what is there already is never overwritten",
     )
 
-    verify = command("verify", _verify, "Show that a model is the same function as its PyTorch original, or which layer is not.")
-    verify.add_argument("--model", metavar="NAME", required=True, help="a registered whole model, or a backbone")
+    verify = command(
+        "verify",
+        _verify,
+        "Show that a model is the same function as its PyTorch original, or which layer is not.",
+    )
+    verify.add_argument(
+        "--model", metavar="NAME", required=True, help="a registered whole model, or a backbone"
+    )
     verify.add_argument("--head", metavar="NAME", help="put on a backbone (default: fcn32s)")
-    verify.add_argument("--aux-head", metavar="NAME", help="auxiliary head to put on a backbone (default: none)")
-    verify.add_argument("--num-classes", metavar="N", type=int, help="default: the registered model's, or 21")
-    verify.add_argument("--output-stride", metavar="N", type=int, help="of the backbone (default: its own)")
-    verify.add_argument("--weights", metavar="FILE|NAME", help="weights of both sides (default: random ones)")
-    verify.add_argument("--reinit", metavar="GLOB", action="append", default=[], help="names that the weights lack on purpose")
     verify.add_argument(
-        "--size", metavar="HxW", type=_size, action="append", help="of the images; may be repeated (default: 320x480)"
+        "--aux-head", metavar="NAME", help="auxiliary head to put on a backbone (default: none)"
     )
-    verify.add_argument("--batch", metavar="N", type=int, default=2, help="images at a time (default: 2)")
     verify.add_argument(
-        "--dtype", choices=["float32", "bfloat16"], default="float32", help="compared precision (default: float32)"
+        "--num-classes", metavar="N", type=int, help="default: the registered model's, or 21"
     )
-    verify.add_argument("--grad", action="store_true", help="compare the gradient of every parameter too")
-    verify.add_argument("--train-steps", metavar="N", type=int, default=0, help="compare a run of so many training steps too")
+    verify.add_argument(
+        "--output-stride", metavar="N", type=int, help="of the backbone (default: its own)"
+    )
+    verify.add_argument(
+        "--weights", metavar="FILE|NAME", help="weights of both sides (default: random ones)"
+    )
+    verify.add_argument(
+        "--reinit",
+        metavar="GLOB",
+        action="append",
+        default=[],
+        help="names that the weights lack on purpose",
+    )
+    verify.add_argument(
+        "--size",
+        metavar="HxW",
+        type=_size,
+        action="append",
+        help="of the images; may be repeated (default: 320x480)",
+    )
+    verify.add_argument(
+        "--batch", metavar="N", type=int, default=2, help="images at a time (default: 2)"
+    )
+    verify.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16"],
+        default="float32",
+        help="compared precision (default: float32)",
+    )
+    verify.add_argument(
+        "--grad", action="store_true", help="compare the gradient of every parameter too"
+    )
+    verify.add_argument(
+        "--train-steps",
+        metavar="N",
+        type=int,
+        default=0,
+        help="compare a run of so many training steps too",
+    )
     verify.add_argument(
         "--train-lr",
         metavar="LR",
@@ -196,10 +325,23 @@ def _parser() -> argparse.ArgumentParser:
         default=0.01,
         help="their first learning rate (default: 0.01); less without BatchNorm",
     )
-    verify.add_argument("--seed", metavar="N", type=int, default=0, help="of everything random (default: 0)")
-    verify.add_argument("--report", metavar="FILE", type=Path, action="append", default=[], help="write it too: .html or .json")
+    verify.add_argument(
+        "--seed", metavar="N", type=int, default=0, help="of everything random (default: 0)"
+    )
+    verify.add_argument(
+        "--report",
+        metavar="FILE",
+        type=Path,
+        action="append",
+        default=[],
+        help="write it too: .html or .json",
+    )
 
-    plugins = commands.add_parser("plugins", help="List, check and write plugins.", description="List, check and write plugins.")
+    plugins = commands.add_parser(
+        "plugins",
+        help="List, check and write plugins.",
+        description="List, check and write plugins.",
+    )
     actions = plugins.add_subparsers(title="actions", required=True, metavar="ACTION")
 
     def action(name: str, call: Any, help: str) -> argparse.ArgumentParser:
@@ -209,28 +351,72 @@ def _parser() -> argparse.ArgumentParser:
 
     show = action("list", _plugins_list, "Show what is installed, and of which distribution.")
     show.add_argument("--check", action="store_true", help="load each one, in a process of its own")
-    show.add_argument("--timeout", metavar="SECONDS", type=_seconds, default=60.0, help="that each may take (default: 60)")
-
-    check = action("check", _plugins_check, "Hold one plugin against the contract: what it promises against what it does.")
-    check.add_argument("name", metavar="NAME", help="of a backbone, head, whole model or data set, or DISTRIBUTION:NAME")
-    check.add_argument(
-        "--set", metavar="OPTION=VALUE", action="append", default=[], help="an option of the plugin, such as width=64"
+    show.add_argument(
+        "--timeout",
+        metavar="SECONDS",
+        type=_seconds,
+        default=60.0,
+        help="that each may take (default: 60)",
     )
-    check.add_argument("--data", metavar="DIR", type=Path, help="folder of a data set")
-    check.add_argument(
-        "--split", metavar="NAME", action="append", default=[], help="of a data set; may be repeated (default: train and val)"
-    )
-    check.add_argument("--kind", choices=["backbone", "head", "model", "dataset"], help="where NAME is of several (default: all)")
-    check.add_argument("--timeout", metavar="SECONDS", type=_seconds, default=60.0, help="that its import may take (default: 60)")
 
-    new = action("new", _plugins_new, "Write a distribution with one plugin in it, which passes its own tests.")
-    new.add_argument("name", metavar="NAME", help="to register it under: lower-case letters, digits and underscores")
+    check = action(
+        "check",
+        _plugins_check,
+        "Hold one plugin against the contract: what it promises against what it does.",
+    )
+    check.add_argument(
+        "name",
+        metavar="NAME",
+        help="of a backbone, head, whole model or dataset, or DISTRIBUTION:NAME",
+    )
+    check.add_argument(
+        "--set",
+        metavar="OPTION=VALUE",
+        action="append",
+        default=[],
+        help="an option of the plugin, such as width=64",
+    )
+    check.add_argument("--data", metavar="DIR", type=Path, help="folder of a dataset")
+    check.add_argument(
+        "--split",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="of a dataset; may be repeated (default: train and val)",
+    )
+    check.add_argument(
+        "--kind",
+        choices=["backbone", "head", "model", "dataset"],
+        help="where NAME is of several (default: all)",
+    )
+    check.add_argument(
+        "--timeout",
+        metavar="SECONDS",
+        type=_seconds,
+        default=60.0,
+        help="that its import may take (default: 60)",
+    )
+
+    new = action(
+        "new",
+        _plugins_new,
+        "Write a distribution with one plugin in it, which passes its own tests.",
+    )
+    new.add_argument(
+        "name",
+        metavar="NAME",
+        help="to register it under: lower-case letters, digits and underscores",
+    )
     kind = new.add_mutually_exclusive_group()
     for word in ("backbone", "head", "dataset"):
         default = " (the default)" if word == "backbone" else ""
-        kind.add_argument(f"--{word}", dest="kind", action="store_const", const=word, help=f"a {word}{default}")
+        kind.add_argument(
+            f"--{word}", dest="kind", action="store_const", const=word, help=f"a {word}{default}"
+        )
     new.set_defaults(kind="backbone")
-    new.add_argument("-o", "--output", metavar="DIR", type=Path, help="folder to make (default: fcn-jax-NAME)")
+    new.add_argument(
+        "-o", "--output", metavar="DIR", type=Path, help="folder to make (default: fcn-jax-NAME)"
+    )
     return parser
 
 
@@ -253,7 +439,9 @@ def _seconds(text: str) -> float:
 def _size(text: str) -> tuple[int, int]:
     height, separator, width = text.lower().partition("x")
     if not (separator and height.isdecimal() and width.isdecimal()):
-        raise argparse.ArgumentTypeError(f"'{text}' is no size; give height and width in pixels, such as 320x480")
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is no size; give height and width in pixels, such as 320x480"
+        )
     return int(height), int(width)
 
 
@@ -293,7 +481,11 @@ def _train(args: argparse.Namespace) -> int:
     result = train(config.parse(config.override(table, settings), recipe), run, resume=args.resume)
     again = f"fcn-jax train --run {shlex.quote(str(run))} --resume"
     if result.stopped_by:
-        saved = f"the work up to step {result.saved} is saved; go on with: {again}" if result.saved else "nothing is written"
+        saved = (
+            f"the work up to step {result.saved} is saved; go on with: {again}"
+            if result.saved
+            else "nothing is written"
+        )
         print(f"stopped by {result.stopped_by} after step {result.step}: {saved}")
         return 128 + signal.Signals[result.stopped_by].value
     if result.was_finished:
@@ -307,12 +499,16 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _eval(args: argparse.Namespace) -> int:
-    from fcn_jax import json_text
-    from fcn_jax.infer.evaluate import evaluate_checkpoint
-    from fcn_jax.infer.table import scores_table
+    from fcn_jax.eval.evaluate import evaluate_checkpoint
+    from fcn_jax.eval.table import scores_table
+    from fcn_jax.runtime import json_text
 
     outcome = evaluate_checkpoint(
-        args.checkpoint, dataset=args.dataset, data=args.data, split=args.split, value_range=_value_range(args)
+        args.checkpoint,
+        dataset=args.dataset,
+        data=args.data,
+        split=args.split,
+        value_range=_value_range(args),
     )
     if args.json:
         for note in outcome.notes:
@@ -324,7 +520,7 @@ def _eval(args: argparse.Namespace) -> int:
 
 
 def _predict(args: argparse.Namespace) -> int:
-    from fcn_jax.infer.batch import predict_files
+    from fcn_jax.eval.predict import predict_files
 
     for mask, overlay in predict_files(
         args.checkpoint,
@@ -343,7 +539,9 @@ def _value_range(args: argparse.Namespace) -> tuple[float, float] | None:
         return None
     low, high = args.value_range
     if not -math.inf < low < high < math.inf:
-        raise ConfigError(f"--value-range {low:g} {high:g}: give two finite numbers, the smaller one first")
+        raise ConfigError(
+            f"--value-range {low:g} {high:g}: give two finite numbers, the smaller one first"
+        )
     return low, high
 
 
@@ -372,9 +570,13 @@ def _convert(args: argparse.Namespace) -> int:
             "--key": args.key,
         }
         if surplus := [option for option, value in given.items() if value]:
-            raise ConfigError(f"--to-torch goes without {', '.join(surplus)}: the checkpoint says what it holds")
+            raise ConfigError(
+                f"--to-torch goes without {', '.join(surplus)}: the checkpoint says what it holds"
+            )
     elif args.names is not None:
-        raise ConfigError("--names goes with --to-torch; the names of a file to import are recognized")
+        raise ConfigError(
+            "--names goes with --to-torch; the names of a file to import are recognized"
+        )
     elif args.model is None:
         raise ConfigError(
             "--model is missing: name a registered whole model or backbone (fcn-jax plugins list), or use --to-torch"
@@ -384,7 +586,9 @@ def _convert(args: argparse.Namespace) -> int:
     from fcn_jax.convert.command import convert_file, export_file
 
     if args.to_torch:
-        print(f"{args.output}: {export_file(args.source, args.output, names=args.names or 'torchvision')}")
+        print(
+            f"{args.output}: {export_file(args.source, args.output, names=args.names or 'torchvision')}"
+        )
     else:
         record = convert_file(
             args.source,
@@ -432,10 +636,14 @@ def _verify(args: argparse.Namespace) -> int:
             )
     except FcnJaxError:
         raise
-    except Exception as error:  # a port that breaks down is not one that was found unequal, which is what 1 says
+    except (
+        Exception
+    ) as error:  # a port that breaks down is not one that was found unequal, which is what 1 says
         if args.debug:
             raise
-        raise FcnJaxError(f"{args.model} could not be run: {type(error).__name__}: {error} (--debug shows where)") from error
+        raise FcnJaxError(
+            f"{args.model} could not be run: {type(error).__name__}: {error} (--debug shows where)"
+        ) from error
     print(report)
     for path in args.report:
         html.write(report, path)
@@ -443,12 +651,14 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _plugins_list(args: argparse.Namespace) -> int:
-    from fcn_jax import isolation, registry
+    from fcn_jax.plugins import isolation, registry
 
     plugins = registry.default()
     entries = plugins.entries()
     if not entries:
-        raise ConfigError("no plugins are registered, not even the built-ins: install fcn-jax, do not only put it on the path")
+        raise ConfigError(
+            "no plugins are registered, not even the built-ins: install fcn-jax, do not only put it on the path"
+        )
     faults = isolation.check_all(entries, args.timeout) if args.check else {}
     width = max(len(entry.name) for entry in entries)
     broken = 0
@@ -456,7 +666,10 @@ def _plugins_list(args: argparse.Namespace) -> int:
         line = f"{entry.kind:<10} {entry.name:<{width}}  {entry.distribution} {entry.version}"
         problems = [problem for problem in (faults.get(entry), plugins.conflict(entry)) if problem]
         broken += bool(problems)
-        print(line + (f"  BROKEN: {'; '.join(problems)}" if problems else "  ok" if args.check else ""))
+        print(
+            line
+            + (f"  BROKEN: {'; '.join(problems)}" if problems else "  ok" if args.check else "")
+        )
     for where, problem in registry.unreadable().items():
         broken += 1
         print(f"{where}  BROKEN: {problem}")
@@ -465,7 +678,7 @@ def _plugins_list(args: argparse.Namespace) -> int:
 
 def _plugins_check(args: argparse.Namespace) -> int:
     from fcn_jax import config
-    from fcn_jax.testing.command import check_plugin, registered
+    from fcn_jax.plugins.testing.command import check_plugin, registered
 
     options = config.override({}, args.set)
     entries = registered(args.name, args.kind and f"{args.kind}s")
@@ -473,18 +686,22 @@ def _plugins_check(args: argparse.Namespace) -> int:
     if len(entries) > 1 and any(given.values()):
         surplus = ", ".join(option for option, value in given.items() if value)
         choices = " or ".join(f"--kind {entry.kind.removesuffix('s')}" for entry in entries)
-        raise ConfigError(f"'{args.name}' is of several kinds, and {surplus} for one of them: add {choices}")
+        raise ConfigError(
+            f"'{args.name}' is of several kinds, and {surplus} for one of them: add {choices}"
+        )
     kept = True
     for entry in entries:
         print(entry)
-        for finding in check_plugin(entry, options=options, data=args.data, splits=args.split, timeout=args.timeout):
+        for finding in check_plugin(
+            entry, options=options, data=args.data, splits=args.split, timeout=args.timeout
+        ):
             print(finding, flush=True)
             kept &= finding.kept
     return 0 if kept else 1
 
 
 def _plugins_new(args: argparse.Namespace) -> int:
-    from fcn_jax.scaffold import write
+    from fcn_jax.plugins.scaffold import write
 
     folder = write(args.name, args.kind, args.output)
     print(f"{folder}: a {args.kind} named '{args.name}'. Install and test it:")

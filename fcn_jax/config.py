@@ -14,9 +14,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from fcn_jax import json_text, registry
 from fcn_jax.errors import CheckpointError, ConfigError, PluginError, did_you_mean, listing
-from fcn_jax.text_file import decode_text, read_text
+from fcn_jax.plugins import registry
+from fcn_jax.runtime import json_text
+from fcn_jax.runtime.text_file import decode_text, read_text
 
 
 def _number(value: Any) -> Any:
@@ -55,18 +56,25 @@ class _Section(BaseModel):
 
 
 class ModelConfig(_Section):
-    """What is trained. The number of classes comes from the data set."""
+    """What is trained. The number of classes comes from the dataset."""
 
     backbone: str = Field("resnet18", description="registered name, or distribution:name")
     head: str = Field("fcn32s", description="registered name, or distribution:name")
     backbone_options: dict[str, Any] = Field({}, description="the backbone's own options")
     head_options: dict[str, Any] = Field({}, description="the head's own options")
-    output_stride: Count | None = Field(None, description="stride of the deepest feature; the backbone's default if not given")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="compute dtype; parameters are float32 in both")
-    aux_head: str | None = Field(None, description="registered head whose loss helps in training, from a shallower feature")
+    output_stride: Count | None = Field(
+        None, description="stride of the deepest feature; the backbone's default if not given"
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="compute dtype; parameters are float32 in both"
+    )
+    aux_head: str | None = Field(
+        None, description="registered head whose loss helps in training, from a shallower feature"
+    )
     aux_head_options: dict[str, Any] = Field({}, description="the auxiliary head's own options")
     aux_feature: str | None = Field(
-        None, description="deepest feature that the auxiliary head sees; the last but one if not given"
+        None,
+        description="deepest feature that the auxiliary head sees; the last but one if not given",
     )
 
 
@@ -74,13 +82,21 @@ class InitConfig(_Section):
     """Where the parameters start."""
 
     weights: AnyPath | None = Field(
-        None, description="a weights file of PyTorch's or .safetensors, or a checkpoint; random if not given"
+        None,
+        description="a weights file of PyTorch's or .safetensors, or a checkpoint; random if not given",
     )
-    reinit: tuple[str, ...] = Field((), description="globs over names: tensors that stay random on purpose")
-    drop: tuple[str, ...] = Field((), description="globs over names of the file: tensors that are left out on purpose")
-    key: str = Field("", description="which of several state dicts of the file to take, such as model_ema")
-    reinit_lr: NotNegative = Field(
-        1.0, description="factor on the learning rate of the backbone's kernels that reinit names, unless one of optim.rules does"
+    reinit: tuple[str, ...] = Field(
+        (), description="globs over names: tensors that stay random on purpose"
+    )
+    drop: tuple[str, ...] = Field(
+        (), description="globs over names of the file: tensors that are left out on purpose"
+    )
+    key: str = Field(
+        "", description="which of several state dicts of the file to take, such as model_ema"
+    )
+    reinit_lr_mult: NotNegative = Field(
+        1.0,
+        description="factor on the learning rate of the backbone's kernels that reinit names, unless one of optim.rules does",
     )
 
 
@@ -88,23 +104,30 @@ class DataConfig(_Section):
     """What it is trained on, and how images are cut and changed on the way."""
 
     dataset: str = Field("shapes", description="registered name, or distribution:name")
-    root: AnyPath | None = Field(None, description="folder of the data set (--data)")
+    root: AnyPath | None = Field(None, description="folder of the dataset (--data)")
     train_split: str = "train"
     val_split: str = "val"
     batch_size: Count = Field(8, description="images per step over all devices")
-    crop: tuple[Count, Count] = Field((320, 480), description="height and width of the training crop, in pixels")
-    scale: tuple[Positive, Positive] = Field((1.0, 1.0), description="range of the random resize before the crop")
+    crop: tuple[Count, Count] = Field(
+        (320, 480), description="height and width of the training crop, in pixels"
+    )
+    scale: tuple[Positive, Positive] = Field(
+        (1.0, 1.0), description="range of the random resize before the crop"
+    )
     flip: Flag = Field(True, description="flip half of the images left to right")
     brightness: Fraction = Field(0.0, description="largest relative change; likewise the next two")
     contrast: Fraction = 0.0
     saturation: Fraction = 0.0
-    workers: CountOrNone = Field(0, description="input processes; 0 reads in threads of the training process")
+    workers: CountOrNone = Field(
+        0, description="input processes; 0 reads in threads of the training process"
+    )
     value_range: Annotated[tuple[Number, Number], AfterValidator(_rising)] | None = Field(
         None,
         description="stored values of images of more than 8 bits that become 0 and 255; assumed from the largest if not given",
     )
     damaged: Literal["refuse", "skip"] = Field(
-        "refuse", description="damaged image and mask files end the run, or are found before it, named and left out"
+        "refuse",
+        description="damaged image and mask files end the run, or are found before it, named and left out",
     )
 
 
@@ -117,26 +140,38 @@ class Rule(_Section):
 
 
 class OptimConfig(_Section):
-    """How it is trained, by steps of the optimiser."""
+    """How it is trained, by steps of the optimizer."""
 
     name: Literal["sgd", "adamw"] = "sgd"
     lr: Positive = Field(0.02, description="peak learning rate")
-    momentum: Annotated[float, BeforeValidator(_number), Field(ge=0.0, lt=1.0)] = Field(0.9, description="SGD's")
+    momentum: Annotated[float, BeforeValidator(_number), Field(ge=0.0, lt=1.0)] = Field(
+        0.9, description="SGD's"
+    )
     betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="AdamW's")
     eps: Positive = Field(1e-8, description="AdamW's")
-    weight_decay: NotNegative = Field(1e-4, description="coupled for SGD, decoupled for AdamW, as in PyTorch")
+    weight_decay: NotNegative = Field(
+        1e-4, description="coupled for SGD, decoupled for AdamW, as in PyTorch"
+    )
     schedule: Literal["poly", "constant"] = "poly"
     power: Positive = Field(0.9, description="lr (1 - step / steps) ^ power")
-    warmup_steps: Annotated[Whole, Field(ge=0, lt=2**31)] = Field(0, description="steps of linear rise to the schedule")
-    micro_steps: Count = Field(1, description="parts that a batch is computed in, one after the other; many take less memory")
+    warmup_steps: Annotated[Whole, Field(ge=0, lt=2**31)] = Field(
+        0, description="steps of linear rise to the schedule"
+    )
+    accumulate_steps: Count = Field(
+        1,
+        description="parts that a batch is computed in, one after the other; many take less memory",
+    )
     remat: Flag = Field(
         False,
-        description="compute normalisations and activations again in the backward pass; takes less memory, on CPUs with micro_steps alone",
+        description="compute normalizations and activations again in the backward pass; takes less memory, on CPUs with accumulate_steps alone",
     )
     loop_blocks: Flag | None = Field(
-        None, description="compile many equal blocks in a row, as of a ResNet-101, as one loop; by default on CPUs alone"
+        None,
+        description="compile many equal blocks in a row, as of a ResNet-101, as one loop; by default on CPUs alone",
     )
-    aux_weight: NotNegative = Field(0.5, description="of the auxiliary head's loss, if the model has one, beside the head's")
+    aux_weight: NotNegative = Field(
+        0.5, description="of the auxiliary head's loss, if the model has one, beside the head's"
+    )
     rules: tuple[Rule, ...] = ()
 
 
@@ -147,9 +182,13 @@ class TrainConfig(_Section):
     seed: Annotated[Whole, Field(ge=0, lt=2**32)] = Field(
         0, description="of initial parameters, data order, augmentation and dropout"
     )
-    log_every: Count = Field(10, description="steps between records in metrics.jsonl")
-    eval_every: Count = Field(1, description="epochs between evaluations, each with a checkpoint")
-    checkpoint_every: CountOrNone = Field(0, description="steps between further checkpoints; 0 for none")
+    log_every_steps: Count = Field(10, description="steps between records in metrics.jsonl")
+    eval_every_epochs: Count = Field(
+        1, description="epochs between evaluations, each with a checkpoint"
+    )
+    checkpoint_every_steps: CountOrNone = Field(
+        0, description="steps between further checkpoints; 0 for none"
+    )
     samples: CountOrNone = Field(4, description="validation images drawn at each evaluation")
 
 
@@ -179,7 +218,9 @@ class Config(_Section):
 def recipes() -> list[str]:
     """Names of the shipped recipes."""
     folder = importlib.resources.files("fcn_jax") / "recipes"
-    return sorted(item.name.removesuffix(".toml") for item in folder.iterdir() if item.name.endswith(".toml"))
+    return sorted(
+        item.name.removesuffix(".toml") for item in folder.iterdir() if item.name.endswith(".toml")
+    )
 
 
 def read_recipe(name: str) -> dict[str, Any]:
@@ -194,7 +235,9 @@ def read_recipe(name: str) -> dict[str, Any]:
     if name.endswith(".toml"):
         path = Path(name)
         if not path.is_file():
-            raise ConfigError(f"{path}: {'a folder, not a recipe file' if path.is_dir() else 'no such recipe file'}")
+            raise ConfigError(
+                f"{path}: {'a folder, not a recipe file' if path.is_dir() else 'no such recipe file'}"
+            )
         try:
             contents = path.read_bytes()
         except OSError as error:
@@ -202,7 +245,9 @@ def read_recipe(name: str) -> dict[str, Any]:
         own = False
     else:
         if name not in recipes():
-            raise ConfigError(f"no recipe '{name}'. {did_you_mean(name, recipes())} A file's name must end in .toml.")
+            raise ConfigError(
+                f"no recipe '{name}'. {did_you_mean(name, recipes())} A file's name must end in .toml."
+            )
         contents = (importlib.resources.files("fcn_jax") / "recipes" / f"{name}.toml").read_bytes()
         own = True
     try:
@@ -212,7 +257,9 @@ def read_recipe(name: str) -> dict[str, Any]:
     return _with_own_names(table) if own else table
 
 
-def override(table: Mapping[str, Any], settings: Sequence[str], option: str = "--set") -> dict[str, Any]:
+def override(
+    table: Mapping[str, Any], settings: Sequence[str], option: str = "--set"
+) -> dict[str, Any]:
     """A table with `a.b=value` settings put in; a value that is not TOML, such as a bare word, is taken as a string.
 
     Args:
@@ -221,7 +268,8 @@ def override(table: Mapping[str, Any], settings: Sequence[str], option: str = "-
         option: what the command line calls a setting, for the error.
 
     Raises:
-        ConfigError: a setting without `=`, one that goes through a value that is no table, or a list, table or string without its end.
+        ConfigError: a setting without `=`, one that goes through a value that is no table, or a
+            list, table or string without its end.
     """
     result: dict[str, Any] = copy.deepcopy(dict(table))
     for setting in settings:
@@ -229,7 +277,9 @@ def override(table: Mapping[str, Any], settings: Sequence[str], option: str = "-
         parts = [part.strip() for part in key.split(".")]
         if not equals or not all(parts):
             example = "optim.lr=0.01" if option == "--set" else "width=64"
-            raise ConfigError(f"{option} {setting}: write it as KEY=VALUE, such as {option} {example}")
+            raise ConfigError(
+                f"{option} {setting}: write it as KEY=VALUE, such as {option} {example}"
+            )
         *parents, last = parts
         node = result
         for parent in parents:
@@ -262,17 +312,22 @@ def parse(table: Mapping[str, Any], source: str = "recipe") -> Config:
         source: what to call it in an error.
 
     Raises:
-        ConfigError: every unknown key, with the nearest known one, and every bad value, with what is allowed.
+        ConfigError: every unknown key, with the nearest known one, and every bad value, with what
+            is allowed.
     """
     if not isinstance(table, Mapping):
         raise ConfigError(f"{source}: is {_short(table)}; want a table of settings")
     try:
         table = _with_own_names(table, only_missing=True)
         if odd := _not_finite(table, ""):
-            raise ConfigError(f"{source}: {listing(f'{key} is {value}' for key, value in odd)}: want a finite number")
+            raise ConfigError(
+                f"{source}: {listing(f'{key} is {value}' for key, value in odd)}: want a finite number"
+            )
         return Config.model_validate(table)
     except ValidationError as error:
-        raise ConfigError(f"{source}: " + "; ".join(_explain(problem) for problem in error.errors())) from error
+        raise ConfigError(
+            f"{source}: " + "; ".join(_explain(problem) for problem in error.errors())
+        ) from error
     except RecursionError as error:
         raise ConfigError(f"{source}: tables are nested too deeply") from error
 
@@ -290,7 +345,10 @@ def _with_own_names(table: Mapping[str, Any], *, only_missing: bool = False) -> 
         if not isinstance(values, Mapping) or (only_missing and key in values):
             continue
         name = values.get(key, Config.model_fields[section].default.model_dump()[key])
-        if isinstance(name, str) and (own := registry.default().own_name(kind, name, registry.OWN_DISTRIBUTION)) != name:
+        if (
+            isinstance(name, str)
+            and (own := registry.default().own_name(kind, name, registry.OWN_DISTRIBUTION)) != name
+        ):
             result[section] = {**values, key: own}
     return result
 
@@ -317,8 +375,18 @@ def same_plugins(table: Mapping[str, Any]) -> dict[str, Any]:
 def _not_finite(value: Any, key: str) -> list[tuple[str, float]]:
     if isinstance(value, float) and not math.isfinite(value):
         return [(key, value)]
-    items: Any = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
-    return [found for name, item in items for found in _not_finite(item, f"{key}.{name}" if key else str(name))]
+    items: Any = (
+        value.items()
+        if isinstance(value, Mapping)
+        else enumerate(value)
+        if isinstance(value, list | tuple)
+        else ()
+    )
+    return [
+        found
+        for name, item in items
+        for found in _not_finite(item, f"{key}.{name}" if key else str(name))
+    ]
 
 
 def _short(value: Any) -> str:
@@ -351,7 +419,10 @@ def _explain(problem: Any) -> str:
             kind = section.model_fields[part].annotation
             section = Rule if part == "rules" else kind
     key = str(problem["loc"][-1])
-    sections = {name: getattr(field.annotation, "model_fields", {}) for name, field in Config.model_fields.items()}
+    sections = {
+        name: getattr(field.annotation, "model_fields", {})
+        for name, field in Config.model_fields.items()
+    }
     elsewhere = [f"'{name}.{key}'" for name, keys in sections.items() if key in keys]
     if elsewhere:
         return f"unknown key '{location}'. Did you mean {' or '.join(elsewhere)}?"
@@ -368,7 +439,9 @@ def read_run(run: Path) -> Config:
     try:
         table = json.loads(read_text(path))
     except FileNotFoundError:
-        raise CheckpointError(f"{run}: no run to resume or evaluate here (it has no config.json)") from None
+        raise CheckpointError(
+            f"{run}: no run to resume or evaluate here (it has no config.json)"
+        ) from None
     except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else f"not JSON: {error}"
         raise CheckpointError(f"{path}: the run's recipe cannot be read ({reason})") from error
@@ -377,7 +450,9 @@ def read_run(run: Path) -> Config:
     try:
         return parse(table, str(path))
     except ConfigError as error:
-        raise CheckpointError(f"{error} (this fcn-jax did not write it: another version?)") from error
+        raise CheckpointError(
+            f"{error} (this fcn-jax did not write it: another version?)"
+        ) from error
 
 
 def _name_as_recorded(table: dict[str, Any], run: Path) -> None:
@@ -388,7 +463,9 @@ def _name_as_recorded(table: dict[str, Any], run: Path) -> None:
             for part, kind in (("backbone", "backbones"), ("head", "heads"), ("aux_head", "heads"))
             if part in recorded["plugins"]
         }
-        owners["data", "dataset", "datasets"] = recorded.get("dataset", {}).get("distribution", registry.OWN_DISTRIBUTION)
+        owners["data", "dataset", "datasets"] = recorded.get("dataset", {}).get(
+            "distribution", registry.OWN_DISTRIBUTION
+        )
         for (section, key, kind), owner in owners.items():
             table[section][key] = registry.default().own_name(kind, table[section][key], owner)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

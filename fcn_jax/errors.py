@@ -23,7 +23,7 @@ class WeightsError(FcnJaxError):
 
 
 class DataError(FcnJaxError):
-    """A data set, image or mask is missing, unreadable or inconsistent."""
+    """A dataset, image or mask is missing, unreadable or inconsistent."""
 
 
 class DamagedError(DataError):
@@ -50,7 +50,8 @@ def did_you_mean(name: str, available: Iterable[str]) -> str:
         available: the names that would have been right.
 
     Returns:
-        A sentence to end an error message with, such as `Did you mean 'resnet18'? Available: resnet18, vgg16.`
+        A sentence to end an error message with, such as `Did you mean 'resnet18'? Available:
+        resnet18, vgg16.`
     """
     names = sorted(available)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)

@@ -1,7 +1,8 @@
 """A seeded, bounded fuzz test of everything that reads a user's files, settings and arguments.
 
-`python -m fuzz` runs it (`make fuzz`); `tests/test_fuzz.py` runs a short form. Each case is named by FAMILY:MUTATION:SEED and is the
-same wherever it runs. See `docs/reliability.md` for what is tried, and the last result.
+`python -m fuzz` runs it (`make fuzz`); `tests/test_fuzz.py` runs a short form. Each case is named
+by FAMILY:MUTATION:SEED and is the same wherever it runs. See `docs/reliability.md` for what is
+tried, and the last result.
 
     cases        what a case is, and the register of mutations
     damage       bytes that are flipped, cut, inserted

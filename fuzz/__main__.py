@@ -16,15 +16,30 @@ from fuzz.workers import run_all, run_here
 
 def main() -> int:
     """Run cases, print the faults, and write the table if asked for. 1 if there is a fault."""
-    parser = argparse.ArgumentParser(prog="python -m fuzz", description="Feed fcn_jax mutated files, settings and arguments.")
+    parser = argparse.ArgumentParser(
+        prog="python -m fuzz", description="Feed fcn_jax mutated files, settings and arguments."
+    )
     parser.add_argument("--cases", type=int, default=3000, help="at least so many (default: 3000)")
     parser.add_argument("--seed", type=int, default=0, help="of all cases (default: 0)")
-    parser.add_argument("--family", action="append", choices=FAMILIES, help="only these; may be repeated")
-    parser.add_argument("--show", type=int, default=2, help="faults of each mutation and kind to print (default: 2)")
+    parser.add_argument(
+        "--family", action="append", choices=FAMILIES, help="only these; may be repeated"
+    )
+    parser.add_argument(
+        "--show", type=int, default=2, help="faults of each mutation and kind to print (default: 2)"
+    )
     parser.add_argument("--workers", type=int, default=2, help="processes (default: 2)")
-    parser.add_argument("--table", type=Path, metavar="FILE", help="put the table into this document, between its markers")
-    parser.add_argument("--only", metavar="FAMILY:MUTATION:SEED", action="append", help="run one case")
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="with --only: leave the case's files here")
+    parser.add_argument(
+        "--table",
+        type=Path,
+        metavar="FILE",
+        help="put the table into this document, between its markers",
+    )
+    parser.add_argument(
+        "--only", metavar="FAMILY:MUTATION:SEED", action="append", help="run one case"
+    )
+    parser.add_argument(
+        "--keep", type=Path, metavar="DIR", help="with --only: leave the case's files here"
+    )
     args = parser.parse_args()
 
     if args.only:
@@ -47,18 +62,28 @@ def main() -> int:
             if kinds[kind] <= args.show:
                 print(verdict, flush=True)
         if len(verdicts) % 250 == 0:
-            print(f"{len(verdicts)} of {len(cases)} cases, {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
+            print(
+                f"{len(verdicts)} of {len(cases)} cases, {time.perf_counter() - began:.0f} s",
+                file=sys.stderr,
+                flush=True,
+            )
     faults = [verdict for verdict in verdicts if verdict.fault]
     print(report.table(verdicts))
     slowest = max(verdicts, key=lambda verdict: verdict.seconds)
-    print(f"\n{len(verdicts)} cases in {time.perf_counter() - began:.0f} s; the slowest: {slowest.case}, {slowest.seconds:.1f} s")
+    print(
+        f"\n{len(verdicts)} cases in {time.perf_counter() - began:.0f} s; the slowest: {slowest.case}, {slowest.seconds:.1f} s"
+    )
     if args.table:
-        report.write(args.table, verdicts, f"python -m fuzz --cases {args.cases} --seed {args.seed}")
+        report.write(
+            args.table, verdicts, f"python -m fuzz --cases {args.cases} --seed {args.seed}"
+        )
     if faults:
         print(f"{len(faults)} faults:")
         for (family, mutation, outcome), count in sorted(kinds.items()):
             print(f"  {count:4} {family}:{mutation}: {outcome}")
-        print("To run one alone, and keep its files: python -m fuzz --only FAMILY:MUTATION:SEED --keep DIR")
+        print(
+            "To run one alone, and keep its files: python -m fuzz --only FAMILY:MUTATION:SEED --keep DIR"
+        )
     return int(bool(faults))
 
 

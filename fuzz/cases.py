@@ -14,7 +14,15 @@ import numpy as np
 FAMILIES = ("images", "masks", "folders", "weights", "settings", "checkpoints", "commands")
 """Modules of this package; each one registers its mutations when it is imported."""
 
-SHARES = {"images": 27, "masks": 18, "folders": 17, "weights": 14, "settings": 17, "checkpoints": 4, "commands": 3}
+SHARES = {
+    "images": 27,
+    "masks": 18,
+    "folders": 17,
+    "weights": 14,
+    "settings": 17,
+    "checkpoints": 4,
+    "commands": 3,
+}
 """Percentages of the cases. Checkpoints and commands are few, because each one takes a quarter of a second or more."""
 
 
@@ -34,12 +42,16 @@ class Case:
         """The inverse of `str`. Raises `ValueError` if it is no case."""
         family, mutation, seed = text.split(":")
         if mutation not in mutations(family):
-            raise ValueError(f"{family} has no mutation '{mutation}'; known are {', '.join(mutations(family))}")
+            raise ValueError(
+                f"{family} has no mutation '{mutation}'; known are {', '.join(mutations(family))}"
+            )
         return cls(family, mutation, int(seed))
 
     def rng(self) -> np.random.Generator:
         """The case's own random numbers."""
-        return np.random.default_rng([zlib.crc32(f"{self.family}:{self.mutation}".encode()), self.seed])
+        return np.random.default_rng(
+            [zlib.crc32(f"{self.family}:{self.mutation}".encode()), self.seed]
+        )
 
 
 class WrongError(Exception):
@@ -56,9 +68,10 @@ class Trial:
 
     Attributes:
         call: calls the product; its result goes to `right`.
-        right: says what is wrong with a result, or None; raises `UndetectableError`, with the reason. Without it no result is right:
-            the input has to be refused.
-        refusable: whether an error is right, too. Valid input of a kind that the documentation names must be read.
+        right: says what is wrong with a result, or None; raises `UndetectableError`, with the
+            reason. Without it no result is right: the input has to be refused.
+        refusable: whether an error is right, too. Valid input of a kind that the documentation
+            names must be read.
         names: an error has to contain one of these words, such as the name of the file.
         outputs: paths that may be created or changed, with all below them.
         partial: whether an error may leave something at `outputs`.

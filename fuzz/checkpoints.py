@@ -35,17 +35,24 @@ def as_saved(changed: str = "") -> Callable[[Loaded], str | None]:
     """What is loaded has to be what was saved.
 
     Args:
-        changed: the file that was changed; where it is JSON without a checksum, other words in it cannot be noticed.
+        changed: the file that was changed; where it is JSON without a checksum, other words in it
+            cannot be noticed.
     """
     arrays, spec = saved()[1]
 
     def right(loaded: Loaded) -> str | None:
-        wrong = [name for name, value in arrays.items() if name not in loaded[0] or loaded[0][name].tobytes() != value.tobytes()]
+        wrong = [
+            name
+            for name, value in arrays.items()
+            if name not in loaded[0] or loaded[0][name].tobytes() != value.tobytes()
+        ]
         if wrong or loaded[0].keys() != arrays.keys():
             return f"{changed}: other values in {wrong}"
         if loaded[1] != spec:
             if changed == "spec/metadata":
-                raise UndetectableError("no checksum: other words in the JSON of a checkpoint's spec, in a structure that fits")
+                raise UndetectableError(
+                    "no checksum: other words in the JSON of a checkpoint's spec, in a structure that fits"
+                )
             return f"{changed}: another spec"
         return None
 
@@ -62,7 +69,11 @@ def file_damaged(rng: Rng, place: Path) -> Trial:
     folder = copy(place)
     path = _files(folder)[int(rng.integers(len(_files(folder))))]
     path.write_bytes(damage.some(rng, path.read_bytes()))
-    return Trial(call=lambda: product.load_checkpoint(folder), right=as_saved(str(path.relative_to(folder))), names=["model"])
+    return Trial(
+        call=lambda: product.load_checkpoint(folder),
+        right=as_saved(str(path.relative_to(folder))),
+        names=["model"],
+    )
 
 
 @mutation("checkpoints", 4)
@@ -76,7 +87,11 @@ def file_gone(rng: Rng, place: Path) -> Trial:
         path.touch()
     elif what == 2:
         path.mkdir()
-    return Trial(call=lambda: product.load_checkpoint(folder), right=as_saved(str(path.relative_to(folder))), names=["model"])
+    return Trial(
+        call=lambda: product.load_checkpoint(folder),
+        right=as_saved(str(path.relative_to(folder))),
+        names=["model"],
+    )
 
 
 @mutation("checkpoints", 2)
@@ -86,7 +101,11 @@ def files_exchanged(rng: Rng, place: Path) -> Trial:
     files = _files(folder)
     first, second = (files[k] for k in rng.permutation(len(files))[:2])
     shutil.copy(first, second)
-    return Trial(call=lambda: product.load_checkpoint(folder), right=as_saved(str(second.relative_to(folder))), names=["model"])
+    return Trial(
+        call=lambda: product.load_checkpoint(folder),
+        right=as_saved(str(second.relative_to(folder))),
+        names=["model"],
+    )
 
 
 @mutation("checkpoints", 1)
@@ -107,10 +126,23 @@ def folder_gone(rng: Rng, place: Path) -> Trial:
 def files_added(rng: Rng, place: Path) -> Trial:
     """What systems leave behind changes nothing."""
     folder = copy(place)
-    name = str(rng.choice([".DS_Store", "Thumbs.db", "notes.txt", "model/.DS_Store", "spec/._metadata", "backup/model"]))
+    name = str(
+        rng.choice(
+            [
+                ".DS_Store",
+                "Thumbs.db",
+                "notes.txt",
+                "model/.DS_Store",
+                "spec/._metadata",
+                "backup/model",
+            ]
+        )
+    )
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_bytes(b"\0\0\0\1Bud1")
-    return Trial(call=lambda: product.load_checkpoint(folder), right=as_saved(name), refusable=False)
+    return Trial(
+        call=lambda: product.load_checkpoint(folder), right=as_saved(name), refusable=False
+    )
 
 
 @mutation("checkpoints", 4)
@@ -140,7 +172,11 @@ def spec_changed(rng: Rng, place: Path) -> Trial:
     else:
         table["model"]["num_classes"] += 1
     path.write_text(json.dumps(table))
-    return Trial(call=lambda: product.load_checkpoint(folder), right=as_saved("spec/metadata"), names=["model"])
+    return Trial(
+        call=lambda: product.load_checkpoint(folder),
+        right=as_saved("spec/metadata"),
+        names=["model"],
+    )
 
 
 @mutation("checkpoints", 1)

@@ -28,7 +28,13 @@ def _mask(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path))
 
 
-def _predict(model: Path, images: Sequence[str], output: Path, sizes: dict[str, tuple[int, int]] | None, *more: str) -> Trial:
+def _predict(
+    model: Path,
+    images: Sequence[str],
+    output: Path,
+    sizes: dict[str, tuple[int, int]] | None,
+    *more: str,
+) -> Trial:
     """`predict`, whose masks have to have these sizes by name; without sizes, it has to be refused."""
 
     def right(_: str) -> str | None:
@@ -41,7 +47,10 @@ def _predict(model: Path, images: Sequence[str], output: Path, sizes: dict[str, 
 
     arguments = ["predict", str(model), *images, "-o", str(output), *more]
     return Trial(
-        call=lambda: product.command(*arguments), right=right if sizes is not None else None, outputs=[output], partial=True
+        call=lambda: product.command(*arguments),
+        right=right if sizes is not None else None,
+        outputs=[output],
+        partial=True,
     )
 
 
@@ -67,7 +76,9 @@ def predict_names(rng: Rng, place: Path) -> Trial:
     image = photo(rng)
     (place / "photos").mkdir()
     (place / "photos" / name).write_bytes(png(image))
-    given = [str(place / "photos" / name), "photos"][int(rng.integers(2)) if name != ".hidden.png" else 0]
+    given = [str(place / "photos" / name), "photos"][
+        int(rng.integers(2)) if name != ".hidden.png" else 0
+    ]
     trial = _predict(model, [given], place / "out", {f"{Path(name).stem}.png": image.shape[:2]})
     trial.refusable = name in ("*.png", ".hidden.png")
     return trial
@@ -106,7 +117,9 @@ def predict_over_its_inputs(rng: Rng, place: Path) -> Trial:
 
     images = ["photos"] if rng.integers(2) else [f"photos/{name}" for name in names]
     return Trial(
-        call=_checked(lambda: product.command("predict", str(model), *images, "-o", str(output)), right),
+        call=_checked(
+            lambda: product.command("predict", str(model), *images, "-o", str(output)), right
+        ),
         right=right,
         outputs=[folder],
         partial=True,
@@ -142,7 +155,9 @@ def predict_over_files_of_others(rng: Rng, place: Path) -> Trial:
         return f"{name} is replaced" if (output / name).read_bytes() != contents else None
 
     return Trial(
-        call=_checked(lambda: product.command("predict", str(model), "photos", "-o", str(output)), right),
+        call=_checked(
+            lambda: product.command("predict", str(model), "photos", "-o", str(output)), right
+        ),
         right=right,
         outputs=[output],
         partial=True,
@@ -190,8 +205,19 @@ def predict_nothing(rng: Rng, place: Path) -> Trial:
     (place / "one" / "a.png").write_bytes(png(photo(rng)))
     (place / "a.jpg").write_bytes(by_pillow(photo(rng), "JPEG"))
     what = int(rng.integers(8))
-    images = [["gone.png"], ["empty"], ["a.txt"], ["one", "a.jpg"], ["*.gif"], [""], ["one/a.png"], ["one/a.png"]][what]
-    output = place / "a.txt" if what == 6 else place / "a.txt" / "below" if what == 7 else place / "out"
+    images = [
+        ["gone.png"],
+        ["empty"],
+        ["a.txt"],
+        ["one", "a.jpg"],
+        ["*.gif"],
+        [""],
+        ["one/a.png"],
+        ["one/a.png"],
+    ][what]
+    output = (
+        place / "a.txt" if what == 6 else place / "a.txt" / "below" if what == 7 else place / "out"
+    )
     trial = _predict(model, images, output, None)
     trial.partial, trial.outputs = False, [place / "out"]
     return trial
@@ -215,8 +241,16 @@ def predict_some_damaged(rng: Rng, place: Path) -> Trial:
             try:
                 return call()
             finally:
-                found = {path.name for path in (place / "out").iterdir()} if (place / "out").is_dir() else set()
-                meant = {f"{name}{kind}.png" for name in {"a", "b", "c"} - {bad} for kind in ("", "_overlay")}
+                found = (
+                    {path.name for path in (place / "out").iterdir()}
+                    if (place / "out").is_dir()
+                    else set()
+                )
+                meant = {
+                    f"{name}{kind}.png"
+                    for name in {"a", "b", "c"} - {bad}
+                    for kind in ("", "_overlay")
+                }
                 if found != meant:
                     raise WrongError(f"{sorted(found)} are written, right is {sorted(meant)}")
 
@@ -230,14 +264,16 @@ def predict_some_damaged(rng: Rng, place: Path) -> Trial:
 
 
 def _scenes(rng: Rng, place: Path, remap: Callable[[np.ndarray], np.ndarray], classes: str) -> Path:
-    """A data set of photographs whose brightness tells the class, of labels 0 to 2, changed by `remap`."""
+    """A dataset of photographs whose brightness tells the class, of labels 0 to 2, changed by `remap`."""
     root = place / "data"
     for split in ("train", "val"):
         for part in ("images", "masks"):
             (root / part / split).mkdir(parents=True)
         for k in range(3):
             mask = np.kron(rng.integers(0, 3, (4, 4), np.uint8), np.ones((8, 8), np.uint8))
-            image = np.repeat((mask * 100)[..., None], 3, -1) + rng.integers(0, 20, (32, 32, 3), np.uint8)
+            image = np.repeat((mask * 100)[..., None], 3, -1) + rng.integers(
+                0, 20, (32, 32, 3), np.uint8
+            )
             (root / "images" / split / f"{k}.png").write_bytes(png(image.astype(np.uint8)))
             (root / "masks" / split / f"{k}.png").write_bytes(png(remap(mask).astype(np.uint8)))
     (root / "classes.txt").write_text(classes)
@@ -278,14 +314,24 @@ def train_with_wrong_settings(rng: Rng, place: Path) -> Trial:
         "data.dataset=foldr",
         "data.dataset=shapes:folder", "data.scale=[2.0, 0.5]", "data.scale=[0, 1]", "optim.lr=nan", "optim.lr=-1",
         "optim.name=adam",
-        "optim.micro_steps=3", "optim.rules=[{match='nothing.*'}]", "init.weights=gone.pth", "init.weights=",
+        "optim.accumulate_steps=3", "optim.rules=[{match='nothing.*'}]", "init.weights=gone.pth", "init.weights=",
         "init.reinit=['nothing*']",
-        "train.epochs=0", "train.seed=-1", "train.epochs=1e3", "train.eval_every=0", "data.workers=-1", "optim.betas=[0.9]",
+        "train.epochs=0", "train.seed=-1", "train.epochs=1e3", "train.eval_every_epochs=0", "data.workers=-1", "optim.betas=[0.9]",
         "x.y=1", "train",
         "data.root=gone", "data.root=", "model.dtype=float16", "optim.warmup_steps=-1", "model.head_options.x=1",
     ]  # fmt: skip
     setting = str(rng.choice(wrong))
-    arguments = ["train", "shapes", "--data", str(root), "--run", str(place / "run"), *_TRAIN, "--set", setting]
+    arguments = [
+        "train",
+        "shapes",
+        "--data",
+        str(root),
+        "--run",
+        str(place / "run"),
+        *_TRAIN,
+        "--set",
+        setting,
+    ]
     if setting.startswith("data.root"):
         arguments[2:4] = []
     return Trial(call=lambda: product.command(*arguments), outputs=[place / "run"])
@@ -296,7 +342,10 @@ def eval_of_nothing_but_void(rng: Rng, place: Path) -> Trial:
     """A score that rests on nothing is said, and JSON stays JSON."""
     model = copy(place)
     root = _scenes(
-        rng, place, lambda mask: np.full_like(mask, 255) if rng.integers(2) else np.zeros_like(mask), "sky\nroad\ncar\n"
+        rng,
+        place,
+        lambda mask: np.full_like(mask, 255) if rng.integers(2) else np.zeros_like(mask),
+        "sky\nroad\ncar\n",
     )
 
     def right(out: str) -> str | None:
@@ -363,7 +412,9 @@ def odd_arguments(rng: Rng, place: Path) -> Trial:
     ]  # fmt: skip
     arguments = list(starts[int(rng.integers(len(starts)))])
     for _ in range(rng.integers(0, 6)):
-        arguments.insert(int(rng.integers(1, len(arguments) + 1)), str(rng.choice(np.array(words, object))))
+        arguments.insert(
+            int(rng.integers(1, len(arguments) + 1)), str(rng.choice(np.array(words, object)))
+        )
     allowed = [place / name for name in ("x", "run", "gone", "fcn-jax-resnet18")]
     return Trial(call=lambda: product.command(*arguments), right=lambda out: None, outputs=allowed)
 
@@ -375,12 +426,18 @@ def convert_over_files(rng: Rng, place: Path) -> Trial:
     out = place / str(rng.choice(["out.pth", "out.safetensors", "folder"]))
     if out.suffix:
         out.write_bytes(b"mine")
-        return Trial(call=lambda: product.command("convert", str(model), "--to-torch", "-o", str(out)), names=[out.name])
+        return Trial(
+            call=lambda: product.command("convert", str(model), "--to-torch", "-o", str(out)),
+            names=[out.name],
+        )
     out.mkdir()
     (out / "mine").write_text("mine")
     product.command("convert", str(model), "--to-torch", "-o", str(place / "weights.safetensors"))
     return Trial(
-        call=lambda: product.command("convert", "weights.safetensors", "--model", "tiny", "-o", str(out)), names=["folder"]
+        call=lambda: product.command(
+            "convert", "weights.safetensors", "--model", "tiny", "-o", str(out)
+        ),
+        names=["folder"],
     )
 
 
@@ -398,4 +455,6 @@ def in_a_process_of_its_own(rng: Rng, place: Path) -> Trial:
         ["convert", "bad.png", "--model", "resnet18", "-o", "out"],
     ]
     arguments = commands[int(rng.integers(len(commands)))]
-    return Trial(call=lambda: product.process(*arguments, cwd=place), outputs=[place / "predictions"])
+    return Trial(
+        call=lambda: product.process(*arguments, cwd=place), outputs=[place / "predictions"]
+    )

@@ -18,7 +18,15 @@ GRAY, RGB, INDEXED, GRAY_ALPHA, RGBA = 0, 2, 3, 4, 6
 """The color types of PNG."""
 
 _CHANNELS = {GRAY: 1, RGB: 3, INDEXED: 1, GRAY_ALPHA: 2, RGBA: 4}
-_ADAM7 = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
+_ADAM7 = (
+    (0, 0, 8, 8),
+    (0, 4, 8, 8),
+    (4, 0, 8, 4),
+    (0, 2, 4, 4),
+    (2, 0, 4, 2),
+    (0, 1, 2, 2),
+    (1, 0, 2, 1),
+)
 
 
 def stored(upright: np.ndarray, orientation: int) -> np.ndarray:
@@ -26,7 +34,8 @@ def stored(upright: np.ndarray, orientation: int) -> np.ndarray:
 
     Args:
         upright: [H,W,...].
-        orientation: 1 to 8, of EXIF: where row 0 and column 0 of the stored pixels belong. 6: "right, top".
+        orientation: 1 to 8, of EXIF: where row 0 and column 0 of the stored pixels belong. 6:
+            "right, top".
     """
     swapped = np.swapaxes(upright, 0, 1)
     return {
@@ -75,7 +84,8 @@ def png(
         interlaced: by Adam7.
         before: whole chunks, put after the palette.
         orientation: in an eXIf chunk, unless it is 1.
-        rng: draws the filter of each row and the sizes of the IDAT chunks; without it there are no filters and there is one chunk.
+        rng: draws the filter of each row and the sizes of the IDAT chunks; without it there are no
+            filters and there is one chunk.
     """
     samples = samples if samples.ndim == 3 else samples[..., None]
     if color is None:
@@ -84,7 +94,10 @@ def png(
     passes = _ADAM7 if interlaced else ((0, 0, 1, 1),)
     raw = b"".join(_filtered(samples[y::dy, x::dx], depth, rng) for y, x, dy, dx in passes)
     packed = zlib.compress(raw, 6)
-    chunks = [b"\x89PNG\r\n\x1a\n", chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, interlaced))]
+    chunks = [
+        b"\x89PNG\r\n\x1a\n",
+        chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, interlaced)),
+    ]
     if palette is not None:
         chunks.append(chunk(b"PLTE", palette.astype(np.uint8).tobytes()))
     if orientation != 1:
@@ -115,13 +128,17 @@ def _filtered(samples: np.ndarray, depth: int, rng: np.random.Generator | None) 
     for row in rows:
         kind = 0 if rng is None else int(rng.integers(5))
         left = np.concatenate([np.zeros(bytes_per_pixel, np.uint8), row])[: len(row)].astype(int)
-        corner = np.concatenate([np.zeros(bytes_per_pixel, np.uint8), previous])[: len(row)].astype(int)
+        corner = np.concatenate([np.zeros(bytes_per_pixel, np.uint8), previous])[: len(row)].astype(
+            int
+        )
         above = previous.astype(int)
         guess = left + above - corner
         distances = np.stack([abs(guess - left), abs(guess - above), abs(guess - corner)])
         nearest = np.choose(distances.argmin(0), [left, above, corner])
         predicted = (0, left, above, (left + above) // 2, nearest)[kind]
-        result.append(bytes([kind]) + ((row.astype(int) - predicted) % 256).astype(np.uint8).tobytes())
+        result.append(
+            bytes([kind]) + ((row.astype(int) - predicted) % 256).astype(np.uint8).tobytes()
+        )
         previous = row
     return b"".join(result)
 
@@ -184,7 +201,11 @@ def tiff(
         (278, "I", [step]),
         (279, "I", [len(strip) for strip in strips]),
         (284, "H", [1]),
-        *([(320, "H", (palette.T.astype(int).ravel() * 257).tolist())] if palette is not None else []),
+        *(
+            [(320, "H", (palette.T.astype(int).ravel() * 257).tolist())]
+            if palette is not None
+            else []
+        ),
         (339, "H", [3 if floating else 1] * channels),
     ]
     body = b"".join(strips)

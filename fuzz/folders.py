@@ -1,4 +1,4 @@
-"""Data sets in folders: lists of classes, lists of splits, names, and what else lies there."""
+"""Datasets in folders: lists of classes, lists of splits, names, and what else lies there."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Rng = np.random.Generator
 
 @dataclasses.dataclass(frozen=True)
 class Truth:
-    """What a data set holds: each image's name, pixels and labels."""
+    """What a dataset holds: each image's name, pixels and labels."""
 
     names: tuple[str, ...]
     colors: tuple[tuple[int, int, int], ...]
@@ -45,19 +45,26 @@ _WORDS = (
 )
 
 
-def truth(rng: Rng, names: Sequence[str] | None = None, ids: Sequence[str] = ("a", "b", "c"), void: bool = True) -> Truth:
-    """Draw a data set."""
+def truth(
+    rng: Rng,
+    names: Sequence[str] | None = None,
+    ids: Sequence[str] = ("a", "b", "c"),
+    void: bool = True,
+) -> Truth:
+    """Draw a dataset."""
     if names is None:
         names = [_WORDS[k] for k in rng.permutation(len(_WORDS))[: rng.integers(2, 8)]]
     codes = rng.choice(2**24, len(names), replace=False)
     colors = tuple((int(code) >> 16, int(code) >> 8 & 255, int(code) & 255) for code in codes)
     masks = {name: labels(rng, len(names), void) for name in ids}
-    images = {name: rng.integers(0, 256, (*mask.shape, 3), np.uint8) for name, mask in masks.items()}
+    images = {
+        name: rng.integers(0, 256, (*mask.shape, 3), np.uint8) for name, mask in masks.items()
+    }
     return Truth(tuple(names), colors, images, masks)
 
 
 def write(place: Path, data: Truth, classes: bytes | str, *, split: str | None = None) -> Path:
-    """Write a data set: PNG images and gray PNG masks; flat, with a list of all in `splits/train.txt`, or in subfolders `split`."""
+    """Write a dataset: PNG images and gray PNG masks; flat, with a list of all in `splits/train.txt`, or in subfolders `split`."""
     root = place / "data"
     for part in ("images", "masks"):
         (root / part / (split or "")).mkdir(parents=True)
@@ -72,7 +79,9 @@ def write(place: Path, data: Truth, classes: bytes | str, *, split: str | None =
 
 
 def _plain(name: str) -> str:
-    return " ".join(unicodedata.normalize("NFC", name).replace("\ufeff", "").replace("\u200b", "").split())
+    return " ".join(
+        unicodedata.normalize("NFC", name).replace("\ufeff", "").replace("\u200b", "").split()
+    )
 
 
 def reads(
@@ -83,10 +92,10 @@ def reads(
     ids: Sequence[str] | None = None,
     masks: dict[str, np.ndarray] | None = None,
 ) -> Callable[[product.Reading], str | None]:
-    """The reading has to be the data set.
+    """The reading has to be the dataset.
 
     Args:
-        data: the data set.
+        data: the dataset.
         names: of the classes, if not its own.
         colors: whether the palette has to be its own, too.
         ids: of the images, in order; all, in any order, if not given.
@@ -100,7 +109,11 @@ def reads(
         if colors and reading.palette != data.colors:
             return f"the colors are read as {list(reading.palette)}, right is {list(data.colors)}"
         found = [_plain(name) for name, _, _ in reading.examples]
-        if (found != [_plain(name) for name in ids]) if ids is not None else (sorted(found) != sorted(map(_plain, data.images))):
+        if (
+            (found != [_plain(name) for name in ids])
+            if ids is not None
+            else (sorted(found) != sorted(map(_plain, data.images)))
+        ):
             return f"the images are {found}, right is {list(data.images if ids is None else ids)}"
         own = {_plain(name): name for name in data.images}
         for name, image, mask in reading.examples:
@@ -115,8 +128,15 @@ def reads(
     return right
 
 
-def _trial(root: Path, right: Callable[[product.Reading], str | None] | None, refusable: bool, *names: str) -> Trial:
-    return Trial(call=lambda: product.read_folder(root), right=right, refusable=refusable, names=names or ["classes.txt"])
+def _trial(
+    root: Path, right: Callable[[product.Reading], str | None] | None, refusable: bool, *names: str
+) -> Trial:
+    return Trial(
+        call=lambda: product.read_folder(root),
+        right=right,
+        refusable=refusable,
+        names=names or ["classes.txt"],
+    )
 
 
 # -------------------------------------------------------------------------------------------------------- lists of classes
@@ -125,7 +145,8 @@ def _trial(root: Path, right: Callable[[product.Reading], str | None] | None, re
 def _lines(rng: Rng, data: Truth, colors: bool) -> list[str]:
     gap = str(rng.choice([" ", "  ", "\t"]))
     return [
-        name + (gap + gap.join(map(str, color)) if colors else "") for name, color in zip(data.names, data.colors, strict=True)
+        name + (gap + gap.join(map(str, color)) if colors else "")
+        for name, color in zip(data.names, data.colors, strict=True)
     ]
 
 
@@ -136,7 +157,9 @@ def classes_from_any_editor(rng: Rng, place: Path) -> Trial:
     lines: list[str] = []
     for line in _lines(rng, data, colors):
         while rng.integers(4) == 0:
-            lines.append(str(rng.choice(["", "# a comment", "   ", "#", "\t# road 1 2 3", "  # x"])))
+            lines.append(
+                str(rng.choice(["", "# a comment", "   ", "#", "\t# road 1 2 3", "  # x"]))
+            )
         lines.append(" " * int(rng.integers(2)) + line + str(rng.choice(["", " ", "\t", "   "])))
     if rng.integers(2):
         lines.insert(0, "# my classes")
@@ -157,7 +180,9 @@ def masks_by_the_colors_of_the_classes(rng: Rng, place: Path) -> Trial:
     for name, mask in data.masks.items():
         table = np.array(data.colors, np.uint8)
         contents = (
-            png(np.argsort(order).astype(np.uint8)[mask], color=INDEXED, palette=table[order]) if indexed else png(table[mask])
+            png(np.argsort(order).astype(np.uint8)[mask], color=INDEXED, palette=table[order])
+            if indexed
+            else png(table[mask])
         )
         (root / "masks" / f"{name}.png").write_bytes(contents)
     return _trial(root, reads(data, colors=True), indexed, ".png")
@@ -188,25 +213,37 @@ def lists_of_annotation_tools(rng: Rng, place: Path) -> Trial:
     data = truth(rng, names=[_WORDS[k] for k in rng.permutation(3)] + ["pole"], void=False)
     rows = list(zip(data.names, data.colors, strict=True))
     texts = {
-        "cvat": "# label:color_rgb:parts:actions\n" + "".join(f"{n}:{r},{g},{b}::\n" for n, (r, g, b) in rows),
+        "cvat": "# label:color_rgb:parts:actions\n"
+        + "".join(f"{n}:{r},{g},{b}::\n" for n, (r, g, b) in rows),
         "cvat without its first line": "".join(f"{n}:{r},{g},{b}::\n" for n, (r, g, b) in rows),
         "camvid": "".join(f"{r} {g} {b}\t\t{n}\n" for n, (r, g, b) in rows),
         "camvid with tabs": "".join(f"{r}\t{g}\t{b}\t{n}\n" for n, (r, g, b) in rows),
         "csv": "name,r,g,b\n" + "".join(f"{n},{r},{g},{b}\n" for n, (r, g, b) in rows),
-        "csv with spaces": "name, r, g, b\n" + "".join(f"{n}, {r}, {g}, {b}\n" for n, (r, g, b) in rows),
+        "csv with spaces": "name, r, g, b\n"
+        + "".join(f"{n}, {r}, {g}, {b}\n" for n, (r, g, b) in rows),
         "csv without its first line": "".join(f"{n},{r},{g},{b}\n" for n, (r, g, b) in rows),
-        "csv with semicolons": "name;r;g;b\n" + "".join(f"{n};{r};{g};{b}\n" for n, (r, g, b) in rows),
-        "csv with an index": "id,name,r,g,b\n" + "".join(f"{k},{n},{r},{g},{b}\n" for k, (n, (r, g, b)) in enumerate(rows)),
-        "quoted csv": '"name","r","g","b"\n' + "".join(f'"{n}","{r}","{g}","{b}"\n' for n, (r, g, b) in rows),
+        "csv with semicolons": "name;r;g;b\n"
+        + "".join(f"{n};{r};{g};{b}\n" for n, (r, g, b) in rows),
+        "csv with an index": "id,name,r,g,b\n"
+        + "".join(f"{k},{n},{r},{g},{b}\n" for k, (n, (r, g, b)) in enumerate(rows)),
+        "quoted csv": '"name","r","g","b"\n'
+        + "".join(f'"{n}","{r}","{g}","{b}"\n' for n, (r, g, b) in rows),
         "one line": ",".join(data.names) + "\n",
         "one line of JSON": json.dumps(list(data.names)) + "\n",
         "cityscapes": json.dumps(
-            [{"name": n, "id": k, "trainId": k, "color": list(c)} for k, (n, c) in enumerate(rows)], indent=1
+            [{"name": n, "id": k, "trainId": k, "color": list(c)} for k, (n, c) in enumerate(rows)],
+            indent=1,
         ),
         "indented JSON": json.dumps({n: k for k, n in enumerate(data.names)}, indent=2),
         "yolo": f"names: {list(data.names)}\nnc: {len(data.names)}\n",
         "yolo list": "names:\n" + "".join(f"  {k}: {n}\n" for k, n in enumerate(data.names)),
-        "supervisely": json.dumps({"classes": [{"title": n, "shape": "bitmap", "color": f"#{bytes(c).hex()}"} for n, c in rows]}),
+        "supervisely": json.dumps(
+            {
+                "classes": [
+                    {"title": n, "shape": "bitmap", "color": f"#{bytes(c).hex()}"} for n, c in rows
+                ]
+            }
+        ),
         "hex colors": "".join(f"{n} #{r:02x}{g:02x}{b:02x}\n" for n, (r, g, b) in rows),
         "colors in brackets": "".join(f"{n} ({r}, {g}, {b})\n" for n, (r, g, b) in rows),
         "labelme": "__ignore__\n_background_\n" + "".join(f"{n}\n" for n in data.names),
@@ -217,7 +254,9 @@ def lists_of_annotation_tools(rng: Rng, place: Path) -> Trial:
     kind = str(rng.choice(list(texts)))
     names: Sequence[str] = data.names
     masks = data.masks
-    if kind == "labelme":  # which writes -1 as 255 or 0 as the background, and counts the others from 1
+    if (
+        kind == "labelme"
+    ):  # which writes -1 as 255 or 0 as the background, and counts the others from 1
         names = ("_background_", *data.names)
         masks = {name: mask + 1 for name, mask in data.masks.items()}
     root = write(place, dataclasses.replace(data, masks=masks), texts[kind])
@@ -278,10 +317,27 @@ def classes_in_another_encoding(rng: Rng, place: Path) -> Trial:
 def odd_characters_in_names(rng: Rng, place: Path) -> Trial:
     """Only line feeds and carriage returns end a line, as in every editor; a name is one class whatever is in it."""
     odd = str(
-        rng.choice(["\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029", "\xa0", "\u3000", "\ufeff", "\u200b"])
+        rng.choice(
+            [
+                "\x0b",
+                "\x0c",
+                "\x1c",
+                "\x1d",
+                "\x1e",
+                "\x85",
+                "\u2028",
+                "\u2029",
+                "\xa0",
+                "\u3000",
+                "\ufeff",
+                "\u200b",
+            ]
+        )
     )
     data = truth(rng, names=["sky", f"road{odd}way", "car"], void=False)
-    return _trial(write(place, data, "".join(f"{name}\n" for name in data.names)), reads(data), True)
+    return _trial(
+        write(place, data, "".join(f"{name}\n" for name in data.names)), reads(data), True
+    )
 
 
 @mutation("folders", 4)
@@ -290,8 +346,12 @@ def damaged_classes(rng: Rng, place: Path) -> Trial:
     data = truth(rng, void=False)
     contents = damage.some(rng, "".join(f"{name}\n" for name in data.names).encode())
     text = contents.decode("utf-8-sig", "replace").replace("\r\n", "\n").replace("\r", "\n")
-    lines = [line for line in text.split("\n") if line.strip() and not line.lstrip().startswith("#")]
-    return _trial(write(place, data, contents), reads(data, names=lines), True, "classes.txt", "masks", ".png")
+    lines = [
+        line for line in text.split("\n") if line.strip() and not line.lstrip().startswith("#")
+    ]
+    return _trial(
+        write(place, data, contents), reads(data, names=lines), True, "classes.txt", "masks", ".png"
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------- lists of splits
@@ -307,13 +367,26 @@ def splits_as_people_write_them(rng: Rng, place: Path) -> Trial:
     ids = list(rng.permutation(list(data.images)))
     form = str(
         rng.choice(
-            ["{}", "{}.png", "images/{}.png", "./images/{}.png", "data/images/{}.png", "images\\{}.png", "{}.jpg", "  {}  "]
+            [
+                "{}",
+                "{}.png",
+                "images/{}.png",
+                "./images/{}.png",
+                "data/images/{}.png",
+                "images\\{}.png",
+                "{}.jpg",
+                "  {}  ",
+            ]
         )
     )
-    text = str(rng.choice(["\n", "\r\n", "\r"])).join([*(form.format(name) for name in ids), *([""] * int(rng.integers(0, 3)))])
+    text = str(rng.choice(["\n", "\r\n", "\r"])).join(
+        [*(form.format(name) for name in ids), *([""] * int(rng.integers(0, 3)))]
+    )
     contents = (b"\xef\xbb\xbf" if rng.integers(2) else b"") + text.encode()
     (root / "splits" / "train.txt").write_bytes(contents)
-    return _trial(root, reads(data, ids=ids), form not in ("{}", "  {}  ", "{}.png"), "train.txt", "data")
+    return _trial(
+        root, reads(data, ids=ids), form not in ("{}", "  {}  ", "{}.png"), "train.txt", "data"
+    )
 
 
 @mutation("folders", 3)
@@ -323,10 +396,18 @@ def splits_of_two_columns(rng: Rng, place: Path) -> Trial:
     root = write(place, data, "\n".join(data.names))
     form = str(
         rng.choice(
-            ["images/{0}.png masks/{0}.png", "{0}.png,{0}.png", "{0}  1", "{0}\t{0}.png", "/images/{0}.png /masks/{0}.png"]
+            [
+                "images/{0}.png masks/{0}.png",
+                "{0}.png,{0}.png",
+                "{0}  1",
+                "{0}\t{0}.png",
+                "/images/{0}.png /masks/{0}.png",
+            ]
         )
     )
-    (root / "splits" / "train.txt").write_text("".join(form.format(name) + "\n" for name in data.images))
+    (root / "splits" / "train.txt").write_text(
+        "".join(form.format(name) + "\n" for name in data.images)
+    )
     return _trial(root, reads(data, ids=list(data.images)), True, "train.txt", "data")
 
 
@@ -347,7 +428,12 @@ def splits_that_are_wrong(rng: Rng, place: Path) -> Trial:
         "a\n..\n",
         "a\nA\n",
     ]
-    contents = [*(text.encode() for text in texts), "a\nb\n".encode("utf-16"), b"a\n\xff\xfe\n", b"a\n\0\n"]
+    contents = [
+        *(text.encode() for text in texts),
+        "a\nb\n".encode("utf-16"),
+        b"a\n\xff\xfe\n",
+        b"a\n\0\n",
+    ]
     chosen = contents[int(rng.integers(len(contents)))]
     (root / "splits" / "train.txt").write_bytes(chosen)
     # An image that is listed twice may be taken once.
@@ -372,7 +458,8 @@ def damaged_splits(rng: Rng, place: Path) -> Trial:
     return _trial(root, right, True, "train.txt", "data")
 
 
-# ------------------------------------------------------------------------------------------------- names and what lies there
+# -------------------------------------------------------------------------------------------------
+# names and what lies there
 
 
 @mutation("folders", 5)

@@ -15,7 +15,20 @@ from PIL import Image
 
 from fuzz import damage, product
 from fuzz.cases import Trial, UndetectableError, mutation
-from fuzz.encoders import GRAY, GRAY_ALPHA, INDEXED, RGB, RGBA, by_pillow, chunk, exif, png, png_chunks, stored, tiff
+from fuzz.encoders import (
+    GRAY,
+    GRAY_ALPHA,
+    INDEXED,
+    RGB,
+    RGBA,
+    by_pillow,
+    chunk,
+    exif,
+    png,
+    png_chunks,
+    stored,
+    tiff,
+)
 
 Rng = np.random.Generator
 Right = Callable[[np.ndarray], str | None]
@@ -23,10 +36,16 @@ Right = Callable[[np.ndarray], str | None]
 
 def picture(rng: Rng, smooth: bool = False) -> np.ndarray:
     """u8[H,W,3] without any symmetry; a smooth one comes through lossy formats almost unchanged."""
-    height, width = (int(rng.integers(16, 40)) for _ in range(2)) if smooth else (int(rng.integers(1, 40)) for _ in range(2))
+    height, width = (
+        (int(rng.integers(16, 40)) for _ in range(2))
+        if smooth
+        else (int(rng.integers(1, 40)) for _ in range(2))
+    )
     rows, columns = np.mgrid[:height, :width]
     slopes = rng.uniform(0.3, 1.0, (3, 2))
-    base = np.stack([20 + 200 * (a * rows / height + b * columns / width) / 2 for a, b in slopes], -1)
+    base = np.stack(
+        [20 + 200 * (a * rows / height + b * columns / width) / 2 for a, b in slopes], -1
+    )
     if not smooth:
         base += rng.normal(0, 40, base.shape)
     return np.clip(base, 0, 255).astype(np.uint8)
@@ -77,7 +96,9 @@ def _turns(pixels: np.ndarray) -> list[np.ndarray]:
 
 def _valid(place: Path, name: str, data: bytes, right: Right, *, refusable: bool = False) -> Trial:
     path = write(place, name, data)
-    return Trial(call=lambda: product.read_image(path), right=right, refusable=refusable, names=[name])
+    return Trial(
+        call=lambda: product.read_image(path), right=right, refusable=refusable, names=[name]
+    )
 
 
 def _rgb(samples: np.ndarray, depth: int = 8) -> np.ndarray:
@@ -90,7 +111,9 @@ def _rgb(samples: np.ndarray, depth: int = 8) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------------------- valid PNG
 
 
-def _png_of_any_kind(rng: Rng, orientation: int = 1, before: Sequence[bytes] = ()) -> tuple[bytes, np.ndarray]:
+def _png_of_any_kind(
+    rng: Rng, orientation: int = 1, before: Sequence[bytes] = ()
+) -> tuple[bytes, np.ndarray]:
     """A PNG of at most eight bits, and its upright picture."""
     color = int(rng.choice([GRAY, RGB, INDEXED, GRAY_ALPHA, RGBA]))
     depth = int(rng.choice([1, 2, 4, 8])) if color in (GRAY, INDEXED) else 8
@@ -161,7 +184,10 @@ def png_transparent_color(rng: Rng, place: Path) -> Trial:
     if rng.integers(2):
         palette = rng.integers(0, 256, (16, 3), np.uint8)
         data = png(
-            base[..., 0] >> 4, color=INDEXED, palette=palette, before=[chunk(b"tRNS", rng.bytes(int(rng.integers(1, 17))))]
+            base[..., 0] >> 4,
+            color=INDEXED,
+            palette=palette,
+            before=[chunk(b"tRNS", rng.bytes(int(rng.integers(1, 17))))],
         )
         return _valid(place, "picture.png", data, exactly(palette[base[..., 0] >> 4]))
     data = png(base, before=[chunk(b"tRNS", struct.pack(">HHH", *map(int, base[0, 0])))])
@@ -177,7 +203,9 @@ def sixteen_bits(rng: Rng, place: Path) -> Trial:
     if rng.integers(2):
         data = png(samples, depth=16, interlaced=bool(rng.integers(2)), rng=rng)
     else:
-        data = tiff(samples, depth=16, order=str(rng.choice(["<", ">"])), deflated=bool(rng.integers(2)))
+        data = tiff(
+            samples, depth=16, order=str(rng.choice(["<", ">"])), deflated=bool(rng.integers(2))
+        )
     return _valid(place, "wide.img", data, nearly(_rgb(samples, 16), 1, 1), refusable=True)
 
 
@@ -205,7 +233,11 @@ def ten_to_fourteen_bits_in_sixteen(rng: Rng, place: Path) -> Trial:
 
 
 def _jpeg_options(rng: Rng) -> dict[str, Any]:
-    options: dict[str, Any] = {"quality": 95, "progressive": bool(rng.integers(2)), "subsampling": int(rng.integers(3))}
+    options: dict[str, Any] = {
+        "quality": 95,
+        "progressive": bool(rng.integers(2)),
+        "subsampling": int(rng.integers(3)),
+    }
     if rng.integers(2):
         options["restart_marker_blocks"] = int(rng.integers(1, 5))
     if rng.integers(2):
@@ -228,7 +260,9 @@ def jpeg_of_any_kind(rng: Rng, place: Path) -> Trial:
 def jpeg_orientation(rng: Rng, place: Path) -> Trial:
     """Photographs of a turned phone."""
     upright, orientation = picture(rng, smooth=True), int(rng.integers(1, 9))
-    data = by_pillow(stored(upright, orientation), "JPEG", exif=exif(orientation), **_jpeg_options(rng))
+    data = by_pillow(
+        stored(upright, orientation), "JPEG", exif=exif(orientation), **_jpeg_options(rng)
+    )
     return _valid(place, "photo.jpg", data, nearly(upright, 3, 30))
 
 
@@ -246,10 +280,17 @@ def jpeg_with_a_thumbnail(rng: Rng, place: Path) -> Trial:
     upright, orientation = picture(rng, smooth=True), int(rng.integers(1, 9))
     thumbnail = by_pillow(np.zeros((8, 8, 3), np.uint8), "JPEG")
     entries = struct.pack(">HHII", 0x0112, 3, 1, orientation << 16)
-    second = struct.pack(">HHII", 0x0201, 4, 1, 56) + struct.pack(">HHII", 0x0202, 4, 1, len(thumbnail))
+    second = struct.pack(">HHII", 0x0201, 4, 1, 56) + struct.pack(
+        ">HHII", 0x0202, 4, 1, len(thumbnail)
+    )
     body = b"MM\0*" + struct.pack(">I", 8) + struct.pack(">H", 1) + entries + struct.pack(">I", 26)
     body += struct.pack(">H", 2) + second + struct.pack(">I", 0)
-    data = by_pillow(stored(upright, orientation), "JPEG", exif=b"Exif\0\0" + body.ljust(56, b"\0") + thumbnail, quality=95)
+    data = by_pillow(
+        stored(upright, orientation),
+        "JPEG",
+        exif=b"Exif\0\0" + body.ljust(56, b"\0") + thumbnail,
+        quality=95,
+    )
     return _valid(place, "photo.jpg", data, nearly(upright, 3, 30))
 
 
@@ -267,11 +308,15 @@ def _tiff_of_any_kind(rng: Rng, orientation: int = 1) -> tuple[bytes, np.ndarray
     }
     if kind == "indexed":
         palette = rng.integers(0, 256, (256, 3), np.uint8)
-        return tiff(stored(base[..., 0], orientation), palette=palette, **options), palette[base[..., 0]]
+        return tiff(stored(base[..., 0], orientation), palette=palette, **options), palette[
+            base[..., 0]
+        ]
     samples = base if kind == "rgb" else base[..., 0] >> (8 - depth)
     white_is_zero = kind == "gray" and depth in (1, 8) and bool(rng.integers(2))
     kept = (2**depth - 1 - samples).astype(np.uint8) if white_is_zero else samples
-    return tiff(stored(kept, orientation), depth=depth, white_is_zero=white_is_zero, **options), _rgb(samples, depth)
+    return tiff(
+        stored(kept, orientation), depth=depth, white_is_zero=white_is_zero, **options
+    ), _rgb(samples, depth)
 
 
 @mutation("images", 3)
@@ -280,7 +325,12 @@ def tiff_of_any_kind(rng: Rng, place: Path) -> Trial:
     if rng.integers(3) == 0:
         upright = picture(rng)
         compression = str(rng.choice(["tiff_lzw", "packbits", "tiff_adobe_deflate", "raw"]))
-        return _valid(place, "picture.tif", by_pillow(upright, "TIFF", compression=compression), exactly(upright))
+        return _valid(
+            place,
+            "picture.tif",
+            by_pillow(upright, "TIFF", compression=compression),
+            exactly(upright),
+        )
     data, upright = _tiff_of_any_kind(rng)
     return _valid(place, "picture.tif", data, exactly(upright))
 
@@ -311,7 +361,9 @@ def webp(rng: Rng, place: Path) -> Trial:
         turned = np.dstack([turned, rng.integers(1, 256, turned.shape[:2], np.uint8)])
     tags: dict[str, Any] = {"exif": exif(orientation)} if orientation > 1 else {}
     data = by_pillow(turned, "WEBP", lossless=lossless, quality=95, exact=True, **tags)
-    return _valid(place, "picture.webp", data, exactly(upright) if lossless else nearly(upright, 4, 60))
+    return _valid(
+        place, "picture.webp", data, exactly(upright) if lossless else nearly(upright, 4, 60)
+    )
 
 
 @mutation("images", 1)
@@ -321,7 +373,9 @@ def bmp(rng: Rng, place: Path) -> Trial:
     image = Image.fromarray(base).convert(mode)
     buffer = io.BytesIO()
     image.save(buffer, "BMP")
-    return _valid(place, "picture.bmp", buffer.getvalue(), exactly(np.asarray(image.convert("RGB"))))
+    return _valid(
+        place, "picture.bmp", buffer.getvalue(), exactly(np.asarray(image.convert("RGB")))
+    )
 
 
 _NAMES = (
@@ -353,7 +407,9 @@ def names_and_wrong_endings(rng: Rng, place: Path) -> Trial:
 def _damaged_png(kind: str) -> Callable[[Rng, Path], Trial]:
     def make(rng: Rng, place: Path) -> Trial:
         data, upright = _png_of_any_kind(rng, orientation=int(rng.choice([1, 1, 6])))
-        return _valid(place, "damaged.png", damage.ALL[kind](rng, data), exactly(upright), refusable=True)
+        return _valid(
+            place, "damaged.png", damage.ALL[kind](rng, data), exactly(upright), refusable=True
+        )
 
     make.__name__ = f"png_{kind}"
     make.__doc__ = "Every change is found by the checksums, or leaves the picture as it is."
@@ -386,8 +442,15 @@ def png_chunks_moved(rng: Rng, place: Path) -> Trial:
         parts.insert(other, parts[at])
     else:
         parts[at], parts[other] = parts[other], parts[at]
-    # A palette that comes late, or twice, changes colors by nobody's fault but the file's: as Pillow reads it, then.
-    return _valid(place, "moved.png", b"".join(parts), _as_pillow_at_worst(exactly(upright), b"".join(parts)), refusable=True)
+    # A palette that comes late, or twice, changes colors by nobody's fault but the file's: as
+    # Pillow reads it, then.
+    return _valid(
+        place,
+        "moved.png",
+        b"".join(parts),
+        _as_pillow_at_worst(exactly(upright), b"".join(parts)),
+        refusable=True,
+    )
 
 
 @mutation("images", 3)
@@ -397,13 +460,28 @@ def png_header(rng: Rng, place: Path) -> Trial:
     parts = png_chunks(data)
     header = bytearray(parts[1][8:-4])
     if rng.integers(2):
-        value = int(rng.choice([0, 1, upright.shape[0] + 1, upright.shape[1] * 2, 65536, 2**31 - 1, 2**31, 2**32 - 1]))
+        value = int(
+            rng.choice(
+                [
+                    0,
+                    1,
+                    upright.shape[0] + 1,
+                    upright.shape[1] * 2,
+                    65536,
+                    2**31 - 1,
+                    2**31,
+                    2**32 - 1,
+                ]
+            )
+        )
         struct.pack_into(">I", header, int(rng.choice([0, 4])), value)
     else:
         header[int(rng.integers(8, 13))] = int(rng.choice([0, 1, 2, 3, 4, 5, 6, 8, 16, 255]))
     parts[1] = chunk(b"IHDR", bytes(header))
     changed = b"".join(parts)
-    return _valid(place, "header.png", changed, _as_pillow_at_worst(exactly(upright), changed), refusable=True)
+    return _valid(
+        place, "header.png", changed, _as_pillow_at_worst(exactly(upright), changed), refusable=True
+    )
 
 
 def _as_pillow_at_worst(right: Right, data: bytes) -> Right:
@@ -418,7 +496,9 @@ def _as_pillow_at_worst(right: Right, data: bytes) -> Right:
             return f"{fault}; Pillow refuses the file"
         for turn in _turns(other):
             if turn.shape == result.shape and np.abs(turn.astype(int) - result).mean() < 2:
-                raise UndetectableError("no checksum: the changed file is valid, and reads alike by Pillow")
+                raise UndetectableError(
+                    "no checksum: the changed file is valid, and reads alike by Pillow"
+                )
         return f"{fault}; Pillow reads something else"
 
     return judge
@@ -441,7 +521,9 @@ def _by_pillow(data: bytes) -> np.ndarray | None:
 
 def _damaged_jpeg(kind: str) -> Callable[[Rng, Path], Trial]:
     def make(rng: Rng, place: Path) -> Trial:
-        noisy = np.clip(picture(rng, smooth=True) + rng.normal(0, 20, (1, 1, 3)), 0, 255).astype(np.uint8)
+        noisy = np.clip(picture(rng, smooth=True) + rng.normal(0, 20, (1, 1, 3)), 0, 255).astype(
+            np.uint8
+        )
         noisy = np.kron(noisy, np.ones((2, 2, 1), np.uint8))
         options = {**_jpeg_options(rng), "quality": 85}
         data = by_pillow(noisy, "JPEG", **options)
@@ -457,12 +539,16 @@ def _damaged_jpeg(kind: str) -> Callable[[Rng, Path], Trial]:
             complaint = _libjpeg_complaint(changed)
             if complaint is not None:
                 return f"{fault}; libjpeg says: {complaint}"
-            raise UndetectableError("no checksum: the changed JPEG is a valid stream, of which libjpeg says nothing")
+            raise UndetectableError(
+                "no checksum: the changed JPEG is a valid stream, of which libjpeg says nothing"
+            )
 
         return Trial(call=lambda: product.read_image(path), right=right, names=["damaged.jpg"])
 
     make.__name__ = f"jpeg_{kind}"
-    make.__doc__ = "What the decoder notices is an error; a changed coefficient is as valid as the right one."
+    make.__doc__ = (
+        "What the decoder notices is an error; a changed coefficient is as valid as the right one."
+    )
     return make
 
 
@@ -497,9 +583,19 @@ def tiff_webp_bmp_damaged(rng: Rng, place: Path) -> Trial:
         data, upright = _tiff_of_any_kind(rng)
     else:
         upright = picture(rng)
-        data = by_pillow(upright, "WEBP", lossless=True) if kind == "webp" else by_pillow(upright, "BMP")
+        data = (
+            by_pillow(upright, "WEBP", lossless=True)
+            if kind == "webp"
+            else by_pillow(upright, "BMP")
+        )
     changed = damage.some(rng, data)
-    return _valid(place, f"damaged.{kind}", changed, _as_pillow_at_worst(exactly(upright), changed), refusable=True)
+    return _valid(
+        place,
+        f"damaged.{kind}",
+        changed,
+        _as_pillow_at_worst(exactly(upright), changed),
+        refusable=True,
+    )
 
 
 @mutation("images", 2)
@@ -509,7 +605,9 @@ def tiff_webp_bmp_cut(rng: Rng, place: Path) -> Trial:
     upright = picture(rng)
     options: dict[str, Any] = {"lossless": True} if kind == "WEBP" else {}
     data = by_pillow(upright, kind, **options)
-    return _valid(place, f"cut.{kind.lower()}", damage.cut(rng, data), exactly(upright), refusable=True)
+    return _valid(
+        place, f"cut.{kind.lower()}", damage.cut(rng, data), exactly(upright), refusable=True
+    )
 
 
 @mutation("images", 2)

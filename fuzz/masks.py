@@ -11,7 +11,18 @@ import numpy as np
 
 from fuzz import damage, product
 from fuzz.cases import Trial, mutation
-from fuzz.encoders import GRAY, GRAY_ALPHA, INDEXED, by_pillow, chunk, exif, png, png_chunks, stored, tiff
+from fuzz.encoders import (
+    GRAY,
+    GRAY_ALPHA,
+    INDEXED,
+    by_pillow,
+    chunk,
+    exif,
+    png,
+    png_chunks,
+    stored,
+    tiff,
+)
 from fuzz.images import write
 
 Rng = np.random.Generator
@@ -75,7 +86,12 @@ def _mask_of_any_kind(rng: Rng, orientation: int = 1) -> tuple[bytes, np.ndarray
     classes = int(rng.integers(2, min(2**depth, 200) + 1))
     # 255 is void only where there are eight bits to store it.
     expected = labels(rng, classes, void=depth == 8 and bool(rng.integers(2)))
-    options: dict[str, Any] = {"depth": depth, "interlaced": bool(rng.integers(2)), "rng": rng, "orientation": orientation}
+    options: dict[str, Any] = {
+        "depth": depth,
+        "interlaced": bool(rng.integers(2)),
+        "rng": rng,
+        "orientation": orientation,
+    }
     kept = stored(expected, orientation)
     if rng.integers(2):
         palette = _colors(rng, 2**depth)
@@ -103,7 +119,11 @@ def sixteen_bits(rng: Rng, place: Path) -> Trial:
     classes = int(rng.integers(2, 200))
     expected = labels(rng, classes, void=bool(rng.integers(2)))
     wide = expected.astype(np.uint16)
-    data = png(wide, depth=16, rng=rng) if rng.integers(2) else tiff(wide, depth=16, order=str(rng.choice(["<", ">"])))
+    data = (
+        png(wide, depth=16, rng=rng)
+        if rng.integers(2)
+        else tiff(wide, depth=16, order=str(rng.choice(["<", ">"])))
+    )
     return _trial(place, data, expected, classes, refusable=True)
 
 
@@ -165,7 +185,9 @@ def label_out_of_range(rng: Rng, place: Path) -> Trial:
     """One pixel of a label that is neither a class nor void."""
     classes = int(rng.integers(2, 200))
     expected = labels(rng, classes, void=False)
-    expected[int(rng.integers(expected.shape[0])), int(rng.integers(expected.shape[1]))] = int(rng.integers(classes, 255))
+    expected[int(rng.integers(expected.shape[0])), int(rng.integers(expected.shape[1]))] = int(
+        rng.integers(classes, 255)
+    )
     return _trial(place, png(expected, rng=rng), None, classes)
 
 
@@ -188,7 +210,11 @@ def other_formats(rng: Rng, place: Path) -> Trial:
         return _trial(place, by_pillow(expected, "BMP"), expected, classes, name="mask.bmp")
     turn = int(rng.integers(1, 9))
     data = tiff(
-        stored(expected, turn), depth=depth, order=str(rng.choice(["<", ">"])), deflated=bool(rng.integers(2)), orientation=turn
+        stored(expected, turn),
+        depth=depth,
+        order=str(rng.choice(["<", ">"])),
+        deflated=bool(rng.integers(2)),
+        orientation=turn,
     )
     return _trial(place, data, expected, classes, name="mask.tif", refusable=turn > 1 or depth < 8)
 
@@ -199,7 +225,13 @@ def lossy(rng: Rng, place: Path) -> Trial:
     base = labels(rng, 3, void=False)
     kind = str(rng.choice(["JPEG", "WEBP"]))
     name = str(rng.choice(["mask.png", "mask.tif"]))
-    return _trial(place, by_pillow(np.dstack([base] * 3) if kind == "WEBP" else base, kind, quality=90), None, 3, name=name)
+    return _trial(
+        place,
+        by_pillow(np.dstack([base] * 3) if kind == "WEBP" else base, kind, quality=90),
+        None,
+        3,
+        name=name,
+    )
 
 
 @mutation("masks", 1)
@@ -210,7 +242,9 @@ def floats(rng: Rng, place: Path) -> Trial:
     fraction = bool(rng.integers(2))
     if fraction:
         values[0, 0] += 0.5
-    return _trial(place, tiff(values), None if fraction else expected, 5, refusable=True, name="mask.tif")
+    return _trial(
+        place, tiff(values), None if fraction else expected, 5, refusable=True, name="mask.tif"
+    )
 
 
 @mutation("masks", 1)
@@ -220,7 +254,9 @@ def gray_with_alpha(rng: Rng, place: Path) -> Trial:
     alpha = np.full(expected.shape, 255, np.uint8)
     if rng.integers(2):
         alpha[0, 0] = int(rng.integers(0, 255))
-    return _trial(place, png(np.dstack([expected, alpha]), color=GRAY_ALPHA), expected, 5, refusable=True)
+    return _trial(
+        place, png(np.dstack([expected, alpha]), color=GRAY_ALPHA), expected, 5, refusable=True
+    )
 
 
 @mutation("masks", 1)
@@ -228,9 +264,16 @@ def transparent_color(rng: Rng, place: Path) -> Trial:
     """A tRNS chunk in a gray or indexed mask leaves the labels as they are."""
     expected = labels(rng, 5)
     if rng.integers(2):
-        data = png(expected, color=GRAY, before=[chunk(b"tRNS", struct.pack(">H", int(rng.integers(5))))])
+        data = png(
+            expected, color=GRAY, before=[chunk(b"tRNS", struct.pack(">H", int(rng.integers(5))))]
+        )
     else:
-        data = png(expected, color=INDEXED, palette=_colors(rng, 256), before=[chunk(b"tRNS", rng.bytes(5))])
+        data = png(
+            expected,
+            color=INDEXED,
+            palette=_colors(rng, 256),
+            before=[chunk(b"tRNS", rng.bytes(5))],
+        )
     return _trial(place, data, expected, 5)
 
 
@@ -271,7 +314,13 @@ def png_data_after_its_checksum(rng: Rng, place: Path) -> Trial:
 def another_size(rng: Rng, place: Path) -> Trial:
     """An image and a mask that differ in size, by a pixel, a factor or a quarter turn."""
     height, width = int(rng.integers(5, 30)), int(rng.integers(31, 50))
-    other = [(width, height), (height + 1, width), (height, width - 1), (height * 2, width * 2), (1, 1)][int(rng.integers(5))]
+    other = [
+        (width, height),
+        (height + 1, width),
+        (height, width - 1),
+        (height * 2, width * 2),
+        (1, 1),
+    ][int(rng.integers(5))]
     image = write(place, "photo.png", png(rng.integers(0, 256, (height, width, 3), np.uint8)))
     mask = write(place, "photo_mask.png", png(rng.integers(0, 3, other, np.uint8)))
     return Trial(call=lambda: product.decode_pair(image, mask, 3), names=["photo_mask.png"])
@@ -291,7 +340,11 @@ def pairs_with_orientations(rng: Rng, place: Path) -> Trial:
     else:
         data = by_pillow(kept, "JPEG" if kind == "jpg" else "WEBP", exif=exif(turn), quality=95)
     image = write(place, f"photo.{kind}", data)
-    mask = write(place, "photo_mask.png", png(stored(expected, turn), orientation=turn) if both else png(expected))
+    mask = write(
+        place,
+        "photo_mask.png",
+        png(stored(expected, turn), orientation=turn) if both else png(expected),
+    )
 
     def right(result: tuple[np.ndarray, np.ndarray]) -> str | None:
         pixels, found = result
@@ -302,11 +355,23 @@ def pairs_with_orientations(rng: Rng, place: Path) -> Trial:
         off = float(np.abs(pixels.astype(int) - picture).mean())
         return f"the image is off by {off:.0f} in the mean" if off > 25 else None
 
-    return Trial(call=lambda: product.decode_pair(image, mask, 3), right=right, refusable=both, names=["photo"])
+    return Trial(
+        call=lambda: product.decode_pair(image, mask, 3),
+        right=right,
+        refusable=both,
+        names=["photo"],
+    )
 
 
 @mutation("masks", 1)
 def no_mask_at_all(rng: Rng, place: Path) -> Trial:
     """Other files."""
-    data = [b"", b"label", rng.bytes(200), b"\x89PNG\r\n\x1a\n", b"GIF89a\1\0\1\0", b"II*\0\x08\0\0\0"][int(rng.integers(6))]
+    data = [
+        b"",
+        b"label",
+        rng.bytes(200),
+        b"\x89PNG\r\n\x1a\n",
+        b"GIF89a\1\0\1\0",
+        b"II*\0\x08\0\0\0",
+    ][int(rng.integers(6))]
     return _trial(place, data, None, 3)

@@ -2,7 +2,8 @@
 
 What holds for every case:
 
-* it ends in a result or in an `FcnJaxError`, whose message is one line, not empty, free of Python's own words, and names what it is about;
+* it ends in a result or in an `FcnJaxError`, whose message is one line, not empty, free of Python's
+  own words, and names what it is about;
 * nothing is created, changed or deleted but what it may write, and an error leaves nothing there;
 * memory stays within a bound (`workers` sees to the time);
 * a result is the right one, wherever the mutation knows it.
@@ -47,8 +48,9 @@ class Verdict:
 
     Attributes:
         case: the case.
-        outcome: "right", "refused", "undetectable", or for a fault "traceback", "wrong", "refused valid input", "accepted invalid input",
-            "message", "write", "memory", "hang" or "crash"; "broken case" where the mutation itself failed.
+        outcome: "right", "refused", "undetectable", or for a fault "traceback", "wrong", "refused
+            valid input", "accepted invalid input", "message", "write", "memory", "hang" or "crash";
+            "broken case" where the mutation itself failed.
         detail: the error's message, the reason, or what is wrong.
         seconds: that it took.
     """
@@ -117,7 +119,11 @@ def _run(trial: Trial, place: Path) -> tuple[str, str]:
         message = str(error)
         if fault := _wrong_message(message, trial.names):
             return "message", f"{fault}: {message[:400]}"
-        return ("refused", message) if trial.refusable or trial.right is None else ("refused valid input", message)
+        return (
+            ("refused", message)
+            if trial.refusable or trial.right is None
+            else ("refused valid input", message)
+        )
     if trial.right is None:
         return "accepted invalid input", repr(result)[:200]
     try:
@@ -141,7 +147,9 @@ def _wrong_message(message: str, names: Any) -> str:
         return "an empty message"
     if "\n" in message or "\r" in message:
         return "more than one line"
-    if len(re.sub(r"(.{1,3}?)\1{50,}", r"\1", message)) > LONGEST:  # without what a user has repeated
+    if (
+        len(re.sub(r"(.{1,3}?)\1{50,}", r"\1", message)) > LONGEST
+    ):  # without what a user has repeated
         return f"{len(message)} characters"
     if found := _PYTHONS_WORDS.search(message):
         return f"Python's own words, '{found[0]}'"
@@ -166,7 +174,9 @@ def _snapshot(place: Path) -> dict[str, str]:
     return found
 
 
-def _wrong_writes(trial: Trial, place: Path, before: dict[str, str], written: set[str], *, failed: bool) -> str:
+def _wrong_writes(
+    trial: Trial, place: Path, before: dict[str, str], written: set[str], *, failed: bool
+) -> str:
     outputs = [Path(os.path.realpath(place / output)) for output in trial.outputs]
     after = _snapshot(place)
     for name in sorted(before.keys() | after.keys()):
@@ -177,12 +187,21 @@ def _wrong_writes(trial: Trial, place: Path, before: dict[str, str], written: se
         real = Path(os.path.realpath(path))
         if not any(real == output or output in real.parents for output in outputs):
             # A folder above an output has to be made.
-            if not (change == "created" and after[name] == "folder" and any(real in output.parents for output in outputs)):
+            if not (
+                change == "created"
+                and after[name] == "folder"
+                and any(real in output.parents for output in outputs)
+            ):
                 return f"{name} is {change}"
         elif failed and not trial.partial:
             return f"{name} is {change} though the call failed"
-    allowed = tuple(os.path.realpath(folder) for folder in (place, tempfile.gettempdir(), os.environ["HOME"], "/dev"))
-    if outside := sorted(path for path in written if not os.path.realpath(path).startswith(allowed)):
+    allowed = tuple(
+        os.path.realpath(folder)
+        for folder in (place, tempfile.gettempdir(), os.environ["HOME"], "/dev")
+    )
+    if outside := sorted(
+        path for path in written if not os.path.realpath(path).startswith(allowed)
+    ):
         return f"{outside[0]} is written, outside of its place"
     return ""
 
@@ -210,9 +229,20 @@ def _audit(event: str, args: tuple[Any, ...]) -> None:
         return
     if event == "open":
         path, _, flags = args
-        if isinstance(path, str | bytes) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND):
+        if isinstance(path, str | bytes) and flags & (
+            os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+        ):
             _watched.add(os.path.abspath(os.fsdecode(path)))
-    elif event in ("os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.rename", "os.link", "os.symlink", "shutil.rmtree"):
+    elif event in (
+        "os.mkdir",
+        "os.remove",
+        "os.rmdir",
+        "os.truncate",
+        "os.rename",
+        "os.link",
+        "os.symlink",
+        "shutil.rmtree",
+    ):
         for path in args[:2]:
             if isinstance(path, str | bytes) and path:
                 _watched.add(os.path.abspath(os.fsdecode(path)))

@@ -42,7 +42,11 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def read_mask(
-    path: Path, num_classes: int, *, void: tuple[int, ...] = (255,), palette: Mapping[tuple[int, int, int], int] | None = None
+    path: Path,
+    num_classes: int,
+    *,
+    void: tuple[int, ...] = (255,),
+    palette: Mapping[tuple[int, int, int], int] | None = None,
 ) -> np.ndarray:
     """u8[H,W] of labels."""
     from fcn_jax.data import decode
@@ -61,7 +65,7 @@ def decode_pair(image: Path, mask: Path, num_classes: int) -> tuple[np.ndarray, 
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """What a data set was read as: the classes' names and colors, and each image's name, pixels and labels."""
+    """What a dataset was read as: the classes' names and colors, and each image's name, pixels and labels."""
 
     names: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
@@ -69,7 +73,7 @@ class Reading:
 
 
 def read_folder(root: Path, split: str = "train") -> Reading:
-    """Open a split of a folder data set, and decode all of it."""
+    """Open a split of a folder dataset, and decode all of it."""
     from fcn_jax.data.folder import FOLDER
 
     source = FOLDER.open(root, split)
@@ -86,7 +90,7 @@ def read_folder(root: Path, split: str = "train") -> Reading:
 
 def open_tensors(path: Path) -> dict[str, np.ndarray]:
     """All arrays of a weights file, by name."""
-    from fcn_jax.convert import files
+    from fcn_jax.pytorch import files
 
     tensors = files.open_tensors(path)
     return {name: tensors[name] for name in tensors}
@@ -153,7 +157,9 @@ def with_settings(settings: Sequence[str]) -> dict[str, Any]:
     """The recipe `shapes` with `--set`, as a table."""
     from fcn_jax import config
 
-    return config.parse(config.override(config.read_recipe("shapes"), settings), "shapes").model_dump(mode="json")
+    return config.parse(
+        config.override(config.read_recipe("shapes"), settings), "shapes"
+    ).model_dump(mode="json")
 
 
 def read_run_config(run: Path) -> dict[str, Any]:
@@ -197,7 +203,10 @@ def command(*argv: str) -> str:
     """Run the command line in this process; gives what it prints. Raises `CommandError` for statuses 1 and 2."""
     from fcn_jax import cli
 
-    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors=errors) for errors in ("strict", "backslashreplace"))
+    out, err = (
+        io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors=errors)
+        for errors in ("strict", "backslashreplace")
+    )
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             status = cli.main(list(argv))
@@ -213,7 +222,12 @@ def command(*argv: str) -> str:
 def process(*argv: str, cwd: Path) -> str:
     """`command`, in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-m", "fcn_jax", *argv], capture_output=True, text=True, cwd=cwd, timeout=100, check=False
+        [sys.executable, "-m", "fcn_jax", *argv],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=100,
+        check=False,
     )
     return _judged(done.returncode, done.stdout, done.stderr)
 
@@ -227,5 +241,7 @@ def _judged(status: int, out: str, err: str) -> str:
         raise AssertionError(f"exit status {status}: {err[-2000:]}")
     lines = [line for line in err.splitlines() if "error:" in line and line.startswith("fcn-jax")]
     if len(lines) != 1:
-        raise AssertionError(f"exit status {status} with {len(lines)} lines of error: {err[-2000:]!r}")
+        raise AssertionError(
+            f"exit status {status} with {len(lines)} lines of error: {err[-2000:]!r}"
+        )
     raise CommandError(lines[0].partition("error: ")[2])

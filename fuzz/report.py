@@ -15,7 +15,15 @@ END = "<!-- end of the fuzz table -->"
 
 def table(verdicts: Sequence[Verdict]) -> str:
     """A Markdown table by family, with the reasons for what is undetectable."""
-    head = ("family", "mutations", "cases", "read right", "refused in one line", "undetectable", "faults")
+    head = (
+        "family",
+        "mutations",
+        "cases",
+        "read right",
+        "refused in one line",
+        "undetectable",
+        "faults",
+    )
     rows = []
     for family in FAMILIES:
         own = [verdict for verdict in verdicts if verdict.case.family == family]
@@ -23,15 +31,23 @@ def table(verdicts: Sequence[Verdict]) -> str:
             rows.append((family, *_counts(own)))
     rows.append(("all", *_counts(verdicts)))
     widths = [max(len(str(row[k])) for row in [head, *rows]) for k in range(len(head))]
-    lines = [_row(head, widths), "|" + "|".join("-" * (width + 1) + (":" if k else "-") for k, width in enumerate(widths)) + "|"]
+    lines = [
+        _row(head, widths),
+        "|"
+        + "|".join("-" * (width + 1) + (":" if k else "-") for k, width in enumerate(widths))
+        + "|",
+    ]
     lines += [_row(row, widths) for row in rows]
     reasons = collections.Counter(
-        (verdict.detail, verdict.case.family) for verdict in verdicts if verdict.outcome == "undetectable"
+        (verdict.detail, verdict.case.family)
+        for verdict in verdicts
+        if verdict.outcome == "undetectable"
     )
     if reasons:
         lines += ["", "Undetectable:", ""]
         lines += [
-            f"- {family}, {count}: {reason}." for (reason, family), count in sorted(reasons.items(), key=lambda item: -item[1])
+            f"- {family}, {count}: {reason}."
+            for (reason, family), count in sorted(reasons.items(), key=lambda item: -item[1])
         ]
     return "\n".join(lines)
 
@@ -59,9 +75,19 @@ def _counts(verdicts: Sequence[Verdict]) -> tuple[int, ...]:
     outcomes = collections.Counter(verdict.outcome for verdict in verdicts)
     kinds = len({(verdict.case.family, verdict.case.mutation) for verdict in verdicts})
     faults = sum(verdict.fault for verdict in verdicts)
-    return kinds, len(verdicts), outcomes["right"], outcomes["refused"], outcomes["undetectable"], faults
+    return (
+        kinds,
+        len(verdicts),
+        outcomes["right"],
+        outcomes["refused"],
+        outcomes["undetectable"],
+        faults,
+    )
 
 
 def _row(values: Sequence[object], widths: Sequence[int]) -> str:
-    cells = (f"{value:{'>' if k else '<'}{width}}" for k, (value, width) in enumerate(zip(map(str, values), widths, strict=True)))
+    cells = (
+        f"{value:{'>' if k else '<'}{width}}"
+        for k, (value, width) in enumerate(zip(map(str, values), widths, strict=True))
+    )
     return "| " + " | ".join(cells) + " |"

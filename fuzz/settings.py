@@ -25,7 +25,7 @@ dtype = "float32"
 
 [init]
 reinit = ["head.*"]
-reinit_lr = 6.0
+reinit_lr_mult = 6.0
 
 [data]
 dataset = "folder"
@@ -50,11 +50,13 @@ lr = 0.1
 [train]
 epochs = 10
 seed = 7
-eval_every = 5
+eval_every_epochs = 5
 """
 
 
-def _leaves(table: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+def _leaves(
+    table: Mapping[str, Any], above: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Paths and values of the settings; options and rules are values as a whole."""
     for key, value in table.items():
         if isinstance(value, Mapping) and not above:
@@ -72,9 +74,15 @@ def _same(given: Any, read: Any) -> bool:
             or (read in (True, False) and given in (0, 1) and isinstance(read, bool))
         )
     if isinstance(given, list | tuple):
-        return isinstance(read, list | tuple) and len(given) == len(read) and all(map(_same, given, read))
+        return (
+            isinstance(read, list | tuple)
+            and len(given) == len(read)
+            and all(map(_same, given, read))
+        )
     if isinstance(given, Mapping):
-        return isinstance(read, Mapping) and all(key in read and _same(value, read[key]) for key, value in given.items())
+        return isinstance(read, Mapping) and all(
+            key in read and _same(value, read[key]) for key, value in given.items()
+        )
     if isinstance(given, str) and isinstance(read, int | float):
         try:
             return float(given) == read
@@ -186,7 +194,9 @@ def recipe_of_another_structure(rng: Rng, place: Path) -> Trial:
         "[train]\nepochs = 07:32:00\n",
     ]
     text = texts[int(rng.integers(len(texts)))]
-    contents = [text.encode(), text.encode("utf-16"), b"\xff" + text.encode()][int(rng.choice([0, 0, 0, 1, 2]))]
+    contents = [text.encode(), text.encode("utf-16"), b"\xff" + text.encode()][
+        int(rng.choice([0, 0, 0, 1, 2]))
+    ]
     return _recipe(place, contents, _toml(contents))
 
 
@@ -222,7 +232,9 @@ def _key(rng: Rng) -> str:
     return str(rng.choice(known))
 
 
-def _set(*settings: str, given: Mapping[str, Any] | None = None, names: tuple[str, ...] = ()) -> Trial:
+def _set(
+    *settings: str, given: Mapping[str, Any] | None = None, names: tuple[str, ...] = ()
+) -> Trial:
     right = None if given is None else as_written(given, product.with_settings([]))
     return Trial(call=lambda: product.with_settings(settings), right=right, names=names)
 
@@ -276,7 +288,11 @@ def set_keys(rng: Rng, place: Path) -> Trial:
 @mutation("settings", 2)
 def set_without_a_value(rng: Rng, place: Path) -> Trial:
     """No `=`, an empty setting, words."""
-    text = str(rng.choice(["", " ", "optim.lr", "optim.lr 0.1", "optim.lr:0.1", "=", "=1", "0.1", "-", "optim"]))
+    text = str(
+        rng.choice(
+            ["", " ", "optim.lr", "optim.lr 0.1", "optim.lr:0.1", "=", "=1", "0.1", "-", "optim"]
+        )
+    )
     return _set(text, names=("--set", text) if text.strip() else ("--set",))
 
 
@@ -286,7 +302,11 @@ def set_twice(rng: Rng, place: Path) -> Trial:
     first, second = (float(rng.integers(1, 9)) / 10 for _ in range(2))
     if rng.integers(2):
         return _set(f"optim.lr={first}", f"optim.lr={second}", given={"optim": {"lr": second}})
-    return _set(f"optim.lr={first}", f"optim.power={second}", given={"optim": {"lr": first, "power": second}})
+    return _set(
+        f"optim.lr={first}",
+        f"optim.power={second}",
+        given={"optim": {"lr": first, "power": second}},
+    )
 
 
 @mutation("settings", 2)
@@ -314,7 +334,8 @@ def set_options(rng: Rng, place: Path) -> Trial:
     return _set(text, given={section: given}, names=(rest[0], key))
 
 
-# ------------------------------------------------------------------------------------------------- what a run has recorded
+# -------------------------------------------------------------------------------------------------
+# what a run has recorded
 
 
 @mutation("settings", 5)

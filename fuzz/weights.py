@@ -42,7 +42,9 @@ def _state(model: Any | None = None) -> State:
 def _tensors(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
     import torch
 
-    return collections.OrderedDict((name, torch.from_numpy(np.array(value))) for name, value in state.items())
+    return collections.OrderedDict(
+        (name, torch.from_numpy(np.array(value))) for name, value in state.items()
+    )
 
 
 def _saved(value: Any, **options: Any) -> bytes:
@@ -56,7 +58,10 @@ def _saved(value: Any, **options: Any) -> bytes:
 def _safetensors(state: State) -> bytes:
     from safetensors.numpy import save
 
-    return save({name: np.asarray(value, order="C") for name, value in state.items()}, metadata={"format": "pt"})
+    return save(
+        {name: np.asarray(value, order="C") for name, value in state.items()},
+        metadata={"format": "pt"},
+    )
 
 
 def _load(path: Path) -> State:
@@ -73,7 +78,9 @@ def filled(model: Any | None = None) -> Callable[[State], str | None]:
     def right(result: State) -> str | None:
         if result.keys() != expected.keys():
             return f"other names: {sorted(result.keys() ^ expected.keys())[:5]}"
-        wrong = [name for name, value in expected.items() if value.tobytes() != result[name].tobytes()]
+        wrong = [
+            name for name, value in expected.items() if value.tobytes() != result[name].tobytes()
+        ]
         return f"other values in {wrong}" if wrong else None
 
     return right
@@ -97,7 +104,9 @@ def prefixes(rng: Rng, place: Path) -> Trial:
     state = _state()
     first, second = (str(rng.choice(["module.", "_orig_mod.", "model."])) for _ in range(2))
     if rng.integers(3) == 0:
-        state = {name.replace("backbone.", "backbone._orig_mod."): value for name, value in state.items()}
+        state = {
+            name.replace("backbone.", "backbone._orig_mod."): value for name, value in state.items()
+        }
     else:
         state = _renamed(state, first if rng.integers(2) else first + second)
     if rng.integers(2):
@@ -109,7 +118,9 @@ def prefixes(rng: Rng, place: Path) -> Trial:
 def wrappings(rng: Rng, place: Path) -> Trial:
     """Under a key, with whatever training scripts keep next to the weights."""
     tensors = _tensors(_state())
-    key = str(rng.choice(["state_dict", "model", "model_state_dict", "model_state", "net", "network"]))
+    key = str(
+        rng.choice(["state_dict", "model", "model_state_dict", "model_state", "net", "network"])
+    )
     extras: dict[str, Any] = {
         "epoch": 7,
         "optimizer": {"state": {}, "param_groups": [{"lr": 0.1, "params": [0, 1]}]},
@@ -149,25 +160,54 @@ def wrappings_of_frameworks(rng: Rng, place: Path) -> Trial:
             "global_step": 99,
             "pytorch-lightning_version": "2.2.0",
             "state_dict": _renamed(tensors, "model."),
-            "callbacks": {"ModelCheckpoint{'monitor': 'val'}": {"best_model_score": torch.tensor(0.5), "best_model_path": "x"}},
+            "callbacks": {
+                "ModelCheckpoint{'monitor': 'val'}": {
+                    "best_model_score": torch.tensor(0.5),
+                    "best_model_path": "x",
+                }
+            },
             "optimizer_states": [{"state": {}, "param_groups": []}],
             "hyper_parameters": {"lr": 1e-3},
         },
-        "mmsegmentation": {"meta": {"CLASSES": ("a", "b"), "PALETTE": [[0, 0, 0]]}, "state_dict": tensors, "optimizer": {}},
-        "yolox": {"start_epoch": 3, "model": tensors, "optimizer": {}, "best_ap": 0.0, "curr_ap": np.float64(0.1)},
+        "mmsegmentation": {
+            "meta": {"CLASSES": ("a", "b"), "PALETTE": [[0, 0, 0]]},
+            "state_dict": tensors,
+            "optimizer": {},
+        },
+        "yolox": {
+            "start_epoch": 3,
+            "model": tensors,
+            "optimizer": {},
+            "best_ap": 0.0,
+            "curr_ap": np.float64(0.1),
+        },
         "averaged": {"n_averaged": torch.tensor(7), **_renamed(tensors, "module.")},
         "ema_alone": {"ema": tensors, "updates": 12},
-        "torchvision": {"model": tensors, "epoch": 29, "arch": "fcn", "num_classes": 3, "args": argparse.Namespace(lr=0.1)},
+        "torchvision": {
+            "model": tensors,
+            "epoch": 29,
+            "arch": "fcn",
+            "num_classes": 3,
+            "args": argparse.Namespace(lr=0.1),
+        },
         "parameters": {
-            name: torch.nn.Parameter(value) if value.is_floating_point() else value for name, value in tensors.items()
+            name: torch.nn.Parameter(value) if value.is_floating_point() else value
+            for name, value in tensors.items()
         },
         "wrapped twice": {"state_dict": {"model": tensors}},
         "in a list": [tensors],
-        "strided": {name: value.T.contiguous().T if value.ndim == 2 else value for name, value in tensors.items()},
+        "strided": {
+            name: value.T.contiguous().T if value.ndim == 2 else value
+            for name, value in tensors.items()
+        },
     }
     name = str(rng.choice(list(files)))
     return _trial(
-        place, "checkpoint.pth", _saved(files[name]), filled(), refusable=name in ("in a list", "wrapped twice", "ema_alone")
+        place,
+        "checkpoint.pth",
+        _saved(files[name]),
+        filled(),
+        refusable=name in ("in a list", "wrapped twice", "ema_alone"),
     )
 
 
@@ -175,9 +215,12 @@ def wrappings_of_frameworks(rng: Rng, place: Path) -> Trial:
 def two_sets_in_a_file(rng: Rng, place: Path) -> Trial:
     """Weights and their average: one of them, whole, or an error; never a mixture."""
     own, other = _tensors(_state()), _tensors(_state(_other()))
-    names = [("model", "model_ema"), ("state_dict", "state_dict_ema"), ("model", "ema"), ("student", "teacher")][
-        int(rng.integers(4))
-    ]
+    names = [
+        ("model", "model_ema"),
+        ("state_dict", "state_dict_ema"),
+        ("model", "ema"),
+        ("student", "teacher"),
+    ][int(rng.integers(4))]
     value = dict(zip(names, (own, other), strict=True))
     if rng.integers(2):
         value = dict(reversed(list(value.items())))
@@ -192,12 +235,27 @@ def two_sets_in_a_file(rng: Rng, place: Path) -> Trial:
 @mutation("weights", 2)
 def another_ending(rng: Rng, place: Path) -> Trial:
     """The contents say what a file is."""
-    contents = {"zip": _saved(_tensors(_state())), "old": _saved(_tensors(_state()), _use_new_zipfile_serialization=False)}
+    contents = {
+        "zip": _saved(_tensors(_state())),
+        "old": _saved(_tensors(_state()), _use_new_zipfile_serialization=False),
+    }
     contents["safetensors"] = _safetensors(_state())
     data = contents[str(rng.choice(list(contents)))]
     name = str(
         rng.choice(
-            ["a.pth", "a.pt", "a.safetensors", "a.ckpt", "a.bin", "a.PTH", "a.tar", "a.pth.tar", "a", "a.model", "é x.pth"]
+            [
+                "a.pth",
+                "a.pt",
+                "a.safetensors",
+                "a.ckpt",
+                "a.bin",
+                "a.PTH",
+                "a.tar",
+                "a.pth.tar",
+                "a",
+                "a.model",
+                "é x.pth",
+            ]
         )
     )
     return _trial(place, name, data, filled())
@@ -210,13 +268,25 @@ def dtypes(rng: Rng, place: Path) -> Trial:
 
     dtype = [torch.float64, torch.float16, torch.bfloat16][int(rng.integers(3))]
     tensors = _tensors(_state())
-    changed = {name: value.to(dtype) if value.is_floating_point() else value for name, value in tensors.items()}
+    changed = {
+        name: value.to(dtype) if value.is_floating_point() else value
+        for name, value in tensors.items()
+    }
     exact = dtype == torch.float64
     expected = product.tiny_model(5)
     if not exact:
-        rounded = {name: value.float() if value.is_floating_point() else value for name, value in changed.items()}
+        rounded = {
+            name: value.float() if value.is_floating_point() else value
+            for name, value in changed.items()
+        }
         product.load_torch(expected, write(place, "rounded.pth", _saved(rounded)))
-    return _trial(place, "weights.pth", _saved(changed), filled(_model() if exact else expected), refusable=True)
+    return _trial(
+        place,
+        "weights.pth",
+        _saved(changed),
+        filled(_model() if exact else expected),
+        refusable=True,
+    )
 
 
 @mutation("weights", 3)
@@ -263,21 +333,29 @@ def no_arrays_in_it(rng: Rng, place: Path) -> Trial:
 @mutation("weights", 8)
 def pth_damaged(rng: Rng, place: Path) -> Trial:
     """PyTorch's archives have a checksum for every tensor: an error, or the right values."""
-    return _trial(place, "weights.pth", damage.some(rng, _saved(_tensors(_state()))), filled(), refusable=True)
+    return _trial(
+        place, "weights.pth", damage.some(rng, _saved(_tensors(_state()))), filled(), refusable=True
+    )
 
 
 @mutation("weights", 3)
 def pth_of_the_old_format_damaged(rng: Rng, place: Path) -> Trial:
     """The format before PyTorch 1.6 has none."""
     data = _saved(_tensors(_state()), _use_new_zipfile_serialization=False)
-    return _trial(place, "weights.pth", damage.some(rng, data), _without_checksum(filled()), refusable=True)
+    return _trial(
+        place, "weights.pth", damage.some(rng, data), _without_checksum(filled()), refusable=True
+    )
 
 
 @mutation("weights", 4)
 def safetensors_damaged(rng: Rng, place: Path) -> Trial:
     """A header that fits its data, without a checksum."""
     return _trial(
-        place, "weights.safetensors", damage.some(rng, _safetensors(_state())), _without_checksum(filled()), refusable=True
+        place,
+        "weights.safetensors",
+        damage.some(rng, _safetensors(_state())),
+        _without_checksum(filled()),
+        refusable=True,
     )
 
 
@@ -315,7 +393,9 @@ def _without_checksum(right: Callable[[State], str | None]) -> Callable[[State],
     def judge(result: State) -> str | None:
         fault = right(result)
         if fault and fault.startswith("other values"):
-            raise UndetectableError("no checksum: changed values of a weights file without one, in a structure that fits")
+            raise UndetectableError(
+                "no checksum: changed values of a weights file without one, in a structure that fits"
+            )
         return fault
 
     return judge
@@ -341,7 +421,11 @@ def would_run_code(rng: Rng, place: Path) -> Trial:
     """A pickle that calls functions, as the whole file, in an archive, in the old format, or next to all the tensors; nothing runs."""
     marker = place / "ran"
     evil = _Evil(marker) if rng.integers(2) else _Sneaky(marker)
-    value: Any = [evil, {"model": _tensors(_state()), "args": evil}, {**_tensors(_state()), "x": evil}][int(rng.integers(3))]
+    value: Any = [
+        evil,
+        {"model": _tensors(_state()), "args": evil},
+        {**_tensors(_state()), "x": evil},
+    ][int(rng.integers(3))]
     what = int(rng.integers(4))
     if what == 0:
         data = pickle.dumps(evil, protocol=int(rng.integers(0, 5)))
@@ -357,10 +441,13 @@ def would_run_code(rng: Rng, place: Path) -> Trial:
         data = buffer.getvalue()
 
     def right(result: State) -> str | None:
-        # The weights may be taken where what would run code is passed over; that nothing ran is seen by what was written.
+        # The weights may be taken where what would run code is passed over; that nothing ran is
+        # seen by what was written.
         return "code ran" if marker.exists() else filled()(result)
 
-    return _trial(place, str(rng.choice(["weights.pth", "weights.bin"])), data, right, refusable=True)
+    return _trial(
+        place, str(rng.choice(["weights.pth", "weights.bin"])), data, right, refusable=True
+    )
 
 
 def _tar() -> bytes:

@@ -71,7 +71,11 @@ class Worker:
         for name in ("home", "tmp", "place"):
             (folder / name).mkdir(exist_ok=True)
         # The tiny backbone of the tests is found there as an installed plugin.
-        path = [str(_ROOT), str(_ROOT / "tests" / "fixtures" / "tiny"), os.environ.get("PYTHONPATH", "")]
+        path = [
+            str(_ROOT),
+            str(_ROOT / "tests" / "fixtures" / "tiny"),
+            os.environ.get("PYTHONPATH", ""),
+        ]
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(filter(None, path)),
@@ -147,7 +151,9 @@ def run_here(cases: Iterable[Case], keep: Path | None = None) -> Iterator[Verdic
 
 def _deepest(log: str) -> str:
     """Of a log of faulthandler's: the innermost calls."""
-    frames: Sequence[str] = [line.strip() for line in log.splitlines() if line.strip().startswith("File ")]
+    frames: Sequence[str] = [
+        line.strip() for line in log.splitlines() if line.strip().startswith("File ")
+    ]
     return " < ".join(frames[:3]) or log[-300:].strip()
 
 

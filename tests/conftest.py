@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-# What tests share (`installing`), and an installed plugin, as far as importlib.metadata can tell.
+# An installed plugin, as far as importlib.metadata can tell.
 sys.path.insert(0, str(Path(__file__).parent / "fixtures" / "tiny"))
-sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(scope="session")
@@ -29,19 +28,19 @@ def torchvision() -> Any:
     for name in ("torch", "torchvision"):
         if importlib.util.find_spec(name) is None:
             pytest.skip(f"needs {name}")
-    from fcn_jax.convert.torch_reference import import_torchvision
+    from fcn_jax.pytorch.reference import import_torchvision
 
     return import_torchvision()
 
 
 @pytest.fixture(scope="session")
-def randomise() -> Callable[..., Any]:
-    """A function that randomises a torch network's batch normalisations and sets it to eval mode."""
-    return _randomise
+def randomize() -> Callable[..., Any]:
+    """A function that randomizes a torch network's batch normalizations and sets it to eval mode."""
+    return _randomize
 
 
-def _randomise(network: Any, seed: int = 0) -> Any:
-    """Give a torch network's batch normalisations statistics, scales and shifts that a wrong port could not get away with."""
+def _randomize(network: Any, seed: int = 0) -> Any:
+    """Give a torch network's batch normalizations statistics, scales and shifts that a wrong port could not get away with."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
@@ -66,7 +65,7 @@ def make_resnet18(torchvision) -> Callable[[], Any]:
         import torch
 
         torch.manual_seed(0)
-        return _randomise(torchvision.models.resnet18(weights=None))
+        return _randomize(torchvision.models.resnet18(weights=None))
 
     return make
 
@@ -80,7 +79,10 @@ def chapter_network(make_resnet18) -> Callable[[int], Any]:
 
         network = torch.nn.Sequential(*list(make_resnet18().children())[:-2])
         network.add_module("final_conv", torch.nn.Conv2d(512, num_classes, kernel_size=1))
-        network.add_module("transpose_conv", torch.nn.ConvTranspose2d(num_classes, num_classes, 64, padding=16, stride=32))
+        network.add_module(
+            "transpose_conv",
+            torch.nn.ConvTranspose2d(num_classes, num_classes, 64, padding=16, stride=32),
+        )
         return network.eval()
 
     return make
@@ -99,7 +101,11 @@ def abstract_model() -> Callable[..., Any]:
         key = num_classes, dtype
         if key not in known:
             known[key] = nnx.split(
-                nnx.eval_shape(lambda: build_model("resnet18", "fcn32s", num_classes, dtype=dtype, rngs=nnx.Rngs(0)))
+                nnx.eval_shape(
+                    lambda: build_model(
+                        "resnet18", "fcn32s", num_classes, dtype=dtype, rngs=nnx.Rngs(0)
+                    )
+                )
             )
         return nnx.merge(*known[key], copy=True)
 
@@ -122,7 +128,9 @@ def make_model(abstract_model) -> Callable[..., Any]:
             if path[-1] == "num_batches_tracked":
                 value = np.zeros(shape, np.int32)
             elif path[-1] == "kernel":
-                value = rng.standard_normal(shape, np.float32) * np.sqrt(2 / np.prod(shape[:-1])).astype(np.float32)
+                value = rng.standard_normal(shape, np.float32) * np.sqrt(
+                    2 / np.prod(shape[:-1])
+                ).astype(np.float32)
             else:
                 value = np.full(shape, path[-1] in ("scale", "var"), np.float32)
             leaf.set_value(jnp.asarray(value))
@@ -134,13 +142,15 @@ def make_model(abstract_model) -> Callable[..., Any]:
 
 @pytest.fixture(scope="module")
 def tiny_plugin() -> Iterator[None]:
-    """Register the backbone `tiny` of tests/fixtures: two convolutions, one batch normalisation, dropout."""
+    """Register the backbone `tiny` of tests/fixtures: two convolutions, one batch normalization, dropout."""
     from importlib import metadata
 
-    from fcn_jax import registry
+    from fcn_jax.plugins import registry
 
     folder = str(Path(__file__).parent / "fixtures" / "tiny")
-    installed = [point for kind in registry.KINDS for point in metadata.entry_points(group=f"fcn_jax.{kind}")]
+    installed = [
+        point for kind in registry.KINDS for point in metadata.entry_points(group=f"fcn_jax.{kind}")
+    ]
     own = [point for found in metadata.distributions(path=[folder]) for point in found.entry_points]
     plugins = registry.Registry([*installed, *own])
     with pytest.MonkeyPatch.context() as patch:
@@ -152,11 +162,14 @@ def tiny_plugin() -> Iterator[None]:
 @pytest.fixture
 def site(tmp_path, monkeypatch) -> Iterator[Any]:
     """An `installing.Site` in the test's own folder, whose modules are forgotten afterwards."""
-    from installing import Site
+    from tests.helpers.installing import Site
 
     monkeypatch.syspath_prepend(tmp_path)
     before = set(sys.modules)
     yield Site(tmp_path)
     for name in set(sys.modules) - before:
-        if getattr(sys.modules[name], "__file__", None) and Path(sys.modules[name].__file__).parent == tmp_path:
+        if (
+            getattr(sys.modules[name], "__file__", None)
+            and Path(sys.modules[name].__file__).parent == tmp_path
+        ):
             del sys.modules[name]

@@ -74,7 +74,9 @@ def run(*arguments):
         "2",
         *arguments,
     ]
-    return subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=300
+    )
 
 
 @pytest.mark.needs_torch
@@ -117,6 +119,8 @@ if __name__ == "__main__":
     path = tmp_path / "program.py"
     path.write_text(program)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    done = subprocess.run([sys.executable, str(path)], env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, str(path)], env=environment, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 1
     assert done.stderr.strip().endswith("they disagree")

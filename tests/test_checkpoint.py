@@ -14,7 +14,9 @@ from fcn_jax.errors import CheckpointError
 from fcn_jax.models.segmenter import ModelSpec, build
 
 CLASSES = Classes(("sky", "tree"), ((0, 0, 0), (1, 2, 255)))
-SPEC = ModelSpec("tiny", "fcn32s", 2, backbone_options={"width": 4, "dropout": 0.0}, head_options={})
+SPEC = ModelSpec(
+    "tiny", "fcn32s", 2, backbone_options={"width": 4, "dropout": 0.0}, head_options={}
+)
 
 
 @pytest.fixture
@@ -27,7 +29,11 @@ def model(tiny_plugin):
 
 @pytest.fixture
 def saved(model, tmp_path):
-    checkpoint.save_model(tmp_path / "model", checkpoint.describe(SPEC, CLASSES, {"source": "a.pth"}), checkpoint.arrays(model))
+    checkpoint.save_model(
+        tmp_path / "model",
+        checkpoint.describe(SPEC, CLASSES, {"source": "a.pth"}),
+        checkpoint.arrays(model),
+    )
     return tmp_path / "model"
 
 
@@ -36,7 +42,11 @@ def test_a_model_comes_back_with_its_values_and_its_classes(model, saved, tmp_pa
     assert spec.model == loaded.spec == SPEC
     assert spec.classes == CLASSES
     assert spec.weights == {"source": "a.pth"}
-    assert spec.plugins["backbone"] == {"name": "tiny", "distribution": "fcn-jax-tiny", "version": "1.0"}
+    assert spec.plugins["backbone"] == {
+        "name": "tiny",
+        "distribution": "fcn-jax-tiny",
+        "version": "1.0",
+    }
     assert leaves(loaded).keys() == leaves(model).keys()
     for path, leaf in leaves(model).items():
         assert leaves(loaded)[path][...].dtype == leaf[...].dtype
@@ -85,9 +95,12 @@ def test_what_is_no_checkpoint_is_named_and_says_why(tmp_path, make, message):
     assert str(path) in str(caught.value)
 
 
-def test_any_file_missing_or_cut_off_gives_a_checkpoint_error_or_the_right_values(tiny_plugin, tmp_path):
+def test_any_file_missing_or_cut_off_gives_a_checkpoint_error_or_the_right_values(
+    tiny_plugin, tmp_path
+):
     saved = tmp_path / "model"
-    # A single array: of several, Orbax would leave the other reads unawaited, and Python would warn of each.
+    # A single array: of several, Orbax would leave the other reads unawaited, and Python would warn
+    # of each.
     expected = {"a": np.random.default_rng(0).standard_normal(5000, np.float32)}
     checkpoint.save_model(saved, checkpoint.describe(SPEC), expected)
     files = [path.relative_to(saved) for path in sorted(saved.rglob("*")) if path.is_file()]
@@ -101,7 +114,9 @@ def test_any_file_missing_or_cut_off_gives_a_checkpoint_error_or_the_right_value
             if damage == "remove":
                 (broken / file).unlink()
             else:
-                (broken / file).write_bytes(contents[: len(contents) // 2 if damage == "halve" else 0])
+                (broken / file).write_bytes(
+                    contents[: len(contents) // 2 if damage == "halve" else 0]
+                )
             try:
                 checkpoint.read_spec(broken)
                 arrays = checkpoint.read_arrays(broken)
@@ -157,7 +172,8 @@ def test_a_checkpoint_that_does_not_fit_names_every_array(model, tmp_path):
     arrays["head.final_conv.bias"] = jnp.zeros(3)
     checkpoint.save_model(tmp_path / "odd", checkpoint.describe(SPEC), arrays)
     with pytest.raises(
-        CheckpointError, match=r"missing \['backbone.bn1.var'\], surplus \['extra'\], misshapen \['head.final_conv.bias'\]"
+        CheckpointError,
+        match=r"missing \['backbone.bn1.var'\], surplus \['extra'\], misshapen \['head.final_conv.bias'\]",
     ):
         checkpoint.load(tmp_path / "odd")
 
@@ -181,6 +197,13 @@ def test_of_a_run_the_best_checkpoint_is_found_and_with_the_last_two_kept(model,
     assert reopened.latest_step() == 5
     assert [reopened.evaluated(step) for step in (2, 5)] == [True, False]
     restored = reopened.restore(model=arrays, train=train)
-    assert (restored.step, int(restored.train["step"]), restored.data, restored.skipped) == (5, 5, {"position": 5}, ())
-    np.testing.assert_array_equal(restored.model["backbone.conv1.kernel"], arrays["backbone.conv1.kernel"])
+    assert (restored.step, int(restored.train["step"]), restored.data, restored.skipped) == (
+        5,
+        5,
+        {"position": 5},
+        (),
+    )
+    np.testing.assert_array_equal(
+        restored.model["backbone.conv1.kernel"], arrays["backbone.conv1.kernel"]
+    )
     reopened.close()

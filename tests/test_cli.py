@@ -20,9 +20,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from fcn_jax import build_model, cli, load_torch, to_torch
-
-sys.path.insert(0, str(Path(__file__).parent / "train"))
-import scenes
+from tests.helpers import scenes
 
 Fails = Callable[..., str]
 
@@ -42,7 +40,18 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(data: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("runs") / "tiny"
-    status = cli.main(["train", str(recipe), "--data", str(data), "--run", str(directory), "--set", "train.epochs=2"])
+    status = cli.main(
+        [
+            "train",
+            str(recipe),
+            "--data",
+            str(data),
+            "--run",
+            str(directory),
+            "--set",
+            "train.epochs=2",
+        ]
+    )
     assert status == 0
     return directory
 
@@ -93,14 +102,21 @@ def test_eval_scores_what_training_scored(run: Path, capsys: pytest.CaptureFixtu
     assert cli.main(["eval", str(run), "--json"]) == 0
     outcome = json.loads(capsys.readouterr().out)
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert outcome["miou"] == pytest.approx(max(record["miou"] for record in records if record["event"] == "val"), abs=1e-12)
+    assert outcome["miou"] == pytest.approx(
+        max(record["miou"] for record in records if record["event"] == "val"), abs=1e-12
+    )
 
 
 def test_predict_writes_masks_of_the_images_own_size(run: Path, data: Path, tmp_path: Path) -> None:
     odd = tmp_path / "odd.jpg"
     Image.fromarray(np.full((53, 71, 3), 90, np.uint8)).save(odd)
     out = tmp_path / "out"
-    assert cli.main(["predict", str(run), str(odd), str(data / "images" / "val" / "*.png"), "-o", str(out)]) == 0
+    assert (
+        cli.main(
+            ["predict", str(run), str(odd), str(data / "images" / "val" / "*.png"), "-o", str(out)]
+        )
+        == 0
+    )
     assert sorted(path.name for path in out.iterdir()) == sorted(
         f"{stem}{end}.png" for stem in ("odd", "0", "1", "2") for end in ("", "_overlay")
     )
@@ -118,10 +134,15 @@ def test_predict_keeps_photographs_and_replaces_results_on_request(
     folder = tmp_path / "ph"
     folder.mkdir()
     for number in range(2):
-        Image.fromarray(np.full((24, 40, 3), 90 + number, np.uint8)).save(folder / f"photo{number}.png")
+        Image.fromarray(np.full((24, 40, 3), 90 + number, np.uint8)).save(
+            folder / f"photo{number}.png"
+        )
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     line = fails("predict", run, folder, "-o", folder, "--overwrite")
-    assert f"2 inputs would be replaced by results: {folder / 'photo0.png'}, {folder / 'photo1.png'}" in line
+    assert (
+        f"2 inputs would be replaced by results: {folder / 'photo0.png'}, {folder / 'photo1.png'}"
+        in line
+    )
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
     for path in sorted(folder.iterdir()):
@@ -129,7 +150,9 @@ def test_predict_keeps_photographs_and_replaces_results_on_request(
         path.unlink()
     assert cli.main(["predict", str(run), str(folder), "-o", str(folder)]) == 0
     written = capsys.readouterr().out
-    assert written.splitlines() == [f"{folder}/photo{n}.png {folder}/photo{n}_overlay.png" for n in range(2)]
+    assert written.splitlines() == [
+        f"{folder}/photo{n}.png {folder}/photo{n}_overlay.png" for n in range(2)
+    ]
     assert "4 results of an earlier prediction exist" in fails("predict", run, folder, "-o", folder)
     assert cli.main(["predict", str(run), str(folder), "-o", str(folder), "--overwrite"]) == 0
     captured = capsys.readouterr()
@@ -139,28 +162,58 @@ def test_predict_keeps_photographs_and_replaces_results_on_request(
 
 @pytest.mark.parametrize("values", [("5", "5"), ("9", "1"), ("0", "inf"), ("nan", "1")])
 def test_a_range_of_values_that_is_none_is_refused(fails: Fails, values: tuple[str, str]) -> None:
-    assert "give two finite numbers, the smaller one first" in fails("predict", "run", "a.png", "--value-range", *values)
+    assert "give two finite numbers, the smaller one first" in fails(
+        "predict", "run", "a.png", "--value-range", *values
+    )
 
 
 def test_names_that_the_terminal_cannot_show_are_escaped(run: Path, tmp_path: Path) -> None:
     """A file whose name is Latin-1 on a disk of UTF-8 names, and a terminal of ASCII."""
     Image.fromarray(np.full((24, 40, 3), 90, np.uint8)).save(tmp_path / "plain.png")
     os.rename(tmp_path / "plain.png", os.fsencode(tmp_path) + b"/caf\xe9.png")
-    words = [sys.executable, "-m", "fcn_jax.cli", "predict", str(run), str(tmp_path), "-o", str(tmp_path / "out")]
+    words = [
+        sys.executable,
+        "-m",
+        "fcn_jax.cli",
+        "predict",
+        str(run),
+        str(tmp_path),
+        "-o",
+        str(tmp_path / "out"),
+    ]
     environment = {**scenes.environment(), "PYTHONIOENCODING": "ascii"}
     done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"{tmp_path}/out/caf\\udce9.png {tmp_path}/out/caf\\udce9_overlay.png\n"
-    assert sorted(os.listdir(os.fsencode(tmp_path / "out"))) == [b"caf\xe9.png", b"caf\xe9_overlay.png"]
+    assert sorted(os.listdir(os.fsencode(tmp_path / "out"))) == [
+        b"caf\xe9.png",
+        b"caf\xe9_overlay.png",
+    ]
 
 
 def test_predict_goes_on_when_nobody_reads_its_output(run: Path, tmp_path: Path) -> None:
     for name in "abc":
         Image.fromarray(np.full((24, 40, 3), 90, np.uint8)).save(tmp_path / f"{name}.bmp")
-    words = [sys.executable, "-m", "fcn_jax.cli", "predict", str(run), str(tmp_path), "-o", str(tmp_path / "out")]
+    words = [
+        sys.executable,
+        "-m",
+        "fcn_jax.cli",
+        "predict",
+        str(run),
+        str(tmp_path),
+        "-o",
+        str(tmp_path / "out"),
+    ]
     reader, writer = os.pipe()
     os.close(reader)
-    done = subprocess.run(words, stdout=writer, stderr=subprocess.PIPE, text=True, env=scenes.environment(), check=False)
+    done = subprocess.run(
+        words,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=scenes.environment(),
+        check=False,
+    )
     os.close(writer)
     assert (done.returncode, done.stderr) == (0, "")
     assert len(os.listdir(tmp_path / "out")) == 6
@@ -181,7 +234,9 @@ def test_eval_json_is_one_object_and_notes_go_to_stderr(
 
     outcome = json.loads(captured.out, parse_constant=refused)
     assert (outcome["miou"], outcome["classes_scored"], outcome["classes"]) == (None, 0, 7)
-    assert outcome["notes"] == [f"no pixel has a class: all {3 * 64 * 64} are void, so there are no scores"]
+    assert outcome["notes"] == [
+        f"no pixel has a class: all {3 * 64 * 64} are void, so there are no scores"
+    ]
     assert captured.err.splitlines()[-1] == f"note: {outcome['notes'][0]}"
     assert "Available" in fails("eval", run, "--split", "vel")
     assert "Did you mean 'folder'" in fails("eval", run, "--dataset", "foldr")
@@ -189,7 +244,11 @@ def test_eval_json_is_one_object_and_notes_go_to_stderr(
 
 
 def test_eval_finds_data_that_were_recorded_relative(
-    run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Path,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert cli.main(["eval", str(run), "--json"]) == 0
     expected = json.loads(capsys.readouterr().out)["miou"]
@@ -203,7 +262,10 @@ def test_eval_finds_data_that_were_recorded_relative(
     assert cli.main(["eval", str(moved), "--json"]) == 0
     outcome = json.loads(capsys.readouterr().out)
     assert outcome["miou"] == expected
-    assert f"recorded its data as 'data', a relative path; read from {tmp_path / 'project' / 'data'} " in outcome["notes"][0]
+    assert (
+        f"recorded its data as 'data', a relative path; read from {tmp_path / 'project' / 'data'} "
+        in outcome["notes"][0]
+    )
 
 
 def test_convert_checks_what_it_will_write_first(tmp_path: Path, fails: Fails) -> None:
@@ -217,18 +279,38 @@ def test_convert_checks_what_it_will_write_first(tmp_path: Path, fails: Fails) -
         ("link", "symbolic link to empty"),
     ):
         # There are no such weights, which would be the complaint of a later check.
-        assert reason in fails("convert", tmp_path / "none.pth", "--model", "resnet18", "-o", tmp_path / output)
-    assert "exists" in fails("convert", tmp_path / "none", "--to-torch", "-o", tmp_path / "dangling.pth")
-    assert "no folder that can be" in fails("convert", tmp_path / "none", "--to-torch", "-o", tmp_path / "mine" / "new.pth")
+        assert reason in fails(
+            "convert", tmp_path / "none.pth", "--model", "resnet18", "-o", tmp_path / output
+        )
+    assert "exists" in fails(
+        "convert", tmp_path / "none", "--to-torch", "-o", tmp_path / "dangling.pth"
+    )
+    assert "no folder that can be" in fails(
+        "convert", tmp_path / "none", "--to-torch", "-o", tmp_path / "mine" / "new.pth"
+    )
     assert (tmp_path / "mine").read_bytes() == b"mine"
     assert sorted(os.listdir(tmp_path)) == ["dangling.pth", "empty", "link", "mine"]
 
 
-def test_convert_makes_a_checkpoint_that_predicts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_convert_makes_a_checkpoint_that_predicts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = build_model("resnet18", "fcn32s", 21, rngs=nnx.Rngs(3))
     save_file(to_torch(model, names="d2l"), tmp_path / "chapter.safetensors")
     target = tmp_path / "converted"
-    assert cli.main(["convert", str(tmp_path / "chapter.safetensors"), "--model", "fcn32s_resnet18", "-o", str(target)]) == 0
+    assert (
+        cli.main(
+            [
+                "convert",
+                str(tmp_path / "chapter.safetensors"),
+                "--model",
+                "fcn32s_resnet18",
+                "-o",
+                str(target),
+            ]
+        )
+        == 0
+    )
     assert "124 tensors" in capsys.readouterr().out
     image = tmp_path / "gray.png"
     Image.fromarray(np.full((64, 64, 3), 90, np.uint8)).save(image)
@@ -236,12 +318,33 @@ def test_convert_makes_a_checkpoint_that_predicts(tmp_path: Path, capsys: pytest
     assert (tmp_path / "out" / "gray.png").exists()
 
 
-def test_convert_puts_a_head_on_a_backbone(tmp_path: Path, capsys: pytest.CaptureFixture[str], fails: Fails) -> None:
+def test_convert_puts_a_head_on_a_backbone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], fails: Fails
+) -> None:
     weights = to_torch(build_model("tiny", "fcn", 5, rngs=nnx.Rngs(3)))
-    aux = {name.replace("classifier.", "aux_classifier."): value for name, value in weights.items() if "classifier." in name}
+    aux = {
+        name.replace("classifier.", "aux_classifier."): value
+        for name, value in weights.items()
+        if "classifier." in name
+    }
     save_file({**weights, **aux}, tmp_path / "fcn_tiny.weights")
-    source, made, back = str(tmp_path / "fcn_tiny.weights"), str(tmp_path / "made"), str(tmp_path / "back.safetensors")
-    words = ["convert", source, "--model", "tiny", "--head", "fcn", "--num-classes", "5", "--head-option", "dropout=0.2"]
+    source, made, back = (
+        str(tmp_path / "fcn_tiny.weights"),
+        str(tmp_path / "made"),
+        str(tmp_path / "back.safetensors"),
+    )
+    words = [
+        "convert",
+        source,
+        "--model",
+        "tiny",
+        "--head",
+        "fcn",
+        "--num-classes",
+        "5",
+        "--head-option",
+        "dropout=0.2",
+    ]
     assert cli.main([*words, "-o", made]) == 0
     assert "8 dropped: aux_classifier" in capsys.readouterr().out
     image = tmp_path / "gray.png"
@@ -254,37 +357,75 @@ def test_convert_puts_a_head_on_a_backbone(tmp_path: Path, capsys: pytest.Captur
 
     out = tmp_path / "other"
     assert "surplus 16" in fails("convert", source, "--model", "tiny", "-o", out)
-    assert "--head-option x: write it as KEY=VALUE" in fails(*words, "--head-option", "x", "-o", out)
+    assert "--head-option x: write it as KEY=VALUE" in fails(
+        *words, "--head-option", "x", "-o", out
+    )
     assert "Did you mean 'dropout'" in fails(*words, "--head-option", "dropuot=1", "-o", out)
-    assert "which --head NAME puts a head on" in fails("convert", source, "--model", "tiny", "--num-classes", "5", "-o", out)
-    assert "is a whole model" in fails("convert", source, "--model", "fcn32s_resnet18", "--head", "fcn", "-o", out)
-    assert "--key" in fails("convert", "run", "--to-torch", "--key", "ema", "-o", tmp_path / "out.pth")
+    assert "which --head NAME puts a head on" in fails(
+        "convert", source, "--model", "tiny", "--num-classes", "5", "-o", out
+    )
+    assert "is a whole model" in fails(
+        "convert", source, "--model", "fcn32s_resnet18", "--head", "fcn", "-o", out
+    )
+    assert "--key" in fails(
+        "convert", "run", "--to-torch", "--key", "ema", "-o", tmp_path / "out.pth"
+    )
     assert not out.exists()
-    assert cli.main(["convert", source, "--model", "tiny", "--drop", "*classifier", "-o", str(out)]) == 0
+    assert (
+        cli.main(["convert", source, "--model", "tiny", "--drop", "*classifier", "-o", str(out)])
+        == 0
+    )
     assert "16 dropped" in capsys.readouterr().out
 
 
-def test_weights_of_a_whole_network_start_a_training_with_another_head(data: Path, recipe: Path, tmp_path: Path) -> None:
+def test_weights_of_a_whole_network_start_a_training_with_another_head(
+    data: Path, recipe: Path, tmp_path: Path
+) -> None:
     save_file(to_torch(build_model("tiny", "fcn", 5, rngs=nnx.Rngs(3))), tmp_path / "whole.bin")
-    words = ["train", str(recipe), "--data", str(data), "--init", str(tmp_path / "whole.bin"), "--run", str(tmp_path / "run")]
+    words = [
+        "train",
+        str(recipe),
+        "--data",
+        str(data),
+        "--init",
+        str(tmp_path / "whole.bin"),
+        "--run",
+        str(tmp_path / "run"),
+    ]
     assert cli.main([*words, "--drop", "classifier", "--set", "train.epochs=1"]) == 0
     record = json.loads((tmp_path / "run" / "versions.json").read_text())["weights"]
     assert record["scope"] == "backbone"
     assert len(record["dropped"]) == 8
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["init"]["drop"] == ["classifier"]
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["init"]["drop"] == [
+        "classifier"
+    ]
 
 
-def test_a_backbone_converts_and_starts_a_training(data: Path, recipe: Path, tmp_path: Path, fails: Fails) -> None:
+def test_a_backbone_converts_and_starts_a_training(
+    data: Path, recipe: Path, tmp_path: Path, fails: Fails
+) -> None:
     model = build_model("tiny", "fcn32s", 7, rngs=nnx.Rngs(3))
     assert model  # the plugin of the fixtures is found
     trunk = {
-        k.removeprefix("backbone."): v for k, v in to_torch(build_model(rngs=nnx.Rngs(1))).items() if k.startswith("backbone.")
+        k.removeprefix("backbone."): v
+        for k, v in to_torch(build_model(rngs=nnx.Rngs(1))).items()
+        if k.startswith("backbone.")
     }
     save_file(trunk, tmp_path / "resnet18.safetensors")
     target = tmp_path / "trunk"
     script = Path(__file__).parents[1] / "convert_weights.py"
-    words = [sys.executable, str(script), str(tmp_path / "resnet18.safetensors"), "--model", "resnet18", "-o", str(target)]
-    subprocess.run(words, check=True, capture_output=True, env={**os.environ, "JAX_PLATFORMS": "cpu"})
+    words = [
+        sys.executable,
+        str(script),
+        str(tmp_path / "resnet18.safetensors"),
+        "--model",
+        "resnet18",
+        "-o",
+        str(target),
+    ]
+    subprocess.run(
+        words, check=True, capture_output=True, env={**os.environ, "JAX_PLATFORMS": "cpu"}
+    )
     assert "train --init" in fails("predict", target, data / "images" / "val")
     other = build_model(num_classes=7, rngs=nnx.Rngs(2))
     from fcn_jax.convert.initial import load_initial
@@ -294,12 +435,21 @@ def test_a_backbone_converts_and_starts_a_training(data: Path, recipe: Path, tmp
     np.testing.assert_array_equal(to_torch(other)["backbone.conv1.weight"], trunk["conv1.weight"])
 
 
-def test_a_checkpoint_goes_back_to_pytorch(tmp_path: Path, capsys: pytest.CaptureFixture[str], fails: Fails) -> None:
-    weights = {name: value for name, value in to_torch(build_model(rngs=nnx.Rngs(1))).items() if name.startswith("backbone.")}
+def test_a_checkpoint_goes_back_to_pytorch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], fails: Fails
+) -> None:
+    weights = {
+        name: value
+        for name, value in to_torch(build_model(rngs=nnx.Rngs(1))).items()
+        if name.startswith("backbone.")
+    }
     weights = {name.removeprefix("backbone."): value for name, value in weights.items()}
     save_file({**weights, "fc.weight": np.zeros((2, 512), np.float32)}, tmp_path / "in.safetensors")
     made, back = str(tmp_path / "made"), str(tmp_path / "back.safetensors")
-    assert cli.main(["convert", str(tmp_path / "in.safetensors"), "--model", "resnet18", "-o", made]) == 0
+    assert (
+        cli.main(["convert", str(tmp_path / "in.safetensors"), "--model", "resnet18", "-o", made])
+        == 0
+    )
     assert "1 dropped: fc.weight" in capsys.readouterr().out
     assert cli.main(["convert", made, "--to-torch", "-o", back]) == 0
     shown = capsys.readouterr().out
@@ -318,10 +468,14 @@ def test_plugins_list_names_distributions(capsys: pytest.CaptureFixture[str]) ->
     assert any("tiny" in line and "fcn-jax-tiny 1.0" in line for line in lines)
 
 
-@pytest.mark.parametrize(("words", "trains"), [(["train", "nowhere"], True), (["plugins", "list"], False)])
-def test_only_a_process_of_its_own_is_taken_over(monkeypatch: pytest.MonkeyPatch, words: list[str], trains: bool) -> None:
+@pytest.mark.parametrize(
+    ("words", "trains"), [(["train", "nowhere"], True), (["plugins", "list"], False)]
+)
+def test_only_a_process_of_its_own_is_taken_over(
+    monkeypatch: pytest.MonkeyPatch, words: list[str], trains: bool
+) -> None:
     called: list[bool] = []
-    monkeypatch.setattr(cli.process, "take_over", lambda *, trains: called.append(trains))
+    monkeypatch.setattr(cli.process, "configure_process", lambda *, trains: called.append(trains))
     cli.main(words)
     assert not called
     monkeypatch.setattr(sys, "argv", ["fcn-jax", *words])
@@ -344,40 +498,75 @@ def test_unknown_recipe_names_the_nearest(fails: Fails) -> None:
 
 
 def test_unknown_key_names_the_nearest(recipe: Path, tmp_path: Path, fails: Fails) -> None:
-    line = fails("train", recipe, "--run", tmp_path / "r", "--set", "optim.learning_rate=1", "--set", "data.batchsize=2")
+    line = fails(
+        "train",
+        recipe,
+        "--run",
+        tmp_path / "r",
+        "--set",
+        "optim.learning_rate=1",
+        "--set",
+        "data.batchsize=2",
+    )
     assert "optim.learning_rate" in line
     assert "batch_size" in line
 
 
-@pytest.mark.parametrize(("kind", "name", "nearest"), [("backbone", "resnet81", "resnet18"), ("head", "fcn32", "fcn32s")])
+@pytest.mark.parametrize(
+    ("kind", "name", "nearest"), [("backbone", "resnet81", "resnet18"), ("head", "fcn32", "fcn32s")]
+)
 def test_unknown_backbone_or_head_names_the_nearest(
     recipe: Path, data: Path, tmp_path: Path, fails: Fails, kind: str, name: str, nearest: str
 ) -> None:
-    line = fails("train", recipe, "--data", data, "--run", tmp_path / "r", "--set", f"model.{kind}={name}")
+    line = fails(
+        "train", recipe, "--data", data, "--run", tmp_path / "r", "--set", f"model.{kind}={name}"
+    )
     assert f"Did you mean '{nearest}'" in line
     assert not (tmp_path / "r").exists(), "a recipe that does not fit leaves nothing behind"
 
 
 def test_options_that_do_not_go_together_are_one_line(tmp_path: Path, fails: Fails) -> None:
     out = tmp_path / "out.pth"
-    line = fails("convert", "run", "--to-torch", "--model", "resnet18", "--num-classes", "0", "--reinit", "x", "-o", out)
+    line = fails(
+        "convert",
+        "run",
+        "--to-torch",
+        "--model",
+        "resnet18",
+        "--num-classes",
+        "0",
+        "--reinit",
+        "x",
+        "-o",
+        out,
+    )
     assert "goes without --model, --num-classes, --reinit" in line
-    assert "--names goes with --to-torch" in fails("convert", "a.pth", "--model", "resnet18", "--names", "d2l", "-o", out)
+    assert "--names goes with --to-torch" in fails(
+        "convert", "a.pth", "--model", "resnet18", "--names", "d2l", "-o", out
+    )
     assert "--model is missing" in fails("convert", "a.pth", "-o", out)
     assert "no such run" in fails("convert", tmp_path / "none", "--to-torch", "-o", out)
     assert "ends in .pth" in fails("convert", tmp_path, "--to-torch", "-o", tmp_path / "out")
 
 
-def test_unknown_weights_are_told_with_those_there_are(recipe: Path, data: Path, tmp_path: Path, fails: Fails) -> None:
+def test_unknown_weights_are_told_with_those_there_are(
+    recipe: Path, data: Path, tmp_path: Path, fails: Fails
+) -> None:
     line = fails("convert", "IMAGENET1K_V2", "--model", "resnet18", "-o", tmp_path / "o")
     assert "Did you mean 'IMAGENET1K_V1'? Available: IMAGENET1K_V1." in line
-    line = fails("train", recipe, "--data", data, "--init", "IMAGENET1K_V1", "--run", tmp_path / "r")
+    line = fails(
+        "train", recipe, "--data", data, "--init", "IMAGENET1K_V1", "--run", tmp_path / "r"
+    )
     assert "Available: none" in line, "the tiny backbone has no published weights"
 
 
-def test_weights_that_cannot_be_fetched_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Fails) -> None:
+def test_weights_that_cannot_be_fetched_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Fails
+) -> None:
     monkeypatch.setenv("FCN_JAX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # the port that discards: nothing listens
+    monkeypatch.setenv(
+        "https_proxy", "http://127.0.0.1:9"
+    )  # the port that discards: nothing listens
     line = fails("convert", "IMAGENET1K_V1", "--model", "resnet18", "-o", tmp_path / "o")
     assert "cannot be fetched" in line
     assert str(tmp_path / "cache" / "resnet18-f37072fd.pth") in line
@@ -386,11 +575,15 @@ def test_weights_that_cannot_be_fetched_are_one_line(tmp_path: Path, monkeypatch
 
 def test_unknown_model_to_convert_is_named(tmp_path: Path, fails: Fails) -> None:
     save_file({"a": np.zeros(1, np.float32)}, tmp_path / "w.safetensors")
-    assert "resnet18" in fails("convert", tmp_path / "w.safetensors", "--model", "resnet81", "-o", tmp_path / "o")
+    assert "resnet18" in fails(
+        "convert", tmp_path / "w.safetensors", "--model", "resnet81", "-o", tmp_path / "o"
+    )
 
 
 def test_missing_data_folder_is_named(recipe: Path, tmp_path: Path, fails: Fails) -> None:
-    assert "nowhere" in fails("train", recipe, "--data", tmp_path / "nowhere", "--run", tmp_path / "r")
+    assert "nowhere" in fails(
+        "train", recipe, "--data", tmp_path / "nowhere", "--run", tmp_path / "r"
+    )
     assert "--data" in fails("train", recipe, "--run", tmp_path / "r2")
 
 
@@ -426,7 +619,9 @@ def test_a_damaged_data_set_is_refused(recipe: Path, tmp_path: Path, fails: Fail
     assert "val" in train(root, 5)
 
 
-def test_unreadable_images_are_refused_and_nothing_is_written(run: Path, tmp_path: Path, fails: Fails) -> None:
+def test_unreadable_images_are_refused_and_nothing_is_written(
+    run: Path, tmp_path: Path, fails: Fails
+) -> None:
     bad = tmp_path / "bad.jpg"
     bad.write_bytes(b"not an image")
     assert "bad.jpg" in fails("predict", run, bad, "-o", tmp_path / "out")
@@ -434,20 +629,29 @@ def test_unreadable_images_are_refused_and_nothing_is_written(run: Path, tmp_pat
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
 
 
-def test_an_unreadable_image_does_not_keep_the_others_from_being_predicted(run: Path, tmp_path: Path, fails: Fails) -> None:
+def test_an_unreadable_image_does_not_keep_the_others_from_being_predicted(
+    run: Path, tmp_path: Path, fails: Fails
+) -> None:
     for name in ("a.png", "c.png"):
         Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / name)
     (tmp_path / "b.png").write_bytes(b"not an image")
     complaint = fails("predict", run, tmp_path, "-o", tmp_path / "out")
     assert "1 of 3 images left out" in complaint
     assert "b.png" in complaint
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.png", "a_overlay.png", "c.png", "c_overlay.png"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "a.png",
+        "a_overlay.png",
+        "c.png",
+        "c_overlay.png",
+    }
 
 
 def test_two_images_of_one_stem_are_refused(run: Path, tmp_path: Path, fails: Fails) -> None:
     for name in ("a.png", "a.jpg"):
         Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / name)
-    assert "a.png" in fails("predict", run, tmp_path / "a.png", tmp_path / "a.jpg", "-o", tmp_path / "out")
+    assert "a.png" in fails(
+        "predict", run, tmp_path / "a.png", tmp_path / "a.jpg", "-o", tmp_path / "out"
+    )
 
 
 def test_what_is_no_checkpoint_is_refused(data: Path, tmp_path: Path, fails: Fails) -> None:
@@ -458,7 +662,9 @@ def test_what_is_no_checkpoint_is_refused(data: Path, tmp_path: Path, fails: Fai
     assert "neither a run" in fails("predict", tmp_path / "folder", data / "images" / "val")
 
 
-def test_a_checkpoint_of_another_class_count_is_refused(run: Path, recipe: Path, tmp_path: Path, fails: Fails) -> None:
+def test_a_checkpoint_of_another_class_count_is_refused(
+    run: Path, recipe: Path, tmp_path: Path, fails: Fails
+) -> None:
     root = scenes.write_scenes(tmp_path / "more", train=8)
     with (root / "classes.txt").open("a") as file:
         file.write("one more\n")
@@ -513,8 +719,12 @@ def test_wrong_weights_are_refused(recipe: Path, data: Path, tmp_path: Path, fai
 
 
 def test_weights_of_another_architecture_are_refused(tmp_path: Path, fails: Fails) -> None:
-    save_file({"features.0.weight": np.zeros((64, 3, 3, 3), np.float32)}, tmp_path / "vgg.safetensors")
-    line = fails("convert", tmp_path / "vgg.safetensors", "--model", "resnet18", "-o", tmp_path / "o")
+    save_file(
+        {"features.0.weight": np.zeros((64, 3, 3, 3), np.float32)}, tmp_path / "vgg.safetensors"
+    )
+    line = fails(
+        "convert", tmp_path / "vgg.safetensors", "--model", "resnet18", "-o", tmp_path / "o"
+    )
     assert "another model" in line
     assert "bn1.weight" in line
 
@@ -535,7 +745,19 @@ def test_load_torch_is_all_or_nothing() -> None:
 def test_verify_says_equal_writes_the_reports_and_exits_with_0(tiny_plugin, tmp_path, capsys):
     pytest.importorskip("torch")
     reports = [tmp_path / "r.json", tmp_path / "r.html"]
-    args = ["verify", "--model", "tiny", "--num-classes", "3", "--size", "33x49", "--size", "32X40", "--batch", "1"]
+    args = [
+        "verify",
+        "--model",
+        "tiny",
+        "--num-classes",
+        "3",
+        "--size",
+        "33x49",
+        "--size",
+        "32X40",
+        "--batch",
+        "1",
+    ]
     assert cli.main([*args, "--report", str(reports[0]), "--report", str(reports[1])]) == 0
     output = capsys.readouterr().out
     assert output.startswith("EQUAL: tiny + fcn32s")
@@ -557,7 +779,9 @@ def test_verify_exits_with_1_where_a_layer_is_wrong(tiny_plugin, monkeypatch, ca
 
     monkeypatch.setattr(BatchNorm, "__init__", wrong)
     assert cli.main(["verify", "--model", "tiny", "--num-classes", "3", "--size", "33x49"]) == 1
-    assert capsys.readouterr().out.startswith("NOT EQUAL: tiny + fcn32s in float32: backbone.bn1: error")
+    assert capsys.readouterr().out.startswith(
+        "NOT EQUAL: tiny + fcn32s in float32: backbone.bn1: error"
+    )
 
 
 @pytest.mark.parametrize(
@@ -578,7 +802,9 @@ def test_verify_exits_with_2_where_it_cannot_be_run(tiny_plugin, capsys, argumen
     assert complaint in capsys.readouterr().err
 
 
-def test_a_report_that_cannot_be_written_is_refused_before_the_work(tiny_plugin, tmp_path, monkeypatch, capsys):
+def test_a_report_that_cannot_be_written_is_refused_before_the_work(
+    tiny_plugin, tmp_path, monkeypatch, capsys
+):
     pytest.importorskip("torch")
     (tmp_path / "file").touch()
     (tmp_path / "folder.json").mkdir()
@@ -589,13 +815,19 @@ def test_a_report_that_cannot_be_written_is_refused_before_the_work(tiny_plugin,
         assert cli.main(["verify", "--model", "tiny", "--report", str(path)]) == 2
         assert f"{path}: cannot be written ({reason})" in capsys.readouterr().err
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    assert cli.main(["verify", "--model", "tiny", "--report", str(tmp_path / "new" / "r.json")]) == 2
+    assert (
+        cli.main(["verify", "--model", "tiny", "--report", str(tmp_path / "new" / "r.json")]) == 2
+    )
     assert f"({tmp_path} is no folder that can be written to)" in capsys.readouterr().err
 
 
 def test_a_report_replaces_no_file_of_somebody_else(tiny_plugin, tmp_path, capsys):
     pytest.importorskip("torch")
-    files = {"notes.html": "<!doctype html><title>notes</title>", "table.json": '{"verdict": "mine"}', "empty.json": ""}
+    files = {
+        "notes.html": "<!doctype html><title>notes</title>",
+        "table.json": '{"verdict": "mine"}',
+        "empty.json": "",
+    }
     for name, text in files.items():
         (tmp_path / name).write_text(text)
         assert cli.main(["verify", "--model", "tiny", "--report", str(tmp_path / name)]) == 2

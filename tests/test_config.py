@@ -11,7 +11,11 @@ from fcn_jax.errors import ConfigError
 def test_an_empty_recipe_is_all_defaults():
     parsed = config.parse({})
     assert parsed == config.Config()
-    assert (parsed.model.backbone, parsed.model.head, parsed.optim.name) == ("resnet18", "fcn32s", "sgd")
+    assert (parsed.model.backbone, parsed.model.head, parsed.optim.name) == (
+        "resnet18",
+        "fcn32s",
+        "sgd",
+    )
 
 
 def test_a_recipe_survives_json():
@@ -28,7 +32,12 @@ def test_a_recipe_survives_json():
 
 def test_all_unknown_keys_and_bad_values_are_in_one_error_with_the_nearest_name():
     table = {
-        "optim": {"learning_rate": 0.1, "momentun": 0.9, "lr": -1, "rules": [{"match": "a", "weight_decai": 0}]},
+        "optim": {
+            "learning_rate": 0.1,
+            "momentun": 0.9,
+            "lr": -1,
+            "rules": [{"match": "a", "weight_decai": 0}],
+        },
         "data": {"batch_size": 0, "crop": [320]},
         "modle": {},
         "epochs": 3,
@@ -112,7 +121,10 @@ def test_a_malformed_setting_is_named(setting):
 
 @given(
     value=st.one_of(
-        st.integers(-(2**60), 2**60), st.booleans(), st.floats(allow_nan=False, allow_infinity=False), st.lists(st.integers(0, 9))
+        st.integers(-(2**60), 2**60),
+        st.booleans(),
+        st.floats(allow_nan=False, allow_infinity=False),
+        st.lists(st.integers(0, 9)),
     )
 )
 def test_any_toml_value_can_be_set(value):
@@ -188,7 +200,10 @@ def test_a_list_or_string_without_its_end_is_refused(text):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("data.crop=64x64", r"data\.crop is '64x64': want a list in brackets, such as \[320, 480\]"),
+        (
+            "data.crop=64x64",
+            r"data\.crop is '64x64': want a list in brackets, such as \[320, 480\]",
+        ),
         ("data.batch_size=true", "data.batch_size is True: want a number"),
         ('data.batch_size="8"', "data.batch_size is '8': want a number, without quotes"),
         ("data.flip=1", "data.flip is 1: input should be a valid boolean"),
@@ -205,7 +220,9 @@ def test_what_is_allowed_is_said(setting, message):
         config.parse(config.override({}, [setting]))
 
 
-@pytest.mark.parametrize("contents", [b"\xef\xbb\xbf[optim]\r\nlr = 0.5\r\n", b"[optim]\rlr = 0.5\r"])
+@pytest.mark.parametrize(
+    "contents", [b"\xef\xbb\xbf[optim]\r\nlr = 0.5\r\n", b"[optim]\rlr = 0.5\r"]
+)
 def test_a_recipe_of_any_editor_is_read(tmp_path, contents):
     (tmp_path / "mine.toml").write_bytes(contents)
     assert config.read_recipe(str(tmp_path / "mine.toml")) == {"optim": {"lr": 0.5}}
@@ -224,7 +241,10 @@ def test_paths_are_made_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "start.pth").write_bytes(b"")
     parsed = config.parse({"data": {"root": "data"}, "init": {"weights": "start.pth"}}).anchored()
-    assert (parsed.data.root, parsed.init.weights) == (str(tmp_path / "data"), str(tmp_path / "start.pth"))
+    assert (parsed.data.root, parsed.init.weights) == (
+        str(tmp_path / "data"),
+        str(tmp_path / "start.pth"),
+    )
     named = config.parse({"init": {"weights": "IMAGENET1K_V1"}}).anchored()
     assert (named.data.root, named.init.weights) == (None, "IMAGENET1K_V1")
 

@@ -28,11 +28,17 @@ def worker() -> Iterator[Worker]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_no_mutated_input_is_read_wrong_or_ends_in_anything_but_one_line(family: str, worker: Worker) -> None:
+def test_no_mutated_input_is_read_wrong_or_ends_in_anything_but_one_line(
+    family: str, worker: Worker
+) -> None:
     if family in ("weights", "commands"):
         pytest.importorskip("torch")
-    faults = [verdict for verdict in map(worker.run, plan(family, CASES[family], seed=0)) if verdict.fault]
-    assert not faults, "\n".join(["run one alone with python -m fuzz --only FAMILY:MUTATION:SEED", *map(str, faults)])
+    faults = [
+        verdict for verdict in map(worker.run, plan(family, CASES[family], seed=0)) if verdict.fault
+    ]
+    assert not faults, "\n".join(
+        ["run one alone with python -m fuzz --only FAMILY:MUTATION:SEED", *map(str, faults)]
+    )
 
 
 def test_cases_are_the_same_wherever_they_run() -> None:
@@ -49,7 +55,9 @@ def test_cases_are_the_same_wherever_they_run() -> None:
 def test_stored_pixels_are_what_viewers_turn_upright(orientation: int) -> None:
     upright = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
     data = by_pillow(stored(upright, orientation), "PNG", exif=exif(orientation))
-    assert np.array_equal(np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data)))), upright)
+    assert np.array_equal(
+        np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data)))), upright
+    )
 
 
 _STUCK = """
@@ -66,12 +74,16 @@ def aborting(rng, place):
 """
 
 
-def test_a_case_that_hangs_or_crashes_is_recorded_and_the_next_one_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_case_that_hangs_or_crashes_is_recorded_and_the_next_one_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "sitecustomize.py").write_text(_STUCK)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("FUZZ_LIMIT", "2")
     worker = Worker()
-    verdicts = [worker.run(Case("images", name, 0)) for name in ("sleeping", "aborting", "no-image-at-all")]
+    verdicts = [
+        worker.run(Case("images", name, 0)) for name in ("sleeping", "aborting", "no-image-at-all")
+    ]
     worker.close()
     assert [verdict.outcome for verdict in verdicts] == ["hang", "crash", "refused"]
     assert "sitecustomize.py" in verdicts[0].detail
@@ -119,12 +131,16 @@ def _changing(path: Path) -> np.ndarray:
         (_changing, "write"),
     ],
 )
-def test_every_kind_of_fault_is_called_so(reader: object, outcome: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_kind_of_fault_is_called_so(
+    reader: object, outcome: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(product, "read_image", reader)
     assert judge(PNG).outcome == outcome
 
 
-def test_a_write_outside_of_the_case_is_found(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_outside_of_the_case_is_found(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path_factory.mktemp("temporary")))
 
@@ -138,7 +154,9 @@ def test_a_write_outside_of_the_case_is_found(tmp_path_factory: pytest.TempPathF
     assert "elsewhere" in verdict.detail
 
 
-def test_the_table_replaces_the_last_one_and_leaves_the_rest_of_the_document(tmp_path: Path) -> None:
+def test_the_table_replaces_the_last_one_and_leaves_the_rest_of_the_document(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "reliability.md"
     path.write_text("# Reliability\n\nBefore.\n")
     first = [Verdict(PNG, "right"), Verdict(PNG, "undetectable", "no checksum")]
@@ -151,5 +169,13 @@ def test_the_table_replaces_the_last_one_and_leaves_the_rest_of_the_document(tmp
     assert text.count("| family") == 1
     assert "`python -m fuzz --seed 1`" in text
     row = next(line for line in text.splitlines() if line.startswith("| images"))
-    assert [cell.strip() for cell in row.strip("|").split("|")] == ["images", "1", "3", "1", "0", "1", "1"]
+    assert [cell.strip() for cell in row.strip("|").split("|")] == [
+        "images",
+        "1",
+        "3",
+        "1",
+        "0",
+        "1",
+        "1",
+    ]
     assert "- images, 1: no checksum." in text

@@ -1,8 +1,10 @@
 """Every registered backbone with every registered head whose needs it meets.
 
-Generated from the registry: a plugin that is installed is covered without a test of its own. Compiling each pair would take an hour, so
-each backbone is compiled once, and each head once for all backbones that feed it features of the same channels and sizes. A pair's
-gradient is the chain rule: what the head's gradient by the features is, the backbone's own pass carries on to its parameters.
+Generated from the registry: a plugin that is installed is covered without a test of its own.
+Compiling each pair would take an hour, so each backbone is compiled once, and each head once for
+all backbones that feed it features of the same channels and sizes. A pair's gradient is the chain
+rule: what the head's gradient by the features is, the backbone's own pass carries on to its
+    parameters.
 """
 
 from __future__ import annotations
@@ -20,12 +22,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fcn_jax import registry
 from fcn_jax.api import FeatureSpec
 from fcn_jax.errors import ConfigError
 from fcn_jax.models.names import leaves
 from fcn_jax.models.segmenter import HeadPlan, ModelSpec, build, enough, plan_heads
-from fcn_jax.testing.subject import COMPILER_OPTIONS, normal
+from fcn_jax.plugins import registry
+from fcn_jax.plugins.testing.subject import COMPILER_OPTIONS, normal
 from fcn_jax.verify.jax_side import blank
 
 PLUGINS = registry.default()
@@ -36,7 +38,8 @@ HEADS = [entry.full_name for entry in PLUGINS.entries("heads")]
 PLAINEST = [
     min((entry.full_name for entry in group), key=lambda name: (len(name), name))
     for _, group in itertools.groupby(
-        sorted(PLUGINS.entries("backbones"), key=lambda entry: entry.distribution), key=lambda entry: entry.distribution
+        sorted(PLUGINS.entries("backbones"), key=lambda entry: entry.distribution),
+        key=lambda entry: entry.distribution,
     )
 ]
 
@@ -58,18 +61,23 @@ def _alike() -> dict[str, str]:
             for stride in descriptor.output_strides
         ]
         found.setdefault(repr((entry.distribution, promises)), []).append(entry.full_name)
-    return {name: min(group, key=lambda name: (len(name), name)) for group in found.values() for name in group}
+    return {
+        name: min(group, key=lambda name: (len(name), name))
+        for group in found.values()
+        for name in group
+    }
 
 
 # A head sees no difference between two backbones with the same features (`Placed`). One of them is
 # tried in the ordinary run, the others in the slow one.
 ONE_OF_A_KIND = [
-    pytest.param(name, marks=() if name == plainest else pytest.mark.slow) for name, plainest in sorted(_alike().items())
+    pytest.param(name, marks=() if name == plainest else pytest.mark.slow)
+    for name, plainest in sorted(_alike().items())
 ]
 
 SIZE = (33, 47)
 CLASSES = 3
-BATCH = 2  # one image would leave a global average pool one value per channel, which batch normalisation refuses in training
+BATCH = 2  # one image would leave a global average pool one value per channel, which batch normalization refuses in training
 
 TYPES: dict[str, Any] = {"dtype": jnp.float32, "param_dtype": jnp.float32}
 
@@ -78,7 +86,10 @@ def pairs(backbone: str, output_stride: int) -> Iterator[tuple[str, HeadPlan | C
     """Each head, and how it goes on a backbone or what it says."""
     for head in HEADS:
         try:
-            yield head, plan_heads(ModelSpec(backbone, head, CLASSES, output_stride=output_stride))["out"]
+            yield (
+                head,
+                plan_heads(ModelSpec(backbone, head, CLASSES, output_stride=output_stride))["out"],
+            )
         except ConfigError as error:
             yield head, error
 
@@ -97,14 +108,19 @@ def padded(size: tuple[int, int], deepest: FeatureSpec, backbone: str) -> tuple[
 def abstract(backbone: str, output_stride: int) -> Any:
     """The backbone with shapes in place of arrays."""
     descriptor = PLUGINS.backbone(backbone)
-    return nnx.eval_shape(lambda: descriptor.build(descriptor.options(), output_stride=output_stride, rngs=nnx.Rngs(0), **TYPES))
+    return nnx.eval_shape(
+        lambda: descriptor.build(
+            descriptor.options(), output_stride=output_stride, rngs=nnx.Rngs(0), **TYPES
+        )
+    )
 
 
 class Placed(NamedTuple):
     """A head on features of known shapes.
 
-    The features are renamed: a head sees what they are, never what the backbone calls them. So two backbones are one to a head where
-    their features have the same channels, strides, offsets and sizes.
+    The features are renamed: a head sees what they are, never what the backbone calls them. So two
+    backbones are one to a head where their features have the same channels, strides, offsets and
+    sizes.
     """
 
     plan: HeadPlan
@@ -118,12 +134,24 @@ class Placed(NamedTuple):
         return self.plan.head.name, specs, tuple(self.shapes.values()), self.out_hw
 
     def build(self) -> nnx.Module:
-        return self.plan.head.build(self.plan.options, self.specs, num_classes=CLASSES, rngs=nnx.Rngs(0), **TYPES)
+        return self.plan.head.build(
+            self.plan.options, self.specs, num_classes=CLASSES, rngs=nnx.Rngs(0), **TYPES
+        )
 
 
-def placed(plan: HeadPlan, shapes: Mapping[str, tuple[int, ...]], out_hw: tuple[int, int]) -> Placed:
-    specs = tuple(dataclasses.replace(spec, name=f"feature{number}") for number, spec in enumerate(plan.features))
-    return Placed(plan, specs, {new.name: shapes[old.name] for new, old in zip(specs, plan.features, strict=True)}, out_hw)
+def placed(
+    plan: HeadPlan, shapes: Mapping[str, tuple[int, ...]], out_hw: tuple[int, int]
+) -> Placed:
+    specs = tuple(
+        dataclasses.replace(spec, name=f"feature{number}")
+        for number, spec in enumerate(plan.features)
+    )
+    return Placed(
+        plan,
+        specs,
+        {new.name: shapes[old.name] for new, old in zip(specs, plan.features, strict=True)},
+        out_hw,
+    )
 
 
 _logits_shapes: dict[tuple[Any, ...], tuple[int, ...]] = {}
@@ -131,13 +159,20 @@ _logits_shapes: dict[tuple[Any, ...], tuple[int, ...]] = {}
 
 def logits_shape(head: Placed) -> tuple[int, ...]:
     if head.key not in _logits_shapes:
-        inputs = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in head.shapes.items()}
-        _logits_shapes[head.key] = nnx.eval_shape(lambda inputs: head.build()(inputs, out_hw=head.out_hw), inputs).shape
+        inputs = {
+            name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in head.shapes.items()
+        }
+        _logits_shapes[head.key] = nnx.eval_shape(
+            lambda inputs: head.build()(inputs, out_hw=head.out_hw), inputs
+        ).shape
     return _logits_shapes[head.key]
 
 
 def promised(specs: Sequence[FeatureSpec], out_hw: tuple[int, int]) -> dict[str, tuple[int, ...]]:
-    return {spec.name: (BATCH, spec.size(out_hw[0]), spec.size(out_hw[1]), spec.channels) for spec in specs}
+    return {
+        spec.name: (BATCH, spec.size(out_hw[0]), spec.size(out_hw[1]), spec.channels)
+        for spec in specs
+    }
 
 
 def check_features(backbone: str, output_stride: int) -> None:
@@ -149,7 +184,9 @@ def check_features(backbone: str, output_stride: int) -> None:
 
 
 @pytest.mark.parametrize("backbone", ONE_OF_A_KIND)
-def test_every_head_gives_logits_of_the_images_size_on_what_a_backbone_promises_at_every_output_stride(backbone: str) -> None:
+def test_every_head_gives_logits_of_the_images_size_on_what_a_backbone_promises_at_every_output_stride(
+    backbone: str,
+) -> None:
     fed = set()
     for stride in PLUGINS.backbone(backbone).output_strides:
         specs = features_of(backbone, stride)
@@ -159,7 +196,9 @@ def test_every_head_gives_logits_of_the_images_size_on_what_a_backbone_promises_
                 # One error that names the head and what there is, and so says what would fit.
                 message = str(plan)
                 assert f"'{head.rpartition(':')[2]}'" in message
-                assert any(spec.name in message or str(spec.stride) in message for spec in specs), message
+                assert any(spec.name in message or str(spec.stride) in message for spec in specs), (
+                    message
+                )
                 continue
             found = logits_shape(placed(plan, promised(specs, out_hw), out_hw))
             assert found == (BATCH, *out_hw, CLASSES), f"{head} at output stride {stride}"
@@ -201,7 +240,9 @@ def test_an_output_stride_that_is_not_offered_is_told_with_those_that_are(backbo
 @pytest.mark.parametrize("name", [*BACKBONES, *HEADS])
 def test_an_option_that_a_plugin_does_not_know_is_told_with_those_that_it_does(name: str) -> None:
     descriptor = PLUGINS.backbone(name) if name in BACKBONES else PLUGINS.head(name)
-    with pytest.raises(ConfigError, match=rf"'{descriptor.name}' are wrong: unknown key 'no_such'.*Available: "):
+    with pytest.raises(
+        ConfigError, match=rf"'{descriptor.name}' are wrong: unknown key 'no_such'.*Available: "
+    ):
         registry.options(descriptor, {"no_such": 1})
 
 
@@ -213,7 +254,9 @@ def filled(module: Any) -> Any:
     rng = np.random.default_rng(0)
     for path, leaf in leaves(module).items():
         if len(leaf.shape) > 1:
-            value = rng.standard_normal(leaf.shape, np.float32) * np.float32(np.sqrt(2 / np.prod(leaf.shape[:-1])))
+            value = rng.standard_normal(leaf.shape, np.float32) * np.float32(
+                np.sqrt(2 / np.prod(leaf.shape[:-1]))
+            )
         else:
             value = np.full(leaf.shape, path.rpartition(".")[2] in ("scale", "var"), leaf.dtype)
         leaf.set_value(jax.device_put(value))
@@ -230,7 +273,9 @@ class Pass:
         @functools.partial(jax.jit, compiler_options=COMPILER_OPTIONS)
         def run(params: Any, rest: Any, inputs: Any, cotangents: Any) -> Any:
             outputs, pull = jax.vjp(
-                lambda params, inputs: call(nnx.merge(graphdef, params, rest, copy=True), inputs), params, inputs
+                lambda params, inputs: call(nnx.merge(graphdef, params, rest, copy=True), inputs),
+                params,
+                inputs,
             )
             return outputs, *pull(cotangents)
 
@@ -255,8 +300,8 @@ def check_gradients(backbone: str, *, together: bool) -> None:
 
     Args:
         backbone: full name.
-        together: carry the heads' gradients on as one sum. That is linear, so none of them hides behind another if it is not finite; and
-            the cost does not grow with the number of heads.
+        together: carry the heads' gradients on as one sum. That is linear, so none of them hides
+            behind another if it is not finite; and the cost does not grow with the number of heads.
     """
     descriptor = PLUGINS.backbone(backbone)
     stride = descriptor.output_strides[0]
@@ -272,18 +317,30 @@ def check_gradients(backbone: str, *, together: bool) -> None:
         if isinstance(plan, ConfigError):
             continue
         head = placed(plan, {name: value.shape for name, value in features.items()}, out_hw)
-        given = {new: features[old.name] for new, old in zip(head.shapes, plan.features, strict=True)}
+        given = {
+            new: features[old.name] for new, old in zip(head.shapes, plan.features, strict=True)
+        }
         logits, of_head, by_features = head_pass(head)(given, normal(1, (BATCH, *out_hw, CLASSES)))
-        assert finite((logits, of_head, by_features)), f"{backbone} + {name}: not finite in the head"
+        assert finite((logits, of_head, by_features)), (
+            f"{backbone} + {name}: not finite in the head"
+        )
         deepest = np.asarray(by_features[list(head.shapes)[-1]])
         assert np.abs(deepest).max() > 0, f"{backbone} + {name}: no gradient reaches the backbone"
-        wanted[name] = nothing | {old.name: by_features[new] for new, old in zip(head.shapes, plan.features, strict=True)}
+        wanted[name] = nothing | {
+            old.name: by_features[new] for new, old in zip(head.shapes, plan.features, strict=True)
+        }
     if together:
-        wanted = {"all heads": {name: sum(np.asarray(one[name]) for one in wanted.values()) for name in nothing}}
+        wanted = {
+            "all heads": {
+                name: sum(np.asarray(one[name]) for one in wanted.values()) for name in nothing
+            }
+        }
     for name, cotangents in wanted.items():
         _, of_trunk, by_image = trunk(images, cotangents)
         assert finite((of_trunk, by_image)), f"{backbone} + {name}: not finite in the backbone"
-        assert np.abs(np.asarray(by_image)).max() > 0, f"{backbone} + {name}: no gradient reaches the image"
+        assert np.abs(np.asarray(by_image)).max() > 0, (
+            f"{backbone} + {name}: no gradient reaches the image"
+        )
 
 
 def finite(tree: Any) -> bool:
@@ -293,15 +350,26 @@ def finite(tree: Any) -> bool:
 
 @pytest.mark.slow
 def test_the_smallest_backbone_of_the_core_learns_under_every_head_that_it_feeds() -> None:
-    own = [entry.full_name for entry in PLUGINS.entries("backbones") if entry.distribution == registry.OWN_DISTRIBUTION]
+    own = [
+        entry.full_name
+        for entry in PLUGINS.entries("backbones")
+        if entry.distribution == registry.OWN_DISTRIBUTION
+    ]
     check_gradients(
-        min(own, key=lambda name: len(leaves(abstract(name, PLUGINS.backbone(name).output_strides[0])))), together=False
+        min(
+            own,
+            key=lambda name: len(leaves(abstract(name, PLUGINS.backbone(name).output_strides[0]))),
+        ),
+        together=False,
     )
 
 
 @pytest.mark.parametrize(
     "backbone",
-    [pytest.param(name, marks=pytest.mark.slow if name in PLAINEST else pytest.mark.exhaustive) for name in BACKBONES],
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in PLAINEST else pytest.mark.exhaustive)
+        for name in BACKBONES
+    ],
 )
 def test_every_pair_has_a_finite_gradient_that_reaches_the_image(backbone: str) -> None:
     check_gradients(backbone, together=True)

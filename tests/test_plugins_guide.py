@@ -18,7 +18,13 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", GUIDE, re.DOTALL | re.MULTILINE)
 
 
 def test_every_command_of_the_guide_parses() -> None:
-    commands = [line for kind, text in BLOCKS if kind == "sh" for line in text.splitlines() if "fcn-jax " in line]
+    commands = [
+        line
+        for kind, text in BLOCKS
+        if kind == "sh"
+        for line in text.splitlines()
+        if "fcn-jax " in line
+    ]
     found = [shlex.split(line, comments=True) for line in commands]
     mine = [words[words.index("fcn-jax") + 1 :] for words in found if "fcn-jax" in words]
     assert len(mine) >= 12
@@ -48,7 +54,9 @@ def test_the_guide_runs_from_top_to_bottom(tmp_path: Path) -> None:
     work.mkdir()
     write_tools(tools, site)
     # What `pip install -e` installs is read from the project's own folder.
-    path = os.pathsep.join(filter(None, [str(work / "fcn-jax-pebble"), str(site), os.environ.get("PYTHONPATH", "")]))
+    path = os.pathsep.join(
+        filter(None, [str(work / "fcn-jax-pebble"), str(site), os.environ.get("PYTHONPATH", "")])
+    )
     environment = {
         **os.environ,
         "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
@@ -68,6 +76,14 @@ def test_the_guide_runs_from_top_to_bottom(tmp_path: Path) -> None:
             assert text in shown
         else:
             command = ["bash", "-e", "-c", text] if kind == "sh" else [sys.executable, "-c", text]
-            done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, timeout=900, check=False)
+            done = subprocess.run(
+                command,
+                cwd=work,
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=900,
+                check=False,
+            )
             shown = done.stdout
             assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"

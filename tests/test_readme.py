@@ -11,7 +11,11 @@ README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
 def test_the_chapters_walk_gives_the_shapes_it_says() -> None:
-    block = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "build_model" in block)
+    block = next(
+        block
+        for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+        if "build_model" in block
+    )
     scope: dict[str, object] = {}
     shown = 0
     for line in block.splitlines():

@@ -1,7 +1,6 @@
 """Conversion and forward pass against arrays that PyTorch wrote in another environment; `.ci/run` sets the variable."""
 
 import os
-import sys
 from pathlib import Path
 
 import jax
@@ -10,11 +9,9 @@ import pytest
 from flax import nnx
 
 from fcn_jax import load_torch, to_torch
-from fcn_jax.convert import files
 from fcn_jax.models.segmenter import ModelSpec, build
-
-sys.path.insert(0, str(Path(__file__).parent))
-import reference_arrays
+from fcn_jax.pytorch import files
+from tests.helpers import reference_arrays
 
 
 @pytest.fixture(scope="module", params=reference_arrays.NETWORKS)
@@ -42,7 +39,11 @@ def test_logits_are_those_that_pytorch_computed(reference, size):
 
 def test_the_state_dict_comes_back_bit_for_bit(reference):
     path, model = reference
-    theirs = {name: value for name, value in files.read(path / "weights.safetensors").items() if ".fc." not in name}
+    theirs = {
+        name: value
+        for name, value in files.read(path / "weights.safetensors").items()
+        if ".fc." not in name
+    }
     ours = to_torch(model)
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():

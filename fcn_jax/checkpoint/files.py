@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fcn_jax import atomic
 from fcn_jax.errors import listing
+from fcn_jax.runtime import atomic
 
 METRIC = "miou"
 
@@ -33,7 +33,11 @@ def steps(folder: Path) -> list[int]:
     """The steps whose checkpoints are complete, ascending: a checkpoint gets its name when all of it is written."""
     if not folder.is_dir():
         return []
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isascii() and path.name.isdecimal() and path.is_dir())
+    return sorted(
+        int(path.name)
+        for path in folder.iterdir()
+        if path.name.isascii() and path.name.isdecimal() and path.is_dir()
+    )
 
 
 def rank(directory: Path) -> float:

@@ -48,9 +48,13 @@ def quiet_threads() -> Iterator[None]:
 
 def reason(error: BaseException) -> str:
     """Why a save failed."""
-    if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "No space left on device" in str(error):
+    if (
+        isinstance(error, OSError) and error.errno == errno.ENOSPC
+    ) or "No space left on device" in str(error):
         return "no space left on the disk"
-    if (isinstance(error, OSError) and error.errno == errno.EDQUOT) or "Disk quota exceeded" in str(error):
+    if (isinstance(error, OSError) and error.errno == errno.EDQUOT) or "Disk quota exceeded" in str(
+        error
+    ):
         return "the disk quota is used up"
     return first_line(error)
 
@@ -60,7 +64,9 @@ def first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     line = lines[0] if lines else type(error).__name__
     line = (
-        re.split(r"\s*[\[(]?<(?:bound method|function|class|object|[\w.]+ object at)", line)[0].rstrip(" :,;=")
+        re.split(r"\s*[\[(]?<(?:bound method|function|class|object|[\w.]+ object at)", line)[
+            0
+        ].rstrip(" :,;=")
         or type(error).__name__
     )
     return line if len(line) <= 160 else f"{line[:160]}..."

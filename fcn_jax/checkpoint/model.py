@@ -47,14 +47,19 @@ def save_model(directory: str | Path, spec: Spec, tensors: Mapping[str, Any]) ->
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
     try:
-        # What is compressed stays in memory until it is on disk, so no more is at a time than twice the largest array.
+        # What is compressed stays in memory until it is on disk, so no more is at a time than twice
+        # the largest array.
         at_a_time = 2e-9 * max(1, *(array.nbytes for array in tensors.values()))
         model = ocp.StandardCheckpointHandler(save_concurrent_gb=at_a_time)
         with (
             messages.quiet(),
-            ocp.Checkpointer(ocp.CompositeCheckpointHandler(model=model, spec=ocp.JsonCheckpointHandler())) as checkpointer,
+            ocp.Checkpointer(
+                ocp.CompositeCheckpointHandler(model=model, spec=ocp.JsonCheckpointHandler())
+            ) as checkpointer,
         ):
-            args = ocp.args.Composite(model=ocp.args.StandardSave(dict(tensors)), spec=ocp.args.JsonSave(spec.to_dict()))
+            args = ocp.args.Composite(
+                model=ocp.args.StandardSave(dict(tensors)), spec=ocp.args.JsonSave(spec.to_dict())
+            )
             checkpointer.save(temporary / "whole", args=args)
         files.list_files(temporary / "whole")
         if directory.exists():
@@ -70,7 +75,8 @@ def find(path: str | Path) -> Path:
     A damaged checkpoint of a run is passed over for the next best. A warning says so.
 
     Raises:
-        CheckpointError: there is no such directory, it holds no checkpoint, or what it holds is damaged.
+        CheckpointError: there is no such directory, it holds no checkpoint, or what it holds is
+            damaged.
     """
     path = Path(path)
     if not path.exists():
@@ -83,7 +89,9 @@ def find(path: str | Path) -> Path:
         return _best(path)
     if any((path / part).exists() for part in (files.FILES, "spec", "model")):
         if fault := files.fault(path, ("spec", "model")):
-            raise CheckpointError(f"{path}: the checkpoint is damaged: {fault}{_whole_siblings(path)}")
+            raise CheckpointError(
+                f"{path}: the checkpoint is damaged: {fault}{_whole_siblings(path)}"
+            )
         return path
     if path.name == files.STEPS and files.steps(path):
         return _best(path.parent)
@@ -98,7 +106,11 @@ def _best(run: Path) -> Path:
     if not steps:
         raise CheckpointError(f"{run}: this run has no checkpoint yet")
     directories = [run / files.STEPS / str(step) for step in steps]
-    ranked = sorted(directories, key=lambda directory: (files.rank(directory), int(directory.name)), reverse=True)
+    ranked = sorted(
+        directories,
+        key=lambda directory: (files.rank(directory), int(directory.name)),
+        reverse=True,
+    )
     faults: list[str] = []
     for directory in ranked:
         fault = files.fault(directory, ("spec", "model"))
@@ -120,8 +132,14 @@ def _with_score(directory: Path) -> str:
 def _whole_siblings(directory: Path) -> str:
     """Which other checkpoints of the same run can be used, to end a message with."""
     folder = directory.absolute().parent
-    others = [folder / str(step) for step in files.steps(folder)] if folder.name == files.STEPS else []
-    whole = [str(other) for other in others if other != directory.absolute() and files.fault(other, ("spec", "model")) is None]
+    others = (
+        [folder / str(step) for step in files.steps(folder)] if folder.name == files.STEPS else []
+    )
+    whole = [
+        str(other)
+        for other in others
+        if other != directory.absolute() and files.fault(other, ("spec", "model")) is None
+    ]
     return f"; whole is {listing(whole)}" if whole else ""
 
 
@@ -131,7 +149,10 @@ def read_arrays(directory: Path) -> dict[str, np.ndarray]:
     try:
         with messages.quiet(), ocp.StandardCheckpointer() as checkpointer:
             tree = checkpointer.metadata(item).item_metadata.tree
-            target = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_first_device()) for name, leaf in tree.items()}
+            target = {
+                name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_first_device())
+                for name, leaf in tree.items()
+            }
             restored = checkpointer.restore(item, target)
     except Exception as error:  # Orbax and TensorStore raise bare ones on damaged files
         raise CheckpointError(
@@ -144,8 +165,8 @@ def load(path: str | Path) -> tuple[Segmenter, Spec]:
     """Build the model of a run or checkpoint and fill it, in eval mode.
 
     Raises:
-        CheckpointError: not a checkpoint, incomplete, of a backbone alone, of a plugin that is not installed, or not what its spec builds
-            here.
+        CheckpointError: not a checkpoint, incomplete, of a backbone alone, of a plugin that is not
+            installed, or not what its spec builds here.
     """
     directory = find(path)
     spec = read_spec(directory)
@@ -164,8 +185,15 @@ def load(path: str | Path) -> tuple[Segmenter, Spec]:
 def fill(model: nnx.Module, stored: Mapping[str, Any], directory: Path) -> None:
     """Put arrays into a model that `nnx.eval_shape` built. Raises `CheckpointError` naming every array that does not fit."""
     targets = leaves(model)
-    missing, surplus = sorted(targets.keys() - stored.keys()), sorted(stored.keys() - targets.keys())
-    misshapen = [name for name in targets.keys() & stored.keys() if targets[name].get_value().shape != stored[name].shape]
+    missing, surplus = (
+        sorted(targets.keys() - stored.keys()),
+        sorted(stored.keys() - targets.keys()),
+    )
+    misshapen = [
+        name
+        for name in targets.keys() & stored.keys()
+        if targets[name].get_value().shape != stored[name].shape
+    ]
     if missing or surplus or misshapen:
         raise CheckpointError(
             f"{directory}: does not fit the model that this installation builds: "

@@ -16,10 +16,10 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from fcn_jax import atomic
 from fcn_jax.checkpoint import files, messages
 from fcn_jax.checkpoint.spec import Spec
 from fcn_jax.errors import CheckpointError, WriteError
+from fcn_jax.runtime import atomic
 
 _LEFTOVER = re.compile(r"\d+\.(orbax-checkpoint-tmp.*|deleted)")
 """Folders of a save or a deletion that was cut short."""
@@ -51,22 +51,30 @@ class Checkpoints:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise WriteError(f"{self._folder}: cannot be made ({error.strerror or error})") from error
+            raise WriteError(
+                f"{self._folder}: cannot be made ({error.strerror or error})"
+            ) from error
         self._remove_leftovers()
         options = ocp.options.AsyncOptions(post_finalization_callback=self._list_files_of_save)
         items = {"model": ocp.StandardCheckpointHandler(), "train": ocp.StandardCheckpointHandler()}
         json_items = {"data": ocp.JsonCheckpointHandler(), "spec": ocp.JsonCheckpointHandler()}
-        # Orbax logs a failed save from several threads, with a traceback in each; the error is raised to the caller all the same.
+        # Orbax logs a failed save from several threads, with a traceback in each; the error is
+        # raised to the caller all the same.
         self._silence = contextlib.ExitStack()
         self._silence.enter_context(messages.quiet(logging.CRITICAL + 1))
         self._silence.enter_context(messages.quiet_threads())
-        self._checkpointer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(**items, **json_items), async_options=options)
+        self._checkpointer = ocp.AsyncCheckpointer(
+            ocp.CompositeCheckpointHandler(**items, **json_items), async_options=options
+        )
 
-    def save(self, step: int, *, model: Mapping[str, Any], train: Any, data: Any, spec: Spec) -> None:
+    def save(
+        self, step: int, *, model: Mapping[str, Any], train: Any, data: Any, spec: Spec
+    ) -> None:
         """Write in the background; a process killed meanwhile leaves the earlier checkpoints as they were.
 
         Raises:
-            CheckpointError: this checkpoint, or the one before, which was still being written, cannot be written.
+            CheckpointError: this checkpoint, or the one before, which was still being written,
+                cannot be written.
         """
         self.finish()
         directory = self._folder / str(step)
@@ -122,7 +130,9 @@ class Checkpoints:
             CheckpointError: there are checkpoints, and none can be restored.
         """
         args = ocp.args.Composite(
-            model=ocp.args.StandardRestore(model), train=ocp.args.StandardRestore(train), data=ocp.args.JsonRestore()
+            model=ocp.args.StandardRestore(model),
+            train=ocp.args.StandardRestore(train),
+            data=ocp.args.JsonRestore(),
         )
         skipped: dict[int, str] = {}
         for step in reversed(files.steps(self._folder)):
@@ -136,7 +146,10 @@ class Checkpoints:
                 else:
                     for other in skipped:
                         self._set_aside(self._folder / str(other))
-                    faults = tuple(f"checkpoint {other} is damaged ({fault})" for other, fault in skipped.items())
+                    faults = tuple(
+                        f"checkpoint {other} is damaged ({fault})"
+                        for other, fault in skipped.items()
+                    )
                     return Restored(step, items["model"], items["train"], items["data"], faults)
             skipped[step] = fault
         if not skipped:
@@ -161,7 +174,9 @@ class Checkpoints:
         self._remove_leftovers()
         messages.SILENCED.append(self._silence.pop_all())
         atexit.register(self._remove_leftovers)
-        return CheckpointError(f"{directory}: the checkpoint cannot be written ({messages.reason(error)})")
+        return CheckpointError(
+            f"{directory}: the checkpoint cannot be written ({messages.reason(error)})"
+        )
 
     def _list_files_of_save(self) -> None:
         """Runs in Orbax's thread, when all items are written and the folder still has its temporary name."""
@@ -178,7 +193,9 @@ class Checkpoints:
             return
         steps = files.steps(self._folder)
         scored = [step for step in steps if files.rank(self._folder / str(step)) >= 0]
-        best = max(scored, key=lambda step: (files.rank(self._folder / str(step)), step), default=None)
+        best = max(
+            scored, key=lambda step: (files.rank(self._folder / str(step)), step), default=None
+        )
         for step in steps[:-2]:
             # What is not scored yet may be the best.
             if step != best and step not in self._unwritten:
@@ -202,7 +219,9 @@ class Checkpoints:
         if self._first_process and self._folder.is_dir():
             until = time.monotonic() + 2
             # The threads of a failed save may still add a file, and the folders above it.
-            while found := [path for path in self._folder.iterdir() if _LEFTOVER.fullmatch(path.name)]:
+            while found := [
+                path for path in self._folder.iterdir() if _LEFTOVER.fullmatch(path.name)
+            ]:
                 for path in found:
                     shutil.rmtree(path, ignore_errors=True)
                 if time.monotonic() > until:

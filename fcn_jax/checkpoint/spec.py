@@ -10,11 +10,11 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 
-from fcn_jax import registry
-from fcn_jax.api import Classes
 from fcn_jax.checkpoint import files, messages
 from fcn_jax.errors import CheckpointError, ConfigError
 from fcn_jax.models.segmenter import ModelSpec
+from fcn_jax.plugins import registry
+from fcn_jax.plugins.api import Classes
 
 FORMAT = 2
 """Of what is written. Format 1, which has no checksums, is read too."""
@@ -33,9 +33,10 @@ class Spec:
         classes: names and colors, or None for converted weights, which come without.
         plugins: name, distribution and version of the backbone and heads.
         weights: record of the weights that it started from, or None.
-        value_range: how images of more than 8 bits were scaled, as `fcn_jax.data.value_range.to_json` gives it; None if there
-            were none.
-        split: the split that a run trains on: `images`, their number, and `digest` of their IDs; None without a training.
+        value_range: how images of more than 8 bits were scaled, as
+            `fcn_jax.data.value_range.to_json` gives it; None if there were none.
+        split: the split that a run trains on: `images`, their number, and `digest` of their IDs;
+            None without a training.
     """
 
     model: ModelSpec
@@ -54,12 +55,23 @@ class Spec:
         """The inverse of `to_dict`; a plugin's name means that of the recorded distribution, whoever else has one of that name."""
         classes = table["classes"]
         if classes is not None:
-            classes = Classes(tuple(classes["names"]), tuple((r, g, b) for r, g, b in classes["palette"]))
+            classes = Classes(
+                tuple(classes["names"]), tuple((r, g, b) for r, g, b in classes["palette"])
+            )
         model, plugins = dict(table["model"]), registry.default()
         for part, kind in _PARTS.items():
             if model.get(part) is not None and part in table["plugins"]:
-                model[part] = plugins.own_name(kind, model[part], table["plugins"][part]["distribution"], strict=True)
-        return cls(ModelSpec(**model), classes, table["plugins"], table["weights"], table.get("value_range"), table.get("split"))
+                model[part] = plugins.own_name(
+                    kind, model[part], table["plugins"][part]["distribution"], strict=True
+                )
+        return cls(
+            ModelSpec(**model),
+            classes,
+            table["plugins"],
+            table["weights"],
+            table.get("value_range"),
+            table.get("split"),
+        )
 
 
 def describe(
@@ -72,7 +84,9 @@ def describe(
     """The spec of a model, with the plugins that it is built from."""
     plugins = registry.default()
     names = {part: getattr(model, part) for part in _PARTS}
-    records = {part: plugins.record(_PARTS[part], name) for part, name in names.items() if name is not None}
+    records = {
+        part: plugins.record(_PARTS[part], name) for part, name in names.items() if name is not None
+    }
     return Spec(model, classes, records, weights, value_range, split)
 
 

@@ -7,7 +7,9 @@ from collections.abc import Callable, Collection, Mapping
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_WRAPPERS = re.compile(
+    r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)
 
 
 def guess(shapes: Shapes) -> str | None:
@@ -21,7 +23,9 @@ def guess(shapes: Shapes) -> str | None:
     """
     plain = {_WRAPPERS.sub("", name): shape for name, shape in shapes.items()}
     network = _by_signature(plain) or _resnet(plain) or _by_late_signature(plain)
-    around = next((what for mark, what in _FRAMES if any(re.search(mark, name) for name in plain)), None)
+    around = next(
+        (what for mark, what in _FRAMES if any(re.search(mark, name) for name in plain)), None
+    )
     if network and around:
         return f"{network}, within {around}"
     return network or around
@@ -29,7 +33,9 @@ def guess(shapes: Shapes) -> str | None:
 
 def backbone_of(guessed: str | None, registered: Collection[str]) -> str | None:
     """The registered backbone that a guess names, such as "resnet34" for "a torchvision ResNet-34 (...)"; None if there is none."""
-    found = re.match(r"(?:a torchvision (ResNet)-(\d+) \((?:basic|bottleneck)|(VGG)-(\d+))", guessed or "")
+    found = re.match(
+        r"(?:a torchvision (ResNet)-(\d+) \((?:basic|bottleneck)|(VGG)-(\d+))", guessed or ""
+    )
     name = "".join(part for part in found.groups() if part).lower() if found else ""
     if guessed is not None and name.startswith("vgg") and "with batch normalization" in guessed:
         name += "_bn"
@@ -38,7 +44,10 @@ def backbone_of(guessed: str | None, registered: Collection[str]) -> str | None:
 
 def _has(shapes: Shapes, ending: str) -> str | None:
     """The prefix before a name, which is "" or ends with a dot; None where no name ends so."""
-    return next((name[: -len(ending)] for name in shapes if name == ending or name.endswith(f".{ending}")), None)
+    return next(
+        (name[: -len(ending)] for name in shapes if name == ending or name.endswith(f".{ending}")),
+        None,
+    )
 
 
 _EARLY: tuple[tuple[str, str], ...] = (
@@ -67,9 +76,15 @@ _EARLY: tuple[tuple[str, str], ...] = (
     ("encoder.block.0.0.attention.self.query.weight", "a SegFormer of transformers (MiT encoder)"),
     ("stages.0.blocks.0.attention.q_proj.weight", "a SegFormer of transformers (MiT encoder)"),
     ("block1.0.attn.q.weight", "a SegFormer (MiT encoder)"),
-    ("encoder.layers.encoder_layer_0.self_attention.in_proj_weight", "torchvision's vision transformer (ViT)"),
+    (
+        "encoder.layers.encoder_layer_0.self_attention.in_proj_weight",
+        "torchvision's vision transformer (ViT)",
+    ),
     ("encoder.layer.0.layer_scale1.lambda1", "DINOv2 of transformers"),
-    ("encoder.layer.0.attention.attention.query.weight", "a vision transformer (ViT) of transformers"),
+    (
+        "encoder.layer.0.attention.attention.query.weight",
+        "a vision transformer (ViT) of transformers",
+    ),
     ("blocks.0.ls1.gamma", "DINOv2 (a vision transformer)"),
     ("blocks.0.gamma_1", "DINOv3 or BEiT (a vision transformer)"),
     ("blocks.0.attn.relative_position_bias_table", "a Swin transformer"),
@@ -91,19 +106,40 @@ _EARLY: tuple[tuple[str, str], ...] = (
 )
 
 _FRAMES: tuple[tuple[str, str], ...] = (
-    (r"(^|\.)decoder\.blocks\.0\.conv1\.0\.weight$", "an SMP U-Net (encoder.*, decoder.*, segmentation_head.*)"),
+    (
+        r"(^|\.)decoder\.blocks\.0\.conv1\.0\.weight$",
+        "an SMP U-Net (encoder.*, decoder.*, segmentation_head.*)",
+    ),
     (r"(^|\.)decoder\.p5\.weight$", "an SMP FPN (encoder.*, decoder.*, segmentation_head.*)"),
-    (r"(^|\.)decoder\.psp\.", "an SMP PSPNet or UPerNet (encoder.*, decoder.*, segmentation_head.*)"),
-    (r"(^|\.)decoder\.(0\.convs|aspp)\.", "an SMP DeepLab (encoder.*, decoder.*, segmentation_head.*)"),
-    (r"(^|\.)segmentation_head\.", "a network of segmentation_models_pytorch (encoder.*, decoder.*, segmentation_head.*)"),
+    (
+        r"(^|\.)decoder\.psp\.",
+        "an SMP PSPNet or UPerNet (encoder.*, decoder.*, segmentation_head.*)",
+    ),
+    (
+        r"(^|\.)decoder\.(0\.convs|aspp)\.",
+        "an SMP DeepLab (encoder.*, decoder.*, segmentation_head.*)",
+    ),
+    (
+        r"(^|\.)segmentation_head\.",
+        "a network of segmentation_models_pytorch (encoder.*, decoder.*, segmentation_head.*)",
+    ),
     (r"(^|\.)(rpn|roi_heads)\.", "a detector (rpn.*, roi_heads.*)"),
-    (r"(^|\.)(decode_head|auxiliary_head)\.", "a network of mmsegmentation (backbone.*, decode_head.*)"),
+    (
+        r"(^|\.)(decode_head|auxiliary_head)\.",
+        "a network of mmsegmentation (backbone.*, decode_head.*)",
+    ),
     (r"(^|\.)classifier\.0\.convs\.", "torchvision's DeepLabV3 (backbone.*, classifier.*)"),
-    (r"(^|\.)classifier\.(cbr|low_classifier)\.", "torchvision's LR-ASPP (backbone.*, classifier.*)"),
+    (
+        r"(^|\.)classifier\.(cbr|low_classifier)\.",
+        "torchvision's LR-ASPP (backbone.*, classifier.*)",
+    ),
     (r"(^|\.)classifier\.final_conv\.", "fcn-jax's fcn32s (backbone.*, classifier.*)"),
     (r"(^|\.)classifier\.1\.running_mean$", "torchvision's FCN (backbone.*, classifier.*)"),
     (r"(^|\.)backbone\.layer4\..*", "a network around it (backbone.*)"),
-    (r"(^|\.)lora_(A|B|up|down)\.", "a LoRA adapter, which holds changes of weights and no weights"),
+    (
+        r"(^|\.)lora_(A|B|up|down)\.",
+        "a LoRA adapter, which holds changes of weights and no weights",
+    ),
 )
 
 
@@ -112,7 +148,15 @@ def _by_signature(shapes: Shapes) -> str | None:
         prefix = _has(shapes, ending)
         if prefix is not None:
             return what + _classes(
-                shapes, prefix, ("head.weight", "head.fc.weight", "classifier.weight", "fc.weight", "heads.head.weight")
+                shapes,
+                prefix,
+                (
+                    "head.weight",
+                    "head.fc.weight",
+                    "classifier.weight",
+                    "fc.weight",
+                    "heads.head.weight",
+                ),
             )
     return None
 
@@ -124,10 +168,18 @@ def _by_late_signature(shapes: Shapes) -> str | None:
     if prefix is not None and len(first) == 4:
         if first[-1] == 11:
             return "AlexNet"
-        layers = [n for n, s in shapes.items() if re.fullmatch(re.escape(prefix) + r"features\.\d+\.weight", n) and len(s) == 4]
+        layers = [
+            n
+            for n, s in shapes.items()
+            if re.fullmatch(re.escape(prefix) + r"features\.\d+\.weight", n) and len(s) == 4
+        ]
         if first[-1] == 3 and len(layers) in (8, 10, 13, 16):
-            norm = " with batch normalization" if f"{prefix}features.1.running_mean" in shapes else ""
-            return f"VGG-{len(layers) + 3}{norm}" + _classes(shapes, prefix, ("classifier.6.weight",))
+            norm = (
+                " with batch normalization" if f"{prefix}features.1.running_mean" in shapes else ""
+            )
+            return f"VGG-{len(layers) + 3}{norm}" + _classes(
+                shapes, prefix, ("classifier.6.weight",)
+            )
     if _has(shapes, "conv1_1.weight") is not None:
         return "VGG in Caffe's names"
     return None

@@ -10,15 +10,16 @@ from typing import Any
 
 from flax import nnx
 
-from fcn_jax import checkpoint, destination
-from fcn_jax.convert import files, kinds
+from fcn_jax import checkpoint
 from fcn_jax.convert.engine import export_from, load_into, starts_new_head, tables
 from fcn_jax.convert.gaps import draw_gaps
-from fcn_jax.convert.matching import LoadRecord
+from fcn_jax.convert.matching import LoadReport
 from fcn_jax.errors import ConfigError, WeightsError, listing
-from fcn_jax.memory import give_back_freed_memory
 from fcn_jax.models.names import WEIGHTS, leaves
 from fcn_jax.models.segmenter import ModelSpec, build, build_backbone, by_name
+from fcn_jax.pytorch import files, kinds
+from fcn_jax.runtime import destination
+from fcn_jax.runtime.memory import trim_malloc
 
 
 def convert_file(
@@ -37,15 +38,17 @@ def convert_file(
     drop: Sequence[str] = (),
     key: str = "",
     seed: int = 0,
-) -> LoadRecord:
+) -> LoadReport:
     """Convert PyTorch weights to a checkpoint that `train --init` takes and, if it is a whole model, `eval` and `predict`.
 
     Args:
         source: a weights file, or the name of published weights of the model or its backbone.
-        model: a registered whole model; or a registered backbone, with `head` for a whole model, without for its weights alone.
+        model: a registered whole model; or a registered backbone, with `head` for a whole model,
+            without for its weights alone.
         output: directory to write; must be missing or empty.
         head: registered head to put on a backbone.
-        aux_head: registered auxiliary head to put on a backbone; without it that of the file is left out.
+        aux_head: registered auxiliary head to put on a backbone; without it that of the file is
+            left out.
         num_classes: of a whole model; by default the registered model's, with `head` 21.
         output_stride: of the backbone; its own default if not given.
         backbone_options: the backbone's own options, over the registered model's.
@@ -60,7 +63,8 @@ def convert_file(
         A record of what went where; it is also kept in the checkpoint.
 
     Raises:
-        ConfigError: `model` names neither a model nor a backbone, or its parts and options do not go together.
+        ConfigError: `model` names neither a model nor a backbone, or its parts and options do not
+            go together.
         WeightsError: the file cannot be read or fetched, or does not fit.
         CheckpointError: `output` is not empty.
         WriteError: `output` cannot be written.
@@ -68,10 +72,14 @@ def convert_file(
     destination.check_new(output)
     checkpoint.require_empty(output)
     if Path(source).is_dir():
-        raise WeightsError(f"{source}: {kinds.of_directory(Path(source))} (--to-torch takes a run or checkpoint)")
+        raise WeightsError(
+            f"{source}: {kinds.of_directory(Path(source))} (--to-torch takes a run or checkpoint)"
+        )
     spec = by_name(model)
     if spec.head is not None and (head or aux_head):
-        raise ConfigError(f"'{model}' is a whole model, with the head '{spec.head}'; --head and --aux-head are for a backbone")
+        raise ConfigError(
+            f"'{model}' is a whole model, with the head '{spec.head}'; --head and --aux-head are for a backbone"
+        )
     if spec.head is None and head is None:
         given = {
             "--num-classes": num_classes is not None,
@@ -92,7 +100,9 @@ def convert_file(
         "head_options": {**spec.head_options, **(head_options or {})},
         "aux_head_options": {**spec.aux_head_options, **(aux_head_options or {})},
     }
-    spec = dataclasses.replace(spec, **{name: value for name, value in changes.items() if value is not None})
+    spec = dataclasses.replace(
+        spec, **{name: value for name, value in changes.items() if value is not None}
+    )
     if spec.aux_head is None and aux_head_options:
         raise ConfigError("--aux-head-option is for an auxiliary head; name it with --aux-head")
 
@@ -101,13 +111,21 @@ def convert_file(
 
     module = nnx.eval_shape(build_it)
     record = load_into(module, spec, source, reinit, drop=drop, key=key)
-    if spec.head is not None and record.scope == "backbone" and not starts_new_head(leaves(module), reinit, tables(spec)):
+    if (
+        spec.head is not None
+        and record.scope == "backbone"
+        and not starts_new_head(leaves(module), reinit, tables(spec))
+    ):
         raise WeightsError(
             f"{source}: holds the backbone alone; convert it with --model {spec.backbone}, or draw the head at random with --reinit head"
         )
     draw_gaps(module, build_it, WEIGHTS)
-    give_back_freed_memory()  # what reading took: writing takes as much again
-    checkpoint.save_model(output, checkpoint.describe(spec, weights=dataclasses.asdict(record)), checkpoint.arrays(module))
+    trim_malloc()  # what reading took: writing takes as much again
+    checkpoint.save_model(
+        output,
+        checkpoint.describe(spec, weights=dataclasses.asdict(record)),
+        checkpoint.arrays(module),
+    )
     return record
 
 
@@ -120,7 +138,8 @@ class ExportRecord:
         names: naming scheme.
         scope: "model", or "backbone" for a checkpoint of a backbone alone.
         tensors: names in the file.
-        dropped: names that the file which the checkpoint was converted from had and this one lacks -> reason.
+        dropped: names that the file which the checkpoint was converted from had and this one lacks
+            -> reason.
     """
 
     source: str
@@ -132,7 +151,11 @@ class ExportRecord:
     def __str__(self) -> str:
         """One line for a log."""
         line = f"{len(self.tensors)} tensors of {self.source} ({self.names} names, {self.scope})"
-        lacks = f"; {len(self.dropped)} had been dropped on import: {listing(self.dropped)}" if self.dropped else ""
+        lacks = (
+            f"; {len(self.dropped)} had been dropped on import: {listing(self.dropped)}"
+            if self.dropped
+            else ""
+        )
         return line + lacks
 
 
@@ -141,9 +164,10 @@ def export_file(source: str | Path, output: Path, *, names: str = "torchvision")
 
     Args:
         source: a run (its best checkpoint), a checkpoint or a converted model.
-        output: `.pth` or `.safetensors` file to write, which must not exist; only `.pth` needs torch.
-        names: naming scheme; "torchvision" gives `backbone.*` and `classifier.*`, and for a backbone alone its own names; "d2l" the
-            book chapter's Sequential.
+        output: `.pth` or `.safetensors` file to write, which must not exist; only `.pth` needs
+            torch.
+        names: naming scheme; "torchvision" gives `backbone.*` and `classifier.*`, and for a
+            backbone alone its own names; "d2l" the book chapter's Sequential.
 
     Raises:
         CheckpointError: not a checkpoint, or incomplete.
@@ -162,7 +186,9 @@ def export_file(source: str | Path, output: Path, *, names: str = "torchvision")
     tensors = export_from(module, spec.model, names)
     files.write(output, tensors)
     scope = "backbone" if spec.model.head is None else "model"
-    return ExportRecord(str(directory), names, scope, tuple(tensors), (spec.weights or {}).get("dropped", {}))
+    return ExportRecord(
+        str(directory), names, scope, tuple(tensors), (spec.weights or {}).get("dropped", {})
+    )
 
 
 def _build(spec: ModelSpec, rngs: nnx.Rngs) -> nnx.Module:

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
-from fcn_jax import cache
-from fcn_jax.api import Weights
-from fcn_jax.atomic import replacing
-from fcn_jax.convert import files
 from fcn_jax.errors import PluginError, WeightsError
+from fcn_jax.plugins.api import Weights
+from fcn_jax.pytorch import files
+from fcn_jax.runtime import cache
+from fcn_jax.runtime.atomic import replacing
 
 _ATTEMPTS = 3
 _CHUNK = 1 << 18
@@ -29,27 +29,33 @@ def cached_path(weights: Weights) -> Path:
     """Where a file is kept, or is to be put by hand: its own name, with its hash if that is not part of it as torchvision's is."""
     name = Path(unquote(urlsplit(weights.url).path)).name
     digits = weights.sha256.lower()[:8]
-    return cache.folder() / (name if digits in name else f"{Path(name).stem}-{digits}{Path(name).suffix}")
+    return cache.folder() / (
+        name if digits in name else f"{Path(name).stem}-{digits}{Path(name).suffix}"
+    )
 
 
 def fetch(weights: Weights, *, sleep: Callable[[float], object] = time.sleep) -> Path:
     """The file of published weights: from the cache, where its hash is verified again, or else from its address.
 
-    A transfer that breaks off, and a server that is overloaded, is tried three times in all; it goes on where it was if the server can.
-    The file appears in the cache whole and verified, or not at all.
+    A transfer that breaks off, and a server that is overloaded, is tried three times in all; it
+    goes on where it was if the server can. The file appears in the cache whole and verified, or not
+    at all.
 
     Args:
         weights: address and hash.
         sleep: waits for so many seconds before another attempt.
 
     Raises:
-        WeightsError: there is no connection, the server answers with an error, or the file has another hash. Nothing is kept then.
+        WeightsError: there is no connection, the server answers with an error, or the file has
+            another hash. Nothing is kept then.
         WriteError: the cache cannot be written.
         PluginError: whoever registered the weights gave less than eight digits of their hash.
     """
     expected = weights.sha256.lower()
     if not re.fullmatch("[0-9a-f]{8,64}", expected):
-        raise PluginError(f"the weights at {weights.url} are registered with SHA-256 '{expected}'; it must be 8 to 64 hex digits")
+        raise PluginError(
+            f"the weights at {weights.url} are registered with SHA-256 '{expected}'; it must be 8 to 64 hex digits"
+        )
     path = cached_path(weights)
     stale = ""
     if path.is_file():
@@ -82,7 +88,12 @@ class _NotFetchedError(Exception):
         self.final = final
 
 
-def _download(url: str, file: BinaryIO, report: Callable[[int, int | None], None], sleep: Callable[[float], object]) -> None:
+def _download(
+    url: str,
+    file: BinaryIO,
+    report: Callable[[int, int | None], None],
+    sleep: Callable[[float], object],
+) -> None:
     for attempt in range(_ATTEMPTS):
         try:
             _attempt(url, file, report)
@@ -114,7 +125,9 @@ def _attempt(url: str, file: BinaryIO, report: Callable[[int, int | None], None]
             file.write(chunk)
             report(file.tell(), total)
     if total is not None and file.tell() < total:
-        raise _NotFetchedError(f"the connection ended after {file.tell()} of {total} bytes", final=False)
+        raise _NotFetchedError(
+            f"the connection ended after {file.tell()} of {total} bytes", final=False
+        )
 
 
 @contextlib.contextmanager
@@ -124,7 +137,8 @@ def _network_errors() -> Iterator[None]:
         yield
     except urllib.error.HTTPError as error:
         raise _NotFetchedError(
-            f"HTTP {error.code} {error.reason}", final=error.code < 500 and error.code not in (408, 429)
+            f"HTTP {error.code} {error.reason}",
+            final=error.code < 500 and error.code not in (408, 429),
         ) from error
     except urllib.error.URLError as error:  # no connection
         raise _NotFetchedError(str(error.reason), final=True) from error
@@ -141,7 +155,11 @@ def _progress(name: str) -> Iterator[Callable[[int, int | None], None]]:
     from rich import progress
     from rich.console import Console
 
-    columns: list[Any] = [progress.TextColumn("{task.description}"), progress.BarColumn(), progress.DownloadColumn()]
+    columns: list[Any] = [
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.DownloadColumn(),
+    ]
     columns += [progress.TransferSpeedColumn(), progress.TimeRemainingColumn()]
     with progress.Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(name, total=None)

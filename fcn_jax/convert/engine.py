@@ -10,26 +10,30 @@ import jax
 import numpy as np
 from flax import nnx
 
-from fcn_jax import registry
-from fcn_jax.api import Backbone, Head
-from fcn_jax.convert import architecture, files, matching, named_weights, reading
-from fcn_jax.convert.matching import LoadRecord
-from fcn_jax.convert.rules import Drop, Rule, Table
-from fcn_jax.convert.state_dicts import StateDict, Tensors
+from fcn_jax.convert import architecture, matching, named_weights, reading
+from fcn_jax.convert.matching import LoadReport
 from fcn_jax.errors import ConfigError, WeightsError, listing
-from fcn_jax.memory import give_back_freed_memory
 from fcn_jax.models.names import leaves
 from fcn_jax.models.segmenter import ModelSpec, Segmenter, describe
+from fcn_jax.plugins import registry
+from fcn_jax.plugins.api import Backbone, Head
+from fcn_jax.pytorch import files
+from fcn_jax.pytorch.rules import Drop, Rule, Table
+from fcn_jax.pytorch.state_dicts import StateDict, Tensors
+from fcn_jax.runtime.memory import trim_malloc
 
-_AUXILIARY = Drop("aux_classifier.*", "the auxiliary head, which takes part in PyTorch's training alone")
+_AUXILIARY = Drop(
+    "aux_classifier.*", "the auxiliary head, which takes part in PyTorch's training alone"
+)
 
 
 def tables(spec: ModelSpec) -> dict[tuple[str, str], Table]:
     """The tables that fit a spec, by (scope, naming scheme): of the whole model where both parts have one, and of the backbone.
 
-    The Flax side has a whole model's paths in either case. In torchvision's names the parts of a whole model are `backbone.*`,
-    `classifier.*` and `aux_classifier.*`, as in its segmentation models. In other schemes, such as the chapter's, whose network is one
-    Sequential, there are no prefixes: each table's names are the whole model's.
+    The Flax side has a whole model's paths in either case. In torchvision's names the parts of a
+    whole model are `backbone.*`, `classifier.*` and `aux_classifier.*`, as in its segmentation
+    models. In other schemes, such as the chapter's, whose network is one Sequential, there are no
+    prefixes: each table's names are the whole model's.
     """
     backbone, head, aux_head = describe(spec)
     of_backbone = _part_tables(backbone, spec.backbone_options)
@@ -39,14 +43,22 @@ def tables(spec: ModelSpec) -> dict[tuple[str, str], Table]:
     found: dict[tuple[str, str], Table] = {}
     for scheme in of_backbone:
         if scheme in of_head and (aux_head is None or scheme in of_aux_head):
-            trunk, top, aux = ("backbone.", "classifier.", "aux_classifier.") if scheme == "torchvision" else ("", "", "aux.")
-            whole = of_backbone[scheme].under(trunk, "backbone.") + of_head[scheme].under(top, "head.")
+            trunk, top, aux = (
+                ("backbone.", "classifier.", "aux_classifier.")
+                if scheme == "torchvision"
+                else ("", "", "aux.")
+            )
+            whole = of_backbone[scheme].under(trunk, "backbone.") + of_head[scheme].under(
+                top, "head."
+            )
             if aux_head is not None:
                 whole += of_aux_head[scheme].under(aux, "aux_head.")
             elif scheme == "torchvision":
                 whole += Table(_AUXILIARY)
             found["model", scheme] = whole
-    return found | {("backbone", scheme): table.under("", "backbone.") for scheme, table in alone.items()}
+    return found | {
+        ("backbone", scheme): table.under("", "backbone.") for scheme, table in alone.items()
+    }
 
 
 def _part_tables(part: Backbone | Head, table: Mapping[str, Any]) -> Mapping[str, Table]:
@@ -67,33 +79,42 @@ def load_torch(
     *,
     drop: Sequence[str] = (),
     key: str = "",
-) -> LoadRecord:
+) -> LoadReport:
     """Load PyTorch weights into a model, in place, all or nothing.
 
-    A file is read tensor by tensor, twice: all of it is checked before the first value of the model changes, and memory holds the model
-    and one tensor. No code of the file runs, and PyTorch is not needed.
+    A file is read tensor by tensor, twice: all of it is checked before the first value of the model
+    changes, and memory holds the model and one tensor. No code of the file runs, and PyTorch is not
+    needed.
 
-    Files of training frameworks are seen through: the state dict is found under whatever keys it lies, and prefixes of DataParallel,
-    torch.compile, Lightning, running averages and networks around a backbone are taken off. The reading by which most of the model is
-    there is taken; of equal ones the weights before running averages of them, and the record names the others. The naming scheme and the
-    scope (whole model, or backbone alone) are recognized by the names. Every tensor of the file is used once or dropped for a reason that
-    the record gives; every leaf of the model is filled or named by `reinit`. From a file of the backbone alone the head keeps its initial
-    values; from a file of a whole network with another head it does so if `reinit` names it ("head").
+    Files of training frameworks are seen through: the state dict is found under whatever keys it
+    lies, and prefixes of DataParallel, torch.compile, Lightning, running averages and networks
+    around a backbone are taken off. The reading by which most of the model is there is taken; of
+    equal ones the weights before running averages of them, and the record names the others. The
+    naming scheme and the scope (whole model, or backbone alone) are recognized by the names. Every
+    tensor of the file is used once or dropped for a reason that the record gives; every leaf of the
+    model is filled or named by `reinit`. From a file of the backbone alone the head keeps its
+    initial values; from a file of a whole network with another head it does so if `reinit` names it
+    ("head").
 
     Args:
         model: as `build_model` returns it.
-        source: a file of weights in PyTorch's formats or `.safetensors`, known by its contents; the name of published weights, such as
-            "IMAGENET1K_V1", which are fetched once; or a state dict of torch tensors or numpy arrays, which may be wrapped as in a file.
-        reinit: globs over the file's names or the model's paths, whose tensors keep the model's initial values.
-        drop: globs over the file's names, with or without the prefix, of tensors that are left out on purpose.
-        key: which of several state dicts of a file to take, by its keys or its prefix, such as "model_ema".
+        source: a file of weights in PyTorch's formats or `.safetensors`, known by its contents; the
+            name of published weights, such as "IMAGENET1K_V1", which are fetched once; or a state
+            dict of torch tensors or numpy arrays, which may be wrapped as in a file.
+        reinit: globs over the file's names or the model's paths, whose tensors keep the model's
+            initial values.
+        drop: globs over the file's names, with or without the prefix, of tensors that are left out
+            on purpose.
+        key: which of several state dicts of a file to take, by its keys or its prefix, such as
+            "model_ema".
 
     Returns:
         A record of what went where.
 
     Raises:
-        WeightsError: the file cannot be read, or does not fit: all missing, surplus and misshapen names in one message. The model is as
-            it was, except where a file changes while it is read.
+        WeightsError: the file cannot be read, or does not fit: all missing, surplus and misshapen
+            names in one message. The model is as it was, except where a file changes while it is
+            read.
     """
     return load_into(model, model.spec, source, reinit, drop=drop, key=key)
 
@@ -106,10 +127,11 @@ def load_into(
     *,
     drop: Sequence[str] = (),
     key: str = "",
-) -> LoadRecord:
+) -> LoadReport:
     """`load_torch` for any module that a spec describes; for a backbone alone the spec's head is None.
 
-    The module may hold shapes instead of arrays, as `nnx.eval_shape` makes it; leaves that are not loaded then stay shapes.
+    The module may hold shapes instead of arrays, as `nnx.eval_shape` makes it; leaves that are not
+    loaded then stay shapes.
     """
     if isinstance(source, Mapping):
         name, digest = "state dict", None
@@ -120,7 +142,9 @@ def load_into(
         name, digest = str(path), files.sha256(path)
     candidates = tables(spec)
     if not candidates:
-        raise WeightsError(f"backbone '{spec.backbone}' declares no table of PyTorch names, so {name} cannot be loaded")
+        raise WeightsError(
+            f"backbone '{spec.backbone}' declares no table of PyTorch names, so {name} cannot be loaded"
+        )
     targets = _targets(module, spec)
     found = reading.readings(states, candidates, targets)
     if not found:
@@ -128,8 +152,11 @@ def load_into(
     chosen, also_fits = reading.choose(found, key, states, name)
     table = candidates[chosen.scope, chosen.scheme]
     others = reading.other_weights(chosen, states)
-    beside = {key: any(f"{other.key}.".startswith(f"{key}.") for other in others) for key in chosen.state.beside}
-    record = LoadRecord(
+    beside = {
+        key: any(f"{other.key}.".startswith(f"{key}.") for other in others)
+        for key in chosen.state.beside
+    }
+    record = LoadReport(
         name,
         digest,
         chosen.scheme,
@@ -146,7 +173,9 @@ def load_into(
         renamed={new: raw for new, raw in chosen.names.items() if raw != chosen.prefix + new},
     )
     tensors = chosen.tensors()
-    record.renamed.update({raw: raw for raw in tensors if raw not in chosen.names and chosen.prefix})
+    record.renamed.update(
+        {raw: raw for raw in tensors if raw not in chosen.names and chosen.prefix}
+    )
     new_head = starts_new_head(targets, reinit, candidates)
     leftover = reading.leftovers(chosen, found, table, targets, new_head)
     if chosen.scope == "backbone" and not key:
@@ -154,10 +183,28 @@ def load_into(
             tensors, leftover, reading.parts_apart(chosen, found, others), table, record, new_head
         )
     shapes = {raw: chosen.state.tensors.shape(raw) for raw in chosen.state.tensors}
-    load_named(module, spec, tensors, table, record, reinit, drop, leftover, lambda: architecture.guess(shapes))
-    record.others[:] = [key for key in record.others if not any(name.startswith(f"{key}.") for name in record.dropped)]
+    load_named(
+        module,
+        spec,
+        tensors,
+        table,
+        record,
+        reinit,
+        drop,
+        leftover,
+        lambda: architecture.guess(shapes),
+    )
+    record.others[:] = [
+        key
+        for key in record.others
+        if not any(name.startswith(f"{key}.") for name in record.dropped)
+    ]
     used = {*record.loaded.values(), *record.dropped}
-    for new in [new for new in record.renamed if new not in used or (record.renamed[new] == new and new not in record.dropped)]:
+    for new in [
+        new
+        for new in record.renamed
+        if new not in used or (record.renamed[new] == new and new not in record.dropped)
+    ]:
         del record.renamed[new]
     return record
 
@@ -167,13 +214,21 @@ def _with_parts_apart(
     leftover: Callable[[str], str | None],
     apart: Sequence[StateDict],
     table: Table,
-    record: LoadRecord,
+    record: LoadReport,
     new_head: bool,
 ) -> tuple[Tensors, Callable[[str], str | None]]:
     """What a file holds, with the tensors of other state dicts that may belong to the network, so that they are not lost in silence."""
-    named = {f"{state.key}.{raw}" if state.key else raw: (state, raw) for state in apart for raw in state.tensors}
+    named = {
+        f"{state.key}.{raw}" if state.key else raw: (state, raw)
+        for state in apart
+        for raw in state.tensors
+    }
     # A name that the model knows would be loaded from there, which no one asked for.
-    named = {name: place for name, place in named.items() if name not in tensors and table.to_jax(name) is None}
+    named = {
+        name: place
+        for name, place in named.items()
+        if name not in tensors and table.to_jax(name) is None
+    }
     record.renamed.update({name: name for name in named})
 
     def reason(name: str) -> str | None:
@@ -181,19 +236,28 @@ def _with_parts_apart(
             return leftover(name)
         return table.dropped(name) or (reading.HEAD_LEFT if new_head else None)
 
-    return tensors.with_others({name: state.tensors.entry(raw) for name, (state, raw) in named.items()}), reason
+    return tensors.with_others(
+        {name: state.tensors.entry(raw) for name, (state, raw) in named.items()}
+    ), reason
 
 
 def starts_new_head(
-    targets: Mapping[str, nnx.Variable], reinit: Sequence[str], candidates: Mapping[tuple[str, str], Table] | None = None
+    targets: Mapping[str, nnx.Variable],
+    reinit: Sequence[str],
+    candidates: Mapping[tuple[str, str], Table] | None = None,
 ) -> bool:
     """Whether `reinit` names all of the head, by its paths or by the names that tables give it."""
     heads = list(reading.names_of(reading.head_paths(targets), candidates or {}))
-    return bool(heads) and all(any(matching.named_by(glob, *names) for glob in reinit) for names in heads)
+    return bool(heads) and all(
+        any(matching.named_by(glob, *names) for glob in reinit) for names in heads
+    )
 
 
 def _unknown(
-    states: Sequence[StateDict], candidates: Mapping[tuple[str, str], Table], targets: Mapping[str, nnx.Variable], name: str
+    states: Sequence[StateDict],
+    candidates: Mapping[tuple[str, str], Table],
+    targets: Mapping[str, nnx.Variable],
+    name: str,
 ) -> str:
     largest = max(states, key=lambda state: len(state.tensors)).tensors
     table = next(iter(candidates.values()))
@@ -213,7 +277,7 @@ def load_named(
     spec: ModelSpec,
     tensors: Mapping[str, np.ndarray],
     table: Table,
-    record: LoadRecord,
+    record: LoadReport,
     reinit: Sequence[str],
     drop: Sequence[str] = (),
     leftover: Callable[[str], str | None] | None = None,
@@ -226,17 +290,35 @@ def load_named(
     """
     what = spec.backbone if record.scope == "backbone" else f"{spec.backbone} + {spec.head}"
     what += f" (read as {record.how_read()})"
-    _fill(_targets(module, spec), what, tensors, table, record, reinit, drop, leftover, looks_like, spec)
+    _fill(
+        _targets(module, spec),
+        what,
+        tensors,
+        table,
+        record,
+        reinit,
+        drop,
+        leftover,
+        looks_like,
+        spec,
+    )
 
 
-def load_by_table(module: nnx.Module, tensors: Mapping[str, Any], table: Table) -> LoadRecord:
+def load_by_table(module: nnx.Module, tensors: Mapping[str, Any], table: Table) -> LoadReport:
     """Load a state dict into any module by a table of its own, in place, all or nothing; there need be no spec for it.
 
     Raises:
         WeightsError: all missing, surplus and misshapen names in one message.
     """
-    record = LoadRecord("state dict", None, "given", "model", {}, {}, [], [])
-    _fill(leaves(module), type(module).__name__, files.tensors_of(tensors, record.source), table, record, ())
+    record = LoadReport("state dict", None, "given", "model", {}, {}, [], [])
+    _fill(
+        leaves(module),
+        type(module).__name__,
+        files.tensors_of(tensors, record.source),
+        table,
+        record,
+        (),
+    )
     return record
 
 
@@ -245,7 +327,7 @@ def _fill(
     what: str,
     tensors: Mapping[str, np.ndarray],
     table: Table,
-    record: LoadRecord,
+    record: LoadReport,
     reinit: Sequence[str],
     drop: Sequence[str] = (),
     leftover: Callable[[str], str | None] | None = None,
@@ -256,21 +338,28 @@ def _fill(
     if problems:
         guess = looks_like()
         classes = spec.num_classes if spec is not None and spec.head is not None else None
-        backbone = architecture.backbone_of(guess, registry.default().names("backbones")) if guess else None
+        backbone = (
+            architecture.backbone_of(guess, registry.default().names("backbones"))
+            if guess
+            else None
+        )
         if spec is not None and backbone == spec.backbone:
             backbone = None
         raise WeightsError(matching.complaint(record, what, problems, guess, classes, backbone))
-    give_back_freed_memory()  # what checking took, and building the model: for a small one as much as its values
+    trim_malloc()  # what checking took, and building the model: for a small one as much as its values
     for path, name in record.loaded.items():
         rule = table.to_torch(path)[1]  # type: ignore[index]  # by which it was matched
         try:
             _set(targets[path], tensors[name], rule)
         except matching.UnfitError as fault:
-            raise WeightsError(f"{record.source}: changed while it was read, and is loaded in part ({name}: {fault})") from fault
+            raise WeightsError(
+                f"{record.source}: changed while it was read, and is loaded in part ({name}: {fault})"
+            ) from fault
 
 
 def _set(leaf: nnx.Variable, value: np.ndarray, rule: Rule) -> None:
-    # A copy of our own, which no one else can write to. `jnp.asarray` would compile one for each shape that it meets.
+    # A copy of our own, which no one else can write to. `jnp.asarray` would compile one for each
+    # shape that it meets.
     leaf.set_value(jax.device_put(np.array(matching.as_leaf(value, rule, leaf), order="C")))
 
 
@@ -285,11 +374,13 @@ def to_torch(model: Segmenter, names: str = "torchvision") -> dict[str, np.ndarr
 
     Args:
         model: as `build_model` returns it.
-        names: naming scheme. "torchvision" gives `backbone.*` and `classifier.*`; "d2l" the book chapter's Sequential (ResNet only);
-            others are flat too, and offered by the parts that have a table of that name.
+        names: naming scheme. "torchvision" gives `backbone.*` and `classifier.*`; "d2l" the book
+            chapter's Sequential (ResNet only); others are flat too, and offered by the parts that
+            have a table of that name.
 
     Returns:
-        Arrays by PyTorch's names, which `load_state_dict(strict=True)` takes after `torch.from_numpy`.
+        Arrays by PyTorch's names, which `load_state_dict(strict=True)` takes after
+        `torch.from_numpy`.
 
     Raises:
         ConfigError: the model's parts do not offer that scheme.

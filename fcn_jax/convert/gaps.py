@@ -12,17 +12,21 @@ from flax import nnx
 def draw_gaps(module: nnx.Module, build: Callable[[], nnx.Module], which: Any = ...) -> None:
     """Give the variables that are shapes, as `nnx.eval_shape` left them, their initial values, in place.
 
-    Drawing a whole network takes longer than loading it, and its memory once more. Under jit XLA leaves out what is not asked for; the
-    values are those that `build` gives without.
+    Drawing a whole network takes longer than loading it, and its memory once more. Under jit XLA
+    leaves out what is not asked for; the values are those that `build` gives without.
 
     Args:
         module: what `nnx.eval_shape(build)` gave, filled in part.
         build: makes the same network with values.
         which: filter of NNX's; other variables stay as they are.
     """
-    gaps = {path: leaf for path, leaf in nnx.to_flat_state(nnx.state(module, which)) if _is_shape(leaf)}
+    gaps = {
+        path: leaf for path, leaf in nnx.to_flat_state(nnx.state(module, which)) if _is_shape(leaf)
+    }
     if gaps:
-        for leaf, value in zip(gaps.values(), jax.jit(lambda: _values(build(), gaps))(), strict=True):
+        for leaf, value in zip(
+            gaps.values(), jax.jit(lambda: _values(build(), gaps))(), strict=True
+        ):
             leaf.set_value(value)
 
 

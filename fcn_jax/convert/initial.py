@@ -6,24 +6,32 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fcn_jax import checkpoint
-from fcn_jax.convert import kinds, reading
+from fcn_jax.convert import reading
 from fcn_jax.convert.engine import load_named, load_torch, starts_new_head
-from fcn_jax.convert.matching import LoadRecord
-from fcn_jax.convert.rules import Table
+from fcn_jax.convert.matching import LoadReport
 from fcn_jax.errors import WeightsError
 from fcn_jax.models.names import leaves
 from fcn_jax.models.segmenter import Segmenter
+from fcn_jax.pytorch import kinds
+from fcn_jax.pytorch.rules import Table
 
 
 def load_initial(
-    model: Segmenter, source: str | Path, reinit: Sequence[str] = (), *, drop: Sequence[str] = (), key: str = ""
-) -> LoadRecord:
+    model: Segmenter,
+    source: str | Path,
+    reinit: Sequence[str] = (),
+    *,
+    drop: Sequence[str] = (),
+    key: str = "",
+) -> LoadReport:
     """Fill a model, in place, all or nothing, from what `train --init` takes.
 
     Args:
         model: as `build_model` returns it.
-        source: a weights file in PyTorch's names, or the name of published weights; or a run, a checkpoint or a converted model.
-        reinit: globs over names, whose tensors keep the model's initial values; `head` for another number of classes or another head.
+        source: a weights file in PyTorch's names, or the name of published weights; or a run, a
+            checkpoint or a converted model.
+        reinit: globs over names, whose tensors keep the model's initial values; `head` for another
+            number of classes or another head.
         drop: globs over names of the source, of tensors that are left out on purpose.
         key: which of several state dicts of a file to take, such as "model_ema".
 
@@ -31,20 +39,23 @@ def load_initial(
         A record of what went where.
 
     Raises:
-        WeightsError: the tensors do not fit: all missing, surplus and misshapen names in one message.
+        WeightsError: the tensors do not fit: all missing, surplus and misshapen names in one
+            message.
         CheckpointError: not a checkpoint, or incomplete.
     """
     if not Path(source).is_dir() or _is_no_checkpoint(Path(source)):
         return load_torch(model, source, reinit, drop=drop, key=key)
     directory = checkpoint.find(source)
     if key:
-        raise WeightsError(f"{source}: a checkpoint holds one network, so there is no key '{key}' in it")
+        raise WeightsError(
+            f"{source}: a checkpoint holds one network, so there is no key '{key}' in it"
+        )
     spec = checkpoint.read_spec(directory).model
     arrays = checkpoint.read_arrays(directory)
     scope = "model"
     if spec.head is None:
         scope, arrays = "backbone", {f"backbone.{name}": array for name, array in arrays.items()}
-    record = LoadRecord(str(directory), None, "fcn-jax", scope, {}, {}, [], [])
+    record = LoadReport(str(directory), None, "fcn-jax", scope, {}, {}, [], [])
     new_head = starts_new_head(leaves(model), reinit)
 
     def leftover(name: str) -> str | None:
@@ -57,14 +68,18 @@ def load_initial(
 def _is_no_checkpoint(folder: Path) -> bool:
     """Whether a folder holds weight files of other tools, such as a download of a model hub, and nothing of a run."""
     known = any((folder / name).exists() for name in (checkpoint.STEPS, "spec", "model"))
-    return not known and any(child.suffix.lower() in kinds.WEIGHT_SUFFIXES for child in folder.iterdir() if child.is_file())
+    return not known and any(
+        child.suffix.lower() in kinds.WEIGHT_SUFFIXES
+        for child in folder.iterdir()
+        if child.is_file()
+    )
 
 
 class _SameNames(Table):
     """The table of a checkpoint of our own: every name and value stays what it is."""
 
     def __init__(self) -> None:
-        from fcn_jax.convert.rules import Rule
+        from fcn_jax.pytorch.rules import Rule
 
         super().__init__(Rule("", ""))
 

@@ -11,34 +11,37 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 from flax import nnx
 
-from fcn_jax.convert.rules import Rule, Table
 from fcn_jax.errors import listing
+from fcn_jax.pytorch.rules import Rule, Table
 
 _WIDENED = ("float16", "bfloat16")
 _SHOWN = 12
 
 
 @dataclasses.dataclass(frozen=True)
-class LoadRecord:
+class LoadReport:
     """What went where when weights were loaded; JSON-able by `dataclasses.asdict`.
 
     Attributes:
         source: the file, or "state dict".
         sha256: of the file, or None.
         names: naming scheme recognized, such as "torchvision" or "d2l".
-        scope: "model", or "backbone" for the backbone alone: the head then keeps its initial values.
+        scope: "model", or "backbone" for the backbone alone: the head then keeps its initial
+            values.
         loaded: Flax path -> name in the file, without `stripped`.
         dropped: name in the file -> reason. Only names that the file holds.
         reinit: Flax paths left at their initial values because `--reinit` named them.
         absent: Flax paths of optional tensors that the file lacks.
         stripped: prefix that was taken off the names of the network.
-        cast: name in the file -> its dtype, where that is not the model's: float16 and bfloat16 are widened without loss, float64 is
-            rounded.
+        cast: name in the file -> its dtype, where that is not the model's: float16 and bfloat16 are
+            widened without loss, float64 is rounded.
         key: the keys under which the state dict lies in the file, joined by dots; "" for the top.
-        also_fits: keys and prefixes under which the file holds other tensors of the same names and sizes, such as "model_ema".
+        also_fits: keys and prefixes under which the file holds other tensors of the same names and
+            sizes, such as "model_ema".
         beside: keys of the file that hold no weights, such as "epoch".
         others: keys of the file that hold other weights, such as "model_ema", which were left.
-        renamed: name -> name in the file, where more than `stripped` was taken off, such as `_orig_mod` within the name.
+        renamed: name -> name in the file, where more than `stripped` was taken off, such as
+            `_orig_mod` within the name.
     """
 
     source: str
@@ -66,7 +69,11 @@ class LoadRecord:
         under = f", under '{self.key}'" if self.key else ""
         without = f", without '{self.stripped}'" if self.stripped else ""
         inner = sorted(
-            {part for name, raw in self.renamed.items() for part in set(raw.split(".")) - set(name.split("."))}
+            {
+                part
+                for name, raw in self.renamed.items()
+                for part in set(raw.split(".")) - set(name.split("."))
+            }
             - set(self.stripped.split("."))
         )
         within = f", without {', '.join(inner)} within names" if inner else ""
@@ -77,7 +84,9 @@ class LoadRecord:
         parts = [f"{len(self.loaded)} tensors of {self.source} ({self.how_read()})"]
         if self.also_fits:
             first, read = self.also_fits[0], self.key or self.stripped.rstrip(".") or "the top"
-            parts.append(f"read '{read}'; '{listing(self.also_fits, 4)}' holds the same names: --key {first} takes it")
+            parts.append(
+                f"read '{read}'; '{listing(self.also_fits, 4)}' holds the same names: --key {first} takes it"
+            )
         for dtype, count in sorted(collections.Counter(self.cast.values()).items()):
             parts.append(f"{count} {'widened' if dtype in _WIDENED else 'rounded'} from {dtype}")
         if self.reinit:
@@ -85,7 +94,9 @@ class LoadRecord:
         if self.dropped:
             parts.append(f"{len(self.dropped)} dropped: {listing(self.dropped)}")
             reasons = collections.Counter(self.dropped.values())
-            parts[-1] += f" ({'; '.join(reasons) if len(reasons) < 4 else f'{len(reasons)} reasons'})"
+            parts[-1] += (
+                f" ({'; '.join(reasons) if len(reasons) < 4 else f'{len(reasons)} reasons'})"
+            )
         if self.others:
             parts.append(f"other weights, left: {listing(self.others, 6)}")
         if self.beside:
@@ -104,7 +115,8 @@ class Problems:
         unusable: tensors of other dtypes, or with values that cannot be.
         unmatched_globs: globs of `--reinit` that name nothing.
         unmatched_drops: globs of `--drop` that name nothing.
-        in_backbone: those of `surplus` that lie in modules of the backbone: the file is of a larger one.
+        in_backbone: those of `surplus` that lie in modules of the backbone: the file is of a larger
+            one.
         sizes: of those tensors of `misshapen` that lie in a head: (shape, the model's).
     """
 
@@ -127,7 +139,7 @@ def match(
     targets: Mapping[str, nnx.Variable],
     table: Table,
     reinit: Sequence[str],
-    record: LoadRecord,
+    record: LoadReport,
     drop: Sequence[str] = (),
     leftover: Callable[[str], str | None] | None = None,
 ) -> Problems:
@@ -138,10 +150,11 @@ def match(
         targets: Flax path -> leaf, an array or its shape; nothing of it is changed.
         table: names the leaves as the file does.
         reinit: globs over names or paths, of what keeps its initial value.
-        record: its scope says whether the file is meant to hold more than a backbone; what fits is written down in it.
+        record: its scope says whether the file is meant to hold more than a backbone; what fits is
+            written down in it.
         drop: globs over names, of what the file holds and the model shall not have.
-        leftover: name of a tensor for which the model has no place -> the reason to leave it out, or None, which makes it a problem. By
-            default the reasons of the table.
+        leftover: name of a tensor for which the model has no place -> the reason to leave it out,
+            or None, which makes it a problem. By default the reasons of the table.
 
     Returns:
         What does not fit.
@@ -163,7 +176,9 @@ def match(
             dropped_by[name] = hits[0]
     for path, leaf in targets.items():
         if record.scope == "backbone" and not path.startswith("backbone."):
-            is_reinit(path, path)  # it keeps its initial value in any case, but the glob is not a mistake
+            is_reinit(
+                path, path
+            )  # it keeps its initial value in any case, but the glob is not a mistake
             continue
         found = table.to_torch(path)
         if found is None:
@@ -207,11 +222,15 @@ def match(
         else:
             problems.surplus.append(name)
     trunk = {
-        _module(place[0]) for path in targets if path.startswith("backbone.") and (place := table.to_torch(path)) is not None
+        _module(place[0])
+        for path in targets
+        if path.startswith("backbone.") and (place := table.to_torch(path)) is not None
     }
     problems.in_backbone = [name for name in problems.surplus if _module(name) in trunk]
     problems.unmatched_globs = [
-        glob for glob in reinit if glob not in used_globs and not any(named_by(glob, name) for name in record.dropped)
+        glob
+        for glob in reinit
+        if glob not in used_globs and not any(named_by(glob, name) for name in record.dropped)
     ]
     problems.unmatched_drops = [glob for glob in drop if glob not in used_drops]
     return problems
@@ -240,7 +259,9 @@ def other_classes(problems: Problems, num_classes: int | None) -> int | None:
 
 def named_by(glob: str, *names: str) -> bool:
     """Whether a glob names a tensor by any of its names. A glob names a module too: `layer4.?.bn?` means all of what is below it."""
-    return any(fnmatch.fnmatchcase(name, glob) or fnmatch.fnmatchcase(name, f"{glob}.*") for name in names)
+    return any(
+        fnmatch.fnmatchcase(name, glob) or fnmatch.fnmatchcase(name, f"{glob}.*") for name in names
+    )
 
 
 class UnfitError(Exception):
@@ -251,7 +272,9 @@ class UnfitError(Exception):
 
 
 class _MisshapenError(UnfitError):
-    def __init__(self, message: str, sizes: tuple[tuple[int, ...], tuple[int, ...]] | None = None) -> None:
+    def __init__(
+        self, message: str, sizes: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+    ) -> None:
         super().__init__(message)
         self.sizes = sizes
 
@@ -271,7 +294,10 @@ def as_leaf(value: np.ndarray, rule: Rule, leaf: nnx.Variable) -> np.ndarray:
     shape, dtype = tuple(leaf.shape), leaf.dtype
     if np.issubdtype(dtype, np.integer):
         # Batch counts; averaged checkpoints hold them as floats.
-        if not (value.dtype.kind in "iu" or (value.dtype.kind == "f" and bool((value == np.round(value)).all()))):
+        if not (
+            value.dtype.kind in "iu"
+            or (value.dtype.kind == "f" and bool((value == np.round(value)).all()))
+        ):
             raise _UnusableError(f"is {value.dtype.name} and no count")
     elif value.dtype.name not in ("float32", "float64", *_WIDENED):
         raise _UnusableError(f"is {value.dtype.name}; the model needs floats of 16, 32 or 64 bits")
@@ -283,11 +309,15 @@ def as_leaf(value: np.ndarray, rule: Rule, leaf: nnx.Variable) -> np.ndarray:
         raise _UnusableError(str(error)) from error
     if converted.shape != shape:
         expected = rule.op.to_torch(np.empty(shape, np.float32)).shape
-        raise _MisshapenError(f"shape {value.shape}, the model needs {expected}", (value.shape, expected))
+        raise _MisshapenError(
+            f"shape {value.shape}, the model needs {expected}", (value.shape, expected)
+        )
     with np.errstate(over="ignore"):  # a float64 that is too large becomes infinite, and is refused
         converted = converted.astype(dtype, copy=False)
     if not bool(np.isfinite(converted).all()):
-        raise _UnusableError("has values that are not finite" + (" in float32" if value.dtype == np.float64 else ""))
+        raise _UnusableError(
+            "has values that are not finite" + (" in float32" if value.dtype == np.float64 else "")
+        )
     if rule.jax.endswith(".var") and bool((converted < 0).any()):
         raise _UnusableError("has negative values, and a variance has none")
     return converted
@@ -315,7 +345,7 @@ def reparametrized(names: Iterable[str]) -> str | None:
 
 
 def complaint(
-    record: LoadRecord,
+    record: LoadReport,
     what: str,
     problems: Problems,
     looks_like: str | None = None,
@@ -330,7 +360,8 @@ def complaint(
         problems: at least one.
         looks_like: what the file seems to hold, or None.
         num_classes: of the model, if it has a head.
-        backbone: the registered one that the file seems to hold, if it is not the model's; otherwise None.
+        backbone: the registered one that the file seems to hold, if it is not the model's;
+            otherwise None.
     """
     parts = [f"{record.source} does not fit {what}"]
     if looks_like and (problems.missing or (problems.surplus and record.scope == "backbone")):
@@ -343,13 +374,19 @@ def complaint(
     }
     for label, names in named.items():
         if names:
-            shown = [_with_nearest(name, problems.missing) for name in names[:_SHOWN]] if label == "surplus" else names[:_SHOWN]
+            shown = (
+                [_with_nearest(name, problems.missing) for name in names[:_SHOWN]]
+                if label == "surplus"
+                else names[:_SHOWN]
+            )
             parts.append(f"{label} {len(names)}: {listing([*shown, *names[_SHOWN:]], _SHOWN)}")
     apart = False
     for key in record.others:
         if count := sum(name.startswith(f"{key}.") for name in problems.surplus):
             apart = record.names == "torchvision"
-            parts.append(f"it also holds weights under '{key}' ({count} tensor{'s' if count > 1 else ''})")
+            parts.append(
+                f"it also holds weights under '{key}' ({count} tensor{'s' if count > 1 else ''})"
+            )
     if problems.unmatched_globs:
         parts.append(f"--reinit matches nothing: {listing(problems.unmatched_globs)}")
     if problems.unmatched_drops:
@@ -363,9 +400,7 @@ def complaint(
         if backbone:
             advice = f"; another architecture: choose the backbone of the file, {backbone} (setting model.backbone, --model of convert)"
         else:
-            advice = (
-                "; surplus within the backbone: another architecture? To leave tensors out on purpose, name them with --drop GLOB"
-            )
+            advice = "; surplus within the backbone: another architecture? To leave tensors out on purpose, name them with --drop GLOB"
     elif classes is not None:
         advice = (
             f"; the file has {classes} classes, the model {num_classes}: give --num-classes {classes} (num_classes={classes}), or, to "
@@ -373,12 +408,14 @@ def complaint(
         )
     elif problems.missing or problems.misshapen:
         renamed = problems.missing or problems.surplus
-        cause = "another architecture, or other names?" if renamed else "another number of classes, or other options?"
+        cause = (
+            "another architecture, or other names?"
+            if renamed
+            else "another number of classes, or other options?"
+        )
         advice = f"; {cause} To keep initial values on purpose, name them with --reinit GLOB"
     elif problems.surplus and record.scope == "backbone":
-        advice = (
-            "; the backbone is all there: to start another head from it, give --reinit head; to leave tensors out, --drop GLOB"
-        )
+        advice = "; the backbone is all there: to start another head from it, give --reinit head; to leave tensors out, --drop GLOB"
         if apart:
             advice += "; where it is the head of the model, save both in one dict, under the keys 'backbone' and 'classifier'"
     elif problems.surplus:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fcn_jax import registry
-from fcn_jax.api import Weights
 from fcn_jax.convert import download
 from fcn_jax.errors import ConfigError, PluginError, WeightsError, did_you_mean
 from fcn_jax.models.segmenter import ModelSpec, describe, spec_of
+from fcn_jax.plugins import registry
+from fcn_jax.plugins.api import Weights
 
 
 def resolve(source: str | Path, spec: ModelSpec) -> Path:
     """The file that a path or a name stands for; what exists wins over a name, and a name's file is fetched if it is not cached.
 
-    A name that the near models of `available` offer is taken from those; `available` lists what all offer, and raises where they differ.
+    A name that the near models of `available` offer is taken from those; `available` lists what all
+    offer, and raises where they differ.
 
     Args:
-        source: a path, or the name of weights published for the model or its backbone, such as "IMAGENET1K_V1".
+        source: a path, or the name of weights published for the model or its backbone, such as
+            "IMAGENET1K_V1".
         spec: the model to be filled.
 
     Raises:
@@ -26,7 +28,8 @@ def resolve(source: str | Path, spec: ModelSpec) -> Path:
     path, name = Path(source), str(source)
     if path.exists():
         return path
-    # Whoever publishes weights of other distributions' parts is asked last: that imports every plugin with a whole model.
+    # Whoever publishes weights of other distributions' parts is asked last: that imports every
+    # plugin with a whole model.
     for near in (True, False):
         offered = available(spec, near=near)
         if name in offered:
@@ -40,11 +43,13 @@ def resolve(source: str | Path, spec: ModelSpec) -> Path:
 def available(spec: ModelSpec, *, near: bool = False) -> dict[str, Weights]:
     """Published weights that fit a model, by name: those of whole models with the same parts before those of its backbone.
 
-    The number of classes is not compared: weights for another one load with the head re-initialised.
+    The number of classes is not compared: weights for another one load with the head
+    re-initialized.
 
     Args:
         spec: the model.
-        near: only whole models of fcn-jax, and of the distributions that its backbone and head come from; no other is imported.
+        near: only whole models of fcn-jax, and of the distributions that its backbone and head come
+            from; no other is imported.
 
     Raises:
         PluginError: two whole models give different files one name.
@@ -55,8 +60,13 @@ def available(spec: ModelSpec, *, near: bool = False) -> dict[str, Weights]:
         for name, published in weights.items():
             owner, known = whole.setdefault(name, (model, published))
             if (known.url, known.sha256) != (published.url, published.sha256):
-                raise PluginError(f"'{name}' names different weights of models '{owner}' and '{model}'; give a file")
-    return {**(backbone.torch.weights if backbone.torch else {}), **{name: weights for name, (_, weights) in whole.items()}}
+                raise PluginError(
+                    f"'{name}' names different weights of models '{owner}' and '{model}'; give a file"
+                )
+    return {
+        **(backbone.torch.weights if backbone.torch else {}),
+        **{name: weights for name, (_, weights) in whole.items()},
+    }
 
 
 def _whole_models(spec: ModelSpec, near: bool) -> list[tuple[str, dict[str, Weights]]]:
@@ -78,7 +88,8 @@ def _whole_models(spec: ModelSpec, near: bool) -> list[tuple[str, dict[str, Weig
     return found
 
 
-# What decides whether weights fit: the plugins and their options, however they were written. An auxiliary head can be left out.
+# What decides whether weights fit: the plugins and their options, however they were written. An
+# auxiliary head can be left out.
 
 
 def _parts(spec: ModelSpec) -> tuple[registry.Entry, registry.Entry]:
@@ -91,4 +102,6 @@ def _parts(spec: ModelSpec) -> tuple[registry.Entry, registry.Entry]:
 def _options(spec: ModelSpec) -> tuple[object, object]:
     backbone, head, _ = describe(spec)
     assert head is not None
-    return registry.options(backbone, spec.backbone_options), registry.options(head, spec.head_options)
+    return registry.options(backbone, spec.backbone_options), registry.options(
+        head, spec.head_options
+    )

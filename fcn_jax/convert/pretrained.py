@@ -34,12 +34,15 @@ def load(
 
     Args:
         model: registered name; `fcn-jax plugins list` shows them.
-        weights: name of published weights, which are fetched once; a weights file; or a state dict. See `load_torch`.
+        weights: name of published weights, which are fetched once; a weights file; or a state dict.
+            See `load_torch`.
         reinit: globs over names that keep their random initial values.
         drop: globs over the file's names, of tensors that are left out on purpose.
         key: which of several state dicts of a file to take, such as "model_ema".
-        num_classes: default: the model's. Another number needs `reinit` for the tensors that depend on it.
-        aux_head: keep the auxiliary head, which only training uses, where the model has one. Without it the file's is left out.
+        num_classes: default: the model's. Another number needs `reinit` for the tensors that depend
+            on it.
+        aux_head: keep the auxiliary head, which only training uses, where the model has one.
+            Without it the file's is left out.
         dtype: compute dtype, "float32" or "bfloat16".
         rngs: for what `reinit` names, and left as it is; `nnx.Rngs(0)` if not given.
 
@@ -50,7 +53,9 @@ def load(
     """
     spec = by_name(model)
     if spec.head is None:
-        raise ConfigError(f"'{model}' is a backbone; load takes whole models. Give it a head with build_model, then load_torch")
+        raise ConfigError(
+            f"'{model}' is a backbone; load takes whole models. Give it a head with build_model, then load_torch"
+        )
     changes: dict[str, Any] = {"dtype": dtype} if aux_head else {"dtype": dtype, "aux_head": None}
     if num_classes is not None:
         changes["num_classes"] = num_classes

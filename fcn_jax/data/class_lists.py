@@ -8,15 +8,18 @@ A file is known by its contents, whatever its name:
     CSV                     columns with or without a header: name, value, R, G, B or #RRGGBB (CamVid, DeepGlobe, Roboflow, ADE20K),
                             `id` and `trainId` (Cityscapes); or names alone under a header
     JSON                    a list of names or of {"name", "id" or "trainId", "color", "ignoreInEval"} (Cityscapes), {"labels": [...]}
-                            (Mapillary), {"classes": [...]} (Supervisely), {"label_map": ...} (Datumaro), id -> name, name -> id or color
+                            (Mapillary), {"classes": [...]} (Supervisely), {"label_map": ...}
+                            (Datumaro), id -> name, name -> id or color
 
 Files that list no classes of masks (COCO, VIA, Label Studio, YOLO and so on) are refused by name.
 
-A fourth number of a color is its alpha where it is 255, or 255 and 0. A class numbered 255 or -1 and named `ignore`, `unlabeled` or so is
-void, and so is one without a train ID, or with the train ID 255 or -1.
+A fourth number of a color is its alpha where it is 255, or 255 and 0. A class numbered 255 or -1
+and named `ignore`, `unlabeled` or so is void, and so is one without a train ID, or with the train
+ID 255 or -1.
 
-Without numbers, the position in the list is the stored value. Classes are numbered without gaps in the order of their stored values.
-`void` may stand anywhere: its stored value, or its color, is what neither the loss nor a metric counts.
+Without numbers, the position in the list is the stored value. Classes are numbered without gaps in
+the order of their stored values. `void` may stand anywhere: its stored value, or its color, is what
+neither the loss nor a metric counts.
 """
 
 from __future__ import annotations
@@ -32,11 +35,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from fcn_jax.api import IGNORE_INDEX, Classes
 from fcn_jax.data.labels import Color, LabelMap
+from fcn_jax.data.palette import voc_palette
 from fcn_jax.errors import DataError, listing
-from fcn_jax.palette import voc_palette
-from fcn_jax.text_file import read_text
+from fcn_jax.plugins.api import IGNORE_INDEX, Classes
+from fcn_jax.runtime.text_file import read_text
 
 FILE_NAMES = (
     *(
@@ -48,8 +51,24 @@ FILE_NAMES = (
         "objectinfo150.txt",
         "object150_info.csv",
     ),
-    *("class_dict.csv", "class_dict_seg.csv", "_classes.csv", "classes.csv", "labels.csv", "class_names.txt", "class_names.csv"),
-    *("classes.json", "labels.json", "label_map.json", "dataset_meta.json", "meta.json", "config.json", "id2label.json"),
+    *(
+        "class_dict.csv",
+        "class_dict_seg.csv",
+        "_classes.csv",
+        "classes.csv",
+        "labels.csv",
+        "class_names.txt",
+        "class_names.csv",
+    ),
+    *(
+        "classes.json",
+        "labels.json",
+        "label_map.json",
+        "dataset_meta.json",
+        "meta.json",
+        "config.json",
+        "id2label.json",
+    ),
 )
 """Names under which a list of classes is looked for, in lower case; our own first."""
 
@@ -65,14 +84,23 @@ _HEX = r"(?:#|0[xX])[0-9a-fA-F]{6}"
 _IMAGE = r"\.(?:jpe?g|png|bmp|tiff?|webp|gif)"
 _IMAGES = f"it lists images, not classes; {_ADVICE}"
 _IGNORE = "__ignore__"
-_DOUBTFUL = ("ignore", "ignored", "unlabeled", "unlabelled", "unknown", "undefined")
-_BORDERS = ("border", "boundary", "contour", "dontcare", "don't care", "dont care", "nolabel", "no label")
+_DOUBTFUL = ("ignore", "ignored", "unlabeled", "unlabeled", "unknown", "undefined")
+_BORDERS = (
+    "border",
+    "boundary",
+    "contour",
+    "dontcare",
+    "don't care",
+    "dont care",
+    "nolabel",
+    "no label",
+)
 _VOC_BORDER = (224, 224, 192)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ClassList:
-    """The classes of a data set, and what the stored values of its masks mean.
+    """The classes of a dataset, and what the stored values of its masks mean.
 
     Attributes:
         path: the file.
@@ -117,10 +145,12 @@ def read_class_list(path: Path, *, ids: Ids | None = None) -> ClassList:
 
     Args:
         path: the file.
-        ids: which number the masks store, for a file that gives each class both an `id` and a `trainId`.
+        ids: which number the masks store, for a file that gives each class both an `id` and a
+            `trainId`.
 
     Raises:
-        DataError: the file is missing, is something else, or contradicts itself. All that is wrong is reported at once.
+        DataError: the file is missing, is something else, or contradicts itself. All that is wrong
+            is reported at once.
     """
     try:
         text = read_text(path)
@@ -129,7 +159,10 @@ def read_class_list(path: Path, *, ids: Ids | None = None) -> ClassList:
         raise DataError(f"{path}: cannot read the list of classes ({reason}); {_ADVICE}") from error
     try:
         parsed = _parse(_without_invisible(text), ids, _is_named_as_list(path))
-        files = sum(re.search(rf"{_IMAGE}$", entry.name, re.IGNORECASE) is not None for entry in parsed.entries)
+        files = sum(
+            re.search(rf"{_IMAGE}$", entry.name, re.IGNORECASE) is not None
+            for entry in parsed.entries
+        )
         if 2 * files > len(parsed.entries):
             raise _RefusedError(_IMAGES)
     except _RefusedError as refusal:
@@ -138,7 +171,7 @@ def read_class_list(path: Path, *, ids: Ids | None = None) -> ClassList:
 
 
 def find_class_list(root: Path, *, ids: Ids | None = None) -> ClassList:
-    """The list of classes that lies in a data set's folder, under one of `FILE_NAMES` in any case.
+    """The list of classes that lies in a dataset's folder, under one of `FILE_NAMES` in any case.
 
     Args:
         root: the folder.
@@ -147,10 +180,16 @@ def find_class_list(root: Path, *, ids: Ids | None = None) -> ClassList:
     Raises:
         DataError: there is none, none can be read, or several disagree.
     """
-    present = {path.name.lower(): path for path in sorted(root.iterdir()) if path.is_file() and path.name.lower() in FILE_NAMES}
+    present = {
+        path.name.lower(): path
+        for path in sorted(root.iterdir())
+        if path.is_file() and path.name.lower() in FILE_NAMES
+    }
     paths = [present[name] for name in FILE_NAMES if name in present]
     if not paths:
-        raise DataError(f"{root}: classes.txt is missing here; {_ADVICE}, in the order of the labels{_near(root)}")
+        raise DataError(
+            f"{root}: classes.txt is missing here; {_ADVICE}, in the order of the labels{_near(root)}"
+        )
     lists, failures = [], []
     for path in paths:
         try:
@@ -162,7 +201,9 @@ def find_class_list(root: Path, *, ids: Ids | None = None) -> ClassList:
             failures.append(error)
     if not lists:
         if all(path.name.lower() in _OTHER_JSON for path in paths):
-            raise DataError(f"{root}: classes.txt is missing here; {_ADVICE}, in the order of the labels{_near(root)}")
+            raise DataError(
+                f"{root}: classes.txt is missing here; {_ADVICE}, in the order of the labels{_near(root)}"
+            )
         raise failures[0]
     first = next((found for found in lists if found.path.name.lower() == "classes.txt"), None)
     first = first or next((found for found in lists if found.labels.colors is not None), lists[0])
@@ -170,7 +211,11 @@ def find_class_list(root: Path, *, ids: Ids | None = None) -> ClassList:
     foreign = []
     if first.path.name.lower() == "classes.txt":
         known = {name.lower() for name in first.classes.names}
-        foreign = [found for found in others if known.isdisjoint(name.lower() for name in found.classes.names)]
+        foreign = [
+            found
+            for found in others
+            if known.isdisjoint(name.lower() for name in found.classes.names)
+        ]
         others = [found for found in others if found not in foreign]
     differ = [found.path.name for found in others if not _agree(first, found)]
     if differ:
@@ -179,10 +224,14 @@ def find_class_list(root: Path, *, ids: Ids | None = None) -> ClassList:
         )
     notes = []
     if others:
-        notes.append(f"{first.path.name} is the list of classes; {listing(found.path.name for found in others)} says the same")
+        notes.append(
+            f"{first.path.name} is the list of classes; {listing(found.path.name for found in others)} says the same"
+        )
     if foreign:
         unused = listing(found.path.name for found in foreign)
-        notes.append(f"{first.path.name} is the list of classes; {unused} has none of its names and is not used")
+        notes.append(
+            f"{first.path.name} is the list of classes; {unused} has none of its names and is not used"
+        )
     return dataclasses.replace(first, notes=(*first.notes, *notes))
 
 
@@ -196,18 +245,31 @@ def _near(root: Path) -> str:
     ]
     said = []
     for path in paths[:12]:
-        if path.stem.lower() in ("readme", "license", "train", "val", "test", "trainval", "requirements", "notes"):
+        if path.stem.lower() in (
+            "readme",
+            "license",
+            "train",
+            "val",
+            "test",
+            "trainval",
+            "requirements",
+            "notes",
+        ):
             continue
         try:
             found = read_class_list(path)
-            said.append(f"{path.name} could be one ({len(found.classes)} classes): rename it to classes.txt")
+            said.append(
+                f"{path.name} could be one ({len(found.classes)} classes): rename it to classes.txt"
+            )
         except DataError as error:
             said.append(str(error).removeprefix(f"{path.parent}/"))
     return f". {'; '.join(said)}" if said else ""
 
 
 def _agree(one: ClassList, other: ClassList) -> bool:
-    if one.classes.names != other.classes.names or dict(one.labels.values) != dict(other.labels.values):
+    if one.classes.names != other.classes.names or dict(one.labels.values) != dict(
+        other.labels.values
+    ):
         return False
     colors = one.labels.colors, other.labels.colors
     return None in colors or colors[0] == colors[1]
@@ -218,23 +280,37 @@ def _build(path: Path, parsed: _Parsed) -> ClassList:
     problems, entries = list(parsed.problems), parsed.entries
     numbered = [entry for entry in entries if entry.value is not None]
     if numbered and len(numbered) < len(entries):
-        bare = [entry for entry in entries if entry.value is None and not (_is_void(entry) and entry.color)]
+        bare = [
+            entry
+            for entry in entries
+            if entry.value is None and not (_is_void(entry) and entry.color)
+        ]
         if bare:
-            problems.append(f"only some classes have numbers; give one to {listing(entry.name for entry in bare)} too")
+            problems.append(
+                f"only some classes have numbers; give one to {listing(entry.name for entry in bare)} too"
+            )
     elif not numbered:
-        entries = [dataclasses.replace(entry, value=position) for position, entry in enumerate(entries)]
+        entries = [
+            dataclasses.replace(entry, value=position) for position, entry in enumerate(entries)
+        ]
     else:
         # Tools give pixels that do not count the number 255 or -1, and such a name.
         entries = [
             dataclasses.replace(entry, void=True, value=None if entry.value == -1 else entry.value)
-            if entry.value in (IGNORE_INDEX, -1) and entry.name.lower().strip("_") in (*_DOUBTFUL, "void")
+            if entry.value in (IGNORE_INDEX, -1)
+            and entry.name.lower().strip("_") in (*_DOUBTFUL, "void")
             else entry
             for entry in entries
         ]
-        entries = [entry for entry in entries if entry.value is not None or entry.color is not None or not entry.void]
+        entries = [
+            entry
+            for entry in entries
+            if entry.value is not None or entry.color is not None or not entry.void
+        ]
     problems += _entry_problems(entries)
     classes = sorted(
-        (entry for entry in entries if not _is_void(entry) and entry.value is not None), key=lambda entry: entry.value or 0
+        (entry for entry in entries if not _is_void(entry) and entry.value is not None),
+        key=lambda entry: entry.value or 0,
     )
     void = [entry for entry in entries if _is_void(entry)]
     if not 1 <= len(classes) <= _MAX_CLASSES and not (problems and not classes):
@@ -244,12 +320,22 @@ def _build(path: Path, parsed: _Parsed) -> ClassList:
     given = [entry for entry in entries if entry.color is not None]
     if given and len(given) < len(entries):
         # A void without a color, as some tools list it, has no pixels in masks that are in colors.
-        colorless = [entry.name for entry in entries if entry.color is None and not (numbered and _is_void(entry))]
+        colorless = [
+            entry.name
+            for entry in entries
+            if entry.color is None and not (numbered and _is_void(entry))
+        ]
         if colorless:
-            problems.append(f"only some classes have colors; give one to {listing(colorless)} too, or to none")
+            problems.append(
+                f"only some classes have colors; give one to {listing(colorless)} too, or to none"
+            )
     if problems:
-        raise DataError(f"{path}: {'; '.join(problems[:12])}{f' and {len(problems) - 12} more' if len(problems) > 12 else ''}")
-    label = {id(entry): number for number, entry in enumerate(classes)} | {id(entry): IGNORE_INDEX for entry in void}
+        raise DataError(
+            f"{path}: {'; '.join(problems[:12])}{f' and {len(problems) - 12} more' if len(problems) > 12 else ''}"
+        )
+    label = {id(entry): number for number, entry in enumerate(classes)} | {
+        id(entry): IGNORE_INDEX for entry in void
+    }
     values = {entry.value: label[id(entry)] for entry in entries if entry.value is not None}
     assumed = IGNORE_INDEX not in values
     if assumed:
@@ -257,20 +343,41 @@ def _build(path: Path, parsed: _Parsed) -> ClassList:
     colors = {entry.color: label[id(entry)] for entry in given if entry.color is not None} or None
     # White listed as void says in colors what 255 says in labels.
     assumed &= (colors or {}).get((255, 255, 255)) != IGNORE_INDEX
-    shown = tuple(entry.color for entry in classes if entry.color is not None) if colors else voc_palette(len(classes))
+    shown = (
+        tuple(entry.color for entry in classes if entry.color is not None)
+        if colors
+        else voc_palette(len(classes))
+    )
     names = tuple(entry.name for entry in classes)
     notes = []
     if parsed.kind != "classes.txt":
         said = f", {len(void)} void" if void else ""
-        notes.append("; ".join([f"{path.name} is read as {parsed.kind}: {len(classes)} classes{said}", *parsed.notes]))
+        notes.append(
+            "; ".join(
+                [
+                    f"{path.name} is read as {parsed.kind}: {len(classes)} classes{said}",
+                    *parsed.notes,
+                ]
+            )
+        )
     elif parsed.notes:
         notes.append(f"{path.name}: {'; '.join(parsed.notes)}")
     doubtful = [
-        entry.name for entry in classes if entry.name.lower().strip("_") in (*_DOUBTFUL, *_BORDERS) or entry.color == _VOC_BORDER
+        entry.name
+        for entry in classes
+        if entry.name.lower().strip("_") in (*_DOUBTFUL, *_BORDERS) or entry.color == _VOC_BORDER
     ]
     if doubtful:
-        notes.append(f"{path.name}: {listing(doubtful)} counts as a class; call it `void` if its pixels are not to count")
-    return ClassList(path, parsed.kind, Classes(names, shown), LabelMap(len(classes), values, colors, assumed), tuple(notes))
+        notes.append(
+            f"{path.name}: {listing(doubtful)} counts as a class; call it `void` if its pixels are not to count"
+        )
+    return ClassList(
+        path,
+        parsed.kind,
+        Classes(names, shown),
+        LabelMap(len(classes), values, colors, assumed),
+        tuple(notes),
+    )
 
 
 def _entry_problems(entries: Sequence[_Entry]) -> list[str]:
@@ -282,7 +389,10 @@ def _entry_problems(entries: Sequence[_Entry]) -> list[str]:
         at = f"{entry.where}: " if entry.where else ""
         if not any(character.isalnum() for character in entry.name):
             problems.append(f"{at}a class without a name")
-        elif any(unicodedata.category(character) == "Cc" for character in entry.name) or len(entry.name) > 200:
+        elif (
+            any(unicodedata.category(character) == "Cc" for character in entry.name)
+            or len(entry.name) > 200
+        ):
             problems.append(f"{at}{entry.name[:40]!r} is no name of a class")
         elif re.fullmatch(r"[\d.,]+(\s+[\d.,]+)+", entry.name):
             problems.append(f"{at}{entry.name[:40]!r} holds numbers only; a class has a name")
@@ -290,7 +400,9 @@ def _entry_problems(entries: Sequence[_Entry]) -> list[str]:
             problems.append(f"{at}class '{entry.name[:60]}' stands twice")
         if entry.value is not None:
             if not 0 <= entry.value <= 65535:
-                problems.append(f"{at}value {entry.value} of '{entry.name}' is not one of 0 to 65535")
+                problems.append(
+                    f"{at}value {entry.value} of '{entry.name}' is not one of 0 to 65535"
+                )
             elif entry.value in values:
                 problems.append(f"{at}value {entry.value} is already '{values[entry.value].name}'")
             values.setdefault(entry.value, entry)
@@ -320,7 +432,9 @@ def _without_invisible(text: str) -> str:
 def _is_named_as_list(path: Path) -> bool:
     """Whether the name says that the file lists classes, so that any JSON table in it does."""
     name = path.name.lower()
-    return name not in _OTHER_JSON and (name in FILE_NAMES or re.search("class|label|categor|names", name) is not None)
+    return name not in _OTHER_JSON and (
+        name in FILE_NAMES or re.search("class|label|categor|names", name) is not None
+    )
 
 
 def _parse(text: str, ids: Ids | None, is_named: bool) -> _Parsed:
@@ -329,14 +443,20 @@ def _parse(text: str, ids: Ids | None, is_named: bool) -> _Parsed:
         return _parse_json(stripped, ids, is_named)
     if stripped.startswith("<"):
         raise _RefusedError(f"it is XML or HTML, not a list of classes; {_ADVICE}")
-    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    lines = [
+        (number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()
+    ]
     if lines and re.fullmatch(r"sep=.?", lines[0][1]):
         lines = lines[1:]  # Excel's
-    files = sum(re.search(rf"{_IMAGE}(?=$|[\s,;\"'])", line, re.IGNORECASE) is not None for _, line in lines)
+    files = sum(
+        re.search(rf"{_IMAGE}(?=$|[\s,;\"'])", line, re.IGNORECASE) is not None for _, line in lines
+    )
     if 2 * files > len(lines):
         raise _RefusedError(_IMAGES)
     if any(re.match(r"item\s*\{", line) for _, line in lines):
-        raise _RefusedError(f"it is a TensorFlow label map (pbtxt), not a list of classes; {_ADVICE}")
+        raise _RefusedError(
+            f"it is a TensorFlow label map (pbtxt), not a list of classes; {_ADVICE}"
+        )
     if any(re.match(r"names\s*:", line) for _, line in lines):
         raise _RefusedError(
             f"it is YAML, as YOLO's data.yaml; YOLO's labels are polygons or boxes: export masks as images, then {_ADVICE}"
@@ -345,7 +465,9 @@ def _parse(text: str, ids: Ids | None, is_named: bool) -> _Parsed:
         raise _RefusedError(f"it is a YAML list; {_ADVICE}, without the dash")
     long = [str(number) for number, line in lines if len(line) > 500]
     if long:
-        raise _RefusedError(f"lines {listing(long)} are longer than 500 characters, which no list of classes is; {_ADVICE}")
+        raise _RefusedError(
+            f"lines {listing(long)} are longer than 500 characters, which no list of classes is; {_ADVICE}"
+        )
     cvat = _parse_cvat(lines)
     if cvat is not None:
         return cvat
@@ -357,7 +479,9 @@ def _parse(text: str, ids: Ids | None, is_named: bool) -> _Parsed:
         )
     if not hexes or len(hexes) < len(lines):
         lines = [(number, line) for number, line in lines if not line.startswith(("#", "//"))]
-    semicolons = bool(lines) and all(";" in line for _, line in lines)  # a table whose first field may be empty
+    semicolons = bool(lines) and all(
+        ";" in line for _, line in lines
+    )  # a table whose first field may be empty
     odd = [
         f"{number} ({line[:40]!r})"
         for number, line in lines
@@ -365,7 +489,9 @@ def _parse(text: str, ids: Ids | None, is_named: bool) -> _Parsed:
         and any(character.isalnum() for character in line)
     ]
     if odd:
-        raise _RefusedError(f"lines {listing(odd)} look like comments; begin comments with #, or put a class's name in quotes")
+        raise _RefusedError(
+            f"lines {listing(odd)} look like comments; begin comments with #, or put a class's name in quotes"
+        )
     lines, said = _without_heading(lines)
     parsed = _parse_rest(lines, ids)
     parsed.notes = [*said, *parsed.notes]
@@ -374,7 +500,16 @@ def _parse(text: str, ids: Ids | None, is_named: bool) -> _Parsed:
 
 _HEADINGS = {
     *("name", "names", "class", "classes", "label", "labels", "category", "categories"),
-    *("classname", "classnames", "labelname", "labelnames", "categoryname", "categorynames", "classlabel", "classlabels"),
+    *(
+        "classname",
+        "classnames",
+        "labelname",
+        "labelnames",
+        "categoryname",
+        "categorynames",
+        "classlabel",
+        "classlabels",
+    ),
 }
 
 
@@ -383,12 +518,16 @@ def _without_heading(lines: list[tuple[int, str]]) -> tuple[list[tuple[int, str]
     if len(lines) < 2:
         return lines, []
     first = _key(lines[0][1].rstrip(",;"))
-    numbers = first in ("id", "ids", "value", "values", "index") and all(_number(line) is not None for _, line in lines[1:])
+    numbers = first in ("id", "ids", "value", "values", "index") and all(
+        _number(line) is not None for _, line in lines[1:]
+    )
     if first not in _HEADINGS and not numbers:
         return lines, []
     number, line = lines[0]
     if _unquoted(line) == line:
-        return lines[1:], [f"line {number}, {line!r}, is taken as a header, not as a class (put it in quotes if it is a class)"]
+        return lines[1:], [
+            f"line {number}, {line!r}, is taken as a header, not as a class (put it in quotes if it is a class)"
+        ]
     if all(_unquoted(other) != other for _, other in lines):
         raise _RefusedError(
             f"line {number}, {line}, can be a header or a class, since all lines are in quotes; delete it if it is a header, else take "
@@ -398,7 +537,10 @@ def _without_heading(lines: list[tuple[int, str]]) -> tuple[list[tuple[int, str]
 
 
 def _parse_rest(lines: Sequence[tuple[int, str]], ids: Ids | None) -> _Parsed:
-    if any(name == "__ignore__" or name == "_background_" for name in (line.strip("\"'") for _, line in lines)):
+    if any(
+        name == "__ignore__" or name == "_background_"
+        for name in (line.strip("\"'") for _, line in lines)
+    ):
         return _parse_labelme(lines)
     return _parse_table(lines, ids) or _parse_lines(lines)
 
@@ -420,7 +562,9 @@ def _parse_cvat(lines: Sequence[tuple[int, str]]) -> _Parsed | None:
             continue
         name, red, green, blue = match.group(1).strip(), *match.group(2, 3, 4)
         color = None if red is None else (int(red), int(green), int(blue))
-        parsed.entries.append(_Entry(_unquoted(name), None, color, name == _IGNORE, f"line {number}"))
+        parsed.entries.append(
+            _Entry(_unquoted(name), None, color, name == _IGNORE, f"line {number}")
+        )
     return parsed
 
 
@@ -431,16 +575,34 @@ def _parse_labelme(lines: Sequence[tuple[int, str]]) -> _Parsed:
     parsed = _Parsed("labelme's labels", [])
     for position, (number, name) in enumerate(names):
         if name == _IGNORE and position > 0:
-            parsed.problems.append(f"line {number}: labelme has {_IGNORE} first; move it there, or call it void")
+            parsed.problems.append(
+                f"line {number}: labelme has {_IGNORE} first; move it there, or call it void"
+            )
         value = position - ignore
         where = f"line {number}"
-        parsed.entries.append(_Entry(_IGNORE, 255, None, True, where) if value < 0 else _Entry(name, value, None, False, where))
+        parsed.entries.append(
+            _Entry(_IGNORE, 255, None, True, where)
+            if value < 0
+            else _Entry(name, value, None, False, where)
+        )
     return parsed
 
 
 # Tables
 
-_NAME = {"name", "class", "label", "classname", "labelname", "category", "classes", "readable", "title", "labels", "classlabel"}
+_NAME = {
+    "name",
+    "class",
+    "label",
+    "classname",
+    "labelname",
+    "category",
+    "classes",
+    "readable",
+    "title",
+    "labels",
+    "classlabel",
+}
 _VALUE = {
     "id",
     "index",
@@ -457,7 +619,18 @@ _VALUE = {
     "class",
 }
 _CHANNELS = ({"r", "red"}, {"g", "green"}, {"b", "blue"})
-_COLOR = {"color", "colour", "rgb", "hex", "colorrgb", "rgbcolor", "hexcolor", "hexcode", "colorhex", "colorcode", "rgbvalues"}
+_COLOR = {
+    "color",
+    "rgb",
+    "hex",
+    "colorrgb",
+    "rgbcolor",
+    "hexcolor",
+    "hexcode",
+    "colorhex",
+    "colorcode",
+    "rgbvalues",
+}
 _IGNORED = {"ignoreineval", "ignore"}
 
 
@@ -469,7 +642,9 @@ def _parse_table(lines: Sequence[tuple[int, str]], ids: Ids | None) -> _Parsed |
             continue
         rows = []
         for number, line in lines:
-            fields = next(csv.reader(io.StringIO(line), delimiter=delimiter, skipinitialspace=True), [])
+            fields = next(
+                csv.reader(io.StringIO(line), delimiter=delimiter, skipinitialspace=True), []
+            )
             rows.append((number, [field.strip() for field in fields]))
         while rows and all(len(row) > 1 and not row[-1] for _, row in rows):
             rows = [(number, row[:-1]) for number, row in rows]
@@ -483,7 +658,11 @@ def _parse_table(lines: Sequence[tuple[int, str]], ids: Ids | None) -> _Parsed |
         ):
             return None  # `name R,G,B` or `name R,G,B,A`
         return _parse_rows(rows, ids)
-    bare = [(number, line) for number, line in lines if _unquoted(line) == line and not _color_at_end(line)]
+    bare = [
+        (number, line)
+        for number, line in lines
+        if _unquoted(line) == line and not _color_at_end(line)
+    ]
     commas = [number for number, line in bare if re.search(r"[,;]", line.rstrip(",;"))]
     if commas and len(commas) < len(lines) <= 2 * len(commas):
         raise _RefusedError(
@@ -518,28 +697,43 @@ def _parse_rows(rows: Sequence[tuple[int, list[str]]], ids: Ids | None) -> _Pars
         parsed.kind = "ADE20K's list of objects"
         parsed.entries.append(_Entry("void", 0, None, True))
         parsed.notes.append("value 0 is void, as in ADE20K")
-    trained = columns.get("value") is not None and named and _key(rows[0][1][columns["value"]]) == "trainid"
+    trained = (
+        columns.get("value") is not None
+        and named
+        and _key(rows[0][1][columns["value"]]) == "trainid"
+    )
     for number, row in body:
         where, value, color = f"line {number}", None, None
         if "value" in columns:
             # A class without a train ID is not trained on.
-            value = IGNORE_INDEX if trained and not row[columns["value"]] else _number(row[columns["value"]])
+            value = (
+                IGNORE_INDEX
+                if trained and not row[columns["value"]]
+                else _number(row[columns["value"]])
+            )
             if value is None:
                 parsed.problems.append(f"{where}: {row[columns['value']]!r} is no number")
         if "color" in columns:
             color = _color(row[columns["color"]])
             if color is None:
-                parsed.problems.append(f"{where}: {row[columns['color']]!r} is no color; write R G B of 0 to 255, or #RRGGBB")
+                parsed.problems.append(
+                    f"{where}: {row[columns['color']]!r} is no color; write R G B of 0 to 255, or #RRGGBB"
+                )
         elif "r" in columns:
             parts = [_number(row[columns[channel]]) for channel in "rgb"]
             if None in parts:
                 wrong = " ".join(row[columns[channel]] for channel in "rgb")
-                parsed.problems.append(f"{where}: {wrong!r} is no color; write three numbers of 0 to 255")
+                parsed.problems.append(
+                    f"{where}: {wrong!r} is no color; write three numbers of 0 to 255"
+                )
             else:
                 color = (parts[0] or 0, parts[1] or 0, parts[2] or 0)
         void = "void" in columns and row[columns["void"]].lower() in ("1", "true", "yes")
         if value is not None and "train" in columns:
-            void |= not row[columns["train"]] or _number(row[columns["train"]]) in (IGNORE_INDEX, -1)
+            void |= not row[columns["train"]] or _number(row[columns["train"]]) in (
+                IGNORE_INDEX,
+                -1,
+            )
             if value < 0 or (trained and value == IGNORE_INDEX):
                 value, void = None, True
         parsed.entries.append(_Entry(_unquoted(row[columns["name"]]), value, color, void, where))
@@ -554,7 +748,9 @@ def _key(field: str) -> str:
 
 def _role(field: str) -> str | None:
     key = _key(field)
-    channel = next((letter for letter, known in zip("rgb", _CHANNELS, strict=True) if key in known), None)
+    channel = next(
+        (letter for letter, known in zip("rgb", _CHANNELS, strict=True) if key in known), None
+    )
     if channel:
         return channel
     if key in _COLOR:
@@ -568,7 +764,9 @@ def _role(field: str) -> str | None:
     return "name" if key in _NAME else "value" if key in _VALUE else None
 
 
-def _header_columns(header: Sequence[str], body: Sequence[tuple[int, list[str]]], ids: Ids | None) -> dict[str, int]:
+def _header_columns(
+    header: Sequence[str], body: Sequence[tuple[int, list[str]]], ids: Ids | None
+) -> dict[str, int]:
     """Role -> column, by the header; `label` and `class` may hold names or numbers."""
     columns: dict[str, int] = {}
     keys = [_key(field) for field in header]
@@ -586,15 +784,23 @@ def _header_columns(header: Sequence[str], body: Sequence[tuple[int, list[str]]]
             continue
         role = _role(field)
         if role == "name or value":
-            role = "value" if body and all(_number(row[at]) is not None for _, row in body) else "name"
+            role = (
+                "value" if body and all(_number(row[at]) is not None for _, row in body) else "name"
+            )
         if role is None:
             continue
         if role in columns:
-            raise _RefusedError(f"columns '{header[columns[role]]}' and '{field}' both give a {role}; keep one")
+            raise _RefusedError(
+                f"columns '{header[columns[role]]}' and '{field}' both give a {role}; keep one"
+            )
         columns[role] = at
     if "train" in columns:
-        both = {"trainId": columns["train"]} | ({"id": columns["value"]} if "value" in columns else {})
-        key = _id_key([{name: _number(row[at]) for name, at in both.items()} for _, row in body], ids)
+        both = {"trainId": columns["train"]} | (
+            {"id": columns["value"]} if "value" in columns else {}
+        )
+        key = _id_key(
+            [{name: _number(row[at]) for name, at in both.items()} for _, row in body], ids
+        )
         columns["value"] = both.get(key or "", columns["train"])
     if "name" not in columns:
         raise _RefusedError(
@@ -602,9 +808,13 @@ def _header_columns(header: Sequence[str], body: Sequence[tuple[int, list[str]]]
         )
     channels = {"r", "g", "b"} & set(columns)
     if channels and len(channels) < 3:
-        raise _RefusedError(f"it is a table with the color columns {listing(sorted(channels))} only; there must be r, g and b")
+        raise _RefusedError(
+            f"it is a table with the color columns {listing(sorted(channels))} only; there must be r, g and b"
+        )
     if channels and "color" in columns:
-        raise _RefusedError("it is a table with a color column and with columns r, g and b; keep one of them")
+        raise _RefusedError(
+            "it is a table with a color column and with columns r, g and b; keep one of them"
+        )
     return columns
 
 
@@ -612,9 +822,16 @@ def _bare_columns(body: Sequence[tuple[int, list[str]]]) -> dict[str, int]:
     """Role -> column of a table without a header, by what the columns hold."""
     width = len(body[0][1])
     numeric = [at for at in range(width) if all(_number(row[at]) is not None for _, row in body)]
-    hexes = [at for at in range(width) if at not in numeric and all(_color(row[at]) for _, row in body)]
+    hexes = [
+        at for at in range(width) if at not in numeric and all(_color(row[at]) for _, row in body)
+    ]
     names = [at for at in range(width) if at not in numeric and at not in hexes]
-    if len(names) != 1 or len(numeric) not in (0, 1, 3, 4) or len(hexes) > 1 or (hexes and len(numeric) > 1):
+    if (
+        len(names) != 1
+        or len(numeric) not in (0, 1, 3, 4)
+        or len(hexes) > 1
+        or (hexes and len(numeric) > 1)
+    ):
         raise _RefusedError(
             f"it is a table of {width} columns whose meaning is not clear; begin it with a header such as `name,r,g,b` or `id,name`, or "
             f"{_ADVICE}"
@@ -625,9 +842,14 @@ def _bare_columns(body: Sequence[tuple[int, list[str]]]) -> dict[str, int]:
     if len(numeric) in (1, 4):
         at = numeric[0]
         if len(numeric) == 4:
-            # Three channels stay together; the number stands on the other side of the name, or before them.
+            # Three channels stay together; the number stands on the other side of the name, or
+            # before them.
             sides = [column < names[0] for column in numeric]
-            apart = [column for column, side in zip(numeric, sides, strict=True) if sides.count(side) == 1]
+            apart = [
+                column
+                for column, side in zip(numeric, sides, strict=True)
+                if sides.count(side) == 1
+            ]
             at = apart[0] if apart else numeric[0]
             fours = [[_number(row[column]) or 0 for column in numeric] for _, row in body]
             if not apart and _is_alpha(fours) == _numbers_before_colors(fours):
@@ -654,7 +876,9 @@ def _numbers_before_colors(rows: Sequence[Sequence[int]]) -> bool:
 
 def _is_alpha(rows: Sequence[Sequence[int]]) -> bool:
     """Whether of four numbers a row the last can be the alpha of a color: 255, or 255 and 0."""
-    return {row[-1] for row in rows} in ({255}, {0, 255}) and all(part <= 255 for row in rows for part in row)
+    return {row[-1] for row in rows} in ({255}, {0, 255}) and all(
+        part <= 255 for row in rows for part in row
+    )
 
 
 # Lines
@@ -673,7 +897,11 @@ class _Line:
     def color_only(self) -> int:
         """How many numbers it has, if they can be those of one color and stand on one side of the name; else 0."""
         count = max(len(self.before), len(self.after))
-        return count if self.name and count in (3, 4) and not min(len(self.before), len(self.after)) else 0
+        return (
+            count
+            if self.name and count in (3, 4) and not min(len(self.before), len(self.after))
+            else 0
+        )
 
 
 def _parse_lines(lines: Sequence[tuple[int, str]]) -> _Parsed:
@@ -690,36 +918,56 @@ def _parse_lines(lines: Sequence[tuple[int, str]]) -> _Parsed:
         plain = re.sub(r"\s(#|//)\s.*$", "", text).strip()
         odd = re.search(r"\s#(?![0-9a-fA-F]{6}\b)(?!\d+$)", plain)
         if odd:
-            parsed.problems.append(f"line {number}: `#` within the line; put the comment on a line of its own")
+            parsed.problems.append(
+                f"line {number}: `#` within the line; put the comment on a line of its own"
+            )
         if re.search(r"(?:^|\s)[01]?\.\d+(?:[\s,]+[01]?\.?\d+){2}$", plain):
-            parsed.problems.append(f"line {number}: the color is given as fractions; write three whole numbers of 0 to 255")
+            parsed.problems.append(
+                f"line {number}: the color is given as fractions; write three whole numbers of 0 to 255"
+            )
         if re.fullmatch(r"\d+([\s,;]+\d+){3,}", plain):
-            parsed.problems.append(f"line {number}: {plain[:40]!r} holds numbers only; a class has a name")
+            parsed.problems.append(
+                f"line {number}: {plain[:40]!r} holds numbers only; a class has a name"
+            )
         plain = _without_negative(number, plain, parsed.problems)
         split.append(_split(number, plain))
     split = _without_alpha(split, parsed)
     shape = _shape(split)
     if len(split) > 1 and all(len(line.after) == 2 and not line.before for line in split):
-        parsed.problems.append("every line ends in two numbers, which are neither a value nor a color")
+        parsed.problems.append(
+            "every line ends in two numbers, which are neither a value nor a color"
+        )
     if shape.startswith("number"):
         parsed.kind = "a numbered list"
-        parsed.notes.append("its numbers are the values that masks store (put a name that holds a number in quotes)")
+        parsed.notes.append(
+            "its numbers are the values that masks store (put a name that holds a number in quotes)"
+        )
     if len(split) > 1 and all(re.fullmatch(r"\d{1,3}", line.text) for line in split):
         parsed.kind = "a list of values"
-        parsed.notes.append("its lines are the values that masks store, and the names of the classes")
-        parsed.entries = [_Entry(line.text, int(line.text), where=f"line {line.number}") for line in split]
+        parsed.notes.append(
+            "its lines are the values that masks store, and the names of the classes"
+        )
+        parsed.entries = [
+            _Entry(line.text, int(line.text), where=f"line {line.number}") for line in split
+        ]
         return parsed
     for line in split:
         entry = _entry(line, shape)
         quoted = _unquoted(line.text) != line.text
-        if not quoted and re.search(r"[:;=|\[\]<>]\s*\d|\d\s*[:;=|]|[{}]|^[-*•]\s|^[\[\"]|:$", entry.name):
+        if not quoted and re.search(
+            r"[:;=|\[\]<>]\s*\d|\d\s*[:;=|]|[{}]|^[-*•]\s|^[\[\"]|:$", entry.name
+        ):
             parsed.problems.append(
                 f"line {line.number}: {line.text[:60]!r} is not understood (put a name that looks so in quotes)"
             )
         parsed.entries.append(entry)
     if shape == "half":
-        numbered = [str(line.number) for line in split if len(line.before) == 1 or len(line.after) == 1]
-        parsed.problems.append(f"only lines {listing(numbered)} are numbered; number every line, or none")
+        numbered = [
+            str(line.number) for line in split if len(line.before) == 1 or len(line.after) == 1
+        ]
+        parsed.problems.append(
+            f"only lines {listing(numbered)} are numbered; number every line, or none"
+        )
     return parsed
 
 
@@ -749,19 +997,29 @@ def _without_alpha(lines: Sequence[_Line], parsed: _Parsed) -> list[_Line]:
         numbers = [getattr(line, side) for line in fours]
         names = Counter(line.name for line in colored)
         # `lane 1` and `lane 2` end in numbers, and so does `Boeing 747`.
-        named = side == "after" and all(names[line.name] > 1 or line.after[0] > 255 for line in fours)
+        named = side == "after" and all(
+            names[line.name] > 1 or line.after[0] > 255 for line in fours
+        )
         whole = len(fours) == len(colored)
         first = [row[0] for row in numbers]
         counted = (
             whole
             and len(fours) == len(lines)
-            and (_numbers_before_colors(numbers) or (side == "before" and not _is_alpha(numbers) and first == sorted(set(first))))
+            and (
+                _numbers_before_colors(numbers)
+                or (side == "before" and not _is_alpha(numbers) and first == sorted(set(first)))
+            )
         )
         if named or (counted and not _is_alpha(numbers)):
             continue
         if whole and _is_alpha(numbers) and not counted:
             parsed.notes.append("the fourth number of a color is taken as its alpha")
-            return [dataclasses.replace(line, **{side: getattr(line, side)[:3]}) if line in fours else line for line in lines]
+            return [
+                dataclasses.replace(line, **{side: getattr(line, side)[:3]})
+                if line in fours
+                else line
+                for line in lines
+            ]
         parsed.problems.append(
             f"lines {listing(str(line.number) for line in fours)} have four numbers whose meaning is not clear; write `name R G B`, or "
             '`"name that ends in a number" R G B`'
@@ -778,7 +1036,9 @@ def _split(number: int, text: str) -> _Line:
     if hexed:
         color = _color(hexed.group(1))
         rest = (rest[: hexed.start()] if hexed.start() else rest[hexed.end() :]).strip(" \t,;:=")
-    before = re.match(r"[(\[]?((?:\d+[\s,;:=.)\]]+)*\d+)[)\]]?(?:\s*[:=,;.)]\s*|\s+)(?=\D|\d+[^\W\d])", rest)
+    before = re.match(
+        r"[(\[]?((?:\d+[\s,;:=.)\]]+)*\d+)[)\]]?(?:\s*[:=,;.)]\s*|\s+)(?=\D|\d+[^\W\d])", rest
+    )
     first = tuple(map(int, re.findall(r"\d+", before.group(1)))) if before else ()
     name = rest[before.end() :] if before else rest
     after = re.search(r"(?:\s*[:=,;]\s*|\s+)[(\[]?(\d+(?:[\s,;]+\d+)*)[)\]]?$", name)
@@ -791,7 +1051,10 @@ def _shape(lines: Sequence[_Line]) -> str:
     """What the numbers of all lines are."""
     if not lines:
         return "names"
-    before, after = Counter(len(line.before) for line in lines), Counter(len(line.after) for line in lines)
+    before, after = (
+        Counter(len(line.before) for line in lines),
+        Counter(len(line.after) for line in lines),
+    )
     named = [line.name for line in lines if line.name.lower() != "void"]
     numbers = [(line.before or line.after or (0,))[0] for line in lines]
     # `lane 1` and `lane 2` are names, and so is `Boeing 747`.
@@ -803,12 +1066,27 @@ def _shape(lines: Sequence[_Line]) -> str:
         return "numbers first"
     if after[1] == count and not before[1] and count > 1 and distinct:
         return "numbers last"
-    if after[4] == count and count > 1 and distinct and _numbers_before_colors([line.after for line in lines]):
+    if (
+        after[4] == count
+        and count > 1
+        and distinct
+        and _numbers_before_colors([line.after for line in lines])
+    ):
         return "number and color last"
-    separated = [re.match(r"\d+\s*[:=,;)]", line.text) or re.search(r"[:=,;]\s*\d+$", line.text) for line in lines]
-    single = [line.before[0] for line in lines if len(line.before) == 1 and len(line.after) in (0, 3)]
-    consecutive = len(single) > 1 and single in (list(range(len(single))), list(range(1, len(single) + 1)))
-    if (any(separated) and not all(separated) and not after[3]) or (consecutive and len(single) < count):
+    separated = [
+        re.match(r"\d+\s*[:=,;)]", line.text) or re.search(r"[:=,;]\s*\d+$", line.text)
+        for line in lines
+    ]
+    single = [
+        line.before[0] for line in lines if len(line.before) == 1 and len(line.after) in (0, 3)
+    ]
+    consecutive = len(single) > 1 and single in (
+        list(range(len(single))),
+        list(range(1, len(single) + 1)),
+    )
+    if (any(separated) and not all(separated) and not after[3]) or (
+        consecutive and len(single) < count
+    ):
         return "half"
     return "names"
 
@@ -817,7 +1095,9 @@ def _entry(line: _Line, shape: str) -> _Entry:
     where = f"line {line.number}"
     if shape == "color first":
         value = line.before[0] if len(line.before) == 4 else None
-        return _Entry(_joined("", line.name, line.after), value, _three(line.before[-3:]), where=where)
+        return _Entry(
+            _joined("", line.name, line.after), value, _three(line.before[-3:]), where=where
+        )
     color = line.hex or (_three(line.after[-3:]) if len(line.after) >= 3 else None)
     surplus = line.after if line.hex else line.after[:-3] if len(line.after) >= 3 else line.after
     if shape == "numbers first":
@@ -828,7 +1108,9 @@ def _entry(line: _Line, shape: str) -> _Entry:
         return _Entry(line.name, line.after[0], _three(line.after[1:]), where=where)
     if color is None:
         return _Entry(_unquoted(" ".join(line.text.rstrip(",; \t").split())), where=where)
-    return _Entry(_joined(" ".join(map(str, line.before)), line.name, surplus), None, color, where=where)
+    return _Entry(
+        _joined(" ".join(map(str, line.before)), line.name, surplus), None, color, where=where
+    )
 
 
 def _joined(before: str, name: str, after: Iterable[int]) -> str:
@@ -861,7 +1143,9 @@ def _color(text: Any) -> Color | None:
 
 def _unquoted(text: str) -> str:
     text = text.strip()
-    return text[1:-1].strip() if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
+    return (
+        text[1:-1].strip() if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
+    )
 
 
 # JSON
@@ -876,7 +1160,9 @@ def _parse_json(text: str, ids: Ids | None, is_named: bool) -> _Parsed:
     try:
         value = json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
-        raise _RefusedError(f"it begins as JSON but is none ({error}); mend it, or {_ADVICE}") from error
+        raise _RefusedError(
+            f"it begins as JSON but is none ({error}); mend it, or {_ADVICE}"
+        ) from error
     _refuse_annotations(value)
     if isinstance(value, dict):
         return _parse_object(value, ids, is_named)
@@ -896,23 +1182,43 @@ def _refuse_annotations(value: Any) -> None:
     keys = set(value) if isinstance(value, dict) else set()
     first = value[0] if isinstance(value, list) and value and isinstance(value[0], dict) else {}
     known: tuple[tuple[bool, str], ...] = (
-        ({"images", "annotations"} <= keys or {"categories", "images"} <= keys, "COCO annotations, which hold polygons"),
-        (any(key.startswith("_via_") for key in keys), "a project of the VGG Image Annotator, which holds polygons"),
         (
-            any(isinstance(item, dict) and "regions" in item and "filename" in item for item in value.values())
+            {"images", "annotations"} <= keys or {"categories", "images"} <= keys,
+            "COCO annotations, which hold polygons",
+        ),
+        (
+            any(key.startswith("_via_") for key in keys),
+            "a project of the VGG Image Annotator, which holds polygons",
+        ),
+        (
+            any(
+                isinstance(item, dict) and "regions" in item and "filename" in item
+                for item in value.values()
+            )
             if isinstance(value, dict)
             else False,
             "annotations of the VGG Image Annotator, which hold polygons",
         ),
-        ("shapes" in keys and "imagePath" in keys, "labelme's annotation of one image, which holds polygons"),
-        ("annotations" in first or "completions" in first or "annotation_id" in first, "Label Studio's export"),
-        ("objects" in keys and ("size" in keys or "imgHeight" in keys), "the annotation of one image, which holds polygons"),
+        (
+            "shapes" in keys and "imagePath" in keys,
+            "labelme's annotation of one image, which holds polygons",
+        ),
+        (
+            "annotations" in first or "completions" in first or "annotation_id" in first,
+            "Label Studio's export",
+        ),
+        (
+            "objects" in keys and ("size" in keys or "imgHeight" in keys),
+            "the annotation of one image, which holds polygons",
+        ),
         ("cells" in keys and "nbformat" in keys, "a notebook"),
         ("image_id" in first and "segmentation" in first, "COCO results, which hold polygons"),
     )
     for matches, what in known:
         if matches:
-            raise _RefusedError(f"it is {what}, not a list of classes; export masks as PNG images, then {_ADVICE}")
+            raise _RefusedError(
+                f"it is {what}, not a list of classes; export masks as PNG images, then {_ADVICE}"
+            )
 
 
 def _parse_object(value: dict[str, Any], ids: Ids | None, is_named: bool) -> _Parsed:
@@ -921,7 +1227,8 @@ def _parse_object(value: dict[str, Any], ids: Ids | None, is_named: bool) -> _Pa
         colors = value.get("segmentation_colors")
         if isinstance(colors, list) and len(colors) == len(parsed.entries):
             parsed.entries = [
-                dataclasses.replace(entry, color=_color(c)) for entry, c in zip(parsed.entries, colors, strict=True)
+                dataclasses.replace(entry, color=_color(c))
+                for entry, c in zip(parsed.entries, colors, strict=True)
             ]
         return parsed
     for key, kind in (
@@ -932,7 +1239,9 @@ def _parse_object(value: dict[str, Any], ids: Ids | None, is_named: bool) -> _Pa
         ("class_names", "a JSON list of names"),
     ):
         items = value.get(key)
-        if isinstance(items, list) and (is_named or (items and all(isinstance(item, dict) for item in items))):
+        if isinstance(items, list) and (
+            is_named or (items and all(isinstance(item, dict) for item in items))
+        ):
             return _parse_list(items, kind, ids)
     for key in ("id2label", "label2id", *(("labels", "classes", "names") if is_named else ())):
         if isinstance(value.get(key), dict):
@@ -963,9 +1272,13 @@ def _parse_pairs(pairs: dict[str, Any], kind: str) -> _Parsed:
 
 def _parse_list(items: Sequence[Any], kind: str, ids: Ids | None) -> _Parsed:
     if all(isinstance(item, str) for item in items):
-        return _Parsed(kind, [_Entry(item.strip(), where=f"item {at}") for at, item in enumerate(items)])
+        return _Parsed(
+            kind, [_Entry(item.strip(), where=f"item {at}") for at, item in enumerate(items)]
+        )
     if not all(isinstance(item, dict) for item in items):
-        raise _RefusedError(f"it is a JSON list whose items are neither names nor objects with a `name`; {_ADVICE}")
+        raise _RefusedError(
+            f"it is a JSON list whose items are neither names nor objects with a `name`; {_ADVICE}"
+        )
     items = [_with_known_keys(item) for item in items]
     key = _id_key(items, ids)
     trains = any("trainId" in item for item in items)
@@ -973,7 +1286,14 @@ def _parse_list(items: Sequence[Any], kind: str, ids: Ids | None) -> _Parsed:
     for at, item in enumerate(items):
         where = f"item {at}"
         # Mapillary calls "construction--flat--road" by the readable "Road".
-        name = next((item[k] for k in ("readable", "name", "title", "label", "class") if isinstance(item.get(k), str)), None)
+        name = next(
+            (
+                item[k]
+                for k in ("readable", "name", "title", "label", "class")
+                if isinstance(item.get(k), str)
+            ),
+            None,
+        )
         if name is None:
             parsed.problems.append(f"{where}: it has no `name`")
             continue
@@ -982,12 +1302,20 @@ def _parse_list(items: Sequence[Any], kind: str, ids: Ids | None) -> _Parsed:
         if key and (not isinstance(value, int) or isinstance(value, bool)):
             parsed.problems.append(f"{where}: {key} {value!r} is no whole number")
             continue
-        if key and value is not None and (value < 0 or (key == "trainId" and value == IGNORE_INDEX)):
+        if (
+            key
+            and value is not None
+            and (value < 0 or (key == "trainId" and value == IGNORE_INDEX))
+        ):
             value, void = None, True
         color = _color(item["color"]) if item.get("color") is not None else None
         if item.get("color") is not None and color is None:
-            parsed.problems.append(f'{where}: color {item["color"]!r} is none; write [R, G, B] or "#RRGGBB"')
-        void = void or (key == "id" and item.get("trainId", IGNORE_INDEX if trains else 0) in (IGNORE_INDEX, -1))
+            parsed.problems.append(
+                f'{where}: color {item["color"]!r} is none; write [R, G, B] or "#RRGGBB"'
+            )
+        void = void or (
+            key == "id" and item.get("trainId", IGNORE_INDEX if trains else 0) in (IGNORE_INDEX, -1)
+        )
         parsed.entries.append(_Entry(name.strip(), value, color, void, where))
     if key:
         _free_void(parsed, key)
@@ -996,7 +1324,14 @@ def _parse_list(items: Sequence[Any], kind: str, ids: Ids | None) -> _Parsed:
 
 def _with_known_keys(item: dict[str, Any]) -> dict[str, Any]:
     """An object with the keys of other spellings under the known ones, and numbers that stand in quotes as numbers."""
-    known = {"trainid": "trainId", "hex": "color", "hexcolor": "color", "colour": "color", "rgb": "color", "id": "id"}
+    known = {
+        "trainid": "trainId",
+        "hex": "color",
+        "hexcolor": "color",
+        "color": "color",
+        "rgb": "color",
+        "id": "id",
+    }
     given = {key: value for key, value in item.items() if value is not None}
     item = {known[_key(key)]: value for key, value in given.items() if _key(key) in known} | given
     for key in ("id", "trainId", *_OTHER_IDS):
@@ -1009,9 +1344,14 @@ def _free_void(parsed: _Parsed, key: str) -> None:
     """Leave out void that no mask stores, and its color where a class has it, as Cityscapes' license plate has that of cars."""
     taken = {entry.color for entry in parsed.entries if not _is_void(entry)}
     freed = [
-        dataclasses.replace(entry, color=None) if _is_void(entry) and entry.color in taken else entry for entry in parsed.entries
+        dataclasses.replace(entry, color=None)
+        if _is_void(entry) and entry.color in taken
+        else entry
+        for entry in parsed.entries
     ]
-    parsed.entries = [entry for entry in freed if entry.value is not None or entry.color is not None]
+    parsed.entries = [
+        entry for entry in freed if entry.value is not None or entry.color is not None
+    ]
     parsed.notes.append(f"`{key}` is the value that masks store")
 
 

@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from fcn_jax.api import Record, Source
 from fcn_jax.errors import DamagedError, DataError, listing
+from fcn_jax.plugins.api import Record, Source
 
 _MAX_THREADS = 8
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class KeptSource:
-    """Some of a source's records; a `fcn_jax.api.Source`.
+    """Some of a source's records; a `fcn_jax.plugins.api.Source`.
 
     What it does not define itself is the source's.
 
@@ -61,8 +61,8 @@ def without_damaged(
     Args:
         source: a split.
         progress: called with the number of records that are done and of all.
-        replace: the next record that is whole takes the place of a damaged one. The number of records stays, and with it the
-            order and the schedule of a training.
+        replace: the next record that is whole takes the place of a damaged one. The number of
+            records stays, and with it the order and the schedule of a training.
 
     Returns:
         The source itself where nothing is damaged, or a `KeptSource`; and one message for each
@@ -94,7 +94,9 @@ def without_damaged(
     if not faults:
         return source, ()
     if not kept:
-        raise DataError(f"all {len(faults)} images of the split are damaged, or their masks: {listing(faults)}")
+        raise DataError(
+            f"all {len(faults)} images of the split are damaged, or their masks: {listing(faults)}"
+        )
     if replace:
         following = np.searchsorted(kept, np.arange(len(source))) % len(kept)
         kept = [kept[place] for place in following.tolist()]

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from fcn_jax.api import IGNORE_INDEX, Example, Record
 from fcn_jax.data import image_files, jpeg, orientation, png, tiff
 from fcn_jax.data.image_files import Wide
 from fcn_jax.data.labels import Color, LabelMap, StoredMask, label_map, to_labels
 from fcn_jax.data.transforms import resize_image, resize_mask
 from fcn_jax.data.value_range import Assumed, Range, to_u8
 from fcn_jax.errors import DamagedError, DataError
+from fcn_jax.plugins.api import IGNORE_INDEX, Example, Record
 
 _REDUCTIONS = ((1 / 16, 8), (1 / 6, 4), (1 / 2, 2))
 """(largest factor, reduction) of JPEGs that are to be shrunk. The decoder leaves out high
@@ -29,7 +29,11 @@ beats with them in another way."""
 
 
 def read_image(
-    image: Path | bytes, *, name: str | None = None, value_range: Range | Assumed | None = None, reduction: int = 1
+    image: Path | bytes,
+    *,
+    name: str | None = None,
+    value_range: Range | Assumed | None = None,
+    reduction: int = 1,
 ) -> np.ndarray:
     """Decode a color or gray image, upright; an alpha channel is dropped.
 
@@ -37,7 +41,7 @@ def read_image(
         image: a file, or its contents.
         name: what to call it in an error; the path where there is one.
         value_range: of an image of more than 8 bits, the stored numbers that become 0 and 255, or
-            what is assumed over a data set (`fcn_jax.data.value_range.assumed`). None takes what
+            what is assumed over a dataset (`fcn_jax.data.value_range.assumed`). None takes what
             the file declares, or else the smallest of 8, 10, 12, 14 and 16 bits that holds its
             largest value (of floating point numbers, the smallest of 1, 255, 1023, 4095, 16383 and
             65535).
@@ -68,7 +72,8 @@ def read_mask(
 
     Args:
         mask: a file, or its contents; of a lossless format.
-        num_classes: labels 0 to `num_classes - 1` are classes; or what the stored values mean, instead of `void` and `palette`.
+        num_classes: labels 0 to `num_classes - 1` are classes; or what the stored values mean,
+            instead of `void` and `palette`.
         void: labels that become `IGNORE_INDEX`.
         palette: RGB color -> label. Where it is given, colors decide for indexed masks, too.
         name: what to call it in an error; the path where there is one.
@@ -82,7 +87,9 @@ def read_mask(
             that lacks a color; it holds a label that is neither a class nor void.
     """
     name = name or _name(mask)
-    return to_labels(read_stored_mask(mask, name=name), label_map(num_classes, void, palette), name=name)
+    return to_labels(
+        read_stored_mask(mask, name=name), label_map(num_classes, void, palette), name=name
+    )
 
 
 def read_stored_mask(mask: Path | bytes, *, name: str | None = None) -> StoredMask:
@@ -120,7 +127,8 @@ def decode_record(
 
     Args:
         record: the encoded pair.
-        num_classes: labels 0 to `num_classes - 1` are classes; or what the stored values mean, instead of `void` and `palette`.
+        num_classes: labels 0 to `num_classes - 1` are classes; or what the stored values mean,
+            instead of `void` and `palette`.
         void: labels that become `IGNORE_INDEX`.
         palette: RGB color -> label. Where it is given, colors decide for indexed masks, too.
         factor: of the resize, over 0. A JPEG that is to be shrunk to half or less is decoded at a
@@ -158,7 +166,9 @@ def decode_record(
     if reduction > 1:
         # Before the turn: pixels of a reduced image that lie beyond the edge in part are its last
         # ones.
-        image = orientation.upright(resize_image(image, whole, factor, reduction=reduction), image_turn)
+        image = orientation.upright(
+            resize_image(image, whole, factor, reduction=reduction), image_turn
+        )
     else:
         image = resize_image(orientation.upright(image, image_turn), size, factor)
     return Example(record.id, image, resize_mask(mask, factor))
@@ -177,22 +187,30 @@ def _contents(source: Path | bytes, name: str) -> bytes:
         except FileNotFoundError as error:
             raise DataError(f"{name}: the file does not exist; check the path") from error
         except OSError as error:
-            raise DataError(f"{name}: cannot read the file ({error.strerror}); check the path and its permissions") from error
+            raise DataError(
+                f"{name}: cannot read the file ({error.strerror}); check the path and its permissions"
+            ) from error
     if not data:
         raise DamagedError(f"{name}: the file is empty; copy or download it again")
     return data
 
 
-def _stored_image(data: bytes, name: str, value_range: Range | Assumed | None, reduction: int) -> tuple[np.ndarray, int]:
+def _stored_image(
+    data: bytes, name: str, value_range: Range | Assumed | None, reduction: int
+) -> tuple[np.ndarray, int]:
     """The image before it is turned, u8[H,W,3], and the orientation that its file names."""
     pixels, turn = image_files.decode(data, name, reduction)
-    return (image_files.rgb(to_u8(pixels, value_range, name)) if isinstance(pixels, Wide) else pixels), turn
+    return (
+        image_files.rgb(to_u8(pixels, value_range, name)) if isinstance(pixels, Wide) else pixels
+    ), turn
 
 
 def _stored_mask(data: bytes, name: str) -> tuple[StoredMask, int]:
     """The upright mask and the orientation that its file names."""
     if data.startswith(jpeg.SIGNATURE):
-        raise DataError(f"{name}: a mask must not be a JPEG, whose compression changes labels; save it as an indexed or gray PNG")
+        raise DataError(
+            f"{name}: a mask must not be a JPEG, whose compression changes labels; save it as an indexed or gray PNG"
+        )
     if data.startswith(png.SIGNATURE):
         parsed = png.parse(data, name)
         values, colors, turn = _of_png(parsed)
@@ -213,7 +231,9 @@ def _stored_mask(data: bytes, name: str) -> tuple[StoredMask, int]:
 def _of_png(parsed: png.Png) -> tuple[np.ndarray, np.ndarray | None, int]:
     values, colors = parsed.values(), None
     if parsed.color == png.INDEXED:
-        colors = np.frombuffer(parsed.palette, np.uint8, len(parsed.palette) // 3 * 3).reshape(-1, 3)
+        colors = np.frombuffer(parsed.palette, np.uint8, len(parsed.palette) // 3 * 3).reshape(
+            -1, 3
+        )
     elif parsed.color == png.GRAY_ALPHA:
         values = _without_alpha(values, parsed.name)
     elif parsed.color in (png.RGB, png.RGBA):
@@ -248,13 +268,17 @@ def _of_tiff(tags: tiff.Tiff, data: bytes) -> tuple[np.ndarray, np.ndarray | Non
     values = values.astype(np.uint8 if tags.bits <= 8 else np.uint16)
     if tags.photometric == tiff.RGB:
         if tags.bits < 8:
-            raise DataError(f"{name}: a mask of RGB values of {tags.bits} bits; save it with 8 bits, as RGB or indexed PNG")
+            raise DataError(
+                f"{name}: a mask of RGB values of {tags.bits} bits; save it with 8 bits, as RGB or indexed PNG"
+            )
         return _rgb_of_8_bits(_with_plain_alpha(values, name), name), None, tags.orientation
     values = values[..., 0] if tags.channels == 1 else _without_alpha(values, name)
     if tags.photometric != tiff.INDEXED:
         return values, None, tags.orientation
     if values.max() > 255:
-        raise DataError(f"{name}: an indexed mask with indices over 255 (up to {values.max()}); save it as a gray PNG of 16 bits")
+        raise DataError(
+            f"{name}: an indexed mask with indices over 255 (up to {values.max()}); save it as a gray PNG of 16 bits"
+        )
     return values.astype(np.uint8), tags.colors, tags.orientation
 
 
@@ -273,7 +297,12 @@ def _by_pillow(data: bytes, name: str) -> tuple[np.ndarray, np.ndarray | None, i
     values = np.array(opened, np.uint8)
     if mode == "RGBA":
         values = _with_plain_alpha(values, name)[..., :3]
-    return values, colors, orientation.from_exif(opened.info.get("exif") or b""), 1 if mode == "1" else 8
+    return (
+        values,
+        colors,
+        orientation.from_exif(opened.info.get("exif") or b""),
+        1 if mode == "1" else 8,
+    )
 
 
 def _without_alpha(values: np.ndarray, name: str) -> np.ndarray:
@@ -316,7 +345,9 @@ def _wide_by_high(shape: tuple[int, ...]) -> str:
     return f"{shape[1]}x{shape[0]}"
 
 
-def _why_sizes_differ(image: tuple[int, ...], image_turn: int, mask: tuple[int, ...], mask_turn: int) -> str:
+def _why_sizes_differ(
+    image: tuple[int, ...], image_turn: int, mask: tuple[int, ...], mask_turn: int
+) -> str:
     if image != mask[::-1]:
         return "export the mask at the image's size (an editor may have scaled or cut one of them)"
     tags = [

@@ -1,6 +1,7 @@
-"""Data sets that lie in folders and are read in place, without a prepared copy that could go stale.
+"""Datasets that lie in folders and are read in place, without a prepared copy that could go stale.
 
-This is what the layouts (`voc`, `camvid`, `folder`) share: the source, and the checks made when a split is opened.
+This is what the layouts (`voc`, `camvid`, `folder`) share: the source, and the checks made when a
+split is opened.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from fcn_jax.api import IGNORE_INDEX, Classes, Example, Record
 from fcn_jax.data.decode import decode_record
 from fcn_jax.data.labels import Color, LabelMap
 from fcn_jax.data.value_range import Assumed, Range
 from fcn_jax.errors import DataError, did_you_mean, listing
-from fcn_jax.text_file import read_text
+from fcn_jax.plugins.api import IGNORE_INDEX, Classes, Example, Record
+from fcn_jax.runtime.text_file import read_text
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 """File name endings that count as images, in lower case."""
@@ -29,9 +30,7 @@ MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 _NAMED_SUFFIXES = (*IMAGE_SUFFIXES, ".gif")
 
 _SEPARATORS = "_-. "
-_IMAGE_WORD = (
-    "(?:leftimg8bit|images?|imgs?|im|frames?|photos?|pictures?|pics?|rgb|sat|satellite|colou?r|input|original|orig|raw|x)"
-)
+_IMAGE_WORD = "(?:leftimg8bit|images?|imgs?|im|frames?|photos?|pictures?|pics?|rgb|sat|satellite|colou?r|input|original|orig|raw|x)"
 _IMAGE_PREFIX = re.compile(rf"{_IMAGE_WORD}(?:[_\-. ]+|(?=\d))")
 _IMAGE_SUFFIX = re.compile(rf"(?:[_\-. ]+|(?<=\d)){_IMAGE_WORD}$")
 """What images' names may begin or end in where their masks' do not."""
@@ -47,13 +46,25 @@ _MASK_END = re.compile(rf"(?P<base>.+?)[_\-. ]+{_MASK_WORDS}")
 _MASK_START = re.compile(rf"{_MASK_WORDS}[_\-. ]+(?P<base>.+)")
 
 _TRAINING = ("train", "training", "trainset", "trn", "tr", "trainval")
-_VALIDATION = ("val", "valid", "validation", "valset", "dev", "eval", "evaluation", "test", "testing")
+_VALIDATION = (
+    "val",
+    "valid",
+    "validation",
+    "valset",
+    "dev",
+    "eval",
+    "evaluation",
+    "test",
+    "testing",
+)
 """Names of splits that are used in the same way, the nearest first."""
 
 SPLIT_NAMES = frozenset((*_TRAINING, *_VALIDATION))
 """Usual names of splits, in lower case."""
 
-_HEADER = re.compile(r"(image|mask|img|label|annotation|file|filename|name|id|path)s?([_ ]?(id|name|path|file)s?)?")
+_HEADER = re.compile(
+    r"(image|mask|img|label|annotation|file|filename|name|id|path)s?([_ ]?(id|name|path|file)s?)?"
+)
 """A word of the first line of a table of images and masks."""
 
 
@@ -65,7 +76,7 @@ class Pairs(tuple[Record, ...]):
 
 @dataclasses.dataclass(eq=False)
 class DirectorySource:
-    """A split whose images and masks are files; a `fcn_jax.api.Source`.
+    """A split whose images and masks are files; a `fcn_jax.plugins.api.Source`.
 
     Attributes:
         classes: the classes.
@@ -106,26 +117,30 @@ class DirectorySource:
         return self.decode_resized(record, 1.0)
 
     def decode_resized(self, record: Record, factor: float) -> Example:
-        """Decode a record at another size; see `fcn_jax.api.Source`."""
+        """Decode a record at another size; see `fcn_jax.plugins.api.Source`."""
         return decode_record(record, self.labels, factor=factor, value_range=self.value_range)
 
 
 def require_root(root: Path | None, name: str, holds: str) -> Path:
-    """The data set's folder.
+    """The dataset's folder.
 
     Args:
         root: `--data`, or None.
-        name: the data set.
+        name: the dataset.
         holds: what the folder should hold, for the message.
 
     Raises:
         DataError: it was not given, or is no folder.
     """
     if root is None:
-        raise DataError(f"data set '{name}' needs its folder: pass --data DIR, a folder that holds {holds}")
+        raise DataError(
+            f"dataset '{name}' needs its folder: pass --data DIR, a folder that holds {holds}"
+        )
     if not root.is_dir():
         problem = "is not a folder" if root.exists() else "does not exist"
-        raise DataError(f"--data {root} {problem}; data set '{name}' wants a folder that holds {holds}")
+        raise DataError(
+            f"--data {root} {problem}; dataset '{name}' wants a folder that holds {holds}"
+        )
     return root
 
 
@@ -136,7 +151,10 @@ def check_split(split: str, available: Iterable[str], where: Path) -> None:
         return
     advice = ""
     for setting, meant in (("data.train_split", _TRAINING), ("data.val_split", _VALIDATION)):
-        near = sorted((name for name in names if name.lower() in meant), key=lambda name: meant.index(name.lower()))
+        near = sorted(
+            (name for name in names if name.lower() in meant),
+            key=lambda name: meant.index(name.lower()),
+        )
         if split.lower() in meant and near:
             value = near[0] if re.fullmatch(r"[\w.-]+", near[0]) else f"'{near[0]}'"
             advice = f" To use '{near[0]}', pass --set {setting}={value}"
@@ -145,7 +163,11 @@ def check_split(split: str, available: Iterable[str], where: Path) -> None:
 
 def is_hidden(name: str) -> bool:
     """Whether a file or folder is one that file managers, archives and editors leave behind: `.DS_Store`, `__MACOSX`, `@eaDir`, `a~`."""
-    return name.startswith((".", "~$", "@ea")) or name.endswith("~") or name in ("__MACOSX", "$RECYCLE.BIN", "lost+found")
+    return (
+        name.startswith((".", "~$", "@ea"))
+        or name.endswith("~")
+        or name in ("__MACOSX", "$RECYCLE.BIN", "lost+found")
+    )
 
 
 def entries(folder: Path) -> list[os.DirEntry[str]]:
@@ -156,31 +178,49 @@ def entries(folder: Path) -> list[os.DirEntry[str]]:
     """
     try:
         with os.scandir(folder) as found:
-            return sorted((entry for entry in found if not is_hidden(entry.name)), key=lambda entry: entry.name)
+            return sorted(
+                (entry for entry in found if not is_hidden(entry.name)),
+                key=lambda entry: entry.name,
+            )
     except OSError as error:
-        raise DataError(f"{folder}: cannot read the folder ({error.strerror}); check its permissions") from error
+        raise DataError(
+            f"{folder}: cannot read the folder ({error.strerror}); check its permissions"
+        ) from error
 
 
 def image_count(folder: Path) -> int:
     """Number of image files in a folder, not in its subfolders."""
-    return sum(1 for entry in entries(folder) if _ending(entry.name) in IMAGE_SUFFIXES and not entry.is_dir())
-
-
-def has_images(folder: Path, depth: int = 3, suffixes: Sequence[str] = MASK_SUFFIXES + IMAGE_SUFFIXES) -> bool:
-    """Whether a folder, or one at most `depth` levels below it, holds files with one of the endings."""
-    found = entries(folder)
-    return any(_ending(entry.name) in suffixes and not entry.is_dir() for entry in found) or (
-        depth > 0 and any(entry.is_dir() and has_images(folder / entry.name, depth - 1, suffixes) for entry in found)
+    return sum(
+        1
+        for entry in entries(folder)
+        if _ending(entry.name) in IMAGE_SUFFIXES and not entry.is_dir()
     )
 
 
-def files_by_stem(folder: Path, suffixes: Sequence[str], *, nested: bool = False) -> dict[str, Path]:
+def has_images(
+    folder: Path, depth: int = 3, suffixes: Sequence[str] = MASK_SUFFIXES + IMAGE_SUFFIXES
+) -> bool:
+    """Whether a folder, or one at most `depth` levels below it, holds files with one of the endings."""
+    found = entries(folder)
+    return any(_ending(entry.name) in suffixes and not entry.is_dir() for entry in found) or (
+        depth > 0
+        and any(
+            entry.is_dir() and has_images(folder / entry.name, depth - 1, suffixes)
+            for entry in found
+        )
+    )
+
+
+def files_by_stem(
+    folder: Path, suffixes: Sequence[str], *, nested: bool = False
+) -> dict[str, Path]:
     """The files of a folder by name without ending, in order of name; hidden files are passed over.
 
     Args:
         folder: an existing folder or a missing one, which is empty.
         suffixes: endings to take, in lower case.
-        nested: whether to take the files of subfolders too. Their names begin with the subfolder's: `city/a`.
+        nested: whether to take the files of subfolders too. Their names begin with the subfolder's:
+            `city/a`.
 
     Raises:
         DataError: two files differ only in their ending, or the folder cannot be read.
@@ -188,7 +228,9 @@ def files_by_stem(folder: Path, suffixes: Sequence[str], *, nested: bool = False
     return _files_by_stem(folder, suffixes, nested, frozenset())
 
 
-def _files_by_stem(folder: Path, suffixes: Sequence[str], nested: bool, above: frozenset[Path]) -> dict[str, Path]:
+def _files_by_stem(
+    folder: Path, suffixes: Sequence[str], nested: bool, above: frozenset[Path]
+) -> dict[str, Path]:
     found: dict[str, Path] = {}
     if not folder.is_dir():
         return found
@@ -216,13 +258,18 @@ def mixed_masks(folder: Path) -> list[str]:
     if not folder.is_dir():
         return []
     files = [
-        entry.name for entry in entries(folder) if not entry.is_dir() and _ending(entry.name) in IMAGE_SUFFIXES + MASK_SUFFIXES
+        entry.name
+        for entry in entries(folder)
+        if not entry.is_dir() and _ending(entry.name) in IMAGE_SUFFIXES + MASK_SUFFIXES
     ]
     stems = {_folded(_stem(name)) for name in files}
     affixed = [
         name
         for name in files
-        if (found := _MASK_END.fullmatch(_folded(_stem(name))) or _MASK_START.fullmatch(_folded(_stem(name))))
+        if (
+            found := _MASK_END.fullmatch(_folded(_stem(name)))
+            or _MASK_START.fullmatch(_folded(_stem(name)))
+        )
         and found["base"] in stems
     ]
     if affixed:
@@ -240,9 +287,13 @@ def read_ids(path: Path) -> tuple[str, ...]:
     try:
         lines = read_text(path).split("\n")
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot read the split file ({error}); it is text with one image name a line") from error
+        raise DataError(
+            f"{path}: cannot read the split file ({error}); it is text with one image name a line"
+        ) from error
     ids = tuple(name for name in (_clean(line) for line in lines) if name)
-    repeated = sorted(name for name, times in Counter(ids).items() if times > 1 and not name.startswith("#"))
+    repeated = sorted(
+        name for name, times in Counter(ids).items() if times > 1 and not name.startswith("#")
+    )
     if repeated:
         raise DataError(f"{path}: images listed twice: {listing(repeated)}; list each once")
     return ids
@@ -260,24 +311,26 @@ def match(
 ) -> Pairs:
     """Pair each image with its mask.
 
-    An ID is an image's name as a person would write it: with or without its ending and the folders above it, in any case and Unicode form
-    that names one image only. A line may name the mask after the image; a number there is a flag, not a mask, unless it has an ending.
-    Comments (`#`) and the header of a table are passed over. Where no mask has its image's name, one rule is looked for that gives every
-    image a mask of its own: other beginnings and endings, such as `mask_` instead of `img_`; padding zeros and separators that differ;
-    other folders. All that goes beyond a name's spelling is said in `notes`.
+    An ID is an image's name as a person would write it: with or without its ending and the folders
+    above it, in any case and Unicode form that names one image only. A line may name the mask after
+    the image; a number there is a flag, not a mask, unless it has an ending. Comments (`#`) and the
+    header of a table are passed over. Where no mask has its image's name, one rule is looked for
+    that gives every image a mask of its own: other beginnings and endings, such as `mask_` instead
+    of `img_`; padding zeros and separators that differ; other folders. All that goes beyond a
+    name's spelling is said in `notes`.
 
     Args:
         ids: the lines of a split file, or names; the records are in this order.
         images: files by name, as `files_by_stem` gives them.
         masks: files by name.
         split: for the messages.
-        where: the data set's folder, to which paths in a line are relative.
+        where: the dataset's folder, to which paths in a line are relative.
         image_folder: where `images` were looked for, for the messages.
         mask_folder: where `masks` were looked for, for the messages.
 
     Raises:
-        DataError: there is no name, an image is named twice, a mask is given to several images, or images or masks are missing; all
-            are counted and the first dozen named.
+        DataError: there is no name, an image is named twice, a mask is given to several images, or
+            images or masks are missing; all are counted and the first dozen named.
     """
     found = _Matching(images, masks, where)
     for line in ids:
@@ -290,7 +343,9 @@ def match(
     found.match_affixes()
     repeated = sorted(name for name, times in Counter(found.names()).items() if times > 1)
     if repeated:
-        raise DataError(f"{where}: split '{split}': images listed twice: {listing(repeated)}; list each once")
+        raise DataError(
+            f"{where}: split '{split}': images listed twice: {listing(repeated)}; list each once"
+        )
     problems = [*found.problems, *found.shared_masks(mask_folder)]
     for kind, missing, files, folder in (
         ("image", found.missing_images, images, image_folder),
@@ -301,10 +356,16 @@ def match(
             mixed = mixed_masks(image_folder) if kind == "mask" and image_folder else []
             if mixed and image_folder:
                 reason = f"masks lie among the images in {image_folder.name}/, as {mixed[0]}: move them to masks/; {reason}"
-            problems.append(f"{len(missing)} of {found.lines} {kind}s are missing: {listing(missing)}{reason and f' ({reason})'}")
+            problems.append(
+                f"{len(missing)} of {found.lines} {kind}s are missing: {listing(missing)}{reason and f' ({reason})'}"
+            )
     if problems:
         missing_any = found.missing_images or found.missing_masks
-        what_to_do = ". Add the files or take the names off the split" if missing_any and not found.problems else ""
+        what_to_do = (
+            ". Add the files or take the names off the split"
+            if missing_any and not found.problems
+            else ""
+        )
         raise DataError(f"{where}: split '{split}': {'; '.join(problems)}{what_to_do}")
     pairs = Pairs(found.records())
     pairs.notes = tuple(f"split '{split}': {note}" for note in found.notes)
@@ -363,9 +424,13 @@ class _Index:
             for key in self.files:
                 if "/" in key:
                     self._bases.setdefault(_folded(_base(key)), []).append(key)
-        *folders, last = [part for part in text.replace("\\", "/").split("/") if part not in ("", ".")] or [""]
+        *folders, last = [
+            part for part in text.replace("\\", "/").split("/") if part not in ("", ".")
+        ] or [""]
         named = {folder for folder in folders if folder.lower() not in ("images", "masks")}
-        keys = {key: None for name in (last, _stem(last)) for key in self._bases.get(_folded(name), [])}
+        keys = {
+            key: None for name in (last, _stem(last)) for key in self._bases.get(_folded(name), [])
+        }
         return [key for key in keys if named <= set(_folders(key))]
 
 
@@ -404,7 +469,9 @@ class _Matching:
     def _add(self, line: str, key: str, path: Path, mask: Path | None = None) -> None:
         if mask is None:
             mask_key = self._masks.find(key)
-            if mask_key != key and mask_key in self._images.files:  # it has the exact name of another image
+            if (
+                mask_key != key and mask_key in self._images.files
+            ):  # it has the exact name of another image
                 mask_key = None
             mask = None if mask_key is None else self._masks.files[mask_key]
         self._pairs.append((key, path, mask))
@@ -416,7 +483,10 @@ class _Matching:
         folders = line.replace("\\", "/").rpartition("/")[0]
         if line in self._images.files or self._file(line) is not None:
             return False
-        return any(self._image(_clean(folders[: gap.start()])) is not None for gap in re.finditer(r"\s*[,;\t]\s*|\s+", folders))
+        return any(
+            self._image(_clean(folders[: gap.start()])) is not None
+            for gap in re.finditer(r"\s*[,;\t]\s*|\s+", folders)
+        )
 
     def _add_columns(self, line: str) -> bool:
         """Take a line of more than an image's name."""
@@ -427,15 +497,22 @@ class _Matching:
             if image is None or not right:
                 continue
             if re.fullmatch(r"[-+]?\d+", right):
-                # A number is a flag, as in VOC's lists, also where a mask has that number as its name.
-                flags = self._own_flags if right in (left, image[0].rpartition("/")[2], image[1].stem) else self._flags
+                # A number is a flag, as in VOC's lists, also where a mask has that number as its
+                # name.
+                flags = (
+                    self._own_flags
+                    if right in (left, image[0].rpartition("/")[2], image[1].stem)
+                    else self._flags
+                )
                 flags[right] += 1
                 readings[(*image, None)] = right
                 continue
             mask = self._mask(right)
             if mask is not None:
                 readings[(*image, mask)] = right
-            elif (_ending(right) in _NAMED_SUFFIXES or "/" in right) and not re.search(r"[,;\s]", right):
+            elif (_ending(right) in _NAMED_SUFFIXES or "/" in right) and not re.search(
+                r"[,;\s]", right
+            ):
                 self._pairs.append((*image, None))
                 self.missing_masks.append(right)
                 self._named = True
@@ -464,13 +541,20 @@ class _Matching:
         return None if key is None else self._masks.files[key]
 
     def _file(self, text: str) -> Path | None:
-        """The image file that a path in a list leads to, relative to the data set's folder."""
+        """The image file that a path in a list leads to, relative to the dataset's folder."""
         plain = text.replace("\\", "/")
         if "/" not in plain or _ending(plain) not in _NAMED_SUFFIXES:
             return None
-        relative = self._where / "/".join(part for part in plain.split("/") if part not in ("", "."))
+        relative = self._where / "/".join(
+            part for part in plain.split("/") if part not in ("", ".")
+        )
         return next(
-            (path for path in (relative, Path(plain)) if path.is_file() and (path is relative or path.is_absolute())), None
+            (
+                path
+                for path in (relative, Path(plain))
+                if path.is_file() and (path is relative or path.is_absolute())
+            ),
+            None,
         )
 
     def match_affixes(self) -> None:
@@ -494,8 +578,15 @@ class _Matching:
         if folded:
             self.notes.append(f"{folded} names match in other upper and lower case only")
         if self._images.in_subfolders:
-            self.notes.append(f"{self._images.in_subfolders} names are those of images in subfolders, without the folder")
-        if not self._pairs or self.missing_images or self._named or any(mask is not None for _, _, mask in self._pairs):
+            self.notes.append(
+                f"{self._images.in_subfolders} names are those of images in subfolders, without the folder"
+            )
+        if (
+            not self._pairs
+            or self.missing_images
+            or self._named
+            or any(mask is not None for _, _, mask in self._pairs)
+        ):
             return
         names = self.names()
         for form in (_folded, _loose):
@@ -511,7 +602,8 @@ class _Matching:
             if len(whole) == 1:
                 (found, said), *_ = whole.items()
                 self._pairs = [
-                    (key, path, self._masks.files[mask]) for (key, path, _), mask in zip(self._pairs, found, strict=True)
+                    (key, path, self._masks.files[mask])
+                    for (key, path, _), mask in zip(self._pairs, found, strict=True)
                 ]
                 self.missing_masks.clear()
                 self.notes.append(f"masks are matched by names that {said}")
@@ -525,7 +617,9 @@ class _Matching:
             if whole:
                 return
 
-    def _by_rule(self, names: Sequence[str], rule: _Affixes, masks: _Names) -> tuple[str, ...] | None:
+    def _by_rule(
+        self, names: Sequence[str], rule: _Affixes, masks: _Names
+    ) -> tuple[str, ...] | None:
         """The masks of images by a rule; None unless each has one that no other image has."""
         found: list[str] = []
         for name in names:
@@ -537,7 +631,8 @@ class _Matching:
         taken = Counter(key for key in everywhere if key is not None)
         if any(taken[key] > 1 for key in found) or len(set(found)) < len(found):
             return None
-        # Where there are enough masks, one that is missing shows that the rule pairs others wrongly.
+        # Where there are enough masks, one that is missing shows that the rule pairs others
+        # wrongly.
         if None in everywhere and len(self._masks.files) >= len(everywhere):
             return None
         return tuple(found)
@@ -549,22 +644,39 @@ class _Matching:
             names = [key for key, _, mask in self._pairs if mask is None]
             masks = _Names(files, _folded)
             for rule in _rules(names, masks)[:20]:
-                found = [(name, key) for name in names if (key := masks.find(name, rule)) is not None]
+                found = [
+                    (name, key) for name in names if (key := masks.find(name, rule)) is not None
+                ]
                 affixes = _as_written(rule, *found[0]).phrase() if found else ""
                 if affixes:
                     said.append(f"{len(found)} masks have names that {affixes}")
             several = len(names) > 1 and len(files) > 1
-            prefixes = [_common_prefix(found) for found in (names, files)] if several and not said else ["", ""]
+            prefixes = (
+                [_common_prefix(found) for found in (names, files)]
+                if several and not said
+                else ["", ""]
+            )
             if prefixes[0] != prefixes[1]:
-                begin = [f"begin with `{prefix}`" if prefix else "have no common beginning" for prefix in prefixes]
+                begin = [
+                    f"begin with `{prefix}`" if prefix else "have no common beginning"
+                    for prefix in prefixes
+                ]
                 said.append(f"masks {begin[1]} where images {begin[0]}")
         missing = self.missing_images if kind == "image" else self.missing_masks
         folded = Counter(unicodedata.normalize("NFC", key).casefold() for key in files)
-        unclear = [name for name in missing if folded[unicodedata.normalize("NFC", _stem(name)).casefold()] > 1]
+        unclear = [
+            name
+            for name in missing
+            if folded[unicodedata.normalize("NFC", _stem(name)).casefold()] > 1
+        ]
         if unclear:
             said.append(f"names that differ in case only are not clear: {listing(unclear, 3)}")
         index = self._images if kind == "image" else self._masks
-        below = [f"{name} is one of {listing(keys, 4)}" for name in missing if len(keys := index.below(name)) > 1]
+        below = [
+            f"{name} is one of {listing(keys, 4)}"
+            for name in missing
+            if len(keys := index.below(name)) > 1
+        ]
         if below:
             said.append(f"write the folder, too: {', '.join(below[:3])}")
         if folder is not None:
@@ -585,11 +697,16 @@ class _Matching:
                 if os.path.normpath(mask) == os.path.normpath(image):
                     own.append(key)
         shared = {
-            mask.relative_to(folder).as_posix() if folder and mask.is_relative_to(folder) else mask.name: keys
+            mask.relative_to(folder).as_posix()
+            if folder and mask.is_relative_to(folder)
+            else mask.name: keys
             for mask, keys in users.items()
             if len(keys) > 1
         }
-        said = [f"mask {mask} is given to {len(keys)} images: {listing(keys)}" for mask, keys in list(shared.items())[:4]]
+        said = [
+            f"mask {mask} is given to {len(keys)} images: {listing(keys)}"
+            for mask, keys in list(shared.items())[:4]
+        ]
         if len(shared) > 4:
             said.append(f"{len(shared) - 4} more masks are given to several images")
         if own:
@@ -620,7 +737,10 @@ class _Affixes:
     def phrase(self) -> str:
         """Such as "end in `_mask` instead of `_sat`"."""
         said = []
-        for verb, cut, added in (("begin with", self.cut_prefix, self.prefix), ("end in", self.cut_suffix, self.suffix)):
+        for verb, cut, added in (
+            ("begin with", self.cut_prefix, self.prefix),
+            ("end in", self.cut_suffix, self.suffix),
+        ):
             if added:
                 said.append(f"{verb} `{added}`{cut and f' instead of `{cut}`'}")
             elif cut:
@@ -711,7 +831,8 @@ def _common_prefix(names: Iterable[str]) -> str:
     bases = [_base(name) for name in names]
     first, last = min(bases), max(bases)
     length = next(
-        (at for at, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), min(map(len, (first, last)))
+        (at for at, (one, other) in enumerate(zip(first, last, strict=False)) if one != other),
+        min(map(len, (first, last))),
     )
     return first[:length].rstrip("0123456789")
 
@@ -722,12 +843,20 @@ def _what_lies(folder: Path, files: Mapping[str, Path], *, masks: bool = False) 
         return f"there is no folder {folder}"
     taken = {path.name for path in files.values()}
     found = entries(folder)
-    others = Counter(_ending(entry.name) or "no ending" for entry in found if not entry.is_dir() and entry.name not in taken)
+    others = Counter(
+        _ending(entry.name) or "no ending"
+        for entry in found
+        if not entry.is_dir() and entry.name not in taken
+    )
     said = []
     if files:
-        said.append(f"{folder.name}/ holds {len(files)} such files, as {next(iter(files.values())).name}")
+        said.append(
+            f"{folder.name}/ holds {len(files)} such files, as {next(iter(files.values())).name}"
+        )
     for ending, count in others.most_common(3):
-        lossy = ", which a mask must not be" if masks and ending in (".jpg", ".jpeg", ".webp") else ""
+        lossy = (
+            ", which a mask must not be" if masks and ending in (".jpg", ".jpeg", ".webp") else ""
+        )
         said.append(f"{count} {'file ends' if count == 1 else 'files end'} in {ending}{lossy}")
     for entry in found:
         if entry.is_dir():
@@ -744,7 +873,9 @@ def _is_header(line: str) -> bool:
 
 def _clean(text: str) -> str:
     text = text.strip().rstrip(",;").strip()
-    return text[1:-1].strip() if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
+    return (
+        text[1:-1].strip() if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
+    )
 
 
 def _ending(name: str) -> str:

@@ -22,7 +22,17 @@ _EIGHT_BIT_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGB
 _WIDE_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 _EIGHT_BIT_SIGNATURES = (jpeg.SIGNATURE, b"BM", b"GIF8", b"RIFF")
 
-PILLOW_ERRORS = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, OverflowError, EOFError, struct.error)
+PILLOW_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    OverflowError,
+    EOFError,
+    struct.error,
+)
 """What Pillow raises for files that are damaged in one way or another."""
 
 
@@ -69,7 +79,9 @@ def decode(data: bytes, name: str, reduction: int = 1) -> tuple[np.ndarray | Wid
     if data.startswith(png.SIGNATURE):
         parsed = png.parse(data, name)
         pixels = parsed.image()
-        return (pixels if parsed.depth < 16 else Wide(pixels, _declared_by_png(parsed, pixels))), parsed.orientation
+        return (
+            pixels if parsed.depth < 16 else Wide(pixels, _declared_by_png(parsed, pixels))
+        ), parsed.orientation
     if data.startswith(tiff.SIGNATURES):
         tags = tiff.parse(data, name)
         return _of_tiff(tags, data), tags.orientation
@@ -106,7 +118,9 @@ def rgb(pixels: np.ndarray) -> np.ndarray:
 def open_by_pillow(data: bytes, name: str) -> Image.Image:
     """Open and decode a file of a format that has no reader of its own here; see `decode`."""
     if data[:4] == b"RIFF" and len(data) < 8 + int.from_bytes(data[4:8], "little"):
-        raise DamagedError(f"{name}: the image is truncated ({len(data)} bytes, its end is missing); copy or download it again")
+        raise DamagedError(
+            f"{name}: the image is truncated ({len(data)} bytes, its end is missing); copy or download it again"
+        )
     try:
         opened: Image.Image = Image.open(io.BytesIO(data))
         check_size(opened.height, opened.width, name)
@@ -114,11 +128,15 @@ def open_by_pillow(data: bytes, name: str) -> Image.Image:
     except Image.UnidentifiedImageError as error:
         if other := _other_kind(data):
             raise DataError(f"{name}: {other}") from error
-        raise DamagedError(f"{name}: not a readable image ({len(data)} bytes); use JPEG, PNG, TIFF, BMP or WebP") from error
+        raise DamagedError(
+            f"{name}: not a readable image ({len(data)} bytes); use JPEG, PNG, TIFF, BMP or WebP"
+        ) from error
     except Image.DecompressionBombError as error:
         raise DataError(f"{name}: the image is too large ({error})") from error
     except PILLOW_ERRORS as error:
-        raise DamagedError(f"{name}: the image is damaged ({error}); copy or download the file again") from error
+        raise DamagedError(
+            f"{name}: the image is damaged ({error}); copy or download the file again"
+        ) from error
     return opened
 
 
@@ -133,7 +151,12 @@ def _other_kind(data: bytes) -> str | None:
         return "a web page, not an image: the download failed; download it again"
     if head.startswith((b"<svg", b"<?xml")):
         return "an XML or SVG file, not a raster image; export it as PNG"
-    kinds = {b"%PDF": "a PDF", b"PK\x03\x04": "a zip archive", b"8BPS": "a Photoshop file", b"\x1f\x8b": "a gzip archive"}
+    kinds = {
+        b"%PDF": "a PDF",
+        b"PK\x03\x04": "a zip archive",
+        b"8BPS": "a Photoshop file",
+        b"\x1f\x8b": "a gzip archive",
+    }
     found = next((kind for magic, kind in kinds.items() if data.startswith(magic)), None)
     return f"{found}, not an image; export it as JPEG or PNG" if found else None
 
@@ -186,16 +209,22 @@ def _of_tiff(tags: tiff.Tiff, data: bytes) -> np.ndarray | Wide:
     inverted = photometric == tiff.WHITE_IS_ZERO
     if tags.is_wide:
         declared = 2.0**tags.declared_bits - 1
-        return Wide(values, (0.0, declared) if declared and values.max() <= declared else None, inverted)
+        return Wide(
+            values, (0.0, declared) if declared and values.max() <= declared else None, inverted
+        )
     if tags.bits < 8:
-        values = np.rint(np.arange(2**tags.bits) * (255 / (2**tags.bits - 1))).astype(np.uint8)[values]
+        values = np.rint(np.arange(2**tags.bits) * (255 / (2**tags.bits - 1))).astype(np.uint8)[
+            values
+        ]
     return rgb(255 - values if inverted else values)
 
 
 def _colored(index: np.ndarray, tags: tiff.Tiff) -> np.ndarray:
     colors = tags.colors
     if index.max() >= len(colors):
-        raise DamagedError(f"{tags.name}: the TIFF is damaged (a color is wanted that its table lacks); copy the file again")
+        raise DamagedError(
+            f"{tags.name}: the TIFF is damaged (a color is wanted that its table lacks); copy the file again"
+        )
     return colors[index]
 
 

@@ -1,7 +1,8 @@
 """A look over the masks before training: what is in them, compared with what the classes say.
 
-Contradictions are refused, and oddities are said in one line each. What each mask holds is remembered by the contents of its file, in the
-folder `masks` of the cache (`fcn_jax.cache`), so that a second look only reads the files.
+Contradictions are refused, and oddities are said in one line each. What each mask holds is
+remembered by the contents of its file, in the folder `masks` of the cache
+(`fcn_jax.runtime.cache`), so that a second look only reads the files.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from typing import TextIO
 
 import numpy as np
 
-from fcn_jax import cache, json_text
-from fcn_jax.api import IGNORE_INDEX, Record, Source
-from fcn_jax.atomic import write_text
 from fcn_jax.data import labels as label_rules
 from fcn_jax.data.decode import read_image, read_stored_mask
 from fcn_jax.data.labels import Histogram, LabelMap, Reading
 from fcn_jax.data.progress import PassProgress
 from fcn_jax.errors import DataError, WriteError, listing
+from fcn_jax.plugins.api import IGNORE_INDEX, Record, Source
+from fcn_jax.runtime import cache, json_text
+from fcn_jax.runtime.atomic import write_text
 
 _VERSION = 2
 """Of the cache's files; to be raised when `read_stored_mask` reads other values from the same file."""
@@ -71,22 +72,26 @@ def inspect(
 ) -> Findings:
     """Look over all masks of the splits.
 
-    A source that has `labels`, a `fcn_jax.data.labels.LabelMap`, has masks that `fcn_jax.data.decode.decode_record` reads with it; they
-    are read without their images and remembered. From any other source whole images are decoded, of more than 2,000 in a split every n-th.
+    A source that has `labels`, a `fcn_jax.data.labels.LabelMap`, has masks that
+    `fcn_jax.data.decode.decode_record` reads with it; they are read without their images and
+    remembered. From any other source whole images are decoded, of more than 2,000 in a split every
+    n-th.
 
     Args:
-        splits: sources by the name of their split, all of one data set.
-        training: the split that is trained on. None is for evaluation alone: whatever can be scored is then no contradiction,
-            and oddities that the scores show are no notes.
-        skip: errors of a record for which it is left out and counted in a note, because training leaves it out as well.
+        splits: sources by the name of their split, all of one dataset.
+        training: the split that is trained on. None is for evaluation alone: whatever can be scored
+            is then no contradiction, and oddities that the scores show are no notes.
+        skip: errors of a record for which it is left out and counted in a note, because training
+            leaves it out as well.
         stream: where progress is shown; standard error by default.
 
     Returns:
         Pixels by class, and the oddities.
 
     Raises:
-        DataError: masks are missing or damaged, hold values or colors that no class has, or contradict the classes: it is one line with all
-            that is wrong, and names the first dozen of files.
+        DataError: masks are missing or damaged, hold values or colors that no class has, or
+            contradict the classes: it is one line with all that is wrong, and names the first dozen
+            of files.
     """
     looked: dict[str, list[_Looked]] = {}
     with PassProgress("reading masks", sum(map(len, splits.values())), stream) as progress:
@@ -97,7 +102,11 @@ def inspect(
     readings: dict[str, list[tuple[_Looked, Reading]]] = {}
     for split, masks in looked.items():
         rules = maps[split] or label_rules.plain_labels(len(splits[split].classes))
-        readings[split] = [(mask, label_rules.read(mask.histogram, rules)) for mask in masks if mask.histogram is not None]
+        readings[split] = [
+            (mask, label_rules.read(mask.histogram, rules))
+            for mask in masks
+            if mask.histogram is not None
+        ]
     first = next(iter(splits.values()))
     rules = next(iter(maps.values())) or label_rules.plain_labels(len(first.classes))
     names = first.classes.names
@@ -121,7 +130,9 @@ def inspect(
         if len(skipped) == len(looked[split]):
             raise DataError(f"{split}: all {len(source)} images would be left out: {skipped[0]}")
         if len(looked[split]) < len(source):
-            notes.append(f"{split}: looked at {len(looked[split])} of {len(source)} masks, spread evenly")
+            notes.append(
+                f"{split}: looked at {len(looked[split])} of {len(source)} masks, spread evenly"
+            )
     notes += _reading_notes(everything, rules)
     if training is not None:
         for split, pixels in counts.items():
@@ -138,7 +149,9 @@ def _labels_of(source: Source) -> LabelMap | None:
 # Looking
 
 
-def _look(source: Source, skip: tuple[type[DataError], ...], progress: PassProgress) -> Iterator[_Looked]:
+def _look(
+    source: Source, skip: tuple[type[DataError], ...], progress: PassProgress
+) -> Iterator[_Looked]:
     """What each mask holds, in order; reports to `progress`."""
     whole = _labels_of(source) is None
     step = -(-len(source) // _MOST_DECODED) if whole else 1
@@ -178,9 +191,13 @@ def _stored(record: Record, memory: _Memory) -> tuple[_Looked, str]:
             record.image.stat()
         data = record.mask.read_bytes() if isinstance(record.mask, Path) else record.mask
     except FileNotFoundError as error:
-        raise DataError(f"{error.filename}: the file does not exist (or is a link that leads nowhere)") from error
+        raise DataError(
+            f"{error.filename}: the file does not exist (or is a link that leads nowhere)"
+        ) from error
     except OSError as error:
-        raise DataError(f"{error.filename or name}: cannot read the file ({error.strerror})") from error
+        raise DataError(
+            f"{error.filename or name}: cannot read the file ({error.strerror})"
+        ) from error
     if isinstance(record.image, Path) and not record.image.stat().st_size:
         read_image(record.image)  # which raises the error for empty files
     digest = hashlib.blake2b(data, digest_size=16).hexdigest()
@@ -191,20 +208,27 @@ def _stored(record: Record, memory: _Memory) -> tuple[_Looked, str]:
 
 def _decoded(source: Source, record: Record) -> _Looked:
     mask = source.decode(record).mask
-    return _Looked(_mask_name(record), label_rules.histogram(label_rules.StoredMask(np.ascontiguousarray(mask))))
+    return _Looked(
+        _mask_name(record),
+        label_rules.histogram(label_rules.StoredMask(np.ascontiguousarray(mask))),
+    )
 
 
 class _Memory:
     """Histograms by the contents of their masks' files, in one file of the cache for each split.
 
-    The file begins with the digest of the rest. One that is damaged, or of another version, counts as none. Processes that write it at once
-    replace it whole, one after the other.
+    The file begins with the digest of the rest. One that is damaged, or of another version, counts
+    as none. Processes that write it at once replace it whole, one after the other.
     """
 
     def __init__(self, source: Source) -> None:
         first, last = source[0], source[len(source) - 1]
-        where = [str(Path(r.mask).resolve()) if isinstance(r.mask, Path) else r.id for r in (first, last)]
-        key = hashlib.blake2b(json_text.dumps([where, len(source)]).encode(), digest_size=16).hexdigest()
+        where = [
+            str(Path(r.mask).resolve()) if isinstance(r.mask, Path) else r.id for r in (first, last)
+        ]
+        key = hashlib.blake2b(
+            json_text.dumps([where, len(source)]).encode(), digest_size=16
+        ).hexdigest()
         self._path = cache.folder() / "masks" / f"{key}.txt"
         self._known = self._read()
 
@@ -229,7 +253,9 @@ class _Memory:
         wanted = {
             digest: mask.histogram
             for digest, mask in looked
-            if digest and mask.histogram is not None and len(mask.histogram.counts) <= _MOST_REMEMBERED
+            if digest
+            and mask.histogram is not None
+            and len(mask.histogram.counts) <= _MOST_REMEMBERED
         }
         if wanted.keys() == self._known.keys():
             return
@@ -247,13 +273,23 @@ def _digest(text: str) -> str:
 
 def _packed(found: Histogram) -> list[object]:
     colors = [found.colors[value] for value in found.counts] if found.colors else []
-    return [found.kind, int(found.flattened), list(found.counts), list(found.counts.values()), colors, found.bits]
+    return [
+        found.kind,
+        int(found.flattened),
+        list(found.counts),
+        list(found.counts.values()),
+        colors,
+        found.bits,
+    ]
 
 
 def _unpacked(packed: Sequence[object]) -> Histogram:
     kind, flattened, values, counts, colors, bits = packed
     if kind not in ("gray", "indexed", "rgb") or not (
-        isinstance(values, list) and isinstance(counts, list) and isinstance(colors, list) and isinstance(bits, int)
+        isinstance(values, list)
+        and isinstance(counts, list)
+        and isinstance(colors, list)
+        and isinstance(bits, int)
     ):
         raise ValueError("no histogram")
     of_values = dict(zip(values, colors, strict=True)) if colors else {}
@@ -265,7 +301,12 @@ def _unpacked(packed: Sequence[object]) -> Histogram:
 
 def _broken(looked: Mapping[str, Sequence[_Looked]]) -> list[str]:
     problems = list(
-        dict.fromkeys(mask.problem for masks in looked.values() for mask in masks if mask.problem and not mask.skipped)
+        dict.fromkeys(
+            mask.problem
+            for masks in looked.values()
+            for mask in masks
+            if mask.problem and not mask.skipped
+        )
     )
     if not problems:
         return []
@@ -278,27 +319,43 @@ def _where(masks: Sequence[_Looked], total: int) -> str:
     return f"in {len(masks)} of {total} masks: {listing(mask.name for mask in masks)}"
 
 
-def _misread(pairs: Sequence[tuple[_Looked, Reading]], rules: LabelMap, names: Sequence[str]) -> list[str]:
+def _misread(
+    pairs: Sequence[tuple[_Looked, Reading]], rules: LabelMap, names: Sequence[str]
+) -> list[str]:
     """Values and colors that have no label, over all masks."""
     problems = []
     total = len(pairs)
     bare = (
-        [mask for mask, _ in pairs if mask.histogram is not None and mask.histogram.kind == "rgb"] if rules.colors is None else []
+        [mask for mask, _ in pairs if mask.histogram is not None and mask.histogram.kind == "rgb"]
+        if rules.colors is None
+        else []
     )
     if bare:
         problems.append(f"{label_rules.NO_COLORS} ({_where(bare, total)})")
     groups: dict[tuple[str, str], list[tuple[_Looked, Reading]]] = {}
     for mask, reading in pairs:
-        if reading.unknown and mask.histogram is not None and not (rules.colors is None and mask.histogram.kind == "rgb"):
+        if (
+            reading.unknown
+            and mask.histogram is not None
+            and not (rules.colors is None and mask.histogram.kind == "rgb")
+        ):
             groups.setdefault((mask.histogram.kind, reading.rule), []).append((mask, reading))
     for group in groups.values():
         problems.append(_unknown(group, total, pairs, rules, names))
-    disputed = [(mask, reading) for mask, reading in pairs if reading.disputed and not reading.unknown]
+    disputed = [
+        (mask, reading) for mask, reading in pairs if reading.disputed and not reading.unknown
+    ]
     if disputed:
         values = sorted({value for _, reading in disputed for value in reading.disputed})
-        problems.append(f"{label_rules.disputed_problem(values)} ({_where([mask for mask, _ in disputed], total)})")
+        problems.append(
+            f"{label_rules.disputed_problem(values)} ({_where([mask for mask, _ in disputed], total)})"
+        )
     by_color = [mask for mask, reading in pairs if reading.rule == "color" and not reading.unknown]
-    by_value = [mask for mask, reading in pairs if reading.rule == "value" and not reading.unknown and not reading.disputed]
+    by_value = [
+        mask
+        for mask, reading in pairs
+        if reading.rule == "value" and not reading.unknown and not reading.disputed
+    ]
     if rules.colors is not None and by_color and by_value:
         problems.append(
             f"some masks can be read by their colors only ({_where(by_color[:3], total)}) and others by their values only "
@@ -338,7 +395,11 @@ def _unknown(
 
 
 def _hint(
-    joined: Histogram, unknown: set[int], pairs: Sequence[tuple[_Looked, Reading]], rules: LabelMap, names: Sequence[str]
+    joined: Histogram,
+    unknown: set[int],
+    pairs: Sequence[tuple[_Looked, Reading]],
+    rules: LabelMap,
+    names: Sequence[str],
 ) -> str:
     """What such values usually mean."""
     common = sum(count for _, count in Counter(joined.counts).most_common(len(names) + 1))
@@ -349,13 +410,19 @@ def _hint(
         if swapped <= known:
             return "red and blue are swapped: the masks were written as BGR"
         if not known & joined.counts.keys():
-            return "none of the colors is in the list: it is the list of another data set, or the index is the label"
+            return "none of the colors is in the list: it is the list of another dataset, or the index is the label"
         if smoothed:
             return "they are few pixels of many colors: edges were smoothed, or the mask was a JPEG or was resized with interpolation"
         return ""
-    stored = [mask.histogram for mask, _ in pairs if mask.histogram is not None and mask.histogram.kind != "rgb"]
+    stored = [
+        mask.histogram
+        for mask, _ in pairs
+        if mask.histogram is not None and mask.histogram.kind != "rgb"
+    ]
     values = {value for found in stored for value in found.counts}
-    black_white = rules.assumed_void and rules.colors is None and joined.counts.keys() >= {0, IGNORE_INDEX}
+    black_white = (
+        rules.assumed_void and rules.colors is None and joined.counts.keys() >= {0, IGNORE_INDEX}
+    )
     classes = sorted(value for value, label in rules.values.items() if label != IGNORE_INDEX)
     plain = classes == list(range(len(classes)))
     # Grays of 16 bits that 8 bits hold too.
@@ -371,7 +438,13 @@ def _hint(
         return "the masks count from 1: if no pixel is 0, add `void` as the first line"
     if len(values) == len(classes) and grays[-1] <= 255:
         return f"as many gray values as classes: if they are the classes in order, list {', '.join(lines[:_SEVERAL])}"
-    if plain and rules.assumed_void and IGNORE_INDEX in values and len(values) == len(classes) + 1 and len(values) <= _SEVERAL:
+    if (
+        plain
+        and rules.assumed_void
+        and IGNORE_INDEX in values
+        and len(values) == len(classes) + 1
+        and len(values) <= _SEVERAL
+    ):
         numbered = [f"`{name} {value}`" for name, value in zip(names, sorted(values), strict=False)]
         return (
             f"{len(values)} gray values for {len(classes)} classes: give each class its value in the list, as in "
@@ -398,10 +471,14 @@ def _impossible(
 ) -> list[str]:
     """What can be read, and cannot be meant."""
     problems = []
-    values = {value for mask, _ in pairs if mask.histogram is not None for value in mask.histogram.counts}
+    values = {
+        value for mask, _ in pairs if mask.histogram is not None for value in mask.histogram.counts
+    }
     advice = "the value 255 counts as void, not as a class"
     if len(names) == 1 and training is not None:
-        in_colors = any(mask.histogram is not None and mask.histogram.kind == "rgb" for mask, _ in pairs)
+        in_colors = any(
+            mask.histogram is not None and mask.histogram.kind == "rgb" for mask, _ in pairs
+        )
         few = len(values) < _SEVERAL and not in_colors
         also = f", and the masks hold the values {listing(map(str, sorted(values)))}" if few else ""
         return [
@@ -415,27 +492,48 @@ def _impossible(
     ]
     if rules.assumed_void and gray and len(gray) == len(pairs) and len(names) > 1:
         kinds = Counter(_binary(found) for found in gray)
-        if values == {0, IGNORE_INDEX} or (len(names) == 2 and kinds["0/255"] and kinds["0/1"] and not kinds["both"]):
-            other = "" if values == {0, IGNORE_INDEX} else f" in {kinds['0/255']} masks and 0 and 1 in {kinds['0/1']} others"
+        if values == {0, IGNORE_INDEX} or (
+            len(names) == 2 and kinds["0/255"] and kinds["0/1"] and not kinds["both"]
+        ):
+            other = (
+                ""
+                if values == {0, IGNORE_INDEX}
+                else f" in {kinds['0/255']} masks and 0 and 1 in {kinds['0/1']} others"
+            )
             return [
                 f"the masks hold the values 0 and 255{other}, and {advice}: every pixel of '{names[1]}' would be left out; give the "
                 f"classes their grays as colors in the list, as in `{names[0]} 0 0 0` and `{names[1]} 255 255 255`, or convert 255 to 1"
-                + (" (if 255 is meant as void, say so with the line `void 255 255 255` and the grays of both)" if other else "")
+                + (
+                    " (if 255 is meant as void, say so with the line `void 255 255 255` and the grays of both)"
+                    if other
+                    else ""
+                )
             ]
     if training is None:
         return []
     for split, pixels in counts.items():
         if pixels.sum() and not pixels[:-1].sum():
-            problems.append(f"all pixels of {split} are void, so that nothing counts there; {listing(names, 3)} have none")
+            problems.append(
+                f"all pixels of {split} are void, so that nothing counts there; {listing(names, 3)} have none"
+            )
     present = np.flatnonzero(counts[training][:-1])
     if len(present) == 1 and counts[training][-1] and not problems:
         problems.append(
             f"{training} holds '{names[int(present[0])]}' and void only, so that nothing is learned; its masks hold the values "
-            f"{listing(map(str, sorted(values)))}" + (f", and {advice}" if rules.assumed_void and IGNORE_INDEX in values else "")
+            f"{listing(map(str, sorted(values)))}"
+            + (f", and {advice}" if rules.assumed_void and IGNORE_INDEX in values else "")
         )
-        if rules.assumed_void and rules.listed and gray and len(gray) == len(pairs) and len(values) == len(names):
+        if (
+            rules.assumed_void
+            and rules.listed
+            and gray
+            and len(gray) == len(pairs)
+            and len(values) == len(names)
+        ):
             lines = [f"`{name} {value}`" for name, value in zip(names, sorted(values), strict=True)]
-            problems[-1] += f"; if 255 is a class, give each class its value in the list, as in {' and '.join(lines[:_SEVERAL])}"
+            problems[-1] += (
+                f"; if 255 is a class, give each class its value in the list, as in {' and '.join(lines[:_SEVERAL])}"
+            )
     return problems
 
 
@@ -444,7 +542,9 @@ def _binary(found: Histogram) -> str:
     values = set(found.counts)
     if {1, IGNORE_INDEX} <= values:
         return "both"
-    return {frozenset({0, IGNORE_INDEX}): "0/255", frozenset({0, 1}): "0/1"}.get(frozenset(values), "")
+    return {frozenset({0, IGNORE_INDEX}): "0/255", frozenset({0, 1}): "0/1"}.get(
+        frozenset(values), ""
+    )
 
 
 # What is odd
@@ -461,7 +561,11 @@ def _count(pairs: Sequence[tuple[_Looked, Reading]], num_classes: int) -> np.nda
 
 def _reading_notes(pairs: Sequence[tuple[_Looked, Reading]], rules: LabelMap) -> list[str]:
     notes = []
-    by_value = Counter(mask.histogram.kind for mask, reading in pairs if mask.histogram is not None and reading.rule == "value")
+    by_value = Counter(
+        mask.histogram.kind
+        for mask, reading in pairs
+        if mask.histogram is not None and reading.rule == "value"
+    )
     if rules.colors is not None and rules.listed and by_value["gray"]:
         notes.append(
             f"the list of classes has colors, but {by_value['gray']} masks hold gray values that are no colors of it: the values are "
@@ -478,24 +582,36 @@ def _reading_notes(pairs: Sequence[tuple[_Looked, Reading]], rules: LabelMap) ->
     return notes
 
 
-def _split_notes(split: str, pixels: np.ndarray, pairs: Sequence[tuple[_Looked, Reading]], names: Sequence[str]) -> list[str]:
+def _split_notes(
+    split: str, pixels: np.ndarray, pairs: Sequence[tuple[_Looked, Reading]], names: Sequence[str]
+) -> list[str]:
     notes = []
     absent = [name for name, count in zip(names, pixels.tolist(), strict=False) if not count]
     if len(absent) == len(names) - 1:
         only = next(name for name in names if name not in absent)
         notes.append(f"{split}: all pixels that count are '{only}'; no other class has any")
     elif absent:
-        notes.append(f"{split}: {len(absent)} of {len(names)} classes have no pixel: {listing(absent)}")
+        notes.append(
+            f"{split}: {len(absent)} of {len(names)} classes have no pixel: {listing(absent)}"
+        )
     void = pixels[-1] / max(1, pixels.sum())
     if void > 0.5:
         notes.append(f"{split}: {void:.0%} of the pixels are void")
-    empty = [mask.name for mask, reading in pairs if reading.labels and set(reading.labels.values()) == {IGNORE_INDEX}]
+    empty = [
+        mask.name
+        for mask, reading in pairs
+        if reading.labels and set(reading.labels.values()) == {IGNORE_INDEX}
+    ]
     if empty:
-        notes.append(f"{split}: {len(empty)} of {len(pairs)} masks are void throughout: {listing(empty, 3)}")
+        notes.append(
+            f"{split}: {len(empty)} of {len(pairs)} masks are void throughout: {listing(empty, 3)}"
+        )
     return notes
 
 
-def _overlap_notes(splits: Mapping[str, Source], counts: Mapping[str, np.ndarray], training: str) -> list[str]:
+def _overlap_notes(
+    splits: Mapping[str, Source], counts: Mapping[str, np.ndarray], training: str
+) -> list[str]:
     notes = []
     trained = {_identity(record) for record in _records(splits[training])}
     for split, source in splits.items():
@@ -503,7 +619,9 @@ def _overlap_notes(splits: Mapping[str, Source], counts: Mapping[str, np.ndarray
             continue
         common = [record.id for record in _records(source) if _identity(record) in trained]
         if common:
-            notes.append(f"{len(common)} of {len(source)} images of {split} are in {training} too: {listing(common, 3)}")
+            notes.append(
+                f"{len(common)} of {len(source)} images of {split} are in {training} too: {listing(common, 3)}"
+            )
         here, there = counts[split][:-1] > 0, counts[training][:-1] > 0
         if here.any() and there.any() and not (here & there).any():
             notes.append(f"{training} and {split} have no class in common")

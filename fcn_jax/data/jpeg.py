@@ -82,9 +82,15 @@ def decode(data: bytes, name: str, reduction: int = 1) -> np.ndarray:
         DataError: the picture is too large, or of a kind that the decoder does not know.
     """
     height, width = stored_size(data, name)
-    target = {"min_height": -(-height // reduction), "min_width": -(-width // reduction), "min_factor": reduction}
+    target = {
+        "min_height": -(-height // reduction),
+        "min_width": -(-width // reduction),
+        "min_factor": reduction,
+    }
     try:
-        return np.asarray(simplejpeg.decode_jpeg(data, "RGB", strict=True, **(target if reduction > 1 else {})))
+        return np.asarray(
+            simplejpeg.decode_jpeg(data, "RGB", strict=True, **(target if reduction > 1 else {}))
+        )
     except ValueError as error:
         opened = _opened(data, name, str(error))
     # Pillow uses the same decoder, which gives the same pixels, and passes over warnings.
@@ -100,7 +106,10 @@ def _opened(data: bytes, name: str, warning: str) -> JpegImagePlugin.JpegImageFi
 
     Pillow uses the same decoder and passes over warnings.
     """
-    if any(words in warning for words in ("Unsupported JPEG", "not supported", "not implemented", "not compiled in")):
+    if any(
+        words in warning
+        for words in ("Unsupported JPEG", "not supported", "not implemented", "not compiled in")
+    ):
         raise DataError(
             f"{name}: a kind of JPEG that cannot be decoded ({warning}); save it as a JPEG of 8 bits, or as PNG or TIFF"
         )
@@ -109,7 +118,15 @@ def _opened(data: bytes, name: str, warning: str) -> JpegImagePlugin.JpegImageFi
         raise _damaged(name, warning)
     try:
         opened = JpegImagePlugin.JpegImageFile(io.BytesIO(data))
-    except (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, struct.error) as error:
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        TypeError,
+        KeyError,
+        IndexError,
+        struct.error,
+    ) as error:
         raise _damaged(name, warning) from error
     if is_odd and opened.mode != "CMYK":
         raise _damaged(name, warning)

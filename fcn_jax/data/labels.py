@@ -1,14 +1,18 @@
 """Stored mask values to labels: by their numbers, or by their colors.
 
-A mask is gray, indexed or RGB. Without colors in the class list, the gray value or index is looked up in `LabelMap.values`. With colors,
-they decide for every kind of mask. The color of a gray value v of n bits is its gray on a screen, v * 255 / (2^n - 1), and where that
-is not listed, (v, v, v). The color of an index is its palette entry. Two kinds of masks are read by their values nevertheless:
+A mask is gray, indexed or RGB. Without colors in the class list, the gray value or index is looked
+up in `LabelMap.values`. With colors, they decide for every kind of mask. The color of a gray value
+v of n bits is its gray on a screen, v * 255 / (2^n - 1), and where that is not listed, (v, v, v).
+The color of an index is its palette entry. Two kinds of masks are read by their values
+nevertheless:
 
-* A gray mask, where all of its values are listed as values and none of them is listed as a color that says otherwise.
-* An indexed mask with indices that have no color of their own, because the palette ends before them or repeats the color of a lower
-  index there (which is how tools fill up a palette). All of its indices must be listed as values, and the colors of the other indices
-  must say the same as their values. Otherwise a repeated color counts only before the palette's last color, and if no other index of
-  the mask has it.
+* A gray mask, where all of its values are listed as values and none of them is listed as a color
+  that says otherwise.
+* An indexed mask with indices that have no color of their own, because the palette ends before them
+  or repeats the color of a lower index there (which is how tools fill up a palette). All of its
+  indices must be listed as values, and the colors of the other indices must say the same as their
+  values. Otherwise a repeated color counts only before the palette's last color, and if no other
+  index of the mask has it.
 """
 
 from __future__ import annotations
@@ -21,8 +25,8 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from fcn_jax.api import IGNORE_INDEX
 from fcn_jax.errors import DataError, listing
+from fcn_jax.plugins.api import IGNORE_INDEX
 
 Color = tuple[int, int, int]
 Kind = Literal["gray", "indexed", "rgb"]
@@ -35,7 +39,8 @@ class StoredMask:
 
     Attributes:
         values: u8[H,W] or u16[H,W] gray values or palette indices; or u8[H,W,3], RGB.
-        palette: u8[N,3], the RGB color of each index of an indexed mask, as many (up to 256) as the file has; None for the others.
+        palette: u8[N,3], the RGB color of each index of an indexed mask, as many (up to 256) as the
+            file has; None for the others.
         bits: of a gray mask, the bits of a value: 1 to 16.
     """
 
@@ -46,11 +51,12 @@ class StoredMask:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LabelMap:
-    """What the stored values of a data set's masks mean.
+    """What the stored values of a dataset's masks mean.
 
     Attributes:
         num_classes: labels 0 to `num_classes - 1` are classes.
-        values: stored gray value or palette index (0 to 65535) -> label, or `IGNORE_INDEX` for void.
+        values: stored gray value or palette index (0 to 65535) -> label, or `IGNORE_INDEX` for
+            void.
         colors: RGB color -> label or `IGNORE_INDEX`; None where the classes have no colors.
         assumed_void: whether stored 255 is void only because nothing else was said about it.
         listed: whether it comes from a list of classes that the user can edit.
@@ -64,7 +70,11 @@ class LabelMap:
 
     @classmethod
     def of(
-        cls, num_classes: int, *, void: Iterable[int] = (IGNORE_INDEX,), palette: Mapping[Color, int] | None = None
+        cls,
+        num_classes: int,
+        *,
+        void: Iterable[int] = (IGNORE_INDEX,),
+        palette: Mapping[Color, int] | None = None,
     ) -> LabelMap:
         """The map of masks whose stored values are the labels.
 
@@ -74,8 +84,12 @@ class LabelMap:
             palette: RGB color -> label, for masks in colors.
         """
         ignored = frozenset(void)
-        values = {value: value for value in range(num_classes)} | dict.fromkeys(ignored, IGNORE_INDEX)
-        colors = palette and {color: IGNORE_INDEX if label in ignored else label for color, label in palette.items()}
+        values = {value: value for value in range(num_classes)} | dict.fromkeys(
+            ignored, IGNORE_INDEX
+        )
+        colors = palette and {
+            color: IGNORE_INDEX if label in ignored else label for color, label in palette.items()
+        }
         return cls(num_classes, values, colors, assumed_void=IGNORE_INDEX in ignored, listed=False)
 
 
@@ -85,11 +99,17 @@ def plain_labels(num_classes: int, void: tuple[int, ...] = (IGNORE_INDEX,)) -> L
     return LabelMap.of(num_classes, void=void)
 
 
-def label_map(num_classes: int | LabelMap, void: Iterable[int], palette: Mapping[Color, int] | None) -> LabelMap:
+def label_map(
+    num_classes: int | LabelMap, void: Iterable[int], palette: Mapping[Color, int] | None
+) -> LabelMap:
     """A map as it is, or that of masks that store labels; see `LabelMap.of`."""
     if isinstance(num_classes, LabelMap):
         return num_classes
-    return LabelMap.of(num_classes, void=void, palette=palette) if palette else plain_labels(num_classes, tuple(void))
+    return (
+        LabelMap.of(num_classes, void=void, palette=palette)
+        if palette
+        else plain_labels(num_classes, tuple(void))
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,9 +118,12 @@ class Histogram:
 
     Attributes:
         kind: "gray", "indexed" or "rgb".
-        counts: stored value -> number of pixels. The value of an RGB pixel is `red << 16 | green << 8 | blue`.
-        colors: index -> its color as such a number, or a negative number (`_own_colors`) without one of its own, of an indexed mask.
-        flattened: whether the file stores RGB whose channels are equal everywhere, so that its pixels are gray values.
+        counts: stored value -> number of pixels. The value of an RGB pixel is `red << 16 | green <<
+            8 | blue`.
+        colors: index -> its color as such a number, or a negative number (`_own_colors`) without
+            one of its own, of an indexed mask.
+        flattened: whether the file stores RGB whose channels are equal everywhere, so that its
+            pixels are gray values.
         bits: of a gray mask, the bits of a value.
     """
 
@@ -119,7 +142,8 @@ class Reading:
         rule: whether values or colors decide; "either" where both give the same labels.
         labels: stored value -> label or `IGNORE_INDEX`, for those that have one.
         unknown: stored values without a label, in order.
-        disputed: gray values whose color and whose number mean different things, where neither reading covers the whole mask.
+        disputed: gray values whose color and whose number mean different things, where neither
+            reading covers the whole mask.
     """
 
     rule: Rule
@@ -148,17 +172,28 @@ def read(found: Histogram, labels: LabelMap) -> Reading:
         # A palette of grays alone, such as a black one, does not tell an index from a gray value.
         is_gray = bool(owned) and all(found.colors[value] == gray_code(value) for value in owned)
         agree = all(by_color[value] == by_value[value] for value in owned)
-        if None not in by_value.values() and agree and not any(_is_other_gray(v, labels) for v in colorless if is_gray):
+        if (
+            None not in by_value.values()
+            and agree
+            and not any(_is_other_gray(v, labels) for v in colorless if is_gray)
+        ):
             return _reading("either" if by_color == by_value else "value", by_value)
         colors = [_lent_color(code) if code < 0 else code for code in found.colors.values()]
-        lent = {value: _label_of_color(_lent_color(found.colors[value]), labels) for value in colorless}
-        return _reading("color", by_color | (lent if len(set(colors)) == len(colors) else dict.fromkeys(colorless)))
+        lent = {
+            value: _label_of_color(_lent_color(found.colors[value]), labels) for value in colorless
+        }
+        return _reading(
+            "color",
+            by_color | (lent if len(set(colors)) == len(colors) else dict.fromkeys(colorless)),
+        )
     if None not in by_color.values():
         return _reading("either" if by_color == by_value else "color", by_color)
     if found.kind == "indexed":
         return _reading("color", by_color)
     if None in by_value.values():
-        neither = tuple(value for value in sorted(values) if by_color[value] is None and by_value[value] is None)
+        neither = tuple(
+            value for value in sorted(values) if by_color[value] is None and by_value[value] is None
+        )
         reading = _reading("color", by_color)
         return dataclasses.replace(reading, unknown=neither or reading.unknown)
     disputed = tuple(value for value in values if by_color[value] not in (None, by_value[value]))
@@ -180,9 +215,13 @@ def to_labels(stored: StoredMask, labels: LabelMap, *, name: str) -> np.ndarray:
         DataError: a value or a color has no label.
     """
     if stored.values.dtype == np.uint8 and stored.values.ndim == 2:
-        table, unknown, unchanged = _tables(labels, None if stored.palette is None else stored.palette.tobytes(), stored.bits)
+        table, unknown, unchanged = _tables(
+            labels, None if stored.palette is None else stored.palette.tobytes(), stored.bits
+        )
         if not cv2.LUT(stored.values, unknown).any():
-            return stored.values if unchanged else np.asarray(cv2.LUT(stored.values, table), np.uint8)
+            return (
+                stored.values if unchanged else np.asarray(cv2.LUT(stored.values, table), np.uint8)
+            )
     # What is rare or wrong takes the time to count its values.
     found, pixels = _histogram(stored)
     reading = read(found, labels)
@@ -200,7 +239,9 @@ def to_labels(stored: StoredMask, labels: LabelMap, *, name: str) -> np.ndarray:
 
 
 @functools.lru_cache
-def _tables(labels: LabelMap, palette: bytes | None, bits: int) -> tuple[np.ndarray, np.ndarray, bool]:
+def _tables(
+    labels: LabelMap, palette: bytes | None, bits: int
+) -> tuple[np.ndarray, np.ndarray, bool]:
     """What `read` says of a mask all of whose values are known by the first rule that applies.
 
     Args:
@@ -209,19 +250,28 @@ def _tables(labels: LabelMap, palette: bytes | None, bits: int) -> tuple[np.ndar
         bits: of a gray mask, the bits of a value.
 
     Returns:
-        u8[256], stored value -> label; u8[256], 1 where a value has no label by that rule; whether every label is its stored value.
+        u8[256], stored value -> label; u8[256], 1 where a value has no label by that rule; whether
+        every label is its stored value.
     """
     colors = {} if palette is None else dict(enumerate(_own_colors(palette)))
-    found = Histogram("gray" if palette is None else "indexed", dict.fromkeys(range(256), 0), colors, bits=bits)
+    found = Histogram(
+        "gray" if palette is None else "indexed", dict.fromkeys(range(256), 0), colors, bits=bits
+    )
     by_value = _by_value(found, labels)
     known = by_value if labels.colors is None else _by_color(found, labels, raw=False)
     colorless = [value for value, code in colors.items() if code < 0]
     if labels.colors is not None and colorless:
         # What depends on which indices the mask holds is left to `read`.
-        plain = all(known[value] in (None, by_value[value]) for value in range(256) if colors[value] >= 0)
+        plain = all(
+            known[value] in (None, by_value[value]) for value in range(256) if colors[value] >= 0
+        )
         has_gray = any(colors[value] == gray_code(value) for value in range(256))
         for value in colorless:
-            known[value] = by_value[value] if plain and not (has_gray and _is_other_gray(value, labels)) else None
+            known[value] = (
+                by_value[value]
+                if plain and not (has_gray and _is_other_gray(value, labels))
+                else None
+            )
     table = np.array([known[value] or 0 for value in range(256)], np.uint8)
     unknown = np.array([known[value] is None for value in range(256)], np.uint8)
     return table, unknown, all(label in (None, value) for value, label in known.items())
@@ -233,7 +283,11 @@ def _by_value(found: Histogram, labels: LabelMap) -> dict[int, int | None]:
 
 def _by_color(found: Histogram, labels: LabelMap, *, raw: bool = True) -> dict[int, int | None]:
     """The label of each value by its color; `raw`: whether grays may be listed as (v, v, v) although the bits are not 8."""
-    code = found.colors.__getitem__ if found.kind == "indexed" else functools.partial(gray_code, bits=found.bits)
+    code = (
+        found.colors.__getitem__
+        if found.kind == "indexed"
+        else functools.partial(gray_code, bits=found.bits)
+    )
     by_color = {value: _label_of_color(code(value), labels) for value in found.counts}
     if raw and found.kind == "gray" and found.bits != 8 and None in by_color.values():
         by_raw = _by_color(dataclasses.replace(found, bits=8), labels)
@@ -253,10 +307,13 @@ def _is_other_gray(value: int, labels: LabelMap) -> bool:
 def _own_colors(palette: bytes) -> tuple[int, ...]:
     """The color of each index 0 to 255 as a number.
 
-    Where the palette ends before an index, or has its color at a lower one, it is `~(index | (color + 1) << 8)`. The color is that of the
-    palette, or -1 past its end and in the run of one color that it ends with.
+    Where the palette ends before an index, or has its color at a lower one, it is `~(index | (color
+    + 1) << 8)`. The color is that of the palette, or -1 past its end and in the run of one color
+    that it ends with.
     """
-    colors = [int.from_bytes(palette[at : at + 3], "big") for at in range(0, len(palette) - 2, 3)][:256]
+    colors = [int.from_bytes(palette[at : at + 3], "big") for at in range(0, len(palette) - 2, 3)][
+        :256
+    ]
     filled = len(colors)
     while filled and colors[filled - 1] == colors[-1]:
         filled -= 1
@@ -265,7 +322,9 @@ def _own_colors(palette: bytes) -> tuple[int, ...]:
     for index, color in enumerate(colors):
         first.setdefault(color, index)
     return tuple(
-        color if color >= 0 and first[color] == index else ~(index | ((color if index < filled else -1) + 1) << 8)
+        color
+        if color >= 0 and first[color] == index
+        else ~(index | ((color if index < filled else -1) + 1) << 8)
         for index, color in enumerate(colors)
     )
 
@@ -360,7 +419,9 @@ def _label_of_color(code: int, labels: LabelMap) -> int | None:
 
 def _reading(rule: Rule, labels: Mapping[int, int | None]) -> Reading:
     known = {value: label for value, label in labels.items() if label is not None}
-    return Reading(rule, known, tuple(sorted(value for value, label in labels.items() if label is None)))
+    return Reading(
+        rule, known, tuple(sorted(value for value, label in labels.items() if label is None))
+    )
 
 
 def _histogram(stored: StoredMask) -> tuple[Histogram, np.ndarray]:
@@ -397,7 +458,11 @@ def _counts(pixels: np.ndarray) -> dict[int, int]:
     starts = _run_starts(pixels)
     lengths = np.diff(starts, append=pixels.size)
     distinct, which = np.unique(pixels.reshape(-1)[starts], return_inverse=True)
-    return dict(zip(distinct.tolist(), np.bincount(which, weights=lengths).astype(int).tolist(), strict=True))
+    return dict(
+        zip(
+            distinct.tolist(), np.bincount(which, weights=lengths).astype(int).tolist(), strict=True
+        )
+    )
 
 
 def _run_starts(pixels: np.ndarray) -> np.ndarray:

@@ -12,4 +12,6 @@ size."""
 def check_size(height: int, width: int, name: str) -> None:
     """Raise `DataError` where a picture has no pixels or more than `MOST_PIXELS`."""
     if min(height, width) < 1 or height * width > MOST_PIXELS:
-        raise DataError(f"{name}: the file says it is {width}x{height} (width x height); 1 to {MOST_PIXELS} pixels are decoded")
+        raise DataError(
+            f"{name}: the file says it is {width}x{height} (width x height); 1 to {MOST_PIXELS} pixels are decoded"
+        )

@@ -36,7 +36,9 @@ def from_exif(exif: bytes) -> int:
             tag, kind, _ = struct.unpack_from(order + "HHI", exif, entry)
             if tag == TAG:
                 # The standard wants a short; some writers use a long.
-                (value,) = struct.unpack_from(order + ("I" if kind in (4, 9) else "H"), exif, entry + 8)
+                (value,) = struct.unpack_from(
+                    order + ("I" if kind in (4, 9) else "H"), exif, entry + 8
+                )
                 return checked(value)
     except struct.error:  # the block is cut off
         pass

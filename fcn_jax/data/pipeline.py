@@ -1,7 +1,7 @@
-"""One Grain pipeline for every data set: shuffle, decode, augment, batch; or, to evaluate, every image in order.
+"""One Grain pipeline for every dataset: shuffle, decode, augment, batch; or, to evaluate, every image in order.
 
-What a batch holds depends on the seed and the batch's index alone: not on the number of workers, on timing, or on where a run was
-interrupted. Batches are u8; normalisation is the device's work.
+What a batch holds depends on the seed and the batch's index alone: not on the number of workers, on
+timing, or on where a run was interrupted. Batches are u8; normalization is the device's work.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ import numpy as np
 from absl import flags
 from grain.multiprocessing import SharedMemoryArray
 
-from fcn_jax.api import Example, Record, Source
 from fcn_jax.data.transforms import Augment, resize
 from fcn_jax.errors import ConfigError, FcnJaxError, TrainingError
+from fcn_jax.plugins.api import Example, Record, Source
 
 Batch = dict[str, np.ndarray]
 
@@ -37,10 +37,11 @@ _TRACKER_WARNING = "ignore:resource_tracker:UserWarning"
 _MAX_DEATHS = 3
 """How often in a row, without a batch or an image between them, workers may die before that is an error."""
 
-# Grain has a thread of its own close the memory of an array that a worker shared. Where the garbage collector finds the array, and it
-# finds the last one of every worker that came to its end, it has Python close that memory too, at the same time: the second close of the
-# descriptor hits whatever another thread has just opened under its number, such as a checkpoint's file. Without that thread, an array's
-# memory is closed where the array dies, and once.
+# Grain has a thread of its own close the memory of an array that a worker shared. Where the garbage
+# collector finds the array, and it finds the last one of every worker that came to its end, it has
+# Python close that memory too, at the same time: the second close of the descriptor hits whatever
+# another thread has just opened under its number, such as a checkpoint's file. Without that thread,
+# an array's memory is closed where the array dies, and once.
 SharedMemoryArray.enable_async_del = lambda *_, **__: None
 
 
@@ -56,7 +57,9 @@ def steps_per_epoch(source: Source, batch_size: int, shard: tuple[int, int] = (0
     steps = len(source) // (batch_size * shard[1])
     if steps == 0:
         share = f" in each of {shard[1]} processes" if shard[1] > 1 else ""
-        raise ConfigError(f"batch_size = {batch_size}{share} takes more than the split's {len(source)} images; lower it")
+        raise ConfigError(
+            f"batch_size = {batch_size}{share} takes more than the split's {len(source)} images; lower it"
+        )
     return steps
 
 
@@ -72,9 +75,10 @@ def train_batches(
 ) -> TrainIterator:
     """Shuffled, augmented batches.
 
-    Each epoch is one pass in an order of its own and has exactly `steps_per_epoch` batches; what is left over is dropped (other
-    images in every epoch), and no batch straddles two epochs. All shards draw on one shuffle: together, the k-th batches of n
-    shards hold the images, augmented alike, of the k-th batch of one process with n times the batch size.
+    Each epoch is one pass in an order of its own and has exactly `steps_per_epoch` batches; what is
+    left over is dropped (other images in every epoch), and no batch straddles two epochs. All
+    shards draw on one shuffle: together, the k-th batches of n shards hold the images, augmented
+    alike, of the k-th batch of one process with n times the batch size.
 
     Args:
         source: the images.
@@ -102,7 +106,8 @@ def train_batches(
         grain.MapDataset.source(source)
         .seed(seed)
         .shuffle()
-        # Before the slice, so that an image's augmentation follows from its place in the whole epoch, not in a shard.
+        # Before the slice, so that an image's augmentation follows from its place in the whole
+        # epoch, not in a shard.
         .random_map(_DecodeAndAugment(source, augment))
         .slice(slice(index, steps * batch_size * count, count))
         .batch(batch_size)
@@ -111,16 +116,20 @@ def train_batches(
     return TrainIterator(batches, workers)
 
 
-def eval_examples(source: Source, *, workers: int = 0, shard: tuple[int, int] = (0, 1)) -> Generator[Example, None, None]:
+def eval_examples(
+    source: Source, *, workers: int = 0, shard: tuple[int, int] = (0, 1)
+) -> Generator[Example, None, None]:
     """Every image of a shard, whole and at its own size, in order.
 
     Args:
         source: the images.
         workers: processes that decode; 0 uses threads of this process.
-        shard: (index, count) of this process. Shards are disjoint, and together are the whole set; they may differ by one image.
+        shard: (index, count) of this process. Shards are disjoint, and together are the whole set;
+            they may differ by one image.
 
     Returns:
-        Generator of examples; closing it stops the workers. Nothing is dropped or cropped. Workers that are killed are replaced.
+        Generator of examples; closing it stops the workers. Nothing is dropped or cropped. Workers
+        that are killed are replaced.
 
     Raises:
         ConfigError: a value is out of range.
@@ -128,14 +137,17 @@ def eval_examples(source: Source, *, workers: int = 0, shard: tuple[int, int] = 
     """
     _check_shard(shard)
     _check_workers(workers)
-    decoded = grain.MapDataset.source(source).slice(slice(shard[0], None, shard[1])).map(_Decode(source))
+    decoded = (
+        grain.MapDataset.source(source).slice(slice(shard[0], None, shard[1])).map(_Decode(source))
+    )
     return _examples(decoded, workers)
 
 
 class TrainIterator(grain.DatasetIterator[Batch]):
     """Iterator over training batches that can be put at any batch.
 
-    Its state is the index of the next batch, and so is the same whatever the number of workers: a run can go on with another.
+    Its state is the index of the next batch, and so is the same whatever the number of workers: a
+    run can go on with another.
     """
 
     def __init__(self, batches: grain.MapDataset[Batch], workers: int) -> None:
@@ -145,8 +157,9 @@ class TrainIterator(grain.DatasetIterator[Batch]):
         self._workers = workers
         self._next_batch = 0
         self._deaths = _Deaths(workers)
-        # At most one. In a list, so that whoever closes it first also drops it: Grain's iterators and workers that outlive the
-        # interpreter's modules complain, at length. The finalizer also runs at exit.
+        # At most one. In a list, so that whoever closes it first also drops it: Grain's iterators
+        # and workers that outlive the interpreter's modules complain, at length. The finalizer also
+        # runs at exit.
         self._running: list[grain.DatasetIterator[Batch]] = []
         weakref.finalize(self, _stop, self._running)
 
@@ -164,13 +177,15 @@ class TrainIterator(grain.DatasetIterator[Batch]):
         while True:
             try:
                 if not self._running:
-                    # An endless dataset has length sys.maxsize and is indexed by whole numbers, so that skipping reads nothing.
+                    # An endless dataset has length sys.maxsize and is indexed by whole numbers, so
+                    # that skipping reads nothing.
                     rest = self._batches.slice(slice(self._next_batch, sys.maxsize))
                     self._running.append(_prefetch(rest, self._workers, buffer=2))
                 batch = {name: _own(array) for name, array in next(self._running[0]).items()}
             except FcnJaxError as error:
                 _stop(self._running)
-                # Grain rebuilds the worker's stack and adds notes of its own; the user's error is one line, and this is the line.
+                # Grain rebuilds the worker's stack and adds notes of its own; the user's error is
+                # one line, and this is the line.
                 raise type(error)(*error.args) from None
             except RuntimeError as error:
                 _stop(self._running)
@@ -192,7 +207,9 @@ class TrainIterator(grain.DatasetIterator[Batch]):
         """
         position = state.get("next_batch")
         if not isinstance(position, (int, np.integer)) or position < 0:
-            raise ConfigError(f"input pipeline: {state!r} is not a saved position; want {{'next_batch': 0 or more}}")
+            raise ConfigError(
+                f"input pipeline: {state!r} is not a saved position; want {{'next_batch': 0 or more}}"
+            )
         _stop(self._running)
         self._next_batch = int(position)
 
@@ -215,7 +232,11 @@ class _DecodeAndAugment:
 
     def _resized(self, record: Record, factor: float) -> Example:
         decode_resized = getattr(self.source, "decode_resized", None)
-        return decode_resized(record, factor) if decode_resized else resize(self.source.decode(record), factor)
+        return (
+            decode_resized(record, factor)
+            if decode_resized
+            else resize(self.source.decode(record), factor)
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,7 +258,13 @@ def _examples(decoded: grain.MapDataset[Any], workers: int) -> Generator[Example
         while index < len(decoded):
             try:
                 if not running:
-                    running.append(_prefetch(decoded.slice(slice(index, None)) if index else decoded, workers, buffer=8))
+                    running.append(
+                        _prefetch(
+                            decoded.slice(slice(index, None)) if index else decoded,
+                            workers,
+                            buffer=8,
+                        )
+                    )
                 example = _own_example(next(running[0]))
             except RuntimeError as error:
                 stop()
@@ -273,7 +300,11 @@ class _Deaths:
                 f"input workers were {how} {self._in_a_row} times at {at}, most likely for want of memory (main or /dev/shm): "
                 f"lower data.workers (now {self._workers}; 0 uses threads) or data.batch_size"
             ) from None
-        _log.warning("an input worker was %s at %s; its place is taken by another, and no batch changes", how, at)
+        _log.warning(
+            "an input worker was %s at %s; its place is taken by another, and no batch changes",
+            how,
+            at,
+        )
 
     def reset(self) -> None:
         """There was progress."""
@@ -299,8 +330,8 @@ def _stop(running: list[grain.DatasetIterator[Any]]) -> None:
 def _own(array: np.ndarray) -> np.ndarray:
     """The array, copied where it lies in the memory that a worker shares.
 
-    That memory goes with Grain's array object, noisily where it lives until the interpreter exits; JAX may also alias what it
-    is given.
+    That memory goes with Grain's array object, noisily where it lives until the interpreter exits;
+    JAX may also alias what it is given.
     """
     return array if type(array) is np.ndarray else np.array(array, subok=False)
 
@@ -309,33 +340,45 @@ def _own_example(parts: tuple[str, np.ndarray, np.ndarray]) -> Example:
     return Example(parts[0], _own(parts[1]), _own(parts[2]))
 
 
-def _prefetch(elements: grain.MapDataset[Any], workers: int, buffer: int) -> grain.DatasetIterator[Any]:
+def _prefetch(
+    elements: grain.MapDataset[Any], workers: int, buffer: int
+) -> grain.DatasetIterator[Any]:
     """Compute elements ahead of time, in order.
 
     Args:
         elements: whose elements are to be computed.
-        workers: processes, each computing one element at a time; 0 uses as many threads as there are cores, at most
-            `_MAX_THREADS`.
+        workers: processes, each computing one element at a time; 0 uses as many threads as there
+            are cores, at most `_MAX_THREADS`.
         buffer: elements that are kept ready, at least: in each worker, or in all.
     """
     if workers:
-        # Arrays that ended workers had ready are freed by Python's tracker of shared memory, which would warn of each.
+        # Arrays that ended workers had ready are freed by Python's tracker of shared memory, which
+        # would warn of each.
         if _TRACKER_WARNING not in sys.warnoptions:
             sys.warnoptions.append(_TRACKER_WARNING)
         if not flags.FLAGS.is_parsed():
-            # Grain reads its settings from absl's flags when it starts a worker, which fails in a program that does not use them.
+            # Grain reads its settings from absl's flags when it starts a worker, which fails in a
+            # program that does not use them.
             flags.FLAGS.mark_as_parsed()
         read = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=buffer)
-        return iter(elements.to_iter_dataset(read).mp_prefetch(options, worker_init_fn=_start_worker))
+        return iter(
+            elements.to_iter_dataset(read).mp_prefetch(options, worker_init_fn=_start_worker)
+        )
     threads = min(_MAX_THREADS, os.cpu_count() or 1)
-    return iter(elements.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(buffer, threads))))
+    return iter(
+        elements.to_iter_dataset(
+            grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(buffer, threads))
+        )
+    )
 
 
 def _start_worker(index: int, count: int) -> None:
-    # Ctrl-C reaches the whole process group. The parent stops its workers; their tracebacks would only bury its message.
+    # Ctrl-C reaches the whole process group. The parent stops its workers; their tracebacks would
+    # only bury its message.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A worker is one core's worth; OpenCV's own threads would have the workers fight over the cores.
+    # A worker is one core's worth; OpenCV's own threads would have the workers fight over the
+    # cores.
     cv2.setNumThreads(1)
 
 
@@ -348,4 +391,6 @@ def _check_shard(shard: tuple[int, int]) -> None:
 def _check_workers(workers: int) -> None:
     most = max(64, 4 * (os.cpu_count() or 1))
     if not 0 <= workers <= most:
-        raise ConfigError(f"workers = {workers}: want 0 (threads) to {most} on this machine of {os.cpu_count()} cores")
+        raise ConfigError(
+            f"workers = {workers}: want 0 (threads) to {most} on this machine of {os.cpu_count()} cores"
+        )

@@ -18,7 +18,13 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 GRAY, RGB, INDEXED, GRAY_ALPHA, RGBA = 0, 2, 3, 4, 6
 """Color types of the header."""
 
-_DEPTHS = {GRAY: (1, 2, 4, 8, 16), RGB: (8, 16), INDEXED: (1, 2, 4, 8), GRAY_ALPHA: (8, 16), RGBA: (8, 16)}
+_DEPTHS = {
+    GRAY: (1, 2, 4, 8, 16),
+    RGB: (8, 16),
+    INDEXED: (1, 2, 4, 8),
+    GRAY_ALPHA: (8, 16),
+    RGBA: (8, 16),
+}
 _IGNORABLE = 0x20  # the bit of a chunk's first letter that marks it as ancillary
 
 
@@ -59,7 +65,11 @@ class Png:
 
     def image(self) -> np.ndarray:
         """The picture as stored: u8[H,W,3], RGB, as a viewer shows it; u16 if it has 16 bits."""
-        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION | (cv2.IMREAD_ANYDEPTH if self.depth == 16 else 0)
+        flags = (
+            cv2.IMREAD_COLOR_RGB
+            | cv2.IMREAD_IGNORE_ORIENTATION
+            | (cv2.IMREAD_ANYDEPTH if self.depth == 16 else 0)
+        )
         return self._decoded(self.header, flags)
 
     def values(self) -> np.ndarray:
@@ -71,7 +81,9 @@ class Png:
         """
         # An indexed PNG is read as a gray one, so that its indices do not become colors.
         as_gray = self.header[:9] + bytes([GRAY]) + self.header[10:]
-        pixels = self._decoded(as_gray if self.color == INDEXED else self.header, cv2.IMREAD_UNCHANGED)
+        pixels = self._decoded(
+            as_gray if self.color == INDEXED else self.header, cv2.IMREAD_UNCHANGED
+        )
         if self.color == GRAY_ALPHA:
             return pixels[..., 2:]
         if pixels.ndim == 3:
@@ -156,7 +168,12 @@ def parse(data: bytes, name: str) -> Png:
 
 
 def _chunk(kind: bytes, contents: bytes) -> bytes:
-    return struct.pack(">I", len(contents)) + kind + contents + struct.pack(">I", zlib.crc32(kind + contents))
+    return (
+        struct.pack(">I", len(contents))
+        + kind
+        + contents
+        + struct.pack(">I", zlib.crc32(kind + contents))
+    )
 
 
 def _damaged(name: str, reason: str) -> DamagedError:

@@ -1,8 +1,9 @@
-"""Data sets that TFDS prepares once, in array_record files, and then reads by random access. No TensorFlow is needed.
+"""Datasets that TFDS prepares once, in array_record files, and then reads by random access. No TensorFlow is needed.
 
-They are prepared under `--data` where it is given, else in the folder `tfds` of the cache (`fcn_jax.cache`). A
-preparation writes into a folder of its own and is renamed when it is whole: one that is interrupted leaves nothing that counts,
-and where two processes prepare at once, one's work is kept and both go on. A split may be written in TFDS's way: `train`,
+They are prepared under `--data` where it is given, else in the folder `tfds` of the cache
+(`fcn_jax.runtime.cache`). A preparation writes into a folder of its own and is renamed when it is
+whole: one that is interrupted leaves nothing that counts, and where two processes prepare at once,
+    one's work is kept and both go on. A split may be written in TFDS's way: `train`,
 `train+val`, `train[:10%]`.
 """
 
@@ -15,13 +16,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fcn_jax import cache
-from fcn_jax.api import Classes, Dataset, Example, Record, Source
 from fcn_jax.data.decode import decode_record
 from fcn_jax.data.labels import LabelMap, plain_labels
 from fcn_jax.data.shapes import SHAPES_CLASSES
 from fcn_jax.data.voc import VOC_CLASSES
 from fcn_jax.errors import DataError, did_you_mean
+from fcn_jax.plugins.api import Classes, Dataset, Example, Record, Source
+from fcn_jax.runtime import cache
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(eq=False)
 class TfdsSource:
-    """A split that TFDS has prepared; a `fcn_jax.api.Source`.
+    """A split that TFDS has prepared; a `fcn_jax.plugins.api.Source`.
 
     Attributes:
         classes: the classes.
@@ -58,17 +59,20 @@ class TfdsSource:
         return self.decode_resized(record, 1.0)
 
     def decode_resized(self, record: Record, factor: float) -> Example:
-        """Decode a record at another size; see `fcn_jax.api.Source`."""
+        """Decode a record at another size; see `fcn_jax.plugins.api.Source`."""
         return decode_record(record, self.labels, factor=factor)
 
 
-def prepare(builder_class: type[tfds.core.DatasetBuilder], folder: Path, manual: Path | None = None) -> tfds.core.DatasetBuilder:
-    """Prepare a data set, unless it already is.
+def prepare(
+    builder_class: type[tfds.core.DatasetBuilder], folder: Path, manual: Path | None = None
+) -> tfds.core.DatasetBuilder:
+    """Prepare a dataset, unless it already is.
 
     Args:
         builder_class: what prepares it.
-        folder: the data set goes to `folder/NAME/VERSION`, downloads to `folder/downloads`.
-        manual: where the builder looks for files before it downloads them; `folder/downloads/manual` by default.
+        folder: the dataset goes to `folder/NAME/VERSION`, downloads to `folder/downloads`.
+        manual: where the builder looks for files before it downloads them;
+            `folder/downloads/manual` by default.
 
     Returns:
         A builder whose `as_data_source` can be called.
@@ -90,12 +94,14 @@ def prepare(builder_class: type[tfds.core.DatasetBuilder], folder: Path, manual:
     except OSError as error:
         reason = error.strerror or error
         raise DataError(
-            f"{folder}: cannot prepare the data set here ({reason}); pass --data DIR, a folder with room to write"
+            f"{folder}: cannot prepare the dataset here ({reason}); pass --data DIR, a folder with room to write"
         ) from error
     return builder
 
 
-def _prepare_or_let(builder: tfds.core.DatasetBuilder, config: tfds.download.DownloadConfig) -> None:
+def _prepare_or_let(
+    builder: tfds.core.DatasetBuilder, config: tfds.download.DownloadConfig
+) -> None:
     try:
         builder.download_and_prepare(download_config=config)
     except OSError:
@@ -104,18 +110,28 @@ def _prepare_or_let(builder: tfds.core.DatasetBuilder, config: tfds.download.Dow
             raise
 
 
-def _open(builder_class: type[tfds.core.DatasetBuilder], classes: Classes, root: Path | None, split: str) -> Source:
+def _open(
+    builder_class: type[tfds.core.DatasetBuilder], classes: Classes, root: Path | None, split: str
+) -> Source:
     import tensorflow_datasets as tfds
 
     if root is not None and root.exists() and not root.is_dir():
-        raise DataError(f"--data {root} is not a folder; pass the folder in which to prepare the data set")
-    builder = prepare(builder_class, root or cache.folder() / "tfds", manual=root if root is not None and root.is_dir() else None)
+        raise DataError(
+            f"--data {root} is not a folder; pass the folder in which to prepare the dataset"
+        )
+    builder = prepare(
+        builder_class,
+        root or cache.folder() / "tfds",
+        manual=root if root is not None and root.is_dir() else None,
+    )
     skip = tfds.decode.SkipDecoding()
     try:
         records: Any = builder.as_data_source(split, decoders={"image": skip, "mask": skip})
     except (ValueError, AssertionError) as error:
         available = did_you_mean(split, builder.info.splits)
-        raise DataError(f"{builder.data_path}: no split '{split}' ({str(error).splitlines()[0]}). {available}") from error
+        raise DataError(
+            f"{builder.data_path}: no split '{split}' ({str(error).splitlines()[0]}). {available}"
+        ) from error
     if not len(records):
         raise DataError(
             f"{builder.data_path}: split '{split}' holds no images; delete the folder to prepare it anew, or widen the split"

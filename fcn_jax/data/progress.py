@@ -19,12 +19,20 @@ class PassProgress:
             stream: where to show it; standard error if not given.
         """
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+        )
 
         self._what, self._total, self._done, self._said = what, total, 0, time.monotonic()
         self._console = Console(file=stream or sys.stderr)
         columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self._bar = Progress(*columns, console=self._console, disable=not self._console.is_terminal, transient=True)
+        self._bar = Progress(
+            *columns, console=self._console, disable=not self._console.is_terminal, transient=True
+        )
         self._task = self._bar.add_task("", total=total)
 
     def __enter__(self) -> PassProgress:
@@ -44,4 +52,6 @@ class PassProgress:
         self._bar.update(self._task, completed=done, total=total)
         if not self._console.is_terminal and time.monotonic() - self._said >= 15:
             self._said = time.monotonic()
-            self._console.print(f"{self._what}: {done} of {total}", highlight=False, markup=False, soft_wrap=True)
+            self._console.print(
+                f"{self._what}: {done} of {total}", highlight=False, markup=False, soft_wrap=True
+            )

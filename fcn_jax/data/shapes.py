@@ -1,8 +1,9 @@
-"""Made-up scenes of textured shapes with exact masks: a data set that needs no download and trains in minutes.
+"""Made-up scenes of textured shapes with exact masks: a dataset that needs no download and trains in minutes.
 
-A scene is drawn from its seed alone. Objects overlap; some have a thin pole. Each class has a usual hue and texture, taken
-three times in four, so that color and texture help but only the outline tells. The background is textured and strewn with
-strokes in the objects' colors. As in PASCAL VOC, a narrow void border runs along every outline.
+A scene is drawn from its seed alone. Objects overlap; some have a thin pole. Each class has a usual
+hue and texture, taken three times in four, so that color and texture help but only the outline
+tells. The background is textured and strewn with strokes in the objects' colors. As in PASCAL VOC,
+a narrow void border runs along every outline.
 """
 
 from __future__ import annotations
@@ -13,11 +14,19 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-from fcn_jax.api import IGNORE_INDEX, Classes
+from fcn_jax.plugins.api import IGNORE_INDEX, Classes
 
 SHAPES_CLASSES = Classes(
     names=("background", "disc", "square", "triangle", "star", "ring", "cross"),
-    palette=((0, 0, 0), (230, 60, 60), (60, 120, 230), (70, 190, 80), (240, 190, 40), (170, 80, 210), (40, 190, 190)),
+    palette=(
+        (0, 0, 0),
+        (230, 60, 60),
+        (60, 120, 230),
+        (70, 190, 80),
+        (240, 190, 40),
+        (170, 80, 210),
+        (40, 190, 190),
+    ),
 )
 """Background and the six shapes."""
 
@@ -41,7 +50,8 @@ def draw_scene(seed: int, size: tuple[int, int] = (192, 192)) -> tuple[np.ndarra
         size: height and width in pixels, 64 or more each.
 
     Returns:
-        image u8[H,W,3] RGB; mask u8[H,W] of labels 0 to 6 and `IGNORE_INDEX` along the outlines, two pixels wide.
+        image u8[H,W,3] RGB; mask u8[H,W] of labels 0 to 6 and `IGNORE_INDEX` along the outlines,
+        two pixels wide.
     """
     rng = np.random.default_rng(seed)
     canvas = _background(rng, size)
@@ -62,12 +72,14 @@ def draw_scene(seed: int, size: tuple[int, int] = (192, 192)) -> tuple[np.ndarra
     return image, mask
 
 
-def _outline(rng: np.random.Generator, label: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def _outline(
+    rng: np.random.Generator, label: int, size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
     """A shape's and its pole's cover, u8[H,W] each: 255 inside, less on smoothed edges. The pole is empty two times in three."""
     low, high = EXTENT
     radius = 0.5 * rng.uniform(low, high)
     height, width = size
-    centre = np.array([rng.uniform(0.12, 0.88) * width, rng.uniform(0.12, 0.88) * height])
+    center = np.array([rng.uniform(0.12, 0.88) * width, rng.uniform(0.12, 0.88) * height])
     turn = rng.uniform(0, 2 * math.pi)
     cover = np.zeros(size, np.uint8)
     rings = [_OUTLINES[label](rng)]
@@ -75,13 +87,22 @@ def _outline(rng: np.random.Generator, label: int, size: tuple[int, int]) -> tup
         rings.append(rings[0] * rng.uniform(0.45, 0.6))
     rotation = np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
     # Filled together, the outer and inner ring leave a hole (OpenCV's even-odd rule).
-    cv2.fillPoly(cover, [_fixed_point(ring @ rotation * radius + centre) for ring in rings], 255, cv2.LINE_AA, _SUBPIXEL_BITS)
+    cv2.fillPoly(
+        cover,
+        [_fixed_point(ring @ rotation * radius + center) for ring in rings],
+        255,
+        cv2.LINE_AA,
+        _SUBPIXEL_BITS,
+    )
     pole = np.zeros(size, np.uint8)
     if rng.random() < 1 / 3:
         direction = rng.uniform(0, 2 * math.pi)
         along = np.array([math.cos(direction), math.sin(direction)])
         inside = 0.8 if len(rings) > 1 else 0.2
-        start, end = centre + along * radius * inside, centre + along * (radius + rng.uniform(18, 45))
+        start, end = (
+            center + along * radius * inside,
+            center + along * (radius + rng.uniform(18, 45)),
+        )
         half = np.array([-along[1], along[0]]) * rng.uniform(2.5, 4)
         corners = np.stack([start + half, end + half, end - half, start - half])
         cv2.fillPoly(pole, [_fixed_point(corners)], 255, cv2.LINE_AA, _SUBPIXEL_BITS)
@@ -123,7 +144,15 @@ def _triangle(rng: np.random.Generator) -> np.ndarray:
     return _stretch(_regular(3), rng.uniform(0.75, 1.0))
 
 
-_OUTLINES: tuple[Callable[[np.random.Generator], np.ndarray], ...] = (_disc, _disc, _square, _triangle, _star, _disc, _cross)
+_OUTLINES: tuple[Callable[[np.random.Generator], np.ndarray], ...] = (
+    _disc,
+    _disc,
+    _square,
+    _triangle,
+    _star,
+    _disc,
+    _cross,
+)
 """By label: rng -> f64[N,2] corners in a circle of radius 1. A ring is a disc, less a smaller one."""
 
 
@@ -135,7 +164,11 @@ def _paint(rng: np.random.Generator, label: int, size: tuple[int, int]) -> np.nd
     """f32[H,W,3] colors of an object, over the box that it covers."""
     usual = label if rng.random() < _USUAL else int(rng.integers(1, len(SHAPES_CLASSES)))
     light = _color(_HUES[usual] + rng.normal(0, 5), rng.uniform(110, 230), rng.uniform(170, 250))
-    dark = light * rng.uniform(0.35, 0.65) if rng.random() < 0.7 else np.float32(255) - light * np.float32(0.3)
+    dark = (
+        light * rng.uniform(0.35, 0.65)
+        if rng.random() < 0.7
+        else np.float32(255) - light * np.float32(0.3)
+    )
     usual = label if rng.random() < _USUAL else int(rng.integers(1, len(SHAPES_CLASSES)))
     weight = _texture(rng, usual, size)[..., None]
     return np.asarray(light * weight + dark * (1 - weight), np.float32)
@@ -170,16 +203,28 @@ def _background(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
         label = int(rng.integers(1, len(SHAPES_CLASSES)))
         color = _color(_HUES[label] + rng.normal(0, 8), rng.uniform(40, 220), rng.uniform(60, 240))
         start = rng.uniform(0, 1, 2) * size[::-1]
-        bends = np.cumsum(np.vstack([start, rng.normal(0, 14, (int(rng.integers(1, 4)), 2))]), axis=0)
+        bends = np.cumsum(
+            np.vstack([start, rng.normal(0, 14, (int(rng.integers(1, 4)), 2))]), axis=0
+        )
         thickness = int(rng.integers(1, 5))
-        cv2.polylines(canvas, [_fixed_point(bends)], False, np.rint(color).tolist(), thickness, cv2.LINE_AA, _SUBPIXEL_BITS)
+        cv2.polylines(
+            canvas,
+            [_fixed_point(bends)],
+            False,
+            np.rint(color).tolist(),
+            thickness,
+            cv2.LINE_AA,
+            _SUBPIXEL_BITS,
+        )
     return canvas.astype(np.float32)
 
 
 def _noise(rng: np.random.Generator, size: tuple[int, int], grain: int) -> np.ndarray:
     """f32[H,W] of about -1 to 1: random values every `grain` pixels, smoothed between."""
     coarse = rng.uniform(-1, 1, (size[0] // grain + 2, size[1] // grain + 2)).astype(np.float32)
-    smooth = cv2.resize(coarse, (size[1] + 2 * grain, size[0] + 2 * grain), interpolation=cv2.INTER_CUBIC)
+    smooth = cv2.resize(
+        coarse, (size[1] + 2 * grain, size[0] + 2 * grain), interpolation=cv2.INTER_CUBIC
+    )
     return np.asarray(smooth[: size[0], : size[1]], np.float32)
 
 

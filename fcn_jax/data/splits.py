@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fcn_jax.api import Dataset, Source
 from fcn_jax.data import damage, inspection
 from fcn_jax.data import value_range as ranges
 from fcn_jax.data.progress import PassProgress
 from fcn_jax.data.value_range import Assumed, Range
 from fcn_jax.errors import DamagedError
+from fcn_jax.plugins.api import Dataset, Source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +24,8 @@ class Splits:
         sources: source by the name of its split.
         value_range: how images of more than 8 bits are scaled: the setting, or what was assumed.
         notes: what was assumed, left out or is odd, a line each.
-        identity: number of images of the first split, and a digest of their IDs: what decides their order in training.
+        identity: number of images of the first split, and a digest of their IDs: what decides their
+            order in training.
     """
 
     sources: Mapping[str, Source]
@@ -48,17 +49,19 @@ def open_splits(
         dataset: the dataset.
         root: its folder, or None.
         names: the splits; for training the split that is trained on first.
-        value_range: stored values of images of more than 8 bits that become 0 and 255; None assumes them from the images of all
-            splits (`fcn_jax.data.value_range.assumed`).
-        damaged: "refuse" leaves damaged files to be errors when they are read; "skip" decodes all files once and leaves out records
-            whose image or mask is damaged.
-        training: False for an evaluation, for which less has to be right; see `fcn_jax.data.inspection.inspect`.
+        value_range: stored values of images of more than 8 bits that become 0 and 255; None assumes
+            them from the images of all splits (`fcn_jax.data.value_range.assumed`).
+        damaged: "refuse" leaves damaged files to be errors when they are read; "skip" decodes all
+            files once and leaves out records whose image or mask is damaged.
+        training: False for an evaluation, for which less has to be right; see
+            `fcn_jax.data.inspection.inspect`.
 
     Returns:
         The sources and what is to be said about them.
 
     Raises:
-        DataError: files are missing, all of a split are damaged, or masks and classes do not belong together.
+        DataError: files are missing, all of a split are damaged, or masks and classes do not belong
+            together.
         ConfigError: `value_range` is set, and the dataset scales its images itself.
     """
     sources = {name: dataset.open(root, name) for name in dict.fromkeys(names)}
@@ -66,14 +69,18 @@ def open_splits(
     if value_range is None:
         with PassProgress("looking at bit depths", sum(map(len, sources.values()))) as progress:
             value_range = ranges.assumed(_images(sources.values()), progress=progress.show)
-        notes += [f"{value_range.note}; data.value_range sets another range"] if value_range.note else []
+        notes += (
+            [f"{value_range.note}; data.value_range sets another range"] if value_range.note else []
+        )
     sources = {name: ranges.with_range(source, value_range) for name, source in sources.items()}
     identity = _identity(sources[names[0]])
     if damaged == "skip":
         for name, source in sources.items():
             replace = training and name == names[0]
             with PassProgress(f"decoding {name}", len(source)) as progress:
-                sources[name], faults = damage.without_damaged(source, progress.show, replace=replace)
+                sources[name], faults = damage.without_damaged(
+                    source, progress.show, replace=replace
+                )
             if faults:
                 notes.append(damage.note(faults, len(source), name))
     # What is damaged is left out already, except where a source decodes masks with their images.

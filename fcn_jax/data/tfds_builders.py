@@ -1,10 +1,10 @@
 """TFDS builders that work without TensorFlow: array_record files of encoded images, read back by random access.
 
-They yield encoded bytes, never arrays (TFDS encodes arrays with TensorFlow). Masks are stored as gray PNGs, so that TFDS's own
-decoder reads labels too: `builder.as_data_source("train")[0]["mask"]` is u8[H,W,1]. Examples keep the order of the original's
-split lists.
+They yield encoded bytes, never arrays (TFDS encodes arrays with TensorFlow). Masks are stored as
+gray PNGs, so that TFDS's own decoder reads labels too: `builder.as_data_source("train")[0]["mask"]`
+is u8[H,W,1]. Examples keep the order of the original's split lists.
 
-`fcn_jax.data.prepared` turns them into data sets; only this module needs TFDS to be imported.
+`fcn_jax.data.prepared` turns them into datasets; only this module needs TFDS to be imported.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from fcn_jax.api import Classes
 from fcn_jax.data.shapes import SHAPES_CLASSES, draw_scene
 from fcn_jax.data.voc import VOC_CLASSES, find_devkit
 from fcn_jax.errors import DataError
+from fcn_jax.plugins.api import Classes
 
 Encoded = dict[str, Any]
 
@@ -42,7 +42,10 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
 
 
 def _info(
-    builder: tfds.core.DatasetBuilder, description: str, classes: Classes, homepage: str | None = None
+    builder: tfds.core.DatasetBuilder,
+    description: str,
+    classes: Classes,
+    homepage: str | None = None,
 ) -> tfds.core.DatasetInfo:
     return tfds.core.DatasetInfo(
         builder=builder,
@@ -51,7 +54,9 @@ def _info(
             {
                 "id": tfds.features.Text(),
                 "image": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"),
-                "mask": tfds.features.Image(shape=(None, None, 1), encoding_format="png", use_colormap=True),
+                "mask": tfds.features.Image(
+                    shape=(None, None, 1), encoding_format="png", use_colormap=True
+                ),
             }
         ),
         homepage=homepage,
@@ -73,25 +78,39 @@ class Shapes(_Builder):
     def _info(self) -> tfds.core.DatasetInfo:
         return _info(self, "Made-up scenes of textured shapes, drawn from seeds.", SHAPES_CLASSES)
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[int, Encoded]]]:
+    def _split_generators(
+        self, dl_manager: tfds.download.DownloadManager
+    ) -> dict[str, Iterator[tuple[int, Encoded]]]:
         return {split: self._generate_examples(split) for split in self.SIZES}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, Encoded]]:
         for index in range(self.SIZES[split]):
             image, mask = draw_scene(self.FIRST_SEED[split] + index)
-            _, jpeg = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, self.JPEG_QUALITY])
+            _, jpeg = cv2.imencode(
+                ".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, self.JPEG_QUALITY]
+            )
             _, png = cv2.imencode(".png", mask)
-            yield index, {"id": f"{split}_{index:05d}", "image": io.BytesIO(jpeg.tobytes()), "mask": io.BytesIO(png.tobytes())}
+            yield (
+                index,
+                {
+                    "id": f"{split}_{index:05d}",
+                    "image": io.BytesIO(jpeg.tobytes()),
+                    "mask": io.BytesIO(png.tobytes()),
+                },
+            )
 
 
 class Voc2012Segmentation(_Builder):
     """PASCAL VOC2012's segmentation images and masks (TFDS's own `voc` has boxes only).
 
-    Where the manual folder (`tfds.download.DownloadConfig(manual_dir=...)`) holds the archive or VOCdevkit, that is read and
-    nothing is downloaded. A local archive is not held against the checksum: a repacked one or a part is welcome.
+    Where the manual folder (`tfds.download.DownloadConfig(manual_dir=...)`) holds the archive or
+    VOCdevkit, that is read and nothing is downloaded. A local archive is not held against the
+    checksum: a repacked one or a part is welcome.
     """
 
-    MANUAL_DOWNLOAD_INSTRUCTIONS = f"Without a network, put {VOC_ARCHIVE}, or the folder VOCdevkit, into the manual folder."
+    MANUAL_DOWNLOAD_INSTRUCTIONS = (
+        f"Without a network, put {VOC_ARCHIVE}, or the folder VOCdevkit, into the manual folder."
+    )
 
     URLS: tuple[str, ...] = (
         f"http://host.robots.ox.ac.uk/pascal/VOC/voc2012/{VOC_ARCHIVE}",
@@ -104,16 +123,29 @@ class Voc2012Segmentation(_Builder):
 
     def _info(self) -> tfds.core.DatasetInfo:
         description = "PASCAL VOC2012 semantic segmentation."
-        return _info(self, description, VOC_CLASSES, "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/")
+        return _info(
+            self, description, VOC_CLASSES, "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/"
+        )
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[int, Encoded]]]:
+    def _split_generators(
+        self, dl_manager: tfds.download.DownloadManager
+    ) -> dict[str, Iterator[tuple[int, Encoded]]]:
         read = _local_files(dl_manager) or _tar_files(self._download(dl_manager))
         return {split: self._generate_examples(read, split) for split in ("train", "val")}
 
-    def _generate_examples(self, read: Callable[[str], bytes], split: str) -> Iterator[tuple[int, Encoded]]:
+    def _generate_examples(
+        self, read: Callable[[str], bytes], split: str
+    ) -> Iterator[tuple[int, Encoded]]:
         for index, name in enumerate(read(f"ImageSets/Segmentation/{split}.txt").decode().split()):
             mask = _gray_png(read(f"SegmentationClass/{name}.png"), name)
-            yield index, {"id": name, "image": io.BytesIO(read(f"JPEGImages/{name}.jpg")), "mask": io.BytesIO(mask)}
+            yield (
+                index,
+                {
+                    "id": name,
+                    "image": io.BytesIO(read(f"JPEGImages/{name}.jpg")),
+                    "mask": io.BytesIO(mask),
+                },
+            )
 
     def _download(self, dl_manager: tfds.download.DownloadManager) -> Path:
         failures = []
@@ -127,7 +159,8 @@ class Voc2012Segmentation(_Builder):
                 md5 = hashlib.file_digest(archive, "md5").hexdigest()
             if md5 == self.MD5:
                 return path
-            # Or TFDS takes it for the download from now on, and its note on it for the truth about the next one.
+            # Or TFDS takes it for the download from now on, and its note on it for the truth about
+            # the next one.
             path.unlink()
             path.with_name(f"{path.name}.INFO").unlink(missing_ok=True)
             failures.append(f"{url} (the file's MD5 is {md5}, not {self.MD5}; it was deleted)")
@@ -154,7 +187,9 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path}: cannot read the file ({error.strerror}); extract {VOC_ARCHIVE} again") from error
+        raise DataError(
+            f"{path}: cannot read the file ({error.strerror}); extract {VOC_ARCHIVE} again"
+        ) from error
 
 
 def _tar_files(path: Path) -> Callable[[str], bytes]:
@@ -168,7 +203,9 @@ def _tar_files(path: Path) -> Callable[[str], bytes]:
     # Mirrors pack VOCdevkit into folders of their own.
     lists = [name for name in members if name.endswith("VOC2012/ImageSets/Segmentation/train.txt")]
     if not lists:
-        raise DataError(f"{path}: no VOC2012/ImageSets/Segmentation/train.txt in the archive; {advice}: {VOC_ARCHIVE}")
+        raise DataError(
+            f"{path}: no VOC2012/ImageSets/Segmentation/train.txt in the archive; {advice}: {VOC_ARCHIVE}"
+        )
     prefix = lists[0].removesuffix("ImageSets/Segmentation/train.txt")
 
     def read(name: str) -> bytes:
@@ -192,9 +229,13 @@ def _gray_png(indexed: bytes, name: str) -> bytes:
         with Image.open(io.BytesIO(indexed)) as opened:
             mode, labels = opened.mode, np.asarray(opened)
     except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"mask of {name}: cannot decode it ({error}); download the archive again") from error
+        raise DataError(
+            f"mask of {name}: cannot decode it ({error}); download the archive again"
+        ) from error
     if mode not in ("P", "L"):
-        raise DataError(f"mask of {name}: Pillow mode {mode!r}, want an indexed or gray PNG; download the archive again")
+        raise DataError(
+            f"mask of {name}: Pillow mode {mode!r}, want an indexed or gray PNG; download the archive again"
+        )
     buffer = io.BytesIO()
     Image.fromarray(labels.astype(np.uint8)).save(buffer, "PNG")
     return buffer.getvalue()

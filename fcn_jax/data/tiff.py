@@ -29,7 +29,15 @@ WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, INDEXED, CMYK, YCBCR = 0, 1, 2, 3, 5, 6
 UNSIGNED, SIGNED, FLOAT = 1, 2, 3
 """Values of the tag SampleFormat."""
 
-_SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 254, 256, 257, 258, 259, 262, 266
+_SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = (
+    254,
+    256,
+    257,
+    258,
+    259,
+    262,
+    266,
+)
 _STRIP_OFFSETS, _SAMPLES, _ROWS_PER_STRIP, _STRIP_BYTES = 273, 277, 278, 279
 _LARGEST, _PLANAR, _PREDICTOR, _COLORS = 281, 284, 317, 320
 _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_BYTES = 322, 323, 324, 325
@@ -57,7 +65,19 @@ _MOST_PAGES = 1000
 _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 """Each byte with its bits in the other order."""
 
-_TYPES = {1: "B", 7: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
+_TYPES = {
+    1: "B",
+    7: "B",
+    3: "H",
+    4: "I",
+    6: "b",
+    8: "h",
+    9: "i",
+    13: "I",
+    16: "Q",
+    17: "q",
+    18: "Q",
+}
 """Field types of whole numbers and of bytes without a meaning of their own, as `struct` names
 them."""
 
@@ -167,9 +187,13 @@ def parse(data: Any, name: str) -> Tiff:
     except (struct.error, IndexError) as error:
         raise _damaged(name, "its table of tags is cut off") from error
     if others:
-        raise DataError(f"{name}: the TIFF has several pages of one size; save each as a file of its own")
+        raise DataError(
+            f"{name}: the TIFF has several pages of one size; save each as a file of its own"
+        )
     if len(set(found.tags.get(_BITS, (1,)))) > 1 or len(set(found.tags.get(_FORMAT, (1,)))) > 1:
-        raise DataError(f"{name}: the TIFF's channels differ in their bits or kind; save it with equal channels")
+        raise DataError(
+            f"{name}: the TIFF's channels differ in their bits or kind; save it with equal channels"
+        )
     check_size(*found.size, name)
     return found
 
@@ -231,33 +255,51 @@ def samples(tiff: Tiff, data: bytes) -> np.ndarray:
     planes, together = (channels, 1) if planar else (1, channels)
     tiled = _TILE_OFFSETS in tiff.tags
     tile_width = tiff.tag(_TILE_WIDTH, 0) if tiled else width
-    tile_height = tiff.tag(_TILE_HEIGHT, 0) if tiled else min(height, tiff.tag(_ROWS_PER_STRIP, height))
+    tile_height = (
+        tiff.tag(_TILE_HEIGHT, 0) if tiled else min(height, tiff.tag(_ROWS_PER_STRIP, height))
+    )
     if tile_width < 1 or tile_height < 1:
         raise _damaged(tiff.name, "its tiles have no pixels")
     if tile_width * tile_height > 4 * height * width + 2**20:
-        raise _damaged(tiff.name, f"its tiles of {tile_width}x{tile_height} are far larger than the picture")
+        raise _damaged(
+            tiff.name, f"its tiles of {tile_width}x{tile_height} are far larger than the picture"
+        )
     down, across = -(-height // tile_height), -(-width // tile_width)
     row_bytes = -(-tile_width * together * bits // 8)
     offsets, counts = (
-        tiff.tags.get(tag, ()) for tag in ((_TILE_OFFSETS, _TILE_BYTES) if tiled else (_STRIP_OFFSETS, _STRIP_BYTES))
+        tiff.tags.get(tag, ())
+        for tag in ((_TILE_OFFSETS, _TILE_BYTES) if tiled else (_STRIP_OFFSETS, _STRIP_BYTES))
     )
-    if not counts and len(offsets) == 1 and tiff.tag(_COMPRESSION, _PLAIN) == _PLAIN:  # old writers leave the only count out
+    if (
+        not counts and len(offsets) == 1 and tiff.tag(_COMPRESSION, _PLAIN) == _PLAIN
+    ):  # old writers leave the only count out
         counts = (height * row_bytes,)
     if planes * down * across > min(len(offsets), len(counts)):
-        raise _damaged(tiff.name, f"{planes * down * across} pieces are wanted, {min(len(offsets), len(counts))} are there")
+        raise _damaged(
+            tiff.name,
+            f"{planes * down * across} pieces are wanted, {min(len(offsets), len(counts))} are there",
+        )
     for offset, count in zip(offsets, counts, strict=False):
         if count < 1 or not 0 < offset <= len(data) - count:
-            raise _damaged(tiff.name, f"it is truncated: {len(data)} bytes, {offset + count} are wanted")
+            raise _damaged(
+                tiff.name, f"it is truncated: {len(data)} bytes, {offset + count} are wanted"
+            )
     if tiff.tag(_COMPRESSION, _PLAIN) not in _BYTE_STREAMS:
         return _by_pillow(tiff, data)
     if planes * height * across * row_bytes > _MOST_BYTES:
-        raise DataError(f"{tiff.name}: the file says that its samples are more than {_MOST_BYTES} bytes; save it smaller")
+        raise DataError(
+            f"{tiff.name}: the file says that its samples are more than {_MOST_BYTES} bytes; save it smaller"
+        )
     result = []
     for plane in range(planes):
         part = slice(plane * down * across, (plane + 1) * down * across)
         shape = (height, across, row_bytes)
         raw = _uncompressed(tiff, data, offsets[part], counts[part], shape, tile_height, tiled)
-        result.append(_numbers(tiff, raw, tile_width, together).reshape(height, across * tile_width, together)[:, :width])
+        result.append(
+            _numbers(tiff, raw, tile_width, together).reshape(
+                height, across * tile_width, together
+            )[:, :width]
+        )
     return np.concatenate(result, axis=-1) if planes > 1 else result[0]
 
 
@@ -299,8 +341,12 @@ def _uncompressed(
         if compression != _PLAIN:
             piece = _inflated(piece, (rows if tiled else kept) * row_bytes, tiff.name)
         if len(piece) < kept * row_bytes:
-            raise _damaged(tiff.name, f"a strip or tile has {len(piece)} bytes, {kept * row_bytes} are wanted")
-        result[top : top + kept, left] = np.frombuffer(piece, np.uint8, kept * row_bytes).reshape(kept, row_bytes)
+            raise _damaged(
+                tiff.name, f"a strip or tile has {len(piece)} bytes, {kept * row_bytes} are wanted"
+            )
+        result[top : top + kept, left] = np.frombuffer(piece, np.uint8, kept * row_bytes).reshape(
+            kept, row_bytes
+        )
     return result
 
 
@@ -340,7 +386,12 @@ def _by_libtiff(
         _SAMPLES: (1,),
     }
     if tiled:
-        tags |= {_TILE_WIDTH: (row_bytes,), _TILE_HEIGHT: (rows,), _TILE_OFFSETS: offsets, _TILE_BYTES: counts}
+        tags |= {
+            _TILE_WIDTH: (row_bytes,),
+            _TILE_HEIGHT: (rows,),
+            _TILE_OFFSETS: offsets,
+            _TILE_BYTES: counts,
+        }
     else:
         tags |= {_STRIP_OFFSETS: offsets, _ROWS_PER_STRIP: (rows,), _STRIP_BYTES: counts}
     return _opened(_with_tags(data, tags), tiff.name)[1].reshape(shape)
@@ -351,10 +402,23 @@ def _opened(data: bytes, name: str) -> tuple[str, np.ndarray]:
     try:
         # Not `Image.open`, whose limit on the size knows nothing of bytes taken for pixels.
         with TiffImagePlugin.TiffImageFile(io.BytesIO(data)) as opened:
-            return opened.mode, np.asarray(opened.convert("RGB") if opened.mode == "YCbCr" else opened)
-    except (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, OverflowError, struct.error) as error:
+            return opened.mode, np.asarray(
+                opened.convert("RGB") if opened.mode == "YCbCr" else opened
+            )
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        TypeError,
+        KeyError,
+        IndexError,
+        OverflowError,
+        struct.error,
+    ) as error:
         if "not available" in str(error):
-            raise DataError(f"{name}: a TIFF whose compression cannot be decoded ({error}); save it with LZW") from error
+            raise DataError(
+                f"{name}: a TIFF whose compression cannot be decoded ({error}); save it with LZW"
+            ) from error
         raise _damaged(name, f"its compressed data are incomplete or corrupt: {error}") from error
 
 
@@ -370,10 +434,22 @@ def _with_tags(data: bytes, tags: dict[int, tuple[int, ...] | bytes]) -> bytes:
         undefined = isinstance(numbers, bytes)
         packed = bytes(numbers) if undefined else np.array(numbers).astype("<u4").tobytes()
         entries += struct.pack("<HHI", number, 7 if undefined else 4, len(numbers))
-        entries += packed.ljust(4, b"\0") if len(packed) <= 4 else struct.pack("<I", after + len(values))
+        entries += (
+            packed.ljust(4, b"\0") if len(packed) <= 4 else struct.pack("<I", after + len(values))
+        )
         values += packed if len(packed) > 4 else b""
     head = b"II*\0" + struct.pack("<I", start)
-    return b"".join((head, data[8:], b"\0" * (len(data) % 2), struct.pack("<H", len(tags)), entries, b"\0" * 4, values))
+    return b"".join(
+        (
+            head,
+            data[8:],
+            b"\0" * (len(data) % 2),
+            struct.pack("<H", len(tags)),
+            entries,
+            b"\0" * 4,
+            values,
+        )
+    )
 
 
 def _numbers(tiff: Tiff, raw: np.ndarray, width: int, channels: int) -> np.ndarray:
@@ -396,7 +472,9 @@ def _numbers(tiff: Tiff, raw: np.ndarray, width: int, channels: int) -> np.ndarr
     if predictor == 3 and kind == "f":
         # The bytes of a row lie by significance, the highest first, and each is the difference from
         # the last pixel's.
-        summed = np.cumsum(raw.reshape(*raw.shape[:2], width * size, channels), axis=2, dtype=np.uint8)
+        summed = np.cumsum(
+            raw.reshape(*raw.shape[:2], width * size, channels), axis=2, dtype=np.uint8
+        )
         swapped = np.moveaxis(summed.reshape(*raw.shape[:2], size, width * channels), 2, -1)
         return np.ascontiguousarray(swapped).view(f">f{size}").reshape(shape).astype(f"f{size}")
     if predictor not in (1, 2):
@@ -411,7 +489,9 @@ def _numbers(tiff: Tiff, raw: np.ndarray, width: int, channels: int) -> np.ndarr
 
 def _unpacked(raw: np.ndarray, bits: int, count: int) -> np.ndarray:
     """The first `count` unsigned numbers of `bits` bits in each row, the highest bit first."""
-    dtype = np.uint8 if bits < 8 else np.uint16 if bits < 16 else np.uint32 if bits < 32 else np.uint64
+    dtype = (
+        np.uint8 if bits < 8 else np.uint16 if bits < 16 else np.uint32 if bits < 32 else np.uint64
+    )
     single = np.unpackbits(raw, axis=-1)[..., : count * bits].reshape(*raw.shape[:2], count, bits)
     result = np.zeros(single.shape[:-1], dtype)
     for bit in range(bits):
@@ -423,13 +503,17 @@ def _by_pillow(tiff: Tiff, data: bytes) -> np.ndarray:
     """Pictures whose compression is one of pixels, such as JPEG's: gray, RGB or CMYK."""
     compression = tiff.tag(_COMPRESSION, _PLAIN)
     if compression not in (*_FAX, _JPEG):
-        raise DataError(f"{tiff.name}: a TIFF whose compression ({compression}) cannot be decoded; save it with LZW")
+        raise DataError(
+            f"{tiff.name}: a TIFF whose compression ({compression}) cannot be decoded; save it with LZW"
+        )
     if compression == _JPEG:
         _check_jpegs(tiff, data)
     single: tuple[int, ...] = (_WIDTH, _HEIGHT, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER, _SAMPLES)
     single += (_ROWS_PER_STRIP, _PLANAR, _T4_OPTIONS, _TILE_WIDTH, _TILE_HEIGHT)
     several = (_STRIP_OFFSETS, _STRIP_BYTES, _TILE_OFFSETS, _TILE_BYTES, _EXTRA)
-    tags: dict[int, tuple[int, ...] | bytes] = {number: tiff.tags[number][:1] for number in single if number in tiff.tags}
+    tags: dict[int, tuple[int, ...] | bytes] = {
+        number: tiff.tags[number][:1] for number in single if number in tiff.tags
+    }
     tags |= {number: tiff.tags[number] for number in several if number in tiff.tags}
     tags[_BITS] = (tiff.bits,) * tiff.channels
     if _JPEG_TABLES in tiff.tags:
@@ -450,7 +534,11 @@ def _check_jpegs(tiff: Tiff, data: bytes) -> None:
     Libtiff passes over the decoder's warnings.
     """
     tables = bytes(tiff.tags.get(_JPEG_TABLES, ()))[:-2]  # without its end marker
-    offsets, counts = (_TILE_OFFSETS, _TILE_BYTES) if _TILE_OFFSETS in tiff.tags else (_STRIP_OFFSETS, _STRIP_BYTES)
+    offsets, counts = (
+        (_TILE_OFFSETS, _TILE_BYTES)
+        if _TILE_OFFSETS in tiff.tags
+        else (_STRIP_OFFSETS, _STRIP_BYTES)
+    )
     for offset, count in zip(tiff.tags.get(offsets, ()), tiff.tags.get(counts, ()), strict=False):
         piece = data[offset : offset + count]
         jpeg.decode(tables + piece[2:] if tables else piece, tiff.name)

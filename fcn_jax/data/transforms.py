@@ -11,8 +11,8 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-from fcn_jax.api import IGNORE_INDEX, Example
 from fcn_jax.errors import ConfigError
+from fcn_jax.plugins.api import IGNORE_INDEX, Example
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,13 +44,17 @@ class Augment:
         """Raises `ConfigError` naming every value that is out of range."""
         problems = []
         if len(self.crop) != 2 or not all(_is_integer(side) and side >= 1 for side in self.crop):
-            problems.append(f"crop = {self.crop!r}: want two whole numbers of pixels (height, width), 1 or more")
+            problems.append(
+                f"crop = {self.crop!r}: want two whole numbers of pixels (height, width), 1 or more"
+            )
         if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] <= 16:
             problems.append(f"scale = {self.scale!r}: want (low, high) with 0 < low <= high <= 16")
         for name in ("brightness", "contrast", "saturation"):
             if not 0 <= getattr(self, name) <= 1:
                 problems.append(f"{name} = {getattr(self, name)!r}: want 0 (off) to 1")
-        if len(self.fill) != 3 or not all(_is_integer(value) and 0 <= value <= 255 for value in self.fill):
+        if len(self.fill) != 3 or not all(
+            _is_integer(value) and 0 <= value <= 255 for value in self.fill
+        ):
             problems.append(f"fill = {self.fill!r}: want three whole numbers from 0 to 255")
         if problems:
             raise ConfigError(f"augmentation: {'; '.join(problems)}")
@@ -69,7 +73,9 @@ class Augment:
         """
         return self.from_resized(lambda factor: resize(example, factor), rng)
 
-    def from_resized(self, resized: Callable[[float], Example], rng: np.random.Generator) -> Example:
+    def from_resized(
+        self, resized: Callable[[float], Example], rng: np.random.Generator
+    ) -> Example:
         """Transform an example that is decoded once it is known how large it is to be.
 
         Args:
@@ -86,7 +92,9 @@ class Augment:
         if self.flip and flip < 0.5:
             example = flip_left_right(example)
         strengths = (self.brightness, self.contrast, self.saturation)
-        factors = [1 + strength * (2 * draw - 1) for strength, draw in zip(strengths, jitter, strict=True)]
+        factors = [
+            1 + strength * (2 * draw - 1) for strength, draw in zip(strengths, jitter, strict=True)
+        ]
         image = jitter_colors(example.image, *factors)
         return Example(example.id, np.ascontiguousarray(image), np.ascontiguousarray(example.mask))
 
@@ -103,10 +111,14 @@ def resize(example: Example, factor: float) -> Example:
         An example of size max(1, round(H * factor)), max(1, round(W * factor)).
     """
     whole = (example.mask.shape[0], example.mask.shape[1])
-    return Example(example.id, resize_image(example.image, whole, factor), resize_mask(example.mask, factor))
+    return Example(
+        example.id, resize_image(example.image, whole, factor), resize_mask(example.mask, factor)
+    )
 
 
-def resize_image(image: np.ndarray, whole: tuple[int, int], factor: float, *, reduction: int = 1) -> np.ndarray:
+def resize_image(
+    image: np.ndarray, whole: tuple[int, int], factor: float, *, reduction: int = 1
+) -> np.ndarray:
     """Scale an image as `resize` does.
 
     Args:
@@ -128,7 +140,9 @@ def resize_image(image: np.ndarray, whole: tuple[int, int], factor: float, *, re
     # scale, from which it takes the size; a row or column that is one too many is cut off.
     down, across = (want * reduction / side for want, side in zip(size, whole, strict=True))
     interpolation = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(image, None, fx=across, fy=down, interpolation=interpolation)[:height, :width])
+    return np.asarray(
+        cv2.resize(image, None, fx=across, fy=down, interpolation=interpolation)[:height, :width]
+    )
 
 
 def resize_mask(mask: np.ndarray, factor: float) -> np.ndarray:
@@ -145,7 +159,13 @@ def _resized(size: tuple[int, int], factor: float) -> tuple[int, int]:
     return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
 
 
-def crop(example: Example, size: tuple[int, int], *, at: tuple[float, float], fill: tuple[int, int, int] = (0, 0, 0)) -> Example:
+def crop(
+    example: Example,
+    size: tuple[int, int],
+    *,
+    at: tuple[float, float],
+    fill: tuple[int, int, int] = (0, 0, 0),
+) -> Example:
     """Cut a window out, or place an example that is smaller than it into it.
 
     Args:
@@ -160,12 +180,24 @@ def crop(example: Example, size: tuple[int, int], *, at: tuple[float, float], fi
     """
     # One rule for both signs: the window starts at a whole offset between 0 and H - h, which is
     # negative where there is padding.
-    offsets = [_offset(have - want, where) for have, want, where in zip(example.mask.shape, size, at, strict=True)]
-    source = tuple(slice(max(0, o), max(0, o) + min(h, w)) for o, h, w in zip(offsets, example.mask.shape, size, strict=True))
-    target = tuple(slice(max(0, -o), max(0, -o) + min(h, w)) for o, h, w in zip(offsets, example.mask.shape, size, strict=True))
+    offsets = [
+        _offset(have - want, where)
+        for have, want, where in zip(example.mask.shape, size, at, strict=True)
+    ]
+    source = tuple(
+        slice(max(0, o), max(0, o) + min(h, w))
+        for o, h, w in zip(offsets, example.mask.shape, size, strict=True)
+    )
+    target = tuple(
+        slice(max(0, -o), max(0, -o) + min(h, w))
+        for o, h, w in zip(offsets, example.mask.shape, size, strict=True)
+    )
     image, mask = example.image[source], example.mask[source]
     if mask.shape != size:
-        padded_image, padded_mask = np.empty((*size, 3), np.uint8), np.full(size, IGNORE_INDEX, np.uint8)
+        padded_image, padded_mask = (
+            np.empty((*size, 3), np.uint8),
+            np.full(size, IGNORE_INDEX, np.uint8),
+        )
         padded_image[:] = np.array(fill, np.uint8)
         padded_image[target], padded_mask[target] = image, mask
         image, mask = padded_image, padded_mask
@@ -175,10 +207,14 @@ def crop(example: Example, size: tuple[int, int], *, at: tuple[float, float], fi
 def flip_left_right(example: Example) -> Example:
     """Mirror an image and its mask; twice is the identity."""
     # Copied by OpenCV, in a twentieth of the time that NumPy takes to copy a mirrored view.
-    return Example(example.id, np.asarray(cv2.flip(example.image, 1)), np.asarray(cv2.flip(example.mask, 1)))
+    return Example(
+        example.id, np.asarray(cv2.flip(example.image, 1)), np.asarray(cv2.flip(example.mask, 1))
+    )
 
 
-def jitter_colors(image: np.ndarray, brightness: float, contrast: float, saturation: float) -> np.ndarray:
+def jitter_colors(
+    image: np.ndarray, brightness: float, contrast: float, saturation: float
+) -> np.ndarray:
     """Change an image's brightness, then contrast, then saturation, as torchvision defines them.
 
     Args:
@@ -198,7 +234,11 @@ def jitter_colors(image: np.ndarray, brightness: float, contrast: float, saturat
     # The three are affine in the color, so that one matrix and one offset do them in a single pass:
     # x -> S (c b x + (1 - c) b m), where S = s I + (1 - s) 1 w^T leaves grays, and with them the
     # offset, as they are.
-    matrix = (saturation * np.eye(3) + (1 - saturation) * np.outer(np.ones(3), gray_weights)) * contrast * brightness
+    matrix = (
+        (saturation * np.eye(3) + (1 - saturation) * np.outer(np.ones(3), gray_weights))
+        * contrast
+        * brightness
+    )
     offset = np.full((3, 1), (1 - contrast) * brightness * gray_mean)
     return np.asarray(cv2.transform(image, np.hstack([matrix, offset])), np.uint8)
 

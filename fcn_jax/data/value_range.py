@@ -2,7 +2,7 @@
 
 A stored 16-bit number says little about how bright it is: cameras of 10, 12 and 14 bits write their
 values into 16 bits as they are. The range is, in this order, the setting `data.value_range`; what
-the file declares; what is assumed from the largest value of all the images of a data set.
+the file declares; what is assumed from the largest value of all the images of a dataset.
 """
 
 from __future__ import annotations
@@ -17,20 +17,18 @@ from typing import Any
 
 import numpy as np
 
-from fcn_jax.api import Source
 from fcn_jax.data import image_files
 from fcn_jax.data.damage import KeptSource
 from fcn_jax.data.image_files import Wide
 from fcn_jax.errors import ConfigError, DataError, listing
+from fcn_jax.plugins.api import Source
 
 Range = tuple[float, float]
 """(low, high): the stored numbers that become 0 and 255."""
 
 _INTEGERS = tuple(2.0**bits - 1 for bits in (8, 10, 12, 14, 16))
 _FLOATS = (1.0, 255.0, 1023.0, 4095.0, 16383.0, 65535.0)
-_ADVICE = (
-    "set data.value_range = [low, high] (predict and eval: --value-range LOW HIGH), the stored numbers that mean black and white"
-)
+_ADVICE = "set data.value_range = [low, high] (predict and eval: --value-range LOW HIGH), the stored numbers that mean black and white"
 _MAX_THREADS = 8
 
 
@@ -82,9 +80,12 @@ def to_u8(wide: Wide, value_range: Range | Assumed | None, name: str) -> np.ndar
 
 
 def assumed(
-    images: Iterable[Path | bytes], *, progress: Callable[[int, int], None] | None = None, skip_faulty: bool = False
+    images: Iterable[Path | bytes],
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    skip_faulty: bool = False,
 ) -> Assumed:
-    """Decide over the images of a data set, so that all are scaled alike.
+    """Decide over the images of a dataset, so that all are scaled alike.
 
     Only images of more than 8 bits are decoded, on threads; of the others the first bytes are read.
     Files that are missing or damaged are passed over: whoever decodes them reports them.
@@ -119,16 +120,31 @@ def assumed(
             if progress:
                 progress(done, len(sources))
     if faults and not skip_faulty:
-        raise DataError(f"{len(faults)} of {len(sources)} images cannot be scaled to 8 bits: {listing(faults)}")
+        raise DataError(
+            f"{len(faults)} of {len(sources)} images cannot be scaled to 8 bits: {listing(faults)}"
+        )
     notes, ranges = [], {}
     for kind in ("integers", "floats"):
-        of_kind = [(wide.values.dtype.itemsize * 8, largest) for wide, largest in found if wide.is_float == (kind == "floats")]
+        of_kind = [
+            (wide.values.dtype.itemsize * 8, largest)
+            for wide, largest in found
+            if wide.is_float == (kind == "floats")
+        ]
         if of_kind:
             largest = max(value for _, value in of_kind)
             ranges[kind] = _smallest(largest, kind == "floats", "images")
-            notes.append(_note(kind, sorted({bits for bits, _ in of_kind}), len(of_kind), largest, ranges[kind]))
+            notes.append(
+                _note(
+                    kind, sorted({bits for bits, _ in of_kind}), len(of_kind), largest, ranges[kind]
+                )
+            )
     note = "; ".join(notes) or None
-    return Assumed(**ranges, largest=max((value for _, value in found), default=0.0), count=len(found), note=note)
+    return Assumed(
+        **ranges,
+        largest=max((value for _, value in found), default=0.0),
+        count=len(found),
+        note=note,
+    )
 
 
 def to_json(value_range: Range | Assumed) -> list[float] | dict[str, list[float] | None] | None:
@@ -150,7 +166,10 @@ def from_json(recorded: Any) -> Range | Assumed | None:
     if recorded is None:
         return None
     if isinstance(recorded, dict):
-        found = {kind: _pair(recorded[kind]) if recorded.get(kind) is not None else None for kind in ("integers", "floats")}
+        found = {
+            kind: _pair(recorded[kind]) if recorded.get(kind) is not None else None
+            for kind in ("integers", "floats")
+        }
         return Assumed(found["integers"], found["floats"])
     return _pair(recorded)
 
@@ -167,7 +186,7 @@ def with_range(source: Source, value_range: Range | Assumed | None) -> Source:
     """A source that scales its images by a range.
 
     Args:
-        source: a data set's split. Where it is a dataclass with a field `value_range`, a copy with
+        source: a dataset's split. Where it is a dataclass with a field `value_range`, a copy with
             that field set is returned.
         value_range: the setting, or what is assumed.
 
@@ -176,12 +195,14 @@ def with_range(source: Source, value_range: Range | Assumed | None) -> Source:
     """
     if isinstance(source, KeptSource):
         return dataclasses.replace(source, source=with_range(source.source, value_range))
-    if dataclasses.is_dataclass(source) and any(field.name == "value_range" for field in dataclasses.fields(source)):
+    if dataclasses.is_dataclass(source) and any(
+        field.name == "value_range" for field in dataclasses.fields(source)
+    ):
         changed: Source = dataclasses.replace(source, value_range=value_range)
         return changed
     if isinstance(value_range, tuple):
         raise ConfigError(
-            "data.value_range is set, but the data set scales its images by a rule of its own; leave the setting out"
+            "data.value_range is set, but the dataset scales its images by a rule of its own; leave the setting out"
         )
     return source
 
@@ -195,7 +216,9 @@ def _look(image: Path | bytes) -> tuple[Wide, float] | str | None:
     """
     name = _name(image)
     try:
-        wide, _ = image_files.decode(image if isinstance(image, bytes) else image.read_bytes(), name)
+        wide, _ = image_files.decode(
+            image if isinstance(image, bytes) else image.read_bytes(), name
+        )
     except (DataError, OSError):
         return None
     if not isinstance(wide, Wide) or wide.declared:
@@ -231,7 +254,9 @@ def _name(image: Path | bytes) -> str:
 def _note(kind: str, bits: list[int], count: int, largest: float, assumed_range: Range) -> str:
     what = "floating point values" if kind == "floats" else f"{' or '.join(map(str, bits))} bits"
     high = assumed_range[1]
-    read = f"0 to {high:g}" if kind == "floats" else f"{int(high).bit_length()} bits (0 to {high:.0f})"
+    read = (
+        f"0 to {high:g}" if kind == "floats" else f"{int(high).bit_length()} bits (0 to {high:.0f})"
+    )
     return f"{count} image{' has' if count == 1 else 's have'} {what}: largest value {largest:g}, read as {read}"
 
 
@@ -242,25 +267,31 @@ def _assumed_of(wide: Wide, decided: Assumed | None, name: str) -> Range:
         return _smallest(largest, wide.is_float, name)
     if largest > known[1]:
         raise DataError(
-            f"{name}: the image's largest value is {largest:g}, but the data set's range is 0 to {known[1]:g}; {_ADVICE}"
+            f"{name}: the image's largest value is {largest:g}, but the dataset's range is 0 to {known[1]:g}; {_ADVICE}"
         )
     return known
 
 
 def _scale(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    return np.clip(np.rint((values.astype(np.float64) - low) * (255 / (high - low))), 0, 255).astype(np.uint8)
+    return np.clip(
+        np.rint((values.astype(np.float64) - low) * (255 / (high - low))), 0, 255
+    ).astype(np.uint8)
 
 
 def _check_finite(values: np.ndarray, name: str) -> None:
     if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise DataError(f"{name}: the image holds values that are not finite (NaN or infinity); replace them by numbers")
+        raise DataError(
+            f"{name}: the image holds values that are not finite (NaN or infinity); replace them by numbers"
+        )
 
 
 def _largest(values: np.ndarray, name: str) -> float:
     _check_finite(values, name)
     smallest, largest = float(values.min()), float(values.max())
     if smallest < 0:
-        raise DataError(f"{name}: the image holds negative values ({smallest:g} to {largest:g}); {_ADVICE}")
+        raise DataError(
+            f"{name}: the image holds negative values ({smallest:g} to {largest:g}); {_ADVICE}"
+        )
     return largest
 
 
@@ -269,4 +300,6 @@ def _smallest(largest: float, is_float: bool, name: str) -> Range:
     for high in _FLOATS if is_float else _INTEGERS:
         if largest <= high:
             return 0.0, high
-    raise DataError(f"{name}: the image's largest value is {largest:g}, more than 16 bits hold; {_ADVICE}")
+    raise DataError(
+        f"{name}: the image's largest value is {largest:g}, more than 16 bits hold; {_ADVICE}"
+    )

@@ -7,14 +7,45 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fcn_jax.api import Classes, Dataset, Source
-from fcn_jax.data.directory import DirectorySource, check_split, files_by_stem, is_hidden, match, read_ids, require_root
+from fcn_jax.data.directory import (
+    DirectorySource,
+    check_split,
+    files_by_stem,
+    is_hidden,
+    match,
+    read_ids,
+    require_root,
+)
 from fcn_jax.errors import DataError
+from fcn_jax.plugins.api import Classes, Dataset, Source
 
 VOC_CLASSES = Classes(
     names=(
-        *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
-        *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+        *(
+            "background",
+            "aeroplane",
+            "bicycle",
+            "bird",
+            "boat",
+            "bottle",
+            "bus",
+            "car",
+            "cat",
+            "chair",
+            "cow",
+        ),
+        *(
+            "diningtable",
+            "dog",
+            "horse",
+            "motorbike",
+            "person",
+            "pottedplant",
+            "sheep",
+            "sofa",
+            "train",
+            "tvmonitor",
+        ),
     ),
     palette=(
         *(
@@ -28,7 +59,16 @@ VOC_CLASSES = Classes(
             (128, 128, 128),
             (64, 0, 0),
         ),
-        *((192, 0, 0), (64, 128, 0), (192, 128, 0), (64, 0, 128), (192, 0, 128), (64, 128, 128), (192, 128, 128), (0, 64, 0)),
+        *(
+            (192, 0, 0),
+            (64, 128, 0),
+            (192, 128, 0),
+            (64, 0, 128),
+            (192, 0, 128),
+            (64, 128, 128),
+            (192, 128, 128),
+            (0, 64, 0),
+        ),
         *((128, 64, 0), (0, 192, 0), (128, 192, 0), (0, 64, 128)),
     ),
 )
@@ -38,7 +78,9 @@ VOC_CLASSES = Classes(
 def find_devkit(root: Path) -> Path | None:
     """The VOC2012 folder: `root` may hold VOCdevkit, be VOCdevkit or be VOC2012 itself. None where it is neither."""
     candidates = (root, root / "VOC2012", root / "VOCdevkit" / "VOC2012")
-    return next((path for path in candidates if (path / "ImageSets" / "Segmentation").is_dir()), None)
+    return next(
+        (path for path in candidates if (path / "ImageSets" / "Segmentation").is_dir()), None
+    )
 
 
 def open_devkit(devkit: Path, split: str) -> DirectorySource:
@@ -52,15 +94,25 @@ def open_devkit(devkit: Path, split: str) -> DirectorySource:
         DataError: no such split, an empty one, or missing images or masks.
     """
     lists = {
-        path.stem: path for path in sorted((devkit / "ImageSets" / "Segmentation").glob("*.txt")) if not is_hidden(path.name)
+        path.stem: path
+        for path in sorted((devkit / "ImageSets" / "Segmentation").glob("*.txt"))
+        if not is_hidden(path.name)
     }
     check_split(split, lists, devkit)
     image_folder, mask_folder = devkit / "JPEGImages", devkit / "SegmentationClass"
     images = files_by_stem(image_folder, (".jpg", ".jpeg"))
     masks = files_by_stem(mask_folder, (".png",))
-    palette = {color: label for label, color in enumerate(VOC_CLASSES.palette)} | {(224, 224, 192): 255}
+    palette = {color: label for label, color in enumerate(VOC_CLASSES.palette)} | {
+        (224, 224, 192): 255
+    }
     records = match(
-        read_ids(lists[split]), images, masks, split=split, where=devkit, image_folder=image_folder, mask_folder=mask_folder
+        read_ids(lists[split]),
+        images,
+        masks,
+        split=split,
+        where=devkit,
+        image_folder=image_folder,
+        mask_folder=mask_folder,
     )
     return DirectorySource(VOC_CLASSES, records, palette=palette)
 

@@ -1,6 +1,7 @@
 """Heads of fully convolutional networks.
 
-Long, Shelhamer and Darrell 2015, arXiv:1411.4038; in the form of "Dive into Deep Learning", chapter "Fully Convolutional Networks".
+Long, Shelhamer and Darrell 2015, arXiv:1411.4038; in the form of "Dive into Deep Learning", chapter
+"Fully Convolutional Networks".
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fcn_jax import nn
-from fcn_jax.api import FeatureSpec, Head, Model, TorchBridge
-from fcn_jax.convert.rules import Table, conv, conv_transpose
-from fcn_jax.nn.blocks import Blocks
+from fcn_jax.nn._subpixel import SubpixelLogits
+from fcn_jax.plugins.api import FeatureSpec, Head, Model, TorchBridge
+from fcn_jax.pytorch.rules import Table, conv, conv_transpose
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,9 +25,10 @@ class FCN32sOptions:
     """Options of `fcn32s`.
 
     Attributes:
-        upsampling: "learned", as in the chapter: a kernel for each pair of classes, whose number grows with their square; "depthwise":
-            learned too, but each class is upsampled by itself, which is what hundreds of classes can afford; or "fixed": bilinear for good
-            and without bias, as in the paper.
+        upsampling: "learned", as in the chapter: a kernel for each pair of classes, whose number
+            grows with their square; "depthwise": learned too, but each class is upsampled by
+            itself, which is what hundreds of classes can afford; or "fixed": bilinear for good and
+            without bias, as in the paper.
     """
 
     upsampling: Literal["learned", "depthwise", "fixed"] = "learned"
@@ -35,8 +37,8 @@ class FCN32sOptions:
 class FCN32s(nnx.Module):
     """A 1x1 convolution to the classes, and a transposed convolution from the deepest feature to the image's size.
 
-    For a feature of stride s the transposed convolution has kernel 2s, stride s and padding s/2, so that a feature of h rows becomes
-    s h rows; it starts as bilinear interpolation.
+    For a feature of stride s the transposed convolution has kernel 2s, stride s and padding s/2, so
+    that a feature of h rows becomes s h rows; it starts as bilinear interpolation.
 
     Attributes:
         final_conv: 1x1, C -> K, with bias.
@@ -44,7 +46,14 @@ class FCN32s(nnx.Module):
     """
 
     def __init__(
-        self, feature: FeatureSpec, num_classes: int, upsampling: str, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs
+        self,
+        feature: FeatureSpec,
+        num_classes: int,
+        upsampling: str,
+        *,
+        dtype: Any,
+        param_dtype: Any,
+        rngs: nnx.Rngs,
     ) -> None:
         """Draw the parameters, as the chapter does: PyTorch's default for the 1x1, bilinear for the transposed convolution."""
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
@@ -65,12 +74,15 @@ class FCN32s(nnx.Module):
     def __call__(self, features: Mapping[str, jax.Array], *, out_hw: tuple[int, int]) -> jax.Array:
         """Features -> logits f[N, out_hw[0], out_hw[1], K]; what the transposed convolution has more is cropped.
 
-        That is at the bottom and right, and where the backbone pads its input, at the top and left too.
+        That is at the bottom and right, and where the backbone pads its input, at the top and left
+        too.
         """
         logits = self.transpose_conv(self.final_conv(features[self.feature]))
         return logits[:, self.top : self.top + out_hw[0], self.top : self.top + out_hw[1]]
 
-    def logits_in_blocks(self, features: Mapping[str, jax.Array], *, out_hw: tuple[int, int]) -> Blocks | None:
+    def logits_in_blocks(
+        self, features: Mapping[str, jax.Array], *, out_hw: tuple[int, int]
+    ) -> SubpixelLogits | None:
         """The same logits in the layout of GPUs and TPUs; None where the kernel is no dense one."""
         logits = self.transpose_conv.blocks(self.final_conv(features[self.feature]))
         return logits and logits.crop(*out_hw, top=self.top, left=self.top)
@@ -89,16 +101,28 @@ def _build(
     param_dtype: Any = jnp.float32,
     rngs: nnx.Rngs,
 ) -> FCN32s:
-    return FCN32s(features[-1], num_classes, options.upsampling, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+    return FCN32s(
+        features[-1],
+        num_classes,
+        options.upsampling,
+        dtype=dtype,
+        param_dtype=param_dtype,
+        rngs=rngs,
+    )
 
 
 def _tables(options: FCN32sOptions) -> dict[str, Table]:
     table = Table(conv("final_conv", bias=True), conv_transpose("transpose_conv", bias=True))
-    pytorch_fcn = Table(conv("score_fr", "final_conv", bias=True), conv_transpose("upscore", "transpose_conv", bias=True))
+    pytorch_fcn = Table(
+        conv("score_fr", "final_conv", bias=True),
+        conv_transpose("upscore", "transpose_conv", bias=True),
+    )
     return {"torchvision": table, "d2l": table, "pytorch-fcn": pytorch_fcn}
 
 
-def _torch_reference(options: FCN32sOptions, features: Sequence[FeatureSpec], num_classes: int) -> Any:
+def _torch_reference(
+    options: FCN32sOptions, features: Sequence[FeatureSpec], num_classes: int
+) -> Any:
     from collections import OrderedDict
 
     import torch

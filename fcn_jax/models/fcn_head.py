@@ -1,6 +1,7 @@
 """torchvision's FCN head: two convolutions on the deepest feature, resized bilinearly.
 
-`torchvision/models/segmentation/fcn.py` (FCNHead) and `_utils.py`; after Long et al. 2015, arXiv:1411.4038.
+`torchvision/models/segmentation/fcn.py` (FCNHead) and `_utils.py`; after Long et al. 2015,
+arXiv:1411.4038.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fcn_jax import nn
-from fcn_jax.api import FeatureSpec, Head, Model, TorchBridge, Weights, require_no_offset
-from fcn_jax.convert.rules import Table, batch_norm, conv
-from fcn_jax.convert.torch_reference import import_torchvision, segmentation_original
+from fcn_jax.plugins.api import FeatureSpec, Head, Model, TorchBridge, Weights, require_no_offset
+from fcn_jax.pytorch.reference import import_torchvision, segmentation_original
+from fcn_jax.pytorch.rules import Table, batch_norm, conv
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +26,8 @@ class FCNOptions:
     """Options of `fcn`.
 
     Attributes:
-        dropout: share of the values between the convolutions that training sets to zero, at least 0 and below 1.
+        dropout: share of the values between the convolutions that training sets to zero, at least 0
+            and below 1.
     """
 
     dropout: float = 0.1
@@ -41,18 +43,27 @@ class FCNHead(nnx.Module):
 
     Attributes:
         conv1: 3x3, C -> C / 4, without bias.
-        bn1: batch normalisation.
+        bn1: batch normalization.
         conv2: 1x1, C / 4 -> K, with bias.
     """
 
     def __init__(
-        self, feature: FeatureSpec, num_classes: int, dropout: float, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs
+        self,
+        feature: FeatureSpec,
+        num_classes: int,
+        dropout: float,
+        *,
+        dtype: Any,
+        param_dtype: Any,
+        rngs: nnx.Rngs,
     ) -> None:
         """Draw the parameters from PyTorch's defaults, as torchvision does."""
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
         inner = feature.channels // 4
         self.feature = feature.name
-        self.conv1 = nn.Conv(feature.channels, inner, 3, padding=1, use_bias=False, rngs=rngs, **types)
+        self.conv1 = nn.Conv(
+            feature.channels, inner, 3, padding=1, use_bias=False, rngs=rngs, **types
+        )
         self.bn1 = nn.BatchNorm(inner, **types)
         self.dropout = nnx.Dropout(dropout, rngs=rngs)
         self.conv2 = nn.Conv(inner, num_classes, 1, rngs=rngs, **types)
@@ -77,11 +88,17 @@ def _build(
     param_dtype: Any = jnp.float32,
     rngs: nnx.Rngs,
 ) -> FCNHead:
-    return FCNHead(features[-1], num_classes, options.dropout, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+    return FCNHead(
+        features[-1], num_classes, options.dropout, dtype=dtype, param_dtype=param_dtype, rngs=rngs
+    )
 
 
 def _tables(options: FCNOptions) -> dict[str, Table]:
-    return {"torchvision": Table(conv("0", "conv1"), batch_norm("1", "bn1"), conv("4", "conv2", bias=True))}
+    return {
+        "torchvision": Table(
+            conv("0", "conv1"), batch_norm("1", "bn1"), conv("4", "conv2", bias=True)
+        )
+    }
 
 
 def _torch_reference(options: FCNOptions, features: Sequence[FeatureSpec], num_classes: int) -> Any:

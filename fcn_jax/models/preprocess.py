@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fcn_jax.api import Preprocess
+from fcn_jax.plugins.api import Preprocess
 
 
 def normalize(images: jax.Array, preprocess: Preprocess) -> jax.Array:
-    """Scale and normalise images as a backbone wants them.
+    """Scale and normalize images as a backbone wants them.
 
     Args:
         images: u8[..., 3], RGB, 0 to 255.

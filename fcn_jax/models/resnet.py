@@ -1,8 +1,9 @@
 """ResNet, ResNeXt and Wide ResNet as torchvision defines them, as trunks for segmentation at output strides 32, 16 and 8.
 
-He et al. 2015, arXiv:1512.03385; Xie et al. 2016, arXiv:1611.05431; Zagoruyko and Komodakis 2016, arXiv:1605.07146;
-`torchvision/models/resnet.py`. Submodules carry torchvision's names. For output strides 16 and 8 the last one or two stages dilate
-instead of striding, as torchvision's `replace_stride_with_dilation` has it, so weights fit at every output stride.
+He et al. 2015, arXiv:1512.03385; Xie et al. 2016, arXiv:1611.05431; Zagoruyko and Komodakis 2016,
+arXiv:1605.07146; `torchvision/models/resnet.py`. Submodules carry torchvision's names. For output
+strides 16 and 8 the last one or two stages dilate instead of striding, as torchvision's
+`replace_stride_with_dilation` has it, so weights fit at every output stride.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fcn_jax import nn
-from fcn_jax.api import Backbone, FeatureSpec, NoOptions, TorchBridge, Weights, ceil_size
-from fcn_jax.convert.rules import Rule, Table, batch_norm, conv, drop
-from fcn_jax.nn.in_turn import LEAST
+from fcn_jax.nn._in_turn import LEAST
+from fcn_jax.plugins.api import Backbone, FeatureSpec, NoOptions, TorchBridge, Weights, ceil_size
+from fcn_jax.pytorch.rules import Rule, Table, batch_norm, conv, drop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,11 +77,13 @@ def stages(output_stride: int) -> list[Stage]:
     return found
 
 
-def _conv(channels_in: int, channels_out: int, size: int, *, dilation: int = 1, **settings: Any) -> nn.Conv:
+def _conv(
+    in_channels: int, out_channels: int, size: int, *, dilation: int = 1, **settings: Any
+) -> nn.Conv:
     """A convolution without bias, padded so that its stride alone changes the image's size: n -> ceil(n / stride)."""
     return nn.Conv(
-        channels_in,
-        channels_out,
+        in_channels,
+        out_channels,
         size,
         padding=dilation * (size // 2),
         dilation=dilation,
@@ -91,22 +94,41 @@ def _conv(channels_in: int, channels_out: int, size: int, *, dilation: int = 1, 
 
 
 class ConvBatchNorm(nnx.Module):
-    """A convolution without bias, and the batch normalisation after it: the shortcut of a block that changes size."""
+    """A convolution without bias, and the batch normalization after it: the shortcut of a block that changes size."""
 
-    def __init__(self, channels_in: int, channels_out: int, *, stride: int, dtype: Any, param_dtype: Any, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        stride: int,
+        dtype: Any,
+        param_dtype: Any,
+        rngs: nnx.Rngs,
+    ) -> None:
         """Draw the parameters of a 1x1 convolution."""
-        self.conv = _conv(channels_in, channels_out, 1, stride=stride, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.bn = nn.BatchNorm(channels_out, dtype=dtype, param_dtype=param_dtype)
+        self.conv = _conv(
+            in_channels,
+            out_channels,
+            1,
+            stride=stride,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
+        self.bn = nn.BatchNorm(out_channels, dtype=dtype, param_dtype=param_dtype)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """f[N, H, W, I] -> f[N, ceil(H / stride), ceil(W / stride), O]."""
         return nn.conv_batch_norm(self.conv, self.bn, x)
 
 
-def _shortcut(channels_in: int, channels_out: int, *, stride: int, **settings: Any) -> ConvBatchNorm | None:
-    if stride == 1 and channels_in == channels_out:
+def _shortcut(
+    in_channels: int, out_channels: int, *, stride: int, **settings: Any
+) -> ConvBatchNorm | None:
+    if stride == 1 and in_channels == out_channels:
         return None
-    return ConvBatchNorm(channels_in, channels_out, stride=stride, **settings)
+    return ConvBatchNorm(in_channels, out_channels, stride=stride, **settings)
 
 
 class BasicBlock(nnx.Module):
@@ -115,14 +137,31 @@ class BasicBlock(nnx.Module):
     torchvision refuses to dilate it; timm does, and so here.
     """
 
-    def __init__(self, channels_in: int, channels: int, stage: Stage, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        stage: Stage,
+        *,
+        dtype: Any,
+        param_dtype: Any,
+        rngs: nnx.Rngs,
+    ) -> None:
         """Draw the parameters. The stride and the first dilation sit on the first convolution."""
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
-        self.conv1 = _conv(channels_in, channels, 3, stride=stage.stride, dilation=stage.first_dilation, rngs=rngs, **types)
+        self.conv1 = _conv(
+            in_channels,
+            channels,
+            3,
+            stride=stage.stride,
+            dilation=stage.first_dilation,
+            rngs=rngs,
+            **types,
+        )
         self.bn1 = nn.BatchNorm(channels, **types)
         self.conv2 = _conv(channels, channels, 3, dilation=stage.dilation, rngs=rngs, **types)
         self.bn2 = nn.BatchNorm(channels, **types)
-        self.downsample = _shortcut(channels_in, channels, stride=stage.stride, rngs=rngs, **types)
+        self.downsample = _shortcut(in_channels, channels, stride=stage.stride, rngs=rngs, **types)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """f[N, H, W, I] -> f[N, ceil(H / stride), ceil(W / stride), O]."""
@@ -136,7 +175,7 @@ class Bottleneck(nnx.Module):
 
     def __init__(
         self,
-        channels_in: int,
+        in_channels: int,
         channels: int,
         stage: Stage,
         *,
@@ -148,13 +187,22 @@ class Bottleneck(nnx.Module):
     ) -> None:
         """Draw the parameters. Stride, dilation and groups sit on the 3x3 convolution, as in torchvision ("ResNet v1.5")."""
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
-        self.conv1 = _conv(channels_in, inner, 1, rngs=rngs, **types)
+        self.conv1 = _conv(in_channels, inner, 1, rngs=rngs, **types)
         self.bn1 = nn.BatchNorm(inner, **types)
-        self.conv2 = _conv(inner, inner, 3, stride=stage.stride, dilation=stage.first_dilation, groups=groups, rngs=rngs, **types)
+        self.conv2 = _conv(
+            inner,
+            inner,
+            3,
+            stride=stage.stride,
+            dilation=stage.first_dilation,
+            groups=groups,
+            rngs=rngs,
+            **types,
+        )
         self.bn2 = nn.BatchNorm(inner, **types)
         self.conv3 = _conv(inner, channels, 1, rngs=rngs, **types)
         self.bn3 = nn.BatchNorm(channels, **types)
-        self.downsample = _shortcut(channels_in, channels, stride=stage.stride, rngs=rngs, **types)
+        self.downsample = _shortcut(in_channels, channels, stride=stage.stride, rngs=rngs, **types)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """f[N, H, W, I] -> f[N, ceil(H / stride), ceil(W / stride), O]."""
@@ -173,23 +221,39 @@ class ResNet(nnx.Module):
     """
 
     def __init__(
-        self, architecture: Architecture, *, output_stride: int = 32, dtype: Any, param_dtype: Any, rngs: nnx.Rngs
+        self,
+        architecture: Architecture,
+        *,
+        output_stride: int = 32,
+        dtype: Any,
+        param_dtype: Any,
+        rngs: nnx.Rngs,
     ) -> None:
         """Draw the parameters, whose shapes do not depend on the output stride: 32, 16 or 8."""
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
         self.conv1 = _conv(3, 64, 7, stride=2, rngs=rngs, **types)
         self.bn1 = nn.BatchNorm(64, **types)
-        channels_in = 64
+        in_channels = 64
         for i, stage in enumerate(stages(output_stride)):
             channels = architecture.channels[i]
             blocks: list[nnx.Module] = []
             for _ in range(architecture.depths[i]):
                 if architecture.bottleneck:
                     inner, groups = architecture.inner_channels[i], architecture.groups
-                    blocks.append(Bottleneck(channels_in, channels, stage, inner=inner, groups=groups, rngs=rngs, **types))
+                    blocks.append(
+                        Bottleneck(
+                            in_channels,
+                            channels,
+                            stage,
+                            inner=inner,
+                            groups=groups,
+                            rngs=rngs,
+                            **types,
+                        )
+                    )
                 else:
-                    blocks.append(BasicBlock(channels_in, channels, stage, rngs=rngs, **types))
-                channels_in = channels
+                    blocks.append(BasicBlock(in_channels, channels, stage, rngs=rngs, **types))
+                in_channels = channels
                 stage = Stage(1, stage.dilation, stage.dilation)
             setattr(self, f"layer{i + 1}", nnx.List(blocks))
 
@@ -208,8 +272,12 @@ class ResNet(nnx.Module):
 
 def _features(architecture: Architecture, output_stride: int) -> tuple[FeatureSpec, ...]:
     return tuple(
-        FeatureSpec(f"layer{i}", channels, min(stride, output_stride), ceil_size(min(stride, output_stride)))
-        for i, (channels, stride) in enumerate(zip(architecture.channels, (4, 8, 16, 32), strict=True), start=1)
+        FeatureSpec(
+            f"layer{i}", channels, min(stride, output_stride), ceil_size(min(stride, output_stride))
+        )
+        for i, (channels, stride) in enumerate(
+            zip(architecture.channels, (4, 8, 16, 32), strict=True), start=1
+        )
     )
 
 
@@ -226,8 +294,8 @@ def _tables(options: NoOptions) -> dict[str, Table]:
         batch_norm("layer{s}.{b}.downsample.1", "layer{s}.{b}.downsample.bn"),
         drop("fc.*", _CLASSIFIER),
     )
-    # The chapter keeps the children of torchvision's network in a Sequential, which names them by position: 0 conv1, 1 bn1, 2 relu,
-    # 3 maxpool, 4 to 7 the stages.
+    # The chapter keeps the children of torchvision's network in a Sequential, which names them by
+    # position: 0 conv1, 1 bn1, 2 relu, 3 maxpool, 4 to 7 the stages.
     rules: list[Rule] = []
     for stage in (1, 2, 3, 4):
         sequential, name = f"{stage + 3}", f"layer{stage}"
@@ -241,12 +309,17 @@ def _tables(options: NoOptions) -> dict[str, Table]:
 
 def _torch_reference(name: str, architecture: Architecture, output_stride: int) -> Any:
     """The network of that name in torchvision, with random weights; basic blocks are dilated after it is built, as torchvision will not."""
-    from fcn_jax.convert.torch_reference import import_torchvision
+    from fcn_jax.pytorch.reference import import_torchvision
 
     make = getattr(import_torchvision().models, name)
     plan = stages(output_stride)
     if architecture.bottleneck:
-        return make(weights=None, replace_stride_with_dilation=[stage.dilation > stage.first_dilation for stage in plan[1:]])
+        return make(
+            weights=None,
+            replace_stride_with_dilation=[
+                stage.dilation > stage.first_dilation for stage in plan[1:]
+            ],
+        )
     network = make(weights=None)
     for i, stage in enumerate(plan, start=1):
         if stage.dilation == 1:
@@ -256,7 +329,10 @@ def _torch_reference(name: str, architecture: Architecture, output_stride: int) 
         for block in blocks:
             for layer in (block.conv1, block.conv2):
                 layer.dilation = layer.padding = (stage.dilation, stage.dilation)
-        blocks[0].conv1.dilation = blocks[0].conv1.padding = (stage.first_dilation, stage.first_dilation)
+        blocks[0].conv1.dilation = blocks[0].conv1.padding = (
+            stage.first_dilation,
+            stage.first_dilation,
+        )
     return network
 
 
@@ -282,13 +358,25 @@ def _backbone(
         architecture: what tells it from the others.
         paper: that it comes from.
         millions: of parameters, the classifier's left out.
-        weights: torchvision's name for them -> the digits in the file's name, top-1 accuracy on ImageNet in per cent.
+        weights: torchvision's name for them -> the digits in the file's name, top-1 accuracy on
+            ImageNet in percent.
     """
 
     def build(
-        options: NoOptions, *, output_stride: int, dtype: Any = jnp.float32, param_dtype: Any = jnp.float32, rngs: nnx.Rngs
+        options: NoOptions,
+        *,
+        output_stride: int,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
     ) -> ResNet:
-        return ResNet(architecture, output_stride=output_stride, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        return ResNet(
+            architecture,
+            output_stride=output_stride,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
 
     first, last = architecture.channels[0], architecture.channels[-1]
     return Backbone(
@@ -301,10 +389,14 @@ def _backbone(
         maskable=True,
         torch=TorchBridge(
             tables=_tables,
-            reference=lambda options, output_stride: _torch_reference(name, architecture, output_stride),
+            reference=lambda options, output_stride: _torch_reference(
+                name, architecture, output_stride
+            ),
             weights={
                 key: Weights(
-                    f"https://download.pytorch.org/models/{name}-{digits}.pth", digits, f"ImageNet-1k, top-1 accuracy {accuracy}"
+                    f"https://download.pytorch.org/models/{name}-{digits}.pth",
+                    digits,
+                    f"ImageNet-1k, top-1 accuracy {accuracy}",
                 )
                 for key, (digits, accuracy) in weights.items()
             },

@@ -1,22 +1,29 @@
 """Operators and layers with PyTorch's meaning, in JAX's layout: NHWC activations, HWIO kernels."""
 
-from fcn_jax.nn.batch_norm import BatchNorm, batch_norm_train
-from fcn_jax.nn.bias import add_bias
-from fcn_jax.nn.conv import Conv, conv
-from fcn_jax.nn.conv_batch_norm import conv_batch_norm, folding
-from fcn_jax.nn.conv_transpose import ConvTranspose, conv_transpose
-from fcn_jax.nn.frozen import Frozen
-from fcn_jax.nn.in_turn import in_turn
-from fcn_jax.nn.initializers import Initializer, bilinear, bilinear_depthwise, kaiming_normal_fan_out, normal, torch_default
-from fcn_jax.nn.materialize import materialize
-from fcn_jax.nn.pooling import global_average_pool, max_pool
-from fcn_jax.nn.resize import resize_bilinear
+from fcn_jax.nn._batch_norm import BatchNorm, batch_norm_train
+from fcn_jax.nn._bias import add_bias
+from fcn_jax.nn._buffer import Buffer
+from fcn_jax.nn._conv import Conv, conv
+from fcn_jax.nn._conv_batch_norm import conv_batch_norm, folding
+from fcn_jax.nn._conv_transpose import ConvTranspose, conv_transpose
+from fcn_jax.nn._in_turn import in_turn
+from fcn_jax.nn._initializers import (
+    Initializer,
+    bilinear,
+    bilinear_depthwise,
+    kaiming_normal_fan_out,
+    normal,
+    torch_default,
+)
+from fcn_jax.nn._materialize import materialize
+from fcn_jax.nn._pooling import global_average_pool, max_pool
+from fcn_jax.nn._resize import resize_bilinear
 
 __all__ = [
     "BatchNorm",
+    "Buffer",
     "Conv",
     "ConvTranspose",
-    "Frozen",
     "Initializer",
     "add_bias",
     "batch_norm_train",

@@ -10,7 +10,9 @@ import jax
 from fcn_jax.errors import CheckpointError, FcnJaxError, TrainingError, WriteError
 
 
-def after_a_step(error: BaseException, run: Path, number: int, saved: int | None, problem: str | None) -> BaseException:
+def after_a_step(
+    error: BaseException, run: Path, number: int, saved: int | None, problem: str | None
+) -> BaseException:
     """The error to raise instead of another; it says what is saved and how to go on."""
     again = f"fcn-jax train --run {shlex.quote(str(run))} --resume"
     if saved is None:
@@ -45,7 +47,7 @@ def _said(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     if isinstance(error, MemoryError) or is_out_of_memory(error):
-        return f"out of memory: lower data.batch_size, data.crop or data.workers, or raise optim.micro_steps ({gist(error)})"
+        return f"out of memory: lower data.batch_size, data.crop or data.workers, or raise optim.accumulate_steps ({gist(error)})"
     return f"{gist(error)} (--debug shows where)"
 
 
@@ -53,7 +55,11 @@ def gist(error: BaseException) -> str:
     """The type of an error, unless it is one for users, and the first line of its message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     line = lines[0][:300] if lines else ""
-    return line if isinstance(error, FcnJaxError) and line else f"{type(error).__name__}{': ' if line else ''}{line}"
+    return (
+        line
+        if isinstance(error, FcnJaxError) and line
+        else f"{type(error).__name__}{': ' if line else ''}{line}"
+    )
 
 
 def is_out_of_memory(error: BaseException) -> bool:

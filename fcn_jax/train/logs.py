@@ -16,9 +16,9 @@ from typing import Any, TextIO
 
 import jax
 
-from fcn_jax import json_text
-from fcn_jax.atomic import write_text
 from fcn_jax.errors import WriteError
+from fcn_jax.runtime import json_text
+from fcn_jax.runtime.atomic import write_text
 
 _PACKAGES = (
     "fcn-jax",
@@ -43,7 +43,12 @@ def versions() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             packages[name] = None
     devices = [f"{device.platform}: {device.device_kind}" for device in jax.devices()]
-    return {"python": platform.python_version(), "platform": platform.platform(), "packages": packages, "devices": devices}
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": packages,
+        "devices": devices,
+    }
 
 
 def peak_memory() -> float:
@@ -72,7 +77,11 @@ class Records:
             if path.exists():
                 lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
                 last = (after_step, "val") if evaluate_again else (after_step, "")
-                kept = [line for line in lines if _step_of(line) <= after_step and (_step_of(line), _event_of(line)) != last]
+                kept = [
+                    line
+                    for line in lines
+                    if _step_of(line) <= after_step and (_step_of(line), _event_of(line)) != last
+                ]
                 write_text(path, "".join(f"{line}\n" for line in kept))
             self._file = path.open("a", encoding="utf-8")
         except OSError as error:
@@ -84,7 +93,9 @@ class Records:
             self._file.write(json_text.dumps(record) + "\n")
             self._file.flush()
         except OSError as error:
-            raise WriteError(f"{self._path}: cannot be written ({error.strerror or error})") from error
+            raise WriteError(
+                f"{self._path}: cannot be written ({error.strerror or error})"
+            ) from error
 
     def close(self) -> None:
         """Close the file."""
@@ -130,7 +141,9 @@ class Window:
     def images_per_second(self, step: int) -> float:
         """Speed up to a step that has just been completed, or the last known where none has been since the beginning."""
         if step > self._start:
-            self._last = (step - self._start) * self._batch_size / (time.perf_counter() - self._began)
+            self._last = (
+                (step - self._start) * self._batch_size / (time.perf_counter() - self._began)
+            )
         return self._last
 
     def figures(self, step: int) -> dict[str, float]:
@@ -149,7 +162,13 @@ class Progress:
     def __init__(self, total: int, done: int, stream: TextIO | None = None) -> None:
         """Start at `done` of `total` steps."""
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
         from rich.progress import Progress as Bar
 
         self._console = Console(file=stream or sys.stderr)
@@ -168,7 +187,9 @@ class Progress:
             disable=not self._live,
             speed_estimate_period=120,
         )
-        self._task = self._bar.add_task("train", total=total, completed=done, epoch=0, loss=float("nan"), rate=0.0)
+        self._task = self._bar.add_task(
+            "train", total=total, completed=done, epoch=0, loss=float("nan"), rate=0.0
+        )
         self._bar.start()
 
     def update(self, step: int, epoch: int, loss: float, rate: float) -> None:
@@ -177,7 +198,9 @@ class Progress:
         now = time.monotonic()
         if not self._live and (now - self._printed >= 15 or step == self._total):
             self._printed = now
-            self.say(f"epoch {epoch}, step {step}/{self._total}: loss {loss:.4f}, {rate:.1f} images/s")
+            self.say(
+                f"epoch {epoch}, step {step}/{self._total}: loss {loss:.4f}, {rate:.1f} images/s"
+            )
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""

@@ -14,9 +14,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from fcn_jax import atomic, checkpoint, registry
-from fcn_jax.api import Source
-from fcn_jax.compiler import compiler_options
+from fcn_jax import checkpoint
 from fcn_jax.config import Config
 from fcn_jax.convert.initial import load_initial
 from fcn_jax.data import value_range
@@ -24,12 +22,16 @@ from fcn_jax.data.pipeline import eval_examples, steps_per_epoch, train_batches
 from fcn_jax.data.splits import Splits, open_splits
 from fcn_jax.data.transforms import Augment
 from fcn_jax.errors import WriteError
-from fcn_jax.infer import draw
-from fcn_jax.infer.metrics import ConfusionMatrix, Scores
-from fcn_jax.infer.predictor import Predictor, evaluate
-from fcn_jax.memory import give_back_freed_memory
+from fcn_jax.eval import draw
+from fcn_jax.eval.metrics import ConfusionMatrix, Scores
+from fcn_jax.eval.predictor import Predictor, evaluate
 from fcn_jax.models.segmenter import ModelSpec, build
 from fcn_jax.models.segmenter import describe as describe_model
+from fcn_jax.plugins import registry
+from fcn_jax.plugins.api import Source
+from fcn_jax.runtime import atomic
+from fcn_jax.runtime.compiler import compiler_options
+from fcn_jax.runtime.memory import trim_malloc
 from fcn_jax.train import logs, optim, sharding
 from fcn_jax.train import step as train_step
 from fcn_jax.train.ending import after_a_step, before_any_step
@@ -79,15 +81,16 @@ class Result:
 def train(config: Config, run: str | Path, *, resume: bool = False) -> Result:
     """Train a network by a recipe.
 
-    Writes to the run directory: `config.json`, `versions.json`, `metrics.jsonl`, `checkpoints/`, `samples/`. The directory is made when
-    the training step is compiled. Whatever ends the run after its first step, the work up to the last completed step is saved, where
-    that is possible; the error says so.
+    Writes to the run directory: `config.json`, `versions.json`, `metrics.jsonl`, `checkpoints/`,
+    `samples/`. The directory is made when the training step is compiled. Whatever ends the run
+    after its first step, the work up to the last completed step is saved, where that is possible;
+    the error says so.
 
     Args:
         config: the recipe.
         run: directory to write; made if missing.
-        resume: go on from the run's last checkpoint, if there is one. Everything goes on as if it had never stopped: parameters,
-            optimizer, statistics, and the position in the data.
+        resume: go on from the run's last checkpoint, if there is one. Everything goes on as if it
+            had never stopped: parameters, optimizer, statistics, and the position in the data.
 
     Returns:
         How it ended.
@@ -96,8 +99,9 @@ def train(config: Config, run: str | Path, *, resume: bool = False) -> Result:
         ConfigError: a setting that does not fit the data, the model or the run.
         DataError, WeightsError, CheckpointError, PluginError: as their docstrings say.
         WriteError: the run directory cannot be written.
-        TrainingError: the run could not go on: the loss was not finite, the disk or the memory is full, input workers were killed, or
-            an error that nobody foresaw. What was raised is chained.
+        TrainingError: the run could not go on: the loss was not finite, the disk or the memory is
+            full, input workers were killed, or an error that nobody foresaw. What was raised is
+            chained.
     """
     with StopRequest() as stop, contextlib.ExitStack() as held:
         try:
@@ -107,25 +111,30 @@ def train(config: Config, run: str | Path, *, resume: bool = False) -> Result:
             return Result(Path(run), 0, None, stop.signal.name)
 
 
-def _train(config: Config, run: Path, resume: bool, stop: StopRequest, held: contextlib.ExitStack) -> Result:
+def _train(
+    config: Config, run: Path, resume: bool, stop: StopRequest, held: contextlib.ExitStack
+) -> Result:
     directory = held.enter_context(RunDirectory(run))
     claim(run, config, resume)
     if not resume:
         require_meant(config)
 
     # ------------------------------------------------------------------------------------------------------------------- mesh
-    mesh = sharding.data_mesh(config.data.batch_size, config.optim.micro_steps)
+    mesh = sharding.data_mesh(config.data.batch_size, config.optim.accumulate_steps)
     everywhere, batch_sharding = sharding.on_every_device(mesh), sharding.over_batch(mesh)
     shard = (jax.process_index(), jax.process_count())
 
     # ------------------------------------------------------------------------------------------------------------------- data
     parts = ModelSpec(**config.model.model_dump())
-    preprocess = describe_model(
-        parts
-    ).backbone.preprocess  # a misspelt name is told before data are prepared, which may take a while
+    preprocess = (
+        describe_model(parts).backbone.preprocess
+    )  # a misspelt name is told before data are prepared, which may take a while
     earlier = checkpoint.latest_spec(run) if resume else None
     opened = _open_data(config, earlier[1] if earlier else None)
-    train_source, val_source = opened.sources[config.data.train_split], opened.sources[config.data.val_split]
+    train_source, val_source = (
+        opened.sources[config.data.train_split],
+        opened.sources[config.data.val_split],
+    )
     batches = train_batches(
         train_source,
         augment=Augment(
@@ -146,7 +155,7 @@ def _train(config: Config, run: Path, resume: bool, stop: StopRequest, held: con
     total_steps = epoch_steps * config.train.epochs
 
     def evaluation_is_due(number: int) -> bool:
-        return number % (epoch_steps * config.train.eval_every) == 0 or number == total_steps
+        return number % (epoch_steps * config.train.eval_every_epochs) == 0 or number == total_steps
 
     require_steps(config, total_steps)
     if earlier:
@@ -162,20 +171,26 @@ def _train(config: Config, run: Path, resume: bool, stop: StopRequest, held: con
         weights, record = None, earlier[1].weights
     else:
         init = config.init
-        weights = load_initial(model, init.weights, init.reinit, drop=init.drop, key=init.key) if init.weights else None
+        weights = (
+            load_initial(model, init.weights, init.reinit, drop=init.drop, key=init.key)
+            if init.weights
+            else None
+        )
         record = dataclasses.asdict(weights) if weights else None
     scaling = value_range.to_json(opened.value_range)
     spec = checkpoint.describe(model_spec, train_source.classes, record, scaling, opened.identity)
 
     # -------------------------------------------------------------------------------------------------------------- optimizer
-    settings = optim.with_fresh(config.optim, record["reinit"] if record else (), config.init.reinit_lr)
+    settings = optim.with_fresh(
+        config.optim, record["reinit"] if record else (), config.init.reinit_lr_mult
+    )
     with settings_at_fault("the optimizer cannot be made", config):
         state, step = train_step.make(
             model,
             lambda params: optim.make(settings, total_steps, params),
             preprocess,
             aux_weight=config.optim.aux_weight,
-            micro_steps=config.optim.micro_steps,
+            accumulate_steps=config.optim.accumulate_steps,
             remat=config.optim.remat,
             loop_blocks=config.optim.loop_blocks,
         )
@@ -202,27 +217,34 @@ def _train(config: Config, run: Path, resume: bool, stop: StopRequest, held: con
         del step, traced  # JAX keeps what it traced as long as the function is there
         require_memory(compiled)
     compile_seconds = time.perf_counter() - began
-    give_back_freed_memory()  # the compiler's
+    trim_malloc()  # the compiler's
 
     # ----------------------------------------------------------------------------------------------------------------- resume
     stop.at_once = False
-    directory.open(lambda: claim(run, config, resume))  # not before: a recipe that does not fit leaves nothing behind
+    directory.open(
+        lambda: claim(run, config, resume)
+    )  # not before: a recipe that does not fit leaves nothing behind
     checkpoints = checkpoint.Checkpoints(run)
     held.callback(close_quietly, checkpoints)
     start, position = 0, batches.get_state()
     if resume:
         start, state, position = restored(checkpoints, state, position, progress)
         batches.set_state(position)
-        progress.say(f"resuming {run} after step {start}" if start else f"{run} has no checkpoint yet: starting at step 0")
+        progress.say(
+            f"resuming {run} after step {start}"
+            if start
+            else f"{run} has no checkpoint yet: starting at step 0"
+        )
     directory.keep = start > 0
     evaluate_first = start > 0 and evaluation_is_due(start) and not checkpoints.evaluated(start)
-    # Free the values that the model was built with. The first step deletes the state's values, so nothing may read the model before
-    # an evaluation gives it others.
+    # Free the values that the model was built with. The first step deletes the state's values, so
+    # nothing may read the model before an evaluation gives it others.
     nnx.update(model, state.params, state.batch_stats)
     atomic.write_json(run / "config.json", json.loads(config.to_json()))
     dataset = registry.default().record("datasets", config.data.dataset)
     atomic.write_json(
-        run / "versions.json", {**logs.versions(), "plugins": spec.plugins, "dataset": dataset, "weights": spec.weights}
+        run / "versions.json",
+        {**logs.versions(), "plugins": spec.plugins, "dataset": dataset, "weights": spec.weights},
     )
     records = logs.Records(run / "metrics.jsonl", start, evaluate_again=evaluate_first)
     held.callback(records.close)
@@ -237,8 +259,9 @@ def _train(config: Config, run: Path, resume: bool, stop: StopRequest, held: con
     window = logs.Window(config.data.batch_size, start)
     pending: Pending | None = None
     samples = _Samples(progress)
-    # A step takes its memory when it is dispatched, on CPUs the host's: two of them would take twice as much, and gain nothing, as the
-    # next batch is prepared beside the step anyway. Its inputs are waited for, too, or `memory.free_after_each_call` would be in vain.
+    # A step takes its memory when it is dispatched, on CPUs the host's: two of them would take
+    # twice as much, and gain nothing, as the next batch is prepared beside the step anyway. Its
+    # inputs are waited for, too, or `memory.disable_async_dispatch` would be in vain.
     one_at_a_time = jax.default_backend() == "cpu"
 
     def save_now() -> None:
@@ -289,14 +312,20 @@ def _train(config: Config, run: Path, resume: bool, stop: StopRequest, held: con
                 directory.keep = True
                 if one_at_a_time:
                     jax.block_until_ready(reached.state)
-                    give_back_freed_memory()  # what the first call needed for itself
-            # The loss is read one step late, so that the host prepares a batch while the device computes.
+                    trim_malloc()  # what the first call needed for itself
+            # The loss is read one step late, so that the host prepares a batch while the device
+            # computes.
             if pending:
                 loss = finite_loss(pending, run, reached.state)
-                progress.update(pending[0], (pending[0] - 1) // epoch_steps + 1, loss, window.images_per_second(pending[0]))
+                progress.update(
+                    pending[0],
+                    (pending[0] - 1) // epoch_steps + 1,
+                    loss,
+                    window.images_per_second(pending[0]),
+                )
             pending = (number, metrics, batch)
 
-            if number % config.train.log_every == 0 or number == total_steps:
+            if number % config.train.log_every_steps == 0 or number == total_steps:
                 loss = finite_loss(pending, run, reached.state)
                 figures = window.figures(number)
                 records.write(
@@ -309,7 +338,9 @@ def _train(config: Config, run: Path, resume: bool, stop: StopRequest, held: con
                     **figures,
                     peak_memory_gib=logs.peak_memory(),
                 )
-                progress.update(number, (number - 1) // epoch_steps + 1, loss, figures["images_per_second"])
+                progress.update(
+                    number, (number - 1) // epoch_steps + 1, loss, figures["images_per_second"]
+                )
                 checkpoints.check()
                 window.restart(number)
 
@@ -320,7 +351,10 @@ def _train(config: Config, run: Path, resume: bool, stop: StopRequest, held: con
                 save_now()
                 window.pause(time.perf_counter() - began)
                 evaluate_now()
-            elif config.train.checkpoint_every and number % config.train.checkpoint_every == 0:
+            elif (
+                config.train.checkpoint_every_steps
+                and number % config.train.checkpoint_every_steps == 0
+            ):
                 save_now()
 
         # ------------------------------------------------------------------------------------------------------------- report
@@ -331,7 +365,9 @@ def _train(config: Config, run: Path, resume: bool, stop: StopRequest, held: con
         if reached.number == 0:
             raise before_any_step(error) from error
         problem = save_the_work(checkpoints, reached, pending, saved, spec)
-        raise after_a_step(error, run, reached.number, checkpoints.latest_step(), problem) from error
+        raise after_a_step(
+            error, run, reached.number, checkpoints.latest_step(), problem
+        ) from error
     finished = reached.number >= total_steps and checkpoints.evaluated(reached.number)
     stopped_by = stop.signal.name if stop.signal and not finished else None
     return Result(run, reached.number, scores, stopped_by, checkpoints.latest_step())
@@ -350,10 +386,15 @@ def _open_data(config: Config, earlier: checkpoint.Spec | None) -> Splits:
     )
 
 
-def _shapes(config: Config, sharding: jax.sharding.NamedSharding) -> dict[str, jax.ShapeDtypeStruct]:
+def _shapes(
+    config: Config, sharding: jax.sharding.NamedSharding
+) -> dict[str, jax.ShapeDtypeStruct]:
     shape = (config.data.batch_size, *config.data.crop)
     shapes = {"image": (*shape, 3), "mask": shape}
-    return {name: jax.ShapeDtypeStruct(shape, np.uint8, sharding=sharding) for name, shape in shapes.items()}
+    return {
+        name: jax.ShapeDtypeStruct(shape, np.uint8, sharding=sharding)
+        for name, shape in shapes.items()
+    }
 
 
 class _Samples:
@@ -372,14 +413,20 @@ class _Samples:
                 draw.write_image(folder / f"{os.path.basename(name)}.png", picture)
             except (WriteError, OSError) as error:
                 if not self._failed:
-                    self._progress.say(f"warning: {error}; the training goes on without sample pictures")
+                    self._progress.say(
+                        f"warning: {error}; the training goes on without sample pictures"
+                    )
                 self._failed = True
 
         return write
 
 
 def _evaluate(
-    predictor: Predictor, source: Source, write: Callable[[str, np.ndarray], None], config: Config, stop: StopRequest
+    predictor: Predictor,
+    source: Source,
+    write: Callable[[str, np.ndarray], None],
+    config: Config,
+    stop: StopRequest,
 ) -> Scores | None:
     """Score the whole set at native size, and draw its first images; None where a stop was asked for before the end."""
     matrix = ConfusionMatrix(len(source.classes))
@@ -387,7 +434,10 @@ def _evaluate(
         for index, seen in enumerate(evaluate(predictor, examples, matrix)):
             if index < config.train.samples:
                 example = seen.example
-                write(example.id, draw.panel(example.image, example.mask, seen.prediction, source.classes))
+                write(
+                    example.id,
+                    draw.panel(example.image, example.mask, seen.prediction, source.classes),
+                )
             if stop.signal:
                 return None
     return matrix.scores()

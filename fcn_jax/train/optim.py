@@ -1,4 +1,4 @@
-"""Optimisers and schedules with PyTorch's arithmetic, and rules by parameter name."""
+"""Optimizers and schedules with PyTorch's arithmetic, and rules by parameter name."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from fcn_jax.errors import ConfigError
 def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
     """Learning rate by step.
 
-    The poly schedule is lr (1 - step / steps) ^ power (Liu et al. 2015, arXiv:1506.04579; torch's `PolynomialLR`); for the first
-    `warmup_steps` it is multiplied by (step + 1) / warmup_steps.
+    The poly schedule is lr (1 - step / steps) ^ power (Liu et al. 2015, arXiv:1506.04579; torch's
+    `PolynomialLR`); for the first `warmup_steps` it is multiplied by (step + 1) / warmup_steps.
 
     Args:
         config: the recipe's.
@@ -37,9 +37,10 @@ def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
 
 
 def make(config: OptimConfig, steps: int, params: Any) -> optax.GradientTransformation:
-    """The optimiser of a recipe.
+    """The optimizer of a recipe.
 
-    SGD adds the decay to the gradient before the momentum, AdamW takes it off the parameter, both as in PyTorch.
+    SGD adds the decay to the gradient before the momentum, AdamW takes it off the parameter, both
+    as in PyTorch.
 
     Args:
         config: the recipe's.
@@ -68,10 +69,15 @@ def make(config: OptimConfig, steps: int, params: Any) -> optax.GradientTransfor
 
     rules = (*config.rules, Rule(match="*"))
     names = parameter_names(params)
-    labels = {name: next(i for i, rule in enumerate(rules) if fnmatch.fnmatchcase(name, rule.match)) for name in names}
+    labels = {
+        name: next(i for i, rule in enumerate(rules) if fnmatch.fnmatchcase(name, rule.match))
+        for name in names
+    }
     unused = [rule.match for i, rule in enumerate(config.rules) if i not in labels.values()]
     if unused:
-        raise ConfigError(f"optim.rules: no parameter is left for {', '.join(unused)}; names look like {names[0]}, {names[-1]}")
+        raise ConfigError(
+            f"optim.rules: no parameter is left for {', '.join(unused)}; names look like {names[0]}, {names[-1]}"
+        )
     used = sorted(set(labels.values()))
     if used == [len(rules) - 1]:
         return transform(rules[-1])
@@ -82,12 +88,14 @@ def make(config: OptimConfig, steps: int, params: Any) -> optax.GradientTransfor
 def with_fresh(config: OptimConfig, kernels: Iterable[str], factor: float) -> OptimConfig:
     """The same settings, where kernels that a pretrained backbone lacked learn at `factor` times the rate.
 
-    torchvision draws a ResNet's convolutions for training from nothing. Under batch normalisation a kernel's scale does not matter, but
-    the larger it is, the slower a step turns it: in a short fine-tuning such layers hardly move.
+    torchvision draws a ResNet's convolutions for training from nothing. Under batch normalization a
+    kernel's scale does not matter, but the larger it is, the slower a step turns it: in a short
+    fine-tuning such layers hardly move.
 
     Args:
         config: the recipe's, whose own rules come first.
-        kernels: names of what was drawn anew; only the backbone's kernels are meant, since a head learns from nothing in any case.
+        kernels: names of what was drawn anew; only the backbone's kernels are meant, since a head
+            learns from nothing in any case.
         factor: on the learning rate, at least 0.
     """
     fresh = [
@@ -99,7 +107,9 @@ def with_fresh(config: OptimConfig, kernels: Iterable[str], factor: float) -> Op
     ]
     if factor == 1 or not fresh:
         return config
-    return config.model_copy(update={"rules": (*config.rules, *(Rule(match=name, lr=factor) for name in fresh))})
+    return config.model_copy(
+        update={"rules": (*config.rules, *(Rule(match=name, lr=factor) for name in fresh))}
+    )
 
 
 def parameter_names(params: Any) -> list[str]:
@@ -109,5 +119,7 @@ def parameter_names(params: Any) -> list[str]:
 
 def name_of(path: tuple[Any, ...]) -> str:
     """The dotted name of a tree path; NNX's last entry, the variable's own value, is left out."""
-    parts = [str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path]
+    parts = [
+        str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path
+    ]
     return ".".join(part for part in parts if part != "value" and not part.startswith("."))

@@ -20,17 +20,18 @@ except ImportError:  # Windows
 _FILES = ("config.json", "versions.json", "metrics.jsonl")
 _FOLDERS = ("checkpoints", "samples", "nonfinite")
 _LEFTOVER = re.compile(r"\.(config|versions|metrics)\.[0-9a-f]{8}\.jsonl?")
-"""Temporary files of `fcn_jax.atomic` that a killed process left."""
+"""Temporary files of `fcn_jax.runtime.atomic` that a killed process left."""
 
 
 class RunDirectory:
     """Context that holds the lock of a run directory; the system releases it when the process ends, however it does.
 
-    The lock is the directory's own (`flock`), so no file is needed for it. Where the file system or the operating system has none, the
-    run goes on without.
+    The lock is the directory's own (`flock`), so no file is needed for it. Where the file system or
+    the operating system has none, the run goes on without.
 
     Attributes:
-        keep: leave what was written. Otherwise, everything that this process has made there is removed at the end.
+        keep: leave what was written. Otherwise, everything that this process has made there is
+            removed at the end.
     """
 
     keep = False
@@ -52,19 +53,31 @@ class RunDirectory:
         path = self._path
         above = path
         if "\0" in str(path):
-            raise ConfigError(f"{str(path)!r}: a path cannot hold a zero byte; name another directory with --run")
+            raise ConfigError(
+                f"{str(path)!r}: a path cannot hold a zero byte; name another directory with --run"
+            )
         try:
             while not above.exists():
                 if above.is_symlink():
-                    raise ConfigError(f"{path}: {above} is a link to nothing; remove it, or name another directory with --run")
+                    raise ConfigError(
+                        f"{path}: {above} is a link to nothing; remove it, or name another directory with --run"
+                    )
                 above = above.parent
             if not above.is_dir():
-                what = "a run is a directory; this is a file" if above == path else f"{above} is a file, not a directory"
+                what = (
+                    "a run is a directory; this is a file"
+                    if above == path
+                    else f"{above} is a file, not a directory"
+                )
                 raise ConfigError(f"{path}: {what}; name another directory with --run")
         except OSError as error:
-            raise WriteError(f"{path}: cannot be used as a run directory ({error.strerror or error})") from error
+            raise WriteError(
+                f"{path}: cannot be used as a run directory ({error.strerror or error})"
+            ) from error
         if not os.access(above, os.W_OK | os.X_OK):
-            raise WriteError(f"{path}: cannot be written (no permission to write in {above}); name another directory with --run")
+            raise WriteError(
+                f"{path}: cannot be written (no permission to write in {above}); name another directory with --run"
+            )
         if above == path:
             self._take_lock()
         return self
@@ -77,7 +90,9 @@ class RunDirectory:
             WriteError: it cannot be made.
         """
         try:
-            missing = [folder for folder in (self._path, *self._path.parents) if not folder.exists()]
+            missing = [
+                folder for folder in (self._path, *self._path.parents) if not folder.exists()
+            ]
             self._path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise WriteError(f"{self._path}: cannot be made ({error.strerror or error})") from error
@@ -90,7 +105,12 @@ class RunDirectory:
             if _LEFTOVER.fullmatch(entry.name) and entry.is_file():
                 entry.unlink(missing_ok=True)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         """Remove what is not to be kept, and release the lock."""
         if not self.keep:
             self._remove()

@@ -12,9 +12,10 @@ import jax
 import numpy as np
 from flax import nnx
 
-from fcn_jax import atomic, checkpoint
+from fcn_jax import checkpoint
 from fcn_jax.errors import TrainingError, WriteError
 from fcn_jax.models.names import named
+from fcn_jax.runtime import atomic
 from fcn_jax.train import logs, optim
 from fcn_jax.train import step as train_step
 from fcn_jax.train.ending import gist
@@ -35,7 +36,11 @@ Pending = tuple[int, dict[str, jax.Array], dict[str, np.ndarray]]
 
 def _items(state: train_step.TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
     """The state as a checkpoint's items `model` and `train`."""
-    arrays = {name: leaf[...] for part in (state.params, state.batch_stats) for name, leaf in named(part).items()}
+    arrays = {
+        name: leaf[...]
+        for part in (state.params, state.batch_stats)
+        for name, leaf in named(part).items()
+    }
     return arrays, {"step": state.step, "opt_state": state.opt_state}
 
 
@@ -46,7 +51,11 @@ def save(checkpoints: checkpoint.Checkpoints, reached: Reached, spec: checkpoint
 
 
 def save_the_work(
-    checkpoints: checkpoint.Checkpoints, reached: Reached, pending: Pending | None, saved: int, spec: checkpoint.Spec
+    checkpoints: checkpoint.Checkpoints,
+    reached: Reached,
+    pending: Pending | None,
+    saved: int,
+    spec: checkpoint.Spec,
 ) -> str | None:
     """Save the last completed step, if it is not; the reason if that cannot be done."""
     problem = None
@@ -57,7 +66,10 @@ def save_the_work(
             problem = "the step that failed had taken over its memory"
         else:
             try:
-                if pending and not (math.isfinite(float(pending[1]["loss"])) and bool(_all_finite(reached.state.params))):
+                if pending and not (
+                    math.isfinite(float(pending[1]["loss"]))
+                    and bool(_all_finite(reached.state.params))
+                ):
                     problem = "its numbers are not finite"
                 else:
                     save(checkpoints, reached, spec)
@@ -77,7 +89,10 @@ def close_quietly(checkpoints: checkpoint.Checkpoints) -> None:
 
 
 def restored(
-    checkpoints: checkpoint.Checkpoints, state: train_step.TrainState, position: Any, progress: logs.Progress
+    checkpoints: checkpoint.Checkpoints,
+    state: train_step.TrainState,
+    position: Any,
+    progress: logs.Progress,
 ) -> tuple[int, train_step.TrainState, Any]:
     """Step, state and position in the data of the newest checkpoint that is whole; those given where there is none."""
     arrays, rest = _items(state)
@@ -85,21 +100,31 @@ def restored(
     if found is None:
         return 0, state, position
     for fault in found.skipped:
-        progress.say(f"warning: {fault}; it is set aside, and the one before it is taken, of step {found.step}")
+        progress.say(
+            f"warning: {fault}; it is set aside, and the one before it is taken, of step {found.step}"
+        )
 
     def filled(tree: nnx.State) -> nnx.State:
-        flat = [(path, leaf.replace(found.model[".".join(map(str, path))])) for path, leaf in nnx.to_flat_state(tree)]
+        flat = [
+            (path, leaf.replace(found.model[".".join(map(str, path))]))
+            for path, leaf in nnx.to_flat_state(tree)
+        ]
         return nnx.from_flat_state(flat)
 
     restored = train_step.TrainState(
-        found.train["step"], filled(state.params), filled(state.batch_stats), found.train["opt_state"]
+        found.train["step"],
+        filled(state.params),
+        filled(state.batch_stats),
+        found.train["opt_state"],
     )
     return found.step, restored, found.data
 
 
 @jax.jit
 def _all_finite(params: Any) -> jax.Array:
-    return jax.numpy.stack([jax.numpy.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]).all()
+    return jax.numpy.stack(
+        [jax.numpy.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]
+    ).all()
 
 
 def require_finite(pending: Pending, run: Path, state: train_step.TrainState) -> None:
@@ -121,7 +146,11 @@ def _evidence(pending: Pending, run: Path, state: train_step.TrainState) -> Trai
     number, metrics, batch = pending
     loss, folder = float(metrics["loss"]), run / "nonfinite"
     names = optim.parameter_names(state.params)
-    broken = [n for n, leaf in zip(names, jax.tree.leaves(state.params), strict=True) if not bool(jax.numpy.isfinite(leaf).all())]
+    broken = [
+        n
+        for n, leaf in zip(names, jax.tree.leaves(state.params), strict=True)
+        if not bool(jax.numpy.isfinite(leaf).all())
+    ]
     report = {
         "step": number,
         "loss": str(loss),
@@ -138,4 +167,6 @@ def _evidence(pending: Pending, run: Path, state: train_step.TrainState) -> Trai
         where = f"the batch and the names of the {len(broken)} parameters that are no longer finite are in {folder}"
     except WriteError as error:
         where = str(error)
-    return TrainingError(f"{what}; {where}. Start another run with a lower optim.lr, or with optim.warmup_steps")
+    return TrainingError(
+        f"{what}; {where}. Start another run with a lower optim.lr, or with optim.warmup_steps"
+    )

@@ -38,13 +38,17 @@ def settings_at_fault(what: str, config: Config) -> Iterator[None]:
             **{f"model.{name}": table or None for name, table in tables.items()},
             "data.crop": list(data.crop),
             "data.batch_size": data.batch_size,
-            "optim.micro_steps": config.optim.micro_steps if config.optim.micro_steps > 1 else None,
+            "optim.accumulate_steps": config.optim.accumulate_steps
+            if config.optim.accumulate_steps > 1
+            else None,
         }
-        settings = ", ".join(f"{name} = {value}" for name, value in named.items() if value is not None)
+        settings = ", ".join(
+            f"{name} = {value}" for name, value in named.items() if value is not None
+        )
         raise ConfigError(f"{what} with {settings}: {gist(error)} (--debug shows where)") from error
 
 
-_TOO_LARGE = "it takes more memory than there is; lower data.batch_size or data.crop, or raise optim.micro_steps"
+_TOO_LARGE = "it takes more memory than there is; lower data.batch_size or data.crop, or raise optim.accumulate_steps"
 
 
 def require_memory(compiled: Any) -> None:
@@ -58,7 +62,7 @@ def require_memory(compiled: Any) -> None:
         if needed > available:
             raise ConfigError(
                 f"a training step needs {needed / 2**30:.0f} GiB of memory, and this machine has {available / 2**30:.0f}; lower "
-                "data.batch_size or data.crop, or raise optim.micro_steps"
+                "data.batch_size or data.crop, or raise optim.accumulate_steps"
             )
 
 
@@ -66,13 +70,20 @@ def claim(run: Path, config: Config, resume: bool) -> None:
     """Make sure that nothing of another run is overwritten, and that a resumed run keeps its recipe."""
     if not resume:
         if run.exists() and any(run.iterdir()):
-            raise ConfigError(f"{run}: exists and is not empty; go on with --resume, or name another directory with --run")
+            raise ConfigError(
+                f"{run}: exists and is not empty; go on with --resume, or name another directory with --run"
+            )
         return
     if not run.exists() or not any(run.iterdir()):
         return
     before, now = read_run(run), config
     tables = [same_plugins(recipe.anchored().model_dump(mode="json")) for recipe in (before, now)]
-    changed = [f"{s}.{k}" for s, values in tables[1].items() for k in values if values[k] != tables[0][s][k]]
+    changed = [
+        f"{s}.{k}"
+        for s, values in tables[1].items()
+        for k in values
+        if values[k] != tables[0][s][k]
+    ]
     changed = sorted(name for name in changed if name not in _FREE)
     if changed == ["train.epochs"]:
         if now.optim.schedule == "constant":
@@ -89,7 +100,16 @@ def claim(run: Path, config: Config, resume: bool) -> None:
         )
 
 
-_FREE = frozenset({"data.root", "data.workers", "data.damaged", "train.log_every", "train.samples", "train.checkpoint_every"})
+_FREE = frozenset(
+    {
+        "data.root",
+        "data.workers",
+        "data.damaged",
+        "train.log_every_steps",
+        "train.samples",
+        "train.checkpoint_every_steps",
+    }
+)
 """Settings that may change when a run goes on: none of them changes what is computed."""
 
 
@@ -99,27 +119,37 @@ def require_meant(config: Config) -> None:
     given = [name for name in ("reinit", "drop", "key") if getattr(init, name)]
     if given and init.weights is None:
         names = ", ".join(f"init.{name}" for name in given)
-        raise ConfigError(f"{names}: given without init.weights, whose names they are about; name the weights with --init")
+        raise ConfigError(
+            f"{names}: given without init.weights, whose names they are about; name the weights with --init"
+        )
     for name in ("aux_feature", "aux_head_options"):
         if getattr(model, name) and model.aux_head is None:
-            raise ConfigError(f"model.{name}: given without model.aux_head; name the auxiliary head, such as model.aux_head=fcn")
+            raise ConfigError(
+                f"model.{name}: given without model.aux_head; name the auxiliary head, such as model.aux_head=fcn"
+            )
 
 
 def require_steps(config: Config, total: int) -> None:
     """Raise `ConfigError` if a run of `total` steps is too long, or too short for its warm-up."""
     if total >= 2**31:
-        raise ConfigError(f"train.epochs is {config.train.epochs}: that makes {total} steps; want fewer than {2**31}")
+        raise ConfigError(
+            f"train.epochs is {config.train.epochs}: that makes {total} steps; want fewer than {2**31}"
+        )
     if config.optim.warmup_steps >= total:
         raise ConfigError(
             f"optim.warmup_steps is {config.optim.warmup_steps}, and the run has {total} steps; want fewer warm-up steps, or more epochs"
         )
 
 
-def require_same_split(run: Path, before: Mapping[str, Any] | None, now: Mapping[str, Any], split: str) -> None:
+def require_same_split(
+    run: Path, before: Mapping[str, Any] | None, now: Mapping[str, Any], split: str
+) -> None:
     """Raise `ConfigError` if the images that a run trains on are not those that it started with; older runs do not record them."""
     if before is None or dict(before) == dict(now):
         return
-    what = f"has {now['images']} images" if now["images"] != before["images"] else "has other images"
+    what = (
+        f"has {now['images']} images" if now["images"] != before["images"] else "has other images"
+    )
     raise ConfigError(
         f"{run}: split '{split}' {what}, and the run was started with {before['images']}; their order and the schedule follow from them. "
         f"Restore them, or start another run from the parameters of this one: --init {shlex.quote(str(run))} --run NEW"

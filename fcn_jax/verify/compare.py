@@ -1,9 +1,10 @@
 """The criterion: error against PyTorch in float64, held against the error of correct PyTorch runs in the same precision.
 
-No tolerance is guessed. A tensor's error is its relative L2 distance to the truth, `|x - truth| / |truth|`, where the truth is PyTorch's
-result in float64. The yardstick is the worst error of several PyTorch runs in the compared precision, all of them correct; it has a floor
-of a rounding or a few, since an operation without rounding has no error at all. JAX must stay within a factor of it. Where PyTorch itself
-is off by half of the truth or more, there is nothing to hold JAX against: such a tensor is listed as not judged.
+No tolerance is guessed. A tensor's error is its relative L2 distance to the truth, `|x - truth| /
+|truth|`, where the truth is PyTorch's result in float64. The yardstick is the worst error of several PyTorch runs in the compared precision, all of them correct; it has a floor
+of a rounding or a few, since an operation without rounding has no error at all. JAX must stay
+within a factor of it. Where PyTorch itself is off by half of the truth or more, there is nothing to
+hold JAX against: such a tensor is listed as not judged.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ FACTORS = {"layers": 2.0, "outputs": 2.0, "gradients": 3.0, "training": 10.0}
 
 FLOOR = {"float32": 2.0**-21, "bfloat16": 2.0**-9}
 """The least yardstick of a tensor, by compute dtype. Rounding every element once gives a relative L2 error of about a quarter of a unit
-in the last place, and that is all a bfloat16 layer does: it sums in float32. A float32 layer rounds its sums too, in an order that
-differs from shape to shape in either library: `python -m benchmarks.summation` shows PyTorch's own 3x3 convolution of 128 channels 1.5
-units off at one size and 3.5 at the next, so that the size that happens to be compared must not decide."""
+in the last place, and that is all a bfloat16 layer does: it sums in float32. A float32 layer rounds
+its sums too, in an order that differs from shape to shape in either library: `python -m
+benchmarks.summation` shows PyTorch's own 3x3 convolution of 128 channels 1.5 units off at one size
+and 3.5 at the next, so that the size that happens to be compared must not decide."""
 
 SCALAR_FLOOR = {"float32": 2.0**-21, "bfloat16": 2.0**-7}
 """The least yardstick of a single number, whose error in any one run may be small by luck."""
@@ -50,8 +52,10 @@ class Comparison:
         error: relative L2 error of JAX against PyTorch float64.
         torch_error: worst relative L2 error of PyTorch in the compared precision.
         limit: largest `error` that counts as equal.
-        largest: largest single difference, as a share of the largest absolute value. Reported, not judged.
-        fault: why there is no number, such as values that are not finite or another shape; empty if there is one.
+        largest: largest single difference, as a share of the largest absolute value. Reported, not
+            judged.
+        fault: why there is no number, such as values that are not finite or another shape; empty if
+            there is one.
     """
 
     name: str
@@ -81,13 +85,19 @@ class Comparison:
 
     def __str__(self) -> str:
         """For messages: name, and what is wrong or how far off it is."""
-        said = self.fault or f"error {self.error:.1e}, PyTorch's own {self.torch_error:.1e}, allowed {self.limit:.1e}"
+        said = (
+            self.fault
+            or f"error {self.error:.1e}, PyTorch's own {self.torch_error:.1e}, allowed {self.limit:.1e}"
+        )
         return f"{self.name}: {said}"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; a number that JSON has no word for is None."""
         table = dataclasses.asdict(self)
-        return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in table.items()} | {
+        return {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in table.items()
+        } | {
             "equal": self.equal,
             "judged": self.judged,
         }
@@ -101,7 +111,8 @@ class Section:
         title: such as "layers, isolated".
         factor: how many yardsticks of error were allowed.
         comparisons: the tensors.
-        attempts: on how many inputs they were compared; each tensor is shown where it came out best.
+        attempts: on how many inputs they were compared; each tensor is shown where it came out
+            best.
     """
 
     title: str
@@ -125,31 +136,42 @@ class Section:
         return self.factor * self.worst.excess if self.worst else 0.0
 
 
-def persistent(attempt: Callable[[int], Sequence[Section]], attempts: int = ATTEMPTS) -> list[Section]:
+def persistent(
+    attempt: Callable[[int], Sequence[Section]], attempts: int = ATTEMPTS
+) -> list[Section]:
     """Compare again, on other inputs, while a tensor is over its limit; each tensor counts where it came out best.
 
-    A gradient jumps where a ReLU's input is zero, or where two pixels of a pooling window are equal. A unit that is within rounding of
-    such a place falls on either side of it in one correct run or another, and among a network's millions of units there is about one:
-    `python -m benchmarks.equivalence` sees PyTorch's own float32 runs jump so by 1e-3 to 1e-2. It is another unit on other inputs, and
-    other tensors that jump; a fault stays where it is. What cannot be measured at all (NaN, another shape) counts as soon as it is seen.
+    A gradient jumps where a ReLU's input is zero, or where two pixels of a pooling window are
+    equal. A unit that is within rounding of such a place falls on either side of it in one correct
+    run or another, and among a network's millions of units there is about one: `python -m
+    benchmarks.equivalence` sees PyTorch's own float32 runs jump so by 1e-3 to 1e-2. It is another
+    unit on other inputs, and other tensors that jump; a fault stays where it is. What cannot be
+    measured at all (NaN, another shape) counts as soon as it is seen.
 
     Args:
-        attempt: the number of the attempt, from 0 -> sections, of the same titles and tensors each time.
+        attempt: the number of the attempt, from 0 -> sections, of the same titles and tensors each
+            time.
         attempts: at most so many.
     """
     sections = list(attempt(0))
     for number in range(1, attempts):
         comparisons = [comparison for section in sections for comparison in section.comparisons]
-        if all(comparison.equal for comparison in comparisons) or any(comparison.fault for comparison in comparisons):
+        if all(comparison.equal for comparison in comparisons) or any(
+            comparison.fault for comparison in comparisons
+        ):
             break
-        sections = [_better(ours, other) for ours, other in zip(sections, attempt(number), strict=True)]
+        sections = [
+            _better(ours, other) for ours, other in zip(sections, attempt(number), strict=True)
+        ]
     return sections
 
 
 def _better(section: Section, other: Section) -> Section:
     """Tensor by tensor, the lesser excess; a fault is kept, and what could not be judged excuses nothing."""
     pairs = zip(section.comparisons, other.comparisons, strict=True)
-    kept = tuple(b if b.fault else min(a, b, key=lambda c: (not c.judged, c.excess)) for a, b in pairs)
+    kept = tuple(
+        b if b.fault else min(a, b, key=lambda c: (not c.judged, c.excess)) for a, b in pairs
+    )
     return dataclasses.replace(section, comparisons=kept, attempts=section.attempts + 1)
 
 
@@ -163,14 +185,16 @@ def relative_error(found: np.ndarray, truth: np.ndarray, least_norm: float = 0.0
 class Yardstick:
     """The worst error of PyTorch's correct runs, tensor by tensor."""
 
-    def __init__(self, truth: Mapping[str, np.ndarray], dtype: str, *, least_norm: float = 0.0) -> None:
+    def __init__(
+        self, truth: Mapping[str, np.ndarray], dtype: str, *, least_norm: float = 0.0
+    ) -> None:
         """Start from the truth.
 
         Args:
             truth: float64 results by name; the order is the report's.
             dtype: compared precision, "float32" or "bfloat16".
-            least_norm: tensors of a smaller norm are measured by this one: a gradient that is zero but for rounding has no
-                relative error worth the name.
+            least_norm: tensors of a smaller norm are measured by this one: a gradient that is zero
+                but for rounding has no relative error worth the name.
         """
         self.truth = dict(truth)
         self._dtype = dtype
@@ -184,12 +208,16 @@ class Yardstick:
             if not np.isfinite(value).all():
                 self._not_finite.add(name)
                 continue
-            self._worst[name] = max(self._worst[name], relative_error(value, self.truth[name], self._least_norm))
+            self._worst[name] = max(
+                self._worst[name], relative_error(value, self.truth[name], self._least_norm)
+            )
 
     def judge(self, found: Mapping[str, np.ndarray], factor: float) -> tuple[Comparison, ...]:
         """Hold JAX's results, by the same names and in PyTorch's layout, against the truth; a name on one side alone is a fault."""
         surplus = (
-            Comparison(name, value.shape, math.inf, 0.0, 0.0, math.inf, "PyTorch has no such tensor")
+            Comparison(
+                name, value.shape, math.inf, 0.0, 0.0, math.inf, "PyTorch has no such tensor"
+            )
             for name, value in found.items()
             if name not in self.truth
         )
@@ -208,7 +236,9 @@ class Yardstick:
         elif not np.isfinite(found.astype(np.float32, copy=False)).all():
             fault = NOT_FINITE
         if fault or found is None:
-            return Comparison(name, truth.shape, math.inf, self._worst[name], limit, math.inf, fault)
+            return Comparison(
+                name, truth.shape, math.inf, self._worst[name], limit, math.inf, fault
+            )
         difference = np.abs(found.astype(np.float64) - truth).max(initial=0.0)
         largest = float(difference / max(np.abs(truth).max(initial=0.0), 1e-300))
         error = relative_error(found, truth, self._least_norm)

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fcn_jax import destination, json_text
-from fcn_jax.atomic import write_text
-from fcn_jax.convert.matching import LoadRecord
+from fcn_jax.convert.matching import LoadReport
 from fcn_jax.errors import ConfigError
-from fcn_jax.infer.draw import colorize, generic_classes
+from fcn_jax.eval.draw import colorize, generic_classes
+from fcn_jax.runtime import destination, json_text
+from fcn_jax.runtime.atomic import write_text
 from fcn_jax.verify.compare import Comparison, Section
 from fcn_jax.verify.report import Pictures, Report
 
@@ -59,7 +59,9 @@ def write(report: Report, path: str | Path) -> None:
     path = Path(path)
     check_path(path)
     table = {"generator": GENERATOR, **report.to_dict()}
-    write_text(path, page(report) if path.suffix == ".html" else json_text.dumps(table, indent=2) + "\n")
+    write_text(
+        path, page(report) if path.suffix == ".html" else json_text.dumps(table, indent=2) + "\n"
+    )
 
 
 def check_path(path: Path) -> None:
@@ -134,14 +136,24 @@ def _summary(section: Section) -> tuple[tuple[str, ...], str]:
     state = "" if section.equal else "failed"
     if worst is None:
         return (section.title, "0", "", "", "", "", f"{section.factor:g}"), state
-    numbers = (f"{worst.error:.1e}", f"{worst.torch_error:.1e}", f"{section.worst_factor:.2f}", f"{section.factor:g}")
+    numbers = (
+        f"{worst.error:.1e}",
+        f"{worst.torch_error:.1e}",
+        f"{section.worst_factor:.2f}",
+        f"{section.factor:g}",
+    )
     return (section.title, str(len(section.comparisons)), worst.name, *numbers), state
 
 
 def _details(section: Section) -> str:
     rows = (
         (
-            (c.name, _shape(c), c.fault or f"{c.error:.2e}", *(f"{x:.2e}" for x in (c.torch_error, c.limit, c.largest))),
+            (
+                c.name,
+                _shape(c),
+                c.fault or f"{c.error:.2e}",
+                *(f"{x:.2e}" for x in (c.torch_error, c.limit, c.largest)),
+            ),
             "" if c.equal else "failed",
         )
         for c in section.comparisons
@@ -155,7 +167,7 @@ def _shape(comparison: Comparison) -> str:
     return "x".join(map(str, comparison.shape))
 
 
-def _coverage(record: LoadRecord) -> str:
+def _coverage(record: LoadReport) -> str:
     rows = [(name, path) for path, name in record.loaded.items()]
     rows += [(name, f"dropped: {reason}") for name, reason in record.dropped.items()]
     table = _table(("PyTorch", "here"), ((row, "") for row in rows))
@@ -165,7 +177,10 @@ def _coverage(record: LoadRecord) -> str:
 def _table(head: Iterable[str], rows: Iterable[tuple[Iterable[str], str]]) -> str:
     """Rows are cells and a CSS class."""
     cells = "".join(f"<th>{html.escape(cell)}" for cell in head)
-    lines = [f"<tr class={state or 'passed'}>" + "".join(f"<td>{html.escape(cell)}" for cell in row) for row, state in rows]
+    lines = [
+        f"<tr class={state or 'passed'}>" + "".join(f"<td>{html.escape(cell)}" for cell in row)
+        for row, state in rows
+    ]
     return f"<table><tr>{cells}\n" + "\n".join(lines) + "</table>"
 
 
@@ -178,17 +193,40 @@ def _figure(width: float, height: float) -> Figure:
 def _plot(sections: list[Section]) -> str:
     """JAX's and PyTorch's error of every tensor, one panel a section, in the order of the computation."""
     figure = _figure(11, 3.1 * len(sections))
-    for axes, section in zip(figure.subplots(len(sections), squeeze=False)[:, 0], sections, strict=True):
+    for axes, section in zip(
+        figure.subplots(len(sections), squeeze=False)[:, 0], sections, strict=True
+    ):
         x = np.arange(len(section.comparisons))
         comparisons = section.comparisons
-        axes.plot(x, _heights(c.limit for c in comparisons), color="#999", lw=1, ls="--", label=f"allowed ({section.factor:g}x)")
-        axes.plot(x, _heights(c.torch_error for c in comparisons), "o", ms=4, color="#e8590c", label="PyTorch, worst run")
-        axes.plot(x, _heights(c.error for c in comparisons), "x", ms=5, color="#1864ab", label="JAX")
+        axes.plot(
+            x,
+            _heights(c.limit for c in comparisons),
+            color="#999",
+            lw=1,
+            ls="--",
+            label=f"allowed ({section.factor:g}x)",
+        )
+        axes.plot(
+            x,
+            _heights(c.torch_error for c in comparisons),
+            "o",
+            ms=4,
+            color="#e8590c",
+            label="PyTorch, worst run",
+        )
+        axes.plot(
+            x, _heights(c.error for c in comparisons), "x", ms=5, color="#1864ab", label="JAX"
+        )
         for i in (i for i, c in enumerate(comparisons) if not c.equal):
             axes.axvspan(i - 0.5, i + 0.5, color="#b42318", alpha=0.15, lw=0)
         axes.set(yscale="log", ylabel="relative L2 error", xlim=(-1, len(x)))
         shown = x if len(x) <= 70 else x[:: math.ceil(len(x) / 70)]
-        axes.set_xticks(shown, [comparisons[i].name.removeprefix("backbone.") for i in shown], rotation=90, fontsize=6)
+        axes.set_xticks(
+            shown,
+            [comparisons[i].name.removeprefix("backbone.") for i in shown],
+            rotation=90,
+            fontsize=6,
+        )
         axes.set_title(section.title, loc="left")
         axes.grid(axis="y", alpha=0.3)
         axes.legend(fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False)
@@ -210,12 +248,19 @@ def _pictures(pictures: Pictures) -> str:
     figure.colorbar(drawn, ax=axes, fraction=0.04, format="%.1e")
     shown = (
         ("the image", _png(pictures.image)),
-        ("largest difference of a pixel's logits, as a share of the largest logit", _image(figure, "png")),
+        (
+            "largest difference of a pixel's logits, as a share of the largest logit",
+            _image(figure, "png"),
+        ),
         ("classes by PyTorch float64", _png(colorize(pictures.torch, classes))),
-        (f"classes by JAX: the same on {agree:.4%} of the pixels", _png(colorize(pictures.jax, classes))),
+        (
+            f"classes by JAX: the same on {agree:.4%} of the pixels",
+            _png(colorize(pictures.jax, classes)),
+        ),
     )
     figures = (
-        f'<figure><img alt="{caption}" src="{source}"><figcaption>{caption}</figcaption></figure>' for caption, source in shown
+        f'<figure><img alt="{caption}" src="{source}"><figcaption>{caption}</figcaption></figure>'
+        for caption, source in shown
     )
     return f"<div class=pictures>{''.join(figures)}</div>"
 

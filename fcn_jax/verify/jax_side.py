@@ -49,7 +49,8 @@ def _watching(module: nnx.Module, note: Callable[[str, Any], None]) -> Iterator[
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
             output = original(self, *args, **kwargs)
             if (
-                type(self) is cls  # otherwise it is a part of a call: a subclass' own way to its parent's
+                type(self)
+                is cls  # otherwise it is a part of a call: a subclass' own way to its parent's
                 and id(self) in paths
                 and len(args) == 1
                 and not kwargs
@@ -84,7 +85,8 @@ def watched(
     """Run a module, jitted as a whole, and note what comes out of submodules.
 
     Returns:
-        The outputs by name, and the outputs of every call of each submodule that took and gave a single array; in PyTorch's layout.
+        The outputs by name, and the outputs of every call of each submodule that took and gave a
+        single array; in PyTorch's layout.
     """
     graphdef, state = nnx.split(module)
 
@@ -103,13 +105,17 @@ def watched(
 
     with precise():
         outputs, seen = run(state, tuple(inputs))
-    return arrays(outputs), {path: [array(value) for value in values] for path, values in seen.items()}
+    return arrays(outputs), {
+        path: [array(value) for value in values] for path, values in seen.items()
+    }
 
 
 def outputs(module: nnx.Module, call: Call, inputs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
     """Run a module, jitted, in the mode it is in; outputs by name in PyTorch's layout."""
     graphdef, state = nnx.split(module)
-    run = jax.jit(lambda state, inputs: by_name(call(nnx.merge(graphdef, state, copy=True), inputs)))
+    run = jax.jit(
+        lambda state, inputs: by_name(call(nnx.merge(graphdef, state, copy=True), inputs))
+    )
     with precise():
         return arrays(run(state, tuple(inputs)))
 
@@ -132,7 +138,11 @@ def layer_runner() -> Callable[[nnx.Module, np.ndarray], np.ndarray]:
 
 
 def gradients(
-    module: nnx.Module, call: Call, inputs: Sequence[np.ndarray], loss: Callable[[dict[str, Any], Any], jax.Array], target: Any
+    module: nnx.Module,
+    call: Call,
+    inputs: Sequence[np.ndarray],
+    loss: Callable[[dict[str, Any], Any], jax.Array],
+    target: Any,
 ) -> tuple[float, Any]:
     """Loss of the outputs and a target, and its gradient by every parameter, jitted as in training: (loss, state of gradients)."""
     graphdef, params, rest = nnx.split(module, nnx.Param, ...)  # type: ignore[misc]
@@ -166,7 +176,11 @@ def without_dropout(module: nnx.Module) -> Iterator[None]:
 def array(value: Any) -> np.ndarray:
     """To numpy in PyTorch's layout; bfloat16 is widened."""
     wide = np.asarray(value)
-    return to_nchw(wide.astype(np.float32) if wide.dtype.itemsize < 4 and wide.dtype.kind not in "iub" else wide)
+    return to_nchw(
+        wide.astype(np.float32)
+        if wide.dtype.itemsize < 4 and wide.dtype.kind not in "iub"
+        else wide
+    )
 
 
 def arrays(values: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from flax import nnx
 
-from fcn_jax.convert.rules import Table
 from fcn_jax.models.names import leaves
+from fcn_jax.pytorch.rules import Table
 from fcn_jax.verify import jax_side
 from fcn_jax.verify.compare import FACTORS, Comparison, Section, Yardstick
 from fcn_jax.verify.torch_side import TRUTH, TorchSide, import_torch
@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 def pair(network: torch.nn.Module, module: nnx.Module, table: Table) -> dict[str, str]:
     """Submodules that hold the same tensors by the table: Flax path -> PyTorch name, leaves and blocks alike.
 
-    Where several modules, one around the other, hold the same tensors, they are paired from the outermost on if there are as many on both
-    sides. Otherwise what they do besides cannot be told, such as adding a shortcut, and only the innermost are paired, if they hold the
-    tensors themselves.
+    Where several modules, one around the other, hold the same tensors, they are paired from the
+    outermost on if there are as many on both sides. Otherwise what they do besides cannot be told,
+    such as adding a shortcut, and only the innermost are paired, if they hold the tensors
+    themselves.
     """
     names = {}
     for path in leaves(module):
@@ -36,7 +37,8 @@ def pair(network: torch.nn.Module, module: nnx.Module, table: Table) -> dict[str
         {path: name for path, name in names.items() if name in present},
     )
     theirs = _by_tensors(
-        [name for name, layer in network.named_modules() if name and _does_something(layer)], {n: n for n in present}
+        [name for name, layer in network.named_modules() if name and _does_something(layer)],
+        {n: n for n in present},
     )
     pairs: dict[str, str] = {}
     for tensors, paths in ours.items():
@@ -50,7 +52,9 @@ def pair(network: torch.nn.Module, module: nnx.Module, table: Table) -> dict[str
     return {path: pairs[path] for path in jax_side.submodules(module) if path in pairs}
 
 
-def _by_tensors(modules: Sequence[str], tensors: Mapping[str, str]) -> dict[frozenset[str], list[str]]:
+def _by_tensors(
+    modules: Sequence[str], tensors: Mapping[str, str]
+) -> dict[frozenset[str], list[str]]:
     """Modules by what they hold, in the order given.
 
     Args:
@@ -69,7 +73,9 @@ def _does_something(layer: torch.nn.Module) -> bool:
     """Whether a PyTorch module can be called and does more than its only child."""
     torch = import_torch()
     can_be_called = type(layer).forward is not torch.nn.Module.forward
-    return can_be_called and not (type(layer) is torch.nn.Sequential and len(list(layer.children())) == 1)
+    return can_be_called and not (
+        type(layer) is torch.nn.Sequential and len(list(layer.children())) == 1
+    )
 
 
 def compare(
@@ -93,8 +99,9 @@ def compare(
         advance: told of every step done.
 
     Returns:
-        The isolated errors, each layer fed PyTorch's own input, in the order of PyTorch's calls; the accumulated errors, in the same
-        order; and the layers with tensors of their own that were not compared, since one side never calls them with a single tensor.
+        The isolated errors, each layer fed PyTorch's own input, in the order of PyTorch's calls;
+        the accumulated errors, in the same order; and the layers with tensors of their own that
+        were not compared, since one side never calls them with a single tensor.
     """
     _, ours = jax_side.watched(module, call, inputs, tuple(pairs))
     advance("JAX")
@@ -102,7 +109,9 @@ def compare(
     paths = {name: path for path, name in pairs.items() if path in ours}
     _, seen_in, truth = side.watched(TRUTH, inputs, tuple(paths))
     advance("PyTorch float64")
-    order = list(seen_in)  # hooks fire when a module is done: the layers of a block before the block
+    order = list(
+        seen_in
+    )  # hooks fire when a module is done: the layers of a block before the block
     accumulated = Yardstick(_numbered(paths, truth), dtype)
     for variant in side.variants:
         _, _, seen = side.watched(variant, inputs, order)
@@ -111,7 +120,9 @@ def compare(
     factor = FACTORS["layers"]
     called = {paths[name] for name in order}
     whole = Section(
-        "layers, accumulated", factor, accumulated.judge(_flat({path: ours[path] for path in ours if path in called}), factor)
+        "layers, accumulated",
+        factor,
+        accumulated.judge(_flat({path: ours[path] for path in ours if path in called}), factor),
     )
     del accumulated, truth, ours, seen
 
@@ -135,8 +146,9 @@ def compare(
 def guilty(isolated: Section, accumulated: Section) -> str:
     """Which layer is to blame, or "" if none is.
 
-    The first that is wrong on PyTorch's own input; a block comes after the layers in it, so it is named only where they are right.
-    Otherwise, where every layer is right by itself, the code between two of them is wrong.
+    The first that is wrong on PyTorch's own input; a block comes after the layers in it, so it is
+    named only where they are right. Otherwise, where every layer is right by itself, the code
+    between two of them is wrong.
     """
     first = next((c for c in isolated.comparisons if not c.equal), None)
     if first is not None:
@@ -154,10 +166,14 @@ def _label(path: str, number: int) -> str:
 
 
 def _flat(seen: Mapping[str, Sequence[np.ndarray]]) -> dict[str, np.ndarray]:
-    return {_label(path, i): value for path, values in seen.items() for i, value in enumerate(values)}
+    return {
+        _label(path, i): value for path, values in seen.items() for i, value in enumerate(values)
+    }
 
 
-def _numbered(paths: Mapping[str, str], seen: Mapping[str, Sequence[np.ndarray]]) -> dict[str, np.ndarray]:
+def _numbered(
+    paths: Mapping[str, str], seen: Mapping[str, Sequence[np.ndarray]]
+) -> dict[str, np.ndarray]:
     return _flat({paths[name]: values for name, values in seen.items()})
 
 

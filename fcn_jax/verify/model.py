@@ -13,21 +13,29 @@ import jax
 import numpy as np
 from flax import nnx
 
-from fcn_jax import registry
-from fcn_jax.api import IGNORE_INDEX
-from fcn_jax.convert import files
 from fcn_jax.convert.engine import load_torch, tables
-from fcn_jax.convert.matching import LoadRecord
-from fcn_jax.convert.rules import Table
+from fcn_jax.convert.matching import LoadReport
 from fcn_jax.data.shapes import draw_scene
 from fcn_jax.errors import ConfigError, WeightsError
-from fcn_jax.infer.metrics import ConfusionMatrix
+from fcn_jax.eval.metrics import ConfusionMatrix
 from fcn_jax.models.preprocess import normalize
 from fcn_jax.models.segmenter import ModelSpec, build, by_name, describe
+from fcn_jax.plugins import registry
+from fcn_jax.plugins.api import IGNORE_INDEX
+from fcn_jax.pytorch import files
+from fcn_jax.pytorch.rules import Table
 from fcn_jax.train.losses import segmentation_loss
 from fcn_jax.verify import jax_side
 from fcn_jax.verify.compare import Section, persistent
-from fcn_jax.verify.modules import Loss, Outputs, add_gradients, attempts_after, compare_layers, compare_outputs, paired
+from fcn_jax.verify.modules import (
+    Loss,
+    Outputs,
+    add_gradients,
+    attempts_after,
+    compare_layers,
+    compare_outputs,
+    paired,
+)
 from fcn_jax.verify.reference import build_reference, randomise_batch_norm
 from fcn_jax.verify.report import Agreement, Pictures, Report, environment
 from fcn_jax.verify.torch_side import import_torch
@@ -62,27 +70,31 @@ def verify_model(
 ) -> Report:
     """Show that a model here is the same function as its PyTorch original; or which layer is not.
 
-    Both networks are filled from one state dict and run on the same drawn scenes. See `fcn_jax.verify.compare` for the criterion.
-    Layers and logits are compared in eval mode; gradients and training steps in train mode, with dropout off.
+    Both networks are filled from one state dict and run on the same drawn scenes. See
+    `fcn_jax.verify.compare` for the criterion. Layers and logits are compared in eval mode;
+    gradients and training steps in train mode, with dropout off.
 
     Args:
-        model: a registered whole model, or a registered backbone, which is then verified under a head.
-        weights: a `.pth` or `.safetensors` file, or the name of published weights. If not given, all is random, BatchNorm's statistics,
-            scales and shifts too.
+        model: a registered whole model, or a registered backbone, which is then verified under a
+            head.
+        weights: a `.pth` or `.safetensors` file, or the name of published weights. If not given,
+            all is random, BatchNorm's statistics, scales and shifts too.
         reinit: globs over names that the file lacks on purpose; they are random.
         head: registered head for a backbone; None takes `fcn32s`.
-        aux_head: registered auxiliary head for a backbone. A whole model is compared with its own, if it has one.
+        aux_head: registered auxiliary head for a backbone. A whole model is compared with its own,
+            if it has one.
         num_classes: default: the registered model's, or 21.
         output_stride: of the backbone; None takes the default.
         backbone_options: as in a recipe, in place of the registered model's of those names.
         head_options: likewise.
-        sizes: heights and widths of the images in pixels, at least 32 each. Layers, gradients and training use the first.
+        sizes: heights and widths of the images in pixels, at least 32 each. Layers, gradients and
+            training use the first.
         batch: images, at least 1.
         dtype: compared precision, "float32" or "bfloat16".
         grad: compare the gradient of the loss by every parameter.
         train_steps: how many training steps to compare, 0 or more.
-        train_lr: their first learning rate, above 0. Networks without BatchNorm may need less than the default, or PyTorch's loss is not
-            finite after a few steps.
+        train_lr: their first learning rate, above 0. Networks without BatchNorm may need less than
+            the default, or PyTorch's loss is not finite after a few steps.
         seed: of everything random, 0 or more.
         progress: told of every step: how many are done, of about how many, and what was done last.
 
@@ -90,7 +102,8 @@ def verify_model(
         The report; `report.equal` is the verdict.
 
     Raises:
-        ConfigError: an unknown name, a size or number out of range, or a part without PyTorch reference.
+        ConfigError: an unknown name, a size or number out of range, or a part without PyTorch
+            reference.
         WeightsError: the weights do not fit, or torch is not installed.
     """
     torch = import_torch()
@@ -109,21 +122,33 @@ def verify_model(
     randomise_batch_norm(reference, seed)
     found = tables(spec)
     if ("model", names) not in found:
-        raise ConfigError(f"{spec.backbone} + {spec.head} declare no '{names}' table of PyTorch names to compare by")
+        raise ConfigError(
+            f"{spec.backbone} + {spec.head} declare no '{names}' table of PyTorch names to compare by"
+        )
     table = found["model", names]
     origin: dict[str, Any] = {"source": f"random, seed {seed}"}
     record = None
     if weights is not None:
         record = load_torch(network, weights, reinit)
         _fill_reference(reference, record, table)
-        origin = {"source": record.source, "sha256": record.sha256, "scope": record.scope, "random": record.reinit}
+        origin = {
+            "source": record.source,
+            "sha256": record.sha256,
+            "scope": record.scope,
+            "random": record.reinit,
+        }
     filled = load_torch(network, reference.state_dict())
-    coverage = record or filled  # of the user's file, not of the state dict that both sides were then given
+    coverage = (
+        record or filled
+    )  # of the user's file, not of the state dict that both sides were then given
 
     subject = model if by_name(model).head else f"{model} + {spec.head}"
     if spec.output_stride:
         subject += f" at output stride {spec.output_stride}"
-    subject += "".join(f", {name}={value}" for name, value in {**(backbone_options or {}), **(head_options or {})}.items())
+    subject += "".join(
+        f", {name}={value}"
+        for name, value in {**(backbone_options or {}), **(head_options or {})}.items()
+    )
     report = Report(subject, dtype, environment(), coverage=coverage, weights=origin)
     preprocess = describe(spec)[0].preprocess
     scenes = [_scenes(size, batch, spec.num_classes, seed) for size in sizes]
@@ -138,7 +163,9 @@ def verify_model(
 
         compare_layers(pair, report, inputs[:1], advance)
         for i, (size, x) in enumerate(zip(sizes, inputs, strict=True)):
-            section, outputs = compare_outputs(pair, (x,), f"logits at {size[0]}x{size[1]}", advance)
+            section, outputs = compare_outputs(
+                pair, (x,), f"logits at {size[0]}x{size[1]}", advance
+            )
             report.add(section)
             if any(comparison.fault for comparison in section.comparisons):
                 continue  # there are no predictions to compare
@@ -151,7 +178,10 @@ def verify_model(
 
             def train(number: int) -> list[Section]:
                 first = seed + 1 + number * train_steps
-                batches = [_scenes(sizes[0], batch, spec.num_classes, first + i) for i in range(train_steps)]
+                batches = [
+                    _scenes(sizes[0], batch, spec.num_classes, first + i)
+                    for i in range(train_steps)
+                ]
                 return compare_training(pair, network, batches, preprocess, advance, train_lr)
 
             report.add(*persistent(train, attempts_after(report)))
@@ -172,18 +202,36 @@ def _original(model: str, spec: ModelSpec) -> tuple[Any, str]:
     None otherwise; and the naming scheme of what the spec is then compared with.
     """
     registered = by_name(model)
-    if dataclasses.replace(spec, num_classes=registered.num_classes, dtype=registered.dtype) == registered:
+    if (
+        dataclasses.replace(spec, num_classes=registered.num_classes, dtype=registered.dtype)
+        == registered
+    ):
         descriptor = registry.default().model(model)
         if descriptor.original is not None:
-            return descriptor.original(num_classes=spec.num_classes, aux=spec.aux_head is not None), descriptor.names
+            return descriptor.original(
+                num_classes=spec.num_classes, aux=spec.aux_head is not None
+            ), descriptor.names
     return None, "torchvision"
 
 
-def _check(sizes: Sequence[tuple[int, int]], batch: int, train_steps: int, train_lr: float, seed: int, spec: ModelSpec) -> None:
-    problems = [f"size {h}x{w}: want {SMALLEST} or more each way" for h, w in sizes if min(h, w) < SMALLEST]
+def _check(
+    sizes: Sequence[tuple[int, int]],
+    batch: int,
+    train_steps: int,
+    train_lr: float,
+    seed: int,
+    spec: ModelSpec,
+) -> None:
+    problems = [
+        f"size {h}x{w}: want {SMALLEST} or more each way" for h, w in sizes if min(h, w) < SMALLEST
+    ]
     if not sizes:
         problems.append("no size is given")
-    for name, value, least in (("batch", batch, 1), ("train_steps", train_steps, 0), ("seed", seed, 0)):
+    for name, value, least in (
+        ("batch", batch, 1),
+        ("train_steps", train_steps, 0),
+        ("seed", seed, 0),
+    ):
         if value < least:
             problems.append(f"{name} is {value}: want {least} or more")
     if not 0 < train_lr < math.inf:
@@ -195,11 +243,18 @@ def _check(sizes: Sequence[tuple[int, int]], batch: int, train_steps: int, train
 
 
 def _spec(
-    model: str, head: str | None, aux_head: str | None, num_classes: int | None, output_stride: int | None, dtype: str
+    model: str,
+    head: str | None,
+    aux_head: str | None,
+    num_classes: int | None,
+    output_stride: int | None,
+    dtype: str,
 ) -> ModelSpec:
     spec = by_name(model)
     if spec.head and (head or aux_head):
-        raise ConfigError(f"'{model}' is a whole model, with the head '{spec.head}'; --head and --aux-head are for a backbone")
+        raise ConfigError(
+            f"'{model}' is a whole model, with the head '{spec.head}'; --head and --aux-head are for a backbone"
+        )
     default_head = registry.default().own_name("heads", DEFAULT_HEAD, registry.OWN_DISTRIBUTION)
     changes: dict[str, Any] = {"dtype": dtype, "head": spec.head or head or default_head}
     if aux_head is not None:
@@ -211,24 +266,33 @@ def _spec(
     return dataclasses.replace(spec, **changes)
 
 
-def _fill_reference(reference: Any, record: LoadRecord, table: Table) -> None:
+def _fill_reference(reference: Any, record: LoadReport, table: Table) -> None:
     """Put a file's tensors into the reference as they are.
 
-    They do not come by way of JAX: an operation that is wrong both ways would bring them back unharmed.
+    They do not come by way of JAX: an operation that is wrong both ways would bring them back
+    unharmed.
     """
     torch = import_torch()
-    tensors = files.open_tensors(record.source, record.key, [record.in_file(name) for name in record.loaded.values()])
+    tensors = files.open_tensors(
+        record.source, record.key, [record.in_file(name) for name in record.loaded.values()]
+    )
     state = reference.state_dict()
     for path, name in record.loaded.items():
         found = table.to_torch(path)
         value = tensors[record.in_file(name)]
         if found is None or tuple(state[found[0]].shape) != value.shape:
-            raise WeightsError(f"{record.source}: {name} of shape {value.shape} does not fit PyTorch's {found and found[0]}")
-        wide = value if value.dtype.kind in "iu" else value.astype(np.float32)  # float16 is widened, as on JAX's side
+            raise WeightsError(
+                f"{record.source}: {name} of shape {value.shape} does not fit PyTorch's {found and found[0]}"
+            )
+        wide = (
+            value if value.dtype.kind in "iu" else value.astype(np.float32)
+        )  # float16 is widened, as on JAX's side
         state[found[0]].copy_(torch.from_numpy(np.array(wide)))
 
 
-def _scenes(size: tuple[int, int], batch: int, num_classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _scenes(
+    size: tuple[int, int], batch: int, num_classes: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Drawn scenes u8[N,H,W,3] and labels u8[N,H,W] of classes below `num_classes`, with their void border."""
     drawn = (max(64, size[0]), max(64, size[1]))
     scenes = [draw_scene(1000 * seed + i, drawn) for i in range(batch)]
@@ -260,5 +324,9 @@ def _pictures(image: np.ndarray, outputs: Outputs, num_classes: int) -> Pictures
     truth, ours = outputs.truth["out"][0], outputs.jax["out"][0]
     difference = np.abs(ours - truth).max(0) / max(np.abs(truth).max(), 1e-300)
     return Pictures(
-        image, truth.argmax(0).astype(np.uint8), ours.argmax(0).astype(np.uint8), difference.astype(np.float32), num_classes
+        image,
+        truth.argmax(0).astype(np.uint8),
+        ours.argmax(0).astype(np.uint8),
+        difference.astype(np.float32),
+        num_classes,
     )

@@ -13,11 +13,19 @@ import numpy as np
 from flax import nnx
 
 from fcn_jax.convert.engine import export, load_by_table
-from fcn_jax.convert.rules import Table
 from fcn_jax.errors import ConfigError
 from fcn_jax.models.names import named
+from fcn_jax.pytorch.rules import Table
 from fcn_jax.verify import jax_side, layers
-from fcn_jax.verify.compare import ATTEMPTS, FACTORS, FLOOR, Section, Yardstick, persistent, total_norm
+from fcn_jax.verify.compare import (
+    ATTEMPTS,
+    FACTORS,
+    FLOOR,
+    Section,
+    Yardstick,
+    persistent,
+    total_norm,
+)
 from fcn_jax.verify.report import Report, environment
 from fcn_jax.verify.torch_side import TRUTH, TorchSide, Variant, array, import_torch, to_nhwc
 
@@ -64,7 +72,8 @@ class Loss:
     Attributes:
         torch: outputs by name -> scalar tensor.
         jax: (outputs by name, target) -> scalar.
-        target: arrays that JAX's side is given as arguments; as constants XLA would spend a while folding them.
+        target: arrays that JAX's side is given as arguments; as constants XLA would spend a while
+            folding them.
     """
 
     torch: Callable[[dict[str, Any]], Any]
@@ -90,18 +99,21 @@ def compare_modules(
         report = compare_modules(torch_net, jax_net, rules, images)
         assert report.equal, report
 
-    The PyTorch module's state dict is loaded into the JAX module, in place, by the rules; then both run on the same inputs. See
-    `fcn_jax.verify.compare` for the criterion. Layers and outputs are compared in eval mode, gradients in train mode with dropout
-    off, which no two libraries draw alike. The PyTorch module is left as it was.
+    The PyTorch module's state dict is loaded into the JAX module, in place, by the rules; then both
+    run on the same inputs. See `fcn_jax.verify.compare` for the criterion. Layers and outputs are
+    compared in eval mode, gradients in train mode with dropout off, which no two libraries draw
+    alike. The PyTorch module is left as it was.
 
     Args:
         torch_module: the original, on the CPU.
         jax_module: the port; `dtype` must be the one that it computes in. It is left in eval mode.
         rules: table of names and layouts, as for conversion.
-        inputs: what the network takes, one array or several; images as f32[N,H,W,C], which PyTorch is given as NCHW.
+        inputs: what the network takes, one array or several; images as f32[N,H,W,C], which PyTorch
+            is given as NCHW.
         call_torch: (module, tensors) -> tensor, or tensors by name; calls the module if not given.
         call_jax: likewise.
-        grad: compare the gradient of every parameter too, of a fixed random linear function of the outputs.
+        grad: compare the gradient of every parameter too, of a fixed random linear function of the
+            outputs.
         dtype: compared precision, "float32" or "bfloat16".
         subject: what the report calls it.
         progress: told of every step done.
@@ -111,14 +123,17 @@ def compare_modules(
 
     Raises:
         ConfigError: an unknown dtype.
-        WeightsError: the rules do not take the state dict: all missing, surplus and misshapen names; or torch is not installed.
+        WeightsError: the rules do not take the state dict: all missing, surplus and misshapen
+            names; or torch is not installed.
     """
     check_dtype(dtype)
     inputs = (inputs,) if isinstance(inputs, np.ndarray) else tuple(inputs)
     advance = progress or (lambda _: None)
     coverage = load_by_table(jax_module, torch_module.state_dict(), rules)
     report = Report(subject or type(jax_module).__name__, dtype, environment(), coverage=coverage)
-    with paired(torch_module, jax_module, rules, call_torch or _called, call_jax or _called, dtype) as pair:
+    with paired(
+        torch_module, jax_module, rules, call_torch or _called, call_jax or _called, dtype
+    ) as pair:
         compare_layers(pair, report, inputs, advance)
         section, outputs = compare_outputs(pair, inputs, "outputs", advance)
         report.add(section)
@@ -129,29 +144,43 @@ def compare_modules(
 
 @contextlib.contextmanager
 def paired(
-    torch_module: Any, jax_module: nnx.Module, table: Table, call_torch: Any, call_jax: jax_side.Call, dtype: str
+    torch_module: Any,
+    jax_module: nnx.Module,
+    table: Table,
+    call_torch: Any,
+    call_jax: jax_side.Call,
+    dtype: str,
 ) -> Iterator[Pair]:
     """Two modules of the same weights side by side, in eval mode, with dropout off; JAX's dropout is as it was at the end."""
     with jax_side.without_dropout(jax_module):
         side = TorchSide(torch_module, dtype, call_torch)
         side.train(False)
         jax_module.eval()
-        yield Pair(side, jax_module, table, call_jax, dtype, layers.pair(torch_module, jax_module, table))
+        yield Pair(
+            side, jax_module, table, call_jax, dtype, layers.pair(torch_module, jax_module, table)
+        )
 
 
-def compare_layers(pair: Pair, report: Report, inputs: Sequence[np.ndarray], advance: Advance) -> None:
+def compare_layers(
+    pair: Pair, report: Report, inputs: Sequence[np.ndarray], advance: Advance
+) -> None:
     """Compare layer by layer, and say in the report which one is to blame."""
     isolated, accumulated, report.uncompared = layers.compare(
         pair.torch, pair.jax, pair.call, pair.layers, inputs, pair.dtype, advance
     )
-    report.add(*(section for section in (isolated, accumulated) if section.comparisons))  # else `uncompared` says it
+    report.add(
+        *(section for section in (isolated, accumulated) if section.comparisons)
+    )  # else `uncompared` says it
     report.guilty = layers.guilty(isolated, accumulated)
 
 
 @contextlib.contextmanager
 def training(pair: Pair) -> Iterator[None]:
     """Both sides in train mode; PyTorch's parameters and statistics are put back at the end."""
-    saved = [(network, {k: v.clone() for k, v in network.state_dict().items()}) for network in pair.torch.networks()]
+    saved = [
+        (network, {k: v.clone() for k, v in network.state_dict().items()})
+        for network in pair.torch.networks()
+    ]
     pair.torch.train(True)
     pair.jax.train()
     try:
@@ -173,30 +202,43 @@ class Outputs:
     jax: dict[str, np.ndarray]
 
 
-def compare_outputs(pair: Pair, inputs: Sequence[np.ndarray], title: str, advance: Advance) -> tuple[Section, Outputs]:
+def compare_outputs(
+    pair: Pair, inputs: Sequence[np.ndarray], title: str, advance: Advance
+) -> tuple[Section, Outputs]:
     """Run both sides whole, and compare what comes out."""
     torch = import_torch()
 
     def by_torch(variant: Variant) -> dict[str, np.ndarray]:
         with torch.no_grad():
-            found = {name: array(value) for name, value in pair.torch.outputs(variant, inputs).items()}
+            found = {
+                name: array(value) for name, value in pair.torch.outputs(variant, inputs).items()
+            }
         advance("PyTorch")
         return found
 
     outputs = Outputs(
-        by_torch(TRUTH), [by_torch(variant) for variant in pair.torch.variants], jax_side.outputs(pair.jax, pair.call, inputs)
+        by_torch(TRUTH),
+        [by_torch(variant) for variant in pair.torch.variants],
+        jax_side.outputs(pair.jax, pair.call, inputs),
     )
     advance("JAX")
     yardstick = Yardstick(outputs.truth, pair.dtype)
     for run in outputs.torch:
         yardstick.add(run)
-    return Section(title, FACTORS["outputs"], yardstick.judge(outputs.jax, FACTORS["outputs"])), outputs
+    return Section(
+        title, FACTORS["outputs"], yardstick.judge(outputs.jax, FACTORS["outputs"])
+    ), outputs
 
 
-def add_gradients(pair: Pair, report: Report, inputs: Sequence[np.ndarray], loss: Loss, advance: Advance) -> None:
+def add_gradients(
+    pair: Pair, report: Report, inputs: Sequence[np.ndarray], loss: Loss, advance: Advance
+) -> None:
     """Compare gradients for the report; on inputs nearby too where it takes that to tell chance from fault."""
     report.add(
-        *persistent(lambda number: [compare_gradients(pair, _nearby(inputs, number), loss, advance)], attempts_after(report))
+        *persistent(
+            lambda number: [compare_gradients(pair, _nearby(inputs, number), loss, advance)],
+            attempts_after(report),
+        )
     )
 
 
@@ -217,7 +259,9 @@ def _nearby(inputs: Sequence[np.ndarray], number: int) -> tuple[np.ndarray, ...]
     return tuple(moved(x) if np.issubdtype(x.dtype, np.floating) else x for x in inputs)
 
 
-def compare_gradients(pair: Pair, inputs: Sequence[np.ndarray], loss: Loss, advance: Advance) -> Section:
+def compare_gradients(
+    pair: Pair, inputs: Sequence[np.ndarray], loss: Loss, advance: Advance
+) -> Section:
     """Compare the loss and its gradient by every parameter that PyTorch does not freeze, in train mode, by PyTorch's names."""
 
     def by_torch(variant: Variant) -> dict[str, np.ndarray]:
@@ -227,7 +271,9 @@ def compare_gradients(pair: Pair, inputs: Sequence[np.ndarray], loss: Loss, adva
             value = loss.torch(pair.torch.outputs(variant, inputs))
         with pair.torch.kernels(variant):
             value.backward()
-        grads = {name: array(p.grad) for name, p in network.named_parameters() if p.grad is not None}
+        grads = {
+            name: array(p.grad) for name, p in network.named_parameters() if p.grad is not None
+        }
         advance("PyTorch")
         return {"loss": array(value), **grads}
 
@@ -238,8 +284,12 @@ def compare_gradients(pair: Pair, inputs: Sequence[np.ndarray], loss: Loss, adva
         for variant in pair.torch.variants:
             yardstick.add(by_torch(variant))
         value, grads = jax_side.gradients(pair.jax, pair.call, inputs, loss.jax, loss.target)
-    frozen = {name for name, p in pair.torch.network(TRUTH).named_parameters() if not p.requires_grad}
-    ours = {name: grad for name, grad in export(named(grads), pair.table).items() if name not in frozen}
+    frozen = {
+        name for name, p in pair.torch.network(TRUTH).named_parameters() if not p.requires_grad
+    }
+    ours = {
+        name: grad for name, grad in export(named(grads), pair.table).items() if name not in frozen
+    }
     found = {"loss": np.asarray(value, np.float32), **ours}
     advance("JAX")
     return Section("gradients", FACTORS["gradients"], yardstick.judge(found, FACTORS["gradients"]))
@@ -250,7 +300,7 @@ def _called(module: Any, inputs: tuple[Any, ...]) -> Any:
 
 
 def _random_loss(outputs: Mapping[str, np.ndarray]) -> Loss:
-    """A fixed random linear function. Not a plain sum, whose gradient does not pass through batch normalisation."""
+    """A fixed random linear function. Not a plain sum, whose gradient does not pass through batch normalization."""
     weights = {
         name: np.random.default_rng(i).standard_normal(value.shape, np.float32) / value.size
         for i, (name, value) in enumerate(outputs.items())
@@ -259,9 +309,13 @@ def _random_loss(outputs: Mapping[str, np.ndarray]) -> Loss:
     def by_torch(found: dict[str, Any]) -> Any:
         torch = import_torch()
         # The product is of the wider type: float64 in the truth, float32 otherwise.
-        return sum((found[name] * torch.from_numpy(weight)).sum() for name, weight in weights.items())
+        return sum(
+            (found[name] * torch.from_numpy(weight)).sum() for name, weight in weights.items()
+        )
 
     def by_jax(found: dict[str, Any], target: dict[str, Any]) -> jax.Array:
-        return jnp.stack([(found[name].astype(jnp.float32) * target[name]).sum() for name in target]).sum()
+        return jnp.stack(
+            [(found[name].astype(jnp.float32) * target[name]).sum() for name in target]
+        ).sum()
 
     return Loss(by_torch, by_jax, {name: to_nhwc(weight) for name, weight in weights.items()})

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fcn_jax import registry
-from fcn_jax.api import Backbone, FeatureSpec, Head
 from fcn_jax.errors import ConfigError, listing
 from fcn_jax.models.segmenter import ModelSpec, describe, enough, plan_heads
+from fcn_jax.plugins import registry
+from fcn_jax.plugins.api import Backbone, FeatureSpec, Head
 from fcn_jax.verify.torch_side import import_torch
 
 if TYPE_CHECKING:
@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 
 
 def build_reference(spec: ModelSpec) -> torch.nn.Module:
-    """The PyTorch network that a spec's model is a port of, put together from the parts' originals, freshly initialised.
+    """The PyTorch network that a spec's model is a port of, put together from the parts' originals, freshly initialized.
 
-    Its submodules are `backbone`, `classifier` and, with an auxiliary head, `aux_classifier`, and its state dict has the "torchvision"
-    scheme's names. Called with images [N,3,H,W] it gives logits [N,K,H,W] as "out" and perhaps "aux", as torchvision's models do.
+    Its submodules are `backbone`, `classifier` and, with an auxiliary head, `aux_classifier`, and
+    its state dict has the "torchvision" scheme's names. Called with images [N,3,H,W] it gives
+    logits [N,K,H,W] as "out" and perhaps "aux", as torchvision's models do.
 
     Raises:
         ConfigError: the backbone or the head has no PyTorch reference.
@@ -32,7 +33,9 @@ def build_reference(spec: ModelSpec) -> torch.nn.Module:
     specs = backbone.features(options, stride)
     trunk = _reference(backbone, options=options, output_stride=stride)
     heads = {
-        name: _reference(plan.head, options=plan.options, features=plan.features, num_classes=spec.num_classes)
+        name: _reference(
+            plan.head, options=plan.options, features=plan.features, num_classes=spec.num_classes
+        )
         for name, plan in plans.items()
     }
 
@@ -47,7 +50,11 @@ def build_reference(spec: ModelSpec) -> torch.nn.Module:
         def forward(self, x: Any) -> dict[str, Any]:
             height, width = x.shape[-2:]
             rows, cols = (enough(size, specs[-1], spec.backbone) for size in (height, width))
-            features = torch_features(self.backbone, torch.nn.functional.pad(x, (0, cols - width, 0, rows - height)), specs)
+            features = torch_features(
+                self.backbone,
+                torch.nn.functional.pad(x, (0, cols - width, 0, rows - height)),
+                specs,
+            )
             outputs = {}
             for name, plan in plans.items():
                 head = self.classifier if name == "out" else self.aux_classifier
@@ -62,18 +69,24 @@ def fitted(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """A reference head's output f[N,K,h,w] at an image's size: enlarged as torchvision's models do, or cropped at the bottom and right."""
     torch = import_torch()
     if logits.shape[2] < size[0] or logits.shape[3] < size[1]:
-        return torch.nn.functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+        return torch.nn.functional.interpolate(
+            logits, size=size, mode="bilinear", align_corners=False
+        )
     return logits[..., : size[0], : size[1]]
 
 
 def _reference(part: Backbone | Head, **settings: Any) -> Any:
     if part.torch is None or part.torch.reference is None:
         kind = "backbone" if isinstance(part, Backbone) else "head"
-        raise ConfigError(f"{kind} '{part.name}' declares no PyTorch reference, so there is nothing to compare it with")
+        raise ConfigError(
+            f"{kind} '{part.name}' declares no PyTorch reference, so there is nothing to compare it with"
+        )
     return part.torch.reference(**settings)
 
 
-def torch_features(network: torch.nn.Module, images: torch.Tensor, specs: Sequence[FeatureSpec]) -> dict[str, torch.Tensor]:
+def torch_features(
+    network: torch.nn.Module, images: torch.Tensor, specs: Sequence[FeatureSpec]
+) -> dict[str, torch.Tensor]:
     """A reference backbone's features: what it returns, or the outputs of its submodules of the features' names.
 
     Raises:
@@ -82,7 +95,9 @@ def torch_features(network: torch.nn.Module, images: torch.Tensor, specs: Sequen
     modules = dict(network.named_modules())
     features: dict[str, Any] = {}
     handles = [
-        modules[spec.name].register_forward_hook(lambda _, __, output, name=spec.name: features.update({name: output}))
+        modules[spec.name].register_forward_hook(
+            lambda _, __, output, name=spec.name: features.update({name: output})
+        )
         for spec in specs
         if spec.name in modules
     ]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fcn_jax.convert.matching import LoadRecord
+from fcn_jax.convert.matching import LoadReport
 from fcn_jax.errors import listing
 from fcn_jax.verify.compare import NOISE, NOT_FINITE, TORCH_NOT_FINITE, Comparison, Section
 
@@ -43,7 +43,8 @@ class Pictures:
         image: u8[H,W,3] RGB.
         torch: u8[H,W] classes by PyTorch float64.
         jax: u8[H,W] classes by JAX.
-        difference: f32[H,W], largest difference of a pixel's logits as a share of the largest absolute logit.
+        difference: f32[H,W], largest difference of a pixel's logits as a share of the largest
+            absolute logit.
         num_classes: of the masks.
     """
 
@@ -66,8 +67,10 @@ class Report:
         coverage: which tensor of the state dict went where.
         guilty: the first layer or tensor to blame, "" if none.
         agreement: of the predictions, by image size; empty for what predicts no classes.
-        uncompared: layers with tensors of their own that were not compared one by one, since one side does not call them with one tensor.
-        weights: file or name of the weights and its SHA-256, or that they are random, with the seed.
+        uncompared: layers with tensors of their own that were not compared one by one, since one
+            side does not call them with one tensor.
+        weights: file or name of the weights and its SHA-256, or that they are random, with the
+            seed.
         pictures: of the first image, or None.
     """
 
@@ -75,7 +78,7 @@ class Report:
     dtype: str
     environment: Mapping[str, Any]
     sections: list[Section] = dataclasses.field(default_factory=list)
-    coverage: LoadRecord | None = None
+    coverage: LoadReport | None = None
     guilty: str = ""
     agreement: list[Agreement] = dataclasses.field(default_factory=list)
     uncompared: tuple[str, ...] = ()
@@ -104,14 +107,22 @@ class Report:
         if failures and failures[0].fault in (NOT_FINITE, TORCH_NOT_FINITE):
             return str(failures[0])
         empty = [section.title for section in self.sections if not section.comparisons]
-        return self.guilty or (str(failures[0]) if failures else f"nothing was compared in: {', '.join(empty)}" if empty else "")
+        return self.guilty or (
+            str(failures[0])
+            if failures
+            else f"nothing was compared in: {', '.join(empty)}"
+            if empty
+            else ""
+        )
 
     @property
     def verdict(self) -> str:
         """One line."""
         if self.equal:
             unjudged = sum(not c.judged for section in self.sections for c in section.comparisons)
-            reserve = f" ({unjudged} tensors are too noisy in PyTorch to be judged)" if unjudged else ""
+            reserve = (
+                f" ({unjudged} tensors are too noisy in PyTorch to be judged)" if unjudged else ""
+            )
             return f"EQUAL: {self.subject} in {self.dtype} is the same function in JAX and PyTorch{reserve}"
         return f"NOT EQUAL: {self.subject} in {self.dtype}: {self.blame}"
 
@@ -124,11 +135,15 @@ class Report:
         ]
         if self.weights:
             digest = self.weights.get("sha256")
-            lines.append(f"weights: {self.weights['source']}" + (f", SHA-256 {digest}" if digest else ""))
+            lines.append(
+                f"weights: {self.weights['source']}" + (f", SHA-256 {digest}" if digest else "")
+            )
         if self.coverage:
             lines.append(f"loaded: {self.coverage}")
         if self.uncompared:
-            lines.append(f"layers not compared one by one, since one side does not call them so: {listing(self.uncompared)}")
+            lines.append(
+                f"layers not compared one by one, since one side does not call them so: {listing(self.uncompared)}"
+            )
         for section in self.sections:
             if section.attempts > 1:
                 lines.append(
@@ -161,7 +176,9 @@ class Report:
                     "factor": section.factor,
                     "attempts": section.attempts,
                     "equal": section.equal,
-                    "worst_factor": section.worst_factor if math.isfinite(section.worst_factor) else None,
+                    "worst_factor": section.worst_factor
+                    if math.isfinite(section.worst_factor)
+                    else None,
                     "comparisons": [comparison.to_dict() for comparison in section.comparisons],
                 }
                 for section in self.sections
@@ -190,13 +207,20 @@ class Report:
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         right = {1, 3, 4, 5, 6}
         table = [
-            "  ".join(cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+            "  ".join(
+                cell.rjust(w) if i in right else cell.ljust(w)
+                for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+            )
             for row in rows
         ]
         lines = [self.verdict, "", *(line.rstrip() for line in table), "", *self.remarks()]
         failures = self.failures
         if failures:
-            lines += ["", f"{len(failures)} tensors over their limit:", *(f"  {failure}" for failure in failures[:20])]
+            lines += [
+                "",
+                f"{len(failures)} tensors over their limit:",
+                *(f"  {failure}" for failure in failures[:20]),
+            ]
             if len(failures) > 20:
                 lines.append(f"  and {len(failures) - 20} more")
         lines.append(

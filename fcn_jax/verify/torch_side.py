@@ -24,7 +24,9 @@ def import_torch() -> Any:
     try:
         import torch
     except ImportError as error:
-        raise WeightsError("a comparison with PyTorch needs torch; pip install 'fcn-jax[torch]'") from error
+        raise WeightsError(
+            "a comparison with PyTorch needs torch; pip install 'fcn-jax[torch]'"
+        ) from error
     return torch
 
 
@@ -33,7 +35,8 @@ class Variant:
     """One correct way to run a network.
 
     Attributes:
-        dtype: "float64", "float32" or "bfloat16" (autocast: parameters stay float32, as they do in JAX).
+        dtype: "float64", "float32" or "bfloat16" (autocast: parameters stay float32, as they do in
+            JAX).
         onednn: with oneDNN's kernels, or with PyTorch's own.
         channels_last: memory layout.
     """
@@ -48,7 +51,11 @@ TRUTH = Variant("float64")
 
 def variants(dtype: str) -> tuple[Variant, ...]:
     """The correct runs of a precision: each of PyTorch's kernels in each memory layout."""
-    return tuple(Variant(dtype, onednn, channels_last) for onednn in (True, False) for channels_last in (False, True))
+    return tuple(
+        Variant(dtype, onednn, channels_last)
+        for onednn in (True, False)
+        for channels_last in (False, True)
+    )
 
 
 class TorchSide:
@@ -83,11 +90,17 @@ class TorchSide:
     def tensor(self, value: np.ndarray, variant: Variant) -> torch.Tensor:
         """NHWC numpy -> NCHW tensor of the variant's dtype and layout; integers and other ranks only change their type of array."""
         torch = import_torch()
-        x = torch.tensor(to_nchw(value))  # a copy: a layer that works in place must not write into the caller's array
+        x = torch.tensor(
+            to_nchw(value)
+        )  # a copy: a layer that works in place must not write into the caller's array
         if not x.is_floating_point():
             return x
         x = x.to(getattr(torch, variant.dtype))
-        return x.contiguous(memory_format=torch.channels_last) if variant.channels_last and x.ndim == 4 else x
+        return (
+            x.contiguous(memory_format=torch.channels_last)
+            if variant.channels_last and x.ndim == 4
+            else x
+        )
 
     @contextlib.contextmanager
     def kernels(self, variant: Variant) -> Iterator[None]:
@@ -104,7 +117,10 @@ class TorchSide:
     def forward(self, variant: Variant) -> Iterator[None]:
         """All the settings of a variant's forward pass and loss. PyTorch advises against autocast around the backward pass."""
         torch = import_torch()
-        with self.kernels(variant), torch.autocast("cpu", torch.bfloat16, enabled=variant.dtype == "bfloat16"):
+        with (
+            self.kernels(variant),
+            torch.autocast("cpu", torch.bfloat16, enabled=variant.dtype == "bfloat16"),
+        ):
             yield
 
     def outputs(self, variant: Variant, inputs: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
@@ -125,8 +141,8 @@ class TorchSide:
         """Run the network without gradients and note what goes into and comes out of submodules.
 
         Returns:
-            The outputs; the inputs NHWC f32, and the outputs in PyTorch's layout, of every call of each submodule that took and
-            gave a single tensor.
+            The outputs; the inputs NHWC f32, and the outputs in PyTorch's layout, of every call of
+            each submodule that took and gave a single tensor.
         """
         torch = import_torch()
         seen_in: dict[str, list[np.ndarray]] = {}
@@ -138,7 +154,9 @@ class TorchSide:
             # Copied before the call: a layer in place writes over what it is given.
             def note(module: Any, args: tuple[Any, ...]) -> None:
                 single = len(args) == 1 and isinstance(args[0], torch.Tensor)
-                given.setdefault(name, []).append(to_nhwc(array(args[0]).astype(np.float32)) if single else None)
+                given.setdefault(name, []).append(
+                    to_nhwc(array(args[0]).astype(np.float32)) if single else None
+                )
 
             return note
 
@@ -152,8 +170,12 @@ class TorchSide:
             return note
 
         network = self.network(variant)
-        handles = [network.get_submodule(name).register_forward_pre_hook(before(name)) for name in names]
-        handles += [network.get_submodule(name).register_forward_hook(after(name)) for name in names]
+        handles = [
+            network.get_submodule(name).register_forward_pre_hook(before(name)) for name in names
+        ]
+        handles += [
+            network.get_submodule(name).register_forward_hook(after(name)) for name in names
+        ]
         try:
             with torch.no_grad():
                 outputs = self.outputs(variant, inputs)

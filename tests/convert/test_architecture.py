@@ -18,8 +18,14 @@ def shapes_of(torchvision, name, **options):
     [
         ("resnet34", "a torchvision ResNet-34 (basic blocks 3, 4, 6, 3; 1000 classes)"),
         ("resnet50", "a torchvision ResNet-50 (bottleneck blocks 3, 4, 6, 3; 1000 classes)"),
-        ("wide_resnet50_2", "a torchvision Wide ResNet-50 (bottleneck blocks 3, 4, 6, 3; 1000 classes)"),
-        ("resnext50_32x4d", "a torchvision ResNeXt-50 (32 groups) (bottleneck blocks 3, 4, 6, 3; 1000 classes)"),
+        (
+            "wide_resnet50_2",
+            "a torchvision Wide ResNet-50 (bottleneck blocks 3, 4, 6, 3; 1000 classes)",
+        ),
+        (
+            "resnext50_32x4d",
+            "a torchvision ResNeXt-50 (32 groups) (bottleneck blocks 3, 4, 6, 3; 1000 classes)",
+        ),
         ("vgg16", "VGG-16 (1000 classes)"),
         ("vgg11_bn", "VGG-11 with batch normalization (1000 classes)"),
         ("alexnet", "AlexNet"),

@@ -2,7 +2,6 @@
 
 import collections
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +10,13 @@ import pytest
 from flax import nnx
 
 from fcn_jax import checkpoint, cli
-from fcn_jax.convert import command, files
+from fcn_jax.convert import command
 from fcn_jax.convert.command import convert_file, export_file
 from fcn_jax.convert.engine import leaves, to_torch
 from fcn_jax.errors import CheckpointError, ConfigError, WeightsError
 from fcn_jax.models.segmenter import ModelSpec, build_backbone, by_name
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
-import scenes
+from fcn_jax.pytorch import files
+from tests.helpers import scenes
 
 CLASSES = 3
 
@@ -48,7 +46,9 @@ def trunk(trained, tmp_path_factory):
     directory = tmp_path_factory.mktemp("trunk") / "model"
     record = {"dropped": {"fc.weight": "the classifier"}}
     checkpoint.save_model(
-        directory, checkpoint.describe(ModelSpec(head=None), weights=record), checkpoint.arrays(trained[1].backbone)
+        directory,
+        checkpoint.describe(ModelSpec(head=None), weights=record),
+        checkpoint.arrays(trained[1].backbone),
     )
     return directory
 
@@ -60,13 +60,18 @@ def torch_segmenter(torchvision, num_classes):
 
     head = [
         ("final_conv", torch.nn.Conv2d(512, num_classes, 1)),
-        ("transpose_conv", torch.nn.ConvTranspose2d(num_classes, num_classes, 64, padding=16, stride=32)),
+        (
+            "transpose_conv",
+            torch.nn.ConvTranspose2d(num_classes, num_classes, 64, padding=16, stride=32),
+        ),
     ]
 
     class Network(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.backbone = IntermediateLayerGetter(torchvision.models.resnet18(weights=None), {"layer4": "out"})
+            self.backbone = IntermediateLayerGetter(
+                torchvision.models.resnet18(weights=None), {"layer4": "out"}
+            )
             self.classifier = torch.nn.Sequential(collections.OrderedDict(head))
 
         def forward(self, x):
@@ -105,7 +110,9 @@ def test_pytorch_gives_the_same_logits_from_an_export(trained, torchvision, tmp_
     assert {int(b) for n, b in network.named_buffers() if n.endswith("num_batches_tracked")} == {11}
 
 
-def test_the_chapters_network_gives_the_same_logits_from_an_export(trained, chapter_network, tmp_path):
+def test_the_chapters_network_gives_the_same_logits_from_an_export(
+    trained, chapter_network, tmp_path
+):
     directory, model = trained
     export_file(directory, tmp_path / "out.pth", names="d2l")
     assert_same_output(model, chapter_network(CLASSES), tmp_path / "out.pth")
@@ -134,11 +141,18 @@ def test_a_backbone_alone_goes_back_under_its_own_names(trunk, trained, make_res
 
 
 @pytest.mark.parametrize("model", ["fcn32s_resnet18", "resnet18"])
-def test_a_file_goes_to_a_checkpoint_and_back_bit_for_bit(make_model, make_resnet18, tmp_path, monkeypatch, model):
+def test_a_file_goes_to_a_checkpoint_and_back_bit_for_bit(
+    make_model, make_resnet18, tmp_path, monkeypatch, model
+):
     whole = model != "resnet18"
-    source = to_torch(make_model(21, seed=5)) if whole else {n: t.numpy() for n, t in make_resnet18().state_dict().items()}
+    source = (
+        to_torch(make_model(21, seed=5))
+        if whole
+        else {n: t.numpy() for n, t in make_resnet18().state_dict().items()}
+    )
     files.write(tmp_path / "in.safetensors", source)
-    # Drawing the initial values, all of which the file replaces, is most of the time that this takes.
+    # Drawing the initial values, all of which the file replaces, is most of the time that this
+    # takes.
     build = make_model(21) if whole else make_model(21).backbone
     monkeypatch.setattr("fcn_jax.convert.command._build", lambda spec, rngs: build)
     record = convert_file(tmp_path / "in.safetensors", model, tmp_path / "checkpoint")
@@ -156,7 +170,9 @@ def test_safetensors_are_exported_without_torch(trained, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     export_file(trained[0], tmp_path / "out.safetensors")
     assert len(files.read(tmp_path / "out.safetensors")) == 124
-    with pytest.raises(WeightsError, match=r"out\.pth.*pip install 'fcn-jax\[torch\]', or use \.safetensors"):
+    with pytest.raises(
+        WeightsError, match=r"out\.pth.*pip install 'fcn-jax\[torch\]', or use \.safetensors"
+    ):
         export_file(trained[0], tmp_path / "out.pth")
     assert [path.name for path in tmp_path.iterdir()] == ["out.safetensors"]
 
@@ -168,9 +184,14 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_written(trained, trun
     assert (tmp_path / "there.pth").read_text() == "mine"
     with pytest.raises(WeightsError, match=r"ends in \.pth, \.pt, \.safetensors; this one in ''"):
         export_file(trained[0], tmp_path / "folder")
-    with pytest.raises(ConfigError, match=r"names='keras' is not offered by resnet18 \+ fcn32s; offered: torchvision, d2l"):
+    with pytest.raises(
+        ConfigError,
+        match=r"names='keras' is not offered by resnet18 \+ fcn32s; offered: torchvision, d2l",
+    ):
         export_file(trained[0], tmp_path / "out.pth", names="keras")
-    with pytest.raises(ConfigError, match=r"names='keras' is not offered by resnet18; offered: torchvision, d2l"):
+    with pytest.raises(
+        ConfigError, match=r"names='keras' is not offered by resnet18; offered: torchvision, d2l"
+    ):
         export_file(trunk, tmp_path / "out.pth", names="keras")
     with pytest.raises(CheckpointError, match="no such run or checkpoint"):
         export_file(tmp_path / "none", tmp_path / "out.pth")
@@ -185,7 +206,9 @@ def test_a_directory_is_no_file_to_import(trained, tmp_path):
 def test_a_backbones_weights_are_no_whole_model(trunk, make_model, tmp_path, monkeypatch):
     export_file(trunk, tmp_path / "trunk.safetensors")
     monkeypatch.setattr("fcn_jax.convert.command._build", lambda spec, rngs: make_model(21))
-    with pytest.raises(WeightsError, match="holds the backbone alone; convert it with --model resnet18"):
+    with pytest.raises(
+        WeightsError, match="holds the backbone alone; convert it with --model resnet18"
+    ):
         convert_file(tmp_path / "trunk.safetensors", "fcn32s_resnet18", tmp_path / "out")
     assert by_name("resnet18").head is None
 
@@ -196,11 +219,31 @@ def test_a_network_trained_here_gives_the_same_logits_in_pytorch(torchvision, tm
     recipe = tmp_path / "resnet.toml"
     recipe.write_text(scenes.RECIPE.replace('"tiny"', '"resnet18"'))
     run = tmp_path / "run"
-    assert cli.main(["train", str(recipe), "--data", str(data), "--run", str(run), "--set", "train.epochs=2"]) == 0
+    assert (
+        cli.main(
+            [
+                "train",
+                str(recipe),
+                "--data",
+                str(data),
+                "--run",
+                str(run),
+                "--set",
+                "train.epochs=2",
+            ]
+        )
+        == 0
+    )
     assert cli.main(["convert", str(run), "--to-torch", "-o", str(tmp_path / "out.pth")]) == 0
     model, spec = checkpoint.load(run)
-    assert any(np.asarray(leaf[...]).any() for path, leaf in leaves(model).items() if path.endswith("bn1.mean"))
-    assert_same_output(model, torch_segmenter(torchvision, spec.model.num_classes), tmp_path / "out.pth")
+    assert any(
+        np.asarray(leaf[...]).any()
+        for path, leaf in leaves(model).items()
+        if path.endswith("bn1.mean")
+    )
+    assert_same_output(
+        model, torch_segmenter(torchvision, spec.model.num_classes), tmp_path / "out.pth"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -222,18 +265,32 @@ def test_a_whole_file_is_converted_without_drawing_anything(tmp_path, trunk_stat
     convert_file(tmp_path / "trunk.safetensors", "resnet18", tmp_path / "out")
     assert traced == [True]
     arrays = checkpoint.read_arrays(tmp_path / "out")
-    np.testing.assert_array_equal(arrays["layer4.1.conv2.kernel"], trunk_state["layer4.1.conv2.weight"].transpose(2, 3, 1, 0))
+    np.testing.assert_array_equal(
+        arrays["layer4.1.conv2.kernel"], trunk_state["layer4.1.conv2.weight"].transpose(2, 3, 1, 0)
+    )
 
 
 def test_what_the_file_leaves_open_is_drawn_from_the_seed(tmp_path, trunk_state):
     counts = "num_batches_tracked"
-    partial = {name: value for name, value in trunk_state.items() if name != "layer4.0.conv1.weight" and counts not in name}
+    partial = {
+        name: value
+        for name, value in trunk_state.items()
+        if name != "layer4.0.conv1.weight" and counts not in name
+    }
     files.write(tmp_path / "trunk.safetensors", partial)
-    record = convert_file(tmp_path / "trunk.safetensors", "resnet18", tmp_path / "out", reinit=["layer4.0.conv1.weight"], seed=3)
+    record = convert_file(
+        tmp_path / "trunk.safetensors",
+        "resnet18",
+        tmp_path / "out",
+        reinit=["layer4.0.conv1.weight"],
+        seed=3,
+    )
     assert record.reinit == ["backbone.layer4.0.conv1.kernel"]
     arrays = checkpoint.read_arrays(tmp_path / "out")
     fresh = leaves(build_backbone(by_name("resnet18"), rngs=nnx.Rngs(3))[0])
     assert arrays.keys() == fresh.keys()
-    np.testing.assert_array_equal(arrays["layer4.0.conv1.kernel"], fresh["layer4.0.conv1.kernel"][...])
+    np.testing.assert_array_equal(
+        arrays["layer4.0.conv1.kernel"], fresh["layer4.0.conv1.kernel"][...]
+    )
     assert not np.array_equal(arrays["layer4.0.conv2.kernel"], fresh["layer4.0.conv2.kernel"][...])
     assert all(value == 0 for path, value in arrays.items() if counts in path)

@@ -110,7 +110,10 @@ def test_a_file_is_fetched_once_and_verified(server: Server, cache: Path) -> Non
 
 
 def test_a_name_that_has_the_hash_is_kept() -> None:
-    assert download.cached_path(Weights("https://example.org/net-f37072fd.pth", "f37072fd")).name == "net-f37072fd.pth"
+    assert (
+        download.cached_path(Weights("https://example.org/net-f37072fd.pth", "f37072fd")).name
+        == "net-f37072fd.pth"
+    )
 
 
 def test_a_damaged_file_in_the_cache_is_fetched_again(server: Server, cache: Path) -> None:
@@ -130,17 +133,24 @@ def test_a_transfer_that_breaks_off_goes_on_where_it_was(server: Server, cache: 
 
 def test_a_server_that_cannot_go_on_starts_again(server: Server, cache: Path) -> None:
     server.answers = [half, whole]
-    assert download.fetch(Weights(server.url, DIGEST[:8]), sleep=lambda seconds: None).read_bytes() == BODY
+    assert (
+        download.fetch(Weights(server.url, DIGEST[:8]), sleep=lambda seconds: None).read_bytes()
+        == BODY
+    )
 
 
-def test_a_transfer_that_always_breaks_off_is_given_up(server: Server, fails: Callable[..., str]) -> None:
+def test_a_transfer_that_always_breaks_off_is_given_up(
+    server: Server, fails: Callable[..., str]
+) -> None:
     server.answers = [half]
     message = fails(Weights(server.url, DIGEST[:8]))
     assert f"the connection ended after {len(BODY) // 2} of {len(BODY)} bytes" in message
     assert len(server.ranges) == 3
 
 
-def test_another_hash_is_an_error_that_names_both(server: Server, fails: Callable[..., str]) -> None:
+def test_another_hash_is_an_error_that_names_both(
+    server: Server, fails: Callable[..., str]
+) -> None:
     message = fails(Weights(server.url, "01234567"))
     assert f"begins with {DIGEST[:8]}, expected is 01234567" in message
     assert server.url in message
@@ -157,7 +167,9 @@ def test_an_error_of_the_server_is_told_with_its_number(
     assert len(server.ranges) == requests
 
 
-def test_without_a_connection_the_message_says_where_to_put_the_file(fails: Callable[..., str], cache: Path) -> None:
+def test_without_a_connection_the_message_says_where_to_put_the_file(
+    fails: Callable[..., str], cache: Path
+) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # bound and not listening: a connection is refused
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/net.pth"
@@ -172,7 +184,9 @@ def test_without_a_connection_the_message_says_where_to_put_the_file(fails: Call
     assert download.fetch(Weights(url, DIGEST[:8])).read_bytes() == BODY
 
 
-def test_a_cache_that_cannot_be_written_is_named(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_written_is_named(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("FCN_JAX_CACHE", str(tmp_path / "file"))
     with pytest.raises(WriteError, match=r"file.*cannot be written"):

@@ -14,13 +14,13 @@ from flax import nnx
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from fcn_jax import registry
-from fcn_jax.convert import files
 from fcn_jax.convert.engine import export_from, leaves, load_torch, to_torch
-from fcn_jax.convert.rules import Table, drop
-from fcn_jax.convert.state_dicts import Entry, StateDict, Tensors
 from fcn_jax.errors import ConfigError, WeightsError
 from fcn_jax.models.segmenter import ModelSpec, build_model
+from fcn_jax.plugins import registry
+from fcn_jax.pytorch import files
+from fcn_jax.pytorch.rules import Table, drop
+from fcn_jax.pytorch.state_dicts import Entry, StateDict, Tensors
 
 CLASSES = 3
 HEAD = {
@@ -34,7 +34,11 @@ HEAD = {
 @pytest.fixture(scope="session")
 def shapes(make_resnet18, chapter_network):
     """Shapes of a whole model's state dict, by naming scheme; the names are PyTorch's own."""
-    trunk = {f"backbone.{n}": tuple(t.shape) for n, t in make_resnet18().state_dict().items() if not n.startswith("fc.")}
+    trunk = {
+        f"backbone.{n}": tuple(t.shape)
+        for n, t in make_resnet18().state_dict().items()
+        if not n.startswith("fc.")
+    }
     return {
         "torchvision": {**trunk, **{f"classifier.{n}": s for n, s in HEAD.items()}},
         "d2l": {n: tuple(t.shape) for n, t in chapter_network(CLASSES).state_dict().items()},
@@ -49,7 +53,9 @@ def random_state_dict(shapes, seed=0):
         if name.endswith("num_batches_tracked"):
             tensors[name] = np.asarray(rng.integers(0, 2**31), np.int64)
             continue
-        bits = rng.integers(0, 2**31 if name.endswith("running_var") else 2**32, shape, np.uint32)  # a variance has no sign
+        bits = rng.integers(
+            0, 2**31 if name.endswith("running_var") else 2**32, shape, np.uint32
+        )  # a variance has no sign
         value = bits.view(np.float32)
         value[~np.isfinite(value)] = 0.0 if name.endswith("running_var") else -0.0
         tensors[name] = value
@@ -68,7 +74,9 @@ def snapshot(model):
 
 
 @pytest.mark.parametrize("names", ["torchvision", "d2l"])
-@settings(max_examples=3, phases=[Phase.explicit, Phase.generate])  # a smaller seed is no simpler case
+@settings(
+    max_examples=3, phases=[Phase.explicit, Phase.generate]
+)  # a smaller seed is no simpler case
 @given(seed=st.integers(0, 2**32 - 1))
 def test_import_then_export_gives_the_state_dict_back_bit_for_bit(shapes, make_model, names, seed):
     tensors = random_state_dict(shapes[names], seed)
@@ -83,7 +91,9 @@ def test_import_then_export_gives_the_state_dict_back_bit_for_bit(shapes, make_m
 @pytest.mark.parametrize("names", ["torchvision", "d2l"])
 @settings(max_examples=2, phases=[Phase.explicit, Phase.generate])
 @given(seed=st.integers(0, 2**32 - 1))
-def test_a_file_of_pytorchs_goes_through_a_model_to_a_file_bit_for_bit(shapes, make_model, tmp_path_factory, names, kind, seed):
+def test_a_file_of_pytorchs_goes_through_a_model_to_a_file_bit_for_bit(
+    shapes, make_model, tmp_path_factory, names, kind, seed
+):
     import torch
     from safetensors.torch import save_file
 
@@ -106,16 +116,24 @@ def test_the_chapters_network_loads_by_its_own_names_and_goes_back(chapter_netwo
 
     network = chapter_network(CLASSES)
     state = network.state_dict()
-    assert {"0.weight", "5.0.downsample.0.weight", "final_conv.weight", "transpose_conv.bias"} <= set(state)
+    assert {
+        "0.weight",
+        "5.0.downsample.0.weight",
+        "final_conv.weight",
+        "transpose_conv.bias",
+    } <= set(state)
     model = make_model(CLASSES)
     record = load_torch(model, state)
     assert (record.names, record.scope, len(record.loaded)) == ("d2l", "model", 124)
     back = to_torch(model, "d2l")
     assert_same_bits(back, {name: tensor.numpy() for name, tensor in state.items()})
-    network.load_state_dict({name: torch.from_numpy(value.copy()) for name, value in back.items()}, strict=True)
+    network.load_state_dict(
+        {name: torch.from_numpy(value.copy()) for name, value in back.items()}, strict=True
+    )
     # The same values under torchvision's names.
     assert_same_bits(
-        {"w": to_torch(model)["backbone.layer2.0.downsample.0.weight"]}, {"w": state["5.0.downsample.0.weight"].numpy()}
+        {"w": to_torch(model)["backbone.layer2.0.downsample.0.weight"]},
+        {"w": state["5.0.downsample.0.weight"].numpy()},
     )
 
 
@@ -129,18 +147,25 @@ def test_torchvisions_backbone_loads_and_leaves_the_head_alone(make_resnet18, ma
     assert all("ImageNet" in reason for reason in record.dropped.values())
     assert len(record.loaded) == 120
     after = snapshot(model)
-    assert {path for path in before if before[path] == after[path]} == {path for path in before if path.startswith("head.")}
+    assert {path for path in before if before[path] == after[path]} == {
+        path for path in before if path.startswith("head.")
+    }
     np.testing.assert_array_equal(
-        leaves(model)["backbone.layer3.1.conv2.kernel"][...], state["layer3.1.conv2.weight"].numpy().transpose(2, 3, 1, 0)
+        leaves(model)["backbone.layer3.1.conv2.kernel"][...],
+        state["layer3.1.conv2.weight"].numpy().transpose(2, 3, 1, 0),
     )
     assert int(leaves(model)["backbone.bn1.num_batches_tracked"][...]) == 7
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_one_tensor_of_a_file_at_a_time_is_in_memory(shapes, make_model, tmp_path, monkeypatch, suffix, prefix):
+def test_one_tensor_of_a_file_at_a_time_is_in_memory(
+    shapes, make_model, tmp_path, monkeypatch, suffix, prefix
+):
     tensors = random_state_dict(shapes["torchvision"])
-    tensors["backbone.conv1.weight"] = np.ones(shapes["torchvision"]["backbone.conv1.weight"], np.float16)
+    tensors["backbone.conv1.weight"] = np.ones(
+        shapes["torchvision"]["backbone.conv1.weight"], np.float16
+    )
     files.write(tmp_path / f"a{suffix}", {prefix + name: value for name, value in tensors.items()})
     opened, given = files.open_state_dicts, []
 
@@ -155,13 +180,17 @@ def test_one_tensor_of_a_file_at_a_time_is_in_memory(shapes, make_model, tmp_pat
             given.append((name, weakref.ref(value)))
             return value
 
-        tensors = Tensors({name: Entry(functools.partial(get, name), stored.shape(name)) for name in stored})
+        tensors = Tensors(
+            {name: Entry(functools.partial(get, name), stored.shape(name)) for name in stored}
+        )
         return [StateDict("", tensors)]
 
     monkeypatch.setattr(files, "open_state_dicts", watched)
     record = load_torch(make_model(CLASSES), tmp_path / f"a{suffix}")
     assert len(record.loaded) == len(tensors)
-    assert collections.Counter(name for name, _ in given) == dict.fromkeys((prefix + name for name in tensors), 2)
+    assert collections.Counter(name for name, _ in given) == dict.fromkeys(
+        (prefix + name for name in tensors), 2
+    )
 
 
 def test_a_file_that_changes_after_it_was_checked_is_an_error(shapes, make_model, monkeypatch):
@@ -170,12 +199,17 @@ def test_a_file_that_changes_after_it_was_checked_is_an_error(shapes, make_model
 
     def get(name):
         reads[name] += 1
-        return tensors[name] if reads[name] == 1 else np.full_like(tensors[name], np.nan, np.float32)
+        return (
+            tensors[name] if reads[name] == 1 else np.full_like(tensors[name], np.nan, np.float32)
+        )
 
-    changing = Tensors({name: Entry(functools.partial(get, name), value.shape) for name, value in tensors.items()})
+    changing = Tensors(
+        {name: Entry(functools.partial(get, name), value.shape) for name, value in tensors.items()}
+    )
     monkeypatch.setattr(files, "state_dicts_of", lambda *_: [StateDict("", changing)])
     with pytest.raises(
-        WeightsError, match=r"changed while it was read, and is loaded in part \(.*: has values that are not finite"
+        WeightsError,
+        match=r"changed while it was read, and is loaded in part \(.*: has values that are not finite",
     ):
         load_torch(make_model(CLASSES), tensors)
 
@@ -190,7 +224,9 @@ def test_a_prefix_that_every_name_has_is_taken_off(shapes, make_model, prefix, n
     assert_same_bits(to_torch(model, names), tensors)
 
 
-@pytest.mark.parametrize("prefix", ["backbone.", "module.backbone.", "model.backbone.", "backbone.module."])
+@pytest.mark.parametrize(
+    "prefix", ["backbone.", "module.backbone.", "model.backbone.", "backbone.module."]
+)
 @pytest.mark.parametrize("names", ["torchvision", "d2l"])
 def test_a_backbone_alone_may_be_named_as_a_part_of_something(shapes, make_model, prefix, names):
     whole = random_state_dict(shapes[names])
@@ -202,7 +238,8 @@ def test_a_backbone_alone_may_be_named_as_a_part_of_something(shapes, make_model
     assert f"without '{prefix}'" in str(record)
     back = to_torch(model, names)
     assert_same_bits(
-        {name: back[name] for name in whole if "conv." not in name}, {n: whole[n] for n in whole if "conv." not in n}
+        {name: back[name] for name in whole if "conv." not in name},
+        {n: whole[n] for n in whole if "conv." not in n},
     )
 
 
@@ -217,10 +254,13 @@ def test_prefixes_do_not_hide_what_is_missing_or_too_much(shapes, make_model):
     message = refused(make_model(CLASSES), mixed)
     assert "missing 25" in message
     assert "surplus 30: " in message
-    assert "module.backbone.layer4.0.conv1.weight (is it backbone.layer4.0.conv1.weight?)" in message
+    assert (
+        "module.backbone.layer4.0.conv1.weight (is it backbone.layer4.0.conv1.weight?)" in message
+    )
     # A trunk with another network's head.
     message = refused(
-        make_model(CLASSES), {**{n: v for n, v in whole.items() if "conv." not in n}, "projector.weight": np.ones(1)}
+        make_model(CLASSES),
+        {**{n: v for n, v in whole.items() if "conv." not in n}, "projector.weight": np.ones(1)},
     )
     assert "surplus 1: projector.weight" in message
     assert "the backbone is all there: to start another head from it, give --reinit head" in message
@@ -248,7 +288,9 @@ def test_layers_in_another_order_are_refused(shapes, make_model):
 
 
 @pytest.mark.parametrize("wrapper", ["model", "state_dict"])
-def test_a_training_checkpoint_of_pytorchs_loads_and_its_optimiser_is_left(chapter_network, make_model, tmp_path, wrapper):
+def test_a_training_checkpoint_of_pytorchs_loads_and_its_optimiser_is_left(
+    chapter_network, make_model, tmp_path, wrapper
+):
     import torch
 
     network = torch.nn.DataParallel(chapter_network(CLASSES))
@@ -257,21 +299,32 @@ def test_a_training_checkpoint_of_pytorchs_loads_and_its_optimiser_is_left(chapt
     for parameter in network.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
-    torch.save({wrapper: network.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 3}, tmp_path / "run.pth")
+    torch.save(
+        {wrapper: network.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 3},
+        tmp_path / "run.pth",
+    )
     model = make_model(CLASSES)
     record = load_torch(model, tmp_path / "run.pth")
     assert (record.stripped, len(record.loaded)) == ("module.", 124)
-    assert_same_bits(to_torch(model, "d2l"), {n: t.numpy() for n, t in network.module.state_dict().items()})
+    assert_same_bits(
+        to_torch(model, "d2l"), {n: t.numpy() for n, t in network.module.state_dict().items()}
+    )
 
 
 def test_a_file_without_batch_counts_loads_and_says_so(shapes, make_model):
-    tensors = {n: v for n, v in random_state_dict(shapes["d2l"]).items() if not n.endswith("num_batches_tracked")}
+    tensors = {
+        n: v
+        for n, v in random_state_dict(shapes["d2l"]).items()
+        if not n.endswith("num_batches_tracked")
+    }
     model = make_model(CLASSES)
     record = load_torch(model, tensors)
     assert len(record.absent) == 20
     back = to_torch(model, "d2l")
     assert all(
-        int(value) == 0 and value.dtype == np.int64 and value.shape == () for name, value in back.items() if name not in tensors
+        int(value) == 0 and value.dtype == np.int64 and value.shape == ()
+        for name, value in back.items()
+        if name not in tensors
     )
 
 
@@ -279,13 +332,18 @@ def test_a_file_without_batch_counts_loads_and_says_so(shapes, make_model):
 def test_other_float_types_become_float32_and_the_record_says_so(shapes, make_model, dtype):
     rng = np.random.default_rng(0)
     tensors = {
-        n: v if v.dtype == np.int64 else np.abs(rng.standard_normal(v.shape)).astype(dtype)  # a variance has no sign
+        n: v
+        if v.dtype == np.int64
+        else np.abs(rng.standard_normal(v.shape)).astype(dtype)  # a variance has no sign
         for n, v in random_state_dict(shapes["d2l"]).items()
     }
     tensors["1.bias"] = tensors["1.bias"].astype(np.float32)
     model = make_model(CLASSES)
     record = load_torch(model, tensors)
-    assert_same_bits(to_torch(model, "d2l"), {n: v if v.dtype == np.int64 else v.astype(np.float32) for n, v in tensors.items()})
+    assert_same_bits(
+        to_torch(model, "d2l"),
+        {n: v if v.dtype == np.int64 else v.astype(np.float32) for n, v in tensors.items()},
+    )
     name = np.dtype(dtype).name
     assert record.cast == {n: name for n, v in tensors.items() if v.dtype == dtype}
     assert f"103 {'rounded' if dtype is np.float64 else 'widened'} from {name}" in str(record)
@@ -301,7 +359,11 @@ def test_float32_needs_no_remark(shapes, make_model):
     ("name", "value", "complaint"),
     [
         ("1.running_var", np.full(64, 1e300), "has values that are not finite in float32"),
-        ("1.running_var", np.ones(64, np.int8), "is int8; the model needs floats of 16, 32 or 64 bits"),
+        (
+            "1.running_var",
+            np.ones(64, np.int8),
+            "is int8; the model needs floats of 16, 32 or 64 bits",
+        ),
         ("1.running_var", np.ones(64, bool), "is bool; the model needs floats"),
         ("1.running_var", np.ones(64, np.complex64), "is complex64; the model needs floats"),
         ("1.num_batches_tracked", np.asarray(2.5), "is float64 and no count"),
@@ -310,12 +372,16 @@ def test_float32_needs_no_remark(shapes, make_model):
     ],
 )
 def test_values_that_would_change_are_refused(shapes, make_model, name, value, complaint):
-    assert complaint in refused(make_model(CLASSES), {**random_state_dict(shapes["d2l"]), name: value})
+    assert complaint in refused(
+        make_model(CLASSES), {**random_state_dict(shapes["d2l"]), name: value}
+    )
 
 
 def test_a_whole_count_is_taken_from_floats(shapes, make_model):
     model = make_model(CLASSES)
-    load_torch(model, {**random_state_dict(shapes["d2l"]), "1.num_batches_tracked": np.asarray(1000.0)})
+    load_torch(
+        model, {**random_state_dict(shapes["d2l"]), "1.num_batches_tracked": np.asarray(1000.0)}
+    )
     assert int(to_torch(model)["backbone.bn1.num_batches_tracked"]) == 1000
 
 
@@ -333,7 +399,11 @@ def test_torch_tensors_of_half_precision_and_parameters_are_taken(shapes, make_m
 
 def partial(shapes, *globs):
     tensors = random_state_dict(shapes)
-    return {name: value for name, value in tensors.items() if not any(fnmatch.fnmatchcase(name, glob) for glob in globs)}
+    return {
+        name: value
+        for name, value in tensors.items()
+        if not any(fnmatch.fnmatchcase(name, glob) for glob in globs)
+    }
 
 
 def refused(model, tensors, reinit=()):
@@ -364,12 +434,18 @@ def test_all_that_does_not_fit_is_named_at_once_and_nothing_is_changed(shapes, m
 
 
 def test_a_partial_file_loads_once_its_gaps_are_named_by_globs(shapes, make_model):
-    trunk = {n.removeprefix("backbone."): s for n, s in shapes["torchvision"].items() if n.startswith("backbone.")}
+    trunk = {
+        n.removeprefix("backbone."): s
+        for n, s in shapes["torchvision"].items()
+        if n.startswith("backbone.")
+    }
     gaps = ("layer4.?.conv?.*", "layer4.?.bn?.*")
     tensors = partial(trunk, *gaps)
     model = make_model(CLASSES)
     message = refused(model, tensors)
-    assert "missing 20" in message  # 4 convolutions, 4 batch normalisations of 4 tensors; the counts are optional
+    assert (
+        "missing 20" in message
+    )  # 4 convolutions, 4 batch normalizations of 4 tensors; the counts are optional
     assert "--reinit" in message
     assert "missing 16" in refused(model, tensors, reinit=["layer4.?.conv?"])
 
@@ -411,11 +487,15 @@ def test_another_number_of_classes_needs_the_head_to_be_named(shapes, make_model
     assert "misshapen 4" in message
     assert "final_conv.weight: shape (3, 512, 1, 1), the model needs (5, 512, 1, 1)" in message
     record = load_torch(model, tensors, reinit=["head"])
-    assert sorted(record.reinit) == [path for path in sorted(leaves(model)) if path.startswith("head.")]
+    assert sorted(record.reinit) == [
+        path for path in sorted(leaves(model)) if path.startswith("head.")
+    ]
 
 
 def test_a_glob_that_names_nothing_is_an_error(shapes, make_model):
-    assert "--reinit matches nothing: layer5" in refused(make_model(CLASSES), random_state_dict(shapes["d2l"]), ["layer5"])
+    assert "--reinit matches nothing: layer5" in refused(
+        make_model(CLASSES), random_state_dict(shapes["d2l"]), ["layer5"]
+    )
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -432,11 +512,17 @@ def test_weights_of_another_network_are_refused(torchvision, make_model, build):
 
     with torch.device("meta"):
         network = getattr(torchvision.models, build)(weights=None)
-    tensors = {name: np.broadcast_to(np.zeros((), np.float32), t.shape) for name, t in network.state_dict().items()}
+    tensors = {
+        name: np.broadcast_to(np.zeros((), np.float32), t.shape)
+        for name, t in network.state_dict().items()
+    }
     message = refused(make_model(CLASSES), tensors)
     if build == "resnet50":
         assert "layer1.0.conv3.weight" in message
-        assert "it looks like a torchvision ResNet-50 (bottleneck blocks 3, 4, 6, 3; 1000 classes)" in message
+        assert (
+            "it looks like a torchvision ResNet-50 (bottleneck blocks 3, 4, 6, 3; 1000 classes)"
+            in message
+        )
         assert len(message) < 4000
     else:
         assert "another model" in message
@@ -453,32 +539,54 @@ def test_names_that_all_fit_hint_at_the_number_of_classes(shapes, make_model):
 def test_other_shapes_are_not_taken_for_a_number_of_classes(shapes, make_model):
     tensors = random_state_dict(shapes["torchvision"])
     tensors["classifier.final_conv.weight"] = tensors["classifier.final_conv.weight"][:, :100]
-    assert "; another number of classes, or other options? " in refused(make_model(CLASSES), tensors)
+    assert "; another number of classes, or other options? " in refused(
+        make_model(CLASSES), tensors
+    )
     tensors = random_state_dict(shapes["torchvision"])
     tensors["backbone.bn1.weight"] = np.ones(32, np.float32)
-    assert "; another number of classes, or other options? " in refused(make_model(CLASSES + 1), tensors)
+    assert "; another number of classes, or other options? " in refused(
+        make_model(CLASSES + 1), tensors
+    )
 
 
 @pytest.mark.parametrize("whole", [False, True])
-def test_a_larger_network_of_the_same_family_is_another_backbone(torchvision, shapes, make_model, whole):
+def test_a_larger_network_of_the_same_family_is_another_backbone(
+    torchvision, shapes, make_model, whole
+):
     import torch
 
     with torch.device("meta"):
         network = torchvision.models.resnet34(weights=None)
-    tensors = {name: np.broadcast_to(np.zeros((), np.float32), t.shape) for name, t in network.state_dict().items()}
+    tensors = {
+        name: np.broadcast_to(np.zeros((), np.float32), t.shape)
+        for name, t in network.state_dict().items()
+    }
     if whole:
-        tensors = {f"backbone.{name}": value for name, value in tensors.items() if not name.startswith("fc.")}
-        tensors |= {name: np.zeros(s, np.float32) for name, s in shapes["torchvision"].items() if name.startswith("classifier.")}
+        tensors = {
+            f"backbone.{name}": value
+            for name, value in tensors.items()
+            if not name.startswith("fc.")
+        }
+        tensors |= {
+            name: np.zeros(s, np.float32)
+            for name, s in shapes["torchvision"].items()
+            if name.startswith("classifier.")
+        }
     message = refused(make_model(CLASSES), tensors, reinit=["head"])
     assert "it looks like a torchvision ResNet-34" in message or whole
-    assert "another architecture: choose the backbone of the file, resnet34 (setting model.backbone" in message
+    assert (
+        "another architecture: choose the backbone of the file, resnet34 (setting model.backbone"
+        in message
+    )
     assert "--drop" not in message
     assert "--reinit" not in message
 
 
 def test_more_tensors_within_the_backbone_may_be_left_on_purpose(shapes, make_model):
     tensors = {
-        n.removeprefix("backbone."): v for n, v in random_state_dict(shapes["torchvision"]).items() if n.startswith("backbone.")
+        n.removeprefix("backbone."): v
+        for n, v in random_state_dict(shapes["torchvision"]).items()
+        if n.startswith("backbone.")
     }
     tensors["layer1.0.observer.scale"] = np.ones(1, np.float32)
     message = refused(make_model(CLASSES), tensors)
@@ -490,8 +598,9 @@ def test_more_tensors_within_the_backbone_may_be_left_on_purpose(shapes, make_mo
 def test_a_negative_variance_is_refused(shapes, make_model):
     tensors = random_state_dict(shapes["d2l"])
     tensors["5.0.bn1.running_var"][3] = -1e-3
-    assert "unusable 1: 5.0.bn1.running_var: has negative values, and a variance has none" in refused(
-        make_model(CLASSES), tensors
+    assert (
+        "unusable 1: 5.0.bn1.running_var: has negative values, and a variance has none"
+        in refused(make_model(CLASSES), tensors)
     )
 
 
@@ -504,7 +613,10 @@ REPARAMETRIZED = {
         lambda torch, conv: torch.nn.utils.parametrizations.weight_norm(conv),
         r"remove_parametrizations\(MODULE, 'weight'\)",
     ),
-    "weight_norm": (lambda torch, conv: torch.nn.utils.weight_norm(conv), r"remove_weight_norm\(MODULE\)"),
+    "weight_norm": (
+        lambda torch, conv: torch.nn.utils.weight_norm(conv),
+        r"remove_weight_norm\(MODULE\)",
+    ),
 }
 
 
@@ -519,14 +631,19 @@ def test_reparametrized_weights_are_named_with_what_to_call(make_resnet18, make_
     network = make_resnet18()
     change(torch, network.layer1[0].conv1)
     found = refused(make_model(CLASSES), network.state_dict())
-    assert re.search(rf"missing 1: layer1\.0\.conv1\.weight.*; its weights are .*{message} for each module, then save$", found)
+    assert re.search(
+        rf"missing 1: layer1\.0\.conv1\.weight.*; its weights are .*{message} for each module, then save$",
+        found,
+    )
 
 
 def test_something_that_is_no_tensor_is_left_and_named(shapes, make_model):
     model = make_model(CLASSES)
     record = load_torch(model, {**random_state_dict(shapes["d2l"]), "epoch": 3, "net": {}})
     assert record.beside == ["epoch", "net"]
-    with pytest.raises(WeightsError, match="holds no state dict but epoch, net, without tensors by name"):
+    with pytest.raises(
+        WeightsError, match="holds no state dict but epoch, net, without tensors by name"
+    ):
         load_torch(model, {"epoch": 3, "net": {"lr": 1}})
 
 
@@ -566,7 +683,8 @@ def test_a_backbones_own_files_may_have_other_names_than_a_whole_model(tiny_plug
 
     def alone(options):
         return {
-            "torchvision": tiny.torch.tables(options)["torchvision"].under("features.", "") + Table(drop("top.*", "not here"))
+            "torchvision": tiny.torch.tables(options)["torchvision"].under("features.", "")
+            + Table(drop("top.*", "not here"))
         }
 
     renamed = dataclasses.replace(tiny, torch=dataclasses.replace(tiny.torch, alone=alone))
@@ -587,17 +705,28 @@ def test_a_backbones_own_files_may_have_other_names_than_a_whole_model(tiny_plug
 
 
 def test_an_auxiliary_head_goes_both_ways_and_is_missed_where_the_file_has_none(shapes):
-    model = nnx.eval_shape(lambda: build_model("resnet18", "fcn32s", CLASSES, aux_head="fcn", rngs=nnx.Rngs(0)))
-    norm = dict.fromkeys(("weight", "bias", "running_mean", "running_var"), (64,)) | {"num_batches_tracked": ()}
+    model = nnx.eval_shape(
+        lambda: build_model("resnet18", "fcn32s", CLASSES, aux_head="fcn", rngs=nnx.Rngs(0))
+    )
+    norm = dict.fromkeys(("weight", "bias", "running_mean", "running_var"), (64,)) | {
+        "num_batches_tracked": ()
+    }
     aux = {"0.weight": (64, 256, 3, 3), "4.weight": (CLASSES, 64, 1, 1), "4.bias": (CLASSES,)} | {
         f"1.{n}": s for n, s in norm.items()
     }
-    tensors = random_state_dict({**shapes["torchvision"], **{f"aux_classifier.{name}": shape for name, shape in aux.items()}})
+    tensors = random_state_dict(
+        {
+            **shapes["torchvision"],
+            **{f"aux_classifier.{name}": shape for name, shape in aux.items()},
+        }
+    )
     record = load_torch(model, tensors)
     assert not record.dropped
     assert_same_bits(to_torch(model), tensors)
 
-    without = {name: value for name, value in tensors.items() if not name.startswith("aux_classifier.")}
+    without = {
+        name: value for name, value in tensors.items() if not name.startswith("aux_classifier.")
+    }
     with pytest.raises(WeightsError, match=r"missing 7: aux_classifier\.1\.bias"):
         load_torch(model, without)
     assert len(load_torch(model, without, reinit=["aux_classifier"]).reinit) == 8

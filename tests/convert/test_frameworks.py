@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fcn_jax.convert import files
 from fcn_jax.convert.engine import leaves, load_torch, to_torch
 from fcn_jax.convert.initial import load_initial
 from fcn_jax.errors import WeightsError
 from fcn_jax.models.segmenter import build_model
+from fcn_jax.pytorch import files
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.usefixtures("tiny_plugin")
@@ -43,17 +43,26 @@ def tensors_of(seed, classes=CLASSES, head="fcn"):
             "classifier.4.weight": (classes, 2, 1, 1),
             "classifier.4.bias": (classes,),
         }
-        shapes |= {f"classifier.1.{name}": (2,) for name in ("weight", "bias", "running_mean", "running_var")}
+        shapes |= {
+            f"classifier.1.{name}": (2,)
+            for name in ("weight", "bias", "running_mean", "running_var")
+        }
         shapes["classifier.1.num_batches_tracked"] = ()
     generator = torch.Generator().manual_seed(seed)
     return {
-        name: torch.tensor(seed) if name.endswith("tracked") else torch.rand(shape, generator=generator)
+        name: torch.tensor(seed)
+        if name.endswith("tracked")
+        else torch.rand(shape, generator=generator)
         for name, shape in shapes.items()
     }
 
 
 WHOLE, AVERAGE = tensors_of(1), tensors_of(2)
-TRUNK = {name.removeprefix("backbone."): value for name, value in WHOLE.items() if name.startswith("backbone.")}
+TRUNK = {
+    name.removeprefix("backbone."): value
+    for name, value in WHOLE.items()
+    if name.startswith("backbone.")
+}
 
 
 def prefixed(prefix, tensors):
@@ -67,7 +76,9 @@ def make(tiny_plugin):
 
     def make(head="fcn", classes=CLASSES):
         if (head, classes) not in known:
-            known[head, classes] = nnx.split(nnx.eval_shape(lambda: build_model("tiny", head, classes, rngs=nnx.Rngs(0))))
+            known[head, classes] = nnx.split(
+                nnx.eval_shape(lambda: build_model("tiny", head, classes, rngs=nnx.Rngs(0)))
+            )
         return nnx.merge(*known[head, classes], copy=True)
 
     return make
@@ -82,9 +93,17 @@ def assert_holds(model, expected):
 
 def assert_trunk(model, expected=WHOLE):
     backbone = leaves(model)
-    np.testing.assert_array_equal(backbone["backbone.conv1.kernel"][...], expected["backbone.conv1.weight"].permute(2, 3, 1, 0))
-    np.testing.assert_array_equal(backbone["backbone.conv2.kernel"][...], expected["backbone.conv2.weight"].permute(2, 3, 1, 0))
-    np.testing.assert_array_equal(backbone["backbone.bn1.mean"][...], expected["backbone.bn1.running_mean"])
+    np.testing.assert_array_equal(
+        backbone["backbone.conv1.kernel"][...],
+        expected["backbone.conv1.weight"].permute(2, 3, 1, 0),
+    )
+    np.testing.assert_array_equal(
+        backbone["backbone.conv2.kernel"][...],
+        expected["backbone.conv2.weight"].permute(2, 3, 1, 0),
+    )
+    np.testing.assert_array_equal(
+        backbone["backbone.bn1.mean"][...], expected["backbone.bn1.running_mean"]
+    )
 
 
 class AttributeDict(dict):
@@ -146,7 +165,12 @@ def test_settings_and_scores_beside_the_weights_do_no_harm(make, tmp_path, proto
     model = make()
     record = load_torch(model, path)
     assert_holds(model, WHOLE)
-    assert (record.key, record.stripped, record.scope, record.dropped) == ("state_dict", "model.", "model", {})
+    assert (record.key, record.stripped, record.scope, record.dropped) == (
+        "state_dict",
+        "model.",
+        "model",
+        {},
+    )
     assert set(record.beside) == set(BESIDE)
     assert "under 'state_dict', without 'model.'" in str(record)
     assert "not weights: epoch" in str(record)
@@ -169,7 +193,12 @@ def lightning():
 
 
 WRAPPED = {
-    "AveragedModel": (lambda: {"n_averaged": torch.tensor(5), **prefixed("module.", WHOLE)}, "", "module.", {"n_averaged"}),
+    "AveragedModel": (
+        lambda: {"n_averaged": torch.tensor(5), **prefixed("module.", WHOLE)},
+        "",
+        "module.",
+        {"n_averaged"},
+    ),
     "Lightning": (lightning, "state_dict", "net.", {"criterion.weight", "val_iou.confmat", "std"}),
     "timm": (
         lambda: {"arch": "tiny", "state_dict": WHOLE, "state_dict_ema": AVERAGE, "metric": 0.7},
@@ -178,16 +207,37 @@ WRAPPED = {
         set(),
     ),
     "YOLOX": (
-        lambda: {"start_epoch": 3, "model": WHOLE, "optimizer": optimizer(), "best_ap": np.float64(0.3)},
+        lambda: {
+            "start_epoch": 3,
+            "model": WHOLE,
+            "optimizer": optimizer(),
+            "best_ap": np.float64(0.3),
+        },
         "model",
         "",
         set(),
     ),
-    "DataParallel of a compiled network": (lambda: prefixed("module._orig_mod.", WHOLE), "", "module._orig_mod.", set()),
-    "compiled DataParallel": (lambda: {"model": prefixed("_orig_mod.module.", WHOLE)}, "model", "_orig_mod.module.", set()),
+    "DataParallel of a compiled network": (
+        lambda: prefixed("module._orig_mod.", WHOLE),
+        "",
+        "module._orig_mod.",
+        set(),
+    ),
+    "compiled DataParallel": (
+        lambda: {"model": prefixed("_orig_mod.module.", WHOLE)},
+        "model",
+        "_orig_mod.module.",
+        set(),
+    ),
     "BasicSR": (lambda: {"params": WHOLE, "params_ema": AVERAGE}, "params", "", set()),
     "an average that keeps the network": (
-        lambda: {"ema_model": {**prefixed("ema_model.", AVERAGE), **prefixed("online_model.", WHOLE), "step": torch.tensor(3)}},
+        lambda: {
+            "ema_model": {
+                **prefixed("ema_model.", AVERAGE),
+                **prefixed("online_model.", WHOLE),
+                "step": torch.tensor(3),
+            }
+        },
         "ema_model",
         "online_model.",
         {f"ema_model.{name}" for name in WHOLE} | {"step"},
@@ -203,10 +253,19 @@ WRAPPED = {
         "",
         {"data_preprocessor.mean"},
     ),
-    "nested": (lambda: {"a": {"b": {"model_state_dict": prefixed("module.", WHOLE)}}}, "a.b.model_state_dict", "module.", set()),
+    "nested": (
+        lambda: {"a": {"b": {"model_state_dict": prefixed("module.", WHOLE)}}},
+        "a.b.model_state_dict",
+        "module.",
+        set(),
+    ),
     "a tuple": (lambda: (WHOLE, 3), "0", "", set()),
     "an average in one state dict": (
-        lambda: {**prefixed("ema_model.module.", AVERAGE), **prefixed("model.", WHOLE), "ema_model.n_averaged": torch.tensor(1)},
+        lambda: {
+            **prefixed("ema_model.module.", AVERAGE),
+            **prefixed("model.", WHOLE),
+            "ema_model.n_averaged": torch.tensor(1),
+        },
         "",
         "model.",
         {f"ema_model.module.{name}" for name in WHOLE} | {"ema_model.n_averaged"},
@@ -231,16 +290,30 @@ WRAPPED = {
     ),
     "a discriminator of other sizes": (
         lambda: {
-            "discriminator": {name: value.repeat(2) if value.ndim == 1 else value for name, value in AVERAGE.items()},
+            "discriminator": {
+                name: value.repeat(2) if value.ndim == 1 else value
+                for name, value in AVERAGE.items()
+            },
             "generator": WHOLE,
         },
         "generator",
         "",
         set(),
     ),
-    "arrays": (lambda: {"model": {name: value.numpy() for name, value in WHOLE.items()}, "__author__": "x"}, "model", "", set()),
+    "arrays": (
+        lambda: {
+            "model": {name: value.numpy() for name, value in WHOLE.items()},
+            "__author__": "x",
+        },
+        "model",
+        "",
+        set(),
+    ),
     "parameters": (
-        lambda: {name: torch.nn.Parameter(v, v.is_floating_point()) if v.is_floating_point() else v for name, v in WHOLE.items()},
+        lambda: {
+            name: torch.nn.Parameter(v, v.is_floating_point()) if v.is_floating_point() else v
+            for name, v in WHOLE.items()
+        },
         "",
         "",
         set(),
@@ -255,7 +328,12 @@ def test_wrappings_are_seen_through(make, tmp_path, name):
     model = make()
     record = load_torch(model, tmp_path / "weights")
     assert_holds(model, WHOLE)
-    assert (record.key, record.stripped, record.scope, set(record.dropped)) == (key, prefix, "model", dropped)
+    assert (record.key, record.stripped, record.scope, set(record.dropped)) == (
+        key,
+        prefix,
+        "model",
+        dropped,
+    )
     if isinstance(contents(), dict):  # in memory as well
         model = make()
         load_torch(model, contents())
@@ -275,7 +353,9 @@ def test_parts_in_dicts_of_their_own_are_put_together(make, tmp_path):
 
 
 def test_wrappers_of_parts_are_taken_off_within_names(make, tmp_path):
-    part = {name.replace("backbone.", "backbone._orig_mod."): value for name, value in WHOLE.items()}
+    part = {
+        name.replace("backbone.", "backbone._orig_mod."): value for name, value in WHOLE.items()
+    }
     torch.save(prefixed("module.", part), tmp_path / "a.pth")
     model = make()
     record = load_torch(model, tmp_path / "a.pth")
@@ -287,7 +367,9 @@ def test_wrappers_of_parts_are_taken_off_within_names(make, tmp_path):
 
 
 @pytest.mark.parametrize("key", ["model_ema", "state_dict_ema", "nested.ema"])
-def test_of_equal_networks_the_plain_one_is_read_and_the_other_named_and_chosen_by_key(make, tmp_path, key):
+def test_of_equal_networks_the_plain_one_is_read_and_the_other_named_and_chosen_by_key(
+    make, tmp_path, key
+):
     average = {"nested": {"ema": AVERAGE}} if "." in key else {key: AVERAGE}
     torch.save({**average, "model": WHOLE}, tmp_path / "a.pth")
     model = make()
@@ -299,7 +381,9 @@ def test_of_equal_networks_the_plain_one_is_read_and_the_other_named_and_chosen_
     model = make()
     assert load_torch(model, tmp_path / "a.pth", key=key).key == key
     assert_holds(model, AVERAGE)
-    with pytest.raises(WeightsError, match=rf"no weights of this model under the key 'emma'; there are: .*{key}"):
+    with pytest.raises(
+        WeightsError, match=rf"no weights of this model under the key 'emma'; there are: .*{key}"
+    ):
         load_torch(model, tmp_path / "a.pth", key="emma")
 
 
@@ -316,15 +400,24 @@ def test_a_prefix_is_a_key_too(make):
 TRUNKS = {
     "bare": ({}, ""),
     "SMP": (
-        {"segmentation_head.0.weight": torch.ones(3, 4, 3, 3), "decoder.blocks.0.conv1.0.weight": torch.ones(4, 8, 3, 3)},
+        {
+            "segmentation_head.0.weight": torch.ones(3, 4, 3, 3),
+            "decoder.blocks.0.conv1.0.weight": torch.ones(4, 8, 3, 3),
+        },
         "encoder.",
     ),
     "mmsegmentation": (
-        {"decode_head.conv_seg.weight": torch.ones(3, 8, 1, 1), "auxiliary_head.conv_seg.bias": torch.ones(3)},
+        {
+            "decode_head.conv_seg.weight": torch.ones(3, 8, 1, 1),
+            "auxiliary_head.conv_seg.bias": torch.ones(3),
+        },
         "backbone.",
     ),
     "a projector": ({"projector.weight": torch.ones(3, 3)}, ""),
-    "DeepLab": ({"module.classifier.0.convs.0.0.weight": torch.ones(4, 8, 1, 1)}, "module.backbone."),
+    "DeepLab": (
+        {"module.classifier.0.convs.0.0.weight": torch.ones(4, 8, 1, 1)},
+        "module.backbone.",
+    ),
 }
 
 
@@ -334,7 +427,9 @@ def test_a_backbone_inside_a_whole_network_starts_another_head(make, tmp_path, n
     others, prefix = TRUNKS[name]
     torch.save({"state_dict": {**prefixed(prefix, TRUNK), **others}}, tmp_path / "a.pth")
     if others:
-        with pytest.raises(WeightsError, match=r"surplus \d: .*--reinit head.*--drop GLOB") as caught:
+        with pytest.raises(
+            WeightsError, match=r"surplus \d: .*--reinit head.*--drop GLOB"
+        ) as caught:
             load_torch(make(head), tmp_path / "a.pth")
         assert all(other in str(caught.value) for other in others)
     model = make(head)
@@ -349,13 +444,29 @@ def test_a_backbone_inside_a_whole_network_starts_another_head(make, tmp_path, n
     assert all("on purpose (--drop" in reason for reason in record.dropped.values())
 
 
-HEAD = {name.removeprefix("classifier."): value for name, value in WHOLE.items() if name.startswith("classifier.")}
+HEAD = {
+    name.removeprefix("classifier."): value
+    for name, value in WHOLE.items()
+    if name.startswith("classifier.")
+}
 OTHER_HEAD = {f"blocks.{name}": torch.ones(3, 8, 1, 1) for name in ("0.weight", "1.weight")}
 APART = {
-    "encoder and decoder": (lambda: {"epoch": 1, "encoder": TRUNK, "decoder": OTHER_HEAD}, "decoder"),
-    "of a network under a key": (lambda: {"epoch": 1, "model": {"backbone": TRUNK, "head": OTHER_HEAD}}, "model.head"),
-    "with keys between": (lambda: {"net_backbone": {"state_dict": TRUNK}, "net_top": {"state_dict": OTHER_HEAD}}, "net_top"),
-    "an average of a network": (lambda: {"ema": {"encoder": TRUNK, "decoder": OTHER_HEAD}}, "ema.decoder"),
+    "encoder and decoder": (
+        lambda: {"epoch": 1, "encoder": TRUNK, "decoder": OTHER_HEAD},
+        "decoder",
+    ),
+    "of a network under a key": (
+        lambda: {"epoch": 1, "model": {"backbone": TRUNK, "head": OTHER_HEAD}},
+        "model.head",
+    ),
+    "with keys between": (
+        lambda: {"net_backbone": {"state_dict": TRUNK}, "net_top": {"state_dict": OTHER_HEAD}},
+        "net_top",
+    ),
+    "an average of a network": (
+        lambda: {"ema": {"encoder": TRUNK, "decoder": OTHER_HEAD}},
+        "ema.decoder",
+    ),
     "among the backbone's tensors": (lambda: {**TRUNK, "head": OTHER_HEAD}, "head"),
 }
 
@@ -365,20 +476,29 @@ def test_a_head_in_a_dict_of_its_own_is_not_lost_in_silence(make, tmp_path, name
     make_contents, key = APART[name]
     torch.save(make_contents(), tmp_path / "a.pth")
     with pytest.raises(
-        WeightsError, match=rf"surplus 2: {key}\..*it also holds weights under '{key}' \(2 tensors\).*--reinit head"
+        WeightsError,
+        match=rf"surplus 2: {key}\..*it also holds weights under '{key}' \(2 tensors\).*--reinit head",
     ):
         load_torch(make(), tmp_path / "a.pth")
-    for options, reason in (({"reinit": ["head"]}, "another head"), ({"drop": [key]}, "on purpose")):
+    for options, reason in (
+        ({"reinit": ["head"]}, "another head"),
+        ({"drop": [key]}, "on purpose"),
+    ):
         model = make()
         record = load_torch(model, tmp_path / "a.pth", **options)
         assert_trunk(model)
         assert len(record.dropped) == 2
-        assert all(name.startswith(f"{key}.") and reason in why for name, why in record.dropped.items())
+        assert all(
+            name.startswith(f"{key}.") and reason in why for name, why in record.dropped.items()
+        )
 
 
 def test_a_head_under_the_key_that_the_refusal_advises_is_loaded(make, tmp_path):
     torch.save({"trunk": TRUNK, "top": HEAD}, tmp_path / "a.pth")
-    with pytest.raises(WeightsError, match=r"under 'top' \(8 tensors\).*save both .*under the keys 'backbone' and 'classifier'"):
+    with pytest.raises(
+        WeightsError,
+        match=r"under 'top' \(8 tensors\).*save both .*under the keys 'backbone' and 'classifier'",
+    ):
         load_torch(make(), tmp_path / "a.pth")
     torch.save({"epoch": 1, "model": {"backbone": TRUNK, "classifier": HEAD}}, tmp_path / "a.pth")
     model = make()
@@ -405,7 +525,10 @@ def test_copies_averages_losses_and_optimizers_beside_a_backbone_are_no_head(mak
     assert (record.key, record.scope, record.dropped) == ("model", "backbone", {})
     assert record.beside == ["opt", "class_weights", "epoch"]
     assert record.others == ["pretrained", "same", "teacher", "ema", "criterion"]
-    assert "other weights, left: pretrained, same, teacher, ema, criterion; not weights: opt" in str(record)
+    assert (
+        "other weights, left: pretrained, same, teacher, ema, criterion; not weights: opt"
+        in str(record)
+    )
 
 
 def test_a_deeper_network_is_no_other_head(make):
@@ -418,13 +541,21 @@ def test_the_same_head_with_other_classes_is_drawn_anew_and_nothing_is_left(make
     record = load_torch(model, WHOLE, reinit=["head"])
     assert_trunk(model)
     assert (record.scope, record.dropped) == ("model", {})
-    assert sorted(record.reinit) == sorted(path for path in leaves(model) if path.startswith("head."))
+    assert sorted(record.reinit) == sorted(
+        path for path in leaves(model) if path.startswith("head.")
+    )
 
 
 def test_surplus_is_dropped_by_globs_with_or_without_the_prefix(make):
-    tensors = prefixed("module.", {**WHOLE, "extra.a": torch.ones(1), "extra.b": torch.ones(1), "other": torch.ones(2)})
+    tensors = prefixed(
+        "module.",
+        {**WHOLE, "extra.a": torch.ones(1), "extra.b": torch.ones(1), "other": torch.ones(2)},
+    )
     model = make()
-    with pytest.raises(WeightsError, match=r"surplus 3: extra\.a, extra\.b, other; all of the model is there: .*--drop GLOB"):
+    with pytest.raises(
+        WeightsError,
+        match=r"surplus 3: extra\.a, extra\.b, other; all of the model is there: .*--drop GLOB",
+    ):
         load_torch(model, tensors)
     record = load_torch(model, tensors, drop=["extra", "module.oth*"])
     assert_holds(model, WHOLE)
@@ -438,17 +569,31 @@ def test_surplus_is_dropped_by_globs_with_or_without_the_prefix(make):
 
 
 def test_what_the_model_needs_cannot_be_dropped_but_is_missing(make):
-    with pytest.raises(WeightsError, match=r"missing 1: backbone\.conv1\.bias \(dropped by --drop \*\.conv1\.bias\)"):
+    with pytest.raises(
+        WeightsError,
+        match=r"missing 1: backbone\.conv1\.bias \(dropped by --drop \*\.conv1\.bias\)",
+    ):
         load_torch(make(), WHOLE, drop=["*.conv1.bias"])
     model = make()
     record = load_torch(model, WHOLE, drop=["*.num_batches_tracked"])
-    assert sorted(record.absent) == ["backbone.bn1.num_batches_tracked", "head.bn1.num_batches_tracked"]
+    assert sorted(record.absent) == [
+        "backbone.bn1.num_batches_tracked",
+        "head.bn1.num_batches_tracked",
+    ]
 
 
 def test_an_auxiliary_head_that_is_not_asked_for_is_left(make):
     model = make()
     record = load_torch(
-        model, {**WHOLE, **{n.replace("classifier.", "aux_classifier."): v for n, v in WHOLE.items() if "classifier" in n}}
+        model,
+        {
+            **WHOLE,
+            **{
+                n.replace("classifier.", "aux_classifier."): v
+                for n, v in WHOLE.items()
+                if "classifier" in n
+            },
+        },
     )
     assert_holds(model, WHOLE)
     assert len(record.dropped) == 8
@@ -460,12 +605,16 @@ def test_a_checkpoint_with_another_head_starts_a_new_one(make, tmp_path):
 
     source = build_model("tiny", "fcn", CLASSES, rngs=nnx.Rngs(0))
     load_torch(source, WHOLE)
-    checkpoint.save_model(tmp_path / "c", checkpoint.describe(source.spec), checkpoint.arrays(source))
+    checkpoint.save_model(
+        tmp_path / "c", checkpoint.describe(source.spec), checkpoint.arrays(source)
+    )
     model = make("fcn32s")
     record = load_initial(model, tmp_path / "c", reinit=["head"])
     assert_trunk(model)
     assert set(record.dropped) == {
-        path for path in leaves(source) if path.startswith("head.") and path.split(".")[1] != "final_conv"
+        path
+        for path in leaves(source)
+        if path.startswith("head.") and path.split(".")[1] != "final_conv"
     }
 
 
@@ -513,7 +662,10 @@ def test_no_code_of_a_file_runs(make, tmp_path, name, archive, place):
     elif place == "weights":
         contents = {"state_dict": {**WHOLE, "evil": evil}}
     else:
-        contents = {"state_dict": WHOLE, "hyper_parameters": {"deep": [evil, AttributeDict(a=evil)]}}
+        contents = {
+            "state_dict": WHOLE,
+            "hyper_parameters": {"deep": [evil, AttributeDict(a=evil)]},
+        }
     torch.save(contents, tmp_path / "a.pth", _use_new_zipfile_serialization=archive)
     mark.unlink(missing_ok=True)
     if name in HARMLESS:
@@ -522,7 +674,8 @@ def test_no_code_of_a_file_runs(make, tmp_path, name, archive, place):
         assert_holds(model, WHOLE)
     else:
         with pytest.raises(
-            WeightsError, match=r"a\.pth: refused.*could run code: it names (posix|builtins|subprocess|io)\.\w+;.*state_dict"
+            WeightsError,
+            match=r"a\.pth: refused.*could run code: it names (posix|builtins|subprocess|io)\.\w+;.*state_dict",
         ):
             load_torch(make(), tmp_path / "a.pth")
     assert not mark.exists()
@@ -548,7 +701,8 @@ def test_a_whole_pickled_network_is_refused_with_advice(tmp_path):
     for contents in (torch.nn.Conv2d(1, 1, 1), {"epoch": 1, "model": torch.nn.Conv2d(1, 1, 1)}):
         torch.save(contents, tmp_path / "a.pth")
         with pytest.raises(
-            WeightsError, match=r"whole pickled network \(torch\.nn\.modules\.conv\.Conv2d\).*model\.state_dict\(\)"
+            WeightsError,
+            match=r"whole pickled network \(torch\.nn\.modules\.conv\.Conv2d\).*model\.state_dict\(\)",
         ):
             files.read(tmp_path / "a.pth")
 
@@ -564,4 +718,6 @@ def test_plain_pickles_of_tensors_and_arrays_are_read(tmp_path):
     for contents in (WHOLE, {name: value.numpy() for name, value in WHOLE.items()}):
         (tmp_path / "a.pkl").write_bytes(pickle.dumps({"model": contents}))
         found = files.read(tmp_path / "a.pkl")
-        assert all(found[name].tobytes() == value.numpy().tobytes() for name, value in WHOLE.items())
+        assert all(
+            found[name].tobytes() == value.numpy().tobytes() for name, value in WHOLE.items()
+        )

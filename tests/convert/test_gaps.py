@@ -19,7 +19,11 @@ def values(module):
 
 
 def plain(value):
-    return np.asarray(jax.random.key_data(value) if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key) else value)
+    return np.asarray(
+        jax.random.key_data(value)
+        if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)
+        else value
+    )
 
 
 def assert_same(ours, theirs):
@@ -41,7 +45,8 @@ def test_what_is_drawn_is_what_the_whole_network_has(tiny_plugin):
     expected = values(whole)
     loaded = {path: leaf for path, leaf in leaves(source).items() if path not in reinit}
     expected |= {
-        tuple(int(n) if n.isdigit() else n for n in path.split(".")): np.asarray(leaf[...]) for path, leaf in loaded.items()
+        tuple(int(n) if n.isdigit() else n for n in path.split(".")): np.asarray(leaf[...])
+        for path, leaf in loaded.items()
     }
     assert_same(values(model), expected)
 
@@ -72,9 +77,15 @@ def test_load_draws_nothing_where_the_file_is_whole(make_model, monkeypatch):
 @pytest.mark.parametrize("given", [True, False])
 def test_load_draws_what_reinit_names_from_the_key(make_model, given):
     rngs = nnx.Rngs(5) if given else None
-    model = fcn_jax.load("fcn32s_resnet18", to_torch(make_model(21, seed=1)), reinit=["head.final_conv"], rngs=rngs)
+    model = fcn_jax.load(
+        "fcn32s_resnet18", to_torch(make_model(21, seed=1)), reinit=["head.final_conv"], rngs=rngs
+    )
     whole = build_model("resnet18", "fcn32s", 21, rngs=nnx.Rngs(5 if given else 0))
-    np.testing.assert_array_equal(model.head.final_conv.kernel[...], whole.head.final_conv.kernel[...])
+    np.testing.assert_array_equal(
+        model.head.final_conv.kernel[...], whole.head.final_conv.kernel[...]
+    )
     assert not np.array_equal(model.backbone.conv1.kernel[...], whole.backbone.conv1.kernel[...])
     if given:
-        np.testing.assert_array_equal(plain(rngs.params()), plain(nnx.Rngs(5).params()), err_msg="the key is left as it is")
+        np.testing.assert_array_equal(
+            plain(rngs.params()), plain(nnx.Rngs(5).params()), err_msg="the key is left as it is"
+        )

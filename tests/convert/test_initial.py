@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from fcn_jax import checkpoint
-from fcn_jax.convert import files
 from fcn_jax.convert.engine import leaves, to_torch
 from fcn_jax.convert.initial import load_initial
 from fcn_jax.errors import CheckpointError, WeightsError
+from fcn_jax.pytorch import files
 
 
 def values(model):
@@ -52,7 +52,8 @@ def test_another_number_of_classes_is_an_error_until_the_head_is_named(saved, ma
     model = make_model(5, seed=2)
     before = values(model)
     with pytest.raises(
-        WeightsError, match=r"misshapen 4: .*head.final_conv.bias: shape \(3,\), the model needs \(5,\).*--reinit"
+        WeightsError,
+        match=r"misshapen 4: .*head.final_conv.bias: shape \(3,\), the model needs \(5,\).*--reinit",
     ):
         load_initial(model, directory)
     assert_same(values(model), before)
@@ -71,7 +72,13 @@ def test_a_checkpoint_of_a_backbone_alone_fills_the_backbone(saved, make_model, 
     own = {path: value for path, value in values(model).items() if path.startswith("head.")}
     record = load_initial(model, tmp_path / "trunk")
     assert record.scope == "backbone"
-    assert_same(values(model), {**{path: value for path, value in expected.items() if path.startswith("backbone.")}, **own})
+    assert_same(
+        values(model),
+        {
+            **{path: value for path, value in expected.items() if path.startswith("backbone.")},
+            **own,
+        },
+    )
 
 
 def test_a_path_that_is_nothing_is_one_clear_error(make_model, tmp_path):

@@ -3,19 +3,23 @@ import pytest
 from flax import nnx
 
 import fcn_jax
-from fcn_jax import registry
 from fcn_jax.errors import ConfigError, WeightsError
 from fcn_jax.models.segmenter import by_name
+from fcn_jax.plugins import registry
 from fcn_jax.verify.reference import randomise_batch_norm
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["fcn_resnet50", "fcn_resnet101"])
-def test_torchvisions_own_model_with_its_auxiliary_head_loads_and_gives_its_logits(torchvision, name):
+def test_torchvisions_own_model_with_its_auxiliary_head_loads_and_gives_its_logits(
+    torchvision, name
+):
     import torch
 
     torch.manual_seed(0)
-    network = getattr(torchvision.models.segmentation, name)(weights=None, weights_backbone=None, aux_loss=True).eval()
+    network = getattr(torchvision.models.segmentation, name)(
+        weights=None, weights_backbone=None, aux_loss=True
+    ).eval()
     randomise_batch_norm(network, seed=0)
     model = fcn_jax.load(name, network.state_dict())
     x = np.random.default_rng(0).standard_normal((1, 65, 97, 3)).astype(np.float32)
@@ -54,5 +58,8 @@ def test_a_backbone_is_no_whole_model():
 
 
 def test_a_missing_name_is_told_with_the_nearest():
-    with pytest.raises(WeightsError, match=r"COCO_WITH_VOC_LABELS_V2: no such weights.*Did you mean 'COCO_WITH_VOC_LABELS_V1'"):
+    with pytest.raises(
+        WeightsError,
+        match=r"COCO_WITH_VOC_LABELS_V2: no such weights.*Did you mean 'COCO_WITH_VOC_LABELS_V1'",
+    ):
         fcn_jax.load("fcn_resnet50", "COCO_WITH_VOC_LABELS_V2")

@@ -39,7 +39,12 @@ CITYSCAPES = [
 MAPILLARY = {
     "labels": [
         {"name": "animal--bird", "readable": "Bird", "color": [165, 42, 42], "evaluate": True},
-        {"name": "construction--flat--road", "readable": "Road", "color": [128, 64, 128], "evaluate": True},
+        {
+            "name": "construction--flat--road",
+            "readable": "Road",
+            "color": [128, 64, 128],
+            "evaluate": True,
+        },
         {"name": "void--unlabeled", "readable": "Unlabeled", "color": [0, 0, 0], "evaluate": False},
     ],
     "version": "1.1",
@@ -69,7 +74,10 @@ NAMED = {  # contents -> names, stored value -> label
     "road 1\nbackground 0\n": (("background", "road"), {0: 0, 1: 1, 255: VOID}),
     "background = 0\nroad = 255\n": (("background", "road"), {0: 0, 255: 1}),
     "0 void\n1 road\n7 car\n": (("road", "car"), {0: VOID, 1: 0, 7: 1, 255: VOID}),
-    "__ignore__\n_background_\ncat\ndog\n": (("_background_", "cat", "dog"), {255: VOID, 0: 0, 1: 1, 2: 2}),
+    "__ignore__\n_background_\ncat\ndog\n": (
+        ("_background_", "cat", "dog"),
+        {255: VOID, 0: 0, 1: 1, 2: 2},
+    ),
     "_background_\ncat\n": (("_background_", "cat"), {0: 0, 1: 1, 255: VOID}),
     "Pixel Value, Class\n0, background\n1, car\n": (("background", "car"), {0: 0, 1: 1, 255: VOID}),
     "id,name\n3,a\n7,b\n": (("a", "b"), {3: 0, 7: 1, 255: VOID}),
@@ -77,7 +85,10 @@ NAMED = {  # contents -> names, stored value -> label
     "0,a\n1,b\n": (("a", "b"), {0: 0, 1: 1, 255: VOID}),
     "road,\ncar,\n": (("road", "car"), {0: 0, 1: 1, 255: VOID}),
     '"road 1"\n"car 2"\n': (("road 1", "car 2"), {0: 0, 1: 1, 255: VOID}),
-    "wall\nbuilding, edifice\nsky\n": (("wall", "building, edifice", "sky"), {0: 0, 1: 1, 2: 2, 255: VOID}),
+    "wall\nbuilding, edifice\nsky\n": (
+        ("wall", "building, edifice", "sky"),
+        {0: 0, 1: 1, 2: 2, 255: VOID},
+    ),
     "road # what cars drive on\ncar\n": (("road", "car"), {0: 0, 1: 1, 255: VOID}),
     '["a", "b"]': (("a", "b"), {0: 0, 1: 1, 255: VOID}),
     '{"0": "a", "1": "b"}': (("a", "b"), {0: 0, 1: 1, 255: VOID}),
@@ -116,11 +127,23 @@ def test_names_and_numbers_are_read(contents: str, tmp_path: Path) -> None:
 
 
 COLORED = {  # contents -> names, color -> label
-    "bare ground 0 0 0\ntree 0 255 0\nvoid 9 9 9\n": (("bare ground", "tree"), {(0, 0, 0): 0, (0, 255, 0): 1, (9, 9, 9): VOID}),
-    "road 1 1 1\ncar 2 2 2\nvoid 0 0 0\n": (("road", "car"), {(1, 1, 1): 0, (2, 2, 2): 1, (0, 0, 0): VOID}),
-    "void 0 0 0\nroad 1 1 1\ncar 2 2 2\n": (("road", "car"), {(1, 1, 1): 0, (2, 2, 2): 1, (0, 0, 0): VOID}),
+    "bare ground 0 0 0\ntree 0 255 0\nvoid 9 9 9\n": (
+        ("bare ground", "tree"),
+        {(0, 0, 0): 0, (0, 255, 0): 1, (9, 9, 9): VOID},
+    ),
+    "road 1 1 1\ncar 2 2 2\nvoid 0 0 0\n": (
+        ("road", "car"),
+        {(1, 1, 1): 0, (2, 2, 2): 1, (0, 0, 0): VOID},
+    ),
+    "void 0 0 0\nroad 1 1 1\ncar 2 2 2\n": (
+        ("road", "car"),
+        {(1, 1, 1): 0, (2, 2, 2): 1, (0, 0, 0): VOID},
+    ),
     "road 128,64,128\ncar 0,0,142\n": (("road", "car"), {(128, 64, 128): 0, (0, 0, 142): 1}),
-    "road: (128, 64, 128)\ncar: (0, 0, 142)\n": (("road", "car"), {(128, 64, 128): 0, (0, 0, 142): 1}),
+    "road: (128, 64, 128)\ncar: (0, 0, 142)\n": (
+        ("road", "car"),
+        {(128, 64, 128): 0, (0, 0, 142): 1},
+    ),
     "road #804080\ncar #00008E\n": (("road", "car"), {(128, 64, 128): 0, (0, 0, 142): 1}),
     "#804080 road\n#00008e car\n": (("road", "car"), {(128, 64, 128): 0, (0, 0, 142): 1}),
     "64 128 64\tAnimal\n192 0 128\tArchway\n0 0 0\tVoid\n": (
@@ -135,14 +158,35 @@ COLORED = {  # contents -> names, color -> label
         ("background", "left hand"),
         {(0, 0, 0): 0, (128, 64, 128): 1},
     ),
-    "name,r,g,b\nurban,0,255,255\nwater,0,0,255\n": (("urban", "water"), {(0, 255, 255): 0, (0, 0, 255): 1}),
-    "name, r, g, b\ngrass, 0, 102, 0\nwater, 28, 42, 168\n": (("grass", "water"), {(0, 102, 0): 0, (28, 42, 168): 1}),
+    "name,r,g,b\nurban,0,255,255\nwater,0,0,255\n": (
+        ("urban", "water"),
+        {(0, 255, 255): 0, (0, 0, 255): 1},
+    ),
+    "name, r, g, b\ngrass, 0, 102, 0\nwater, 28, 42, 168\n": (
+        ("grass", "water"),
+        {(0, 102, 0): 0, (28, 42, 168): 1},
+    ),
     "urban;0;255;255\nwater;0;0;255\n": (("urban", "water"), {(0, 255, 255): 0, (0, 0, 255): 1}),
-    "0,urban,0,255,255\n1,water,0,0,255\n": (("urban", "water"), {(0, 255, 255): 0, (0, 0, 255): 1}),
-    "name r g b\nurban 0 255 255\nwater 0 0 255\n": (("urban", "water"), {(0, 255, 255): 0, (0, 0, 255): 1}),
-    "class,color\nurban,#00FFFF\nwater,#0000ff\n": (("urban", "water"), {(0, 255, 255): 0, (0, 0, 255): 1}),
-    "road\u00a0128\u00a064 128\ncar\u30000 \uff10 142\n": (("road", "car"), {(128, 64, 128): 0, (0, 0, 142): 1}),
-    '{"road": [128, 64, 128], "car": "#00008e"}': (("road", "car"), {(128, 64, 128): 0, (0, 0, 142): 1}),
+    "0,urban,0,255,255\n1,water,0,0,255\n": (
+        ("urban", "water"),
+        {(0, 255, 255): 0, (0, 0, 255): 1},
+    ),
+    "name r g b\nurban 0 255 255\nwater 0 0 255\n": (
+        ("urban", "water"),
+        {(0, 255, 255): 0, (0, 0, 255): 1},
+    ),
+    "class,color\nurban,#00FFFF\nwater,#0000ff\n": (
+        ("urban", "water"),
+        {(0, 255, 255): 0, (0, 0, 255): 1},
+    ),
+    "road\u00a0128\u00a064 128\ncar\u30000 \uff10 142\n": (
+        ("road", "car"),
+        {(128, 64, 128): 0, (0, 0, 142): 1},
+    ),
+    '{"road": [128, 64, 128], "car": "#00008e"}': (
+        ("road", "car"),
+        {(128, 64, 128): 0, (0, 0, 142): 1},
+    ),
     "bg 0 0 0 255\nroad 128 64 128 255\n": (("bg", "road"), {(0, 0, 0): 0, (128, 64, 128): 1}),
     "void 0 0 0 0\nroad 128 64 128 255\ncar 1 2 3 255\n": (
         ("road", "car"),
@@ -151,14 +195,26 @@ COLORED = {  # contents -> names, color -> label
     "0 0 0 255 bg\n128 64 128 255 road\n": (("bg", "road"), {(0, 0, 0): 0, (128, 64, 128): 1}),
     "bg,0,0,0,255\nroad,128,64,128,255\n": (("bg", "road"), {(0, 0, 0): 0, (128, 64, 128): 1}),
     "bg 0,0,0,255\nroad 128,64,128,255\n": (("bg", "road"), {(0, 0, 0): 0, (128, 64, 128): 1}),
-    "bg: (0, 0, 0, 255)\nroad: (128, 64, 128, 255)\n": (("bg", "road"), {(0, 0, 0): 0, (128, 64, 128): 1}),
-    "name,r,g,b,a\nbg,0,0,0,255\nroad,128,64,128,255\n": (("bg", "road"), {(0, 0, 0): 0, (128, 64, 128): 1}),
+    "bg: (0, 0, 0, 255)\nroad: (128, 64, 128, 255)\n": (
+        ("bg", "road"),
+        {(0, 0, 0): 0, (128, 64, 128): 1},
+    ),
+    "name,r,g,b,a\nbg,0,0,0,255\nroad,128,64,128,255\n": (
+        ("bg", "road"),
+        {(0, 0, 0): 0, (128, 64, 128): 1},
+    ),
     "lane 1 0 0 255\nlane 2 0 64 255\n": (("lane 1", "lane 2"), {(0, 0, 255): 0, (0, 64, 255): 1}),
     "Boeing 747 1 2 3\nroad 4 5 6\n": (("Boeing 747", "road"), {(1, 2, 3): 0, (4, 5, 6): 1}),
     '"gate 4" 1 2 3\nroad 4 5 6\n': (("gate 4", "road"), {(1, 2, 3): 0, (4, 5, 6): 1}),
     "bg 0 0 0 0\nroad 1 128 64 128\n": (("bg", "road"), {(0, 0, 0): 0, (128, 64, 128): 1}),
-    '[{"name": "a", "hex": "#010203"}, {"name": "b", "hex": "#040506"}]': (("a", "b"), {(1, 2, 3): 0, (4, 5, 6): 1}),
-    json.dumps(MAPILLARY): (("Bird", "Road"), {(165, 42, 42): 0, (128, 64, 128): 1, (0, 0, 0): VOID}),
+    '[{"name": "a", "hex": "#010203"}, {"name": "b", "hex": "#040506"}]': (
+        ("a", "b"),
+        {(1, 2, 3): 0, (4, 5, 6): 1},
+    ),
+    json.dumps(MAPILLARY): (
+        ("Bird", "Road"),
+        {(165, 42, 42): 0, (128, 64, 128): 1, (0, 0, 0): VOID},
+    ),
     json.dumps(SUPERVISELY): (("cat", "dog"), {(255, 0, 0): 0, (0, 255, 128): 1}),
     '{"label_map": {"0": "background", "1": "cat"}, "segmentation_colors": [[0, 0, 0], [1, 2, 3]]}': (
         ("background", "cat"),
@@ -178,7 +234,12 @@ def test_colors_are_read(contents: str, tmp_path: Path) -> None:
 
 
 def test_mapillary_masks_store_the_position_in_the_list(tmp_path: Path) -> None:
-    assert dict(read(tmp_path, json.dumps(MAPILLARY)).labels.values) == {0: 0, 1: 1, 2: VOID, 255: VOID}
+    assert dict(read(tmp_path, json.dumps(MAPILLARY)).labels.values) == {
+        0: 0,
+        1: 1,
+        2: VOID,
+        255: VOID,
+    }
 
 
 def test_cityscapes_values_are_ids_or_train_ids_as_the_masks_names_say(tmp_path: Path) -> None:
@@ -192,7 +253,11 @@ def test_cityscapes_values_are_ids_or_train_ids_as_the_masks_names_say(tmp_path:
 
 
 def test_text_of_windows_editors_is_read_and_utf16_named(tmp_path: Path) -> None:
-    assert read(tmp_path, b"\xef\xbb\xbf# my classes\r\nbg\r\nroad\r\ncar\r\n").classes.names == ("bg", "road", "car")
+    assert read(tmp_path, b"\xef\xbb\xbf# my classes\r\nbg\r\nroad\r\ncar\r\n").classes.names == (
+        "bg",
+        "road",
+        "car",
+    )
     assert "UTF-16" in error(tmp_path, "bg\nroad\n".encode("utf-16"))
 
 
@@ -248,13 +313,20 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("contents", REFUSED, ids=lambda text: text[:12].strip())
-def test_what_is_no_list_or_contradicts_itself_is_refused_by_name(contents: str, tmp_path: Path) -> None:
+def test_what_is_no_list_or_contradicts_itself_is_refused_by_name(
+    contents: str, tmp_path: Path
+) -> None:
     assert REFUSED[contents] in error(tmp_path, contents)
 
 
 def test_all_that_is_wrong_is_reported_at_once(tmp_path: Path) -> None:
     message = error(tmp_path, "a 0 0 0\na 1 2 300\nvoid\nb 0 0 0\n")
-    for part in ("line 2: class 'a' stands twice", "line 2: color (1, 2, 300)", "line 4: color (0, 0, 0)", "only some classes"):
+    for part in (
+        "line 2: class 'a' stands twice",
+        "line 2: color (1, 2, 300)",
+        "line 4: color (0, 0, 0)",
+        "only some classes",
+    ):
         assert part in message
 
 
@@ -286,7 +358,9 @@ def test_lists_that_disagree_are_refused_and_those_that_agree_are_one(tmp_path: 
 
 def test_files_of_other_programs_are_no_lists_of_classes(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"lr": 1, "epochs": 3}')
-    with pytest.raises(DataError, match=r"classes\.txt is missing here.*config\.json: it is JSON that is not known"):
+    with pytest.raises(
+        DataError, match=r"classes\.txt is missing here.*config\.json: it is JSON that is not known"
+    ):
         find_class_list(tmp_path)
     for text in ('{"labels": ["loss", "score"], "epochs": 3}', '["loss", "score"]'):
         (tmp_path / "config.json").write_text(text)
@@ -294,7 +368,9 @@ def test_files_of_other_programs_are_no_lists_of_classes(tmp_path: Path) -> None
             find_class_list(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(MAPILLARY))
     assert find_class_list(tmp_path).classes.names == ("Bird", "Road")
-    (tmp_path / "config.json").write_text('{"model_type": "x", "id2label": {"0": "bg", "1": "road"}}')
+    (tmp_path / "config.json").write_text(
+        '{"model_type": "x", "id2label": {"0": "bg", "1": "road"}}'
+    )
     assert find_class_list(tmp_path).classes.names == ("bg", "road")
 
 
@@ -303,7 +379,9 @@ def test_lists_that_share_no_name_with_classes_txt_are_said_and_not_used(tmp_pat
     (tmp_path / "labels.txt").write_text("frame_001\nframe_002\n")
     found = find_class_list(tmp_path)
     assert found.classes.names == ("bg", "road")
-    assert found.notes == ("classes.txt is the list of classes; labels.txt has none of its names and is not used",)
+    assert found.notes == (
+        "classes.txt is the list of classes; labels.txt has none of its names and is not used",
+    )
     (tmp_path / "labels.txt").write_text("frame_001.jpg\nframe_002.jpg\n")
     assert find_class_list(tmp_path).notes == ()
 
@@ -317,13 +395,19 @@ CITYSCAPES_CSV = (
 
 
 @pytest.mark.parametrize("key", ["trainId", "train_id"])
-def test_cityscapes_table_is_read_by_the_number_that_the_masks_names_say(key: str, tmp_path: Path) -> None:
+def test_cityscapes_table_is_read_by_the_number_that_the_masks_names_say(
+    key: str, tmp_path: Path
+) -> None:
     text = CITYSCAPES_CSV.replace("trainId", key)
     by_id, by_train = read(tmp_path, text, ids="id"), read(tmp_path, text, ids="trainId")
     assert by_id.classes.names == by_train.classes.names == ("road", "car")
     assert dict(by_id.labels.values) == {0: VOID, 1: VOID, 7: 0, 26: 1, 255: VOID}
     assert dict(by_train.labels.values) == {0: 0, 1: 1, 255: VOID}
-    assert by_id.labels.colors == by_train.labels.colors == {(0, 0, 0): VOID, (128, 64, 128): 0, (0, 0, 142): 1}
+    assert (
+        by_id.labels.colors
+        == by_train.labels.colors
+        == {(0, 0, 0): VOID, (128, 64, 128): 0, (0, 0, 142): 1}
+    )
     assert "an `id` and a `trainId` that differ" in error(tmp_path, text)
     only = read(tmp_path, f"name,{key}\nroad,0\ncar,1\npole,255\nsign,-1\n")
     assert only.classes.names == ("road", "car")
@@ -331,9 +415,18 @@ def test_cityscapes_table_is_read_by_the_number_that_the_masks_names_say(key: st
     partly = f"name,id,{key}\nroad,7,0\npole,17,\ncar,26,1\n"
     assert "an `id` and a `trainId` that differ" in error(tmp_path, partly)
     assert dict(read(tmp_path, partly, ids="trainId").labels.values) == {0: 0, 1: 1, 255: VOID}
-    assert dict(read(tmp_path, partly, ids="id").labels.values) == {7: 0, 17: VOID, 26: 1, 255: VOID}
+    assert dict(read(tmp_path, partly, ids="id").labels.values) == {
+        7: 0,
+        17: VOID,
+        26: 1,
+        255: VOID,
+    }
     null = json.dumps(
-        [{"name": "road", "id": 7, key: 0}, {"name": "pole", "id": 17, key: None}, {"name": "car", "id": 26, key: 1}]
+        [
+            {"name": "road", "id": 7, key: 0},
+            {"name": "pole", "id": 17, key: None},
+            {"name": "car", "id": 26, key: 1},
+        ]
     )
     assert "an `id` and a `trainId` that differ" in error(tmp_path, null)
     assert dict(read(tmp_path, null, ids="trainId").labels.values) == {0: 0, 1: 1, 255: VOID}
@@ -344,21 +437,39 @@ def test_cityscapes_table_is_read_by_the_number_that_the_masks_names_say(key: st
 
 def test_a_heading_and_doubtful_names_are_said(tmp_path: Path) -> None:
     (note,) = read(tmp_path, "name\nbg\nroad\n").notes
-    assert note == "classes.txt: line 1, 'name', is taken as a header, not as a class (put it in quotes if it is a class)"
-    assert "border counts as a class" in read(tmp_path, "bg 0 0 0\na 128 0 0\nborder 224 224 192\n").notes[0]
-    assert "edges counts as a class" in read(tmp_path, "bg 0 0 0\na 128 0 0\nedges 224 224 192\n").notes[0]
+    assert (
+        note
+        == "classes.txt: line 1, 'name', is taken as a header, not as a class (put it in quotes if it is a class)"
+    )
+    assert (
+        "border counts as a class"
+        in read(tmp_path, "bg 0 0 0\na 128 0 0\nborder 224 224 192\n").notes[0]
+    )
+    assert (
+        "edges counts as a class"
+        in read(tmp_path, "bg 0 0 0\na 128 0 0\nedges 224 224 192\n").notes[0]
+    )
 
 
 def test_a_missing_list_is_an_error_that_says_what_lies_there(tmp_path: Path) -> None:
     (tmp_path / "my.csv").write_text("name,r,g,b\na,1,2,3\nb,4,5,6\n")
     (tmp_path / "coco.json").write_text('{"images": [], "annotations": []}')
     with pytest.raises(
-        DataError, match=r"classes\.txt is missing here.*coco\.json: it is COCO.*my\.csv could be one \(2 classes\)"
+        DataError,
+        match=r"classes\.txt is missing here.*coco\.json: it is COCO.*my\.csv could be one \(2 classes\)",
     ):
         find_class_list(tmp_path)
 
 
-@given(st.lists(st.from_regex(r"[a-z]{1,6}( [a-z]{1,6})?", fullmatch=True), min_size=1, max_size=20, unique=True), st.randoms())
+@given(
+    st.lists(
+        st.from_regex(r"[a-z]{1,6}( [a-z]{1,6})?", fullmatch=True),
+        min_size=1,
+        max_size=20,
+        unique=True,
+    ),
+    st.randoms(),
+)
 def test_every_way_to_write_names_and_colors_reads_the_same(names: list[str], random: Any) -> None:
     names = [name for name in names if name not in ("void", "name", "item")] or ["a"]
     colors = [(n, (n * 7) % 256, 255 - n) for n in range(len(names))]
@@ -366,9 +477,18 @@ def test_every_way_to_write_names_and_colors_reads_the_same(names: list[str], ra
         "".join(f"{name} {r} {g} {b}\n" for name, (r, g, b) in zip(names, colors, strict=True)),
         "".join(f"{r} {g} {b}\t{name}\n" for name, (r, g, b) in zip(names, colors, strict=True)),
         "".join(f"{name}:{r},{g},{b}::\n" for name, (r, g, b) in zip(names, colors, strict=True)),
-        "name,r,g,b\n" + "".join(f"{name},{r},{g},{b}\n" for name, (r, g, b) in zip(names, colors, strict=True)),
-        "".join(f"{name} #{r:02x}{g:02X}{b:02x}\n" for name, (r, g, b) in zip(names, colors, strict=True)),
-        json.dumps([{"name": name, "color": color, "id": n} for n, (name, color) in enumerate(zip(names, colors, strict=True))]),
+        "name,r,g,b\n"
+        + "".join(f"{name},{r},{g},{b}\n" for name, (r, g, b) in zip(names, colors, strict=True)),
+        "".join(
+            f"{name} #{r:02x}{g:02X}{b:02x}\n"
+            for name, (r, g, b) in zip(names, colors, strict=True)
+        ),
+        json.dumps(
+            [
+                {"name": name, "color": color, "id": n}
+                for n, (name, color) in enumerate(zip(names, colors, strict=True))
+            ]
+        ),
     )
     with tempfile.TemporaryDirectory() as folder:
         for way in ways:

@@ -13,13 +13,13 @@ import simplejpeg
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from png_files import SIGNATURE, chunk, png_bytes, rows_of
 
 from fcn_jax.api import Classes, Example, Record
 from fcn_jax.data.damage import note, without_damaged
 from fcn_jax.data.decode import decode_record, read_image, read_stored_mask
 from fcn_jax.data.directory import DirectorySource
 from fcn_jax.errors import DamagedError, DataError
+from tests.helpers.png_files import SIGNATURE, chunk, png_bytes, rows_of
 
 CLASSES = Classes(("bg", "road"), ((0, 0, 0), (255, 0, 0)))
 
@@ -27,7 +27,11 @@ CLASSES = Classes(("bg", "road"), ((0, 0, 0), (255, 0, 0)))
 def picture(height: int = 64, width: int = 96) -> np.ndarray:
     rows, columns = np.mgrid[:height, :width]
     grain = np.random.default_rng(0).integers(0, 24, (height, width, 3))
-    return (np.stack([rows * 3, columns * 2, rows + columns], -1) + grain).clip(0, 255).astype(np.uint8)
+    return (
+        (np.stack([rows * 3, columns * 2, rows + columns], -1) + grain)
+        .clip(0, 255)
+        .astype(np.uint8)
+    )
 
 
 def encoded(pixels: np.ndarray, kind: str, **options: object) -> bytes:
@@ -46,11 +50,15 @@ def test_a_jpeg_whose_second_half_is_zeros_is_damaged_though_it_ends_well() -> N
         read_image(data[:half] + b"\0" * (len(data) - half - 2) + b"\xff\xd9", name="a.jpg")
 
 
-@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"restart_marker_blocks": 4}])
+@pytest.mark.parametrize(
+    "options", [{}, {"progressive": True}, {"subsampling": 0}, {"restart_marker_blocks": 4}]
+)
 def test_jpegs_are_decoded_as_opencv_does_and_cut_ones_refused(options: dict[str, object]) -> None:
     for pixels in (picture(), picture()[..., 0]):
         data = encoded(pixels, "JPEG", **options)
-        assert np.array_equal(read_image(data), cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB))
+        assert np.array_equal(
+            read_image(data), cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+        )
         for kept in (0.3, 0.6, 0.95):
             with pytest.raises(DamagedError):
                 read_image(data[: int(len(data) * kept)])
@@ -93,13 +101,17 @@ def test_what_leaves_the_pixels_right_is_no_damage(oddity: str) -> None:
     assert np.array_equal(read_image(data), simplejpeg.decode_jpeg(plain))
     mask = encoded(np.zeros((64, 96), np.uint8), "PNG")
     shrunk = decode_record(Record("a", data, mask), 2, factor=0.5)
-    assert np.array_equal(shrunk.image, decode_record(Record("a", plain, mask), 2, factor=0.5).image)
+    assert np.array_equal(
+        shrunk.image, decode_record(Record("a", plain, mask), 2, factor=0.5).image
+    )
 
 
 def test_a_jpeg_of_12_bits_is_refused_by_that_name() -> None:
     data = bytearray(encoded(picture(), "JPEG"))
     data[data.find(b"\xff\xc0") + 4] = 12
-    with pytest.raises(DataError, match=r"a\.jpg: a kind of JPEG that cannot be decoded .*12") as caught:
+    with pytest.raises(
+        DataError, match=r"a\.jpg: a kind of JPEG that cannot be decoded .*12"
+    ) as caught:
         read_image(bytes(data), name="a.jpg")
     assert not isinstance(caught.value, DamagedError)
 
@@ -126,13 +138,20 @@ def test_a_png_whose_rows_are_missing_is_damaged_though_its_checksums_are_right(
     for pixels, color in ((picture(), 2), (picture()[..., 0] // 20, 0)):
         rows = rows_of(pixels, 8)
         whole = zlib.compress(rows)
-        for stream in (zlib.compress(rows[: len(rows) // 2]), whole[: len(whole) // 2], whole[:-4] + b"\0\0\0\0", b""):
+        for stream in (
+            zlib.compress(rows[: len(rows) // 2]),
+            whole[: len(whole) // 2],
+            whole[:-4] + b"\0\0\0\0",
+            b"",
+        ):
             for read in (read_image, read_stored_mask):
                 with pytest.raises(DamagedError):
                     read(png_bytes(pixels, 8, color, stream=stream))
 
 
-def test_a_png_without_its_last_chunk_or_its_pixels_is_damaged_and_bytes_after_the_end_do_no_harm() -> None:
+def test_a_png_without_its_last_chunk_or_its_pixels_is_damaged_and_bytes_after_the_end_do_no_harm() -> (
+    None
+):
     data = encoded(picture(), "PNG")
     with pytest.raises(DamagedError):
         read_image(data[:-12])
@@ -142,7 +161,12 @@ def test_a_png_without_its_last_chunk_or_its_pixels_is_damaged_and_bytes_after_t
 
 
 def test_odd_chunks_of_a_png_print_nothing(capfd: pytest.CaptureFixture[str]) -> None:
-    chunks = (chunk(b"iCCP", b"broken"), chunk(b"tIME", b"1"), chunk(b"tEXt", b""), chunk(b"gAMA", b""))
+    chunks = (
+        chunk(b"iCCP", b"broken"),
+        chunk(b"tIME", b"1"),
+        chunk(b"tEXt", b""),
+        chunk(b"gAMA", b""),
+    )
     assert np.array_equal(read_image(png_bytes(picture(), 8, 2, chunks=chunks)), picture())
     assert capfd.readouterr().err == ""
 
@@ -156,7 +180,11 @@ def test_cut_masks_are_damaged(kind: str) -> None:
 
 
 def test_a_header_of_an_absurd_size_is_an_error_that_names_the_file() -> None:
-    huge = SIGNATURE + chunk(b"IHDR", struct.pack(">IIBBBBB", 2**20, 2**20, 8, 2, 0, 0, 0)) + chunk(b"IEND", b"")
+    huge = (
+        SIGNATURE
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", 2**20, 2**20, 8, 2, 0, 0, 0))
+        + chunk(b"IEND", b"")
+    )
     jpeg = bytearray(encoded(picture(), "JPEG"))
     at = jpeg.find(b"\xff\xc0") + 5
     jpeg[at : at + 4] = b"\xff\xdc\xff\xdc"
@@ -228,7 +256,9 @@ def test_damaged_records_are_left_out_counted_and_named(tmp_path: Path) -> None:
     source = folder(tmp_path)
     source.records[1].image.write_bytes(FILES["jpeg"][:-100])
     source.records[4].mask.write_bytes(source.records[4].mask.read_bytes()[:-20])
-    source.records[2].mask.write_bytes(encoded(np.full((64, 96), 9, np.uint8), "PNG"))  # a wrong label is no damage
+    source.records[2].mask.write_bytes(
+        encoded(np.full((64, 96), 9, np.uint8), "PNG")
+    )  # a wrong label is no damage
     source.records[3].image.unlink()  # nor is a missing file
     seen = []
     kept, faults = without_damaged(source, lambda done, total: seen.append((done, total)))
@@ -239,7 +269,9 @@ def test_damaged_records_are_left_out_counted_and_named(tmp_path: Path) -> None:
     assert "1.jpg: the JPEG is damaged" in faults[0]
     assert "4.png: the PNG is damaged" in faults[1]
     line = note(faults, len(source), "train")
-    assert line.startswith("2 of 6 images of split 'train' left out as damaged (data.damaged=skip): ")
+    assert line.startswith(
+        "2 of 6 images of split 'train' left out as damaged (data.damaged=skip): "
+    )
     assert "1.jpg" in line
     assert "4.png" in line
     assert "\n" not in line
@@ -267,7 +299,9 @@ def test_the_kept_records_decode_as_before_in_a_worker_too(tmp_path: Path) -> No
         kept.no_such_thing  # noqa: B018
 
 
-def test_a_source_without_damage_comes_back_itself_and_one_of_damage_alone_is_an_error(tmp_path: Path) -> None:
+def test_a_source_without_damage_comes_back_itself_and_one_of_damage_alone_is_an_error(
+    tmp_path: Path,
+) -> None:
     source = folder(tmp_path, 3)
     assert without_damaged(source) == (source, ())
     for record in source.records:

@@ -13,22 +13,26 @@ import simplejpeg
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from png_files import chunk, png_bytes
-from tiff_files import tiff_bytes
 
 from fcn_jax.api import IGNORE_INDEX, Record
 from fcn_jax.data.decode import decode_record, read_image, read_mask, read_stored_mask
 from fcn_jax.data.shapes import draw_scene
 from fcn_jax.data.transforms import resize
 from fcn_jax.errors import DamagedError, DataError
+from tests.helpers.png_files import chunk, png_bytes
+from tests.helpers.tiff_files import tiff_bytes
 
 
 def picture(height: int = 20, width: int = 30) -> np.ndarray:
     rows, columns = np.mgrid[:height, :width]
-    return np.stack([rows * 8 % 256, columns * 8 % 256, (rows + columns) * 4 % 256], axis=-1).astype(np.uint8)
+    return np.stack(
+        [rows * 8 % 256, columns * 8 % 256, (rows + columns) * 4 % 256], axis=-1
+    ).astype(np.uint8)
 
 
-def encoded(array: np.ndarray, kind: str, palette: list[int] | None = None, **options: object) -> bytes:
+def encoded(
+    array: np.ndarray, kind: str, palette: list[int] | None = None, **options: object
+) -> bytes:
     image = Image.fromarray(array)
     if palette is not None:
         image.putpalette(palette)
@@ -54,7 +58,9 @@ def test_gray_image_and_alpha_become_three_channels() -> None:
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "TIFF", "WEBP"])
 @pytest.mark.parametrize("kept", [0.5, 0.9])
-def test_truncated_image_is_an_error_naming_the_file(kind: str, kept: float, tmp_path: Path) -> None:
+def test_truncated_image_is_an_error_naming_the_file(
+    kind: str, kept: float, tmp_path: Path
+) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     data = encoded(noise, kind)
     path = tmp_path / "half.img"
@@ -75,7 +81,9 @@ def test_bytes_after_the_end_of_a_jpeg_do_no_harm() -> None:
     assert np.array_equal(read_image(data + b"\0" * 100), read_image(data))
 
 
-@pytest.mark.parametrize("contents", [b"", b"not an image", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n IEND"])
+@pytest.mark.parametrize(
+    "contents", [b"", b"not an image", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n IEND"]
+)
 def test_what_is_no_image_is_an_error_naming_the_file(contents: bytes, tmp_path: Path) -> None:
     path = tmp_path / "odd.jpg"
     path.write_bytes(contents)
@@ -100,12 +108,17 @@ def test_index_or_gray_value_is_the_label(classes: int, seed: int, mode: str) ->
 
 def test_void_labels_become_the_ignore_index() -> None:
     labels = np.array([[0, 1, 11, 255]], np.uint8)
-    assert read_mask(encoded(labels, "PNG"), 11, void=(11, 255)).tolist() == [[0, 1, IGNORE_INDEX, IGNORE_INDEX]]
+    assert read_mask(encoded(labels, "PNG"), 11, void=(11, 255)).tolist() == [
+        [0, 1, IGNORE_INDEX, IGNORE_INDEX]
+    ]
 
 
 def test_label_outside_the_classes_is_an_error_with_the_labels() -> None:
     labels = np.array([[0, 5, 77, 255]], np.uint8)
-    with pytest.raises(DataError, match=r"m\.png: labels outside the classes: 5, 77; allowed are 0 to 4 and void 255"):
+    with pytest.raises(
+        DataError,
+        match=r"m\.png: labels outside the classes: 5, 77; allowed are 0 to 4 and void 255",
+    ):
         read_mask(encoded(labels, "PNG"), 5, name="m.png")
 
 
@@ -131,8 +144,14 @@ def test_lossy_and_floating_point_masks_are_refused() -> None:
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
 def test_gray_masks_of_every_depth_give_the_stored_values(bits: int) -> None:
-    values = (np.arange(48).reshape(6, 8) * 977 % 2**bits).astype(np.uint16 if bits == 16 else np.uint8)
-    for data in (png_bytes(values, bits), tiff_bytes(values, bits=bits), tiff_bytes(values, bits=bits, photometric=0, order=">")):
+    values = (np.arange(48).reshape(6, 8) * 977 % 2**bits).astype(
+        np.uint16 if bits == 16 else np.uint8
+    )
+    for data in (
+        png_bytes(values, bits),
+        tiff_bytes(values, bits=bits),
+        tiff_bytes(values, bits=bits, photometric=0, order=">"),
+    ):
         stored = read_stored_mask(data)
         assert np.array_equal(stored.values, values)
         assert stored.values.dtype == values.dtype
@@ -182,7 +201,10 @@ def test_alpha_of_masks_is_dropped_where_it_says_nothing() -> None:
 
 def test_colors_of_16_bits_are_read_where_8_bits_hold_them() -> None:
     colors = np.random.default_rng(0).integers(0, 256, (3, 4, 3), np.uint8)
-    for data in (png_bytes(colors.astype(np.uint16) * 257, 16, 2), tiff_bytes(colors.astype(np.uint16) * 257)):
+    for data in (
+        png_bytes(colors.astype(np.uint16) * 257, 16, 2),
+        tiff_bytes(colors.astype(np.uint16) * 257),
+    ):
         assert np.array_equal(read_stored_mask(data).values, colors)
     with pytest.raises(DataError, match="RGB values of 16 bits"):
         read_stored_mask(png_bytes(colors.astype(np.uint16), 16, 2))
@@ -196,7 +218,9 @@ def test_images_of_few_bits_are_spread_over_black_to_white(bits: int) -> None:
 
 
 def test_sizes_that_differ_are_an_error_with_both() -> None:
-    record = Record("a", encoded(picture(20, 30), "PNG"), encoded(np.zeros((30, 20), np.uint8), "PNG"))
+    record = Record(
+        "a", encoded(picture(20, 30), "PNG"), encoded(np.zeros((30, 20), np.uint8), "PNG")
+    )
     with pytest.raises(DataError, match=r"mask of a: the mask is 20x30 .* image a is 30x20"):
         decode_record(record, 2)
 
@@ -208,12 +232,28 @@ def smooth(height: int, width: int) -> np.ndarray:
     return (127 + 60 * np.stack(waves, axis=-1)).astype(np.uint8)
 
 
-@given(st.integers(1, 300), st.integers(1, 300), st.floats(0.01, 0.5), st.sampled_from(["420", "444", "progressive"]))
-def test_a_shrunk_jpeg_is_what_the_whole_is_when_resized(height: int, width: int, factor: float, kind: str) -> None:
-    options = {"progressive": True} if kind == "progressive" else {"subsampling": 0 if kind == "444" else 2}
+@given(
+    st.integers(1, 300),
+    st.integers(1, 300),
+    st.floats(0.01, 0.5),
+    st.sampled_from(["420", "444", "progressive"]),
+)
+def test_a_shrunk_jpeg_is_what_the_whole_is_when_resized(
+    height: int, width: int, factor: float, kind: str
+) -> None:
+    options = (
+        {"progressive": True}
+        if kind == "progressive"
+        else {"subsampling": 0 if kind == "444" else 2}
+    )
     mask = np.random.default_rng(0).integers(0, 5, (height, width), np.uint8)
-    record = Record("a", encoded(smooth(height, width), "JPEG", quality=95, **options), encoded(mask, "PNG"))
-    whole, shrunk = resize(decode_record(record, 5), factor), decode_record(record, 5, factor=factor)
+    record = Record(
+        "a", encoded(smooth(height, width), "JPEG", quality=95, **options), encoded(mask, "PNG")
+    )
+    whole, shrunk = (
+        resize(decode_record(record, 5), factor),
+        decode_record(record, 5, factor=factor),
+    )
     assert np.array_equal(shrunk.mask, whole.mask)
     assert shrunk.image.shape == whole.image.shape
     off = np.abs(shrunk.image.astype(int) - whole.image)
@@ -227,37 +267,59 @@ def test_a_shrunk_jpeg_is_decoded_small_and_not_shifted_up_to_its_last_row_and_c
 ) -> None:
     decoded, decode_jpeg = [], simplejpeg.decode_jpeg
     monkeypatch.setattr(
-        simplejpeg, "decode_jpeg", lambda *args, **keys: decoded.append(decode_jpeg(*args, **keys)) or decoded[-1]
+        simplejpeg,
+        "decode_jpeg",
+        lambda *args, **keys: decoded.append(decode_jpeg(*args, **keys)) or decoded[-1],
     )
-    # One pixel more than whole blocks: taken for a whole reduced pixel, it would stretch the picture by almost one.
+    # One pixel more than whole blocks: taken for a whole reduced pixel, it would stretch the
+    # picture by almost one.
     height, width = 64 * 3 + 1, 64 * 4 + 1
     ramp = np.add.outer(np.arange(height), np.arange(width)) / (height + width) * 255
     image = encoded(np.repeat(ramp[..., None], 3, axis=-1).astype(np.uint8), "JPEG", quality=98)
     record = Record("a", image, encoded(np.zeros((height, width), np.uint8), "PNG"))
-    shrunk, whole = decode_record(record, 1, factor=factor).image, resize(decode_record(record, 1), factor).image
+    shrunk, whole = (
+        decode_record(record, 1, factor=factor).image,
+        resize(decode_record(record, 1), factor).image,
+    )
     pixel = 255 / (height + width) / factor  # what a shift by one pixel of the result comes to
     assert abs(shrunk.astype(float) - whole)[:, -2:].mean() < pixel / 6 + 0.5
     assert abs(shrunk.astype(float) - whole)[-2:].mean() < pixel / 6 + 0.5
     assert decoded[0].shape == (-(-height // reduction), -(-width // reduction), 3)
 
 
-@pytest.mark.parametrize(("factor", "kind"), [(0.51, "JPEG"), (1.7, "JPEG"), (0.1, "PNG"), (0.1, "BMP")])
-def test_what_is_not_shrunk_enough_or_no_jpeg_is_resized_from_the_whole(factor: float, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("factor", "kind"), [(0.51, "JPEG"), (1.7, "JPEG"), (0.1, "PNG"), (0.1, "BMP")]
+)
+def test_what_is_not_shrunk_enough_or_no_jpeg_is_resized_from_the_whole(
+    factor: float, kind: str
+) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (101, 151, 3), np.uint8)
     record = Record("a", encoded(noise, kind), encoded(noise[..., 0] & 3, "PNG"))
-    whole, resized = resize(decode_record(record, 4), factor), decode_record(record, 4, factor=factor)
+    whole, resized = (
+        resize(decode_record(record, 4), factor),
+        decode_record(record, 4, factor=factor),
+    )
     assert np.array_equal(resized.image, whole.image)
     assert np.array_equal(resized.mask, whole.mask)
 
 
-def test_a_shrunk_jpeg_of_a_grainy_scene_is_near_the_whole_and_one_of_chequers_may_be_tens_off() -> None:
-    scene = np.clip(draw_scene(0, (240, 320))[0] + np.random.default_rng(0).normal(0, 12, (240, 320, 3)), 0, 255)
-    chequers = np.repeat((np.add.outer(np.arange(240) // 3, np.arange(320) // 3) % 2 * 255)[..., None], 3, axis=-1)
+def test_a_shrunk_jpeg_of_a_grainy_scene_is_near_the_whole_and_one_of_chequers_may_be_tens_off() -> (
+    None
+):
+    scene = np.clip(
+        draw_scene(0, (240, 320))[0] + np.random.default_rng(0).normal(0, 12, (240, 320, 3)), 0, 255
+    )
+    chequers = np.repeat(
+        (np.add.outer(np.arange(240) // 3, np.arange(320) // 3) % 2 * 255)[..., None], 3, axis=-1
+    )
     mask = encoded(np.zeros((240, 320), np.uint8), "PNG")
 
     def off(pixels: np.ndarray, factor: float) -> float:
         record = Record("a", encoded(pixels.astype(np.uint8), "JPEG", quality=92), mask)
-        whole, shrunk = resize(decode_record(record, 1), factor), decode_record(record, 1, factor=factor)
+        whole, shrunk = (
+            resize(decode_record(record, 1), factor),
+            decode_record(record, 1, factor=factor),
+        )
         return float(np.abs(shrunk.image.astype(int) - whole.image).mean())
 
     assert max(off(scene, factor) for factor in (0.5, 0.45, 0.15, 0.05)) < 3
@@ -268,13 +330,25 @@ def test_a_shrunk_jpeg_is_checked_as_the_whole_is() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     image, mask = encoded(picture(81, 121), "JPEG", exif=exif), np.zeros((121, 81), np.uint8)
-    assert decode_record(Record("a", image, encoded(mask, "PNG")), 2, factor=0.3).image.shape == (36, 24, 3)
+    assert decode_record(Record("a", image, encoded(mask, "PNG")), 2, factor=0.3).image.shape == (
+        36,
+        24,
+        3,
+    )
     with pytest.raises(DataError, match=r"mask of a: the mask is 82x121 .* image a is 81x121"):
-        decode_record(Record("a", image, encoded(np.zeros((121, 82), np.uint8), "PNG")), 2, factor=0.3)
+        decode_record(
+            Record("a", image, encoded(np.zeros((121, 82), np.uint8), "PNG")), 2, factor=0.3
+        )
     with pytest.raises(DamagedError, match=r"image of a: the JPEG is damaged .*data\.damaged=skip"):
         decode_record(Record("a", image[:-300], encoded(mask, "PNG")), 2, factor=0.3)
     with pytest.raises(DataError, match="labels outside the classes: 7"):
-        decode_record(Record("a", image, encoded(np.where(mask.cumsum(1) + np.arange(81) == 60, 7, mask), "PNG")), 2, factor=0.1)
+        decode_record(
+            Record(
+                "a", image, encoded(np.where(mask.cumsum(1) + np.arange(81) == 60, 7, mask), "PNG")
+            ),
+            2,
+            factor=0.1,
+        )
 
 
 def test_unreadable_file_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,9 +368,13 @@ def test_an_rgba_mask_is_read_only_where_its_alpha_says_nothing_of_its_own() -> 
     colors[:4] = 255, 0, 0
     alpha = np.full((8, 8), 255, np.uint8)
     for kind in ("PNG", "TIFF"):
-        assert np.array_equal(read_stored_mask(encoded(np.dstack([colors, alpha]), kind)).values, colors)
+        assert np.array_equal(
+            read_stored_mask(encoded(np.dstack([colors, alpha]), kind)).values, colors
+        )
         alpha[4:] = 0  # black and transparent, as editors leave a background
-        assert np.array_equal(read_stored_mask(encoded(np.dstack([colors, alpha]), kind)).values, colors)
+        assert np.array_equal(
+            read_stored_mask(encoded(np.dstack([colors, alpha]), kind)).values, colors
+        )
         alpha[:] = 255
         alpha[0] = 0  # erased, with its old color
         with pytest.raises(DataError, match="transparent pixels"):
@@ -310,12 +388,17 @@ def test_an_rgba_mask_is_read_only_where_its_alpha_says_nothing_of_its_own() -> 
     ("contents", "named"),
     [
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a HEIC photograph"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "a Git LFS pointer"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n",
+            "a Git LFS pointer",
+        ),
         (b"<!DOCTYPE html><html>404</html>", "a web page"),
         (b"%PDF-1.7\n", "a PDF"),
     ],
 )
-def test_other_kinds_of_files_are_named_and_are_no_damage(contents: bytes, named: str, tmp_path: Path) -> None:
+def test_other_kinds_of_files_are_named_and_are_no_damage(
+    contents: bytes, named: str, tmp_path: Path
+) -> None:
     path = tmp_path / "photo.jpg"
     path.write_bytes(contents)
     with pytest.raises(DataError, match=rf"photo\.jpg: {named}") as caught:

@@ -1,4 +1,4 @@
-"""Data sets read in place: every layout, and one clear error for every way in which a folder can be wrong."""
+"""Datasets read in place: every layout, and one clear error for every way in which a folder can be wrong."""
 
 import pickle
 import subprocess
@@ -16,9 +16,9 @@ from fcn_jax.api import IGNORE_INDEX, Dataset
 from fcn_jax.data.camvid import CAMVID
 from fcn_jax.data.directory import match
 from fcn_jax.data.folder import FOLDER, hash_split
+from fcn_jax.data.palette import voc_palette
 from fcn_jax.data.voc import VOC2012, VOC_CLASSES
 from fcn_jax.errors import DataError
-from fcn_jax.palette import voc_palette
 
 
 def write(path: Path, labels: np.ndarray | int = 0) -> None:
@@ -40,7 +40,12 @@ def make_voc(devkit: Path, names: dict[str, list[str]]) -> None:
             mask.save(devkit / "SegmentationClass" / f"{name}.png")
 
 
-def make_folder(root: Path, classes: str = "ground\ntree\n", names: tuple[str, ...] = ("a", "b", "c"), sub: str = "") -> None:
+def make_folder(
+    root: Path,
+    classes: str = "ground\ntree\n",
+    names: tuple[str, ...] = ("a", "b", "c"),
+    sub: str = "",
+) -> None:
     root.mkdir(exist_ok=True)
     (root / "classes.txt").write_text(classes)
     for name in names:
@@ -85,7 +90,9 @@ def test_without_a_folder_the_error_says_what_to_pass(dataset: Dataset, tmp_path
 
 def test_unknown_split_is_an_error_that_lists_the_splits(tmp_path: Path) -> None:
     make_voc(tmp_path / "voc", {"train": ["a"], "val": ["b"]})
-    with pytest.raises(DataError, match=r"no split 'trian'. Did you mean 'train'\? Available: train, val"):
+    with pytest.raises(
+        DataError, match=r"no split 'trian'. Did you mean 'train'\? Available: train, val"
+    ):
         VOC2012.open(tmp_path / "voc", "trian")
     make_folder(tmp_path / "f")
     with pytest.raises(DataError, match=r"no split 'test'.*Available: train, val"):
@@ -135,13 +142,18 @@ def test_folder_takes_splits_from_files_or_from_subfolders(tmp_path: Path) -> No
 
 def test_folder_without_splits_is_divided_whole_and_disjoint(tmp_path: Path) -> None:
     make_folder(tmp_path / "f", names=tuple(f"n{k}" for k in range(12)))
-    ids = [[source[i].id for i in range(len(source))] for source in (FOLDER.open(tmp_path / "f", s) for s in ("train", "val"))]
+    ids = [
+        [source[i].id for i in range(len(source))]
+        for source in (FOLDER.open(tmp_path / "f", s) for s in ("train", "val"))
+    ]
     assert sorted(ids[0] + ids[1]) == sorted(f"n{k}" for k in range(12))
     assert ids[1]
 
 
 @given(st.sets(st.text(min_size=1, max_size=8), min_size=2, max_size=60))
-def test_hash_split_is_a_partition_with_two_sides_that_order_does_not_change(names: set[str]) -> None:
+def test_hash_split_is_a_partition_with_two_sides_that_order_does_not_change(
+    names: set[str],
+) -> None:
     split = hash_split(sorted(names))
     assert set(split["train"]) | set(split["val"]) == names
     assert not set(split["train"]) & set(split["val"])
@@ -201,10 +213,17 @@ def ids(source: object) -> list[str]:
     return [record.id for record in source.records]  # type: ignore[attr-defined]
 
 
-def with_list(root: Path, lines: str | bytes, names: tuple[str, ...] = ("photo 0", "photo 1", "b"), split: str = "train") -> Path:
+def with_list(
+    root: Path,
+    lines: str | bytes,
+    names: tuple[str, ...] = ("photo 0", "photo 1", "b"),
+    split: str = "train",
+) -> Path:
     make_folder(root, names=names)
     (root / "splits").mkdir(exist_ok=True)
-    (root / "splits" / f"{split}.txt").write_bytes(lines.encode() if isinstance(lines, str) else lines)
+    (root / "splits" / f"{split}.txt").write_bytes(
+        lines.encode() if isinstance(lines, str) else lines
+    )
     return root
 
 
@@ -238,8 +257,13 @@ def test_a_second_column_decides_which_mask_is_taken(tmp_path: Path) -> None:
     root = with_list(tmp_path / "f", "images/b.png fine/b.png\n")
     write(root / "fine" / "b.png", 0)
     assert FOLDER.open(root, "train").records[0].mask == root / "fine" / "b.png"
-    (root / "splits" / "train.txt").write_text("images/b masks/photo 0\nphoto 0\timages/../masks/b.png\n")
-    assert [(r.id, r.mask.name) for r in FOLDER.open(root, "train").records] == [("b", "photo 0.png"), ("photo 0", "b.png")]
+    (root / "splits" / "train.txt").write_text(
+        "images/b masks/photo 0\nphoto 0\timages/../masks/b.png\n"
+    )
+    assert [(r.id, r.mask.name) for r in FOLDER.open(root, "train").records] == [
+        ("b", "photo 0.png"),
+        ("photo 0", "b.png"),
+    ]
     (root / "splits" / "train.txt").write_text("images/b.png fine/c.png\n")
     with pytest.raises(DataError, match=r"1 of 1 masks are missing: fine/c\.png"):
         FOLDER.open(root, "train")
@@ -250,15 +274,28 @@ def test_flags_of_a_list_of_one_class_are_refused(tmp_path: Path) -> None:
         FOLDER.open(with_list(tmp_path / "f", "photo 0  1\nb -1\n"), "train")
 
 
-def test_a_number_in_the_second_column_is_a_flag_even_where_a_mask_has_that_name(tmp_path: Path) -> None:
+def test_a_number_in_the_second_column_is_a_flag_even_where_a_mask_has_that_name(
+    tmp_path: Path,
+) -> None:
     numbers = tuple(map(str, range(6)))
-    source = FOLDER.open(with_list(tmp_path / "flags", "0 1\n2 1\n1 1\n3 1\n", names=numbers), "train")
-    assert [(record.id, record.mask.name) for record in source.records] == [(n, f"{n}.png") for n in "0213"]
+    source = FOLDER.open(
+        with_list(tmp_path / "flags", "0 1\n2 1\n1 1\n3 1\n", names=numbers), "train"
+    )
+    assert [(record.id, record.mask.name) for record in source.records] == [
+        (n, f"{n}.png") for n in "0213"
+    ]
     assert "split 'train': the list's second column, 1 on every line, is not used" in source.notes
     source = FOLDER.open(with_list(tmp_path / "own", "0 0\n1,1\n4\t4\n", names=numbers), "train")
-    assert [(record.id, record.mask.name) for record in source.records] == [(n, f"{n}.png") for n in "014"]
-    source = FOLDER.open(with_list(tmp_path / "files", "0 1.png\n2 masks/3.png\n", names=numbers), "train")
-    assert [(record.id, record.mask.name) for record in source.records] == [("0", "1.png"), ("2", "3.png")]
+    assert [(record.id, record.mask.name) for record in source.records] == [
+        (n, f"{n}.png") for n in "014"
+    ]
+    source = FOLDER.open(
+        with_list(tmp_path / "files", "0 1.png\n2 masks/3.png\n", names=numbers), "train"
+    )
+    assert [(record.id, record.mask.name) for record in source.records] == [
+        ("0", "1.png"),
+        ("2", "3.png"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -267,17 +304,26 @@ def test_a_number_in_the_second_column_is_a_flag_even_where_a_mask_has_that_name
         ("0 1\n2 0\n", "flags 0, 1, as VOC's lists of one class do"),
         ("0 0\n1 1\n2 1\n", "flags 0, 1, as VOC's lists of one class do"),
         ("0 -1\n2 1\n", "flags -1, 1, as VOC's"),
-        ("0 3\n2 5\n", r"numbers 3, 5, which name no mask; write a mask with its ending, such as 3\.png"),
+        (
+            "0 3\n2 5\n",
+            r"numbers 3, 5, which name no mask; write a mask with its ending, such as 3\.png",
+        ),
     ],
 )
-def test_other_numbers_in_the_second_column_are_refused(lines: str, said: str, tmp_path: Path) -> None:
+def test_other_numbers_in_the_second_column_are_refused(
+    lines: str, said: str, tmp_path: Path
+) -> None:
     with pytest.raises(DataError, match=said) as caught:
         FOLDER.open(with_list(tmp_path / "f", lines, names=tuple(map(str, range(6)))), "train")
     assert "Add the files" not in str(caught.value)
 
 
 def test_a_mask_is_used_once(tmp_path: Path) -> None:
-    root = with_list(tmp_path / "list", "images/a0.png masks/a1.png\nimages/a1.png masks/../masks/a1.png\n", names=("a0", "a1"))
+    root = with_list(
+        tmp_path / "list",
+        "images/a0.png masks/a1.png\nimages/a1.png masks/../masks/a1.png\n",
+        names=("a0", "a1"),
+    )
     with pytest.raises(DataError, match=r"mask a1\.png is given to 2 images: a0, a1$"):
         FOLDER.open(root, "train")
     (root / "splits" / "train.txt").write_text("images/a0.png images/a0.png\n")
@@ -295,13 +341,17 @@ def test_an_image_listed_under_two_spellings_is_an_error(tmp_path: Path) -> None
 
 
 def test_what_is_missing_is_named_as_the_list_has_it(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"1 of 2 images are missing: photo 7 \(images/ holds 3 such files"):
+    with pytest.raises(
+        DataError, match=r"1 of 2 images are missing: photo 7 \(images/ holds 3 such files"
+    ):
         FOLDER.open(with_list(tmp_path / "f", "photo 7\nb\n"), "train")
 
 
 def test_case_and_unicode_form_are_forgiven_where_one_file_is_meant(tmp_path: Path) -> None:
     make_folder(tmp_path / "f", names=("e\u0301tang", "IMG_1", "x"))
-    (tmp_path / "f" / "masks" / "e\u0301tang.png").rename(tmp_path / "f" / "masks" / "\u00e9tang.png")
+    (tmp_path / "f" / "masks" / "e\u0301tang.png").rename(
+        tmp_path / "f" / "masks" / "\u00e9tang.png"
+    )
     (tmp_path / "f" / "masks" / "IMG_1.png").rename(tmp_path / "f" / "masks" / "img_1.PNG")
     (tmp_path / "f" / "splits").mkdir()
     (tmp_path / "f" / "splits" / "train.txt").write_text("\u00e9tang\nIMG_1\n")
@@ -320,7 +370,11 @@ def test_case_and_unicode_form_are_forgiven_where_one_file_is_meant(tmp_path: Pa
         ("{}", "{}_L", "end in `_L`"),
         ("{}", "mask_{}", "begin with `mask_`"),
         ("{}_sat", "{}_mask", "end in `_mask` instead of `_sat`"),
-        ("{}_leftImg8bit", "{}_gtFine_labelIds", "end in `_gtFine_labelIds` instead of `_leftImg8bit`"),
+        (
+            "{}_leftImg8bit",
+            "{}_gtFine_labelIds",
+            "end in `_gtFine_labelIds` instead of `_leftImg8bit`",
+        ),
         ("{}_image", "{}", "lack `_image`"),
     ],
 )
@@ -338,26 +392,38 @@ def test_masks_whose_names_all_differ_in_the_same_way_are_matched_and_it_is_said
     assert f"split 'train': masks are matched by names that {said}" in source.notes
 
 
-def test_masks_of_several_kinds_are_refused_and_a_missing_one_is_not_papered_over(tmp_path: Path) -> None:
+def test_masks_of_several_kinds_are_refused_and_a_missing_one_is_not_papered_over(
+    tmp_path: Path,
+) -> None:
     make_folder(tmp_path, names=())
     for number in range(3):
         write(tmp_path / "images" / "train" / f"i{number}.png")
         for kind in ("color", "labelIds"):
             write(tmp_path / "masks" / "train" / f"i{number}_{kind}.png")
-    with pytest.raises(DataError, match="several masks, with names that end in `_color` or end in `_labelIds`; keep one kind"):
+    with pytest.raises(
+        DataError,
+        match="several masks, with names that end in `_color` or end in `_labelIds`; keep one kind",
+    ):
         FOLDER.open(tmp_path, "train")
     for number in range(3):
         (tmp_path / "masks" / "train" / f"i{number}_color.png").unlink()
     (tmp_path / "masks" / "train" / "i2_labelIds.png").unlink()
-    with pytest.raises(DataError, match=r"3 of 3 masks are missing: i0, i1, i2 \(2 masks have names that end in `_labelIds`"):
+    with pytest.raises(
+        DataError,
+        match=r"3 of 3 masks are missing: i0, i1, i2 \(2 masks have names that end in `_labelIds`",
+    ):
         FOLDER.open(tmp_path, "train")
 
 
 def test_messages_say_what_lies_where_masks_are_missing(tmp_path: Path) -> None:
     make_folder(tmp_path / "jpeg")
     for name in "abc":
-        (tmp_path / "jpeg" / "masks" / f"{name}.png").rename(tmp_path / "jpeg" / "masks" / f"{name}.jpg")
-    with pytest.raises(DataError, match=r"masks are missing: .*files end in \.jpg, which a mask must not be"):
+        (tmp_path / "jpeg" / "masks" / f"{name}.png").rename(
+            tmp_path / "jpeg" / "masks" / f"{name}.jpg"
+        )
+    with pytest.raises(
+        DataError, match=r"masks are missing: .*files end in \.jpg, which a mask must not be"
+    ):
         FOLDER.open(tmp_path / "jpeg", "train")
     make_folder(tmp_path / "deep")
     (tmp_path / "deep" / "masks").rename(tmp_path / "deep" / "png")
@@ -389,7 +455,10 @@ def test_hidden_files_and_stray_folders_change_nothing(tmp_path: Path) -> None:
     (tmp_path / "splits" / "._train.txt").write_bytes(b"\0")
     opened = {split: FOLDER.open(tmp_path, split) for split in ("train", "val")}
     assert {split: ids(source) for split, source in opened.items()} == before
-    assert any("the images in the subfolders originals are not used" in note for note in opened["train"].notes)
+    assert any(
+        "the images in the subfolders originals are not used" in note
+        for note in opened["train"].notes
+    )
 
 
 def test_stray_folders_beside_split_subfolders_are_no_splits(tmp_path: Path) -> None:
@@ -403,7 +472,9 @@ def test_stray_folders_beside_split_subfolders_are_no_splits(tmp_path: Path) -> 
         FOLDER.open(tmp_path, "originals")
 
 
-def test_images_in_split_subfolders_without_masks_there_are_an_error_that_says_so(tmp_path: Path) -> None:
+def test_images_in_split_subfolders_without_masks_there_are_an_error_that_says_so(
+    tmp_path: Path,
+) -> None:
     make_folder(tmp_path, names=("a", "b"), sub="train")
     (tmp_path / "masks" / "train").rename(tmp_path / "masks" / "Training")
     with pytest.raises(DataError, match="the subfolders train are missing here"):
@@ -432,35 +503,64 @@ def test_lists_name_images_in_subfolders_by_their_path(tmp_path: Path) -> None:
     [
         (
             ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"),
-            "looks like PASCAL VOC: use the data set voc2012, or for",
+            "looks like PASCAL VOC: use the dataset voc2012, or for",
         ),
-        (("JPEGImages", "SegmentationClass"), "rename JPEGImages/ to images/ and rename SegmentationClass/ to masks/"),
-        (("img_dir/train", "ann_dir/train"), "rename img_dir/ to images/ and rename ann_dir/ to masks/"),
-        (("leftImg8bit/train/aachen", "gtFine/train/aachen"), "rename leftImg8bit/ to images/ and rename gtFine/ to masks/"),
+        (
+            ("JPEGImages", "SegmentationClass"),
+            "rename JPEGImages/ to images/ and rename SegmentationClass/ to masks/",
+        ),
+        (
+            ("img_dir/train", "ann_dir/train"),
+            "rename img_dir/ to images/ and rename ann_dir/ to masks/",
+        ),
+        (
+            ("leftImg8bit/train/aachen", "gtFine/train/aachen"),
+            "rename leftImg8bit/ to images/ and rename gtFine/ to masks/",
+        ),
         (
             ("train/images", "train/masks", "val/images", "val/masks"),
             "move train/images/ to images/train/ and train/masks/ to masks/train/, val/images/ to images/val/ and val/masks/ to",
         ),
-        (("train/images", "train/labels"), "move train/images/ to images/train/ and train/labels/ to masks/train/$"),
+        (
+            ("train/images", "train/labels"),
+            "move train/images/ to images/train/ and train/labels/ to masks/train/$",
+        ),
         (
             ("train", "train_labels", "val", "val_labels"),
             "move train/ to images/train/ and train_labels/ to masks/train/, val/ to",
         ),
-        (("train_images", "train_masks"), "move train_images/ to images/train/ and train_masks/ to masks/train/$"),
+        (
+            ("train_images", "train_masks"),
+            "move train_images/ to images/train/ and train_masks/ to masks/train/$",
+        ),
         (
             ("dataset/train/images", "dataset/train/masks"),
             "pass --data .*dataset and in it move train/images/ to images/train/ and",
         ),
-        (("CameraRGB", "CameraSeg"), "rename CameraRGB/ to images/ and rename CameraSeg/ to masks/"),
-        (("Training_Images", "Ground_Truth"), "rename Training_Images/ to images/ and rename Ground_Truth/ to masks/"),
-        (("set/image", "set/label"), "pass --data .*set and in it rename image/ to images/ and rename label/ to masks/"),
-        (("image", "mask"), r"Here lie image/, mask/: rename image/ to images/ and rename mask/ to masks/"),
+        (
+            ("CameraRGB", "CameraSeg"),
+            "rename CameraRGB/ to images/ and rename CameraSeg/ to masks/",
+        ),
+        (
+            ("Training_Images", "Ground_Truth"),
+            "rename Training_Images/ to images/ and rename Ground_Truth/ to masks/",
+        ),
+        (
+            ("set/image", "set/label"),
+            "pass --data .*set and in it rename image/ to images/ and rename label/ to masks/",
+        ),
+        (
+            ("image", "mask"),
+            r"Here lie image/, mask/: rename image/ to images/ and rename mask/ to masks/",
+        ),
         (("Images", "Labels"), r"rename Images/ to images/ and rename Labels/ to masks/"),
         (("set/images", "set/masks"), r"pass --data .*set"),
-        (("train", "trainannot"), "use the data set camvid"),
+        (("train", "trainannot"), "use the dataset camvid"),
     ],
 )
-def test_a_folder_with_other_names_is_told_what_to_rename(folders: tuple[str, ...], advice: str, tmp_path: Path) -> None:
+def test_a_folder_with_other_names_is_told_what_to_rename(
+    folders: tuple[str, ...], advice: str, tmp_path: Path
+) -> None:
     for number, folder in enumerate(folders):
         write(tmp_path / folder / "a.png", number)
     with pytest.raises(DataError, match=f"images/, masks/ missing here.*{advice}"):
@@ -476,7 +576,10 @@ def test_masks_without_an_image_and_lists_that_are_not_used_are_said(tmp_path: P
     (root / "splits").rename(root / "lists")
     for folder in ("images", "masks"):
         write(root / folder / "train" / "a.png", 1)
-    assert f"lists/train.txt in {root}: not used; a list of a split is splits/SPLIT.txt" in FOLDER.open(root, "train").notes
+    assert (
+        f"lists/train.txt in {root}: not used; a list of a split is splits/SPLIT.txt"
+        in FOLDER.open(root, "train").notes
+    )
 
 
 def test_links_are_followed(tmp_path: Path) -> None:
@@ -486,8 +589,12 @@ def test_links_are_followed(tmp_path: Path) -> None:
     (tmp_path / "link" / "images").symlink_to(tmp_path / "real" / "images")
     (tmp_path / "link" / "masks").mkdir()
     for name in "abc":
-        (tmp_path / "link" / "masks" / f"{name}.png").symlink_to(tmp_path / "real" / "masks" / f"{name}.png")
-    assert ids(FOLDER.open(tmp_path / "link", "train")) == ids(FOLDER.open(tmp_path / "real", "train"))
+        (tmp_path / "link" / "masks" / f"{name}.png").symlink_to(
+            tmp_path / "real" / "masks" / f"{name}.png"
+        )
+    assert ids(FOLDER.open(tmp_path / "link", "train")) == ids(
+        FOLDER.open(tmp_path / "real", "train")
+    )
 
 
 def test_a_link_that_leads_back_is_not_followed_for_ever(tmp_path: Path) -> None:
@@ -512,21 +619,39 @@ def test_masks_names_say_which_of_cityscapes_numbers_they_store(tmp_path: Path) 
 
 
 @given(
-    st.sets(st.text("abcXYZ01 _-.", min_size=1, max_size=6).filter(lambda name: name.strip(" .") == name), min_size=1, max_size=8)
+    st.sets(
+        st.text("abcXYZ01 _-.", min_size=1, max_size=6).filter(
+            lambda name: name.strip(" .") == name
+        ),
+        min_size=1,
+        max_size=8,
+    )
 )
 def test_any_names_written_with_endings_and_paths_are_matched_one_to_one(names: set[str]) -> None:
-    names = {name for name in names if [other.casefold() for other in names].count(name.casefold()) == 1}
+    names = {
+        name for name in names if [other.casefold() for other in names].count(name.casefold()) == 1
+    }
     files = {name: Path(f"images/{name}.jpg") for name in sorted(names)}
     masks = {name: Path(f"masks/{name}.png") for name in sorted(names)}
     for form in ("{}", "{}.jpg", "data/images/{}.jpg", "..\\images\\{}.jpg"):
         lines = [form.format(name) for name in files]
         if files and not any(line.startswith("#") for line in lines):
             pairs = match(lines, files, masks, split="train", where=Path("nowhere"))
-            assert [(record.image, record.mask) for record in pairs] == [(files[name], masks[name]) for name in files]
+            assert [(record.image, record.mask) for record in pairs] == [
+                (files[name], masks[name]) for name in files
+            ]
 
 
 @pytest.mark.parametrize(
-    "place", ["Splits/{}.txt", "split/{}.txt", "lists/{}.TXT", "ImageSets/{}.txt", "ImageSets/Segmentation/{}.txt", "{}.txt"]
+    "place",
+    [
+        "Splits/{}.txt",
+        "split/{}.txt",
+        "lists/{}.TXT",
+        "ImageSets/{}.txt",
+        "ImageSets/Segmentation/{}.txt",
+        "{}.txt",
+    ],
 )
 def test_lists_in_other_usual_places_are_read_and_it_is_said(place: str, tmp_path: Path) -> None:
     make_folder(tmp_path, names=tuple("abcdef"))
@@ -545,15 +670,32 @@ def test_lists_in_other_usual_places_are_read_and_it_is_said(place: str, tmp_pat
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        (("splits/train.csv", "splits/val.csv"), r"splits/ holds train\.csv, val\.csv; lists end in \.txt"),
+        (
+            ("splits/train.csv", "splits/val.csv"),
+            r"splits/ holds train\.csv, val\.csv; lists end in \.txt",
+        ),
         (("splits/val.txt", "splits/train"), "splits/ holds train; lists end in"),
-        (("splits/fold0/train.txt",), r"splits/ holds fold0/train\.txt; lists end in \.txt.*lie in splits/ itself"),
-        (("ImageSets/Main/train.txt",), r"holds ImageSets/Main/train\.txt, but lists of splits lie in splits/"),
-        (("lists/train.lst",), r"holds lists/train\.lst, but lists of splits lie in splits/ and end in \.txt; convert"),
-        (("lists/train.txt", "train.txt"), r"holds lists/train\.txt, train\.txt, but .*keep those of one place"),
+        (
+            ("splits/fold0/train.txt",),
+            r"splits/ holds fold0/train\.txt; lists end in \.txt.*lie in splits/ itself",
+        ),
+        (
+            ("ImageSets/Main/train.txt",),
+            r"holds ImageSets/Main/train\.txt, but lists of splits lie in splits/",
+        ),
+        (
+            ("lists/train.lst",),
+            r"holds lists/train\.lst, but lists of splits lie in splits/ and end in \.txt; convert",
+        ),
+        (
+            ("lists/train.txt", "train.txt"),
+            r"holds lists/train\.txt, train\.txt, but .*keep those of one place",
+        ),
     ],
 )
-def test_lists_that_cannot_be_used_are_refused_by_name(files: tuple[str, ...], said: str, tmp_path: Path) -> None:
+def test_lists_that_cannot_be_used_are_refused_by_name(
+    files: tuple[str, ...], said: str, tmp_path: Path
+) -> None:
     make_folder(tmp_path, names=tuple("abcdef"))
     for file in files:
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
@@ -562,16 +704,23 @@ def test_lists_that_cannot_be_used_are_refused_by_name(files: tuple[str, ...], s
         FOLDER.open(tmp_path, "train")
 
 
-def test_a_list_of_all_images_and_a_table_are_named_where_a_hash_divides_them(tmp_path: Path) -> None:
+def test_a_list_of_all_images_and_a_table_are_named_where_a_hash_divides_them(
+    tmp_path: Path,
+) -> None:
     make_folder(tmp_path, names=tuple("abcdef"))
     (tmp_path / "ImageSets" / "Segmentation").mkdir(parents=True)
     (tmp_path / "ImageSets" / "Segmentation" / "default.txt").write_text("a\n")
     (tmp_path / "train.csv").write_text("id,rle\n")
     notes = FOLDER.open(tmp_path, "train").notes
-    assert any(note.startswith("ImageSets/Segmentation/default.txt, train.csv in ") and "not used" in note for note in notes)
+    assert any(
+        note.startswith("ImageSets/Segmentation/default.txt, train.csv in ") and "not used" in note
+        for note in notes
+    )
 
 
-def test_subfolders_of_a_split_are_taken_where_the_split_itself_holds_no_images(tmp_path: Path) -> None:
+def test_subfolders_of_a_split_are_taken_where_the_split_itself_holds_no_images(
+    tmp_path: Path,
+) -> None:
     for number, city in enumerate(("aachen", "bochum")):
         make_folder(tmp_path, names=(), sub="")
         write(tmp_path / "images" / "train" / city / f"{city}_1_leftImg8bit.png")
@@ -582,7 +731,8 @@ def test_subfolders_of_a_split_are_taken_where_the_split_itself_holds_no_images(
         ("bochum/bochum_1_leftImg8bit", 1),
     ]
     assert (
-        f"split 'train': images are taken from the subfolders aachen, bochum of {tmp_path / 'images' / 'train'}" in source.notes
+        f"split 'train': images are taken from the subfolders aachen, bochum of {tmp_path / 'images' / 'train'}"
+        in source.notes
     )
     for city in ("aachen", "bochum"):
         mask = tmp_path / "masks" / "train" / city / f"{city}_1_gtFine_labelIds.png"
@@ -593,7 +743,9 @@ def test_subfolders_of_a_split_are_taken_where_the_split_itself_holds_no_images(
     ]
 
 
-def test_lists_name_images_in_subfolders_without_the_folder_where_one_is_meant(tmp_path: Path) -> None:
+def test_lists_name_images_in_subfolders_without_the_folder_where_one_is_meant(
+    tmp_path: Path,
+) -> None:
     make_folder(tmp_path, names=("a0", "a1"), sub="train")
     make_folder(tmp_path, names=("b0", "a1"), sub="val")
     (tmp_path / "splits").mkdir()
@@ -603,9 +755,14 @@ def test_lists_name_images_in_subfolders_without_the_folder_where_one_is_meant(t
         ("train/a0", tmp_path / "masks" / "train" / "a0.png"),
         ("val/b0", tmp_path / "masks" / "val" / "b0.png"),
     ]
-    assert "split 'train': 2 names are those of images in subfolders, without the folder" in source.notes
+    assert (
+        "split 'train': 2 names are those of images in subfolders, without the folder"
+        in source.notes
+    )
     (tmp_path / "splits" / "train.txt").write_text("a1\ntrain/b0\n")
-    with pytest.raises(DataError, match=r"images are missing: a1, train/b0 .*a1 is one of train/a1, val/a1"):
+    with pytest.raises(
+        DataError, match=r"images are missing: a1, train/b0 .*a1 is one of train/a1, val/a1"
+    ):
         FOLDER.open(tmp_path, "train")
 
 
@@ -619,10 +776,15 @@ def test_lists_name_images_in_subfolders_without_the_folder_where_one_is_meant(t
         (("training", "val"), "train", "--set data.train_split=training"),
     ],
 )
-def test_a_split_of_another_name_is_chosen_by_a_setting(names: tuple[str, ...], split: str, advice: str, tmp_path: Path) -> None:
+def test_a_split_of_another_name_is_chosen_by_a_setting(
+    names: tuple[str, ...], split: str, advice: str, tmp_path: Path
+) -> None:
     for name in names:
         make_folder(tmp_path, names=("a",), sub=name)
-    with pytest.raises(DataError, match=f"has no split '{split}'.* Available: {', '.join(sorted(names))}.*{advice}$"):
+    with pytest.raises(
+        DataError,
+        match=f"has no split '{split}'.* Available: {', '.join(sorted(names))}.*{advice}$",
+    ):
         FOLDER.open(tmp_path, split)
 
 
@@ -637,7 +799,11 @@ def test_a_split_of_another_name_is_chosen_by_a_setting(names: tuple[str, ...], 
         ("IMG_{}", "img_{}_GT", "end in `_GT`"),
         ("{}", "{:04}", "differ in padding zeros or separators"),
         ("a {}", "a_{}", "differ in padding zeros or separators"),
-        ("img-{}", "mask_{:03}", "begin with `mask_` instead of `img_` and differ in padding zeros or separators"),
+        (
+            "img-{}",
+            "mask_{:03}",
+            "begin with `mask_` instead of `img_` and differ in padding zeros or separators",
+        ),
     ],
 )
 @pytest.mark.parametrize("layout", ["subfolders", "hash", "list"])
@@ -652,7 +818,9 @@ def test_affixes_padding_and_separators_that_differ_for_all_are_matched(
         write(tmp_path / "masks" / sub / f"{mask.format(number)}.png", number)
     if layout == "list":
         (tmp_path / "splits").mkdir()
-        (tmp_path / "splits" / "train.txt").write_text("".join(f"{image.format(number)}\n" for number in numbers))
+        (tmp_path / "splits" / "train.txt").write_text(
+            "".join(f"{image.format(number)}\n" for number in numbers)
+        )
     source = FOLDER.open(tmp_path, "train")
     assert len(source) + (len(FOLDER.open(tmp_path, "val")) if layout == "hash" else 0) == 6
     for record in source.records:
@@ -663,9 +831,21 @@ def test_affixes_padding_and_separators_that_differ_for_all_are_matched(
 @pytest.mark.parametrize(
     ("images", "masks", "said"),
     [
-        (("img_0", "img_1", "img_2"), ("mask_0", "mask_1"), "2 masks have names that begin with `mask_` instead of `img_`"),
-        (("img_0", "img_1", "img_2"), ("mask_1", "mask_2", "mask_3"), "2 masks have names that begin with `mask_`"),
-        (("dogs1", "dogs2"), ("cats1", "cats2"), "masks begin with `cats` where images begin with `dogs`"),
+        (
+            ("img_0", "img_1", "img_2"),
+            ("mask_0", "mask_1"),
+            "2 masks have names that begin with `mask_` instead of `img_`",
+        ),
+        (
+            ("img_0", "img_1", "img_2"),
+            ("mask_1", "mask_2", "mask_3"),
+            "2 masks have names that begin with `mask_`",
+        ),
+        (
+            ("dogs1", "dogs2"),
+            ("cats1", "cats2"),
+            "masks begin with `cats` where images begin with `dogs`",
+        ),
         (("1", "2", "01"), ("001", "002", "003"), "masks are missing: 01, 1, 2"),
         (("1", "2"), ("01", "001", "2x"), "masks are missing: 1, 2"),
     ],
@@ -702,26 +882,39 @@ def test_masks_in_lossless_webp_and_gif_are_read(ending: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("extra", ["labelmap.txt", "class_names.txt"])
-def test_voc_like_exports_of_annotation_tools_are_not_taken_for_voc2012(extra: str, tmp_path: Path) -> None:
+def test_voc_like_exports_of_annotation_tools_are_not_taken_for_voc2012(
+    extra: str, tmp_path: Path
+) -> None:
     make_voc(tmp_path, {"train": ["a"]})
     (tmp_path / extra).write_text("x\n")
     (tmp_path / "SegmentationClass" / "a.png").rename(tmp_path / "SegmentationClass" / "a.npy")
     write(tmp_path / "SegmentationClassPNG" / "a.png")
-    with pytest.raises(DataError, match=r"rename JPEGImages/ to images/ and rename SegmentationClassPNG/ to masks/$") as caught:
+    with pytest.raises(
+        DataError,
+        match=r"rename JPEGImages/ to images/ and rename SegmentationClassPNG/ to masks/$",
+    ) as caught:
         FOLDER.open(tmp_path, "train")
     assert "voc2012" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("folder", "file"),
-    [("annotations", "instances.json"), ("labels", "train/a.txt"), ("train/labels", "a.txt"), ("Annotations", "a.xml")],
+    [
+        ("annotations", "instances.json"),
+        ("labels", "train/a.txt"),
+        ("train/labels", "a.txt"),
+        ("Annotations", "a.xml"),
+    ],
 )
-def test_a_folder_without_mask_images_is_not_to_be_renamed(folder: str, file: str, tmp_path: Path) -> None:
+def test_a_folder_without_mask_images_is_not_to_be_renamed(
+    folder: str, file: str, tmp_path: Path
+) -> None:
     write(tmp_path / "images" / "a.png")
     (tmp_path / folder / file).parent.mkdir(parents=True)
     (tmp_path / folder / file).write_text("{}")
     with pytest.raises(
-        DataError, match=rf"masks/ missing here.*\. {folder}/ holds {Path(file).suffix} files.*no mask images"
+        DataError,
+        match=rf"masks/ missing here.*\. {folder}/ holds {Path(file).suffix} files.*no mask images",
     ) as caught:
         FOLDER.open(tmp_path, "train")
     assert "rename" not in str(caught.value)
@@ -746,10 +939,15 @@ def test_a_folder_without_mask_images_is_not_to_be_renamed(folder: str, file: st
             ("a.jpg", "a.png", "b.jpg", "b.png"),
             r"2 masks lie among the images \(a\.png, b\.png\): move the images to images/ and the masks",
         ),
-        (("images/a.jpg", "images/a_L.png"), r"1 masks lie among the images of images/ \(a_L\.png\): move the masks to masks/"),
+        (
+            ("images/a.jpg", "images/a_L.png"),
+            r"1 masks lie among the images of images/ \(a_L\.png\): move the masks to masks/",
+        ),
     ],
 )
-def test_masks_among_the_images_are_to_be_moved(files: tuple[str, ...], said: str, tmp_path: Path) -> None:
+def test_masks_among_the_images_are_to_be_moved(
+    files: tuple[str, ...], said: str, tmp_path: Path
+) -> None:
     (tmp_path / "classes.txt").write_text("a\nb\n")
     for file in files:
         write(tmp_path / file)
@@ -757,7 +955,9 @@ def test_masks_among_the_images_are_to_be_moved(files: tuple[str, ...], said: st
         FOLDER.open(tmp_path, "train")
 
 
-def test_a_rule_that_leaves_other_images_without_masks_is_not_taken_where_there_are_enough_masks(tmp_path: Path) -> None:
+def test_a_rule_that_leaves_other_images_without_masks_is_not_taken_where_there_are_enough_masks(
+    tmp_path: Path,
+) -> None:
     make_folder(tmp_path, names=())
     for number in range(3):
         write(tmp_path / "images" / f"img_{number}.png")
@@ -765,8 +965,12 @@ def test_a_rule_that_leaves_other_images_without_masks_is_not_taken_where_there_
     (tmp_path / "splits").mkdir()
     (tmp_path / "splits" / "train.txt").write_text("img_1\nimg_2\n")
     with pytest.raises(
-        DataError, match=r"2 of 2 masks are missing.*2 masks have names that begin with `mask_` instead of `img_`"
+        DataError,
+        match=r"2 of 2 masks are missing.*2 masks have names that begin with `mask_` instead of `img_`",
     ):
         FOLDER.open(tmp_path, "train")
     (tmp_path / "masks" / "mask_3.png").unlink()
-    assert [record.mask.name for record in FOLDER.open(tmp_path, "train").records] == ["mask_1.png", "mask_2.png"]
+    assert [record.mask.name for record in FOLDER.open(tmp_path, "train").records] == [
+        "mask_1.png",
+        "mask_2.png",
+    ]

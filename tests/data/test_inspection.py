@@ -30,12 +30,17 @@ def stripes(*values: object) -> np.ndarray:
     return np.broadcast_to(columns, (HEIGHT, *columns.shape)).astype(np.uint8)
 
 
-def make(root: Path, classes: str, train: list[np.ndarray], val: list[np.ndarray] | None = None) -> Path:
+def make(
+    root: Path, classes: str, train: list[np.ndarray], val: list[np.ndarray] | None = None
+) -> Path:
     (root).mkdir(exist_ok=True)
     (root / "classes.txt").write_text(classes)
     for split, masks in (("train", train), ("val", train[:1] if val is None else val)):
         for number, mask in enumerate(masks):
-            for kind, array in (("images", np.zeros((HEIGHT, WIDTH, 3), np.uint8)), ("masks", mask)):
+            for kind, array in (
+                ("images", np.zeros((HEIGHT, WIDTH, 3), np.uint8)),
+                ("masks", mask),
+            ):
                 path = root / kind / split / f"{split[0]}{number}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(array).save(path)
@@ -43,7 +48,11 @@ def make(root: Path, classes: str, train: list[np.ndarray], val: list[np.ndarray
 
 
 def look(root: Path) -> Findings:
-    return inspect({split: FOLDER.open(root, split) for split in ("train", "val")}, training="train", stream=io.StringIO())
+    return inspect(
+        {split: FOLDER.open(root, split) for split in ("train", "val")},
+        training="train",
+        stream=io.StringIO(),
+    )
 
 
 def refusal(root: Path) -> str:
@@ -53,7 +62,9 @@ def refusal(root: Path) -> str:
     return str(caught.value)
 
 
-def test_masks_of_0_and_255_are_refused_and_read_where_their_grays_are_listed(tmp_path: Path) -> None:
+def test_masks_of_0_and_255_are_refused_and_read_where_their_grays_are_listed(
+    tmp_path: Path,
+) -> None:
     masks = [stripes(0, 255, 255), stripes(255, 0)]
     root = make(tmp_path / "d", "background\nroad\n", masks)
     message = refusal(root)
@@ -76,7 +87,9 @@ def test_a_single_class_is_refused(tmp_path: Path) -> None:
 
 def test_label_0_as_void_can_be_said_by_color_and_by_position(tmp_path: Path) -> None:
     masks = [stripes(0, 1, 2), stripes(0, 1, 2)]
-    for number, classes in enumerate(("road 1 1 1\ncar 2 2 2\nvoid 0 0 0\n", "void\nroad\ncar\n", "0 void\n1 road\n2 car\n")):
+    for number, classes in enumerate(
+        ("road 1 1 1\ncar 2 2 2\nvoid 0 0 0\n", "void\nroad\ncar\n", "0 void\n1 road\n2 car\n")
+    ):
         root = make(tmp_path / str(number), classes, masks)
         source = FOLDER.open(root, "train")
         assert source.classes.names == ("road", "car")
@@ -96,7 +109,12 @@ def test_one_wrong_label_is_refused_naming_file_and_value(split: str, tmp_path: 
     wrong = stripes(0, 1, 2)
     wrong[0, 0] = 7
     good = [stripes(0, 1, 2)]
-    root = make(tmp_path / "d", "bg\nroad\ncar\n", good + [wrong] * (split == "train"), good + [wrong] * (split == "val"))
+    root = make(
+        tmp_path / "d",
+        "bg\nroad\ncar\n",
+        good + [wrong] * (split == "train"),
+        good + [wrong] * (split == "val"),
+    )
     message = refusal(root)
     assert "labels outside the classes: 7; allowed are 0 to 2 and void 255" in message
     assert f"in 1 of 3 masks: {root / 'masks' / split / f'{split[0]}1.png'}" in message
@@ -129,31 +147,85 @@ def test_damaged_missing_and_empty_files_are_all_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("classes", "masks", "advice"),
     [
-        ("bg\nroad\ncar\n", [stripes(0, 128, 255)], "`bg 0 0 0`, `road 128 128 128`, `car 255 255 255`"),
-        ("road\ncar\n", [stripes(0, 1, 2)], "0 to 2, 3 values for 2 classes: the list may lack the background"),
+        (
+            "bg\nroad\ncar\n",
+            [stripes(0, 128, 255)],
+            "`bg 0 0 0`, `road 128 128 128`, `car 255 255 255`",
+        ),
+        (
+            "road\ncar\n",
+            [stripes(0, 1, 2)],
+            "0 to 2, 3 values for 2 classes: the list may lack the background",
+        ),
         ("road\ncar\n", [stripes(1, 2)], "the masks count from 1"),
-        ("bg\nroad\n", [stripes(0, 1), stripes(0, 255)], "0 and 255 in 1 masks and 0 and 1 in 2 others"),
-        ("bg\nroad\n", [np.arange(HEIGHT * WIDTH, dtype=np.uint8).reshape(HEIGHT, WIDTH)], "like a photograph"),
+        (
+            "bg\nroad\n",
+            [stripes(0, 1), stripes(0, 255)],
+            "0 and 255 in 1 masks and 0 and 1 in 2 others",
+        ),
+        (
+            "bg\nroad\n",
+            [np.arange(HEIGHT * WIDTH, dtype=np.uint8).reshape(HEIGHT, WIDTH)],
+            "like a photograph",
+        ),
         (
             "bg 0 0 0\nroad 255 255 255\n",
-            [np.where(np.arange(WIDTH) == 5, np.arange(60, 60 + 10 * HEIGHT, 10)[:, None], stripes(0, 255)).astype(np.uint8)] * 2,
+            [
+                np.where(
+                    np.arange(WIDTH) == 5,
+                    np.arange(60, 60 + 10 * HEIGHT, 10)[:, None],
+                    stripes(0, 255),
+                ).astype(np.uint8)
+            ]
+            * 2,
             "edges were smoothed",
         ),
         (
             "bg\nroad\n",
-            [np.where(np.arange(WIDTH) == 5, np.arange(60, 60 + 10 * HEIGHT, 10)[:, None], stripes(0, 255)).astype(np.uint8)] * 2,
+            [
+                np.where(
+                    np.arange(WIDTH) == 5,
+                    np.arange(60, 60 + 10 * HEIGHT, 10)[:, None],
+                    stripes(0, 255),
+                ).astype(np.uint8)
+            ]
+            * 2,
             "255 counts as void unless the list has the grays as colors, as in `road 255 255 255`",
         ),
-        ("bg 0 0 0\nroad 128 64 0\n", [stripes((0, 0, 0), (0, 64, 128))], "red and blue are swapped"),
-        ("bg 0 0 1\nroad 128 64 0\n", [stripes((1, 2, 3), (0, 64, 1))], "none of the colors is in the list"),
+        (
+            "bg 0 0 0\nroad 128 64 0\n",
+            [stripes((0, 0, 0), (0, 64, 128))],
+            "red and blue are swapped",
+        ),
+        (
+            "bg 0 0 1\nroad 128 64 0\n",
+            [stripes((1, 2, 3), (0, 64, 1))],
+            "none of the colors is in the list",
+        ),
         ("bg\nroad\n", [stripes((1, 2, 3), (0, 64, 1))], "the mask is in colors and no palette"),
         ("a 9 9 9\nb 8 8 8\nvoid 0 0 0\n", [stripes(0, 1)], "take the colors off the list"),
-        ("a 0 0 0\nb 9 9 9\n", [stripes(0, 9), stripes(0, 1)], "some masks can be read by their colors only"),
+        (
+            "a 0 0 0\nb 9 9 9\n",
+            [stripes(0, 9), stripes(0, 1)],
+            "some masks can be read by their colors only",
+        ),
         ("bg\nroad\n", [stripes(255)], "all pixels of train are void"),
-        ("bg\nroad\n", [stripes(1, 255)], "train holds 'road' and void only, so that nothing is learned"),
+        (
+            "bg\nroad\n",
+            [stripes(1, 255)],
+            "train holds 'road' and void only, so that nothing is learned",
+        ),
         ("bg\nroad\ncar\n", [stripes(0, 255)], "every pixel of 'road' would be left out"),
-        ("road 255 255 255\n", [stripes(0, 255)], "'road' is the only class, and the masks hold the values 0, 255"),
-        ("road 255 255 255\n", [stripes((0, 0, 9), (255, 255, 255))], "'road' is the only class: with one class"),
+        (
+            "road 255 255 255\n",
+            [stripes(0, 255)],
+            "'road' is the only class, and the masks hold the values 0, 255",
+        ),
+        (
+            "road 255 255 255\n",
+            [stripes((0, 0, 9), (255, 255, 255))],
+            "'road' is the only class: with one class",
+        ),
         (
             "bg\nroad\n",
             [stripes(1, 255)],
@@ -164,7 +236,11 @@ def test_damaged_missing_and_empty_files_are_all_named(tmp_path: Path) -> None:
             [stripes(0, 127, 255)],
             "3 gray values for 2 classes: give each class its value in the list, as in `bg 0`",
         ),
-        ("bg\nroad\n", [stripes(0, 1).astype(np.uint16) * 65535], "list `bg 0 0 0`, `road 255 255 255`"),
+        (
+            "bg\nroad\n",
+            [stripes(0, 1).astype(np.uint16) * 65535],
+            "list `bg 0 0 0`, `road 255 255 255`",
+        ),
     ],
 )
 def test_contradictions_are_refused_with_advice_that_fits(
@@ -174,15 +250,21 @@ def test_contradictions_are_refused_with_advice_that_fits(
 
 
 def test_void_throughout_in_val_is_refused(tmp_path: Path) -> None:
-    assert "all pixels of val are void" in refusal(make(tmp_path / "d", "bg\nroad\n", [stripes(0, 1)], [stripes(255)]))
+    assert "all pixels of val are void" in refusal(
+        make(tmp_path / "d", "bg\nroad\n", [stripes(0, 1)], [stripes(255)])
+    )
 
 
 def test_void_listed_as_white_may_stand_beside_0_and_1(tmp_path: Path) -> None:
-    root = make(tmp_path / "d", "bg 0 0 0\nroad 1 1 1\nvoid 255 255 255\n", [stripes(0, 1), stripes(0, 255)])
+    root = make(
+        tmp_path / "d", "bg 0 0 0\nroad 1 1 1\nvoid 255 255 255\n", [stripes(0, 1), stripes(0, 255)]
+    )
     assert look(root).counts["train"].tolist() == [96, 48, 48]
 
 
-def notes(tmp_path: Path, classes: str, train: list[np.ndarray], val: list[np.ndarray] | None = None) -> tuple[str, ...]:
+def notes(
+    tmp_path: Path, classes: str, train: list[np.ndarray], val: list[np.ndarray] | None = None
+) -> tuple[str, ...]:
     return look(make(tmp_path / "d", classes, train, val)).notes
 
 
@@ -191,7 +273,9 @@ def test_what_is_as_it_should_be_has_no_notes(tmp_path: Path) -> None:
 
 
 def test_oddities_are_said_in_one_line_each(tmp_path: Path) -> None:
-    found = notes(tmp_path, "bg\nroad\ncar\n", [stripes(0, 255, 255), stripes(1)], [stripes(2, 2, 255)])
+    found = notes(
+        tmp_path, "bg\nroad\ncar\n", [stripes(0, 255, 255), stripes(1)], [stripes(2, 2, 255)]
+    )
     assert found == (
         "train: 1 of 3 classes have no pixel: car",
         "val: all pixels that count are 'car'; no other class has any",
@@ -200,7 +284,9 @@ def test_oddities_are_said_in_one_line_each(tmp_path: Path) -> None:
 
 
 def test_much_void_and_masks_of_void_are_said(tmp_path: Path) -> None:
-    found = notes(tmp_path, "bg\nroad\n", [stripes(0, 1), stripes(255), stripes(255)], [stripes(0, 1)])
+    found = notes(
+        tmp_path, "bg\nroad\n", [stripes(0, 1), stripes(255), stripes(255)], [stripes(0, 1)]
+    )
     assert found[0] == "train: 67% of the pixels are void"
     assert found[1].startswith("train: 2 of 3 masks are void throughout: ")
 
@@ -223,7 +309,9 @@ def test_a_built_in_palette_is_no_list_of_the_user(tmp_path: Path) -> None:
     assert not LabelMap.of(2, palette={(0, 0, 0): 0}).listed
 
 
-def test_indices_without_a_color_of_their_own_are_said_to_be_labels_or_refused(tmp_path: Path) -> None:
+def test_indices_without_a_color_of_their_own_are_said_to_be_labels_or_refused(
+    tmp_path: Path,
+) -> None:
     root = make(tmp_path / "d", "bg 0 0 0\na 128 0 0\nb 0 128 0\n", [])
 
     def save(palette: list[int], *values: int) -> None:
@@ -245,15 +333,17 @@ def test_indices_without_a_color_of_their_own_are_said_to_be_labels_or_refused(t
         assert "2 masks hold palette indices without a color of their own" in "\n".join(found.notes)
     save([128, 0, 0, 0, 0, 0] + [0] * 762, 0, 1, 7, 255)
     for _ in range(2):
-        assert "palette indices without a color of their own: 7, 255 (in 96 pixels)" in refusal(root)
+        assert "palette indices without a color of their own: 7, 255 (in 96 pixels)" in refusal(
+            root
+        )
 
 
 def test_an_image_in_both_splits_is_said(tmp_path: Path) -> None:
     root = make(tmp_path / "d", "bg\nroad\n", [stripes(0, 1)])
     source = FOLDER.open(root, "train")
-    assert inspect({"train": source, "val": source}, training="train", stream=io.StringIO()).notes == (
-        "1 of 1 images of val are in train too: t0",
-    )
+    assert inspect(
+        {"train": source, "val": source}, training="train", stream=io.StringIO()
+    ).notes == ("1 of 1 images of val are in train too: t0",)
 
 
 def test_a_second_look_decodes_only_what_changed_and_the_list_of_classes_may(
@@ -263,11 +353,15 @@ def test_a_second_look_decodes_only_what_changed_and_the_list_of_classes_may(
     first = look(root)
     decoded, read = [], inspection.read_stored_mask
     monkeypatch.setattr(
-        inspection, "read_stored_mask", lambda data, name: decoded.append(Path(name).name) or read(data, name=name)
+        inspection,
+        "read_stored_mask",
+        lambda data, name: decoded.append(Path(name).name) or read(data, name=name),
     )
     again = look(root)
     assert decoded == []
-    assert {k: v.tolist() for k, v in again.counts.items()} == {k: v.tolist() for k, v in first.counts.items()}
+    assert {k: v.tolist() for k, v in again.counts.items()} == {
+        k: v.tolist() for k, v in first.counts.items()
+    }
     Image.fromarray(stripes(1)).save(root / "masks/train/t1.png")
     assert look(root).counts["train"].tolist() == [48, 48 + 96, 0]
     assert decoded == ["t1.png"]
@@ -283,13 +377,21 @@ def test_a_second_look_decodes_only_what_changed_and_the_list_of_classes_may(
     assert len(decoded) == 1 + 3 * 3
 
 
-def test_a_cache_that_cannot_be_written_does_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_written_does_no_harm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("FCN_JAX_CACHE", str(tmp_path / "file" / "cache"))
-    assert look(make(tmp_path / "d", "bg\nroad\n", [stripes(0, 1)])).counts["train"].tolist() == [48, 48, 0]
+    assert look(make(tmp_path / "d", "bg\nroad\n", [stripes(0, 1)])).counts["train"].tolist() == [
+        48,
+        48,
+        0,
+    ]
 
 
-def test_records_that_training_leaves_out_are_counted_and_not_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_records_that_training_leaves_out_are_counted_and_not_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class DamagedError(DataError):
         pass
 
@@ -305,7 +407,9 @@ def test_records_that_training_leaves_out_are_counted_and_not_refused(tmp_path: 
     sources = {split: FOLDER.open(root, split) for split in ("train", "val")}
     found = inspect(sources, training="train", skip=(DamagedError,), stream=io.StringIO())
     assert found.counts["train"].tolist() == [96, 96, 0]
-    assert found.notes == (f"train: 1 of 3 images are left out: {root}/masks/train/t1.png: it is damaged",)
+    assert found.notes == (
+        f"train: 1 of 3 images are left out: {root}/masks/train/t1.png: it is damaged",
+    )
     with pytest.raises(Exception, match=r"t1\.png: it is damaged"):
         inspect(sources, training="train", stream=io.StringIO())
 
@@ -333,9 +437,15 @@ class Decoding:
 def test_any_source_is_looked_at_by_decoding_it(monkeypatch: pytest.MonkeyPatch) -> None:
     classes = Classes(("bg", "road"), ((0, 0, 0), (1, 1, 1)))
     source: Source = Decoding(classes, [stripes(0, 1, 255), stripes(1)])
-    assert inspect({"train": source}, training="train", stream=io.StringIO()).counts["train"].tolist() == [32, 32 + 96, 32]
+    assert inspect({"train": source}, training="train", stream=io.StringIO()).counts[
+        "train"
+    ].tolist() == [32, 32 + 96, 32]
     with pytest.raises(DataError, match="mask of r1: it is damaged"):
-        inspect({"train": Decoding(classes, [stripes(0, 1), stripes(77)])}, training="train", stream=io.StringIO())
+        inspect(
+            {"train": Decoding(classes, [stripes(0, 1), stripes(77)])},
+            training="train",
+            stream=io.StringIO(),
+        )
     monkeypatch.setattr(inspection, "_MOST_DECODED", 10)
     many = Decoding(classes, [stripes(0, 1)] * 25)
     assert inspect({"train": many}, training="train", stream=io.StringIO()).notes == (

@@ -11,15 +11,19 @@ from PIL import Image
 from fcn_jax.api import IGNORE_INDEX
 from fcn_jax.data.decode import read_mask
 from fcn_jax.data.labels import LabelMap, StoredMask, histogram, read, to_labels
+from fcn_jax.data.palette import voc_palette
 from fcn_jax.data.voc import VOC_CLASSES
 from fcn_jax.errors import DataError
-from fcn_jax.palette import voc_palette
 from fuzz.encoders import INDEXED, png
 
 VOID = IGNORE_INDEX
 ADE = LabelMap(2, {0: 0, 1: 1, 2: VOID, 255: VOID}, {(1, 1, 1): 0, (2, 2, 2): 1, (0, 0, 0): VOID})
 BLACK_WHITE = LabelMap(2, {0: 0, 1: 1, 255: VOID}, {(0, 0, 0): 0, (255, 255, 255): 1})
-VOC = LabelMap(3, {0: 0, 1: 1, 2: 2, 255: VOID}, {(0, 0, 0): 0, (128, 0, 0): 1, (0, 128, 0): 2, (224, 224, 192): VOID})
+VOC = LabelMap(
+    3,
+    {0: 0, 1: 1, 2: 2, 255: VOID},
+    {(0, 0, 0): 0, (128, 0, 0): 1, (0, 128, 0): 2, (224, 224, 192): VOID},
+)
 
 
 def gray(*values: int) -> StoredMask:
@@ -61,7 +65,9 @@ def test_colors_decide_for_gray_indexed_and_rgb_masks() -> None:
     assert labels(rgb((0, 0, 0), (1, 1, 1), (2, 2, 2)), ADE) == [VOID, 0, 1]
     assert labels(gray(0, 255), BLACK_WHITE) == [0, 1]
     assert labels(indexed(0, 1, colors={0: (255, 255, 255), 1: (0, 0, 0)}), BLACK_WHITE) == [1, 0]
-    assert labels(indexed(0, 5, 9, colors={0: (0, 128, 0), 5: (0, 0, 0), 9: (224, 224, 192)}), VOC) == [2, 0, VOID]
+    assert labels(
+        indexed(0, 5, 9, colors={0: (0, 128, 0), 5: (0, 0, 0), 9: (224, 224, 192)}), VOC
+    ) == [2, 0, VOID]
 
 
 def test_gray_values_whose_colors_are_not_listed_are_labels() -> None:
@@ -82,26 +88,36 @@ PADDED = {"padded": 256, "cut": 2}
 
 def from_file(values: list[int], palette: list[int], rules: LabelMap) -> list[int]:
     colors = np.array(palette, np.uint8).reshape(-1, 3)
-    return read_mask(png(np.array([values], np.uint8), color=INDEXED, palette=colors), rules)[0].tolist()
+    return read_mask(png(np.array([values], np.uint8), color=INDEXED, palette=colors), rules)[
+        0
+    ].tolist()
 
 
 @pytest.mark.parametrize("length", PADDED.values(), ids=PADDED)
-def test_an_index_without_a_color_of_its_own_is_a_label_where_colors_and_values_agree(length: int) -> None:
+def test_an_index_without_a_color_of_its_own_is_a_label_where_colors_and_values_agree(
+    length: int,
+) -> None:
     palette = ([0, 0, 0, 128, 0, 0] + [0] * 762)[: 3 * length]
     assert from_file([0, 1, 255], palette, TWO) == [0, 1, VOID]
     assert from_file([1, 255], palette, TWO) == [1, VOID]
-    with pytest.raises(DataError, match=r"palette indices without a color of their own: 7 \(in 1 pixels\)"):
+    with pytest.raises(
+        DataError, match=r"palette indices without a color of their own: 7 \(in 1 pixels\)"
+    ):
         from_file([0, 1, 7], palette, TWO)
     three = LabelMap(3, {0: 0, 1: 1, 2: 2, 255: VOID}, {(0, 0, 0): 0, (128, 0, 0): 1, (9, 9, 9): 2})
     assert from_file([0, 1, 2], palette, three) == [0, 1, 2]
-    white = LabelMap(3, {0: 0, 1: 1, 2: 2, 255: VOID}, {(0, 0, 0): 0, (128, 0, 0): 1, (255, 255, 255): 2})
+    white = LabelMap(
+        3, {0: 0, 1: 1, 2: 2, 255: VOID}, {(0, 0, 0): 0, (128, 0, 0): 1, (255, 255, 255): 2}
+    )
     assert from_file([0, 1, 255], palette, white) == [0, 1, VOID]
     with pytest.raises(DataError, match="without a color of their own: 255 "):
         from_file([0, 255], palette, white)
 
 
 @pytest.mark.parametrize("length", PADDED.values(), ids=PADDED)
-def test_an_index_without_a_color_of_its_own_is_refused_where_the_palette_has_another_order(length: int) -> None:
+def test_an_index_without_a_color_of_its_own_is_refused_where_the_palette_has_another_order(
+    length: int,
+) -> None:
     palette = ([128, 0, 0, 0, 0, 0] + [0] * 762)[: 3 * length]
     assert from_file([0, 1], palette, TWO) == [1, 0]
     with pytest.raises(DataError, match="without a color of their own: 255 "):
@@ -112,7 +128,9 @@ def test_an_index_without_a_color_of_its_own_is_refused_where_the_palette_has_an
 
 @pytest.mark.parametrize("length", [3, 256])
 def test_255_is_void_also_where_white_is_a_class_with_an_index_of_its_own(length: int) -> None:
-    rules = LabelMap(3, {0: 0, 1: 1, 2: 2, 255: VOID}, {(255, 255, 255): 0, (0, 0, 255): 1, (0, 255, 255): 2})
+    rules = LabelMap(
+        3, {0: 0, 1: 1, 2: 2, 255: VOID}, {(255, 255, 255): 0, (0, 0, 255): 1, (0, 255, 255): 2}
+    )
     palette = ([255, 255, 255, 0, 0, 255, 0, 255, 255] + [255] * 759)[: 3 * length]
     assert from_file([0, 1, 2, 255], palette, rules) == [0, 1, 2, VOID]
     assert from_file([255], palette, rules) == [VOID]
@@ -121,15 +139,23 @@ def test_255_is_void_also_where_white_is_a_class_with_an_index_of_its_own(length
 
 
 def test_voc_masks_with_a_palette_of_21_colors_have_255_as_void() -> None:
-    rules = LabelMap.of(21, palette={c: k for k, c in enumerate(VOC_CLASSES.palette)} | {(224, 224, 192): 255})
+    rules = LabelMap.of(
+        21, palette={c: k for k, c in enumerate(VOC_CLASSES.palette)} | {(224, 224, 192): 255}
+    )
     colors = [part for color in VOC_CLASSES.palette for part in color]
-    for palette in (colors, colors + [0] * (768 - len(colors)), [part for c in voc_palette(256) for part in c]):
+    for palette in (
+        colors,
+        colors + [0] * (768 - len(colors)),
+        [part for c in voc_palette(256) for part in c],
+    ):
         assert from_file([0, 15, 20, 255], palette, rules) == [0, 15, 20, VOID]
     # The order of the colors, not the indices, counts.
     assert from_file([0, 1], colors[3:6] + colors[:3], rules) == [1, 0]
 
 
-def test_a_mask_with_an_incomplete_palette_that_agrees_is_read_by_its_table_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mask_with_an_incomplete_palette_that_agrees_is_read_by_its_table_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def slow(stored: StoredMask) -> None:
         raise AssertionError("values were counted")
 
@@ -165,22 +191,44 @@ def test_the_color_of_a_gray_value_is_its_gray_on_a_screen() -> None:
 
 
 def test_values_whose_readings_contradict_each_other_are_refused() -> None:
-    camvid = LabelMap(2, {0: 0, 1: 1, 2: VOID, 255: VOID}, {(128, 128, 128): 0, (128, 0, 0): 1, (0, 0, 0): VOID})
-    with pytest.raises(DataError, match=r"gray values 0 are listed as colors of other classes.*take the colors off"):
+    camvid = LabelMap(
+        2, {0: 0, 1: 1, 2: VOID, 255: VOID}, {(128, 128, 128): 0, (128, 0, 0): 1, (0, 0, 0): VOID}
+    )
+    with pytest.raises(
+        DataError, match=r"gray values 0 are listed as colors of other classes.*take the colors off"
+    ):
         labels(gray(0, 1, 2), camvid)
 
 
 @pytest.mark.parametrize(
     ("stored", "rules", "message"),
     [
-        (gray(0, 5), LabelMap.of(2), "labels outside the classes: 5; allowed are 0 to 1 and void 255"),
-        (gray(0, 3), LabelMap(2, {1: 0, 2: 1, 5: VOID}), "labels outside the classes: 0, 3; allowed are 1 to 2 and void 5"),
+        (
+            gray(0, 5),
+            LabelMap.of(2),
+            "labels outside the classes: 5; allowed are 0 to 1 and void 255",
+        ),
+        (
+            gray(0, 3),
+            LabelMap(2, {1: 0, 2: 1, 5: VOID}),
+            "labels outside the classes: 0, 3; allowed are 1 to 2 and void 5",
+        ),
         (gray(0, 77), VOC, "gray values that no class has: 77"),
-        (rgb((0, 0, 0), (128, 0, 1)), VOC, r"colors that no class has: \(128, 0, 1\) \(in 1 pixels\)"),
-        (indexed(0, 1, colors={1: (9, 9, 1)}), VOC, r"palette colors that no class has: \(9, 9, 1\).*take the colors off"),
+        (
+            rgb((0, 0, 0), (128, 0, 1)),
+            VOC,
+            r"colors that no class has: \(128, 0, 1\) \(in 1 pixels\)",
+        ),
+        (
+            indexed(0, 1, colors={1: (9, 9, 1)}),
+            VOC,
+            r"palette colors that no class has: \(9, 9, 1\).*take the colors off",
+        ),
     ],
 )
-def test_what_has_no_label_is_an_error_that_names_it(stored: StoredMask, rules: LabelMap, message: str) -> None:
+def test_what_has_no_label_is_an_error_that_names_it(
+    stored: StoredMask, rules: LabelMap, message: str
+) -> None:
     with pytest.raises(DataError, match=rf"m\.png: {message}"):
         labels(stored, rules)
 
@@ -203,13 +251,20 @@ def test_gray_indexed_and_rgb_files_of_the_same_picture_have_the_same_labels(
     order = rng.permutation(count).astype(np.uint8)
     shuffled = Image.fromarray(order[truth])
     shuffled.putpalette(colors[np.argsort(order)].reshape(-1).tolist())
-    assert np.array_equal(read_mask(file(Image.fromarray(colors[truth])), count, palette=palette), truth)
+    assert np.array_equal(
+        read_mask(file(Image.fromarray(colors[truth])), count, palette=palette), truth
+    )
     assert np.array_equal(read_mask(file(shuffled), count, palette=palette), truth)
     assert np.array_equal(read_mask(file(Image.fromarray(truth)), count), truth)
 
 
-@given(st.integers(0, 2**32 - 1), st.sampled_from([ADE, BLACK_WHITE, VOC, LabelMap.of(3), LabelMap(2, {3: 1, 1: 0, 0: VOID})]))
-def test_labels_are_those_that_the_reading_of_the_histogram_says(seed: int, rules: LabelMap) -> None:
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([ADE, BLACK_WHITE, VOC, LabelMap.of(3), LabelMap(2, {3: 1, 1: 0, 0: VOID})]),
+)
+def test_labels_are_those_that_the_reading_of_the_histogram_says(
+    seed: int, rules: LabelMap
+) -> None:
     rng = np.random.default_rng(seed)
     values = rng.choice([0, 1, 2, 3, 255], (5, 6), p=[0.4, 0.4, 0.15, 0.02, 0.03]).astype(np.uint8)
     palette = np.zeros((256, 3), np.uint8)
@@ -218,7 +273,12 @@ def test_labels_are_those_that_the_reading_of_the_histogram_says(seed: int, rule
         palette[1:3] = palette[0]
     few = np.minimum(values, 1)
     for stored in (
-        *(StoredMask(values), StoredMask(values, palette), StoredMask(values, palette[:3]), StoredMask(values.astype(np.uint16))),
+        *(
+            StoredMask(values),
+            StoredMask(values, palette),
+            StoredMask(values, palette[:3]),
+            StoredMask(values.astype(np.uint16)),
+        ),
         *(StoredMask(few, bits=1), StoredMask(values.astype(np.uint16) * 257, bits=16)),
     ):
         reading = read(histogram(stored), rules)

@@ -10,21 +10,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
-from png_files import chunk, png_bytes
-from tiff_files import tiff_bytes
 
 from fcn_jax.api import Record
 from fcn_jax.data import orientation
 from fcn_jax.data.decode import decode_record, read_image, read_mask, read_stored_mask
 from fcn_jax.data.transforms import resize
 from fcn_jax.errors import DataError
+from tests.helpers.png_files import chunk, png_bytes
+from tests.helpers.tiff_files import tiff_bytes
 
 
 def picture(height: int = 64, width: int = 96) -> np.ndarray:
     rows, columns = np.mgrid[:height, :width]
-    return np.stack([rows * 255 // height, columns * 255 // width, (rows + columns) * 255 // (height + width)], -1).astype(
-        np.uint8
-    )
+    return np.stack(
+        [rows * 255 // height, columns * 255 // width, (rows + columns) * 255 // (height + width)],
+        -1,
+    ).astype(np.uint8)
 
 
 def encoded(pixels: np.ndarray, kind: str, turn: int | None = None, **options: object) -> bytes:
@@ -71,15 +72,23 @@ def test_wide_images_and_compressed_bits_are_upright(turn: int) -> None:
     image = read_image(tiff_bytes(wide, tags={orientation.TAG: (turn,)}))[..., 0]
     assert np.abs(image.astype(int) - upright).max() <= 1
     buffer = io.BytesIO()
-    Image.fromarray(wide > 2000).save(buffer, "TIFF", compression="group4", tiffinfo={orientation.TAG: turn})
-    assert np.array_equal(read_stored_mask(buffer.getvalue()).values, orientation.upright(wide > 2000, turn).astype(np.uint8))
+    Image.fromarray(wide > 2000).save(
+        buffer, "TIFF", compression="group4", tiffinfo={orientation.TAG: turn}
+    )
+    assert np.array_equal(
+        read_stored_mask(buffer.getvalue()).values,
+        orientation.upright(wide > 2000, turn).astype(np.uint8),
+    )
 
 
 @pytest.mark.parametrize("turn", range(1, 9))
 @pytest.mark.parametrize("factor", [1.0, 0.5, 0.15, 0.05, 0.7, 1.3])
 def test_a_turned_jpeg_is_resized_as_its_upright_copy(turn: int, factor: float) -> None:
     rows, columns = np.mgrid[:101, :151]
-    smooth = (127 + 60 * np.stack([np.sin(rows / 15 + p) + np.cos(columns / 19 + p) for p in range(3)], -1)).astype(np.uint8)
+    smooth = (
+        127
+        + 60 * np.stack([np.sin(rows / 15 + p) + np.cos(columns / 19 + p) for p in range(3)], -1)
+    ).astype(np.uint8)
     data = encoded(smooth, "JPEG", turn, quality=95)
     mask = orientation.upright(picture(101, 151)[..., 0] // 60, turn)
     record = Record("a", data, encoded(mask, "PNG"))
@@ -93,10 +102,17 @@ def test_a_turned_jpeg_is_resized_as_its_upright_copy(turn: int, factor: float) 
 @pytest.mark.parametrize("value", [0, 9, 255, 65535])
 def test_an_invalid_tag_means_upright(value: int) -> None:
     assert np.array_equal(read_image(encoded(picture(), "PNG", value)), picture())
-    assert np.array_equal(read_image(tiff_bytes(picture(), tags={orientation.TAG: (value,)})), picture())
+    assert np.array_equal(
+        read_image(tiff_bytes(picture(), tags={orientation.TAG: (value,)})), picture()
+    )
 
 
-@given(st.binary(max_size=80), st.sampled_from([b"", b"II*\0\x08\0\0\0", b"MM\0*\0\0\0\x08", b"Exif\0\0II*\0\x08\0\0\0\x01\0"]))
+@given(
+    st.binary(max_size=80),
+    st.sampled_from(
+        [b"", b"II*\0\x08\0\0\0", b"MM\0*\0\0\0\x08", b"Exif\0\0II*\0\x08\0\0\0\x01\0"]
+    ),
+)
 def test_garbage_in_the_exif_block_does_not_hide_the_picture(garbage: bytes, start: bytes) -> None:
     assert orientation.from_exif(start + garbage) in range(1, 9)
     data = png_bytes(picture(4, 6), 8, 2, chunks=(chunk(b"eXIf", start + garbage),))
@@ -105,16 +121,22 @@ def test_garbage_in_the_exif_block_does_not_hide_the_picture(garbage: bytes, sta
 
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("long", [False, True])
-def test_the_tag_is_read_in_both_byte_orders_and_behind_other_segments(order: str, long: bool) -> None:
+def test_the_tag_is_read_in_both_byte_orders_and_behind_other_segments(
+    order: str, long: bool
+) -> None:
     value = struct.pack(order + ("I" if long else "H"), 6).ljust(4, b"\0")
     mark = b"II*\0" if order == "<" else b"MM\0*"
     entries = (
-        struct.pack(order + "HHII", 0x010F, 2, 1, 0) + struct.pack(order + "HHI", orientation.TAG, 4 if long else 3, 1) + value
+        struct.pack(order + "HHII", 0x010F, 2, 1, 0)
+        + struct.pack(order + "HHI", orientation.TAG, 4 if long else 3, 1)
+        + value
     )
     exif = b"Exif\0\0" + mark + struct.pack(order + "IH", 8, 2) + entries + b"\0" * 4
     jpeg = encoded(picture(), "JPEG")
     other = b"\xff\xe1" + struct.pack(">H", 40) + b"http://ns.adobe.com/xap/1.0/\0".ljust(38, b"x")
-    data = jpeg[:2] + other + b"\xff\xff\xff\xe1" + struct.pack(">H", 2 + len(exif)) + exif + jpeg[2:]
+    data = (
+        jpeg[:2] + other + b"\xff\xff\xff\xe1" + struct.pack(">H", 2 + len(exif)) + exif + jpeg[2:]
+    )
     assert read_image(data).shape == (96, 64, 3)
 
 
@@ -124,7 +146,9 @@ def test_an_upright_picture_is_not_copied() -> None:
 
 
 @pytest.mark.parametrize("turn", [5, 6, 7, 8])
-def test_a_mask_on_the_stored_pixels_is_an_error_that_names_the_tag(turn: int, tmp_path: Path) -> None:
+def test_a_mask_on_the_stored_pixels_is_an_error_that_names_the_tag(
+    turn: int, tmp_path: Path
+) -> None:
     paths = tmp_path / "photo.jpg", tmp_path / "photo.png"
     paths[0].write_bytes(encoded(picture(), "JPEG", turn))
     paths[1].write_bytes(encoded(np.zeros((64, 96), np.uint8), "PNG"))
@@ -138,7 +162,9 @@ def test_a_mask_on_the_stored_pixels_is_an_error_that_names_the_tag(turn: int, t
 
 def test_a_tag_of_the_mask_alone_and_of_neither_file_are_told_apart() -> None:
     image = encoded(picture(), "JPEG")
-    with pytest.raises(DataError, match="a quarter turn apart: the EXIF orientation tag of the mask's file is 8"):
+    with pytest.raises(
+        DataError, match="a quarter turn apart: the EXIF orientation tag of the mask's file is 8"
+    ):
         decode_record(Record("a", image, encoded(np.zeros((64, 96), np.uint8), "PNG", 8)), 2)
     with pytest.raises(DataError, match="neither file has an EXIF orientation tag"):
         decode_record(Record("a", image, encoded(np.zeros((96, 64), np.uint8), "PNG")), 2)

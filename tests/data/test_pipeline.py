@@ -51,7 +51,9 @@ def identities(batches: list[Batch]) -> list[list[int]]:
 
 
 def same(first: list[Batch], second: list[Batch]) -> bool:
-    return len(first) == len(second) and all(np.array_equal(a[k], b[k]) for a, b in zip(first, second, strict=True) for k in a)
+    return len(first) == len(second) and all(
+        np.array_equal(a[k], b[k]) for a, b in zip(first, second, strict=True) for k in a
+    )
 
 
 def take(iterator: grain.DatasetIterator[Batch], count: int) -> list[Batch]:
@@ -63,22 +65,30 @@ def test_epochs_have_exact_lengths_distinct_images_and_orders_of_their_own(sourc
     assert steps == COUNT // 5
     batches = list(train_batches(source, augment=PLAIN, batch_size=5, seed=1, epochs=3))
     assert len(batches) == 3 * steps
-    assert all(b["image"].shape == (5, 16, 16, 3) and b["mask"].shape == (5, 16, 16) for b in batches)
-    epochs = [np.concatenate(identities(batches[e * steps : (e + 1) * steps])).tolist() for e in range(3)]
+    assert all(
+        b["image"].shape == (5, 16, 16, 3) and b["mask"].shape == (5, 16, 16) for b in batches
+    )
+    epochs = [
+        np.concatenate(identities(batches[e * steps : (e + 1) * steps])).tolist() for e in range(3)
+    ]
     assert all(len(set(epoch)) == steps * 5 for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
     assert set().union(*epochs) == set(range(COUNT))  # what an epoch drops, another has
 
 
 def test_same_seed_gives_the_same_batches_and_another_seed_others(source: Source) -> None:
-    runs = [take(train_batches(source, augment=FULL, batch_size=4, seed=seed), 8) for seed in (7, 7, 8)]
+    runs = [
+        take(train_batches(source, augment=FULL, batch_size=4, seed=seed), 8) for seed in (7, 7, 8)
+    ]
     assert same(runs[0], runs[1])
     assert not same(runs[0], runs[2])
 
 
 def test_an_image_is_augmented_anew_in_every_epoch(source: Source) -> None:
     batches = list(train_batches(source, augment=FULL, batch_size=COUNT, seed=7, epochs=2))
-    order = [np.argsort(batch["mask"].reshape(COUNT, -1).min(axis=1), kind="stable") for batch in batches]
+    order = [
+        np.argsort(batch["mask"].reshape(COUNT, -1).min(axis=1), kind="stable") for batch in batches
+    ]
     assert not np.array_equal(batches[0]["image"][order[0]], batches[1]["image"][order[1]])
 
 
@@ -114,7 +124,7 @@ def test_state_before_the_first_batch_and_at_the_end_can_be_restored(source: Sou
 
 def test_a_source_that_decodes_at_other_sizes_is_asked_to(source: Source) -> None:
     class Plain:
-        """The same images, decoded whole: what a data set of a plugin has to offer."""
+        """The same images, decoded whole: what a dataset of a plugin has to offer."""
 
         classes, decode = source.classes, staticmethod(source.decode)
 
@@ -133,7 +143,8 @@ def test_a_source_that_decodes_at_other_sizes_is_asked_to(source: Source) -> Non
 
     augment = Augment((16, 24), (0.1, 0.4))
     whole, plain, asked = (
-        list(train_batches(s, augment=augment, batch_size=4, seed=3, epochs=1)) for s in (source, Plain(), Asked())
+        list(train_batches(s, augment=augment, batch_size=4, seed=3, epochs=1))
+        for s in (source, Plain(), Asked())
     )
     assert same(plain, asked)
     assert same(plain, whole)  # PNGs: nothing is gained, and nothing differs
@@ -143,12 +154,18 @@ def test_a_source_that_decodes_at_other_sizes_is_asked_to(source: Source) -> Non
 
 def test_shards_together_are_the_one_process_batches(source: Source) -> None:
     whole = list(train_batches(source, augment=FULL, batch_size=6, seed=5, epochs=2))
-    shards = [list(train_batches(source, augment=FULL, batch_size=2, seed=5, epochs=2, shard=(i, 3))) for i in range(3)]
+    shards = [
+        list(train_batches(source, augment=FULL, batch_size=2, seed=5, epochs=2, shard=(i, 3)))
+        for i in range(3)
+    ]
     for step, batch in enumerate(whole):
         parts = [shard[step] for shard in shards]
         # Shard i of n has every n-th image from the i-th on.
         for key in batch:
-            assert np.array_equal(np.stack([part[key] for part in parts], axis=1).reshape(batch[key].shape), batch[key])
+            assert np.array_equal(
+                np.stack([part[key] for part in parts], axis=1).reshape(batch[key].shape),
+                batch[key],
+            )
 
 
 def test_eval_gives_every_image_whole_and_in_order(source: Source) -> None:
@@ -162,7 +179,9 @@ def test_eval_gives_every_image_whole_and_in_order(source: Source) -> None:
         assert np.array_equal(a.mask, b.mask)
 
 
-def test_memory_that_a_worker_shares_is_closed_by_one_thread(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_a_worker_shares_is_closed_by_one_thread(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
     closers: dict[str, set[str]] = {}
     close = SharedMemory.close
 
@@ -185,10 +204,14 @@ def test_eval_shards_are_disjoint_and_together_whole(source: Source) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_error_in_a_worker_arrives_as_it_was_raised(folder: Path, source: Source, workers: int) -> None:
+def test_an_error_in_a_worker_arrives_as_it_was_raised(
+    folder: Path, source: Source, workers: int
+) -> None:
     (folder / "train" / "11.png").write_bytes(b"broken")
     for consume in (
-        lambda: list(train_batches(source, augment=PLAIN, batch_size=4, seed=0, epochs=2, workers=workers)),
+        lambda: list(
+            train_batches(source, augment=PLAIN, batch_size=4, seed=0, epochs=2, workers=workers)
+        ),
         lambda: list(eval_examples(source, workers=workers)),
     ):
         with pytest.raises(DataError) as caught:
@@ -228,21 +251,33 @@ def test_killed_workers_are_replaced_and_no_batch_or_image_changes(
     deadly = _Deadly(source, "11", marker)
     marker.write_text("2")
     batches = train_batches(deadly, augment=FULL, batch_size=4, seed=7, workers=workers)
-    assert same(take(batches, 6), take(train_batches(source, augment=FULL, batch_size=4, seed=7), 6))
+    assert same(
+        take(batches, 6), take(train_batches(source, augment=FULL, batch_size=4, seed=7), 6)
+    )
     batches.close()
     assert marker.read_text() == "0"
     # Two workers that read ahead may both have died before the first death is noticed.
-    assert caplog.text.count("an input worker was killed by SIGKILL") in ((2,) if workers == 1 else (1, 2))
+    assert caplog.text.count("an input worker was killed by SIGKILL") in (
+        (2,) if workers == 1 else (1, 2)
+    )
     marker.write_text("1")
-    assert [example.id for example in eval_examples(deadly, workers=workers)] == [f"{k:02}" for k in range(COUNT)]
+    assert [example.id for example in eval_examples(deadly, workers=workers)] == [
+        f"{k:02}" for k in range(COUNT)
+    ]
 
 
 @pytest.mark.slow
-def test_workers_that_die_again_and_again_are_an_error_with_advice(source: Source, tmp_path: Path) -> None:
+def test_workers_that_die_again_and_again_are_an_error_with_advice(
+    source: Source, tmp_path: Path
+) -> None:
     marker = tmp_path / "deaths"
     marker.write_text("99")
-    batches = train_batches(_Deadly(source, "11", marker), augment=PLAIN, batch_size=COUNT, seed=7, workers=1)
-    with pytest.raises(TrainingError, match=r"killed by SIGKILL 3 times at batch 0, .* lower data\.workers \(now 1"):
+    batches = train_batches(
+        _Deadly(source, "11", marker), augment=PLAIN, batch_size=COUNT, seed=7, workers=1
+    )
+    with pytest.raises(
+        TrainingError, match=r"killed by SIGKILL 3 times at batch 0, .* lower data\.workers \(now 1"
+    ):
         next(batches)
     assert marker.read_text() == "96"
     batches.close()

@@ -1,4 +1,4 @@
-"""TFDS data sets: prepared once, without TensorFlow, from a download or from local files, and never left half-written."""
+"""TFDS datasets: prepared once, without TensorFlow, from a download or from local files, and never left half-written."""
 
 import functools
 import hashlib
@@ -18,13 +18,13 @@ import pytest
 from PIL import Image
 
 from fcn_jax.data import prepared
+from fcn_jax.data.palette import voc_palette
 from fcn_jax.data.pipeline import train_batches
 from fcn_jax.data.prepared import SHAPES, VOC2012_TFDS
 from fcn_jax.data.shapes import SHAPES_CLASSES
 from fcn_jax.data.transforms import Augment
 from fcn_jax.data.voc import VOC2012
 from fcn_jax.errors import DataError
-from fcn_jax.palette import voc_palette
 
 tfds_builders = pytest.importorskip("fcn_jax.data.tfds_builders")
 IDS = {"train": ["2007_000039", "2007_000032"], "val": ["2007_000033"]}
@@ -81,18 +81,24 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path
     served = tmp_path / "site"
     served.mkdir()
     asked: list[str] = []
-    handler = functools.partial(type("Handler", (_Quiet,), {"requests": asked}), directory=str(served))
+    handler = functools.partial(
+        type("Handler", (_Quiet,), {"requests": asked}), directory=str(served)
+    )
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         base = f"http://127.0.0.1:{server.server_address[1]}"
         name = tfds_builders.VOC_ARCHIVE
-        monkeypatch.setattr(tfds_builders.Voc2012Segmentation, "URLS", (f"{base}/{name}", f"{base}/mirror/{name}"))
+        monkeypatch.setattr(
+            tfds_builders.Voc2012Segmentation, "URLS", (f"{base}/{name}", f"{base}/mirror/{name}")
+        )
         yield served, asked
         server.shutdown()
 
 
 def set_md5(monkeypatch: pytest.MonkeyPatch, archive: Path) -> None:
-    monkeypatch.setattr(tfds_builders.Voc2012Segmentation, "MD5", hashlib.md5(archive.read_bytes()).hexdigest())
+    monkeypatch.setattr(
+        tfds_builders.Voc2012Segmentation, "MD5", hashlib.md5(archive.read_bytes()).hexdigest()
+    )
 
 
 def check_voc(root: Path, against: Path) -> None:
@@ -105,7 +111,9 @@ def check_voc(root: Path, against: Path) -> None:
             assert np.array_equal(ours.mask, theirs.mask)
 
 
-def test_shapes_are_prepared_once_and_read_by_index(small_shapes: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shapes_are_prepared_once_and_read_by_index(
+    small_shapes: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = SHAPES.open(tmp_path, "train")
     assert len(source) == 6
     assert source.classes is SHAPES_CLASSES
@@ -129,11 +137,16 @@ def test_prepared_source_pickles_and_feeds_workers(small_shapes: None, tmp_path:
     source = SHAPES.open(tmp_path, "train")
     copy = pickle.loads(pickle.dumps(source))
     assert copy[2] == source[2]
-    batches = [next(train_batches(source, augment=Augment((32, 32)), batch_size=3, seed=0, workers=w)) for w in (0, 1)]
+    batches = [
+        next(train_batches(source, augment=Augment((32, 32)), batch_size=3, seed=0, workers=w))
+        for w in (0, 1)
+    ]
     assert np.array_equal(batches[0]["image"], batches[1]["image"])
 
 
-def test_without_a_folder_the_users_cache_is_used(small_shapes: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_folder_the_users_cache_is_used(
+    small_shapes: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FCN_JAX_CACHE", str(tmp_path / "cache"))
     SHAPES.open(None, "val")
     assert (tmp_path / "cache" / "tfds" / "shapes" / "1.0.0" / "dataset_info.json").exists()
@@ -168,7 +181,10 @@ def test_where_two_processes_prepare_at_once_both_go_on(tmp_path: Path) -> None:
         "print(len(source), source.decode(source[39]).image.sum())\n"
     )
     processes = [
-        subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdin=-1, stdout=-1, stderr=-1, text=True) for _ in range(2)
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path)], stdin=-1, stdout=-1, stderr=-1, text=True
+        )
+        for _ in range(2)
     ]
     for process in processes:
         assert process.stdout is not None
@@ -210,7 +226,10 @@ def test_unknown_split_and_unusable_folder_are_errors(small_shapes: None, tmp_pa
 
 
 def test_voc_is_downloaded_checked_and_prepared(
-    site: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    site: tuple[Path, list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     served, asked = site
     archive = served / tfds_builders.VOC_ARCHIVE
@@ -250,11 +269,15 @@ def test_wrong_download_is_refused_deleted_and_fetched_again(
 
 
 @pytest.mark.parametrize("layout", ["archive", "repacked", "devkit"])
-def test_voc_is_prepared_from_local_files_without_a_network(layout: str, site: tuple[Path, list[str]], tmp_path: Path) -> None:
+def test_voc_is_prepared_from_local_files_without_a_network(
+    layout: str, site: tuple[Path, list[str]], tmp_path: Path
+) -> None:
     root = tmp_path / "data"
     root.mkdir()
     archive = root / tfds_builders.VOC_ARCHIVE
-    make_tar(archive, "TrainVal/VOCdevkit/VOC2012/" if layout == "repacked" else "VOCdevkit/VOC2012/")
+    make_tar(
+        archive, "TrainVal/VOCdevkit/VOC2012/" if layout == "repacked" else "VOCdevkit/VOC2012/"
+    )
     plain = extract(archive, tmp_path / "plain")
     if layout == "devkit":
         extract(archive, root)

@@ -28,7 +28,9 @@ def test_scene_can_have_any_size(size: tuple[int, int]) -> None:
 
 
 def test_every_class_is_common_enough_and_the_background_is_no_more_than_three_quarters() -> None:
-    counts = np.sum([np.bincount(draw_scene(seed)[1].ravel(), minlength=256) for seed in range(60)], axis=0)
+    counts = np.sum(
+        [np.bincount(draw_scene(seed)[1].ravel(), minlength=256) for seed in range(60)], axis=0
+    )
     shares = counts / counts.sum()
     assert counts[len(SHAPES_CLASSES) : IGNORE_INDEX].sum() == 0
     assert 0.5 < shares[0] < 0.75
@@ -42,5 +44,9 @@ def test_void_parts_every_two_labels_and_is_narrow() -> None:
         for first, second in ((mask[1:], mask[:-1]), (mask[:, 1:], mask[:, :-1])):
             touching = (first != second) & (first != IGNORE_INDEX) & (second != IGNORE_INDEX)
             assert not touching.any()
-        # Nothing of the void is left after peeling off two pixels: it is at most four wide, where outlines cross.
-        assert cv2.erode((mask == IGNORE_INDEX).astype(np.uint8), np.ones((7, 7), np.uint8)).sum() < 0.001 * mask.size
+        # Nothing of the void is left after peeling off two pixels: it is at most four wide, where
+        # outlines cross.
+        assert (
+            cv2.erode((mask == IGNORE_INDEX).astype(np.uint8), np.ones((7, 7), np.uint8)).sum()
+            < 0.001 * mask.size
+        )

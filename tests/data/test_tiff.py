@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from tiff_files import tiff_bytes
 
 from fcn_jax.data import tiff
 from fcn_jax.data.decode import read_image, read_stored_mask
 from fcn_jax.errors import DamagedError, DataError
+from tests.helpers.tiff_files import tiff_bytes
 
 
 def stored(data: bytes) -> np.ndarray:
@@ -30,17 +30,41 @@ def stored(data: bytes) -> np.ndarray:
     st.integers(1, 7),
 )
 def test_numbers_of_whole_bytes_are_read_exactly(
-    height: int, width: int, kind: str, channels: int, order: str, planar: bool, deflate: bool, tile: int | None, rows: int
+    height: int,
+    width: int,
+    kind: str,
+    channels: int,
+    order: str,
+    planar: bool,
+    deflate: bool,
+    tile: int | None,
+    rows: int,
 ) -> None:
     values = np.random.default_rng(0).integers(0, 120, (height, width, channels)).astype(kind)
     predictor = 2 if deflate and kind[0] == "u" else 1
-    data = tiff_bytes(values, order=order, planar=planar, deflate=deflate, tile=tile, rows_per_strip=rows, predictor=predictor)
+    data = tiff_bytes(
+        values,
+        order=order,
+        planar=planar,
+        deflate=deflate,
+        tile=tile,
+        rows_per_strip=rows,
+        predictor=predictor,
+    )
     assert np.array_equal(stored(data), values)
     assert stored(data).dtype == np.dtype(kind)
 
 
-@given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 15), st.sampled_from([1, 3]), st.sampled_from(["<", ">"]))
-def test_packed_numbers_are_read_exactly(height: int, width: int, bits: int, channels: int, order: str) -> None:
+@given(
+    st.integers(1, 20),
+    st.integers(1, 20),
+    st.integers(1, 15),
+    st.sampled_from([1, 3]),
+    st.sampled_from(["<", ">"]),
+)
+def test_packed_numbers_are_read_exactly(
+    height: int, width: int, bits: int, channels: int, order: str
+) -> None:
     kind = np.uint8 if bits < 9 else np.uint16
     values = np.random.default_rng(0).integers(0, 2**bits, (height, width, channels)).astype(kind)
     assert np.array_equal(stored(tiff_bytes(values, bits=bits, order=order)), values)
@@ -84,7 +108,10 @@ def test_jpeg_inside_a_tiff_is_read_and_its_damage_found() -> None:
 def test_a_viewers_picture_comes_of_white_at_zero_few_bits_palettes_and_cmyk() -> None:
     few = np.arange(12, dtype=np.uint8).reshape(3, 4) % 4
     assert read_image(tiff_bytes(few, bits=2))[..., 1].tolist() == (few * 85).tolist()
-    assert read_image(tiff_bytes(few, bits=2, photometric=0))[..., 1].tolist() == (255 - few * 85).tolist()
+    assert (
+        read_image(tiff_bytes(few, bits=2, photometric=0))[..., 1].tolist()
+        == (255 - few * 85).tolist()
+    )
     colors = np.arange(48).reshape(3, 16) * 256
     indexed = tiff_bytes(few, bits=4, photometric=3, tags={320: tuple(colors.reshape(-1).tolist())})
     assert np.array_equal(read_image(indexed), (colors.T >> 8)[few])
@@ -98,7 +125,9 @@ def test_a_viewers_picture_comes_of_white_at_zero_few_bits_palettes_and_cmyk() -
 def test_alpha_is_dropped_and_does_not_darken() -> None:
     rgba = np.random.default_rng(0).integers(0, 256, (5, 7, 4), np.uint8)
     assert np.array_equal(read_image(tiff_bytes(rgba, tags={338: (2,)})), rgba[..., :3])
-    assert np.array_equal(read_image(tiff_bytes(rgba[..., :2], tags={338: (2,)}))[..., 2], rgba[..., 0])
+    assert np.array_equal(
+        read_image(tiff_bytes(rgba[..., :2], tags={338: (2,)}))[..., 2], rgba[..., 0]
+    )
 
 
 @pytest.mark.parametrize("channels", [2, 5])
@@ -111,7 +140,9 @@ def test_several_pages_of_one_size_are_an_error_and_smaller_copies_are_not() -> 
     values = np.arange(20, dtype=np.uint8).reshape(4, 5)
     with pytest.raises(DataError, match=r"a\.tif: the TIFF has several pages"):
         read_image(tiff_bytes(values, repeat=2), name="a.tif")
-    assert np.array_equal(read_image(tiff_bytes(values, repeat=2, tags={254: (1,)}))[..., 0], values)
+    assert np.array_equal(
+        read_image(tiff_bytes(values, repeat=2, tags={254: (1,)}))[..., 0], values
+    )
 
 
 @pytest.mark.parametrize(
@@ -124,14 +155,19 @@ def test_several_pages_of_one_size_are_an_error_and_smaller_copies_are_not() -> 
         ({284: (7,)}, "planes"),
     ],
 )
-def test_tags_that_contradict_the_contents_are_damage(tags: dict[int, tuple[int, ...]], reason: str) -> None:
+def test_tags_that_contradict_the_contents_are_damage(
+    tags: dict[int, tuple[int, ...]], reason: str
+) -> None:
     with pytest.raises(DamagedError, match=rf"a\.tif: the TIFF is damaged .*{reason}"):
         read_image(tiff_bytes(np.zeros((4, 5), np.uint8), tags=tags), name="a.tif")
 
 
 def test_an_absurd_size_is_an_error_and_takes_no_memory() -> None:
     with pytest.raises(DataError, match=r"a\.tif: the file says it is 60000x60000"):
-        read_image(tiff_bytes(np.zeros((4, 5), np.uint8), tags={256: (60000,), 257: (60000,)}), name="a.tif")
+        read_image(
+            tiff_bytes(np.zeros((4, 5), np.uint8), tags={256: (60000,), 257: (60000,)}),
+            name="a.tif",
+        )
 
 
 def test_damage_in_deflated_samples_is_found_by_their_checksum() -> None:

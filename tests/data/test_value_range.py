@@ -1,4 +1,4 @@
-"""Images of more than 8 bits become 8 bits by a stated rule, alike over a data set."""
+"""Images of more than 8 bits become 8 bits by a stated rule, alike over a dataset."""
 
 import io
 import pickle
@@ -10,8 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from png_files import chunk, png_bytes
-from tiff_files import tiff_bytes
 
 from fcn_jax.api import Classes, Record
 from fcn_jax.data.damage import KeptSource
@@ -19,6 +17,8 @@ from fcn_jax.data.decode import decode_record, read_image
 from fcn_jax.data.directory import DirectorySource
 from fcn_jax.data.value_range import Assumed, assumed, with_range
 from fcn_jax.errors import ConfigError, DataError
+from tests.helpers.png_files import chunk, png_bytes
+from tests.helpers.tiff_files import tiff_bytes
 
 GRAY = np.add.outer(np.arange(64) * 2, np.arange(96)).astype(np.uint8)
 GRAY[0, 0] = 251
@@ -38,22 +38,40 @@ def test_a_camera_of_12_bits_gives_the_8_bit_picture(write) -> None:
 
 @pytest.mark.parametrize(
     ("largest", "white"),
-    [(200, 255), (255, 255), (256, 1023), (1024, 4095), (4096, 16383), (16384, 65535), (65535, 65535)],
+    [
+        (200, 255),
+        (255, 255),
+        (256, 1023),
+        (1024, 4095),
+        (4096, 16383),
+        (16384, 65535),
+        (65535, 65535),
+    ],
 )
-def test_the_smallest_usual_depth_that_holds_the_largest_value_is_taken(largest: int, white: int) -> None:
+def test_the_smallest_usual_depth_that_holds_the_largest_value_is_taken(
+    largest: int, white: int
+) -> None:
     values = np.array([[0, largest // 3, largest]], np.uint16)
     expected = np.rint(values * (255 / white)).astype(int)
     assert read_image(png(values))[..., 0].tolist() == expected.tolist()
     assert read_image(tiff_bytes(values.astype(np.uint32)))[..., 0].tolist() == expected.tolist()
 
 
-@pytest.mark.parametrize(("largest", "white"), [(0.7, 1), (1, 1), (1.5, 255), (300, 1023), (4000.5, 4095), (65535, 65535)])
+@pytest.mark.parametrize(
+    ("largest", "white"),
+    [(0.7, 1), (1, 1), (1.5, 255), (300, 1023), (4000.5, 4095), (65535, 65535)],
+)
 @pytest.mark.parametrize("kind", ["f2", "f4", "f8"])
-def test_floating_point_values_have_usual_ranges_too(largest: float, white: float, kind: str) -> None:
+def test_floating_point_values_have_usual_ranges_too(
+    largest: float, white: float, kind: str
+) -> None:
     if kind == "f2" and largest > 60000:
         pytest.skip("more than half precision holds")
     values = np.array([[0, largest / 2, largest]], kind)
-    assert read_image(tiff_bytes(values))[..., 1].tolist() == np.rint(values.astype(float) * 255 / white).tolist()
+    assert (
+        read_image(tiff_bytes(values))[..., 1].tolist()
+        == np.rint(values.astype(float) * 255 / white).tolist()
+    )
 
 
 @given(st.floats(-5000, 60000), st.floats(1, 60000), st.sampled_from(["u2", "i2", "u4", "f4"]))
@@ -72,7 +90,12 @@ def test_the_setting_leaves_images_of_8_bits_alone() -> None:
 
 def test_rgb_of_16_bits_keeps_its_channels_apart() -> None:
     colors = np.stack([GRAY, GRAY // 2, 255 - GRAY], -1).astype(np.uint16) * 257
-    for data in (tiff_bytes(colors), tiff_bytes(colors, planar=True), png_bytes(colors, 16, 2), tiff_bytes(colors, order=">")):
+    for data in (
+        tiff_bytes(colors),
+        tiff_bytes(colors, planar=True),
+        png_bytes(colors, 16, 2),
+        tiff_bytes(colors, order=">"),
+    ):
         assert np.array_equal(read_image(data), colors // 257)
 
 
@@ -108,17 +131,29 @@ def test_all_images_of_a_data_set_are_scaled_alike() -> None:
     decided = assumed([png(dark), png(bright), png(GRAY)])
     assert decided.integers == (0.0, 4095.0)
     assert decided.count == 2
-    assert decided.note == ("2 images have 16 bits: largest value 4016, read as 12 bits (0 to 4095)")
+    assert decided.note == (
+        "2 images have 16 bits: largest value 4016, read as 12 bits (0 to 4095)"
+    )
     for values in (dark, bright):
-        assert read_image(png(values), value_range=decided)[..., 0].tolist() == np.rint(values * (255 / 4095)).tolist()
-    with pytest.raises(DataError, match=r"c\.png: the image's largest value is 5000, but the data set's range is 0 to 4095"):
+        assert (
+            read_image(png(values), value_range=decided)[..., 0].tolist()
+            == np.rint(values * (255 / 4095)).tolist()
+        )
+    with pytest.raises(
+        DataError,
+        match=r"c\.png: the image's largest value is 5000, but the dataset's range is 0 to 4095",
+    ):
         read_image(png(dark * 0 + np.uint16(5000)), value_range=decided, name="c.png")
 
 
 def test_whole_and_floating_point_numbers_have_ranges_of_their_own() -> None:
-    decided = assumed([tiff_bytes(np.array([[0.5]], np.float32)), png(np.array([[700]], np.uint16))])
+    decided = assumed(
+        [tiff_bytes(np.array([[0.5]], np.float32)), png(np.array([[700]], np.uint16))]
+    )
     assert (decided.integers, decided.floats, decided.count) == ((0.0, 1023.0), (0.0, 1.0), 2)
-    assert decided.note.startswith("1 image has 16 bits: largest value 700, read as 10 bits (0 to 1023); 1 image has floating")
+    assert decided.note.startswith(
+        "1 image has 16 bits: largest value 700, read as 10 bits (0 to 1023); 1 image has floating"
+    )
     assert pickle.loads(pickle.dumps(decided)) == decided
 
 
@@ -133,15 +168,22 @@ def test_whole_and_floating_point_numbers_have_ranges_of_their_own() -> None:
         (np.array([[np.inf]], np.float32), "not finite"),
     ],
 )
-def test_values_that_no_range_is_assumed_for_are_an_error(values: np.ndarray, reason: str, tmp_path: Path) -> None:
+def test_values_that_no_range_is_assumed_for_are_an_error(
+    values: np.ndarray, reason: str, tmp_path: Path
+) -> None:
     path = tmp_path / "odd.tif"
     path.write_bytes(tiff_bytes(values))
     with pytest.raises(DataError, match=rf"odd\.tif: the image.*{reason}"):
         read_image(path)
-    with pytest.raises(DataError, match=rf"1 of 1 images cannot be scaled to 8 bits: .*odd\.tif.*{reason}"):
+    with pytest.raises(
+        DataError, match=rf"1 of 1 images cannot be scaled to 8 bits: .*odd\.tif.*{reason}"
+    ):
         assumed([path])
     if np.isfinite(values).all():
-        assert read_image(path, value_range=(float(values.min()) - 1, float(values.max()))).max() == 255
+        assert (
+            read_image(path, value_range=(float(values.min()) - 1, float(values.max()))).max()
+            == 255
+        )
 
 
 def test_values_that_are_not_finite_are_an_error_with_a_setting_too() -> None:
@@ -153,17 +195,26 @@ def test_images_of_8_bits_are_passed_over_without_being_decoded(tmp_path: Path) 
     paths = []
     for kind in ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF"):
         path = tmp_path / f"a.{kind}"
-        Image.fromarray(np.random.default_rng(0).integers(0, 256, (600, 800), np.uint8)).convert("RGB").save(path, kind)
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (600, 800), np.uint8)).convert(
+            "RGB"
+        ).save(path, kind)
         paths.append(path)
     calls = []
     began = time.perf_counter()
-    assert assumed(paths * 100, progress=lambda done, total: calls.append((done, total))) == Assumed()
+    assert (
+        assumed(paths * 100, progress=lambda done, total: calls.append((done, total))) == Assumed()
+    )
     assert time.perf_counter() - began < 1.5  # decoding takes more than ten
     assert calls[-1] == (600, 600)
 
 
 def test_missing_and_damaged_files_are_left_to_whoever_decodes_them(tmp_path: Path) -> None:
-    for name, contents in (("a.png", png(GRAY.astype(np.uint16))[:-40]), ("b.tif", b"II*\0"), ("c.png", b""), ("d.tif", b"II")):
+    for name, contents in (
+        ("a.png", png(GRAY.astype(np.uint16))[:-40]),
+        ("b.tif", b"II*\0"),
+        ("c.png", b""),
+        ("d.tif", b"II"),
+    ):
         (tmp_path / name).write_bytes(contents)
     assert assumed([*sorted(tmp_path.iterdir()), tmp_path / "gone.png"]) == Assumed()
 
@@ -171,7 +222,11 @@ def test_missing_and_damaged_files_are_left_to_whoever_decodes_them(tmp_path: Pa
 def test_a_source_of_folders_takes_the_range_and_keeps_it_in_a_worker() -> None:
     record = Record("a", png(np.array([[0, 500]], np.uint16)), png(np.zeros((1, 2), np.uint8)))
     source = DirectorySource(Classes(("bg",), ((0, 0, 0),)), (record,))
-    for value_range, expected in ((None, 125), ((0.0, 500.0), 255), (Assumed(integers=(0.0, 4095.0)), 31)):
+    for value_range, expected in (
+        (None, 125),
+        ((0.0, 500.0), 255),
+        (Assumed(integers=(0.0, 4095.0)), 31),
+    ):
         copy = pickle.loads(pickle.dumps(with_range(source, value_range)))
         assert copy.decode(record).image[0, 1].tolist() == [expected] * 3
         kept = with_range(KeptSource(source, (0,)), value_range)

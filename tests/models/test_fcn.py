@@ -55,7 +55,9 @@ def test_logits_equal_the_torch_reference_cropped_at_bottom_and_right(out_hw):
         name, rule = table.to_torch(".".join(path))
         value = rng_like(leaf.get_value().shape)
         leaf[...] = jnp.asarray(value)
-        reference.state_dict()[name].copy_(torch.tensor(np.ascontiguousarray(rule.op.to_torch(value))))
+        reference.state_dict()[name].copy_(
+            torch.tensor(np.ascontiguousarray(rule.op.to_torch(value)))
+        )
     x = np.random.default_rng(1).standard_normal((2, 2, 3, 6), np.float32)
     ours = head({"deep": jnp.asarray(x)}, out_hw=out_hw)
     theirs = reference(torch.tensor(x.transpose(0, 3, 1, 2))).detach().numpy().transpose(0, 2, 3, 1)
@@ -78,16 +80,25 @@ def test_it_starts_as_the_chapter_does():
 
 def test_logits_stay_in_the_compute_dtype():
     features = specs()
-    head = FCN32S.build(FCN32S.options(), features[1:], num_classes=2, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
-    assert jax.eval_shape(lambda: head({"deep": jnp.ones((1, 2, 2, 6))}, out_hw=(16, 16))).dtype == jnp.bfloat16
+    head = FCN32S.build(
+        FCN32S.options(), features[1:], num_classes=2, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)
+    )
+    assert (
+        jax.eval_shape(lambda: head({"deep": jnp.ones((1, 2, 2, 6))}, out_hw=(16, 16))).dtype
+        == jnp.bfloat16
+    )
 
 
 def test_fixed_upsampling_is_bilinear_and_has_no_bias():
     (feature,) = specs()[1:]
-    head = FCN32S.build(FCN32S.options(upsampling="fixed"), [feature], num_classes=3, rngs=nnx.Rngs(0))
-    assert isinstance(head.transpose_conv.kernel, nn.Frozen)
+    head = FCN32S.build(
+        FCN32S.options(upsampling="fixed"), [feature], num_classes=3, rngs=nnx.Rngs(0)
+    )
+    assert isinstance(head.transpose_conv.kernel, nn.Buffer)
     assert head.transpose_conv.bias is None
-    np.testing.assert_array_equal(head.transpose_conv.kernel[...], nn.bilinear(None, (16, 16, 3, 3)))
+    np.testing.assert_array_equal(
+        head.transpose_conv.kernel[...], nn.bilinear(None, (16, 16, 3, 3))
+    )
     assert list(leaves(head)) == ["final_conv.bias", "final_conv.kernel", "transpose_conv.kernel"]
 
 
@@ -120,7 +131,9 @@ def test_the_torch_reference_of_a_backbone_that_pads_begins_at_the_image():
     load_by_table(head, reference.state_dict(), FCN32S.torch.tables(options)["torchvision"])
     x = np.random.default_rng(0).standard_normal((1, 4, 5, 2), np.float32)
     theirs = reference(torch.tensor(x.transpose(0, 3, 1, 2))).detach().numpy()[0, 0, :16, :24]
-    np.testing.assert_allclose(head({"deep": jnp.asarray(x)}, out_hw=(16, 24))[0, ..., 0], theirs, atol=1e-6)
+    np.testing.assert_allclose(
+        head({"deep": jnp.asarray(x)}, out_hw=(16, 24))[0, ..., 0], theirs, atol=1e-6
+    )
 
 
 def test_fixed_kernels_are_saved_and_loaded_but_not_trained(tiny_plugin, tmp_path):
@@ -130,9 +143,14 @@ def test_fixed_kernels_are_saved_and_loaded_but_not_trained(tiny_plugin, tmp_pat
     kernel[...] = kernel[...] * 1.25  # not quite bilinear, as a file's may be
     before = checkpoint.arrays(model)
     config = OptimConfig(lr=0.1, momentum=0.9, weight_decay=0.1)
-    state, step = train_step.make(model, lambda params: optim.make(config, 10, params), Preprocess())
+    state, step = train_step.make(
+        model, lambda params: optim.make(config, 10, params), Preprocess()
+    )
     assert not any("transpose_conv" in name for name in optim.parameter_names(state.params))
-    batch = {"image": np.arange(2 * 32 * 32 * 3, dtype=np.uint8).reshape(2, 32, 32, 3), "mask": np.ones((2, 32, 32), np.uint8)}
+    batch = {
+        "image": np.arange(2 * 32 * 32 * 3, dtype=np.uint8).reshape(2, 32, 32, 3),
+        "mask": np.ones((2, 32, 32), np.uint8),
+    }
     state, _ = jax.jit(step)(state, batch)
     nnx.update(model, state.params, state.batch_stats)
     after = checkpoint.arrays(model)

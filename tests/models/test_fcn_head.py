@@ -43,5 +43,8 @@ def test_dropout_is_an_option_and_bounded():
 
 def test_features_that_begin_before_the_image_are_refused():
     padded = FeatureSpec("deep", 8, 32, ceil_size(32), offset=3)
-    with pytest.raises(ConfigError, match=r"head 'fcn' resizes .*; 'deep' begins 3 pixels before it\. Take .* such as fcn32s"):
+    with pytest.raises(
+        ConfigError,
+        match=r"head 'fcn' resizes .*; 'deep' begins 3 pixels before it\. Take .* such as fcn32s",
+    ):
         FCN.select(FCN.options(), (dataclasses.replace(padded, name="shallow", offset=0), padded))

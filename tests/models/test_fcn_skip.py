@@ -45,7 +45,7 @@ def test_they_keep_the_contract(name, options):
 def test_what_is_fixed_has_no_gradient_and_no_bias(upsampling, frozen, biases):
     options = FCN8S.options(upsampling=upsampling)
     head = nnx.eval_shape(lambda: FCN8S.build(options, SPECS[1:], num_classes=2, rngs=nnx.Rngs(0)))
-    assert [path for path, leaf in leaves(head).items() if isinstance(leaf, nn.Frozen)] == frozen
+    assert [path for path, leaf in leaves(head).items() if isinstance(leaf, nn.Buffer)] == frozen
     trained = named(nnx.state(head, nnx.Param))
     assert trained.keys() == leaves(head).keys() - set(frozen)
     assert sum(path.endswith("bias") for path in trained) == biases
@@ -55,7 +55,10 @@ def test_what_is_fixed_has_no_gradient_and_no_bias(upsampling, frozen, biases):
     ("head", "names"),
     [
         (FCN16S, ["score_fr", "score_pool4", "upscore2", "upscore16"]),
-        (FCN8S, ["score_fr", "score_pool4", "score_pool3", "upscore2", "upscore_pool4", "upscore8"]),
+        (
+            FCN8S,
+            ["score_fr", "score_pool4", "score_pool3", "upscore2", "upscore_pool4", "upscore8"],
+        ),
     ],
 )
 def test_pytorch_fcns_names(head, names):
@@ -64,8 +67,15 @@ def test_pytorch_fcns_names(head, names):
     module = nnx.eval_shape(lambda: head.build(options, features, num_classes=2, rngs=nnx.Rngs(0)))
     table = head.torch.tables(options)["pytorch-fcn"]
     found = [table.to_torch(path)[0] for path in leaves(module)]
-    scores = [f"{name}.{part}" for name in names if name.startswith("score") for part in ("weight", "bias")]
-    assert sorted(found) == sorted(scores + [f"{name}.weight" for name in names if name.startswith("up")])
+    scores = [
+        f"{name}.{part}"
+        for name in names
+        if name.startswith("score")
+        for part in ("weight", "bias")
+    ]
+    assert sorted(found) == sorted(
+        scores + [f"{name}.weight" for name in names if name.startswith("up")]
+    )
 
 
 def test_skips_come_from_half_and_a_quarter_of_the_deepest_stride():
@@ -81,17 +91,27 @@ def test_of_features_that_share_a_stride_the_deepest_is_taken():
 
 
 def test_a_backbone_that_cannot_feed_it_is_refused():
-    with pytest.raises(ConfigError, match=r"'fcn8s' needs features of stride 2 and 4 .* offers layer1 \(4\), .*layer4 \(8\)"):
+    with pytest.raises(
+        ConfigError,
+        match=r"'fcn8s' needs features of stride 2 and 4 .* offers layer1 \(4\), .*layer4 \(8\)",
+    ):
         build_model("resnet18", "fcn8s", 3, output_stride=8, rngs=nnx.Rngs(0))
 
 
 def test_the_staged_form_starts_as_fcn32s_would_go_on():
     """Skips add nothing at first: what comes out is the deepest scores, upsampled bilinearly in two steps."""
-    features = {spec.name: np.random.default_rng(0).standard_normal((1, *(spec.size(64),) * 2, spec.channels)) for spec in SPECS}
+    features = {
+        spec.name: np.random.default_rng(0).standard_normal(
+            (1, *(spec.size(64),) * 2, spec.channels)
+        )
+        for spec in SPECS
+    }
     head = FCN8S.build(FCN8S.options(), SPECS[1:], num_classes=2, rngs=nnx.Rngs(0))
     before = head({k: jnp.asarray(v) for k, v in features.items()}, out_hw=(64, 64))
     features["f8"] = features["f8"] + 1
-    np.testing.assert_array_equal(head({k: jnp.asarray(v) for k, v in features.items()}, out_hw=(64, 64)), before)
+    np.testing.assert_array_equal(
+        head({k: jnp.asarray(v) for k, v in features.items()}, out_hw=(64, 64)), before
+    )
     assert np.ptp(np.asarray(before)) > 0
 
 
@@ -100,10 +120,14 @@ def test_a_skip_lands_where_it_comes_from(at_once):
     """One bright pixel of the shallow feature lights up the image around its own place, and nothing else."""
     head = FCN8S.build(FCN8S.options(at_once=at_once), SPECS[1:], num_classes=1, rngs=nnx.Rngs(0))
     head.skip_convs[1].kernel[...] += 1e4 if at_once else 1.0
-    features = {spec.name: np.zeros((1, *(spec.size(96),) * 2, spec.channels), np.float32) for spec in SPECS}
+    features = {
+        spec.name: np.zeros((1, *(spec.size(96),) * 2, spec.channels), np.float32) for spec in SPECS
+    }
     dark = head({k: jnp.asarray(v) for k, v in features.items()}, out_hw=(96, 96))
     features["f8"][0, 5, 3, 0] = 1
-    lit = np.asarray(head({k: jnp.asarray(v) for k, v in features.items()}, out_hw=(96, 96)) - dark)[0, ..., 0]
+    lit = np.asarray(
+        head({k: jnp.asarray(v) for k, v in features.items()}, out_hw=(96, 96)) - dark
+    )[0, ..., 0]
     rows, cols = np.nonzero(lit > 1e-3)
     assert (rows.mean(), cols.mean()) == (5 * 8 + 3.5, 3 * 8 + 3.5)
     assert np.ptp(rows) < 16
@@ -113,7 +137,8 @@ def test_a_skip_lands_where_it_comes_from(at_once):
 def test_the_papers_crop_offsets():
     """The input padded by 100 where the first layer pads 1 anyway; fc6, unpadded, takes 96 pixels back. 19; 5, 27; 5, 9, 31."""
     pool3, pool4, fc7 = (
-        FeatureSpec(n, 1, s, up(s), offset=o) for n, s, o in (("pool3", 8, 99), ("pool4", 16, 99), ("fc7", 32, 3))
+        FeatureSpec(n, 1, s, up(s), offset=o)
+        for n, s, o in (("pool3", 8, 99), ("pool4", 16, 99), ("fc7", 32, 3))
     )
     assert crops(fc7, []) == ((), 19)
     assert crops(fc7, [pool4]) == (((0, 5),), 27)
@@ -121,14 +146,22 @@ def test_the_papers_crop_offsets():
 
 
 def test_features_that_cannot_be_lined_up_are_refused():
-    with pytest.raises(ConfigError, match=r"'f16' begins 5 pixels before the image .* no whole pixels of 16 apart"):
+    with pytest.raises(
+        ConfigError, match=r"'f16' begins 5 pixels before the image .* no whole pixels of 16 apart"
+    ):
         crops(SPECS[3], [FeatureSpec("f16", 1, 16, up(16), offset=5)])
     with pytest.raises(ConfigError, match="no whole pixels of 16 apart"):
-        FCN16S.select(FCN16S.options(), (FeatureSpec("f16", 1, 16, up(16), offset=5), FeatureSpec("f32", 1, 32, up(32))))
+        FCN16S.select(
+            FCN16S.options(),
+            (FeatureSpec("f16", 1, 16, up(16), offset=5), FeatureSpec("f32", 1, 32, up(32))),
+        )
 
 
 def test_every_pixel_is_reached_at_any_size():
     head = FCN8S.build(FCN8S.options(), SPECS[1:], num_classes=2, rngs=nnx.Rngs(0))
     for size in itertools.chain(range(1, 70, 7), (64, 96)):
-        features = {spec.name: jnp.ones((1, spec.size(size), spec.size(size), spec.channels)) for spec in SPECS}
+        features = {
+            spec.name: jnp.ones((1, spec.size(size), spec.size(size), spec.channels))
+            for spec in SPECS
+        }
         assert head(features, out_hw=(size, size)).shape == (1, size, size, 2)

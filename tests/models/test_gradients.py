@@ -1,6 +1,7 @@
 """The gradient of the whole network, jitted as in training, against PyTorch in float64.
 
-The yardstick is PyTorch's own float32 error: a ReLU or maximum that rounding tips over makes a correct gradient differ by a percent.
+The yardstick is PyTorch's own float32 error: a ReLU or maximum that rounding tips over makes a
+correct gradient differ by a percent.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ CLASSES = 5
 
 
 @pytest.mark.slow
-def test_every_parameters_gradient_is_as_near_the_truth_as_pytorchs(chapter_network, make_model) -> None:
+def test_every_parameters_gradient_is_as_near_the_truth_as_pytorchs(
+    chapter_network, make_model
+) -> None:
     network = chapter_network(CLASSES).train()
     model = make_model(CLASSES)
     load_torch(model, network.state_dict())
@@ -34,8 +37,13 @@ def test_every_parameters_gradient_is_as_near_the_truth_as_pytorchs(chapter_netw
     def by_torch(dtype: torch.dtype) -> dict[str, np.ndarray]:
         network.to(dtype).zero_grad()
         x = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).to(dtype)
-        torch.nn.functional.cross_entropy(network(x), torch.from_numpy(labels).long(), ignore_index=255).backward()
-        return {name: parameter.grad.double().numpy().copy() for name, parameter in network.named_parameters()}
+        torch.nn.functional.cross_entropy(
+            network(x), torch.from_numpy(labels).long(), ignore_index=255
+        ).backward()
+        return {
+            name: parameter.grad.double().numpy().copy()
+            for name, parameter in network.named_parameters()
+        }
 
     single, truth = by_torch(torch.float32), by_torch(torch.float64)
     model.train()
@@ -43,7 +51,11 @@ def test_every_parameters_gradient_is_as_near_the_truth_as_pytorchs(chapter_netw
 
     @jax.jit
     def gradient(params):
-        return jax.grad(lambda params: cross_entropy(nnx.merge(graphdef, params, batch_stats, copy=True)(images), labels))(params)
+        return jax.grad(
+            lambda params: cross_entropy(
+                nnx.merge(graphdef, params, batch_stats, copy=True)(images), labels
+            )
+        )(params)
 
     ours = export(named(gradient(params)), tables(model.spec)["model", "d2l"])
 
@@ -53,5 +65,7 @@ def test_every_parameters_gradient_is_as_near_the_truth_as_pytorchs(chapter_netw
     assert ours.keys() == truth.keys()
     floor = 8 * np.finfo(np.float32).eps
     too_far = {name: (error(ours, name), error(single, name)) for name in truth}
-    too_far = {name: pair for name, pair in too_far.items() if pair[0] > FACTOR * max(pair[1], floor)}
+    too_far = {
+        name: pair for name, pair in too_far.items() if pair[0] > FACTOR * max(pair[1], floor)
+    }
     assert not too_far

@@ -11,7 +11,9 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (2, 5, 4, 3)).astype(np.uint8
 
 
 def test_normalize_equals_torchvisions_to_tensor_and_normalize():
-    mean, std = (torch.tensor(v).reshape(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    mean, std = (
+        torch.tensor(v).reshape(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    )
     theirs = (torch.tensor(IMAGES.transpose(0, 3, 1, 2)).float() / 255 - mean) / std
     ours = normalize(jnp.asarray(IMAGES), Preprocess())
     assert ours.dtype == jnp.float32
@@ -19,6 +21,8 @@ def test_normalize_equals_torchvisions_to_tensor_and_normalize():
 
 
 def test_caffes_range_and_channel_order():
-    caffe = Preprocess(mean=(104.007, 116.669, 122.679), std=(1, 1, 1), scale=255.0, channel_order="bgr")
+    caffe = Preprocess(
+        mean=(104.007, 116.669, 122.679), std=(1, 1, 1), scale=255.0, channel_order="bgr"
+    )
     expected = IMAGES[..., ::-1].astype(np.float64) - (104.007, 116.669, 122.679)
     np.testing.assert_allclose(normalize(jnp.asarray(IMAGES), caffe), expected, atol=1e-4)

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fcn_jax import registry
 from fcn_jax.convert.engine import load_into, tables
 from fcn_jax.models.names import leaves
 from fcn_jax.models.resnet import BasicBlock, Stage, stages
 from fcn_jax.models.segmenter import ModelSpec, build_backbone
+from fcn_jax.plugins import registry
 from fcn_jax.testing import check_backbone
 
 BASIC = ("resnet18", "resnet34")
@@ -25,7 +25,8 @@ BOTTLENECKS = (
     "wide_resnet50_2",
     "wide_resnet101_2",
 )
-# Each test of values compiles a network, so that compiling it fast matters more than running it fast.
+# Each test of values compiles a network, so that compiling it fast matters more than running it
+# fast.
 COMPILER_OPTIONS = {"xla_backend_optimization_level": 0}
 
 
@@ -39,7 +40,9 @@ def abstract(name, output_stride=32):
 
 def shapes_of(name, size, batch=1, output_stride=32):
     graphdef, state = nnx.split(abstract(name, output_stride)[0])
-    features = jax.eval_shape(lambda state, x: nnx.merge(graphdef, state)(x), state, np.zeros((batch, *size, 3)))
+    features = jax.eval_shape(
+        lambda state, x: nnx.merge(graphdef, state)(x), state, np.zeros((batch, *size, 3))
+    )
     return {name: value.shape for name, value in features.items()}
 
 
@@ -48,14 +51,20 @@ def features_of_both(name, output_stride, reference, size):
     import torch
 
     trunk, spec = abstract(name, output_stride)
-    state = {key: value for key, value in reference.state_dict().items() if not key.startswith("fc.")}
+    state = {
+        key: value for key, value in reference.state_dict().items() if not key.startswith("fc.")
+    }
     load_into(trunk, spec, state)
     x = np.random.default_rng(0).standard_normal((2, *size, 3), np.float32)
     graphdef, arrays = nnx.split(trunk)
-    ours = jax.jit(lambda arrays, x: nnx.merge(graphdef, arrays)(x), compiler_options=COMPILER_OPTIONS)(arrays, x)
+    ours = jax.jit(
+        lambda arrays, x: nnx.merge(graphdef, arrays)(x), compiler_options=COMPILER_OPTIONS
+    )(arrays, x)
     theirs = {}
     for layer in ("layer1", "layer2", "layer3", "layer4"):
-        getattr(reference, layer).register_forward_hook(lambda _, __, output, layer=layer: theirs.update({layer: output}))
+        getattr(reference, layer).register_forward_hook(
+            lambda _, __, output, layer=layer: theirs.update({layer: output})
+        )
     with torch.no_grad():
         reference(torch.tensor(x.transpose(0, 3, 1, 2)))
     return ours, {layer: value.numpy().transpose(0, 2, 3, 1) for layer, value in theirs.items()}
@@ -76,21 +85,39 @@ def test_names_shapes_and_counts_are_torchvisions(torchvision, name):
     import torch
 
     with torch.device("meta"):
-        theirs = {key: tuple(value.shape) for key, value in getattr(torchvision.models, name)(weights=None).state_dict().items()}
+        theirs = {
+            key: tuple(value.shape)
+            for key, value in getattr(torchvision.models, name)(weights=None).state_dict().items()
+        }
     trunk, spec = abstract(name, output_stride=8)
     by_scheme = {"torchvision": {}, "d2l": {}}
     for scheme, found in by_scheme.items():
         table = tables(spec)["backbone", scheme]
         for path, leaf in leaves(trunk).items():
             torch_name, rule = table.to_torch(f"backbone.{path}")
-            found[torch_name] = rule.op.to_torch(np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)).shape
-    assert by_scheme["torchvision"] == {key: shape for key, shape in theirs.items() if not key.startswith("fc.")}
-    positions = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}
+            found[torch_name] = rule.op.to_torch(
+                np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
+            ).shape
+    assert by_scheme["torchvision"] == {
+        key: shape for key, shape in theirs.items() if not key.startswith("fc.")
+    }
+    positions = {
+        "conv1": "0",
+        "bn1": "1",
+        "layer1": "4",
+        "layer2": "5",
+        "layer3": "6",
+        "layer4": "7",
+    }
     assert by_scheme["d2l"] == {
         ".".join([positions[first], *rest]): shape
-        for (first, *rest), shape in ((key.split("."), shape) for key, shape in by_scheme["torchvision"].items())
+        for (first, *rest), shape in (
+            (key.split("."), shape) for key, shape in by_scheme["torchvision"].items()
+        )
     }
-    tensors = {key: np.broadcast_to(np.zeros((), np.float32), shape) for key, shape in theirs.items()}
+    tensors = {
+        key: np.broadcast_to(np.zeros((), np.float32), shape) for key, shape in theirs.items()
+    }
     record = load_into(trunk, spec, tensors)
     assert len(record.loaded) == len(theirs) - 2
     assert set(record.dropped) == {"fc.weight", "fc.bias"}
@@ -129,9 +156,13 @@ def test_the_chapters_input_gives_10_by_15_of_512_channels():
 def test_features_have_the_sizes_that_the_backbone_promises(name, output_stride):
     backbone = registry.default().backbone(name)
     specs = backbone.features(backbone.options(), output_stride)
-    assert [spec.stride for spec in specs] == [min(stride, output_stride) for stride in (4, 8, 16, 32)]
+    assert [spec.stride for spec in specs] == [
+        min(stride, output_stride) for stride in (4, 8, 16, 32)
+    ]
     for size in ((1, 1), (33, 31), (321, 487), (64, 95)):
-        expected = {spec.name: (2, spec.size(size[0]), spec.size(size[1]), spec.channels) for spec in specs}
+        expected = {
+            spec.name: (2, spec.size(size[0]), spec.size(size[1]), spec.channels) for spec in specs
+        }
         assert shapes_of(name, size, 2, output_stride) == expected
 
 
@@ -162,12 +193,16 @@ def test_every_feature_equals_torchvisions(make_resnet18, size):
         pytest.param("resnext101_64x4d", 8, marks=pytest.mark.slow),
     ],
 )
-def test_every_feature_of_a_bottleneck_network_equals_torchvisions(torchvision, randomise, name, output_stride):
+def test_every_feature_of_a_bottleneck_network_equals_torchvisions(
+    torchvision, randomize, name, output_stride
+):
     import torch
 
     torch.manual_seed(0)
     dilate = [False, output_stride <= 8, output_stride <= 16]
-    reference = randomise(getattr(torchvision.models, name)(weights=None, replace_stride_with_dilation=dilate))
+    reference = randomize(
+        getattr(torchvision.models, name)(weights=None, replace_stride_with_dilation=dilate)
+    )
     check_equal(*features_of_both(name, output_stride, reference, (65, 49)))
 
 
@@ -175,24 +210,33 @@ def test_every_feature_of_a_bottleneck_network_equals_torchvisions(torchvision, 
     ("name", "output_stride"),
     [
         ("resnet18", 8),
-        *(pytest.param(*more, marks=pytest.mark.slow) for more in (("resnet18", 32), ("resnet18", 16), ("resnet34", 8))),
+        *(
+            pytest.param(*more, marks=pytest.mark.slow)
+            for more in (("resnet18", 32), ("resnet18", 16), ("resnet34", 8))
+        ),
     ],
 )
-def test_every_feature_of_a_dilated_basic_network_equals_timms(torchvision, randomise, name, output_stride):
+def test_every_feature_of_a_dilated_basic_network_equals_timms(
+    torchvision, randomize, name, output_stride
+):
     """torchvision refuses these; timm is the original, and the reference of the contract must agree with it too."""
     import torch
 
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)
-    theirs = randomise(timm.create_model(name, pretrained=False, output_stride=output_stride))
+    theirs = randomize(timm.create_model(name, pretrained=False, output_stride=output_stride))
     ours, expected = features_of_both(name, output_stride, theirs, (65, 49))
     check_equal(ours, expected)
     backbone = registry.default().backbone(name)
-    reference = backbone.torch.reference(options=backbone.options(), output_stride=output_stride).eval()
+    reference = backbone.torch.reference(
+        options=backbone.options(), output_stride=output_stride
+    ).eval()
     reference.load_state_dict(theirs.state_dict())
     _, again = features_of_both(name, output_stride, reference, (65, 49))
     for layer, value in expected.items():
-        np.testing.assert_allclose(again[layer], value, rtol=0, atol=1e-5 * np.abs(value).max(), err_msg=layer)
+        np.testing.assert_allclose(
+            again[layer], value, rtol=0, atol=1e-5 * np.abs(value).max(), err_msg=layer
+        )
 
 
 @pytest.mark.slow
@@ -203,8 +247,13 @@ def test_it_keeps_the_contract(torchvision, name):
 
 def test_fresh_parameters_depend_on_the_seed_alone():
     def kernels(seed):
-        block = BasicBlock(2, 3, Stage(2, 1, 1), dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(seed))
-        return [np.asarray(conv.kernel[...]) for conv in (block.conv1, block.conv2, block.downsample.conv)]
+        block = BasicBlock(
+            2, 3, Stage(2, 1, 1), dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(seed)
+        )
+        return [
+            np.asarray(conv.kernel[...])
+            for conv in (block.conv1, block.conv2, block.downsample.conv)
+        ]
 
     for one, same, other in zip(kernels(0), kernels(0), kernels(1), strict=True):
         np.testing.assert_array_equal(one, same)

@@ -39,7 +39,12 @@ def check_equal(ours, theirs):
 def test_the_chapters_network_has_its_shape_parameters_and_keys(chapter_network):
     model = nnx.eval_shape(lambda: build_model("resnet18", "fcn32s", 21, rngs=nnx.Rngs(0)))
     model.eval()
-    assert nnx.eval_shape(lambda m, x: m(x), model, jnp.zeros((1, 320, 480, 3))).shape == (1, 320, 480, 21)
+    assert nnx.eval_shape(lambda m, x: m(x), model, jnp.zeros((1, 320, 480, 3))).shape == (
+        1,
+        320,
+        480,
+        21,
+    )
     parameters = nnx.to_flat_state(nnx.state(model, nnx.Param))
     assert sum(math.prod(leaf.get_value().shape) for _, leaf in parameters) == 12_993_642
     assert len(leaves(model)) == len(chapter_network(21).state_dict()) == 124
@@ -82,11 +87,15 @@ def test_bfloat16_computes_in_it_and_keeps_parameters_in_float32(make_model):
 @pytest.mark.slow
 def test_a_fresh_trunk_has_torchvisions_variances_and_no_two_kernels_alike():
     model = build_model("resnet18", "fcn32s", 2, rngs=nnx.Rngs(0))
-    kernels = {path: leaf[...] for path, leaf in leaves(model.backbone).items() if path.endswith("kernel")}
+    kernels = {
+        path: leaf[...] for path, leaf in leaves(model.backbone).items() if path.endswith("kernel")
+    }
     assert len(kernels) == 20
     for path, kernel in kernels.items():
         height, width, _, out = kernel.shape
-        assert float(kernel.std()) == pytest.approx(math.sqrt(2 / (height * width * out)), rel=0.03), path
+        assert float(kernel.std()) == pytest.approx(
+            math.sqrt(2 / (height * width * out)), rel=0.03
+        ), path
     assert len({float(kernel.ravel()[0]) for kernel in kernels.values()}) == 20
 
 
@@ -107,7 +116,9 @@ class Enlarge(nnx.Module):
 
 @pytest.mark.parametrize("size", [(8, 4), (9, 7), (1, 1)])
 def test_only_for_a_backbone_that_rounds_down_is_the_input_padded(size):
-    model = Segmenter(RoundsDown(), Enlarge(), ModelSpec(), (FeatureSpec("deep", 3, 4, lambda n: n // 4),))
+    model = Segmenter(
+        RoundsDown(), Enlarge(), ModelSpec(), (FeatureSpec("deep", 3, 4, lambda n: n // 4),)
+    )
     x = jnp.asarray(np.random.default_rng(0).standard_normal((1, *size, 3), np.float32))
     y = model(x)
     assert y.shape == x.shape
@@ -119,7 +130,9 @@ def test_a_heads_own_attribute_named_blocks_is_no_layout_of_its_logits():
         def __init__(self):
             self.blocks = nnx.List([nnx.Dropout(0.0, deterministic=True)])
 
-    model = Segmenter(RoundsDown(), Stacked(), ModelSpec(), (FeatureSpec("deep", 3, 4, lambda n: n // 4),))
+    model = Segmenter(
+        RoundsDown(), Stacked(), ModelSpec(), (FeatureSpec("deep", 3, 4, lambda n: n // 4),)
+    )
     x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 8, 4, 3), np.float32))
     np.testing.assert_array_equal(model.in_blocks(x), model(x))
     np.testing.assert_array_equal(model.outputs_in_blocks(x)["out"], model(x))
@@ -128,14 +141,19 @@ def test_a_heads_own_attribute_named_blocks_is_no_layout_of_its_logits():
 @pytest.mark.parametrize(
     ("promise", "complaint"),
     [
-        (FeatureSpec("deep", 4, 4, lambda n: n // 4), r"'deep' is \(2, 1, 3\), promised is \(2, 1, 4\)"),
+        (
+            FeatureSpec("deep", 4, 4, lambda n: n // 4),
+            r"'deep' is \(2, 1, 3\), promised is \(2, 1, 4\)",
+        ),
         (FeatureSpec("deeper", 3, 4, lambda n: n // 4), "'deeper' is missing"),
     ],
 )
 def test_a_backbone_that_breaks_its_promise_is_named_with_its_distribution(promise, complaint):
     model = Segmenter(RoundsDown(), Enlarge(), ModelSpec(), (promise,))
     with pytest.raises(
-        PluginError, match=r"backbone 'resnet18' of fcn-jax .* breaks its promise: of an image of 8x4 .*" + complaint
+        PluginError,
+        match=r"backbone 'resnet18' of fcn-jax .* breaks its promise: of an image of 8x4 .*"
+        + complaint,
     ):
         model(jnp.zeros((1, 8, 4, 3)))
 
@@ -143,16 +161,17 @@ def test_a_backbone_that_breaks_its_promise_is_named_with_its_distribution(promi
 def test_a_backbone_that_is_not_registered_is_named_as_the_spec_does():
     promise = FeatureSpec("deep", 4, 4, lambda n: n // 4)
     model = Segmenter(RoundsDown(), Enlarge(), ModelSpec("by hand"), (promise,))
-    with pytest.raises(PluginError, match=r"^backbone 'by hand' breaks its promise: of an image of 8x4 its feature 'deep' is"):
+    with pytest.raises(
+        PluginError,
+        match=r"^backbone 'by hand' breaks its promise: of an image of 8x4 its feature 'deep' is",
+    ):
         model(jnp.zeros((1, 8, 4, 3)))
 
 
 def test_a_backbone_whose_features_never_cover_the_image_is_named():
     unpadded = FeatureSpec("deep", 3, 4, lambda n: (n - 3) // 4)
     model = Segmenter(RoundsDown(), Enlarge(), ModelSpec(), (unpadded,))
-    complaint = (
-        r"backbone 'resnet18' of fcn-jax .* promise: its feature 'deep' covers no image of 8 to 15 pixels; .* 3 cells of 4 pixels"
-    )
+    complaint = r"backbone 'resnet18' of fcn-jax .* promise: its feature 'deep' covers no image of 8 to 15 pixels; .* 3 cells of 4 pixels"
     with pytest.raises(PluginError, match=complaint):
         model(jnp.zeros((1, 8, 4, 3)))
 
@@ -177,7 +196,9 @@ def test_a_wrong_setting_is_one_clear_error(options, message):
 
 
 def test_a_spec_is_hashed_by_value():
-    assert hash(ModelSpec(backbone_options={"a": [1]})) == hash(ModelSpec(backbone_options={"a": [1]}))
+    assert hash(ModelSpec(backbone_options={"a": [1]})) == hash(
+        ModelSpec(backbone_options={"a": [1]})
+    )
     assert hash(ModelSpec(num_classes=2)) != hash(ModelSpec(num_classes=3))
 
 
@@ -190,21 +211,30 @@ def test_by_name_takes_whole_models_and_backbones():
 
 @pytest.fixture(scope="module")
 def with_aux_head():
-    model = nnx.eval_shape(lambda: build_model("resnet18", "fcn32s", 3, aux_head="fcn", rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(
+        lambda: build_model("resnet18", "fcn32s", 3, aux_head="fcn", rngs=nnx.Rngs(0))
+    )
     model.eval()
     return model
 
 
 def test_an_auxiliary_head_sees_all_but_the_deepest_feature(with_aux_head):
     assert with_aux_head.aux_head.conv1.kernel.shape == (3, 3, 256, 64)
-    model = nnx.eval_shape(lambda: build_model("resnet18", "fcn32s", 3, aux_head="fcn8s", aux_feature="layer4", rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(
+        lambda: build_model(
+            "resnet18", "fcn32s", 3, aux_head="fcn8s", aux_feature="layer4", rngs=nnx.Rngs(0)
+        )
+    )
     assert model.aux_head.final_conv.kernel.shape == (1, 1, 512, 3)
 
 
 def test_outputs_names_the_logits_and_the_call_computes_no_more_than_it_must(with_aux_head):
     x = jax.ShapeDtypeStruct((1, 65, 97, 3), jnp.float32)
     outputs = nnx.eval_shape(lambda m, x: m.outputs(x), with_aux_head, x)
-    assert {name: value.shape for name, value in outputs.items()} == {"out": (1, 65, 97, 3), "aux": (1, 65, 97, 3)}
+    assert {name: value.shape for name, value in outputs.items()} == {
+        "out": (1, 65, 97, 3),
+        "aux": (1, 65, 97, 3),
+    }
     graphdef, state = nnx.split(with_aux_head)
     logits = jax.make_jaxpr(lambda state, x: nnx.merge(graphdef, state)(x))(state, x)
     both = jax.make_jaxpr(lambda state, x: nnx.merge(graphdef, state).outputs(x))(state, x)
@@ -214,5 +244,7 @@ def test_outputs_names_the_logits_and_the_call_computes_no_more_than_it_must(wit
 
 
 def test_an_auxiliary_feature_that_is_not_there_is_one_clear_error():
-    with pytest.raises(ConfigError, match=r"aux_feature is 'layer5'; name one of.*layer1, layer2, layer3, layer4"):
+    with pytest.raises(
+        ConfigError, match=r"aux_feature is 'layer5'; name one of.*layer1, layer2, layer3, layer4"
+    ):
         build_model("resnet18", "fcn32s", 3, aux_head="fcn", aux_feature="layer5", rngs=nnx.Rngs(0))

@@ -7,7 +7,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from fcn_jax import nn
-from fcn_jax.nn import batch_norm
+from fcn_jax.nn import _batch_norm
 
 torch = pytest.importorskip("torch")
 
@@ -24,7 +24,10 @@ def pair(channels, **options):
     """The same layer here and in PyTorch, with a scale and bias that are not the initial ones."""
     rng = np.random.default_rng(3)
     ours, theirs = nn.BatchNorm(channels, **options), torch.nn.BatchNorm2d(channels, **options)
-    scale, bias = rng.uniform(0.5, 2, channels).astype(np.float32), rng.standard_normal(channels).astype(np.float32)
+    scale, bias = (
+        rng.uniform(0.5, 2, channels).astype(np.float32),
+        rng.standard_normal(channels).astype(np.float32),
+    )
     ours.scale[...], ours.bias[...] = jnp.asarray(scale), jnp.asarray(bias)
     theirs.weight.data, theirs.bias.data = torch.tensor(scale), torch.tensor(bias)
     return ours, theirs
@@ -44,12 +47,16 @@ def test_outputs_and_running_statistics_follow_torch_over_several_steps(options)
 
     ours.eval()
     theirs.eval()
-    np.testing.assert_allclose(ours(jnp.asarray(x)), to_numpy(theirs(to_torch(x))), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        ours(jnp.asarray(x)), to_numpy(theirs(to_torch(x))), rtol=1e-5, atol=1e-5
+    )
     assert int(ours.num_batches_tracked[...]) == 4, "evaluation must not count"
 
 
 @settings(max_examples=10)
-@example(shape=(1, 2, 1, 3), momentum=0.1, eps=1e-5)  # two values: the unbiased variance is twice the biased one
+@example(
+    shape=(1, 2, 1, 3), momentum=0.1, eps=1e-5
+)  # two values: the unbiased variance is twice the biased one
 @given(
     shape=st.tuples(st.integers(1, 3), st.integers(1, 6), st.integers(1, 6), st.integers(1, 4)),
     momentum=st.sampled_from([0.1, 0.01, 0.3, 1.0]),
@@ -62,42 +69,66 @@ def test_any_shape_momentum_and_eps_follow_torch_in_float64(shape, momentum, eps
     rng = np.random.default_rng(0)
     for step in range(3):
         x = (rng.standard_normal(shape) * (step + 1) + step).astype(np.float32)
-        # Up to 1 / sqrt(eps) times the rounding of the input, where the values of a channel are close together.
-        np.testing.assert_allclose(ours(jnp.asarray(x)), to_numpy(theirs(to_torch(x).double())), atol=2e-6 / np.sqrt(eps))
+        # Up to 1 / sqrt(eps) times the rounding of the input, where the values of a channel are
+        # close together.
+        np.testing.assert_allclose(
+            ours(jnp.asarray(x)), to_numpy(theirs(to_torch(x).double())), atol=2e-6 / np.sqrt(eps)
+        )
     np.testing.assert_allclose(ours.mean[...], theirs.running_mean.numpy(), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(ours.var[...], theirs.running_var.numpy(), rtol=1e-5, atol=1e-6)
     ours.eval()
     theirs.eval()
-    np.testing.assert_allclose(ours(jnp.asarray(x)), to_numpy(theirs(to_torch(x).double())), rtol=1e-5, atol=2e-6 / np.sqrt(eps))
+    np.testing.assert_allclose(
+        ours(jnp.asarray(x)),
+        to_numpy(theirs(to_torch(x).double())),
+        rtol=1e-5,
+        atol=2e-6 / np.sqrt(eps),
+    )
 
 
 def test_gradients_equal_torch_in_float64():
     rng = np.random.default_rng(1)
     x, grad = (rng.standard_normal((2, 3, 4, 3)).astype(np.float32) for _ in range(2))
-    scale, bias = rng.uniform(0.5, 2, 3).astype(np.float32), rng.standard_normal(3).astype(np.float32)
+    scale, bias = (
+        rng.uniform(0.5, 2, 3).astype(np.float32),
+        rng.standard_normal(3).astype(np.float32),
+    )
     _, vjp = jax.vjp(lambda *args: nn.batch_norm_train(*args)[0], x, scale, bias)
     ours = vjp(jnp.asarray(grad))
 
-    tx, ts, tb = (a.double().requires_grad_() for a in (to_torch(x), torch.tensor(scale), torch.tensor(bias)))
-    torch.nn.functional.batch_norm(tx, None, None, ts, tb, training=True).backward(to_torch(grad).double())
-    for name, a, b in zip(("x", "scale", "bias"), ours, (to_numpy(tx.grad), ts.grad.numpy(), tb.grad.numpy()), strict=True):
+    tx, ts, tb = (
+        a.double().requires_grad_() for a in (to_torch(x), torch.tensor(scale), torch.tensor(bias))
+    )
+    torch.nn.functional.batch_norm(tx, None, None, ts, tb, training=True).backward(
+        to_torch(grad).double()
+    )
+    for name, a, b in zip(
+        ("x", "scale", "bias"),
+        ours,
+        (to_numpy(tx.grad), ts.grad.numpy(), tb.grad.numpy()),
+        strict=True,
+    ):
         np.testing.assert_allclose(a, b, atol=3e-6, err_msg=name)
 
 
 def test_a_mean_much_larger_than_the_deviation_costs_no_precision():
-    # With the variance as a difference of squares nothing of it would be left: 1000^2 against 0.01^2.
+    # With the variance as a difference of squares nothing of it would be left: 1000^2 against
+    # 0.01^2.
     x = (1000 + 0.01 * np.random.default_rng(2).standard_normal((2, 8, 8, 2))).astype(np.float32)
     y, _, var = nn.batch_norm_train(jnp.asarray(x), jnp.ones(2), jnp.zeros(2))
     wide = x.astype(np.float64)
     np.testing.assert_allclose(var, wide.var((0, 1, 2)), rtol=1e-2)
-    np.testing.assert_allclose(y, (wide - wide.mean((0, 1, 2))) / np.sqrt(wide.var((0, 1, 2)) + 1e-5), atol=2e-2)
+    np.testing.assert_allclose(
+        y, (wide - wide.mean((0, 1, 2))) / np.sqrt(wide.var((0, 1, 2)) + 1e-5), atol=2e-2
+    )
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("mean", [10, 1000])
 @pytest.mark.parametrize("off", [None, 0, 1])
 def test_a_mean_much_larger_than_what_16_bits_tell_apart_costs_no_precision(dtype, mean, off):
-    # One pixel in 128 is off by a step of the dtype, the others are equal. The guess of the mean is off by so many steps.
+    # One pixel in 128 is off by a step of the dtype, the others are equal. The guess of the mean is
+    # off by so many steps.
     step = float(jnp.finfo(dtype).eps) * 2 ** np.floor(np.log2(mean))
     x = np.full((2, 8, 8, 2), mean, np.float64)
     x[1, 3, 4] += step
@@ -108,7 +139,9 @@ def test_a_mean_much_larger_than_what_16_bits_tell_apart_costs_no_precision(dtyp
     np.testing.assert_allclose(found, wide.mean((0, 1, 2)), rtol=1e-6)
     np.testing.assert_allclose(var, wide.var((0, 1, 2)), rtol=1e-4)
     np.testing.assert_allclose(
-        np.asarray(y, np.float64), (wide - wide.mean((0, 1, 2))) / np.sqrt(wide.var((0, 1, 2)) + 1e-5), rtol=2e-2
+        np.asarray(y, np.float64),
+        (wide - wide.mean((0, 1, 2))) / np.sqrt(wide.var((0, 1, 2)) + 1e-5),
+        rtol=2e-2,
     )
 
 
@@ -124,19 +157,25 @@ def test_a_new_layer_in_16_bits_knows_the_variance_where_its_guess_of_the_mean_i
 
 
 @pytest.mark.parametrize(
-    ("dtype", "passes"), [("float32", "_moments"), ("bfloat16", "_moments_near"), ("float16", "_moments_near")]
+    ("dtype", "passes"),
+    [("float32", "_moments"), ("bfloat16", "_moments_near"), ("float16", "_moments_near")],
 )
 def test_a_layer_takes_one_pass_in_16_bits_and_two_in_32(monkeypatch, dtype, passes):
     used = []
     for name in ("_moments", "_moments_near"):
-        own = getattr(batch_norm, name)
-        monkeypatch.setattr(batch_norm, name, lambda *args, name=name, own=own: used.append(name) or own(*args))
+        own = getattr(_batch_norm, name)
+        monkeypatch.setattr(
+            _batch_norm, name, lambda *args, name=name, own=own: used.append(name) or own(*args)
+        )
     nn.BatchNorm(3, dtype=dtype)(jnp.ones((2, 3, 4, 3)))
     assert used == [passes]
 
 
 def test_the_guess_of_the_mean_changes_no_gradient_and_has_none():
-    x, one = jnp.asarray(np.random.default_rng(7).standard_normal((2, 3, 4, 2)), jnp.float32), jnp.ones(2)
+    x, one = (
+        jnp.asarray(np.random.default_rng(7).standard_normal((2, 3, 4, 2)), jnp.float32),
+        jnp.ones(2),
+    )
 
     def loss(x, scale, bias, near):
         return jnp.sin(nn.batch_norm_train(x, scale, bias, 1e-5, near)[0]).sum()
@@ -166,13 +205,15 @@ def test_bfloat16_is_computed_in_float32():
     wide = np.asarray(x, np.float64)
     # The batch's mean to float32's precision, though bf16 has only steps of 1/8 at 30.
     np.testing.assert_allclose(layer.mean[...], 0.1 * wide.mean((0, 1, 2)), rtol=1e-5)
-    np.testing.assert_allclose(np.asarray(y, np.float64), (wide - wide.mean((0, 1, 2))) / wide.std((0, 1, 2)), atol=2e-2)
+    np.testing.assert_allclose(
+        np.asarray(y, np.float64), (wide - wide.mean((0, 1, 2))) / wide.std((0, 1, 2)), atol=2e-2
+    )
 
 
 def test_no_gradient_flows_through_the_statistics():
-    grads = jax.grad(lambda x: sum(s.sum() for s in nn.batch_norm_train(x, jnp.ones(2), jnp.zeros(2))[1:]))(
-        jnp.arange(8.0).reshape(1, 2, 2, 2)
-    )
+    grads = jax.grad(
+        lambda x: sum(s.sum() for s in nn.batch_norm_train(x, jnp.ones(2), jnp.zeros(2))[1:])
+    )(jnp.arange(8.0).reshape(1, 2, 2, 2))
     assert not np.asarray(grads).any()
 
 

@@ -9,8 +9,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fcn_jax import nn
-from fcn_jax.nn import conv_cpu
-from fcn_jax.nn.conv_xla import Settings
+from fcn_jax.nn import _conv_cpu
+from fcn_jax.nn._conv_xla import Settings
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
@@ -50,11 +50,25 @@ def both(x, kernel, weights, stride, padding, dilation, groups, dtype=np.float32
         tx.grad.numpy().transpose(0, 2, 3, 1),
         tk.grad.numpy().transpose(2, 3, 1, 0),
     )
-    found = ours(stride, padding, dilation, groups)(*(a.astype(dtype) for a in (x, kernel, weights)))
+    found = ours(stride, padding, dilation, groups)(
+        *(a.astype(dtype) for a in (x, kernel, weights))
+    )
     return [np.asarray(a, np.float64) for a in found], theirs
 
 
-def check(batch, size, channels, kernel_size, stride, padding, dilation, groups, dtype=np.float32, rtol=2e-6, seed=0):
+def check(
+    batch,
+    size,
+    channels,
+    kernel_size,
+    stride,
+    padding,
+    dilation,
+    groups,
+    dtype=np.float32,
+    rtol=2e-6,
+    seed=0,
+):
     rng = np.random.default_rng(seed)
     out = tuple((n + 2 * padding - dilation * (kernel_size - 1) - 1) // stride + 1 for n in size)
     arrays = (
@@ -65,17 +79,30 @@ def check(batch, size, channels, kernel_size, stride, padding, dilation, groups,
     # Both sides start from the same numbers, those that `dtype` can hold.
     arrays = [a.astype(dtype).astype(np.float64) for a in arrays]
     for name, found, theirs in zip(
-        ("output", "input gradient", "kernel gradient"), *both(*arrays, stride, padding, dilation, groups, dtype), strict=True
+        ("output", "input gradient", "kernel gradient"),
+        *both(*arrays, stride, padding, dilation, groups, dtype),
+        strict=True,
     ):
         assert found.shape == theirs.shape, name
-        # Relative to the largest value: sums of signed products cancel, so single elements have no relative accuracy.
+        # Relative to the largest value: sums of signed products cancel, so single elements have no
+        # relative accuracy.
         error = np.abs(found - theirs).max() / max(np.abs(theirs).max(), 1e-30)
         assert error < rtol, f"{name}: {error:.2g}"
 
 
 def check_form(size, kernel_size, stride, padding, dilation, groups, channels, batch, seed):
     """`channels` are those of one group."""
-    check(batch, size, tuple(n * groups for n in channels), kernel_size, stride, padding, dilation, groups, seed=seed)
+    check(
+        batch,
+        size,
+        tuple(n * groups for n in channels),
+        kernel_size,
+        stride,
+        padding,
+        dilation,
+        groups,
+        seed=seed,
+    )
 
 
 FORMS = {
@@ -85,7 +112,16 @@ FORMS = {
     "depthwise with two outputs a channel": ((6, 9), 3, 1, 1, 1, 3, (1, 2), 2),
     "a ResNeXt's": ((8, 7), 3, 2, 1, 1, 32, (4, 4), 2),
     "a dilated ResNeXt's": ((8, 7), 3, 1, 2, 2, 32, (4, 4), 2),
-    "an even kernel in groups, strided and dilated, with more padding than it reaches": ((5, 11), 2, 3, 4, 3, 2, (2, 3), 1),
+    "an even kernel in groups, strided and dilated, with more padding than it reaches": (
+        (5, 11),
+        2,
+        3,
+        4,
+        3,
+        2,
+        (2, 3),
+        1,
+    ),
     "an even kernel that exceeds the image": ((2, 3), 4, 1, 1, 1, 1, (5, 2), 1),
     "a padded 1x1": ((4, 6), 1, 1, 1, 1, 1, (3, 2), 2),
 }
@@ -110,7 +146,9 @@ def test_conv_and_its_gradients_equal_torch(form, seed):
     channels=st.tuples(st.integers(1, 5), st.integers(1, 3)),
     batch=st.integers(1, 3),
 )
-def test_conv_and_its_gradients_equal_torch_in_any_form(size, kernel_size, stride, padding, dilation, groups, channels, batch):
+def test_conv_and_its_gradients_equal_torch_in_any_form(
+    size, kernel_size, stride, padding, dilation, groups, channels, batch
+):
     assume(min(size) + 2 * padding >= dilation * (kernel_size - 1) + 1)
     check_form(size, kernel_size, stride, padding, dilation, groups, channels, batch, seed=0)
 
@@ -126,7 +164,9 @@ def test_conv_and_its_gradients_equal_torch_in_any_form(size, kernel_size, strid
     ],
 )
 def test_a_grouped_convolution_is_the_same_for_any_number_of_parts(groups, channels, parts):
-    assert conv_cpu._parts(Settings(1, 1, 1, groups), np.empty((3, 3, channels, 2 * groups))) == parts
+    assert (
+        _conv_cpu._parts(Settings(1, 1, 1, groups), np.empty((3, 3, channels, 2 * groups))) == parts
+    )
     check(2, (6, 5), (groups * channels, 2 * groups), 3, 1, 1, 1, groups)
 
 
@@ -143,11 +183,17 @@ def test_no_kernel_gradient_on_a_cpu_is_a_convolution(stride, dilation, groups, 
     weights = jnp.ones(nn.conv(x, kernel, *form).shape)
 
     def gradient(argument):
-        function = jax.jit(lambda x, k, weights: jax.vjp(lambda x, k: nn.conv(x, k, *form), x, k)[1](weights)[argument])
+        function = jax.jit(
+            lambda x, k, weights: jax.vjp(lambda x, k: nn.conv(x, k, *form), x, k)[1](weights)[
+                argument
+            ]
+        )
         return function.lower(x, kernel, weights).compile().as_text()
 
     assert "convolution(" not in gradient(1)
-    assert groups == channels or "convolution(" in gradient(0), "the word that the compiled text would have"
+    assert groups == channels or "convolution(" in gradient(0), (
+        "the word that the compiled text would have"
+    )
 
 
 @pytest.mark.parametrize(
@@ -161,7 +207,9 @@ def test_no_kernel_gradient_on_a_cpu_is_a_convolution(stride, dilation, groups, 
         (1, 2, 0, 1, (8, 12)),
     ],
 )
-def test_on_a_cpu_wide_3x3_and_1x1_convolutions_are_products_and_equal_torchs(kernel_size, stride, padding, dilation, channels):
+def test_on_a_cpu_wide_3x3_and_1x1_convolutions_are_products_and_equal_torchs(
+    kernel_size, stride, padding, dilation, channels
+):
     check(2, (9, 10), channels, kernel_size, stride, padding, dilation, 1)
     if jax.default_backend() != "cpu":
         return
@@ -174,13 +222,15 @@ def test_on_a_cpu_wide_3x3_and_1x1_convolutions_are_products_and_equal_torchs(ke
 
     assert "stablehlo.convolution" not in jax.jit(run).lower(x, kernel).as_text()
     wide = [jax.ShapeDtypeStruct(array.shape, jnp.bfloat16) for array in (x, kernel)]
-    assert ("stablehlo.convolution" in jax.jit(run).lower(*wide).as_text()) == (kernel_size == 3), "bfloat16 has no 3x3 product"
+    assert ("stablehlo.convolution" in jax.jit(run).lower(*wide).as_text()) == (kernel_size == 3), (
+        "bfloat16 has no 3x3 product"
+    )
 
 
 @pytest.mark.parametrize(
     ("size", "padding", "dilation", "products"),
     [
-        ((9, 13), 36, 36, 1),  # the centre alone
+        ((9, 13), 36, 36, 1),  # the center alone
         ((9, 13), 12, 12, 3),  # one to the left and one to the right
         ((9, 13), 7, 7, 9),
         ((13, 9), 5, 4, 9),  # more border than the taps reach
@@ -188,20 +238,32 @@ def test_on_a_cpu_wide_3x3_and_1x1_convolutions_are_products_and_equal_torchs(ke
         ((3, 4), 20, 8, 9),  # so much border that most outputs see nothing
     ],
 )
-def test_of_a_widely_dilated_3x3_convolution_only_the_taps_that_see_the_image_are_computed(size, padding, dilation, products):
+def test_of_a_widely_dilated_3x3_convolution_only_the_taps_that_see_the_image_are_computed(
+    size, padding, dilation, products
+):
     check(2, size, (128, 130), 3, 1, padding, dilation, 1)
     if jax.default_backend() != "cpu":
         return
     x, kernel = jnp.ones((1, *size, 128)), jnp.ones((3, 3, 128, 130))
-    lowered = jax.jit(lambda x, kernel: nn.conv(x, kernel, 1, padding, dilation)).lower(x, kernel).as_text()
+    lowered = (
+        jax.jit(lambda x, kernel: nn.conv(x, kernel, 1, padding, dilation))
+        .lower(x, kernel)
+        .as_text()
+    )
     assert lowered.count("dot_general") == products, "Winograd's form has 16"
 
 
-@pytest.mark.parametrize("columns", [1, 9 * 3 * 7 * 4, 9 * 3 * 7 * 5 + 1, 10**6], ids=["a row", "4 rows", "5 rows", "all"])
+@pytest.mark.parametrize(
+    "columns",
+    [1, 9 * 3 * 7 * 4, 9 * 3 * 7 * 5 + 1, 10**6],
+    ids=["a row", "4 rows", "5 rows", "all"],
+)
 @pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (3, 2)])
 @pytest.mark.usefixtures("compiled_afresh")
-def test_kernel_gradient_is_the_same_for_any_height_of_the_strips(monkeypatch, columns, stride, dilation):
-    monkeypatch.setattr(conv_cpu, "_COLUMNS", columns)
+def test_kernel_gradient_is_the_same_for_any_height_of_the_strips(
+    monkeypatch, columns, stride, dilation
+):
+    monkeypatch.setattr(_conv_cpu, "_COLUMNS", columns)
     # 13 rows of the result, a prime number, so that the last strip is not full; 7 columns of it.
     size = tuple((n - 1) * stride + 2 * dilation + 1 - 2 for n in (13, 7))
     check(2, size, (3, 5), 3, stride, 1, dilation, 1, rtol=5e-6)
@@ -231,12 +293,16 @@ def test_a_float32_kernel_is_rounded_to_bfloat16_and_its_gradient_is_not():
 
 @pytest.mark.parametrize("groups", [1, 2, 6])
 def test_bfloat16_gives_bfloat16_and_is_as_near_as_it_can_be(groups):
-    # Half a unit in the last place of bf16 is 2^-9 = 2e-3; the kernel gradient is summed in float32.
+    # Half a unit in the last place of bf16 is 2^-9 = 2e-3; the kernel gradient is summed in
+    # float32.
     check(2, (9, 8), (6, 6), 3, 2, 1, 1, groups, dtype=jnp.bfloat16, rtol=5e-3)
     x, kernel, weights = (
-        jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in ((1, 5, 5, 6), (3, 3, 6 // groups, 6), (1, 5, 5, 6))
+        jax.ShapeDtypeStruct(shape, jnp.bfloat16)
+        for shape in ((1, 5, 5, 6), (3, 3, 6 // groups, 6), (1, 5, 5, 6))
     )
-    assert {a.dtype for a in jax.eval_shape(ours(1, 1, 1, groups), x, kernel, weights)} == {jnp.dtype(jnp.bfloat16)}
+    assert {a.dtype for a in jax.eval_shape(ours(1, 1, 1, groups), x, kernel, weights)} == {
+        jnp.dtype(jnp.bfloat16)
+    }
 
 
 def test_layer_equals_torch_and_keeps_float32_parameters_under_bfloat16():

@@ -1,4 +1,4 @@
-"""Batch normalisation multiplied into the convolution before it: the same function, in every network that has both."""
+"""Batch normalization multiplied into the convolution before it: the same function, in every network that has both."""
 
 import re
 
@@ -8,16 +8,31 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fcn_jax import nn, registry
+from fcn_jax import nn
 from fcn_jax.models.segmenter import build_model
+from fcn_jax.plugins import registry
 
 
 def pair(channels, groups=1, *, use_bias=False, dtype="float32", seed=0, **settings):
-    """A convolution to 6 channels and a normalisation whose statistics are not the initial ones, in eval mode."""
+    """A convolution to 6 channels and a normalization whose statistics are not the initial ones, in eval mode."""
     rng = np.random.default_rng(seed)
-    layer = nn.Conv(channels, 6, 3, groups=groups, use_bias=use_bias, dtype=dtype, rngs=nnx.Rngs(seed), **settings)
+    layer = nn.Conv(
+        channels,
+        6,
+        3,
+        groups=groups,
+        use_bias=use_bias,
+        dtype=dtype,
+        rngs=nnx.Rngs(seed),
+        **settings,
+    )
     norm = nn.BatchNorm(6, eps=1e-3, dtype=dtype)
-    for leaf, low, high in ((norm.scale, 0.5, 2), (norm.bias, -1, 1), (norm.mean, -1, 1), (norm.var, 0.5, 2)):
+    for leaf, low, high in (
+        (norm.scale, 0.5, 2),
+        (norm.bias, -1, 1),
+        (norm.mean, -1, 1),
+        (norm.var, 0.5, 2),
+    ):
         leaf[...] = jnp.asarray(rng.uniform(low, high, 6), jnp.float32)
     layer.eval()
     norm.eval()
@@ -30,7 +45,9 @@ def pair(channels, groups=1, *, use_bias=False, dtype="float32", seed=0, **setti
     [(1, 1, 1, 1, (5, 7)), (3, 2, 0, 1, (9, 6)), (1, 2, 2, 2, (6, 9)), (3, 1, 2, 2, (5, 5))],
 )
 def test_folded_and_in_turn_are_the_same(groups, use_bias, stride, padding, dilation, size):
-    layer, norm = pair(3, groups, use_bias=use_bias, stride=stride, padding=padding, dilation=dilation)
+    layer, norm = pair(
+        3, groups, use_bias=use_bias, stride=stride, padding=padding, dilation=dilation
+    )
     if use_bias:
         layer.bias[...] = np.linspace(-1, 1, 6, dtype=np.float32)
     x = np.random.default_rng(1).standard_normal((2, *size, 3)).astype(np.float32)
@@ -95,7 +112,9 @@ def test_a_stem_is_not_folded(monkeypatch):
     called = []
     monkeypatch.setattr(nn.BatchNorm, "__call__", lambda self, x: called.append(x) or x)
     for channels, stride in ((3, 2), (3, 1), (16, 2)):
-        nn.conv_batch_norm(*pair(channels, stride=stride, dtype="bfloat16"), jnp.zeros((1, 5, 5, channels)))
+        nn.conv_batch_norm(
+            *pair(channels, stride=stride, dtype="bfloat16"), jnp.zeros((1, 5, 5, channels))
+        )
         assert len(called) == 1, "the first alone"
 
 
@@ -116,13 +135,17 @@ class Doubled(nn.Conv):
         return 2 * super().__call__(x)
 
 
-@pytest.mark.parametrize("kind", ["convolution", "normalisation", "flax"])
+@pytest.mark.parametrize("kind", ["convolution", "normalization", "flax"])
 def test_layers_of_other_classes_are_called(kind):
     layer, norm = pair(3)
     if kind == "convolution":
         layer = Doubled(3, 6, 3, rngs=nnx.Rngs(0))
-    elif kind == "normalisation":
-        norm = type("Shifted", (nn.BatchNorm,), {"__call__": lambda self, x: 1 + nn.BatchNorm.__call__(self, x)})(6)
+    elif kind == "normalization":
+        norm = type(
+            "Shifted",
+            (nn.BatchNorm,),
+            {"__call__": lambda self, x: 1 + nn.BatchNorm.__call__(self, x)},
+        )(6)
         norm.eval()
     else:
         norm = nnx.BatchNorm(6, use_running_average=True, rngs=nnx.Rngs(0))
@@ -141,7 +164,9 @@ def test_gradients_reach_both_layers_through_the_fold():
         with nn.folding(folded):
             return jnp.sin(nn.conv_batch_norm(layer, norm, x)).sum()
 
-    folded, plain = (jax.tree.leaves(jax.grad(loss, allow_int=True)(state, on)) for on in (True, False))
+    folded, plain = (
+        jax.tree.leaves(jax.grad(loss, allow_int=True)(state, on)) for on in (True, False)
+    )
     for found, wanted in zip(folded, plain, strict=True):
         if found.dtype != jax.dtypes.float0:
             np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
@@ -185,14 +210,18 @@ def test_whole_networks_fold_every_normalisation_and_give_the_same(backbone, hea
         def logits(state, x):
             with nn.folding(folded), pytest.MonkeyPatch.context() as patch:
                 own = nn.BatchNorm.__call__
-                patch.setattr(nn.BatchNorm, "__call__", lambda self, x: called.append(folded) or own(self, x))
+                patch.setattr(
+                    nn.BatchNorm, "__call__", lambda self, x: called.append(folded) or own(self, x)
+                )
                 return nnx.merge(graphdef, state)(x)
 
         return np.asarray(jax.jit(logits)(state, x).astype(jnp.float32))
 
     folded, plain = run(True), run(False)
     assert called == [False] * len(layers)
-    assert np.linalg.norm(folded - plain) < (1e-4 if dtype == "float32" else 3e-2) * np.linalg.norm(plain)
+    assert np.linalg.norm(folded - plain) < (1e-4 if dtype == "float32" else 3e-2) * np.linalg.norm(
+        plain
+    )
 
 
 @pytest.mark.lowering
@@ -205,8 +234,13 @@ def test_a_folded_convolution_is_followed_by_a_sum_in_its_own_dtype_alone():
             with nn.folding(folded):
                 return nnx.relu(nn.conv_batch_norm(layer, norm, x))
 
-        return len(re.findall(what, jax.jit(run).trace(x).lower(lowering_platforms=("cuda",)).as_text()))
+        return len(
+            re.findall(what, jax.jit(run).trace(x).lower(lowering_platforms=("cuda",)).as_text())
+        )
 
-    multiplied, widened = r"stablehlo\.multiply .*tensor<2x8x8x6x", r"stablehlo\.convert .*tensor<2x8x8x6xf32>"
+    multiplied, widened = (
+        r"stablehlo\.multiply .*tensor<2x8x8x6x",
+        r"stablehlo\.convert .*tensor<2x8x8x6xf32>",
+    )
     assert (found(True, multiplied), found(False, multiplied)) == (0, 1)
     assert found(True, widened) == 0 < found(False, widened)

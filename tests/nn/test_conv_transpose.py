@@ -28,16 +28,23 @@ def ours(*settings):
 
 def check(size, kernel, stride, padding, output_padding, channels, batch, depthwise, seed=0):
     """Compare output and gradients with PyTorch's in float64."""
-    out = tuple((n - 1) * stride - 2 * padding + k + output_padding for n, k in zip(size, kernel, strict=True))
+    out = tuple(
+        (n - 1) * stride - 2 * padding + k + output_padding
+        for n, k in zip(size, kernel, strict=True)
+    )
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((batch, *size, channels[0]), np.float32)
-    weight = rng.standard_normal((*kernel, channels[0], 1 if depthwise else channels[1]), np.float32)
+    weight = rng.standard_normal(
+        (*kernel, channels[0], 1 if depthwise else channels[1]), np.float32
+    )
     grad = rng.standard_normal((batch, *out, channels[0] if depthwise else channels[1]), np.float32)
     groups = channels[0] if depthwise else 1
 
     tx = torch.tensor(x.transpose(0, 3, 1, 2).copy(), dtype=torch.float64, requires_grad=True)
     tk = torch.tensor(weight.transpose(2, 3, 0, 1).copy(), dtype=torch.float64, requires_grad=True)
-    ty = F.conv_transpose2d(tx, tk, stride=stride, padding=padding, output_padding=output_padding, groups=groups)
+    ty = F.conv_transpose2d(
+        tx, tk, stride=stride, padding=padding, output_padding=output_padding, groups=groups
+    )
     ty.backward(torch.tensor(grad.transpose(0, 3, 1, 2).copy(), dtype=torch.float64))
     theirs = (
         ty.detach().numpy().transpose(0, 2, 3, 1),
@@ -45,7 +52,9 @@ def check(size, kernel, stride, padding, output_padding, channels, batch, depthw
         tk.grad.numpy().transpose(2, 3, 0, 1),
     )
     found = ours(stride, padding, output_padding, groups)(x, weight, grad)
-    for name, a, b in zip(("output", "input gradient", "kernel gradient"), found, theirs, strict=True):
+    for name, a, b in zip(
+        ("output", "input gradient", "kernel gradient"), found, theirs, strict=True
+    ):
         assert a.shape == b.shape, name
         # Sums of at most a few hundred products of numbers of size 1, in float32.
         np.testing.assert_allclose(a, b, atol=2e-6 * max(np.abs(b).max(), 1), err_msg=name)
@@ -81,9 +90,16 @@ def test_conv_transpose_and_its_gradients_equal_torch(form, seed):
     batch=st.integers(1, 2),
     depthwise=st.booleans(),
 )
-def test_it_equals_torch_in_any_form(size, kernel, stride, padding, output_padding, channels, batch, depthwise):
+def test_it_equals_torch_in_any_form(
+    size, kernel, stride, padding, output_padding, channels, batch, depthwise
+):
     assume(output_padding < stride)
-    assume(all((n - 1) * stride - 2 * padding + k + output_padding > 0 for n, k in zip(size, kernel, strict=True)))
+    assume(
+        all(
+            (n - 1) * stride - 2 * padding + k + output_padding > 0
+            for n, k in zip(size, kernel, strict=True)
+        )
+    )
     check(size, kernel, stride, padding, output_padding, channels, batch, depthwise)
 
 
@@ -103,7 +119,9 @@ def test_groups_that_are_neither_one_nor_the_channels_are_refused():
 
 
 def test_layer_equals_torch_and_keeps_float32_parameters_under_bfloat16():
-    layer = nn.ConvTranspose(3, 2, 5, stride=2, padding=1, kernel_init=nn.torch_default(7), rngs=nnx.Rngs(0))
+    layer = nn.ConvTranspose(
+        3, 2, 5, stride=2, padding=1, kernel_init=nn.torch_default(7), rngs=nnx.Rngs(0)
+    )
     reference = torch.nn.ConvTranspose2d(3, 2, 5, stride=2, padding=1)
     reference.weight.data = torch.tensor(np.asarray(layer.kernel[...]).transpose(2, 3, 0, 1).copy())
     reference.bias.data = torch.tensor(np.asarray(layer.bias[...]))

@@ -10,14 +10,17 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from fcn_jax import nn
-from fcn_jax.nn.conv_xla import Settings, gpu_conv, gpu_grads, space_to_depth, tpu_grads, xla_conv
+from fcn_jax.nn._conv_xla import Settings, gpu_conv, gpu_grads, space_to_depth, tpu_grads, xla_conv
 
 
 def drawn(settings, size, kernel_size, channels, out):
     """Images, kernel and gradient of the result."""
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.standard_normal((2, *size, channels * settings.groups)), jnp.float32)
-    kernel = jnp.asarray(rng.standard_normal((kernel_size, kernel_size, channels, out * settings.groups)), jnp.float32)
+    kernel = jnp.asarray(
+        rng.standard_normal((kernel_size, kernel_size, channels, out * settings.groups)),
+        jnp.float32,
+    )
     shape = jax.eval_shape(functools.partial(xla_conv, settings), x, kernel).shape
     return x, kernel, jnp.asarray(rng.standard_normal(shape), jnp.float32)
 
@@ -29,7 +32,9 @@ def xla_grads(settings, x, kernel, grad):
 def check_tpu_grads(size, kernel_size, stride, padding, dilation, groups):
     settings = Settings(stride, padding, dilation, groups)
     arrays = drawn(settings, size, kernel_size, 2, 3)
-    found = jax.jit(lambda *arrays: (tpu_grads(settings, *arrays), xla_grads(settings, *arrays)))(*arrays)
+    found = jax.jit(lambda *arrays: (tpu_grads(settings, *arrays), xla_grads(settings, *arrays)))(
+        *arrays
+    )
     for ours, theirs in zip(*found, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
     half = [array.astype(jnp.bfloat16) for array in arrays]
@@ -62,7 +67,9 @@ def test_the_gradients_for_tpus_are_xlas_with_a_float32_kernel_gradient(form):
     dilation=st.integers(1, 2),
     groups=st.sampled_from([1, 2, 3]),
 )
-def test_the_gradients_for_tpus_are_xlas_in_any_form(size, kernel_size, stride, padding, dilation, groups):
+def test_the_gradients_for_tpus_are_xlas_in_any_form(
+    size, kernel_size, stride, padding, dilation, groups
+):
     assume(min(size) + 2 * padding >= dilation * (kernel_size - 1) + 1)
     check_tpu_grads(size, kernel_size, stride, padding, dilation, groups)
 
@@ -114,7 +121,9 @@ def test_the_forms_for_gpus_are_xlas(form):
     channels=st.integers(1, 5),
     columns=st.integers(1, 5),
 )
-def test_the_forms_for_gpus_are_xlas_at_any_size(size, kernel_size, stride, padding, channels, columns):
+def test_the_forms_for_gpus_are_xlas_at_any_size(
+    size, kernel_size, stride, padding, channels, columns
+):
     assume(min(size) + 2 * padding >= kernel_size)
     check_gpu_forms(size, kernel_size, stride, padding, channels, columns)
 
@@ -122,17 +131,29 @@ def test_the_forms_for_gpus_are_xlas_at_any_size(size, kernel_size, stride, padd
 @pytest.mark.lowering
 @pytest.mark.parametrize(
     ("kernel_size", "stride", "channels", "groups", "deep"),
-    [(7, 2, 3, 1, True), (3, 2, 3, 1, True), (3, 1, 3, 1, False), (3, 2, 64, 1, False), (1, 2, 3, 1, False), (3, 2, 3, 3, False)],
+    [
+        (7, 2, 3, 1, True),
+        (3, 2, 3, 1, True),
+        (3, 1, 3, 1, False),
+        (3, 2, 64, 1, False),
+        (1, 2, 3, 1, False),
+        (3, 2, 3, 3, False),
+    ],
 )
-@pytest.mark.parametrize(("dtype", "becomes"), [("bfloat16", "x64x24xbf16>) ->"), ("float32", "x16x6xf32>) ->")])
+@pytest.mark.parametrize(
+    ("dtype", "becomes"), [("bfloat16", "x64x24xbf16>) ->"), ("float32", "x16x6xf32>) ->")]
+)
 def test_a_networks_first_convolution_is_one_of_many_channels_on_gpus_alone(
     kernel_size, stride, channels, groups, deep, dtype, becomes
 ):
     x = jax.ShapeDtypeStruct((1, 32, 32, channels), dtype)
     kernel = jax.ShapeDtypeStruct((kernel_size, kernel_size, channels // groups, 6), jnp.float32)
-    traced = jax.jit(lambda x, kernel: nn.conv(x, kernel, stride, kernel_size // 2, 1, groups)).trace(x, kernel)
+    traced = jax.jit(
+        lambda x, kernel: nn.conv(x, kernel, stride, kernel_size // 2, 1, groups)
+    ).trace(x, kernel)
     found = {
-        platform: becomes in next(line for line in text.splitlines() if "stablehlo.convolution" in line)
+        platform: becomes
+        in next(line for line in text.splitlines() if "stablehlo.convolution" in line)
         for platform in ("cuda", "tpu")
         if (text := traced.lower(lowering_platforms=(platform,)).as_text())
     }
@@ -142,7 +163,8 @@ def test_a_networks_first_convolution_is_one_of_many_channels_on_gpus_alone(
 def test_the_gradients_of_a_stems_columns_are_added_up_in_float32():
     settings, rng = Settings(2, 3, 1, 1), np.random.default_rng(0)
     x, kernel, grad = (
-        jnp.asarray(rng.standard_normal(shape), jnp.bfloat16) for shape in ((2, 64, 64, 3), (7, 7, 3, 8), (2, 32, 32, 8))
+        jnp.asarray(rng.standard_normal(shape), jnp.bfloat16)
+        for shape in ((2, 64, 64, 3), (7, 7, 3, 8), (2, 32, 32, 8))
     )
     found = gpu_grads(settings, x, kernel, grad)[1]
     exact = xla_grads(settings, *(array.astype(jnp.float32) for array in (x, kernel, grad)))[1]
@@ -155,7 +177,13 @@ def test_the_gradients_of_a_stems_columns_are_added_up_in_float32():
 def test_a_stems_gradients_keep_float64():
     settings, rng = Settings(2, 3, 1, 1), np.random.default_rng(0)
     with jax.enable_x64(True):
-        x, kernel, grad = (jnp.asarray(rng.standard_normal(shape)) for shape in ((1, 9, 9, 3), (7, 7, 3, 2), (1, 5, 5, 2)))
-        ours, exact = gpu_grads(settings, x, kernel, grad)[0], xla_grads(settings, x, kernel, grad)[0]
+        x, kernel, grad = (
+            jnp.asarray(rng.standard_normal(shape))
+            for shape in ((1, 9, 9, 3), (7, 7, 3, 2), (1, 5, 5, 2))
+        )
+        ours, exact = (
+            gpu_grads(settings, x, kernel, grad)[0],
+            xla_grads(settings, x, kernel, grad)[0],
+        )
         assert ours.dtype == jnp.float64
         np.testing.assert_allclose(ours, exact, rtol=1e-12, atol=1e-12)

@@ -1,4 +1,4 @@
-"""Blocks in a loop give what they give one after another: results, gradients and statistics."""
+"""SubpixelLogits in a loop give what they give one after another: results, gradients and statistics."""
 
 import sys
 
@@ -11,8 +11,8 @@ from jax.extend.core import jaxprs_in_params
 
 from fcn_jax import nn
 from fcn_jax.models.resnet import Architecture, ResNet
-from fcn_jax.nn import valid
-from fcn_jax.nn.in_turn import LEAST, loops
+from fcn_jax.nn import _valid
+from fcn_jax.nn._in_turn import LEAST, loops
 
 
 class Block(nnx.Module):
@@ -73,8 +73,10 @@ def scans(jaxpr, least=LEAST):
         ((4,) * (2 * LEAST + 1), [LEAST, LEAST + 1]),
     ],
 )
-def test_a_loop_gives_the_same_and_takes_equal_neighbours(monkeypatch, inner, lengths):
-    monkeypatch.setattr(sys.modules["fcn_jax.nn.in_turn"], "MOST", 2 * LEAST)  # the name is the function's, too
+def test_a_loop_gives_the_same_and_takes_equal_neighbors(monkeypatch, inner, lengths):
+    monkeypatch.setattr(
+        sys.modules["fcn_jax.nn._in_turn"], "MOST", 2 * LEAST
+    )  # the name is the function's, too
     x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 6, 5, 8)), jnp.float32)
     blocks = chain(*inner)
     (line, plain), (looped, found) = run(blocks, x, False), run(blocks, x, True)
@@ -107,9 +109,13 @@ STREAM = nnx.Rngs(noise=0)
 LINES = {
     "one block, six times": alike(lambda i: TIED),
     "one source of random numbers": alike(lambda i: Noisy(STREAM)),
-    "other dilations": alike(lambda i: nn.Conv(8, 8, 3, padding=1 + i % 2, dilation=1 + i % 2, rngs=nnx.Rngs(i))),
+    "other dilations": alike(
+        lambda i: nn.Conv(8, 8, 3, padding=1 + i % 2, dilation=1 + i % 2, rngs=nnx.Rngs(i))
+    ),
     "strides": alike(lambda i: nn.Conv(8, 8, 3, padding=1, stride=2, rngs=nnx.Rngs(i))),
-    "another dtype at first": alike(lambda i: nn.Conv(8, 8, 1, dtype=jnp.bfloat16, rngs=nnx.Rngs(i))),
+    "another dtype at first": alike(
+        lambda i: nn.Conv(8, 8, 1, dtype=jnp.bfloat16, rngs=nnx.Rngs(i))
+    ),
 }
 
 
@@ -126,13 +132,15 @@ def test_blocks_that_are_no_loop_are_called_one_by_one(name):
 def test_blocks_without_variables_are_a_loop():
     x = jnp.ones((1, 2, 2, 3))
     with loops(True):
-        np.testing.assert_allclose(nn.in_turn(alike(lambda i: Rectified()), x), 1 - 0.1 * LEAST, rtol=1e-5)
+        np.testing.assert_allclose(
+            nn.in_turn(alike(lambda i: Rectified()), x), 1 - 0.1 * LEAST, rtol=1e-5
+        )
 
 
 def test_images_that_fill_a_part_of_their_array_go_block_by_block():
     blocks = alike(lambda i: nn.Conv(8, 8, 3, padding=1, rngs=nnx.Rngs(i)))
     x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 8, 8, 8)), jnp.float32)
-    with loops(True), valid.sizes({(8, 8): (5, 6)}):
+    with loops(True), _valid.sizes({(8, 8): (5, 6)}):
         y = nn.in_turn(blocks, x)
     np.testing.assert_allclose(y[:, :5, :6], nn.in_turn(blocks, x[:, :5, :6]), atol=1e-5)
 
@@ -157,14 +165,21 @@ def test_a_loop_keeps_no_widened_output_for_the_backward_pass():
     x = jnp.zeros((2, 6, 5, 8))
     traced, _ = run(chain(*(4,) * LEAST), x, True)
     forward = next(equation for equation in traced.jaxpr.eqns if equation.primitive.name == "scan")
-    kept = [var.aval.shape for var in forward.outvars if var.aval.shape[:1] == (LEAST,) and len(var.aval.shape) == 5]
-    # The blocks' inputs, the 3x3 convolutions' outputs; not what the 1x1 ones make of them, nor what was rectified.
+    kept = [
+        var.aval.shape
+        for var in forward.outvars
+        if var.aval.shape[:1] == (LEAST,) and len(var.aval.shape) == 5
+    ]
+    # The blocks' inputs, the 3x3 convolutions' outputs; not what the 1x1 ones make of them, nor
+    # what was rectified.
     assert sorted(kept) == [(LEAST, 2, 6, 5, 4), (LEAST, 2, 6, 5, 8)]
 
 
 def test_a_resnet_without_a_long_row_has_no_loops():
     trunk = nnx.eval_shape(
-        lambda: ResNet(Architecture((3, 4, 6, 3)), dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
+        lambda: ResNet(
+            Architecture((3, 4, 6, 3)), dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(0)
+        )
     )
     trunk.eval()
     graphdef, state = nnx.split(trunk)
@@ -173,7 +188,15 @@ def test_a_resnet_without_a_long_row_has_no_loops():
         with loops(True):
             return list(nnx.merge(graphdef, state)(x).values())
 
-    assert scans(jax.make_jaxpr(features)(state, jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)).jaxpr, 2) == []
+    assert (
+        scans(
+            jax.make_jaxpr(features)(
+                state, jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+            ).jaxpr,
+            2,
+        )
+        == []
+    )
 
 
 @pytest.mark.slow
@@ -191,7 +214,9 @@ def test_a_deep_resnets_features_are_the_same_by_loops():
         return jax.jit(run)
 
     x = jnp.asarray(np.random.default_rng(1).standard_normal((1, 64, 64, 3)), jnp.float32)
-    assert scans(jax.make_jaxpr(features(True))(state, x).jaxpr, 2) == [3, LEAST], "with a long row, short ones too"
+    assert scans(jax.make_jaxpr(features(True))(state, x).jaxpr, 2) == [3, LEAST], (
+        "with a long row, short ones too"
+    )
     plain, looped = features(False)(state, x), features(True)(state, x)
     for name, feature in plain.items():
         np.testing.assert_allclose(looped[name], feature, rtol=1e-4, atol=1e-4)

@@ -25,7 +25,9 @@ def d2l_bilinear_kernel(in_channels, out_channels, kernel_size):
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 6, 7, 11, 16, 64])
 def test_bilinear_equals_the_chapters_bit_for_bit(size):
     ours = nn.bilinear(None, (size, size, 3, 3), jnp.float32)
-    np.testing.assert_array_equal(ours, d2l_bilinear_kernel(3, 3, size).numpy().transpose(2, 3, 0, 1))
+    np.testing.assert_array_equal(
+        ours, d2l_bilinear_kernel(3, 3, size).numpy().transpose(2, 3, 0, 1)
+    )
     assert ours.dtype == jnp.float32
 
 
@@ -44,7 +46,9 @@ def test_kaiming_has_the_distribution_of_torchs_fan_out(shape):
     # Five standard errors of n draws.
     assert abs(ours.mean()) < 5 * deviation / math.sqrt(ours.size)
     assert ours.std() == pytest.approx(deviation, rel=5 / math.sqrt(2 * ours.size))
-    np.testing.assert_allclose(quantiles(ours), quantiles(weight), atol=5 * deviation * 5 / math.sqrt(ours.size))
+    np.testing.assert_allclose(
+        quantiles(ours), quantiles(weight), atol=5 * deviation * 5 / math.sqrt(ours.size)
+    )
     assert len(np.unique(ours)) > 0.9 * ours.size, "the blocks that it is drawn in differ"
 
 
@@ -53,7 +57,10 @@ def test_default_of_a_1x1_convolution_has_the_distribution_of_torchs():
     torch.manual_seed(0)
     theirs = torch.nn.Conv2d(512, 210, 1)
     bound = 1 / math.sqrt(512)
-    for a, b in ((ours.kernel[...], theirs.weight.detach()), (ours.bias[...], theirs.bias.detach())):
+    for a, b in (
+        (ours.kernel[...], theirs.weight.detach()),
+        (ours.bias[...], theirs.bias.detach()),
+    ):
         a, b = np.asarray(a), np.asarray(b)
         assert np.abs(a).max() <= bound
         error = 5 * bound / math.sqrt(a.size)

@@ -19,7 +19,9 @@ def ours(kernel_size, stride, padding, ceil_mode):
 
     @jax.jit
     def run(x, weights):
-        y, vjp = jax.vjp(lambda x: nn.max_pool(x, kernel_size, stride, padding, ceil_mode=ceil_mode), x)
+        y, vjp = jax.vjp(
+            lambda x: nn.max_pool(x, kernel_size, stride, padding, ceil_mode=ceil_mode), x
+        )
         return y, vjp(weights)[0]
 
     return run
@@ -28,7 +30,8 @@ def ours(kernel_size, stride, padding, ceil_mode):
 def check(x, kernel_size, stride, padding, ceil_mode):
     tx = torch.tensor(x.transpose(0, 3, 1, 2).copy(), requires_grad=True)
     ty = F.max_pool2d(tx, kernel_size, stride, padding, ceil_mode=ceil_mode)
-    # Gradients of different size, so that one that goes to the wrong pixel shows; small integers, so that sums are exact.
+    # Gradients of different size, so that one that goes to the wrong pixel shows; small integers,
+    # so that sums are exact.
     weights = np.arange(ty.numel(), dtype=np.float32).reshape(ty.shape) % 50 + 1
     ty.backward(torch.tensor(weights))
     theirs = ty.detach().numpy().transpose(0, 2, 3, 1)
@@ -39,7 +42,13 @@ def check(x, kernel_size, stride, padding, ceil_mode):
 
 def check_with_ties(size, kernel_size, stride, padding, ceil_mode, seed):
     """Three values only: most windows have several largest pixels, of which the first gets the gradient."""
-    check(np.random.default_rng(seed).integers(-1, 2, (2, *size, 2)).astype(np.float32), kernel_size, stride, padding, ceil_mode)
+    check(
+        np.random.default_rng(seed).integers(-1, 2, (2, *size, 2)).astype(np.float32),
+        kernel_size,
+        stride,
+        padding,
+        ceil_mode,
+    )
 
 
 FORMS = {
@@ -70,7 +79,9 @@ def test_max_pool_and_its_gradient_equal_torch_with_ties(form, seed):
     ceil_mode=st.booleans(),
     seed=st.integers(0, 3),
 )
-def test_max_pool_and_its_gradient_equal_torch_in_any_form(size, kernel_size, stride, padding, ceil_mode, seed):
+def test_max_pool_and_its_gradient_equal_torch_in_any_form(
+    size, kernel_size, stride, padding, ceil_mode, seed
+):
     assume(padding <= kernel_size // 2)
     assume(min(size) + 2 * padding >= kernel_size)
     check_with_ties(size, kernel_size, stride, padding, ceil_mode, seed)
@@ -91,7 +102,11 @@ def test_bfloat16_keeps_its_dtype_in_both_directions():
 @given(st.sampled_from([(1, 1), (7, 10), (11, 3)]), st.integers(0, 2**32 - 1))
 def test_global_average_pool_is_pytorchs(size, seed):
     x = np.random.default_rng(seed).standard_normal((2, *size, 3), np.float32)
-    theirs = F.adaptive_avg_pool2d(torch.tensor(x.transpose(0, 3, 1, 2).copy()), 1).numpy().transpose(0, 2, 3, 1)
+    theirs = (
+        F.adaptive_avg_pool2d(torch.tensor(x.transpose(0, 3, 1, 2).copy()), 1)
+        .numpy()
+        .transpose(0, 2, 3, 1)
+    )
     np.testing.assert_allclose(nn.global_average_pool(jnp.asarray(x)), theirs, atol=1e-6)
 
 
@@ -103,8 +118,12 @@ def test_global_average_pool_sums_bfloat16_in_float32():
 
 
 @pytest.mark.parametrize("platform", ["tpu", "default"])
-@pytest.mark.parametrize(("kernel_size", "stride", "padding"), [(3, 2, 1), (2, 2, 0), (3, 1, 1), (2, 3, 0), (5, 2, 2)])
-def test_the_forms_for_tpus_and_gpus_give_the_same_gradient_with_ties(monkeypatch, platform, kernel_size, stride, padding):
+@pytest.mark.parametrize(
+    ("kernel_size", "stride", "padding"), [(3, 2, 1), (2, 2, 0), (3, 1, 1), (2, 3, 0), (5, 2, 2)]
+)
+def test_the_forms_for_tpus_and_gpus_give_the_same_gradient_with_ties(
+    monkeypatch, platform, kernel_size, stride, padding
+):
     x = jnp.asarray(np.random.default_rng(0).integers(-1, 2, (2, 9, 8, 3)), jnp.float32)
 
     def gradient(x):
@@ -135,17 +154,27 @@ def test_the_gradient_scatters_on_tpus_alone():
 
 
 def test_without_a_gradient_it_is_the_same_and_no_window_runs_pixel_by_pixel_on_a_cpu():
-    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 9, 8, 3)), jnp.float32).at[0, 3, 4, 1].set(jnp.nan)
+    x = (
+        jnp.asarray(np.random.default_rng(0).standard_normal((2, 9, 8, 3)), jnp.float32)
+        .at[0, 3, 4, 1]
+        .set(jnp.nan)
+    )
     alone, with_gradient = nn.max_pool(x, 3, 2, 1), jax.vjp(lambda x: nn.max_pool(x, 3, 2, 1), x)[0]
     np.testing.assert_array_equal(alone, with_gradient)
     assert int(jnp.isnan(alone[..., 1]).sum()) == 2, "the windows that hold it"
-    traced = jax.jit(lambda x: nn.max_pool(x, 3, 2, 1)).trace(jax.ShapeDtypeStruct(x.shape, x.dtype))
-    found = {p: "reduce_window" in traced.lower(lowering_platforms=(p,)).as_text() for p in ("cpu", "cuda", "tpu")}
+    traced = jax.jit(lambda x: nn.max_pool(x, 3, 2, 1)).trace(
+        jax.ShapeDtypeStruct(x.shape, x.dtype)
+    )
+    found = {
+        p: "reduce_window" in traced.lower(lowering_platforms=(p,)).as_text()
+        for p in ("cpu", "cuda", "tpu")
+    }
     assert found == {"cpu": False, "cuda": True, "tpu": True}
 
 
 def test_an_image_smaller_than_the_window_is_refused():
     with pytest.raises(
-        ValueError, match=r"no window of 7x7 fits an image of 6x9 pixels with a border of 0; give it a larger image"
+        ValueError,
+        match=r"no window of 7x7 fits an image of 6x9 pixels with a border of 0; give it a larger image",
     ):
         nn.max_pool(jnp.ones((1, 6, 9, 1)), 7, 2)

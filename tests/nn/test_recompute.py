@@ -6,8 +6,8 @@ from flax import nnx
 
 import fcn_jax
 from fcn_jax import nn
-from fcn_jax.nn import conv_cpu
-from fcn_jax.nn.recompute import recompute
+from fcn_jax.nn import _conv_cpu
+from fcn_jax.nn._recompute import remat_barrier
 
 on_cpus = pytest.mark.skipif(jax.default_backend() != "cpu", reason="the form for CPUs")
 
@@ -15,8 +15,10 @@ on_cpus = pytest.mark.skipif(jax.default_backend() != "cpu", reason="the form fo
 @pytest.mark.parametrize("first", [0.0, -0.0, 1.0, -3.5, 1e-40, np.inf, -np.inf, np.nan])
 def test_it_is_the_identity_whatever_is_read(first):
     x, stored = np.asarray([1.5, -2.0, np.inf], np.float32), np.asarray([[first, 2.0]], np.float32)
-    assert np.array_equal(jax.jit(recompute)(x, stored), x)
-    assert np.array_equal(jax.jit(jax.grad(lambda x: recompute(x, stored)[:2].sum()))(x), [1.0, 1.0, 0.0])
+    assert np.array_equal(jax.jit(remat_barrier)(x, stored), x)
+    assert np.array_equal(
+        jax.jit(jax.grad(lambda x: remat_barrier(x, stored)[:2].sum()))(x), [1.0, 1.0, 0.0]
+    )
 
 
 def temporaries():
@@ -37,7 +39,7 @@ def temporaries():
 @on_cpus
 def test_what_a_convolution_has_transformed_is_not_kept_for_its_gradients(monkeypatch):
     taken = temporaries()
-    monkeypatch.setattr(conv_cpu, "recompute", lambda x, stored: x)
+    monkeypatch.setattr(_conv_cpu, "remat_barrier", lambda x, stored: x)
     jax.clear_caches()
     kept = temporaries()
     jax.clear_caches()

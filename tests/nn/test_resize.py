@@ -40,7 +40,9 @@ def by_torch(x, weights, align_corners):
         return torch.tensor(array.astype(np.float64).transpose(0, 3, 1, 2).copy())
 
     tx = nchw(x).requires_grad_()
-    ty = F.interpolate(tx, size=weights.shape[1:3], mode="bilinear", align_corners=align_corners, antialias=False)
+    ty = F.interpolate(
+        tx, size=weights.shape[1:3], mode="bilinear", align_corners=align_corners, antialias=False
+    )
     ty.backward(nchw(weights))
     return [t.detach().numpy().transpose(0, 2, 3, 1) for t in (ty, tx.grad)]
 
@@ -48,7 +50,9 @@ def by_torch(x, weights, align_corners):
 def check(old, new, align_corners, seed=0):
     x, weights = drawn(old, new, np.float32, seed)
     found = ours(new, align_corners)(x, weights)
-    for name, a, b in zip(("output", "gradient"), found, by_torch(x, weights, align_corners), strict=True):
+    for name, a, b in zip(
+        ("output", "gradient"), found, by_torch(x, weights, align_corners), strict=True
+    ):
         assert a.dtype == np.float32
         assert a.shape == b.shape, name
         np.testing.assert_allclose(a, b, atol=2e-6 * max(np.abs(b).max(), 1), err_msg=name)
@@ -57,10 +61,14 @@ def check(old, new, align_corners, seed=0):
 def check_bfloat16(old, new, align_corners, seed=0):
     x, weights = drawn(old, new, jnp.bfloat16, seed)
     found = ours(new, align_corners)(x, weights)
-    exact, sizes = by_torch(x, weights, align_corners), by_torch(np.abs(x), np.abs(weights), align_corners)
+    exact, sizes = (
+        by_torch(x, weights, align_corners),
+        by_torch(np.abs(x), np.abs(weights), align_corners),
+    )
     for name, a, b, scale in zip(("output", "gradient"), found, exact, sizes, strict=True):
         assert a.dtype == jnp.bfloat16
-        # The position along each axis, between neighbours of up to 4 with different signs; the half-way result; the end.
+        # The position along each axis, between neighbors of up to 4 with different signs; the
+        # half-way result; the end.
         allowed = 6 * 2**-9 * (scale.max() + 4)
         assert np.abs(np.asarray(a, np.float64) - b).max() < allowed, name
 
@@ -110,7 +118,9 @@ def test_a_constant_image_stays_as_it_is(dtype):
     x = jnp.full((1, 7, 5, 2), 1.5, dtype)
     for size in ((29, 31), (3, 2)):
         np.testing.assert_allclose(
-            nn.resize_bilinear(x, size).astype(jnp.float32), 1.5, rtol=0 if dtype == jnp.bfloat16 else 1e-6
+            nn.resize_bilinear(x, size).astype(jnp.float32),
+            1.5,
+            rtol=0 if dtype == jnp.bfloat16 else 1e-6,
         )
 
 
@@ -121,5 +131,7 @@ def test_the_same_size_changes_no_bit():
 
 @pytest.mark.parametrize(("shape", "size"), [((1, 0, 3, 1), (2, 2)), ((1, 3, 3, 1), (2, 0))])
 def test_a_side_of_zero_is_an_error_that_says_the_sizes(shape, size):
-    with pytest.raises(ValueError, match=r"cannot resize \d+x3 pixels to 2x\d: each side must be at least 1"):
+    with pytest.raises(
+        ValueError, match=r"cannot resize \d+x3 pixels to 2x\d: each side must be at least 1"
+    ):
         nn.resize_bilinear(jnp.zeros(shape), size)

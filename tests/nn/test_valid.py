@@ -12,7 +12,7 @@ from fcn_jax import build_model, nn
 from fcn_jax.models.fcn_skip import FCN8S
 from fcn_jax.models.resnet import RESNET18, Architecture, ResNet
 from fcn_jax.models.segmenter import ModelSpec, Segmenter
-from fcn_jax.nn import valid
+from fcn_jax.nn import _valid
 
 SIDES = st.tuples(st.integers(4, 19), st.integers(4, 19))
 
@@ -36,9 +36,9 @@ def within(function, outer):
 
     @jax.jit
     def run(x, *hw):
-        with valid.sizes({outer: hw}):
+        with _valid.sizes({outer: hw}):
             y = function(x)
-            return y, valid.of(y.shape[1:3])
+            return y, _valid.of(y.shape[1:3])
 
     return run
 
@@ -111,7 +111,10 @@ def test_any_operator_gives_it_at_any_size(inner, more, data):
         assume(min(inner) + 2 * padding >= dilation * (size - 1) + 1)
         function = convolution(size, stride, padding, dilation)
     elif kind == "pool":
-        function = pool(*draw(st.sampled_from([(2, 2, 0), (3, 2, 1), (3, 1, 1), (3, 2, 0)])), draw(st.booleans()))
+        function = pool(
+            *draw(st.sampled_from([(2, 2, 0), (3, 2, 1), (3, 1, 1), (3, 2, 0)])),
+            draw(st.booleans()),
+        )
     elif kind == "transposed":
         function = transposed(*draw(st.sampled_from([(4, 2, 1), (4, 2, 0), (3, 2, 1), (8, 4, 2)])))
     else:
@@ -127,7 +130,9 @@ def test_kernels_that_are_not_square(size):
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
-@pytest.mark.parametrize(("inner", "new"), [((5, 7), (33, 47)), ((9, 6), (4, 11)), ((1, 1), (8, 8))])
+@pytest.mark.parametrize(
+    ("inner", "new"), [((5, 7), (33, 47)), ((9, 6), (4, 11)), ((1, 1), (8, 8))]
+)
 def test_bilinear_resize(inner, new, align_corners):
     x, outer, new_outer = noise(2, *inner, 3), (12, 13), (64, 65)
     beside = 50 + noise(2, *outer, 3, seed=1)
@@ -136,7 +141,7 @@ def test_bilinear_resize(inner, new, align_corners):
 
     @jax.jit
     def among_others(x):
-        with valid.sizes({outer: inner, new_outer: new}):
+        with _valid.sizes({outer: inner, new_outer: new}):
             return nn.resize_bilinear(x, new_outer, align_corners=align_corners)
 
     y = among_others(beside)
@@ -144,14 +149,19 @@ def test_bilinear_resize(inner, new, align_corners):
 
 
 def test_a_network_that_slices_by_itself_is_refused():
-    with valid.sizes({(8, 8): (5, 5)}), pytest.raises(ValueError, match="feature of 7x8 pixels is not known"):
+    with (
+        _valid.sizes({(8, 8): (5, 5)}),
+        pytest.raises(ValueError, match="feature of 7x8 pixels is not known"),
+    ):
         nn.max_pool(jnp.ones((1, 8, 8, 1))[:, 1:], 2, 2)
 
 
 def halved_twice(x):
     """Two maps of half the size, whatever it is, and the sum's pool."""
     kernels = (jnp.asarray(noise(size, size, 3, 3, seed=size)) for size in (1, 3))
-    return nn.max_pool(sum(nn.conv(x, kernel, 2, kernel.shape[0] // 2) for kernel in kernels), 3, 2, 1)
+    return nn.max_pool(
+        sum(nn.conv(x, kernel, 2, kernel.shape[0] // 2) for kernel in kernels), 3, 2, 1
+    )
 
 
 def one_shape_two_sizes(x):
@@ -167,12 +177,10 @@ def test_two_maps_of_one_size_need_not_be_told_apart():
 @pytest.mark.parametrize("traced", [False, True])
 def test_two_maps_of_one_shape_that_hold_different_sizes_are_refused(traced):
     def run(hw):
-        with valid.sizes({(8, 8): hw}):
+        with _valid.sizes({(8, 8): hw}):
             return one_shape_two_sizes(jnp.ones((1, 8, 8, 3)))
 
-    complaint = (
-        "feature of 4x4 pixels is not known: this network has two such features.*or its descriptor must not say `maskable`"
-    )
+    complaint = "feature of 4x4 pixels is not known: this network has two such features.*or its descriptor must not say `maskable`"
     with pytest.raises(ValueError, match=complaint):
         jax.eval_shape(run, (jnp.int32(6), jnp.int32(7))) if traced else run((6, 7))
     if not traced:
@@ -180,7 +188,7 @@ def test_two_maps_of_one_shape_that_hold_different_sizes_are_refused(traced):
 
 
 def test_a_size_that_is_not_known_for_sure_is_no_error_where_nobody_asks():
-    with valid.sizes({(8, 8): (6, 7)}):
+    with _valid.sizes({(8, 8): (6, 7)}):
         nn.max_pool(jnp.ones((1, 8, 8, 3)), 2, 2)
         nn.conv(jnp.ones((1, 8, 8, 3)), jnp.ones((5, 5, 3, 3)), 1)
 
@@ -192,8 +200,15 @@ def shallow(head):
     """
     features, chosen = RESNET18.features(RESNET18.options(), 32), head.options()
     selected = [spec for spec in features if spec.name in head.select(chosen, features)]
-    trunk = ResNet(Architecture((1, 1, 1, 1), bottleneck=False), dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
-    model = Segmenter(trunk, head.build(chosen, selected, num_classes=3, rngs=nnx.Rngs(1)), ModelSpec(), features)
+    trunk = ResNet(
+        Architecture((1, 1, 1, 1), bottleneck=False),
+        dtype=jnp.float32,
+        param_dtype=jnp.float32,
+        rngs=nnx.Rngs(0),
+    )
+    model = Segmenter(
+        trunk, head.build(chosen, selected, num_classes=3, rngs=nnx.Rngs(1)), ModelSpec(), features
+    )
     model.eval()
     return model
 
@@ -204,9 +219,13 @@ def test_a_skip_heads_maps_that_cannot_be_told_apart_in_a_small_array_are_refuse
 
     def shape(side):
         image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
-        return jax.eval_shape(lambda state, x, hw: nnx.merge(graphdef, state)(x, hw), state, image, hw).shape
+        return jax.eval_shape(
+            lambda state, x, hw: nnx.merge(graphdef, state)(x, hw), state, image, hw
+        ).shape
 
-    with pytest.raises(ValueError, match="feature of 4x4 pixels is not known: this network has two such features"):
+    with pytest.raises(
+        ValueError, match="feature of 4x4 pixels is not known: this network has two such features"
+    ):
         shape(32)
     for side in (64, 65, 96, 97, 128):
         assert shape(side) == (1, side, side, 3)
@@ -219,7 +238,9 @@ def check_network(model, hw):
     graphdef, state = nnx.split(model)
     run = jax.jit(lambda state, x, hw: nnx.merge(graphdef, state)(x, hw))
     alone = np.asarray(run(state, x, None))
-    logits = np.asarray(run(state, padded, tuple(jnp.int32(side) for side in hw)))[:, : hw[0], : hw[1]]
+    logits = np.asarray(run(state, padded, tuple(jnp.int32(side) for side in hw)))[
+        :, : hw[0], : hw[1]
+    ]
     assert np.abs(logits - alone).max() < 1e-5 * np.abs(alone).max()
 
 

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from fcn_jax.nn import winograd
+from fcn_jax.nn import _winograd
 
 torch = pytest.importorskip("torch")
 
 
-conv3x3 = jax.jit(winograd.conv3x3, static_argnums=(2, 3), static_argnames="transpose")
-kernel_grad = jax.jit(winograd.kernel_grad, static_argnums=(2, 3))
+conv3x3 = jax.jit(_winograd.conv3x3, static_argnums=(2, 3), static_argnames="transpose")
+kernel_grad = jax.jit(_winograd.kernel_grad, static_argnums=(2, 3))
 
 
 def both(size, padding, dilation, channels, seed=0):
@@ -46,7 +46,8 @@ def check(size, padding, dilation, channels, seed=0):
             np.testing.assert_allclose(found, wanted, atol=1e-5 * max(1, np.abs(wanted).max()))
 
 
-# Size, padding, dilation, channels: tiles that the image fills and not, more border than the taps reach, none.
+# Size, padding, dilation, channels: tiles that the image fills and not, more border than the taps
+# reach, none.
 FORMS = [
     ((12, 8), 1, 1, (3, 5)),
     ((13, 7), 2, 2, (2, 3)),
@@ -83,6 +84,6 @@ def test_the_transforms_lose_no_more_than_pytorchs_sums_do():
 
 def test_sums_of_a_kernel_gradient_are_float32():
     x, grad = (jnp.ones((1, 40, 40, 1), jnp.bfloat16) for _ in range(2))
-    found = winograd.kernel_grad(x, grad, 1, 1)
+    found = _winograd.kernel_grad(x, grad, 1, 1)
     assert found.dtype == jnp.float32
     assert found[1, 1, 0, 0] == 1600  # a bfloat16 sum would stall at 256

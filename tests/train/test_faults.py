@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,18 +17,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fcn_jax import checkpoint, cli, config, registry
+from fcn_jax import checkpoint, cli, config
 from fcn_jax.data import pipeline
 from fcn_jax.errors import CheckpointError, ConfigError, DataError, TrainingError, WriteError
+from fcn_jax.plugins import registry
 from fcn_jax.train import logs, loop
 from fcn_jax.train.loop import Result, train
-
-sys.path.insert(0, str(Path(__file__).parent))
-import scenes
+from tests.helpers import scenes
 
 # Four steps in each of three epochs.
 STEPS = 12
-RECIPE = scenes.RECIPE.replace("batch_size = 8", "batch_size = 4").replace("epochs = 5", "epochs = 3")
+RECIPE = scenes.RECIPE.replace("batch_size = 8", "batch_size = 4").replace(
+    "epochs = 5", "epochs = 3"
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -70,7 +70,9 @@ def here(tiny_plugin: None, data: Path, recipe: Path) -> Callable[..., Result]:
     """Train in this process."""
 
     def run(directory: Path, *settings: str, resume: bool = False, root: Path = data) -> Result:
-        table = config.override(config.read_recipe(str(recipe)), [f"data.root={json.dumps(str(root))}", *settings])
+        table = config.override(
+            config.read_recipe(str(recipe)), [f"data.root={json.dumps(str(root))}", *settings]
+        )
         return train(config.parse(table), directory, resume=resume)
 
     return run
@@ -87,7 +89,9 @@ def copied(data: Path, tmp_path: Path) -> Path:
 
 
 def steps(run: Path) -> list[int]:
-    return sorted(int(path.name) for path in (run / "checkpoints").iterdir() if path.name.isdecimal())
+    return sorted(
+        int(path.name) for path in (run / "checkpoints").iterdir() if path.name.isdecimal()
+    )
 
 
 def records(run: Path, event: str, *keys: str) -> list[tuple[Any, ...]]:
@@ -98,11 +102,17 @@ def records(run: Path, event: str, *keys: str) -> list[tuple[Any, ...]]:
 def assert_equal(run: Path, undisturbed: Path) -> None:
     """The same parameters, optimizer, losses, scores and best checkpoint, bit for bit."""
     for item in ("model", "train"):
-        found, expected = (_arrays(directory / "checkpoints" / str(STEPS) / item) for directory in (run, undisturbed))
+        found, expected = (
+            _arrays(directory / "checkpoints" / str(STEPS) / item)
+            for directory in (run, undisturbed)
+        )
         assert found.keys() == expected.keys()
         for name, value in expected.items():
             np.testing.assert_array_equal(found[name], value, err_msg=name)
-    for event, keys in (("train", ("step", "loss", "grad_norm", "lr")), ("val", ("step", "miou", "pixel_accuracy"))):
+    for event, keys in (
+        ("train", ("step", "loss", "grad_norm", "lr")),
+        ("val", ("step", "miou", "pixel_accuracy")),
+    ):
         assert records(run, event, *keys) == records(undisturbed, event, *keys)
     assert checkpoint.find(run).name == checkpoint.find(undisturbed).name
 
@@ -113,7 +123,10 @@ def _arrays(item: Path) -> dict[str, np.ndarray]:
 
     with ocp.StandardCheckpointer() as checkpointer:
         tree = checkpointer.restore(item)
-    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return {
+        jax.tree_util.keystr(path): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
 
 
 def test_the_checkpoint_is_written_before_the_evaluation_and_survives_its_error(
@@ -131,7 +144,9 @@ def test_the_checkpoint_is_written_before_the_evaluation_and_survives_its_error(
         in message
     )
     assert steps(tmp_path / "run") == [4]
-    with pytest.raises(DataError, match="the work up to step 4 is saved"):  # nothing is trained on top of it
+    with pytest.raises(
+        DataError, match="the work up to step 4 is saved"
+    ):  # nothing is trained on top of it
         here(tmp_path / "run", root=copied, resume=True)
     broken.write_bytes(whole)
     here(tmp_path / "run", root=copied, resume=True)
@@ -139,7 +154,11 @@ def test_the_checkpoint_is_written_before_the_evaluation_and_survives_its_error(
 
 
 def test_a_training_file_damaged_during_the_run_costs_no_step(
-    here: Callable[..., Result], copied: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    here: Callable[..., Result],
+    copied: Path,
+    undisturbed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # All of them, since the next batches were read before.
     whole = {path: path.read_bytes() for path in (copied / "masks" / "train").iterdir()}
@@ -168,8 +187,18 @@ def test_a_training_file_damaged_during_the_run_costs_no_step(
     ("error", "kind", "message"),
     [
         (ValueError("the plugin's\nown error"), TrainingError, "ValueError: the plugin's"),
-        pytest.param(MemoryError(), TrainingError, "out of memory: lower data.batch_size", marks=pytest.mark.slow),
-        pytest.param(OSError(errno.EIO, "I/O error", "/data/a.png"), TrainingError, "OSError", marks=pytest.mark.slow),
+        pytest.param(
+            MemoryError(),
+            TrainingError,
+            "out of memory: lower data.batch_size",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            OSError(errno.EIO, "I/O error", "/data/a.png"),
+            TrainingError,
+            "OSError",
+            marks=pytest.mark.slow,
+        ),
         (KeyboardInterrupt(), KeyboardInterrupt, "interrupted"),
     ],
 )
@@ -201,7 +230,9 @@ def test_any_error_between_steps_leaves_the_last_completed_step(
     assert_equal(tmp_path / "run", undisturbed)
 
 
-def test_an_error_before_the_first_step_leaves_no_run(here: Callable[..., Result], copied: Path, tmp_path: Path) -> None:
+def test_an_error_before_the_first_step_leaves_no_run(
+    here: Callable[..., Result], copied: Path, tmp_path: Path
+) -> None:
     for path in (copied / "images" / "train").iterdir():
         path.write_bytes(b"broken")
     with pytest.raises(DataError):
@@ -216,21 +247,37 @@ def test_an_error_before_the_first_step_leaves_no_run(here: Callable[..., Result
 def test_a_setting_that_fails_when_the_step_is_traced_is_one_line_and_leaves_no_run(
     recipe: Path, data: Path, tiny_plugin: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = ["model.aux_head=fcn", "model.aux_feature=deep", "data.batch_size=1", "data.crop=[8,8]"]
+    settings = [
+        "model.aux_head=fcn",
+        "model.aux_feature=deep",
+        "data.batch_size=1",
+        "data.crop=[8,8]",
+    ]
     more = [part for setting in settings for part in ("--set", setting)]
-    status = cli.main(["train", str(recipe), "--data", str(data), "--run", str(tmp_path / "run"), *more])
+    status = cli.main(
+        ["train", str(recipe), "--data", str(data), "--run", str(tmp_path / "run"), *more]
+    )
     error = capsys.readouterr().err.splitlines()[-1]
     assert status == 2
-    assert error.startswith("fcn-jax: error: the training step cannot be compiled with model.backbone = tiny")
+    assert error.startswith(
+        "fcn-jax: error: the training step cannot be compiled with model.backbone = tiny"
+    )
     assert "data.batch_size = 1" in error
     assert "data.crop = [8, 8]" in error
     assert not (tmp_path / "run").exists()
 
 
-def test_parameters_that_are_not_finite_are_never_saved(here: Callable[..., Result], tmp_path: Path) -> None:
+def test_parameters_that_are_not_finite_are_never_saved(
+    here: Callable[..., Result], tmp_path: Path
+) -> None:
     # The loss of step 1 is finite; what the step makes of the parameters is not.
     with pytest.raises(TrainingError, match=r"after it .* parameters are not finite") as caught:
-        here(tmp_path / "run", "optim.lr=3e38", "train.checkpoint_every=1", "optim.weight_decay=1e30")
+        here(
+            tmp_path / "run",
+            "optim.lr=3e38",
+            "train.checkpoint_every_steps=1",
+            "optim.weight_decay=1e30",
+        )
     assert steps(tmp_path / "run") == []
     assert "there is no checkpoint to go on from" in str(caught.value)
     assert (tmp_path / "run" / "nonfinite" / "report.json").exists()
@@ -246,7 +293,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder.mkdir()
     if os.name != "posix" or shutil.which("mount") is None:
         pytest.skip("no tmpfs here")
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", folder], capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", folder], capture_output=True, check=False
+    )
     if mounted.returncode:
         pytest.skip("a tmpfs can only be mounted by root")
     yield folder
@@ -307,7 +356,9 @@ def test_a_save_that_fails_ends_the_run_and_keeps_the_checkpoint_before(
         patch.setattr(checkpoint.files, "list_files", full)
         with pytest.raises(TrainingError) as caught:
             here(tmp_path / "run")
-    assert "checkpoints/8: the checkpoint cannot be written (no space left on the disk)" in str(caught.value)
+    assert "checkpoints/8: the checkpoint cannot be written (no space left on the disk)" in str(
+        caught.value
+    )
     last = steps(tmp_path / "run")[-1]
     assert f"the work up to step {last} is saved" in str(caught.value)
     assert not list((tmp_path / "run" / "checkpoints").glob("*tmp*"))
@@ -331,7 +382,9 @@ def test_metrics_that_cannot_be_written_end_the_run_with_its_work_saved(
             here(tmp_path / "run")
     # The record of step 6 itself could not be written; everything else is the same.
     here(tmp_path / "run", resume=True)
-    expected = [record for record in records(undisturbed, "train", "step", "loss") if record[0] != 6]
+    expected = [
+        record for record in records(undisturbed, "train", "step", "loss") if record[0] != 6
+    ]
     assert records(tmp_path / "run", "train", "step", "loss") == expected
 
 
@@ -362,7 +415,9 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) ->
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_stop_inside_an_evaluation_is_seen_within_an_image_and_the_evaluation_is_made_up_for(
     here: Callable[..., Result],
     undisturbed: Path,
@@ -425,11 +480,11 @@ def test_a_stop_inside_a_save_lets_it_finish(
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint.files, "list_files", slow)
-        result = here(tmp_path / "run", "train.checkpoint_every=6")
+        result = here(tmp_path / "run", "train.checkpoint_every_steps=6")
     assert result.stopped_by == "SIGTERM"
     assert result.saved == result.step
     assert 6 in steps(tmp_path / "run")
-    here(tmp_path / "run", "train.checkpoint_every=6", resume=True)
+    here(tmp_path / "run", "train.checkpoint_every_steps=6", resume=True)
     assert_equal(tmp_path / "run", undisturbed)
 
 
@@ -452,7 +507,9 @@ def test_a_stop_before_the_first_step_leaves_no_run(
 
 
 @pytest.mark.slow
-def test_a_killed_input_worker_is_replaced_and_nothing_changes(recipe: Path, data: Path, tmp_path: Path) -> None:
+def test_a_killed_input_worker_is_replaced_and_nothing_changes(
+    recipe: Path, data: Path, tmp_path: Path
+) -> None:
     run, undisturbed = tmp_path / "run", tmp_path / "undisturbed"
     # In a process of its own, too, whose settings of XLA are other than those of the tests.
     assert scenes.train(recipe, data, undisturbed).returncode == 0
@@ -467,7 +524,16 @@ def test_a_killed_input_worker_is_replaced_and_nothing_changes(recipe: Path, dat
     os.kill(workers_of(process.pid)[0], signal.SIGKILL)
     _, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
-    assert len([line for line in err.splitlines() if "fcn-jax: warning: an input worker was killed by SIGKILL" in line]) == 1
+    assert (
+        len(
+            [
+                line
+                for line in err.splitlines()
+                if "fcn-jax: warning: an input worker was killed by SIGKILL" in line
+            ]
+        )
+        == 1
+    )
     assert "Traceback" not in err
     assert_equal(run, undisturbed)
 
@@ -490,23 +556,38 @@ def workers_of(parent: int) -> list[int]:
 
 
 def damaged_in_every_way(directory: Path) -> Iterator[tuple[str, Callable[[], None]]]:
-    for file in sorted(path for item in ("model", "train", "data", "spec") for path in (directory / item).rglob("*")):
+    for file in sorted(
+        path
+        for item in ("model", "train", "data", "spec")
+        for path in (directory / item).rglob("*")
+    ):
         if file.is_file() and file.name != "commit_success.txt":
             contents = file.read_bytes()
             flipped = bytearray(contents)
             flipped[len(flipped) // 2] ^= 16
             yield f"{file.name} removed", file.unlink
             yield f"{file.name} emptied", lambda file=file: file.write_bytes(b"")
-            yield f"{file.name} cut", lambda file=file, contents=contents: file.write_bytes(contents[:-1])
-            yield f"{file.name} flipped", lambda file=file, flipped=flipped: file.write_bytes(flipped)
+            yield (
+                f"{file.name} cut",
+                lambda file=file, contents=contents: file.write_bytes(contents[:-1]),
+            )
+            yield (
+                f"{file.name} flipped",
+                lambda file=file, flipped=flipped: file.write_bytes(flipped),
+            )
 
 
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_taken(
-    here: Callable[..., Result], undisturbed: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    here: Callable[..., Result],
+    undisturbed: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     run = Path(shutil.copytree(undisturbed, tmp_path / "run"))
     manifest = json.loads((run / "checkpoints" / str(STEPS) / "files.json").read_text())
-    largest = max((name for name in manifest if name.startswith("model/")), key=lambda name: manifest[name][0])
+    largest = max(
+        (name for name in manifest if name.startswith("model/")), key=lambda name: manifest[name][0]
+    )
     file = run / "checkpoints" / str(STEPS) / largest
     contents = bytearray(file.read_bytes())
     contents[len(contents) // 2] ^= 1
@@ -519,7 +600,9 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_taken(
     assert_equal(run, undisturbed)
 
 
-def test_damage_of_any_file_is_found(undisturbed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_damage_of_any_file_is_found(
+    undisturbed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     newest = undisturbed / "checkpoints" / str(STEPS)
     ways = [way for way, _ in damaged_in_every_way(newest)]
     assert len(ways) > 40
@@ -537,7 +620,8 @@ def test_a_run_without_a_whole_checkpoint_says_so_in_a_line(
     for step in steps(run):
         shutil.rmtree(run / "checkpoints" / str(step) / "train")
     with pytest.raises(
-        CheckpointError, match=r"no checkpoint can be restored: checkpoint 12: train is missing; .*backup"
+        CheckpointError,
+        match=r"no checkpoint can be restored: checkpoint 12: train is missing; .*backup",
     ) as caught:
         here(run, resume=True)
     assert "\n" not in str(caught.value)
@@ -570,11 +654,19 @@ def test_leftovers_of_killed_saves_are_removed_and_nobody_elses_files(
 ) -> None:
     run = Path(shutil.copytree(undisturbed, tmp_path / "run"))
     shutil.rmtree(run / "checkpoints" / str(STEPS))
-    leftovers = [run / "checkpoints" / f"{STEPS}.orbax-checkpoint-tmp", run / "checkpoints" / "4.deleted"]
+    leftovers = [
+        run / "checkpoints" / f"{STEPS}.orbax-checkpoint-tmp",
+        run / "checkpoints" / "4.deleted",
+    ]
     for folder in leftovers:
         (folder / "model").mkdir(parents=True)
     files = [run / ".config.0123abcd.json", run / ".metrics.89abcdef.jsonl"]
-    mine = [run / "notes.txt", run / ".config.json", run / "checkpoints" / "best-so-far", run / "config.0123abcd.json"]
+    mine = [
+        run / "notes.txt",
+        run / ".config.json",
+        run / "checkpoints" / "best-so-far",
+        run / "config.0123abcd.json",
+    ]
     for file in (*files, *mine):
         file.write_text("x")
     here(run, resume=True)
@@ -596,12 +688,19 @@ def test_more_epochs_equal_a_longer_run_where_the_schedule_is_constant(
     assert here(tmp_path / "run", constant, "train.epochs=2", resume=True).was_finished
     assert here(tmp_path / "run", constant, resume=True).step == STEPS
     assert_equal(tmp_path / "run", tmp_path / "long")
-    with pytest.raises(ConfigError, match=r"train\.epochs cannot change from 3 to 5.*'poly'.*--init .* --set train\.epochs=5"):
+    with pytest.raises(
+        ConfigError,
+        match=r"train\.epochs cannot change from 3 to 5.*'poly'.*--init .* --set train\.epochs=5",
+    ):
         here(undisturbed, "train.epochs=5", resume=True)
 
 
 def test_a_finished_run_says_how_to_go_on(
-    recipe: Path, data: Path, undisturbed: Path, tiny_plugin: None, capsys: pytest.CaptureFixture[str]
+    recipe: Path,
+    data: Path,
+    undisturbed: Path,
+    tiny_plugin: None,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     before = (undisturbed / "metrics.jsonl").read_text()
     assert cli.main(["train", "--run", str(undisturbed), "--resume"]) == 0
@@ -615,10 +714,16 @@ def test_a_run_started_from_a_file_goes_on_without_it(
     here: Callable[..., Result], undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start = Path(shutil.copytree(checkpoint.find(undisturbed), tmp_path / "start"))
-    settings = (f"init.weights={json.dumps(str(start))}", "train.epochs=2", 'optim.schedule="constant"')
+    settings = (
+        f"init.weights={json.dumps(str(start))}",
+        "train.epochs=2",
+        'optim.schedule="constant"',
+    )
     here(tmp_path / "run", *settings)
     shutil.rmtree(start)
-    longer = tuple("train.epochs=3" if setting.startswith("train.epochs") else setting for setting in settings)
+    longer = tuple(
+        "train.epochs=3" if setting.startswith("train.epochs") else setting for setting in settings
+    )
     assert here(tmp_path / "run", *longer, resume=True).step == STEPS
     spec = checkpoint.read_spec(tmp_path / "run" / "checkpoints" / str(STEPS))
     assert spec.weights is not None
@@ -667,10 +772,22 @@ def test_two_processes_do_not_share_a_run_directory(
     [
         (lambda path: path.write_text("x"), "this is a file"),
         (lambda path: path.symlink_to("nowhere"), "link to nothing"),
-        (lambda path: (path.mkdir(), (path / "notes.txt").write_text("x")), "no run to resume or evaluate here"),
-        (lambda path: (path.mkdir(), (path / "config.json").write_text("{")), "config.json.*cannot be read"),
-        (lambda path: (path.mkdir(), (path / "config.json").write_bytes("{}".encode("utf-16"))), "UTF-16"),
-        (lambda path: (path.mkdir(), (path / "config.json").write_text('{"net": 3}')), "unknown key 'net'.*another version"),
+        (
+            lambda path: (path.mkdir(), (path / "notes.txt").write_text("x")),
+            "no run to resume or evaluate here",
+        ),
+        (
+            lambda path: (path.mkdir(), (path / "config.json").write_text("{")),
+            "config.json.*cannot be read",
+        ),
+        (
+            lambda path: (path.mkdir(), (path / "config.json").write_bytes("{}".encode("utf-16"))),
+            "UTF-16",
+        ),
+        (
+            lambda path: (path.mkdir(), (path / "config.json").write_text('{"net": 3}')),
+            "unknown key 'net'.*another version",
+        ),
     ],
 )
 def test_what_is_no_run_cannot_be_resumed(
@@ -688,13 +805,17 @@ def test_a_run_directory_that_cannot_be_written_is_named_before_anything_is_comp
 ) -> None:
     (tmp_path / "locked").mkdir()
     access = os.access
-    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path / "locked" and access(path, mode))
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: Path(path) != tmp_path / "locked" and access(path, mode)
+    )
     monkeypatch.setattr(registry.default(), "dataset", lambda name: pytest.fail("data were opened"))
     with pytest.raises(WriteError, match=f"{tmp_path / 'locked'}.*no permission to write"):
         here(tmp_path / "locked" / "run")
 
 
-def test_a_run_whose_images_have_changed_is_not_resumed(here: Callable[..., Result], copied: Path, tmp_path: Path) -> None:
+def test_a_run_whose_images_have_changed_is_not_resumed(
+    here: Callable[..., Result], copied: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     here(run, "train.epochs=1", root=copied)
     before = (run / "metrics.jsonl").read_bytes()
@@ -702,7 +823,9 @@ def test_a_run_whose_images_have_changed_is_not_resumed(here: Callable[..., Resu
     mask = copied / "masks" / "train" / f"{image.stem}.png"
     image.rename(tmp_path / image.name)
     mask.rename(tmp_path / "mask.png")
-    with pytest.raises(ConfigError, match=r"split 'train' has 15 images, and the run was started with 16.*--init"):
+    with pytest.raises(
+        ConfigError, match=r"split 'train' has 15 images, and the run was started with 16.*--init"
+    ):
         here(run, "train.epochs=1", root=copied, resume=True)
     (tmp_path / image.name).rename(image.with_stem("other"))
     (tmp_path / "mask.png").rename(mask.with_stem("other"))

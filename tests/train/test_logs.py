@@ -21,7 +21,11 @@ def test_speed_is_of_the_steps_since_the_last_record_without_pauses(clock: list[
     window.pause(2)
     assert window.images_per_second(11) == 8 / 2
     clock[0] += 2
-    assert window.figures(12) == {"step_seconds": 2, "images_per_second": 4, "input_wait_seconds": 0.5}
+    assert window.figures(12) == {
+        "step_seconds": 2,
+        "images_per_second": 4,
+        "input_wait_seconds": 0.5,
+    }
 
 
 def test_the_last_speed_is_shown_until_a_step_is_done(clock: list[float]) -> None:
@@ -41,4 +45,8 @@ def test_a_resumed_run_writes_what_came_after_its_checkpoint_again(tmp_path: Pat
     records = logs.Records(path, after_step=2)
     records.write(step=3, loss=float("nan"))
     records.close()
-    assert [json.loads(line) for line in path.read_text().splitlines()] == [{"step": 1}, {"step": 2}, {"step": 3, "loss": None}]
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"step": 1},
+        {"step": 2},
+        {"step": 3, "loss": None},
+    ]

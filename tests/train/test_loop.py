@@ -1,4 +1,4 @@
-"""The training loop as a user runs it: whole processes on a small data set."""
+"""The training loop as a user runs it: whole processes on a small dataset."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +16,7 @@ import pytest
 from fcn_jax import checkpoint, config
 from fcn_jax.errors import ConfigError, TrainingError
 from fcn_jax.train.loop import Result, train
-
-sys.path.insert(0, str(Path(__file__).parent))
-import scenes
+from tests.helpers import scenes
 
 STEPS = 20
 
@@ -44,7 +41,9 @@ def here(data: Path, recipe: Path) -> Trainer:
     """Train in this process."""
 
     def run(directory: Path, *settings: str, resume: bool = False) -> Result:
-        table = config.override(config.read_recipe(str(recipe)), [f"data.root={json.dumps(str(data))}", *settings])
+        table = config.override(
+            config.read_recipe(str(recipe)), [f"data.root={json.dumps(str(data))}", *settings]
+        )
         return train(config.parse(table), directory, resume=resume)
 
     return run
@@ -83,7 +82,14 @@ def test_a_run_records_all_that_made_it(finished: Path) -> None:
     assert versions["plugins"]["backbone"]["distribution"] == "fcn-jax-tiny"
     train = records(finished, "train")
     assert [record["step"] for record in train] == list(range(1, STEPS + 1))
-    assert {"loss", "lr", "images_per_second", "step_seconds", "input_wait_seconds", "peak_memory_gib"} <= train[0].keys()
+    assert {
+        "loss",
+        "lr",
+        "images_per_second",
+        "step_seconds",
+        "input_wait_seconds",
+        "peak_memory_gib",
+    } <= train[0].keys()
     assert records(finished, "compile")[0]["compile_seconds"] > 0
     assert len(records(finished, "val")) == 5
     assert len(list((finished / "samples").glob("step_*/*.png"))) == 5
@@ -98,14 +104,18 @@ def test_the_last_two_and_the_best_checkpoint_are_kept(finished: Path) -> None:
     scores = {record["step"]: record["miou"] for record in records(finished, "val")}
     best = int(checkpoint.find(finished).name)
     assert scores[best] == max(scores.values())
-    assert {int(path.name) for path in (finished / "checkpoints").iterdir()} == {best, STEPS - 4, STEPS}
+    assert {int(path.name) for path in (finished / "checkpoints").iterdir()} == {
+        best,
+        STEPS - 4,
+        STEPS,
+    }
 
 
 def test_killed_and_resumed_with_workers_is_the_same_bit_for_bit(
     finished: Path, data: Path, recipe: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "killed"
-    more = ("--set", "train.checkpoint_every=3", "--set", "data.workers=1")
+    more = ("--set", "train.checkpoint_every_steps=3", "--set", "data.workers=1")
     process = subprocess.Popen(
         scenes.command(recipe, data, run, *more),
         env=scenes.environment(),
@@ -124,7 +134,9 @@ def test_killed_and_resumed_with_workers_is_the_same_bit_for_bit(
     outcome = scenes.train(recipe, data, run, "--resume", *more)
     assert outcome.returncode == 0, outcome.stderr
     assert_same(final(finished), final(run))
-    assert [record["loss"] for record in records(run, "train")] == [record["loss"] for record in records(finished, "train")]
+    assert [record["loss"] for record in records(run, "train")] == [
+        record["loss"] for record in records(finished, "train")
+    ]
 
 
 def _last_step(run: Path) -> int:
@@ -162,13 +174,22 @@ def test_a_signal_stops_cleanly_and_the_run_goes_on(
     assert_same(final(finished), final(run))
 
 
-def test_eight_devices_give_the_losses_of_one(finished: Path, data: Path, recipe: Path, tmp_path: Path) -> None:
-    outcome = scenes.train(recipe, data, tmp_path / "eight", "--set", "model.backbone_options.dropout=0", devices=8)
+def test_eight_devices_give_the_losses_of_one(
+    finished: Path, data: Path, recipe: Path, tmp_path: Path
+) -> None:
+    outcome = scenes.train(
+        recipe, data, tmp_path / "eight", "--set", "model.backbone_options.dropout=0", devices=8
+    )
     assert outcome.returncode == 0, outcome.stderr
     assert "8 x cpu" in outcome.stderr
-    alone = scenes.train(recipe, data, tmp_path / "one", "--set", "model.backbone_options.dropout=0")
+    alone = scenes.train(
+        recipe, data, tmp_path / "one", "--set", "model.backbone_options.dropout=0"
+    )
     assert alone.returncode == 0, alone.stderr
-    one, eight = (np.array([record["loss"] for record in records(tmp_path / run, "train")]) for run in ("one", "eight"))
+    one, eight = (
+        np.array([record["loss"] for record in records(tmp_path / run, "train")])
+        for run in ("one", "eight")
+    )
     assert len(one) == STEPS
     # Sums over the batch in another order: a few ulps in a step, grown over twenty.
     np.testing.assert_allclose(eight, one, rtol=2e-4)
@@ -202,7 +223,9 @@ def test_a_finished_run_resumed_says_so_and_changes_nothing(here: Trainer, finis
     assert_same(before, final(finished))
 
 
-def test_a_batch_larger_than_the_split_is_refused_and_leaves_no_run(here: Trainer, tmp_path: Path) -> None:
+def test_a_batch_larger_than_the_split_is_refused_and_leaves_no_run(
+    here: Trainer, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match="lower it"):
         here(tmp_path / "run", "data.batch_size=64")
     assert not (tmp_path / "run").exists()
@@ -218,13 +241,27 @@ def test_bfloat16_trains(here: Trainer, tmp_path: Path) -> None:
 def test_training_starts_from_a_checkpoint(here: Trainer, finished: Path, tmp_path: Path) -> None:
     # A frozen network that starts from the finished run keeps its parameters.
     start = finished / "checkpoints" / str(STEPS)
-    here(tmp_path / "tuned", "train.epochs=1", 'optim.rules=[{match="*", lr=0.0}]', f"init.weights={json.dumps(str(start))}")
+    here(
+        tmp_path / "tuned",
+        "train.epochs=1",
+        'optim.rules=[{match="*", lr=0.0}]',
+        f"init.weights={json.dumps(str(start))}",
+    )
     stored = checkpoint.read_arrays(tmp_path / "tuned" / "checkpoints" / "4")
-    np.testing.assert_array_equal(stored["head.final_conv.kernel"], final(finished)["head.final_conv.kernel"])
+    np.testing.assert_array_equal(
+        stored["head.final_conv.kernel"], final(finished)["head.final_conv.kernel"]
+    )
 
 
-def test_an_auxiliary_head_trains_is_kept_and_takes_no_part_in_predictions(here: Trainer, tmp_path: Path) -> None:
-    settings = ["model.aux_head=fcn", "model.aux_feature=deep", "train.epochs=1", 'optim.rules=[{match="aux_head.*", lr=10}]']
+def test_an_auxiliary_head_trains_is_kept_and_takes_no_part_in_predictions(
+    here: Trainer, tmp_path: Path
+) -> None:
+    settings = [
+        "model.aux_head=fcn",
+        "model.aux_feature=deep",
+        "train.epochs=1",
+        'optim.rules=[{match="aux_head.*", lr=10}]',
+    ]
     run = here(tmp_path / "run", *settings).run
     best = checkpoint.find(run)
     assert checkpoint.read_spec(best).plugins["aux_head"]["name"] == "fcn"

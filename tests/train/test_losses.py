@@ -18,17 +18,27 @@ VALUE_AND_GRAD = jax.jit(jax.value_and_grad(cross_entropy))
 
 def torchs(logits, labels):
     leaf = torch.tensor(np.asarray(logits, np.float64), requires_grad=True)
-    loss = F.cross_entropy(leaf.reshape(-1, leaf.shape[-1]), torch.tensor(labels.astype(np.int64)).reshape(-1), ignore_index=255)
+    loss = F.cross_entropy(
+        leaf.reshape(-1, leaf.shape[-1]),
+        torch.tensor(labels.astype(np.int64)).reshape(-1),
+        ignore_index=255,
+    )
     loss.backward()
     return loss.item(), leaf.grad.numpy()
 
 
 @settings(max_examples=20)
-@given(seed=st.integers(0, 2**32 - 1), scale=st.sampled_from([1.0, 30.0, 1e4]), ignored=st.sampled_from([0.0, 0.3, 0.95]))
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    scale=st.sampled_from([1.0, 30.0, 1e4]),
+    ignored=st.sampled_from([0.0, 0.3, 0.95]),
+)
 def test_loss_and_gradient_equal_torch_in_float64(seed, scale, ignored):
     rng = np.random.default_rng(seed)
     logits = (rng.standard_normal((2, 3, 4, 5)) * scale).astype(np.float32)
-    labels = np.where(rng.random((2, 3, 4)) < ignored, 255, rng.integers(0, 5, (2, 3, 4))).astype(np.uint8)
+    labels = np.where(rng.random((2, 3, 4)) < ignored, 255, rng.integers(0, 5, (2, 3, 4))).astype(
+        np.uint8
+    )
     labels[0, 0, 0] = 4
     loss, grad = VALUE_AND_GRAD(logits, labels)
     expected, expected_grad = torchs(logits, labels)
@@ -38,7 +48,10 @@ def test_loss_and_gradient_equal_torch_in_float64(seed, scale, ignored):
 
 
 @given(
-    seed=st.integers(0, 2**32 - 1), scale=st.sampled_from([1.0, 30.0, 1e4, 1e30]), axis=st.integers(-3, 2), masked=st.booleans()
+    seed=st.integers(0, 2**32 - 1),
+    scale=st.sampled_from([1.0, 30.0, 1e4, 1e30]),
+    axis=st.integers(-3, 2),
+    masked=st.booleans(),
 )
 def test_one_pass_sums_as_three_do(seed, scale, axis, masked):
     rng = np.random.default_rng(seed)
@@ -46,15 +59,27 @@ def test_one_pass_sums_as_three_do(seed, scale, axis, masked):
     if masked:  # classes that are ruled out, the first one among them
         logits[:2, :2, :2] = -np.inf
     labels = rng.integers(2, 5, np.delete(logits.shape, axis))
-    for one, three in zip(losses._in_one_pass(axis, logits, labels), losses._in_three_passes(axis, logits, labels), strict=True):
+    for one, three in zip(
+        losses._in_one_pass(axis, logits, labels),
+        losses._in_three_passes(axis, logits, labels),
+        strict=True,
+    ):
         np.testing.assert_allclose(one, three, rtol=1e-6)
 
 
 def test_a_gpu_reads_the_logits_once_and_the_others_three_times():
-    logits, labels = jax.ShapeDtypeStruct((2, 3, 4, 5), jnp.bfloat16), jax.ShapeDtypeStruct((2, 3, 4), jnp.uint8)
+    logits, labels = (
+        jax.ShapeDtypeStruct((2, 3, 4, 5), jnp.bfloat16),
+        jax.ShapeDtypeStruct((2, 3, 4), jnp.uint8),
+    )
     traced = jax.jit(cross_entropy).trace(logits, labels)
     found = {
-        platform: len(re.findall(r"stablehlo\.reduce\(.*tensor<2x3x4x5x", traced.lower(lowering_platforms=(platform,)).as_text()))
+        platform: len(
+            re.findall(
+                r"stablehlo\.reduce\(.*tensor<2x3x4x5x",
+                traced.lower(lowering_platforms=(platform,)).as_text(),
+            )
+        )
         for platform in ("cpu", "cuda", "tpu")
     }
     assert found == {"cpu": 3, "cuda": 1, "tpu": 3}
@@ -73,7 +98,9 @@ def test_bfloat16_logits_are_widened_before_anything_is_summed():
 
 
 def test_where_no_pixel_counts_loss_and_gradient_are_zero():
-    loss, grad = VALUE_AND_GRAD(np.ones((2, 3, 4, 5), np.float32), np.full((2, 3, 4), 255, np.uint8))
+    loss, grad = VALUE_AND_GRAD(
+        np.ones((2, 3, 4, 5), np.float32), np.full((2, 3, 4), 255, np.uint8)
+    )
     assert float(loss) == 0
     assert not np.asarray(grad).any()
 
@@ -92,5 +119,9 @@ def test_logits_of_ignored_pixels_do_not_matter():
 def test_another_ignore_index(ignore_index):
     logits = np.random.default_rng(0).standard_normal((6, 3)).astype(np.float32)
     labels = np.asarray([ignore_index, 1, 2, 1, 2, ignore_index], np.int32)
-    expected = F.cross_entropy(torch.tensor(logits), torch.tensor(labels).long(), ignore_index=ignore_index).item()
-    assert float(cross_entropy(jnp.asarray(logits), jnp.asarray(labels), ignore_index)) == pytest.approx(expected, rel=1e-6)
+    expected = F.cross_entropy(
+        torch.tensor(logits), torch.tensor(labels).long(), ignore_index=ignore_index
+    ).item()
+    assert float(
+        cross_entropy(jnp.asarray(logits), jnp.asarray(labels), ignore_index)
+    ) == pytest.approx(expected, rel=1e-6)

@@ -12,8 +12,8 @@ import pytest
 import fcn_jax
 from fcn_jax import nn
 from fcn_jax.api import Preprocess
-from fcn_jax.compiler import prefers_blocks
-from fcn_jax.infer.predictor import Predictor
+from fcn_jax.eval.predictor import Predictor
+from fcn_jax.runtime.compiler import prefers_blocks
 from fcn_jax.train import step as train_step
 from fcn_jax.train.losses import cross_entropy
 
@@ -23,7 +23,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 IN_BLOCKS = {"cuda", "tpu"}
 """Where loss and argmax are computed in the head's blocks."""
 FOLDED = {"cuda"}
-"""Where batch normalisation is multiplied into the kernels of the convolutions before it."""
+"""Where batch normalization is multiplied into the kernels of the convolutions before it."""
 BATCH, SIZE, CLASSES = 2, (64, 96), 21
 LOGITS = BATCH * SIZE[0] * SIZE[1] * CLASSES
 """Elements of the logits: more than any other activation of this network has."""
@@ -39,7 +39,9 @@ def shapes(tree):
 def input_dilations(text):
     """Those above 1 of a program's convolutions."""
     assert text.count("stablehlo.convolution")
-    return {int(size) for pair in re.findall(r"lhs_dilate = \[(\d+), (\d+)\]", text) for size in pair} - {1}
+    return {
+        int(size) for pair in re.findall(r"lhs_dilate = \[(\d+), (\d+)\]", text) for size in pair
+    } - {1}
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,9 @@ def program(make_model):
         if name == "mask":
             predictor = Predictor(model, blocks=blocks)
             return predictor._run, (shapes(predictor._state), IMAGES, None)
-        state, step = train_step.make(model, lambda params: optax.sgd(0.1, momentum=0.9), Preprocess(), blocks=blocks)
+        state, step = train_step.make(
+            model, lambda params: optax.sgd(0.1, momentum=0.9), Preprocess(), blocks=blocks
+        )
         return jax.jit(step, donate_argnums=0), (shapes(state), {"image": IMAGES, "mask": MASKS})
 
     return make
@@ -75,7 +79,9 @@ def lowered(program):
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["training", "mask"])
-def test_training_and_prediction_are_exported_for_devices_that_are_not_there(program, name, dtype, platform):
+def test_training_and_prediction_are_exported_for_devices_that_are_not_there(
+    program, name, dtype, platform
+):
     function, arguments = program(name, dtype, platform)
     with nn.folding(platform in FOLDED):
         exported = jax.export.export(function, platforms=(platform,))(*arguments)
@@ -86,7 +92,10 @@ def test_training_and_prediction_are_exported_for_devices_that_are_not_there(pro
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 @pytest.mark.parametrize("name", ["training", "mask"])
 def test_accelerators_convolve_in_bfloat16(lowered, name, platform):
-    types = re.findall(r"stablehlo\.convolution\(.*: \(tensor<\S*x(\w+)>, tensor<\S*x(\w+)>\)", lowered(name, platform))
+    types = re.findall(
+        r"stablehlo\.convolution\(.*: \(tensor<\S*x(\w+)>, tensor<\S*x(\w+)>\)",
+        lowered(name, platform),
+    )
     assert len(types) >= 20
     assert set(types) == {("bf16", "bf16")}
 
@@ -111,7 +120,9 @@ def test_a_dilated_convolution_would_be_seen():
 def test_the_training_step_has_no_scatter(lowered, platform):
     text = lowered("training", platform)
     assert '"stablehlo.scatter"' not in text
-    assert "stablehlo.gather" not in text.replace("stablehlo.gather_", ""), "the label's logit is selected"
+    assert "stablehlo.gather" not in text.replace("stablehlo.gather_", ""), (
+        "the label's logit is selected"
+    )
     # The max pool's alone, on TPUs.
     assert text.count("stablehlo.select_and_scatter") == (platform == "tpu")
 
@@ -120,20 +131,32 @@ def test_the_training_step_has_no_scatter(lowered, platform):
 def test_the_training_step_takes_its_states_memory(program, lowered, platform):
     _, (state, _) = program("training", "bfloat16", platform)
     # An argument whose memory a result takes is marked, at the head of the program.
-    head = next(line for line in lowered("training", platform).splitlines() if "func.func public @main" in line)
+    head = next(
+        line
+        for line in lowered("training", platform).splitlines()
+        if "func.func public @main" in line
+    )
     assert head.count("tf.aliasing_output") == len(jax.tree.leaves(state))
 
 
 @pytest.mark.parametrize("name", ["training", "mask"])
 def test_on_accelerators_no_logits_are_put_side_by_side(lowered, name):
     whole = f"tensor<{BATCH}x{SIZE[0]}x{SIZE[1]}x{CLASSES}x"
-    assert {platform: whole in lowered(name, platform) for platform in PLATFORMS} == {"cpu": True, "cuda": False, "tpu": False}
+    assert {platform: whole in lowered(name, platform) for platform in PLATFORMS} == {
+        "cpu": True,
+        "cuda": False,
+        "tpu": False,
+    }
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_on_gpus_nothing_but_an_addition_follows_a_convolution(lowered, platform):
-    # Of the widest activations, those of the stem; elsewhere they are multiplied by the normalisation's factor.
-    products = re.findall(rf"stablehlo\.multiply .*tensor<{BATCH}x{SIZE[0] // 2}x{SIZE[1] // 2}x64x", lowered("mask", platform))
+    # Of the widest activations, those of the stem; elsewhere they are multiplied by the
+    # normalization's factor.
+    products = re.findall(
+        rf"stablehlo\.multiply .*tensor<{BATCH}x{SIZE[0] // 2}x{SIZE[1] // 2}x64x",
+        lowered("mask", platform),
+    )
     assert len(products) == (platform not in FOLDED)
 
 
@@ -150,13 +173,22 @@ def test_blocks_are_what_accelerators_prefer(monkeypatch):
 def test_the_loss_of_bfloat16_logits_keeps_no_float32_copy_of_them():
     logits, labels = jax.ShapeDtypeStruct((*MASKS.shape, CLASSES), jnp.bfloat16), MASKS
 
-    kept = jax.eval_shape(lambda logits, labels: jax.vjp(lambda logits: cross_entropy(logits, labels), logits)[1], logits, labels)
+    kept = jax.eval_shape(
+        lambda logits, labels: jax.vjp(lambda logits: cross_entropy(logits, labels), logits)[1],
+        logits,
+        labels,
+    )
     large = [leaf.dtype for leaf in jax.tree.leaves(kept) if leaf.size >= LOGITS]
     assert large == [jnp.bfloat16]
 
     if jax.__version_info__ >= (0, 11):
         pytest.skip("XLA for CPUs then stores what it reduces, whatever its options")
-    # XLA's own reductions fuse with what they reduce; those of the library that it may call on CPUs do not.
+    # XLA's own reductions fuse with what they reduce; those of the library that it may call on CPUs
+    # do not.
     options = {"xla_cpu_experimental_ynn_fusion_type": ""} if fcn_jax.compiler_options() else {}
-    compiled = jax.jit(jax.value_and_grad(cross_entropy), compiler_options=options).lower(logits, labels).compile()
+    compiled = (
+        jax.jit(jax.value_and_grad(cross_entropy), compiler_options=options)
+        .lower(logits, labels)
+        .compile()
+    )
     assert compiled.memory_analysis().temp_size_in_bytes < LOGITS

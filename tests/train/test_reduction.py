@@ -43,14 +43,23 @@ def split(tmp_path):
 
     def run(platform):
         dump = f"--xla_dump_to={tmp_path} --xla_dump_hlo_pass_re=spmd-partition.* --xla_dump_hlo_module_re=jit_step"
-        flags = f"--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0 {dump}"
+        flags = (
+            f"--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0 {dump}"
+        )
         environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
         done = subprocess.run(
-            [sys.executable, "-c", PROCESS, platform], env=environment, capture_output=True, text=True, timeout=300, check=False
+            [sys.executable, "-c", PROCESS, platform],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
         )
         assert done.returncode == 0, done.stderr
         dumped = list(tmp_path.glob("*after_spmd-partition*"))
-        assert len(dumped) == 1, f"one file is the partitioned step; there are {sorted(path.name for path in tmp_path.iterdir())}"
+        assert len(dumped) == 1, (
+            f"one file is the partitioned step; there are {sorted(path.name for path in tmp_path.iterdir())}"
+        )
         text = dumped[0].read_text()
         kinds = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
         found = [
@@ -71,5 +80,6 @@ def test_devices_add_up_gradients_in_float32_and_exchange_nothing_larger(split, 
     # On CPUs `nn.materialize` looks at one number of each block.
     assert {dtype for _, dtype, elements in found if elements > 1} == {"f32"}
     total = sum(elements for _, dtype, elements in found if dtype == "f32")
-    # All parameters' gradients, and beside them the statistics of batch normalisation, a few numbers a channel.
+    # All parameters' gradients, and beside them the statistics of batch normalization, a few
+    # numbers a channel.
     assert parameters <= total < 1.01 * parameters

@@ -10,12 +10,19 @@ from fcn_jax.api import Preprocess
 from fcn_jax.models.preprocess import normalize
 from fcn_jax.models.resnet import BasicBlock, Stage
 from fcn_jax.models.segmenter import ModelSpec, build
-from fcn_jax.nn.in_turn import LEAST
+from fcn_jax.nn._in_turn import LEAST
 from fcn_jax.train import step as train_step
 from fcn_jax.train.losses import cross_entropy
 
 # Bright squares are class 1: easy to learn.
-IMAGE = np.random.default_rng(0).integers(0, 256, (4, 4, 4, 1)).repeat(8, 1).repeat(8, 2).repeat(3, 3).astype(np.uint8)
+IMAGE = (
+    np.random.default_rng(0)
+    .integers(0, 256, (4, 4, 4, 1))
+    .repeat(8, 1)
+    .repeat(8, 2)
+    .repeat(3, 3)
+    .astype(np.uint8)
+)
 MASK = (IMAGE[..., 0] > 127).astype(np.uint8)
 MASK[:, 0] = 255
 BATCH = {"image": IMAGE, "mask": MASK}
@@ -23,8 +30,13 @@ RATE = 0.1
 
 
 def make(dropout=0.0, rate=RATE, dtype="float32"):
-    model = build(ModelSpec("tiny", "fcn32s", 2, {"width": 6, "dropout": dropout}, dtype=dtype), rngs=nnx.Rngs(0))
-    return model, *train_step.make(model, lambda params: optax.sgd(rate, momentum=0.9), Preprocess())
+    model = build(
+        ModelSpec("tiny", "fcn32s", 2, {"width": 6, "dropout": dropout}, dtype=dtype),
+        rngs=nnx.Rngs(0),
+    )
+    return model, *train_step.make(
+        model, lambda params: optax.sgd(rate, momentum=0.9), Preprocess()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -55,28 +67,46 @@ def test_a_step_is_the_gradient_of_the_loss_at_the_normalised_images(made):
     @jax.jit
     def expected(params):
         def loss(params):
-            return cross_entropy(nnx.merge(graphdef, params, rest, copy=True)(normalize(IMAGE, Preprocess())), MASK)
+            return cross_entropy(
+                nnx.merge(graphdef, params, rest, copy=True)(normalize(IMAGE, Preprocess())), MASK
+            )
 
         return jax.value_and_grad(loss)(params)
 
     loss, grads = expected(params)
     assert float(metrics["loss"]) == pytest.approx(float(loss), rel=1e-5)
     assert float(metrics["grad_norm"]) == pytest.approx(float(optax.global_norm(grads)), rel=1e-4)
-    jax.tree.map(lambda new, old, g: np.testing.assert_allclose(new, old - RATE * g, atol=1e-5), stepped.params, params, grads)
+    jax.tree.map(
+        lambda new, old, g: np.testing.assert_allclose(new, old - RATE * g, atol=1e-5),
+        stepped.params,
+        params,
+        grads,
+    )
 
 
 def test_the_auxiliary_heads_loss_is_added_by_its_weight(tiny_plugin):
     spec = ModelSpec(
-        "tiny", "fcn32s", 2, {"width": 6, "dropout": 0.0}, aux_head="fcn", aux_head_options={"dropout": 0.0}, aux_feature="deep"
+        "tiny",
+        "fcn32s",
+        2,
+        {"width": 6, "dropout": 0.0},
+        aux_head="fcn",
+        aux_head_options={"dropout": 0.0},
+        aux_feature="deep",
     )
     model = build(spec, rngs=nnx.Rngs(0))
     model.train()
 
     def losses(aux_weight):
-        state, step = train_step.make(model, lambda params: optax.sgd(RATE), Preprocess(), aux_weight=aux_weight)
+        state, step = train_step.make(
+            model, lambda params: optax.sgd(RATE), Preprocess(), aux_weight=aux_weight
+        )
         stepped, metrics = jax.jit(step)(state, BATCH)
         moved = np.abs(
-            np.asarray(stepped.params["aux_head"]["conv2"]["bias"][...] - state.params["aux_head"]["conv2"]["bias"][...])
+            np.asarray(
+                stepped.params["aux_head"]["conv2"]["bias"][...]
+                - state.params["aux_head"]["conv2"]["bias"][...]
+            )
         )
         return float(metrics["loss"]), moved.max()
 
@@ -89,17 +119,25 @@ def test_the_auxiliary_heads_loss_is_added_by_its_weight(tiny_plugin):
 
 
 def stepped(model, **settings):
-    state, step = train_step.make(model, lambda params: optax.sgd(RATE, momentum=0.9), Preprocess(), **settings)
+    state, step = train_step.make(
+        model, lambda params: optax.sgd(RATE, momentum=0.9), Preprocess(), **settings
+    )
     return jax.jit(step)(state, BATCH)
 
 
 def test_computing_activations_again_changes_nothing_and_keeps_less(made):
     model = made[0]
     plain, again = stepped(model), stepped(model, remat=True)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), plain[0].params, again[0].params)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+        plain[0].params,
+        again[0].params,
+    )
 
     def saved(**settings):
-        state, step = train_step.make(model, lambda params: optax.sgd(RATE), Preprocess(), **settings)
+        state, step = train_step.make(
+            model, lambda params: optax.sgd(RATE), Preprocess(), **settings
+        )
         return str(jax.make_jaxpr(step)(state, BATCH))
 
     assert "remat" in saved(remat=True)
@@ -112,13 +150,20 @@ class Deepened(nnx.Module):
     def __init__(self, backbone, channels):
         stage, types = Stage(1, 1, 1), {"dtype": jnp.float32, "param_dtype": jnp.float32}
         self.backbone = backbone
-        self.blocks = nnx.List([BasicBlock(channels, channels, stage, rngs=nnx.Rngs(i), **types) for i in range(LEAST)])
+        self.blocks = nnx.List(
+            [BasicBlock(channels, channels, stage, rngs=nnx.Rngs(i), **types) for i in range(LEAST)]
+        )
 
     def __call__(self, x):
-        return {name: nn.in_turn(self.blocks, feature) for name, feature in self.backbone(x).items()}
+        return {
+            name: nn.in_turn(self.blocks, feature) for name, feature in self.backbone(x).items()
+        }
 
 
-@pytest.mark.parametrize("settings", [{}, {"remat": True}, {"micro_steps": 2}, {"remat": True, "micro_steps": 2}])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"remat": True}, {"accumulate_steps": 2}, {"remat": True, "accumulate_steps": 2}],
+)
 def test_blocks_in_a_loop_train_as_those_in_a_line(tiny_plugin, settings):
     model = make()[0]
     model.backbone = Deepened(model.backbone, 6)
@@ -132,7 +177,9 @@ def test_on_cpus_alone_blocks_are_looped_unless_told_otherwise(tiny_plugin, monk
     model.backbone = Deepened(model.backbone, 6)
 
     def loops(**settings):
-        state, step = train_step.make(model, lambda params: optax.sgd(RATE), Preprocess(), **settings)
+        state, step = train_step.make(
+            model, lambda params: optax.sgd(RATE), Preprocess(), **settings
+        )
         return f"length={LEAST}" in str(jax.make_jaxpr(step)(state, BATCH))
 
     assert loops()
@@ -142,25 +189,35 @@ def test_on_cpus_alone_blocks_are_looped_unless_told_otherwise(tiny_plugin, monk
     assert not loops()
 
 
-def test_micro_steps_give_the_whole_batchs_loss_and_gradient_where_no_normalisation_mixes_images(tiny_plugin):
-    # In eval mode batch normalisation uses its statistics, so that images do not meet; void pixels lie unevenly on the parts.
+def test_micro_steps_give_the_whole_batchs_loss_and_gradient_where_no_normalisation_mixes_images(
+    tiny_plugin,
+):
+    # In eval mode batch normalization uses its statistics, so that images do not meet; void pixels
+    # lie unevenly on the parts.
     model, *_ = make()
     mask = np.array(MASK)
     mask[:1] = 255
     batch = {"image": IMAGE, "mask": mask}
     found = []
-    for micro_steps in (1, 2, 4):
+    for accumulate_steps in (1, 2, 4):
         state, step = train_step.make(
-            _WithoutStatistics(model), lambda params: optax.sgd(RATE), Preprocess(), micro_steps=micro_steps
+            _WithoutStatistics(model),
+            lambda params: optax.sgd(RATE),
+            Preprocess(),
+            accumulate_steps=accumulate_steps,
         )
         found.append(jax.jit(step)(state, batch))
     for state, metrics in found[1:]:
         assert float(metrics["loss"]) == pytest.approx(float(found[0][1]["loss"]), rel=1e-5)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), state.params, found[0][0].params)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+            state.params,
+            found[0][0].params,
+        )
 
 
 class _WithoutStatistics(nnx.Module):
-    """A model whose batch normalisations stay in eval mode."""
+    """A model whose batch normalizations stay in eval mode."""
 
     def __init__(self, model):
         self.model = nnx.clone(model)
@@ -174,7 +231,7 @@ class _WithoutStatistics(nnx.Module):
 
 def test_micro_steps_update_the_statistics_in_turn_and_drop_other_values_each(tiny_plugin):
     model, *_ = make(dropout=0.5)
-    state, _ = stepped(model, micro_steps=2)
+    state, _ = stepped(model, accumulate_steps=2)
     assert int(state.batch_stats["backbone"]["bn1"]["num_batches_tracked"][...]) == 2
     whole, _ = stepped(model)
     assert int(whole.batch_stats["backbone"]["bn1"]["num_batches_tracked"][...]) == 1
@@ -203,7 +260,9 @@ def test_all_is_decided_by_the_seed_and_dropout_by_the_step(tiny_plugin):
     step = jax.jit(step)
 
     def losses(state, start):
-        state = train_step.TrainState(jnp.asarray(start, jnp.int32), state.params, state.batch_stats, state.opt_state)
+        state = train_step.TrainState(
+            jnp.asarray(start, jnp.int32), state.params, state.batch_stats, state.opt_state
+        )
         found = []
         for _ in range(3):
             state, metrics = step(state, BATCH)
@@ -213,11 +272,19 @@ def test_all_is_decided_by_the_seed_and_dropout_by_the_step(tiny_plugin):
     first = losses(state, 0)
     assert len(set(first)) == 3
     assert losses(same, 0) == first
-    assert losses(state, 1)[:2] == first[1:], "a step that is resumed drops what it would have dropped"
+    assert losses(state, 1)[:2] == first[1:], (
+        "a step that is resumed drops what it would have dropped"
+    )
 
 
 def test_bfloat16_keeps_parameters_and_statistics_in_float32(tiny_plugin):
     _, state, step = make(dtype="bfloat16")
     stepped, metrics = jax.eval_shape(step, state, BATCH)
-    assert {leaf.dtype for leaf in jax.tree.leaves((stepped.params, metrics))} == {jnp.dtype(jnp.float32)}
-    jax.tree.map(lambda a, b: (a.dtype, a.shape) == (b.dtype, b.shape) or pytest.fail(f"{a} {b}"), stepped, state)
+    assert {leaf.dtype for leaf in jax.tree.leaves((stepped.params, metrics))} == {
+        jnp.dtype(jnp.float32)
+    }
+    jax.tree.map(
+        lambda a, b: (a.dtype, a.shape) == (b.dtype, b.shape) or pytest.fail(f"{a} {b}"),
+        stepped,
+        state,
+    )

@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fcn_jax.verify.compare import FLOOR, SCALAR_FLOOR, Comparison, Section, Yardstick, persistent, relative_error
+from fcn_jax.verify.compare import (
+    FLOOR,
+    SCALAR_FLOOR,
+    Comparison,
+    Section,
+    Yardstick,
+    persistent,
+    relative_error,
+)
 
 TRUTH = np.linspace(1, 2, 12).reshape(1, 3, 2, 2)
 
@@ -77,7 +85,9 @@ def test_a_single_number_has_a_wider_floor():
 
 def test_a_tensor_that_is_zero_but_for_rounding_is_measured_by_the_least_norm():
     assert relative_error(np.array([2e-9]), np.array([1e-9])) == pytest.approx(1)
-    assert relative_error(np.array([2e-9]), np.array([1e-9]), least_norm=1e-3) == pytest.approx(1e-6)
+    assert relative_error(np.array([2e-9]), np.array([1e-9]), least_norm=1e-3) == pytest.approx(
+        1e-6
+    )
     assert relative_error(np.zeros(3), np.zeros(3)) == 0
     assert relative_error(np.full(4, 1e-30), np.zeros(4)) == pytest.approx(2e-30)
 
@@ -123,7 +133,9 @@ def test_a_section_is_as_good_as_its_worst_tensor():
 
 
 def section(*errors, fault=""):
-    comparisons = tuple(Comparison(f"t{i}", (2,), error, 0.1, 2.0, 0.0, fault) for i, error in enumerate(errors))
+    comparisons = tuple(
+        Comparison(f"t{i}", (2,), error, 0.1, 2.0, 0.0, fault) for i, error in enumerate(errors)
+    )
     return Section("gradients", 2.0, comparisons)
 
 
@@ -137,7 +149,9 @@ def test_a_tensor_counts_where_it_came_out_best():
 
 def test_what_is_wrong_on_all_inputs_stays_wrong():
     seen = []
-    (found,) = persistent(lambda number: seen.append(number) or [section(9.0, 8.0 - number)], attempts=3)
+    (found,) = persistent(
+        lambda number: seen.append(number) or [section(9.0, 8.0 - number)], attempts=3
+    )
     assert seen == [0, 1, 2]
     assert not found.equal
     assert [c.error for c in found.comparisons] == [9.0, 6.0]
@@ -146,7 +160,9 @@ def test_what_is_wrong_on_all_inputs_stays_wrong():
 @pytest.mark.parametrize("when", [0, 1])
 def test_what_cannot_be_measured_once_is_wrong(when):
     seen = []
-    (found,) = persistent(lambda number: seen.append(number) or [section(9.0, fault="NaN" if number == when else "")])
+    (found,) = persistent(
+        lambda number: seen.append(number) or [section(9.0, fault="NaN" if number == when else "")]
+    )
     assert seen == list(range(when + 1))
     assert not found.equal
     assert found.comparisons[0].fault == "NaN"

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fcn_jax import nn, registry, verify_model
+from fcn_jax import nn, verify_model
 from fcn_jax.api import Model
 from fcn_jax.convert.engine import load_torch, to_torch
 from fcn_jax.errors import ConfigError, PluginError, WeightsError, WriteError
 from fcn_jax.models.segmenter import ModelSpec, build, by_name
-from fcn_jax.nn import batch_norm
+from fcn_jax.nn import _batch_norm
+from fcn_jax.plugins import registry
 from fcn_jax.testing import check_model
 from fcn_jax.verify import html
 
@@ -55,11 +56,29 @@ def test_a_right_port_is_equal_in_everything(whole_report):
     assert report.equal, report
     assert report.verdict.startswith("EQUAL: tiny + fcn32s in float32")
     names = {
-        "layers, isolated": ["backbone.conv1", "backbone.bn1", "backbone.conv2", "head.final_conv", "head.transpose_conv"],
-        "layers, accumulated": ["backbone.conv1", "backbone.bn1", "backbone.conv2", "head.final_conv", "head.transpose_conv"],
+        "layers, isolated": [
+            "backbone.conv1",
+            "backbone.bn1",
+            "backbone.conv2",
+            "head.final_conv",
+            "head.transpose_conv",
+        ],
+        "layers, accumulated": [
+            "backbone.conv1",
+            "backbone.bn1",
+            "backbone.conv2",
+            "head.final_conv",
+            "head.transpose_conv",
+        ],
         "logits at 65x97": ["out"],
         "logits at 32x40": ["out"],
-        "gradients": ["loss", "backbone.conv1.weight", "backbone.conv1.bias", "backbone.bn1.weight", "backbone.bn1.bias"],
+        "gradients": [
+            "loss",
+            "backbone.conv1.weight",
+            "backbone.conv1.bias",
+            "backbone.bn1.weight",
+            "backbone.bn1.bias",
+        ],
     }
     for title, expected in names.items():
         found = [comparison.name for comparison in section(report, title).comparisons]
@@ -112,7 +131,9 @@ def test_a_report_replaces_a_report_and_nothing_else(whole_report, tmp_path):
     report, _ = whole_report
     for name in ("r.json", "r.html"):
         (tmp_path / name).write_text("mine")
-        with pytest.raises(WriteError, match=f"{name}: exists and is not a report of fcn-jax verify"):
+        with pytest.raises(
+            WriteError, match=f"{name}: exists and is not a report of fcn-jax verify"
+        ):
             html.write(report, tmp_path / name)
         assert (tmp_path / name).read_text() == "mine"
         (tmp_path / name).unlink()
@@ -141,11 +162,16 @@ def test_weights_come_from_a_file_unchanged(tmp_path):
     torch.manual_seed(5)
     state = build_reference(ModelSpec("tiny", "fcn32s", 3)).state_dict()
     file = tmp_path / "whole.pth"
-    wrapped = {f"module.{name}".replace("backbone.", "backbone._orig_mod."): value for name, value in state.items()}
+    wrapped = {
+        f"module.{name}".replace("backbone.", "backbone._orig_mod."): value
+        for name, value in state.items()
+    }
     torch.save({"model": {**wrapped, "criterion.weight": torch.ones(3)}, "epoch": 3}, file)
     report = verify_model("tiny", weights=file, **SMALL)
     assert report.equal, report
-    assert report.coverage.source == str(file), "the record is of the user's file, not of the reference's state dict"
+    assert report.coverage.source == str(file), (
+        "the record is of the user's file, not of the reference's state dict"
+    )
     assert (report.coverage.key, list(report.coverage.dropped)) == ("model", ["criterion.weight"])
     assert report.weights["sha256"]
     assert report.weights["random"] == []
@@ -174,12 +200,14 @@ def test_the_callers_random_stream_is_left_alone():
 
 def test_the_files_own_values_reach_pytorchs_side(tmp_path, monkeypatch):
     """Not by way of JAX: an operation wrong both ways would bring them back unharmed."""
-    from fcn_jax.convert import rules
+    from fcn_jax.pytorch import rules
     from fcn_jax.verify.reference import build_reference
 
     file = tmp_path / "whole.pth"
     torch.save(build_reference(ModelSpec("tiny", "fcn32s", 3)).state_dict(), file)
-    flipped = rules.Op("flipped", lambda x: rules.CONV.to_jax(x)[::-1], lambda x: rules.CONV.to_torch(x[::-1]))
+    flipped = rules.Op(
+        "flipped", lambda x: rules.CONV.to_jax(x)[::-1], lambda x: rules.CONV.to_torch(x[::-1])
+    )
     monkeypatch.setattr(rules.Rule, "__getattribute__", _with_op(rules.CONV, flipped))
     report = verify_model("tiny", weights=file, **SMALL)
     assert not report.equal
@@ -205,16 +233,20 @@ def _with_op(old, new):
 )
 def test_wrong_running_statistics_are_found(monkeypatch, fault, blamed):
     if fault == "momentum":
-        monkeypatch.setattr(nn.BatchNorm, "_moved", lambda self, old, new: 0.99 * old + 0.01 * jax.lax.stop_gradient(new))
+        monkeypatch.setattr(
+            nn.BatchNorm,
+            "_moved",
+            lambda self, old, new: 0.99 * old + 0.01 * jax.lax.stop_gradient(new),
+        )
     else:
-        original = batch_norm.batch_norm_train
+        original = _batch_norm.batch_norm_train
 
         def biased(x, *settings):
             y, mean, var = original(x, *settings)
             count = x.size // x.shape[-1]
             return y, mean, var * ((count - 1) / count)
 
-        monkeypatch.setattr(batch_norm, "batch_norm_train", biased)
+        monkeypatch.setattr(_batch_norm, "batch_norm_train", biased)
     report = verify_model("tiny", sizes=[(33, 49)], num_classes=3, train_steps=1)
     assert not report.equal
     failed = [c for c in section(report, "training, after step 1").comparisons if not c.equal]
@@ -235,11 +267,15 @@ def test_a_wrong_optimiser_is_found(monkeypatch, dtype, change, blamed):
     from fcn_jax.verify import training
 
     make = training.optim.make
-    monkeypatch.setattr(training.optim, "make", lambda recipe, *rest: make(recipe.model_copy(update=change), *rest))
+    monkeypatch.setattr(
+        training.optim, "make", lambda recipe, *rest: make(recipe.model_copy(update=change), *rest)
+    )
     report = verify_model("tiny", sizes=[(33, 49)], num_classes=3, train_steps=2, dtype=dtype)
     assert not report.equal
     assert blamed in report.blame
-    assert {section.title.split(",")[0] for section in report.sections if not section.equal} == {"training"}
+    assert {section.title.split(",")[0] for section in report.sections if not section.equal} == {
+        "training"
+    }
 
 
 def test_a_network_with_nan_is_told_so_first(monkeypatch):
@@ -267,7 +303,10 @@ def test_a_network_with_nan_is_told_so_first(monkeypatch):
         ({"num_classes": 0}, "num_classes is 0"),
         ({"num_classes": 256}, "num_classes is 256: want 255 or less"),
         ({"seed": -1}, "seed is -1: want 0 or more"),
-        ({"model": "fcn32s_resnet18", "head": "fcn32s"}, "'fcn32s_resnet18' is a whole model, with the head 'fcn32s'"),
+        (
+            {"model": "fcn32s_resnet18", "head": "fcn32s"},
+            "'fcn32s_resnet18' is a whole model, with the head 'fcn32s'",
+        ),
     ],
 )
 def test_bad_settings_are_refused_in_a_line(settings, complaint):
@@ -278,7 +317,7 @@ def test_bad_settings_are_refused_in_a_line(settings, complaint):
 def test_a_part_without_original_is_refused(monkeypatch):
     import dataclasses
 
-    from fcn_jax import registry
+    from fcn_jax.plugins import registry
 
     plugins = registry.default()
     bare = dataclasses.replace(plugins.backbone("tiny"), torch=None)
@@ -295,9 +334,14 @@ def test_the_references_backbone_is_named_as_the_spec_does(monkeypatch):
     tiny = plugins.backbone("fcn-jax-tiny:tiny")
 
     def features(options, output_stride):
-        return tuple(dataclasses.replace(spec, size=lambda n: 1) for spec in tiny.features(options, output_stride))
+        return tuple(
+            dataclasses.replace(spec, size=lambda n: 1)
+            for spec in tiny.features(options, output_stride)
+        )
 
-    monkeypatch.setattr(plugins, "backbone", lambda name: dataclasses.replace(tiny, features=features))
+    monkeypatch.setattr(
+        plugins, "backbone", lambda name: dataclasses.replace(tiny, features=features)
+    )
     reference = build_reference(ModelSpec("fcn-jax-tiny:tiny", "fcn32s", 3))
     with pytest.raises(PluginError, match="fcn-jax plugins check fcn-jax-tiny:tiny says more"):
         reference(torch.zeros(1, 3, 40, 50))
@@ -305,12 +349,23 @@ def test_the_references_backbone_is_named_as_the_spec_does(monkeypatch):
 
 @pytest.mark.slow
 def test_an_auxiliary_head_takes_part_in_logits_gradients_and_training():
-    report = verify_model("resnet18", head="fcn", aux_head="fcn", sizes=[(48, 64)], num_classes=3, grad=True, train_steps=1)
+    report = verify_model(
+        "resnet18",
+        head="fcn",
+        aux_head="fcn",
+        sizes=[(48, 64)],
+        num_classes=3,
+        grad=True,
+        train_steps=1,
+    )
     assert report.equal, report
     assert [c.name for c in section(report, "logits at 48x64").comparisons] == ["out", "aux"]
     trained = {c.name: c for c in section(report, "gradients").comparisons}
     assert trained["aux_classifier.4.weight"].error < 1e-3
-    assert {layer.name for layer in section(report, "layers, isolated").comparisons} >= {"aux_head.conv1", "aux_head.bn1"}
+    assert {layer.name for layer in section(report, "layers, isolated").comparisons} >= {
+        "aux_head.conv1",
+        "aux_head.bn1",
+    }
 
 
 @pytest.mark.slow
@@ -346,7 +401,9 @@ def test_a_whole_models_original_may_have_names_of_its_own(tiny_plugin, monkeypa
     tiny = plugins.backbone("tiny")
 
     def tables(options):
-        return tiny.torch.tables(options) | {"pytorch-fcn": tiny.torch.tables(options)["torchvision"]}
+        return tiny.torch.tables(options) | {
+            "pytorch-fcn": tiny.torch.tables(options)["torchvision"]
+        }
 
     renamed = dataclasses.replace(tiny, torch=dataclasses.replace(tiny.torch, tables=tables))
     flat = Model(
@@ -363,8 +420,12 @@ def test_a_whole_models_original_may_have_names_of_its_own(tiny_plugin, monkeypa
     entry = registry.Entry("models", "flat", "fcn-jax-tiny", "1.0", "")
     monkeypatch.setattr(plugins, "backbone", lambda name: renamed)
     monkeypatch.setattr(plugins, "model", lambda name: flat)
-    monkeypatch.setattr(plugins, "find", lambda kind, name: entry if kind == "models" else find(kind, name))
-    monkeypatch.setattr(plugins, "names", lambda kind: [*names(kind), *(["flat"] if kind == "models" else [])])
+    monkeypatch.setattr(
+        plugins, "find", lambda kind, name: entry if kind == "models" else find(kind, name)
+    )
+    monkeypatch.setattr(
+        plugins, "names", lambda kind: [*names(kind), *(["flat"] if kind == "models" else [])]
+    )
     check_model(flat)
     report = verify_model("flat", sizes=[(65, 97)], grad=True, train_steps=2)
     assert report.equal, report

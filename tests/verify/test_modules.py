@@ -10,9 +10,9 @@ from flax import nnx
 from jax import lax
 
 from fcn_jax import nn
-from fcn_jax.convert.rules import CONV, Op, Rule, Table, batch_norm, conv
 from fcn_jax.errors import ConfigError, WeightsError
 from fcn_jax.models.resnet import RESNET50, Bottleneck, Stage
+from fcn_jax.pytorch.rules import CONV, Op, Rule, Table, batch_norm, conv
 from fcn_jax.verify import compare_modules
 from fcn_jax.verify.reference import randomise_batch_norm
 
@@ -45,7 +45,9 @@ def original(torchvision):
             self.conv1 = torch.nn.Conv2d(3, 64, 7, 2, 3, bias=False)
             self.bn1 = torch.nn.BatchNorm2d(64)
             self.maxpool = torch.nn.MaxPool2d(3, 2, 1)
-            shortcut = torch.nn.Sequential(torch.nn.Conv2d(64, 128, 1, 2, bias=False), torch.nn.BatchNorm2d(128))
+            shortcut = torch.nn.Sequential(
+                torch.nn.Conv2d(64, 128, 1, 2, bias=False), torch.nn.BatchNorm2d(128)
+            )
             self.layer2 = torch.nn.Sequential(resnet.Bottleneck(64, 32, 2, shortcut))
             self.fc = torch.nn.Linear(128, 10)
 
@@ -112,16 +114,30 @@ def test_a_right_port_is_equal(original, port):
     report = compare(original, port)
     assert report.equal, report
     layers, accumulated, outputs, gradients = report.sections
-    # Every convolution, normalisation, shortcut and block, in the order in which they are computed.
-    block = ["conv1", "bn1", "conv2", "bn2", "conv3", "bn3", "downsample.conv", "downsample.bn", "downsample"]
+    # Every convolution, normalization, shortcut and block, in the order in which they are computed.
+    block = [
+        "conv1",
+        "bn1",
+        "conv2",
+        "bn2",
+        "conv3",
+        "bn3",
+        "downsample.conv",
+        "downsample.bn",
+        "downsample",
+    ]
     names = ["conv1", "bn1", *(f"layer2.0.{name}" for name in block), "layer2.0"]
     assert [c.name for c in layers.comparisons] == names
     assert [c.name for c in accumulated.comparisons] == names
     assert [c.name for c in outputs.comparisons] == ["output"]
-    assert len(gradients.comparisons) == 1 + len([n for n, _ in original.named_parameters() if not n.startswith("fc.")])
+    assert len(gradients.comparisons) == 1 + len(
+        [n for n, _ in original.named_parameters() if not n.startswith("fc.")]
+    )
     assert report.uncompared == ()
     after = original.state_dict()
-    assert all(torch.equal(after[name], value) for name, value in before.items()), "PyTorch's module must stay as it was"
+    assert all(torch.equal(after[name], value) for name, value in before.items()), (
+        "PyTorch's module must stay as it was"
+    )
     assert original.training == mode
     assert all(parameter.grad is None for parameter in original.parameters())
 
@@ -141,7 +157,10 @@ def wrongly_transposed_kernel():
 
 
 def swapped_vectors():
-    return with_rules(Rule("layer2.0.bn2.weight", "layer2.0.bn2.bias"), Rule("layer2.0.bn2.bias", "layer2.0.bn2.scale"))
+    return with_rules(
+        Rule("layer2.0.bn2.weight", "layer2.0.bn2.bias"),
+        Rule("layer2.0.bn2.bias", "layer2.0.bn2.scale"),
+    )
 
 
 def wrong_eps():
@@ -154,7 +173,9 @@ def wrong_eps():
 class SamePadded(nn.Conv):
     def __call__(self, x):
         strides = (self.stride, self.stride)
-        return lax.conv_general_dilated(x, self.kernel[...], strides, "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return lax.conv_general_dilated(
+            x, self.kernel[...], strides, "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
 
 
 def same_padding_in_the_stem():
@@ -174,7 +195,9 @@ def stride_on_the_first_convolution_of_a_bottleneck():
 def same_padding_in_the_pool():
     def fault(port, monkeypatch):
         def pool(x, size, stride, padding):
-            return lax.reduce_window(x, -jnp.inf, lax.max, (1, size, size, 1), (1, stride, stride, 1), "SAME")
+            return lax.reduce_window(
+                x, -jnp.inf, lax.max, (1, size, size, 1), (1, stride, stride, 1), "SAME"
+            )
 
         monkeypatch.setattr(nn, "max_pool", pool)
 
@@ -193,7 +216,9 @@ def same_padding_in_the_pool():
         (same_padding_in_the_pool, "between bn1 and layer2.0.conv1"),
     ],
 )
-def test_a_fault_is_over_its_threshold_by_ten_times_and_the_layer_is_named(original, port, monkeypatch, make_fault, blamed):
+def test_a_fault_is_over_its_threshold_by_ten_times_and_the_layer_is_named(
+    original, port, monkeypatch, make_fault, blamed
+):
     table = make_fault()(port, monkeypatch) or TABLE
     report = compare(original, port, table, grad=False)
     assert not report.equal
@@ -205,7 +230,9 @@ def test_a_fault_is_over_its_threshold_by_ten_times_and_the_layer_is_named(origi
     # Layers that are right by themselves are not blamed for what reaches them.
     isolated = [c.name for c in report.sections[0].comparisons if not c.equal]
     family = {blamed, blamed.rsplit(".", 1)[0]}
-    strided = {"layer2.0.conv1", "layer2.0.conv2", "layer2.0"} if blamed == "layer2.0.conv1" else set()
+    strided = (
+        {"layer2.0.conv1", "layer2.0.conv2", "layer2.0"} if blamed == "layer2.0.conv1" else set()
+    )
     assert set(isolated) <= family | strided
 
 
@@ -247,7 +274,12 @@ def test_modules_of_several_inputs_without_images_can_be_compared():
     report = compare_modules(Original(), Gate(), Table(batch_norm("norm")), inputs, subject="gate")
     assert report.equal, report
     assert report.subject == "gate"
-    assert [section.title for section in report.sections] == ["layers, isolated", "layers, accumulated", "outputs", "gradients"]
+    assert [section.title for section in report.sections] == [
+        "layers, isolated",
+        "layers, accumulated",
+        "outputs",
+        "gradients",
+    ]
 
 
 class InPlacePort(nnx.Module):
@@ -263,7 +295,11 @@ class InPlacePort(nnx.Module):
 
 
 def in_place_original():
-    layers = {"act": torch.nn.Hardswish(inplace=True), "conv": torch.nn.Conv2d(3, 4, 1), "dropout": torch.nn.Dropout(0.5)}
+    layers = {
+        "act": torch.nn.Hardswish(inplace=True),
+        "conv": torch.nn.Conv2d(3, 4, 1),
+        "dropout": torch.nn.Dropout(0.5),
+    }
     network = torch.nn.Sequential()
     for name, layer in layers.items():
         network.add_module(name, layer)
@@ -278,19 +314,31 @@ def test_layers_in_place_harm_neither_the_comparison_nor_the_callers_arrays():
     assert max(c.torch_error for section in report.sections for c in section.comparisons) < 1e-5
     np.testing.assert_array_equal(images, IMAGES[:, :8, :8])
     assert port.dropout.rate == 0.5, "dropout is off only while comparing"
-    wrong = compare_modules(in_place_original(), InPlacePort(first=False), Table(conv("conv", bias=True)), images)
+    wrong = compare_modules(
+        in_place_original(), InPlacePort(first=False), Table(conv("conv", bias=True)), images
+    )
     assert wrong.blame.startswith("between the input and conv: ")
 
 
 def test_an_output_too_many_and_no_output_at_all_are_not_equal():
     table, images = Table(conv("conv", bias=True)), IMAGES[:, :8, :8]
     report = compare_modules(
-        in_place_original(), InPlacePort(), table, images, call_jax=lambda module, x: {"output": module(*x), "more": x[0]}
+        in_place_original(),
+        InPlacePort(),
+        table,
+        images,
+        call_jax=lambda module, x: {"output": module(*x), "more": x[0]},
     )
     assert "more: PyTorch has no such tensor" in str(report)
     assert not report.equal
     report = compare_modules(
-        in_place_original(), InPlacePort(), table, images, call_torch=lambda *_: {}, call_jax=lambda *_: {}, grad=False
+        in_place_original(),
+        InPlacePort(),
+        table,
+        images,
+        call_torch=lambda *_: {},
+        call_jax=lambda *_: {},
+        grad=False,
     )
     assert not report.equal
     assert "nothing was compared in: " in report.blame
@@ -299,14 +347,24 @@ def test_an_output_too_many_and_no_output_at_all_are_not_equal():
 def test_parameters_that_pytorch_freezes_have_no_gradient_to_compare():
     original = in_place_original()
     original.conv.bias.requires_grad_(False)
-    report = compare_modules(original, InPlacePort(), Table(conv("conv", bias=True)), IMAGES[:, :8, :8])
+    report = compare_modules(
+        original, InPlacePort(), Table(conv("conv", bias=True)), IMAGES[:, :8, :8]
+    )
     assert report.equal, report
     assert [c.name for c in report.sections[-1].comparisons] == ["loss", "conv.weight"]
 
 
 def test_an_unknown_dtype_is_refused():
-    with pytest.raises(ConfigError, match="dtype is 'float16'; it must be one of float32, bfloat16"):
-        compare_modules(in_place_original(), InPlacePort(), Table(conv("conv", bias=True)), IMAGES, dtype="float16")
+    with pytest.raises(
+        ConfigError, match="dtype is 'float16'; it must be one of float32, bfloat16"
+    ):
+        compare_modules(
+            in_place_original(),
+            InPlacePort(),
+            Table(conv("conv", bias=True)),
+            IMAGES,
+            dtype="float16",
+        )
 
 
 def test_layers_that_pytorch_does_not_call_are_listed():
@@ -325,7 +383,9 @@ def test_layers_that_pytorch_does_not_call_are_listed():
         def __call__(self, x):
             return self.conv(x)
 
-    report = compare_modules(Functional(), Port(), Table(conv("conv", bias=True)), IMAGES[:, :8, :8])
+    report = compare_modules(
+        Functional(), Port(), Table(conv("conv", bias=True)), IMAGES[:, :8, :8]
+    )
     assert report.equal, report
     assert report.uncompared == ("conv",)
     assert "not compared one by one" in str(report)
@@ -373,14 +433,17 @@ def test_a_block_that_holds_what_another_one_in_it_holds_is_not_taken_for_it(nes
 
     inner = "net.body.layers" if nested else "net.body"
     table = Table(conv("0.body.{i}", inner + ".{i}", bias=True))
-    report = compare_modules(torch.nn.Sequential(Around()), Port(), table, IMAGES[:, :8, :8], grad=False)
+    report = compare_modules(
+        torch.nn.Sequential(Around()), Port(), table, IMAGES[:, :8, :8], grad=False
+    )
     assert report.equal, report
     blocks = ["net.body", "net"] if nested else []
     assert [c.name for c in report.sections[0].comparisons] == [f"{inner}.0", f"{inner}.1", *blocks]
 
 
 def test_another_order_of_sums_is_no_fault():
-    # At this size PyTorch sums a convolution of 256 channels in blocks and is three times nearer to the truth than at most others.
+    # At this size PyTorch sums a convolution of 256 channels in blocks and is three times nearer to
+    # the truth than at most others.
     class Port(nnx.Module):
         def __init__(self):
             self.conv = nn.Conv(256, 256, 3, padding=1, use_bias=False, rngs=nnx.Rngs(0))
@@ -389,8 +452,12 @@ def test_another_order_of_sums_is_no_fault():
             return self.conv(x)
 
     torch.manual_seed(0)
-    original = torch.nn.Sequential(collections.OrderedDict(conv=torch.nn.Conv2d(256, 256, 3, padding=1, bias=False)))
-    images = np.maximum(np.random.default_rng(0).standard_normal((1, 8, 8, 256)), 0).astype(np.float32)
+    original = torch.nn.Sequential(
+        collections.OrderedDict(conv=torch.nn.Conv2d(256, 256, 3, padding=1, bias=False))
+    )
+    images = np.maximum(np.random.default_rng(0).standard_normal((1, 8, 8, 256)), 0).astype(
+        np.float32
+    )
     report = compare_modules(original, Port(), Table(conv("conv")), images, grad=False)
     assert report.equal, report
 
@@ -407,7 +474,9 @@ class OnTheEdge(nnx.Module):
 
 def test_a_unit_on_the_edge_of_a_relu_is_told_from_a_fault(monkeypatch):
     torch.manual_seed(0)
-    original = torch.nn.Sequential(collections.OrderedDict(conv=torch.nn.Conv2d(3, 4, 1), relu=torch.nn.ReLU()))
+    original = torch.nn.Sequential(
+        collections.OrderedDict(conv=torch.nn.Conv2d(3, 4, 1), relu=torch.nn.ReLU())
+    )
     torch.nn.init.constant_(original.conv.bias, 3e-8)
     images = IMAGES[:, :8, :8].copy()
     images[0, :4] = 0

@@ -16,8 +16,8 @@ from flax import nnx
 
 from fcn_jax import nn
 from fcn_jax.api import FeatureSpec, Head, Model, TorchBridge, Weights, require_no_offset
-from fcn_jax.convert.rules import Table, batch_norm, conv
-from fcn_jax.convert.torch_reference import import_torchvision, segmentation_original
+from fcn_jax.pytorch.reference import import_torchvision, segmentation_original
+from fcn_jax.pytorch.rules import Table, batch_norm, conv
 from fcn_jax_deeplab.aspp import ASPP, RATES, aspp_table, check_options, rates_at
 
 
@@ -26,8 +26,9 @@ class DeepLabV3Options:
     """Options of `deeplabv3`.
 
     Attributes:
-        rates: dilations of the 3x3 convolutions side by side, each at least 1. None takes 12, 24 and 36 for a feature of stride 8, half of
-            that for one of stride 16, and so on. torchvision takes 12, 24 and 36 at every stride.
+        rates: dilations of the 3x3 convolutions side by side, each at least 1. None takes 12, 24
+            and 36 for a feature of stride 8, half of that for one of stride 16, and so on.
+            torchvision takes 12, 24 and 36 at every stride.
         channels: of each branch and of what follows, at least 1. Published weights need 256.
         dropout: share of the projected values that training sets to zero, at least 0 and below 1.
     """
@@ -47,7 +48,7 @@ class DeepLabV3Head(nnx.Module):
     Attributes:
         aspp: C -> `channels`.
         conv1: 3x3, without bias.
-        bn1: batch normalisation.
+        bn1: batch normalization.
         conv2: 1x1, `channels` -> K, with bias.
     """
 
@@ -91,15 +92,22 @@ def _build(
     param_dtype: Any = jnp.float32,
     rngs: nnx.Rngs,
 ) -> DeepLabV3Head:
-    return DeepLabV3Head(features[-1], num_classes, options, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+    return DeepLabV3Head(
+        features[-1], num_classes, options, dtype=dtype, param_dtype=param_dtype, rngs=rngs
+    )
 
 
 def _tables(options: DeepLabV3Options) -> dict[str, Table]:
     aspp = aspp_table(len(options.rates or RATES)).under("0.", "aspp.")
-    return {"torchvision": aspp + Table(conv("1", "conv1"), batch_norm("2", "bn1"), conv("4", "conv2", bias=True))}
+    return {
+        "torchvision": aspp
+        + Table(conv("1", "conv1"), batch_norm("2", "bn1"), conv("4", "conv2", bias=True))
+    }
 
 
-def _torch_reference(options: DeepLabV3Options, features: Sequence[FeatureSpec], num_classes: int) -> Any:
+def _torch_reference(
+    options: DeepLabV3Options, features: Sequence[FeatureSpec], num_classes: int
+) -> Any:
     """DeepLabHead of torchvision; its 256 channels are fixed, so that for other numbers its layers are replaced by ones like them."""
     source = import_torchvision().models.segmentation.deeplabv3
     import torch
@@ -180,7 +188,8 @@ DEEPLABV3_MOBILENET_V3_LARGE = _whole(
     "a dilated MobileNetV3-Large (output stride 16)",
     "deeplabv3_mobilenet_v3_large-fc3c493d",
     "mIoU 60.3, pixel accuracy 91.2",
-    # By its full name: the distribution need not be installed, and where it is not, the error names it.
+    # By its full name: the distribution need not be installed, and where it is not, the error names
+    # it.
     backbone="fcn-jax-mobilenet:mobilenet_v3_large",
     output_stride=16,
     head_options={"rates": list(RATES)},

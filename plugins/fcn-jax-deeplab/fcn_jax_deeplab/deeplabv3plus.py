@@ -1,8 +1,9 @@
 """DeepLabv3+: ASPP on the deepest feature, refined beside one of stride 4.
 
-Chen et al. 2018, arXiv:1802.02611, with plain convolutions, as the paper has them on ResNet. Structure and names are those of
-`DeepLabHeadV3Plus` in VainF/DeepLabV3Plus-Pytorch (`network/_deeplab.py`): `project`, `aspp`, `classifier`. It refines by one 3x3
-convolution where the paper's section 4.1 found two to be best; `depth` chooses, and with 1 its state dicts fit.
+Chen et al. 2018, arXiv:1802.02611, with plain convolutions, as the paper has them on ResNet.
+Structure and names are those of `DeepLabHeadV3Plus` in VainF/DeepLabV3Plus-Pytorch
+(`network/_deeplab.py`): `project`, `aspp`, `classifier`. It refines by one 3x3 convolution where
+the paper's section 4.1 found two to be best; `depth` chooses, and with 1 its state dicts fit.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from flax import nnx
 
 from fcn_jax import nn
 from fcn_jax.api import FeatureSpec, Head, TorchBridge, require_no_offset
-from fcn_jax.convert.rules import Rule, Table, batch_norm, conv
 from fcn_jax.errors import ConfigError
-from fcn_jax.nn.initializers import Initializer
+from fcn_jax.nn import Initializer
+from fcn_jax.pytorch.rules import Rule, Table, batch_norm, conv
 from fcn_jax_deeplab.aspp import ASPP, RATES, ConvBatchNormReLU, aspp_table, check_options, rates_at
 
 LOW_STRIDE = 4
@@ -32,8 +33,8 @@ class DeepLabV3PlusOptions:
     """Options of `deeplabv3plus`.
 
     Attributes:
-        rates: dilations of the 3x3 convolutions side by side, each at least 1. None takes 12, 24 and 36 for a deepest feature of stride 8,
-            half of that for one of stride 16, and so on.
+        rates: dilations of the 3x3 convolutions side by side, each at least 1. None takes 12, 24
+            and 36 for a deepest feature of stride 8, half of that for one of stride 16, and so on.
         channels: of ASPP and of the refining convolutions, at least 1.
         low_channels: that the feature of stride 4 is brought to, at least 1.
         depth: number of 3x3 convolutions that refine the two together, at least 1.
@@ -48,7 +49,13 @@ class DeepLabV3PlusOptions:
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        check_options(self.rates, self.dropout, channels=self.channels, low_channels=self.low_channels, depth=self.depth)
+        check_options(
+            self.rates,
+            self.dropout,
+            channels=self.channels,
+            low_channels=self.low_channels,
+            depth=self.depth,
+        )
 
 
 def _kaiming_normal(fan_in: int) -> Initializer:
@@ -60,7 +67,8 @@ class DeepLabV3PlusHead(nnx.Module):
     """ASPP, resized to the feature of stride 4 and put beside it; 3x3 convolutions, 1x1 convolution to the classes; then resized.
 
     Attributes:
-        project: 1x1 convolution of the feature of stride 4 to few channels, so that they do not outweigh ASPP's.
+        project: 1x1 convolution of the feature of stride 4 to few channels, so that they do not
+            outweigh ASPP's.
         aspp: of the deepest feature.
         decoder: the 3x3 convolutions.
         score: 1x1, `channels` -> K, with bias.
@@ -86,8 +94,12 @@ class DeepLabV3PlusHead(nnx.Module):
         rates = rates_at(deepest.stride, options.rates)
         self.aspp = ASPP(deepest.channels, channels, rates, options.dropout, **settings)
         widths = [options.low_channels + channels, *[channels] * (options.depth - 1)]
-        self.decoder = nnx.List([ConvBatchNormReLU(width, channels, 3, **settings) for width in widths])
-        self.score = nn.Conv(channels, num_classes, 1, kernel_init=_kaiming_normal(channels), **types)
+        self.decoder = nnx.List(
+            [ConvBatchNormReLU(width, channels, 3, **settings) for width in widths]
+        )
+        self.score = nn.Conv(
+            channels, num_classes, 1, kernel_init=_kaiming_normal(channels), **types
+        )
 
     def __call__(self, features: Mapping[str, jax.Array], *, out_hw: tuple[int, int]) -> jax.Array:
         """Features -> logits f[N, out_hw[0], out_hw[1], K]."""
@@ -122,22 +134,29 @@ def _build(
     rngs: nnx.Rngs,
 ) -> DeepLabV3PlusHead:
     low, deepest = features
-    return DeepLabV3PlusHead(low, deepest, num_classes, options, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+    return DeepLabV3PlusHead(
+        low, deepest, num_classes, options, dtype=dtype, param_dtype=param_dtype, rngs=rngs
+    )
 
 
 def _tables(options: DeepLabV3PlusOptions) -> dict[str, Table]:
-    # Convolution, normalisation and ReLU, `depth` times, then the scores: one Sequential.
+    # Convolution, normalization and ReLU, `depth` times, then the scores: one Sequential.
     rules: list[Rule] = [*conv("project.0", "project.conv"), *batch_norm("project.1", "project.bn")]
     for i in range(options.depth):
         rules += conv(f"classifier.{3 * i}", f"decoder.{i}.conv")
         rules += batch_norm(f"classifier.{3 * i + 1}", f"decoder.{i}.bn")
     rules += conv(f"classifier.{3 * options.depth}", "score", bias=True)
-    return {"torchvision": Table(rules) + aspp_table(len(options.rates or RATES)).under("aspp.", "aspp.")}
+    return {
+        "torchvision": Table(rules)
+        + aspp_table(len(options.rates or RATES)).under("aspp.", "aspp.")
+    }
 
 
-def _torch_reference(options: DeepLabV3PlusOptions, features: Sequence[FeatureSpec], num_classes: int) -> Any:
+def _torch_reference(
+    options: DeepLabV3PlusOptions, features: Sequence[FeatureSpec], num_classes: int
+) -> Any:
     """The same head in plain PyTorch, over torchvision's ASPP."""
-    from fcn_jax.convert.torch_reference import import_torchvision
+    from fcn_jax.pytorch.reference import import_torchvision
 
     source = import_torchvision().models.segmentation.deeplabv3
     from torch import cat, nn
@@ -145,16 +164,18 @@ def _torch_reference(options: DeepLabV3PlusOptions, features: Sequence[FeatureSp
 
     low, deepest = features
 
-    def block(channels_in: int, channels_out: int, size: int) -> list[Any]:
-        convolution = nn.Conv2d(channels_in, channels_out, size, padding=size // 2, bias=False)
-        return [convolution, nn.BatchNorm2d(channels_out), nn.ReLU()]
+    def block(in_channels: int, out_channels: int, size: int) -> list[Any]:
+        convolution = nn.Conv2d(in_channels, out_channels, size, padding=size // 2, bias=False)
+        return [convolution, nn.BatchNorm2d(out_channels), nn.ReLU()]
 
     class Reference(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             channels = options.channels
             self.project = nn.Sequential(*block(low.channels, options.low_channels, 1))
-            self.aspp = source.ASPP(deepest.channels, rates_at(deepest.stride, options.rates), channels)
+            self.aspp = source.ASPP(
+                deepest.channels, rates_at(deepest.stride, options.rates), channels
+            )
             self.aspp.project[3].p = options.dropout
             layers = block(options.low_channels + channels, channels, 3)
             for _ in range(options.depth - 1):
@@ -163,7 +184,9 @@ def _torch_reference(options: DeepLabV3PlusOptions, features: Sequence[FeatureSp
 
         def forward(self, shallow: Any, deep: Any) -> Any:
             shallow = self.project(shallow)
-            deep = interpolate(self.aspp(deep), size=shallow.shape[-2:], mode="bilinear", align_corners=False)
+            deep = interpolate(
+                self.aspp(deep), size=shallow.shape[-2:], mode="bilinear", align_corners=False
+            )
             return self.classifier(cat([shallow, deep], dim=1))
 
     return Reference()

@@ -13,7 +13,6 @@ from fcn_jax_deeplab.aspp import rates_at
 from flax import nnx
 
 import fcn_jax
-from fcn_jax import registry
 from fcn_jax.api import FeatureSpec
 from fcn_jax.convert.engine import load_torch, to_torch
 from fcn_jax.convert.named_weights import available
@@ -21,7 +20,8 @@ from fcn_jax.data.shapes import draw_scene
 from fcn_jax.errors import ConfigError
 from fcn_jax.models.names import leaves
 from fcn_jax.models.segmenter import build, by_name, plan_heads
-from fcn_jax.nn import valid
+from fcn_jax.nn import _valid
+from fcn_jax.plugins import registry
 from fcn_jax.testing import check_head
 from fcn_jax.verify.reference import randomise_batch_norm
 
@@ -37,11 +37,14 @@ def plugins(plugin_project):
 @pytest.fixture(scope="module")
 def torchvision():
     pytest.importorskip("torch")
-    return pytest.importorskip("fcn_jax.convert.torch_reference").import_torchvision()
+    return pytest.importorskip("fcn_jax.pytorch.reference").import_torchvision()
 
 
 # Where a whole network is filled with numbers, the deeper ResNet shows nothing more.
-FILLED = [pytest.param(name, marks=pytest.mark.slow if name == "deeplabv3_resnet101" else ()) for name in WHOLE]
+FILLED = [
+    pytest.param(name, marks=pytest.mark.slow if name == "deeplabv3_resnet101" else ())
+    for name in WHOLE
+]
 
 
 @pytest.fixture(params=WHOLE)
@@ -60,8 +63,14 @@ def drawn(model, seed=0):
     """Random values for a model of shapes alone; drawing real initial values would take long."""
     rng = np.random.default_rng(seed)
     for path, leaf in leaves(model).items():
-        value = rng.standard_normal(leaf.shape, np.float32) * np.float32(np.sqrt(2 / max(1, np.prod(leaf.shape[:-1]))))
-        leaf.set_value(np.abs(value).astype(leaf.dtype) if path.endswith(("var", "num_batches_tracked")) else value)
+        value = rng.standard_normal(leaf.shape, np.float32) * np.float32(
+            np.sqrt(2 / max(1, np.prod(leaf.shape[:-1])))
+        )
+        leaf.set_value(
+            np.abs(value).astype(leaf.dtype)
+            if path.endswith(("var", "num_batches_tracked"))
+            else value
+        )
     return model
 
 
@@ -90,17 +99,29 @@ def test_training_and_its_gradients_equal_pytorchs(torchvision, head, options):
 
     options = head.options(channels=6, dropout=0.0, **options)
     features = (spec("a", 4, 4), spec("b", 7, 16))
-    features = tuple(feature for feature in features if feature.name in head.select(options, features))
+    features = tuple(
+        feature for feature in features if feature.name in head.select(options, features)
+    )
     batch, hw = 5, (65, 97)
     rng = np.random.default_rng(0)
-    inputs = {f.name: rng.standard_normal((batch, *map(f.size, hw), f.channels), np.float32) for f in features}
+    inputs = {
+        f.name: rng.standard_normal((batch, *map(f.size, hw), f.channels), np.float32)
+        for f in features
+    }
     weights = rng.standard_normal((batch, *hw, 3), np.float32)
 
     torch.manual_seed(0)
-    reference = head.torch.reference(options=options, features=features, num_classes=3).double().train()
+    reference = (
+        head.torch.reference(options=options, features=features, num_classes=3).double().train()
+    )
     state = {name: value.numpy().copy() for name, value in reference.state_dict().items()}
-    given = [torch.tensor(x.transpose(0, 3, 1, 2).copy(), dtype=torch.float64, requires_grad=True) for x in inputs.values()]
-    logits = torch.nn.functional.interpolate(reference(*given), size=hw, mode="bilinear", align_corners=False)
+    given = [
+        torch.tensor(x.transpose(0, 3, 1, 2).copy(), dtype=torch.float64, requires_grad=True)
+        for x in inputs.values()
+    ]
+    logits = torch.nn.functional.interpolate(
+        reference(*given), size=hw, mode="bilinear", align_corners=False
+    )
     (logits * torch.tensor(weights.transpose(0, 3, 1, 2).copy())).sum().backward()
     table = head.torch.tables(options)["torchvision"]
 
@@ -131,13 +152,16 @@ def test_training_and_its_gradients_equal_pytorchs(torchvision, head, options):
     compared = 0
     for path, leaf in nnx.to_flat_state(grads):
         name, rule = table.to_torch(".".join(map(str, path)))
-        close(name, np.asarray(leaf[...]), rule.op.to_jax(reference.get_parameter(name).grad.numpy()))
+        close(
+            name, np.asarray(leaf[...]), rule.op.to_jax(reference.get_parameter(name).grad.numpy())
+        )
         compared += 1
     assert compared == len(list(reference.parameters()))
 
 
 @pytest.mark.parametrize(
-    ("stride", "rates"), [(4, (24, 48, 72)), (8, (12, 24, 36)), (16, (6, 12, 18)), (32, (3, 6, 9)), (128, (1, 2, 2))]
+    ("stride", "rates"),
+    [(4, (24, 48, 72)), (8, (12, 24, 36)), (16, (6, 12, 18)), (32, (3, 6, 9)), (128, (1, 2, 2))],
 )
 def test_rates_follow_the_stride(stride, rates):
     assert rates_at(stride) == rates
@@ -150,9 +174,15 @@ def test_convolutions_dilate_by_the_rates(head):
 
     def dilations(**options):
         options = head.options(channels=4, **options)
-        selected = [feature for feature in features if feature.name in head.select(options, features)]
-        module = nnx.eval_shape(lambda: head.build(options, selected, num_classes=3, rngs=nnx.Rngs(0)))
-        assert all(branch.conv.padding == branch.conv.dilation for branch in list(module.aspp.convs)[1:])
+        selected = [
+            feature for feature in features if feature.name in head.select(options, features)
+        ]
+        module = nnx.eval_shape(
+            lambda: head.build(options, selected, num_classes=3, rngs=nnx.Rngs(0))
+        )
+        assert all(
+            branch.conv.padding == branch.conv.dilation for branch in list(module.aspp.convs)[1:]
+        )
         return [branch.conv.dilation for branch in module.aspp.convs]
 
     assert dilations() == [1, 6, 12, 18]
@@ -163,7 +193,11 @@ def test_convolutions_dilate_by_the_rates(head):
 @pytest.mark.parametrize(
     ("head", "table", "complaint"),
     [
-        ("deeplabv3", {"rates": []}, r"rates are \[\]; they must be one dilation or more, each at least 1"),
+        (
+            "deeplabv3",
+            {"rates": []},
+            r"rates are \[\]; they must be one dilation or more, each at least 1",
+        ),
         ("deeplabv3", {"rates": [6, 0]}, r"rates are \[6, 0\]"),
         ("deeplabv3", {"rates": [6, 1.5]}, r"'rates.*1\.5"),
         ("deeplabv3", {"channels": 0}, "channels is 0; it must be at least 1"),
@@ -191,18 +225,28 @@ def test_deeplabv3plus_takes_the_deepest_feature_of_stride_4_and_the_deepest_of_
 @pytest.mark.parametrize("strides", [(2, 8, 16), (4,), (2, 4)])
 def test_deeplabv3plus_says_which_feature_it_lacks(strides):
     offered = ", ".join(rf"f{i} \({stride}\)" for i, stride in enumerate(strides))
-    with pytest.raises(ConfigError, match=rf"needs a feature of stride 4 beside a deeper one.*offers {offered}\. Take"):
-        DEEPLABV3PLUS.select(DeepLabV3PlusOptions(), [spec(f"f{i}", 4, stride) for i, stride in enumerate(strides)])
+    with pytest.raises(
+        ConfigError,
+        match=rf"needs a feature of stride 4 beside a deeper one.*offers {offered}\. Take",
+    ):
+        DEEPLABV3PLUS.select(
+            DeepLabV3PlusOptions(), [spec(f"f{i}", 4, stride) for i, stride in enumerate(strides)]
+        )
 
 
-@pytest.mark.parametrize(("head", "at_fault"), [(DEEPLABV3, "'b' begins 100 pixels"), (DEEPLABV3PLUS, "'a' begins 100 pixels")])
+@pytest.mark.parametrize(
+    ("head", "at_fault"),
+    [(DEEPLABV3, "'b' begins 100 pixels"), (DEEPLABV3PLUS, "'a' begins 100 pixels")],
+)
 def test_features_of_a_padded_image_are_refused(head, at_fault):
     with pytest.raises(ConfigError, match=f"must begin where the image does; {at_fault}"):
         head.select(head.options(), [spec("a", 4, 4, 100), spec("b", 4, 16, 100)])
 
 
 def test_training_needs_two_images_as_in_pytorch():
-    head = DEEPLABV3.build(DeepLabV3Options(channels=4), [spec("a", 3, 8)], num_classes=2, rngs=nnx.Rngs(0))
+    head = DEEPLABV3.build(
+        DeepLabV3Options(channels=4), [spec("a", 3, 8)], num_classes=2, rngs=nnx.Rngs(0)
+    )
     head.train()
     with pytest.raises(ValueError, match="more than one value per channel"):
         head({"a": np.ones((1, 5, 6, 3), np.float32)}, out_hw=(40, 48))
@@ -212,9 +256,15 @@ def test_depth_1_has_the_names_of_the_published_head():
     """`DeepLabHeadV3Plus(2048, 256, 21)` of VainF/DeepLabV3Plus-Pytorch."""
     features = (spec("low", 256, 4), spec("out", 2048, 8))
     options = DeepLabV3PlusOptions(depth=1)
-    module = nnx.eval_shape(lambda: DEEPLABV3PLUS.build(options, features, num_classes=21, rngs=nnx.Rngs(0)))
+    module = nnx.eval_shape(
+        lambda: DEEPLABV3PLUS.build(options, features, num_classes=21, rngs=nnx.Rngs(0))
+    )
     table = DEEPLABV3PLUS.torch.tables(options)["torchvision"]
-    kernels = {table.to_torch(path)[0]: leaf.shape for path, leaf in leaves(module).items() if path.endswith("kernel")}
+    kernels = {
+        table.to_torch(path)[0]: leaf.shape
+        for path, leaf in leaves(module).items()
+        if path.endswith("kernel")
+    }
     assert kernels == {
         "project.0.weight": (1, 1, 256, 48),
         "aspp.convs.0.0.weight": (1, 1, 2048, 256),
@@ -232,21 +282,26 @@ def test_depth_1_has_the_names_of_the_published_head():
 def test_an_image_that_fills_a_part_of_its_array_gives_what_it_gives_alone(head):
     features = (spec("a", 4, 4), spec("b", 7, 16))
     options = head.options(channels=6)
-    features = tuple(feature for feature in features if feature.name in head.select(options, features))
+    features = tuple(
+        feature for feature in features if feature.name in head.select(options, features)
+    )
     module = head.build(options, features, num_classes=3, rngs=nnx.Rngs(0))
     module.eval()
     graphdef, state = nnx.split(module)
     (inner, outer), rng = ((40, 65), (65, 97)), np.random.default_rng(0)
 
     def within(hw):
-        return {f.name: rng.standard_normal((1, *map(f.size, hw), f.channels), np.float32) for f in features}
+        return {
+            f.name: rng.standard_normal((1, *map(f.size, hw), f.channels), np.float32)
+            for f in features
+        }
 
     alone, beside = within(inner), within(outer)
     for name, x in alone.items():
         beside[name][:, : x.shape[1], : x.shape[2]] = x
     known = {outer: inner} | {beside[name].shape[1:3]: x.shape[1:3] for name, x in alone.items()}
     wanted = jax.jit(lambda state, x: nnx.merge(graphdef, state)(x, out_hw=inner))(state, alone)
-    with valid.sizes(known):
+    with _valid.sizes(known):
         found = jax.jit(lambda state, x: nnx.merge(graphdef, state)(x, out_hw=outer))(state, beside)
     np.testing.assert_allclose(found[:, :40, :65], wanted, atol=1e-5 * float(np.abs(wanted).max()))
 
@@ -260,8 +315,16 @@ def test_names_and_shapes_of_a_whole_model_are_torchvisions(torchvision, whole, 
     model = blank(whole)
     wanted = {name: tuple(value.shape) for name, value in original.state_dict().items()}
     assert {name: value.shape for name, value in to_torch(drawn(model)).items()} == wanted
-    dilations = [layer.dilation[0] for layer in original.classifier[0].convs.modules() if hasattr(layer, "dilation")]
-    assert dilations == [*(branch.conv.dilation for branch in model.head.aspp.convs), 1] == [1, 12, 24, 36, 1]
+    dilations = [
+        layer.dilation[0]
+        for layer in original.classifier[0].convs.modules()
+        if hasattr(layer, "dilation")
+    ]
+    assert (
+        dilations
+        == [*(branch.conv.dilation for branch in model.head.aspp.convs), 1]
+        == [1, 12, 24, 36, 1]
+    )
 
 
 def test_the_auxiliary_head_sees_torchvisions_feature(whole):
@@ -285,7 +348,9 @@ def test_a_whole_model_goes_to_torchvision_and_back_bit_for_bit(torchvision, who
 
     tensors = to_torch(drawn(blank(whole)))
     original = plugins.model(whole).original(num_classes=21, aux=True)
-    original.load_state_dict({name: torch.from_numpy(value.copy()) for name, value in tensors.items()}, strict=True)
+    original.load_state_dict(
+        {name: torch.from_numpy(value.copy()) for name, value in tensors.items()}, strict=True
+    )
     other = blank(whole)
     record = load_torch(other, original.state_dict())
     assert record.scope == "model"
@@ -296,13 +361,19 @@ def test_a_whole_model_goes_to_torchvision_and_back_bit_for_bit(torchvision, who
 
 
 def test_a_missing_backbones_distribution_is_named(plugins, monkeypatch):
-    left = registry.Registry([entry for entry in plugins.entries() if entry.distribution != "fcn-jax-mobilenet"])
+    left = registry.Registry(
+        [entry for entry in plugins.entries() if entry.distribution != "fcn-jax-mobilenet"]
+    )
     monkeypatch.setattr(registry, "default", lambda: left)
     monkeypatch.setattr(metadata, "distribution", Mock(side_effect=metadata.PackageNotFoundError))
-    with pytest.raises(ConfigError, match="fcn-jax-mobilenet is not installed: pip install fcn-jax-mobilenet") as caught:
+    with pytest.raises(
+        ConfigError, match="fcn-jax-mobilenet is not installed: pip install fcn-jax-mobilenet"
+    ) as caught:
         fcn_jax.load("deeplabv3_mobilenet_v3_large", weights="COCO_WITH_VOC_LABELS_V1")
     assert "\n" not in str(caught.value)
-    assert "COCO_WITH_VOC_LABELS_V1" in available(by_name("deeplabv3_resnet50")), "the others are still there"
+    assert "COCO_WITH_VOC_LABELS_V1" in available(by_name("deeplabv3_resnet50")), (
+        "the others are still there"
+    )
 
 
 @pytest.mark.slow
@@ -318,7 +389,9 @@ def test_torchvisions_weights_predict_what_they_predict_there(torchvision, plugi
     mask = predictor(image)
     mean, std = np.float32((0.485, 0.456, 0.406)), np.float32((0.229, 0.224, 0.225))
     with torch.no_grad():
-        x = torch.from_numpy(((image / np.float32(255) - mean) / std).transpose(2, 0, 1)[None].copy())
+        x = torch.from_numpy(
+            ((image / np.float32(255) - mean) / std).transpose(2, 0, 1)[None].copy()
+        )
         wanted = original(x)["out"][0].argmax(0).numpy()
     assert mask.shape == wanted.shape == (97, 130)
     assert len(np.unique(wanted)) > 1
@@ -341,5 +414,7 @@ def test_a_whole_model_equals_torchvisions(torchvision, name):
 
 @pytest.mark.slow
 def test_deeplabv3plus_on_a_resnet_equals_pytorchs(torchvision):
-    report = fcn_jax.verify_model("resnet18", head="deeplabv3plus", output_stride=16, sizes=[(65, 97)], batch=2, grad=True)
+    report = fcn_jax.verify_model(
+        "resnet18", head="deeplabv3plus", output_stride=16, sizes=[(65, 97)], batch=2, grad=True
+    )
     assert report.equal, report

@@ -1,7 +1,7 @@
 """What MobileNets are made of: convolutions with what follows them, squeeze and excitation, inverted residuals.
 
-Sandler et al. 2018, arXiv:1801.04381; Howard et al. 2019, arXiv:1905.02244; `torchvision/ops/misc.py`, `torchvision/models/mobilenetv2.py`
-and `mobilenetv3.py`.
+Sandler et al. 2018, arXiv:1801.04381; Howard et al. 2019, arXiv:1905.02244;
+`torchvision/ops/misc.py`, `torchvision/models/mobilenetv2.py` and `mobilenetv3.py`.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ Activation = Callable[[jax.Array], jax.Array]
 
 
 class Norm(NamedTuple):
-    """Settings of batch normalisation; `momentum` is the new value's share."""
+    """Settings of batch normalization; `momentum` is the new value's share."""
 
     eps: float = 1e-5
     momentum: float = 0.1
 
 
 class ConvNormActivation(nnx.Module):
-    """As torchvision's `Conv2dNormActivation`: a convolution without bias, batch normalisation, and an activation or none.
+    """As torchvision's `Conv2dNormActivation`: a convolution without bias, batch normalization, and an activation or none.
 
     It is padded so that its stride alone changes the image's size.
 
     Attributes:
         conv: the convolution.
-        bn: the batch normalisation.
+        bn: the batch normalization.
     """
 
     def __init__(
         self,
-        channels_in: int,
-        channels_out: int,
+        in_channels: int,
+        out_channels: int,
         kernel_size: int,
         *,
         norm: Norm,
@@ -52,8 +52,8 @@ class ConvNormActivation(nnx.Module):
     ) -> None:
         """Draw the parameters as torchvision does."""
         self.conv = nn.Conv(
-            channels_in,
-            channels_out,
+            in_channels,
+            out_channels,
             kernel_size,
             stride=stride,
             padding=dilation * (kernel_size // 2),
@@ -65,7 +65,9 @@ class ConvNormActivation(nnx.Module):
             param_dtype=param_dtype,
             rngs=rngs,
         )
-        self.bn = nn.BatchNorm(channels_out, eps=norm.eps, momentum=norm.momentum, dtype=dtype, param_dtype=param_dtype)
+        self.bn = nn.BatchNorm(
+            out_channels, eps=norm.eps, momentum=norm.momentum, dtype=dtype, param_dtype=param_dtype
+        )
         self.activation = nnx.static(activation)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -84,7 +86,9 @@ class SqueezeExcitation(nnx.Module):
         fc2: 1x1, S -> C, with bias.
     """
 
-    def __init__(self, channels: int, squeezed: int, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, channels: int, squeezed: int, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs
+    ) -> None:
         """Draw the parameters as torchvision's MobileNetV3 does; biases start at 0."""
         settings: dict[str, Any] = {
             "kernel_init": nn.kaiming_normal_fan_out,
@@ -106,8 +110,9 @@ class Block:
     """One inverted residual.
 
     Attributes:
-        channels_in: what comes in.
-        expanded: channels of the depthwise convolution; where they are as many as come in, there is no convolution before it.
+        in_channels: what comes in.
+        expanded: channels of the depthwise convolution; where they are as many as come in, there is
+            no convolution before it.
         channels: what goes out.
         kernel: the depthwise convolution's height and width, odd.
         stride: of the depthwise convolution, 1 or 2.
@@ -117,7 +122,7 @@ class Block:
         dilation: of the depthwise convolution.
     """
 
-    channels_in: int
+    in_channels: int
     expanded: int
     channels: int
     kernel: int
@@ -135,13 +140,19 @@ class InvertedResidual(nnx.Module):
         block: these, in order.
     """
 
-    def __init__(self, plan: Block, norm: Norm, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, plan: Block, norm: Norm, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs
+    ) -> None:
         """Draw the parameters as torchvision does."""
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         wide = plan.expanded
         layers: list[nnx.Module] = []
-        if wide != plan.channels_in:
-            layers.append(ConvNormActivation(plan.channels_in, wide, 1, norm=norm, activation=plan.activation, **types))
+        if wide != plan.in_channels:
+            layers.append(
+                ConvNormActivation(
+                    plan.in_channels, wide, 1, norm=norm, activation=plan.activation, **types
+                )
+            )
         layers.append(
             ConvNormActivation(
                 wide,
@@ -157,7 +168,9 @@ class InvertedResidual(nnx.Module):
         )
         if plan.squeezed:
             layers.append(SqueezeExcitation(wide, plan.squeezed, **types))
-        layers.append(ConvNormActivation(wide, plan.channels, 1, norm=norm, activation=None, **types))
+        layers.append(
+            ConvNormActivation(wide, plan.channels, 1, norm=norm, activation=None, **types)
+        )
         self.block = nnx.List(layers)
         self.residual = plan.residual
 

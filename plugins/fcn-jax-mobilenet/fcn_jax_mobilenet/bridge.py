@@ -6,9 +6,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fcn_jax.api import TorchBridge, Weights
-from fcn_jax.convert.rules import Rule, Table, batch_norm, conv, drop
+from fcn_jax.pytorch.rules import Rule, Table, batch_norm, conv, drop
 
-_CLASSIFIER = drop("classifier.*", "the classifier of ImageNet's classes, which a segmentation network does not have")
+_CLASSIFIER = drop(
+    "classifier.*",
+    "the classifier of ImageNet's classes, which a segmentation network does not have",
+)
 
 
 def _ends() -> list[Rule]:
@@ -17,8 +20,8 @@ def _ends() -> list[Rule]:
 
 def v2_rules() -> list[Rule]:
     """MobileNetV2's names within `features`."""
-    # torchvision's blocks are Sequentials whose last convolution and normalisation stand by themselves, one place earlier in the first
-    # block, which does not expand.
+    # torchvision's blocks are Sequentials whose last convolution and normalization stand by
+    # themselves, one place earlier in the first block, which does not expand.
     rules = _ends()
     for block, last in (("1", 1), ("{i}", 2)):
         rules += conv(f"{block}.conv.{last}", f"features.{block}.block.{last}.conv")
@@ -37,11 +40,13 @@ def v3_rules() -> list[Rule]:
     return rules
 
 
-def bridge(rules: list[Rule], make_features: Callable[[Any, int], Any], weights: Mapping[str, Weights]) -> TorchBridge:
+def bridge(
+    rules: list[Rule], make_features: Callable[[Any, int], Any], weights: Mapping[str, Weights]
+) -> TorchBridge:
     """What ties a MobileNet to torchvision's.
 
-    Its segmentation models take the network's `features` alone, in an `IntermediateLayerGetter`: `backbone.0.0.weight` there is
-    `features.0.0.weight` in ImageNet's files.
+    Its segmentation models take the network's `features` alone, in an `IntermediateLayerGetter`:
+    `backbone.0.0.weight` there is `features.0.0.weight` in ImageNet's files.
 
     Args:
         rules: of the names in `features`.
@@ -50,18 +55,24 @@ def bridge(rules: list[Rule], make_features: Callable[[Any, int], Any], weights:
     """
 
     def reference(options: Any, output_stride: int) -> Any:
-        from fcn_jax.convert.torch_reference import import_torchvision
+        from fcn_jax.pytorch.reference import import_torchvision
 
         getter = import_torchvision().models._utils.IntermediateLayerGetter
         features = make_features(options, output_stride)
         # torchvision's `stage_indices`, found as its `models/segmentation/lraspp.py` does.
         strided = [i for i, layer in enumerate(features) if getattr(layer, "_is_cn", False)]
-        return getter(features, {str(i): f"c{number}" for number, i in enumerate([0, *strided, len(features) - 1])})
+        return getter(
+            features,
+            {str(i): f"c{number}" for number, i in enumerate([0, *strided, len(features) - 1])},
+        )
 
     table = Table(rules)
     return TorchBridge(
         tables=lambda options: {"torchvision": table},
-        alone=lambda options: {"torchvision": table.under("features.", "") + Table(_CLASSIFIER), "segmentation": table},
+        alone=lambda options: {
+            "torchvision": table.under("features.", "") + Table(_CLASSIFIER),
+            "segmentation": table,
+        },
         reference=reference,
         weights=weights,
     )
@@ -69,7 +80,7 @@ def bridge(rules: list[Rule], make_features: Callable[[Any, int], Any], weights:
 
 def v2_features(options: Any, output_stride: int) -> Any:
     """MobileNetV2 of torchvision with random weights, dilated after it is built."""
-    from fcn_jax.convert.torch_reference import import_torchvision
+    from fcn_jax.pytorch.reference import import_torchvision
 
     features = import_torchvision().models.MobileNetV2(width_mult=options.width_mult).features
     reached, dilation = 2, 1
@@ -88,11 +99,14 @@ def v2_features(options: Any, output_stride: int) -> Any:
 
 def v3_features(name: str, options: Any, output_stride: int) -> Any:
     """MobileNetV3 of torchvision with random weights; its own settings of a block say how it is dilated."""
-    from fcn_jax.convert.torch_reference import import_torchvision
+    from fcn_jax.pytorch.reference import import_torchvision
 
     source = import_torchvision().models.mobilenetv3
     settings, last_channel = source._mobilenet_v3_conf(
-        name, width_mult=options.width_mult, reduced_tail=options.reduced_tail, dilated=output_stride == 16
+        name,
+        width_mult=options.width_mult,
+        reduced_tail=options.reduced_tail,
+        dilated=output_stride == 16,
     )
     if output_stride == 8:
         # torchvision offers no such network, but its blocks do.

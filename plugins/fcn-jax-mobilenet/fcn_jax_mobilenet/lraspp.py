@@ -16,9 +16,9 @@ from flax import nnx
 
 from fcn_jax import nn
 from fcn_jax.api import FeatureSpec, Head, Model, TorchBridge, Weights, require_no_offset
-from fcn_jax.convert.rules import Table, batch_norm, conv
-from fcn_jax.convert.torch_reference import import_torchvision, segmentation_original
 from fcn_jax.errors import ConfigError
+from fcn_jax.pytorch.reference import import_torchvision, segmentation_original
+from fcn_jax.pytorch.rules import Table, batch_norm, conv
 
 LOW_STRIDE = 8
 """Stride of the shallow feature, where the deepest one's is larger."""
@@ -29,7 +29,8 @@ class LRASPPOptions:
     """Options of `lraspp`.
 
     Attributes:
-        inter_channels: channels that the deepest feature is brought to, at least 1. Published weights need 128.
+        inter_channels: channels that the deepest feature is brought to, at least 1. Published
+            weights need 128.
     """
 
     inter_channels: int = 128
@@ -41,12 +42,22 @@ class LRASPPOptions:
 
 
 class ConvBatchNormReLU(nnx.Module):
-    """1x1 convolution without bias, batch normalisation, ReLU."""
+    """1x1 convolution without bias, batch normalization, ReLU."""
 
-    def __init__(self, channels_in: int, channels_out: int, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs
+    ) -> None:
         """Draw the parameters from PyTorch's defaults."""
-        self.conv = nn.Conv(channels_in, channels_out, 1, use_bias=False, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.bn = nn.BatchNorm(channels_out, dtype=dtype, param_dtype=param_dtype)
+        self.conv = nn.Conv(
+            in_channels,
+            out_channels,
+            1,
+            use_bias=False,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
+        self.bn = nn.BatchNorm(out_channels, dtype=dtype, param_dtype=param_dtype)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """f[N, H, W, I] -> f[N, H, W, O]."""
@@ -57,8 +68,9 @@ class LRASPPHead(nnx.Module):
     """Scores of the deepest feature, weighted by what the whole image shows, and of a shallower one; added at the latter's size.
 
     Attributes:
-        cbr: 1x1 convolution of the deepest feature, batch normalisation, ReLU.
-        scale: 1x1 convolution without bias of the deepest feature's means over the image; a sigmoid makes factors of them.
+        cbr: 1x1 convolution of the deepest feature, batch normalization, ReLU.
+        scale: 1x1 convolution without bias of the deepest feature's means over the image; a sigmoid
+            makes factors of them.
         low_classifier: 1x1, with bias, of the shallow feature.
         high_classifier: 1x1, with bias, of the deep one.
     """
@@ -124,7 +136,15 @@ def _build(
     rngs: nnx.Rngs,
 ) -> LRASPPHead:
     low, high = features
-    return LRASPPHead(low, high, num_classes, options.inter_channels, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+    return LRASPPHead(
+        low,
+        high,
+        num_classes,
+        options.inter_channels,
+        dtype=dtype,
+        param_dtype=param_dtype,
+        rngs=rngs,
+    )
 
 
 def _tables(options: LRASPPOptions) -> dict[str, Table]:
@@ -138,7 +158,9 @@ def _tables(options: LRASPPOptions) -> dict[str, Table]:
     return {"torchvision": table}
 
 
-def _torch_reference(options: LRASPPOptions, features: Sequence[FeatureSpec], num_classes: int) -> Any:
+def _torch_reference(
+    options: LRASPPOptions, features: Sequence[FeatureSpec], num_classes: int
+) -> Any:
     """The head of torchvision, given the two features in order in place of a dict."""
 
     class Reference(import_torchvision().models.segmentation.lraspp.LRASPPHead):  # type: ignore[misc]

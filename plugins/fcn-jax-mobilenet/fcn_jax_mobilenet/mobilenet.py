@@ -1,13 +1,17 @@
 """MobileNetV2 and MobileNetV3 as torchvision defines them, as trunks for segmentation at output strides 32, 16 and 8.
 
-Sandler et al. 2018, arXiv:1801.04381; Howard et al. 2019, arXiv:1905.02244; `torchvision/models/mobilenetv2.py` and `mobilenetv3.py`.
-Submodules carry torchvision's names. For output strides 16 and 8 the last one or two stages dilate instead of striding, so that weights
-fit at every output stride:
+Sandler et al. 2018, arXiv:1801.04381; Howard et al. 2019, arXiv:1905.02244;
+`torchvision/models/mobilenetv2.py` and `mobilenetv3.py`. Submodules carry torchvision's names. For
+output strides 16 and 8 the last one or two stages dilate instead of striding, so that weights fit
+at every output stride:
 
-* MobileNetV3 as torchvision's `dilated=True`, which is output stride 16: all depthwise convolutions of such a stage, the first one too,
-  have its dilation. Output stride 8 dilates the stage before in the same way.
-* MobileNetV2, which torchvision does not dilate, as its ResNets with `replace_stride_with_dilation`: the depthwise convolution that
-  loses its stride keeps the dilation of the stage before, and those after it take the new one. The dilated network then computes what the
+* MobileNetV3 as torchvision's `dilated=True`, which is output stride 16: all depthwise convolutions
+  of such a stage, the first one too, have its dilation. Output stride 8 dilates the stage before in
+  the same way.
+* MobileNetV2, which torchvision does not dilate, as its ResNets with
+  `replace_stride_with_dilation`: the depthwise convolution that loses its stride keeps the dilation
+      of the stage before, and those after it take the new one. The dilated network then computes
+      what the
   strided one does, at more places.
 """
 
@@ -49,8 +53,8 @@ class MobileNetV3Options(MobileNetV2Options):
 
     Attributes:
         width_mult: factor on the channels, above 0. Published weights need 1.
-        reduced_tail: half as many channels in the last stage, as in the paper's networks for segmentation. torchvision has no weights
-            for it.
+        reduced_tail: half as many channels in the last stage, as in the paper's networks for
+            segmentation. torchvision has no weights for it.
     """
 
     reduced_tail: bool = False
@@ -67,8 +71,9 @@ class Architecture:
         blocks: the inverted residuals, between a 3x3 convolution of stride 2 and a 1x1 convolution.
         last_channels: channels of the last convolution.
         activation: of the first and the last convolution.
-        norm: settings of batch normalisation.
-        first_dilates: whether a depthwise convolution that loses its stride takes the new dilation, or keeps the one before.
+        norm: settings of batch normalization.
+        first_dilates: whether a depthwise convolution that loses its stride takes the new dilation,
+            or keeps the one before.
     """
 
     blocks: tuple[Block, ...]
@@ -107,26 +112,51 @@ def make_divisible(channels: float, divisor: int = 8) -> int:
 
 
 # (expansion, channels, number of blocks, stride of the first of them), table 2 of the paper.
-_V2 = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+_V2 = (
+    (1, 16, 1, 1),
+    (6, 24, 2, 2),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
 
 
 def mobilenet_v2(options: MobileNetV2Options) -> Architecture:
     """MobileNetV2's dimensions."""
     width = options.width_mult
-    channels_in, blocks = make_divisible(32 * width), []
+    in_channels, blocks = make_divisible(32 * width), []
     for expansion, base, depth, stride in _V2:
         channels = make_divisible(base * width)
         for i in range(depth):
             own_stride = stride if i == 0 else 1
-            residual = own_stride == 1 and channels_in == channels
-            blocks.append(Block(channels_in, channels_in * expansion, channels, 3, own_stride, jax.nn.relu6, residual))
-            channels_in = channels
-    return Architecture(tuple(blocks), make_divisible(1280 * max(1.0, width)), jax.nn.relu6, Norm(), first_dilates=False)
+            residual = own_stride == 1 and in_channels == channels
+            blocks.append(
+                Block(
+                    in_channels,
+                    in_channels * expansion,
+                    channels,
+                    3,
+                    own_stride,
+                    jax.nn.relu6,
+                    residual,
+                )
+            )
+            in_channels = channels
+    return Architecture(
+        tuple(blocks),
+        make_divisible(1280 * max(1.0, width)),
+        jax.nn.relu6,
+        Norm(),
+        first_dilates=False,
+    )
 
 
 _RE, _HS = nnx.relu, jax.nn.hard_swish
 
-# (kernel, expanded channels, channels, squeeze and excitation, activation, stride) of each block, tables 1 and 2 of the paper.
+# (kernel, expanded channels, channels, squeeze and excitation, activation, stride) of each block,
+# tables 1 and 2 of the paper.
 _V3_LARGE = (
     (3, 16, 16, False, _RE, 1),
     (3, 64, 24, False, _RE, 2),
@@ -163,16 +193,22 @@ def mobilenet_v3(table: tuple[tuple[Any, ...], ...], options: MobileNetV3Options
     """The dimensions of a MobileNetV3 whose blocks `table` lists."""
     last_stage = max(i for i, row in enumerate(table) if row[-1] > 1)
     tail = 2 if options.reduced_tail else 1
-    channels_in, blocks = make_divisible(16 * options.width_mult), []
+    in_channels, blocks = make_divisible(16 * options.width_mult), []
     for i, (kernel, expanded, channels, squeezes, activation, stride) in enumerate(table):
         # The reduced tail begins with what the last stage's first block puts out.
         wide = make_divisible(expanded // (tail if i > last_stage else 1) * options.width_mult)
         out = make_divisible(channels // (tail if i >= last_stage else 1) * options.width_mult)
         squeezed = make_divisible(wide // 4) if squeezes else 0
-        residual = stride == 1 and channels_in == out
-        blocks.append(Block(channels_in, wide, out, kernel, stride, activation, residual, squeezed))
-        channels_in = out
-    return Architecture(tuple(blocks), 6 * channels_in, jax.nn.hard_swish, Norm(eps=1e-3, momentum=0.01), first_dilates=True)
+        residual = stride == 1 and in_channels == out
+        blocks.append(Block(in_channels, wide, out, kernel, stride, activation, residual, squeezed))
+        in_channels = out
+    return Architecture(
+        tuple(blocks),
+        6 * in_channels,
+        jax.nn.hard_swish,
+        Norm(eps=1e-3, momentum=0.01),
+        first_dilates=True,
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------------------- network
@@ -185,14 +221,22 @@ class MobileNet(nnx.Module):
         features: these layers, in order.
     """
 
-    def __init__(self, architecture: Architecture, *, output_stride: int, dtype: Any, param_dtype: Any, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self,
+        architecture: Architecture,
+        *,
+        output_stride: int,
+        dtype: Any,
+        param_dtype: Any,
+        rngs: nnx.Rngs,
+    ) -> None:
         """Draw the parameters, whose shapes do not depend on the output stride: 32, 16 or 8."""
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         blocks, norm = architecture.at(output_stride), architecture.norm
         ends: dict[str, Any] = {"norm": norm, "activation": architecture.activation, **types}
         self.features = nnx.List(
             [
-                ConvNormActivation(3, blocks[0].channels_in, 3, stride=2, **ends),
+                ConvNormActivation(3, blocks[0].in_channels, 3, stride=2, **ends),
                 *(InvertedResidual(block, norm, **types) for block in blocks),
                 ConvNormActivation(blocks[-1].channels, architecture.last_channels, 1, **ends),
             ]
@@ -211,14 +255,15 @@ class MobileNet(nnx.Module):
 
 def _features(architecture: Architecture, output_stride: int) -> tuple[FeatureSpec, ...]:
     blocks = architecture.at(output_stride)
-    strides, channels = [2], [blocks[0].channels_in]
+    strides, channels = [2], [blocks[0].in_channels]
     for block in blocks:
         strides.append(strides[-1] * block.stride)
         channels.append(block.channels)
     strides.append(strides[-1])
     channels.append(architecture.last_channels)
     return tuple(
-        FeatureSpec(f"c{number}", channels[i], strides[i], ceil_size(strides[i])) for number, i in enumerate(architecture.stages)
+        FeatureSpec(f"c{number}", channels[i], strides[i], ceil_size(strides[i]))
+        for number, i in enumerate(architecture.stages)
     )
 
 
@@ -248,9 +293,20 @@ def _backbone(
     """
 
     def build(
-        options: Any, *, output_stride: int, dtype: Any = jnp.float32, param_dtype: Any = jnp.float32, rngs: nnx.Rngs
+        options: Any,
+        *,
+        output_stride: int,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
     ) -> MobileNet:
-        return MobileNet(architecture(options), output_stride=output_stride, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        return MobileNet(
+            architecture(options),
+            output_stride=output_stride,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
 
     specs = _features(architecture(options()), 32)
     return Backbone(
@@ -268,17 +324,22 @@ def _backbone(
 
 
 def _weights(name: str, published: Mapping[str, tuple[str, float]]) -> dict[str, Weights]:
-    """From torchvision's name for weights -> digits in the file's name, top-1 accuracy on ImageNet in per cent."""
+    """From torchvision's name for weights -> digits in the file's name, top-1 accuracy on ImageNet in percent."""
     return {
         key: Weights(
-            f"https://download.pytorch.org/models/{name}-{digits}.pth", digits, f"ImageNet-1k, top-1 accuracy {accuracy}"
+            f"https://download.pytorch.org/models/{name}-{digits}.pth",
+            digits,
+            f"ImageNet-1k, top-1 accuracy {accuracy}",
         )
         for key, (digits, accuracy) in published.items()
     }
 
 
 def _v3_backbone(
-    size: str, table: tuple[tuple[Any, ...], ...], millions: float, published: Mapping[str, tuple[str, float]]
+    size: str,
+    table: tuple[tuple[Any, ...], ...],
+    millions: float,
+    published: Mapping[str, tuple[str, float]],
 ) -> Backbone:
     name = f"mobilenet_v3_{size}"
     return _backbone(
@@ -299,7 +360,10 @@ MOBILENET_V2 = _backbone(
     bridge(
         v2_rules(),
         v2_features,
-        _weights("mobilenet_v2", {"IMAGENET1K_V1": ("b0353104", 71.878), "IMAGENET1K_V2": ("7ebf99e0", 72.154)}),
+        _weights(
+            "mobilenet_v2",
+            {"IMAGENET1K_V1": ("b0353104", 71.878), "IMAGENET1K_V2": ("7ebf99e0", 72.154)},
+        ),
     ),
     options=MobileNetV2Options,
     paper="Sandler et al. 2018, arXiv:1801.04381",
@@ -307,5 +371,8 @@ MOBILENET_V2 = _backbone(
 )
 MOBILENET_V3_SMALL = _v3_backbone("small", _V3_SMALL, 0.9, {"IMAGENET1K_V1": ("047dcff4", 67.668)})
 MOBILENET_V3_LARGE = _v3_backbone(
-    "large", _V3_LARGE, 3.0, {"IMAGENET1K_V1": ("8738ca79", 74.042), "IMAGENET1K_V2": ("5c1a4163", 75.274)}
+    "large",
+    _V3_LARGE,
+    3.0,
+    {"IMAGENET1K_V1": ("8738ca79", 74.042), "IMAGENET1K_V2": ("5c1a4163", 75.274)},
 )

@@ -16,6 +16,6 @@ def torchvision():
     pytest.importorskip("torch")
     if find_spec("torchvision") is None:
         pytest.skip("needs torchvision")
-    from fcn_jax.convert.torch_reference import import_torchvision
+    from fcn_jax.pytorch.reference import import_torchvision
 
     return import_torchvision()

@@ -7,19 +7,22 @@ from fcn_jax_mobilenet import LRASPP, LRASPP_MOBILENET_V3_LARGE
 from flax import nnx
 
 import fcn_jax
-from fcn_jax import registry
 from fcn_jax.api import FeatureSpec
 from fcn_jax.convert.engine import load_torch, to_torch
 from fcn_jax.convert.named_weights import available
 from fcn_jax.errors import ConfigError
 from fcn_jax.models.segmenter import build, build_model, by_name
+from fcn_jax.plugins import registry
 from fcn_jax.testing import check_head
 
 NAME = "lraspp_mobilenet_v3_large"
 
 
 def specs(*strides, offset=0):
-    return tuple(FeatureSpec(f"f{i}", 4, stride, lambda n, s=stride: -(-n // s), offset) for i, stride in enumerate(strides))
+    return tuple(
+        FeatureSpec(f"f{i}", 4, stride, lambda n, s=stride: -(-n // s), offset)
+        for i, stride in enumerate(strides)
+    )
 
 
 @pytest.mark.slow
@@ -44,8 +47,14 @@ def test_it_takes_a_feature_of_stride_8_or_half_the_deepest_one(strides, wanted)
 @pytest.mark.parametrize(
     ("features", "complaint"),
     [
-        (specs(4, 16), r"needs a feature of stride 8 beside the deepest, of stride 16; the backbone offers f0 \(4\), f1 \(16\)"),
-        (specs(8, 8), r"needs a feature of stride 4 beside the deepest, of stride 8; the backbone offers f0 \(8\), f1 \(8\)"),
+        (
+            specs(4, 16),
+            r"needs a feature of stride 8 beside the deepest, of stride 16; the backbone offers f0 \(4\), f1 \(16\)",
+        ),
+        (
+            specs(8, 8),
+            r"needs a feature of stride 4 beside the deepest, of stride 8; the backbone offers f0 \(8\), f1 \(8\)",
+        ),
         (specs(1), r"needs a feature of stride 0\.5 beside"),
         (specs(8, 16, offset=3), "head 'lraspp' resizes .* 'f0' begins 3 pixels before it"),
     ],
@@ -63,7 +72,9 @@ def test_a_bad_option_is_refused():
 @pytest.mark.parametrize("output_stride", [32, 16, 8])
 @pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v2", "mobilenet_v3_small"])
 def test_any_backbone_feeds_it_at_any_size(backbone, output_stride):
-    model = nnx.eval_shape(lambda: build_model(backbone, "lraspp", 5, output_stride=output_stride, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(
+        lambda: build_model(backbone, "lraspp", 5, output_stride=output_stride, rngs=nnx.Rngs(0))
+    )
     model.eval()
     graphdef, state = nnx.split(model)
     for height, width in ((1, 1), (33, 47), (64, 65)):
@@ -83,10 +94,14 @@ def test_the_whole_model_takes_torchvisions_state_dict_and_gives_it_back_bit_for
         network = LRASPP_MOBILENET_V3_LARGE.original(num_classes=21, aux=False)
     rng = np.random.default_rng(0)
     tensors = {
-        name: rng.standard_normal(tuple(value.shape), np.float32) if value.is_floating_point() else np.asarray(rng.integers(1000))
+        name: rng.standard_normal(tuple(value.shape), np.float32)
+        if value.is_floating_point()
+        else np.asarray(rng.integers(1000))
         for name, value in network.state_dict().items()
     }
-    tensors |= {name: np.abs(value) for name, value in tensors.items() if name.endswith("running_var")}
+    tensors |= {
+        name: np.abs(value) for name, value in tensors.items() if name.endswith("running_var")
+    }
     model = abstract()
     record = load_torch(model, tensors)
     assert (record.scope, record.names, record.dropped) == ("model", "torchvision", {})
@@ -102,10 +117,17 @@ def test_an_imagenet_file_leaves_the_head_alone(torchvision):
     import torch
 
     with torch.device("meta"):
-        shapes = {name: tuple(value.shape) for name, value in torchvision.models.mobilenet_v3_large().state_dict().items()}
-    record = load_torch(abstract(), {name: np.ones(shape, np.float32) for name, shape in shapes.items()})
+        shapes = {
+            name: tuple(value.shape)
+            for name, value in torchvision.models.mobilenet_v3_large().state_dict().items()
+        }
+    record = load_torch(
+        abstract(), {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+    )
     assert (record.scope, len(record.loaded)) == ("backbone", 308)
-    assert sorted(record.dropped) == [f"classifier.{i}.{name}" for i in (0, 3) for name in ("bias", "weight")]
+    assert sorted(record.dropped) == [
+        f"classifier.{i}.{name}" for i in (0, 3) for name in ("bias", "weight")
+    ]
 
 
 def test_weights_are_torchvisions(torchvision):
@@ -117,7 +139,11 @@ def test_weights_are_torchvisions(torchvision):
     assert published.url.endswith(f"-{published.sha256}.pth")
     scores = theirs.COCO_WITH_VOC_LABELS_V1.meta["_metrics"]["COCO-val2017-VOC-labels"]
     assert f"mIoU {scores['miou']}, pixel accuracy {scores['pixel_acc']}" in published.summary
-    assert sorted(available(by_name(NAME))) == ["COCO_WITH_VOC_LABELS_V1", "IMAGENET1K_V1", "IMAGENET1K_V2"]
+    assert sorted(available(by_name(NAME))) == [
+        "COCO_WITH_VOC_LABELS_V1",
+        "IMAGENET1K_V1",
+        "IMAGENET1K_V2",
+    ]
 
 
 @pytest.mark.slow
@@ -141,7 +167,9 @@ def test_it_predicts(torchvision):
     mask = fcn_jax.Predictor(fcn_jax.load(NAME, network.state_dict()))(image)
     assert (mask.shape, mask.dtype) == ((75, 100), np.uint8)
     x = torch.from_numpy(image).permute(2, 0, 1)[None] / 255
-    x = (x - torch.tensor((0.485, 0.456, 0.406)).reshape(3, 1, 1)) / torch.tensor((0.229, 0.224, 0.225)).reshape(3, 1, 1)
+    x = (x - torch.tensor((0.485, 0.456, 0.406)).reshape(3, 1, 1)) / torch.tensor(
+        (0.229, 0.224, 0.225)
+    ).reshape(3, 1, 1)
     with torch.no_grad():
         wanted = network(x)["out"].argmax(1)[0].numpy()
     assert (mask == wanted).mean() > 0.99

@@ -9,13 +9,15 @@ import pytest
 from fcn_jax_mobilenet import MOBILENET_V2, MOBILENET_V3_LARGE, MOBILENET_V3_SMALL
 from flax import nnx
 
-from fcn_jax import registry
 from fcn_jax.convert.engine import export_from, leaves, load_into, load_torch, tables, to_torch
 from fcn_jax.errors import ConfigError
 from fcn_jax.models.segmenter import ModelSpec, build_backbone, build_model
+from fcn_jax.plugins import registry
 from fcn_jax.testing import check_backbone
 
-BACKBONES = {backbone.name: backbone for backbone in (MOBILENET_V2, MOBILENET_V3_SMALL, MOBILENET_V3_LARGE)}
+BACKBONES = {
+    backbone.name: backbone for backbone in (MOBILENET_V2, MOBILENET_V3_SMALL, MOBILENET_V3_LARGE)
+}
 NARROW = {"width_mult": 0.25}
 OPTIONS = [
     (name, options)
@@ -34,10 +36,14 @@ def abstract(name, options=None, output_stride=32):
 def random_like(shapes, seed=0):
     rng = np.random.default_rng(seed)
     drawn = {
-        name: rng.integers(0, 1000, shape) if name.endswith("tracked") else rng.standard_normal(shape, np.float32)
+        name: rng.integers(0, 1000, shape)
+        if name.endswith("tracked")
+        else rng.standard_normal(shape, np.float32)
         for name, shape in shapes.items()
     }
-    return drawn | {name: np.abs(value) for name, value in drawn.items() if name.endswith("running_var")}
+    return drawn | {
+        name: np.abs(value) for name, value in drawn.items() if name.endswith("running_var")
+    }
 
 
 def torch_shapes(torchvision, name, options=None):
@@ -51,7 +57,12 @@ def torch_shapes(torchvision, name, options=None):
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=pytest.mark.slow if n == "mobilenet_v3_large" else pytest.mark.exhaustive) for n in BACKBONES],
+    [
+        pytest.param(
+            n, marks=pytest.mark.slow if n == "mobilenet_v3_large" else pytest.mark.exhaustive
+        )
+        for n in BACKBONES
+    ],
 )
 def test_it_keeps_the_contract(name):
     check_backbone(name, NARROW)
@@ -90,7 +101,9 @@ def test_names_and_shapes_are_torchvisions(torchvision, name, options):
         key, rule = table.to_torch(f"backbone.{path}")
         ours[key] = rule.op.to_torch(np.empty(leaf.shape, np.float32)).shape
     theirs = torch_shapes(torchvision, name, options)
-    assert ours == {key: shape for key, shape in theirs.items() if not key.startswith("classifier.")}
+    assert ours == {
+        key: shape for key, shape in theirs.items() if not key.startswith("classifier.")
+    }
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -113,18 +126,30 @@ def test_batch_normalisation_is_torchvisions(torchvision, name):
 @pytest.mark.parametrize("name", BACKBONES)
 def test_every_convolution_has_the_references_settings(torchvision, name, output_stride):
     backbone = BACKBONES[name]
-    reference = backbone.torch.reference(options=backbone.options(**NARROW), output_stride=output_stride)
+    reference = backbone.torch.reference(
+        options=backbone.options(**NARROW), output_stride=output_stride
+    )
     table = backbone.torch.tables(backbone.options())["torchvision"]
     ours = {}
     for path, layer in nnx.iter_modules(abstract(name, NARROW, output_stride)):
         if hasattr(layer, "dilation"):
             key, _ = table.to_torch(".".join(map(str, path)) + ".kernel")
-            ours[key.removesuffix(".weight")] = *((n, n) for n in (layer.stride, layer.padding, layer.dilation)), layer.groups
-    assert ours == {layer: (*settings, reference.get_submodule(layer).groups) for layer, *settings in convolutions(reference)}
+            ours[key.removesuffix(".weight")] = (
+                *((n, n) for n in (layer.stride, layer.padding, layer.dilation)),
+                layer.groups,
+            )
+    assert ours == {
+        layer: (*settings, reference.get_submodule(layer).groups)
+        for layer, *settings in convolutions(reference)
+    }
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name == "mobilenet_v3_small" else pytest.mark.slow) for name in BACKBONES]
+    "name",
+    [
+        pytest.param(name, marks=() if name == "mobilenet_v3_small" else pytest.mark.slow)
+        for name in BACKBONES
+    ],
 )
 def test_initial_values_are_drawn_as_torchvisions(torchvision, name):
     import torch
@@ -132,7 +157,11 @@ def test_initial_values_are_drawn_as_torchvisions(torchvision, name):
     torch.manual_seed(0)
     backbone = BACKBONES[name]
     theirs = backbone.torch.reference(options=backbone.options(), output_stride=32).state_dict()
-    ours = export_from(build_backbone(ModelSpec(name, None), rngs=nnx.Rngs(0))[0], ModelSpec(name, None), "segmentation")
+    ours = export_from(
+        build_backbone(ModelSpec(name, None), rngs=nnx.Rngs(0))[0],
+        ModelSpec(name, None),
+        "segmentation",
+    )
     assert ours.keys() == theirs.keys()
     compared = 0
     for key, value in theirs.items():
@@ -160,7 +189,12 @@ def test_a_bad_option_is_refused(table, complaint):
 
 
 @pytest.mark.parametrize(
-    ("name", "ours"), [("ReLU6", jax.nn.relu6), ("Hardsigmoid", jax.nn.hard_sigmoid), ("Hardswish", jax.nn.hard_swish)]
+    ("name", "ours"),
+    [
+        ("ReLU6", jax.nn.relu6),
+        ("Hardsigmoid", jax.nn.hard_sigmoid),
+        ("Hardswish", jax.nn.hard_swish),
+    ],
 )
 def test_jaxs_activations_are_pytorchs_where_they_bend_too(torchvision, name, ours):
     """JAX shares a gradient between equal arguments of a minimum or maximum; its activations must not."""
@@ -171,7 +205,9 @@ def test_jaxs_activations_are_pytorchs_where_they_bend_too(torchvision, name, ou
     wanted = getattr(torch.nn, name)()(theirs)
     wanted.sum().backward()
     np.testing.assert_allclose(ours(jnp.asarray(x)), wanted.detach().numpy(), rtol=2e-7, atol=1e-12)
-    np.testing.assert_allclose(jax.vmap(jax.grad(ours))(jnp.asarray(x)), theirs.grad.numpy(), rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(
+        jax.vmap(jax.grad(ours))(jnp.asarray(x)), theirs.grad.numpy(), rtol=1e-6, atol=1e-9
+    )
 
 
 def convolutions(network):
@@ -188,15 +224,22 @@ def convolutions(network):
 def test_output_stride_16_is_torchvisions_dilated_network(torchvision, name):
     backbone = BACKBONES[name]
     reference = backbone.torch.reference(options=backbone.options(), output_stride=16)
-    assert convolutions(reference) == convolutions(getattr(torchvision.models, name)(weights=None, dilated=True).features)
+    assert convolutions(reference) == convolutions(
+        getattr(torchvision.models, name)(weights=None, dilated=True).features
+    )
     # Each row is a depthwise convolution of C3 or C4: 3x3 or 5x5.
     wide = backbone.torch.reference(options=backbone.options(), output_stride=8)
     dilations = [layer[3][0] for layer in convolutions(wide) if layer[3] != (1, 1)]
-    assert dilations == {"mobilenet_v3_small": [2] * 5 + [4] * 3, "mobilenet_v3_large": [2] * 6 + [4] * 3}[name]
+    assert (
+        dilations
+        == {"mobilenet_v3_small": [2] * 5 + [4] * 3, "mobilenet_v3_large": [2] * 6 + [4] * 3}[name]
+    )
 
 
 @pytest.mark.parametrize("output_stride", [16, 8])
-def test_a_dilated_mobilenet_v2_computes_what_the_strided_one_does_at_more_places(torchvision, output_stride):
+def test_a_dilated_mobilenet_v2_computes_what_the_strided_one_does_at_more_places(
+    torchvision, output_stride
+):
     import torch
 
     from fcn_jax.verify.reference import randomise_batch_norm
@@ -232,17 +275,32 @@ def test_it_is_known_by_torchvisions_three_ways_to_name_it(torchvision):
     """In ImageNet's file, in a segmentation model, and as that model's backbone alone."""
     model = nnx.eval_shape(lambda: build_model("mobilenet_v3_small", "fcn", 3, rngs=nnx.Rngs(0)))
     own = random_like(torch_shapes(torchvision, "mobilenet_v3_small"))
-    trunk = {key.removeprefix("features."): value for key, value in own.items() if key.startswith("features.")}
-    head = random_like({"0.weight": (144, 576, 3, 3), "4.weight": (3, 144, 1, 1), "4.bias": (3,)}, seed=1)
-    head |= random_like({f"1.{key}": (144,) for key in ("weight", "bias", "running_mean", "running_var")}, seed=2)
+    trunk = {
+        key.removeprefix("features."): value
+        for key, value in own.items()
+        if key.startswith("features.")
+    }
+    head = random_like(
+        {"0.weight": (144, 576, 3, 3), "4.weight": (3, 144, 1, 1), "4.bias": (3,)}, seed=1
+    )
+    head |= random_like(
+        {f"1.{key}": (144,) for key in ("weight", "bias", "running_mean", "running_var")}, seed=2
+    )
     head |= random_like({"1.num_batches_tracked": ()}, seed=3)
-    whole = {f"backbone.{key}": value for key, value in trunk.items()} | {f"classifier.{key}": v for key, v in head.items()}
+    whole = {f"backbone.{key}": value for key, value in trunk.items()} | {
+        f"classifier.{key}": v for key, v in head.items()
+    }
     assert load_torch(model, whole).scope == "model"
     back = to_torch(model)
     assert back.keys() == whole.keys()
-    assert all(back[key].tobytes() == value.astype(back[key].dtype).tobytes() for key, value in whole.items())
+    assert all(
+        back[key].tobytes() == value.astype(back[key].dtype).tobytes()
+        for key, value in whole.items()
+    )
     for tensors, names in ((own, "torchvision"), (trunk, "segmentation")):
-        other = nnx.eval_shape(lambda: build_model("mobilenet_v3_small", "fcn", 3, rngs=nnx.Rngs(0)))
+        other = nnx.eval_shape(
+            lambda: build_model("mobilenet_v3_small", "fcn", 3, rngs=nnx.Rngs(0))
+        )
         record = load_torch(other, tensors)
         assert (record.scope, record.names) == ("backbone", names)
         filled = leaves(other)
@@ -262,4 +320,7 @@ def test_weights_are_torchvisions(torchvision, name):
         accuracy = theirs[key].meta["_metrics"]["ImageNet-1K"]["acc@1"]
         assert published.summary == f"ImageNet-1k, top-1 accuracy {accuracy}"
         preset = theirs[key].transforms()
-        assert (list(BACKBONES[name].preprocess.mean), list(BACKBONES[name].preprocess.std)) == (preset.mean, preset.std)
+        assert (list(BACKBONES[name].preprocess.mean), list(BACKBONES[name].preprocess.std)) == (
+            preset.mean,
+            preset.std,
+        )

@@ -1,7 +1,8 @@
 """FCN-32s, FCN-16s and FCN-8s on VGG-16 as their authors published them, as whole models.
 
-Long, Shelhamer and Darrell 2015, arXiv:1411.4038; github.com/shelhamer/fcn.berkeleyvision.org, in Caffe. Their weights go round in
-PyTorch as state dicts of the reimplementation github.com/wkentaro/pytorch-fcn, whose names are the scheme "pytorch-fcn" here.
+Long, Shelhamer and Darrell 2015, arXiv:1411.4038; github.com/shelhamer/fcn.berkeleyvision.org, in
+Caffe. Their weights go round in PyTorch as state dicts of the reimplementation
+github.com/wkentaro/pytorch-fcn, whose names are the scheme "pytorch-fcn" here.
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ from typing import Any
 from fcn_jax.api import Model
 
 
-def _torch_original(skips: int, at_once: bool, num_classes: int, aux: bool = False, width: int = 4096) -> Any:
+def _torch_original(
+    skips: int, at_once: bool, num_classes: int, aux: bool = False, width: int = 4096
+) -> Any:
     """The network in plain PyTorch, structured and named as in pytorch-fcn, with random weights.
 
-    The crops are the numbers of the authors' networks. Nothing here is computed from what the backbone promises of its features.
+    The crops are the numbers of the authors' networks. Nothing here is computed from what the
+    backbone promises of its features.
 
     Args:
         skips: 0 for FCN-32s, 1 for FCN-16s, 2 for FCN-8s.
@@ -26,13 +30,19 @@ def _torch_original(skips: int, at_once: bool, num_classes: int, aux: bool = Fal
     """
     import torch
 
-    def convolution(channels_in: int, channels_out: int, size: int, padding: int = 0) -> torch.nn.Conv2d:
-        layer = torch.nn.Conv2d(channels_in, channels_out, size, padding=padding)
-        torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")  # by PyTorch's default, the image would fade on the way
+    def convolution(
+        in_channels: int, out_channels: int, size: int, padding: int = 0
+    ) -> torch.nn.Conv2d:
+        layer = torch.nn.Conv2d(in_channels, out_channels, size, padding=padding)
+        torch.nn.init.kaiming_normal_(
+            layer.weight, nonlinearity="relu"
+        )  # by PyTorch's default, the image would fade on the way
         return layer
 
     def upsampling(factor: int, padding: int = 0) -> torch.nn.ConvTranspose2d:
-        layer = torch.nn.ConvTranspose2d(num_classes, num_classes, 2 * factor, stride=factor, padding=padding, bias=False)
+        layer = torch.nn.ConvTranspose2d(
+            num_classes, num_classes, 2 * factor, stride=factor, padding=padding, bias=False
+        )
         ramp = 1 - (torch.arange(2 * factor) - (factor - 0.5)).abs() / factor
         diagonal = torch.eye(num_classes)[:, :, None, None]
         layer.weight.data.copy_(diagonal * ramp[:, None] * ramp)
@@ -43,17 +53,22 @@ def _torch_original(skips: int, at_once: bool, num_classes: int, aux: bool = Fal
             super().__init__()
             self.pool = torch.nn.MaxPool2d(2, stride=2, ceil_mode=True)
             self.dropout = torch.nn.Dropout2d()
-            channels_in = 3
-            for block, (depth, channels) in enumerate(((2, 64), (2, 128), (3, 256), (3, 512), (3, 512)), start=1):
+            in_channels = 3
+            for block, (depth, channels) in enumerate(
+                ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512)), start=1
+            ):
                 for i in range(1, depth + 1):
                     padding = 100 if block == i == 1 else 1
-                    self.add_module(f"conv{block}_{i}", convolution(channels_in, channels, 3, padding))
-                    channels_in = channels
+                    self.add_module(
+                        f"conv{block}_{i}", convolution(in_channels, channels, 3, padding)
+                    )
+                    in_channels = channels
             self.fc6 = convolution(512, width, 7)
             self.fc7 = convolution(width, width, 1)
             self.score_fr = convolution(width, num_classes, 1)
             if skips == 0:
-                # 16 of the crop of 19 are left to the padding, as in the head here, so that the layers can be compared.
+                # 16 of the crop of 19 are left to the padding, as in the head here, so that the
+                # layers can be compared.
                 self.upscore = upsampling(32, padding=16)
             if skips == 2:
                 self.score_pool3 = convolution(256, num_classes, 1)
@@ -106,7 +121,8 @@ def _model(name: str, head: str, skips: int, scores: str, at_once: bool = False)
     )
 
 
-# The scores are the authors', on the 736 images of seg11valid, which are not among the 8,498 of SBD that they trained on.
+# The scores are the authors', on the 736 images of seg11valid, which are not among the 8,498 of SBD
+# that they trained on.
 FCN32S_VGG16 = _model("fcn32s_vgg16", "fcn32s", 0, "; published mIoU 63.6 on VOC 2011")
 FCN16S_VGG16 = _model("fcn16s_vgg16", "fcn16s", 1, "; published mIoU 65.0 on VOC 2011")
 FCN8S_VGG16 = _model("fcn8s_vgg16", "fcn8s", 2, "; published mIoU 65.5 on VOC 2011")

@@ -1,7 +1,8 @@
 """VGG with its fully connected layers as convolutions, and the trunk of the paper's networks.
 
-Simonyan and Zisserman 2014, arXiv:1409.1556, configurations A, B, D and E, as `torchvision/models/vgg.py` has them; made fully
-convolutional as in Long, Shelhamer and Darrell 2015, arXiv:1411.4038.
+Simonyan and Zisserman 2014, arXiv:1409.1556, configurations A, B, D and E, as
+`torchvision/models/vgg.py` has them; made fully convolutional as in Long, Shelhamer and Darrell
+2015, arXiv:1411.4038.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from flax import nnx
 
 from fcn_jax import nn
 from fcn_jax.api import Backbone, FeatureSpec, Preprocess, TorchBridge, Weights
-from fcn_jax.convert.rules import Rule, Table, batch_norm, conv, drop, linear_as_conv
-from fcn_jax.nn.initializers import Initializer
+from fcn_jax.nn import Initializer
+from fcn_jax.pytorch.rules import Rule, Table, batch_norm, conv, drop, linear_as_conv
 
 _CHANNELS = (64, 128, 256, 512, 512)
 
@@ -31,8 +32,10 @@ class VGGOptions:
     """Options of every VGG.
 
     Attributes:
-        width: channels of fc6 and fc7, at least 1. Published weights need 4096; fc6 then has 102.8 M parameters.
-        dropout: share of fc6's and of fc7's outputs set to 0 in train mode, at least 0 and less than 1.
+        width: channels of fc6 and fc7, at least 1. Published weights need 4096; fc6 then has 102.8
+            M parameters.
+        dropout: share of fc6's and of fc7's outputs set to 0 in train mode, at least 0 and less
+            than 1.
     """
 
     width: int = 4096
@@ -52,9 +55,10 @@ class Architecture:
 
     Attributes:
         depths: number of 3x3 convolutions in each of the five blocks; a 2x2 max pool ends each.
-        batch_norm: whether each is followed by a batch normalisation.
-        paper: as in the networks of Long et al.: the first layer pads by 100, pools round sizes up, and fc6 pads nothing. Otherwise the
-            first layer pads by 1, pools round down, and fc6 keeps pool5's size.
+        batch_norm: whether each is followed by a batch normalization.
+        paper: as in the networks of Long et al.: the first layer pads by 100, pools round sizes up,
+            and fc6 pads nothing. Otherwise the first layer pads by 1, pools round down, and fc6
+            keeps pool5's size.
     """
 
     depths: tuple[int, int, int, int, int]
@@ -68,29 +72,40 @@ _A, _B, _D, _E = (1, 1, 2, 2, 2), (2, 2, 2, 2, 2), (2, 2, 3, 3, 3), (2, 2, 4, 4,
 class VGG(nnx.Module):
     """3x3 convolutions in five blocks, then fc6 (7x7) and fc7 (1x1) as convolutions.
 
-    fc6 pads by 3, so that its feature has pool5's size, H // 32 by W // 32. On an image of 224x224 pool5 has 7x7 pixels, and
-    fc6's window at the centre, (3, 3), is exactly what torchvision flattens: there fc7 equals the activations of torchvision's
-    classifier before its last layer. At every other position the same filters slide on, over zeros past the border.
+    fc6 pads by 3, so that its feature has pool5's size, H // 32 by W // 32. On an image of 224x224
+    pool5 has 7x7 pixels, and fc6's window at the center, (3, 3), is exactly what torchvision
+    flattens: there fc7 equals the activations of torchvision's classifier before its last layer. At
+        every other position the same filters slide on, over zeros past the border.
 
     In the paper's form fc6 pads nothing. The image's own padding has made pool5 larger by as much.
 
     Attributes:
         conv1_1: and on to, in VGG-16, `conv5_3`: 3x3 with bias, named as in the paper's tables.
-        bn1_1: and on, likewise, where there are batch normalisations.
+        bn1_1: and on, likewise, where there are batch normalizations.
         fc6: 7x7, 512 -> `width`, with bias.
         fc7: 1x1, `width` -> `width`, with bias.
         dropout6: after fc6; holds its own random stream.
         dropout7: after fc7.
     """
 
-    def __init__(self, architecture: Architecture, options: VGGOptions, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self,
+        architecture: Architecture,
+        options: VGGOptions,
+        *,
+        dtype: Any,
+        param_dtype: Any,
+        rngs: nnx.Rngs,
+    ) -> None:
         """Draw the parameters as torchvision does: He et al.'s normal for 3x3, deviation 0.01 for fc6 and fc7, bias 0."""
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
 
-        def layer(channels_in: int, channels_out: int, size: int, padding: int, kernel_init: Initializer) -> nn.Conv:
+        def layer(
+            in_channels: int, out_channels: int, size: int, padding: int, kernel_init: Initializer
+        ) -> nn.Conv:
             return nn.Conv(
-                channels_in,
-                channels_out,
+                in_channels,
+                out_channels,
                 size,
                 padding=padding,
                 kernel_init=kernel_init,
@@ -100,16 +115,22 @@ class VGG(nnx.Module):
             )
 
         self.architecture = nnx.static(architecture)
-        channels_in, padding = 3, PADDING if architecture.paper else 1
+        in_channels, padding = 3, PADDING if architecture.paper else 1
         for block, depth in enumerate(architecture.depths, start=1):
             channels = _CHANNELS[block - 1]
             for i in range(1, depth + 1):
-                setattr(self, f"conv{block}_{i}", layer(channels_in, channels, 3, padding, nn.kaiming_normal_fan_out))
+                setattr(
+                    self,
+                    f"conv{block}_{i}",
+                    layer(in_channels, channels, 3, padding, nn.kaiming_normal_fan_out),
+                )
                 if architecture.batch_norm:
                     setattr(self, f"bn{block}_{i}", nn.BatchNorm(channels, **types))
-                channels_in, padding = channels, 1
+                in_channels, padding = channels, 1
         small_normal = nn.normal(0.01)
-        self.fc6 = layer(channels_in, options.width, 7, 0 if architecture.paper else 3, small_normal)
+        self.fc6 = layer(
+            in_channels, options.width, 7, 0 if architecture.paper else 3, small_normal
+        )
         self.fc7 = layer(options.width, options.width, 1, 0, small_normal)
         self.dropout6 = nnx.Dropout(options.dropout, rngs=rngs)
         self.dropout7 = nnx.Dropout(options.dropout, rngs=rngs)
@@ -120,7 +141,11 @@ class VGG(nnx.Module):
         for block, depth in enumerate(self.architecture.depths, start=1):
             for i in range(1, depth + 1):
                 layer, norm = getattr(self, f"conv{block}_{i}"), f"bn{block}_{i}"
-                x = nnx.relu(nn.conv_batch_norm(layer, getattr(self, norm), x) if self.architecture.batch_norm else layer(x))
+                x = nnx.relu(
+                    nn.conv_batch_norm(layer, getattr(self, norm), x)
+                    if self.architecture.batch_norm
+                    else layer(x)
+                )
             x = nn.max_pool(x, 2, 2, ceil_mode=self.architecture.paper)
             features[f"pool{block}"] = x
         x = self.dropout6(nnx.relu(self.fc6(x)))
@@ -136,7 +161,9 @@ def _size(stride: int, paper: bool, less: int = 0) -> Callable[[int], int]:
     return lambda length: length // stride - less
 
 
-def _features(architecture: Architecture, options: VGGOptions, output_stride: int) -> tuple[FeatureSpec, ...]:
+def _features(
+    architecture: Architecture, options: VGGOptions, output_stride: int
+) -> tuple[FeatureSpec, ...]:
     paper = architecture.paper
     offset = PADDING - 1 if paper else 0  # a 3x3 convolution that keeps the size pads by 1
     pools = [
@@ -144,11 +171,15 @@ def _features(architecture: Architecture, options: VGGOptions, output_stride: in
         for block, channels in enumerate(_CHANNELS, start=1)
     ]
     less = 6 if paper else 0  # of 7x7 without padding, half of it at the top and left
-    return (*pools, FeatureSpec("fc7", options.width, 32, _size(32, paper, less), offset - less // 2 * 32))
+    return (
+        *pools,
+        FeatureSpec("fc7", options.width, 32, _size(32, paper, less), offset - less // 2 * 32),
+    )
 
 
 def _tables(architecture: Architecture, options: VGGOptions) -> dict[str, Table]:
-    # torchvision counts convolutions, batch normalisations, ReLUs and pools in one Sequential: features.0, 2, 5, 7, 10 ...
+    # torchvision counts convolutions, batch normalizations, ReLUs and pools in one Sequential:
+    # features.0, 2, 5, 7, 10 ...
     rules: list[Rule] = []
     flat: list[Rule] = []
     position = 0
@@ -163,18 +194,19 @@ def _tables(architecture: Architecture, options: VGGOptions) -> dict[str, Table]
         position += 1
     rules += linear_as_conv("classifier.0", "fc6", size=(7, 7))
     rules += linear_as_conv("classifier.3", "fc7", size=(1, 1))
-    classifier = drop("classifier.6.*", "the classifier of ImageNet's classes, which a segmentation network does not have")
+    classifier = drop(
+        "classifier.6.*",
+        "the classifier of ImageNet's classes, which a segmentation network does not have",
+    )
     tables = {"torchvision": Table(rules, classifier)}
-    if (
-        architecture.paper
-    ):  # the names of the reimplementation wkentaro/pytorch-fcn, which are those of the authors' Caffe networks
+    if architecture.paper:  # the names of the reimplementation wkentaro/pytorch-fcn, which are those of the authors' Caffe networks
         tables["pytorch-fcn"] = Table(flat, conv("fc6", bias=True), conv("fc7", bias=True))
     return tables
 
 
 def _torch_reference(architecture: Architecture, options: VGGOptions, output_stride: int) -> Any:
     """The network in torchvision's class, with its names, that gives the features by name when called."""
-    from fcn_jax.convert.torch_reference import import_torchvision
+    from fcn_jax.pytorch.reference import import_torchvision
 
     torchvision = import_torchvision()
     import torch
@@ -188,8 +220,13 @@ def _torch_reference(architecture: Architecture, options: VGGOptions, output_str
                     features[f"pool{len(features) + 1}"] = x
             for position, shape in ((0, (-1, 512, 7, 7)), (3, (-1, options.width, 1, 1))):
                 linear, relu, dropout = self.classifier[position : position + 3]
-                weight, padding = linear.weight.reshape(shape), 0 if architecture.paper else shape[-1] // 2
-                x = dropout(relu(torch.nn.functional.conv2d(x, weight, linear.bias, padding=padding)))
+                weight, padding = (
+                    linear.weight.reshape(shape),
+                    0 if architecture.paper else shape[-1] // 2,
+                )
+                x = dropout(
+                    relu(torch.nn.functional.conv2d(x, weight, linear.bias, padding=padding))
+                )
             return {**features, "fc7": x}
 
     layout: list[int | str] = []
@@ -225,7 +262,12 @@ def _backbone(
     """Describe a VGG; `original` names what it follows, besides the papers."""
 
     def build(
-        options: VGGOptions, *, output_stride: int, dtype: Any = jnp.float32, param_dtype: Any = jnp.float32, rngs: nnx.Rngs
+        options: VGGOptions,
+        *,
+        output_stride: int,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
     ) -> VGG:
         return VGG(architecture, options, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
@@ -247,7 +289,12 @@ def _backbone(
 
 
 def _torchvisions(
-    name: str, depths: tuple[int, int, int, int, int], *, millions: float, digits: str, accuracy: float
+    name: str,
+    depths: tuple[int, int, int, int, int],
+    *,
+    millions: float,
+    digits: str,
+    accuracy: float,
 ) -> Backbone:
     """A VGG of torchvision's.
 
@@ -256,19 +303,21 @@ def _torchvisions(
         depths: number of convolutions in each block.
         millions: of parameters, the classifier's last layer left out.
         digits: in the weight file's name, the first of its SHA-256.
-        accuracy: top-1 on ImageNet in per cent.
+        accuracy: top-1 on ImageNet in percent.
     """
-    normalised = name.endswith("_bn")
+    normalized = name.endswith("_bn")
     number = name.removeprefix("vgg").removesuffix("_bn")
     return _backbone(
         name,
-        f"VGG-{number}{' with batch normalisation' if normalised else ''}, torchvision's, with fc6 and fc7 as convolutions; strides 2 "
+        f"VGG-{number}{' with batch normalization' if normalized else ''}, torchvision's, with fc6 and fc7 as convolutions; strides 2 "
         f"to 32, 64 to 4096 channels, {millions} M parameters",
-        Architecture(depths, batch_norm=normalised),
+        Architecture(depths, batch_norm=normalized),
         original=f"torchvision.models.{name}",
         weights={
             "IMAGENET1K_V1": Weights(
-                f"https://download.pytorch.org/models/{name}-{digits}.pth", digits, f"ImageNet-1k, top-1 accuracy {accuracy}"
+                f"https://download.pytorch.org/models/{name}-{digits}.pth",
+                digits,
+                f"ImageNet-1k, top-1 accuracy {accuracy}",
             )
         },
     )
@@ -288,5 +337,10 @@ VGG16_CAFFE = _backbone(
     "VGG-16 as the paper's networks have it: the image padded by 100, fc6 without padding, BGR from 0 to 255; 134.3 M parameters",
     Architecture(_D, paper=True),
     original="shelhamer/fcn.berkeleyvision.org; wkentaro/pytorch-fcn",
-    preprocess=Preprocess(mean=(104.00698793, 116.66876762, 122.67891434), std=(1.0, 1.0, 1.0), scale=255.0, channel_order="bgr"),
+    preprocess=Preprocess(
+        mean=(104.00698793, 116.66876762, 122.67891434),
+        std=(1.0, 1.0, 1.0),
+        scale=255.0,
+        channel_order="bgr",
+    ),
 )

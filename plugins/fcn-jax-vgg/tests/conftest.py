@@ -21,13 +21,20 @@ def plugins(plugin_project, monkeypatch):
             return model(name)
         found = model(short)
         return dataclasses.replace(
-            found, name=name, backbone_options={"width": NARROW}, original=functools.partial(found.original, width=NARROW)
+            found,
+            name=name,
+            backbone_options={"width": NARROW},
+            original=functools.partial(found.original, width=NARROW),
         )
 
     monkeypatch.setattr(made, "model", narrow)
     monkeypatch.setattr(made, "find", lambda kind, name: find(kind, name.removeprefix("narrow_")))
     monkeypatch.setattr(
-        made, "names", lambda kind: sorted({*names(kind), *(f"narrow_{name}" for name in names(kind) if kind == "models")})
+        made,
+        "names",
+        lambda kind: sorted(
+            {*names(kind), *(f"narrow_{name}" for name in names(kind) if kind == "models")}
+        ),
     )
     return made
 
@@ -35,12 +42,12 @@ def plugins(plugin_project, monkeypatch):
 @pytest.fixture(scope="session")
 def torch():
     found = pytest.importorskip("torch")
-    pytest.importorskip("fcn_jax.convert.torch_reference").import_torchvision()
+    pytest.importorskip("fcn_jax.pytorch.reference").import_torchvision()
     return found
 
 
 @pytest.fixture(scope="session")
 def torchvision(torch):
-    from fcn_jax.convert.torch_reference import import_torchvision
+    from fcn_jax.pytorch.reference import import_torchvision
 
     return import_torchvision()

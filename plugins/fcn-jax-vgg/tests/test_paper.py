@@ -18,7 +18,8 @@ from fcn_jax.testing import check_model
 
 MODELS = ("fcn32s_vgg16", "fcn16s_vgg16", "fcn8s_vgg16", "fcn8s_atonce_vgg16")
 
-# Written down from torchfcn/models/fcn32s.py, fcn16s.py and fcn8s.py of wkentaro/pytorch-fcn, for 21 classes.
+# Written down from torchfcn/models/fcn32s.py, fcn16s.py and fcn8s.py of wkentaro/pytorch-fcn, for
+# 21 classes.
 CONVOLUTIONS = {
     "conv1_1": (64, 3, 3, 3),
     "conv1_2": (64, 64, 3, 3),
@@ -56,7 +57,9 @@ OWN = {
 def state_dict_shapes(model):
     layers = CONVOLUTIONS | {name: (SCORES | UPSCORES)[name] for name in OWN[model]}
     weights = {f"{name}.weight": shape for name, shape in layers.items()}
-    return weights | {f"{name}.bias": shape[:1] for name, shape in layers.items() if name not in UPSCORES}
+    return weights | {
+        f"{name}.bias": shape[:1] for name, shape in layers.items() if name not in UPSCORES
+    }
 
 
 def blank(name):
@@ -71,7 +74,12 @@ def blank(name):
 def jitted(model):
     """f(images, hw) of a model in eval mode, whose random streams are never asked."""
     graphdef, state, rest = nnx.split(model, nnx.Any(nnx.Param, nnx.BatchStat), ...)
-    rest = jax.tree.map(lambda leaf: jax.random.key(0) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else 0, rest)
+    rest = jax.tree.map(
+        lambda leaf: (
+            jax.random.key(0) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else 0
+        ),
+        rest,
+    )
     run = jax.jit(lambda state, x, hw: nnx.merge(graphdef, state, rest)(x, hw))
 
     def call(x, hw=None):
@@ -86,7 +94,10 @@ def images(height, width, seed=0):
     return np.random.default_rng(seed).uniform(-120, 150, (1, height, width, 3)).astype(np.float32)
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in MODELS[1:3] else ()) for name in MODELS])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name in MODELS[1:3] else ()) for name in MODELS],
+)
 def test_they_keep_the_contract(torch, name):
     check_model(f"narrow_{name}")
 
@@ -114,13 +125,19 @@ def test_names_and_shapes_are_pytorch_fcns(name):
 def test_the_original_has_the_same_names_and_shapes(torch, plugins, name):
     with torch.device("meta"):
         original = plugins.model(name).original(num_classes=21, aux=False)
-    assert {key: tuple(value.shape) for key, value in original.state_dict().items()} == state_dict_shapes(name)
+    assert {
+        key: tuple(value.shape) for key, value in original.state_dict().items()
+    } == state_dict_shapes(name)
     fixed = {key for key, value in original.named_parameters() if not value.requires_grad}
     assert fixed == {f"{key}.weight" for key in OWN[name] if key in UPSCORES}
 
 
 def test_the_papers_crops_follow_from_what_the_backbone_promises():
-    pool3, pool4, fc7 = (spec for spec in VGG16_CAFFE.features(VGGOptions(), 32) if spec.name in ("pool3", "pool4", "fc7"))
+    pool3, pool4, fc7 = (
+        spec
+        for spec in VGG16_CAFFE.features(VGGOptions(), 32)
+        if spec.name in ("pool3", "pool4", "fc7")
+    )
     assert crops(fc7, []) == ((), 19)
     assert crops(fc7, [pool4]) == (((0, 5),), 27)
     assert crops(fc7, [pool4, pool3]) == (((0, 5), (0, 9)), 31)
@@ -139,8 +156,12 @@ def test_the_features_sizes_are_those_of_layer_after_layer():
 
 def test_preprocessing_is_pytorch_fcns():
     image = np.random.default_rng(0).integers(0, 256, (5, 7, 3)).astype(np.uint8)
-    theirs = image[:, :, ::-1].astype(np.float64) - np.array([104.00698793, 116.66876762, 122.67891434])
-    np.testing.assert_allclose(normalize(jax.numpy.asarray(image), VGG16_CAFFE.preprocess), theirs, rtol=0, atol=2e-5)
+    theirs = image[:, :, ::-1].astype(np.float64) - np.array(
+        [104.00698793, 116.66876762, 122.67891434]
+    )
+    np.testing.assert_allclose(
+        normalize(jax.numpy.asarray(image), VGG16_CAFFE.preprocess), theirs, rtol=0, atol=2e-5
+    )
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -149,7 +170,8 @@ def test_weights_go_both_ways_bit_for_bit(name):
     narrow = {4096: 16}
     rng = np.random.default_rng(0)
     tensors = {
-        key: rng.standard_normal([narrow.get(n, n) for n in shape], np.float32) for key, shape in state_dict_shapes(name).items()
+        key: rng.standard_normal([narrow.get(n, n) for n in shape], np.float32)
+        for key, shape in state_dict_shapes(name).items()
     }
     model = blank(f"narrow_{name}")
     record = load_torch(model, tensors)
@@ -157,7 +179,7 @@ def test_weights_go_both_ways_bit_for_bit(name):
     back = to_torch(model, "pytorch-fcn")
     assert back.keys() == tensors.keys()
     assert all(back[key].tobytes() == tensors[key].tobytes() for key in tensors)
-    kernels = {path: leaf for path, leaf in leaves(model).items() if isinstance(leaf, nn.Frozen)}
+    kernels = {path: leaf for path, leaf in leaves(model).items() if isinstance(leaf, nn.Buffer)}
     assert len(kernels) == sum(key.startswith("upscore") for key in tensors)
     other = blank(f"narrow_{name}")
     load_torch(other, to_torch(model))  # by way of the names with prefixes
@@ -206,7 +228,11 @@ def test_logits_equal_pytorchs_at_odd_sizes(torch, plugins, name, height_width):
     model, original = fill_from_original(torch, plugins, f"narrow_{name}")
     x = images(*height_width)
     with torch.no_grad():
-        wanted = original(torch.from_numpy(x.transpose(0, 3, 1, 2).copy()))["out"].numpy().transpose(0, 2, 3, 1)
+        wanted = (
+            original(torch.from_numpy(x.transpose(0, 3, 1, 2).copy()))["out"]
+            .numpy()
+            .transpose(0, 2, 3, 1)
+        )
     found = jitted(model)(x)
     assert found.shape == wanted.shape == (1, *height_width, 21)
     assert np.abs(found - wanted).max() < 1e-5 * np.abs(wanted).max()
@@ -247,7 +273,9 @@ def test_weights_of_the_network_with_one_skip_less_start_the_next(name, before, 
     with pytest.raises(WeightsError, match=r"missing .*score_pool"):
         load_torch(model, tensors)
     record = load_torch(model, tensors, reinit=fresh)
-    assert list(record.dropped) == [f"{'upscore' if before == 'fcn32s_vgg16' else 'upscore16'}.weight"]
+    assert list(record.dropped) == [
+        f"{'upscore' if before == 'fcn32s_vgg16' else 'upscore16'}.weight"
+    ]
     assert len(record.loaded) == len(tensors) - 1
 
 
@@ -260,12 +288,19 @@ def test_torchvisions_vgg16_starts_the_trunk(torch):
     assert (record.names, record.scope) == ("torchvision", "backbone")
     back = to_torch(model, "pytorch-fcn")
     assert np.array_equal(back["conv5_3.weight"], theirs["features.28.weight"].numpy())
-    assert np.array_equal(back["fc6.weight"], theirs["classifier.0.weight"].numpy().reshape(16, 512, 7, 7))
-    assert np.array_equal(back["fc7.weight"], theirs["classifier.3.weight"].numpy().reshape(16, 16, 1, 1))
+    assert np.array_equal(
+        back["fc6.weight"], theirs["classifier.0.weight"].numpy().reshape(16, 512, 7, 7)
+    )
+    assert np.array_equal(
+        back["fc7.weight"], theirs["classifier.3.weight"].numpy().reshape(16, 16, 1, 1)
+    )
 
 
 def test_the_models_say_what_they_are():
-    assert FCN32S_VGG16.summary == "The paper's FCN-32s on VGG-16, 21 classes; published mIoU 63.6 on VOC 2011"
+    assert (
+        FCN32S_VGG16.summary
+        == "The paper's FCN-32s on VGG-16, 21 classes; published mIoU 63.6 on VOC 2011"
+    )
     assert not FCN32S_VGG16.weights  # the published files' SHA-256 are not known; local files load
 
 
@@ -273,11 +308,16 @@ def test_the_models_say_what_they_are():
     ("name", "train_steps"),
     [
         pytest.param("fcn8s_vgg16", 2, marks=pytest.mark.slow),
-        *(pytest.param(n, 0, marks=pytest.mark.exhaustive) for n in ("fcn32s_vgg16", "fcn16s_vgg16", "fcn8s_atonce_vgg16")),
+        *(
+            pytest.param(n, 0, marks=pytest.mark.exhaustive)
+            for n in ("fcn32s_vgg16", "fcn16s_vgg16", "fcn8s_atonce_vgg16")
+        ),
     ],
 )
 def test_verify_finds_them_equal(torch, name, train_steps):
-    report = verify_model(f"narrow_{name}", sizes=[(65, 97)], batch=1, grad=True, train_steps=train_steps)
+    report = verify_model(
+        f"narrow_{name}", sizes=[(65, 97)], batch=1, grad=True, train_steps=train_steps
+    )
     assert report.equal, report
     assert report.coverage.names == "pytorch-fcn"
 

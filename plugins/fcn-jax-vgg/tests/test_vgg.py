@@ -8,16 +8,18 @@ import pytest
 from fcn_jax_vgg import VGG16, VGGOptions
 from flax import nnx
 
-from fcn_jax import registry, verify_model
+from fcn_jax import verify_model
 from fcn_jax.convert.engine import export, leaves, load_by_table, load_torch, to_torch
 from fcn_jax.errors import ConfigError
 from fcn_jax.models.fcn import FCN32S
 from fcn_jax.models.segmenter import build_model
+from fcn_jax.plugins import registry
 from fcn_jax.testing import check_backbone
 
 NARROW = {"width": 32}
 
-# torchvision's names, its counts of parameters (with a classifier of 1,000 classes), and the top-1 accuracy of its weights.
+# torchvision's names, its counts of parameters (with a classifier of 1,000 classes), and the top-1
+# accuracy of its weights.
 TORCHVISION = {
     "vgg11": (132_863_336, 69.02),
     "vgg11_bn": (132_868_840, 70.37),
@@ -50,7 +52,12 @@ def images(shape, seed=0):
 
 def without_draws(rest):
     """The random state of a network in eval mode, which never draws: any key will do."""
-    return jax.tree.map(lambda leaf: jax.random.key(0) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else 0, rest)
+    return jax.tree.map(
+        lambda leaf: (
+            jax.random.key(0) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else 0
+        ),
+        rest,
+    )
 
 
 def compare_whole_model(torch, width, height_width):
@@ -58,13 +65,19 @@ def compare_whole_model(torch, width, height_width):
     options = VGGOptions(width=width)
     backbone = reference(torch, options)
     specs = VGG16.features(options, 32)
-    head = FCN32S.torch.reference(options=FCN32S.options(), features=specs[-1:], num_classes=21).eval()
+    head = FCN32S.torch.reference(
+        options=FCN32S.options(), features=specs[-1:], num_classes=21
+    ).eval()
     tensors = {f"backbone.{name}": value for name, value in backbone.state_dict().items()}
     tensors |= {f"classifier.{name}": value for name, value in head.state_dict().items()}
 
-    model = nnx.eval_shape(lambda: build_model("vgg16", "fcn32s", backbone_options={"width": width}, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(
+        lambda: build_model("vgg16", "fcn32s", backbone_options={"width": width}, rngs=nnx.Rngs(0))
+    )
     for leaf in leaves(model).values():
-        leaf.set_value(np.zeros(leaf.shape, np.float32))  # the weights come from PyTorch; drawing others would take long
+        leaf.set_value(
+            np.zeros(leaf.shape, np.float32)
+        )  # the weights come from PyTorch; drawing others would take long
     record = load_torch(model, tensors)
     assert record.scope == "model"
     assert all(name.startswith("backbone.classifier.6.") for name in record.dropped)
@@ -74,7 +87,9 @@ def compare_whole_model(torch, width, height_width):
     x = images((1, rows, cols, 3))
     bottom, right = -rows % 32, -cols % 32
     with torch.no_grad():
-        padded = torch.nn.functional.pad(torch.from_numpy(x.transpose(0, 3, 1, 2).copy()), (0, right, 0, bottom))
+        padded = torch.nn.functional.pad(
+            torch.from_numpy(x.transpose(0, 3, 1, 2).copy()), (0, right, 0, bottom)
+        )
         wanted = head(backbone(padded)["fc7"])[:, :, :rows, :cols].numpy().transpose(0, 2, 3, 1)
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
     rest = without_draws(rest)
@@ -85,14 +100,21 @@ def compare_whole_model(torch, width, height_width):
 
 
 def test_all_of_them_are_registered(plugins):
-    assert [entry.name for entry in plugins.entries("backbones") if entry.distribution == "fcn-jax-vgg"] == BACKBONES
+    assert [
+        entry.name for entry in plugins.entries("backbones") if entry.distribution == "fcn-jax-vgg"
+    ] == BACKBONES
     assert [plugins.backbone(name).name for name in BACKBONES] == BACKBONES
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.slow if name in ("vgg11_bn", "vgg16_caffe") else pytest.mark.exhaustive)
+        pytest.param(
+            name,
+            marks=pytest.mark.slow
+            if name in ("vgg11_bn", "vgg16_caffe")
+            else pytest.mark.exhaustive,
+        )
         for name in BACKBONES
     ],
 )
@@ -117,7 +139,9 @@ def test_names_and_layers_are_torchvisions(torch, torchvision, plugins, name):
 @pytest.mark.parametrize("name", TORCHVISION)
 def test_the_full_width_has_torchvisions_parameters_but_for_the_classifier(plugins, name):
     backbone = plugins.backbone(name)
-    module = nnx.eval_shape(lambda: backbone.build(VGGOptions(), output_stride=32, rngs=nnx.Rngs(0)))
+    module = nnx.eval_shape(
+        lambda: backbone.build(VGGOptions(), output_stride=32, rngs=nnx.Rngs(0))
+    )
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(module, nnx.Param)))
     assert count == TORCHVISION[name][0] - (4096 * 1000 + 1000)
     assert f"{count / 1e6:.1f} M parameters" in backbone.summary
@@ -195,7 +219,9 @@ def test_the_centre_of_fc7_is_torchvisions_classifier(torch):
         ours = run(params, x)
     for found, wanted in zip(ours, (fc6, fc7), strict=True):
         assert found.shape == (1, 7, 7, 64)
-        np.testing.assert_allclose(found[:, 3, 3], wanted.numpy(), rtol=0, atol=1e-5 * float(wanted.abs().max()))
+        np.testing.assert_allclose(
+            found[:, 3, 3], wanted.numpy(), rtol=0, atol=1e-5 * float(wanted.abs().max())
+        )
 
 
 def test_weights_go_to_torch_and_back_bit_for_bit(torch):
@@ -203,8 +229,14 @@ def test_weights_go_to_torch_and_back_bit_for_bit(torch):
     model = build_model("vgg16", "fcn32s", backbone_options={"width": 16}, rngs=nnx.Rngs(0))
     tensors = to_torch(model)
     theirs = VGG16.torch.reference(options=options, output_stride=32)
-    own = {name.removeprefix("backbone."): value for name, value in tensors.items() if name.startswith("backbone.")}
-    left = theirs.load_state_dict({name: torch.from_numpy(value.copy()) for name, value in own.items()}, strict=False)
+    own = {
+        name.removeprefix("backbone."): value
+        for name, value in tensors.items()
+        if name.startswith("backbone.")
+    }
+    left = theirs.load_state_dict(
+        {name: torch.from_numpy(value.copy()) for name, value in own.items()}, strict=False
+    )
     assert left.missing_keys == ["classifier.6.weight", "classifier.6.bias"]
     assert left.unexpected_keys == []
     other = build_model("vgg16", "fcn32s", backbone_options={"width": 16}, rngs=nnx.Rngs(1))
@@ -236,7 +268,12 @@ def test_dropout_draws_anew_for_each_key_and_not_in_eval_mode():
     @jax.jit
     def run(params, rest, step):
         keys = jax.tree.map(
-            lambda leaf: jax.random.fold_in(leaf, step) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf, rest
+            lambda leaf: (
+                jax.random.fold_in(leaf, step)
+                if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+                else leaf
+            ),
+            rest,
         )
         return nnx.merge(graphdef, params, keys, copy=True)(x)["fc7"]
 
@@ -247,7 +284,8 @@ def test_dropout_draws_anew_for_each_key_and_not_in_eval_mode():
 
 
 @pytest.mark.parametrize(
-    "height_width", [(97, 130), *(pytest.param(size, marks=pytest.mark.slow) for size in ((224, 224), (321, 487)))]
+    "height_width",
+    [(97, 130), *(pytest.param(size, marks=pytest.mark.slow) for size in ((224, 224), (321, 487)))],
 )
 def test_fcn32s_equals_pytorchs(torch, height_width):
     assert compare_whole_model(torch, 128, height_width) < 1e-5
@@ -260,7 +298,9 @@ def test_fcn32s_equals_pytorchs_at_full_width(torch, height_width):
 
 
 def test_images_smaller_than_its_stride_are_padded():
-    model = nnx.eval_shape(lambda: build_model("vgg16", "fcn32s", 5, backbone_options=NARROW, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(
+        lambda: build_model("vgg16", "fcn32s", 5, backbone_options=NARROW, rngs=nnx.Rngs(0))
+    )
     model.eval()
     graphdef, state = nnx.split(model)
     for height, width in ((1, 1), (31, 33), (64, 65)):
@@ -270,6 +310,8 @@ def test_images_smaller_than_its_stride_are_padded():
 
 
 def test_verify_takes_its_options(torch):
-    report = verify_model("vgg11", backbone_options=NARROW, sizes=[(33, 40)], batch=1, num_classes=3)
+    report = verify_model(
+        "vgg11", backbone_options=NARROW, sizes=[(33, 40)], batch=1, num_classes=3
+    )
     assert report.equal
     assert str(report).startswith("EQUAL: vgg11 + fcn32s, width=32 in float32")

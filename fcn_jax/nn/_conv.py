@@ -1,0 +1,143 @@
+"""2-d convolution with PyTorch's padding, whose gradients, and grouped forms, are fast on CPUs too."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+
+from fcn_jax.nn import _valid
+from fcn_jax.nn._bias import add_bias
+from fcn_jax.nn._conv_cpu import cpu_conv, cpu_grads
+from fcn_jax.nn._conv_xla import Settings, gpu_conv, gpu_grads, tpu_grads, xla_conv
+from fcn_jax.nn._initializers import Initializer, torch_default
+
+CONV_OUTPUT = "fcn_jax.conv"
+"""What `jax.checkpoint` policies know a convolution's output by, unless it is `WIDENED`."""
+WIDENED = "fcn_jax.widened"
+"""The same of a 1x1 convolution to more channels, whose output is cheaper to compute again than others, and larger than its input."""
+
+
+def conv(
+    x: jax.Array,
+    kernel: jax.Array,
+    stride: int = 1,
+    padding: int = 0,
+    dilation: int = 1,
+    groups: int = 1,
+) -> jax.Array:
+    """2-d cross-correlation, as `torch.nn.functional.conv2d`: both borders are padded with `padding` zeros.
+
+    Args:
+        x: f[N, H, W, I].
+        kernel: f[kH, kW, I / groups, O], rounded to the dtype of `x`; its gradient is summed in
+            float32, but for GPUs.
+        stride: at least 1.
+        padding: zeros on each side, at least 0.
+        dilation: distance between the kernel's taps, at least 1.
+        groups: divides I and O.
+
+    Returns:
+        f[N, h, w, O] with h = (H + 2 padding - dilation (kH - 1) - 1) // stride + 1.
+    """
+    settings = Settings(stride, padding, dilation, groups)
+    widens = kernel.shape[:2] == (1, 1) and kernel.shape[3] > x.shape[3]
+    y = checkpoint_name(
+        _conv(_valid.filled(x) if padding else x, kernel, settings),
+        WIDENED if widens else CONV_OUTPUT,
+    )
+    down, across = (
+        lambda size, reach=dilation * (taps - 1): (size + 2 * padding - reach - 1) // stride + 1
+        for taps in kernel.shape[:2]
+    )
+    return _valid.derive(x, y, down, across)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _conv(x: jax.Array, kernel: jax.Array, settings: Settings) -> jax.Array:
+    return lax.platform_dependent(
+        x,
+        kernel.astype(x.dtype),
+        cpu=functools.partial(cpu_conv, settings),
+        tpu=functools.partial(xla_conv, settings),
+        default=functools.partial(gpu_conv, settings),
+    )
+
+
+def _conv_fwd(
+    x: jax.Array, kernel: jax.Array, settings: Settings
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _conv(x, kernel, settings), (x, kernel)
+
+
+def _conv_bwd(
+    settings: Settings, residuals: tuple[jax.Array, jax.Array], grad: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = residuals
+    grad_x, grad_kernel = lax.platform_dependent(
+        x,
+        kernel.astype(x.dtype),
+        grad,
+        cpu=functools.partial(cpu_grads, settings),
+        tpu=functools.partial(tpu_grads, settings),
+        default=functools.partial(gpu_grads, settings),
+    )
+    return grad_x, grad_kernel.astype(kernel.dtype)
+
+
+_conv.defvjp(_conv_fwd, _conv_bwd)
+
+
+class Conv(nnx.Module):
+    """2-d convolution layer; `torch.nn.Conv2d` in NHWC. See `conv` for the shapes.
+
+    Attributes:
+        kernel: f[kH, kW, I / groups, O], parameters in `param_dtype`.
+        bias: f[O], or None.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        padding: int = 0,
+        dilation: int = 1,
+        groups: int = 1,
+        use_bias: bool = True,
+        kernel_init: Initializer | None = None,
+        bias_init: Initializer | None = None,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        """Draw the parameters; what is given no initializer is drawn from PyTorch's default."""
+        shape = (kernel_size, kernel_size, in_channels // groups, out_channels)
+        default = torch_default(kernel_size * kernel_size * in_channels // groups)
+        self.kernel = nnx.Param((kernel_init or default)(rngs.params(), shape, param_dtype))
+        self.bias = (
+            nnx.Param((bias_init or default)(rngs.params(), (out_channels,), param_dtype))
+            if use_bias
+            else None
+        )
+        self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """f[N, H, W, I] -> `dtype`[N, h, w, O]."""
+        y = conv(
+            x.astype(self.dtype),
+            self.kernel[...],
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+        )
+        return y if self.bias is None else add_bias(y, self.bias[...])

@@ -1,0 +1,221 @@
+"""Transposed convolution as one matrix product: the form that is fast where the stride is large, forward and backward."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from fcn_jax.nn import _valid
+from fcn_jax.nn._bias import add_bias
+from fcn_jax.nn._buffer import Buffer
+from fcn_jax.nn._depthwise_conv_transpose import spread
+from fcn_jax.nn._initializers import Initializer, bilinear, bilinear_depthwise, torch_default
+from fcn_jax.nn._matmul import product
+from fcn_jax.nn._subpixel import SubpixelLogits, pixel_shuffle
+
+
+def conv_transpose(
+    x: jax.Array,
+    kernel: jax.Array,
+    stride: int,
+    padding: int = 0,
+    output_padding: int = 0,
+    groups: int = 1,
+) -> jax.Array:
+    """Transposed 2-d convolution, as `torch.nn.functional.conv_transpose2d`.
+
+    Input pixel (h, w) adds `x[n, h, w] @ kernel[i, j]` to output pixel (stride h + i - padding,
+    stride w + j - padding). A dilated convolution would spend all but 1/stride^2 of its work on
+    zeros. Here the output is cut into blocks of stride x stride pixels, each of which depends on
+    ceil(k / stride)^2 neighboring input pixels: those are concatenated, multiplied with the kernel
+    laid out as a matrix, and the blocks put side by side.
+
+    Args:
+        x: f[N, H, W, I].
+        kernel: f[kH, kW, I, O / groups], rounded to the dtype of `x`; its gradient is summed in
+            float32.
+        stride: at least 1.
+        padding: pixels cropped from each border of the full output, at least 0.
+        output_padding: pixels added at the bottom and right, 0 to stride - 1.
+        groups: 1, or the number of channels, in and out: each then has a kernel of its own.
+
+    Returns:
+        f[N, h, w, O] with h = (H - 1) stride - 2 padding + kH + output_padding.
+
+    Raises:
+        ValueError: if nothing is left of the output, `output_padding` is not smaller than the
+            stride, or `groups` is neither.
+    """
+    given, x = x, _valid.filled(x)
+    rows, cols, channels = x.shape[1:]
+    height, width = kernel.shape[:2]
+    out_rows, out_cols = (
+        (size - 1) * stride - 2 * padding + k + output_padding
+        for size, k in ((rows, height), (cols, width))
+    )
+    if not 0 <= output_padding < stride:
+        raise ValueError(
+            f"output_padding is {output_padding}; it must be at least 0 and smaller than the stride, {stride}"
+        )
+    if out_rows < 1 or out_cols < 1:
+        raise ValueError(
+            f"the output of a transposed convolution of {rows}x{cols} pixels would be {out_rows}x{out_cols}"
+        )
+    if groups != 1 and (groups != channels or kernel.shape[3] != 1):
+        raise ValueError(
+            f"groups is {groups}; it must be 1, or {channels}, the number of channels, with a kernel for each"
+        )
+
+    neighbors, bands = _neighbors(x, kernel, stride)
+    full = pixel_shuffle(_dense(neighbors, bands)) if groups == 1 else _depthwise(neighbors, bands)
+    # Only output padding can ask for pixels past the last block; nothing reaches those.
+    missing_rows, missing_cols = (
+        max(0, padding + size - have)
+        for size, have in ((out_rows, full.shape[1]), (out_cols, full.shape[2]))
+    )
+    full = jnp.pad(full, ((0, 0), (0, missing_rows), (0, missing_cols), (0, 0)))
+    y = full[:, padding : padding + out_rows, padding : padding + out_cols]
+    down, across = (
+        lambda size, k=k: (size - 1) * stride - 2 * padding + k + output_padding
+        for k in (height, width)
+    )
+    return _valid.derive(given, y, down, across)
+
+
+def _neighbors(x: jax.Array, kernel: jax.Array, stride: int) -> tuple[list[jax.Array], jax.Array]:
+    """What reaches each block through each band of the kernel: row_taps * col_taps of f[N, h, w, I]; and the bands, as `_dense` says."""
+    rows, cols = x.shape[1:3]
+    height, width = kernel.shape[:2]
+    # Each input pixel reaches `taps` blocks in a row; a kernel that is no multiple of the stride is
+    # filled up with zeros.
+    row_taps, col_taps = -(-height // stride), -(-width // stride)
+    kernel = jnp.pad(
+        kernel, ((0, row_taps * stride - height), (0, col_taps * stride - width), (0, 0), (0, 0))
+    )
+    bands = kernel.reshape(row_taps, stride, col_taps, stride, *kernel.shape[2:])
+    # Block b is reached by input pixel b - i through the kernel's i-th band of rows.
+    padded = jnp.pad(
+        x, ((0, 0), (row_taps - 1, row_taps - 1), (col_taps - 1, col_taps - 1), (0, 0))
+    )
+    neighbors = [
+        padded[
+            :,
+            row_taps - 1 - i : row_taps - 1 - i + rows + row_taps - 1,
+            col_taps - 1 - j : col_taps - 1 - j + cols + col_taps - 1,
+        ]
+        for i in range(row_taps)
+        for j in range(col_taps)
+    ]
+    return neighbors, bands
+
+
+def _dense(
+    neighbors: Sequence[jax.Array], bands: jax.Array, *, classes_first: bool = False
+) -> jax.Array:
+    """The blocks, by one matrix product over the neighbors' channels.
+
+    Args:
+        neighbors: row_taps * col_taps of f[N, h, w, I], what reaches each block through each band.
+        bands: f[row_taps, stride, col_taps, stride, I, O].
+        classes_first: in each block.
+
+    Returns:
+        f[N, h, w, stride, stride, O]; with `classes_first` f[N, h, w, O, stride, stride].
+    """
+    row_taps, stride, col_taps, _, channels, out = bands.shape
+    order, block = (
+        ((5, 1, 3), (out, stride, stride)) if classes_first else ((1, 3, 5), (stride, stride, out))
+    )
+    matrix = bands.transpose(0, 2, 4, *order).reshape(
+        row_taps * col_taps * channels, stride * stride * out
+    )
+    blocks = product(jnp.concatenate(neighbors, axis=-1), matrix)
+    return blocks.reshape(*blocks.shape[:3], *block)
+
+
+def _depthwise(neighbors: Sequence[jax.Array], bands: jax.Array) -> jax.Array:
+    """`_dense`, side by side, for a kernel per channel, whose bands are f[row_taps, stride, col_taps, stride, C, 1]."""
+    _, stride, _, _, channels, _ = bands.shape
+    kernels = bands[..., 0].swapaxes(1, 2).reshape(-1, stride, stride, channels)
+    blocks = spread(tuple(neighbors), kernels)
+    batch, rows, _, cols = blocks.shape[:4]
+    return blocks.reshape(batch, rows * stride, cols * stride, channels)
+
+
+def conv_transpose_blocks(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: int = 0
+) -> SubpixelLogits:
+    """`conv_transpose` with the blocks left as the product gives them: f[N, H, W, I] and f[kH, kW, I, O] -> an image in blocks."""
+    rows, cols = x.shape[1:3]
+    values = _dense(*_neighbors(_valid.filled(x), kernel, stride), classes_first=True)
+    height, width = (
+        (size - 1) * stride - 2 * padding + k
+        for size, k in ((rows, kernel.shape[0]), (cols, kernel.shape[1]))
+    )
+    return SubpixelLogits(values, padding, padding, height, width)
+
+
+class ConvTranspose(nnx.Module):
+    """Transposed 2-d convolution layer; `torch.nn.ConvTranspose2d` in NHWC. See `conv_transpose` for the shapes.
+
+    Attributes:
+        kernel: f[kH, kW, I, O / groups], parameters in `param_dtype`, or `Buffer`.
+        bias: f[O], or None.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        stride: int,
+        padding: int = 0,
+        groups: int = 1,
+        use_bias: bool = True,
+        kernel_init: Initializer | None = None,
+        trainable: bool = True,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        """Draw the parameters: the kernel by `kernel_init`, bilinear if not given; the bias from PyTorch's default.
+
+        If not `trainable`, the kernel is fixed.
+        """
+        shape = (kernel_size, kernel_size, in_channels, out_channels // groups)
+        default = bilinear if groups == 1 else bilinear_depthwise
+        kernel = (kernel_init or default)(rngs.params(), shape, param_dtype)
+        self.kernel = nnx.Param(kernel) if trainable else Buffer(kernel)
+        # PyTorch counts the fan-in of a transposed kernel (I, O, H, W) over its second axis.
+        bias_init = torch_default(kernel_size * kernel_size * out_channels // groups)
+        self.bias = (
+            nnx.Param(bias_init(rngs.params(), (out_channels,), param_dtype)) if use_bias else None
+        )
+        self.stride, self.padding, self.groups = stride, padding, groups
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """f[N, H, W, I] -> `dtype`[N, h, w, O]."""
+        y = conv_transpose(
+            x.astype(self.dtype), self.kernel[...], self.stride, self.padding, groups=self.groups
+        )
+        return y if self.bias is None else add_bias(y, self.bias[...])
+
+    def blocks(self, x: jax.Array) -> SubpixelLogits | None:
+        """The same in blocks, where that saves a copy: with a dense kernel."""
+        if self.groups != 1:
+            return None
+        y = conv_transpose_blocks(x.astype(self.dtype), self.kernel[...], self.stride, self.padding)
+        return (
+            y
+            if self.bias is None
+            else dataclasses.replace(
+                y, values=add_bias(y.values, self.bias[...], SubpixelLogits.CLASS_AXIS)
+            )
+        )

@@ -1,0 +1,1 @@
+"""Plugins: their contract (`api`), their registry, checks of them (`testing`) and templates (`scaffold`)."""

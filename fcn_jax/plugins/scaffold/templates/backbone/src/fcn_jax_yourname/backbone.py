@@ -1,0 +1,201 @@
+"""yourname: a plain convolutional network, as a backbone for fcn-jax.
+
+A stem and three stages of two 3x3 convolutions, each with batch normalization and ReLU. Replace
+them by your own; what has to stay true is what the descriptor at the end promises, and `pytest`
+says where it is not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from fcn_jax import nn
+from fcn_jax.api import Backbone, FeatureSpec, TorchBridge, ceil_size
+from fcn_jax.pytorch.rules import Table, batch_norm, conv
+
+
+@dataclasses.dataclass(frozen=True)
+class YournameOptions:
+    """Options of yourname, which a recipe sets in `[model.backbone_options]`.
+
+    Attributes:
+        width: channels of the stem, at least 1; the stages have twice, four and eight times as
+            many.
+    """
+
+    width: int = 32
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range; fcn-jax puts the name of the plugin before the message."""
+        if self.width < 1:
+            raise ValueError(f"width is {self.width}; it must be at least 1")
+
+
+class _Stage(nnx.Module):
+    """Two 3x3 convolutions, the first with the stride, the second with the dilation."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        stride: int,
+        dilation: int,
+        *,
+        dtype: Any,
+        param_dtype: Any,
+        rngs: nnx.Rngs,
+    ) -> None:
+        """Draw the parameters. Bias is left to the normalization."""
+        types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
+        self.conv1 = nn.Conv(
+            in_channels, channels, 3, stride=stride, padding=1, use_bias=False, rngs=rngs, **types
+        )
+        self.bn1 = nn.BatchNorm(channels, **types)
+        self.conv2 = nn.Conv(
+            channels,
+            channels,
+            3,
+            padding=dilation,
+            dilation=dilation,
+            use_bias=False,
+            rngs=rngs,
+            **types,
+        )
+        self.bn2 = nn.BatchNorm(channels, **types)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """f[N, H, W, I] -> f[N, ceil(H / stride), ceil(W / stride), O]."""
+        x = nnx.relu(nn.conv_batch_norm(self.conv1, self.bn1, x))
+        return nnx.relu(nn.conv_batch_norm(self.conv2, self.bn2, x))
+
+
+class YournameNet(nnx.Module):
+    """The stem, of stride 2, and the stages.
+
+    Attributes:
+        stem: 3x3, 3 -> `width`, with `stem_bn`.
+        stages: three of them.
+    """
+
+    def __init__(
+        self,
+        options: YournameOptions,
+        output_stride: int,
+        *,
+        dtype: Any,
+        param_dtype: Any,
+        rngs: nnx.Rngs,
+    ) -> None:
+        """Draw the parameters, whose shapes do not depend on the output stride: weights fit at both."""
+        types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
+        self.stem = nn.Conv(
+            3, options.width, 3, stride=2, padding=1, use_bias=False, rngs=rngs, **types
+        )
+        self.stem_bn = nn.BatchNorm(options.width, **types)
+        stages, channels = [], options.width
+        for stride, dilation in _strides_and_dilations(output_stride):
+            stages.append(_Stage(channels, 2 * channels, stride, dilation, rngs=rngs, **types))
+            channels *= 2
+        self.stages = nnx.List(stages)
+
+    def __call__(self, x: jax.Array) -> dict[str, jax.Array]:
+        """f[N, H, W, 3] -> the outputs of the stages by name, shallow to deep, as `_features` promises them."""
+        x = nnx.relu(nn.conv_batch_norm(self.stem, self.stem_bn, x))
+        features = {}
+        for number, stage in enumerate(self.stages, start=1):
+            x = stage(x)
+            features[f"stage{number}"] = x
+        return features
+
+
+def _strides_and_dilations(output_stride: int) -> list[tuple[int, int]]:
+    """Of the three stages: at output stride 8 the last dilates in place of striding."""
+    return [(2, 1), (2, 1), (2, 1) if output_stride == 16 else (1, 2)]
+
+
+def _features(options: YournameOptions, output_stride: int) -> tuple[FeatureSpec, ...]:
+    strides = (4, 8, output_stride)
+    return tuple(
+        FeatureSpec(f"stage{number}", options.width * 2**number, stride, ceil_size(stride))
+        for number, stride in enumerate(strides, start=1)
+    )
+
+
+def _build(
+    options: YournameOptions,
+    *,
+    output_stride: int,
+    dtype: Any = jnp.float32,
+    param_dtype: Any = jnp.float32,
+    rngs: nnx.Rngs,
+) -> YournameNet:
+    return YournameNet(options, output_stride, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+
+
+def _tables(options: YournameOptions) -> dict[str, Table]:
+    # PyTorch's names and the module's are the same here; `conv("features.0", "stem")` maps one to
+    # the other.
+    return {
+        "torchvision": Table(
+            conv("stem"),
+            batch_norm("stem_bn"),
+            conv("stages.{i}.conv{k}"),
+            batch_norm("stages.{i}.bn{k}"),
+        )
+    }
+
+
+def _torch_reference(options: YournameOptions, output_stride: int) -> Any:
+    """The PyTorch original, which `fcn-jax verify` and the tests compare with. Leave it out where there is none."""
+    import torch  # inside: whoever trains with this backbone need not have PyTorch
+
+    class TorchStage(torch.nn.Module):
+        def __init__(self, in_channels: int, channels: int, stride: int, dilation: int) -> None:
+            super().__init__()
+            self.conv1 = torch.nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
+            self.bn1 = torch.nn.BatchNorm2d(channels)
+            self.conv2 = torch.nn.Conv2d(channels, channels, 3, 1, dilation, dilation, bias=False)
+            self.bn2 = torch.nn.BatchNorm2d(channels)
+
+        def forward(self, x: Any) -> Any:
+            return self.bn2(self.conv2(self.bn1(self.conv1(x)).relu())).relu()
+
+    class TorchYournameNet(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = torch.nn.Conv2d(3, options.width, 3, 2, 1, bias=False)
+            self.stem_bn = torch.nn.BatchNorm2d(options.width)
+            self.stages = torch.nn.ModuleList(
+                TorchStage(
+                    options.width * 2**number, options.width * 2 ** (number + 1), stride, dilation
+                )
+                for number, (stride, dilation) in enumerate(_strides_and_dilations(output_stride))
+            )
+
+        def forward(self, x: Any) -> dict[str, Any]:
+            x = self.stem_bn(self.stem(x)).relu()
+            features = {}
+            for number, stage in enumerate(self.stages, start=1):
+                x = features[f"stage{number}"] = stage(x)
+            return features
+
+    return TorchYournameNet()
+
+
+YOURNAME = Backbone(
+    name="yourname",
+    summary="a plain convolutional network; strides 4, 8 and 16 or 8",
+    reference="",  # the paper or file that it follows
+    options=YournameOptions,
+    output_strides=(16, 8),  # the first is the default
+    features=_features,
+    build=_build,
+    maskable=True,  # all that happens across pixels is done by fcn_jax.nn
+    torch=TorchBridge(tables=_tables, reference=_torch_reference),
+    api_version=(1, 0),
+)

@@ -1,0 +1,209 @@
+"""Two-way tables between PyTorch's names and layouts and a Flax module's.
+
+A rule is a pair of brace templates and a two-way operation. It serves import, export and comparison
+alike:
+
+    Table(
+        conv("layer{s}.{b}.conv{k}"),                                       # the same name on both sides
+        batch_norm("layer{s}.{b}.downsample.1", "layer{s}.{b}.downsample.bn"),
+        drop("fc.*", "the ImageNet classifier"),
+    )
+
+A field such as `{s}` stands for a number and must appear on both sides. The module's own leaves
+drive the expansion: each is matched against the right-hand templates, and the fields found are put
+into the left-hand one. Flax paths are joined by dots.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import functools
+import re
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Op:
+    """A two-way operation on one tensor: `to_torch(to_jax(x)) == x`, bit for bit."""
+
+    name: str
+    to_jax: Callable[[np.ndarray], np.ndarray]
+    to_torch: Callable[[np.ndarray], np.ndarray]
+
+
+def _same(x: np.ndarray) -> np.ndarray:
+    return x
+
+
+def _permutation(name: str, to_jax: tuple[int, ...], ndim: int) -> Op:
+    inverse = tuple(int(axis) for axis in np.argsort(to_jax))
+
+    def check(x: np.ndarray) -> np.ndarray:
+        if x.ndim != ndim:
+            raise ValueError(f"{name} needs {ndim} axes, got shape {x.shape}")
+        return x
+
+    return Op(name, lambda x: check(x).transpose(to_jax), lambda x: check(x).transpose(inverse))
+
+
+IDENTITY = Op("identity", _same, _same)
+CONV = _permutation("conv OIHW <-> HWIO", (2, 3, 1, 0), 4)
+CONV_TRANSPOSE = _permutation("conv_transpose IOHW <-> HWIO", (2, 3, 0, 1), 4)
+LINEAR = _permutation("linear OI <-> IO", (1, 0), 2)
+
+
+def _narrowed(x: np.ndarray) -> np.ndarray:
+    if (np.abs(x) >= 2**31).any():
+        raise OverflowError(f"a count of {x} does not fit 32 bits")
+    return x.astype(np.int32)
+
+
+COUNT = Op("count i64 <-> i32", _narrowed, lambda x: x.astype(np.int64))
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """One tensor, or one for each value of the templates' fields.
+
+    Attributes:
+        torch: template of its name in the state dict.
+        jax: template of its path in the Flax module.
+        op: how its value changes on the way.
+        optional: a state dict may lack it; the module then keeps its initial value.
+    """
+
+    torch: str
+    jax: str
+    op: Op = IDENTITY
+    optional: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse templates that could not be inverted."""
+        if _fields(self.torch) != _fields(self.jax):
+            raise ValueError(f"templates '{self.torch}' and '{self.jax}' must have the same fields")
+
+
+@dataclasses.dataclass(frozen=True)
+class Drop:
+    """Tensors of the state dict that the module has no place for: a glob over names, and the reason."""
+
+    torch: str
+    reason: str
+
+
+class Table:
+    """An ordered set of rules; the first that matches a name decides."""
+
+    def __init__(self, *rules: Rule | Drop | Iterable[Rule]) -> None:
+        """Collect rules; groups of rules, such as `conv` returns, are flattened."""
+        self.rules: list[Rule] = []
+        self.drops: list[Drop] = []
+        for item in rules:
+            if isinstance(item, Drop):
+                self.drops.append(item)
+            elif isinstance(item, Rule):
+                self.rules.append(item)
+            else:
+                self.rules.extend(item)
+
+    def to_jax(self, name: str) -> tuple[str, Rule] | None:
+        """The Flax path and the rule for a name of the state dict, or None where no rule matches."""
+        return self._first(name, "torch", "jax")
+
+    def to_torch(self, path: str) -> tuple[str, Rule] | None:
+        """The name in the state dict and the rule for a Flax path, or None where no rule matches."""
+        return self._first(path, "jax", "torch")
+
+    def dropped(self, name: str) -> str | None:
+        """The reason why a name of the state dict is left out, or None where it is not."""
+        return next(
+            (drop.reason for drop in self.drops if fnmatch.fnmatchcase(name, drop.torch)), None
+        )
+
+    def under(self, torch: str, jax: str) -> Table:
+        """The same table for a module that sits deeper: prefixes, such as "backbone.", for both sides."""
+        rules = [dataclasses.replace(r, torch=torch + r.torch, jax=jax + r.jax) for r in self.rules]
+        return Table(*rules, *(dataclasses.replace(d, torch=torch + d.torch) for d in self.drops))
+
+    def __add__(self, other: Table) -> Table:
+        """Both tables, this one's rules first."""
+        return Table(*self.rules, *other.rules, *self.drops, *other.drops)
+
+    def _first(self, name: str, source: str, target: str) -> tuple[str, Rule] | None:
+        for rule in self.rules:
+            match = _pattern(getattr(rule, source)).fullmatch(name)
+            if match:
+                return getattr(rule, target).format(**match.groupdict()), rule
+        return None
+
+
+def conv(torch: str, jax: str | None = None, *, bias: bool = False) -> list[Rule]:
+    """Rules of a convolution named `torch` in the state dict and `jax` (the same, if not given) in the module."""
+    jax = torch if jax is None else jax
+    return [Rule(f"{torch}.weight", f"{jax}.kernel", CONV)] + (
+        [Rule(f"{torch}.bias", f"{jax}.bias")] if bias else []
+    )
+
+
+def conv_transpose(torch: str, jax: str | None = None, *, bias: bool = False) -> list[Rule]:
+    """Rules of a transposed convolution."""
+    jax = torch if jax is None else jax
+    kernel = Rule(f"{torch}.weight", f"{jax}.kernel", CONV_TRANSPOSE)
+    return [kernel] + ([Rule(f"{torch}.bias", f"{jax}.bias")] if bias else [])
+
+
+def linear_as_conv(torch: str, jax: str, *, size: tuple[int, int]) -> list[Rule]:
+    """Rules of a fully connected layer over a flattened C x H x W feature that the module applies as a convolution of `size`."""
+
+    def to_jax(x: np.ndarray) -> np.ndarray:
+        if x.ndim != 2 or x.shape[1] % (size[0] * size[1]):
+            raise ValueError(
+                f"a linear weight over {size[0]}x{size[1]} pixels needs 2 axes, got shape {x.shape}"
+            )
+        return CONV.to_jax(x.reshape(x.shape[0], -1, *size))
+
+    def to_torch(x: np.ndarray) -> np.ndarray:
+        return CONV.to_torch(x).reshape(x.shape[3], -1)
+
+    op = Op(f"linear OI <-> HWIO of {size[0]}x{size[1]}", to_jax, to_torch)
+    return [Rule(f"{torch}.weight", f"{jax}.kernel", op), Rule(f"{torch}.bias", f"{jax}.bias")]
+
+
+def batch_norm(torch: str, jax: str | None = None) -> list[Rule]:
+    """Rules of a batch normalization. `num_batches_tracked` may be absent: files from before PyTorch 0.4.1 lack it."""
+    jax = torch if jax is None else jax
+    return [
+        Rule(f"{torch}.weight", f"{jax}.scale"),
+        Rule(f"{torch}.bias", f"{jax}.bias"),
+        Rule(f"{torch}.running_mean", f"{jax}.mean"),
+        Rule(f"{torch}.running_var", f"{jax}.var"),
+        Rule(f"{torch}.num_batches_tracked", f"{jax}.num_batches_tracked", COUNT, optional=True),
+    ]
+
+
+def drop(torch: str, reason: str) -> Drop:
+    """Leave out what the glob `torch` matches, for `reason`."""
+    return Drop(torch, reason)
+
+
+_FIELD = re.compile(r"\{(\w+)\}")
+
+
+def _fields(template: str) -> set[str]:
+    return set(_FIELD.findall(template))
+
+
+@functools.lru_cache(maxsize=4096)
+def _pattern(template: str) -> re.Pattern[str]:
+    seen: set[str] = set()
+    parts = []
+    for i, part in enumerate(_FIELD.split(template)):
+        if i % 2 == 0:
+            parts.append(re.escape(part))
+        else:
+            parts.append(f"(?P={part})" if part in seen else rf"(?P<{part}>\d+)")
+            seen.add(part)
+    return re.compile("".join(parts))

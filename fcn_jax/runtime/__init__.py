@@ -1,0 +1,1 @@
+"""What surrounds the computation: process settings, compiler options, memory, caches, files."""

@@ -1,0 +1,203 @@
+"""`eval`: which data are read, which classes are compared, and what the scores rest on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+from fcn_jax import checkpoint
+from fcn_jax.api import Classes
+from fcn_jax.config import Config, parse
+from fcn_jax.errors import CheckpointError, ConfigError, DataError
+from fcn_jax.eval.evaluate import evaluate_checkpoint
+from fcn_jax.eval.table import scores_table
+from fcn_jax.models.segmenter import ModelSpec, build
+from fcn_jax.runtime import json_text
+
+SPEC = ModelSpec("tiny", "fcn32s", 3, backbone_options={"width": 4})
+NAMES = ("background", "road", "car")
+
+
+@pytest.fixture(scope="module")
+def network(tiny_plugin):
+    return build(SPEC, rngs=nnx.Rngs(0))
+
+
+def write_model(directory: Path, network, names: tuple[str, ...] | None = NAMES) -> Path:
+    classes = Classes(names, ((0, 0, 0), (1, 0, 0), (2, 0, 0))) if names else None
+    checkpoint.save_model(directory, checkpoint.describe(SPEC, classes), checkpoint.arrays(network))
+    return directory
+
+
+def write_run(run: Path, network, root: str) -> Path:
+    """A run of one checkpoint that recorded `root` as the folder of its data."""
+    write_model(run / "checkpoints" / "1", network)
+    config: Config = parse({"data": {"dataset": "folder", "root": root}})
+    (run / "config.json").write_text(config.to_json())
+    return run / "checkpoints" / "1"
+
+
+def write_data(root: Path, values: list[int], names: tuple[str, ...] = NAMES) -> Path:
+    """A dataset whose one validation mask has stripes of the values."""
+    for folder in ("images", "masks"):
+        (root / folder / "val").mkdir(parents=True)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 40, 3)).astype(np.uint8)).save(
+        root / "images/val/0.png"
+    )
+    mask = np.resize(np.asarray(values, np.uint8), 24)
+    Image.fromarray(np.repeat(mask[:, None], 40, axis=1)).save(root / "masks/val/0.png")
+    (root / "classes.txt").write_text("\n".join(names) + "\n")
+    return root
+
+
+def score(model: Path, data: Path):
+    return evaluate_checkpoint(model, dataset="folder", data=data)
+
+
+# ------------------------------------------------------------------------------------------------------------- where the data are
+
+
+def test_data_recorded_relative_are_found_from_any_folder(network, tmp_path, monkeypatch):
+    project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    data = write_data(project / "data", [0, 1, 2])
+    step = write_run(project / "runs" / "x", network, "data")
+
+    monkeypatch.chdir(project)
+    here = evaluate_checkpoint(Path("runs/x/checkpoints/1"))
+    assert here.notes == ()
+    monkeypatch.chdir(elsewhere)
+    there = evaluate_checkpoint(step)
+    assert there.scores.miou == here.scores.miou
+    note = "the run recorded its data as 'data', a relative path; read from {} (--data DIR names another)"
+    assert there.notes == (note.format(data),)
+    (elsewhere / "link").symlink_to(project / "runs")
+    assert evaluate_checkpoint(Path("link/x/checkpoints/1")).scores.miou == here.scores.miou
+
+    # Data of that name in the current folder come first, and that is said.
+    other = write_data(elsewhere / "data", [2])
+    found = evaluate_checkpoint(step)
+    np.testing.assert_array_equal(found.scores.pixels, [0, 0, 24 * 40])
+    assert found.notes[0] == note.format(other)
+    assert evaluate_checkpoint(step, data=data).notes == ()
+
+
+def test_the_folder_above_runs_comes_before_others(network, tmp_path, monkeypatch):
+    step = write_run(tmp_path / "a" / "runs" / "x", network, "data")
+    write_data(tmp_path / "a" / "runs" / "data", [0])
+    write_data(tmp_path / "a" / "data", [1])
+    write_data(tmp_path / "data", [2])
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    outcome = evaluate_checkpoint(step)
+    np.testing.assert_array_equal(outcome.scores.pixels, [0, 24 * 40, 0])
+    assert f"read from {tmp_path / 'a' / 'data'} " in outcome.notes[0]
+    monkeypatch.chdir(tmp_path)  # above the run, too, but not the only place
+    outcome = evaluate_checkpoint(step)
+    np.testing.assert_array_equal(outcome.scores.pixels, [0, 0, 24 * 40])
+    assert f"read from {tmp_path / 'data'} " in outcome.notes[0]
+
+
+def test_data_that_are_not_found_are_named_with_what_to_do(network, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    step = write_run(tmp_path / "runs" / "x", network, "gone/data")
+    with pytest.raises(
+        DataError, match=r"runs/x: was trained on 'gone/data', relative to .* pass --data DIR"
+    ):
+        evaluate_checkpoint(step)
+    step = write_run(tmp_path / "runs" / "y", network, str(tmp_path / "gone"))
+    with pytest.raises(
+        DataError, match=r"runs/y: was trained on .*/gone, which does not exist; pass --data DIR"
+    ):
+        evaluate_checkpoint(step)
+
+
+def test_data_that_do_not_open_say_where_they_were_looked_for(network, tmp_path, monkeypatch):
+    step = write_run(tmp_path / "runs" / "x", network, ".")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(
+        DataError,
+        match=r"the run recorded its data as '\.', a relative path; read from .*--data DIR names another",
+    ):
+        evaluate_checkpoint(step)
+
+
+def test_a_configuration_that_cannot_be_read_is_named(network, tmp_path):
+    step = write_run(tmp_path / "x", network, "data")
+    for contents in (b"{", b"\xff\xfe", b"[]", b'{"data": {"dataset": 3}}'):
+        (tmp_path / "x" / "config.json").write_bytes(contents)
+        with pytest.raises((CheckpointError, ConfigError), match=r"config\.json"):
+            evaluate_checkpoint(step)
+
+
+# ----------------------------------------------------------------------------------------------------------------- the classes
+
+
+def test_classes_in_another_order_are_refused(network, tmp_path):
+    model = write_model(tmp_path / "model", network)
+    data = write_data(tmp_path / "data", [0, 1, 2], ("background", "car", "road"))
+    with pytest.raises(CheckpointError) as error:
+        score(model, data)
+    assert (
+        "'road' is 1 in the checkpoint and 2 in the dataset, 'car' is 2 in the checkpoint and 1 in the dataset"
+        in str(error.value)
+    )
+
+
+def test_classes_of_other_names_are_said_and_scored(network, tmp_path):
+    model = write_model(tmp_path / "model", network)
+    outcome = score(
+        model, write_data(tmp_path / "data", [0, 1, 2], ("Back_ground", "street", "Car"))
+    )
+    note = "1 of 3 classes have other names, check that they mean the same: 1 is 'road' in the checkpoint and 'street' in the dataset"
+    assert outcome.notes == (note,)
+    assert outcome.to_dict()["notes"] == [note]
+    assert f"note: {note}" in scores_table(outcome)
+
+
+def test_weights_without_names_of_classes_are_scored_without_a_word(network, tmp_path):
+    model = write_model(tmp_path / "model", network, None)
+    assert score(model, write_data(tmp_path / "data", [0, 1, 2])).notes == ()
+
+
+def test_another_number_of_classes_is_refused(network, tmp_path):
+    model = write_model(tmp_path / "model", network, None)
+    with pytest.raises(CheckpointError, match="predicts 3 classes, but dataset 'folder' has 2"):
+        score(model, write_data(tmp_path / "data", [0, 1], ("a", "b")))
+
+
+# ------------------------------------------------------------------------------------------------------ what the scores rest on
+
+
+def test_a_split_without_labeled_pixels_has_no_scores(network, tmp_path):
+    outcome = score(write_model(tmp_path / "model", network), write_data(tmp_path / "data", [255]))
+    table = json.loads(json_text.dumps(outcome.to_dict()))
+    assert [table[name] for name in ("miou", "pixel_accuracy", "class_accuracy", "fwiou")] == [
+        None
+    ] * 4
+    assert table["notes"] == ["no pixel has a class: all 960 are void, so there are no scores"]
+    text = scores_table(outcome)
+    assert "nan" not in text.lower()
+    lines = {line.split("  ")[0]: line.split()[-1] for line in text.splitlines() if line}
+    assert lines["pixel accuracy"] == lines["class accuracy"] == lines["fwIoU"] == "-"
+    assert "mIoU                 - (over 0 of 3 classes)" in text
+    assert "100.00% of all pixels are void and do not count" in text
+    assert "note: no pixel has a class: all 960 are void, so there are no scores" in text
+
+
+def test_the_table_says_over_how_many_classes_the_mean_is(network, tmp_path):
+    outcome = score(
+        write_model(tmp_path / "model", network), write_data(tmp_path / "data", [1, 255])
+    )
+    scores = outcome.scores
+    assert outcome.to_dict()["absent"] == ["background", "car"]
+    text = scores_table(outcome)
+    assert f"{scores.miou:.4f} (over {scores.classes_scored} of 3 classes)" in text
+    assert "50.00% of all pixels are void and do not count" in text
+    assert "2 of 3 classes have no true pixel: background, car" in text

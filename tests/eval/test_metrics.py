@@ -1,0 +1,167 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fcn_jax.api import Classes
+from fcn_jax.eval.metrics import ConfusionMatrix
+
+
+def naive(truths, predictions, num_classes):
+    """Scores by their definitions, pixel by pixel over the whole set."""
+    truth, prediction = (
+        np.concatenate([t.ravel() for t in truths]),
+        np.concatenate([p.ravel() for p in predictions]),
+    )
+    pairs = [(int(t), int(p)) for t, p in zip(truth, prediction, strict=True) if t != 255]
+    iou, recall, weight = {}, {}, {}
+    for k in range(num_classes):
+        both = sum(t == k and p == k for t, p in pairs)
+        either = sum(t == k or p == k for t, p in pairs)
+        weight[k] = sum(t == k for t, _ in pairs)
+        if either:
+            iou[k] = both / either
+        if weight[k]:
+            recall[k] = both / weight[k]
+
+    def mean(values):
+        return np.mean(list(values)) if values else np.nan
+
+    return {
+        "miou": mean(iou.values()),
+        "pixel_accuracy": mean([t == p for t, p in pairs]),
+        "class_accuracy": mean(recall.values()),
+        "fwiou": sum(weight[k] * iou[k] for k in iou) / len(pairs) if pairs else np.nan,
+    }, iou
+
+
+@settings(max_examples=60)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    images=st.integers(1, 3),
+    labels=st.integers(1, 5),
+    ignored=st.sampled_from([0, 0.4, 1]),
+)
+def test_scores_equal_their_definitions(seed, images, labels, ignored):
+    rng = np.random.default_rng(seed)
+    # Classes above `labels` occur nowhere.
+    truths = [
+        np.where(rng.random((3, 4)) < ignored, 255, rng.integers(0, labels, (3, 4))).astype(
+            np.uint8
+        )
+        for _ in range(images)
+    ]
+    predictions = [rng.integers(0, labels, (3, 4)).astype(np.uint8) for _ in range(images)]
+    matrix = ConfusionMatrix(6)
+    for truth, prediction in zip(truths, predictions, strict=True):
+        matrix.add(truth, prediction)
+    scores = matrix.scores()
+    expected, iou = naive(truths, predictions, 6)
+    for name, value in expected.items():
+        assert getattr(scores, name) == pytest.approx(value, nan_ok=True), name
+    for k in range(6):
+        assert scores.iou[k] == pytest.approx(iou.get(k, np.nan), nan_ok=True)
+
+
+def test_rows_are_the_truth_and_columns_the_prediction():
+    matrix = ConfusionMatrix(3)
+    matrix.add(np.asarray([[0, 0, 1, 255]], np.uint8), np.asarray([[2, 0, 1, 1]], np.uint8))
+    np.testing.assert_array_equal(matrix.counts, [[1, 0, 1], [0, 1, 0], [0, 0, 0]])
+    scores = matrix.scores()
+    # Class 2 is predicted but never true: an intersection of nothing, and no share of the class
+    # accuracy.
+    np.testing.assert_allclose(scores.iou, [0.5, 1, 0])
+    assert scores.miou == pytest.approx(0.5)
+    assert scores.class_accuracy == pytest.approx(0.75)
+    np.testing.assert_array_equal(scores.pixels, [2, 1, 0])
+
+
+def test_scores_do_not_depend_on_how_the_set_is_cut():
+    rng = np.random.default_rng(0)
+    truth, prediction = (rng.integers(0, 4, (8, 5, 5)).astype(np.uint8) for _ in range(2))
+    whole, parts = ConfusionMatrix(4), ConfusionMatrix(4)
+    whole.add(truth, prediction)
+    for t, p in zip(truth, prediction, strict=True):
+        parts.add(t, p)
+    np.testing.assert_array_equal(whole.counts, parts.counts)
+
+
+def test_large_counts_and_many_classes_do_not_overflow():
+    matrix = ConfusionMatrix(200)
+    for _ in range(3):
+        matrix.add(np.full((500, 500), 199, np.uint8), np.full((500, 500), 198, np.uint8))
+    assert matrix.counts[199, 198] == 750_000
+
+
+ABC = Classes(("a", "b", "c"), ((0, 0, 0), (1, 1, 1), (2, 2, 2)))
+
+
+def scored(truth, prediction, num_classes=3):
+    matrix = ConfusionMatrix(num_classes)
+    matrix.add(np.asarray([truth], np.uint8), np.asarray([prediction], np.uint8))
+    return matrix.scores()
+
+
+def test_a_class_that_does_not_occur_is_none_in_json():
+    assert scored([0, 0, 1, 255], [0, 0, 0, 0]).to_dict(ABC) == {
+        "miou": pytest.approx(1 / 3),
+        "pixel_accuracy": pytest.approx(2 / 3),
+        "class_accuracy": 0.5,
+        "fwiou": pytest.approx(4 / 9),
+        "classes_scored": 2,
+        "classes": 3,
+        "absent": ["c"],
+        "void_share": 0.25,
+        "iou": {"a": pytest.approx(2 / 3), "b": 0.0, "c": None},
+    }
+
+
+def test_scores_of_a_void_set_are_none_and_say_so():
+    scores = scored([255, 255], [0, 1])
+    table = scores.to_dict(ABC)
+    assert [table[name] for name in ("miou", "pixel_accuracy", "class_accuracy", "fwiou")] == [
+        None
+    ] * 4
+    assert table["iou"] == {"a": None, "b": None, "c": None}
+    assert (table["classes_scored"], table["classes"], table["void_share"]) == (0, 3, 1.0)
+    assert scores.summary() == "mIoU - (no labeled pixel)"
+    assert scores.notes(ABC) == ("no pixel has a class: all 2 are void, so there are no scores",)
+    assert ConfusionMatrix(3).scores().to_dict(ABC)["void_share"] is None, "no pixel at all"
+    assert ConfusionMatrix(3).scores().notes(ABC) == ("there is no pixel, so there are no scores",)
+
+
+def test_scores_that_rest_on_few_pixels_say_so():
+    assert scored([0, 1, 2, 255, 255, 255, 255], [0] * 7).notes(ABC) == (
+        "57.1% of the pixels are void: the scores rest on the others",
+    )
+
+
+def test_scores_that_rest_on_one_class_say_so():
+    scores = scored([1, 1, 255, 255], [1, 1, 0, 2])
+    assert scores.miou == 1
+    assert scores.summary() == "mIoU 1.0000 (1 of 3 classes), pixel accuracy 1.0000"
+    one, absent = scores.notes(ABC)
+    assert one.startswith("the scores rest on one class of 3, 'b'")
+    assert absent == "2 of 3 classes have no true pixel: a, c"
+
+
+def test_a_single_class_says_that_it_is_one():
+    scores = scored([0, 0], [0, 0], 1)
+    assert scores.summary() == "mIoU 1.0000 (1 class), pixel accuracy 1.0000"
+    assert scores.notes(Classes(("a",), ((0, 0, 0),)))[0].startswith(
+        "the scores rest on one class of 1, 'a'"
+    )
+
+
+def test_classes_without_a_true_pixel_are_named_with_those_predicted():
+    scores = scored([0, 0, 0, 0], [0, 0, 0, 2])
+    assert scores.summary() == "mIoU 0.3750 (2 of 3 classes), pixel accuracy 0.7500"
+    assert scores.notes(ABC) == (
+        "2 of 3 classes have no true pixel: b, c; predicted nevertheless, and counted as 0 in mIoU: c",
+    )
+
+
+def test_scores_of_all_classes_need_no_notes():
+    scores = scored([0, 1, 2, 2], [0, 1, 2, 1])
+    assert scores.summary() == "mIoU 0.6667 (3 classes), pixel accuracy 0.7500"
+    assert scores.notes(ABC) == ()

@@ -1,0 +1,49 @@
+"""Arrays that PyTorch computed, for the environments that have none: `python -m tests.helpers.reference_arrays DIR` writes them."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+NETWORKS = {
+    "resnet18": {"backbone": "resnet18", "num_classes": 5},
+    "resnet50_os8": {"backbone": "resnet50", "num_classes": 3, "output_stride": 8},
+}
+"""Settings of `ModelSpec` by the name of the folder."""
+
+SIZES = ((64, 96), (65, 97))
+
+
+def write(directory: Path) -> None:
+    """A folder for each network: weights.safetensors in torchvision's names, and for each size the input and the logits in eval mode."""
+    import torch
+
+    from fcn_jax.models.segmenter import ModelSpec
+    from fcn_jax.pytorch import files
+    from fcn_jax.verify.reference import build_reference, randomise_batch_norm
+
+    for name, settings in NETWORKS.items():
+        torch.manual_seed(0)
+        network = build_reference(ModelSpec(**settings)).eval()
+        randomise_batch_norm(network, seed=0)
+        files.write(
+            directory / name / "weights.safetensors",
+            {k: v.numpy() for k, v in network.state_dict().items()},
+        )
+        for height, width in SIZES:
+            image = (
+                np.random.default_rng(0).standard_normal((2, height, width, 3)).astype(np.float32)
+            )
+            with torch.no_grad():
+                logits = network(torch.from_numpy(image.transpose(0, 3, 1, 2).copy()))[
+                    "out"
+                ].numpy()
+            np.savez(
+                directory / name / f"{height}x{width}.npz",
+                image=image,
+                logits=logits.transpose(0, 2, 3, 1),
+            )
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]))

@@ -1,0 +1,78 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+from fcn_jax import checkpoint
+from fcn_jax.api import Classes
+from fcn_jax.models.segmenter import ModelSpec, build
+from fcn_jax.runtime import cache
+
+
+def test_it_is_where_the_environment_says(tmp_path, monkeypatch):
+    monkeypatch.delenv("FCN_JAX_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache.folder() == tmp_path / ".cache" / "fcn_jax"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert cache.folder() == tmp_path / ".cache" / "fcn_jax"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache.folder() == tmp_path / "xdg" / "fcn_jax"
+    monkeypatch.setenv("FCN_JAX_CACHE", str(tmp_path / "own"))
+    assert cache.folder() == tmp_path / "own"
+
+
+def test_what_the_user_set_stands(monkeypatch, tmp_path):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
+    cache.enable_compilation_cache()
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == ""
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    monkeypatch.setenv("FCN_JAX_CACHE", str(tmp_path))
+    cache.enable_compilation_cache()
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path / "xla")
+
+
+@pytest.mark.slow
+def test_a_command_keeps_its_programs_and_the_next_one_takes_them(tmp_path):
+    spec = ModelSpec("resnet18", "fcn32s", 3)
+    classes = Classes(("a", "b", "c"), ((0, 0, 0), (1, 0, 0), (2, 0, 0)))
+    checkpoint.save_model(
+        tmp_path / "model",
+        checkpoint.describe(spec, classes),
+        checkpoint.arrays(build(spec, rngs=nnx.Rngs(0))),
+    )
+    Image.fromarray(np.zeros((64, 96, 3), np.uint8)).save(tmp_path / "image.png")
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"} | {
+        "FCN_JAX_CACHE": str(tmp_path)
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "fcn_jax",
+        "predict",
+        str(tmp_path / "model"),
+        str(tmp_path / "image.png"),
+    ]
+
+    def kept() -> set[Path]:
+        return {path for path in (tmp_path / "xla").iterdir() if path.name.endswith("-cache")}
+
+    masks = []
+    for number in range(2):
+        subprocess.run(
+            [*command, "-o", str(tmp_path / str(number))],
+            env=environment,
+            check=True,
+            capture_output=True,
+        )
+        masks.append((tmp_path / str(number) / "image.png").read_bytes())
+        if number == 0:
+            first = kept()
+    assert first
+    assert kept() == first, "the second compiled something that the first had kept"
+    assert masks[0] == masks[1]

@@ -1,0 +1,126 @@
+"""The setting is made in a process of its own, since it lasts as long as the process."""
+
+import ctypes
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from fcn_jax.runtime import memory
+
+PROGRAM = """
+import resource
+from fcn_jax.runtime.memory import tune_malloc
+print(tune_malloc())
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    b"x" * 2**28
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(faults())
+"""
+
+glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+
+
+GIVING_BACK = """
+import ctypes
+from pathlib import Path
+from fcn_jax.runtime.memory import trim_malloc, tune_malloc
+tune_malloc()
+def resident():
+    return int(next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS")).split()[1])
+blocks = [b"x" * 2**20 for _ in range(100)]
+last = b"x" * 2**20
+del blocks
+before = resident()
+trim_malloc()
+print(before - resident())
+"""
+
+
+FREEING = """
+import ctypes
+from fcn_jax.runtime.memory import disable_async_dispatch
+disable_async_dispatch()
+import jax
+import jax.numpy as jnp
+libc = ctypes.CDLL(None)
+class Mallinfo(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()]
+libc.mallinfo2.restype = Mallinfo
+def held():
+    found = libc.mallinfo2()
+    return found.uordblks + found.hblkhd
+product = jax.jit(lambda x: (jnp.sin(x) @ jnp.cos(x)) @ jnp.tan(x)).lower(jnp.zeros((1024, 1024))).compile()
+x = jnp.zeros((1024, 1024))
+def after():
+    y = product(x).block_until_ready()
+    return held()
+after()
+print(max(after() for _ in range(50)) - min(after() for _ in range(50)))
+"""
+
+
+def run(**environment):
+    plain = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("MALLOC_", "GLIBC_"))
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        env={**plain, **environment},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    kept, faults = done.stdout.split()
+    return kept == "True", int(faults)
+
+
+@glibc
+def test_a_block_that_was_freed_is_used_again_without_the_system():
+    kept, faults = run()
+    assert kept
+    assert faults < 1000  # 256 MiB are 65,536 pages of 4 KiB
+
+
+@glibc
+@pytest.mark.parametrize("variable", ["MALLOC_ARENA_MAX", "GLIBC_TUNABLES"])
+def test_what_the_environment_says_stands(variable):
+    kept, faults = run(
+        **{variable: "4" if variable.startswith("MALLOC") else "glibc.malloc.tcache_count=4"}
+    )
+    assert not kept
+    assert faults > 1000
+
+
+@glibc
+def test_what_was_freed_can_be_given_back():
+    plain = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("MALLOC_", "GLIBC_"))
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", GIVING_BACK], env=plain, check=True, capture_output=True, text=True
+    )
+    assert int(done.stdout) > 90 * 1024, "KiB of the hundred MiB"
+
+
+@glibc
+def test_a_program_has_freed_what_it_took_when_its_call_returns():
+    if not hasattr(ctypes.CDLL(None), "mallinfo2"):
+        pytest.skip("a glibc before 2.33, which does not say what is held")
+    done = subprocess.run(
+        [sys.executable, "-c", FREEING], check=True, capture_output=True, text=True
+    )
+    assert int(done.stdout) < 2**20  # its temporaries are some 12 MiB
+
+
+def test_giving_back_is_nothing_where_the_c_library_cannot(monkeypatch):
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: object())
+    memory.trim_malloc()

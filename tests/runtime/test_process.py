@@ -1,0 +1,75 @@
+"""What a program's process is set to, and what XLA makes of it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fcn_jax.runtime import process
+
+
+@pytest.mark.parametrize(
+    ("trains", "made"),
+    [(True, ["tune_malloc", "disable_async_dispatch", "rolled"]), (False, ["tune_malloc"])],
+)
+def test_a_process_that_trains_is_set_further(
+    monkeypatch: pytest.MonkeyPatch, trains: bool, made: list[str]
+) -> None:
+    called: list[str] = []
+    for name in ("tune_malloc", "disable_async_dispatch"):
+        monkeypatch.setattr(process.memory, name, lambda name=name: called.append(name))
+    monkeypatch.setattr(process, "disable_loop_unrolling", lambda: called.append("rolled"))
+    process.configure_process(trains=trains)
+    assert called == made
+
+
+@pytest.mark.parametrize("flags", ["", "--xla_cpu_enable_fast_math=false"])
+def test_the_flag_is_added_once(monkeypatch: pytest.MonkeyPatch, flags: str) -> None:
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    assert process.disable_loop_unrolling()
+    assert os.environ["XLA_FLAGS"].split() == [*flags.split(), process._ROLLED]
+    assert not process.disable_loop_unrolling()
+    assert os.environ["XLA_FLAGS"].count("unrolling") == 1
+
+
+@pytest.mark.parametrize(
+    "flags", ["--xla_backend_extra_options=xla_cpu_unroll_loops=true", "/some/flags.txt"]
+)
+def test_what_the_environment_says_stands(monkeypatch: pytest.MonkeyPatch, flags: str) -> None:
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    assert not process.disable_loop_unrolling()
+    assert os.environ["XLA_FLAGS"] == flags
+
+
+PROGRAM = """
+from fcn_jax import compiler_options, process
+if {rolled}:
+    process.disable_loop_unrolling()
+import jax
+import jax.numpy as jnp
+jax.jit(lambda x: jnp.tanh(x) + x, compiler_options=compiler_options()).lower(jnp.zeros((100, 256))).compile()
+"""
+
+
+def test_xla_writes_out_no_loop(tmp_path: Path) -> None:
+    def size(*, rolled: bool) -> int:
+        folder = tmp_path / str(rolled)
+        environment = {
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": f"--xla_dump_to={folder} --xla_dump_hlo_module_re=lambda",
+        }
+        subprocess.run(
+            [sys.executable, "-c", PROGRAM.format(rolled=rolled)],
+            env=environment,
+            check=True,
+            timeout=120,
+        )
+        return sum(path.stat().st_size for path in folder.glob("*with-opt.ll"))
+
+    rolled, unrolled = size(rolled=True), size(rolled=False)
+    if not unrolled:
+        pytest.skip("this XLA shows no LLVM IR")
+    assert 0 < 2 * rolled < unrolled
