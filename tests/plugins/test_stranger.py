@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.helpers import installing
 
-FIXTURES = Path(__file__).parent / "fixtures"
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 RECIPE = """
 [model]
