@@ -1,4 +1,4 @@
-"""The plugin contract, as plugins import it. See `fcn_jax.plugins.api`, where it is defined."""
+"""The plugin contract, for plugins to import. `fcn_jax.plugins.api` defines it."""
 
 from fcn_jax.plugins.api import (
     API_VERSION,
