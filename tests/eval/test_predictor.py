@@ -9,6 +9,7 @@ from fcn_jax.errors import ConfigError
 from fcn_jax.eval.predictor import Predictor
 from fcn_jax.models.preprocess import normalize
 from fcn_jax.models.segmenter import ModelSpec, build
+from fcn_jax.nn._conv_norm_act import folding
 from fcn_jax.plugins import registry
 
 SPEC = ModelSpec("tiny", "fcn32s", 3, backbone_options={"width": 4})
@@ -20,7 +21,7 @@ IMAGE = np.random.default_rng(0).integers(0, 256, (9, 18, 3)).astype(np.uint8)
 def model(tiny_plugin):
     model = build(SPEC, rngs=nnx.Rngs(0))
     # Statistics that are not those of the image, so that train mode would show.
-    model.backbone.bn1.mean[...] = jnp.asarray([0.3, -0.2, 0.1, 0.0])
+    model.backbone.conv1.bn.mean[...] = jnp.asarray([0.3, -0.2, 0.1, 0.0])
     # Logits that differ from pixel to pixel.
     kernel = model.head.transpose_conv.kernel
     kernel[...] = jnp.asarray(
@@ -159,7 +160,7 @@ def test_a_folded_normalisation_minds_the_borders_of_an_image_in_a_larger_array(
             module.bias[...] = jnp.full(module.bias.shape, 0.3)
             module.scale[...] = jnp.full(module.scale.shape, 0.7)
     image = np.random.default_rng(3).integers(0, 256, (41, 75, 3)).astype(np.uint8)
-    with nn.folding(True):
+    with folding(True):
         predictor = Predictor(model)
         folded, alone = predictor(image), predictor.batch(image[None])[0]
     assert len(np.unique(folded)) > 1
