@@ -28,7 +28,6 @@ from fcn_jax import compiler_options, nn
 from fcn_jax.nn import _pooling
 from fcn_jax.nn._bias import add_bias
 from fcn_jax.nn._conv_norm_act import folding
-from fcn_jax.nn._conv_norm_act import folding
 from fcn_jax.nn._conv_transpose import conv_transpose_blocks
 from fcn_jax.nn._conv_xla import Settings, space_to_depth, xla_conv
 from fcn_jax.nn._subpixel import SubpixelLogits
