@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from fcn_jax.plugins.api import Classes, Example, Source
 
 def evaluate(
     predictor: Predictor, source: Source, matrix: ConfusionMatrix, *, workers: int = 0
-) -> Iterator[tuple[Example, np.ndarray]]:
+) -> Generator[tuple[Example, np.ndarray], None, None]:
     """Segment every image of a source and count its pixels in `matrix`.
 
     Args:
