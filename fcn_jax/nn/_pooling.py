@@ -10,8 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from fcn_jax.nn import _valid
-
 _Borders = tuple[tuple[int, int], tuple[int, int]]
 
 
@@ -24,10 +22,7 @@ def global_average_pool(x: jax.Array) -> jax.Array:
     Returns:
         [N, 1, 1, C] in the dtype of `x`.
     """
-    inner = _valid.of((x.shape[1], x.shape[2]))
-    rows, cols = (x.shape[1], x.shape[2]) if inner is None else inner
-    y = _valid.filled(x).astype(jnp.float32).sum((1, 2), keepdims=True) / jnp.float32(rows * cols)
-    return _valid.derive(x, y.astype(x.dtype), lambda size: 1)
+    return x.astype(jnp.float32).mean((1, 2), keepdims=True).astype(x.dtype)
 
 
 def max_pool(
