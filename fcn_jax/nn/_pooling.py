@@ -62,10 +62,7 @@ def max_pool(
             f"no window of {kernel_size}x{kernel_size} fits an image of {x.shape[1]}x{x.shape[2]} pixels with a border of {padding}; "
             "give it a larger image"
         )
-    y = _pool(
-        _valid.filled(x, -np.inf), kernel_size, stride, (borders(x.shape[1]), borders(x.shape[2]))
-    )
-    return _valid.derive(x, y, windows)
+    return _pool(x, kernel_size, stride, (borders(x.shape[1]), borders(x.shape[2])))
 
 
 def _reduce_window(x: jax.Array, kernel_size: int, stride: int, borders: _Borders) -> jax.Array:
