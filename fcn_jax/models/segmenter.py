@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -12,7 +11,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fcn_jax.errors import ConfigError, FcnJaxError, PluginError, did_you_mean
-from fcn_jax.nn import _valid
 from fcn_jax.nn._subpixel import SubpixelLogits
 from fcn_jax.plugins import registry
 from fcn_jax.plugins.api import Backbone, FeatureSpec, Head, Model, ModelSpec
@@ -50,69 +48,49 @@ class Segmenter(nnx.Module):
         self.spec = nnx.static(spec)
         self.features = nnx.static(features)
 
-    def __call__(self, x: jax.Array, hw: tuple[jax.Array, jax.Array] | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
         """Compute logits; the auxiliary head has no part in it.
 
         Args:
             x: f[N, H, W, 3], normalized as the backbone's `preprocess` says; any H and W of at
                 least 1.
-            hw: height and width i32[] of images that fill only the top left corner of `x`, for
-                parts that are `maskable`. The logits there are those of the images alone; outside
-                they mean nothing.
 
         Returns:
             The logits in the compute dtype, [N, H, W, K].
         """
-        return self._logits((self.head,), x, hw)[0]
+        return self._logits((self.head,), x)[0]
 
     def outputs(self, x: jax.Array) -> dict[str, jax.Array]:
         """Compute all that a loss takes: the logits as "out" and, where there is an auxiliary head, its logits as "aux"."""
         heads = self._heads()
-        return dict(zip(heads, self._logits(tuple(heads.values()), x, None), strict=True))
+        return dict(zip(heads, self._logits(tuple(heads.values()), x), strict=True))
 
     def outputs_in_blocks(self, x: jax.Array) -> dict[str, jax.Array | SubpixelLogits]:
         """`outputs`, but in blocks where a head can give them so: the cheaper layout on GPUs and TPUs."""
         heads = self._heads()
-        return dict(
-            zip(heads, self._logits(tuple(map(_InBlocks, heads.values())), x, None), strict=True)
-        )
+        return dict(zip(heads, self._logits(tuple(map(_InBlocks, heads.values())), x), strict=True))
 
     def subpixel_outputs(self, x: jax.Array) -> dict[str, jax.Array | SubpixelLogits]:
         """`outputs`, as `SubpixelLogits` where a head has them: cheaper on GPUs and TPUs."""
         return self.outputs_in_blocks(x)
 
-    def in_blocks(
-        self, x: jax.Array, hw: tuple[jax.Array, jax.Array] | None = None
-    ) -> jax.Array | SubpixelLogits:
+    def in_blocks(self, x: jax.Array) -> jax.Array | SubpixelLogits:
         """What calling the model computes, but in blocks where the head can give them so."""
-        return self._logits((_InBlocks(self.head),), x, hw)[0]
+        return self._logits((_InBlocks(self.head),), x)[0]
 
     def _heads(self) -> dict[str, Any]:
         return {"out": self.head} | ({} if self.aux_head is None else {"aux": self.aux_head})
 
-    def _logits(
-        self, heads: tuple[Any, ...], x: jax.Array, hw: tuple[jax.Array, jax.Array] | None
-    ) -> list[Any]:
+    def _logits(self, heads: tuple[Any, ...], x: jax.Array) -> list[Any]:
         """Those of several heads on one run of the backbone."""
         height, width = x.shape[1:3]
         deepest, backbone = self.features[-1], self.spec.backbone
         rows, cols = (enough(size, deepest, backbone) for size in (height, width))
-        masking: Any = contextlib.nullcontext()
-        if hw is not None:
-            with _valid.sizes({(height, width): hw}):
-                x = _valid.filled(x)
-            inner = (
-                _enough_of(hw[0], height, deepest, backbone),
-                _enough_of(hw[1], width, deepest, backbone),
-            )
-            masking = _valid.sizes({(rows, cols): inner})
         x = jnp.pad(x, ((0, 0), (0, rows - height), (0, cols - width), (0, 0)))
-        with masking:
-            features = self.backbone(x)
-            _hold_to_promise(features, self.features, backbone, (rows, cols))
-            # A head that resizes must be told the size of what the features are of, and the crop
-            # comes after.
-            return [_crop(head(features, out_hw=(rows, cols)), height, width) for head in heads]
+        features = self.backbone(x)
+        _hold_to_promise(features, self.features, backbone, (rows, cols))
+        # A head that resizes needs the size of the padded image; the crop comes after.
+        return [_crop(head(features, out_hw=(rows, cols)), height, width) for head in heads]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,13 +142,6 @@ def _broken_promise(backbone: str, which: str) -> PluginError:
     return PluginError(
         f"{found} breaks its promise: {which}; fcn-jax plugins check {backbone} says more"
     )
-
-
-def _enough_of(length: jax.Array, longest: int, feature: FeatureSpec, backbone: str) -> jax.Array:
-    """`enough` for a length that is known when the program runs, up to `longest`."""
-    return jnp.asarray(
-        [enough(size, feature, backbone) for size in range(1, longest + 1)], jnp.int32
-    )[length - 1]
 
 
 def enough(size: int, feature: FeatureSpec, backbone: str) -> int:

@@ -184,6 +184,11 @@ def batch_norm(torch: str, jax: str | None = None) -> list[Rule]:
     ]
 
 
+def conv_norm(torch_conv: str, torch_norm: str, jax: str, *, bias: bool = False) -> list[Rule]:
+    """Rules of a convolution and a batch normalization that are one `ConvNormAct` in the module."""
+    return [*conv(torch_conv, f"{jax}.conv", bias=bias), *batch_norm(torch_norm, f"{jax}.bn")]
+
+
 def drop(torch: str, reason: str) -> Drop:
     """Leave out what the glob `torch` matches, for `reason`."""
     return Drop(torch, reason)
