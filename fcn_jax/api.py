@@ -19,7 +19,6 @@ from fcn_jax.plugins.api import (
     Weights,
     ceil_size,
     floor_size,
-    require_no_offset,
 )
 
 __all__ = [
@@ -41,5 +40,4 @@ __all__ = [
     "Weights",
     "ceil_size",
     "floor_size",
-    "require_no_offset",
 ]

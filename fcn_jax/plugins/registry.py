@@ -29,7 +29,7 @@ KINDS: dict[str, type[Descriptor]] = {
     "models": Model,
     "datasets": Dataset,
 }
-"""Kinds of plugins: the entry-point group is `fcn_jax.<kind>`; the value is the descriptor's type."""
+"""By kind, the type of its descriptors. The entry-point group is `fcn_jax.<kind>`."""
 
 DISABLE_VARIABLE = "FCN_JAX_DISABLE_PLUGINS"
 OWN_DISTRIBUTION = "fcn-jax"
