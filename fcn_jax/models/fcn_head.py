@@ -17,7 +17,7 @@ from flax import nnx
 
 from fcn_jax import nn
 from fcn_jax.plugins.api import FeatureSpec, Head, Model, TorchBridge, Weights, require_no_offset
-from fcn_jax.pytorch.reference import import_torchvision, segmentation_original
+from fcn_jax.pytorch.reference import import_torchvision, segmentation_reference
 from fcn_jax.pytorch.rules import Table, batch_norm, conv
 
 
@@ -130,7 +130,7 @@ def _whole(backbone: str, digits: str, scores: str) -> Model:
         num_classes=21,
         output_stride=8,
         aux_head="fcn",
-        original=functools.partial(segmentation_original, name),
+        original=functools.partial(segmentation_reference, name),
         weights={
             "COCO_WITH_VOC_LABELS_V1": Weights(
                 f"https://download.pytorch.org/models/{name}_coco-{digits}.pth",

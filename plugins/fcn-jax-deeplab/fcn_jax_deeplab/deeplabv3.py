@@ -16,7 +16,7 @@ from flax import nnx
 
 from fcn_jax import nn
 from fcn_jax.api import FeatureSpec, Head, Model, TorchBridge, Weights, require_no_offset
-from fcn_jax.pytorch.reference import import_torchvision, segmentation_original
+from fcn_jax.pytorch.reference import import_torchvision, segmentation_reference
 from fcn_jax.pytorch.rules import Table, batch_norm, conv
 from fcn_jax_deeplab.aspp import ASPP, RATES, aspp_table, check_options, rates_at
 
@@ -161,7 +161,7 @@ def _whole(name: str, summary: str, file: str, scores: str, **parts: Any) -> Mod
         head="deeplabv3",
         num_classes=21,
         aux_head="fcn",
-        original=functools.partial(segmentation_original, name),
+        original=functools.partial(segmentation_reference, name),
         weights={"COCO_WITH_VOC_LABELS_V1": weights},
         **parts,
     )

@@ -17,7 +17,7 @@ from flax import nnx
 from fcn_jax import nn
 from fcn_jax.api import FeatureSpec, Head, Model, TorchBridge, Weights, require_no_offset
 from fcn_jax.errors import ConfigError
-from fcn_jax.pytorch.reference import import_torchvision, segmentation_original
+from fcn_jax.pytorch.reference import import_torchvision, segmentation_reference
 from fcn_jax.pytorch.rules import Table, batch_norm, conv
 
 LOW_STRIDE = 8
@@ -191,7 +191,7 @@ LRASPP_MOBILENET_V3_LARGE = Model(
     head="lraspp",
     num_classes=21,
     output_stride=16,
-    original=functools.partial(segmentation_original, "lraspp_mobilenet_v3_large"),
+    original=functools.partial(segmentation_reference, "lraspp_mobilenet_v3_large"),
     weights={
         "COCO_WITH_VOC_LABELS_V1": Weights(
             "https://download.pytorch.org/models/lraspp_mobilenet_v3_large-d234d4ea.pth",
