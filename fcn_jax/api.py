@@ -10,6 +10,7 @@ from fcn_jax.plugins.api import (
     FeatureSpec,
     Head,
     Model,
+    ModelSpec,
     NoOptions,
     Preprocess,
     Record,
@@ -17,6 +18,7 @@ from fcn_jax.plugins.api import (
     TorchBridge,
     Weights,
     ceil_size,
+    floor_size,
     require_no_offset,
 )
 
@@ -30,6 +32,7 @@ __all__ = [
     "FeatureSpec",
     "Head",
     "Model",
+    "ModelSpec",
     "NoOptions",
     "Preprocess",
     "Record",
@@ -37,5 +40,6 @@ __all__ = [
     "TorchBridge",
     "Weights",
     "ceil_size",
+    "floor_size",
     "require_no_offset",
 ]

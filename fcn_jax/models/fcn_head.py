@@ -16,7 +16,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fcn_jax import nn
-from fcn_jax.plugins.api import FeatureSpec, Head, Model, TorchBridge, Weights, require_no_offset
+from fcn_jax.plugins.api import (
+    FeatureSpec,
+    Head,
+    Model,
+    ModelSpec,
+    TorchBridge,
+    Weights,
+    require_no_offset,
+)
 from fcn_jax.pytorch.reference import import_torchvision, segmentation_reference
 from fcn_jax.pytorch.rules import Table, batch_norm, conv
 
@@ -125,12 +133,8 @@ def _whole(backbone: str, digits: str, scores: str) -> Model:
         name=name,
         summary=f"torchvision's FCN on a dilated {backbone} (output stride 8) with its auxiliary head, 21 classes",
         reference=f"torchvision.models.segmentation.{name}",
-        backbone=backbone,
-        head="fcn",
-        num_classes=21,
-        output_stride=8,
-        aux_head="fcn",
-        original=functools.partial(segmentation_reference, name),
+        spec=ModelSpec(backbone, "fcn", 21, output_stride=8, aux_head="fcn"),
+        reference_model=functools.partial(segmentation_reference, name),
         weights={
             "COCO_WITH_VOC_LABELS_V1": Weights(
                 f"https://download.pytorch.org/models/{name}_coco-{digits}.pth",

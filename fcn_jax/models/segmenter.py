@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -16,44 +15,9 @@ from fcn_jax.errors import ConfigError, FcnJaxError, PluginError, did_you_mean
 from fcn_jax.nn import _valid
 from fcn_jax.nn._subpixel import SubpixelLogits
 from fcn_jax.plugins import registry
-from fcn_jax.plugins.api import Backbone, FeatureSpec, Head, Model
+from fcn_jax.plugins.api import Backbone, FeatureSpec, Head, Model, ModelSpec
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelSpec:
-    """All that is needed to build a model again; JSON-able by `dataclasses.asdict`.
-
-    Attributes:
-        backbone: registered name, or `distribution:name`.
-        head: registered name, or `distribution:name`; None for a backbone alone.
-        num_classes: size of the logits' last axis, at least 1.
-        backbone_options: table validated by the backbone's options type.
-        head_options: table validated by the head's options type.
-        output_stride: stride of the backbone's deepest feature; None takes the backbone's default.
-        dtype: compute dtype, "float32" or "bfloat16". Parameters and statistics are float32 in
-            both.
-        aux_head: registered name of a head whose loss helps in training; None for none.
-        aux_head_options: table validated by that head's options type.
-        aux_feature: name of the deepest feature that the auxiliary head sees; None takes the last
-            but one.
-    """
-
-    backbone: str = "resnet18"
-    head: str | None = "fcn32s"
-    num_classes: int = 21
-    backbone_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    head_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    output_stride: int | None = None
-    dtype: str = "float32"
-    aux_head: str | None = None
-    aux_head_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    aux_feature: str | None = None
-
-    def __hash__(self) -> int:
-        """By value: NNX keeps the spec in a module's graph definition, which jit hashes; the option tables are not hashable."""
-        return hash(json.dumps(dataclasses.asdict(self), sort_keys=True, default=str))
 
 
 class Segmenter(nnx.Module):
@@ -113,6 +77,10 @@ class Segmenter(nnx.Module):
             zip(heads, self._logits(tuple(map(_InBlocks, heads.values())), x, None), strict=True)
         )
 
+    def subpixel_outputs(self, x: jax.Array) -> dict[str, jax.Array | SubpixelLogits]:
+        """`outputs`, as `SubpixelLogits` where a head has them: cheaper on GPUs and TPUs."""
+        return self.outputs_in_blocks(x)
+
     def in_blocks(
         self, x: jax.Array, hw: tuple[jax.Array, jax.Array] | None = None
     ) -> jax.Array | SubpixelLogits:
@@ -156,7 +124,9 @@ class _InBlocks:
     def __call__(
         self, features: Mapping[str, jax.Array], *, out_hw: tuple[int, int]
     ) -> jax.Array | SubpixelLogits:
-        in_blocks = getattr(self.head, "logits_in_blocks", None)
+        in_blocks = getattr(self.head, "_subpixel_logits", None) or getattr(
+            self.head, "logits_in_blocks", None
+        )
         logits = None if in_blocks is None else in_blocks(features, out_hw=out_hw)
         return self.head(features, out_hw=out_hw) if logits is None else logits
 
@@ -396,15 +366,9 @@ def spec_of(model: Model, distribution: str | None = None) -> ModelSpec:
         distribution: who registers it. Its parts are that distribution's own where others register
             the same names.
     """
-    shared = {field.name for field in dataclasses.fields(ModelSpec)} & {
-        field.name for field in dataclasses.fields(Model)
-    }
-    values = {name: getattr(model, name) for name in shared}
-    if distribution is not None:
-        for part, kind in (("backbone", "backbones"), ("head", "heads"), ("aux_head", "heads")):
-            if values.get(part) is not None:
-                values[part] = registry.default().own_name(kind, values[part], distribution)
-    return ModelSpec(**values)
+    from fcn_jax.models import spec
+
+    return model.spec if distribution is None else spec.spec_of(model, distribution)
 
 
 def by_name(name: str) -> ModelSpec:

@@ -25,7 +25,7 @@ from fcn_jax.errors import WriteError
 from fcn_jax.eval import draw
 from fcn_jax.eval.metrics import ConfusionMatrix, Scores
 from fcn_jax.eval.predictor import Predictor, evaluate
-from fcn_jax.models.segmenter import ModelSpec, build
+from fcn_jax.models.segmenter import build
 from fcn_jax.models.segmenter import describe as describe_model
 from fcn_jax.plugins import registry
 from fcn_jax.plugins.api import Source
@@ -125,7 +125,7 @@ def _train(
     shard = (jax.process_index(), jax.process_count())
 
     # ------------------------------------------------------------------------------------------------------------------- data
-    parts = ModelSpec(**config.model.model_dump())
+    parts = config.model
     preprocess = (
         describe_model(parts).backbone.preprocess
     )  # a misspelt name is told before data are prepared, which may take a while

@@ -687,7 +687,7 @@ def test_a_backbones_own_files_may_have_other_names_than_a_whole_model(tiny_plug
             + Table(drop("top.*", "not here"))
         }
 
-    renamed = dataclasses.replace(tiny, torch=dataclasses.replace(tiny.torch, alone=alone))
+    renamed = dataclasses.replace(tiny, torch=dataclasses.replace(tiny.torch, standalone_tables=alone))
     monkeypatch.setattr(plugins, "backbone", lambda name: renamed)
     model = build_model("tiny", "fcn32s", CLASSES, rngs=nnx.Rngs(0))
     whole = to_torch(model)

@@ -409,12 +409,9 @@ def test_a_whole_models_original_may_have_names_of_its_own(tiny_plugin, monkeypa
     flat = Model(
         name="flat",
         summary="for this test",
-        backbone="tiny",
-        head="fcn32s",
-        head_options={"upsampling": "fixed"},
-        num_classes=3,
-        original=lambda num_classes, aux: Flat(num_classes),
-        names="pytorch-fcn",
+        spec=ModelSpec("tiny", "fcn32s", 3, head_options={"upsampling": "fixed"}),
+        reference_model=lambda num_classes, aux: Flat(num_classes),
+        key_format="pytorch-fcn",
     )
     names, find = plugins.names, plugins.find
     entry = registry.Entry("models", "flat", "fcn-jax-tiny", "1.0", "")

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fcn_jax import nn
-from fcn_jax.api import FeatureSpec, Head, Model, TorchBridge, Weights, require_no_offset
+from fcn_jax.api import FeatureSpec, Head, Model, ModelSpec, TorchBridge, Weights, require_no_offset
 from fcn_jax.pytorch.reference import import_torchvision, segmentation_reference
 from fcn_jax.pytorch.rules import Table, batch_norm, conv
 from fcn_jax_deeplab.aspp import ASPP, RATES, aspp_table, check_options, rates_at
@@ -139,7 +139,9 @@ DEEPLABV3 = Head(
 # --------------------------------------------------------------------------------------------------------------------- whole models
 
 
-def _whole(name: str, summary: str, file: str, scores: str, **parts: Any) -> Model:
+def _whole(
+    name: str, summary: str, file: str, scores: str, backbone: str, **settings: Any
+) -> Model:
     """Describe one of torchvision's models.
 
     Args:
@@ -147,7 +149,8 @@ def _whole(name: str, summary: str, file: str, scores: str, **parts: Any) -> Mod
         summary: what it is built from.
         file: that its weights are published in, with the leading digits of its SHA-256.
         scores: published.
-        parts: fields of the descriptor.
+        backbone: registered name.
+        settings: other fields of the spec.
     """
     weights = Weights(
         f"https://download.pytorch.org/models/{file}.pth",
@@ -158,12 +161,9 @@ def _whole(name: str, summary: str, file: str, scores: str, **parts: Any) -> Mod
         name=name,
         summary=f"torchvision's DeepLabv3 on {summary} with its auxiliary head, 21 classes",
         reference=f"torchvision.models.segmentation.{name}",
-        head="deeplabv3",
-        num_classes=21,
-        aux_head="fcn",
-        original=functools.partial(segmentation_reference, name),
+        spec=ModelSpec(backbone, "deeplabv3", 21, aux_head="fcn", **settings),
+        reference_model=functools.partial(segmentation_reference, name),
         weights={"COCO_WITH_VOC_LABELS_V1": weights},
-        **parts,
     )
 
 

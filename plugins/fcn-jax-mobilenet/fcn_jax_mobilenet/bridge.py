@@ -69,7 +69,7 @@ def bridge(
     table = Table(rules)
     return TorchBridge(
         tables=lambda options: {"torchvision": table},
-        alone=lambda options: {
+        standalone_tables=lambda options: {
             "torchvision": table.under("features.", "") + Table(_CLASSIFIER),
             "segmentation": table,
         },

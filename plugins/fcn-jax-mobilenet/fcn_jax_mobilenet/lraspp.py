@@ -15,7 +15,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fcn_jax import nn
-from fcn_jax.api import FeatureSpec, Head, Model, TorchBridge, Weights, require_no_offset
+from fcn_jax.api import (
+    FeatureSpec,
+    Head,
+    Model,
+    ModelSpec,
+    TorchBridge,
+    Weights,
+    require_no_offset,
+)
 from fcn_jax.errors import ConfigError
 from fcn_jax.pytorch.reference import import_torchvision, segmentation_reference
 from fcn_jax.pytorch.rules import Table, batch_norm, conv
@@ -187,11 +195,8 @@ LRASPP_MOBILENET_V3_LARGE = Model(
     name="lraspp_mobilenet_v3_large",
     summary="torchvision's LR-ASPP on a dilated MobileNetV3-Large (output stride 16), 21 classes, 3.2 M parameters",
     reference="torchvision.models.segmentation.lraspp_mobilenet_v3_large",
-    backbone="mobilenet_v3_large",
-    head="lraspp",
-    num_classes=21,
-    output_stride=16,
-    original=functools.partial(segmentation_reference, "lraspp_mobilenet_v3_large"),
+    spec=ModelSpec("mobilenet_v3_large", "lraspp", 21, output_stride=16),
+    reference_model=functools.partial(segmentation_reference, "lraspp_mobilenet_v3_large"),
     weights={
         "COCO_WITH_VOC_LABELS_V1": Weights(
             "https://download.pytorch.org/models/lraspp_mobilenet_v3_large-d234d4ea.pth",
