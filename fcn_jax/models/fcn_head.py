@@ -25,8 +25,7 @@ from fcn_jax.plugins.api import (
     Weights,
     require_no_offset,
 )
-from fcn_jax.pytorch.reference import import_torchvision, segmentation_original
-from fcn_jax.pytorch.rules import Table, conv, conv_norm
+from fcn_jax.pytorch import Table, conv, conv_norm, import_torchvision, segmentation_reference
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +125,7 @@ def _whole(backbone: str, digits: str, scores: str) -> Model:
         summary=f"torchvision's FCN on a dilated {backbone} (output stride 8) with its auxiliary head, 21 classes",
         reference=f"torchvision.models.segmentation.{name}",
         spec=ModelSpec(backbone, "fcn", 21, output_stride=8, aux_head="fcn"),
-        reference_model=functools.partial(segmentation_original, name),
+        reference_model=functools.partial(segmentation_reference, name),
         weights={
             "COCO_WITH_VOC_LABELS_V1": Weights(
                 f"https://download.pytorch.org/models/{name}_coco-{digits}.pth",

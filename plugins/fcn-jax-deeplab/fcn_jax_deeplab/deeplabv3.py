@@ -16,8 +16,7 @@ from flax import nnx
 
 from fcn_jax import nn
 from fcn_jax.api import FeatureSpec, Head, Model, ModelSpec, TorchBridge, Weights, require_no_offset
-from fcn_jax.pytorch.reference import import_torchvision, segmentation_original
-from fcn_jax.pytorch.rules import Table, conv, conv_norm
+from fcn_jax.pytorch import Table, conv, conv_norm, import_torchvision, segmentation_reference
 from fcn_jax_deeplab.aspp import ASPP, RATES, aspp_table, check_options, rates_at
 
 
@@ -159,7 +158,7 @@ def _whole(
         summary=f"torchvision's DeepLabv3 on {summary} with its auxiliary head, 21 classes",
         reference=f"torchvision.models.segmentation.{name}",
         spec=ModelSpec(backbone, "deeplabv3", 21, aux_head="fcn", **settings),
-        reference_model=functools.partial(segmentation_original, name),
+        reference_model=functools.partial(segmentation_reference, name),
         weights={"COCO_WITH_VOC_LABELS_V1": weights},
     )
 

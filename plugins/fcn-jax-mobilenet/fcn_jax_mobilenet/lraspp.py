@@ -25,8 +25,7 @@ from fcn_jax.api import (
     require_no_offset,
 )
 from fcn_jax.errors import ConfigError
-from fcn_jax.pytorch.reference import import_torchvision, segmentation_original
-from fcn_jax.pytorch.rules import Table, conv, conv_norm
+from fcn_jax.pytorch import Table, conv, conv_norm, import_torchvision, segmentation_reference
 
 LOW_STRIDE = 8
 """Stride of the shallow feature, where the deepest one's is larger."""
@@ -172,7 +171,7 @@ LRASPP_MOBILENET_V3_LARGE = Model(
     summary="torchvision's LR-ASPP on a dilated MobileNetV3-Large (output stride 16), 21 classes, 3.2 M parameters",
     reference="torchvision.models.segmentation.lraspp_mobilenet_v3_large",
     spec=ModelSpec("mobilenet_v3_large", "lraspp", 21, output_stride=16),
-    reference_model=functools.partial(segmentation_original, "lraspp_mobilenet_v3_large"),
+    reference_model=functools.partial(segmentation_reference, "lraspp_mobilenet_v3_large"),
     weights={
         "COCO_WITH_VOC_LABELS_V1": Weights(
             "https://download.pytorch.org/models/lraspp_mobilenet_v3_large-d234d4ea.pth",
