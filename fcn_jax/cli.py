@@ -139,9 +139,7 @@ def _parser() -> argparse.ArgumentParser:
         help="change a setting, such as optim.lr=0.01",
     )
 
-    evaluate = command(
-        "eval", _eval, "Score a trained network on all whole images of a split."
-    )
+    evaluate = command("eval", _eval, "Score a trained network on all whole images of a split.")
     evaluate.add_argument(
         "checkpoint", metavar="RUN|CHECKPOINT", help="a run (its best checkpoint) or one checkpoint"
     )
