@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from fcn_jax.convert.matching import LoadReport as LoadReport
     from fcn_jax.convert.pretrained import load as load
     from fcn_jax.eval.predictor import Predictor as Predictor
+    from fcn_jax.models.build import build_model as build_model
     from fcn_jax.models.segmenter import Segmenter as Segmenter
-    from fcn_jax.models.segmenter import build_model as build_model
     from fcn_jax.runtime.compiler import compiler_options as compiler_options
     from fcn_jax.verify import verify_model as verify_model
 
@@ -26,7 +26,7 @@ _MODULES = {
     "LoadReport": "fcn_jax.convert.matching",
     "Predictor": "fcn_jax.eval.predictor",
     "Segmenter": "fcn_jax.models.segmenter",
-    "build_model": "fcn_jax.models.segmenter",
+    "build_model": "fcn_jax.models.build",
     "compiler_options": "fcn_jax.runtime.compiler",
     "load": "fcn_jax.convert.pretrained",
     "load_torch": "fcn_jax.convert.engine",

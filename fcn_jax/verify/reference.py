@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -58,18 +59,27 @@ def build_reference(spec: ModelSpec) -> torch.nn.Module:
             outputs = {}
             for name, plan in plans.items():
                 head = self.classifier if name == "out" else self.aux_classifier
-                logits = head(*(features[spec.name] for spec in plan.features))
-                outputs[name] = fitted(logits, (rows, cols))[..., :height, :width]
+                taken = [features[spec.name] for spec in plan.features]
+                outputs[name] = head_logits(head, taken, (rows, cols))[..., :height, :width]
             return outputs
 
     return Reference()
 
 
-def fitted(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """A reference head's output f[N,K,h,w] at an image's size: enlarged as torchvision's models do, or cropped at the bottom and right."""
+def head_logits(
+    head: torch.nn.Module, features: Sequence[torch.Tensor], size: tuple[int, int]
+) -> torch.Tensor:
+    """Logits f[N,K,*size] of a reference head.
+
+    A head whose `forward` has an argument `out_hw` receives the size. Outputs smaller than that
+    are resized bilinearly, as in torchvision's models; larger ones are cropped at the bottom and
+    right.
+    """
     torch = import_torch()
+    takes_size = "out_hw" in inspect.signature(head.forward).parameters
+    logits: Any = head(*features, **({"out_hw": size} if takes_size else {}))
     if logits.shape[2] < size[0] or logits.shape[3] < size[1]:
-        return torch.nn.functional.interpolate(
+        logits = torch.nn.functional.interpolate(
             logits, size=size, mode="bilinear", align_corners=False
         )
     return logits[..., : size[0], : size[1]]

@@ -14,6 +14,7 @@ from fcn_jax.convert.engine import load_torch, to_torch
 from fcn_jax.errors import ConfigError, PluginError, WeightsError, WriteError
 from fcn_jax.models.segmenter import ModelSpec, build, by_name
 from fcn_jax.nn import _batch_norm
+from fcn_jax.nn._conv_norm_act import folding
 from fcn_jax.plugins import registry
 from fcn_jax.testing import check_model
 from fcn_jax.verify import html
@@ -44,7 +45,7 @@ def whole_report(tiny_plugin):
 
 
 def test_a_normalisation_that_is_folded_in_use_is_watched_as_a_layer(tiny_plugin):
-    with nn.folding(True):
+    with folding(True):
         report = verify_model("tiny", sizes=[(33, 49)], num_classes=3)
     assert report.equal, report
     watched = {comparison.name for comparison in section(report, "layers, accumulated").comparisons}
@@ -187,7 +188,7 @@ def test_weights_come_from_a_file_unchanged(tmp_path):
         verify_model("tiny", weights=file, **SMALL)
     partial = verify_model("tiny", weights=file, reinit=["bn1"], **SMALL)
     assert partial.equal, partial
-    assert "backbone.bn1.scale" in partial.weights["random"]
+    assert "backbone.conv1.bn.scale" in partial.weights["random"]
 
 
 def test_the_callers_random_stream_is_left_alone():
@@ -409,12 +410,9 @@ def test_a_whole_models_original_may_have_names_of_its_own(tiny_plugin, monkeypa
     flat = Model(
         name="flat",
         summary="for this test",
-        backbone="tiny",
-        head="fcn32s",
-        head_options={"upsampling": "fixed"},
-        num_classes=3,
-        original=lambda num_classes, aux: Flat(num_classes),
-        names="pytorch-fcn",
+        spec=ModelSpec("tiny", "fcn32s", 3, head_options={"upsampling": "fixed"}),
+        reference_model=lambda num_classes, aux: Flat(num_classes),
+        key_format="pytorch-fcn",
     )
     names, find = plugins.names, plugins.find
     entry = registry.Entry("models", "flat", "fcn-jax-tiny", "1.0", "")
