@@ -14,7 +14,7 @@ from fcn_jax.errors import ConfigError, WeightsError
 from fcn_jax.models.resnet import RESNET50, Bottleneck, Stage
 from fcn_jax.pytorch.rules import CONV, Op, Rule, Table, batch_norm, conv
 from fcn_jax.verify import compare_modules
-from fcn_jax.verify.reference import randomise_batch_norm
+from fcn_jax.verify.reference import randomize_batch_norm
 
 torch = pytest.importorskip("torch")
 
@@ -56,7 +56,7 @@ def original(torchvision):
 
     torch.manual_seed(0)
     network = Original()
-    randomise_batch_norm(network, seed=0)
+    randomize_batch_norm(network, seed=0)
     return network
 
 
