@@ -674,7 +674,7 @@ def _plugins_list(args: argparse.Namespace) -> int:
             line
             + (f"  BROKEN: {'; '.join(problems)}" if problems else "  ok" if args.check else "")
         )
-    for where, problem in registry.unreadable().items():
+    for where, problem in registry.faults().items():
         broken += 1
         print(f"{where}  BROKEN: {problem}")
     return 1 if args.check and broken else 0

@@ -193,7 +193,6 @@ def _train(
             aux_weight=config.optim.aux_weight,
             accumulate_steps=config.optim.accumulate_steps,
             remat=config.optim.remat,
-            loop_blocks=config.optim.loop_blocks,
         )
         state = jax.device_put(state, everywhere)
     rate = optim.schedule(config.optim, total_steps)

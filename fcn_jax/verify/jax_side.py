@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from fcn_jax import nn
+from fcn_jax.nn._conv_norm_act import folding
 from fcn_jax.verify.torch_side import by_name, to_nchw
 
 Call = Callable[[Any, tuple[Any, ...]], Any]
@@ -100,7 +100,7 @@ def watched(
             if path in names:
                 seen.setdefault(path, []).append(output)
 
-        with _watching(network, note), nn.folding(False):  # keeps every layer's output
+        with _watching(network, note), folding(False):  # keeps every layer's output
             outputs = by_name(call(network, inputs))
         return outputs, seen
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fcn_jax.errors import ConfigError, listing
-from fcn_jax.models.segmenter import enough
+from fcn_jax.models.segmenter import covering_size
 from fcn_jax.models.spec import resolve
 from fcn_jax.plugins.api import Backbone, FeatureSpec, Head, ModelSpec
 from fcn_jax.verify.torch_side import import_torch
@@ -51,7 +51,7 @@ def build_reference(spec: ModelSpec) -> torch.nn.Module:
         def forward(self, x: Any) -> dict[str, Any]:
             height, width = x.shape[-2:]
             deepest = model.features[-1]
-            rows, cols = (enough(size, deepest, spec.backbone) for size in (height, width))
+            rows, cols = (covering_size(size, deepest, spec.backbone) for size in (height, width))
             x = torch.nn.functional.pad(x, (0, cols - width, 0, rows - height))
             features = torch_features(self.backbone, x, model.features)
             outputs = {}

@@ -103,8 +103,8 @@ def test_a_name_is_taken_wherever_a_file_is(register, make_model, tmp_path, monk
         assert record.source == str(tmp_path / "trunk.safetensors")
         assert record.sha256 == files.sha256(tmp_path / "trunk.safetensors")
         np.testing.assert_array_equal(
-            leaves(model)["backbone.conv1.kernel"][...],
-            leaves(source)["backbone.conv1.kernel"][...],
+            leaves(model)["backbone.conv1.conv.kernel"][...],
+            leaves(source)["backbone.conv1.conv.kernel"][...],
         )
     assert fetched == ["f37072fd"] * 2
 

@@ -7,12 +7,12 @@ import pytest
 from flax import nnx
 
 from fcn_jax import checkpoint
-from fcn_jax.api import Classes, Preprocess
+from fcn_jax.api import Classes, ModelSpec, Preprocess
 from fcn_jax.errors import ConfigError
 from fcn_jax.eval import padding
 from fcn_jax.eval.predictor import Predictor
+from fcn_jax.models.build import build
 from fcn_jax.models.preprocess import normalize
-from fcn_jax.models.segmenter import ModelSpec, build
 
 SPEC = ModelSpec("tiny", "fcn32s", 3, backbone_options={"width": 4})
 CLASSES = Classes(("a", "b", "c"), ((0, 0, 0), (1, 0, 0), (2, 0, 0)))
@@ -23,7 +23,7 @@ IMAGE = np.random.default_rng(0).integers(0, 256, (9, 18, 3)).astype(np.uint8)
 def model(tiny_plugin):
     model = build(SPEC, rngs=nnx.Rngs(0))
     # Statistics that are not those of the image, so that train mode would show.
-    model.backbone.bn1.mean[...] = jnp.asarray([0.3, -0.2, 0.1, 0.0])
+    model.backbone.conv1.bn.mean[...] = jnp.asarray([0.3, -0.2, 0.1, 0.0])
     # Logits that differ from pixel to pixel.
     kernel = model.head.transpose_conv.kernel
     kernel[...] = jnp.asarray(

@@ -14,6 +14,7 @@ from fcn_jax.errors import ConfigError, PluginError, WeightsError
 from fcn_jax.models.build import build
 from fcn_jax.models.spec import registered_spec
 from fcn_jax.nn import _batch_norm
+from fcn_jax.nn._conv_norm_act import folding
 from fcn_jax.plugins import registry
 from fcn_jax.testing import check_model
 
@@ -43,11 +44,11 @@ def full_report(tiny_plugin):
 
 
 def test_folded_normalization_is_compared_as_a_layer(tiny_plugin):
-    with nn.folding(True):
+    with folding(True):
         report = verify_model("tiny", sizes=[(33, 49)], num_classes=3)
     assert report.equal, report
     watched = {comparison.name for comparison in section(report, "layers, accumulated").comparisons}
-    assert {"backbone.conv1", "backbone.bn1"} <= watched
+    assert {"backbone.conv1.conv", "backbone.conv1.bn"} <= watched
 
 
 def test_right_port_is_equal_in_all_sections(full_report):
@@ -56,15 +57,15 @@ def test_right_port_is_equal_in_all_sections(full_report):
     assert report.verdict.startswith("EQUAL: tiny + fcn32s in float32")
     names = {
         "layers, isolated": [
-            "backbone.conv1",
-            "backbone.bn1",
+            "backbone.conv1.conv",
+            "backbone.conv1.bn",
             "backbone.conv2",
             "head.final_conv",
             "head.transpose_conv",
         ],
         "layers, accumulated": [
-            "backbone.conv1",
-            "backbone.bn1",
+            "backbone.conv1.conv",
+            "backbone.conv1.bn",
             "backbone.conv2",
             "head.final_conv",
             "head.transpose_conv",
@@ -144,7 +145,7 @@ def test_loads_weights_from_a_file(tmp_path):
         verify_model("tiny", weights=file, **SMALL)
     partial = verify_model("tiny", weights=file, reinit=["bn1"], **SMALL)
     assert partial.equal, partial
-    assert "backbone.bn1.scale" in partial.weights["random"]
+    assert "backbone.conv1.bn.scale" in partial.weights["random"]
 
 
 def test_does_not_change_the_random_state_of_the_caller():
@@ -168,7 +169,7 @@ def test_values_of_the_file_reach_pytorch_unchanged(tmp_path, monkeypatch):
     monkeypatch.setattr(rules.Rule, "__getattribute__", _with_op(rules.CONV, flipped))
     report = verify_model("tiny", weights=file, **SMALL)
     assert not report.equal
-    assert report.failure.startswith("backbone.conv1: ")
+    assert report.failure.startswith("backbone.conv1.conv: ")
 
 
 def _with_op(old, new):
@@ -240,7 +241,7 @@ def test_nan_is_the_first_failure(monkeypatch):
     monkeypatch.setattr(nn.Conv, "__call__", lambda self, x: original(self, x) * np.nan)
     report = verify_model("tiny", **SMALL)
     assert not report.equal
-    assert report.failure == "backbone.conv1: has values that are not finite (NaN or Inf)"
+    assert report.failure == "backbone.conv1.conv: has values that are not finite (NaN or Inf)"
 
 
 @pytest.mark.parametrize(
@@ -337,8 +338,8 @@ def test_compares_the_auxiliary_head():
     trained = {c.name: c for c in section(report, "gradients").comparisons}
     assert trained["aux_classifier.4.weight"].error < 1e-3
     assert {layer.name for layer in section(report, "layers, isolated").comparisons} >= {
-        "aux_head.conv1",
-        "aux_head.bn1",
+        "aux_head.conv1.conv",
+        "aux_head.conv1.bn",
     }
 
 
