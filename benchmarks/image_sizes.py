@@ -5,7 +5,9 @@
 
 XLA compiles a program for each size of its input. The command compares ways to predict a folder of images that all differ in size:
 
-* `buckets`: images share a few large arrays, and every operator masks what lies outside the image (`fcn_jax.infer.buckets`, `nn.valid`);
+* `masked buckets`: images share a few large arrays, and every operator masks what lies outside the image (`fcn_jax.infer.buckets`,
+  `fcn_jax.nn.valid`);
+* `padded buckets`: the same arrays, padded as below, without masks;
 * `exact`: one program for each size;
 * `pad N`: the image is padded at the bottom and right to a multiple of N pixels, and the mask is cropped. The border is filled with the
   mean color, with copies of the last row and column, or with the image mirrored.
@@ -34,10 +36,10 @@ import cv2
 import numpy as np
 
 EXACT = "exact"
-BUCKETS = "buckets"
-WAYS = (EXACT, BUCKETS, "pad 32", "pad 64", "pad 128")
+MASKED, PADDED = "masked buckets", "padded buckets"
+WAYS = (EXACT, MASKED, PADDED, "pad 32", "pad 64", "pad 128")
 FILLS = {"mean": cv2.BORDER_CONSTANT, "edge": cv2.BORDER_REPLICATE, "mirror": cv2.BORDER_REFLECT_101}
-"""Of the padding, by name; `exact` and `buckets` have none."""
+"""Of the padding, by name; `exact` and `masked buckets` have none."""
 BORDER = 64
 """Width in pixels of the strips at the right and bottom in which changed pixels are also counted separately."""
 MEAN_COLOR = (124, 116, 104)
@@ -94,26 +96,32 @@ def _pairs(target: Path, folder: Path | None, masks: Path | None, count: int) ->
 
 def predictor(way: str, model: Any) -> tuple[Predict, Callable[[], int]]:
     """The function that predicts an image in this way, and one that counts its compiled programs."""
+    from fcn_jax.infer.buckets import Buckets
     from fcn_jax.infer.predictor import Predictor
 
     whole = Predictor(model)
     programs = whole._run._cache_size
-    if way == BUCKETS:
+    if way == MASKED:
         return lambda image, fill: whole(image), programs
     if way == EXACT:
         return lambda image, fill: whole.batch(image[None])[0], programs
-    multiple = int(way.removeprefix("pad "))
+    fit: Callable[[int, int], tuple[int, int]]
+    if way == PADDED:
+        fit = Buckets().fit
+    else:
+        multiple = int(way.removeprefix("pad "))
+        fit = lambda *sizes: tuple(-(-size // multiple) * multiple for size in sizes)  # type: ignore[assignment]  # noqa: E731
 
     def padded(image: np.ndarray, fill: str) -> np.ndarray:
         height, width = image.shape[:2]
-        return whole.batch(pad(image, multiple, fill)[None])[0, :height, :width]
+        return whole.batch(pad(image, fit(height, width), fill)[None])[0, :height, :width]
 
     return padded, programs
 
 
-def pad(image: np.ndarray, multiple: int, fill: str) -> np.ndarray:
-    """u8[H,W,3] -> u8[h,w,3], h and w the next multiples."""
-    down, right = (-size % multiple for size in image.shape[:2])
+def pad(image: np.ndarray, size: tuple[int, int], fill: str) -> np.ndarray:
+    """u8[H,W,3] -> u8[h,w,3], filled at the bottom and right; `size` is (h, w), at least (H, W)."""
+    down, right = size[0] - image.shape[0], size[1] - image.shape[1]
     return cv2.copyMakeBorder(image, 0, down, 0, right, FILLS[fill], value=MEAN_COLOR)
 
 
@@ -238,7 +246,7 @@ def main() -> None:
         for i, way in enumerate(ways):
             row: dict[str, Any] = {name: statistics.median(one[name] for one in found[way]) for name in found[way][0]}
             exact = root / "answers_0_mean.npz"
-            fills = {"": "mean"} if way in (EXACT, BUCKETS) else {fill: fill for fill in FILLS}
+            fills = {"": "mean"} if way in (EXACT, MASKED) else {fill: fill for fill in FILLS}
             row["fills"] = {
                 name: differences(inputs, root / f"answers_{i}_{fill}.npz", exact, num_classes) for name, fill in fills.items()
             }
