@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from fcn_jax.convert.engine import load_into, tables
+from fcn_jax.convert.load import import_weights
+from fcn_jax.convert.tables import tables
 from fcn_jax.errors import ConfigError, FcnJaxError, PluginError
 from fcn_jax.models.segmenter import ModelSpec, build, plan_heads, spec_of
 from fcn_jax.plugins import registry
@@ -57,7 +58,7 @@ def check_model(model: str | Model) -> None:
         return
     original = descriptor.original(num_classes=spec.num_classes, aux=spec.aux_head is not None)
     try:
-        load_into(abstract, spec, original.state_dict())
+        import_weights(abstract, spec, original.state_dict())
     except FcnJaxError as error:
         raise AssertionError(f"{label} against its PyTorch original: {error}") from error
 
