@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fcn_jax.convert.matching import LoadReport
+from fcn_jax.convert.report import LoadReport
 from fcn_jax.errors import ConfigError
 from fcn_jax.eval.draw import colorize, generic_classes
 from fcn_jax.runtime import destination, json_text

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from fcn_jax.convert.engine import export, load_by_table
+from fcn_jax.convert.export import export_leaves
+from fcn_jax.convert.load import import_by_table
 from fcn_jax.errors import ConfigError
 from fcn_jax.models.names import named
 from fcn_jax.pytorch.rules import Table
@@ -129,7 +130,7 @@ def compare_modules(
     check_dtype(dtype)
     inputs = (inputs,) if isinstance(inputs, np.ndarray) else tuple(inputs)
     advance = progress or (lambda _: None)
-    coverage = load_by_table(jax_module, torch_module.state_dict(), rules)
+    coverage = import_by_table(jax_module, torch_module.state_dict(), rules)
     report = Report(subject or type(jax_module).__name__, dtype, environment(), coverage=coverage)
     with paired(
         torch_module, jax_module, rules, call_torch or _called, call_jax or _called, dtype
@@ -288,7 +289,7 @@ def compare_gradients(
         name for name, p in pair.torch.network(TRUTH).named_parameters() if not p.requires_grad
     }
     ours = {
-        name: grad for name, grad in export(named(grads), pair.table).items() if name not in frozen
+        name: grad for name, grad in export_leaves(named(grads), pair.table).items() if name not in frozen
     }
     found = {"loss": np.asarray(value, np.float32), **ours}
     advance("JAX")

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fcn_jax.convert.matching import LoadReport
+from fcn_jax.convert.report import LoadReport
 from fcn_jax.errors import listing
 from fcn_jax.verify.compare import NOISE, NOT_FINITE, TORCH_NOT_FINITE, Comparison, Section
 

@@ -10,7 +10,8 @@ from flax import nnx
 
 from fcn_jax import nn, verify_model
 from fcn_jax.api import Model
-from fcn_jax.convert.engine import load_torch, to_torch
+from fcn_jax.convert.export import to_torch
+from fcn_jax.convert.load import load_torch
 from fcn_jax.errors import ConfigError, PluginError, WeightsError, WriteError
 from fcn_jax.models.segmenter import ModelSpec, build, by_name
 from fcn_jax.nn import _batch_norm
