@@ -8,8 +8,9 @@ from unittest.mock import Mock
 import jax
 import numpy as np
 import pytest
-from fcn_jax_deeplab import DEEPLABV3, DEEPLABV3PLUS, DeepLabV3Options, DeepLabV3PlusOptions
 from fcn_jax_deeplab.aspp import rates_at
+from fcn_jax_deeplab.deeplabv3 import DEEPLABV3, DeepLabV3Options
+from fcn_jax_deeplab.deeplabv3plus import DEEPLABV3PLUS, DeepLabV3PlusOptions
 from flax import nnx
 
 import fcn_jax

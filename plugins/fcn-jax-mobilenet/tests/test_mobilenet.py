@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fcn_jax_mobilenet import MOBILENET_V2, MOBILENET_V3_LARGE, MOBILENET_V3_SMALL
+from fcn_jax_mobilenet.mobilenet import MOBILENET_V2, MOBILENET_V3_LARGE, MOBILENET_V3_SMALL
 from flax import nnx
 
 from fcn_jax.convert.engine import export_from, leaves, load_into, load_torch, tables, to_torch

@@ -5,7 +5,8 @@ import itertools
 import jax
 import numpy as np
 import pytest
-from fcn_jax_vgg import FCN32S_VGG16, VGG16_CAFFE, VGGOptions
+from fcn_jax_vgg.paper import FCN32S_VGG16
+from fcn_jax_vgg.vgg import VGG16_CAFFE, VGGOptions
 from flax import nnx
 
 from fcn_jax import nn, verify_model
