@@ -614,13 +614,13 @@ def _convert(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
+    from fcn_jax.runtime.progress import Progress
     from fcn_jax.verify import html, verify_model
-    from fcn_jax.verify.progress import bar
 
     for path in args.report:
         html.check_path(path)
     try:
-        with bar(f"verify {args.model}") as progress:
+        with Progress(f"verify {args.model}") as progress:
             report = verify_model(
                 args.model,
                 weights=args.weights,
@@ -636,7 +636,7 @@ def _verify(args: argparse.Namespace) -> int:
                 train_steps=args.train_steps,
                 train_lr=args.train_lr,
                 seed=args.seed,
-                progress=progress,
+                progress=lambda done, total, what: progress.update(done, max(done, total), what),
             )
     except FcnJaxError:
         raise

@@ -24,7 +24,7 @@ from fcn_jax.models.names import leaves
 from fcn_jax.models.segmenter import build, by_name, plan_heads
 from fcn_jax.plugins import registry
 from fcn_jax.testing import check_head
-from fcn_jax.verify.reference import randomise_batch_norm
+from fcn_jax.verify.reference import randomize_batch_norm
 
 SMALL = {"channels": 8}
 WHOLE = ("deeplabv3_resnet50", "deeplabv3_resnet101", "deeplabv3_mobilenet_v3_large")
@@ -355,7 +355,7 @@ def test_torchvisions_weights_predict_what_they_predict_there(torchvision, plugi
 
     torch.manual_seed(0)
     original = plugins.model("deeplabv3_resnet50").original(num_classes=21, aux=True)
-    randomise_batch_norm(original, 0)
+    randomize_batch_norm(original, 0)
     original.eval()
     predictor = fcn_jax.Predictor(fcn_jax.load("deeplabv3_resnet50", weights=original.state_dict()))
     image, _ = draw_scene(0, (97, 130))
