@@ -26,8 +26,8 @@ from fcn_jax.eval import draw
 from fcn_jax.eval.evaluate import choose_multiple, evaluate
 from fcn_jax.eval.metrics import ConfusionMatrix, Scores
 from fcn_jax.eval.predictor import Predictor
-from fcn_jax.models.segmenter import build
-from fcn_jax.models.segmenter import describe as describe_model
+from fcn_jax.models.build import build
+from fcn_jax.models.spec import resolve
 from fcn_jax.plugins import registry
 from fcn_jax.plugins.api import Source
 from fcn_jax.runtime import atomic
@@ -127,9 +127,9 @@ def _train(
 
     # ------------------------------------------------------------------------------------------------------------------- data
     parts = config.model
-    preprocess = (
-        describe_model(parts).backbone.preprocess
-    )  # a misspelt name is told before data are prepared, which may take a while
+    preprocess = resolve(
+        parts
+    ).preprocess  # a misspelt name is told before data are prepared, which may take a while
     earlier = checkpoint.latest_spec(run) if resume else None
     opened = _open_data(config, earlier[1] if earlier else None)
     train_source, val_source = (

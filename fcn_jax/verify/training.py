@@ -261,4 +261,6 @@ class _JaxRun:
         return np.asarray(metrics["loss"])
 
     def tensors(self) -> dict[str, np.ndarray]:
-        return export_leaves({**named(self._state.params), **named(self._state.batch_stats)}, self._table)
+        return export_leaves(
+            {**named(self._state.params), **named(self._state.batch_stats)}, self._table
+        )
