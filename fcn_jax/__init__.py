@@ -10,10 +10,10 @@ import importlib
 
 TYPE_CHECKING = False  # a type checker takes it as true; importing `typing` would cost more
 if TYPE_CHECKING:
-    from fcn_jax.convert.engine import load_torch as load_torch
-    from fcn_jax.convert.engine import to_torch as to_torch
-    from fcn_jax.convert.matching import LoadReport as LoadReport
-    from fcn_jax.convert.pretrained import load as load
+    from fcn_jax.convert.export import to_torch as to_torch
+    from fcn_jax.convert.load import load as load
+    from fcn_jax.convert.load import load_torch as load_torch
+    from fcn_jax.convert.report import LoadReport as LoadReport
     from fcn_jax.eval.predictor import Predictor as Predictor
     from fcn_jax.models.build import build_model as build_model
     from fcn_jax.models.segmenter import Segmenter as Segmenter
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     __version__: str
 
 _MODULES = {
-    "LoadReport": "fcn_jax.convert.matching",
+    "LoadReport": "fcn_jax.convert.report",
     "Predictor": "fcn_jax.eval.predictor",
     "Segmenter": "fcn_jax.models.segmenter",
     "build_model": "fcn_jax.models.build",
     "compiler_options": "fcn_jax.runtime.compiler",
-    "load": "fcn_jax.convert.pretrained",
-    "load_torch": "fcn_jax.convert.engine",
-    "to_torch": "fcn_jax.convert.engine",
+    "load": "fcn_jax.convert.load",
+    "load_torch": "fcn_jax.convert.load",
+    "to_torch": "fcn_jax.convert.export",
     "verify_model": "fcn_jax.verify",
 }
 __all__ = [*_MODULES, "__version__"]

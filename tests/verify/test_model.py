@@ -9,7 +9,8 @@ from flax import nnx
 
 from fcn_jax import nn, verify_model
 from fcn_jax.api import Model, ModelSpec
-from fcn_jax.convert.engine import load_torch, to_torch
+from fcn_jax.convert.export import to_torch
+from fcn_jax.convert.load import load_torch
 from fcn_jax.errors import ConfigError, PluginError, WeightsError
 from fcn_jax.models.build import build
 from fcn_jax.models.spec import registered_spec
@@ -376,8 +377,8 @@ def test_reference_model_may_have_its_own_key_format(tiny_plugin, monkeypatch):
     tiny = plugins.backbone("tiny")
 
     def tables(options):
-        return tiny.torch.tables(options) | {
-            "pytorch-fcn": tiny.torch.tables(options)["torchvision"]
+        return tiny.torch.tables_of(options) | {
+            "pytorch-fcn": tiny.torch.tables_of(options)["torchvision"]
         }
 
     renamed = dataclasses.replace(tiny, torch=dataclasses.replace(tiny.torch, tables=tables))
