@@ -9,13 +9,23 @@ import json
 import math
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_serializer,
+)
 
 from fcn_jax.errors import CheckpointError, ConfigError, PluginError, did_you_mean, listing
 from fcn_jax.plugins import registry
+from fcn_jax.plugins.api import ModelSpec
 from fcn_jax.runtime import json_text
 from fcn_jax.runtime.text_file import decode_text, read_text
 
@@ -53,29 +63,6 @@ def _rising(pair: tuple[float, float]) -> tuple[float, float]:
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class ModelConfig(_Section):
-    """What is trained. The number of classes comes from the dataset."""
-
-    backbone: str = Field("resnet18", description="registered name, or distribution:name")
-    head: str = Field("fcn32s", description="registered name, or distribution:name")
-    backbone_options: dict[str, Any] = Field({}, description="the backbone's own options")
-    head_options: dict[str, Any] = Field({}, description="the head's own options")
-    output_stride: Count | None = Field(
-        None, description="stride of the deepest feature; the backbone's default if not given"
-    )
-    dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="compute dtype; parameters are float32 in both"
-    )
-    aux_head: str | None = Field(
-        None, description="registered head whose loss helps in training, from a shallower feature"
-    )
-    aux_head_options: dict[str, Any] = Field({}, description="the auxiliary head's own options")
-    aux_feature: str | None = Field(
-        None,
-        description="deepest feature that the auxiliary head sees; the last but one if not given",
-    )
 
 
 class InitConfig(_Section):
@@ -192,14 +179,24 @@ class TrainConfig(_Section):
     samples: CountOrNone = Field(4, description="validation images drawn at each evaluation")
 
 
+def _without_num_classes(table: Any) -> Any:
+    if isinstance(table, Mapping) and "num_classes" in table:
+        raise ValueError("leave out num_classes, which comes from the dataset")
+    return table
+
+
 class Config(_Section):
     """A recipe: everything that decides a training run."""
 
-    model: ModelConfig = ModelConfig()
+    model: Annotated[ModelSpec, BeforeValidator(_without_num_classes)] = ModelSpec()
     init: InitConfig = InitConfig()
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
+
+    @field_serializer("model")
+    def _model_table(self, model: ModelSpec) -> dict[str, Any]:
+        return {key: value for key, value in asdict(model).items() if key != "num_classes"}
 
     def to_json(self) -> str:
         """The whole recipe, defaults included."""
@@ -344,7 +341,7 @@ def _with_own_names(table: Mapping[str, Any], *, only_missing: bool = False) -> 
         values = result.get(section, {})
         if not isinstance(values, Mapping) or (only_missing and key in values):
             continue
-        name = values.get(key, Config.model_fields[section].default.model_dump()[key])
+        name = values.get(key, getattr(getattr(Config(), section), key))
         if (
             isinstance(name, str)
             and (own := registry.default().own_name(kind, name, registry.OWN_DISTRIBUTION)) != name
@@ -405,28 +402,30 @@ def _explain(problem: Any) -> str:
     location = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "missing":
         return f"{location} is missing"
-    if problem["type"] in ("model_type", "dict_type"):
+    if problem["type"] in ("model_type", "dataclass_type", "mapping_type", "dict_type"):
         return f"{location} is {_short(problem['input'])}: want a table, such as [{location}]"
     if problem["type"] == "tuple_type":
         return f"{location} is {_short(problem['input'])}: want a list in brackets{_such_as(problem['loc'])}"
     if problem["type"] == "value_error":
         return f"{location} is {_short(problem['input'])}: {problem['ctx']['error']}"
-    if problem["type"] != "extra_forbidden":
+    if problem["type"] not in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"{location} is {_short(problem['input'])}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
     section: Any = Config
     for part in problem["loc"][:-1]:
-        if isinstance(part, str) and part in section.model_fields:
-            kind = section.model_fields[part].annotation
-            section = Rule if part == "rules" else kind
+        if isinstance(part, str) and part in _keys(section):
+            section = Rule if part == "rules" else section.model_fields[part].annotation
     key = str(problem["loc"][-1])
-    sections = {
-        name: getattr(field.annotation, "model_fields", {})
-        for name, field in Config.model_fields.items()
-    }
+    sections = {name: _keys(field.annotation) for name, field in Config.model_fields.items()}
     elsewhere = [f"'{name}.{key}'" for name, keys in sections.items() if key in keys]
     if elsewhere:
         return f"unknown key '{location}'. Did you mean {' or '.join(elsewhere)}?"
-    return f"unknown key '{location}'. {did_you_mean(key, section.model_fields)}"
+    return f"unknown key '{location}'. {did_you_mean(key, _keys(section))}"
+
+
+def _keys(section: Any) -> list[str]:
+    if section is ModelSpec:
+        return [field.name for field in fields(ModelSpec) if field.name != "num_classes"]
+    return list(getattr(section, "model_fields", ()))
 
 
 def read_run(run: Path) -> Config:

@@ -235,7 +235,7 @@ def test_eval_json_is_one_object_and_notes_go_to_stderr(
     outcome = json.loads(captured.out, parse_constant=refused)
     assert (outcome["miou"], outcome["classes_scored"], outcome["classes"]) == (None, 0, 7)
     assert outcome["notes"] == [
-        f"no pixel has a class: all {3 * 64 * 64} are void, so there are no scores"
+        f"no pixel has a class: all {3 * 64 * 64} are ignored (label 255), so there are no scores"
     ]
     assert captured.err.splitlines()[-1] == f"note: {outcome['notes'][0]}"
     assert "Available" in fails("eval", run, "--split", "vel")
@@ -428,9 +428,9 @@ def test_a_backbone_converts_and_starts_a_training(
     )
     assert "train --init" in fails("predict", target, data / "images" / "val")
     other = build_model(num_classes=7, rngs=nnx.Rngs(2))
-    from fcn_jax.convert.initial import load_initial
+    from fcn_jax.convert.load import init_from
 
-    record = load_initial(other, target)
+    record = init_from(other, target)
     assert record.scope == "backbone"
     np.testing.assert_array_equal(to_torch(other)["backbone.conv1.weight"], trunk["conv1.weight"])
 

@@ -71,10 +71,10 @@ def test_every_kind_has_its_own_names(site):
     site.module(
         "kinds",
         """
-        from fcn_jax.api import Dataset, Head, Model
+        from fcn_jax.api import Dataset, Head, Model, ModelSpec
 
         HEAD = Head(name="x", summary="", select=lambda *_: (), build=lambda *_: None)
-        MODEL = Model(name="x", summary="", backbone="x", head="x", num_classes=2)
+        MODEL = Model(name="x", summary="", spec=ModelSpec("x", "x", 2))
         DATASET = Dataset(name="x", summary="", open=lambda *_: None)
         """,
     )
