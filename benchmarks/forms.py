@@ -27,6 +27,7 @@ from benchmarks.timing import interleaved
 from fcn_jax import compiler_options, nn
 from fcn_jax.nn import _pooling
 from fcn_jax.nn._bias import add_bias
+from fcn_jax.nn._conv_norm_act import folding
 from fcn_jax.nn._conv_transpose import conv_transpose_blocks
 from fcn_jax.nn._conv_xla import Settings, space_to_depth, xla_conv
 from fcn_jax.nn._subpixel import SubpixelLogits
@@ -48,7 +49,7 @@ def _pulled(form: Function) -> Function:
     return run
 
 
-_BORDERS = ((1, 1), (1, 1))
+_WINDOW = _pooling._Window(3, 2, ((1, 1), (1, 1)))
 
 
 def _plain_stem(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -59,15 +60,12 @@ def _plain_stem(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _scattered_pool(grad: jax.Array, x: jax.Array) -> Any:
-    return _pulled(lambda x: _pooling._reduce_window(x, 3, 2, _BORDERS))(grad, x)
+    return _pulled(lambda x: _pooling._reduce_window(_WINDOW, x))(grad, x)
 
 
-def _pool_by_winners(gradient: Function) -> Function:
-    def run(grad: jax.Array, x: jax.Array) -> Any:
-        y, winner = _pooling._with_winners(x, 3, 2, _BORDERS)
-        return y, gradient(winner, grad, x.shape, 3, 2, _BORDERS)
-
-    return run
+def _pool_by_winners(grad: jax.Array, x: jax.Array) -> Any:
+    y, winner = _pooling._with_winners(_WINDOW, x)
+    return y, _pooling._gradient_from_winners(_WINDOW, winner, x, grad)
 
 
 def _block(folded: bool, dtype: Any) -> Function:
@@ -76,19 +74,19 @@ def _block(folded: bool, dtype: Any) -> Function:
     def run(x: jax.Array, kernel: jax.Array, statistics: jax.Array) -> jax.Array:
         channels = x.shape[-1]
         layer = nnx.eval_shape(
-            lambda: nn.Conv(
-                channels, channels, 3, padding=1, use_bias=False, dtype=dtype, rngs=nnx.Rngs(0)
+            lambda: nn.ConvNormAct(
+                channels, channels, 3, activation=None, dtype=dtype, rngs=nnx.Rngs(0)
             )
         )
-        norm = nn.BatchNorm(channels, dtype=dtype)
-        layer.kernel.set_value(kernel)
+        layer.conv.kernel.set_value(kernel)
+        norm = layer.bn
         for leaf, values in zip(
             (norm.scale, norm.bias, norm.mean, norm.var), statistics, strict=True
         ):
             leaf.set_value(jnp.abs(values))
-        norm.eval()
-        with nn.folding(folded):
-            return nnx.relu(nn.conv_batch_norm(layer, norm, x) + x)
+        layer.eval()
+        with folding(folded):
+            return nnx.relu(layer(x) + x)
 
     return run
 
@@ -173,11 +171,7 @@ def cases(setting: Setting) -> dict[str, dict[str, tuple[Function, Shapes]]]:
         },
         "max pool": {
             "select-and-scatter": (_scattered_pool, pool_shapes),
-            "from the winners": (_pool_by_winners(_pooling._gradient_from_winners), pool_shapes),
-            "from the winners, by offsets": (
-                _pool_by_winners(_pooling._gradient_by_offsets),
-                pool_shapes,
-            ),
+            "from the winners": (_pool_by_winners, pool_shapes),
         },
         "end of a block": {
             "normalization in the kernel": (_block(True, dtype), block_shapes),

@@ -1,4 +1,4 @@
-"""The plugin contract, as plugins import it. See `fcn_jax.plugins.api`, where it is defined."""
+"""The plugin contract, for plugins to import. `fcn_jax.plugins.api` defines it."""
 
 from fcn_jax.plugins.api import (
     API_VERSION,
@@ -19,7 +19,6 @@ from fcn_jax.plugins.api import (
     Weights,
     ceil_size,
     floor_size,
-    require_no_offset,
 )
 
 __all__ = [
@@ -41,5 +40,4 @@ __all__ = [
     "Weights",
     "ceil_size",
     "floor_size",
-    "require_no_offset",
 ]

@@ -139,9 +139,7 @@ def _parser() -> argparse.ArgumentParser:
         help="change a setting, such as optim.lr=0.01",
     )
 
-    evaluate = command(
-        "eval", _eval, "Score a trained network on a whole split, at the images' own sizes."
-    )
+    evaluate = command("eval", _eval, "Score a trained network on all whole images of a split.")
     evaluate.add_argument(
         "checkpoint", metavar="RUN|CHECKPOINT", help="a run (its best checkpoint) or one checkpoint"
     )
@@ -183,6 +181,11 @@ def _parser() -> argparse.ArgumentParser:
             type=float,
             nargs=2,
             help="stored values that mean black and white in images of more than 8 bits (default: as in training)",
+        )
+        scaling.add_argument(
+            "--exact-sizes",
+            action="store_true",
+            help="compile a program for each image size, instead of padding images that have many sizes",
         )
 
     convert = command(
@@ -500,7 +503,6 @@ def _train(args: argparse.Namespace) -> int:
 
 def _eval(args: argparse.Namespace) -> int:
     from fcn_jax.eval.evaluate import evaluate_checkpoint
-    from fcn_jax.eval.table import scores_table
     from fcn_jax.runtime import json_text
 
     outcome = evaluate_checkpoint(
@@ -509,13 +511,14 @@ def _eval(args: argparse.Namespace) -> int:
         data=args.data,
         split=args.split,
         value_range=_value_range(args),
+        exact_sizes=args.exact_sizes,
     )
     if args.json:
         for note in outcome.notes:
             print(f"note: {note}", file=sys.stderr)
         _print(json_text.dumps(outcome.to_dict()))
     else:
-        _print(scores_table(outcome))
+        _print(str(outcome))
     return 0
 
 
@@ -528,6 +531,7 @@ def _predict(args: argparse.Namespace) -> int:
         args.output,
         overwrite=args.overwrite,
         value_range=_value_range(args),
+        exact_sizes=args.exact_sizes,
         say=lambda line: print(f"note: {line}", file=sys.stderr),
     ):
         _print(f"{mask} {overlay}")
@@ -610,13 +614,13 @@ def _convert(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
+    from fcn_jax.runtime.progress import Progress
     from fcn_jax.verify import html, verify_model
-    from fcn_jax.verify.progress import bar
 
     for path in args.report:
         html.check_path(path)
     try:
-        with bar(f"verify {args.model}") as progress:
+        with Progress(f"verify {args.model}") as progress:
             report = verify_model(
                 args.model,
                 weights=args.weights,
@@ -632,7 +636,7 @@ def _verify(args: argparse.Namespace) -> int:
                 train_steps=args.train_steps,
                 train_lr=args.train_lr,
                 seed=args.seed,
-                progress=progress,
+                progress=lambda done, total, what: progress.update(done, max(done, total), what),
             )
     except FcnJaxError:
         raise
@@ -670,7 +674,7 @@ def _plugins_list(args: argparse.Namespace) -> int:
             line
             + (f"  BROKEN: {'; '.join(problems)}" if problems else "  ok" if args.check else "")
         )
-    for where, problem in registry.unreadable().items():
+    for where, problem in registry.faults().items():
         broken += 1
         print(f"{where}  BROKEN: {problem}")
     return 1 if args.check and broken else 0

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from fcn_jax.errors import ConfigError, did_you_mean
+from fcn_jax.errors import ConfigError, FcnJaxError, PluginError, did_you_mean
+from fcn_jax.plugins import options as plugin_options
 from fcn_jax.plugins import registry
-from fcn_jax.plugins.api import Backbone, FeatureSpec, Head, Model, ModelSpec, Preprocess
+from fcn_jax.plugins.api import (
+    Backbone,
+    FeatureSpec,
+    Head,
+    Model,
+    ModelSpec,
+    Preprocess,
+    TorchBridge,
+)
 from fcn_jax.pytorch.rules import Table
 
 DTYPES = ("float32", "bfloat16")
@@ -19,19 +29,21 @@ class ResolvedHead:
     """A head of a model.
 
     Attributes:
+        entry: its registration.
         descriptor: the registered head.
         options: its validated options.
         features: specs of the features that it takes, from shallow to deep.
     """
 
+    entry: registry.Entry
     descriptor: Head
     options: Any
     features: tuple[FeatureSpec, ...]
 
     @property
     def tables(self) -> Mapping[str, Table]:
-        """Its tables by key format."""
-        return {} if (torch := self.descriptor.torch) is None else torch.tables_of(self.options)
+        """Its tables by key format. Raises `PluginError` if the plugin cannot build them."""
+        return _tables(self.entry, self.descriptor.torch, self.options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +52,7 @@ class ResolvedModel:
 
     Attributes:
         spec: the spec.
+        entry: the backbone's registration.
         backbone: the registered backbone.
         options: the backbone's validated options.
         output_stride: stride of the deepest feature.
@@ -48,6 +61,7 @@ class ResolvedModel:
     """
 
     spec: ModelSpec
+    entry: registry.Entry
     backbone: Backbone
     options: Any
     output_stride: int
@@ -60,9 +74,35 @@ class ResolvedModel:
         return self.backbone.preprocess
 
     def backbone_tables(self, *, standalone: bool = False) -> Mapping[str, Table]:
-        """The backbone's tables by key format; with `standalone`, for files of it alone."""
-        torch = self.backbone.torch
-        return {} if torch is None else torch.tables_of(self.options, standalone=standalone)
+        """The backbone's tables by key format.
+
+        Args:
+            standalone: the tables for files of the backbone alone.
+
+        Raises:
+            PluginError: the plugin cannot build them.
+        """
+        return _tables(self.entry, self.backbone.torch, self.options, standalone)
+
+
+def _tables(
+    entry: registry.Entry, torch: TorchBridge | None, options: Any, standalone: bool = False
+) -> Mapping[str, Table]:
+    with _errors_of(entry, "tables"):
+        return {} if torch is None else torch.tables_of(options, standalone=standalone)
+
+
+@contextlib.contextmanager
+def _errors_of(entry: registry.Entry, function: str) -> Iterator[None]:
+    """Turn whatever a plugin's function raises into a `PluginError` that names the plugin."""
+    try:
+        yield
+    except FcnJaxError:
+        raise
+    except Exception as error:
+        raise PluginError(
+            f"{entry} fails in `{function}`: {type(error).__name__}: {error}{entry.place(error)}"
+        ) from error
 
 
 def resolve(spec: ModelSpec) -> ResolvedModel:
@@ -74,9 +114,13 @@ def resolve(spec: ModelSpec) -> ResolvedModel:
         PluginError: a plugin is broken, or two distributions claim a name.
     """
     plugins = registry.default()
-    backbone = plugins.backbone(spec.backbone)
+    entry, backbone = plugins.find("backbones", spec.backbone), plugins.backbone(spec.backbone)
     names = {"out": spec.head, "aux": spec.aux_head if spec.head else None}
-    heads = {output: plugins.head(name) for output, name in names.items() if name is not None}
+    heads = {
+        output: (plugins.find("heads", name), plugins.head(name))
+        for output, name in names.items()
+        if name is not None
+    }
     if spec.dtype not in DTYPES:
         raise ConfigError(f"dtype is '{spec.dtype}'; it must be one of {', '.join(DTYPES)}")
     if spec.num_classes < 1:
@@ -87,17 +131,19 @@ def resolve(spec: ModelSpec) -> ResolvedModel:
         raise ConfigError(
             f"backbone '{backbone.name}' has no output stride {stride}; it offers {offered}"
         )
-    options = registry.options(backbone, spec.backbone_options)
-    features = backbone.features(options, stride)
+    options = plugin_options.validate(backbone, spec.backbone_options)
+    with _errors_of(entry, "features"):
+        features = backbone.features(options, stride)
     resolved = {}
-    for output, head in heads.items():
+    for output, (head_entry, head) in heads.items():
         table, offered_features = spec.head_options, features
         if output == "aux":
             table, offered_features = spec.aux_head_options, _shallower(spec, features)
-        head_options = registry.options(head, table)
-        taken = select_features(head, head_options, offered_features)
-        resolved[output] = ResolvedHead(head, head_options, taken)
-    return ResolvedModel(spec, backbone, options, stride, features, resolved)
+        head_options = plugin_options.validate(head, table)
+        with _errors_of(head_entry, "select"):
+            taken = select_features(head, head_options, offered_features)
+        resolved[output] = ResolvedHead(head_entry, head, head_options, taken)
+    return ResolvedModel(spec, entry, backbone, options, stride, features, resolved)
 
 
 def select_features(

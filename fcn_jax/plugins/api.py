@@ -19,8 +19,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
-from fcn_jax.errors import ConfigError
-
 if TYPE_CHECKING:
     import numpy as np
     from flax import nnx
@@ -28,7 +26,7 @@ if TYPE_CHECKING:
     from fcn_jax.pytorch.rules import Table
 
 API_VERSION = (2, 0)
-"""Version (major, minor) of this contract. Plugins of another major or a newer minor are refused."""
+"""Version (major, minor). Plugins of another major or a newer minor version are refused."""
 
 IGNORE_INDEX = 255
 """The label of pixels that losses and metrics ignore. Datasets map their void labels to it."""
@@ -68,24 +66,14 @@ class FeatureSpec:
 
 @functools.cache  # equal strides give the same function, so that equal specs compare equal
 def ceil_size(stride: int) -> Callable[[int], int]:
-    """`FeatureSpec.size` of layers that pad by half their kernel, as in ResNets: ceil(n / stride)."""
+    """`FeatureSpec.size` of layers that pad by half their kernel: ceil(n / stride)."""
     return lambda length: -(-length // stride)
 
 
 @functools.cache
 def floor_size(stride: int) -> Callable[[int], int]:
-    """`FeatureSpec.size` of layers that drop incomplete windows, as VGG's pools: floor(n / stride)."""
+    """`FeatureSpec.size` of layers that drop incomplete windows: floor(n / stride)."""
     return lambda length: length // stride
-
-
-def require_no_offset(head: str, features: Sequence[FeatureSpec]) -> None:  # transitional
-    """Refuse features that begin before the image does."""
-    for feature in features:
-        if feature.offset:
-            raise ConfigError(
-                f"head '{head}' resizes features to the image's size, so they must begin where the image does; '{feature.name}' begins "
-                f"{feature.offset} pixels before it. Take a backbone that does not pad its input, or a head that crops, such as fcn32s"
-            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +106,12 @@ class Weights:
     url: str
     sha256: str
     summary: str = ""
+
+    @classmethod
+    def torchvision(cls, file: str, summary: str) -> Weights:
+        """A file of torchvision by its name, such as "resnet18-f37072fd", which ends in the hash."""
+        url = f"https://download.pytorch.org/models/{file}.pth"
+        return cls(url, file.rpartition("-")[2], summary)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,10 +159,6 @@ class TorchBridge:
         tables = tables(options) if callable(tables) else tables
         return tables if isinstance(tables, Mapping) else {"torchvision": tables}
 
-    @property
-    def alone(self) -> Any:  # transitional
-        return self.standalone_tables
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Descriptor:
@@ -209,7 +199,6 @@ class Backbone(Descriptor):
     output_strides: tuple[int, ...] = (32,)
     preprocess: Preprocess = Preprocess()
     torch: TorchBridge | None = None
-    maskable: bool = False  # transitional
 
 
 def deepest(options: Any, features: Sequence[FeatureSpec]) -> tuple[str, ...]:
@@ -241,7 +230,6 @@ class Head(Descriptor):
     handles_offset: bool = False
     options: type = NoOptions
     torch: TorchBridge | None = None
-    maskable: bool = False  # transitional
 
 
 @dataclasses.dataclass(frozen=True)
@@ -299,18 +287,6 @@ class Model(Descriptor):
     key_format: str = "torchvision"
     weights: Mapping[str, Weights] = dataclasses.field(default_factory=dict)
 
-    @property
-    def original(self) -> Any:  # transitional
-        return self.reference_model
-
-    @property
-    def names(self) -> str:  # transitional
-        return self.key_format
-
-    @property
-    def num_classes(self) -> int:  # transitional
-        return self.spec.num_classes
-
 
 @dataclasses.dataclass(frozen=True)
 class Classes:
@@ -337,7 +313,7 @@ class Record(NamedTuple):
 
 
 class Example(NamedTuple):
-    """One decoded image: `image` u8[H,W,3] RGB, `mask` u8[H,W] of labels 0 to K-1 or `IGNORE_INDEX`."""
+    """A decoded image: u8[H,W,3] RGB, and its mask u8[H,W]: 0 to K-1 or `IGNORE_INDEX`."""
 
     id: str
     image: np.ndarray

@@ -202,6 +202,11 @@ def batch_norm(torch: str, jax: str | None = None) -> list[Rule]:
     ]
 
 
+def conv_norm(torch_conv: str, torch_norm: str, jax: str, *, bias: bool = False) -> list[Rule]:
+    """Rules of a convolution and a batch normalization that are one `ConvNormAct` in the module."""
+    return [*conv(torch_conv, f"{jax}.conv", bias=bias), *batch_norm(torch_norm, f"{jax}.bn")]
+
+
 def layer_norm(torch: str, jax: str | None = None) -> list[Rule]:
     """Rules of a layer normalization with scale and bias; see `conv` for the arguments."""
     jax = torch if jax is None else jax

@@ -18,13 +18,14 @@ from fcn_jax import checkpoint
 from fcn_jax.config import Config
 from fcn_jax.convert.load import init_from
 from fcn_jax.data import value_range
-from fcn_jax.data.pipeline import eval_examples, steps_per_epoch, train_batches
+from fcn_jax.data.pipeline import steps_per_epoch, train_batches
 from fcn_jax.data.splits import Splits, open_splits
 from fcn_jax.data.transforms import Augment
 from fcn_jax.errors import WriteError
 from fcn_jax.eval import draw
+from fcn_jax.eval.evaluate import choose_multiple, evaluate
 from fcn_jax.eval.metrics import ConfusionMatrix, Scores
-from fcn_jax.eval.predictor import Predictor, evaluate
+from fcn_jax.eval.predictor import Predictor
 from fcn_jax.models.segmenter import build
 from fcn_jax.models.segmenter import describe as describe_model
 from fcn_jax.plugins import registry
@@ -192,7 +193,6 @@ def _train(
             aux_weight=config.optim.aux_weight,
             accumulate_steps=config.optim.accumulate_steps,
             remat=config.optim.remat,
-            loop_blocks=config.optim.loop_blocks,
         )
         state = jax.device_put(state, everywhere)
     rate = optim.schedule(config.optim, total_steps)
@@ -274,10 +274,12 @@ def _train(
     def evaluate_now() -> None:
         nonlocal predictor, scores
         number, began = reached.number, time.perf_counter()
-        nnx.update(model, reached.state.params, reached.state.batch_stats)
         if predictor is None:
-            predictor = Predictor(model, val_source.classes)
-        predictor.update(model)
+            multiple, note = choose_multiple(val_source)
+            if note:
+                progress.say(f"val: {note}")
+            predictor = Predictor(model, val_source.classes, pad_to_multiple=multiple)
+        predictor.update(reached.state.params, reached.state.batch_stats)
         found = _evaluate(predictor, val_source, samples.of_step(run, number), config, stop)
         if found is None:
             return
@@ -430,14 +432,12 @@ def _evaluate(
 ) -> Scores | None:
     """Score the whole set at native size, and draw its first images; None where a stop was asked for before the end."""
     matrix = ConfusionMatrix(len(source.classes))
-    with contextlib.closing(eval_examples(source, workers=config.data.workers)) as examples:
-        for index, seen in enumerate(evaluate(predictor, examples, matrix)):
+    workers = config.data.workers
+    with contextlib.closing(evaluate(predictor, source, matrix, workers=workers)) as seen:
+        for index, (example, mask) in enumerate(seen):
             if index < config.train.samples:
-                example = seen.example
-                write(
-                    example.id,
-                    draw.panel(example.image, example.mask, seen.prediction, source.classes),
-                )
+                picture = draw.panel(example.image, example.mask, mask, source.classes)
+                write(example.id, picture)
             if stop.signal:
                 return None
     return matrix.scores()

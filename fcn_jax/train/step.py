@@ -14,11 +14,9 @@ from flax import nnx
 from fcn_jax.config import OptimConfig
 from fcn_jax.models.preprocess import normalize
 from fcn_jax.models.segmenter import Segmenter
-from fcn_jax.nn._batch_norm import MOMENTS
-from fcn_jax.nn._conv import CONV_OUTPUT, WIDENED
-from fcn_jax.nn._in_turn import loops
+from fcn_jax.nn import REMAT_NAMES
 from fcn_jax.plugins.api import IGNORE_INDEX, Preprocess
-from fcn_jax.runtime.compiler import prefers_blocks, prefers_loops
+from fcn_jax.runtime.compiler import prefers_blocks
 from fcn_jax.train.losses import segmentation_loss
 
 
@@ -53,7 +51,6 @@ def make(
     accumulate_steps: int = 1,
     remat: bool = False,
     blocks: bool | None = None,
-    loop_blocks: bool | None = None,
 ) -> tuple[TrainState, Step]:
     """Split a model into its state and a step over it.
 
@@ -69,15 +66,12 @@ def make(
             normalizations and activations again there.
         blocks: compute the loss in the head's block layout, if it has one; by default on GPUs and
             TPUs, where that saves copying the logits.
-        loop_blocks: compile equal blocks in a row as one loop (`fcn_jax.nn._in_turn`); by default
-            on CPUs, where programs take memory.
 
     Returns:
         The state at step 0, and `step(state, {"image": u8[N,h,w,3], "mask": u8[N,h,w]}) -> (state,
         {"loss": f32[], "grad_norm": f32[]})`, to be jitted with the state donated.
     """
     in_blocks = prefers_blocks() if blocks is None else blocks
-    in_loops = prefers_loops() if loop_blocks is None else loop_blocks
     model.train()
     # Train and eval mode are different graphs, so the mode is set before the split. What is neither
     # parameter nor statistic is the keys of dropout and its like; they stay as they are, and each
@@ -100,8 +94,7 @@ def make(
         # Without the copy, writing the statistics under value_and_grad is an error of trace levels.
         network = nnx.merge(graphdef, params, batch_stats, keys, copy=True)
         images = normalize(batch["image"], preprocess)
-        with loops(in_loops):
-            outputs = network.outputs_in_blocks(images) if in_blocks else network.outputs(images)
+        outputs = network.outputs_in_blocks(images) if in_blocks else network.outputs(images)
         return segmentation_loss(outputs, batch["mask"], aux_weight, count=count), nnx.state(
             network, nnx.BatchStat
         )
@@ -109,7 +102,7 @@ def make(
     if remat:
         loss_of = jax.checkpoint(
             loss_of,
-            policy=jax.checkpoint_policies.save_only_these_names(CONV_OUTPUT, WIDENED, MOMENTS),
+            policy=jax.checkpoint_policies.save_only_these_names(*REMAT_NAMES),
         )
     gradient = jax.value_and_grad(loss_of, has_aux=True)
 

@@ -242,7 +242,7 @@ def test_trained_network_gives_the_same_logits_in_pytorch(torchvision, tmp_path)
     assert any(
         np.asarray(leaf[...]).any()
         for path, leaf in leaves(model).items()
-        if path.endswith("bn1.mean")
+        if path.endswith("conv1.bn.mean")
     )
     assert_same_output(
         model, torch_segmenter(torchvision, spec.model.num_classes), tmp_path / "out.pth"
@@ -260,7 +260,7 @@ def test_converts_a_complete_file_without_initializing(tmp_path, backbone_state,
 
     def watched(*args, **kwargs):
         module = build(*args, **kwargs)
-        traced.append(isinstance(module.conv1.kernel.get_value(), jax.core.Tracer))
+        traced.append(isinstance(module.conv1.conv.kernel.get_value(), jax.core.Tracer))
         return module
 
     monkeypatch.setattr(command, "build_backbone", watched)
@@ -269,7 +269,7 @@ def test_converts_a_complete_file_without_initializing(tmp_path, backbone_state,
     assert traced == [True]
     arrays = checkpoint.read_arrays(tmp_path / "out")
     np.testing.assert_array_equal(
-        arrays["layer4.1.conv2.kernel"],
+        arrays["layer4.1.conv2.conv.kernel"],
         backbone_state["layer4.1.conv2.weight"].transpose(2, 3, 1, 0),
     )
 
@@ -289,12 +289,14 @@ def test_initializes_missing_tensors_from_the_seed(tmp_path, backbone_state):
         reinit=["layer4.0.conv1.weight"],
         seed=3,
     )
-    assert report.reinit == ["backbone.layer4.0.conv1.kernel"]
+    assert report.reinit == ["backbone.layer4.0.conv1.conv.kernel"]
     arrays = checkpoint.read_arrays(tmp_path / "out")
     fresh = leaves(build_backbone(registered_spec("resnet18"), rngs=nnx.Rngs(3)))
     assert arrays.keys() == fresh.keys()
     np.testing.assert_array_equal(
-        arrays["layer4.0.conv1.kernel"], fresh["layer4.0.conv1.kernel"][...]
+        arrays["layer4.0.conv1.conv.kernel"], fresh["layer4.0.conv1.conv.kernel"][...]
     )
-    assert not np.array_equal(arrays["layer4.0.conv2.kernel"], fresh["layer4.0.conv2.kernel"][...])
+    assert not np.array_equal(
+        arrays["layer4.0.conv2.conv.kernel"], fresh["layer4.0.conv2.conv.kernel"][...]
+    )
     assert all(value == 0 for path, value in arrays.items() if counts in path)

@@ -102,8 +102,8 @@ def test_loads_published_weights_by_name(register, make_model, tmp_path, monkeyp
         assert report.source == str(tmp_path / "backbone.safetensors")
         assert report.sha256 == files.sha256(tmp_path / "backbone.safetensors")
         np.testing.assert_array_equal(
-            leaves(model)["backbone.conv1.kernel"][...],
-            leaves(source)["backbone.conv1.kernel"][...],
+            leaves(model)["backbone.conv1.conv.kernel"][...],
+            leaves(source)["backbone.conv1.conv.kernel"][...],
         )
     assert fetched == ["f37072fd"] * 2
 

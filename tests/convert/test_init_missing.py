@@ -40,7 +40,7 @@ def test_values_equal_those_of_the_complete_network(tiny_plugin):
     source, whole = tiny(1), tiny(2)
     model = nnx.eval_shape(lambda: tiny(2))
     reinit = load_torch(model, to_torch(source), reinit=["head.conv1"]).reinit
-    assert reinit == ["head.conv1.kernel"]
+    assert reinit == ["head.conv1.conv.kernel"]
     init_missing(model, lambda: tiny(2))
     expected = values(whole)
     loaded = {path: leaf for path, leaf in leaves(source).items() if path not in reinit}
@@ -84,7 +84,9 @@ def test_load_initializes_reinit_tensors_from_the_key(make_model, given):
     np.testing.assert_array_equal(
         model.head.final_conv.kernel[...], whole.head.final_conv.kernel[...]
     )
-    assert not np.array_equal(model.backbone.conv1.kernel[...], whole.backbone.conv1.kernel[...])
+    assert not np.array_equal(
+        model.backbone.conv1.conv.kernel[...], whole.backbone.conv1.conv.kernel[...]
+    )
     if given:
         np.testing.assert_array_equal(
             plain(rngs.params()), plain(nnx.Rngs(5).params()), err_msg="the key must not change"

@@ -154,10 +154,10 @@ def test_loads_torchvisions_backbone_and_keeps_the_head(make_resnet18, make_mode
         path for path in before if path.startswith("head.")
     }
     np.testing.assert_array_equal(
-        leaves(model)["backbone.layer3.1.conv2.kernel"][...],
+        leaves(model)["backbone.layer3.1.conv2.conv.kernel"][...],
         state["layer3.1.conv2.weight"].numpy().transpose(2, 3, 1, 0),
     )
-    assert int(leaves(model)["backbone.bn1.num_batches_tracked"][...]) == 7
+    assert int(leaves(model)["backbone.conv1.bn.num_batches_tracked"][...]) == 7
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
@@ -394,7 +394,7 @@ def test_accepts_bfloat16_tensors_and_parameters(shapes, make_model):
     tensors["final_conv.bias"] = torch.nn.Parameter(torch.arange(3.0))
     model = make_model(CLASSES)
     load_torch(model, tensors)
-    assert (np.asarray(leaves(model)["backbone.conv1.kernel"][...]) == 2.5).all()
+    assert (np.asarray(leaves(model)["backbone.conv1.conv.kernel"][...]) == 2.5).all()
     np.testing.assert_array_equal(leaves(model)["head.final_conv.bias"][...], [0, 1, 2])
 
 

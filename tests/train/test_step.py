@@ -5,12 +5,9 @@ import optax
 import pytest
 from flax import nnx
 
-from fcn_jax import nn
 from fcn_jax.api import Preprocess
 from fcn_jax.models.preprocess import normalize
-from fcn_jax.models.resnet import BasicBlock, Stage
 from fcn_jax.models.segmenter import ModelSpec, build
-from fcn_jax.nn._in_turn import LEAST
 from fcn_jax.train import step as train_step
 from fcn_jax.train.losses import cross_entropy
 
@@ -54,7 +51,7 @@ def test_the_loss_falls_and_the_statistics_move(made):
         losses.append(float(metrics["loss"]))
     assert losses[-1] < 0.6 * losses[0]
     assert int(state.step) == 30
-    statistics = state.batch_stats["backbone"]["bn1"]
+    statistics = state.batch_stats["backbone"]["conv1"]["bn"]
     assert int(statistics["num_batches_tracked"][...]) == 30
     assert np.asarray(statistics["mean"][...]).any()
 
@@ -144,51 +141,6 @@ def test_computing_activations_again_changes_nothing_and_keeps_less(made):
     assert "remat" not in saved()
 
 
-class Deepened(nnx.Module):
-    """A backbone with equal residual blocks after it."""
-
-    def __init__(self, backbone, channels):
-        stage, types = Stage(1, 1, 1), {"dtype": jnp.float32, "param_dtype": jnp.float32}
-        self.backbone = backbone
-        self.blocks = nnx.List(
-            [BasicBlock(channels, channels, stage, rngs=nnx.Rngs(i), **types) for i in range(LEAST)]
-        )
-
-    def __call__(self, x):
-        return {
-            name: nn.in_turn(self.blocks, feature) for name, feature in self.backbone(x).items()
-        }
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [{}, {"remat": True}, {"accumulate_steps": 2}, {"remat": True, "accumulate_steps": 2}],
-)
-def test_blocks_in_a_loop_train_as_those_in_a_line(tiny_plugin, settings):
-    model = make()[0]
-    model.backbone = Deepened(model.backbone, 6)
-    line, looped = (stepped(model, loop_blocks=on, **settings) for on in (False, True))
-    for one, other in zip(jax.tree.leaves(looped), jax.tree.leaves(line), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
-
-
-def test_on_cpus_alone_blocks_are_looped_unless_told_otherwise(tiny_plugin, monkeypatch):
-    model = make()[0]
-    model.backbone = Deepened(model.backbone, 6)
-
-    def loops(**settings):
-        state, step = train_step.make(
-            model, lambda params: optax.sgd(RATE), Preprocess(), **settings
-        )
-        return f"length={LEAST}" in str(jax.make_jaxpr(step)(state, BATCH))
-
-    assert loops()
-    assert loops(loop_blocks=True)
-    assert not loops(loop_blocks=False)
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert not loops()
-
-
 def test_micro_steps_give_the_whole_batchs_loss_and_gradient_where_no_normalisation_mixes_images(
     tiny_plugin,
 ):
@@ -232,9 +184,9 @@ class _WithoutStatistics(nnx.Module):
 def test_micro_steps_update_the_statistics_in_turn_and_drop_other_values_each(tiny_plugin):
     model, *_ = make(dropout=0.5)
     state, _ = stepped(model, accumulate_steps=2)
-    assert int(state.batch_stats["backbone"]["bn1"]["num_batches_tracked"][...]) == 2
+    assert int(state.batch_stats["backbone"]["conv1"]["bn"]["num_batches_tracked"][...]) == 2
     whole, _ = stepped(model)
-    assert int(whole.batch_stats["backbone"]["bn1"]["num_batches_tracked"][...]) == 1
+    assert int(whole.batch_stats["backbone"]["conv1"]["bn"]["num_batches_tracked"][...]) == 1
 
 
 def test_ignored_pixels_change_no_parameter(made):

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from fcn_jax_mobilenet import LRASPP, LRASPP_MOBILENET_V3_LARGE
+from fcn_jax_mobilenet.lraspp import LRASPP, LRASPP_MOBILENET_V3_LARGE
 from flax import nnx
 
 import fcn_jax
@@ -92,7 +92,7 @@ def test_the_whole_model_takes_torchvisions_state_dict_and_gives_it_back_bit_for
     import torch
 
     with torch.device("meta"):
-        network = LRASPP_MOBILENET_V3_LARGE.original(num_classes=21, aux=False)
+        network = LRASPP_MOBILENET_V3_LARGE.reference_model(num_classes=21, aux=False)
     rng = np.random.default_rng(0)
     tensors = {
         name: rng.standard_normal(tuple(value.shape), np.float32)
@@ -163,7 +163,7 @@ def test_it_predicts(torchvision):
     import torch
 
     torch.manual_seed(0)
-    network = LRASPP_MOBILENET_V3_LARGE.original(num_classes=21, aux=False).eval()
+    network = LRASPP_MOBILENET_V3_LARGE.reference_model(num_classes=21, aux=False).eval()
     image = np.random.default_rng(0).integers(0, 256, (75, 100, 3), np.uint8)
     mask = fcn_jax.Predictor(fcn_jax.load(NAME, network.state_dict()))(image)
     assert (mask.shape, mask.dtype) == ((75, 100), np.uint8)

@@ -5,7 +5,7 @@ import math
 import jax
 import numpy as np
 import pytest
-from fcn_jax_vgg import VGG16, VGGOptions
+from fcn_jax_vgg.vgg import VGG16, VGGOptions
 from flax import nnx
 
 from fcn_jax import verify_model
