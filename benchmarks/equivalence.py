@@ -1,11 +1,11 @@
-"""How near every model here comes to PyTorch: the table of docs/equivalence.md.
+"""How closely the models agree with PyTorch: the table of docs/equivalence.md.
 
     python -m benchmarks.equivalence                    # every model, hours on 2 cores
     python -m benchmarks.equivalence resnet18 resnet50:8 --seeds 3
 
-A model is a registered name, with `:N` for an output stride. Results are kept model by model in
-benchmarks/results/equivalence, and the page is written anew from all of them; `--page` only does
-that.
+A model is a registered name, with `:N` for an output stride. The results of each model are written
+to benchmarks/results/equivalence, and the page is made of all of them; `--page` only makes the
+page.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 import jax
 
 from fcn_jax import verify_model
+from fcn_jax.plugins import registry
 from fcn_jax.runtime import process
 from fcn_jax.runtime.atomic import write_json, write_text
 from fcn_jax.verify import Report, Section
@@ -28,48 +29,16 @@ from fcn_jax.verify.training import RECIPE
 RESULTS = Path(__file__).parent / "results" / "equivalence"
 PAGE = Path(__file__).parents[1] / "docs" / "equivalence.md"
 
-MODELS = (
-    "fcn32s_resnet18",
-    "resnet18:16",
-    "resnet18:8",
-    "resnet34",
-    "resnet50",
-    "resnet50:8",
-    "resnet101",
-    "resnet152",
-    "resnext50_32x4d",
-    "resnext101_32x8d",
-    "resnext101_64x4d",
-    "wide_resnet50_2",
-    "wide_resnet101_2",
-    "fcn_resnet50",
-    "fcn_resnet101",
-    "deeplabv3_resnet50",
-    "deeplabv3_resnet101",
-    "deeplabv3_mobilenet_v3_large",
-    "lraspp_mobilenet_v3_large",
-    "mobilenet_v2",
-    "mobilenet_v3_small",
-    "mobilenet_v3_large",
-    "vgg11",
-    "vgg11_bn",
-    "vgg13",
-    "vgg13_bn",
-    "vgg16",
-    "vgg16_bn",
-    "vgg19",
-    "vgg19_bn",
-    "fcn32s_vgg16",
-    "fcn16s_vgg16",
-    "fcn8s_vgg16",
-    "fcn8s_atonce_vgg16",
-)
-"""In the table's order. Those of plugins need their distributions; `fcn8s_vgg16` takes 20 GB, for its fully connected layers."""
+STRIDES = {"resnet18": (16, 8), "resnet50": (8,)}
+"""Further output strides of backbones."""
 
 TRAIN_LR = dict.fromkeys(
     ("fcn32s_vgg16", "fcn16s_vgg16", "fcn8s_vgg16", "fcn8s_atonce_vgg16"), 1e-4
 )
-"""Where it is not `verify`'s own, at which PyTorch's loss is not finite after a few steps: images of 0 to 255 and no normalization."""
+"""Learning rates where `verify`'s own makes PyTorch's loss infinite after a few steps.
+
+These networks take images of 0 to 255 and have no normalization.
+"""
 
 NARROW = (
     *(f"vgg{depth}{norm}" for depth in (11, 13, 16, 19) for norm in ("", "_bn")),
@@ -78,7 +47,18 @@ NARROW = (
     "fcn8s_atonce_vgg16",
 )
 OPTIONS = {name: {"width": 512} for name in NARROW}
-"""Of backbones: with fc6 and fc7 of 4096 channels, as `fcn8s_vgg16` has them here, training on five sides takes 20 GB."""
+"""Options of backbones. With fc6 and fc7 of 4096 channels, training five copies takes 20 GB."""
+
+
+def all_models() -> list[str]:
+    """The registered models, then the backbones with their strides. `fcn8s_vgg16` takes 20 GB."""
+    plugins = registry.default()
+    backbones = [entry.name for entry in plugins.entries("backbones")]
+    return [
+        *(entry.name for entry in plugins.entries("models")),
+        *backbones,
+        *(f"{name}:{stride}" for name in backbones for stride in STRIDES.get(name, ())),
+    ]
 
 
 def measure(name: str, size: tuple[int, int], batch: int, steps: int, seeds: int) -> dict[str, Any]:
@@ -116,7 +96,7 @@ def measure(name: str, size: tuple[int, int], batch: int, steps: int, seeds: int
 
 
 def summary(report: Report) -> dict[str, Any]:
-    """The figures of one report: of each section the worst tensor, the factor there, and the largest errors."""
+    """The figures of a report: the worst tensor of each section, its factor, the largest errors."""
     sections = {}
     for section in report.sections:
         worst = section.worst
@@ -155,17 +135,25 @@ def page(results: list[dict[str, Any]]) -> str:
     lines = [
         "# Equal to PyTorch",
         "",
-        "Models measured so far, each against its PyTorch original: the same random weights, randomized BatchNorm statistics, drawn",
+        "Models measured so far, each against its PyTorch original: the same random weights, "
+        "randomized BatchNorm statistics, drawn",
         "scenes. Backbones alone carry the head `fcn32s`. Errors are",
-        "relative L2 distances to PyTorch in float64, of JAX and of PyTorch in float32, its worst of four correct runs (oneDNN on and off,",
-        "contiguous and channels_last). *Factor* is JAX's error in units of PyTorch's, or of a few roundings (2^-21) where that is less,",
-        "at the worst tensor. Each cell is the worst of the seeds. The criterion, `fcn_jax/verify/compare.py`, allows a factor of 2 for",
-        "layers and logits, 3 for gradients, and 10 after training; a tensor over its limit is compared again on other inputs, as a ReLU's",
-        "input within rounding of zero makes a correct gradient jump. Where PyTorch's own float32 runs are off by half or more there is",
-        "nothing to hold JAX against: from 50 layers on, and in the paper's FCNs with drawn weights, twenty steps on small batches are as",
+        "relative L2 distances to PyTorch in float64, of JAX and of PyTorch in float32, its worst "
+        "of four correct runs (oneDNN on and off,",
+        "contiguous and channels_last). *Factor* is JAX's error in units of PyTorch's, or of a "
+        "few roundings (2^-21) where that is less,",
+        "at the worst tensor. Each cell is the worst of the seeds. The criterion, "
+        "`fcn_jax/verify/compare.py`, allows a factor of 2 for",
+        "layers and logits, 3 for gradients, and 10 after training; a tensor over its limit is "
+        "compared again on other inputs, as a ReLU's",
+        "input within rounding of zero makes a correct gradient jump. Where PyTorch's own float32 "
+        "runs are off by half or more there is",
+        "nothing to hold JAX against: from 50 layers on, and in the paper's FCNs with drawn "
+        "weights, twenty steps on small batches are as",
         "chaotic as that for many tensors.",
         "",
-        "Made by `python -m benchmarks.equivalence`; one model by `fcn-jax verify --model NAME --grad --train-steps 20`.",
+        "Made by `python -m benchmarks.equivalence`; one model by `fcn-jax verify --model NAME "
+        "--grad --train-steps 20`.",
         "",
         "| model | tensors | worst layer by itself, factor | logits: JAX / PyTorch | argmax agrees "
         "| gradients: JAX / PyTorch, factor | after training: JAX / PyTorch, factor | seeds |",
@@ -190,11 +178,15 @@ def page(results: list[dict[str, Any]]) -> str:
         trained = f"training, after step {result['train_steps']}"
         height, width = result["size"]
         lines.append(
-            f"| `{result['model']}` | {runs[0]['tensors']} | `{layer['worst']}`, {layer['factor']:.2f} "
+            f"| `{result['model']}` | {runs[0]['tensors']} | `{layer['worst']}`, "
+            f"{layer['factor']:.2f} "
             f"| {worst('logits', 'error'):.1e} / {worst('logits', 'torch_error'):.1e} "
-            f"| {min(run['argmax'] for run in runs):.4%} / {min(run['torch_argmax'] for run in runs):.4%} "
-            f"| {worst('gradients', 'error'):.1e} / {worst('gradients', 'torch_error'):.1e}, {worst('gradients', 'factor'):.2f} "
-            f"| {worst(trained, 'error'):.1e} / {worst(trained, 'torch_error'):.1e}, {worst(trained, 'factor'):.2f} "
+            f"| {min(run['argmax'] for run in runs):.4%} / "
+            f"{min(run['torch_argmax'] for run in runs):.4%} "
+            f"| {worst('gradients', 'error'):.1e} / {worst('gradients', 'torch_error'):.1e}, "
+            f"{worst('gradients', 'factor'):.2f} "
+            f"| {worst(trained, 'error'):.1e} / {worst(trained, 'torch_error'):.1e}, "
+            f"{worst(trained, 'factor'):.2f} "
             f"| {len(runs)}, {result['batch']}x{height}x{width}, {result['train_steps']} steps"
             + (f" at rate {result['train_lr']:g}" if result["model"] in TRAIN_LR else "")
             + "".join(f", {name} {value}" for name, value in result.get("options", {}).items())
@@ -224,17 +216,15 @@ def main() -> None:
     args = parser.parse_args()
     process.configure_process(trains=False)  # as `fcn-jax verify` does
     if not args.page:
-        for name in args.models or MODELS:
+        for name in args.models or all_models():
             result = measure(name, tuple(args.size), args.batch, args.train_steps, args.seeds)
             write_json(RESULTS / f"{name.replace(':', '_os')}.json", result)
     found = {
         result["model"]: result
         for result in (json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json")))
     }
-    order = [
-        *(name for name in MODELS if name in found),
-        *(name for name in found if name not in MODELS),
-    ]
+    order = [name for name in all_models() if name in found]
+    order += [name for name in found if name not in order]
     write_text(PAGE, page([found[name] for name in order]))
 
 
