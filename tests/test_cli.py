@@ -46,7 +46,7 @@ def run(data: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> P
             str(recipe),
             "--data",
             str(data),
-            "--run",
+            "--workdir",
             str(directory),
             "--set",
             "train.epochs=2",
@@ -174,7 +174,7 @@ def test_names_that_the_terminal_cannot_show_are_escaped(run: Path, tmp_path: Pa
     words = [
         sys.executable,
         "-m",
-        "fcn_jax.cli",
+        "fcn_jax",
         "predict",
         str(run),
         str(tmp_path),
@@ -197,7 +197,7 @@ def test_predict_goes_on_when_nobody_reads_its_output(run: Path, tmp_path: Path)
     words = [
         sys.executable,
         "-m",
-        "fcn_jax.cli",
+        "fcn_jax",
         "predict",
         str(run),
         str(tmp_path),
@@ -387,9 +387,9 @@ def test_weights_of_a_whole_network_start_a_training_with_another_head(
         str(recipe),
         "--data",
         str(data),
-        "--init",
+        "--weights",
         str(tmp_path / "whole.bin"),
-        "--run",
+        "--workdir",
         str(tmp_path / "run"),
     ]
     assert cli.main([*words, "--drop", "classifier", "--set", "train.epochs=1"]) == 0
@@ -501,7 +501,7 @@ def test_unknown_key_names_the_nearest(recipe: Path, tmp_path: Path, fails: Fail
     line = fails(
         "train",
         recipe,
-        "--run",
+        "--workdir",
         tmp_path / "r",
         "--set",
         "optim.learning_rate=1",
@@ -519,7 +519,7 @@ def test_unknown_backbone_or_head_names_the_nearest(
     recipe: Path, data: Path, tmp_path: Path, fails: Fails, kind: str, name: str, nearest: str
 ) -> None:
     line = fails(
-        "train", recipe, "--data", data, "--run", tmp_path / "r", "--set", f"model.{kind}={name}"
+        "train", recipe, "--data", data, "--workdir", tmp_path / "r", "--set", f"model.{kind}={name}"
     )
     assert f"Did you mean '{nearest}'" in line
     assert not (tmp_path / "r").exists(), "a recipe that does not fit leaves nothing behind"
@@ -555,7 +555,7 @@ def test_unknown_weights_are_told_with_those_there_are(
     line = fails("convert", "IMAGENET1K_V2", "--model", "resnet18", "-o", tmp_path / "o")
     assert "Did you mean 'IMAGENET1K_V1'? Available: IMAGENET1K_V1." in line
     line = fails(
-        "train", recipe, "--data", data, "--init", "IMAGENET1K_V1", "--run", tmp_path / "r"
+        "train", recipe, "--data", data, "--weights", "IMAGENET1K_V1", "--workdir", tmp_path / "r"
     )
     assert "Available: none" in line, "the tiny backbone has no published weights"
 
@@ -582,14 +582,14 @@ def test_unknown_model_to_convert_is_named(tmp_path: Path, fails: Fails) -> None
 
 def test_missing_data_folder_is_named(recipe: Path, tmp_path: Path, fails: Fails) -> None:
     assert "nowhere" in fails(
-        "train", recipe, "--data", tmp_path / "nowhere", "--run", tmp_path / "r"
+        "train", recipe, "--data", tmp_path / "nowhere", "--workdir", tmp_path / "r"
     )
-    assert "--data" in fails("train", recipe, "--run", tmp_path / "r2")
+    assert "--data" in fails("train", recipe, "--workdir", tmp_path / "r2")
 
 
 def test_a_damaged_data_set_is_refused(recipe: Path, tmp_path: Path, fails: Fails) -> None:
     def train(root: Path, number: int) -> str:
-        return fails("train", recipe, "--data", root, "--run", tmp_path / f"r{number}")
+        return fails("train", recipe, "--data", root, "--workdir", tmp_path / f"r{number}")
 
     root = scenes.write_scenes(tmp_path / "missing", train=8)
     (root / "masks" / "train" / "3.png").unlink()
@@ -671,7 +671,7 @@ def test_a_checkpoint_of_another_class_count_is_refused(
     line = fails("eval", run, "--data", root)
     assert "7" in line
     assert "8" in line
-    line = fails("train", recipe, "--data", root, "--init", run, "--run", tmp_path / "r")
+    line = fails("train", recipe, "--data", root, "--weights", run, "--workdir", tmp_path / "r")
     assert "head.final_conv.kernel" in line
     assert "--reinit" in line
 

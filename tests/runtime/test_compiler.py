@@ -35,7 +35,7 @@ def test_a_training_step_takes_less_memory_on_a_cpu_than_by_xlas_default():
     if "xla_cpu_scheduler_type" not in fcn_jax.compiler_options():
         pytest.skip("this XLA does not know the setting")
     model = fcn_jax.build_model(num_classes=3, rngs=nnx.Rngs(0))
-    state, step = train_step.make(model, lambda params: optax.sgd(0.1), Preprocess())
+    state, step = train_step.make(model, optax.sgd(0.1), Preprocess())
     batch = {
         "image": np.zeros((4, 128, 160, 3), np.uint8),
         "mask": np.zeros((4, 128, 160), np.uint8),

@@ -140,7 +140,7 @@ def test_the_checkpoint_is_written_before_the_evaluation_and_survives_its_error(
     message = str(caught.value)
     assert message.startswith(f"{broken}: ")
     assert (
-        f"Stopped after step 4: the work up to step 4 is saved; go on with: fcn-jax train --run {tmp_path / 'run'} --resume"
+        f"Stopped after step 4: the work up to step 4 is saved; go on with: fcn-jax train --workdir {tmp_path / 'run'} --resume"
         in message
     )
     assert steps(tmp_path / "run") == [4]
@@ -251,11 +251,11 @@ def test_a_setting_that_fails_when_the_step_is_traced_is_one_line_and_leaves_no_
         "model.aux_head=fcn",
         "model.aux_feature=deep",
         "data.batch_size=1",
-        "data.crop=[8,8]",
+        "data.crop_size=[8,8]",
     ]
     more = [part for setting in settings for part in ("--set", setting)]
     status = cli.main(
-        ["train", str(recipe), "--data", str(data), "--run", str(tmp_path / "run"), *more]
+        ["train", str(recipe), "--data", str(data), "--workdir", str(tmp_path / "run"), *more]
     )
     error = capsys.readouterr().err.splitlines()[-1]
     assert status == 2
@@ -263,7 +263,7 @@ def test_a_setting_that_fails_when_the_step_is_traced_is_one_line_and_leaves_no_
         "fcn-jax: error: the training step cannot be compiled with model.backbone = tiny"
     )
     assert "data.batch_size = 1" in error
-    assert "data.crop = [8, 8]" in error
+    assert "data.crop_size = [8, 8]" in error
     assert not (tmp_path / "run").exists()
 
 
@@ -308,7 +308,9 @@ def test_a_full_disk_ends_the_run_in_one_line_and_keeps_the_checkpoint_before(
 ) -> None:
     run = small_disk / "run"
     process = subprocess.Popen(
-        scenes.command(recipe, data, run, "--set", "train.samples=0", "--set", "train.epochs=400"),
+        scenes.command(
+            recipe, data, run, "--set", "train.num_visualizations=0", "--set", "train.epochs=400"
+        ),
         env=scenes.environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -514,7 +516,7 @@ def test_a_killed_input_worker_is_replaced_and_nothing_changes(
     # In a process of its own, too, whose settings of XLA are other than those of the tests.
     assert scenes.train(recipe, data, undisturbed).returncode == 0
     process = subprocess.Popen(
-        scenes.command(recipe, data, run, "--set", "data.workers=2"),
+        scenes.command(recipe, data, run, "--set", "data.num_workers=2"),
         env=scenes.environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -703,10 +705,10 @@ def test_a_finished_run_says_how_to_go_on(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     before = (undisturbed / "metrics.jsonl").read_text()
-    assert cli.main(["train", "--run", str(undisturbed), "--resume"]) == 0
+    assert cli.main(["train", "--workdir", str(undisturbed), "--resume"]) == 0
     out = capsys.readouterr().out
     assert f"{undisturbed} is finished (step {STEPS})" in out
-    assert f"--init {undisturbed} --run NEW" in out
+    assert f"--init {undisturbed} --workdir NEW" in out
     assert (undisturbed / "metrics.jsonl").read_text() == before
 
 

@@ -115,7 +115,7 @@ def test_killed_and_resumed_with_workers_is_the_same_bit_for_bit(
     finished: Path, data: Path, recipe: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "killed"
-    more = ("--set", "train.checkpoint_every_steps=3", "--set", "data.workers=1")
+    more = ("--set", "train.checkpoint_every_steps=3", "--set", "data.num_workers=1")
     process = subprocess.Popen(
         scenes.command(recipe, data, run, *more),
         env=scenes.environment(),
@@ -244,7 +244,7 @@ def test_training_starts_from_a_checkpoint(here: Trainer, finished: Path, tmp_pa
     here(
         tmp_path / "tuned",
         "train.epochs=1",
-        'optim.rules=[{match="*", lr=0.0}]',
+        'optim.param_groups=[{match="*", lr_mult=0.0}]',
         f"init.weights={json.dumps(str(start))}",
     )
     stored = checkpoint.read_arrays(tmp_path / "tuned" / "checkpoints" / "4")
@@ -260,7 +260,7 @@ def test_an_auxiliary_head_trains_is_kept_and_takes_no_part_in_predictions(
         "model.aux_head=fcn",
         "model.aux_feature=deep",
         "train.epochs=1",
-        'optim.rules=[{match="aux_head.*", lr=10}]',
+        'optim.param_groups=[{match="aux_head.*", lr_mult=10}]',
     ]
     run = here(tmp_path / "run", *settings).run
     best = checkpoint.find(run)

@@ -55,7 +55,7 @@ def program(make_model):
             predictor = Predictor(model, blocks=blocks)
             return predictor._run, (shapes(predictor._state), IMAGES, None)
         state, step = train_step.make(
-            model, lambda params: optax.sgd(0.1, momentum=0.9), Preprocess(), blocks=blocks
+            model, optax.sgd(0.1, momentum=0.9), Preprocess(), blocks=blocks
         )
         return jax.jit(step, donate_argnums=0), (shapes(state), {"image": IMAGES, "mask": MASKS})
 

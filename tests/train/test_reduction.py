@@ -26,7 +26,7 @@ from fcn_jax.train import step as train_step
 
 mesh = sharding.data_mesh(4)
 model = fcn_jax.build_model("resnet18", "fcn32s", 5, dtype="bfloat16", rngs=nnx.Rngs(0))
-state, step = train_step.make(model, lambda params: optax.sgd(0.1), Preprocess(), blocks=sys.argv[1] == "tpu")
+state, step = train_step.make(model, optax.sgd(0.1), Preprocess(), blocks=sys.argv[1] == "tpu")
 batch = {"image": np.zeros((4, 64, 64, 3), np.uint8), "mask": np.zeros((4, 64, 64), np.uint8)}
 state, batch = jax.device_put(state, sharding.on_every_device(mesh)), jax.device_put(batch, sharding.over_batch(mesh))
 jax.jit(step).lower(state, batch).compile()

@@ -34,9 +34,7 @@ def make(dropout=0.0, rate=RATE, dtype="float32"):
         ModelSpec("tiny", "fcn32s", 2, {"width": 6, "dropout": dropout}, dtype=dtype),
         rngs=nnx.Rngs(0),
     )
-    return model, *train_step.make(
-        model, lambda params: optax.sgd(rate, momentum=0.9), Preprocess()
-    )
+    return model, *train_step.make(model, optax.sgd(rate, momentum=0.9), Preprocess())
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +96,7 @@ def test_the_auxiliary_heads_loss_is_added_by_its_weight(tiny_plugin):
     model.train()
 
     def losses(aux_weight):
-        state, step = train_step.make(
-            model, lambda params: optax.sgd(RATE), Preprocess(), aux_weight=aux_weight
-        )
+        state, step = train_step.make(model, optax.sgd(RATE), Preprocess(), aux_weight=aux_weight)
         stepped, metrics = jax.jit(step)(state, BATCH)
         moved = np.abs(
             np.asarray(
@@ -119,9 +115,7 @@ def test_the_auxiliary_heads_loss_is_added_by_its_weight(tiny_plugin):
 
 
 def stepped(model, **settings):
-    state, step = train_step.make(
-        model, lambda params: optax.sgd(RATE, momentum=0.9), Preprocess(), **settings
-    )
+    state, step = train_step.make(model, optax.sgd(RATE, momentum=0.9), Preprocess(), **settings)
     return jax.jit(step)(state, BATCH)
 
 
@@ -135,9 +129,7 @@ def test_computing_activations_again_changes_nothing_and_keeps_less(made):
     )
 
     def saved(**settings):
-        state, step = train_step.make(
-            model, lambda params: optax.sgd(RATE), Preprocess(), **settings
-        )
+        state, step = train_step.make(model, optax.sgd(RATE), Preprocess(), **settings)
         return str(jax.make_jaxpr(step)(state, BATCH))
 
     assert "remat" in saved(remat=True)
@@ -177,9 +169,7 @@ def test_on_cpus_alone_blocks_are_looped_unless_told_otherwise(tiny_plugin, monk
     model.backbone = Deepened(model.backbone, 6)
 
     def loops(**settings):
-        state, step = train_step.make(
-            model, lambda params: optax.sgd(RATE), Preprocess(), **settings
-        )
+        state, step = train_step.make(model, optax.sgd(RATE), Preprocess(), **settings)
         return f"length={LEAST}" in str(jax.make_jaxpr(step)(state, BATCH))
 
     assert loops()
@@ -202,7 +192,7 @@ def test_micro_steps_give_the_whole_batchs_loss_and_gradient_where_no_normalisat
     for accumulate_steps in (1, 2, 4):
         state, step = train_step.make(
             _WithoutStatistics(model),
-            lambda params: optax.sgd(RATE),
+            optax.sgd(RATE),
             Preprocess(),
             accumulate_steps=accumulate_steps,
         )
