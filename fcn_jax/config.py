@@ -1,4 +1,4 @@
-"""The settings of a training run: typed, frozen, with defaults. One error names all that is wrong."""
+"""The settings of a training run: typed, immutable, with defaults."""
 
 from __future__ import annotations
 

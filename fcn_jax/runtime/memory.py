@@ -42,7 +42,9 @@ def tune_malloc() -> bool:
 
 
 def disable_async_dispatch() -> None:
-    """Make JAX on CPUs free a program's memory before its call returns. Call it before JAX computes.
+    """Make JAX on CPUs free a program's memory before its call returns.
+
+    Call it before JAX computes anything.
 
     By default JAX computes in another thread, which frees that memory shortly after the results are
     ready. The next call may then have allocated as much again, half a gigabyte in training.

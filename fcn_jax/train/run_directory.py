@@ -18,10 +18,10 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 _FILES = ("config.json", "versions.json", "metrics.jsonl")
-_ANOTHER = "name another directory with --workdir"
 _FOLDERS = ("checkpoints", "samples", "nonfinite")
 _LEFTOVER = re.compile(r"\.(config|versions|metrics)\.[0-9a-f]{8}\.jsonl?")
 """Temporary files of `fcn_jax.runtime.atomic` that a killed process left."""
+_ANOTHER = "name another directory with --workdir"
 
 
 class RunDirectory:
@@ -143,7 +143,8 @@ class RunDirectory:
         except BlockingIOError:
             os.close(lock)
             raise ConfigError(
-                f"{self._path}: another process trains in this directory; wait for it, or {_ANOTHER}"
+                f"{self._path}: another process trains in this directory; "
+                f"wait for it, or {_ANOTHER}"
             ) from None
         except OSError:  # a file system without locks, such as NFS
             os.close(lock)
