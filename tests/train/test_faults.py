@@ -692,7 +692,7 @@ def test_more_epochs_match_a_longer_run_if_the_schedule_is_constant(
     assert_equal(tmp_path / "run", tmp_path / "long")
     with pytest.raises(
         ConfigError,
-        match=r"train\.epochs cannot change from 3 to 5.*'poly'.*--weights .* --set train\.epochs=5",
+        match=r"train\.epochs cannot change from 3 to 5.*'poly'.*--weights .*train\.epochs=5",
     ):
         here(undisturbed, "train.epochs=5", resume=True)
 
