@@ -5,13 +5,23 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Mapping
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_serializer,
+)
 
 from fcn_jax.errors import ConfigError, PluginError, did_you_mean, listing
 from fcn_jax.plugins import registry
+from fcn_jax.plugins.api import ModelSpec
 from fcn_jax.runtime import json_text
 
 
@@ -50,32 +60,6 @@ AnyPath = Annotated[str, BeforeValidator(_path)]
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class ModelConfig(_Section):
-    """The model. The number of classes comes from the dataset."""
-
-    backbone: str = Field("resnet18", description="Registered backbone: NAME or DISTRIBUTION:NAME.")
-    head: str = Field("fcn32s", description="Registered head: NAME or DISTRIBUTION:NAME.")
-    backbone_options: dict[str, Any] = Field({}, description="Options of the backbone.")
-    head_options: dict[str, Any] = Field({}, description="Options of the head.")
-    output_stride: Count | None = Field(
-        None,
-        description="Stride of the deepest feature, in pixels. The backbone's default if not set.",
-    )
-    dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="Type to compute in. Parameters are float32 in both."
-    )
-    aux_head: str | None = Field(
-        None,
-        description="Registered head on a shallower feature, whose loss is added in training. "
-        "None if not set.",
-    )
-    aux_head_options: dict[str, Any] = Field({}, description="Options of the auxiliary head.")
-    aux_feature: str | None = Field(
-        None,
-        description="Deepest feature that the auxiliary head sees. The last but one if not set.",
-    )
 
 
 class InitConfig(_Section):
@@ -221,14 +205,24 @@ class TrainConfig(_Section):
     )
 
 
+def _without_num_classes(table: Any) -> Any:
+    if isinstance(table, Mapping) and "num_classes" in table:
+        raise ValueError("leave out num_classes, which comes from the dataset")
+    return table
+
+
 class Config(_Section):
     """All settings of a training run."""
 
-    model: ModelConfig = ModelConfig()
+    model: Annotated[ModelSpec, BeforeValidator(_without_num_classes)] = ModelSpec()
     init: InitConfig = InitConfig()
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
+
+    @field_serializer("model")
+    def _model_table(self, model: ModelSpec) -> dict[str, Any]:
+        return {key: value for key, value in asdict(model).items() if key != "num_classes"}
 
     def to_json(self) -> str:
         """Return all settings, defaults included, as JSON."""
@@ -294,7 +288,7 @@ def with_own_plugins(table: Mapping[str, Any], *, only_missing: bool = False) ->
         values = result.get(section, {})
         if not isinstance(values, Mapping) or (only_missing and key in values):
             continue
-        name = values.get(key, Config.model_fields[section].default.model_dump()[key])
+        name = values.get(key, getattr(getattr(Config(), section), key))
         if isinstance(name, str):
             own = registry.default().own_name(kind, name, registry.OWN_DISTRIBUTION)
             if own != name:
@@ -346,10 +340,10 @@ def _explain(problem: Any) -> str:
     kind = problem["type"]
     if kind == "missing":
         return f"{location} is missing"
-    if kind == "extra_forbidden":
+    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
         return _unknown(problem["loc"])
     wrong = f"{location} is {_short(problem['input'])}"
-    if kind in ("model_type", "dict_type"):
+    if kind in ("model_type", "dataclass_type", "mapping_type", "dict_type"):
         return f"{wrong}: expected a table, such as [{location}]"
     if kind == "tuple_type":
         return f"{wrong}: expected a list in brackets{_such_as(problem['loc'])}"
@@ -362,14 +356,17 @@ def _unknown(location: tuple[Any, ...]) -> str:
     """Say which key was meant: one of this name in another section, or a similar one here."""
     *parents, key = map(str, location)
     said = f"unknown key '{'.'.join((*parents, key))}'."
-    sections = {
-        name: getattr(field.annotation, "model_fields", {})
-        for name, field in Config.model_fields.items()
-    }
-    elsewhere = [f"'{name}.{key}'" for name, keys in sections.items() if key in keys]
+    sections = {name: keys(field.annotation) for name, field in Config.model_fields.items()}
+    elsewhere = [f"'{name}.{key}'" for name, known in sections.items() if key in known]
     if elsewhere:
         return f"{said} Did you mean {' or '.join(elsewhere)}?"
-    known: Any = Config.model_fields
-    if parents:
-        known = ParamGroup.model_fields if "param_groups" in parents else sections[parents[0]]
-    return f"{said} {did_you_mean(key, known)}"
+    if not parents:
+        return f"{said} {did_you_mean(key, sections)}"
+    return f"{said} {did_you_mean(key, keys(ParamGroup) if parents[1:] else sections[parents[0]])}"
+
+
+def keys(section: Any) -> list[str]:
+    """Return the names of the settings of a section's class."""
+    if section is ModelSpec:
+        return [field.name for field in fields(ModelSpec) if field.name != "num_classes"]
+    return list(section.model_fields)

@@ -236,7 +236,7 @@ def test_eval_json_is_one_object_and_notes_go_to_stderr(
     outcome = json.loads(captured.out, parse_constant=refused)
     assert (outcome["miou"], outcome["classes_scored"], outcome["classes"]) == (None, 0, 7)
     assert outcome["notes"] == [
-        f"no pixel has a class: all {3 * 64 * 64} are void, so there are no scores"
+        f"no pixel has a class: all {3 * 64 * 64} are ignored (label 255), so there are no scores"
     ]
     assert captured.err.splitlines()[-1] == f"note: {outcome['notes'][0]}"
     assert "Available" in fails("eval", run, "--split", "vel")

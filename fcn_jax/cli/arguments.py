@@ -48,6 +48,12 @@ def add_trained(parser: Any) -> None:
         help="Stored values that mean black and white in images with more than 8 bits "
         "(default: as in training).",
     )
+    parser.add_argument(
+        "--exact-sizes",
+        action="store_true",
+        help="Compile a program for each image size. By default, images of many different sizes "
+        "are padded to share programs.",
+    )
 
 
 def add_model(parser: Any, head: str) -> None:

@@ -14,9 +14,7 @@ from fcn_jax.errors import ConfigError
 
 def add_commands(commands: Commands) -> None:
     """Add the commands."""
-    evaluate = commands.add(
-        "eval", "Score a trained model on a split, each image at its own size.", _eval
-    )
+    evaluate = commands.add("eval", "Score a trained model on all whole images of a split.", _eval)
     add_trained(evaluate)
     evaluate.add_argument(
         "--data", metavar="DIR", help="Folder of the dataset (default: that of the run)."
@@ -55,7 +53,6 @@ def add_commands(commands: Commands) -> None:
 
 def _eval(args: argparse.Namespace) -> int:
     from fcn_jax.eval.evaluate import evaluate_checkpoint
-    from fcn_jax.eval.table import scores_table
     from fcn_jax.runtime import json_text
 
     outcome = evaluate_checkpoint(
@@ -64,13 +61,14 @@ def _eval(args: argparse.Namespace) -> int:
         data=args.data,
         split=args.split,
         value_range=_value_range(args),
+        exact_sizes=args.exact_sizes,
     )
     if args.json:
         for note in outcome.notes:
             print(f"note: {note}", file=sys.stderr)
         _print(json_text.dumps(outcome.to_dict()))
     else:
-        _print(scores_table(outcome))
+        _print(str(outcome))
     return 0
 
 
@@ -83,6 +81,7 @@ def _predict(args: argparse.Namespace) -> int:
         args.output,
         overwrite=args.overwrite,
         value_range=_value_range(args),
+        exact_sizes=args.exact_sizes,
         say=lambda line: print(f"note: {line}", file=sys.stderr),
     ):
         _print(f"{mask} {overlay}")

@@ -96,7 +96,7 @@ def _list(args: argparse.Namespace) -> int:
             state = f"  BROKEN: {'; '.join(problems)}"
         where = f"{entry.distribution} {entry.version}"
         print(f"{entry.kind:<10} {entry.name:<{width}}  {where}{state}")
-    for where, problem in registry.unreadable().items():
+    for where, problem in registry.faults().items():
         broken += 1
         print(f"{where}  BROKEN: {problem}")
     return 1 if args.check and broken else 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,27 +25,41 @@ def settings_reference() -> str:
     """Return a Markdown table for each section: key, type, default and meaning of its settings."""
     from fcn_jax.config import Config
 
-    schema = Config.model_json_schema()
+    schema, defaults = Config.model_json_schema(), Config().model_dump(mode="json")
     definitions = schema["$defs"]
     lines: list[str] = []
     for section, field in schema["properties"].items():
         table = _resolved(field, definitions)
-        lines += [f"## {section}", "", table["description"], ""]
+        summary, _, attributes = table["description"].partition("\n\nAttributes:\n")
+        # A dataclass describes its fields in its docstring.
+        for name, text in re.findall(r"^ {4}(\w+): ((?:.|\n {8})*)", attributes, re.MULTILINE):
+            table["properties"][name]["description"] = re.sub(r"\s+", " ", _capitalized(text))
+        lines += [f"## {section}", "", summary, ""]
         lines += ["| setting | type | default | meaning |", "| --- | --- | --- | --- |"]
-        lines += [*_rows(section, table, definitions), ""]
+        lines += [*_rows(section, table, defaults[section], definitions), ""]
     return "\n".join(lines[:-1]) + "\n"
 
 
-def _rows(prefix: str, table: Any, definitions: Any) -> Iterator[str]:
-    for name, field in table["properties"].items():
-        key, default = f"{prefix}.{name}", field.get("default", "required")
-        shown = {None: "not set", "": "empty", "required": "required"}.get(
-            default if isinstance(default, str | None) else 0, f"`{json.dumps(default)}`"
-        )
-        cells = (f"`{key}`", _type(field, definitions), shown, field.get("description", ""))
+def _capitalized(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _rows(prefix: str, table: Any, defaults: Any, definitions: Any) -> Iterator[str]:
+    for name, default in defaults.items():
+        key, field = f"{prefix}.{name}", table["properties"][name]
+        if default in (None, "", _REQUIRED):
+            shown = {None: "not set", "": "empty"}.get(default, _REQUIRED)
+        else:
+            shown = f"`{json.dumps(default)}`"
+        cells = (f"`{key}`", _type(field, definitions), shown, field["description"])
         yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
-        if (items := _resolved(field.get("items", {}), definitions)).get("properties"):
-            yield from _rows(f"{key}[]", items, definitions)
+        items = _resolved(field.get("items", {}), definitions)
+        if inner := items.get("properties"):
+            inner_defaults = {k: v.get("default", _REQUIRED) for k, v in inner.items()}
+            yield from _rows(f"{key}[]", items, inner_defaults, definitions)
+
+
+_REQUIRED = "required"
 
 
 def _resolved(field: Any, definitions: Any) -> Any:

@@ -18,7 +18,7 @@ def add_commands(commands: Commands) -> None:
         _verify,
     )
     add_model(parser, head="fcn32s")
-    add_options(parser, "backbone", "head")
+    add_options(parser, "backbone", "head", "aux-head")
     parser.add_argument(
         "--weights",
         metavar="FILE|NAME",
@@ -91,6 +91,7 @@ def _verify(args: argparse.Namespace) -> int:
                 output_stride=args.output_stride,
                 backbone_options=override({}, args.backbone_option, "--backbone-option"),
                 head_options=override({}, args.head_option, "--head-option"),
+                aux_head_options=override({}, args.aux_head_option, "--aux-head-option"),
                 sizes=args.size or [(320, 480)],
                 batch=args.batch,
                 dtype=args.dtype,

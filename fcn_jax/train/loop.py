@@ -18,15 +18,16 @@ from fcn_jax import checkpoint
 from fcn_jax.config import Config
 from fcn_jax.convert.initial import load_initial
 from fcn_jax.data import value_range
-from fcn_jax.data.pipeline import eval_examples, steps_per_epoch, train_batches
+from fcn_jax.data.pipeline import steps_per_epoch, train_batches
 from fcn_jax.data.splits import Splits, open_splits
 from fcn_jax.data.transforms import Augment
 from fcn_jax.errors import WriteError
 from fcn_jax.eval import draw
+from fcn_jax.eval.evaluate import choose_multiple, evaluate
 from fcn_jax.eval.metrics import ConfusionMatrix, Scores
-from fcn_jax.eval.predictor import Predictor, evaluate
-from fcn_jax.models.segmenter import ModelSpec, build
-from fcn_jax.models.segmenter import describe as describe_model
+from fcn_jax.eval.predictor import Predictor
+from fcn_jax.models.build import build
+from fcn_jax.models.spec import resolve
 from fcn_jax.plugins import registry
 from fcn_jax.plugins.api import Source
 from fcn_jax.runtime import atomic, versions
@@ -118,9 +119,8 @@ def _train(
     everywhere, batch_sharding = sharding.on_every_device(mesh), sharding.over_batch(mesh)
 
     # ----------------------------------------------------------------------------------------- data
-    parts = ModelSpec(**config.model.model_dump())
     # Unknown names are rejected here, because preparing the data may take a while.
-    preprocess = describe_model(parts).backbone.preprocess
+    preprocess = resolve(config.model).preprocess
     earlier = checkpoint.latest_spec(run) if resume else None
     opened = _open_data(config, earlier[1] if earlier else None)
     train_source = opened.sources[config.data.train_split]
@@ -153,7 +153,7 @@ def _train(
             return Result(run, earlier[0], None, None, earlier[0], was_finished=True)
 
     # ---------------------------------------------------------------------------------------- model
-    model_spec = dataclasses.replace(parts, num_classes=len(train_source.classes))
+    model_spec = dataclasses.replace(config.model, num_classes=len(train_source.classes))
     with settings_at_fault("the model cannot be built", config):
         model = build(model_spec, rngs=nnx.Rngs(config.train.seed))
     weights, init = None, config.init
@@ -258,11 +258,14 @@ def _train(
     def evaluate_now() -> None:
         nonlocal predictor, scores
         number, began = reached.number, time.perf_counter()
-        state = reached.state
-        model = nnx.merge(graphdef, state.params, state.batch_stats, random_keys)
+        values = reached.state.params, reached.state.batch_stats
         if predictor is None:
-            predictor = Predictor(model, val_source.classes)
-        predictor.update(model)
+            multiple, note = choose_multiple(val_source)
+            if note:
+                progress.say(f"val: {note}")
+            model = nnx.merge(graphdef, *values, random_keys)
+            predictor = Predictor(model, val_source.classes, pad_to_multiple=multiple)
+        predictor.update(*values)
         found = _evaluate(predictor, val_source, samples.of_step(run, number), config, stop)
         if found is None:
             return
@@ -408,11 +411,11 @@ def _evaluate(
 ) -> Scores | None:
     """Score a split, each image at its own size, and draw the first ones; None if stopped."""
     matrix = ConfusionMatrix(len(source.classes))
-    with contextlib.closing(eval_examples(source, workers=config.data.num_workers)) as examples:
-        for index, seen in enumerate(evaluate(predictor, examples, matrix)):
+    workers = config.data.num_workers
+    with contextlib.closing(evaluate(predictor, source, matrix, workers=workers)) as seen:
+        for index, (example, mask) in enumerate(seen):
             if index < config.train.num_visualizations:
-                example = seen.example
-                picture = draw.panel(example.image, example.mask, seen.prediction, source.classes)
+                picture = draw.panel(example.image, example.mask, mask, source.classes)
                 write(example.id, picture)
             if stop.signal:
                 return None

@@ -13,8 +13,7 @@ from flax import nnx
 
 from fcn_jax.models.preprocess import normalize
 from fcn_jax.models.segmenter import Segmenter
-from fcn_jax.nn._batch_norm import MOMENTS
-from fcn_jax.nn._conv import CONV_OUTPUT, WIDENED
+from fcn_jax.nn import REMAT_NAMES
 from fcn_jax.plugins.api import IGNORE_INDEX, Preprocess
 from fcn_jax.runtime.compiler import prefers_blocks
 from fcn_jax.train.losses import segmentation_loss
@@ -93,13 +92,12 @@ def make(
         # Without the copy, updating the statistics under value_and_grad is a trace-level error.
         network = nnx.merge(graphdef, params, batch_stats, keys, copy=True)
         images = normalize(batch["image"], preprocess)
-        outputs = network.outputs_in_blocks(images) if subpixel else network.outputs(images)
+        outputs = network.subpixel_outputs(images) if subpixel else network.outputs(images)
         loss = segmentation_loss(outputs, batch["mask"], aux_weight, count=count)
         return loss, nnx.state(network, nnx.BatchStat)
 
     if remat:
-        names = (CONV_OUTPUT, WIDENED, MOMENTS)
-        policy = jax.checkpoint_policies.save_only_these_names(*names)
+        policy = jax.checkpoint_policies.save_only_these_names(*REMAT_NAMES)
         loss_of = jax.checkpoint(loss_of, policy=policy)
     gradient = jax.value_and_grad(loss_of, has_aux=True)
 

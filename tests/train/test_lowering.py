@@ -10,9 +10,9 @@ import optax
 import pytest
 
 import fcn_jax
-from fcn_jax import nn
 from fcn_jax.api import Preprocess
 from fcn_jax.eval.predictor import Predictor
+from fcn_jax.nn._conv_norm_act import folding
 from fcn_jax.runtime.compiler import prefers_blocks
 from fcn_jax.train import step as train_step
 from fcn_jax.train.losses import cross_entropy
@@ -69,7 +69,7 @@ def lowered(program):
     @functools.cache
     def lower(name, platform):
         function, arguments = program(name, "bfloat16", platform)
-        with nn.folding(platform in FOLDED):
+        with folding(platform in FOLDED):
             return function.trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
 
     return lower
@@ -81,7 +81,7 @@ def lowered(program):
 @pytest.mark.parametrize("name", ["training", "mask"])
 def test_exports_training_and_prediction_for_absent_devices(program, name, dtype, platform):
     function, arguments = program(name, dtype, platform)
-    with nn.folding(platform in FOLDED):
+    with folding(platform in FOLDED):
         exported = jax.export.export(function, platforms=(platform,))(*arguments)
     assert exported.platforms == (platform,)
     assert "stablehlo.convolution" in exported.mlir_module()

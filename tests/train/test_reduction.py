@@ -83,7 +83,7 @@ def split(tmp_path):
 def test_devices_sum_gradients_in_float32_and_exchange_nothing_larger(split, platform):
     found, parameters = split(platform)
     assert {kind for kind, _, _ in found} == {"all-reduce"}, "activations stay where they are"
-    # On CPUs `nn.materialize` looks at one number of each block.
+    # On CPUs `fusion_barrier` looks at one number of each block.
     assert {dtype for _, dtype, elements in found if elements > 1} == {"f32"}
     total = sum(elements for _, dtype, elements in found if dtype == "f32")
     # The gradients of all parameters, and the statistics of batch normalization, which are a few

@@ -54,7 +54,7 @@ def test_steps_lower_the_loss_and_update_the_statistics(made):
         losses.append(float(metrics["loss"]))
     assert losses[-1] < 0.6 * losses[0]
     assert int(state.step) == 30
-    statistics = state.batch_stats["backbone"]["bn1"]
+    statistics = state.batch_stats["backbone"]["conv1"]["bn"]
     assert int(statistics["num_batches_tracked"][...]) == 30
     assert np.asarray(statistics["mean"][...]).any()
 
@@ -181,9 +181,9 @@ class _WithoutStatistics(nnx.Module):
 def test_accumulated_steps_update_the_statistics_once_per_part(tiny_plugin):
     model, *_ = make(dropout=0.5)
     state, _ = stepped(model, accumulate_steps=2)
-    assert int(state.batch_stats["backbone"]["bn1"]["num_batches_tracked"][...]) == 2
+    assert int(state.batch_stats["backbone"]["conv1"]["bn"]["num_batches_tracked"][...]) == 2
     whole, _ = stepped(model)
-    assert int(whole.batch_stats["backbone"]["bn1"]["num_batches_tracked"][...]) == 1
+    assert int(whole.batch_stats["backbone"]["conv1"]["bn"]["num_batches_tracked"][...]) == 1
 
 
 def test_a_batch_of_ignored_pixels_changes_no_parameter(made):
