@@ -420,7 +420,7 @@ def test_convert_makes_a_backbone_that_starts_a_training(
     subprocess.run(
         words, check=True, capture_output=True, env={**os.environ, "JAX_PLATFORMS": "cpu"}
     )
-    assert "train --init" in fails("predict", target, data / "images" / "val")
+    assert "train --weights" in fails("predict", target, data / "images" / "val")
     other = build_model(num_classes=7, rngs=nnx.Rngs(2))
     from fcn_jax.convert.load import init_from
 
