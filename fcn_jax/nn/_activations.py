@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 
-def gelu(x: jax.Array, approximate: Literal["none", "tanh"] = "none") -> jax.Array:
+def gelu(x: Float[Array, "*S"], approximate: str = "none") -> Float[Array, "*S"]:
     """Gaussian error linear unit, computed in float32; `torch.nn.functional.gelu`.
 
     Hendrycks and Gimpel 2016, arXiv:1606.08415. `jax.nn.gelu` has "tanh" as its default.
@@ -19,6 +18,9 @@ def gelu(x: jax.Array, approximate: Literal["none", "tanh"] = "none") -> jax.Arr
 
     Returns:
         f[...] in the dtype of `x`.
+
+    Raises:
+        ValueError: another value of `approximate`.
     """
     if approximate not in ("none", "tanh"):
         raise ValueError(f"approximate is '{approximate}'; it must be 'none' or 'tanh'")

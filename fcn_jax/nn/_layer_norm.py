@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
+from jaxtyping import Array, Float
 
 from fcn_jax.nn._initializers import on_device
 
@@ -16,8 +16,8 @@ from fcn_jax.nn._initializers import on_device
 class LayerNorm(nnx.Module):
     """Layer normalization over the last axis; `torch.nn.LayerNorm(channels)`.
 
-    Ba et al. 2016, arXiv:1607.06450. In NHWC it is also the "LayerNorm2d" of ConvNeXt. Everything is
-    computed in float32, the gradients of the parameters too.
+    Ba et al. 2016, arXiv:1607.06450. In NHWC it is also the "LayerNorm2d" of ConvNeXt. Result and
+    gradients are computed in float32.
 
     Attributes:
         scale: f[C], in `param_dtype`; PyTorch's `weight`.
@@ -37,7 +37,7 @@ class LayerNorm(nnx.Module):
         self.bias = nnx.Param(on_device(np.zeros(channels), param_dtype))
         self.eps, self.dtype = eps, dtype
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "*N C"]) -> Float[Array, "*N C"]:
         """f[..., C] -> `dtype`[..., C]."""
         wide = x.astype(jnp.float32)
         centered = wide - wide.mean(-1, keepdims=True)
@@ -68,6 +68,6 @@ class LayerScale(nnx.Module):
         self.scale = nnx.Param(on_device(np.full(channels, init_value), param_dtype))
         self.dtype = dtype
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "*N C"]) -> Float[Array, "*N C"]:
         """f[..., C] -> `dtype`[..., C]."""
         return (x.astype(jnp.float32) * self.scale[...].astype(jnp.float32)).astype(self.dtype)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from fcn_jax.nn._bias import add_bias
 from fcn_jax.nn._initializers import Initializer, torch_default
@@ -46,7 +46,7 @@ class Linear(nnx.Module):
         )
         self.dtype = dtype
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "*N I"]) -> Float[Array, "*N O"]:
         """f[..., I] -> `dtype`[..., O]."""
         y = product(x.astype(self.dtype), self.kernel[...])
         return y if self.bias is None else add_bias(y, self.bias[...])

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, Float
 
 
 def upsample(
-    x: jax.Array, factor: int, mode: Literal["bilinear", "nearest"] = "bilinear"
-) -> jax.Array:
+    x: Float[Array, "N H W C"], factor: int, mode: str = "bilinear"
+) -> Float[Array, "N h w C"]:
     """Enlarge images by a factor; `torch.nn.functional.interpolate(scale_factor=factor)`.
 
     Args:
@@ -36,8 +35,8 @@ def upsample(
 
 
 def resize_bilinear(
-    x: jax.Array, size: tuple[int, int], *, align_corners: bool = False
-) -> jax.Array:
+    x: Float[Array, "N H W C"], size: tuple[int, int], *, align_corners: bool = False
+) -> Float[Array, "N {size[0]} {size[1]} C"]:
     """Resize images bilinearly; `torch.nn.functional.interpolate(mode="bilinear")`.
 
     Each pixel is a weighted mean of the four around it, also when the image shrinks: there is no
