@@ -139,9 +139,7 @@ def _parser() -> argparse.ArgumentParser:
         help="change a setting, such as optim.lr=0.01",
     )
 
-    evaluate = command(
-        "eval", _eval, "Score a trained network on all whole images of a split."
-    )
+    evaluate = command("eval", _eval, "Score a trained network on all whole images of a split.")
     evaluate.add_argument(
         "checkpoint", metavar="RUN|CHECKPOINT", help="a run (its best checkpoint) or one checkpoint"
     )
@@ -593,7 +591,7 @@ def _convert(args: argparse.Namespace) -> int:
 
     if args.to_torch:
         print(
-            f"{args.output}: {export_file(args.source, args.output, names=args.names or 'torchvision')}"
+            f"{args.output}: {export_file(args.source, args.output, key_format=args.names or 'torchvision')}"
         )
     else:
         record = convert_file(
@@ -616,13 +614,13 @@ def _convert(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
+    from fcn_jax.runtime.progress import Progress
     from fcn_jax.verify import html, verify_model
-    from fcn_jax.verify.progress import bar
 
     for path in args.report:
         html.check_path(path)
     try:
-        with bar(f"verify {args.model}") as progress:
+        with Progress(f"verify {args.model}") as progress:
             report = verify_model(
                 args.model,
                 weights=args.weights,
@@ -638,7 +636,7 @@ def _verify(args: argparse.Namespace) -> int:
                 train_steps=args.train_steps,
                 train_lr=args.train_lr,
                 seed=args.seed,
-                progress=progress,
+                progress=lambda done, total, what: progress.update(done, max(done, total), what),
             )
     except FcnJaxError:
         raise

@@ -100,7 +100,8 @@ def open_tensors(path: Path) -> dict[str, np.ndarray]:
 def _parts() -> tuple[Any, Any]:
     from flax import nnx
 
-    from fcn_jax.models.segmenter import ModelSpec, build
+    from fcn_jax.api import ModelSpec
+    from fcn_jax.models.build import build
 
     return nnx.split(build(ModelSpec(num_classes=len(CLASSES), **TINY), rngs=nnx.Rngs(0)))
 

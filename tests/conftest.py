@@ -96,7 +96,7 @@ def abstract_model() -> Callable[..., Any]:
     def make(num_classes: int, *, dtype: str = "float32") -> Any:
         from flax import nnx
 
-        from fcn_jax.models.segmenter import build_model
+        from fcn_jax.models.build import build_model
 
         key = num_classes, dtype
         if key not in known:

@@ -15,7 +15,6 @@ from fcn_jax import checkpoint
 from fcn_jax.config import Config, read_run
 from fcn_jax.data import value_range as ranges
 from fcn_jax.data.pipeline import eval_examples
-from fcn_jax.data.progress import PassProgress
 from fcn_jax.data.splits import open_splits
 from fcn_jax.data.value_range import Range
 from fcn_jax.errors import CheckpointError, ConfigError, DataError, listing
@@ -24,6 +23,7 @@ from fcn_jax.eval.metrics import ConfusionMatrix, Scores
 from fcn_jax.eval.predictor import Predictor
 from fcn_jax.plugins import registry
 from fcn_jax.plugins.api import Classes, Example, Source
+from fcn_jax.runtime.progress import Progress
 
 
 def evaluate(
@@ -49,11 +49,11 @@ def evaluate(
 
 def choose_multiple(source: Source, *, exact: bool = False) -> tuple[int, str]:
     """Decide whether a source's images are padded; see `fcn_jax.eval.padding.choose_multiple`."""
-    with PassProgress("reading image sizes", len(source)) as progress:
+    with Progress("reading image sizes", len(source)) as progress:
         return padding.choose_multiple(
             (source[index].image for index in range(len(source))),
             exact=exact,
-            progress=lambda done: progress.show(done, len(source)),
+            progress=progress.update,
         )
 
 

@@ -23,12 +23,12 @@ from fcn_jax import checkpoint as checkpoints
 from fcn_jax.data import value_range as ranges
 from fcn_jax.data.decode import read_image
 from fcn_jax.data.directory import IMAGE_SUFFIXES
-from fcn_jax.data.progress import PassProgress
 from fcn_jax.data.value_range import Assumed, Range
 from fcn_jax.errors import DataError, WriteError, listing
 from fcn_jax.eval import draw, padding
 from fcn_jax.eval.predictor import Predictor
 from fcn_jax.runtime import destination
+from fcn_jax.runtime.progress import Progress
 
 _OTHER_PICTURES = re.compile(
     r"\.(arw|avif|cr2|cr3|dng|exr|gif|hdr|heic|heif|jfif|jp2|nef|npy|pgm|ppm|psd|raf|svg|tga) file"
@@ -94,8 +94,8 @@ def predict_files(
     predictor = Predictor.from_checkpoint(directory, pad_to_multiple=multiple)
     scaling = value_range or ranges.from_json(checkpoints.read_spec(directory).value_range)
     if scaling is None:
-        with PassProgress("reading bit depths", len(targets)) as progress:
-            scaling = ranges.assumed(targets, progress=progress.show, skip_faulty=True)
+        with Progress("reading bit depths", len(targets)) as progress:
+            scaling = ranges.assumed(targets, progress=progress.update, skip_faulty=True)
         if scaling.note:
             say(f"{scaling.note}; --value-range LOW HIGH sets another range")
     return _predict_each(predictor, targets, inputs, overwrite, scaling)

@@ -14,7 +14,8 @@ from fcn_jax.errors import ConfigError
 from fcn_jax.eval import padding
 from fcn_jax.eval.draw import generic_classes
 from fcn_jax.models.preprocess import normalize
-from fcn_jax.models.segmenter import Segmenter, describe
+from fcn_jax.models.segmenter import Segmenter
+from fcn_jax.models.spec import resolve
 from fcn_jax.nn._subpixel import SubpixelLogits
 from fcn_jax.plugins.api import IGNORE_INDEX, Classes, Preprocess
 from fcn_jax.runtime.compiler import compiler_options, prefers_blocks
@@ -60,7 +61,7 @@ class Predictor:
         if pad_to_multiple < 1:
             raise ConfigError(f"pad_to_multiple is {pad_to_multiple}; it must be at least 1")
         model.eval()
-        preprocess = describe(model.spec).backbone.preprocess
+        preprocess = resolve(model.spec).preprocess
         in_blocks = prefers_blocks() if blocks is None else blocks
         self.num_classes = model.spec.num_classes
         self.classes = classes or generic_classes(self.num_classes)
@@ -118,7 +119,7 @@ def _argmax(
     blocks: bool,
 ) -> jax.Array:
     network, x = nnx.merge(graphdef, state), normalize(images, preprocess)
-    logits = network.in_blocks(x) if blocks else network(x)
+    logits = network.subpixel_outputs(x)["out"] if blocks else network(x)
     if isinstance(logits, SubpixelLogits):
         return logits.gather(jnp.argmax(logits.values, SubpixelLogits.CLASS_AXIS).astype(jnp.uint8))
     return jnp.argmax(logits, -1).astype(jnp.uint8)

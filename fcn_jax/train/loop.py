@@ -16,7 +16,7 @@ from flax import nnx
 
 from fcn_jax import checkpoint
 from fcn_jax.config import Config
-from fcn_jax.convert.initial import load_initial
+from fcn_jax.convert.load import init_from
 from fcn_jax.data import value_range
 from fcn_jax.data.pipeline import steps_per_epoch, train_batches
 from fcn_jax.data.splits import Splits, open_splits
@@ -26,8 +26,8 @@ from fcn_jax.eval import draw
 from fcn_jax.eval.evaluate import choose_multiple, evaluate
 from fcn_jax.eval.metrics import ConfusionMatrix, Scores
 from fcn_jax.eval.predictor import Predictor
-from fcn_jax.models.segmenter import build
-from fcn_jax.models.segmenter import describe as describe_model
+from fcn_jax.models.build import build
+from fcn_jax.models.spec import resolve
 from fcn_jax.plugins import registry
 from fcn_jax.plugins.api import Source
 from fcn_jax.runtime import atomic
@@ -127,9 +127,9 @@ def _train(
 
     # ------------------------------------------------------------------------------------------------------------------- data
     parts = config.model
-    preprocess = (
-        describe_model(parts).backbone.preprocess
-    )  # a misspelt name is told before data are prepared, which may take a while
+    preprocess = resolve(
+        parts
+    ).preprocess  # a misspelt name is told before data are prepared, which may take a while
     earlier = checkpoint.latest_spec(run) if resume else None
     opened = _open_data(config, earlier[1] if earlier else None)
     train_source, val_source = (
@@ -173,7 +173,7 @@ def _train(
     else:
         init = config.init
         weights = (
-            load_initial(model, init.weights, init.reinit, drop=init.drop, key=init.key)
+            init_from(model, init.weights, init.reinit, drop=init.drop, key=init.key)
             if init.weights
             else None
         )

@@ -94,7 +94,7 @@ def make(
         # Without the copy, writing the statistics under value_and_grad is an error of trace levels.
         network = nnx.merge(graphdef, params, batch_stats, keys, copy=True)
         images = normalize(batch["image"], preprocess)
-        outputs = network.outputs_in_blocks(images) if in_blocks else network.outputs(images)
+        outputs = network.subpixel_outputs(images) if in_blocks else network.outputs(images)
         return segmentation_loss(outputs, batch["mask"], aux_weight, count=count), nnx.state(
             network, nnx.BatchStat
         )

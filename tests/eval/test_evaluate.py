@@ -11,13 +11,13 @@ from flax import nnx
 from PIL import Image
 
 from fcn_jax import checkpoint
-from fcn_jax.api import Classes
+from fcn_jax.api import Classes, ModelSpec
 from fcn_jax.config import Config, parse
 from fcn_jax.errors import CheckpointError, ConfigError, DataError
 from fcn_jax.eval.evaluate import evaluate, evaluate_checkpoint
 from fcn_jax.eval.metrics import ConfusionMatrix
 from fcn_jax.eval.predictor import Predictor
-from fcn_jax.models.segmenter import ModelSpec, build
+from fcn_jax.models.build import build
 from fcn_jax.plugins import registry
 from fcn_jax.runtime import json_text
 

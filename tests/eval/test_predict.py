@@ -11,13 +11,13 @@ from flax import nnx
 from PIL import Image
 
 from fcn_jax import checkpoint
-from fcn_jax.api import Classes
+from fcn_jax.api import Classes, ModelSpec
 from fcn_jax.data.value_range import Assumed
 from fcn_jax.errors import DataError, WriteError
 from fcn_jax.eval import draw, predict
 from fcn_jax.eval.predict import find_images, predict_files
 from fcn_jax.eval.predictor import Predictor
-from fcn_jax.models.segmenter import ModelSpec, build
+from fcn_jax.models.build import build
 
 SPEC = ModelSpec("tiny", "fcn32s", 3, backbone_options={"width": 4})
 CLASSES = Classes(("a", "b", "c"), ((0, 0, 0), (1, 0, 0), (2, 0, 0)))

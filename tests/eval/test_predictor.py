@@ -7,12 +7,12 @@ import pytest
 from flax import nnx
 
 from fcn_jax import checkpoint
-from fcn_jax.api import Classes, Preprocess
+from fcn_jax.api import Classes, ModelSpec, Preprocess
 from fcn_jax.errors import ConfigError
 from fcn_jax.eval import padding
 from fcn_jax.eval.predictor import Predictor
+from fcn_jax.models.build import build
 from fcn_jax.models.preprocess import normalize
-from fcn_jax.models.segmenter import ModelSpec, build
 
 SPEC = ModelSpec("tiny", "fcn32s", 3, backbone_options={"width": 4})
 CLASSES = Classes(("a", "b", "c"), ((0, 0, 0), (1, 0, 0), (2, 0, 0)))

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fcn_jax.convert.engine import load_into, tables
+from fcn_jax.api import ModelSpec
+from fcn_jax.convert.load import import_weights
+from fcn_jax.convert.tables import tables
+from fcn_jax.models.build import build_backbone
 from fcn_jax.models.names import leaves
 from fcn_jax.models.resnet import BasicBlock, Stage, stages
-from fcn_jax.models.segmenter import ModelSpec, build_backbone
 from fcn_jax.plugins import registry
 from fcn_jax.testing import check_backbone
 
@@ -32,7 +34,7 @@ COMPILER_OPTIONS = {"xla_backend_optimization_level": 0}
 def abstract(name, output_stride=32):
     """A trunk with shapes in place of arrays, in eval mode, and its spec."""
     spec = ModelSpec(backbone=name, head=None, output_stride=output_stride)
-    trunk = nnx.eval_shape(lambda: build_backbone(spec, rngs=nnx.Rngs(0))[0])
+    trunk = nnx.eval_shape(lambda: build_backbone(spec, rngs=nnx.Rngs(0)))
     trunk.eval()
     return trunk, spec
 
@@ -53,7 +55,7 @@ def features_of_both(name, output_stride, reference, size):
     state = {
         key: value for key, value in reference.state_dict().items() if not key.startswith("fc.")
     }
-    load_into(trunk, spec, state)
+    import_weights(trunk, spec, state)
     x = np.random.default_rng(0).standard_normal((2, *size, 3), np.float32)
     graphdef, arrays = nnx.split(trunk)
     ours = jax.jit(
@@ -117,7 +119,7 @@ def test_names_shapes_and_counts_are_torchvisions(torchvision, name):
     tensors = {
         key: np.broadcast_to(np.zeros((), np.float32), shape) for key, shape in theirs.items()
     }
-    record = load_into(trunk, spec, tensors)
+    record = import_weights(trunk, spec, tensors)
     assert len(record.loaded) == len(theirs) - 2
     assert set(record.dropped) == {"fc.weight", "fc.bias"}
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(trunk, nnx.Param)))

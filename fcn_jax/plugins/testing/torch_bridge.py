@@ -16,7 +16,7 @@ from fcn_jax.plugins.api import TorchBridge
 from fcn_jax.plugins.testing.subject import Subject, require
 from fcn_jax.pytorch.rules import Table
 from fcn_jax.verify.modules import compare_modules
-from fcn_jax.verify.reference import randomise_batch_norm
+from fcn_jax.verify.reference import randomize_batch_norm
 
 
 def check_tables(subject: Subject, bridge: TorchBridge, options: Any) -> None:
@@ -89,7 +89,7 @@ def check_reference(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         reference = build(bridge.reference).eval()
-    randomise_batch_norm(reference, seed=0)
+    randomize_batch_norm(reference, seed=0)
     try:
         report = compare_modules(
             reference,
@@ -104,4 +104,4 @@ def check_reference(
         )
     except FcnJaxError as error:
         raise AssertionError(f"{subject.label} against its PyTorch reference: {error}") from error
-    require(report.equal, f"{subject.label} differs from its PyTorch reference: {report.blame}")
+    require(report.equal, f"{subject.label} differs from its PyTorch reference: {report.failure}")

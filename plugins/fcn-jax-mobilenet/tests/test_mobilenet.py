@@ -6,13 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fcn_jax_mobilenet import MOBILENET_V2, MOBILENET_V3_LARGE, MOBILENET_V3_SMALL
+from fcn_jax_mobilenet.mobilenet import MOBILENET_V2, MOBILENET_V3_LARGE, MOBILENET_V3_SMALL
 from flax import nnx
 
-from fcn_jax.convert.engine import export_from, leaves, load_into, load_torch, tables, to_torch
+from fcn_jax.api import ModelSpec
+from fcn_jax.convert.export import export_weights, to_torch
+from fcn_jax.convert.load import import_weights, load_torch
+from fcn_jax.convert.tables import tables
 from fcn_jax.errors import ConfigError
-from fcn_jax.models.segmenter import ModelSpec, build_backbone, build_model
-from fcn_jax.plugins import registry
+from fcn_jax.models.build import build_backbone, build_model
+from fcn_jax.models.names import leaves
+from fcn_jax.plugins.options import validate
 from fcn_jax.testing import check_backbone
 
 BACKBONES = {
@@ -30,7 +34,7 @@ OPTIONS = [
 def abstract(name, options=None, output_stride=32):
     """A backbone with shapes in place of arrays."""
     spec = ModelSpec(name, None, backbone_options=options or {}, output_stride=output_stride)
-    return nnx.eval_shape(lambda: build_backbone(spec, rngs=nnx.Rngs(0))[0])
+    return nnx.eval_shape(lambda: build_backbone(spec, rngs=nnx.Rngs(0)))
 
 
 def random_like(shapes, seed=0):
@@ -110,7 +114,7 @@ def test_names_and_shapes_are_torchvisions(torchvision, name, options):
 def test_batch_normalisation_is_torchvisions(torchvision, name):
     backbone = BACKBONES[name]
     reference = backbone.torch.reference(options=backbone.options(**NARROW), output_stride=32)
-    table = backbone.torch.tables(backbone.options())["torchvision"]
+    table = backbone.torch.tables_of(backbone.options())["torchvision"]
     module = abstract(name, NARROW)
     checked = 0
     for path, layer in nnx.iter_modules(module):
@@ -129,7 +133,7 @@ def test_every_convolution_has_the_references_settings(torchvision, name, output
     reference = backbone.torch.reference(
         options=backbone.options(**NARROW), output_stride=output_stride
     )
-    table = backbone.torch.tables(backbone.options())["torchvision"]
+    table = backbone.torch.tables_of(backbone.options())["torchvision"]
     ours = {}
     for path, layer in nnx.iter_modules(abstract(name, NARROW, output_stride)):
         if hasattr(layer, "dilation"):
@@ -157,8 +161,8 @@ def test_initial_values_are_drawn_as_torchvisions(torchvision, name):
     torch.manual_seed(0)
     backbone = BACKBONES[name]
     theirs = backbone.torch.reference(options=backbone.options(), output_stride=32).state_dict()
-    ours = export_from(
-        build_backbone(ModelSpec(name, None), rngs=nnx.Rngs(0))[0],
+    ours = export_weights(
+        build_backbone(ModelSpec(name, None), rngs=nnx.Rngs(0)),
         ModelSpec(name, None),
         "segmentation",
     )
@@ -185,7 +189,7 @@ def test_initial_values_are_drawn_as_torchvisions(torchvision, name):
 )
 def test_a_bad_option_is_refused(table, complaint):
     with pytest.raises(ConfigError, match=complaint):
-        registry.options(MOBILENET_V3_LARGE, table)
+        validate(MOBILENET_V3_LARGE, table)
 
 
 @pytest.mark.parametrize(
@@ -242,12 +246,12 @@ def test_a_dilated_mobilenet_v2_computes_what_the_strided_one_does_at_more_place
 ):
     import torch
 
-    from fcn_jax.verify.reference import randomise_batch_norm
+    from fcn_jax.verify.reference import randomize_batch_norm
 
     options = MOBILENET_V2.options(**NARROW)
     torch.manual_seed(0)
     strided = MOBILENET_V2.torch.reference(options=options, output_stride=32).double()
-    randomise_batch_norm(strided, seed=0)
+    randomize_batch_norm(strided, seed=0)
     dilated = MOBILENET_V2.torch.reference(options=options, output_stride=output_stride).double()
     dilated.load_state_dict(strided.state_dict())
     images = torch.randn(1, 3, 97, 130, dtype=torch.float64)
@@ -262,10 +266,10 @@ def test_a_dilated_mobilenet_v2_computes_what_the_strided_one_does_at_more_place
 def test_an_imagenet_file_fills_the_backbone_alone_and_goes_back(torchvision, name):
     tensors = random_like(torch_shapes(torchvision, name))
     module, spec = abstract(name), ModelSpec(name, None)
-    record = load_into(module, spec, tensors)
+    record = import_weights(module, spec, tensors)
     assert (record.names, record.scope) == ("torchvision", "backbone")
     assert all(key.startswith("classifier.") for key in record.dropped)
-    back = export_from(module, spec, "torchvision")
+    back = export_weights(module, spec, "torchvision")
     assert {*back, *record.dropped} == {*tensors}
     for key, value in back.items():
         assert value.tobytes() == tensors[key].astype(value.dtype).tobytes(), key

@@ -1,8 +1,7 @@
-"""VGG as a backbone for fcn-jax, and the first fully convolutional networks, which stood on it."""
+"""VGG backbones for fcn-jax, and the first fully convolutional networks, which used them."""
 
 from fcn_jax_vgg.paper import FCN8S_ATONCE_VGG16, FCN8S_VGG16, FCN16S_VGG16, FCN32S_VGG16
 from fcn_jax_vgg.vgg import (
-    VGG,
     VGG11,
     VGG11_BN,
     VGG13,
@@ -12,8 +11,6 @@ from fcn_jax_vgg.vgg import (
     VGG16_CAFFE,
     VGG19,
     VGG19_BN,
-    Architecture,
-    VGGOptions,
 )
 
 __all__ = [
@@ -21,7 +18,6 @@ __all__ = [
     "FCN8S_VGG16",
     "FCN16S_VGG16",
     "FCN32S_VGG16",
-    "VGG",
     "VGG11",
     "VGG11_BN",
     "VGG13",
@@ -31,6 +27,4 @@ __all__ = [
     "VGG16_CAFFE",
     "VGG19",
     "VGG19_BN",
-    "Architecture",
-    "VGGOptions",
 ]
