@@ -1,5 +1,4 @@
 """Losses of logits and integer labels."""
-# ruff: noqa: F722 (shapes of jaxtyping are not expressions)
 
 from __future__ import annotations
 
