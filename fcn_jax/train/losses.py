@@ -47,7 +47,8 @@ def cross_entropy(
         # The barrier stores the rearranged labels. They are small, and XLA would otherwise compute
         # their positions again for each logit.
         labels = lax.optimization_barrier(logits.scatter(labels, ignore_index))
-        logits, axis = _store_gradient(logits.values), logits.CLASS_AXIS
+        axis = logits.CLASS_AXIS
+        logits = _store_gradient(logits.values)
     labels = labels.astype(jnp.int32)
     valid = labels != ignore_index
     total = valid.sum() if count is None else count
