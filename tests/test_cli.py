@@ -792,7 +792,7 @@ def test_verify_exits_with_1_if_a_layer_is_wrong(tiny_plugin, monkeypatch, capsy
     monkeypatch.setattr(BatchNorm, "__init__", wrong)
     assert cli.main(["verify", "--model", "tiny", "--num-classes", "3", "--size", "33x49"]) == 1
     assert capsys.readouterr().out.startswith(
-        "NOT EQUAL: tiny + fcn32s in float32: backbone.bn1: error"
+        "NOT EQUAL: tiny + fcn32s in float32: backbone.conv1.bn: error"
     )
 
 
