@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fcn_jax.data.directory import (
+from fcn_jax.data.datasets.directory import (
     IMAGE_SUFFIXES,
     DirectorySource,
     check_split,

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fcn_jax.data import image_files, jpeg, orientation, png, tiff
-from fcn_jax.data.image_files import Wide
-from fcn_jax.data.labels import Color, LabelMap, StoredMask, label_map, to_labels
+from fcn_jax.data.images import formats, jpeg, orientation, png, tiff
+from fcn_jax.data.images.formats import Wide
+from fcn_jax.data.labels.label_map import Color, LabelMap, StoredMask, label_map, to_labels
 from fcn_jax.data.transforms import resize_image, resize_mask
 from fcn_jax.data.value_range import Assumed, Range, to_u8
 from fcn_jax.errors import DamagedError, DataError
@@ -68,7 +68,7 @@ def read_mask(
     palette: Mapping[Color, int] | None = None,
     name: str | None = None,
 ) -> np.ndarray:
-    """Decode a mask, upright, to labels; see `fcn_jax.data.labels` for the rules.
+    """Decode a mask, upright, to labels; see `fcn_jax.data.labels.label_map` for the rules.
 
     Args:
         mask: a file, or its contents; of a lossless format.
@@ -199,9 +199,9 @@ def _stored_image(
     data: bytes, name: str, value_range: Range | Assumed | None, reduction: int
 ) -> tuple[np.ndarray, int]:
     """The image before it is turned, u8[H,W,3], and the orientation that its file names."""
-    pixels, turn = image_files.decode(data, name, reduction)
+    pixels, turn = formats.decode(data, name, reduction)
     return (
-        image_files.rgb(to_u8(pixels, value_range, name)) if isinstance(pixels, Wide) else pixels
+        formats.rgb(to_u8(pixels, value_range, name)) if isinstance(pixels, Wide) else pixels
     ), turn
 
 
@@ -283,9 +283,9 @@ def _of_tiff(tags: tiff.Tiff, data: bytes) -> tuple[np.ndarray, np.ndarray | Non
 
 
 def _by_pillow(data: bytes, name: str) -> tuple[np.ndarray, np.ndarray | None, int, int]:
-    opened = image_files.open_by_pillow(data, name)
+    opened = formats.open_by_pillow(data, name)
     mode, kind = opened.mode, opened.format
-    if kind == "AVIF" or (kind == "WEBP" and image_files.is_lossy_webp(data)):
+    if kind == "AVIF" or (kind == "WEBP" and formats.is_lossy_webp(data)):
         raise DataError(
             f"{name}: a mask must not be a lossy {kind}, whose compression changes labels; save it as an indexed or gray PNG"
         )

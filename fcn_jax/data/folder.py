@@ -14,10 +14,10 @@ itself, which is said; lists that cannot be used are refused. With neither, the 
 into `train` and `val` by a hash of their names, about nine to one: the same on every machine, and
 adding images moves none from one side to the other.
 
-The list of classes may be one that an annotation tool writes (`fcn_jax.data.class_lists`). In
+The list of classes may be one that an annotation tool writes (`fcn_jax.data.labels.class_list`). In
 `classes.txt` blank lines and lines that start with `#` are skipped. Lines named `void` are stored
 values or colors that neither the loss nor a metric counts; 255 is void, too, unless it is a class.
-What an ID in a split file may be, `fcn_jax.data.directory.match` says.
+What an ID in a split file may be, `fcn_jax.data.datasets.directory.match` says.
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from fcn_jax.data.class_lists import Ids, find_class_list
-from fcn_jax.data.directory import (
+from fcn_jax.data.datasets.directory import (
     IMAGE_SUFFIXES,
     MASK_SUFFIXES,
     SPLIT_NAMES,
@@ -43,6 +42,7 @@ from fcn_jax.data.directory import (
     read_ids,
     require_root,
 )
+from fcn_jax.data.labels.class_list import Ids, find_class_list
 from fcn_jax.data.voc import find_devkit
 from fcn_jax.errors import DataError, listing
 from fcn_jax.plugins.api import Dataset, Source

@@ -19,9 +19,9 @@ from typing import TextIO
 
 import numpy as np
 
-from fcn_jax.data import labels as label_rules
 from fcn_jax.data.decode import read_image, read_stored_mask
-from fcn_jax.data.labels import Histogram, LabelMap, Reading
+from fcn_jax.data.labels import label_map as label_rules
+from fcn_jax.data.labels.label_map import Histogram, LabelMap, Reading
 from fcn_jax.data.progress import PassProgress
 from fcn_jax.errors import DataError, WriteError, listing
 from fcn_jax.plugins.api import IGNORE_INDEX, Record, Source
@@ -72,7 +72,7 @@ def inspect(
 ) -> Findings:
     """Look over all masks of the splits.
 
-    A source that has `labels`, a `fcn_jax.data.labels.LabelMap`, has masks that
+    A source that has `labels`, a `fcn_jax.data.labels.label_map.LabelMap`, has masks that
     `fcn_jax.data.decode.decode_record` reads with it; they are read without their images and
     remembered. From any other source whole images are decoded, of more than 2,000 in a split every
     n-th.

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fcn_jax.data.datasets.shapes import SHAPES_CLASSES
 from fcn_jax.data.decode import decode_record
-from fcn_jax.data.labels import LabelMap, plain_labels
-from fcn_jax.data.shapes import SHAPES_CLASSES
+from fcn_jax.data.labels.label_map import LabelMap, plain_labels
 from fcn_jax.data.voc import VOC_CLASSES
 from fcn_jax.errors import DataError, did_you_mean
 from fcn_jax.plugins.api import Classes, Dataset, Example, Record, Source
@@ -140,13 +140,13 @@ def _open(
 
 
 def _open_shapes(root: Path | None, split: str) -> Source:
-    from fcn_jax.data.tfds_builders import Shapes
+    from fcn_jax.data.datasets.tfds_builders import Shapes
 
     return _open(Shapes, SHAPES_CLASSES, root, split)
 
 
 def _open_voc(root: Path | None, split: str) -> Source:
-    from fcn_jax.data.tfds_builders import Voc2012Segmentation
+    from fcn_jax.data.datasets.tfds_builders import Voc2012Segmentation
 
     return _open(Voc2012Segmentation, VOC_CLASSES, root, split)
 

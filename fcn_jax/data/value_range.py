@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from fcn_jax.data import image_files
 from fcn_jax.data.damage import KeptSource
-from fcn_jax.data.image_files import Wide
+from fcn_jax.data.images import formats
+from fcn_jax.data.images.formats import Wide
 from fcn_jax.errors import ConfigError, DataError, listing
 from fcn_jax.plugins.api import Source
 
@@ -216,7 +216,7 @@ def _look(image: Path | bytes) -> tuple[Wide, float] | str | None:
     """
     name = _name(image)
     try:
-        wide, _ = image_files.decode(
+        wide, _ = formats.decode(
             image if isinstance(image, bytes) else image.read_bytes(), name
         )
     except (DataError, OSError):
@@ -235,14 +235,14 @@ def _may_be_wide(image: Path | bytes) -> bool:
     name = _name(image)
     try:
         if isinstance(image, bytes):
-            return image_files.may_be_wide(image, name)
+            return formats.may_be_wide(image, name)
         with image.open("rb", buffering=0) as file:
             head = file.read(25)
             if head[:2] not in (b"II", b"MM"):
-                return image_files.may_be_wide(head, name)
+                return formats.may_be_wide(head, name)
             # The tags of a TIFF may lie anywhere in it.
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as contents:
-                return image_files.may_be_wide(contents, name)
+                return formats.may_be_wide(contents, name)
     except (DataError, OSError):
         return False
 

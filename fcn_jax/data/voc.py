@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fcn_jax.data.directory import (
+from fcn_jax.data.datasets.directory import (
     DirectorySource,
     check_split,
     files_by_stem,

@@ -315,7 +315,7 @@ class Source(Protocol):
     255 on average; fine regular patterns and noise may differ by tens. It raises what `decode`
     raises.
 
-    It may have `labels`, the `fcn_jax.data.labels.LabelMap` with which
+    It may have `labels`, the `fcn_jax.data.labels.label_map.LabelMap` with which
     `fcn_jax.data.decode.decode_record` reads its masks: they are looked over before training
     without their images. It may have `notes`, a tuple of lines on what was assumed when it was
     opened.

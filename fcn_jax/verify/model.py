@@ -15,7 +15,7 @@ from flax import nnx
 
 from fcn_jax.convert.engine import load_torch, tables
 from fcn_jax.convert.matching import LoadReport
-from fcn_jax.data.shapes import draw_scene
+from fcn_jax.data.datasets.shapes import draw_scene
 from fcn_jax.errors import ConfigError, WeightsError
 from fcn_jax.eval.metrics import ConfusionMatrix
 from fcn_jax.models.preprocess import normalize

@@ -16,8 +16,8 @@ from PIL import Image
 
 from fcn_jax.api import Classes, Example, Record
 from fcn_jax.data.damage import note, without_damaged
+from fcn_jax.data.datasets.directory import DirectorySource
 from fcn_jax.data.decode import decode_record, read_image, read_stored_mask
-from fcn_jax.data.directory import DirectorySource
 from fcn_jax.errors import DamagedError, DataError
 from tests.helpers.png_files import SIGNATURE, chunk, png_bytes, rows_of
 

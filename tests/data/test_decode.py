@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fcn_jax.api import IGNORE_INDEX, Record
+from fcn_jax.data.datasets.shapes import draw_scene
 from fcn_jax.data.decode import decode_record, read_image, read_mask, read_stored_mask
-from fcn_jax.data.shapes import draw_scene
 from fcn_jax.data.transforms import resize
 from fcn_jax.errors import DamagedError, DataError
 from tests.helpers.png_files import chunk, png_bytes

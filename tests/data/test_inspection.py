@@ -12,7 +12,7 @@ from fcn_jax.api import Classes, Example, Record, Source
 from fcn_jax.data import inspection
 from fcn_jax.data.folder import FOLDER
 from fcn_jax.data.inspection import Findings, inspect
-from fcn_jax.data.labels import LabelMap
+from fcn_jax.data.labels.label_map import LabelMap
 from fcn_jax.errors import DataError
 
 HEIGHT, WIDTH = 8, 12

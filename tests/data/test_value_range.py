@@ -13,8 +13,8 @@ from PIL import Image
 
 from fcn_jax.api import Classes, Record
 from fcn_jax.data.damage import KeptSource
+from fcn_jax.data.datasets.directory import DirectorySource
 from fcn_jax.data.decode import decode_record, read_image
-from fcn_jax.data.directory import DirectorySource
 from fcn_jax.data.value_range import Assumed, assumed, with_range
 from fcn_jax.errors import ConfigError, DataError
 from tests.helpers.png_files import chunk, png_bytes

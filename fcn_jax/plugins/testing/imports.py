@@ -15,7 +15,7 @@ HEAVY = ("torch", "torchvision", "tensorflow")
 _MEASURE = """
 import json, sys, time
 import flax.nnx, jax, numpy
-import fcn_jax.pytorch.rules, fcn_jax.data.directory, fcn_jax.nn, fcn_jax.models.segmenter
+import fcn_jax.pytorch.rules, fcn_jax.data.datasets.directory, fcn_jax.nn, fcn_jax.models.segmenter
 from fcn_jax.errors import PluginError
 from fcn_jax.plugins.registry import Entry, load
 answer, *fields = sys.argv[1:]

@@ -16,7 +16,7 @@ import fcn_jax
 from fcn_jax.api import FeatureSpec
 from fcn_jax.convert.engine import load_torch, to_torch
 from fcn_jax.convert.named_weights import available
-from fcn_jax.data.shapes import draw_scene
+from fcn_jax.data.datasets.shapes import draw_scene
 from fcn_jax.errors import ConfigError
 from fcn_jax.models.names import leaves
 from fcn_jax.models.segmenter import build, by_name, plan_heads

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from fcn_jax.api import IGNORE_INDEX
-from fcn_jax.data.shapes import SHAPES_CLASSES, draw_scene
+from fcn_jax.data.datasets.shapes import SHAPES_CLASSES, draw_scene
 
 
 def test_scene_follows_from_its_seed() -> None:

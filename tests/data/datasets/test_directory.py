@@ -14,9 +14,9 @@ from PIL import Image
 
 from fcn_jax.api import IGNORE_INDEX, Dataset
 from fcn_jax.data.camvid import CAMVID
-from fcn_jax.data.directory import match
+from fcn_jax.data.datasets.directory import match
 from fcn_jax.data.folder import FOLDER, hash_split
-from fcn_jax.data.palette import voc_palette
+from fcn_jax.data.labels.palette import voc_palette
 from fcn_jax.data.voc import VOC2012, VOC_CLASSES
 from fcn_jax.errors import DataError
 
@@ -192,7 +192,7 @@ def test_source_pickles(tmp_path: Path) -> None:
 def test_reading_in_place_imports_neither_grain_nor_tfds_nor_jax() -> None:
     code = (
         "import sys, fcn_jax.data.transforms, fcn_jax.data.decode, fcn_jax.data.voc, fcn_jax.data.camvid, fcn_jax.data.folder, "
-        "fcn_jax.data.shapes, fcn_jax.data.prepared, fcn_jax.data.inspection, fcn_jax.data.class_lists\n"
+        "fcn_jax.data.datasets.shapes, fcn_jax.data.prepared, fcn_jax.data.inspection, fcn_jax.data.labels.class_list\n"
         "heavy = {'grain', 'jax', 'tensorflow_datasets', 'array_record', 'tensorflow', 'torch'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fcn_jax.api import IGNORE_INDEX
-from fcn_jax.data.class_lists import ClassList, find_class_list, read_class_list
+from fcn_jax.data.labels.class_list import ClassList, find_class_list, read_class_list
 from fcn_jax.errors import DataError
 
 VOID = IGNORE_INDEX

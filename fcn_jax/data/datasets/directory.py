@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from fcn_jax.data.decode import decode_record
-from fcn_jax.data.labels import Color, LabelMap
+from fcn_jax.data.labels.label_map import Color, LabelMap
 from fcn_jax.data.value_range import Assumed, Range
 from fcn_jax.errors import DataError, did_you_mean, listing
 from fcn_jax.plugins.api import IGNORE_INDEX, Classes, Example, Record

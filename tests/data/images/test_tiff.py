@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from fcn_jax.data import tiff
 from fcn_jax.data.decode import read_image, read_stored_mask
+from fcn_jax.data.images import tiff
 from fcn_jax.errors import DamagedError, DataError
 from tests.helpers.tiff_files import tiff_bytes
 

@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from fcn_jax.data import jpeg, orientation, png, tiff
-from fcn_jax.data.limits import check_size
+from fcn_jax.data.images import jpeg, orientation, png, tiff
+from fcn_jax.data.images.limits import check_size
 from fcn_jax.errors import DamagedError, DataError
 
 # OpenCV logs to standard error, without a file's name, what is raised here with one.

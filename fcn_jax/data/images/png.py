@@ -9,8 +9,8 @@ import zlib
 import cv2
 import numpy as np
 
-from fcn_jax.data import orientation
-from fcn_jax.data.limits import check_size
+from fcn_jax.data.images import orientation
+from fcn_jax.data.images.limits import check_size
 from fcn_jax.errors import DamagedError
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"

@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from fcn_jax.data.shapes import SHAPES_CLASSES, draw_scene
+from fcn_jax.data.datasets.shapes import SHAPES_CLASSES, draw_scene
 from fcn_jax.data.voc import VOC_CLASSES, find_devkit
 from fcn_jax.errors import DataError
 from fcn_jax.plugins.api import Classes
@@ -65,7 +65,7 @@ def _info(
 
 
 class Shapes(_Builder):
-    """Made-up scenes of textured shapes; see `fcn_jax.data.shapes`."""
+    """Made-up scenes of textured shapes; see `fcn_jax.data.datasets.shapes`."""
 
     SIZES: ClassVar[dict[str, int]] = {"train": 1000, "val": 200}
     """Number of scenes in each split."""

@@ -35,8 +35,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from fcn_jax.data.labels import Color, LabelMap
-from fcn_jax.data.palette import voc_palette
+from fcn_jax.data.labels.label_map import Color, LabelMap
+from fcn_jax.data.labels.palette import voc_palette
 from fcn_jax.errors import DataError, listing
 from fcn_jax.plugins.api import IGNORE_INDEX, Classes
 from fcn_jax.runtime.text_file import read_text

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from PIL import TiffImagePlugin
 
-from fcn_jax.data import jpeg, orientation
-from fcn_jax.data.limits import check_size
+from fcn_jax.data.images import jpeg, orientation
+from fcn_jax.data.images.limits import check_size
 from fcn_jax.errors import DamagedError, DataError
 
 SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")

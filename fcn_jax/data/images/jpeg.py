@@ -12,8 +12,8 @@ import numpy as np
 import simplejpeg
 from PIL import JpegImagePlugin
 
-from fcn_jax.data import orientation
-from fcn_jax.data.limits import check_size
+from fcn_jax.data.images import orientation
+from fcn_jax.data.images.limits import check_size
 from fcn_jax.errors import DamagedError, DataError
 
 SIGNATURE = b"\xff\xd8"

@@ -18,15 +18,15 @@ import pytest
 from PIL import Image
 
 from fcn_jax.data import prepared
-from fcn_jax.data.palette import voc_palette
+from fcn_jax.data.datasets.shapes import SHAPES_CLASSES
+from fcn_jax.data.labels.palette import voc_palette
 from fcn_jax.data.pipeline import train_batches
 from fcn_jax.data.prepared import SHAPES, VOC2012_TFDS
-from fcn_jax.data.shapes import SHAPES_CLASSES
 from fcn_jax.data.transforms import Augment
 from fcn_jax.data.voc import VOC2012
 from fcn_jax.errors import DataError
 
-tfds_builders = pytest.importorskip("fcn_jax.data.tfds_builders")
+tfds_builders = pytest.importorskip("fcn_jax.data.datasets.tfds_builders")
 IDS = {"train": ["2007_000039", "2007_000032"], "val": ["2007_000033"]}
 
 

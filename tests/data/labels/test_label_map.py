@@ -10,8 +10,8 @@ from PIL import Image
 
 from fcn_jax.api import IGNORE_INDEX
 from fcn_jax.data.decode import read_mask
-from fcn_jax.data.labels import LabelMap, StoredMask, histogram, read, to_labels
-from fcn_jax.data.palette import voc_palette
+from fcn_jax.data.labels.label_map import LabelMap, StoredMask, histogram, read, to_labels
+from fcn_jax.data.labels.palette import voc_palette
 from fcn_jax.data.voc import VOC_CLASSES
 from fcn_jax.errors import DataError
 from fuzz.encoders import INDEXED, png
@@ -159,7 +159,7 @@ def test_a_mask_with_an_incomplete_palette_that_agrees_is_read_by_its_table_alon
     def slow(stored: StoredMask) -> None:
         raise AssertionError("values were counted")
 
-    monkeypatch.setattr("fcn_jax.data.labels._histogram", slow)
+    monkeypatch.setattr("fcn_jax.data.labels.label_map._histogram", slow)
     assert from_file([0, 1, 255], [0, 0, 0, 128, 0, 0] + [0] * 762, TWO) == [0, 1, VOID]
 
 
