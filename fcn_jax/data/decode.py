@@ -14,7 +14,9 @@ import numpy as np
 
 from fcn_jax.data.images import formats, jpeg, orientation, png, tiff
 from fcn_jax.data.images.formats import Wide
-from fcn_jax.data.labels.label_map import Color, LabelMap, StoredMask, label_map, to_labels
+from fcn_jax.data.labels.label_map import Color, LabelMap, label_map
+from fcn_jax.data.labels.mask_labels import to_labels
+from fcn_jax.data.labels.mask_values import StoredMask
 from fcn_jax.data.transforms import resize_image, resize_mask
 from fcn_jax.data.value_range import Assumed, Range, to_u8
 from fcn_jax.errors import DamagedError, DataError
@@ -68,7 +70,7 @@ def read_mask(
     palette: Mapping[Color, int] | None = None,
     name: str | None = None,
 ) -> np.ndarray:
-    """Decode a mask, upright, to labels; see `fcn_jax.data.labels.label_map` for the rules.
+    """Decode a mask, upright, to labels; see `fcn_jax.data.labels.mask_labels` for the rules.
 
     Args:
         mask: a file, or its contents; of a lossless format.

@@ -216,9 +216,7 @@ def _look(image: Path | bytes) -> tuple[Wide, float] | str | None:
     """
     name = _name(image)
     try:
-        wide, _ = formats.decode(
-            image if isinstance(image, bytes) else image.read_bytes(), name
-        )
+        wide, _ = formats.decode(image if isinstance(image, bytes) else image.read_bytes(), name)
     except (DataError, OSError):
         return None
     if not isinstance(wide, Wide) or wide.declared:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+VOC_BORDER = (224, 224, 192)
+"""RGB color of the void border along outlines in PASCAL VOC's masks."""
+
 
 def voc_palette(count: int) -> tuple[tuple[int, int, int], ...]:
-    """Distinct colors, black first, by PASCAL VOC's rule: the label's bits spread over the channels' high bits.
+    """Distinct colors by PASCAL VOC's rule, black first.
 
-    The devkit's `VOClabelcolormap`.
+    The bits of a label are spread over the high bits of the channels, as in the devkit's
+    `VOClabelcolormap`.
 
     Args:
-        count: how many, 0 to 256.
+        count: the number of colors, 0 to 256.
 
     Returns:
         u8 RGB by label.

@@ -1,4 +1,4 @@
-"""Lists of classes: each tool's file is read as what it is, under any name, or refused by name."""
+"""Class lists: the file of each tool is recognized by its contents, or rejected by name."""
 
 import json
 import tempfile
@@ -108,6 +108,7 @@ NAMED = {  # contents -> names, stored value -> label
     "sep=;\nname;id\nb;1\na;0\n": (("a", "b"), {0: 0, 1: 1, 255: VOID}),
     "0: bg\n1: road\n255: ignore\n": (("bg", "road"), {0: 0, 1: 1, 255: VOID}),
     "0: bg\n1: road\n-1: unlabeled\n": (("bg", "road"), {0: 0, 1: 1, 255: VOID}),
+    "0: bg\n1: road\n-1: unlabelled\n": (("bg", "road"), {0: 0, 1: 1, 255: VOID}),
     '{"bg": 0, "road": 1, "unlabeled": -1}': (("bg", "road"), {0: 0, 1: 1, 255: VOID}),
     '{"0": "bg", "1": "road", "255": "ignore"}': (("bg", "road"), {0: 0, 1: 1, 255: VOID}),
     '[{"name": "a", "id": "5"}, {"name": "b", "id": "3"}]': (("b", "a"), {3: 0, 5: 1, 255: VOID}),
@@ -117,7 +118,7 @@ NAMED = {  # contents -> names, stored value -> label
 
 
 @pytest.mark.parametrize("contents", NAMED, ids=lambda text: text[:12].strip())
-def test_names_and_numbers_are_read(contents: str, tmp_path: Path) -> None:
+def test_reads_names_and_numbers(contents: str, tmp_path: Path) -> None:
     found = read(tmp_path, contents)
     names, values = NAMED[contents]
     assert found.classes.names == names
@@ -175,6 +176,10 @@ COLORED = {  # contents -> names, color -> label
         ("urban", "water"),
         {(0, 255, 255): 0, (0, 0, 255): 1},
     ),
+    "class,colour\nurban,#00FFFF\nwater,#0000ff\n": (
+        ("urban", "water"),
+        {(0, 255, 255): 0, (0, 0, 255): 1},
+    ),
     "class,color\nurban,#00FFFF\nwater,#0000ff\n": (
         ("urban", "water"),
         {(0, 255, 255): 0, (0, 0, 255): 1},
@@ -224,7 +229,7 @@ COLORED = {  # contents -> names, color -> label
 
 
 @pytest.mark.parametrize("contents", COLORED, ids=lambda text: text[:16].strip())
-def test_colors_are_read(contents: str, tmp_path: Path) -> None:
+def test_reads_colors(contents: str, tmp_path: Path) -> None:
     found = read(tmp_path, contents)
     names, colors = COLORED[contents]
     assert found.classes.names == names
@@ -233,7 +238,7 @@ def test_colors_are_read(contents: str, tmp_path: Path) -> None:
     assert found.classes.palette == tuple(shown[label] for label in range(len(names)))
 
 
-def test_mapillary_masks_store_the_position_in_the_list(tmp_path: Path) -> None:
+def test_mapillary_masks_store_positions_in_the_list(tmp_path: Path) -> None:
     assert dict(read(tmp_path, json.dumps(MAPILLARY)).labels.values) == {
         0: 0,
         1: 1,
@@ -242,7 +247,7 @@ def test_mapillary_masks_store_the_position_in_the_list(tmp_path: Path) -> None:
     }
 
 
-def test_cityscapes_values_are_ids_or_train_ids_as_the_masks_names_say(tmp_path: Path) -> None:
+def test_cityscapes_reads_ids_or_train_ids_by_the_mask_names(tmp_path: Path) -> None:
     text = json.dumps(CITYSCAPES)
     by_id, by_train = read(tmp_path, text, ids="id"), read(tmp_path, text, ids="trainId")
     assert by_id.classes.names == by_train.classes.names == ("road", "car")
@@ -252,7 +257,7 @@ def test_cityscapes_values_are_ids_or_train_ids_as_the_masks_names_say(tmp_path:
     assert "an `id` and a `trainId` that differ" in error(tmp_path, text)
 
 
-def test_text_of_windows_editors_is_read_and_utf16_named(tmp_path: Path) -> None:
+def test_reads_text_of_windows_editors_and_rejects_utf16(tmp_path: Path) -> None:
     assert read(tmp_path, b"\xef\xbb\xbf# my classes\r\nbg\r\nroad\r\ncar\r\n").classes.names == (
         "bg",
         "road",
@@ -270,7 +275,7 @@ REFUSED = {
     "item {\n  id: 1\n  name: 'cat'\n}\n": "TensorFlow label map",
     "<annotation><folder>x</folder></annotation>": "XML",
     "- road\n- car\n": "YAML list",
-    "['road', 'car']": "begins as JSON but is none",
+    "['road', 'car']": "begins like JSON but is not valid JSON",
     "": "0 classes",
     "\n# nothing\n": "0 classes",
     "a\nb\na\n": "line 3: class 'a' stands twice",
@@ -288,7 +293,7 @@ REFUSED = {
     "a 0.1 0.2 0.3\nb 0 0 1\n": "fractions",
     "0 0 0\n128 0 0\n": "numbers only",
     "a,0,0,0,0\nb,1,2,3,1\n": "begin it with `name,id,r,g,b`",
-    "[classes]\nroad\n": "begins as JSON but is none",
+    "[classes]\nroad\n": "begins like JSON but is not valid JSON",
     "road:\ncar:\n": "'road:' is not understood",
     "---\nroad\n": "line 1: a class without a name",
     "a 1 2\nb 3 4\n": "two numbers",
@@ -309,17 +314,16 @@ REFUSED = {
     "a.jpg\nb.jpg\nc.png\n": "it lists images, not classes",
     "a.jpg 0\nb.jpg 1\n": "it lists images, not classes",
     '["a.jpg", "b.jpg"]': "it lists images, not classes",
+    "name,value\na,x\nb,1\n": "line 2: 'x' is not a number",
 }
 
 
 @pytest.mark.parametrize("contents", REFUSED, ids=lambda text: text[:12].strip())
-def test_what_is_no_list_or_contradicts_itself_is_refused_by_name(
-    contents: str, tmp_path: Path
-) -> None:
+def test_rejects_other_formats_and_contradictions(contents: str, tmp_path: Path) -> None:
     assert REFUSED[contents] in error(tmp_path, contents)
 
 
-def test_all_that_is_wrong_is_reported_at_once(tmp_path: Path) -> None:
+def test_reports_all_problems_at_once(tmp_path: Path) -> None:
     message = error(tmp_path, "a 0 0 0\na 1 2 300\nvoid\nb 0 0 0\n")
     for part in (
         "line 2: class 'a' stands twice",
@@ -330,7 +334,7 @@ def test_all_that_is_wrong_is_reported_at_once(tmp_path: Path) -> None:
         assert part in message
 
 
-def test_what_was_assumed_is_said(tmp_path: Path) -> None:
+def test_notes_assumptions(tmp_path: Path) -> None:
     assert read(tmp_path, "bg\nroad\n").notes == ()
     (note,) = read(tmp_path, "0 bg\n1 road\n").notes
     assert "numbered list: 2 classes; its numbers are the values that masks store" in note
@@ -338,13 +342,13 @@ def test_what_was_assumed_is_said(tmp_path: Path) -> None:
     assert "CVAT label map: 2 classes" in read(tmp_path, "a:0,0,0::\nb:1,1,1::\n").notes[0]
 
 
-def test_a_list_is_found_under_the_tools_name(tmp_path: Path) -> None:
+def test_finds_lists_under_the_names_of_tools(tmp_path: Path) -> None:
     (tmp_path / "Label_Colors.txt").write_text("64 128 64\tAnimal\n0 0 0\tVoid\n1 2 3\tCar\n")
     (tmp_path / "readme.txt").write_text("hello\n")
     assert find_class_list(tmp_path).classes.names == ("Animal", "Car")
 
 
-def test_lists_that_disagree_are_refused_and_those_that_agree_are_one(tmp_path: Path) -> None:
+def test_rejects_lists_that_disagree_and_merges_lists_that_agree(tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("bg\nroad\n")
     (tmp_path / "labelmap.txt").write_text("bg:0,0,0::\nroad:128,64,128::\n")
     (tmp_path / "config.json").write_text('{"lr": 1, "epochs": 3}')
@@ -356,7 +360,7 @@ def test_lists_that_disagree_are_refused_and_those_that_agree_are_one(tmp_path: 
         find_class_list(tmp_path)
 
 
-def test_files_of_other_programs_are_no_lists_of_classes(tmp_path: Path) -> None:
+def test_ignores_files_of_other_programs(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"lr": 1, "epochs": 3}')
     with pytest.raises(
         DataError, match=r"classes\.txt is missing here.*config\.json: it is JSON that is not known"
@@ -374,7 +378,7 @@ def test_files_of_other_programs_are_no_lists_of_classes(tmp_path: Path) -> None
     assert find_class_list(tmp_path).classes.names == ("bg", "road")
 
 
-def test_lists_that_share_no_name_with_classes_txt_are_said_and_not_used(tmp_path: Path) -> None:
+def test_notes_lists_that_share_no_name_with_classes_txt(tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("bg\nroad\n")
     (tmp_path / "labels.txt").write_text("frame_001\nframe_002\n")
     found = find_class_list(tmp_path)
@@ -395,7 +399,7 @@ CITYSCAPES_CSV = (
 
 
 @pytest.mark.parametrize("key", ["trainId", "train_id"])
-def test_cityscapes_table_is_read_by_the_number_that_the_masks_names_say(
+def test_cityscapes_table_reads_ids_or_train_ids_by_the_mask_names(
     key: str, tmp_path: Path
 ) -> None:
     text = CITYSCAPES_CSV.replace("trainId", key)
@@ -435,7 +439,7 @@ def test_cityscapes_table_is_read_by_the_number_that_the_masks_names_say(
     assert dict(read(tmp_path, of_json, ids="trainId").labels.values) == {0: 0, 1: 1, 255: VOID}
 
 
-def test_a_heading_and_doubtful_names_are_said(tmp_path: Path) -> None:
+def test_notes_headers_and_uncertain_names(tmp_path: Path) -> None:
     (note,) = read(tmp_path, "name\nbg\nroad\n").notes
     assert (
         note
@@ -451,7 +455,7 @@ def test_a_heading_and_doubtful_names_are_said(tmp_path: Path) -> None:
     )
 
 
-def test_a_missing_list_is_an_error_that_says_what_lies_there(tmp_path: Path) -> None:
+def test_missing_list_error_names_the_other_files(tmp_path: Path) -> None:
     (tmp_path / "my.csv").write_text("name,r,g,b\na,1,2,3\nb,4,5,6\n")
     (tmp_path / "coco.json").write_text('{"images": [], "annotations": []}')
     with pytest.raises(
@@ -470,7 +474,7 @@ def test_a_missing_list_is_an_error_that_says_what_lies_there(tmp_path: Path) ->
     ),
     st.randoms(),
 )
-def test_every_way_to_write_names_and_colors_reads_the_same(names: list[str], random: Any) -> None:
+def test_reads_every_format_of_names_and_colors_alike(names: list[str], random: Any) -> None:
     names = [name for name in names if name not in ("void", "name", "item")] or ["a"]
     colors = [(n, (n * 7) % 256, 255 - n) for n in range(len(names))]
     ways = (
@@ -498,7 +502,7 @@ def test_every_way_to_write_names_and_colors_reads_the_same(names: list[str], ra
 
 
 @given(st.text(max_size=80))
-def test_any_text_is_read_or_refused_in_one_line(text: str) -> None:
+def test_reads_or_rejects_any_text_in_one_line(text: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "classes.txt"
         path.write_text(text, encoding="utf-8", errors="surrogatepass")

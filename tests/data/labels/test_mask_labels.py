@@ -1,4 +1,4 @@
-"""Stored values to labels: by number, by color, and what is refused."""
+"""From stored values to labels: by value, by color, and the errors."""
 
 import io
 
@@ -10,7 +10,9 @@ from PIL import Image
 
 from fcn_jax.api import IGNORE_INDEX
 from fcn_jax.data.decode import read_mask
-from fcn_jax.data.labels.label_map import LabelMap, StoredMask, histogram, read, to_labels
+from fcn_jax.data.labels.label_map import LabelMap
+from fcn_jax.data.labels.mask_labels import read, to_labels
+from fcn_jax.data.labels.mask_values import StoredMask, histogram
 from fcn_jax.data.labels.palette import voc_palette
 from fcn_jax.data.voc import VOC_CLASSES
 from fcn_jax.errors import DataError
@@ -47,7 +49,7 @@ def labels(stored: StoredMask, rules: LabelMap) -> list[int]:
     return found[0].tolist()
 
 
-def test_without_colors_values_and_indices_are_looked_up() -> None:
+def test_without_colors_looks_up_values_and_indices() -> None:
     rules = LabelMap(2, {0: VOID, 7: 0, 26: 1, 255: VOID})
     assert labels(gray(0, 7, 26, 255), rules) == [VOID, 0, 1, VOID]
     assert labels(indexed(7, 26, 0, colors={7: (1, 2, 3), 26: (3, 2, 1)}), rules) == [0, 1, VOID]
@@ -70,7 +72,7 @@ def test_colors_decide_for_gray_indexed_and_rgb_masks() -> None:
     ) == [2, 0, VOID]
 
 
-def test_gray_values_whose_colors_are_not_listed_are_labels() -> None:
+def test_gray_values_without_listed_colors_are_labels() -> None:
     assert labels(gray(0, 1, 2, 255), VOC) == [0, 1, 2, VOID]
     assert read(histogram(gray(0, 1, 2)), VOC).rule == "value"
     assert read(histogram(gray(0)), VOC).rule == "either"
@@ -78,7 +80,7 @@ def test_gray_values_whose_colors_are_not_listed_are_labels() -> None:
     assert labels(indexed(0, 1, 2, colors={k: (k, k, k) for k in range(256)}), VOC) == [0, 1, 2]
 
 
-def test_index_255_is_void_whatever_its_color_unless_that_is_listed() -> None:
+def test_index_255_is_void_unless_its_color_is_listed() -> None:
     assert labels(indexed(0, 255, colors={255: (255, 255, 255)}), VOC) == [0, VOID]
 
 
@@ -94,7 +96,7 @@ def from_file(values: list[int], palette: list[int], rules: LabelMap) -> list[in
 
 
 @pytest.mark.parametrize("length", PADDED.values(), ids=PADDED)
-def test_an_index_without_a_color_of_its_own_is_a_label_where_colors_and_values_agree(
+def test_index_without_own_color_is_a_label_if_colors_and_values_agree(
     length: int,
 ) -> None:
     palette = ([0, 0, 0, 128, 0, 0] + [0] * 762)[: 3 * length]
@@ -115,7 +117,7 @@ def test_an_index_without_a_color_of_its_own_is_a_label_where_colors_and_values_
 
 
 @pytest.mark.parametrize("length", PADDED.values(), ids=PADDED)
-def test_an_index_without_a_color_of_its_own_is_refused_where_the_palette_has_another_order(
+def test_rejects_index_without_own_color_if_the_palette_has_another_order(
     length: int,
 ) -> None:
     palette = ([128, 0, 0, 0, 0, 0] + [0] * 762)[: 3 * length]
@@ -127,7 +129,7 @@ def test_an_index_without_a_color_of_its_own_is_refused_where_the_palette_has_an
 
 
 @pytest.mark.parametrize("length", [3, 256])
-def test_255_is_void_also_where_white_is_a_class_with_an_index_of_its_own(length: int) -> None:
+def test_255_is_void_even_if_white_is_a_class_with_its_own_index(length: int) -> None:
     rules = LabelMap(
         3, {0: 0, 1: 1, 2: 2, 255: VOID}, {(255, 255, 255): 0, (0, 0, 255): 1, (0, 255, 255): 2}
     )
@@ -138,7 +140,7 @@ def test_255_is_void_also_where_white_is_a_class_with_an_index_of_its_own(length
         from_file([0, 255], [0, 0, 0] * 256, BLACK_WHITE)
 
 
-def test_voc_masks_with_a_palette_of_21_colors_have_255_as_void() -> None:
+def test_voc_masks_with_21_palette_colors_store_void_as_255() -> None:
     rules = LabelMap.of(
         21, palette={c: k for k, c in enumerate(VOC_CLASSES.palette)} | {(224, 224, 192): 255}
     )
@@ -153,13 +155,13 @@ def test_voc_masks_with_a_palette_of_21_colors_have_255_as_void() -> None:
     assert from_file([0, 1], colors[3:6] + colors[:3], rules) == [1, 0]
 
 
-def test_a_mask_with_an_incomplete_palette_that_agrees_is_read_by_its_table_alone(
+def test_reads_incomplete_palette_that_agrees_without_counting_values(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def slow(stored: StoredMask) -> None:
         raise AssertionError("values were counted")
 
-    monkeypatch.setattr("fcn_jax.data.labels.label_map._histogram", slow)
+    monkeypatch.setattr("fcn_jax.data.labels.mask_labels.count", slow)
     assert from_file([0, 1, 255], [0, 0, 0, 128, 0, 0] + [0] * 762, TWO) == [0, 1, VOID]
 
 
@@ -169,7 +171,7 @@ def file_of(array: np.ndarray, **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def test_the_color_of_a_gray_value_is_its_gray_on_a_screen() -> None:
+def test_color_of_a_gray_value_is_its_gray_on_a_screen() -> None:
     def wide(*values: int) -> StoredMask:
         return StoredMask(np.array([values], np.uint16), bits=16)
 
@@ -190,12 +192,12 @@ def test_the_color_of_a_gray_value_is_its_gray_on_a_screen() -> None:
     assert read_mask(file_of(np.array([[False, True]])), VOC).tolist() == [[0, 1]]
 
 
-def test_values_whose_readings_contradict_each_other_are_refused() -> None:
+def test_rejects_gray_values_that_mean_another_class_by_color() -> None:
     camvid = LabelMap(
         2, {0: 0, 1: 1, 2: VOID, 255: VOID}, {(128, 128, 128): 0, (128, 0, 0): 1, (0, 0, 0): VOID}
     )
     with pytest.raises(
-        DataError, match=r"gray values 0 are listed as colors of other classes.*take the colors off"
+        DataError, match=r"gray values 0 are listed as colors of other classes.*remove the colors"
     ):
         labels(gray(0, 1, 2), camvid)
 
@@ -222,11 +224,11 @@ def test_values_whose_readings_contradict_each_other_are_refused() -> None:
         (
             indexed(0, 1, colors={1: (9, 9, 1)}),
             VOC,
-            r"palette colors that no class has: \(9, 9, 1\).*take the colors off",
+            r"palette colors that no class has: \(9, 9, 1\).*remove the colors",
         ),
     ],
 )
-def test_what_has_no_label_is_an_error_that_names_it(
+def test_error_names_the_values_without_a_label(
     stored: StoredMask, rules: LabelMap, message: str
 ) -> None:
     with pytest.raises(DataError, match=rf"m\.png: {message}"):
@@ -234,7 +236,7 @@ def test_what_has_no_label_is_an_error_that_names_it(
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 8), st.integers(1, 40), st.integers(1, 40))
-def test_gray_indexed_and_rgb_files_of_the_same_picture_have_the_same_labels(
+def test_gray_indexed_and_rgb_files_of_one_picture_have_the_same_labels(
     seed: int, count: int, height: int, width: int
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -262,9 +264,7 @@ def test_gray_indexed_and_rgb_files_of_the_same_picture_have_the_same_labels(
     st.integers(0, 2**32 - 1),
     st.sampled_from([ADE, BLACK_WHITE, VOC, LabelMap.of(3), LabelMap(2, {3: 1, 1: 0, 0: VOID})]),
 )
-def test_labels_are_those_that_the_reading_of_the_histogram_says(
-    seed: int, rules: LabelMap
-) -> None:
+def test_to_labels_matches_the_reading_of_the_histogram(seed: int, rules: LabelMap) -> None:
     rng = np.random.default_rng(seed)
     values = rng.choice([0, 1, 2, 3, 255], (5, 6), p=[0.4, 0.4, 0.15, 0.02, 0.03]).astype(np.uint8)
     palette = np.zeros((256, 3), np.uint8)
@@ -292,7 +292,7 @@ def test_labels_are_those_that_the_reading_of_the_histogram_says(
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from(["u8", "u16", "rgb"]))
-def test_a_histogram_counts_every_pixel(seed: int, kind: str) -> None:
+def test_histogram_counts_every_pixel(seed: int, kind: str) -> None:
     rng = np.random.default_rng(seed)
     pixels = rng.integers(0, 6, (7, 9, 3) if kind == "rgb" else (7, 9))
     found = histogram(StoredMask(pixels.astype(np.uint16 if kind == "u16" else np.uint8)))
