@@ -12,41 +12,24 @@ from fcn_jax.data.datasets.directory import (
     IMAGE_SUFFIXES,
     DirectorySource,
     check_split,
-    entries,
     files_by_stem,
     match,
     require_root,
 )
+from fcn_jax.data.datasets.files import subfolders
 from fcn_jax.errors import DataError
 from fcn_jax.plugins.api import Classes, Dataset, Source
 
 CAMVID_CLASSES = Classes(
     names=(
-        "sky",
-        "building",
-        "pole",
-        "road",
-        "pavement",
-        "tree",
-        "sign",
-        "fence",
-        "car",
-        "pedestrian",
-        "bicyclist",
+        "sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car",
+        "pedestrian", "bicyclist",
     ),
     palette=(
-        *(
-            (128, 128, 128),
-            (128, 0, 0),
-            (192, 192, 128),
-            (128, 64, 128),
-            (60, 40, 222),
-            (128, 128, 0),
-            (192, 128, 128),
-        ),
-        *((64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192)),
+        (128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222),
+        (128, 128, 0), (192, 128, 128), (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192),
     ),
-)
+)  # fmt: skip
 """The 11 classes, with SegNet's colors."""
 
 _VOID = 11
@@ -54,23 +37,20 @@ _VOID = 11
 
 def _open(root: Path | None, split: str) -> Source:
     root = require_root(root, "camvid", "train/, trainannot/, val/, valannot/")
-    splits = [
-        entry.name.removesuffix("annot")
-        for entry in entries(root)
-        if entry.name.endswith("annot") and len(entry.name) > 5 and entry.is_dir()
-    ]
+    ends = [name for name in subfolders(root) if name.endswith("annot")]
+    splits = [name.removesuffix("annot") for name in ends if name != "annot"]
     if not splits:
         raise DataError(
-            f"{root}: no trainannot/ or valannot/ here; pass SegNet's CamVid folder, which holds train/, trainannot/ and so on"
+            f"{root}: no trainannot/ or valannot/ here; pass SegNet's CamVid folder, which holds "
+            "train/, trainannot/ and so on"
         )
     check_split(split, splits, root)
     image_folder, mask_folder = root / split, root / f"{split}annot"
     images = files_by_stem(image_folder, IMAGE_SUFFIXES)
-    masks = files_by_stem(mask_folder, (".png",))
     records = match(
         tuple(images),
         images,
-        masks,
+        files_by_stem(mask_folder, (".png",)),
         split=split,
         where=root,
         image_folder=image_folder,

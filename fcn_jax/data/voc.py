@@ -11,110 +11,36 @@ from fcn_jax.data.datasets.directory import (
     DirectorySource,
     check_split,
     files_by_stem,
-    is_hidden,
     match,
     read_ids,
     require_root,
 )
+from fcn_jax.data.datasets.files import is_hidden
+from fcn_jax.data.labels.palette import VOC_BORDER, voc_palette
 from fcn_jax.errors import DataError
-from fcn_jax.plugins.api import Classes, Dataset, Source
+from fcn_jax.plugins.api import IGNORE_INDEX, Classes, Dataset, Source
 
 VOC_CLASSES = Classes(
     names=(
-        *(
-            "background",
-            "aeroplane",
-            "bicycle",
-            "bird",
-            "boat",
-            "bottle",
-            "bus",
-            "car",
-            "cat",
-            "chair",
-            "cow",
-        ),
-        *(
-            "diningtable",
-            "dog",
-            "horse",
-            "motorbike",
-            "person",
-            "pottedplant",
-            "sheep",
-            "sofa",
-            "train",
-            "tvmonitor",
-        ),
+        "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat",
+        "chair", "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant",
+        "sheep", "sofa", "train", "tvmonitor",
     ),
-    palette=(
-        *(
-            (0, 0, 0),
-            (128, 0, 0),
-            (0, 128, 0),
-            (128, 128, 0),
-            (0, 0, 128),
-            (128, 0, 128),
-            (0, 128, 128),
-            (128, 128, 128),
-            (64, 0, 0),
-        ),
-        *(
-            (192, 0, 0),
-            (64, 128, 0),
-            (192, 128, 0),
-            (64, 0, 128),
-            (192, 0, 128),
-            (64, 128, 128),
-            (192, 128, 128),
-            (0, 64, 0),
-        ),
-        *((128, 64, 0), (0, 192, 0), (128, 192, 0), (0, 64, 128)),
-    ),
-)
+    palette=voc_palette(21),
+)  # fmt: skip
 """Background and the 20 classes of PASCAL VOC, with the devkit's colors."""
+
+_LABELS = {color: label for label, color in enumerate(VOC_CLASSES.palette)}
 
 
 def find_devkit(root: Path) -> Path | None:
-    """The VOC2012 folder: `root` may hold VOCdevkit, be VOCdevkit or be VOC2012 itself. None where it is neither."""
+    """The VOC2012 folder: `root` itself, or in `root` or `root/VOCdevkit`; None if there is none."""
     candidates = (root, root / "VOC2012", root / "VOCdevkit" / "VOC2012")
-    return next(
-        (path for path in candidates if (path / "ImageSets" / "Segmentation").is_dir()), None
-    )
+    return next((path for path in candidates if _lists_of(path).is_dir()), None)
 
 
-def open_devkit(devkit: Path, split: str) -> DirectorySource:
-    """Open a split of a VOC2012 folder.
-
-    Args:
-        devkit: the folder that holds JPEGImages, SegmentationClass and ImageSets.
-        split: the name of a file in ImageSets/Segmentation, such as "train", "val" or "trainval".
-
-    Raises:
-        DataError: no such split, an empty one, or missing images or masks.
-    """
-    lists = {
-        path.stem: path
-        for path in sorted((devkit / "ImageSets" / "Segmentation").glob("*.txt"))
-        if not is_hidden(path.name)
-    }
-    check_split(split, lists, devkit)
-    image_folder, mask_folder = devkit / "JPEGImages", devkit / "SegmentationClass"
-    images = files_by_stem(image_folder, (".jpg", ".jpeg"))
-    masks = files_by_stem(mask_folder, (".png",))
-    palette = {color: label for label, color in enumerate(VOC_CLASSES.palette)} | {
-        (224, 224, 192): 255
-    }
-    records = match(
-        read_ids(lists[split]),
-        images,
-        masks,
-        split=split,
-        where=devkit,
-        image_folder=image_folder,
-        mask_folder=mask_folder,
-    )
-    return DirectorySource(VOC_CLASSES, records, palette=palette)
+def _lists_of(devkit: Path) -> Path:
+    return devkit / "ImageSets" / "Segmentation"
 
 
 def _open(root: Path | None, split: str) -> Source:
@@ -122,10 +48,22 @@ def _open(root: Path | None, split: str) -> Source:
     devkit = find_devkit(root)
     if devkit is None:
         raise DataError(
-            f"{root}: no VOCdevkit/VOC2012/ImageSets/Segmentation here; "
-            "pass the folder into which VOCtrainval_11-May-2012.tar was extracted"
+            f"{root}: no VOCdevkit/VOC2012/ImageSets/Segmentation here; pass the folder into which "
+            "VOCtrainval_11-May-2012.tar was extracted"
         )
-    return open_devkit(devkit, split)
+    lists = {p.stem: p for p in sorted(_lists_of(devkit).glob("*.txt")) if not is_hidden(p.name)}
+    check_split(split, lists, devkit)
+    image_folder, mask_folder = devkit / "JPEGImages", devkit / "SegmentationClass"
+    records = match(
+        read_ids(lists[split]),
+        files_by_stem(image_folder, (".jpg", ".jpeg")),
+        files_by_stem(mask_folder, (".png",)),
+        split=split,
+        where=devkit,
+        image_folder=image_folder,
+        mask_folder=mask_folder,
+    )
+    return DirectorySource(VOC_CLASSES, records, palette=_LABELS | {VOC_BORDER: IGNORE_INDEX})
 
 
 VOC2012 = Dataset(

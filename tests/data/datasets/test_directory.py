@@ -1,4 +1,4 @@
-"""Datasets read in place: every layout, and one clear error for every way in which a folder can be wrong."""
+"""Datasets read in place: every layout, and one clear error for every wrong folder."""
 
 import pickle
 import subprocess
@@ -14,7 +14,7 @@ from PIL import Image
 
 from fcn_jax.api import IGNORE_INDEX, Dataset
 from fcn_jax.data.camvid import CAMVID
-from fcn_jax.data.datasets.directory import match
+from fcn_jax.data.datasets.matching import match
 from fcn_jax.data.folder import FOLDER, hash_split
 from fcn_jax.data.labels.palette import voc_palette
 from fcn_jax.data.voc import VOC2012, VOC_CLASSES
@@ -63,8 +63,10 @@ def test_voc_opens_from_any_of_its_three_folders(given_root: str, tmp_path: Path
     assert len(VOC_CLASSES) == 21
 
 
-def test_voc_palette_follows_the_devkits_rule() -> None:
-    assert VOC_CLASSES.palette == voc_palette(21)
+def test_voc_palette_matches_the_devkit() -> None:
+    assert VOC_CLASSES.palette[:4] == ((0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0))
+    assert VOC_CLASSES.palette[20] == (0, 64, 128)
+    assert len(set(voc_palette(256))) == 256
 
 
 def test_camvid_matches_by_stem_and_maps_its_void(tmp_path: Path) -> None:
@@ -79,7 +81,7 @@ def test_camvid_matches_by_stem_and_maps_its_void(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dataset", [VOC2012, CAMVID, FOLDER], ids=lambda d: d.name)
-def test_without_a_folder_the_error_says_what_to_pass(dataset: Dataset, tmp_path: Path) -> None:
+def test_error_without_a_folder_names_the_option(dataset: Dataset, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="pass --data DIR"):
         dataset.open(None, "train")
     with pytest.raises(DataError, match="does not exist"):
@@ -88,7 +90,7 @@ def test_without_a_folder_the_error_says_what_to_pass(dataset: Dataset, tmp_path
         dataset.open(tmp_path, "train")
 
 
-def test_unknown_split_is_an_error_that_lists_the_splits(tmp_path: Path) -> None:
+def test_unknown_split_error_lists_the_splits(tmp_path: Path) -> None:
     make_voc(tmp_path / "voc", {"train": ["a"], "val": ["b"]})
     with pytest.raises(
         DataError, match=r"no split 'trian'. Did you mean 'train'\? Available: train, val"
@@ -99,7 +101,7 @@ def test_unknown_split_is_an_error_that_lists_the_splits(tmp_path: Path) -> None
         FOLDER.open(tmp_path / "f", "test")
 
 
-def test_missing_images_and_masks_are_all_counted_when_the_split_is_opened(tmp_path: Path) -> None:
+def test_counts_all_missing_images_and_masks(tmp_path: Path) -> None:
     make_voc(tmp_path, {"train": [f"i{k:02}" for k in range(20)]})
     for k in range(15):
         (tmp_path / "SegmentationClass" / f"i{k:02}.png").unlink()
@@ -111,7 +113,7 @@ def test_missing_images_and_masks_are_all_counted_when_the_split_is_opened(tmp_p
     assert "i11 and 3 more" in str(caught.value)
 
 
-def test_empty_split_and_doubled_names_are_errors(tmp_path: Path) -> None:
+def test_rejects_empty_splits_and_repeated_names(tmp_path: Path) -> None:
     make_voc(tmp_path, {"train": ["a"], "val": []})
     with pytest.raises(DataError, match="split 'val' holds no images"):
         VOC2012.open(tmp_path, "val")
@@ -120,14 +122,14 @@ def test_empty_split_and_doubled_names_are_errors(tmp_path: Path) -> None:
         VOC2012.open(tmp_path, "train")
 
 
-def test_two_images_of_one_stem_are_an_error(tmp_path: Path) -> None:
+def test_rejects_two_images_of_one_stem(tmp_path: Path) -> None:
     make_folder(tmp_path / "f")
     write(tmp_path / "f" / "images" / "a.jpg")
     with pytest.raises(DataError, match=r"both a\.jpg and a\.png"):
         FOLDER.open(tmp_path / "f", "train")
 
 
-def test_folder_takes_splits_from_files_or_from_subfolders(tmp_path: Path) -> None:
+def test_folder_reads_splits_from_lists_or_subfolders(tmp_path: Path) -> None:
     make_folder(tmp_path / "files")
     (tmp_path / "files" / "splits").mkdir()
     (tmp_path / "files" / "splits" / "small.txt").write_text("c\na\n")
@@ -140,7 +142,7 @@ def test_folder_takes_splits_from_files_or_from_subfolders(tmp_path: Path) -> No
         FOLDER.open(tmp_path / "subs", "val")
 
 
-def test_folder_without_splits_is_divided_whole_and_disjoint(tmp_path: Path) -> None:
+def test_folder_without_splits_is_divided_into_disjoint_parts(tmp_path: Path) -> None:
     make_folder(tmp_path / "f", names=tuple(f"n{k}" for k in range(12)))
     ids = [
         [source[i].id for i in range(len(source))]
@@ -151,7 +153,7 @@ def test_folder_without_splits_is_divided_whole_and_disjoint(tmp_path: Path) -> 
 
 
 @given(st.sets(st.text(min_size=1, max_size=8), min_size=2, max_size=60))
-def test_hash_split_is_a_partition_with_two_sides_that_order_does_not_change(
+def test_hash_split_is_a_partition_independent_of_order(
     names: set[str],
 ) -> None:
     split = hash_split(sorted(names))
@@ -162,14 +164,14 @@ def test_hash_split_is_a_partition_with_two_sides_that_order_does_not_change(
     assert set(hash_split(sorted(names, reverse=True))["val"]) == set(split["val"])
 
 
-def test_hash_split_is_about_nine_to_one_and_stays_when_images_are_added() -> None:
+def test_hash_split_is_about_nine_to_one_and_stable_when_images_are_added() -> None:
     small, large = (hash_split([f"img_{k}" for k in range(n)]) for n in (1000, 2000))
     assert 70 < len(small["val"]) < 130
     assert set(small["val"]) <= set(large["val"])
     assert set(small["train"]) <= set(large["train"])
 
 
-def test_folder_masks_in_colors_follow_classes_txt(tmp_path: Path) -> None:
+def test_folder_reads_masks_in_colors_by_classes_txt(tmp_path: Path) -> None:
     make_folder(tmp_path / "f", "# comment\nbare ground 0 0 0\n\ntree 0 255 0\nvoid 255 255 255\n")
     colors = np.zeros((12, 16, 3), np.uint8)
     colors[:4], colors[4:8] = (0, 255, 0), (255, 255, 255)
@@ -189,11 +191,14 @@ def test_source_pickles(tmp_path: Path) -> None:
     assert np.array_equal(copy.decode(copy[0]).image, source.decode(source[0]).image)
 
 
-def test_reading_in_place_imports_neither_grain_nor_tfds_nor_jax() -> None:
+def test_reading_in_place_does_not_import_grain_tfds_or_jax() -> None:
     code = (
-        "import sys, fcn_jax.data.transforms, fcn_jax.data.decode, fcn_jax.data.voc, fcn_jax.data.camvid, fcn_jax.data.folder, "
-        "fcn_jax.data.datasets.shapes, fcn_jax.data.prepared, fcn_jax.data.inspection, fcn_jax.data.labels.class_list\n"
-        "heavy = {'grain', 'jax', 'tensorflow_datasets', 'array_record', 'tensorflow', 'torch'} & set(sys.modules)\n"
+        "import sys, fcn_jax.data.transforms, fcn_jax.data.decode, fcn_jax.data.voc, "
+        "fcn_jax.data.camvid, fcn_jax.data.folder, "
+        "fcn_jax.data.datasets.shapes, fcn_jax.data.prepared, "
+        "fcn_jax.data.inspection, fcn_jax.data.labels.class_list\n"
+        "heavy = {'grain', 'jax', 'tensorflow_datasets', 'array_record', 'tensorflow', 'torch'}\n"
+        "heavy &= set(sys.modules)\n"
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -247,13 +252,13 @@ def with_list(
         "PHOTO 0\nB.PNG\n",
     ],
 )
-def test_ids_are_matched_as_a_person_would_read_them(lines: str | bytes, tmp_path: Path) -> None:
+def test_matches_ids_in_every_usual_spelling(lines: str | bytes, tmp_path: Path) -> None:
     source = FOLDER.open(with_list(tmp_path / "f", lines), "train")
     assert ids(source) == ["photo 0", "b"]
     assert [record.mask.name for record in source.records] == ["photo 0.png", "b.png"]
 
 
-def test_a_second_column_decides_which_mask_is_taken(tmp_path: Path) -> None:
+def test_second_column_names_the_mask(tmp_path: Path) -> None:
     root = with_list(tmp_path / "f", "images/b.png fine/b.png\n")
     write(root / "fine" / "b.png", 0)
     assert FOLDER.open(root, "train").records[0].mask == root / "fine" / "b.png"
@@ -269,12 +274,12 @@ def test_a_second_column_decides_which_mask_is_taken(tmp_path: Path) -> None:
         FOLDER.open(root, "train")
 
 
-def test_flags_of_a_list_of_one_class_are_refused(tmp_path: Path) -> None:
+def test_rejects_flags_of_a_list_of_one_class(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="flags -1, 1, as VOC's lists of one class do"):
         FOLDER.open(with_list(tmp_path / "f", "photo 0  1\nb -1\n"), "train")
 
 
-def test_a_number_in_the_second_column_is_a_flag_even_where_a_mask_has_that_name(
+def test_number_in_the_second_column_is_a_flag_even_if_a_mask_has_that_name(
     tmp_path: Path,
 ) -> None:
     numbers = tuple(map(str, range(6)))
@@ -310,15 +315,13 @@ def test_a_number_in_the_second_column_is_a_flag_even_where_a_mask_has_that_name
         ),
     ],
 )
-def test_other_numbers_in_the_second_column_are_refused(
-    lines: str, said: str, tmp_path: Path
-) -> None:
+def test_rejects_other_numbers_in_the_second_column(lines: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=said) as caught:
         FOLDER.open(with_list(tmp_path / "f", lines, names=tuple(map(str, range(6)))), "train")
     assert "Add the files" not in str(caught.value)
 
 
-def test_a_mask_is_used_once(tmp_path: Path) -> None:
+def test_rejects_a_mask_of_two_images(tmp_path: Path) -> None:
     root = with_list(
         tmp_path / "list",
         "images/a0.png masks/a1.png\nimages/a1.png masks/../masks/a1.png\n",
@@ -335,19 +338,19 @@ def test_a_mask_is_used_once(tmp_path: Path) -> None:
         FOLDER.open(root, "train")
 
 
-def test_an_image_listed_under_two_spellings_is_an_error(tmp_path: Path) -> None:
+def test_rejects_an_image_listed_in_two_spellings(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="images listed twice: photo 1;"):
         FOLDER.open(with_list(tmp_path / "f", "photo 1\nphoto 0\nimages/photo 1.png\n"), "train")
 
 
-def test_what_is_missing_is_named_as_the_list_has_it(tmp_path: Path) -> None:
+def test_names_missing_images_as_the_list_writes_them(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"1 of 2 images are missing: photo 7 \(images/ holds 3 such files"
     ):
         FOLDER.open(with_list(tmp_path / "f", "photo 7\nb\n"), "train")
 
 
-def test_case_and_unicode_form_are_forgiven_where_one_file_is_meant(tmp_path: Path) -> None:
+def test_matches_case_and_unicode_form_if_one_file_is_meant(tmp_path: Path) -> None:
     make_folder(tmp_path / "f", names=("e\u0301tang", "IMG_1", "x"))
     (tmp_path / "f" / "masks" / "e\u0301tang.png").rename(
         tmp_path / "f" / "masks" / "\u00e9tang.png"
@@ -357,7 +360,7 @@ def test_case_and_unicode_form_are_forgiven_where_one_file_is_meant(tmp_path: Pa
     (tmp_path / "f" / "splits" / "train.txt").write_text("\u00e9tang\nIMG_1\n")
     source = FOLDER.open(tmp_path / "f", "train")
     assert [record.mask.name for record in source.records] == ["\u00e9tang.png", "img_1.PNG"]
-    assert source.notes == ("split 'train': 1 names match in other upper and lower case only",)
+    assert source.notes == ("split 'train': 1 names match only in other upper and lower case",)
     write(tmp_path / "f" / "masks" / "Img_1.png")
     with pytest.raises(DataError, match=r"masks are missing: IMG_1 .*differ in case only"):
         FOLDER.open(tmp_path / "f", "train")
@@ -378,7 +381,7 @@ def test_case_and_unicode_form_are_forgiven_where_one_file_is_meant(tmp_path: Pa
         ("{}_image", "{}", "lack `_image`"),
     ],
 )
-def test_masks_whose_names_all_differ_in_the_same_way_are_matched_and_it_is_said(
+def test_matches_masks_by_a_common_affix_with_a_note(
     image: str, mask: str, said: str, tmp_path: Path
 ) -> None:
     make_folder(tmp_path, names=())
@@ -392,7 +395,7 @@ def test_masks_whose_names_all_differ_in_the_same_way_are_matched_and_it_is_said
     assert f"split 'train': masks are matched by names that {said}" in source.notes
 
 
-def test_masks_of_several_kinds_are_refused_and_a_missing_one_is_not_papered_over(
+def test_rejects_masks_of_several_kinds_and_missing_masks(
     tmp_path: Path,
 ) -> None:
     make_folder(tmp_path, names=())
@@ -415,7 +418,7 @@ def test_masks_of_several_kinds_are_refused_and_a_missing_one_is_not_papered_ove
         FOLDER.open(tmp_path, "train")
 
 
-def test_messages_say_what_lies_where_masks_are_missing(tmp_path: Path) -> None:
+def test_missing_mask_error_describes_the_folder(tmp_path: Path) -> None:
     make_folder(tmp_path / "jpeg")
     for name in "abc":
         (tmp_path / "jpeg" / "masks" / f"{name}.png").rename(
@@ -433,7 +436,7 @@ def test_messages_say_what_lies_where_masks_are_missing(tmp_path: Path) -> None:
         FOLDER.open(tmp_path / "deep", "train")
 
 
-def test_hidden_files_and_stray_folders_change_nothing(tmp_path: Path) -> None:
+def test_ignores_hidden_files_and_stray_folders(tmp_path: Path) -> None:
     make_folder(tmp_path, names=tuple(f"n{k}" for k in range(12)))
     before = {split: ids(FOLDER.open(tmp_path, split)) for split in ("train", "val")}
     for name in (".DS_Store", "._n1.png", "Thumbs.db", "desktop.ini", "n1.png~", ".n1.png.swp"):
@@ -461,7 +464,7 @@ def test_hidden_files_and_stray_folders_change_nothing(tmp_path: Path) -> None:
     )
 
 
-def test_stray_folders_beside_split_subfolders_are_no_splits(tmp_path: Path) -> None:
+def test_stray_folders_next_to_split_subfolders_are_not_splits(tmp_path: Path) -> None:
     make_folder(tmp_path, names=("a", "b"), sub="train")
     write(tmp_path / "images" / "originals" / "a.png")
     write(tmp_path / "images" / "cover.png")
@@ -472,7 +475,7 @@ def test_stray_folders_beside_split_subfolders_are_no_splits(tmp_path: Path) -> 
         FOLDER.open(tmp_path, "originals")
 
 
-def test_images_in_split_subfolders_without_masks_there_are_an_error_that_says_so(
+def test_rejects_split_subfolders_without_masks(
     tmp_path: Path,
 ) -> None:
     make_folder(tmp_path, names=("a", "b"), sub="train")
@@ -481,14 +484,14 @@ def test_images_in_split_subfolders_without_masks_there_are_an_error_that_says_s
         FOLDER.open(tmp_path, "train")
 
 
-def test_the_same_splits_flat_and_in_subfolders_are_refused(tmp_path: Path) -> None:
+def test_rejects_splits_that_are_both_flat_and_in_subfolders(tmp_path: Path) -> None:
     make_folder(tmp_path, names=("a", "b"), sub="train")
     make_folder(tmp_path, names=("a", "b", "c"))
     with pytest.raises(DataError, match="3 images lie here and others in train/"):
         FOLDER.open(tmp_path, "train")
 
 
-def test_lists_name_images_in_subfolders_by_their_path(tmp_path: Path) -> None:
+def test_lists_can_name_images_in_subfolders_by_path(tmp_path: Path) -> None:
     for city in ("aachen", "bochum"):
         make_folder(tmp_path, names=("a",), sub=city)
     write(tmp_path / "masks" / "bochum" / "a.png", 0)
@@ -558,7 +561,7 @@ def test_lists_name_images_in_subfolders_by_their_path(tmp_path: Path) -> None:
         (("train", "trainannot"), "use the dataset camvid"),
     ],
 )
-def test_a_folder_with_other_names_is_told_what_to_rename(
+def test_advises_what_to_rename_in_other_layouts(
     folders: tuple[str, ...], advice: str, tmp_path: Path
 ) -> None:
     for number, folder in enumerate(folders):
@@ -567,7 +570,7 @@ def test_a_folder_with_other_names_is_told_what_to_rename(
         FOLDER.open(tmp_path, "train")
 
 
-def test_masks_without_an_image_and_lists_that_are_not_used_are_said(tmp_path: Path) -> None:
+def test_notes_masks_without_an_image_and_unused_lists(tmp_path: Path) -> None:
     make_folder(tmp_path)
     write(tmp_path / "masks" / "z.png")
     notes = " | ".join(FOLDER.open(tmp_path, "train").notes)
@@ -582,7 +585,7 @@ def test_masks_without_an_image_and_lists_that_are_not_used_are_said(tmp_path: P
     )
 
 
-def test_links_are_followed(tmp_path: Path) -> None:
+def test_follows_links(tmp_path: Path) -> None:
     make_folder(tmp_path / "real")
     (tmp_path / "link").mkdir()
     (tmp_path / "link" / "classes.txt").symlink_to(tmp_path / "real" / "classes.txt")
@@ -597,7 +600,7 @@ def test_links_are_followed(tmp_path: Path) -> None:
     )
 
 
-def test_a_link_that_leads_back_is_not_followed_for_ever(tmp_path: Path) -> None:
+def test_does_not_follow_a_link_to_a_folder_above_it(tmp_path: Path) -> None:
     make_folder(tmp_path, names=("a",), sub="aachen")
     (tmp_path / "images" / "aachen" / "loop").symlink_to(tmp_path / "images")
     (tmp_path / "splits").mkdir()
@@ -605,7 +608,7 @@ def test_a_link_that_leads_back_is_not_followed_for_ever(tmp_path: Path) -> None
     assert ids(FOLDER.open(tmp_path, "train")) == ["aachen/a"]
 
 
-def test_masks_names_say_which_of_cityscapes_numbers_they_store(tmp_path: Path) -> None:
+def test_mask_names_select_cityscapes_ids(tmp_path: Path) -> None:
     make_folder(tmp_path, names=())
     (tmp_path / "classes.txt").write_text(
         '[{"name": "void", "id": 0, "trainId": 255}, {"name": "road", "id": 7, "trainId": 0}, {"name": "car", "id": 26, "trainId": 1}]'
@@ -627,7 +630,7 @@ def test_masks_names_say_which_of_cityscapes_numbers_they_store(tmp_path: Path) 
         max_size=8,
     )
 )
-def test_any_names_written_with_endings_and_paths_are_matched_one_to_one(names: set[str]) -> None:
+def test_matches_any_names_with_endings_and_paths_one_to_one(names: set[str]) -> None:
     names = {
         name for name in names if [other.casefold() for other in names].count(name.casefold()) == 1
     }
@@ -653,7 +656,7 @@ def test_any_names_written_with_endings_and_paths_are_matched_one_to_one(names: 
         "{}.txt",
     ],
 )
-def test_lists_in_other_usual_places_are_read_and_it_is_said(place: str, tmp_path: Path) -> None:
+def test_reads_lists_in_other_usual_places_with_a_note(place: str, tmp_path: Path) -> None:
     make_folder(tmp_path, names=tuple("abcdef"))
     for split, text in (("train", "c\na\n"), ("val", "f\n")):
         path = tmp_path / place.format(split)
@@ -693,9 +696,7 @@ def test_lists_in_other_usual_places_are_read_and_it_is_said(place: str, tmp_pat
         ),
     ],
 )
-def test_lists_that_cannot_be_used_are_refused_by_name(
-    files: tuple[str, ...], said: str, tmp_path: Path
-) -> None:
+def test_rejects_unusable_lists_by_name(files: tuple[str, ...], said: str, tmp_path: Path) -> None:
     make_folder(tmp_path, names=tuple("abcdef"))
     for file in files:
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
@@ -704,7 +705,7 @@ def test_lists_that_cannot_be_used_are_refused_by_name(
         FOLDER.open(tmp_path, "train")
 
 
-def test_a_list_of_all_images_and_a_table_are_named_where_a_hash_divides_them(
+def test_notes_unused_lists_when_a_hash_divides_the_images(
     tmp_path: Path,
 ) -> None:
     make_folder(tmp_path, names=tuple("abcdef"))
@@ -718,7 +719,7 @@ def test_a_list_of_all_images_and_a_table_are_named_where_a_hash_divides_them(
     )
 
 
-def test_subfolders_of_a_split_are_taken_where_the_split_itself_holds_no_images(
+def test_reads_subfolders_of_a_split_that_holds_no_images_itself(
     tmp_path: Path,
 ) -> None:
     for number, city in enumerate(("aachen", "bochum")):
@@ -743,7 +744,7 @@ def test_subfolders_of_a_split_are_taken_where_the_split_itself_holds_no_images(
     ]
 
 
-def test_lists_name_images_in_subfolders_without_the_folder_where_one_is_meant(
+def test_lists_can_name_images_in_subfolders_without_the_folder(
     tmp_path: Path,
 ) -> None:
     make_folder(tmp_path, names=("a0", "a1"), sub="train")
@@ -776,7 +777,7 @@ def test_lists_name_images_in_subfolders_without_the_folder_where_one_is_meant(
         (("training", "val"), "train", "--set data.train_split=training"),
     ],
 )
-def test_a_split_of_another_name_is_chosen_by_a_setting(
+def test_advises_a_setting_for_a_split_of_another_name(
     names: tuple[str, ...], split: str, advice: str, tmp_path: Path
 ) -> None:
     for name in names:
@@ -807,7 +808,7 @@ def test_a_split_of_another_name_is_chosen_by_a_setting(
     ],
 )
 @pytest.mark.parametrize("layout", ["subfolders", "hash", "list"])
-def test_affixes_padding_and_separators_that_differ_for_all_are_matched(
+def test_matches_affixes_padding_and_separators_that_all_names_share(
     image: str, mask: str, said: str, layout: str, tmp_path: Path
 ) -> None:
     make_folder(tmp_path, names=())
@@ -850,7 +851,7 @@ def test_affixes_padding_and_separators_that_differ_for_all_are_matched(
         (("1", "2"), ("01", "001", "2x"), "masks are missing: 1, 2"),
     ],
 )
-def test_names_that_no_one_rule_fits_are_refused_and_it_is_said_how_they_differ(
+def test_rejects_names_that_no_single_rule_matches(
     images: tuple[str, ...], masks: tuple[str, ...], said: str, tmp_path: Path
 ) -> None:
     make_folder(tmp_path, names=())
@@ -863,7 +864,7 @@ def test_names_that_no_one_rule_fits_are_refused_and_it_is_said_how_they_differ(
 
 
 @pytest.mark.parametrize("ending", ["webp", "gif"])
-def test_masks_in_lossless_webp_and_gif_are_read(ending: str, tmp_path: Path) -> None:
+def test_reads_masks_in_lossless_webp_and_gif(ending: str, tmp_path: Path) -> None:
     make_folder(tmp_path, names=())
     labels = np.zeros((12, 16), np.uint8)
     labels[3:, 5:] = 1
@@ -882,9 +883,7 @@ def test_masks_in_lossless_webp_and_gif_are_read(ending: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("extra", ["labelmap.txt", "class_names.txt"])
-def test_voc_like_exports_of_annotation_tools_are_not_taken_for_voc2012(
-    extra: str, tmp_path: Path
-) -> None:
+def test_does_not_take_exports_of_annotation_tools_for_voc2012(extra: str, tmp_path: Path) -> None:
     make_voc(tmp_path, {"train": ["a"]})
     (tmp_path / extra).write_text("x\n")
     (tmp_path / "SegmentationClass" / "a.png").rename(tmp_path / "SegmentationClass" / "a.npy")
@@ -906,7 +905,7 @@ def test_voc_like_exports_of_annotation_tools_are_not_taken_for_voc2012(
         ("Annotations", "a.xml"),
     ],
 )
-def test_a_folder_without_mask_images_is_not_to_be_renamed(
+def test_does_not_advise_renaming_a_folder_without_mask_images(
     folder: str, file: str, tmp_path: Path
 ) -> None:
     write(tmp_path / "images" / "a.png")
@@ -945,7 +944,7 @@ def test_a_folder_without_mask_images_is_not_to_be_renamed(
         ),
     ],
 )
-def test_masks_among_the_images_are_to_be_moved(
+def test_advises_moving_masks_among_the_images(
     files: tuple[str, ...], said: str, tmp_path: Path
 ) -> None:
     (tmp_path / "classes.txt").write_text("a\nb\n")
@@ -955,7 +954,7 @@ def test_masks_among_the_images_are_to_be_moved(
         FOLDER.open(tmp_path, "train")
 
 
-def test_a_rule_that_leaves_other_images_without_masks_is_not_taken_where_there_are_enough_masks(
+def test_rejects_a_rule_that_leaves_images_without_masks(
     tmp_path: Path,
 ) -> None:
     make_folder(tmp_path, names=())
