@@ -1,10 +1,10 @@
-"""Datasets that TFDS prepares once, in array_record files, and then reads by random access. No TensorFlow is needed.
+"""Datasets that TFDS prepares once, as array_record files with random access, without TensorFlow.
 
-They are prepared under `--data` where it is given, else in the folder `tfds` of the cache
-(`fcn_jax.runtime.cache`). A preparation writes into a folder of its own and is renamed when it is
-whole: one that is interrupted leaves nothing that counts, and where two processes prepare at once,
-    one's work is kept and both go on. A split may be written in TFDS's way: `train`,
-`train+val`, `train[:10%]`.
+They are prepared under `--data` if it is given, otherwise in the folder `tfds` of the cache
+(`fcn_jax.runtime.cache`). A preparation writes into a temporary folder, which is renamed at the
+end: an interrupted one leaves no dataset, and if two processes prepare at the same time, the first
+result is kept and both continue. A split can be written in TFDS's way: `train`, `train+val`,
+`train[:10%]`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class TfdsSource:
 
     Attributes:
         classes: the classes.
-        records: TFDS's data source of still encoded examples: {"id", "image", "mask"}, bytes each.
+        records: TFDS's data source of encoded examples: {"id", "image", "mask"}, bytes each.
     """
 
     classes: Classes
@@ -51,7 +51,7 @@ class TfdsSource:
 
     @property
     def labels(self) -> LabelMap:
-        """What the stored values mean: they are the labels."""
+        """The map of the stored values, which are the labels."""
         return plain_labels(len(self.classes))
 
     def decode(self, record: Record) -> Example:
@@ -66,19 +66,19 @@ class TfdsSource:
 def prepare(
     builder_class: type[tfds.core.DatasetBuilder], folder: Path, manual: Path | None = None
 ) -> tfds.core.DatasetBuilder:
-    """Prepare a dataset, unless it already is.
+    """Prepare a dataset, unless it is prepared already.
 
     Args:
-        builder_class: what prepares it.
+        builder_class: the builder of the dataset.
         folder: the dataset goes to `folder/NAME/VERSION`, downloads to `folder/downloads`.
-        manual: where the builder looks for files before it downloads them;
+        manual: the folder in which the builder looks for files before it downloads them;
             `folder/downloads/manual` by default.
 
     Returns:
         A builder whose `as_data_source` can be called.
 
     Raises:
-        DataError: the builder's, or the folder cannot be written.
+        DataError: the builder raises it, or the folder cannot be written.
     """
     import tensorflow_datasets as tfds
 
@@ -86,15 +86,16 @@ def prepare(
         builder = builder_class(data_dir=folder, file_format="array_record")
         if not builder.data_path.exists():
             config = tfds.download.DownloadConfig(manual_dir=manual, try_download_gcs=False)
-            # TFDS says what it does on stdout, which is for results.
+            # TFDS prints its progress to stdout, which is for results.
             with contextlib.redirect_stdout(sys.stderr):
                 _prepare_or_let(builder, config)
-            # The builder that prepared remembers its temporary folder in places.
+            # The builder that prepared the dataset keeps paths to its temporary folder.
             builder = builder_class(data_dir=folder)
     except OSError as error:
         reason = error.strerror or error
         raise DataError(
-            f"{folder}: cannot prepare the dataset here ({reason}); pass --data DIR, a folder with room to write"
+            f"{folder}: cannot prepare the dataset here ({reason}); pass --data DIR, a folder with "
+            "room to write"
         ) from error
     return builder
 
@@ -105,7 +106,7 @@ def _prepare_or_let(
     try:
         builder.download_and_prepare(download_config=config)
     except OSError:
-        # Renaming fails where another process was the first to finish; its data are the same.
+        # Renaming fails if another process finished first; its data are the same.
         if not builder.data_path.exists():
             raise
 
@@ -134,7 +135,8 @@ def _open(
         ) from error
     if not len(records):
         raise DataError(
-            f"{builder.data_path}: split '{split}' holds no images; delete the folder to prepare it anew, or widen the split"
+            f"{builder.data_path}: split '{split}' holds no images; delete the folder to prepare "
+            "it again, or widen the split"
         )
     return TfdsSource(classes, records)
 
@@ -153,13 +155,13 @@ def _open_voc(root: Path | None, split: str) -> Source:
 
 SHAPES = Dataset(
     name="shapes",
-    summary="made-up scenes of textured shapes, 7 classes, 1000 + 200 images; drawn once, no download",
+    summary="generated scenes of textured shapes, 7 classes, 1000 + 200 images, no download",
     open=_open_shapes,
 )
 
 VOC2012_TFDS = Dataset(
     name="voc2012_tfds",
-    summary="PASCAL VOC2012 segmentation through TFDS: downloaded, or prepared from the archive or VOCdevkit in --data",
+    summary="PASCAL VOC2012 segmentation through TFDS: downloaded, or from files in --data",
     open=_open_voc,
     reference="http://host.robots.ox.ac.uk/pascal/VOC/voc2012/",
 )

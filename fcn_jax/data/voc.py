@@ -34,7 +34,7 @@ _LABELS = {color: label for label, color in enumerate(VOC_CLASSES.palette)}
 
 
 def find_devkit(root: Path) -> Path | None:
-    """The VOC2012 folder: `root` itself, or in `root` or `root/VOCdevkit`; None if there is none."""
+    """The VOC2012 folder: `root`, or in `root` or `root/VOCdevkit`; None if there is none."""
     candidates = (root, root / "VOC2012", root / "VOCdevkit" / "VOC2012")
     return next((path for path in candidates if _lists_of(path).is_dir()), None)
 

@@ -13,7 +13,7 @@ from fcn_jax.errors import DataError
 
 
 def is_hidden(name: str) -> bool:
-    """Whether file managers, archives and editors leave such a file: `.DS_Store`, `__MACOSX`, `a~`."""
+    """Whether it is a file that other programs leave behind: `.DS_Store`, `__MACOSX`, `a~`."""
     return (
         name.startswith((".", "~$", "@ea"))
         or name.endswith("~")

@@ -94,7 +94,8 @@ def mixed_masks(names: Sequence[str]) -> list[str]:
 
 def common_prefix(names: Iterable[str]) -> str:
     """The common beginning of all names, without the first digits of a number."""
-    return os.path.commonprefix([base(name) for name in names]).rstrip("0123456789")
+    prefix = os.path.commonprefix([base(name) for name in names])  # noqa: RUF071
+    return prefix.rstrip("0123456789")
 
 
 @dataclasses.dataclass(frozen=True, order=True)

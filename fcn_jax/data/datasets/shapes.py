@@ -1,9 +1,9 @@
-"""Made-up scenes of textured shapes with exact masks: a dataset that needs no download and trains in minutes.
+"""Generated scenes of textured shapes with exact masks: no download, training in minutes.
 
-A scene is drawn from its seed alone. Objects overlap; some have a thin pole. Each class has a usual
-hue and texture, taken three times in four, so that color and texture help but only the outline
-tells. The background is textured and strewn with strokes in the objects' colors. As in PASCAL VOC,
-a narrow void border runs along every outline.
+A scene depends only on its seed. Objects overlap; some have a thin pole. Each class has a usual hue
+and texture, used three times in four, so that color and texture help but only the outline is
+reliable. The background is textured, with strokes in the objects' colors. As in PASCAL VOC, a
+narrow void border runs along every outline.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ EXTENT = (32, 128)
 """Smallest and largest diameter of a shape's bounding circle, in pixels."""
 
 _HUES = (0, 5, 110, 62, 27, 145, 88)
-"""Usual hue of each class, 0 to 179 as in OpenCV's HSV; the background's is not used."""
+"""Usual hue of each class, 0 to 179 as in OpenCV's HSV; the background's hue is not used."""
 
 _USUAL = 0.75
-"""Probability of a class's usual hue, and of its usual texture, drawn apart."""
+"""Probability of a class's usual hue, and independently of its usual texture."""
 
 _SUBPIXEL_BITS = 4
 
@@ -75,7 +75,10 @@ def draw_scene(seed: int, size: tuple[int, int] = (192, 192)) -> tuple[np.ndarra
 def _outline(
     rng: np.random.Generator, label: int, size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A shape's and its pole's cover, u8[H,W] each: 255 inside, less on smoothed edges. The pole is empty two times in three."""
+    """The coverage of a shape and of its pole, u8[H,W] each: 255 inside, less on smoothed edges.
+
+    The pole is empty two times in three.
+    """
     low, high = EXTENT
     radius = 0.5 * rng.uniform(low, high)
     height, width = size
@@ -86,7 +89,7 @@ def _outline(
     if SHAPES_CLASSES.names[label] == "ring":
         rings.append(rings[0] * rng.uniform(0.45, 0.6))
     rotation = np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
-    # Filled together, the outer and inner ring leave a hole (OpenCV's even-odd rule).
+    # The outer and inner ring, filled together, leave a hole (OpenCV's even-odd rule).
     cv2.fillPoly(
         cover,
         [_fixed_point(ring @ rotation * radius + center) for ring in rings],
@@ -153,7 +156,7 @@ _OUTLINES: tuple[Callable[[np.random.Generator], np.ndarray], ...] = (
     _disc,
     _cross,
 )
-"""By label: rng -> f64[N,2] corners in a circle of radius 1. A ring is a disc, less a smaller one."""
+"""By label: rng -> f64[N,2] corners in a circle of radius 1. A ring is a disc minus another."""
 
 
 def _fixed_point(points: np.ndarray) -> np.ndarray:
@@ -161,7 +164,7 @@ def _fixed_point(points: np.ndarray) -> np.ndarray:
 
 
 def _paint(rng: np.random.Generator, label: int, size: tuple[int, int]) -> np.ndarray:
-    """f32[H,W,3] colors of an object, over the box that it covers."""
+    """f32[H,W,3] colors of an object, over its bounding box."""
     usual = label if rng.random() < _USUAL else int(rng.integers(1, len(SHAPES_CLASSES)))
     light = _color(_HUES[usual] + rng.normal(0, 5), rng.uniform(110, 230), rng.uniform(170, 250))
     dark = (
@@ -175,7 +178,7 @@ def _paint(rng: np.random.Generator, label: int, size: tuple[int, int]) -> np.nd
 
 
 def _texture(rng: np.random.Generator, label: int, size: tuple[int, int]) -> np.ndarray:
-    """f32[H,W] of 0 to 1: how light. The pattern is that of `label`, at a scale and angle of its own."""
+    """f32[H,W] of 0 to 1, the lightness in the pattern of `label`, at a random scale and angle."""
     turn, step = rng.uniform(0, math.pi), rng.uniform(7, 14)
     rows, columns = np.mgrid[: size[0], : size[1]].astype(np.float32)
     across = (columns * math.cos(turn) + rows * math.sin(turn)) * (2 * math.pi / step)
@@ -193,7 +196,7 @@ def _texture(rng: np.random.Generator, label: int, size: tuple[int, int]) -> np.
 
 
 def _background(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
-    """f32[H,W,3]: two muted colors, mixed by noise of three scales, under strokes and specks that belong to no class."""
+    """f32[H,W,3]: two muted colors, mixed by noise of three scales, and strokes of no class."""
     first = _color(rng.uniform(0, 180), rng.uniform(10, 90), rng.uniform(60, 200))
     second = _color(rng.uniform(0, 180), rng.uniform(10, 90), rng.uniform(60, 200))
     mix = 0.5 * _noise(rng, size, 60) + 0.35 * _noise(rng, size, 16) + 0.25 * _noise(rng, size, 4)
@@ -220,7 +223,7 @@ def _background(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
 
 
 def _noise(rng: np.random.Generator, size: tuple[int, int], grain: int) -> np.ndarray:
-    """f32[H,W] of about -1 to 1: random values every `grain` pixels, smoothed between."""
+    """f32[H,W] of about -1 to 1: random values every `grain` pixels, interpolated smoothly."""
     coarse = rng.uniform(-1, 1, (size[0] // grain + 2, size[1] // grain + 2)).astype(np.float32)
     smooth = cv2.resize(
         coarse, (size[1] + 2 * grain, size[0] + 2 * grain), interpolation=cv2.INTER_CUBIC

@@ -1,10 +1,11 @@
-"""TFDS builders that work without TensorFlow: array_record files of encoded images, read back by random access.
+"""TFDS builders that work without TensorFlow: array_record files of encoded images.
 
-They yield encoded bytes, never arrays (TFDS encodes arrays with TensorFlow). Masks are stored as
+They yield encoded bytes, never arrays, which TFDS would encode with TensorFlow. Masks are stored as
 gray PNGs, so that TFDS's own decoder reads labels too: `builder.as_data_source("train")[0]["mask"]`
-is u8[H,W,1]. Examples keep the order of the original's split lists.
+is u8[H,W,1]. Examples keep the order of the dataset's split lists.
 
-`fcn_jax.data.prepared` turns them into datasets; only this module needs TFDS to be imported.
+`fcn_jax.data.datasets.tfds_datasets` turns them into datasets; only this module imports TFDS at
+import time.
 """
 
 from __future__ import annotations
@@ -32,13 +33,14 @@ VOC_ARCHIVE = "VOCtrainval_11-May-2012.tar"
 
 
 class _Builder(tfds.core.GeneratorBasedBuilder):
-    """What the builders share."""
+    """The base of the builders."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar = {"1.0.0": "First release."}
 
     url_infos = None
-    """There is no file of checksums. TFDS would look for one with importlib_resources, a package that it does not declare."""
+    """None: there is no file of checksums. TFDS would look for one with importlib_resources, a package
+    that it does not declare."""
 
 
 def _info(
@@ -64,19 +66,23 @@ def _info(
     )
 
 
+def _encoded(name: str, image: bytes, mask: bytes) -> Encoded:
+    return {"id": name, "image": io.BytesIO(image), "mask": io.BytesIO(mask)}
+
+
 class Shapes(_Builder):
-    """Made-up scenes of textured shapes; see `fcn_jax.data.datasets.shapes`."""
+    """Generated scenes of textured shapes; see `fcn_jax.data.datasets.shapes`."""
 
     SIZES: ClassVar[dict[str, int]] = {"train": 1000, "val": 200}
     """Number of scenes in each split."""
 
     FIRST_SEED: ClassVar[dict[str, int]] = {"train": 0, "val": 1_000_000}
-    """Each split's scenes are drawn from this seed on, so that no scene is in both."""
+    """The seed of each split's first scene; the next scenes count up. No scene is in both."""
 
     JPEG_QUALITY = 95
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return _info(self, "Made-up scenes of textured shapes, drawn from seeds.", SHAPES_CLASSES)
+        return _info(self, "Generated scenes of textured shapes, drawn from seeds.", SHAPES_CLASSES)
 
     def _split_generators(
         self, dl_manager: tfds.download.DownloadManager
@@ -90,22 +96,15 @@ class Shapes(_Builder):
                 ".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, self.JPEG_QUALITY]
             )
             _, png = cv2.imencode(".png", mask)
-            yield (
-                index,
-                {
-                    "id": f"{split}_{index:05d}",
-                    "image": io.BytesIO(jpeg.tobytes()),
-                    "mask": io.BytesIO(png.tobytes()),
-                },
-            )
+            yield index, _encoded(f"{split}_{index:05d}", jpeg.tobytes(), png.tobytes())
 
 
 class Voc2012Segmentation(_Builder):
     """PASCAL VOC2012's segmentation images and masks (TFDS's own `voc` has boxes only).
 
-    Where the manual folder (`tfds.download.DownloadConfig(manual_dir=...)`) holds the archive or
-    VOCdevkit, that is read and nothing is downloaded. A local archive is not held against the
-    checksum: a repacked one or a part is welcome.
+    If the manual folder (`tfds.download.DownloadConfig(manual_dir=...)`) holds the archive or
+    VOCdevkit, it is read and nothing is downloaded. The checksum of a local archive is not checked,
+    so that a repacked archive, or a part of it, can be used.
     """
 
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
@@ -119,7 +118,7 @@ class Voc2012Segmentation(_Builder):
     """The official address and the mirror that TFDS itself uses, tried in this order."""
 
     MD5 = "6cd6e144f989b92b3379bac3b3de84fd"
-    """Of the archive at each of `URLS`."""
+    """The MD5 checksum of the archive at each of `URLS`."""
 
     def _info(self) -> tfds.core.DatasetInfo:
         description = "PASCAL VOC2012 semantic segmentation."
@@ -138,14 +137,7 @@ class Voc2012Segmentation(_Builder):
     ) -> Iterator[tuple[int, Encoded]]:
         for index, name in enumerate(read(f"ImageSets/Segmentation/{split}.txt").decode().split()):
             mask = _gray_png(read(f"SegmentationClass/{name}.png"), name)
-            yield (
-                index,
-                {
-                    "id": name,
-                    "image": io.BytesIO(read(f"JPEGImages/{name}.jpg")),
-                    "mask": io.BytesIO(mask),
-                },
-            )
+            yield index, _encoded(name, read(f"JPEGImages/{name}.jpg"), mask)
 
     def _download(self, dl_manager: tfds.download.DownloadManager) -> Path:
         failures = []
@@ -159,22 +151,21 @@ class Voc2012Segmentation(_Builder):
                 md5 = hashlib.file_digest(archive, "md5").hexdigest()
             if md5 == self.MD5:
                 return path
-            # Or TFDS takes it for the download from now on, and its note on it for the truth about
-            # the next one.
+            # Otherwise TFDS would reuse this file as the download, and its record as correct.
             path.unlink()
             path.with_name(f"{path.name}.INFO").unlink(missing_ok=True)
             failures.append(f"{url} (the file's MD5 is {md5}, not {self.MD5}; it was deleted)")
         raise DataError(
-            f"cannot download PASCAL VOC2012: {'; '.join(failures)}. Fetch {VOC_ARCHIVE} by other means "
-            "and pass --data DIR, the folder that holds it or VOCdevkit"
+            f"cannot download PASCAL VOC2012: {'; '.join(failures)}. Get {VOC_ARCHIVE} in another "
+            "way and pass --data DIR, the folder that holds it or VOCdevkit"
         )
 
 
 def _local_files(dl_manager: tfds.download.DownloadManager) -> Callable[[str], bytes] | None:
-    """How to read the files of a local archive or VOCdevkit by their path in VOC2012; None where there is neither."""
+    """A function that reads local files by their path in VOC2012; None if there are none."""
     try:
         folder = Path(dl_manager.manual_dir)
-    except AssertionError:  # TFDS's way to say that there is no such folder
+    except AssertionError:  # TFDS raises it if there is no such folder
         return None
     devkit = find_devkit(folder)
     if devkit is not None:
@@ -193,18 +184,19 @@ def _read(path: Path) -> bytes:
 
 
 def _tar_files(path: Path) -> Callable[[str], bytes]:
-    """How to read the files of a VOC archive by their path in VOC2012, without extracting it."""
+    """A function that reads files of a VOC archive, without extracting it, by path in VOC2012."""
     advice = "download it again"
     try:
-        archive = tarfile.open(path)  # noqa: SIM115, it stays open for as long as the reader lives
+        archive = tarfile.open(path)  # noqa: SIM115, it stays open as long as the reader lives
         members = {member.name: member for member in archive if member.isfile()}
     except (tarfile.TarError, OSError, EOFError) as error:
         raise DataError(f"{path}: cannot read the archive ({error}); {advice}") from error
-    # Mirrors pack VOCdevkit into folders of their own.
+    # Mirrors put VOCdevkit into other folders.
     lists = [name for name in members if name.endswith("VOC2012/ImageSets/Segmentation/train.txt")]
     if not lists:
         raise DataError(
-            f"{path}: no VOC2012/ImageSets/Segmentation/train.txt in the archive; {advice}: {VOC_ARCHIVE}"
+            f"{path}: no VOC2012/ImageSets/Segmentation/train.txt in the archive; {advice}: "
+            f"{VOC_ARCHIVE}"
         )
     prefix = lists[0].removesuffix("ImageSets/Segmentation/train.txt")
 
@@ -234,7 +226,8 @@ def _gray_png(indexed: bytes, name: str) -> bytes:
         ) from error
     if mode not in ("P", "L"):
         raise DataError(
-            f"mask of {name}: Pillow mode {mode!r}, want an indexed or gray PNG; download the archive again"
+            f"mask of {name}: Pillow mode {mode!r}, expected an indexed or gray PNG; download the "
+            "archive again"
         )
     buffer = io.BytesIO()
     Image.fromarray(labels.astype(np.uint8)).save(buffer, "PNG")

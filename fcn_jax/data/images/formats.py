@@ -1,10 +1,12 @@
-"""Image files of every format to their stored pixels, not yet turned or scaled to 8 bits."""
+"""Image files of every format, decoded to their stored pixels.
+
+The pixels are neither turned upright nor scaled to 8 bits yet.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import io
-import struct
 from typing import Any
 
 import cv2
@@ -12,28 +14,22 @@ import numpy as np
 from PIL import Image
 
 from fcn_jax.data.images import jpeg, orientation, png, tiff
-from fcn_jax.data.images.limits import check_size
+from fcn_jax.data.images.limits import PILLOW_ERRORS, check_size
+from fcn_jax.data.images.tiff_samples import samples
 from fcn_jax.errors import DamagedError, DataError
 
-# OpenCV logs to standard error, without a file's name, what is raised here with one.
+# OpenCV logs errors to standard error without a file's name; they are raised here with one.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 _EIGHT_BIT_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")
 _WIDE_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 _EIGHT_BIT_SIGNATURES = (jpeg.SIGNATURE, b"BM", b"GIF8", b"RIFF")
-
-PILLOW_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    KeyError,
-    IndexError,
-    OverflowError,
-    EOFError,
-    struct.error,
-)
-"""What Pillow raises for files that are damaged in one way or another."""
+_OTHER_KINDS = {
+    b"%PDF": "a PDF",
+    b"PK\x03\x04": "a zip archive",
+    b"8BPS": "a Photoshop file",
+    b"\x1f\x8b": "a gzip archive",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +38,9 @@ class Wide:
 
     Attributes:
         values: [H,W,C] stored numbers; C is 1 (gray), 3 (RGB) or 4 (CMYK).
-        declared: the stored numbers for black and white that the file declares; None where it
-            declares none.
-        inverted: the lowest number is white.
+        declared: the stored numbers for black and white that the file declares; None if it declares
+            none.
+        inverted: whether the lowest number is white.
     """
 
     values: np.ndarray
@@ -58,17 +54,16 @@ class Wide:
 
 
 def decode(data: bytes, name: str, reduction: int = 1) -> tuple[np.ndarray | Wide, int]:
-    """Decode an image as stored.
+    """Decode an image as stored, without an alpha channel.
 
     Args:
         data: the file.
-        name: what to call it in an error.
-        reduction: 1, or for a JPEG 2, 4 or 8, by which its sides are divided while it is decoded,
-            and rounded up.
+        name: the name of the file in an error.
+        reduction: 1, or for a JPEG 2, 4 or 8, by which its sides are divided during decoding,
+            rounded up.
 
     Returns:
-        The pixels, u8[H,W,3] RGB or `Wide`, and the EXIF orientation, 1 to 8. An alpha channel is
-        dropped.
+        The pixels, u8[H,W,3] RGB or `Wide`, and the EXIF orientation, 1 to 8.
 
     Raises:
         DamagedError: the file is truncated or corrupt, or not an image.
@@ -79,9 +74,9 @@ def decode(data: bytes, name: str, reduction: int = 1) -> tuple[np.ndarray | Wid
     if data.startswith(png.SIGNATURE):
         parsed = png.parse(data, name)
         pixels = parsed.image()
-        return (
-            pixels if parsed.depth < 16 else Wide(pixels, _declared_by_png(parsed, pixels))
-        ), parsed.orientation
+        if parsed.depth < 16:
+            return pixels, parsed.orientation
+        return Wide(pixels, _declared_by_png(parsed, pixels)), parsed.orientation
     if data.startswith(tiff.SIGNATURES):
         tags = tiff.parse(data, name)
         return _of_tiff(tags, data), tags.orientation
@@ -92,8 +87,8 @@ def may_be_wide(contents: Any, name: str) -> bool:
     """Whether an image may have more than 8 bits, by its header alone.
 
     Args:
-        contents: the file: bytes, or what gives bytes when it is sliced.
-        name: what to call it in an error.
+        contents: the file: bytes, or an object that gives bytes when it is sliced.
+        name: the name of the file in an error.
 
     Raises:
         DamagedError: a TIFF's tags are cut off.
@@ -116,10 +111,11 @@ def rgb(pixels: np.ndarray) -> np.ndarray:
 
 
 def open_by_pillow(data: bytes, name: str) -> Image.Image:
-    """Open and decode a file of a format that has no reader of its own here; see `decode`."""
+    """Open and decode a file of a format that Pillow reads; raises as `decode` does."""
     if data[:4] == b"RIFF" and len(data) < 8 + int.from_bytes(data[4:8], "little"):
         raise DamagedError(
-            f"{name}: the image is truncated ({len(data)} bytes, its end is missing); copy or download it again"
+            f"{name}: the image is truncated ({len(data)} bytes, its end is missing); copy or "
+            "download it again"
         )
     try:
         opened: Image.Image = Image.open(io.BytesIO(data))
@@ -140,8 +136,13 @@ def open_by_pillow(data: bytes, name: str) -> Image.Image:
     return opened
 
 
+def pillow_orientation(opened: Image.Image) -> int:
+    """The EXIF orientation of a picture that Pillow opened, 1 to 8."""
+    return orientation.from_exif(opened.info.get("exif") or b"")
+
+
 def _other_kind(data: bytes) -> str | None:
-    """What a file is that is whole, and no image that can be read here; with advice."""
+    """The kind of an intact file that is not an image that can be read here, with advice."""
     head = data[:512].lstrip().lower()
     if data[4:8] == b"ftyp":
         return "a HEIC photograph or a video; convert it to JPEG or PNG"
@@ -151,18 +152,12 @@ def _other_kind(data: bytes) -> str | None:
         return "a web page, not an image: the download failed; download it again"
     if head.startswith((b"<svg", b"<?xml")):
         return "an XML or SVG file, not a raster image; export it as PNG"
-    kinds = {
-        b"%PDF": "a PDF",
-        b"PK\x03\x04": "a zip archive",
-        b"8BPS": "a Photoshop file",
-        b"\x1f\x8b": "a gzip archive",
-    }
-    found = next((kind for magic, kind in kinds.items() if data.startswith(magic)), None)
+    found = next((kind for magic, kind in _OTHER_KINDS.items() if data.startswith(magic)), None)
     return f"{found}, not an image; export it as JPEG or PNG" if found else None
 
 
 def is_lossy_webp(data: bytes) -> bool:
-    """Whether a WebP file holds a picture of its lossy kind."""
+    """Whether a WebP file holds a picture of the lossy kind."""
     at = 12
     while at + 8 <= len(data):
         kind, length = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
@@ -175,65 +170,58 @@ def is_lossy_webp(data: bytes) -> bool:
 
 def _by_pillow(data: bytes, name: str) -> tuple[np.ndarray | Wide, int]:
     opened = open_by_pillow(data, name)
-    turn = orientation.from_exif(opened.info.get("exif") or b"")
+    turn = pillow_orientation(opened)
     if opened.mode in _WIDE_MODES:
-        # Of a PGM, Pillow scales the values so that 65535 is what the file declares to be white.
+        # Pillow scales the values of a PGM so that 65535 is the white that the file declares.
         declared = (0.0, 65535.0) if opened.format == "PPM" else None
         return Wide(np.asarray(opened)[..., None], declared), turn
     if opened.mode not in _EIGHT_BIT_MODES:
         raise DataError(f"{name}: an image of Pillow mode {opened.mode!r}; save it as gray or RGB")
-    opened.info.pop("transparency", None)  # of which Pillow would warn
+    opened.info.pop("transparency", None)  # Pillow would warn of it
     return np.array(opened.convert("RGB")), turn
 
 
 def _of_tiff(tags: tiff.Tiff, data: bytes) -> np.ndarray | Wide:
-    channels, alpha, photometric = tags.channels, tags.has_alpha, tags.photometric
-    kinds = {
-        tiff.WHITE_IS_ZERO: {1: 1, 2 if alpha else 1: 1},
-        # Many writers call colors gray that have three channels.
-        tiff.BLACK_IS_ZERO: {1: 1, 2 if alpha else 1: 1, 3: 3, 4 if alpha else 3: 3},
-        tiff.RGB: {3: 3, 4: 3},
-        tiff.INDEXED: {1: 1, 2 if alpha else 1: 1},
-        tiff.CMYK: {4: 4, 5 if alpha else 4: 4},
-        tiff.YCBCR: {3: 3} if tags.is_lossy else {},
-    }
-    kept = kinds.get(photometric, {}).get(channels)
-    if kept is None:
+    photometric, channels = tags.photometric, tags.channels
+    # Many writers call the three channels of RGB gray.
+    known = {
+        tiff.WHITE_IS_ZERO: (1,),
+        tiff.BLACK_IS_ZERO: (1, 3),
+        tiff.INDEXED: (1,),
+        tiff.CMYK: (4,),
+    }.get(photometric, ())
+    kept = next((n for n in known if channels in (n, n + tags.has_alpha)), 0)
+    if (photometric == tiff.RGB and channels in (3, 4)) or (
+        photometric == tiff.YCBCR and channels == 3 and tags.is_lossy
+    ):
+        kept = 3
+    if not kept:
         raise DataError(
-            f"{tags.name}: a TIFF of {channels} channels and photometric interpretation {photometric}; "
-            "save it as gray, RGB, RGBA or CMYK"
+            f"{tags.name}: a TIFF of {channels} channels and photometric interpretation "
+            f"{photometric}; save it as gray, RGB, RGBA or CMYK"
         )
-    values = tiff.samples(tags, data)[..., :kept]
+    values = samples(tags, data)[..., :kept]
     if photometric == tiff.INDEXED:
-        return _colored(values[..., 0], tags)
+        index, table = values[..., 0], tags.colors
+        if index.max() >= len(table):
+            raise tags.damaged("a pixel's color is missing in its table")
+        return table[index]
     inverted = photometric == tiff.WHITE_IS_ZERO
     if tags.is_wide:
-        declared = 2.0**tags.declared_bits - 1
-        return Wide(
-            values, (0.0, declared) if declared and values.max() <= declared else None, inverted
-        )
+        white = 2.0**tags.declared_bits - 1
+        return Wide(values, (0.0, white) if white and values.max() <= white else None, inverted)
     if tags.bits < 8:
-        values = np.rint(np.arange(2**tags.bits) * (255 / (2**tags.bits - 1))).astype(np.uint8)[
-            values
-        ]
+        white = 2**tags.bits - 1
+        values = np.rint(np.arange(white + 1) * (255 / white)).astype(np.uint8)[values]
     return rgb(255 - values if inverted else values)
-
-
-def _colored(index: np.ndarray, tags: tiff.Tiff) -> np.ndarray:
-    colors = tags.colors
-    if index.max() >= len(colors):
-        raise DamagedError(
-            f"{tags.name}: the TIFF is damaged (a color is wanted that its table lacks); copy the file again"
-        )
-    return colors[index]
 
 
 def _declared_by_png(parsed: png.Png, pixels: np.ndarray) -> tuple[float, float] | None:
     bits = parsed.significant_bits
     if not 8 <= bits < 16:
         return None
-    # By the standard, values of fewer bits are shifted up to 16, the lowest bits zero or a copy of
-    # the highest. Some writers leave them as they are.
+    # By the standard, values of fewer bits are shifted up to 16, and the lowest bits are zero or a
+    # copy of the highest. Some writers leave the values as they are.
     low = pixels & (2 ** (16 - bits) - 1)
     shifted = ((low == 0) | (low == pixels >> bits)).all()
     return (0.0, 65535.0) if shifted or pixels.max() >= 2**bits else (0.0, 2.0**bits - 1)

@@ -1,19 +1,19 @@
 """JPEG files to pixels.
 
-What the decoder warns of counts as damage: it fills what it cannot decode with gray, or shifts it.
+The decoder's warnings count as damage: it fills parts that it cannot decode with gray, or shifts
+them.
 """
 
 from __future__ import annotations
 
 import io
-import struct
 
 import numpy as np
 import simplejpeg
 from PIL import JpegImagePlugin
 
 from fcn_jax.data.images import orientation
-from fcn_jax.data.images.limits import check_size
+from fcn_jax.data.images.limits import PILLOW_ERRORS, check_size
 from fcn_jax.errors import DamagedError, DataError
 
 SIGNATURE = b"\xff\xd8"
@@ -24,30 +24,30 @@ _HARMLESS = (
     "Invalid SOS parameters for sequential JPEG",
     "Corrupt JPEG data: bad ICC marker",
 )
-"""Beginnings of libjpeg's warnings that leave the pixels right."""
+"""Beginnings of libjpeg's warnings after which the pixels are right."""
 
 _ODD_SUBSAMPLING = "Could not determine subsampling level"
-"""TurboJPEG's error about CMYK pictures whose chroma is subsampled, which libjpeg itself decodes."""
+"""TurboJPEG's error for CMYK pictures with subsampled chroma, which libjpeg itself decodes."""
 
 
 def stored_size(data: bytes, name: str) -> tuple[int, int]:
-    """Height and width before any turn.
+    """Height and width as stored, before the picture is turned upright.
 
     Raises:
         DamagedError: the header is corrupt.
-        DataError: the picture is too large, or of a kind that the decoder does not know.
+        DataError: the picture is too large, or of a kind that is not decoded.
     """
     try:
         height, width, *_ = simplejpeg.decode_jpeg_header(data)
     except ValueError as error:
-        # Of a damaged header only the warnings that leave it readable come here a second time.
+        # `_opened` raises unless the header is readable in spite of the warning.
         width, height = _opened(data, name, str(error)).size
     check_size(height, width, name)
     return height, width
 
 
 def exif_orientation(data: bytes) -> int:
-    """The orientation of the EXIF data before the picture, 1 to 8; 1 if there is none."""
+    """The orientation in the EXIF data before the picture, 1 to 8; 1 if there is none."""
     at = data.find(b"\xff", 2)
     while 0 <= at < len(data) - 4:
         marker = data[at + 1]
@@ -61,72 +61,62 @@ def exif_orientation(data: bytes) -> int:
             length = int.from_bytes(data[at + 2 : at + 4], "big")
             if marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
                 return orientation.from_exif(data[at + 10 : at + 2 + length])
-            # As the decoder does, skip bytes that are out of place before the next marker.
+            # Like the decoder, skip stray bytes before the next marker.
             at = data.find(b"\xff", at + 2 + length)
     return 1
 
 
 def decode(data: bytes, name: str, reduction: int = 1) -> np.ndarray:
-    """The pixels as stored.
+    """Decode the pixels as stored.
 
     Args:
         data: the file.
-        name: what to call it in an error.
-        reduction: 1, 2, 4 or 8, by which the sides are divided while decoding, and rounded up.
+        name: the name of the file in an error.
+        reduction: 1, 2, 4 or 8, by which the sides are divided during decoding, rounded up.
 
     Returns:
         u8[H,W,3], RGB.
 
     Raises:
         DamagedError: the file is truncated or corrupt.
-        DataError: the picture is too large, or of a kind that the decoder does not know.
+        DataError: the picture is too large, or of a kind that is not decoded.
     """
     height, width = stored_size(data, name)
-    target = {
-        "min_height": -(-height // reduction),
-        "min_width": -(-width // reduction),
-        "min_factor": reduction,
-    }
+    target = {}
+    if reduction > 1:
+        sides = {"min_height": height, "min_width": width}
+        target = {side: -(-length // reduction) for side, length in sides.items()}
+        target["min_factor"] = reduction
     try:
-        return np.asarray(
-            simplejpeg.decode_jpeg(data, "RGB", strict=True, **(target if reduction > 1 else {}))
-        )
+        return np.asarray(simplejpeg.decode_jpeg(data, "RGB", strict=True, **target))
     except ValueError as error:
         opened = _opened(data, name, str(error))
-    # Pillow uses the same decoder, which gives the same pixels, and passes over warnings.
     opened.draft("RGB", (max(1, width // reduction), max(1, height // reduction)))
     try:
         return np.array(opened.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
+    except PILLOW_ERRORS as error:
         raise _damaged(name, str(error)) from error
 
 
 def _opened(data: bytes, name: str, warning: str) -> JpegImagePlugin.JpegImageFile:
-    """The picture, opened by Pillow, if `warning` leaves its pixels right.
+    """The picture, opened by Pillow, if its pixels are right in spite of the warning.
 
-    Pillow uses the same decoder and passes over warnings.
+    Pillow uses the same decoder, which gives the same pixels, and ignores warnings.
     """
     if any(
         words in warning
         for words in ("Unsupported JPEG", "not supported", "not implemented", "not compiled in")
     ):
         raise DataError(
-            f"{name}: a kind of JPEG that cannot be decoded ({warning}); save it as a JPEG of 8 bits, or as PNG or TIFF"
+            f"{name}: a kind of JPEG that cannot be decoded ({warning}); save it as a JPEG of 8 "
+            "bits, or as PNG or TIFF"
         )
     is_odd = _ODD_SUBSAMPLING in warning
     if not warning.startswith(_HARMLESS) and not is_odd:
         raise _damaged(name, warning)
     try:
         opened = JpegImagePlugin.JpegImageFile(io.BytesIO(data))
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        TypeError,
-        KeyError,
-        IndexError,
-        struct.error,
-    ) as error:
+    except PILLOW_ERRORS as error:
         raise _damaged(name, warning) from error
     if is_odd and opened.mode != "CMYK":
         raise _damaged(name, warning)

@@ -1,4 +1,4 @@
-"""The EXIF orientation of a picture: how its stored pixels are to be turned to be upright."""
+"""The EXIF orientation of a picture: how to turn its stored pixels upright."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TAG = 0x0112
 
 
 def checked(value: int) -> int:
-    """The orientation that a tag's value means: 1 to 8; other values mean 1 (upright)."""
+    """The orientation of a tag's value: 1 to 8; other values mean 1 (upright)."""
     return value if 1 <= value <= 8 else 1
 
 
@@ -20,10 +20,10 @@ def from_exif(exif: bytes) -> int:
     """The orientation in a block of EXIF data.
 
     Args:
-        exif: the block from its byte order mark on; a header `Exif` before it is skipped.
+        exif: the block from its byte order mark; a header `Exif` before it is skipped.
 
     Returns:
-        1 to 8; 1 (upright) where there is no valid tag.
+        1 to 8; 1 (upright) if there is no valid tag.
     """
     exif = exif.removeprefix(b"Exif\0\0")
     order = {b"II": "<", b"MM": ">"}.get(exif[:2])
@@ -35,7 +35,7 @@ def from_exif(exif: bytes) -> int:
         for entry in range(at + 2, at + 2 + 12 * count, 12):
             tag, kind, _ = struct.unpack_from(order + "HHI", exif, entry)
             if tag == TAG:
-                # The standard wants a short; some writers use a long.
+                # The standard requires a short; some writers use a long.
                 (value,) = struct.unpack_from(
                     order + ("I" if kind in (4, 9) else "H"), exif, entry + 8
                 )
@@ -46,7 +46,7 @@ def from_exif(exif: bytes) -> int:
 
 
 def swaps_sides(orientation: int) -> bool:
-    """Whether the upright picture's height is the stored one's width."""
+    """Whether turning the picture upright exchanges its height and width."""
     return orientation >= 5
 
 
@@ -65,7 +65,6 @@ def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
         return pixels
     if swaps_sides(orientation):
         pixels = cv2.transpose(pixels)
-    # What is left after the transposition: a mirror left to right (1), top to bottom (0), or both
-    # (-1).
+    # After the transposition: mirror left to right (1), top to bottom (0), or both (-1).
     mirror = {2: 1, 3: -1, 4: 0, 5: None, 6: 1, 7: -1, 8: 0}[orientation]
     return np.asarray(pixels if mirror is None else cv2.flip(pixels, mirror))

@@ -1,4 +1,4 @@
-"""PNG files to pixels or stored values, with every checksum verified."""
+"""PNG files to pixels or stored values. Every checksum is verified."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _DEPTHS = {
     GRAY_ALPHA: (8, 16),
     RGBA: (8, 16),
 }
-_IGNORABLE = 0x20  # the bit of a chunk's first letter that marks it as ancillary
+_IGNORABLE = 0x20  # this bit of a chunk's first letter marks the chunk as ancillary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,11 +33,12 @@ class Png:
     """A PNG whose checksums are right.
 
     Attributes:
-        name: what to call it in an error.
-        header: contents of the chunk IHDR.
+        name: the name of the file in an error.
+        header: the contents of the chunk IHDR.
         critical: the other chunks that make up the pixels, as stored, without IEND.
-        palette: contents of the chunk PLTE.
-        significant_bits: of each channel, of the chunk sBIT; 0 where there is none.
+        palette: the contents of the chunk PLTE.
+        significant_bits: the largest number in the chunk sBIT, in bits per channel; 0 if there is
+            no such chunk.
         orientation: EXIF orientation, 1 to 8.
     """
 
@@ -75,9 +76,8 @@ class Png:
     def values(self) -> np.ndarray:
         """The stored numbers, u16 for a file of 16 bits, otherwise u8.
 
-        [H,W] gray values or palette indices; [H,W,C] RGB, RGBA, or gray and alpha.
-
-        They are u16 for a file of 16 bits, otherwise u8.
+        Returns:
+            [H,W] gray values or palette indices; [H,W,C] RGB, RGBA, or gray and alpha.
         """
         # An indexed PNG is read as a gray one, so that its indices do not become colors.
         as_gray = self.header[:9] + bytes([GRAY]) + self.header[10:]
@@ -88,12 +88,11 @@ class Png:
             return pixels[..., 2:]
         if pixels.ndim == 3:
             return pixels[..., [2, 1, 0, 3][: pixels.shape[2]]]
-        # OpenCV spreads gray values of few bits over 0 to 255.
+        # OpenCV scales gray values of fewer bits to 0 to 255.
         return pixels // np.uint8(255 // (2**self.depth - 1)) if self.depth < 8 else pixels
 
     def _decoded(self, header: bytes, flags: int) -> np.ndarray:
-        # Only the chunks that make up the pixels: OpenCV warns of oddities in the others on
-        # standard error, without a name.
+        # Only the chunks that make up the pixels: OpenCV prints warnings on the others.
         gray = header[9] == GRAY
         kept = [chunk for chunk in self.critical if not gray or chunk[4:8] == b"IDAT"]
         data = b"".join((SIGNATURE, _chunk(b"IHDR", header), *kept, _chunk(b"IEND", b"")))
@@ -107,7 +106,7 @@ class Png:
 
 
 def _orientation_of_text(kind: bytes, chunk: bytes, otherwise: int) -> int:
-    """The orientation of EXIF data that ImageMagick wrote as text, before PNG had a chunk for them."""
+    """The orientation in EXIF data as text, as ImageMagick wrote it before the chunk eXIf."""
     key, _, text = chunk.partition(b"\0")
     if key not in (b"Raw profile type exif", b"Raw profile type APP1"):
         return otherwise
@@ -126,19 +125,17 @@ def parse(data: bytes, name: str) -> Png:
 
     Args:
         data: the file.
-        name: what to call it in an error.
+        name: the name of the file in an error.
 
     Raises:
-        DamagedError: a checksum is wrong, or a part is missing.
+        DamagedError: a checksum is wrong, or a part of the file is missing.
         DataError: the picture is too large.
     """
     at, header, palette, bits, turn, ended = len(SIGNATURE), b"", b"", 0, 1, False
     critical: list[memoryview] = []
     view = memoryview(data)
     while not ended:
-        if at + 12 > len(data):
-            raise _damaged(name, f"it is truncated: {len(data)} bytes, its end is missing")
-        (length,) = struct.unpack_from(">I", data, at)
+        length = int.from_bytes(data[at : at + 4], "big")
         end = at + 12 + length
         if end > len(data):
             raise _damaged(name, f"it is truncated: {len(data)} bytes, its end is missing")
@@ -150,7 +147,7 @@ def parse(data: bytes, name: str) -> Png:
         if kind == b"IHDR":
             header = data[at + 8 : end - 4]
             if len(header) != 13 or header[8] not in _DEPTHS.get(header[9], ()):
-                raise _damaged(name, "its header is no PNG header")
+                raise _damaged(name, "its header is not a valid PNG header")
         elif kind == b"IEND":
             ended = True
         elif kind == b"sBIT":
@@ -168,12 +165,8 @@ def parse(data: bytes, name: str) -> Png:
 
 
 def _chunk(kind: bytes, contents: bytes) -> bytes:
-    return (
-        struct.pack(">I", len(contents))
-        + kind
-        + contents
-        + struct.pack(">I", zlib.crc32(kind + contents))
-    )
+    length, checksum = len(contents), zlib.crc32(kind + contents)
+    return struct.pack(">I", length) + kind + contents + struct.pack(">I", checksum)
 
 
 def _damaged(name: str, reason: str) -> DamagedError:

@@ -27,7 +27,7 @@ def test_scene_can_have_any_size(size: tuple[int, int]) -> None:
     assert mask.shape == size
 
 
-def test_every_class_is_common_enough_and_the_background_is_no_more_than_three_quarters() -> None:
+def test_every_class_is_common_and_background_is_at_most_three_quarters() -> None:
     counts = np.sum(
         [np.bincount(draw_scene(seed)[1].ravel(), minlength=256) for seed in range(60)], axis=0
     )
@@ -38,7 +38,7 @@ def test_every_class_is_common_enough_and_the_background_is_no_more_than_three_q
     assert 0.03 < shares[IGNORE_INDEX] < 0.1
 
 
-def test_void_parts_every_two_labels_and_is_narrow() -> None:
+def test_void_separates_labels_and_is_narrow() -> None:
     for seed in range(5):
         mask = draw_scene(seed)[1]
         for first, second in ((mask[1:], mask[:-1]), (mask[:, 1:], mask[:, :-1])):

@@ -111,7 +111,7 @@ def check_voc(root: Path, against: Path) -> None:
             assert np.array_equal(ours.mask, theirs.mask)
 
 
-def test_shapes_are_prepared_once_and_read_by_index(
+def test_prepares_shapes_once_and_reads_them_by_index(
     small_shapes: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = SHAPES.open(tmp_path, "train")
@@ -144,7 +144,7 @@ def test_prepared_source_pickles_and_feeds_workers(small_shapes: None, tmp_path:
     assert np.array_equal(batches[0]["image"], batches[1]["image"])
 
 
-def test_without_a_folder_the_users_cache_is_used(
+def test_uses_the_cache_without_a_folder(
     small_shapes: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FCN_JAX_CACHE", str(tmp_path / "cache"))
@@ -152,7 +152,7 @@ def test_without_a_folder_the_users_cache_is_used(
     assert (tmp_path / "cache" / "tfds" / "shapes" / "1.0.0" / "dataset_info.json").exists()
 
 
-def test_interrupted_preparation_leaves_nothing_that_counts(
+def test_interrupted_preparation_leaves_no_dataset(
     small_shapes: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, drawn = tfds_builders.draw_scene, []
@@ -171,7 +171,7 @@ def test_interrupted_preparation_leaves_nothing_that_counts(
     assert len(SHAPES.open(tmp_path, "train")) == 6
 
 
-def test_where_two_processes_prepare_at_once_both_go_on(tmp_path: Path) -> None:
+def test_two_processes_can_prepare_at_the_same_time(tmp_path: Path) -> None:
     code = (
         "import sys, pathlib\n"
         "from fcn_jax.data import tfds_builders, prepared\n"
@@ -200,7 +200,7 @@ def test_where_two_processes_prepare_at_once_both_go_on(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "shapes").iterdir()] == ["1.0.0"]
 
 
-def test_losing_the_race_to_prepare_keeps_the_winners_data(
+def test_losing_the_race_to_prepare_keeps_the_first_data(
     small_shapes: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = tfds_builders.draw_scene
@@ -215,7 +215,7 @@ def test_losing_the_race_to_prepare_keeps_the_winners_data(
     assert [path.name for path in (tmp_path / "shapes").iterdir()] == ["1.0.0"]
 
 
-def test_unknown_split_and_unusable_folder_are_errors(small_shapes: None, tmp_path: Path) -> None:
+def test_rejects_unknown_splits_and_unusable_folders(small_shapes: None, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no split 'trian'.*Did you mean 'train'"):
         SHAPES.open(tmp_path, "trian")
     (tmp_path / "file").write_text("")
@@ -240,7 +240,7 @@ def test_voc_is_downloaded_checked_and_prepared(
     assert capsys.readouterr().out == ""
 
 
-def test_mirror_serves_where_the_first_site_does_not(
+def test_mirror_is_used_if_the_first_site_fails(
     site: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served, asked = site
@@ -252,7 +252,7 @@ def test_mirror_serves_where_the_first_site_does_not(
     assert len(asked) == 2
 
 
-def test_wrong_download_is_refused_deleted_and_fetched_again(
+def test_rejects_and_deletes_a_wrong_download_and_tries_again(
     site: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served, asked = site
@@ -269,7 +269,7 @@ def test_wrong_download_is_refused_deleted_and_fetched_again(
 
 
 @pytest.mark.parametrize("layout", ["archive", "repacked", "devkit"])
-def test_voc_is_prepared_from_local_files_without_a_network(
+def test_prepares_voc_from_local_files_without_a_network(
     layout: str, site: tuple[Path, list[str]], tmp_path: Path
 ) -> None:
     root = tmp_path / "data"
@@ -286,7 +286,7 @@ def test_voc_is_prepared_from_local_files_without_a_network(
     assert site[1] == []
 
 
-def test_truncated_or_foreign_local_archive_is_an_error_naming_it(tmp_path: Path) -> None:
+def test_rejects_truncated_or_foreign_local_archives(tmp_path: Path) -> None:
     archive = tmp_path / tfds_builders.VOC_ARCHIVE
     make_tar(archive)
     whole = archive.read_bytes()

@@ -83,7 +83,7 @@ def test_wide_images_and_compressed_bits_are_upright(turn: int) -> None:
 
 @pytest.mark.parametrize("turn", range(1, 9))
 @pytest.mark.parametrize("factor", [1.0, 0.5, 0.15, 0.05, 0.7, 1.3])
-def test_a_turned_jpeg_is_resized_as_its_upright_copy(turn: int, factor: float) -> None:
+def test_turned_jpeg_is_resized_like_its_upright_copy(turn: int, factor: float) -> None:
     rows, columns = np.mgrid[:101, :151]
     smooth = (
         127
@@ -100,7 +100,7 @@ def test_a_turned_jpeg_is_resized_as_its_upright_copy(turn: int, factor: float) 
 
 
 @pytest.mark.parametrize("value", [0, 9, 255, 65535])
-def test_an_invalid_tag_means_upright(value: int) -> None:
+def test_invalid_tag_means_upright(value: int) -> None:
     assert np.array_equal(read_image(encoded(picture(), "PNG", value)), picture())
     assert np.array_equal(
         read_image(tiff_bytes(picture(), tags={orientation.TAG: (value,)})), picture()
@@ -113,7 +113,7 @@ def test_an_invalid_tag_means_upright(value: int) -> None:
         [b"", b"II*\0\x08\0\0\0", b"MM\0*\0\0\0\x08", b"Exif\0\0II*\0\x08\0\0\0\x01\0"]
     ),
 )
-def test_garbage_in_the_exif_block_does_not_hide_the_picture(garbage: bytes, start: bytes) -> None:
+def test_decodes_pictures_with_garbage_in_the_exif_block(garbage: bytes, start: bytes) -> None:
     assert orientation.from_exif(start + garbage) in range(1, 9)
     data = png_bytes(picture(4, 6), 8, 2, chunks=(chunk(b"eXIf", start + garbage),))
     assert read_image(data).size == 4 * 6 * 3
@@ -121,9 +121,7 @@ def test_garbage_in_the_exif_block_does_not_hide_the_picture(garbage: bytes, sta
 
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("long", [False, True])
-def test_the_tag_is_read_in_both_byte_orders_and_behind_other_segments(
-    order: str, long: bool
-) -> None:
+def test_reads_the_tag_in_both_byte_orders_and_after_other_segments(order: str, long: bool) -> None:
     value = struct.pack(order + ("I" if long else "H"), 6).ljust(4, b"\0")
     mark = b"II*\0" if order == "<" else b"MM\0*"
     entries = (
@@ -140,15 +138,13 @@ def test_the_tag_is_read_in_both_byte_orders_and_behind_other_segments(
     assert read_image(data).shape == (96, 64, 3)
 
 
-def test_an_upright_picture_is_not_copied() -> None:
+def test_does_not_copy_an_upright_picture() -> None:
     pixels = picture()
     assert orientation.upright(pixels, 1) is pixels
 
 
 @pytest.mark.parametrize("turn", [5, 6, 7, 8])
-def test_a_mask_on_the_stored_pixels_is_an_error_that_names_the_tag(
-    turn: int, tmp_path: Path
-) -> None:
+def test_error_for_a_mask_on_the_stored_pixels_names_the_tag(turn: int, tmp_path: Path) -> None:
     paths = tmp_path / "photo.jpg", tmp_path / "photo.png"
     paths[0].write_bytes(encoded(picture(), "JPEG", turn))
     paths[1].write_bytes(encoded(np.zeros((64, 96), np.uint8), "PNG"))
@@ -160,7 +156,7 @@ def test_a_mask_on_the_stored_pixels_is_an_error_that_names_the_tag(
     assert "\n" not in message
 
 
-def test_a_tag_of_the_mask_alone_and_of_neither_file_are_told_apart() -> None:
+def test_error_distinguishes_a_tag_of_the_mask_from_no_tag() -> None:
     image = encoded(picture(), "JPEG")
     with pytest.raises(
         DataError, match="a quarter turn apart: the EXIF orientation tag of the mask's file is 8"
@@ -170,7 +166,7 @@ def test_a_tag_of_the_mask_alone_and_of_neither_file_are_told_apart() -> None:
         decode_record(Record("a", image, encoded(np.zeros((96, 64), np.uint8), "PNG")), 2)
 
 
-def test_image_and_mask_that_both_carry_the_tag_fit() -> None:
+def test_image_and_mask_can_both_have_the_tag() -> None:
     labels = (picture()[..., 1] > 100).astype(np.uint8)
     example = decode_record(Record("a", encoded(picture(), "PNG", 6), encoded(labels, "PNG", 6)), 2)
     assert np.array_equal(example.mask, example.image[..., 1] > 100)

@@ -1,4 +1,4 @@
-"""TIFF files of every kind of sample give the numbers that they store."""
+"""TIFF files of every kind of sample give their stored numbers."""
 
 import io
 
@@ -10,12 +10,13 @@ from PIL import Image
 
 from fcn_jax.data.decode import read_image, read_stored_mask
 from fcn_jax.data.images import tiff
+from fcn_jax.data.images.tiff_samples import samples
 from fcn_jax.errors import DamagedError, DataError
 from tests.helpers.tiff_files import tiff_bytes
 
 
 def stored(data: bytes) -> np.ndarray:
-    return tiff.samples(tiff.parse(data, "a.tif"), data)
+    return samples(tiff.parse(data, "a.tif"), data)
 
 
 @given(
@@ -29,7 +30,7 @@ def stored(data: bytes) -> np.ndarray:
     st.sampled_from([None, 16]),
     st.integers(1, 7),
 )
-def test_numbers_of_whole_bytes_are_read_exactly(
+def test_reads_numbers_of_whole_bytes_exactly(
     height: int,
     width: int,
     kind: str,
@@ -62,7 +63,7 @@ def test_numbers_of_whole_bytes_are_read_exactly(
     st.sampled_from([1, 3]),
     st.sampled_from(["<", ">"]),
 )
-def test_packed_numbers_are_read_exactly(
+def test_reads_packed_numbers_exactly(
     height: int, width: int, bits: int, channels: int, order: str
 ) -> None:
     kind = np.uint8 if bits < 9 else np.uint16
@@ -72,7 +73,7 @@ def test_packed_numbers_are_read_exactly(
 
 @pytest.mark.parametrize("compression", ["tiff_lzw", "packbits", "tiff_adobe_deflate", "raw"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_pillows_own_files_are_read_exactly(compression: str, channels: int) -> None:
+def test_reads_files_of_pillow_exactly(compression: str, channels: int) -> None:
     values = np.random.default_rng(0).integers(0, 9, (50, 70, channels), np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(values.squeeze()).save(buffer, "TIFF", compression=compression)
@@ -80,7 +81,7 @@ def test_pillows_own_files_are_read_exactly(compression: str, channels: int) -> 
 
 
 @pytest.mark.parametrize("photometric", [0, 1])
-def test_bits_of_fax_compression_are_the_stored_ones(photometric: int) -> None:
+def test_reads_the_stored_bits_of_fax_compression(photometric: int) -> None:
     bits = np.random.default_rng(0).integers(0, 2, (20, 30)).astype(bool)
     buffer = io.BytesIO()
     Image.fromarray(bits).save(buffer, "TIFF", compression="group4", tiffinfo={262: photometric})
@@ -91,7 +92,7 @@ def test_bits_of_fax_compression_are_the_stored_ones(photometric: int) -> None:
     assert np.array_equal(read_stored_mask(buffer.getvalue()).values, values)
 
 
-def test_jpeg_inside_a_tiff_is_read_and_its_damage_found() -> None:
+def test_reads_jpeg_inside_a_tiff_and_finds_its_damage() -> None:
     rows, columns = np.mgrid[:64, :96]
     picture = np.stack([rows * 4, columns * 2, rows + columns], axis=-1).astype(np.uint8)
     buffer = io.BytesIO()
@@ -105,7 +106,7 @@ def test_jpeg_inside_a_tiff_is_read_and_its_damage_found() -> None:
         read_stored_mask(data)
 
 
-def test_a_viewers_picture_comes_of_white_at_zero_few_bits_palettes_and_cmyk() -> None:
+def test_shows_white_is_zero_few_bits_palettes_and_cmyk_as_a_viewer() -> None:
     few = np.arange(12, dtype=np.uint8).reshape(3, 4) % 4
     assert read_image(tiff_bytes(few, bits=2))[..., 1].tolist() == (few * 85).tolist()
     assert (
@@ -122,7 +123,7 @@ def test_a_viewers_picture_comes_of_white_at_zero_few_bits_palettes_and_cmyk() -
     assert np.abs(read_image(tiff_bytes(inks, photometric=5)) - expected).max() <= 1
 
 
-def test_alpha_is_dropped_and_does_not_darken() -> None:
+def test_drops_alpha_without_darkening() -> None:
     rgba = np.random.default_rng(0).integers(0, 256, (5, 7, 4), np.uint8)
     assert np.array_equal(read_image(tiff_bytes(rgba, tags={338: (2,)})), rgba[..., :3])
     assert np.array_equal(
@@ -131,12 +132,12 @@ def test_alpha_is_dropped_and_does_not_darken() -> None:
 
 
 @pytest.mark.parametrize("channels", [2, 5])
-def test_other_numbers_of_channels_are_an_error(channels: int) -> None:
+def test_rejects_other_numbers_of_channels(channels: int) -> None:
     with pytest.raises(DataError, match=rf"a\.tif: a TIFF of {channels} channels"):
         read_image(tiff_bytes(np.zeros((4, 5, channels), np.uint8)), name="a.tif")
 
 
-def test_several_pages_of_one_size_are_an_error_and_smaller_copies_are_not() -> None:
+def test_rejects_several_pages_of_one_size_but_not_smaller_copies() -> None:
     values = np.arange(20, dtype=np.uint8).reshape(4, 5)
     with pytest.raises(DataError, match=r"a\.tif: the TIFF has several pages"):
         read_image(tiff_bytes(values, repeat=2), name="a.tif")
@@ -148,21 +149,21 @@ def test_several_pages_of_one_size_are_an_error_and_smaller_copies_are_not() -> 
 @pytest.mark.parametrize(
     ("tags", "reason"),
     [
-        ({279: (10,)}, "wanted"),
+        ({279: (10,)}, "expected"),
         ({273: (1 << 30,)}, "truncated"),
         ({257: (9,), 278: (9,)}, "bytes"),
         ({278: (1,)}, "pieces"),
         ({284: (7,)}, "planes"),
     ],
 )
-def test_tags_that_contradict_the_contents_are_damage(
+def test_tags_that_contradict_the_contents_count_as_damage(
     tags: dict[int, tuple[int, ...]], reason: str
 ) -> None:
     with pytest.raises(DamagedError, match=rf"a\.tif: the TIFF is damaged .*{reason}"):
         read_image(tiff_bytes(np.zeros((4, 5), np.uint8), tags=tags), name="a.tif")
 
 
-def test_an_absurd_size_is_an_error_and_takes_no_memory() -> None:
+def test_rejects_an_absurd_size_without_using_memory() -> None:
     with pytest.raises(DataError, match=r"a\.tif: the file says it is 60000x60000"):
         read_image(
             tiff_bytes(np.zeros((4, 5), np.uint8), tags={256: (60000,), 257: (60000,)}),
@@ -170,7 +171,7 @@ def test_an_absurd_size_is_an_error_and_takes_no_memory() -> None:
         )
 
 
-def test_damage_in_deflated_samples_is_found_by_their_checksum() -> None:
+def test_checksum_finds_damage_in_deflated_samples() -> None:
     data = tiff_bytes(np.random.default_rng(0).integers(0, 256, (20, 30), np.uint8), deflate=True)
     for at in range(8, 600, 7):
         with pytest.raises(DamagedError):
