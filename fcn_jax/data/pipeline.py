@@ -44,21 +44,18 @@ _MAX_DEATHS = 3
 _WORKER_ENDED = re.compile(r"Worker process was terminated unexpectedly with exit code (-?\d+)")
 
 
-def steps_per_epoch(source: Source, batch_size: int, shard: tuple[int, int] = (0, 1)) -> int:
-    """The number of batches of an epoch: `len(source) // (batch_size * number of shards)`.
+def steps_per_epoch(source: Source, batch_size: int) -> int:
+    """The number of batches of an epoch: `len(source) // batch_size`.
 
     Raises:
         ConfigError: a value is out of range, or there are fewer images than one batch takes.
     """
-    _check_shard(shard)
     if batch_size < 1:
         raise ConfigError(f"batch_size = {batch_size}: expected 1 or more")
-    steps = len(source) // (batch_size * shard[1])
+    steps = len(source) // batch_size
     if steps == 0:
-        share = f" in each of {shard[1]} processes" if shard[1] > 1 else ""
         raise ConfigError(
-            f"batch_size = {batch_size}{share} takes more than the split's {len(source)} images; "
-            "lower it"
+            f"batch_size = {batch_size} takes more than the split's {len(source)} images; lower it"
         )
     return steps
 
@@ -70,23 +67,19 @@ def train_batches(
     batch_size: int,
     seed: int,
     workers: int = 0,
-    shard: tuple[int, int] = (0, 1),
     epochs: int | None = None,
 ) -> TrainIterator:
     """Shuffled, augmented batches.
 
     Each epoch is one pass in its own order and has exactly `steps_per_epoch` batches. The remaining
-    images, which are others in every epoch, are dropped, and no batch spans two epochs. All shards
-    use one shuffle: together, the k-th batches of n shards hold the images, augmented alike, of the
-    k-th batch of one process with n times the batch size.
+    images, which are others in every epoch, are dropped, and no batch spans two epochs.
 
     Args:
         source: the images.
         augment: the transform, which makes all examples the same size.
-        batch_size: number of images in a batch of this shard.
+        batch_size: number of images in a batch.
         seed: 0 to 2**32 - 1.
         workers: number of processes that decode and augment; 0 uses threads of this process.
-        shard: (index, count) of this process.
         epochs: number of epochs; None never stops.
 
     Returns:
@@ -95,31 +88,26 @@ def train_batches(
     Raises:
         ConfigError: a value is out of range, or there are fewer images than one batch takes.
     """
-    steps = steps_per_epoch(source, batch_size, shard)
+    steps = steps_per_epoch(source, batch_size)
     if not 0 <= seed < 2**32:
         raise ConfigError(f"seed = {seed}: expected 0 to {2**32 - 1}")
     if epochs is not None and epochs < 1:
         raise ConfigError(f"epochs = {epochs}: expected 1 or more, or none for no end")
     _check_workers(workers)
-    index, count = shard
     batches = (
         grain.MapDataset.source(source)
         .seed(seed)
         .shuffle()
-        # Before the slice, so that an image's augmentation follows from its place in the whole
-        # epoch, not in a shard.
         .random_map(_DecodeAndAugment(source, augment))
-        .slice(slice(index, steps * batch_size * count, count))
+        .slice(slice(0, steps * batch_size))
         .batch(batch_size)
         .repeat(epochs)
     )
     return TrainIterator(batches, workers)
 
 
-def eval_examples(
-    source: Source, *, workers: int = 0, shard: tuple[int, int] = (0, 1)
-) -> Generator[Example, None, None]:
-    """Every image of a shard, whole and at its own size, in order.
+def eval_examples(source: Source, *, workers: int = 0) -> Generator[Example, None, None]:
+    """Every image of a source, whole and at its own size, in order.
 
     Nothing is dropped or cropped. Workers that are killed are replaced. Closing the generator stops
     the workers.
@@ -127,19 +115,13 @@ def eval_examples(
     Args:
         source: the images.
         workers: number of processes that decode; 0 uses threads of this process.
-        shard: (index, count) of this process. Shards are disjoint and together complete; their
-            lengths may differ by one image.
 
     Raises:
         ConfigError: a value is out of range.
         TrainingError: raised by the generator if workers are killed again and again.
     """
-    _check_shard(shard)
     _check_workers(workers)
-    decoded = (
-        grain.MapDataset.source(source).slice(slice(shard[0], None, shard[1])).map(_Decode(source))
-    )
-    return _examples(decoded, workers)
+    return _examples(grain.MapDataset.source(source).map(_Decode(source)), workers)
 
 
 class TrainIterator(grain.DatasetIterator[Batch]):
@@ -402,12 +384,6 @@ def _start_worker(index: int, count: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Each worker is to use one core; OpenCV's own threads would compete for the cores.
     cv2.setNumThreads(1)
-
-
-def _check_shard(shard: tuple[int, int]) -> None:
-    index, count = shard
-    if not 0 <= index < count:
-        raise ConfigError(f"shard = {shard}: expected (index, count) with 0 <= index < count")
 
 
 def _check_workers(workers: int) -> None:

@@ -224,7 +224,7 @@ def test_error_for_different_sizes_names_both() -> None:
 
 
 def smooth(height: int, width: int) -> np.ndarray:
-    """A picture that shows a shift by a fraction of a pixel anywhere, and whose averages depend little on how they are taken."""
+    """A picture that shows shifts by a fraction of a pixel, whose averages depend on no grid."""
     rows, columns = np.mgrid[:height, :width]
     waves = [np.sin(rows / 15 + phase) + np.cos(columns / 19 + phase) for phase in range(3)]
     return (127 + 60 * np.stack(waves, axis=-1)).astype(np.uint8)

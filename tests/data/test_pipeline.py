@@ -1,7 +1,6 @@
 """The pipeline: batches depend only on seed and index, and errors arrive as they were raised."""
 
 import gc
-import itertools
 import os
 import signal
 import subprocess
@@ -153,22 +152,6 @@ def test_uses_decode_resized_of_a_source(source: Source) -> None:
     assert all(0.1 <= factor <= 0.4 for factor in Asked.factors)
 
 
-def test_shards_together_match_the_batches_of_one_process(source: Source) -> None:
-    whole = list(train_batches(source, augment=FULL, batch_size=6, seed=5, epochs=2))
-    shards = [
-        list(train_batches(source, augment=FULL, batch_size=2, seed=5, epochs=2, shard=(i, 3)))
-        for i in range(3)
-    ]
-    for step, batch in enumerate(whole):
-        parts = [shard[step] for shard in shards]
-        # Shard i of n has every n-th image from the i-th on.
-        for key in batch:
-            assert np.array_equal(
-                np.stack([part[key] for part in parts], axis=1).reshape(batch[key].shape),
-                batch[key],
-            )
-
-
 def test_eval_yields_every_image_whole_and_in_order(source: Source) -> None:
     examples = list(eval_examples(source))
     assert [e.id for e in examples] == [f"{k:02}" for k in range(COUNT)]
@@ -201,12 +184,6 @@ def test_shared_memory_is_closed_by_one_thread(
     time.sleep(0.5)  # for a thread that closes in the background
     assert len(closers) >= 2 * COUNT  # and what earlier tests left
     assert {name: threads for name, threads in closers.items() if len(threads) > 1} == {}
-
-
-def test_eval_shards_are_disjoint_and_together_complete(source: Source) -> None:
-    parts = [[e.id for e in eval_examples(source, shard=(i, 4))] for i in range(4)]
-    assert sorted(itertools.chain(*parts)) == [f"{k:02}" for k in range(COUNT)]
-    assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -289,13 +266,11 @@ def test_raises_with_advice_if_workers_die_again_and_again(source: Source, tmp_p
 def test_rejects_values_out_of_range(source: Source) -> None:
     for match, values in (
         ("more than the split's 23 images", {"batch_size": 24}),
-        ("in each of 2 processes", {"batch_size": 12, "shard": (0, 2)}),
         ("batch_size = 0", {"batch_size": 0}),
         ("seed = -1", {"seed": -1}),
         ("workers = -1", {"workers": -1}),
         ("workers = 1000000", {"workers": 10**6}),
         ("epochs = 0", {"epochs": 0}),
-        (r"shard = \(2, 2\)", {"shard": (2, 2)}),
     ):
         with pytest.raises(ConfigError, match=match):
             train_batches(source, **{"augment": PLAIN, "batch_size": 2, "seed": 0, **values})  # type: ignore[arg-type]
@@ -319,7 +294,8 @@ from fcn_jax.data.camvid import CAMVID
 from fcn_jax.data.pipeline import train_batches
 from fcn_jax.data.transforms import Augment
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job starts with it ignored
+    # A background job starts with the signal ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     source = CAMVID.open(Path({str(folder)!r}), "train")
     batches = train_batches(source, augment=Augment((16, 16)), batch_size=2, seed=0, workers=2)
     for _ in range(6):

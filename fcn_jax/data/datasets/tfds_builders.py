@@ -23,7 +23,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from fcn_jax.data.datasets.shapes import SHAPES_CLASSES, draw_scene
-from fcn_jax.data.voc import VOC_CLASSES, find_devkit
+from fcn_jax.data.datasets.voc import VOC_CLASSES, find_devkit
 from fcn_jax.errors import DataError
 from fcn_jax.plugins.api import Classes
 
@@ -39,8 +39,8 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
     RELEASE_NOTES: ClassVar = {"1.0.0": "First release."}
 
     url_infos = None
-    """None: there is no file of checksums. TFDS would look for one with importlib_resources, a package
-    that it does not declare."""
+    """There is no file of checksums. TFDS would look for one with importlib_resources, which is not
+    among its dependencies."""
 
 
 def _info(

@@ -1,4 +1,4 @@
-"""Pictures come out upright for each EXIF orientation and file format, as Pillow's `exif_transpose` turns them."""
+"""Pictures are upright for each EXIF orientation and format, as by Pillow's `exif_transpose`."""
 
 import io
 import struct

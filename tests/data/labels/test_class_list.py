@@ -57,7 +57,8 @@ SUPERVISELY = {
     "tags": [],
 }
 ADE20K = (
-    "Idx\tRatio\tTrain\tVal\tStuff\tName\n1\t0.1576\t11664\t1172\t1\twall\n2\t0.1072\t6046\t612\t1\tbuilding, edifice\n"
+    "Idx\tRatio\tTrain\tVal\tStuff\tName\n1\t0.1576\t11664\t1172\t1\twall\n"
+    "2\t0.1072\t6046\t612\t1\tbuilding, edifice\n"
     "3\t0.0878\t8265\t796\t1\tsky\n"
 )
 
@@ -221,7 +222,8 @@ COLORED = {  # contents -> names, color -> label
         {(165, 42, 42): 0, (128, 64, 128): 1, (0, 0, 0): VOID},
     ),
     json.dumps(SUPERVISELY): (("cat", "dog"), {(255, 0, 0): 0, (0, 255, 128): 1}),
-    '{"label_map": {"0": "background", "1": "cat"}, "segmentation_colors": [[0, 0, 0], [1, 2, 3]]}': (
+    '{"label_map": {"0": "background", "1": "cat"}, '
+    '"segmentation_colors": [[0, 0, 0], [1, 2, 3]]}': (
         ("background", "cat"),
         {(0, 0, 0): 0, (1, 2, 3): 1},
     ),
@@ -267,7 +269,7 @@ def test_reads_text_of_windows_editors_and_rejects_utf16(tmp_path: Path) -> None
 
 
 REFUSED = {
-    '{"images": [], "annotations": [], "categories": [{"id": 1, "name": "cat"}]}': "COCO annotations",
+    '{"images": [], "annotations": [], "categories": [{"id": 1, "name": "cat"}]}': "COCO",
     '{"_via_settings": {}, "_via_img_metadata": {}}': "VGG Image Annotator",
     '[{"id": 1, "annotations": [], "data": {"image": "a.jpg"}}]': "Label Studio",
     '{"version": "5.0", "shapes": [], "imagePath": "a.jpg"}': "labelme's annotation of one image",
@@ -299,7 +301,7 @@ REFUSED = {
     "a 1 2\nb 3 4\n": "two numbers",
     "road 1 2 3 #comment\ncar 4 5 6\n": "put the comment on a line of its own",
     "".join(f"class{k}x\n" for k in range(256)): "256 classes",
-    "; my classes\nbg\nroad\n": "lines 1 ('; my classes') look like comments; begin comments with #",
+    "; my list\nbg\nroad\n": "lines 1 ('; my list') look like comments; begin comments with #",
     "bg\n% c\nroad\n": "lines 2 ('% c') look like comments",
     "-- c\nbg\nroad\n": "lines 1 ('-- c') look like comments",
     "! c\nbg\nroad\n": "lines 1 ('! c') look like comments",
@@ -392,7 +394,8 @@ def test_notes_lists_that_share_no_name_with_classes_txt(tmp_path: Path) -> None
 
 CITYSCAPES_CSV = (
     "name,id,trainId,category,catId,hasInstances,ignoreInEval,color\n"
-    'unlabeled,0,255,void,0,False,True,"(0, 0, 0)"\nego vehicle,1,255,void,0,False,True,"(0, 0, 0)"\n'
+    'unlabeled,0,255,void,0,False,True,"(0, 0, 0)"\n'
+    'ego vehicle,1,255,void,0,False,True,"(0, 0, 0)"\n'
     'road,7,0,flat,1,False,False,"(128, 64, 128)"\ncar,26,1,vehicle,7,True,False,"(0, 0, 142)"\n'
     'license plate,-1,-1,vehicle,7,False,True,"(0, 0, 142)"\n'
 )
@@ -443,7 +446,8 @@ def test_notes_headers_and_uncertain_names(tmp_path: Path) -> None:
     (note,) = read(tmp_path, "name\nbg\nroad\n").notes
     assert (
         note
-        == "classes.txt: line 1, 'name', is taken as a header, not as a class (put it in quotes if it is a class)"
+        == "classes.txt: line 1, 'name', is taken as a header, not as a class (put it in quotes if "
+        "it is a class)"
     )
     assert (
         "border counts as a class"
@@ -460,7 +464,8 @@ def test_missing_list_error_names_the_other_files(tmp_path: Path) -> None:
     (tmp_path / "coco.json").write_text('{"images": [], "annotations": []}')
     with pytest.raises(
         DataError,
-        match=r"classes\.txt is missing here.*coco\.json: it is COCO.*my\.csv could be one \(2 classes\)",
+        match=r"classes\.txt is missing here.*coco\.json: it is COCO.*"
+        r"my\.csv could be one \(2 classes\)",
     ):
         find_class_list(tmp_path)
 

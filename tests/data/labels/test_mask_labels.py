@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fcn_jax.api import IGNORE_INDEX
+from fcn_jax.data.datasets.voc import VOC_CLASSES
 from fcn_jax.data.decode import read_mask
 from fcn_jax.data.labels.label_map import LabelMap
 from fcn_jax.data.labels.mask_labels import read, to_labels
 from fcn_jax.data.labels.mask_values import StoredMask, histogram
 from fcn_jax.data.labels.palette import voc_palette
-from fcn_jax.data.voc import VOC_CLASSES
 from fcn_jax.errors import DataError
 from fuzz.encoders import INDEXED, png
 
