@@ -21,8 +21,8 @@ from PIL import Image
 
 from benchmarks.record import RESULTS, environment
 from benchmarks.scenes import SIZE
+from fcn_jax.data.datasets.folder import FOLDER
 from fcn_jax.data.datasets.shapes import SHAPES_CLASSES, draw_scene
-from fcn_jax.data.folder import FOLDER
 from fcn_jax.data.inspection import inspect
 from fcn_jax.data.labels.palette import voc_palette
 from fcn_jax.runtime import cache

@@ -74,7 +74,7 @@ class Reading:
 
 def read_folder(root: Path, split: str = "train") -> Reading:
     """Open a split of a folder dataset, and decode all of it."""
-    from fcn_jax.data.folder import FOLDER
+    from fcn_jax.data.datasets.folder import FOLDER
 
     source = FOLDER.open(root, split)
     examples = []

@@ -10,7 +10,7 @@ from PIL import Image
 
 from fcn_jax.api import Classes, Example, Record, Source
 from fcn_jax.data import inspection
-from fcn_jax.data.folder import FOLDER
+from fcn_jax.data.datasets.folder import FOLDER
 from fcn_jax.data.inspection import Findings, inspect
 from fcn_jax.data.labels.label_map import LabelMap
 from fcn_jax.errors import DataError
@@ -293,7 +293,8 @@ def test_notes_much_void_and_masks_that_are_all_void(tmp_path: Path) -> None:
 
 def test_notes_assumed_readings(tmp_path: Path) -> None:
     assert notes(tmp_path, "bg 0 0 0\nroad 128 64 128\n", [stripes(0, 1)]) == (
-        "the list of classes has colors, but 2 masks hold gray values that are not among its colors: the values are labels",
+        "the list of classes has colors, but 2 masks hold gray values that are not among its "
+        "colors: the values are labels",
     )
     assert notes(tmp_path, "bg\nroad\n", [stripes((0, 0, 0), (1, 1, 1))]) == (
         "2 masks are RGB with equal channels and are read as gray",

@@ -18,7 +18,7 @@ import pytest
 from grain.multiprocessing import SharedMemoryArray
 
 from fcn_jax.api import Example, Record, Source
-from fcn_jax.data.camvid import CAMVID
+from fcn_jax.data.datasets.camvid import CAMVID
 from fcn_jax.data.pipeline import eval_examples, steps_per_epoch, train_batches
 from fcn_jax.data.transforms import Augment, resize
 from fcn_jax.errors import ConfigError, DataError, TrainingError
@@ -290,7 +290,7 @@ def test_ctrl_c_reaches_only_the_parent_which_exits_quietly(folder: Path) -> Non
     code = f"""
 import os, signal, sys, time
 from pathlib import Path
-from fcn_jax.data.camvid import CAMVID
+from fcn_jax.data.datasets.camvid import CAMVID
 from fcn_jax.data.pipeline import train_batches
 from fcn_jax.data.transforms import Augment
 if __name__ == "__main__":

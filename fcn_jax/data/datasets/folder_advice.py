@@ -14,7 +14,7 @@ from fcn_jax.data.datasets.files import (
     subfolders,
 )
 from fcn_jax.data.datasets.names import IMAGE_SUFFIXES, MASK_SUFFIXES, ending
-from fcn_jax.data.voc import find_devkit
+from fcn_jax.data.datasets.voc import find_devkit
 from fcn_jax.errors import DataError, listing
 
 _IMAGE_FOLDERS = (

@@ -1,4 +1,4 @@
-"""TFDS datasets: prepared once, without TensorFlow, from a download or from local files, and never left half-written."""
+"""TFDS datasets: prepared once, without TensorFlow, from a download or local files."""
 
 import functools
 import hashlib
@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fcn_jax.data import prepared
+from fcn_jax.data.datasets import tfds_datasets
 from fcn_jax.data.datasets.shapes import SHAPES_CLASSES
+from fcn_jax.data.datasets.tfds_datasets import SHAPES, VOC2012_TFDS
+from fcn_jax.data.datasets.voc import VOC2012
 from fcn_jax.data.labels.palette import voc_palette
 from fcn_jax.data.pipeline import train_batches
-from fcn_jax.data.prepared import SHAPES, VOC2012_TFDS
 from fcn_jax.data.transforms import Augment
-from fcn_jax.data.voc import VOC2012
 from fcn_jax.errors import DataError
 
 tfds_builders = pytest.importorskip("fcn_jax.data.datasets.tfds_builders")
@@ -77,7 +77,7 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, list[str]]]:
-    """A download site on this machine; what it serves lies in the folder, and the list fills with what was asked of it."""
+    """A local download site: the folder with its files, and the list of requests so far."""
     served = tmp_path / "site"
     served.mkdir()
     asked: list[str] = []
@@ -174,10 +174,10 @@ def test_interrupted_preparation_leaves_no_dataset(
 def test_two_processes_can_prepare_at_the_same_time(tmp_path: Path) -> None:
     code = (
         "import sys, pathlib\n"
-        "from fcn_jax.data import tfds_builders, prepared\n"
+        "from fcn_jax.data.datasets import tfds_builders, tfds_datasets\n"
         "tfds_builders.Shapes.SIZES = {'train': 40, 'val': 2}\n"
         "print('ready', flush=True); sys.stdin.readline()\n"
-        "source = prepared.SHAPES.open(pathlib.Path(sys.argv[1]), 'train')\n"
+        "source = tfds_datasets.SHAPES.open(pathlib.Path(sys.argv[1]), 'train')\n"
         "print(len(source), source.decode(source[39]).image.sum())\n"
     )
     processes = [
@@ -207,7 +207,7 @@ def test_losing_the_race_to_prepare_keeps_the_first_data(
 
     def slow(seed: int) -> tuple[np.ndarray, np.ndarray]:
         monkeypatch.setattr(tfds_builders, "draw_scene", real)
-        prepared.prepare(tfds_builders.Shapes, tmp_path)  # the other process, quicker
+        tfds_datasets.prepare(tfds_builders.Shapes, tmp_path)  # the other process, quicker
         return real(seed)
 
     monkeypatch.setattr(tfds_builders, "draw_scene", slow)

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fcn_jax.data.datasets.shapes import SHAPES_CLASSES
+from fcn_jax.data.datasets.voc import VOC_CLASSES
 from fcn_jax.data.decode import decode_record
 from fcn_jax.data.labels.label_map import LabelMap, plain_labels
-from fcn_jax.data.voc import VOC_CLASSES
 from fcn_jax.errors import DataError, did_you_mean
 from fcn_jax.plugins.api import Classes, Dataset, Example, Record, Source
 from fcn_jax.runtime import cache
