@@ -27,6 +27,7 @@ from benchmarks.timing import interleaved
 from fcn_jax import compiler_options, nn
 from fcn_jax.nn import _pooling
 from fcn_jax.nn._bias import add_bias
+from fcn_jax.nn._conv_norm_act import folding
 from fcn_jax.nn._conv_transpose import conv_transpose_blocks
 from fcn_jax.nn._conv_xla import Settings, space_to_depth, xla_conv
 from fcn_jax.nn._subpixel import SubpixelLogits
@@ -76,19 +77,19 @@ def _block(folded: bool, dtype: Any) -> Function:
     def run(x: jax.Array, kernel: jax.Array, statistics: jax.Array) -> jax.Array:
         channels = x.shape[-1]
         layer = nnx.eval_shape(
-            lambda: nn.Conv(
-                channels, channels, 3, padding=1, use_bias=False, dtype=dtype, rngs=nnx.Rngs(0)
+            lambda: nn.ConvNormAct(
+                channels, channels, 3, activation=None, dtype=dtype, rngs=nnx.Rngs(0)
             )
         )
-        norm = nn.BatchNorm(channels, dtype=dtype)
-        layer.kernel.set_value(kernel)
+        layer.conv.kernel.set_value(kernel)
+        norm = layer.bn
         for leaf, values in zip(
             (norm.scale, norm.bias, norm.mean, norm.var), statistics, strict=True
         ):
             leaf.set_value(jnp.abs(values))
-        norm.eval()
-        with nn.folding(folded):
-            return nnx.relu(nn.conv_batch_norm(layer, norm, x) + x)
+        layer.eval()
+        with folding(folded):
+            return nnx.relu(layer(x) + x)
 
     return run
 

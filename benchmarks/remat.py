@@ -1,4 +1,4 @@
-"""What `optim.remat`, `accumulate_steps` and `loop_blocks` save in memory and cost in time: `python -m benchmarks.remat`.
+"""What `optim.remat` and `accumulate_steps` save in memory and cost in time: `python -m benchmarks.remat`.
 
     python -m benchmarks.remat                                         # ResNet-18 FCN-32s, batch 4, 320x480, float32
     python -m benchmarks.remat --model resnet101 --batch 1 --option "as it comes" --option "no
@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from flax import nnx
 
 from benchmarks.jax_tasks import compiled_step
 from benchmarks.record import RESULTS, environment, keep
@@ -34,9 +35,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "accumulate_steps=2": {"accumulate_steps": 2},
     "accumulate_steps=4": {"accumulate_steps": 4},
     "remat, accumulate_steps=2": {"remat": True, "accumulate_steps": 2},
-    "no loops": {"loop_blocks": False},
 }
-"""For `train_step.make`; a network without many equal blocks in a row has no loops as it comes, either."""
+"""Arguments of `train_step.make`."""
 
 
 def prepared(setting: Setting, options: dict[str, Any]) -> tuple[Callable[[], object], int, float]:
@@ -44,7 +44,7 @@ def prepared(setting: Setting, options: dict[str, Any]) -> tuple[Callable[[], ob
     model = setting.build()
     preprocess = describe(model.spec).backbone.preprocess
     state, step = train_step.make(
-        model, lambda params: optim.make(RECIPE, 1000, params), preprocess, **options
+        model, optim.make(RECIPE, 1000, nnx.state(model, nnx.Param)), preprocess, **options
     )
     batch = jax.device_put({"image": setting.images(), "mask": setting.labels()})
     began = time.perf_counter()

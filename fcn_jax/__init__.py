@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from fcn_jax.convert.matching import LoadReport
     from fcn_jax.convert.pretrained import load
     from fcn_jax.eval.predictor import Predictor
-    from fcn_jax.models.segmenter import Segmenter, build_model
+    from fcn_jax.models.build import build_model
+    from fcn_jax.models.segmenter import Segmenter
     from fcn_jax.runtime.compiler import compiler_options
     from fcn_jax.verify import verify_model
 
@@ -22,7 +23,7 @@ _HOMES = {
     "LoadReport": "fcn_jax.convert.matching",
     "Predictor": "fcn_jax.eval.predictor",
     "Segmenter": "fcn_jax.models.segmenter",
-    "build_model": "fcn_jax.models.segmenter",
+    "build_model": "fcn_jax.models.build",
     "compiler_options": "fcn_jax.runtime.compiler",
     "load": "fcn_jax.convert.pretrained",
     "load_torch": "fcn_jax.convert.engine",

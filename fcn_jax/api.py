@@ -1,4 +1,4 @@
-"""The plugin contract, as plugins import it. See `fcn_jax.plugins.api`, where it is defined."""
+"""The plugin contract, for plugins to import. `fcn_jax.plugins.api` defines it."""
 
 from fcn_jax.plugins.api import (
     API_VERSION,
@@ -10,6 +10,7 @@ from fcn_jax.plugins.api import (
     FeatureSpec,
     Head,
     Model,
+    ModelSpec,
     NoOptions,
     Preprocess,
     Record,
@@ -17,7 +18,7 @@ from fcn_jax.plugins.api import (
     TorchBridge,
     Weights,
     ceil_size,
-    require_no_offset,
+    floor_size,
 )
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "FeatureSpec",
     "Head",
     "Model",
+    "ModelSpec",
     "NoOptions",
     "Preprocess",
     "Record",
@@ -37,5 +39,5 @@ __all__ = [
     "TorchBridge",
     "Weights",
     "ceil_size",
-    "require_no_offset",
+    "floor_size",
 ]

@@ -1,19 +1,16 @@
-"""The plugin contract as a test suite, for whoever writes a backbone, a head, a whole model or a dataset.
+"""The plugin contract as a test suite, for authors of backbones, heads, models and datasets.
 
     from fcn_jax.testing import check_backbone
 
-    def test_my_backbone_keeps_its_promises():
+    def test_my_backbone_meets_the_contract():
         check_backbone("my_backbone")
 
-Each function builds the plugin, runs it, and holds what comes out against what the descriptor says.
-It returns nothing, or raises an `AssertionError` that says which promise is broken and by what.
-`options` can make a large network smaller. With torch installed, the network is also compared with
-its PyTorch reference: a backbone's must return its features by name when it is called with NCHW
-images, or have a submodule of each feature's name; a head's is called with the features it
-selected, in order.
+Each function builds the plugin, runs it, and compares the result with the descriptor. It raises an
+`AssertionError` that names the broken promise and the difference. `options` can make a large
+network smaller. If torch is installed, the network is also compared with its PyTorch reference.
 
-Under pytest the fixture `plugin_contract` offers the same functions, and `plugin_project` registers
-what a project file says, installed or not; `fcn-jax plugins check NAME` runs them from a shell.
+Pytest has the same functions as the fixture `plugin_contract`, and the fixture `plugin_project` to
+register the plugins of a project file. `fcn-jax plugins check NAME` runs them from a shell.
 """
 
 from fcn_jax.plugins.testing.backbone import check_backbone

@@ -49,8 +49,8 @@ def same(expected: np.ndarray) -> Callable[[np.ndarray], str | None]:
         if wrong.any():
             read, meant = int(result[wrong][0]), int(expected[wrong][0])
             return (
-                f"{int(wrong.sum())} of {wrong.size} labels differ: {read} is read where {meant} is "
-                "meant"
+                f"{int(wrong.sum())} of {wrong.size} labels differ: {read} is read where {meant} "
+                "is meant"
             )
         return None
 

@@ -100,7 +100,8 @@ def open_tensors(path: Path) -> dict[str, np.ndarray]:
 def _parts() -> tuple[Any, Any]:
     from flax import nnx
 
-    from fcn_jax.models.segmenter import ModelSpec, build
+    from fcn_jax.api import ModelSpec
+    from fcn_jax.models.build import build
 
     return nnx.split(build(ModelSpec(num_classes=len(CLASSES), **TINY), rngs=nnx.Rngs(0)))
 
@@ -148,23 +149,23 @@ def arrays(model: Any) -> dict[str, np.ndarray]:
 
 def read_recipe(path: Path) -> dict[str, Any]:
     """The validated recipe of a TOML file, as a table."""
-    from fcn_jax import config
+    from fcn_jax import config, recipes
 
-    return config.parse(config.read_recipe(str(path)), str(path)).model_dump(mode="json")
+    return config.parse(recipes.read_recipe(str(path)), str(path)).model_dump(mode="json")
 
 
 def with_settings(settings: Sequence[str]) -> dict[str, Any]:
     """The recipe `shapes` with `--set`, as a table."""
-    from fcn_jax import config
+    from fcn_jax import config, recipes
 
     return config.parse(
-        config.override(config.read_recipe("shapes"), settings), "shapes"
+        recipes.override(recipes.read_recipe("shapes"), settings), "shapes"
     ).model_dump(mode="json")
 
 
 def read_run_config(run: Path) -> dict[str, Any]:
     """The recipe that a run directory records, as a table."""
-    from fcn_jax.config import read_run
+    from fcn_jax.recipes import read_run
 
     return read_run(run).model_dump(mode="json")
 

@@ -22,8 +22,8 @@ SPEC = ModelSpec(
 @pytest.fixture
 def model(tiny_plugin):
     model = build(SPEC, rngs=nnx.Rngs(3))
-    model.backbone.bn1.num_batches_tracked[...] = jnp.asarray(11, jnp.int32)
-    model.backbone.bn1.var[...] = jnp.asarray([0.1, 0.2, 1e-30, 4.0])
+    model.backbone.conv1.bn.num_batches_tracked[...] = jnp.asarray(11, jnp.int32)
+    model.backbone.conv1.bn.var[...] = jnp.asarray([0.1, 0.2, 1e-30, 4.0])
     return model
 
 
@@ -168,12 +168,12 @@ def test_a_backbone_alone_cannot_segment(model, tmp_path):
 
 def test_a_checkpoint_that_does_not_fit_names_every_array(model, tmp_path):
     arrays = dict(checkpoint.arrays(model))
-    arrays["extra"] = arrays.pop("backbone.bn1.var")
+    arrays["extra"] = arrays.pop("backbone.conv1.bn.var")
     arrays["head.final_conv.bias"] = jnp.zeros(3)
     checkpoint.save_model(tmp_path / "odd", checkpoint.describe(SPEC), arrays)
     with pytest.raises(
         CheckpointError,
-        match=r"missing \['backbone.bn1.var'\], surplus \['extra'\], misshapen \['head.final_conv.bias'\]",
+        match=r"missing \['backbone.conv1.bn.var'\], surplus \['extra'\], misshapen \['head.final_conv.bias'\]",
     ):
         checkpoint.load(tmp_path / "odd")
 
@@ -204,6 +204,6 @@ def test_of_a_run_the_best_checkpoint_is_found_and_with_the_last_two_kept(model,
         (),
     )
     np.testing.assert_array_equal(
-        restored.model["backbone.conv1.kernel"], arrays["backbone.conv1.kernel"]
+        restored.model["backbone.conv1.conv.kernel"], arrays["backbone.conv1.conv.kernel"]
     )
     reopened.close()

@@ -22,9 +22,9 @@ from fcn_jax.data.labels.mask_labels import read
 from fcn_jax.data.labels.mask_values import Histogram, StoredMask, histogram
 from fcn_jax.data.mask_cache import MaskCache, digest
 from fcn_jax.data.mask_checks import Mask
-from fcn_jax.data.progress import PassProgress
 from fcn_jax.errors import DataError, listing
 from fcn_jax.plugins.api import IGNORE_INDEX, Record, Source
+from fcn_jax.runtime.progress import Progress
 
 _MAX_DECODED = 2000
 """Images of a split that are inspected if only whole images can be decoded, which takes long."""
@@ -84,7 +84,7 @@ def inspect(
             first dozen of files.
     """
     seen: dict[str, list[_Seen]] = {}
-    with PassProgress("reading masks", sum(map(len, splits.values())), stream) as progress:
+    with Progress("reading masks", sum(map(len, splits.values())), stream=stream) as progress:
         for split, source in splits.items():
             seen[split] = list(_read_masks(source, skip, progress))
     masks: dict[str, list[Mask]] = {}
@@ -127,7 +127,7 @@ def _labels_of(source: Source) -> LabelMap | None:
 
 
 def _read_masks(
-    source: Source, skip: tuple[type[DataError], ...], progress: PassProgress
+    source: Source, skip: tuple[type[DataError], ...], progress: Progress
 ) -> Iterator[_Seen]:
     """Read the masks in order, on threads, and report to `progress`."""
     cache = None if _labels_of(source) is None else MaskCache(source)

@@ -13,10 +13,10 @@ from typing import Any
 
 from fcn_jax.data import damage, inspection
 from fcn_jax.data import value_range as ranges
-from fcn_jax.data.progress import PassProgress
 from fcn_jax.data.value_range import Assumed, Range
 from fcn_jax.errors import DamagedError
 from fcn_jax.plugins.api import Dataset, Source
+from fcn_jax.runtime.progress import Progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,17 +67,17 @@ def open_splits(
     sources = {name: dataset.open(root, name) for name in dict.fromkeys(names)}
     notes = [note for source in sources.values() for note in getattr(source, "notes", ())]
     if value_range is None:
-        with PassProgress("looking at bit depths", sum(map(len, sources.values()))) as progress:
-            value_range = ranges.assumed(_images(sources.values()), progress=progress.show)
+        with Progress("reading bit depths", sum(map(len, sources.values()))) as progress:
+            value_range = ranges.assumed(_images(sources.values()), progress=progress.update)
         if value_range.note:
             notes.append(f"{value_range.note}; data.value_range sets another range")
     sources = {name: ranges.with_range(source, value_range) for name, source in sources.items()}
     identity = _identity(sources[names[0]])
     if damaged == "skip":
         for name, source in sources.items():
-            with PassProgress(f"decoding {name}", len(source)) as progress:
+            with Progress(f"decoding {name}", len(source)) as progress:
                 sources[name], faults = damage.without_damaged(
-                    source, progress.show, replace=training and name == names[0]
+                    source, progress.update, replace=training and name == names[0]
                 )
             if faults:
                 notes.append(damage.note(faults, len(source), name))

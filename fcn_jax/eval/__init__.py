@@ -1,1 +1,1 @@
-"""Using a trained network: prediction, scores, pictures."""
+"""Using a trained model: prediction, scores, pictures."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,33 +13,33 @@ from fcn_jax.plugins.api import IGNORE_INDEX, Classes
 from fcn_jax.runtime.atomic import replacing
 
 RESULT = "fcn_jax predict"
-"""The PNG text `Software` of masks and overlays."""
+"""Value of the PNG text `Software` in masks and overlays."""
 
-_VOID = (224, 224, 192)
-"""VOC's color of its void label."""
+_IGNORED_COLOR = (224, 224, 192)
+"""The color of VOC's void class."""
 
 
 def generic_classes(num_classes: int) -> Classes:
-    """Numbered classes in VOC's colors, for a model that does not say what its classes are."""
+    """Numbered classes in VOC's colors, for a model without class names."""
     return Classes(
         tuple(f"class {label}" for label in range(num_classes)), voc_palette(num_classes)
     )
 
 
 def colorize(mask: np.ndarray, classes: Classes) -> np.ndarray:
-    """A mask u8[H,W] in its classes' colors, u8[H,W,3]; void in VOC's cream."""
+    """Color a mask: u8[H,W] -> u8[H,W,3]. Ignored pixels get the color of VOC's void class."""
     table = np.zeros((256, 3), np.uint8)
     table[: len(classes)] = classes.palette
-    table[IGNORE_INDEX] = _VOID
+    table[IGNORE_INDEX] = _IGNORED_COLOR
     return table[mask]
 
 
 def overlay(
     image: np.ndarray, mask: np.ndarray, classes: Classes, opacity: float = 0.55
 ) -> np.ndarray:
-    """A mask over its image: class colors mixed in, outlines drawn.
+    """Blend a mask's colors into its image and draw white outlines.
 
-    Class 0 stays clear where its color is black (a background).
+    Class 0 stays transparent if its color is black (a background).
 
     Args:
         image: u8[H,W,3], RGB.
@@ -64,18 +63,19 @@ def overlay(
 
 
 def panel(
-    image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, classes: Classes
+    image: np.ndarray, ground_truth: np.ndarray, prediction: np.ndarray, classes: Classes
 ) -> np.ndarray:
-    """Image, truth and prediction side by side, over a legend: u8[H + legend, 3 W, 3]."""
-    row = np.concatenate(
-        [image, overlay(image, truth, classes), overlay(image, prediction, classes)], axis=1
-    )
-    return np.concatenate([row, _legend(np.union1d(truth, prediction), classes, row.shape[1])])
+    """Image, ground truth and prediction side by side over a legend: u8[H + legend, 3 W, 3]."""
+    masks = (ground_truth, prediction)
+    row = np.concatenate([image, *(overlay(image, mask, classes) for mask in masks)], axis=1)
+    return np.concatenate([row, _legend(np.union1d(*masks), classes, row.shape[1])])
 
 
 def _legend(labels: np.ndarray, classes: Classes, width: int) -> np.ndarray:
     entries = [
-        (classes.names[label], classes.palette[label]) if label < len(classes) else ("void", _VOID)
+        (classes.names[label], classes.palette[label])
+        if label < len(classes)
+        else ("ignored", _IGNORED_COLOR)
         for label in labels
     ]
     line, swatch, gap = 16, 10, 6
@@ -97,10 +97,10 @@ def _legend(labels: np.ndarray, classes: Classes, width: int) -> np.ndarray:
 
 
 def write_mask(path: Path, mask: np.ndarray, classes: Classes) -> None:
-    """Write a predicted mask as an indexed PNG, whole or not at all; the index is the class.
+    """Write a predicted mask as an indexed PNG, atomically; the index is the class.
 
     Args:
-        path: the file; missing folders are made.
+        path: the file; missing folders are created.
         mask: u8[H,W].
         classes: names and colors.
 
@@ -108,20 +108,17 @@ def write_mask(path: Path, mask: np.ndarray, classes: Classes) -> None:
         WriteError: the file cannot be written.
     """
     picture = Image.fromarray(mask)
-    colors = np.zeros((256, 3), np.uint8)
-    colors[: len(classes)] = classes.palette
-    colors[IGNORE_INDEX] = _VOID
-    picture.putpalette(colors.tobytes())
+    picture.putpalette(colorize(np.arange(256, dtype=np.uint8), classes).tobytes())
     _write_png(path, picture, RESULT)
 
 
 def write_overlay(path: Path, picture: np.ndarray) -> None:
-    """Write an overlay u8[H,W,3] as a PNG that `is_result` recognizes. Raises as `write_mask`."""
+    """Write an overlay u8[H,W,3] as a PNG that `is_result` recognizes. Raises `WriteError`."""
     _write_png(path, Image.fromarray(picture), RESULT)
 
 
 def write_image(path: Path, image: np.ndarray) -> None:
-    """Write u8[H,W,3] as a PNG; whole or not at all. Raises as `write_mask` does."""
+    """Write u8[H,W,3] as a PNG, atomically. Raises `WriteError`."""
     _write_png(path, Image.fromarray(image))
 
 
@@ -136,10 +133,10 @@ def _write_png(path: Path, picture: Image.Image, software: str | None = None) ->
 def is_result(path: Path) -> bool:
     """Whether a file is a mask or an overlay that `predict` wrote.
 
-    The mark is the PNG text `Software: fcn_jax predict`. Only the header is read. Anything that is
-    not a readable regular file is not a result.
+    The PNG text `Software: fcn_jax predict` marks them. Only the header is read. Returns False for
+    unreadable files and for anything but regular files.
     """
-    if not os.path.isfile(path):  # a pipe would wait for its writer
+    if not os.path.isfile(path):  # opening a pipe would block
         return False
     try:
         with open(path, "rb") as file:
@@ -147,9 +144,3 @@ def is_result(path: Path) -> bool:
     except OSError:
         return False
     return header.startswith(b"\x89PNG\r\n\x1a\n") and b"tEXtSoftware\0" + RESULT.encode() in header
-
-
-def stack(pictures: Sequence[np.ndarray]) -> np.ndarray:
-    """Pictures u8[h,w,3] of any sizes one above the other, filled with black at the right."""
-    width = max(picture.shape[1] for picture in pictures)
-    return np.concatenate([np.pad(p, ((0, 0), (0, width - p.shape[1]), (0, 0))) for p in pictures])

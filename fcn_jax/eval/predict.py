@@ -1,8 +1,8 @@
-"""Segment files: images in, masks and overlays out.
+"""Segment image files: write masks and overlays.
 
-No existing file is lost: neither an input nor a file of another program is ever replaced. Results
-of an earlier prediction carry a mark in their header (`fcn_jax.eval.draw.is_result`). They are
-replaced on request only, and are not taken as inputs.
+Inputs and files of other programs are never replaced. Results of an earlier prediction carry a mark
+in their header (`fcn_jax.eval.draw.is_result`): they are replaced only on request and are never
+inputs.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import glob
 import os
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -22,37 +23,17 @@ from fcn_jax import checkpoint as checkpoints
 from fcn_jax.data import value_range as ranges
 from fcn_jax.data.datasets.directory import IMAGE_SUFFIXES
 from fcn_jax.data.decode import read_image
-from fcn_jax.data.progress import PassProgress
 from fcn_jax.data.value_range import Assumed, Range
 from fcn_jax.errors import DataError, WriteError, listing
-from fcn_jax.eval import draw
+from fcn_jax.eval import draw, padding
 from fcn_jax.eval.predictor import Predictor
 from fcn_jax.runtime import destination
+from fcn_jax.runtime.progress import Progress
 
-_OTHER_PICTURES = frozenset(
-    f"{ending} file"
-    for ending in (
-        *(
-            ".arw",
-            ".avif",
-            ".cr2",
-            ".cr3",
-            ".dng",
-            ".exr",
-            ".gif",
-            ".hdr",
-            ".heic",
-            ".heif",
-            ".jfif",
-            ".jp2",
-            ".nef",
-            ".npy",
-            ".pgm",
-        ),
-        *(".ppm", ".psd", ".raf", ".svg", ".tga"),
-    )
+_OTHER_PICTURES = re.compile(
+    r"\.(arw|avif|cr2|cr3|dng|exr|gif|hdr|heic|heif|jfif|jp2|nef|npy|pgm|ppm|psd|raf|svg|tga) file"
 )
-"""Kinds of files that a user would expect to be segmented, as `_contents` names them."""
+"""Kinds of files that a user might expect to be segmented, as named by `_contents`."""
 
 
 def predict_files(
@@ -62,38 +43,39 @@ def predict_files(
     *,
     overwrite: bool = False,
     value_range: tuple[float, float] | None = None,
+    exact_sizes: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> Iterator[tuple[Path, Path]]:
-    """Segment images, each to `STEM.png` (indexed, of the image's own size) and `STEM_overlay.png`.
+    """Segment images; write `STEM.png` (an indexed mask) and `STEM_overlay.png` for each.
 
-    All paths are checked at once, before the checkpoint is read and before anything is written.
+    All paths are checked before the checkpoint is read and before anything is written.
 
     Args:
         checkpoint: a run (its best checkpoint), one of its checkpoints, or a converted model.
         images: files, folders (their images, not those of subfolders) or globs; see `find_images`.
-        output: directory to write; made if missing.
+        output: directory to write; created if missing.
         overwrite: replace results of an earlier prediction. Inputs and other files are never
             replaced.
         value_range: stored values that become 0 and 255 in images of more than 8 bits, see
-            `fcn_jax.data.decode.read_image`; those that the run was trained with (its
-            `data.value_range`) if not given.
-        say: takes lines about what was left out or assumed.
+            `fcn_jax.data.decode.read_image`; those of the training (`data.value_range`) if None.
+        exact_sizes: run every image at its own size, however many sizes there are; see
+            `fcn_jax.eval.padding`.
+        say: called with lines about skipped files and assumptions.
 
     Returns:
-        Iterator that predicts: it gives the two files written for each readable image, in order.
-        When all are done, it raises `DataError` that names the unreadable ones.
+        Iterator over the two files written for each readable image, in order. It predicts as it
+        goes, and raises `DataError` at the end if images were unreadable.
 
     Raises:
         DataError: there is nothing to segment, or two images would write the same file.
-        WriteError: a file to write is an input or somebody else's, or a result of an earlier
-            prediction without `overwrite`; or the folder cannot be written.
-        CheckpointError: not a checkpoint.
+        WriteError: the folder cannot be written, or a file to write is an input, a file of another
+            program, or a result of an earlier prediction without `overwrite`.
+        CheckpointError: the path is not a checkpoint.
     """
     found = find_images(images)
     if found.other:
-        say(
-            f"left out {listing(_count(number, kind) for kind, number in sorted(found.other.items()))} of a kind that is not read"
-        )
+        kinds = listing(_count(number, kind) for kind, number in sorted(found.other.items()))
+        say(f"left out {kinds} of a format that cannot be read")
     if found.results:
         say(f"left out {_count(len(found.results), 'result')} of an earlier prediction")
     inputs = {identity for path in found.images if (identity := _identity(path))}
@@ -102,16 +84,18 @@ def predict_files(
         for path in found.images
     }
     destination.check_folder(output)
-    if problems := _obstacles(
-        [path for pair in targets.values() for path in pair], inputs, overwrite
-    ):
+    paths = [path for pair in targets.values() for path in pair]
+    if problems := _obstacles(paths, inputs, overwrite):
         raise WriteError(f"nothing was written: {problems}")
     directory = checkpoints.find(checkpoint)
-    predictor = Predictor.from_checkpoint(directory)
+    multiple, note = padding.choose_multiple(targets, exact=exact_sizes)
+    if note:
+        say(f"{note}; --exact-sizes compiles one for each size")
+    predictor = Predictor.from_checkpoint(directory, pad_to_multiple=multiple)
     scaling = value_range or ranges.from_json(checkpoints.read_spec(directory).value_range)
     if scaling is None:
-        with PassProgress("looking at bit depths", len(targets)) as progress:
-            scaling = ranges.assumed(targets, progress=progress.show, skip_faulty=True)
+        with Progress("reading bit depths", len(targets)) as progress:
+            scaling = ranges.assumed(targets, progress=progress.update, skip_faulty=True)
         if scaling.note:
             say(f"{scaling.note}; --value-range LOW HIGH sets another range")
     return _predict_each(predictor, targets, inputs, overwrite, scaling)
@@ -136,13 +120,15 @@ def _predict_each(
         except (MemoryError, jax.errors.JaxRuntimeError) as error:
             reason = (str(error).splitlines() or ["no memory is left"])[0]
             faults.append(
-                f"{file}: cannot be segmented, the image may be too large for the memory ({reason[:160]})"
+                f"{file}: cannot be segmented, the image may be too large for the memory "
+                f"({reason[:160]})"
             )
             continue
-        if problems := _obstacles(
-            [mask_path, overlay_path], inputs, overwrite
-        ):  # somebody has written there meanwhile
-            raise WriteError(f"stopped before {mask_path}, earlier results are whole: {problems}")
+        # Another program may have written there in the meantime.
+        if problems := _obstacles([mask_path, overlay_path], inputs, overwrite):
+            raise WriteError(
+                f"stopped before {mask_path}; earlier results are complete: {problems}"
+            )
         draw.write_mask(mask_path, mask, predictor.classes)
         draw.write_overlay(overlay_path, overlay)
         yield mask_path, overlay_path
@@ -151,7 +137,7 @@ def _predict_each(
 
 
 def _obstacles(targets: Sequence[Path], inputs: set[tuple[int, int]], overwrite: bool) -> str:
-    """Why files must not be written, all of them together; "" if they may be."""
+    """All reasons why files must not be written, in one line; "" if there are none."""
     replaced, foreign, results, long = [], [], [], []
     for path in targets:
         if destination.is_too_long(path.name):
@@ -171,15 +157,17 @@ def _obstacles(targets: Sequence[Path], inputs: set[tuple[int, int]], overwrite:
         )
     if foreign:
         problems.append(
-            f"{_count(len(foreign), 'file')} would be replaced that fcn-jax predict did not write: {listing(foreign)}"
+            f"{_count(len(foreign), 'file')} would be replaced that fcn-jax predict did not write: "
+            f"{listing(foreign)}"
         )
     if replaced or foreign:
         problems.append("write to another folder with -o DIR")
     if results:
-        only = ", and nothing else" if problems else ""
-        exist = f"{_count(len(results), 'result')} of an earlier prediction {'exist' if len(results) > 1 else 'exists'}"
+        exist = "exist" if len(results) > 1 else "exists"
+        advice = "and nothing else" if problems else "-o DIR writes to another folder"
         problems.append(
-            f"{exist}: {listing(results)}; --overwrite replaces results{only or ', -o DIR writes to another folder'}"
+            f"{_count(len(results), 'result')} of an earlier prediction {exist}: "
+            f"{listing(results)}; --overwrite replaces results, {advice}"
         )
     if long:
         problems.append(
@@ -189,7 +177,7 @@ def _obstacles(targets: Sequence[Path], inputs: set[tuple[int, int]], overwrite:
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """Device and inode of a file, the same under each of its names. None if it cannot be read."""
+    """Device and inode, the same for all names of a file; None if the file cannot be read."""
     try:
         status = path.stat()
     except OSError:
@@ -199,12 +187,12 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """What files, folders and globs mean.
+    """The files that match files, folders and globs.
 
     Attributes:
         images: the files to segment, in order, without repeats.
-        results: masks and overlays of an earlier prediction that lie among them.
-        other: pictures in the folders whose formats are not read: how many of which ending.
+        results: masks and overlays of an earlier prediction among them.
+        other: number of pictures in the folders by file ending, for formats that cannot be read.
     """
 
     images: list[Path]
@@ -213,14 +201,14 @@ class Found:
 
 
 def find_images(patterns: Sequence[str]) -> Found:
-    """The files that files, folders and globs mean.
+    """Find the images that files, folders and globs match.
 
-    A folder or glob stands for its files that end as images do and are not hidden. A named file
-    counts whatever its ending. Masks and overlays of an earlier prediction are left out even where
-    they are named, because a shell expands `photos/*` to all names.
+    A folder or glob matches its files with an image's ending that are not hidden. A named file is
+    taken whatever its ending. Masks and overlays of an earlier prediction are skipped even if they
+    are named, because a shell expands `photos/*` to all names.
 
     Args:
-        patterns: the name of an existing file or folder, or else a glob, `**` included.
+        patterns: each is an existing file or folder, or a glob, which may contain `**`.
 
     Raises:
         DataError: a pattern matches no image, all matches are results of an earlier prediction, or
@@ -241,7 +229,7 @@ def find_images(patterns: Sequence[str]) -> Found:
         if not matches:
             problems.append(_nothing_there(pattern))
         for path in matches:
-            # One entry per name, however its folder is spelled. A link to a file is another name.
+            # One entry per name, however its folder is spelled. A link to a file is a new name.
             folder = resolved.get(path.parent) or resolved.setdefault(
                 path.parent, path.parent.resolve()
             )
@@ -253,15 +241,15 @@ def find_images(patterns: Sequence[str]) -> Found:
     images = [path for path in found.values() if path not in left]
     if not images:
         raise DataError(
-            f"nothing to segment: {_count(len(results), 'file')} found, all of them results of fcn-jax predict: "
-            f"{listing(map(str, results))}"
+            f"nothing to segment: {_count(len(results), 'file')} found, all of them results of "
+            f"fcn-jax predict: {listing(map(str, results))}"
         )
     folders = {Path(pattern).resolve() for pattern in patterns if os.path.isdir(pattern)}
     other: Counter[str] = sum((_contents(folder) for folder in folders), Counter())
     return Found(
         _distinct(images),
         results,
-        Counter({kind: n for kind, n in other.items() if kind in _OTHER_PICTURES}),
+        Counter({kind: n for kind, n in other.items() if _OTHER_PICTURES.fullmatch(kind)}),
     )
 
 
@@ -288,9 +276,9 @@ def _is_image_file(path: Path) -> bool:
 
 
 def _nothing_there(pattern: str) -> str:
-    """Why a pattern means no image."""
+    """Why a pattern matches no image."""
     path = Path(pattern)
-    known = f"known endings are {', '.join(IMAGE_SUFFIXES)}"
+    known = f"images end in {', '.join(IMAGE_SUFFIXES)}"
     if os.path.isdir(path):
         kinds = _contents(path)
         if not kinds:
@@ -299,14 +287,13 @@ def _nothing_there(pattern: str) -> str:
             _count(number, kind)
             for kind, number in sorted(kinds.items(), key=lambda item: (-item[1], item[0]))
         )
-        deeper = (
-            f"; its folders are searched by a glob: '{path / '**' / '*'}'"
-            if "folder" in kinds
-            else ""
+        deeper = f"; to search its folders, use the glob '{path / '**' / '*'}'"
+        return (
+            f"{pattern}: contains no images, only {held}; {known}"
+            f"{deeper if 'folder' in kinds else ''}"
         )
-        return f"{pattern}: holds no images but {held}; {known}{deeper}"
     if os.path.islink(path):
-        return f"{pattern}: is a symbolic link to {os.readlink(path)}, which does not exist"
+        return f"{pattern}: a symbolic link to {os.readlink(path)}, which does not exist"
     if glob.has_magic(pattern):
         return f"{pattern}: matches no image; {known}"
     if not os.path.isdir(path.parent):
@@ -315,13 +302,12 @@ def _nothing_there(pattern: str) -> str:
         near = difflib.get_close_matches(path.name, os.listdir(path.parent), n=1, cutoff=0.7)
     except OSError:
         near = []
-    return f"{pattern}: no such image" + (
-        f"; did you mean '{path.parent / near[0]}'?" if near else ""
-    )
+    hint = f"; did you mean '{path.parent / near[0]}'?" if near else ""
+    return f"{pattern}: no such image{hint}"
 
 
 def _contents(folder: Path) -> Counter[str]:
-    """How many files of which ending, and how many folders, a folder holds, without hidden ones."""
+    """Number of a folder's files by ending and of its folders, without hidden ones."""
     return Counter(
         "folder"
         if os.path.isdir(entry)
@@ -340,11 +326,11 @@ def _count(number: int, noun: str) -> str:
 
 
 def _distinct(images: Sequence[Path]) -> list[Path]:
-    """The images without further names of the same file that would write the same result.
+    """Drop second names of a file that would write the same result.
 
     Raises:
-        DataError: different images would write the same file. Names that differ in case or in the
-            spelling of accents count as one, as they are one file on some file systems.
+        DataError: different images would write the same file. Names that differ only in case or in
+            the Unicode form of accents count as equal, as some file systems treat them so.
     """
     writers: dict[str, Path] = {}
     kept, clashes = [], []
@@ -363,8 +349,9 @@ def _distinct(images: Sequence[Path]) -> list[Path]:
         kept.append(image)
     if clashes:
         raise DataError(
-            f"{_count(len(clashes), 'pair')} of images would write the same file: {listing(clashes)}; rename one of each pair, or predict "
-            "them to different folders with -o"
+            f"{_count(len(clashes), 'pair')} of images would write the same file: "
+            f"{listing(clashes)}; rename one of each pair, or predict them to different folders "
+            "with -o"
         )
     return kept
 

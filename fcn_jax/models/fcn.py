@@ -16,7 +16,7 @@ from flax import nnx
 
 from fcn_jax import nn
 from fcn_jax.nn._subpixel import SubpixelLogits
-from fcn_jax.plugins.api import FeatureSpec, Head, Model, TorchBridge
+from fcn_jax.plugins.api import FeatureSpec, Head, Model, ModelSpec, TorchBridge
 from fcn_jax.pytorch.rules import Table, conv, conv_transpose
 
 
@@ -166,7 +166,5 @@ FCN32S_RESNET18 = Model(
     name="fcn32s_resnet18",
     summary="The book chapter's network: ResNet-18 and the fcn32s head, 21 classes",
     reference="d2l.ai, chapter Fully Convolutional Networks",
-    backbone="resnet18",
-    head="fcn32s",
-    num_classes=21,
+    spec=ModelSpec("resnet18", "fcn32s", 21),
 )

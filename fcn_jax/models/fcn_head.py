@@ -16,9 +16,16 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fcn_jax import nn
-from fcn_jax.plugins.api import FeatureSpec, Head, Model, TorchBridge, Weights, require_no_offset
-from fcn_jax.pytorch.reference import import_torchvision, segmentation_original
-from fcn_jax.pytorch.rules import Table, batch_norm, conv
+from fcn_jax.plugins.api import (
+    FeatureSpec,
+    Head,
+    Model,
+    ModelSpec,
+    TorchBridge,
+    Weights,
+    require_no_offset,
+)
+from fcn_jax.pytorch import Table, conv, conv_norm, import_torchvision, segmentation_reference
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,11 +46,10 @@ class FCNOptions:
 
 
 class FCNHead(nnx.Module):
-    """3x3 convolution to a quarter of the channels, batch norm, ReLU, dropout, 1x1 convolution to the classes; then resized.
+    """3x3 convolution, dropout, 1x1 convolution to the classes; the logits are resized.
 
     Attributes:
-        conv1: 3x3, C -> C / 4, without bias.
-        bn1: batch normalization.
+        conv1: 3x3, C -> C / 4, with batch normalization and ReLU.
         conv2: 1x1, C / 4 -> K, with bias.
     """
 
@@ -53,25 +59,22 @@ class FCNHead(nnx.Module):
         num_classes: int,
         dropout: float,
         *,
-        dtype: Any,
-        param_dtype: Any,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
         """Draw the parameters from PyTorch's defaults, as torchvision does."""
-        types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
+        types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         inner = feature.channels // 4
         self.feature = feature.name
-        self.conv1 = nn.Conv(
-            feature.channels, inner, 3, padding=1, use_bias=False, rngs=rngs, **types
-        )
-        self.bn1 = nn.BatchNorm(inner, **types)
+        self.conv1 = nn.ConvNormAct(feature.channels, inner, 3, **types)
         self.dropout = nnx.Dropout(dropout, rngs=rngs)
-        self.conv2 = nn.Conv(inner, num_classes, 1, rngs=rngs, **types)
+        self.conv2 = nn.Conv(inner, num_classes, 1, **types)
 
     def __call__(self, features: Mapping[str, jax.Array], *, out_hw: tuple[int, int]) -> jax.Array:
         """Features -> logits f[N, out_hw[0], out_hw[1], K]."""
-        y = nnx.relu(nn.conv_batch_norm(self.conv1, self.bn1, features[self.feature]))
-        return nn.resize_bilinear(self.conv2(self.dropout(y)), out_hw)
+        logits = self.conv2(self.dropout(self.conv1(features[self.feature])))
+        return nn.resize_bilinear(logits, out_hw)
 
 
 def _select(options: FCNOptions, features: Sequence[FeatureSpec]) -> tuple[str, ...]:
@@ -94,11 +97,7 @@ def _build(
 
 
 def _tables(options: FCNOptions) -> dict[str, Table]:
-    return {
-        "torchvision": Table(
-            conv("0", "conv1"), batch_norm("1", "bn1"), conv("4", "conv2", bias=True)
-        )
-    }
+    return {"torchvision": Table(conv_norm("0", "1", "conv1"), conv("4", "conv2", bias=True))}
 
 
 def _torch_reference(options: FCNOptions, features: Sequence[FeatureSpec], num_classes: int) -> Any:
@@ -125,12 +124,8 @@ def _whole(backbone: str, digits: str, scores: str) -> Model:
         name=name,
         summary=f"torchvision's FCN on a dilated {backbone} (output stride 8) with its auxiliary head, 21 classes",
         reference=f"torchvision.models.segmentation.{name}",
-        backbone=backbone,
-        head="fcn",
-        num_classes=21,
-        output_stride=8,
-        aux_head="fcn",
-        original=functools.partial(segmentation_original, name),
+        spec=ModelSpec(backbone, "fcn", 21, output_stride=8, aux_head="fcn"),
+        reference_model=functools.partial(segmentation_reference, name),
         weights={
             "COCO_WITH_VOC_LABELS_V1": Weights(
                 f"https://download.pytorch.org/models/{name}_coco-{digits}.pth",

@@ -9,7 +9,8 @@ strides 16 and 8 the last one or two stages dilate instead of striding, as torch
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -17,9 +18,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fcn_jax import nn
-from fcn_jax.nn._in_turn import LEAST
 from fcn_jax.plugins.api import Backbone, FeatureSpec, NoOptions, TorchBridge, Weights, ceil_size
-from fcn_jax.pytorch.rules import Rule, Table, batch_norm, conv, drop
+from fcn_jax.pytorch.rules import Rule, Table, conv_norm, drop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,10 +43,12 @@ class Architecture:
         """Channels that each stage puts out."""
         return tuple((256 if self.bottleneck else 64) << stage for stage in range(4))
 
-    @property
-    def inner_channels(self) -> tuple[int, ...]:
-        """Channels between the convolutions of each stage's blocks."""
-        return tuple((self.group_width * self.groups) << stage for stage in range(4))
+    def block(self, stage: int) -> Callable[..., BasicBlock | Bottleneck]:
+        """The class of the blocks of a stage, 0 to 3, with the arguments that the stage decides."""
+        if not self.bottleneck:
+            return BasicBlock
+        inner_channels = (self.group_width * self.groups) << stage
+        return functools.partial(Bottleneck, inner_channels=inner_channels, groups=self.groups)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,147 +79,90 @@ def stages(output_stride: int) -> list[Stage]:
     return found
 
 
-def _conv(
-    in_channels: int, out_channels: int, size: int, *, dilation: int = 1, **settings: Any
-) -> nn.Conv:
-    """A convolution without bias, padded so that its stride alone changes the image's size: n -> ceil(n / stride)."""
-    return nn.Conv(
-        in_channels,
-        out_channels,
-        size,
-        padding=dilation * (size // 2),
-        dilation=dilation,
-        use_bias=False,
-        kernel_init=nn.kaiming_normal_fan_out,
-        **settings,
-    )
-
-
-class ConvBatchNorm(nnx.Module):
-    """A convolution without bias, and the batch normalization after it: the shortcut of a block that changes size."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        *,
-        stride: int,
-        dtype: Any,
-        param_dtype: Any,
-        rngs: nnx.Rngs,
-    ) -> None:
-        """Draw the parameters of a 1x1 convolution."""
-        self.conv = _conv(
-            in_channels,
-            out_channels,
-            1,
-            stride=stride,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            rngs=rngs,
-        )
-        self.bn = nn.BatchNorm(out_channels, dtype=dtype, param_dtype=param_dtype)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """f[N, H, W, I] -> f[N, ceil(H / stride), ceil(W / stride), O]."""
-        return nn.conv_batch_norm(self.conv, self.bn, x)
-
-
-def _shortcut(
-    in_channels: int, out_channels: int, *, stride: int, **settings: Any
-) -> ConvBatchNorm | None:
-    if stride == 1 and in_channels == out_channels:
-        return None
-    return ConvBatchNorm(in_channels, out_channels, stride=stride, **settings)
+_conv = functools.partial(nn.ConvNormAct, kernel_init=nn.kaiming_normal_fan_out)
 
 
 class BasicBlock(nnx.Module):
     """Two 3x3 convolutions and a shortcut: the block of ResNet-18 and ResNet-34.
 
-    torchvision refuses to dilate it; timm does, and so here.
+    torchvision refuses to dilate it. timm dilates it, and so does this class.
     """
 
     def __init__(
         self,
         in_channels: int,
-        channels: int,
+        out_channels: int,
         stage: Stage,
-        *,
-        dtype: Any,
-        param_dtype: Any,
-        rngs: nnx.Rngs,
+        **settings: Any,
     ) -> None:
-        """Draw the parameters. The stride and the first dilation sit on the first convolution."""
-        types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
-        self.conv1 = _conv(
-            in_channels,
-            channels,
-            3,
-            stride=stage.stride,
-            dilation=stage.first_dilation,
-            rngs=rngs,
-            **types,
+        """Draw the parameters. The first convolution has the stride and the first dilation.
+
+        `settings` are `dtype`, `param_dtype` and `rngs` of all layers.
+        """
+        conv = functools.partial(_conv, **settings)
+        self.conv1 = conv(
+            in_channels, out_channels, 3, stride=stage.stride, dilation=stage.first_dilation
         )
-        self.bn1 = nn.BatchNorm(channels, **types)
-        self.conv2 = _conv(channels, channels, 3, dilation=stage.dilation, rngs=rngs, **types)
-        self.bn2 = nn.BatchNorm(channels, **types)
-        self.downsample = _shortcut(in_channels, channels, stride=stage.stride, rngs=rngs, **types)
+        self.conv2 = conv(out_channels, out_channels, 3, dilation=stage.dilation, activation=None)
+        downsample = None
+        if stage.stride != 1 or in_channels != out_channels:
+            downsample = conv(in_channels, out_channels, 1, stride=stage.stride, activation=None)
+        self.downsample = downsample
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """f[N, H, W, I] -> f[N, ceil(H / stride), ceil(W / stride), O]."""
         shortcut = x if self.downsample is None else self.downsample(x)
-        y = nnx.relu(nn.conv_batch_norm(self.conv1, self.bn1, x))
-        return nn.materialize(nnx.relu(nn.conv_batch_norm(self.conv2, self.bn2, y) + shortcut))
+        y = self.conv2(self.conv1(x))
+        return nn.residual_add(y, shortcut, nnx.relu)
 
 
 class Bottleneck(nnx.Module):
-    """1x1, 3x3 and 1x1 convolutions and a shortcut: the block of ResNet-50 and deeper, ResNeXt and Wide ResNet."""
+    """1x1, 3x3 and 1x1 convolution and a shortcut: the block of ResNet-50 and deeper networks."""
 
     def __init__(
         self,
         in_channels: int,
-        channels: int,
+        out_channels: int,
         stage: Stage,
         *,
-        inner: int,
+        inner_channels: int,
         groups: int = 1,
-        dtype: Any,
-        param_dtype: Any,
-        rngs: nnx.Rngs,
+        **settings: Any,
     ) -> None:
-        """Draw the parameters. Stride, dilation and groups sit on the 3x3 convolution, as in torchvision ("ResNet v1.5")."""
-        types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
-        self.conv1 = _conv(in_channels, inner, 1, rngs=rngs, **types)
-        self.bn1 = nn.BatchNorm(inner, **types)
-        self.conv2 = _conv(
-            inner,
-            inner,
+        """Draw the parameters.
+
+        The 3x3 convolution has stride, dilation and groups, as in torchvision ("ResNet v1.5").
+        `settings` are `dtype`, `param_dtype` and `rngs` of all layers.
+        """
+        conv = functools.partial(_conv, **settings)
+        self.conv1 = conv(in_channels, inner_channels, 1)
+        self.conv2 = conv(
+            inner_channels,
+            inner_channels,
             3,
             stride=stage.stride,
             dilation=stage.first_dilation,
             groups=groups,
-            rngs=rngs,
-            **types,
         )
-        self.bn2 = nn.BatchNorm(inner, **types)
-        self.conv3 = _conv(inner, channels, 1, rngs=rngs, **types)
-        self.bn3 = nn.BatchNorm(channels, **types)
-        self.downsample = _shortcut(in_channels, channels, stride=stage.stride, rngs=rngs, **types)
+        self.conv3 = conv(inner_channels, out_channels, 1, activation=None)
+        downsample = None
+        if stage.stride != 1 or in_channels != out_channels:
+            downsample = conv(in_channels, out_channels, 1, stride=stage.stride, activation=None)
+        self.downsample = downsample
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """f[N, H, W, I] -> f[N, ceil(H / stride), ceil(W / stride), O]."""
         shortcut = x if self.downsample is None else self.downsample(x)
-        y = nnx.relu(nn.conv_batch_norm(self.conv1, self.bn1, x))
-        y = nnx.relu(nn.conv_batch_norm(self.conv2, self.bn2, y))
-        return nn.materialize(nnx.relu(nn.conv_batch_norm(self.conv3, self.bn3, y) + shortcut))
+        y = self.conv3(self.conv2(self.conv1(x)))
+        return nn.residual_add(y, shortcut, nnx.relu)
 
 
 class ResNet(nnx.Module):
     """A stem and four stages of blocks, without the classifier.
 
     Attributes:
-        conv1: 7x7, stride 2, 3 -> 64; the stem, with `bn1` and a max pool of stride 2.
-        layer1: and on to `layer4`: the stages, lists of blocks.
+        conv1: the stem, 7x7, stride 2, 3 -> 64; a max pool of stride 2 follows.
+        layer1: the first stage, a list of blocks; `layer2` to `layer4` are the others.
     """
 
     def __init__(
@@ -225,48 +170,35 @@ class ResNet(nnx.Module):
         architecture: Architecture,
         *,
         output_stride: int = 32,
-        dtype: Any,
-        param_dtype: Any,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
-        """Draw the parameters, whose shapes do not depend on the output stride: 32, 16 or 8."""
-        types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
-        self.conv1 = _conv(3, 64, 7, stride=2, rngs=rngs, **types)
-        self.bn1 = nn.BatchNorm(64, **types)
+        """Draw the parameters. Their shapes do not depend on the output stride: 32, 16 or 8."""
+        types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.conv1 = _conv(3, 64, 7, stride=2, **types)
         in_channels = 64
         for i, stage in enumerate(stages(output_stride)):
-            channels = architecture.channels[i]
-            blocks: list[nnx.Module] = []
-            for _ in range(architecture.depths[i]):
-                if architecture.bottleneck:
-                    inner, groups = architecture.inner_channels[i], architecture.groups
-                    blocks.append(
-                        Bottleneck(
-                            in_channels,
-                            channels,
-                            stage,
-                            inner=inner,
-                            groups=groups,
-                            rngs=rngs,
-                            **types,
-                        )
-                    )
-                else:
-                    blocks.append(BasicBlock(in_channels, channels, stage, rngs=rngs, **types))
-                in_channels = channels
-                stage = Stage(1, stage.dilation, stage.dilation)
+            block = functools.partial(architecture.block(i), **types)
+            out_channels = architecture.channels[i]
+            later = Stage(1, stage.dilation, stage.dilation)
+            blocks = [block(in_channels, out_channels, stage)]
+            for _ in range(1, architecture.depths[i]):
+                blocks.append(block(out_channels, out_channels, later))
             setattr(self, f"layer{i + 1}", nnx.List(blocks))
+            in_channels = out_channels
 
     def __call__(self, x: jax.Array) -> dict[str, jax.Array]:
-        """f[N, H, W, 3] -> the outputs of the four stages, f[N, ceil(H / s), ceil(W / s), C], s = 4, 8, 16, 32 or less."""
-        x = nnx.relu(nn.conv_batch_norm(self.conv1, self.bn1, x))
-        x = nn.max_pool(x, 3, 2, 1)
-        layers = {name: getattr(self, name) for name in ("layer1", "layer2", "layer3", "layer4")}
-        # The first block of a row is unlike the others.
-        least = 2 if max(map(len, layers.values())) > LEAST else LEAST
+        """f[N, H, W, 3] -> the outputs of the four stages by name.
+
+        They are f[N, ceil(H / s), ceil(W / s), C], with s = 4, 8, 16, 32 or the output stride.
+        """
+        x = nn.max_pool(self.conv1(x), kernel_size=3, stride=2, padding=1)
         features = {}
-        for name, blocks in layers.items():
-            x = features[name] = nn.in_turn(blocks, x, least)
+        for name in ("layer1", "layer2", "layer3", "layer4"):
+            for block in getattr(self, name):
+                x = block(x)
+            features[name] = x
         return features
 
 
@@ -285,25 +217,29 @@ _CLASSIFIER = "the classifier of ImageNet's classes, which a segmentation networ
 
 
 def _tables(options: NoOptions) -> dict[str, Table]:
+    def block(theirs: str, ours: str) -> list[Rule]:
+        return [
+            *conv_norm(
+                f"{theirs}.{{b}}.conv{{k}}", f"{theirs}.{{b}}.bn{{k}}", f"{ours}.{{b}}.conv{{k}}"
+            ),
+            *conv_norm(
+                f"{theirs}.{{b}}.downsample.0",
+                f"{theirs}.{{b}}.downsample.1",
+                f"{ours}.{{b}}.downsample",
+            ),
+        ]
+
     torchvision = Table(
-        conv("conv1"),
-        batch_norm("bn1"),
-        conv("layer{s}.{b}.conv{k}"),
-        batch_norm("layer{s}.{b}.bn{k}"),
-        conv("layer{s}.{b}.downsample.0", "layer{s}.{b}.downsample.conv"),
-        batch_norm("layer{s}.{b}.downsample.1", "layer{s}.{b}.downsample.bn"),
+        conv_norm("conv1", "bn1", "conv1"),
+        block("layer{s}", "layer{s}"),
         drop("fc.*", _CLASSIFIER),
     )
-    # The chapter keeps the children of torchvision's network in a Sequential, which names them by
-    # position: 0 conv1, 1 bn1, 2 relu, 3 maxpool, 4 to 7 the stages.
-    rules: list[Rule] = []
-    for stage in (1, 2, 3, 4):
-        sequential, name = f"{stage + 3}", f"layer{stage}"
-        rules += conv(f"{sequential}.{{b}}.conv{{k}}", f"{name}.{{b}}.conv{{k}}")
-        rules += batch_norm(f"{sequential}.{{b}}.bn{{k}}", f"{name}.{{b}}.bn{{k}}")
-        rules += conv(f"{sequential}.{{b}}.downsample.0", f"{name}.{{b}}.downsample.conv")
-        rules += batch_norm(f"{sequential}.{{b}}.downsample.1", f"{name}.{{b}}.downsample.bn")
-    d2l = Table(conv("0", "conv1"), batch_norm("1", "bn1"), rules)
+    # d2l keeps the children of torchvision's network in a Sequential, which names them by position:
+    # 0 conv1, 1 bn1, 2 relu, 3 maxpool, 4 to 7 the stages.
+    d2l = Table(
+        conv_norm("0", "1", "conv1"),
+        *(block(f"{stage + 3}", f"layer{stage}") for stage in (1, 2, 3, 4)),
+    )
     return {"torchvision": torchvision, "d2l": d2l}
 
 

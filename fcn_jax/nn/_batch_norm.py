@@ -19,10 +19,8 @@ from flax import nnx
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
+from fcn_jax.nn._barriers import MOMENTS
 from fcn_jax.nn._initializers import on_device
-
-MOMENTS = "fcn_jax.moments"
-"""What `jax.checkpoint` policies know a batch's mean and variance by."""
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

@@ -11,16 +11,11 @@ from flax import nnx
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from fcn_jax.nn import _valid
+from fcn_jax.nn._barriers import CONV_OUTPUT
 from fcn_jax.nn._bias import add_bias
 from fcn_jax.nn._conv_cpu import cpu_conv, cpu_grads
 from fcn_jax.nn._conv_xla import Settings, gpu_conv, gpu_grads, tpu_grads, xla_conv
 from fcn_jax.nn._initializers import Initializer, torch_default
-
-CONV_OUTPUT = "fcn_jax.conv"
-"""What `jax.checkpoint` policies know a convolution's output by, unless it is `WIDENED`."""
-WIDENED = "fcn_jax.widened"
-"""The same of a 1x1 convolution to more channels, whose output is cheaper to compute again than others, and larger than its input."""
 
 
 def conv(
@@ -46,16 +41,7 @@ def conv(
         f[N, h, w, O] with h = (H + 2 padding - dilation (kH - 1) - 1) // stride + 1.
     """
     settings = Settings(stride, padding, dilation, groups)
-    widens = kernel.shape[:2] == (1, 1) and kernel.shape[3] > x.shape[3]
-    y = checkpoint_name(
-        _conv(_valid.filled(x) if padding else x, kernel, settings),
-        WIDENED if widens else CONV_OUTPUT,
-    )
-    down, across = (
-        lambda size, reach=dilation * (taps - 1): (size + 2 * padding - reach - 1) // stride + 1
-        for taps in kernel.shape[:2]
-    )
-    return _valid.derive(x, y, down, across)
+    return checkpoint_name(_conv(x, kernel, settings), CONV_OUTPUT)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -15,9 +15,9 @@ import numpy as np
 from jax import lax
 
 from fcn_jax.nn import _winograd
+from fcn_jax.nn._barriers import remat_barrier
 from fcn_jax.nn._conv_xla import DIMENSIONS, Settings, xla_conv
 from fcn_jax.nn._matmul import product
-from fcn_jax.nn._recompute import remat_barrier
 
 _COLUMNS = 1 << 20
 """Elements of im2col's columns that a kernel gradient makes at a time, but for those of a row of all images, which is the least."""

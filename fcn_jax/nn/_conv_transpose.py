@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from fcn_jax.nn import _valid
 from fcn_jax.nn._bias import add_bias
 from fcn_jax.nn._buffer import Buffer
 from fcn_jax.nn._depthwise_conv_transpose import spread
@@ -51,7 +50,6 @@ def conv_transpose(
         ValueError: if nothing is left of the output, `output_padding` is not smaller than the
             stride, or `groups` is neither.
     """
-    given, x = x, _valid.filled(x)
     rows, cols, channels = x.shape[1:]
     height, width = kernel.shape[:2]
     out_rows, out_cols = (
@@ -79,12 +77,7 @@ def conv_transpose(
         for size, have in ((out_rows, full.shape[1]), (out_cols, full.shape[2]))
     )
     full = jnp.pad(full, ((0, 0), (0, missing_rows), (0, missing_cols), (0, 0)))
-    y = full[:, padding : padding + out_rows, padding : padding + out_cols]
-    down, across = (
-        lambda size, k=k: (size - 1) * stride - 2 * padding + k + output_padding
-        for k in (height, width)
-    )
-    return _valid.derive(given, y, down, across)
+    return full[:, padding : padding + out_rows, padding : padding + out_cols]
 
 
 def _neighbors(x: jax.Array, kernel: jax.Array, stride: int) -> tuple[list[jax.Array], jax.Array]:
@@ -152,7 +145,7 @@ def conv_transpose_blocks(
 ) -> SubpixelLogits:
     """`conv_transpose` with the blocks left as the product gives them: f[N, H, W, I] and f[kH, kW, I, O] -> an image in blocks."""
     rows, cols = x.shape[1:3]
-    values = _dense(*_neighbors(_valid.filled(x), kernel, stride), classes_first=True)
+    values = _dense(*_neighbors(x, kernel, stride), classes_first=True)
     height, width = (
         (size - 1) * stride - 2 * padding + k
         for size, k in ((rows, kernel.shape[0]), (cols, kernel.shape[1]))

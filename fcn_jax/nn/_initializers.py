@@ -72,6 +72,13 @@ def kaiming_normal_fan_out(
     return normal(math.sqrt(2.0 / (height * width * out)))(key, shape, dtype)
 
 
+def kaiming_normal_fan_in(
+    key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32
+) -> jax.Array:
+    """Normal with variance 2 / fan_in, for a kernel HWIO; `torch.nn.init.kaiming_normal_`."""
+    return normal(math.sqrt(2 / math.prod(shape[:-1])))(key, shape, dtype)
+
+
 def normal(deviation: float) -> Initializer:
     """Normal with mean 0; `torch.nn.init.normal_`.
 

@@ -10,8 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from fcn_jax.nn import _valid
-
 _Borders = tuple[tuple[int, int], tuple[int, int]]
 
 
@@ -24,10 +22,7 @@ def global_average_pool(x: jax.Array) -> jax.Array:
     Returns:
         [N, 1, 1, C] in the dtype of `x`.
     """
-    inner = _valid.of((x.shape[1], x.shape[2]))
-    rows, cols = (x.shape[1], x.shape[2]) if inner is None else inner
-    y = _valid.filled(x).astype(jnp.float32).sum((1, 2), keepdims=True) / jnp.float32(rows * cols)
-    return _valid.derive(x, y.astype(x.dtype), lambda size: 1)
+    return x.astype(jnp.float32).mean((1, 2), keepdims=True).astype(x.dtype)
 
 
 def max_pool(
@@ -67,10 +62,7 @@ def max_pool(
             f"no window of {kernel_size}x{kernel_size} fits an image of {x.shape[1]}x{x.shape[2]} pixels with a border of {padding}; "
             "give it a larger image"
         )
-    y = _pool(
-        _valid.filled(x, -np.inf), kernel_size, stride, (borders(x.shape[1]), borders(x.shape[2]))
-    )
-    return _valid.derive(x, y, windows)
+    return _pool(x, kernel_size, stride, (borders(x.shape[1]), borders(x.shape[2])))
 
 
 def _reduce_window(x: jax.Array, kernel_size: int, stride: int, borders: _Borders) -> jax.Array:

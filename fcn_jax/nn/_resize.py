@@ -7,8 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from fcn_jax.nn import _valid
-
 
 def resize_bilinear(
     x: jax.Array, size: tuple[int, int], *, align_corners: bool = False
@@ -41,17 +39,10 @@ def resize_bilinear(
     # Two products take a quarter of the time of gathering and mixing the neighbors, forward and
     # backward on a CPU: the gradient of a gather is a scatter (`python -m benchmarks.operators`).
     # TPUs and TF32 would round float32 factors without the precision.
-    old, new = _valid.of((rows, cols)), _valid.of(size)
-    if old and new:
-        down, across = (
-            _dynamic_interpolation(*sides, align_corners, x.dtype)
-            for sides in zip((rows, cols), old, size, new, strict=True)
-        )
-    else:
-        down, across = (
-            _interpolation(*sides, align_corners, x.dtype)
-            for sides in zip((rows, cols), size, strict=True)
-        )
+    down, across = (
+        _interpolation(*sides, align_corners, x.dtype)
+        for sides in zip((rows, cols), size, strict=True)
+    )
     x = jnp.einsum("nhwc,vw->nhvc", x, across, precision=lax.Precision.HIGHEST)
     # A copy of the matrix for each image makes a batch of plain products. XLA would transpose the
     # whole result otherwise.
@@ -79,31 +70,3 @@ def _interpolation(old: int, new: int, align_corners: bool, dtype: np.dtype) -> 
     matrix[target, left] = 1 - weight
     matrix[target, np.minimum(left + 1, old - 1)] += weight
     return jnp.asarray(matrix, dtype)
-
-
-def _dynamic_interpolation(
-    old_outer: int,
-    old: jax.Array,
-    new_outer: int,
-    new: jax.Array,
-    align_corners: bool,
-    dtype: np.dtype,
-) -> jax.Array:
-    """`_interpolation` from `old` to `new` pixels that are known when the program runs, in a matrix [new_outer, old_outer]."""
-    target = jnp.arange(new_outer, dtype=jnp.float32)
-    position = (
-        target * ((old - 1) / jnp.maximum(new - 1, 1))
-        if align_corners
-        else (target + 0.5) * (old / new) - 0.5
-    )
-    position = jnp.clip(position, 0, old - 1)
-    if dtype == jnp.bfloat16:
-        position = jnp.round(position * 256) / 256
-    left = jnp.floor(position)
-    weight = (position - left)[:, None]
-    column = jnp.arange(old_outer)
-    left = left.astype(jnp.int32)[:, None]
-    right = jnp.minimum(left + 1, old - 1)
-    return (
-        jnp.where(column == left, 1 - weight, 0) + jnp.where(column == right, weight, 0)
-    ).astype(dtype)

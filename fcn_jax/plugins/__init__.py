@@ -1,1 +1,1 @@
-"""Plugins: their contract (`api`), their registry, checks of them (`testing`) and templates (`scaffold`)."""
+"""Plugins: the contract, the registry, checks and templates."""

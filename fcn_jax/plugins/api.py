@@ -1,25 +1,23 @@
-"""The plugin contract: the descriptors that a backbone, head, whole model or dataset registers.
+"""The plugin contract: the descriptors that a plugin registers.
 
-A descriptor is plain, frozen metadata and the functions that build the thing. It is found through
-an entry point:
+A descriptor is a frozen dataclass: plain metadata, and the functions that build the plugin. It is
+registered as an entry point, as the built-in plugins are:
 
     [project.entry-points."fcn_jax.backbones"]
     resnet18 = "fcn_jax.models.resnet:RESNET18"
 
-Built-ins are registered in the same way. A head sees `FeatureSpec`s, never a backbone's name, so
-that any backbone works with any head whose needs it meets. `fcn_jax.testing` holds a
-descriptor against what it really builds.
+A head sees `FeatureSpec`s and never a backbone's name, so any head works with any backbone whose
+features meet its needs. `fcn_jax.testing` compares a descriptor with what it builds.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
-
-from fcn_jax.errors import ConfigError
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,34 +25,32 @@ if TYPE_CHECKING:
 
     from fcn_jax.pytorch.rules import Table
 
-API_VERSION = (1, 0)
-"""Version (major, minor) of this contract. A plugin of another major, or a newer minor, is refused."""
+API_VERSION = (2, 0)
+"""Version (major, minor). Plugins of another major or a newer minor version are refused."""
 
 IGNORE_INDEX = 255
-"""The label of pixels that neither the loss nor a metric counts. Every dataset maps its void labels to it."""
+"""The label of pixels that losses and metrics ignore. Datasets map their void labels to it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class NoOptions:
-    """The options of a plugin that has none."""
+    """The options of a plugin without options."""
 
 
 @dataclasses.dataclass(frozen=True)
 class FeatureSpec:
-    """What a backbone promises of one of its features.
+    """One feature of a backbone, as the descriptor promises it.
 
     Attributes:
         name: key in the backbone's output.
-        channels: size of the last axis.
-        stride: input pixels per feature pixel, which is the side of the cell of the image that it
-            stands for.
-        size: input height or width in pixels -> the feature's; `ceil_size(stride)` for ResNets,
-            rounding down for VGG. The cells cover the image, or, where the backbone rounds down,
-            one that is larger by less than twice the stride: the segmenter pads to it.
-        offset: by how many input pixels the first cell begins above and to the left of the image's
-            corner, 0 or more. It is 0 where each layer pads by half its kernel; padding beyond that
-            adds to it, and padding short of that takes off. A head crops what lies before the
-            image, or refuses such features in `select` (`require_no_offset`).
+        channels: size of the last axis, at least 1.
+        stride: input pixels per feature pixel, at least 1.
+        size: function from the input's height or width in pixels to the feature's, such as
+            `ceil_size(stride)` or `floor_size(stride)`. Equal specs need equal functions, so do not
+            write a lambda here: two lambdas are never equal.
+        offset: number of input pixels by which the feature's first pixel begins above and to the
+            left of the image's corner, at least 0. It is 0 if every layer pads by half its kernel.
+            More padding adds to it; less padding subtracts from it.
     """
 
     name: str
@@ -64,41 +60,29 @@ class FeatureSpec:
     offset: int = 0
 
     def covers(self, length: int) -> bool:
-        """Whether the cells reach over the whole of an image's side of `length` pixels."""
+        """Whether the feature covers a whole image side of `length` pixels."""
         return self.size(length) * self.stride >= length + self.offset
 
 
-@functools.cache  # so that the specs of two equal networks are equal, and jit knows them as one
+@functools.cache  # equal strides give the same function, so that equal specs compare equal
 def ceil_size(stride: int) -> Callable[[int], int]:
-    """The `size` of a feature whose layers pad so that strides alone change sizes, as in ResNets: n -> ceil(n / stride)."""
+    """`FeatureSpec.size` of layers that pad by half their kernel: ceil(n / stride)."""
     return lambda length: -(-length // stride)
 
 
-def require_no_offset(head: str, features: Sequence[FeatureSpec]) -> None:
-    """Refuse features that begin before the image does, as a map resized to the image's size would not lie on it.
-
-    Args:
-        head: name of the head, for the message.
-        features: all that the head takes.
-
-    Raises:
-        ConfigError: one of them has an `offset`.
-    """
-    for feature in features:
-        if feature.offset:
-            raise ConfigError(
-                f"head '{head}' resizes features to the image's size, so they must begin where the image does; '{feature.name}' begins "
-                f"{feature.offset} pixels before it. Take a backbone that does not pad its input, or a head that crops, such as fcn32s"
-            )
+@functools.cache
+def floor_size(stride: int) -> Callable[[int], int]:
+    """`FeatureSpec.size` of layers that drop incomplete windows: floor(n / stride)."""
+    return lambda length: length // stride
 
 
 @dataclasses.dataclass(frozen=True)
 class Preprocess:
-    """How a u8 RGB image becomes a network's input: `(channels(image) / 255 * scale - mean) / std`.
+    """How a u8 RGB image becomes the input: `(channels(image) / 255 * scale - mean) / std`.
 
     Attributes:
         mean: per channel, in the scaled range, in the network's channel order.
-        std: per channel, likewise.
+        std: per channel, in the scaled range, in the network's channel order, above 0.
         scale: largest value of the range: 1.0 for torchvision's networks, 255.0 for Caffe's.
         channel_order: "rgb", or "bgr" for Caffe's networks.
     """
@@ -111,12 +95,12 @@ class Preprocess:
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """Published weights: where they are and how to know them.
+    """A published file of weights.
 
     Attributes:
         url: address of a `.pth` or `.safetensors` file.
         sha256: leading hexadecimal digits of the file's SHA-256 (torchvision publishes eight).
-        summary: what it was trained on, and the published score.
+        summary: the training data and the published score.
     """
 
     url: str
@@ -126,150 +110,176 @@ class Weights:
 
 @dataclasses.dataclass(frozen=True)
 class TorchBridge:
-    """What ties a module to its PyTorch original.
+    """The link between a module and its PyTorch reference.
 
     Attributes:
-        tables: options -> the two-way rule tables, by naming scheme; "torchvision" is the default
-            scheme, "d2l" the book chapter's. Another original has a scheme of its own, if backbone
-            and head both have a table of it. In "torchvision" a whole model's parts are prefixed,
-            as in its segmentation models; in any other scheme the tables' names are those of the
-            whole model.
-        reference: keyword arguments of `build` (options, output_stride; num_classes and features
-            for a head) -> the equal `torch.nn.Module`, or None where there is none. Imports torch
-            inside. Its state dict has the "torchvision" scheme's names. A backbone's returns the
-            features by name when called with NCHW images, or has a submodule of each feature's
-            name; a head's is called with the selected features in order; its output is resized
-            bilinearly where it is smaller than the image, as in torchvision's segmentation models,
-            otherwise cropped at the bottom and right.
-        weights: published weight files by name, in the "torchvision" scheme.
-        alone: options -> the tables of a backbone's own files, where its names differ from those
-            that it has in a whole model, which are the tables'. torchvision's segmentation models
-            keep `features` of a MobileNet, so that they call `backbone.0.0.weight` what the
-            network's own files call `features.0.0.weight`. None where the names are the same.
+        tables: two-way rule tables by key format, or a single table of the format "torchvision".
+            A function of the options may return either. "torchvision" is the default format; "d2l"
+            is that of the book. Another format works for a model if backbone and head both have a
+            table of it. In "torchvision", the parts of a model get torchvision's prefixes
+            (`backbone.`, `classifier.`). In other formats, a table has the keys of the complete
+            model.
+        reference: function that builds the equal `torch.nn.Module`, with the keys of the format
+            "torchvision"; None if there is none. Import torch inside the function. A backbone's
+            function takes `options, output_stride`; its module returns the features by name for
+            NCHW images, or has a submodule with each feature's name. A head's function takes
+            `options, features, num_classes`; its module is called with the selected features in
+            order, and with `out_hw` if its `forward` has such an argument. Smaller outputs than
+            the image are resized bilinearly, as in torchvision's models; larger ones are cropped
+            at the bottom and right.
+        weights: published files by name, in the format "torchvision".
+        standalone_tables: like `tables`, for files of the backbone alone, if their keys differ from
+            those in a complete model. torchvision's MobileNets need it: `features.0.0.weight` in
+            the backbone's file is `backbone.0.0.weight` in a segmentation model.
     """
 
-    tables: Callable[[Any], Mapping[str, Table]]
+    tables: Table | Mapping[str, Table] | Callable[[Any], Table | Mapping[str, Table]]
     reference: Callable[..., Any] | None = None
     weights: Mapping[str, Weights] = dataclasses.field(default_factory=dict)
-    alone: Callable[[Any], Mapping[str, Table]] | None = None
+    standalone_tables: (
+        Table | Mapping[str, Table] | Callable[[Any], Table | Mapping[str, Table]] | None
+    ) = None
+
+    def tables_of(self, options: Any, *, standalone: bool = False) -> Mapping[str, Table]:
+        """The tables by key format.
+
+        Args:
+            options: the plugin's validated options.
+            standalone: the tables for files of the backbone alone.
+        """
+        tables = self.tables
+        if standalone and self.standalone_tables is not None:
+            tables = self.standalone_tables
+        tables = tables(options) if callable(tables) else tables
+        return tables if isinstance(tables, Mapping) else {"torchvision": tables}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Backbone:
-    """Descriptor of a network that turns images into features.
+class Descriptor:
+    """The fields that all descriptors share.
 
     Attributes:
-        name: the name it is registered under.
+        name: the name of the entry point.
         summary: one line for `fcn-jax plugins list`.
-        reference: paper or file it follows.
-        options: frozen dataclass of its options; the recipe's `[model.backbone_options]` is
-            validated by it.
-        output_strides: the strides of the deepest feature that it can be built with; the first is
-            the default.
-        features: (options, output_stride) -> specs ordered shallow to deep; the last is the
-            deepest. Pure: builds no arrays.
-        build: (options, *, output_stride, dtype, param_dtype, rngs) -> module with `module(x:
-            f[N,H,W,3]) -> {name: f[N,h,w,C]}`.
-        preprocess: how its input is made from a u8 RGB image.
-        torch: bridge to the PyTorch original, or None.
-        maskable: whether it can run on images that fill a part of their array, as
-            `fcn_jax.nn._valid` has it: whatever it does across pixels is done by the operators of
-            `fcn_jax.nn`. Then one compiled program serves many image sizes.
-        api_version: the contract it was written against.
+        reference: the paper or file that the plugin follows.
+        api_version: version of the contract that the plugin was written for.
     """
 
     name: str
     summary: str
+    reference: str = ""
+    api_version: tuple[int, int] = API_VERSION
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Backbone(Descriptor):
+    """A network that turns images into features.
+
+    Attributes:
+        features: function `(options, output_stride)` that returns the feature specs, from shallow
+            to deep. It builds no arrays, and equal arguments give equal specs.
+        build: `(options, *, output_stride, dtype, param_dtype, rngs)` -> module with
+            `module(x: f[N,H,W,3]) -> {name: f[N,h,w,C]}`; usually the module's class.
+        options: frozen dataclass that validates the recipe's `[model.backbone_options]`.
+        output_strides: the strides of the deepest feature that it can be built with. The first is
+            the default.
+        preprocess: how its input is made from a u8 RGB image.
+        torch: link to the PyTorch reference; None if there is none.
+    """
+
     features: Callable[[Any, int], tuple[FeatureSpec, ...]]
     build: Callable[..., nnx.Module]
-    reference: str = ""
     options: type = NoOptions
     output_strides: tuple[int, ...] = (32,)
     preprocess: Preprocess = Preprocess()
     torch: TorchBridge | None = None
-    maskable: bool = False
-    api_version: tuple[int, int] = API_VERSION
+
+
+def deepest(options: Any, features: Sequence[FeatureSpec]) -> tuple[str, ...]:
+    """The default of `Head.select`: the deepest feature alone."""
+    return (features[-1].name,)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Head:
-    """Descriptor of a network that turns features into logits at the image's size.
+class Head(Descriptor):
+    """A network that turns features into logits of the image's size.
 
     Attributes:
-        name: the name it is registered under.
-        summary: one line for `fcn-jax plugins list`.
-        reference: paper or file it follows.
-        options: frozen dataclass of its options; the recipe's `[model.head_options]` is validated
-            by it.
-        select: (options, specs) -> names of the features it takes. Raises `ConfigError` when the
-            backbone does not offer them.
-        build: (options, selected specs, *, num_classes, dtype, param_dtype, rngs) -> module with
-            `module(features, *, out_hw) -> f[N, out_hw[0], out_hw[1], num_classes]`, where out_hw
-            is the size of the backbone's input. A module whose last step is a dense
-            `fcn_jax.nn.ConvTranspose` may also have a method `logits_in_blocks(features, *,
-            out_hw)`, which gives the same logits as `fcn_jax.nn._subpixel.SubpixelLogits`, the
-            cheaper layout on GPUs and TPUs, or None where it cannot.
-        torch: bridge to the PyTorch original, or None.
-        maskable: as a backbone's.
-        api_version: the contract it was written against.
+        build: `(options, features, *, num_classes, dtype, param_dtype, rngs)` -> module with
+            `module(features, *, out_hw) -> f[N, out_hw[0], out_hw[1], num_classes]`; usually the
+            module's class. `features` are the specs of the selected features, from shallow to
+            deep; `out_hw` is the size of the backbone's input.
+        select: function `(options, specs)` that returns the names of the features that the head
+            takes. It raises `ConfigError` if the backbone does not offer them. The default takes
+            the deepest feature.
+        handles_offset: whether the head crops features that begin before the image's corner
+            (`FeatureSpec.offset`). Other heads are refused on such features, since logits that are
+            resized to the image's size would be misplaced.
+        options: frozen dataclass that validates the recipe's `[model.head_options]`.
+        torch: link to the PyTorch reference; None if there is none.
     """
 
-    name: str
-    summary: str
-    select: Callable[[Any, Sequence[FeatureSpec]], tuple[str, ...]]
     build: Callable[..., nnx.Module]
-    reference: str = ""
+    select: Callable[[Any, Sequence[FeatureSpec]], tuple[str, ...]] = deepest
+    handles_offset: bool = False
     options: type = NoOptions
     torch: TorchBridge | None = None
-    maskable: bool = False
-    api_version: tuple[int, int] = API_VERSION
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Model:
-    """Descriptor of a whole model by name: a backbone, a head and the weights published for the two together.
+@dataclasses.dataclass(frozen=True)
+class ModelSpec:
+    """A model by the names of its parts: all that is needed to build it. JSON-able by `asdict`.
 
     Attributes:
-        name: the name it is registered under.
-        summary: one line for `fcn-jax plugins list`.
-        backbone: registered backbone; one of a distribution that may be missing by its full name,
-            `distribution:name`, which the error then names.
-        head: registered head, likewise.
-        num_classes: default number of classes.
-        backbone_options: table validated by the backbone's options type.
-        head_options: table validated by the head's options type.
-        output_stride: stride of the backbone's deepest feature; None takes the backbone's default.
-        aux_head: registered head that helps in training, from a shallower feature; None for none.
-        aux_head_options: table validated by that head's options type.
-        aux_feature: name of the deepest feature that the auxiliary head sees; None for the last but
-            one.
-        original: keyword arguments `num_classes` and `aux` (with the auxiliary head or without) ->
-            the PyTorch original as one `torch.nn.Module`, whose state dict has the names of the
-            scheme `names` and which gives {"out": logits, "aux": logits} at the image's size, as
-            torchvision's segmentation models do. Imports torch inside. None where the parts' own
-            references, put together, are all there is.
-        names: naming scheme of the original; both parts have a table of it.
-        weights: published weight files by name, in any scheme.
-        reference: paper or file it follows.
-        api_version: the contract it was written against.
+        backbone: registered name, or `distribution:name`.
+        head: registered name, or `distribution:name`; None for a backbone alone.
+        num_classes: size of the logits' last axis, at least 1.
+        backbone_options: the backbone's own options.
+        head_options: the head's own options.
+        output_stride: stride of the backbone's deepest feature; None for the backbone's default.
+        dtype: compute dtype. Parameters and statistics are float32 in both.
+        aux_head: registered head whose loss helps in training, from a shallower feature; None for
+            none.
+        aux_head_options: the auxiliary head's own options.
+        aux_feature: the deepest feature that the auxiliary head sees; None for the last but one.
     """
 
-    name: str
-    summary: str
-    backbone: str
-    head: str
-    num_classes: int
+    backbone: str = "resnet18"
+    head: str | None = "fcn32s"
+    num_classes: int = 21
     backbone_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     head_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     output_stride: int | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
     aux_head: str | None = None
     aux_head_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     aux_feature: str | None = None
-    original: Callable[..., Any] | None = None
-    names: str = "torchvision"
+
+    def __hash__(self) -> int:
+        """Hash by value, since jit hashes the spec in a module's graph, and dicts have no hash."""
+        return hash(json.dumps(dataclasses.asdict(self), sort_keys=True, default=str))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model(Descriptor):
+    """A complete model by name, with the weights that are published for it.
+
+    Attributes:
+        spec: the parts. A part of a distribution that may be missing needs its full name,
+            `distribution:name`, so that the error names the distribution.
+        reference_model: function `(*, num_classes, aux)` that builds the PyTorch model as one
+            `torch.nn.Module`, with the keys of `key_format`; `aux` says whether it has the
+            auxiliary head. It returns {"out": logits, "aux": logits} at the image's size, as
+            torchvision's models do. Import torch inside the function. None if there is no model
+            other than the references of the parts.
+        key_format: key format of `reference_model`; both parts need a table of it.
+        weights: published files by name, in any key format.
+    """
+
+    spec: ModelSpec
+    reference_model: Callable[..., Any] | None = None
+    key_format: str = "torchvision"
     weights: Mapping[str, Weights] = dataclasses.field(default_factory=dict)
-    reference: str = ""
-    api_version: tuple[int, int] = API_VERSION
 
 
 @dataclasses.dataclass(frozen=True)
@@ -297,7 +307,7 @@ class Record(NamedTuple):
 
 
 class Example(NamedTuple):
-    """One decoded image: `image` u8[H,W,3] RGB, `mask` u8[H,W] of labels 0 to K-1 or `IGNORE_INDEX`."""
+    """A decoded image: u8[H,W,3] RGB, and its mask u8[H,W]: 0 to K-1 or `IGNORE_INDEX`."""
 
     id: str
     image: np.ndarray
@@ -305,26 +315,24 @@ class Example(NamedTuple):
 
 
 class Source(Protocol):
-    """Random access to one split of a dataset. Must pickle: input workers each hold a copy.
+    """Random access to one split of a dataset. It must pickle: each input worker holds a copy.
 
-    A source may also have `decode_resized(record, factor: float) -> Example`, where it can decode
-    an image at less than its whole size in less time, as JPEGs can be;
-    `fcn_jax.data.decode.decode_record` does it. It gives what
-    `fcn_jax.data.transforms.resize(decode(record), factor)` does: the same size and mask, and the
-    same image where it is not shrunk to half or less. Where it is, photographs differ by about 2 of
-    255 on average; fine regular patterns and noise may differ by tens. It raises what `decode`
-    raises.
+    Optional attributes:
 
-    It may have `labels`, the `fcn_jax.data.labels.label_map.LabelMap` with which
-    `fcn_jax.data.decode.decode_record` reads its masks: they are looked over before training
-    without their images. It may have `notes`, a tuple of lines on what was assumed when it was
-    opened.
+    * `decode_resized(record, factor: float) -> Example`: decode an image at a smaller size in less
+      time, as JPEGs allow. It returns what `fcn_jax.data.transforms.resize(decode(record), factor)`
+      returns: the same size and mask, and the same image unless it shrinks to half or less. There,
+      photographs may differ by about 2 of 255 on average. It raises the errors of `decode`.
+      `fcn_jax.data.decode.decode_record` implements it.
+    * `labels`: the `fcn_jax.data.labels.label_map.LabelMap` with which `decode_record` reads the masks, so
+      that they can be inspected before training without their images.
+    * `notes`: a tuple of lines about assumptions made when the source was opened.
     """
 
     classes: Classes
 
     def __len__(self) -> int:
-        """Number of images; never 0 (opening an empty split raises `DataError`)."""
+        """Number of images, at least 1: opening an empty split raises `DataError`."""
         ...
 
     def __getitem__(self, index: int) -> Record:
@@ -332,25 +340,23 @@ class Source(Protocol):
         ...
 
     def decode(self, record: Record) -> Example:
-        """Decode a record. Raises `DataError` naming the file that is missing, unreadable, of another size or mislabeled."""
+        """Decode a record.
+
+        Raises:
+            DataError: a file is missing, unreadable, of another size or has an invalid label; the
+                message names the file.
+        """
         ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Dataset:
-    """Descriptor of a dataset.
+class Dataset(Descriptor):
+    """A dataset.
 
     Attributes:
-        name: the name it is registered under.
-        summary: one line for `fcn-jax plugins list`.
-        open: (root, split) -> source. `root` is `--data`, None where it was not given. Raises
-            `DataError` naming the folder or file that is missing, or the splits that exist.
-        reference: paper or page it follows.
-        api_version: the contract it was written against.
+        open: function `(root, split)` that returns the source. `root` is `--data`, or None if it is
+            not given. It raises `DataError` that names the missing folder or file, or the splits
+            that exist.
     """
 
-    name: str
-    summary: str
     open: Callable[[Path | None, str], Source]
-    reference: str = ""
-    api_version: tuple[int, int] = API_VERSION

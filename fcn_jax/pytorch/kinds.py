@@ -1,4 +1,4 @@
-"""What a file is, by its contents: weights in one of the formats that are read, or something else, which is refused by its name."""
+"""Recognizes a file by its contents: a supported format of weights, or what else it is."""
 
 from __future__ import annotations
 
@@ -10,27 +10,23 @@ from pathlib import Path
 
 from fcn_jax.errors import WeightsError, listing
 
-SAFETENSORS, ARCHIVE, LEGACY, PICKLE = (
-    "safetensors",
-    "PyTorch archive",
-    "PyTorch file of the older format",
-    "pickle",
-)
+SAFETENSORS = "safetensors"
+ARCHIVE = "PyTorch archive"
+LEGACY = "PyTorch file of the older format"
+PICKLE = "pickle"
 
 WEIGHT_SUFFIXES = (".pth", ".pt", ".safetensors", ".ckpt", ".bin", ".pkl", ".tar")
-"""Endings of files that may hold weights; only used to point at one."""
+"""Suffixes of files that may hold weights. Only messages use them."""
 
 _PART = re.compile(r"-(\d{5})-of-(\d{5})\b")
-"""In names of files that hold a part of the weights each, as transformers, diffusers and others write them."""
+"""In the names of files that hold parts of the weights, as transformers writes them."""
 
 _DISTRIBUTED = (
     "torch.distributed.checkpoint; make one file of it with "
     "torch.distributed.checkpoint.format_utils.dcp_to_torch_save(FOLDER, 'weights.pth')"
 )
 
-_LEGACY_START = bytes.fromhex(
-    "8a0a6cfc9c46f920"
-)  # PyTorch's magic number, behind the pickle's version
+_LEGACY_START = bytes.fromhex("8a0a6cfc9c46f920")  # PyTorch's magic number, after the version
 
 _COMPRESSED = {
     b"\x1f\x8b": ("gzip", "gunzip, or tar xzf"),
@@ -56,7 +52,7 @@ def kind_of(path: Path) -> str:
     """The format of a weights file: `SAFETENSORS`, `ARCHIVE`, `LEGACY` or `PICKLE`.
 
     Raises:
-        WeightsError: it is something else, and the message says what and what to do.
+        WeightsError: it is something else; the message says what it is and what to do.
     """
     if what := _part_of_weights(path):
         raise WeightsError(f"{path}: {what}")
@@ -80,12 +76,12 @@ def kind_of(path: Path) -> str:
 
 
 def _part_of_weights(path: Path) -> str | None:
-    """Of a file that is named as one of several, which have the weights together only: what to say."""
+    """What to say of a file whose name says that it holds only a part of the weights."""
     part = _PART.search(path.name)
     if part is not None and int(part[2]) > 1:
         return (
-            f"part {int(part[1])} of {int(part[2])} of the weights, which are not read together; merge the parts into one file of a "
-            "state_dict"
+            f"part {int(part[1])} of {int(part[2])} of the weights; several files are not read "
+            "together: merge the parts into one file of a state_dict"
         )
     if path.suffix == ".distcp" or (path.name == ".metadata" and any(path.parent.glob("*.distcp"))):
         return f"a part of a checkpoint of {_DISTRIBUTED}"
@@ -96,26 +92,31 @@ def _kind_of_zip(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except Exception as error:  # damaged archives make zipfile raise almost anything
+    except Exception as error:  # damaged archives make zipfile raise almost any exception
         raise WeightsError(
             f"{path}: not a readable PyTorch file (a zip archive without an end); is it complete?"
         ) from error
     ends = {name.rpartition("/")[2] for name in names}
     if "constants.pkl" in ends or ("model.json" in ends and "attributes.pkl" in ends):
         raise WeightsError(
-            f"{path}: refused, because it is a TorchScript program, which holds code; save its tensors with "
-            "torch.save(torch.jit.load(FILE, map_location='cpu').state_dict(), 'weights.pth')"
+            f"{path}: refused, because it is a TorchScript program, which holds code; save its "
+            "tensors with torch.save(torch.jit.load(FILE, map_location='cpu').state_dict(), "
+            "'weights.pth')"
         )
     if any(name.endswith(".data/extern_modules") for name in names):
         raise WeightsError(
-            f"{path}: refused, because it is a torch.package, which holds code; save its state_dict instead"
+            f"{path}: refused, because it is a torch.package, which holds code; save its "
+            "state_dict instead"
         )
     if any(name.endswith("data.pkl") and name.count("/") <= 1 for name in names):
         return ARCHIVE
     if "model.weights.h5" in ends:
         what = "a Keras model; only PyTorch's weights are read"
     elif names and all(name.endswith(".npy") for name in names):
-        what = "numpy arrays (.npz); save them with safetensors.numpy.save_file(dict(numpy.load(FILE)), 'weights.safetensors')"
+        what = (
+            "numpy arrays (.npz); save them with "
+            "safetensors.numpy.save_file(dict(numpy.load(FILE)), 'weights.safetensors')"
+        )
     elif "saved_model.pb" in ends:
         what = "a zip archive with a TensorFlow SavedModel; only PyTorch's weights are read"
     elif "serialized_exec_info.json" in ends or any(
@@ -134,7 +135,7 @@ def _kind_of_zip(path: Path) -> str:
 
 
 def _other(path: Path, start: bytes, end: bytes) -> str:
-    """What a file is that cannot be read."""
+    """What a file is, if it cannot be read as weights."""
     for magic, (name, command) in _COMPRESSED.items():
         if start.startswith(magic):
             return f"a file compressed by {name}; unpack it first ({command})"
@@ -166,21 +167,21 @@ def _other(path: Path, start: bytes, end: bytes) -> str:
         return "a TensorFlow graph; only PyTorch's weights are read"
     if len(start) < 16:
         return "not a readable weights file: a few bytes; is it complete?"
-    if (0x81 <= start[0] <= 0x8F and (0xA1 <= start[1] <= 0xBF or start[1] == 0xD9)) or start[
-        0
-    ] in (0xDE, 0xDF):
+    is_map_of_text = 0x81 <= start[0] <= 0x8F and (0xA1 <= start[1] <= 0xBF or start[1] == 0xD9)
+    if is_map_of_text or start[0] in (0xDE, 0xDF):
         return (
             "a msgpack file, as Flax writes; PyTorch's weights and checkpoints of fcn-jax are read"
         )
     if _is_text(start):
-        return f"a text file, not weights; it begins with {start[:40].decode('utf-8', 'replace').split(chr(10))[0].strip()!r}"
+        line = start[:40].decode("utf-8", "replace").split("\n")[0].strip()
+        return f"a text file, not weights; it begins with {line!r}"
     return "not a readable weights file: neither PyTorch's nor .safetensors; is it complete?"
 
 
 def _is_tar(path: Path) -> bool:
     try:
         return tarfile.is_tarfile(path)
-    except Exception:  # whatever a file that is none leads to
+    except Exception:  # other files lead to almost any exception
         return False
 
 
@@ -188,12 +189,13 @@ def _of_tar(path: Path) -> str:
     try:
         with tarfile.open(path, "r:") as archive:
             names = archive.getnames()
-    except Exception:  # damaged archives make tarfile raise almost anything
+    except Exception:  # damaged archives make tarfile raise almost any exception
         return "a damaged tar archive; is it complete?"
     if {"storages", "tensors"} & set(names):
         return (
-            "the oldest PyTorch format (a tar archive) cannot be read safely; take a newer file of the same weights "
-            "(torchvision: resnet18-f37072fd.pth holds the tensors of resnet18-5c106cde.pth)"
+            "the oldest PyTorch format (a tar archive) cannot be read safely; use a newer file of "
+            "the same weights (torchvision: resnet18-f37072fd.pth holds the tensors of "
+            "resnet18-5c106cde.pth)"
         )
     weights = [name for name in names if name.lower().endswith(WEIGHT_SUFFIXES)] or names
     return f"a tar archive of {listing(weights, 4) or 'nothing'}; unpack it first (tar xf)"
@@ -208,8 +210,8 @@ def _of_json(path: Path) -> str:
     if isinstance(parts, dict):
         files = sorted({str(part) for part in parts.values()})
         return (
-            f"the index of weights in {len(files)} files ({listing(files, 3)}), which are not read together; "
-            "save them as one file of a state_dict"
+            f"the index of weights in {len(files)} files ({listing(files, 3)}), which are not read "
+            "together; save them as one file of a state_dict"
         )
     return "a JSON text, such as a model's settings, not weights"
 
@@ -225,7 +227,7 @@ def _is_text(start: bytes) -> bool:
 
 
 def of_directory(path: Path) -> str:
-    """What to say of a folder that was given for a file."""
+    """What to say of a folder that was given instead of a file."""
     try:
         names = sorted(child.name for child in path.iterdir())
     except OSError:
@@ -242,8 +244,8 @@ def of_directory(path: Path) -> str:
     parts = [name for name in weights if (part := _PART.search(name)) and int(part[2]) > 1]
     if parts and len(parts) == len(weights):
         return (
-            f"a directory with weights in {len(parts)} files ({listing(parts, 3)}), which are not read together; merge the parts into one "
-            "file of a state_dict"
+            f"a directory with weights in {len(parts)} files ({listing(parts, 3)}), which are not "
+            "read together; merge the parts into one file of a state_dict"
         )
     weights = [name for name in weights if name not in parts]
     inside = (

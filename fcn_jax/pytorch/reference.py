@@ -1,4 +1,4 @@
-"""The PyTorch side of the comparisons: torchvision, made importable beside a CPU build of torch."""
+"""Imports torchvision, the reference of the comparisons, next to a CPU build of torch."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _OPERATORS = (
 
 
 def import_torchvision() -> Any:
-    """The package torchvision.
+    """Import and return the package torchvision.
 
-    The build on the package index carries CUDA operators; beside a CPU build of torch they do not
-    load, and the import fails on the first one that torchvision looks up. Declaring them is enough:
-    no network here calls them.
+    The build on the package index contains CUDA operators, which do not load next to a CPU build of
+    torch: the import then fails on the first operator that torchvision looks up. It is enough to
+    declare the operators, because no network here calls them.
 
     Raises:
         WeightsError: torch or torchvision is not installed.
@@ -42,13 +42,19 @@ def import_torchvision() -> Any:
         ) from error
 
 
-def segmentation_original(name: str, num_classes: int, aux: bool) -> Any:
-    """One of torchvision's segmentation models with random weights: a whole model's `original`, once the name is bound.
+def segmentation_reference(name: str, num_classes: int, aux: bool) -> Any:
+    """Make a torchvision segmentation model with random weights.
+
+    `functools.partial(segmentation_reference, "fcn_resnet50")` is a model's `reference_model`.
 
     Args:
-        name: of the function in `torchvision.models.segmentation`.
-        num_classes: number of logits for each pixel.
-        aux: whether with the auxiliary head; not looked at where torchvision's model never has one.
+        name: the function in `torchvision.models.segmentation`.
+        num_classes: number of logits per pixel.
+        aux: whether to build the auxiliary head. Ignored if torchvision's model never has one.
+
+    Returns:
+        A `torch.nn.Module` that maps f32[N, 3, H, W] to {"out": f32[N, num_classes, H, W]}, and
+        "aux" of the same shape if it has the auxiliary head.
 
     Raises:
         WeightsError: torch or torchvision is not installed.
@@ -58,9 +64,9 @@ def segmentation_original(name: str, num_classes: int, aux: bool) -> Any:
     return make(weights=None, weights_backbone=None, num_classes=num_classes, **auxiliary)
 
 
-@functools.cache
+@functools.cache  # the declarations live as long as the library object
 def _declare_operators() -> Any:
-    """Declare what torchvision looks up at import. The declarations live as long as the library object, which the cache keeps."""
+    """Declare the operators that torchvision looks up when it is imported."""
     import torch
 
     library = torch.library.Library("torchvision", "DEF")

@@ -1,17 +1,15 @@
-"""Two-way tables between PyTorch's names and layouts and a Flax module's.
+"""Two-way tables between the names and layouts of a PyTorch state dict and a Flax module.
 
-A rule is a pair of brace templates and a two-way operation. It serves import, export and comparison
-alike:
+A rule is a pair of brace templates and a two-way operation. Import, export and comparison use it:
 
     Table(
-        conv("layer{s}.{b}.conv{k}"),                                       # the same name on both sides
+        conv("layer{s}.{b}.conv{k}"),  # the same name on both sides
         batch_norm("layer{s}.{b}.downsample.1", "layer{s}.{b}.downsample.bn"),
         drop("fc.*", "the ImageNet classifier"),
     )
 
-A field such as `{s}` stands for a number and must appear on both sides. The module's own leaves
-drive the expansion: each is matched against the right-hand templates, and the fields found are put
-into the left-hand one. Flax paths are joined by dots.
+A field such as `{s}` stands for a number and must appear on both sides. Flax paths are joined by
+dots.
 """
 
 from __future__ import annotations
@@ -66,13 +64,13 @@ COUNT = Op("count i64 <-> i32", _narrowed, lambda x: x.astype(np.int64))
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """One tensor, or one for each value of the templates' fields.
+    """Maps one tensor, or one for each value of the templates' fields.
 
     Attributes:
         torch: template of its name in the state dict.
         jax: template of its path in the Flax module.
-        op: how its value changes on the way.
-        optional: a state dict may lack it; the module then keeps its initial value.
+        op: conversion of its value.
+        optional: whether a state dict may lack it. The module then keeps its initial value.
     """
 
     torch: str
@@ -81,14 +79,14 @@ class Rule:
     optional: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse templates that could not be inverted."""
+        """Raise `ValueError` if the templates cannot be inverted."""
         if _fields(self.torch) != _fields(self.jax):
             raise ValueError(f"templates '{self.torch}' and '{self.jax}' must have the same fields")
 
 
 @dataclasses.dataclass(frozen=True)
 class Drop:
-    """Tensors of the state dict that the module has no place for: a glob over names, and the reason."""
+    """Tensors of a state dict that the module does not have: a glob over names, and the reason."""
 
     torch: str
     reason: str
@@ -98,7 +96,7 @@ class Table:
     """An ordered set of rules; the first that matches a name decides."""
 
     def __init__(self, *rules: Rule | Drop | Iterable[Rule]) -> None:
-        """Collect rules; groups of rules, such as `conv` returns, are flattened."""
+        """Collect rules, and groups of rules as `conv` returns them."""
         self.rules: list[Rule] = []
         self.drops: list[Drop] = []
         for item in rules:
@@ -110,26 +108,26 @@ class Table:
                 self.rules.extend(item)
 
     def to_jax(self, name: str) -> tuple[str, Rule] | None:
-        """The Flax path and the rule for a name of the state dict, or None where no rule matches."""
+        """The Flax path and the rule for a name of the state dict; None if no rule matches."""
         return self._first(name, "torch", "jax")
 
     def to_torch(self, path: str) -> tuple[str, Rule] | None:
-        """The name in the state dict and the rule for a Flax path, or None where no rule matches."""
+        """The name in the state dict and the rule for a Flax path; None if no rule matches."""
         return self._first(path, "jax", "torch")
 
     def dropped(self, name: str) -> str | None:
-        """The reason why a name of the state dict is left out, or None where it is not."""
+        """The reason to drop a name of the state dict; None if it is not dropped."""
         return next(
             (drop.reason for drop in self.drops if fnmatch.fnmatchcase(name, drop.torch)), None
         )
 
     def under(self, torch: str, jax: str) -> Table:
-        """The same table for a module that sits deeper: prefixes, such as "backbone.", for both sides."""
+        """The same table for a submodule: with prefixes, such as "backbone.", on both sides."""
         rules = [dataclasses.replace(r, torch=torch + r.torch, jax=jax + r.jax) for r in self.rules]
         return Table(*rules, *(dataclasses.replace(d, torch=torch + d.torch) for d in self.drops))
 
     def __add__(self, other: Table) -> Table:
-        """Both tables, this one's rules first."""
+        """Both tables. The rules of this one come first."""
         return Table(*self.rules, *other.rules, *self.drops, *other.drops)
 
     def _first(self, name: str, source: str, target: str) -> tuple[str, Rule] | None:
@@ -140,23 +138,41 @@ class Table:
         return None
 
 
-def conv(torch: str, jax: str | None = None, *, bias: bool = False) -> list[Rule]:
-    """Rules of a convolution named `torch` in the state dict and `jax` (the same, if not given) in the module."""
+def _kernel(torch: str, jax: str | None, op: Op, bias: bool) -> list[Rule]:
     jax = torch if jax is None else jax
-    return [Rule(f"{torch}.weight", f"{jax}.kernel", CONV)] + (
-        [Rule(f"{torch}.bias", f"{jax}.bias")] if bias else []
-    )
+    rules = [Rule(f"{torch}.weight", f"{jax}.kernel", op)]
+    return [*rules, Rule(f"{torch}.bias", f"{jax}.bias")] if bias else rules
+
+
+def conv(torch: str, jax: str | None = None, *, bias: bool = False) -> list[Rule]:
+    """Rules of a convolution: weight OIHW <-> kernel HWIO, and the bias if there is one.
+
+    Args:
+        torch: template of its name in the state dict.
+        jax: template of its path in the module; the same as `torch` if not given.
+        bias: whether it has a bias.
+    """
+    return _kernel(torch, jax, CONV, bias)
 
 
 def conv_transpose(torch: str, jax: str | None = None, *, bias: bool = False) -> list[Rule]:
-    """Rules of a transposed convolution."""
-    jax = torch if jax is None else jax
-    kernel = Rule(f"{torch}.weight", f"{jax}.kernel", CONV_TRANSPOSE)
-    return [kernel] + ([Rule(f"{torch}.bias", f"{jax}.bias")] if bias else [])
+    """Rules of a transposed convolution: weight IOHW <-> kernel HWIO; see `conv`."""
+    return _kernel(torch, jax, CONV_TRANSPOSE, bias)
+
+
+def linear(torch: str, jax: str | None = None, *, bias: bool = True) -> list[Rule]:
+    """Rules of a linear layer: weight OI <-> kernel IO; see `conv`."""
+    return _kernel(torch, jax, LINEAR, bias)
 
 
 def linear_as_conv(torch: str, jax: str, *, size: tuple[int, int]) -> list[Rule]:
-    """Rules of a fully connected layer over a flattened C x H x W feature that the module applies as a convolution of `size`."""
+    """Rules of a linear layer over a flattened CHW feature that the module computes by convolution.
+
+    Args:
+        torch: template of its name in the state dict; weight [O, C * H * W], and a bias.
+        jax: template of its path in the module; kernel [H, W, C, O].
+        size: (H, W) of the kernel.
+    """
 
     def to_jax(x: np.ndarray) -> np.ndarray:
         if x.ndim != 2 or x.shape[1] % (size[0] * size[1]):
@@ -173,19 +189,32 @@ def linear_as_conv(torch: str, jax: str, *, size: tuple[int, int]) -> list[Rule]
 
 
 def batch_norm(torch: str, jax: str | None = None) -> list[Rule]:
-    """Rules of a batch normalization. `num_batches_tracked` may be absent: files from before PyTorch 0.4.1 lack it."""
+    """Rules of a batch normalization; see `conv` for the arguments.
+
+    `num_batches_tracked` is optional, because files from before PyTorch 0.4.1 lack it.
+    """
     jax = torch if jax is None else jax
     return [
-        Rule(f"{torch}.weight", f"{jax}.scale"),
-        Rule(f"{torch}.bias", f"{jax}.bias"),
+        *layer_norm(torch, jax),
         Rule(f"{torch}.running_mean", f"{jax}.mean"),
         Rule(f"{torch}.running_var", f"{jax}.var"),
         Rule(f"{torch}.num_batches_tracked", f"{jax}.num_batches_tracked", COUNT, optional=True),
     ]
 
 
+def conv_norm(torch_conv: str, torch_norm: str, jax: str, *, bias: bool = False) -> list[Rule]:
+    """Rules of a convolution and a batch normalization that are one `ConvNormAct` in the module."""
+    return [*conv(torch_conv, f"{jax}.conv", bias=bias), *batch_norm(torch_norm, f"{jax}.bn")]
+
+
+def layer_norm(torch: str, jax: str | None = None) -> list[Rule]:
+    """Rules of a layer normalization with scale and bias; see `conv` for the arguments."""
+    jax = torch if jax is None else jax
+    return [Rule(f"{torch}.weight", f"{jax}.scale"), Rule(f"{torch}.bias", f"{jax}.bias")]
+
+
 def drop(torch: str, reason: str) -> Drop:
-    """Leave out what the glob `torch` matches, for `reason`."""
+    """Drop the tensors whose names match the glob `torch`, for `reason`."""
     return Drop(torch, reason)
 
 

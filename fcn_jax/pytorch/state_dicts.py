@@ -1,4 +1,4 @@
-"""The state dicts in what a file holds: training frameworks keep them under keys of their own, next to scores, settings and optimizers."""
+"""Finds the state dicts in a structure, such as a checkpoint with settings and scores."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from fcn_jax.errors import WeightsError, listing
 from fcn_jax.pytorch.unpickling import Foreign
 
 _NO_WEIGHTS = re.compile(
-    r"optim(izer)?s?(_.*)?|.*_optim(izer)?s?|.*optimizer.*|.*scheduler.*|.*scaler.*|(.*_)?rng(_.*)?|random_state",
+    r"optim(izer)?s?(_.*)?|.*_optim(izer)?s?|.*optimizer.*|.*scheduler.*|.*scaler.*"
+    r"|(.*_)?rng(_.*)?|random_state",
     re.I,
 )
-"""Keys under which tensors lie that are no weights of a network."""
+"""Keys whose tensors are not weights of a network."""
 
 _AVERAGE = re.compile(
     r"(^|[._])(ema|averaged?|avg|swa|shadow|teacher|momentum|target|moving)([._]|$)|ema$|^ema", re.I
@@ -24,34 +25,33 @@ _AVERAGE = re.compile(
 """Keys and prefixes of running averages of the weights, and of networks that follow another one."""
 
 _WEIGHT = re.compile(r"weight|kernel|filter|(^|_)w\d*$", re.I)
-"""Names of what layers multiply by, as the last part of a tensor's name."""
+"""The last part of the name of a tensor that a layer multiplies by."""
 
 _DEPTH, _NODES = 8, 200_000
 
 
 class Entry(NamedTuple):
-    """One tensor: what reads it, and its shape."""
+    """One tensor: the function that reads it, and its shape."""
 
     read: Callable[[], np.ndarray]
     shape: tuple[int, ...]
 
 
-class Tensors(Mapping[str, np.ndarray]):
-    """Arrays by name, each of which is read whenever it is looked up, and not kept; their shapes are known without reading.
+FindEntry = Callable[[str, Any], Entry | None]
+"""(name, value) -> the tensor; None for values that are not tensors."""
 
-    Attributes:
-        keep: something that must live as long as the arrays may be read, such as the open file.
-    """
+
+class Tensors(Mapping[str, np.ndarray]):
+    """Arrays by name. Each is read whenever it is looked up, and is not kept."""
 
     def __init__(self, entries: Mapping[str, Entry]) -> None:
-        """Take what reads each of the arrays."""
+        """Take the entries by name."""
         self._entries = dict(entries)
-        self.keep: Any = None
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self._entries[name].read()
 
-    def __contains__(self, name: object) -> bool:  # which Mapping would find out by looking it up
+    def __contains__(self, name: object) -> bool:  # Mapping's would read the tensor
         return name in self._entries
 
     def __iter__(self) -> Iterator[str]:
@@ -65,68 +65,60 @@ class Tensors(Mapping[str, np.ndarray]):
         return self._entries[name].shape
 
     def entry(self, name: str) -> Entry:
-        """What reads an array, and its shape."""
+        """The entry of an array."""
         return self._entries[name]
-
-    def with_others(self, entries: Mapping[str, Entry]) -> Tensors:
-        """The same arrays and more, of the same file."""
-        tensors = Tensors({**self._entries, **entries})
-        tensors.keep = self.keep
-        return tensors
 
     def renamed(self, names: Mapping[str, str]) -> Tensors:
         """The same arrays by other names: new name -> old name."""
-        tensors = Tensors({new: self._entries[old] for new, old in names.items()})
-        tensors.keep = self.keep
-        return tensors
+        return Tensors({new: self._entries[old] for new, old in names.items()})
 
 
 @dataclasses.dataclass(frozen=True)
 class StateDict:
-    """Named tensors and where they lie.
+    """Named tensors and their place in a structure.
 
     Attributes:
         key: the keys that lead to them, joined by dots, such as "model" or "state.model_ema"; ""
-            where they lie at the top.
+            for the top.
         tensors: the tensors by name.
-        beside: keys of what lies around them or among them and is no tensor of theirs, such as
+        other_keys: keys around them or among them whose values are not their tensors, such as
             "epoch".
-        joined: they are put together from nested dicts, whose keys are joined by dots.
+        joined: whether they come from several nested dicts, whose keys are joined by dots.
     """
 
     key: str
     tensors: Tensors
-    beside: tuple[str, ...] = ()
+    other_keys: tuple[str, ...] = ()
     joined: bool = False
 
 
 def is_average(key: str) -> bool:
-    """Whether a key or prefix is that of a running average, or of a network that follows another one."""
+    """Whether a key or prefix is of a running average or of a network that follows another one."""
     return _AVERAGE.search(key) is not None
 
 
 def holds_layers(state: StateDict) -> bool:
-    """Whether a state dict holds a layer's weights, by names and shapes, and not only statistics, counts or class weights."""
+    """Whether a state dict holds a layer's weights, not only statistics or class weights."""
     return any(
         len(state.tensors.shape(name)) > 1 and _WEIGHT.search(name.rpartition(".")[2])
         for name in state.tensors
     )
 
 
-def find(tree: Any, entry: Callable[[str, Any], Entry | None], source: str) -> list[StateDict]:
+def find(tree: Any, entry: FindEntry, source: str) -> list[StateDict]:
     """Find the state dicts in a structure of dicts and lists.
 
-    Every dict that holds tensors by name is one. So is one that holds such dicts, as {"encoder":
-    ..., "decoder": ...}, whose names are then joined by dots. What lies under the keys of
-    optimizers, schedulers and random states is passed over.
+    Every dict that holds tensors by name is one. A dict of such dicts, as {"encoder": ...,
+    "decoder": ...}, is one too; its names are joined by dots. The keys of optimizers, schedulers
+    and random states are skipped.
 
     Args:
         tree: plain Python values, `Foreign` objects and tensors.
-        entry: a name and a value -> the tensor; None for values that are not tensors.
-        source: what to call the structure in an error.
+        entry: finds the tensors.
+        source: the name of the structure in error messages.
 
     Returns:
-        At least one, those that lie nearest to the top first.
+        At least one, those nearest to the top first.
 
     Raises:
         WeightsError: there is none.
@@ -137,80 +129,73 @@ def find(tree: Any, entry: Callable[[str, Any], Entry | None], source: str) -> l
     level: list[tuple[str, Any, tuple[str, ...]]] = [("", tree, ())]
     for _ in range(_DEPTH):
         below: list[tuple[str, Any, tuple[str, ...]]] = []
-        for key, value, beside in level:
+        for key, value, around in level:
             budget -= 1
             if id(value) in seen or budget < 0:
                 same = seen.get(id(value))
                 if same is not None:  # the same dict under two keys
-                    found.append(StateDict(key, same, beside))
+                    found.append(StateDict(key, same, around))
                 continue
-            seen[id(value)] = None
             children = dict(_children(value))
+            keys = {name: f"{key}.{name}" if key else name for name in children}
             entries = {
                 name: tensor
                 for name, child in children.items()
                 if (tensor := entry(name, child)) is not None
             }
-            others = tuple(name for name in children if name not in entries)
+            others = [name for name in children if name not in entries]
+            seen[id(value)] = None
             if entries and isinstance(value, (Mapping, Foreign)):
-                seen[id(value)] = Tensors(entries)
-                found.append(
-                    StateDict(
-                        key, Tensors(entries), (*beside, *(_joined(key, name) for name in others))
-                    )
-                )
+                seen[id(value)] = tensors = Tensors(entries)
+                found.append(StateDict(key, tensors, (*around, *(keys[name] for name in others))))
             for name in others:
                 if not _NO_WEIGHTS.fullmatch(name):
-                    around = (
-                        *beside,
-                        *(_joined(key, other) for other in children if other != name),
-                    )
-                    below.append((_joined(key, name), children[name], around))
+                    siblings = (keys[other] for other in children if other != name)
+                    below.append((keys[name], children[name], (*around, *siblings)))
         level = below
-    together = _together(found)
     if not found:
         raise WeightsError(f"{source}: {_nothing(tree, entry)}")
-    return found + together
+    return found + _joined(found)
 
 
 def under(states: list[StateDict], key: str, source: str) -> list[StateDict]:
-    """Those at a key. Raises `WeightsError` with the keys that there are, if there is none."""
-    chosen = [state for state in states if state.key == key]
-    if chosen:
+    """The state dicts at a key. Raises `WeightsError` that lists the keys, if there is none."""
+    if chosen := [state for state in states if state.key == key]:
         return chosen
     keys = dict.fromkeys(state.key for state in states if state.key)
-    raise WeightsError(f"{source}: has no weights under the key '{key}'; {_available(keys)}")
-
-
-def _available(keys: Mapping[str, Any]) -> str:
-    return f"there are: {listing(keys)}" if keys else "they lie at the top, without a key"
+    available = f"there are: {listing(keys)}" if keys else "they lie at the top, without a key"
+    raise WeightsError(f"{source}: has no weights under the key '{key}'; {available}")
 
 
 def _children(value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping):
-        yield from (
-            (str(name), child) for name, child in value.items() if isinstance(name, (str, int))
-        )
+        yield from ((str(name), child) for name, child in value.items() if _is_name(name))
     elif isinstance(value, Foreign):
         yield from _children(value.items)
-        if (
-            isinstance(value.state, dict) and "_parameters" not in value.state
-        ):  # a pickled network is no state dict
+        if isinstance(value.state, dict) and not _is_network(value):
             yield from _children(value.state)
     elif isinstance(value, (list, tuple)) and len(value) <= 64:
+        containers = (Mapping, Foreign, list, tuple)
         yield from (
-            (str(i), child)
-            for i, child in enumerate(value)
-            if isinstance(child, (Mapping, Foreign, list, tuple))
+            (str(i), child) for i, child in enumerate(value) if isinstance(child, containers)
         )
 
 
-def _joined(key: str, name: str) -> str:
-    return f"{key}.{name}" if key else name
+def _is_name(key: Any) -> bool:
+    return isinstance(key, (str, int))
 
 
-def _together(found: list[StateDict]) -> list[StateDict]:
-    """What nested dicts are as one, for each key that several lie under."""
+def _is_network(value: Any) -> bool:
+    """Whether a value is a pickled network, which is not a state dict."""
+    return (
+        isinstance(value, Foreign)
+        and isinstance(value.state, dict)
+        and "_parameters" in value.state
+    )
+
+
+def _joined(found: list[StateDict]) -> list[StateDict]:
+    """One state dict for each key that several lie under."""
     parents: dict[str, list[StateDict]] = {}
     for state in found:
         parts = state.key.split(".") if state.key else []
@@ -218,87 +203,60 @@ def _together(found: list[StateDict]) -> list[StateDict]:
             parents.setdefault(".".join(parts[:i]), []).append(state)
     joined = []
     for parent, states in parents.items():
-        own = [state for state in found if state.key == parent]
-        if len(states) + len(own) < 2:
+        members = [state for state in found if state.key == parent] + states
+        if len(members) < 2:
             continue
         entries: dict[str, Entry] = {}
-        for state in own + states:
+        for state in members:
             prefix = state.key[len(parent) :].lstrip(".")
-            entries.update(
-                {_joined(prefix, name): state.tensors._entries[name] for name in state.tensors}
-            )
-        inside = tuple(state.key for state in states)
-        beside = dict.fromkeys(name for state in own + states for name in state.beside)
-        joined.append(
-            StateDict(
-                parent,
-                Tensors(entries),
-                tuple(
-                    name
-                    for name in beside
-                    if name not in inside and not any(key.startswith(f"{name}.") for key in inside)
-                ),
-                True,
-            )
+            prefix = prefix and f"{prefix}."
+            entries |= {f"{prefix}{name}": state.tensors.entry(name) for name in state.tensors}
+        others = dict.fromkeys(
+            name
+            for state in members
+            for name in state.other_keys
+            if not any(f"{inside.key}.".startswith(f"{name}.") for inside in states)
         )
+        joined.append(StateDict(parent, Tensors(entries), tuple(others), True))
     return joined
 
 
-def _nothing(tree: Any, entry: Callable[[str, Any], Entry | None]) -> str:
+def _nothing(tree: Any, entry: FindEntry) -> str:
     """Why there is no state dict."""
-    if (alone := entry("", tree)) is not None:
-        return f"holds one tensor, of shape {alone.shape}, without a name; save a state dict: torch.save(model.state_dict(), ...)"
-    if (unnamed := _unnamed(tree, entry)) is not None:
-        kind = type(unnamed).__name__
-        return f"the names of its tensors are of type {kind} ({unnamed!r}), not text; save them as a dict of str to tensor"
-    networks = _networks(tree)
-    if networks:
+    advice = "save a state dict instead: torch.save(model.state_dict(), ...)"
+    if (single := entry("", tree)) is not None:
+        return f"holds one tensor, of shape {single.shape}, without a name; {advice}"
+    values = list(_values(tree))
+    for value in values:
+        for key, child in value.items() if isinstance(value, Mapping) else ():
+            if not _is_name(key) and entry("", child) is not None:
+                return (
+                    f"the names of its tensors are of type {type(key).__name__} ({key!r}), not "
+                    "text; save them as a dict of str to tensor"
+                )
+    network = next(filter(_is_network, values), None)
+    if network is not None:
         return (
-            f"refused, because it holds a whole pickled network ({networks[0]}), and loading it could run code; save its state dict "
-            "instead: torch.save(model.state_dict(), ...)"
+            f"refused, because it holds a whole pickled network ({network.kind}), and loading it "
+            f"could run code; {advice}"
         )
     if isinstance(tree, Foreign):
         return (
-            f"refused, because it holds more than tensors ({tree.kind}), and loading it could run code; save a state dict instead: "
-            "torch.save(model.state_dict(), ...)"
+            f"refused, because it holds more than tensors ({tree.kind}), and loading it could run "
+            f"code; {advice}"
         )
     if isinstance(tree, Mapping):
         keys = [str(key) for key in tree]
-        return (
-            "holds no state dict but an empty one"
-            if not keys
-            else f"holds no state dict but {listing(keys)}, without tensors by name"
-        )
-    return f"holds no state dict but a {type(tree).__name__}"
+        if not keys:
+            return "holds no state dict except an empty one"
+        return f"holds no state dict, only {listing(keys)}, without tensors by name"
+    return f"holds no state dict, only a {type(tree).__name__}"
 
 
-def _unnamed(tree: Any, entry: Callable[[str, Any], Entry | None]) -> Any:
-    """The first key of a tensor that is no name, such as bytes."""
+def _values(tree: Any) -> Iterator[Any]:
+    """The values of a structure's upper levels."""
     level = [tree]
     for _ in range(4):
-        below: list[Any] = []
-        for value in level[:1000]:
-            if isinstance(value, Mapping):
-                for key, child in value.items():
-                    if not isinstance(key, (str, int)) and entry("", child) is not None:
-                        return key
-            below += [child for _, child in _children(value)]
-        level = below
-    return None
-
-
-def _networks(tree: Any) -> list[str]:
-    level, found = [tree], []
-    for _ in range(4):
-        below: list[Any] = []
-        for value in level[:1000]:
-            if (
-                isinstance(value, Foreign)
-                and isinstance(value.state, dict)
-                and "_parameters" in value.state
-            ):
-                found.append(value.kind)
-            else:
-                below += [child for _, child in _children(value)]
-        level = below
-    return found
+        level = level[:1000]
+        yield from level
+        level = [child for value in level for _, child in _children(value)]

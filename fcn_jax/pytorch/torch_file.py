@@ -1,4 +1,4 @@
-"""PyTorch's weight files read without PyTorch: the archives of today, the format before PyTorch 1.6, and plain pickles.
+"""Opens PyTorch's weight files without PyTorch: zip archives, the older format, plain pickles.
 
 The values of a tensor are read when they are asked for, one tensor at a time.
 """
@@ -11,28 +11,35 @@ import math
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable
-from pathlib import Path
-from typing import IO, Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import IO, Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
 
 from fcn_jax.pytorch import unpickling
-from fcn_jax.pytorch.unpickling import Global, Storage, StoredTensor
-
-LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-"""The first value in a file of the format before PyTorch 1.6."""
+from fcn_jax.pytorch.unpickling import StoredTensor
 
 Read = Callable[[StoredTensor], np.ndarray]
-"""Reads the values of a tensor. Raises `OSError` or `EOFError` if the file is damaged or has changed."""
+"""Reads a tensor's values. Raises `OSError` or `EOFError` if the file is damaged or has changed."""
+
+
+class _Place(NamedTuple):
+    """The bytes of a storage in a file.
+
+    `crc` is their CRC-32, or 0 if it is not known; `unpack` reads them if they are compressed.
+    """
+
+    start: int
+    size: int
+    crc: int = 0
+    unpack: Callable[[], bytes] | None = None
 
 
 def open_archive(file: IO[bytes]) -> tuple[Any, Read]:
-    """Open a zip archive of PyTorch's.
+    """Open a zip archive, PyTorch's format since version 1.6.
 
     Returns:
-        What it holds, and what reads its tensors as long as the file is open.
+        The structure in the file, and a function that reads its tensors while the file is open.
     """
     archive = zipfile.ZipFile(file)
     members = {member.filename.replace("\\", "/"): member for member in archive.infolist()}
@@ -41,212 +48,125 @@ def open_archive(file: IO[bytes]) -> tuple[Any, Read]:
     order = "<"
     if root + "byteorder" in members:
         order = ">" if archive.read(members[root + "byteorder"]).strip() == b"big" else "<"
-    tree = unpickling.load(io.BytesIO(archive.read(members[pickled])), _storage)
-    # A tensor may need only a part of its storage. What is not compressed, as PyTorch never does,
-    # is read in place.
-    starts = {
-        name.removeprefix(f"{root}data/"): (_start(file, member), member)
+    tree = unpickling.load(io.BytesIO(archive.read(members[pickled])), unpickling.storage_of)
+
+    def place(member: zipfile.ZipInfo) -> _Place:
+        # Uncompressed storages, the only kind that PyTorch writes, are read in place, because a
+        # tensor may need only a part. The contents follow a header with two fields of any length.
+        file.seek(member.header_offset + 26)
+        start = member.header_offset + 30 + sum(struct.unpack("<HH", file.read(4)))
+        unpack = functools.partial(archive.read, member)
+        is_stored = member.compress_type == zipfile.ZIP_STORED
+        return _Place(start, member.file_size, member.CRC, None if is_stored else unpack)
+
+    places = {
+        name.removeprefix(f"{root}data/"): place(member)
         for name, member in members.items()
         if "/data/" in f"/{name}"
     }
-
-    def read(tensor: StoredTensor) -> np.ndarray:
-        assert tensor.storage is not None
-        before, length = _extent(tensor)
-        start, member = starts[tensor.storage.key]
-        if member.compress_type != zipfile.ZIP_STORED:
-            data = archive.read(member)[before : before + length]
-            return _shaped(np.frombuffer(data, np.uint8), length, order, tensor)
-        values = _read_at(file, start + before, length)
-        # Where PyTorch was set to write no checksums, they are 0.
-        if length == member.file_size and member.CRC and zlib.crc32(values.data) != member.CRC:
-            raise EOFError(
-                "its values were changed after they were written: their checksum is wrong"
-            )
-        return _shaped(values, length, order, tensor)
-
-    def check(tensor: StoredTensor) -> None:
-        before, length = _extent(tensor)
-        if tensor.storage is None or before + length > starts[tensor.storage.key][1].file_size:
-            raise ValueError("a tensor reaches out of its place in the file")
-
-    _for_each(tree, check)
-    return tree, _with_own_data(read)
+    return tree, _reader(file, tree, places, order)
 
 
 def open_legacy(file: IO[bytes]) -> tuple[Any, Read]:
     """Open a file of the format before PyTorch 1.6; see `open_archive`."""
-    if unpickling.load(file) != LEGACY_MAGIC:
-        raise ValueError("another magic number than PyTorch's")
-    unpickling.load(file)  # version of the format
-    system = unpickling.load(file)
-    order = "<" if not isinstance(system, dict) or system.get("little_endian", True) else ">"
-    widths: dict[str, int] = {}
-    tree = unpickling.load(file, functools.partial(_storage, widths=widths))
-    places: dict[str, tuple[int, int]] = {}
-    end = file.seek(0, io.SEEK_CUR)
+    tree, order, widths = unpickling.load_legacy(file)
+    places: dict[str, _Place] = {}
     for key in unpickling.load(file):
-        end = file.seek(0, io.SEEK_CUR)
         (count,) = struct.unpack("<q", file.read(8))
-        length = count * widths[str(key)]
-        places[str(key)] = (end + 8, length)
-        file.seek(end + 8 + length)
+        places[str(key)] = _Place(file.tell(), count * widths[str(key)])
+        file.seek(places[str(key)].size, io.SEEK_CUR)
     size = file.seek(0, io.SEEK_END)
+    if any(place.start + place.size > size for place in places.values()):
+        raise ValueError("the values end too early")
+    return tree, _reader(file, tree, places, order)
+
+
+def open_pickle(file: IO[bytes]) -> tuple[Any, Read]:
+    """Open a plain pickle of numpy arrays or tensors; see `open_archive`."""
+    tree = unpickling.load(file)
+    return tree, _reader(file, tree, {}, "<")
+
+
+def _reader(file: IO[bytes], tree: Any, places: Mapping[str, _Place], order: str) -> Read:
+    """A function that reads tensors. Raises `ValueError` if one lies outside its storage."""
 
     def read(tensor: StoredTensor) -> np.ndarray:
         assert tensor.storage is not None
         before, length = _extent(tensor)
-        return _shaped(
-            _read_at(file, places[tensor.storage.key][0] + before, length), length, order, tensor
-        )
+        if tensor.storage.data is not None:
+            data = np.frombuffer(tensor.storage.data[before : before + length], np.uint8)
+            return _shaped(data, length, "<", tensor)
+        place = places[tensor.storage.key]
+        if place.unpack is not None:
+            data = np.frombuffer(place.unpack()[before : before + length], np.uint8)
+            return _shaped(data, length, order, tensor)
+        data = np.empty(length, np.uint8)
+        file.seek(place.start + before)
+        if file.readinto(data.data) != length:  # type: ignore[attr-defined]
+            raise EOFError("the file is too short")
+        if length == place.size and place.crc and zlib.crc32(data.data) != place.crc:
+            raise EOFError(
+                "its values were changed after they were written: their checksum is wrong"
+            )
+        return _shaped(data, length, order, tensor)
 
-    def check(tensor: StoredTensor) -> None:
-        before, length = _extent(tensor)
-        start, available = places[tensor.storage.key] if tensor.storage else (0, -1)
-        if before + length > available or start + available > size:
-            raise ValueError("a tensor reaches out of its place in the file")
-
-    if any(start + length > size for start, length in places.values()):
-        raise ValueError("the values end too early")
-    _for_each(tree, check)
-    return tree, _with_own_data(read)
-
-
-def open_pickle(file: IO[bytes]) -> tuple[Any, Read]:
-    """Open a plain pickle, of numpy arrays or tensors; see `open_archive`."""
-
-    def read(tensor: StoredTensor) -> np.ndarray:
-        raise EOFError("a tensor without values")
-
-    tree = unpickling.load(file)
-    return tree, _with_own_data(read)
-
-
-def storage_in(file: IO[bytes]) -> Storage:
-    """The storage that a file of the older format holds, with its values."""
-    if unpickling.load(file) != LEGACY_MAGIC:
-        raise ValueError("another magic number than PyTorch's")
-    unpickling.load(file)
-    unpickling.load(file)
-    widths: dict[str, int] = {}
-    storage = unpickling.load(file, functools.partial(_storage, widths=widths))
-    if not isinstance(storage, Storage):
-        raise ValueError("no storage")
-    (key,) = unpickling.load(file)
-    (count,) = struct.unpack("<q", file.read(8))
-    return Storage(storage.dtype, storage.key, storage.offset, file.read(count * widths[str(key)]))
+    for tensor in _tensors_in(tree):
+        if obstacle(tensor) or tensor.storage is None or tensor.storage.data is not None:
+            continue
+        if sum(_extent(tensor)) > places[tensor.storage.key].size:
+            raise ValueError("a tensor reaches beyond its place in the file")
+    return read
 
 
-def tensors_in(tree: Any) -> list[StoredTensor]:
-    """All tensors of a structure, as `unpickling.load` gives it, each once."""
-    found: dict[int, StoredTensor] = {}
+def _tensors_in(tree: Any) -> Iterator[StoredTensor]:
+    """All tensors of a structure that `unpickling.load` returned, each once."""
     seen: set[int] = set()
     rest = [tree]
     while rest:
         value = rest.pop()
-        if id(value) in seen:
+        if isinstance(value, (str, int, float, bytes, type(None))) or id(value) in seen:
             continue
         seen.add(id(value))
         if isinstance(value, StoredTensor):
-            found[id(value)] = value
+            yield value
         elif isinstance(value, dict):
             rest += value.values()
         elif isinstance(value, (list, tuple)):
-            rest += [
-                item for item in value if not isinstance(item, (str, int, float, bytes, type(None)))
-            ]
+            rest += value
         elif isinstance(value, unpickling.Foreign):
             rest += [value.args, value.state, value.items, value.elements]
-    return list(found.values())
-
-
-def _for_each(tree: Any, check: Callable[[StoredTensor], None]) -> None:
-    for tensor in tensors_in(tree):
-        if (
-            not tensor.obstacle
-            and tensor.storage is not None
-            and tensor.storage.data is None
-            and _numpy_dtype(tensor.dtype)
-        ):
-            check(tensor)
 
 
 def obstacle(tensor: StoredTensor) -> str | None:
-    """Why a tensor has no values that numpy can hold, or None where it has."""
-    if tensor.obstacle == "meta":
-        return f"is a {tensor.dtype} tensor on the device meta, which has a shape and no values: it was saved before it was filled"
-    if tensor.obstacle == "quantized":
-        return f"is a quantized torch.{tensor.dtype} tensor, which numpy cannot hold; save the network before it is quantized"
-    if tensor.obstacle in ("neg", "conj"):
-        done = {"neg": "negated", "conj": "conjugated"}[tensor.obstacle]
-        return f"is a view whose values are still to be {done}; save it after .resolve_{tensor.obstacle}()"
-    if tensor.obstacle or _numpy_dtype(tensor.dtype) is None:
-        return f"is a {tensor.obstacle or 'strided'} torch.{tensor.dtype} tensor, which numpy cannot hold"
+    """Why a tensor has no values that numpy can hold; None if it has."""
+    kind = tensor.obstacle
+    if kind == "meta":
+        return (
+            f"is a {tensor.dtype} tensor on the device meta, which has a shape and no values: it "
+            "was saved before it was filled"
+        )
+    if kind == "quantized":
+        return (
+            f"is a quantized torch.{tensor.dtype} tensor, which numpy cannot hold; save the "
+            "network before it is quantized"
+        )
+    if kind in ("neg", "conj"):
+        done = {"neg": "negated", "conj": "conjugated"}[kind]
+        return f"is a view whose values are still to be {done}; save it after .resolve_{kind}()"
+    if kind or unpickling.numpy_dtype(tensor.dtype) is None:
+        return f"is a {kind or 'strided'} torch.{tensor.dtype} tensor, which numpy cannot hold"
     return None
 
 
-_NUMPY = [
-    "float32",
-    "float64",
-    "float16",
-    "int64",
-    "int32",
-    "int16",
-    "int8",
-    "uint8",
-    "uint16",
-    "uint32",
-    "uint64",
-    "bool",
-    "complex64",
-    "complex128",
-]
-
-
-def _numpy_dtype(name: str) -> np.dtype[Any] | None:
-    if name == "bfloat16":
-        return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype(name) if name in _NUMPY else None
-
-
-def _storage(identity: Any, widths: dict[str, int] | None = None) -> Any:
-    """What a persistent ID stands for: ("storage", class, key, device, number of values), in the older format with a view's place."""
-    kind = identity[0] if isinstance(identity, tuple) else None
-    if kind in ("module", b"module"):
-        return identity[1]  # the class of a network that was pickled as a whole
-    if kind not in ("storage", b"storage"):
-        raise ValueError("a reference to something that is no storage")
-    made, key = identity[1], str(identity[2])
-    if not isinstance(made, Global) or made.name not in unpickling.STORAGE_DTYPES:
-        raise ValueError(f"a storage of an unknown class {made}")
-    dtype = unpickling.STORAGE_DTYPES[made.name]
-    if widths is not None:
-        widths[key] = _width(dtype)
-    view = identity[5] if len(identity) > 5 else None
-    return Storage(dtype, key, int(view[1]) if view is not None else 0)
-
-
-def _width(dtype: str) -> int:
-    if not dtype or dtype in ("qint8", "quint8", "quint4x2", "quint2x4"):
-        return 1
-    if dtype == "qint32":
-        return 4
-    known = _numpy_dtype(dtype)
-    assert known is not None
-    return known.itemsize
-
-
 def _extent(tensor: StoredTensor) -> tuple[int, int]:
-    """The bytes of a tensor's storage before its first value, and those from there to the end of its last."""
-    width = _width(tensor.dtype)
-    last = sum(
-        (size - 1) * stride for size, stride in zip(tensor.shape, tensor.strides, strict=True)
-    )
-    return tensor.offset * width, (last + 1) * width if math.prod(tensor.shape) else 0
+    """The offset of a tensor's first value in its storage, and the length to its last, in bytes."""
+    width = unpickling.width(tensor.dtype)
+    ends = ((size - 1) * step for size, step in zip(tensor.shape, tensor.strides, strict=True))
+    return tensor.offset * width, (sum(ends) + 1) * width if math.prod(tensor.shape) else 0
 
 
 def _shaped(data: np.ndarray, length: int, order: str, tensor: StoredTensor) -> np.ndarray:
-    dtype = _numpy_dtype(tensor.dtype)
+    dtype = unpickling.numpy_dtype(tensor.dtype)
     assert dtype is not None
     if len(data) != length:
         raise EOFError("the file is too short")
@@ -257,43 +177,3 @@ def _shaped(data: np.ndarray, length: int, order: str, tensor: StoredTensor) -> 
         return np.zeros(tensor.shape, dtype)
     steps = tuple(stride * dtype.itemsize for stride in tensor.strides)
     return np.lib.stride_tricks.as_strided(data.view(dtype), tensor.shape, steps)
-
-
-def _with_own_data(read: Read) -> Read:
-    """Values that the pickle itself holds need no file."""
-
-    def reader(tensor: StoredTensor) -> np.ndarray:
-        if tensor.storage is None or tensor.storage.data is None:
-            return read(tensor)
-        before, length = _extent(tensor)
-        return _shaped(
-            np.frombuffer(tensor.storage.data[before : before + length], np.uint8),
-            length,
-            "<",
-            tensor,
-        )
-
-    return reader
-
-
-def _start(file: IO[bytes], member: zipfile.ZipInfo) -> int:
-    """Where a member's contents begin: behind a header with the name and another field, both of no fixed length."""
-    file.seek(member.header_offset + 26)
-    return member.header_offset + 30 + sum(struct.unpack("<HH", file.read(4)))
-
-
-def _read_at(file: IO[bytes], start: int, length: int) -> np.ndarray:
-    values = np.empty(length, np.uint8)
-    file.seek(start)
-    if file.readinto(values.data) != length:  # type: ignore[attr-defined]
-        raise EOFError("the file is too short")
-    return values
-
-
-def is_archive(path: Path) -> bool:
-    """Whether a file is a zip archive with what PyTorch writes into it."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("data.pkl") for name in archive.namelist())
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        return False

@@ -1,30 +1,33 @@
-"""Pickles read as data: the structure that a file describes, without importing or calling anything that it names.
+"""Reads pickles as data: nothing that a file names is imported or called.
 
-A pickle is a small program whose instructions may call any function. Here the instructions build
-plain Python values only. What the file names is kept as a name (`Global`), and what it would
-construct is kept as a description (`Foreign`), except for a fixed list of constructors, each of
-which is replaced by a function of this module: PyTorch's tensors, numpy's arrays and the plain
-containers.
+A pickle is a program for a stack machine, and its instructions may call any function. Here a name
+stays a name (`Global`), and a call becomes a description (`Foreign`). Only the constructors in
+`_CONSTRUCTORS` build values, and each of them is a function of this module: PyTorch's tensors,
+numpy's arrays and the plain containers.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import io
 import math
-import pickletools
+import pickle
+import struct
 from collections.abc import Callable
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
+import ml_dtypes
 import numpy as np
 
 
 class RefusedError(Exception):
-    """The file names a function that has no place next to weights, such as os.system."""
+    """The file names a function that has no use in a weights file, such as os.system."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Global:
-    """A class or function that the file names; it is never imported."""
+    """A class or function that the file names. It is never imported."""
 
     module: str
     name: str
@@ -36,13 +39,13 @@ class Global:
 
 @dataclasses.dataclass(eq=False)
 class Foreign:
-    """An object of a class that is not known here: what it would be made from.
+    """The description of an object whose class is not known here.
 
     Attributes:
-        kind: the dotted name of its class or of the function that makes it.
-        args: what that is called with.
-        state: what its attributes are set from, or None.
-        items: its keys and values, if it is a kind of dict.
+        kind: dotted name of its class, or of the function that makes it.
+        args: arguments of that call.
+        state: the values of its attributes, or None.
+        items: keys and values, if it is a kind of dict.
         elements: its elements, if it is a kind of list or set.
     """
 
@@ -52,16 +55,32 @@ class Foreign:
     items: dict[Any, Any] = dataclasses.field(default_factory=dict)
     elements: list[Any] = dataclasses.field(default_factory=list)
 
+    # The methods that pickle's instructions call on containers.
+
+    def append(self, element: Any) -> None:
+        """Add an element of a list or set."""
+        self.elements.append(element)
+
+    add = append
+
+    def extend(self, elements: list[Any]) -> None:
+        """Add elements of a list."""
+        self.elements.extend(elements)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        """Set an item of a dict."""
+        self.items[key] = value
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Storage:
-    """Where the values of tensors lie in a file.
+    """A buffer of a file that holds the values of tensors.
 
     Attributes:
-        dtype: PyTorch's name of the dtype, such as "float32"; "" for bytes without one.
+        dtype: PyTorch's name of the dtype, such as "float32"; "" for untyped bytes.
         key: the storage's name in the file.
-        offset: of a view, in values from the storage's start.
-        data: the bytes themselves, where the pickle holds them; otherwise None.
+        offset: start of a view, in values from the start of the buffer.
+        data: the bytes, if the pickle itself holds them; otherwise None.
     """
 
     dtype: str
@@ -72,10 +91,10 @@ class Storage:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StoredTensor:
-    """A tensor of PyTorch's: its place in a storage.
+    """A PyTorch tensor: its place in a storage.
 
     Attributes:
-        storage: holds its values; None where the file has no values, as for the device "meta".
+        storage: holds its values; None if the file has none, as for the device "meta".
         dtype: PyTorch's name, such as "float32".
         offset: of its first value in the storage, in values.
         shape: sizes of its axes.
@@ -91,7 +110,127 @@ class StoredTensor:
     obstacle: str = ""
 
 
-STORAGE_DTYPES = {
+def load(file: IO[bytes], persistent: Callable[[Any], Any] | None = None) -> Any:
+    """Read one pickle from the file's position; the position is then behind the pickle.
+
+    Args:
+        file: open for reading, at the pickle's start.
+        persistent: makes the object that a persistent ID stands for; without it, such an ID is an
+            error.
+
+    Returns:
+        Plain Python values, numpy arrays, `StoredTensor`s, `Storage`s, and `Global`s and `Foreign`s
+        for everything else.
+
+    Raises:
+        RefusedError: the pickle names a function that runs code.
+        Exception: of almost any kind, if the file is damaged.
+    """
+    return _Unpickler(file, persistent).load()
+
+
+# The implementation in Python, not the one in C: its instructions can be overridden, and a damaged
+# index of the memo does not make it allocate gigabytes.
+class _Unpickler(pickle._Unpickler):
+    def __init__(self, file: IO[bytes], persistent: Callable[[Any], Any] | None) -> None:
+        super().__init__(file, encoding="latin-1")
+        self._persistent = persistent
+
+    def find_class(self, module: str, name: str) -> Global:
+        if module == "__builtin__":
+            name = _PYTHON_2_BUILTINS.get(name, name)
+        module = _PYTHON_2_MODULES.get(module, module)
+        if (
+            module.partition(".")[0] in _RUN_CODE.split()
+            or (module in ("io", "_io") and name == "open")
+            or (module == "builtins" and not _is_plain_builtin(name))
+        ):
+            raise RefusedError(f"{module}.{name}")
+        return Global(module, name)
+
+    def persistent_load(self, pid: Any) -> Any:
+        if self._persistent is None:
+            raise ValueError("a pickle that refers to something outside of it")
+        return self._persistent(pid)
+
+    def _instantiate(self, made: Any, args: Any) -> None:
+        self.stack.append(_made(made, tuple(args)))
+
+    def _reduce(self) -> None:
+        args = self.stack.pop()
+        self.stack[-1] = _made(self.stack[-1], args)
+
+    def _newobj_ex(self) -> None:
+        keywords, args = self.stack.pop(), self.stack.pop()
+        self.stack[-1] = Foreign(str(self.stack[-1]), args, items=dict(keywords))
+
+    def _build(self) -> None:
+        state = self.stack.pop()
+        old = self.stack[-1]
+        if isinstance(old, Foreign):
+            old.state = state
+            if old.kind in _NUMPY_ARRAYS:  # complete only now; the memo must hold the same object
+                self.stack[-1] = array = _array_of(state)
+                self.memo.update({i: array for i, value in self.memo.items() if value is old})
+        # Attributes of other objects, such as `_metadata` of a state dict, are not needed.
+
+    dispatch: ClassVar = {
+        **pickle._Unpickler.dispatch,
+        pickle.REDUCE[0]: _reduce,
+        pickle.NEWOBJ[0]: _reduce,
+        pickle.NEWOBJ_EX[0]: _newobj_ex,
+        pickle.BUILD[0]: _build,
+    }
+
+
+_RUN_CODE = (
+    "os posix nt sys subprocess importlib imp runpy shutil socket pty code codeop ctypes _ctypes "
+    "marshal pickle _pickle webbrowser pip commands popen2 timeit pdb bdb cProfile"
+)
+"""Modules that weights never need: a file that names them is made to run code."""
+
+_PLAIN_BUILTINS = (
+    "set frozenset bytearray bytes complex slice range object int float str bool list dict tuple "
+    "type property getattr Ellipsis NotImplemented memoryview classmethod staticmethod super len "
+    "max min sum abs pow round sorted reversed enumerate zip map filter any all chr print"
+)
+
+# The names of Python 2, which pickles of the protocols below 3 use.
+_PYTHON_2_MODULES = {
+    "__builtin__": "builtins",
+    "copy_reg": "copyreg",
+    "commands": "subprocess",
+    "cPickle": "pickle",
+}
+_PYTHON_2_BUILTINS = {
+    "xrange": "range",
+    "long": "int",
+    "unicode": "str",
+    "basestring": "str",
+    "unichr": "chr",
+}
+
+
+def _is_plain_builtin(name: str) -> bool:
+    return name in _PLAIN_BUILTINS.split() or name.endswith(("Error", "Warning", "Exception"))
+
+
+def _made(made: Any, args: Any) -> Any:
+    """The result of a call: from a function of this module, or a description of the call."""
+    if not isinstance(made, Global):
+        return Foreign(getattr(made, "kind", type(made).__name__), args)
+    kind = str(made)
+    if isinstance(args, tuple):
+        if kind == "copyreg._reconstructor" and args and isinstance(args[0], Global):
+            return _made(args[0], ())
+        if (constructor := _CONSTRUCTORS.get(kind)) is not None:
+            return constructor(*args)
+    return Foreign(kind, args)
+
+
+# ------------------------------------------------------------------------ PyTorch's constructors
+
+_STORAGE_DTYPES = {
     "FloatStorage": "float32",
     "DoubleStorage": "float64",
     "HalfStorage": "float16",
@@ -111,432 +250,128 @@ STORAGE_DTYPES = {
     "QUInt2x4Storage": "quint2x4",
     "UntypedStorage": "",
 }
-"""PyTorch's storage classes and the dtypes of their values."""
 
-_RUN_CODE = frozenset(
-    [
-        "os",
-        "posix",
-        "nt",
-        "sys",
-        "subprocess",
-        "importlib",
-        "imp",
-        "runpy",
-        "shutil",
-        "socket",
-        "pty",
-        "code",
-        "codeop",
-        "ctypes",
-        "_ctypes",
-        "marshal",
-        "pickle",
-        "_pickle",
-        "webbrowser",
-        "pip",
-        "commands",
-        "popen2",
-        "timeit",
-        "pdb",
-        "bdb",
-        "cProfile",
-    ]
-)
-"""Modules whose names have no place among weights: a file that uses them is made to run code."""
-
-_PLAIN_BUILTINS = frozenset(
-    [
-        "set",
-        "frozenset",
-        "bytearray",
-        "bytes",
-        "complex",
-        "slice",
-        "range",
-        "object",
-        "int",
-        "float",
-        "str",
-        "bool",
-        "list",
-        "dict",
-        "tuple",
-        "type",
-        "property",
-        "getattr",
-        "Ellipsis",
-        "NotImplemented",
-        "memoryview",
-        "classmethod",
-        "staticmethod",
-        "super",
-        "len",
-        "max",
-        "min",
-        "sum",
-        "abs",
-        "pow",
-        "round",
-        "sorted",
-        "reversed",
-        "enumerate",
-        "zip",
-        "map",
-        "filter",
-        "any",
-        "all",
-        "chr",
-        "print",
-    ]
+_NUMPY_DTYPES = (
+    "float32 float64 float16 int64 int32 int16 int8 uint8 uint16 uint32 uint64 bool complex64 "
+    "complex128"
 )
 
 
-def load(file: IO[bytes], persistent: Callable[[Any], Any] | None = None) -> Any:
-    """Read one pickle from where the file is; the file is left behind its end.
+def numpy_dtype(name: str) -> np.dtype[Any] | None:
+    """The numpy dtype of PyTorch's name of a dtype; None if numpy has none."""
+    if name == "bfloat16":
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(name) if name in _NUMPY_DTYPES.split() else None
+
+
+def width(dtype: str) -> int:
+    """Bytes per value of a dtype that a storage class has."""
+    known = numpy_dtype(dtype)
+    return known.itemsize if known else 4 if dtype == "qint32" else 1
+
+
+def storage_of(identity: Any, widths: dict[str, int] | None = None) -> Any:
+    """The storage that a persistent ID of a PyTorch file stands for.
 
     Args:
-        file: open for reading, at the pickle's start.
-        persistent: makes what a persistent ID of the pickle stands for; without it, such an ID is
-            an error.
+        identity: ("storage", class, key, device, number of values), and the place of a view in the
+            format before PyTorch 1.6.
+        widths: receives the bytes per value by the storage's key.
+    """
+    kind = identity[0] if isinstance(identity, tuple) else None
+    if kind in ("module", b"module"):
+        return identity[1]  # the class of a network that was pickled as a whole
+    if kind not in ("storage", b"storage"):
+        raise ValueError("a persistent ID that is not a storage's")
+    made, key = identity[1], str(identity[2])
+    if not isinstance(made, Global) or made.name not in _STORAGE_DTYPES:
+        raise ValueError(f"a storage of an unknown class {made}")
+    dtype = _STORAGE_DTYPES[made.name]
+    if widths is not None:
+        widths[key] = width(dtype)
+    view = identity[5] if len(identity) > 5 else None
+    return Storage(dtype, key, int(view[1]) if view is not None else 0)
+
+
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+
+
+def load_legacy(file: IO[bytes]) -> tuple[Any, str, dict[str, int]]:
+    """Read the structure in a file of the format before PyTorch 1.6.
 
     Returns:
-        Plain Python values, numpy arrays, `StoredTensor`s, `Storage`s, and `Global`s and `Foreign`s
-        for all else.
-
-    Raises:
-        RefusedError: it names a function that runs code.
-        Exception: whatever a damaged file leads to.
+        The structure, the byte order ("<" or ">"), and the bytes per value of each storage by key.
+        The file's position is then at the list of storages.
     """
-    return _Machine(persistent).run(file)
+    if load(file) != _LEGACY_MAGIC:
+        raise ValueError("another magic number than PyTorch's")
+    load(file)  # version of the format
+    system = load(file)
+    order = "<" if not isinstance(system, dict) or system.get("little_endian", True) else ">"
+    widths: dict[str, int] = {}
+    return load(file, functools.partial(storage_of, widths=widths)), order, widths
 
 
-class _Machine:
-    """The stack machine that a pickle is a program of."""
-
-    def __init__(self, persistent: Callable[[Any], Any] | None) -> None:
-        self.persistent = persistent
-        self.stack: list[Any] = []
-        self.marks: list[list[Any]] = []
-        self.memo: dict[int, Any] = {}
-
-    def run(self, file: IO[bytes]) -> Any:
-        for opcode, arg, _ in pickletools.genops(file):
-            name = opcode.name
-            if name == "STOP":
-                return self.stack.pop()
-            if name in _CONSTANTS:
-                self.stack.append(_CONSTANTS[name]())
-            elif name in _ARGUMENTS:
-                self.stack.append(arg)
-            else:
-                step = getattr(self, f"_{name.lower()}", None)
-                if step is None:
-                    raise ValueError(f"a pickle with the instruction {name}")
-                step(arg)
-        raise EOFError("the pickle has no end")
-
-    def _since_mark(self) -> list[Any]:
-        items, self.stack = self.stack, self.marks.pop()
-        return items
-
-    def _proto(self, _: Any) -> None:
-        pass
-
-    _frame = _proto
-
-    def _mark(self, _: Any) -> None:
-        self.marks.append(self.stack)
-        self.stack = []
-
-    def _pop(self, _: Any) -> None:
-        if self.stack:
-            self.stack.pop()
-        else:
-            self._since_mark()
-
-    def _pop_mark(self, _: Any) -> None:
-        self._since_mark()
-
-    def _dup(self, _: Any) -> None:
-        self.stack.append(self.stack[-1])
-
-    def _memoize(self, _: Any) -> None:
-        self.memo[len(self.memo)] = self.stack[-1]
-
-    def _put(self, index: Any) -> None:
-        self.memo[int(index)] = self.stack[-1]
-
-    _binput = _long_binput = _put
-
-    def _get(self, index: Any) -> None:
-        self.stack.append(self.memo[int(index)])
-
-    _binget = _long_binget = _get
-
-    def _tuple(self, _: Any) -> None:
-        items = self._since_mark()
-        self.stack.append(tuple(items))
-
-    def _tuple1(self, _: Any) -> None:
-        self.stack[-1:] = [(self.stack[-1],)]
-
-    def _tuple2(self, _: Any) -> None:
-        self.stack[-2:] = [(self.stack[-2], self.stack[-1])]
-
-    def _tuple3(self, _: Any) -> None:
-        self.stack[-3:] = [(self.stack[-3], self.stack[-2], self.stack[-1])]
-
-    def _list(self, _: Any) -> None:
-        items = self._since_mark()
-        self.stack.append(items)
-
-    def _dict(self, _: Any) -> None:
-        items = self._since_mark()
-        self.stack.append(dict(zip(items[::2], items[1::2], strict=True)))
-
-    def _frozenset(self, _: Any) -> None:
-        items = self._since_mark()
-        self.stack.append(Foreign("builtins.frozenset", elements=items))
-
-    def _append(self, _: Any) -> None:
-        item = self.stack.pop()
-        self._extend([item])
-
-    def _appends(self, _: Any) -> None:
-        self._extend(self._since_mark())
-
-    _additems = _appends
-
-    def _extend(self, items: list[Any]) -> None:
-        target = self.stack[-1]
-        if isinstance(target, Foreign):
-            target.elements.extend(items)
-        elif isinstance(target, list):
-            target.extend(items)
-        else:
-            raise ValueError(f"a pickle that appends to a {type(target).__name__}")
-
-    def _setitem(self, _: Any) -> None:
-        value, key = self.stack.pop(), self.stack.pop()
-        self._update([key, value])
-
-    def _setitems(self, _: Any) -> None:
-        self._update(self._since_mark())
-
-    def _update(self, items: list[Any]) -> None:
-        target = self.stack[-1]
-        entries = target.items if isinstance(target, Foreign) else target
-        if not isinstance(entries, dict):
-            raise ValueError(f"a pickle that sets an item of a {type(target).__name__}")
-        entries.update(zip(items[::2], items[1::2], strict=True))
-
-    def _global(self, arg: Any) -> None:
-        module, _, name = str(arg).partition(" ")
-        self.stack.append(_named(module, name))
-
-    def _stack_global(self, _: Any) -> None:
-        name, module = self.stack.pop(), self.stack.pop()
-        self.stack.append(_named(str(module), str(name)))
-
-    def _inst(self, arg: Any) -> None:
-        module, _, name = str(arg).partition(" ")
-        args = self._since_mark()
-        self.stack.append(_made(_named(module, name), tuple(args)))
-
-    def _obj(self, _: Any) -> None:
-        made, *args = self._since_mark()
-        self.stack.append(_made(made, tuple(args)))
-
-    def _reduce(self, _: Any) -> None:
-        args = self.stack.pop()
-        self.stack[-1] = _made(self.stack[-1], args)
-
-    _newobj = _reduce
-
-    def _newobj_ex(self, _: Any) -> None:
-        keywords, args = self.stack.pop(), self.stack.pop()
-        made = Foreign(str(self.stack[-1]), args, None)
-        made.items.update(keywords)
-        self.stack[-1] = made
-
-    def _build(self, _: Any) -> None:
-        state = self.stack.pop()
-        target = self.stack[-1]
-        if isinstance(target, Foreign):
-            if target.kind in _NUMPY_ARRAYS:
-                self._replace(target, _array_of(state))
-            else:
-                target.state = state
-        # An attribute of anything else, such as `_metadata` of a state dict, is of no use here.
-
-    def _replace(self, old: Any, new: Any) -> None:
-        """An array is complete once its state is known; what the memo holds of it must be the same object."""
-        self.stack[-1] = new
-        for index, value in self.memo.items():
-            if value is old:
-                self.memo[index] = new
-
-    def _persid(self, arg: Any) -> None:
-        self.stack.append(self._stored(arg))
-
-    def _binpersid(self, _: Any) -> None:
-        self.stack.append(self._stored(self.stack.pop()))
-
-    def _stored(self, identity: Any) -> Any:
-        if self.persistent is None:
-            raise ValueError("a pickle that refers to something outside of it")
-        return self.persistent(identity)
-
-
-_CONSTANTS: dict[str, Callable[[], Any]] = {
-    "NONE": lambda: None,
-    "NEWTRUE": lambda: True,
-    "NEWFALSE": lambda: False,
-    "EMPTY_LIST": list,
-    "EMPTY_DICT": dict,
-    "EMPTY_TUPLE": tuple,
-    "EMPTY_SET": lambda: Foreign("builtins.set"),
-}
-
-_ARGUMENTS = frozenset(
-    [
-        "INT",
-        "BININT",
-        "BININT1",
-        "BININT2",
-        "LONG",
-        "LONG1",
-        "LONG4",
-        "FLOAT",
-        "BINFLOAT",
-        "STRING",
-        "BINSTRING",
-        "SHORT_BINSTRING",
-        "UNICODE",
-        "SHORT_BINUNICODE",
-        "BINUNICODE",
-        "BINUNICODE8",
-        "BINBYTES",
-        "SHORT_BINBYTES",
-        "BINBYTES8",
-        "BYTEARRAY8",
-    ]
-)
-
-
-_PYTHON_2 = {
-    "__builtin__": "builtins",
-    "copy_reg": "copyreg",
-    "commands": "subprocess",
-    "cPickle": "pickle",
-}
-"""Modules that pickles of the protocols below 3 call by their old names."""
-
-
-_PYTHON_2_BUILTINS = {
-    "xrange": "range",
-    "long": "int",
-    "unicode": "str",
-    "basestring": "str",
-    "unichr": "chr",
-}
-"""What the builtins of Python 2 are called today; pickles of the protocols below 3 name them so."""
-
-
-def _named(module: str, name: str) -> Global:
-    if module == "__builtin__":
-        name = _PYTHON_2_BUILTINS.get(name, name)
-    module = _PYTHON_2.get(module, module)
-    opens = name == "open" and module in ("io", "_io")
-    if (
-        opens
-        or module.partition(".")[0] in _RUN_CODE
-        or (module == "builtins" and not _is_plain_builtin(name))
-    ):
-        raise RefusedError(f"{module}.{name}")
-    return Global(module, name)
-
-
-def _is_plain_builtin(name: str) -> bool:
-    return name in _PLAIN_BUILTINS or name.endswith(("Error", "Warning", "Exception"))
-
-
-def _made(made: Any, args: Any) -> Any:
-    """What calling `made` gives: by a function of this module, or a description of the call."""
-    if isinstance(made, Global) and isinstance(args, tuple):
-        if (
-            made.module == "copyreg"
-            and made.name == "_reconstructor"
-            and args
-            and isinstance(args[0], Global)
-        ):
-            return _made(args[0], ())
-        constructor = _CONSTRUCTORS.get(str(made))
-        if constructor is not None:
-            return constructor(*args)
-    return Foreign(
-        str(made) if isinstance(made, Global) else getattr(made, "kind", type(made).__name__), args
-    )
-
-
-# ------------------------------------------------------------------------------------------------------------ PyTorch's constructors
+def _storage_from_bytes(data: Any) -> Any:
+    """The storage of a tensor in a plain pickle: a file of the older format that holds only it."""
+    file = io.BytesIO(_bytes(data))
+    storage, _, widths = load_legacy(file)
+    if not isinstance(storage, Storage):
+        raise ValueError("a file of a storage that holds something else")
+    (key,) = load(file)
+    (count,) = struct.unpack("<q", file.read(8))
+    return dataclasses.replace(storage, data=file.read(count * widths[str(key)]))
 
 
 def _integers(values: Any) -> tuple[int, ...]:
     numbers = tuple(values)
     if not all(type(number) is int and number >= 0 for number in numbers):
-        raise ValueError("sizes and strides of a tensor that are no counts")
+        raise ValueError("sizes and strides of a tensor that are not counts")
     return numbers
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> Any:
-    """`_rebuild_tensor` and `_rebuild_tensor_v2`; the rest is requires_grad, hooks, and whether it is conjugated or negated."""
-    if not isinstance(storage, Storage):
-        raise ValueError("a tensor without a storage")
-    flags = rest[2] if len(rest) > 2 and isinstance(rest[2], dict) else {}
-    return _place(storage, storage.dtype or "uint8", offset, shape, strides, _pending(flags))
+    """`_rebuild_tensor` and `_rebuild_tensor_v2`; `rest` is requires_grad, hooks, flags."""
+    return _placed(storage, None, offset, shape, strides, _pending(rest[2:3]))
 
 
 def _tensor_with_dtype(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> Any:
-    """`_rebuild_tensor_v3`, of dtypes that have no storage class; the rest is requires_grad, hooks, dtype, flags."""
-    if not isinstance(storage, Storage) or len(rest) < 3 or not isinstance(rest[2], Global):
-        raise ValueError("a tensor without a storage")
-    flags = rest[3] if len(rest) > 3 and isinstance(rest[3], dict) else {}
-    return _place(storage, rest[2].name, offset, shape, strides, _pending(flags))
-
-
-def _pending(flags: dict[Any, Any]) -> str:
-    """What is still to be done to the values of a view: "neg", "conj" or nothing."""
-    return next((str(name) for name, is_set in flags.items() if is_set), "")
-
-
-def _place(
-    storage: Storage, dtype: str, offset: Any, shape: Any, strides: Any, obstacle: str
-) -> StoredTensor:
-    sizes, steps = _integers(shape), _integers(strides)
-    (start,) = _integers((offset,))
-    if len(sizes) != len(steps):
-        raise ValueError("a tensor with another number of strides than of axes")
-    return StoredTensor(storage, dtype, storage.offset + start, sizes, steps, obstacle)
+    """`_rebuild_tensor_v3`; `rest` is requires_grad, hooks, dtype, flags."""
+    if len(rest) < 3 or not isinstance(rest[2], Global):
+        raise ValueError("a tensor without a dtype")
+    return _placed(storage, rest[2].name, offset, shape, strides, _pending(rest[3:4]))
 
 
 def _quantized(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Any:
+    return _placed(storage, None, offset, shape, strides, "quantized")
+
+
+def _pending(flags: tuple[Any, ...]) -> str:
+    """The operation still to be applied to the values of a view: "neg", "conj" or ""."""
+    if not flags or not isinstance(flags[0], dict):
+        return ""
+    return next((str(name) for name, is_set in flags[0].items() if is_set), "")
+
+
+def _placed(
+    storage: Any, dtype: str | None, offset: Any, shape: Any, strides: Any, obstacle: str
+) -> StoredTensor:
     if not isinstance(storage, Storage):
         raise ValueError("a tensor without a storage")
-    return _place(storage, storage.dtype, offset, shape, strides, "quantized")
+    sizes, steps, (start,) = _integers(shape), _integers(strides), _integers((offset,))
+    if len(sizes) != len(steps):
+        raise ValueError("a tensor whose number of strides is not that of its axes")
+    dtype = dtype or storage.dtype or "uint8"
+    return StoredTensor(storage, dtype, storage.offset + start, sizes, steps, obstacle)
 
 
 def _sparse(layout: Any, data: Any, *_: Any) -> Any:
-    kind = next(
-        (arg.removeprefix("torch.") for arg in getattr(layout, "args", ()) if isinstance(arg, str)),
-        "sparse",
-    )
+    names = [arg for arg in getattr(layout, "args", ()) if isinstance(arg, str)]
+    kind = names[0].removeprefix("torch.") if names else "sparse"
     parts = [part for part in data if isinstance(part, StoredTensor)]
     shape = next((part for part in data if isinstance(part, tuple)), ())
-    return StoredTensor(
-        None, parts[-1].dtype if parts else "float32", 0, _integers(shape), (0,) * len(shape), kind
-    )
+    dtype = parts[-1].dtype if parts else "float32"
+    return StoredTensor(None, dtype, 0, _integers(shape), (0,) * len(shape), kind)
 
 
 def _meta(dtype: Any, shape: Any, strides: Any, *_: Any) -> Any:
@@ -549,47 +384,30 @@ def _first(data: Any = None, *_: Any) -> Any:
 
 
 def _of_type(made: Any = None, _type: Any = None, args: Any = (), *_: Any) -> Any:
-    """`_rebuild_from_type_v2`, of tensors with attributes and of subclasses."""
+    """`_rebuild_from_type_v2`, for tensors with attributes and of subclasses."""
     return _made(made, args)
 
 
-def _storage_of_bytes(data: Any) -> Any:
-    """A storage that a plain pickle of tensors holds: a file of PyTorch's older format, with nothing but the storage in it."""
-    import io
-
-    from fcn_jax.pytorch import torch_file
-
-    return torch_file.storage_in(io.BytesIO(_bytes(data)))
-
-
-# -------------------------------------------------------------------------------------------------------------- numpy's constructors
+# -------------------------------------------------------------------------- numpy's constructors
 
 _NUMPY_ARRAYS = ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")
 
 
-def _dtype(described: Any) -> np.dtype[Any]:
-    """The dtype that a `numpy.dtype` of the file describes, if it is a plain number's."""
+def _dtype(described: Any) -> np.dtype[Any] | None:
+    """The dtype that a `numpy.dtype` of the file describes; None if it is not a number's."""
     if not (isinstance(described, Foreign) and described.kind == "numpy.dtype" and described.args):
-        raise ValueError("a numpy array without a dtype")
+        return None
     name = described.args[0]
-    dtype = np.dtype(name.decode("ascii") if isinstance(name, bytes) else str(name))
-    if dtype.kind not in "biufc":
-        raise ValueError(f"a numpy array of {dtype}")
-    if (
-        isinstance(described.state, tuple)
-        and len(described.state) > 1
-        and described.state[1] in ("<", ">")
-    ):
-        dtype = dtype.newbyteorder(described.state[1])
-    return dtype
-
-
-def _is_plain(described: Any) -> bool:
     try:
-        _dtype(described)
+        dtype = np.dtype(name.decode("ascii") if isinstance(name, bytes) else str(name))
     except (ValueError, TypeError):
-        return False
-    return True
+        return None
+    if dtype.kind not in "biufc":
+        return None
+    state = described.state
+    if isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", ">"):
+        dtype = dtype.newbyteorder(state[1])
+    return dtype
 
 
 def _bytes(data: Any) -> bytes:
@@ -597,59 +415,43 @@ def _bytes(data: Any) -> bytes:
 
 
 def _array_of(state: Any) -> Any:
-    """An array by its pickled state: (version, shape, dtype, whether in Fortran's order, values)."""
+    """An array from its state: (version, shape, dtype, whether in Fortran's order, values)."""
     shape, described, fortran, data = state[-4:]
-    if not _is_plain(described):
-        return Foreign(
-            "numpy.ndarray", state=state
-        )  # of strings or objects: a setting or a history
-    return _buffer(data, described, shape, "F" if fortran else "C")
+    if _dtype(described) is None:  # strings or objects: a setting or a history
+        return Foreign("numpy.ndarray", state=state)
+    return _array(data, described, shape, "F" if fortran else "C")
 
 
-def _buffer(data: Any, described: Any, shape: Any, order: Any = "C", *_: Any) -> Any:
-    dtype = _dtype(described)
-    sizes = _integers(shape)
-    raw = _bytes(data)
+def _array(data: Any, described: Any, shape: Any, order: Any = "C", *_: Any) -> Any:
+    dtype, sizes, raw = _dtype(described), _integers(shape), _bytes(data)
+    if dtype is None:
+        raise ValueError("a numpy array without a dtype of numbers")
     if len(raw) != math.prod(sizes) * dtype.itemsize:
-        raise ValueError("a numpy array with another number of values than its shape has")
-    return (
-        np.frombuffer(raw, dtype)
-        .reshape(sizes, order="F" if order == "F" else "C")
-        .astype(dtype.newbyteorder("="), copy=False)
-    )
+        raise ValueError("a numpy array whose number of values is not that of its shape")
+    array = np.frombuffer(raw, dtype).reshape(sizes, order="F" if order == "F" else "C")
+    return array.astype(dtype.newbyteorder("="), copy=False)
 
 
 def _scalar(described: Any, data: Any = None, *_: Any) -> Any:
-    if data is None or not _is_plain(described):
+    if data is None or _dtype(described) is None:
         return Foreign("numpy.scalar")
-    return _buffer(data, described, ())[()]
+    return _array(data, described, ())[()]
 
 
 def _encoded(text: Any, encoding: Any = "latin1", *_: Any) -> Any:
-    return (
-        str(text).encode("latin-1")
-        if str(encoding).replace("-", "").lower() in ("latin1", "iso88591")
-        else str(text).encode()
-    )
+    is_latin_1 = str(encoding).replace("-", "").lower() in ("latin1", "iso88591")
+    return str(text).encode("latin-1" if is_latin_1 else "utf-8")
 
 
 def _ordered(pairs: Any = (), *_: Any) -> Any:
     return dict(pairs.items() if isinstance(pairs, dict) else [tuple(pair) for pair in pairs])
 
 
-def _empty_dict(*_: Any) -> Any:
-    return {}
-
-
-def _tuple_of(items: Any = (), *_: Any) -> Any:
-    return tuple(items)
-
-
 _CONSTRUCTORS: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": _ordered,
-    "collections.defaultdict": _empty_dict,
+    "collections.defaultdict": lambda *_: {},
     "collections.Counter": _ordered,
-    "torch.Size": _tuple_of,
+    "torch.Size": lambda items=(), *_: tuple(items),
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_tensor_v3": _tensor_with_dtype,
@@ -667,10 +469,10 @@ _CONSTRUCTORS: dict[str, Callable[..., Any]] = {
     "torch.tensor._rebuild_from_type": _of_type,
     "torch.nn.parameter.Parameter": _first,
     "torch.nn.parameter.Buffer": _first,
-    "torch.storage._load_from_bytes": _storage_of_bytes,
+    "torch.storage._load_from_bytes": _storage_from_bytes,
     "numpy.core.multiarray.scalar": _scalar,
     "numpy._core.multiarray.scalar": _scalar,
-    "numpy.core.numeric._frombuffer": _buffer,
-    "numpy._core.numeric._frombuffer": _buffer,
+    "numpy.core.numeric._frombuffer": _array,
+    "numpy._core.numeric._frombuffer": _array,
     "_codecs.encode": _encoded,
 }

@@ -1,4 +1,4 @@
-"""Proof that a port is the same function as its PyTorch original: layer by layer, gradients, training steps."""
+"""Proof that a port computes the same function as its PyTorch reference."""
 
 from fcn_jax.verify.compare import Comparison, Section
 from fcn_jax.verify.model import verify_model

@@ -1,4 +1,4 @@
-"""JAX's side of a comparison: the jitted network as it is used, watched from within, or one layer at a time."""
+"""JAX's side of a comparison: the jitted network, its layers' outputs, or one layer at a time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from fcn_jax import nn
+from fcn_jax.nn._conv_norm_act import folding
 from fcn_jax.verify.torch_side import by_name, to_nchw
 
 Call = Callable[[Any, tuple[Any, ...]], Any]
@@ -20,7 +20,7 @@ Call = Callable[[Any, tuple[Any, ...]], Any]
 
 
 def blank(build: Callable[[], Any]) -> Any:
-    """A module without its initial values, which are about to be replaced and take long to draw; random streams start at 0."""
+    """A module without initial values, which take long to draw; random streams start at 0."""
     module = nnx.eval_shape(build)
     for _, leaf in nnx.to_flat_state(nnx.state(module, nnx.RngState)):
         shape = leaf.get_value()
@@ -30,17 +30,17 @@ def blank(build: Callable[[], Any]) -> Any:
 
 
 def submodules(module: nnx.Module) -> dict[str, nnx.Module]:
-    """Every submodule that can be called, by dotted path; the module itself is not among them."""
+    """Every submodule that can be called, by dotted path, without the module itself."""
     found = {".".join(map(str, path)): child for path, child in nnx.iter_modules(module) if path}
     return {path: child for path, child in found.items() if callable(child)}
 
 
 @contextlib.contextmanager
 def _watching(module: nnx.Module, note: Callable[[str, Any], None]) -> Iterator[None]:
-    """Tell `note` the path and the output of every call of a submodule that takes and gives a single array."""
+    """Call `note(path, output)` after each call of a submodule with a single array in and out."""
     paths = {id(child): path for path, child in submodules(module).items()}
     classes = {type(child) for child in submodules(module).values()}
-    # Resolved first: a class may inherit the method from another one among them.
+    # Collected first, because a class may inherit the method from another class of the list.
     originals: dict[type, Any] = {cls: cls.__call__ for cls in classes}
     own = {cls: cls.__dict__.get("__call__") for cls in classes}
 
@@ -48,9 +48,9 @@ def _watching(module: nnx.Module, note: Callable[[str, Any], None]) -> Iterator[
         @functools.wraps(original)
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
             output = original(self, *args, **kwargs)
+            # A subclass may call its parent's method: that is a part of a call.
             if (
-                type(self)
-                is cls  # otherwise it is a part of a call: a subclass' own way to its parent's
+                type(self) is cls
                 and id(self) in paths
                 and len(args) == 1
                 and not kwargs
@@ -64,7 +64,8 @@ def _watching(module: nnx.Module, note: Callable[[str, Any], None]) -> Iterator[
 
     try:
         for cls in classes:
-            setattr(cls, "__call__", wrapped(cls, originals[cls]))  # noqa: B010  (mypy refuses to assign a method)
+            # mypy rejects an assignment to a method.
+            setattr(cls, "__call__", wrapped(cls, originals[cls]))  # noqa: B010
         yield
     finally:
         for cls in classes:
@@ -75,18 +76,18 @@ def _watching(module: nnx.Module, note: Callable[[str, Any], None]) -> Iterator[
 
 
 def precise() -> Any:
-    """Matrix products in full float32: TF32 on GPUs and bfloat16 on TPUs make a correct port look wrong at 1e-2."""
+    """Matrix products in full float32. TF32 on GPUs and bfloat16 on TPUs cause errors of 1e-2."""
     return jax.default_matmul_precision("highest")
 
 
 def watched(
     module: nnx.Module, call: Call, inputs: Sequence[np.ndarray], names: Sequence[str]
 ) -> tuple[dict[str, np.ndarray], dict[str, list[np.ndarray]]]:
-    """Run a module, jitted as a whole, and note what comes out of submodules.
+    """Run a module, jitted as a whole, and record the outputs of submodules.
 
     Returns:
-        The outputs by name, and the outputs of every call of each submodule that took and gave a
-        single array; in PyTorch's layout.
+        The outputs by name, and the outputs of every call of each submodule with a single array in
+        and out; in PyTorch's layout.
     """
     graphdef, state = nnx.split(module)
 
@@ -99,7 +100,7 @@ def watched(
             if path in names:
                 seen.setdefault(path, []).append(output)
 
-        with _watching(network, note), nn.folding(False):  # each layer by itself
+        with _watching(network, note), folding(False):  # keeps every layer's output
             outputs = by_name(call(network, inputs))
         return outputs, seen
 
@@ -111,7 +112,7 @@ def watched(
 
 
 def outputs(module: nnx.Module, call: Call, inputs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    """Run a module, jitted, in the mode it is in; outputs by name in PyTorch's layout."""
+    """Run a module, jitted, in its current mode; outputs by name in PyTorch's layout."""
     graphdef, state = nnx.split(module)
     run = jax.jit(
         lambda state, inputs: by_name(call(nnx.merge(graphdef, state, copy=True), inputs))
@@ -121,9 +122,10 @@ def outputs(module: nnx.Module, call: Call, inputs: Sequence[np.ndarray]) -> dic
 
 
 def layer_runner() -> Callable[[nnx.Module, np.ndarray], np.ndarray]:
-    """A function that runs one submodule on an input of its own, giving PyTorch's layout; it compiles layers alike once.
+    """A function that runs one submodule on an input and returns PyTorch's layout.
 
-    It is made anew for every comparison, since it would not notice that a layer's code had changed.
+    Equal layers are compiled once. Every comparison needs a new function, because the compiled
+    programs would not notice a change of a layer's code.
     """
 
     @functools.partial(jax.jit, static_argnums=0)
@@ -144,7 +146,7 @@ def gradients(
     loss: Callable[[dict[str, Any], Any], jax.Array],
     target: Any,
 ) -> tuple[float, Any]:
-    """Loss of the outputs and a target, and its gradient by every parameter, jitted as in training: (loss, state of gradients)."""
+    """The loss and its gradient with respect to every parameter, jitted as in training."""
     graphdef, params, rest = nnx.split(module, nnx.Param, ...)  # type: ignore[misc]
 
     @jax.jit
@@ -161,7 +163,7 @@ def gradients(
 
 @contextlib.contextmanager
 def without_dropout(module: nnx.Module) -> Iterator[None]:
-    """Dropout switched off in both modes, and as it was at the end."""
+    """Disable dropout in both modes, and restore it at the end."""
     layers = [child for child in submodules(module).values() if isinstance(child, nnx.Dropout)]
     rates = [layer.rate for layer in layers]
     for layer in layers:
@@ -174,7 +176,7 @@ def without_dropout(module: nnx.Module) -> Iterator[None]:
 
 
 def array(value: Any) -> np.ndarray:
-    """To numpy in PyTorch's layout; bfloat16 is widened."""
+    """Convert to numpy in PyTorch's layout; bfloat16 becomes float32."""
     wide = np.asarray(value)
     return to_nchw(
         wide.astype(np.float32)
@@ -184,5 +186,5 @@ def array(value: Any) -> np.ndarray:
 
 
 def arrays(values: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """`array` for each."""
+    """Apply `array` to each value."""
     return {name: array(value) for name, value in values.items()}

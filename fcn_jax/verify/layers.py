@@ -1,9 +1,9 @@
-"""Which submodule of one side is which of the other, and their comparison one by one."""
+"""Which submodules of the two sides are the same layer, and their comparison one by one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from flax import nnx
@@ -11,34 +11,33 @@ from flax import nnx
 from fcn_jax.models.names import leaves
 from fcn_jax.pytorch.rules import Table
 from fcn_jax.verify import jax_side
-from fcn_jax.verify.compare import FACTORS, Comparison, Section, Yardstick
-from fcn_jax.verify.torch_side import TRUTH, TorchSide, import_torch
+from fcn_jax.verify.compare import FACTORS, Comparison, ReferenceErrors, Section
+from fcn_jax.verify.torch_side import REFERENCE, import_torch
+from fcn_jax.verify.types import Advance, Pair
 
 if TYPE_CHECKING:
     import torch
 
 
-def pair(network: torch.nn.Module, module: nnx.Module, table: Table) -> dict[str, str]:
-    """Submodules that hold the same tensors by the table: Flax path -> PyTorch name, leaves and blocks alike.
+def match_layers(network: torch.nn.Module, module: nnx.Module, table: Table) -> dict[str, str]:
+    """Match submodules that hold the same tensors, layers and blocks alike.
 
-    Where several modules, one around the other, hold the same tensors, they are paired from the
-    outermost on if there are as many on both sides. Otherwise what they do besides cannot be told,
-    such as adding a shortcut, and only the innermost are paired, if they hold the tensors
-    themselves.
+    Several modules, one around the other, may hold the same tensors. They are matched from the
+    outermost on if there are as many on both sides. Otherwise it is unknown which of them adds, for
+    example, a shortcut, and only the innermost are matched, if they hold the tensors themselves.
+
+    Returns:
+        Flax path -> PyTorch name.
     """
-    names = {}
-    for path in leaves(module):
-        found = table.to_torch(path)
-        if found is not None:
-            names[path] = found[0]
+    names = {path: found[0] for path in leaves(module) if (found := table.to_torch(path))}
     present = set(network.state_dict())
     ours = _by_tensors(
         sorted(jax_side.submodules(module), key=lambda path: path.count(".")),
         {path: name for path, name in names.items() if name in present},
     )
     theirs = _by_tensors(
-        [name for name, layer in network.named_modules() if name and _does_something(layer)],
-        {n: n for n in present},
+        [name for name, layer in network.named_modules() if name and _is_layer(layer)],
+        {name: name for name in present},
     )
     pairs: dict[str, str] = {}
     for tensors, paths in ours.items():
@@ -55,11 +54,11 @@ def pair(network: torch.nn.Module, module: nnx.Module, table: Table) -> dict[str
 def _by_tensors(
     modules: Sequence[str], tensors: Mapping[str, str]
 ) -> dict[frozenset[str], list[str]]:
-    """Modules by what they hold, in the order given.
+    """Group modules by their tensors.
 
     Args:
-        modules: their names.
-        tensors: name of each tensor as the modules have it -> what it is known by.
+        modules: names of the modules.
+        tensors: each tensor's name in the module tree -> its common name.
     """
     found: dict[frozenset[str], list[str]] = {}
     for module in modules:
@@ -69,7 +68,7 @@ def _by_tensors(
     return found
 
 
-def _does_something(layer: torch.nn.Module) -> bool:
+def _is_layer(layer: torch.nn.Module) -> bool:
     """Whether a PyTorch module can be called and does more than its only child."""
     torch = import_torch()
     can_be_called = type(layer).forward is not torch.nn.Module.forward
@@ -78,87 +77,84 @@ def _does_something(layer: torch.nn.Module) -> bool:
     )
 
 
-def compare(
-    side: TorchSide,
-    module: nnx.Module,
-    call: jax_side.Call,
-    pairs: Mapping[str, str],
-    inputs: Sequence[np.ndarray],
-    dtype: str,
-    advance: Callable[[str], None],
-) -> tuple[Section, Section, tuple[str, ...]]:
-    """Compare every pair, on PyTorch's own input and within the running network.
+class Layers(NamedTuple):
+    """Comparison of all layers, in the order of PyTorch's calls.
+
+    Attributes:
+        isolated: each layer's error on PyTorch's own input.
+        accumulated: each layer's error within the running network.
+        skipped: layers with tensors of their own that one side never calls with a single tensor.
+    """
+
+    isolated: Section
+    accumulated: Section
+    skipped: tuple[str, ...]
+
+    @property
+    def sections(self) -> list[Section]:
+        """The sections that are not empty. If there are none, `skipped` names the layers."""
+        return [section for section in (self.isolated, self.accumulated) if section.comparisons]
+
+    @property
+    def first_failing(self) -> str:
+        """The first layer that fails on PyTorch's own input; "" if no layer fails.
+
+        A block comes after its layers, so it is named only if they pass. If every layer passes
+        alone, but not in the network, the code between two of them is wrong.
+        """
+        first = next((c for c in self.isolated.comparisons if not c.equal), None)
+        if first is not None:
+            return str(first)
+        before = "the input"
+        for comparison in self.accumulated.comparisons:
+            if not comparison.equal:
+                return f"between {before} and {comparison}"
+            before = comparison.name
+        return ""
+
+
+def compare_layers(pair: Pair, inputs: Sequence[np.ndarray], advance: Advance) -> Layers:
+    """Compare every matched layer, on PyTorch's own input and within the running network.
 
     Args:
-        side: PyTorch's, in eval mode.
-        module: JAX's, in eval mode.
-        call: how to run the whole of it.
-        pairs: Flax path -> PyTorch name.
-        inputs: of the whole network, NHWC.
-        dtype: compared precision.
-        advance: told of every step done.
-
-    Returns:
-        The isolated errors, each layer fed PyTorch's own input, in the order of PyTorch's calls;
-        the accumulated errors, in the same order; and the layers with tensors of their own that
-        were not compared, since one side never calls them with a single tensor.
+        pair: both sides, in eval mode.
+        inputs: the whole network's inputs, NHWC.
+        advance: called after every step.
     """
-    _, ours = jax_side.watched(module, call, inputs, tuple(pairs))
+    side, factor = pair.torch, FACTORS["layers"]
+    _, ours = jax_side.watched(pair.jax, pair.call, inputs, tuple(pair.layers))
     advance("JAX")
-    # A head, for one, takes several features by name here and a single tensor there.
-    paths = {name: path for path, name in pairs.items() if path in ours}
-    _, seen_in, truth = side.watched(TRUTH, inputs, tuple(paths))
+    # Some layers are called with several tensors on one side only, such as a head with its features
+    # by name.
+    paths = {name: path for path, name in pair.layers.items() if path in ours}
+    _, seen_in, reference = side.watched(REFERENCE, inputs, tuple(paths))
     advance("PyTorch float64")
-    order = list(
-        seen_in
-    )  # hooks fire when a module is done: the layers of a block before the block
-    accumulated = Yardstick(_numbered(paths, truth), dtype)
+    order = list(seen_in)  # hooks run when a module is done: first the layers, then their block
+    errors = ReferenceErrors(_numbered(paths, reference), pair.dtype)
     for variant in side.variants:
         _, _, seen = side.watched(variant, inputs, order)
-        accumulated.add(_numbered(paths, seen))
+        errors.add(_numbered(paths, seen))
         advance("PyTorch")
-    factor = FACTORS["layers"]
     called = {paths[name] for name in order}
-    whole = Section(
-        "layers, accumulated",
-        factor,
-        accumulated.judge(_flat({path: ours[path] for path in ours if path in called}), factor),
-    )
-    del accumulated, truth, ours, seen
+    found = _flat({path: values for path, values in ours.items() if path in called})
+    accumulated = Section("layers, accumulated", factor, errors.compare(found, factor))
+    del errors, reference, ours, found, seen
 
-    modules, run_layer = jax_side.submodules(module), jax_side.layer_runner()
+    modules, run_layer = jax_side.submodules(pair.jax), jax_side.layer_runner()
     isolated: list[Comparison] = []
     for name in order:
         path = paths[name]
         for number, x in enumerate(seen_in.pop(name)):
-            x = _rounded(x, dtype)
+            x = _rounded(x, pair.dtype)
             key = _label(path, number)
-            yardstick = Yardstick({key: side.layer(TRUTH, name, x)}, dtype)
+            errors = ReferenceErrors({key: side.layer(REFERENCE, name, x)}, pair.dtype)
             for variant in side.variants:
-                yardstick.add({key: side.layer(variant, name, x)})
-            isolated += yardstick.judge({key: run_layer(modules[path], x)}, factor)
+                errors.add({key: side.layer(variant, name, x)})
+            isolated += errors.compare({key: run_layer(modules[path], x)}, factor)
         advance(path)
-    owners = dict.fromkeys(path.rpartition(".")[0] for path in leaves(module))
-    uncompared = tuple(owner for owner in owners if owner not in called)
-    return Section("layers, isolated", factor, tuple(isolated)), whole, uncompared
-
-
-def guilty(isolated: Section, accumulated: Section) -> str:
-    """Which layer is to blame, or "" if none is.
-
-    The first that is wrong on PyTorch's own input; a block comes after the layers in it, so it is
-    named only where they are right. Otherwise, where every layer is right by itself, the code
-    between two of them is wrong.
-    """
-    first = next((c for c in isolated.comparisons if not c.equal), None)
-    if first is not None:
-        return str(first)
-    before = "the input"
-    for comparison in accumulated.comparisons:
-        if not comparison.equal:
-            return f"between {before} and {comparison}"
-        before = comparison.name
-    return ""
+    owners = dict.fromkeys(path.rpartition(".")[0] for path in leaves(pair.jax))
+    skipped = tuple(owner for owner in owners if owner not in called)
+    return Layers(Section("layers, isolated", factor, tuple(isolated)), accumulated, skipped)
 
 
 def _label(path: str, number: int) -> str:

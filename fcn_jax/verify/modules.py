@@ -1,9 +1,8 @@
-"""A torch module against a JAX module: weights, layers, outputs, gradients."""
+"""Comparison of a PyTorch module with a JAX module: weights, layers, outputs, gradients."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,69 +15,24 @@ from fcn_jax.convert.engine import export, load_by_table
 from fcn_jax.errors import ConfigError
 from fcn_jax.models.names import named
 from fcn_jax.pytorch.rules import Table
-from fcn_jax.verify import jax_side, layers
+from fcn_jax.verify import jax_side
 from fcn_jax.verify.compare import (
     ATTEMPTS,
     FACTORS,
     FLOOR,
+    NEGLIGIBLE,
+    ReferenceErrors,
     Section,
-    Yardstick,
-    persistent,
+    compare_repeatedly,
     total_norm,
 )
-from fcn_jax.verify.report import Report, environment
-from fcn_jax.verify.torch_side import TRUTH, TorchSide, Variant, array, import_torch, to_nhwc
+from fcn_jax.verify.layers import compare_layers, match_layers
+from fcn_jax.verify.report import Report
+from fcn_jax.verify.torch_side import REFERENCE, TorchSide, Variant, array, import_torch, to_nhwc
+from fcn_jax.verify.types import Advance, Loss, Outputs, Pair
 
 if TYPE_CHECKING:
     import torch
-
-Advance = Callable[[str], None]
-
-NEGLIGIBLE = 1e-6
-"""Gradients smaller than this share of the whole gradient are measured against it: they are zero but for rounding."""
-
-
-def check_dtype(dtype: str) -> None:
-    """Raise `ConfigError` unless the criterion knows the precision."""
-    if dtype not in FLOOR:
-        raise ConfigError(f"dtype is '{dtype}'; it must be one of {', '.join(FLOOR)}")
-
-
-@dataclasses.dataclass(frozen=True)
-class Pair:
-    """Both sides of a comparison, with the same weights.
-
-    Attributes:
-        torch: PyTorch's side.
-        jax: JAX's side, an `nnx.Module`.
-        table: rules that tie their names.
-        call: how to run JAX's side.
-        dtype: compared precision, "float32" or "bfloat16".
-        layers: submodules that hold the same tensors, Flax path -> PyTorch name.
-    """
-
-    torch: TorchSide
-    jax: nnx.Module
-    table: Table
-    call: jax_side.Call
-    dtype: str
-    layers: Mapping[str, str]
-
-
-@dataclasses.dataclass(frozen=True)
-class Loss:
-    """The same scalar of a network's outputs on both sides.
-
-    Attributes:
-        torch: outputs by name -> scalar tensor.
-        jax: (outputs by name, target) -> scalar.
-        target: arrays that JAX's side is given as arguments; as constants XLA would spend a while
-            folding them.
-    """
-
-    torch: Callable[[dict[str, Any]], Any]
-    jax: Callable[[dict[str, Any], Any], jax.Array]
-    target: Any
 
 
 def compare_modules(
@@ -94,51 +48,52 @@ def compare_modules(
     subject: str = "",
     progress: Advance | None = None,
 ) -> Report:
-    """Show that a JAX module is the same function as a PyTorch module, layer by layer; or which layer is not.
+    """Show that a JAX module computes the same function as a PyTorch module, layer by layer.
 
         report = compare_modules(torch_net, jax_net, rules, images)
         assert report.equal, report
 
-    The PyTorch module's state dict is loaded into the JAX module, in place, by the rules; then both
-    run on the same inputs. See `fcn_jax.verify.compare` for the criterion. Layers and outputs are
-    compared in eval mode, gradients in train mode with dropout off, which no two libraries draw
-    alike. The PyTorch module is left as it was.
+    The PyTorch module's state dict is loaded into the JAX module by the rules; then both run on the
+    same inputs. See `fcn_jax.verify.compare` for the criterion. Layers and outputs are compared in
+    eval mode, gradients in train mode without dropout, because no two libraries draw it alike. The
+    PyTorch module is not changed.
 
     Args:
-        torch_module: the original, on the CPU.
-        jax_module: the port; `dtype` must be the one that it computes in. It is left in eval mode.
+        torch_module: the reference, on the CPU.
+        jax_module: the port. It gets the weights and is left in eval mode.
         rules: table of names and layouts, as for conversion.
-        inputs: what the network takes, one array or several; images as f32[N,H,W,C], which PyTorch
-            is given as NCHW.
-        call_torch: (module, tensors) -> tensor, or tensors by name; calls the module if not given.
-        call_jax: likewise.
-        grad: compare the gradient of every parameter too, of a fixed random linear function of the
-            outputs.
-        dtype: compared precision, "float32" or "bfloat16".
-        subject: what the report calls it.
-        progress: told of every step done.
+        inputs: one array or several; images as f32[N,H,W,C], which PyTorch gets as NCHW.
+        call_torch: (module, tensors) -> tensor, or tensors by name; calls the module if None.
+        call_jax: (module, arrays) -> array, or arrays by name; calls the module if None.
+        grad: also compare the gradient of a fixed random linear function of the outputs with
+            respect to every parameter.
+        dtype: compared precision, "float32" or "bfloat16"; the JAX module must compute in it.
+        subject: name for the report.
+        progress: called after every step with its name.
 
     Returns:
         The report; `report.equal` is the verdict.
 
     Raises:
         ConfigError: an unknown dtype.
-        WeightsError: the rules do not take the state dict: all missing, surplus and misshapen
-            names; or torch is not installed.
+        WeightsError: the rules do not match the state dict (the error lists all missing, surplus
+            and misshapen names), or torch is not installed.
     """
-    check_dtype(dtype)
+    if dtype not in FLOOR:
+        raise ConfigError(f"dtype is '{dtype}'; it must be one of {', '.join(FLOOR)}")
     inputs = (inputs,) if isinstance(inputs, np.ndarray) else tuple(inputs)
     advance = progress or (lambda _: None)
     coverage = load_by_table(jax_module, torch_module.state_dict(), rules)
-    report = Report(subject or type(jax_module).__name__, dtype, environment(), coverage=coverage)
+    report = Report(subject or type(jax_module).__name__, dtype, coverage=coverage)
     with paired(
         torch_module, jax_module, rules, call_torch or _called, call_jax or _called, dtype
     ) as pair:
-        compare_layers(pair, report, inputs, advance)
+        report.add_layers(compare_layers(pair, inputs, advance))
         section, outputs = compare_outputs(pair, inputs, "outputs", advance)
         report.add(section)
         if grad:
-            add_gradients(pair, report, inputs, _random_loss(outputs.truth), advance)
+            loss = _random_loss(outputs.reference)
+            report.add(*compare_gradients(pair, inputs, loss, advance, attempts_after(report)))
     return report
 
 
@@ -151,32 +106,18 @@ def paired(
     call_jax: jax_side.Call,
     dtype: str,
 ) -> Iterator[Pair]:
-    """Two modules of the same weights side by side, in eval mode, with dropout off; JAX's dropout is as it was at the end."""
+    """Both modules in eval mode without dropout. JAX's dropout is restored at the end."""
     with jax_side.without_dropout(jax_module):
         side = TorchSide(torch_module, dtype, call_torch)
         side.train(False)
         jax_module.eval()
-        yield Pair(
-            side, jax_module, table, call_jax, dtype, layers.pair(torch_module, jax_module, table)
-        )
-
-
-def compare_layers(
-    pair: Pair, report: Report, inputs: Sequence[np.ndarray], advance: Advance
-) -> None:
-    """Compare layer by layer, and say in the report which one is to blame."""
-    isolated, accumulated, report.uncompared = layers.compare(
-        pair.torch, pair.jax, pair.call, pair.layers, inputs, pair.dtype, advance
-    )
-    report.add(
-        *(section for section in (isolated, accumulated) if section.comparisons)
-    )  # else `uncompared` says it
-    report.guilty = layers.guilty(isolated, accumulated)
+        matched = match_layers(torch_module, jax_module, table)
+        yield Pair(side, jax_module, table, call_jax, dtype, matched)
 
 
 @contextlib.contextmanager
-def training(pair: Pair) -> Iterator[None]:
-    """Both sides in train mode; PyTorch's parameters and statistics are put back at the end."""
+def train_mode(pair: Pair) -> Iterator[None]:
+    """Put both sides into train mode; restore PyTorch's parameters and statistics at the end."""
     saved = [
         (network, {k: v.clone() for k, v in network.state_dict().items()})
         for network in pair.torch.networks()
@@ -193,62 +134,47 @@ def training(pair: Pair) -> Iterator[None]:
         pair.jax.eval()
 
 
-@dataclasses.dataclass(frozen=True)
-class Outputs:
-    """Whole outputs by name, in PyTorch's layout: the truth, PyTorch's correct runs, and JAX's."""
-
-    truth: dict[str, np.ndarray]
-    torch: list[dict[str, np.ndarray]]
-    jax: dict[str, np.ndarray]
-
-
 def compare_outputs(
     pair: Pair, inputs: Sequence[np.ndarray], title: str, advance: Advance
 ) -> tuple[Section, Outputs]:
-    """Run both sides whole, and compare what comes out."""
+    """Run both networks and compare their outputs."""
     torch = import_torch()
 
     def by_torch(variant: Variant) -> dict[str, np.ndarray]:
         with torch.no_grad():
-            found = {
-                name: array(value) for name, value in pair.torch.outputs(variant, inputs).items()
-            }
+            found = pair.torch.outputs(variant, inputs)
         advance("PyTorch")
-        return found
+        return {name: array(value) for name, value in found.items()}
 
     outputs = Outputs(
-        by_torch(TRUTH),
+        by_torch(REFERENCE),
         [by_torch(variant) for variant in pair.torch.variants],
         jax_side.outputs(pair.jax, pair.call, inputs),
     )
     advance("JAX")
-    yardstick = Yardstick(outputs.truth, pair.dtype)
+    errors = ReferenceErrors(outputs.reference, pair.dtype)
     for run in outputs.torch:
-        yardstick.add(run)
-    return Section(
-        title, FACTORS["outputs"], yardstick.judge(outputs.jax, FACTORS["outputs"])
-    ), outputs
+        errors.add(run)
+    factor = FACTORS["outputs"]
+    return Section(title, factor, errors.compare(outputs.jax, factor)), outputs
 
 
-def add_gradients(
-    pair: Pair, report: Report, inputs: Sequence[np.ndarray], loss: Loss, advance: Advance
-) -> None:
-    """Compare gradients for the report; on inputs nearby too where it takes that to tell chance from fault."""
-    report.add(
-        *persistent(
-            lambda number: [compare_gradients(pair, _nearby(inputs, number), loss, advance)],
-            attempts_after(report),
-        )
+def compare_gradients(
+    pair: Pair, inputs: Sequence[np.ndarray], loss: Loss, advance: Advance, attempts: int
+) -> list[Section]:
+    """Compare the loss and its gradients, on up to `attempts` slightly different inputs."""
+    return compare_repeatedly(
+        lambda number: [_compare_gradients(pair, _nearby(inputs, number), loss, advance)], attempts
     )
 
 
 def attempts_after(report: Report) -> int:
-    """How often a comparison of gradients may be repeated: where layers or outputs differ already, there is nothing to find out."""
+    """Allowed attempts for gradients: one if layers or outputs already differ."""
     return ATTEMPTS if report.equal else 1
 
 
 def _nearby(inputs: Sequence[np.ndarray], number: int) -> tuple[np.ndarray, ...]:
-    """The inputs themselves for number 0, otherwise with noise of a hundredth of their spread; integers stay as they are."""
+    """The inputs with noise of 1 % of their standard deviation; unchanged for number 0."""
     if number == 0:
         return tuple(inputs)
     rng = np.random.default_rng(number)
@@ -259,10 +185,10 @@ def _nearby(inputs: Sequence[np.ndarray], number: int) -> tuple[np.ndarray, ...]
     return tuple(moved(x) if np.issubdtype(x.dtype, np.floating) else x for x in inputs)
 
 
-def compare_gradients(
+def _compare_gradients(
     pair: Pair, inputs: Sequence[np.ndarray], loss: Loss, advance: Advance
 ) -> Section:
-    """Compare the loss and its gradient by every parameter that PyTorch does not freeze, in train mode, by PyTorch's names."""
+    """Compare the loss and the gradient of every parameter that PyTorch trains, in train mode."""
 
     def by_torch(variant: Variant) -> dict[str, np.ndarray]:
         network = pair.torch.network(variant)
@@ -277,22 +203,21 @@ def compare_gradients(
         advance("PyTorch")
         return {"loss": array(value), **grads}
 
-    with training(pair):
-        truth = by_torch(TRUTH)
-        least = NEGLIGIBLE * total_norm(value for name, value in truth.items() if name != "loss")
-        yardstick = Yardstick(truth, pair.dtype, least_norm=least)
+    with train_mode(pair):
+        reference = by_torch(REFERENCE)
+        norm = total_norm(value for name, value in reference.items() if name != "loss")
+        errors = ReferenceErrors(reference, pair.dtype, least_norm=NEGLIGIBLE * norm)
         for variant in pair.torch.variants:
-            yardstick.add(by_torch(variant))
+            errors.add(by_torch(variant))
         value, grads = jax_side.gradients(pair.jax, pair.call, inputs, loss.jax, loss.target)
-    frozen = {
-        name for name, p in pair.torch.network(TRUTH).named_parameters() if not p.requires_grad
-    }
-    ours = {
-        name: grad for name, grad in export(named(grads), pair.table).items() if name not in frozen
-    }
-    found = {"loss": np.asarray(value, np.float32), **ours}
+    parameters = pair.torch.network(REFERENCE).named_parameters()
+    frozen = {name for name, p in parameters if not p.requires_grad}
+    ours = export(named(grads), pair.table).items()
+    found = {name: grad for name, grad in ours if name not in frozen}
     advance("JAX")
-    return Section("gradients", FACTORS["gradients"], yardstick.judge(found, FACTORS["gradients"]))
+    factor = FACTORS["gradients"]
+    loss_and_gradients = {"loss": np.asarray(value, np.float32), **found}
+    return Section("gradients", factor, errors.compare(loss_and_gradients, factor))
 
 
 def _called(module: Any, inputs: tuple[Any, ...]) -> Any:
@@ -300,7 +225,7 @@ def _called(module: Any, inputs: tuple[Any, ...]) -> Any:
 
 
 def _random_loss(outputs: Mapping[str, np.ndarray]) -> Loss:
-    """A fixed random linear function. Not a plain sum, whose gradient does not pass through batch normalization."""
+    """A fixed random linear function. A plain sum has no gradient through batch normalization."""
     weights = {
         name: np.random.default_rng(i).standard_normal(value.shape, np.float32) / value.size
         for i, (name, value) in enumerate(outputs.items())
@@ -308,7 +233,7 @@ def _random_loss(outputs: Mapping[str, np.ndarray]) -> Loss:
 
     def by_torch(found: dict[str, Any]) -> Any:
         torch = import_torch()
-        # The product is of the wider type: float64 in the truth, float32 otherwise.
+        # The product has the wider type: float64 in the reference, float32 otherwise.
         return sum(
             (found[name] * torch.from_numpy(weight)).sum() for name, weight in weights.items()
         )

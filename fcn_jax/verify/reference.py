@@ -1,14 +1,15 @@
-"""The PyTorch original of a whole model: torchvision's trunk and the head's plain torch module, put together as the segmenter does."""
+"""The PyTorch reference of a model, assembled from the references of its parts."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fcn_jax.errors import ConfigError, listing
-from fcn_jax.models.segmenter import ModelSpec, describe, enough, plan_heads
-from fcn_jax.plugins import registry
-from fcn_jax.plugins.api import Backbone, FeatureSpec, Head
+from fcn_jax.models.segmenter import covering_size
+from fcn_jax.models.spec import resolve
+from fcn_jax.plugins.api import Backbone, FeatureSpec, Head, ModelSpec
 from fcn_jax.verify.torch_side import import_torch
 
 if TYPE_CHECKING:
@@ -16,60 +17,67 @@ if TYPE_CHECKING:
 
 
 def build_reference(spec: ModelSpec) -> torch.nn.Module:
-    """The PyTorch network that a spec's model is a port of, put together from the parts' originals, freshly initialized.
+    """Build the PyTorch network that a spec's model is a port of, with new initial values.
 
-    Its submodules are `backbone`, `classifier` and, with an auxiliary head, `aux_classifier`, and
-    its state dict has the "torchvision" scheme's names. Called with images [N,3,H,W] it gives
-    logits [N,K,H,W] as "out" and perhaps "aux", as torchvision's models do.
+    Its submodules are `backbone`, `classifier` and, with an auxiliary head, `aux_classifier`. Its
+    state dict has the keys of the format "torchvision". It is called with images [N,3,H,W] and
+    returns logits [N,K,H,W] as "out" and, with an auxiliary head, "aux".
 
     Raises:
-        ConfigError: the backbone or the head has no PyTorch reference.
+        ConfigError: the spec is invalid, or a part has no PyTorch reference.
         WeightsError: torch or torchvision is not installed.
     """
     torch = import_torch()
-    backbone, plans = describe(spec).backbone, plan_heads(spec)
-    options = registry.options(backbone, spec.backbone_options)
-    stride = spec.output_stride or backbone.output_strides[0]
-    specs = backbone.features(options, stride)
-    trunk = _reference(backbone, options=options, output_stride=stride)
+    model = resolve(spec)
+    backbone = _reference(model.backbone, options=model.options, output_stride=model.output_stride)
     heads = {
-        name: _reference(
-            plan.head, options=plan.options, features=plan.features, num_classes=spec.num_classes
+        output: _reference(
+            head.descriptor,
+            options=head.options,
+            features=head.features,
+            num_classes=spec.num_classes,
         )
-        for name, plan in plans.items()
+        for output, head in model.heads.items()
     }
 
     class Reference(torch.nn.Module):  # type: ignore[name-defined]
         def __init__(self) -> None:
             super().__init__()
-            self.backbone = trunk
+            self.backbone = backbone
             self.classifier = heads["out"]
             if "aux" in heads:
                 self.aux_classifier = heads["aux"]
 
         def forward(self, x: Any) -> dict[str, Any]:
             height, width = x.shape[-2:]
-            rows, cols = (enough(size, specs[-1], spec.backbone) for size in (height, width))
-            features = torch_features(
-                self.backbone,
-                torch.nn.functional.pad(x, (0, cols - width, 0, rows - height)),
-                specs,
-            )
+            deepest = model.features[-1]
+            rows, cols = (covering_size(size, deepest, spec.backbone) for size in (height, width))
+            x = torch.nn.functional.pad(x, (0, cols - width, 0, rows - height))
+            features = torch_features(self.backbone, x, model.features)
             outputs = {}
-            for name, plan in plans.items():
-                head = self.classifier if name == "out" else self.aux_classifier
-                logits = head(*(features[spec.name] for spec in plan.features))
-                outputs[name] = fitted(logits, (rows, cols))[..., :height, :width]
+            for output, head in model.heads.items():
+                module = self.classifier if output == "out" else self.aux_classifier
+                taken = [features[feature.name] for feature in head.features]
+                outputs[output] = head_logits(module, taken, (rows, cols))[..., :height, :width]
             return outputs
 
     return Reference()
 
 
-def fitted(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """A reference head's output f[N,K,h,w] at an image's size: enlarged as torchvision's models do, or cropped at the bottom and right."""
+def head_logits(
+    head: torch.nn.Module, features: Sequence[torch.Tensor], size: tuple[int, int]
+) -> torch.Tensor:
+    """Logits f[N,K,*size] of a reference head.
+
+    A head whose `forward` has an argument `out_hw` receives the size. Outputs smaller than that
+    are resized bilinearly, as in torchvision's models; larger ones are cropped at the bottom and
+    right.
+    """
     torch = import_torch()
+    takes_size = "out_hw" in inspect.signature(head.forward).parameters
+    logits: Any = head(*features, **({"out_hw": size} if takes_size else {}))
     if logits.shape[2] < size[0] or logits.shape[3] < size[1]:
-        return torch.nn.functional.interpolate(
+        logits = torch.nn.functional.interpolate(
             logits, size=size, mode="bilinear", align_corners=False
         )
     return logits[..., : size[0], : size[1]]
@@ -78,19 +86,19 @@ def fitted(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 def _reference(part: Backbone | Head, **settings: Any) -> Any:
     if part.torch is None or part.torch.reference is None:
         kind = "backbone" if isinstance(part, Backbone) else "head"
-        raise ConfigError(
-            f"{kind} '{part.name}' declares no PyTorch reference, so there is nothing to compare it with"
-        )
+        raise ConfigError(f"{kind} '{part.name}' has no PyTorch reference to compare it with")
     return part.torch.reference(**settings)
 
 
 def torch_features(
     network: torch.nn.Module, images: torch.Tensor, specs: Sequence[FeatureSpec]
 ) -> dict[str, torch.Tensor]:
-    """A reference backbone's features: what it returns, or the outputs of its submodules of the features' names.
+    """Features of a reference backbone.
+
+    They are the mapping that it returns, or the outputs of its submodules of the features' names.
 
     Raises:
-        ConfigError: it shows neither.
+        ConfigError: features are missing in both.
     """
     modules = dict(network.named_modules())
     features: dict[str, Any] = {}
@@ -111,14 +119,17 @@ def torch_features(
     missing = [spec.name for spec in specs if spec.name not in features]
     if missing:
         raise ConfigError(
-            f"the PyTorch reference shows no {listing(missing)}; it must return the features by name, or have a submodule of each "
-            "feature's name"
+            f"the PyTorch reference lacks features {listing(missing)}; it must return the features "
+            "by name, or have a submodule of each feature's name"
         )
     return {spec.name: features[spec.name] for spec in specs}
 
 
-def randomise_batch_norm(network: torch.nn.Module, seed: int) -> None:
-    """Give a fresh network statistics, scales and shifts that are not 0 and 1, which a mix-up would leave unnoticed. In place."""
+def randomize_batch_norm(network: torch.nn.Module, seed: int) -> None:
+    """Draw statistics, scales and shifts of a new network, in place.
+
+    Their initial values, 0 and 1, would hide swapped tensors.
+    """
     torch = import_torch()
     generator = torch.Generator().manual_seed(seed)
     for layer in network.modules():

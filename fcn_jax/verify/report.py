@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import math
 import platform
 from collections.abc import Mapping
@@ -13,19 +12,39 @@ import numpy as np
 
 from fcn_jax.convert.matching import LoadReport
 from fcn_jax.errors import listing
-from fcn_jax.verify.compare import NOISE, NOT_FINITE, TORCH_NOT_FINITE, Comparison, Section
+from fcn_jax.runtime.versions import package_versions
+from fcn_jax.verify.compare import INCONCLUSIVE, NOT_FINITE, TORCH_NOT_FINITE, Comparison, Section
+from fcn_jax.verify.layers import Layers
 
 _PACKAGES = ("fcn-jax", "jax", "jaxlib", "flax", "optax", "torch", "torchvision", "timm", "numpy")
+
+_LISTED_FAILURES = 20
+
+
+def environment() -> dict[str, Any]:
+    """Versions, devices and settings that a result depends on."""
+    import jax
+    import torch
+
+    installed = {name: version for name, version in package_versions(_PACKAGES).items() if version}
+    return {
+        "versions": {"python": platform.python_version(), **installed},
+        "jax_devices": [device.device_kind for device in jax.local_devices()],
+        "jax_platform": jax.default_backend(),
+        "jax_matmul_precision": "highest",
+        "torch_threads": torch.get_num_threads(),
+        "torch_capability": torch.backends.cpu.get_cpu_capability(),
+    }
 
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """How far the two sides' predictions agree at one image size, in eval mode.
+    """Agreement of the two sides' predictions at one image size, in eval mode.
 
     Attributes:
         size: height and width in pixels.
-        argmax: share of pixels to which JAX gives the class that PyTorch float64 gives, 0 to 1.
-        torch_argmax: the same of PyTorch in the compared precision, the worst run.
+        argmax: share of pixels to which JAX assigns the same class as PyTorch float64, 0 to 1.
+        torch_argmax: the same for PyTorch in the compared precision, its worst run.
         miou: mean IoU of JAX's classes against PyTorch float64's, 0 to 1.
     """
 
@@ -37,7 +56,7 @@ class Agreement:
 
 @dataclasses.dataclass(frozen=True)
 class Pictures:
-    """What the two sides see in one image; all of one size.
+    """The two sides' predictions for one image; all arrays have one size.
 
     Attributes:
         image: u8[H,W,3] RGB.
@@ -45,7 +64,7 @@ class Pictures:
         jax: u8[H,W] classes by JAX.
         difference: f32[H,W], largest difference of a pixel's logits as a share of the largest
             absolute logit.
-        num_classes: of the masks.
+        num_classes: number of classes.
     """
 
     image: np.ndarray
@@ -57,7 +76,7 @@ class Pictures:
 
 @dataclasses.dataclass
 class Report:
-    """What was compared, and how it came out.
+    """The comparisons and their verdict.
 
     Attributes:
         subject: what was verified.
@@ -65,23 +84,22 @@ class Report:
         environment: versions, devices, and the precision of matrix products.
         sections: the comparisons by kind.
         coverage: which tensor of the state dict went where.
-        guilty: the first layer or tensor to blame, "" if none.
-        agreement: of the predictions, by image size; empty for what predicts no classes.
-        uncompared: layers with tensors of their own that were not compared one by one, since one
+        first_failing_layer: the first layer that fails, and how; "" if none does.
+        agreement: of the predictions, by image size; empty for networks without classes.
+        skipped: layers with tensors of their own that were not compared one by one, because one
             side does not call them with one tensor.
-        weights: file or name of the weights and its SHA-256, or that they are random, with the
-            seed.
+        weights: the weights' file or name and SHA-256, or the seed of random weights.
         pictures: of the first image, or None.
     """
 
     subject: str
     dtype: str
-    environment: Mapping[str, Any]
+    environment: Mapping[str, Any] = dataclasses.field(default_factory=environment)
     sections: list[Section] = dataclasses.field(default_factory=list)
     coverage: LoadReport | None = None
-    guilty: str = ""
+    first_failing_layer: str = ""
     agreement: list[Agreement] = dataclasses.field(default_factory=list)
-    uncompared: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
     weights: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     pictures: Pictures | None = None
 
@@ -89,48 +107,57 @@ class Report:
         """Append comparisons."""
         self.sections.extend(sections)
 
+    def add_layers(self, layers: Layers) -> None:
+        """Append the comparison of layers."""
+        self.add(*layers.sections)
+        self.first_failing_layer, self.skipped = layers.first_failing, layers.skipped
+
     @property
     def equal(self) -> bool:
         """The verdict: whether every tensor is within its limit."""
         return bool(self.sections) and all(section.equal for section in self.sections)
 
     @property
+    def inconclusive(self) -> int:
+        """Number of inconclusive tensors, over all sections."""
+        return sum(len(section.inconclusive) for section in self.sections)
+
+    @property
     def failures(self) -> list[Comparison]:
-        """Tensors over their limit. Those that are not finite come first: what they touch is wrong because of them."""
+        """Tensors over their limit. Those that are not finite come first, as they affect others."""
         failed = [c for section in self.sections for c in section.comparisons if not c.equal]
         return sorted(failed, key=lambda c: c.fault not in (NOT_FINITE, TORCH_NOT_FINITE))
 
     @property
-    def blame(self) -> str:
-        """One line on what is wrong, "" if nothing is."""
+    def failure(self) -> str:
+        """One line about the first failure; "" if there is none."""
         failures = self.failures
         if failures and failures[0].fault in (NOT_FINITE, TORCH_NOT_FINITE):
             return str(failures[0])
+        if self.first_failing_layer:
+            return self.first_failing_layer
+        if failures:
+            return str(failures[0])
         empty = [section.title for section in self.sections if not section.comparisons]
-        return self.guilty or (
-            str(failures[0])
-            if failures
-            else f"nothing was compared in: {', '.join(empty)}"
-            if empty
-            else ""
-        )
+        return f"nothing was compared in: {', '.join(empty)}" if empty else ""
 
     @property
     def verdict(self) -> str:
         """One line."""
-        if self.equal:
-            unjudged = sum(not c.judged for section in self.sections for c in section.comparisons)
-            reserve = (
-                f" ({unjudged} tensors are too noisy in PyTorch to be judged)" if unjudged else ""
-            )
-            return f"EQUAL: {self.subject} in {self.dtype} is the same function in JAX and PyTorch{reserve}"
-        return f"NOT EQUAL: {self.subject} in {self.dtype}: {self.blame}"
+        if not self.equal:
+            return f"NOT EQUAL: {self.subject} in {self.dtype}: {self.failure}"
+        number = self.inconclusive
+        reserve = f" ({number} tensors are inconclusive: too noisy in PyTorch)" if number else ""
+        return (
+            f"EQUAL: {self.subject} in {self.dtype} is the same function in JAX and PyTorch"
+            f"{reserve}"
+        )
 
     def remarks(self) -> list[str]:
-        """What there is to say beside the comparisons, a line each: predictions, weights, layers left out."""
+        """Lines about predictions, weights, skipped layers and inconclusive tensors."""
         lines = [
-            f"{a.size[0]}x{a.size[1]}: argmax agrees on {a.argmax:.4%} of the pixels (PyTorch {self.dtype} on {a.torch_argmax:.4%}), "
-            f"mIoU of one side against the other {a.miou:.4f}"
+            f"{a.size[0]}x{a.size[1]}: argmax agrees on {a.argmax:.4%} of the pixels (PyTorch "
+            f"{self.dtype} on {a.torch_argmax:.4%}), mIoU between the two sides {a.miou:.4f}"
             for a in self.agreement
         ]
         if self.weights:
@@ -140,21 +167,23 @@ class Report:
             )
         if self.coverage:
             lines.append(f"loaded: {self.coverage}")
-        if self.uncompared:
+        if self.skipped:
             lines.append(
-                f"layers not compared one by one, since one side does not call them so: {listing(self.uncompared)}"
+                "skipped layers, which one side does not call with a single tensor: "
+                f"{listing(self.skipped)}"
             )
         for section in self.sections:
             if section.attempts > 1:
                 lines.append(
-                    f"{section.title}: compared on {section.attempts} inputs, each tensor shown at its best, since a unit within rounding "
-                    "of a ReLU's zero or a tie in a pooling window makes a correct gradient jump"
+                    f"{section.title}: compared on {section.attempts} inputs, each tensor with its "
+                    "best result, because a correct gradient jumps if a unit is within rounding of "
+                    "a ReLU's zero or of a tie in a pooling window"
                 )
-            names = [c.name for c in section.comparisons if not c.judged]
-            if names:
+            if names := section.inconclusive:
                 lines.append(
-                    f"{section.title}: {len(names)} of {len(section.comparisons)} not judged, since PyTorch's own error is {NOISE:g} or "
-                    f"more (a larger batch or size may help): {listing(names, 6)}"
+                    f"{section.title}: {len(names)} of {len(section.comparisons)} inconclusive, "
+                    f"since PyTorch's own error is {INCONCLUSIVE:g} or more (a larger batch or "
+                    f"size may help): {listing(names, 6)}"
                 )
         return lines
 
@@ -164,18 +193,19 @@ class Report:
             "verdict": "equal" if self.equal else "not equal",
             "subject": self.subject,
             "dtype": self.dtype,
-            "blame": self.blame,
+            "failure": self.failure,
             "weights": dict(self.weights),
             "environment": dict(self.environment),
             "coverage": dataclasses.asdict(self.coverage) if self.coverage else None,
             "agreement": [dataclasses.asdict(agreement) for agreement in self.agreement],
-            "uncompared": list(self.uncompared),
+            "skipped": list(self.skipped),
             "sections": [
                 {
                     "title": section.title,
                     "factor": section.factor,
                     "attempts": section.attempts,
                     "equal": section.equal,
+                    "inconclusive": len(section.inconclusive),
                     "worst_factor": section.worst_factor
                     if math.isfinite(section.worst_factor)
                     else None,
@@ -186,66 +216,36 @@ class Report:
         }
 
     def __str__(self) -> str:
-        """The verdict, then a table."""
+        """The verdict, a table of the sections, remarks, and the failures."""
         rows = [("", "tensors", "worst", "JAX", "PyTorch", "factor", "allowed")]
-        for section in self.sections:
-            worst = section.worst
-            if worst is None:
-                rows.append((section.title, "0", "", "", "", "", f"{section.factor:g}  FAILED"))
-                continue
-            rows.append(
-                (
-                    section.title,
-                    str(len(section.comparisons)),
-                    worst.name,
-                    f"{worst.error:.1e}",
-                    f"{worst.torch_error:.1e}",
-                    f"{section.worst_factor:.2f}",
-                    f"{section.factor:g}" + ("" if section.equal else "  FAILED"),
-                )
-            )
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        right = {1, 3, 4, 5, 6}
+        rows += [
+            (*summary_row(section)[:-1], f"{section.factor:g}{'' if section.equal else '  FAILED'}")
+            for section in self.sections
+        ]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        align = (str.ljust, str.rjust, str.ljust, *[str.rjust] * 4)
         table = [
-            "  ".join(
-                cell.rjust(w) if i in right else cell.ljust(w)
-                for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-            )
+            "  ".join(place(cell, w) for place, cell, w in zip(align, row, widths, strict=True))
             for row in rows
         ]
-        lines = [self.verdict, "", *(line.rstrip() for line in table), "", *self.remarks()]
-        failures = self.failures
-        if failures:
-            lines += [
-                "",
-                f"{len(failures)} tensors over their limit:",
-                *(f"  {failure}" for failure in failures[:20]),
-            ]
-            if len(failures) > 20:
-                lines.append(f"  and {len(failures) - 20} more")
+        lines = [self.verdict, "", *map(str.rstrip, table), "", *self.remarks()]
+        if failures := self.failures:
+            lines += ["", f"{len(failures)} tensors over their limit:"]
+            lines += [f"  {failure}" for failure in failures[:_LISTED_FAILURES]]
+            if len(failures) > _LISTED_FAILURES:
+                lines.append(f"  and {len(failures) - _LISTED_FAILURES} more")
         lines.append(
-            "errors are relative L2 distances to PyTorch float64; factor: JAX's error in units of PyTorch's own, or of a few "
-            "roundings where that is less, at the worst tensor"
+            "errors are relative L2 distances to PyTorch float64; factor: JAX's error in units of "
+            "PyTorch's own (at least a few roundings), at the worst tensor"
         )
         return "\n".join(lines)
 
 
-def environment() -> dict[str, Any]:
-    """Versions, devices and settings that a result depends on."""
-    import jax
-    import torch
-
-    versions = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return {
-        "versions": {"python": platform.python_version(), **versions},
-        "jax_devices": [device.device_kind for device in jax.local_devices()],
-        "jax_platform": jax.default_backend(),
-        "jax_matmul_precision": "highest",
-        "torch_threads": torch.get_num_threads(),
-        "torch_capability": torch.backends.cpu.get_cpu_capability(),
-    }
+def summary_row(section: Section) -> tuple[str, ...]:
+    """Title, tensors, worst tensor, error, reference error, factor and allowed factor, as text."""
+    worst, count = section.worst, str(len(section.comparisons))
+    numbers = ("", "", "", "")
+    if worst is not None:
+        errors = (f"{worst.error:.1e}", f"{worst.reference_error:.1e}")
+        numbers = (worst.name, *errors, f"{section.worst_factor:.2f}")
+    return (section.title, count, *numbers, f"{section.factor:g}")

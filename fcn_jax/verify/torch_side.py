@@ -1,4 +1,4 @@
-"""PyTorch's side of a comparison: the truth in float64, and the correct runs that make the yardstick."""
+"""PyTorch's side of a comparison: the float64 reference, and correct runs in the compared dtype."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Call = Callable[[Any, tuple[Any, ...]], Any]
 
 
 def import_torch() -> Any:
-    """The package torch. Raises `WeightsError` that says which extra to install."""
+    """The package torch. Raises `WeightsError` if it is not installed."""
     try:
         import torch
     except ImportError as error:
@@ -35,10 +35,9 @@ class Variant:
     """One correct way to run a network.
 
     Attributes:
-        dtype: "float64", "float32" or "bfloat16" (autocast: parameters stay float32, as they do in
-            JAX).
-        onednn: with oneDNN's kernels, or with PyTorch's own.
-        channels_last: memory layout.
+        dtype: "float64", "float32" or "bfloat16" (autocast: parameters stay float32, as in JAX).
+        onednn: use oneDNN's kernels instead of PyTorch's own.
+        channels_last: use this memory layout.
     """
 
     dtype: str
@@ -46,7 +45,8 @@ class Variant:
     channels_last: bool = False
 
 
-TRUTH = Variant("float64")
+REFERENCE = Variant("float64")
+"""The run that all errors are relative to."""
 
 
 def variants(dtype: str) -> tuple[Variant, ...]:
@@ -62,12 +62,12 @@ class TorchSide:
     """A network in every variant."""
 
     def __init__(self, network: torch.nn.Module, dtype: str, call: Call) -> None:
-        """Copy a network; dropout is switched off in the copies, which no two libraries could draw alike.
+        """Copy a network. The copies have no dropout, because no two libraries draw it alike.
 
         Args:
             network: any `torch.nn.Module`.
             dtype: compared precision, "float32" or "bfloat16".
-            call: how to run it.
+            call: runs it.
         """
         torch = import_torch()
         self.variants = variants(dtype)
@@ -76,7 +76,7 @@ class TorchSide:
         for module in plain.modules():
             if isinstance(module, torch.nn.modules.dropout._DropoutNd):
                 module.p = 0.0
-        # oneDNN is a switch, not a property of the weights, so three copies do.
+        # oneDNN is a global switch, so three copies are enough.
         self._networks = {
             (True, False): copy.deepcopy(plain).double(),
             (False, False): plain,
@@ -84,15 +84,17 @@ class TorchSide:
         }
 
     def network(self, variant: Variant) -> torch.nn.Module:
-        """The copy that a variant runs. Variants of one layout share it, so what a run changes must be undone."""
+        """The copy of a variant. Variants of one layout share it, so undo all changes of a run."""
         return self._networks[variant.dtype == "float64", variant.channels_last]
 
     def tensor(self, value: np.ndarray, variant: Variant) -> torch.Tensor:
-        """NHWC numpy -> NCHW tensor of the variant's dtype and layout; integers and other ranks only change their type of array."""
+        """NHWC numpy -> NCHW tensor of the variant's dtype and layout.
+
+        Integers keep their dtype, and arrays of other ranks their layout.
+        """
         torch = import_torch()
-        x = torch.tensor(
-            to_nchw(value)
-        )  # a copy: a layer that works in place must not write into the caller's array
+        # A copy, because an in-place layer would write into the caller's array.
+        x = torch.tensor(to_nchw(value))
         if not x.is_floating_point():
             return x
         x = x.to(getattr(torch, variant.dtype))
@@ -104,7 +106,7 @@ class TorchSide:
 
     @contextlib.contextmanager
     def kernels(self, variant: Variant) -> Iterator[None]:
-        """A variant's kernels, forward and backward."""
+        """Use a variant's kernels, forward and backward."""
         torch = import_torch()
         before = torch.backends.mkldnn.enabled
         torch.backends.mkldnn.enabled = variant.onednn
@@ -115,7 +117,10 @@ class TorchSide:
 
     @contextlib.contextmanager
     def forward(self, variant: Variant) -> Iterator[None]:
-        """All the settings of a variant's forward pass and loss. PyTorch advises against autocast around the backward pass."""
+        """Use all settings of a variant, for the forward pass and the loss only.
+
+        PyTorch advises against autocast around the backward pass.
+        """
         torch = import_torch()
         with (
             self.kernels(variant),
@@ -124,13 +129,13 @@ class TorchSide:
             yield
 
     def outputs(self, variant: Variant, inputs: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
-        """Run the network in the mode it is in; inputs are NHWC, outputs NCHW by name."""
+        """Run the network in its current mode; inputs are NHWC, outputs NCHW by name."""
         tensors = tuple(self.tensor(x, variant) for x in inputs)
         with self.forward(variant):
             return by_name(self._call(self.network(variant), tensors))
 
     def layer(self, variant: Variant, name: str, x: np.ndarray) -> np.ndarray:
-        """Run one submodule on an input of its own, NHWC f32 -> PyTorch's layout."""
+        """Run one submodule on an input, NHWC f32 -> PyTorch's layout."""
         torch = import_torch()
         with torch.no_grad(), self.forward(variant):
             return array(self.network(variant).get_submodule(name)(self.tensor(x, variant)))
@@ -138,11 +143,11 @@ class TorchSide:
     def watched(
         self, variant: Variant, inputs: Sequence[np.ndarray], names: Sequence[str]
     ) -> tuple[dict[str, np.ndarray], dict[str, list[np.ndarray]], dict[str, list[np.ndarray]]]:
-        """Run the network without gradients and note what goes into and comes out of submodules.
+        """Run the network without gradients and record inputs and outputs of submodules.
 
         Returns:
-            The outputs; the inputs NHWC f32, and the outputs in PyTorch's layout, of every call of
-            each submodule that took and gave a single tensor.
+            The network's outputs; then, for every call of each submodule with a single tensor in
+            and out, the inputs NHWC f32 and the outputs in PyTorch's layout.
         """
         torch = import_torch()
         seen_in: dict[str, list[np.ndarray]] = {}
@@ -151,7 +156,7 @@ class TorchSide:
         given: dict[str, list[np.ndarray | None]] = {}
 
         def before(name: str) -> Any:
-            # Copied before the call: a layer in place writes over what it is given.
+            # Copied before the call, because in-place layers overwrite their input.
             def note(module: Any, args: tuple[Any, ...]) -> None:
                 single = len(args) == 1 and isinstance(args[0], torch.Tensor)
                 given.setdefault(name, []).append(
@@ -170,12 +175,9 @@ class TorchSide:
             return note
 
         network = self.network(variant)
-        handles = [
-            network.get_submodule(name).register_forward_pre_hook(before(name)) for name in names
-        ]
-        handles += [
-            network.get_submodule(name).register_forward_hook(after(name)) for name in names
-        ]
+        layers = {name: network.get_submodule(name) for name in names}
+        handles = [layer.register_forward_pre_hook(before(name)) for name, layer in layers.items()]
+        handles += [layer.register_forward_hook(after(name)) for name, layer in layers.items()]
         try:
             with torch.no_grad():
                 outputs = self.outputs(variant, inputs)
@@ -195,12 +197,12 @@ class TorchSide:
 
 
 def by_name(outputs: Any) -> dict[str, Any]:
-    """A network's outputs by name: a single one is called "output"."""
+    """A network's outputs by name; a single one is named "output"."""
     return dict(outputs) if isinstance(outputs, Mapping) else {"output": outputs}
 
 
 def array(tensor: torch.Tensor) -> np.ndarray:
-    """A copy as numpy, float64 if it was, else float32; integers stay as they are."""
+    """A copy as numpy: float64 and integers keep their dtype, other floats become float32."""
     torch = import_torch()
     tensor = tensor.detach()
     if tensor.dtype in (torch.bfloat16, torch.float16):
@@ -209,10 +211,10 @@ def array(tensor: torch.Tensor) -> np.ndarray:
 
 
 def to_nchw(x: np.ndarray) -> np.ndarray:
-    """NHWC -> NCHW; arrays of other ranks stay as they are."""
+    """NHWC -> NCHW; arrays of other ranks are unchanged."""
     return x.transpose(0, 3, 1, 2) if x.ndim == 4 else x
 
 
 def to_nhwc(x: np.ndarray) -> np.ndarray:
-    """NCHW -> NHWC; arrays of other ranks stay as they are."""
+    """NCHW -> NHWC; arrays of other ranks are unchanged."""
     return x.transpose(0, 2, 3, 1) if x.ndim == 4 else x

@@ -1,7 +1,8 @@
-"""A run of training steps on both sides at once, compared after every step."""
+"""Training steps on both sides at once, compared after every step."""
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
+from flax import nnx
 
 from fcn_jax.config import OptimConfig
 from fcn_jax.convert.engine import export
@@ -19,15 +21,17 @@ from fcn_jax.train import optim, step
 from fcn_jax.verify import jax_side
 from fcn_jax.verify.compare import (
     FACTORS,
+    NEGLIGIBLE,
     NOT_FINITE,
     TORCH_NOT_FINITE,
     Comparison,
+    ReferenceErrors,
     Section,
-    Yardstick,
-    allowed,
+    error_limit,
 )
-from fcn_jax.verify.modules import NEGLIGIBLE, Advance, Pair, training
-from fcn_jax.verify.torch_side import TRUTH, TorchSide, Variant, array, import_torch
+from fcn_jax.verify.modules import train_mode
+from fcn_jax.verify.torch_side import REFERENCE, TorchSide, Variant, array, import_torch
+from fcn_jax.verify.types import Advance, Pair
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +39,7 @@ if TYPE_CHECKING:
 RECIPE = OptimConfig(
     name="sgd", lr=0.01, momentum=0.9, weight_decay=1e-4, schedule="poly", power=0.9
 )
-"""What both sides train with, at another rate if one is asked for."""
+"""Optimizer of both sides; the learning rate can be set."""
 
 _STATISTICS = (".running_mean", ".running_var")
 _COUNT = ".num_batches_tracked"
@@ -49,84 +53,73 @@ def compare_training(
     advance: Advance,
     lr: float = RECIPE.lr,
 ) -> list[Section]:
-    """Train both sides on the same batches with SGD, momentum, decay and the poly schedule.
+    """Train both sides on the same batches with SGD, momentum, weight decay and a poly schedule.
 
-    JAX's side is the step that `fcn-jax train` takes; PyTorch's is torch's own SGD and
-    PolynomialLR. What is compared is how far each tensor has moved from its initial value: a wrong
-    step is a small part of the tensor itself. Every tensor is judged after the first step, before
-    rounding errors have been amplified, and after the last; after each step the loss, all
-    parameters together and all running statistics together.
+    JAX's side is the step of `fcn-jax train`. PyTorch's side is its own SGD and PolynomialLR. The
+    compared value is the change of each tensor from its initial value, because a wrong step is a
+    small part of the tensor itself. Every tensor is compared after the first step, before rounding
+    errors are amplified, and after the last. After each step, the loss, all parameters together and
+    all running statistics together are compared.
 
     Args:
-        pair: both sides, whose JAX side is `model`.
-        model: whose arrays are not touched.
+        pair: both sides.
+        model: JAX's side of the pair; its arrays do not change.
         batches: (u8[N,H,W,3] images, u8[N,H,W] labels) for each step.
-        preprocess: the backbone's.
-        advance: told of every step done.
+        preprocess: that of the backbone.
+        advance: called after every step.
         lr: the first step's learning rate, above 0.
     """
     steps, recipe = len(batches), RECIPE.model_copy(update={"lr": lr})
-    with training(pair):
+    factor, first_factor = FACTORS["training"], FACTORS["gradients"]
+    with train_mode(pair):
         ours = _JaxRun(pair, model, preprocess, recipe, steps)
-        names = set(
-            ours.tensors()
-        )  # PyTorch may hold a classifier that the model here has no place for
-        truth = _TorchRun(pair.torch, TRUTH, preprocess, recipe, steps, names)
-        runs = [
+        # PyTorch may have a classifier for which the model here has no place.
+        names = set(ours.tensors())
+        reference, *runs = (
             _TorchRun(pair.torch, variant, preprocess, recipe, steps, names)
-            for variant in pair.torch.variants
-        ]
-        start = {name: value.copy() for name, value in truth.tensors().items()}
+            for variant in (REFERENCE, *pair.torch.variants)
+        )
+        start = {name: value.copy() for name, value in reference.tensors().items()}
         first: tuple[Comparison, ...] = ()
         last: tuple[Comparison, ...] = ()
         between: list[Comparison] = []
         for number, (images, labels) in enumerate(batches, start=1):
-            losses = Yardstick({f"loss, step {number}": truth.step(images, labels)}, pair.dtype)
-            goal = truth.tensors()
+            loss = f"loss, step {number}"
+            losses = ReferenceErrors({loss: reference.step(images, labels)}, pair.dtype)
+            goal = reference.tensors()
             whole = [
-                _Movement(f"{kind}, step {number}", goal, start, found)
+                _Change(f"{kind}, step {number}", goal, start, found)
                 for kind, found in _kinds(goal).items()
             ]
-            least = NEGLIGIBLE * math.hypot(*(movement.norm for movement in whole))
-            each = (
-                [_Movement(name, goal, start, [name], least) for name in goal]
-                if number in (1, steps)
-                else []
-            )
-            for run in runs:
-                losses.add({f"loss, step {number}": run.step(images, labels)})
-                found = run.tensors()
-                for movement in (*whole, *each):
-                    movement.add(found)
-            between += losses.judge(
-                {f"loss, step {number}": ours.step(images, labels)}, FACTORS["training"]
-            )
-            found = ours.tensors()
-            between += [
-                movement.judge(found, FACTORS["training"], pair.dtype) for movement in whole
+            least = NEGLIGIBLE * math.hypot(*(change.norm for change in whole))
+            each = [
+                _Change(name, goal, start, [name], least)
+                for name in (goal if number in (1, steps) else ())
             ]
+            for run in runs:
+                losses.add({loss: run.step(images, labels)})
+                found = run.tensors()
+                for change in (*whole, *each):
+                    change.add(found)
+            between += losses.compare({loss: ours.step(images, labels)}, factor)
+            found = ours.tensors()
+            between += [change.compare(found, factor, pair.dtype) for change in whole]
             if number == 1:
-                first = tuple(
-                    movement.judge(found, FACTORS["gradients"], pair.dtype) for movement in each
-                )
+                first = tuple(change.compare(found, first_factor, pair.dtype) for change in each)
             if number == steps:
-                last = tuple(
-                    movement.judge(found, FACTORS["training"], pair.dtype) for movement in each
-                )
+                last = tuple(change.compare(found, factor, pair.dtype) for change in each)
             advance(f"training step {number}")
     sections = [
-        Section("training, after step 1", FACTORS["gradients"], first),
-        Section("training, each step", FACTORS["training"], tuple(between)),
+        Section("training, after step 1", first_factor, first),
+        Section("training, each step", factor, tuple(between)),
     ]
-    return (
-        sections
-        if steps == 1
-        else [*sections, Section(f"training, after step {steps}", FACTORS["training"], last)]
-    )
+    if steps > 1:
+        sections.append(Section(f"training, after step {steps}", factor, last))
+    return sections
 
 
 def _kinds(tensors: Iterable[str]) -> dict[str, list[str]]:
-    """All parameters, and all running statistics where there are any."""
+    """Names of all parameters and, if there are any, of all running statistics."""
     names = [name for name in tensors if not name.endswith(_COUNT)]
     kinds = {
         "all parameters": [name for name in names if not name.endswith(_STATISTICS)],
@@ -135,8 +128,8 @@ def _kinds(tensors: Iterable[str]) -> dict[str, list[str]]:
     return {kind: found for kind, found in kinds.items() if found}
 
 
-class _Movement:
-    """How far a tensor has moved in the truth, or several as one vector, which is never put together; and PyTorch's worst error of it."""
+class _Change:
+    """The reference's change of a tensor, or of several as one vector, and its reference error."""
 
     def __init__(
         self,
@@ -153,33 +146,28 @@ class _Movement:
         self._worst = 0.0
 
     def add(self, run: dict[str, np.ndarray]) -> None:
-        """Take in a correct run of PyTorch from the same start. Unlike max, this lets a NaN through."""
+        """Add a correct run of PyTorch from the same start. Unlike max, np.maximum keeps NaN."""
         self._worst = float(np.maximum(self._worst, self._errors(run)[0]))
 
-    def judge(self, found: dict[str, np.ndarray], factor: float, dtype: str) -> Comparison:
-        """Hold JAX's tensors, from the same start, against the truth and PyTorch's worst error."""
+    def compare(self, found: dict[str, np.ndarray], factor: float, dtype: str) -> Comparison:
+        """Compare JAX's tensors, from the same start."""
         sizes = [self._goal[part].shape for part in self._parts]
         shape = sizes[0] if len(sizes) == 1 else (sum(math.prod(size) for size in sizes),)
         error, largest = self._errors(found)
         fault = "" if math.isfinite(error) else NOT_FINITE
         if not math.isfinite(self._worst + self.norm):
             fault = TORCH_NOT_FINITE
-        limit = allowed(self._worst, factor, dtype, single=math.prod(shape) == 1)
-        return Comparison(
-            self._name,
-            shape,
-            math.inf if fault else error,
-            self._worst,
-            limit,
-            math.inf if fault else largest,
-            fault,
-        )
+        limit = error_limit(self._worst, factor, dtype, single=math.prod(shape) == 1)
+        if fault:
+            error = largest = math.inf
+        return Comparison(self._name, shape, error, self._worst, limit, largest, fault)
 
     def _errors(self, found: dict[str, np.ndarray]) -> tuple[float, float]:
-        """Relative L2 error, and largest difference as a share of the largest movement."""
+        """Relative L2 error, and largest difference as a share of the largest change."""
+        # The differences are float64, as the reference.
         squares, largest = _squares_and_largest(
             found[part] - self._goal[part] for part in self._parts
-        )  # float64, as the truth is
+        )
         return math.sqrt(squares) / self._divisor, largest / (self._largest or 1.0)
 
 
@@ -194,7 +182,7 @@ def _squares_and_largest(arrays: Iterable[np.ndarray]) -> tuple[float, float]:
 
 
 def torch_loss(outputs: Mapping[str, Any], labels: torch.Tensor) -> torch.Tensor:
-    """PyTorch's counterpart of `segmentation_loss`: outputs "out" and perhaps "aux" f[N,K,H,W], labels i64[N,H,W]."""
+    """`segmentation_loss` in PyTorch: outputs "out" and "aux" f[N,K,H,W], labels i64[N,H,W]."""
     entropy = functools.partial(
         import_torch().nn.functional.cross_entropy, target=labels, ignore_index=IGNORE_INDEX
     )
@@ -203,7 +191,7 @@ def torch_loss(outputs: Mapping[str, Any], labels: torch.Tensor) -> torch.Tensor
 
 
 class _TorchRun:
-    """PyTorch's own training loop in one variant."""
+    """PyTorch's training in one variant."""
 
     def __init__(
         self,
@@ -214,8 +202,6 @@ class _TorchRun:
         steps: int,
         names: set[str],
     ) -> None:
-        import copy
-
         torch = import_torch()
         self._side, self._variant, self._preprocess, self._names = side, variant, preprocess, names
         self._network = copy.deepcopy(side.network(variant))
@@ -230,7 +216,7 @@ class _TorchRun:
     def step(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
         torch = import_torch()
         preprocess = self._preprocess
-        wide: Any = np.float64 if self._variant == TRUTH else np.float32
+        wide: Any = np.float64 if self._variant == REFERENCE else np.float32
         ordered = images[..., ::-1] if preprocess.channel_order == "bgr" else images
         mean, std = np.asarray(preprocess.mean, wide), np.asarray(preprocess.std, wide)
         x = (ordered.astype(wide) * wide(preprocess.scale / 255) - mean) / std
@@ -241,14 +227,13 @@ class _TorchRun:
         with self._side.kernels(self._variant):
             loss.backward()
         self._optimizer.step()
-        self._optimizer.zero_grad(
-            set_to_none=True
-        )  # gradients of every run at once would fill the memory
+        # The gradients of all runs together would fill the memory.
+        self._optimizer.zero_grad(set_to_none=True)
         self._schedule.step()
         return array(loss)
 
     def tensors(self) -> dict[str, np.ndarray]:
-        """Parameters and statistics by name, as they are now: the next step writes into the same memory."""
+        """Parameters and statistics by name. The next step overwrites them in place."""
         return {
             name: x.detach().numpy()
             for name, x in self._network.state_dict().items()
@@ -257,7 +242,7 @@ class _TorchRun:
 
 
 class _JaxRun:
-    """The step of the library's training loop."""
+    """Training with the step of `fcn-jax train`."""
 
     def __init__(
         self, pair: Pair, model: Segmenter, preprocess: Preprocess, recipe: OptimConfig, steps: int
@@ -265,7 +250,7 @@ class _JaxRun:
         self._table = pair.table
         self._state, advance = step.make(
             model,
-            lambda params: optim.make(recipe, steps, params),
+            optim.make(recipe, steps, nnx.state(model, nnx.Param)),
             preprocess,
             aux_weight=recipe.aux_weight,
         )

@@ -239,7 +239,7 @@ def test_a_network_trained_here_gives_the_same_logits_in_pytorch(torchvision, tm
     assert any(
         np.asarray(leaf[...]).any()
         for path, leaf in leaves(model).items()
-        if path.endswith("bn1.mean")
+        if path.endswith("conv1.bn.mean")
     )
     assert_same_output(
         model, torch_segmenter(torchvision, spec.model.num_classes), tmp_path / "out.pth"
@@ -257,7 +257,7 @@ def test_a_whole_file_is_converted_without_drawing_anything(tmp_path, trunk_stat
 
     def watched(*args, **kwargs):
         module, specs = build(*args, **kwargs)
-        traced.append(isinstance(module.conv1.kernel.get_value(), jax.core.Tracer))
+        traced.append(isinstance(module.conv1.conv.kernel.get_value(), jax.core.Tracer))
         return module, specs
 
     monkeypatch.setattr(command, "build_backbone", watched)
@@ -266,7 +266,8 @@ def test_a_whole_file_is_converted_without_drawing_anything(tmp_path, trunk_stat
     assert traced == [True]
     arrays = checkpoint.read_arrays(tmp_path / "out")
     np.testing.assert_array_equal(
-        arrays["layer4.1.conv2.kernel"], trunk_state["layer4.1.conv2.weight"].transpose(2, 3, 1, 0)
+        arrays["layer4.1.conv2.conv.kernel"],
+        trunk_state["layer4.1.conv2.weight"].transpose(2, 3, 1, 0),
     )
 
 
@@ -285,12 +286,14 @@ def test_what_the_file_leaves_open_is_drawn_from_the_seed(tmp_path, trunk_state)
         reinit=["layer4.0.conv1.weight"],
         seed=3,
     )
-    assert record.reinit == ["backbone.layer4.0.conv1.kernel"]
+    assert record.reinit == ["backbone.layer4.0.conv1.conv.kernel"]
     arrays = checkpoint.read_arrays(tmp_path / "out")
     fresh = leaves(build_backbone(by_name("resnet18"), rngs=nnx.Rngs(3))[0])
     assert arrays.keys() == fresh.keys()
     np.testing.assert_array_equal(
-        arrays["layer4.0.conv1.kernel"], fresh["layer4.0.conv1.kernel"][...]
+        arrays["layer4.0.conv1.conv.kernel"], fresh["layer4.0.conv1.conv.kernel"][...]
     )
-    assert not np.array_equal(arrays["layer4.0.conv2.kernel"], fresh["layer4.0.conv2.kernel"][...])
+    assert not np.array_equal(
+        arrays["layer4.0.conv2.conv.kernel"], fresh["layer4.0.conv2.conv.kernel"][...]
+    )
     assert all(value == 0 for path, value in arrays.items() if counts in path)

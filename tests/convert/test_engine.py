@@ -151,10 +151,10 @@ def test_torchvisions_backbone_loads_and_leaves_the_head_alone(make_resnet18, ma
         path for path in before if path.startswith("head.")
     }
     np.testing.assert_array_equal(
-        leaves(model)["backbone.layer3.1.conv2.kernel"][...],
+        leaves(model)["backbone.layer3.1.conv2.conv.kernel"][...],
         state["layer3.1.conv2.weight"].numpy().transpose(2, 3, 1, 0),
     )
-    assert int(leaves(model)["backbone.bn1.num_batches_tracked"][...]) == 7
+    assert int(leaves(model)["backbone.conv1.bn.num_batches_tracked"][...]) == 7
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
@@ -393,7 +393,7 @@ def test_torch_tensors_of_half_precision_and_parameters_are_taken(shapes, make_m
     tensors["final_conv.bias"] = torch.nn.Parameter(torch.arange(3.0))
     model = make_model(CLASSES)
     load_torch(model, tensors)
-    assert (np.asarray(leaves(model)["backbone.conv1.kernel"][...]) == 2.5).all()
+    assert (np.asarray(leaves(model)["backbone.conv1.conv.kernel"][...]) == 2.5).all()
     np.testing.assert_array_equal(leaves(model)["head.final_conv.bias"][...], [0, 1, 2])
 
 
@@ -687,7 +687,7 @@ def test_a_backbones_own_files_may_have_other_names_than_a_whole_model(tiny_plug
             + Table(drop("top.*", "not here"))
         }
 
-    renamed = dataclasses.replace(tiny, torch=dataclasses.replace(tiny.torch, alone=alone))
+    renamed = dataclasses.replace(tiny, torch=dataclasses.replace(tiny.torch, standalone_tables=alone))
     monkeypatch.setattr(plugins, "backbone", lambda name: renamed)
     model = build_model("tiny", "fcn32s", CLASSES, rngs=nnx.Rngs(0))
     whole = to_torch(model)

@@ -94,7 +94,7 @@ def assert_holds(model, expected):
 def assert_trunk(model, expected=WHOLE):
     backbone = leaves(model)
     np.testing.assert_array_equal(
-        backbone["backbone.conv1.kernel"][...],
+        backbone["backbone.conv1.conv.kernel"][...],
         expected["backbone.conv1.weight"].permute(2, 3, 1, 0),
     )
     np.testing.assert_array_equal(
@@ -102,7 +102,7 @@ def assert_trunk(model, expected=WHOLE):
         expected["backbone.conv2.weight"].permute(2, 3, 1, 0),
     )
     np.testing.assert_array_equal(
-        backbone["backbone.bn1.mean"][...], expected["backbone.bn1.running_mean"]
+        backbone["backbone.conv1.bn.mean"][...], expected["backbone.bn1.running_mean"]
     )
 
 

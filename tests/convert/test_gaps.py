@@ -40,7 +40,7 @@ def test_what_is_drawn_is_what_the_whole_network_has(tiny_plugin):
     source, whole = tiny(1), tiny(2)
     model = nnx.eval_shape(lambda: tiny(2))
     reinit = load_torch(model, to_torch(source), reinit=["head.conv1"]).reinit
-    assert reinit == ["head.conv1.kernel"]
+    assert reinit == ["head.conv1.conv.kernel"]
     draw_gaps(model, lambda: tiny(2))
     expected = values(whole)
     loaded = {path: leaf for path, leaf in leaves(source).items() if path not in reinit}
@@ -84,7 +84,9 @@ def test_load_draws_what_reinit_names_from_the_key(make_model, given):
     np.testing.assert_array_equal(
         model.head.final_conv.kernel[...], whole.head.final_conv.kernel[...]
     )
-    assert not np.array_equal(model.backbone.conv1.kernel[...], whole.backbone.conv1.kernel[...])
+    assert not np.array_equal(
+        model.backbone.conv1.conv.kernel[...], whole.backbone.conv1.conv.kernel[...]
+    )
     if given:
         np.testing.assert_array_equal(
             plain(rngs.params()), plain(nnx.Rngs(5).params()), err_msg="the key is left as it is"

@@ -13,19 +13,19 @@ from fcn_jax.convert import download, named_weights
 from fcn_jax.convert.engine import leaves, load_torch, to_torch
 from fcn_jax.convert.initial import load_initial
 from fcn_jax.errors import PluginError, WeightsError
-from fcn_jax.models.segmenter import ModelSpec
 from fcn_jax.plugins import registry
+from fcn_jax.plugins.api import ModelSpec
 from fcn_jax.pytorch import files
 
 WHOLE = Model(
     name="whole",
     summary="",
-    backbone="fcn-jax:resnet18",
-    head="fcn32s",
-    num_classes=3,
+    spec=ModelSpec("fcn-jax:resnet18", "fcn32s", 3),
     weights={"SHAPES": Weights("https://example.org/shapes.safetensors", "0" * 8)},
 )
-SAME = dataclasses.replace(WHOLE, name="same", num_classes=5)
+SAME = dataclasses.replace(
+    WHOLE, name="same", spec=dataclasses.replace(WHOLE.spec, num_classes=5)
+)
 OWN_IMAGENET = dataclasses.replace(
     WHOLE, weights={"IMAGENET1K_V1": Weights("https://example.org/own.safetensors", "1" * 8)}
 )
@@ -35,7 +35,7 @@ OTHER_FILE = dataclasses.replace(
 NO_HEAD = dataclasses.replace(
     WHOLE,
     name="broken",
-    head="nowhere",
+    spec=dataclasses.replace(WHOLE.spec, head="nowhere"),
     weights={"NEVER": Weights("https://example.org/c", "3" * 8)},
 )
 
@@ -103,8 +103,8 @@ def test_a_name_is_taken_wherever_a_file_is(register, make_model, tmp_path, monk
         assert record.source == str(tmp_path / "trunk.safetensors")
         assert record.sha256 == files.sha256(tmp_path / "trunk.safetensors")
         np.testing.assert_array_equal(
-            leaves(model)["backbone.conv1.kernel"][...],
-            leaves(source)["backbone.conv1.kernel"][...],
+            leaves(model)["backbone.conv1.conv.kernel"][...],
+            leaves(source)["backbone.conv1.conv.kernel"][...],
         )
     assert fetched == ["f37072fd"] * 2
 
@@ -140,7 +140,7 @@ def test_a_name_that_is_known_near_by_imports_no_other_plugin(register, monkeypa
 
 
 def test_a_model_of_other_parts_does_not_import_them(register, monkeypatch):
-    register(dataclasses.replace(WHOLE, head="fcn8s"))
+    register(dataclasses.replace(WHOLE, spec=dataclasses.replace(WHOLE.spec, head="fcn8s")))
     loaded = []
     load = registry.load
     monkeypatch.setattr(registry, "load", lambda entry: (loaded.append(entry.name), load(entry))[1])

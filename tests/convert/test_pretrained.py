@@ -6,7 +6,7 @@ import fcn_jax
 from fcn_jax.errors import ConfigError, WeightsError
 from fcn_jax.models.segmenter import by_name
 from fcn_jax.plugins import registry
-from fcn_jax.verify.reference import randomise_batch_norm
+from fcn_jax.verify.reference import randomize_batch_norm
 
 
 @pytest.mark.slow
@@ -20,7 +20,7 @@ def test_torchvisions_own_model_with_its_auxiliary_head_loads_and_gives_its_logi
     network = getattr(torchvision.models.segmentation, name)(
         weights=None, weights_backbone=None, aux_loss=True
     ).eval()
-    randomise_batch_norm(network, seed=0)
+    randomize_batch_norm(network, seed=0)
     model = fcn_jax.load(name, network.state_dict())
     x = np.random.default_rng(0).standard_normal((1, 65, 97, 3)).astype(np.float32)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""`eval`: which data are read, which classes are compared, and what the scores rest on."""
+"""`eval`: which data is read, which classes are compared, and the limits of the scores."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from flax import nnx
 from PIL import Image
 
 from fcn_jax import checkpoint
-from fcn_jax.api import Classes
+from fcn_jax.api import Classes, ModelSpec
 from fcn_jax.config import Config, parse
 from fcn_jax.errors import CheckpointError, ConfigError, DataError
-from fcn_jax.eval.evaluate import evaluate_checkpoint
-from fcn_jax.eval.table import scores_table
-from fcn_jax.models.segmenter import ModelSpec, build
+from fcn_jax.eval.evaluate import evaluate, evaluate_checkpoint
+from fcn_jax.eval.metrics import ConfusionMatrix
+from fcn_jax.eval.predictor import Predictor
+from fcn_jax.models.build import build
+from fcn_jax.plugins import registry
 from fcn_jax.runtime import json_text
 
 SPEC = ModelSpec("tiny", "fcn32s", 3, backbone_options={"width": 4})
@@ -35,7 +37,7 @@ def write_model(directory: Path, network, names: tuple[str, ...] | None = NAMES)
 
 
 def write_run(run: Path, network, root: str) -> Path:
-    """A run of one checkpoint that recorded `root` as the folder of its data."""
+    """A run with one checkpoint that recorded `root` as the folder of its data."""
     write_model(run / "checkpoints" / "1", network)
     config: Config = parse({"data": {"dataset": "folder", "root": root}})
     (run / "config.json").write_text(config.to_json())
@@ -43,7 +45,7 @@ def write_run(run: Path, network, root: str) -> Path:
 
 
 def write_data(root: Path, values: list[int], names: tuple[str, ...] = NAMES) -> Path:
-    """A dataset whose one validation mask has stripes of the values."""
+    """A dataset with one validation mask, which has stripes of the values."""
     for folder in ("images", "masks"):
         (root / folder / "val").mkdir(parents=True)
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 40, 3)).astype(np.uint8)).save(
@@ -59,10 +61,10 @@ def score(model: Path, data: Path):
     return evaluate_checkpoint(model, dataset="folder", data=data)
 
 
-# ------------------------------------------------------------------------------------------------------------- where the data are
+# -------------------------------------------------------------------------------- where the data is
 
 
-def test_data_recorded_relative_are_found_from_any_folder(network, tmp_path, monkeypatch):
+def test_finds_data_recorded_by_a_relative_path_from_any_folder(network, tmp_path, monkeypatch):
     project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
     elsewhere.mkdir()
     data = write_data(project / "data", [0, 1, 2])
@@ -74,12 +76,15 @@ def test_data_recorded_relative_are_found_from_any_folder(network, tmp_path, mon
     monkeypatch.chdir(elsewhere)
     there = evaluate_checkpoint(step)
     assert there.scores.miou == here.scores.miou
-    note = "the run recorded its data as 'data', a relative path; read from {} (--data DIR names another)"
+    note = (
+        "the run recorded its data as 'data', a relative path; read from {} "
+        "(--data DIR names another)"
+    )
     assert there.notes == (note.format(data),)
     (elsewhere / "link").symlink_to(project / "runs")
     assert evaluate_checkpoint(Path("link/x/checkpoints/1")).scores.miou == here.scores.miou
 
-    # Data of that name in the current folder come first, and that is said.
+    # Data of that name in the current folder comes first, with a note.
     other = write_data(elsewhere / "data", [2])
     found = evaluate_checkpoint(step)
     np.testing.assert_array_equal(found.scores.pixels, [0, 0, 24 * 40])
@@ -87,7 +92,7 @@ def test_data_recorded_relative_are_found_from_any_folder(network, tmp_path, mon
     assert evaluate_checkpoint(step, data=data).notes == ()
 
 
-def test_the_folder_above_runs_comes_before_others(network, tmp_path, monkeypatch):
+def test_prefers_data_in_the_folder_above_runs(network, tmp_path, monkeypatch):
     step = write_run(tmp_path / "a" / "runs" / "x", network, "data")
     write_data(tmp_path / "a" / "runs" / "data", [0])
     write_data(tmp_path / "a" / "data", [1])
@@ -97,13 +102,13 @@ def test_the_folder_above_runs_comes_before_others(network, tmp_path, monkeypatc
     outcome = evaluate_checkpoint(step)
     np.testing.assert_array_equal(outcome.scores.pixels, [0, 24 * 40, 0])
     assert f"read from {tmp_path / 'a' / 'data'} " in outcome.notes[0]
-    monkeypatch.chdir(tmp_path)  # above the run, too, but not the only place
+    monkeypatch.chdir(tmp_path)  # also above the run, but not the only place
     outcome = evaluate_checkpoint(step)
     np.testing.assert_array_equal(outcome.scores.pixels, [0, 0, 24 * 40])
     assert f"read from {tmp_path / 'data'} " in outcome.notes[0]
 
 
-def test_data_that_are_not_found_are_named_with_what_to_do(network, tmp_path, monkeypatch):
+def test_missing_data_error_names_folder_and_option(network, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     step = write_run(tmp_path / "runs" / "x", network, "gone/data")
     with pytest.raises(
@@ -117,18 +122,18 @@ def test_data_that_are_not_found_are_named_with_what_to_do(network, tmp_path, mo
         evaluate_checkpoint(step)
 
 
-def test_data_that_do_not_open_say_where_they_were_looked_for(network, tmp_path, monkeypatch):
+def test_unreadable_data_error_names_the_folder_read(network, tmp_path, monkeypatch):
     step = write_run(tmp_path / "runs" / "x", network, ".")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     with pytest.raises(
         DataError,
-        match=r"the run recorded its data as '\.', a relative path; read from .*--data DIR names another",
+        match=r"recorded its data as '\.', a relative path; read from .*--data DIR names another",
     ):
         evaluate_checkpoint(step)
 
 
-def test_a_configuration_that_cannot_be_read_is_named(network, tmp_path):
+def test_rejects_unreadable_config(network, tmp_path):
     step = write_run(tmp_path / "x", network, "data")
     for contents in (b"{", b"\xff\xfe", b"[]", b'{"data": {"dataset": 3}}'):
         (tmp_path / "x" / "config.json").write_bytes(contents)
@@ -136,68 +141,120 @@ def test_a_configuration_that_cannot_be_read_is_named(network, tmp_path):
             evaluate_checkpoint(step)
 
 
-# ----------------------------------------------------------------------------------------------------------------- the classes
+# -------------------------------------------------------------------------------------- the classes
 
 
-def test_classes_in_another_order_are_refused(network, tmp_path):
+def test_rejects_classes_in_another_order(network, tmp_path):
     model = write_model(tmp_path / "model", network)
     data = write_data(tmp_path / "data", [0, 1, 2], ("background", "car", "road"))
     with pytest.raises(CheckpointError) as error:
         score(model, data)
     assert (
-        "'road' is 1 in the checkpoint and 2 in the dataset, 'car' is 2 in the checkpoint and 1 in the dataset"
-        in str(error.value)
+        "'road' is 1 in the checkpoint and 2 in the dataset, "
+        "'car' is 2 in the checkpoint and 1 in the dataset" in str(error.value)
     )
 
 
-def test_classes_of_other_names_are_said_and_scored(network, tmp_path):
+def test_scores_renamed_classes_with_a_note(network, tmp_path):
     model = write_model(tmp_path / "model", network)
     outcome = score(
         model, write_data(tmp_path / "data", [0, 1, 2], ("Back_ground", "street", "Car"))
     )
-    note = "1 of 3 classes have other names, check that they mean the same: 1 is 'road' in the checkpoint and 'street' in the dataset"
+    note = (
+        "1 of 3 classes have different names, check that they mean the same: 1 is 'road' in the "
+        "checkpoint and 'street' in the dataset"
+    )
     assert outcome.notes == (note,)
     assert outcome.to_dict()["notes"] == [note]
-    assert f"note: {note}" in scores_table(outcome)
+    assert f"note: {note}" in str(outcome)
 
 
-def test_weights_without_names_of_classes_are_scored_without_a_word(network, tmp_path):
+def test_scores_weights_without_class_names_without_a_note(network, tmp_path):
     model = write_model(tmp_path / "model", network, None)
     assert score(model, write_data(tmp_path / "data", [0, 1, 2])).notes == ()
 
 
-def test_another_number_of_classes_is_refused(network, tmp_path):
+def test_rejects_another_number_of_classes(network, tmp_path):
     model = write_model(tmp_path / "model", network, None)
     with pytest.raises(CheckpointError, match="predicts 3 classes, but dataset 'folder' has 2"):
         score(model, write_data(tmp_path / "data", [0, 1], ("a", "b")))
 
 
-# ------------------------------------------------------------------------------------------------------ what the scores rest on
+# ----------------------------------------------------------------------------- limits of the scores
 
 
-def test_a_split_without_labeled_pixels_has_no_scores(network, tmp_path):
+def test_split_without_labeled_pixels_has_no_scores(network, tmp_path):
     outcome = score(write_model(tmp_path / "model", network), write_data(tmp_path / "data", [255]))
     table = json.loads(json_text.dumps(outcome.to_dict()))
     assert [table[name] for name in ("miou", "pixel_accuracy", "class_accuracy", "fwiou")] == [
         None
     ] * 4
-    assert table["notes"] == ["no pixel has a class: all 960 are void, so there are no scores"]
-    text = scores_table(outcome)
+    assert table["notes"] == [
+        "no pixel has a class: all 960 are ignored (label 255), so there are no scores"
+    ]
+    text = str(outcome)
     assert "nan" not in text.lower()
     lines = {line.split("  ")[0]: line.split()[-1] for line in text.splitlines() if line}
     assert lines["pixel accuracy"] == lines["class accuracy"] == lines["fwIoU"] == "-"
     assert "mIoU                 - (over 0 of 3 classes)" in text
-    assert "100.00% of all pixels are void and do not count" in text
-    assert "note: no pixel has a class: all 960 are void, so there are no scores" in text
+    assert "100.00% of all pixels are ignored" in text
+    assert (
+        "note: no pixel has a class: all 960 are ignored (label 255), so there are no scores"
+        in text
+    )
 
 
-def test_the_table_says_over_how_many_classes_the_mean_is(network, tmp_path):
+def test_table_shows_number_of_classes_in_the_mean(network, tmp_path):
     outcome = score(
         write_model(tmp_path / "model", network), write_data(tmp_path / "data", [1, 255])
     )
     scores = outcome.scores
     assert outcome.to_dict()["absent"] == ["background", "car"]
-    text = scores_table(outcome)
+    text = str(outcome)
     assert f"{scores.miou:.4f} (over {scores.classes_scored} of 3 classes)" in text
-    assert "50.00% of all pixels are void and do not count" in text
-    assert "2 of 3 classes have no true pixel: background, car" in text
+    assert "50.00% of all pixels are ignored" in text
+    assert "2 of 3 classes have no pixel in the ground truth: background, car" in text
+
+
+# -------------------------------------------------------------------------------- many image sizes
+
+
+def test_many_image_sizes_are_padded_and_recorded(network, tmp_path):
+    data = write_data(tmp_path / "data", [0, 1, 2])
+    rng = np.random.default_rng(0)
+    for number in range(1, 9):
+        shape = (24, 40 + number)
+        image = rng.integers(0, 256, (*shape, 3)).astype(np.uint8)
+        Image.fromarray(image).save(data / f"images/val/{number}.png")
+        mask = np.full(shape, number % 3, np.uint8)
+        Image.fromarray(mask).save(data / f"masks/val/{number}.png")
+    kernel = network.head.transpose_conv.kernel
+    varied = rng.standard_normal(kernel[...].shape, np.float32)
+    arrays = checkpoint.arrays(network)
+    (path,) = (path for path in arrays if path.endswith("transpose_conv.kernel"))
+    spec = checkpoint.describe(SPEC, Classes(NAMES, ((0, 0, 0), (1, 0, 0), (2, 0, 0))))
+    checkpoint.save_model(tmp_path / "model", spec, {**arrays, path: varied})
+    source = registry.default().dataset("folder").open(data, "val")
+
+    def scores(multiple):
+        predictor = Predictor.from_checkpoint(tmp_path / "model", pad_to_multiple=multiple)
+        matrix = ConfusionMatrix(3)
+        seen = list(evaluate(predictor, source, matrix))
+        assert [example.id for example, _ in seen] == [str(number) for number in range(9)]
+        for example, mask in seen:
+            np.testing.assert_array_equal(mask, predictor(example.image))
+        return matrix.scores().to_dict(source.classes)
+
+    padded = score(tmp_path / "model", data).to_dict()
+    assert padded["padded_to_multiple"] == 64
+    assert padded["notes"] == [
+        "9 image sizes: padded to multiples of 64 pixels, so that 1 program is compiled; "
+        "--exact-sizes compiles one for each size"
+    ]
+    assert padded["iou"] == scores(64)["iou"]
+    exact = evaluate_checkpoint(
+        tmp_path / "model", dataset="folder", data=data, exact_sizes=True
+    ).to_dict()
+    assert (exact["padded_to_multiple"], exact["notes"]) == (None, [])
+    assert exact["iou"] == scores(1)["iou"]
+    assert exact["iou"] != padded["iou"]

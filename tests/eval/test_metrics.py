@@ -8,7 +8,7 @@ from fcn_jax.eval.metrics import ConfusionMatrix
 
 
 def naive(truths, predictions, num_classes):
-    """Scores by their definitions, pixel by pixel over the whole set."""
+    """Scores by their definitions, computed pixel by pixel over the whole set."""
     truth, prediction = (
         np.concatenate([t.ravel() for t in truths]),
         np.concatenate([p.ravel() for p in predictions]),
@@ -63,20 +63,20 @@ def test_scores_equal_their_definitions(seed, images, labels, ignored):
         assert scores.iou[k] == pytest.approx(iou.get(k, np.nan), nan_ok=True)
 
 
-def test_rows_are_the_truth_and_columns_the_prediction():
+def test_rows_are_ground_truth_and_columns_prediction():
     matrix = ConfusionMatrix(3)
     matrix.add(np.asarray([[0, 0, 1, 255]], np.uint8), np.asarray([[2, 0, 1, 1]], np.uint8))
     np.testing.assert_array_equal(matrix.counts, [[1, 0, 1], [0, 1, 0], [0, 0, 0]])
     scores = matrix.scores()
-    # Class 2 is predicted but never true: an intersection of nothing, and no share of the class
-    # accuracy.
+    # Class 2 is predicted, but is not in the ground truth: its IoU is 0, and the class accuracy
+    # leaves it out.
     np.testing.assert_allclose(scores.iou, [0.5, 1, 0])
     assert scores.miou == pytest.approx(0.5)
     assert scores.class_accuracy == pytest.approx(0.75)
     np.testing.assert_array_equal(scores.pixels, [2, 1, 0])
 
 
-def test_scores_do_not_depend_on_how_the_set_is_cut():
+def test_scores_do_not_depend_on_batches():
     rng = np.random.default_rng(0)
     truth, prediction = (rng.integers(0, 4, (8, 5, 5)).astype(np.uint8) for _ in range(2))
     whole, parts = ConfusionMatrix(4), ConfusionMatrix(4)
@@ -102,7 +102,7 @@ def scored(truth, prediction, num_classes=3):
     return matrix.scores()
 
 
-def test_a_class_that_does_not_occur_is_none_in_json():
+def test_to_dict_is_none_for_absent_classes():
     assert scored([0, 0, 1, 255], [0, 0, 0, 0]).to_dict(ABC) == {
         "miou": pytest.approx(1 / 3),
         "pixel_accuracy": pytest.approx(2 / 3),
@@ -111,57 +111,60 @@ def test_a_class_that_does_not_occur_is_none_in_json():
         "classes_scored": 2,
         "classes": 3,
         "absent": ["c"],
-        "void_share": 0.25,
+        "ignored_share": 0.25,
         "iou": {"a": pytest.approx(2 / 3), "b": 0.0, "c": None},
     }
 
 
-def test_scores_of_a_void_set_are_none_and_say_so():
+def test_scores_of_an_ignored_set_are_none_with_a_note():
     scores = scored([255, 255], [0, 1])
     table = scores.to_dict(ABC)
     assert [table[name] for name in ("miou", "pixel_accuracy", "class_accuracy", "fwiou")] == [
         None
     ] * 4
     assert table["iou"] == {"a": None, "b": None, "c": None}
-    assert (table["classes_scored"], table["classes"], table["void_share"]) == (0, 3, 1.0)
+    assert (table["classes_scored"], table["classes"], table["ignored_share"]) == (0, 3, 1.0)
     assert scores.summary() == "mIoU - (no labeled pixel)"
-    assert scores.notes(ABC) == ("no pixel has a class: all 2 are void, so there are no scores",)
-    assert ConfusionMatrix(3).scores().to_dict(ABC)["void_share"] is None, "no pixel at all"
+    assert scores.notes(ABC) == (
+        "no pixel has a class: all 2 are ignored (label 255), so there are no scores",
+    )
+    assert ConfusionMatrix(3).scores().to_dict(ABC)["ignored_share"] is None, "no pixel at all"
     assert ConfusionMatrix(3).scores().notes(ABC) == ("there is no pixel, so there are no scores",)
 
 
-def test_scores_that_rest_on_few_pixels_say_so():
+def test_notes_mention_few_labeled_pixels():
     assert scored([0, 1, 2, 255, 255, 255, 255], [0] * 7).notes(ABC) == (
-        "57.1% of the pixels are void: the scores rest on the others",
+        "57.1% of the pixels are ignored: the scores cover the others",
     )
 
 
-def test_scores_that_rest_on_one_class_say_so():
+def test_notes_mention_a_mean_over_one_class():
     scores = scored([1, 1, 255, 255], [1, 1, 0, 2])
     assert scores.miou == 1
     assert scores.summary() == "mIoU 1.0000 (1 of 3 classes), pixel accuracy 1.0000"
     one, absent = scores.notes(ABC)
-    assert one.startswith("the scores rest on one class of 3, 'b'")
-    assert absent == "2 of 3 classes have no true pixel: a, c"
+    assert one.startswith("the scores cover one class of 3, 'b'")
+    assert absent == "2 of 3 classes have no pixel in the ground truth: a, c"
 
 
-def test_a_single_class_says_that_it_is_one():
+def test_notes_mention_a_single_class():
     scores = scored([0, 0], [0, 0], 1)
     assert scores.summary() == "mIoU 1.0000 (1 class), pixel accuracy 1.0000"
     assert scores.notes(Classes(("a",), ((0, 0, 0),)))[0].startswith(
-        "the scores rest on one class of 1, 'a'"
+        "the scores cover one class of 1, 'a'"
     )
 
 
-def test_classes_without_a_true_pixel_are_named_with_those_predicted():
+def test_notes_name_absent_classes_and_those_predicted():
     scores = scored([0, 0, 0, 0], [0, 0, 0, 2])
     assert scores.summary() == "mIoU 0.3750 (2 of 3 classes), pixel accuracy 0.7500"
     assert scores.notes(ABC) == (
-        "2 of 3 classes have no true pixel: b, c; predicted nevertheless, and counted as 0 in mIoU: c",
+        "2 of 3 classes have no pixel in the ground truth: b, c; predicted anyway, "
+        "counted as 0 in mIoU: c",
     )
 
 
-def test_scores_of_all_classes_need_no_notes():
+def test_scores_of_all_classes_have_no_notes():
     scores = scored([0, 1, 2, 2], [0, 1, 2, 1])
     assert scores.summary() == "mIoU 0.6667 (3 classes), pixel accuracy 0.7500"
     assert scores.notes(ABC) == ()

@@ -1,4 +1,4 @@
-"""What `predict` reads and writes: no file of the user is lost, no result is taken for a photograph."""
+"""`predict`: which files are inputs, and that it never overwrites files of the user."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from flax import nnx
 from PIL import Image
 
 from fcn_jax import checkpoint
-from fcn_jax.api import Classes
+from fcn_jax.api import Classes, ModelSpec
 from fcn_jax.data.value_range import Assumed
 from fcn_jax.errors import DataError, WriteError
 from fcn_jax.eval import draw, predict
 from fcn_jax.eval.predict import find_images, predict_files
 from fcn_jax.eval.predictor import Predictor
-from fcn_jax.models.segmenter import ModelSpec, build
+from fcn_jax.models.build import build
 
 SPEC = ModelSpec("tiny", "fcn32s", 3, backbone_options={"width": 4})
 CLASSES = Classes(("a", "b", "c"), ((0, 0, 0), (1, 0, 0), (2, 0, 0)))
@@ -25,7 +25,7 @@ CLASSES = Classes(("a", "b", "c"), ((0, 0, 0), (1, 0, 0), (2, 0, 0)))
 
 @pytest.fixture(scope="module")
 def model(tiny_plugin, tmp_path_factory) -> Path:
-    """A checkpoint whose masks differ from pixel to pixel."""
+    """A checkpoint whose masks vary from pixel to pixel."""
     network = build(SPEC, rngs=nnx.Rngs(0))
     kernel = network.head.transpose_conv.kernel
     kernel[...] = np.random.default_rng(1).standard_normal(kernel[...].shape, np.float32)
@@ -60,7 +60,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_an_empty_path_is_not_the_current_folder(tmp_path, monkeypatch):
+def test_rejects_empty_paths(tmp_path, monkeypatch):
     photograph(tmp_path / "a.png")
     monkeypatch.chdir(tmp_path)
     for pattern in ("", " "):
@@ -69,10 +69,10 @@ def test_an_empty_path_is_not_the_current_folder(tmp_path, monkeypatch):
     assert find_images(["."]).images == [Path("a.png")]
 
 
-# --------------------------------------------------------------------------------------------------------- nobody's file is lost
+# ---------------------------------------------------------------------------------- no file is lost
 
 
-def test_a_photograph_is_not_replaced_by_its_own_mask(model, tmp_path, monkeypatch):
+def test_never_replaces_an_input_by_its_mask(model, tmp_path, monkeypatch):
     folder = tmp_path / "ph"
     for number in range(2):
         photograph(folder / f"photo{number}.png", number)
@@ -98,7 +98,7 @@ def test_a_photograph_is_not_replaced_by_its_own_mask(model, tmp_path, monkeypat
             assert contents(tmp_path) == before
 
 
-def test_a_second_name_of_an_input_is_not_written(model, tmp_path):
+def test_never_writes_through_a_second_name_of_an_input(model, tmp_path):
     before = photograph(tmp_path / "a.jpg")
     (tmp_path / "out").mkdir()
     os.link(tmp_path / "a.jpg", tmp_path / "out" / "a.png")
@@ -109,7 +109,7 @@ def test_a_second_name_of_an_input_is_not_written(model, tmp_path):
     assert (tmp_path / "out" / "a_overlay.png").is_symlink()
 
 
-def test_an_input_is_not_replaced_by_the_result_of_another(model, tmp_path):
+def test_never_replaces_an_input_by_the_result_of_another(model, tmp_path):
     photograph(tmp_path / "x" / "a.jpg")
     before = photograph(tmp_path / "out" / "a_overlay.png", 1)
     with pytest.raises(
@@ -123,9 +123,7 @@ def test_an_input_is_not_replaced_by_the_result_of_another(model, tmp_path):
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_files_of_somebody_else_are_refused_all_at_once_before_anything_is_written(
-    model, tmp_path, overwrite
-):
+def test_rejects_all_files_of_other_programs_before_writing(model, tmp_path, overwrite):
     for name in "abc":
         photograph(tmp_path / "in" / f"{name}.jpg")
     out = tmp_path / "out"
@@ -141,7 +139,7 @@ def test_files_of_somebody_else_are_refused_all_at_once_before_anything_is_writt
     assert contents(tmp_path) == before
 
 
-def test_folders_links_and_damaged_files_in_the_way_are_refused(model, tmp_path):
+def test_rejects_folders_links_and_damaged_files_as_targets(model, tmp_path):
     photograph(tmp_path / "a.jpg")
     out = tmp_path / "out"
     for make in (
@@ -159,22 +157,20 @@ def test_folders_links_and_damaged_files_in_the_way_are_refused(model, tmp_path)
         out.rmdir()
 
 
-def test_a_file_that_appears_meanwhile_is_kept(model, tmp_path):
+def test_keeps_a_file_that_appears_during_the_prediction(model, tmp_path):
     for name in "ab":
         photograph(tmp_path / "in" / f"{name}.jpg")
     out = tmp_path / "out"
     going = predict_files(model, [str(tmp_path / "in")], out)
     next(going)
     (out / "b.png").write_bytes(b"mine")
-    with pytest.raises(WriteError, match=r"stopped before .*b\.png, earlier results are whole"):
+    with pytest.raises(WriteError, match=r"stopped before .*b\.png; earlier results are complete"):
         next(going)
     assert (out / "b.png").read_bytes() == b"mine"
     assert sorted(os.listdir(out)) == ["a.png", "a_overlay.png", "b.png"]
 
 
-def test_a_place_that_cannot_be_written_is_named_before_the_checkpoint_is_read(
-    tmp_path, monkeypatch
-):
+def test_rejects_unwritable_output_before_reading_the_checkpoint(tmp_path, monkeypatch):
     photograph(tmp_path / "a.jpg")
     (tmp_path / "file").write_bytes(b"mine")
     (tmp_path / "dangling").symlink_to("nowhere")
@@ -198,7 +194,7 @@ def test_a_place_that_cannot_be_written_is_named_before_the_checkpoint_is_read(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_full_disk_is_one_line_and_leaves_whole_files(model, tmp_path, monkeypatch):
+def test_full_disk_is_one_line_and_leaves_complete_files(model, tmp_path, monkeypatch):
     for name in "ab":
         photograph(tmp_path / "in" / f"{name}.jpg")
     going = predict_files(model, [str(tmp_path / "in")], tmp_path / "out")
@@ -220,7 +216,7 @@ def test_a_full_disk_is_one_line_and_leaves_whole_files(model, tmp_path, monkeyp
     assert contents(tmp_path / "out") == {"a.png": first[0], "a_overlay.png": first[1]}
 
 
-def test_a_name_that_is_too_long_for_its_results_is_told_at_once(model, tmp_path):
+def test_rejects_names_too_long_for_their_results(model, tmp_path):
     photograph(tmp_path / f"{'x' * 240}.jpg")
     with pytest.raises(
         WriteError,
@@ -230,10 +226,10 @@ def test_a_name_that_is_too_long_for_its_results_is_told_at_once(model, tmp_path
     assert not (tmp_path / "out").exists()
 
 
-# --------------------------------------------------------------------------------------------------------------- a second call
+# ------------------------------------------------------------------------------------ a second call
 
 
-def test_a_second_call_over_the_same_folder_leaves_its_results_out(model, tmp_path):
+def test_second_call_on_the_same_folder_skips_results(model, tmp_path):
     for name in "abc":
         photograph(tmp_path / f"{name}.jpg", ord(name))
     written = predict_folder(model, [tmp_path], tmp_path)
@@ -263,7 +259,7 @@ def test_a_second_call_over_the_same_folder_leaves_its_results_out(model, tmp_pa
     ]
 
 
-def test_a_new_photograph_beside_earlier_results_goes_to_another_folder(model, tmp_path):
+def test_new_photograph_next_to_earlier_results_can_go_to_another_folder(model, tmp_path):
     photograph(tmp_path / "a.jpg")
     predict_folder(model, [tmp_path], tmp_path)
     photograph(tmp_path / "b.jpg")
@@ -275,7 +271,7 @@ def test_a_new_photograph_beside_earlier_results_goes_to_another_folder(model, t
     ]
 
 
-def test_results_alone_are_nothing_to_segment(model, tmp_path):
+def test_rejects_results_alone(model, tmp_path):
     photograph(tmp_path / "a.jpg")
     predict_folder(model, [tmp_path / "a.jpg"], tmp_path / "out")
     for images in (
@@ -289,14 +285,14 @@ def test_results_alone_are_nothing_to_segment(model, tmp_path):
             find_images([str(image) for image in images])
 
 
-# ------------------------------------------------------------------------------------------------------------ what is an input
+# ------------------------------------------------------------------------------------------- inputs
 
 
 def names(found: predict.Found) -> list[str]:
     return [path.name for path in found.images]
 
 
-def test_hidden_files_folders_and_other_files_are_no_images(tmp_path):
+def test_skips_hidden_files_folders_and_other_files(tmp_path):
     for name in ("B.JPG", "a.png", ".hidden.jpg", "._a.jpg", "folder.png/inner.jpg", "sub/c.jpg"):
         photograph(tmp_path / name)
     for name in (".DS_Store", "Thumbs.db", "notes.txt"):
@@ -306,7 +302,7 @@ def test_hidden_files_folders_and_other_files_are_no_images(tmp_path):
     assert names(find_images([f"{tmp_path}/**/*.jpg"])) == ["inner.jpg", "c.jpg"]
 
 
-def test_brackets_that_exist_are_no_glob(tmp_path):
+def test_existing_names_with_brackets_are_literal(tmp_path):
     for name in ("[1].jpg", "1.jpg", "[2024] trip/x.jpg", "[2024] trip/y.png", "2 trip/z.jpg"):
         photograph(tmp_path / name)
     assert names(find_images([f"{tmp_path}/[1].jpg"])) == ["[1].jpg"]
@@ -315,7 +311,7 @@ def test_brackets_that_exist_are_no_glob(tmp_path):
     assert names(find_images([f"{tmp_path}/[2024] trip"])) == ["x.jpg", "y.png"]
 
 
-def test_a_named_file_counts_whatever_its_ending(model, tmp_path):
+def test_takes_a_named_file_with_any_ending(model, tmp_path):
     (photo := tmp_path / "a.jpg", photograph(photo), photo.rename(tmp_path / "scan"))
     assert [path.name for path in predict_folder(model, [tmp_path / "scan"], tmp_path / "out")] == [
         "scan.png",
@@ -323,7 +319,7 @@ def test_a_named_file_counts_whatever_its_ending(model, tmp_path):
     ]
 
 
-def test_the_same_file_counts_once_however_it_is_spelled(tmp_path, monkeypatch):
+def test_takes_a_file_once_however_it_is_spelled(tmp_path, monkeypatch):
     photograph(tmp_path / "p" / "a.jpg")
     (tmp_path / "q").symlink_to("p")
     (tmp_path / "r").mkdir()
@@ -344,7 +340,7 @@ def test_the_same_file_counts_once_however_it_is_spelled(tmp_path, monkeypatch):
         ("a.jpg", "A_Overlay.jpg"),
     ],
 )
-def test_two_images_that_would_write_one_file_are_named(tmp_path, first, second):
+def test_rejects_images_that_would_write_one_file(tmp_path, first, second):
     photograph(tmp_path / first)
     photograph(tmp_path / second, 1)
     with pytest.raises(DataError) as error:
@@ -355,7 +351,7 @@ def test_two_images_that_would_write_one_file_are_named(tmp_path, first, second)
     )
 
 
-def test_what_means_no_image_is_told_with_what_is_there(tmp_path):
+def test_missing_images_error_says_what_is_there(tmp_path):
     for name in (
         "folder/a.heic",
         "folder/b.HEIC",
@@ -374,24 +370,22 @@ def test_what_means_no_image_is_told_with_what_is_there(tmp_path):
         find_images([str(tmp_path / pattern) for pattern in patterns])
     text = str(error.value)
     assert (
-        f"{tmp_path}/folder: holds no images but 2 .heic files, 1 .txt file, 1 file without ending, 1 folder; known"
-        in text
+        f"{tmp_path}/folder: contains no images, only 2 .heic files, 1 .txt file, "
+        "1 file without ending, 1 folder; images end in .jpg, " in text
     )
-    assert f"its folders are searched by a glob: '{tmp_path}/folder/**/*'" in text
+    assert f"to search its folders, use the glob '{tmp_path}/folder/**/*'" in text
     assert f"{tmp_path}/empty: the folder is empty" in text
     assert f"{tmp_path}/stret.jpg: no such image; did you mean '{tmp_path}/street.jpg'?" in text
     assert f"{tmp_path}/none/a.jpg: no such image; there is no folder {tmp_path}/none" in text
     assert f"{tmp_path}/*.bmp: matches no image" in text
-    assert (
-        f"{tmp_path}/dangling.jpg: is a symbolic link to nowhere.jpg, which does not exist" in text
-    )
+    assert f"{tmp_path}/dangling.jpg: a symbolic link to nowhere.jpg, which does not exist" in text
     assert f"{'x' * 300}: no such image" in text
 
 
-# ----------------------------------------------------------------------------------------------------------------- the results
+# ------------------------------------------------------------------------------------------ results
 
 
-def test_masks_and_overlays_are_those_of_the_predictor(model, tmp_path):
+def test_writes_masks_and_overlays_of_the_predictor(model, tmp_path):
     photograph(tmp_path / "a.png")
     mask_path, overlay_path = predict_folder(model, [tmp_path / "a.png"], tmp_path / "out")
     image = np.asarray(Image.open(tmp_path / "a.png"))
@@ -404,8 +398,8 @@ def test_masks_and_overlays_are_those_of_the_predictor(model, tmp_path):
 
 
 @pytest.mark.parametrize(("orientation", "turn"), [(3, 2), (6, 3), (8, 1)])
-def test_results_lie_as_a_viewer_shows_the_photograph(model, tmp_path, orientation, turn):
-    """`turn` is by how many quarter turns to the left a viewer shows the stored pixels."""
+def test_results_are_upright(model, tmp_path, orientation, turn):
+    """A viewer turns the stored pixels left by `turn` quarter turns."""
     photograph(tmp_path / "stored.png")
     stored = Image.open(tmp_path / "stored.png")
     exif = stored.getexif()
@@ -419,7 +413,7 @@ def test_results_lie_as_a_viewer_shows_the_photograph(model, tmp_path, orientati
         assert 0x0112 not in Image.open(ours).getexif(), "or a viewer would turn it again"
 
 
-def test_unreadable_images_are_told_at_the_end(model, tmp_path):
+def test_names_unreadable_images_at_the_end(model, tmp_path):
     for name in "ac":
         photograph(tmp_path / f"{name}.png")
     (tmp_path / "b.png").write_bytes(b"not an image")
@@ -429,7 +423,7 @@ def test_unreadable_images_are_told_at_the_end(model, tmp_path):
         next(going)
 
 
-def test_an_image_that_is_too_large_for_the_memory_leaves_the_others(model, tmp_path, monkeypatch):
+def test_continues_after_an_image_too_large_for_the_memory(model, tmp_path, monkeypatch):
     for name in "ab":
         photograph(tmp_path / f"{name}.jpg")
     overlay = draw.overlay
@@ -451,9 +445,7 @@ def test_an_image_that_is_too_large_for_the_memory_leaves_the_others(model, tmp_
         next(going)
 
 
-def test_the_range_of_stored_values_is_the_one_given_or_the_one_of_the_training(
-    tiny_plugin, tmp_path, monkeypatch
-):
+def test_uses_the_given_value_range_or_that_of_the_training(tiny_plugin, tmp_path, monkeypatch):
     seen: list[object] = []
 
     def reader(file, **options):
@@ -489,5 +481,39 @@ def test_the_range_of_stored_values_is_the_one_given_or_the_one_of_the_training(
     predict_folder(tmp_path / "plain", [tmp_path / "a.png"], tmp_path / "out", say=lines.append)
     assert seen.pop().integers == (0, 1023)
     assert lines == [
-        "1 image has 16 bits: largest value 1000, read as 10 bits (0 to 1023); --value-range LOW HIGH sets another range"
+        "1 image has 16 bits: largest value 1000, read as 10 bits (0 to 1023); "
+        "--value-range LOW HIGH sets another range"
     ]
+
+
+def test_pads_images_of_many_sizes_with_a_note(model, tmp_path, compiled):
+    rng = np.random.default_rng(0)
+    for number in range(9):
+        pixels = rng.integers(0, 256, (30, 20 + number, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    lines: list[str] = []
+
+    def masks_match(output: str, multiple: int, **options: object) -> None:
+        compiled.clear()
+        written = predict_folder(model, [tmp_path], tmp_path / output, say=lines.append, **options)
+        shapes = list(compiled)
+        assert len(written) == 2 * len(list(tmp_path.glob("*.png")))
+        predictor = Predictor.from_checkpoint(model, pad_to_multiple=multiple)
+        for mask_path in written[::2]:
+            image = np.asarray(Image.open(tmp_path / mask_path.name))
+            np.testing.assert_array_equal(np.asarray(Image.open(mask_path)), predictor(image))
+        assert compiled == 2 * shapes
+
+    masks_match("padded", 64)
+    assert compiled[0] == (1, 64, 64, 3)
+    assert len(compiled) == 2
+    assert lines == [
+        "9 image sizes: padded to multiples of 64 pixels, so that 1 program is compiled; "
+        "--exact-sizes compiles one for each size"
+    ]
+    masks_match("exact", 1, exact_sizes=True)
+    assert len(set(compiled)) == 9
+    (tmp_path / "0.png").unlink()  # 8 sizes are left
+    masks_match("few", 1)
+    assert len(set(compiled)) == 8
+    assert len(lines) == 1, "a note only if images are padded"

@@ -20,12 +20,12 @@ def write(directory: Path) -> None:
 
     from fcn_jax.models.segmenter import ModelSpec
     from fcn_jax.pytorch import files
-    from fcn_jax.verify.reference import build_reference, randomise_batch_norm
+    from fcn_jax.verify.reference import build_reference, randomize_batch_norm
 
     for name, settings in NETWORKS.items():
         torch.manual_seed(0)
         network = build_reference(ModelSpec(**settings)).eval()
-        randomise_batch_norm(network, seed=0)
+        randomize_batch_norm(network, seed=0)
         files.write(
             directory / name / "weights.safetensors",
             {k: v.numpy() for k, v in network.state_dict().items()},

@@ -2,7 +2,6 @@ import math
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -247,12 +246,10 @@ def test_it_keeps_the_contract(torchvision, name):
 
 def test_fresh_parameters_depend_on_the_seed_alone():
     def kernels(seed):
-        block = BasicBlock(
-            2, 3, Stage(2, 1, 1), dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(seed)
-        )
+        block = BasicBlock(2, 3, Stage(2, 1, 1), rngs=nnx.Rngs(seed))
         return [
-            np.asarray(conv.kernel[...])
-            for conv in (block.conv1, block.conv2, block.downsample.conv)
+            np.asarray(layer.conv.kernel[...])
+            for layer in (block.conv1, block.conv2, block.downsample)
         ]
 
     for one, same, other in zip(kernels(0), kernels(0), kernels(1), strict=True):

@@ -219,7 +219,7 @@ def with_aux_head():
 
 
 def test_an_auxiliary_head_sees_all_but_the_deepest_feature(with_aux_head):
-    assert with_aux_head.aux_head.conv1.kernel.shape == (3, 3, 256, 64)
+    assert with_aux_head.aux_head.conv1.conv.kernel.shape == (3, 3, 256, 64)
     model = nnx.eval_shape(
         lambda: build_model(
             "resnet18", "fcn32s", 3, aux_head="fcn8s", aux_feature="layer4", rngs=nnx.Rngs(0)

@@ -71,10 +71,10 @@ def test_every_kind_has_its_own_names(site):
     site.module(
         "kinds",
         """
-        from fcn_jax.api import Dataset, Head, Model
+        from fcn_jax.api import Dataset, Head, Model, ModelSpec
 
         HEAD = Head(name="x", summary="", select=lambda *_: (), build=lambda *_: None)
-        MODEL = Model(name="x", summary="", backbone="x", head="x", num_classes=2)
+        MODEL = Model(name="x", summary="", spec=ModelSpec("x", "x", 2))
         DATASET = Dataset(name="x", summary="", open=lambda *_: None)
         """,
     )
@@ -493,14 +493,14 @@ def test_a_distributions_own_plugin_comes_first_for_its_own_word(claimed_twice):
 def test_recipes_models_and_checkpoints_go_on_working_when_another_distribution_takes_their_names(
     claimed_twice,
 ):
-    from fcn_jax import checkpoint, config
+    from fcn_jax import checkpoint, config, recipes
     from fcn_jax.models.segmenter import ModelSpec, by_name
 
-    for parsed in (config.parse({}), config.parse(config.read_recipe("shapes"))):
+    for parsed in (config.parse({}), config.parse(recipes.read_recipe("shapes"))):
         assert parsed.model.backbone == "fcn-jax:resnet18"
         assert parsed.model.head == "fcn-jax:fcn32s"
         assert parsed.data.dataset == "fcn-jax:shapes"
-    typed = config.parse(config.override(config.read_recipe("shapes"), ["model.backbone=resnet18"]))
+    typed = config.parse(recipes.override(recipes.read_recipe("shapes"), ["model.backbone=resnet18"]))
     assert typed.model.backbone == "resnet18"
 
     assert (by_name("fcn32s_resnet18").backbone, by_name("fcn32s_resnet18").head) == (

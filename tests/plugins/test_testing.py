@@ -26,6 +26,7 @@ from fcn_jax.api import (
     FeatureSpec,
     Head,
     Model,
+    ModelSpec,
     NoOptions,
     Record,
     TorchBridge,
@@ -316,7 +317,7 @@ def test_an_honest_backbone_equals_its_reference():
         (
             backbone(
                 torch=TorchBridge(
-                    lambda options: {"torchvision": TABLE}, alone=lambda options: {"d2l": TABLE}
+                    lambda options: {"torchvision": TABLE}, standalone_tables=lambda options: {"d2l": TABLE}
                 )
             ),
             "must be there",
@@ -325,7 +326,7 @@ def test_an_honest_backbone_equals_its_reference():
             backbone(
                 torch=TorchBridge(
                     lambda options: {"torchvision": TABLE},
-                    alone=lambda options: {"torchvision": Table(conv("conv1", bias=True))},
+                    standalone_tables=lambda options: {"torchvision": Table(conv("conv1", bias=True))},
                 )
             ),
             r"has no rule for 'bn1\.bias'",
@@ -615,15 +616,15 @@ def test_options_are_a_table():
 # ------------------------------------------------------------------------------------------------------------------ whole models
 
 
-def whole(**fields):
+def whole(num_classes=3, **fields):
+    names = {field.name for field in dataclasses.fields(ModelSpec)}
+    settings = {name: value for name, value in fields.items() if name in names}
     return Model(
         **{
             "name": "whole",
             "summary": "for tests",
-            "backbone": "resnet18",
-            "head": "fcn32s",
-            "num_classes": 3,
-            **fields,
+            "spec": ModelSpec(**{"num_classes": num_classes, **settings}),
+            **{name: value for name, value in fields.items() if name not in names},
         }
     )
 
@@ -650,7 +651,7 @@ GOOD_WEIGHTS = Weights("https://example.org/net-0123abcd.pth", "0123abcd")
         (whole(num_classes=0), "num_classes is 0; it must be from 1 to 255"),
         (whole(name="dist:whole"), "must be one word without a colon"),
         (whole(summary="two\nlines"), "the summary must be one line"),
-        (whole(api_version=(2, 0)), "api_version"),
+        (whole(api_version=(3, 0)), "api_version"),
         (
             whole(weights={"V1": dataclasses.replace(GOOD_WEIGHTS, sha256="0123")}),
             "at least 8 leading hexadecimal digits",
@@ -674,7 +675,7 @@ def test_an_original_with_other_tensors_is_caught():
     with pytest.raises(AssertionError, match="against its PyTorch original: "):
         check_model(
             whole(
-                original=lambda num_classes, aux: torch.nn.Sequential(
+                reference_model=lambda num_classes, aux: torch.nn.Sequential(
                     torch.nn.Conv2d(3, num_classes, 1)
                 )
             )

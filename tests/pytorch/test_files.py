@@ -1,4 +1,4 @@
-"""Weight files: what is read and written, and what is refused."""
+"""Weight files: reading, writing, and the errors for files that cannot be read."""
 
 import argparse
 import contextlib
@@ -39,7 +39,7 @@ def assert_same(ours, theirs):
 
 
 def serialized(tensors, kind):
-    """A state dict as PyTorch writes it: in today's format, the older one, or .safetensors."""
+    """A state dict in PyTorch's format, its older format, or .safetensors."""
     if kind == "safetensors":
         from safetensors.torch import save
 
@@ -50,7 +50,7 @@ def serialized(tensors, kind):
 
 
 @pytest.mark.parametrize("suffix", files.SUFFIXES)
-def test_what_is_written_is_read_back_bit_for_bit(tmp_path, suffix):
+def test_read_returns_written_tensors_bit_for_bit(tmp_path, suffix):
     path = tmp_path / "new" / f"weights{suffix}"
     tensors = {
         **TENSORS,
@@ -68,7 +68,7 @@ def test_what_is_written_is_read_back_bit_for_bit(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_a_write_that_fails_leaves_the_old_file(tmp_path, suffix):
+def test_failed_write_keeps_the_old_file(tmp_path, suffix):
     path = tmp_path / f"weights{suffix}"
     files.write(path, {"a": np.zeros(2, np.float32)})
     with pytest.raises(Exception):  # noqa: B017, PT011  (safetensors and torch each raise their own)
@@ -77,7 +77,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, suffix):
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
-def test_bfloat16_is_read_from_both_formats(tmp_path):
+def test_reads_bfloat16_from_both_formats(tmp_path):
     from safetensors.torch import save_file
 
     tensors = {"a": torch.tensor([1.5, -3.0], dtype=torch.bfloat16)}
@@ -87,21 +87,20 @@ def test_bfloat16_is_read_from_both_formats(tmp_path):
         assert_same(files.read(tmp_path / name), {"a": np.asarray([1.5, -3.0], ml_dtypes.bfloat16)})
 
 
-def test_both_pickle_formats_but_tar_are_read(tmp_path):
+def test_reads_the_format_before_pytorch_1_6(tmp_path):
     path = tmp_path / "old.pth"
     torch.save({"a": torch.arange(3.0)}, path, _use_new_zipfile_serialization=False)
     assert_same(files.read(path), {"a": np.arange(3, dtype=np.float32)})
 
 
 @pytest.mark.parametrize("wrapper", ["state_dict", "model", "model_state_dict"])
-def test_a_wrapped_state_dict_is_unwrapped(tmp_path, wrapper):
+def test_finds_a_state_dict_under_a_key(tmp_path, wrapper):
     path = tmp_path / "run.pth"
     torch.save({"epoch": 3, wrapper: {"a": torch.ones(2)}, "optimizer": {"lr": 0.1}}, path)
     assert_same(files.read(path), {"a": np.ones(2, np.float32)})
 
 
-def test_arguments_beside_the_weights_do_no_harm(tmp_path):
-    # As torchvision's reference training writes its checkpoints.
+def test_reads_checkpoints_of_torchvisions_reference_training(tmp_path):
     path = tmp_path / "run.pth"
     network = torch.nn.Linear(2, 1)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
@@ -137,7 +136,7 @@ ARRAYS = st.dictionaries(
 @pytest.mark.parametrize("kind", ["zip", "pickle", "safetensors"])
 @settings(max_examples=30)
 @given(tensors=ARRAYS)
-def test_any_state_dict_that_pytorch_writes_is_read_bit_for_bit(tmp_path_factory, kind, tensors):
+def test_reads_random_state_dicts_bit_for_bit(tmp_path_factory, kind, tensors):
     path = (
         tmp_path_factory.getbasetemp() / f"any.{'safetensors' if kind == 'safetensors' else 'pth'}"
     )
@@ -146,19 +145,18 @@ def test_any_state_dict_that_pytorch_writes_is_read_bit_for_bit(tmp_path_factory
     assert_same(dict(sorted(files.read(path).items())), dict(sorted(tensors.items())))
 
 
-def test_reading_safetensors_imports_no_torch(tmp_path):
+def test_reading_safetensors_does_not_import_torch(tmp_path):
     path = tmp_path / "weights.safetensors"
     files.write(path, TENSORS)
     code = (
-        "import sys; from fcn_jax.convert import files; "
-        f"assert len(files.read({str(path)!r})) == {len(TENSORS)}; assert 'torch' not in sys.modules"
+        "import sys; from fcn_jax.pytorch import files; "
+        f"assert len(files.read({str(path)!r})) == {len(TENSORS)}; "
+        "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_without_torch_a_pth_file_is_read_and_to_write_one_says_what_to_install(
-    tmp_path, monkeypatch
-):
+def test_without_torch_reads_pth_and_rejects_writing_it(tmp_path, monkeypatch):
     path = tmp_path / "weights.pth"
     files.write(path, TENSORS)
     monkeypatch.setitem(sys.modules, "torch", None)
@@ -170,12 +168,13 @@ def test_without_torch_a_pth_file_is_read_and_to_write_one_says_what_to_install(
         files.write(path, TENSORS)
 
 
-def test_reading_a_pth_file_imports_no_torch(tmp_path):
+def test_reading_pth_does_not_import_torch(tmp_path):
     path = tmp_path / "weights.pth"
     files.write(path, TENSORS)
     code = (
-        "import sys; from fcn_jax.convert import files; "
-        f"assert len(files.read({str(path)!r})) == {len(TENSORS)}; assert 'torch' not in sys.modules"
+        "import sys; from fcn_jax.pytorch import files; "
+        f"assert len(files.read({str(path)!r})) == {len(TENSORS)}; "
+        "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -185,7 +184,7 @@ def test_reading_a_pth_file_imports_no_torch(tmp_path):
     ["weights", "WEIGHTS.PTH", "a.ckpt", "a.bin", "a.pkl", "a.pth.tar", "a.safetensors", "a.pth"],
 )
 @pytest.mark.parametrize("kind", ["zip", "pickle", "safetensors"])
-def test_a_file_is_known_by_its_contents_whatever_its_name(tmp_path, name, kind):
+def test_recognizes_files_by_contents_not_name(tmp_path, name, kind):
     (tmp_path / name).write_bytes(
         serialized({n: torch.from_numpy(v) for n, v in TENSORS.items()}, kind)
     )
@@ -325,12 +324,12 @@ def write_quantized(path):
         (
             "parts",
             write_parts,
-            r"a directory with weights in 2 files \(model-00001-of-00002\.safetensors, .*; merge the parts into one",
+            r"weights in 2 files \(model-00001-of-00002\.safetensors, .*; merge the parts into one",
         ),
         (
             "model-00002-of-00003.safetensors",
             lambda path: files.write(path, {"a": np.ones(1, np.float32)}),
-            "part 2 of 3 of the weights, .*; merge the parts into one file",
+            "part 2 of 3 of the weights; .* merge the parts into one file",
         ),
         (
             "distributed",
@@ -372,12 +371,12 @@ def write_quantized(path):
         (
             "list.pth",
             lambda path: torch.save([torch.ones(1)], path),
-            "holds no state dict but a list",
+            "holds no state dict, only a list",
         ),
         (
             "wrapped.pth",
             lambda path: torch.save({"state_dict": {}, "epoch": 3}, path),
-            "holds no state dict but state_dict, epoch, w",
+            "holds no state dict, only state_dict, epoch, w",
         ),
         (
             "eight.pth",
@@ -406,9 +405,7 @@ def write_quantized(path):
         ),
     ],
 )
-def test_a_file_that_cannot_be_used_is_refused_with_its_name_and_the_reason(
-    tmp_path, monkeypatch, name, make, message
-):
+def test_rejects_other_files_with_name_and_reason(tmp_path, monkeypatch, name, make, message):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / name
     make(path)
@@ -418,7 +415,7 @@ def test_a_file_that_cannot_be_used_is_refused_with_its_name_and_the_reason(
     assert not (tmp_path / "ran").exists()
 
 
-def test_safetensors_of_eight_bits_are_an_error(tmp_path):
+def test_rejects_safetensors_of_8_bit_floats(tmp_path):
     path = tmp_path / "eight.safetensors"
     path.write_bytes(serialized({"a": torch.ones(1).to(torch.float8_e8m0fnu)}, "safetensors"))
     with pytest.raises(WeightsError, match=r"eight\.safetensors"):
@@ -426,7 +423,7 @@ def test_safetensors_of_eight_bits_are_an_error(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_a_tensor_is_read_when_it_is_looked_up_and_not_kept(tmp_path, suffix):
+def test_reads_tensors_on_lookup_and_does_not_keep_them(tmp_path, suffix):
     path = tmp_path / f"weights{suffix}"
     files.write(path, {"a": np.arange(4, dtype=np.float32), "b": np.ones(3, np.float32)})
     tensors = files.open_tensors(path)
@@ -436,19 +433,19 @@ def test_a_tensor_is_read_when_it_is_looked_up_and_not_kept(tmp_path, suffix):
     assert not np.shares_memory(first, second)
     files.write(path, {"a": np.zeros(4, np.float32), "b": np.zeros(3, np.float32)})
     np.testing.assert_array_equal(
-        tensors["b"], [1, 1, 1], err_msg="another file in its place changes nothing"
+        tensors["b"], [1, 1, 1], err_msg="a file that replaces it must change nothing"
     )
 
 
-def test_what_is_no_tensor_is_left_and_named(tmp_path):
+def test_lists_keys_without_tensors(tmp_path):
     torch.save({"a": torch.ones(1), "note": "hello"}, tmp_path / "a.pth")
     (found,) = files.open_state_dicts(tmp_path / "a.pth")
-    assert (list(found.tensors), found.beside) == (["a"], ("note",))
+    assert (list(found.tensors), found.other_keys) == (["a"], ("note",))
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 @pytest.mark.parametrize("zipped", [True, False])
-def test_builtin_types_and_ranges_among_the_settings_do_no_harm(tmp_path, protocol, zipped):
+def test_accepts_builtin_types_and_ranges_in_settings(tmp_path, protocol, zipped):
     settings = {
         "steps": range(3),
         "types": [int, str, float, bool, dict, object, type, complex, bytes],
@@ -462,21 +459,21 @@ def test_builtin_types_and_ranges_among_the_settings_do_no_harm(tmp_path, protoc
         _use_new_zipfile_serialization=zipped,
     )
     (found,) = files.open_state_dicts(tmp_path / "a.pth")
-    assert (found.key, found.beside) == ("model", tuple(settings))
+    assert (found.key, found.other_keys) == ("model", tuple(settings))
     np.testing.assert_array_equal(found.tensors["a"], [1, 1])
 
 
 @pytest.mark.parametrize(
     "name", ["eval", "raw_input", "execfile", "file", "apply", "reload", "__import__"]
 )
-def test_names_of_python_2_that_run_code_stay_refused(tmp_path, name):
+def test_rejects_python_2_names_that_run_code(tmp_path, name):
     (tmp_path / "a.pth").write_bytes(b"\x80\x02c__builtin__\n" + name.encode() + b"\n.")
     with pytest.raises(WeightsError, match=rf"refused, .*it names builtins\.{name}"):
         files.read(tmp_path / "a.pth")
 
 
 def big_endian(path):
-    """The same archive as a machine of the other byte order writes it."""
+    """Write the same archive with big-endian values."""
     with zipfile.ZipFile(path) as archive, zipfile.ZipFile(path.with_name("big.pth"), "w") as other:
         for member in archive.infolist():
             contents = archive.read(member)
@@ -488,7 +485,7 @@ def big_endian(path):
     return path.with_name("big.pth")
 
 
-def test_the_byte_order_of_an_archive_is_honored(tmp_path):
+def test_reads_big_endian_archives(tmp_path):
     torch.save({"a": torch.arange(6.0).reshape(2, 3).T}, tmp_path / "a.pth")
     np.testing.assert_array_equal(
         files.read(big_endian(tmp_path / "a.pth"))["a"], np.arange(6.0).reshape(2, 3).T
@@ -520,7 +517,7 @@ def compressed(path):
 
 
 @pytest.mark.parametrize("pack", [lambda path: path, compressed])
-def test_tensors_are_read_as_they_lie_in_an_archive(tmp_path, pack):
+def test_reads_every_memory_layout(tmp_path, pack):
     shared = torch.arange(100.0)
     tensors = {**LAYOUTS, "first half": shared[:50], "second half": shared[50:]}
     torch.save(tensors, tmp_path / "a.pth")
@@ -528,7 +525,7 @@ def test_tensors_are_read_as_they_lie_in_an_archive(tmp_path, pack):
     assert_same(files.read(pack(tmp_path / "a.pth")), expected)
 
 
-def test_what_is_no_plain_tensor_is_read_as_pytorch_does(tmp_path):
+def test_rejects_negated_views(tmp_path):
     torch.save(
         {"a": torch.ones(2), "b": torch.view_as_complex(torch.ones(2, 2)).conj().imag},
         tmp_path / "a.pth",
@@ -543,7 +540,7 @@ def test_what_is_no_plain_tensor_is_read_as_pytorch_does(tmp_path):
 @pytest.mark.parametrize("kind", ["zip", "pickle"])
 @settings(max_examples=60)
 @given(data=st.data())
-def test_a_file_with_bytes_changed_is_read_or_is_a_weights_error(tmp_path_factory, kind, data):
+def test_reads_or_rejects_files_with_changed_bytes(tmp_path_factory, kind, data):
     contents = bytearray(serialized(LAYOUTS, kind))
     for _ in range(data.draw(st.integers(1, 3))):
         contents[data.draw(st.integers(0, len(contents) - 1))] = data.draw(st.integers(0, 255))
@@ -553,7 +550,7 @@ def test_a_file_with_bytes_changed_is_read_or_is_a_weights_error(tmp_path_factor
         files.read(path)
 
 
-def test_a_tensor_that_reaches_out_of_its_place_in_the_file_is_refused(tmp_path):
+def test_rejects_tensors_outside_their_storage(tmp_path):
     path = tmp_path / "a.pth"
     torch.save({"a": torch.arange(3.0), "secret": torch.ones(50)}, path)
     contents = path.read_bytes()
@@ -563,14 +560,14 @@ def test_a_tensor_that_reaches_out_of_its_place_in_the_file_is_refused(tmp_path)
         files.read(path)
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+def test_names_a_file_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(WriteError, match=r"a\.safetensors: cannot be written"):
         files.write(tmp_path / "file" / "a.safetensors", TENSORS)
 
 
-def test_writing_another_suffix_is_refused(tmp_path):
-    with pytest.raises(WeightsError, match=r"this one in '\.ckpt'"):
+def test_rejects_writing_other_suffixes(tmp_path):
+    with pytest.raises(WeightsError, match=r"this one ends in '\.ckpt'"):
         files.write(tmp_path / "a.ckpt", TENSORS)
     assert not list(tmp_path.iterdir())
 
@@ -578,14 +575,14 @@ def test_writing_another_suffix_is_refused(tmp_path):
 @pytest.mark.parametrize("kind", ["zip", "pickle", "safetensors"])
 @settings(max_examples=40)
 @given(data=st.data())
-def test_a_file_cut_off_anywhere_is_a_weights_error(tmp_path_factory, kind, data):
+def test_rejects_truncated_files(tmp_path_factory, kind, data):
     contents = serialized({name: torch.from_numpy(value) for name, value in TENSORS.items()}, kind)
     length = data.draw(st.integers(0, len(contents) - 1))
     path = (
         tmp_path_factory.getbasetemp() / f"cut.{'safetensors' if kind == 'safetensors' else 'pth'}"
     )
     path.write_bytes(contents[:length])
-    # In a pickle, a name that is cut off is the name of something that is not allowed.
+    # A name that is cut off in a pickle may be refused as a function that runs code.
     with pytest.raises(
         WeightsError, match="is it complete|refused" if kind == "pickle" else "is it complete"
     ):
@@ -595,14 +592,14 @@ def test_a_file_cut_off_anywhere_is_a_weights_error(tmp_path_factory, kind, data
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
 @settings(max_examples=60)
 @given(contents=st.binary(max_size=200))
-def test_bytes_that_are_no_weights_are_a_weights_error(tmp_path_factory, suffix, contents):
+def test_rejects_random_bytes(tmp_path_factory, suffix, contents):
     path = tmp_path_factory.getbasetemp() / f"random.{suffix}"
     path.write_bytes(contents)
     with pytest.raises(WeightsError):
         files.read(path)
 
 
-def test_sha256_is_the_files(tmp_path):
+def test_sha256_returns_the_hash_of_the_contents(tmp_path):
     path = tmp_path / "a"
     path.write_bytes(b"abc")
     assert files.sha256(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

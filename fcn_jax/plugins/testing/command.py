@@ -1,29 +1,32 @@
-"""`fcn-jax plugins check`: the contract, held against one registered name."""
+"""`fcn-jax plugins check`: compare one registered plugin with the contract."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import traceback
+import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fcn_jax.errors import ConfigError, DataError, FcnJaxError, did_you_mean
+from fcn_jax.plugins import options as plugin_options
 from fcn_jax.plugins import registry
 from fcn_jax.plugins.api import API_VERSION, Dataset
 from fcn_jax.plugins.registry import Entry
 from fcn_jax.plugins.testing.imports import import_cost
+from fcn_jax.plugins.testing.subject import Progress
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One line of the verdict.
+    """One line of the result.
 
     Attributes:
         kept: whether the promise is kept.
         what: the promise.
-        detail: a figure, or what is wrong.
+        detail: a number, or the fault.
     """
 
     kept: bool
@@ -36,15 +39,15 @@ class Finding:
 
 
 def registered(name: str, kind: str | None = None) -> list[Entry]:
-    """What a name stands for: of each kind, one entry at most.
+    """The entries of a name, at most one of each kind.
 
     Args:
         name: a registered name, or `distribution:name`.
         kind: a key of `registry.KINDS`; None for all.
 
     Raises:
-        ConfigError: nothing is registered under it.
-        PluginError: two distributions claim it.
+        ConfigError: nothing of that name is registered.
+        PluginError: two distributions claim the name.
     """
     plugins = registry.default()
     if kind is not None:
@@ -58,12 +61,24 @@ def registered(name: str, kind: str | None = None) -> list[Entry]:
     if not found:
         known = {entry.full_name if ":" in name else entry.name for entry in plugins.entries()}
         unknown = ConfigError(
-            f"no backbone, head, model or dataset is named '{name}'{plugins.hint(name)}. {did_you_mean(name, known)}"
+            f"no backbone, head, model or dataset is named '{name}'{plugins.hint(name)}. "
+            f"{did_you_mean(name, known)}"
         )
         raise next(
             (refusal for refusal in refusals if registry.DISABLE_VARIABLE in str(refusal)), unknown
         )
     return found
+
+
+def print_progress() -> Progress:
+    """A `Progress` that prints each check's name and the seconds since the start to stderr."""
+    began = time.perf_counter()
+
+    def progress(check: str) -> None:
+        seconds = time.perf_counter() - began
+        print(f"  {seconds:5.1f} s  {check}", file=sys.stderr, flush=True)
+
+    return progress
 
 
 def check_plugin(
@@ -73,51 +88,51 @@ def check_plugin(
     data: str | Path | None = None,
     splits: Sequence[str] = (),
     timeout: float = 60.0,
+    progress: Progress | None = None,
 ) -> Iterator[Finding]:
-    """Hold one plugin against the contract, promise by promise; ends after the first that is broken and that the next ones need.
+    """Compare one plugin with the contract; ends after the first broken promise.
 
     Args:
-        entry: what to check.
-        options: table of options of a backbone or head; None takes the defaults.
+        entry: the plugin.
+        options: table of options of a backbone or head; None for the defaults.
         data: folder of a dataset.
-        splits: of a dataset; none for train and val.
+        splits: splits of a dataset; none for train and val.
         timeout: seconds that the import may take, above 0.
+        progress: called with each check's name before it runs; by default `print_progress()`.
 
     Yields:
-        The verdict's lines.
+        The lines of the result.
 
     Raises:
-        ConfigError: `options`, `data` or `splits` are given for what takes none, or an option is
-            wrong.
+        ConfigError: `options`, `data` or `splits` are given for a plugin that has none, or an
+            option is wrong.
         DataError: there is no dataset at `data`, or it has no such split.
     """
     if options and entry.kind not in ("backbones", "heads"):
         raise ConfigError(f"--set is for the options of a backbone or head; {entry} has none")
     if data is not None and entry.kind != "datasets":
-        raise ConfigError(f"--data is for a dataset; {entry} reads none")
+        raise ConfigError(f"--data is for a dataset; {entry} reads no data")
     if splits and entry.kind != "datasets":
-        raise ConfigError(f"--split is for a dataset; {entry} has none")
+        raise ConfigError(f"--split is for a dataset; {entry} has no splits")
+    progress = print_progress() if progress is None else progress
+    progress("import in a new process")
     cost = import_cost(entry, timeout)
     if cost.fault is not None:
         yield Finding(False, "import", cost.fault)
         return
-    took = f"{cost.seconds:.3f} s over fcn_jax itself, {cost.modules} modules"
+    took = f"{cost.seconds:.3f} s in addition to fcn_jax, {cost.modules} modules"
     if cost.heavy:
-        yield Finding(
-            False,
-            "import",
-            f"{took}; it imports {' and '.join(cost.heavy)}: do that inside the functions that need it",
-        )
-    else:
-        yield Finding(True, "import", took)
+        packages = " and ".join(cost.heavy)
+        took += f"; it imports {packages}: import them inside the functions that need them"
+    yield Finding(not cost.heavy, "import", took)
     descriptor: Any = registry.default().get(entry.kind, entry.full_name)
     theirs, ours = (
         ".".join(map(str, version)) for version in (descriptor.api_version, API_VERSION)
     )
     yield Finding(True, "api version", f"{theirs}; this fcn-jax has {ours}")
     if entry.kind in ("backbones", "heads"):
-        registry.options(descriptor, options or {})
-    yield _verdict(_suite(entry, descriptor, options, data, splits))
+        plugin_options.validate(descriptor, options or {})
+    yield _run(entry, _suite(entry, descriptor, options, data, splits, progress))
 
 
 def _suite(
@@ -126,21 +141,22 @@ def _suite(
     options: Mapping[str, Any] | None,
     data: str | Path | None,
     splits: Sequence[str],
+    progress: Progress,
 ) -> Callable[[], None]:
-    from fcn_jax.plugins import testing
+    from fcn_jax import testing
 
     if entry.kind == "datasets":
         return functools.partial(_check_dataset, descriptor, data, splits)
     if entry.kind == "models":
-        return functools.partial(testing.check_model, descriptor)
+        return functools.partial(testing.check_model, descriptor, progress=progress)
     suite: Callable[..., None] = (
         testing.check_backbone if entry.kind == "backbones" else testing.check_head
     )
-    return functools.partial(suite, descriptor, options)
+    return functools.partial(suite, descriptor, options, progress=progress)
 
 
 def _check_dataset(descriptor: Dataset, data: str | Path | None, splits: Sequence[str]) -> None:
-    from fcn_jax.plugins import testing
+    from fcn_jax import testing
 
     try:
         testing.check_dataset(descriptor, data, splits or ("train", "val"))
@@ -152,19 +168,14 @@ def _check_dataset(descriptor: Dataset, data: str | Path | None, splits: Sequenc
         ) from error
 
 
-def _verdict(suite: Callable[[], None]) -> Finding:
+def _run(entry: Entry, suite: Callable[[], None]) -> Finding:
     try:
         suite()
     except AssertionError as error:
         return Finding(False, "contract", str(error))
     except FcnJaxError:
         raise
-    except Exception as error:  # whatever a stranger's code raises when it is built or run
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        place = f"{Path(last.filename).name}, line {last.lineno}"
-        return Finding(
-            False,
-            "contract",
-            f"it cannot be built or run: {type(error).__name__}: {error} ({place}, in {last.name})",
-        )
+    except Exception as error:  # anything that the plugin's code raises
+        fault = f"{type(error).__name__}: {error}{entry.place(error)}"
+        return Finding(False, "contract", f"it cannot be built or run: {fault}")
     return Finding(True, "contract", "every promise is kept")

@@ -1,4 +1,4 @@
-"""A dataset held against its descriptor, on the images that are there."""
+"""Compare a dataset with its descriptor, on its images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fcn_jax.plugins.testing.subject import require
 _NO_SPLIT = "no-such-split"
 
 _FACTORS = (0.7, 0.45, 0.15, 0.05)
-"""Of the sizes at which `decode_resized` is held against the whole image; the first is above a half."""
+"""Factors at which `decode_resized` is compared with the full image; the first is above 1/2."""
 
 
 def check_dataset(
@@ -31,26 +31,25 @@ def check_dataset(
     splits: Sequence[str] = ("train", "val"),
     samples: int = 8,
 ) -> None:
-    """Hold a dataset against its descriptor.
+    """Compare a dataset with its descriptor.
 
-    Checked: that a root that is a file, or a split that is not there, raises `DataError`; for every
-        split, that there are images, each
-    with a name of its own; that names and colors of the classes fit together; that images are
-    u8[H,W,3], and masks u8[H,W] of the same size with labels below the number of classes or
-    `IGNORE_INDEX`; that decoding gives the same twice, and `DataError` for what is unreadable; that
-    `decode_resized`, where it is offered, gives what resizing the whole does; that the source
-    pickles, as input workers need it, and is the same when it is opened again.
+    Checked: that a root that is a file, or an unknown split, raises `DataError`; for every split,
+    that there are images, each with its own name; that the classes' names and colors fit together;
+    that images are u8[H,W,3] and masks u8[H,W] of the same size with labels below the number of
+    classes or `IGNORE_INDEX`; that decoding twice gives the same result, and unreadable files raise
+    `DataError`; that `decode_resized`, if there is one, gives what resizing the full image gives;
+    that the source pickles, and is the same when it is opened again.
 
     Args:
         dataset: a descriptor, or the name of a registered one.
         root: its folder, as `--data` gives it; None for a dataset that needs none.
-        splits: what it should have, at least one.
-        samples: images to decode, at least 1, spread over each split.
+        splits: splits that it must have, at least one.
+        samples: number of images to decode per split, at least 1, spread over the split.
 
     Raises:
         AssertionError: a promise is broken.
         ConfigError: `splits` is empty.
-        DataError: the dataset is not at `root`, says its own error.
+        DataError: the dataset is not at `root`; this is the dataset's own error.
     """
     if not splits:
         raise ConfigError("check_dataset: splits is empty; name at least one, such as 'train'")
@@ -58,7 +57,7 @@ def check_dataset(
     label = f"dataset '{descriptor.name}'"
     check_registration(label, descriptor)
     root = None if root is None else Path(root)
-    if root is not None:  # a dataset that needs no folder may pass one over
+    if root is not None:  # a dataset that needs no folder may ignore it
         with tempfile.NamedTemporaryFile() as file:
             _check_refusal(label, descriptor, Path(file.name), splits[0], "a root that is a file")
     _check_refusal(label, descriptor, root, _NO_SPLIT, f"a split '{_NO_SPLIT}'")
@@ -77,32 +76,33 @@ def _check_refusal(label: str, dataset: Dataset, root: Path | None, split: str, 
             f"{label}: {what} raises {type(error).__name__} ({error}); it must be a DataError"
         ) from error
     raise AssertionError(
-        f"{label}: {what} is opened; it must raise DataError, which names what is missing"
+        f"{label}: {what} is opened; it must raise a DataError that names the missing thing"
     )
 
 
 def _check_split(label: str, source: Source, again: Source, samples: int) -> None:
     _check_classes(label, source.classes)
     count = len(source)
-    require(count > 0, f"{label}: it holds no images; opening an empty split must raise DataError")
+    require(count > 0, f"{label}: it has no images; opening an empty split must raise DataError")
     records = [source[index] for index in range(count)]
     for index, record in enumerate(records):
         require(
             isinstance(record, Record) and isinstance(record.id, str) and record.id != "",
-            f"{label}: record {index} is {record!r:.100}; it must be an fcn_jax.plugins.api.Record with a name",
+            f"{label}: record {index} is {record!r:.100}; it must be an fcn_jax.api.Record with an "
+            "id",
         )
     names = [record.id for record in records]
     repeated = sorted(name for name, times in collections.Counter(names).items() if times > 1)
-    require(not repeated, f"{label}: images share a name: {listing(repeated)}")
+    require(not repeated, f"{label}: images have the same id: {listing(repeated)}")
     require(
         [again[index].id for index in range(len(again))] == names,
-        f"{label}: opened twice, it holds other images or another order",
+        f"{label}: opened again, it has other images or another order",
     )
     try:
         copy = pickle.loads(pickle.dumps(source))
     except Exception as error:
         raise AssertionError(
-            f"{label}: the source does not pickle ({error}); input workers each hold a copy"
+            f"{label}: the source does not pickle ({error}); each input worker holds a copy"
         ) from error
     for index in sorted({int(number) for number in np.linspace(0, count - 1, min(samples, count))}):
         example = source.decode(records[index])
@@ -111,12 +111,12 @@ def _check_split(label: str, source: Source, again: Source, samples: int) -> Non
         )
         for other, how in (
             (source.decode(records[index]), "decoded twice"),
-            (copy.decode(copy[index]), "unpickled"),
+            (copy.decode(copy[index]), "decoded by an unpickled source"),
         ):
             require(
                 np.array_equal(other.image, example.image)
                 and np.array_equal(other.mask, example.mask),
-                f"{label}, image '{names[index]}': {how}, it differs",
+                f"{label}, image '{names[index]}' differs when it is {how}",
             )
         if hasattr(source, "decode_resized"):
             for factor in _FACTORS:
@@ -140,29 +140,31 @@ def _check_classes(label: str, classes: Classes) -> None:
     )
     require(
         len(set(names)) == len(names),
-        f"{label}: classes are named {names}; each name must be there once",
+        f"{label}: the classes are named {names}; each name must occur once",
     )
     require(
         len(palette) == len(names)
         and all(len(color) == 3 and all(0 <= part <= 255 for part in color) for color in palette),
-        f"{label}: the palette is {palette}; it must have one RGB color, of 0 to 255, for each of the {len(names)} classes",
+        f"{label}: the palette is {palette}; it must have one RGB color, 0 to 255, for each of the "
+        f"{len(names)} classes",
     )
 
 
 def _check_example(label: str, example: Example, name: str, num_classes: int) -> None:
     require(
         isinstance(example, Example),
-        f"{label}: decode gives a {type(example).__name__}; it must be an fcn_jax.plugins.api.Example",
+        f"{label}: decode returns a {type(example).__name__}; it must be an fcn_jax.api.Example",
     )
     image, mask = example.image, example.mask
-    require(example.id == name, f"{label}: decode calls it '{example.id}'")
+    require(example.id == name, f"{label}: decode returns the id '{example.id}'")
     require(
         image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size > 0,
         f"{label}: the image is {image.dtype}{list(image.shape)}; it must be uint8[H, W, 3]",
     )
     require(
         mask.dtype == np.uint8 and mask.shape == image.shape[:2],
-        f"{label}: the mask is {mask.dtype}{list(mask.shape)} of an image {list(image.shape)}; it must be uint8[H, W] of its size",
+        f"{label}: the mask is {mask.dtype}{list(mask.shape)}, the image {list(image.shape)}; the "
+        "mask must be uint8[H, W] of the same size",
     )
     wrong = [
         str(value)
@@ -171,47 +173,50 @@ def _check_example(label: str, example: Example, name: str, num_classes: int) ->
     ]
     require(
         not wrong,
-        f"{label}: the mask has labels {listing(wrong)}; allowed are 0 to {num_classes - 1} and {IGNORE_INDEX}, void",
+        f"{label}: the mask has labels {listing(wrong)}; allowed are 0 to {num_classes - 1} and "
+        f"{IGNORE_INDEX} (ignored)",
     )
 
 
 def _check_resized(label: str, example: Example, whole: Example, factor: float) -> None:
-    """Check an example decoded at another size against the whole one."""
+    """Compare an example decoded at another size with the full one, resized."""
     pixels, whole = whole.image, resize(whole, factor)
     require(
         isinstance(example, Example),
-        f"{label}: it gives a {type(example).__name__}; it must be an fcn_jax.plugins.api.Example",
+        f"{label}: it returns a {type(example).__name__}; it must be an fcn_jax.api.Example",
     )
-    require(example.id == whole.id, f"{label}: it calls it '{example.id}'")
+    require(example.id == whole.id, f"{label}: it returns the id '{example.id}'")
     require(
         example.image.dtype == np.uint8 and example.image.shape == whole.image.shape,
-        f"{label}: the image is {example.image.dtype}{list(example.image.shape)}; it must be uint8{list(whole.image.shape)}",
+        f"{label}: the image is {example.image.dtype}{list(example.image.shape)}; it must be "
+        f"uint8{list(whole.image.shape)}",
     )
     require(
         np.array_equal(example.mask, whole.mask),
-        f"{label}: the mask is another than that of the whole, resized",
+        f"{label}: the mask differs from the full mask, resized",
     )
     off = float(cv2.absdiff(example.image, whole.image).mean())
     allowed = 0.0
     if factor <= 0.5:
-        # The more detail is averaged out, the more depends on how: up to 2 and 0.6 of it on stripes
-        # and chequers of 1 to 63 pixels. How much there is, say the pixels' distances from the mean
-        # of those around them that become one.
+        # The more detail is averaged out, the more the result depends on the method: by up to 2 and
+        # 0.6 of the detail on stripes and checkerboards of 1 to 63 pixels. The detail is measured
+        # as the mean distance of pixels from the mean of the window that becomes one pixel.
         window = math.ceil(1 / factor)
         allowed = 2 + 0.75 * float(cv2.absdiff(pixels, cv2.blur(pixels, (window, window))).mean())
     require(
         off <= allowed,
-        f"{label}: the image is {off:.1f} of 255 off that of the whole, resized, on average; allowed are {allowed:.1f}",
+        f"{label}: the image differs from the full image, resized, by {off:.1f} of 255 on average; "
+        f"allowed are {allowed:.1f}",
     )
 
 
 def _check_unreadable(
     label: str, name: str, decode: Callable[[Record], Example], record: Record, part: str
 ) -> None:
-    """Check what a file that is missing, or bytes that are no picture, come to."""
+    """Check the error for a missing file, or for bytes that are not a picture."""
 
     def spoilt(there: Path | bytes) -> Path | bytes:
-        return b"no picture" if isinstance(there, bytes) else there.with_name("no-such-file.png")
+        return b"not a picture" if isinstance(there, bytes) else there.with_name("no-such-file.png")
 
     broken = (
         record._replace(image=spoilt(record.image))
@@ -224,9 +229,7 @@ def _check_unreadable(
         return
     except Exception as error:
         raise AssertionError(
-            f"{label}: {name} raises {type(error).__name__} ({error}) for a {part} that cannot be read; it must be a DataError "
-            "that names it"
+            f"{label}: {name} raises {type(error).__name__} ({error}) for an unreadable {part}; it "
+            "must be a DataError that names it"
         ) from error
-    raise AssertionError(
-        f"{label}: {name} takes a {part} that is not there; it must raise DataError"
-    )
+    raise AssertionError(f"{label}: {name} accepts a missing {part}; it must raise DataError")

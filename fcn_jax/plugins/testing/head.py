@@ -1,4 +1,4 @@
-"""A head held against its descriptor."""
+"""Compare a head with its descriptor, on the features of made-up backbones."""
 
 from __future__ import annotations
 
@@ -13,48 +13,51 @@ import numpy as np
 from flax import nnx
 
 from fcn_jax.errors import ConfigError
-from fcn_jax.nn._subpixel import SubpixelLogits
+from fcn_jax.models.spec import select_features
+from fcn_jax.plugins import options as plugin_options
 from fcn_jax.plugins import registry
-from fcn_jax.plugins.api import FeatureSpec, Head, ceil_size
+from fcn_jax.plugins.api import FeatureSpec, Head, ceil_size, floor_size
 from fcn_jax.plugins.testing.contract import (
     SIZES,
     check_descriptor,
     check_eval_mode,
     check_gradients,
-    check_masked,
     check_shapes,
-    check_sizes_known,
-    large,
     variants,
 )
 from fcn_jax.plugins.testing.subject import (
     COMPILER_OPTIONS,
     TOLERANCE,
+    Progress,
     Subject,
     difference,
+    ignore,
     normal,
     require,
 )
 from fcn_jax.plugins.testing.torch_bridge import check_reference, check_tables
-from fcn_jax.verify.reference import fitted
+from fcn_jax.verify.reference import head_logits
 
 _OFFSET = 32
-"""By how many pixels the features of some made-up backbones begin before the image: whole cells of all of them."""
+"""Offset of the features of some made-up backbones, in pixels: a multiple of all their strides."""
 
 
-def check_head(head: str | Head, options: Mapping[str, Any] | None = None) -> None:
-    """Hold a head against its descriptor, on the features of made-up backbones that round sizes up and down, or pad the image.
+def check_head(
+    head: str | Head, options: Mapping[str, Any] | None = None, *, progress: Progress = ignore
+) -> None:
+    """Compare a head with its descriptor.
 
-    Checked: that it takes only features it selected, and refuses those that begin before the image
-        or accounts for it; the logits'
+    On features of backbones that round sizes up, round them down or pad the image: that it takes
+    only features that it selected, and crops features with an offset if it says so; the logits'
     size, classes and dtype at odd and even image sizes; that eval mode is deterministic, changes no
-    state and treats each image alone; that logits in blocks, where it offers them, are its logits;
-    that every parameter's gradient in train mode is finite; that the PyTorch tables name every leaf
-    once, and are invertible; the names, shapes and outputs of the PyTorch reference.
+    state and treats each image separately; that every parameter's gradient in train mode is finite;
+    that the PyTorch tables name every parameter once and are invertible; the names, shapes and
+    outputs of the PyTorch reference.
 
     Args:
         head: a descriptor, or the name of a registered one.
-        options: table of its options; None takes the defaults.
+        options: table of its options; None for the defaults.
+        progress: called with each check's name before it runs.
 
     Raises:
         AssertionError: a promise is broken.
@@ -62,52 +65,65 @@ def check_head(head: str | Head, options: Mapping[str, Any] | None = None) -> No
     descriptor = registry.default().head(head) if isinstance(head, str) else head
     label = f"head '{descriptor.name}'"
     check_descriptor(label, descriptor)
-    chosen = registry.options(descriptor, options or {})
-    refusals = []
-    for family, specs in _families().items():
+    chosen = plugin_options.validate(descriptor, options or {})
+    families, refusals = _families(), []
+    for family, specs in families.items():
         try:
-            wanted = descriptor.select(chosen, specs)
+            _check_names(label, tuple(descriptor.select(chosen, specs)), specs)
+            selected = select_features(descriptor, chosen, specs)
         except ConfigError as error:
             refusals.append(f"{family}: {error}")
-            continue
-        _check_head_on(f"{label} on {family}", descriptor, chosen, specs, wanted)
+        else:
+            on = f"{label} on {family}"
+            _check_on(on, descriptor, chosen, specs[-1], selected, progress)
     require(
-        len(refusals) < len(_families()), f"{label} refuses every backbone: {'; '.join(refusals)}"
+        len(refusals) < len(families),
+        f"{label} does not accept the features of any backbone: {'; '.join(refusals)}",
     )
 
 
-def _check_head_on(
-    label: str, head: Head, chosen: Any, specs: Sequence[FeatureSpec], wanted: Sequence[str]
+def _check_names(label: str, selected: Sequence[str], specs: Sequence[FeatureSpec]) -> None:
+    names = tuple(spec.name for spec in specs)
+    require(
+        bool(selected) and len(set(selected)) == len(selected) and set(selected) <= set(names),
+        f"{label}: select returned {selected}; it must name some of {names}, each once",
+    )
+
+
+def _check_on(
+    label: str,
+    head: Head,
+    chosen: Any,
+    deepest: FeatureSpec,
+    selected: tuple[FeatureSpec, ...],
+    progress: Progress,
 ) -> None:
-    names = [spec.name for spec in specs]
-    require(
-        bool(wanted) and len(set(wanted)) == len(wanted) and set(wanted) <= set(names),
-        f"{label}: select gave {tuple(wanted)}; it must name some of {tuple(names)}, each once",
-    )
-    selected = tuple(spec for spec in specs if spec.name in wanted)
-    deepest = specs[-1]
+    def build(specs: tuple[FeatureSpec, ...], num_classes: int, dtype: Any) -> nnx.Module:
+        return head.build(
+            chosen,
+            specs,
+            num_classes=num_classes,
+            dtype=dtype,
+            param_dtype=jnp.float32,
+            rngs=nnx.Rngs(0),
+        )
 
     def subject(num_classes: int, hw: tuple[int, int]) -> Subject:
         return Subject(
             label,
-            lambda dtype: head.build(
-                chosen,
-                selected,
-                num_classes=num_classes,
-                dtype=dtype,
-                param_dtype=jnp.float32,
-                rngs=nnx.Rngs(0),
-            ),
+            lambda dtype: build(selected, num_classes, dtype),
             lambda module, inputs: {"logits": module(inputs, out_hw=hw)},
+            progress,
         )
 
     def shapes(batch: int, hw: tuple[int, int]) -> dict[str, tuple[int, ...]]:
-        # As the segmenter does: the smallest input of which the deepest feature covers the image.
+        # As in `Segmenter`: the smallest input whose deepest feature covers the image.
         rows, cols = (next(filter(deepest.covers, range(size, 9 * size))) for size in hw)
         return {
             spec.name: (batch, spec.size(rows), spec.size(cols), spec.channels) for spec in selected
         }
 
+    subject(1, SIZES[0]).start("shapes")
     for hw, batch, dtype in variants(SIZES):
         inputs = {
             name: jax.ShapeDtypeStruct(shape, dtype) for name, shape in shapes(batch, hw).items()
@@ -116,33 +132,12 @@ def _check_head_on(
         check_shapes(subject(num_classes, hw), inputs, {"logits": (batch, *hw, num_classes)}, dtype)
 
     hw = SIZES[1]
-    if any(spec.offset for spec in specs):
-        types: dict[str, Any] = {"dtype": jnp.float32, "param_dtype": jnp.float32}
-        _check_offset(
-            label,
-            lambda specs: head.build(chosen, specs, num_classes=7, rngs=nnx.Rngs(0), **types),
-            selected,
-            hw,
-        )
+    if any(spec.offset for spec in selected):
+        _check_offset(label, lambda specs: build(specs, 7, jnp.float32), selected, hw)
         return
     whole = subject(7, hw)
     features = {name: normal(i, shape) for i, (name, shape) in enumerate(shapes(3, hw).items())}
     check_eval_mode(whole, features)
-    _check_blocks(whole, features, hw)
-    if head.maskable:
-        inner, outer = shapes(1, SIZES[2]), shapes(1, hw)
-        known: dict[Any, Any] = {outer[name][1:3]: inner[name][1:3] for name in inner} | {
-            hw: SIZES[2]
-        }
-        check_masked(
-            subject(7, SIZES[2]),
-            whole,
-            {name: normal(i, inner[name]) for i, name in enumerate(inner)},
-            outer,
-            known,
-        )
-        whole_cells = large(deepest.stride)
-        check_sizes_known(subject(7, whole_cells), whole_cells, shapes(1, whole_cells), selected)
     check_gradients(whole, features)
     if head.torch is not None:
         check_tables(whole, head.torch, chosen)
@@ -154,41 +149,10 @@ def _check_head_on(
             lambda build_reference: build_reference(
                 options=chosen, features=selected, num_classes=7
             ),
-            lambda reference, inputs: {"logits": fitted(reference(*inputs.values()), hw)},
+            lambda reference, inputs: {
+                "logits": head_logits(reference, list(inputs.values()), hw),
+            },
         )
-
-
-def _check_blocks(subject: Subject, features: Mapping[str, Any], hw: tuple[int, int]) -> None:
-    """Check that logits in blocks, which a head may offer for GPUs and TPUs, are its logits."""
-    module = subject.build(jnp.float32)
-    if not hasattr(module, "logits_in_blocks"):
-        return
-    module.eval()
-    graphdef, state = nnx.split(module)
-
-    @functools.partial(jax.jit, compiler_options=COMPILER_OPTIONS)
-    def run(state: Any, features: Mapping[str, Any]) -> tuple[jax.Array, Any]:
-        network = nnx.merge(graphdef, state)
-        blocks = network.logits_in_blocks(features, out_hw=hw)
-        require(
-            blocks is None or isinstance(blocks, SubpixelLogits),
-            f"{subject.label}: logits_in_blocks gives {type(blocks).__name__}; it must give fcn_jax.nn._subpixel.SubpixelLogits or None",
-        )
-        return subject.call(network, features)["logits"], None if blocks is None else blocks.images
-
-    with jax.default_matmul_precision("highest"):
-        logits, found = run(state, dict(features))
-    if found is None:
-        return
-    require(
-        found.shape == logits.shape,
-        f"{subject.label}: logits_in_blocks gives {found.shape}, the head itself {logits.shape}",
-    )
-    off = difference(found, logits)
-    require(
-        off < TOLERANCE,
-        f"{subject.label}: logits_in_blocks differs from the head's logits (by {off:.1e})",
-    )
 
 
 def _check_offset(
@@ -197,7 +161,7 @@ def _check_offset(
     selected: tuple[FeatureSpec, ...],
     hw: tuple[int, int],
 ) -> None:
-    """Check that a head which takes features that begin before the image accounts for it, whole cells of all of them."""
+    """Check that a head with `handles_offset` crops features that begin before the image."""
     shapes = {
         spec.name: (1, spec.size(hw[0]), spec.size(hw[1]), spec.channels) for spec in selected
     }
@@ -218,55 +182,46 @@ def _check_offset(
     found = logits(selected, hw)
     plain = tuple(dataclasses.replace(spec, offset=0) for spec in selected)
     if deepest.offset:
-        # On features of all that the cells lie on, it is the same head; the image is a part of
-        # that.
+        # With the offset set to 0, it is the same head on a larger image, of which the image is a
+        # part.
         top, whole = deepest.offset, tuple(deepest.size(side) * deepest.stride for side in hw)
-        wanted = logits(plain, (whole[0], whole[1]))[:, top : top + hw[0], top : top + hw[1]]
-        off = difference(found, wanted)
+        larger = logits(plain, (whole[0], whole[1]))
+        off = difference(found, larger[:, top : top + hw[0], top : top + hw[1]])
         require(
             off < TOLERANCE,
-            f"{label}: its logits are not those of the image, but begin elsewhere (they differ by {off:.1e})",
+            f"{label}: its logits do not begin at the image's corner (they differ by {off:.1e})",
         )
     else:
         require(
-            all(spec.offset == 0 for spec in selected)
-            or difference(found, logits(plain, hw)) > TOLERANCE,
-            f"{label}: where a feature begins makes no difference to it; it must account for `offset`, or refuse it in `select`",
+            difference(found, logits(plain, hw)) > TOLERANCE,
+            f"{label}: it ignores a feature's `offset`; crop by it, or do not set `handles_offset`",
         )
+
+
+@functools.cache
+def _padded_size(stride: int, less: int = 0) -> Callable[[int], int]:
+    return lambda length: ceil_size(stride)(length + 2 * _OFFSET) - less
 
 
 def _families() -> dict[str, tuple[FeatureSpec, ...]]:
     """Features of made-up backbones, whose names tell a head nothing."""
 
     def family(
-        strides: Sequence[int], size: Callable[[int, int], int], offset: int = 0
+        strides: Sequence[int], size: Callable[[int], Callable[[int], int]], offset: int = 0
     ) -> tuple[FeatureSpec, ...]:
         return tuple(
-            FeatureSpec(f"feature{i}", 8 + 4 * i, stride, functools.partial(size, stride), offset)
+            FeatureSpec(f"feature{i}", 8 + 4 * i, stride, size(stride), offset)
             for i, stride in enumerate(strides)
         )
 
-    def up(stride: int, n: int) -> int:
-        return ceil_size(stride)(n)
-
-    def of_padded(stride: int, n: int) -> int:
-        return ceil_size(stride)(n + 2 * _OFFSET)
-
-    padded = family((4, 8, 16, 32), of_padded, _OFFSET)
-    # As of an unpadded 3x3 convolution, whose first cell is the second of what it sees.
-    unpadded = dataclasses.replace(padded[-1], size=lambda n: of_padded(32, n) - 2, offset=0)
-
-    def down(stride: int, n: int) -> int:
-        return n // stride
-
+    padded = family((4, 8, 16, 32), _padded_size, _OFFSET)
+    # As after a 3x3 convolution without padding, whose first pixel is the second of its input.
+    unpadded = dataclasses.replace(padded[-1], size=_padded_size(32, 2), offset=0)
     return {
-        "strides 4 to 32, rounded up": family((4, 8, 16, 32), up),
-        "strides 2 to 32, rounded down": family((2, 4, 8, 16, 32), down),
-        "strides 4 to 16, rounded up, dilated": family((4, 8, 16, 16), up),
-        "strides 4 to 8, rounded up, dilated": family((4, 8, 8, 8), up),
-        f"strides 4 to 32, all of which begin {_OFFSET} pixels before the image": padded,
-        f"strides 4 to 32, of which all but the deepest begin {_OFFSET} pixels before the image": (
-            *padded[:-1],
-            unpadded,
-        ),
+        "strides 4 to 32, rounded up": family((4, 8, 16, 32), ceil_size),
+        "strides 2 to 32, rounded down": family((2, 4, 8, 16, 32), floor_size),
+        "strides 4 to 16, rounded up, dilated": family((4, 8, 16, 16), ceil_size),
+        "strides 4 to 8, rounded up, dilated": family((4, 8, 8, 8), ceil_size),
+        f"strides 4 to 32, all with offset {_OFFSET}": padded,
+        f"strides 4 to 32, all except the deepest with offset {_OFFSET}": (*padded[:-1], unpadded),
     }

@@ -1,46 +1,35 @@
-"""What importing a plugin costs: in time, and in what it drags in."""
+"""The cost of importing a plugin: time, and heavy packages that it imports."""
 
 from __future__ import annotations
 
 import dataclasses
 
-from fcn_jax.plugins.isolation import ask_child, lifeline
+from fcn_jax.plugins.isolation import run_isolated
 from fcn_jax.plugins.registry import Entry
 
 HEAVY = ("torch", "torchvision", "tensorflow")
-"""What a plugin imports inside functions only: whoever uses it without them must not need them."""
+"""Packages to import inside functions only, so that the plugin works without them."""
 
-# What any plugin may import at no cost to anyone, since fcn-jax has imported it when it builds or
-# reads something.
+# Packages that fcn-jax imports anyway are imported first.
 _MEASURE = """
-import json, sys, time
+import time
 import flax.nnx, jax, numpy
-import fcn_jax.pytorch.rules, fcn_jax.data.datasets.directory, fcn_jax.nn, fcn_jax.models.segmenter
-from fcn_jax.errors import PluginError
-from fcn_jax.plugins.registry import Entry, load
-answer, *fields = sys.argv[1:]
+import fcn_jax.pytorch.rules, fcn_jax.data.datasets.directory, fcn_jax.nn, fcn_jax.models.build
 before = set(sys.modules)
 start = time.perf_counter()
-try:
-    load(Entry(*fields))
-    reason = None
-except PluginError as error:
-    reason = str(error)
-seconds = time.perf_counter() - start
-found = {"reason": reason, "seconds": seconds, "modules": sorted(set(sys.modules) - before)}
-with open(answer, "w", encoding="utf-8") as file:
-    json.dump(found, file)
+reason = fault(entries[0])
+answer([reason, time.perf_counter() - start, sorted(set(sys.modules) - before)])
 """
 
 
 @dataclasses.dataclass(frozen=True)
 class ImportCost:
-    """What one import took.
+    """The cost of one import.
 
     Attributes:
-        fault: why the plugin does not load; None if it does.
-        seconds: over what fcn_jax itself has imported.
-        modules: how many came in.
+        fault: why the plugin cannot be imported; None if it can.
+        seconds: in addition to the import of fcn_jax itself.
+        modules: number of imported modules.
         heavy: those of `HEAVY` among them.
     """
 
@@ -55,12 +44,12 @@ def import_cost(entry: Entry, timeout: float = 60.0) -> ImportCost:
 
     Args:
         entry: from `Registry.entries`.
-        timeout: seconds after which the process is killed, above 0. Importing fcn_jax itself
+        timeout: seconds after which the process is killed, above 0. The import of fcn_jax itself
             counts.
     """
-    with lifeline() as held:
-        answer, fault = ask_child(_MEASURE, dataclasses.astuple(entry), timeout, held)
-    if answer is None:
-        return ImportCost(fault)
-    heavy = tuple(name for name in HEAVY if name in answer["modules"])
-    return ImportCost(answer["reason"], answer["seconds"], len(answer["modules"]), heavy)
+    answers, ending = run_isolated(_MEASURE, [entry], timeout)
+    if not answers:
+        return ImportCost(ending)
+    reason, seconds, modules = answers[0]
+    heavy = tuple(name for name in HEAVY if name in modules)
+    return ImportCost(reason, seconds, len(modules), heavy)

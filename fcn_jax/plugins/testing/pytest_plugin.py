@@ -1,14 +1,14 @@
-"""Pytest fixtures, which an installed fcn-jax offers to every test suite: the contract, and a project's plugins as if installed.
+"""Pytest fixtures that an installed fcn-jax offers to every test suite.
 
-    def test_my_backbone_keeps_its_promises(plugin_contract):
+    def test_my_backbone_meets_the_contract(plugin_contract):
         plugin_contract.check_backbone("my_backbone", {"width": 8})
 
     @pytest.fixture(autouse=True)
-    def plugins(plugin_project):  # what the project file says now, not what it said when it was
-        installed return plugin_project(Path(__file__).parents[1] / "pyproject.toml")
+    def plugins(plugin_project):  # as the project file is now, not as it was when it was installed
+        return plugin_project(Path(__file__).parents[1] / "pyproject.toml")
 
-Pytest imports this module in every run, so it imports nothing but pytest: `fcn_jax.testing`
-loads jax when the first check is asked for.
+Pytest imports this module in every run, so it imports only pytest: `fcn_jax.testing` imports jax
+when the first check is used.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def plugin_contract() -> ModuleType:
-    """`fcn_jax.testing`: `check_backbone`, `check_head`, `check_model` and `check_dataset`, each of which raises on a broken promise."""
-    from fcn_jax.plugins import testing
+    """`fcn_jax.testing`, with `check_backbone`, `check_head`, `check_model`, `check_dataset`."""
+    from fcn_jax import testing
 
     return testing
 
 
 @pytest.fixture
 def plugin_project(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | Path], Registry]:
-    """A function: path of a `pyproject.toml` -> the registry of what it registers beside what is installed.
+    """A function from a `pyproject.toml` to the registry of its plugins and all installed ones.
 
-    Until the test ends that is the default one, by which every name is looked up. An installed copy
-    of the project does not count.
+    It becomes the default registry until the test ends. An installed copy of the project is
+    ignored.
     """
     from fcn_jax.plugins import registry
 

@@ -1,4 +1,4 @@
-"""A plugin's tie to its PyTorch original, held against both: names, layouts, outputs."""
+"""Compare a plugin with its PyTorch reference: names, layouts, outputs."""
 
 from __future__ import annotations
 
@@ -16,22 +16,21 @@ from fcn_jax.plugins.api import TorchBridge
 from fcn_jax.plugins.testing.subject import Subject, require
 from fcn_jax.pytorch.rules import Table
 from fcn_jax.verify.modules import compare_modules
-from fcn_jax.verify.reference import randomise_batch_norm
+from fcn_jax.verify.reference import randomize_batch_norm
 
 
 def check_tables(subject: Subject, bridge: TorchBridge, options: Any) -> None:
-    """Check that every table names every leaf once, and that each rule brings its values back bit for bit."""
+    """Check that each table names every parameter once, and that its rules are invertible."""
     targets = leaves(nnx.eval_shape(lambda: subject.build(jnp.float32)))
-    for tables in (
-        bridge.tables(options),
-        *([] if bridge.alone is None else [bridge.alone(options)]),
-    ):
+    for standalone in (False, True):
+        tables = bridge.tables_of(options, standalone=standalone)
         require(
             "torchvision" in tables,
-            f"{subject.label}: its tables are {listing(tables)}; the scheme 'torchvision' must be there",
+            f"{subject.label}: it has tables for {listing(tables)}; a table for the key format "
+            "'torchvision' is required",
         )
-        for scheme, table in tables.items():
-            _check_table(f"{subject.label}: the '{scheme}' table", table, targets)
+        for key_format, table in tables.items():
+            _check_table(f"{subject.label}: the '{key_format}' table", table, targets)
 
 
 def _check_table(where: str, table: Table, targets: Mapping[str, nnx.Variable[Any]]) -> None:
@@ -49,7 +48,7 @@ def _check_table(where: str, table: Table, targets: Mapping[str, nnx.Variable[An
         back = table.to_jax(name)
         require(
             back == (path, rule),
-            f"{where} turns '{path}' into '{name}', but that back into '{back and back[0]}'",
+            f"{where} maps '{path}' to '{name}', but '{name}' to '{back and back[0]}'",
         )
         value = _random_like(leaf)
         there = np.asarray(rule.op.to_torch(value))
@@ -58,7 +57,8 @@ def _check_table(where: str, table: Table, targets: Mapping[str, nnx.Variable[An
             here.shape == value.shape
             and here.dtype == value.dtype
             and here.tobytes() == value.tobytes(),
-            f"{where}: '{rule.op.name}' does not bring '{path}' of shape {value.shape} back as it was",
+            f"{where}: the operation '{rule.op.name}' is not inverted exactly for '{path}' of shape "
+            f"{value.shape}",
         )
 
 
@@ -77,20 +77,24 @@ def check_reference(
     build: Callable[[Any], Any],
     call: Callable[[Any, Mapping[str, Any]], Mapping[str, Any]],
 ) -> None:
-    """Show that the plugin equals its PyTorch original, layer by layer, if there is one and torch is installed."""
+    """Check that the plugin equals its PyTorch reference, layer by layer.
+
+    Without a reference, or without torch, nothing is checked.
+    """
     if bridge.reference is None or importlib.util.find_spec("torch") is None:
         return
     import torch
 
+    subject.start("PyTorch reference")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         reference = build(bridge.reference).eval()
-    randomise_batch_norm(reference, seed=0)
+    randomize_batch_norm(reference, seed=0)
     try:
         report = compare_modules(
             reference,
             subject.build(jnp.float32),
-            bridge.tables(options)["torchvision"],
+            bridge.tables_of(options)["torchvision"],
             [x[:1] for x in inputs.values()],
             call_torch=lambda network, found: call(network, dict(zip(inputs, found, strict=True))),
             call_jax=lambda module, found: subject.call(
@@ -100,4 +104,4 @@ def check_reference(
         )
     except FcnJaxError as error:
         raise AssertionError(f"{subject.label} against its PyTorch reference: {error}") from error
-    require(report.equal, f"{subject.label} differs from its PyTorch reference: {report.blame}")
+    require(report.equal, f"{subject.label} differs from its PyTorch reference: {report.failure}")

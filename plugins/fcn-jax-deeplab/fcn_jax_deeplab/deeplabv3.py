@@ -15,9 +15,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fcn_jax import nn
-from fcn_jax.api import FeatureSpec, Head, Model, TorchBridge, Weights, require_no_offset
-from fcn_jax.pytorch.reference import import_torchvision, segmentation_original
-from fcn_jax.pytorch.rules import Table, batch_norm, conv
+from fcn_jax.api import FeatureSpec, Head, Model, ModelSpec, TorchBridge, Weights, require_no_offset
+from fcn_jax.pytorch import Table, conv, conv_norm, import_torchvision, segmentation_reference
 from fcn_jax_deeplab.aspp import ASPP, RATES, aspp_table, check_options, rates_at
 
 
@@ -43,12 +42,11 @@ class DeepLabV3Options:
 
 
 class DeepLabV3Head(nnx.Module):
-    """ASPP on the deepest feature, 3x3 convolution, batch norm, ReLU, 1x1 convolution to the classes; then resized.
+    """ASPP of the deepest feature, 3x3 convolution, 1x1 convolution to the classes; then resized.
 
     Attributes:
         aspp: C -> `channels`.
-        conv1: 3x3, without bias.
-        bn1: batch normalization.
+        conv1: 3x3, with batch normalization and ReLU.
         conv2: 1x1, `channels` -> K, with bias.
     """
 
@@ -58,24 +56,23 @@ class DeepLabV3Head(nnx.Module):
         num_classes: int,
         options: DeepLabV3Options,
         *,
-        dtype: Any,
-        param_dtype: Any,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
         """Draw the parameters from PyTorch's defaults, as torchvision does."""
-        types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
+        types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         channels = options.channels
         self.feature = feature.name
         rates = rates_at(feature.stride, options.rates)
-        self.aspp = ASPP(feature.channels, channels, rates, options.dropout, rngs=rngs, **types)
-        self.conv1 = nn.Conv(channels, channels, 3, padding=1, use_bias=False, rngs=rngs, **types)
-        self.bn1 = nn.BatchNorm(channels, **types)
-        self.conv2 = nn.Conv(channels, num_classes, 1, rngs=rngs, **types)
+        self.aspp = ASPP(feature.channels, channels, rates, options.dropout, **types)
+        self.conv1 = nn.ConvNormAct(channels, channels, 3, **types)
+        self.conv2 = nn.Conv(channels, num_classes, 1, **types)
 
     def __call__(self, features: Mapping[str, jax.Array], *, out_hw: tuple[int, int]) -> jax.Array:
         """Features -> logits f[N, out_hw[0], out_hw[1], K]."""
-        y = nnx.relu(nn.conv_batch_norm(self.conv1, self.bn1, self.aspp(features[self.feature])))
-        return nn.resize_bilinear(self.conv2(y), out_hw)
+        logits = self.conv2(self.conv1(self.aspp(features[self.feature])))
+        return nn.resize_bilinear(logits, out_hw)
 
 
 def _select(options: DeepLabV3Options, features: Sequence[FeatureSpec]) -> tuple[str, ...]:
@@ -100,8 +97,7 @@ def _build(
 def _tables(options: DeepLabV3Options) -> dict[str, Table]:
     aspp = aspp_table(len(options.rates or RATES)).under("0.", "aspp.")
     return {
-        "torchvision": aspp
-        + Table(conv("1", "conv1"), batch_norm("2", "bn1"), conv("4", "conv2", bias=True))
+        "torchvision": aspp + Table(conv_norm("1", "2", "conv1"), conv("4", "conv2", bias=True))
     }
 
 
@@ -139,7 +135,9 @@ DEEPLABV3 = Head(
 # --------------------------------------------------------------------------------------------------------------------- whole models
 
 
-def _whole(name: str, summary: str, file: str, scores: str, **parts: Any) -> Model:
+def _whole(
+    name: str, summary: str, file: str, scores: str, backbone: str, **settings: Any
+) -> Model:
     """Describe one of torchvision's models.
 
     Args:
@@ -147,7 +145,8 @@ def _whole(name: str, summary: str, file: str, scores: str, **parts: Any) -> Mod
         summary: what it is built from.
         file: that its weights are published in, with the leading digits of its SHA-256.
         scores: published.
-        parts: fields of the descriptor.
+        backbone: registered name.
+        settings: other fields of the spec.
     """
     weights = Weights(
         f"https://download.pytorch.org/models/{file}.pth",
@@ -158,12 +157,9 @@ def _whole(name: str, summary: str, file: str, scores: str, **parts: Any) -> Mod
         name=name,
         summary=f"torchvision's DeepLabv3 on {summary} with its auxiliary head, 21 classes",
         reference=f"torchvision.models.segmentation.{name}",
-        head="deeplabv3",
-        num_classes=21,
-        aux_head="fcn",
-        original=functools.partial(segmentation_original, name),
+        spec=ModelSpec(backbone, "deeplabv3", 21, aux_head="fcn", **settings),
+        reference_model=functools.partial(segmentation_reference, name),
         weights={"COCO_WITH_VOC_LABELS_V1": weights},
-        **parts,
     )
 
 

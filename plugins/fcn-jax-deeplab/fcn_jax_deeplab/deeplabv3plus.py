@@ -9,7 +9,6 @@ the paper's section 4.1 found two to be best; `depth` chooses, and with 1 its st
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,9 +19,8 @@ from flax import nnx
 from fcn_jax import nn
 from fcn_jax.api import FeatureSpec, Head, TorchBridge, require_no_offset
 from fcn_jax.errors import ConfigError
-from fcn_jax.nn import Initializer
-from fcn_jax.pytorch.rules import Rule, Table, batch_norm, conv
-from fcn_jax_deeplab.aspp import ASPP, RATES, ConvBatchNormReLU, aspp_table, check_options, rates_at
+from fcn_jax.pytorch.rules import Table, conv, conv_norm
+from fcn_jax_deeplab.aspp import ASPP, RATES, aspp_table, check_options, rates_at
 
 LOW_STRIDE = 4
 """Stride of the shallow feature."""
@@ -58,11 +56,6 @@ class DeepLabV3PlusOptions:
         )
 
 
-def _kaiming_normal(fan_in: int) -> Initializer:
-    """Normal with variance 2 / fan_in: `torch.nn.init.kaiming_normal_`."""
-    return nn.normal(math.sqrt(2 / fan_in))
-
-
 class DeepLabV3PlusHead(nnx.Module):
     """ASPP, resized to the feature of stride 4 and put beside it; 3x3 convolutions, 1x1 convolution to the classes; then resized.
 
@@ -81,25 +74,25 @@ class DeepLabV3PlusHead(nnx.Module):
         num_classes: int,
         options: DeepLabV3PlusOptions,
         *,
-        dtype: Any,
-        param_dtype: Any,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
         """Draw the kernels from He et al.'s normal by fan-in, as the PyTorch implementation does."""
-        types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        settings: dict[str, Any] = {"init": _kaiming_normal, **types}
+        settings: dict[str, Any] = {
+            "kernel_init": nn.kaiming_normal_fan_in,
+            "dtype": dtype,
+            "param_dtype": param_dtype,
+            "rngs": rngs,
+        }
         channels = options.channels
         self.low, self.deepest = low.name, deepest.name
-        self.project = ConvBatchNormReLU(low.channels, options.low_channels, 1, **settings)
+        self.project = nn.ConvNormAct(low.channels, options.low_channels, 1, **settings)
         rates = rates_at(deepest.stride, options.rates)
         self.aspp = ASPP(deepest.channels, channels, rates, options.dropout, **settings)
         widths = [options.low_channels + channels, *[channels] * (options.depth - 1)]
-        self.decoder = nnx.List(
-            [ConvBatchNormReLU(width, channels, 3, **settings) for width in widths]
-        )
-        self.score = nn.Conv(
-            channels, num_classes, 1, kernel_init=_kaiming_normal(channels), **types
-        )
+        self.decoder = nnx.List(nn.ConvNormAct(width, channels, 3, **settings) for width in widths)
+        self.score = nn.Conv(channels, num_classes, 1, **settings)
 
     def __call__(self, features: Mapping[str, jax.Array], *, out_hw: tuple[int, int]) -> jax.Array:
         """Features -> logits f[N, out_hw[0], out_hw[1], K]."""
@@ -141,10 +134,9 @@ def _build(
 
 def _tables(options: DeepLabV3PlusOptions) -> dict[str, Table]:
     # Convolution, normalization and ReLU, `depth` times, then the scores: one Sequential.
-    rules: list[Rule] = [*conv("project.0", "project.conv"), *batch_norm("project.1", "project.bn")]
+    rules = conv_norm("project.0", "project.1", "project")
     for i in range(options.depth):
-        rules += conv(f"classifier.{3 * i}", f"decoder.{i}.conv")
-        rules += batch_norm(f"classifier.{3 * i + 1}", f"decoder.{i}.bn")
+        rules += conv_norm(f"classifier.{3 * i}", f"classifier.{3 * i + 1}", f"decoder.{i}")
     rules += conv(f"classifier.{3 * options.depth}", "score", bias=True)
     return {
         "torchvision": Table(rules)

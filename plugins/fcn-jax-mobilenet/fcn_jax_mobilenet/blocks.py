@@ -7,6 +7,7 @@ Sandler et al. 2018, arXiv:1801.04381; Howard et al. 2019, arXiv:1905.02244;
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -25,55 +26,11 @@ class Norm(NamedTuple):
     momentum: float = 0.1
 
 
-class ConvNormActivation(nnx.Module):
-    """As torchvision's `Conv2dNormActivation`: a convolution without bias, batch normalization, and an activation or none.
-
-    It is padded so that its stride alone changes the image's size.
-
-    Attributes:
-        conv: the convolution.
-        bn: the batch normalization.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int,
-        *,
-        norm: Norm,
-        activation: Activation | None,
-        stride: int = 1,
-        dilation: int = 1,
-        groups: int = 1,
-        dtype: Any,
-        param_dtype: Any,
-        rngs: nnx.Rngs,
-    ) -> None:
-        """Draw the parameters as torchvision does."""
-        self.conv = nn.Conv(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride=stride,
-            padding=dilation * (kernel_size // 2),
-            dilation=dilation,
-            groups=groups,
-            use_bias=False,
-            kernel_init=nn.kaiming_normal_fan_out,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            rngs=rngs,
-        )
-        self.bn = nn.BatchNorm(
-            out_channels, eps=norm.eps, momentum=norm.momentum, dtype=dtype, param_dtype=param_dtype
-        )
-        self.activation = nnx.static(activation)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """f[N, H, W, I] -> f[N, ceil(H / stride), ceil(W / stride), O]."""
-        y = nn.conv_batch_norm(self.conv, self.bn, x)
-        return y if self.activation is None else self.activation(y)
+def conv_layer(norm: Norm, **types: Any) -> Callable[..., nn.ConvNormAct]:
+    """The constructor of all convolutions of a network, as torchvision initializes them."""
+    return functools.partial(
+        nn.ConvNormAct, kernel_init=nn.kaiming_normal_fan_out, **norm._asdict(), **types
+    )
 
 
 class SqueezeExcitation(nnx.Module):
@@ -134,10 +91,12 @@ class Block:
 
 
 class InvertedResidual(nnx.Module):
-    """1x1 convolution to more channels, depthwise convolution, perhaps squeeze and excitation, 1x1 convolution to fewer channels.
+    """1x1 convolution to more channels, depthwise convolution, 1x1 convolution to fewer channels.
+
+    Some have squeeze and excitation after the depthwise convolution.
 
     Attributes:
-        block: these, in order.
+        block: these layers, in order.
     """
 
     def __init__(
@@ -145,32 +104,24 @@ class InvertedResidual(nnx.Module):
     ) -> None:
         """Draw the parameters as torchvision does."""
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        wide = plan.expanded
-        layers: list[nnx.Module] = []
+        conv = conv_layer(norm, **types)
+        wide, layers = plan.expanded, []
         if wide != plan.in_channels:
-            layers.append(
-                ConvNormActivation(
-                    plan.in_channels, wide, 1, norm=norm, activation=plan.activation, **types
-                )
-            )
+            layers.append(conv(plan.in_channels, wide, 1, activation=plan.activation))
         layers.append(
-            ConvNormActivation(
+            conv(
                 wide,
                 wide,
                 plan.kernel,
-                norm=norm,
-                activation=plan.activation,
                 stride=plan.stride,
                 dilation=plan.dilation,
                 groups=wide,
-                **types,
+                activation=plan.activation,
             )
         )
         if plan.squeezed:
             layers.append(SqueezeExcitation(wide, plan.squeezed, **types))
-        layers.append(
-            ConvNormActivation(wide, plan.channels, 1, norm=norm, activation=None, **types)
-        )
+        layers.append(conv(wide, plan.channels, 1, activation=None))
         self.block = nnx.List(layers)
         self.residual = plan.residual
 
@@ -179,4 +130,4 @@ class InvertedResidual(nnx.Module):
         y = x
         for layer in self.block:
             y = layer(y)
-        return x + y if self.residual else y
+        return nn.residual_add(y, x) if self.residual else y

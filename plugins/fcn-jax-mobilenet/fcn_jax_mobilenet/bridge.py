@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fcn_jax.api import TorchBridge, Weights
-from fcn_jax.pytorch.rules import Rule, Table, batch_norm, conv, drop
+from fcn_jax.pytorch.rules import Rule, Table, conv, conv_norm, drop
 
 _CLASSIFIER = drop(
     "classifier.*",
@@ -14,30 +14,26 @@ _CLASSIFIER = drop(
 )
 
 
-def _ends() -> list[Rule]:
-    return [*conv("{i}.0", "features.{i}.conv"), *batch_norm("{i}.1", "features.{i}.bn")]
-
-
 def v2_rules() -> list[Rule]:
     """MobileNetV2's names within `features`."""
-    # torchvision's blocks are Sequentials whose last convolution and normalization stand by
-    # themselves, one place earlier in the first block, which does not expand.
-    rules = _ends()
+    rules = conv_norm("{i}.0", "{i}.1", "features.{i}")
+    # torchvision's blocks are Sequentials that hold their last convolution and normalization
+    # directly, one place earlier in the first block, which does not expand.
     for block, last in (("1", 1), ("{i}", 2)):
-        rules += conv(f"{block}.conv.{last}", f"features.{block}.block.{last}.conv")
-        rules += batch_norm(f"{block}.conv.{last + 1}", f"features.{block}.block.{last}.bn")
-    rules += conv("{i}.conv.{k}.0", "features.{i}.block.{k}.conv")
-    rules += batch_norm("{i}.conv.{k}.1", "features.{i}.block.{k}.bn")
-    return rules
+        theirs = f"{block}.conv"
+        rules += conv_norm(
+            f"{theirs}.{last}", f"{theirs}.{last + 1}", f"features.{block}.block.{last}"
+        )
+    return rules + conv_norm("{i}.conv.{k}.0", "{i}.conv.{k}.1", "features.{i}.block.{k}")
 
 
 def v3_rules() -> list[Rule]:
     """MobileNetV3's names within `features`."""
-    rules = _ends()
-    rules += conv("{i}.block.{k}.0", "features.{i}.block.{k}.conv")
-    rules += batch_norm("{i}.block.{k}.1", "features.{i}.block.{k}.bn")
-    rules += conv("{i}.block.{k}.fc{n}", "features.{i}.block.{k}.fc{n}", bias=True)
-    return rules
+    return [
+        *conv_norm("{i}.0", "{i}.1", "features.{i}"),
+        *conv_norm("{i}.block.{k}.0", "{i}.block.{k}.1", "features.{i}.block.{k}"),
+        *conv("{i}.block.{k}.fc{n}", "features.{i}.block.{k}.fc{n}", bias=True),
+    ]
 
 
 def bridge(
@@ -69,7 +65,7 @@ def bridge(
     table = Table(rules)
     return TorchBridge(
         tables=lambda options: {"torchvision": table},
-        alone=lambda options: {
+        standalone_tables=lambda options: {
             "torchvision": table.under("features.", "") + Table(_CLASSIFIER),
             "segmentation": table,
         },

@@ -15,10 +15,17 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fcn_jax import nn
-from fcn_jax.api import FeatureSpec, Head, Model, TorchBridge, Weights, require_no_offset
+from fcn_jax.api import (
+    FeatureSpec,
+    Head,
+    Model,
+    ModelSpec,
+    TorchBridge,
+    Weights,
+    require_no_offset,
+)
 from fcn_jax.errors import ConfigError
-from fcn_jax.pytorch.reference import import_torchvision, segmentation_original
-from fcn_jax.pytorch.rules import Table, batch_norm, conv
+from fcn_jax.pytorch import Table, conv, conv_norm, import_torchvision, segmentation_reference
 
 LOW_STRIDE = 8
 """Stride of the shallow feature, where the deepest one's is larger."""
@@ -39,29 +46,6 @@ class LRASPPOptions:
         """Refuse values out of range."""
         if self.inter_channels < 1:
             raise ValueError(f"inter_channels is {self.inter_channels}; it must be at least 1")
-
-
-class ConvBatchNormReLU(nnx.Module):
-    """1x1 convolution without bias, batch normalization, ReLU."""
-
-    def __init__(
-        self, in_channels: int, out_channels: int, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs
-    ) -> None:
-        """Draw the parameters from PyTorch's defaults."""
-        self.conv = nn.Conv(
-            in_channels,
-            out_channels,
-            1,
-            use_bias=False,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            rngs=rngs,
-        )
-        self.bn = nn.BatchNorm(out_channels, dtype=dtype, param_dtype=param_dtype)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """f[N, H, W, I] -> f[N, H, W, O]."""
-        return nnx.relu(nn.conv_batch_norm(self.conv, self.bn, x))
 
 
 class LRASPPHead(nnx.Module):
@@ -89,7 +73,7 @@ class LRASPPHead(nnx.Module):
         """Draw the parameters from PyTorch's defaults, as torchvision does."""
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.low, self.high = low.name, high.name
-        self.cbr = ConvBatchNormReLU(high.channels, inter_channels, **types)
+        self.cbr = nn.ConvNormAct(high.channels, inter_channels, 1, **types)
         self.scale = nn.Conv(high.channels, inter_channels, 1, use_bias=False, **types)
         self.low_classifier = nn.Conv(low.channels, num_classes, 1, **types)
         self.high_classifier = nn.Conv(inter_channels, num_classes, 1, **types)
@@ -149,8 +133,7 @@ def _build(
 
 def _tables(options: LRASPPOptions) -> dict[str, Table]:
     table = Table(
-        conv("cbr.0", "cbr.conv"),
-        batch_norm("cbr.1", "cbr.bn"),
+        conv_norm("cbr.0", "cbr.1", "cbr"),
         conv("scale.1", "scale"),
         conv("low_classifier", bias=True),
         conv("high_classifier", bias=True),
@@ -187,11 +170,8 @@ LRASPP_MOBILENET_V3_LARGE = Model(
     name="lraspp_mobilenet_v3_large",
     summary="torchvision's LR-ASPP on a dilated MobileNetV3-Large (output stride 16), 21 classes, 3.2 M parameters",
     reference="torchvision.models.segmentation.lraspp_mobilenet_v3_large",
-    backbone="mobilenet_v3_large",
-    head="lraspp",
-    num_classes=21,
-    output_stride=16,
-    original=functools.partial(segmentation_original, "lraspp_mobilenet_v3_large"),
+    spec=ModelSpec("mobilenet_v3_large", "lraspp", 21, output_stride=16),
+    reference_model=functools.partial(segmentation_reference, "lraspp_mobilenet_v3_large"),
     weights={
         "COCO_WITH_VOC_LABELS_V1": Weights(
             "https://download.pytorch.org/models/lraspp_mobilenet_v3_large-d234d4ea.pth",

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fcn_jax.api import Backbone, FeatureSpec, TorchBridge, Weights, ceil_size
-from fcn_jax_mobilenet.blocks import Activation, Block, ConvNormActivation, InvertedResidual, Norm
+from fcn_jax_mobilenet.blocks import Activation, Block, InvertedResidual, Norm, conv_layer
 from fcn_jax_mobilenet.bridge import bridge, v2_features, v2_rules, v3_features, v3_rules
 
 
@@ -233,12 +233,12 @@ class MobileNet(nnx.Module):
         """Draw the parameters, whose shapes do not depend on the output stride: 32, 16 or 8."""
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         blocks, norm = architecture.at(output_stride), architecture.norm
-        ends: dict[str, Any] = {"norm": norm, "activation": architecture.activation, **types}
+        conv = functools.partial(conv_layer(norm, **types), activation=architecture.activation)
         self.features = nnx.List(
             [
-                ConvNormActivation(3, blocks[0].in_channels, 3, stride=2, **ends),
+                conv(3, blocks[0].in_channels, 3, stride=2),
                 *(InvertedResidual(block, norm, **types) for block in blocks),
-                ConvNormActivation(blocks[-1].channels, architecture.last_channels, 1, **ends),
+                conv(blocks[-1].channels, architecture.last_channels, 1),
             ]
         )
         self.stages = nnx.static(architecture.stages)

@@ -242,12 +242,12 @@ def test_a_dilated_mobilenet_v2_computes_what_the_strided_one_does_at_more_place
 ):
     import torch
 
-    from fcn_jax.verify.reference import randomise_batch_norm
+    from fcn_jax.verify.reference import randomize_batch_norm
 
     options = MOBILENET_V2.options(**NARROW)
     torch.manual_seed(0)
     strided = MOBILENET_V2.torch.reference(options=options, output_stride=32).double()
-    randomise_batch_norm(strided, seed=0)
+    randomize_batch_norm(strided, seed=0)
     dilated = MOBILENET_V2.torch.reference(options=options, output_stride=output_stride).double()
     dilated.load_state_dict(strided.state_dict())
     images = torch.randn(1, 3, 97, 130, dtype=torch.float64)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from fcn_jax.api import Model
+from fcn_jax.api import Model, ModelSpec
 
 
 def _torch_original(
@@ -112,12 +112,14 @@ def _model(name: str, head: str, skips: int, scores: str, at_once: bool = False)
         name=name,
         summary=f"The paper's FCN-{32 >> skips}s on VGG-16{', trained at once' if at_once else ''}, 21 classes{scores}",
         reference="Long et al. 2015, arXiv:1411.4038; shelhamer/fcn.berkeleyvision.org; wkentaro/pytorch-fcn",
-        backbone="vgg16_caffe",
-        head=head,
-        head_options={"upsampling": "fixed"} | ({"at_once": True} if at_once else {}),
-        num_classes=21,
-        original=functools.partial(_torch_original, skips, at_once),
-        names="pytorch-fcn",
+        spec=ModelSpec(
+            "vgg16_caffe",
+            head,
+            21,
+            head_options={"upsampling": "fixed"} | ({"at_once": True} if at_once else {}),
+        ),
+        reference_model=functools.partial(_torch_original, skips, at_once),
+        key_format="pytorch-fcn",
     )
 
 

@@ -18,8 +18,7 @@ from flax import nnx
 
 from fcn_jax import nn
 from fcn_jax.api import Backbone, FeatureSpec, Preprocess, TorchBridge, Weights
-from fcn_jax.nn import Initializer
-from fcn_jax.pytorch.rules import Rule, Table, batch_norm, conv, drop, linear_as_conv
+from fcn_jax.pytorch.rules import Rule, Table, conv, conv_norm, drop, linear_as_conv
 
 _CHANNELS = (64, 128, 256, 512, 512)
 
@@ -80,8 +79,8 @@ class VGG(nnx.Module):
     In the paper's form fc6 pads nothing. The image's own padding has made pool5 larger by as much.
 
     Attributes:
-        conv1_1: and on to, in VGG-16, `conv5_3`: 3x3 with bias, named as in the paper's tables.
-        bn1_1: and on, likewise, where there are batch normalizations.
+        conv1_1: 3x3 with bias, with batch normalization where the architecture has it. The others,
+            up to `conv5_3` in VGG-16, are alike; the names are those of the paper's tables.
         fc6: 7x7, 512 -> `width`, with bias.
         fc7: 1x1, `width` -> `width`, with bias.
         dropout6: after fc6; holds its own random stream.
@@ -98,40 +97,34 @@ class VGG(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         """Draw the parameters as torchvision does: He et al.'s normal for 3x3, deviation 0.01 for fc6 and fc7, bias 0."""
-        types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
-
-        def layer(
-            in_channels: int, out_channels: int, size: int, padding: int, kernel_init: Initializer
-        ) -> nn.Conv:
-            return nn.Conv(
-                in_channels,
-                out_channels,
-                size,
-                padding=padding,
-                kernel_init=kernel_init,
-                bias_init=nnx.initializers.zeros_init(),
-                rngs=rngs,
-                **types,
-            )
-
+        settings: dict[str, Any] = {
+            "bias_init": nnx.initializers.zeros_init(),
+            "dtype": dtype,
+            "param_dtype": param_dtype,
+            "rngs": rngs,
+        }
+        layer = nn.Conv
+        if architecture.batch_norm:
+            layer = functools.partial(nn.ConvNormAct, use_bias=True, activation=None)
         self.architecture = nnx.static(architecture)
         in_channels, padding = 3, PADDING if architecture.paper else 1
         for block, depth in enumerate(architecture.depths, start=1):
-            channels = _CHANNELS[block - 1]
+            out_channels = _CHANNELS[block - 1]
             for i in range(1, depth + 1):
-                setattr(
-                    self,
-                    f"conv{block}_{i}",
-                    layer(in_channels, channels, 3, padding, nn.kaiming_normal_fan_out),
+                conv = layer(
+                    in_channels,
+                    out_channels,
+                    3,
+                    padding=padding,
+                    kernel_init=nn.kaiming_normal_fan_out,
+                    **settings,
                 )
-                if architecture.batch_norm:
-                    setattr(self, f"bn{block}_{i}", nn.BatchNorm(channels, **types))
-                in_channels, padding = channels, 1
-        small_normal = nn.normal(0.01)
-        self.fc6 = layer(
-            in_channels, options.width, 7, 0 if architecture.paper else 3, small_normal
-        )
-        self.fc7 = layer(options.width, options.width, 1, 0, small_normal)
+                setattr(self, f"conv{block}_{i}", conv)
+                in_channels, padding = out_channels, 1
+        settings["kernel_init"] = nn.normal(0.01)
+        padding = 0 if architecture.paper else 3
+        self.fc6 = nn.Conv(in_channels, options.width, 7, padding=padding, **settings)
+        self.fc7 = nn.Conv(options.width, options.width, 1, **settings)
         self.dropout6 = nnx.Dropout(options.dropout, rngs=rngs)
         self.dropout7 = nnx.Dropout(options.dropout, rngs=rngs)
 
@@ -140,12 +133,7 @@ class VGG(nnx.Module):
         features = {}
         for block, depth in enumerate(self.architecture.depths, start=1):
             for i in range(1, depth + 1):
-                layer, norm = getattr(self, f"conv{block}_{i}"), f"bn{block}_{i}"
-                x = nnx.relu(
-                    nn.conv_batch_norm(layer, getattr(self, norm), x)
-                    if self.architecture.batch_norm
-                    else layer(x)
-                )
+                x = nnx.relu(getattr(self, f"conv{block}_{i}")(x))
             x = nn.max_pool(x, 2, 2, ceil_mode=self.architecture.paper)
             features[f"pool{block}"] = x
         x = self.dropout6(nnx.relu(self.fc6(x)))
@@ -185,12 +173,17 @@ def _tables(architecture: Architecture, options: VGGOptions) -> dict[str, Table]
     position = 0
     for block, depth in enumerate(architecture.depths, start=1):
         for i in range(1, depth + 1):
-            rules += conv(f"features.{position}", f"conv{block}_{i}", bias=True)
-            flat += conv(f"conv{block}_{i}", bias=True)
+            ours, theirs, norm = (
+                f"conv{block}_{i}",
+                f"features.{position}",
+                f"features.{position + 1}",
+            )
             if architecture.batch_norm:
-                rules += batch_norm(f"features.{position + 1}", f"bn{block}_{i}")
-                position += 1
-            position += 2
+                rules += conv_norm(theirs, norm, ours, bias=True)
+            else:
+                rules += conv(theirs, ours, bias=True)
+            flat += conv(ours, bias=True)
+            position += 3 if architecture.batch_norm else 2
         position += 1
     rules += linear_as_conv("classifier.0", "fc6", size=(7, 7))
     rules += linear_as_conv("classifier.3", "fc7", size=(1, 1))

@@ -16,7 +16,7 @@ from flax import nnx
 
 from fcn_jax import nn
 from fcn_jax.api import Backbone, FeatureSpec, TorchBridge, ceil_size
-from fcn_jax.pytorch.rules import Table, batch_norm, conv
+from fcn_jax.pytorch.rules import Table, conv_norm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,49 +36,26 @@ class YournameOptions:
             raise ValueError(f"width is {self.width}; it must be at least 1")
 
 
-class _Stage(nnx.Module):
+class Stage(nnx.Module):
     """Two 3x3 convolutions, the first with the stride, the second with the dilation."""
 
     def __init__(
-        self,
-        in_channels: int,
-        channels: int,
-        stride: int,
-        dilation: int,
-        *,
-        dtype: Any,
-        param_dtype: Any,
-        rngs: nnx.Rngs,
+        self, in_channels: int, out_channels: int, stride: int, dilation: int, **settings: Any
     ) -> None:
-        """Draw the parameters. Bias is left to the normalization."""
-        types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
-        self.conv1 = nn.Conv(
-            in_channels, channels, 3, stride=stride, padding=1, use_bias=False, rngs=rngs, **types
-        )
-        self.bn1 = nn.BatchNorm(channels, **types)
-        self.conv2 = nn.Conv(
-            channels,
-            channels,
-            3,
-            padding=dilation,
-            dilation=dilation,
-            use_bias=False,
-            rngs=rngs,
-            **types,
-        )
-        self.bn2 = nn.BatchNorm(channels, **types)
+        """Draw the parameters. `settings` are those of every `nn.ConvNormAct`."""
+        self.conv1 = nn.ConvNormAct(in_channels, out_channels, 3, stride=stride, **settings)
+        self.conv2 = nn.ConvNormAct(out_channels, out_channels, 3, dilation=dilation, **settings)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """f[N, H, W, I] -> f[N, ceil(H / stride), ceil(W / stride), O]."""
-        x = nnx.relu(nn.conv_batch_norm(self.conv1, self.bn1, x))
-        return nnx.relu(nn.conv_batch_norm(self.conv2, self.bn2, x))
+        return self.conv2(self.conv1(x))
 
 
 class YournameNet(nnx.Module):
     """The stem, of stride 2, and the stages.
 
     Attributes:
-        stem: 3x3, 3 -> `width`, with `stem_bn`.
+        stem: 3x3, 3 -> `width`.
         stages: three of them.
     """
 
@@ -87,25 +64,22 @@ class YournameNet(nnx.Module):
         options: YournameOptions,
         output_stride: int,
         *,
-        dtype: Any,
-        param_dtype: Any,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
-        """Draw the parameters, whose shapes do not depend on the output stride: weights fit at both."""
-        types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
-        self.stem = nn.Conv(
-            3, options.width, 3, stride=2, padding=1, use_bias=False, rngs=rngs, **types
-        )
-        self.stem_bn = nn.BatchNorm(options.width, **types)
+        """Draw the parameters. Their shapes do not depend on the output stride: weights fit both."""
+        settings: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.stem = nn.ConvNormAct(3, options.width, 3, stride=2, **settings)
         stages, channels = [], options.width
         for stride, dilation in _strides_and_dilations(output_stride):
-            stages.append(_Stage(channels, 2 * channels, stride, dilation, rngs=rngs, **types))
+            stages.append(Stage(channels, 2 * channels, stride, dilation, **settings))
             channels *= 2
         self.stages = nnx.List(stages)
 
     def __call__(self, x: jax.Array) -> dict[str, jax.Array]:
-        """f[N, H, W, 3] -> the outputs of the stages by name, shallow to deep, as `_features` promises them."""
-        x = nnx.relu(nn.conv_batch_norm(self.stem, self.stem_bn, x))
+        """f[N, H, W, 3] -> the outputs of the stages by name, shallow to deep; see `_features`."""
+        x = self.stem(x)
         features = {}
         for number, stage in enumerate(self.stages, start=1):
             x = stage(x)
@@ -138,14 +112,11 @@ def _build(
 
 
 def _tables(options: YournameOptions) -> dict[str, Table]:
-    # PyTorch's names and the module's are the same here; `conv("features.0", "stem")` maps one to
-    # the other.
+    # The names of PyTorch's convolution and normalization, and of the module's layer.
     return {
         "torchvision": Table(
-            conv("stem"),
-            batch_norm("stem_bn"),
-            conv("stages.{i}.conv{k}"),
-            batch_norm("stages.{i}.bn{k}"),
+            conv_norm("stem", "stem_bn", "stem"),
+            conv_norm("stages.{i}.conv{k}", "stages.{i}.bn{k}", "stages.{i}.conv{k}"),
         )
     }
 

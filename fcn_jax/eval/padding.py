@@ -1,0 +1,90 @@
+"""Padding of images, so that images of many sizes share a few compiled programs.
+
+XLA compiles a program for each size of its input. If a set of images has few sizes, each image runs
+at its own size and the result is exact. Otherwise images are padded at the bottom and right to a
+multiple of `MULTIPLE` pixels with copies of their last row and column, and the mask is cropped. The
+network then sees up to `MULTIPLE - 1` rows and columns that are not part of the image, where it
+would see its own zero padding at the image's own size. This changes features and logits within a
+receptive field of the bottom and right border.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from fcn_jax.data.images import orientation
+from fcn_jax.data.images.limits import PILLOW_ERRORS
+
+MAX_EXACT_SIZES = 8
+"""Most image sizes that each get a program of their own."""
+
+MULTIPLE = 64
+"""Height and width of padded images are multiples of it, in pixels."""
+
+
+def choose_multiple(
+    images: Iterable[Path | bytes],
+    *,
+    exact: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[int, str]:
+    """Decide whether a set of images is padded.
+
+    Only the files' headers are read. Files that are missing or damaged are skipped: the decoder
+    reports them.
+
+    Args:
+        images: files or their contents.
+        exact: never pad.
+        progress: called with the number of images seen so far.
+
+    Returns:
+        The multiple, 1 for no padding, and one line about the padding, empty without it.
+    """
+    if exact:
+        return 1, ""
+    sizes = set()
+    for number, image in enumerate(images, start=1):
+        sizes.add(image_size(image))
+        if progress:
+            progress(number)
+    sizes.discard(None)
+    if len(sizes) <= MAX_EXACT_SIZES:
+        return 1, ""
+    programs = len({(-(-h // MULTIPLE), -(-w // MULTIPLE)) for h, w in filter(None, sizes)})
+    return MULTIPLE, (
+        f"{len(sizes)} image sizes: padded to multiples of {MULTIPLE} pixels, so that {programs} "
+        f"program{'s are' if programs > 1 else ' is'} compiled"
+    )
+
+
+def image_size(image: Path | bytes) -> tuple[int, int] | None:
+    """Height and width of an upright image by its header; None if the header cannot be read."""
+    try:
+        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
+            width, height = opened.size
+            turn = orientation.from_exif(opened.info.get("exif") or b"")
+    except (*PILLOW_ERRORS, Image.DecompressionBombError):
+        return None
+    return (width, height) if orientation.swaps_sides(turn) else (height, width)
+
+
+def pad(images: np.ndarray, multiple: int) -> np.ndarray:
+    """Pad images at the bottom and right with copies of the last row and column.
+
+    Args:
+        images: [N,H,W,C] with H and W of at least 1.
+        multiple: at least 1.
+
+    Returns:
+        [N,h,w,C], where h and w are the next multiples.
+    """
+    down, right = (-length % multiple for length in images.shape[1:3])
+    if not (down or right):
+        return images
+    return np.pad(images, ((0, 0), (0, down), (0, right), (0, 0)), mode="edge")
