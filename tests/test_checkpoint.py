@@ -9,8 +9,8 @@ from flax import nnx
 
 from fcn_jax import checkpoint
 from fcn_jax.api import Classes
-from fcn_jax.convert.engine import leaves
 from fcn_jax.errors import CheckpointError
+from fcn_jax.models.names import leaves
 from fcn_jax.models.segmenter import ModelSpec, build
 
 CLASSES = Classes(("sky", "tree"), ((0, 0, 0), (1, 2, 255)))
@@ -162,7 +162,7 @@ def test_a_checkpoint_of_the_first_format_needs_no_list_of_files(model, tmp_path
 def test_a_backbone_alone_cannot_segment(model, tmp_path):
     spec = checkpoint.describe(ModelSpec("tiny", None))
     checkpoint.save_model(tmp_path / "trunk", spec, checkpoint.arrays(model.backbone))
-    with pytest.raises(CheckpointError, match=r"backbone 'tiny' alone.*train --init"):
+    with pytest.raises(CheckpointError, match=r"backbone 'tiny' alone.*train --weights"):
         checkpoint.load(tmp_path / "trunk")
 
 

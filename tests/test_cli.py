@@ -293,7 +293,7 @@ def test_convert_makes_a_checkpoint_that_predicts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = build_model("resnet18", "fcn32s", 21, rngs=nnx.Rngs(3))
-    save_file(to_torch(model, names="d2l"), tmp_path / "d2l.safetensors")
+    save_file(to_torch(model, key_format="d2l"), tmp_path / "d2l.safetensors")
     target = tmp_path / "converted"
     assert (
         cli.main(
@@ -420,11 +420,11 @@ def test_convert_makes_a_backbone_that_starts_a_training(
     subprocess.run(
         words, check=True, capture_output=True, env={**os.environ, "JAX_PLATFORMS": "cpu"}
     )
-    assert "train --init" in fails("predict", target, data / "images" / "val")
+    assert "train --weights" in fails("predict", target, data / "images" / "val")
     other = build_model(num_classes=7, rngs=nnx.Rngs(2))
-    from fcn_jax.convert.initial import load_initial
+    from fcn_jax.convert.load import init_from
 
-    record = load_initial(other, target)
+    record = init_from(other, target)
     assert record.scope == "backbone"
     np.testing.assert_array_equal(
         to_torch(other)["backbone.conv1.weight"], backbone["conv1.weight"]

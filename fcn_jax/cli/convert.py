@@ -79,5 +79,5 @@ def _convert(args: argparse.Namespace) -> int:
 def _export(args: argparse.Namespace) -> int:
     from fcn_jax.convert.command import export_file
 
-    print(f"{args.output}: {export_file(args.checkpoint, args.output, names=args.key_format)}")
+    print(f"{args.output}: {export_file(args.checkpoint, args.output, key_format=args.key_format)}")
     return 0

@@ -1,1 +1,1 @@
-"""The networks: backbones, heads, and the segmenter that puts one of each together."""
+"""Built-in backbones and heads, and the model that combines a backbone and heads."""

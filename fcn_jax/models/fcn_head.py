@@ -9,22 +9,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from pydantic import Field
 
 from fcn_jax import nn
-from fcn_jax.plugins.api import (
-    FeatureSpec,
-    Head,
-    Model,
-    ModelSpec,
-    TorchBridge,
-    Weights,
-    require_no_offset,
-)
+from fcn_jax.plugins.api import FeatureSpec, Head, Model, ModelSpec, TorchBridge, Weights
 from fcn_jax.pytorch import Table, conv, conv_norm, import_torchvision, segmentation_reference
 
 
@@ -33,16 +26,11 @@ class FCNOptions:
     """Options of `fcn`.
 
     Attributes:
-        dropout: share of the values between the convolutions that training sets to zero, at least 0
-            and below 1.
+        dropout: fraction of the values between the convolutions that is set to 0 in train mode,
+            0 <= dropout < 1.
     """
 
-    dropout: float = 0.1
-
-    def __post_init__(self) -> None:
-        """Refuse what is no share."""
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
 
 
 class FCNHead(nnx.Module):
@@ -55,49 +43,27 @@ class FCNHead(nnx.Module):
 
     def __init__(
         self,
-        feature: FeatureSpec,
-        num_classes: int,
-        dropout: float,
+        options: FCNOptions,
+        features: Sequence[FeatureSpec],
         *,
+        num_classes: int,
         dtype: Any = jnp.float32,
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
         """Draw the parameters from PyTorch's defaults, as torchvision does."""
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        feature = features[-1]
         inner = feature.channels // 4
         self.feature = feature.name
         self.conv1 = nn.ConvNormAct(feature.channels, inner, 3, **types)
-        self.dropout = nnx.Dropout(dropout, rngs=rngs)
+        self.dropout = nnx.Dropout(options.dropout, rngs=rngs)
         self.conv2 = nn.Conv(inner, num_classes, 1, **types)
 
     def __call__(self, features: Mapping[str, jax.Array], *, out_hw: tuple[int, int]) -> jax.Array:
         """Features -> logits f[N, out_hw[0], out_hw[1], K]."""
         logits = self.conv2(self.dropout(self.conv1(features[self.feature])))
         return nn.resize_bilinear(logits, out_hw)
-
-
-def _select(options: FCNOptions, features: Sequence[FeatureSpec]) -> tuple[str, ...]:
-    require_no_offset("fcn", features[-1:])
-    return (features[-1].name,)
-
-
-def _build(
-    options: FCNOptions,
-    features: Sequence[FeatureSpec],
-    *,
-    num_classes: int,
-    dtype: Any = jnp.float32,
-    param_dtype: Any = jnp.float32,
-    rngs: nnx.Rngs,
-) -> FCNHead:
-    return FCNHead(
-        features[-1], num_classes, options.dropout, dtype=dtype, param_dtype=param_dtype, rngs=rngs
-    )
-
-
-def _tables(options: FCNOptions) -> dict[str, Table]:
-    return {"torchvision": Table(conv_norm("0", "1", "conv1"), conv("4", "conv2", bias=True))}
 
 
 def _torch_reference(options: FCNOptions, features: Sequence[FeatureSpec], num_classes: int) -> Any:
@@ -108,33 +74,36 @@ def _torch_reference(options: FCNOptions, features: Sequence[FeatureSpec], num_c
 
 FCN = Head(
     name="fcn",
-    summary="torchvision's FCNHead: 3x3 and 1x1 convolution on the deepest feature, resized bilinearly",
+    summary="FCNHead of torchvision: 3x3 and 1x1 convolution of the deepest feature, resized "
+    "bilinearly",
     reference="torchvision/models/segmentation/fcn.py",
     options=FCNOptions,
-    select=_select,
-    build=_build,
-    torch=TorchBridge(tables=_tables, reference=_torch_reference),
-    maskable=True,
+    build=FCNHead,
+    torch=TorchBridge(
+        tables=Table(conv_norm("0", "1", "conv1"), conv("4", "conv2", bias=True)),
+        reference=_torch_reference,
+    ),
 )
 
 
-def _whole(backbone: str, digits: str, scores: str) -> Model:
+def _model(backbone: str, digits: str, scores: str) -> Model:
     name = f"fcn_{backbone}"
     return Model(
         name=name,
-        summary=f"torchvision's FCN on a dilated {backbone} (output stride 8) with its auxiliary head, 21 classes",
+        summary=f"FCN of torchvision on a dilated {backbone} (output stride 8) with its auxiliary "
+        "head, 21 classes",
         reference=f"torchvision.models.segmentation.{name}",
         spec=ModelSpec(backbone, "fcn", 21, output_stride=8, aux_head="fcn"),
         reference_model=functools.partial(segmentation_reference, name),
         weights={
-            "COCO_WITH_VOC_LABELS_V1": Weights(
-                f"https://download.pytorch.org/models/{name}_coco-{digits}.pth",
-                digits,
-                f"COCO train2017 images with the 20 VOC classes; on COCO val2017 {scores}, images resized to 520",
+            "COCO_WITH_VOC_LABELS_V1": Weights.torchvision(
+                f"{name}_coco-{digits}",
+                f"COCO train2017 images with the 20 VOC classes; on COCO val2017 {scores}, images "
+                "resized to 520",
             )
         },
     )
 
 
-FCN_RESNET50 = _whole("resnet50", "1167a1af", "mIoU 60.5, pixel accuracy 91.4")
-FCN_RESNET101 = _whole("resnet101", "7ecb50ca", "mIoU 63.7, pixel accuracy 91.9")
+FCN_RESNET50 = _model("resnet50", "1167a1af", "mIoU 60.5, pixel accuracy 91.4")
+FCN_RESNET101 = _model("resnet101", "7ecb50ca", "mIoU 63.7, pixel accuracy 91.9")

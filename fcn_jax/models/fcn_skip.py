@@ -1,16 +1,15 @@
-"""FCN-16s and FCN-8s: scores of shallower features are added on the way up.
+"""FCN-16s and FCN-8s: the scores of shallower features are added while upsampling.
 
-Long, Shelhamer and Darrell 2015, arXiv:1411.4038, section 4.2. There the scores of pool4, and of
-pool3, are fused with those of the deepest feature, upsampled twofold each time; the last upsampling
-is eightfold or sixteenfold. Here "16s" and "8s" mean one skip and two, from the features of half
-the deepest stride and of a quarter: on a backbone of stride 32 those are the paper's. Where several
-features share a stride, as in a dilated backbone, the deepest of them is taken.
+Long, Shelhamer and Darrell 2015, arXiv:1411.4038, section 4.2. In the paper, the scores of the
+deepest feature are upsampled twofold and added to those of pool4, then once more to those of pool3;
+the last upsampling is by 16 or 8. Here "16s" means one skip and "8s" two, from the features of half
+and a quarter of the deepest stride. On a backbone of stride 32 these are the paper's. If several
+features have the same stride, as in a dilated backbone, the deepest of them is used.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -21,10 +20,10 @@ from flax import nnx
 from fcn_jax import nn
 from fcn_jax.errors import ConfigError
 from fcn_jax.plugins.api import FeatureSpec, Head, TorchBridge
-from fcn_jax.pytorch.rules import Table, conv, conv_transpose, drop
+from fcn_jax.pytorch import Table, conv, conv_transpose, drop
 
 AT_ONCE_SCALES = (0.01, 0.0001)
-"""What the at-once form multiplies the features of the first and of the second skip by: `voc-fcn8s-atonce` of the authors' repository."""
+"""Factors of the first and second skip's features in the at-once form: `voc-fcn8s-atonce`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,13 +31,13 @@ class SkipOptions:
     """Options of `fcn16s` and `fcn8s`.
 
     Attributes:
-        at_once: train all skips from the start, their features scaled down (0.01, then 0.0001) so
-            that none drowns the others. Otherwise the staged form: train `fcn32s` first, then start
-            `fcn16s` from it, then `fcn8s` from that.
-        upsampling: "learned": every transposed convolution is, and the last has a bias, as in the
-            chapter's `fcn32s`. "fixed_last": the last is bilinear for good and without bias, the
-            twofold ones are learned, as section 4.3 of the paper has it. "fixed": all are bilinear
-            for good, as in the networks that its authors published.
+        at_once: whether all skips are trained from the start, with their features scaled by 0.01
+            and 0.0001 so that no skip dominates. Otherwise train in stages: `fcn32s` first, then
+            `fcn16s` from its weights, then `fcn8s` from those.
+        upsampling: "learned": all transposed convolutions are trained and the last has a bias, as
+            in d2l's `fcn32s`. "fixed_last": the last is bilinear, not trained and without bias, as
+            in section 4.3 of the paper. "fixed": all are bilinear and not trained, as in the
+            networks that the authors published.
     """
 
     at_once: bool = False
@@ -46,30 +45,30 @@ class SkipOptions:
 
 
 class FCNSkip(nnx.Module):
-    """Scores of the deepest feature, upsampled twofold and added to those of the next shallower one, once or twice; then upsampled whole.
+    """Scores of the deepest feature, upsampled twofold and added to those of the next shallower.
 
-    The scores of the skips start at zero, so that a network in the staged form starts as what it
-    was trained as before.
+    This is done once for each skip. Then the scores are upsampled to the image's size. The scores
+    of the skips start at zero, so that a network trained in stages starts as the previous stage.
 
     Attributes:
         final_conv: 1x1, C -> K, with bias, of the deepest feature, as in `fcn32s`.
-        skip_convs: 1x1, C -> K, with bias, of the skips' features, deep to shallow.
-        up_convs: 4x4, K -> K, stride 2, without bias; bilinear at first.
+        skip_convs: 1x1, C -> K, with bias, of the skips' features, from deep to shallow.
+        up_convs: 4x4, K -> K, stride 2, without bias; initially bilinear.
         transpose_conv: 2s x 2s, K -> K, where s is the stride of the shallowest skip, with bias if
-            it is learned; bilinear at first.
+            it is learned; initially bilinear.
     """
 
     def __init__(
         self,
-        features: Sequence[FeatureSpec],
-        num_classes: int,
         options: SkipOptions,
+        features: Sequence[FeatureSpec],
         *,
-        dtype: Any,
-        param_dtype: Any,
+        num_classes: int,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
-        """Draw the parameters; `features` go from shallow to deep, each of half the stride of the next."""
+        """Draw the parameters; each feature has half the stride of the next."""
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         *skips, deepest = features
         skips.reverse()
@@ -124,30 +123,31 @@ class FCNSkip(nnx.Module):
 def crops(
     deepest: FeatureSpec, skips: Sequence[FeatureSpec]
 ) -> tuple[tuple[tuple[int, int], ...], int]:
-    """Where the maps line up with each other and with the image: pixels to cut off at the top and left.
+    """Pixels to crop at the top and left, so that the scores align with each other and the image.
 
     A transposed convolution of kernel 2s, stride s and no padding begins s/2 pixels before the
-    pixel it starts from.
+    pixel that it starts from.
 
     Args:
         deepest: the feature that is upsampled first.
-        skips: the others, deep to shallow; none in FCN-32s.
+        skips: the others, from deep to shallow.
 
     Returns:
-        For each skip, what is cut off the upsampled scores and off the skip's, one of them 0; and
-        what is cut off the logits.
+        For each skip, the crop of the upsampled scores and of the skip's scores, one of which is 0;
+        and the crop of the logits.
 
     Raises:
-        ConfigError: the features' offsets are not whole pixels of each other apart.
+        ConfigError: two features do not begin a whole number of pixels apart.
     """
     found = []
-    offset = deepest.offset  # input pixels before the image in the map at hand
+    offset = deepest.offset  # of the scores so far
     for skip in skips:
         ahead, rest = divmod(offset + skip.stride - skip.offset, skip.stride)
         if rest:
             raise ConfigError(
-                f"feature '{skip.name}' begins {skip.offset} pixels before the image and the scores to be added {offset}, "
-                f"which are no whole pixels of {skip.stride} apart"
+                f"feature '{skip.name}' begins {skip.offset} pixels before the image and the "
+                f"scores to add begin {offset} pixels before it; the difference must be a multiple "
+                f"of {skip.stride} pixels"
             )
         found.append((max(ahead, 0), max(-ahead, 0)))
         offset = min(offset + skip.stride, skip.offset)
@@ -155,7 +155,7 @@ def crops(
 
 
 def _skips(count: int, head: str, features: Sequence[FeatureSpec]) -> tuple[FeatureSpec, ...]:
-    """The features that a head of so many skips takes, shallow to deep; of those that share a stride the deepest."""
+    """The features of a head with `count` skips, from shallow to deep."""
     deepest = features[-1]
     by_stride = {feature.stride: feature for feature in features}
     wanted = [
@@ -167,14 +167,15 @@ def _skips(count: int, head: str, features: Sequence[FeatureSpec]) -> tuple[Feat
         needed = " and ".join(f"{deepest.stride / 2**number:g}" for number in range(count, 0, -1))
         offered = ", ".join(f"{feature.name} ({feature.stride})" for feature in features)
         raise ConfigError(
-            f"head '{head}' needs features of stride {needed} beside the deepest, of stride {deepest.stride}; the backbone offers "
-            f"{offered}. Take a larger output stride, or a head with fewer skips"
+            f"head '{head}' needs features of stride {needed} in addition to the deepest, of "
+            f"stride {deepest.stride}; the backbone offers {offered}. Use a larger output stride, or a "
+            "head with fewer skips"
         )
     return (*(by_stride[stride] for stride in wanted), deepest)
 
 
 def _torch_reference(
-    count: int, options: SkipOptions, features: Sequence[FeatureSpec], num_classes: int
+    options: SkipOptions, features: Sequence[FeatureSpec], num_classes: int
 ) -> Any:
     import torch
 
@@ -215,15 +216,15 @@ def _torch_reference(
     return Reference()
 
 
-def _tables(count: int, options: SkipOptions) -> dict[str, Table]:
+def _tables(count: int) -> dict[str, Table]:
     table = Table(
         conv("final_conv", bias=True),
         conv("skip_convs.{i}", bias=True),
         conv_transpose("up_convs.{i}"),
         conv_transpose("transpose_conv", bias=True),
     )
-    # wkentaro/pytorch-fcn calls a layer by what it upsamples, or by how far. Weights of the network
-    # with one skip less start this one.
+    # wkentaro/pytorch-fcn names a layer by its input or by its factor. Weights of the network with
+    # one skip less start this one.
     last, before = ("upscore16", "upscore") if count == 1 else ("upscore8", "upscore16")
     skips = (("score_pool4", "upscore2"), ("score_pool3", "upscore_pool4"))[:count]
     pytorch_fcn = Table(
@@ -242,31 +243,15 @@ def _head(name: str, count: int, summary: str) -> Head:
         crops(deepest, skips[::-1])
         return (*(skip.name for skip in skips), deepest.name)
 
-    def build(
-        options: SkipOptions,
-        features: Sequence[FeatureSpec],
-        *,
-        num_classes: int,
-        dtype: Any = jnp.float32,
-        param_dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
-    ) -> FCNSkip:
-        return FCNSkip(
-            features, num_classes, options, dtype=dtype, param_dtype=param_dtype, rngs=rngs
-        )
-
     return Head(
         name=name,
         summary=summary,
         reference="Long et al. 2015, arXiv:1411.4038, section 4.2",
         options=SkipOptions,
         select=select,
-        build=build,
-        torch=TorchBridge(
-            tables=functools.partial(_tables, count),
-            reference=functools.partial(_torch_reference, count),
-        ),
-        maskable=True,
+        handles_offset=True,
+        build=FCNSkip,
+        torch=TorchBridge(tables=_tables(count), reference=_torch_reference),
     )
 
 
@@ -278,5 +263,5 @@ FCN16S = _head(
 FCN8S = _head(
     "fcn8s",
     2,
-    "fcn32s with skips from the features of half and of a quarter of the deepest stride (16 and 8)",
+    "fcn32s with skips from the features of half and a quarter of the deepest stride (16 and 8)",
 )

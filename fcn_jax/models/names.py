@@ -1,4 +1,7 @@
-"""Dotted names of a module's arrays, such as `backbone.layer1.0.conv1.kernel`: what tables, checkpoints and recipes call them."""
+"""Dotted names of a module's arrays, such as `backbone.layer1.0.conv1.conv.kernel`.
+
+Tables, checkpoints and recipes use them.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,11 @@ from typing import Any
 from flax import nnx
 
 WEIGHTS = nnx.Any(nnx.Param, nnx.BatchStat)
-"""NNX's filter of what weights are: parameters, batch statistics and frozen weights."""
+"""NNX's filter for weights: parameters, batch statistics and buffers."""
 
 
 def leaves(module: nnx.Module) -> dict[str, nnx.Variable[Any]]:
-    """A module's parameters, batch statistics and frozen weights by name."""
+    """A module's parameters, batch statistics and buffers by name."""
     return named(nnx.state(module, WEIGHTS))
 
 

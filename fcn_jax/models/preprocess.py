@@ -10,11 +10,11 @@ from fcn_jax.plugins.api import Preprocess
 
 
 def normalize(images: jax.Array, preprocess: Preprocess) -> jax.Array:
-    """Scale and normalize images as a backbone wants them.
+    """Scale and normalize images for a backbone.
 
     Args:
         images: u8[..., 3], RGB, 0 to 255.
-        preprocess: the backbone's.
+        preprocess: the backbone's `preprocess`.
 
     Returns:
         f32[..., 3], in the network's channel order.

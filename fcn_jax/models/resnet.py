@@ -1,9 +1,9 @@
-"""ResNet, ResNeXt and Wide ResNet as torchvision defines them, as trunks for segmentation at output strides 32, 16 and 8.
+"""ResNet, ResNeXt and Wide ResNet of torchvision, as backbones of output stride 32, 16 or 8.
 
 He et al. 2015, arXiv:1512.03385; Xie et al. 2016, arXiv:1611.05431; Zagoruyko and Komodakis 2016,
-arXiv:1605.07146; `torchvision/models/resnet.py`. Submodules carry torchvision's names. For output
-strides 16 and 8 the last one or two stages dilate instead of striding, as torchvision's
-`replace_stride_with_dilation` has it, so weights fit at every output stride.
+arXiv:1605.07146; `torchvision/models/resnet.py`. Submodules have torchvision's names. For output
+strides 16 and 8, the last one or two stages are dilated instead of strided, as with torchvision's
+`replace_stride_with_dilation`, so that weights fit at every output stride.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fcn_jax import nn
-from fcn_jax.plugins.api import Backbone, FeatureSpec, NoOptions, TorchBridge, Weights, ceil_size
-from fcn_jax.pytorch.rules import Rule, Table, conv_norm, drop
+from fcn_jax.plugins.api import Backbone, FeatureSpec, TorchBridge, Weights, ceil_size
+from fcn_jax.pytorch import Rule, Table, conv_norm, drop, import_torchvision
 
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """What tells one ResNet from another.
+    """The dimensions of a ResNet.
 
     Attributes:
         depths: number of blocks in each of the four stages.
-        bottleneck: whether the blocks are bottlenecks, of three convolutions, or basic, of two.
-        groups: of a bottleneck's 3x3 convolution; torchvision's `groups`, ResNeXt's cardinality.
+        bottleneck: whether the blocks have three convolutions (bottleneck) or two (basic).
+        groups: groups of a bottleneck's 3x3 convolution; torchvision's `groups`, ResNeXt's
+            cardinality.
         group_width: channels of one group in the first stage; torchvision's `width_per_group`.
     """
 
@@ -40,11 +41,11 @@ class Architecture:
 
     @property
     def channels(self) -> tuple[int, ...]:
-        """Channels that each stage puts out."""
+        """Output channels of each stage."""
         return tuple((256 if self.bottleneck else 64) << stage for stage in range(4))
 
     def block(self, stage: int) -> Callable[..., BasicBlock | Bottleneck]:
-        """The class of the blocks of a stage, 0 to 3, with the arguments that the stage decides."""
+        """The constructor of the blocks of a stage, 0 to 3."""
         if not self.bottleneck:
             return BasicBlock
         inner_channels = (self.group_width * self.groups) << stage
@@ -53,12 +54,13 @@ class Architecture:
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """How a stage samples the image.
+    """Stride and dilation of a stage.
 
     Attributes:
-        stride: of its first block.
-        first_dilation: of the first 3x3 convolution of its first block: what the stage before has.
-        dilation: of its other 3x3 convolutions.
+        stride: stride of its first block.
+        first_dilation: dilation of its first block's first 3x3 convolution: the dilation of the
+            stage before.
+        dilation: dilation of its other 3x3 convolutions.
     """
 
     stride: int
@@ -67,7 +69,7 @@ class Stage:
 
 
 def stages(output_stride: int) -> list[Stage]:
-    """The four stages at an output stride of 32, 16 or 8: a stride that would lead past it becomes a dilation."""
+    """The four stages at an output stride of 32, 16 or 8. Strides beyond it become dilations."""
     found = []
     reached, dilation = 4, 1
     for stride in (1, 2, 2, 2):
@@ -189,12 +191,12 @@ class ResNet(nnx.Module):
             in_channels = out_channels
 
     def __call__(self, x: jax.Array) -> dict[str, jax.Array]:
-        """f[N, H, W, 3] -> the outputs of the four stages by name.
+        """f[N, H, W, 3] -> the outputs of the stem and the four stages by name.
 
-        They are f[N, ceil(H / s), ceil(W / s), C], with s = 4, 8, 16, 32 or the output stride.
+        They are f[N, ceil(H / s), ceil(W / s), C], with s = 2, 4, 8, 16, 32 or the output stride.
         """
-        x = nn.max_pool(self.conv1(x), kernel_size=3, stride=2, padding=1)
-        features = {}
+        stem = self.conv1(x)
+        features, x = {"stem": stem}, nn.max_pool(stem, kernel_size=3, stride=2, padding=1)
         for name in ("layer1", "layer2", "layer3", "layer4"):
             for block in getattr(self, name):
                 x = block(x)
@@ -203,72 +205,61 @@ class ResNet(nnx.Module):
 
 
 def _features(architecture: Architecture, output_stride: int) -> tuple[FeatureSpec, ...]:
+    strides = [min(stride, output_stride) for stride in (2, 4, 8, 16, 32)]
+    names = ("stem", "layer1", "layer2", "layer3", "layer4")
     return tuple(
-        FeatureSpec(
-            f"layer{i}", channels, min(stride, output_stride), ceil_size(min(stride, output_stride))
-        )
-        for i, (channels, stride) in enumerate(
-            zip(architecture.channels, (4, 8, 16, 32), strict=True), start=1
-        )
+        FeatureSpec(name, channels, stride, ceil_size(stride))
+        for name, channels, stride in zip(names, (64, *architecture.channels), strides, strict=True)
     )
 
 
-_CLASSIFIER = "the classifier of ImageNet's classes, which a segmentation network does not have"
+def _block_rules(theirs: str, ours: str) -> list[Rule]:
+    return [
+        *conv_norm(
+            f"{theirs}.{{b}}.conv{{k}}", f"{theirs}.{{b}}.bn{{k}}", f"{ours}.{{b}}.conv{{k}}"
+        ),
+        *conv_norm(
+            f"{theirs}.{{b}}.downsample.0",
+            f"{theirs}.{{b}}.downsample.1",
+            f"{ours}.{{b}}.downsample",
+        ),
+    ]
 
 
-def _tables(options: NoOptions) -> dict[str, Table]:
-    def block(theirs: str, ours: str) -> list[Rule]:
-        return [
-            *conv_norm(
-                f"{theirs}.{{b}}.conv{{k}}", f"{theirs}.{{b}}.bn{{k}}", f"{ours}.{{b}}.conv{{k}}"
-            ),
-            *conv_norm(
-                f"{theirs}.{{b}}.downsample.0",
-                f"{theirs}.{{b}}.downsample.1",
-                f"{ours}.{{b}}.downsample",
-            ),
-        ]
-
-    torchvision = Table(
+_TABLES = {
+    "torchvision": Table(
         conv_norm("conv1", "bn1", "conv1"),
-        block("layer{s}", "layer{s}"),
-        drop("fc.*", _CLASSIFIER),
-    )
+        _block_rules("layer{s}", "layer{s}"),
+        drop("fc.*", "the ImageNet classifier, which a segmentation model does not have"),
+    ),
     # d2l keeps the children of torchvision's network in a Sequential, which names them by position:
     # 0 conv1, 1 bn1, 2 relu, 3 maxpool, 4 to 7 the stages.
-    d2l = Table(
+    "d2l": Table(
         conv_norm("0", "1", "conv1"),
-        *(block(f"{stage + 3}", f"layer{stage}") for stage in (1, 2, 3, 4)),
-    )
-    return {"torchvision": torchvision, "d2l": d2l}
+        *(_block_rules(f"{stage + 3}", f"layer{stage}") for stage in (1, 2, 3, 4)),
+    ),
+}
 
 
 def _torch_reference(name: str, architecture: Architecture, output_stride: int) -> Any:
-    """The network of that name in torchvision, with random weights; basic blocks are dilated after it is built, as torchvision will not."""
-    from fcn_jax.pytorch.reference import import_torchvision
+    """The network of that name in torchvision, with random weights.
 
-    make = getattr(import_torchvision().models, name)
+    torchvision does not dilate basic blocks, so they are dilated after the network is built.
+    """
     plan = stages(output_stride)
-    if architecture.bottleneck:
-        return make(
-            weights=None,
-            replace_stride_with_dilation=[
-                stage.dilation > stage.first_dilation for stage in plan[1:]
-            ],
-        )
-    network = make(weights=None)
+    dilate = [stage.dilation > stage.first_dilation for stage in plan[1:]]
+    settings = {"replace_stride_with_dilation": dilate} if architecture.bottleneck else {}
+    network = getattr(import_torchvision().models, name)(weights=None, **settings)
+    network.stem = network.relu  # the name of its output among the features
     for i, stage in enumerate(plan, start=1):
-        if stage.dilation == 1:
+        if architecture.bottleneck or stage.dilation == 1:
             continue
         blocks = getattr(network, f"layer{i}")
         blocks[0].conv1.stride = blocks[0].downsample[0].stride = (stage.stride, stage.stride)
-        for block in blocks:
-            for layer in (block.conv1, block.conv2):
-                layer.dilation = layer.padding = (stage.dilation, stage.dilation)
-        blocks[0].conv1.dilation = blocks[0].conv1.padding = (
-            stage.first_dilation,
-            stage.first_dilation,
-        )
+        for layer in (layer for block in blocks for layer in (block.conv1, block.conv2)):
+            layer.dilation = layer.padding = (stage.dilation, stage.dilation)
+        first = blocks[0].conv1
+        first.dilation = first.padding = (stage.first_dilation, stage.first_dilation)
     return network
 
 
@@ -286,53 +277,33 @@ def _backbone(
     millions: float,
     weights: Mapping[str, tuple[str, float]],
 ) -> Backbone:
-    """Describe a ResNet by torchvision's name for it.
+    """The descriptor of a ResNet.
 
     Args:
-        name: of the function in `torchvision.models`, and in the names of the weight files.
-        title: as people write it.
-        architecture: what tells it from the others.
-        paper: that it comes from.
-        millions: of parameters, the classifier's left out.
-        weights: torchvision's name for them -> the digits in the file's name, top-1 accuracy on
+        name: name of the function in `torchvision.models`, and in the names of the weight files.
+        title: name for readers.
+        architecture: its dimensions.
+        paper: where it was published.
+        millions: number of parameters without the classifier, in millions.
+        weights: by torchvision's name: the digits in the file's name, and the top-1 accuracy on
             ImageNet in percent.
     """
-
-    def build(
-        options: NoOptions,
-        *,
-        output_stride: int,
-        dtype: Any = jnp.float32,
-        param_dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
-    ) -> ResNet:
-        return ResNet(
-            architecture,
-            output_stride=output_stride,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            rngs=rngs,
-        )
-
-    first, last = architecture.channels[0], architecture.channels[-1]
     return Backbone(
         name=name,
-        summary=f"{title}, torchvision's; strides 4 to 32, 16 or 8, {first} to {last} channels, {millions} M parameters",
+        summary=f"{title} of torchvision; strides 2 to 32, 16 or 8, 64 to "
+        f"{architecture.channels[-1]} channels, {millions} M parameters",
         reference=f"{paper}; torchvision.models.{name}",
         output_strides=(32, 16, 8),
         features=lambda options, output_stride: _features(architecture, output_stride),
-        build=build,
-        maskable=True,
+        build=lambda options, **settings: ResNet(architecture, **settings),
         torch=TorchBridge(
-            tables=_tables,
+            tables=_TABLES,
             reference=lambda options, output_stride: _torch_reference(
                 name, architecture, output_stride
             ),
             weights={
-                key: Weights(
-                    f"https://download.pytorch.org/models/{name}-{digits}.pth",
-                    digits,
-                    f"ImageNet-1k, top-1 accuracy {accuracy}",
+                key: Weights.torchvision(
+                    f"{name}-{digits}", f"ImageNet-1k, top-1 accuracy {accuracy}"
                 )
                 for key, (digits, accuracy) in weights.items()
             },

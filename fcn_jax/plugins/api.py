@@ -107,6 +107,12 @@ class Weights:
     sha256: str
     summary: str = ""
 
+    @classmethod
+    def torchvision(cls, file: str, summary: str) -> Weights:
+        """A file of torchvision by its name, such as "resnet18-f37072fd", which ends in the hash."""
+        url = f"https://download.pytorch.org/models/{file}.pth"
+        return cls(url, file.rpartition("-")[2], summary)
+
 
 @dataclasses.dataclass(frozen=True)
 class TorchBridge:

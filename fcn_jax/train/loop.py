@@ -16,7 +16,7 @@ from flax import nnx
 
 from fcn_jax import checkpoint
 from fcn_jax.config import Config
-from fcn_jax.convert.initial import load_initial
+from fcn_jax.convert.load import init_from
 from fcn_jax.data import value_range
 from fcn_jax.data.pipeline import steps_per_epoch, train_batches
 from fcn_jax.data.splits import Splits, open_splits
@@ -161,7 +161,7 @@ def _train(
         record = earlier[1].weights
     else:
         if init.weights:
-            weights = load_initial(model, init.weights, init.reinit, drop=init.drop, key=init.key)
+            weights = init_from(model, init.weights, init.reinit, drop=init.drop, key=init.key)
         record = dataclasses.asdict(weights) if weights else None
     scaling = value_range.to_json(opened.value_range)
     spec = checkpoint.describe(model_spec, train_source.classes, record, scaling, opened.identity)

@@ -1,4 +1,4 @@
-"""Atrous spatial pyramid pooling: one feature seen at several scales at once.
+"""Atrous spatial pyramid pooling: convolutions of one feature at several dilations.
 
 Chen et al. 2017, arXiv:1706.05587, section 3.3; `ASPP` of
 `torchvision/models/segmentation/deeplabv3.py`.
@@ -8,39 +8,26 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from pydantic import Field, PositiveInt
 
 from fcn_jax import nn
-from fcn_jax.pytorch.rules import Table, conv_norm
+from fcn_jax.pytorch import Table, conv_norm
 
 RATES = (12, 24, 36)
-"""The paper's dilations of a feature of stride 8."""
+"""The paper's dilations for a feature of stride 8."""
+
+Rates = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
+Dropout = Annotated[float, Field(ge=0, lt=1)]
 
 
 def rates_at(stride: int, rates: Sequence[int] | None = None) -> tuple[int, ...]:
-    """The dilations of a feature: `rates`, or the paper's, which reach equally far into the image at every stride."""
-    return (
-        tuple(rates)
-        if rates is not None
-        else tuple(max(1, round(8 * rate / stride)) for rate in RATES)
-    )
-
-
-def check_options(rates: Sequence[int] | None, dropout: float, **counts: int) -> None:
-    """Refuse options out of range: `counts` are at least 1. Raises `ValueError` naming the first that is wrong."""
-    if rates is not None and (not rates or min(rates) < 1):
-        raise ValueError(
-            f"rates are {list(rates)}; they must be one dilation or more, each at least 1"
-        )
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout is {dropout}; it must be at least 0 and below 1")
-    for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{name} is {value}; it must be at least 1")
+    """`rates`, or the paper's, scaled so that they reach equally far at every stride."""
+    return tuple(rates or (max(1, round(8 * rate / stride)) for rate in RATES))
 
 
 class ImagePooling(nn.ConvNormAct):
@@ -98,11 +85,11 @@ class ASPP(nnx.Module):
 
 
 def aspp_table(rates: int) -> Table:
-    """Rules between torchvision's `ASPP` of so many rates and the one here."""
+    """The rules of an `ASPP` with that number of rates."""
     pooling = f"convs.{rates + 1}"
     return Table(
-        # First: torchvision has the pooling's convolution at position 1 of a Sequential, where the
-        # other branches have their normalization.
+        # First the pooling: its convolution is at position 1 of a Sequential, where the other
+        # branches have their normalization.
         conv_norm(f"{pooling}.1", f"{pooling}.2", "pooling"),
         conv_norm("convs.{i}.0", "convs.{i}.1", "convs.{i}"),
         conv_norm("project.0", "project.1", "project"),

@@ -1,9 +1,9 @@
-"""DeepLabv3+: ASPP on the deepest feature, refined beside one of stride 4.
+"""DeepLabv3+: ASPP of the deepest feature, refined together with a feature of stride 4.
 
 Chen et al. 2018, arXiv:1802.02611, with plain convolutions, as the paper has them on ResNet.
 Structure and names are those of `DeepLabHeadV3Plus` in VainF/DeepLabV3Plus-Pytorch
-(`network/_deeplab.py`): `project`, `aspp`, `classifier`. It refines by one 3x3 convolution where
-the paper's section 4.1 found two to be best; `depth` chooses, and with 1 its state dicts fit.
+(`network/_deeplab.py`). It refines by one 3x3 convolution; section 4.1 of the paper found that two
+are best. `depth` is their number; with 1, its state dicts fit.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from pydantic import PositiveInt
 
 from fcn_jax import nn
-from fcn_jax.api import FeatureSpec, Head, TorchBridge, require_no_offset
+from fcn_jax.api import FeatureSpec, Head, TorchBridge
 from fcn_jax.errors import ConfigError
-from fcn_jax.pytorch.rules import Table, conv, conv_norm
-from fcn_jax_deeplab.aspp import ASPP, RATES, aspp_table, check_options, rates_at
+from fcn_jax.pytorch import Table, conv, conv_norm, import_torchvision
+from fcn_jax_deeplab.aspp import ASPP, RATES, Dropout, Rates, aspp_table, rates_at
 
 LOW_STRIDE = 4
 """Stride of the shallow feature."""
@@ -31,33 +32,25 @@ class DeepLabV3PlusOptions:
     """Options of `deeplabv3plus`.
 
     Attributes:
-        rates: dilations of the 3x3 convolutions side by side, each at least 1. None takes 12, 24
-            and 36 for a deepest feature of stride 8, half of that for one of stride 16, and so on.
-        channels: of ASPP and of the refining convolutions, at least 1.
-        low_channels: that the feature of stride 4 is brought to, at least 1.
-        depth: number of 3x3 convolutions that refine the two together, at least 1.
-        dropout: share of ASPP's values that training sets to zero, at least 0 and below 1.
+        rates: dilations of the parallel 3x3 convolutions, each at least 1. None means 12, 24 and 36
+            for a deepest feature of stride 8, half of that for stride 16, and so on.
+        channels: channels of ASPP and of the refining convolutions.
+        low_channels: channels to which the feature of stride 4 is projected.
+        depth: number of refining 3x3 convolutions.
+        dropout: fraction of ASPP's values that is set to 0 in train mode.
     """
 
-    rates: tuple[int, ...] | None = None
-    channels: int = 256
-    low_channels: int = 48
-    depth: int = 2
-    dropout: float = 0.1
-
-    def __post_init__(self) -> None:
-        """Refuse values out of range."""
-        check_options(
-            self.rates,
-            self.dropout,
-            channels=self.channels,
-            low_channels=self.low_channels,
-            depth=self.depth,
-        )
+    rates: Rates | None = None
+    channels: PositiveInt = 256
+    low_channels: PositiveInt = 48
+    depth: PositiveInt = 2
+    dropout: Dropout = 0.1
 
 
 class DeepLabV3PlusHead(nnx.Module):
-    """ASPP, resized to the feature of stride 4 and put beside it; 3x3 convolutions, 1x1 convolution to the classes; then resized.
+    """ASPP, resized and concatenated with a shallow feature; 3x3 convolutions, 1x1 convolution.
+
+    The logits are resized to the image's size.
 
     Attributes:
         project: 1x1 convolution of the feature of stride 4 to few channels, so that they do not
@@ -69,23 +62,22 @@ class DeepLabV3PlusHead(nnx.Module):
 
     def __init__(
         self,
-        low: FeatureSpec,
-        deepest: FeatureSpec,
-        num_classes: int,
         options: DeepLabV3PlusOptions,
+        features: Sequence[FeatureSpec],
         *,
+        num_classes: int,
         dtype: Any = jnp.float32,
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
-        """Draw the kernels from He et al.'s normal by fan-in, as the PyTorch implementation does."""
+        """Draw the kernels from He et al.'s normal by fan-in, as the PyTorch code does."""
         settings: dict[str, Any] = {
             "kernel_init": nn.kaiming_normal_fan_in,
             "dtype": dtype,
             "param_dtype": param_dtype,
             "rngs": rngs,
         }
-        channels = options.channels
+        (low, deepest), channels = features, options.channels
         self.low, self.deepest = low.name, deepest.name
         self.project = nn.ConvNormAct(low.channels, options.low_channels, 1, **settings)
         rates = rates_at(deepest.stride, options.rates)
@@ -110,46 +102,25 @@ def _select(options: DeepLabV3PlusOptions, features: Sequence[FeatureSpec]) -> t
     if not low or deepest.stride <= LOW_STRIDE:
         offered = ", ".join(f"{feature.name} ({feature.stride})" for feature in features)
         raise ConfigError(
-            f"head 'deeplabv3plus' needs a feature of stride {LOW_STRIDE} beside a deeper one of larger stride; the backbone offers "
-            f"{offered}. Take another output stride, or head 'deeplabv3'"
+            f"head 'deeplabv3plus' needs a feature of stride {LOW_STRIDE} and a deeper one of "
+            f"larger stride; the backbone offers {offered}. Use another output stride, or head 'deeplabv3'"
         )
-    require_no_offset("deeplabv3plus", (low[-1], deepest))
     return (low[-1].name, deepest.name)
 
 
-def _build(
-    options: DeepLabV3PlusOptions,
-    features: Sequence[FeatureSpec],
-    *,
-    num_classes: int,
-    dtype: Any = jnp.float32,
-    param_dtype: Any = jnp.float32,
-    rngs: nnx.Rngs,
-) -> DeepLabV3PlusHead:
-    low, deepest = features
-    return DeepLabV3PlusHead(
-        low, deepest, num_classes, options, dtype=dtype, param_dtype=param_dtype, rngs=rngs
-    )
-
-
-def _tables(options: DeepLabV3PlusOptions) -> dict[str, Table]:
+def _table(options: DeepLabV3PlusOptions) -> Table:
     # Convolution, normalization and ReLU, `depth` times, then the scores: one Sequential.
     rules = conv_norm("project.0", "project.1", "project")
     for i in range(options.depth):
         rules += conv_norm(f"classifier.{3 * i}", f"classifier.{3 * i + 1}", f"decoder.{i}")
     rules += conv(f"classifier.{3 * options.depth}", "score", bias=True)
-    return {
-        "torchvision": Table(rules)
-        + aspp_table(len(options.rates or RATES)).under("aspp.", "aspp.")
-    }
+    return Table(rules) + aspp_table(len(options.rates or RATES)).under("aspp.", "aspp.")
 
 
 def _torch_reference(
     options: DeepLabV3PlusOptions, features: Sequence[FeatureSpec], num_classes: int
 ) -> Any:
     """The same head in plain PyTorch, over torchvision's ASPP."""
-    from fcn_jax.pytorch.reference import import_torchvision
-
     source = import_torchvision().models.segmentation.deeplabv3
     from torch import cat, nn
     from torch.nn.functional import interpolate
@@ -186,11 +157,10 @@ def _torch_reference(
 
 DEEPLABV3PLUS = Head(
     name="deeplabv3plus",
-    summary="DeepLabv3+: ASPP of the deepest feature, refined beside a feature of stride 4",
-    reference="Chen et al. 2018, arXiv:1802.02611; VainF/DeepLabV3Plus-Pytorch, network/_deeplab.py",
+    summary="DeepLabv3+: ASPP of the deepest feature, refined together with a feature of stride 4",
+    reference="Chen et al. 2018, arXiv:1802.02611; VainF/DeepLabV3Plus-Pytorch _deeplab.py",
     options=DeepLabV3PlusOptions,
     select=_select,
-    build=_build,
-    torch=TorchBridge(tables=_tables, reference=_torch_reference),
-    maskable=True,
+    build=DeepLabV3PlusHead,
+    torch=TorchBridge(tables=_table, reference=_torch_reference),
 )

@@ -8,14 +8,16 @@ from unittest.mock import Mock
 import jax
 import numpy as np
 import pytest
-from fcn_jax_deeplab import DEEPLABV3, DEEPLABV3PLUS, DeepLabV3Options, DeepLabV3PlusOptions
 from fcn_jax_deeplab.aspp import rates_at
+from fcn_jax_deeplab.deeplabv3 import DEEPLABV3, DeepLabV3Options
+from fcn_jax_deeplab.deeplabv3plus import DEEPLABV3PLUS, DeepLabV3PlusOptions
 from flax import nnx
 
 import fcn_jax
 from fcn_jax.api import FeatureSpec
-from fcn_jax.convert.engine import load_torch, to_torch
-from fcn_jax.convert.named_weights import available
+from fcn_jax.convert.export import to_torch
+from fcn_jax.convert.hub import available
+from fcn_jax.convert.load import load_torch
 from fcn_jax.data.datasets.shapes import draw_scene
 from fcn_jax.errors import ConfigError
 from fcn_jax.models.names import leaves

@@ -1,4 +1,4 @@
-"""What MobileNets are made of: convolutions with what follows them, squeeze and excitation, inverted residuals.
+"""The layers of MobileNets: convolutions, squeeze and excitation, inverted residuals.
 
 Sandler et al. 2018, arXiv:1801.04381; Howard et al. 2019, arXiv:1905.02244;
 `torchvision/ops/misc.py`, `torchvision/models/mobilenetv2.py` and `mobilenetv3.py`.
@@ -34,7 +34,7 @@ def conv_layer(norm: Norm, **types: Any) -> Callable[..., nn.ConvNormAct]:
 
 
 class SqueezeExcitation(nnx.Module):
-    """Each channel times a number between 0 and 1 that the means of all channels over the image decide.
+    """Multiply each channel by a factor of 0 to 1, computed from the channels' means.
 
     Hu et al. 2017, arXiv:1709.01507; `torchvision.ops.SqueezeExcitation` with `Hardsigmoid`.
 
@@ -67,16 +67,16 @@ class Block:
     """One inverted residual.
 
     Attributes:
-        in_channels: what comes in.
-        expanded: channels of the depthwise convolution; where they are as many as come in, there is
-            no convolution before it.
-        channels: what goes out.
-        kernel: the depthwise convolution's height and width, odd.
-        stride: of the depthwise convolution, 1 or 2.
+        in_channels: input channels.
+        expanded: channels of the depthwise convolution. If they equal `in_channels`, there is no
+            convolution before it.
+        channels: output channels.
+        kernel: height and width of the depthwise convolution, odd.
+        stride: stride of the depthwise convolution, 1 or 2.
         activation: after the first and the depthwise convolution; the last one has none.
         residual: whether the input is added to the output.
-        squeezed: channels within the squeeze and excitation; 0 for none.
-        dilation: of the depthwise convolution.
+        squeezed: inner channels of the squeeze and excitation; 0 for none.
+        dilation: dilation of the depthwise convolution.
     """
 
     in_channels: int

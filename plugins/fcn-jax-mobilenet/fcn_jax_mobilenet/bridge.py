@@ -1,4 +1,4 @@
-"""What ties MobileNets to torchvision's: names, and the networks that they are held against."""
+"""The link between MobileNets and torchvision's: names, and reference networks."""
 
 from __future__ import annotations
 
@@ -6,19 +6,18 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fcn_jax.api import TorchBridge, Weights
-from fcn_jax.pytorch.rules import Rule, Table, conv, conv_norm, drop
+from fcn_jax.pytorch import Rule, Table, conv, conv_norm, drop, import_torchvision
 
 _CLASSIFIER = drop(
-    "classifier.*",
-    "the classifier of ImageNet's classes, which a segmentation network does not have",
+    "classifier.*", "the ImageNet classifier, which a segmentation model does not have"
 )
 
 
 def v2_rules() -> list[Rule]:
-    """MobileNetV2's names within `features`."""
+    """The rules of MobileNetV2's names in `features`."""
     rules = conv_norm("{i}.0", "{i}.1", "features.{i}")
-    # torchvision's blocks are Sequentials that hold their last convolution and normalization
-    # directly, one place earlier in the first block, which does not expand.
+    # torchvision's blocks are Sequentials. Their last convolution and normalization are direct
+    # children, one position earlier in the first block, which does not expand.
     for block, last in (("1", 1), ("{i}", 2)):
         theirs = f"{block}.conv"
         rules += conv_norm(
@@ -28,7 +27,7 @@ def v2_rules() -> list[Rule]:
 
 
 def v3_rules() -> list[Rule]:
-    """MobileNetV3's names within `features`."""
+    """The rules of MobileNetV3's names in `features`."""
     return [
         *conv_norm("{i}.0", "{i}.1", "features.{i}"),
         *conv_norm("{i}.block.{k}.0", "{i}.block.{k}.1", "features.{i}.block.{k}"),
@@ -39,33 +38,29 @@ def v3_rules() -> list[Rule]:
 def bridge(
     rules: list[Rule], make_features: Callable[[Any, int], Any], weights: Mapping[str, Weights]
 ) -> TorchBridge:
-    """What ties a MobileNet to torchvision's.
+    """The link between a MobileNet and torchvision's.
 
-    Its segmentation models take the network's `features` alone, in an `IntermediateLayerGetter`:
-    `backbone.0.0.weight` there is `features.0.0.weight` in ImageNet's files.
+    torchvision's segmentation models wrap the network's `features` in an `IntermediateLayerGetter`:
+    `features.0.0.weight` of an ImageNet file is `backbone.0.0.weight` there.
 
     Args:
-        rules: of the names in `features`.
-        make_features: options, output stride -> torchvision's `features`, with random weights.
+        rules: rules of the names in `features`.
+        make_features: (options, output stride) -> torchvision's `features`, with random weights.
         weights: published files.
     """
 
     def reference(options: Any, output_stride: int) -> Any:
-        from fcn_jax.pytorch.reference import import_torchvision
-
         getter = import_torchvision().models._utils.IntermediateLayerGetter
         features = make_features(options, output_stride)
-        # torchvision's `stage_indices`, found as its `models/segmentation/lraspp.py` does.
+        # torchvision's `stage_indices`, found as in its `models/segmentation/lraspp.py`.
         strided = [i for i, layer in enumerate(features) if getattr(layer, "_is_cn", False)]
-        return getter(
-            features,
-            {str(i): f"c{number}" for number, i in enumerate([0, *strided, len(features) - 1])},
-        )
+        stages = [0, *strided, len(features) - 1]
+        return getter(features, {str(i): f"c{number}" for number, i in enumerate(stages)})
 
     table = Table(rules)
     return TorchBridge(
-        tables=lambda options: {"torchvision": table},
-        standalone_tables=lambda options: {
+        tables=table,
+        standalone_tables={
             "torchvision": table.under("features.", "") + Table(_CLASSIFIER),
             "segmentation": table,
         },
@@ -75,9 +70,7 @@ def bridge(
 
 
 def v2_features(options: Any, output_stride: int) -> Any:
-    """MobileNetV2 of torchvision with random weights, dilated after it is built."""
-    from fcn_jax.pytorch.reference import import_torchvision
-
+    """Torchvision's MobileNetV2 with random weights, dilated after it is built."""
     features = import_torchvision().models.MobileNetV2(width_mult=options.width_mult).features
     reached, dilation = 2, 1
     for block in features[1:-1]:
@@ -94,9 +87,7 @@ def v2_features(options: Any, output_stride: int) -> Any:
 
 
 def v3_features(name: str, options: Any, output_stride: int) -> Any:
-    """MobileNetV3 of torchvision with random weights; its own settings of a block say how it is dilated."""
-    from fcn_jax.pytorch.reference import import_torchvision
-
+    """Torchvision's MobileNetV3 with random weights, dilated by its blocks' own settings."""
     source = import_torchvision().models.mobilenetv3
     settings, last_channel = source._mobilenet_v3_conf(
         name,
@@ -105,7 +96,7 @@ def v3_features(name: str, options: Any, output_stride: int) -> Any:
         dilated=output_stride == 16,
     )
     if output_stride == 8:
-        # torchvision offers no such network, but its blocks do.
+        # torchvision does not offer this network, but its blocks support it.
         reached, dilation = 2, 1
         for setting in settings:
             if reached * setting.stride > output_stride:

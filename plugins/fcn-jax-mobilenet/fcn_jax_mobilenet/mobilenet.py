@@ -1,18 +1,17 @@
-"""MobileNetV2 and MobileNetV3 as torchvision defines them, as trunks for segmentation at output strides 32, 16 and 8.
+"""MobileNetV2 and MobileNetV3 of torchvision, as backbones of output stride 32, 16 or 8.
 
 Sandler et al. 2018, arXiv:1801.04381; Howard et al. 2019, arXiv:1905.02244;
-`torchvision/models/mobilenetv2.py` and `mobilenetv3.py`. Submodules carry torchvision's names. For
-output strides 16 and 8 the last one or two stages dilate instead of striding, so that weights fit
-at every output stride:
+`torchvision/models/mobilenetv2.py` and `mobilenetv3.py`. Submodules have torchvision's names. For
+output strides 16 and 8, the last one or two stages are dilated instead of strided, so that weights
+fit at every output stride:
 
-* MobileNetV3 as torchvision's `dilated=True`, which is output stride 16: all depthwise convolutions
-  of such a stage, the first one too, have its dilation. Output stride 8 dilates the stage before in
-  the same way.
+* MobileNetV3 as with torchvision's `dilated=True`, which is output stride 16: all depthwise
+  convolutions of such a stage, including the first, have its dilation. Output stride 8 dilates the
+  stage before in the same way.
 * MobileNetV2, which torchvision does not dilate, as its ResNets with
   `replace_stride_with_dilation`: the depthwise convolution that loses its stride keeps the dilation
-      of the stage before, and those after it take the new one. The dilated network then computes
-      what the
-  strided one does, at more places.
+  of the stage before, and those after it have the new one. The dilated network then computes the
+  strided one at more positions.
 """
 
 from __future__ import annotations
@@ -25,8 +24,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from pydantic import PositiveFloat
 
-from fcn_jax.api import Backbone, FeatureSpec, TorchBridge, Weights, ceil_size
+from fcn_jax.api import Backbone, FeatureSpec, Weights, ceil_size
+from fcn_jax.pytorch import Rule
 from fcn_jax_mobilenet.blocks import Activation, Block, InvertedResidual, Norm, conv_layer
 from fcn_jax_mobilenet.bridge import bridge, v2_features, v2_rules, v3_features, v3_rules
 
@@ -36,15 +37,10 @@ class MobileNetV2Options:
     """Options of MobileNetV2.
 
     Attributes:
-        width_mult: factor on the channels, above 0. Published weights need 1.
+        width_mult: factor of all channels. Published weights need 1.
     """
 
-    width_mult: float = 1.0
-
-    def __post_init__(self) -> None:
-        """Refuse values out of range."""
-        if not self.width_mult > 0:
-            raise ValueError(f"width_mult is {self.width_mult}; it must be above 0")
+    width_mult: PositiveFloat = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,28 +48,25 @@ class MobileNetV3Options(MobileNetV2Options):
     """Options of MobileNetV3.
 
     Attributes:
-        width_mult: factor on the channels, above 0. Published weights need 1.
-        reduced_tail: half as many channels in the last stage, as in the paper's networks for
-            segmentation. torchvision has no weights for it.
+        width_mult: factor of all channels. Published weights need 1.
+        reduced_tail: whether the last stage has half as many channels, as in the paper's
+            segmentation networks. torchvision has no weights for it.
     """
 
     reduced_tail: bool = False
 
 
-# -------------------------------------------------------------------------------------------------------------------- architectures
-
-
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """A network's dimensions, before it is dilated.
+    """The dimensions of a MobileNet.
 
     Attributes:
         blocks: the inverted residuals, between a 3x3 convolution of stride 2 and a 1x1 convolution.
         last_channels: channels of the last convolution.
-        activation: of the first and the last convolution.
+        activation: activation of the first and the last convolution.
         norm: settings of batch normalization.
-        first_dilates: whether a depthwise convolution that loses its stride takes the new dilation,
-            or keeps the one before.
+        first_dilates: whether a depthwise convolution that loses its stride has the new dilation,
+            or the previous one.
     """
 
     blocks: tuple[Block, ...]
@@ -86,13 +79,13 @@ class Architecture:
     def stages(self) -> tuple[int, ...]:
         """Positions of the layers that are features: torchvision's `stage_indices`, C0 to C5.
 
-        They are the first layer of all, the blocks that have a stride, and the last layer.
+        They are the first layer, the blocks with a stride, and the last layer.
         """
         strided = (i for i, block in enumerate(self.blocks, start=1) if block.stride > 1)
         return (0, *strided, len(self.blocks) + 1)
 
     def at(self, output_stride: int) -> tuple[Block, ...]:
-        """The blocks for an output stride: a stride that would lead past it becomes a dilation."""
+        """The blocks for an output stride. Strides beyond it become dilations."""
         found = []
         reached, dilation = 2, 1
         for block in self.blocks:
@@ -106,7 +99,7 @@ class Architecture:
 
 
 def make_divisible(channels: float, divisor: int = 8) -> int:
-    """The nearest multiple of `divisor`, at least that, and no less than nine tenths of `channels`."""
+    """The nearest multiple of `divisor`, at least `divisor` and 0.9 times `channels`."""
     nearest = max(divisor, int(channels + divisor / 2) // divisor * divisor)
     return nearest + divisor if nearest < 0.9 * channels else nearest
 
@@ -132,17 +125,8 @@ def mobilenet_v2(options: MobileNetV2Options) -> Architecture:
         for i in range(depth):
             own_stride = stride if i == 0 else 1
             residual = own_stride == 1 and in_channels == channels
-            blocks.append(
-                Block(
-                    in_channels,
-                    in_channels * expansion,
-                    channels,
-                    3,
-                    own_stride,
-                    jax.nn.relu6,
-                    residual,
-                )
-            )
+            wide, relu6 = in_channels * expansion, jax.nn.relu6
+            blocks.append(Block(in_channels, wide, channels, 3, own_stride, relu6, residual))
             in_channels = channels
     return Architecture(
         tuple(blocks),
@@ -190,12 +174,12 @@ _V3_SMALL = (
 
 
 def mobilenet_v3(table: tuple[tuple[Any, ...], ...], options: MobileNetV3Options) -> Architecture:
-    """The dimensions of a MobileNetV3 whose blocks `table` lists."""
+    """The dimensions of a MobileNetV3 with the blocks in `table`."""
     last_stage = max(i for i, row in enumerate(table) if row[-1] > 1)
     tail = 2 if options.reduced_tail else 1
     in_channels, blocks = make_divisible(16 * options.width_mult), []
     for i, (kernel, expanded, channels, squeezes, activation, stride) in enumerate(table):
-        # The reduced tail begins with what the last stage's first block puts out.
+        # The reduced tail begins with the output of the last stage's first block.
         wide = make_divisible(expanded // (tail if i > last_stage else 1) * options.width_mult)
         out = make_divisible(channels // (tail if i >= last_stage else 1) * options.width_mult)
         squeezed = make_divisible(wide // 4) if squeezes else 0
@@ -211,9 +195,6 @@ def mobilenet_v3(table: tuple[tuple[Any, ...], ...], options: MobileNetV3Options
     )
 
 
-# --------------------------------------------------------------------------------------------------------------------------- network
-
-
 class MobileNet(nnx.Module):
     """A 3x3 convolution of stride 2, inverted residuals, a 1x1 convolution; without the classifier.
 
@@ -225,12 +206,12 @@ class MobileNet(nnx.Module):
         self,
         architecture: Architecture,
         *,
-        output_stride: int,
-        dtype: Any,
-        param_dtype: Any,
+        output_stride: int = 32,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
-        """Draw the parameters, whose shapes do not depend on the output stride: 32, 16 or 8."""
+        """Draw the parameters. Their shapes do not depend on the output stride: 32, 16 or 8."""
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         blocks, norm = architecture.at(output_stride), architecture.norm
         conv = functools.partial(conv_layer(norm, **types), activation=architecture.activation)
@@ -244,7 +225,11 @@ class MobileNet(nnx.Module):
         self.stages = nnx.static(architecture.stages)
 
     def __call__(self, x: jax.Array) -> dict[str, jax.Array]:
-        """f[N, H, W, 3] -> `c0` to `c5`: f[N, ceil(H / s), ceil(W / s), C], s = 2, 4, 8, 16, 32, 32 or less."""
+        """f[N, H, W, 3] -> features "c0" to "c5".
+
+        They are f[N, ceil(H / s), ceil(W / s), C], with s = 2, 4, 8, 16, 32, 32 or the output
+        stride.
+        """
         features: dict[str, jax.Array] = {}
         for position, layer in enumerate(self.features):
             x = layer(x)
@@ -267,89 +252,61 @@ def _features(architecture: Architecture, output_stride: int) -> tuple[FeatureSp
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------------- descriptors
-
-
 def _backbone(
     name: str,
     title: str,
     architecture: Callable[[Any], Architecture],
-    torch: TorchBridge,
+    rules: list[Rule],
+    torch_features: Callable[[Any, int], Any],
     *,
     options: type,
     paper: str,
     millions: float,
+    weights: Mapping[str, tuple[str, float]],
 ) -> Backbone:
-    """Describe a MobileNet by torchvision's name for it.
+    """The descriptor of a MobileNet.
 
     Args:
-        name: of the function in `torchvision.models`.
-        title: as people write it.
+        name: name of the function in `torchvision.models`, and in the names of the weight files.
+        title: name for readers.
         architecture: options -> its dimensions.
-        torch: bridge to torchvision's.
+        rules: see `bridge`.
+        torch_features: see `bridge`.
         options: type of its options.
-        paper: that it comes from.
-        millions: of parameters, the classifier's left out.
+        paper: where it was published.
+        millions: number of parameters without the classifier, in millions.
+        weights: by torchvision's name: the digits in the file's name, and the top-1 accuracy on
+            ImageNet in percent.
     """
-
-    def build(
-        options: Any,
-        *,
-        output_stride: int,
-        dtype: Any = jnp.float32,
-        param_dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
-    ) -> MobileNet:
-        return MobileNet(
-            architecture(options),
-            output_stride=output_stride,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            rngs=rngs,
-        )
-
+    files = {
+        key: Weights.torchvision(f"{name}-{digits}", f"ImageNet-1k, top-1 accuracy {accuracy}")
+        for key, (digits, accuracy) in weights.items()
+    }
     specs = _features(architecture(options()), 32)
     return Backbone(
         name=name,
-        summary=f"{title}, torchvision's; strides 2 to 32, 16 or 8, {specs[0].channels} to {specs[-1].channels} channels, "
-        f"{millions} M parameters",
+        summary=f"{title} of torchvision; strides 2 to 32, 16 or 8, {specs[0].channels} to "
+        f"{specs[-1].channels} channels, {millions} M parameters",
         reference=f"{paper}; torchvision.models.{name}",
         options=options,
         output_strides=(32, 16, 8),
         features=lambda options, output_stride: _features(architecture(options), output_stride),
-        build=build,
-        maskable=True,
-        torch=torch,
+        build=lambda options, **settings: MobileNet(architecture(options), **settings),
+        torch=bridge(rules, torch_features, files),
     )
 
 
-def _weights(name: str, published: Mapping[str, tuple[str, float]]) -> dict[str, Weights]:
-    """From torchvision's name for weights -> digits in the file's name, top-1 accuracy on ImageNet in percent."""
-    return {
-        key: Weights(
-            f"https://download.pytorch.org/models/{name}-{digits}.pth",
-            digits,
-            f"ImageNet-1k, top-1 accuracy {accuracy}",
-        )
-        for key, (digits, accuracy) in published.items()
-    }
-
-
-def _v3_backbone(
-    size: str,
-    table: tuple[tuple[Any, ...], ...],
-    millions: float,
-    published: Mapping[str, tuple[str, float]],
-) -> Backbone:
+def _v3_backbone(size: str, table: tuple[tuple[Any, ...], ...], **settings: Any) -> Backbone:
     name = f"mobilenet_v3_{size}"
     return _backbone(
         name,
         f"MobileNetV3-{size.capitalize()}",
         functools.partial(mobilenet_v3, table),
-        bridge(v3_rules(), functools.partial(v3_features, name), _weights(name, published)),
+        v3_rules(),
+        functools.partial(v3_features, name),
         options=MobileNetV3Options,
         paper="Howard et al. 2019, arXiv:1905.02244",
-        millions=millions,
+        **settings,
     )
 
 
@@ -357,22 +314,19 @@ MOBILENET_V2 = _backbone(
     "mobilenet_v2",
     "MobileNetV2",
     mobilenet_v2,
-    bridge(
-        v2_rules(),
-        v2_features,
-        _weights(
-            "mobilenet_v2",
-            {"IMAGENET1K_V1": ("b0353104", 71.878), "IMAGENET1K_V2": ("7ebf99e0", 72.154)},
-        ),
-    ),
+    v2_rules(),
+    v2_features,
     options=MobileNetV2Options,
     paper="Sandler et al. 2018, arXiv:1801.04381",
     millions=2.2,
+    weights={"IMAGENET1K_V1": ("b0353104", 71.878), "IMAGENET1K_V2": ("7ebf99e0", 72.154)},
 )
-MOBILENET_V3_SMALL = _v3_backbone("small", _V3_SMALL, 0.9, {"IMAGENET1K_V1": ("047dcff4", 67.668)})
+MOBILENET_V3_SMALL = _v3_backbone(
+    "small", _V3_SMALL, millions=0.9, weights={"IMAGENET1K_V1": ("047dcff4", 67.668)}
+)
 MOBILENET_V3_LARGE = _v3_backbone(
     "large",
     _V3_LARGE,
-    3.0,
-    {"IMAGENET1K_V1": ("8738ca79", 74.042), "IMAGENET1K_V2": ("5c1a4163", 75.274)},
+    millions=3.0,
+    weights={"IMAGENET1K_V1": ("8738ca79", 74.042), "IMAGENET1K_V2": ("5c1a4163", 75.274)},
 )

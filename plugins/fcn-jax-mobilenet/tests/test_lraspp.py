@@ -3,13 +3,14 @@
 import jax
 import numpy as np
 import pytest
-from fcn_jax_mobilenet import LRASPP, LRASPP_MOBILENET_V3_LARGE
+from fcn_jax_mobilenet.lraspp import LRASPP, LRASPP_MOBILENET_V3_LARGE
 from flax import nnx
 
 import fcn_jax
 from fcn_jax.api import FeatureSpec
-from fcn_jax.convert.engine import load_torch, to_torch
-from fcn_jax.convert.named_weights import available
+from fcn_jax.convert.export import to_torch
+from fcn_jax.convert.hub import available
+from fcn_jax.convert.load import load_torch
 from fcn_jax.errors import ConfigError
 from fcn_jax.models.segmenter import build, build_model, by_name
 from fcn_jax.plugins import registry
@@ -91,7 +92,7 @@ def test_the_whole_model_takes_torchvisions_state_dict_and_gives_it_back_bit_for
     import torch
 
     with torch.device("meta"):
-        network = LRASPP_MOBILENET_V3_LARGE.original(num_classes=21, aux=False)
+        network = LRASPP_MOBILENET_V3_LARGE.reference_model(num_classes=21, aux=False)
     rng = np.random.default_rng(0)
     tensors = {
         name: rng.standard_normal(tuple(value.shape), np.float32)
@@ -162,7 +163,7 @@ def test_it_predicts(torchvision):
     import torch
 
     torch.manual_seed(0)
-    network = LRASPP_MOBILENET_V3_LARGE.original(num_classes=21, aux=False).eval()
+    network = LRASPP_MOBILENET_V3_LARGE.reference_model(num_classes=21, aux=False).eval()
     image = np.random.default_rng(0).integers(0, 256, (75, 100, 3), np.uint8)
     mask = fcn_jax.Predictor(fcn_jax.load(NAME, network.state_dict()))(image)
     assert (mask.shape, mask.dtype) == ((75, 100), np.uint8)

@@ -1,8 +1,8 @@
-"""FCN-32s, FCN-16s and FCN-8s on VGG-16 as their authors published them, as whole models.
+"""FCN-32s, FCN-16s and FCN-8s on VGG-16 as their authors published them.
 
 Long, Shelhamer and Darrell 2015, arXiv:1411.4038; github.com/shelhamer/fcn.berkeleyvision.org, in
-Caffe. Their weights go round in PyTorch as state dicts of the reimplementation
-github.com/wkentaro/pytorch-fcn, whose names are the scheme "pytorch-fcn" here.
+Caffe. In PyTorch, their weights are distributed as state dicts of the reimplementation
+github.com/wkentaro/pytorch-fcn, whose names are the key format "pytorch-fcn".
 """
 
 from __future__ import annotations
@@ -13,30 +13,27 @@ from typing import Any
 from fcn_jax.api import Model, ModelSpec
 
 
-def _torch_original(
+def _torch_reference(
     skips: int, at_once: bool, num_classes: int, aux: bool = False, width: int = 4096
 ) -> Any:
-    """The network in plain PyTorch, structured and named as in pytorch-fcn, with random weights.
+    """The network in plain PyTorch, with the structure and names of pytorch-fcn and random weights.
 
-    The crops are the numbers of the authors' networks. Nothing here is computed from what the
-    backbone promises of its features.
+    The crops are the numbers of the authors' networks. They do not depend on the backbone's feature
+    specs.
 
     Args:
         skips: 0 for FCN-32s, 1 for FCN-16s, 2 for FCN-8s.
         at_once: whether the skips' features are scaled down, as in FCN8sAtOnce.
         num_classes: number of logits for each pixel.
-        aux: not used: there is no auxiliary head.
+        aux: not used, since there is no auxiliary head.
         width: channels of fc6 and fc7.
     """
     import torch
 
-    def convolution(
-        in_channels: int, out_channels: int, size: int, padding: int = 0
-    ) -> torch.nn.Conv2d:
-        layer = torch.nn.Conv2d(in_channels, out_channels, size, padding=padding)
-        torch.nn.init.kaiming_normal_(
-            layer.weight, nonlinearity="relu"
-        )  # by PyTorch's default, the image would fade on the way
+    def convolution(*sizes: int, padding: int = 0) -> torch.nn.Conv2d:
+        layer = torch.nn.Conv2d(*sizes, padding=padding)
+        # With PyTorch's default, activations would vanish.
+        torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         return layer
 
     def upsampling(factor: int, padding: int = 0) -> torch.nn.ConvTranspose2d:
@@ -48,27 +45,25 @@ def _torch_original(
         layer.weight.data.copy_(diagonal * ramp[:, None] * ramp)
         return layer.requires_grad_(False)
 
-    class Original(torch.nn.Module):
+    class Reference(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.pool = torch.nn.MaxPool2d(2, stride=2, ceil_mode=True)
             self.dropout = torch.nn.Dropout2d()
             in_channels = 3
-            for block, (depth, channels) in enumerate(
-                ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512)), start=1
-            ):
+            blocks = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
+            for block, (depth, channels) in enumerate(blocks, start=1):
                 for i in range(1, depth + 1):
                     padding = 100 if block == i == 1 else 1
-                    self.add_module(
-                        f"conv{block}_{i}", convolution(in_channels, channels, 3, padding)
-                    )
+                    layer = convolution(in_channels, channels, 3, padding=padding)
+                    self.add_module(f"conv{block}_{i}", layer)
                     in_channels = channels
             self.fc6 = convolution(512, width, 7)
             self.fc7 = convolution(width, width, 1)
             self.score_fr = convolution(width, num_classes, 1)
             if skips == 0:
-                # 16 of the crop of 19 are left to the padding, as in the head here, so that the
-                # layers can be compared.
+                # The padding is 16 of the crop of 19, as in our head, so that the layers can be
+                # compared.
                 self.upscore = upsampling(32, padding=16)
             if skips == 2:
                 self.score_pool3 = convolution(256, num_classes, 1)
@@ -104,28 +99,25 @@ def _torch_original(
             h = h + crop(self.score_pool3(pools[3] * scales[3]), 9, h)
             return {"out": crop(self.upscore8(h), 31, x)}
 
-    return Original()
+    return Reference()
 
 
-def _model(name: str, head: str, skips: int, scores: str, at_once: bool = False) -> Model:
+def _model(name: str, head: str, skips: int, summary: str = "", at_once: bool = False) -> Model:
+    options = {"upsampling": "fixed"} | ({"at_once": True} if at_once else {})
     return Model(
         name=name,
-        summary=f"The paper's FCN-{32 >> skips}s on VGG-16{', trained at once' if at_once else ''}, 21 classes{scores}",
-        reference="Long et al. 2015, arXiv:1411.4038; shelhamer/fcn.berkeleyvision.org; wkentaro/pytorch-fcn",
-        spec=ModelSpec(
-            "vgg16_caffe",
-            head,
-            21,
-            head_options={"upsampling": "fixed"} | ({"at_once": True} if at_once else {}),
-        ),
-        reference_model=functools.partial(_torch_original, skips, at_once),
+        summary=f"The paper's FCN-{32 >> skips}s on VGG-16, 21 classes; {summary}",
+        reference="Long et al. 2015, arXiv:1411.4038; shelhamer/fcn.berkeleyvision.org; "
+        "wkentaro/pytorch-fcn",
+        spec=ModelSpec("vgg16_caffe", head, 21, head_options=options),
+        reference_model=functools.partial(_torch_reference, skips, at_once),
         key_format="pytorch-fcn",
     )
 
 
 # The scores are the authors', on the 736 images of seg11valid, which are not among the 8,498 of SBD
 # that they trained on.
-FCN32S_VGG16 = _model("fcn32s_vgg16", "fcn32s", 0, "; published mIoU 63.6 on VOC 2011")
-FCN16S_VGG16 = _model("fcn16s_vgg16", "fcn16s", 1, "; published mIoU 65.0 on VOC 2011")
-FCN8S_VGG16 = _model("fcn8s_vgg16", "fcn8s", 2, "; published mIoU 65.5 on VOC 2011")
-FCN8S_ATONCE_VGG16 = _model("fcn8s_atonce_vgg16", "fcn8s", 2, "", at_once=True)
+FCN32S_VGG16 = _model("fcn32s_vgg16", "fcn32s", 0, "published mIoU 63.6 on VOC 2011")
+FCN16S_VGG16 = _model("fcn16s_vgg16", "fcn16s", 1, "published mIoU 65.0 on VOC 2011")
+FCN8S_VGG16 = _model("fcn8s_vgg16", "fcn8s", 2, "published mIoU 65.5 on VOC 2011")
+FCN8S_ATONCE_VGG16 = _model("fcn8s_atonce_vgg16", "fcn8s", 2, "trained at once", at_once=True)
