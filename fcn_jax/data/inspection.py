@@ -279,6 +279,6 @@ def _overlap_notes(
 def _images(source: Source) -> Iterator[tuple[str, Path | bytes]]:
     """Each record's ID, with its image file or a digest of the image's contents."""
     for index in range(len(source)):
-        image = source[index].image
-        is_path = isinstance(image, Path)
-        yield source[index].id, image if is_path else hashlib.blake2b(image).digest()
+        record = source[index]
+        image = record.image
+        yield record.id, image if isinstance(image, Path) else hashlib.blake2b(image).digest()

@@ -66,7 +66,7 @@ def train_batches(
     augment: Augment,
     batch_size: int,
     seed: int,
-    workers: int = 0,
+    num_workers: int = 0,
     epochs: int | None = None,
 ) -> TrainIterator:
     """Shuffled, augmented batches.
@@ -79,7 +79,7 @@ def train_batches(
         augment: the transform, which makes all examples the same size.
         batch_size: number of images in a batch.
         seed: 0 to 2**32 - 1.
-        workers: number of processes that decode and augment; 0 uses threads of this process.
+        num_workers: number of processes that decode and augment; 0 uses threads of this process.
         epochs: number of epochs; None never stops.
 
     Returns:
@@ -93,7 +93,7 @@ def train_batches(
         raise ConfigError(f"seed = {seed}: expected 0 to {2**32 - 1}")
     if epochs is not None and epochs < 1:
         raise ConfigError(f"epochs = {epochs}: expected 1 or more, or none for no end")
-    _check_workers(workers)
+    _check_workers(num_workers)
     batches = (
         grain.MapDataset.source(source)
         .seed(seed)
@@ -103,10 +103,10 @@ def train_batches(
         .batch(batch_size)
         .repeat(epochs)
     )
-    return TrainIterator(batches, workers)
+    return TrainIterator(batches, num_workers)
 
 
-def eval_examples(source: Source, *, workers: int = 0) -> Generator[Example, None, None]:
+def eval_examples(source: Source, *, num_workers: int = 0) -> Generator[Example, None, None]:
     """Every image of a source, whole and at its own size, in order.
 
     Nothing is dropped or cropped. Workers that are killed are replaced. Closing the generator stops
@@ -114,21 +114,21 @@ def eval_examples(source: Source, *, workers: int = 0) -> Generator[Example, Non
 
     Args:
         source: the images.
-        workers: number of processes that decode; 0 uses threads of this process.
+        num_workers: number of processes that decode; 0 uses threads of this process.
 
     Raises:
         ConfigError: a value is out of range.
         TrainingError: raised by the generator if workers are killed again and again.
     """
-    _check_workers(workers)
-    return _examples(grain.MapDataset.source(source).map(_Decode(source)), workers)
+    _check_workers(num_workers)
+    return _examples(grain.MapDataset.source(source).map(_Decode(source)), num_workers)
 
 
 class TrainIterator(grain.DatasetIterator[Batch]):
     """Iterator over training batches that can be set to any batch.
 
-    Its state is the index of the next batch, whatever the number of workers: a run can continue
-    with another number.
+    Its state is the index of the next batch, for any number of workers: a run can continue with
+    another number.
     """
 
     def __init__(self, batches: grain.MapDataset[Batch], workers: int) -> None:
@@ -390,6 +390,6 @@ def _check_workers(workers: int) -> None:
     most = max(64, 4 * (os.cpu_count() or 1))
     if not 0 <= workers <= most:
         raise ConfigError(
-            f"workers = {workers}: expected 0 (threads) to {most} on this machine of "
+            f"num_workers = {workers}: expected 0 (threads) to {most} on this machine of "
             f"{os.cpu_count()} cores"
         )

@@ -22,8 +22,8 @@ class Augment:
     Use: `augment(example, rng) -> Example`.
 
     Attributes:
-        crop: height and width of the result, in pixels.
-        scale: range of the resize factor, drawn log-uniformly; (1.0, 1.0) keeps the size.
+        crop_size: height and width of the result, in pixels.
+        scale_range: range of the resize factor, drawn log-uniformly; (1.0, 1.0) keeps the size.
         flip: mirror left to right half of the time.
         brightness: 0 to 1; the image is multiplied by a factor from 1 - b to 1 + b.
         contrast: 0 to 1; scales the distance from the image's mean gray in the same way.
@@ -32,8 +32,8 @@ class Augment:
             `IGNORE_INDEX`).
     """
 
-    crop: tuple[int, int]
-    scale: tuple[float, float] = (1.0, 1.0)
+    crop_size: tuple[int, int]
+    scale_range: tuple[float, float] = (1.0, 1.0)
     flip: bool = True
     brightness: float = 0.0
     contrast: float = 0.0
@@ -42,23 +42,28 @@ class Augment:
 
     def __post_init__(self) -> None:
         """Raises `ConfigError` naming every value that is out of range."""
-        problems = []
-        if len(self.crop) != 2 or not all(_is_integer(side) and side >= 1 for side in self.crop):
-            problems.append(
-                f"crop = {self.crop!r}: expected two whole numbers of pixels (height, width), 1 or "
-                "more"
-            )
-        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] <= 16:
-            problems.append(
-                f"scale = {self.scale!r}: expected (low, high) with 0 < low <= high <= 16"
-            )
-        for name in ("brightness", "contrast", "saturation"):
-            if not 0 <= getattr(self, name) <= 1:
-                problems.append(f"{name} = {getattr(self, name)!r}: expected 0 (off) to 1")
-        if len(self.fill) != 3 or not all(
-            _is_integer(value) and 0 <= value <= 255 for value in self.fill
-        ):
-            problems.append(f"fill = {self.fill!r}: expected three whole numbers from 0 to 255")
+        crop_size, scale, fill = self.crop_size, self.scale_range, self.fill
+        jitter = {name: getattr(self, name) for name in ("brightness", "contrast", "saturation")}
+        checks = {
+            "crop_size": (
+                len(crop_size) == 2 and all(_is_integer(side) and side >= 1 for side in crop_size),
+                "two whole numbers of pixels (height, width), 1 or more",
+            ),
+            "scale_range": (
+                len(scale) == 2 and 0 < scale[0] <= scale[1] <= 16,
+                "(low, high) with 0 < low <= high <= 16",
+            ),
+            **{name: (0 <= value <= 1, "0 (off) to 1") for name, value in jitter.items()},
+            "fill": (
+                len(fill) == 3 and all(_is_integer(part) and 0 <= part <= 255 for part in fill),
+                "three whole numbers from 0 to 255",
+            ),
+        }
+        problems = [
+            f"{name} = {getattr(self, name)!r}: expected {expected}"
+            for name, (valid, expected) in checks.items()
+            if not valid
+        ]
         if problems:
             raise ConfigError(f"augmentation: {'; '.join(problems)}")
 
@@ -71,7 +76,7 @@ class Augment:
                 switching one transform on does not change the others.
 
         Returns:
-            An example of size `crop`, in new contiguous arrays.
+            An example of size `crop_size`, in new contiguous arrays.
         """
         return self.from_resized(lambda factor: resize(example, factor), rng)
 
@@ -87,12 +92,12 @@ class Augment:
             rng: as in a call.
 
         Returns:
-            An example of size `crop`, in new contiguous arrays.
+            An example of size `crop_size`, in new contiguous arrays.
         """
         scale, top, left, flip, *jitter = rng.random(7).tolist()
-        low, high = self.scale
+        low, high = self.scale_range
         example = resized(low * (high / low) ** scale)
-        example = crop(example, self.crop, at=(top, left), fill=self.fill)
+        example = crop(example, self.crop_size, at=(top, left), fill=self.fill)
         if self.flip and flip < 0.5:
             example = flip_left_right(example)
         strengths = (self.brightness, self.contrast, self.saturation)

@@ -161,8 +161,11 @@ def from_json(recorded: Any) -> Range | Assumed | None:
     if recorded is None:
         return None
     if isinstance(recorded, dict):
-        found = (recorded.get(kind) for kind in ("integers", "floats"))
-        return Assumed(*(None if values is None else _pair(values) for values in found))
+        integers, floats = (
+            None if recorded.get(kind) is None else _pair(recorded[kind])
+            for kind in ("integers", "floats")
+        )
+        return Assumed(integers, floats)
     return _pair(recorded)
 
 

@@ -1,4 +1,4 @@
-"""Decoding: right pixels and labels, and one clear error for whatever is wrong with a file."""
+"""Decoding: right pixels and labels, and one clear error for every fault of a file."""
 
 import errno
 import io

@@ -94,7 +94,7 @@ def test_augments_an_image_differently_in_every_epoch(source: Source) -> None:
 
 def test_batches_and_resumption_are_independent_of_workers(source: Source) -> None:
     def start(workers: int) -> grain.DatasetIterator[Batch]:
-        return train_batches(source, augment=FULL, batch_size=4, seed=7, workers=workers)
+        return train_batches(source, augment=FULL, batch_size=4, seed=7, num_workers=workers)
 
     whole = take(start(0), 14)  # an epoch has 5
     running = start(2)
@@ -156,7 +156,7 @@ def test_eval_yields_every_image_whole_and_in_order(source: Source) -> None:
     examples = list(eval_examples(source))
     assert [e.id for e in examples] == [f"{k:02}" for k in range(COUNT)]
     assert [e.mask.shape for e in examples] == [(17 + k, 18 + k) for k in range(COUNT)]
-    with_workers = list(eval_examples(source, workers=1))
+    with_workers = list(eval_examples(source, num_workers=1))
     for a, b in zip(examples, with_workers, strict=True):
         assert a.id == b.id
         assert np.array_equal(a.image, b.image)
@@ -175,7 +175,7 @@ def test_shared_memory_is_closed_by_one_thread(
 
     monkeypatch.setattr(SharedMemory, "close", recorded)
     original = vars(SharedMemoryArray)["enable_async_del"]
-    examples = eval_examples(source, workers=2)
+    examples = eval_examples(source, num_workers=2)
     next(examples)
     assert vars(SharedMemoryArray)["enable_async_del"] is not original
     list(examples)
@@ -191,9 +191,11 @@ def test_reraises_errors_of_workers_unchanged(folder: Path, source: Source, work
     (folder / "train" / "11.png").write_bytes(b"broken")
     for consume in (
         lambda: list(
-            train_batches(source, augment=PLAIN, batch_size=4, seed=0, epochs=2, workers=workers)
+            train_batches(
+                source, augment=PLAIN, batch_size=4, seed=0, epochs=2, num_workers=workers
+            )
         ),
-        lambda: list(eval_examples(source, workers=workers)),
+        lambda: list(eval_examples(source, num_workers=workers)),
     ):
         with pytest.raises(DataError) as caught:
             consume()
@@ -231,7 +233,7 @@ def test_replaces_killed_workers_without_changing_batches(
     marker = tmp_path / "deaths"
     deadly = _Deadly(source, "11", marker)
     marker.write_text("2")
-    batches = train_batches(deadly, augment=FULL, batch_size=4, seed=7, workers=workers)
+    batches = train_batches(deadly, augment=FULL, batch_size=4, seed=7, num_workers=workers)
     assert same(
         take(batches, 6), take(train_batches(source, augment=FULL, batch_size=4, seed=7), 6)
     )
@@ -242,7 +244,7 @@ def test_replaces_killed_workers_without_changing_batches(
         (2,) if workers == 1 else (1, 2)
     )
     marker.write_text("1")
-    assert [example.id for example in eval_examples(deadly, workers=workers)] == [
+    assert [example.id for example in eval_examples(deadly, num_workers=workers)] == [
         f"{k:02}" for k in range(COUNT)
     ]
 
@@ -252,7 +254,7 @@ def test_raises_with_advice_if_workers_die_again_and_again(source: Source, tmp_p
     marker = tmp_path / "deaths"
     marker.write_text("99")
     batches = train_batches(
-        _Deadly(source, "11", marker), augment=PLAIN, batch_size=COUNT, seed=7, workers=1
+        _Deadly(source, "11", marker), augment=PLAIN, batch_size=COUNT, seed=7, num_workers=1
     )
     with pytest.raises(
         TrainingError,
@@ -268,8 +270,8 @@ def test_rejects_values_out_of_range(source: Source) -> None:
         ("more than the split's 23 images", {"batch_size": 24}),
         ("batch_size = 0", {"batch_size": 0}),
         ("seed = -1", {"seed": -1}),
-        ("workers = -1", {"workers": -1}),
-        ("workers = 1000000", {"workers": 10**6}),
+        ("num_workers = -1", {"num_workers": -1}),
+        ("num_workers = 1000000", {"num_workers": 10**6}),
         ("epochs = 0", {"epochs": 0}),
     ):
         with pytest.raises(ConfigError, match=match):
@@ -297,7 +299,7 @@ if __name__ == "__main__":
     # A background job starts with the signal ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     source = CAMVID.open(Path({str(folder)!r}), "train")
-    batches = train_batches(source, augment=Augment((16, 16)), batch_size=2, seed=0, workers=2)
+    batches = train_batches(source, augment=Augment((16, 16)), batch_size=2, seed=0, num_workers=2)
     for _ in range(6):
         next(batches)
     try:

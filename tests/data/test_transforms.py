@@ -137,11 +137,13 @@ def test_jitter_matches_the_three_steps_in_order(
 ) -> None:
     image = np.random.default_rng(0).integers(0, 256, (6, 7, 3), np.uint8)
     weights = np.array([0.299, 0.587, 0.114])
-    want = image * brightness
-    want = contrast * want + (1 - contrast) * (want @ weights).mean()
-    want = saturation * want + (1 - saturation) * (want @ weights)[..., None]
+    expected = image * brightness
+    expected = contrast * expected + (1 - contrast) * (expected @ weights).mean()
+    expected = saturation * expected + (1 - saturation) * (expected @ weights)[..., None]
     assert (
-        np.abs(jitter_colors(image, brightness, contrast, saturation) - np.clip(want, 0, 255)).max()
+        np.abs(
+            jitter_colors(image, brightness, contrast, saturation) - np.clip(expected, 0, 255)
+        ).max()
         <= 1
     )  # OpenCV counts in 1/1024
 
@@ -150,8 +152,8 @@ def test_error_names_all_wrong_values() -> None:
     with pytest.raises(ConfigError) as caught:
         Augment((0, 320), (2.0, 1.0), brightness=1.5, saturation=-0.1, fill=(0, 0, 256))
     for part in (
-        "crop = (0, 320)",
-        "scale = (2.0, 1.0)",
+        "crop_size = (0, 320)",
+        "scale_range = (2.0, 1.0)",
         "brightness = 1.5",
         "saturation = -0.1",
         "fill = (0, 0, 256)",

@@ -1,7 +1,7 @@
 """Class lists as people and annotation tools write them.
 
 A class list says which classes there are, and what the stored values of the masks mean. A file is
-recognized by its contents, whatever its name:
+recognized by its contents, not by its name:
 
     classes.txt  one class per line: `name` or `name R G B`; also `name #RRGGBB`, `R G B name`,
                  `N name`, `name N`
@@ -18,8 +18,8 @@ Files that hold no class list for masks (COCO, VIA, Label Studio, YOLO and so on
 the name of their format.
 
 The fourth number of a color is its alpha if it is 255, or 255 and 0. A class with the number 255
-or -1 and a name such as `ignore` or `unlabeled` is void, and so is a class without a train ID, or
-with the train ID 255 or -1.
+or -1 and a name such as `ignore` or `unlabeled` is void. A class without a train ID, or with the
+train ID 255 or -1, is void too.
 
 Without numbers, the position in the list is the stored value. Classes are numbered without gaps in
 the order of their stored values. `void` may stand anywhere: pixels with its stored value or color
@@ -262,7 +262,7 @@ def _build(path: Path, parsed: Parsed) -> ClassList:
 
 
 def _with_values(entries: Sequence[Entry], numbered: bool, problems: list[str]) -> list[Entry]:
-    """The entries with their stored values; adds what is wrong with the numbers."""
+    """The entries with their stored values; adds the problems with the numbers."""
     if not numbered:
         return [dataclasses.replace(entry, value=at) for at, entry in enumerate(entries)]
     missing = [e for e in entries if e.value is None]

@@ -56,7 +56,7 @@ class Entry:
 
 @dataclasses.dataclass
 class Parsed:
-    """The entries of a file, the name of its format, and what is wrong or assumed."""
+    """The entries of a file, the name of its format, its problems, and the assumptions."""
 
     kind: str
     entries: list[Entry] = dataclasses.field(default_factory=list)

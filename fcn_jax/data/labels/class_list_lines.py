@@ -158,7 +158,7 @@ def _without_alpha(lines: Sequence[Line], parsed: Parsed) -> list[Line]:
             continue
         numbers = [getattr(line, side) for line in fours]
         names = Counter(line.name for line in colored)
-        # `lane 1` and `lane 2` are names that end in numbers, and so is `Boeing 747`.
+        # `lane 1`, `lane 2` and `Boeing 747` are names that end in numbers.
         named = side == "after" and all(
             names[line.name] > 1 or line.after[0] > 255 for line in fours
         )
@@ -199,7 +199,7 @@ def _shape(lines: Sequence[Line]) -> str:
     named = [line.name for line in lines if line.name.lower() != "void"]
     numbers = [(line.before or line.after or (0,))[0] for line in lines]
     count = len(lines)
-    # `lane 1` and `lane 2` are names, and so is `Boeing 747`.
+    # `lane 1`, `lane 2` and `Boeing 747` are names.
     distinct = count > 1 and len(set(named)) == len(named) and max(numbers) <= IGNORE_INDEX
     if count in (before[3], before[4]):
         return "color first"

@@ -138,7 +138,7 @@ def test_prepared_source_pickles_and_feeds_workers(small_shapes: None, tmp_path:
     copy = pickle.loads(pickle.dumps(source))
     assert copy[2] == source[2]
     batches = [
-        next(train_batches(source, augment=Augment((32, 32)), batch_size=3, seed=0, workers=w))
+        next(train_batches(source, augment=Augment((32, 32)), batch_size=3, seed=0, num_workers=w))
         for w in (0, 1)
     ]
     assert np.array_equal(batches[0]["image"], batches[1]["image"])
