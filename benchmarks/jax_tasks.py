@@ -18,7 +18,7 @@ from fcn_jax import compiler_options
 from fcn_jax.api import Preprocess
 from fcn_jax.eval.predictor import Predictor
 from fcn_jax.models.preprocess import normalize
-from fcn_jax.models.segmenter import describe
+from fcn_jax.models.spec import resolve
 from fcn_jax.plugins import registry
 from fcn_jax.runtime.memory import trim_malloc
 from fcn_jax.train import optim
@@ -32,7 +32,7 @@ wait = jax.block_until_ready
 
 
 def _preprocess(setting: Setting) -> Preprocess:
-    return describe(setting.build().spec).backbone.preprocess
+    return resolve(setting.build().spec).preprocess
 
 
 def _normalized(setting: Setting) -> jax.Array:

@@ -13,7 +13,8 @@ from flax import nnx
 from benchmarks.setting import Setting
 from fcn_jax import to_torch
 from fcn_jax.models.names import leaves
-from fcn_jax.models.segmenter import Segmenter, by_name
+from fcn_jax.models.segmenter import Segmenter
+from fcn_jax.models.spec import registered_spec
 from fcn_jax.plugins import registry
 from fcn_jax.pytorch.reference import import_torchvision
 from fcn_jax.verify.reference import build_reference
@@ -109,10 +110,12 @@ def original(setting: Setting, model: Segmenter) -> torch.nn.Module:
     That is a whole model's own class where its descriptor has it, otherwise the parts' references
     put together.
     """
-    descriptor = registry.default().model(setting.model) if by_name(setting.model).head else None
-    if descriptor is not None and descriptor.original is not None:
+    descriptor = (
+        registry.default().model(setting.model) if registered_spec(setting.model).head else None
+    )
+    if descriptor is not None and descriptor.reference_model is not None:
         network, names = (
-            descriptor.original(num_classes=setting.num_classes, aux=False),
+            descriptor.reference_model(num_classes=setting.num_classes, aux=False),
             descriptor.names,
         )
     else:

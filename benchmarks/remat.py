@@ -24,7 +24,7 @@ from benchmarks.record import RESULTS, environment, keep
 from benchmarks.setting import RECIPE, Setting
 from benchmarks.timing import interleaved
 from fcn_jax import compiler_options
-from fcn_jax.models.segmenter import describe
+from fcn_jax.models.spec import resolve
 from fcn_jax.runtime import process
 from fcn_jax.train import optim
 from fcn_jax.train import step as train_step
@@ -42,7 +42,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def prepared(setting: Setting, options: dict[str, Any]) -> tuple[Callable[[], object], int, float]:
     """A call that trains one step, the bytes of temporaries of its program, and the seconds that it took to compile."""
     model = setting.build()
-    preprocess = describe(model.spec).backbone.preprocess
+    preprocess = resolve(model.spec).preprocess
     state, step = train_step.make(
         model, optim.make(RECIPE, 1000, nnx.state(model, nnx.Param)), preprocess, **options
     )

@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
+from fcn_jax.api import ModelSpec
 from fcn_jax.config import OptimConfig
 from fcn_jax.convert.tables import tables
-from fcn_jax.models.segmenter import ModelSpec, Segmenter, build, by_name
+from fcn_jax.models.build import build
+from fcn_jax.models.segmenter import Segmenter
+from fcn_jax.models.spec import registered_spec
 
 RECIPE = OptimConfig(name="sgd", lr=0.01, momentum=0.9, weight_decay=1e-4, schedule="constant")
 
@@ -51,7 +54,7 @@ class Setting:
     @property
     def spec(self) -> ModelSpec:
         """What is built: the auxiliary head of a whole model, which has no part in inference, is left out."""
-        spec = by_name(self.model)
+        spec = registered_spec(self.model)
         parts: dict[str, Any] = {"aux_head": None}
         if spec.head is None:
             parts = {

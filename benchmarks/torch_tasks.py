@@ -13,7 +13,7 @@ import torch
 from benchmarks.jax_tasks import Start
 from benchmarks.networks import in_torch, original
 from benchmarks.setting import RECIPE, Setting
-from fcn_jax.models.segmenter import describe
+from fcn_jax.models.spec import resolve
 from fcn_jax.pytorch.reference import import_torchvision
 
 
@@ -31,7 +31,7 @@ class Torch:
             inference: eval mode.
         """
         model = setting.build()
-        preprocess = describe(model.spec).backbone.preprocess
+        preprocess = resolve(model.spec).preprocess
         self.setting = setting
         self.deepest = model.features[-1]
         self.device = torch.device(setting.device)

@@ -39,7 +39,7 @@ from benchmarks.hlo import Program
 from benchmarks.setting import RECIPE, Setting
 from fcn_jax import nn
 from fcn_jax.eval.predictor import Predictor
-from fcn_jax.models.segmenter import describe
+from fcn_jax.models.spec import resolve
 from fcn_jax.runtime.atomic import write_json
 from fcn_jax.train import optim, sharding
 from fcn_jax.train import step as train_step
@@ -91,7 +91,7 @@ def lowered(name: str, setting: Setting, mesh: Mesh) -> Any:
     if name == "mask":
         predictor = Predictor(model, blocks=True)
         return predictor._run.lower(_shapes(predictor._state, everywhere), batch["image"], None)
-    preprocess = describe(model.spec).backbone.preprocess
+    preprocess = resolve(model.spec).preprocess
     state, step = train_step.make(
         model, optim.make(RECIPE, 1000, nnx.state(model, nnx.Param)), preprocess, blocks=True
     )

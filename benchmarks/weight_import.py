@@ -44,17 +44,16 @@ def write_weights(model: str, path: Path) -> None:
     from flax import nnx
 
     from fcn_jax.convert.tables import tables
+    from fcn_jax.models.build import build, build_backbone
     from fcn_jax.models.names import leaves
-    from fcn_jax.models.segmenter import build, build_backbone, by_name
+    from fcn_jax.models.spec import registered_spec
     from fcn_jax.pytorch import files
 
-    spec = by_name(model)
+    spec = registered_spec(model)
     scope, prefix = ("backbone", "backbone.") if spec.head is None else ("model", "")
     module = nnx.eval_shape(
         lambda: (
-            build(spec, rngs=nnx.Rngs(0))
-            if spec.head
-            else build_backbone(spec, rngs=nnx.Rngs(0))[0]
+            build(spec, rngs=nnx.Rngs(0)) if spec.head else build_backbone(spec, rngs=nnx.Rngs(0))
         )
     )
     rng = np.random.default_rng(0)
@@ -88,14 +87,14 @@ def measure(action: str, model: str, path: Path) -> dict[str, float]:
 
     import fcn_jax
     from fcn_jax.convert.command import convert_file
-    from fcn_jax.models.segmenter import by_name
+    from fcn_jax.models.spec import registered_spec
 
     torch.empty(1)
     jax.jit(lambda x: x + 1)(np.zeros(1)).block_until_ready()
     output = Path(f"{path}.converted")
 
     def load() -> None:
-        if by_name(model).head is None:
+        if registered_spec(model).head is None:
             fcn_jax.load_torch(fcn_jax.build_model(model, "fcn32s", rngs=nnx.Rngs(0)), path)
         else:
             fcn_jax.load(model, path)

@@ -358,7 +358,7 @@ def test_convert_puts_a_head_on_a_backbone(
         *words, "--head-option", "x", "-o", out
     )
     assert "Did you mean 'dropout'" in fails(*words, "--head-option", "dropuot=1", "-o", out)
-    assert "which --head NAME puts a head on" in fails(
+    assert "--head NAME adds a head" in fails(
         "convert", source, "--model", "tiny", "--num-classes", "5", "-o", out
     )
     assert "is a whole model" in fails(

@@ -22,11 +22,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fcn_jax.api import FeatureSpec
+from fcn_jax.api import FeatureSpec, ModelSpec
 from fcn_jax.errors import ConfigError
+from fcn_jax.models.build import build
 from fcn_jax.models.names import leaves
-from fcn_jax.models.segmenter import HeadPlan, ModelSpec, build, enough, plan_heads
+from fcn_jax.models.segmenter import covering_size
+from fcn_jax.models.spec import ResolvedHead, resolve
 from fcn_jax.plugins import registry
+from fcn_jax.plugins.options import validate
 from fcn_jax.plugins.testing.subject import COMPILER_OPTIONS, normal
 from fcn_jax.verify.jax_side import blank
 
@@ -82,13 +85,15 @@ BATCH = 2  # one image would leave a global average pool one value per channel, 
 TYPES: dict[str, Any] = {"dtype": jnp.float32, "param_dtype": jnp.float32}
 
 
-def pairs(backbone: str, output_stride: int) -> Iterator[tuple[str, HeadPlan | ConfigError]]:
+def pairs(backbone: str, output_stride: int) -> Iterator[tuple[str, ResolvedHead | ConfigError]]:
     """Each head, and how it goes on a backbone or what it says."""
     for head in HEADS:
         try:
             yield (
                 head,
-                plan_heads(ModelSpec(backbone, head, CLASSES, output_stride=output_stride))["out"],
+                resolve(ModelSpec(backbone, head, CLASSES, output_stride=output_stride)).heads[
+                    "out"
+                ],
             )
         except ConfigError as error:
             yield head, error
@@ -101,7 +106,7 @@ def features_of(backbone: str, output_stride: int) -> tuple[FeatureSpec, ...]:
 
 def padded(size: tuple[int, int], deepest: FeatureSpec, backbone: str) -> tuple[int, int]:
     """What the segmenter makes of an image's size where the backbone rounds down."""
-    return enough(size[0], deepest, backbone), enough(size[1], deepest, backbone)
+    return covering_size(size[0], deepest, backbone), covering_size(size[1], deepest, backbone)
 
 
 @functools.cache
@@ -123,7 +128,7 @@ class Placed(NamedTuple):
     sizes.
     """
 
-    plan: HeadPlan
+    plan: ResolvedHead
     specs: tuple[FeatureSpec, ...]
     shapes: dict[str, tuple[int, ...]]
     out_hw: tuple[int, int]
@@ -140,7 +145,7 @@ class Placed(NamedTuple):
 
 
 def placed(
-    plan: HeadPlan, shapes: Mapping[str, tuple[int, ...]], out_hw: tuple[int, int]
+    plan: ResolvedHead, shapes: Mapping[str, tuple[int, ...]], out_hw: tuple[int, int]
 ) -> Placed:
     specs = tuple(
         dataclasses.replace(spec, name=f"feature{number}")
@@ -223,7 +228,7 @@ def test_every_head_goes_on_some_backbone(head: str) -> None:
     refusals = []
     for backbone in BACKBONES:
         try:
-            plan_heads(ModelSpec(backbone, head, CLASSES))
+            resolve(ModelSpec(backbone, head, CLASSES)).heads
             return
         except ConfigError as error:
             refusals.append(str(error))
@@ -243,7 +248,7 @@ def test_an_option_that_a_plugin_does_not_know_is_told_with_those_that_it_does(n
     with pytest.raises(
         ConfigError, match=rf"'{descriptor.name}' are wrong: unknown key 'no_such'.*Available: "
     ):
-        registry.options(descriptor, {"no_such": 1})
+        validate(descriptor, {"no_such": 1})
 
 
 # ------------------------------------------------------------------------------------------------------- forward and gradient

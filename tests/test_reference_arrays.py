@@ -9,7 +9,8 @@ import pytest
 from flax import nnx
 
 from fcn_jax import load_torch, to_torch
-from fcn_jax.models.segmenter import ModelSpec, build
+from fcn_jax.api import ModelSpec
+from fcn_jax.models.build import build
 from fcn_jax.pytorch import files
 from tests.helpers import reference_arrays
 

@@ -18,8 +18,9 @@ from flax import nnx
 from fcn_jax.checkpoint import files, messages
 from fcn_jax.checkpoint.spec import Spec, read_spec, require_plugins
 from fcn_jax.errors import CheckpointError, listing
+from fcn_jax.models.build import build
 from fcn_jax.models.names import leaves
-from fcn_jax.models.segmenter import Segmenter, build
+from fcn_jax.models.segmenter import Segmenter
 
 _log = logging.getLogger(__name__)
 

@@ -12,9 +12,8 @@ import orbax.checkpoint as ocp
 
 from fcn_jax.checkpoint import files, messages
 from fcn_jax.errors import CheckpointError, ConfigError
-from fcn_jax.models.segmenter import ModelSpec
 from fcn_jax.plugins import registry
-from fcn_jax.plugins.api import Classes
+from fcn_jax.plugins.api import Classes, ModelSpec
 
 FORMAT = 2
 """Of what is written. Format 1, which has no checksums, is read too."""

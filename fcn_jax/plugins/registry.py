@@ -392,12 +392,6 @@ def api_version_fault(theirs: Any, distribution: str = "the plugin") -> str | No
     )
 
 
-def options(descriptor: Any, table: Any) -> Any:  # transitional
-    from fcn_jax.plugins.options import validate
-
-    return validate(descriptor, table)
-
-
 def _matching(entries: Iterable[Entry], kind: str, name: str) -> list[Entry]:
     _singular(kind)
     distribution, _, short = name.rpartition(":")

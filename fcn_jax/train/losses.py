@@ -5,18 +5,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, Float, Float32, Integer
 
 from fcn_jax.nn._subpixel import SubpixelLogits
 from fcn_jax.plugins.api import IGNORE_INDEX
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Float32, Integer
 
 
 def cross_entropy(

@@ -9,8 +9,8 @@ import fcn_jax
 from fcn_jax.convert import load
 from fcn_jax.convert.export import to_torch
 from fcn_jax.convert.load import init_missing, load_torch
+from fcn_jax.models.build import build_model
 from fcn_jax.models.names import WEIGHTS, leaves
-from fcn_jax.models.segmenter import build_model
 
 
 def values(module):

@@ -685,7 +685,7 @@ def test_standalone_tables_of_a_backbone(tiny_plugin, monkeypatch):
 
     def alone(options):
         return {
-            "torchvision": tiny.torch.tables(options)["torchvision"].under("features.", "")
+            "torchvision": tiny.torch.tables_of(options)["torchvision"].under("features.", "")
             + Table(drop("top.*", "not here"))
         }
 

@@ -18,7 +18,7 @@ def write(directory: Path) -> None:
     """A folder for each network: weights.safetensors in torchvision's names, and for each size the input and the logits in eval mode."""
     import torch
 
-    from fcn_jax.models.segmenter import ModelSpec
+    from fcn_jax.api import ModelSpec
     from fcn_jax.pytorch import files
     from fcn_jax.verify.reference import build_reference, randomize_batch_norm
 

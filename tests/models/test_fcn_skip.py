@@ -65,7 +65,7 @@ def test_pytorch_fcns_names(head, names):
     options = head.options(upsampling="fixed")
     features = [spec for spec in SPECS if spec.name in head.select(options, SPECS)]
     module = nnx.eval_shape(lambda: head.build(options, features, num_classes=2, rngs=nnx.Rngs(0)))
-    table = head.torch.tables(options)["pytorch-fcn"]
+    table = head.torch.tables_of(options)["pytorch-fcn"]
     found = [table.to_torch(path)[0] for path in leaves(module)]
     scores = [
         f"{name}.{part}"

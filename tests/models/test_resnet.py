@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from fcn_jax.api import ModelSpec
 from fcn_jax.convert.load import import_weights
 from fcn_jax.convert.tables import tables
+from fcn_jax.models.build import build_backbone
 from fcn_jax.models.names import leaves
 from fcn_jax.models.resnet import BasicBlock, Stage, stages
-from fcn_jax.models.segmenter import ModelSpec, build_backbone
 from fcn_jax.plugins import registry
 from fcn_jax.testing import check_backbone
 
@@ -33,7 +34,7 @@ COMPILER_OPTIONS = {"xla_backend_optimization_level": 0}
 def abstract(name, output_stride=32):
     """A trunk with shapes in place of arrays, in eval mode, and its spec."""
     spec = ModelSpec(backbone=name, head=None, output_stride=output_stride)
-    trunk = nnx.eval_shape(lambda: build_backbone(spec, rngs=nnx.Rngs(0))[0])
+    trunk = nnx.eval_shape(lambda: build_backbone(spec, rngs=nnx.Rngs(0)))
     trunk.eval()
     return trunk, spec
 

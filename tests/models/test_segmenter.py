@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fcn_jax.api import FeatureSpec
+from fcn_jax.api import FeatureSpec, ModelSpec
 from fcn_jax.convert.load import load_torch
 from fcn_jax.errors import ConfigError, PluginError
+from fcn_jax.models.build import build, build_model
 from fcn_jax.models.names import leaves
-from fcn_jax.models.segmenter import ModelSpec, Segmenter, build, build_model, by_name
+from fcn_jax.models.segmenter import Segmenter
+from fcn_jax.models.spec import registered_spec
 
 
 def run(model, x):
@@ -135,8 +137,8 @@ def test_a_heads_own_attribute_named_blocks_is_no_layout_of_its_logits():
         RoundsDown(), Stacked(), ModelSpec(), (FeatureSpec("deep", 3, 4, lambda n: n // 4),)
     )
     x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 8, 4, 3), np.float32))
-    np.testing.assert_array_equal(model.in_blocks(x), model(x))
-    np.testing.assert_array_equal(model.outputs_in_blocks(x)["out"], model(x))
+    np.testing.assert_array_equal(model.subpixel_outputs(x)["out"], model(x))
+    np.testing.assert_array_equal(model.subpixel_outputs(x)["out"], model(x))
 
 
 @pytest.mark.parametrize(
@@ -204,10 +206,10 @@ def test_a_spec_is_hashed_by_value():
 
 
 def test_by_name_takes_whole_models_and_backbones():
-    assert by_name("fcn32s_resnet18") == ModelSpec("resnet18", "fcn32s", 21)
-    assert by_name("resnet18") == ModelSpec("resnet18", None)
+    assert registered_spec("fcn32s_resnet18") == ModelSpec("resnet18", "fcn32s", 21)
+    assert registered_spec("resnet18") == ModelSpec("resnet18", None)
     with pytest.raises(ConfigError, match="neither a registered whole model nor a backbone"):
-        by_name("fcn16s")
+        registered_spec("fcn16s")
 
 
 @pytest.fixture(scope="module")

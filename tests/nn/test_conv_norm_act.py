@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from fcn_jax import nn
-from fcn_jax.models.segmenter import build_model
+from fcn_jax.models.build import build_model
 from fcn_jax.nn._conv_norm_act import folding
 from fcn_jax.plugins import registry
 

@@ -8,9 +8,9 @@ import pytest
 from flax import nnx
 
 from fcn_jax import nn
-from fcn_jax.api import Preprocess
+from fcn_jax.api import ModelSpec, Preprocess
 from fcn_jax.eval.predictor import Predictor
-from fcn_jax.models.segmenter import ModelSpec, build
+from fcn_jax.models.build import build
 from fcn_jax.train import step as train_step
 from fcn_jax.train.losses import cross_entropy
 

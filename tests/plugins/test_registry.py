@@ -13,6 +13,7 @@ from fcn_jax import cli
 from fcn_jax.api import API_VERSION, Backbone
 from fcn_jax.errors import ConfigError, PluginError
 from fcn_jax.plugins import registry
+from fcn_jax.plugins.options import validate
 from fcn_jax.plugins.registry import Entry, Registry
 from tests.helpers.installing import GOOD, Site
 
@@ -321,14 +322,14 @@ def test_a_record_is_json_able(site):
 
 def test_options_are_built_from_a_table():
     table = {"width": 8, "dropout": 0, "sizes": [1, 2], "nested": {"rate": 1.5}}
-    assert registry.options(OPEN, table) == Options(8, 0.0, (1, 2), Nested(1.5))
-    assert type(registry.options(OPEN, {})) is Options
+    assert validate(OPEN, table) == Options(8, 0.0, (1, 2), Nested(1.5))
+    assert type(validate(OPEN, {})) is Options
 
 
 def test_all_problems_of_a_table_are_listed_at_once():
     table = {"widht": 1, "dropout": "half", "sizes": 3, "nested": {"rat": 1}}
     with pytest.raises(ConfigError) as caught:
-        registry.options(OPEN, table)
+        validate(OPEN, table)
     message = str(caught.value)
     assert message.startswith("the options of backbone 'open' are wrong: ")
     assert (
@@ -345,12 +346,12 @@ def test_all_problems_of_a_table_are_listed_at_once():
 )
 def test_an_option_is_not_converted(table):
     with pytest.raises(ConfigError, match="'width'"):
-        registry.options(OPEN, table)
+        validate(OPEN, table)
 
 
 def test_an_options_types_own_check_is_reported():
     with pytest.raises(ConfigError, match="width is 0; it must be at least 1"):
-        registry.options(OPEN, {"width": 0})
+        validate(OPEN, {"width": 0})
 
 
 def test_a_claimed_name_is_known_before_it_is_used(site):
@@ -375,8 +376,8 @@ def test_a_distribution_with_broken_metadata_leaves_the_others_alone(site, rerea
     found = registry.default()
     assert found.backbone("net").name == "net"
     assert found.find("backbones", "third").distribution in ("nameless", "nameless-1", "unknown")
-    assert list(registry.unreadable()) == ["torn-1.dist-info"]
-    assert "its entry points cannot be read" in registry.unreadable()["torn-1.dist-info"]
+    assert list(registry.faults()) == ["torn-1.dist-info"]
+    assert "its entry points cannot be read" in registry.faults()["torn-1.dist-info"]
 
 
 def test_distributions_in_a_zip_file_are_found_torn_ones_too(tmp_path, reread, monkeypatch):
@@ -392,7 +393,7 @@ def test_distributions_in_a_zip_file_are_found_torn_ones_too(tmp_path, reread, m
     found = registry.default()
     assert found.find("backbones", "nets_net").full_name == "nets:nets_net"
     assert found.find("backbones", "nameless_net").name == "nameless_net"
-    assert list(registry.unreadable()) == ["torn-1.dist-info"]
+    assert list(registry.faults()) == ["torn-1.dist-info"]
     assert "resnet18" in found.names("backbones")
 
 
@@ -494,7 +495,8 @@ def test_recipes_models_and_checkpoints_go_on_working_when_another_distribution_
     claimed_twice,
 ):
     from fcn_jax import checkpoint, config, recipes
-    from fcn_jax.models.segmenter import ModelSpec, by_name
+    from fcn_jax.api import ModelSpec
+    from fcn_jax.models.spec import registered_spec
 
     for parsed in (config.parse({}), config.parse(recipes.read_recipe("shapes"))):
         assert parsed.model.backbone == "fcn-jax:resnet18"
@@ -503,7 +505,10 @@ def test_recipes_models_and_checkpoints_go_on_working_when_another_distribution_
     typed = config.parse(recipes.override(recipes.read_recipe("shapes"), ["model.backbone=resnet18"]))
     assert typed.model.backbone == "resnet18"
 
-    assert (by_name("fcn32s_resnet18").backbone, by_name("fcn32s_resnet18").head) == (
+    assert (
+        registered_spec("fcn32s_resnet18").backbone,
+        registered_spec("fcn32s_resnet18").head,
+    ) == (
         "fcn-jax:resnet18",
         "fcn-jax:fcn32s",
     )
@@ -519,8 +524,8 @@ def test_a_checkpoint_names_the_distribution_that_it_needs(tmp_path):
     import jax.numpy as jnp
 
     from fcn_jax import checkpoint
+    from fcn_jax.api import ModelSpec
     from fcn_jax.errors import CheckpointError
-    from fcn_jax.models.segmenter import ModelSpec
 
     record = {"name": "resnet18", "distribution": "acme-nets", "version": "2.0"}
     spec = checkpoint.Spec(ModelSpec("resnet18", "fcn32s", 2), None, {"backbone": record})

@@ -317,7 +317,8 @@ def test_an_honest_backbone_equals_its_reference():
         (
             backbone(
                 torch=TorchBridge(
-                    lambda options: {"torchvision": TABLE}, standalone_tables=lambda options: {"d2l": TABLE}
+                    lambda options: {"torchvision": TABLE},
+                    standalone_tables=lambda options: {"d2l": TABLE},
                 )
             ),
             "must be there",
@@ -326,7 +327,9 @@ def test_an_honest_backbone_equals_its_reference():
             backbone(
                 torch=TorchBridge(
                     lambda options: {"torchvision": TABLE},
-                    standalone_tables=lambda options: {"torchvision": Table(conv("conv1", bias=True))},
+                    standalone_tables=lambda options: {
+                        "torchvision": Table(conv("conv1", bias=True))
+                    },
                 )
             ),
             r"has no rule for 'bn1\.bias'",

@@ -9,8 +9,8 @@ from flax import nnx
 from PIL import Image
 
 from fcn_jax import checkpoint
-from fcn_jax.api import Classes
-from fcn_jax.models.segmenter import ModelSpec, build
+from fcn_jax.api import Classes, ModelSpec
+from fcn_jax.models.build import build
 from fcn_jax.runtime import cache
 
 

@@ -1,7 +1,9 @@
 import re
+import typing
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -125,3 +127,17 @@ def test_other_ignore_indices_match_torch(ignore_index):
     assert float(
         cross_entropy(jnp.asarray(logits), jnp.asarray(labels), ignore_index)
     ) == pytest.approx(expected, rel=1e-6)
+
+
+def test_annotations_hold_for_real_arguments():
+    logits, labels = jnp.zeros((2, 3, 4, 5)), jnp.zeros((2, 3, 4), jnp.int32)
+    for function, arguments in (
+        (cross_entropy, {"logits": logits, "labels": labels}),
+        (losses.segmentation_loss, {"labels": labels}),
+    ):
+        hints = typing.get_type_hints(function)
+        with jaxtyping.jaxtyped("context"):
+            for name, value in arguments.items():
+                assert isinstance(value, hints[name]), name
+            assert not isinstance(labels[0], hints["labels"])
+            assert isinstance(jnp.float32(0), hints["return"])

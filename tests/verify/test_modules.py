@@ -18,7 +18,7 @@ from fcn_jax.verify.reference import randomize_batch_norm
 
 torch = pytest.importorskip("torch")
 
-TABLE = RESNET50.torch.tables(RESNET50.options())["torchvision"]
+TABLE = RESNET50.torch.tables_of(RESNET50.options())["torchvision"]
 CONVS = ("conv1", "conv2", "conv3", "downsample")
 IMAGES = np.random.default_rng(0).standard_normal((2, 64, 64, 3)).astype(np.float32)
 

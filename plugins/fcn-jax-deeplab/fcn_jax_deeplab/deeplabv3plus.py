@@ -103,7 +103,8 @@ def _select(options: DeepLabV3PlusOptions, features: Sequence[FeatureSpec]) -> t
         offered = ", ".join(f"{feature.name} ({feature.stride})" for feature in features)
         raise ConfigError(
             f"head 'deeplabv3plus' needs a feature of stride {LOW_STRIDE} and a deeper one of "
-            f"larger stride; the backbone offers {offered}. Use another output stride, or head 'deeplabv3'"
+            f"larger stride; the backbone offers {offered}. Use another output stride, or "
+            "head 'deeplabv3'"
         )
     return (low[-1].name, deepest.name)
 

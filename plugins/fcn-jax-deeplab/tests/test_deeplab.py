@@ -20,9 +20,11 @@ from fcn_jax.convert.hub import available
 from fcn_jax.convert.load import load_torch
 from fcn_jax.data.datasets.shapes import draw_scene
 from fcn_jax.errors import ConfigError
+from fcn_jax.models.build import build
 from fcn_jax.models.names import leaves
-from fcn_jax.models.segmenter import build, by_name, plan_heads
+from fcn_jax.models.spec import registered_spec, resolve
 from fcn_jax.plugins import registry
+from fcn_jax.plugins.options import validate
 from fcn_jax.testing import check_head
 from fcn_jax.verify.reference import randomize_batch_norm
 
@@ -76,7 +78,7 @@ def drawn(model, seed=0):
 
 
 def blank(name):
-    return nnx.eval_shape(lambda: build(by_name(name), rngs=nnx.Rngs(0)))
+    return nnx.eval_shape(lambda: build(registered_spec(name), rngs=nnx.Rngs(0)))
 
 
 @pytest.mark.slow
@@ -124,7 +126,7 @@ def test_training_and_its_gradients_equal_pytorchs(torchvision, head, options):
         reference(*given), size=hw, mode="bilinear", align_corners=False
     )
     (logits * torch.tensor(weights.transpose(0, 3, 1, 2).copy())).sum().backward()
-    table = head.torch.tables(options)["torchvision"]
+    table = head.torch.tables_of(options)["torchvision"]
 
     module = head.build(options, features, num_classes=3, rngs=nnx.Rngs(0))
     for path, leaf in leaves(module).items():
@@ -211,7 +213,7 @@ def test_convolutions_dilate_by_the_rates(head):
 )
 def test_a_bad_option_is_refused(plugins, head, table, complaint):
     with pytest.raises(ConfigError, match=complaint):
-        registry.options(plugins.head(head), table)
+        validate(plugins.head(head), table)
 
 
 def test_deeplabv3_takes_the_deepest_feature():
@@ -260,7 +262,7 @@ def test_depth_1_has_the_names_of_the_published_head():
     module = nnx.eval_shape(
         lambda: DEEPLABV3PLUS.build(options, features, num_classes=21, rngs=nnx.Rngs(0))
     )
-    table = DEEPLABV3PLUS.torch.tables(options)["torchvision"]
+    table = DEEPLABV3PLUS.torch.tables_of(options)["torchvision"]
     kernels = {
         table.to_torch(path)[0]: leaf.shape
         for path, leaf in leaves(module).items()
@@ -284,7 +286,7 @@ def test_depth_1_has_the_names_of_the_published_head():
 
 @pytest.mark.parametrize("whole", FILLED, indirect=True)
 def test_names_and_shapes_of_a_whole_model_are_torchvisions(torchvision, whole, plugins):
-    original = plugins.model(whole).original(num_classes=21, aux=True)
+    original = plugins.model(whole).reference_model(num_classes=21, aux=True)
     model = blank(whole)
     wanted = {name: tuple(value.shape) for name, value in original.state_dict().items()}
     assert {name: value.shape for name, value in to_torch(drawn(model)).items()} == wanted
@@ -301,14 +303,14 @@ def test_names_and_shapes_of_a_whole_model_are_torchvisions(torchvision, whole, 
 
 
 def test_the_auxiliary_head_sees_torchvisions_feature(whole):
-    (feature,) = plan_heads(by_name(whole))["aux"].features
+    (feature,) = resolve(registered_spec(whole)).heads["aux"].features
     wanted = ("c2", 40, 8) if "mobilenet" in whole else ("layer3", 1024, 8)
     assert (feature.name, feature.channels, feature.stride) == wanted
 
 
 def test_published_weights_are_torchvisions(torchvision, whole):
     theirs = torchvision.models.get_model_weights(whole).COCO_WITH_VOC_LABELS_V1
-    ours = available(by_name(whole))["COCO_WITH_VOC_LABELS_V1"]
+    ours = available(registered_spec(whole))["COCO_WITH_VOC_LABELS_V1"]
     assert ours.url == theirs.url
     assert theirs.url.endswith(f"-{ours.sha256}.pth")
     scores = theirs.meta["_metrics"]["COCO-val2017-VOC-labels"]
@@ -320,7 +322,7 @@ def test_a_whole_model_goes_to_torchvision_and_back_bit_for_bit(torchvision, who
     import torch
 
     tensors = to_torch(drawn(blank(whole)))
-    original = plugins.model(whole).original(num_classes=21, aux=True)
+    original = plugins.model(whole).reference_model(num_classes=21, aux=True)
     original.load_state_dict(
         {name: torch.from_numpy(value.copy()) for name, value in tensors.items()}, strict=True
     )
@@ -344,7 +346,7 @@ def test_a_missing_backbones_distribution_is_named(plugins, monkeypatch):
     ) as caught:
         fcn_jax.load("deeplabv3_mobilenet_v3_large", weights="COCO_WITH_VOC_LABELS_V1")
     assert "\n" not in str(caught.value)
-    assert "COCO_WITH_VOC_LABELS_V1" in available(by_name("deeplabv3_resnet50")), (
+    assert "COCO_WITH_VOC_LABELS_V1" in available(registered_spec("deeplabv3_resnet50")), (
         "the others are still there"
     )
 
@@ -354,7 +356,7 @@ def test_torchvisions_weights_predict_what_they_predict_there(torchvision, plugi
     import torch
 
     torch.manual_seed(0)
-    original = plugins.model("deeplabv3_resnet50").original(num_classes=21, aux=True)
+    original = plugins.model("deeplabv3_resnet50").reference_model(num_classes=21, aux=True)
     randomize_batch_norm(original, 0)
     original.eval()
     predictor = fcn_jax.Predictor(fcn_jax.load("deeplabv3_resnet50", weights=original.state_dict()))

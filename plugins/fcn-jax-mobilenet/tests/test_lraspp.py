@@ -12,8 +12,9 @@ from fcn_jax.convert.export import to_torch
 from fcn_jax.convert.hub import available
 from fcn_jax.convert.load import load_torch
 from fcn_jax.errors import ConfigError
-from fcn_jax.models.segmenter import build, build_model, by_name
-from fcn_jax.plugins import registry
+from fcn_jax.models.build import build, build_model
+from fcn_jax.models.spec import registered_spec
+from fcn_jax.plugins.options import validate
 from fcn_jax.testing import check_head
 
 NAME = "lraspp_mobilenet_v3_large"
@@ -67,7 +68,7 @@ def test_a_backbone_that_cannot_feed_it_is_refused(features, complaint):
 
 def test_a_bad_option_is_refused():
     with pytest.raises(ConfigError, match="inter_channels is 0; it must be at least 1"):
-        registry.options(LRASPP, {"inter_channels": 0})
+        validate(LRASPP, {"inter_channels": 0})
 
 
 @pytest.mark.parametrize("output_stride", [32, 16, 8])
@@ -85,7 +86,7 @@ def test_any_backbone_feeds_it_at_any_size(backbone, output_stride):
 
 
 def abstract():
-    return nnx.eval_shape(lambda: build(by_name(NAME), rngs=nnx.Rngs(0)))
+    return nnx.eval_shape(lambda: build(registered_spec(NAME), rngs=nnx.Rngs(0)))
 
 
 def test_the_whole_model_takes_torchvisions_state_dict_and_gives_it_back_bit_for_bit(torchvision):
@@ -140,7 +141,7 @@ def test_weights_are_torchvisions(torchvision):
     assert published.url.endswith(f"-{published.sha256}.pth")
     scores = theirs.COCO_WITH_VOC_LABELS_V1.meta["_metrics"]["COCO-val2017-VOC-labels"]
     assert f"mIoU {scores['miou']}, pixel accuracy {scores['pixel_acc']}" in published.summary
-    assert sorted(available(by_name(NAME))) == [
+    assert sorted(available(registered_spec(NAME))) == [
         "COCO_WITH_VOC_LABELS_V1",
         "IMAGENET1K_V1",
         "IMAGENET1K_V2",

@@ -9,13 +9,14 @@ import pytest
 from fcn_jax_mobilenet.mobilenet import MOBILENET_V2, MOBILENET_V3_LARGE, MOBILENET_V3_SMALL
 from flax import nnx
 
+from fcn_jax.api import ModelSpec
 from fcn_jax.convert.export import export_weights, to_torch
 from fcn_jax.convert.load import import_weights, load_torch
 from fcn_jax.convert.tables import tables
 from fcn_jax.errors import ConfigError
+from fcn_jax.models.build import build_backbone, build_model
 from fcn_jax.models.names import leaves
-from fcn_jax.models.segmenter import ModelSpec, build_backbone, build_model
-from fcn_jax.plugins import registry
+from fcn_jax.plugins.options import validate
 from fcn_jax.testing import check_backbone
 
 BACKBONES = {
@@ -33,7 +34,7 @@ OPTIONS = [
 def abstract(name, options=None, output_stride=32):
     """A backbone with shapes in place of arrays."""
     spec = ModelSpec(name, None, backbone_options=options or {}, output_stride=output_stride)
-    return nnx.eval_shape(lambda: build_backbone(spec, rngs=nnx.Rngs(0))[0])
+    return nnx.eval_shape(lambda: build_backbone(spec, rngs=nnx.Rngs(0)))
 
 
 def random_like(shapes, seed=0):
@@ -113,7 +114,7 @@ def test_names_and_shapes_are_torchvisions(torchvision, name, options):
 def test_batch_normalisation_is_torchvisions(torchvision, name):
     backbone = BACKBONES[name]
     reference = backbone.torch.reference(options=backbone.options(**NARROW), output_stride=32)
-    table = backbone.torch.tables(backbone.options())["torchvision"]
+    table = backbone.torch.tables_of(backbone.options())["torchvision"]
     module = abstract(name, NARROW)
     checked = 0
     for path, layer in nnx.iter_modules(module):
@@ -132,7 +133,7 @@ def test_every_convolution_has_the_references_settings(torchvision, name, output
     reference = backbone.torch.reference(
         options=backbone.options(**NARROW), output_stride=output_stride
     )
-    table = backbone.torch.tables(backbone.options())["torchvision"]
+    table = backbone.torch.tables_of(backbone.options())["torchvision"]
     ours = {}
     for path, layer in nnx.iter_modules(abstract(name, NARROW, output_stride)):
         if hasattr(layer, "dilation"):
@@ -161,7 +162,7 @@ def test_initial_values_are_drawn_as_torchvisions(torchvision, name):
     backbone = BACKBONES[name]
     theirs = backbone.torch.reference(options=backbone.options(), output_stride=32).state_dict()
     ours = export_weights(
-        build_backbone(ModelSpec(name, None), rngs=nnx.Rngs(0))[0],
+        build_backbone(ModelSpec(name, None), rngs=nnx.Rngs(0)),
         ModelSpec(name, None),
         "segmentation",
     )
@@ -188,7 +189,7 @@ def test_initial_values_are_drawn_as_torchvisions(torchvision, name):
 )
 def test_a_bad_option_is_refused(table, complaint):
     with pytest.raises(ConfigError, match=complaint):
-        registry.options(MOBILENET_V3_LARGE, table)
+        validate(MOBILENET_V3_LARGE, table)
 
 
 @pytest.mark.parametrize(

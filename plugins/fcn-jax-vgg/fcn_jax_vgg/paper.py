@@ -18,15 +18,9 @@ def _torch_reference(
 ) -> Any:
     """The network in plain PyTorch, with the structure and names of pytorch-fcn and random weights.
 
-    The crops are the numbers of the authors' networks. They do not depend on the backbone's feature
-    specs.
-
-    Args:
-        skips: 0 for FCN-32s, 1 for FCN-16s, 2 for FCN-8s.
-        at_once: whether the skips' features are scaled down, as in FCN8sAtOnce.
-        num_classes: number of logits for each pixel.
-        aux: not used, since there is no auxiliary head.
-        width: channels of fc6 and fc7.
+    The crops are the numbers of the authors' networks, independent of feature specs. `skips` is 0
+    for FCN-32s, 1 for FCN-16s and 2 for FCN-8s; with `at_once` the skips' features are scaled
+    down; `width` is that of fc6 and fc7. There is no auxiliary head, so `aux` is not used.
     """
     import torch
 

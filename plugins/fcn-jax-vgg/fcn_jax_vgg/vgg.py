@@ -27,15 +27,7 @@ from fcn_jax.api import (
     ceil_size,
     floor_size,
 )
-from fcn_jax.pytorch import (
-    Rule,
-    Table,
-    conv,
-    conv_norm,
-    drop,
-    import_torchvision,
-    linear_as_conv,
-)
+from fcn_jax.pytorch import Rule, Table, conv, conv_norm, drop, import_torchvision, linear_as_conv
 
 _CHANNELS = (64, 128, 256, 512, 512)
 
@@ -110,12 +102,8 @@ class VGG(nnx.Module):
         He et al.'s normal for 3x3 convolutions, deviation 0.01 for fc6 and fc7, bias 0. The only
         output stride is 32.
         """
-        settings: dict[str, Any] = {
-            "bias_init": nnx.initializers.zeros_init(),
-            "dtype": dtype,
-            "param_dtype": param_dtype,
-            "rngs": rngs,
-        }
+        types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        settings = {"bias_init": nnx.initializers.zeros_init(), **types}
         conv3x3 = nn.Conv
         if architecture.batch_norm:
             conv3x3 = functools.partial(nn.ConvNormAct, use_bias=True, activation=None)
@@ -271,12 +259,8 @@ def _of_torchvision(
 ) -> Backbone:
     """The descriptor of a VGG of torchvision.
 
-    Args:
-        name: name of the function in `torchvision.models`, and in the names of the weight files.
-        depths: number of convolutions in each block.
-        millions: number of parameters without the classifier's last layer, in millions.
-        digits: digits in the weight file's name.
-        accuracy: top-1 accuracy on ImageNet in percent.
+    `millions` of parameters are counted without the classifier's last layer; `digits` are in the
+    weight file's name; `accuracy` is the top-1 accuracy on ImageNet in percent.
     """
     number, _, normalized = name.removeprefix("vgg").partition("_")
     return _backbone(

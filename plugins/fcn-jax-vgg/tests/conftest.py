@@ -24,7 +24,7 @@ def plugins(plugin_project, monkeypatch):
             found,
             name=name,
             backbone_options={"width": NARROW},
-            original=functools.partial(found.original, width=NARROW),
+            reference_model=functools.partial(found.reference_model, width=NARROW),
         )
 
     monkeypatch.setattr(made, "model", narrow)

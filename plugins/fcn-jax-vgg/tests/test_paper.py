@@ -14,10 +14,11 @@ from fcn_jax.convert.export import to_torch
 from fcn_jax.convert.load import load_torch
 from fcn_jax.convert.tables import tables
 from fcn_jax.errors import WeightsError
+from fcn_jax.models.build import build
 from fcn_jax.models.fcn_skip import crops
 from fcn_jax.models.names import leaves
 from fcn_jax.models.preprocess import normalize
-from fcn_jax.models.segmenter import build, by_name
+from fcn_jax.models.spec import registered_spec
 from fcn_jax.testing import check_model
 
 MODELS = ("fcn32s_vgg16", "fcn16s_vgg16", "fcn8s_vgg16", "fcn8s_atonce_vgg16")
@@ -68,7 +69,7 @@ def state_dict_shapes(model):
 
 def blank(name):
     """The model with zeros for weights: drawing others, which a test then replaces, would take long."""
-    model = nnx.eval_shape(lambda: build(by_name(name), rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: build(registered_spec(name), rngs=nnx.Rngs(0)))
     for leaf in leaves(model).values():
         leaf.set_value(np.zeros(leaf.shape, np.float32))
     model.eval()
@@ -114,7 +115,7 @@ def test_they_keep_the_contract_at_full_width(torch, name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_names_and_shapes_are_pytorch_fcns(name):
-    model = nnx.eval_shape(lambda: build(by_name(name), rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: build(registered_spec(name), rngs=nnx.Rngs(0)))
     for leaf in leaves(model).values():
         leaf.set_value(np.broadcast_to(np.zeros((), np.float32), leaf.shape))
     tensors = {}
@@ -128,7 +129,7 @@ def test_names_and_shapes_are_pytorch_fcns(name):
 @pytest.mark.parametrize("name", MODELS)
 def test_the_original_has_the_same_names_and_shapes(torch, plugins, name):
     with torch.device("meta"):
-        original = plugins.model(name).original(num_classes=21, aux=False)
+        original = plugins.model(name).reference_model(num_classes=21, aux=False)
     assert {
         key: tuple(value.shape) for key, value in original.state_dict().items()
     } == state_dict_shapes(name)
@@ -193,13 +194,13 @@ def test_weights_go_both_ways_bit_for_bit(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_upsampling_starts_as_the_originals(torch, plugins, name):
-    head = plugins.head(by_name(name).head)
-    options = head.options(**by_name(name).head_options)
+    head = plugins.head(registered_spec(name).head)
+    options = head.options(**registered_spec(name).head_options)
     features = VGG16_CAFFE.features(VGGOptions(width=4), 32)
     features = [spec for spec in features if spec.name in head.select(options, features)]
     module = head.build(options, features, num_classes=21, rngs=nnx.Rngs(0))
-    theirs = plugins.model(name).original(num_classes=21, aux=False, width=4).state_dict()
-    table, checked = head.torch.tables(options)["pytorch-fcn"], 0
+    theirs = plugins.model(name).reference_model(num_classes=21, aux=False, width=4).state_dict()
+    table, checked = head.torch.tables_of(options)["pytorch-fcn"], 0
     for path, leaf in leaves(module).items():
         key, rule = table.to_torch(path)
         if key.startswith("upscore"):
@@ -211,7 +212,7 @@ def test_upsampling_starts_as_the_originals(torch, plugins, name):
 def fill_from_original(torch, plugins, name):
     """A narrow model and its PyTorch original with the same random weights."""
     torch.manual_seed(0)
-    original = plugins.model(name).original(num_classes=21, aux=False).eval()
+    original = plugins.model(name).reference_model(num_classes=21, aux=False).eval()
     for key, value in original.state_dict().items():
         if key.startswith("upscore"):
             value += 0.01 * torch.randn(value.shape)  # not quite bilinear: every element counts
@@ -243,7 +244,7 @@ def test_logits_equal_pytorchs_at_odd_sizes(torch, plugins, name, height_width):
 
 
 def test_every_size_has_logits():
-    model = nnx.eval_shape(lambda: build(by_name("narrow_fcn8s_vgg16"), rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: build(registered_spec("narrow_fcn8s_vgg16"), rngs=nnx.Rngs(0)))
     model.eval()
     graphdef, state = nnx.split(model)
     for height, width in itertools.pairwise((1, 2, 31, 32, 33, 64, 65, 333)):
@@ -262,7 +263,7 @@ def test_every_size_has_logits():
 def test_weights_of_the_network_with_one_skip_less_start_the_next(name, before, fresh):
     tensors = to_torch(blank(f"narrow_{before}"), "pytorch-fcn")
     tensors = {key: np.ones_like(value) for key, value in tensors.items()}
-    model = nnx.eval_shape(lambda: build(by_name(f"narrow_{name}"), rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: build(registered_spec(f"narrow_{name}"), rngs=nnx.Rngs(0)))
     with pytest.raises(WeightsError, match=r"missing .*score_pool"):
         load_torch(model, tensors)
     record = load_torch(model, tensors, reinit=fresh)

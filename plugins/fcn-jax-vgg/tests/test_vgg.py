@@ -12,10 +12,10 @@ from fcn_jax import verify_model
 from fcn_jax.convert.export import export_leaves, to_torch
 from fcn_jax.convert.load import import_by_table, load_torch
 from fcn_jax.errors import ConfigError
+from fcn_jax.models.build import build_model
 from fcn_jax.models.fcn import FCN32S
 from fcn_jax.models.names import leaves
-from fcn_jax.models.segmenter import build_model
-from fcn_jax.plugins import registry
+from fcn_jax.plugins.options import validate
 from fcn_jax.testing import check_backbone
 
 NARROW = {"width": 32}
@@ -133,7 +133,9 @@ def test_names_and_layers_are_torchvisions(torch, torchvision, plugins, name):
     assert str(ours.features) == str(theirs.features)
     assert list(ours.state_dict()) == list(theirs.state_dict())
     module = nnx.eval_shape(lambda: backbone.build(options, output_stride=32, rngs=nnx.Rngs(0)))
-    record = import_by_table(module, ours.state_dict(), backbone.torch.tables(options)["torchvision"])
+    record = import_by_table(
+        module, ours.state_dict(), backbone.torch.tables_of(options)["torchvision"]
+    )
     assert sorted(record.dropped) == ["classifier.6.bias", "classifier.6.weight"]
     assert len(record.loaded) == len(leaves(module)) == len(ours.state_dict()) - 2
 
@@ -190,7 +192,7 @@ def test_specs_of_two_equal_networks_are_equal():
 )
 def test_a_bad_option_is_refused(table, complaint):
     with pytest.raises(ConfigError, match=complaint):
-        registry.options(VGG16, table)
+        validate(VGG16, table)
 
 
 def test_the_centre_of_fc7_is_torchvisions_classifier(torch):
@@ -198,7 +200,7 @@ def test_the_centre_of_fc7_is_torchvisions_classifier(torch):
     theirs = reference(torch, options)
     module = nnx.eval_shape(lambda: VGG16.build(options, output_stride=32, rngs=nnx.Rngs(0)))
     module.eval()
-    table = VGG16.torch.tables(options)["torchvision"]
+    table = VGG16.torch.tables_of(options)["torchvision"]
     tensors = {name: value.numpy() for name, value in theirs.state_dict().items()}
     for path, leaf in leaves(module).items():
         name, rule = table.to_torch(path)
@@ -256,7 +258,7 @@ def test_torchvisions_own_file_loads(torch, tmp_path):
     record = load_torch(model, tmp_path / "vgg16.pth")
     assert record.scope == "backbone"
     assert sorted(record.dropped) == ["classifier.6.bias", "classifier.6.weight"]
-    table = VGG16.torch.tables(options)["torchvision"]
+    table = VGG16.torch.tables_of(options)["torchvision"]
     for name, value in export_leaves(leaves(model.backbone), table).items():
         assert np.array_equal(value, theirs.state_dict()[name].numpy()), name
 
