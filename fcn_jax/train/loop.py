@@ -128,8 +128,8 @@ def _train(
     batches = train_batches(
         train_source,
         augment=Augment(
-            crop=config.data.crop_size,
-            scale=config.data.scale_range,
+            crop_size=config.data.crop_size,
+            scale_range=config.data.scale_range,
             flip=config.data.flip,
             brightness=config.data.brightness,
             contrast=config.data.contrast,
@@ -137,7 +137,7 @@ def _train(
         ),
         batch_size=config.data.batch_size,
         seed=config.train.seed,
-        workers=config.data.num_workers,
+        num_workers=config.data.num_workers,
     )
     held.callback(batches.close)
     epoch_steps = steps_per_epoch(train_source, config.data.batch_size)
