@@ -376,8 +376,8 @@ def test_reference_model_may_have_its_own_key_format(tiny_plugin, monkeypatch):
     tiny = plugins.backbone("tiny")
 
     def tables(options):
-        return tiny.torch.tables(options) | {
-            "pytorch-fcn": tiny.torch.tables(options)["torchvision"]
+        return tiny.torch.tables_of(options) | {
+            "pytorch-fcn": tiny.torch.tables_of(options)["torchvision"]
         }
 
     renamed = dataclasses.replace(tiny, torch=dataclasses.replace(tiny.torch, tables=tables))
