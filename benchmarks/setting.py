@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from fcn_jax.config import OptimConfig
-from fcn_jax.convert.engine import tables
+from fcn_jax.convert.tables import tables
 from fcn_jax.models.segmenter import ModelSpec, Segmenter, build, by_name
 
 RECIPE = OptimConfig(name="sgd", lr=0.01, momentum=0.9, weight_decay=1e-4, schedule="constant")

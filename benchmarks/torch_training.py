@@ -25,12 +25,12 @@ from flax import nnx
 
 from fcn_jax import config, to_torch
 from fcn_jax.api import Preprocess
-from fcn_jax.convert.engine import tables
-from fcn_jax.convert.initial import load_initial
+from fcn_jax.convert.load import init_from
+from fcn_jax.convert.tables import tables
 from fcn_jax.data.pipeline import eval_examples, steps_per_epoch, train_batches
 from fcn_jax.data.transforms import Augment
 from fcn_jax.eval.metrics import ConfusionMatrix
-from fcn_jax.models.build import build
+from fcn_jax.models import build as building
 from fcn_jax.plugins import registry
 from fcn_jax.pytorch.reference import import_torchvision
 
@@ -39,9 +39,9 @@ def build(recipe: config.Config, num_classes: int) -> tuple[torch.nn.Module, set
     """The chapter's network, with the values that the recipe starts from here; and the names of the kernels that were drawn anew."""
     fresh: set[str] = set()
     spec = dataclasses.replace(recipe.model, num_classes=num_classes)
-    model = build(spec, rngs=nnx.Rngs(recipe.train.seed))
+    model = building.build(spec, rngs=nnx.Rngs(recipe.train.seed))
     if recipe.init.weights:
-        record = load_initial(model, recipe.init.weights, recipe.init.reinit)
+        record = init_from(model, recipe.init.weights, recipe.init.reinit)
         print(record, flush=True)
         table = tables(model.spec)["model", "d2l"]
         fresh = {

@@ -43,7 +43,8 @@ def write_weights(model: str, path: Path) -> None:
     """Write a file of a model's names and shapes, random values; of a backbone with a classifier like ImageNet's."""
     from flax import nnx
 
-    from fcn_jax.convert import engine
+    from fcn_jax.convert.tables import tables
+    from fcn_jax.models.names import leaves
     from fcn_jax.models.segmenter import build, build_backbone, by_name
     from fcn_jax.pytorch import files
 
@@ -57,9 +58,9 @@ def write_weights(model: str, path: Path) -> None:
         )
     )
     rng = np.random.default_rng(0)
-    table = engine.tables(spec)[scope, "torchvision"]
+    table = tables(spec)[scope, "torchvision"]
     tensors = {}
-    for leaf_path, leaf in engine.leaves(module).items():
+    for leaf_path, leaf in leaves(module).items():
         name, rule = table.to_torch(f"{prefix}{leaf_path}")
         value = (
             rng.random(leaf.shape, np.float32)

@@ -10,9 +10,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fcn_jax.convert.engine import load_torch, to_torch
-    from fcn_jax.convert.matching import LoadReport
-    from fcn_jax.convert.pretrained import load
+    from fcn_jax.convert.export import to_torch
+    from fcn_jax.convert.load import load, load_torch
+    from fcn_jax.convert.report import LoadReport
     from fcn_jax.eval.predictor import Predictor
     from fcn_jax.models.build import build_model
     from fcn_jax.models.segmenter import Segmenter
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from fcn_jax.verify import verify_model
 
 _HOMES = {
-    "LoadReport": "fcn_jax.convert.matching",
+    "LoadReport": "fcn_jax.convert.report",
     "Predictor": "fcn_jax.eval.predictor",
     "Segmenter": "fcn_jax.models.segmenter",
     "build_model": "fcn_jax.models.build",
     "compiler_options": "fcn_jax.runtime.compiler",
-    "load": "fcn_jax.convert.pretrained",
-    "load_torch": "fcn_jax.convert.engine",
-    "to_torch": "fcn_jax.convert.engine",
+    "load": "fcn_jax.convert.load",
+    "load_torch": "fcn_jax.convert.load",
+    "to_torch": "fcn_jax.convert.export",
     "verify_model": "fcn_jax.verify",
 }
 

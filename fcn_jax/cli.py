@@ -591,7 +591,7 @@ def _convert(args: argparse.Namespace) -> int:
 
     if args.to_torch:
         print(
-            f"{args.output}: {export_file(args.source, args.output, names=args.names or 'torchvision')}"
+            f"{args.output}: {export_file(args.source, args.output, key_format=args.names or 'torchvision')}"
         )
     else:
         record = convert_file(

@@ -9,8 +9,8 @@ from flax import nnx
 
 from fcn_jax import checkpoint
 from fcn_jax.api import Classes
-from fcn_jax.convert.engine import leaves
 from fcn_jax.errors import CheckpointError
+from fcn_jax.models.names import leaves
 from fcn_jax.models.segmenter import ModelSpec, build
 
 CLASSES = Classes(("sky", "tree"), ((0, 0, 0), (1, 2, 255)))

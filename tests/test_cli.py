@@ -428,9 +428,9 @@ def test_a_backbone_converts_and_starts_a_training(
     )
     assert "train --init" in fails("predict", target, data / "images" / "val")
     other = build_model(num_classes=7, rngs=nnx.Rngs(2))
-    from fcn_jax.convert.initial import load_initial
+    from fcn_jax.convert.load import init_from
 
-    record = load_initial(other, target)
+    record = init_from(other, target)
     assert record.scope == "backbone"
     np.testing.assert_array_equal(to_torch(other)["backbone.conv1.weight"], trunk["conv1.weight"])
 

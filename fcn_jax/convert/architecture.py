@@ -1,4 +1,4 @@
-"""A guess at the architecture that a state dict is of, by its names and shapes: for the message about weights that do not fit."""
+"""Guesses the architecture of a state dict by names and shapes, for error messages."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ _WRAPPERS = re.compile(
 
 
 def guess(shapes: Shapes) -> str | None:
-    """What a state dict seems to be of.
+    """Guess the architecture of a state dict.
 
     Args:
-        shapes: of its tensors, by name.
+        shapes: shapes of its tensors by name.
 
     Returns:
-        Such as "torchvision's ResNet-50 (bottleneck blocks 3, 4, 6, 3; 1000 classes)", or None.
+        A description such as "a torchvision ResNet-50 (bottleneck blocks 3, 4, 6, 3; 1000
+        classes)", or None.
     """
     plain = {_WRAPPERS.sub("", name): shape for name, shape in shapes.items()}
     network = _by_signature(plain) or _resnet(plain) or _by_late_signature(plain)
@@ -32,7 +33,7 @@ def guess(shapes: Shapes) -> str | None:
 
 
 def backbone_of(guessed: str | None, registered: Collection[str]) -> str | None:
-    """The registered backbone that a guess names, such as "resnet34" for "a torchvision ResNet-34 (...)"; None if there is none."""
+    """The registered backbone that a guess names, such as "resnet34"; None if there is none."""
     found = re.match(
         r"(?:a torchvision (ResNet)-(\d+) \((?:basic|bottleneck)|(VGG)-(\d+))", guessed or ""
     )
@@ -43,7 +44,7 @@ def backbone_of(guessed: str | None, registered: Collection[str]) -> str | None:
 
 
 def _has(shapes: Shapes, ending: str) -> str | None:
-    """The prefix before a name, which is "" or ends with a dot; None where no name ends so."""
+    """The prefix before a name: "", or up to a dot; None if no name has this ending."""
     return next(
         (name[: -len(ending)] for name in shapes if name == ending or name.endswith(f".{ending}")),
         None,
@@ -51,7 +52,7 @@ def _has(shapes: Shapes, ending: str) -> str | None:
 
 
 _EARLY: tuple[tuple[str, str], ...] = (
-    ("model.diffusion_model.input_blocks.0.0.weight", "Stable Diffusion (its original form)"),
+    ("model.diffusion_model.input_blocks.0.0.weight", "Stable Diffusion (CompVis's names)"),
     ("down_blocks.0.resnets.0.conv1.weight", "a diffusion U-Net of diffusers"),
     ("image_encoder.patch_embed.proj.weight", "Segment Anything (SAM)"),
     ("image_encoder.trunk.patch_embed.proj.weight", "Segment Anything 2 (SAM 2)"),
@@ -138,7 +139,7 @@ _FRAMES: tuple[tuple[str, str], ...] = (
     (r"(^|\.)backbone\.layer4\..*", "a network around it (backbone.*)"),
     (
         r"(^|\.)lora_(A|B|up|down)\.",
-        "a LoRA adapter, which holds changes of weights and no weights",
+        "a LoRA adapter, which holds changes of weights, not weights",
     ),
 )
 
@@ -162,7 +163,7 @@ def _by_signature(shapes: Shapes) -> str | None:
 
 
 def _by_late_signature(shapes: Shapes) -> str | None:
-    """What only a few names tell: VGG, AlexNet."""
+    """Networks that only a few names show: VGG, AlexNet."""
     prefix = _has(shapes, "features.0.weight")
     first = shapes.get(f"{prefix}features.0.weight", ())
     if prefix is not None and len(first) == 4:
@@ -196,7 +197,7 @@ _RESNETS: Mapping[tuple[bool, tuple[int, ...]], str] = {
 
 
 def _resnet(shapes: Shapes) -> str | None:
-    """A ResNet of torchvision's kind, in its names or those of its children in a Sequential."""
+    """A ResNet with torchvision's names, or with those of its children in a Sequential."""
     stages: tuple[Callable[[int], str], ...] = (lambda i: f"layer{i}.", lambda i: f"{i + 3}.")
     for stage in stages:
         prefix = _has(shapes, f"{stage(1)}0.conv1.weight")
@@ -223,7 +224,10 @@ def _resnet(shapes: Shapes) -> str | None:
         if f"{block}se.fc1.weight" in shapes or f"{block}se_module.fc1.weight" in shapes:
             variant = " with squeeze-excite"
         if f"{prefix}stem.0.weight" in shapes or f"{prefix}conv1.0.weight" in shapes:
-            variant += " with a deep stem of three convolutions (ResNetV1c of mmsegmentation, ResNet-D of timm)"
+            variant += (
+                " with a deep stem of three convolutions (ResNetV1c of mmsegmentation, "
+                "ResNet-D of timm)"
+            )
         kind = "bottleneck" if bottleneck else "basic"
         classes = shapes.get(f"{prefix}fc.weight")
         ends = f"; {classes[0]} classes" if classes and len(classes) == 2 else ""

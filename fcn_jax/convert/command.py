@@ -1,4 +1,4 @@
-"""PyTorch weights to a checkpoint, and back."""
+"""`fcn-jax convert`: PyTorch weights to a checkpoint, and back."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from typing import Any
 from flax import nnx
 
 from fcn_jax import checkpoint
-from fcn_jax.convert.engine import export_from, load_into, starts_new_head, tables
-from fcn_jax.convert.gaps import draw_gaps
-from fcn_jax.convert.matching import LoadReport
+from fcn_jax.convert.export import export_weights
+from fcn_jax.convert.load import import_weights, init_missing, starts_new_head
+from fcn_jax.convert.report import LoadReport
+from fcn_jax.convert.tables import tables
 from fcn_jax.errors import ConfigError, WeightsError, listing
+from fcn_jax.models.build import build, build_backbone
 from fcn_jax.models.names import WEIGHTS, leaves
-from fcn_jax.models.segmenter import ModelSpec, build, build_backbone, by_name
+from fcn_jax.models.spec import registered_spec
+from fcn_jax.plugins.api import ModelSpec
 from fcn_jax.pytorch import files, kinds
 from fcn_jax.runtime import destination
-from fcn_jax.runtime.memory import trim_malloc
 
 
 def convert_file(
@@ -39,33 +41,35 @@ def convert_file(
     key: str = "",
     seed: int = 0,
 ) -> LoadReport:
-    """Convert PyTorch weights to a checkpoint that `train --init` takes and, if it is a whole model, `eval` and `predict`.
+    """Convert PyTorch weights to a checkpoint for `train --weights`, `eval` and `predict`.
+
+    A checkpoint of a backbone alone is for `train --weights` only.
 
     Args:
         source: a weights file, or the name of published weights of the model or its backbone.
-        model: a registered whole model; or a registered backbone, with `head` for a whole model,
-            without for its weights alone.
+        model: a registered model; or a registered backbone, with `head` for a model, without it
+            for the backbone's weights alone.
         output: directory to write; must be missing or empty.
         head: registered head to put on a backbone.
         aux_head: registered auxiliary head to put on a backbone; without it that of the file is
-            left out.
-        num_classes: of a whole model; by default the registered model's, with `head` 21.
-        output_stride: of the backbone; its own default if not given.
-        backbone_options: the backbone's own options, over the registered model's.
-        head_options: the head's own options, over the registered model's.
-        aux_head_options: the auxiliary head's own options, over the registered model's.
-        reinit: globs over names whose tensors are drawn at random.
-        drop: globs over the file's names, of tensors that are left out on purpose.
-        key: which of several state dicts of the file to take, such as "model_ema".
-        seed: of what is drawn.
+            dropped.
+        num_classes: of the model; by default the registered model's, or 21 with `head`.
+        output_stride: of the backbone; default: its own.
+        backbone_options: the backbone's options, over the registered model's.
+        head_options: the head's options, over the registered model's.
+        aux_head_options: the auxiliary head's options, over the registered model's.
+        reinit: globs over names of tensors that are initialized at random.
+        drop: globs over the file's names of tensors that are dropped.
+        key: which of several state dicts of the file to load, such as "model_ema".
+        seed: of the random values.
 
     Returns:
-        A record of what went where; it is also kept in the checkpoint.
+        A report of the use of each tensor, which is also kept in the checkpoint.
 
     Raises:
-        ConfigError: `model` names neither a model nor a backbone, or its parts and options do not
-            go together.
-        WeightsError: the file cannot be read or fetched, or does not fit.
+        ConfigError: `model` is not a registered model or backbone, or its parts and options are
+            wrong.
+        WeightsError: the file cannot be read or downloaded, or does not fit.
         CheckpointError: `output` is not empty.
         WriteError: `output` cannot be written.
     """
@@ -75,10 +79,11 @@ def convert_file(
         raise WeightsError(
             f"{source}: {kinds.of_directory(Path(source))} (--to-torch takes a run or checkpoint)"
         )
-    spec = by_name(model)
+    spec = registered_spec(model)
     if spec.head is not None and (head or aux_head):
         raise ConfigError(
-            f"'{model}' is a whole model, with the head '{spec.head}'; --head and --aux-head are for a backbone"
+            f"'{model}' is a model with the head '{spec.head}'; --head and --aux-head are for a "
+            "backbone"
         )
     if spec.head is None and head is None:
         given = {
@@ -89,7 +94,8 @@ def convert_file(
         }
         if surplus := [option for option, value in given.items() if value]:
             raise ConfigError(
-                f"{', '.join(surplus)}: for a whole model; '{model}' is a backbone, which --head NAME puts a head on"
+                f"{', '.join(surplus)}: for a model with a head; '{model}' is a backbone, and "
+                "--head NAME adds a head to it"
             )
     changes: dict[str, Any] = {
         "head": head,
@@ -110,69 +116,67 @@ def convert_file(
         return _build(spec, nnx.Rngs(seed))
 
     module = nnx.eval_shape(build_it)
-    record = load_into(module, spec, source, reinit, drop=drop, key=key)
+    report = import_weights(module, spec, source, reinit, drop=drop, key=key)
     if (
         spec.head is not None
-        and record.scope == "backbone"
+        and report.scope == "backbone"
         and not starts_new_head(leaves(module), reinit, tables(spec))
     ):
         raise WeightsError(
-            f"{source}: holds the backbone alone; convert it with --model {spec.backbone}, or draw the head at random with --reinit head"
+            f"{source}: holds the backbone alone; convert it with --model {spec.backbone}, or "
+            "initialize the head at random with --reinit head"
         )
-    draw_gaps(module, build_it, WEIGHTS)
-    trim_malloc()  # what reading took: writing takes as much again
+    init_missing(module, build_it, WEIGHTS)
     checkpoint.save_model(
         output,
-        checkpoint.describe(spec, weights=dataclasses.asdict(record)),
+        checkpoint.describe(spec, weights=dataclasses.asdict(report)),
         checkpoint.arrays(module),
     )
-    return record
+    return report
 
 
 @dataclasses.dataclass(frozen=True)
-class ExportRecord:
+class ExportReport:
     """What was written for PyTorch.
 
     Attributes:
         source: the checkpoint's directory.
-        names: naming scheme.
+        key_format: naming scheme of the tensors.
         scope: "model", or "backbone" for a checkpoint of a backbone alone.
         tensors: names in the file.
-        dropped: names that the file which the checkpoint was converted from had and this one lacks
-            -> reason.
+        dropped: names that were dropped when the checkpoint was converted from a file -> reason.
     """
 
     source: str
-    names: str
+    key_format: str
     scope: str
     tensors: tuple[str, ...]
     dropped: Mapping[str, str]
 
     def __str__(self) -> str:
         """One line for a log."""
-        line = f"{len(self.tensors)} tensors of {self.source} ({self.names} names, {self.scope})"
-        lacks = (
-            f"; {len(self.dropped)} had been dropped on import: {listing(self.dropped)}"
-            if self.dropped
-            else ""
-        )
-        return line + lacks
+        how = f"{self.key_format} names, {self.scope}"
+        line = f"{len(self.tensors)} tensors of {self.source} ({how})"
+        if not self.dropped:
+            return line
+        return f"{line}; {len(self.dropped)} had been dropped on import: {listing(self.dropped)}"
 
 
-def export_file(source: str | Path, output: Path, *, names: str = "torchvision") -> ExportRecord:
-    """Write a checkpoint's weights as a state dict that `load_state_dict(strict=True)` takes.
+def export_file(
+    source: str | Path, output: Path, *, key_format: str = "torchvision"
+) -> ExportReport:
+    """Write a checkpoint's weights as a state dict that `load_state_dict(strict=True)` accepts.
 
     Args:
         source: a run (its best checkpoint), a checkpoint or a converted model.
         output: `.pth` or `.safetensors` file to write, which must not exist; only `.pth` needs
             torch.
-        names: naming scheme; "torchvision" gives `backbone.*` and `classifier.*`, and for a
-            backbone alone its own names; "d2l" the book chapter's Sequential.
+        key_format: naming scheme; see `fcn_jax.to_torch`.
 
     Raises:
-        CheckpointError: not a checkpoint, or incomplete.
-        ConfigError: the model's parts do not offer the naming scheme.
-        WeightsError: `output` exists or ends otherwise, or torch is needed and missing.
+        CheckpointError: the source is not a checkpoint, or it is incomplete.
+        ConfigError: the model's parts do not offer the key format.
+        WeightsError: `output` exists or has another suffix, or torch is needed and not installed.
         WriteError: `output` cannot be written.
     """
     files.require_suffix(output)
@@ -183,13 +187,12 @@ def export_file(source: str | Path, output: Path, *, names: str = "torchvision")
     spec = checkpoint.read_spec(directory)
     module = nnx.eval_shape(lambda: _build(spec.model, nnx.Rngs(0)))
     checkpoint.fill(module, checkpoint.read_arrays(directory), directory)
-    tensors = export_from(module, spec.model, names)
+    tensors = export_weights(module, spec.model, key_format)
     files.write(output, tensors)
     scope = "backbone" if spec.model.head is None else "model"
-    return ExportRecord(
-        str(directory), names, scope, tuple(tensors), (spec.weights or {}).get("dropped", {})
-    )
+    dropped = (spec.weights or {}).get("dropped", {})
+    return ExportReport(str(directory), key_format, scope, tuple(tensors), dropped)
 
 
 def _build(spec: ModelSpec, rngs: nnx.Rngs) -> nnx.Module:
-    return build_backbone(spec, rngs=rngs)[0] if spec.head is None else build(spec, rngs=rngs)
+    return build_backbone(spec, rngs=rngs) if spec.head is None else build(spec, rngs=rngs)

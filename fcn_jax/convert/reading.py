@@ -1,31 +1,27 @@
-"""How a file is read: which of its state dicts, without which prefix, by which table of names."""
+"""Decides how to read a file: which state dict, without which prefix, by which table of names."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
-from flax import nnx
-
+from fcn_jax.convert.matching import Leaves
 from fcn_jax.errors import WeightsError, listing
 from fcn_jax.pytorch import state_dicts
 from fcn_jax.pytorch.rules import Table
-from fcn_jax.pytorch.state_dicts import StateDict, Tensors
+from fcn_jax.pytorch.state_dicts import Entry, StateDict
 
-WRAPPERS = frozenset(
-    (
-        "module",
-        "_orig_mod",
-        "_fsdp_wrapped_module",
-        "_checkpoint_wrapped_module",
-        "_forward_module",
-        "_module",
-        "_ddp_module",
-    )
-)
-"""What DataParallel, torch.compile, FSDP, activation checkpointing and others put around a network or a part of it."""
+Tables = Mapping[tuple[str, str], Table]
+"""Tables by (scope, key format); the scope is "model" or "backbone"."""
+
+WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+WRAPPERS |= {"_forward_module", "_module", "_ddp_module"}
+"""Names that DataParallel, torch.compile, FSDP and others put around a network or a part of it."""
+
+_USUAL_PREFIXES = WRAPPERS | {"model", "net", "network", "backbone", "encoder"}
+"""Prefixes that even a small part of a network may have. Under others, names may fit by chance."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,19 +30,19 @@ class Reading:
 
     Attributes:
         state: the state dict.
-        prefix: what every name of the network begins with, such as "module.".
+        prefix: the start of every name of the network, such as "module.".
         scope: "model", or "backbone" for the backbone alone.
-        scheme: naming scheme of the tables.
+        key_format: naming scheme of the tables.
         names: name without the prefix and without wrappers of parts -> name in the file.
-        known: how many of the names the model knows.
-        sized: how many of those have as many values as the model's.
-        missing: how many names of the model are not there.
+        known: number of the names that the model has.
+        sized: number of those whose tensors have as many values as the model's.
+        missing: number of the model's names that the file lacks.
     """
 
     state: StateDict
     prefix: str
     scope: str
-    scheme: str
+    key_format: str
     names: Mapping[str, str]
     known: int
     sized: int
@@ -54,55 +50,38 @@ class Reading:
 
     @property
     def label(self) -> str:
-        """What `--key` calls it: the keys and the prefix."""
+        """Its name for `--key`: the keys and the prefix."""
         return ".".join(part for part in (self.state.key, self.prefix.rstrip(".")) if part)
 
-    def tensors(self) -> Tensors:
-        """The tensors of the state dict: those of the network by the names of the tables, all others by their own."""
+    def all_names(self) -> dict[str, str]:
+        """The names of all tensors -> names in the file. Those outside the prefix are unchanged."""
         names = dict(self.names)
         read = set(names.values())
         for raw in self.state.tensors:
             if raw not in read:
                 names[raw if raw not in names else f"{raw} (outside of '{self.prefix}')"] = raw
-        return self.state.tensors.renamed(names)
+        return names
 
 
-def readings(
-    states: Sequence[StateDict],
-    tables: Mapping[tuple[str, str], Table],
-    targets: Mapping[str, nnx.Variable],
-) -> list[Reading]:
-    """All ways to read a file by which its names are known, the best first.
+def readings(states: Sequence[StateDict], tables: Tables, targets: Leaves) -> list[Reading]:
+    """Find all ways to read a file by which its names are known, the best first.
 
-    The best is the one by which most tensors of the model are there: by name and size, then by
-    name. Among equals the one by which fewer are missing; then weights come before running averages
-    of them, as `state_dicts.is_average` tells by keys and prefixes, and what is nearer to the top
-    of the file before what is deeper.
+    The best one finds most of the model's tensors, by name and size, then by name. Ties: fewer
+    missing tensors; then weights before their running averages (`state_dicts.is_average`, by keys
+    and prefixes); then the state dict nearer to the top.
     """
-    wanted = {key: _expected(table, targets) for key, table in tables.items()}
-    segments = {part for names in wanted.values() for name in names for part in name.split(".")}
+    expected = {key: _expected(table, targets) for key, table in tables.items()}
+    segments = {part for names in expected.values() for name in names for part in name.split(".")}
     found = []
     for state in states:
         for prefix, names in _without_prefixes(state.tensors, WRAPPERS - segments).items():
-            for (scope, scheme), expected in wanted.items():
-                known = names.keys() & expected.keys()
-                if known and (10 * len(known) >= len(expected) or _is_usual(prefix)):
-                    sized = sum(
-                        math.prod(state.tensors.shape(names[name])) == expected[name]
-                        for name in known
-                    )
-                    found.append(
-                        Reading(
-                            state,
-                            prefix,
-                            scope,
-                            scheme,
-                            names,
-                            len(known),
-                            sized,
-                            len(expected) - len(known),
-                        )
-                    )
+            for (scope, key_format), sizes in expected.items():
+                known = names.keys() & sizes.keys()
+                is_usual = set(prefix.split(".")[:-1]) <= _USUAL_PREFIXES
+                if known and (10 * len(known) >= len(sizes) or is_usual):
+                    sized = sum(_size(state, names[name]) == sizes[name] for name in known)
+                    counts = (len(known), sized, len(sizes) - len(known))
+                    found.append(Reading(state, prefix, scope, key_format, names, *counts))
 
     def quality(reading: Reading) -> tuple[object, ...]:
         return (
@@ -110,31 +89,21 @@ def readings(
             reading.known,
             -reading.missing,
             not state_dicts.is_average(reading.label),
-            not state_dicts.is_average(
-                reading.prefix
-            ),  # where the key is an average's, it says nothing about what is below it
+            # If the key is an average's, the label says nothing about the prefix.
+            not state_dicts.is_average(reading.prefix),
             not reading.state.joined,
             -reading.label.count("."),
         )
 
-    return sorted(
-        found, key=quality, reverse=True
-    )  # a stable sort: of equal ones the first in the file
+    return sorted(found, key=quality, reverse=True)  # stable: of equal ones the first in the file
 
 
-def _is_usual(prefix: str) -> bool:
-    """Whether a prefix is one that even a small part of a network would have. Under others a few names may fit by chance."""
-    return set(prefix.split(".")[:-1]) <= WRAPPERS | {
-        "model",
-        "net",
-        "network",
-        "backbone",
-        "encoder",
-    }
+def _size(state: StateDict, name: str) -> int:
+    return math.prod(state.tensors.shape(name))
 
 
-def _expected(table: Table, targets: Mapping[str, nnx.Variable]) -> dict[str, int]:
-    """The names that a table gives to the leaves of a model, and how many values each has."""
+def _expected(table: Table, targets: Leaves) -> dict[str, int]:
+    """The names that a table gives to the leaves of a model -> number of values."""
     return {
         found[0]: math.prod(leaf.shape)
         for path, leaf in targets.items()
@@ -145,13 +114,13 @@ def _expected(table: Table, targets: Mapping[str, nnx.Variable]) -> dict[str, in
 def _without_prefixes(
     names: Collection[str], wrappers: Collection[str]
 ) -> dict[str, dict[str, str]]:
-    """For every dotted prefix that occurs: what follows it, without the wrappers of parts -> the whole name."""
+    """For every dotted prefix: the rest of the name without wrappers -> the complete name."""
     found: dict[str, dict[str, str]] = {}
     for name in names:
         parts = name.split(".")
         for i, first in enumerate(parts):
             if first in wrappers:
-                continue  # a wrapper around all that follows belongs to the prefix
+                continue  # a wrapper around everything that follows belongs to the prefix
             rest = ".".join(part for part in parts[i:] if part not in wrappers)
             prefix = "".join(f"{part}." for part in parts[:i])
             known = found.setdefault(prefix, {})
@@ -163,55 +132,40 @@ def _without_prefixes(
 def choose(
     found: Sequence[Reading], key: str, states: Sequence[StateDict], source: str
 ) -> tuple[Reading, list[str]]:
-    """The best of the readings, or the best under a key.
+    """Choose the best of the readings, or the best under a key.
 
     Returns:
-        The reading, and the labels of others by which as much of the model is there.
+        The reading, and the labels of other readings that are as complete.
 
     Raises:
-        WeightsError: nothing lies under the key.
+        WeightsError: the key does not exist.
     """
+    best = found[0]
     if key:
-        under = [
-            reading
-            for reading in found
-            if key in (reading.label, reading.state.key, reading.prefix.rstrip("."))
-        ]
-        if not under:
-            best = found[0].known
-            labels = [
-                reading.label for reading in found if reading.label and 2 * reading.known >= best
-            ]
-            keys = dict.fromkeys([*labels, *(state.key for state in states if state.key)])
-            available = (
-                f"there are: {listing(keys)}"
-                if keys
-                else "its names have no key and no common prefix"
-            )
-            raise WeightsError(
-                f"{source}: has no weights of this model under the key '{key}'; {available}"
-            )
-        return under[0], []
-    best_one = found[0]
-    equal = [
-        reading
-        for reading in found[1:]
-        if (reading.sized, reading.known, reading.scope, reading.scheme)
-        == (best_one.sized, best_one.known, best_one.scope, best_one.scheme)
-    ]
-    return best_one, [
-        label
-        for label in dict.fromkeys(reading.label for reading in equal)
-        if label != best_one.label
-    ]
+        for reading in found:
+            if key in (reading.label, reading.state.key, reading.prefix.rstrip(".")):
+                return reading, []
+        labels = [reading.label for reading in found if 2 * reading.known >= best.known]
+        keys = dict.fromkeys(filter(None, [*labels, *(state.key for state in states)]))
+        available = (
+            f"there are: {listing(keys)}" if keys else "its names have no key and no common prefix"
+        )
+        raise WeightsError(
+            f"{source}: has no weights of this model under the key '{key}'; {available}"
+        )
+
+    def rank(reading: Reading) -> tuple[object, ...]:
+        return reading.sized, reading.known, reading.scope, reading.key_format
+
+    equal = dict.fromkeys(reading.label for reading in found if rank(reading) == rank(best))
+    return best, [label for label in equal if label != best.label]
 
 
-# ------------------------------------------------------------------------------------------- what a
-# file holds besides the network
+# ------------------------------------------------------------- tensors outside of the network
 
 
 def other_weights(reading: Reading, states: Sequence[StateDict]) -> list[StateDict]:
-    """The state dicts of a file that hold layers and are not part of the one that is read."""
+    """The state dicts of a file that hold layers and are not part of the reading's."""
     read = reading.state
     inside = f"{read.key}." if read.key else ""
     return [
@@ -224,87 +178,73 @@ def other_weights(reading: Reading, states: Sequence[StateDict]) -> list[StateDi
     ]
 
 
-def parts_apart(
-    reading: Reading, found: Sequence[Reading], others: Sequence[StateDict]
-) -> list[StateDict]:
-    """Of other weights those that may belong to the same network as a backbone that is read, such as its head.
+def separate_parts(
+    reading: Reading, found: Sequence[Reading], others: Sequence[StateDict], table: Table
+) -> dict[str, Entry]:
+    """The tensors in other state dicts that may belong to the network of a backbone, as its head.
 
-    Copies of the backbone, running averages and the states of losses do not.
+    They must not be lost silently. The result lacks copies of the backbone, running averages, the
+    states of losses, and names that the table knows, because nobody asked to load them from there.
     """
     copies = [other.state for other in found if 2 * other.known >= reading.known]
-    apart = []
+    entries: dict[str, Entry] = {}
+    own_names = reading.all_names()
     for state in others:
         parts = state.key.split(".")
-        for part in reading.state.key.split("."):  # what is around both says nothing about either
-            if parts[:1] == [part]:
-                parts = parts[1:]
-            else:
+        for part in reading.state.key.split("."):  # a key around both says nothing about either
+            if parts[:1] != [part]:
                 break
-        is_score = any(_SCORES.fullmatch(part) for part in parts)
+            parts = parts[1:]
         if (
-            not is_score
-            and not state_dicts.is_average(".".join(parts))
-            and not any(state is copy for copy in copies)
+            any(_SCORES.fullmatch(part) for part in parts)
+            or state_dicts.is_average(".".join(parts))
+            or any(state is copy for copy in copies)
         ):
-            apart.append(state)
-    return apart
+            continue
+        for raw in state.tensors:
+            name = f"{state.key}.{raw}" if state.key else raw
+            if name not in own_names and table.to_jax(name) is None:
+                entries[name] = state.tensors.entry(raw)
+    return entries
 
 
-_COUNTS = frozenset(
-    [
-        "n_averaged",
-        "num_updates",
-        "decay",
-        "initted",
-        "step",
-        "steps",
-        "_step",
-        "global_step",
-        "iteration",
-        "iterations",
-        "epoch",
-        "num_steps",
-        "current_step",
-    ]
+_COUNTS = (
+    "n_averaged num_updates decay initted step steps _step global_step iteration iterations epoch "
+    "num_steps current_step"
 )
 
 _SCORES = re.compile(
-    r"(.*_)?(criterions?|criteria|loss(es)?|loss_?(fn|func|function)|metrics?|mean_?iou|m?iou|jaccard|jaccard_index|accuracy|acc|"
-    r"confmat|confusion|confusion_matrix|dice|f1|f1_?score|auroc|ohem)(_.*)?",
+    r"(.*_)?(criterions?|criteria|loss(es)?|loss_?(fn|func|function)|metrics?|mean_?iou|m?iou|"
+    r"jaccard|jaccard_index|accuracy|acc|confmat|confusion|confusion_matrix|dice|f1|f1_?score|"
+    r"auroc|ohem)(_.*)?",
     re.I,
 )
 
-_NORMALIZATION = frozenset(
-    ("mean", "std", "pixel_mean", "pixel_std", "image_mean", "image_std", "_mean", "_std")
-)
+_NORMALIZATION = "mean std pixel_mean pixel_std image_mean image_std _mean _std"
 
-HEAD_LEFT = "belongs to another head; the model's own is re-initialized (--reinit)"
+OTHER_HEAD = "belongs to another head; the model's own is re-initialized (--reinit)"
 
 
 def leftovers(
-    reading: Reading,
-    found: Sequence[Reading],
-    table: Table,
-    targets: Mapping[str, nnx.Variable],
-    new_head: bool,
+    reading: Reading, found: Sequence[Reading], table: Table, targets: Leaves, new_head: bool
 ) -> Callable[[str], str | None]:
-    """What explains a tensor of a file for which the model has no place.
+    """A function that explains the tensors of a file that the model does not have.
 
     Args:
         reading: how the file is read.
-        found: all its readings; the other copies of the network are known by them.
+        found: all its readings, which show the other copies of the network.
         table: the table of the reading.
         targets: the model's leaves.
-        new_head: whether the head starts again on purpose, so that another head in the file may be
-            left.
+        new_head: whether the head starts again on purpose, so that another head may be dropped.
 
     Returns:
-        Name, as `Reading.tensors` has it -> the reason to leave it out, or None where there is
-        none.
+        Name, as in `Reading.all_names` -> the reason to drop it; None if there is none.
     """
-    shapes = reading.tensors()
-    known = {place[0] for path in targets if (place := table.to_torch(path)) is not None}
+    names = {path: place[0] for path in targets if (place := table.to_torch(path)) is not None}
+    known = set(names.values())
+    backbone = {name.split(".")[0] for p, name in names.items() if p.startswith("backbone.")}
     used = [reading.names[name] for name in known if name in reading.names]
+    file_names = reading.all_names()
     copies = [
         other.prefix
         for other in found
@@ -313,20 +253,17 @@ def leftovers(
         and 2 * other.known >= reading.known
         and not any(name.startswith(other.prefix) for name in used)
     ]
-    trunk = {
-        place[0].split(".")[0]
-        for path in targets
-        if path.startswith("backbone.") and (place := table.to_torch(path)) is not None
-    }
 
     def reason(name: str) -> str | None:
         inside = name in reading.names
-        if inside and (why := table.dropped(name)) is not None:
+        if (inside or name not in file_names) and (why := table.dropped(name)) is not None:
             return why
-        raw = reading.names.get(name, name)
+        if name not in file_names:  # from `separate_parts`
+            return OTHER_HEAD if new_head else None
+        raw = file_names[name]
         parts = [part for part in raw.split(".") if part not in WRAPPERS]
-        size = math.prod(shapes.shape(name))
-        if parts[-1] in _COUNTS and size == 1:
+        size = _size(reading.state, raw)
+        if parts[-1] in _COUNTS.split() and size == 1:
             return "a count of the training or averaging"
         if (
             parts[-1] == "num_batches_tracked"
@@ -335,40 +272,23 @@ def leftovers(
             return "a count of batches, which the model does not keep"
         if any(_SCORES.fullmatch(part) for part in (parts[:-1] or parts)) and name not in known:
             return "the state of a loss or metric"
-        if parts[-1] in _NORMALIZATION and size <= 4:
+        if parts[-1] in _NORMALIZATION.split() and size <= 4:
             return "the input's normalization; the backbone has its own"
         copy = next((prefix for prefix in copies if raw.startswith(prefix)), None)
         if copy is not None:
-            return f"another copy of the network; --key {copy.rstrip('.')} takes it"
-        outer = raw.removeprefix(_outer(reading.prefix)).split(".")[0]
+            return f"another copy of the network; --key {copy.rstrip('.')} loads it"
+        outer = raw.removeprefix(_outer_wrappers(reading.prefix)).split(".")[0]
         if not inside and len(parts) > 1 and state_dicts.is_average(outer):
             return "a running average of the weights"
-        if new_head and not (inside and name.split(".")[0] in trunk):
-            return HEAD_LEFT
+        if new_head and not (inside and name.split(".")[0] in backbone):
+            return OTHER_HEAD
         return None
 
     return reason
 
 
-def _outer(prefix: str) -> str:
+def _outer_wrappers(prefix: str) -> str:
     """The wrappers that a prefix begins with."""
-    parts: list[str] = []
-    for part in prefix.split(".")[:-1]:
-        if part not in WRAPPERS:
-            break
-        parts.append(f"{part}.")
-    return "".join(parts)
-
-
-def head_paths(targets: Mapping[str, nnx.Variable]) -> list[str]:
-    """The paths of the head's leaves."""
-    return [path for path in targets if path.startswith("head.")]
-
-
-def names_of(
-    paths: Sequence[str], tables: Mapping[tuple[str, str], Table]
-) -> Iterator[tuple[str, ...]]:
-    """For each path the path itself and the names that the tables of the whole model give it."""
-    whole = [table for (scope, _), table in tables.items() if scope == "model"]
-    for path in paths:
-        yield (path, *(found[0] for table in whole if (found := table.to_torch(path)) is not None))
+    parts = prefix.split(".")[:-1]
+    count = next((i for i, part in enumerate(parts) if part not in WRAPPERS), len(parts))
+    return "".join(f"{part}." for part in parts[:count])

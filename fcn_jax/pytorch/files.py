@@ -14,6 +14,7 @@ import numpy as np
 
 from fcn_jax.errors import WeightsError, listing
 from fcn_jax.pytorch import kinds, state_dicts, torch_file, unpickling
+from fcn_jax.pytorch.pickled import StoredTensor
 from fcn_jax.pytorch.state_dicts import Entry, StateDict, Tensors
 from fcn_jax.runtime.atomic import replacing
 
@@ -226,7 +227,7 @@ def _open_pickled(path: Path, kind: str) -> list[StateDict]:
             ) from error
 
         def entry(name: str, value: Any) -> Entry | None:
-            if isinstance(value, unpickling.StoredTensor):
+            if isinstance(value, StoredTensor):
                 read = functools.partial(_read_stored, reader, value, f"{path}: '{name}'")
                 return Entry(read, value.shape)
             return _entry_of(name, value, str(path))
@@ -238,7 +239,7 @@ def _open_pickled(path: Path, kind: str) -> list[StateDict]:
     return found
 
 
-def _read_stored(read: torch_file.Read, tensor: unpickling.StoredTensor, name: str) -> np.ndarray:
+def _read_stored(read: torch_file.Read, tensor: StoredTensor, name: str) -> np.ndarray:
     if fault := torch_file.obstacle(tensor):
         raise WeightsError(f"{name} {fault}")
     try:
@@ -249,7 +250,9 @@ def _read_stored(read: torch_file.Read, tensor: unpickling.StoredTensor, name: s
 
 def _entry_of(name: str, value: Any, source: str) -> Entry | None:
     """The entry of a torch tensor or array in memory; None for values that are not tensors."""
+    if isinstance(value, (Mapping, list, tuple, str, bytes, np.generic)):
+        return None
     is_tensor = hasattr(value, "detach") or hasattr(value, "__array__")
-    if isinstance(value, np.generic) or not (is_tensor and hasattr(value, "shape")):
+    if not (is_tensor and hasattr(value, "shape")):
         return None
     return Entry(functools.partial(to_numpy, value, f"{source}: {name}"), tuple(value.shape))

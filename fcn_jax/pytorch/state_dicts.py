@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fcn_jax.errors import WeightsError, listing
-from fcn_jax.pytorch.unpickling import Foreign
+from fcn_jax.pytorch.pickled import Foreign
 
 _NO_WEIGHTS = re.compile(
     r"optim(izer)?s?(_.*)?|.*_optim(izer)?s?|.*optimizer.*|.*scheduler.*|.*scaler.*"

@@ -17,7 +17,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from fcn_jax.pytorch import unpickling
-from fcn_jax.pytorch.unpickling import StoredTensor
+from fcn_jax.pytorch.pickled import Foreign, StoredTensor, numpy_dtype, width
 
 Read = Callable[[StoredTensor], np.ndarray]
 """Reads a tensor's values. Raises `OSError` or `EOFError` if the file is damaged or has changed."""
@@ -133,7 +133,7 @@ def _tensors_in(tree: Any) -> Iterator[StoredTensor]:
             rest += value.values()
         elif isinstance(value, (list, tuple)):
             rest += value
-        elif isinstance(value, unpickling.Foreign):
+        elif isinstance(value, Foreign):
             rest += [value.args, value.state, value.items, value.elements]
 
 
@@ -153,26 +153,28 @@ def obstacle(tensor: StoredTensor) -> str | None:
     if kind in ("neg", "conj"):
         done = {"neg": "negated", "conj": "conjugated"}[kind]
         return f"is a view whose values are still to be {done}; save it after .resolve_{kind}()"
-    if kind or unpickling.numpy_dtype(tensor.dtype) is None:
+    if kind or numpy_dtype(tensor.dtype) is None:
         return f"is a {kind or 'strided'} torch.{tensor.dtype} tensor, which numpy cannot hold"
     return None
 
 
 def _extent(tensor: StoredTensor) -> tuple[int, int]:
     """The offset of a tensor's first value in its storage, and the length to its last, in bytes."""
-    width = unpickling.width(tensor.dtype)
+    step_bytes = width(tensor.dtype)
     ends = ((size - 1) * step for size, step in zip(tensor.shape, tensor.strides, strict=True))
-    return tensor.offset * width, (sum(ends) + 1) * width if math.prod(tensor.shape) else 0
+    return tensor.offset * step_bytes, (sum(ends) + 1) * step_bytes if math.prod(
+        tensor.shape
+    ) else 0
 
 
 def _shaped(data: np.ndarray, length: int, order: str, tensor: StoredTensor) -> np.ndarray:
-    dtype = unpickling.numpy_dtype(tensor.dtype)
+    dtype = numpy_dtype(tensor.dtype)
     assert dtype is not None
     if len(data) != length:
         raise EOFError("the file is too short")
     if order == ">":
-        width = dtype.itemsize // 2 if dtype.kind == "c" else dtype.itemsize
-        data = data.reshape(-1, width)[:, ::-1].reshape(-1)
+        part = dtype.itemsize // 2 if dtype.kind == "c" else dtype.itemsize
+        data = data.reshape(-1, part)[:, ::-1].reshape(-1)
     if not math.prod(tensor.shape):
         return np.zeros(tensor.shape, dtype)
     steps = tuple(stride * dtype.itemsize for stride in tensor.strides)

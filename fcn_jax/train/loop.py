@@ -16,7 +16,7 @@ from flax import nnx
 
 from fcn_jax import checkpoint
 from fcn_jax.config import Config
-from fcn_jax.convert.initial import load_initial
+from fcn_jax.convert.load import init_from
 from fcn_jax.data import value_range
 from fcn_jax.data.pipeline import steps_per_epoch, train_batches
 from fcn_jax.data.splits import Splits, open_splits
@@ -173,7 +173,7 @@ def _train(
     else:
         init = config.init
         weights = (
-            load_initial(model, init.weights, init.reinit, drop=init.drop, key=init.key)
+            init_from(model, init.weights, init.reinit, drop=init.drop, key=init.key)
             if init.weights
             else None
         )

@@ -13,8 +13,9 @@ import jax
 import numpy as np
 from flax import nnx
 
-from fcn_jax.convert.engine import load_torch, tables
-from fcn_jax.convert.matching import LoadReport
+from fcn_jax.convert.load import load_torch
+from fcn_jax.convert.report import LoadReport
+from fcn_jax.convert.tables import tables
 from fcn_jax.data.shapes import draw_scene
 from fcn_jax.errors import ConfigError, WeightsError
 from fcn_jax.eval.metrics import ConfusionMatrix

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from fcn_jax.convert.engine import export, load_by_table
+from fcn_jax.convert.export import export_leaves
+from fcn_jax.convert.load import import_by_table
 from fcn_jax.errors import ConfigError
 from fcn_jax.models.names import named
 from fcn_jax.pytorch.rules import Table
@@ -83,7 +84,7 @@ def compare_modules(
         raise ConfigError(f"dtype is '{dtype}'; it must be one of {', '.join(FLOOR)}")
     inputs = (inputs,) if isinstance(inputs, np.ndarray) else tuple(inputs)
     advance = progress or (lambda _: None)
-    coverage = load_by_table(jax_module, torch_module.state_dict(), rules)
+    coverage = import_by_table(jax_module, torch_module.state_dict(), rules)
     report = Report(subject or type(jax_module).__name__, dtype, coverage=coverage)
     with paired(
         torch_module, jax_module, rules, call_torch or _called, call_jax or _called, dtype
@@ -212,7 +213,7 @@ def _compare_gradients(
         value, grads = jax_side.gradients(pair.jax, pair.call, inputs, loss.jax, loss.target)
     parameters = pair.torch.network(REFERENCE).named_parameters()
     frozen = {name for name, p in parameters if not p.requires_grad}
-    ours = export(named(grads), pair.table).items()
+    ours = export_leaves(named(grads), pair.table).items()
     found = {name: grad for name, grad in ours if name not in frozen}
     advance("JAX")
     factor = FACTORS["gradients"]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fcn_jax.convert.matching import LoadReport
+from fcn_jax.convert.report import LoadReport
 from fcn_jax.errors import listing
 from fcn_jax.runtime.versions import package_versions
 from fcn_jax.verify.compare import INCONCLUSIVE, NOT_FINITE, TORCH_NOT_FINITE, Comparison, Section

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from fcn_jax.config import OptimConfig
-from fcn_jax.convert.engine import export
+from fcn_jax.convert.export import export_leaves
 from fcn_jax.models.names import named
 from fcn_jax.models.segmenter import Segmenter
 from fcn_jax.plugins.api import IGNORE_INDEX, Preprocess
@@ -261,4 +261,4 @@ class _JaxRun:
         return np.asarray(metrics["loss"])
 
     def tensors(self) -> dict[str, np.ndarray]:
-        return export({**named(self._state.params), **named(self._state.batch_stats)}, self._table)
+        return export_leaves({**named(self._state.params), **named(self._state.batch_stats)}, self._table)

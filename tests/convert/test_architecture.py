@@ -1,4 +1,4 @@
-"""What an unknown state dict is taken for."""
+"""Guesses of the architecture of a state dict."""
 
 import pytest
 
@@ -38,7 +38,7 @@ def shapes_of(torchvision, name, **options):
         ("densenet121", "a DenseNet"),
     ],
 )
-def test_torchvisions_networks_are_known(torchvision, name, expected):
+def test_recognizes_torchvision_networks(torchvision, name, expected):
     shapes = shapes_of(torchvision, name)
     assert guess(shapes) == expected
     assert guess({f"module._orig_mod.{name}": shape for name, shape in shapes.items()}) == expected
@@ -62,11 +62,11 @@ NAMES = {
 
 
 @pytest.mark.parametrize("names", NAMES)
-def test_others_are_known_by_a_few_names(names):
+def test_recognizes_other_networks_by_a_few_names(names):
     found = guess(dict.fromkeys(names.split(), (2, 2, 3, 3)))
     assert found is not None
     assert NAMES[names] in found
 
 
-def test_what_is_not_known_is_not_guessed():
+def test_returns_none_for_unknown_names():
     assert guess({"a.weight": (1,), "b": ()}) is None

@@ -1,4 +1,4 @@
-"""Weights to a checkpoint and back to PyTorch, as `fcn-jax convert` does both."""
+"""`fcn-jax convert`: weights to a checkpoint, and back to PyTorch."""
 
 import collections
 import sys
@@ -12,9 +12,12 @@ from flax import nnx
 from fcn_jax import checkpoint, cli
 from fcn_jax.convert import command
 from fcn_jax.convert.command import convert_file, export_file
-from fcn_jax.convert.engine import leaves, to_torch
+from fcn_jax.convert.export import to_torch
 from fcn_jax.errors import CheckpointError, ConfigError, WeightsError
-from fcn_jax.models.segmenter import ModelSpec, build_backbone, by_name
+from fcn_jax.models.build import build_backbone
+from fcn_jax.models.names import leaves
+from fcn_jax.models.spec import registered_spec
+from fcn_jax.plugins.api import ModelSpec
 from fcn_jax.pytorch import files
 from tests.helpers import scenes
 
@@ -23,7 +26,7 @@ CLASSES = 3
 
 @pytest.fixture(scope="module")
 def trained(make_model, tmp_path_factory):
-    """A checkpoint of a model whose every array is as if trained, and the model in eval mode."""
+    """A checkpoint of a model with values as after training, and the model in eval mode."""
     model = make_model(CLASSES)
     rng = np.random.default_rng(0)
     for path, leaf in leaves(model).items():
@@ -41,13 +44,13 @@ def trained(make_model, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def trunk(trained, tmp_path_factory):
+def backbone(trained, tmp_path_factory):
     """A checkpoint of that model's backbone alone."""
-    directory = tmp_path_factory.mktemp("trunk") / "model"
-    record = {"dropped": {"fc.weight": "the classifier"}}
+    directory = tmp_path_factory.mktemp("backbone") / "model"
+    report = {"dropped": {"fc.weight": "the classifier"}}
     checkpoint.save_model(
         directory,
-        checkpoint.describe(ModelSpec(head=None), weights=record),
+        checkpoint.describe(ModelSpec(head=None), weights=report),
         checkpoint.arrays(trained[1].backbone),
     )
     return directory
@@ -81,7 +84,7 @@ def torch_segmenter(torchvision, num_classes):
 
 
 def assert_same_output(ours, network, file):
-    """A network that loads the file strictly gives what `ours` gives, to 1e-5 of the largest value."""
+    """Assert that a network with the file's weights computes `ours`, to 1e-5 of the maximum."""
     import torch
 
     if file.suffix == ".safetensors":
@@ -101,33 +104,31 @@ def assert_same_output(ours, network, file):
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_pytorch_gives_the_same_logits_from_an_export(trained, torchvision, tmp_path, suffix):
+def test_export_gives_the_same_logits_in_pytorch(trained, torchvision, tmp_path, suffix):
     directory, model = trained
-    record = export_file(directory, tmp_path / f"out{suffix}")
-    assert (record.names, record.scope, len(record.tensors)) == ("torchvision", "model", 124)
+    report = export_file(directory, tmp_path / f"out{suffix}")
+    assert (report.key_format, report.scope, len(report.tensors)) == ("torchvision", "model", 124)
     network = torch_segmenter(torchvision, CLASSES)
     assert_same_output(model, network, tmp_path / f"out{suffix}")
     assert {int(b) for n, b in network.named_buffers() if n.endswith("num_batches_tracked")} == {11}
 
 
-def test_the_chapters_network_gives_the_same_logits_from_an_export(
-    trained, chapter_network, tmp_path
-):
+def test_d2l_export_gives_the_same_logits_in_pytorch(trained, chapter_network, tmp_path):
     directory, model = trained
-    export_file(directory, tmp_path / "out.pth", names="d2l")
+    export_file(directory, tmp_path / "out.pth", key_format="d2l")
     assert_same_output(model, chapter_network(CLASSES), tmp_path / "out.pth")
 
 
-def test_a_backbone_alone_goes_back_under_its_own_names(trunk, trained, make_resnet18, tmp_path):
+def test_exports_a_backbone_with_its_own_names(backbone, trained, make_resnet18, tmp_path):
     import torch
 
-    record = export_file(trunk, tmp_path / "out.pth")
-    assert (record.scope, len(record.tensors)) == ("backbone", 120)
-    assert "1 had been dropped on import: fc.weight" in str(record)
+    report = export_file(backbone, tmp_path / "out.pth")
+    assert (report.scope, len(report.tensors)) == ("backbone", 120)
+    assert "1 had been dropped on import: fc.weight" in str(report)
     network = make_resnet18()
     network.fc = network.avgpool = torch.nn.Identity()
     network.load_state_dict(torch.load(tmp_path / "out.pth", weights_only=True), strict=True)
-    export_file(trunk, tmp_path / "d2l.safetensors", names="d2l")
+    export_file(backbone, tmp_path / "d2l.safetensors", key_format="d2l")
     sequential = torch.nn.Sequential(*list(make_resnet18().children())[:-2])
 
     class Deepest(nnx.Module):
@@ -141,7 +142,7 @@ def test_a_backbone_alone_goes_back_under_its_own_names(trunk, trained, make_res
 
 
 @pytest.mark.parametrize("model", ["fcn32s_resnet18", "resnet18"])
-def test_a_file_goes_to_a_checkpoint_and_back_bit_for_bit(
+def test_convert_and_export_return_the_file_bit_for_bit(
     make_model, make_resnet18, tmp_path, monkeypatch, model
 ):
     whole = model != "resnet18"
@@ -151,22 +152,21 @@ def test_a_file_goes_to_a_checkpoint_and_back_bit_for_bit(
         else {n: t.numpy() for n, t in make_resnet18().state_dict().items()}
     )
     files.write(tmp_path / "in.safetensors", source)
-    # Drawing the initial values, all of which the file replaces, is most of the time that this
-    # takes.
+    # To draw initial values, all of which the file replaces, would take most of the time.
     build = make_model(21) if whole else make_model(21).backbone
     monkeypatch.setattr("fcn_jax.convert.command._build", lambda spec, rngs: build)
-    record = convert_file(tmp_path / "in.safetensors", model, tmp_path / "checkpoint")
+    report = convert_file(tmp_path / "in.safetensors", model, tmp_path / "checkpoint")
     monkeypatch.undo()
     back = export_file(tmp_path / "checkpoint", tmp_path / "out.safetensors")
-    assert dict(back.dropped) == record.dropped
-    assert set(record.dropped) == (set() if whole else {"fc.weight", "fc.bias"})
+    assert dict(back.dropped) == report.dropped
+    assert set(report.dropped) == (set() if whole else {"fc.weight", "fc.bias"})
     found = files.read(tmp_path / "out.safetensors")
-    assert found.keys() == source.keys() - set(record.dropped)
+    assert found.keys() == source.keys() - set(report.dropped)
     for name, value in found.items():
         assert (value.dtype, value.tobytes()) == (source[name].dtype, source[name].tobytes()), name
 
 
-def test_safetensors_are_exported_without_torch(trained, tmp_path, monkeypatch):
+def test_exports_safetensors_without_torch(trained, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     export_file(trained[0], tmp_path / "out.safetensors")
     assert len(files.read(tmp_path / "out.safetensors")) == 124
@@ -177,44 +177,47 @@ def test_safetensors_are_exported_without_torch(trained, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["out.safetensors"]
 
 
-def test_what_cannot_be_exported_is_refused_and_nothing_is_written(trained, trunk, tmp_path):
+def test_export_rejects_bad_arguments_and_writes_nothing(trained, backbone, tmp_path):
     (tmp_path / "there.pth").write_text("mine")
     with pytest.raises(WeightsError, match=r"there\.pth: exists; name another file"):
         export_file(trained[0], tmp_path / "there.pth")
     assert (tmp_path / "there.pth").read_text() == "mine"
-    with pytest.raises(WeightsError, match=r"ends in \.pth, \.pt, \.safetensors; this one in ''"):
+    with pytest.raises(
+        WeightsError, match=r"ends in \.pth, \.pt, \.safetensors; this one ends in ''"
+    ):
         export_file(trained[0], tmp_path / "folder")
     with pytest.raises(
         ConfigError,
-        match=r"names='keras' is not offered by resnet18 \+ fcn32s; offered: torchvision, d2l",
+        match=r"key format 'keras' \(--key-format\) is not offered by resnet18 \+ fcn32s; offered: torchvision, d2l",
     ):
-        export_file(trained[0], tmp_path / "out.pth", names="keras")
+        export_file(trained[0], tmp_path / "out.pth", key_format="keras")
     with pytest.raises(
-        ConfigError, match=r"names='keras' is not offered by resnet18; offered: torchvision, d2l"
+        ConfigError,
+        match=r"key format 'keras' \(--key-format\) is not offered by resnet18; offered: torchvision, d2l",
     ):
-        export_file(trunk, tmp_path / "out.pth", names="keras")
+        export_file(backbone, tmp_path / "out.pth", key_format="keras")
     with pytest.raises(CheckpointError, match="no such run or checkpoint"):
         export_file(tmp_path / "none", tmp_path / "out.pth")
     assert [path.name for path in tmp_path.iterdir()] == ["there.pth"]
 
 
-def test_a_directory_is_no_file_to_import(trained, tmp_path):
+def test_convert_rejects_directories(trained, tmp_path):
     with pytest.raises(WeightsError, match=r"a directory; .*--to-torch"):
         convert_file(trained[0], "fcn32s_resnet18", tmp_path / "out")
 
 
-def test_a_backbones_weights_are_no_whole_model(trunk, make_model, tmp_path, monkeypatch):
-    export_file(trunk, tmp_path / "trunk.safetensors")
+def test_convert_rejects_backbone_weights_for_a_model(backbone, make_model, tmp_path, monkeypatch):
+    export_file(backbone, tmp_path / "backbone.safetensors")
     monkeypatch.setattr("fcn_jax.convert.command._build", lambda spec, rngs: make_model(21))
     with pytest.raises(
         WeightsError, match="holds the backbone alone; convert it with --model resnet18"
     ):
-        convert_file(tmp_path / "trunk.safetensors", "fcn32s_resnet18", tmp_path / "out")
-    assert by_name("resnet18").head is None
+        convert_file(tmp_path / "backbone.safetensors", "fcn32s_resnet18", tmp_path / "out")
+    assert registered_spec("resnet18").head is None
 
 
 @pytest.mark.slow
-def test_a_network_trained_here_gives_the_same_logits_in_pytorch(torchvision, tmp_path):
+def test_trained_network_gives_the_same_logits_in_pytorch(torchvision, tmp_path):
     data = scenes.write_scenes(tmp_path / "data", train=16)
     recipe = tmp_path / "resnet.toml"
     recipe.write_text(scenes.RECIPE.replace('"tiny"', '"resnet18"'))
@@ -247,48 +250,48 @@ def test_a_network_trained_here_gives_the_same_logits_in_pytorch(torchvision, tm
 
 
 @pytest.fixture(scope="module")
-def trunk_state(make_resnet18):
+def backbone_state(make_resnet18):
     return {name: tensor.numpy() for name, tensor in make_resnet18().state_dict().items()}
 
 
-def test_a_whole_file_is_converted_without_drawing_anything(tmp_path, trunk_state, monkeypatch):
+def test_converts_a_complete_file_without_initializing(tmp_path, backbone_state, monkeypatch):
     traced = []
     build = command.build_backbone
 
     def watched(*args, **kwargs):
-        module, specs = build(*args, **kwargs)
+        module = build(*args, **kwargs)
         traced.append(isinstance(module.conv1.conv.kernel.get_value(), jax.core.Tracer))
-        return module, specs
+        return module
 
     monkeypatch.setattr(command, "build_backbone", watched)
-    files.write(tmp_path / "trunk.safetensors", trunk_state)
-    convert_file(tmp_path / "trunk.safetensors", "resnet18", tmp_path / "out")
+    files.write(tmp_path / "backbone.safetensors", backbone_state)
+    convert_file(tmp_path / "backbone.safetensors", "resnet18", tmp_path / "out")
     assert traced == [True]
     arrays = checkpoint.read_arrays(tmp_path / "out")
     np.testing.assert_array_equal(
         arrays["layer4.1.conv2.conv.kernel"],
-        trunk_state["layer4.1.conv2.weight"].transpose(2, 3, 1, 0),
+        backbone_state["layer4.1.conv2.weight"].transpose(2, 3, 1, 0),
     )
 
 
-def test_what_the_file_leaves_open_is_drawn_from_the_seed(tmp_path, trunk_state):
+def test_initializes_missing_tensors_from_the_seed(tmp_path, backbone_state):
     counts = "num_batches_tracked"
     partial = {
         name: value
-        for name, value in trunk_state.items()
+        for name, value in backbone_state.items()
         if name != "layer4.0.conv1.weight" and counts not in name
     }
-    files.write(tmp_path / "trunk.safetensors", partial)
-    record = convert_file(
-        tmp_path / "trunk.safetensors",
+    files.write(tmp_path / "backbone.safetensors", partial)
+    report = convert_file(
+        tmp_path / "backbone.safetensors",
         "resnet18",
         tmp_path / "out",
         reinit=["layer4.0.conv1.weight"],
         seed=3,
     )
-    assert record.reinit == ["backbone.layer4.0.conv1.conv.kernel"]
+    assert report.reinit == ["backbone.layer4.0.conv1.conv.kernel"]
     arrays = checkpoint.read_arrays(tmp_path / "out")
-    fresh = leaves(build_backbone(by_name("resnet18"), rngs=nnx.Rngs(3))[0])
+    fresh = leaves(build_backbone(registered_spec("resnet18"), rngs=nnx.Rngs(3)))
     assert arrays.keys() == fresh.keys()
     np.testing.assert_array_equal(
         arrays["layer4.0.conv1.conv.kernel"], fresh["layer4.0.conv1.conv.kernel"][...]

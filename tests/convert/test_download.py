@@ -1,4 +1,4 @@
-"""Published weights from a server on this machine: what is fetched, kept, and said when it goes wrong."""
+"""Downloads from a local server: retries, resumed transfers, verified hashes, error messages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from fcn_jax.api import Weights
-from fcn_jax.convert import download
+from fcn_jax.convert import hub
 from fcn_jax.errors import PluginError, WeightsError, WriteError
 
 BODY = bytes(range(256)) * 3000
@@ -52,7 +52,7 @@ def status(code: int) -> Answer:
 
 @dataclasses.dataclass
 class Server:
-    """Answers the requests in turn, the last answer for all that follow; notes the `Range` that each asked for."""
+    """Gives the answers in turn, then repeats the last one; records the `Range` of each request."""
 
     url: str
     answers: list[Answer]
@@ -87,11 +87,11 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def fails(cache: Path) -> Callable[..., str]:
-    """The message of a fetch that must fail and must leave nothing behind."""
+    """Return the message of a download that must fail and leave no file."""
 
     def check(weights: Weights) -> str:
         with pytest.raises(WeightsError) as caught:
-            download.fetch(weights, sleep=lambda seconds: None)
+            hub.fetch(weights, sleep=lambda seconds: None)
         assert not list(cache.iterdir())
         assert "\n" not in str(caught.value)
         return str(caught.value)
@@ -99,65 +99,60 @@ def fails(cache: Path) -> Callable[..., str]:
     return check
 
 
-def test_a_file_is_fetched_once_and_verified(server: Server, cache: Path) -> None:
-    path = download.fetch(Weights(server.url, DIGEST[:8]))
+def test_downloads_a_file_once_and_verifies_it(server: Server, cache: Path) -> None:
+    path = hub.fetch(Weights(server.url, DIGEST[:8]))
     assert path == cache / f"net a-{DIGEST[:8]}.pth"
     assert path.read_bytes() == BODY
     assert path.stat().st_mode & 0o444 == 0o444
-    assert download.fetch(Weights(server.url, DIGEST.upper())) == path
+    assert hub.fetch(Weights(server.url, DIGEST.upper())) == path
     assert server.ranges == [None], "the second call must not ask the server"
     assert list(cache.iterdir()) == [path]
 
 
-def test_a_name_that_has_the_hash_is_kept() -> None:
+def test_keeps_names_that_contain_the_hash() -> None:
     assert (
-        download.cached_path(Weights("https://example.org/net-f37072fd.pth", "f37072fd")).name
+        hub.cached_path(Weights("https://example.org/net-f37072fd.pth", "f37072fd")).name
         == "net-f37072fd.pth"
     )
 
 
-def test_a_damaged_file_in_the_cache_is_fetched_again(server: Server, cache: Path) -> None:
-    path = download.fetch(Weights(server.url, DIGEST[:8]))
+def test_downloads_a_damaged_file_again(server: Server, cache: Path) -> None:
+    path = hub.fetch(Weights(server.url, DIGEST[:8]))
     path.write_bytes(BODY[:-1])
-    assert download.fetch(Weights(server.url, DIGEST[:8])).read_bytes() == BODY
+    assert hub.fetch(Weights(server.url, DIGEST[:8])).read_bytes() == BODY
     assert len(server.ranges) == 2
 
 
-def test_a_transfer_that_breaks_off_goes_on_where_it_was(server: Server, cache: Path) -> None:
+def test_resumes_a_broken_transfer(server: Server, cache: Path) -> None:
     server.answers = [half, status(503), rest]
     waits: list[float] = []
-    assert download.fetch(Weights(server.url, DIGEST[:8]), sleep=waits.append).read_bytes() == BODY
+    assert hub.fetch(Weights(server.url, DIGEST[:8]), sleep=waits.append).read_bytes() == BODY
     assert server.ranges == [None, *[f"bytes={len(BODY) // 2}-"] * 2]
     assert waits == [1, 2]
 
 
-def test_a_server_that_cannot_go_on_starts_again(server: Server, cache: Path) -> None:
+def test_restarts_if_the_server_cannot_resume(server: Server, cache: Path) -> None:
     server.answers = [half, whole]
     assert (
-        download.fetch(Weights(server.url, DIGEST[:8]), sleep=lambda seconds: None).read_bytes()
-        == BODY
+        hub.fetch(Weights(server.url, DIGEST[:8]), sleep=lambda seconds: None).read_bytes() == BODY
     )
 
 
-def test_a_transfer_that_always_breaks_off_is_given_up(
-    server: Server, fails: Callable[..., str]
-) -> None:
+def test_gives_up_after_three_attempts(server: Server, fails: Callable[..., str]) -> None:
     server.answers = [half]
     message = fails(Weights(server.url, DIGEST[:8]))
     assert f"the connection ended after {len(BODY) // 2} of {len(BODY)} bytes" in message
     assert len(server.ranges) == 3
 
 
-def test_another_hash_is_an_error_that_names_both(
-    server: Server, fails: Callable[..., str]
-) -> None:
+def test_rejects_a_wrong_hash_and_names_both(server: Server, fails: Callable[..., str]) -> None:
     message = fails(Weights(server.url, "01234567"))
     assert f"begins with {DIGEST[:8]}, expected is 01234567" in message
     assert server.url in message
 
 
 @pytest.mark.parametrize(("code", "requests"), [(404, 1), (500, 3)])
-def test_an_error_of_the_server_is_told_with_its_number(
+def test_reports_the_servers_status_code(
     server: Server, fails: Callable[..., str], code: int, requests: int
 ) -> None:
     server.answers = [status(code)]
@@ -167,9 +162,7 @@ def test_an_error_of_the_server_is_told_with_its_number(
     assert len(server.ranges) == requests
 
 
-def test_without_a_connection_the_message_says_where_to_put_the_file(
-    fails: Callable[..., str], cache: Path
-) -> None:
+def test_offline_error_names_the_place_for_the_file(fails: Callable[..., str], cache: Path) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # bound and not listening: a connection is refused
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/net.pth"
@@ -178,35 +171,35 @@ def test_without_a_connection_the_message_says_where_to_put_the_file(
     assert "refused" in message
     assert f"put it at {cache / f'net-{DIGEST[:8]}.pth'}" in message
     (cache / f"net-{DIGEST[:8]}.pth").write_bytes(b"another")
-    with pytest.raises(WeightsError, match="what is there has SHA-256"):
-        download.fetch(Weights(url, DIGEST[:8]))
+    with pytest.raises(WeightsError, match="the file there has SHA-256"):
+        hub.fetch(Weights(url, DIGEST[:8]))
     (cache / f"net-{DIGEST[:8]}.pth").write_bytes(BODY)
-    assert download.fetch(Weights(url, DIGEST[:8])).read_bytes() == BODY
+    assert hub.fetch(Weights(url, DIGEST[:8])).read_bytes() == BODY
 
 
-def test_a_cache_that_cannot_be_written_is_named(
+def test_names_a_cache_that_cannot_be_written(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("FCN_JAX_CACHE", str(tmp_path / "file"))
     with pytest.raises(WriteError, match=r"file.*cannot be written"):
-        download.fetch(Weights(server.url, DIGEST[:8]))
+        hub.fetch(Weights(server.url, DIGEST[:8]))
 
 
 @pytest.mark.parametrize("digits", ["", "f37072f", "nothexdigits"])
-def test_weights_must_be_registered_with_a_hash(digits: str) -> None:
+def test_rejects_weights_without_a_hash(digits: str) -> None:
     with pytest.raises(PluginError, match="8 to 64 hex digits"):
-        download.fetch(Weights("http://127.0.0.1/net.pth", digits))
+        hub.fetch(Weights("http://127.0.0.1/net.pth", digits))
 
 
-def test_a_bar_is_drawn_on_a_terminal_only(
+def test_shows_progress_on_a_terminal_only(
     server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = download.fetch(Weights(server.url, DIGEST[:8]))
+    path = hub.fetch(Weights(server.url, DIGEST[:8]))
     assert capsys.readouterr() == ("", "")
     path.unlink()
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    download.fetch(Weights(server.url, DIGEST[:8]))
+    hub.fetch(Weights(server.url, DIGEST[:8]))
     shown = capsys.readouterr()
     assert "net a" in shown.err
     assert shown.out == ""

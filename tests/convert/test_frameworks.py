@@ -1,4 +1,4 @@
-"""Weights as training frameworks and users save them: under keys, prefixes and next to other things, and always with the right values."""
+"""Checkpoints of training frameworks: weights under keys and prefixes, next to other values."""
 
 import argparse
 import collections
@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fcn_jax.convert.engine import leaves, load_torch, to_torch
-from fcn_jax.convert.initial import load_initial
+from fcn_jax.convert.export import to_torch
+from fcn_jax.convert.load import init_from, load_torch
 from fcn_jax.errors import WeightsError
-from fcn_jax.models.segmenter import build_model
+from fcn_jax.models.build import build_model
+from fcn_jax.models.names import leaves
 from fcn_jax.pytorch import files
 
 torch = pytest.importorskip("torch")
@@ -25,7 +26,7 @@ CLASSES = 3
 
 
 def tensors_of(seed, classes=CLASSES, head="fcn"):
-    """A state dict of the backbone `tiny` with a head, with values of its own."""
+    """A state dict of the backbone `tiny` with a head, with values that depend on the seed."""
     shapes = {
         "backbone.conv1.weight": (8, 3, 5, 5),
         "backbone.conv1.bias": (8,),
@@ -58,7 +59,7 @@ def tensors_of(seed, classes=CLASSES, head="fcn"):
 
 
 WHOLE, AVERAGE = tensors_of(1), tensors_of(2)
-TRUNK = {
+BACKBONE = {
     name.removeprefix("backbone."): value
     for name, value in WHOLE.items()
     if name.startswith("backbone.")
@@ -71,7 +72,7 @@ def prefixed(prefix, tensors):
 
 @pytest.fixture(scope="module")
 def make(tiny_plugin):
-    """Models with shapes instead of values: (head, classes) -> one, a new one each time."""
+    """(head, classes) -> a new model with shapes instead of values."""
     known = {}
 
     def make(head="fcn", classes=CLASSES):
@@ -91,7 +92,7 @@ def assert_holds(model, expected):
         assert found[name].tobytes() == value.numpy().tobytes(), name
 
 
-def assert_trunk(model, expected=WHOLE):
+def assert_backbone(model, expected=WHOLE):
     backbone = leaves(model)
     np.testing.assert_array_equal(
         backbone["backbone.conv1.conv.kernel"][...],
@@ -107,7 +108,7 @@ def assert_trunk(model, expected=WHOLE):
 
 
 class AttributeDict(dict):
-    """As Lightning's hyper_parameters and mmengine's ConfigDict: a dict of a class that need not be installed."""
+    """A dict of a class that may not be installed, as Lightning's hyper_parameters."""
 
     def __getattr__(self, name):
         return self[name]
@@ -131,7 +132,7 @@ def optimizer():
     return made.state_dict()
 
 
-BESIDE = {
+OTHER_VALUES = {
     "epoch": 3,
     "best_miou": np.float64(0.5),
     "curve": np.arange(3),
@@ -154,26 +155,26 @@ BESIDE = {
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 @pytest.mark.parametrize("archive", [True, False])
-def test_settings_and_scores_beside_the_weights_do_no_harm(make, tmp_path, protocol, archive):
+def test_ignores_settings_and_scores(make, tmp_path, protocol, archive):
     path = tmp_path / "last.ckpt"
     torch.save(
-        {"state_dict": prefixed("model.", WHOLE), **BESIDE},
+        {"state_dict": prefixed("model.", WHOLE), **OTHER_VALUES},
         path,
         pickle_protocol=protocol,
         _use_new_zipfile_serialization=archive,
     )
     model = make()
-    record = load_torch(model, path)
+    report = load_torch(model, path)
     assert_holds(model, WHOLE)
-    assert (record.key, record.stripped, record.scope, record.dropped) == (
+    assert (report.key, report.stripped, report.scope, report.dropped) == (
         "state_dict",
         "model.",
         "model",
         {},
     )
-    assert set(record.beside) == set(BESIDE)
-    assert "under 'state_dict', without 'model.'" in str(record)
-    assert "not weights: epoch" in str(record)
+    assert set(report.not_weights) == set(OTHER_VALUES)
+    assert "under 'state_dict', without 'model.'" in str(report)
+    assert "not weights: epoch" in str(report)
 
 
 def lightning():
@@ -322,13 +323,13 @@ WRAPPED = {
 
 
 @pytest.mark.parametrize("name", WRAPPED)
-def test_wrappings_are_seen_through(make, tmp_path, name):
+def test_loads_checkpoints_of_frameworks(make, tmp_path, name):
     contents, key, prefix, dropped = WRAPPED[name]
     torch.save(contents(), tmp_path / "weights")
     model = make()
-    record = load_torch(model, tmp_path / "weights")
+    report = load_torch(model, tmp_path / "weights")
     assert_holds(model, WHOLE)
-    assert (record.key, record.stripped, record.scope, set(record.dropped)) == (
+    assert (report.key, report.stripped, report.scope, set(report.dropped)) == (
         key,
         prefix,
         "model",
@@ -340,44 +341,42 @@ def test_wrappings_are_seen_through(make, tmp_path, name):
         assert_holds(model, WHOLE)
 
 
-def test_parts_in_dicts_of_their_own_are_put_together(make, tmp_path):
+def test_joins_parts_in_separate_dicts(make, tmp_path):
     parts = {
         part: {n.removeprefix(f"{part}."): v for n, v in WHOLE.items() if n.startswith(part)}
         for part in ("backbone", "classifier")
     }
     torch.save({"epoch": 3, "state": parts}, tmp_path / "a.pth")
     model = make()
-    record = load_torch(model, tmp_path / "a.pth")
+    report = load_torch(model, tmp_path / "a.pth")
     assert_holds(model, WHOLE)
-    assert record.beside == ["epoch"]
+    assert report.not_weights == ["epoch"]
 
 
-def test_wrappers_of_parts_are_taken_off_within_names(make, tmp_path):
+def test_strips_wrappers_within_names(make, tmp_path):
     part = {
         name.replace("backbone.", "backbone._orig_mod."): value for name, value in WHOLE.items()
     }
     torch.save(prefixed("module.", part), tmp_path / "a.pth")
     model = make()
-    record = load_torch(model, tmp_path / "a.pth")
+    report = load_torch(model, tmp_path / "a.pth")
     assert_holds(model, WHOLE)
-    assert record.stripped == "module."
-    assert record.in_file("backbone.conv1.weight") == "module.backbone._orig_mod.conv1.weight"
-    assert record.in_file("classifier.4.bias") == "module.classifier.4.bias"
-    assert "without _orig_mod within names" in str(record)
+    assert report.stripped == "module."
+    assert report.in_file("backbone.conv1.weight") == "module.backbone._orig_mod.conv1.weight"
+    assert report.in_file("classifier.4.bias") == "module.classifier.4.bias"
+    assert "without _orig_mod within names" in str(report)
 
 
 @pytest.mark.parametrize("key", ["model_ema", "state_dict_ema", "nested.ema"])
-def test_of_equal_networks_the_plain_one_is_read_and_the_other_named_and_chosen_by_key(
-    make, tmp_path, key
-):
+def test_prefers_weights_over_averages_and_key_selects_them(make, tmp_path, key):
     average = {"nested": {"ema": AVERAGE}} if "." in key else {key: AVERAGE}
     torch.save({**average, "model": WHOLE}, tmp_path / "a.pth")
     model = make()
-    record = load_torch(model, tmp_path / "a.pth")
+    report = load_torch(model, tmp_path / "a.pth")
     assert_holds(model, WHOLE)
-    assert record.also_fits == [key]
-    assert f"--key {key}" in str(record)
-    assert "read 'model'" in str(record)
+    assert report.also_fits == [key]
+    assert f"--key {key}" in str(report)
+    assert "loaded 'model'" in str(report)
     model = make()
     assert load_torch(model, tmp_path / "a.pth", key=key).key == key
     assert_holds(model, AVERAGE)
@@ -387,17 +386,17 @@ def test_of_equal_networks_the_plain_one_is_read_and_the_other_named_and_chosen_
         load_torch(model, tmp_path / "a.pth", key="emma")
 
 
-def test_a_prefix_is_a_key_too(make):
+def test_key_selects_a_prefix(make):
     tensors = {**prefixed("net_b.", AVERAGE), **prefixed("net_a.", WHOLE)}
     model = make()
-    record = load_torch(model, tensors)
+    report = load_torch(model, tensors)
     assert_holds(model, AVERAGE)
-    assert record.also_fits == ["net_a"]
+    assert report.also_fits == ["net_a"]
     load_torch(model, tensors, key="net_a")
     assert_holds(model, WHOLE)
 
 
-TRUNKS = {
+BACKBONES = {
     "bare": ({}, ""),
     "SMP": (
         {
@@ -421,11 +420,11 @@ TRUNKS = {
 }
 
 
-@pytest.mark.parametrize("name", TRUNKS)
+@pytest.mark.parametrize("name", BACKBONES)
 @pytest.mark.parametrize("head", ["fcn32s", "fcn"])
-def test_a_backbone_inside_a_whole_network_starts_another_head(make, tmp_path, name, head):
-    others, prefix = TRUNKS[name]
-    torch.save({"state_dict": {**prefixed(prefix, TRUNK), **others}}, tmp_path / "a.pth")
+def test_loads_the_backbone_of_another_network(make, tmp_path, name, head):
+    others, prefix = BACKBONES[name]
+    torch.save({"state_dict": {**prefixed(prefix, BACKBONE), **others}}, tmp_path / "a.pth")
     if others:
         with pytest.raises(
             WeightsError, match=r"surplus \d: .*--reinit head.*--drop GLOB"
@@ -433,15 +432,15 @@ def test_a_backbone_inside_a_whole_network_starts_another_head(make, tmp_path, n
             load_torch(make(head), tmp_path / "a.pth")
         assert all(other in str(caught.value) for other in others)
     model = make(head)
-    record = load_torch(model, tmp_path / "a.pth", reinit=["head"])
-    assert_trunk(model)
-    assert (record.scope, record.stripped, set(record.dropped)) == ("backbone", prefix, set(others))
-    assert all("another head" in reason for reason in record.dropped.values())
-    assert all(other in str(record) for other in others)
+    report = load_torch(model, tmp_path / "a.pth", reinit=["head"])
+    assert_backbone(model)
+    assert (report.scope, report.stripped, set(report.dropped)) == ("backbone", prefix, set(others))
+    assert all("another head" in reason for reason in report.dropped.values())
+    assert all(other in str(report) for other in others)
     model = make(head)
-    record = load_torch(model, tmp_path / "a.pth", drop=list(others))
-    assert_trunk(model)
-    assert all("on purpose (--drop" in reason for reason in record.dropped.values())
+    report = load_torch(model, tmp_path / "a.pth", drop=list(others))
+    assert_backbone(model)
+    assert all("on purpose (--drop" in reason for reason in report.dropped.values())
 
 
 HEAD = {
@@ -450,30 +449,30 @@ HEAD = {
     if name.startswith("classifier.")
 }
 OTHER_HEAD = {f"blocks.{name}": torch.ones(3, 8, 1, 1) for name in ("0.weight", "1.weight")}
-APART = {
+SEPARATE = {
     "encoder and decoder": (
-        lambda: {"epoch": 1, "encoder": TRUNK, "decoder": OTHER_HEAD},
+        lambda: {"epoch": 1, "encoder": BACKBONE, "decoder": OTHER_HEAD},
         "decoder",
     ),
     "of a network under a key": (
-        lambda: {"epoch": 1, "model": {"backbone": TRUNK, "head": OTHER_HEAD}},
+        lambda: {"epoch": 1, "model": {"backbone": BACKBONE, "head": OTHER_HEAD}},
         "model.head",
     ),
     "with keys between": (
-        lambda: {"net_backbone": {"state_dict": TRUNK}, "net_top": {"state_dict": OTHER_HEAD}},
+        lambda: {"net_backbone": {"state_dict": BACKBONE}, "net_top": {"state_dict": OTHER_HEAD}},
         "net_top",
     ),
     "an average of a network": (
-        lambda: {"ema": {"encoder": TRUNK, "decoder": OTHER_HEAD}},
+        lambda: {"ema": {"encoder": BACKBONE, "decoder": OTHER_HEAD}},
         "ema.decoder",
     ),
-    "among the backbone's tensors": (lambda: {**TRUNK, "head": OTHER_HEAD}, "head"),
+    "among the backbone's tensors": (lambda: {**BACKBONE, "head": OTHER_HEAD}, "head"),
 }
 
 
-@pytest.mark.parametrize("name", APART)
-def test_a_head_in_a_dict_of_its_own_is_not_lost_in_silence(make, tmp_path, name):
-    make_contents, key = APART[name]
+@pytest.mark.parametrize("name", SEPARATE)
+def test_reports_a_head_in_a_separate_dict(make, tmp_path, name):
+    make_contents, key = SEPARATE[name]
     torch.save(make_contents(), tmp_path / "a.pth")
     with pytest.raises(
         WeightsError,
@@ -485,33 +484,35 @@ def test_a_head_in_a_dict_of_its_own_is_not_lost_in_silence(make, tmp_path, name
         ({"drop": [key]}, "on purpose"),
     ):
         model = make()
-        record = load_torch(model, tmp_path / "a.pth", **options)
-        assert_trunk(model)
-        assert len(record.dropped) == 2
+        report = load_torch(model, tmp_path / "a.pth", **options)
+        assert_backbone(model)
+        assert len(report.dropped) == 2
         assert all(
-            name.startswith(f"{key}.") and reason in why for name, why in record.dropped.items()
+            name.startswith(f"{key}.") and reason in why for name, why in report.dropped.items()
         )
 
 
-def test_a_head_under_the_key_that_the_refusal_advises_is_loaded(make, tmp_path):
-    torch.save({"trunk": TRUNK, "top": HEAD}, tmp_path / "a.pth")
+def test_loads_a_head_saved_as_the_error_advises(make, tmp_path):
+    torch.save({"backbone": BACKBONE, "top": HEAD}, tmp_path / "a.pth")
     with pytest.raises(
         WeightsError,
         match=r"under 'top' \(8 tensors\).*save both .*under the keys 'backbone' and 'classifier'",
     ):
         load_torch(make(), tmp_path / "a.pth")
-    torch.save({"epoch": 1, "model": {"backbone": TRUNK, "classifier": HEAD}}, tmp_path / "a.pth")
+    torch.save(
+        {"epoch": 1, "model": {"backbone": BACKBONE, "classifier": HEAD}}, tmp_path / "a.pth"
+    )
     model = make()
     assert load_torch(model, tmp_path / "a.pth").scope == "model"
     assert_holds(model, WHOLE)
 
 
-def test_copies_averages_losses_and_optimizers_beside_a_backbone_are_no_head(make, tmp_path):
+def test_copies_averages_losses_and_optimizers_are_not_a_head(make, tmp_path):
     contents = {
-        "model": TRUNK,
-        "pretrained": {name: value + 1 for name, value in TRUNK.items()},
-        "same": TRUNK,
-        "teacher": {"backbone": TRUNK, "head": OTHER_HEAD},
+        "model": BACKBONE,
+        "pretrained": {name: value + 1 for name, value in BACKBONE.items()},
+        "same": BACKBONE,
+        "teacher": {"backbone": BACKBONE, "head": OTHER_HEAD},
         "ema": OTHER_HEAD,
         "criterion": {"centers.weight": torch.ones(3, 8)},
         "opt": {"state": {0: {"exp_avg": torch.ones(3, 8, 1, 1)}}},
@@ -520,33 +521,35 @@ def test_copies_averages_losses_and_optimizers_beside_a_backbone_are_no_head(mak
     }
     torch.save(contents, tmp_path / "a.pth")
     model = make()
-    record = load_torch(model, tmp_path / "a.pth")
-    assert_trunk(model)
-    assert (record.key, record.scope, record.dropped) == ("model", "backbone", {})
-    assert record.beside == ["opt", "class_weights", "epoch"]
-    assert record.others == ["pretrained", "same", "teacher", "ema", "criterion"]
+    report = load_torch(model, tmp_path / "a.pth")
+    assert_backbone(model)
+    assert (report.key, report.scope, report.dropped) == ("model", "backbone", {})
+    assert report.not_weights == ["opt", "class_weights", "epoch"]
+    assert report.other_weights == ["pretrained", "same", "teacher", "ema", "criterion"]
     assert (
-        "other weights, left: pretrained, same, teacher, ema, criterion; not weights: opt"
-        in str(record)
+        "other weights, not loaded: pretrained, same, teacher, ema, criterion; not weights: opt"
+        in str(report)
     )
 
 
-def test_a_deeper_network_is_no_other_head(make):
+def test_rejects_surplus_within_the_backbone(make):
     with pytest.raises(WeightsError, match=r"surplus 1: conv2\.extra\.weight"):
-        load_torch(make("fcn32s"), {**TRUNK, "conv2.extra.weight": torch.ones(1)}, reinit=["head"])
+        load_torch(
+            make("fcn32s"), {**BACKBONE, "conv2.extra.weight": torch.ones(1)}, reinit=["head"]
+        )
 
 
-def test_the_same_head_with_other_classes_is_drawn_anew_and_nothing_is_left(make):
+def test_reinitializes_a_head_with_other_classes(make):
     model = make("fcn", 5)
-    record = load_torch(model, WHOLE, reinit=["head"])
-    assert_trunk(model)
-    assert (record.scope, record.dropped) == ("model", {})
-    assert sorted(record.reinit) == sorted(
+    report = load_torch(model, WHOLE, reinit=["head"])
+    assert_backbone(model)
+    assert (report.scope, report.dropped) == ("model", {})
+    assert sorted(report.reinit) == sorted(
         path for path in leaves(model) if path.startswith("head.")
     )
 
 
-def test_surplus_is_dropped_by_globs_with_or_without_the_prefix(make):
+def test_drop_globs_match_with_or_without_the_prefix(make):
     tensors = prefixed(
         "module.",
         {**WHOLE, "extra.a": torch.ones(1), "extra.b": torch.ones(1), "other": torch.ones(2)},
@@ -554,37 +557,37 @@ def test_surplus_is_dropped_by_globs_with_or_without_the_prefix(make):
     model = make()
     with pytest.raises(
         WeightsError,
-        match=r"surplus 3: extra\.a, extra\.b, other; all of the model is there: .*--drop GLOB",
+        match=r"surplus 3: extra\.a, extra\.b, other; the model is complete: .*--drop GLOB",
     ):
         load_torch(model, tensors)
-    record = load_torch(model, tensors, drop=["extra", "module.oth*"])
+    report = load_torch(model, tensors, drop=["extra", "module.oth*"])
     assert_holds(model, WHOLE)
-    assert record.dropped == {
-        "extra.a": "left out on purpose (--drop extra)",
-        "extra.b": "left out on purpose (--drop extra)",
-        "other": "left out on purpose (--drop module.oth*)",
+    assert report.dropped == {
+        "extra.a": "dropped on purpose (--drop extra)",
+        "extra.b": "dropped on purpose (--drop extra)",
+        "other": "dropped on purpose (--drop module.oth*)",
     }
     with pytest.raises(WeightsError, match=r"--drop matches nothing: nowhere"):
         load_torch(make(), WHOLE, drop=["nowhere"])
 
 
-def test_what_the_model_needs_cannot_be_dropped_but_is_missing(make):
+def test_dropped_tensors_that_the_model_needs_are_missing(make):
     with pytest.raises(
         WeightsError,
         match=r"missing 1: backbone\.conv1\.bias \(dropped by --drop \*\.conv1\.bias\)",
     ):
         load_torch(make(), WHOLE, drop=["*.conv1.bias"])
     model = make()
-    record = load_torch(model, WHOLE, drop=["*.num_batches_tracked"])
-    assert sorted(record.absent) == [
+    report = load_torch(model, WHOLE, drop=["*.num_batches_tracked"])
+    assert sorted(report.absent) == [
         "backbone.bn1.num_batches_tracked",
         "head.bn1.num_batches_tracked",
     ]
 
 
-def test_an_auxiliary_head_that_is_not_asked_for_is_left(make):
+def test_drops_an_unused_auxiliary_head(make):
     model = make()
-    record = load_torch(
+    report = load_torch(
         model,
         {
             **WHOLE,
@@ -596,11 +599,11 @@ def test_an_auxiliary_head_that_is_not_asked_for_is_left(make):
         },
     )
     assert_holds(model, WHOLE)
-    assert len(record.dropped) == 8
-    assert all("auxiliary head" in reason for reason in record.dropped.values())
+    assert len(report.dropped) == 8
+    assert all("auxiliary head" in reason for reason in report.dropped.values())
 
 
-def test_a_checkpoint_with_another_head_starts_a_new_one(make, tmp_path):
+def test_starts_a_new_head_from_a_checkpoint_with_another(make, tmp_path):
     from fcn_jax import checkpoint
 
     source = build_model("tiny", "fcn", CLASSES, rngs=nnx.Rngs(0))
@@ -609,16 +612,16 @@ def test_a_checkpoint_with_another_head_starts_a_new_one(make, tmp_path):
         tmp_path / "c", checkpoint.describe(source.spec), checkpoint.arrays(source)
     )
     model = make("fcn32s")
-    record = load_initial(model, tmp_path / "c", reinit=["head"])
-    assert_trunk(model)
-    assert set(record.dropped) == {
+    report = init_from(model, tmp_path / "c", reinit=["head"])
+    assert_backbone(model)
+    assert set(report.dropped) == {
         path
         for path in leaves(source)
         if path.startswith("head.") and path.split(".")[1] != "final_conv"
     }
 
 
-# ---------------------------------------------------------------------------------------------------------------- nothing of it runs
+# ------------------------------------------------------------------------- code in files never runs
 
 
 class Calls:
@@ -652,7 +655,7 @@ HARMLESS = {"a function of the file's author", "getattr", "a method", "numpy"}
 @pytest.mark.parametrize("place", ["weights", "hyper_parameters", "metadata"])
 @pytest.mark.parametrize("archive", [True, False])
 @pytest.mark.parametrize("name", MALICIOUS)
-def test_no_code_of_a_file_runs(make, tmp_path, name, archive, place):
+def test_runs_no_code_of_a_file(make, tmp_path, name, archive, place):
     mark = tmp_path / "mark"
     evil = MALICIOUS[name](mark)
     if place == "metadata":
@@ -697,7 +700,7 @@ def test_instructions_of_old_pickles_call_nothing(tmp_path):
     assert not mark.exists()
 
 
-def test_a_whole_pickled_network_is_refused_with_advice(tmp_path):
+def test_rejects_a_pickled_network_with_advice(tmp_path):
     for contents in (torch.nn.Conv2d(1, 1, 1), {"epoch": 1, "model": torch.nn.Conv2d(1, 1, 1)}):
         torch.save(contents, tmp_path / "a.pth")
         with pytest.raises(
@@ -707,14 +710,14 @@ def test_a_whole_pickled_network_is_refused_with_advice(tmp_path):
             files.read(tmp_path / "a.pth")
 
 
-def test_a_network_pickled_beside_its_weights_is_left(make, tmp_path):
+def test_ignores_a_pickled_network_next_to_weights(make, tmp_path):
     torch.save({"state_dict": WHOLE, "ema": torch.nn.Conv2d(1, 1, 1)}, tmp_path / "a.pth")
     model = make()
-    assert load_torch(model, tmp_path / "a.pth").beside == ["ema"]
+    assert load_torch(model, tmp_path / "a.pth").not_weights == ["ema"]
     assert_holds(model, WHOLE)
 
 
-def test_plain_pickles_of_tensors_and_arrays_are_read(tmp_path):
+def test_reads_plain_pickles_of_tensors_and_arrays(tmp_path):
     for contents in (WHOLE, {name: value.numpy() for name, value in WHOLE.items()}):
         (tmp_path / "a.pkl").write_bytes(pickle.dumps({"model": contents}))
         found = files.read(tmp_path / "a.pkl")

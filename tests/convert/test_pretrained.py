@@ -1,19 +1,19 @@
+"""`fcn_jax.load`: registered models with their published weights."""
+
 import numpy as np
 import pytest
 from flax import nnx
 
 import fcn_jax
 from fcn_jax.errors import ConfigError, WeightsError
-from fcn_jax.models.segmenter import by_name
+from fcn_jax.models.spec import registered_spec
 from fcn_jax.plugins import registry
 from fcn_jax.verify.reference import randomize_batch_norm
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["fcn_resnet50", "fcn_resnet101"])
-def test_torchvisions_own_model_with_its_auxiliary_head_loads_and_gives_its_logits(
-    torchvision, name
-):
+def test_loads_torchvision_models_and_gives_their_logits(torchvision, name):
     import torch
 
     torch.manual_seed(0)
@@ -34,7 +34,7 @@ def test_torchvisions_own_model_with_its_auxiliary_head_loads_and_gives_its_logi
 
 
 @pytest.mark.slow
-def test_the_auxiliary_head_can_be_left_out(torchvision):
+def test_loads_without_the_auxiliary_head(torchvision):
     import torch
 
     make = torchvision.models.segmentation.fcn_resnet50
@@ -45,19 +45,21 @@ def test_the_auxiliary_head_can_be_left_out(torchvision):
     make(weights=None, weights_backbone=None, aux_loss=False).load_state_dict(back, strict=True)
 
 
-def test_published_weights_are_declared_with_the_hash_in_their_name():
+def test_published_weights_have_the_hash_in_their_name():
     for name in ("fcn_resnet50", "fcn_resnet101"):
         published = registry.default().model(name).weights["COCO_WITH_VOC_LABELS_V1"]
         assert published.url.endswith(f"{name}_coco-{published.sha256}.pth")
-        assert by_name(name).output_stride == 8
+        assert registered_spec(name).output_stride == 8
 
 
-def test_a_backbone_is_no_whole_model():
-    with pytest.raises(ConfigError, match="'resnet18' is a backbone; load takes whole models"):
+def test_rejects_a_backbone():
+    with pytest.raises(
+        ConfigError, match="'resnet18' is a backbone; load needs a model with a head"
+    ):
         fcn_jax.load("resnet18", {})
 
 
-def test_a_missing_name_is_told_with_the_nearest():
+def test_unknown_weights_name_the_nearest():
     with pytest.raises(
         WeightsError,
         match=r"COCO_WITH_VOC_LABELS_V2: no such weights.*Did you mean 'COCO_WITH_VOC_LABELS_V1'",

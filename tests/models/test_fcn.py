@@ -7,7 +7,7 @@ from flax import nnx
 from fcn_jax import checkpoint, nn
 from fcn_jax.api import FeatureSpec, Preprocess
 from fcn_jax.config import OptimConfig
-from fcn_jax.convert.engine import load_by_table
+from fcn_jax.convert.load import import_by_table
 from fcn_jax.models.fcn import FCN32S
 from fcn_jax.models.names import leaves
 from fcn_jax.models.segmenter import ModelSpec, build
@@ -128,7 +128,7 @@ def test_the_torch_reference_of_a_backbone_that_pads_begins_at_the_image():
     options = FCN32S.options(upsampling="fixed")
     head = FCN32S.build(options, [padded], num_classes=1, rngs=nnx.Rngs(0))
     reference = FCN32S.torch.reference(options, features=[padded], num_classes=1)
-    load_by_table(head, reference.state_dict(), FCN32S.torch.tables(options)["torchvision"])
+    import_by_table(head, reference.state_dict(), FCN32S.torch.tables(options)["torchvision"])
     x = np.random.default_rng(0).standard_normal((1, 4, 5, 2), np.float32)
     theirs = reference(torch.tensor(x.transpose(0, 3, 1, 2))).detach().numpy()[0, 0, :16, :24]
     np.testing.assert_allclose(

@@ -12,7 +12,8 @@ import pytest
 from flax import nnx
 
 from fcn_jax import load_torch
-from fcn_jax.convert.engine import export, tables
+from fcn_jax.convert.export import export_leaves
+from fcn_jax.convert.tables import tables
 from fcn_jax.models.names import named
 from fcn_jax.train.losses import cross_entropy
 
@@ -57,7 +58,7 @@ def test_every_parameters_gradient_is_as_near_the_truth_as_pytorchs(
             )
         )(params)
 
-    ours = export(named(gradient(params)), tables(model.spec)["model", "d2l"])
+    ours = export_leaves(named(gradient(params)), tables(model.spec)["model", "d2l"])
 
     def error(found: dict[str, np.ndarray], name: str) -> float:
         return float(np.linalg.norm(found[name] - truth[name]) / np.linalg.norm(truth[name]))

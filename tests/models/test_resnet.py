@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fcn_jax.convert.engine import load_into, tables
+from fcn_jax.convert.load import import_weights
+from fcn_jax.convert.tables import tables
 from fcn_jax.models.names import leaves
 from fcn_jax.models.resnet import BasicBlock, Stage, stages
 from fcn_jax.models.segmenter import ModelSpec, build_backbone
@@ -53,7 +54,7 @@ def features_of_both(name, output_stride, reference, size):
     state = {
         key: value for key, value in reference.state_dict().items() if not key.startswith("fc.")
     }
-    load_into(trunk, spec, state)
+    import_weights(trunk, spec, state)
     x = np.random.default_rng(0).standard_normal((2, *size, 3), np.float32)
     graphdef, arrays = nnx.split(trunk)
     ours = jax.jit(
@@ -117,7 +118,7 @@ def test_names_shapes_and_counts_are_torchvisions(torchvision, name):
     tensors = {
         key: np.broadcast_to(np.zeros((), np.float32), shape) for key, shape in theirs.items()
     }
-    record = load_into(trunk, spec, tensors)
+    record = import_weights(trunk, spec, tensors)
     assert len(record.loaded) == len(theirs) - 2
     assert set(record.dropped) == {"fc.weight", "fc.bias"}
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(trunk, nnx.Param)))

@@ -7,8 +7,9 @@ import pytest
 from flax import nnx
 
 from fcn_jax.api import FeatureSpec
-from fcn_jax.convert.engine import leaves, load_torch
+from fcn_jax.convert.load import load_torch
 from fcn_jax.errors import ConfigError, PluginError
+from fcn_jax.models.names import leaves
 from fcn_jax.models.segmenter import ModelSpec, Segmenter, build, build_model, by_name
 
 

@@ -9,7 +9,8 @@ from flax import nnx
 
 from fcn_jax import nn, verify_model
 from fcn_jax.api import Model, ModelSpec
-from fcn_jax.convert.engine import load_torch, to_torch
+from fcn_jax.convert.export import to_torch
+from fcn_jax.convert.load import load_torch
 from fcn_jax.errors import ConfigError, PluginError, WeightsError
 from fcn_jax.models.build import build
 from fcn_jax.models.spec import registered_spec

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from fcn_jax.convert.engine import load_into, tables
+from fcn_jax.convert.load import import_weights
+from fcn_jax.convert.tables import tables
 from fcn_jax.errors import ConfigError, FcnJaxError, PluginError
 from fcn_jax.models.build import build
 from fcn_jax.models.spec import resolve
@@ -61,7 +62,7 @@ def check_model(model: str | Model, *, progress: Progress = ignore) -> None:
     progress(f"{label}: tensors of the PyTorch reference")
     reference: Any = reference_model(num_classes=spec.num_classes, aux=spec.aux_head is not None)
     try:
-        load_into(abstract, spec, reference.state_dict())
+        import_weights(abstract, spec, reference.state_dict())
     except FcnJaxError as error:
         raise AssertionError(f"{label} against its PyTorch reference: {error}") from error
 

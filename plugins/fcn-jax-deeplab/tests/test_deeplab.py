@@ -15,8 +15,9 @@ from flax import nnx
 
 import fcn_jax
 from fcn_jax.api import FeatureSpec
-from fcn_jax.convert.engine import load_torch, to_torch
-from fcn_jax.convert.named_weights import available
+from fcn_jax.convert.export import to_torch
+from fcn_jax.convert.hub import available
+from fcn_jax.convert.load import load_torch
 from fcn_jax.data.shapes import draw_scene
 from fcn_jax.errors import ConfigError
 from fcn_jax.models.names import leaves

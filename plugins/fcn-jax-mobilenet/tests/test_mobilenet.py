@@ -9,8 +9,11 @@ import pytest
 from fcn_jax_mobilenet.mobilenet import MOBILENET_V2, MOBILENET_V3_LARGE, MOBILENET_V3_SMALL
 from flax import nnx
 
-from fcn_jax.convert.engine import export_from, leaves, load_into, load_torch, tables, to_torch
+from fcn_jax.convert.export import export_weights, to_torch
+from fcn_jax.convert.load import import_weights, load_torch
+from fcn_jax.convert.tables import tables
 from fcn_jax.errors import ConfigError
+from fcn_jax.models.names import leaves
 from fcn_jax.models.segmenter import ModelSpec, build_backbone, build_model
 from fcn_jax.plugins import registry
 from fcn_jax.testing import check_backbone
@@ -157,7 +160,7 @@ def test_initial_values_are_drawn_as_torchvisions(torchvision, name):
     torch.manual_seed(0)
     backbone = BACKBONES[name]
     theirs = backbone.torch.reference(options=backbone.options(), output_stride=32).state_dict()
-    ours = export_from(
+    ours = export_weights(
         build_backbone(ModelSpec(name, None), rngs=nnx.Rngs(0))[0],
         ModelSpec(name, None),
         "segmentation",
@@ -262,10 +265,10 @@ def test_a_dilated_mobilenet_v2_computes_what_the_strided_one_does_at_more_place
 def test_an_imagenet_file_fills_the_backbone_alone_and_goes_back(torchvision, name):
     tensors = random_like(torch_shapes(torchvision, name))
     module, spec = abstract(name), ModelSpec(name, None)
-    record = load_into(module, spec, tensors)
+    record = import_weights(module, spec, tensors)
     assert (record.names, record.scope) == ("torchvision", "backbone")
     assert all(key.startswith("classifier.") for key in record.dropped)
-    back = export_from(module, spec, "torchvision")
+    back = export_weights(module, spec, "torchvision")
     assert {*back, *record.dropped} == {*tensors}
     for key, value in back.items():
         assert value.tobytes() == tensors[key].astype(value.dtype).tobytes(), key

@@ -10,9 +10,12 @@ from fcn_jax_vgg.vgg import VGG16_CAFFE, VGGOptions
 from flax import nnx
 
 from fcn_jax import nn, verify_model
-from fcn_jax.convert.engine import leaves, load_torch, tables, to_torch
+from fcn_jax.convert.export import to_torch
+from fcn_jax.convert.load import load_torch
+from fcn_jax.convert.tables import tables
 from fcn_jax.errors import WeightsError
 from fcn_jax.models.fcn_skip import crops
+from fcn_jax.models.names import leaves
 from fcn_jax.models.preprocess import normalize
 from fcn_jax.models.segmenter import build, by_name
 from fcn_jax.testing import check_model

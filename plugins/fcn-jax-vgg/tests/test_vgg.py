@@ -9,9 +9,11 @@ from fcn_jax_vgg.vgg import VGG16, VGGOptions
 from flax import nnx
 
 from fcn_jax import verify_model
-from fcn_jax.convert.engine import export, leaves, load_by_table, load_torch, to_torch
+from fcn_jax.convert.export import export_leaves, to_torch
+from fcn_jax.convert.load import import_by_table, load_torch
 from fcn_jax.errors import ConfigError
 from fcn_jax.models.fcn import FCN32S
+from fcn_jax.models.names import leaves
 from fcn_jax.models.segmenter import build_model
 from fcn_jax.plugins import registry
 from fcn_jax.testing import check_backbone
@@ -131,7 +133,7 @@ def test_names_and_layers_are_torchvisions(torch, torchvision, plugins, name):
     assert str(ours.features) == str(theirs.features)
     assert list(ours.state_dict()) == list(theirs.state_dict())
     module = nnx.eval_shape(lambda: backbone.build(options, output_stride=32, rngs=nnx.Rngs(0)))
-    record = load_by_table(module, ours.state_dict(), backbone.torch.tables(options)["torchvision"])
+    record = import_by_table(module, ours.state_dict(), backbone.torch.tables(options)["torchvision"])
     assert sorted(record.dropped) == ["classifier.6.bias", "classifier.6.weight"]
     assert len(record.loaded) == len(leaves(module)) == len(ours.state_dict()) - 2
 
@@ -255,7 +257,7 @@ def test_torchvisions_own_file_loads(torch, tmp_path):
     assert record.scope == "backbone"
     assert sorted(record.dropped) == ["classifier.6.bias", "classifier.6.weight"]
     table = VGG16.torch.tables(options)["torchvision"]
-    for name, value in export(leaves(model.backbone), table).items():
+    for name, value in export_leaves(leaves(model.backbone), table).items():
         assert np.array_equal(value, theirs.state_dict()[name].numpy()), name
 
 

@@ -1,12 +1,13 @@
-"""Where a training starts: the same values, whatever they come from."""
+"""Initial weights for training, from checkpoints and weight files."""
 
 import numpy as np
 import pytest
 
 from fcn_jax import checkpoint
-from fcn_jax.convert.engine import leaves, to_torch
-from fcn_jax.convert.initial import load_initial
+from fcn_jax.convert.export import to_torch
+from fcn_jax.convert.load import init_from
 from fcn_jax.errors import CheckpointError, WeightsError
+from fcn_jax.models.names import leaves
 from fcn_jax.pytorch import files
 
 
@@ -29,25 +30,25 @@ def saved(make_model, tmp_path_factory):
     return directory, values(model)
 
 
-def test_a_checkpoint_gives_its_values(saved, make_model):
+def test_loads_a_checkpoint(saved, make_model):
     directory, expected = saved
     model = make_model(3, seed=2)
-    record = load_initial(model, directory)
+    report = init_from(model, directory)
     assert_same(values(model), expected)
-    assert (record.names, record.scope, record.source) == ("fcn-jax", "model", str(directory))
-    assert len(record.loaded) == 124
+    assert (report.key_format, report.scope, report.source) == ("fcn-jax", "model", str(directory))
+    assert len(report.loaded) == 124
 
 
-def test_a_weights_file_gives_its_values(make_model, tmp_path):
+def test_loads_a_weights_file(make_model, tmp_path):
     source = make_model(3, seed=1)
     files.write(tmp_path / "a.safetensors", to_torch(source))
     model = make_model(3, seed=2)
-    record = load_initial(model, tmp_path / "a.safetensors")
+    report = init_from(model, tmp_path / "a.safetensors")
     assert_same(values(model), values(source))
-    assert record.sha256 == files.sha256(tmp_path / "a.safetensors")
+    assert report.sha256 == files.sha256(tmp_path / "a.safetensors")
 
 
-def test_another_number_of_classes_is_an_error_until_the_head_is_named(saved, make_model):
+def test_other_number_of_classes_needs_reinit(saved, make_model):
     directory, expected = saved
     model = make_model(5, seed=2)
     before = values(model)
@@ -55,23 +56,23 @@ def test_another_number_of_classes_is_an_error_until_the_head_is_named(saved, ma
         WeightsError,
         match=r"misshapen 4: .*head.final_conv.bias: shape \(3,\), the model needs \(5,\).*--reinit",
     ):
-        load_initial(model, directory)
+        init_from(model, directory)
     assert_same(values(model), before)
-    record = load_initial(model, directory, reinit=["head"])
+    report = init_from(model, directory, reinit=["head"])
     own = {path: value for path, value in before.items() if path.startswith("head.")}
     assert_same(values(model), {**expected, **own})
-    assert sorted(record.reinit) == sorted(own)
+    assert sorted(report.reinit) == sorted(own)
 
 
-def test_a_checkpoint_of_a_backbone_alone_fills_the_backbone(saved, make_model, tmp_path):
+def test_loads_a_checkpoint_of_a_backbone(saved, make_model, tmp_path):
     _, expected = saved
     source = make_model(3, seed=1)
     spec = checkpoint.describe(type(source.spec)(backbone="resnet18", head=None))
-    checkpoint.save_model(tmp_path / "trunk", spec, checkpoint.arrays(source.backbone))
+    checkpoint.save_model(tmp_path / "backbone", spec, checkpoint.arrays(source.backbone))
     model = make_model(5, seed=2)
     own = {path: value for path, value in values(model).items() if path.startswith("head.")}
-    record = load_initial(model, tmp_path / "trunk")
-    assert record.scope == "backbone"
+    report = init_from(model, tmp_path / "backbone")
+    assert report.scope == "backbone"
     assert_same(
         values(model),
         {
@@ -81,9 +82,9 @@ def test_a_checkpoint_of_a_backbone_alone_fills_the_backbone(saved, make_model, 
     )
 
 
-def test_a_path_that_is_nothing_is_one_clear_error(make_model, tmp_path):
+def test_rejects_missing_paths_and_other_folders(make_model, tmp_path):
     model = make_model(3)
     with pytest.raises(WeightsError, match=r"nothing: no such weights.*\.safetensors"):
-        load_initial(model, tmp_path / "nothing")
+        init_from(model, tmp_path / "nothing")
     with pytest.raises(CheckpointError, match="neither a run"):
-        load_initial(model, tmp_path)
+        init_from(model, tmp_path)

@@ -1,4 +1,4 @@
-"""Weights by name: which names a model knows, and which file a name stands for."""
+"""Published weights by name: the names of a model, and the file of a name."""
 
 import dataclasses
 import sys
@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from fcn_jax.api import Model, Weights
-from fcn_jax.convert import download, named_weights
-from fcn_jax.convert.engine import leaves, load_torch, to_torch
-from fcn_jax.convert.initial import load_initial
+from fcn_jax.convert import hub
+from fcn_jax.convert.export import to_torch
+from fcn_jax.convert.load import init_from, load_torch
 from fcn_jax.errors import PluginError, WeightsError
-from fcn_jax.plugins.api import ModelSpec
+from fcn_jax.models.names import leaves
 from fcn_jax.plugins import registry
+from fcn_jax.plugins.api import ModelSpec
 from fcn_jax.pytorch import files
 
 WHOLE = Model(
@@ -23,9 +24,7 @@ WHOLE = Model(
     spec=ModelSpec("fcn-jax:resnet18", "fcn32s", 3),
     weights={"SHAPES": Weights("https://example.org/shapes.safetensors", "0" * 8)},
 )
-SAME = dataclasses.replace(
-    WHOLE, name="same", spec=dataclasses.replace(WHOLE.spec, num_classes=5)
-)
+SAME = dataclasses.replace(WHOLE, name="same", spec=dataclasses.replace(WHOLE.spec, num_classes=5))
 OWN_IMAGENET = dataclasses.replace(
     WHOLE, weights={"IMAGENET1K_V1": Weights("https://example.org/own.safetensors", "1" * 8)}
 )
@@ -42,7 +41,7 @@ NO_HEAD = dataclasses.replace(
 
 @pytest.fixture
 def register(monkeypatch):
-    """Install whole models for a test."""
+    """Register models for a test."""
 
     def install(*models):
         module = types.ModuleType("installed_for_a_test")
@@ -63,45 +62,45 @@ def register(monkeypatch):
     return install
 
 
-def test_a_model_knows_its_own_weights_and_its_backbones(register):
+def test_available_lists_weights_of_model_and_backbone(register):
     register(WHOLE, SAME, NO_HEAD)
-    assert set(named_weights.available(ModelSpec())) == {"SHAPES", "IMAGENET1K_V1"}
-    assert set(named_weights.available(ModelSpec(head=None))) == {"IMAGENET1K_V1"}
+    assert set(hub.available(ModelSpec())) == {"SHAPES", "IMAGENET1K_V1"}
+    assert set(hub.available(ModelSpec(head=None))) == {"IMAGENET1K_V1"}
 
 
-def test_a_models_own_weights_come_before_its_backbones(register):
+def test_weights_of_the_model_come_before_the_backbones(register):
     register(OWN_IMAGENET)
-    assert named_weights.available(ModelSpec())["IMAGENET1K_V1"].sha256 == "1" * 8
-    assert named_weights.available(ModelSpec(head=None))["IMAGENET1K_V1"].sha256 == "f37072fd"
+    assert hub.available(ModelSpec())["IMAGENET1K_V1"].sha256 == "1" * 8
+    assert hub.available(ModelSpec(head=None))["IMAGENET1K_V1"].sha256 == "f37072fd"
 
 
-def test_a_name_for_two_files_is_an_error_that_names_both_models(register):
+def test_rejects_one_name_for_different_files(register):
     register(WHOLE, OTHER_FILE)
     with pytest.raises(
         PluginError, match=r"'SHAPES' names different weights of models '\S*other' and '\S*whole'"
     ):
-        named_weights.available(ModelSpec())
+        hub.available(ModelSpec())
 
 
-def test_a_name_is_taken_wherever_a_file_is(register, make_model, tmp_path, monkeypatch):
+def test_loads_published_weights_by_name(register, make_model, tmp_path, monkeypatch):
     source = make_model(3, seed=1)
-    trunk = {
+    backbone = {
         name.removeprefix("backbone."): v
         for name, v in to_torch(source).items()
         if name.startswith("backbone.")
     }
-    files.write(tmp_path / "trunk.safetensors", trunk)
+    files.write(tmp_path / "backbone.safetensors", backbone)
     fetched = []
     monkeypatch.setattr(
-        download,
+        hub,
         "fetch",
-        lambda weights: (fetched.append(weights.sha256), tmp_path / "trunk.safetensors")[1],
+        lambda weights: (fetched.append(weights.sha256), tmp_path / "backbone.safetensors")[1],
     )
-    for load in (load_torch, load_initial):
+    for load in (load_torch, init_from):
         model = make_model(3, seed=2)
-        record = load(model, "IMAGENET1K_V1")
-        assert record.source == str(tmp_path / "trunk.safetensors")
-        assert record.sha256 == files.sha256(tmp_path / "trunk.safetensors")
+        report = load(model, "IMAGENET1K_V1")
+        assert report.source == str(tmp_path / "backbone.safetensors")
+        assert report.sha256 == files.sha256(tmp_path / "backbone.safetensors")
         np.testing.assert_array_equal(
             leaves(model)["backbone.conv1.conv.kernel"][...],
             leaves(source)["backbone.conv1.conv.kernel"][...],
@@ -109,41 +108,41 @@ def test_a_name_is_taken_wherever_a_file_is(register, make_model, tmp_path, monk
     assert fetched == ["f37072fd"] * 2
 
 
-def test_what_exists_wins_over_a_name(tmp_path, monkeypatch):
+def test_existing_path_comes_before_a_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "IMAGENET1K_V1").write_text("")
-    assert named_weights.resolve("IMAGENET1K_V1", ModelSpec()).read_text() == ""
+    assert hub.resolve("IMAGENET1K_V1", ModelSpec()).read_text() == ""
 
 
-def test_an_unknown_name_is_an_error_with_the_nearest_and_the_list():
+def test_unknown_name_lists_the_nearest_and_all():
     with pytest.raises(
         WeightsError,
         match=r"IMAGENET1K_V2: no such weights.*Did you mean 'IMAGENET1K_V1'\? Available: IMAGENET1K_V1",
     ):
-        named_weights.resolve("IMAGENET1K_V2", ModelSpec())
+        hub.resolve("IMAGENET1K_V2", ModelSpec())
 
 
-def test_a_name_that_is_known_near_by_imports_no_other_plugin(register, monkeypatch, tmp_path):
+def test_known_name_does_not_import_other_plugins(register, monkeypatch, tmp_path):
     register(WHOLE)
     asked = []
     model = registry.Registry.model
     monkeypatch.setattr(
         registry.Registry, "model", lambda self, name: (asked.append(name), model(self, name))[1]
     )
-    monkeypatch.setattr(download, "fetch", lambda weights: tmp_path / weights.sha256)
-    assert named_weights.resolve("IMAGENET1K_V1", ModelSpec()).name == "f37072fd"
+    monkeypatch.setattr(hub, "fetch", lambda weights: tmp_path / weights.sha256)
+    assert hub.resolve("IMAGENET1K_V1", ModelSpec()).name == "f37072fd"
     assert {name.partition(":")[0] for name in asked} == {"fcn-jax"}
-    assert named_weights.resolve("SHAPES", ModelSpec()).name == "0" * 8, (
-        "whoever else publishes it is asked next"
+    assert hub.resolve("SHAPES", ModelSpec()).name == "0" * 8, (
+        "other distributions must be searched next"
     )
     assert "acme:whole" in asked
 
 
-def test_a_model_of_other_parts_does_not_import_them(register, monkeypatch):
+def test_does_not_import_parts_of_other_models(register, monkeypatch):
     register(dataclasses.replace(WHOLE, spec=dataclasses.replace(WHOLE.spec, head="fcn8s")))
     loaded = []
     load = registry.load
     monkeypatch.setattr(registry, "load", lambda entry: (loaded.append(entry.name), load(entry))[1])
-    assert "SHAPES" not in named_weights.available(ModelSpec())
+    assert "SHAPES" not in hub.available(ModelSpec())
     assert "whole" in loaded
     assert "fcn8s" not in loaded

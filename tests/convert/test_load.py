@@ -1,4 +1,4 @@
-"""Loading and writing back whole state dicts, by the tables of ResNet-18 and the fcn32s head."""
+"""Import and export of state dicts with the tables of ResNet-18 and the fcn32s head."""
 
 import collections
 import dataclasses
@@ -14,10 +14,13 @@ from flax import nnx
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from fcn_jax.convert.engine import export_from, leaves, load_torch, to_torch
+from fcn_jax.convert.export import export_weights, to_torch
+from fcn_jax.convert.load import load_torch
 from fcn_jax.errors import ConfigError, WeightsError
-from fcn_jax.models.segmenter import ModelSpec, build_model
+from fcn_jax.models.build import build_model
+from fcn_jax.models.names import leaves
 from fcn_jax.plugins import registry
+from fcn_jax.plugins.api import ModelSpec
 from fcn_jax.pytorch import files
 from fcn_jax.pytorch.rules import Table, drop
 from fcn_jax.pytorch.state_dicts import Entry, StateDict, Tensors
@@ -33,20 +36,20 @@ HEAD = {
 
 @pytest.fixture(scope="session")
 def shapes(make_resnet18, chapter_network):
-    """Shapes of a whole model's state dict, by naming scheme; the names are PyTorch's own."""
-    trunk = {
+    """Shapes of a model's state dict by key format; the names come from PyTorch."""
+    backbone = {
         f"backbone.{n}": tuple(t.shape)
         for n, t in make_resnet18().state_dict().items()
         if not n.startswith("fc.")
     }
     return {
-        "torchvision": {**trunk, **{f"classifier.{n}": s for n, s in HEAD.items()}},
+        "torchvision": {**backbone, **{f"classifier.{n}": s for n, s in HEAD.items()}},
         "d2l": {n: tuple(t.shape) for n, t in chapter_network(CLASSES).state_dict().items()},
     }
 
 
 def random_state_dict(shapes, seed=0):
-    """Every finite float32 may occur: other exponents, subnormal numbers, negative zero."""
+    """Any finite float32 may occur: other exponents, subnormal numbers, negative zero."""
     rng = np.random.default_rng(seed)
     tensors = {}
     for name, shape in shapes.items():
@@ -73,31 +76,31 @@ def snapshot(model):
     return {path: np.asarray(leaf[...]).tobytes() for path, leaf in leaves(model).items()}
 
 
-@pytest.mark.parametrize("names", ["torchvision", "d2l"])
+@pytest.mark.parametrize("key_format", ["torchvision", "d2l"])
 @settings(
     max_examples=3, phases=[Phase.explicit, Phase.generate]
-)  # a smaller seed is no simpler case
+)  # a smaller seed is not a simpler case
 @given(seed=st.integers(0, 2**32 - 1))
-def test_import_then_export_gives_the_state_dict_back_bit_for_bit(shapes, make_model, names, seed):
-    tensors = random_state_dict(shapes[names], seed)
+def test_import_and_export_return_the_state_dict_bit_for_bit(shapes, make_model, key_format, seed):
+    tensors = random_state_dict(shapes[key_format], seed)
     model = make_model(CLASSES)
-    record = load_torch(model, tensors)
-    assert (record.names, record.scope) == (names, "model")
-    assert sorted(record.loaded.values()) == sorted(tensors)
-    assert_same_bits(to_torch(model, names), tensors)
+    report = load_torch(model, tensors)
+    assert (report.key_format, report.scope) == (key_format, "model")
+    assert sorted(report.loaded.values()) == sorted(tensors)
+    assert_same_bits(to_torch(model, key_format), tensors)
 
 
 @pytest.mark.parametrize("kind", ["zip", "pickle", "safetensors"])
-@pytest.mark.parametrize("names", ["torchvision", "d2l"])
+@pytest.mark.parametrize("key_format", ["torchvision", "d2l"])
 @settings(max_examples=2, phases=[Phase.explicit, Phase.generate])
 @given(seed=st.integers(0, 2**32 - 1))
-def test_a_file_of_pytorchs_goes_through_a_model_to_a_file_bit_for_bit(
-    shapes, make_model, tmp_path_factory, names, kind, seed
+def test_files_survive_import_and_export_bit_for_bit(
+    shapes, make_model, tmp_path_factory, key_format, kind, seed
 ):
     import torch
     from safetensors.torch import save_file
 
-    tensors = random_state_dict(shapes[names], seed)
+    tensors = random_state_dict(shapes[key_format], seed)
     folder = tmp_path_factory.mktemp("through")
     suffix = "safetensors" if kind == "safetensors" else "pth"
     theirs = {name: torch.from_numpy(value) for name, value in tensors.items()}
@@ -107,11 +110,11 @@ def test_a_file_of_pytorchs_goes_through_a_model_to_a_file_bit_for_bit(
         torch.save(theirs, folder / "in.pth", _use_new_zipfile_serialization=kind == "zip")
     model = make_model(CLASSES)
     load_torch(model, folder / f"in.{suffix}")
-    files.write(folder / f"out.{suffix}", to_torch(model, names))
+    files.write(folder / f"out.{suffix}", to_torch(model, key_format))
     assert_same_bits(files.read(folder / f"out.{suffix}"), tensors)
 
 
-def test_the_chapters_network_loads_by_its_own_names_and_goes_back(chapter_network, make_model):
+def test_loads_and_exports_the_d2l_network(chapter_network, make_model):
     import torch
 
     network = chapter_network(CLASSES)
@@ -123,8 +126,8 @@ def test_the_chapters_network_loads_by_its_own_names_and_goes_back(chapter_netwo
         "transpose_conv.bias",
     } <= set(state)
     model = make_model(CLASSES)
-    record = load_torch(model, state)
-    assert (record.names, record.scope, len(record.loaded)) == ("d2l", "model", 124)
+    report = load_torch(model, state)
+    assert (report.key_format, report.scope, len(report.loaded)) == ("d2l", "model", 124)
     back = to_torch(model, "d2l")
     assert_same_bits(back, {name: tensor.numpy() for name, tensor in state.items()})
     network.load_state_dict(
@@ -137,15 +140,15 @@ def test_the_chapters_network_loads_by_its_own_names_and_goes_back(chapter_netwo
     )
 
 
-def test_torchvisions_backbone_loads_and_leaves_the_head_alone(make_resnet18, make_model):
+def test_loads_torchvisions_backbone_and_keeps_the_head(make_resnet18, make_model):
     state = make_resnet18().state_dict()
     model = make_model(CLASSES)
     before = snapshot(model)
-    record = load_torch(model, state)
-    assert (record.names, record.scope) == ("torchvision", "backbone")
-    assert set(record.dropped) == {"fc.weight", "fc.bias"}
-    assert all("ImageNet" in reason for reason in record.dropped.values())
-    assert len(record.loaded) == 120
+    report = load_torch(model, state)
+    assert (report.key_format, report.scope) == ("torchvision", "backbone")
+    assert set(report.dropped) == {"fc.weight", "fc.bias"}
+    assert all("ImageNet" in reason for reason in report.dropped.values())
+    assert len(report.loaded) == 120
     after = snapshot(model)
     assert {path for path in before if before[path] == after[path]} == {
         path for path in before if path.startswith("head.")
@@ -159,9 +162,7 @@ def test_torchvisions_backbone_loads_and_leaves_the_head_alone(make_resnet18, ma
 
 @pytest.mark.parametrize("prefix", ["", "module."])
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_one_tensor_of_a_file_at_a_time_is_in_memory(
-    shapes, make_model, tmp_path, monkeypatch, suffix, prefix
-):
+def test_reads_one_tensor_at_a_time(shapes, make_model, tmp_path, monkeypatch, suffix, prefix):
     tensors = random_state_dict(shapes["torchvision"])
     tensors["backbone.conv1.weight"] = np.ones(
         shapes["torchvision"]["backbone.conv1.weight"], np.float16
@@ -186,14 +187,14 @@ def test_one_tensor_of_a_file_at_a_time_is_in_memory(
         return [StateDict("", tensors)]
 
     monkeypatch.setattr(files, "open_state_dicts", watched)
-    record = load_torch(make_model(CLASSES), tmp_path / f"a{suffix}")
-    assert len(record.loaded) == len(tensors)
+    report = load_torch(make_model(CLASSES), tmp_path / f"a{suffix}")
+    assert len(report.loaded) == len(tensors)
     assert collections.Counter(name for name, _ in given) == dict.fromkeys(
         (prefix + name for name in tensors), 2
     )
 
 
-def test_a_file_that_changes_after_it_was_checked_is_an_error(shapes, make_model, monkeypatch):
+def test_reports_a_file_that_changes_while_it_is_read(shapes, make_model, monkeypatch):
     tensors = random_state_dict(shapes["d2l"])
     reads = collections.Counter()
 
@@ -215,41 +216,41 @@ def test_a_file_that_changes_after_it_was_checked_is_an_error(shapes, make_model
 
 
 @pytest.mark.parametrize("prefix", ["module.", "model.", "module.model._orig_mod."])
-@pytest.mark.parametrize("names", ["torchvision", "d2l"])
-def test_a_prefix_that_every_name_has_is_taken_off(shapes, make_model, prefix, names):
-    tensors = random_state_dict(shapes[names])
+@pytest.mark.parametrize("key_format", ["torchvision", "d2l"])
+def test_strips_a_prefix_of_all_names(shapes, make_model, prefix, key_format):
+    tensors = random_state_dict(shapes[key_format])
     model = make_model(CLASSES)
-    record = load_torch(model, {prefix + name: value for name, value in tensors.items()})
-    assert record.stripped == prefix
-    assert_same_bits(to_torch(model, names), tensors)
+    report = load_torch(model, {prefix + name: value for name, value in tensors.items()})
+    assert report.stripped == prefix
+    assert_same_bits(to_torch(model, key_format), tensors)
 
 
 @pytest.mark.parametrize(
     "prefix", ["backbone.", "module.backbone.", "model.backbone.", "backbone.module."]
 )
-@pytest.mark.parametrize("names", ["torchvision", "d2l"])
-def test_a_backbone_alone_may_be_named_as_a_part_of_something(shapes, make_model, prefix, names):
-    whole = random_state_dict(shapes[names])
-    trunk = {n.removeprefix("backbone."): v for n, v in whole.items() if "conv." not in n}
-    assert len(trunk) == 120
+@pytest.mark.parametrize("key_format", ["torchvision", "d2l"])
+def test_strips_prefixes_of_a_backbone(shapes, make_model, prefix, key_format):
+    whole = random_state_dict(shapes[key_format])
+    backbone = {n.removeprefix("backbone."): v for n, v in whole.items() if "conv." not in n}
+    assert len(backbone) == 120
     model = make_model(CLASSES)
-    record = load_torch(model, {prefix + name: value for name, value in trunk.items()})
-    assert (record.stripped, record.scope, len(record.loaded)) == (prefix, "backbone", 120)
-    assert f"without '{prefix}'" in str(record)
-    back = to_torch(model, names)
+    report = load_torch(model, {prefix + name: value for name, value in backbone.items()})
+    assert (report.stripped, report.scope, len(report.loaded)) == (prefix, "backbone", 120)
+    assert f"without '{prefix}'" in str(report)
+    back = to_torch(model, key_format)
     assert_same_bits(
         {name: back[name] for name in whole if "conv." not in name},
         {n: whole[n] for n in whole if "conv." not in n},
     )
 
 
-def test_prefixes_do_not_hide_what_is_missing_or_too_much(shapes, make_model):
+def test_reports_missing_and_surplus_names_under_prefixes(shapes, make_model):
     whole = random_state_dict(shapes["torchvision"])
     tensors = {f"module.{n}": v for n, v in whole.items() if n != "backbone.bn1.weight"}
     message = refused(make_model(CLASSES), tensors)
     assert "missing 1: backbone.bn1.weight" in message
     assert "without 'module.'" in message
-    # A prefix that only some of the names have is none.
+    # A prefix of only some of the names is not stripped.
     mixed = {(f"module.{n}" if n.startswith("backbone.layer4") else n): v for n, v in whole.items()}
     message = refused(make_model(CLASSES), mixed)
     assert "missing 25" in message
@@ -257,16 +258,16 @@ def test_prefixes_do_not_hide_what_is_missing_or_too_much(shapes, make_model):
     assert (
         "module.backbone.layer4.0.conv1.weight (is it backbone.layer4.0.conv1.weight?)" in message
     )
-    # A trunk with another network's head.
+    # A backbone with another network's head.
     message = refused(
         make_model(CLASSES),
         {**{n: v for n, v in whole.items() if "conv." not in n}, "projector.weight": np.ones(1)},
     )
     assert "surplus 1: projector.weight" in message
-    assert "the backbone is all there: to start another head from it, give --reinit head" in message
+    assert "the backbone is complete: to start another head from it, give --reinit head" in message
 
 
-def test_the_order_of_the_names_does_not_matter(shapes, make_model):
+def test_order_of_names_does_not_matter(shapes, make_model):
     tensors = random_state_dict(shapes["d2l"])
     shuffled = {name: tensors[name] for name in np.random.default_rng(0).permutation(list(tensors))}
     model = make_model(CLASSES)
@@ -274,7 +275,7 @@ def test_the_order_of_the_names_does_not_matter(shapes, make_model):
     assert_same_bits(to_torch(model, "d2l"), tensors)
 
 
-def test_layers_in_another_order_are_refused(shapes, make_model):
+def test_rejects_layers_in_another_order(shapes, make_model):
     tensors = random_state_dict(shapes["d2l"])
     swapped = {{"5": "6", "6": "5"}.get(n[0], n[0]) + n[1:]: v for n, v in tensors.items()}
     message = refused(make_model(CLASSES), swapped)
@@ -288,7 +289,7 @@ def test_layers_in_another_order_are_refused(shapes, make_model):
 
 
 @pytest.mark.parametrize("wrapper", ["model", "state_dict"])
-def test_a_training_checkpoint_of_pytorchs_loads_and_its_optimiser_is_left(
+def test_loads_a_training_checkpoint_without_its_optimizer(
     chapter_network, make_model, tmp_path, wrapper
 ):
     import torch
@@ -304,22 +305,22 @@ def test_a_training_checkpoint_of_pytorchs_loads_and_its_optimiser_is_left(
         tmp_path / "run.pth",
     )
     model = make_model(CLASSES)
-    record = load_torch(model, tmp_path / "run.pth")
-    assert (record.stripped, len(record.loaded)) == ("module.", 124)
+    report = load_torch(model, tmp_path / "run.pth")
+    assert (report.stripped, len(report.loaded)) == ("module.", 124)
     assert_same_bits(
         to_torch(model, "d2l"), {n: t.numpy() for n, t in network.module.state_dict().items()}
     )
 
 
-def test_a_file_without_batch_counts_loads_and_says_so(shapes, make_model):
+def test_loads_a_file_without_batch_counts(shapes, make_model):
     tensors = {
         n: v
         for n, v in random_state_dict(shapes["d2l"]).items()
         if not n.endswith("num_batches_tracked")
     }
     model = make_model(CLASSES)
-    record = load_torch(model, tensors)
-    assert len(record.absent) == 20
+    report = load_torch(model, tensors)
+    assert len(report.absent) == 20
     back = to_torch(model, "d2l")
     assert all(
         int(value) == 0 and value.dtype == np.int64 and value.shape == ()
@@ -329,7 +330,7 @@ def test_a_file_without_batch_counts_loads_and_says_so(shapes, make_model):
 
 
 @pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16, np.float64])
-def test_other_float_types_become_float32_and_the_record_says_so(shapes, make_model, dtype):
+def test_casts_other_floats_and_reports_it(shapes, make_model, dtype):
     rng = np.random.default_rng(0)
     tensors = {
         n: v
@@ -339,20 +340,20 @@ def test_other_float_types_become_float32_and_the_record_says_so(shapes, make_mo
     }
     tensors["1.bias"] = tensors["1.bias"].astype(np.float32)
     model = make_model(CLASSES)
-    record = load_torch(model, tensors)
+    report = load_torch(model, tensors)
     assert_same_bits(
         to_torch(model, "d2l"),
         {n: v if v.dtype == np.int64 else v.astype(np.float32) for n, v in tensors.items()},
     )
     name = np.dtype(dtype).name
-    assert record.cast == {n: name for n, v in tensors.items() if v.dtype == dtype}
-    assert f"103 {'rounded' if dtype is np.float64 else 'widened'} from {name}" in str(record)
+    assert report.cast == {n: name for n, v in tensors.items() if v.dtype == dtype}
+    assert f"103 {'rounded' if dtype is np.float64 else 'widened'} from {name}" in str(report)
 
 
-def test_float32_needs_no_remark(shapes, make_model):
-    record = load_torch(make_model(CLASSES), random_state_dict(shapes["d2l"]))
-    assert record.cast == {}
-    assert "from float" not in str(record)
+def test_reports_no_cast_of_float32(shapes, make_model):
+    report = load_torch(make_model(CLASSES), random_state_dict(shapes["d2l"]))
+    assert report.cast == {}
+    assert "from float" not in str(report)
 
 
 @pytest.mark.parametrize(
@@ -366,18 +367,18 @@ def test_float32_needs_no_remark(shapes, make_model):
         ),
         ("1.running_var", np.ones(64, bool), "is bool; the model needs floats"),
         ("1.running_var", np.ones(64, np.complex64), "is complex64; the model needs floats"),
-        ("1.num_batches_tracked", np.asarray(2.5), "is float64 and no count"),
-        ("1.num_batches_tracked", np.asarray(np.nan), "is float64 and no count"),
+        ("1.num_batches_tracked", np.asarray(2.5), "is float64 and not a count"),
+        ("1.num_batches_tracked", np.asarray(np.nan), "is float64 and not a count"),
         ("1.num_batches_tracked", np.asarray(2**31), "does not fit 32 bits"),
     ],
 )
-def test_values_that_would_change_are_refused(shapes, make_model, name, value, complaint):
+def test_rejects_values_that_would_change(shapes, make_model, name, value, complaint):
     assert complaint in refused(
         make_model(CLASSES), {**random_state_dict(shapes["d2l"]), name: value}
     )
 
 
-def test_a_whole_count_is_taken_from_floats(shapes, make_model):
+def test_accepts_counts_stored_as_floats(shapes, make_model):
     model = make_model(CLASSES)
     load_torch(
         model, {**random_state_dict(shapes["d2l"]), "1.num_batches_tracked": np.asarray(1000.0)}
@@ -385,7 +386,7 @@ def test_a_whole_count_is_taken_from_floats(shapes, make_model):
     assert int(to_torch(model)["backbone.bn1.num_batches_tracked"]) == 1000
 
 
-def test_torch_tensors_of_half_precision_and_parameters_are_taken(shapes, make_model):
+def test_accepts_bfloat16_tensors_and_parameters(shapes, make_model):
     import torch
 
     tensors = {n: torch.from_numpy(v) for n, v in random_state_dict(shapes["d2l"]).items()}
@@ -407,7 +408,7 @@ def partial(shapes, *globs):
 
 
 def refused(model, tensors, reinit=()):
-    """The message of a load that must fail and must not change the model."""
+    """Return the message of a load that must fail and not change the model."""
     before = snapshot(model)
     with pytest.raises(WeightsError) as caught:
         load_torch(model, tensors, reinit)
@@ -415,7 +416,7 @@ def refused(model, tensors, reinit=()):
     return str(caught.value)
 
 
-def test_all_that_does_not_fit_is_named_at_once_and_nothing_is_changed(shapes, make_model):
+def test_reports_all_problems_at_once_and_changes_nothing(shapes, make_model):
     tensors = partial(shapes["d2l"], "0.weight", "final_conv.bias")
     tensors["final_conv.wieght"] = np.zeros(3, np.float32)
     tensors["7.2.conv1.weight"] = np.zeros(3, np.float32)
@@ -433,14 +434,14 @@ def test_all_that_does_not_fit_is_named_at_once_and_nothing_is_changed(shapes, m
         assert all(word in message for word in part.split("; ")), (part, message)
 
 
-def test_a_partial_file_loads_once_its_gaps_are_named_by_globs(shapes, make_model):
-    trunk = {
+def test_partial_file_needs_reinit_globs(shapes, make_model):
+    backbone = {
         n.removeprefix("backbone."): s
         for n, s in shapes["torchvision"].items()
         if n.startswith("backbone.")
     }
     gaps = ("layer4.?.conv?.*", "layer4.?.bn?.*")
-    tensors = partial(trunk, *gaps)
+    tensors = partial(backbone, *gaps)
     model = make_model(CLASSES)
     message = refused(model, tensors)
     assert (
@@ -450,49 +451,49 @@ def test_a_partial_file_loads_once_its_gaps_are_named_by_globs(shapes, make_mode
     assert "missing 16" in refused(model, tensors, reinit=["layer4.?.conv?"])
 
     before = snapshot(model)
-    record = load_torch(model, tensors, reinit=["layer4.?.conv?", "layer4.?.bn?"])
-    assert len(record.reinit) == 4 + 4 * 5
-    assert all("layer4" in path and "downsample" not in path for path in record.reinit)
+    report = load_torch(model, tensors, reinit=["layer4.?.conv?", "layer4.?.bn?"])
+    assert len(report.reinit) == 4 + 4 * 5
+    assert all("layer4" in path and "downsample" not in path for path in report.reinit)
     after = snapshot(model)
-    kept = set(record.reinit) | {path for path in before if path.startswith("head.")}
+    kept = set(report.reinit) | {path for path in before if path.startswith("head.")}
     assert {path for path in before if before[path] == after[path]} == kept
-    assert len(record.loaded) == 120 - 24
+    assert len(report.loaded) == 120 - 24
 
 
-def test_the_real_partial_file_fails_and_then_loads_with_reinit(shared, make_model):
+def test_real_partial_file_needs_reinit_globs(shared, make_model):
     pytest.importorskip("torch")
     path = shared / "weights/resnet18_imagenet_partial.pth"
     model = make_model(21)
     message = refused(model, path)
     assert str(path) in message
     assert "layer4.0.conv1.weight" in message
-    record = load_torch(model, path, reinit=["layer4.?.conv?", "layer4.?.bn?"])
-    assert record.sha256
-    assert record.scope == "backbone"
-    assert set(record.dropped) == {"fc.weight", "fc.bias"}
+    report = load_torch(model, path, reinit=["layer4.?.conv?", "layer4.?.bn?"])
+    assert report.sha256
+    assert report.scope == "backbone"
+    assert set(report.dropped) == {"fc.weight", "fc.bias"}
     import torch
 
     state = torch.load(path, weights_only=True)
-    assert len(record.loaded) == len(state) - 2
+    assert len(report.loaded) == len(state) - 2
     back = to_torch(model)
     for name, tensor in state.items():
-        if name not in record.dropped:
+        if name not in report.dropped:
             np.testing.assert_array_equal(back[f"backbone.{name}"], tensor.numpy(), err_msg=name)
 
 
-def test_another_number_of_classes_needs_the_head_to_be_named(shapes, make_model):
+def test_other_number_of_classes_needs_reinit(shapes, make_model):
     tensors = random_state_dict(shapes["d2l"])
     model = make_model(5)
     message = refused(model, tensors)
     assert "misshapen 4" in message
     assert "final_conv.weight: shape (3, 512, 1, 1), the model needs (5, 512, 1, 1)" in message
-    record = load_torch(model, tensors, reinit=["head"])
-    assert sorted(record.reinit) == [
+    report = load_torch(model, tensors, reinit=["head"])
+    assert sorted(report.reinit) == [
         path for path in sorted(leaves(model)) if path.startswith("head.")
     ]
 
 
-def test_a_glob_that_names_nothing_is_an_error(shapes, make_model):
+def test_rejects_globs_that_match_nothing(shapes, make_model):
     assert "--reinit matches nothing: layer5" in refused(
         make_model(CLASSES), random_state_dict(shapes["d2l"]), ["layer5"]
     )
@@ -500,14 +501,14 @@ def test_a_glob_that_names_nothing_is_an_error(shapes, make_model):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
-def test_values_that_are_not_finite_are_refused(shapes, make_model, value, dtype):
+def test_rejects_values_that_are_not_finite(shapes, make_model, value, dtype):
     tensors = random_state_dict(shapes["d2l"])
     tensors["1.running_var"] = np.full(64, value, dtype)
     assert "1.running_var: has values that are not finite" in refused(make_model(CLASSES), tensors)
 
 
 @pytest.mark.parametrize("build", ["resnet50", "vgg11_bn", "mobilenet_v3_small"])
-def test_weights_of_another_network_are_refused(torchvision, make_model, build):
+def test_rejects_weights_of_another_network(torchvision, make_model, build):
     import torch
 
     with torch.device("meta"):
@@ -529,14 +530,15 @@ def test_weights_of_another_network_are_refused(torchvision, make_model, build):
         assert "bn1.bias" in message, "says which names it expects"
 
 
-def test_names_that_all_fit_hint_at_the_number_of_classes(shapes, make_model):
+def test_suggests_the_number_of_classes_of_the_file(shapes, make_model):
     message = refused(make_model(CLASSES + 1), random_state_dict(shapes["torchvision"]))
     assert message.endswith(
-        "; the file has 3 classes, the model 4: give --num-classes 3 (num_classes=3), or, to start another head, --reinit head"
+        "; the file has 3 classes, the model 4: give --num-classes 3 (num_classes=3), or, to start "
+        "another head, --reinit head"
     )
 
 
-def test_other_shapes_are_not_taken_for_a_number_of_classes(shapes, make_model):
+def test_other_shapes_do_not_suggest_a_number_of_classes(shapes, make_model):
     tensors = random_state_dict(shapes["torchvision"])
     tensors["classifier.final_conv.weight"] = tensors["classifier.final_conv.weight"][:, :100]
     assert "; another number of classes, or other options? " in refused(
@@ -550,9 +552,7 @@ def test_other_shapes_are_not_taken_for_a_number_of_classes(shapes, make_model):
 
 
 @pytest.mark.parametrize("whole", [False, True])
-def test_a_larger_network_of_the_same_family_is_another_backbone(
-    torchvision, shapes, make_model, whole
-):
+def test_suggests_the_larger_backbone_of_the_file(torchvision, shapes, make_model, whole):
     import torch
 
     with torch.device("meta"):
@@ -582,7 +582,7 @@ def test_a_larger_network_of_the_same_family_is_another_backbone(
     assert "--reinit" not in message
 
 
-def test_more_tensors_within_the_backbone_may_be_left_on_purpose(shapes, make_model):
+def test_drops_surplus_within_the_backbone_on_request(shapes, make_model):
     tensors = {
         n.removeprefix("backbone."): v
         for n, v in random_state_dict(shapes["torchvision"]).items()
@@ -591,15 +591,15 @@ def test_more_tensors_within_the_backbone_may_be_left_on_purpose(shapes, make_mo
     tensors["layer1.0.observer.scale"] = np.ones(1, np.float32)
     message = refused(make_model(CLASSES), tensors)
     assert "surplus within the backbone: another architecture? " in message
-    record = load_torch(make_model(CLASSES), tensors, drop=["*.observer"])
-    assert list(record.dropped) == ["layer1.0.observer.scale"]
+    report = load_torch(make_model(CLASSES), tensors, drop=["*.observer"])
+    assert list(report.dropped) == ["layer1.0.observer.scale"]
 
 
-def test_a_negative_variance_is_refused(shapes, make_model):
+def test_rejects_a_negative_variance(shapes, make_model):
     tensors = random_state_dict(shapes["d2l"])
     tensors["5.0.bn1.running_var"][3] = -1e-3
     assert (
-        "unusable 1: 5.0.bn1.running_var: has negative values, and a variance has none"
+        "unusable 1: 5.0.bn1.running_var: has negative values, which a variance cannot have"
         in refused(make_model(CLASSES), tensors)
     )
 
@@ -622,7 +622,7 @@ REPARAMETRIZED = {
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("name", REPARAMETRIZED)
-def test_reparametrized_weights_are_named_with_what_to_call(make_resnet18, make_model, name):
+def test_explains_how_to_save_reparametrized_weights(make_resnet18, make_model, name):
     import torch
     import torch.nn.utils.parametrizations
     import torch.nn.utils.prune
@@ -637,17 +637,17 @@ def test_reparametrized_weights_are_named_with_what_to_call(make_resnet18, make_
     )
 
 
-def test_something_that_is_no_tensor_is_left_and_named(shapes, make_model):
+def test_lists_keys_without_weights(shapes, make_model):
     model = make_model(CLASSES)
-    record = load_torch(model, {**random_state_dict(shapes["d2l"]), "epoch": 3, "net": {}})
-    assert record.beside == ["epoch", "net"]
+    report = load_torch(model, {**random_state_dict(shapes["d2l"]), "epoch": 3, "net": {}})
+    assert report.not_weights == ["epoch", "net"]
     with pytest.raises(
-        WeightsError, match="holds no state dict but epoch, net, without tensors by name"
+        WeightsError, match="holds no state dict, only epoch, net, without tensors by name"
     ):
         load_torch(model, {"epoch": 3, "net": {"lr": 1}})
 
 
-def test_a_model_does_not_change_with_the_arrays_that_it_was_loaded_from(shapes, make_model):
+def test_copies_the_arrays(shapes, make_model):
     tensors = random_state_dict(shapes["d2l"])
     model = make_model(CLASSES)
     load_torch(model, tensors)
@@ -657,16 +657,18 @@ def test_a_model_does_not_change_with_the_arrays_that_it_was_loaded_from(shapes,
     assert snapshot(model) == before
 
 
-def test_an_empty_state_dict_is_refused(make_model):
+def test_rejects_an_empty_state_dict(make_model):
     assert "state dict" in refused(make_model(CLASSES), {})
 
 
-def test_export_in_an_unknown_scheme_says_which_there_are(make_model):
-    with pytest.raises(ConfigError, match=r"names='keras' is not offered.*torchvision.*d2l"):
+def test_export_lists_the_key_formats(make_model):
+    with pytest.raises(
+        ConfigError, match=r"key format 'keras' \(--key-format\) is not offered.*torchvision.*d2l"
+    ):
         to_torch(make_model(CLASSES), "keras")
 
 
-def test_a_backbone_without_a_table_says_so(tiny_plugin, make_model, monkeypatch):
+def test_rejects_a_backbone_without_a_table(tiny_plugin, make_model, monkeypatch):
     plugins = registry.default()
     bare = dataclasses.replace(plugins.backbone("tiny"), torch=None)
     monkeypatch.setattr(plugins, "backbone", lambda name: bare)
@@ -676,8 +678,8 @@ def test_a_backbone_without_a_table_says_so(tiny_plugin, make_model, monkeypatch
         load_torch(model, {"conv1.weight": np.zeros(1)})
 
 
-def test_a_backbones_own_files_may_have_other_names_than_a_whole_model(tiny_plugin, monkeypatch):
-    """As torchvision's MobileNets, of which whole models keep `features` alone."""
+def test_standalone_tables_of_a_backbone(tiny_plugin, monkeypatch):
+    """As for torchvision's MobileNets, whose segmentation models keep only `features`."""
     plugins = registry.default()
     tiny = plugins.backbone("tiny")
 
@@ -687,7 +689,9 @@ def test_a_backbones_own_files_may_have_other_names_than_a_whole_model(tiny_plug
             + Table(drop("top.*", "not here"))
         }
 
-    renamed = dataclasses.replace(tiny, torch=dataclasses.replace(tiny.torch, standalone_tables=alone))
+    renamed = dataclasses.replace(
+        tiny, torch=dataclasses.replace(tiny.torch, standalone_tables=alone)
+    )
     monkeypatch.setattr(plugins, "backbone", lambda name: renamed)
     model = build_model("tiny", "fcn32s", CLASSES, rngs=nnx.Rngs(0))
     whole = to_torch(model)
@@ -696,15 +700,15 @@ def test_a_backbones_own_files_may_have_other_names_than_a_whole_model(tiny_plug
     assert load_torch(other, whole).scope == "model"
     assert_same_bits(to_torch(other), whole)
 
-    own = export_from(model.backbone, ModelSpec("tiny", None), "torchvision")
+    own = export_weights(model.backbone, ModelSpec("tiny", None), "torchvision")
     assert "features.conv1.weight" in own
     other = build_model("tiny", "fcn32s", CLASSES, rngs=nnx.Rngs(1))
-    record = load_torch(other, {**own, "top.weight": np.zeros(1, np.float32)})
-    assert (record.scope, list(record.dropped)) == ("backbone", ["top.weight"])
-    assert_same_bits(export_from(other.backbone, ModelSpec("tiny", None), "torchvision"), own)
+    report = load_torch(other, {**own, "top.weight": np.zeros(1, np.float32)})
+    assert (report.scope, list(report.dropped)) == ("backbone", ["top.weight"])
+    assert_same_bits(export_weights(other.backbone, ModelSpec("tiny", None), "torchvision"), own)
 
 
-def test_an_auxiliary_head_goes_both_ways_and_is_missed_where_the_file_has_none(shapes):
+def test_auxiliary_head_is_loaded_exported_and_required(shapes):
     model = nnx.eval_shape(
         lambda: build_model("resnet18", "fcn32s", CLASSES, aux_head="fcn", rngs=nnx.Rngs(0))
     )
@@ -720,8 +724,8 @@ def test_an_auxiliary_head_goes_both_ways_and_is_missed_where_the_file_has_none(
             **{f"aux_classifier.{name}": shape for name, shape in aux.items()},
         }
     )
-    record = load_torch(model, tensors)
-    assert not record.dropped
+    report = load_torch(model, tensors)
+    assert not report.dropped
     assert_same_bits(to_torch(model), tensors)
 
     without = {
