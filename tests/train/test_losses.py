@@ -2,18 +2,28 @@ import re
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fcn_jax.train import losses
-from fcn_jax.train.losses import cross_entropy
+from tests.helpers.annotations import check_annotations
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
 
-VALUE_AND_GRAD = jax.jit(jax.value_and_grad(cross_entropy))
+VALUE_AND_GRAD = jax.jit(
+    jax.value_and_grad(lambda logits, labels: losses.cross_entropy(logits, labels))
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def checked_annotations():
+    with pytest.MonkeyPatch.context() as patch:
+        check_annotations(patch, losses)
+        yield
 
 
 def torchs(logits, labels):
@@ -33,7 +43,7 @@ def torchs(logits, labels):
     scale=st.sampled_from([1.0, 30.0, 1e4]),
     ignored=st.sampled_from([0.0, 0.3, 0.95]),
 )
-def test_loss_and_gradient_equal_torch_in_float64(seed, scale, ignored):
+def test_loss_and_gradient_match_torch_in_float64(seed, scale, ignored):
     rng = np.random.default_rng(seed)
     logits = (rng.standard_normal((2, 3, 4, 5)) * scale).astype(np.float32)
     labels = np.where(rng.random((2, 3, 4)) < ignored, 255, rng.integers(0, 5, (2, 3, 4))).astype(
@@ -53,7 +63,7 @@ def test_loss_and_gradient_equal_torch_in_float64(seed, scale, ignored):
     axis=st.integers(-3, 2),
     masked=st.booleans(),
 )
-def test_one_pass_sums_as_three_do(seed, scale, axis, masked):
+def test_one_pass_matches_three_passes(seed, scale, axis, masked):
     rng = np.random.default_rng(seed)
     logits = (rng.standard_normal((4, 6, 5)) * scale).astype(np.float32)
     if masked:  # classes that are ruled out, the first one among them
@@ -67,12 +77,12 @@ def test_one_pass_sums_as_three_do(seed, scale, axis, masked):
         np.testing.assert_allclose(one, three, rtol=1e-6)
 
 
-def test_a_gpu_reads_the_logits_once_and_the_others_three_times():
+def test_gpus_read_the_logits_once_and_others_three_times():
     logits, labels = (
         jax.ShapeDtypeStruct((2, 3, 4, 5), jnp.bfloat16),
         jax.ShapeDtypeStruct((2, 3, 4), jnp.uint8),
     )
-    traced = jax.jit(cross_entropy).trace(logits, labels)
+    traced = jax.jit(losses.cross_entropy).trace(logits, labels)
     found = {
         platform: len(
             re.findall(
@@ -85,7 +95,7 @@ def test_a_gpu_reads_the_logits_once_and_the_others_three_times():
     assert found == {"cpu": 3, "cuda": 1, "tpu": 3}
 
 
-def test_bfloat16_logits_are_widened_before_anything_is_summed():
+def test_widens_bfloat16_logits_before_summation():
     rng = np.random.default_rng(0)
     logits = jnp.asarray(rng.standard_normal((4, 32, 32, 21)) * 4, jnp.bfloat16)
     labels = rng.integers(0, 21, (4, 32, 32)).astype(np.uint8)
@@ -97,7 +107,7 @@ def test_bfloat16_logits_are_widened_before_anything_is_summed():
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
 
 
-def test_where_no_pixel_counts_loss_and_gradient_are_zero():
+def test_loss_and_gradient_are_zero_if_all_pixels_are_ignored():
     loss, grad = VALUE_AND_GRAD(
         np.ones((2, 3, 4, 5), np.float32), np.full((2, 3, 4), 255, np.uint8)
     )
@@ -105,7 +115,7 @@ def test_where_no_pixel_counts_loss_and_gradient_are_zero():
     assert not np.asarray(grad).any()
 
 
-def test_logits_of_ignored_pixels_do_not_matter():
+def test_logits_of_ignored_pixels_have_no_effect():
     logits = np.random.default_rng(0).standard_normal((2, 3, 4, 5)).astype(np.float32)
     labels = np.zeros((2, 3, 4), np.uint8)
     labels[1] = 255
@@ -116,12 +126,17 @@ def test_logits_of_ignored_pixels_do_not_matter():
 
 
 @pytest.mark.parametrize("ignore_index", [0, -100])
-def test_another_ignore_index(ignore_index):
+def test_other_ignore_indices_match_torch(ignore_index):
     logits = np.random.default_rng(0).standard_normal((6, 3)).astype(np.float32)
     labels = np.asarray([ignore_index, 1, 2, 1, 2, ignore_index], np.int32)
     expected = F.cross_entropy(
         torch.tensor(logits), torch.tensor(labels).long(), ignore_index=ignore_index
     ).item()
     assert float(
-        cross_entropy(jnp.asarray(logits), jnp.asarray(labels), ignore_index)
+        losses.cross_entropy(jnp.asarray(logits), jnp.asarray(labels), ignore_index)
     ) == pytest.approx(expected, rel=1e-6)
+
+
+def test_annotations_reject_labels_of_another_shape():
+    with pytest.raises(jaxtyping.TypeCheckError):
+        losses.cross_entropy(jnp.zeros((2, 3, 4, 5)), jnp.zeros((2, 3, 5), jnp.int32))
