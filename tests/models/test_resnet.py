@@ -82,7 +82,7 @@ def check_equal(ours, theirs):
 
 
 @pytest.mark.parametrize("name", BASIC + BOTTLENECKS)
-def test_names_shapes_and_counts_are_torchvisions(torchvision, name):
+def test_names_shapes_and_counts_match_torchvision(torchvision, name):
     import torch
 
     with torch.device("meta"):
@@ -127,7 +127,7 @@ def test_names_shapes_and_counts_are_torchvisions(torchvision, name):
 
 
 @pytest.mark.parametrize("name", BASIC + BOTTLENECKS)
-def test_named_weights_are_all_that_torchvision_publishes(torchvision, name):
+def test_named_weights_match_torchvision(torchvision, name):
     ours = registry.default().backbone(name).torch.weights
     published = {entry.name: entry for entry in torchvision.models.get_model_weights(name)}
     assert ours.keys() == published.keys()
@@ -139,14 +139,14 @@ def test_named_weights_are_all_that_torchvision_publishes(torchvision, name):
 
 
 @pytest.mark.parametrize("name", BASIC + BOTTLENECKS)
-def test_images_are_normalised_as_torchvision_does(torchvision, name):
+def test_normalization_matches_torchvision(torchvision, name):
     preprocess = registry.default().backbone(name).preprocess
     theirs = torchvision.models.get_model_weights(name).DEFAULT.transforms()
     assert (list(preprocess.mean), list(preprocess.std)) == (theirs.mean, theirs.std)
     assert (preprocess.scale, preprocess.channel_order) == (1.0, "rgb")
 
 
-def test_the_chapters_input_gives_10_by_15_of_512_channels():
+def test_image_of_d2l_has_10_by_15_features_of_512_channels():
     shapes = shapes_of("resnet18", (320, 480))
     assert list(shapes) == ["layer1", "layer2", "layer3", "layer4"]
     assert shapes["layer4"] == (1, 10, 15, 512)
@@ -154,7 +154,7 @@ def test_the_chapters_input_gives_10_by_15_of_512_channels():
 
 @pytest.mark.parametrize("output_stride", [32, 16, 8])
 @pytest.mark.parametrize("name", ["resnet18", "resnext50_32x4d"])
-def test_features_have_the_sizes_that_the_backbone_promises(name, output_stride):
+def test_features_have_the_promised_sizes(name, output_stride):
     backbone = registry.default().backbone(name)
     specs = backbone.features(backbone.options(), output_stride)
     assert [spec.stride for spec in specs] == [
@@ -167,7 +167,7 @@ def test_features_have_the_sizes_that_the_backbone_promises(name, output_stride)
         assert shapes_of(name, size, 2, output_stride) == expected
 
 
-def test_a_stage_begins_with_the_dilation_of_the_stage_before():
+def test_stage_begins_with_the_dilation_of_the_stage_before():
     assert stages(32) == [Stage(1, 1, 1), Stage(2, 1, 1), Stage(2, 1, 1), Stage(2, 1, 1)]
     assert stages(16) == [Stage(1, 1, 1), Stage(2, 1, 1), Stage(2, 1, 1), Stage(1, 1, 2)]
     assert stages(8) == [Stage(1, 1, 1), Stage(2, 1, 1), Stage(1, 1, 2), Stage(1, 2, 4)]
@@ -177,7 +177,7 @@ def test_a_stage_begins_with_the_dilation_of_the_stage_before():
 
 
 @pytest.mark.parametrize("size", [(33, 31), pytest.param((64, 97), marks=pytest.mark.slow)])
-def test_every_feature_equals_torchvisions(make_resnet18, size):
+def test_features_match_torchvision(make_resnet18, size):
     check_equal(*features_of_both("resnet18", 32, make_resnet18(), size))
 
 
@@ -194,7 +194,7 @@ def test_every_feature_equals_torchvisions(make_resnet18, size):
         pytest.param("resnext101_64x4d", 8, marks=pytest.mark.slow),
     ],
 )
-def test_every_feature_of_a_bottleneck_network_equals_torchvisions(
+def test_features_of_bottleneck_networks_match_torchvision(
     torchvision, randomize, name, output_stride
 ):
     import torch
@@ -217,7 +217,7 @@ def test_every_feature_of_a_bottleneck_network_equals_torchvisions(
         ),
     ],
 )
-def test_every_feature_of_a_dilated_basic_network_equals_timms(
+def test_features_of_dilated_basic_networks_match_timm(
     torchvision, randomize, name, output_stride
 ):
     """torchvision refuses these; timm is the original, and the reference of the contract must agree with it too."""
@@ -242,11 +242,11 @@ def test_every_feature_of_a_dilated_basic_network_equals_timms(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet34", "resnext50_32x4d"])
-def test_it_keeps_the_contract(torchvision, name):
+def test_keeps_the_contract(torchvision, name):
     check_backbone(name)
 
 
-def test_fresh_parameters_depend_on_the_seed_alone():
+def test_initial_parameters_depend_only_on_the_seed():
     def kernels(seed):
         block = BasicBlock(2, 3, Stage(2, 1, 1), rngs=nnx.Rngs(seed))
         return [

@@ -83,7 +83,7 @@ def blank(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("head", ["deeplabv3", "deeplabv3plus"])
-def test_it_keeps_the_contract(head):
+def test_keeps_the_contract(head):
     check_head(head, SMALL)
 
 
@@ -96,7 +96,7 @@ def test_it_keeps_the_contract(head):
         (DEEPLABV3PLUS, {"depth": 1, "rates": (3,)}),
     ],
 )
-def test_training_and_its_gradients_equal_pytorchs(torchvision, head, options):
+def test_training_and_gradients_match_torch(torchvision, head, options):
     """In float64 there; of the logits, of every parameter's gradient and of the features'."""
     import torch
 
@@ -211,7 +211,7 @@ def test_convolutions_dilate_by_the_rates(head):
         ("deeplabv3plus", {"dropout": -0.1}, r"dropout is -0\.1"),
     ],
 )
-def test_a_bad_option_is_refused(plugins, head, table, complaint):
+def test_rejects_options_out_of_range(plugins, head, table, complaint):
     with pytest.raises(ConfigError, match=complaint):
         validate(plugins.head(head), table)
 
@@ -226,7 +226,7 @@ def test_deeplabv3plus_takes_the_deepest_feature_of_stride_4_and_the_deepest_of_
 
 
 @pytest.mark.parametrize("strides", [(2, 8, 16), (4,), (2, 4)])
-def test_deeplabv3plus_says_which_feature_it_lacks(strides):
+def test_deeplabv3plus_names_the_missing_feature(strides):
     offered = ", ".join(rf"f{i} \({stride}\)" for i, stride in enumerate(strides))
     with pytest.raises(
         ConfigError,
@@ -241,7 +241,7 @@ def test_deeplabv3plus_says_which_feature_it_lacks(strides):
     ("head", "at_fault"),
     [(DEEPLABV3, "'b' begins 100 pixels"), (DEEPLABV3PLUS, "'a' begins 100 pixels")],
 )
-def test_features_of_a_padded_image_are_refused(head, at_fault):
+def test_rejects_features_of_a_padded_image(head, at_fault):
     with pytest.raises(ConfigError, match=f"must begin where the image does; {at_fault}"):
         head.select(head.options(), [spec("a", 4, 4, 100), spec("b", 4, 16, 100)])
 
@@ -255,7 +255,7 @@ def test_training_needs_two_images_as_in_pytorch():
         head({"a": np.ones((1, 5, 6, 3), np.float32)}, out_hw=(40, 48))
 
 
-def test_depth_1_has_the_names_of_the_published_head():
+def test_depth_1_matches_the_names_of_the_published_head():
     """`DeepLabHeadV3Plus(2048, 256, 21)` of VainF/DeepLabV3Plus-Pytorch."""
     features = (spec("low", 256, 4), spec("out", 2048, 8))
     options = DeepLabV3PlusOptions(depth=1)
@@ -285,7 +285,7 @@ def test_depth_1_has_the_names_of_the_published_head():
 
 
 @pytest.mark.parametrize("whole", FILLED, indirect=True)
-def test_names_and_shapes_of_a_whole_model_are_torchvisions(torchvision, whole, plugins):
+def test_names_and_shapes_of_models_match_torchvision(torchvision, whole, plugins):
     original = plugins.model(whole).reference_model(num_classes=21, aux=True)
     model = blank(whole)
     wanted = {name: tuple(value.shape) for name, value in original.state_dict().items()}
@@ -302,13 +302,13 @@ def test_names_and_shapes_of_a_whole_model_are_torchvisions(torchvision, whole, 
     )
 
 
-def test_the_auxiliary_head_sees_torchvisions_feature(whole):
+def test_auxiliary_head_takes_the_feature_of_torchvision(whole):
     (feature,) = resolve(registered_spec(whole)).heads["aux"].features
     wanted = ("c2", 40, 8) if "mobilenet" in whole else ("layer3", 1024, 8)
     assert (feature.name, feature.channels, feature.stride) == wanted
 
 
-def test_published_weights_are_torchvisions(torchvision, whole):
+def test_published_weights_match_torchvision(torchvision, whole):
     theirs = torchvision.models.get_model_weights(whole).COCO_WITH_VOC_LABELS_V1
     ours = available(registered_spec(whole))["COCO_WITH_VOC_LABELS_V1"]
     assert ours.url == theirs.url
@@ -318,7 +318,7 @@ def test_published_weights_are_torchvisions(torchvision, whole):
 
 
 @pytest.mark.parametrize("whole", FILLED, indirect=True)
-def test_a_whole_model_goes_to_torchvision_and_back_bit_for_bit(torchvision, whole, plugins):
+def test_model_converts_to_torchvision_and_back_bit_for_bit(torchvision, whole, plugins):
     import torch
 
     tensors = to_torch(drawn(blank(whole)))
@@ -335,7 +335,7 @@ def test_a_whole_model_goes_to_torchvision_and_back_bit_for_bit(torchvision, who
     assert all(tensors[name].tobytes() == again[name].tobytes() for name in tensors)
 
 
-def test_a_missing_backbones_distribution_is_named(plugins, monkeypatch):
+def test_error_names_the_distribution_of_a_missing_backbone(plugins, monkeypatch):
     left = registry.Registry(
         [entry for entry in plugins.entries() if entry.distribution != "fcn-jax-mobilenet"]
     )
@@ -352,7 +352,7 @@ def test_a_missing_backbones_distribution_is_named(plugins, monkeypatch):
 
 
 @pytest.mark.slow
-def test_torchvisions_weights_predict_what_they_predict_there(torchvision, plugins):
+def test_predictions_with_weights_of_torchvision_match_torchvision(torchvision, plugins):
     import torch
 
     torch.manual_seed(0)
@@ -380,7 +380,7 @@ def test_torchvisions_weights_predict_what_they_predict_there(torchvision, plugi
         pytest.param("deeplabv3_mobilenet_v3_large", marks=pytest.mark.exhaustive),
     ],
 )
-def test_a_whole_model_equals_torchvisions(torchvision, name):
+def test_model_matches_torchvision(torchvision, name):
     if "mobilenet" in name:
         pytest.importorskip("fcn_jax_mobilenet")
     report = fcn_jax.verify_model(name, sizes=[(65, 97)], batch=2, grad=True)
@@ -388,7 +388,7 @@ def test_a_whole_model_equals_torchvisions(torchvision, name):
 
 
 @pytest.mark.slow
-def test_deeplabv3plus_on_a_resnet_equals_pytorchs(torchvision):
+def test_deeplabv3plus_on_a_resnet_matches_torch(torchvision):
     report = fcn_jax.verify_model(
         "resnet18", head="deeplabv3plus", output_stride=16, sizes=[(65, 97)], batch=2, grad=True
     )
