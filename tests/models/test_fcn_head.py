@@ -9,6 +9,7 @@ from fcn_jax import build_model
 from fcn_jax.api import FeatureSpec, ceil_size
 from fcn_jax.errors import ConfigError
 from fcn_jax.models.fcn_head import FCN
+from fcn_jax.models.spec import select_features
 from fcn_jax.testing import check_head
 
 
@@ -37,7 +38,9 @@ def test_resizes_logits_to_the_image():
 def test_dropout_option_has_bounds():
     model = build_model("resnet18", "fcn", 3, head_options={"dropout": 0.0}, rngs=nnx.Rngs(0))
     assert model.head.dropout.rate == 0
-    with pytest.raises(ConfigError, match=r"dropout is 1\.5; it must be at least 0 and below 1"):
+    with pytest.raises(
+        ConfigError, match=r"head 'fcn' .* 'dropout' is 1\.5; input should be less than 1"
+    ):
         build_model("resnet18", "fcn", 3, head_options={"dropout": 1.5}, rngs=nnx.Rngs(0))
 
 
@@ -45,6 +48,8 @@ def test_rejects_features_that_begin_before_the_image():
     padded = FeatureSpec("deep", 8, 32, ceil_size(32), offset=3)
     with pytest.raises(
         ConfigError,
-        match=r"head 'fcn' resizes .*; 'deep' begins 3 pixels before it\. Take .* such as fcn32s",
+        match=r"head 'fcn' needs .*; 'deep' begins 3 pixels before it\. Use .* such as fcn32s",
     ):
-        FCN.select(FCN.options(), (dataclasses.replace(padded, name="shallow", offset=0), padded))
+        select_features(
+            FCN, FCN.options(), (dataclasses.replace(padded, name="shallow", offset=0), padded)
+        )

@@ -99,7 +99,7 @@ def test_rejects_a_backbone_without_the_features():
 
 
 def test_staged_form_starts_as_the_previous_stage():
-    """Skips add nothing at first: what comes out is the deepest scores, upsampled bilinearly in two steps."""
+    """Skips add nothing at first: the logits are the deepest scores, upsampled twice."""
     features = {
         spec.name: np.random.default_rng(0).standard_normal(
             (1, *(spec.size(64),) * 2, spec.channels)
@@ -117,7 +117,7 @@ def test_staged_form_starts_as_the_previous_stage():
 
 @pytest.mark.parametrize("at_once", [False, True])
 def test_skip_aligns_with_the_image(at_once):
-    """One bright pixel of the shallow feature lights up the image around its own place, and nothing else."""
+    """One bright pixel of the shallow feature changes only the logits around its place."""
     head = FCN8S.build(FCN8S.options(at_once=at_once), SPECS[1:], num_classes=1, rngs=nnx.Rngs(0))
     head.skip_convs[1].kernel[...] += 1e4 if at_once else 1.0
     features = {
@@ -135,7 +135,7 @@ def test_skip_aligns_with_the_image(at_once):
 
 
 def test_crops_match_the_paper():
-    """The input padded by 100 where the first layer pads 1 anyway; fc6, unpadded, takes 96 pixels back. 19; 5, 27; 5, 9, 31."""
+    """The first layer pads by 100 instead of 1, and fc6 does not pad: 19; 5, 27; 5, 9, 31."""
     pool3, pool4, fc7 = (
         FeatureSpec(n, 1, s, up(s), offset=o)
         for n, s, o in (("pool3", 8, 99), ("pool4", 16, 99), ("fc7", 32, 3))
@@ -147,10 +147,10 @@ def test_crops_match_the_paper():
 
 def test_rejects_features_that_do_not_align():
     with pytest.raises(
-        ConfigError, match=r"'f16' begins 5 pixels before the image .* no whole pixels of 16 apart"
+        ConfigError, match=r"'f16' begins 5 pixels before the image .* a multiple of 16 pixels"
     ):
         crops(SPECS[3], [FeatureSpec("f16", 1, 16, up(16), offset=5)])
-    with pytest.raises(ConfigError, match="no whole pixels of 16 apart"):
+    with pytest.raises(ConfigError, match="a multiple of 16 pixels"):
         FCN16S.select(
             FCN16S.options(),
             (FeatureSpec("f16", 1, 16, up(16), offset=5), FeatureSpec("f32", 1, 32, up(32))),

@@ -21,7 +21,7 @@ def run(model, x):
 
 
 def logits_of_both(chapter_network, make_model, size, batch, num_classes=21):
-    """Logits of the chapter's network in PyTorch, cropped to the image, and here, from the same weights and images."""
+    """Logits of the d2l network in torch, cropped to the image, and ours, with the same weights."""
     import torch
 
     reference = chapter_network(num_classes)
@@ -146,7 +146,7 @@ def test_ignores_an_attribute_named_blocks_of_a_head():
     [
         (
             FeatureSpec("deep", 4, 4, lambda n: n // 4),
-            r"'deep' is \(2, 1, 3\), promised is \(2, 1, 4\)",
+            r"'deep' is \(2, 1, 3\); promised is \(2, 1, 4\)",
         ),
         (FeatureSpec("deeper", 3, 4, lambda n: n // 4), "'deeper' is missing"),
     ],
@@ -155,7 +155,7 @@ def test_error_names_the_distribution_of_a_backbone_with_wrong_features(promise,
     model = Segmenter(RoundsDown(), Enlarge(), ModelSpec(), (promise,))
     with pytest.raises(
         PluginError,
-        match=r"backbone 'resnet18' of fcn-jax .* breaks its promise: of an image of 8x4 .*"
+        match=r"backbone 'resnet18' of fcn-jax .* breaks its promise: for an image of 8x4, .*"
         + complaint,
     ):
         model(jnp.zeros((1, 8, 4, 3)))
@@ -166,7 +166,7 @@ def test_error_names_an_unregistered_backbone_as_in_the_spec():
     model = Segmenter(RoundsDown(), Enlarge(), ModelSpec("by hand"), (promise,))
     with pytest.raises(
         PluginError,
-        match=r"^backbone 'by hand' breaks its promise: of an image of 8x4 its feature 'deep' is",
+        match=r"^backbone 'by hand' breaks its promise: for an image of 8x4, its feature 'deep' is",
     ):
         model(jnp.zeros((1, 8, 4, 3)))
 
@@ -174,7 +174,7 @@ def test_error_names_an_unregistered_backbone_as_in_the_spec():
 def test_error_names_a_backbone_whose_features_never_cover_the_image():
     unpadded = FeatureSpec("deep", 3, 4, lambda n: (n - 3) // 4)
     model = Segmenter(RoundsDown(), Enlarge(), ModelSpec(), (unpadded,))
-    complaint = r"backbone 'resnet18' of fcn-jax .* promise: its feature 'deep' covers no image of 8 to 15 pixels; .* 3 cells of 4 pixels"
+    complaint = r"backbone 'resnet18' .* 'deep' covers no image of 8 to 15 pixels; .* 3 cells of 4"
     with pytest.raises(PluginError, match=complaint):
         model(jnp.zeros((1, 8, 4, 3)))
 
@@ -208,7 +208,7 @@ def test_spec_is_hashed_by_value():
 def test_finds_specs_of_models_and_backbones_by_name():
     assert registered_spec("fcn32s_resnet18") == ModelSpec("resnet18", "fcn32s", 21)
     assert registered_spec("resnet18") == ModelSpec("resnet18", None)
-    with pytest.raises(ConfigError, match="neither a registered whole model nor a backbone"):
+    with pytest.raises(ConfigError, match="neither a registered model nor a backbone"):
         registered_spec("fcn16s")
 
 
@@ -248,6 +248,7 @@ def test_outputs_names_the_logits_and_the_call_skips_the_auxiliary_head(with_aux
 
 def test_rejects_an_unknown_auxiliary_feature():
     with pytest.raises(
-        ConfigError, match=r"aux_feature is 'layer5'; name one of.*layer1, layer2, layer3, layer4"
+        ConfigError,
+        match=r"aux_feature is 'layer5'; use one of.*stem, layer1, layer2, layer3, layer4",
     ):
         build_model("resnet18", "fcn32s", 3, aux_head="fcn", aux_feature="layer5", rngs=nnx.Rngs(0))

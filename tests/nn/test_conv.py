@@ -40,7 +40,7 @@ def compiled_afresh():
 
 
 def both(x, kernel, weights, stride, padding, dilation, groups, dtype=np.float32):
-    """Output, input gradient and kernel gradient: of `nn.conv` in `dtype`, and of PyTorch in float64; both in our layout."""
+    """Output and gradients by input and kernel: `nn.conv` in `dtype`, torch in float64; NHWC."""
     tx = torch.tensor(x.transpose(0, 3, 1, 2).copy(), dtype=torch.float64, requires_grad=True)
     tk = torch.tensor(kernel.transpose(3, 2, 0, 1).copy(), dtype=torch.float64, requires_grad=True)
     ty = F.conv2d(tx, tk, stride=stride, padding=padding, dilation=dilation, groups=groups)

@@ -28,7 +28,7 @@ def ours(new, align_corners):
 
 
 def drawn(old, new, dtype, seed):
-    """Images and weights of the outputs: numbers that `dtype` can hold, so that both sides start from the same."""
+    """Images and weights of the outputs that are exact in `dtype`."""
     rng = np.random.default_rng(seed)
     return [rng.standard_normal((2, *side, 3)).astype(dtype) for side in (old, new)]
 

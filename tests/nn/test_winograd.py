@@ -17,7 +17,7 @@ kernel_grad = jax.jit(_winograd.kernel_grad, static_argnums=(2, 3))
 
 
 def both(size, padding, dilation, channels, seed=0):
-    """Output, input gradient and kernel gradient: here in float32, and of PyTorch in float64; with PyTorch's own float32 errors."""
+    """Output and gradients by input and kernel: ours, torch's in float64, torch's errors."""
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((2, *size, channels[0])).astype(np.float32)
     kernel = rng.standard_normal((3, 3, *channels)).astype(np.float32)

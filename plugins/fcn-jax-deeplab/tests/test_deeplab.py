@@ -1,4 +1,4 @@
-"""DeepLabv3 and DeepLabv3+ against the plugin contract, torchvision's models and the bounds of their options."""
+"""DeepLabv3 and DeepLabv3+: the plugin contract, torchvision's models, and options."""
 
 import importlib.util
 from importlib import metadata
@@ -22,7 +22,7 @@ from fcn_jax.data.shapes import draw_scene
 from fcn_jax.errors import ConfigError
 from fcn_jax.models.build import build
 from fcn_jax.models.names import leaves
-from fcn_jax.models.spec import registered_spec, resolve
+from fcn_jax.models.spec import registered_spec, resolve, select_features
 from fcn_jax.plugins import registry
 from fcn_jax.plugins.options import validate
 from fcn_jax.testing import check_head
@@ -196,19 +196,23 @@ def test_convolutions_dilate_by_the_rates(head):
 @pytest.mark.parametrize(
     ("head", "table", "complaint"),
     [
-        (
-            "deeplabv3",
-            {"rates": []},
-            r"rates are \[\]; they must be one dilation or more, each at least 1",
-        ),
-        ("deeplabv3", {"rates": [6, 0]}, r"rates are \[6, 0\]"),
+        ("deeplabv3", {"rates": []}, r"'rates' is \[\]; tuple should have at least 1 item"),
+        ("deeplabv3", {"rates": [6, 0]}, r"'rates\.1' is 0; input should be greater than 0"),
         ("deeplabv3", {"rates": [6, 1.5]}, r"'rates.*1\.5"),
-        ("deeplabv3", {"channels": 0}, "channels is 0; it must be at least 1"),
-        ("deeplabv3", {"dropout": 1.0}, r"dropout is 1\.0; it must be at least 0 and below 1"),
+        ("deeplabv3", {"channels": 0}, "'channels' is 0; input should be greater than 0"),
+        ("deeplabv3", {"dropout": 1.0}, r"'dropout' is 1\.0; input should be less than 1"),
         ("deeplabv3", {"rate": [6]}, "unknown key 'rate'. Did you mean 'rates'"),
-        ("deeplabv3plus", {"depth": 0}, "depth is 0; it must be at least 1"),
-        ("deeplabv3plus", {"low_channels": 0}, "low_channels is 0; it must be at least 1"),
-        ("deeplabv3plus", {"dropout": -0.1}, r"dropout is -0\.1"),
+        ("deeplabv3plus", {"depth": 0}, "'depth' is 0; input should be greater than 0"),
+        (
+            "deeplabv3plus",
+            {"low_channels": 0},
+            "'low_channels' is 0; input should be greater than 0",
+        ),
+        (
+            "deeplabv3plus",
+            {"dropout": -0.1},
+            r"'dropout' is -0\.1; input should be greater than or equal to 0",
+        ),
     ],
 )
 def test_rejects_options_out_of_range(plugins, head, table, complaint):
@@ -230,7 +234,7 @@ def test_deeplabv3plus_names_the_missing_feature(strides):
     offered = ", ".join(rf"f{i} \({stride}\)" for i, stride in enumerate(strides))
     with pytest.raises(
         ConfigError,
-        match=rf"needs a feature of stride 4 beside a deeper one.*offers {offered}\. Take",
+        match=rf"needs a feature of stride 4 and a deeper one.*offers {offered}\. Use",
     ):
         DEEPLABV3PLUS.select(
             DeepLabV3PlusOptions(), [spec(f"f{i}", 4, stride) for i, stride in enumerate(strides)]
@@ -242,8 +246,8 @@ def test_deeplabv3plus_names_the_missing_feature(strides):
     [(DEEPLABV3, "'b' begins 100 pixels"), (DEEPLABV3PLUS, "'a' begins 100 pixels")],
 )
 def test_rejects_features_of_a_padded_image(head, at_fault):
-    with pytest.raises(ConfigError, match=f"must begin where the image does; {at_fault}"):
-        head.select(head.options(), [spec("a", 4, 4, 100), spec("b", 4, 16, 100)])
+    with pytest.raises(ConfigError, match=f"begin at the image's corner; {at_fault}"):
+        select_features(head, head.options(), [spec("a", 4, 4, 100), spec("b", 4, 16, 100)])
 
 
 def test_training_needs_two_images_as_in_pytorch():
@@ -281,7 +285,7 @@ def test_depth_1_matches_the_names_of_the_published_head():
     }
 
 
-# --------------------------------------------------------------------------------------------------------------------- whole models
+# -------------------------------------------------------------------------------------- models
 
 
 @pytest.mark.parametrize("whole", FILLED, indirect=True)

@@ -1,4 +1,4 @@
-"""LR-ASPP and torchvision's whole model of it, against the plugin contract and against torchvision's."""
+"""LR-ASPP and torchvision's model with it: the plugin contract, and torchvision's results."""
 
 import jax
 import numpy as np
@@ -13,7 +13,7 @@ from fcn_jax.convert.hub import available
 from fcn_jax.convert.load import load_torch
 from fcn_jax.errors import ConfigError
 from fcn_jax.models.build import build, build_model
-from fcn_jax.models.spec import registered_spec
+from fcn_jax.models.spec import registered_spec, select_features
 from fcn_jax.plugins.options import validate
 from fcn_jax.testing import check_head
 
@@ -51,23 +51,23 @@ def test_takes_a_feature_of_stride_8_or_half_the_deepest_stride(strides, wanted)
     [
         (
             specs(4, 16),
-            r"needs a feature of stride 8 beside the deepest, of stride 16; the backbone offers f0 \(4\), f1 \(16\)",
+            r"of stride 8 in addition to the deepest, of stride 16; .* offers f0 \(4\), f1 \(16\)",
         ),
         (
             specs(8, 8),
-            r"needs a feature of stride 4 beside the deepest, of stride 8; the backbone offers f0 \(8\), f1 \(8\)",
+            r"of stride 4 in addition to the deepest, of stride 8; .* offers f0 \(8\), f1 \(8\)",
         ),
-        (specs(1), r"needs a feature of stride 0\.5 beside"),
-        (specs(8, 16, offset=3), "head 'lraspp' resizes .* 'f0' begins 3 pixels before it"),
+        (specs(1), r"needs a feature of stride 0\.5 in addition"),
+        (specs(8, 16, offset=3), "head 'lraspp' needs .* 'f0' begins 3 pixels before it"),
     ],
 )
 def test_rejects_a_backbone_without_the_features(features, complaint):
     with pytest.raises(ConfigError, match=complaint):
-        LRASPP.select(LRASPP.options(), features)
+        select_features(LRASPP, LRASPP.options(), features)
 
 
 def test_rejects_options_out_of_range():
-    with pytest.raises(ConfigError, match="inter_channels is 0; it must be at least 1"):
+    with pytest.raises(ConfigError, match="'inter_channels' is 0; input should be greater than 0"):
         validate(LRASPP, {"inter_channels": 0})
 
 

@@ -182,7 +182,7 @@ def test_initial_values_match_torchvision(torchvision, name):
 @pytest.mark.parametrize(
     ("table", "complaint"),
     [
-        ({"width_mult": 0.0}, "width_mult is 0.0; it must be above 0"),
+        ({"width_mult": 0.0}, "'width_mult' is 0.0; input should be greater than 0"),
         ({"width_mult": math.nan}, "width_mult"),
         ({"reduced_tails": True}, "Did you mean 'reduced_tail'"),
     ],
@@ -201,7 +201,7 @@ def test_rejects_options_out_of_range(table, complaint):
     ],
 )
 def test_activations_and_gradients_match_torch_at_the_kinks(torchvision, name, ours):
-    """JAX shares a gradient between equal arguments of a minimum or maximum; its activations must not."""
+    """JAX splits a gradient between equal arguments of a maximum; activations must not."""
     import torch
 
     x = np.array([-7, -3, -2.9, -1, -1e-9, 0, 1e-9, 1, 2.9, 3, 5.9, 6, 6.1, 9], np.float32)
@@ -241,9 +241,7 @@ def test_output_stride_16_matches_the_dilated_network_of_torchvision(torchvision
 
 
 @pytest.mark.parametrize("output_stride", [16, 8])
-def test_dilated_mobilenet_v2_contains_the_features_of_the_strided_one(
-    torchvision, output_stride
-):
+def test_dilated_mobilenet_v2_contains_the_features_of_the_strided_one(torchvision, output_stride):
     import torch
 
     from fcn_jax.verify.reference import randomize_batch_norm

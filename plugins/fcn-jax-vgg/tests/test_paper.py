@@ -1,4 +1,4 @@
-"""The paper's networks against the plugin contract, and against the same networks in plain PyTorch."""
+"""The paper's networks: the plugin contract, and the same networks in plain PyTorch."""
 
 import itertools
 
@@ -68,7 +68,7 @@ def state_dict_shapes(model):
 
 
 def blank(name):
-    """The model with zeros for weights: drawing others, which a test then replaces, would take long."""
+    """The model with zeros as weights, which tests replace: drawing weights would take long."""
     model = nnx.eval_shape(lambda: build(registered_spec(name), rngs=nnx.Rngs(0)))
     for leaf in leaves(model).values():
         leaf.set_value(np.zeros(leaf.shape, np.float32))

@@ -63,7 +63,7 @@ def without_draws(rest):
 
 
 def compare_whole_model(torch, width, height_width):
-    """FCN-32s logits of the same weights on both sides: the largest difference as a share of the largest logit."""
+    """The largest difference of FCN-32s logits with the same weights, relative to the largest."""
     options = VGGOptions(width=width)
     backbone = reference(torch, options)
     specs = VGG16.features(options, 32)
@@ -185,8 +185,8 @@ def test_specs_of_two_equal_networks_are_equal():
 @pytest.mark.parametrize(
     ("table", "complaint"),
     [
-        ({"width": 0}, "width is 0; it must be at least 1"),
-        ({"dropout": 1.0}, "dropout is 1.0"),
+        ({"width": 0}, "'width' is 0; input should be greater than 0"),
+        ({"dropout": 1.0}, "'dropout' is 1.0; input should be less than 1"),
         ({"widht": 8}, "Did you mean 'width'"),
     ],
 )
