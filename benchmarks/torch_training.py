@@ -129,7 +129,7 @@ def main() -> None:
         augment=augment,
         batch_size=data.batch_size,
         seed=recipe.train.seed,
-        workers=data.num_workers,
+        num_workers=data.num_workers,
     )
     epoch_steps = steps_per_epoch(train_source, data.batch_size)
     total = epoch_steps * recipe.train.epochs

@@ -41,7 +41,7 @@ def evaluate(
     Returns:
         Generator of each example with its predicted mask u8[H,W], in order. Close it to stop early.
     """
-    with contextlib.closing(eval_examples(source, workers=workers)) as examples:
+    with contextlib.closing(eval_examples(source, num_workers=workers)) as examples:
         for example in examples:
             prediction = predictor(example.image)
             matrix.add(example.mask, prediction)

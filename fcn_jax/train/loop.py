@@ -128,8 +128,8 @@ def _train(
     batches = train_batches(
         train_source,
         augment=Augment(
-            crop=config.data.crop_size,
-            scale=config.data.scale_range,
+            crop_size=config.data.crop_size,
+            scale_range=config.data.scale_range,
             flip=config.data.flip,
             brightness=config.data.brightness,
             contrast=config.data.contrast,
@@ -137,7 +137,7 @@ def _train(
         ),
         batch_size=config.data.batch_size,
         seed=config.train.seed,
-        workers=config.data.num_workers,
+        num_workers=config.data.num_workers,
     )
     held.callback(batches.close)
     epoch_steps = steps_per_epoch(train_source, config.data.batch_size)
@@ -181,8 +181,9 @@ def _train(
         state = jax.device_put(state, everywhere)
     rate = optim.schedule(config.optim, total_steps)
     # Only the state holds values from here on: each step deletes those of the step before.
-    graphdef, _, random_keys = nnx.split(model, (nnx.Param, nnx.BatchStat), ...)
-    del model
+    graphdef, *states = nnx.split(model, (nnx.Param, nnx.BatchStat), ...)
+    random_keys = states.pop()
+    del model, states
 
     # -------------------------------------------------------------------------------------- compile
     progress = held.enter_context(

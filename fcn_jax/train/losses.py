@@ -1,22 +1,18 @@
 """Losses of logits and integer labels."""
-# ruff: noqa: F722 (shapes of jaxtyping are not expressions)
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, Float, Float32, Integer
 
 from fcn_jax.nn._subpixel import SubpixelLogits
 from fcn_jax.plugins.api import IGNORE_INDEX
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Float32, Integer
 
 
 def cross_entropy(
@@ -51,7 +47,8 @@ def cross_entropy(
         # The barrier stores the rearranged labels. They are small, and XLA would otherwise compute
         # their positions again for each logit.
         labels = lax.optimization_barrier(logits.scatter(labels, ignore_index))
-        logits, axis = _store_gradient(logits.values), logits.CLASS_AXIS
+        axis = logits.CLASS_AXIS
+        logits = _store_gradient(logits.values)
     labels = labels.astype(jnp.int32)
     valid = labels != ignore_index
     total = valid.sum() if count is None else count

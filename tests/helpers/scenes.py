@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fcn_jax.data.shapes import SHAPES_CLASSES, draw_scene
+from fcn_jax.data.datasets.shapes import SHAPES_CLASSES, draw_scene
 
 TINY = Path(__file__).parents[1] / "fixtures" / "tiny"
 

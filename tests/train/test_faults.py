@@ -430,12 +430,12 @@ def test_a_signal_stops_an_evaluation_which_is_repeated_on_resume(
     seen: list[str] = []
     evaluate = loop.evaluate
 
-    def interrupted(predictor: Any, examples: Any, matrix: Any) -> Iterator[Any]:
-        for compared in evaluate(predictor, examples, matrix):
-            seen.append(compared.example.id)
+    def interrupted(*args: Any, **more: Any) -> Iterator[Any]:
+        for example, mask in evaluate(*args, **more):
+            seen.append(example.id)
             if len(seen) == 5:  # the second of the second evaluation
                 os.kill(os.getpid(), number)
-            yield compared
+            yield example, mask
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "evaluate", interrupted)
@@ -452,11 +452,11 @@ def test_a_signal_stops_the_last_evaluation_which_is_repeated_on_resume(
 ) -> None:
     evaluate, calls = loop.evaluate, []
 
-    def interrupted(predictor: Any, examples: Any, matrix: Any) -> Iterator[Any]:
+    def interrupted(*args: Any, **more: Any) -> Iterator[Any]:
         calls.append(1)
         if len(calls) == 3:
             os.kill(os.getpid(), signal.SIGTERM)
-        yield from evaluate(predictor, examples, matrix)
+        yield from evaluate(*args, **more)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "evaluate", interrupted)
