@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fcn_jax import build_model, nn
+from fcn_jax import nn
 from fcn_jax.api import FeatureSpec
 from fcn_jax.errors import ConfigError
 from fcn_jax.models.fcn_skip import FCN8S, FCN16S, crops
@@ -93,9 +93,11 @@ def test_takes_the_deepest_of_features_with_the_same_stride():
 def test_rejects_a_backbone_without_the_features():
     with pytest.raises(
         ConfigError,
-        match=r"'fcn8s' needs features of stride 2 and 4 .* offers layer1 \(4\), .*layer4 \(8\)",
+        match=r"'fcn8s' needs features of stride 2 and 4 .* offers f4 \(4\), f8 \(8\)",
     ):
-        build_model("resnet18", "fcn8s", 3, output_stride=8, rngs=nnx.Rngs(0))
+        FCN8S.select(
+            FCN8S.options(), (FeatureSpec("f4", 1, 4, up(4)), FeatureSpec("f8", 1, 8, up(8)))
+        )
 
 
 def test_staged_form_starts_as_the_previous_stage():
