@@ -53,7 +53,7 @@ def cross_entropy(
     valid = labels != ignore_index
     total = valid.sum() if count is None else count
     losses = _pixel_losses(logits, labels, valid, axis)
-    return jnp.where(valid, losses, 0).sum() / jnp.maximum(total, 1)
+    return jnp.where(valid, losses, 0).sum() / jnp.maximum(total, 1).astype(jnp.float32)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -133,7 +133,7 @@ def _backward(
         jnp.expand_dims(x, axis) for x in (lax.optimization_barrier(largest), total, valid, grad)
     )
     softmax = jnp.exp(logits.astype(jnp.float32) - largest) / total
-    change = softmax - _is_label(logits, labels, axis)
+    change = softmax - _is_label(logits, labels, axis).astype(jnp.float32)
     return jnp.where(valid, change * grad, 0).astype(logits.dtype), None, None
 
 
