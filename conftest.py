@@ -1,5 +1,6 @@
-"""Settings of all tests, the plugins' too: numerics on the CPU at full precision, and until when slow ones begin."""
+"""Settings of all tests, including those of the plugins."""
 
+import gc
 import hashlib
 import importlib.util
 import os
@@ -14,7 +15,7 @@ import pytest
 
 
 def _compiled_programs() -> Path:
-    """The folder of compiled programs in pytest's cache: of these releases of JAX and this kind of processor.
+    """The folder of compiled programs in pytest's cache, for these releases and this processor.
 
     JAX's own keys name the program, its options and the releases. They do not name the processor,
     and a checkout may be used on several.
@@ -29,11 +30,10 @@ def _compiled_programs() -> Path:
     return Path(__file__).parent / ".pytest_cache" / "xla" / f"{releases}-{kind}"
 
 
-# Before jax is imported anywhere, and inherited by the processes that tests start.
+# These are set before jax is imported. The processes that tests start inherit them.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Compiling is most of what the tests do: programs are kept for the next run. Nothing comes from the
-# user's own cache, and nothing goes there. `FCN_JAX_TEST_CACHE` names another folder; if it is
-# empty, nothing is kept.
+# Compiled programs are kept for the next run. The user's own cache is neither read nor written.
+# `FCN_JAX_TEST_CACHE` names another folder; if it is empty, nothing is kept.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ.get(
     "FCN_JAX_TEST_CACHE", str(_compiled_programs())
 )
@@ -41,10 +41,10 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 
-LOWERING = (
-    "The form of a compiled program has changed, or the text that describes it. The results may still be right.\n"
-    "Does a new release of JAX write the same form in another way? Then change the test. Is the form lost? Then measure the speed."
-)
+LOWERING = """\
+The form of a compiled program has changed, or the text that describes it. The results may still
+be right. If a new release of JAX writes the same form in another way, change the test. If the form
+is lost, measure the speed."""
 
 hypothesis.settings.register_profile(
     "default", max_examples=12, deadline=None, derandomize=bool(os.environ.get("CI"))
@@ -52,10 +52,19 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("default")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Record the messages of errors if `FCN_JAX_MESSAGES` names a file for them."""
+    path = os.environ.get("FCN_JAX_MESSAGES")
+    if path:
+        from tests.helpers import messages
+
+        config.pluginmanager.register(messages.Recorder(Path(path)))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip the tests marked `needs_torch` where PyTorch is not installed.
 
-    So it is in the second environment of `.ci/run`. Any other test fails there if it imports torch.
+    Any other test fails there if it imports torch.
     """
     absent = [name for name in ("torch", "torchvision") if importlib.util.find_spec(name) is None]
     if not absent:
@@ -66,8 +75,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(skip)
 
 
+def pytest_collection_finish() -> None:
+    """Exclude what is imported so far from garbage collection, which takes a tenth of the time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip a slow test for which the others have left `.ci/run` no time."""
+    """Skip slow tests after `FCN_JAX_SLOW_UNTIL`, in seconds since 1970."""
     if item.get_closest_marker("slow") and time.time() > float(
         os.environ.get("FCN_JAX_SLOW_UNTIL", "inf")
     ):
@@ -78,7 +94,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_runtest_makereport(
     item: pytest.Item,
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Say of a failed test marked `lowering` how to read the failure."""
+    """Explain the failure of a test marked `lowering`."""
     report = yield
     if report.failed and item.get_closest_marker("lowering"):
         report.sections.append(("how to read this", LOWERING))

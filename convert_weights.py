@@ -1,4 +1,7 @@
-"""Convert PyTorch weights to a checkpoint: `python convert_weights.py FILE --model NAME -o DIR`, the same as `fcn-jax convert`."""
+"""Convert PyTorch weights to a checkpoint: `python convert_weights.py FILE --model NAME -o DIR`.
+
+The same as `fcn-jax convert`.
+"""
 
 import sys
 

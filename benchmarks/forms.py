@@ -49,7 +49,7 @@ def _pulled(form: Function) -> Function:
     return run
 
 
-_BORDERS = ((1, 1), (1, 1))
+_WINDOW = _pooling._Window(3, 2, ((1, 1), (1, 1)))
 
 
 def _plain_stem(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -60,15 +60,12 @@ def _plain_stem(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _scattered_pool(grad: jax.Array, x: jax.Array) -> Any:
-    return _pulled(lambda x: _pooling._reduce_window(x, 3, 2, _BORDERS))(grad, x)
+    return _pulled(lambda x: _pooling._reduce_window(_WINDOW, x))(grad, x)
 
 
-def _pool_by_winners(gradient: Function) -> Function:
-    def run(grad: jax.Array, x: jax.Array) -> Any:
-        y, winner = _pooling._with_winners(x, 3, 2, _BORDERS)
-        return y, gradient(winner, grad, x.shape, 3, 2, _BORDERS)
-
-    return run
+def _pool_by_winners(grad: jax.Array, x: jax.Array) -> Any:
+    y, winner = _pooling._with_winners(_WINDOW, x)
+    return y, _pooling._gradient_from_winners(_WINDOW, winner, x, grad)
 
 
 def _block(folded: bool, dtype: Any) -> Function:
@@ -174,11 +171,7 @@ def cases(setting: Setting) -> dict[str, dict[str, tuple[Function, Shapes]]]:
         },
         "max pool": {
             "select-and-scatter": (_scattered_pool, pool_shapes),
-            "from the winners": (_pool_by_winners(_pooling._gradient_from_winners), pool_shapes),
-            "from the winners, by offsets": (
-                _pool_by_winners(_pooling._gradient_by_offsets),
-                pool_shapes,
-            ),
+            "from the winners": (_pool_by_winners, pool_shapes),
         },
         "end of a block": {
             "normalization in the kernel": (_block(True, dtype), block_shapes),

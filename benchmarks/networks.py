@@ -72,7 +72,7 @@ def in_torch(model: Segmenter, *, product: bool = False) -> torch.nn.Sequential:
     )
     network.add_module("transpose_conv", head)
     network.load_state_dict(
-        {name: torch.from_numpy(value) for name, value in to_torch(model, names="d2l").items()}
+        {name: torch.from_numpy(value) for name, value in to_torch(model, key_format="d2l").items()}
     )
     if product:
         network.transpose_conv = ProductHead(head)
@@ -121,7 +121,7 @@ def original(setting: Setting, model: Segmenter) -> torch.nn.Module:
     else:
         network, names = build_reference(model.spec), "torchvision"
     network.load_state_dict(
-        {name: torch.from_numpy(value) for name, value in to_torch(model, names=names).items()}
+        {name: torch.from_numpy(value) for name, value in to_torch(model, key_format=names).items()}
     )
     features = [feature.name for feature in model.features]
     if descriptor is None and set(features) <= {

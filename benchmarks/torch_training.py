@@ -57,7 +57,7 @@ def build(recipe: config.Config, num_classes: int) -> tuple[torch.nn.Module, set
         torch.nn.ConvTranspose2d(num_classes, num_classes, 64, stride=32, padding=16),
     )
     network.load_state_dict(
-        {name: torch.from_numpy(value) for name, value in to_torch(model, names="d2l").items()}
+        {name: torch.from_numpy(value) for name, value in to_torch(model, key_format="d2l").items()}
     )
     return network, fresh
 

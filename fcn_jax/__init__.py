@@ -1,25 +1,28 @@
 """Semantic segmentation with fully convolutional networks in JAX/Flax, proven equal to PyTorch.
 
-The public names are loaded when first used, so that `import fcn_jax` and `fcn-jax --help` stay
-light.
+The public names are imported when they are first used, so that `import fcn_jax` and
+`fcn-jax --help` do not import jax.
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # a type checker takes it as true; importing `typing` would cost more
 if TYPE_CHECKING:
-    from fcn_jax.convert.export import to_torch
-    from fcn_jax.convert.load import load, load_torch
-    from fcn_jax.convert.report import LoadReport
-    from fcn_jax.eval.predictor import Predictor
-    from fcn_jax.models.build import build_model
-    from fcn_jax.models.segmenter import Segmenter
-    from fcn_jax.runtime.compiler import compiler_options
-    from fcn_jax.verify import verify_model
+    from fcn_jax.convert.export import to_torch as to_torch
+    from fcn_jax.convert.load import load as load
+    from fcn_jax.convert.load import load_torch as load_torch
+    from fcn_jax.convert.report import LoadReport as LoadReport
+    from fcn_jax.eval.predictor import Predictor as Predictor
+    from fcn_jax.models.build import build_model as build_model
+    from fcn_jax.models.segmenter import Segmenter as Segmenter
+    from fcn_jax.runtime.compiler import compiler_options as compiler_options
+    from fcn_jax.verify import verify_model as verify_model
 
-_HOMES = {
+    __version__: str
+
+_MODULES = {
     "LoadReport": "fcn_jax.convert.report",
     "Predictor": "fcn_jax.eval.predictor",
     "Segmenter": "fcn_jax.models.segmenter",
@@ -30,24 +33,17 @@ _HOMES = {
     "to_torch": "fcn_jax.convert.export",
     "verify_model": "fcn_jax.verify",
 }
-
-__all__ = [
-    "LoadReport",
-    "Predictor",
-    "Segmenter",
-    "build_model",
-    "compiler_options",
-    "load",
-    "load_torch",
-    "to_torch",
-    "verify_model",
-]
+__all__ = [*_MODULES, "__version__"]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'fcn_jax' has no attribute '{name}'")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from importlib import metadata
+
+        return metadata.version("fcn-jax")
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
+    raise AttributeError(f"module 'fcn_jax' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -296,7 +296,7 @@ def test_convert_makes_a_checkpoint_that_predicts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = build_model("resnet18", "fcn32s", 21, rngs=nnx.Rngs(3))
-    save_file(to_torch(model, names="d2l"), tmp_path / "chapter.safetensors")
+    save_file(to_torch(model, key_format="d2l"), tmp_path / "chapter.safetensors")
     target = tmp_path / "converted"
     assert (
         cli.main(

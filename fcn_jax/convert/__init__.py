@@ -1,1 +1,1 @@
-"""PyTorch weights in and out, from one two-way table per module."""
+"""Import and export of weights: files, state dicts, published weights, checkpoints."""

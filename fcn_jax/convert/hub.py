@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import http.client
 import re
-import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from fcn_jax.errors import ConfigError, PluginError, WeightsError, did_you_mean
@@ -22,6 +21,7 @@ from fcn_jax.plugins.api import ModelSpec, Weights
 from fcn_jax.pytorch import files
 from fcn_jax.runtime import cache
 from fcn_jax.runtime.atomic import replacing
+from fcn_jax.runtime.progress import Progress
 
 _ATTEMPTS = 3
 _CHUNK = 1 << 18  # bytes
@@ -156,11 +156,11 @@ def fetch(weights: Weights, *, sleep: Callable[[float], object] = time.sleep) ->
         stale = f" (the file there has SHA-256 {found[: len(expected)]}, expected is {expected})"
     with replacing(path) as temporary:
         try:
-            with temporary.open("wb") as file, _progress(path.name) as report:
-                _download(weights.url, file, report, sleep)
+            with temporary.open("wb") as file, Progress(path.name, unit="bytes") as progress:
+                _download(weights.url, file, progress, sleep)
         except _DownloadError as error:
             raise WeightsError(
-                f"{weights.url}: cannot be downloaded: {error}; download it in another way and put "
+                f"{weights.url}: cannot be fetched: {error}; download it in another way and put "
                 f"it at {path}{stale}, or give the file's path instead of the name"
             ) from error
         found = files.sha256(temporary)
@@ -180,14 +180,12 @@ class _DownloadError(Exception):
         self.final = final
 
 
-Report = Callable[[int, int | None], None]
-"""Receives the number of bytes so far, and in total if it is known."""
-
-
-def _download(url: str, file: BinaryIO, report: Report, sleep: Callable[[float], object]) -> None:
+def _download(
+    url: str, file: BinaryIO, progress: Progress, sleep: Callable[[float], object]
+) -> None:
     for attempt in range(1, _ATTEMPTS + 1):
         try:
-            _download_rest(url, file, report)
+            _download_rest(url, file, progress)
             break
         except _DownloadError as error:
             if error.final or attempt == _ATTEMPTS:
@@ -195,7 +193,7 @@ def _download(url: str, file: BinaryIO, report: Report, sleep: Callable[[float],
             sleep(2.0 ** (attempt - 1))
 
 
-def _download_rest(url: str, file: BinaryIO, report: Report) -> None:
+def _download_rest(url: str, file: BinaryIO, progress: Progress) -> None:
     """Download the part that `file` lacks, or all of it if the server cannot continue."""
     headers = {"User-Agent": "fcn-jax", "Range": f"bytes={file.tell()}-"}
     if not file.tell():
@@ -215,7 +213,7 @@ def _download_rest(url: str, file: BinaryIO, report: Report) -> None:
             if not chunk:
                 break
             file.write(chunk)
-            report(file.tell(), total)
+            progress.update(file.tell(), total)
     if total is not None and file.tell() < total:
         raise _DownloadError(
             f"the connection ended after {file.tell()} of {total} bytes", final=False
@@ -234,24 +232,3 @@ def _network_errors() -> Iterator[None]:
         raise _DownloadError(str(error.reason), final=True) from error
     except (OSError, http.client.HTTPException) as error:
         raise _DownloadError(str(error) or type(error).__name__, final=False) from error
-
-
-@contextlib.contextmanager
-def _progress(name: str) -> Iterator[Report]:
-    """A progress bar on a terminal; nothing elsewhere."""
-    if not sys.stderr.isatty():
-        yield lambda done, total: None
-        return
-    from rich import progress
-    from rich.console import Console
-
-    columns: list[Any] = [
-        "{task.description}",
-        progress.BarColumn(),
-        progress.DownloadColumn(),
-        progress.TransferSpeedColumn(),
-        progress.TimeRemainingColumn(),
-    ]
-    with progress.Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(name, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

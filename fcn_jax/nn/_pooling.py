@@ -1,20 +1,26 @@
-"""Pooling with PyTorch's meaning: of windows, with a gradient that is fast on CPUs too, and of whole images."""
+"""Max pooling and global average pooling, as in PyTorch; their gradients are fast on CPUs too."""
 
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-_Borders = tuple[tuple[int, int], tuple[int, int]]
+
+class _Window(NamedTuple):
+    """Kernel size, stride, and the padding ((top, bottom), (left, right))."""
+
+    size: int
+    stride: int
+    borders: tuple[tuple[int, int], tuple[int, int]]
 
 
 def global_average_pool(x: jax.Array) -> jax.Array:
-    """Mean of each channel over the image, as `torch.nn.AdaptiveAvgPool2d(1)`; computed in float32.
+    """Mean of each channel over the image, computed in float32; `torch.nn.AdaptiveAvgPool2d(1)`.
 
     Args:
         x: f[N, H, W, C], H and W at least 1.
@@ -28,98 +34,86 @@ def global_average_pool(x: jax.Array) -> jax.Array:
 def max_pool(
     x: jax.Array, kernel_size: int, stride: int, padding: int = 0, *, ceil_mode: bool = False
 ) -> jax.Array:
-    """Largest value of each window, as `torch.nn.functional.max_pool2d`; both borders are padded with minus infinity.
+    """Maximum of each window, as `torch.nn.functional.max_pool2d`.
+
+    Both borders are padded with minus infinity. The gradient goes to the first of equal pixels.
 
     Args:
         x: f[N, H, W, C].
         kernel_size: window height and width, at least 1.
         stride: at least 1.
         padding: 0 to kernel_size / 2.
-        ceil_mode: keep a last window that runs over the border, if it starts inside the image or
+        ceil_mode: keep a last window that extends past the border, if it starts inside the image or
             its left padding.
 
     Returns:
-        f[N, h, w, C] with h = (H + 2 padding - kernel_size) // stride + 1, the division rounded up
-        with `ceil_mode`.
+        f[N, h, w, C] with h = (H + 2 padding - kernel_size) // stride + 1. With `ceil_mode` the
+        division rounds up.
 
     Raises:
         ValueError: no window fits the image.
     """
 
-    def windows(size: Any) -> Any:
+    def windows(size: int) -> int:
         if not ceil_mode:
             return (size + 2 * padding - kernel_size) // stride + 1
         found = -(-(size + 2 * padding - kernel_size) // stride) + 1
         return found - ((found - 1) * stride >= size + padding)
 
-    def borders(size: int) -> tuple[int, int]:
+    def border(size: int) -> tuple[int, int]:
         if not ceil_mode:
             return padding, padding
         return padding, max(padding, (windows(size) - 1) * stride + kernel_size - size - padding)
 
     if windows(min(x.shape[1:3])) < 1:
         raise ValueError(
-            f"no window of {kernel_size}x{kernel_size} fits an image of {x.shape[1]}x{x.shape[2]} pixels with a border of {padding}; "
-            "give it a larger image"
+            f"a pooling window of {kernel_size}x{kernel_size} does not fit an image of "
+            f"{x.shape[1]}x{x.shape[2]} pixels with padding {padding}; use a larger image"
         )
-    return _pool(x, kernel_size, stride, (borders(x.shape[1]), borders(x.shape[2])))
+    borders = tuple(border(size) for size in x.shape[1:3])
+    return _pool(x, _Window(kernel_size, stride, borders))
 
 
-def _reduce_window(x: jax.Array, kernel_size: int, stride: int, borders: _Borders) -> jax.Array:
+def _reduce_window(window: _Window, x: jax.Array) -> jax.Array:
     lowest = np.asarray(-np.inf, x.dtype)
-    window, strides = (1, kernel_size, kernel_size, 1), (1, stride, stride, 1)
-    return lax.reduce_window(x, lowest, lax.max, window, strides, ((0, 0), *borders, (0, 0)))
+    shape, strides = (1, window.size, window.size, 1), (1, window.stride, window.stride, 1)
+    return lax.reduce_window(x, lowest, lax.max, shape, strides, ((0, 0), *window.borders, (0, 0)))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _pool(x: jax.Array, kernel_size: int, stride: int, borders: _Borders) -> jax.Array:
-    """XLA runs its own windows an element at a time on CPUs, four times as long as the maximum of what each tap sees."""
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _pool(x: jax.Array, window: _Window) -> jax.Array:
+    # On CPUs XLA's reduce_window runs one element at a time and takes four times as long.
     return lax.platform_dependent(
         x,
-        cpu=lambda x: functools.reduce(jnp.maximum, _taps(x, kernel_size, stride, borders)),
-        default=lambda x: _reduce_window(x, kernel_size, stride, borders),
+        cpu=lambda x: functools.reduce(jnp.maximum, _taps(window, x)),
+        default=functools.partial(_reduce_window, window),
     )
 
 
-def _pool_fwd(
-    x: jax.Array, kernel_size: int, stride: int, borders: _Borders
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """The result, and what each form of the gradient wants: the winners, and the input. The compiler drops the other one."""
+def _pool_fwd(x: jax.Array, window: _Window) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    # One form of the gradient needs the winners, the other the input. XLA drops the unused one.
     y, winner = lax.platform_dependent(
         x,
-        tpu=lambda x: _without_winners(x, kernel_size, stride, borders),
-        default=lambda x: _with_winners(x, kernel_size, stride, borders),
+        tpu=functools.partial(_without_winners, window),
+        default=functools.partial(_with_winners, window),
     )
     return y, (winner, x)
 
 
 def _pool_bwd(
-    kernel_size: int,
-    stride: int,
-    borders: _Borders,
-    residuals: tuple[jax.Array, jax.Array],
-    grad: jax.Array,
+    window: _Window, residuals: tuple[jax.Array, jax.Array], grad: jax.Array
 ) -> tuple[jax.Array]:
-    """Gradient without XLA's select-and-scatter, one element at a time on CPUs, by which a pool takes 3.6 times as long on an H100.
+    """The gradient by XLA's select-and-scatter on TPUs, and by the winners on other devices.
 
-    But by it on TPUs, where the form without it would move ten times as many bytes (`python -m
-    benchmarks.tpu_aot`). Both give the gradient to the first of equal pixels.
+    Select-and-scatter takes 3.6 times as long on an H100, and runs one element at a time on CPUs.
+    On TPUs the other form would move ten times as many bytes (`python -m benchmarks.tpu_aot`).
     """
-    winner, x = residuals
     return (
         lax.platform_dependent(
-            winner,
-            x,
+            *residuals,
             grad,
-            tpu=lambda winner, x, grad: jax.vjp(
-                lambda x: _reduce_window(x, kernel_size, stride, borders), x
-            )[1](grad)[0],
-            cpu=lambda winner, x, grad: _gradient_from_winners(
-                winner, grad, x.shape, kernel_size, stride, borders
-            ),
-            default=lambda winner, x, grad: _gradient_by_offsets(
-                winner, grad, x.shape, kernel_size, stride, borders
-            ),
+            tpu=functools.partial(_gradient_by_scatter, window),
+            default=functools.partial(_gradient_from_winners, window),
         ),
     )
 
@@ -127,139 +121,84 @@ def _pool_bwd(
 _pool.defvjp(_pool_fwd, _pool_bwd)
 
 
-def _winner_dtype(kernel_size: int) -> Any:
-    return jnp.uint8 if kernel_size <= 16 else jnp.int32
+def _winner_dtype(window: _Window) -> Any:
+    return jnp.uint8 if window.size <= 16 else jnp.int32
 
 
-def _without_winners(
-    x: jax.Array, kernel_size: int, stride: int, borders: _Borders
-) -> tuple[jax.Array, jax.Array]:
-    y = _reduce_window(x, kernel_size, stride, borders)
-    return y, jnp.zeros(y.shape, _winner_dtype(kernel_size))
+def _without_winners(window: _Window, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    y = _reduce_window(window, x)
+    return y, jnp.zeros(y.shape, _winner_dtype(window))
 
 
-def _with_winners(
-    x: jax.Array, kernel_size: int, stride: int, borders: _Borders
-) -> tuple[jax.Array, jax.Array]:
-    """The result, and which of its window's pixels each maximum is: the first in reading order, as in PyTorch.
+def _with_winners(window: _Window, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The maxima, and the position of each within its window: the first in reading order.
 
-    The pixel is found by comparing the window's pixels with each other. To look for the one that
-    equals the maximum would not do: XLA may compute the input anew in each place where it is used,
-    and round it in different ways.
+    The position comes from comparing the pixels of the window with each other. Searching for the
+    pixel that equals the maximum would be wrong: XLA may compute the input again for each use, with
+    different rounding.
     """
-    first, *others = _taps(x, kernel_size, stride, borders)
+    first, *others = _taps(window, x)
     largest, winner = first, jnp.zeros(first.shape, jnp.int32)
     for number, tap in enumerate(others, 1):
         winner = jnp.where(tap > largest, number, winner)
         largest = jnp.maximum(tap, largest)
-    return largest, winner.astype(_winner_dtype(kernel_size))
+    return largest, winner.astype(_winner_dtype(window))
 
 
-def _taps(x: jax.Array, kernel_size: int, stride: int, borders: _Borders) -> list[jax.Array]:
-    """What each tap of a window sees, in reading order: kernel_size^2 of f[N, h, w, C], slices of the padded images."""
+def _taps(window: _Window, x: jax.Array) -> list[jax.Array]:
+    """For each position in a window, in reading order, its pixels in all windows: f[N, h, w, C]."""
+    size, stride, borders = window
     rows, cols = (
-        (size + sum(border) - kernel_size) // stride + 1
-        for size, border in zip(x.shape[1:3], borders, strict=True)
+        (length + sum(border) - size) // stride + 1
+        for length, border in zip(x.shape[1:3], borders, strict=True)
     )
-    padded = lax.pad(
-        x,
-        np.asarray(-np.inf, x.dtype),
-        ((0, 0, 0), *((*border, 0) for border in borders), (0, 0, 0)),
-    )
+    edges = ((0, 0, 0), *((*border, 0) for border in borders), (0, 0, 0))
+    padded = lax.pad(x, np.asarray(-np.inf, x.dtype), edges)
     return [
         padded[
             :, i : i + stride * (rows - 1) + 1 : stride, j : j + stride * (cols - 1) + 1 : stride
         ]
-        for i, j in np.ndindex(kernel_size, kernel_size)
+        for i, j in np.ndindex(size, size)
     ]
 
 
-def _gradient_from_winners(
-    winner: jax.Array,
-    grad: jax.Array,
-    shape: tuple[int, ...],
-    kernel_size: int,
-    stride: int,
-    borders: _Borders,
+def _gradient_by_scatter(
+    window: _Window, winner: jax.Array, x: jax.Array, grad: jax.Array
 ) -> jax.Array:
-    """Each pixel's sum over the windows that it may lie in of the gradients of those that it won: one loop without branches."""
-    reach = -(-kernel_size // stride)
+    return jax.vjp(functools.partial(_reduce_window, window), x)[1](grad)[0]
+
+
+def _gradient_from_winners(
+    window: _Window, winner: jax.Array, x: jax.Array, grad: jax.Array
+) -> jax.Array:
+    """For each pixel, the sum of the gradients of the windows whose maximum it is.
+
+    One fused loop without branches, over cells of stride x stride pixels.
+    """
+    size, stride, ((top, _), (left, _)) = window
+    batch, height, width, channels = x.shape
+    reach = -(-size // stride)  # windows that a cell lies in, per side
+    margin = ((0, 0), (reach - 1, reach - 1), (reach - 1, reach - 1), (0, 0))
+    won, share = jnp.pad(winner, margin), jnp.pad(grad, margin)
+    rows, cols = (windows + reach - 1 for windows in winner.shape[1:3])
     offset = np.arange(stride)
-    won, share = (_with_margins(x, reach - 1) for x in (winner, grad))
     total: Any = 0
     for down, across in np.ndindex(reach, reach):
-        # Which of the window's pixels this is: of the window that begins so many windows further up
-        # and to the left.
+        # The position of each pixel in the window that begins so many windows further up and left.
         i, j = offset[:, None] + down * stride, offset + across * stride
-        number = np.where((i < kernel_size) & (j < kernel_size), i * kernel_size + j, -1).reshape(
-            1, 1, stride, 1, stride, 1
-        )
-        window = _shifted(winner.shape, reach, down, across)
+        number = np.where((i < size) & (j < size), i * size + j, -1)
+        up, before = reach - 1 - down, reach - 1 - across
+        part = np.s_[:, up : up + rows, None, before : before + cols, None]
         total += jnp.where(
-            won[window][:, :, None, :, None].astype(jnp.int32) == number,
-            share[window][:, :, None, :, None],
+            won[part].astype(jnp.int32) == number.reshape(1, 1, stride, 1, stride, 1),
+            share[part],
             0,
         )
-    return _without_margins(total, shape, borders)
-
-
-def _gradient_by_offsets(
-    winner: jax.Array,
-    grad: jax.Array,
-    shape: tuple[int, ...],
-    kernel_size: int,
-    stride: int,
-    borders: _Borders,
-) -> jax.Array:
-    """The same, with a sum for each place in a stride x stride cell over just the windows that reach it, and the margins stored.
-
-    On an H100 a 3x3 pool takes 0.31 ms so, forward and backward, in place of 0.49 ms (`python -m
-    benchmarks.forms`).
-    """
-    reach = -(-kernel_size // stride)
-    # The barrier before the margins, or the forward pass would be computed once more to write the
-    # winners with them.
-    won, share = lax.optimization_barrier(
-        tuple(_with_margins(x, reach - 1) for x in (lax.optimization_barrier(winner), grad))
-    )
-    cells = []
-    for row, col in np.ndindex(stride, stride):
-        total: Any = jnp.zeros((), grad.dtype)
-        for down, across in np.ndindex(reach, reach):
-            i, j = row + down * stride, col + across * stride
-            if i < kernel_size and j < kernel_size:
-                window = _shifted(winner.shape, reach, down, across)
-                total += jnp.where(won[window] == i * kernel_size + j, share[window], 0)
-        cells.append(total)
-    rows, cols = (windows + reach - 1 for windows in winner.shape[1:3])
-    cells = [jnp.broadcast_to(cell, (shape[0], rows, cols, shape[3])) for cell in cells]
-    lines = [jnp.stack(cells[i : i + stride], 3) for i in range(0, stride * stride, stride)]
-    return _without_margins(jnp.stack(lines, 2), shape, borders)
-
-
-def _with_margins(x: jax.Array, margin: int) -> jax.Array:
-    """Windows [N, h, w, C] with zeros around them, for the taps that reach into the next one."""
-    return jnp.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
-
-
-def _shifted(shape: tuple[int, ...], reach: int, down: int, across: int) -> tuple[slice, ...]:
-    """Of windows with their margins, where those lie that begin so many windows further up and to the left."""
-    up, left = reach - 1 - down, reach - 1 - across
-    return np.s_[:, up : up + shape[1] + reach - 1, left : left + shape[2] + reach - 1]
-
-
-def _without_margins(total: jax.Array, shape: tuple[int, ...], borders: _Borders) -> jax.Array:
-    """Cells f[N, h, stride, w, stride, C] -> images of a shape [N, H, W, C], less the borders that the pool had put around them."""
-    batch, height, stride, width, _, channels = total.shape
-    (top, _), (left, _) = borders
+    cells = total.reshape(batch, stride * rows, stride * cols, channels)
     edges = (
         (0, 0, 0),
-        (-top, top + shape[1] - stride * height, 0),
-        (-left, left + shape[2] - stride * width, 0),
+        (-top, top + height - stride * rows, 0),
+        (-left, left + width - stride * cols, 0),
         (0, 0, 0),
     )
-    return lax.pad(
-        total.reshape(batch, stride * height, stride * width, channels),
-        np.zeros((), total.dtype),
-        edges,
-    )
+    return lax.pad(cells, np.zeros((), cells.dtype), edges)

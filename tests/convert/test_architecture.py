@@ -46,7 +46,7 @@ def test_recognizes_torchvision_networks(torchvision, name, expected):
 
 NAMES = {
     "encoder.layer1.0.conv1.weight decoder.blocks.0.conv1.0.weight": "SMP U-Net",
-    "backbone.layer1.0.conv1.weight backbone.stem.0.weight decode_head.conv_seg.weight": "deep stem",
+    "backbone.layer1.0.conv1.weight backbone.stem.0.weight decode_head.a.weight": "deep stem",
     "cls_token blocks.0.attn.qkv.weight": "vision transformer (ViT",
     "cls_token blocks.0.ls1.gamma": "DINOv2",
     "segformer.encoder.block.0.0.attention.self.query.weight": "SegFormer",

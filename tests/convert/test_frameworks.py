@@ -476,7 +476,7 @@ def test_reports_a_head_in_a_separate_dict(make, tmp_path, name):
     torch.save(make_contents(), tmp_path / "a.pth")
     with pytest.raises(
         WeightsError,
-        match=rf"surplus 2: {key}\..*it also holds weights under '{key}' \(2 tensors\).*--reinit head",
+        match=rf"surplus 2: {key}\..*also holds weights under '{key}' \(2 tensors\).*--reinit head",
     ):
         load_torch(make(), tmp_path / "a.pth")
     for options, reason in (
@@ -678,7 +678,7 @@ def test_runs_no_code_of_a_file(make, tmp_path, name, archive, place):
     else:
         with pytest.raises(
             WeightsError,
-            match=r"a\.pth: refused.*could run code: it names (posix|builtins|subprocess|io)\.\w+;.*state_dict",
+            match=r"a\.pth: refused.*code: it names (posix|builtins|subprocess|io)\.\w+;.*state",
         ):
             load_torch(make(), tmp_path / "a.pth")
     assert not mark.exists()
@@ -705,7 +705,7 @@ def test_rejects_a_pickled_network_with_advice(tmp_path):
         torch.save(contents, tmp_path / "a.pth")
         with pytest.raises(
             WeightsError,
-            match=r"whole pickled network \(torch\.nn\.modules\.conv\.Conv2d\).*model\.state_dict\(\)",
+            match=r"pickled network \(torch\.nn\.modules\.conv\.Conv2d\).*model\.state_dict\(\)",
         ):
             files.read(tmp_path / "a.pth")
 

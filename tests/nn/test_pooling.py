@@ -30,8 +30,7 @@ def ours(kernel_size, stride, padding, ceil_mode):
 def check(x, kernel_size, stride, padding, ceil_mode):
     tx = torch.tensor(x.transpose(0, 3, 1, 2).copy(), requires_grad=True)
     ty = F.max_pool2d(tx, kernel_size, stride, padding, ceil_mode=ceil_mode)
-    # Gradients of different size, so that one that goes to the wrong pixel shows; small integers,
-    # so that sums are exact.
+    # Different gradients, so that a wrong pixel shows; small integers, so that sums are exact.
     weights = np.arange(ty.numel(), dtype=np.float32).reshape(ty.shape) % 50 + 1
     ty.backward(torch.tensor(weights))
     theirs = ty.detach().numpy().transpose(0, 2, 3, 1)
@@ -41,7 +40,7 @@ def check(x, kernel_size, stride, padding, ceil_mode):
 
 
 def check_with_ties(size, kernel_size, stride, padding, ceil_mode, seed):
-    """Three values only: most windows have several largest pixels, of which the first gets the gradient."""
+    """Only three values: most windows have several maxima; the first one gets the gradient."""
     check(
         np.random.default_rng(seed).integers(-1, 2, (2, *size, 2)).astype(np.float32),
         kernel_size,
@@ -65,7 +64,7 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 @settings(max_examples=8)
 @given(seed=st.integers(0, 2**32 - 1))
-def test_max_pool_and_its_gradient_equal_torch_with_ties(form, seed):
+def test_max_pool_and_its_gradient_match_torch_with_ties(form, seed):
     check_with_ties(*FORMS[form], seed)
 
 
@@ -79,7 +78,7 @@ def test_max_pool_and_its_gradient_equal_torch_with_ties(form, seed):
     ceil_mode=st.booleans(),
     seed=st.integers(0, 3),
 )
-def test_max_pool_and_its_gradient_equal_torch_in_any_form(
+def test_max_pool_and_its_gradient_match_torch_for_any_settings(
     size, kernel_size, stride, padding, ceil_mode, seed
 ):
     assume(padding <= kernel_size // 2)
@@ -87,11 +86,11 @@ def test_max_pool_and_its_gradient_equal_torch_in_any_form(
     check_with_ties(size, kernel_size, stride, padding, ceil_mode, seed)
 
 
-def test_padding_never_wins_over_negative_values():
+def test_max_pool_prefers_negative_values_over_padding():
     check(np.full((1, 4, 5, 1), -1e30, np.float32), 3, 2, 1, False)
 
 
-def test_bfloat16_keeps_its_dtype_in_both_directions():
+def test_max_pool_keeps_bfloat16_in_both_directions():
     x = jnp.asarray(np.random.default_rng(0).integers(-3, 3, (1, 6, 6, 2)), jnp.bfloat16)
     y, vjp = jax.vjp(lambda x: nn.max_pool(x, 3, 2, 1), x)
     (grad,) = vjp(jnp.ones_like(y))
@@ -100,7 +99,7 @@ def test_bfloat16_keeps_its_dtype_in_both_directions():
 
 
 @given(st.sampled_from([(1, 1), (7, 10), (11, 3)]), st.integers(0, 2**32 - 1))
-def test_global_average_pool_is_pytorchs(size, seed):
+def test_global_average_pool_matches_torch(size, seed):
     x = np.random.default_rng(seed).standard_normal((2, *size, 3), np.float32)
     theirs = (
         F.adaptive_avg_pool2d(torch.tensor(x.transpose(0, 3, 1, 2).copy()), 1)
@@ -117,11 +116,11 @@ def test_global_average_pool_sums_bfloat16_in_float32():
     assert y.item() == 1.0078125
 
 
-@pytest.mark.parametrize("platform", ["tpu", "default"])
+@pytest.mark.parametrize("platform", ["cpu", "tpu", "default"])
 @pytest.mark.parametrize(
     ("kernel_size", "stride", "padding"), [(3, 2, 1), (2, 2, 0), (3, 1, 1), (2, 3, 0), (5, 2, 2)]
 )
-def test_the_forms_for_tpus_and_gpus_give_the_same_gradient_with_ties(
+def test_forms_of_all_devices_return_the_same_gradient_with_ties(
     monkeypatch, platform, kernel_size, stride, padding
 ):
     x = jnp.asarray(np.random.default_rng(0).integers(-1, 2, (2, 9, 8, 3)), jnp.float32)
@@ -139,11 +138,11 @@ def test_the_forms_for_tpus_and_gpus_give_the_same_gradient_with_ties(
 
     monkeypatch.setattr(jax.lax, "platform_dependent", on_the_platform)
     np.testing.assert_array_equal(jax.jit(lambda x: gradient(x))(x), here)
-    assert taken, "nothing asked for the platform, so nothing was compared"
+    assert taken, "platform_dependent was not called, so nothing was compared"
 
 
 @pytest.mark.lowering
-def test_the_gradient_scatters_on_tpus_alone():
+def test_gradient_scatters_only_on_tpus():
     x = jax.ShapeDtypeStruct((1, 8, 8, 2), jnp.bfloat16)
     traced = jax.jit(jax.grad(lambda x: nn.max_pool(x, 3, 2, 1).astype(jnp.float32).sum())).trace(x)
     found = {
@@ -153,7 +152,7 @@ def test_the_gradient_scatters_on_tpus_alone():
     assert found == {"cpu": False, "cuda": False, "tpu": True}
 
 
-def test_without_a_gradient_it_is_the_same_and_no_window_runs_pixel_by_pixel_on_a_cpu():
+def test_forward_pass_alone_returns_the_same_and_avoids_reduce_window_on_cpus():
     x = (
         jnp.asarray(np.random.default_rng(0).standard_normal((2, 9, 8, 3)), jnp.float32)
         .at[0, 3, 4, 1]
@@ -172,9 +171,9 @@ def test_without_a_gradient_it_is_the_same_and_no_window_runs_pixel_by_pixel_on_
     assert found == {"cpu": False, "cuda": True, "tpu": True}
 
 
-def test_an_image_smaller_than_the_window_is_refused():
+def test_max_pool_rejects_images_smaller_than_the_window():
     with pytest.raises(
         ValueError,
-        match=r"no window of 7x7 fits an image of 6x9 pixels with a border of 0; give it a larger image",
+        match="a pooling window of 7x7 does not fit an image of 6x9 pixels with padding 0; use a",
     ):
         nn.max_pool(jnp.ones((1, 6, 9, 1)), 7, 2)

@@ -1,0 +1,471 @@
+"""What each work-around for the compiler is worth on this device: `python -m benchmarks.workarounds`.
+
+    python -m benchmarks.workarounds                          # all; half an hour and more
+    python -m benchmarks.workarounds --only winograd --only "sparse 3x3"
+
+Each row is a training step, or a prediction from images to masks, of a network in which the work-around matters: with the library as it
+is, and with this one work-around replaced by the plain form. All programs of a network are compiled in one process and timed in turn;
+settings of a whole process are measured in processes that run in turn.
+The factor is the ratio of the smallest times, so above 1 the work-around pays. Bytes are temporaries as the compiler counts them.
+Rows are written to benchmarks/results/workarounds_DEVICE.json; a later run replaces only the rows that it measures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import functools
+import importlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from benchmarks import timing
+from benchmarks.record import RESULTS, environment, keep
+from benchmarks.setting import RECIPE, Setting
+from fcn_jax import compiler_options, memory, process
+from fcn_jax.memory import give_back_freed_memory
+from fcn_jax.models.preprocess import normalize
+from fcn_jax.models.segmenter import describe
+from fcn_jax.nn.conv_xla import xla_conv
+from fcn_jax.train import optim
+from fcn_jax.train import step as train_step
+
+TRAINING, INFERENCE = "training", "inference"
+
+
+# The plain forms.
+
+
+def _no(*args: Any, **kwargs: Any) -> bool:
+    return False
+
+
+def _xla_grads(settings: Any, x: jax.Array, kernel: jax.Array, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
+    grad_x, grad_kernel = jax.vjp(functools.partial(xla_conv, settings), x, kernel)[1](grad)
+    return grad_x, grad_kernel.astype(jnp.float32)
+
+
+def _xla_kernel_grad(settings: Any, x: jax.Array, grad: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    kernel = jnp.zeros(shape, x.dtype)
+    return jax.vjp(lambda kernel: xla_conv(settings, x, kernel), kernel)[1](grad)[0].astype(jnp.float32)
+
+
+def _dense_or(whole: Callable[..., Any], xla: Callable[..., Any], plain: Callable[[Any, Any], bool]) -> Callable[..., Any]:
+    """`whole`, except where `plain(settings, kernel)`: XLA's own form there."""
+    return lambda settings, x, kernel, *rest: (xla if plain(settings, kernel) else whole)(settings, x, kernel, *rest)
+
+
+def _plain_where(plain: Callable[[Any, Any], bool]) -> dict[str, Any]:
+    cpu = importlib.import_module("fcn_jax.nn.conv_cpu")
+    return {
+        "fcn_jax.nn.conv.cpu_conv": _dense_or(cpu.cpu_conv, xla_conv, plain),
+        "fcn_jax.nn.conv.cpu_grads": _dense_or(cpu.cpu_grads, _xla_grads, plain),
+    }
+
+
+def _is_depthwise(settings: Any, kernel: Any) -> bool:
+    return settings.groups > 1 and kernel.shape[2] == 1 and kernel.shape[3] == settings.groups
+
+
+def _is_grouped(settings: Any, kernel: Any) -> bool:
+    return settings.groups > 1 and not _is_depthwise(settings, kernel)
+
+
+def _winograd_unless_sparse() -> dict[str, Any]:
+    cpu = importlib.import_module("fcn_jax.nn.conv_cpu")
+    suits, sparse = cpu._suits_winograd, cpu._is_sparse
+    return {
+        "fcn_jax.nn.conv_cpu._suits_winograd": lambda settings, x, kernel, channels: (
+            suits(settings, x, kernel, channels) and not sparse(settings, x)
+        )
+    }
+
+
+def _xla_pool(x: jax.Array, kernel_size: int, stride: int, borders: Any) -> jax.Array:
+    return importlib.import_module("fcn_jax.nn.pooling")._reduce_window(x, kernel_size, stride, borders)
+
+
+def _tapped_pool(x: jax.Array, kernel_size: int, stride: int, borders: Any) -> jax.Array:
+    return functools.reduce(jnp.maximum, importlib.import_module("fcn_jax.nn.pooling")._taps(x, kernel_size, stride, borders))
+
+
+def _pool_by_offsets() -> dict[str, Any]:
+    return {
+        "fcn_jax.nn.pooling._gradient_from_winners": importlib.import_module("fcn_jax.nn.pooling")._gradient_by_offsets,
+    }
+
+
+def _xla_conv_transpose(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: int = 0, output_padding: int = 0, groups: int = 1
+) -> jax.Array:
+    """The transposed convolution as XLA's dilated convolution."""
+    edges = [(taps - 1 - padding, taps - 1 - padding + output_padding) for taps in kernel.shape[:2]]
+    flipped = kernel[::-1, ::-1].astype(x.dtype)
+    if groups > 1:
+        flipped = flipped.swapaxes(2, 3)  # a channel has one input and one output
+    return lax.conv_general_dilated(
+        x,
+        flipped,
+        (1, 1),
+        edges,
+        lhs_dilation=(stride, stride),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+def _plain_spread(pixels: tuple[jax.Array, ...], kernels: jax.Array) -> jax.Array:
+    return importlib.import_module("fcn_jax.nn.spread").summed(pixels, kernels.astype(pixels[0].dtype).astype(jnp.float32))
+
+
+@dataclasses.dataclass(frozen=True)
+class Workaround:
+    """One work-around, and what is there without it.
+
+    Attributes:
+        where: module that holds it.
+        plain: what replaces it.
+        settings: networks in which it is measured, each with `TRAINING` or `INFERENCE`.
+        patches: dotted name of an attribute -> its plain form, while the network is traced.
+        options: changes of the compiler options; None removes one.
+        make: arguments of `fcn_jax.train.step.make`.
+    """
+
+    where: str
+    plain: str
+    settings: tuple[tuple[str, Setting], ...]
+    patches: Callable[[], dict[str, Any]] = dict
+    options: tuple[tuple[str, str | None], ...] = ()
+    make: tuple[tuple[str, Any], ...] = ()
+
+
+_SIZE = (320, 480)
+
+
+def _both(*args: Any, **kwargs: Any) -> tuple[tuple[str, Setting], ...]:
+    return tuple((task, Setting(*args, **kwargs)) for task in (TRAINING, INFERENCE))
+
+
+def _step(*args: Any, **kwargs: Any) -> tuple[tuple[str, Setting], ...]:
+    return ((TRAINING, Setting(*args, **kwargs)),)
+
+
+RESNET18 = _both("resnet18", 2, _SIZE)
+RESNET50 = _both("resnet50", 1, _SIZE)
+DEEPLAB = _both("deeplabv3_resnet50", 1, _SIZE)
+THOUSAND = _both("resnet18", 1, (160, 240), num_classes=1000, upsampling="depthwise")
+OPTIONS = (
+    "xla_cpu_experimental_ynn_fusion_type",
+    "xla_cpu_scheduler_type",
+    "xla_cpu_use_fusion_emitters",
+)
+
+WORKAROUNDS: dict[str, Workaround] = {
+    "winograd": Workaround(
+        "nn/winograd.py",
+        "XLA's 3x3 convolutions",
+        (*RESNET18, *RESNET50),
+        lambda: {"fcn_jax.nn.conv_cpu._suits_winograd": _no},
+    ),
+    "kernel gradient": Workaround(
+        "nn/conv_cpu.py", "XLA's own", RESNET18[:1], lambda: {"fcn_jax.nn.conv_cpu._kernel_grad": _xla_kernel_grad}
+    ),
+    "all of conv_cpu": Workaround(
+        "nn/conv_cpu.py, nn/winograd.py", "XLA's convolutions and gradients", RESNET18, lambda: _plain_where(lambda *_: True)
+    ),
+    "recompute": Workaround(
+        "nn/recompute.py", "transformed arrays are kept", RESNET18[:1], lambda: {"fcn_jax.nn.conv_cpu.recompute": lambda x, _: x}
+    ),
+    "pool": Workaround("nn/pooling.py", "XLA's windows and gradient", RESNET18, lambda: {"fcn_jax.nn.pooling._pool": _xla_pool}),
+    "pool gradient": Workaround(
+        "nn/pooling.py",
+        "maximum over the taps, JAX's gradient",
+        RESNET18[:1],
+        lambda: {"fcn_jax.nn.pooling._pool": _tapped_pool},
+    ),
+    "pool gradient on CPUs": Workaround("nn/pooling.py", "the form of GPUs", RESNET18[:1], _pool_by_offsets),
+    **{f"option {name}": Workaround("compiler.py", "XLA's default", RESNET18, options=((name, None),)) for name in OPTIONS},
+    "all options": Workaround("compiler.py", "XLA's defaults", RESNET18, options=tuple((name, None) for name in OPTIONS)),
+    "transposed convolution": Workaround(
+        "nn/conv_transpose.py",
+        "XLA's dilated convolution",
+        RESNET18,
+        lambda: {"fcn_jax.nn.conv_transpose.conv_transpose": _xla_conv_transpose},
+    ),
+    "1x1 as product": Workaround(
+        "nn/conv_cpu.py", "XLA's 1x1 convolutions", RESNET50, lambda: {"fcn_jax.nn.conv_cpu._is_pointwise": _no}
+    ),
+    "order of a product's gradient": Workaround(
+        "nn/product.py",
+        "the same order as elsewhere",
+        RESNET50[:1],
+        lambda: {"fcn_jax.nn.product._cpu_matrix_grad": importlib.import_module("fcn_jax.nn.product")._matrix_grad},
+    ),
+    "materialize": Workaround(
+        "nn/materialize.py",
+        "nothing",
+        (*RESNET50, *_both("resnet101", 1, _SIZE)),
+        lambda: {"fcn_jax.nn.materialize": lambda x: x},
+    ),
+    "loop_blocks": Workaround("nn/in_turn.py", "block by block", _step("resnet101", 1, _SIZE), make=(("loop_blocks", False),)),
+    "sparse 3x3": Workaround("nn/conv_cpu.py", "Winograd's form", DEEPLAB, lambda: {"fcn_jax.nn.conv_cpu._is_sparse": _no}),
+    "sparse 3x3, against XLA": Workaround("nn/conv_cpu.py", "XLA's form", DEEPLAB, _winograd_unless_sparse),
+    "grouped": Workaround(
+        "nn/conv_cpu.py", "XLA's own", _both("resnext50_32x4d", 1, (160, 240)), lambda: _plain_where(_is_grouped)
+    ),
+    "depthwise": Workaround(
+        "nn/conv_cpu.py", "XLA's own", _both("lraspp_mobilenet_v3_large", 1, (160, 240)), lambda: _plain_where(_is_depthwise)
+    ),
+    "spread": Workaround(
+        "nn/spread.py",
+        "JAX's gradients",
+        THOUSAND[:1],
+        lambda: {"fcn_jax.nn.conv_transpose.spread": _plain_spread},
+    ),
+    "spread, against XLA": Workaround(
+        "nn/spread.py",
+        "XLA's dilated convolution",
+        THOUSAND,
+        lambda: {"fcn_jax.nn.conv_transpose.conv_transpose": _xla_conv_transpose},
+    ),
+}
+
+
+@dataclasses.dataclass
+class Program:
+    """A compiled program that can be called.
+
+    Attributes:
+        call: runs it and waits.
+        temporaries: bytes, as the compiler counts them.
+        compiling: seconds of tracing and compiling.
+    """
+
+    call: Callable[[], object]
+    temporaries: int
+    compiling: float
+
+
+@contextlib.contextmanager
+def _patched(patches: dict[str, Any]) -> Iterator[None]:
+    """Replace attributes given by their dotted names; a package's attribute wins over a submodule of that name."""
+    jax.clear_caches()
+    with contextlib.ExitStack() as stack:
+        for name, value in patches.items():
+            module, attribute = name.rsplit(".", 1)
+            stack.enter_context(mock.patch.object(importlib.import_module(module), attribute, value))
+        yield
+    jax.clear_caches()
+
+
+def prepared(task: str, setting: Setting, workaround: Workaround | None) -> Program:
+    """The program of `task`, without `workaround` if one is given."""
+    options: dict[str, str] = compiler_options()
+    for name, value in workaround.options if workaround else ():
+        if value is None:
+            options.pop(name, None)
+        else:
+            options[name] = value
+    with _patched(workaround.patches() if workaround else {}):
+        return _training(setting, options, workaround) if task == TRAINING else _inference(setting, options)
+
+
+def _training(setting: Setting, options: dict[str, str], workaround: Workaround | None) -> Program:
+    model = setting.build()
+    preprocess = describe(model.spec).backbone.preprocess
+    arguments = dict(workaround.make) if workaround else {}
+    state, step = train_step.make(model, lambda params: optim.make(RECIPE, 1000, params), preprocess, **arguments)
+    batch = jax.device_put({"image": setting.images(), "mask": setting.labels()})
+    began = time.perf_counter()
+    run = jax.jit(step, donate_argnums=0, compiler_options=options).lower(state, batch).compile()
+    compiling = time.perf_counter() - began
+    give_back_freed_memory()
+
+    def call() -> None:
+        nonlocal state
+        state, metrics = run(state, batch)
+        jax.block_until_ready((state, metrics))
+
+    return Program(call, run.memory_analysis().temp_size_in_bytes, compiling)
+
+
+def _inference(setting: Setting, options: dict[str, str]) -> Program:
+    model = setting.build()
+    preprocess = describe(model.spec).backbone.preprocess
+    model.eval()
+    graphdef, state = nnx.split(model)
+    images = jax.device_put(setting.images())
+
+    def mask(state: Any, images: jax.Array) -> jax.Array:
+        logits = nnx.merge(graphdef, state)(normalize(images, preprocess))
+        # Masks hold bytes; with more classes the types only have to be wide enough.
+        return jnp.argmax(logits, -1).astype(jnp.uint8 if setting.num_classes <= 255 else jnp.int32)
+
+    began = time.perf_counter()
+    run = jax.jit(mask, compiler_options=options).lower(state, images).compile()
+    compiling = time.perf_counter() - began
+    give_back_freed_memory()
+    return Program(lambda: jax.block_until_ready(run(state, images)), run.memory_analysis().temp_size_in_bytes, compiling)
+
+
+def measure(task: str, setting: Setting, names: list[str], rounds: int) -> dict[str, dict[str, Any]]:
+    """Compile a network with all work-arounds and without each of `names`, and time all in turn: a row for each name."""
+    process.take_over(trains=task == TRAINING)  # as the library's commands do
+    programs = {"": prepared(task, setting, None)}
+    for name in names:
+        programs[name] = prepared(task, setting, WORKAROUNDS[name])
+        compiling = programs[name].compiling
+        print(f"{setting.model}, {task}, without {name}: compiled in {compiling:.0f} s", file=sys.stderr, flush=True)
+    timings = timing.interleaved({name: program.call for name, program in programs.items()}, rounds, warm_up=1)
+    figures = {
+        name: {
+            "seconds": min(timings[name].seconds),
+            "median_seconds": timings[name].median,
+            "temporary_bytes": program.temporaries,
+            "compile_seconds": program.compiling,
+        }
+        for name, program in programs.items()
+    }
+    return {
+        name: {
+            "where": WORKAROUNDS[name].where,
+            "plain": WORKAROUNDS[name].plain,
+            "without": figures[name],
+            "with": figures[""],
+        }
+        for name in names
+    }
+
+
+# Settings of a whole process.
+
+PROCESS: dict[str, tuple[str, tuple[tuple[str, Setting], ...]]] = {
+    "keep_freed_memory": ("memory.py", _both("resnet18", 4, _SIZE)),
+    "free_after_each_call": ("memory.py", _step("resnet18", 4, _SIZE)),
+    "leave_loops_rolled": ("process.py", _step("resnet18", 4, _SIZE)),
+}
+
+
+def measure_one(task: str, setting: Setting, without: str, rounds: int) -> dict[str, Any]:
+    """The figures of a network in this process, whose settings are all made except `without`."""
+    from benchmarks.worker import _peak, _start_peak
+
+    with contextlib.ExitStack() as stack:
+        if without:
+            owner = process if without == "leave_loops_rolled" else memory
+            stack.enter_context(mock.patch.object(owner, without, return_value=False))
+        process.take_over(trains=task == TRAINING)
+    program = prepared(task, setting, None)
+    program.call()
+    give_back_freed_memory()
+    _start_peak()
+    seconds = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        program.call()
+        seconds.append(time.perf_counter() - began)
+    return {
+        "seconds": min(seconds),
+        "median_seconds": statistics.median(seconds),
+        "peak_bytes": _peak(),
+        "temporary_bytes": program.temporaries,
+        "compile_seconds": program.compiling,
+    }
+
+
+def measure_process(task: str, setting: Setting, names: list[str], rounds: int, processes: int) -> dict[str, dict[str, Any]]:
+    """`measure`, for the settings of a process: processes with all of them and without each of `names`, in turn."""
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in ("", *names)}
+    for _ in range(processes):
+        for name, results in found.items():
+            results.append(_child("measure_one", task, setting, name, rounds))
+            print(f"{task}, {f'without {name}' if name else 'as it is'}: {results[-1]}", file=sys.stderr, flush=True)
+    best = {name: {key: min(result[key] for result in results) for key in results[0]} for name, results in found.items()}
+    return {name: {"where": PROCESS[name][0], "plain": "not set", "without": best[name], "with": best[""]} for name in names}
+
+
+def _child(function: str, task: str, setting: Setting, *rest: Any) -> Any:
+    """The result of a function of this module in a new process, which compiles everything itself."""
+    call = json.dumps([function, task, dataclasses.asdict(setting), *rest])
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": ""}
+    command = [sys.executable, "-m", "benchmarks.workarounds", "--call", call]
+    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _called(call: str) -> Any:
+    function, task, setting, *rest = json.loads(call)
+    setting = {name: tuple(value) if isinstance(value, list) else value for name, value in setting.items()}
+    return globals()[function](task, Setting(**setting), *rest)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown."""
+    lines = [
+        "| work-around | where | network | without | with | factor | temporaries | compiling | without it |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        off, on, setting = row["without"], row["with"], row["setting"]
+        size = "x".join(map(str, (setting["batch"], *setting["size"])))
+        memory_key = "peak_bytes" if "peak_bytes" in on else "temporary_bytes"
+        lines.append(
+            f"| {row['name']} | `{row['where']}` | {setting['model']} {row['task']}, {size} | {1000 * off['seconds']:.0f} ms "
+            f"| {1000 * on['seconds']:.0f} ms | {off['seconds'] / on['seconds']:.2f} "
+            f"| {off[memory_key] / 1e6:.0f} -> {on[memory_key] / 1e6:.0f} MB "
+            f"| {off['compile_seconds']:.0f} -> {on['compile_seconds']:.0f} s | {row['plain']} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, print a table, write after each network."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.workarounds", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--only", action="append", choices=[*WORKAROUNDS, *PROCESS], metavar="NAME", help="a work-around; repeatable"
+    )
+    parser.add_argument("--task", choices=(TRAINING, INFERENCE), help="only this one")
+    parser.add_argument("--rounds", type=int, default=7, help="timed calls of each program, at least 2")
+    parser.add_argument("--processes", type=int, default=2, help="processes for each setting of a whole process")
+    args = parser.parse_args()
+    if args.rounds < 2 or args.processes < 1:
+        parser.error("expected at least 2 rounds and 1 process")
+    device = jax.default_backend()
+    out = RESULTS / f"workarounds_{device}.json"
+    wanted = args.only or [*WORKAROUNDS, *PROCESS]
+    work: dict[tuple[str, Setting], list[str]] = {}
+    for name in wanted:
+        for task, setting in PROCESS[name][1] if name in PROCESS else WORKAROUNDS[name].settings:
+            if args.task in (None, task):
+                work.setdefault((task, setting), []).append(name)
+    rows = []
+    for (task, setting), names in work.items():
+        inner, outer = [name for name in names if name in WORKAROUNDS], [name for name in names if name in PROCESS]
+        found = _child("measure", task, setting, inner, args.rounds) if inner else {}
+        found |= measure_process(task, setting, outer, args.rounds, args.processes) if outer else {}
+        for name, row in found.items():
+            key = {"name": name, "task": task, "setting": dataclasses.asdict(setting)}
+            rows.append({**key, **row})
+            keep(out, key, row | {"environment": environment("cuda" if device == "gpu" else device)})
+        print(table(rows[-len(found) :]), flush=True)
+    print(f"\n{table(rows)}\n\n{out}")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--call"]:
+        print(json.dumps(_called(sys.argv[2])))
+    else:
+        main()
