@@ -29,6 +29,8 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
+from fcn_jax.memory import give_back_freed_memory
+from fcn_jax.nn.conv_xla import xla_conv
 from flax import nnx
 from jax import lax
 
@@ -36,10 +38,8 @@ from benchmarks import timing
 from benchmarks.record import RESULTS, environment, keep
 from benchmarks.setting import RECIPE, Setting
 from fcn_jax import compiler_options, memory, process
-from fcn_jax.memory import give_back_freed_memory
 from fcn_jax.models.preprocess import normalize
-from fcn_jax.models.segmenter import describe
-from fcn_jax.nn.conv_xla import xla_conv
+from fcn_jax.models.spec import resolve
 from fcn_jax.train import optim
 from fcn_jax.train import step as train_step
 
@@ -53,19 +53,29 @@ def _no(*args: Any, **kwargs: Any) -> bool:
     return False
 
 
-def _xla_grads(settings: Any, x: jax.Array, kernel: jax.Array, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _xla_grads(
+    settings: Any, x: jax.Array, kernel: jax.Array, grad: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     grad_x, grad_kernel = jax.vjp(functools.partial(xla_conv, settings), x, kernel)[1](grad)
     return grad_x, grad_kernel.astype(jnp.float32)
 
 
-def _xla_kernel_grad(settings: Any, x: jax.Array, grad: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def _xla_kernel_grad(
+    settings: Any, x: jax.Array, grad: jax.Array, shape: tuple[int, ...]
+) -> jax.Array:
     kernel = jnp.zeros(shape, x.dtype)
-    return jax.vjp(lambda kernel: xla_conv(settings, x, kernel), kernel)[1](grad)[0].astype(jnp.float32)
+    return jax.vjp(lambda kernel: xla_conv(settings, x, kernel), kernel)[1](grad)[0].astype(
+        jnp.float32
+    )
 
 
-def _dense_or(whole: Callable[..., Any], xla: Callable[..., Any], plain: Callable[[Any, Any], bool]) -> Callable[..., Any]:
+def _dense_or(
+    whole: Callable[..., Any], xla: Callable[..., Any], plain: Callable[[Any, Any], bool]
+) -> Callable[..., Any]:
     """`whole`, except where `plain(settings, kernel)`: XLA's own form there."""
-    return lambda settings, x, kernel, *rest: (xla if plain(settings, kernel) else whole)(settings, x, kernel, *rest)
+    return lambda settings, x, kernel, *rest: (xla if plain(settings, kernel) else whole)(
+        settings, x, kernel, *rest
+    )
 
 
 def _plain_where(plain: Callable[[Any, Any], bool]) -> dict[str, Any]:
@@ -95,21 +105,33 @@ def _winograd_unless_sparse() -> dict[str, Any]:
 
 
 def _xla_pool(x: jax.Array, kernel_size: int, stride: int, borders: Any) -> jax.Array:
-    return importlib.import_module("fcn_jax.nn.pooling")._reduce_window(x, kernel_size, stride, borders)
+    return importlib.import_module("fcn_jax.nn.pooling")._reduce_window(
+        x, kernel_size, stride, borders
+    )
 
 
 def _tapped_pool(x: jax.Array, kernel_size: int, stride: int, borders: Any) -> jax.Array:
-    return functools.reduce(jnp.maximum, importlib.import_module("fcn_jax.nn.pooling")._taps(x, kernel_size, stride, borders))
+    return functools.reduce(
+        jnp.maximum,
+        importlib.import_module("fcn_jax.nn.pooling")._taps(x, kernel_size, stride, borders),
+    )
 
 
 def _pool_by_offsets() -> dict[str, Any]:
     return {
-        "fcn_jax.nn.pooling._gradient_from_winners": importlib.import_module("fcn_jax.nn.pooling")._gradient_by_offsets,
+        "fcn_jax.nn.pooling._gradient_from_winners": importlib.import_module(
+            "fcn_jax.nn.pooling"
+        )._gradient_by_offsets,
     }
 
 
 def _xla_conv_transpose(
-    x: jax.Array, kernel: jax.Array, stride: int, padding: int = 0, output_padding: int = 0, groups: int = 1
+    x: jax.Array,
+    kernel: jax.Array,
+    stride: int,
+    padding: int = 0,
+    output_padding: int = 0,
+    groups: int = 1,
 ) -> jax.Array:
     """The transposed convolution as XLA's dilated convolution."""
     edges = [(taps - 1 - padding, taps - 1 - padding + output_padding) for taps in kernel.shape[:2]]
@@ -128,7 +150,9 @@ def _xla_conv_transpose(
 
 
 def _plain_spread(pixels: tuple[jax.Array, ...], kernels: jax.Array) -> jax.Array:
-    return importlib.import_module("fcn_jax.nn.spread").summed(pixels, kernels.astype(pixels[0].dtype).astype(jnp.float32))
+    return importlib.import_module("fcn_jax.nn.spread").summed(
+        pixels, kernels.astype(pixels[0].dtype).astype(jnp.float32)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,24 +205,47 @@ WORKAROUNDS: dict[str, Workaround] = {
         lambda: {"fcn_jax.nn.conv_cpu._suits_winograd": _no},
     ),
     "kernel gradient": Workaround(
-        "nn/conv_cpu.py", "XLA's own", RESNET18[:1], lambda: {"fcn_jax.nn.conv_cpu._kernel_grad": _xla_kernel_grad}
+        "nn/conv_cpu.py",
+        "XLA's own",
+        RESNET18[:1],
+        lambda: {"fcn_jax.nn.conv_cpu._kernel_grad": _xla_kernel_grad},
     ),
     "all of conv_cpu": Workaround(
-        "nn/conv_cpu.py, nn/winograd.py", "XLA's convolutions and gradients", RESNET18, lambda: _plain_where(lambda *_: True)
+        "nn/conv_cpu.py, nn/winograd.py",
+        "XLA's convolutions and gradients",
+        RESNET18,
+        lambda: _plain_where(lambda *_: True),
     ),
     "recompute": Workaround(
-        "nn/recompute.py", "transformed arrays are kept", RESNET18[:1], lambda: {"fcn_jax.nn.conv_cpu.recompute": lambda x, _: x}
+        "nn/recompute.py",
+        "transformed arrays are kept",
+        RESNET18[:1],
+        lambda: {"fcn_jax.nn.conv_cpu.recompute": lambda x, _: x},
     ),
-    "pool": Workaround("nn/pooling.py", "XLA's windows and gradient", RESNET18, lambda: {"fcn_jax.nn.pooling._pool": _xla_pool}),
+    "pool": Workaround(
+        "nn/pooling.py",
+        "XLA's windows and gradient",
+        RESNET18,
+        lambda: {"fcn_jax.nn.pooling._pool": _xla_pool},
+    ),
     "pool gradient": Workaround(
         "nn/pooling.py",
         "maximum over the taps, JAX's gradient",
         RESNET18[:1],
         lambda: {"fcn_jax.nn.pooling._pool": _tapped_pool},
     ),
-    "pool gradient on CPUs": Workaround("nn/pooling.py", "the form of GPUs", RESNET18[:1], _pool_by_offsets),
-    **{f"option {name}": Workaround("compiler.py", "XLA's default", RESNET18, options=((name, None),)) for name in OPTIONS},
-    "all options": Workaround("compiler.py", "XLA's defaults", RESNET18, options=tuple((name, None) for name in OPTIONS)),
+    "pool gradient on CPUs": Workaround(
+        "nn/pooling.py", "the form of GPUs", RESNET18[:1], _pool_by_offsets
+    ),
+    **{
+        f"option {name}": Workaround(
+            "compiler.py", "XLA's default", RESNET18, options=((name, None),)
+        )
+        for name in OPTIONS
+    },
+    "all options": Workaround(
+        "compiler.py", "XLA's defaults", RESNET18, options=tuple((name, None) for name in OPTIONS)
+    ),
     "transposed convolution": Workaround(
         "nn/conv_transpose.py",
         "XLA's dilated convolution",
@@ -206,13 +253,20 @@ WORKAROUNDS: dict[str, Workaround] = {
         lambda: {"fcn_jax.nn.conv_transpose.conv_transpose": _xla_conv_transpose},
     ),
     "1x1 as product": Workaround(
-        "nn/conv_cpu.py", "XLA's 1x1 convolutions", RESNET50, lambda: {"fcn_jax.nn.conv_cpu._is_pointwise": _no}
+        "nn/conv_cpu.py",
+        "XLA's 1x1 convolutions",
+        RESNET50,
+        lambda: {"fcn_jax.nn.conv_cpu._is_pointwise": _no},
     ),
     "order of a product's gradient": Workaround(
         "nn/product.py",
         "the same order as elsewhere",
         RESNET50[:1],
-        lambda: {"fcn_jax.nn.product._cpu_matrix_grad": importlib.import_module("fcn_jax.nn.product")._matrix_grad},
+        lambda: {
+            "fcn_jax.nn.product._cpu_matrix_grad": importlib.import_module(
+                "fcn_jax.nn.product"
+            )._matrix_grad
+        },
     ),
     "materialize": Workaround(
         "nn/materialize.py",
@@ -220,14 +274,32 @@ WORKAROUNDS: dict[str, Workaround] = {
         (*RESNET50, *_both("resnet101", 1, _SIZE)),
         lambda: {"fcn_jax.nn.materialize": lambda x: x},
     ),
-    "loop_blocks": Workaround("nn/in_turn.py", "block by block", _step("resnet101", 1, _SIZE), make=(("loop_blocks", False),)),
-    "sparse 3x3": Workaround("nn/conv_cpu.py", "Winograd's form", DEEPLAB, lambda: {"fcn_jax.nn.conv_cpu._is_sparse": _no}),
-    "sparse 3x3, against XLA": Workaround("nn/conv_cpu.py", "XLA's form", DEEPLAB, _winograd_unless_sparse),
+    "loop_blocks": Workaround(
+        "nn/in_turn.py",
+        "block by block",
+        _step("resnet101", 1, _SIZE),
+        make=(("loop_blocks", False),),
+    ),
+    "sparse 3x3": Workaround(
+        "nn/conv_cpu.py",
+        "Winograd's form",
+        DEEPLAB,
+        lambda: {"fcn_jax.nn.conv_cpu._is_sparse": _no},
+    ),
+    "sparse 3x3, against XLA": Workaround(
+        "nn/conv_cpu.py", "XLA's form", DEEPLAB, _winograd_unless_sparse
+    ),
     "grouped": Workaround(
-        "nn/conv_cpu.py", "XLA's own", _both("resnext50_32x4d", 1, (160, 240)), lambda: _plain_where(_is_grouped)
+        "nn/conv_cpu.py",
+        "XLA's own",
+        _both("resnext50_32x4d", 1, (160, 240)),
+        lambda: _plain_where(_is_grouped),
     ),
     "depthwise": Workaround(
-        "nn/conv_cpu.py", "XLA's own", _both("lraspp_mobilenet_v3_large", 1, (160, 240)), lambda: _plain_where(_is_depthwise)
+        "nn/conv_cpu.py",
+        "XLA's own",
+        _both("lraspp_mobilenet_v3_large", 1, (160, 240)),
+        lambda: _plain_where(_is_depthwise),
     ),
     "spread": Workaround(
         "nn/spread.py",
@@ -266,7 +338,9 @@ def _patched(patches: dict[str, Any]) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for name, value in patches.items():
             module, attribute = name.rsplit(".", 1)
-            stack.enter_context(mock.patch.object(importlib.import_module(module), attribute, value))
+            stack.enter_context(
+                mock.patch.object(importlib.import_module(module), attribute, value)
+            )
         yield
     jax.clear_caches()
 
@@ -280,14 +354,20 @@ def prepared(task: str, setting: Setting, workaround: Workaround | None) -> Prog
         else:
             options[name] = value
     with _patched(workaround.patches() if workaround else {}):
-        return _training(setting, options, workaround) if task == TRAINING else _inference(setting, options)
+        return (
+            _training(setting, options, workaround)
+            if task == TRAINING
+            else _inference(setting, options)
+        )
 
 
 def _training(setting: Setting, options: dict[str, str], workaround: Workaround | None) -> Program:
     model = setting.build()
-    preprocess = describe(model.spec).backbone.preprocess
+    preprocess = resolve(model.spec).preprocess
     arguments = dict(workaround.make) if workaround else {}
-    state, step = train_step.make(model, lambda params: optim.make(RECIPE, 1000, params), preprocess, **arguments)
+    state, step = train_step.make(
+        model, lambda params: optim.make(RECIPE, 1000, params), preprocess, **arguments
+    )
     batch = jax.device_put({"image": setting.images(), "mask": setting.labels()})
     began = time.perf_counter()
     run = jax.jit(step, donate_argnums=0, compiler_options=options).lower(state, batch).compile()
@@ -304,7 +384,7 @@ def _training(setting: Setting, options: dict[str, str], workaround: Workaround 
 
 def _inference(setting: Setting, options: dict[str, str]) -> Program:
     model = setting.build()
-    preprocess = describe(model.spec).backbone.preprocess
+    preprocess = resolve(model.spec).preprocess
     model.eval()
     graphdef, state = nnx.split(model)
     images = jax.device_put(setting.images())
@@ -318,18 +398,30 @@ def _inference(setting: Setting, options: dict[str, str]) -> Program:
     run = jax.jit(mask, compiler_options=options).lower(state, images).compile()
     compiling = time.perf_counter() - began
     give_back_freed_memory()
-    return Program(lambda: jax.block_until_ready(run(state, images)), run.memory_analysis().temp_size_in_bytes, compiling)
+    return Program(
+        lambda: jax.block_until_ready(run(state, images)),
+        run.memory_analysis().temp_size_in_bytes,
+        compiling,
+    )
 
 
-def measure(task: str, setting: Setting, names: list[str], rounds: int) -> dict[str, dict[str, Any]]:
+def measure(
+    task: str, setting: Setting, names: list[str], rounds: int
+) -> dict[str, dict[str, Any]]:
     """Compile a network with all work-arounds and without each of `names`, and time all in turn: a row for each name."""
     process.take_over(trains=task == TRAINING)  # as the library's commands do
     programs = {"": prepared(task, setting, None)}
     for name in names:
         programs[name] = prepared(task, setting, WORKAROUNDS[name])
         compiling = programs[name].compiling
-        print(f"{setting.model}, {task}, without {name}: compiled in {compiling:.0f} s", file=sys.stderr, flush=True)
-    timings = timing.interleaved({name: program.call for name, program in programs.items()}, rounds, warm_up=1)
+        print(
+            f"{setting.model}, {task}, without {name}: compiled in {compiling:.0f} s",
+            file=sys.stderr,
+            flush=True,
+        )
+    timings = timing.interleaved(
+        {name: program.call for name, program in programs.items()}, rounds, warm_up=1
+    )
     figures = {
         name: {
             "seconds": min(timings[name].seconds),
@@ -386,15 +478,32 @@ def measure_one(task: str, setting: Setting, without: str, rounds: int) -> dict[
     }
 
 
-def measure_process(task: str, setting: Setting, names: list[str], rounds: int, processes: int) -> dict[str, dict[str, Any]]:
+def measure_process(
+    task: str, setting: Setting, names: list[str], rounds: int, processes: int
+) -> dict[str, dict[str, Any]]:
     """`measure`, for the settings of a process: processes with all of them and without each of `names`, in turn."""
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in ("", *names)}
     for _ in range(processes):
         for name, results in found.items():
             results.append(_child("measure_one", task, setting, name, rounds))
-            print(f"{task}, {f'without {name}' if name else 'as it is'}: {results[-1]}", file=sys.stderr, flush=True)
-    best = {name: {key: min(result[key] for result in results) for key in results[0]} for name, results in found.items()}
-    return {name: {"where": PROCESS[name][0], "plain": "not set", "without": best[name], "with": best[""]} for name in names}
+            print(
+                f"{task}, {f'without {name}' if name else 'as it is'}: {results[-1]}",
+                file=sys.stderr,
+                flush=True,
+            )
+    best = {
+        name: {key: min(result[key] for result in results) for key in results[0]}
+        for name, results in found.items()
+    }
+    return {
+        name: {
+            "where": PROCESS[name][0],
+            "plain": "not set",
+            "without": best[name],
+            "with": best[""],
+        }
+        for name in names
+    }
 
 
 def _child(function: str, task: str, setting: Setting, *rest: Any) -> Any:
@@ -408,7 +517,9 @@ def _child(function: str, task: str, setting: Setting, *rest: Any) -> Any:
 
 def _called(call: str) -> Any:
     function, task, setting, *rest = json.loads(call)
-    setting = {name: tuple(value) if isinstance(value, list) else value for name, value in setting.items()}
+    setting = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in setting.items()
+    }
     return globals()[function](task, Setting(**setting), *rest)
 
 
@@ -433,13 +544,23 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Measure, print a table, write after each network."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.workarounds", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.workarounds", description=__doc__.splitlines()[0]
+    )
     parser.add_argument(
-        "--only", action="append", choices=[*WORKAROUNDS, *PROCESS], metavar="NAME", help="a work-around; repeatable"
+        "--only",
+        action="append",
+        choices=[*WORKAROUNDS, *PROCESS],
+        metavar="NAME",
+        help="a work-around; repeatable",
     )
     parser.add_argument("--task", choices=(TRAINING, INFERENCE), help="only this one")
-    parser.add_argument("--rounds", type=int, default=7, help="timed calls of each program, at least 2")
-    parser.add_argument("--processes", type=int, default=2, help="processes for each setting of a whole process")
+    parser.add_argument(
+        "--rounds", type=int, default=7, help="timed calls of each program, at least 2"
+    )
+    parser.add_argument(
+        "--processes", type=int, default=2, help="processes for each setting of a whole process"
+    )
     args = parser.parse_args()
     if args.rounds < 2 or args.processes < 1:
         parser.error("expected at least 2 rounds and 1 process")
@@ -453,13 +574,18 @@ def main() -> None:
                 work.setdefault((task, setting), []).append(name)
     rows = []
     for (task, setting), names in work.items():
-        inner, outer = [name for name in names if name in WORKAROUNDS], [name for name in names if name in PROCESS]
+        inner, outer = (
+            [name for name in names if name in WORKAROUNDS],
+            [name for name in names if name in PROCESS],
+        )
         found = _child("measure", task, setting, inner, args.rounds) if inner else {}
         found |= measure_process(task, setting, outer, args.rounds, args.processes) if outer else {}
         for name, row in found.items():
             key = {"name": name, "task": task, "setting": dataclasses.asdict(setting)}
             rows.append({**key, **row})
-            keep(out, key, row | {"environment": environment("cuda" if device == "gpu" else device)})
+            keep(
+                out, key, row | {"environment": environment("cuda" if device == "gpu" else device)}
+            )
         print(table(rows[-len(found) :]), flush=True)
     print(f"\n{table(rows)}\n\n{out}")
 
