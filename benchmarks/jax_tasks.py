@@ -132,7 +132,7 @@ def compiled_step(step: train_step.Step, state: Any, batch: Any, options: Mappin
 
 def _training(setting: Setting, model: nnx.Module, options: Mapping[str, str]) -> Start:
     state, step = train_step.make(
-        model, lambda params: optim.make(RECIPE, 1000, params), _preprocess(setting)
+        model, optim.make(RECIPE, 1000, nnx.state(model, nnx.Param)), _preprocess(setting)
     )  # type: ignore[arg-type]
     batch = jax.device_put(
         {"image": setting.images(), "mask": setting.labels()}
@@ -173,7 +173,7 @@ def _epoch(setting: Setting) -> Start:
     batches, steps = _batches(setting)
     model = setting.build()
     state, step = train_step.make(
-        model, lambda params: optim.make(RECIPE, 1000, params), _preprocess(setting)
+        model, optim.make(RECIPE, 1000, nnx.state(model, nnx.Param)), _preprocess(setting)
     )
     run: Any = step
     del step  # as in `_training`

@@ -21,10 +21,10 @@ from PIL import Image
 
 from benchmarks.record import RESULTS, environment
 from benchmarks.scenes import SIZE
-from fcn_jax.data.folder import FOLDER
+from fcn_jax.data.datasets.folder import FOLDER
+from fcn_jax.data.datasets.shapes import SHAPES_CLASSES, draw_scene
 from fcn_jax.data.inspection import inspect
-from fcn_jax.data.palette import voc_palette
-from fcn_jax.data.shapes import SHAPES_CLASSES, draw_scene
+from fcn_jax.data.labels.palette import voc_palette
 from fcn_jax.runtime import cache
 from fcn_jax.runtime.atomic import write_json
 

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from flax import nnx
 
 from benchmarks.jax_tasks import compiled_step
 from benchmarks.record import RESULTS, environment, keep
@@ -43,7 +44,7 @@ def prepared(setting: Setting, options: dict[str, Any]) -> tuple[Callable[[], ob
     model = setting.build()
     preprocess = resolve(model.spec).preprocess
     state, step = train_step.make(
-        model, lambda params: optim.make(RECIPE, 1000, params), preprocess, **options
+        model, optim.make(RECIPE, 1000, nnx.state(model, nnx.Param)), preprocess, **options
     )
     batch = jax.device_put({"image": setting.images(), "mask": setting.labels()})
     began = time.perf_counter()

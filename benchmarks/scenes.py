@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from fcn_jax.data.shapes import SHAPES_CLASSES, draw_scene
+from fcn_jax.data.datasets.shapes import SHAPES_CLASSES, draw_scene
 
 SIZE = (375, 500)
 CAMERA = (3000, 4000)

@@ -3,7 +3,7 @@
 The yardstick of the recipes' headers:
 
     python -m benchmarks.torch_training shapes
-    python -m benchmarks.torch_training camvid --data CAMVID --init resnet18.pth --epochs 1
+    python -m benchmarks.torch_training camvid --data CAMVID --weights resnet18.pth --epochs 1
 
 ResNet-18 with the chapter's two layers, channels_last, float32. Only the recipes' own settings for
 SGD and AdamW without rules are understood; anything else is refused, so that no comparison is made
@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from flax import nnx
 
-from fcn_jax import config, to_torch
+from fcn_jax import config, recipes, to_torch
 from fcn_jax.api import Preprocess
 from fcn_jax.convert.load import init_from
 from fcn_jax.convert.tables import tables
@@ -73,9 +73,9 @@ def make_optimizer(
     if fresh:
         kernels = [p for name, p in network.named_parameters() if name in fresh]
         groups.append({"params": kernels, "lr": settings.lr * recipe.init.reinit_lr_mult})
-    if settings.rules or settings.schedule != "poly":
+    if settings.param_groups or settings.clip_norm or settings.schedule != "poly":
         raise SystemExit(
-            "this comparison understands neither optim.rules nor another schedule than poly"
+            "this comparison understands neither optim.param_groups nor another schedule than poly"
         )
     if settings.name == "adamw":
         return torch.optim.AdamW(
@@ -102,7 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("recipe")
     parser.add_argument("--data")
-    parser.add_argument("--init")
+    parser.add_argument("--weights")
     parser.add_argument("--reinit", action="append", default=[])
     parser.add_argument(
         "--epochs", type=int, help="stop after so many; the schedule stays the recipe's"
@@ -110,9 +110,9 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     args = parser.parse_args()
     settings = [*args.set, f"init.reinit={json.dumps(args.reinit)}"]
-    if args.init:
-        settings.append(f"init.weights={json.dumps(args.init)}")
-    recipe = config.parse(config.override(config.read_recipe(args.recipe), settings), args.recipe)
+    if args.weights:
+        settings.append(f"init.weights={json.dumps(args.weights)}")
+    recipe = config.parse(recipes.override(recipes.read_recipe(args.recipe), settings), args.recipe)
     dataset = registry.default().dataset(recipe.data.dataset)
     root = Path(args.data) if args.data else None
     train_source, val_source = (
@@ -122,14 +122,14 @@ def main() -> None:
     preprocess = registry.default().backbone(recipe.model.backbone).preprocess
     data = recipe.data
     augment = Augment(
-        data.crop, data.scale, data.flip, data.brightness, data.contrast, data.saturation
+        data.crop_size, data.scale_range, data.flip, data.brightness, data.contrast, data.saturation
     )
     batches = train_batches(
         train_source,
         augment=augment,
         batch_size=data.batch_size,
         seed=recipe.train.seed,
-        workers=data.workers,
+        num_workers=data.num_workers,
     )
     epoch_steps = steps_per_epoch(train_source, data.batch_size)
     total = epoch_steps * recipe.train.epochs

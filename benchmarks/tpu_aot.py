@@ -93,7 +93,7 @@ def lowered(name: str, setting: Setting, mesh: Mesh) -> Any:
         return predictor._run.lower(_shapes(predictor._state, everywhere), batch["image"], None)
     preprocess = resolve(model.spec).preprocess
     state, step = train_step.make(
-        model, lambda params: optim.make(RECIPE, 1000, params), preprocess, blocks=True
+        model, optim.make(RECIPE, 1000, nnx.state(model, nnx.Param)), preprocess, blocks=True
     )
     return jax.jit(step, donate_argnums=0).lower(_shapes(state, everywhere), batch)
 

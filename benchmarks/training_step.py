@@ -21,7 +21,7 @@ from flax import nnx
 
 from benchmarks import torch_training
 from benchmarks.record import RESULTS, environment, keep, prepare_backend
-from fcn_jax import compiler_options, config
+from fcn_jax import compiler_options, config, recipes
 from fcn_jax.data.pipeline import steps_per_epoch, train_batches
 from fcn_jax.data.transforms import Augment
 from fcn_jax.models.build import build
@@ -45,11 +45,11 @@ def main() -> None:
     args = parser.parse_args()
     process.configure_process(trains=True)  # as `fcn-jax train` does; PyTorch gains by it too
     prepare_backend("cpu")
-    recipe = config.parse(config.override(config.read_recipe(args.recipe), args.set), args.recipe)
+    recipe = config.parse(recipes.override(recipes.read_recipe(args.recipe), args.set), args.recipe)
     dataset = registry.default().dataset(recipe.data.dataset)
     source = dataset.open(Path(args.data) if args.data else None, recipe.data.train_split)
     preprocess = registry.default().backbone(recipe.model.backbone).preprocess
-    augment = Augment(recipe.data.crop, recipe.data.scale, recipe.data.flip)
+    augment = Augment(recipe.data.crop_size, recipe.data.scale_range, recipe.data.flip)
     batches = train_batches(
         source, augment=augment, batch_size=recipe.data.batch_size, seed=recipe.train.seed
     )
@@ -62,7 +62,7 @@ def main() -> None:
     spec = dataclasses.replace(recipe.model, num_classes=len(source.classes))
     model = build(spec, rngs=nnx.Rngs(recipe.train.seed))
     state, step = train_step.make(
-        model, lambda params: optim.make(recipe.optim, steps, params), preprocess
+        model, optim.make(recipe.optim, steps, nnx.state(model, nnx.Param)), preprocess
     )
 
     first = next(batches)

@@ -1,4 +1,4 @@
-"""The errors a user can meet. Each is one clear message: what is wrong, where, what is allowed, what to do."""
+"""Errors for users. Each message says what is wrong, where, what is allowed and what to do."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Iterable
 
 
 class FcnJaxError(Exception):
-    """Base of every error that is the input's fault, not the library's; the command line prints it as one line."""
+    """Base of all errors that the input causes. The command line prints them as one line."""
 
 
 class ConfigError(FcnJaxError):
-    """A recipe, option or argument is wrong: an unknown key or name, a value out of range."""
+    """A setting, option or argument is wrong: an unknown name, or a value out of range."""
 
 
 class PluginError(FcnJaxError):
-    """A plugin is missing, broken, claimed twice, or was built for another version of the contract."""
+    """A plugin is missing, broken, ambiguous, or made for another version of the contract."""
 
 
 class WeightsError(FcnJaxError):
@@ -27,11 +27,11 @@ class DataError(FcnJaxError):
 
 
 class DamagedError(DataError):
-    """The contents of an image or mask file are truncated or corrupt, so that its pixels cannot be trusted."""
+    """The contents of an image or mask file are truncated or corrupt."""
 
 
 class CheckpointError(FcnJaxError):
-    """A run or checkpoint directory is missing, incomplete, or of another model."""
+    """A run or checkpoint is missing, incomplete, or of another model."""
 
 
 class WriteError(FcnJaxError):
@@ -39,19 +39,18 @@ class WriteError(FcnJaxError):
 
 
 class TrainingError(FcnJaxError):
-    """Training cannot go on, such as on a loss that is not finite."""
+    """Training cannot continue, for example because the loss is not finite."""
 
 
 def did_you_mean(name: str, available: Iterable[str]) -> str:
-    """Say what exists: the nearest name first, then the list.
+    """Return a hint for an unknown name: the nearest known one, then all of them.
 
     Args:
-        name: what was asked for.
-        available: the names that would have been right.
+        name: the unknown name.
+        available: the known names.
 
     Returns:
-        A sentence to end an error message with, such as `Did you mean 'resnet18'? Available:
-        resnet18, vgg16.`
+        End of an error message, such as `Did you mean 'resnet18'? Available: resnet18, vgg16.`
     """
     names = sorted(available)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
@@ -60,7 +59,7 @@ def did_you_mean(name: str, available: Iterable[str]) -> str:
 
 
 def listing(items: Iterable[str], limit: int = 12) -> str:
-    """Join names for a message, eliding all past `limit` of them with their count."""
+    """Join names for a message; names after the first `limit` are only counted."""
     names = list(items)
     shown = ", ".join(names[:limit])
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"

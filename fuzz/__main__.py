@@ -15,30 +15,39 @@ from fuzz.workers import run_all, run_here
 
 
 def main() -> int:
-    """Run cases, print the faults, and write the table if asked for. 1 if there is a fault."""
+    """Run cases, print the faults, and write the table if asked for.
+
+    Returns:
+        The exit status: 1 if there is a fault.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m fuzz", description="Feed fcn_jax mutated files, settings and arguments."
     )
-    parser.add_argument("--cases", type=int, default=3000, help="at least so many (default: 3000)")
-    parser.add_argument("--seed", type=int, default=0, help="of all cases (default: 0)")
     parser.add_argument(
-        "--family", action="append", choices=FAMILIES, help="only these; may be repeated"
+        "--cases", type=int, default=3000, help="least number of cases (default: 3000)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of all cases (default: 0)")
+    parser.add_argument(
+        "--family", action="append", choices=FAMILIES, help="run only this family; may be repeated"
     )
     parser.add_argument(
-        "--show", type=int, default=2, help="faults of each mutation and kind to print (default: 2)"
+        "--show",
+        type=int,
+        default=2,
+        help="number of faults to print for each mutation and kind (default: 2)",
     )
-    parser.add_argument("--workers", type=int, default=2, help="processes (default: 2)")
+    parser.add_argument("--workers", type=int, default=2, help="number of processes (default: 2)")
     parser.add_argument(
         "--table",
         type=Path,
         metavar="FILE",
-        help="put the table into this document, between its markers",
+        help="write the table into this document, between its markers",
     )
     parser.add_argument(
         "--only", metavar="FAMILY:MUTATION:SEED", action="append", help="run one case"
     )
     parser.add_argument(
-        "--keep", type=Path, metavar="DIR", help="with --only: leave the case's files here"
+        "--keep", type=Path, metavar="DIR", help="with --only: keep the case's files here"
     )
     args = parser.parse_args()
 
@@ -71,7 +80,8 @@ def main() -> int:
     print(report.table(verdicts))
     slowest = max(verdicts, key=lambda verdict: verdict.seconds)
     print(
-        f"\n{len(verdicts)} cases in {time.perf_counter() - began:.0f} s; the slowest: {slowest.case}, {slowest.seconds:.1f} s"
+        f"\n{len(verdicts)} cases in {time.perf_counter() - began:.0f} s; the slowest: "
+        f"{slowest.case}, {slowest.seconds:.1f} s"
     )
     if args.table:
         report.write(
@@ -82,7 +92,8 @@ def main() -> int:
         for (family, mutation, outcome), count in sorted(kinds.items()):
             print(f"  {count:4} {family}:{mutation}: {outcome}")
         print(
-            "To run one alone, and keep its files: python -m fuzz --only FAMILY:MUTATION:SEED --keep DIR"
+            "To run one case and keep its files: python -m fuzz --only FAMILY:MUTATION:SEED "
+            "--keep DIR"
         )
     return int(bool(faults))
 

@@ -1,4 +1,4 @@
-"""What a fuzz case is, and the register of the mutations that make them."""
+"""Fuzz cases, and the register of the mutations that make them."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ SHARES = {
     "checkpoints": 4,
     "commands": 3,
 }
-"""Percentages of the cases. Checkpoints and commands are few, because each one takes a quarter of a second or more."""
+"""Percentages of the cases. Checkpoints and commands take a quarter of a second or more each."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One case: a mutation and the seed of everything random in it."""
+    """One case: a mutation and the seed of all its randomness."""
 
     family: str
     mutation: str
@@ -39,7 +39,7 @@ class Case:
 
     @classmethod
     def parse(cls, text: str) -> Case:
-        """The inverse of `str`. Raises `ValueError` if it is no case."""
+        """The inverse of `str`. Raises `ValueError` if the text is not a case."""
         family, mutation, seed = text.split(":")
         if mutation not in mutations(family):
             raise ValueError(
@@ -55,26 +55,25 @@ class Case:
 
 
 class WrongError(Exception):
-    """Something went wrong that the result does not show, such as an input that is gone; says what."""
+    """An error that the result does not show, such as an input that is gone, with a description."""
 
 
 class UndetectableError(Exception):
-    """A result that differs from the original, where nobody can know: the changed file is as valid as the original was."""
+    """A wrong result that cannot be detected: the changed file is as valid as the original."""
 
 
 @dataclasses.dataclass(kw_only=True)
 class Trial:
-    """What a mutation has prepared.
+    """A call that a mutation has prepared, and its expected result.
 
     Attributes:
         call: calls the product; its result goes to `right`.
-        right: says what is wrong with a result, or None; raises `UndetectableError`, with the
-            reason. Without it no result is right: the input has to be refused.
-        refusable: whether an error is right, too. Valid input of a kind that the documentation
-            names must be read.
-        names: an error has to contain one of these words, such as the name of the file.
-        outputs: paths that may be created or changed, with all below them.
-        partial: whether an error may leave something at `outputs`.
+        right: returns the problem with a result, or None; raises `UndetectableError`, with the
+            reason. If `right` is None, the input must be rejected.
+        refusable: whether an error is right too. Valid input of a documented kind must be read.
+        names: words of which an error must contain one, such as the name of the file.
+        outputs: paths that may be created or changed, with everything below them.
+        partial: whether an error may leave files at `outputs`.
     """
 
     call: Callable[[], Any]
@@ -96,7 +95,7 @@ def mutation(family: str, weight: int = 1) -> Callable[[Mutation], Mutation]:
 
     Args:
         family: one of `FAMILIES`.
-        weight: how many of the family's cases it gets, compared with the others.
+        weight: the mutation's share of the family's cases, relative to the others.
     """
 
     def register(make: Mutation) -> Mutation:
@@ -107,7 +106,7 @@ def mutation(family: str, weight: int = 1) -> Callable[[Mutation], Mutation]:
 
 
 def mutations(family: str) -> dict[str, tuple[Mutation, int]]:
-    """A family's mutations by name, with their weights. Raises `ValueError` if there is no such family."""
+    """A family's mutations by name, with their weights. Raises `ValueError` for other families."""
     if family not in FAMILIES:
         raise ValueError(f"no family '{family}'; known are {', '.join(FAMILIES)}")
     importlib.import_module(f"fuzz.{family}")
@@ -115,12 +114,12 @@ def mutations(family: str) -> dict[str, tuple[Mutation, int]]:
 
 
 def plan(family: str, count: int, seed: int) -> Iterator[Case]:
-    """`count` cases of a family; every mutation gets one before a second, and then its share by weight.
+    """`count` cases of a family: one of every mutation first, and then shares by weight.
 
     Args:
         family: one of `FAMILIES`.
-        count: how many.
-        seed: the first seed of each mutation; it takes the next ones as well.
+        count: the number of cases.
+        seed: the first seed of each mutation; further cases have the next seeds.
     """
     weighted = {name: weight for name, (_, weight) in mutations(family).items()}
     taken = dict.fromkeys(weighted, 0)
@@ -131,5 +130,5 @@ def plan(family: str, count: int, seed: int) -> Iterator[Case]:
 
 
 def numbers(count: int) -> dict[str, int]:
-    """How many of `count` cases each family gets; at least `count` in all."""
+    """The number of cases of each family, at least `count` together."""
     return {family: -(-count * share // 100) for family, share in SHARES.items()}

@@ -1,4 +1,4 @@
-"""Checkpoints: files of them removed, emptied, damaged, exchanged; what loads has the values that were saved."""
+"""Checkpoints with removed, emptied, damaged or exchanged files: loaded values are as saved."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ Loaded = tuple[dict[str, np.ndarray], str]
 
 @functools.cache
 def saved(seed: int = 3) -> tuple[Path, Loaded]:
-    """A checkpoint, written once in a process, and what it holds."""
+    """A checkpoint, written once in a process, and its contents."""
     folder = Path(tempfile.mkdtemp(prefix="fuzz-checkpoint-")) / "model"
     product.save_checkpoint(folder, product.tiny_model(seed))
     return folder, product.load_checkpoint(folder)
 
 
 def copy(place: Path, seed: int = 3) -> Path:
-    """A copy of it, to be changed."""
+    """A copy of the checkpoint, to be changed."""
     return Path(shutil.copytree(saved(seed)[0], place / "model"))
 
 
 def as_saved(changed: str = "") -> Callable[[Loaded], str | None]:
-    """What is loaded has to be what was saved.
+    """Check that the loaded contents are the saved ones.
 
     Args:
-        changed: the file that was changed; where it is JSON without a checksum, other words in it
-            cannot be noticed.
+        changed: the changed file; if it is JSON without a checksum, other words in it cannot be
+            detected.
     """
     arrays, spec = saved()[1]
 
@@ -51,7 +51,8 @@ def as_saved(changed: str = "") -> Callable[[Loaded], str | None]:
         if loaded[1] != spec:
             if changed == "spec/metadata":
                 raise UndetectableError(
-                    "no checksum: other words in the JSON of a checkpoint's spec, in a structure that fits"
+                    "no checksum: other words in the JSON of a checkpoint's spec, in a valid "
+                    "structure"
                 )
             return f"{changed}: another spec"
         return None
@@ -65,7 +66,7 @@ def _files(folder: Path) -> list[Path]:
 
 @mutation("checkpoints", 8)
 def file_damaged(rng: Rng, place: Path) -> Trial:
-    """One file with bytes changed, cut, inserted."""
+    """One file has changed, missing or inserted bytes."""
     folder = copy(place)
     path = _files(folder)[int(rng.integers(len(_files(folder))))]
     path.write_bytes(damage.some(rng, path.read_bytes()))
@@ -78,7 +79,7 @@ def file_damaged(rng: Rng, place: Path) -> Trial:
 
 @mutation("checkpoints", 4)
 def file_gone(rng: Rng, place: Path) -> Trial:
-    """One file removed, emptied, or replaced by a folder."""
+    """One file is removed, emptied, or replaced by a folder."""
     folder = copy(place)
     path = _files(folder)[int(rng.integers(len(_files(folder))))]
     what = int(rng.integers(3))
@@ -96,7 +97,7 @@ def file_gone(rng: Rng, place: Path) -> Trial:
 
 @mutation("checkpoints", 2)
 def files_exchanged(rng: Rng, place: Path) -> Trial:
-    """Two files of one checkpoint, one put in the other's place."""
+    """One file of the checkpoint replaces another."""
     folder = copy(place)
     files = _files(folder)
     first, second = (files[k] for k in rng.permutation(len(files))[:2])
@@ -110,7 +111,7 @@ def files_exchanged(rng: Rng, place: Path) -> Trial:
 
 @mutation("checkpoints", 1)
 def folder_gone(rng: Rng, place: Path) -> Trial:
-    """A folder removed, or the whole moved one level down."""
+    """A folder is removed, or the checkpoint moved one level down."""
     folder = copy(place)
     what = int(rng.integers(3))
     if what == 2:
@@ -124,7 +125,7 @@ def folder_gone(rng: Rng, place: Path) -> Trial:
 
 @mutation("checkpoints", 1)
 def files_added(rng: Rng, place: Path) -> Trial:
-    """What systems leave behind changes nothing."""
+    """Files that operating systems leave behind change nothing."""
     folder = copy(place)
     name = str(
         rng.choice(
@@ -147,7 +148,7 @@ def files_added(rng: Rng, place: Path) -> Trial:
 
 @mutation("checkpoints", 4)
 def spec_changed(rng: Rng, place: Path) -> Trial:
-    """Keys missing, of another type, of another model, of a newer format."""
+    """Keys are missing, of another type, of another model, or of a newer format."""
     folder = copy(place)
     path = folder / "spec" / "metadata"
     table = json.loads(path.read_text())
@@ -181,7 +182,7 @@ def spec_changed(rng: Rng, place: Path) -> Trial:
 
 @mutation("checkpoints", 1)
 def no_checkpoint_at_all(rng: Rng, place: Path) -> Trial:
-    """A file, an empty folder, a run without one, nothing."""
+    """The path is a file, an empty folder, a run without checkpoints, or missing."""
     path = place / "model"
     what = int(rng.integers(5))
     if what == 0:

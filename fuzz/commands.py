@@ -1,4 +1,4 @@
-"""The command line: odd arguments, and above all what it writes where."""
+"""The command line: odd arguments, and above all the files that it writes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _predict(
     sizes: dict[str, tuple[int, int]] | None,
     *more: str,
 ) -> Trial:
-    """`predict`, whose masks have to have these sizes by name; without sizes, it has to be refused."""
+    """A call of `predict` whose masks must have these sizes by name, or that must be rejected."""
 
     def right(_: str) -> str | None:
         for name, size in (sizes or {}).items():
@@ -56,7 +56,7 @@ def _predict(
 
 @mutation("commands", 3)
 def predict_names(rng: Rng, place: Path) -> Trial:
-    """Names with spaces, of other scripts, that begin with a dash, in brackets; each gets its mask."""
+    """Names have spaces, other scripts, leading dashes or brackets; each image gets its mask."""
     model = copy(place)
     names = [
         "a b.png",
@@ -86,7 +86,7 @@ def predict_names(rng: Rng, place: Path) -> Trial:
 
 @mutation("commands", 1)
 def predict_name_that_is_no_text(rng: Rng, place: Path) -> Trial:
-    """A name in bytes that are no UTF-8."""
+    """A name has bytes that are not UTF-8."""
     model = copy(place)
     (place / "photos").mkdir()
     path = os.fsencode(place / "photos") + b"/caf\xe9.png"
@@ -97,7 +97,7 @@ def predict_name_that_is_no_text(rng: Rng, place: Path) -> Trial:
 
 @mutation("commands", 4)
 def predict_over_its_inputs(rng: Rng, place: Path) -> Trial:
-    """Into the folder of the images, also by another way to it: no photograph changes."""
+    """The output is the folder of the images, also by another path: no photograph changes."""
     model = copy(place)
     folder = place / "photos"
     folder.mkdir()
@@ -105,9 +105,9 @@ def predict_over_its_inputs(rng: Rng, place: Path) -> Trial:
     names = [f"a{ending}", "b.png"] if rng.integers(2) else [f"a{ending}", f"a_overlay{ending}"]
     for name in names:
         (folder / name).write_bytes(png(photo(rng)))
-    what = int(rng.integers(4))
-    output = [folder, place / "photos" / ".." / "photos", place / "link", folder / "."][what]
-    if what == 2:
+    choice = int(rng.integers(4))
+    output = [folder, place / "photos" / ".." / "photos", place / "link", folder / "."][choice]
+    if choice == 2:
         output.symlink_to("photos")
     before = {name: (folder / name).read_bytes() for name in names}
 
@@ -127,7 +127,7 @@ def predict_over_its_inputs(rng: Rng, place: Path) -> Trial:
 
 
 def _checked(call: Callable[[], str], right: Callable[[str], str | None]) -> Callable[[], str]:
-    """The call, after which inputs are checked also if it is refused."""
+    """The call; afterwards the inputs are checked, even if it was rejected."""
 
     def checked() -> str:
         try:
@@ -141,7 +141,7 @@ def _checked(call: Callable[[], str], right: Callable[[str], str | None]) -> Cal
 
 @mutation("commands", 2)
 def predict_over_files_of_others(rng: Rng, place: Path) -> Trial:
-    """The output holds somebody's file under the name of a result."""
+    """The output folder already holds a file with the name of a result."""
     model = copy(place)
     (place / "photos").mkdir()
     (place / "photos" / "a.jpg").write_bytes(by_pillow(photo(rng), "JPEG"))
@@ -166,7 +166,7 @@ def predict_over_files_of_others(rng: Rng, place: Path) -> Trial:
 
 @mutation("commands", 2)
 def predict_twice(rng: Rng, place: Path) -> Trial:
-    """A second call over the same folder neither trips nor segments its own results."""
+    """A second call for the same folder neither fails nor segments its own results."""
     model = copy(place)
     folder = place / "photos"
     folder.mkdir()
@@ -197,14 +197,14 @@ def predict_orientation(rng: Rng, place: Path) -> Trial:
 
 @mutation("commands", 3)
 def predict_nothing(rng: Rng, place: Path) -> Trial:
-    """No such image, an empty folder, a text, two images of one name, an output that is a file."""
+    """Missing image, empty folder, text file, two images of one name, an output that is a file."""
     model = copy(place)
     (place / "empty").mkdir()
     (place / "a.txt").write_text("a")
     (place / "one").mkdir()
     (place / "one" / "a.png").write_bytes(png(photo(rng)))
     (place / "a.jpg").write_bytes(by_pillow(photo(rng), "JPEG"))
-    what = int(rng.integers(8))
+    choice = int(rng.integers(8))
     images = [
         ["gone.png"],
         ["empty"],
@@ -214,9 +214,13 @@ def predict_nothing(rng: Rng, place: Path) -> Trial:
         [""],
         ["one/a.png"],
         ["one/a.png"],
-    ][what]
+    ][choice]
     output = (
-        place / "a.txt" if what == 6 else place / "a.txt" / "below" if what == 7 else place / "out"
+        place / "a.txt"
+        if choice == 6
+        else place / "a.txt" / "below"
+        if choice == 7
+        else place / "out"
     )
     trial = _predict(model, images, output, None)
     trial.partial, trial.outputs = False, [place / "out"]
@@ -225,7 +229,7 @@ def predict_nothing(rng: Rng, place: Path) -> Trial:
 
 @mutation("commands", 2)
 def predict_some_damaged(rng: Rng, place: Path) -> Trial:
-    """A damaged photograph among others is named, and the others are segmented."""
+    """A damaged photograph is named, and the others are segmented."""
     model = copy(place)
     (place / "photos").mkdir()
     for name in ("a", "b", "c"):
@@ -260,11 +264,11 @@ def predict_some_damaged(rng: Rng, place: Path) -> Trial:
     return trial
 
 
-# ------------------------------------------------------------------------------------------------------------ other commands
+# ----------------------------------------------------------------------------------- other commands
 
 
 def _scenes(rng: Rng, place: Path, remap: Callable[[np.ndarray], np.ndarray], classes: str) -> Path:
-    """A dataset of photographs whose brightness tells the class, of labels 0 to 2, changed by `remap`."""
+    """A dataset whose images show the class by brightness; `remap` changes the labels 0 to 2."""
     root = place / "data"
     for split in ("train", "val"):
         for part in ("images", "masks"):
@@ -281,14 +285,15 @@ def _scenes(rng: Rng, place: Path, remap: Callable[[np.ndarray], np.ndarray], cl
 
 
 _TRAIN = (
-    "--set", "model.backbone=tiny", "--set", "data.dataset=folder", "--set", "data.crop=[32, 32]",
+    "--set", "model.backbone=tiny", "--set", "data.dataset=folder", "--set",
+    "data.crop_size=[32, 32]",
     "--set", "data.batch_size=2", "--set", "train.epochs=1",
 )  # fmt: skip
 
 
 @mutation("commands", 3)
 def train_on_contradictions(rng: Rng, place: Path) -> Trial:
-    """Masks and classes that cannot belong together are refused before the first step, and no run is left."""
+    """Masks that contradict the classes are rejected before the first step, and leave no run."""
     kinds: list[tuple[Callable[[np.ndarray], np.ndarray], str]] = [
         (lambda mask: np.where(mask == 1, 255, 0), "background\nroad\n"),
         (lambda mask: np.where(mask == 1, 255, 0), "background 0 0 0\nroad 9 9 9\n"),
@@ -299,26 +304,35 @@ def train_on_contradictions(rng: Rng, place: Path) -> Trial:
     ]
     remap, classes = kinds[int(rng.integers(len(kinds)))]
     root = _scenes(rng, place, remap, classes)
-    arguments = ["train", "shapes", "--data", str(root), "--run", str(place / "run"), *_TRAIN]
+    arguments = ["train", "shapes", "--data", str(root), "--workdir", str(place / "run"), *_TRAIN]
     return Trial(call=lambda: product.command(*arguments), outputs=[place / "run"])
 
 
 @mutation("commands", 4)
 def train_with_wrong_settings(rng: Rng, place: Path) -> Trial:
-    """Found before the first step, in one line, with no run left."""
+    """A wrong setting is found before the first step, in one line, and leaves no run."""
     root = _scenes(rng, place, lambda mask: mask, "sky\nroad\ncar\n")
     wrong = [
-        "model.backbone=resnet19", "model.head=fcn33s", "model.output_stride=3", "model.backbone_options={depth=3}",
+        "model.backbone=resnet19", "model.head=fcn33s", "model.output_stride=3",
+        "model.backbone_options={depth=3}",
         "model.aux_head=none",
-        "data.crop=[0, 32]", "data.crop=[32]", "data.batch_size=0", "data.batch_size=1000000", "data.train_split=trian",
+        "data.crop_size=[0, 32]", "data.crop_size=[32]", "data.batch_size=0",
+        "data.batch_size=1000000",
+        "data.train_split=trian",
         "data.dataset=foldr",
-        "data.dataset=shapes:folder", "data.scale=[2.0, 0.5]", "data.scale=[0, 1]", "optim.lr=nan", "optim.lr=-1",
+        "data.dataset=shapes:folder", "data.scale_range=[2.0, 0.5]", "data.scale_range=[0, 1]",
+        "optim.lr=nan",
+        "optim.lr=-1",
         "optim.name=adam",
-        "optim.accumulate_steps=3", "optim.rules=[{match='nothing.*'}]", "init.weights=gone.pth", "init.weights=",
+        "optim.accumulate_steps=3", "optim.param_groups=[{match='nothing.*'}]",
+        "init.weights=gone.pth",
+        "init.weights=",
         "init.reinit=['nothing*']",
-        "train.epochs=0", "train.seed=-1", "train.epochs=1e3", "train.eval_every_epochs=0", "data.workers=-1", "optim.betas=[0.9]",
+        "train.epochs=0", "train.seed=-1", "train.epochs=1e3", "train.eval_every_epochs=0",
+        "data.num_workers=-1", "optim.betas=[0.9]",
         "x.y=1", "train",
-        "data.root=gone", "data.root=", "model.dtype=float16", "optim.warmup_steps=-1", "model.head_options.x=1",
+        "data.root=gone", "data.root=", "model.dtype=float16", "optim.warmup_steps=-1",
+        "model.head_options.x=1",
     ]  # fmt: skip
     setting = str(rng.choice(wrong))
     arguments = [
@@ -326,7 +340,7 @@ def train_with_wrong_settings(rng: Rng, place: Path) -> Trial:
         "shapes",
         "--data",
         str(root),
-        "--run",
+        "--workdir",
         str(place / "run"),
         *_TRAIN,
         "--set",
@@ -339,7 +353,7 @@ def train_with_wrong_settings(rng: Rng, place: Path) -> Trial:
 
 @mutation("commands", 2)
 def eval_of_nothing_but_void(rng: Rng, place: Path) -> Trial:
-    """A score that rests on nothing is said, and JSON stays JSON."""
+    """Scores without pixels have a note, and JSON stays valid."""
     model = copy(place)
     root = _scenes(
         rng,
@@ -364,51 +378,22 @@ def eval_of_nothing_but_void(rng: Rng, place: Path) -> Trial:
 
 @mutation("commands", 8)
 def odd_arguments(rng: Rng, place: Path) -> Trial:
-    """Commands, options and words thrown together, none of which is a whole right command."""
+    """Random commands, options and words, none of which is a valid command."""
     model = copy(place)
     (place / "file.txt").write_text("text")
     words = [
-        "",
-        "-",
-        "--",
-        "x",
-        "run",
-        str(model),
-        "file.txt",
-        "gone",
-        "..",
-        "/",
-        "nul\0l",
-        "-o",
-        "--run",
-        "--set",
-        "a=b",
-        "--json",
-        "--split",
-        "9" * 50,
-        "ü",
-        "*",
-        "--to-torch",
-        "--model",
-        "tiny",
-        "resnet18",
-        "--size",
-        "0x0",
-        "--num-classes",
-        "-1",
-        "--debu",
-        "-h1",
-        "file:///x",
-        "~",
-    ]
+        "", "-", "--", "x", "run", str(model), "file.txt", "gone", "..", "/", "nul\0l", "-o",
+        "--workdir", "--set", "a=b", "--json", "--split", "9" * 50, "ü", "*", "--key-format",
+        "--model", "tiny", "resnet18", "--size", "0x0", "--num-classes", "-1", "--debu", "-h1",
+        "file:///x", "~",
+    ]  # fmt: skip
     starts = [
-        ["predict", "gone"], ["predict", "file.txt"], ["eval", "gone"], ["eval", str(model)], ["eval", "file.txt", "--json"],
-        ["convert", "gone"], ["convert", "file.txt"], ["convert", str(model)], ["convert", "gone", "--to-torch"], ["train",
-        "gone"],
-        ["train", "file.txt"], ["train", "gone.toml"], ["train", "--resume", "--run", "file.txt"], ["verify"], ["verify",
-        "--model", "gone"],
-        ["plugins"], ["plugins", "check", "gone"], ["plugins", "new", "Not A Name"], ["plugins", "new", "resnet18"],
-        ["pred"], [""], ["x"],
+        ["predict", "gone"], ["predict", "file.txt"], ["eval", "gone"], ["eval", str(model)],
+        ["eval", "file.txt", "--json"], ["convert", "gone"], ["convert", "file.txt"],
+        ["convert", str(model)], ["export", "gone"], ["train", "gone"], ["train", "file.txt"],
+        ["train", "gone.toml"], ["train", "--resume", "--workdir", "file.txt"], ["verify"],
+        ["verify", "--model", "gone"], ["plugins"], ["plugins", "check", "gone"],
+        ["plugins", "new", "Not A Name"], ["plugins", "new", "resnet18"], ["pred"], [""], ["x"],
     ]  # fmt: skip
     arguments = list(starts[int(rng.integers(len(starts)))])
     for _ in range(rng.integers(0, 6)):
@@ -421,18 +406,18 @@ def odd_arguments(rng: Rng, place: Path) -> Trial:
 
 @mutation("commands", 2)
 def convert_over_files(rng: Rng, place: Path) -> Trial:
-    """An output that is there already is never overwritten."""
+    """An existing output is never overwritten."""
     model = copy(place)
     out = place / str(rng.choice(["out.pth", "out.safetensors", "folder"]))
     if out.suffix:
         out.write_bytes(b"mine")
         return Trial(
-            call=lambda: product.command("convert", str(model), "--to-torch", "-o", str(out)),
+            call=lambda: product.command("export", str(model), "-o", str(out)),
             names=[out.name],
         )
     out.mkdir()
     (out / "mine").write_text("mine")
-    product.command("convert", str(model), "--to-torch", "-o", str(place / "weights.safetensors"))
+    product.command("export", str(model), "-o", str(place / "weights.safetensors"))
     return Trial(
         call=lambda: product.command(
             "convert", "weights.safetensors", "--model", "tiny", "-o", str(out)
@@ -443,7 +428,7 @@ def convert_over_files(rng: Rng, place: Path) -> Trial:
 
 @mutation("commands", 1)
 def in_a_process_of_its_own(rng: Rng, place: Path) -> Trial:
-    """What the shell sees: statuses, and standard error without a traceback."""
+    """Exit statuses, and standard error without a traceback, in a process."""
     model = copy(place)
     (place / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     commands = [

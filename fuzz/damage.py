@@ -1,4 +1,4 @@
-"""Damage to the bytes of a file, as disks, networks, editors and interrupted copies do it."""
+"""Damage to the bytes of a file, as by disks, networks, editors and interrupted copies."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ def flip(rng: np.random.Generator, data: bytes) -> bytes:
 
 
 def overwrite(rng: np.random.Generator, data: bytes) -> bytes:
-    """Put random bytes over a short run."""
+    """Overwrite a short run with random bytes."""
     at, run = _run(rng, data, 16)
     return data[:at] + rng.bytes(run) + data[at + run :]
 
 
 def zero(rng: np.random.Generator, data: bytes) -> bytes:
-    """Put zeros over a run of up to half of the file, as a block that was never written."""
+    """Overwrite up to half of the file with zeros, as in a block that was never written."""
     at, run = _run(rng, data, max(2, len(data) // 2))
     return data[:at] + bytes(run) + data[at + run :]
 
 
 def cut(rng: np.random.Generator, data: bytes) -> bytes:
-    """Take off the end, as an interrupted copy does."""
+    """Cut off the end, as an interrupted copy does."""
     return data[: int(rng.integers(len(data)))]
 
 
 def remove(rng: np.random.Generator, data: bytes) -> bytes:
-    """Take out a run."""
+    """Remove a run."""
     at, run = _run(rng, data, max(2, len(data) // 4))
     return data[:at] + data[at + run :]
 
 
 def insert(rng: np.random.Generator, data: bytes) -> bytes:
-    """Put random bytes in between."""
+    """Insert random bytes."""
     at, run = _run(rng, data, 16)
     return data[:at] + rng.bytes(run) + data[at:]
 
@@ -71,7 +71,7 @@ ALL: dict[str, Damage] = {
 
 
 def some(rng: np.random.Generator, data: bytes) -> bytes:
-    """Damage of a random kind, which changes something."""
+    """Damage of a random kind that changes the data."""
     while True:
         damaged = ALL[str(rng.choice(list(ALL)))](rng, data)
         if damaged != data:

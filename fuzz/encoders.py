@@ -34,8 +34,8 @@ def stored(upright: np.ndarray, orientation: int) -> np.ndarray:
 
     Args:
         upright: [H,W,...].
-        orientation: 1 to 8, of EXIF: where row 0 and column 0 of the stored pixels belong. 6:
-            "right, top".
+        orientation: 1 to 8, of EXIF: the sides of the upright picture at which row 0 and column 0
+            of the stored pixels lie; 6 is "right, top".
     """
     swapped = np.swapaxes(upright, 0, 1)
     return {
@@ -79,11 +79,11 @@ def png(
     Args:
         samples: [H,W] or [H,W,C], values below 2^depth.
         depth: bits per sample.
-        color: color type; by the number of channels if not given.
+        color: color type; by default that of the number of channels.
         palette: u8[N,3], for `INDEXED`.
-        interlaced: by Adam7.
-        before: whole chunks, put after the palette.
-        orientation: in an eXIf chunk, unless it is 1.
+        interlaced: whether to interlace by Adam7.
+        before: complete chunks, inserted after the palette.
+        orientation: written in an eXIf chunk, unless it is 1.
         rng: draws the filter of each row and the sizes of the IDAT chunks; without it there are no
             filters and there is one chunk.
     """
@@ -109,7 +109,7 @@ def png(
 
 
 def png_chunks(data: bytes) -> list[bytes]:
-    """The signature and the chunks of a whole PNG; `b"".join` puts them together again."""
+    """The signature and the chunks of a PNG; `b"".join` gives the PNG again."""
     parts, at = [data[:8]], 8
     while at < len(data):
         end = at + 12 + int.from_bytes(data[at : at + 4], "big")
@@ -167,14 +167,14 @@ def tiff(
     """Write a TIFF.
 
     Args:
-        samples: [H,W] or [H,W,3], integers below 2^depth; or float32, whatever the depth is.
+        samples: [H,W] or [H,W,3], integers below 2^depth; or float32 with any depth.
         depth: bits per sample: 1, 2, 4, 8, 16.
-        order: `<` or `>`, of bytes.
-        deflated: compressed by deflate; otherwise not at all.
-        orientation: the tag's value, left out if it is 1.
-        white_is_zero: gray values count from white.
+        order: byte order, `<` or `>`.
+        deflated: whether to compress by deflate.
+        orientation: the tag's value; no tag if it is 1.
+        white_is_zero: whether gray value 0 is white.
         palette: u8[2^depth,3], for indexed pixels.
-        rows_per_strip: all rows in one strip if not given.
+        rows_per_strip: by default, all rows are in one strip.
     """
     samples = samples if samples.ndim == 3 else samples[..., None]
     height, width, channels = samples.shape
@@ -225,7 +225,7 @@ def tiff(
 
 
 def by_pillow(pixels: np.ndarray, kind: str, mode: str | None = None, **options: Any) -> bytes:
-    """Write an image with Pillow, converted to `mode` before."""
+    """Write an image with Pillow, converted to `mode` first."""
     image = Image.fromarray(np.ascontiguousarray(pixels))
     buffer = io.BytesIO()
     (image.convert(mode) if mode else image).save(buffer, kind, **options)

@@ -1,4 +1,4 @@
-"""Datasets in folders: lists of classes, lists of splits, names, and what else lies there."""
+"""Datasets in folders: class lists, split lists, names, and stray files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Rng = np.random.Generator
 
 @dataclasses.dataclass(frozen=True)
 class Truth:
-    """What a dataset holds: each image's name, pixels and labels."""
+    """The contents of a dataset: each image's name, pixels and labels."""
 
     names: tuple[str, ...]
     colors: tuple[tuple[int, int, int], ...]
@@ -64,7 +64,10 @@ def truth(
 
 
 def write(place: Path, data: Truth, classes: bytes | str, *, split: str | None = None) -> Path:
-    """Write a dataset: PNG images and gray PNG masks; flat, with a list of all in `splits/train.txt`, or in subfolders `split`."""
+    """Write a dataset of PNG images and gray PNG masks.
+
+    It is flat, with a list of all images in `splits/train.txt`, or in subfolders `split`.
+    """
     root = place / "data"
     for part in ("images", "masks"):
         (root / part / (split or "")).mkdir(parents=True)
@@ -92,14 +95,14 @@ def reads(
     ids: Sequence[str] | None = None,
     masks: dict[str, np.ndarray] | None = None,
 ) -> Callable[[product.Reading], str | None]:
-    """The reading has to be the dataset.
+    """Check that the reading is the dataset.
 
     Args:
         data: the dataset.
-        names: of the classes, if not its own.
-        colors: whether the palette has to be its own, too.
-        ids: of the images, in order; all, in any order, if not given.
-        masks: labels, if not its own.
+        names: names of the classes; by default the dataset's.
+        colors: whether the palette must be the dataset's too.
+        ids: IDs of the images, in order; by default all, in any order.
+        masks: labels; by default the dataset's.
     """
     expected = tuple(map(_plain, data.names if names is None else names))
 
@@ -139,7 +142,7 @@ def _trial(
     )
 
 
-# -------------------------------------------------------------------------------------------------------- lists of classes
+# --------------------------------------------------------------------------------- lists of classes
 
 
 def _lines(rng: Rng, data: Truth, colors: bool) -> list[str]:
@@ -152,7 +155,7 @@ def _lines(rng: Rng, data: Truth, colors: bool) -> list[str]:
 
 @mutation("folders", 6)
 def classes_from_any_editor(rng: Rng, place: Path) -> Trial:
-    """A byte order mark, other line ends, comments, blank lines, spaces, no last line end: the same classes."""
+    """Byte order mark, other line ends, comments, blank lines, spaces: the classes are the same."""
     data, colors = truth(rng), bool(rng.integers(2))
     lines: list[str] = []
     for line in _lines(rng, data, colors):
@@ -172,7 +175,7 @@ def classes_from_any_editor(rng: Rng, place: Path) -> Trial:
 
 @mutation("folders", 3)
 def masks_by_the_colors_of_the_classes(rng: Rng, place: Path) -> Trial:
-    """RGB masks, or indexed ones whose palette has the colors in another order."""
+    """Masks are RGB, or indexed with the colors in another order."""
     data = truth(rng, void=False)
     root = write(place, data, "\n".join(_lines(rng, data, True)))
     indexed = bool(rng.integers(2))
@@ -190,7 +193,7 @@ def masks_by_the_colors_of_the_classes(rng: Rng, place: Path) -> Trial:
 
 @mutation("folders", 2)
 def void_lines(rng: Rng, place: Path) -> Trial:
-    """Void last: its labels become 255. Void first: refused, or the labels count from behind it."""
+    """Void last becomes 255. Void first is rejected, or the labels count from the next line."""
     data = truth(rng, void=False)
     lines = list(data.names)
     first = bool(rng.integers(2))
@@ -265,7 +268,7 @@ def lists_of_annotation_tools(rng: Rng, place: Path) -> Trial:
 
 @mutation("folders", 2)
 def numbered_out_of_order(rng: Rng, place: Path) -> Trial:
-    """Numbers that contradict the order of the lines are never passed over."""
+    """Numbers that contradict the order of the lines are never ignored."""
     data = truth(rng, void=False)
     order = rng.permutation(len(data.names))
     if (order == np.arange(len(order))).all():
@@ -277,16 +280,16 @@ def numbered_out_of_order(rng: Rng, place: Path) -> Trial:
 
 @mutation("folders", 2)
 def classes_that_contradict_themselves(rng: Rng, place: Path) -> Trial:
-    """A name or color twice, a color of 256, colors for some only."""
+    """A name or color occurs twice, a color has 256, or only some classes have colors."""
     data = truth(rng, void=False)
     lines = _lines(rng, data, True)
     at = int(rng.integers(len(lines)))
     other = (at + 1) % len(lines)
-    if (what := int(rng.integers(4))) == 0:
+    if (choice := int(rng.integers(4))) == 0:
         lines[at] = f"{data.names[other]} 1 2 3"
-    elif what == 1:
+    elif choice == 1:
         lines[at] = f"{data.names[at]} {' '.join(map(str, data.colors[other]))}"
-    elif what == 2:
+    elif choice == 2:
         lines[at] = f"{data.names[at]} 1 256 3"
     else:
         lines[at] = data.names[at]
@@ -295,7 +298,7 @@ def classes_that_contradict_themselves(rng: Rng, place: Path) -> Trial:
 
 @mutation("folders", 2)
 def classes_in_another_encoding(rng: Rng, place: Path) -> Trial:
-    """UTF-16 and UTF-32, with and without a byte order mark, Latin-1, nothing at all, binary."""
+    """UTF-16 and UTF-32, with and without a byte order mark, Latin-1, empty, binary."""
     data = truth(rng, names=["Straße", "sky"])
     text = "Straße\nsky\n"
     contents = [
@@ -315,7 +318,7 @@ def classes_in_another_encoding(rng: Rng, place: Path) -> Trial:
 
 @mutation("folders", 3)
 def odd_characters_in_names(rng: Rng, place: Path) -> Trial:
-    """Only line feeds and carriage returns end a line, as in every editor; a name is one class whatever is in it."""
+    """Only line feeds and carriage returns end a line, as in every editor."""
     odd = str(
         rng.choice(
             [
@@ -342,7 +345,7 @@ def odd_characters_in_names(rng: Rng, place: Path) -> Trial:
 
 @mutation("folders", 4)
 def damaged_classes(rng: Rng, place: Path) -> Trial:
-    """Whatever is accepted has one class a line, in the order of the lines."""
+    """Accepted lists have one class per line, in the order of the lines."""
     data = truth(rng, void=False)
     contents = damage.some(rng, "".join(f"{name}\n" for name in data.names).encode())
     text = contents.decode("utf-8-sig", "replace").replace("\r\n", "\n").replace("\r", "\n")
@@ -354,14 +357,14 @@ def damaged_classes(rng: Rng, place: Path) -> Trial:
     )
 
 
-# ---------------------------------------------------------------------------------------------------------- lists of splits
+# ---------------------------------------------------------------------------------- lists of splits
 
 _IDS = ("photo 0", "photo 1", "IMG_0001", "2024-01-01 10.30.00", "ünï", "a.b.c", "x" * 60)
 
 
 @mutation("folders", 6)
 def splits_as_people_write_them(rng: Rng, place: Path) -> Trial:
-    """Spaces, endings, paths, backslashes, a byte order mark, other line ends, blank lines, comments: the same images."""
+    """Spaces, endings, paths, backslashes, line ends and comments: the images are the same."""
     data = truth(rng, ids=[_IDS[k] for k in rng.permutation(len(_IDS))[:3]])
     root = write(place, data, "\n".join(data.names))
     ids = list(rng.permutation(list(data.images)))
@@ -391,7 +394,7 @@ def splits_as_people_write_them(rng: Rng, place: Path) -> Trial:
 
 @mutation("folders", 3)
 def splits_of_two_columns(rng: Rng, place: Path) -> Trial:
-    """An image and its mask, or a number, on each line: the same images, or an error."""
+    """Each line has an image and its mask, or a number: the same images, or an error."""
     data = truth(rng)
     root = write(place, data, "\n".join(data.names))
     form = str(
@@ -413,7 +416,7 @@ def splits_of_two_columns(rng: Rng, place: Path) -> Trial:
 
 @mutation("folders", 3)
 def splits_that_are_wrong(rng: Rng, place: Path) -> Trial:
-    """An image twice, also in two writings; one that is not there; nothing; another encoding."""
+    """An image occurs twice, or is missing; the list is empty, or in another encoding."""
     data = truth(rng)
     root = write(place, data, "\n".join(data.names))
     texts = [
@@ -444,7 +447,7 @@ def splits_that_are_wrong(rng: Rng, place: Path) -> Trial:
 
 @mutation("folders", 2)
 def damaged_splits(rng: Rng, place: Path) -> Trial:
-    """Whatever is accepted is a part of the images, each with its own mask."""
+    """Accepted lists give some of the images, each with its own mask."""
     data = truth(rng, ids=["alpha", "beta", "gamma"])
     root = write(place, data, "\n".join(data.names))
     (root / "splits" / "train.txt").write_bytes(damage.some(rng, b"alpha\nbeta\ngamma\n"))
@@ -459,12 +462,12 @@ def damaged_splits(rng: Rng, place: Path) -> Trial:
 
 
 # -------------------------------------------------------------------------------------------------
-# names and what lies there
+# names and stray files
 
 
 @mutation("folders", 5)
 def hidden_files_and_stray_folders(rng: Rng, place: Path) -> Trial:
-    """What systems and tools leave behind changes nothing."""
+    """Files that systems and tools leave behind change nothing."""
     data, split = truth(rng), str(rng.choice(["", "train"]))
     root = write(place, data, "\n".join(data.names), split=split or None)
     strays = {
@@ -503,22 +506,22 @@ def hidden_files_and_stray_folders(rng: Rng, place: Path) -> Trial:
 
 @mutation("folders", 3)
 def names_that_a_person_calls_the_same(rng: Rng, place: Path) -> Trial:
-    """Case, endings, composed and decomposed letters, suffixes of masks, and the same in the list: matched rightly, or an error."""
+    """Case, endings, Unicode forms and suffixes differ: matched correctly, or an error."""
     data = truth(rng, ids=["Café 1", "b", "c"])
     root = write(place, data, "\n".join(data.names))
     image, mask = root / "images" / "Café 1.png", root / "masks" / "Café 1.png"
     decomposed = unicodedata.normalize("NFD", "Café 1")
-    what = int(rng.integers(6))
-    if what == 0:
+    choice = int(rng.integers(6))
+    if choice == 0:
         image.rename(image.with_name("Café 1.PNG"))
-    elif what == 1:
+    elif choice == 1:
         mask.rename(mask.with_name("CAFÉ 1.png"))
-    elif what == 2:
+    elif choice == 2:
         mask.rename(mask.with_name(f"{decomposed}.png"))
-    elif what == 3:
+    elif choice == 3:
         for path in (root / "masks").iterdir():
             path.rename(path.with_name(f"{path.stem}_mask.png"))
-    elif what == 4:
+    elif choice == 4:
         (root / "splits" / "train.txt").write_text(f"{decomposed}\nb\nc\n")
     else:
         mask.rename(mask.with_name(" Café 1 .png"))
@@ -527,23 +530,23 @@ def names_that_a_person_calls_the_same(rng: Rng, place: Path) -> Trial:
 
 @mutation("folders", 3)
 def files_that_do_not_belong_together(rng: Rng, place: Path) -> Trial:
-    """A missing mask or image, two images of one name, a folder or a broken link where a file should be."""
+    """A mask or image is missing, a folder or a broken link, or two images have one name."""
     data = truth(rng)
     root = write(place, data, "\n".join(data.names))
-    what = int(rng.integers(7))
-    if what == 0:
+    choice = int(rng.integers(7))
+    if choice == 0:
         (root / "masks" / "a.png").unlink()
-    elif what == 1:
+    elif choice == 1:
         (root / "images" / "a.png").unlink()
-    elif what == 2:
+    elif choice == 2:
         (root / "images" / "a.jpg").write_bytes(png(data.images["b"]))
-    elif what == 3:
+    elif choice == 3:
         (root / "masks" / "a.png").unlink()
         (root / "masks" / "a.png").symlink_to("gone.png")
-    elif what == 4:
+    elif choice == 4:
         (root / "images" / "a.png").unlink()
         (root / "images" / "a.png").mkdir()
-    elif what == 5:
+    elif choice == 5:
         (root / "masks" / "a.png").write_bytes(b"")
     else:
         for path in (root / "masks").iterdir():
@@ -554,20 +557,20 @@ def files_that_do_not_belong_together(rng: Rng, place: Path) -> Trial:
 
 @mutation("folders", 2)
 def parts_missing(rng: Rng, place: Path) -> Trial:
-    """No classes.txt, no images, a file where a folder should be, no such split, no data at all."""
+    """No classes.txt, no images, a file instead of a folder, no such split, no data at all."""
     data = truth(rng)
     root = write(place, data, "\n".join(data.names))
-    what = int(rng.integers(6))
-    if what == 0:
+    choice = int(rng.integers(6))
+    if choice == 0:
         (root / "classes.txt").unlink()
-    elif what == 1:
+    elif choice == 1:
         (root / "images").rename(root / "pictures")
-    elif what == 2:
+    elif choice == 2:
         (root / "masks").rename(root / "labels")
         (root / "masks").write_text("a file")
-    elif what == 3:
+    elif choice == 3:
         (root / "splits" / "train.txt").rename(root / "splits" / "training.txt")
-    elif what == 4:
+    elif choice == 4:
         (root / "classes.txt").unlink()
         (root / "classes.txt").mkdir()
     else:

@@ -1,4 +1,4 @@
-"""Images: valid files of many kinds, of which the upright picture is known, and damaged ones."""
+"""Images: valid files of many kinds, with known upright pictures, and damaged ones."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Right = Callable[[np.ndarray], str | None]
 
 
 def picture(rng: Rng, smooth: bool = False) -> np.ndarray:
-    """u8[H,W,3] without any symmetry; a smooth one comes through lossy formats almost unchanged."""
+    """u8[H,W,3] without symmetry; lossy formats hardly change a smooth picture."""
     height, width = (
         (int(rng.integers(16, 40)) for _ in range(2))
         if smooth
@@ -59,15 +59,12 @@ def write(place: Path, name: str, data: bytes) -> Path:
 
 
 def exactly(expected: np.ndarray) -> Right:
-    """The result has to be these pixels."""
+    """Check that the result has these pixels."""
 
     def right(result: np.ndarray) -> str | None:
         if result.dtype != np.uint8 or result.shape != expected.shape:
             turned = any(np.array_equal(result, turn) for turn in _turns(expected))
-            return (
-                f"{result.dtype}{list(result.shape)}, right is {expected.dtype}{list(expected.shape)}"
-                + turned * " (it is turned)"
-            )
+            return _shapes(result, expected) + turned * " (it is turned)"
         if wrong := int((result != expected).any(-1).sum()):
             turned = any(np.array_equal(result, turn) for turn in _turns(expected))
             return f"{wrong} of {expected[..., 0].size} pixels differ" + turned * " (it is turned)"
@@ -77,17 +74,25 @@ def exactly(expected: np.ndarray) -> Right:
 
 
 def nearly(expected: np.ndarray, mean: float, most: float = 255) -> Right:
-    """The result may differ from these pixels by so much in the mean, and at most."""
+    """Check that the result differs from these pixels by at most these amounts."""
 
     def right(result: np.ndarray) -> str | None:
         if result.dtype != np.uint8 or result.shape != expected.shape:
-            return f"{result.dtype}{list(result.shape)}, right is {expected.dtype}{list(expected.shape)}"
+            return _shapes(result, expected)
         off = np.abs(result.astype(float) - expected)
         if off.mean() > mean or off.max() > most:
-            return f"off by {off.mean():.1f} in the mean and {off.max():.0f} at most; {mean} and {most} are allowed"
+            return (
+                f"off by {off.mean():.1f} in the mean and {off.max():.0f} at most; {mean} and "
+                f"{most} are allowed"
+            )
         return None
 
     return right
+
+
+def _shapes(result: np.ndarray, expected: np.ndarray) -> str:
+    shapes = f"{result.dtype}{list(result.shape)}", f"{expected.dtype}{list(expected.shape)}"
+    return f"{shapes[0]}, right is {shapes[1]}"
 
 
 def _turns(pixels: np.ndarray) -> list[np.ndarray]:
@@ -108,7 +113,7 @@ def _rgb(samples: np.ndarray, depth: int = 8) -> np.ndarray:
     return np.repeat(scaled[..., :1], 3, axis=-1) if samples.shape[-1] < 3 else scaled[..., :3]
 
 
-# ------------------------------------------------------------------------------------------------------------- valid PNG
+# ---------------------------------------------------------------------------------------- valid PNG
 
 
 def _png_of_any_kind(
@@ -147,7 +152,7 @@ def _png_of_any_kind(
 
 @mutation("images", 4)
 def png_of_any_kind(rng: Rng, place: Path) -> Trial:
-    """Gray, RGB, indexed and with alpha, of 1 to 8 bits, with and without interlacing, every filter."""
+    """Gray, RGB, indexed and with alpha, of 1 to 8 bits, also interlaced, with every filter."""
     data, upright = _png_of_any_kind(rng)
     return _valid(place, "picture.png", data, exactly(upright))
 
@@ -161,7 +166,7 @@ def png_orientation(rng: Rng, place: Path) -> Trial:
 
 @mutation("images", 2)
 def png_ancillary_chunks(rng: Rng, place: Path) -> Trial:
-    """Chunks that say nothing about pixels."""
+    """Chunks that do not concern pixels."""
     known = [
         chunk(b"tEXt", b"Comment\0" + rng.bytes(9).hex().encode()),
         chunk(b"tIME", struct.pack(">HBBBBB", 2024, 2, 29, 12, 30, 60)),
@@ -179,7 +184,7 @@ def png_ancillary_chunks(rng: Rng, place: Path) -> Trial:
 
 @mutation("images", 1)
 def png_transparent_color(rng: Rng, place: Path) -> Trial:
-    """A tRNS chunk; transparency is dropped, as an alpha channel is."""
+    """A tRNS chunk; transparency is dropped like an alpha channel."""
     base = picture(rng)
     if rng.integers(2):
         palette = rng.integers(0, 256, (16, 3), np.uint8)
@@ -211,7 +216,7 @@ def sixteen_bits(rng: Rng, place: Path) -> Trial:
 
 @mutation("images", 2)
 def ten_to_fourteen_bits_in_sixteen(rng: Rng, place: Path) -> Trial:
-    """Cameras' 10, 12 and 14 bits: refused, or scaled so that the picture is neither black nor wrapped around."""
+    """10, 12 and 14 bits of cameras: rejected, or scaled so that the picture is visible."""
     bits = int(rng.integers(10, 15))
     base = picture(rng, smooth=True)[..., 0]
     base.flat[0], base.flat[-1] = 255, 0
@@ -229,7 +234,7 @@ def ten_to_fourteen_bits_in_sixteen(rng: Rng, place: Path) -> Trial:
     return _valid(place, "camera.img", data, right, refusable=True)
 
 
-# ------------------------------------------------------------------------------------------------------------ valid JPEG
+# --------------------------------------------------------------------------------------- valid JPEG
 
 
 def _jpeg_options(rng: Rng) -> dict[str, Any]:
@@ -247,7 +252,7 @@ def _jpeg_options(rng: Rng) -> dict[str, Any]:
 
 @mutation("images", 3)
 def jpeg_of_any_kind(rng: Rng, place: Path) -> Trial:
-    """Baseline and progressive, gray, color and CMYK, restart markers, comments, bytes after the end."""
+    """Baseline, progressive, gray, color and CMYK; restart markers, comments, surplus bytes."""
     upright = picture(rng, smooth=True)
     mode = str(rng.choice(["RGB", "L", "CMYK"]))
     expected = np.asarray(Image.fromarray(upright).convert(mode).convert("RGB"))
@@ -268,7 +273,7 @@ def jpeg_orientation(rng: Rng, place: Path) -> Trial:
 
 @mutation("images", 1)
 def orientation_that_does_not_exist(rng: Rng, place: Path) -> Trial:
-    """Values 0, 9 and more, which viewers ignore."""
+    """Orientations 0, 9 and more, which viewers ignore."""
     upright = picture(rng, smooth=True)
     data = by_pillow(upright, "JPEG", exif=exif(int(rng.choice([0, 9, 255, 65535]))), quality=95)
     return _valid(place, "photo.jpg", data, nearly(upright, 3, 30), refusable=True)
@@ -276,7 +281,7 @@ def orientation_that_does_not_exist(rng: Rng, place: Path) -> Trial:
 
 @mutation("images", 1)
 def jpeg_with_a_thumbnail(rng: Rng, place: Path) -> Trial:
-    """A whole JPEG inside the EXIF segment."""
+    """A complete JPEG inside the EXIF segment."""
     upright, orientation = picture(rng, smooth=True), int(rng.integers(1, 9))
     thumbnail = by_pillow(np.zeros((8, 8, 3), np.uint8), "JPEG")
     entries = struct.pack(">HHII", 0x0112, 3, 1, orientation << 16)
@@ -294,7 +299,7 @@ def jpeg_with_a_thumbnail(rng: Rng, place: Path) -> Trial:
     return _valid(place, "photo.jpg", data, nearly(upright, 3, 30))
 
 
-# --------------------------------------------------------------------------------------------------- valid, other formats
+# ----------------------------------------------------------------------------- valid, other formats
 
 
 def _tiff_of_any_kind(rng: Rng, orientation: int = 1) -> tuple[bytes, np.ndarray]:
@@ -344,7 +349,7 @@ def tiff_orientation(rng: Rng, place: Path) -> Trial:
 
 @mutation("images", 1)
 def tiff_of_floats(rng: Rng, place: Path) -> Trial:
-    """Of 0 to 1, or of 0 to 255: refused, or scaled so that the picture is neither black nor cut off."""
+    """Floats of 0 to 1 or 0 to 255: rejected, or scaled so that the picture is visible."""
     values = picture(rng, smooth=True)[..., 0].astype(np.float32)
     values.flat[0], values.flat[-1] = 255, 0
     expected = np.repeat(values.astype(np.uint8)[..., None], 3, -1)
@@ -368,7 +373,7 @@ def webp(rng: Rng, place: Path) -> Trial:
 
 @mutation("images", 1)
 def bmp(rng: Rng, place: Path) -> Trial:
-    """Of 1, 8 and 24 bits, gray and indexed."""
+    """BMP of 1, 8 and 24 bits, gray and indexed."""
     base, mode = picture(rng), str(rng.choice(["1", "L", "P", "RGB"]))
     image = Image.fromarray(base).convert(mode)
     buffer = io.BytesIO()
@@ -396,12 +401,12 @@ _NAMES = (
 
 @mutation("images", 1)
 def names_and_wrong_endings(rng: Rng, place: Path) -> Trial:
-    """The contents say what a file is."""
+    """The contents of a file determine its format."""
     data, upright = _png_of_any_kind(rng)
     return _valid(place, str(rng.choice(_NAMES)), data, exactly(upright))
 
 
-# --------------------------------------------------------------------------------------------------------------- damaged
+# ------------------------------------------------------------------------------------------ damaged
 
 
 def _damaged_png(kind: str) -> Callable[[Rng, Path], Trial]:
@@ -431,14 +436,14 @@ for _kind, _weight in {
 
 @mutation("images", 3)
 def png_chunks_moved(rng: Rng, place: Path) -> Trial:
-    """A chunk removed, doubled or swapped with another; every checksum is right."""
+    """A chunk is removed, doubled or swapped with another; every checksum is right."""
     data, upright = _png_of_any_kind(rng)
     parts = png_chunks(data)
     at, other = (int(rng.integers(1, len(parts))) for _ in range(2))
-    what = int(rng.integers(3))
-    if what == 0:
+    choice = int(rng.integers(3))
+    if choice == 0:
         del parts[at]
-    elif what == 1:
+    elif choice == 1:
         parts.insert(other, parts[at])
     else:
         parts[at], parts[other] = parts[other], parts[at]
@@ -455,7 +460,7 @@ def png_chunks_moved(rng: Rng, place: Path) -> Trial:
 
 @mutation("images", 3)
 def png_header(rng: Rng, place: Path) -> Trial:
-    """Another size, depth or color type, under a right checksum: another file, which other decoders have to read alike."""
+    """Another size, depth or color type with a right checksum: read as other decoders do."""
     data, upright = _png_of_any_kind(rng)
     parts = png_chunks(data)
     header = bytearray(parts[1][8:-4])
@@ -485,7 +490,7 @@ def png_header(rng: Rng, place: Path) -> Trial:
 
 
 def _as_pillow_at_worst(right: Right, data: bytes) -> Right:
-    """Right, or as Pillow reads the changed file as well: then it is a valid file, and nobody can know."""
+    """Right, or as Pillow reads the changed file: then it is valid, and undetectable."""
 
     def judge(result: np.ndarray) -> str | None:
         fault = right(result)
@@ -577,7 +582,7 @@ def _libjpeg_complaint(data: bytes) -> str | None:
 
 @mutation("images", 4)
 def tiff_webp_bmp_damaged(rng: Rng, place: Path) -> Trial:
-    """Formats without checksums: an error, the right picture, or what Pillow reads as well."""
+    """Formats without checksums: an error, the right picture, or the same as Pillow reads."""
     kind = str(rng.choice(["tif", "webp", "bmp"]))
     if kind == "tif":
         data, upright = _tiff_of_any_kind(rng)
@@ -600,7 +605,7 @@ def tiff_webp_bmp_damaged(rng: Rng, place: Path) -> Trial:
 
 @mutation("images", 2)
 def tiff_webp_bmp_cut(rng: Rng, place: Path) -> Trial:
-    """Without its end, a file is never read as a whole picture."""
+    """A file without its end is never read as a complete picture."""
     kind = str(rng.choice(["TIFF", "WEBP", "BMP"]))
     upright = picture(rng)
     options: dict[str, Any] = {"lossless": True} if kind == "WEBP" else {}
@@ -612,7 +617,7 @@ def tiff_webp_bmp_cut(rng: Rng, place: Path) -> Trial:
 
 @mutation("images", 2)
 def gigantic_sizes(rng: Rng, place: Path) -> Trial:
-    """A header that promises more pixels than there is memory for, or none."""
+    """A header claims more pixels than fit into memory, or none."""
     side = int(rng.choice([0, 65535, 2**31 - 1, 2**32 - 1]))
     small = np.zeros((4, 4, 3), np.uint8)
     kind = str(rng.choice(["png", "jpg", "bmp", "tif", "webp"]))
@@ -665,7 +670,7 @@ _NO_IMAGES = (
 
 @mutation("images", 2)
 def no_image_at_all(rng: Rng, place: Path) -> Trial:
-    """Other files, and bare beginnings of image files."""
+    """Other files, and the first bytes of image files."""
     data = bytes(rng.choice(np.array(_NO_IMAGES, object)))
     if rng.integers(3) == 0:
         data += rng.bytes(int(rng.integers(1, 300)))
@@ -675,13 +680,13 @@ def no_image_at_all(rng: Rng, place: Path) -> Trial:
 
 @mutation("images", 1)
 def no_file(rng: Rng, place: Path) -> Trial:
-    """A folder, a broken link, nothing, a name that no file can have."""
+    """A folder, a broken link, a missing file, an invalid name."""
     name = "thing.jpg"
-    what = int(rng.integers(4))
-    if what == 0:
+    choice = int(rng.integers(4))
+    if choice == 0:
         (place / name).mkdir()
-    elif what == 1:
+    elif choice == 1:
         (place / name).symlink_to("gone.jpg")
-    elif what == 2:
+    elif choice == 2:
         name = "x" * 300 + ".jpg"
     return Trial(call=lambda: product.read_image(place / name), names=[name])

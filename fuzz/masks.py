@@ -1,4 +1,4 @@
-"""Masks: valid files of which every label is known, and damaged ones, in which no label may change unnoticed."""
+"""Masks: valid files with known labels, and damaged ones, whose labels must not change."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Rng = np.random.Generator
 
 
 def labels(rng: Rng, classes: int, void: bool = True) -> np.ndarray:
-    """u8[H,W] of labels without any symmetry, in patches; all classes occur, and 255 if `void`."""
+    """u8[H,W] of labels without symmetry, in patches; all classes occur, and 255 if `void`."""
     height, width = int(rng.integers(9, 30)), int(rng.integers(9, 30))
     patches = rng.integers(0, classes, (height // 3 + 1, width // 3 + 1), np.uint8)
     result = np.kron(patches, np.ones((3, 3), np.uint8))[:height, :width]
@@ -40,7 +40,7 @@ def labels(rng: Rng, classes: int, void: bool = True) -> np.ndarray:
 
 
 def same(expected: np.ndarray) -> Callable[[np.ndarray], str | None]:
-    """The result has to be these labels."""
+    """Check that the result has these labels."""
 
     def right(result: np.ndarray) -> str | None:
         if result.shape != expected.shape:
@@ -48,7 +48,10 @@ def same(expected: np.ndarray) -> Callable[[np.ndarray], str | None]:
         wrong = result != expected
         if wrong.any():
             read, meant = int(result[wrong][0]), int(expected[wrong][0])
-            return f"{int(wrong.sum())} of {wrong.size} labels differ: {read} is read where {meant} is meant"
+            return (
+                f"{int(wrong.sum())} of {wrong.size} labels differ: {read} is read where {meant} "
+                "is meant"
+            )
         return None
 
     return right
@@ -101,21 +104,21 @@ def _mask_of_any_kind(rng: Rng, orientation: int = 1) -> tuple[bytes, np.ndarray
 
 @mutation("masks", 5)
 def png_of_any_depth(rng: Rng, place: Path) -> Trial:
-    """Gray values and palette indices are the labels, whatever the depth: 1 of 2 bits is label 1."""
+    """Gray values and palette indices are the labels, at any depth: 1 of 2 bits is label 1."""
     data, expected, classes = _mask_of_any_kind(rng)
     return _trial(place, data, expected, classes)
 
 
 @mutation("masks", 3)
 def orientation(rng: Rng, place: Path) -> Trial:
-    """A mask comes out as viewers show it."""
+    """A mask is turned upright as viewers show it."""
     data, expected, classes = _mask_of_any_kind(rng, int(rng.integers(2, 9)))
     return _trial(place, data, expected, classes, refusable=True)
 
 
 @mutation("masks", 2)
 def sixteen_bits(rng: Rng, place: Path) -> Trial:
-    """The label is the value; no rule of images scales it."""
+    """The label is the value, which is never scaled."""
     classes = int(rng.integers(2, 200))
     expected = labels(rng, classes, void=bool(rng.integers(2)))
     wide = expected.astype(np.uint16)
@@ -129,7 +132,7 @@ def sixteen_bits(rng: Rng, place: Path) -> Trial:
 
 @mutation("masks", 1)
 def sixteen_bits_beyond_the_classes(rng: Rng, place: Path) -> Trial:
-    """256 + a label is not that label, and 65535 is not void unless that is said."""
+    """256 + a label is not that label, and 65535 is not void unless the dataset says so."""
     wide = labels(rng, 3, void=False).astype(np.uint16)
     wide[0, 0] = int(rng.choice([256, 257, 300, 511, 512, 65280]))
     data = png(wide, depth=16) if rng.integers(2) else tiff(wide, depth=16)
@@ -150,7 +153,7 @@ def colors(rng: Rng, place: Path) -> Trial:
 
 @mutation("masks", 2)
 def one_color_off(rng: Rng, place: Path) -> Trial:
-    """One pixel of a color that no class has, such as a smoothed edge."""
+    """One pixel has a color that no class has, such as at a smoothed edge."""
     classes = int(rng.integers(2, 20))
     expected, table = labels(rng, classes, void=False), _colors(rng, classes)
     palette = {(int(r), int(g), int(b)): label for label, (r, g, b) in enumerate(table)}
@@ -164,7 +167,7 @@ def one_color_off(rng: Rng, place: Path) -> Trial:
 
 @mutation("masks", 2)
 def indexed_with_colors(rng: Rng, place: Path) -> Trial:
-    """The classes' colors stand at other indices of the file's palette: the colors decide, or it is refused."""
+    """The palette has the colors at other indices: the colors decide, or it is an error."""
     classes = int(rng.integers(2, 20))
     expected, table = labels(rng, classes, void=False), _colors(rng, classes)
     palette = {(int(r), int(g), int(b)): label for label, (r, g, b) in enumerate(table)}
@@ -175,14 +178,14 @@ def indexed_with_colors(rng: Rng, place: Path) -> Trial:
 
 @mutation("masks", 1)
 def colors_without_a_palette(rng: Rng, place: Path) -> Trial:
-    """RGB, and nothing that says which color is which class."""
+    """RGB without a palette that assigns colors to classes."""
     table = _colors(rng, 3)
     return _trial(place, png(table[labels(rng, 3, void=False)]), None, 3)
 
 
 @mutation("masks", 2)
 def label_out_of_range(rng: Rng, place: Path) -> Trial:
-    """One pixel of a label that is neither a class nor void."""
+    """One pixel has a label that is neither a class nor void."""
     classes = int(rng.integers(2, 200))
     expected = labels(rng, classes, void=False)
     expected[int(rng.integers(expected.shape[0])), int(rng.integers(expected.shape[1]))] = int(
@@ -202,7 +205,7 @@ def void_labels(rng: Rng, place: Path) -> Trial:
 
 @mutation("masks", 2)
 def other_formats(rng: Rng, place: Path) -> Trial:
-    """TIFF in both byte orders, of 1 to 8 bits, with an orientation; BMP; lossless WebP is in colors."""
+    """TIFF in both byte orders, of 1 to 8 bits, with an orientation; BMP; lossless WebP."""
     depth = int(rng.choice([1, 4, 8]))
     classes = int(rng.integers(2, min(2**depth, 100) + 1))
     expected = labels(rng, classes, void=False)
@@ -236,7 +239,7 @@ def lossy(rng: Rng, place: Path) -> Trial:
 
 @mutation("masks", 1)
 def floats(rng: Rng, place: Path) -> Trial:
-    """Whole numbers in a TIFF of floats: refused, or read exactly."""
+    """Whole numbers in a TIFF of floats: rejected, or read exactly."""
     expected = labels(rng, 5, void=False)
     values = expected.astype(np.float32)
     fraction = bool(rng.integers(2))
@@ -249,7 +252,7 @@ def floats(rng: Rng, place: Path) -> Trial:
 
 @mutation("masks", 1)
 def gray_with_alpha(rng: Rng, place: Path) -> Trial:
-    """Opaque alpha changes nothing; a transparent pixel may be refused, not become another label."""
+    """Opaque alpha changes nothing; transparent pixels are rejected or keep their label."""
     expected = labels(rng, 5)
     alpha = np.full(expected.shape, 255, np.uint8)
     if rng.integers(2):
@@ -261,7 +264,7 @@ def gray_with_alpha(rng: Rng, place: Path) -> Trial:
 
 @mutation("masks", 1)
 def transparent_color(rng: Rng, place: Path) -> Trial:
-    """A tRNS chunk in a gray or indexed mask leaves the labels as they are."""
+    """A tRNS chunk in a gray or indexed mask does not change the labels."""
     expected = labels(rng, 5)
     if rng.integers(2):
         data = png(
@@ -302,7 +305,7 @@ for _kind, _weight in {
 
 @mutation("masks", 2)
 def png_data_after_its_checksum(rng: Rng, place: Path) -> Trial:
-    """Pixels changed under a right checksum of the chunk: the one of zlib tells."""
+    """Pixels are changed with a right checksum of the chunk: zlib's checksum finds it."""
     data, expected, classes = _mask_of_any_kind(rng)
     parts = png_chunks(data)
     at = next(k for k, part in enumerate(parts) if part[4:8] == b"IDAT")
@@ -312,7 +315,7 @@ def png_data_after_its_checksum(rng: Rng, place: Path) -> Trial:
 
 @mutation("masks", 2)
 def another_size(rng: Rng, place: Path) -> Trial:
-    """An image and a mask that differ in size, by a pixel, a factor or a quarter turn."""
+    """Image and mask differ in size by a pixel, a factor or a quarter turn."""
     height, width = int(rng.integers(5, 30)), int(rng.integers(31, 50))
     other = [
         (width, height),
@@ -328,7 +331,7 @@ def another_size(rng: Rng, place: Path) -> Trial:
 
 @mutation("masks", 3)
 def pairs_with_orientations(rng: Rng, place: Path) -> Trial:
-    """A photograph with a tag, its mask drawn on the upright picture or turned with the same tag: both come out upright."""
+    """A photograph with an orientation tag, and its mask upright or with the same tag."""
     expected = labels(rng, 3)
     picture = np.stack([expected * 40, 255 - expected, expected], -1).astype(np.uint8)
     turn = int(rng.integers(2, 9))

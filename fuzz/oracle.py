@@ -1,12 +1,12 @@
-"""Runs one case in a folder of its own, and judges what happens.
+"""Runs one case in a folder of its own, and judges it.
 
-What holds for every case:
+Every case must meet these conditions:
 
-* it ends in a result or in an `FcnJaxError`, whose message is one line, not empty, free of Python's
-  own words, and names what it is about;
-* nothing is created, changed or deleted but what it may write, and an error leaves nothing there;
-* memory stays within a bound (`workers` sees to the time);
-* a result is the right one, wherever the mutation knows it.
+* it ends in a result or in an `FcnJaxError`, whose message is one line, not empty, without words of
+  Python's own errors, and names its subject;
+* only permitted files are created, changed or deleted, and an error leaves none of them;
+* memory stays within a bound (`workers` bounds the time);
+* a result is right, if the mutation knows the right one.
 """
 
 from __future__ import annotations
@@ -36,23 +36,25 @@ LONGEST = 4000
 """Characters of an error."""
 
 _PYTHONS_WORDS = re.compile(
-    r"Traceback|<bound method|object at 0x|<class '|<function |<built-in|object is not (subscriptable|iterable|callable)"
-    r"|has no attribute|unexpected keyword|__init__\(\)|index out of range|codec can't decode|positional argument"
-    r"|not supported between instances|errors\.pydantic|unhashable type|values to unpack|cannot reshape"
+    r"Traceback|<bound method|object at 0x|<class '|<function |<built-in"
+    r"|object is not (subscriptable|iterable|callable)|has no attribute|unexpected keyword"
+    r"|__init__\(\)|index out of range|codec can't decode|positional argument"
+    r"|not supported between instances|errors\.pydantic|unhashable type|values to unpack"
+    r"|cannot reshape"
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """How a case ended.
+    """The end of a case.
 
     Attributes:
         case: the case.
         outcome: "right", "refused", "undetectable", or for a fault "traceback", "wrong", "refused
             valid input", "accepted invalid input", "message", "write", "memory", "hang" or "crash";
-            "broken case" where the mutation itself failed.
-        detail: the error's message, the reason, or what is wrong.
-        seconds: that it took.
+            "broken case" if the mutation itself failed.
+        detail: the error's message, the reason, or the problem.
+        seconds: the time that the case took.
     """
 
     case: Case
@@ -62,7 +64,7 @@ class Verdict:
 
     @property
     def fault(self) -> bool:
-        """Whether the product did wrong."""
+        """Whether the product is at fault."""
         return self.outcome not in ("right", "refused", "undetectable")
 
     def __str__(self) -> str:
@@ -74,7 +76,7 @@ def judge(case: Case, keep: Path | None = None) -> Verdict:
 
     Args:
         case: the case.
-        keep: a folder to leave its files in; by default they are deleted.
+        keep: a folder for the case's files; by default they are deleted.
     """
     make = mutations(case.family)[case.mutation][0]
     place = keep or Path(tempfile.mkdtemp(prefix="case-", dir=os.environ.get("FUZZ_PLACE")))
@@ -149,7 +151,7 @@ def _wrong_message(message: str, names: Any) -> str:
         return "more than one line"
     if (
         len(re.sub(r"(.{1,3}?)\1{50,}", r"\1", message)) > LONGEST
-    ):  # without what a user has repeated
+    ):  # without repeated input of the user
         return f"{len(message)} characters"
     if found := _PYTHONS_WORDS.search(message):
         return f"Python's own words, '{found[0]}'"
@@ -159,7 +161,7 @@ def _wrong_message(message: str, names: Any) -> str:
 
 
 def _snapshot(place: Path) -> dict[str, str]:
-    """Every path below a folder, with what tells its contents."""
+    """Every path below a folder, with a fingerprint of its contents."""
     found = {}
     for path in sorted(place.rglob("*")):
         name = str(path.relative_to(place))
@@ -212,7 +214,7 @@ _hooked = False
 
 @contextlib.contextmanager
 def _writes() -> Iterator[set[str]]:
-    """The paths that Python opens for writing, makes, renames or deletes meanwhile, also outside of the case's folder."""
+    """The paths that Python opens for writing, makes, renames or deletes meanwhile, anywhere."""
     global _watched, _hooked
     if not _hooked:
         sys.addaudithook(_audit)
@@ -249,7 +251,7 @@ def _audit(event: str, args: tuple[Any, ...]) -> None:
 
 
 def _peak(*, reset: bool = False) -> int:
-    """The process's peak memory in bytes, counted from the last reset; 0 where Linux does not say."""
+    """The process's peak memory in bytes since the last reset; 0 if Linux does not report it."""
     with contextlib.suppress(OSError):
         if reset:
             gc.collect(0)

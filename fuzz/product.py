@@ -1,4 +1,4 @@
-"""The entry points of fcn_jax that the cases call. Where one of them changes, this is the file to mend."""
+"""The entry points of fcn_jax that the cases call. If one of them changes, adapt this file."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class CommandError(FcnJaxError):
     """A command that ended with status 1 or 2, and the line that it printed."""
 
 
-# ------------------------------------------------------------------------------------------------------------------ data
+# --------------------------------------------------------------------------------------------- data
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -65,7 +65,7 @@ def decode_pair(image: Path, mask: Path, num_classes: int) -> tuple[np.ndarray, 
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """What a dataset was read as: the classes' names and colors, and each image's name, pixels and labels."""
+    """The contents of a dataset as read: classes, and each image's name, pixels and labels."""
 
     names: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
@@ -74,7 +74,7 @@ class Reading:
 
 def read_folder(root: Path, split: str = "train") -> Reading:
     """Open a split of a folder dataset, and decode all of it."""
-    from fcn_jax.data.folder import FOLDER
+    from fcn_jax.data.datasets.folder import FOLDER
 
     source = FOLDER.open(root, split)
     examples = []
@@ -85,7 +85,7 @@ def read_folder(root: Path, split: str = "train") -> Reading:
     return Reading(tuple(source.classes.names), tuple(source.classes.palette), tuple(examples))
 
 
-# --------------------------------------------------------------------------------------------------------------- weights
+# ------------------------------------------------------------------------------------------ weights
 
 
 def open_tensors(path: Path) -> dict[str, np.ndarray]:
@@ -107,7 +107,7 @@ def _parts() -> tuple[Any, Any]:
 
 
 def tiny_model(seed: int) -> Any:
-    """A whole model of a few hundred parameters, all of them and all statistics random."""
+    """A model of a few hundred parameters, with random parameters and statistics."""
     import jax.numpy as jnp
     from flax import nnx
 
@@ -131,7 +131,7 @@ def state_dict(model: Any) -> dict[str, np.ndarray]:
 
 
 def load_torch(model: Any, path: Path) -> Any:
-    """Load a weights file into a model; gives the record."""
+    """Load a weights file into a model; returns the report."""
     import fcn_jax
 
     return fcn_jax.load_torch(model, path)
@@ -144,28 +144,28 @@ def arrays(model: Any) -> dict[str, np.ndarray]:
     return {name: np.asarray(value) for name, value in checkpoint.arrays(model).items()}
 
 
-# -------------------------------------------------------------------------------------------------------------- settings
+# ----------------------------------------------------------------------------------------- settings
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
     """The validated recipe of a TOML file, as a table."""
-    from fcn_jax import config
+    from fcn_jax import config, recipes
 
-    return config.parse(config.read_recipe(str(path)), str(path)).model_dump(mode="json")
+    return config.parse(recipes.read_recipe(str(path)), str(path)).model_dump(mode="json")
 
 
 def with_settings(settings: Sequence[str]) -> dict[str, Any]:
     """The recipe `shapes` with `--set`, as a table."""
-    from fcn_jax import config
+    from fcn_jax import config, recipes
 
     return config.parse(
-        config.override(config.read_recipe("shapes"), settings), "shapes"
+        recipes.override(recipes.read_recipe("shapes"), settings), "shapes"
     ).model_dump(mode="json")
 
 
 def read_run_config(run: Path) -> dict[str, Any]:
     """The recipe that a run directory records, as a table."""
-    from fcn_jax.config import read_run
+    from fcn_jax.recipes import read_run
 
     return read_run(run).model_dump(mode="json")
 
@@ -177,7 +177,7 @@ def default_config() -> dict[str, Any]:
     return Config().model_dump(mode="json")
 
 
-# ----------------------------------------------------------------------------------------------------------- checkpoints
+# -------------------------------------------------------------------------------------- checkpoints
 
 
 def save_checkpoint(directory: Path, model: Any) -> None:
@@ -190,18 +190,22 @@ def save_checkpoint(directory: Path, model: Any) -> None:
 
 
 def load_checkpoint(directory: Path) -> tuple[dict[str, np.ndarray], str]:
-    """A run's or checkpoint's arrays, and all else that it says about itself, as JSON."""
+    """The arrays of a run or checkpoint, and its spec as JSON."""
     from fcn_jax import checkpoint
 
     model, spec = checkpoint.load(directory)
     return arrays(model), json.dumps(spec.to_dict(), sort_keys=True, default=str)
 
 
-# -------------------------------------------------------------------------------------------------------------- commands
+# ----------------------------------------------------------------------------------------- commands
 
 
 def command(*argv: str) -> str:
-    """Run the command line in this process; gives what it prints. Raises `CommandError` for statuses 1 and 2."""
+    """Run the command line in this process; returns its output.
+
+    Raises:
+        CommandError: the status is 1 or 2.
+    """
     from fcn_jax import cli
 
     out, err = (
@@ -221,7 +225,7 @@ def command(*argv: str) -> str:
 
 
 def process(*argv: str, cwd: Path) -> str:
-    """`command`, in a process of its own."""
+    """Run the command line in a process of its own; see `command`."""
     done = subprocess.run(
         [sys.executable, "-m", "fcn_jax", *argv],
         capture_output=True,

@@ -14,7 +14,7 @@ END = "<!-- end of the fuzz table -->"
 
 
 def table(verdicts: Sequence[Verdict]) -> str:
-    """A Markdown table by family, with the reasons for what is undetectable."""
+    """A Markdown table by family, with the reasons of undetectable cases."""
     head = (
         "family",
         "mutations",
@@ -53,10 +53,10 @@ def table(verdicts: Sequence[Verdict]) -> str:
 
 
 def write(path: Path, verdicts: Sequence[Verdict], command: str) -> None:
-    """Put the table between the markers of a document; at its end if it has none yet.
+    """Write the table between the markers of a document, or at its end if it has none.
 
     Raises:
-        ValueError: the document has one marker without the other.
+        ValueError: the document has only one of the two markers.
     """
     text = path.read_text(encoding="utf-8") if path.exists() else "# Reliability\n"
     block = f"{BEGIN}\n`{command}`\n\n{table(verdicts)}\n{END}"

@@ -1,4 +1,4 @@
-"""Recipes, `--set` and the `config.json` of runs: every setting is what was written, or an error names it."""
+"""Recipes, `--set`, runs' `config.json`: a setting is read as written, or an error names it."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ reinit_lr_mult = 6.0
 dataset = "folder"
 root = "data/scenes"
 batch_size = 8
-crop = [320, 480]
-scale = [0.5, 2.0]
+crop_size = [320, 480]
+scale_range = [0.5, 2.0]
 flip = true
 brightness = 0.25
 
@@ -43,9 +43,9 @@ momentum = 0.9
 weight_decay = 1e-4
 schedule = "poly"
 
-[[optim.rules]]
+[[optim.param_groups]]
 match = "backbone.*"
-lr = 0.1
+lr_mult = 0.1
 
 [train]
 epochs = 10
@@ -57,7 +57,7 @@ eval_every_epochs = 5
 def _leaves(
     table: Mapping[str, Any], above: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Paths and values of the settings; options and rules are values as a whole."""
+    """Paths and values of the settings; options and parameter groups are single values."""
     for key, value in table.items():
         if isinstance(value, Mapping) and not above:
             yield from _leaves(value, (*above, key))
@@ -66,7 +66,7 @@ def _leaves(
 
 
 def _same(given: Any, read: Any) -> bool:
-    """Whether a value is what was written; 10 may be read as 10.0 and "10" as 10, but true is not 1."""
+    """Whether a value is the written one; 10 may be read as 10.0, "10" as 10, but not true as 1."""
     if isinstance(given, bool) or isinstance(read, bool):
         return (
             given is read
@@ -94,25 +94,28 @@ def _same(given: Any, read: Any) -> bool:
 
 
 def as_written(given: Mapping[str, Any], otherwise: Table) -> Callable[[Table], str | None]:
-    """The recipe has to be the table that was given, and the rest as it is otherwise."""
+    """Check that the recipe has the given settings, and otherwise the defaults."""
     written = dict(_leaves(given))
 
     def right(read: Table) -> str | None:
         found = dict(_leaves(read))
         for path, value in written.items():
             if path not in found:
-                return f"{'.'.join(path)} is passed over"
+                return f"{'.'.join(path)} is ignored"
             if not _same(value, found[path]):
                 return f"{'.'.join(path)} = {value!r} is read as {found[path]!r}"
         for path, value in _leaves(otherwise):
             if path not in written and not _same(value, found.get(path)):
-                return f"{'.'.join(path)}, which was not given, is {found.get(path)!r} and not {value!r}"
+                return (
+                    f"{'.'.join(path)}, which was not given, is {found.get(path)!r} and not "
+                    f"{value!r}"
+                )
         return None
 
     return right
 
 
-# ----------------------------------------------------------------------------------------------------------------- recipes
+# ------------------------------------------------------------------------------------------ recipes
 
 
 def _recipe(place: Path, contents: bytes, given: Mapping[str, Any] | None) -> Trial:
@@ -122,7 +125,7 @@ def _recipe(place: Path, contents: bytes, given: Mapping[str, Any] | None) -> Tr
 
 
 def _toml(contents: bytes) -> Table | None:
-    """What TOML says that it is, or None."""
+    """The table of a TOML text, or None."""
     try:
         return tomllib.loads(contents.decode("utf-8-sig").replace("\r\n", "\n"))
     except (ValueError, RecursionError):
@@ -141,7 +144,7 @@ def recipe_from_any_editor(rng: Rng, place: Path) -> Trial:
 
 @mutation("settings", 8)
 def recipe_damaged(rng: Rng, place: Path) -> Trial:
-    """What is accepted is what the TOML says."""
+    """Accepted recipes have the settings of the TOML."""
     contents = damage.some(rng, _RECIPE.encode())
     for _ in range(rng.integers(3)):
         contents = damage.some(rng, contents or b"\n")
@@ -150,7 +153,7 @@ def recipe_damaged(rng: Rng, place: Path) -> Trial:
 
 @mutation("settings", 6)
 def recipe_of_other_values(rng: Rng, place: Path) -> Trial:
-    """One value replaced by another of any type."""
+    """One value is replaced by another of any type."""
     lines = _RECIPE.splitlines()
     at = int(rng.choice([k for k, line in enumerate(lines) if " = " in line]))
     lines[at] = f"{lines[at].partition(' = ')[0]} = {rng.choice(_VALUES)}"
@@ -160,7 +163,7 @@ def recipe_of_other_values(rng: Rng, place: Path) -> Trial:
 
 @mutation("settings", 3)
 def recipe_of_another_structure(rng: Rng, place: Path) -> Trial:
-    """Sections twice, misspelt, missing, nested; a list or a value where a section should be; deep nesting; huge numbers; other files."""
+    """Repeated, misspelled, missing and nested sections; other types; huge numbers; other files."""
     texts = [
         "",
         "[model]\n[model]\n",
@@ -182,9 +185,9 @@ def recipe_of_another_structure(rng: Rng, place: Path) -> Trial:
         "[optim]\nlr = 1e999\n",
         "[optim]\nlr = nan\n",
         '[data]\nroot = "\\u0000"\n',
-        "[[optim.rules]]\nmatch = '['\nlr = -1\n",
-        "[[optim.rules]]\nlr = 1\n",
-        "[optim]\nrules = {match = 'a'}\n",
+        "[[optim.param_groups]]\nmatch = '['\nlr_mult = -1\n",
+        "[[optim.param_groups]]\nlr_mult = 1\n",
+        "[optim]\nparam_groups = {match = 'a'}\n",
         '{"model": {"backbone": "resnet18"}}',
         "model:\n  backbone: resnet18\n",
         "[model]\nbackbone = resnet18\n",
@@ -200,26 +203,34 @@ def recipe_of_another_structure(rng: Rng, place: Path) -> Trial:
     return _recipe(place, contents, _toml(contents))
 
 
-# ------------------------------------------------------------------------------------------------------------------- --set
+# -------------------------------------------------------------------------------------------- --set
 
 _VALUES = [
-    "0", "1", "-1", "2", "0.5", "-0.5", "1.5", "1e-3", "1E400", "-1e400", "nan", "inf", "-inf", "+inf", "0x10", "0b1", "1_000",
-    "9" * 30, "9" * 5000, "1" + "0" * 400 + ".0", "true", "false", "True", "yes", "off", "none", "None", "null", "", " ",
+    "0", "1", "-1", "2", "0.5", "-0.5", "1.5", "1e-3", "1E400", "-1e400", "nan", "inf", "-inf",
+    "+inf", "0x10", "0b1", "1_000",
+    "9" * 30, "9" * 5000, "1" + "0" * 400 + ".0", "true", "false", "True", "yes", "off", "none",
+    "None", "null", "", " ",
     "''", '""', "'x'",
-    '"x"', "'10'", '"0.1"', "x", "resnet18", "resnet19", "fcn32s", "tiny", "adamw", "poly", "float16", "bfloat16", "[]",
+    '"x"', "'10'", '"0.1"', "x", "resnet18", "resnet19", "fcn32s", "tiny", "adamw", "poly",
+    "float16", "bfloat16", "[]",
     "[1]", "[1, 2]",
-    "[1, 2, 3]", "[64, 64]", "[0, 0]", "[-1, 5]", "[1.5, 2]", "[0.5, 2.0]", "[2.0, 0.5]", "['a']", "['a', 'b']", "[[1, 2]]",
+    "[1, 2, 3]", "[64, 64]", "[0, 0]", "[-1, 5]", "[1.5, 2]", "[0.5, 2.0]", "[2.0, 0.5]", "['a']",
+    "['a', 'b']", "[[1, 2]]",
     "[[[[]]]]",
-    "{}", "{a = 1}", "{match = 'x'}", "[{match = 'x', lr = 0.5}]", "[{lr = 1}]", "1979-05-27", "07:32:00", "1979-05-27T07:32:00Z",
-    "/data/#1", "data/my photos", "C:\\data", "~/data", "ünï", "日本", "😀", "x'y", 'x"y', "a=b", "=", "[", "]", "{", "'", '"',
-    "\\", "#", "# x", "1 # one", "1\n", "1\nmodel = 2", "x\ny", "\t1", "1 2", "1,2", "64,64", "(64, 64)", "64x64", "1;2",
+    "{}", "{a = 1}", "{match = 'x'}", "[{match = 'x', lr_mult = 0.5}]", "[{lr_mult = 1}]",
+    "1979-05-27",
+    "07:32:00", "1979-05-27T07:32:00Z",
+    "/data/#1", "data/my photos", "C:\\data", "~/data", "ünï", "日本", "😀", "x'y", 'x"y', "a=b",
+    "=", "[", "]", "{", "'", '"',
+    "\\", "#", "# x", "1 # one", "1\n", "1\nmodel = 2", "x\ny", "\t1", "1 2", "1,2", "64,64",
+    "(64, 64)", "64x64", "1;2",
     "-", "--", "*", "\x00", "\x1b[31m",
     "[" * 3000, "{a=" * 1500,
 ]  # fmt: skip
 
 
 def _value(text: str) -> Any:
-    """What a value on the command line says: one line of TOML, else the words themselves."""
+    """The meaning of a value on the command line: one line of TOML, otherwise the words."""
     try:
         table = tomllib.loads(f"value = {text}")
     except (ValueError, RecursionError):
@@ -241,7 +252,7 @@ def _set(
 
 @mutation("settings", 14)
 def set_values(rng: Rng, place: Path) -> Trial:
-    """A value of any kind for a known key: it, or an error that names the key."""
+    """A known key has a value of any kind: it is set, or an error names the key."""
     key, text = _key(rng), str(rng.choice(np.array(_VALUES, object)))
     section, last = key.split(".")
     return _set(f"{key}={text}", given={section: {last: _value(text)}}, names=(key,))
@@ -249,7 +260,7 @@ def set_values(rng: Rng, place: Path) -> Trial:
 
 @mutation("settings", 4)
 def set_keys(rng: Rng, place: Path) -> Trial:
-    """A key that there is not: an error that names it."""
+    """An unknown key is an error that names it."""
     key = _key(rng)
     at = int(rng.integers(len(key)))
     odd = str(
@@ -281,7 +292,7 @@ def set_keys(rng: Rng, place: Path) -> Trial:
     )
     if odd in {".".join(path) for path, _ in _leaves(product.default_config())}:
         odd += "x"
-    # The first part that is unknown may be named alone.
+    # The error may name only the first unknown part.
     return _set(f"{odd}=1", names=(odd, *filter(None, odd.split("."))) if odd.strip(".") else ())
 
 
@@ -298,7 +309,7 @@ def set_without_a_value(rng: Rng, place: Path) -> Trial:
 
 @mutation("settings", 3)
 def set_twice(rng: Rng, place: Path) -> Trial:
-    """Of two values for a key, the last one counts; of two keys, both."""
+    """The last of two values for a key counts; of two keys, both."""
     first, second = (float(rng.integers(1, 9)) / 10 for _ in range(2))
     if rng.integers(2):
         return _set(f"optim.lr={first}", f"optim.lr={second}", given={"optim": {"lr": second}})
@@ -311,7 +322,7 @@ def set_twice(rng: Rng, place: Path) -> Trial:
 
 @mutation("settings", 2)
 def set_options(rng: Rng, place: Path) -> Trial:
-    """Options of the backbone and the head, and rules, which are nested."""
+    """Options of the backbone and the head, and parameter groups, which are nested."""
     text = str(
         rng.choice(
             [
@@ -319,9 +330,9 @@ def set_options(rng: Rng, place: Path) -> Trial:
                 "model.backbone_options={width=4}",
                 "model.backbone_options=4",
                 "model.backbone_options.a.b=1",
-                "optim.rules.0.lr=1",
-                "optim.rules=[{match='x'}]",
-                "optim.rules=x",
+                "optim.param_groups.0.lr=1",
+                "optim.param_groups=[{match='x'}]",
+                "optim.param_groups=x",
                 "model.backbone_options=[]",
             ]
         )
@@ -335,12 +346,12 @@ def set_options(rng: Rng, place: Path) -> Trial:
 
 
 # -------------------------------------------------------------------------------------------------
-# what a run has recorded
+# config.json
 
 
 @mutation("settings", 5)
 def config_json_of_a_run(rng: Rng, place: Path) -> Trial:
-    """Damaged, of another program, empty, deeply nested."""
+    """The file is damaged, of another program, empty, or deeply nested."""
     table = product.with_settings([])
     text = json.dumps(table, indent=2)
     odd = [

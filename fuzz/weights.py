@@ -1,4 +1,4 @@
-"""Weight files: every tensor of a small model, in the wrappings of training frameworks; damaged files; files that would run code."""
+"""Weight files: wrapped as by training frameworks, damaged, or with code that must not run."""
 
 from __future__ import annotations
 
@@ -65,14 +65,14 @@ def _safetensors(state: State) -> bytes:
 
 
 def _load(path: Path) -> State:
-    """The arrays of a fresh model after it was filled from a file."""
+    """The arrays of a new model after a file was loaded into it."""
     model = product.tiny_model(5)
     product.load_torch(model, path)
     return product.arrays(model)
 
 
 def filled(model: Any | None = None) -> Callable[[State], str | None]:
-    """The result has to be the arrays of this model, bit for bit."""
+    """Check that the result has the arrays of this model, bit for bit."""
     expected = product.arrays(model or _model())
 
     def right(result: State) -> str | None:
@@ -91,7 +91,7 @@ def _trial(place: Path, name: str, data: bytes, right: Any, *, refusable: bool =
     return Trial(call=lambda: _load(path), right=right, refusable=refusable, names=[name])
 
 
-# -------------------------------------------------------------------------------------------------------------- wrappings
+# ---------------------------------------------------------------------------------------- wrappings
 
 
 def _renamed(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def _renamed(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 @mutation("weights", 3)
 def prefixes(rng: Rng, place: Path) -> Trial:
-    """Of DataParallel, torch.compile, Lightning and their like, one or two of them, on the whole network or on a part."""
+    """Prefixes of DataParallel, torch.compile, Lightning and others, on the network or a part."""
     state = _state()
     first, second = (str(rng.choice(["module.", "_orig_mod.", "model."])) for _ in range(2))
     if rng.integers(3) == 0:
@@ -116,7 +116,7 @@ def prefixes(rng: Rng, place: Path) -> Trial:
 
 @mutation("weights", 3)
 def wrappings(rng: Rng, place: Path) -> Trial:
-    """Under a key, with whatever training scripts keep next to the weights."""
+    """The weights lie under a key, next to other data of training scripts."""
     tensors = _tensors(_state())
     key = str(
         rng.choice(["state_dict", "model", "model_state_dict", "model_state", "net", "network"])
@@ -149,7 +149,7 @@ def wrappings(rng: Rng, place: Path) -> Trial:
 
 @mutation("weights", 2)
 def wrappings_of_frameworks(rng: Rng, place: Path) -> Trial:
-    """Lightning, mmsegmentation, YOLOX, EMA and SWA, whole files as those write them."""
+    """Complete files as Lightning, mmsegmentation, YOLOX, EMA and SWA write them."""
     state = _state()
     tensors = _tensors(state)
     import torch
@@ -213,7 +213,7 @@ def wrappings_of_frameworks(rng: Rng, place: Path) -> Trial:
 
 @mutation("weights", 2)
 def two_sets_in_a_file(rng: Rng, place: Path) -> Trial:
-    """Weights and their average: one of them, whole, or an error; never a mixture."""
+    """Weights and their average: all values of one of them, or an error; never a mixture."""
     own, other = _tensors(_state()), _tensors(_state(_other()))
     names = [
         ("model", "model_ema"),
@@ -234,7 +234,7 @@ def two_sets_in_a_file(rng: Rng, place: Path) -> Trial:
 
 @mutation("weights", 2)
 def another_ending(rng: Rng, place: Path) -> Trial:
-    """The contents say what a file is."""
+    """The contents of a file determine its format."""
     contents = {
         "zip": _saved(_tensors(_state())),
         "old": _saved(_tensors(_state()), _use_new_zipfile_serialization=False),
@@ -263,7 +263,7 @@ def another_ending(rng: Rng, place: Path) -> Trial:
 
 @mutation("weights", 2)
 def dtypes(rng: Rng, place: Path) -> Trial:
-    """float64 of the same values; float16 and bfloat16 of values that those can hold."""
+    """float64 with the same values; float16 and bfloat16 with values that they can hold."""
     import torch
 
     dtype = [torch.float64, torch.float16, torch.bfloat16][int(rng.integers(3))]
@@ -291,17 +291,17 @@ def dtypes(rng: Rng, place: Path) -> Trial:
 
 @mutation("weights", 3)
 def of_another_model(rng: Rng, place: Path) -> Trial:
-    """A tensor missing, one too many, one of another shape, all of another name."""
+    """A tensor is missing, surplus or of another shape, or all have other names."""
     state = _state()
     name = str(rng.choice([key for key in state if "num_batches" not in key]))
-    what = int(rng.integers(5))
-    if what == 0:
+    choice = int(rng.integers(5))
+    if choice == 0:
         del state[name]
-    elif what == 1:
+    elif choice == 1:
         state["backbone.conv9.weight"] = np.zeros((2, 2), np.float32)
-    elif what == 2:
+    elif choice == 2:
         state[name] = np.zeros((*state[name].shape, 2), np.float32)
-    elif what == 3:
+    elif choice == 3:
         state = {f"layer{k}.w": value for k, value in enumerate(state.values())}
     else:
         state[name.upper()] = state.pop(name)
@@ -311,7 +311,7 @@ def of_another_model(rng: Rng, place: Path) -> Trial:
 
 @mutation("weights", 1)
 def no_arrays_in_it(rng: Rng, place: Path) -> Trial:
-    """Whole networks, optimizers, numbers, nothing."""
+    """Pickled networks, optimizers, numbers, an empty file."""
     values: list[Any] = [
         {},
         [],
@@ -327,7 +327,7 @@ def no_arrays_in_it(rng: Rng, place: Path) -> Trial:
     return _trial(place, "weights.pth", _saved(values[int(rng.integers(len(values)))]), None)
 
 
-# ------------------------------------------------------------------------------------------------------- damaged, malicious
+# ------------------------------------------------------------------------------- damaged, malicious
 
 
 @mutation("weights", 8)
@@ -340,7 +340,7 @@ def pth_damaged(rng: Rng, place: Path) -> Trial:
 
 @mutation("weights", 3)
 def pth_of_the_old_format_damaged(rng: Rng, place: Path) -> Trial:
-    """The format before PyTorch 1.6 has none."""
+    """The format before PyTorch 1.6 has no checksums."""
     data = _saved(_tensors(_state()), _use_new_zipfile_serialization=False)
     return _trial(
         place, "weights.pth", damage.some(rng, data), _without_checksum(filled()), refusable=True
@@ -349,7 +349,7 @@ def pth_of_the_old_format_damaged(rng: Rng, place: Path) -> Trial:
 
 @mutation("weights", 4)
 def safetensors_damaged(rng: Rng, place: Path) -> Trial:
-    """A header that fits its data, without a checksum."""
+    """A safetensors file has a header without a checksum."""
     return _trial(
         place,
         "weights.safetensors",
@@ -361,29 +361,29 @@ def safetensors_damaged(rng: Rng, place: Path) -> Trial:
 
 @mutation("weights", 4)
 def safetensors_header(rng: Rng, place: Path) -> Trial:
-    """Lengths, names, shapes, types and places that do not fit."""
+    """Lengths, names, shapes, types and offsets contradict each other."""
     data = _safetensors(_state())
     size = int.from_bytes(data[:8], "little")
     header, body = json.loads(data[8 : 8 + size]), data[8 + size :]
     name = str(rng.choice([key for key in header if key != "__metadata__"]))
-    what = int(rng.integers(8))
-    if what == 0:
+    choice = int(rng.integers(8))
+    if choice == 0:
         header[name]["shape"] = [*header[name]["shape"], 2]
-    elif what == 1:
+    elif choice == 1:
         header[name]["data_offsets"][1] += int(rng.choice([1, 4, 10**9, 2**63 - 1]))
-    elif what == 2:
+    elif choice == 2:
         header[name]["dtype"] = str(rng.choice(["F64", "I32", "F8_E4M3", "X", "BOOL"]))
-    elif what == 3:
+    elif choice == 3:
         header[name] = {}
-    elif what == 4:
+    elif choice == 4:
         header["extra"] = dict(header[name])
-    elif what == 5:
+    elif choice == 5:
         header[name]["shape"] = [-1, 2**62]
     encoded = json.dumps(header).encode()
     length = len(encoded)
-    if what == 6:
+    if choice == 6:
         length = int(rng.choice([0, 1, length - 1, length + 1, 2**31, 2**63 - 1]))
-    elif what == 7:
+    elif choice == 7:
         encoded = [b"[]", b"{", b"null", b'{"a":' * 5000, b"\xff" * 9][int(rng.integers(5))]
         length = len(encoded)
     return _trial(place, "weights.safetensors", struct.pack("<Q", length) + encoded + body, None)
@@ -394,7 +394,7 @@ def _without_checksum(right: Callable[[State], str | None]) -> Callable[[State],
         fault = right(result)
         if fault and fault.startswith("other values"):
             raise UndetectableError(
-                "no checksum: changed values of a weights file without one, in a structure that fits"
+                "no checksum: changed values of a weights file without one, in a valid structure"
             )
         return fault
 
@@ -402,7 +402,7 @@ def _without_checksum(right: Callable[[State], str | None]) -> Callable[[State],
 
 
 class _Evil:
-    """Leaves a file where it is unpickled."""
+    """Writes a file when it is unpickled."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -418,7 +418,7 @@ class _Sneaky(_Evil):
 
 @mutation("weights", 4)
 def would_run_code(rng: Rng, place: Path) -> Trial:
-    """A pickle that calls functions, as the whole file, in an archive, in the old format, or next to all the tensors; nothing runs."""
+    """A pickle calls functions, in every format and also next to all tensors; nothing runs."""
     marker = place / "ran"
     evil = _Evil(marker) if rng.integers(2) else _Sneaky(marker)
     value: Any = [
@@ -426,12 +426,12 @@ def would_run_code(rng: Rng, place: Path) -> Trial:
         {"model": _tensors(_state()), "args": evil},
         {**_tensors(_state()), "x": evil},
     ][int(rng.integers(3))]
-    what = int(rng.integers(4))
-    if what == 0:
+    choice = int(rng.integers(4))
+    if choice == 0:
         data = pickle.dumps(evil, protocol=int(rng.integers(0, 5)))
-    elif what == 1:
+    elif choice == 1:
         data = _saved(value)
-    elif what == 2:
+    elif choice == 2:
         data = _saved(value, _use_new_zipfile_serialization=False)
     else:
         buffer = io.BytesIO()
@@ -441,8 +441,7 @@ def would_run_code(rng: Rng, place: Path) -> Trial:
         data = buffer.getvalue()
 
     def right(result: State) -> str | None:
-        # The weights may be taken where what would run code is passed over; that nothing ran is
-        # seen by what was written.
+        # A reader may take the weights and ignore the code; a written file shows that code ran.
         return "code ran" if marker.exists() else filled()(result)
 
     return _trial(
@@ -466,7 +465,7 @@ def _numpy() -> bytes:
 
 @mutation("weights", 3)
 def no_weights_at_all(rng: Rng, place: Path) -> Trial:
-    """Pages, pointers, archives, arrays, other frameworks' files, nothing."""
+    """Web pages, Git LFS pointers, archives, arrays, files of other frameworks, empty files."""
     plain = [
         b"",
         b"\x80\x02}",
@@ -488,11 +487,11 @@ def no_weights_at_all(rng: Rng, place: Path) -> Trial:
 
 @mutation("weights", 1)
 def no_file(rng: Rng, place: Path) -> Trial:
-    """Nothing, a folder, a broken link."""
+    """A missing file, a folder, a broken link."""
     path = place / "weights.pth"
-    what = int(rng.integers(3))
-    if what == 1:
+    choice = int(rng.integers(3))
+    if choice == 1:
         path.mkdir()
-    elif what == 2:
+    elif choice == 2:
         path.symlink_to("gone.pth")
     return Trial(call=lambda: product.open_tensors(path), names=[path.name])

@@ -1,4 +1,4 @@
-"""Processes that run cases, each of them with a time limit; one that hangs or crashes is replaced, and its case recorded."""
+"""Processes that run cases with a time limit; after a hang or crash, a new process replaces one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fuzz.cases import Case
 from fuzz.oracle import Verdict, judge
 
 LIMIT = int(os.environ.get("FUZZ_LIMIT", "180"))
-"""Seconds for one case; the first one of a process imports JAX and PyTorch, on a machine that may be busy."""
+"""Seconds for one case; the first case of a process imports JAX and PyTorch."""
 
 ADDRESS_SPACE = 16 << 30
 """Bytes; a decoder that asks for more gets an error, and the machine stays alive."""
@@ -30,12 +30,12 @@ class Worker:
     """One process, started when it is first needed."""
 
     def __init__(self) -> None:
-        """Make its folder; start nothing yet."""
+        """Make the process's folder, without starting it."""
         self._folder = tempfile.TemporaryDirectory(prefix="fuzz-")
         self._process: subprocess.Popen[str] | None = None
 
     def run(self, case: Case) -> Verdict:
-        """Run a case. A process that ends under it is replaced for the next one."""
+        """Run a case. A process that ends during a case is replaced for the next one."""
         if self._process is None:
             self._process = self._start()
         process = self._process
@@ -104,7 +104,7 @@ class Worker:
 
 
 def run_all(cases: Iterable[Case], count: int) -> Iterator[Verdict]:
-    """Run cases in `count` processes; verdicts come in the order in which they are done."""
+    """Run cases in `count` processes; yields verdicts as the cases end."""
     waiting: queue.SimpleQueue[Case] = queue.SimpleQueue()
     done: queue.SimpleQueue[Verdict | BaseException] = queue.SimpleQueue()
     total = 0
@@ -137,7 +137,7 @@ def run_all(cases: Iterable[Case], count: int) -> Iterator[Verdict]:
 
 
 def run_here(cases: Iterable[Case], keep: Path | None = None) -> Iterator[Verdict]:
-    """Run cases in one process, whose folder for each case is kept below `keep`."""
+    """Run cases in this process, and keep the folder of each case below `keep`."""
     worker = Worker()
     try:
         if keep is not None:
@@ -150,7 +150,7 @@ def run_here(cases: Iterable[Case], keep: Path | None = None) -> Iterator[Verdic
 
 
 def _deepest(log: str) -> str:
-    """Of a log of faulthandler's: the innermost calls."""
+    """The innermost calls in a log of faulthandler."""
     frames: Sequence[str] = [
         line.strip() for line in log.splitlines() if line.strip().startswith("File ")
     ]
@@ -160,7 +160,7 @@ def _deepest(log: str) -> str:
 def _serve() -> None:
     """Read cases from standard input, and answer each with a line of JSON."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what decoders print
+    os.dup2(2, 1)  # the output of decoders
     faulthandler.enable()
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -148,11 +148,10 @@ def tiny_plugin() -> Iterator[None]:
     from fcn_jax.plugins import registry
 
     folder = str(Path(__file__).parent / "fixtures" / "tiny")
-    installed = [
-        point for kind in registry.KINDS for point in metadata.entry_points(group=f"fcn_jax.{kind}")
-    ]
-    own = [point for found in metadata.distributions(path=[folder]) for point in found.entry_points]
-    plugins = registry.Registry([*installed, *own])
+    entries, _ = registry.read_metadata(
+        [*metadata.distributions(), *metadata.distributions(path=[folder])]
+    )
+    plugins = registry.Registry(entries)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
         patch.setattr(registry, "default", lambda: plugins)

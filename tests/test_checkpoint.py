@@ -162,7 +162,7 @@ def test_a_checkpoint_of_the_first_format_needs_no_list_of_files(model, tmp_path
 def test_a_backbone_alone_cannot_segment(model, tmp_path):
     spec = checkpoint.describe(ModelSpec("tiny", None))
     checkpoint.save_model(tmp_path / "trunk", spec, checkpoint.arrays(model.backbone))
-    with pytest.raises(CheckpointError, match=r"backbone 'tiny' alone.*train --init"):
+    with pytest.raises(CheckpointError, match=r"backbone 'tiny' alone.*train --weights"):
         checkpoint.load(tmp_path / "trunk")
 
 

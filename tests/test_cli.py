@@ -1,8 +1,7 @@
-"""The command line as a user meets it: what it prints, writes and returns, and above all what it says to wrong input."""
+"""The command line: what it prints, writes and returns, and its errors on bad input."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import pickle
@@ -20,6 +19,8 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from fcn_jax import build_model, cli, load_torch, to_torch
+from fcn_jax.cli.settings import settings_reference
+from fcn_jax.config import Config
 from tests.helpers import scenes
 
 Fails = Callable[..., str]
@@ -46,7 +47,7 @@ def run(data: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> P
             str(recipe),
             "--data",
             str(data),
-            "--run",
+            "--workdir",
             str(directory),
             "--set",
             "train.epochs=2",
@@ -58,7 +59,7 @@ def run(data: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture
 def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
-    """Run a command that must fail as bad input does: status 2, one line, no traceback. Returns the line."""
+    """Run a command that must fail with status 2 and one line, without traceback; return it."""
 
     def check(*argv: object) -> str:
         capsys.readouterr()
@@ -74,15 +75,15 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
     return check
 
 
-def test_help_is_light() -> None:
+def test_help_imports_no_heavy_package() -> None:
     code = "import sys, fcn_jax.cli as c\ntry:\n c.main(['--help'])\nexcept SystemExit: pass\n"
-    code += "heavy = {'jax', 'torch', 'tensorflow_datasets', 'flax', 'numpy', 'pydantic', 'rich', 'grain'} & set(sys.modules)\n"
-    code += "assert not heavy, heavy"
+    code += "heavy = {'jax', 'torch', 'flax', 'numpy', 'pydantic', 'rich', 'grain'}\n"
+    code += "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
-def test_importing_the_package_is_light() -> None:
-    code = "import sys, fcn_jax; assert not {'jax', 'torch', 'numpy', 'tensorflow_datasets'} & set(sys.modules)"
+def test_importing_the_package_imports_no_heavy_package() -> None:
+    code = "import sys, fcn_jax; assert not {'jax', 'torch', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -128,7 +129,7 @@ def test_predict_writes_masks_of_the_images_own_size(run: Path, data: Path, tmp_
         assert overlay.size == (71, 53)
 
 
-def test_predict_keeps_photographs_and_replaces_results_on_request(
+def test_predict_keeps_inputs_and_replaces_results_on_request(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], fails: Fails
 ) -> None:
     folder = tmp_path / "ph"
@@ -161,20 +162,20 @@ def test_predict_keeps_photographs_and_replaces_results_on_request(
 
 
 @pytest.mark.parametrize("values", [("5", "5"), ("9", "1"), ("0", "inf"), ("nan", "1")])
-def test_a_range_of_values_that_is_none_is_refused(fails: Fails, values: tuple[str, str]) -> None:
+def test_rejects_an_invalid_value_range(fails: Fails, values: tuple[str, str]) -> None:
     assert "give two finite numbers, the smaller one first" in fails(
         "predict", "run", "a.png", "--value-range", *values
     )
 
 
-def test_names_that_the_terminal_cannot_show_are_escaped(run: Path, tmp_path: Path) -> None:
-    """A file whose name is Latin-1 on a disk of UTF-8 names, and a terminal of ASCII."""
+def test_predict_escapes_names_that_the_terminal_cannot_encode(run: Path, tmp_path: Path) -> None:
+    """The file name is not valid UTF-8, and the terminal encodes ASCII."""
     Image.fromarray(np.full((24, 40, 3), 90, np.uint8)).save(tmp_path / "plain.png")
     os.rename(tmp_path / "plain.png", os.fsencode(tmp_path) + b"/caf\xe9.png")
     words = [
         sys.executable,
         "-m",
-        "fcn_jax.cli",
+        "fcn_jax",
         "predict",
         str(run),
         str(tmp_path),
@@ -191,13 +192,13 @@ def test_names_that_the_terminal_cannot_show_are_escaped(run: Path, tmp_path: Pa
     ]
 
 
-def test_predict_goes_on_when_nobody_reads_its_output(run: Path, tmp_path: Path) -> None:
+def test_predict_continues_when_its_output_is_closed(run: Path, tmp_path: Path) -> None:
     for name in "abc":
         Image.fromarray(np.full((24, 40, 3), 90, np.uint8)).save(tmp_path / f"{name}.bmp")
     words = [
         sys.executable,
         "-m",
-        "fcn_jax.cli",
+        "fcn_jax",
         "predict",
         str(run),
         str(tmp_path),
@@ -230,7 +231,7 @@ def test_eval_json_is_one_object_and_notes_go_to_stderr(
     captured = capsys.readouterr()
 
     def refused(constant: str) -> None:
-        raise AssertionError(f"{constant} is no JSON")
+        raise AssertionError(f"{constant} is not JSON")
 
     outcome = json.loads(captured.out, parse_constant=refused)
     assert (outcome["miou"], outcome["classes_scored"], outcome["classes"]) == (None, 0, 7)
@@ -243,7 +244,7 @@ def test_eval_json_is_one_object_and_notes_go_to_stderr(
     assert "--data" in fails("eval", run, "--dataset", "camvid")
 
 
-def test_eval_finds_data_that_were_recorded_relative(
+def test_eval_finds_data_with_a_relative_recorded_path(
     run: Path,
     data: Path,
     tmp_path: Path,
@@ -268,26 +269,22 @@ def test_eval_finds_data_that_were_recorded_relative(
     )
 
 
-def test_convert_checks_what_it_will_write_first(tmp_path: Path, fails: Fails) -> None:
+def test_convert_and_export_check_their_output_first(tmp_path: Path, fails: Fails) -> None:
     (tmp_path / "mine").write_bytes(b"mine")
     (tmp_path / "empty").mkdir()
     (tmp_path / "link").symlink_to("empty")
     (tmp_path / "dangling.pth").symlink_to("nowhere")
     for output, reason in (
         ("mine", "exists"),
-        ("mine/new", "no folder that can be written to"),
+        ("mine/new", "is not a writable folder"),
         ("link", "symbolic link to empty"),
     ):
-        # There are no such weights, which would be the complaint of a later check.
+        # The weights do not exist either, which a later check would report.
         assert reason in fails(
             "convert", tmp_path / "none.pth", "--model", "resnet18", "-o", tmp_path / output
         )
-    assert "exists" in fails(
-        "convert", tmp_path / "none", "--to-torch", "-o", tmp_path / "dangling.pth"
-    )
-    assert "no folder that can be" in fails(
-        "convert", tmp_path / "none", "--to-torch", "-o", tmp_path / "mine" / "new.pth"
-    )
+    for output, reason in (("dangling.pth", "exists"), ("mine/new.pth", "not a writable folder")):
+        assert reason in fails("export", tmp_path / "none", "-o", tmp_path / output)
     assert (tmp_path / "mine").read_bytes() == b"mine"
     assert sorted(os.listdir(tmp_path)) == ["dangling.pth", "empty", "link", "mine"]
 
@@ -296,13 +293,13 @@ def test_convert_makes_a_checkpoint_that_predicts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = build_model("resnet18", "fcn32s", 21, rngs=nnx.Rngs(3))
-    save_file(to_torch(model, key_format="d2l"), tmp_path / "chapter.safetensors")
+    save_file(to_torch(model, key_format="d2l"), tmp_path / "d2l.safetensors")
     target = tmp_path / "converted"
     assert (
         cli.main(
             [
                 "convert",
-                str(tmp_path / "chapter.safetensors"),
+                str(tmp_path / "d2l.safetensors"),
                 "--model",
                 "fcn32s_resnet18",
                 "-o",
@@ -350,7 +347,7 @@ def test_convert_puts_a_head_on_a_backbone(
     image = tmp_path / "gray.png"
     Image.fromarray(np.full((64, 64, 3), 90, np.uint8)).save(image)
     assert cli.main(["predict", made, str(image), "-o", str(tmp_path / "out")]) == 0
-    assert cli.main(["convert", made, "--to-torch", "-o", back]) == 0
+    assert cli.main(["export", made, "-o", back]) == 0
     found = load_file(back)
     assert found.keys() == weights.keys()
     assert all(found[name].tobytes() == value.tobytes() for name, value in weights.items())
@@ -361,14 +358,11 @@ def test_convert_puts_a_head_on_a_backbone(
         *words, "--head-option", "x", "-o", out
     )
     assert "Did you mean 'dropout'" in fails(*words, "--head-option", "dropuot=1", "-o", out)
-    assert "which --head NAME puts a head on" in fails(
+    assert "--head NAME adds a head" in fails(
         "convert", source, "--model", "tiny", "--num-classes", "5", "-o", out
     )
     assert "is a whole model" in fails(
         "convert", source, "--model", "fcn32s_resnet18", "--head", "fcn", "-o", out
-    )
-    assert "--key" in fails(
-        "convert", "run", "--to-torch", "--key", "ema", "-o", tmp_path / "out.pth"
     )
     assert not out.exists()
     assert (
@@ -378,7 +372,7 @@ def test_convert_puts_a_head_on_a_backbone(
     assert "16 dropped" in capsys.readouterr().out
 
 
-def test_weights_of_a_whole_network_start_a_training_with_another_head(
+def test_train_starts_from_a_model_with_another_head(
     data: Path, recipe: Path, tmp_path: Path
 ) -> None:
     save_file(to_torch(build_model("tiny", "fcn", 5, rngs=nnx.Rngs(3))), tmp_path / "whole.bin")
@@ -387,9 +381,9 @@ def test_weights_of_a_whole_network_start_a_training_with_another_head(
         str(recipe),
         "--data",
         str(data),
-        "--init",
+        "--weights",
         str(tmp_path / "whole.bin"),
-        "--run",
+        "--workdir",
         str(tmp_path / "run"),
     ]
     assert cli.main([*words, "--drop", "classifier", "--set", "train.epochs=1"]) == 0
@@ -401,18 +395,18 @@ def test_weights_of_a_whole_network_start_a_training_with_another_head(
     ]
 
 
-def test_a_backbone_converts_and_starts_a_training(
+def test_convert_makes_a_backbone_that_starts_a_training(
     data: Path, recipe: Path, tmp_path: Path, fails: Fails
 ) -> None:
     model = build_model("tiny", "fcn32s", 7, rngs=nnx.Rngs(3))
     assert model  # the plugin of the fixtures is found
-    trunk = {
+    backbone = {
         k.removeprefix("backbone."): v
         for k, v in to_torch(build_model(rngs=nnx.Rngs(1))).items()
         if k.startswith("backbone.")
     }
-    save_file(trunk, tmp_path / "resnet18.safetensors")
-    target = tmp_path / "trunk"
+    save_file(backbone, tmp_path / "resnet18.safetensors")
+    target = tmp_path / "backbone"
     script = Path(__file__).parents[1] / "convert_weights.py"
     words = [
         sys.executable,
@@ -426,16 +420,18 @@ def test_a_backbone_converts_and_starts_a_training(
     subprocess.run(
         words, check=True, capture_output=True, env={**os.environ, "JAX_PLATFORMS": "cpu"}
     )
-    assert "train --init" in fails("predict", target, data / "images" / "val")
+    assert "train --weights" in fails("predict", target, data / "images" / "val")
     other = build_model(num_classes=7, rngs=nnx.Rngs(2))
     from fcn_jax.convert.load import init_from
 
     record = init_from(other, target)
     assert record.scope == "backbone"
-    np.testing.assert_array_equal(to_torch(other)["backbone.conv1.weight"], trunk["conv1.weight"])
+    np.testing.assert_array_equal(
+        to_torch(other)["backbone.conv1.weight"], backbone["conv1.weight"]
+    )
 
 
-def test_a_checkpoint_goes_back_to_pytorch(
+def test_export_returns_the_converted_tensors(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], fails: Fails
 ) -> None:
     weights = {
@@ -451,14 +447,14 @@ def test_a_checkpoint_goes_back_to_pytorch(
         == 0
     )
     assert "1 dropped: fc.weight" in capsys.readouterr().out
-    assert cli.main(["convert", made, "--to-torch", "-o", back]) == 0
+    assert cli.main(["export", made, "-o", back]) == 0
     shown = capsys.readouterr().out
     assert "120 tensors" in shown
     assert "dropped on import: fc.weight" in shown
     found = load_file(back)
     assert found.keys() == weights.keys()
     assert all(np.array_equal(found[name], value) for name, value in weights.items())
-    assert "exists" in fails("convert", made, "--to-torch", "-o", back)
+    assert "exists" in fails("export", made, "-o", back)
 
 
 def test_plugins_list_names_distributions(capsys: pytest.CaptureFixture[str]) -> None:
@@ -471,7 +467,7 @@ def test_plugins_list_names_distributions(capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize(
     ("words", "trains"), [(["train", "nowhere"], True), (["plugins", "list"], False)]
 )
-def test_only_a_process_of_its_own_is_taken_over(
+def test_only_the_command_itself_configures_the_process(
     monkeypatch: pytest.MonkeyPatch, words: list[str], trains: bool
 ) -> None:
     called: list[bool] = []
@@ -483,6 +479,24 @@ def test_only_a_process_of_its_own_is_taken_over(
     assert called == [trains]
 
 
+def test_settings_prints_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["settings"]) == 0
+    text = capsys.readouterr().out
+    assert text == settings_reference()
+    for section, values in Config().model_dump(mode="json").items():
+        assert f"## {section}\n" in text
+        for name in values:
+            assert f"| `{section}.{name}` |" in text
+    assert (
+        "| `data.crop_size` | list of 2: integer at least 1 | `[320, 480]` | Height and width of "
+        "the training crop, in pixels. |"
+    ) in text
+    assert "| `optim.momentum` | number at least 0, below 1 | `0.9` | Momentum of SGD. |" in text
+    assert '| `optim.name` | `"sgd"` or `"adamw"` | `"sgd"` | Optimizer. |' in text
+    assert "| `optim.clip_norm` | number above 0 | not set |" in text
+    assert "| `optim.param_groups[].match` | string | required |" in text
+
+
 def test_debug_shows_the_traceback(run: Path) -> None:
     from fcn_jax.errors import FcnJaxError
 
@@ -490,18 +504,20 @@ def test_debug_shows_the_traceback(run: Path) -> None:
         cli.main(["eval", "nowhere", "--debug"])
 
 
-# ------------------------------------------------------------------------------------------------------------------- wrong input
+# -------------------------------------------------------------------------------------- bad input
 
 
-def test_unknown_recipe_names_the_nearest(fails: Fails) -> None:
+def test_rejects_an_unknown_recipe_with_the_nearest_name(fails: Fails) -> None:
     assert "Did you mean 'camvid'" in fails("train", "camvit")
 
 
-def test_unknown_key_names_the_nearest(recipe: Path, tmp_path: Path, fails: Fails) -> None:
+def test_rejects_an_unknown_key_with_the_nearest_name(
+    recipe: Path, tmp_path: Path, fails: Fails
+) -> None:
     line = fails(
         "train",
         recipe,
-        "--run",
+        "--workdir",
         tmp_path / "r",
         "--set",
         "optim.learning_rate=1",
@@ -515,52 +531,42 @@ def test_unknown_key_names_the_nearest(recipe: Path, tmp_path: Path, fails: Fail
 @pytest.mark.parametrize(
     ("kind", "name", "nearest"), [("backbone", "resnet81", "resnet18"), ("head", "fcn32", "fcn32s")]
 )
-def test_unknown_backbone_or_head_names_the_nearest(
+def test_rejects_an_unknown_backbone_or_head_with_the_nearest_name(
     recipe: Path, data: Path, tmp_path: Path, fails: Fails, kind: str, name: str, nearest: str
 ) -> None:
     line = fails(
-        "train", recipe, "--data", data, "--run", tmp_path / "r", "--set", f"model.{kind}={name}"
+        "train",
+        recipe,
+        "--data",
+        data,
+        "--workdir",
+        tmp_path / "r",
+        "--set",
+        f"model.{kind}={name}",
     )
     assert f"Did you mean '{nearest}'" in line
-    assert not (tmp_path / "r").exists(), "a recipe that does not fit leaves nothing behind"
+    assert not (tmp_path / "r").exists(), "a recipe that does not fit writes nothing"
 
 
-def test_options_that_do_not_go_together_are_one_line(tmp_path: Path, fails: Fails) -> None:
-    out = tmp_path / "out.pth"
-    line = fails(
-        "convert",
-        "run",
-        "--to-torch",
-        "--model",
-        "resnet18",
-        "--num-classes",
-        "0",
-        "--reinit",
-        "x",
-        "-o",
-        out,
-    )
-    assert "goes without --model, --num-classes, --reinit" in line
-    assert "--names goes with --to-torch" in fails(
-        "convert", "a.pth", "--model", "resnet18", "--names", "d2l", "-o", out
-    )
-    assert "--model is missing" in fails("convert", "a.pth", "-o", out)
-    assert "no such run" in fails("convert", tmp_path / "none", "--to-torch", "-o", out)
-    assert "ends in .pth" in fails("convert", tmp_path, "--to-torch", "-o", tmp_path / "out")
+def test_export_rejects_paths_that_are_not_checkpoints_and_other_suffixes(
+    tmp_path: Path, fails: Fails
+) -> None:
+    assert "no such run" in fails("export", tmp_path / "none", "-o", tmp_path / "out.pth")
+    assert "ends in .pth" in fails("export", tmp_path, "-o", tmp_path / "out")
 
 
-def test_unknown_weights_are_told_with_those_there_are(
+def test_rejects_unknown_weights_with_the_available_ones(
     recipe: Path, data: Path, tmp_path: Path, fails: Fails
 ) -> None:
     line = fails("convert", "IMAGENET1K_V2", "--model", "resnet18", "-o", tmp_path / "o")
     assert "Did you mean 'IMAGENET1K_V1'? Available: IMAGENET1K_V1." in line
     line = fails(
-        "train", recipe, "--data", data, "--init", "IMAGENET1K_V1", "--run", tmp_path / "r"
+        "train", recipe, "--data", data, "--weights", "IMAGENET1K_V1", "--workdir", tmp_path / "r"
     )
     assert "Available: none" in line, "the tiny backbone has no published weights"
 
 
-def test_weights_that_cannot_be_fetched_are_one_line(
+def test_a_failed_download_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Fails
 ) -> None:
     monkeypatch.setenv("FCN_JAX_CACHE", str(tmp_path / "cache"))
@@ -573,23 +579,23 @@ def test_weights_that_cannot_be_fetched_are_one_line(
     assert not (tmp_path / "o").exists()
 
 
-def test_unknown_model_to_convert_is_named(tmp_path: Path, fails: Fails) -> None:
+def test_convert_rejects_an_unknown_model(tmp_path: Path, fails: Fails) -> None:
     save_file({"a": np.zeros(1, np.float32)}, tmp_path / "w.safetensors")
     assert "resnet18" in fails(
         "convert", tmp_path / "w.safetensors", "--model", "resnet81", "-o", tmp_path / "o"
     )
 
 
-def test_missing_data_folder_is_named(recipe: Path, tmp_path: Path, fails: Fails) -> None:
+def test_train_rejects_a_missing_data_folder(recipe: Path, tmp_path: Path, fails: Fails) -> None:
     assert "nowhere" in fails(
-        "train", recipe, "--data", tmp_path / "nowhere", "--run", tmp_path / "r"
+        "train", recipe, "--data", tmp_path / "nowhere", "--workdir", tmp_path / "r"
     )
-    assert "--data" in fails("train", recipe, "--run", tmp_path / "r2")
+    assert "--data" in fails("train", recipe, "--workdir", tmp_path / "r2")
 
 
-def test_a_damaged_data_set_is_refused(recipe: Path, tmp_path: Path, fails: Fails) -> None:
+def test_train_rejects_a_damaged_dataset(recipe: Path, tmp_path: Path, fails: Fails) -> None:
     def train(root: Path, number: int) -> str:
-        return fails("train", recipe, "--data", root, "--run", tmp_path / f"r{number}")
+        return fails("train", recipe, "--data", root, "--workdir", tmp_path / f"r{number}")
 
     root = scenes.write_scenes(tmp_path / "missing", train=8)
     (root / "masks" / "train" / "3.png").unlink()
@@ -619,7 +625,7 @@ def test_a_damaged_data_set_is_refused(recipe: Path, tmp_path: Path, fails: Fail
     assert "val" in train(root, 5)
 
 
-def test_unreadable_images_are_refused_and_nothing_is_written(
+def test_predict_rejects_unreadable_images_and_writes_nothing(
     run: Path, tmp_path: Path, fails: Fails
 ) -> None:
     bad = tmp_path / "bad.jpg"
@@ -629,7 +635,7 @@ def test_unreadable_images_are_refused_and_nothing_is_written(
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
 
 
-def test_an_unreadable_image_does_not_keep_the_others_from_being_predicted(
+def test_predict_segments_the_other_images_if_one_is_unreadable(
     run: Path, tmp_path: Path, fails: Fails
 ) -> None:
     for name in ("a.png", "c.png"):
@@ -646,7 +652,7 @@ def test_an_unreadable_image_does_not_keep_the_others_from_being_predicted(
     }
 
 
-def test_two_images_of_one_stem_are_refused(run: Path, tmp_path: Path, fails: Fails) -> None:
+def test_predict_rejects_two_images_with_one_stem(run: Path, tmp_path: Path, fails: Fails) -> None:
     for name in ("a.png", "a.jpg"):
         Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / name)
     assert "a.png" in fails(
@@ -654,7 +660,7 @@ def test_two_images_of_one_stem_are_refused(run: Path, tmp_path: Path, fails: Fa
     )
 
 
-def test_what_is_no_checkpoint_is_refused(data: Path, tmp_path: Path, fails: Fails) -> None:
+def test_rejects_paths_that_are_not_checkpoints(data: Path, tmp_path: Path, fails: Fails) -> None:
     (tmp_path / "file").write_text("x")
     (tmp_path / "folder").mkdir()
     assert "no such run" in fails("eval", tmp_path / "none")
@@ -662,7 +668,7 @@ def test_what_is_no_checkpoint_is_refused(data: Path, tmp_path: Path, fails: Fai
     assert "neither a run" in fails("predict", tmp_path / "folder", data / "images" / "val")
 
 
-def test_a_checkpoint_of_another_class_count_is_refused(
+def test_rejects_a_checkpoint_with_another_number_of_classes(
     run: Path, recipe: Path, tmp_path: Path, fails: Fails
 ) -> None:
     root = scenes.write_scenes(tmp_path / "more", train=8)
@@ -671,12 +677,14 @@ def test_a_checkpoint_of_another_class_count_is_refused(
     line = fails("eval", run, "--data", root)
     assert "7" in line
     assert "8" in line
-    line = fails("train", recipe, "--data", root, "--init", run, "--run", tmp_path / "r")
+    line = fails("train", recipe, "--data", root, "--weights", run, "--workdir", tmp_path / "r")
     assert "head.final_conv.kernel" in line
     assert "--reinit" in line
 
 
-def test_wrong_weights_are_refused(recipe: Path, data: Path, tmp_path: Path, fails: Fails) -> None:
+def test_convert_rejects_files_that_are_not_weights(
+    recipe: Path, data: Path, tmp_path: Path, fails: Fails
+) -> None:
     torch = pytest.importorskip("torch")
 
     def convert(file: Path) -> str:
@@ -705,9 +713,11 @@ def test_wrong_weights_are_refused(recipe: Path, data: Path, tmp_path: Path, fai
         archive.add(good, arcname="storages")
     assert "oldest" in convert(old)
 
+    ran = tmp_path / "ran"
+
     class Runs:
         def __reduce__(self) -> tuple[object, ...]:
-            return print, ("this must not run",)
+            return os.mkdir, (str(ran),)
 
     for name, protocol in (("code.pth", None), ("code2.pth", 2)):
         evil = tmp_path / name
@@ -715,10 +725,12 @@ def test_wrong_weights_are_refused(recipe: Path, data: Path, tmp_path: Path, fai
             evil.write_bytes(pickle.dumps(Runs(), protocol=protocol))
         else:
             torch.save({"a": Runs()}, evil)
-        assert "refused" in convert(evil) or "not a readable" in convert(evil)
+        line = convert(evil)
+        assert "refused" in line or "not a readable" in line
+        assert not ran.exists(), "code in the file was run"
 
 
-def test_weights_of_another_architecture_are_refused(tmp_path: Path, fails: Fails) -> None:
+def test_convert_rejects_weights_of_another_architecture(tmp_path: Path, fails: Fails) -> None:
     save_file(
         {"features.0.weight": np.zeros((64, 3, 3, 3), np.float32)}, tmp_path / "vgg.safetensors"
     )
@@ -742,7 +754,7 @@ def test_load_torch_is_all_or_nothing() -> None:
         np.testing.assert_array_equal(value, before[name])
 
 
-def test_verify_says_equal_writes_the_reports_and_exits_with_0(tiny_plugin, tmp_path, capsys):
+def test_verify_reports_equal_and_exits_with_0(tiny_plugin, tmp_path, capsys):
     pytest.importorskip("torch")
     reports = [tmp_path / "r.json", tmp_path / "r.html"]
     args = [
@@ -768,7 +780,7 @@ def test_verify_says_equal_writes_the_reports_and_exits_with_0(tiny_plugin, tmp_
     assert cli.main([*args, "--report", str(reports[0])]) == 0, "a report of ours is replaced"
 
 
-def test_verify_exits_with_1_where_a_layer_is_wrong(tiny_plugin, monkeypatch, capsys):
+def test_verify_exits_with_1_if_a_layer_is_wrong(tiny_plugin, monkeypatch, capsys):
     pytest.importorskip("torch")
     from fcn_jax.nn import BatchNorm
 
@@ -787,29 +799,34 @@ def test_verify_exits_with_1_where_a_layer_is_wrong(tiny_plugin, monkeypatch, ca
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--size", "320"], "'320' is no size; give height and width in pixels, such as 320x480"),
+        (["--size", "320"], "invalid size '320', expected HEIGHTxWIDTH in pixels, such as 320x480"),
         (["--size", "8x64"], "size 8x64: want 32 or more each way"),
         (["--report", "r.pdf"], "r.pdf: a report ends in .html or .json"),
         (["--weights", "none.pth"], "none.pth: no such weights"),
         (["--batch", "0"], "batch is 0: want 1 or more"),
         (["--head", "fcn31s"], "Did you mean 'fcn32s'"),
+        (["--backbone-option", "widht=8"], "Did you mean 'width'"),
+        (["--head-option", "x"], "--head-option x: write it as KEY=VALUE"),
     ],
 )
-def test_verify_exits_with_2_where_it_cannot_be_run(tiny_plugin, capsys, arguments, complaint):
+def test_verify_exits_with_2_on_bad_input(tiny_plugin, capsys, arguments, complaint):
     pytest.importorskip("torch")
-    with contextlib.suppress(SystemExit):
-        assert cli.main(["verify", "--model", "tiny", *arguments]) == 2
+    try:
+        status = cli.main(["verify", "--model", "tiny", *arguments])
+    except SystemExit as error:  # argparse exits
+        status = error.code
+    assert status == 2
     assert complaint in capsys.readouterr().err
 
 
-def test_a_report_that_cannot_be_written_is_refused_before_the_work(
+def test_verify_rejects_an_unwritable_report_before_its_work(
     tiny_plugin, tmp_path, monkeypatch, capsys
 ):
     pytest.importorskip("torch")
     (tmp_path / "file").touch()
     (tmp_path / "folder.json").mkdir()
     for path, reason in (
-        (tmp_path / "file" / "r.json", f"{tmp_path / 'file'} is no folder that can be written to"),
+        (tmp_path / "file" / "r.json", f"{tmp_path / 'file'} is not a writable folder"),
         (tmp_path / "folder.json", "it is a folder"),
     ):
         assert cli.main(["verify", "--model", "tiny", "--report", str(path)]) == 2
@@ -818,10 +835,10 @@ def test_a_report_that_cannot_be_written_is_refused_before_the_work(
     assert (
         cli.main(["verify", "--model", "tiny", "--report", str(tmp_path / "new" / "r.json")]) == 2
     )
-    assert f"({tmp_path} is no folder that can be written to)" in capsys.readouterr().err
+    assert f"({tmp_path} is not a writable folder)" in capsys.readouterr().err
 
 
-def test_a_report_replaces_no_file_of_somebody_else(tiny_plugin, tmp_path, capsys):
+def test_verify_never_replaces_files_of_others(tiny_plugin, tmp_path, capsys):
     pytest.importorskip("torch")
     files = {
         "notes.html": "<!doctype html><title>notes</title>",
@@ -831,12 +848,13 @@ def test_a_report_replaces_no_file_of_somebody_else(tiny_plugin, tmp_path, capsy
     for name, text in files.items():
         (tmp_path / name).write_text(text)
         assert cli.main(["verify", "--model", "tiny", "--report", str(tmp_path / name)]) == 2
-        complaint = f"{tmp_path / name}: exists and is not a report of fcn-jax verify, so it is not replaced; name another file"
-        assert complaint in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert f"{tmp_path / name}: exists and is not a report of fcn-jax verify" in error
+        assert "so it is not replaced; name another file" in error
         assert (tmp_path / name).read_text() == text
 
 
-def test_verify_exits_with_2_where_a_module_breaks_down(tiny_plugin, monkeypatch, capsys):
+def test_verify_exits_with_2_if_a_module_raises(tiny_plugin, monkeypatch, capsys):
     pytest.importorskip("torch")
     from fcn_jax.nn import Conv
 
@@ -848,7 +866,7 @@ def test_verify_exits_with_2_where_a_module_breaks_down(tiny_plugin, monkeypatch
     assert "could not be run: TypeError: no such thing" in capsys.readouterr().err
 
 
-def test_verify_without_torch_says_which_extra_to_install(tiny_plugin, monkeypatch, capsys):
+def test_verify_without_torch_names_the_extra_to_install(tiny_plugin, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "torch", None)
     assert cli.main(["verify", "--model", "tiny"]) == 2
     assert "pip install 'fcn-jax[torch]'" in capsys.readouterr().err

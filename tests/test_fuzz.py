@@ -1,4 +1,4 @@
-"""The fuzz test's short form, and that it finds what is wrong: `make fuzz` runs the whole."""
+"""A short form of the fuzz test, and checks that it finds faults; `make fuzz` runs all of it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def worker() -> Iterator[Worker]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_no_mutated_input_is_read_wrong_or_ends_in_anything_but_one_line(
+def test_mutated_input_is_read_correctly_or_rejected_in_one_line(
     family: str, worker: Worker
 ) -> None:
     if family in ("weights", "commands"):
@@ -37,11 +37,11 @@ def test_no_mutated_input_is_read_wrong_or_ends_in_anything_but_one_line(
         verdict for verdict in map(worker.run, plan(family, CASES[family], seed=0)) if verdict.fault
     ]
     assert not faults, "\n".join(
-        ["run one alone with python -m fuzz --only FAMILY:MUTATION:SEED", *map(str, faults)]
+        ["run one case with python -m fuzz --only FAMILY:MUTATION:SEED", *map(str, faults)]
     )
 
 
-def test_cases_are_the_same_wherever_they_run() -> None:
+def test_cases_are_reproducible() -> None:
     cases = list(plan("images", 100, seed=5))
     assert cases == list(plan("images", 100, seed=5))
     assert len(set(cases)) == 100
@@ -52,7 +52,7 @@ def test_cases_are_the_same_wherever_they_run() -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_stored_pixels_are_what_viewers_turn_upright(orientation: int) -> None:
+def test_stored_pixels_match_exif_transpose(orientation: int) -> None:
     upright = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
     data = by_pillow(stored(upright, orientation), "PNG", exif=exif(orientation))
     assert np.array_equal(
@@ -74,7 +74,7 @@ def aborting(rng, place):
 """
 
 
-def test_a_case_that_hangs_or_crashes_is_recorded_and_the_next_one_runs(
+def test_records_hangs_and_crashes_and_runs_the_next_case(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(_STUCK)
@@ -92,11 +92,11 @@ def test_a_case_that_hangs_or_crashes_is_recorded_and_the_next_one_runs(
 PNG = Case("images", "names-and-wrong-endings", 0)
 
 
-def _rightly(path: Path) -> np.ndarray:
+def _correctly(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path).convert("RGB"))
 
 
-def _refused(path: Path) -> np.ndarray:
+def _rejected(path: Path) -> np.ndarray:
     raise DataError(f"{path}: no")
 
 
@@ -110,11 +110,11 @@ def _crashing(path: Path) -> np.ndarray:
 
 def _writing(path: Path) -> np.ndarray:
     path.with_name("left behind").touch()
-    return _rightly(path)
+    return _correctly(path)
 
 
 def _changing(path: Path) -> np.ndarray:
-    pixels = _rightly(path)
+    pixels = _correctly(path)
     path.write_bytes(b"")
     return pixels
 
@@ -122,23 +122,23 @@ def _changing(path: Path) -> np.ndarray:
 @pytest.mark.parametrize(
     ("reader", "outcome"),
     [
-        (_rightly, "right"),
-        (lambda path: _rightly(path)[:, ::-1], "wrong"),
-        (_refused, "refused valid input"),
+        (_correctly, "right"),
+        (lambda path: _correctly(path)[:, ::-1], "wrong"),
+        (_rejected, "refused valid input"),
         (_in_two_lines, "message"),
         (_crashing, "traceback"),
         (_writing, "write"),
         (_changing, "write"),
     ],
 )
-def test_every_kind_of_fault_is_called_so(
+def test_judges_every_kind_of_fault(
     reader: object, outcome: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(product, "read_image", reader)
     assert judge(PNG).outcome == outcome
 
 
-def test_a_write_outside_of_the_case_is_found(
+def test_finds_writes_outside_of_the_case(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     elsewhere = tmp_path_factory.mktemp("elsewhere")
@@ -146,7 +146,7 @@ def test_a_write_outside_of_the_case_is_found(
 
     def read(path: Path) -> np.ndarray:
         (elsewhere / "file").write_text("x")
-        return _rightly(path)
+        return _correctly(path)
 
     monkeypatch.setattr(product, "read_image", read)
     verdict = judge(PNG)
@@ -154,7 +154,7 @@ def test_a_write_outside_of_the_case_is_found(
     assert "elsewhere" in verdict.detail
 
 
-def test_the_table_replaces_the_last_one_and_leaves_the_rest_of_the_document(
+def test_table_replaces_the_last_one_and_nothing_else(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "reliability.md"

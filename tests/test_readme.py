@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from fcn_jax import cli, config
+from fcn_jax import cli, recipes
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
@@ -39,4 +39,4 @@ def test_every_command_shown_parses() -> None:
 
 def test_every_recipe_named_exists() -> None:
     for name in re.findall(r"fcn-jax train (\w+)", README):
-        assert name in config.recipes()
+        assert name in recipes.names()

@@ -173,7 +173,7 @@ def load(path: str | Path) -> tuple[Segmenter, Spec]:
     spec = read_spec(directory)
     if spec.model.head is None:
         raise CheckpointError(
-            f"{directory}: holds backbone '{spec.model.backbone}' alone, which segments nothing; start a training from it with train --init"
+            f"{directory}: holds backbone '{spec.model.backbone}' alone, which segments nothing; start a training from it with train --weights"
         )
     require_plugins(spec, directory)
     model = nnx.eval_shape(lambda: build(spec.model, rngs=nnx.Rngs(0)))

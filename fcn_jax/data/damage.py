@@ -1,4 +1,4 @@
-"""Splits without the records whose files are damaged (the setting `data.damaged=skip`)."""
+"""Splits without records whose files are damaged (the setting `data.damaged=skip`)."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ _MAX_THREADS = 8
 class KeptSource:
     """Some of a source's records; a `fcn_jax.plugins.api.Source`.
 
-    What it does not define itself is the source's.
+    All other attributes are those of the source.
 
     Attributes:
         source: the whole split.
-        indices: of the kept records, in order; a record may take the place of others, too.
+        indices: the indices of the kept records, in order; an index may occur several times.
     """
 
     source: Source
     indices: tuple[int, ...]
 
     def __len__(self) -> int:
-        """Number of images that are kept."""
+        """Number of kept images."""
         return len(self.indices)
 
     def __getitem__(self, index: int) -> Record:
@@ -40,11 +40,11 @@ class KeptSource:
 
     @property
     def records(self) -> tuple[Record, ...]:
-        """All records that are kept."""
+        """All kept records."""
         return tuple(self[index] for index in range(len(self)))
 
     def __getattr__(self, name: str) -> Any:
-        # Not before there is a source, as while it is unpickled.
+        # During unpickling there is no source yet.
         if name.startswith("__") or name == "source":
             raise AttributeError(name)
         return getattr(self.source, name)
@@ -53,20 +53,20 @@ class KeptSource:
 def without_damaged(
     source: Source, progress: Callable[[int, int], None] | None = None, *, replace: bool = False
 ) -> tuple[Source, tuple[str, ...]]:
-    """Decode every image and mask once, on threads, and leave out the damaged records.
+    """Decode every image and mask once, on threads, and skip the damaged records.
 
-    Other faults, such as missing files, wrong labels and sizes that differ, are left to be raised
-    when the record is decoded.
+    Other errors, such as missing files, wrong labels and different sizes, are raised later, when
+    the record is decoded.
 
     Args:
         source: a split.
-        progress: called with the number of records that are done and of all.
-        replace: the next record that is whole takes the place of a damaged one. The number of
-            records stays, and with it the order and the schedule of a training.
+        progress: called with the number of records that are done, and the number of all.
+        replace: whether the next intact record replaces a damaged one. This keeps the number of
+            records, and with it the order and the schedule of a training.
 
     Returns:
-        The source itself where nothing is damaged, or a `KeptSource`; and one message for each
-        damaged record, naming its file.
+        The source itself if nothing is damaged, otherwise a `KeptSource`; and one message for each
+        damaged record, which names its file.
 
     Raises:
         DataError: every record is damaged.
@@ -81,8 +81,7 @@ def without_damaged(
             pass
         return None
 
-    faults = []
-    kept = []
+    faults, kept = [], []
     with concurrent.futures.ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as pool:
         for index, message in enumerate(pool.map(fault, range(len(source)))):
             if message is None:
@@ -95,7 +94,7 @@ def without_damaged(
         return source, ()
     if not kept:
         raise DataError(
-            f"all {len(faults)} images of the split are damaged, or their masks: {listing(faults)}"
+            f"all {len(faults)} images of the split or their masks are damaged: {listing(faults)}"
         )
     if replace:
         following = np.searchsorted(kept, np.arange(len(source))) % len(kept)
@@ -104,7 +103,10 @@ def without_damaged(
 
 
 def note(faults: tuple[str, ...], total: int, split: str) -> str:
-    """The line that names what is left out of a split of `total` images."""
-    # Without the advice that ends each message.
+    """The line that names the skipped records of a split of `total` images."""
+    # Without the advice at the end of each message.
     short = listing(fault.partition("; ")[0] for fault in faults)
-    return f"{len(faults)} of {total} images of split '{split}' left out as damaged (data.damaged=skip): {short}"
+    return (
+        f"{len(faults)} of {total} images of split '{split}' are skipped as damaged "
+        f"(data.damaged=skip): {short}"
+    )

@@ -1,8 +1,8 @@
-"""Encoded images and masks to arrays, with an error that names the file for each fault.
+"""Encoded images and masks to arrays. Every error names the file.
 
-Both come out upright, as a viewer shows them and an annotation tool lets one draw on them: the EXIF
-orientation that a file may carry is applied. Images become 8-bit RGB (`fcn_jax.data.value_range`
-says how where they have more bits); masks keep their stored values.
+Both are turned upright by the EXIF orientation in their files, as a viewer shows them and an
+annotation tool lets one draw on them. Images become 8-bit RGB (`fcn_jax.data.value_range` defines
+how images of more bits are scaled); masks keep their stored values.
 """
 
 from __future__ import annotations
@@ -12,20 +12,24 @@ from pathlib import Path
 
 import numpy as np
 
-from fcn_jax.data import image_files, jpeg, orientation, png, tiff
-from fcn_jax.data.image_files import Wide
-from fcn_jax.data.labels import Color, LabelMap, StoredMask, label_map, to_labels
+from fcn_jax.data.images import formats, jpeg, orientation, png, tiff
+from fcn_jax.data.images.formats import Wide
+from fcn_jax.data.images.tiff_samples import samples
+from fcn_jax.data.labels.label_map import Color, LabelMap, label_map
+from fcn_jax.data.labels.mask_labels import to_labels
+from fcn_jax.data.labels.mask_values import StoredMask
 from fcn_jax.data.transforms import resize_image, resize_mask
 from fcn_jax.data.value_range import Assumed, Range, to_u8
 from fcn_jax.errors import DamagedError, DataError
 from fcn_jax.plugins.api import IGNORE_INDEX, Example, Record
 
 _REDUCTIONS = ((1 / 16, 8), (1 / 6, 4), (1 / 2, 2))
-"""(largest factor, reduction) of JPEGs that are to be shrunk. The decoder leaves out high
-frequencies, where averaging pixels damps them: the more averaging follows, the smaller the
+"""(largest factor, reduction) for JPEGs that are to be shrunk. The decoder leaves out high
+frequencies, which averaging of pixels would only damp: the more averaging follows, the smaller the
 difference. At these factors it is about 2 of 255 in the mean over VOC's photographs, and tens on
-stripes or chequers of a few pixels that are no multiple of the reduction: averaging in two steps
-beats with them in another way."""
+stripes or checkers of a few pixels that are not a multiple of the reduction."""
+
+_SAVE = "save it as an indexed or gray PNG"
 
 
 def read_image(
@@ -35,18 +39,18 @@ def read_image(
     value_range: Range | Assumed | None = None,
     reduction: int = 1,
 ) -> np.ndarray:
-    """Decode a color or gray image, upright; an alpha channel is dropped.
+    """Decode a color or gray image, upright and without an alpha channel.
 
     Args:
         image: a file, or its contents.
-        name: what to call it in an error; the path where there is one.
-        value_range: of an image of more than 8 bits, the stored numbers that become 0 and 255, or
-            what is assumed over a dataset (`fcn_jax.data.value_range.assumed`). None takes what
-            the file declares, or else the smallest of 8, 10, 12, 14 and 16 bits that holds its
-            largest value (of floating point numbers, the smallest of 1, 255, 1023, 4095, 16383 and
+        name: the name of the image in an error; by default its path.
+        value_range: for an image of more than 8 bits, the stored numbers that become 0 and 255, or
+            the assumption over a dataset (`fcn_jax.data.value_range.assumed`). None takes the range
+            that the file declares, or else the smallest of 8, 10, 12, 14 and 16 bits that holds its
+            largest value (for floating point numbers, the smallest of 1, 255, 1023, 4095, 16383 and
             65535).
-        reduction: 1, or for a JPEG 2, 4 or 8, by which its sides are divided while it is decoded,
-            and rounded up.
+        reduction: 1, or for a JPEG 2, 4 or 8, by which its sides are divided during decoding,
+            rounded up.
 
     Returns:
         u8[H,W,3], RGB.
@@ -54,7 +58,7 @@ def read_image(
     Raises:
         DamagedError: the file is truncated or corrupt, or not an image.
         DataError: the file is missing or unreadable, too large, or of a kind that is not decoded;
-            its values do not fit the range.
+            or its values do not fit the range.
     """
     name = name or _name(image)
     return orientation.upright(*_stored_image(_contents(image, name), name, value_range, reduction))
@@ -68,45 +72,42 @@ def read_mask(
     palette: Mapping[Color, int] | None = None,
     name: str | None = None,
 ) -> np.ndarray:
-    """Decode a mask, upright, to labels; see `fcn_jax.data.labels` for the rules.
+    """Decode a mask, upright, to labels by the rules of `fcn_jax.data.labels.mask_labels`.
 
     Args:
-        mask: a file, or its contents; of a lossless format.
-        num_classes: labels 0 to `num_classes - 1` are classes; or what the stored values mean,
-            instead of `void` and `palette`.
+        mask: a file, or its contents, in a lossless format.
+        num_classes: the number of classes, with labels 0 to `num_classes - 1`; or a map of the
+            stored values, instead of `void` and `palette`.
         void: labels that become `IGNORE_INDEX`.
-        palette: RGB color -> label. Where it is given, colors decide for indexed masks, too.
-        name: what to call it in an error; the path where there is one.
+        palette: RGB color -> label. If given, colors decide for indexed masks too.
+        name: the name of the mask in an error; by default its path.
 
     Returns:
         u8[H,W] of labels 0 to `num_classes - 1` or `IGNORE_INDEX`.
 
     Raises:
         DamagedError: the file is truncated or corrupt, or not an image.
-        DataError: as `read_stored_mask`; or the mask is in colors without a palette, or with one
-            that lacks a color; it holds a label that is neither a class nor void.
+        DataError: as for `read_stored_mask`; or a value or color of the mask has no label.
     """
     name = name or _name(mask)
-    return to_labels(
-        read_stored_mask(mask, name=name), label_map(num_classes, void, palette), name=name
-    )
+    labels = label_map(num_classes, void, palette)
+    return to_labels(read_stored_mask(mask, name=name), labels, name=name)
 
 
 def read_stored_mask(mask: Path | bytes, *, name: str | None = None) -> StoredMask:
     """Decode a mask, upright, to the values that its file stores, before they become labels.
 
-    Gray values of any depth are not scaled: of a PNG or TIFF of n bits they are 0 to 2**n - 1, also
-    where the lowest is shown as white. Alpha is dropped; of a gray mask it must be the same
-    everywhere.
+    Gray values are not scaled: in a PNG or TIFF of n bits they are 0 to 2**n - 1, even if the file
+    shows the lowest as white. An alpha channel is dropped; in a gray mask it must be constant.
 
     Args:
-        mask: a file, or its contents; of a lossless format.
-        name: what to call it in an error; the path where there is one.
+        mask: a file, or its contents, in a lossless format.
+        name: the name of the mask in an error; by default its path.
 
     Raises:
         DamagedError: the file is truncated or corrupt, or not an image.
         DataError: the file is missing, unreadable or lossy; its pixels are neither gray, indexed
-            nor RGB; its values are not whole numbers from 0 to 65535, or of RGB, 0 to 255.
+            nor RGB; or its values are not whole numbers from 0 to 65535 (RGB: 0 to 255).
     """
     name = name or _name(mask)
     return _stored_mask(_contents(mask, name), name)[0]
@@ -121,54 +122,50 @@ def decode_record(
     factor: float = 1.0,
     value_range: Range | Assumed | None = None,
 ) -> Example:
-    """Decode an image and its mask, and resize them.
-
-    See `read_image`, `read_mask` and `fcn_jax.data.transforms.resize`.
+    """Decode an image and its mask, and resize them as `fcn_jax.data.transforms.resize` does.
 
     Args:
         record: the encoded pair.
-        num_classes: labels 0 to `num_classes - 1` are classes; or what the stored values mean,
-            instead of `void` and `palette`.
-        void: labels that become `IGNORE_INDEX`.
-        palette: RGB color -> label. Where it is given, colors decide for indexed masks, too.
-        factor: of the resize, over 0. A JPEG that is to be shrunk to half or less is decoded at a
-            fraction of its size, which takes less time and memory; its mask is decoded whole.
-        value_range: of an image of more than 8 bits; see `read_image`.
+        num_classes: see `read_mask`.
+        void: see `read_mask`.
+        palette: see `read_mask`.
+        factor: the factor of the resize, over 0. A JPEG that is to be shrunk to half or less is
+            decoded at a fraction of its size, which takes less time and memory.
+        value_range: for an image of more than 8 bits; see `read_image`.
 
     Returns:
         The decoded pair, of one size.
 
     Raises:
-        DamagedError: as `read_image` and `read_mask`.
-        DataError: as `read_image` and `read_mask`, or the two differ in size.
+        DamagedError: as for `read_image` and `read_mask`.
+        DataError: as for `read_image` and `read_mask`; or the two differ in size.
     """
     image_name = str(record.image) if isinstance(record.image, Path) else f"image of {record.id}"
     mask_name = str(record.mask) if isinstance(record.mask, Path) else f"mask of {record.id}"
     try:
         data = _contents(record.image, image_name)
         whole = jpeg.stored_size(data, image_name) if data.startswith(jpeg.SIGNATURE) else None
-        # Where less than a pixel is left in height or width, that pixel would have to be enlarged
-        # again.
+        # A side of less than a pixel would have to be enlarged again.
         reducible = whole is not None and min(whole) * factor >= 1
         reduction = next((by for largest, by in _REDUCTIONS if reducible and factor <= largest), 1)
         image, image_turn = _stored_image(data, image_name, value_range, reduction)
         stored, mask_turn = _stored_mask(_contents(record.mask, mask_name), mask_name)
     except DamagedError as error:
-        raise DamagedError(f"{error}, or leave out damaged files with data.damaged=skip") from error
+        raise DamagedError(f"{error}, or skip damaged files with data.damaged=skip") from error
     whole = whole or (image.shape[0], image.shape[1])
     size = whole[::-1] if orientation.swaps_sides(image_turn) else whole
-    if size != stored.values.shape[:2]:
+    mask_size = stored.values.shape[:2]
+    if size != mask_size:
         raise DataError(
-            f"{mask_name}: the mask is {_wide_by_high(stored.values.shape)} (width x height) but its image {record.id} is "
-            f"{_wide_by_high(size)}; {_why_sizes_differ(size, image_turn, stored.values.shape[:2], mask_turn)}"
+            f"{mask_name}: the mask is {_wide_by_high(mask_size)} (width x height) but its image "
+            f"{record.id} is {_wide_by_high(size)}; "
+            f"{_why_sizes_differ(size, image_turn, mask_size, mask_turn)}"
         )
     mask = to_labels(stored, label_map(num_classes, void, palette), name=mask_name)
     if reduction > 1:
-        # Before the turn: pixels of a reduced image that lie beyond the edge in part are its last
-        # ones.
-        image = orientation.upright(
-            resize_image(image, whole, factor, reduction=reduction), image_turn
-        )
+        # Before the turn: the last pixels of a reduced image may lie partly beyond the edge.
+        image = resize_image(image, whole, factor, reduction=reduction)
+        image = orientation.upright(image, image_turn)
     else:
         image = resize_image(orientation.upright(image, image_turn), size, factor)
     return Example(record.id, image, resize_mask(mask, factor))
@@ -179,17 +176,14 @@ def _name(source: Path | bytes) -> str:
 
 
 def _contents(source: Path | bytes, name: str) -> bytes:
-    if isinstance(source, bytes):
-        data = source
-    else:
-        try:
-            data = source.read_bytes()
-        except FileNotFoundError as error:
-            raise DataError(f"{name}: the file does not exist; check the path") from error
-        except OSError as error:
-            raise DataError(
-                f"{name}: cannot read the file ({error.strerror}); check the path and its permissions"
-            ) from error
+    try:
+        data = source if isinstance(source, bytes) else source.read_bytes()
+    except FileNotFoundError as error:
+        raise DataError(f"{name}: the file does not exist; check the path") from error
+    except OSError as error:
+        raise DataError(
+            f"{name}: cannot read the file ({error.strerror}); check the path and its permissions"
+        ) from error
     if not data:
         raise DamagedError(f"{name}: the file is empty; copy or download it again")
     return data
@@ -198,28 +192,29 @@ def _contents(source: Path | bytes, name: str) -> bytes:
 def _stored_image(
     data: bytes, name: str, value_range: Range | Assumed | None, reduction: int
 ) -> tuple[np.ndarray, int]:
-    """The image before it is turned, u8[H,W,3], and the orientation that its file names."""
-    pixels, turn = image_files.decode(data, name, reduction)
-    return (
-        image_files.rgb(to_u8(pixels, value_range, name)) if isinstance(pixels, Wide) else pixels
-    ), turn
+    """The image before it is turned upright, u8[H,W,3], and its orientation."""
+    pixels, turn = formats.decode(data, name, reduction)
+    if isinstance(pixels, Wide):
+        return formats.rgb(to_u8(pixels, value_range, name)), turn
+    return pixels, turn
 
 
 def _stored_mask(data: bytes, name: str) -> tuple[StoredMask, int]:
-    """The upright mask and the orientation that its file names."""
+    """The upright mask and the orientation in its file."""
     if data.startswith(jpeg.SIGNATURE):
         raise DataError(
-            f"{name}: a mask must not be a JPEG, whose compression changes labels; save it as an indexed or gray PNG"
+            f"{name}: a mask must not be a JPEG, whose compression changes labels; {_SAVE}"
         )
     if data.startswith(png.SIGNATURE):
         parsed = png.parse(data, name)
-        values, colors, turn = _of_png(parsed)
-        bits = parsed.depth
+        values, colors = _of_png(parsed)
+        bits, turn = parsed.depth, parsed.orientation
     elif data.startswith(tiff.SIGNATURES):
         tags = tiff.parse(data, name)
-        values, colors, turn = _of_tiff(tags, data)
-        # Where 0 is shown as white, a value is not its gray on a screen.
+        values, colors = _of_tiff(tags, data)
+        # If 0 is shown as white, a value is not its gray on a screen.
         bits = tags.bits if tags.photometric == tiff.BLACK_IS_ZERO else 8
+        turn = tags.orientation
     else:
         values, colors, turn, bits = _by_pillow(data, name)
     if colors is not None or values.ndim == 3:
@@ -228,115 +223,111 @@ def _stored_mask(data: bytes, name: str) -> tuple[StoredMask, int]:
     return StoredMask(orientation.upright(np.ascontiguousarray(values), turn), palette, bits), turn
 
 
-def _of_png(parsed: png.Png) -> tuple[np.ndarray, np.ndarray | None, int]:
+def _of_png(parsed: png.Png) -> tuple[np.ndarray, np.ndarray | None]:
     values, colors = parsed.values(), None
     if parsed.color == png.INDEXED:
-        colors = np.frombuffer(parsed.palette, np.uint8, len(parsed.palette) // 3 * 3).reshape(
-            -1, 3
-        )
+        size = len(parsed.palette) // 3 * 3
+        colors = np.frombuffer(parsed.palette, np.uint8, size).reshape(-1, 3)
     elif parsed.color == png.GRAY_ALPHA:
         values = _without_alpha(values, parsed.name)
     elif parsed.color in (png.RGB, png.RGBA):
-        values = _rgb_of_8_bits(_with_plain_alpha(values, parsed.name), parsed.name)
-    return values, colors, parsed.orientation
+        values = _plain_rgb(values, parsed.name)
+    return values, colors
 
 
-def _of_tiff(tags: tiff.Tiff, data: bytes) -> tuple[np.ndarray, np.ndarray | None, int]:
+def _of_tiff(tags: tiff.Tiff, data: bytes) -> tuple[np.ndarray, np.ndarray | None]:
     name = tags.name
     if tags.is_lossy:
         raise DataError(
-            f"{name}: a mask must not have a lossy compression, which changes labels; save it as an indexed or gray PNG"
+            f"{name}: a mask must not have a lossy compression, which changes labels; {_SAVE}"
         )
     if tags.format not in (tiff.UNSIGNED, tiff.SIGNED):
         raise DataError(
-            f"{name}: a mask of floating point values; save it as a gray PNG of 8 or 16 bits whose values are the labels"
+            f"{name}: a mask of floating point values; save it as a gray PNG of 8 or 16 bits whose "
+            "values are the labels"
         )
+    is_rgb = tags.photometric == tiff.RGB and tags.channels in (3, 4)
     single = (tiff.WHITE_IS_ZERO, tiff.BLACK_IS_ZERO, tiff.INDEXED)
-    if not (
-        (tags.photometric in single and tags.channels == (2 if tags.has_alpha else 1))
-        or (tags.photometric == tiff.RGB and tags.channels in (3, 4))
-    ):
+    is_single = tags.photometric in single and tags.channels == 1 + tags.has_alpha
+    if not is_rgb and not is_single:
         raise DataError(
-            f"{name}: a mask of {tags.channels} channels and photometric interpretation {tags.photometric}; "
-            "save it as an indexed, gray or RGB PNG"
+            f"{name}: a mask of {tags.channels} channels and photometric interpretation "
+            f"{tags.photometric}; save it as an indexed, gray or RGB PNG"
         )
-    values = tiff.samples(tags, data)
+    values = samples(tags, data)
     if values.min() < 0 or values.max() > 65535:
         raise DataError(
-            f"{name}: the mask holds values from {values.min()} to {values.max()}; labels are at least 0 and at most 65535"
+            f"{name}: the mask holds values from {values.min()} to {values.max()}; labels are at "
+            "least 0 and at most 65535"
         )
     values = values.astype(np.uint8 if tags.bits <= 8 else np.uint16)
-    if tags.photometric == tiff.RGB:
+    if is_rgb:
         if tags.bits < 8:
             raise DataError(
-                f"{name}: a mask of RGB values of {tags.bits} bits; save it with 8 bits, as RGB or indexed PNG"
+                f"{name}: a mask of RGB values of {tags.bits} bits; save it with 8 bits, as RGB or "
+                "indexed PNG"
             )
-        return _rgb_of_8_bits(_with_plain_alpha(values, name), name), None, tags.orientation
+        return _plain_rgb(values, name), None
     values = values[..., 0] if tags.channels == 1 else _without_alpha(values, name)
     if tags.photometric != tiff.INDEXED:
-        return values, None, tags.orientation
+        return values, None
     if values.max() > 255:
         raise DataError(
-            f"{name}: an indexed mask with indices over 255 (up to {values.max()}); save it as a gray PNG of 16 bits"
+            f"{name}: an indexed mask with indices over 255 (up to {values.max()}); save it as a "
+            "gray PNG of 16 bits"
         )
-    return values.astype(np.uint8), tags.colors, tags.orientation
+    return values.astype(np.uint8), tags.colors
 
 
 def _by_pillow(data: bytes, name: str) -> tuple[np.ndarray, np.ndarray | None, int, int]:
-    opened = image_files.open_by_pillow(data, name)
+    opened = formats.open_by_pillow(data, name)
     mode, kind = opened.mode, opened.format
-    if kind == "AVIF" or (kind == "WEBP" and image_files.is_lossy_webp(data)):
+    if kind == "AVIF" or (kind == "WEBP" and formats.is_lossy_webp(data)):
         raise DataError(
-            f"{name}: a mask must not be a lossy {kind}, whose compression changes labels; save it as an indexed or gray PNG"
+            f"{name}: a mask must not be a lossy {kind}, whose compression changes labels; {_SAVE}"
         )
     if mode not in ("1", "L", "P", "RGB", "RGBA"):
         raise DataError(
-            f"{name}: a mask of Pillow mode {mode!r}; save it as an 8-bit indexed or gray PNG whose values are the labels"
+            f"{name}: a mask of Pillow mode {mode!r}; save it as an 8-bit indexed or gray PNG "
+            "whose values are the labels"
         )
     colors = np.array(opened.getpalette("RGB"), np.uint8).reshape(-1, 3) if mode == "P" else None
     values = np.array(opened, np.uint8)
     if mode == "RGBA":
-        values = _with_plain_alpha(values, name)[..., :3]
-    return (
-        values,
-        colors,
-        orientation.from_exif(opened.info.get("exif") or b""),
-        1 if mode == "1" else 8,
-    )
+        values = _plain_rgb(values, name)
+    return values, colors, formats.pillow_orientation(opened), 1 if mode == "1" else 8
 
 
 def _without_alpha(values: np.ndarray, name: str) -> np.ndarray:
-    """[H,W] of gray values with alpha, [H,W,2]."""
+    """[H,W] gray values of [H,W,2] with alpha, which must be constant."""
     if (values[..., 1] != values[0, 0, 1]).any():
         raise DataError(
-            f"{name}: a gray mask whose alpha varies, so that it is not clear what transparent pixels mean; "
-            "save it without alpha, void pixels with the value of void"
+            f"{name}: a gray mask whose alpha varies, so that the meaning of transparent pixels is "
+            "not clear; save it without alpha, void pixels with the value of void"
         )
     return values[..., 0]
 
 
-def _with_plain_alpha(values: np.ndarray, name: str) -> np.ndarray:
-    """RGB or RGBA values, whose alpha says nothing that the colors do not."""
-    if values.shape[-1] == 3 or (values[..., 3] == values[0, 0, 3]).all():
-        return values
-    colors, transparent = values[..., :3], values[..., 3] == 0
-    # Editors leave a transparent background black, and what was erased in its old color.
-    if colors[transparent].any() or (colors == colors[0, 0]).all():
-        raise DataError(
-            f"{name}: an RGBA mask whose transparent pixels have colors, or whose colors are the same everywhere, so that it is not "
-            "clear what transparent pixels mean; save it without alpha"
-        )
-    return values
+def _plain_rgb(values: np.ndarray, name: str) -> np.ndarray:
+    """u8[H,W,3] of RGB or RGBA values, whose alpha must not add to the colors.
 
-
-def _rgb_of_8_bits(values: np.ndarray, name: str) -> np.ndarray:
-    """u8[H,W,3] of RGB or RGBA values, of which those of 16 bits hold the same byte twice."""
+    Values of 16 bits must hold the same byte twice.
+    """
     colors = values[..., :3]
+    has_alpha = values.shape[-1] == 4 and (values[..., 3] != values[0, 0, 3]).any()
+    # Editors leave a transparent background black, and erased pixels in their old color.
+    if has_alpha and (colors[values[..., 3] == 0].any() or (colors == colors[0, 0]).all()):
+        raise DataError(
+            f"{name}: an RGBA mask whose transparent pixels have colors, or whose colors are the "
+            "same everywhere, so that the meaning of transparent pixels is not clear; save it "
+            "without alpha"
+        )
     if colors.dtype == np.uint8:
         return colors
     if ((colors >> 8) != (colors & 255)).any():
         raise DataError(
-            f"{name}: a mask of RGB values of 16 bits that no 8 bits hold; save it as an indexed, gray or 8-bit RGB PNG"
+            f"{name}: a mask of RGB values of 16 bits that do not fit into 8 bits; save it as an "
+            "indexed, gray or 8-bit RGB PNG"
         )
     return (colors & 255).astype(np.uint8)
 
@@ -357,10 +348,11 @@ def _why_sizes_differ(
     ]
     if not tags:
         return (
-            "they are a quarter turn apart and neither file has an EXIF orientation tag: one of them was turned, or lost its tag, "
-            "when it was saved. Turn it, or export it again"
+            "they are a quarter turn apart and neither file has an EXIF orientation tag: one of "
+            "them was turned, or lost its tag, when it was saved. Turn it, or export it again"
         )
     return (
-        f"they are a quarter turn apart: {' and '.join(tags)}, and files are read upright, as a viewer shows them. Draw or export the "
-        "mask on the upright picture; if the mask follows the stored pixels, remove the tag from the image"
+        f"they are a quarter turn apart: {' and '.join(tags)}, and files are read upright, as a "
+        "viewer shows them. Draw or export the mask on the upright picture; if the mask follows "
+        "the stored pixels, remove the tag from the image"
     )

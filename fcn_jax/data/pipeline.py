@@ -1,12 +1,14 @@
-"""One Grain pipeline for every dataset: shuffle, decode, augment, batch; or, to evaluate, every image in order.
+"""The Grain input pipeline of every dataset.
 
-What a batch holds depends on the seed and the batch's index alone: not on the number of workers, on
-timing, or on where a run was interrupted. Batches are u8; normalization is the device's work.
+For training: shuffle, decode, augment, batch. For evaluation: every image in order. The contents of
+a batch depend only on the seed and the batch's index: not on the number of workers, on timing, or
+on where a run was interrupted. Batches are u8; normalization happens on the device.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -14,9 +16,10 @@ import os
 import re
 import signal
 import sys
+import threading
 import weakref
-from collections.abc import Generator
-from typing import Any
+from collections.abc import Generator, Iterator
+from typing import Any, ClassVar
 
 import cv2
 import grain
@@ -35,30 +38,24 @@ _log = logging.getLogger(__name__)
 _MAX_THREADS = 8
 _TRACKER_WARNING = "ignore:resource_tracker:UserWarning"
 _MAX_DEATHS = 3
-"""How often in a row, without a batch or an image between them, workers may die before that is an error."""
+"""Deaths of workers in a row, without a batch or an image between them, that are an error."""
 
-# Grain has a thread of its own close the memory of an array that a worker shared. Where the garbage
-# collector finds the array, and it finds the last one of every worker that came to its end, it has
-# Python close that memory too, at the same time: the second close of the descriptor hits whatever
-# another thread has just opened under its number, such as a checkpoint's file. Without that thread,
-# an array's memory is closed where the array dies, and once.
-SharedMemoryArray.enable_async_del = lambda *_, **__: None
+# Grain's own error, which has no class.
+_WORKER_ENDED = re.compile(r"Worker process was terminated unexpectedly with exit code (-?\d+)")
 
 
-def steps_per_epoch(source: Source, batch_size: int, shard: tuple[int, int] = (0, 1)) -> int:
-    """Batches that `train_batches` gives in an epoch: `len(source) // (batch_size * number of shards)`.
+def steps_per_epoch(source: Source, batch_size: int) -> int:
+    """The number of batches of an epoch: `len(source) // batch_size`.
 
     Raises:
         ConfigError: a value is out of range, or there are fewer images than one batch takes.
     """
-    _check_shard(shard)
     if batch_size < 1:
-        raise ConfigError(f"batch_size = {batch_size}: want 1 or more")
-    steps = len(source) // (batch_size * shard[1])
+        raise ConfigError(f"batch_size = {batch_size}: expected 1 or more")
+    steps = len(source) // batch_size
     if steps == 0:
-        share = f" in each of {shard[1]} processes" if shard[1] > 1 else ""
         raise ConfigError(
-            f"batch_size = {batch_size}{share} takes more than the split's {len(source)} images; lower it"
+            f"batch_size = {batch_size} takes more than the split's {len(source)} images; lower it"
         )
     return steps
 
@@ -69,25 +66,21 @@ def train_batches(
     augment: Augment,
     batch_size: int,
     seed: int,
-    workers: int = 0,
-    shard: tuple[int, int] = (0, 1),
+    num_workers: int = 0,
     epochs: int | None = None,
 ) -> TrainIterator:
     """Shuffled, augmented batches.
 
-    Each epoch is one pass in an order of its own and has exactly `steps_per_epoch` batches; what is
-    left over is dropped (other images in every epoch), and no batch straddles two epochs. All
-    shards draw on one shuffle: together, the k-th batches of n shards hold the images, augmented
-    alike, of the k-th batch of one process with n times the batch size.
+    Each epoch is one pass in its own order and has exactly `steps_per_epoch` batches. The remaining
+    images, which are others in every epoch, are dropped, and no batch spans two epochs.
 
     Args:
         source: the images.
-        augment: makes every example of one size.
-        batch_size: images in a batch of this shard.
+        augment: the transform, which makes all examples the same size.
+        batch_size: number of images in a batch.
         seed: 0 to 2**32 - 1.
-        workers: processes that decode and augment; 0 uses threads of this process.
-        shard: (index, count) of this process.
-        epochs: after how many to stop; None never does.
+        num_workers: number of processes that decode and augment; 0 uses threads of this process.
+        epochs: number of epochs; None never stops.
 
     Returns:
         Iterator of {"image": u8[B,h,w,3], "mask": u8[B,h,w]}.
@@ -95,73 +88,58 @@ def train_batches(
     Raises:
         ConfigError: a value is out of range, or there are fewer images than one batch takes.
     """
-    steps = steps_per_epoch(source, batch_size, shard)
+    steps = steps_per_epoch(source, batch_size)
     if not 0 <= seed < 2**32:
-        raise ConfigError(f"seed = {seed}: want 0 to {2**32 - 1}")
+        raise ConfigError(f"seed = {seed}: expected 0 to {2**32 - 1}")
     if epochs is not None and epochs < 1:
-        raise ConfigError(f"epochs = {epochs}: want 1 or more, or none for no end")
-    _check_workers(workers)
-    index, count = shard
+        raise ConfigError(f"epochs = {epochs}: expected 1 or more, or none for no end")
+    _check_workers(num_workers)
     batches = (
         grain.MapDataset.source(source)
         .seed(seed)
         .shuffle()
-        # Before the slice, so that an image's augmentation follows from its place in the whole
-        # epoch, not in a shard.
         .random_map(_DecodeAndAugment(source, augment))
-        .slice(slice(index, steps * batch_size * count, count))
+        .slice(slice(0, steps * batch_size))
         .batch(batch_size)
         .repeat(epochs)
     )
-    return TrainIterator(batches, workers)
+    return TrainIterator(batches, num_workers)
 
 
-def eval_examples(
-    source: Source, *, workers: int = 0, shard: tuple[int, int] = (0, 1)
-) -> Generator[Example, None, None]:
-    """Every image of a shard, whole and at its own size, in order.
+def eval_examples(source: Source, *, num_workers: int = 0) -> Generator[Example, None, None]:
+    """Every image of a source, whole and at its own size, in order.
+
+    Nothing is dropped or cropped. Workers that are killed are replaced. Closing the generator stops
+    the workers.
 
     Args:
         source: the images.
-        workers: processes that decode; 0 uses threads of this process.
-        shard: (index, count) of this process. Shards are disjoint, and together are the whole set;
-            they may differ by one image.
-
-    Returns:
-        Generator of examples; closing it stops the workers. Nothing is dropped or cropped. Workers
-        that are killed are replaced.
+        num_workers: number of processes that decode; 0 uses threads of this process.
 
     Raises:
         ConfigError: a value is out of range.
-        TrainingError: from the generator: workers were killed again and again.
+        TrainingError: raised by the generator if workers are killed again and again.
     """
-    _check_shard(shard)
-    _check_workers(workers)
-    decoded = (
-        grain.MapDataset.source(source).slice(slice(shard[0], None, shard[1])).map(_Decode(source))
-    )
-    return _examples(decoded, workers)
+    _check_workers(num_workers)
+    return _examples(grain.MapDataset.source(source).map(_Decode(source)), num_workers)
 
 
 class TrainIterator(grain.DatasetIterator[Batch]):
-    """Iterator over training batches that can be put at any batch.
+    """Iterator over training batches that can be set to any batch.
 
-    Its state is the index of the next batch, and so is the same whatever the number of workers: a
-    run can go on with another.
+    Its state is the index of the next batch, for any number of workers: a run can continue with
+    another number.
     """
 
     def __init__(self, batches: grain.MapDataset[Batch], workers: int) -> None:
-        """Read `batches` with `workers` processes, from the first on."""
+        """Read `batches` with `workers` processes, from the first one."""
         super().__init__()
         self._batches = batches
-        self._workers = workers
         self._next_batch = 0
-        self._deaths = _Deaths(workers)
-        # At most one. In a list, so that whoever closes it first also drops it: Grain's iterators
-        # and workers that outlive the interpreter's modules complain, at length. The finalizer also
-        # runs at exit.
-        self._running: list[grain.DatasetIterator[Batch]] = []
-        weakref.finalize(self, _stop, self._running)
+        self._elements = _Elements(workers, buffer=2)
+        # Also at exit: Grain's iterators and workers that outlive the interpreter's modules print
+        # errors.
+        weakref.finalize(self, self._elements.stop)
 
     def __next__(self) -> Batch:
         """The next batch.
@@ -169,53 +147,44 @@ class TrainIterator(grain.DatasetIterator[Batch]):
         Workers that are killed are replaced, and the batches stay the same.
 
         Raises:
-            DataError: an image of it cannot be decoded.
+            DataError: an image of the batch cannot be decoded.
             TrainingError: workers were killed again and again.
         """
         if self._closed:
             raise ValueError("the iterator is closed")
-        while True:
-            try:
-                if not self._running:
-                    # An endless dataset has length sys.maxsize and is indexed by whole numbers, so
-                    # that skipping reads nothing.
-                    rest = self._batches.slice(slice(self._next_batch, sys.maxsize))
-                    self._running.append(_prefetch(rest, self._workers, buffer=2))
-                batch = {name: _own(array) for name, array in next(self._running[0]).items()}
-            except FcnJaxError as error:
-                _stop(self._running)
-                # Grain rebuilds the worker's stack and adds notes of its own; the user's error is
-                # one line, and this is the line.
-                raise type(error)(*error.args) from None
-            except RuntimeError as error:
-                _stop(self._running)
-                self._deaths.count(error, f"batch {self._next_batch}")
-                continue
-            self._deaths.reset()
-            self._next_batch += 1
-            return batch
+        # An endless dataset has length sys.maxsize and is indexed by whole numbers, so that
+        # skipping reads nothing.
+        start = self._next_batch
+        batch = self._elements.next(
+            lambda: self._batches.slice(slice(start, sys.maxsize)), f"batch {start}"
+        )
+        self._next_batch += 1
+        return {name: _own(array) for name, array in batch.items()}
 
     def get_state(self) -> dict[str, Any]:
         """The position, for a checkpoint: {"next_batch": int}."""
         return {"next_batch": self._next_batch}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go to a position of `get_state`, forwards or back. Batches from there on are bit for bit what they were.
+        """Go to a position of `get_state`, forwards or back.
+
+        The batches from there are bit for bit the same.
 
         Raises:
-            ConfigError: it is not such a state.
+            ConfigError: `state` is not such a position.
         """
         position = state.get("next_batch")
         if not isinstance(position, (int, np.integer)) or position < 0:
             raise ConfigError(
-                f"input pipeline: {state!r} is not a saved position; want {{'next_batch': 0 or more}}"
+                f"input pipeline: {state!r} is not a saved position; expected "
+                "{'next_batch': 0 or more}"
             )
-        _stop(self._running)
+        self._elements.stop()
         self._next_batch = int(position)
 
     def close(self) -> None:
         """Stop the workers. Can be called again; the iterator cannot be used any more."""
-        _stop(self._running)
+        self._elements.stop()
         self._closed = True
 
 
@@ -232,11 +201,10 @@ class _DecodeAndAugment:
 
     def _resized(self, record: Record, factor: float) -> Example:
         decode_resized = getattr(self.source, "decode_resized", None)
-        return (
-            decode_resized(record, factor)
-            if decode_resized
-            else resize(self.source.decode(record), factor)
-        )
+        if decode_resized:
+            resized: Example = decode_resized(record, factor)
+            return resized
+        return resize(self.source.decode(record), factor)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,69 +218,99 @@ class _Decode:
 
 
 def _examples(decoded: grain.MapDataset[Any], workers: int) -> Generator[Example, None, None]:
-    running: list[grain.DatasetIterator[Any]] = []
-    stop = functools.partial(_stop, running)
-    atexit.register(stop)  # for a generator that is left half-way, as in `TrainIterator`
-    deaths, index = _Deaths(workers), 0
+    elements = _Elements(workers, buffer=8)
+    atexit.register(elements.stop)  # for a generator that is not exhausted, as in `TrainIterator`
     try:
-        while index < len(decoded):
-            try:
-                if not running:
-                    running.append(
-                        _prefetch(
-                            decoded.slice(slice(index, None)) if index else decoded,
-                            workers,
-                            buffer=8,
-                        )
-                    )
-                example = _own_example(next(running[0]))
-            except RuntimeError as error:
-                stop()
-                deaths.count(error, f"image {index}")
-                continue
-            deaths.reset()
-            index += 1
-            yield example
-    except FcnJaxError as error:
-        raise type(error)(*error.args) from None
+        for index in range(len(decoded)):
+            rest = (
+                functools.partial(decoded.slice, slice(index, None)) if index else lambda: decoded
+            )
+            name, image, mask = elements.next(rest, f"image {index}")
+            yield Example(name, _own(image), _own(mask))
     finally:
-        stop()
-        atexit.unregister(stop)
+        elements.stop()
+        atexit.unregister(elements.stop)
 
 
-class _Deaths:
-    """Counts the workers that were killed, usually by the system for want of memory."""
+class _Elements:
+    """Elements of a Grain dataset, computed ahead of time; workers that are killed are replaced."""
 
-    def __init__(self, workers: int) -> None:
-        self._workers = workers
-        self._in_a_row = 0
+    def __init__(self, workers: int, buffer: int) -> None:
+        """Prepare to read.
 
-    def count(self, error: RuntimeError, at: str) -> None:
-        """Log a death, so that the caller can start other workers. Raises `TrainingError` if it is one too many, else other errors."""
+        Args:
+            workers: number of processes, each computing one element at a time; 0 uses as many
+                threads as there are cores, at most `_MAX_THREADS`.
+            buffer: the least number of elements that are kept ready: in each worker, or in all.
+        """
+        self._workers, self._buffer = workers, buffer
+        self._deaths_in_a_row = 0
+        self._open: contextlib.ExitStack | None = None
+        self._iterator: grain.DatasetIterator[Any] | None = None
+
+    def next(self, rest: Any, at: str) -> Any:
+        """The next element.
+
+        Args:
+            rest: () -> the dataset from that element on, for workers that start or start again.
+            at: the element's name in messages.
+
+        Raises:
+            FcnJaxError: the error of the element, as it was raised in the worker.
+            TrainingError: workers were killed again and again.
+        """
+        while True:
+            try:
+                if self._iterator is None:
+                    self._start(rest())
+                element = next(self._iterator)  # type: ignore[arg-type]
+            except FcnJaxError as error:
+                self.stop()
+                # Grain adds the worker's stack and notes; the user's error is this one line.
+                raise type(error)(*error.args) from None
+            except RuntimeError as error:
+                self.stop()
+                self._count_death(error, at)
+            else:
+                self._deaths_in_a_row = 0
+                return element
+
+    def stop(self) -> None:
+        """Stop the workers, until the next element is read."""
+        stack, self._open, self._iterator = self._open, None, None
+        if stack is not None:
+            stack.close()
+
+    def _start(self, elements: grain.MapDataset[Any]) -> None:
+        self._open = contextlib.ExitStack()
+        if self._workers:
+            self._open.enter_context(_synchronous_memory())
+            self._iterator = _worker_iterator(elements, self._workers, self._buffer)
+        else:
+            threads = min(_MAX_THREADS, os.cpu_count() or 1)
+            options = grain.ReadOptions(
+                num_threads=threads, prefetch_buffer_size=max(self._buffer, threads)
+            )
+            self._iterator = iter(elements.to_iter_dataset(options))
+        self._open.callback(self._iterator.close)
+
+    def _count_death(self, error: RuntimeError, at: str) -> None:
+        """Log the death of a worker. Raise `TrainingError` for too many, and other errors."""
         found = _WORKER_ENDED.search(str(error)) if self._workers else None
         if found is None:
             raise error
-        self._in_a_row += 1
+        self._deaths_in_a_row += 1
         code = int(found[1])
         how = f"killed by {_signal_name(-code)}" if code < 0 else f"ended with status {code}"
-        if self._in_a_row >= _MAX_DEATHS:
+        if self._deaths_in_a_row >= _MAX_DEATHS:
             raise TrainingError(
-                f"input workers were {how} {self._in_a_row} times at {at}, most likely for want of memory (main or /dev/shm): "
-                f"lower data.workers (now {self._workers}; 0 uses threads) or data.batch_size"
+                f"input workers were {how} {self._deaths_in_a_row} times at {at}, most likely "
+                "because memory (main or /dev/shm) ran out: lower data.num_workers (now "
+                f"{self._workers}; 0 uses threads) or data.batch_size"
             ) from None
         _log.warning(
-            "an input worker was %s at %s; its place is taken by another, and no batch changes",
-            how,
-            at,
+            "an input worker was %s at %s; another one replaces it, and no batch changes", how, at
         )
-
-    def reset(self) -> None:
-        """There was progress."""
-        self._in_a_row = 0
-
-
-# Grain's own error, which has no class.
-_WORKER_ENDED = re.compile(r"Worker process was terminated unexpectedly with exit code (-?\d+)")
 
 
 def _signal_name(number: int) -> str:
@@ -322,75 +320,76 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def _stop(running: list[grain.DatasetIterator[Any]]) -> None:
-    while running:
-        running.pop().close()
-
-
 def _own(array: np.ndarray) -> np.ndarray:
-    """The array, copied where it lies in the memory that a worker shares.
+    """The array, copied if it lies in the memory that a worker shares.
 
-    That memory goes with Grain's array object, noisily where it lives until the interpreter exits;
-    JAX may also alias what it is given.
+    Grain's array object frees that memory, and prints errors if it lives until the interpreter
+    exits; JAX may also alias the arrays that it gets.
     """
     return array if type(array) is np.ndarray else np.array(array, subok=False)
 
 
-def _own_example(parts: tuple[str, np.ndarray, np.ndarray]) -> Example:
-    return Example(parts[0], _own(parts[1]), _own(parts[2]))
+class _Patch:
+    """The number of users of `_synchronous_memory`, and the method that it replaces."""
+
+    lock: ClassVar = threading.Lock()
+    users: ClassVar = 0
+    original: ClassVar[Any] = None
 
 
-def _prefetch(
+@contextlib.contextmanager
+def _synchronous_memory() -> Iterator[None]:
+    """Within it, Grain starts no thread that closes the memory of arrays that workers shared.
+
+    If the garbage collector finds such an array, as it finds the last one of every worker that
+    ended, Python closes the memory too, at the same time. The second close of the descriptor then
+    hits another file that has just got the same number, such as a checkpoint's. Without the thread,
+    the memory is closed once, when the array dies. Grain 0.2 has no option for this: its worker
+    iterators call `SharedMemoryArray.enable_async_del` when they start, so that method is replaced
+    as long as an iterator of this module has workers.
+    """
+    with _Patch.lock:
+        if not _Patch.users:
+            _Patch.original = vars(SharedMemoryArray)["enable_async_del"]
+            SharedMemoryArray.enable_async_del = lambda *_, **__: None
+        _Patch.users += 1
+    try:
+        yield
+    finally:
+        with _Patch.lock:
+            _Patch.users -= 1
+            if not _Patch.users:
+                SharedMemoryArray.enable_async_del = _Patch.original
+
+
+def _worker_iterator(
     elements: grain.MapDataset[Any], workers: int, buffer: int
 ) -> grain.DatasetIterator[Any]:
-    """Compute elements ahead of time, in order.
-
-    Args:
-        elements: whose elements are to be computed.
-        workers: processes, each computing one element at a time; 0 uses as many threads as there
-            are cores, at most `_MAX_THREADS`.
-        buffer: elements that are kept ready, at least: in each worker, or in all.
-    """
-    if workers:
-        # Arrays that ended workers had ready are freed by Python's tracker of shared memory, which
-        # would warn of each.
-        if _TRACKER_WARNING not in sys.warnoptions:
-            sys.warnoptions.append(_TRACKER_WARNING)
-        if not flags.FLAGS.is_parsed():
-            # Grain reads its settings from absl's flags when it starts a worker, which fails in a
-            # program that does not use them.
-            flags.FLAGS.mark_as_parsed()
-        read = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=buffer)
-        return iter(
-            elements.to_iter_dataset(read).mp_prefetch(options, worker_init_fn=_start_worker)
-        )
-    threads = min(_MAX_THREADS, os.cpu_count() or 1)
-    return iter(
-        elements.to_iter_dataset(
-            grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(buffer, threads))
-        )
-    )
+    # Python's tracker of shared memory frees the arrays that ended workers had ready, and would
+    # warn of each.
+    if _TRACKER_WARNING not in sys.warnoptions:
+        sys.warnoptions.append(_TRACKER_WARNING)
+    if not flags.FLAGS.is_parsed():
+        # Grain reads its settings from absl's flags when it starts a worker, which fails in a
+        # program that does not use them.
+        flags.FLAGS.mark_as_parsed()
+    read = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+    options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=buffer)
+    return iter(elements.to_iter_dataset(read).mp_prefetch(options, worker_init_fn=_start_worker))
 
 
 def _start_worker(index: int, count: int) -> None:
     # Ctrl-C reaches the whole process group. The parent stops its workers; their tracebacks would
-    # only bury its message.
+    # only hide its message.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A worker is one core's worth; OpenCV's own threads would have the workers fight over the
-    # cores.
+    # Each worker is to use one core; OpenCV's own threads would compete for the cores.
     cv2.setNumThreads(1)
-
-
-def _check_shard(shard: tuple[int, int]) -> None:
-    index, count = shard
-    if not 0 <= index < count:
-        raise ConfigError(f"shard = {shard}: want (index, count) with 0 <= index < count")
 
 
 def _check_workers(workers: int) -> None:
     most = max(64, 4 * (os.cpu_count() or 1))
     if not 0 <= workers <= most:
         raise ConfigError(
-            f"workers = {workers}: want 0 (threads) to {most} on this machine of {os.cpu_count()} cores"
+            f"num_workers = {workers}: expected 0 (threads) to {most} on this machine of "
+            f"{os.cpu_count()} cores"
         )

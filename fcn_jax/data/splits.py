@@ -1,4 +1,7 @@
-"""The splits of a dataset as training and evaluation use them: scaled alike, without damaged records, their labels checked."""
+"""The splits of a dataset as training and evaluation use them.
+
+Images are scaled alike, damaged records are skipped if the setting says so, and masks are checked.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,10 @@ from typing import Any
 
 from fcn_jax.data import damage, inspection
 from fcn_jax.data import value_range as ranges
-from fcn_jax.data.progress import PassProgress
 from fcn_jax.data.value_range import Assumed, Range
 from fcn_jax.errors import DamagedError
 from fcn_jax.plugins.api import Dataset, Source
+from fcn_jax.runtime.progress import Progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,10 +25,10 @@ class Splits:
 
     Attributes:
         sources: source by the name of its split.
-        value_range: how images of more than 8 bits are scaled: the setting, or what was assumed.
-        notes: what was assumed, left out or is odd, a line each.
-        identity: number of images of the first split, and a digest of their IDs: what decides their
-            order in training.
+        value_range: the range of images of more than 8 bits: the setting, or the assumption.
+        notes: assumptions, skipped records and oddities, one line each.
+        identity: the number of images of the first split, and a digest of their IDs, which together
+            determine their order in training.
     """
 
     sources: Mapping[str, Source]
@@ -48,42 +51,37 @@ def open_splits(
     Args:
         dataset: the dataset.
         root: its folder, or None.
-        names: the splits; for training the split that is trained on first.
-        value_range: stored values of images of more than 8 bits that become 0 and 255; None assumes
-            them from the images of all splits (`fcn_jax.data.value_range.assumed`).
-        damaged: "refuse" leaves damaged files to be errors when they are read; "skip" decodes all
-            files once and leaves out records whose image or mask is damaged.
-        training: False for an evaluation, for which less has to be right; see
+        names: the splits; for training, the split that is trained on comes first.
+        value_range: the stored values that become 0 and 255 in images of more than 8 bits; None
+            assumes them from the images of all splits (`fcn_jax.data.value_range.assumed`).
+        damaged: with "refuse", damaged files are errors when they are read; "skip" decodes all
+            files once and skips records whose image or mask is damaged.
+        training: False for an evaluation, which has fewer requirements; see
             `fcn_jax.data.inspection.inspect`.
 
-    Returns:
-        The sources and what is to be said about them.
-
     Raises:
-        DataError: files are missing, all of a split are damaged, or masks and classes do not belong
-            together.
+        DataError: files are missing, all files of a split are damaged, or masks and classes do not
+            belong together.
         ConfigError: `value_range` is set, and the dataset scales its images itself.
     """
     sources = {name: dataset.open(root, name) for name in dict.fromkeys(names)}
     notes = [note for source in sources.values() for note in getattr(source, "notes", ())]
     if value_range is None:
-        with PassProgress("looking at bit depths", sum(map(len, sources.values()))) as progress:
-            value_range = ranges.assumed(_images(sources.values()), progress=progress.show)
-        notes += (
-            [f"{value_range.note}; data.value_range sets another range"] if value_range.note else []
-        )
+        with Progress("reading bit depths", sum(map(len, sources.values()))) as progress:
+            value_range = ranges.assumed(_images(sources.values()), progress=progress.update)
+        if value_range.note:
+            notes.append(f"{value_range.note}; data.value_range sets another range")
     sources = {name: ranges.with_range(source, value_range) for name, source in sources.items()}
     identity = _identity(sources[names[0]])
     if damaged == "skip":
         for name, source in sources.items():
-            replace = training and name == names[0]
-            with PassProgress(f"decoding {name}", len(source)) as progress:
+            with Progress(f"decoding {name}", len(source)) as progress:
                 sources[name], faults = damage.without_damaged(
-                    source, progress.show, replace=replace
+                    source, progress.update, replace=training and name == names[0]
                 )
             if faults:
                 notes.append(damage.note(faults, len(source), name))
-    # What is damaged is left out already, except where a source decodes masks with their images.
+    # Damaged records are skipped already, unless the source decodes masks with their images.
     skip = (DamagedError,) if damaged == "skip" else ()
     found = inspection.inspect(sources, training=names[0] if training else None, skip=skip)
     return Splits(sources, value_range, tuple(dict.fromkeys([*notes, *found.notes])), identity)
@@ -96,7 +94,7 @@ def _identity(source: Source) -> dict[str, Any]:
 
 
 def _images(sources: Iterable[Source]) -> Iterator[Path | bytes]:
-    """Image files; sources that hold the contents of files scale each image alone."""
+    """Image files. Sources that hold the contents of files scale each image alone."""
     for source in sources:
         if isinstance(source[0].image, Path):
             for index in range(len(source)):

@@ -1,8 +1,8 @@
-"""Images of more than 8 bits to 8 bits: which stored numbers become 0 and 255.
+"""Scaling of images of more than 8 bits to 8 bits: the stored numbers that become 0 and 255.
 
-A stored 16-bit number says little about how bright it is: cameras of 10, 12 and 14 bits write their
-values into 16 bits as they are. The range is, in this order, the setting `data.value_range`; what
-the file declares; what is assumed from the largest value of all the images of a dataset.
+The brightness of a stored 16-bit number is uncertain: cameras of 10, 12 and 14 bits write their
+values into 16 bits unchanged. The range is, in this order, the setting `data.value_range`; the
+range that the file declares; an assumption from the largest value of all images of a dataset.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from fcn_jax.data import image_files
 from fcn_jax.data.damage import KeptSource
-from fcn_jax.data.image_files import Wide
+from fcn_jax.data.images import formats
+from fcn_jax.data.images.formats import Wide
 from fcn_jax.errors import ConfigError, DataError, listing
 from fcn_jax.plugins.api import Source
 
@@ -28,20 +28,23 @@ Range = tuple[float, float]
 
 _INTEGERS = tuple(2.0**bits - 1 for bits in (8, 10, 12, 14, 16))
 _FLOATS = (1.0, 255.0, 1023.0, 4095.0, 16383.0, 65535.0)
-_ADVICE = "set data.value_range = [low, high] (predict and eval: --value-range LOW HIGH), the stored numbers that mean black and white"
+_ADVICE = (
+    "set data.value_range = [low, high] (predict and eval: --value-range LOW HIGH), the stored "
+    "numbers of black and white"
+)
 _MAX_THREADS = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Assumed:
-    """What is assumed of the images that have more than 8 bits and do not declare their range.
+    """The assumed ranges of images that have more than 8 bits and do not declare their range.
 
     Attributes:
-        integers: range of whole numbers; None where there are no such images.
-        floats: range of floating point numbers; None where there are no such images.
-        largest: largest value of all of them.
-        count: how many they are.
-        note: a line that says what is assumed; None where nothing is.
+        integers: range of whole numbers; None if there are no such images.
+        floats: range of floating point numbers; None if there are no such images.
+        largest: the largest value of all these images.
+        count: the number of these images.
+        note: a line that names the assumption; None if there is none.
     """
 
     integers: Range | None = None
@@ -56,16 +59,16 @@ def to_u8(wide: Wide, value_range: Range | Assumed | None, name: str) -> np.ndar
 
     Args:
         wide: the image.
-        value_range: the setting; or what is assumed where the file declares nothing; None assumes
-            from this image alone.
-        name: what to call it in an error.
+        value_range: the setting; or the assumption for files that declare no range. None makes an
+            assumption from this image alone.
+        name: the name of the image in an error.
 
     Returns:
         u8 of the image's shape.
 
     Raises:
-        DataError: a value is not finite; or without a setting, one is negative or larger than what
-            is assumed.
+        DataError: a value is not finite; or without a setting, a value is negative or larger than
+            the assumed range.
     """
     values = wide.values
     if isinstance(value_range, tuple):
@@ -73,7 +76,7 @@ def to_u8(wide: Wide, value_range: Range | Assumed | None, name: str) -> np.ndar
         _check_finite(values, name)
     else:
         low, high = wide.declared or _assumed_of(wide, value_range, name)
-    # A table of all 16-bit numbers takes less time than the numbers of most images.
+    # Scaling a table of all 16-bit numbers is faster than scaling most images.
     table = _scale(np.arange(65536), low, high) if values.dtype == np.uint16 else None
     result = _scale(values, low, high) if table is None else table[values]
     return 255 - result if wide.inverted else result
@@ -85,22 +88,22 @@ def assumed(
     progress: Callable[[int, int], None] | None = None,
     skip_faulty: bool = False,
 ) -> Assumed:
-    """Decide over the images of a dataset, so that all are scaled alike.
+    """Assume ranges from all images of a dataset, so that they are scaled alike.
 
     Only images of more than 8 bits are decoded, on threads; of the others the first bytes are read.
-    Files that are missing or damaged are passed over: whoever decodes them reports them.
+    Missing and damaged files are skipped: their error is raised when they are decoded.
 
     Args:
         images: files, or their contents.
-        progress: called with the number of images that are done and of all.
-        skip_faulty: pass over images for which no range is assumed, too.
+        progress: called with the number of images that are done, and the number of all.
+        skip_faulty: whether to skip images with values outside every range, too.
 
     Returns:
-        What `fcn_jax.data.decode.read_image` and `decode_record` take as `value_range`.
+        The `value_range` for `fcn_jax.data.decode.read_image` and `decode_record`.
 
     Raises:
-        DataError: there are values that no range is assumed for: negative ones, or ones over 65535
-            or not finite. All such images are counted, and the first dozen named.
+        DataError: some values are negative, over 65535 or not finite. All such images are counted,
+            and the first dozen named.
     """
     sources = list(images)
     wide = []
@@ -125,30 +128,22 @@ def assumed(
         )
     notes, ranges = [], {}
     for kind in ("integers", "floats"):
-        of_kind = [
-            (wide.values.dtype.itemsize * 8, largest)
-            for wide, largest in found
-            if wide.is_float == (kind == "floats")
-        ]
+        of_kind = [(wide, value) for wide, value in found if wide.is_float == (kind == "floats")]
         if of_kind:
             largest = max(value for _, value in of_kind)
             ranges[kind] = _smallest(largest, kind == "floats", "images")
-            notes.append(
-                _note(
-                    kind, sorted({bits for bits, _ in of_kind}), len(of_kind), largest, ranges[kind]
-                )
-            )
-    note = "; ".join(notes) or None
+            bits = sorted({wide.values.dtype.itemsize * 8 for wide, _ in of_kind})
+            notes.append(_note(kind, bits, len(of_kind), largest, ranges[kind]))
     return Assumed(
         **ranges,
         largest=max((value for _, value in found), default=0.0),
         count=len(found),
-        note=note,
+        note="; ".join(notes) or None,
     )
 
 
 def to_json(value_range: Range | Assumed) -> list[float] | dict[str, list[float] | None] | None:
-    """What a checkpoint records of a range, so that prediction scales images as training did; the inverse of `from_json`."""
+    """A range as a checkpoint records it, so that prediction scales images as training did."""
     if isinstance(value_range, tuple):
         return list(value_range)
     if not value_range.count:
@@ -158,19 +153,19 @@ def to_json(value_range: Range | Assumed) -> list[float] | dict[str, list[float]
 
 
 def from_json(recorded: Any) -> Range | Assumed | None:
-    """The range that `to_json` recorded; None where there is no record.
+    """The range that `to_json` recorded; None if there is no record.
 
     Raises:
-        ValueError: it is not such a record.
+        ValueError: `recorded` is not such a record.
     """
     if recorded is None:
         return None
     if isinstance(recorded, dict):
-        found = {
-            kind: _pair(recorded[kind]) if recorded.get(kind) is not None else None
+        integers, floats = (
+            None if recorded.get(kind) is None else _pair(recorded[kind])
             for kind in ("integers", "floats")
-        }
-        return Assumed(found["integers"], found["floats"])
+        )
+        return Assumed(integers, floats)
     return _pair(recorded)
 
 
@@ -186,12 +181,12 @@ def with_range(source: Source, value_range: Range | Assumed | None) -> Source:
     """A source that scales its images by a range.
 
     Args:
-        source: a dataset's split. Where it is a dataclass with a field `value_range`, a copy with
-            that field set is returned.
-        value_range: the setting, or what is assumed.
+        source: a dataset's split. If it is a dataclass with a field `value_range`, the result is a
+            copy with that field set.
+        value_range: the setting, or the assumption.
 
     Raises:
-        ConfigError: it is a setting, and the source has no such field.
+        ConfigError: `value_range` is a setting, and the source has no such field.
     """
     if isinstance(source, KeptSource):
         return dataclasses.replace(source, source=with_range(source.source, value_range))
@@ -202,23 +197,22 @@ def with_range(source: Source, value_range: Range | Assumed | None) -> Source:
         return changed
     if isinstance(value_range, tuple):
         raise ConfigError(
-            "data.value_range is set, but the dataset scales its images by a rule of its own; leave the setting out"
+            "data.value_range is set, but the dataset scales its images by a rule of its own; "
+            "remove the setting"
         )
     return source
 
 
 def _look(image: Path | bytes) -> tuple[Wide, float] | str | None:
-    """What is known of an image that may be wide.
+    """Decode an image that may be wide.
 
     Returns:
         For a wide image that declares no range, the image without its pixels, and its largest
-        value; what is wrong with its values; None for others.
+        value; or the problem with its values. None for other images.
     """
     name = _name(image)
     try:
-        wide, _ = image_files.decode(
-            image if isinstance(image, bytes) else image.read_bytes(), name
-        )
+        wide, _ = formats.decode(image if isinstance(image, bytes) else image.read_bytes(), name)
     except (DataError, OSError):
         return None
     if not isinstance(wide, Wide) or wide.declared:
@@ -235,14 +229,14 @@ def _may_be_wide(image: Path | bytes) -> bool:
     name = _name(image)
     try:
         if isinstance(image, bytes):
-            return image_files.may_be_wide(image, name)
+            return formats.may_be_wide(image, name)
         with image.open("rb", buffering=0) as file:
             head = file.read(25)
             if head[:2] not in (b"II", b"MM"):
-                return image_files.may_be_wide(head, name)
+                return formats.may_be_wide(head, name)
             # The tags of a TIFF may lie anywhere in it.
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as contents:
-                return image_files.may_be_wide(contents, name)
+                return formats.may_be_wide(contents, name)
     except (DataError, OSError):
         return False
 
@@ -252,12 +246,13 @@ def _name(image: Path | bytes) -> str:
 
 
 def _note(kind: str, bits: list[int], count: int, largest: float, assumed_range: Range) -> str:
-    what = "floating point values" if kind == "floats" else f"{' or '.join(map(str, bits))} bits"
     high = assumed_range[1]
-    read = (
-        f"0 to {high:g}" if kind == "floats" else f"{int(high).bit_length()} bits (0 to {high:.0f})"
-    )
-    return f"{count} image{' has' if count == 1 else 's have'} {what}: largest value {largest:g}, read as {read}"
+    what, read = "floating point values", f"0 to {high:g}"
+    if kind == "integers":
+        what = f"{' or '.join(map(str, bits))} bits"
+        read = f"{int(high).bit_length()} bits (0 to {high:.0f})"
+    images = "image has" if count == 1 else "images have"
+    return f"{count} {images} {what}: largest value {largest:g}, read as {read}"
 
 
 def _assumed_of(wide: Wide, decided: Assumed | None, name: str) -> Range:
@@ -267,21 +262,22 @@ def _assumed_of(wide: Wide, decided: Assumed | None, name: str) -> Range:
         return _smallest(largest, wide.is_float, name)
     if largest > known[1]:
         raise DataError(
-            f"{name}: the image's largest value is {largest:g}, but the dataset's range is 0 to {known[1]:g}; {_ADVICE}"
+            f"{name}: the image's largest value is {largest:g}, but the dataset's range is 0 to "
+            f"{known[1]:g}; {_ADVICE}"
         )
     return known
 
 
 def _scale(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    return np.clip(
-        np.rint((values.astype(np.float64) - low) * (255 / (high - low))), 0, 255
-    ).astype(np.uint8)
+    scaled = np.rint((values.astype(np.float64) - low) * (255 / (high - low)))
+    return np.clip(scaled, 0, 255).astype(np.uint8)
 
 
 def _check_finite(values: np.ndarray, name: str) -> None:
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise DataError(
-            f"{name}: the image holds values that are not finite (NaN or infinity); replace them by numbers"
+            f"{name}: the image holds values that are not finite (NaN or infinity); replace them "
+            "by numbers"
         )
 
 

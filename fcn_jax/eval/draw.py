@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, PngImagePlugin
 
-from fcn_jax.data.palette import voc_palette
+from fcn_jax.data.labels.palette import voc_palette
 from fcn_jax.plugins.api import IGNORE_INDEX, Classes
 from fcn_jax.runtime.atomic import replacing
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fcn_jax import checkpoint
-from fcn_jax.config import Config, read_run
+from fcn_jax.config import Config
 from fcn_jax.data import value_range as ranges
 from fcn_jax.data.pipeline import eval_examples
 from fcn_jax.data.splits import open_splits
@@ -23,6 +23,7 @@ from fcn_jax.eval.metrics import ConfusionMatrix, Scores
 from fcn_jax.eval.predictor import Predictor
 from fcn_jax.plugins import registry
 from fcn_jax.plugins.api import Classes, Example, Source
+from fcn_jax.recipes import read_run
 from fcn_jax.runtime.progress import Progress
 
 
@@ -40,7 +41,7 @@ def evaluate(
     Returns:
         Generator of each example with its predicted mask u8[H,W], in order. Close it to stop early.
     """
-    with contextlib.closing(eval_examples(source, workers=workers)) as examples:
+    with contextlib.closing(eval_examples(source, num_workers=workers)) as examples:
         for example in examples:
             prediction = predictor(example.image)
             matrix.add(example.mask, prediction)

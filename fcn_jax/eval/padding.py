@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fcn_jax.data import orientation
-from fcn_jax.data.image_files import PILLOW_ERRORS
+from fcn_jax.data.images import orientation
+from fcn_jax.data.images.limits import PILLOW_ERRORS
 
 MAX_EXACT_SIZES = 8
 """Most image sizes that each get a program of their own."""

@@ -21,8 +21,8 @@ import jax
 
 from fcn_jax import checkpoint as checkpoints
 from fcn_jax.data import value_range as ranges
+from fcn_jax.data.datasets.directory import IMAGE_SUFFIXES
 from fcn_jax.data.decode import read_image
-from fcn_jax.data.directory import IMAGE_SUFFIXES
 from fcn_jax.data.value_range import Assumed, Range
 from fcn_jax.errors import DataError, WriteError, listing
 from fcn_jax.eval import draw, padding

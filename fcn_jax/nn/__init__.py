@@ -1,5 +1,47 @@
-"""Operators and layers with PyTorch's meaning, in JAX's layout: NHWC activations, HWIO kernels."""
+"""Operators and layers with PyTorch's meaning, in JAX's layout.
 
+Activations are NHWC, kernels HWIO. Layers compute in `dtype` and keep parameters in `param_dtype`.
+In bfloat16 the gradients of parameters are summed in float32; Flax's own layers sum some of them in
+bfloat16. Plugins may use everything listed here; the modules `fcn_jax.nn._*` are private.
+
+Layers:
+    Conv: 2-d convolution.
+    ConvNormAct: convolution, batch normalization, activation.
+    ConvTranspose: transposed convolution, bilinear at first.
+    Linear: fully connected layer on the last axis.
+    BatchNorm: batch normalization.
+    LayerNorm: layer normalization over the last axis.
+    LayerScale: learned factor for each channel.
+    Buffer: a variable that training does not change, such as a fixed kernel.
+
+Operators:
+    conv: convolution.
+    conv_transpose: transposed convolution.
+    max_pool: maximum of windows.
+    global_average_pool: mean over the image.
+    resize_bilinear: bilinear resizing to a size.
+    upsample: bilinear or nearest resizing by a factor.
+    residual_add: shortcut and activation at the end of a residual block.
+    add_bias: addition of a bias.
+    batch_norm_train: normalization by the statistics of the batch.
+    gelu: Gaussian error linear unit.
+
+Initializers, (key, shape, dtype) -> array:
+    torch_default: PyTorch's default for a fan-in.
+    kaiming_normal_fan_in: variance 2 / fan_in.
+    kaiming_normal_fan_out: variance 2 / fan_out.
+    normal: given standard deviation.
+    bilinear: bilinear interpolation by a transposed convolution.
+    bilinear_depthwise: the same with one kernel for each channel.
+
+For `jax.checkpoint`:
+    REMAT_NAMES: names of the values worth keeping.
+
+For CPUs, where XLA is slow, operators have forms of their own: see `_conv_cpu`, `_winograd`,
+`_barriers`, and the `cpu=` arguments of `platform_dependent` in other modules.
+"""
+
+from fcn_jax.nn._activations import gelu
 from fcn_jax.nn._barriers import REMAT_NAMES, residual_add
 from fcn_jax.nn._batch_norm import BatchNorm, batch_norm_train
 from fcn_jax.nn._bias import add_bias
@@ -16,8 +58,10 @@ from fcn_jax.nn._initializers import (
     normal,
     torch_default,
 )
+from fcn_jax.nn._layer_norm import LayerNorm, LayerScale
+from fcn_jax.nn._linear import Linear
 from fcn_jax.nn._pooling import global_average_pool, max_pool
-from fcn_jax.nn._resize import resize_bilinear
+from fcn_jax.nn._resize import resize_bilinear, upsample
 
 __all__ = [
     "REMAT_NAMES",
@@ -27,12 +71,16 @@ __all__ = [
     "ConvNormAct",
     "ConvTranspose",
     "Initializer",
+    "LayerNorm",
+    "LayerScale",
+    "Linear",
     "add_bias",
     "batch_norm_train",
     "bilinear",
     "bilinear_depthwise",
     "conv",
     "conv_transpose",
+    "gelu",
     "global_average_pool",
     "kaiming_normal_fan_in",
     "kaiming_normal_fan_out",
@@ -41,4 +89,5 @@ __all__ = [
     "residual_add",
     "resize_bilinear",
     "torch_default",
+    "upsample",
 ]

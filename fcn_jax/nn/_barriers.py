@@ -7,6 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float
 
 CONV_OUTPUT = "fcn_jax.conv"
 MOMENTS = "fcn_jax.moments"
@@ -18,8 +19,10 @@ They are the outputs of convolutions, and the mean and variance of each batch no
 
 
 def residual_add(
-    y: jax.Array, shortcut: jax.Array, activation: Callable[[jax.Array], jax.Array] | None = None
-) -> jax.Array:
+    y: Float[Array, "*S"],
+    shortcut: Float[Array, "*S"],
+    activation: Callable[[jax.Array], jax.Array] | None = None,
+) -> Float[Array, "*S"]:
     """The end of a residual block: `activation(y + shortcut)`, f[...]; no activation if None.
 
     The result is computed once on CPUs too: see `fusion_barrier`.

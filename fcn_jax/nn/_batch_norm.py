@@ -1,9 +1,9 @@
 """Batch normalization with PyTorch's numerics.
 
-Ioffe and Szegedy 2015, arXiv:1502.03167; `torch.nn.BatchNorm2d`. It differs from Flax's in two ways
-that a port must get right: the running variance is the unbiased one, and the momentum counts the
-new value (0.1 here is Flax's 0.9). Under `jax.jit` with a batch sharded over devices the statistics
-are those of the whole batch.
+Ioffe and Szegedy 2015, arXiv:1502.03167; `torch.nn.BatchNorm2d`. It differs from Flax's layer in
+two ways that matter for a port: the running variance is unbiased, and the momentum is the share of
+the new value (0.1 here is 0.9 in Flax). Under `jax.jit`, with a batch sharded over devices, the
+statistics are those of the whole batch.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float
 
 from fcn_jax.nn._barriers import MOMENTS
 from fcn_jax.nn._initializers import on_device
@@ -38,12 +39,12 @@ def batch_norm_train(
         scale: f32[C].
         bias: f32[C].
         eps: added to the variance, above 0.
-        near: f32[C], a guess of the mean, such as the running one. Where it is given the statistics
-            take one pass over `x` in place of two, and the variance is off by some 1e-6 to 1e-5 of
-            the squared distance from guess to mean.
+        near: f32[C], an estimate of the mean, such as the running mean. With it the statistics take
+            one pass over `x` instead of two. The error of the variance is then 1e-6 to 1e-5 of the
+            squared distance from the estimate to the mean.
 
     Returns:
-        The result in the dtype of `x`; the mean f32[C]; the biased variance f32[C]. No gradient
+        The result in the dtype of `x`, the mean f32[C], and the biased variance f32[C]. No gradient
         flows through the statistics.
     """
     return _train_fwd(x, scale, bias, eps, near)[0]
@@ -70,7 +71,11 @@ def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _moments_near(x: jax.Array, near: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The same in one pass. A difference of squares cancels where the mean is large against the deviation, so `near` is taken off first."""
+    """The same in one pass, after `near` is subtracted.
+
+    Otherwise the difference of squares would cancel if the mean is large compared with the
+    standard deviation.
+    """
     axes = tuple(range(x.ndim - 1))
     shifted = x - near
     mean = shifted.mean(axes)
@@ -100,10 +105,9 @@ class BatchNorm(nnx.Module):
     Attributes:
         scale: f32[C], PyTorch's `weight`.
         bias: f32[C].
-        mean: f32[C], running.
-        var: f32[C], running and unbiased.
-        num_batches_tracked: i32[], batches seen in train mode; kept so that a state dict goes back
-            to PyTorch whole.
+        mean: f32[C], running mean.
+        var: f32[C], running unbiased variance.
+        num_batches_tracked: i32[], number of batches in train mode, for PyTorch's state dict.
         use_running_average: True after `model.eval()`, False after `model.train()`.
     """
 
@@ -116,7 +120,10 @@ class BatchNorm(nnx.Module):
         dtype: Any = jnp.float32,
         param_dtype: Any = jnp.float32,
     ) -> None:
-        """Start with scale 1, bias 0, mean 0, variance 1. `momentum` is the new value's share, 0 to 1."""
+        """Start with scale 1, bias 0, mean 0, variance 1.
+
+        `eps` is added to the variance. `momentum` is the share of the new value, 0 to 1.
+        """
         self.scale = nnx.Param(on_device(np.ones(channels), param_dtype))
         self.bias = nnx.Param(on_device(np.zeros(channels), param_dtype))
         self.mean = nnx.BatchStat(on_device(np.zeros(channels), jnp.float32))
@@ -125,12 +132,11 @@ class BatchNorm(nnx.Module):
         self.eps, self.momentum, self.dtype = eps, momentum, dtype
         self.use_running_average = False
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """f[..., C] -> `dtype`[..., C]; in train mode updates the running statistics.
+    def __call__(self, x: Float[Array, "*N C"]) -> Float[Array, "*N C"]:
+        """f[..., C] -> `dtype`[..., C]. Train mode updates the running statistics.
 
         Raises:
-            ValueError: in train mode, if there is a single value per channel, whose variance is
-                unknown.
+            ValueError: in train mode, if there is a single value per channel.
         """
         x = x.astype(self.dtype)
         if self.use_running_average:
@@ -139,25 +145,24 @@ class BatchNorm(nnx.Module):
         count = math.prod(x.shape[:-1])
         if count < 2:
             raise ValueError(
-                f"batch normalization in train mode needs more than one value per channel, got an input of shape {x.shape}; "
-                "use a larger batch or image, or model.eval()"
+                "batch normalization in train mode needs more than one value per channel, got an "
+                f"input of shape {x.shape}; use a larger batch or image, or model.eval()"
             )
-        # Values of 16 bits are coarse enough for one pass. From the running mean it is as exact as
-        # two once that is near, which takes a few times 1 / momentum steps from the initial 0; a
-        # value of the batch itself would be near at once, but costs TPUs another pass.
+        # One pass is exact enough for 16-bit values. It is as exact as two passes once the running
+        # mean is near, which takes a few times 1 / momentum steps. A value of the batch itself
+        # would be near from the start, but costs TPUs another pass.
         near = self.mean[...] if x.dtype.itemsize < 4 else None
         scale, bias = self.scale[...].astype(jnp.float32), self.bias[...].astype(jnp.float32)
         y, mean, var = batch_norm_train(x, scale, bias, self.eps, near)
-        # Not `[...] =`, which looks for the new value's sharding: to say that a traced value has
-        # none, JAX before 0.12 searches all that has been traced so far, in a ResNet-152 for half
-        # of the time that tracing takes.
+        # Not `[...] =`, which asks for the sharding of the new value: JAX before 0.12 then searches
+        # everything traced so far, which takes half of the tracing time of a ResNet-152.
         self.mean.set_value(self._moved(self.mean[...], mean))
         self.var.set_value(self._moved(self.var[...], var * (count / (count - 1))))
         self.num_batches_tracked.set_value(self.num_batches_tracked[...] + 1)
         return y
 
     def as_affine(self) -> tuple[jax.Array, jax.Array]:
-        """What eval mode does, f32[C] each: the factor by which it multiplies, and what it then adds."""
+        """Factor and summand f32[C] of eval mode, which returns `x * factor + summand`."""
         scale, bias = self.scale[...].astype(jnp.float32), self.bias[...].astype(jnp.float32)
         factor = scale * lax.rsqrt(self.var[...] + self.eps)
         return factor, bias - self.mean[...] * factor

@@ -1,4 +1,4 @@
-"""Adding a bias, with a gradient that is exact enough in bfloat16."""
+"""Addition of a bias, with an exact gradient in bfloat16."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import jax.numpy as jnp
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def add_bias(x: jax.Array, bias: jax.Array, axis: int = -1) -> jax.Array:
-    """`x` f[..., C, ...] plus `bias` f32[C] along an axis, rounded to the dtype of `x`; the bias's gradient is summed in float32.
+    """Add `bias` f32[C], rounded to the dtype of `x`, to `x` f[..., C, ...] along an axis.
 
-    The plain sum's gradient would be a sum in the dtype of `x`. Over the pixels of a batch,
-    bfloat16 loses it: 256 + 1 is 256 there.
+    The gradient of the bias is summed in float32. The gradient of a plain sum would be summed in
+    the dtype of `x`, which fails in bfloat16 over the pixels of a batch: 256 + 1 is 256 there.
     """
     others = [i for i in range(x.ndim) if i != axis % x.ndim]
     return x + jnp.expand_dims(bias.astype(x.dtype), others)

@@ -1,4 +1,4 @@
-"""Weights that no training changes."""
+"""Weights that training does not change."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from flax import nnx
 
 
 class Buffer(nnx.BatchStat):
-    """An array that is part of a network's weights, but fixed: a bilinear kernel, for one.
+    """A fixed array among the weights of a network, such as a bilinear kernel.
 
-    It is converted, saved and loaded like a parameter. Training takes it for a statistic that
-    nothing updates: it has no gradient, no decay and no optimizer state.
+    It is converted, saved and loaded like a parameter. It has no gradient, no decay and no
+    optimizer state: training treats it as a statistic that nothing updates.
     """

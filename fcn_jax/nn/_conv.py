@@ -1,4 +1,4 @@
-"""2-d convolution with PyTorch's padding, whose gradients, and grouped forms, are fast on CPUs too."""
+"""2-d convolution with PyTorch's padding. Gradients and groups are fast on CPUs too."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float
 
 from fcn_jax.nn._barriers import CONV_OUTPUT
 from fcn_jax.nn._bias import add_bias
@@ -19,22 +20,22 @@ from fcn_jax.nn._initializers import Initializer, torch_default
 
 
 def conv(
-    x: jax.Array,
-    kernel: jax.Array,
+    x: Float[Array, "N H W I"],
+    kernel: Float[Array, "kH kW {x.shape[3]//groups} O"],
     stride: int = 1,
     padding: int = 0,
     dilation: int = 1,
     groups: int = 1,
-) -> jax.Array:
-    """2-d cross-correlation, as `torch.nn.functional.conv2d`: both borders are padded with `padding` zeros.
+) -> Float[Array, "N h w O"]:
+    """2-d cross-correlation, as `torch.nn.functional.conv2d`.
 
     Args:
         x: f[N, H, W, I].
-        kernel: f[kH, kW, I / groups, O], rounded to the dtype of `x`; its gradient is summed in
-            float32, but for GPUs.
+        kernel: f[kH, kW, I / groups, O], rounded to the dtype of `x`. Its gradient is summed in
+            float32, except on GPUs.
         stride: at least 1.
         padding: zeros on each side, at least 0.
-        dilation: distance between the kernel's taps, at least 1.
+        dilation: distance between the taps of the kernel, at least 1.
         groups: divides I and O.
 
     Returns:
@@ -83,7 +84,7 @@ class Conv(nnx.Module):
     """2-d convolution layer; `torch.nn.Conv2d` in NHWC. See `conv` for the shapes.
 
     Attributes:
-        kernel: f[kH, kW, I / groups, O], parameters in `param_dtype`.
+        kernel: f[kH, kW, I / groups, O], in `param_dtype`.
         bias: f[O], or None.
     """
 
@@ -104,7 +105,7 @@ class Conv(nnx.Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
-        """Draw the parameters; what is given no initializer is drawn from PyTorch's default."""
+        """Draw the parameters, from PyTorch's default where there is no initializer."""
         shape = (kernel_size, kernel_size, in_channels // groups, out_channels)
         default = torch_default(kernel_size * kernel_size * in_channels // groups)
         self.kernel = nnx.Param((kernel_init or default)(rngs.params(), shape, param_dtype))
@@ -116,7 +117,7 @@ class Conv(nnx.Module):
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
         self.dtype = dtype
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "N H W I"]) -> Float[Array, "N h w O"]:
         """f[N, H, W, I] -> `dtype`[N, h, w, O]."""
         y = conv(
             x.astype(self.dtype),

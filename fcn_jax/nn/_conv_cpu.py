@@ -1,6 +1,6 @@
-"""Forms of a 2-d convolution that are fast on CPUs, where XLA is slow in kernel gradients, few channels and groups.
+"""2-d convolution for CPUs, where XLA is slow for kernel gradients, few channels and groups.
 
-A form of the gradients gives the input's in the dtype of `x`, and the kernel's in float32.
+Gradients: of the input in the dtype of `x`, of the kernel in float32.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from fcn_jax.nn._conv_xla import DIMENSIONS, Settings, xla_conv
 from fcn_jax.nn._matmul import product
 
 _COLUMNS = 1 << 20
-"""Elements of im2col's columns that a kernel gradient makes at a time, but for those of a row of all images, which is the least."""
+"""Elements of im2col columns at a time in a kernel gradient; at least one row of all images."""
 
 _WINOGRAD_CHANNELS = 64
-"""Least number of channels, in and out, for which Winograd's form of a 3x3 convolution and of its input gradient saves time."""
+"""Smallest number of channels, in and out, for Winograd's convolution and input gradient."""
 
 _WINOGRAD_GRAD_CHANNELS = 128
-"""Likewise for its kernel gradient."""
+"""The same for its kernel gradient."""
 
 _PART_CHANNELS = 16
-"""Largest number of input channels for which neighboring groups are computed as one, if one group has no more than that."""
+"""Neighboring groups are computed as one up to this number of input channels."""
 
 
 def cpu_conv(settings: Settings, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """The convolution in the fastest form that there is; where it is grouped, up to thirty times as fast as XLA's."""
+    """Convolve in the fastest known form: up to thirty times as fast as XLA if it is grouped."""
     if settings.groups == 1:
         return _dense(settings, x, kernel)
     if _is_depthwise(settings, kernel):
@@ -51,7 +51,7 @@ def cpu_conv(settings: Settings, x: jax.Array, kernel: jax.Array) -> jax.Array:
 def cpu_grads(
     settings: Settings, x: jax.Array, kernel: jax.Array, grad: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """The gradients of `x` and `kernel`."""
+    """Gradients of `x` and `kernel`."""
     if settings.groups == 1:
         return _dense_grads(settings, x, kernel, grad)
     if _is_depthwise(settings, kernel):
@@ -86,8 +86,7 @@ def _dense_grads(
     if _suits_winograd(settings, x, kernel, _WINOGRAD_CHANNELS) and _is_sparse(settings, x):
         return jax.vjp(functools.partial(_sparse, settings), x, kernel)[1](grad)
     if _suits_winograd(settings, x, kernel, _WINOGRAD_CHANNELS) and padding <= 2 * dilation:
-        # Transformed kernels are 16/9 and transformed images four times as large as what they come
-        # from.
+        # Transformed kernels are 16/9 times and transformed images four times as large as before.
         grad_x = _winograd.conv3x3(
             grad, remat_barrier(kernel, kernel), 2 * dilation - padding, dilation, transpose=True
         )
@@ -103,12 +102,12 @@ def _is_pointwise(settings: Settings, kernel: jax.Array) -> bool:
 
 
 def _pointwise(settings: Settings, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """A 1x1 convolution as a matrix product, half as long as XLA's convolution."""
+    """A 1x1 convolution as a matrix product, in half the time of XLA's convolution."""
     return product(x[:, :: settings.stride, :: settings.stride], kernel[0, 0])
 
 
 def _suits_winograd(settings: Settings, x: jax.Array, kernel: jax.Array, channels: int) -> bool:
-    """Whether Winograd's form is there and pays; in bfloat16 its transforms would round too much away."""
+    # In bfloat16 the transforms of Winograd's form would lose too much.
     return (
         kernel.shape[:2] == (3, 3)
         and settings.stride == 1
@@ -118,11 +117,11 @@ def _suits_winograd(settings: Settings, x: jax.Array, kernel: jax.Array, channel
 
 
 def _is_sparse(settings: Settings, x: jax.Array) -> bool:
-    """Whether the taps of a 3x3 kernel with stride 1 see so little but zeros that Winograd's form, of whole tiles, multiplies more.
+    """Whether a 3x3 convolution with stride 1 sees mostly padding, so that `_sparse` is faster.
 
-    DeepLab's ASPP is such: of 2048 -> 256 channels and rate 36 on 40x60 pixels two cores take 131
-    ms by Winograd, 52 ms by XLA and 31 ms in `_sparse`; its gradients 254 ms, 265 ms and 102 ms. At
-    rate 12, where both forms multiply about as much, they take as long.
+    DeepLab's ASPP does: with 2048 -> 256 channels and rate 36, on 40x60 pixels, two cores take 131
+    ms by Winograd, 52 ms by XLA and 31 ms in `_sparse`; the gradients take 254 ms, 265 ms and 102
+    ms. At rate 12 both forms take the same time.
     """
     seen = tiled = 1
     for size in x.shape[1:3]:
@@ -135,7 +134,7 @@ def _is_sparse(settings: Settings, x: jax.Array) -> bool:
 
 
 def _touching(settings: Settings, size: int, tap: int) -> tuple[int, int]:
-    """Of the outputs along one side, those whose tap of that number lies in the image: first, and last plus one."""
+    """Range of the outputs along one side for which a tap of the kernel lies in the image."""
     offset = tap * settings.dilation - settings.padding
     first = max(0, -offset)
     return first, max(
@@ -144,7 +143,7 @@ def _touching(settings: Settings, size: int, tap: int) -> tuple[int, int]:
 
 
 def _sparse(settings: Settings, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """A 3x3 convolution with stride 1 as a sum of products of the kernel's elements with as much of the image as each of them sees."""
+    """A 3x3 convolution with stride 1 as nine products, each with the part of the image it sees."""
     batch, height, width, _ = x.shape
     margin = 2 * settings.padding - 2 * settings.dilation
     y = jnp.zeros((batch, height + margin, width + margin, kernel.shape[3]), x.dtype)
@@ -165,7 +164,7 @@ def _sparse(settings: Settings, x: jax.Array, kernel: jax.Array) -> jax.Array:
 def _input_grad(
     settings: Settings, kernel: jax.Array, grad: jax.Array, shape: tuple[int, ...]
 ) -> jax.Array:
-    """Input gradient of a dense convolution, as a convolution by the flipped kernel."""
+    """Input gradient of a dense convolution: a convolution with the flipped kernel."""
     padding = []
     for size, rows, taps in zip(shape[1:3], grad.shape[1:3], kernel.shape[:2], strict=True):
         reach = settings.dilation * (taps - 1)
@@ -185,13 +184,13 @@ def _input_grad(
 def _kernel_grad(
     settings: Settings, x: jax.Array, grad: jax.Array, kernel_shape: tuple[int, ...]
 ) -> jax.Array:
-    """Kernel gradient of a dense convolution: matrix products of im2col's columns with the gradients, summed over strips of all images.
+    """Kernel gradient of a dense convolution: products of im2col columns with the output gradients.
 
-    XLA on CPU computes it as a convolution whose kernel is the whole image, several times slower.
-    Here each element of the kernel and channel has a line of its own, so that copies are long
-    however few the channels, and a strip's columns stay in the cache. Where the images lie on
-    several CPU devices, each makes the columns of its own, and the sums are added up strip by
-    strip.
+    The products are summed over strips of all images. XLA for CPUs computes it as a convolution
+    whose kernel is the whole image, several times slower. Here each element of the kernel and
+    channel has a row of its own: copies are long even with few channels, and the columns of a strip
+    stay in the cache. If the images lie on several CPU devices, each makes its own columns, and the
+    devices add up their sums strip by strip.
     """
     height, width, channels, out = kernel_shape
     batch, rows, cols = grad.shape[:3]
@@ -228,9 +227,9 @@ def _kernel_grad(
 def _phases(
     settings: Settings, x: jax.Array, height: int, width: int, rows: int, cols: int
 ) -> jax.Array:
-    """f[N,H,W,C] -> f[s,s,C,N,h,w]: pixels of the padded images whose coordinates leave the same remainders by the stride s.
+    """f[N,H,W,C] -> f[s,s,C,N,h,w]: pixels of the padded images, grouped by coordinates modulo s.
 
-    As many as a kernel of `height` x `width` sees for `rows` x `cols` outputs.
+    s is the stride. The result covers `rows` x `cols` outputs of a `height` x `width` kernel.
     """
     stride, padding = settings.stride, settings.padding
     tall, wide = (
@@ -254,7 +253,7 @@ def _pad(settings: Settings, x: jax.Array) -> jax.Array:
 def _taps(
     settings: Settings, padded: jax.Array, height: int, width: int, rows: int, cols: int
 ) -> Iterator[tuple[int, int, jax.Array]]:
-    """What each element of a kernel sees: (i, j, f[N, rows, cols, I]), a slice of the padded images."""
+    """For each element (i, j) of a kernel, the slice f[N, rows, cols, I] of the images it sees."""
     stride = settings.stride
     for i, j in itertools.product(range(height), range(width)):
         top, left = i * settings.dilation, j * settings.dilation
@@ -274,7 +273,7 @@ def _is_depthwise(settings: Settings, kernel: jax.Array) -> bool:
 
 
 def _depthwise(settings: Settings, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """A convolution of each channel by itself, element by element: XLA fuses the sum over the taps, and its gradients, into one loop."""
+    """A depthwise convolution, elementwise: XLA fuses the sum and its gradients into one loop."""
     height, width = kernel.shape[:2]
     rows, cols = jax.eval_shape(
         functools.partial(xla_conv, settings), x, kernel.astype(x.dtype)
@@ -284,9 +283,9 @@ def _depthwise(settings: Settings, x: jax.Array, kernel: jax.Array) -> jax.Array
     return sum(tap * wide[i, j, 0] for i, j, tap in taps).astype(x.dtype)  # type: ignore[union-attr]
 
 
-# A grouped convolution is done in parts of a few neighboring groups, each of them a dense
-# convolution whose kernel is zero between groups. A group of ResNeXt has 4 to 32 channels;
-# convolutions as narrow as that take longer than the multiplications by zero.
+# A grouped convolution is computed in parts of a few neighboring groups. Each part is a dense
+# convolution whose kernel is zero between groups. A group of ResNeXt has 4 to 32 channels: so
+# narrow a convolution takes longer than the multiplications by zero.
 
 
 def _parts(settings: Settings, kernel: jax.Array) -> int:
@@ -320,7 +319,7 @@ def _split_kernel(kernel: jax.Array, groups: int, parts: int) -> jax.Array:
 
 
 def _join_kernel(kernels: jax.Array, groups: int) -> jax.Array:
-    """The transpose of `_split_kernel`: what lies between groups is dropped."""
+    """The transpose of `_split_kernel`, which drops the values between groups."""
     parts, height, width, channels, out = kernels.shape
     joined = groups // parts
     blocks = kernels.reshape(

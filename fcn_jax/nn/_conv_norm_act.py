@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from fcn_jax.nn._batch_norm import BatchNorm
 from fcn_jax.nn._conv import Conv, conv
@@ -95,7 +96,7 @@ class ConvNormAct(nnx.Module):
         )
         self.activation = nnx.static(activation)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "N H W I"]) -> Float[Array, "N h w O"]:
         """f[N, H, W, I] -> `dtype`[N, h, w, O].
 
         Raises:

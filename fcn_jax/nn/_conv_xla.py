@@ -1,6 +1,6 @@
-"""Forms of a 2-d convolution that are XLA's own, for GPUs and TPUs.
+"""2-d convolution for GPUs and TPUs, by XLA's convolution.
 
-A form of the gradients gives the input's in the dtype of `x`, and the kernel's in float32.
+Gradients: of the input in the dtype of `x`, of the kernel in float32.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 
 class Settings(NamedTuple):
-    """What tells one convolution from another, but for its shapes; see `fcn_jax.nn._conv`."""
+    """Parameters of a convolution except its shapes; see `fcn_jax.nn.conv`."""
 
     stride: int
     padding: int
@@ -26,7 +26,7 @@ class Settings(NamedTuple):
 
 
 def xla_conv(settings: Settings, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """As it stands: what `fcn_jax.nn._conv` means."""
+    """`fcn_jax.nn.conv` as one XLA convolution."""
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -41,7 +41,7 @@ def xla_conv(settings: Settings, x: jax.Array, kernel: jax.Array) -> jax.Array:
 def tpu_grads(
     settings: Settings, x: jax.Array, kernel: jax.Array, grad: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """XLA's own, but for a kernel gradient that the matrix unit gives in float32, and chips add up so."""
+    """XLA's autodiff, except that the kernel gradient is computed and all-reduced in float32."""
     grad_x = jax.vjp(lambda x: xla_conv(settings, x, kernel), x)[1](grad)[0]
     stride, padding, dilation = settings.stride, settings.padding, settings.dilation
     ends = [
@@ -62,7 +62,7 @@ def tpu_grads(
 
 
 def gpu_conv(settings: Settings, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`xla_conv`, but for the first convolution of a network."""
+    """`xla_conv`, except for the first convolution of a network."""
     if not is_stem(settings, kernel.shape):
         return xla_conv(settings, x, kernel)
     return space_to_depth(
@@ -73,23 +73,25 @@ def gpu_conv(settings: Settings, x: jax.Array, kernel: jax.Array) -> jax.Array:
 def gpu_grads(
     settings: Settings, x: jax.Array, kernel: jax.Array, grad: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """XLA's own of `gpu_conv`. A bfloat16 kernel's gradient comes in that, to which alone cuDNN multiplies."""
+    """XLA's autodiff of `gpu_conv`. cuDNN computes a bfloat16 kernel gradient only in bfloat16."""
     if is_stem(settings, kernel.shape):
-        # In which the gradients of its columns are added up; float64 stays.
+        # The gradients of the columns are summed in this dtype. float64 stays.
         kernel = kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
     grad_x, grad_kernel = jax.vjp(functools.partial(gpu_conv, settings), x, kernel)[1](grad)
     return grad_x, grad_kernel.astype(jnp.float32)
 
 
 _STEM_CHANNELS = 4
-"""What a stem's channels are filled up to: those of a block of 2x2 pixels are then 16, as many as tensor cores multiply at a time."""
+"""Channels of a stem after padding: a block of 2x2 pixels then has 16, which fills tensor cores."""
 
 
 def is_stem(settings: Settings, shape: tuple[int, ...]) -> bool:
-    """Whether it is such as begins a network, strided and of a few channels, which leave most of a tensor core without work.
+    """Whether a convolution is like the first of a network: strided, with few input channels.
+
+    So few channels leave most of a tensor core idle.
 
     Args:
-        settings: the convolution's.
+        settings: of the convolution.
         shape: of its kernel, (kH, kW, I / groups, O).
     """
     few = shape[2] <= _STEM_CHANNELS and min(shape[:2]) > settings.stride
@@ -97,14 +99,13 @@ def is_stem(settings: Settings, shape: tuple[int, ...]) -> bool:
 
 
 def space_to_depth(settings: Settings, x: jax.Array, kernel: jax.Array, columns: int) -> jax.Array:
-    """A strided convolution as one of stride 1 on blocks of pixels, whose channels lie side by side.
+    """Compute a strided convolution with stride 1 on blocks of pixels (space-to-depth).
 
-    A block is `stride` pixels high and as wide as `columns` neighboring pixels of the result take,
-    whose channels then lie side by side
-    too: more zeros in the kernel, but a shape that tensor cores fill. On an H100 the 7x7 on 3
-        channels of 32 images of 320x480, in
-    bfloat16, takes 1.24 ms with its kernel's gradient by cuDNN alone, and so 0.53, 0.41 and 0.32 ms
-    with 1, 2 and 4 columns (`python -m benchmarks.forms`).
+    A block is `stride` pixels high and `stride * columns` pixels wide. Its pixels become channels,
+    and so do the `columns` outputs it starts: more zeros in the kernel, but a shape that fills
+    tensor cores. On an H100 the 7x7 convolution of 32 images of 320x480x3 in bfloat16, with its
+    kernel gradient, takes 1.24 ms by cuDNN and 0.53, 0.41 and 0.32 ms here with 1, 2 and 4 columns
+    (`python -m benchmarks.forms`).
 
     Args:
         settings: dilation and groups 1.
@@ -118,7 +119,7 @@ def space_to_depth(settings: Settings, x: jax.Array, kernel: jax.Array, columns:
         kernel.shape,
     )
     more, block = _STEM_CHANNELS - channels, stride * columns
-    # Of the result, and what a pixel of it, or all in a row of `columns`, sees.
+    # Size of the result; then blocks in a row, and blocks that `columns` outputs see.
     rows, cols = (
         (size + 2 * padding - taps) // stride + 1
         for size, taps in zip(x.shape[1:3], (height, width), strict=True)
@@ -140,7 +141,7 @@ def space_to_depth(settings: Settings, x: jax.Array, kernel: jax.Array, columns:
         .swapaxes(2, 3)
         .reshape(x.shape[0], high, wide, deep)
     )
-    # Each column's kernel begins where that column's pixels do.
+    # The kernel of each column begins at the first pixel of that column.
     below, right = down * stride - height, across * block - width
     kernels = [
         jnp.pad(kernel, ((0, below), (begin, right - begin), (0, more), (0, 0)))

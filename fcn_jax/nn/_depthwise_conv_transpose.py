@@ -1,4 +1,4 @@
-"""Pixels spread to blocks by a kernel for each channel: what a depthwise transposed convolution does with a large stride."""
+"""The core of a depthwise transposed convolution: each pixel becomes a block of pixels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from jax import lax
 
 @jax.custom_vjp
 def spread(pixels: tuple[jax.Array, ...], kernels: jax.Array) -> jax.Array:
-    """Every pixel times a kernel, a block of s x s pixels for each, added up over T images; sums and kernels' gradients in float32.
+    """Multiply each pixel by a kernel of s x s pixels, and sum over T images.
+
+    Sums and the gradients of the kernels are computed in float32.
 
     Args:
         pixels: T of f[N, h, w, C].
@@ -28,7 +30,7 @@ def _rounded(pixels: tuple[jax.Array, ...], kernels: jax.Array) -> jax.Array:
 
 
 def summed(pixels: tuple[jax.Array, ...], kernels: jax.Array) -> jax.Array:
-    """`spread` of kernels that are f32[T, s, s, C], with JAX's own gradients."""
+    """`spread` with kernels f32[T, s, s, C] and JAX's autodiff."""
     # One loop, into which XLA fuses the sum.
     blocks = [
         part[:, :, None, :, None].astype(jnp.float32) * kernel
@@ -40,21 +42,21 @@ def summed(pixels: tuple[jax.Array, ...], kernels: jax.Array) -> jax.Array:
 def whole_grads(
     pixels: tuple[jax.Array, ...], kernels: jax.Array, grad: jax.Array
 ) -> tuple[tuple[jax.Array, ...], jax.Array]:
-    """The gradients of `summed`, by JAX: those of the pixels in their dtype, and f32[T, s, s, C]."""
+    """Gradients of `summed` by autodiff; those of the kernels are float32."""
     return jax.vjp(summed, pixels, kernels)[1](grad)
 
 
 def grads_by_rows(
     pixels: tuple[jax.Array, ...], kernels: jax.Array, grad: jax.Array
 ) -> tuple[tuple[jax.Array, ...], jax.Array]:
-    """`whole_grads` for CPUs, one row of blocks after the other, as XLA would store each of the factors, as large as the gradient.
+    """`whole_grads` for CPUs, one row of blocks at a time.
 
-    Where the images lie on several CPU devices, the kernels' gradients are added up row by row.
+    Otherwise XLA would store each of the factors, which are as large as the gradient. If the images
+    lie on several CPU devices, the gradients of the kernels are added up row by row.
     """
 
     def row(total: list[jax.Array], number: jax.Array) -> tuple[list[jax.Array], list[jax.Array]]:
-        # Taken by its number: `scan` by itself wants the rows in front, which would copy the
-        # gradient.
+        # Indexed here: as an input of `scan` the rows would have to be the first axis, a copy.
         *part, row_grad = (
             lax.dynamic_index_in_dim(x, number, 1, keepdims=False).astype(jnp.float32)
             for x in (*pixels, grad)

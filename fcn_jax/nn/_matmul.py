@@ -1,4 +1,4 @@
-"""Matrix product with a parameter, whose gradient is exact enough in bfloat16."""
+"""Matrix product with a parameter, with an exact gradient in bfloat16."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from jax import lax
 
 @jax.custom_vjp
 def product(x: jax.Array, matrix: jax.Array) -> jax.Array:
-    """`x` f[..., I] times `matrix` f[I, O] rounded to the dtype of `x`; the matrix's gradient is summed in float32.
+    """Multiply `x` f[..., I] by `matrix` f[I, O], rounded to the dtype of `x`.
 
-    That is over pixels, images and, where the batch lies on several devices, between those: the
-    plain product's gradient would be rounded to bfloat16 before the devices add theirs up.
+    The gradient of the matrix is summed in float32 over pixels, images and devices. The gradient of
+    a plain product would be rounded to bfloat16 before it is summed over devices.
     """
     return x @ matrix.astype(x.dtype)
 
@@ -35,9 +35,9 @@ def _matrix_grad(x: jax.Array, grad: jax.Array) -> jax.Array:
 
 
 def _cpu_matrix_grad(x: jax.Array, grad: jax.Array) -> jax.Array:
-    """In this order XLA transposes the gradient, not `x`, whose computation it would repeat within the transposition.
+    """In this order XLA transposes the gradient, not `x`, which it would compute again to do so.
 
-    Flat, since its bfloat16 products over several axes are not implemented in each order.
+    The arrays are flattened because XLA for CPUs lacks some bfloat16 products over several axes.
     """
     return _matrix_grad(grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])).T
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, Float
 
 
 class _Window(NamedTuple):
@@ -19,7 +20,7 @@ class _Window(NamedTuple):
     borders: tuple[tuple[int, int], tuple[int, int]]
 
 
-def global_average_pool(x: jax.Array) -> jax.Array:
+def global_average_pool(x: Float[Array, "N H W C"]) -> Float[Array, "N 1 1 C"]:
     """Mean of each channel over the image, computed in float32; `torch.nn.AdaptiveAvgPool2d(1)`.
 
     Args:
@@ -32,8 +33,13 @@ def global_average_pool(x: jax.Array) -> jax.Array:
 
 
 def max_pool(
-    x: jax.Array, kernel_size: int, stride: int, padding: int = 0, *, ceil_mode: bool = False
-) -> jax.Array:
+    x: Float[Array, "N H W C"],
+    kernel_size: int,
+    stride: int,
+    padding: int = 0,
+    *,
+    ceil_mode: bool = False,
+) -> Float[Array, "N h w C"]:
     """Maximum of each window, as `torch.nn.functional.max_pool2d`.
 
     Both borders are padded with minus infinity. The gradient goes to the first of equal pixels.

@@ -1,4 +1,4 @@
-"""Bilinear resizing with PyTorch's meaning, as two products with small matrices."""
+"""Resizing of images as in PyTorch: bilinear, as two products with small matrices, and nearest."""
 
 from __future__ import annotations
 
@@ -6,24 +6,50 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, Float
+
+
+def upsample(
+    x: Float[Array, "N H W C"], factor: int, mode: str = "bilinear"
+) -> Float[Array, "N h w C"]:
+    """Enlarge images by a factor; `torch.nn.functional.interpolate(scale_factor=factor)`.
+
+    Args:
+        x: f[N, H, W, C], H and W at least 1.
+        factor: at least 1.
+        mode: "bilinear", as `resize_bilinear`, or "nearest", which repeats each pixel.
+
+    Returns:
+        f[N, factor H, factor W, C] in the dtype of `x`.
+
+    Raises:
+        ValueError: the factor is less than 1, or the mode is unknown.
+    """
+    if factor < 1:
+        raise ValueError(f"factor is {factor}; it must be at least 1")
+    if mode not in ("bilinear", "nearest"):
+        raise ValueError(f"mode is '{mode}'; it must be 'bilinear' or 'nearest'")
+    if mode == "bilinear":
+        return resize_bilinear(x, (factor * x.shape[1], factor * x.shape[2]))
+    return x.repeat(factor, 1).repeat(factor, 2)
 
 
 def resize_bilinear(
-    x: jax.Array, size: tuple[int, int], *, align_corners: bool = False
-) -> jax.Array:
-    """Resize images, as `torch.nn.functional.interpolate(mode="bilinear", antialias=False)` does, up or down.
+    x: Float[Array, "N H W C"], size: tuple[int, int], *, align_corners: bool = False
+) -> Float[Array, "N {size[0]} {size[1]} C"]:
+    """Resize images bilinearly; `torch.nn.functional.interpolate(mode="bilinear")`.
 
-    Every pixel is a mean of the four around it, also where the image shrinks: without antialiasing,
-    as in torchvision's segmentation models.
+    Each pixel is a weighted mean of the four around it, also when the image shrinks: there is no
+    antialiasing, as in torchvision's segmentation models.
 
     Args:
         x: f[N, H, W, C], H and W at least 1. In bfloat16 positions are rounded to 1/256 of a pixel,
             so that the weights are exact.
         size: height h and width w of the result, at least 1.
-        align_corners: the corners' centers stay in their places, in place of the corners' edges.
+        align_corners: align the centers of the corner pixels instead of their outer edges.
 
     Returns:
-        [N, h, w, C] in the dtype of `x`.
+        f[N, h, w, C] in the dtype of `x`.
 
     Raises:
         ValueError: a side of `x` or `size` is 0.
@@ -31,21 +57,21 @@ def resize_bilinear(
     batch, rows, cols, channels = x.shape
     if min(rows, cols, *size) < 1:
         raise ValueError(
-            f"cannot resize {rows}x{cols} pixels to {size[0]}x{size[1]}: each side must be at least 1"
+            f"cannot resize {rows}x{cols} pixels to {size[0]}x{size[1]}: each side must be at "
+            "least 1"
         )
-    size = (size[0], size[1])
-    if (rows, cols) == size:
+    if (rows, cols) == tuple(size):
         return x
     # Two products take a quarter of the time of gathering and mixing the neighbors, forward and
     # backward on a CPU: the gradient of a gather is a scatter (`python -m benchmarks.operators`).
-    # TPUs and TF32 would round float32 factors without the precision.
+    # Without the precision, TPUs and TF32 would round float32 factors.
     down, across = (
         _interpolation(*sides, align_corners, x.dtype)
         for sides in zip((rows, cols), size, strict=True)
     )
     x = jnp.einsum("nhwc,vw->nhvc", x, across, precision=lax.Precision.HIGHEST)
-    # A copy of the matrix for each image makes a batch of plain products. XLA would transpose the
-    # whole result otherwise.
+    # A copy of the matrix for each image makes a batch of plain products. Otherwise XLA would
+    # transpose the whole result.
     x = jnp.einsum(
         "nuh,nhk->nuk",
         jnp.broadcast_to(down, (batch, *down.shape)),
@@ -56,7 +82,7 @@ def resize_bilinear(
 
 
 def _interpolation(old: int, new: int, align_corners: bool, dtype: np.dtype) -> jax.Array:
-    """Matrix [new, old] whose rows hold the weights, which add to 1, of the one or two pixels that each new pixel lies between."""
+    """Matrix [new, old]: in each row the weights of the two pixels around a new one; sum 1."""
     target = np.arange(new)
     if align_corners:
         position = target * ((old - 1) / (new - 1) if new > 1 else 0.0)

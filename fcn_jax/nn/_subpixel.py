@@ -1,7 +1,7 @@
-"""Images in blocks, as the product of a transposed convolution gives them: the layout in which GPUs and TPUs compute loss and argmax.
+"""Logits in blocks of pixels, the layout of the product in a transposed convolution.
 
-To put the blocks side by side is a copy of the largest array that there is, forward and backward;
-labels are rearranged more cheaply.
+GPUs and TPUs compute loss and argmax in this layout. A pixel shuffle would copy the largest array
+of the network, forward and backward; it is cheaper to rearrange the labels.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import jax.numpy as jnp
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SubpixelLogits:
-    """Images of which block (r, c) holds the pixels from (s r, s c) on, less a border.
+    """Logits of images in blocks of s x s pixels: block (r, c) starts at (s r - top, s c - left).
 
     Attributes:
-        values: f[N, R, C, K, s, s]; the classes lie along `CLASS_AXIS`, before the pixels, so that
+        values: f[N, R, C, K, s, s]. The classes are at `CLASS_AXIS`, before the pixels, so that
             neighbors in memory are pixels.
-        top: rows of the first blocks that are no part of the images.
-        left: columns likewise.
+        top: number of rows of the first blocks that lie outside the images.
+        left: number of such columns.
         height: of the images, at most s R - top.
         width: of the images, at most s C - left.
     """
@@ -36,7 +36,7 @@ class SubpixelLogits:
     width: int = dataclasses.field(metadata={"static": True})
 
     def crop(self, height: int, width: int, *, top: int = 0, left: int = 0) -> SubpixelLogits:
-        """A part of the images, from (`top`, `left`) on; no larger than they are."""
+        """Crop the images to at most `height` x `width` pixels from (`top`, `left`)."""
         height, width = min(height, self.height - top), min(width, self.width - left)
         return dataclasses.replace(
             self, top=self.top + top, left=self.left + left, height=height, width=width
@@ -44,11 +44,11 @@ class SubpixelLogits:
 
     @property
     def images(self) -> jax.Array:
-        """The images themselves, f[N, height, width, K]: the copy that blocks are there to avoid."""
+        """The logits f[N, height, width, K], by the copy that this layout avoids."""
         return self.gather(jnp.moveaxis(self.values, self.CLASS_AXIS, -1))
 
     def scatter(self, images: jax.Array, outside: int) -> jax.Array:
-        """Images [N, height, width] -> their blocks [N, R, C, s, s], with `outside` around them."""
+        """Images [N, height, width] -> blocks [N, R, C, s, s], padded with `outside`."""
         _, rows, cols, _, side, _ = self.values.shape
         edges = (
             (0, 0),
@@ -59,7 +59,7 @@ class SubpixelLogits:
         return padded.reshape(-1, rows, side, cols, side).swapaxes(2, 3)
 
     def gather(self, blocks: jax.Array) -> jax.Array:
-        """SubpixelLogits [N, R, C, s, s, ...] -> the images that they hold, [N, height, width, ...]."""
+        """Blocks [N, R, C, s, s, ...] -> images [N, height, width, ...]."""
         return pixel_shuffle(blocks)[
             :, self.top : self.top + self.height, self.left : self.left + self.width
         ]

@@ -1,9 +1,9 @@
-"""3x3 convolutions with stride 1 by Winograd's minimal filtering F(2x2, 3x3): Lavin and Gray 2015, arXiv:1509.09308.
+"""3x3 convolution with stride 1 by Winograd's minimal filtering F(2x2, 3x3), for CPUs.
 
-Each tile of 2x2 outputs depends on 4x4 inputs. Both are transformed, y = A^T [(G g G^T) * (B^T d
-B)] A, so that 16 multiplications do where 36 were needed; over all tiles and channels these are 16
-matrix products. B and A hold only 0, 1 and -1, so little precision is lost. Worth its transforms
-where the channels are many: on CPUs, from 64 on.
+Lavin and Gray 2015, arXiv:1509.09308. Each tile of 2x2 outputs depends on 4x4 inputs. Both are
+transformed, y = A^T [(G g G^T) * (B^T d B)] A, so that 16 multiplications replace 36; over all
+tiles and channels these are 16 matrix products. B and A contain only 0, 1 and -1, so little
+precision is lost. The transforms pay from 64 channels on.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from jax import lax
 def conv3x3(
     x: jax.Array, kernel: jax.Array, padding: int, dilation: int, *, transpose: bool = False
 ) -> jax.Array:
-    """`fcn_jax.nn._conv` for a kernel of 3x3 and stride 1.
+    """`fcn_jax.nn.conv` with a 3x3 kernel and stride 1.
 
     Args:
         x: f[N, H, W, I].
         kernel: f[3, 3, I, O]; f[3, 3, O, I] with `transpose`.
         padding: zeros on each side, at least 0.
-        dilation: distance between the kernel's taps, at least 1.
-        transpose: flip the kernel both ways and swap its channels, as a convolution's gradient by
-            its input does.
+        dilation: distance between the taps of the kernel, at least 1.
+        transpose: flip the kernel both ways and swap its channels, as for the gradient of the input
+            of a convolution.
 
     Returns:
         f[N, H + 2 padding - 2 dilation, W + 2 padding - 2 dilation, O].
@@ -56,7 +56,7 @@ def conv3x3(
 
 
 def kernel_grad(x: jax.Array, grad: jax.Array, padding: int, dilation: int) -> jax.Array:
-    """Gradient by the kernel of `conv3x3`: f[N,H,W,I] and the output's f[N,h,w,O] -> f32[3,3,I,O]."""
+    """Kernel gradient f32[3,3,I,O] of `conv3x3`, from f[N,H,W,I] and the gradient f[N,h,w,O]."""
     rows, cols = grad.shape[1:3]
     tiles = _inputs(_phases(_pad(x, padding, dilation, rows, cols), dilation))
     tall, wide = _tiles(rows, dilation), _tiles(cols, dilation)
@@ -86,12 +86,12 @@ def kernel_grad(x: jax.Array, grad: jax.Array, padding: int, dilation: int) -> j
 
 
 def _tiles(size: int, dilation: int) -> int:
-    """How many tiles of 2 outputs cover so many, in each phase of a dilated convolution."""
+    """Number of tiles of 2 outputs that cover `size` outputs, in each phase of a dilation."""
     return -(-size // (2 * dilation))
 
 
 def _pad(x: jax.Array, padding: int, dilation: int, rows: int, cols: int) -> jax.Array:
-    """Zeros around, so that the input covers whole tiles: a tile's inputs reach two taps further than its outputs."""
+    """Pad to whole tiles. The inputs of a tile reach two taps further than its outputs."""
     margins = [
         (padding, 2 * dilation * (_tiles(out, dilation) + 1) - size - padding)
         for size, out in zip(x.shape[1:3], (rows, cols), strict=True)
@@ -101,7 +101,7 @@ def _pad(x: jax.Array, padding: int, dilation: int, rows: int, cols: int) -> jax
 
 
 def _phases(x: jax.Array, dilation: int) -> jax.Array:
-    """f[N, dH, dW, C] -> f[N d d, H, W, C]: pixels whose coordinates leave the same remainders, which alone meet in a dilated kernel."""
+    """f[N, dH, dW, C] -> f[N d d, H, W, C]: pixels grouped by coordinates modulo the dilation d."""
     if dilation == 1:
         return x
     batch, rows, cols, channels = x.shape

@@ -330,7 +330,7 @@ class Source(Protocol):
       returns: the same size and mask, and the same image unless it shrinks to half or less. There,
       photographs may differ by about 2 of 255 on average. It raises the errors of `decode`.
       `fcn_jax.data.decode.decode_record` implements it.
-    * `labels`: the `fcn_jax.data.labels.LabelMap` with which `decode_record` reads the masks, so
+    * `labels`: the `fcn_jax.data.labels.label_map.LabelMap` with which `decode_record` reads the masks, so
       that they can be inspected before training without their images.
     * `notes`: a tuple of lines about assumptions made when the source was opened.
     """

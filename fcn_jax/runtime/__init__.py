@@ -1,1 +1,1 @@
-"""What surrounds the computation: process settings, compiler options, memory, caches, files."""
+"""Process settings, compiler options, memory, caches, progress and files."""

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all."""
+"""Files and folders that appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from fcn_jax.runtime import json_text
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """The path of a temporary file beside `path` to write: it takes `path`'s place when the block ends, and goes away when it fails.
+    """Context manager that replaces a file at the end of the block.
 
-    Folders that are missing are made.
+    It yields the path of a temporary file in the same folder, which then replaces `path`. If the
+    block fails, the temporary file is removed. Missing folders are made.
 
     Raises:
         WriteError: the folder cannot be made, or the file cannot be written.
@@ -31,7 +32,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
             temporary.touch()
             mode = temporary.stat().st_mode
             yield temporary
-            temporary.chmod(mode)  # safetensors, for one, gives its files to their owner alone
+            temporary.chmod(mode)  # safetensors makes files that only their owner can read
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -41,19 +42,19 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def new_folder(path: str | Path) -> Iterator[Path]:
-    """The path of a temporary folder beside `path` to fill: it is renamed to `path` when the block ends, and goes away when it fails.
+    """Context manager that makes a folder at the end of the block.
 
-    Folders above it that are missing are made.
+    It yields the path of a temporary folder in the same parent, which is then renamed to `path`. If
+    the block fails, the temporary folder is removed. Missing parents are made.
 
     Raises:
-        WriteError: there is something at `path` already, or the folder or a file in it cannot be
-            written.
+        WriteError: `path` exists, or the folder or a file in it cannot be written.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         if path.exists() or path.is_symlink():
-            raise WriteError(f"{path} exists; name a folder that is still to be made")
+            raise WriteError(f"{path} exists; name a new folder")
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             temporary.mkdir()
@@ -72,5 +73,5 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write JSON, indented; see `fcn_jax.runtime.json_text.dumps`. Raises as `replacing` does."""
+    """Write indented JSON with `json_text.dumps`. Raises as `replacing` does."""
     write_text(path, json_text.dumps(value, indent=2) + "\n")

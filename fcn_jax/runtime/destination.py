@@ -1,7 +1,7 @@
-"""Checks of the paths that a command will write, made before its work begins.
+"""Checks of output paths, made before a command does its work.
 
-No command replaces a file that it did not write itself. Each command recognizes its own files by a
-mark in their contents.
+No command replaces a file that it did not write. Each command recognizes its own files by a mark in
+their contents.
 """
 
 from __future__ import annotations
@@ -17,21 +17,19 @@ NAME_BYTES = 255
 """Longest file name that common file systems allow."""
 
 TEMPORARY_BYTES = 10
-"""Bytes by which the name of a temporary file of `fcn_jax.runtime.atomic` is longer than the final name."""
+"""Length by which `fcn_jax.runtime.atomic` extends a name for its temporary file, in bytes."""
 
 
 def check_folder(folder: Path) -> None:
-    """Check that files can be written to a folder, which may be missing. Nothing is left behind.
+    """Check that files can be written to a folder, which may be missing. Nothing is left there.
 
     Raises:
-        WriteError: there is a file or a dangling symbolic link of that name, or the folder cannot
-            be made or written to.
+        WriteError: the path is a file or a dangling symbolic link, or the folder cannot be made or
+            written to.
     """
     _check_link(folder)
     if os.path.exists(folder) and not os.path.isdir(folder):
-        raise WriteError(
-            f"{folder}: cannot be written ({folder} is no folder that can be written to)"
-        )
+        raise WriteError(f"{folder}: cannot be written ({folder} is not a writable folder)")
     _check_writable(folder, folder.absolute())
 
 
@@ -39,12 +37,12 @@ def check_file(path: Path, is_ours: Callable[[Path], bool], what: str) -> None:
     """Check that a file can be written, and that an existing one is the command's own.
 
     Args:
-        path: the file; folders above it may be missing.
-        is_ours: whether an existing file was written by the command that wants to replace it.
-        what: what the command writes, such as "a report of fcn-jax verify".
+        path: the file; its parent folders may be missing.
+        is_ours: function that recognizes a file that this command wrote.
+        what: the kind of file, such as "a report of fcn-jax verify".
 
     Raises:
-        WriteError: the path cannot be written, or there is somebody else's file.
+        WriteError: the path cannot be written, or holds another file.
     """
     _check_link(path)
     if os.path.isdir(path):
@@ -57,15 +55,16 @@ def check_file(path: Path, is_ours: Callable[[Path], bool], what: str) -> None:
 
 
 def check_new(path: Path) -> None:
-    """Check that a file or folder can be made at `path`; the caller refuses existing ones.
+    """Check that a file or folder can be made at `path`. The caller rejects existing ones.
 
     Raises:
-        WriteError: the path ends in `.`, `..` or `/`, or is a symbolic link, or a folder above it
+        WriteError: the path ends in `.`, `..` or `/`, or is a symbolic link, or its parent folder
             cannot be made or written to.
     """
     if os.path.islink(path):
         raise WriteError(
-            f"{path}: cannot be written (it is a symbolic link to {os.readlink(path)}; name a new path)"
+            f"{path}: cannot be written (it is a symbolic link to {os.readlink(path)}; "
+            "name a new path)"
         )
     if not path.name or path.name == "..":
         raise WriteError(f"{path}: cannot be written (name a new file or folder)")
@@ -73,41 +72,38 @@ def check_new(path: Path) -> None:
 
 
 def is_too_long(name: str) -> bool:
-    """Whether a file of that name cannot be written by way of a temporary file."""
+    """Return whether a name is too long for a file that is written through a temporary file."""
     return len(os.fsencode(name)) + TEMPORARY_BYTES > NAME_BYTES
 
 
 def _check_parent(path: Path) -> None:
     if is_too_long(path.name):
-        raise WriteError(
-            f"{path}: cannot be written (its name is longer than {NAME_BYTES - TEMPORARY_BYTES} bytes)"
-        )
+        longest = NAME_BYTES - TEMPORARY_BYTES
+        raise WriteError(f"{path}: cannot be written (its name is longer than {longest} bytes)")
     _check_writable(path, path.absolute().parent)
 
 
 def _check_link(path: Path) -> None:
     if os.path.islink(path) and not os.path.exists(path):
         raise WriteError(
-            f"{path}: cannot be written (it is a symbolic link to {os.readlink(path)}, which does not exist)"
+            f"{path}: cannot be written (it is a symbolic link to {os.readlink(path)}, "
+            "which does not exist)"
         )
 
 
 def _check_writable(path: Path, folder: Path) -> None:
-    """Check that files can be made in `folder`, or else in the nearest existing folder above it."""
+    """Check that files can be made in `folder` or, if missing, its nearest existing parent."""
     if any(len(os.fsencode(part)) > NAME_BYTES for part in path.parts):
         raise WriteError(
             f"{path}: cannot be written (a name in it is longer than {NAME_BYTES} bytes)"
         )
-    # By os.path: for it, a folder that may not be entered holds nothing, where Path raises.
+    # os.path, because Path raises for a folder that may not be entered.
     nearest = next(above for above in (folder, *folder.parents) if os.path.lexists(above))
     if not (os.path.isdir(nearest) and os.access(nearest, os.W_OK)):
-        raise WriteError(
-            f"{path}: cannot be written ({nearest} is no folder that can be written to)"
-        )
+        raise WriteError(f"{path}: cannot be written ({nearest} is not a writable folder)")
     try:
-        with tempfile.TemporaryFile(
-            dir=nearest
-        ):  # shows what permissions do not: a file system that is full or read-only
+        # Unlike permissions, this also detects a file system that is full or read-only.
+        with tempfile.TemporaryFile(dir=nearest):
             pass
     except OSError as error:
         raise WriteError(

@@ -1,4 +1,4 @@
-"""JSON as RFC 8259 defines it: every file and every line of output that this package writes goes through `dumps`."""
+"""JSON as RFC 8259 defines it. All JSON that this package writes goes through `dumps`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 def dumps(value: Any, *, indent: int | None = None) -> str:
     """Serialize a value.
 
-    Numbers that are not finite become null, because JSON has no NaN and no infinity. NumPy's
+    Numbers that are not finite become null, because JSON has neither NaN nor infinity. NumPy
     scalars and arrays become numbers and lists.
 
     Args:
@@ -24,7 +24,7 @@ def dumps(value: Any, *, indent: int | None = None) -> str:
         The JSON text, without a line break at its end.
 
     Raises:
-        TypeError: the value holds an object that JSON cannot express.
+        TypeError: the value contains an object that JSON cannot express.
     """
     return json.dumps(_plain(value), indent=indent, allow_nan=False)
 

@@ -1,4 +1,8 @@
-"""A process's memory on CPUs: what it keeps from step to step, when a step's is free again, and when the system gets it back."""
+"""Memory of the process: settings of the C library and of JAX on CPUs, and the peak.
+
+The settings hold for the whole process. Only the command line and benchmarks make them, never an
+import or a library function.
+"""
 
 from __future__ import annotations
 
@@ -6,43 +10,46 @@ import contextlib
 import ctypes
 import gc
 import os
+import sys
 
-# Parameters of glibc's mallopt(3) and what they are set to: one arena, nothing by mmap, nothing
-# trimmed.
+# Parameters of glibc's mallopt(3) and their values: one arena, no mmap, no trimming.
 _SETTINGS = {"M_ARENA_MAX": (-8, 1), "M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, -1)}
+
+_tuned = False
 
 
 def tune_malloc() -> bool:
-    """Have the C library keep what is freed, for the next step; before JAX is imported.
+    """Make the C library keep freed memory for the next step. Call it before JAX is imported.
 
-    XLA on CPUs asks for its buffers anew on every call. glibc takes blocks of that size from the
-    system and gives them back, which zeroes and maps every page again: a quarter of the processor
-    time of a training step (`python -m benchmarks.allocator`). The process then keeps the most it
-    has held, until `trim_malloc` or its end. It is a setting of the whole process, so programs
-    choose it and imports do not.
+    XLA on CPUs allocates its buffers again on every call. glibc takes blocks of that size from the
+    system and gives them back, and the system then zeroes and maps every page again: a quarter of
+    the processor time of a training step (`python -m benchmarks.allocator`). With this setting the
+    process keeps its peak, until `trim_malloc` or its end.
 
     Returns:
-        Whether it was set: not where the C library is another one, or the environment already says
-        how glibc is to do it.
+        True if it was set. False if the C library is not glibc, or if the environment already
+        configures its malloc.
     """
+    global _tuned
     if "GLIBC_TUNABLES" in os.environ or any(name.startswith("MALLOC_") for name in os.environ):
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # macOS, musl, Windows
         return False
-    return all(mallopt(parameter, value) for parameter, value in _SETTINGS.values())
+    _tuned = all(mallopt(parameter, value) for parameter, value in _SETTINGS.values())
+    return _tuned
 
 
 def disable_async_dispatch() -> None:
-    """Have JAX on CPUs free what a program took before its call returns; before JAX computes anything.
+    """Make JAX on CPUs free a program's memory before its call returns.
 
-    By itself it computes in another thread, which frees that memory shortly after the results are
-    ready: at times when the next call has already taken as much again, half a gigabyte in training.
-        Programs are as fast in the calling thread, where the results of each call
-    are waited for before the next one. A call whose inputs are still being copied goes to another
-    thread all the same, so wait for them. It is a setting of the whole process, so programs choose
-    it and imports do not.
+    Call it before JAX computes anything.
+
+    By default JAX computes in another thread, which frees that memory shortly after the results are
+    ready. The next call may then have allocated as much again, half a gigabyte in training.
+    Programs are as fast in the calling thread if each call's results are awaited before the next
+    one. Await the inputs, too: a call whose inputs are still being copied uses another thread.
     """
     import jax
 
@@ -50,7 +57,29 @@ def disable_async_dispatch() -> None:
 
 
 def trim_malloc() -> None:
-    """Give the system what has been freed so far, where the C library can: after compiling, and after the first call, which take more."""
-    gc.collect()  # what was traced lies in cycles: 40 MB of a ResNet-152's training step
+    """Return freed memory to the system, after compiling and after the first step.
+
+    Does nothing unless `tune_malloc` made the C library keep it.
+    """
+    if not _tuned:
+        return
+    gc.collect()  # What JAX traced lies in cycles: 40 MB for a ResNet-152's training step.
     with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def peak_memory() -> float:
+    """Return the peak memory use so far, in GiB.
+
+    It is that of the device if JAX counts it, else the resident set of this process.
+    """
+    import resource
+
+    import jax
+
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    used = [int(s["peak_bytes_in_use"]) for s in stats if "peak_bytes_in_use" in s]
+    if used:
+        return max(used) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -1,4 +1,7 @@
-"""Settings of a whole process, for programs that are this library's alone; imports never make them."""
+"""Settings of the whole process, for programs that run only this library.
+
+The command line makes them, never an import or a library function.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,12 @@ _ROLLED = "--xla_backend_extra_options=xla_cpu_disable_loop_unrolling=true"
 
 
 def configure_process(*, trains: bool) -> None:
-    """Settings with which the library is fastest and takes least memory on CPUs; before JAX computes anything.
+    """Make the settings that are fastest and take the least memory on CPUs.
+
+    Call it before JAX computes anything.
 
     Args:
-        trains: whether the process trains, rather than predicts.
+        trains: whether the process trains.
     """
     memory.tune_malloc()
     if trains:
@@ -22,17 +27,16 @@ def configure_process(*, trains: bool) -> None:
 
 
 def disable_loop_unrolling() -> bool:
-    """Have XLA for CPUs unroll no loops; before JAX compiles anything, since XLA reads its flags once.
+    """Stop XLA on CPUs from unrolling loops. Call it before JAX compiles: XLA reads its flags once.
 
-    Loops over channels, whose number is known, are else written out whole. A training step is as
-    fast without, and compiles in two thirds of the time (docs/performance.md). The argmax of a
-    mask's 21 classes is not, 45 ms in place of 5 for four images of 320x480, so this is for
-    processes that train. XLA takes no such option for one program (`fcn_jax.compiler_options`),
-    only for a whole process.
+    By default XLA unrolls loops over channels completely. A training step is as fast without, and
+    compiles in two thirds of the time (docs/performance.md). The argmax over 21 classes is slower
+    (45 ms instead of 5 for four images of 320x480), so this is for processes that train. XLA has
+    this option only for a whole process, not for one program (`fcn_jax.compiler_options`).
 
     Returns:
-        Whether it was set: not where `XLA_FLAGS` names a file, or has `--xla_backend_extra_options`
-        already, whatever they are.
+        True if it was set. False if `XLA_FLAGS` names a file or already contains
+        `--xla_backend_extra_options`.
     """
     flags = os.environ.get("XLA_FLAGS", "").strip()
     if "xla_backend_extra_options" in flags or (flags and not flags.startswith("-")):

@@ -19,8 +19,8 @@ def read_text(path: Path) -> str:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: the file is not UTF-8 text. The message says what it is, and how to save it
-            instead.
+        ValueError: the file is not UTF-8 text. The message names its encoding if it is known, and
+            how to save it.
     """
     return decode_text(path.read_bytes())
 

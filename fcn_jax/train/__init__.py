@@ -1,1 +1,1 @@
-"""Training: the loop, and the pure functions that it calls."""
+"""Training."""

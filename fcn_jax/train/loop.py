@@ -1,4 +1,4 @@
-"""The training loop, from top to bottom."""
+"""The training loop."""
 
 from __future__ import annotations
 
@@ -30,32 +30,26 @@ from fcn_jax.models.build import build
 from fcn_jax.models.spec import resolve
 from fcn_jax.plugins import registry
 from fcn_jax.plugins.api import Source
-from fcn_jax.runtime import atomic
+from fcn_jax.runtime import atomic, versions
 from fcn_jax.runtime.compiler import compiler_options
-from fcn_jax.runtime.memory import trim_malloc
-from fcn_jax.train import logs, optim, sharding
+from fcn_jax.runtime.memory import peak_memory, trim_malloc
+from fcn_jax.runtime.progress import Progress
+from fcn_jax.train import optim, sharding
 from fcn_jax.train import step as train_step
 from fcn_jax.train.ending import after_a_step, before_any_step
+from fcn_jax.train.records import Records
 from fcn_jax.train.run_directory import RunDirectory
-from fcn_jax.train.saving import (
-    Pending,
-    Reached,
-    close_quietly,
-    finite_loss,
-    require_finite,
-    restored,
-    save,
-    save_the_work,
-)
+from fcn_jax.train.saving import Completed, close_quietly, restored, save_after_error
 from fcn_jax.train.settings import (
     claim,
-    require_meant,
     require_memory,
+    require_needed,
     require_same_split,
     require_steps,
     settings_at_fault,
 )
 from fcn_jax.train.signals import StopNow, StopRequest
+from fcn_jax.train.speed import Speed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,12 +57,12 @@ class Result:
     """How a training run ended.
 
     Attributes:
-        run: its directory.
-        step: steps taken.
-        scores: of the last evaluation, or None if there was none.
-        stopped_by: name of the signal that stopped it early, or None if it is finished.
+        run: run directory.
+        step: number of steps taken.
+        scores: scores of the last evaluation, or None if there was none.
+        stopped_by: name of the signal that stopped the run early, or None if it is finished.
         saved: step of the newest checkpoint, or None if there is none.
-        was_finished: the run was finished already, and nothing was done.
+        was_finished: the run was already finished, and nothing was done.
     """
 
     run: Path
@@ -80,33 +74,33 @@ class Result:
 
 
 def train(config: Config, run: str | Path, *, resume: bool = False) -> Result:
-    """Train a network by a recipe.
+    """Train a model.
 
-    Writes to the run directory: `config.json`, `versions.json`, `metrics.jsonl`, `checkpoints/`,
-    `samples/`. The directory is made when the training step is compiled. Whatever ends the run
-    after its first step, the work up to the last completed step is saved, where that is possible;
-    the error says so.
+    Writes `config.json`, `versions.json`, `metrics.jsonl`, `checkpoints/` and `samples/` to the run
+    directory, which is made once the training step is compiled. Whatever ends the run after its
+    first step, the work up to the last completed step is saved if possible; the error says so.
+
+    Training runs in one process, on all of its devices.
 
     Args:
-        config: the recipe.
-        run: directory to write; made if missing.
-        resume: go on from the run's last checkpoint, if there is one. Everything goes on as if it
-            had never stopped: parameters, optimizer, statistics, and the position in the data.
+        config: settings.
+        run: run directory; made if missing.
+        resume: continue from the run's last checkpoint, if there is one. Parameters, optimizer,
+            statistics and the position in the data continue as if the run had never stopped.
 
     Returns:
-        How it ended.
+        How the run ended.
 
     Raises:
-        ConfigError: a setting that does not fit the data, the model or the run.
+        ConfigError: a setting does not fit the data, the model or the run.
         DataError, WeightsError, CheckpointError, PluginError: as their docstrings say.
         WriteError: the run directory cannot be written.
-        TrainingError: the run could not go on: the loss was not finite, the disk or the memory is
-            full, input workers were killed, or an error that nobody foresaw. What was raised is
-            chained.
+        TrainingError: the run cannot continue: the loss is not finite, the disk or the memory is
+            full, input workers were killed, or an unexpected error occurred, which is chained.
     """
     with StopRequest() as stop, contextlib.ExitStack() as held:
         try:
-            return _train(config.anchored(), Path(run), resume, stop, held)
+            return _train(config.with_absolute_paths(), Path(run), resume, stop, held)
         except StopNow:
             assert stop.signal is not None
             return Result(Path(run), 0, None, stop.signal.name)
@@ -118,41 +112,35 @@ def _train(
     directory = held.enter_context(RunDirectory(run))
     claim(run, config, resume)
     if not resume:
-        require_meant(config)
+        require_needed(config)
 
-    # ------------------------------------------------------------------------------------------------------------------- mesh
+    # ----------------------------------------------------------------------------------------- mesh
     mesh = sharding.data_mesh(config.data.batch_size, config.optim.accumulate_steps)
     everywhere, batch_sharding = sharding.on_every_device(mesh), sharding.over_batch(mesh)
-    shard = (jax.process_index(), jax.process_count())
 
-    # ------------------------------------------------------------------------------------------------------------------- data
-    parts = config.model
-    preprocess = resolve(
-        parts
-    ).preprocess  # a misspelt name is told before data are prepared, which may take a while
+    # ----------------------------------------------------------------------------------------- data
+    # Unknown names are rejected here, because preparing the data may take a while.
+    preprocess = resolve(config.model).preprocess
     earlier = checkpoint.latest_spec(run) if resume else None
     opened = _open_data(config, earlier[1] if earlier else None)
-    train_source, val_source = (
-        opened.sources[config.data.train_split],
-        opened.sources[config.data.val_split],
-    )
+    train_source = opened.sources[config.data.train_split]
+    val_source = opened.sources[config.data.val_split]
     batches = train_batches(
         train_source,
         augment=Augment(
-            crop=config.data.crop,
-            scale=config.data.scale,
+            crop_size=config.data.crop_size,
+            scale_range=config.data.scale_range,
             flip=config.data.flip,
             brightness=config.data.brightness,
             contrast=config.data.contrast,
             saturation=config.data.saturation,
         ),
-        batch_size=config.data.batch_size // shard[1],
+        batch_size=config.data.batch_size,
         seed=config.train.seed,
-        workers=config.data.workers,
-        shard=shard,
+        num_workers=config.data.num_workers,
     )
     held.callback(batches.close)
-    epoch_steps = steps_per_epoch(train_source, config.data.batch_size // shard[1], shard)
+    epoch_steps = steps_per_epoch(train_source, config.data.batch_size)
     total_steps = epoch_steps * config.train.epochs
 
     def evaluation_is_due(number: int) -> bool:
@@ -161,34 +149,30 @@ def _train(
     require_steps(config, total_steps)
     if earlier:
         require_same_split(run, earlier[1].split, opened.identity, config.data.train_split)
-    if earlier and earlier[0] >= total_steps and checkpoint.is_evaluated(run, earlier[0]):
-        return Result(run, earlier[0], None, None, earlier[0], was_finished=True)
+        if earlier[0] >= total_steps and checkpoint.is_evaluated(run, earlier[0]):
+            return Result(run, earlier[0], None, None, earlier[0], was_finished=True)
 
-    # ------------------------------------------------------------------------------------------------------------------ model
-    model_spec = dataclasses.replace(parts, num_classes=len(train_source.classes))
+    # ---------------------------------------------------------------------------------------- model
+    model_spec = dataclasses.replace(config.model, num_classes=len(train_source.classes))
     with settings_at_fault("the model cannot be built", config):
         model = build(model_spec, rngs=nnx.Rngs(config.train.seed))
-    if earlier:  # the file that a run started from need not be there any more
-        weights, record = None, earlier[1].weights
+    weights, init = None, config.init
+    if earlier:  # The file that a run started from need not exist any more.
+        record = earlier[1].weights
     else:
-        init = config.init
-        weights = (
-            init_from(model, init.weights, init.reinit, drop=init.drop, key=init.key)
-            if init.weights
-            else None
-        )
+        if init.weights:
+            weights = init_from(model, init.weights, init.reinit, drop=init.drop, key=init.key)
         record = dataclasses.asdict(weights) if weights else None
     scaling = value_range.to_json(opened.value_range)
     spec = checkpoint.describe(model_spec, train_source.classes, record, scaling, opened.identity)
 
-    # -------------------------------------------------------------------------------------------------------------- optimizer
-    settings = optim.with_fresh(
-        config.optim, record["reinit"] if record else (), config.init.reinit_lr_mult
-    )
+    # ------------------------------------------------------------------------------------ optimizer
+    reinitialized = record["reinit"] if record else ()
+    settings = optim.with_reinitialized(config.optim, reinitialized, init.reinit_lr_mult)
     with settings_at_fault("the optimizer cannot be made", config):
         state, step = train_step.make(
             model,
-            lambda params: optim.make(settings, total_steps, params),
+            optim.make(settings, total_steps, nnx.state(model, nnx.Param)),
             preprocess,
             aux_weight=config.optim.aux_weight,
             accumulate_steps=config.optim.accumulate_steps,
@@ -196,15 +180,20 @@ def _train(
         )
         state = jax.device_put(state, everywhere)
     rate = optim.schedule(config.optim, total_steps)
+    # Only the state holds values from here on: each step deletes those of the step before.
+    graphdef, _, random_keys = nnx.split(model, (nnx.Param, nnx.BatchStat), ...)
+    del model
 
-    # ---------------------------------------------------------------------------------------------------------------- compile
-    progress = logs.Progress(total_steps, earlier[0] if earlier else 0)
-    held.callback(progress.close)
+    # -------------------------------------------------------------------------------------- compile
+    progress = held.enter_context(
+        Progress("training", total_steps, done=earlier[0] if earlier else 0, keep=True)
+    )
     counted = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     progress.say(
-        f"{config.model.backbone} + {config.model.head}, {counted:,} parameters, {config.model.dtype}, "
-        f"{len(train_source.classes)} classes; "
-        f"{config.data.dataset}: {len(train_source)} train, {len(val_source)} val images; {mesh.size} x {jax.devices()[0].device_kind}"
+        f"{config.model.backbone} + {config.model.head}, {counted:,} parameters, "
+        f"{config.model.dtype}, {len(train_source.classes)} classes; {config.data.dataset}: "
+        f"{len(train_source)} train, {len(val_source)} val images; "
+        f"{mesh.size} x {jax.devices()[0].device_kind}"
     )
     for note in (*opened.notes, *([f"initial weights: {weights}"] if weights else [])):
         progress.say(note)
@@ -214,122 +203,120 @@ def _train(
             state, _shapes(config, batch_sharding)
         )
         compiled = traced.compile()
-        del step, traced  # JAX keeps what it traced as long as the function is there
+        del step, traced  # JAX keeps what it traced as long as the function exists.
         require_memory(compiled)
     compile_seconds = time.perf_counter() - began
-    trim_malloc()  # the compiler's
+    trim_malloc()  # the compiler's memory
 
-    # ----------------------------------------------------------------------------------------------------------------- resume
+    # --------------------------------------------------------------------------------------- resume
     stop.at_once = False
-    directory.open(
-        lambda: claim(run, config, resume)
-    )  # not before: a recipe that does not fit leaves nothing behind
+    # The directory is made only now: a recipe that does not fit leaves nothing behind.
+    directory.open(lambda: claim(run, config, resume))
     checkpoints = checkpoint.Checkpoints(run)
     held.callback(close_quietly, checkpoints)
-    start, position = 0, batches.get_state()
+    reached = Completed(0, state, batches.get_state())
+    del state
     if resume:
-        start, state, position = restored(checkpoints, state, position, progress)
-        batches.set_state(position)
+        reached = restored(checkpoints, reached, progress.say)
+        batches.set_state(reached.position)
         progress.say(
-            f"resuming {run} after step {start}"
-            if start
+            f"resuming {run} after step {reached.number}"
+            if reached.number
             else f"{run} has no checkpoint yet: starting at step 0"
         )
+    start = saved = reached.number
     directory.keep = start > 0
     evaluate_first = start > 0 and evaluation_is_due(start) and not checkpoints.evaluated(start)
-    # Free the values that the model was built with. The first step deletes the state's values, so
-    # nothing may read the model before an evaluation gives it others.
-    nnx.update(model, state.params, state.batch_stats)
     atomic.write_json(run / "config.json", json.loads(config.to_json()))
-    dataset = registry.default().record("datasets", config.data.dataset)
-    atomic.write_json(
-        run / "versions.json",
-        {**logs.versions(), "plugins": spec.plugins, "dataset": dataset, "weights": spec.weights},
-    )
-    records = logs.Records(run / "metrics.jsonl", start, evaluate_again=evaluate_first)
+    made_with = {
+        **versions.environment(),
+        "plugins": spec.plugins,
+        "dataset": registry.default().record("datasets", config.data.dataset),
+        "weights": spec.weights,
+    }
+    atomic.write_json(run / "versions.json", made_with)
+    records = Records(run / "metrics.jsonl", start, evaluate_again=evaluate_first)
     held.callback(records.close)
     records.write(step=start, event="compile", compile_seconds=compile_seconds)
-    predictor: Predictor | None = None
 
-    # ------------------------------------------------------------------------------------------------------------------ steps
+    # ---------------------------------------------------------------------------------------- steps
     scores: Scores | None = None
-    saved = start
-    reached = Reached(start, state, position)
-    del state
-    window = logs.Window(config.data.batch_size, start)
-    pending: Pending | None = None
-    samples = _Samples(progress)
-    # A step takes its memory when it is dispatched, on CPUs the host's: two of them would take
-    # twice as much, and gain nothing, as the next batch is prepared beside the step anyway. Its
-    # inputs are waited for, too, or `memory.disable_async_dispatch` would be in vain.
+    predictor: Predictor | None = None
+    speed = Speed(config.data.batch_size, start)
+    samples = _Samples(progress.say)
+    # On CPUs a step allocates its memory when it is dispatched, so two steps at once would take
+    # twice as much, and save no time: the next batch is prepared during the step anyway. The inputs
+    # are awaited, too, or `memory.disable_async_dispatch` would have no effect.
     one_at_a_time = jax.default_backend() == "cpu"
 
     def save_now() -> None:
         nonlocal saved
-        if pending:
-            require_finite(pending, run, reached.state)
-        saved = reached.number  # what fails is not tried twice
-        save(checkpoints, reached, spec)
+        reached.require_finite(run)
+        saved = reached.number  # a save that fails is not tried twice
+        reached.save(checkpoints, spec)
 
     def evaluate_now() -> None:
         nonlocal predictor, scores
         number, began = reached.number, time.perf_counter()
+        values = reached.state.params, reached.state.batch_stats
         if predictor is None:
             multiple, note = choose_multiple(val_source)
             if note:
                 progress.say(f"val: {note}")
+            model = nnx.merge(graphdef, *values, random_keys)
             predictor = Predictor(model, val_source.classes, pad_to_multiple=multiple)
-        predictor.update(reached.state.params, reached.state.batch_stats)
+        predictor.update(*values)
         found = _evaluate(predictor, val_source, samples.of_step(run, number), config, stop)
         if found is None:
             return
-        scores = found
+        scores, seconds = found, time.perf_counter() - began
         records.write(
             step=number,
             event="val",
             epoch=number / epoch_steps,
-            seconds=time.perf_counter() - began,
+            seconds=seconds,
             **scores.to_dict(val_source.classes),
         )
         progress.say(
-            f"epoch {number // epoch_steps}: val {scores.summary()} ({len(val_source)} images in {time.perf_counter() - began:.0f} s)"
+            f"epoch {number // epoch_steps}: val {scores.summary()} "
+            f"({len(val_source)} images in {seconds:.0f} s)"
         )
         checkpoints.score(number, scores.miou)
-        window.pause(time.perf_counter() - began)
+
+    def show(number: int, loss: float, images_per_second: float) -> None:
+        epoch = (number - 1) // epoch_steps + 1
+        figures = f"epoch {epoch}, loss {loss:.4f}, {images_per_second:.1f} images/s"
+        progress.update(number, text=figures)
 
     try:
         if evaluate_first:
-            evaluate_now()
+            with speed.paused():
+                evaluate_now()
         while reached.number < total_steps and not stop.signal:
-            with window.waiting():
+            with speed.waiting():
                 batch = next(batches)
-            placed = sharding.place_batch(batch, batch_sharding)
+            placed = jax.device_put(batch, batch_sharding)
             if one_at_a_time:
                 jax.block_until_ready((reached.state, placed))
-            state, metrics = compiled(reached.state, placed)
-            reached = Reached(reached.number + 1, state, batches.get_state())
-            del state
-            number = reached.number
+            before = reached
+            state, metrics = compiled(before.state, placed)
+            number = before.number + 1
+            reached = Completed(number, state, batches.get_state(), metrics, batch)
             if number == start + 1:
                 directory.keep = True
                 if one_at_a_time:
                     jax.block_until_ready(reached.state)
-                    trim_malloc()  # what the first call needed for itself
+                    trim_malloc()  # the first call takes more than later ones
             # The loss is read one step late, so that the host prepares a batch while the device
             # computes.
-            if pending:
-                loss = finite_loss(pending, run, reached.state)
-                progress.update(
-                    pending[0],
-                    (pending[0] - 1) // epoch_steps + 1,
-                    loss,
-                    window.images_per_second(pending[0]),
-                )
-            pending = (number, metrics, batch)
+            if before.metrics:
+                loss = before.loss(run, reached.state)
+                show(before.number, loss, speed.images_per_second(before.number))
+            del state, before
 
             if number % config.train.log_every_steps == 0 or number == total_steps:
-                loss = finite_loss(pending, run, reached.state)
-                figures = window.figures(number)
+                loss = reached.loss(run, reached.state)
+                figures = speed.figures(number)
                 records.write(
                     step=number,
                     event="train",
@@ -338,45 +325,39 @@ def _train(
                     grad_norm=float(metrics["grad_norm"]),
                     lr=float(rate(number - 1)),
                     **figures,
-                    peak_memory_gib=logs.peak_memory(),
+                    peak_memory_gib=peak_memory(),
                 )
-                progress.update(
-                    number, (number - 1) // epoch_steps + 1, loss, figures["images_per_second"]
-                )
+                show(number, loss, figures["images_per_second"])
                 checkpoints.check()
-                window.restart(number)
+                speed.restart(number)
 
-            # ------------------------------------------------------------------------------------------ checkpoint, evaluation
-            # In this order: what goes wrong in an evaluation costs no training.
+            # --------------------------------------------------------------- checkpoint, evaluation
+            # The checkpoint comes first, so that an error in an evaluation costs no training.
+            every = config.train.checkpoint_every_steps
             if evaluation_is_due(number):
-                began = time.perf_counter()
-                save_now()
-                window.pause(time.perf_counter() - began)
-                evaluate_now()
-            elif (
-                config.train.checkpoint_every_steps
-                and number % config.train.checkpoint_every_steps == 0
-            ):
+                with speed.paused():
+                    save_now()
+                    evaluate_now()
+            elif every and number % every == 0:
                 save_now()
 
-        # ------------------------------------------------------------------------------------------------------------- report
+        # -------------------------------------------------------------------------------------- end
         if reached.number > saved:
             save_now()
         checkpoints.finish()
     except BaseException as error:
         if reached.number == 0:
             raise before_any_step(error) from error
-        problem = save_the_work(checkpoints, reached, pending, saved, spec)
-        raise after_a_step(
-            error, run, reached.number, checkpoints.latest_step(), problem
-        ) from error
+        problem = save_after_error(checkpoints, reached, saved, spec)
+        latest = checkpoints.latest_step()
+        raise after_a_step(error, run, reached.number, latest, problem) from error
     finished = reached.number >= total_steps and checkpoints.evaluated(reached.number)
     stopped_by = stop.signal.name if stop.signal and not finished else None
     return Result(run, reached.number, scores, stopped_by, checkpoints.latest_step())
 
 
 def _open_data(config: Config, earlier: checkpoint.Spec | None) -> Splits:
-    """Both splits, checked; a resumed run scales images as it did before."""
+    """Open and check both splits. A resumed run scales images as it did before."""
     data = config.data
     recorded = value_range.from_json(earlier.value_range) if earlier else None
     return open_splits(
@@ -391,7 +372,7 @@ def _open_data(config: Config, earlier: checkpoint.Spec | None) -> Splits:
 def _shapes(
     config: Config, sharding: jax.sharding.NamedSharding
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    shape = (config.data.batch_size, *config.data.crop)
+    shape = (config.data.batch_size, *config.data.crop_size)
     shapes = {"image": (*shape, 3), "mask": shape}
     return {
         name: jax.ShapeDtypeStruct(shape, np.uint8, sharding=sharding)
@@ -400,14 +381,14 @@ def _shapes(
 
 
 class _Samples:
-    """Where sample pictures go. One that cannot be written is mentioned once: the training is worth more."""
+    """Writes sample pictures. The first failure is a warning; it does not end the training."""
 
-    def __init__(self, progress: logs.Progress) -> None:
-        self._progress = progress
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
         self._failed = False
 
     def of_step(self, run: Path, number: int) -> Callable[[str, np.ndarray], None]:
-        """A function that writes a picture of a step by its image's ID."""
+        """Return a function that writes a picture of a step by its image's ID."""
         folder = run / "samples" / f"step_{number:07d}"
 
         def write(name: str, picture: np.ndarray) -> None:
@@ -415,9 +396,7 @@ class _Samples:
                 draw.write_image(folder / f"{os.path.basename(name)}.png", picture)
             except (WriteError, OSError) as error:
                 if not self._failed:
-                    self._progress.say(
-                        f"warning: {error}; the training goes on without sample pictures"
-                    )
+                    self._say(f"warning: {error}; the training goes on without sample pictures")
                 self._failed = True
 
         return write
@@ -430,12 +409,12 @@ def _evaluate(
     config: Config,
     stop: StopRequest,
 ) -> Scores | None:
-    """Score the whole set at native size, and draw its first images; None where a stop was asked for before the end."""
+    """Score a split, each image at its own size, and draw the first ones; None if stopped."""
     matrix = ConfusionMatrix(len(source.classes))
-    workers = config.data.workers
+    workers = config.data.num_workers
     with contextlib.closing(evaluate(predictor, source, matrix, workers=workers)) as seen:
         for index, (example, mask) in enumerate(seen):
-            if index < config.train.samples:
+            if index < config.train.num_visualizations:
                 picture = draw.panel(example.image, example.mask, mask, source.classes)
                 write(example.id, picture)
             if stop.signal:

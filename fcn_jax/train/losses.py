@@ -1,4 +1,5 @@
-"""Losses on logits and integer labels."""
+"""Losses of logits and integer labels."""
+# ruff: noqa: F722 (shapes of jaxtyping are not expressions)
 
 from __future__ import annotations
 
@@ -9,79 +10,89 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, Float, Float32, Integer
 
 from fcn_jax.nn._subpixel import SubpixelLogits
 from fcn_jax.plugins.api import IGNORE_INDEX
 
 
 def cross_entropy(
-    logits: jax.Array | SubpixelLogits,
-    labels: jax.Array,
+    logits: Float[Array, "*pixels K"] | SubpixelLogits,
+    labels: Integer[Array, "*pixels"],
     ignore_index: int = IGNORE_INDEX,
     *,
-    count: jax.Array | None = None,
-) -> jax.Array:
-    """Softmax cross entropy, averaged over the pixels that count; `torch.nn.functional.cross_entropy(ignore_index=...)`.
+    count: Integer[Array, ""] | None = None,
+) -> Float32[Array, ""]:
+    r"""Softmax cross entropy, averaged over the pixels whose label is not `ignore_index`.
 
-    -log softmax(logits)[label], computed in float32 from logits of any float dtype: the widening
-    happens inside the reductions, and no float32 copy of the logits is stored, nor kept for the
-    gradient. The label's logit is selected by comparison: no gather, no scatter.
+    $$\text{loss} = \frac{1}{n} \sum_{p:\ y_p \ne \text{ignore}}
+    \left(\log \sum_k e^{z_{pk}} - z_{p y_p}\right)$$
+
+    It is `torch.nn.functional.cross_entropy(..., ignore_index=ignore_index)`, computed in float32
+    from logits z of any float dtype. No float32 copy of the logits is stored, neither for the value
+    nor for the gradient. The label's logit is selected by comparison, without gather and scatter.
 
     Args:
-        logits: f[..., K], or images in blocks, whose labels are rearranged in their place.
-        labels: integers [...], 0 to K-1 or `ignore_index`; other values count as pixels without a
-            class of their own (loss of the normalizer alone), so check labels where they are read.
-        ignore_index: label of pixels that do not count.
-        count: i32[], what the sum over the pixels is divided by, where these are a part of a larger
-            batch; by default their own number.
+        logits: f[..., K], or sub-pixel logits of images.
+        labels: integers [...], 0 to K-1 or `ignore_index`. A pixel with another value contributes
+            its log-sum-exp alone; check labels where they are read.
+        ignore_index: label of the pixels that are left out.
+        count: i32[], the divisor n, for labels that are one part of a larger batch. By default the
+            number of pixels that are not left out.
 
     Returns:
-        f32[]; 0 where no pixel counts (PyTorch gives NaN there).
+        f32[]; 0 if all pixels are left out (PyTorch returns NaN).
     """
-    axis = logits.CLASS_AXIS if isinstance(logits, SubpixelLogits) else -1
+    axis = -1
     if isinstance(logits, SubpixelLogits):
-        # Stored, for they are small: compilers would work out anew for each logit where its pixel's
-        # label lies.
+        # The barrier stores the rearranged labels. They are small, and XLA would otherwise compute
+        # their positions again for each logit.
         labels = lax.optimization_barrier(logits.scatter(labels, ignore_index))
-        logits = _store_gradient(logits.values)
+        logits, axis = _store_gradient(logits.values), logits.CLASS_AXIS
     labels = labels.astype(jnp.int32)
-    counts = labels != ignore_index
-    total = counts.sum() if count is None else count
-    return jnp.where(counts, _of_pixels(logits, labels, counts, axis), 0).sum() / jnp.maximum(
-        total, 1
-    )
+    valid = labels != ignore_index
+    total = valid.sum() if count is None else count
+    losses = _pixel_losses(logits, labels, valid, axis)
+    return jnp.where(valid, losses, 0).sum() / jnp.maximum(total, 1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _of_pixels(logits: jax.Array, labels: jax.Array, counts: jax.Array, axis: int) -> jax.Array:
-    """f32[...], of each pixel, from logits whose classes lie along an axis; the gradient is zero where `counts` bool[...] is false."""
-    return _forward(logits, labels, counts, axis)[0]
+def _pixel_losses(logits: jax.Array, labels: jax.Array, valid: jax.Array, axis: int) -> jax.Array:
+    """Cross entropy of each pixel, f32[...].
+
+    Args:
+        logits: f[...], with the classes along `axis`.
+        labels: i32[...], without that axis.
+        valid: bool[...]; the gradient is zero where it is false.
+        axis: axis of the classes.
+    """
+    return _forward(logits, labels, valid, axis)[0]
 
 
 def _is_label(logits: jax.Array, labels: jax.Array, axis: int) -> jax.Array:
-    """bool, in the shape of the logits: whether a pixel's label is this class."""
-    return jnp.expand_dims(labels, axis) == lax.broadcasted_iota(
-        jnp.int32, logits.shape, axis % logits.ndim
-    )
+    """Return bool in the shape of the logits: true for the class that is the pixel's label."""
+    classes = lax.broadcasted_iota(jnp.int32, logits.shape, axis % logits.ndim)
+    return jnp.expand_dims(labels, axis) == classes
 
 
 def _forward(
-    logits: jax.Array, labels: jax.Array, counts: jax.Array, axis: int
+    logits: jax.Array, labels: jax.Array, valid: jax.Array, axis: int
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    three_passes = functools.partial(_in_three_passes, axis)
     largest, total, chosen = lax.platform_dependent(
         logits,
         labels,
-        cpu=functools.partial(_in_three_passes, axis),
-        tpu=functools.partial(_in_three_passes, axis),
+        cpu=three_passes,
+        tpu=three_passes,
         default=functools.partial(_in_one_pass, axis),
     )
-    return jnp.log(total) + largest - chosen, (logits, labels, counts, largest, total)
+    return jnp.log(total) + largest - chosen, (logits, labels, valid, largest, total)
 
 
 def _in_three_passes(
     axis: int, logits: jax.Array, labels: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Of each pixel, in float32: the largest logit, the sum of the exponentials of what the others lack of it, and the label's logit."""
+    """Return max_k z_k, sum_k exp(z_k - max) and z_label of each pixel, f32[...] each."""
     wide = logits.astype(jnp.float32)
     largest = wide.max(axis)
     total = jnp.exp(wide - jnp.expand_dims(largest, axis)).sum(axis)
@@ -91,19 +102,22 @@ def _in_three_passes(
 def _in_one_pass(
     axis: int, logits: jax.Array, labels: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The same in one reduction, which reads the logits once (Milakov, Gimelshein: Online normalizer calculation for softmax, 2018)."""
+    """Compute the same as `_in_three_passes` in one reduction, which reads the logits once.
+
+    Source: Milakov, Gimelshein 2018, "Online normalizer calculation for softmax", arXiv:1805.02867.
+    """
     wide = logits.astype(jnp.float32)
 
     def merge(one: tuple[jax.Array, ...], other: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        (largest, total, chosen), (largest_too, total_too, chosen_too) = one, other
-        less = jnp.exp(-jnp.abs(largest - largest_too))
-        first = largest >= largest_too
-        total = jnp.where(first, total, total * less) + jnp.where(
-            first, total_too * less, total_too
+        (max_1, total_1, chosen_1), (max_2, total_2, chosen_2) = one, other
+        factor = jnp.exp(-jnp.abs(max_1 - max_2))  # the smaller maximum's sum shrinks by this
+        first = max_1 >= max_2
+        total = jnp.where(first, total_1, total_1 * factor) + jnp.where(
+            first, total_2 * factor, total_2
         )
-        return jnp.maximum(largest, largest_too), total, chosen + chosen_too
+        return jnp.maximum(max_1, max_2), total, chosen_1 + chosen_2
 
-    # Not from minus infinity, whose difference to a logit of minus infinity would be none.
+    # The largest finite negative number, because -inf - (-inf) is NaN.
     start = np.finfo(np.float32).min, np.float32(0), np.float32(0)
     chosen = jnp.where(_is_label(logits, labels, axis), wide, 0)
     return lax.reduce((wide, jnp.ones_like(wide), chosen), start, merge, (axis % logits.ndim,))
@@ -112,22 +126,26 @@ def _in_one_pass(
 def _backward(
     axis: int, residuals: tuple[jax.Array, ...], grad: jax.Array
 ) -> tuple[jax.Array, None, None]:
-    # The exponentials are computed again. The barrier hides that they are the same: XLA would keep
-    # them, as many float32 as there are logits.
-    logits, labels, counts, largest, total = residuals
-    largest, total, counts, grad = (
-        jnp.expand_dims(x, axis) for x in (lax.optimization_barrier(largest), total, counts, grad)
+    # The exponentials are computed again. The barrier keeps XLA from storing those of the forward
+    # pass, which are float32 and as many as the logits.
+    logits, labels, valid, largest, total = residuals
+    largest, total, valid, grad = (
+        jnp.expand_dims(x, axis) for x in (lax.optimization_barrier(largest), total, valid, grad)
     )
-    off = jnp.exp(logits.astype(jnp.float32) - largest) / total - _is_label(logits, labels, axis)
-    return jnp.where(counts, off * grad, 0).astype(logits.dtype), None, None
+    softmax = jnp.exp(logits.astype(jnp.float32) - largest) / total
+    change = softmax - _is_label(logits, labels, axis)
+    return jnp.where(valid, change * grad, 0).astype(logits.dtype), None, None
 
 
-_of_pixels.defvjp(_forward, _backward)
+_pixel_losses.defvjp(_forward, _backward)
 
 
 @jax.custom_vjp
 def _store_gradient(logits: jax.Array) -> jax.Array:
-    """The logits themselves. But for TPUs, their gradient is stored, which would be computed in each of the places that use it."""
+    """Identity whose gradient is stored, so that XLA does not recompute it at every use.
+
+    TPUs are excepted.
+    """
     return logits
 
 
@@ -139,23 +157,27 @@ _store_gradient.defvjp(lambda logits: (logits, None), lambda _, grad: (_stored(g
 
 
 def segmentation_loss(
-    outputs: Mapping[str, jax.Array | SubpixelLogits],
-    labels: jax.Array,
+    outputs: Mapping[str, Float[Array, "N H W K"] | SubpixelLogits],
+    labels: Integer[Array, "N H W"],
     aux_weight: float,
     *,
-    count: jax.Array | None = None,
-) -> jax.Array:
-    """Cross entropy of a model's logits and, at `aux_weight`, of its auxiliary head's, as torchvision's reference training adds them.
+    count: Integer[Array, ""] | None = None,
+) -> Float32[Array, ""]:
+    """Cross entropy of a model's logits, plus `aux_weight` times that of its auxiliary head.
+
+    This is the loss of torchvision's reference training (references/segmentation/train.py).
 
     Args:
-        outputs: "out" and perhaps "aux", f[N, H, W, K] or in blocks; `Segmenter.outputs`.
-        labels: integers [N, H, W].
+        outputs: "out" and, if the model has an auxiliary head, "aux": f[N, H, W, K] or sub-pixel
+            logits, as `Segmenter.outputs` returns them.
+        labels: integers [N, H, W], 0 to K-1 or 255 for pixels that are left out.
         aux_weight: at least 0.
-        count: as for `cross_entropy`.
+        count: i32[], the divisor; see `cross_entropy`.
+
+    Returns:
+        f32[].
     """
     loss = cross_entropy(outputs["out"], labels, count=count)
-    return (
-        loss + aux_weight * cross_entropy(outputs["aux"], labels, count=count)
-        if "aux" in outputs
-        else loss
-    )
+    if "aux" in outputs:
+        loss += aux_weight * cross_entropy(outputs["aux"], labels, count=count)
+    return loss

@@ -1,4 +1,4 @@
-"""Optimizers and schedules with PyTorch's arithmetic, and rules by parameter name."""
+"""Optimizers and schedules with PyTorch's arithmetic, and param groups by parameter name."""
 
 from __future__ import annotations
 
@@ -7,58 +7,61 @@ from collections.abc import Iterable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
-from fcn_jax.config import OptimConfig, Rule
+from fcn_jax.config import OptimConfig, ParamGroup
 from fcn_jax.errors import ConfigError
 
 
 def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
     """Learning rate by step.
 
-    The poly schedule is lr (1 - step / steps) ^ power (Liu et al. 2015, arXiv:1506.04579; torch's
-    `PolynomialLR`); for the first `warmup_steps` it is multiplied by (step + 1) / warmup_steps.
+    `poly` is lr (1 - step / steps) ^ power (Liu et al. 2015, arXiv:1506.04579; torch's
+    `PolynomialLR`), `cosine` is lr (1 + cos(pi step / steps)) / 2 (torch's `CosineAnnealingLR`). In
+    the first `warmup_steps` the schedule is multiplied by (step + 1) / warmup_steps.
 
     Args:
-        config: the recipe's.
+        config: settings of the optimizer.
         steps: length of the run, at least 1.
 
     Returns:
         Function i32[] -> f32[].
     """
-
-    def rate(step: Any) -> Any:
-        fraction = jnp.clip(1 - step / steps, 0, 1) if config.schedule == "poly" else 1.0
-        warmup = jnp.minimum((step + 1) / config.warmup_steps, 1.0) if config.warmup_steps else 1.0
-        return config.lr * fraction**config.power * warmup
-
-    return rate
+    rate = {
+        "poly": optax.polynomial_schedule(config.lr, 0.0, config.power, steps),
+        "cosine": optax.cosine_decay_schedule(config.lr, steps),
+        "constant": optax.constant_schedule(config.lr),
+    }[config.schedule]
+    if config.warmup_steps < 2:
+        return rate
+    warmup = optax.linear_schedule(1 / config.warmup_steps, 1.0, config.warmup_steps - 1)
+    return lambda step: rate(step) * warmup(step)
 
 
 def make(config: OptimConfig, steps: int, params: Any) -> optax.GradientTransformation:
-    """The optimizer of a recipe.
+    """Make the optimizer.
 
-    SGD adds the decay to the gradient before the momentum, AdamW takes it off the parameter, both
-    as in PyTorch.
+    SGD adds the weight decay to the gradient before the momentum; AdamW subtracts it from the
+    parameter. Both are as in PyTorch. `clip_norm` clips the norm of all gradients together, as
+    `torch.nn.utils.clip_grad_norm_` does; frozen parameters do not count.
 
     Args:
-        config: the recipe's.
+        config: settings of the optimizer.
         steps: length of the run, at least 1.
-        params: tree of parameters, whose names the rules are matched against.
+        params: tree of parameters; only the names of its leaves are used.
 
     Raises:
-        ConfigError: a rule that no parameter's name matches.
+        ConfigError: a param group decides about no parameter.
     """
     rate = schedule(config, steps)
 
-    def transform(rule: Rule) -> optax.GradientTransformation:
-        if rule.lr == 0:
+    def transform(group: ParamGroup) -> optax.GradientTransformation:
+        if group.lr_mult == 0:
             return optax.set_to_zero()
-        decay = config.weight_decay * rule.weight_decay
+        decay = config.weight_decay * group.decay_mult
 
         def learning_rate(step: Any) -> Any:
-            return rule.lr * rate(step)
+            return group.lr_mult * rate(step)
 
         if config.name == "adamw":
             return optax.adamw(learning_rate, *config.betas, eps=config.eps, weight_decay=decay)
@@ -67,58 +70,66 @@ def make(config: OptimConfig, steps: int, params: Any) -> optax.GradientTransfor
             optax.sgd(learning_rate, momentum=config.momentum or None),
         )
 
-    rules = (*config.rules, Rule(match="*"))
+    groups = (*config.param_groups, ParamGroup(match="*"))
     names = parameter_names(params)
-    labels = {
-        name: next(i for i, rule in enumerate(rules) if fnmatch.fnmatchcase(name, rule.match))
+    labels = [
+        next(i for i, group in enumerate(groups) if fnmatch.fnmatchcase(name, group.match))
         for name in names
-    }
-    unused = [rule.match for i, rule in enumerate(config.rules) if i not in labels.values()]
+    ]
+    unused = [group.match for i, group in enumerate(config.param_groups) if i not in labels]
     if unused:
         raise ConfigError(
-            f"optim.rules: no parameter is left for {', '.join(unused)}; names look like {names[0]}, {names[-1]}"
+            f"optim.param_groups: no parameter is left for {', '.join(unused)}; "
+            f"names look like {names[0]}, {names[-1]}"
         )
-    used = sorted(set(labels.values()))
-    if used == [len(rules) - 1]:
-        return transform(rules[-1])
-    label_tree = jax.tree.unflatten(jax.tree.structure(params), [labels[name] for name in names])
-    return optax.partition({i: transform(rules[i]) for i in used}, label_tree)
-
-
-def with_fresh(config: OptimConfig, kernels: Iterable[str], factor: float) -> OptimConfig:
-    """The same settings, where kernels that a pretrained backbone lacked learn at `factor` times the rate.
-
-    torchvision draws a ResNet's convolutions for training from nothing. Under batch normalization a
-    kernel's scale does not matter, but the larger it is, the slower a step turns it: in a short
-    fine-tuning such layers hardly move.
-
-    Args:
-        config: the recipe's, whose own rules come first.
-        kernels: names of what was drawn anew; only the backbone's kernels are meant, since a head
-            learns from nothing in any case.
-        factor: on the learning rate, at least 0.
-    """
-    fresh = [
-        name
-        for name in kernels
-        if name.startswith("backbone.")
-        and name.endswith(".kernel")
-        and not any(fnmatch.fnmatchcase(name, rule.match) for rule in config.rules)
-    ]
-    if factor == 1 or not fresh:
-        return config
-    return config.model_copy(
-        update={"rules": (*config.rules, *(Rule(match=name, lr=factor) for name in fresh))}
+    used, tree = sorted(set(labels)), jax.tree.structure(params)
+    if used == [len(groups) - 1]:
+        optimizer = transform(groups[-1])
+    else:
+        optimizer = optax.partition(
+            {i: transform(groups[i]) for i in used}, jax.tree.unflatten(tree, labels)
+        )
+    if config.clip_norm is None:
+        return optimizer
+    trained = jax.tree.unflatten(tree, [groups[i].lr_mult > 0 for i in labels])
+    return optax.chain(
+        optax.masked(optax.clip_by_global_norm(config.clip_norm), trained), optimizer
     )
 
 
+def with_reinitialized(config: OptimConfig, names: Iterable[str], lr_mult: float) -> OptimConfig:
+    """Multiply the learning rate of reinitialized kernels of a pretrained backbone.
+
+    torchvision initializes a ResNet's convolutions for training from scratch. Under batch
+    normalization a kernel's scale has no effect, but the larger it is, the smaller the change of
+    direction per step: in a short fine-tuning such layers hardly move.
+
+    Args:
+        config: settings of the optimizer; their own param groups take precedence.
+        names: names of the tensors that were reinitialized. Only kernels of the backbone are
+            changed, because a head starts from random values in any case.
+        lr_mult: learning rate multiplier, at least 0.
+    """
+    kernels = [
+        name
+        for name in names
+        if name.startswith("backbone.")
+        and name.endswith(".kernel")
+        and not any(fnmatch.fnmatchcase(name, group.match) for group in config.param_groups)
+    ]
+    if lr_mult == 1 or not kernels:
+        return config
+    more = (ParamGroup(match=name, lr_mult=lr_mult) for name in kernels)
+    return config.model_copy(update={"param_groups": (*config.param_groups, *more)})
+
+
 def parameter_names(params: Any) -> list[str]:
-    """Dotted names of a tree's leaves, such as `head.final_conv.kernel`, in the tree's order."""
+    """Return dotted names of a tree's leaves, such as `head.final_conv.kernel`, in tree order."""
     return [name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
 
 
 def name_of(path: tuple[Any, ...]) -> str:
-    """The dotted name of a tree path; NNX's last entry, the variable's own value, is left out."""
+    """Return the dotted name of a tree path, without the last entry of an NNX variable's value."""
     parts = [
         str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path
     ]

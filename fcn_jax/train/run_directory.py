@@ -1,4 +1,4 @@
-"""The directory of a run: one process at a time writes to it, and a run that never took a step leaves none."""
+"""The run directory: written by one process at a time, and removed if the run took no step."""
 
 from __future__ import annotations
 
@@ -21,46 +21,45 @@ _FILES = ("config.json", "versions.json", "metrics.jsonl")
 _FOLDERS = ("checkpoints", "samples", "nonfinite")
 _LEFTOVER = re.compile(r"\.(config|versions|metrics)\.[0-9a-f]{8}\.jsonl?")
 """Temporary files of `fcn_jax.runtime.atomic` that a killed process left."""
+_ANOTHER = "name another directory with --workdir"
 
 
 class RunDirectory:
-    """Context that holds the lock of a run directory; the system releases it when the process ends, however it does.
+    """Context manager that holds the lock of a run directory.
 
-    The lock is the directory's own (`flock`), so no file is needed for it. Where the file system or
-    the operating system has none, the run goes on without.
+    The lock is on the directory itself (`flock`), so it needs no file, and the system releases it
+    whenever the process ends. If the file system has no locks, the run continues without.
 
     Attributes:
-        keep: leave what was written. Otherwise, everything that this process has made there is
-            removed at the end.
+        keep: keep what was written. Otherwise, everything that this process made there is removed
+            at the end.
     """
 
     keep = False
 
     def __init__(self, path: Path) -> None:
-        """Name the directory; nothing is made."""
+        """Store the path; nothing is made yet."""
         self._path = path
         self._lock: int | None = None
         self._made: list[Path] = []
         self._before: set[str] | None = None
 
     def __enter__(self) -> RunDirectory:
-        """Check that a run can be written there, and lock it if it exists.
+        """Check that a run can be written there, and lock the directory if it exists.
 
         Raises:
-            ConfigError: it is no directory, or another process trains there.
+            ConfigError: the path is not a directory, or another process trains there.
             WriteError: it cannot be written.
         """
         path = self._path
         above = path
         if "\0" in str(path):
-            raise ConfigError(
-                f"{str(path)!r}: a path cannot hold a zero byte; name another directory with --run"
-            )
+            raise ConfigError(f"{str(path)!r}: a path cannot contain a zero byte; {_ANOTHER}")
         try:
             while not above.exists():
                 if above.is_symlink():
                     raise ConfigError(
-                        f"{path}: {above} is a link to nothing; remove it, or name another directory with --run"
+                        f"{path}: {above} is a dangling symbolic link; remove it, or {_ANOTHER}"
                     )
                 above = above.parent
             if not above.is_dir():
@@ -69,21 +68,24 @@ class RunDirectory:
                     if above == path
                     else f"{above} is a file, not a directory"
                 )
-                raise ConfigError(f"{path}: {what}; name another directory with --run")
+                raise ConfigError(f"{path}: {what}; {_ANOTHER}")
         except OSError as error:
             raise WriteError(
                 f"{path}: cannot be used as a run directory ({error.strerror or error})"
             ) from error
         if not os.access(above, os.W_OK | os.X_OK):
             raise WriteError(
-                f"{path}: cannot be written (no permission to write in {above}); name another directory with --run"
+                f"{path}: cannot be written (no permission to write in {above}); {_ANOTHER}"
             )
         if above == path:
             self._take_lock()
         return self
 
     def open(self, check: Callable[[], None]) -> None:
-        """Make the directory and lock it; `check` is called when no other process can write there any more.
+        """Make the directory and lock it.
+
+        Args:
+            check: called under the lock, when no other process can write there any more.
 
         Raises:
             ConfigError: another process trains there.
@@ -111,7 +113,7 @@ class RunDirectory:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Remove what is not to be kept, and release the lock."""
+        """Remove what this process made, unless `keep`, and release the lock."""
         if not self.keep:
             self._remove()
         if self._lock is not None:
@@ -130,9 +132,7 @@ class RunDirectory:
                 folder.rmdir()
 
     def _take_lock(self) -> None:
-        import jax
-
-        if fcntl is None or jax.process_index() > 0:  # the processes of one run share its directory
+        if fcntl is None:
             return
         try:
             lock = os.open(self._path, os.O_RDONLY)
@@ -143,9 +143,10 @@ class RunDirectory:
         except BlockingIOError:
             os.close(lock)
             raise ConfigError(
-                f"{self._path}: another process trains in this directory; wait for it, or name another with --run"
+                f"{self._path}: another process trains in this directory; "
+                f"wait for it, or {_ANOTHER}"
             ) from None
-        except OSError:  # such as of a network's file system
+        except OSError:  # a file system without locks, such as NFS
             os.close(lock)
         else:
             self._lock = lock

@@ -1,10 +1,11 @@
-"""The state of a run and its checkpoints: what is saved is finite, and belongs to the last completed step."""
+"""Completed steps and their checkpoints. Only finite values are saved."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,63 +17,130 @@ from fcn_jax import checkpoint
 from fcn_jax.errors import TrainingError, WriteError
 from fcn_jax.models.names import named
 from fcn_jax.runtime import atomic
-from fcn_jax.train import logs, optim
-from fcn_jax.train import step as train_step
+from fcn_jax.train import optim
 from fcn_jax.train.ending import gist
+from fcn_jax.train.step import TrainState
+
+
+@jax.jit
+def _all_finite(params: Any) -> jax.Array:
+    leaves = [jax.numpy.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]
+    return jax.numpy.stack(leaves).all()
 
 
 @dataclasses.dataclass(frozen=True)
-class Reached:
-    """What a checkpoint after the last completed step holds."""
+class Completed:
+    """A completed step: what a checkpoint after it holds, and what produced it.
+
+    Attributes:
+        number: number of the step; 0 before the first one.
+        state: state after it. The next step deletes its arrays.
+        position: position in the data after it.
+        metrics: "loss" and "grad_norm", f32[]; None where this process took no step yet.
+        batch: its images and masks; None where this process took no step yet.
+    """
 
     number: int
-    state: train_step.TrainState
+    state: TrainState
     position: Any
+    metrics: dict[str, jax.Array] | None = None
+    batch: dict[str, np.ndarray] | None = None
+
+    def loss(self, run: Path, state: TrainState) -> float:
+        """Wait for the loss and return it.
+
+        Args:
+            run: run directory, for the evidence if the loss is not finite.
+            state: the newest state, whose parameters the evidence names.
+
+        Raises:
+            TrainingError: the loss is not finite.
+        """
+        assert self.metrics is not None
+        loss = float(self.metrics["loss"])
+        if not math.isfinite(loss):
+            raise self._failure(loss, run, state)
+        return loss
+
+    def is_finite(self) -> bool:
+        """Return whether loss and parameters are finite."""
+        loss = 0.0 if self.metrics is None else float(self.metrics["loss"])
+        return math.isfinite(loss) and bool(_all_finite(self.state.params))
+
+    def require_finite(self, run: Path) -> None:
+        """Raise `TrainingError`, with the evidence in the run, unless `is_finite`."""
+        if self.metrics is not None and not self.is_finite():
+            raise self._failure(float(self.metrics["loss"]), run, self.state)
+
+    def save(self, checkpoints: checkpoint.Checkpoints, spec: checkpoint.Spec) -> None:
+        """Begin to write a checkpoint.
+
+        Raises:
+            CheckpointError: this checkpoint or the one before cannot be written.
+        """
+        model, rest = _items(self.state)
+        checkpoints.save(self.number, model=model, train=rest, data=self.position, spec=spec)
+
+    def _failure(self, loss: float, run: Path, state: TrainState) -> TrainingError:
+        """Write the evidence to `nonfinite/` in the run directory, and return the error."""
+        assert self.metrics is not None
+        assert self.batch is not None
+        names, leaves = optim.parameter_names(state.params), jax.tree.leaves(state.params)
+        broken = [
+            name
+            for name, leaf in zip(names, leaves, strict=True)
+            if not bool(jax.numpy.isfinite(leaf).all())
+        ]
+        report = {
+            "step": self.number,
+            "loss": str(loss),
+            "grad_norm": str(float(self.metrics["grad_norm"])),
+            "nonfinite_parameters_after": broken,
+        }
+        what = f"the loss of step {self.number} is {loss}"
+        if math.isfinite(loss):
+            what += f", but after it {len(broken)} parameters are not finite"
+        folder = run / "nonfinite"
+        try:
+            with atomic.replacing(folder / "batch.npz") as temporary:
+                np.savez_compressed(temporary, image=self.batch["image"], mask=self.batch["mask"])
+            atomic.write_json(folder / "report.json", report)
+            where = (
+                f"the batch and the names of the {len(broken)} parameters that are no longer "
+                f"finite are in {folder}"
+            )
+        except WriteError as error:
+            where = str(error)
+        return TrainingError(
+            f"{what}; {where}. Start another run with a lower optim.lr, or with optim.warmup_steps "
+            "or optim.clip_norm"
+        )
 
 
-Pending = tuple[int, dict[str, jax.Array], dict[str, np.ndarray]]
-"""A step whose loss was not looked at yet: its number, metrics and batch."""
-
-
-def _items(state: train_step.TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The state as a checkpoint's items `model` and `train`."""
-    arrays = {
-        name: leaf[...]
-        for part in (state.params, state.batch_stats)
-        for name, leaf in named(part).items()
-    }
+def _items(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the state as the items `model` and `train` of a checkpoint."""
+    parts = (state.params, state.batch_stats)
+    arrays = {name: leaf[...] for part in parts for name, leaf in named(part).items()}
     return arrays, {"step": state.step, "opt_state": state.opt_state}
 
 
-def save(checkpoints: checkpoint.Checkpoints, reached: Reached, spec: checkpoint.Spec) -> None:
-    """Begin to write a checkpoint. Raises `CheckpointError` if it, or the one before, cannot be written."""
-    model, rest = _items(reached.state)
-    checkpoints.save(reached.number, model=model, train=rest, data=reached.position, spec=spec)
-
-
-def save_the_work(
+def save_after_error(
     checkpoints: checkpoint.Checkpoints,
-    reached: Reached,
-    pending: Pending | None,
+    reached: Completed,
     saved: int,
     spec: checkpoint.Spec,
 ) -> str | None:
-    """Save the last completed step, if it is not; the reason if that cannot be done."""
+    """Save the last completed step, unless it is saved. Return the reason if that is impossible."""
     problem = None
     if reached.number > saved:
-        if jax.process_count() > 1:
-            problem = "other processes would have to take part in saving it"
-        elif any(leaf.is_deleted() for leaf in jax.tree.leaves(reached.state)):
+        if any(leaf.is_deleted() for leaf in jax.tree.leaves(reached.state)):
             problem = "the step that failed had taken over its memory"
         else:
             try:
-                if pending and not (
-                    math.isfinite(float(pending[1]["loss"]))
-                    and bool(_all_finite(reached.state.params))
-                ):
-                    problem = "its numbers are not finite"
+                if reached.is_finite():
+                    reached.save(checkpoints, spec)
                 else:
-                    save(checkpoints, reached, spec)
+                    problem = "its numbers are not finite"
             except Exception as error:
                 problem = gist(error)
     try:
@@ -83,26 +151,21 @@ def save_the_work(
 
 
 def close_quietly(checkpoints: checkpoint.Checkpoints) -> None:
-    """Close, without an error for what could not be saved."""
-    with contextlib.suppress(Exception):  # what could not be saved was said
+    """Close, without an error for what could not be saved: it was reported before."""
+    with contextlib.suppress(Exception):
         checkpoints.close()
 
 
 def restored(
-    checkpoints: checkpoint.Checkpoints,
-    state: train_step.TrainState,
-    position: Any,
-    progress: logs.Progress,
-) -> tuple[int, train_step.TrainState, Any]:
-    """Step, state and position in the data of the newest checkpoint that is whole; those given where there is none."""
-    arrays, rest = _items(state)
+    checkpoints: checkpoint.Checkpoints, start: Completed, say: Callable[[str], None]
+) -> Completed:
+    """Return the newest checkpoint that is not damaged, or `start` if there is no checkpoint."""
+    arrays, rest = _items(start.state)
     found = checkpoints.restore(model=arrays, train=rest)
     if found is None:
-        return 0, state, position
+        return start
     for fault in found.skipped:
-        progress.say(
-            f"warning: {fault}; it is set aside, and the one before it is taken, of step {found.step}"
-        )
+        say(f"warning: {fault}; it is set aside, and that of step {found.step} is used")
 
     def filled(tree: nnx.State) -> nnx.State:
         flat = [
@@ -111,62 +174,10 @@ def restored(
         ]
         return nnx.from_flat_state(flat)
 
-    restored = train_step.TrainState(
+    state = TrainState(
         found.train["step"],
-        filled(state.params),
-        filled(state.batch_stats),
+        filled(start.state.params),
+        filled(start.state.batch_stats),
         found.train["opt_state"],
     )
-    return found.step, restored, found.data
-
-
-@jax.jit
-def _all_finite(params: Any) -> jax.Array:
-    return jax.numpy.stack(
-        [jax.numpy.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]
-    ).all()
-
-
-def require_finite(pending: Pending, run: Path, state: train_step.TrainState) -> None:
-    """Raise `TrainingError` if a step's loss is not finite, or the parameters after it are not: what is saved must be good."""
-    finite_loss(pending, run, state)
-    if not bool(_all_finite(state.params)):
-        raise _evidence(pending, run, state)
-
-
-def finite_loss(pending: Pending, run: Path, state: train_step.TrainState) -> float:
-    """The loss of a step, once it is computed. Raises `TrainingError`, leaving the evidence in the run, if it is not finite."""
-    loss = float(pending[1]["loss"])
-    if math.isfinite(loss):
-        return loss
-    raise _evidence(pending, run, state)
-
-
-def _evidence(pending: Pending, run: Path, state: train_step.TrainState) -> TrainingError:
-    number, metrics, batch = pending
-    loss, folder = float(metrics["loss"]), run / "nonfinite"
-    names = optim.parameter_names(state.params)
-    broken = [
-        n
-        for n, leaf in zip(names, jax.tree.leaves(state.params), strict=True)
-        if not bool(jax.numpy.isfinite(leaf).all())
-    ]
-    report = {
-        "step": number,
-        "loss": str(loss),
-        "grad_norm": str(float(metrics["grad_norm"])),
-        "nonfinite_parameters_after": broken,
-    }
-    what = f"the loss of step {number} is {loss}"
-    if math.isfinite(loss):
-        what += f", but after it {len(broken)} parameters are not finite"
-    try:
-        with atomic.replacing(folder / "batch.npz") as temporary:
-            np.savez_compressed(temporary, image=batch["image"], mask=batch["mask"])
-        atomic.write_json(folder / "report.json", report)
-        where = f"the batch and the names of the {len(broken)} parameters that are no longer finite are in {folder}"
-    except WriteError as error:
-        where = str(error)
-    return TrainingError(
-        f"{what}; {where}. Start another run with a lower optim.lr, or with optim.warmup_steps"
-    )
+    return Completed(found.step, state, found.data)

@@ -1,4 +1,4 @@
-"""Settings that do not fit: the run, the model, or the machine."""
+"""Checks of settings against the run, the model and the machine."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ from typing import Any
 
 import jax
 
-from fcn_jax.config import Config, read_run, same_plugins
+from fcn_jax.config import Config, same_plugins
 from fcn_jax.errors import ConfigError, FcnJaxError
+from fcn_jax.recipes import read_run
 from fcn_jax.train.ending import gist, is_out_of_memory
 
 
 @contextlib.contextmanager
 def settings_at_fault(what: str, config: Config) -> Iterator[None]:
-    """Whatever goes wrong inside comes from the settings: the parts of the model were tried with others."""
+    """Report an error of the block as one of the settings, which it lists.
+
+    The parts of the model work with other settings, so these do not fit together.
+    """
     try:
         yield
     except FcnJaxError:
@@ -26,21 +30,19 @@ def settings_at_fault(what: str, config: Config) -> Iterator[None]:
     except MemoryError as error:
         raise ConfigError(f"{what}: {_TOO_LARGE}") from error
     except Exception as error:
-        if is_out_of_memory(error) or isinstance(error, OverflowError):  # no size of an array
+        if is_out_of_memory(error) or isinstance(error, OverflowError):  # an array size
             raise ConfigError(f"{what}: {_TOO_LARGE}") from error
-        model, data = config.model, config.data
-        tables = {"backbone_options": model.backbone_options, "head_options": model.head_options}
+        model, parts = config.model, config.optim.accumulate_steps
         named = {
             "model.backbone": model.backbone,
             "model.head": model.head,
             "model.aux_head": model.aux_head,
             "model.output_stride": model.output_stride,
-            **{f"model.{name}": table or None for name, table in tables.items()},
-            "data.crop": list(data.crop),
-            "data.batch_size": data.batch_size,
-            "optim.accumulate_steps": config.optim.accumulate_steps
-            if config.optim.accumulate_steps > 1
-            else None,
+            "model.backbone_options": model.backbone_options or None,
+            "model.head_options": model.head_options or None,
+            "data.crop_size": list(config.data.crop_size),
+            "data.batch_size": config.data.batch_size,
+            "optim.accumulate_steps": parts if parts > 1 else None,
         }
         settings = ", ".join(
             f"{name} = {value}" for name, value in named.items() if value is not None
@@ -48,11 +50,15 @@ def settings_at_fault(what: str, config: Config) -> Iterator[None]:
         raise ConfigError(f"{what} with {settings}: {gist(error)} (--debug shows where)") from error
 
 
-_TOO_LARGE = "it takes more memory than there is; lower data.batch_size or data.crop, or raise optim.accumulate_steps"
+_LOWER = "lower data.batch_size or data.crop_size, or raise optim.accumulate_steps"
+_TOO_LARGE = f"it needs more memory than there is; {_LOWER}"
 
 
 def require_memory(compiled: Any) -> None:
-    """Raise `ConfigError` where a program for CPUs needs more memory than the machine has; the system would kill the process."""
+    """Raise `ConfigError` if a program for CPUs needs more memory than the machine has.
+
+    The system would kill the process.
+    """
     if jax.default_backend() != "cpu":
         return
     with contextlib.suppress(AttributeError, OSError, ValueError, NotImplementedError):
@@ -61,71 +67,86 @@ def require_memory(compiled: Any) -> None:
         available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         if needed > available:
             raise ConfigError(
-                f"a training step needs {needed / 2**30:.0f} GiB of memory, and this machine has {available / 2**30:.0f}; lower "
-                "data.batch_size or data.crop, or raise optim.accumulate_steps"
+                f"a training step needs {needed / 2**30:.0f} GiB of memory, and this machine has "
+                f"{available / 2**30:.0f}; {_LOWER}"
             )
 
 
 def claim(run: Path, config: Config, resume: bool) -> None:
-    """Make sure that nothing of another run is overwritten, and that a resumed run keeps its recipe."""
-    if not resume:
-        if run.exists() and any(run.iterdir()):
-            raise ConfigError(
-                f"{run}: exists and is not empty; go on with --resume, or name another directory with --run"
-            )
-        return
+    """Check that no other run is overwritten, and that a resumed run keeps its settings.
+
+    Raises:
+        ConfigError: otherwise.
+        CheckpointError: the directory to resume from is not a run.
+    """
     if not run.exists() or not any(run.iterdir()):
         return
-    before, now = read_run(run), config
-    tables = [same_plugins(recipe.anchored().model_dump(mode="json")) for recipe in (before, now)]
-    changed = [
-        f"{s}.{k}"
-        for s, values in tables[1].items()
-        for k in values
-        if values[k] != tables[0][s][k]
-    ]
-    changed = sorted(name for name in changed if name not in _FREE)
-    if changed == ["train.epochs"]:
-        if now.optim.schedule == "constant":
-            return
+    if not resume:
         raise ConfigError(
-            f"{run}: train.epochs cannot change from {before.train.epochs} to {now.train.epochs}, because the learning rates of "
-            f"optim.schedule = '{now.optim.schedule}' follow from it; leave it as it was, or start another run from the parameters of "
-            f"this one: fcn-jax train --init {shlex.quote(str(run))} --run NEW --set train.epochs={now.train.epochs}"
+            f"{run}: exists and is not empty; continue the run with --resume, or name another "
+            "directory with --workdir"
+        )
+    before = read_run(run)
+    old, new = (
+        same_plugins(settings.with_absolute_paths().model_dump(mode="json"))
+        for settings in (before, config)
+    )
+    changed = sorted(
+        name
+        for section, values in new.items()
+        for key in values
+        if values[key] != old[section][key] and (name := f"{section}.{key}") not in _FREE
+    )
+    if changed == ["train.epochs"] and config.optim.schedule == "constant":
+        return
+    if changed == ["train.epochs"]:
+        raise ConfigError(
+            f"{run}: train.epochs cannot change from {before.train.epochs} to "
+            f"{config.train.epochs}, because the learning rates of optim.schedule = "
+            f"'{config.optim.schedule}' depend on it; leave it as it was, or start another run "
+            f"from the parameters of this one: fcn-jax train {start_from(run)} "
+            f"--set train.epochs={config.train.epochs}"
         )
     if changed:
         raise ConfigError(
-            f"{run}: --resume keeps the run's recipe, but not here: {', '.join(changed)}; leave that as it was, or start another run "
-            f"from the parameters of this one: --init {shlex.quote(str(run))} --run NEW"
+            f"{run}: --resume keeps the run's recipe, but these settings differ: "
+            f"{', '.join(changed)}; leave them as they were, or start another run from the "
+            f"parameters of this one: {start_from(run)}"
         )
+
+
+def start_from(run: Path) -> str:
+    """Return the command-line options that start another run from the parameters of `run`."""
+    return f"--weights {shlex.quote(str(run))} --workdir NEW"
 
 
 _FREE = frozenset(
     {
         "data.root",
-        "data.workers",
+        "data.num_workers",
         "data.damaged",
         "train.log_every_steps",
-        "train.samples",
+        "train.num_visualizations",
         "train.checkpoint_every_steps",
     }
 )
-"""Settings that may change when a run goes on: none of them changes what is computed."""
+"""Settings that may change when a run is resumed: none of them changes what is computed."""
 
 
-def require_meant(config: Config) -> None:
-    """Raise `ConfigError` for settings that say nothing without another one, which was forgotten."""
+def require_needed(config: Config) -> None:
+    """Raise `ConfigError` for settings that have no effect without another one that is missing."""
     init, model = config.init, config.model
-    given = [name for name in ("reinit", "drop", "key") if getattr(init, name)]
+    given = [f"init.{name}" for name in ("reinit", "drop", "key") if getattr(init, name)]
     if given and init.weights is None:
-        names = ", ".join(f"init.{name}" for name in given)
         raise ConfigError(
-            f"{names}: given without init.weights, whose names they are about; name the weights with --init"
+            f"{', '.join(given)}: given without init.weights, to whose names they refer; "
+            "name the weights with --weights"
         )
     for name in ("aux_feature", "aux_head_options"):
         if getattr(model, name) and model.aux_head is None:
             raise ConfigError(
-                f"model.{name}: given without model.aux_head; name the auxiliary head, such as model.aux_head=fcn"
+                f"model.{name}: given without model.aux_head; name the auxiliary head, such as "
+                "model.aux_head=fcn"
             )
 
 
@@ -133,24 +154,29 @@ def require_steps(config: Config, total: int) -> None:
     """Raise `ConfigError` if a run of `total` steps is too long, or too short for its warm-up."""
     if total >= 2**31:
         raise ConfigError(
-            f"train.epochs is {config.train.epochs}: that makes {total} steps; want fewer than {2**31}"
+            f"train.epochs is {config.train.epochs}: that makes {total} steps; "
+            f"expected fewer than {2**31}"
         )
     if config.optim.warmup_steps >= total:
         raise ConfigError(
-            f"optim.warmup_steps is {config.optim.warmup_steps}, and the run has {total} steps; want fewer warm-up steps, or more epochs"
+            f"optim.warmup_steps is {config.optim.warmup_steps}, and the run has {total} steps; "
+            "lower it, or train more epochs"
         )
 
 
 def require_same_split(
     run: Path, before: Mapping[str, Any] | None, now: Mapping[str, Any], split: str
 ) -> None:
-    """Raise `ConfigError` if the images that a run trains on are not those that it started with; older runs do not record them."""
+    """Raise `ConfigError` if the training images are not those that the run was started with.
+
+    Older runs do not record them.
+    """
     if before is None or dict(before) == dict(now):
         return
-    what = (
-        f"has {now['images']} images" if now["images"] != before["images"] else "has other images"
-    )
+    same_count = now["images"] == before["images"]
+    what = "has other images" if same_count else f"has {now['images']} images"
     raise ConfigError(
-        f"{run}: split '{split}' {what}, and the run was started with {before['images']}; their order and the schedule follow from them. "
-        f"Restore them, or start another run from the parameters of this one: --init {shlex.quote(str(run))} --run NEW"
+        f"{run}: split '{split}' {what}, and the run was started with {before['images']}; their "
+        "order and the schedule depend on them. Restore them, or start another run from the "
+        f"parameters of this one: {start_from(run)}"
     )

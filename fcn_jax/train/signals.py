@@ -9,22 +9,24 @@ from typing import Any
 
 
 class StopNow(BaseException):
-    """A stop was asked for while there was nothing to save."""
+    """A stop was requested while there was nothing to save."""
 
 
 class StopRequest:
-    """Context in which the first SIGINT or SIGTERM asks for a stop instead of killing; the second acts as it always did.
+    """Context manager in which the first SIGINT or SIGTERM requests a stop instead of killing.
+
+    A second signal has its usual effect.
 
     Attributes:
-        signal: the signal that came, or None.
-        at_once: raise `StopNow` when a signal comes. Otherwise it is only noted in `signal`.
+        signal: the received signal, or None.
+        at_once: raise `StopNow` on a signal. Otherwise it is only stored in `signal`.
     """
 
     signal: signal.Signals | None = None
     at_once: bool = True
 
     def __enter__(self) -> StopRequest:
-        """Take over the two signals; outside the main thread, where Python allows no handlers, do nothing."""
+        """Install the handlers, unless in another thread than the main one: Python forbids that."""
         self._previous: dict[signal.Signals, Any] = {}
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -32,7 +34,7 @@ class StopRequest:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Give the signals back."""
+        """Restore the previous handlers."""
         self._restore()
 
     def _restore(self) -> None:

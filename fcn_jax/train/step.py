@@ -1,4 +1,4 @@
-"""One training step: a pure function of state and batch."""
+"""The training step: a pure function of state and batch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from fcn_jax.config import OptimConfig
 from fcn_jax.models.preprocess import normalize
 from fcn_jax.models.segmenter import Segmenter
 from fcn_jax.nn import REMAT_NAMES
@@ -26,11 +25,10 @@ class TrainState:
     """Everything that changes from step to step.
 
     Attributes:
-        step: i32[], steps taken.
+        step: i32[], number of steps taken.
         params: parameters, f32.
-        batch_stats: running statistics, f32 and i32; and kernels that are `nn.Buffer`, which no
-            step changes.
-        opt_state: the optimizer's.
+        batch_stats: running statistics, f32 and i32, and `nn.Buffer` values, which no step changes.
+        opt_state: state of the optimizer.
     """
 
     step: jax.Array
@@ -44,97 +42,95 @@ Step = Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, dict[st
 
 def make(
     model: Segmenter,
-    optimizer: Callable[[Any], optax.GradientTransformation],
+    optimizer: optax.GradientTransformation,
     preprocess: Preprocess,
     *,
-    aux_weight: float = OptimConfig().aux_weight,
+    aux_weight: float = 0.5,
     accumulate_steps: int = 1,
     remat: bool = False,
     blocks: bool | None = None,
 ) -> tuple[TrainState, Step]:
-    """Split a model into its state and a step over it.
+    """Make the initial state and the training step of a model.
 
     Args:
-        model: as `build_model` returns it; its arrays are not touched.
-        optimizer: parameters -> optimizer.
-        preprocess: the backbone's.
-        aux_weight: of the auxiliary head's loss, if the model has one.
-        accumulate_steps: parts that the batch is computed in, one after the other, which takes less
-            memory. Loss and gradient are those of the whole batch, but batch normalization sees a
-            part at a time. Divides the batch's images on each device.
-        remat: keep only the convolutions' outputs and moments for the backward pass, and compute
-            normalizations and activations again there.
-        blocks: compute the loss in the head's block layout, if it has one; by default on GPUs and
-            TPUs, where that saves copying the logits.
+        model: the model, which is set to train mode. Its arrays are copied.
+        optimizer: optimizer of the model's parameters, `nnx.state(model, nnx.Param)`.
+        preprocess: the backbone's preprocessing.
+        aux_weight: weight of the auxiliary head's loss, if the model has such a head.
+        accumulate_steps: parts in which a batch is computed, one after the other; must divide the
+            images of a batch on each device. More parts take less memory. Loss and gradient are
+            those of the whole batch, but batch normalization sees one part at a time.
+        remat: keep only the outputs of convolutions and the moments of batch normalization for the
+            backward pass, and compute normalizations and activations again there.
+        blocks: compute the loss from sub-pixel logits, if the head has them. By default on GPUs and
+            TPUs, where that saves a copy of the logits.
 
     Returns:
-        The state at step 0, and `step(state, {"image": u8[N,h,w,3], "mask": u8[N,h,w]}) -> (state,
-        {"loss": f32[], "grad_norm": f32[]})`, to be jitted with the state donated.
+        The state at step 0, and the function `step(state, batch) -> (state, metrics)`, to be jitted
+        with the state donated. `batch` is {"image": u8[N,h,w,3], "mask": u8[N,h,w]}, `metrics` is
+        {"loss": f32[], "grad_norm": f32[]}.
     """
-    in_blocks = prefers_blocks() if blocks is None else blocks
+    subpixel = prefers_blocks() if blocks is None else blocks
     model.train()
-    # Train and eval mode are different graphs, so the mode is set before the split. What is neither
-    # parameter nor statistic is the keys of dropout and its like; they stay as they are, and each
-    # step folds its number into them.
+    # Train and eval mode have different graphs, so the mode is set before the split. `rest` holds
+    # random keys, such as dropout's. They never change; each step folds its number into them.
     graphdef, *states = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
-    params, batch_stats, rest = states
-    transform = optimizer(params)
+    rest = states.pop()
 
-    @jax.jit  # one program: by themselves they would be one for each shape, a megabyte each
+    @jax.jit  # One program. Separate calls would compile one for each shape.
     def initial(params: Any, batch_stats: Any) -> TrainState:
-        # The step donates its state, and must not take the model's own arrays with it.
+        # The state is donated to the step; the model's own arrays must survive that.
         params, batch_stats = jax.tree.map(jnp.copy, (params, batch_stats))
-        return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, transform.init(params))
+        return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params))
 
-    state = initial(params, batch_stats)
+    state = initial(*states)
+    del states
 
     def loss_of(
         params: Any, batch_stats: Any, keys: Any, batch: Mapping[str, jax.Array], count: jax.Array
     ) -> Any:
-        # Without the copy, writing the statistics under value_and_grad is an error of trace levels.
+        # Without the copy, updating the statistics under value_and_grad is a trace-level error.
         network = nnx.merge(graphdef, params, batch_stats, keys, copy=True)
         images = normalize(batch["image"], preprocess)
-        outputs = network.subpixel_outputs(images) if in_blocks else network.outputs(images)
-        return segmentation_loss(outputs, batch["mask"], aux_weight, count=count), nnx.state(
-            network, nnx.BatchStat
-        )
+        outputs = network.subpixel_outputs(images) if subpixel else network.outputs(images)
+        loss = segmentation_loss(outputs, batch["mask"], aux_weight, count=count)
+        return loss, nnx.state(network, nnx.BatchStat)
 
     if remat:
-        loss_of = jax.checkpoint(
-            loss_of,
-            policy=jax.checkpoint_policies.save_only_these_names(*REMAT_NAMES),
-        )
+        policy = jax.checkpoint_policies.save_only_these_names(*REMAT_NAMES)
+        loss_of = jax.checkpoint(loss_of, policy=policy)
     gradient = jax.value_and_grad(loss_of, has_aux=True)
+
+    def accumulated(state: TrainState, keys: Any, batch: Any, count: jax.Array) -> Any:
+        def add(total: Any, part: Any) -> tuple[Any, None]:
+            loss, batch_stats, grads = total
+            number, batch = part
+            (more, batch_stats), added = gradient(
+                state.params, batch_stats, _fold(keys, number), batch, count
+            )
+            return (loss + more, batch_stats, jax.tree.map(jnp.add, grads, added)), None
+
+        # Each part takes every accumulate_steps-th image, so that it lies on all devices.
+        parts = jax.tree.map(
+            lambda x: x.reshape(-1, accumulate_steps, *x.shape[1:]).swapaxes(0, 1), dict(batch)
+        )
+        start = (jnp.zeros(()), state.batch_stats, jax.tree.map(jnp.zeros_like, state.params))
+        (loss, batch_stats, grads), _ = jax.lax.scan(
+            add, start, (jnp.arange(accumulate_steps), parts)
+        )
+        return (loss, batch_stats), grads
 
     def step(
         state: TrainState, batch: Mapping[str, jax.Array]
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         count = (batch["mask"] != IGNORE_INDEX).sum()
-        keys = _folded(rest, state.step)
+        keys = _fold(rest, state.step)
         if accumulate_steps == 1:
-            (loss, batch_stats), grads = gradient(
-                state.params, state.batch_stats, keys, batch, count
-            )
+            result = gradient(state.params, state.batch_stats, keys, batch, count)
         else:
-
-            def add(total: Any, part: Any) -> tuple[Any, None]:
-                loss, batch_stats, grads = total
-                number, batch = part
-                (more, batch_stats), added = gradient(
-                    state.params, batch_stats, _folded(keys, number), batch, count
-                )
-                return (loss + more, batch_stats, jax.tree.map(jnp.add, grads, added)), None
-
-            # Every accumulate_steps-th image, so that each part lies on all devices as the batch
-            # does.
-            parts = jax.tree.map(
-                lambda x: x.reshape(-1, accumulate_steps, *x.shape[1:]).swapaxes(0, 1), dict(batch)
-            )
-            start = (jnp.zeros(()), state.batch_stats, jax.tree.map(jnp.zeros_like, state.params))
-            (loss, batch_stats, grads), _ = jax.lax.scan(
-                add, start, (jnp.arange(accumulate_steps), parts)
-            )
-        updates, opt_state = transform.update(grads, state.opt_state, state.params)
+            result = accumulated(state, keys, batch, count)
+        (loss, batch_stats), grads = result
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
         return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
@@ -142,14 +138,11 @@ def make(
     return state, step
 
 
-def _folded(keys: Any, number: jax.Array) -> Any:
-    """Random keys with a number folded into each; what is no key stays as it is."""
+def _fold(keys: Any, number: jax.Array) -> Any:
+    """Fold a number into each random key; other leaves stay as they are."""
 
     def fold(leaf: jax.Array) -> jax.Array:
-        return (
-            jax.random.fold_in(leaf, number)
-            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-            else leaf
-        )
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return jax.random.fold_in(leaf, number) if is_key else leaf
 
     return jax.tree.map(fold, keys)

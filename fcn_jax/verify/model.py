@@ -16,7 +16,7 @@ from flax import nnx
 from fcn_jax.convert.load import load_torch
 from fcn_jax.convert.report import LoadReport
 from fcn_jax.convert.tables import tables
-from fcn_jax.data.shapes import draw_scene
+from fcn_jax.data.datasets.shapes import draw_scene
 from fcn_jax.errors import ConfigError, WeightsError
 from fcn_jax.eval.metrics import ConfusionMatrix
 from fcn_jax.models.build import build

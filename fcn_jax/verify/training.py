@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
+from flax import nnx
 
 from fcn_jax.config import OptimConfig
 from fcn_jax.convert.export import export_leaves
@@ -249,7 +250,7 @@ class _JaxRun:
         self._table = pair.table
         self._state, advance = step.make(
             model,
-            lambda params: optim.make(recipe, steps, params),
+            optim.make(recipe, steps, nnx.state(model, nnx.Param)),
             preprocess,
             aux_weight=recipe.aux_weight,
         )

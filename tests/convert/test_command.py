@@ -202,7 +202,7 @@ def test_export_rejects_bad_arguments_and_writes_nothing(trained, backbone, tmp_
 
 
 def test_convert_rejects_directories(trained, tmp_path):
-    with pytest.raises(WeightsError, match=r"a directory; .*--to-torch"):
+    with pytest.raises(WeightsError, match=r"a directory; .*fcn-jax export"):
         convert_file(trained[0], "fcn32s_resnet18", tmp_path / "out")
 
 
@@ -229,7 +229,7 @@ def test_trained_network_gives_the_same_logits_in_pytorch(torchvision, tmp_path)
                 str(recipe),
                 "--data",
                 str(data),
-                "--run",
+                "--workdir",
                 str(run),
                 "--set",
                 "train.epochs=2",
@@ -237,7 +237,7 @@ def test_trained_network_gives_the_same_logits_in_pytorch(torchvision, tmp_path)
         )
         == 0
     )
-    assert cli.main(["convert", str(run), "--to-torch", "-o", str(tmp_path / "out.pth")]) == 0
+    assert cli.main(["export", str(run), "-o", str(tmp_path / "out.pth")]) == 0
     model, spec = checkpoint.load(run)
     assert any(
         np.asarray(leaf[...]).any()

@@ -1,4 +1,4 @@
-"""Damaged files are found, named, and refused or left out; files that only look odd are read."""
+"""Damaged files are found, named, and rejected or skipped; files that only look odd are read."""
 
 import io
 import pickle
@@ -16,8 +16,8 @@ from PIL import Image
 
 from fcn_jax.api import Classes, Example, Record
 from fcn_jax.data.damage import note, without_damaged
+from fcn_jax.data.datasets.directory import DirectorySource
 from fcn_jax.data.decode import decode_record, read_image, read_stored_mask
-from fcn_jax.data.directory import DirectorySource
 from fcn_jax.errors import DamagedError, DataError
 from tests.helpers.png_files import SIGNATURE, chunk, png_bytes, rows_of
 
@@ -43,7 +43,7 @@ def encoded(pixels: np.ndarray, kind: str, **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def test_a_jpeg_whose_second_half_is_zeros_is_damaged_though_it_ends_well() -> None:
+def test_rejects_a_jpeg_with_zeros_in_its_second_half_and_a_valid_end() -> None:
     data = encoded(picture(), "JPEG")
     half = len(data) // 2
     with pytest.raises(DamagedError, match=r"a\.jpg: the JPEG is damaged \(Corrupt JPEG data"):
@@ -53,7 +53,7 @@ def test_a_jpeg_whose_second_half_is_zeros_is_damaged_though_it_ends_well() -> N
 @pytest.mark.parametrize(
     "options", [{}, {"progressive": True}, {"subsampling": 0}, {"restart_marker_blocks": 4}]
 )
-def test_jpegs_are_decoded_as_opencv_does_and_cut_ones_refused(options: dict[str, object]) -> None:
+def test_decodes_jpegs_like_opencv_and_rejects_cut_ones(options: dict[str, object]) -> None:
     for pixels in (picture(), picture()[..., 0]):
         data = encoded(pixels, "JPEG", **options)
         assert np.array_equal(
@@ -64,7 +64,7 @@ def test_jpegs_are_decoded_as_opencv_does_and_cut_ones_refused(options: dict[str
                 read_image(data[: int(len(data) * kept)])
 
 
-def test_a_cmyk_jpeg_has_the_colors_of_pillow_and_its_damage_is_found() -> None:
+def test_decodes_cmyk_jpegs_like_pillow_and_finds_their_damage() -> None:
     buffer = io.BytesIO()
     Image.fromarray(picture()).convert("CMYK").save(buffer, "JPEG", quality=95)
     data = buffer.getvalue()
@@ -74,14 +74,14 @@ def test_a_cmyk_jpeg_has_the_colors_of_pillow_and_its_damage_is_found() -> None:
         read_image(data[: len(data) // 2] + b"\xff\xd9")
 
 
-def test_stray_bytes_in_a_jpeg_are_damage_as_they_may_be_the_rest_of_a_table() -> None:
+def test_stray_bytes_in_a_jpeg_are_damage() -> None:
     data = encoded(picture(), "JPEG")
     with pytest.raises(DamagedError, match="3 extraneous bytes"):
         read_image(data[:20] + b"\0\0\0" + data[20:])
 
 
 def odd_jpegs() -> dict[str, bytes]:
-    """JPEGs of which the decoder warns, with all their pixels right."""
+    """JPEGs with warnings of the decoder whose pixels are all right."""
     data = encoded(picture(), "JPEG")
     scan = data.rfind(b"\xff\xda")
     end_of_spectrum = scan + 2 + int.from_bytes(data[scan + 2 : scan + 4], "big") - 2
@@ -96,7 +96,7 @@ def odd_jpegs() -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("oddity", odd_jpegs())
-def test_what_leaves_the_pixels_right_is_no_damage(oddity: str) -> None:
+def test_oddities_that_leave_the_pixels_right_are_not_damage(oddity: str) -> None:
     data, plain = odd_jpegs()[oddity], encoded(picture(), "JPEG")
     assert np.array_equal(read_image(data), simplejpeg.decode_jpeg(plain))
     mask = encoded(np.zeros((64, 96), np.uint8), "PNG")
@@ -106,7 +106,7 @@ def test_what_leaves_the_pixels_right_is_no_damage(oddity: str) -> None:
     )
 
 
-def test_a_jpeg_of_12_bits_is_refused_by_that_name() -> None:
+def test_rejects_a_jpeg_of_12_bits_by_name() -> None:
     data = bytearray(encoded(picture(), "JPEG"))
     data[data.find(b"\xff\xc0") + 4] = 12
     with pytest.raises(
@@ -117,7 +117,7 @@ def test_a_jpeg_of_12_bits_is_refused_by_that_name() -> None:
 
 
 @pytest.mark.parametrize("palette", [False, True])
-def test_every_changed_byte_of_a_png_is_found(palette: bool) -> None:
+def test_finds_every_changed_byte_of_a_png(palette: bool) -> None:
     data = encoded(picture(8, 9)[..., 0] // 20, "PNG", palette=palette)
     for at in range(len(SIGNATURE), len(data)):
         for change in (1, 0x20, 0xFF):
@@ -128,13 +128,13 @@ def test_every_changed_byte_of_a_png_is_found(palette: bool) -> None:
 
 
 @pytest.mark.parametrize("cut", [0.2, 0.5, 0.9, 0.99])
-def test_a_cut_png_is_damaged(cut: float) -> None:
+def test_rejects_a_cut_png(cut: float) -> None:
     data = encoded(picture(), "PNG")
     with pytest.raises(DamagedError, match=r"a\.png: the PNG is damaged .*truncated"):
         read_image(data[: int(len(data) * cut)], name="a.png")
 
 
-def test_a_png_whose_rows_are_missing_is_damaged_though_its_checksums_are_right() -> None:
+def test_rejects_a_png_with_missing_rows_and_right_checksums() -> None:
     for pixels, color in ((picture(), 2), (picture()[..., 0] // 20, 0)):
         rows = rows_of(pixels, 8)
         whole = zlib.compress(rows)
@@ -149,9 +149,7 @@ def test_a_png_whose_rows_are_missing_is_damaged_though_its_checksums_are_right(
                     read(png_bytes(pixels, 8, color, stream=stream))
 
 
-def test_a_png_without_its_last_chunk_or_its_pixels_is_damaged_and_bytes_after_the_end_do_no_harm() -> (
-    None
-):
+def test_rejects_a_png_without_end_or_pixels_but_not_bytes_after_the_end() -> None:
     data = encoded(picture(), "PNG")
     with pytest.raises(DamagedError):
         read_image(data[:-12])
@@ -172,14 +170,14 @@ def test_odd_chunks_of_a_png_print_nothing(capfd: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.parametrize("kind", ["BMP", "TIFF", "WEBP", "GIF", "PNG"])
-def test_cut_masks_are_damaged(kind: str) -> None:
+def test_rejects_cut_masks(kind: str) -> None:
     data = encoded(picture(), kind, **({"lossless": True} if kind == "WEBP" else {}))
     for kept in (0.2, 0.6, 0.95):
         with pytest.raises(DamagedError, match="a mask"):
             read_stored_mask(data[: int(len(data) * kept)], name="a mask")
 
 
-def test_a_header_of_an_absurd_size_is_an_error_that_names_the_file() -> None:
+def test_rejects_a_header_of_an_absurd_size() -> None:
     huge = (
         SIGNATURE
         + chunk(b"IHDR", struct.pack(">IIBBBBB", 2**20, 2**20, 8, 2, 0, 0, 0))
@@ -216,7 +214,7 @@ FILES = {
     st.integers(1, 60),
     st.booleans(),
 )
-def test_a_mutated_file_is_an_error_or_the_picture_that_others_show(
+def test_a_mutated_file_is_an_error_or_decodes_like_other_decoders(
     kind: str, change: str, where: float, count: int, head: bool
 ) -> None:
     data = bytearray(FILES[kind])
@@ -252,13 +250,13 @@ def folder(path: Path, count: int = 6) -> DirectorySource:
     return DirectorySource(CLASSES, tuple(records))
 
 
-def test_damaged_records_are_left_out_counted_and_named(tmp_path: Path) -> None:
+def test_skips_counts_and_names_damaged_records(tmp_path: Path) -> None:
     source = folder(tmp_path)
     source.records[1].image.write_bytes(FILES["jpeg"][:-100])
     source.records[4].mask.write_bytes(source.records[4].mask.read_bytes()[:-20])
     source.records[2].mask.write_bytes(
         encoded(np.full((64, 96), 9, np.uint8), "PNG")
-    )  # a wrong label is no damage
+    )  # a wrong label is not damage
     source.records[3].image.unlink()  # nor is a missing file
     seen = []
     kept, faults = without_damaged(source, lambda done, total: seen.append((done, total)))
@@ -270,7 +268,7 @@ def test_damaged_records_are_left_out_counted_and_named(tmp_path: Path) -> None:
     assert "4.png: the PNG is damaged" in faults[1]
     line = note(faults, len(source), "train")
     assert line.startswith(
-        "2 of 6 images of split 'train' left out as damaged (data.damaged=skip): "
+        "2 of 6 images of split 'train' are skipped as damaged (data.damaged=skip): "
     )
     assert "1.jpg" in line
     assert "4.png" in line
@@ -278,7 +276,7 @@ def test_damaged_records_are_left_out_counted_and_named(tmp_path: Path) -> None:
     assert "download" not in line
 
 
-def test_in_training_the_next_whole_record_takes_the_place_of_a_damaged_one(tmp_path: Path) -> None:
+def test_training_replaces_a_damaged_record_by_the_next_intact_one(tmp_path: Path) -> None:
     source = folder(tmp_path)
     for index in (1, 2, 5):
         source.records[index].image.write_bytes(b"")
@@ -287,7 +285,7 @@ def test_in_training_the_next_whole_record_takes_the_place_of_a_damaged_one(tmp_
     assert len(faults) == 3
 
 
-def test_the_kept_records_decode_as_before_in_a_worker_too(tmp_path: Path) -> None:
+def test_kept_records_decode_as_before_after_pickling(tmp_path: Path) -> None:
     source = folder(tmp_path)
     source.records[0].image.write_bytes(b"")
     kept = pickle.loads(pickle.dumps(without_damaged(source)[0]))
@@ -299,18 +297,18 @@ def test_the_kept_records_decode_as_before_in_a_worker_too(tmp_path: Path) -> No
         kept.no_such_thing  # noqa: B018
 
 
-def test_a_source_without_damage_comes_back_itself_and_one_of_damage_alone_is_an_error(
+def test_returns_the_source_if_nothing_is_damaged_and_raises_if_everything_is(
     tmp_path: Path,
 ) -> None:
     source = folder(tmp_path, 3)
     assert without_damaged(source) == (source, ())
     for record in source.records:
         record.mask.write_bytes(b"")
-    with pytest.raises(DataError, match="all 3 images of the split are damaged"):
+    with pytest.raises(DataError, match="all 3 images of the split or their masks are damaged"):
         without_damaged(source)
 
 
-def test_a_source_that_cannot_resize_does_not_seem_to(tmp_path: Path) -> None:
+def test_kept_source_has_no_decode_resized_if_its_source_has_none(tmp_path: Path) -> None:
     class Plain:
         classes = CLASSES
 
@@ -331,7 +329,7 @@ def test_a_source_that_cannot_resize_does_not_seem_to(tmp_path: Path) -> None:
     assert not hasattr(kept, "decode_resized")
 
 
-def test_without_the_setting_the_error_names_the_file_and_the_setting(tmp_path: Path) -> None:
+def test_error_without_the_setting_names_the_file_and_the_setting(tmp_path: Path) -> None:
     source = folder(tmp_path, 2)
     source.records[1].image.write_bytes(FILES["jpeg"][:-100])
     with pytest.raises(DamagedError, match=r"1\.jpg: the JPEG is damaged .*data\.damaged=skip"):

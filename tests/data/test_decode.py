@@ -1,4 +1,4 @@
-"""Decoding: right pixels and labels, and one clear error for whatever is wrong with a file."""
+"""Decoding: right pixels and labels, and one clear error for every fault of a file."""
 
 import errno
 import io
@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fcn_jax.api import IGNORE_INDEX, Record
+from fcn_jax.data.datasets.shapes import draw_scene
 from fcn_jax.data.decode import decode_record, read_image, read_mask, read_stored_mask
-from fcn_jax.data.shapes import draw_scene
 from fcn_jax.data.transforms import resize
 from fcn_jax.errors import DamagedError, DataError
 from tests.helpers.png_files import chunk, png_bytes
@@ -42,14 +42,14 @@ def encoded(
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF"])
-def test_lossless_image_is_read_exactly_as_rgb(kind: str, tmp_path: Path) -> None:
+def test_reads_lossless_images_exactly_as_rgb(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "pícture.x"
     path.write_bytes(encoded(picture(), kind))
     assert np.array_equal(read_image(path), picture())
     assert np.array_equal(read_image(path.read_bytes()), picture())
 
 
-def test_gray_image_and_alpha_become_three_channels() -> None:
+def test_gray_images_and_alpha_become_three_channels() -> None:
     gray = picture()[..., 0]
     assert np.array_equal(read_image(encoded(gray, "PNG")), np.repeat(gray[..., None], 3, axis=-1))
     rgba = np.dstack([picture(), np.zeros((20, 30), np.uint8)])
@@ -58,9 +58,7 @@ def test_gray_image_and_alpha_become_three_channels() -> None:
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "TIFF", "WEBP"])
 @pytest.mark.parametrize("kept", [0.5, 0.9])
-def test_truncated_image_is_an_error_naming_the_file(
-    kind: str, kept: float, tmp_path: Path
-) -> None:
+def test_truncated_image_error_names_the_file(kind: str, kept: float, tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     data = encoded(noise, kind)
     path = tmp_path / "half.img"
@@ -69,14 +67,14 @@ def test_truncated_image_is_an_error_naming_the_file(
         read_image(path)
 
 
-def test_truncation_is_seen_behind_an_embedded_thumbnail() -> None:
+def test_finds_truncation_after_an_embedded_thumbnail() -> None:
     data = encoded(picture(64, 64), "JPEG", comment=b"\xff\xd8 a thumbnail \xff\xd9")
     assert read_image(data).shape == (64, 64, 3)
     with pytest.raises(DamagedError, match="Premature end of JPEG file"):
         read_image(data[:-40])
 
 
-def test_bytes_after_the_end_of_a_jpeg_do_no_harm() -> None:
+def test_ignores_bytes_after_the_end_of_a_jpeg() -> None:
     data = encoded(picture(), "JPEG")
     assert np.array_equal(read_image(data + b"\0" * 100), read_image(data))
 
@@ -84,7 +82,7 @@ def test_bytes_after_the_end_of_a_jpeg_do_no_harm() -> None:
 @pytest.mark.parametrize(
     "contents", [b"", b"not an image", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n IEND"]
 )
-def test_what_is_no_image_is_an_error_naming_the_file(contents: bytes, tmp_path: Path) -> None:
+def test_error_for_other_contents_names_the_file(contents: bytes, tmp_path: Path) -> None:
     path = tmp_path / "odd.jpg"
     path.write_bytes(contents)
     with pytest.raises(DataError, match=r"odd\.jpg"):
@@ -93,7 +91,7 @@ def test_what_is_no_image_is_an_error_naming_the_file(contents: bytes, tmp_path:
         read_mask(path, 3)
 
 
-def test_missing_file_is_an_error_naming_it(tmp_path: Path) -> None:
+def test_missing_file_error_names_it(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"gone\.jpg: the file does not exist"):
         read_image(tmp_path / "gone.jpg")
 
@@ -113,7 +111,7 @@ def test_void_labels_become_the_ignore_index() -> None:
     ]
 
 
-def test_label_outside_the_classes_is_an_error_with_the_labels() -> None:
+def test_rejects_labels_outside_the_classes() -> None:
     labels = np.array([[0, 5, 77, 255]], np.uint8)
     with pytest.raises(
         DataError,
@@ -122,7 +120,7 @@ def test_label_outside_the_classes_is_an_error_with_the_labels() -> None:
         read_mask(encoded(labels, "PNG"), 5, name="m.png")
 
 
-def test_colors_are_read_by_the_palette_and_an_unknown_one_is_an_error() -> None:
+def test_reads_colors_by_the_palette_and_rejects_unknown_ones() -> None:
     palette = {(9, 9, 9): 255, (255, 0, 0): 1, (0, 0, 0): 0}
     colors = np.array([[[0, 0, 0], [255, 0, 0], [9, 9, 9]]], np.uint8)
     assert read_mask(encoded(colors, "PNG"), 2, palette=palette).tolist() == [[0, 1, 255]]
@@ -133,7 +131,7 @@ def test_colors_are_read_by_the_palette_and_an_unknown_one_is_an_error() -> None
         read_mask(encoded(colors, "PNG"), 2)
 
 
-def test_lossy_and_floating_point_masks_are_refused() -> None:
+def test_rejects_lossy_and_floating_point_masks() -> None:
     with pytest.raises(DataError, match="must not be a JPEG"):
         read_mask(encoded(np.zeros((8, 8), np.uint8), "JPEG"), 2)
     with pytest.raises(DataError, match="must not be a lossy WEBP"):
@@ -143,7 +141,7 @@ def test_lossy_and_floating_point_masks_are_refused() -> None:
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
-def test_gray_masks_of_every_depth_give_the_stored_values(bits: int) -> None:
+def test_reads_stored_values_of_gray_masks_of_every_depth(bits: int) -> None:
     values = (np.arange(48).reshape(6, 8) * 977 % 2**bits).astype(
         np.uint16 if bits == 16 else np.uint8
     )
@@ -159,7 +157,7 @@ def test_gray_masks_of_every_depth_give_the_stored_values(bits: int) -> None:
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
-def test_indexed_masks_of_every_depth_give_index_and_palette(bits: int) -> None:
+def test_reads_index_and_palette_of_indexed_masks_of_every_depth(bits: int) -> None:
     index = (np.arange(48).reshape(6, 8) * 977 % 2**bits).astype(np.uint8)
     colors = np.random.default_rng(0).integers(0, 256, (2**bits, 3), np.uint8)
     chunks = (chunk(b"PLTE", colors.tobytes()), chunk(b"tRNS", b"\0"))
@@ -170,7 +168,7 @@ def test_indexed_masks_of_every_depth_give_index_and_palette(bits: int) -> None:
     assert np.array_equal(read_image(png_bytes(index, bits, 3, chunks=chunks)), colors[index])
 
 
-def test_a_mask_of_16_bits_is_read_by_its_values() -> None:
+def test_reads_masks_of_16_bits_by_value() -> None:
     values = np.array([[0, 1, 3, 255]], np.uint16)
     assert read_mask(encoded(values, "PNG"), 4).tolist() == [[0, 1, 3, 255]]
     values[0, 1] = 700
@@ -179,7 +177,7 @@ def test_a_mask_of_16_bits_is_read_by_its_values() -> None:
 
 
 @pytest.mark.parametrize("kind", ["i1", "i2", "i4", "u4", "u8"])
-def test_masks_of_other_whole_numbers_are_read_exactly_or_refused(kind: str) -> None:
+def test_reads_masks_of_other_whole_numbers_exactly_or_rejects_them(kind: str) -> None:
     values = np.array([[0, 7, 120]]).astype(kind)
     assert read_mask(tiff_bytes(values), 121).tolist() == [[0, 7, 120]]
     values[0, 1] = -1 if kind[0] == "i" else 70000
@@ -187,7 +185,7 @@ def test_masks_of_other_whole_numbers_are_read_exactly_or_refused(kind: str) -> 
         read_mask(tiff_bytes(values), 121, name="m.tif")
 
 
-def test_alpha_of_masks_is_dropped_where_it_says_nothing() -> None:
+def test_drops_constant_alpha_of_masks() -> None:
     values = np.arange(12, dtype=np.uint8).reshape(3, 4)
     for depth in (8, 16):
         gray_alpha = np.dstack([values.astype(np.uint16), np.full((3, 4), 200)])
@@ -199,7 +197,7 @@ def test_alpha_of_masks_is_dropped_where_it_says_nothing() -> None:
     assert np.array_equal(read_stored_mask(png_bytes(colors, 8, 6)).values, colors[..., :3])
 
 
-def test_colors_of_16_bits_are_read_where_8_bits_hold_them() -> None:
+def test_reads_16_bit_colors_that_fit_into_8_bits() -> None:
     colors = np.random.default_rng(0).integers(0, 256, (3, 4, 3), np.uint8)
     for data in (
         png_bytes(colors.astype(np.uint16) * 257, 16, 2),
@@ -211,13 +209,13 @@ def test_colors_of_16_bits_are_read_where_8_bits_hold_them() -> None:
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
-def test_images_of_few_bits_are_spread_over_black_to_white(bits: int) -> None:
+def test_scales_images_of_few_bits_to_black_and_white(bits: int) -> None:
     values = (np.arange(48).reshape(6, 8) * 977 % 2**bits).astype(np.uint8)
     for data in (png_bytes(values, bits), tiff_bytes(values, bits=bits)):
         assert np.array_equal(read_image(data)[..., 0], values * (255 // (2**bits - 1)))
 
 
-def test_sizes_that_differ_are_an_error_with_both() -> None:
+def test_error_for_different_sizes_names_both() -> None:
     record = Record(
         "a", encoded(picture(20, 30), "PNG"), encoded(np.zeros((30, 20), np.uint8), "PNG")
     )
@@ -226,7 +224,7 @@ def test_sizes_that_differ_are_an_error_with_both() -> None:
 
 
 def smooth(height: int, width: int) -> np.ndarray:
-    """A picture that shows a shift by a fraction of a pixel anywhere, and whose averages depend little on how they are taken."""
+    """A picture that shows shifts by a fraction of a pixel, whose averages depend on no grid."""
     rows, columns = np.mgrid[:height, :width]
     waves = [np.sin(rows / 15 + phase) + np.cos(columns / 19 + phase) for phase in range(3)]
     return (127 + 60 * np.stack(waves, axis=-1)).astype(np.uint8)
@@ -238,7 +236,7 @@ def smooth(height: int, width: int) -> np.ndarray:
     st.floats(0.01, 0.5),
     st.sampled_from(["420", "444", "progressive"]),
 )
-def test_a_shrunk_jpeg_is_what_the_whole_is_when_resized(
+def test_shrunk_jpeg_matches_the_resized_whole(
     height: int, width: int, factor: float, kind: str
 ) -> None:
     options = (
@@ -262,7 +260,7 @@ def test_a_shrunk_jpeg_is_what_the_whole_is_when_resized(
 
 
 @pytest.mark.parametrize(("factor", "reduction"), [(1 / 2, 2), (1 / 6, 4), (1 / 16, 8)])
-def test_a_shrunk_jpeg_is_decoded_small_and_not_shifted_up_to_its_last_row_and_column(
+def test_shrunk_jpeg_is_decoded_small_without_a_shift_at_its_edges(
     factor: float, reduction: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded, decode_jpeg = [], simplejpeg.decode_jpeg
@@ -290,9 +288,7 @@ def test_a_shrunk_jpeg_is_decoded_small_and_not_shifted_up_to_its_last_row_and_c
 @pytest.mark.parametrize(
     ("factor", "kind"), [(0.51, "JPEG"), (1.7, "JPEG"), (0.1, "PNG"), (0.1, "BMP")]
 )
-def test_what_is_not_shrunk_enough_or_no_jpeg_is_resized_from_the_whole(
-    factor: float, kind: str
-) -> None:
+def test_other_images_are_resized_from_the_whole(factor: float, kind: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (101, 151, 3), np.uint8)
     record = Record("a", encoded(noise, kind), encoded(noise[..., 0] & 3, "PNG"))
     whole, resized = (
@@ -303,13 +299,11 @@ def test_what_is_not_shrunk_enough_or_no_jpeg_is_resized_from_the_whole(
     assert np.array_equal(resized.mask, whole.mask)
 
 
-def test_a_shrunk_jpeg_of_a_grainy_scene_is_near_the_whole_and_one_of_chequers_may_be_tens_off() -> (
-    None
-):
+def test_shrunk_jpeg_of_a_grainy_scene_is_close_and_of_checkers_tens_off() -> None:
     scene = np.clip(
         draw_scene(0, (240, 320))[0] + np.random.default_rng(0).normal(0, 12, (240, 320, 3)), 0, 255
     )
-    chequers = np.repeat(
+    checkers = np.repeat(
         (np.add.outer(np.arange(240) // 3, np.arange(320) // 3) % 2 * 255)[..., None], 3, axis=-1
     )
     mask = encoded(np.zeros((240, 320), np.uint8), "PNG")
@@ -323,10 +317,10 @@ def test_a_shrunk_jpeg_of_a_grainy_scene_is_near_the_whole_and_one_of_chequers_m
         return float(np.abs(shrunk.image.astype(int) - whole.image).mean())
 
     assert max(off(scene, factor) for factor in (0.5, 0.45, 0.15, 0.05)) < 3
-    assert 10 < off(chequers, 0.45) < 30
+    assert 10 < off(checkers, 0.45) < 30
 
 
-def test_a_shrunk_jpeg_is_checked_as_the_whole_is() -> None:
+def test_shrunk_jpeg_is_checked_for_damage() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     image, mask = encoded(picture(81, 121), "JPEG", exif=exif), np.zeros((121, 81), np.uint8)
@@ -351,7 +345,7 @@ def test_a_shrunk_jpeg_is_checked_as_the_whole_is() -> None:
         )
 
 
-def test_unreadable_file_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rejects_unreadable_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "secret.png"
     cv2.imwrite(str(path), picture())
 
@@ -363,7 +357,7 @@ def test_unreadable_file_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyP
         read_image(path)
 
 
-def test_an_rgba_mask_is_read_only_where_its_alpha_says_nothing_of_its_own() -> None:
+def test_reads_rgba_masks_only_if_alpha_adds_nothing() -> None:
     colors = np.zeros((8, 8, 3), np.uint8)
     colors[:4] = 255, 0, 0
     alpha = np.full((8, 8), 255, np.uint8)
@@ -396,7 +390,7 @@ def test_an_rgba_mask_is_read_only_where_its_alpha_says_nothing_of_its_own() -> 
         (b"%PDF-1.7\n", "a PDF"),
     ],
 )
-def test_other_kinds_of_files_are_named_and_are_no_damage(
+def test_names_other_kinds_of_files_without_calling_them_damaged(
     contents: bytes, named: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "photo.jpg"
@@ -406,7 +400,7 @@ def test_other_kinds_of_files_are_named_and_are_no_damage(
     assert not isinstance(caught.value, DamagedError)
 
 
-def test_an_orientation_that_imagemagick_wrote_as_text_is_honored() -> None:
+def test_reads_the_orientation_that_imagemagick_wrote_as_text() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     profile = b"Exif\0\0" + exif.tobytes().removeprefix(b"Exif\0\0")

@@ -1,4 +1,4 @@
-"""The look over the masks: contradictions are refused with what to do, oddities are said, and nothing is looked at twice."""
+"""The inspection of masks: errors with advice, notes on oddities, and the cache."""
 
 import dataclasses
 import io
@@ -10,9 +10,9 @@ from PIL import Image
 
 from fcn_jax.api import Classes, Example, Record, Source
 from fcn_jax.data import inspection
-from fcn_jax.data.folder import FOLDER
+from fcn_jax.data.datasets.folder import FOLDER
 from fcn_jax.data.inspection import Findings, inspect
-from fcn_jax.data.labels import LabelMap
+from fcn_jax.data.labels.label_map import LabelMap
 from fcn_jax.errors import DataError
 
 HEIGHT, WIDTH = 8, 12
@@ -47,7 +47,7 @@ def make(
     return root
 
 
-def look(root: Path) -> Findings:
+def inspected(root: Path) -> Findings:
     return inspect(
         {split: FOLDER.open(root, split) for split in ("train", "val")},
         training="train",
@@ -57,12 +57,12 @@ def look(root: Path) -> Findings:
 
 def refusal(root: Path) -> str:
     with pytest.raises(DataError) as caught:
-        look(root)
+        inspected(root)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
-def test_masks_of_0_and_255_are_refused_and_read_where_their_grays_are_listed(
+def test_rejects_masks_of_0_and_255_unless_their_grays_are_listed(
     tmp_path: Path,
 ) -> None:
     masks = [stripes(0, 255, 255), stripes(255, 0)]
@@ -71,21 +71,21 @@ def test_masks_of_0_and_255_are_refused_and_read_where_their_grays_are_listed(
     assert "hold the values 0 and 255, and the value 255 counts as void" in message
     assert "`background 0 0 0` and `road 255 255 255`" in message
     (root / "classes.txt").write_text("background 0 0 0\nroad 255 255 255\n")
-    found = look(root)
+    found = inspected(root)
     assert found.counts["train"].tolist() == [32 + 48, 64 + 48, 0]
     source = FOLDER.open(root, "train")
     assert source.decode(source[0]).mask[0].tolist() == [0] * 4 + [1] * 8
     (root / "classes.txt").write_text("background 0\nroad 255\n")
-    assert look(root).counts["train"].tolist() == [80, 112, 0]
+    assert inspected(root).counts["train"].tolist() == [80, 112, 0]
 
 
-def test_a_single_class_is_refused(tmp_path: Path) -> None:
+def test_rejects_a_single_class(tmp_path: Path) -> None:
     assert "'road' is the only class, and the masks hold the values 0, 255" in refusal(
         make(tmp_path / "d", "road\n", [stripes(0, 255)])
     )
 
 
-def test_label_0_as_void_can_be_said_by_color_and_by_position(tmp_path: Path) -> None:
+def test_label_0_can_be_void_by_color_or_by_position(tmp_path: Path) -> None:
     masks = [stripes(0, 1, 2), stripes(0, 1, 2)]
     for number, classes in enumerate(
         ("road 1 1 1\ncar 2 2 2\nvoid 0 0 0\n", "void\nroad\ncar\n", "0 void\n1 road\n2 car\n")
@@ -94,18 +94,18 @@ def test_label_0_as_void_can_be_said_by_color_and_by_position(tmp_path: Path) ->
         source = FOLDER.open(root, "train")
         assert source.classes.names == ("road", "car")
         assert source.decode(source[0]).mask[0].tolist() == [255] * 4 + [0] * 4 + [1] * 4
-        assert look(root).counts["train"].tolist() == [64, 64, 64]
+        assert inspected(root).counts["train"].tolist() == [64, 64, 64]
 
 
-def test_a_byte_order_mark_before_a_comment_shifts_no_label(tmp_path: Path) -> None:
+def test_byte_order_mark_before_a_comment_shifts_no_label(tmp_path: Path) -> None:
     root = make(tmp_path / "d", "", [stripes(0, 1, 2)])
     (root / "classes.txt").write_bytes(b"\xef\xbb\xbf# my classes\r\nbg\r\nroad\r\ncar\r\n")
     assert FOLDER.open(root, "train").classes.names == ("bg", "road", "car")
-    assert look(root).counts["train"].tolist() == [32, 32, 32, 0]
+    assert inspected(root).counts["train"].tolist() == [32, 32, 32, 0]
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_one_wrong_label_is_refused_naming_file_and_value(split: str, tmp_path: Path) -> None:
+def test_one_wrong_label_is_an_error_with_file_and_value(split: str, tmp_path: Path) -> None:
     wrong = stripes(0, 1, 2)
     wrong[0, 0] = 7
     good = [stripes(0, 1, 2)]
@@ -120,14 +120,14 @@ def test_one_wrong_label_is_refused_naming_file_and_value(split: str, tmp_path: 
     assert f"in 1 of 3 masks: {root / 'masks' / split / f'{split[0]}1.png'}" in message
 
 
-def test_all_wrong_masks_are_counted_and_the_first_dozen_named(tmp_path: Path) -> None:
+def test_counts_all_wrong_masks_and_names_the_first_dozen(tmp_path: Path) -> None:
     root = make(tmp_path / "d", "bg\nroad\n", [stripes(0, 1, 9)] * 20)
     assert "in 21 of 21 masks: " in refusal(root)
     assert "t11.png" not in refusal(root).split("and 9 more")[1]
     assert "and 9 more" in refusal(root)
 
 
-def test_damaged_missing_and_empty_files_are_all_named(tmp_path: Path) -> None:
+def test_names_all_damaged_missing_and_empty_files(tmp_path: Path) -> None:
     root = make(tmp_path / "d", "bg\nroad\n", [stripes(0, 1)] * 4)
     (root / "masks/train/t0.png").write_bytes(b"no image")
     (root / "images/train/t1.png").write_bytes(b"")
@@ -203,7 +203,7 @@ def test_damaged_missing_and_empty_files_are_all_named(tmp_path: Path) -> None:
             "none of the colors is in the list",
         ),
         ("bg\nroad\n", [stripes((1, 2, 3), (0, 64, 1))], "the mask is in colors and no palette"),
-        ("a 9 9 9\nb 8 8 8\nvoid 0 0 0\n", [stripes(0, 1)], "take the colors off the list"),
+        ("a 9 9 9\nb 8 8 8\nvoid 0 0 0\n", [stripes(0, 1)], "remove the colors from the list"),
         (
             "a 0 0 0\nb 9 9 9\n",
             [stripes(0, 9), stripes(0, 1)],
@@ -215,7 +215,7 @@ def test_damaged_missing_and_empty_files_are_all_named(tmp_path: Path) -> None:
             [stripes(1, 255)],
             "train holds 'road' and void only, so that nothing is learned",
         ),
-        ("bg\nroad\ncar\n", [stripes(0, 255)], "every pixel of 'road' would be left out"),
+        ("bg\nroad\ncar\n", [stripes(0, 255)], "every pixel of 'road' would be ignored"),
         (
             "road 255 255 255\n",
             [stripes(0, 255)],
@@ -243,36 +243,36 @@ def test_damaged_missing_and_empty_files_are_all_named(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_contradictions_are_refused_with_advice_that_fits(
+def test_rejects_contradictions_with_fitting_advice(
     classes: str, masks: list[np.ndarray], advice: str, tmp_path: Path
 ) -> None:
     assert advice in refusal(make(tmp_path / "d", classes, masks))
 
 
-def test_void_throughout_in_val_is_refused(tmp_path: Path) -> None:
+def test_rejects_val_masks_that_are_all_void(tmp_path: Path) -> None:
     assert "all pixels of val are void" in refusal(
         make(tmp_path / "d", "bg\nroad\n", [stripes(0, 1)], [stripes(255)])
     )
 
 
-def test_void_listed_as_white_may_stand_beside_0_and_1(tmp_path: Path) -> None:
+def test_accepts_white_as_void_next_to_0_and_1(tmp_path: Path) -> None:
     root = make(
         tmp_path / "d", "bg 0 0 0\nroad 1 1 1\nvoid 255 255 255\n", [stripes(0, 1), stripes(0, 255)]
     )
-    assert look(root).counts["train"].tolist() == [96, 48, 48]
+    assert inspected(root).counts["train"].tolist() == [96, 48, 48]
 
 
 def notes(
     tmp_path: Path, classes: str, train: list[np.ndarray], val: list[np.ndarray] | None = None
 ) -> tuple[str, ...]:
-    return look(make(tmp_path / "d", classes, train, val)).notes
+    return inspected(make(tmp_path / "d", classes, train, val)).notes
 
 
-def test_what_is_as_it_should_be_has_no_notes(tmp_path: Path) -> None:
+def test_a_correct_dataset_has_no_notes(tmp_path: Path) -> None:
     assert notes(tmp_path, "bg\nroad\n", [stripes(0, 1, 255)] * 3) == ()
 
 
-def test_oddities_are_said_in_one_line_each(tmp_path: Path) -> None:
+def test_notes_each_oddity_in_one_line(tmp_path: Path) -> None:
     found = notes(
         tmp_path, "bg\nroad\ncar\n", [stripes(0, 255, 255), stripes(1)], [stripes(2, 2, 255)]
     )
@@ -283,24 +283,25 @@ def test_oddities_are_said_in_one_line_each(tmp_path: Path) -> None:
     )
 
 
-def test_much_void_and_masks_of_void_are_said(tmp_path: Path) -> None:
+def test_notes_much_void_and_masks_that_are_all_void(tmp_path: Path) -> None:
     found = notes(
         tmp_path, "bg\nroad\n", [stripes(0, 1), stripes(255), stripes(255)], [stripes(0, 1)]
     )
     assert found[0] == "train: 67% of the pixels are void"
-    assert found[1].startswith("train: 2 of 3 masks are void throughout: ")
+    assert found[1].startswith("train: 2 of 3 masks are all void: ")
 
 
-def test_readings_that_are_assumed_are_said(tmp_path: Path) -> None:
+def test_notes_assumed_readings(tmp_path: Path) -> None:
     assert notes(tmp_path, "bg 0 0 0\nroad 128 64 128\n", [stripes(0, 1)]) == (
-        "the list of classes has colors, but 2 masks hold gray values that are no colors of it: the values are labels",
+        "the list of classes has colors, but 2 masks hold gray values that are not among its "
+        "colors: the values are labels",
     )
     assert notes(tmp_path, "bg\nroad\n", [stripes((0, 0, 0), (1, 1, 1))]) == (
         "2 masks are RGB with equal channels and are read as gray",
     )
 
 
-def test_a_built_in_palette_is_no_list_of_the_user(tmp_path: Path) -> None:
+def test_a_built_in_palette_causes_no_note(tmp_path: Path) -> None:
     source = FOLDER.open(make(tmp_path / "d", "bg\nroad\n", [stripes(0, 1)]), "train")
     for listed in (True, False):
         rules = LabelMap(2, {0: 0, 1: 1, 255: 255}, {(0, 0, 0): 0, (128, 0, 0): 1}, listed=listed)
@@ -309,7 +310,7 @@ def test_a_built_in_palette_is_no_list_of_the_user(tmp_path: Path) -> None:
     assert not LabelMap.of(2, palette={(0, 0, 0): 0}).listed
 
 
-def test_indices_without_a_color_of_their_own_are_said_to_be_labels_or_refused(
+def test_notes_or_rejects_indices_without_their_own_color(
     tmp_path: Path,
 ) -> None:
     root = make(tmp_path / "d", "bg 0 0 0\na 128 0 0\nb 0 128 0\n", [])
@@ -325,10 +326,10 @@ def test_indices_without_a_color_of_their_own_are_said_to_be_labels_or_refused(
 
     save([0, 0, 0, 128, 0, 0] + [0] * 762, 0, 1, 255)
     for _ in range(2):  # the second time from the cache
-        assert look(root).counts["train"].tolist() == [32, 32, 0, 32]
+        assert inspected(root).counts["train"].tolist() == [32, 32, 0, 32]
     save([0, 0, 0, 128, 0, 0] + [0] * 762, 0, 1, 2, 255)
     for _ in range(2):
-        found = look(root)
+        found = inspected(root)
         assert found.counts["train"].tolist() == [24, 24, 24, 24]
         assert "2 masks hold palette indices without a color of their own" in "\n".join(found.notes)
     save([128, 0, 0, 0, 0, 0] + [0] * 762, 0, 1, 7, 255)
@@ -338,7 +339,7 @@ def test_indices_without_a_color_of_their_own_are_said_to_be_labels_or_refused(
         )
 
 
-def test_an_image_in_both_splits_is_said(tmp_path: Path) -> None:
+def test_notes_images_in_both_splits(tmp_path: Path) -> None:
     root = make(tmp_path / "d", "bg\nroad\n", [stripes(0, 1)])
     source = FOLDER.open(root, "train")
     assert inspect(
@@ -346,50 +347,50 @@ def test_an_image_in_both_splits_is_said(tmp_path: Path) -> None:
     ).notes == ("1 of 1 images of val are in train too: t0",)
 
 
-def test_a_second_look_decodes_only_what_changed_and_the_list_of_classes_may(
+def test_second_inspection_decodes_only_changed_masks(
     tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = make(tmp_path / "d", "bg\nroad\n", [stripes(0, 1), stripes(1, 0, 0)])
-    first = look(root)
+    first = inspected(root)
     decoded, read = [], inspection.read_stored_mask
     monkeypatch.setattr(
         inspection,
         "read_stored_mask",
         lambda data, name: decoded.append(Path(name).name) or read(data, name=name),
     )
-    again = look(root)
+    again = inspected(root)
     assert decoded == []
     assert {k: v.tolist() for k, v in again.counts.items()} == {
         k: v.tolist() for k, v in first.counts.items()
     }
     Image.fromarray(stripes(1)).save(root / "masks/train/t1.png")
-    assert look(root).counts["train"].tolist() == [48, 48 + 96, 0]
+    assert inspected(root).counts["train"].tolist() == [48, 48 + 96, 0]
     assert decoded == ["t1.png"]
     (root / "classes.txt").write_text("7 tree\n1 bg\n0 road\n")
-    assert look(root).counts["train"].tolist() == [48, 144, 0, 0]
+    assert inspected(root).counts["train"].tolist() == [48, 144, 0, 0]
     assert decoded == ["t1.png"]
     for damage in (b"", b"garbage", None):
         for path in own_cache.rglob("*.txt"):
             data = path.read_bytes()
             path.write_bytes(data.replace(b"48", b"47") if damage is None else damage)
-        assert look(root).counts["train"].tolist() == [48, 144, 0, 0]
+        assert inspected(root).counts["train"].tolist() == [48, 144, 0, 0]
     assert sorted(set(decoded[1:])) == ["t0.png", "t1.png", "v0.png"]
     assert len(decoded) == 1 + 3 * 3
 
 
-def test_a_cache_that_cannot_be_written_does_no_harm(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_works_without_a_writable_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("FCN_JAX_CACHE", str(tmp_path / "file" / "cache"))
-    assert look(make(tmp_path / "d", "bg\nroad\n", [stripes(0, 1)])).counts["train"].tolist() == [
+    assert inspected(make(tmp_path / "d", "bg\nroad\n", [stripes(0, 1)])).counts[
+        "train"
+    ].tolist() == [
         48,
         48,
         0,
     ]
 
 
-def test_records_that_training_leaves_out_are_counted_and_not_refused(
+def test_counts_skipped_records_instead_of_failing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class DamagedError(DataError):
@@ -408,7 +409,7 @@ def test_records_that_training_leaves_out_are_counted_and_not_refused(
     found = inspect(sources, training="train", skip=(DamagedError,), stream=io.StringIO())
     assert found.counts["train"].tolist() == [96, 96, 0]
     assert found.notes == (
-        f"train: 1 of 3 images are left out: {root}/masks/train/t1.png: it is damaged",
+        f"train: 1 of 3 images are skipped: {root}/masks/train/t1.png: it is damaged",
     )
     with pytest.raises(Exception, match=r"t1\.png: it is damaged"):
         inspect(sources, training="train", stream=io.StringIO())
@@ -416,7 +417,7 @@ def test_records_that_training_leaves_out_are_counted_and_not_refused(
 
 @dataclasses.dataclass
 class Decoding:
-    """A plugin's source: all that can be done with a record is to decode it."""
+    """A plugin's source that can only decode records."""
 
     classes: Classes
     masks: list[np.ndarray]
@@ -434,7 +435,7 @@ class Decoding:
         return Example(record.id, np.zeros((*mask.shape, 3), np.uint8), mask)
 
 
-def test_any_source_is_looked_at_by_decoding_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decodes_whole_images_of_other_sources(monkeypatch: pytest.MonkeyPatch) -> None:
     classes = Classes(("bg", "road"), ((0, 0, 0), (1, 1, 1)))
     source: Source = Decoding(classes, [stripes(0, 1, 255), stripes(1)])
     assert inspect({"train": source}, training="train", stream=io.StringIO()).counts[
@@ -446,14 +447,14 @@ def test_any_source_is_looked_at_by_decoding_it(monkeypatch: pytest.MonkeyPatch)
             training="train",
             stream=io.StringIO(),
         )
-    monkeypatch.setattr(inspection, "_MOST_DECODED", 10)
+    monkeypatch.setattr(inspection, "_MAX_DECODED", 10)
     many = Decoding(classes, [stripes(0, 1)] * 25)
     assert inspect({"train": many}, training="train", stream=io.StringIO()).notes == (
-        "train: looked at 9 of 25 masks, spread evenly",
+        "train: inspected 9 of 25 masks, spread evenly",
     )
 
 
-def test_an_evaluation_takes_whatever_can_be_scored(tmp_path: Path) -> None:
+def test_evaluation_accepts_everything_that_can_be_scored(tmp_path: Path) -> None:
     root = make(tmp_path / "d", "bg\nroad\n", [stripes(255)] * 3)
     sources = {"val": FOLDER.open(root, "val")}
     found = inspect(sources, stream=io.StringIO())

@@ -1,7 +1,6 @@
-"""The pipeline: what a batch holds depends on the seed and the index alone, and errors arrive as they were raised."""
+"""The pipeline: batches depend only on seed and index, and errors arrive as they were raised."""
 
 import gc
-import itertools
 import os
 import signal
 import subprocess
@@ -16,9 +15,10 @@ import cv2
 import grain
 import numpy as np
 import pytest
+from grain.multiprocessing import SharedMemoryArray
 
 from fcn_jax.api import Example, Record, Source
-from fcn_jax.data.camvid import CAMVID
+from fcn_jax.data.datasets.camvid import CAMVID
 from fcn_jax.data.pipeline import eval_examples, steps_per_epoch, train_batches
 from fcn_jax.data.transforms import Augment, resize
 from fcn_jax.errors import ConfigError, DataError, TrainingError
@@ -60,7 +60,7 @@ def take(iterator: grain.DatasetIterator[Batch], count: int) -> list[Batch]:
     return [next(iterator) for _ in range(count)]
 
 
-def test_epochs_have_exact_lengths_distinct_images_and_orders_of_their_own(source: Source) -> None:
+def test_epochs_have_exact_lengths_distinct_images_and_own_orders(source: Source) -> None:
     steps = steps_per_epoch(source, 5)
     assert steps == COUNT // 5
     batches = list(train_batches(source, augment=PLAIN, batch_size=5, seed=1, epochs=3))
@@ -76,7 +76,7 @@ def test_epochs_have_exact_lengths_distinct_images_and_orders_of_their_own(sourc
     assert set().union(*epochs) == set(range(COUNT))  # what an epoch drops, another has
 
 
-def test_same_seed_gives_the_same_batches_and_another_seed_others(source: Source) -> None:
+def test_seed_determines_the_batches(source: Source) -> None:
     runs = [
         take(train_batches(source, augment=FULL, batch_size=4, seed=seed), 8) for seed in (7, 7, 8)
     ]
@@ -84,7 +84,7 @@ def test_same_seed_gives_the_same_batches_and_another_seed_others(source: Source
     assert not same(runs[0], runs[2])
 
 
-def test_an_image_is_augmented_anew_in_every_epoch(source: Source) -> None:
+def test_augments_an_image_differently_in_every_epoch(source: Source) -> None:
     batches = list(train_batches(source, augment=FULL, batch_size=COUNT, seed=7, epochs=2))
     order = [
         np.argsort(batch["mask"].reshape(COUNT, -1).min(axis=1), kind="stable") for batch in batches
@@ -92,9 +92,9 @@ def test_an_image_is_augmented_anew_in_every_epoch(source: Source) -> None:
     assert not np.array_equal(batches[0]["image"][order[0]], batches[1]["image"][order[1]])
 
 
-def test_batches_and_resumption_do_not_depend_on_the_number_of_workers(source: Source) -> None:
+def test_batches_and_resumption_are_independent_of_workers(source: Source) -> None:
     def start(workers: int) -> grain.DatasetIterator[Batch]:
-        return train_batches(source, augment=FULL, batch_size=4, seed=7, workers=workers)
+        return train_batches(source, augment=FULL, batch_size=4, seed=7, num_workers=workers)
 
     whole = take(start(0), 14)  # an epoch has 5
     running = start(2)
@@ -122,9 +122,9 @@ def test_state_before_the_first_batch_and_at_the_end_can_be_restored(source: Sou
         iterator.set_state({"next": 3})
 
 
-def test_a_source_that_decodes_at_other_sizes_is_asked_to(source: Source) -> None:
+def test_uses_decode_resized_of_a_source(source: Source) -> None:
     class Plain:
-        """The same images, decoded whole: what a dataset of a plugin has to offer."""
+        """The same images, decoded whole: the methods that a plugin's dataset must have."""
 
         classes, decode = source.classes, staticmethod(source.decode)
 
@@ -152,34 +152,18 @@ def test_a_source_that_decodes_at_other_sizes_is_asked_to(source: Source) -> Non
     assert all(0.1 <= factor <= 0.4 for factor in Asked.factors)
 
 
-def test_shards_together_are_the_one_process_batches(source: Source) -> None:
-    whole = list(train_batches(source, augment=FULL, batch_size=6, seed=5, epochs=2))
-    shards = [
-        list(train_batches(source, augment=FULL, batch_size=2, seed=5, epochs=2, shard=(i, 3)))
-        for i in range(3)
-    ]
-    for step, batch in enumerate(whole):
-        parts = [shard[step] for shard in shards]
-        # Shard i of n has every n-th image from the i-th on.
-        for key in batch:
-            assert np.array_equal(
-                np.stack([part[key] for part in parts], axis=1).reshape(batch[key].shape),
-                batch[key],
-            )
-
-
-def test_eval_gives_every_image_whole_and_in_order(source: Source) -> None:
+def test_eval_yields_every_image_whole_and_in_order(source: Source) -> None:
     examples = list(eval_examples(source))
     assert [e.id for e in examples] == [f"{k:02}" for k in range(COUNT)]
     assert [e.mask.shape for e in examples] == [(17 + k, 18 + k) for k in range(COUNT)]
-    with_workers = list(eval_examples(source, workers=1))
+    with_workers = list(eval_examples(source, num_workers=1))
     for a, b in zip(examples, with_workers, strict=True):
         assert a.id == b.id
         assert np.array_equal(a.image, b.image)
         assert np.array_equal(a.mask, b.mask)
 
 
-def test_memory_that_a_worker_shares_is_closed_by_one_thread(
+def test_shared_memory_is_closed_by_one_thread(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     closers: dict[str, set[str]] = {}
@@ -190,29 +174,28 @@ def test_memory_that_a_worker_shares_is_closed_by_one_thread(
         close(memory)
 
     monkeypatch.setattr(SharedMemory, "close", recorded)
-    list(eval_examples(source, workers=2))
+    original = vars(SharedMemoryArray)["enable_async_del"]
+    examples = eval_examples(source, num_workers=2)
+    next(examples)
+    assert vars(SharedMemoryArray)["enable_async_del"] is not original
+    list(examples)
+    assert vars(SharedMemoryArray)["enable_async_del"] is original  # Grain is itself again
     gc.collect()  # Grain leaves the last example of each worker in a cycle
     time.sleep(0.5)  # for a thread that closes in the background
     assert len(closers) >= 2 * COUNT  # and what earlier tests left
     assert {name: threads for name, threads in closers.items() if len(threads) > 1} == {}
 
 
-def test_eval_shards_are_disjoint_and_together_whole(source: Source) -> None:
-    parts = [[e.id for e in eval_examples(source, shard=(i, 4))] for i in range(4)]
-    assert sorted(itertools.chain(*parts)) == [f"{k:02}" for k in range(COUNT)]
-    assert max(map(len, parts)) - min(map(len, parts)) <= 1
-
-
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_error_in_a_worker_arrives_as_it_was_raised(
-    folder: Path, source: Source, workers: int
-) -> None:
+def test_reraises_errors_of_workers_unchanged(folder: Path, source: Source, workers: int) -> None:
     (folder / "train" / "11.png").write_bytes(b"broken")
     for consume in (
         lambda: list(
-            train_batches(source, augment=PLAIN, batch_size=4, seed=0, epochs=2, workers=workers)
+            train_batches(
+                source, augment=PLAIN, batch_size=4, seed=0, epochs=2, num_workers=workers
+            )
         ),
-        lambda: list(eval_examples(source, workers=workers)),
+        lambda: list(eval_examples(source, num_workers=workers)),
     ):
         with pytest.raises(DataError) as caught:
             consume()
@@ -244,13 +227,13 @@ class _Deadly:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
-def test_killed_workers_are_replaced_and_no_batch_or_image_changes(
+def test_replaces_killed_workers_without_changing_batches(
     source: Source, tmp_path: Path, workers: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     marker = tmp_path / "deaths"
     deadly = _Deadly(source, "11", marker)
     marker.write_text("2")
-    batches = train_batches(deadly, augment=FULL, batch_size=4, seed=7, workers=workers)
+    batches = train_batches(deadly, augment=FULL, batch_size=4, seed=7, num_workers=workers)
     assert same(
         take(batches, 6), take(train_batches(source, augment=FULL, batch_size=4, seed=7), 6)
     )
@@ -261,44 +244,41 @@ def test_killed_workers_are_replaced_and_no_batch_or_image_changes(
         (2,) if workers == 1 else (1, 2)
     )
     marker.write_text("1")
-    assert [example.id for example in eval_examples(deadly, workers=workers)] == [
+    assert [example.id for example in eval_examples(deadly, num_workers=workers)] == [
         f"{k:02}" for k in range(COUNT)
     ]
 
 
 @pytest.mark.slow
-def test_workers_that_die_again_and_again_are_an_error_with_advice(
-    source: Source, tmp_path: Path
-) -> None:
+def test_raises_with_advice_if_workers_die_again_and_again(source: Source, tmp_path: Path) -> None:
     marker = tmp_path / "deaths"
     marker.write_text("99")
     batches = train_batches(
-        _Deadly(source, "11", marker), augment=PLAIN, batch_size=COUNT, seed=7, workers=1
+        _Deadly(source, "11", marker), augment=PLAIN, batch_size=COUNT, seed=7, num_workers=1
     )
     with pytest.raises(
-        TrainingError, match=r"killed by SIGKILL 3 times at batch 0, .* lower data\.workers \(now 1"
+        TrainingError,
+        match=r"killed by SIGKILL 3 times at batch 0, .* lower data\.num_workers \(now 1",
     ):
         next(batches)
     assert marker.read_text() == "96"
     batches.close()
 
 
-def test_values_out_of_range_are_errors(source: Source) -> None:
+def test_rejects_values_out_of_range(source: Source) -> None:
     for match, values in (
         ("more than the split's 23 images", {"batch_size": 24}),
-        ("in each of 2 processes", {"batch_size": 12, "shard": (0, 2)}),
         ("batch_size = 0", {"batch_size": 0}),
         ("seed = -1", {"seed": -1}),
-        ("workers = -1", {"workers": -1}),
-        ("workers = 1000000", {"workers": 10**6}),
+        ("num_workers = -1", {"num_workers": -1}),
+        ("num_workers = 1000000", {"num_workers": 10**6}),
         ("epochs = 0", {"epochs": 0}),
-        (r"shard = \(2, 2\)", {"shard": (2, 2)}),
     ):
         with pytest.raises(ConfigError, match=match):
             train_batches(source, **{"augment": PLAIN, "batch_size": 2, "seed": 0, **values})  # type: ignore[arg-type]
 
 
-def test_a_closed_iterator_says_so(source: Source) -> None:
+def test_rejects_reading_a_closed_iterator(source: Source) -> None:
     iterator = train_batches(source, augment=PLAIN, batch_size=2, seed=0)
     next(iterator)
     iterator.close()
@@ -308,17 +288,18 @@ def test_a_closed_iterator_says_so(source: Source) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="process groups are POSIX's")
-def test_ctrl_c_reaches_the_parent_alone_and_its_exit_is_quiet(folder: Path) -> None:
+def test_ctrl_c_reaches_only_the_parent_which_exits_quietly(folder: Path) -> None:
     code = f"""
 import os, signal, sys, time
 from pathlib import Path
-from fcn_jax.data.camvid import CAMVID
+from fcn_jax.data.datasets.camvid import CAMVID
 from fcn_jax.data.pipeline import train_batches
 from fcn_jax.data.transforms import Augment
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job starts with it ignored
+    # A background job starts with the signal ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     source = CAMVID.open(Path({str(folder)!r}), "train")
-    batches = train_batches(source, augment=Augment((16, 16)), batch_size=2, seed=0, workers=2)
+    batches = train_batches(source, augment=Augment((16, 16)), batch_size=2, seed=0, num_workers=2)
     for _ in range(6):
         next(batches)
     try:

@@ -1,4 +1,4 @@
-"""Joint transforms: image and mask stay together, sizes are exact, and the randomness is only what is passed in."""
+"""Joint transforms: image and mask stay together, sizes are exact, randomness is an argument."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def example(height: int, width: int, seed: int = 0) -> Example:
     st.floats(0, 1),
     seeds,
 )
-def test_result_has_the_crops_size_and_no_new_labels(
+def test_result_has_the_crop_size_and_no_new_labels(
     height: int,
     width: int,
     out_h: int,
@@ -94,7 +94,7 @@ def test_crop_reaches_every_position_and_both_ends(room: int, size: int) -> None
 
 
 @pytest.mark.parametrize("factor", [1 / 3, 0.6, 3.0])
-def test_resize_does_not_shift_the_mask_against_the_image(factor: float) -> None:
+def test_resize_keeps_mask_and_image_aligned(factor: float) -> None:
     def center(weights: np.ndarray) -> float:
         return float(weights.sum(axis=0) @ np.arange(weights.shape[1]) / weights.sum())
 
@@ -122,7 +122,7 @@ def test_same_generator_state_gives_the_same_result() -> None:
     assert not np.array_equal(first.image, other.image)
 
 
-def test_jitter_leaves_the_mask_and_switching_it_on_leaves_the_geometry() -> None:
+def test_jitter_changes_neither_the_mask_nor_the_geometry() -> None:
     plain = Augment((16, 16), (0.5, 2.0))(example(20, 30), np.random.default_rng(5))
     colored = Augment((16, 16), (0.5, 2.0), True, 0.5, 0.5, 0.5)(
         example(20, 30), np.random.default_rng(5)
@@ -132,26 +132,28 @@ def test_jitter_leaves_the_mask_and_switching_it_on_leaves_the_geometry() -> Non
 
 
 @given(st.floats(0, 2), st.floats(0, 2), st.floats(0, 2))
-def test_jitter_is_the_three_steps_one_after_the_other(
+def test_jitter_matches_the_three_steps_in_order(
     brightness: float, contrast: float, saturation: float
 ) -> None:
     image = np.random.default_rng(0).integers(0, 256, (6, 7, 3), np.uint8)
     weights = np.array([0.299, 0.587, 0.114])
-    want = image * brightness
-    want = contrast * want + (1 - contrast) * (want @ weights).mean()
-    want = saturation * want + (1 - saturation) * (want @ weights)[..., None]
+    expected = image * brightness
+    expected = contrast * expected + (1 - contrast) * (expected @ weights).mean()
+    expected = saturation * expected + (1 - saturation) * (expected @ weights)[..., None]
     assert (
-        np.abs(jitter_colors(image, brightness, contrast, saturation) - np.clip(want, 0, 255)).max()
+        np.abs(
+            jitter_colors(image, brightness, contrast, saturation) - np.clip(expected, 0, 255)
+        ).max()
         <= 1
     )  # OpenCV counts in 1/1024
 
 
-def test_wrong_values_are_all_named_at_once() -> None:
+def test_error_names_all_wrong_values() -> None:
     with pytest.raises(ConfigError) as caught:
         Augment((0, 320), (2.0, 1.0), brightness=1.5, saturation=-0.1, fill=(0, 0, 256))
     for part in (
-        "crop = (0, 320)",
-        "scale = (2.0, 1.0)",
+        "crop_size = (0, 320)",
+        "scale_range = (2.0, 1.0)",
         "brightness = 1.5",
         "saturation = -0.1",
         "fill = (0, 0, 256)",

@@ -13,8 +13,8 @@ from PIL import Image
 
 from fcn_jax.api import Classes, Record
 from fcn_jax.data.damage import KeptSource
+from fcn_jax.data.datasets.directory import DirectorySource
 from fcn_jax.data.decode import decode_record, read_image
-from fcn_jax.data.directory import DirectorySource
 from fcn_jax.data.value_range import Assumed, assumed, with_range
 from fcn_jax.errors import ConfigError, DataError
 from tests.helpers.png_files import chunk, png_bytes
@@ -31,7 +31,7 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 @pytest.mark.parametrize("write", [png, tiff_bytes])
-def test_a_camera_of_12_bits_gives_the_8_bit_picture(write) -> None:
+def test_12_bit_camera_image_matches_the_8_bit_picture(write) -> None:
     image = read_image(write(GRAY.astype(np.uint16) * 16))  # up to 4016
     assert np.abs(image.astype(int) - GRAY[..., None]).max() <= 1
 
@@ -48,9 +48,7 @@ def test_a_camera_of_12_bits_gives_the_8_bit_picture(write) -> None:
         (65535, 65535),
     ],
 )
-def test_the_smallest_usual_depth_that_holds_the_largest_value_is_taken(
-    largest: int, white: int
-) -> None:
+def test_assumes_the_smallest_usual_depth_for_the_largest_value(largest: int, white: int) -> None:
     values = np.array([[0, largest // 3, largest]], np.uint16)
     expected = np.rint(values * (255 / white)).astype(int)
     assert read_image(png(values))[..., 0].tolist() == expected.tolist()
@@ -62,7 +60,7 @@ def test_the_smallest_usual_depth_that_holds_the_largest_value_is_taken(
     [(0.7, 1), (1, 1), (1.5, 255), (300, 1023), (4000.5, 4095), (65535, 65535)],
 )
 @pytest.mark.parametrize("kind", ["f2", "f4", "f8"])
-def test_floating_point_values_have_usual_ranges_too(
+def test_assumes_usual_ranges_for_floating_point_values(
     largest: float, white: float, kind: str
 ) -> None:
     if kind == "f2" and largest > 60000:
@@ -75,7 +73,9 @@ def test_floating_point_values_have_usual_ranges_too(
 
 
 @given(st.floats(-5000, 60000), st.floats(1, 60000), st.sampled_from(["u2", "i2", "u4", "f4"]))
-def test_the_setting_is_linear_rounded_and_clipped(low: float, width: float, kind: str) -> None:
+def test_setting_scales_linearly_with_rounding_and_clipping(
+    low: float, width: float, kind: str
+) -> None:
     values = np.linspace(0, 30000, 50).astype(kind).reshape(5, 10)
     expected = np.clip(np.rint((values.astype(float) - low) * (255 / width)), 0, 255)
     off = np.abs(read_image(tiff_bytes(values), value_range=(low, low + width))[..., 0] - expected)
@@ -83,12 +83,12 @@ def test_the_setting_is_linear_rounded_and_clipped(low: float, width: float, kin
     assert np.abs(off).mean() < 0.1
 
 
-def test_the_setting_leaves_images_of_8_bits_alone() -> None:
+def test_setting_does_not_change_images_of_8_bits() -> None:
     assert np.array_equal(read_image(png(GRAY), value_range=(0, 100))[..., 0], GRAY)
     assert np.array_equal(read_image(tiff_bytes(GRAY), value_range=(0, 100))[..., 0], GRAY)
 
 
-def test_rgb_of_16_bits_keeps_its_channels_apart() -> None:
+def test_16_bit_rgb_keeps_its_channels_separate() -> None:
     colors = np.stack([GRAY, GRAY // 2, 255 - GRAY], -1).astype(np.uint16) * 257
     for data in (
         tiff_bytes(colors),
@@ -99,13 +99,13 @@ def test_rgb_of_16_bits_keeps_its_channels_apart() -> None:
         assert np.array_equal(read_image(data), colors // 257)
 
 
-def test_white_at_zero_is_inverted_after_scaling() -> None:
+def test_white_is_zero_is_inverted_after_scaling() -> None:
     values = np.array([[0, 4095]], np.uint16)
     assert read_image(tiff_bytes(values, photometric=0))[..., 0].tolist() == [[255, 0]]
 
 
 @pytest.mark.parametrize("bits", [10, 12, 14])
-def test_what_the_file_declares_comes_first(bits: int) -> None:
+def test_declared_range_takes_precedence(bits: int) -> None:
     white = 2**bits - 1
     values = np.array([[0, 100, 201]], np.uint16)
     expected = np.rint(values * (255 / white)).tolist()
@@ -120,13 +120,13 @@ def test_what_the_file_declares_comes_first(bits: int) -> None:
         assert assumed([data]) == Assumed()
 
 
-def test_a_png_that_shifted_its_significant_bits_up_is_of_16_bits() -> None:
+def test_png_with_shifted_significant_bits_has_16_bits() -> None:
     values = np.array([[0, 0x1000, 0x5000]], np.uint16)  # 12 significant bits, all dark
     data = png_bytes(values, 16, 0, chunks=(chunk(b"sBIT", b"\x0c"),))
     assert read_image(data)[..., 0].tolist() == np.rint(values * (255 / 65535)).tolist()
 
 
-def test_all_images_of_a_data_set_are_scaled_alike() -> None:
+def test_scales_all_images_of_a_dataset_alike() -> None:
     dark, bright = np.array([[0, 500, 900]], np.uint16), np.array([[0, 2000, 4016]], np.uint16)
     decided = assumed([png(dark), png(bright), png(GRAY)])
     assert decided.integers == (0.0, 4095.0)
@@ -146,7 +146,7 @@ def test_all_images_of_a_data_set_are_scaled_alike() -> None:
         read_image(png(dark * 0 + np.uint16(5000)), value_range=decided, name="c.png")
 
 
-def test_whole_and_floating_point_numbers_have_ranges_of_their_own() -> None:
+def test_whole_and_floating_point_numbers_have_separate_ranges() -> None:
     decided = assumed(
         [tiff_bytes(np.array([[0.5]], np.float32)), png(np.array([[700]], np.uint16))]
     )
@@ -168,7 +168,7 @@ def test_whole_and_floating_point_numbers_have_ranges_of_their_own() -> None:
         (np.array([[np.inf]], np.float32), "not finite"),
     ],
 )
-def test_values_that_no_range_is_assumed_for_are_an_error(
+def test_rejects_values_outside_every_range(
     values: np.ndarray, reason: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "odd.tif"
@@ -186,12 +186,12 @@ def test_values_that_no_range_is_assumed_for_are_an_error(
         )
 
 
-def test_values_that_are_not_finite_are_an_error_with_a_setting_too() -> None:
+def test_rejects_non_finite_values_even_with_a_setting() -> None:
     with pytest.raises(DataError, match="not finite"):
         read_image(tiff_bytes(np.array([[np.nan, 1]], np.float32)), value_range=(0, 1))
 
 
-def test_images_of_8_bits_are_passed_over_without_being_decoded(tmp_path: Path) -> None:
+def test_does_not_decode_images_of_8_bits(tmp_path: Path) -> None:
     paths = []
     for kind in ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF"):
         path = tmp_path / f"a.{kind}"
@@ -208,7 +208,7 @@ def test_images_of_8_bits_are_passed_over_without_being_decoded(tmp_path: Path) 
     assert calls[-1] == (600, 600)
 
 
-def test_missing_and_damaged_files_are_left_to_whoever_decodes_them(tmp_path: Path) -> None:
+def test_skips_missing_and_damaged_files(tmp_path: Path) -> None:
     for name, contents in (
         ("a.png", png(GRAY.astype(np.uint16))[:-40]),
         ("b.tif", b"II*\0"),
@@ -219,7 +219,7 @@ def test_missing_and_damaged_files_are_left_to_whoever_decodes_them(tmp_path: Pa
     assert assumed([*sorted(tmp_path.iterdir()), tmp_path / "gone.png"]) == Assumed()
 
 
-def test_a_source_of_folders_takes_the_range_and_keeps_it_in_a_worker() -> None:
+def test_directory_source_keeps_the_range_in_a_worker() -> None:
     record = Record("a", png(np.array([[0, 500]], np.uint16)), png(np.zeros((1, 2), np.uint8)))
     source = DirectorySource(Classes(("bg",), ((0, 0, 0),)), (record,))
     for value_range, expected in (
@@ -234,7 +234,7 @@ def test_a_source_of_folders_takes_the_range_and_keeps_it_in_a_worker() -> None:
     assert decode_record(record, 1, value_range=(0, 1000)).image[0, 1, 0] == 128
 
 
-def test_a_setting_that_a_source_cannot_take_is_an_error() -> None:
+def test_rejects_a_setting_for_a_source_without_the_field() -> None:
     class Own:
         classes = Classes(("bg",), ((0, 0, 0),))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fcn_jax.data.shapes import SHAPES_CLASSES, draw_scene
+from fcn_jax.data.datasets.shapes import SHAPES_CLASSES, draw_scene
 
 TINY = Path(__file__).parents[1] / "fixtures" / "tiny"
 
@@ -21,7 +21,7 @@ backbone = "tiny"
 [data]
 dataset = "folder"
 batch_size = 8
-crop = [48, 48]
+crop_size = [48, 48]
 
 [optim]
 lr = 0.05
@@ -29,7 +29,7 @@ lr = 0.05
 [train]
 epochs = 5
 log_every_steps = 1
-samples = 1
+num_visualizations = 1
 """
 
 
@@ -63,12 +63,12 @@ def command(recipe: Path, data: Path, run: Path, *more: str) -> list[str]:
     return [
         sys.executable,
         "-m",
-        "fcn_jax.cli",
+        "fcn_jax",
         "train",
         str(recipe),
         "--data",
         str(data),
-        "--run",
+        "--workdir",
         str(run),
         *more,
     ]

@@ -144,7 +144,7 @@ def test_fixed_kernels_are_saved_and_loaded_but_not_trained(tiny_plugin, tmp_pat
     before = checkpoint.arrays(model)
     config = OptimConfig(lr=0.1, momentum=0.9, weight_decay=0.1)
     state, step = train_step.make(
-        model, lambda params: optim.make(config, 10, params), Preprocess()
+        model, optim.make(config, 10, nnx.state(model, nnx.Param)), Preprocess()
     )
     assert not any("transpose_conv" in name for name in optim.parameter_names(state.params))
     batch = {

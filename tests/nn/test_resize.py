@@ -135,3 +135,28 @@ def test_a_side_of_zero_is_an_error_that_says_the_sizes(shape, size):
         ValueError, match=r"cannot resize \d+x3 pixels to 2x\d: each side must be at least 1"
     ):
         nn.resize_bilinear(jnp.zeros(shape), size)
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "nearest"])
+@pytest.mark.parametrize("factor", [1, 2, 3])
+def test_upsample_and_its_gradient_match_torch(mode, factor):
+    x = np.random.default_rng(0).standard_normal((2, 3, 4, 5), np.float32)
+    y, vjp = jax.vjp(lambda x: nn.upsample(x, factor, mode), x)
+    tx = torch.tensor(x.transpose(0, 3, 1, 2).copy(), requires_grad=True)
+    ty = torch.nn.functional.interpolate(tx, scale_factor=factor, mode=mode)
+    weights = np.random.default_rng(1).standard_normal(y.shape, np.float32)
+    ty.backward(torch.tensor(weights.transpose(0, 3, 1, 2).copy()))
+    np.testing.assert_allclose(y, ty.detach().permute(0, 2, 3, 1), atol=1e-5)
+    np.testing.assert_allclose(vjp(weights)[0], tx.grad.permute(0, 2, 3, 1), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("factor", "mode", "message"),
+    [
+        (0, "nearest", "factor is 0; it must be at least 1"),
+        (2, "bicubic", "mode is 'bicubic'; it must be 'bilinear' or 'nearest'"),
+    ],
+)
+def test_upsample_rejects_invalid_arguments(factor, mode, message):
+    with pytest.raises(ValueError, match=message):
+        nn.upsample(jnp.zeros((1, 2, 2, 1)), factor, mode)

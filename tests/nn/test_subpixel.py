@@ -85,9 +85,7 @@ def test_a_training_step_in_blocks_is_the_same_step(tiny_plugin):
     network = model(aux_head="fcn", aux_feature="deep", aux_head_options={"dropout": 0.0})
     found = []
     for blocks in (False, True):
-        state, step = train_step.make(
-            network, lambda params: optax.sgd(0.1), Preprocess(), blocks=blocks
-        )
+        state, step = train_step.make(network, optax.sgd(0.1), Preprocess(), blocks=blocks)
         stepped, metrics = jax.jit(step)(state, batch)
         found.append((stepped.params, metrics))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *found)

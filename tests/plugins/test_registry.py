@@ -494,15 +494,15 @@ def test_a_distributions_own_plugin_comes_first_for_its_own_word(claimed_twice):
 def test_recipes_models_and_checkpoints_go_on_working_when_another_distribution_takes_their_names(
     claimed_twice,
 ):
-    from fcn_jax import checkpoint, config
+    from fcn_jax import checkpoint, config, recipes
     from fcn_jax.api import ModelSpec
     from fcn_jax.models.spec import registered_spec
 
-    for parsed in (config.parse({}), config.parse(config.read_recipe("shapes"))):
+    for parsed in (config.parse({}), config.parse(recipes.read_recipe("shapes"))):
         assert parsed.model.backbone == "fcn-jax:resnet18"
         assert parsed.model.head == "fcn-jax:fcn32s"
         assert parsed.data.dataset == "fcn-jax:shapes"
-    typed = config.parse(config.override(config.read_recipe("shapes"), ["model.backbone=resnet18"]))
+    typed = config.parse(recipes.override(recipes.read_recipe("shapes"), ["model.backbone=resnet18"]))
     assert typed.model.backbone == "resnet18"
 
     assert (

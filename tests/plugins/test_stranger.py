@@ -22,14 +22,14 @@ backbone_options = { width = 8 }
 [data]
 dataset = "acme_pairs"
 batch_size = 4
-crop = [32, 32]
+crop_size = [32, 32]
 
 [optim]
 lr = 0.05
 
 [train]
 epochs = 4
-samples = 1
+num_visualizations = 1
 """
 
 Command = Callable[..., str]
@@ -110,11 +110,11 @@ def test_a_stranger_is_trained_scored_used_and_converted_by_name(
 ) -> None:
     write_pairs(tmp_path / "pairs")
     (tmp_path / "acme.toml").write_text(RECIPE)
-    fcn_jax("train", "acme.toml", "--data", "pairs", "--run", "run")
+    fcn_jax("train", "acme.toml", "--data", "pairs", "--workdir", "run")
     assert "wall" in fcn_jax("eval", "run")
     fcn_jax("predict", "run", "pairs/8.image.png", "-o", "masks")
     assert Image.open(tmp_path / "masks" / "8.image.png").size == (56, 40)
-    fcn_jax("convert", "run", "--to-torch", "-o", "acme.safetensors")
+    fcn_jax("export", "run", "-o", "acme.safetensors")
     assert "acme.safetensors" in fcn_jax(
         "convert", "acme.safetensors", "--model", "acme_small", "-o", "again"
     )
@@ -136,7 +136,7 @@ def test_a_stranger_is_trained_scored_used_and_converted_by_name(
     ):
         with_it = ["--set", f"model.backbone={backbone}", "--set", "model.backbone_options={}"]
         assert complaint in fcn_jax(
-            "train", "acme.toml", "--data", "pairs", "--run", backbone, *with_it, status=2
+            "train", "acme.toml", "--data", "pairs", "--workdir", backbone, *with_it, status=2
         )
 
 

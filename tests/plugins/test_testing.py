@@ -33,7 +33,7 @@ from fcn_jax.api import (
     Weights,
     require_no_offset,
 )
-from fcn_jax.data.shapes import draw_scene
+from fcn_jax.data.datasets.shapes import draw_scene
 from fcn_jax.data.transforms import resize
 from fcn_jax.errors import ConfigError, DataError
 from fcn_jax.models.fcn import FCN32S

@@ -6,7 +6,7 @@ from fcn_jax.errors import WriteError
 from fcn_jax.runtime import atomic
 
 
-def test_a_file_is_replaced_at_the_end_and_the_folder_made(tmp_path):
+def test_replaces_the_file_at_the_end_and_makes_the_folder(tmp_path):
     path = tmp_path / "a" / "b.txt"
     atomic.write_text(path, "old")
     with atomic.replacing(path) as temporary:
@@ -17,7 +17,7 @@ def test_a_file_is_replaced_at_the_end_and_the_folder_made(tmp_path):
     assert os.listdir(path.parent) == ["b.txt"]
 
 
-def test_a_file_has_the_permissions_of_any_new_file(tmp_path):
+def test_written_files_have_default_permissions(tmp_path):
     (tmp_path / "plain").touch()
     with atomic.replacing(tmp_path / "a.txt") as temporary:
         temporary.unlink()
@@ -25,7 +25,7 @@ def test_a_file_has_the_permissions_of_any_new_file(tmp_path):
     assert (tmp_path / "a.txt").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
-def test_nothing_changes_where_writing_fails(tmp_path):
+def test_a_failed_write_changes_nothing(tmp_path):
     path = tmp_path / "a.json"
     atomic.write_json(path, {"a": [1, 2]})
     before = path.read_text()
@@ -37,13 +37,13 @@ def test_nothing_changes_where_writing_fails(tmp_path):
     assert os.listdir(tmp_path) == ["a.json"]
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path):
+def test_rejects_an_unwritable_path(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(WriteError, match=r"file/a\.txt: cannot be written"):
         atomic.write_text(tmp_path / "file" / "a.txt", "")
 
 
-def test_a_folder_appears_when_it_is_whole(tmp_path):
+def test_a_new_folder_appears_when_it_is_complete(tmp_path):
     path = tmp_path / "a" / "new"
     with atomic.new_folder(path) as temporary:
         (temporary / "file").write_text("text")
@@ -52,16 +52,16 @@ def test_a_folder_appears_when_it_is_whole(tmp_path):
     assert os.listdir(path.parent) == ["new"]
 
 
-def test_nothing_is_left_of_a_folder_that_is_not_filled(tmp_path):
+def test_a_failed_new_folder_leaves_nothing(tmp_path):
     with pytest.raises(KeyError), atomic.new_folder(tmp_path / "new") as temporary:
         atomic.write_json(temporary / "half", {"a": {}["b"]})
     assert not os.listdir(tmp_path)
 
 
-def test_what_is_there_is_not_replaced_by_a_folder(tmp_path):
+def test_new_folder_rejects_an_existing_path(tmp_path):
     (tmp_path / "old").mkdir()
     with (
-        pytest.raises(WriteError, match=r"old exists; name a folder that is still to be made"),
+        pytest.raises(WriteError, match=r"old exists; name a new folder"),
         atomic.new_folder(tmp_path / "old"),
     ):
         pass

@@ -1,4 +1,4 @@
-"""The settings that the library compiles with."""
+"""Compiler options."""
 
 import jax
 import jax.numpy as jnp
@@ -24,18 +24,18 @@ def compiled_conv(**settings):
     )
 
 
-def test_convolutions_are_left_to_xla_on_a_cpu():
+def test_xla_computes_convolutions_on_cpus():
     if not fcn_jax.compiler_options():
         pytest.skip("this XLA does not know the setting")
     assert "ynn_fusion" not in compiled_conv(compiler_options=fcn_jax.compiler_options())
 
 
 @pytest.mark.slow
-def test_a_training_step_takes_less_memory_on_a_cpu_than_by_xlas_default():
+def test_a_training_step_takes_less_memory_than_with_xlas_default():
     if "xla_cpu_scheduler_type" not in fcn_jax.compiler_options():
         pytest.skip("this XLA does not know the setting")
     model = fcn_jax.build_model(num_classes=3, rngs=nnx.Rngs(0))
-    state, step = train_step.make(model, lambda params: optax.sgd(0.1), Preprocess())
+    state, step = train_step.make(model, optax.sgd(0.1), Preprocess())
     batch = {
         "image": np.zeros((4, 128, 160, 3), np.uint8),
         "mask": np.zeros((4, 128, 160), np.uint8),
@@ -55,15 +55,15 @@ def test_a_training_step_takes_less_memory_on_a_cpu_than_by_xlas_default():
     assert temporaries(options) < 0.95 * temporaries(without)
 
 
-def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch):
+def test_leaves_out_options_that_xla_does_not_know(monkeypatch):
     monkeypatch.setattr(compiler, "_CPU", {"xla_cpu_no_such_setting": "1"})
-    compiler._known.cache_clear()
+    compiler._is_known.cache_clear()
     try:
         assert fcn_jax.compiler_options() == {}
     finally:
-        compiler._known.cache_clear()
+        compiler._is_known.cache_clear()
 
 
-def test_other_devices_get_none(monkeypatch):
+def test_other_devices_get_no_options(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert fcn_jax.compiler_options() == {}

@@ -1,4 +1,4 @@
-"""Paths that a command will write are checked before its work, and the check leaves nothing behind."""
+"""Checks of output paths, which leave nothing behind."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ CHECKS = [destination.check_folder, destination.check_new, check_file]
 
 
 @pytest.mark.parametrize("check", CHECKS)
-def test_what_can_be_written_passes_and_nothing_is_made(tmp_path, check):
+def test_accepts_writable_paths_and_makes_nothing(tmp_path, check):
     check(tmp_path / "new")
     check(tmp_path / "missing" / "folders" / "new")
     assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("check", CHECKS)
-def test_a_place_that_cannot_be_written_is_named(tmp_path, check, monkeypatch):
+def test_rejects_unwritable_paths(tmp_path, check, monkeypatch):
     (tmp_path / "file").write_bytes(b"mine")
     (tmp_path / "dangling").symlink_to("nowhere")
     for name, reason in (
-        ("file/new", f"{tmp_path}/file is no folder that can be written to"),
-        ("file/missing/new", f"{tmp_path}/file is no folder that can be written to"),
-        ("dangling/new", f"{tmp_path}/dangling is no folder that can be written to"),
+        ("file/new", f"{tmp_path}/file is not a writable folder"),
+        ("file/missing/new", f"{tmp_path}/file is not a writable folder"),
+        ("dangling/new", f"{tmp_path}/dangling is not a writable folder"),
         (
             "n" * 256,
             "a name in it is longer than 255 bytes"
@@ -61,12 +61,12 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path, check, monkeypatch):
     with pytest.raises(WriteError, match="Read-only file system"):
         check(tmp_path / "new")
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    with pytest.raises(WriteError, match=f"{tmp_path} is no folder that can be written to"):
+    with pytest.raises(WriteError, match=f"{tmp_path} is not a writable folder"):
         check(tmp_path / "new")
     assert sorted(os.listdir(tmp_path)) == ["dangling", "file"]
 
 
-def test_an_existing_file_must_be_ours(tmp_path):
+def test_rejects_files_of_others(tmp_path):
     (tmp_path / "ours").write_bytes(b"ours")
     (tmp_path / "mine").write_bytes(b"mine")
     (tmp_path / "link").symlink_to("mine")
@@ -81,17 +81,17 @@ def test_an_existing_file_must_be_ours(tmp_path):
             check_file(tmp_path / name)
     with pytest.raises(WriteError, match="it is a folder"):
         check_file(tmp_path / "folder")
-    with pytest.raises(WriteError, match=r"mine: cannot be written .* is no folder"):
+    with pytest.raises(WriteError, match=r"mine: cannot be written .* is not a writable folder"):
         destination.check_folder(tmp_path / "mine")
 
 
 @pytest.mark.parametrize("path", ["", ".", "..", "/"])
-def test_a_new_path_has_a_name_of_its_own(path):
+def test_rejects_new_paths_without_a_name(path):
     with pytest.raises(WriteError, match=r"cannot be written \(name a new file or folder\)"):
         destination.check_new(Path(path))
 
 
-def test_names_leave_room_for_the_temporary_file(tmp_path):
+def test_rejects_names_without_room_for_the_temporary_file(tmp_path):
     from fcn_jax.runtime import atomic
 
     longest = tmp_path / f"{'n' * 241}.txt"

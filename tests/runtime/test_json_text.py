@@ -1,4 +1,4 @@
-"""JSON that every reader takes."""
+"""JSON that every parser reads."""
 
 import json
 import math
@@ -38,11 +38,11 @@ def test_numbers_that_are_not_finite_become_null_at_any_depth() -> None:
         lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     )
 )
-def test_finite_values_survive_unchanged(value: object) -> None:
+def test_finite_values_are_unchanged(value: object) -> None:
     assert json.loads(dumps(value)) == value
     assert json.loads(dumps(value, indent=2)) == value
 
 
-def test_an_object_that_json_cannot_express_is_an_error() -> None:
+def test_rejects_objects_that_json_cannot_express() -> None:
     with pytest.raises(TypeError):
         dumps({"a": object()})

@@ -1,4 +1,4 @@
-"""The setting is made in a process of its own, since it lasts as long as the process."""
+"""Settings of a process, made in separate processes."""
 
 import ctypes
 import os
@@ -31,7 +31,8 @@ from pathlib import Path
 from fcn_jax.runtime.memory import trim_malloc, tune_malloc
 tune_malloc()
 def resident():
-    return int(next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS")).split()[1])
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmRSS")).split()[1])
 blocks = [b"x" * 2**20 for _ in range(100)]
 last = b"x" * 2**20
 del blocks
@@ -49,13 +50,14 @@ import jax
 import jax.numpy as jnp
 libc = ctypes.CDLL(None)
 class Mallinfo(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()]
+    _names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = [(name, ctypes.c_size_t) for name in _names.split()]
 libc.mallinfo2.restype = Mallinfo
 def held():
     found = libc.mallinfo2()
     return found.uordblks + found.hblkhd
-product = jax.jit(lambda x: (jnp.sin(x) @ jnp.cos(x)) @ jnp.tan(x)).lower(jnp.zeros((1024, 1024))).compile()
 x = jnp.zeros((1024, 1024))
+product = jax.jit(lambda x: (jnp.sin(x) @ jnp.cos(x)) @ jnp.tan(x)).lower(x).compile()
 def after():
     y = product(x).block_until_ready()
     return held()
@@ -82,7 +84,7 @@ def run(**environment):
 
 
 @glibc
-def test_a_block_that_was_freed_is_used_again_without_the_system():
+def test_freed_memory_is_reused_without_the_system():
     kept, faults = run()
     assert kept
     assert faults < 1000  # 256 MiB are 65,536 pages of 4 KiB
@@ -90,7 +92,7 @@ def test_a_block_that_was_freed_is_used_again_without_the_system():
 
 @glibc
 @pytest.mark.parametrize("variable", ["MALLOC_ARENA_MAX", "GLIBC_TUNABLES"])
-def test_what_the_environment_says_stands(variable):
+def test_the_environment_takes_precedence(variable):
     kept, faults = run(
         **{variable: "4" if variable.startswith("MALLOC") else "glibc.malloc.tcache_count=4"}
     )
@@ -99,7 +101,7 @@ def test_what_the_environment_says_stands(variable):
 
 
 @glibc
-def test_what_was_freed_can_be_given_back():
+def test_trim_malloc_returns_freed_memory_to_the_system():
     plain = {
         name: value
         for name, value in os.environ.items()
@@ -112,15 +114,30 @@ def test_what_was_freed_can_be_given_back():
 
 
 @glibc
-def test_a_program_has_freed_what_it_took_when_its_call_returns():
+def test_a_call_frees_its_memory_before_it_returns():
     if not hasattr(ctypes.CDLL(None), "mallinfo2"):
-        pytest.skip("a glibc before 2.33, which does not say what is held")
+        pytest.skip("glibc before 2.33 has no mallinfo2")
     done = subprocess.run(
         [sys.executable, "-c", FREEING], check=True, capture_output=True, text=True
     )
-    assert int(done.stdout) < 2**20  # its temporaries are some 12 MiB
+    assert int(done.stdout) < 2**20  # the temporaries of the program are about 12 MiB
 
 
-def test_giving_back_is_nothing_where_the_c_library_cannot(monkeypatch):
+def test_trim_malloc_does_nothing_in_another_c_library(monkeypatch):
+    monkeypatch.setattr(memory, "_tuned", True)
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: object())
     memory.trim_malloc()
+
+
+def test_trim_malloc_does_nothing_unless_the_process_was_tuned(monkeypatch):
+    monkeypatch.setattr(memory, "_tuned", False)
+    monkeypatch.setattr(memory.gc, "collect", lambda: pytest.fail("a library call changed this"))
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: pytest.fail("as did this"))
+    memory.trim_malloc()
+
+
+def test_peak_memory_of_a_cpu_is_that_of_the_process():
+    resource = pytest.importorskip("resource")
+    unit = 1 if sys.platform == "darwin" else 1024
+    least = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+    assert least <= memory.peak_memory() < least + 0.1

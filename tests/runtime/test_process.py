@@ -1,4 +1,4 @@
-"""What a program's process is set to, and what XLA makes of it."""
+"""Settings of a process, and their effect on XLA."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ from fcn_jax.runtime import process
     ("trains", "made"),
     [(True, ["tune_malloc", "disable_async_dispatch", "rolled"]), (False, ["tune_malloc"])],
 )
-def test_a_process_that_trains_is_set_further(
+def test_a_process_that_trains_gets_more_settings(
     monkeypatch: pytest.MonkeyPatch, trains: bool, made: list[str]
 ) -> None:
     called: list[str] = []
@@ -26,7 +26,7 @@ def test_a_process_that_trains_is_set_further(
 
 
 @pytest.mark.parametrize("flags", ["", "--xla_cpu_enable_fast_math=false"])
-def test_the_flag_is_added_once(monkeypatch: pytest.MonkeyPatch, flags: str) -> None:
+def test_adds_the_flag_once(monkeypatch: pytest.MonkeyPatch, flags: str) -> None:
     monkeypatch.setenv("XLA_FLAGS", flags)
     assert process.disable_loop_unrolling()
     assert os.environ["XLA_FLAGS"].split() == [*flags.split(), process._ROLLED]
@@ -37,23 +37,25 @@ def test_the_flag_is_added_once(monkeypatch: pytest.MonkeyPatch, flags: str) -> 
 @pytest.mark.parametrize(
     "flags", ["--xla_backend_extra_options=xla_cpu_unroll_loops=true", "/some/flags.txt"]
 )
-def test_what_the_environment_says_stands(monkeypatch: pytest.MonkeyPatch, flags: str) -> None:
+def test_the_environment_takes_precedence(monkeypatch: pytest.MonkeyPatch, flags: str) -> None:
     monkeypatch.setenv("XLA_FLAGS", flags)
     assert not process.disable_loop_unrolling()
     assert os.environ["XLA_FLAGS"] == flags
 
 
 PROGRAM = """
-from fcn_jax import compiler_options, process
+from fcn_jax import compiler_options
+from fcn_jax.runtime import process
 if {rolled}:
     process.disable_loop_unrolling()
 import jax
 import jax.numpy as jnp
-jax.jit(lambda x: jnp.tanh(x) + x, compiler_options=compiler_options()).lower(jnp.zeros((100, 256))).compile()
+function = jax.jit(lambda x: jnp.tanh(x) + x, compiler_options=compiler_options())
+function.lower(jnp.zeros((100, 256))).compile()
 """
 
 
-def test_xla_writes_out_no_loop(tmp_path: Path) -> None:
+def test_xla_unrolls_no_loop(tmp_path: Path) -> None:
     def size(*, rolled: bool) -> int:
         folder = tmp_path / str(rolled)
         environment = {

@@ -20,21 +20,21 @@ def test_byte_order_mark_and_line_endings_do_not_change_the_text(
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
-def test_utf16_is_named_in_the_error(encoding: str, tmp_path: Path) -> None:
+def test_rejects_utf16_by_name(encoding: str, tmp_path: Path) -> None:
     path = tmp_path / "classes.txt"
     path.write_bytes(TEXT.encode(encoding))
     with pytest.raises(ValueError, match="UTF-16 text; save it as UTF-8"):
         read_text(path)
 
 
-def test_other_encodings_are_an_error_that_names_the_line(tmp_path: Path) -> None:
+def test_rejects_other_encodings_and_names_the_line(tmp_path: Path) -> None:
     path = tmp_path / "classes.txt"
     path.write_bytes(TEXT.encode("latin-1"))
     with pytest.raises(ValueError, match="line 3 is not UTF-8 text"):
         read_text(path)
 
 
-def test_binary_contents_are_an_error(tmp_path: Path) -> None:
+def test_rejects_binary_contents(tmp_path: Path) -> None:
     path = tmp_path / "classes.txt"
     path.write_bytes(b"abc def ghi\0 jkl")
     with pytest.raises(ValueError, match="binary"):

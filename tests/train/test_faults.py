@@ -1,4 +1,4 @@
-"""Whatever ends a run: nothing is lost but the steps since the last save point, and what is resumed equals what never stopped."""
+"""Errors, signals and kills: completed steps are saved, and a resumed run is the same."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fcn_jax import checkpoint, cli, config
+from fcn_jax import checkpoint, cli, config, recipes
 from fcn_jax.data import pipeline
 from fcn_jax.errors import CheckpointError, ConfigError, DataError, TrainingError, WriteError
 from fcn_jax.plugins import registry
-from fcn_jax.train import logs, loop
+from fcn_jax.train import loop
 from fcn_jax.train.loop import Result, train
+from fcn_jax.train.records import Records
 from tests.helpers import scenes
 
 # Four steps in each of three epochs.
@@ -34,7 +35,7 @@ RECIPE = scenes.RECIPE.replace("batch_size = 8", "batch_size = 4").replace(
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The same few programs in every run of this module: compile each once."""
+    """Compile the programs of this module once: every run uses the same few."""
     import jax
     from jax.experimental.compilation_cache import compilation_cache
 
@@ -70,8 +71,8 @@ def here(tiny_plugin: None, data: Path, recipe: Path) -> Callable[..., Result]:
     """Train in this process."""
 
     def run(directory: Path, *settings: str, resume: bool = False, root: Path = data) -> Result:
-        table = config.override(
-            config.read_recipe(str(recipe)), [f"data.root={json.dumps(str(root))}", *settings]
+        table = recipes.override(
+            recipes.read_recipe(str(recipe)), [f"data.root={json.dumps(str(root))}", *settings]
         )
         return train(config.parse(table), directory, resume=resume)
 
@@ -100,7 +101,7 @@ def records(run: Path, event: str, *keys: str) -> list[tuple[Any, ...]]:
 
 
 def assert_equal(run: Path, undisturbed: Path) -> None:
-    """The same parameters, optimizer, losses, scores and best checkpoint, bit for bit."""
+    """Parameters, optimizer, losses, scores and best checkpoint are equal, bit for bit."""
     for item in ("model", "train"):
         found, expected = (
             _arrays(directory / "checkpoints" / str(STEPS) / item)
@@ -129,7 +130,7 @@ def _arrays(item: Path) -> dict[str, np.ndarray]:
     }
 
 
-def test_the_checkpoint_is_written_before_the_evaluation_and_survives_its_error(
+def test_saves_the_checkpoint_before_an_evaluation_that_fails(
     here: Callable[..., Result], copied: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     broken = copied / "images" / "val" / "2.png"
@@ -140,38 +141,37 @@ def test_the_checkpoint_is_written_before_the_evaluation_and_survives_its_error(
     message = str(caught.value)
     assert message.startswith(f"{broken}: ")
     assert (
-        f"Stopped after step 4: the work up to step 4 is saved; go on with: fcn-jax train --run {tmp_path / 'run'} --resume"
-        in message
-    )
+        "Stopped after step 4: the work up to step 4 is saved; continue with: "
+        f"fcn-jax train --workdir {tmp_path / 'run'} --resume"
+    ) in message
     assert steps(tmp_path / "run") == [4]
-    with pytest.raises(
-        DataError, match="the work up to step 4 is saved"
-    ):  # nothing is trained on top of it
+    # The evaluation fails again, before any further step.
+    with pytest.raises(DataError, match="the work up to step 4 is saved"):
         here(tmp_path / "run", root=copied, resume=True)
     broken.write_bytes(whole)
     here(tmp_path / "run", root=copied, resume=True)
     assert_equal(tmp_path / "run", undisturbed)
 
 
-def test_a_training_file_damaged_during_the_run_costs_no_step(
+def test_a_training_file_damaged_during_the_run_loses_no_step(
     here: Callable[..., Result],
     copied: Path,
     undisturbed: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # All of them, since the next batches were read before.
+    # All files, because the next batches were read before.
     whole = {path: path.read_bytes() for path in (copied / "masks" / "train").iterdir()}
-    write = logs.Records.write
+    write = Records.write
 
-    def damage(self: logs.Records, **record: Any) -> None:
+    def damage(self: Records, **record: Any) -> None:
         write(self, **record)
         if record["event"] == "train" and record["step"] == 5:
             for path, contents in whole.items():
                 path.write_bytes(contents[:40])
 
     with monkeypatch.context() as patch:
-        patch.setattr(logs.Records, "write", damage)
+        patch.setattr(Records, "write", damage)
         with pytest.raises(DataError, match=str(copied / "masks" / "train")) as caught:
             here(tmp_path / "run", root=copied)
     last = steps(tmp_path / "run")[-1]
@@ -202,7 +202,7 @@ def test_a_training_file_damaged_during_the_run_costs_no_step(
         (KeyboardInterrupt(), KeyboardInterrupt, "interrupted"),
     ],
 )
-def test_any_error_between_steps_leaves_the_last_completed_step(
+def test_any_error_between_steps_saves_the_last_completed_step(
     here: Callable[..., Result],
     undisturbed: Path,
     tmp_path: Path,
@@ -244,18 +244,18 @@ def test_an_error_before_the_first_step_leaves_no_run(
     assert list((tmp_path / "mine").iterdir()) == []
 
 
-def test_a_setting_that_fails_when_the_step_is_traced_is_one_line_and_leaves_no_run(
+def test_rejects_settings_that_fail_to_compile_in_one_line_and_leaves_no_run(
     recipe: Path, data: Path, tiny_plugin: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = [
         "model.aux_head=fcn",
         "model.aux_feature=deep",
         "data.batch_size=1",
-        "data.crop=[8,8]",
+        "data.crop_size=[8,8]",
     ]
     more = [part for setting in settings for part in ("--set", setting)]
     status = cli.main(
-        ["train", str(recipe), "--data", str(data), "--run", str(tmp_path / "run"), *more]
+        ["train", str(recipe), "--data", str(data), "--workdir", str(tmp_path / "run"), *more]
     )
     error = capsys.readouterr().err.splitlines()[-1]
     assert status == 2
@@ -263,14 +263,14 @@ def test_a_setting_that_fails_when_the_step_is_traced_is_one_line_and_leaves_no_
         "fcn-jax: error: the training step cannot be compiled with model.backbone = tiny"
     )
     assert "data.batch_size = 1" in error
-    assert "data.crop = [8, 8]" in error
+    assert "data.crop_size = [8, 8]" in error
     assert not (tmp_path / "run").exists()
 
 
-def test_parameters_that_are_not_finite_are_never_saved(
+def test_never_saves_parameters_that_are_not_finite(
     here: Callable[..., Result], tmp_path: Path
 ) -> None:
-    # The loss of step 1 is finite; what the step makes of the parameters is not.
+    # The loss of step 1 is finite; the parameters after it are not.
     with pytest.raises(TrainingError, match=r"after it .* parameters are not finite") as caught:
         here(
             tmp_path / "run",
@@ -279,11 +279,11 @@ def test_parameters_that_are_not_finite_are_never_saved(
             "optim.weight_decay=1e30",
         )
     assert steps(tmp_path / "run") == []
-    assert "there is no checkpoint to go on from" in str(caught.value)
+    assert "there is no checkpoint to continue from" in str(caught.value)
     assert (tmp_path / "run" / "nonfinite" / "report.json").exists()
 
 
-# ----------------------------------------------------------------------------------------------------------------------- disk full
+# ---------------------------------------------------------------------------------------- disk full
 
 
 @pytest.fixture
@@ -303,12 +303,14 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.slow
-def test_a_full_disk_ends_the_run_in_one_line_and_keeps_the_checkpoint_before(
+def test_a_full_disk_ends_the_run_in_one_line_and_keeps_the_last_checkpoint(
     recipe: Path, data: Path, undisturbed: Path, small_disk: Path
 ) -> None:
     run = small_disk / "run"
     process = subprocess.Popen(
-        scenes.command(recipe, data, run, "--set", "train.samples=0", "--set", "train.epochs=400"),
+        scenes.command(
+            recipe, data, run, "--set", "train.num_visualizations=0", "--set", "train.epochs=400"
+        ),
         env=scenes.environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -332,7 +334,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_keeps_the_checkpoint_before(
 
 
 def fill(folder: Path) -> None:
-    """Write until nothing fits any more."""
+    """Write until the disk is full."""
     with (folder / "ballast").open("wb", buffering=0) as file:
         for block in (1 << 16, 1 << 10, 1):
             try:
@@ -342,7 +344,7 @@ def fill(folder: Path) -> None:
                 continue
 
 
-def test_a_save_that_fails_ends_the_run_and_keeps_the_checkpoint_before(
+def test_a_failed_save_ends_the_run_and_keeps_the_last_checkpoint(
     here: Callable[..., Result], undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     list_files = checkpoint.files.list_files
@@ -366,18 +368,18 @@ def test_a_save_that_fails_ends_the_run_and_keeps_the_checkpoint_before(
     assert_equal(tmp_path / "run", undisturbed)
 
 
-def test_metrics_that_cannot_be_written_end_the_run_with_its_work_saved(
+def test_a_failed_metrics_record_ends_the_run_with_its_work_saved(
     here: Callable[..., Result], undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = logs.Records.write
+    write = Records.write
 
-    def full(self: logs.Records, **record: Any) -> None:
+    def full(self: Records, **record: Any) -> None:
         if record["step"] == 6:
             raise WriteError("metrics.jsonl: cannot be written (No space left on device)")
         write(self, **record)
 
     with monkeypatch.context() as patch:
-        patch.setattr(logs.Records, "write", full)
+        patch.setattr(Records, "write", full)
         with pytest.raises(TrainingError, match="work up to step 6 is saved"):
             here(tmp_path / "run")
     # The record of step 6 itself could not be written; everything else is the same.
@@ -388,7 +390,7 @@ def test_metrics_that_cannot_be_written_end_the_run_with_its_work_saved(
     assert records(tmp_path / "run", "train", "step", "loss") == expected
 
 
-def test_sample_pictures_that_cannot_be_written_are_mentioned_once_and_cost_no_step(
+def test_sample_pictures_that_cannot_be_written_are_one_warning(
     here: Callable[..., Result],
     undisturbed: Path,
     tmp_path: Path,
@@ -404,7 +406,7 @@ def test_sample_pictures_that_cannot_be_written_are_mentioned_once_and_cost_no_s
     assert_equal(tmp_path / "run", undisturbed)
 
 
-# ------------------------------------------------------------------------------------------------------------------------- signals
+# ------------------------------------------------------------------------------------------ signals
 
 
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
@@ -418,7 +420,7 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) ->
 @pytest.mark.parametrize(
     "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
 )
-def test_a_stop_inside_an_evaluation_is_seen_within_an_image_and_the_evaluation_is_made_up_for(
+def test_a_signal_stops_an_evaluation_which_is_repeated_on_resume(
     here: Callable[..., Result],
     undisturbed: Path,
     tmp_path: Path,
@@ -428,12 +430,12 @@ def test_a_stop_inside_an_evaluation_is_seen_within_an_image_and_the_evaluation_
     seen: list[str] = []
     evaluate = loop.evaluate
 
-    def interrupted(predictor: Any, examples: Any, matrix: Any) -> Iterator[Any]:
-        for compared in evaluate(predictor, examples, matrix):
-            seen.append(compared.example.id)
+    def interrupted(*args: Any, **more: Any) -> Iterator[Any]:
+        for example, mask in evaluate(*args, **more):
+            seen.append(example.id)
             if len(seen) == 5:  # the second of the second evaluation
                 os.kill(os.getpid(), number)
-            yield compared
+            yield example, mask
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "evaluate", interrupted)
@@ -445,16 +447,16 @@ def test_a_stop_inside_an_evaluation_is_seen_within_an_image_and_the_evaluation_
     assert_equal(tmp_path / "run", undisturbed)
 
 
-def test_a_stop_inside_the_last_evaluation_is_made_up_for(
+def test_a_signal_stops_the_last_evaluation_which_is_repeated_on_resume(
     here: Callable[..., Result], undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     evaluate, calls = loop.evaluate, []
 
-    def interrupted(predictor: Any, examples: Any, matrix: Any) -> Iterator[Any]:
+    def interrupted(*args: Any, **more: Any) -> Iterator[Any]:
         calls.append(1)
         if len(calls) == 3:
             os.kill(os.getpid(), signal.SIGTERM)
-        yield from evaluate(predictor, examples, matrix)
+        yield from evaluate(*args, **more)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "evaluate", interrupted)
@@ -467,7 +469,7 @@ def test_a_stop_inside_the_last_evaluation_is_made_up_for(
     assert here(tmp_path / "run", resume=True).was_finished
 
 
-def test_a_stop_inside_a_save_lets_it_finish(
+def test_a_signal_during_a_save_lets_it_finish(
     here: Callable[..., Result], undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     list_files = checkpoint.files.list_files
@@ -488,7 +490,7 @@ def test_a_stop_inside_a_save_lets_it_finish(
     assert_equal(tmp_path / "run", undisturbed)
 
 
-def test_a_stop_before_the_first_step_leaves_no_run(
+def test_a_signal_before_the_first_step_leaves_no_run(
     here: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stopped(model: Any, *rest: Any, **more: Any) -> Any:
@@ -503,18 +505,18 @@ def test_a_stop_before_the_first_step_leaves_no_run(
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-# ------------------------------------------------------------------------------------------------------------------------- workers
+# ------------------------------------------------------------------------------------------ workers
 
 
 @pytest.mark.slow
-def test_a_killed_input_worker_is_replaced_and_nothing_changes(
+def test_replaces_a_killed_input_worker_without_any_change(
     recipe: Path, data: Path, tmp_path: Path
 ) -> None:
     run, undisturbed = tmp_path / "run", tmp_path / "undisturbed"
-    # In a process of its own, too, whose settings of XLA are other than those of the tests.
+    # In a separate process as well, because its XLA settings differ from those of the tests.
     assert scenes.train(recipe, data, undisturbed).returncode == 0
     process = subprocess.Popen(
-        scenes.command(recipe, data, run, "--set", "data.workers=2"),
+        scenes.command(recipe, data, run, "--set", "data.num_workers=2"),
         env=scenes.environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -539,7 +541,7 @@ def test_a_killed_input_worker_is_replaced_and_nothing_changes(
 
 
 def workers_of(parent: int) -> list[int]:
-    """The processes that Python's multiprocessing has started for another."""
+    """Return the processes that Python's multiprocessing started for another process."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -552,7 +554,7 @@ def workers_of(parent: int) -> list[int]:
     return sorted(found)
 
 
-# --------------------------------------------------------------------------------------------------------------------- checkpoints
+# -------------------------------------------------------------------------------------- checkpoints
 
 
 def damaged_in_every_way(directory: Path) -> Iterator[tuple[str, Callable[[], None]]]:
@@ -577,7 +579,7 @@ def damaged_in_every_way(directory: Path) -> Iterator[tuple[str, Callable[[], No
             )
 
 
-def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_taken(
+def test_resumes_from_the_previous_checkpoint_if_the_newest_is_damaged(
     here: Callable[..., Result],
     undisturbed: Path,
     tmp_path: Path,
@@ -595,12 +597,12 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_taken(
     here(run, resume=True)
     said = capfd.readouterr().err
     assert f"checkpoint {STEPS} is damaged ({largest} was changed after it was written)" in said
-    assert "the one before it is taken, of step 8" in said
+    assert "it is set aside, and that of step 8 is used" in said
     assert (run / "checkpoints" / f"{STEPS}.damaged").is_dir()
     assert_equal(run, undisturbed)
 
 
-def test_damage_of_any_file_is_found(
+def test_detects_damage_of_any_checkpoint_file(
     undisturbed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     newest = undisturbed / "checkpoints" / str(STEPS)
@@ -613,7 +615,7 @@ def test_damage_of_any_file_is_found(
         shutil.rmtree(directory)
 
 
-def test_a_run_without_a_whole_checkpoint_says_so_in_a_line(
+def test_rejects_to_resume_a_run_without_undamaged_checkpoint(
     here: Callable[..., Result], undisturbed: Path, tmp_path: Path
 ) -> None:
     run = Path(shutil.copytree(undisturbed, tmp_path / "run"))
@@ -629,7 +631,7 @@ def test_a_run_without_a_whole_checkpoint_says_so_in_a_line(
     assert set(steps(run)) == set(steps(undisturbed))
 
 
-def test_of_a_run_whose_best_checkpoint_is_damaged_the_next_best_is_used_and_named(
+def test_uses_the_next_best_checkpoint_if_the_best_is_damaged(
     undisturbed: Path, tiny_plugin: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = Path(shutil.copytree(undisturbed, tmp_path / "run"))
@@ -649,7 +651,7 @@ def test_of_a_run_whose_best_checkpoint_is_damaged_the_next_best_is_used_and_nam
         checkpoint.find(run)
 
 
-def test_leftovers_of_killed_saves_are_removed_and_nobody_elses_files(
+def test_removes_leftovers_of_killed_saves_and_no_other_files(
     here: Callable[..., Result], undisturbed: Path, tmp_path: Path
 ) -> None:
     run = Path(shutil.copytree(undisturbed, tmp_path / "run"))
@@ -675,11 +677,11 @@ def test_leftovers_of_killed_saves_are_removed_and_nobody_elses_files(
     assert_equal(run, undisturbed)
 
 
-# ---------------------------------------------------------------------------------------------------------------- to go on with a run
+# ------------------------------------------------------------------------------------------- resume
 
 
 @pytest.mark.slow
-def test_more_epochs_equal_a_longer_run_where_the_schedule_is_constant(
+def test_more_epochs_match_a_longer_run_if_the_schedule_is_constant(
     here: Callable[..., Result], undisturbed: Path, tmp_path: Path
 ) -> None:
     constant = 'optim.schedule="constant"'
@@ -690,12 +692,12 @@ def test_more_epochs_equal_a_longer_run_where_the_schedule_is_constant(
     assert_equal(tmp_path / "run", tmp_path / "long")
     with pytest.raises(
         ConfigError,
-        match=r"train\.epochs cannot change from 3 to 5.*'poly'.*--init .* --set train\.epochs=5",
+        match=r"train\.epochs cannot change from 3 to 5.*'poly'.*--weights .*train\.epochs=5",
     ):
         here(undisturbed, "train.epochs=5", resume=True)
 
 
-def test_a_finished_run_says_how_to_go_on(
+def test_a_finished_run_says_how_to_train_more(
     recipe: Path,
     data: Path,
     undisturbed: Path,
@@ -703,14 +705,14 @@ def test_a_finished_run_says_how_to_go_on(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     before = (undisturbed / "metrics.jsonl").read_text()
-    assert cli.main(["train", "--run", str(undisturbed), "--resume"]) == 0
+    assert cli.main(["train", "--workdir", str(undisturbed), "--resume"]) == 0
     out = capsys.readouterr().out
     assert f"{undisturbed} is finished (step {STEPS})" in out
-    assert f"--init {undisturbed} --run NEW" in out
+    assert f"--weights {undisturbed} --workdir NEW" in out
     assert (undisturbed / "metrics.jsonl").read_text() == before
 
 
-def test_a_run_started_from_a_file_goes_on_without_it(
+def test_a_run_resumes_without_the_file_it_started_from(
     here: Callable[..., Result], undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start = Path(shutil.copytree(checkpoint.find(undisturbed), tmp_path / "start"))
@@ -730,21 +732,21 @@ def test_a_run_started_from_a_file_goes_on_without_it(
     assert spec.weights["source"] == str(start)
 
 
-def test_paths_are_recorded_so_that_a_run_can_be_read_from_anywhere(
+def test_records_absolute_paths(
     here: Callable[..., Result], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(data.parent)
     here(tmp_path / "run", "train.epochs=1", root=Path(data.name))
-    assert config.read_run(tmp_path / "run").data.root == str(data)
+    assert recipes.read_run(tmp_path / "run").data.root == str(data)
     monkeypatch.chdir(tmp_path)
     assert here(tmp_path / "run", "train.epochs=1", resume=True).was_finished
 
 
-def test_two_processes_do_not_share_a_run_directory(
+def test_rejects_a_run_directory_in_use(
     here: Callable[..., Result], undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refused: list[BaseException] = []
-    write = logs.Records.write
+    write = Records.write
 
     def meanwhile() -> None:
         try:
@@ -752,7 +754,7 @@ def test_two_processes_do_not_share_a_run_directory(
         except ConfigError as error:
             refused.append(error)
 
-    def second(self: logs.Records, **record: Any) -> None:
+    def second(self: Records, **record: Any) -> None:
         write(self, **record)
         if record["step"] == 5:
             other = threading.Thread(target=meanwhile)
@@ -760,7 +762,7 @@ def test_two_processes_do_not_share_a_run_directory(
             other.join()
 
     with monkeypatch.context() as patch:
-        patch.setattr(logs.Records, "write", second)
+        patch.setattr(Records, "write", second)
         here(tmp_path / "run")
     assert len(refused) == 1
     assert "another process trains in this directory" in str(refused[0])
@@ -771,7 +773,7 @@ def test_two_processes_do_not_share_a_run_directory(
     ("make", "message"),
     [
         (lambda path: path.write_text("x"), "this is a file"),
-        (lambda path: path.symlink_to("nowhere"), "link to nothing"),
+        (lambda path: path.symlink_to("nowhere"), "dangling symbolic link"),
         (
             lambda path: (path.mkdir(), (path / "notes.txt").write_text("x")),
             "no run to resume or evaluate here",
@@ -790,7 +792,7 @@ def test_two_processes_do_not_share_a_run_directory(
         ),
     ],
 )
-def test_what_is_no_run_cannot_be_resumed(
+def test_rejects_to_resume_paths_that_are_not_runs(
     here: Callable[..., Result], tmp_path: Path, make: Callable[[Path], Any], message: str
 ) -> None:
     path = tmp_path / "run"
@@ -800,7 +802,7 @@ def test_what_is_no_run_cannot_be_resumed(
     assert "\n" not in str(caught.value)
 
 
-def test_a_run_directory_that_cannot_be_written_is_named_before_anything_is_computed(
+def test_rejects_an_unwritable_run_directory_before_any_work(
     here: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "locked").mkdir()
@@ -813,7 +815,7 @@ def test_a_run_directory_that_cannot_be_written_is_named_before_anything_is_comp
         here(tmp_path / "locked" / "run")
 
 
-def test_a_run_whose_images_have_changed_is_not_resumed(
+def test_rejects_to_resume_if_the_training_images_changed(
     here: Callable[..., Result], copied: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -824,7 +826,8 @@ def test_a_run_whose_images_have_changed_is_not_resumed(
     image.rename(tmp_path / image.name)
     mask.rename(tmp_path / "mask.png")
     with pytest.raises(
-        ConfigError, match=r"split 'train' has 15 images, and the run was started with 16.*--init"
+        ConfigError,
+        match=r"split 'train' has 15 images, and the run was started with 16.*--weights",
     ):
         here(run, "train.epochs=1", root=copied, resume=True)
     (tmp_path / image.name).rename(image.with_stem("other"))
@@ -834,7 +837,7 @@ def test_a_run_whose_images_have_changed_is_not_resumed(
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_file_that_was_damaged_meanwhile_is_skipped_on_request_and_the_order_stays(
+def test_skips_a_file_damaged_since_then_on_request(
     here: Callable[..., Result], copied: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -855,7 +858,7 @@ def test_a_file_that_was_damaged_meanwhile_is_skipped_on_request_and_the_order_s
         ("optim.warmup_steps=12", "optim.warmup_steps is 12, and the run has 12 steps"),
     ],
 )
-def test_a_setting_that_means_nothing_alone_leaves_no_run(
+def test_rejects_settings_without_effect_and_leaves_no_run(
     setting: str, named: str, here: Callable[..., Result], tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=named):

@@ -1,4 +1,4 @@
-"""The training loop as a user runs it: whole processes on a small dataset."""
+"""The training loop as a user runs it, on a small dataset."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fcn_jax import checkpoint, config
+from fcn_jax import checkpoint, config, recipes
 from fcn_jax.errors import ConfigError, TrainingError
 from fcn_jax.train.loop import Result, train
 from tests.helpers import scenes
@@ -41,8 +41,8 @@ def here(data: Path, recipe: Path) -> Trainer:
     """Train in this process."""
 
     def run(directory: Path, *settings: str, resume: bool = False) -> Result:
-        table = config.override(
-            config.read_recipe(str(recipe)), [f"data.root={json.dumps(str(data))}", *settings]
+        table = recipes.override(
+            recipes.read_recipe(str(recipe)), [f"data.root={json.dumps(str(data))}", *settings]
         )
         return train(config.parse(table), directory, resume=resume)
 
@@ -73,7 +73,7 @@ def assert_same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> Non
         np.testing.assert_array_equal(value, other[name], err_msg=name)
 
 
-def test_a_run_records_all_that_made_it(finished: Path) -> None:
+def test_a_run_records_settings_versions_and_metrics(finished: Path) -> None:
     config = json.loads((finished / "config.json").read_text())
     assert config["data"]["batch_size"] == 8
     assert config["optim"]["momentum"] == 0.9  # a default
@@ -95,12 +95,12 @@ def test_a_run_records_all_that_made_it(finished: Path) -> None:
     assert len(list((finished / "samples").glob("step_*/*.png"))) == 5
 
 
-def test_the_loss_falls(finished: Path) -> None:
+def test_training_lowers_the_loss(finished: Path) -> None:
     losses = [record["loss"] for record in records(finished, "train")]
     assert np.mean(losses[-4:]) < 0.9 * np.mean(losses[:4])
 
 
-def test_the_last_two_and_the_best_checkpoint_are_kept(finished: Path) -> None:
+def test_keeps_the_last_two_and_the_best_checkpoint(finished: Path) -> None:
     scores = {record["step"]: record["miou"] for record in records(finished, "val")}
     best = int(checkpoint.find(finished).name)
     assert scores[best] == max(scores.values())
@@ -111,11 +111,11 @@ def test_the_last_two_and_the_best_checkpoint_are_kept(finished: Path) -> None:
     }
 
 
-def test_killed_and_resumed_with_workers_is_the_same_bit_for_bit(
+def test_a_killed_run_with_workers_resumes_bit_for_bit(
     finished: Path, data: Path, recipe: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "killed"
-    more = ("--set", "train.checkpoint_every_steps=3", "--set", "data.workers=1")
+    more = ("--set", "train.checkpoint_every_steps=3", "--set", "data.num_workers=1")
     process = subprocess.Popen(
         scenes.command(recipe, data, run, *more),
         env=scenes.environment(),
@@ -146,7 +146,7 @@ def _last_step(run: Path) -> int:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_cleanly_and_the_run_goes_on(
+def test_a_signal_stops_the_run_and_it_resumes_bit_for_bit(
     finished: Path, data: Path, recipe: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     run = tmp_path / "stopped"
@@ -174,7 +174,7 @@ def test_a_signal_stops_cleanly_and_the_run_goes_on(
     assert_same(final(finished), final(run))
 
 
-def test_eight_devices_give_the_losses_of_one(
+def test_eight_devices_match_the_losses_of_one(
     finished: Path, data: Path, recipe: Path, tmp_path: Path
 ) -> None:
     outcome = scenes.train(
@@ -191,11 +191,11 @@ def test_eight_devices_give_the_losses_of_one(
         for run in ("one", "eight")
     )
     assert len(one) == STEPS
-    # Sums over the batch in another order: a few ulps in a step, grown over twenty.
+    # Sums over the batch have another order: a few ulps per step, which grow over twenty steps.
     np.testing.assert_allclose(eight, one, rtol=2e-4)
 
 
-def test_a_loss_that_is_not_finite_leaves_the_evidence(here: Trainer, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_is_reported_with_evidence(here: Trainer, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="loss of step"):
         here(tmp_path / "run", "optim.lr=1e30")
     report = json.loads((tmp_path / "run" / "nonfinite" / "report.json").read_text())
@@ -205,17 +205,17 @@ def test_a_loss_that_is_not_finite_leaves_the_evidence(here: Trainer, tmp_path: 
     assert not list((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
 
 
-def test_a_run_is_never_overwritten(here: Trainer, finished: Path) -> None:
+def test_rejects_to_overwrite_a_run(here: Trainer, finished: Path) -> None:
     with pytest.raises(ConfigError, match="--resume"):
         here(finished)
 
 
-def test_a_resumed_run_keeps_its_recipe(here: Trainer, finished: Path) -> None:
+def test_rejects_to_resume_with_other_settings(here: Trainer, finished: Path) -> None:
     with pytest.raises(ConfigError, match=r"optim\.lr"):
         here(finished, "optim.lr=0.1", resume=True)
 
 
-def test_a_finished_run_resumed_says_so_and_changes_nothing(here: Trainer, finished: Path) -> None:
+def test_resuming_a_finished_run_changes_nothing(here: Trainer, finished: Path) -> None:
     before = final(finished)
     outcome = here(finished, resume=True)
     assert outcome.was_finished
@@ -223,7 +223,7 @@ def test_a_finished_run_resumed_says_so_and_changes_nothing(here: Trainer, finis
     assert_same(before, final(finished))
 
 
-def test_a_batch_larger_than_the_split_is_refused_and_leaves_no_run(
+def test_rejects_a_batch_larger_than_the_split_and_leaves_no_run(
     here: Trainer, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match="lower it"):
@@ -238,13 +238,13 @@ def test_bfloat16_trains(here: Trainer, tmp_path: Path) -> None:
     assert all(value.dtype != "bfloat16" for value in final(tmp_path / "run").values())
 
 
-def test_training_starts_from_a_checkpoint(here: Trainer, finished: Path, tmp_path: Path) -> None:
-    # A frozen network that starts from the finished run keeps its parameters.
+def test_starts_from_a_checkpoint(here: Trainer, finished: Path, tmp_path: Path) -> None:
+    # A frozen model that starts from the finished run keeps its parameters.
     start = finished / "checkpoints" / str(STEPS)
     here(
         tmp_path / "tuned",
         "train.epochs=1",
-        'optim.rules=[{match="*", lr=0.0}]',
+        'optim.param_groups=[{match="*", lr_mult=0.0}]',
         f"init.weights={json.dumps(str(start))}",
     )
     stored = checkpoint.read_arrays(tmp_path / "tuned" / "checkpoints" / "4")
@@ -253,14 +253,12 @@ def test_training_starts_from_a_checkpoint(here: Trainer, finished: Path, tmp_pa
     )
 
 
-def test_an_auxiliary_head_trains_is_kept_and_takes_no_part_in_predictions(
-    here: Trainer, tmp_path: Path
-) -> None:
+def test_trains_and_saves_an_auxiliary_head(here: Trainer, tmp_path: Path) -> None:
     settings = [
         "model.aux_head=fcn",
         "model.aux_feature=deep",
         "train.epochs=1",
-        'optim.rules=[{match="aux_head.*", lr=10}]',
+        'optim.param_groups=[{match="aux_head.*", lr_mult=10}]',
     ]
     run = here(tmp_path / "run", *settings).run
     best = checkpoint.find(run)

@@ -1,7 +1,9 @@
 import re
+import typing
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -33,7 +35,7 @@ def torchs(logits, labels):
     scale=st.sampled_from([1.0, 30.0, 1e4]),
     ignored=st.sampled_from([0.0, 0.3, 0.95]),
 )
-def test_loss_and_gradient_equal_torch_in_float64(seed, scale, ignored):
+def test_loss_and_gradient_match_torch_in_float64(seed, scale, ignored):
     rng = np.random.default_rng(seed)
     logits = (rng.standard_normal((2, 3, 4, 5)) * scale).astype(np.float32)
     labels = np.where(rng.random((2, 3, 4)) < ignored, 255, rng.integers(0, 5, (2, 3, 4))).astype(
@@ -53,7 +55,7 @@ def test_loss_and_gradient_equal_torch_in_float64(seed, scale, ignored):
     axis=st.integers(-3, 2),
     masked=st.booleans(),
 )
-def test_one_pass_sums_as_three_do(seed, scale, axis, masked):
+def test_one_pass_matches_three_passes(seed, scale, axis, masked):
     rng = np.random.default_rng(seed)
     logits = (rng.standard_normal((4, 6, 5)) * scale).astype(np.float32)
     if masked:  # classes that are ruled out, the first one among them
@@ -67,7 +69,7 @@ def test_one_pass_sums_as_three_do(seed, scale, axis, masked):
         np.testing.assert_allclose(one, three, rtol=1e-6)
 
 
-def test_a_gpu_reads_the_logits_once_and_the_others_three_times():
+def test_gpus_read_the_logits_once_and_others_three_times():
     logits, labels = (
         jax.ShapeDtypeStruct((2, 3, 4, 5), jnp.bfloat16),
         jax.ShapeDtypeStruct((2, 3, 4), jnp.uint8),
@@ -85,7 +87,7 @@ def test_a_gpu_reads_the_logits_once_and_the_others_three_times():
     assert found == {"cpu": 3, "cuda": 1, "tpu": 3}
 
 
-def test_bfloat16_logits_are_widened_before_anything_is_summed():
+def test_widens_bfloat16_logits_before_summation():
     rng = np.random.default_rng(0)
     logits = jnp.asarray(rng.standard_normal((4, 32, 32, 21)) * 4, jnp.bfloat16)
     labels = rng.integers(0, 21, (4, 32, 32)).astype(np.uint8)
@@ -97,7 +99,7 @@ def test_bfloat16_logits_are_widened_before_anything_is_summed():
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
 
 
-def test_where_no_pixel_counts_loss_and_gradient_are_zero():
+def test_loss_and_gradient_are_zero_if_all_pixels_are_ignored():
     loss, grad = VALUE_AND_GRAD(
         np.ones((2, 3, 4, 5), np.float32), np.full((2, 3, 4), 255, np.uint8)
     )
@@ -105,7 +107,7 @@ def test_where_no_pixel_counts_loss_and_gradient_are_zero():
     assert not np.asarray(grad).any()
 
 
-def test_logits_of_ignored_pixels_do_not_matter():
+def test_logits_of_ignored_pixels_have_no_effect():
     logits = np.random.default_rng(0).standard_normal((2, 3, 4, 5)).astype(np.float32)
     labels = np.zeros((2, 3, 4), np.uint8)
     labels[1] = 255
@@ -116,7 +118,7 @@ def test_logits_of_ignored_pixels_do_not_matter():
 
 
 @pytest.mark.parametrize("ignore_index", [0, -100])
-def test_another_ignore_index(ignore_index):
+def test_other_ignore_indices_match_torch(ignore_index):
     logits = np.random.default_rng(0).standard_normal((6, 3)).astype(np.float32)
     labels = np.asarray([ignore_index, 1, 2, 1, 2, ignore_index], np.int32)
     expected = F.cross_entropy(
@@ -125,3 +127,17 @@ def test_another_ignore_index(ignore_index):
     assert float(
         cross_entropy(jnp.asarray(logits), jnp.asarray(labels), ignore_index)
     ) == pytest.approx(expected, rel=1e-6)
+
+
+def test_annotations_hold_for_real_arguments():
+    logits, labels = jnp.zeros((2, 3, 4, 5)), jnp.zeros((2, 3, 4), jnp.int32)
+    for function, arguments in (
+        (cross_entropy, {"logits": logits, "labels": labels}),
+        (losses.segmentation_loss, {"labels": labels}),
+    ):
+        hints = typing.get_type_hints(function)
+        with jaxtyping.jaxtyped("context"):
+            for name, value in arguments.items():
+                assert isinstance(value, hints[name]), name
+            assert not isinstance(labels[0], hints["labels"])
+            assert isinstance(jnp.float32(0), hints["return"])

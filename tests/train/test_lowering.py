@@ -1,4 +1,4 @@
-"""What the training step and prediction are lowered to, for devices that need not be there: structure, not speed."""
+"""Structure of the lowered training step and prediction, for devices that may be absent."""
 
 import functools
 import re
@@ -21,12 +21,12 @@ pytestmark = pytest.mark.lowering
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 IN_BLOCKS = {"cuda", "tpu"}
-"""Where loss and argmax are computed in the head's blocks."""
+"""Platforms on which loss and argmax are computed on sub-pixel logits."""
 FOLDED = {"cuda"}
-"""Where batch normalization is multiplied into the kernels of the convolutions before it."""
+"""Platforms on which batch normalization is folded into the convolution before it."""
 BATCH, SIZE, CLASSES = 2, (64, 96), 21
 LOGITS = BATCH * SIZE[0] * SIZE[1] * CLASSES
-"""Elements of the logits: more than any other activation of this network has."""
+"""Elements of the logits, which are larger than all other activations of this network."""
 
 IMAGES = jax.ShapeDtypeStruct((BATCH, *SIZE, 3), np.uint8)
 MASKS = jax.ShapeDtypeStruct((BATCH, *SIZE), np.uint8)
@@ -37,7 +37,7 @@ def shapes(tree):
 
 
 def input_dilations(text):
-    """Those above 1 of a program's convolutions."""
+    """Input dilations above 1 of a program's convolutions."""
     assert text.count("stablehlo.convolution")
     return {
         int(size) for pair in re.findall(r"lhs_dilate = \[(\d+), (\d+)\]", text) for size in pair
@@ -46,7 +46,7 @@ def input_dilations(text):
 
 @pytest.fixture(scope="module")
 def program(make_model):
-    """(name, dtype, platform) -> the jitted function, in the forms of that platform, and the shapes of its arguments."""
+    """(name, dtype, platform) -> the jitted function for that platform, and its argument shapes."""
 
     @functools.cache
     def make(name, dtype, platform):
@@ -55,7 +55,7 @@ def program(make_model):
             predictor = Predictor(model, blocks=blocks)
             return predictor._run, (shapes(predictor._state), IMAGES, None)
         state, step = train_step.make(
-            model, lambda params: optax.sgd(0.1, momentum=0.9), Preprocess(), blocks=blocks
+            model, optax.sgd(0.1, momentum=0.9), Preprocess(), blocks=blocks
         )
         return jax.jit(step, donate_argnums=0), (shapes(state), {"image": IMAGES, "mask": MASKS})
 
@@ -64,7 +64,7 @@ def program(make_model):
 
 @pytest.fixture(scope="module")
 def lowered(program):
-    """(name, platform) -> StableHLO of the program in bfloat16, in blocks where the library does so."""
+    """(name, platform) -> StableHLO of the program in bfloat16."""
 
     @functools.cache
     def lower(name, platform):
@@ -79,9 +79,7 @@ def lowered(program):
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["training", "mask"])
-def test_training_and_prediction_are_exported_for_devices_that_are_not_there(
-    program, name, dtype, platform
-):
+def test_exports_training_and_prediction_for_absent_devices(program, name, dtype, platform):
     function, arguments = program(name, dtype, platform)
     with folding(platform in FOLDED):
         exported = jax.export.export(function, platforms=(platform,))(*arguments)
@@ -102,12 +100,12 @@ def test_accelerators_convolve_in_bfloat16(lowered, name, platform):
 
 @pytest.mark.parametrize("platform", PLATFORMS)
 @pytest.mark.parametrize("name", ["training", "mask"])
-def test_the_head_is_no_dilated_convolution(lowered, name, platform):
+def test_the_head_has_no_dilated_convolution(lowered, name, platform):
     # Gradients of convolutions with stride 2 are dilated twofold; the head's stride is 32.
     assert input_dilations(lowered(name, platform)) == ({2} if name == "training" else set())
 
 
-def test_a_dilated_convolution_would_be_seen():
+def test_detects_a_dilated_convolution():
     x, kernel = (
         jax.ShapeDtypeStruct((1, 2, 3, CLASSES), jnp.bfloat16),
         jax.ShapeDtypeStruct((64, 64, CLASSES, CLASSES), jnp.bfloat16),
@@ -121,14 +119,14 @@ def test_the_training_step_has_no_scatter(lowered, platform):
     text = lowered("training", platform)
     assert '"stablehlo.scatter"' not in text
     assert "stablehlo.gather" not in text.replace("stablehlo.gather_", ""), (
-        "the label's logit is selected"
+        "the logit of the label is selected by comparison"
     )
-    # The max pool's alone, on TPUs.
+    # Only that of the max pool, on TPUs.
     assert text.count("stablehlo.select_and_scatter") == (platform == "tpu")
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
-def test_the_training_step_takes_its_states_memory(program, lowered, platform):
+def test_the_training_step_reuses_the_memory_of_its_state(program, lowered, platform):
     _, (state, _) = program("training", "bfloat16", platform)
     # An argument whose memory a result takes is marked, at the head of the program.
     head = next(
@@ -140,7 +138,7 @@ def test_the_training_step_takes_its_states_memory(program, lowered, platform):
 
 
 @pytest.mark.parametrize("name", ["training", "mask"])
-def test_on_accelerators_no_logits_are_put_side_by_side(lowered, name):
+def test_accelerators_never_rearrange_the_logits(lowered, name):
     whole = f"tensor<{BATCH}x{SIZE[0]}x{SIZE[1]}x{CLASSES}x"
     assert {platform: whole in lowered(name, platform) for platform in PLATFORMS} == {
         "cpu": True,
@@ -150,7 +148,7 @@ def test_on_accelerators_no_logits_are_put_side_by_side(lowered, name):
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
-def test_on_gpus_nothing_but_an_addition_follows_a_convolution(lowered, platform):
+def test_gpus_only_add_after_a_convolution(lowered, platform):
     # Of the widest activations, those of the stem; elsewhere they are multiplied by the
     # normalization's factor.
     products = re.findall(
@@ -160,7 +158,7 @@ def test_on_gpus_nothing_but_an_addition_follows_a_convolution(lowered, platform
     assert len(products) == (platform not in FOLDED)
 
 
-def test_blocks_are_what_accelerators_prefer(monkeypatch):
+def test_accelerators_prefer_subpixel_logits(monkeypatch):
     backends = {"cpu": "cpu", "cuda": "gpu", "tpu": "tpu"}
     found = set()
     for platform, backend in backends.items():
@@ -170,7 +168,7 @@ def test_blocks_are_what_accelerators_prefer(monkeypatch):
     assert found == IN_BLOCKS
 
 
-def test_the_loss_of_bfloat16_logits_keeps_no_float32_copy_of_them():
+def test_the_loss_of_bfloat16_logits_stores_no_float32_copy():
     logits, labels = jax.ShapeDtypeStruct((*MASKS.shape, CLASSES), jnp.bfloat16), MASKS
 
     kept = jax.eval_shape(

@@ -1,3 +1,5 @@
+"""Optimizers and schedules against PyTorch's."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from fcn_jax.config import OptimConfig, Rule
+from fcn_jax.config import OptimConfig, ParamGroup
 from fcn_jax.errors import ConfigError
 from fcn_jax.train import optim
 
@@ -40,19 +42,27 @@ def ours(config, start=START, all_grads=GRADS):
     return jax.tree.map(np.asarray, params)
 
 
-def torchs(make, groups=None, schedule=None, start=START, all_grads=GRADS):
-    """The same steps by a torch optimizer, in float64: `groups` gives each parameter its own settings."""
+def torchs(make, groups=None, schedule=None, start=START, all_grads=GRADS, clip=None):
+    """Take the same steps with a torch optimizer in float64.
+
+    `groups` gives parameters settings of their own; None leaves a parameter out. `clip` is the
+    largest norm of the gradient.
+    """
     leaves = {
         name: np.asarray(next(iter(tree.values())), np.float64) for name, tree in start.items()
     }
     params = {name: torch.tensor(leaf, requires_grad=True) for name, leaf in leaves.items()}
+    given = {name: (groups or {}).get(name, {}) for name in params}
+    trained = [params[name] for name, group in given.items() if group is not None]
     optimizer = make(
-        [{"params": [p], **(groups or {}).get(name, {})} for name, p in params.items()]
+        [{"params": [params[name]], **group} for name, group in given.items() if group is not None]
     )
     scheduler = schedule(optimizer) if schedule else None
     for grads in all_grads:
         for name, p in params.items():
             p.grad = torch.tensor(np.asarray(next(iter(grads[name].values())), np.float64))
+        if clip:
+            torch.nn.utils.clip_grad_norm_(trained, clip)
         optimizer.step()
         if scheduler:
             scheduler.step()
@@ -92,7 +102,7 @@ SHARE = st.floats(0.0, 0.95)
 
 @settings(max_examples=8)
 @given(training=trainings(), momentum=SHARE, decay=SHARE, power=st.floats(0.5, 2))
-def test_any_sgd_equals_torch(training, momentum, decay, power):
+def test_sgd_of_any_settings_matches_torch(training, momentum, decay, power):
     start, grads = training
     config = OptimConfig(lr=0.3, momentum=momentum, weight_decay=decay, power=power)
     theirs = torchs(
@@ -109,7 +119,7 @@ def test_any_sgd_equals_torch(training, momentum, decay, power):
 @given(
     training=trainings(), decay=SHARE, betas=st.tuples(SHARE, st.sampled_from([0.9, 0.99, 0.999]))
 )
-def test_any_adamw_equals_torch(training, decay, betas):
+def test_adamw_of_any_settings_matches_torch(training, decay, betas):
     start, grads = training
     config = OptimConfig(
         name="adamw", lr=0.01, weight_decay=decay, betas=betas, eps=1e-8, schedule="constant"
@@ -124,22 +134,52 @@ def test_any_adamw_equals_torch(training, decay, betas):
     assert_close(ours(config, start, grads), theirs)
 
 
-@settings(max_examples=12)
-@given(lr=st.floats(1e-4, 10), power=st.floats(0.3, 3), steps=st.integers(1, 40))
-def test_any_poly_schedule_equals_torchs(lr, power, steps):
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=lr)
-    scheduler = poly(power, steps)(optimizer)
-    rate = optim.schedule(OptimConfig(lr=lr, power=power), steps)
-    for step in range(steps + 3):
-        assert float(rate(step)) == pytest.approx(
-            scheduler.get_last_lr()[0], rel=2e-5, abs=1e-7 * lr
-        ), step
+def cosine(optimizer, steps):
+    return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+
+
+def assert_same_rates(rate, optimizer, scheduler, steps, lr):
+    for step in range(steps):
+        expected = scheduler.get_last_lr()[0]
+        assert float(rate(step)) == pytest.approx(expected, rel=2e-5, abs=1e-7 * lr), step
         optimizer.step()
         scheduler.step()
 
 
+@settings(max_examples=12)
+@given(lr=st.floats(1e-4, 10), power=st.floats(0.3, 3), steps=st.integers(1, 40))
+def test_poly_schedule_matches_torch(lr, power, steps):
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=lr)
+    rate = optim.schedule(OptimConfig(lr=lr, power=power), steps)
+    assert_same_rates(rate, optimizer, poly(power, steps)(optimizer), steps + 3, lr)
+
+
+@settings(max_examples=12)
+@given(lr=st.floats(1e-4, 10), steps=st.integers(1, 40))
+def test_cosine_schedule_matches_torch(lr, steps):
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=lr)
+    rate = optim.schedule(OptimConfig(lr=lr, schedule="cosine"), steps)
+    assert_same_rates(rate, optimizer, cosine(optimizer, steps), steps, lr)
+
+
+@pytest.mark.parametrize("name", ["poly", "cosine", "constant"])
+@pytest.mark.parametrize("warmup", [1, 2, 7])
+def test_warmup_multiplies_the_schedule_by_a_linear_rise(name, warmup):
+    lr, steps = 0.3, 20
+    rate = optim.schedule(OptimConfig(lr=lr, schedule=name, warmup_steps=warmup), steps)
+    expected = []
+    for step in range(steps):
+        fraction = {
+            "poly": (1 - step / steps) ** 0.9,
+            "cosine": (1 + np.cos(np.pi * step / steps)) / 2,
+            "constant": 1.0,
+        }[name]
+        expected.append(lr * fraction * min((step + 1) / warmup, 1.0))
+    np.testing.assert_allclose([float(rate(step)) for step in range(steps)], expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_sgd_with_momentum_decay_and_poly_schedule_equals_torch(momentum):
+def test_sgd_with_momentum_decay_and_poly_schedule_matches_torch(momentum):
     config = OptimConfig(lr=0.3, momentum=momentum, weight_decay=0.1, power=0.9)
     assert_close(
         ours(config),
@@ -150,7 +190,7 @@ def test_sgd_with_momentum_decay_and_poly_schedule_equals_torch(momentum):
     )
 
 
-def test_adamw_equals_torch():
+def test_adamw_matches_torch():
     config = OptimConfig(
         name="adamw", lr=0.1, weight_decay=0.2, betas=(0.8, 0.95), eps=1e-3, schedule="constant"
     )
@@ -162,10 +202,13 @@ def test_adamw_equals_torch():
     )
 
 
-def test_rules_give_groups_their_own_rate_and_decay_and_the_first_match_wins():
-    rules = (Rule(match="head.*", lr=10, weight_decay=0), Rule(match="*", lr=0.5, weight_decay=3))
+def test_param_groups_scale_rate_and_decay_and_the_first_match_decides():
+    param_groups = (
+        ParamGroup(match="head.*", lr_mult=10, decay_mult=0),
+        ParamGroup(match="*", lr_mult=0.5, decay_mult=3),
+    )
     config = OptimConfig(
-        lr=0.01, momentum=0.9, weight_decay=0.1, schedule="poly", power=1.0, rules=rules
+        lr=0.01, momentum=0.9, weight_decay=0.1, power=1.0, param_groups=param_groups
     )
     groups = {
         "head": {"lr": 0.1, "weight_decay": 0.0},
@@ -176,22 +219,45 @@ def test_rules_give_groups_their_own_rate_and_decay_and_the_first_match_wins():
     )
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("clip", [0.7, 2.5, 1e3])
+def test_clip_norm_matches_torchs_clip_grad_norm(clip, frozen):
+    groups = (ParamGroup(match="backbone.*", lr_mult=0),) if frozen else ()
+    config = OptimConfig(lr=0.3, clip_norm=clip, weight_decay=0.1, param_groups=groups)
+    theirs = torchs(
+        lambda p: torch.optim.SGD(p, lr=0.3, momentum=0.9, weight_decay=0.1),
+        {"backbone": None} if frozen else None,
+        poly(0.9),
+        clip=clip,
+    )
+    assert_close(ours(config), theirs)
+    if clip < 1:
+        unclipped = config.model_copy(update={"clip_norm": None})
+        difference = ours(config)["head"]["b"] - ours(unclipped)["head"]["b"]
+        assert np.abs(difference).max() > 0.01, "the gradients are large enough to be clipped"
+
+
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
-def test_a_rate_of_zero_freezes_even_against_decay(name):
-    after = ours(OptimConfig(name=name, weight_decay=0.5, rules=(Rule(match="backbone.*", lr=0),)))
+def test_lr_mult_of_zero_freezes_despite_decay(name):
+    after = ours(
+        OptimConfig(
+            name=name, weight_decay=0.5, param_groups=(ParamGroup(match="backbone.*", lr_mult=0),)
+        )
+    )
     np.testing.assert_array_equal(after["backbone"]["w"], START["backbone"]["w"])
     assert not np.array_equal(after["head"]["b"], START["head"]["b"])
 
 
 @pytest.mark.parametrize(
-    "rules", [(Rule(match="bakbone.*"),), (Rule(match="*"), Rule(match="head.*"))]
+    "groups",
+    [(ParamGroup(match="bakbone.*"),), (ParamGroup(match="*"), ParamGroup(match="head.*"))],
 )
-def test_a_rule_that_decides_nothing_is_an_error_with_names_to_choose_from(rules):
+def test_rejects_a_param_group_that_decides_about_nothing(groups):
     with pytest.raises(
         ConfigError,
         match=r"no parameter is left for (bakbone|head)\.\*; names look like backbone\.w, head\.b",
     ):
-        ours(OptimConfig(rules=rules))
+        ours(OptimConfig(param_groups=groups))
 
 
 def test_poly_schedule_falls_from_the_rate_to_zero_and_no_further():
@@ -204,14 +270,7 @@ def test_poly_schedule_falls_from_the_rate_to_zero_and_no_further():
     )
 
 
-def test_warmup_rises_in_equal_steps_to_the_schedule():
-    rate = optim.schedule(OptimConfig(lr=2.0, schedule="constant", warmup_steps=4), 10)
-    np.testing.assert_allclose(
-        [float(rate(s)) for s in range(6)], [0.5, 1, 1.5, 2, 2, 2], rtol=1e-6
-    )
-
-
-def test_names_are_those_of_the_modules():
+def test_parameter_names_are_those_of_the_modules():
     from fcn_jax import nn
 
     class Net(nnx.Module):
@@ -228,18 +287,18 @@ def test_names_are_those_of_the_modules():
     ]
 
 
-def test_kernels_drawn_anew_learn_at_their_own_rate_unless_a_rule_names_them():
-    config = OptimConfig(rules=(Rule(match="backbone.stem.*", lr=2),))
+def test_reinitialized_kernels_get_their_own_rate_unless_a_param_group_names_them():
+    config = OptimConfig(param_groups=(ParamGroup(match="backbone.stem.*", lr_mult=2),))
     names = [
         "backbone.stem.kernel",
         "backbone.conv.kernel",
         "backbone.bn.scale",
         "head.conv.kernel",
     ]
-    rules = optim.with_fresh(config, names, 6.0).rules
-    assert [(rule.match, rule.lr) for rule in rules] == [
+    groups = optim.with_reinitialized(config, names, 6.0).param_groups
+    assert [(group.match, group.lr_mult) for group in groups] == [
         ("backbone.stem.*", 2),
         ("backbone.conv.kernel", 6),
     ]
-    assert optim.with_fresh(config, names, 1.0) is config
-    assert optim.with_fresh(config, (), 6.0) is config
+    assert optim.with_reinitialized(config, names, 1.0) is config
+    assert optim.with_reinitialized(config, (), 6.0) is config

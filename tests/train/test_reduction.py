@@ -1,4 +1,4 @@
-"""How gradients are added up over devices: read from the program as XLA splits it, before it is fitted to a kind of device."""
+"""Reduction of gradients over devices, read from the program that XLA's partitioner writes."""
 
 import math
 import os
@@ -16,7 +16,7 @@ import optax
 from flax import nnx
 from jax import lax
 
-# The form for another device, which XLA here splits as it would there.
+# Take the implementation for another device; the partitioner treats it as it would there.
 lax.platform_dependent = lambda *args, default=None, **forms: forms.get(sys.argv[1], default)(*args)
 
 import fcn_jax
@@ -26,9 +26,11 @@ from fcn_jax.train import step as train_step
 
 mesh = sharding.data_mesh(4)
 model = fcn_jax.build_model("resnet18", "fcn32s", 5, dtype="bfloat16", rngs=nnx.Rngs(0))
-state, step = train_step.make(model, lambda params: optax.sgd(0.1), Preprocess(), blocks=sys.argv[1] == "tpu")
+tpu = sys.argv[1] == "tpu"
+state, step = train_step.make(model, optax.sgd(0.1), Preprocess(), blocks=tpu)
 batch = {"image": np.zeros((4, 64, 64, 3), np.uint8), "mask": np.zeros((4, 64, 64), np.uint8)}
-state, batch = jax.device_put(state, sharding.on_every_device(mesh)), jax.device_put(batch, sharding.over_batch(mesh))
+state = jax.device_put(state, sharding.on_every_device(mesh))
+batch = jax.device_put(batch, sharding.over_batch(mesh))
 jax.jit(step).lower(state, batch).compile()
 print(sum(leaf.size for leaf in jax.tree.leaves(state.params)))
 """
@@ -36,13 +38,17 @@ print(sum(leaf.size for leaf in jax.tree.leaves(state.params)))
 
 @pytest.fixture
 def split(tmp_path):
-    """Platform -> the collectives of a bfloat16 training step on two devices, (kind, dtype, elements); and the number of parameters.
+    """Return platform -> (collectives, number of parameters) of a training step on two devices.
 
-    The compiled text would not do: XLA for CPUs widens bfloat16 sums.
+    The step is in bfloat16. A collective is (kind, dtype, elements). The compiled text is of no
+    use, because XLA for CPUs widens bfloat16 sums.
     """
 
     def run(platform):
-        dump = f"--xla_dump_to={tmp_path} --xla_dump_hlo_pass_re=spmd-partition.* --xla_dump_hlo_module_re=jit_step"
+        dump = (
+            f"--xla_dump_to={tmp_path} --xla_dump_hlo_pass_re=spmd-partition.* "
+            "--xla_dump_hlo_module_re=jit_step"
+        )
         flags = (
             f"--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0 {dump}"
         )
@@ -58,7 +64,7 @@ def split(tmp_path):
         assert done.returncode == 0, done.stderr
         dumped = list(tmp_path.glob("*after_spmd-partition*"))
         assert len(dumped) == 1, (
-            f"one file is the partitioned step; there are {sorted(path.name for path in tmp_path.iterdir())}"
+            f"expected one file, the partitioned step: {[path.name for path in dumped]}"
         )
         text = dumped[0].read_text()
         kinds = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
@@ -74,12 +80,12 @@ def split(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
-def test_devices_add_up_gradients_in_float32_and_exchange_nothing_larger(split, platform):
+def test_devices_sum_gradients_in_float32_and_exchange_nothing_larger(split, platform):
     found, parameters = split(platform)
     assert {kind for kind, _, _ in found} == {"all-reduce"}, "activations stay where they are"
     # On CPUs `fusion_barrier` looks at one number of each block.
     assert {dtype for _, dtype, elements in found if elements > 1} == {"f32"}
     total = sum(elements for _, dtype, elements in found if dtype == "f32")
-    # All parameters' gradients, and beside them the statistics of batch normalization, a few
-    # numbers a channel.
+    # The gradients of all parameters, and the statistics of batch normalization, which are a few
+    # numbers per channel.
     assert parameters <= total < 1.01 * parameters

@@ -14,7 +14,7 @@ HEAVY = ("torch", "torchvision", "tensorflow")
 _MEASURE = """
 import time
 import flax.nnx, jax, numpy
-import fcn_jax.pytorch.rules, fcn_jax.data.directory, fcn_jax.nn, fcn_jax.models.build
+import fcn_jax.pytorch.rules, fcn_jax.data.datasets.directory, fcn_jax.nn, fcn_jax.models.build
 before = set(sys.modules)
 start = time.perf_counter()
 reason = fault(entries[0])

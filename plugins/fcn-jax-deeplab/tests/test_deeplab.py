@@ -18,7 +18,7 @@ from fcn_jax.api import FeatureSpec
 from fcn_jax.convert.export import to_torch
 from fcn_jax.convert.hub import available
 from fcn_jax.convert.load import load_torch
-from fcn_jax.data.shapes import draw_scene
+from fcn_jax.data.datasets.shapes import draw_scene
 from fcn_jax.errors import ConfigError
 from fcn_jax.models.build import build
 from fcn_jax.models.names import leaves

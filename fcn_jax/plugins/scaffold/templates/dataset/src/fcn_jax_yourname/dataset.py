@@ -14,7 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fcn_jax.api import Classes, Dataset, Source
-from fcn_jax.data import directory
+from fcn_jax.data.datasets import directory
 
 _CLASSES = Classes(
     names=("background", "object"),  # the label is the position

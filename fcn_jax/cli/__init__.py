@@ -1,0 +1,91 @@
+"""The command line. Each module holds a group of commands: their arguments and what they run."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from fcn_jax.cli import convert, evaluate, plugins, settings, train, verify
+from fcn_jax.cli.arguments import Commands
+from fcn_jax.errors import FcnJaxError, TrainingError
+from fcn_jax.runtime import cache, process
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        argv: arguments without the program's name; by default those of the process, whose settings
+            are then changed to what is fastest (`fcn_jax.runtime.process`).
+
+    Returns:
+        Exit status. 0: done. 1: the run could not continue (the loss is not finite, input workers
+        were killed, disk or memory is full, an unexpected error), the models are not equal, or
+        plugins are broken. 2: bad input, that is an argument, a setting or a file. 128 + N: stopped
+        by signal N.
+    """
+    args = _parser().parse_args(argv)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    cache.enable_compilation_cache()
+    if argv is None:
+        process.configure_process(trains=args.call is train.run)
+    import logging  # Imported here because --help does not need it.
+
+    log, handler = logging.getLogger("fcn_jax"), _warnings()
+    log.addHandler(handler)
+    propagated, log.propagate = log.propagate, False
+    try:
+        return int(args.call(args))
+    except FcnJaxError as error:
+        if args.debug:
+            raise
+        print(f"fcn-jax: error: {_one_line(error)}", file=sys.stderr)
+        return 1 if isinstance(error, TrainingError) else 2
+    except KeyboardInterrupt as error:
+        if str(error):
+            print(f"fcn-jax: {_one_line(error)}", file=sys.stderr)
+        return 130
+    finally:
+        log.removeHandler(handler)
+        log.propagate = propagated
+
+
+def _warnings() -> Any:
+    """Return a log handler that prints each warning of the package in one line."""
+    import logging
+
+    class Printing(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            print(f"fcn-jax: warning: {_one_line(record.getMessage())}", file=sys.stderr)
+
+    return Printing(logging.WARNING)
+
+
+def _one_line(message: object) -> str:
+    """Return a message in one line. Spaces stay as they are, because file names contain them."""
+    return " ".join(line.strip() for line in str(message).splitlines() if line.strip())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fcn-jax",
+        description="Semantic segmentation with fully convolutional networks in JAX/Flax, proven "
+        "equal to PyTorch.",
+    )
+    parser.add_argument("--version", action="version", version=f"fcn-jax {_version()}")
+    commands = Commands(parser.add_subparsers(title="commands", required=True, metavar="COMMAND"))
+    for group in (train, evaluate, convert, verify, plugins, settings):
+        group.add_commands(commands)
+    return parser
+
+
+def _version() -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version("fcn-jax")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"

@@ -1,0 +1,111 @@
+"""`fcn-jax eval` and `fcn-jax predict`."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+from pathlib import Path
+
+from fcn_jax.cli.arguments import Commands, add_trained, directory
+from fcn_jax.errors import ConfigError
+
+
+def add_commands(commands: Commands) -> None:
+    """Add the commands."""
+    evaluate = commands.add("eval", "Score a trained model on all whole images of a split.", _eval)
+    add_trained(evaluate)
+    evaluate.add_argument(
+        "--data", metavar="DIR", help="Folder of the dataset (default: that of the run)."
+    )
+    evaluate.add_argument(
+        "--dataset", metavar="NAME", help="Registered dataset (default: that of the run)."
+    )
+    evaluate.add_argument(
+        "--split", metavar="NAME", help="Split to score (default: the run's validation split)."
+    )
+    evaluate.add_argument("--json", action="store_true", help="Print one JSON object.")
+
+    predict = commands.add(
+        "predict",
+        "Segment images. For each, write STEM.png (an indexed mask) and STEM_overlay.png.",
+        _predict,
+    )
+    add_trained(predict)
+    predict.add_argument(
+        "images", metavar="IMAGE", nargs="+", help="Image files, folders or glob patterns."
+    )
+    predict.add_argument(
+        "-o",
+        "--output",
+        metavar="DIR",
+        type=directory,
+        default=Path("predictions"),
+        help="Folder to write to (default: predictions).",
+    )
+    predict.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="Replace results of an earlier prediction. Other files are never replaced.",
+    )
+
+
+def _eval(args: argparse.Namespace) -> int:
+    from fcn_jax.eval.evaluate import evaluate_checkpoint
+    from fcn_jax.runtime import json_text
+
+    outcome = evaluate_checkpoint(
+        args.checkpoint,
+        dataset=args.dataset,
+        data=args.data,
+        split=args.split,
+        value_range=_value_range(args),
+        exact_sizes=args.exact_sizes,
+    )
+    if args.json:
+        for note in outcome.notes:
+            print(f"note: {note}", file=sys.stderr)
+        _print(json_text.dumps(outcome.to_dict()))
+    else:
+        _print(str(outcome))
+    return 0
+
+
+def _predict(args: argparse.Namespace) -> int:
+    from fcn_jax.eval.predict import predict_files
+
+    for mask, overlay in predict_files(
+        args.checkpoint,
+        args.images,
+        args.output,
+        overwrite=args.overwrite,
+        value_range=_value_range(args),
+        exact_sizes=args.exact_sizes,
+        say=lambda line: print(f"note: {line}", file=sys.stderr),
+    ):
+        _print(f"{mask} {overlay}")
+    return 0
+
+
+def _value_range(args: argparse.Namespace) -> tuple[float, float] | None:
+    if args.value_range is None:
+        return None
+    low, high = args.value_range
+    if not -math.inf < low < high < math.inf:
+        raise ConfigError(
+            f"--value-range {low:g} {high:g}: give two finite numbers, the smaller one first"
+        )
+    return low, high
+
+
+def _print(text: str) -> None:
+    """Print, with escapes for characters that the output cannot encode.
+
+    A reader that closes the pipe does not end the command.
+    """
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

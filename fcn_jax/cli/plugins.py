@@ -1,0 +1,138 @@
+"""`fcn-jax plugins list`, `check` and `new`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from fcn_jax.cli.arguments import Commands, repeated, seconds
+from fcn_jax.errors import ConfigError
+
+
+def add_commands(commands: Commands) -> None:
+    """Add the commands."""
+    group = commands.add("plugins", "List, check and write plugins.")
+    actions = Commands(group.add_subparsers(title="actions", required=True, metavar="ACTION"))
+
+    show = actions.add("list", "List the installed plugins with their distributions.", _list)
+    show.add_argument(
+        "--check", action="store_true", help="Import each plugin, in a separate process."
+    )
+    _timeout(show)
+
+    check = actions.add(
+        "check", "Check one plugin against the contract: what it declares and what it does.", _check
+    )
+    check.add_argument(
+        "name",
+        metavar="NAME",
+        help="Registered backbone, head, model or dataset: NAME or DISTRIBUTION:NAME.",
+    )
+    repeated(check, "--set", "OPTION=VALUE", "Set an option of the plugin, such as width=64.")
+    check.add_argument("--data", metavar="DIR", type=Path, help="Folder of a dataset.")
+    repeated(
+        check, "--split", "NAME", "Split of a dataset; may be repeated (default: train and val)."
+    )
+    check.add_argument(
+        "--kind",
+        choices=["backbone", "head", "model", "dataset"],
+        help="Kind of plugin, if several have this name (default: check each).",
+    )
+    _timeout(check)
+
+    new = actions.add(
+        "new", "Write a distribution with one plugin, which passes its own tests.", _new
+    )
+    new.add_argument(
+        "name",
+        metavar="NAME",
+        help="Name to register the plugin under: lower-case letters, digits and underscores.",
+    )
+    kind = new.add_mutually_exclusive_group()
+    for word in ("backbone", "head", "dataset"):
+        default = " (default)" if word == "backbone" else ""
+        kind.add_argument(
+            f"--{word}",
+            dest="kind",
+            action="store_const",
+            const=word,
+            help=f"Write a {word}{default}.",
+        )
+    new.set_defaults(kind="backbone")
+    new.add_argument(
+        "-o", "--output", metavar="DIR", type=Path, help="Folder to make (default: fcn-jax-NAME)."
+    )
+
+
+def _timeout(parser: Any) -> None:
+    parser.add_argument(
+        "--timeout",
+        metavar="SECONDS",
+        type=seconds,
+        default=60.0,
+        help="Longest time that the import of a plugin may take (default: 60).",
+    )
+
+
+def _list(args: argparse.Namespace) -> int:
+    from fcn_jax.plugins import isolation, registry
+
+    plugins = registry.default()
+    entries = plugins.entries()
+    if not entries:
+        raise ConfigError(
+            "no plugins are registered, not even the built-in ones: install fcn-jax instead of "
+            "only putting it on the path"
+        )
+    faults = isolation.check_all(entries, args.timeout) if args.check else {}
+    width = max(len(entry.name) for entry in entries)
+    broken = 0
+    for entry in entries:
+        problems = [problem for problem in (faults.get(entry), plugins.conflict(entry)) if problem]
+        broken += bool(problems)
+        state = "  ok" if args.check else ""
+        if problems:
+            state = f"  BROKEN: {'; '.join(problems)}"
+        where = f"{entry.distribution} {entry.version}"
+        print(f"{entry.kind:<10} {entry.name:<{width}}  {where}{state}")
+    for where, problem in registry.faults().items():
+        broken += 1
+        print(f"{where}  BROKEN: {problem}")
+    return 1 if args.check and broken else 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    from fcn_jax.plugins.testing.command import check_plugin, registered
+    from fcn_jax.recipes import override
+
+    options = override({}, args.set)
+    entries = registered(args.name, args.kind and f"{args.kind}s")
+    given = {"--set": args.set, "--data": args.data is not None, "--split": args.split}
+    if len(entries) > 1 and any(given.values()):
+        surplus = ", ".join(option for option, value in given.items() if value)
+        choices = " or ".join(f"--kind {entry.kind.removesuffix('s')}" for entry in entries)
+        raise ConfigError(
+            f"'{args.name}' names plugins of several kinds, and {surplus} applies to one of them: "
+            f"add {choices}"
+        )
+    kept = True
+    for entry in entries:
+        print(entry)
+        for finding in check_plugin(
+            entry, options=options, data=args.data, splits=args.split, timeout=args.timeout
+        ):
+            print(finding, flush=True)
+            kept &= finding.kept
+    return 0 if kept else 1
+
+
+def _new(args: argparse.Namespace) -> int:
+    from fcn_jax.plugins.scaffold import write
+
+    folder = write(args.name, args.kind, args.output)
+    print(f"{folder}: a {args.kind} named '{args.name}'. Install and test it:")
+    print(f"  pip install -e '{folder}[test]'")
+    print(f"  python -m pytest {folder}")
+    print(f"  fcn-jax plugins check {args.name}")
+    return 0

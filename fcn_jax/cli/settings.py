@@ -1,0 +1,91 @@
+"""`fcn-jax settings`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from fcn_jax.cli.arguments import Commands
+
+
+def add_commands(commands: Commands) -> None:
+    """Add the command."""
+    commands.add("settings", "Print all settings of a recipe, as Markdown.", _settings)
+
+
+def _settings(args: argparse.Namespace) -> int:
+    print(settings_reference(), end="")
+    return 0
+
+
+def settings_reference() -> str:
+    """Return a Markdown table for each section: key, type, default and meaning of its settings."""
+    from fcn_jax.config import Config
+
+    schema, defaults = Config.model_json_schema(), Config().model_dump(mode="json")
+    definitions = schema["$defs"]
+    lines: list[str] = []
+    for section, field in schema["properties"].items():
+        table = _resolved(field, definitions)
+        summary, _, attributes = table["description"].partition("\n\nAttributes:\n")
+        # A dataclass describes its fields in its docstring.
+        for name, text in re.findall(r"^ {4}(\w+): ((?:.|\n {8})*)", attributes, re.MULTILINE):
+            table["properties"][name]["description"] = re.sub(r"\s+", " ", _capitalized(text))
+        lines += [f"## {section}", "", summary, ""]
+        lines += ["| setting | type | default | meaning |", "| --- | --- | --- | --- |"]
+        lines += [*_rows(section, table, defaults[section], definitions), ""]
+    return "\n".join(lines[:-1]) + "\n"
+
+
+def _capitalized(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _rows(prefix: str, table: Any, defaults: Any, definitions: Any) -> Iterator[str]:
+    for name, default in defaults.items():
+        key, field = f"{prefix}.{name}", table["properties"][name]
+        if default in (None, "", _REQUIRED):
+            shown = {None: "not set", "": "empty"}.get(default, _REQUIRED)
+        else:
+            shown = f"`{json.dumps(default)}`"
+        cells = (f"`{key}`", _type(field, definitions), shown, field["description"])
+        yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+        items = _resolved(field.get("items", {}), definitions)
+        if inner := items.get("properties"):
+            inner_defaults = {k: v.get("default", _REQUIRED) for k, v in inner.items()}
+            yield from _rows(f"{key}[]", items, inner_defaults, definitions)
+
+
+_REQUIRED = "required"
+
+
+def _resolved(field: Any, definitions: Any) -> Any:
+    """Return the definition that a field refers to, or the field itself."""
+    return definitions[field["$ref"].rpartition("/")[2]] if "$ref" in field else field
+
+
+def _type(field: Any, definitions: Any) -> str:
+    """Return a JSON schema's type in words."""
+    field = _resolved(field, definitions)
+    if "anyOf" in field:
+        kinds = (kind for kind in field["anyOf"] if kind.get("type") != "null")
+        return " or ".join(_type(kind, definitions) for kind in kinds)
+    if "enum" in field:
+        return " or ".join(f"`{json.dumps(value)}`" for value in field["enum"])
+    if field["type"] == "array" and "prefixItems" in field:
+        items = field["prefixItems"]
+        return f"list of {len(items)}: {_type(items[0], definitions)}"
+    if field["type"] == "array":
+        return f"list of {_type(field['items'], definitions)}s"
+    words = {"boolean": "true or false", "object": "table"}
+    limits = {
+        "minimum": "at least",
+        "exclusiveMinimum": "above",
+        "maximum": "at most",
+        "exclusiveMaximum": "below",
+    }
+    bounds = [f"{word} {field[name]:.12g}" for name, word in limits.items() if name in field]
+    return " ".join([words.get(field["type"], field["type"]), ", ".join(bounds)]).strip()

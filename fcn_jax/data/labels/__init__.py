@@ -1,0 +1,1 @@
+"""What the masks' stored values mean: class lists, label maps, palettes."""

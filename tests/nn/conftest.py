@@ -1,0 +1,12 @@
+import pytest
+
+from fcn_jax import nn
+from tests.helpers.annotations import check_annotations
+
+
+@pytest.fixture(autouse=True, scope="module")
+def annotations():
+    """Check the shapes in the annotations of `fcn_jax.nn` in all tests of this folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        check_annotations(patch, nn)
+        yield

@@ -1,0 +1,119 @@
+"""Recipes: shipped ones, files, and settings on the command line."""
+
+import importlib.resources
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fcn_jax import config, recipes
+from fcn_jax.errors import ConfigError
+
+
+def test_override_reads_values_as_toml_and_bare_words_as_strings():
+    table = {"optim": {"lr": 0.1}}
+    changed = recipes.override(
+        table,
+        [
+            "optim.lr=1e-3",
+            "data.crop_size=[64, 96]",
+            "model.backbone=vgg16",
+            "data.flip=false",
+            "data.root=/a=b",
+            'data.train_split="x y"',
+        ],
+    )
+    assert changed == {
+        "optim": {"lr": 1e-3},
+        "data": {"crop_size": [64, 96], "flip": False, "root": "/a=b", "train_split": "x y"},
+        "model": {"backbone": "vgg16"},
+    }
+    assert table == {"optim": {"lr": 0.1}}, "the argument is not changed"
+    assert config.parse(changed).data.crop_size == (64, 96)
+
+
+def test_override_lets_the_last_of_two_settings_win():
+    assert recipes.override({}, ["a.b=1", "a.b=2"]) == {"a": {"b": 2}}
+
+
+@pytest.mark.parametrize("setting", ["optim.lr", "=3", "optim.lr.x=1"])
+def test_override_rejects_a_malformed_setting(setting):
+    with pytest.raises(ConfigError, match=f"--set {setting}"):
+        recipes.override({"optim": {"lr": 0.1}}, [setting])
+
+
+@given(
+    value=st.one_of(
+        st.integers(-(2**60), 2**60),
+        st.booleans(),
+        st.floats(allow_nan=False, allow_infinity=False),
+        st.lists(st.integers(0, 9)),
+    )
+)
+def test_override_sets_any_toml_value(value):
+    assert recipes.override({}, [f"a.b={json.dumps(value)}"]) == {"a": {"b": value}}
+
+
+def test_override_takes_a_value_whole_or_as_a_string():
+    values = {
+        "a#b": "a#b",
+        "3 # three": "3 # three",
+        '"a # b"': "a # b",
+        "1\nb = 2": "1\nb = 2",
+        "1, 2": "1, 2",
+        "": "",
+        "1,": "1,",
+    }
+    for text, value in values.items():
+        assert recipes.override({}, [f"x={text}"]) == {"x": value}, text
+
+
+@pytest.mark.parametrize("text", ["[1", '"x', "{a = 1", "'x", "[1, 2"])
+def test_override_rejects_a_list_or_string_without_its_end(text):
+    with pytest.raises(ConfigError, match="the value is not TOML"):
+        recipes.override({}, [f"data.crop_size={text}"])
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_every_shipped_recipe_is_valid_and_starts_with_its_command(name):
+    config.parse(recipes.read_recipe(name), name)
+    text = (importlib.resources.files("fcn_jax.recipes") / f"{name}.toml").read_text()
+    assert text.startswith(f"# fcn-jax train {name}")
+
+
+def test_names_lists_the_shipped_recipes():
+    assert "camvid" in recipes.names()
+    assert all(not name.endswith(".toml") for name in recipes.names())
+
+
+def test_an_unknown_recipe_is_rejected_with_the_nearest_name():
+    with pytest.raises(ConfigError, match=r"no recipe 'camvit'. Did you mean 'camvid'\?.*\.toml"):
+        recipes.read_recipe("camvit")
+
+
+@pytest.mark.parametrize(
+    "contents",
+    [b"[optim]\nlr = 0.5\n", b"\xef\xbb\xbf[optim]\r\nlr = 0.5\r\n", b"[optim]\rlr = 0.5\r"],
+)
+def test_reads_a_recipe_file_of_any_editor(tmp_path, contents):
+    (tmp_path / "mine.toml").write_bytes(contents)
+    assert recipes.read_recipe(str(tmp_path / "mine.toml")) == {"optim": {"lr": 0.5}}
+
+
+def test_a_recipe_file_that_cannot_be_read_is_rejected_with_the_reason(tmp_path):
+    (tmp_path / "folder.toml").mkdir()
+    (tmp_path / "wide.toml").write_text("a = 1\n", encoding="utf-16")
+    (tmp_path / "deep.toml").write_text("a = " + "[" * 5000)
+    (tmp_path / "cut.toml").write_bytes(b"[optim\n")
+    (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe")
+    for name, message in (
+        ("missing", "no such recipe file"),
+        ("folder", "a folder"),
+        ("wide", "UTF-16"),
+        ("deep", "not a TOML file"),
+        ("cut", r"cut\.toml: not a TOML file"),
+        ("bytes", r"bytes\.toml: not a TOML file"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            recipes.read_recipe(str(tmp_path / f"{name}.toml"))
