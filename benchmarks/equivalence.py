@@ -1,11 +1,13 @@
-"""How near every model here comes to PyTorch: the table of docs/equivalence.md.
+"""Errors of every model against PyTorch: the tables of docs/equivalence.md.
 
-    python -m benchmarks.equivalence                    # every model, hours on 2 cores
-    python -m benchmarks.equivalence resnet18 resnet50:8 --seeds 3
+    python -m benchmarks.equivalence                         # all models; hours on 2 cores
+    python -m benchmarks.equivalence resnet18:16 resnet50    # some of them
+    python -m benchmarks.equivalence --page                  # only write the page
 
-A model is a registered name, with `:N` for an output stride. Results are kept model by model in
-benchmarks/results/equivalence, and the page is written anew from all of them; `--page` only does
-that.
+A model is a registered name, with `:N` for an output stride. Each model's result is written to
+benchmarks/results/equivalence when it is done. Models whose result has the same settings and
+versions are skipped, so that an interrupted run continues; `--again` measures them again. The page
+shows the results that exist, in one table for each command.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ import jax
 from fcn_jax import verify_model
 from fcn_jax.runtime import process
 from fcn_jax.runtime.atomic import write_json, write_text
-from fcn_jax.verify import Report, Section
+from fcn_jax.verify import Report
+from fcn_jax.verify.report import environment
 from fcn_jax.verify.training import RECIPE
 
 RESULTS = Path(__file__).parent / "results" / "equivalence"
@@ -64,12 +67,14 @@ MODELS = (
     "fcn8s_vgg16",
     "fcn8s_atonce_vgg16",
 )
-"""In the table's order. Those of plugins need their distributions; `fcn8s_vgg16` takes 20 GB, for its fully connected layers."""
+"""In the order of the table. Those of plugins need their distributions. `fcn8s_vgg16` takes 20 GB
+of memory for its fully connected layers."""
 
 TRAIN_LR = dict.fromkeys(
     ("fcn32s_vgg16", "fcn16s_vgg16", "fcn8s_vgg16", "fcn8s_atonce_vgg16"), 1e-4
 )
-"""Where it is not `verify`'s own, at which PyTorch's loss is not finite after a few steps: images of 0 to 255 and no normalization."""
+"""First learning rates that differ from the default of `verify_model`, with which PyTorch's loss is
+not finite after a few steps, because images are 0 to 255 and there is no normalization."""
 
 NARROW = (
     *(f"vgg{depth}{norm}" for depth in (11, 13, 16, 19) for norm in ("", "_bn")),
@@ -78,59 +83,93 @@ NARROW = (
     "fcn8s_atonce_vgg16",
 )
 OPTIONS = {name: {"width": 512} for name in NARROW}
-"""Of backbones: with fc6 and fc7 of 4096 channels, as `fcn8s_vgg16` has them here, training on five sides takes 20 GB."""
+"""Options of backbones. With fc6 and fc7 of 4096 channels, training five networks takes 20 GB."""
 
 
-def measure(name: str, size: tuple[int, int], batch: int, steps: int, seeds: int) -> dict[str, Any]:
-    """The worst of several seeds for one model."""
+COLUMNS = {
+    "layers, isolated": "worst layer",
+    "logits": "logits",
+    "gradients": "gradients",
+    "training, after step 1": "after 1 training step",
+    "training, after the last step": "after all training steps",
+}
+"""Sections of a report -> columns of the table."""
+
+INTRODUCTION = """\
+# Equality with PyTorch
+
+Each model is compared with its PyTorch reference. Both have the same random weights and randomized
+BatchNorm statistics, and run on the same drawn scenes. Backbones have the head `fcn32s`. The
+criterion is that of `fcn_jax/verify/compare.py`: errors are relative L2 distances to PyTorch in
+float64. The reference error of a tensor is PyTorch's own in float32, the worst of four correct runs
+(oneDNN on and off, contiguous and channels_last), but at least a few roundings (2^-21). JAX may
+have twice the reference error in layers and logits, three times in gradients and after the first
+training step, and ten times after more training steps.
+
+Each cell is about one tensor, the one whose error is nearest to its limit: **error of JAX / limit
+(error of PyTorch)**. If PyTorch's own error is one half or more, a tensor is inconclusive. Training
+on small batches amplifies rounding errors so much that many tensors are inconclusive after the last
+step; the table counts them. A gradient or training step over its limit is compared again on other
+inputs, because a correct gradient jumps if a ReLU's input is within rounding of zero.
+"""
+
+
+def settings_of(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """All that a model's result depends on, apart from versions."""
+    return {
+        "size": list(args.size),
+        "batch": args.batch,
+        "train_steps": args.train_steps,
+        "seeds": args.seeds,
+        "train_lr": TRAIN_LR.get(name, RECIPE.lr),
+        "options": OPTIONS.get(name, {}),
+    }
+
+
+def measure(name: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Verify one model with each seed."""
     model, _, stride = name.partition(":")
-    rows = []
-    for seed in range(seeds):
+    runs = []
+    for seed in range(settings["seeds"]):
         began = time.perf_counter()
         report = verify_model(
             model,
             output_stride=int(stride) if stride else None,
-            sizes=[size],
-            batch=batch,
+            sizes=[tuple(settings["size"])],
+            batch=settings["batch"],
             grad=True,
-            train_steps=steps,
-            train_lr=TRAIN_LR.get(name, RECIPE.lr),
-            backbone_options=OPTIONS.get(name),
+            train_steps=settings["train_steps"],
+            train_lr=settings["train_lr"],
+            backbone_options=settings["options"],
             seed=seed,
         )
-        rows.append(
-            summary(report) | {"seed": seed, "seconds": round(time.perf_counter() - began, 1)}
-        )
-        print(f"{name}, seed {seed}: {report.verdict} ({rows[-1]['seconds']} s)", flush=True)
+        seconds = round(time.perf_counter() - began, 1)
+        print(f"{name}, seed {seed}: {report.verdict} ({seconds} s)", flush=True)
+        runs.append({"seed": seed, "seconds": seconds, **summary(report)})
         jax.clear_caches()
-    return {
-        "model": name,
-        "size": size,
-        "batch": batch,
-        "train_steps": steps,
-        "train_lr": TRAIN_LR.get(name, RECIPE.lr),
-        "options": OPTIONS.get(name, {}),
-        "runs": rows,
-        "environment": dict(report.environment),
-    }
+    return {"model": name, **settings, "runs": runs, "environment": dict(report.environment)}
 
 
 def summary(report: Report) -> dict[str, Any]:
-    """The figures of one report: of each section the worst tensor, the factor there, and the largest errors."""
+    """The figures of one report: for each section, the tensor nearest to its limit."""
     sections = {}
     for section in report.sections:
-        worst = section.worst
-        if worst is None:
-            continue
-        sections["logits" if section.title.startswith("logits") else section.title] = {
-            "tensors": len(section.comparisons),
-            "worst": worst.name,
-            "factor": _finite(section.worst_factor),
-            "allowed": section.factor,
-            "attempts": section.attempts,
-            "error": _finite(_largest(section, "error")),
-            "torch_error": _finite(_largest(section, "torch_error")),
-        }
+        title = section.title
+        if title.startswith("logits"):
+            title = "logits"
+        elif title.startswith("training, after step") and title != "training, after step 1":
+            title = "training, after the last step"
+        if worst := section.worst:
+            sections[title] = {
+                "tensors": len(section.comparisons),
+                "inconclusive": len(section.inconclusive),
+                "attempts": section.attempts,
+                "worst": worst.name,
+                "error": _finite(worst.error),
+                "limit": worst.limit,
+                "reference_error": worst.reference_error,
+                "excess": _finite(worst.excess),
+            }
     agreement = report.agreement[0]
     assert report.coverage is not None
     return {
@@ -142,100 +181,109 @@ def summary(report: Report) -> dict[str, Any]:
     }
 
 
-def _largest(section: Section, field: str) -> float:
-    return max(getattr(comparison, field) for comparison in section.comparisons)
-
-
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
 def page(results: list[dict[str, Any]]) -> str:
-    """docs/equivalence.md."""
+    """The text of docs/equivalence.md."""
+    lines = [INTRODUCTION]
+    for command in dict.fromkeys(command_of(result) for result in results):
+        rows = [result for result in results if command_of(result) == command]
+        lines += [f"Made by `{command}`:\n", *table(rows), ""]
+    versions = dict.fromkeys(
+        ", ".join(f"{key} {value}" for key, value in result["environment"]["versions"].items())
+        for result in results
+    )
+    return "\n".join([*lines, f"Versions: {'; '.join(versions)}."]) + "\n"
+
+
+def command_of(result: dict[str, Any]) -> str:
+    """The command that measures a result."""
+    height, width = result["size"]
+    return (
+        f"python -m benchmarks.equivalence --size {height} {width} --batch {result['batch']} "
+        f"--train-steps {result['train_steps']} --seeds {result['seeds']}"
+    )
+
+
+def table(results: list[dict[str, Any]]) -> list[str]:
+    """Lines of a table with a row for each model; the worst seed counts in each cell."""
     lines = [
-        "# Equal to PyTorch",
-        "",
-        "Models measured so far, each against its PyTorch original: the same random weights, randomized BatchNorm statistics, drawn",
-        "scenes. Backbones alone carry the head `fcn32s`. Errors are",
-        "relative L2 distances to PyTorch in float64, of JAX and of PyTorch in float32, its worst of four correct runs (oneDNN on and off,",
-        "contiguous and channels_last). *Factor* is JAX's error in units of PyTorch's, or of a few roundings (2^-21) where that is less,",
-        "at the worst tensor. Each cell is the worst of the seeds. The criterion, `fcn_jax/verify/compare.py`, allows a factor of 2 for",
-        "layers and logits, 3 for gradients, and 10 after training; a tensor over its limit is compared again on other inputs, as a ReLU's",
-        "input within rounding of zero makes a correct gradient jump. Where PyTorch's own float32 runs are off by half or more there is",
-        "nothing to hold JAX against: from 50 layers on, and in the paper's FCNs with drawn weights, twenty steps on small batches are as",
-        "chaotic as that for many tensors.",
-        "",
-        "Made by `python -m benchmarks.equivalence`; one model by `fcn-jax verify --model NAME --grad --train-steps 20`.",
-        "",
-        "| model | tensors | worst layer by itself, factor | logits: JAX / PyTorch | argmax agrees "
-        "| gradients: JAX / PyTorch, factor | after training: JAX / PyTorch, factor | seeds |",
-        "|---|---|---|---|---|---|---|---|",
+        "| model | equal | tensors | argmax agrees: JAX / PyTorch | "
+        + " | ".join(COLUMNS.values())
+        + " | inconclusive after training |",
+        "|---" * (len(COLUMNS) + 5) + "|",
     ]
     for result in results:
         runs = result["runs"]
+        changes = {f"backbone option {key}": value for key, value in result["options"].items()}
+        if result["train_lr"] != RECIPE.lr:
+            changes["learning rate"] = result["train_lr"]
+        name = f"`{result['model']}`" + "".join(f", {key} {v}" for key, v in changes.items())
+        cells = [
+            name,
+            "yes" if all(run["equal"] for run in runs) else "**no**",
+            str(runs[0]["tensors"]),
+            f"{min(run['argmax'] for run in runs):.4%} / "
+            f"{min(run['torch_argmax'] for run in runs):.4%}",
+            *(_cell(runs, title) for title in COLUMNS),
+        ]
+        last = [run["sections"].get("training, after the last step") for run in runs]
+        most = max(filter(None, last), key=lambda found: found["inconclusive"], default=None)
+        cells.append(f"{most['inconclusive']} of {most['tensors']}" if most else "")
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
-        def worst(title: str, field: str, runs: list[dict[str, Any]] = runs) -> Any:
-            found = [
-                run["sections"][name][field]
-                for run in runs
-                for name in run["sections"]
-                if name == title
-            ]
-            return max(found) if None not in found else math.inf
 
-        layer = max(
-            (run["sections"]["layers, isolated"] for run in runs),
-            key=lambda s: s["factor"] or math.inf,
-        )
-        trained = f"training, after step {result['train_steps']}"
-        height, width = result["size"]
-        lines.append(
-            f"| `{result['model']}` | {runs[0]['tensors']} | `{layer['worst']}`, {layer['factor']:.2f} "
-            f"| {worst('logits', 'error'):.1e} / {worst('logits', 'torch_error'):.1e} "
-            f"| {min(run['argmax'] for run in runs):.4%} / {min(run['torch_argmax'] for run in runs):.4%} "
-            f"| {worst('gradients', 'error'):.1e} / {worst('gradients', 'torch_error'):.1e}, {worst('gradients', 'factor'):.2f} "
-            f"| {worst(trained, 'error'):.1e} / {worst(trained, 'torch_error'):.1e}, {worst(trained, 'factor'):.2f} "
-            f"| {len(runs)}, {result['batch']}x{height}x{width}, {result['train_steps']} steps"
-            + (f" at rate {result['train_lr']:g}" if result["model"] in TRAIN_LR else "")
-            + "".join(f", {name} {value}" for name, value in result.get("options", {}).items())
-            + " |"
-        )
-    versions = sorted({json.dumps(result["environment"]["versions"]) for result in results})
-    lines += [
-        "",
-        "Versions: "
-        + "; ".join(", ".join(f"{k} {v}" for k, v in json.loads(text).items()) for text in versions)
-        + ".",
-    ]
-    return "\n".join(lines) + "\n"
+def _cell(runs: list[dict[str, Any]], title: str) -> str:
+    found = [run["sections"][title] for run in runs if title in run["sections"]]
+    if not found:
+        return ""
+    worst = max(found, key=lambda one: math.inf if one["excess"] is None else one["excess"])
+    if worst["excess"] == 0 and worst["inconclusive"] == worst["tensors"]:
+        return "all inconclusive"
+    error = "not finite" if worst["error"] is None else f"{worst['error']:.1e}"
+    return f"`{worst['worst']}` {error} / {worst['limit']:.1e} ({worst['reference_error']:.1e})"
 
 
 def main() -> None:
-    """Measure, keep the figures, write the page."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("models", nargs="*", help="default: all")
-    parser.add_argument("--size", type=int, nargs=2, default=(96, 128), metavar=("H", "W"))
-    parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--train-steps", type=int, default=20)
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument(
-        "--page", action="store_true", help="only write the page from the results at hand"
+    """Measure models, keep their results, write the page."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.equivalence", description=__doc__.splitlines()[0]
     )
+    parser.add_argument("models", nargs="*", help="Models to measure (default: all).")
+    parser.add_argument(
+        "--size", type=int, nargs=2, default=(64, 96), metavar=("H", "W"), help="Image size."
+    )
+    parser.add_argument("--batch", type=int, default=2, help="Images per batch.")
+    parser.add_argument("--train-steps", type=int, default=20, help="Training steps.")
+    parser.add_argument("--seeds", type=int, default=1, help="Runs of each model.")
+    parser.add_argument("--again", action="store_true", help="Measure existing results again.")
+    parser.add_argument("--page", action="store_true", help="Only write the page.")
     args = parser.parse_args()
     process.configure_process(trains=False)  # as `fcn-jax verify` does
     if not args.page:
         for name in args.models or MODELS:
-            result = measure(name, tuple(args.size), args.batch, args.train_steps, args.seeds)
-            write_json(RESULTS / f"{name.replace(':', '_os')}.json", result)
-    found = {
-        result["model"]: result
-        for result in (json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json")))
-    }
-    order = [
-        *(name for name in MODELS if name in found),
-        *(name for name in found if name not in MODELS),
-    ]
-    write_text(PAGE, page([found[name] for name in order]))
+            path = RESULTS / f"{name.replace(':', '_os')}.json"
+            settings = settings_of(name, args)
+            if path.exists() and not args.again:
+                known = json.loads(path.read_text())
+                same = all(known.get(key) == value for key, value in settings.items())
+                if same and known["environment"] == environment():
+                    print(f"{name}: measured already", flush=True)
+                    continue
+            write_json(path, measure(name, settings))
+            write_page()
+    write_page()
+
+
+def write_page() -> None:
+    """Write the page from all results."""
+    found = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    order = {name: number for number, name in enumerate(MODELS)}
+    found.sort(key=lambda result: order.get(result["model"], len(order)))
+    write_text(PAGE, page(found))
 
 
 if __name__ == "__main__":

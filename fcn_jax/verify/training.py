@@ -262,6 +262,5 @@ class _JaxRun:
         return np.asarray(metrics["loss"])
 
     def tensors(self) -> dict[str, np.ndarray]:
-        return export_leaves(
-            {**named(self._state.params), **named(self._state.batch_stats)}, self._table
-        )
+        leaves = {**named(self._state.params), **named(self._state.batch_stats)}
+        return export_leaves(leaves, self._table)
