@@ -1,42 +1,50 @@
-# A virtual environment of the project's own; PYTHON picks the interpreter, VENV the place.
+# Each environment has its own virtual environment. PYTHON chooses the interpreter, VENV the folder.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 NEWEST_PYTHON ?= python3.12
 NEWEST_VENV ?= .venv-newest
+MINIMUM_VENV ?= .venv-minimum
 TPU_VENV ?= .venv-tpu
 RUN ?= runs/shapes
-# Every distribution under plugins/ is installed beside the package.
+# `make dev` installs every distribution under plugins/.
 PLUGINS = $(sort $(wildcard plugins/*/pyproject.toml))
 EDITABLE_PLUGINS = $(patsubst %/pyproject.toml,-e %,$(PLUGINS))
+PIP_OPTIONS = -q --disable-pip-version-check
 PYTEST_OPTIONS = -q -rs -n 2 --dist worksteal --durations=40
 PYTEST = $(BIN)/python -m pytest $(PYTEST_OPTIONS)
 
-.PHONY: help install dev train test test-all test-slow test-newest fuzz bench bench-curves bench-models bench-gpu bench-gpu-quick bench-tpu-aot lint types clean
+.PHONY: help install dev train test test-all test-slow test-newest test-minimum test-smoke fuzz bench \
+	bench-curves bench-models bench-gpu bench-gpu-quick bench-tpu-aot lint types clean
 
 help:
-	@echo "make train      train on the embedded shapes, evaluate, write pictures (a few minutes on 2 cores)"
-	@echo "make test       the tests (some minutes on 2 cores; a second run is faster); make test-slow: the slow ones; make test-all: all, by the hour"
-	@echo "make fuzz       3,000 mutated files, settings and arguments (some minutes); writes the table in docs/reliability.md"
-	@echo "make test-newest  those that need no torch, with NEWEST_PYTHON and the newest releases"
-	@echo "make bench      speed beside PyTorch and plain Flax (some minutes); make bench-curves: how cost grows with the work;"
-	@echo "                make bench-models: whole models beside PyTorch (half an hour); make bench-gpu: on an NVIDIA GPU, bfloat16;"
-	@echo "                make bench-gpu-quick: beside torch.compile alone, its training step untuned"
-	@echo "make bench-tpu-aot  what the TPU compiler makes of training and inference, without a TPU (an hour)"
-	@echo "make lint       ruff; make types: mypy"
-	@echo "make clean      remove the virtual environments and what tests keep"
+	@echo "make train          train on drawn shapes, evaluate, write pictures (minutes on 2 cores)"
+	@echo "make test           the tests, except slow ones (minutes; a second run is faster)"
+	@echo "make test-slow      the tests of more than ten seconds; make test-all: all (hours)"
+	@echo "make test-newest    tests without PyTorch, with NEWEST_PYTHON and the newest releases"
+	@echo "make test-minimum   tests without PyTorch, with the lowest releases of pyproject.toml"
+	@echo "make test-smoke     a few quick tests with NEWEST_PYTHON, such as python3.13"
+	@echo "make lint types     ruff and mypy"
+	@echo "make fuzz           3,000 mutated inputs; writes the table of docs/reliability.md"
+	@echo "make bench          speed next to PyTorch and plain Flax (minutes)"
+	@echo "make bench-curves   how time and memory grow with the size of the work"
+	@echo "make bench-models   all models next to PyTorch (half an hour)"
+	@echo "make bench-gpu      on an NVIDIA GPU in bfloat16; bench-gpu-quick: torch.compile only"
+	@echo "make bench-tpu-aot  what the TPU compiler makes of the programs, without a TPU (an hour)"
+	@echo "make clean          remove the virtual environments and the tests' caches"
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt setuptools
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation -e .
+	$(BIN)/pip install $(PIP_OPTIONS) -c constraints.txt setuptools
+	$(BIN)/pip install $(PIP_OPTIONS) -c constraints.txt --no-build-isolation -e .
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed $(PLUGINS)
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt --no-deps torchvision timm
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev]'
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation --no-deps $(EDITABLE_PLUGINS)
+	$(BIN)/pip install $(PIP_OPTIONS) -c constraints.txt torch
+	$(BIN)/pip install $(PIP_OPTIONS) -c constraints.txt --no-deps torchvision timm
+	$(BIN)/pip install $(PIP_OPTIONS) -c constraints.txt --no-build-isolation -e '.[dev]'
+	$(BIN)/pip install $(PIP_OPTIONS) -c constraints.txt --no-build-isolation --no-deps \
+		$(EDITABLE_PLUGINS)
 	touch $@
 
 install: $(VENV)/installed
@@ -44,37 +52,67 @@ install: $(VENV)/installed
 dev: $(VENV)/installed-dev
 
 train: install
-	$(BIN)/fcn-jax train shapes --run $(RUN) --resume
+	$(BIN)/fcn-jax train shapes --workdir $(RUN) --resume
 	$(BIN)/fcn-jax eval $(RUN)
-	@echo "image, truth and prediction side by side: $(RUN)/samples"
+	@echo "image, ground truth and prediction side by side: $(RUN)/samples"
 
-# Compiled without LLVM's optimization, which takes longer than what these tests compute; the slow ones and those against PyTorch's arrays
-# run as users' programs do.
+# Without LLVM's optimization, which takes longer than these tests compute. The slow tests and those
+# against PyTorch's arrays run as users' programs do.
 UNOPTIMIZED = XLA_FLAGS="--xla_backend_optimization_level=0 $$XLA_FLAGS"
+FAST = -m "not slow and not exhaustive"
 
 test: dev
-	$(UNOPTIMIZED) $(PYTEST) -m "not slow and not exhaustive"
+	$(UNOPTIMIZED) $(PYTEST) $(FAST)
 
 test-all: dev
 	$(PYTEST)
 
-# Until FCN_JAX_SLOW_UNTIL, seconds since 1970, if that is set.
+# None begins after FCN_JAX_SLOW_UNTIL, in seconds since 1970, if that is set.
 test-slow: dev
 	$(PYTEST) -m "slow and not exhaustive"
 
-# The newest releases, in an environment of their own and without torch: what compares with it is skipped, except against arrays that
-# it wrote (FCN_JAX_REFERENCE).
+# These environments have no PyTorch: tests that compare with it are skipped, except those against
+# arrays that it wrote (FCN_JAX_REFERENCE). Warnings of other releases are not errors.
+RELEASES = python -m pip list --disable-pip-version-check | \
+	grep -E '^(flax|grain|jax|numpy|optax|orbax-checkpoint) '
+
 $(NEWEST_VENV)/installed: pyproject.toml $(PLUGINS)
 	$(NEWEST_PYTHON) -m venv $(NEWEST_VENV)
-	$(NEWEST_VENV)/bin/pip install -q --disable-pip-version-check setuptools
-	$(NEWEST_VENV)/bin/pip install -q --disable-pip-version-check --no-build-isolation -e '.[test]' $(EDITABLE_PLUGINS)
+	$(NEWEST_VENV)/bin/pip install $(PIP_OPTIONS) setuptools
+	$(NEWEST_VENV)/bin/pip install $(PIP_OPTIONS) --no-build-isolation \
+		-e '.[test]' $(EDITABLE_PLUGINS)
 	touch $@
 
 test-newest: $(NEWEST_VENV)/installed
-	$(NEWEST_VENV)/bin/python -m pip list --disable-pip-version-check | grep -E '^(jax|flax|optax|orbax-checkpoint|grain) '
-	$(NEWEST_VENV)/bin/python -m pytest -q -rs -m "not slow and not exhaustive" tests/test_reference_arrays.py
-	$(UNOPTIMIZED) $(NEWEST_VENV)/bin/python -m pytest $(PYTEST_OPTIONS) -m "not slow and not exhaustive" \
-		--ignore tests/test_reference_arrays.py
+	$(NEWEST_VENV)/bin/$(RELEASES)
+	$(NEWEST_VENV)/bin/python -m pytest -q -rs -W default tests/test_reference_arrays.py
+	$(UNOPTIMIZED) $(NEWEST_VENV)/bin/python -m pytest $(PYTEST_OPTIONS) -W default \
+		$(FAST) --ignore tests/test_reference_arrays.py
+
+SMOKE = tests/test_imports.py tests/test_config.py tests/test_errors.py tests/test_messages.py \
+	tests/data/test_pipeline.py tests/models/test_fcn.py tests/train/test_step.py
+
+test-smoke: $(NEWEST_VENV)/installed
+	$(NEWEST_VENV)/bin/$(RELEASES)
+	$(UNOPTIMIZED) $(NEWEST_VENV)/bin/python -m pytest $(PYTEST_OPTIONS) -W default $(FAST) $(SMOKE)
+
+$(MINIMUM_VENV)/installed: pyproject.toml $(PLUGINS) tests/helpers/minimum_versions.py
+	$(PYTHON) -m venv $(MINIMUM_VENV)
+	$(PYTHON) tests/helpers/minimum_versions.py > $(MINIMUM_VENV)/constraints.txt
+	$(MINIMUM_VENV)/bin/pip install $(PIP_OPTIONS) setuptools
+	$(MINIMUM_VENV)/bin/pip install $(PIP_OPTIONS) --no-build-isolation \
+		-c $(MINIMUM_VENV)/constraints.txt -e '.[test]' $(EDITABLE_PLUGINS)
+	touch $@
+
+# What depends on the releases: operators, models, training, checkpoints, input, weights.
+MINIMUM = tests/nn tests/models tests/data tests/convert tests/pytorch tests/test_checkpoint.py \
+	tests/test_config.py tests/train/test_losses.py tests/train/test_optim.py \
+	tests/train/test_step.py
+# The form of compiled programs is that of newer releases.
+test-minimum: $(MINIMUM_VENV)/installed
+	$(MINIMUM_VENV)/bin/$(RELEASES)
+	$(UNOPTIMIZED) $(MINIMUM_VENV)/bin/python -m pytest $(PYTEST_OPTIONS) -W default \
+		-m "not slow and not exhaustive and not lowering" $(MINIMUM)
 
 fuzz: dev
 	$(BIN)/python -m fuzz --cases 3000 --seed 0 --table docs/reliability.md
@@ -88,25 +126,27 @@ bench-curves: dev
 bench-models: dev
 	$(BIN)/python -m benchmarks.models
 
-# In the environment at hand, whose torch and jax know the GPU: GPU_PYTHON picks it.
+# GPU_PYTHON is an interpreter whose torch and jax know the GPU.
 GPU_PYTHON ?= python3
+BENCH_CUDA = $(GPU_PYTHON) -m benchmarks --device cuda --dtype bfloat16
+RESULTS = benchmarks/results
 bench-gpu:
 	$(GPU_PYTHON) -m benchmarks.forms
-	$(GPU_PYTHON) -m benchmarks --device cuda --dtype bfloat16 --batch 32 --out benchmarks/results/speed_cuda_32x320x480.json
-	$(GPU_PYTHON) -m benchmarks --device cuda --dtype bfloat16 --batch 8 --size 512 1024 --out benchmarks/results/speed_cuda_8x512x1024.json
+	$(BENCH_CUDA) --batch 32 --out $(RESULTS)/speed_cuda_32x320x480.json
+	$(BENCH_CUDA) --batch 8 --size 512 1024 --out $(RESULTS)/speed_cuda_8x512x1024.json
 
-# Beside torch.compile alone, and without its tuning of a training step, which is not done after four minutes.
+# Only torch.compile, and without the tuning of its training step, which takes over four minutes.
 bench-gpu-quick:
-	$(GPU_PYTHON) -m benchmarks --device cuda --dtype bfloat16 --batch 32 --contender torch.compile \
-		--task training --torch-mode reduce-overhead --out benchmarks/results/speed_cuda_training.json
-	$(GPU_PYTHON) -m benchmarks --device cuda --dtype bfloat16 --batch 32 --contender torch.compile \
-		--task logits --task mask --out benchmarks/results/speed_cuda_inference.json
+	$(BENCH_CUDA) --batch 32 --contender torch.compile --task training \
+		--torch-mode reduce-overhead --out $(RESULTS)/speed_cuda_training.json
+	$(BENCH_CUDA) --batch 32 --contender torch.compile --task logits --task mask \
+		--out $(RESULTS)/speed_cuda_inference.json
 
-# The TPU compiler in an environment of its own, without torch.
+# The TPU compiler, without PyTorch.
 $(TPU_VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(TPU_VENV)
-	$(TPU_VENV)/bin/pip install -q --disable-pip-version-check -c constraints.txt setuptools
-	$(TPU_VENV)/bin/pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[tpu]'
+	$(TPU_VENV)/bin/pip install $(PIP_OPTIONS) -c constraints.txt setuptools
+	$(TPU_VENV)/bin/pip install $(PIP_OPTIONS) -c constraints.txt --no-build-isolation -e '.[tpu]'
 	touch $@
 
 bench-tpu-aot: $(TPU_VENV)/installed
@@ -120,4 +160,4 @@ types: dev
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(NEWEST_VENV) $(TPU_VENV) .pytest_cache
+	rm -rf $(VENV) $(NEWEST_VENV) $(MINIMUM_VENV) $(TPU_VENV) .pytest_cache

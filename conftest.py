@@ -41,6 +41,8 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 
+pytest_plugins = ["pytester"]
+
 LOWERING = """\
 The form of a compiled program has changed, or the text that describes it. The results may still
 be right. If a new release of JAX writes the same form in another way, change the test. If the form

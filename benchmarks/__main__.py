@@ -1,6 +1,6 @@
 """fcn_jax against PyTorch and plain Flax, side by side: `python -m benchmarks`.
 
-    python -m benchmarks                                        # inference and training on this machine
+    python -m benchmarks                              # inference and training on this machine
     python -m benchmarks --task training --batch 8 --model resnet50
     python -m benchmarks --model deeplabv3_resnet50 --batch 1   # `python -m benchmarks.models`
     measures a list of them
@@ -77,7 +77,8 @@ def measure(
     height, width = setting.size
     amount = f", {work / 1e9:.1f} GFLOP" if work else ""
     print(
-        f"\n{task}, {tasks.TASKS[task]}: {setting.model}, batch {setting.batch}, {height}x{width}, {setting.dtype}{amount}"
+        f"\n{task}, {tasks.TASKS[task]}: {setting.model}, batch {setting.batch}, "
+        f"{height}x{width}, {setting.dtype}{amount}"
     )
     columns = (
         "median",
@@ -140,7 +141,7 @@ def measure(
 
 
 def _with_files(setting: Setting, task: str, data: Path | None, folder: Path) -> Setting:
-    """The setting with the images that a task reads: those of `data`, or drawn ones that are written into `folder`."""
+    """The setting with a task's images: those of `data`, or scenes drawn into `folder`."""
     if task not in tasks.READ_FILES:
         return setting
     from benchmarks import scenes  # only here is OpenCV needed
@@ -221,13 +222,15 @@ def main() -> None:
     chosen = args.task or tasks.default(setting)
     if unable := set(chosen) - set(tasks.possible(setting)):
         parser.error(
-            f"{args.model} has no {', '.join(sorted(unable))} here, only {', '.join(tasks.possible(setting))}"
+            f"{args.model} has no {', '.join(sorted(unable))} here, only "
+            f"{', '.join(tasks.possible(setting))}"
         )
     if setting.is_chapters and any(size % 32 for size in setting.size):
         parser.error("the sizes must be multiples of 32, for the contenders do not crop")
     peak = timing.peaks(args.dtype)
     print(
-        f"peaks: {peak['flops'] / 1e9:.0f} GFLOP/s in a matrix product, {peak['bytes'] / 1e9:.1f} GB/s in a copy"
+        f"peaks: {peak['flops'] / 1e9:.0f} GFLOP/s in a matrix product, {peak['bytes'] / 1e9:.1f} "
+        "GB/s in a copy"
     )
     out = args.out or RESULTS / f"speed_{args.device}.json"
     result: dict[str, Any] = {

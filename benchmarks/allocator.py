@@ -1,4 +1,4 @@
-"""What it costs that glibc gives large blocks back to the system after every call: `python -m benchmarks.allocator`.
+"""The cost of glibc returning large blocks to the system: `python -m benchmarks.allocator`.
 
 A process each with glibc as it comes and with `fcn_jax.runtime.memory.tune_malloc`, for the library
 and for torch.compile: seconds a call, and seconds of processor time that went to the program and to
@@ -74,8 +74,10 @@ def main() -> None:
                 }
                 rows.append(row)
                 print(
-                    f"{task:<9} {contender.name:<14} {'kept' if keep else 'as it comes':<12} {row['seconds']:.3f} s a call; processor: "
-                    f"{row['program_seconds']:.2f} s program, {row['system_seconds']:.2f} s system; "
+                    f"{task:<9} {contender.name:<14} {'kept' if keep else 'as it comes':<12} "
+                    f"{row['seconds']:.3f} s a call; processor: "
+                    f"{row['program_seconds']:.2f} s program, {row['system_seconds']:.2f} s "
+                    "system; "
                     f"{row['peak_bytes'] / 2**30:.2f} GiB at most",
                     flush=True,
                 )

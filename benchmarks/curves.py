@@ -105,7 +105,7 @@ def measure(task: str, setting: Setting, rounds: int) -> dict[str, Any]:
 
 
 def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """One column a curve that has points: seconds above, memory below; whole lines for the library, dashed ones for PyTorch."""
+    """A column for each curve: seconds above, memory below; PyTorch's lines are dashed."""
     import matplotlib
 
     matplotlib.use("Agg")

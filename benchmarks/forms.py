@@ -1,6 +1,6 @@
-"""The forms of stem, pool, normalization, head and loss among which the library chooses for a device: `python -m benchmarks.forms`.
+"""The forms among which the library chooses for a device: `python -m benchmarks.forms`.
 
-    python -m benchmarks.forms                                    # ResNet-18's, batch 32, 320x480, bfloat16
+    python -m benchmarks.forms          # ResNet-18's, batch 32, 320x480, bfloat16
     python -m benchmarks.forms --batch 4 --dtype float32
 
 Each forward and backward (normalization: forward, in eval mode), on the default device, in turn.
@@ -69,7 +69,7 @@ def _pool_by_winners(grad: jax.Array, x: jax.Array) -> Any:
 
 
 def _block(folded: bool, dtype: Any) -> Function:
-    """The end of a residual block in eval mode: 3x3 convolution, batch normalization, shortcut, ReLU."""
+    """The end of a residual block in eval mode: 3x3 convolution, batch norm, shortcut, ReLU."""
 
     def run(x: jax.Array, kernel: jax.Array, statistics: jax.Array) -> jax.Array:
         channels = x.shape[-1]
@@ -103,7 +103,7 @@ def _loss_after(form: Function, stride: int) -> Function:
 
 
 def _loss_in_blocks(stride: int) -> Function:
-    """The product head with the loss in its own block layout: the labels are rearranged in place of the logits."""
+    """The product head, its loss in the block layout: labels are rearranged, not logits."""
 
     def loss(x: jax.Array, kernel: jax.Array, bias: jax.Array, labels: jax.Array) -> jax.Array:
         blocks = conv_transpose_blocks(x, kernel.astype(x.dtype), stride, stride // 2)

@@ -49,7 +49,7 @@ class Instruction:
 
     @property
     def results(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
-        """`arrays` without what the first half of an asynchronous collective carries along: its operands before, its contexts behind."""
+        """The results in `arrays` of the first half of an asynchronous collective."""
         count = len(self.operands)
         return (
             self.arrays[count : 2 * count]
@@ -111,7 +111,7 @@ class Program:
         }
 
     def moved(self, size: int) -> list[str]:
-        """Instructions that move or lay out anew an array of at least `size` elements, and compute nothing."""
+        """Instructions that only move or rearrange an array of at least `size` elements."""
         found = []
         for instruction in self.stored():
             if instruction.size >= size and instruction.opcode not in (

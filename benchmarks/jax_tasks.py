@@ -75,7 +75,7 @@ def _gradients(
     inputs: tuple[Any, ...],
     options: Mapping[str, str],
 ) -> Start:
-    """Forward and backward of a part: the loss; gradients by the parameters, and by the first of its inputs, are computed and dropped."""
+    """Forward and backward of a part: the loss. Its gradients are computed and dropped."""
     module.train()
     graphdef, params, rest = nnx.split(module, nnx.Param, ...)  # type: ignore[misc]
 

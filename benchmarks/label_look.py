@@ -29,7 +29,7 @@ from fcn_jax.runtime import cache
 from fcn_jax.runtime.atomic import write_json
 
 DRAWN = 100
-"""Scenes that are drawn; each is stored several times with a line of its own, so that no two files are alike."""
+"""Drawn scenes. Each is stored several times with a line added, so that no files are equal."""
 
 
 def write(root: Path, count: int) -> Path:
@@ -100,7 +100,8 @@ def main() -> None:
     best = {kind: min(found, key=lambda one: one["seconds"]) for kind, found in rounds.items()}
     for kind, found in best.items():
         print(
-            f"{kind}: {found['masks_per_second']:8.0f} masks/s, {found['processor_ms_per_mask']:.3f} ms of processor a mask"
+            f"{kind}: {found['masks_per_second']:8.0f} masks/s, "
+            f"{found['processor_ms_per_mask']:.3f} ms of processor a mask"
         )
     setting = {"masks": args.masks, "size": SIZE, "bytes": round(size)}
     write_json(args.out, {"environment": environment("cpu"), "setting": setting, **best})

@@ -1,11 +1,11 @@
-"""Inference of whole models beside PyTorch: `python -m benchmarks.models`.
+"""Inference of models next to PyTorch: `python -m benchmarks.models`.
 
-    python -m benchmarks.models                              # torchvision's segmentation models and two of the FCN paper's
-    python -m benchmarks.models fcn_resnet50 --rounds 10     # one of them again; the others' rows stay
+    python -m benchmarks.models                          # all registered models
+    python -m benchmarks.models fcn_resnet50 --rounds 10 # one of them; other rows stay
 
-Images to logits and to masks, each model against its PyTorch original with the same values, as
-`python -m benchmarks` does it. Rows go to benchmarks/results/models_DEVICE.json as they come; the
-table is of all rows that are there.
+Images to logits and to masks, each model and its PyTorch reference with the same values, as in
+`python -m benchmarks`. Rows are written to benchmarks/results/models_DEVICE.json; the table has all
+rows of that file.
 """
 
 from __future__ import annotations
@@ -22,24 +22,16 @@ from benchmarks import tasks, timing
 from benchmarks.__main__ import measure
 from benchmarks.record import RESULTS, environment, keep, prepare_backend, rows
 from benchmarks.setting import Setting
+from fcn_jax.plugins import registry
 
-MODELS = (
-    "fcn_resnet50",
-    "fcn_resnet101",
-    "deeplabv3_resnet50",
-    "deeplabv3_resnet101",
-    "deeplabv3_mobilenet_v3_large",
-    "lraspp_mobilenet_v3_large",
-    "fcn32s_vgg16",
-    "fcn8s_vgg16",
-)
 CONTENDERS = [tasks.LIBRARY, tasks.EAGER, tasks.COMPILED]
 
 
 def table(found: Sequence[dict[str, Any]]) -> str:
     """Markdown; the last column is the library's speed in torch.compile's."""
     lines = [
-        f"| model | | GFLOP | {' | '.join(contender.name for contender in CONTENDERS)} | fcn_jax's speed in torch.compile's |",
+        f"| model | | GFLOP | {' | '.join(contender.name for contender in CONTENDERS)} | "
+        "fcn_jax's speed in torch.compile's |",
         "|---|---|---|" + "---|" * (len(CONTENDERS) + 1),
     ]
     for row in found:
@@ -48,7 +40,8 @@ def table(found: Sequence[dict[str, Any]]) -> str:
         height, width = setting["size"]
         work = f"{row['flops'] / 1e9:.1f}" if row["flops"] else ""
         lines.append(
-            f"| `{setting['model']}` | {tasks.TASKS[row['task']]}, {setting['batch']}x{height}x{width}, {setting['dtype']} | {work} | "
+            f"| `{setting['model']}` | {tasks.TASKS[row['task']]}, "
+            f"{setting['batch']}x{height}x{width}, {setting['dtype']} | {work} | "
             + " | ".join(f"{one:.3f} s" for one in seconds)
             + f" | {seconds[-1] / seconds[0]:.2f} |"
         )
@@ -61,7 +54,7 @@ def main() -> None:
         prog="python -m benchmarks.models", description=__doc__.splitlines()[0]
     )
     parser.add_argument(
-        "models", nargs="*", help=f"registered models, or backbones; default: {', '.join(MODELS)}"
+        "models", nargs="*", help="registered models or backbones; default: all models"
     )
     parser.add_argument("--head", default="fcn32s", help="of backbones; registered")
     parser.add_argument("--batch", type=int, default=1)
@@ -78,7 +71,7 @@ def main() -> None:
     prepare_backend(args.device)
     out = args.out or RESULTS / f"models_{args.device}.json"
     peak = timing.peaks(args.dtype)
-    for model in args.models or MODELS:
+    for model in args.models or [entry.name for entry in registry.default().entries("models")]:
         setting = Setting(
             model, args.batch, tuple(args.size), args.dtype, head=args.head, device=args.device
         )

@@ -1,4 +1,4 @@
-"""The contenders' networks: PyTorch's, PyTorch's with its head as a matrix product, and Flax's as a newcomer would write it."""
+"""The contenders' networks: PyTorch's, the same with the head as a product, and plain Flax."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fcn_jax.verify.reference import build_reference
 
 
 class ProductHead(torch.nn.Module):
-    """PyTorch's `ConvTranspose2d` of kernel 2s, stride s and padding s/2, as the matrix product that `fcn_jax.nn` makes of it."""
+    """`ConvTranspose2d` of kernel 2s, stride s, padding s/2 as the product of `fcn_jax.nn`."""
 
     def __init__(self, original: torch.nn.ConvTranspose2d) -> None:
         """Take over the parameters."""
@@ -49,7 +49,7 @@ class ProductHead(torch.nn.Module):
 
 
 def in_torch(model: Segmenter, *, product: bool = False) -> torch.nn.Sequential:
-    """The chapter's Sequential over torchvision's trunk, with the values of a ResNet + fcn32s model, channels_last, in train mode."""
+    """d2l's network with the values of a ResNet + fcn32s model, channels_last, in train mode."""
     spec = model.spec
     stride = model.features[-1].stride
     # torchvision refuses to dilate a BasicBlock, and a benchmark has no need to.
@@ -80,7 +80,7 @@ def in_torch(model: Segmenter, *, product: bool = False) -> torch.nn.Sequential:
 
 
 class _Features(torch.nn.Module):
-    """A reference backbone that returns its features by name, without the hooks that `fcn_jax.verify` sets on every call."""
+    """A reference backbone that returns its features by name, without hooks."""
 
     def __init__(self, backbone: torch.nn.Module, names: list[str]) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class _Logits(torch.nn.Module):
 
 
 def original(setting: Setting, model: Segmenter) -> torch.nn.Module:
-    """The PyTorch original of any registered model, as `fcn_jax.verify` has it, with the values of the library's; channels_last.
+    """The PyTorch reference of a registered model, with the library's values, channels_last.
 
     That is a whole model's own class where its descriptor has it, otherwise the parts' references
     put together.
@@ -198,7 +198,7 @@ BASIC_DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}
 
 
 class PlainFlax(nnx.Module):
-    """ResNet-18 or 34 with the chapter's two layers, from `flax.nnx`'s own layers and nothing else; images of multiples of 32."""
+    """d2l's network on ResNet-18 or 34, only of `flax.nnx`'s layers; sizes of multiples of 32."""
 
     def __init__(self, model: Segmenter) -> None:
         """Take over a model's values."""

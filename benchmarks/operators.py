@@ -1,4 +1,4 @@
-"""Time the operators of `fcn_jax.nn` against XLA's own forms, in turn: `python -m benchmarks.operators`.
+"""Time the operators of `fcn_jax.nn` and XLA's forms in turn: `python -m benchmarks.operators`.
 
 Batch 4, 320x480, 21 classes, float32, forward and backward as in training; medians over interleaved
 rounds, outputs compared first.
@@ -167,7 +167,8 @@ def main() -> None:
         return
     for row in rows:
         print(
-            f"{row['operator']:<40} {row['ours_seconds']:8.3f} s   XLA {row['xla_seconds']:8.3f} s   {row['speedup']:6.2f} times as fast"
+            f"{row['operator']:<40} {row['ours_seconds']:8.3f} s   XLA {row['xla_seconds']:8.3f} "
+            f"s   {row['speedup']:6.2f} times as fast"
         )
 
 

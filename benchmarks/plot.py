@@ -1,4 +1,4 @@
-"""Bars of a result file of `python -m benchmarks`: the speed of each contender as a share of the library's."""
+"""Bars of a result file of `python -m benchmarks`: speeds as shares of the library's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ COLORS = ("#2c6fbb", "#9a9a9a", "#5c5c5c", "#c8a05a", "#b9c9dd")
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """Write the plot, as PNG or SVG by the suffix of `path`: images per second, one group of bars a task."""
+    """Write the plot of images per second by task, as PNG or SVG by the suffix of `path`."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -57,7 +57,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
     height, width = setting["size"]
     network = f"{setting['model']}, {setting['head']}"
     figure.suptitle(
-        f"{network}, batch {setting['batch']}, {height}x{width}, {setting['dtype']}; {environment['device']}",
+        f"{network}, batch {setting['batch']}, {height}x{width}, {setting['dtype']}; "
+        f"{environment['device']}",
         fontsize=9,
     )
     figure.savefig(path, dpi=130)

@@ -34,7 +34,7 @@ def environment(device: str) -> dict[str, Any]:
 
 
 def _cpu() -> str:
-    """Model, cores and the widest vectors, on which speed depends as much, as far as the system tells."""
+    """The model, the number of cores and the widest vector instructions, where known."""
     found = dict(line.split(":", 1) for line in _lines("/proc/cpuinfo") if ":" in line)
     told = {name.strip(): value.split() for name, value in found.items()}
     model = " ".join(told.get("model name", [platform.processor()]))
@@ -50,14 +50,19 @@ def _lines(path: str) -> list[str]:
 
 
 def prepare_backend(device: str) -> None:
-    """Have JAX share a GPU with the other contenders' processes. Raise `SystemExit` where it would not run on `device`, "cpu" or "cuda"."""
+    """Have JAX share a GPU with other processes.
+
+    Raises:
+        SystemExit: JAX would not run on `device`, "cpu" or "cuda".
+    """
     os.environ.setdefault(
         "XLA_PYTHON_CLIENT_PREALLOCATE", "false"
     )  # read when the backend starts, here and in those processes
     wanted, found = {"cpu": "cpu", "cuda": "gpu"}[device], jax.default_backend()
     if found != wanted:
         raise SystemExit(
-            f"JAX would run on '{found}', not on '{wanted}': set JAX_PLATFORMS={device} or install JAX for it"
+            f"JAX would run on '{found}', not on '{wanted}': set JAX_PLATFORMS={device} or "
+            "install JAX for it"
         )
 
 
@@ -67,7 +72,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 
 def keep(path: Path, key: Mapping[str, Any], row: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Put a row into a result file, in the place of the one with the same key, and leave the others as they are.
+    """Put a row into a result file instead of the one with the same key.
 
     Args:
         path: JSON file.

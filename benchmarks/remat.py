@@ -1,6 +1,6 @@
-"""What `optim.remat` and `accumulate_steps` save in memory and cost in time: `python -m benchmarks.remat`.
+"""Memory and time of `optim.remat` and `accumulate_steps`: `python -m benchmarks.remat`.
 
-    python -m benchmarks.remat                                         # ResNet-18 FCN-32s, batch 4, 320x480, float32
+    python -m benchmarks.remat             # ResNet-18 FCN-32s, batch 4, 320x480, float32
     python -m benchmarks.remat --model resnet101 --batch 1 --option "as it comes" --option "no
     loops"
 
@@ -40,7 +40,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def prepared(setting: Setting, options: dict[str, Any]) -> tuple[Callable[[], object], int, float]:
-    """A call that trains one step, the bytes of temporaries of its program, and the seconds that it took to compile."""
+    """A call that trains one step, its bytes of temporaries, its seconds of compiling."""
     model = setting.build()
     preprocess = resolve(model.spec).preprocess
     state, step = train_step.make(
@@ -82,7 +82,8 @@ def main() -> None:
     for name, (_, temporaries, compiling) in found.items():
         taken = timings[name]
         print(
-            f"{name:<22} {temporaries / 1e6:8.0f} MB of temporaries  {taken.median:7.3f} s a step, compiled in {compiling:.1f} s"
+            f"{name:<22} {temporaries / 1e6:8.0f} MB of temporaries  {taken.median:7.3f} s a "
+            f"step, compiled in {compiling:.1f} s"
         )
         key = {
             "model": args.model,

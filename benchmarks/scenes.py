@@ -1,4 +1,4 @@
-"""A folder of JPEG photographs, as far as a decoder can tell, with masks: drawn scenes with noise, at VOC's size or a camera's."""
+"""A folder of JPEG files with masks: drawn scenes with noise, in the size of photographs."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class Setting:
 
     @property
     def spec(self) -> ModelSpec:
-        """What is built: the auxiliary head of a whole model, which has no part in inference, is left out."""
+        """The model without its auxiliary head, which inference does not use."""
         spec = registered_spec(self.model)
         parts: dict[str, Any] = {"aux_head": None}
         if spec.head is None:
@@ -65,7 +65,7 @@ class Setting:
 
     @property
     def is_chapters(self) -> bool:
-        """Whether it is a ResNet under the head `fcn32s`, which every contender and every task knows."""
+        """Whether it is a ResNet with the head `fcn32s`, which all contenders and tasks know."""
         return ("model", "d2l") in tables(self.spec)
 
     def build(self) -> Segmenter:

@@ -1,4 +1,4 @@
-"""From nothing to the first result: a new process that trains one step, without and with what an earlier one has left in its cache.
+"""Seconds from the start of a process to its first step, without and with cached programs.
 
     python -m benchmarks.startup
 
@@ -31,7 +31,7 @@ CONTENDERS = {
     ),
     COMPILED.name: (COMPILED, {}),
 }
-"""Whom to start, in which environment. XLA ignores an option of this kind that it does not know, and the library then sets none."""
+"""The environments of the processes. XLA ignores such an option if it does not know it."""
 
 _FIRST_STEP = """
 from fcn_jax import process

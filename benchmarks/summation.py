@@ -1,4 +1,4 @@
-"""How the order of a convolution's sums moves its rounding, in PyTorch's kernels and in ours: `python -m benchmarks.summation`.
+"""How the order of a convolution's sums changes its rounding: `python -m benchmarks.summation`.
 
 Relative L2 error against float64 of a 3x3 convolution, in units in the last place of float32
 (2**-23), at several sizes. It is why `fcn_jax.verify.compare.FLOOR` allows for more than the error

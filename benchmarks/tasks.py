@@ -31,7 +31,7 @@ INFERENCE = ("logits", "mask")
 READ_FILES = (*INPUT, "epoch")
 
 IN_A_ROW = 10
-"""Calls between two waits on a GPU, in tasks that leave their result there: one alone would time how long it takes to start it."""
+"""Calls between two waits on a GPU: a single call would mostly time its start."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +97,7 @@ NAMES = tuple(one.name for one in (EAGER, COMPILED, PRODUCT, PLAIN_FLAX, LOADER)
 
 
 def possible(setting: Setting) -> tuple[str, ...]:
-    """Tasks that there are for a model: of other networks than the chapter's PyTorch's side is known as a whole, in inference."""
+    """The tasks of a model. Only d2l's network has a PyTorch side for training and parts."""
     return tuple(TASKS) if setting.is_chapters else INFERENCE
 
 
@@ -119,7 +119,7 @@ def contenders(task: str, setting: Setting) -> list[Contender]:
 
 
 def check_agreement(task: str, answers: Mapping[str, np.ndarray], dtype: str) -> None:
-    """Raise `SystemExit` unless the contenders came to the same: a benchmark of two different computations says nothing.
+    """Raise `SystemExit` unless the contenders have equal results.
 
     Tasks that read files draw their augmentations each in its own way, so only shapes are compared.
     """
@@ -143,7 +143,7 @@ def check_agreement(task: str, answers: Mapping[str, np.ndarray], dtype: str) ->
 
 
 def flops(task: str, setting: Setting) -> float | None:
-    """Operations of the model itself, 2 for each multiply-add, as PyTorch counts them with the head as a product; None for input alone."""
+    """Operations of the model, 2 for each multiply-add, as PyTorch counts; None for input."""
     if task in INPUT:
         return None
     import torch

@@ -1,4 +1,4 @@
-"""Timing side by side: contenders run in turn, A B C A B C, so that a machine's moods strike all of them alike."""
+"""Contenders run in turn, A B C A B C, so that other load on the machine affects all of them."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _seconds(call: Callable[[], object]) -> float:
 
 
 def peaks(dtype: str, rounds: int = 5) -> dict[str, float]:
-    """What the device can do at best: FLOP/s of a large matrix product, and bytes/s read and written by a copy.
+    """The best of the device: FLOP/s of a large matrix product, and bytes/s of a copy.
 
     On CPUs the better of JAX's and numpy's is taken; elsewhere JAX's.
 

@@ -1,4 +1,4 @@
-"""PyTorch's side of the tasks: eager or compiled, with its own head or with the library's form of it."""
+"""PyTorch's side of the tasks: eager or compiled, with its own head or the library's form."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fcn_jax.pytorch.reference import import_torchvision
 
 
 class Torch:
-    """PyTorch in one setting: the network, where and in which precision it runs, and how it is waited for."""
+    """PyTorch in one setting: the network, its device and precision, and how to wait for it."""
 
     def __init__(self, setting: Setting, *, compiled: bool, product: bool, inference: bool) -> None:
         """Build the network in channels_last, with the values of the library's model.
@@ -185,7 +185,7 @@ def _training(setting: Setting, compiled: bool, product: bool) -> Start:
 
 
 class _Folder(torch.utils.data.Dataset):
-    """Images and masks through torchvision's own transforms, as its reference training has them: Pillow, then `transforms.v2`."""
+    """Images and masks through torchvision's transforms, as in its reference training."""
 
     def __init__(self, setting: Setting) -> None:
         """List the files."""
@@ -196,7 +196,7 @@ class _Folder(torch.utils.data.Dataset):
 
     @functools.cached_property
     def _transform(self) -> Any:
-        """Made when first used, in the loader's own processes: torchvision must be made importable in each."""
+        """Made on first use, in each process of the loader, where torchvision is imported."""
         import_torchvision()
         from torchvision import tv_tensors
         from torchvision.transforms import v2

@@ -1,4 +1,4 @@
-"""Train a recipe's network in PyTorch, from the same values, on the same batches, and score it in the same way.
+"""Train a recipe's network in PyTorch, from the same values on the same batches, and score it.
 
 The yardstick of the recipes' headers:
 
@@ -36,7 +36,7 @@ from fcn_jax.pytorch.reference import import_torchvision
 
 
 def build(recipe: config.Config, num_classes: int) -> tuple[torch.nn.Module, set[str]]:
-    """The chapter's network, with the values that the recipe starts from here; and the names of the kernels that were drawn anew."""
+    """d2l's network with the recipe's initial values, and the names of the drawn kernels."""
     fresh: set[str] = set()
     spec = dataclasses.replace(recipe.model, num_classes=num_classes)
     model = build_spec(spec, rngs=nnx.Rngs(recipe.train.seed))
@@ -65,7 +65,7 @@ def build(recipe: config.Config, num_classes: int) -> tuple[torch.nn.Module, set
 def make_optimizer(
     recipe: config.Config, network: torch.nn.Module, fresh: set[str]
 ) -> torch.optim.Optimizer:
-    """The recipe's optimizer, in PyTorch's own implementation; `fresh` names the parameters that learn at `init.reinit_lr_mult`."""
+    """PyTorch's optimizer of the recipe; `fresh` parameters learn at `init.reinit_lr_mult`."""
     settings = recipe.optim
     groups: list[dict[str, Any]] = [
         {"params": [p for name, p in network.named_parameters() if name not in fresh]}
@@ -162,7 +162,8 @@ def main() -> None:
             losses.append(loss.item())
         epoch_seconds.append(time.perf_counter() - began)
         print(
-            f"epoch {len(epoch_seconds)}: loss {np.mean(losses[-epoch_steps:]):.4f}, {epoch_seconds[-1]:.1f} s",
+            f"epoch {len(epoch_seconds)}: loss {np.mean(losses[-epoch_steps:]):.4f}, "
+            f"{epoch_seconds[-1]:.1f} s",
             flush=True,
         )
 

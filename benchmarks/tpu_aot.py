@@ -1,6 +1,6 @@
-"""What the TPU compiler makes of training and inference, on a machine without a TPU: `python -m benchmarks.tpu_aot`.
+"""Programs of the TPU compiler, on a machine without a TPU: `python -m benchmarks.tpu_aot`.
 
-    python -m benchmarks.tpu_aot                                   # all of it: three kinds of chip, about an hour on two cores
+    python -m benchmarks.tpu_aot       # three kinds of chip, about an hour on two cores
     python -m benchmarks.tpu_aot --topology v5e:2x2 --chips 1
 
 The package libtpu compiles for a topology that is only described (`make bench-tpu-aot` installs
@@ -53,7 +53,7 @@ PACKAGES = ("fcn-jax", "jax", "jaxlib", "libtpu", "flax", "optax")
 
 
 def model_flops(setting: Setting, training: bool) -> float:
-    """Operations of the model itself, 2 for each multiply-add, for ResNets of basic blocks; the head counts as a product.
+    """Operations of a ResNet of basic blocks, 2 for each multiply-add; the head is a product.
 
     A convolution's two gradients cost as much as itself each; the images need none.
     """
@@ -187,8 +187,10 @@ def show(row: dict[str, Any]) -> None:
 def show_form(row: dict[str, Any]) -> None:
     """Print a form's line."""
     print(
-        f"{row['operator']:<14} {row['form']:<24} {row['flops'] / 1e9:7.0f} GFLOP  {row['bytes_accessed'] / 1e9:6.2f} GB  "
-        f"temporaries {row['memory']['temporaries'] / 1e9:5.2f} GB  {row['estimated_cycles'] / 1e6:6.1f} Mcycles",
+        f"{row['operator']:<14} {row['form']:<24} {row['flops'] / 1e9:7.0f} GFLOP  "
+        f"{row['bytes_accessed'] / 1e9:6.2f} GB  "
+        f"temporaries {row['memory']['temporaries'] / 1e9:5.2f} GB  "
+        f"{row['estimated_cycles'] / 1e6:6.1f} Mcycles",
         flush=True,
     )
 

@@ -1,4 +1,4 @@
-"""Time a recipe's training step here and in PyTorch (channels_last), in turn, from the same values on the same batches.
+"""Time a recipe's training step here and in PyTorch, in turn, on the same values and batches.
 
     python -m benchmarks.training_step camvid --data CAMVID --rounds 8
 
@@ -92,7 +92,8 @@ def main() -> None:
         torch_loss = loss.item()
         ended = time.perf_counter()
         print(
-            f"loss {jax_loss:.5f} {torch_loss:.5f}   seconds {middle - began:.2f} {ended - middle:.2f}",
+            f"loss {jax_loss:.5f} {torch_loss:.5f}   seconds {middle - began:.2f} "
+            f"{ended - middle:.2f}",
             flush=True,
         )
         if number:  # the first warms up
@@ -109,7 +110,8 @@ def main() -> None:
     }
     keep(args.out, {"recipe": args.recipe, "set": args.set}, row)
     print(
-        f"a step: {medians['jax']:.3f} s, PyTorch's {medians['torch']:.3f} s, {row['jax_over_torch']:.2f} times as long\n{args.out}"
+        f"a step: {medians['jax']:.3f} s, PyTorch's {medians['torch']:.3f} s, "
+        f"{row['jax_over_torch']:.2f} times as long\n{args.out}"
     )
 
 

@@ -35,12 +35,12 @@ ROUNDS = 5
 
 
 def peak_mb() -> float:
-    """Largest resident memory of this process so far. `ru_maxrss` would count what the parent had before the program was started."""
+    """Largest resident memory of this process. `ru_maxrss` would include the parent's."""
     return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
 
 
 def write_weights(model: str, path: Path) -> None:
-    """Write a file of a model's names and shapes, random values; of a backbone with a classifier like ImageNet's."""
+    """Write a file of random values in a model's names and shapes; backbones with a classifier."""
     from flax import nnx
 
     from fcn_jax.convert.tables import tables
@@ -170,7 +170,8 @@ def main() -> None:
                         {**row, "environment": environment("cpu")},
                     )
                     print(
-                        f"{model:<16} {suffix:<13} {action:<8} {row['seconds']:5.2f} s, {row['peak_mb']:4.0f} MB at most, "
+                        f"{model:<16} {suffix:<13} {action:<8} {row['seconds']:5.2f} s, "
+                        f"{row['peak_mb']:4.0f} MB at most, "
                         f"{row['peak_mb'] / row['file_mb']:.2f} times the file",
                         flush=True,
                     )

@@ -1,13 +1,16 @@
-"""What each work-around for the compiler is worth on this device: `python -m benchmarks.workarounds`.
+"""What each work-around for the compiler gains on this device: `python -m benchmarks.workarounds`.
 
     python -m benchmarks.workarounds                          # all; half an hour and more
     python -m benchmarks.workarounds --only winograd --only "sparse 3x3"
 
-Each row is a training step, or a prediction from images to masks, of a network in which the work-around matters: with the library as it
-is, and with this one work-around replaced by the plain form. All programs of a network are compiled in one process and timed in turn;
-settings of a whole process are measured in processes that run in turn.
-The factor is the ratio of the smallest times, so above 1 the work-around pays. Bytes are temporaries as the compiler counts them.
-Rows are written to benchmarks/results/workarounds_DEVICE.json; a later run replaces only the rows that it measures.
+A row is a training step, or a prediction from images to masks, of a network to which the
+work-around matters: with the library as it is, and with this work-around replaced by the plain
+form. All programs of a network are compiled in one process and timed in turn. Settings of a process
+are measured in processes that run in turn.
+
+The factor is the ratio of the smallest times: above 1, the work-around pays. Bytes are temporaries
+as the compiler counts them. Rows are written to benchmarks/results/workarounds_DEVICE.json; a later
+run replaces only the rows that it measures.
 """
 
 from __future__ import annotations
@@ -29,17 +32,24 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
-from fcn_jax.memory import give_back_freed_memory
-from fcn_jax.nn.conv_xla import xla_conv
 from flax import nnx
 from jax import lax
 
 from benchmarks import timing
 from benchmarks.record import RESULTS, environment, keep
 from benchmarks.setting import RECIPE, Setting
-from fcn_jax import compiler_options, memory, process
+from fcn_jax import compiler_options
 from fcn_jax.models.preprocess import normalize
 from fcn_jax.models.spec import resolve
+from fcn_jax.nn import (
+    _conv_cpu,
+    _depthwise_conv_transpose,
+    _matmul,
+    _pooling,
+)
+from fcn_jax.nn._conv_xla import xla_conv
+from fcn_jax.runtime import memory, process
+from fcn_jax.runtime.memory import trim_malloc
 from fcn_jax.train import optim
 from fcn_jax.train import step as train_step
 
@@ -79,10 +89,9 @@ def _dense_or(
 
 
 def _plain_where(plain: Callable[[Any, Any], bool]) -> dict[str, Any]:
-    cpu = importlib.import_module("fcn_jax.nn.conv_cpu")
     return {
-        "fcn_jax.nn.conv.cpu_conv": _dense_or(cpu.cpu_conv, xla_conv, plain),
-        "fcn_jax.nn.conv.cpu_grads": _dense_or(cpu.cpu_grads, _xla_grads, plain),
+        "fcn_jax.nn._conv.cpu_conv": _dense_or(_conv_cpu.cpu_conv, xla_conv, plain),
+        "fcn_jax.nn._conv.cpu_grads": _dense_or(_conv_cpu.cpu_grads, _xla_grads, plain),
     }
 
 
@@ -95,34 +104,20 @@ def _is_grouped(settings: Any, kernel: Any) -> bool:
 
 
 def _winograd_unless_sparse() -> dict[str, Any]:
-    cpu = importlib.import_module("fcn_jax.nn.conv_cpu")
-    suits, sparse = cpu._suits_winograd, cpu._is_sparse
+    suits, sparse = _conv_cpu._suits_winograd, _conv_cpu._is_sparse
     return {
-        "fcn_jax.nn.conv_cpu._suits_winograd": lambda settings, x, kernel, channels: (
+        "fcn_jax.nn._conv_cpu._suits_winograd": lambda settings, x, kernel, channels: (
             suits(settings, x, kernel, channels) and not sparse(settings, x)
         )
     }
 
 
-def _xla_pool(x: jax.Array, kernel_size: int, stride: int, borders: Any) -> jax.Array:
-    return importlib.import_module("fcn_jax.nn.pooling")._reduce_window(
-        x, kernel_size, stride, borders
-    )
+def _xla_pool(x: jax.Array, window: Any) -> jax.Array:
+    return _pooling._reduce_window(window, x)
 
 
-def _tapped_pool(x: jax.Array, kernel_size: int, stride: int, borders: Any) -> jax.Array:
-    return functools.reduce(
-        jnp.maximum,
-        importlib.import_module("fcn_jax.nn.pooling")._taps(x, kernel_size, stride, borders),
-    )
-
-
-def _pool_by_offsets() -> dict[str, Any]:
-    return {
-        "fcn_jax.nn.pooling._gradient_from_winners": importlib.import_module(
-            "fcn_jax.nn.pooling"
-        )._gradient_by_offsets,
-    }
+def _tapped_pool(x: jax.Array, window: Any) -> jax.Array:
+    return functools.reduce(jnp.maximum, _pooling._taps(window, x))
 
 
 def _xla_conv_transpose(
@@ -150,9 +145,8 @@ def _xla_conv_transpose(
 
 
 def _plain_spread(pixels: tuple[jax.Array, ...], kernels: jax.Array) -> jax.Array:
-    return importlib.import_module("fcn_jax.nn.spread").summed(
-        pixels, kernels.astype(pixels[0].dtype).astype(jnp.float32)
-    )
+    rounded = kernels.astype(pixels[0].dtype).astype(jnp.float32)
+    return _depthwise_conv_transpose.summed(pixels, rounded)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +159,6 @@ class Workaround:
         settings: networks in which it is measured, each with `TRAINING` or `INFERENCE`.
         patches: dotted name of an attribute -> its plain form, while the network is traced.
         options: changes of the compiler options; None removes one.
-        make: arguments of `fcn_jax.train.step.make`.
     """
 
     where: str
@@ -173,7 +166,6 @@ class Workaround:
     settings: tuple[tuple[str, Setting], ...]
     patches: Callable[[], dict[str, Any]] = dict
     options: tuple[tuple[str, str | None], ...] = ()
-    make: tuple[tuple[str, Any], ...] = ()
 
 
 _SIZE = (320, 480)
@@ -199,119 +191,109 @@ OPTIONS = (
 
 WORKAROUNDS: dict[str, Workaround] = {
     "winograd": Workaround(
-        "nn/winograd.py",
+        "nn/_winograd.py",
         "XLA's 3x3 convolutions",
         (*RESNET18, *RESNET50),
-        lambda: {"fcn_jax.nn.conv_cpu._suits_winograd": _no},
+        lambda: {"fcn_jax.nn._conv_cpu._suits_winograd": _no},
     ),
     "kernel gradient": Workaround(
-        "nn/conv_cpu.py",
+        "nn/_conv_cpu.py",
         "XLA's own",
         RESNET18[:1],
-        lambda: {"fcn_jax.nn.conv_cpu._kernel_grad": _xla_kernel_grad},
+        lambda: {"fcn_jax.nn._conv_cpu._kernel_grad": _xla_kernel_grad},
     ),
     "all of conv_cpu": Workaround(
-        "nn/conv_cpu.py, nn/winograd.py",
+        "nn/_conv_cpu.py, nn/_winograd.py",
         "XLA's convolutions and gradients",
         RESNET18,
         lambda: _plain_where(lambda *_: True),
     ),
-    "recompute": Workaround(
-        "nn/recompute.py",
-        "transformed arrays are kept",
+    "remat barrier": Workaround(
+        "nn/_barriers.py",
+        "transformed arrays are stored",
         RESNET18[:1],
-        lambda: {"fcn_jax.nn.conv_cpu.recompute": lambda x, _: x},
+        lambda: {"fcn_jax.nn._conv_cpu.remat_barrier": lambda x, _: x},
     ),
     "pool": Workaround(
-        "nn/pooling.py",
+        "nn/_pooling.py",
         "XLA's windows and gradient",
         RESNET18,
-        lambda: {"fcn_jax.nn.pooling._pool": _xla_pool},
+        lambda: {"fcn_jax.nn._pooling._pool": _xla_pool},
     ),
     "pool gradient": Workaround(
-        "nn/pooling.py",
+        "nn/_pooling.py",
         "maximum over the taps, JAX's gradient",
         RESNET18[:1],
-        lambda: {"fcn_jax.nn.pooling._pool": _tapped_pool},
-    ),
-    "pool gradient on CPUs": Workaround(
-        "nn/pooling.py", "the form of GPUs", RESNET18[:1], _pool_by_offsets
+        lambda: {"fcn_jax.nn._pooling._pool": _tapped_pool},
     ),
     **{
         f"option {name}": Workaround(
-            "compiler.py", "XLA's default", RESNET18, options=((name, None),)
+            "runtime/compiler.py", "XLA's default", RESNET18, options=((name, None),)
         )
         for name in OPTIONS
     },
     "all options": Workaround(
-        "compiler.py", "XLA's defaults", RESNET18, options=tuple((name, None) for name in OPTIONS)
+        "runtime/compiler.py",
+        "XLA's defaults",
+        RESNET18,
+        options=tuple((name, None) for name in OPTIONS),
     ),
     "transposed convolution": Workaround(
-        "nn/conv_transpose.py",
+        "nn/_conv_transpose.py",
         "XLA's dilated convolution",
         RESNET18,
-        lambda: {"fcn_jax.nn.conv_transpose.conv_transpose": _xla_conv_transpose},
+        lambda: {"fcn_jax.nn._conv_transpose.conv_transpose": _xla_conv_transpose},
     ),
     "1x1 as product": Workaround(
-        "nn/conv_cpu.py",
+        "nn/_conv_cpu.py",
         "XLA's 1x1 convolutions",
         RESNET50,
-        lambda: {"fcn_jax.nn.conv_cpu._is_pointwise": _no},
+        lambda: {"fcn_jax.nn._conv_cpu._is_pointwise": _no},
     ),
     "order of a product's gradient": Workaround(
-        "nn/product.py",
+        "nn/_matmul.py",
         "the same order as elsewhere",
         RESNET50[:1],
-        lambda: {
-            "fcn_jax.nn.product._cpu_matrix_grad": importlib.import_module(
-                "fcn_jax.nn.product"
-            )._matrix_grad
-        },
+        lambda: {"fcn_jax.nn._matmul._cpu_matrix_grad": _matmul._matrix_grad},
     ),
-    "materialize": Workaround(
-        "nn/materialize.py",
+    "fusion barrier": Workaround(
+        "nn/_barriers.py",
         "nothing",
         (*RESNET50, *_both("resnet101", 1, _SIZE)),
-        lambda: {"fcn_jax.nn.materialize": lambda x: x},
-    ),
-    "loop_blocks": Workaround(
-        "nn/in_turn.py",
-        "block by block",
-        _step("resnet101", 1, _SIZE),
-        make=(("loop_blocks", False),),
+        lambda: {"fcn_jax.nn._barriers.fusion_barrier": lambda x: x},
     ),
     "sparse 3x3": Workaround(
-        "nn/conv_cpu.py",
+        "nn/_conv_cpu.py",
         "Winograd's form",
         DEEPLAB,
-        lambda: {"fcn_jax.nn.conv_cpu._is_sparse": _no},
+        lambda: {"fcn_jax.nn._conv_cpu._is_sparse": _no},
     ),
     "sparse 3x3, against XLA": Workaround(
-        "nn/conv_cpu.py", "XLA's form", DEEPLAB, _winograd_unless_sparse
+        "nn/_conv_cpu.py", "XLA's form", DEEPLAB, _winograd_unless_sparse
     ),
     "grouped": Workaround(
-        "nn/conv_cpu.py",
+        "nn/_conv_cpu.py",
         "XLA's own",
         _both("resnext50_32x4d", 1, (160, 240)),
         lambda: _plain_where(_is_grouped),
     ),
     "depthwise": Workaround(
-        "nn/conv_cpu.py",
+        "nn/_conv_cpu.py",
         "XLA's own",
         _both("lraspp_mobilenet_v3_large", 1, (160, 240)),
         lambda: _plain_where(_is_depthwise),
     ),
     "spread": Workaround(
-        "nn/spread.py",
+        "nn/_depthwise_conv_transpose.py",
         "JAX's gradients",
         THOUSAND[:1],
-        lambda: {"fcn_jax.nn.conv_transpose.spread": _plain_spread},
+        lambda: {"fcn_jax.nn._conv_transpose.spread": _plain_spread},
     ),
     "spread, against XLA": Workaround(
-        "nn/spread.py",
+        "nn/_depthwise_conv_transpose.py",
         "XLA's dilated convolution",
         THOUSAND,
-        lambda: {"fcn_jax.nn.conv_transpose.conv_transpose": _xla_conv_transpose},
+        lambda: {"fcn_jax.nn._conv_transpose.conv_transpose": _xla_conv_transpose},
     ),
 }
 
@@ -333,7 +315,7 @@ class Program:
 
 @contextlib.contextmanager
 def _patched(patches: dict[str, Any]) -> Iterator[None]:
-    """Replace attributes given by their dotted names; a package's attribute wins over a submodule of that name."""
+    """Replace attributes, given by their dotted names."""
     jax.clear_caches()
     with contextlib.ExitStack() as stack:
         for name, value in patches.items():
@@ -354,25 +336,19 @@ def prepared(task: str, setting: Setting, workaround: Workaround | None) -> Prog
         else:
             options[name] = value
     with _patched(workaround.patches() if workaround else {}):
-        return (
-            _training(setting, options, workaround)
-            if task == TRAINING
-            else _inference(setting, options)
-        )
+        return _training(setting, options) if task == TRAINING else _inference(setting, options)
 
 
-def _training(setting: Setting, options: dict[str, str], workaround: Workaround | None) -> Program:
+def _training(setting: Setting, options: dict[str, str]) -> Program:
     model = setting.build()
     preprocess = resolve(model.spec).preprocess
-    arguments = dict(workaround.make) if workaround else {}
-    state, step = train_step.make(
-        model, lambda params: optim.make(RECIPE, 1000, params), preprocess, **arguments
-    )
+    optimizer = optim.make(RECIPE, 1000, nnx.state(model, nnx.Param))
+    state, step = train_step.make(model, optimizer, preprocess)
     batch = jax.device_put({"image": setting.images(), "mask": setting.labels()})
     began = time.perf_counter()
     run = jax.jit(step, donate_argnums=0, compiler_options=options).lower(state, batch).compile()
     compiling = time.perf_counter() - began
-    give_back_freed_memory()
+    trim_malloc()
 
     def call() -> None:
         nonlocal state
@@ -397,7 +373,7 @@ def _inference(setting: Setting, options: dict[str, str]) -> Program:
     began = time.perf_counter()
     run = jax.jit(mask, compiler_options=options).lower(state, images).compile()
     compiling = time.perf_counter() - began
-    give_back_freed_memory()
+    trim_malloc()
     return Program(
         lambda: jax.block_until_ready(run(state, images)),
         run.memory_analysis().temp_size_in_bytes,
@@ -408,8 +384,8 @@ def _inference(setting: Setting, options: dict[str, str]) -> Program:
 def measure(
     task: str, setting: Setting, names: list[str], rounds: int
 ) -> dict[str, dict[str, Any]]:
-    """Compile a network with all work-arounds and without each of `names`, and time all in turn: a row for each name."""
-    process.take_over(trains=task == TRAINING)  # as the library's commands do
+    """A row for each work-around of `names`: a network with all of them and without this one."""
+    process.configure_process(trains=task == TRAINING)  # as the library's commands do
     programs = {"": prepared(task, setting, None)}
     for name in names:
         programs[name] = prepared(task, setting, WORKAROUNDS[name])
@@ -445,9 +421,9 @@ def measure(
 # Settings of a whole process.
 
 PROCESS: dict[str, tuple[str, tuple[tuple[str, Setting], ...]]] = {
-    "keep_freed_memory": ("memory.py", _both("resnet18", 4, _SIZE)),
-    "free_after_each_call": ("memory.py", _step("resnet18", 4, _SIZE)),
-    "leave_loops_rolled": ("process.py", _step("resnet18", 4, _SIZE)),
+    "tune_malloc": ("runtime/memory.py", _both("resnet18", 4, _SIZE)),
+    "disable_async_dispatch": ("runtime/memory.py", _step("resnet18", 4, _SIZE)),
+    "disable_loop_unrolling": ("runtime/process.py", _step("resnet18", 4, _SIZE)),
 }
 
 
@@ -457,12 +433,12 @@ def measure_one(task: str, setting: Setting, without: str, rounds: int) -> dict[
 
     with contextlib.ExitStack() as stack:
         if without:
-            owner = process if without == "leave_loops_rolled" else memory
+            owner = process if without == "disable_loop_unrolling" else memory
             stack.enter_context(mock.patch.object(owner, without, return_value=False))
-        process.take_over(trains=task == TRAINING)
+        process.configure_process(trains=task == TRAINING)
     program = prepared(task, setting, None)
     program.call()
-    give_back_freed_memory()
+    trim_malloc()
     _start_peak()
     seconds = []
     for _ in range(rounds):
@@ -481,7 +457,7 @@ def measure_one(task: str, setting: Setting, without: str, rounds: int) -> dict[
 def measure_process(
     task: str, setting: Setting, names: list[str], rounds: int, processes: int
 ) -> dict[str, dict[str, Any]]:
-    """`measure`, for the settings of a process: processes with all of them and without each of `names`, in turn."""
+    """`measure` for the settings of a process: processes with all and without each, in turn."""
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in ("", *names)}
     for _ in range(processes):
         for name, results in found.items():
@@ -507,7 +483,7 @@ def measure_process(
 
 
 def _child(function: str, task: str, setting: Setting, *rest: Any) -> Any:
-    """The result of a function of this module in a new process, which compiles everything itself."""
+    """The result of a function of this module in a new process, without a compilation cache."""
     call = json.dumps([function, task, dataclasses.asdict(setting), *rest])
     environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": ""}
     command = [sys.executable, "-m", "benchmarks.workarounds", "--call", call]
@@ -526,7 +502,8 @@ def _called(call: str) -> Any:
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown."""
     lines = [
-        "| work-around | where | network | without | with | factor | temporaries | compiling | without it |",
+        "| work-around | where | network | without | with | factor | temporaries | compiling "
+        "| without it |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -534,7 +511,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         size = "x".join(map(str, (setting["batch"], *setting["size"])))
         memory_key = "peak_bytes" if "peak_bytes" in on else "temporary_bytes"
         lines.append(
-            f"| {row['name']} | `{row['where']}` | {setting['model']} {row['task']}, {size} | {1000 * off['seconds']:.0f} ms "
+            f"| {row['name']} | `{row['where']}` | {setting['model']} {row['task']}, {size} "
+            f"| {1000 * off['seconds']:.0f} ms "
             f"| {1000 * on['seconds']:.0f} ms | {off['seconds'] / on['seconds']:.2f} "
             f"| {off[memory_key] / 1e6:.0f} -> {on[memory_key] / 1e6:.0f} MB "
             f"| {off['compile_seconds']:.0f} -> {on['compile_seconds']:.0f} s | {row['plain']} |"

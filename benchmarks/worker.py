@@ -1,4 +1,4 @@
-"""A contender in a process of its own: it shares no threads with the others, and its memory is its own."""
+"""A contender in its own process, which shares neither threads nor memory with others."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from fcn_jax.runtime.memory import trim_malloc
 def workers(
     task: str, setting: Setting, contenders: Iterable[Contender], cache: Path | None = None
 ) -> Iterator[dict[str, Worker]]:
-    """A process for each contender, by name, prepared one after the other; none is left behind, whatever happens.
+    """A process for each contender, by name, prepared one after the other and always ended.
 
     Args:
         task: what they do.
@@ -81,11 +81,11 @@ class Worker:
         theirs.close()
 
     def wait_for_imports(self) -> None:
-        """Until the process has loaded its libraries, which those of several may do at once. Raises as `prepare` does."""
+        """Wait until the process has loaded its libraries. Raises as `prepare` does."""
         self._answer()
 
     def prepare(self) -> None:
-        """Prepare the task and run it once. Raises `RuntimeError` with the process's own words if that fails."""
+        """Prepare the task and run it once. Raises `RuntimeError` if the process fails."""
         self.answer, self.first_seconds, self.first_bytes = self._ask("first")
 
     def __call__(self) -> None:
@@ -144,7 +144,7 @@ def _serve(
                 answer = work.on_host(work())
                 pipe.send((True, (answer, time.perf_counter() - began, _peak() - before)))
                 del answer
-                trim_malloc()  # as the training loop does after its first step; every contender gains by it
+                trim_malloc()  # as the training loop does after its first step
                 _start_peak()
             elif what == "call":
                 assert work is not None

@@ -1,4 +1,4 @@
-"""Fixtures of the package's tests: the real files beside the checkout, PyTorch's originals, cheap models."""
+"""Fixtures of the package's tests: real data, PyTorch's networks, models that cost little."""
 
 import importlib.util
 import os
@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-# An installed plugin, as far as importlib.metadata can tell.
+# importlib.metadata takes what lies here for an installed plugin.
 sys.path.insert(0, str(Path(__file__).parent / "fixtures" / "tiny"))
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real photographs and weights beside the checkout; the test is skipped where there is none."""
+    """The folder of real photographs and weights. Without one, the test is skipped."""
     folder = Path(os.environ.get("FCN_JAX_SHARED") or Path(__file__).parents[2] / "shared")
     if not folder.is_dir():
         pytest.skip(f"{folder}: no such folder of real data")
@@ -35,12 +35,12 @@ def torchvision() -> Any:
 
 @pytest.fixture(scope="session")
 def randomize() -> Callable[..., Any]:
-    """A function that randomizes a torch network's batch normalizations and sets it to eval mode."""
+    """A function that randomizes the batch norms of a torch network and sets it to eval mode."""
     return _randomize
 
 
 def _randomize(network: Any, seed: int = 0) -> Any:
-    """Give a torch network's batch normalizations statistics, scales and shifts that a wrong port could not get away with."""
+    """Give batch norms statistics, scales and shifts with which a wrong port is wrong."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
@@ -72,7 +72,7 @@ def make_resnet18(torchvision) -> Callable[[], Any]:
 
 @pytest.fixture(scope="session")
 def chapter_network(make_resnet18) -> Callable[[int], Any]:
-    """The book chapter's network, built as the chapter does: num_classes -> a torch Sequential in eval mode."""
+    """d2l's network, built as the book does: num_classes -> a torch Sequential in eval mode."""
 
     def make(num_classes: int) -> Any:
         import torch
@@ -90,7 +90,7 @@ def chapter_network(make_resnet18) -> Callable[[int], Any]:
 
 @pytest.fixture(scope="session")
 def abstract_model() -> Callable[..., Any]:
-    """ResNet-18 + fcn32s models with shapes in place of arrays, to be filled: num_classes -> model, a new one each time."""
+    """ResNet-18 + fcn32s with shapes instead of arrays: num_classes -> a new model."""
     known: dict[Any, Any] = {}
 
     def make(num_classes: int, *, dtype: str = "float32") -> Any:
@@ -114,7 +114,7 @@ def abstract_model() -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def make_model(abstract_model) -> Callable[..., Any]:
-    """Cheap ResNet-18 + fcn32s models: drawing the real initial values takes longer than any of the tests that do not look at them."""
+    """ResNet-18 + fcn32s with values from NumPy: drawing the real initial values is slow."""
 
     def make(num_classes: int = 21, *, dtype: str = "float32", seed: int = 0) -> Any:
         import jax.numpy as jnp
@@ -142,7 +142,7 @@ def make_model(abstract_model) -> Callable[..., Any]:
 
 @pytest.fixture(scope="module")
 def tiny_plugin() -> Iterator[None]:
-    """Register the backbone `tiny` of tests/fixtures: two convolutions, one batch normalization, dropout."""
+    """Register the backbone `tiny` of tests/fixtures: two convolutions, a batch norm, dropout."""
     from importlib import metadata
 
     from fcn_jax.plugins import registry
@@ -160,7 +160,7 @@ def tiny_plugin() -> Iterator[None]:
 
 @pytest.fixture
 def site(tmp_path, monkeypatch) -> Iterator[Any]:
-    """An `installing.Site` in the test's own folder, whose modules are forgotten afterwards."""
+    """An `installing.Site` in the test's folder. Its modules are forgotten after the test."""
     from tests.helpers.installing import Site
 
     monkeypatch.syspath_prepend(tmp_path)

@@ -1,4 +1,4 @@
-"""Benchmarks that time parts of the library: that it is the work which the library does."""
+"""Benchmarks time the work that the library does."""
 
 import importlib
 import json
@@ -14,7 +14,7 @@ from fcn_jax.api import Example, Record
 
 
 class Whole:
-    """One image, and what was asked of it."""
+    """One image, and a record of the calls."""
 
     def __init__(self):
         self.asked = []
@@ -31,14 +31,14 @@ class Whole:
 
 
 class Resizing(Whole):
-    """Decodes at other sizes too."""
+    """Also decodes at other sizes."""
 
     def decode_resized(self, record, factor):
         self.asked.append(round(factor, 3))
         return Example("0", np.zeros((4, 6, 3), np.uint8), np.zeros((4, 6), np.uint8))
 
 
-def test_the_hosts_work_is_timed_as_the_pipeline_does_it(monkeypatch):
+def test_input_is_timed_as_the_pipeline_decodes_it(monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parents[1])  # benchmarks are not installed
     benchmark = importlib.import_module("benchmarks.input")
     for source, asked in ((Whole(), "whole"), (Resizing(), 0.5)):
@@ -47,7 +47,7 @@ def test_the_hosts_work_is_timed_as_the_pipeline_does_it(monkeypatch):
         assert source.asked == [asked] * 2
 
 
-def test_the_look_over_masks_is_timed_cold_and_warm(tmp_path, monkeypatch):
+def test_label_check_is_timed_cold_and_warm(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parents[1])
     monkeypatch.setenv("FCN_JAX_CACHE", str(tmp_path / "cache"))
     benchmark = importlib.import_module("benchmarks.label_look")
@@ -81,7 +81,7 @@ def run(*arguments):
 
 @pytest.mark.needs_torch
 @pytest.mark.parametrize("few", [("--processes", "0"), ("--rounds", "1")])
-def test_too_few_to_measure_is_said_before_anything_is_done(tmp_path, few):
+def test_rejects_too_few_rounds_or_processes(tmp_path, few):
     done = run("--out", str(tmp_path / "speed.json"), *few)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].endswith("at least 1 process and 2 rounds")
@@ -90,7 +90,7 @@ def test_too_few_to_measure_is_said_before_anything_is_done(tmp_path, few):
 
 @pytest.mark.slow
 @pytest.mark.needs_torch
-def test_contenders_run_in_processes_of_their_own_and_leave_figures(tmp_path):
+def test_contenders_run_in_their_own_processes_and_write_results(tmp_path):
     out = tmp_path / "speed.json"
     done = run("--contender", "torch eager", "--processes", "2", "--out", str(out))
     assert done.returncode == 0, done.stderr
@@ -106,7 +106,7 @@ def test_contenders_run_in_processes_of_their_own_and_leave_figures(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.needs_torch
-def test_a_benchmark_of_two_different_computations_ends_and_says_so(tmp_path):
+def test_stops_if_the_contenders_disagree(tmp_path):
     program = """
 import numpy as np
 from benchmarks import __main__, tasks
@@ -114,7 +114,8 @@ from benchmarks.setting import Setting
 def check(task, answers, dtype): raise SystemExit("they disagree")
 tasks.check_agreement = check
 if __name__ == "__main__":
-    __main__.measure("logits", Setting(batch=1, size=(64, 64)), 2, {"flops": 1.0, "bytes": 1.0}, [tasks.LIBRARY])
+    setting, peak = Setting(batch=1, size=(64, 64)), {"flops": 1.0, "bytes": 1.0}
+    __main__.measure("logits", setting, 2, peak, [tasks.LIBRARY])
 """
     path = tmp_path / "program.py"
     path.write_text(program)

@@ -361,7 +361,7 @@ def test_convert_puts_a_head_on_a_backbone(
     assert "--head NAME adds a head" in fails(
         "convert", source, "--model", "tiny", "--num-classes", "5", "-o", out
     )
-    assert "is a whole model" in fails(
+    assert "is a model with the head 'fcn32s'" in fails(
         "convert", source, "--model", "fcn32s_resnet18", "--head", "fcn", "-o", out
     )
     assert not out.exists()
@@ -787,12 +787,12 @@ def test_verify_exits_with_1_if_a_layer_is_wrong(tiny_plugin, monkeypatch, capsy
     original = BatchNorm.__init__
 
     def wrong(self, channels, **settings):
-        original(self, channels, **{"eps": 1e-3} | settings)
+        original(self, channels, **settings | {"eps": 1e-3})
 
     monkeypatch.setattr(BatchNorm, "__init__", wrong)
     assert cli.main(["verify", "--model", "tiny", "--num-classes", "3", "--size", "33x49"]) == 1
     assert capsys.readouterr().out.startswith(
-        "NOT EQUAL: tiny + fcn32s in float32: backbone.bn1: error"
+        "NOT EQUAL: tiny + fcn32s in float32: backbone.conv1.bn: error"
     )
 
 
@@ -800,10 +800,10 @@ def test_verify_exits_with_1_if_a_layer_is_wrong(tiny_plugin, monkeypatch, capsy
     ("arguments", "complaint"),
     [
         (["--size", "320"], "invalid size '320', expected HEIGHTxWIDTH in pixels, such as 320x480"),
-        (["--size", "8x64"], "size 8x64: want 32 or more each way"),
+        (["--size", "8x64"], "size 8x64: expected height and width of at least 32"),
         (["--report", "r.pdf"], "r.pdf: a report ends in .html or .json"),
         (["--weights", "none.pth"], "none.pth: no such weights"),
-        (["--batch", "0"], "batch is 0: want 1 or more"),
+        (["--batch", "0"], "batch is 0: expected 1 or more"),
         (["--head", "fcn31s"], "Did you mean 'fcn32s'"),
         (["--backbone-option", "widht=8"], "Did you mean 'width'"),
         (["--head-option", "x"], "--head-option x: write it as KEY=VALUE"),

@@ -19,6 +19,7 @@ ORDER = (
     "pytorch",
     "plugins",
     "config",
+    "recipes",
     "models",
     "checkpoint",
     "data",

@@ -1,4 +1,4 @@
-"""What the README shows is what happens."""
+"""The README's examples and commands work."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fcn_jax import cli, recipes
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
-def test_the_chapters_walk_gives_the_shapes_it_says() -> None:
+def test_example_has_the_shapes_of_its_comments() -> None:
     block = next(
         block
         for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -28,7 +28,7 @@ def test_the_chapters_walk_gives_the_shapes_it_says() -> None:
     assert shown == 2
 
 
-def test_every_command_shown_parses() -> None:
+def test_every_command_parses() -> None:
     commands = re.findall(r"^fcn-jax (.+)$", README, re.MULTILINE)
     assert len(commands) >= 6
     import shlex
@@ -37,6 +37,6 @@ def test_every_command_shown_parses() -> None:
         cli._parser().parse_args(shlex.split(command))
 
 
-def test_every_recipe_named_exists() -> None:
+def test_every_recipe_exists() -> None:
     for name in re.findall(r"fcn-jax train (\w+)", README):
         assert name in recipes.names()

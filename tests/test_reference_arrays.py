@@ -1,4 +1,4 @@
-"""Conversion and forward pass against arrays that PyTorch wrote in another environment; `.ci/run` sets the variable."""
+"""Conversion and forward pass against arrays that PyTorch wrote in another environment."""
 
 import os
 from pathlib import Path
@@ -29,7 +29,7 @@ def reference(request):
 
 
 @pytest.mark.parametrize("size", reference_arrays.SIZES)
-def test_logits_are_those_that_pytorch_computed(reference, size):
+def test_logits_match_pytorch(reference, size):
     path, model = reference
     arrays = np.load(path / f"{size[0]}x{size[1]}.npz")
     graphdef, state = nnx.split(model)
@@ -38,7 +38,7 @@ def test_logits_are_those_that_pytorch_computed(reference, size):
     assert np.abs(logits - arrays["logits"]).max() < 1e-5 * np.abs(arrays["logits"]).max()
 
 
-def test_the_state_dict_comes_back_bit_for_bit(reference):
+def test_exports_the_same_state_dict(reference):
     path, model = reference
     theirs = {
         name: value

@@ -16,9 +16,9 @@ from fcn_jax.eval.draw import generic_classes
 from fcn_jax.models.preprocess import normalize
 from fcn_jax.models.segmenter import Segmenter
 from fcn_jax.models.spec import resolve
-from fcn_jax.nn._subpixel import SubpixelLogits
+from fcn_jax.nn._subpixel import SubpixelLogits, prefers_subpixel
 from fcn_jax.plugins.api import IGNORE_INDEX, Classes, Preprocess
-from fcn_jax.runtime.compiler import compiler_options, prefers_blocks
+from fcn_jax.runtime.compiler import compiler_options
 
 
 class Predictor:
@@ -62,7 +62,7 @@ class Predictor:
             raise ConfigError(f"pad_to_multiple is {pad_to_multiple}; it must be at least 1")
         model.eval()
         preprocess = resolve(model.spec).preprocess
-        in_blocks = prefers_blocks() if blocks is None else blocks
+        in_blocks = prefers_subpixel() if blocks is None else blocks
         self.num_classes = model.spec.num_classes
         self.classes = classes or generic_classes(self.num_classes)
         self._multiple = pad_to_multiple

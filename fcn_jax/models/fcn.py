@@ -13,6 +13,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from fcn_jax import nn
 from fcn_jax.nn._subpixel import SubpixelLogits
@@ -71,7 +72,9 @@ class FCN32s(nnx.Module):
             **types,
         )
 
-    def __call__(self, features: Mapping[str, jax.Array], *, out_hw: tuple[int, int]) -> jax.Array:
+    def __call__(
+        self, features: Mapping[str, Float[Array, "N _ _ _"]], *, out_hw: tuple[int, int]
+    ) -> Float[Array, "N {out_hw[0]} {out_hw[1]} K"]:
         """Features -> logits f[N, out_hw[0], out_hw[1], K].
 
         Logits outside of the image are cropped: at the bottom and right, and if the backbone pads

@@ -11,9 +11,9 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 from pydantic import Field
 
 from fcn_jax import nn
@@ -60,7 +60,9 @@ class FCNHead(nnx.Module):
         self.dropout = nnx.Dropout(options.dropout, rngs=rngs)
         self.conv2 = nn.Conv(inner, num_classes, 1, **types)
 
-    def __call__(self, features: Mapping[str, jax.Array], *, out_hw: tuple[int, int]) -> jax.Array:
+    def __call__(
+        self, features: Mapping[str, Float[Array, "N _ _ _"]], *, out_hw: tuple[int, int]
+    ) -> Float[Array, "N {out_hw[0]} {out_hw[1]} K"]:
         """Features -> logits f[N, out_hw[0], out_hw[1], K]."""
         logits = self.conv2(self.dropout(self.conv1(features[self.feature])))
         return nn.resize_bilinear(logits, out_hw)

@@ -13,9 +13,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from fcn_jax import nn
 from fcn_jax.errors import ConfigError
@@ -103,7 +103,9 @@ class FCNSkip(nnx.Module):
             **types,
         )
 
-    def __call__(self, features: Mapping[str, jax.Array], *, out_hw: tuple[int, int]) -> jax.Array:
+    def __call__(
+        self, features: Mapping[str, Float[Array, "N _ _ _"]], *, out_hw: tuple[int, int]
+    ) -> Float[Array, "N {out_hw[0]} {out_hw[1]} K"]:
         """Features -> logits f[N, out_hw[0], out_hw[1], K]."""
         scores = self.final_conv(features[self.deepest])
         for name, scale, (of_up, of_skip), skip_conv, up_conv in zip(

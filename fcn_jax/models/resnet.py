@@ -13,9 +13,9 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from fcn_jax import nn
 from fcn_jax.plugins.api import Backbone, FeatureSpec, TorchBridge, Weights, ceil_size
@@ -111,7 +111,7 @@ class BasicBlock(nnx.Module):
             downsample = conv(in_channels, out_channels, 1, stride=stage.stride, activation=None)
         self.downsample = downsample
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "N H W I"]) -> Float[Array, "N h w O"]:
         """f[N, H, W, I] -> f[N, ceil(H / stride), ceil(W / stride), O]."""
         shortcut = x if self.downsample is None else self.downsample(x)
         y = self.conv2(self.conv1(x))
@@ -152,7 +152,7 @@ class Bottleneck(nnx.Module):
             downsample = conv(in_channels, out_channels, 1, stride=stage.stride, activation=None)
         self.downsample = downsample
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "N H W I"]) -> Float[Array, "N h w O"]:
         """f[N, H, W, I] -> f[N, ceil(H / stride), ceil(W / stride), O]."""
         shortcut = x if self.downsample is None else self.downsample(x)
         y = self.conv3(self.conv2(self.conv1(x)))
@@ -190,7 +190,7 @@ class ResNet(nnx.Module):
             setattr(self, f"layer{i + 1}", nnx.List(blocks))
             in_channels = out_channels
 
-    def __call__(self, x: jax.Array) -> dict[str, jax.Array]:
+    def __call__(self, x: Float[Array, "N H W 3"]) -> dict[str, Float[Array, "N _ _ _"]]:
         """f[N, H, W, 3] -> the outputs of the stem and the four stages by name.
 
         They are f[N, ceil(H / s), ceil(W / s), C], with s = 2, 4, 8, 16, 32 or the output stride.

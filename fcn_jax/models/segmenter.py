@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from fcn_jax.errors import FcnJaxError, PluginError
 from fcn_jax.nn._subpixel import SubpixelLogits
@@ -45,7 +46,7 @@ class Segmenter(nnx.Module):
         self.spec = nnx.static(spec)
         self.features = nnx.static(features)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "N H W 3"]) -> Float[Array, "N H W K"]:
         """Compute the logits, without the auxiliary head.
 
         Args:

@@ -76,7 +76,7 @@ def gpu_grads(
     """XLA's autodiff of `gpu_conv`. cuDNN computes a bfloat16 kernel gradient only in bfloat16."""
     if is_stem(settings, kernel.shape):
         # The gradients of the columns are summed in this dtype. float64 stays.
-        kernel = kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
+        kernel = kernel.astype(jnp.float64 if kernel.dtype == jnp.float64 else jnp.float32)
     grad_x, grad_kernel = jax.vjp(functools.partial(gpu_conv, settings), x, kernel)[1](grad)
     return grad_x, grad_kernel.astype(jnp.float32)
 

@@ -76,7 +76,7 @@ def max_pool(
             f"a pooling window of {kernel_size}x{kernel_size} does not fit an image of "
             f"{x.shape[1]}x{x.shape[2]} pixels with padding {padding}; use a larger image"
         )
-    borders = tuple(border(size) for size in x.shape[1:3])
+    borders = border(x.shape[1]), border(x.shape[2])
     return _pool(x, _Window(kernel_size, stride, borders))
 
 

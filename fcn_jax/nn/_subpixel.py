@@ -65,6 +65,11 @@ class SubpixelLogits:
         ]
 
 
+def prefers_subpixel() -> bool:
+    """Whether loss and argmax are faster on `SubpixelLogits` on the default device."""
+    return jax.default_backend() in ("gpu", "tpu")
+
+
 def pixel_shuffle(blocks: jax.Array) -> jax.Array:
     """f[N, R, C, s, s, ...] -> f[N, s R, s C, ...]."""
     batch, rows, cols, height, width = blocks.shape[:5]

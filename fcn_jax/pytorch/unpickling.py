@@ -48,6 +48,9 @@ def load(file: IO[bytes], persistent: Callable[[Any], Any] | None = None) -> Any
 # The implementation in Python, not the one in C: its instructions can be overridden, and a damaged
 # index of the memo does not make it allocate gigabytes.
 class _Unpickler(pickle._Unpickler):
+    stack: list[Any]
+    memo: dict[int, Any]
+
     def __init__(self, file: IO[bytes], persistent: Callable[[Any], Any] | None) -> None:
         super().__init__(file, encoding="latin-1")
         self._persistent = persistent
@@ -90,7 +93,7 @@ class _Unpickler(pickle._Unpickler):
                 self.memo.update({i: array for i, value in self.memo.items() if value is old})
         # Attributes of other objects, such as `_metadata` of a state dict, are not needed.
 
-    dispatch: ClassVar = {
+    dispatch: ClassVar[dict[int, Any]] = {
         **pickle._Unpickler.dispatch,
         pickle.REDUCE[0]: _reduce,
         pickle.NEWOBJ[0]: _reduce,

@@ -31,11 +31,6 @@ def compiler_options() -> dict[str, str]:
     return {name: value for name, value in _CPU.items() if _is_known(name, value)}
 
 
-def prefers_blocks() -> bool:
-    """Return whether loss and argmax are faster on sub-pixel logits on the default device."""
-    return jax.default_backend() in ("gpu", "tpu")
-
-
 @functools.cache
 def _is_known(name: str, value: str) -> bool:
     try:

@@ -181,8 +181,9 @@ def _train(
         state = jax.device_put(state, everywhere)
     rate = optim.schedule(config.optim, total_steps)
     # Only the state holds values from here on: each step deletes those of the step before.
-    graphdef, _, random_keys = nnx.split(model, (nnx.Param, nnx.BatchStat), ...)
-    del model
+    graphdef, *states = nnx.split(model, (nnx.Param, nnx.BatchStat), ...)
+    random_keys = states.pop()
+    del model, states
 
     # -------------------------------------------------------------------------------------- compile
     progress = held.enter_context(

@@ -1,5 +1,4 @@
 """Losses of logits and integer labels."""
-# ruff: noqa: F722 (shapes of jaxtyping are not expressions)
 
 from __future__ import annotations
 
@@ -48,12 +47,13 @@ def cross_entropy(
         # The barrier stores the rearranged labels. They are small, and XLA would otherwise compute
         # their positions again for each logit.
         labels = lax.optimization_barrier(logits.scatter(labels, ignore_index))
-        logits, axis = _store_gradient(logits.values), logits.CLASS_AXIS
+        axis = logits.CLASS_AXIS
+        logits = _store_gradient(logits.values)
     labels = labels.astype(jnp.int32)
     valid = labels != ignore_index
     total = valid.sum() if count is None else count
     losses = _pixel_losses(logits, labels, valid, axis)
-    return jnp.where(valid, losses, 0).sum() / jnp.maximum(total, 1)
+    return jnp.where(valid, losses, 0).sum() / jnp.maximum(total, 1).astype(jnp.float32)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -133,7 +133,7 @@ def _backward(
         jnp.expand_dims(x, axis) for x in (lax.optimization_barrier(largest), total, valid, grad)
     )
     softmax = jnp.exp(logits.astype(jnp.float32) - largest) / total
-    change = softmax - _is_label(logits, labels, axis)
+    change = softmax - _is_label(logits, labels, axis).astype(jnp.float32)
     return jnp.where(valid, change * grad, 0).astype(logits.dtype), None, None
 
 

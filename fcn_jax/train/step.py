@@ -14,8 +14,8 @@ from flax import nnx
 from fcn_jax.models.preprocess import normalize
 from fcn_jax.models.segmenter import Segmenter
 from fcn_jax.nn import REMAT_NAMES
+from fcn_jax.nn._subpixel import prefers_subpixel
 from fcn_jax.plugins.api import IGNORE_INDEX, Preprocess
-from fcn_jax.runtime.compiler import prefers_blocks
 from fcn_jax.train.losses import segmentation_loss
 
 
@@ -70,7 +70,7 @@ def make(
         with the state donated. `batch` is {"image": u8[N,h,w,3], "mask": u8[N,h,w]}, `metrics` is
         {"loss": f32[], "grad_norm": f32[]}.
     """
-    subpixel = prefers_blocks() if blocks is None else blocks
+    subpixel = prefers_subpixel() if blocks is None else blocks
     model.train()
     # Train and eval mode have different graphs, so the mode is set before the split. `rest` holds
     # random keys, such as dropout's. They never change; each step folds its number into them.

@@ -1,4 +1,4 @@
-"""Distributions made or installed for one test, in a folder of their own, without a network; and processes that see it."""
+"""Distributions that are made or installed for one test, and processes that see them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,12 @@ from fcn_jax.plugins.registry import Registry
 GOOD = """
     from fcn_jax.api import Backbone
 
-    NET = Backbone(name="net", summary="a net", features=lambda options, output_stride: (), build=lambda *args, **kwargs: None)
+    NET = Backbone(
+        name="net",
+        summary="a net",
+        features=lambda options, output_stride: (),
+        build=lambda *args, **kwargs: None,
+    )
 """
 """A module with a backbone, `NET`, that does nothing."""
 
@@ -51,7 +56,7 @@ class Site:
 
 
 def install(site: Path, *projects: Path, scratch: Path) -> None:
-    """Install projects into `site` by pip. They are built from copies, so that nothing is left in the originals."""
+    """Install projects into `site` by pip, from copies, so that nothing is written to them."""
     copies = [scratch / project.name for project in projects]
     for project, copy in zip(projects, copies, strict=True):
         shutil.copytree(

@@ -1,4 +1,4 @@
-"""Arrays that PyTorch computed, for the environments that have none: `python -m tests.helpers.reference_arrays DIR` writes them."""
+"""Arrays of PyTorch for environments without it: `python -m tests.helpers.reference_arrays DIR`."""
 
 import sys
 from pathlib import Path
@@ -15,7 +15,11 @@ SIZES = ((64, 96), (65, 97))
 
 
 def write(directory: Path) -> None:
-    """A folder for each network: weights.safetensors in torchvision's names, and for each size the input and the logits in eval mode."""
+    """Write a folder for each network.
+
+    It has weights.safetensors in torchvision's names, and the input and the logits in eval mode for
+    each size.
+    """
     import torch
 
     from fcn_jax.api import ModelSpec

@@ -29,7 +29,7 @@ def make(features, num_classes):
     return selected, FCN32S.build(options, selected, num_classes=num_classes, rngs=nnx.Rngs(0))
 
 
-def test_the_deepest_feature_is_taken_and_decides_the_kernel():
+def test_kernel_follows_the_stride_of_the_deepest_feature():
     selected, head = make(specs(stride=8, channels=6), 3)
     assert [f.name for f in selected] == ["deep"]
     assert head.final_conv.kernel[...].shape == (1, 1, 6, 3)
@@ -39,7 +39,7 @@ def test_the_deepest_feature_is_taken_and_decides_the_kernel():
 
 @pytest.mark.parametrize("out_hw", [(16, 24), (9, 17)])
 @pytest.mark.needs_torch
-def test_logits_equal_the_torch_reference_cropped_at_bottom_and_right(out_hw):
+def test_logits_match_the_torch_reference_cropped_at_bottom_and_right(out_hw):
     import torch
 
     features, head = make(specs(), 3)
@@ -69,7 +69,7 @@ def rng_like(shape):
     return np.random.default_rng(0).standard_normal(shape, np.float32)
 
 
-def test_it_starts_as_the_chapter_does():
+def test_initial_values_match_d2l():
     _, head = make(specs(), 3)
     kernel = np.asarray(head.transpose_conv.kernel[...])
     off_diagonal = kernel[:, :, ~np.eye(3, dtype=bool)]
@@ -102,7 +102,7 @@ def test_fixed_upsampling_is_bilinear_and_has_no_bias():
     assert list(leaves(head)) == ["final_conv.bias", "final_conv.kernel", "transpose_conv.kernel"]
 
 
-def test_depthwise_upsampling_starts_as_the_dense_one_with_a_kernel_for_each_class():
+def test_depthwise_upsampling_starts_as_the_dense_one():
     (feature,) = specs()[1:]
     dense, depthwise = (
         FCN32S.build(FCN32S.options(upsampling=kind), [feature], num_classes=3, rngs=nnx.Rngs(0))
@@ -116,12 +116,12 @@ def test_depthwise_upsampling_starts_as_the_dense_one_with_a_kernel_for_each_cla
 
 @pytest.mark.slow
 @pytest.mark.parametrize("upsampling", ["depthwise", "fixed"])
-def test_the_head_keeps_the_contract_with_other_upsampling(upsampling):
+def test_keeps_the_contract_with_other_upsampling(upsampling):
     check_head("fcn32s", {"upsampling": upsampling})
 
 
 @pytest.mark.needs_torch
-def test_the_torch_reference_of_a_backbone_that_pads_begins_at_the_image():
+def test_torch_reference_begins_at_the_image_if_the_backbone_pads():
     import torch
 
     padded = FeatureSpec("deep", 2, 8, lambda n: n // 8 + 2, offset=3)
@@ -136,7 +136,7 @@ def test_the_torch_reference_of_a_backbone_that_pads_begins_at_the_image():
     )
 
 
-def test_fixed_kernels_are_saved_and_loaded_but_not_trained(tiny_plugin, tmp_path):
+def test_saves_and_loads_fixed_kernels_but_does_not_train_them(tiny_plugin, tmp_path):
     spec = ModelSpec("tiny", "fcn32s", 2, head_options={"upsampling": "fixed"})
     model = build(spec, rngs=nnx.Rngs(0))
     kernel = model.head.transpose_conv.kernel

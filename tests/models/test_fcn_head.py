@@ -9,15 +9,16 @@ from fcn_jax import build_model
 from fcn_jax.api import FeatureSpec, ceil_size
 from fcn_jax.errors import ConfigError
 from fcn_jax.models.fcn_head import FCN
+from fcn_jax.models.spec import select_features
 from fcn_jax.testing import check_head
 
 
 @pytest.mark.slow
-def test_it_keeps_the_contract():
+def test_keeps_the_contract():
     check_head("fcn")
 
 
-def test_logits_are_resized_to_the_image_not_cropped():
+def test_resizes_logits_to_the_image():
     model = build_model("resnet18", "fcn", 3, rngs=nnx.Rngs(0))
     model.eval()
     x = np.random.default_rng(0).standard_normal((1, 33, 65, 3)).astype(np.float32)
@@ -34,17 +35,21 @@ def test_logits_are_resized_to_the_image_not_cropped():
     np.testing.assert_allclose(logits[0, 0, 0], small[0, 0, 0], atol=1e-5)
 
 
-def test_dropout_is_an_option_and_bounded():
+def test_dropout_option_has_bounds():
     model = build_model("resnet18", "fcn", 3, head_options={"dropout": 0.0}, rngs=nnx.Rngs(0))
     assert model.head.dropout.rate == 0
-    with pytest.raises(ConfigError, match=r"dropout is 1\.5; it must be at least 0 and below 1"):
+    with pytest.raises(
+        ConfigError, match=r"head 'fcn' .* 'dropout' is 1\.5; input should be less than 1"
+    ):
         build_model("resnet18", "fcn", 3, head_options={"dropout": 1.5}, rngs=nnx.Rngs(0))
 
 
-def test_features_that_begin_before_the_image_are_refused():
+def test_rejects_features_that_begin_before_the_image():
     padded = FeatureSpec("deep", 8, 32, ceil_size(32), offset=3)
     with pytest.raises(
         ConfigError,
-        match=r"head 'fcn' resizes .*; 'deep' begins 3 pixels before it\. Take .* such as fcn32s",
+        match=r"head 'fcn' needs .*; 'deep' begins 3 pixels before it\. Use .* such as fcn32s",
     ):
-        FCN.select(FCN.options(), (dataclasses.replace(padded, name="shallow", offset=0), padded))
+        select_features(
+            FCN, FCN.options(), (dataclasses.replace(padded, name="shallow", offset=0), padded)
+        )

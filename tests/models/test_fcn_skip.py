@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fcn_jax import build_model, nn
+from fcn_jax import nn
 from fcn_jax.api import FeatureSpec
 from fcn_jax.errors import ConfigError
 from fcn_jax.models.fcn_skip import FCN8S, FCN16S, crops
@@ -30,7 +30,7 @@ SPECS = tuple(FeatureSpec(f"f{s}", c, s, up(s)) for c, s in ((3, 4), (4, 8), (5,
         pytest.param("fcn16s", {"upsampling": "fixed"}, marks=pytest.mark.slow),
     ],
 )
-def test_they_keep_the_contract(name, options):
+def test_keeps_the_contract(name, options):
     check_head(name, options)
 
 
@@ -42,7 +42,7 @@ def test_they_keep_the_contract(name, options):
         ("fixed", ["transpose_conv.kernel", "up_convs.0.kernel", "up_convs.1.kernel"], 3),
     ],
 )
-def test_what_is_fixed_has_no_gradient_and_no_bias(upsampling, frozen, biases):
+def test_fixed_upsampling_has_no_gradient_and_no_bias(upsampling, frozen, biases):
     options = FCN8S.options(upsampling=upsampling)
     head = nnx.eval_shape(lambda: FCN8S.build(options, SPECS[1:], num_classes=2, rngs=nnx.Rngs(0)))
     assert [path for path, leaf in leaves(head).items() if isinstance(leaf, nn.Buffer)] == frozen
@@ -61,7 +61,7 @@ def test_what_is_fixed_has_no_gradient_and_no_bias(upsampling, frozen, biases):
         ),
     ],
 )
-def test_pytorch_fcns_names(head, names):
+def test_names_match_pytorch_fcn(head, names):
     options = head.options(upsampling="fixed")
     features = [spec for spec in SPECS if spec.name in head.select(options, SPECS)]
     module = nnx.eval_shape(lambda: head.build(options, features, num_classes=2, rngs=nnx.Rngs(0)))
@@ -78,28 +78,30 @@ def test_pytorch_fcns_names(head, names):
     )
 
 
-def test_skips_come_from_half_and_a_quarter_of_the_deepest_stride():
+def test_takes_skips_of_half_and_a_quarter_of_the_deepest_stride():
     assert FCN16S.select(FCN16S.options(), SPECS) == ("f16", "f32")
     assert FCN8S.select(FCN8S.options(), SPECS) == ("f8", "f16", "f32")
 
 
-def test_of_features_that_share_a_stride_the_deepest_is_taken():
+def test_takes_the_deepest_of_features_with_the_same_stride():
     dilated = (*SPECS[:3], FeatureSpec("f16b", 5, 16, up(16)))
     assert FCN16S.select(FCN16S.options(), dilated) == ("f8", "f16b")
     twice = (SPECS[0], SPECS[1], FeatureSpec("f8b", 4, 8, up(8)), SPECS[2])
     assert FCN16S.select(FCN16S.options(), twice) == ("f8b", "f16")
 
 
-def test_a_backbone_that_cannot_feed_it_is_refused():
+def test_rejects_a_backbone_without_the_features():
     with pytest.raises(
         ConfigError,
-        match=r"'fcn8s' needs features of stride 2 and 4 .* offers layer1 \(4\), .*layer4 \(8\)",
+        match=r"'fcn8s' needs features of stride 2 and 4 .* offers f4 \(4\), f8 \(8\)",
     ):
-        build_model("resnet18", "fcn8s", 3, output_stride=8, rngs=nnx.Rngs(0))
+        FCN8S.select(
+            FCN8S.options(), (FeatureSpec("f4", 1, 4, up(4)), FeatureSpec("f8", 1, 8, up(8)))
+        )
 
 
-def test_the_staged_form_starts_as_fcn32s_would_go_on():
-    """Skips add nothing at first: what comes out is the deepest scores, upsampled bilinearly in two steps."""
+def test_staged_form_starts_as_the_previous_stage():
+    """Skips add nothing at first: the logits are the deepest scores, upsampled twice."""
     features = {
         spec.name: np.random.default_rng(0).standard_normal(
             (1, *(spec.size(64),) * 2, spec.channels)
@@ -116,8 +118,8 @@ def test_the_staged_form_starts_as_fcn32s_would_go_on():
 
 
 @pytest.mark.parametrize("at_once", [False, True])
-def test_a_skip_lands_where_it_comes_from(at_once):
-    """One bright pixel of the shallow feature lights up the image around its own place, and nothing else."""
+def test_skip_aligns_with_the_image(at_once):
+    """One bright pixel of the shallow feature changes only the logits around its place."""
     head = FCN8S.build(FCN8S.options(at_once=at_once), SPECS[1:], num_classes=1, rngs=nnx.Rngs(0))
     head.skip_convs[1].kernel[...] += 1e4 if at_once else 1.0
     features = {
@@ -134,8 +136,8 @@ def test_a_skip_lands_where_it_comes_from(at_once):
     assert lit.max() == pytest.approx((15 / 16) ** 2, rel=1e-3)
 
 
-def test_the_papers_crop_offsets():
-    """The input padded by 100 where the first layer pads 1 anyway; fc6, unpadded, takes 96 pixels back. 19; 5, 27; 5, 9, 31."""
+def test_crops_match_the_paper():
+    """The first layer pads by 100 instead of 1, and fc6 does not pad: 19; 5, 27; 5, 9, 31."""
     pool3, pool4, fc7 = (
         FeatureSpec(n, 1, s, up(s), offset=o)
         for n, s, o in (("pool3", 8, 99), ("pool4", 16, 99), ("fc7", 32, 3))
@@ -145,19 +147,19 @@ def test_the_papers_crop_offsets():
     assert crops(fc7, [pool4, pool3]) == (((0, 5), (0, 9)), 31)
 
 
-def test_features_that_cannot_be_lined_up_are_refused():
+def test_rejects_features_that_do_not_align():
     with pytest.raises(
-        ConfigError, match=r"'f16' begins 5 pixels before the image .* no whole pixels of 16 apart"
+        ConfigError, match=r"'f16' begins 5 pixels before the image .* a multiple of 16 pixels"
     ):
         crops(SPECS[3], [FeatureSpec("f16", 1, 16, up(16), offset=5)])
-    with pytest.raises(ConfigError, match="no whole pixels of 16 apart"):
+    with pytest.raises(ConfigError, match="a multiple of 16 pixels"):
         FCN16S.select(
             FCN16S.options(),
             (FeatureSpec("f16", 1, 16, up(16), offset=5), FeatureSpec("f32", 1, 32, up(32))),
         )
 
 
-def test_every_pixel_is_reached_at_any_size():
+def test_covers_every_pixel_at_any_size():
     head = FCN8S.build(FCN8S.options(), SPECS[1:], num_classes=2, rngs=nnx.Rngs(0))
     for size in itertools.chain(range(1, 70, 7), (64, 96)):
         features = {

@@ -24,9 +24,7 @@ CLASSES = 5
 
 
 @pytest.mark.slow
-def test_every_parameters_gradient_is_as_near_the_truth_as_pytorchs(
-    chapter_network, make_model
-) -> None:
+def test_gradients_are_as_exact_as_those_of_torch(chapter_network, make_model) -> None:
     network = chapter_network(CLASSES).train()
     model = make_model(CLASSES)
     load_torch(model, network.state_dict())

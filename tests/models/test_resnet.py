@@ -26,6 +26,7 @@ BOTTLENECKS = (
     "wide_resnet50_2",
     "wide_resnet101_2",
 )
+LAYERS = ("layer1", "layer2", "layer3", "layer4")
 # Each test of values compiles a network, so that compiling it fast matters more than running it
 # fast.
 COMPILER_OPTIONS = {"xla_backend_optimization_level": 0}
@@ -48,7 +49,7 @@ def shapes_of(name, size, batch=1, output_stride=32):
 
 
 def features_of_both(name, output_stride, reference, size):
-    """The features of the same weights, ours and those of the torch network `reference`, in our layout."""
+    """Features of our network and of `reference` in torch with the same weights, both NHWC."""
     import torch
 
     trunk, spec = abstract(name, output_stride)
@@ -62,10 +63,10 @@ def features_of_both(name, output_stride, reference, size):
         lambda arrays, x: nnx.merge(graphdef, arrays)(x), compiler_options=COMPILER_OPTIONS
     )(arrays, x)
     theirs = {}
-    for layer in ("layer1", "layer2", "layer3", "layer4"):
-        getattr(reference, layer).register_forward_hook(
-            lambda _, __, output, layer=layer: theirs.update({layer: output})
-        )
+    stem = reference.relu if hasattr(reference, "relu") else reference.act1  # act1 in timm
+    modules = {"stem": stem} | {name: getattr(reference, name) for name in LAYERS}
+    for name, module in modules.items():
+        module.register_forward_hook(lambda _, __, y, name=name: theirs.update({name: y.clone()}))
     with torch.no_grad():
         reference(torch.tensor(x.transpose(0, 3, 1, 2)))
     return ours, {layer: value.numpy().transpose(0, 2, 3, 1) for layer, value in theirs.items()}
@@ -78,11 +79,11 @@ def check_equal(ours, theirs):
         assert np.abs(ours[name] - value).max() < 1e-5 * np.abs(value).max(), name
 
 
-# ---------------------------------------------------------------------------------------------------------------- names and shapes
+# ---------------------------------------------------------------------------- names and shapes
 
 
 @pytest.mark.parametrize("name", BASIC + BOTTLENECKS)
-def test_names_shapes_and_counts_are_torchvisions(torchvision, name):
+def test_names_shapes_and_counts_match_torchvision(torchvision, name):
     import torch
 
     with torch.device("meta"):
@@ -127,7 +128,7 @@ def test_names_shapes_and_counts_are_torchvisions(torchvision, name):
 
 
 @pytest.mark.parametrize("name", BASIC + BOTTLENECKS)
-def test_named_weights_are_all_that_torchvision_publishes(torchvision, name):
+def test_named_weights_match_torchvision(torchvision, name):
     ours = registry.default().backbone(name).torch.weights
     published = {entry.name: entry for entry in torchvision.models.get_model_weights(name)}
     assert ours.keys() == published.keys()
@@ -139,26 +140,26 @@ def test_named_weights_are_all_that_torchvision_publishes(torchvision, name):
 
 
 @pytest.mark.parametrize("name", BASIC + BOTTLENECKS)
-def test_images_are_normalised_as_torchvision_does(torchvision, name):
+def test_normalization_matches_torchvision(torchvision, name):
     preprocess = registry.default().backbone(name).preprocess
     theirs = torchvision.models.get_model_weights(name).DEFAULT.transforms()
     assert (list(preprocess.mean), list(preprocess.std)) == (theirs.mean, theirs.std)
     assert (preprocess.scale, preprocess.channel_order) == (1.0, "rgb")
 
 
-def test_the_chapters_input_gives_10_by_15_of_512_channels():
+def test_image_of_d2l_has_10_by_15_features_of_512_channels():
     shapes = shapes_of("resnet18", (320, 480))
-    assert list(shapes) == ["layer1", "layer2", "layer3", "layer4"]
+    assert set(shapes) == {"stem", *LAYERS}
     assert shapes["layer4"] == (1, 10, 15, 512)
 
 
 @pytest.mark.parametrize("output_stride", [32, 16, 8])
 @pytest.mark.parametrize("name", ["resnet18", "resnext50_32x4d"])
-def test_features_have_the_sizes_that_the_backbone_promises(name, output_stride):
+def test_features_have_the_promised_sizes(name, output_stride):
     backbone = registry.default().backbone(name)
     specs = backbone.features(backbone.options(), output_stride)
     assert [spec.stride for spec in specs] == [
-        min(stride, output_stride) for stride in (4, 8, 16, 32)
+        min(stride, output_stride) for stride in (2, 4, 8, 16, 32)
     ]
     for size in ((1, 1), (33, 31), (321, 487), (64, 95)):
         expected = {
@@ -167,17 +168,17 @@ def test_features_have_the_sizes_that_the_backbone_promises(name, output_stride)
         assert shapes_of(name, size, 2, output_stride) == expected
 
 
-def test_a_stage_begins_with_the_dilation_of_the_stage_before():
+def test_stage_begins_with_the_dilation_of_the_stage_before():
     assert stages(32) == [Stage(1, 1, 1), Stage(2, 1, 1), Stage(2, 1, 1), Stage(2, 1, 1)]
     assert stages(16) == [Stage(1, 1, 1), Stage(2, 1, 1), Stage(2, 1, 1), Stage(1, 1, 2)]
     assert stages(8) == [Stage(1, 1, 1), Stage(2, 1, 1), Stage(1, 1, 2), Stage(1, 2, 4)]
 
 
-# ------------------------------------------------------------------------------------------------------------------------- values
+# -------------------------------------------------------------------------------------- values
 
 
 @pytest.mark.parametrize("size", [(33, 31), pytest.param((64, 97), marks=pytest.mark.slow)])
-def test_every_feature_equals_torchvisions(make_resnet18, size):
+def test_features_match_torchvision(make_resnet18, size):
     check_equal(*features_of_both("resnet18", 32, make_resnet18(), size))
 
 
@@ -194,7 +195,7 @@ def test_every_feature_equals_torchvisions(make_resnet18, size):
         pytest.param("resnext101_64x4d", 8, marks=pytest.mark.slow),
     ],
 )
-def test_every_feature_of_a_bottleneck_network_equals_torchvisions(
+def test_features_of_bottleneck_networks_match_torchvision(
     torchvision, randomize, name, output_stride
 ):
     import torch
@@ -217,10 +218,8 @@ def test_every_feature_of_a_bottleneck_network_equals_torchvisions(
         ),
     ],
 )
-def test_every_feature_of_a_dilated_basic_network_equals_timms(
-    torchvision, randomize, name, output_stride
-):
-    """torchvision refuses these; timm is the original, and the reference of the contract must agree with it too."""
+def test_features_of_dilated_basic_networks_match_timm(torchvision, randomize, name, output_stride):
+    """torchvision refuses these. The reference is timm; that of the descriptor must match it."""
     import torch
 
     timm = pytest.importorskip("timm")
@@ -242,11 +241,11 @@ def test_every_feature_of_a_dilated_basic_network_equals_timms(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet34", "resnext50_32x4d"])
-def test_it_keeps_the_contract(torchvision, name):
+def test_keeps_the_contract(torchvision, name):
     check_backbone(name)
 
 
-def test_fresh_parameters_depend_on_the_seed_alone():
+def test_initial_parameters_depend_only_on_the_seed():
     def kernels(seed):
         block = BasicBlock(2, 3, Stage(2, 1, 1), rngs=nnx.Rngs(seed))
         return [

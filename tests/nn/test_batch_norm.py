@@ -34,7 +34,7 @@ def pair(channels, **options):
 
 
 @pytest.mark.parametrize("options", [{}, {"momentum": 0.01, "eps": 1e-3}])
-def test_outputs_and_running_statistics_follow_torch_over_several_steps(options):
+def test_outputs_and_running_statistics_match_torch_over_several_steps(options):
     ours, theirs = pair(5, **options)
     rng = np.random.default_rng(0)
     for step in range(4):
@@ -62,7 +62,7 @@ def test_outputs_and_running_statistics_follow_torch_over_several_steps(options)
     momentum=st.sampled_from([0.1, 0.01, 0.3, 1.0]),
     eps=st.sampled_from([1e-5, 1e-3]),
 )
-def test_any_shape_momentum_and_eps_follow_torch_in_float64(shape, momentum, eps):
+def test_matches_torch_in_float64_for_any_shape_momentum_and_eps(shape, momentum, eps):
     assume(np.prod(shape[:3]) > 1)
     ours, theirs = pair(shape[3], momentum=momentum, eps=eps)
     theirs.double()
@@ -86,7 +86,7 @@ def test_any_shape_momentum_and_eps_follow_torch_in_float64(shape, momentum, eps
     )
 
 
-def test_gradients_equal_torch_in_float64():
+def test_gradients_match_torch_in_float64():
     rng = np.random.default_rng(1)
     x, grad = (rng.standard_normal((2, 3, 4, 3)).astype(np.float32) for _ in range(2))
     scale, bias = (
@@ -111,7 +111,7 @@ def test_gradients_equal_torch_in_float64():
         np.testing.assert_allclose(a, b, atol=3e-6, err_msg=name)
 
 
-def test_a_mean_much_larger_than_the_deviation_costs_no_precision():
+def test_keeps_precision_for_a_mean_much_larger_than_the_deviation():
     # With the variance as a difference of squares nothing of it would be left: 1000^2 against
     # 0.01^2.
     x = (1000 + 0.01 * np.random.default_rng(2).standard_normal((2, 8, 8, 2))).astype(np.float32)
@@ -126,7 +126,7 @@ def test_a_mean_much_larger_than_the_deviation_costs_no_precision():
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("mean", [10, 1000])
 @pytest.mark.parametrize("off", [None, 0, 1])
-def test_a_mean_much_larger_than_what_16_bits_tell_apart_costs_no_precision(dtype, mean, off):
+def test_keeps_precision_in_16_bits_for_a_mean_much_larger_than_the_deviation(dtype, mean, off):
     # One pixel in 128 is off by a step of the dtype, the others are equal. The guess of the mean is
     # off by so many steps.
     step = float(jnp.finfo(dtype).eps) * 2 ** np.floor(np.log2(mean))
@@ -146,7 +146,7 @@ def test_a_mean_much_larger_than_what_16_bits_tell_apart_costs_no_precision(dtyp
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_a_new_layer_in_16_bits_knows_the_variance_where_its_guess_of_the_mean_is_far_off(dtype):
+def test_new_layer_in_16_bits_computes_the_variance_far_from_its_running_mean(dtype):
     # The mean is 60 deviations away: as far as bfloat16 tells values apart.
     x = jnp.asarray(np.random.default_rng(6).standard_normal((4, 16, 16, 3)) + 60, dtype)
     layer = nn.BatchNorm(3, dtype=dtype, momentum=1.0)
@@ -160,7 +160,7 @@ def test_a_new_layer_in_16_bits_knows_the_variance_where_its_guess_of_the_mean_i
     ("dtype", "passes"),
     [("float32", "_moments"), ("bfloat16", "_moments_near"), ("float16", "_moments_near")],
 )
-def test_a_layer_takes_one_pass_in_16_bits_and_two_in_32(monkeypatch, dtype, passes):
+def test_layer_takes_one_pass_in_16_bits_and_two_in_32(monkeypatch, dtype, passes):
     used = []
     for name in ("_moments", "_moments_near"):
         own = getattr(_batch_norm, name)
@@ -171,7 +171,7 @@ def test_a_layer_takes_one_pass_in_16_bits_and_two_in_32(monkeypatch, dtype, pas
     assert used == [passes]
 
 
-def test_the_guess_of_the_mean_changes_no_gradient_and_has_none():
+def test_estimate_of_the_mean_changes_no_gradient_and_has_none():
     x, one = (
         jnp.asarray(np.random.default_rng(7).standard_normal((2, 3, 4, 2)), jnp.float32),
         jnp.ones(2),
@@ -188,7 +188,7 @@ def test_the_guess_of_the_mean_changes_no_gradient_and_has_none():
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 3), (1, 3)])
-def test_a_single_value_per_channel_is_an_error_in_train_mode_only(shape):
+def test_rejects_a_single_value_per_channel_only_in_train_mode(shape):
     layer = nn.BatchNorm(3)
     with pytest.raises(ValueError, match="more than one value per channel"):
         layer(jnp.ones(shape))
@@ -196,7 +196,7 @@ def test_a_single_value_per_channel_is_an_error_in_train_mode_only(shape):
     assert layer(jnp.ones(shape)).shape == shape
 
 
-def test_bfloat16_is_computed_in_float32():
+def test_computes_bfloat16_in_float32():
     x = jnp.asarray(np.random.default_rng(4).standard_normal((4, 5, 5, 3)) + 30, jnp.bfloat16)
     layer = nn.BatchNorm(3, dtype=jnp.bfloat16)
     y = layer(x)
@@ -210,14 +210,14 @@ def test_bfloat16_is_computed_in_float32():
     )
 
 
-def test_no_gradient_flows_through_the_statistics():
+def test_statistics_pass_no_gradient():
     grads = jax.grad(
         lambda x: sum(s.sum() for s in nn.batch_norm_train(x, jnp.ones(2), jnp.zeros(2))[1:])
     )(jnp.arange(8.0).reshape(1, 2, 2, 2))
     assert not np.asarray(grads).any()
 
 
-def test_statistics_are_written_under_jit():
+def test_updates_statistics_under_jit():
     layer, x = nn.BatchNorm(2), jnp.arange(8.0).reshape(1, 2, 2, 2)
     graphdef, state = nnx.split(layer)
 

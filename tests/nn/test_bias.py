@@ -5,7 +5,7 @@ import numpy as np
 from fcn_jax import nn
 
 
-def test_the_gradient_of_a_bias_does_not_lose_pixels_in_bfloat16():
+def test_bias_gradient_counts_all_pixels_in_bfloat16():
     x, bias = jnp.zeros((2, 300, 400, 3), jnp.bfloat16), jnp.ones(3)
 
     @jax.jit
@@ -16,7 +16,7 @@ def test_the_gradient_of_a_bias_does_not_lose_pixels_in_bfloat16():
     np.testing.assert_array_equal(gradient(bias), [2 * 300 * 400] * 3)
 
 
-def test_a_bias_is_added_to_every_pixel_in_the_dtype_of_the_pixels():
+def test_adds_a_bias_in_the_dtype_of_the_pixels():
     x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 2, 3, 4)), jnp.bfloat16)
     bias = jnp.asarray([0.1, -2, 3, 1e-3])
     y, vjp = jax.vjp(nn.add_bias, x, bias)

@@ -40,7 +40,7 @@ def compiled_afresh():
 
 
 def both(x, kernel, weights, stride, padding, dilation, groups, dtype=np.float32):
-    """Output, input gradient and kernel gradient: of `nn.conv` in `dtype`, and of PyTorch in float64; both in our layout."""
+    """Output and gradients by input and kernel: `nn.conv` in `dtype`, torch in float64; NHWC."""
     tx = torch.tensor(x.transpose(0, 3, 1, 2).copy(), dtype=torch.float64, requires_grad=True)
     tk = torch.tensor(kernel.transpose(3, 2, 0, 1).copy(), dtype=torch.float64, requires_grad=True)
     ty = F.conv2d(tx, tk, stride=stride, padding=padding, dilation=dilation, groups=groups)
@@ -130,7 +130,7 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 @settings(max_examples=4)
 @given(seed=st.integers(0, 2**32 - 1))
-def test_conv_and_its_gradients_equal_torch(form, seed):
+def test_conv_and_its_gradients_match_torch(form, seed):
     check_form(*FORMS[form], seed)
 
 
@@ -146,7 +146,7 @@ def test_conv_and_its_gradients_equal_torch(form, seed):
     channels=st.tuples(st.integers(1, 5), st.integers(1, 3)),
     batch=st.integers(1, 3),
 )
-def test_conv_and_its_gradients_equal_torch_in_any_form(
+def test_conv_and_its_gradients_match_torch_for_any_settings(
     size, kernel_size, stride, padding, dilation, groups, channels, batch
 ):
     assume(min(size) + 2 * padding >= dilation * (kernel_size - 1) + 1)
@@ -163,7 +163,7 @@ def test_conv_and_its_gradients_equal_torch_in_any_form(
         (3, 5, 1),  # all in one
     ],
 )
-def test_a_grouped_convolution_is_the_same_for_any_number_of_parts(groups, channels, parts):
+def test_grouped_convolution_does_not_depend_on_the_number_of_parts(groups, channels, parts):
     assert (
         _conv_cpu._parts(Settings(1, 1, 1, groups), np.empty((3, 3, channels, 2 * groups))) == parts
     )
@@ -176,7 +176,7 @@ def test_a_grouped_convolution_is_the_same_for_any_number_of_parts(groups, chann
     ("stride", "dilation", "groups", "channels"),
     [(1, 1, 1, 8), (2, 1, 1, 8), (1, 2, 1, 8), (1, 4, 1, 8), (1, 2, 4, 8), (2, 1, 8, 8)],
 )
-def test_no_kernel_gradient_on_a_cpu_is_a_convolution(stride, dilation, groups, channels):
+def test_kernel_gradients_on_cpus_are_not_convolutions(stride, dilation, groups, channels):
     """XLA's own, a convolution whose kernel is the whole image, would be many times slower."""
     form = (stride, dilation, dilation, groups)
     x, kernel = jnp.ones((2, 9, 9, channels)), jnp.ones((3, 3, channels // groups, channels))
@@ -207,7 +207,7 @@ def test_no_kernel_gradient_on_a_cpu_is_a_convolution(stride, dilation, groups, 
         (1, 2, 0, 1, (8, 12)),
     ],
 )
-def test_on_a_cpu_wide_3x3_and_1x1_convolutions_are_products_and_equal_torchs(
+def test_wide_3x3_and_1x1_convolutions_on_cpus_are_products_and_match_torch(
     kernel_size, stride, padding, dilation, channels
 ):
     check(2, (9, 10), channels, kernel_size, stride, padding, dilation, 1)
@@ -238,7 +238,7 @@ def test_on_a_cpu_wide_3x3_and_1x1_convolutions_are_products_and_equal_torchs(
         ((3, 4), 20, 8, 9),  # so much border that most outputs see nothing
     ],
 )
-def test_of_a_widely_dilated_3x3_convolution_only_the_taps_that_see_the_image_are_computed(
+def test_widely_dilated_3x3_convolution_computes_only_taps_inside_the_image(
     size, padding, dilation, products
 ):
     check(2, size, (128, 130), 3, 1, padding, dilation, 1)
@@ -260,7 +260,7 @@ def test_of_a_widely_dilated_3x3_convolution_only_the_taps_that_see_the_image_ar
 )
 @pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (3, 2)])
 @pytest.mark.usefixtures("compiled_afresh")
-def test_kernel_gradient_is_the_same_for_any_height_of_the_strips(
+def test_kernel_gradient_does_not_depend_on_the_height_of_the_strips(
     monkeypatch, columns, stride, dilation
 ):
     monkeypatch.setattr(_conv_cpu, "_COLUMNS", columns)
@@ -270,7 +270,7 @@ def test_kernel_gradient_is_the_same_for_any_height_of_the_strips(
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_no_images_have_a_gradient_of_zeros(stride):
+def test_gradient_of_an_empty_batch_is_zero(stride):
     def gradient(kernel):
         y, vjp = jax.vjp(lambda k: nn.conv(jnp.ones((0, 5, 5, 2)), k, stride, 1), kernel)
         return vjp(y)[0]
@@ -279,7 +279,7 @@ def test_no_images_have_a_gradient_of_zeros(stride):
         np.testing.assert_array_equal(form(jnp.ones((3, 3, 2, 4))), np.zeros((3, 3, 2, 4)))
 
 
-def test_a_float32_kernel_is_rounded_to_bfloat16_and_its_gradient_is_not():
+def test_rounds_a_float32_kernel_to_bfloat16_but_not_its_gradient():
     """Summed over 4096 pixels, of which bfloat16 would lose the last bits."""
     x = jnp.ones((1, 64, 64, 2), jnp.bfloat16)
     kernel = jnp.full((3, 3, 2, 4), 1 + 2**-12, jnp.float32)
@@ -292,7 +292,7 @@ def test_a_float32_kernel_is_rounded_to_bfloat16_and_its_gradient_is_not():
 
 
 @pytest.mark.parametrize("groups", [1, 2, 6])
-def test_bfloat16_gives_bfloat16_and_is_as_near_as_it_can_be(groups):
+def test_bfloat16_result_has_only_its_own_rounding_error(groups):
     # Half a unit in the last place of bf16 is 2^-9 = 2e-3; the kernel gradient is summed in
     # float32.
     check(2, (9, 8), (6, 6), 3, 2, 1, 1, groups, dtype=jnp.bfloat16, rtol=5e-3)
@@ -305,7 +305,7 @@ def test_bfloat16_gives_bfloat16_and_is_as_near_as_it_can_be(groups):
     }
 
 
-def test_layer_equals_torch_and_keeps_float32_parameters_under_bfloat16():
+def test_layer_matches_torch_and_keeps_float32_parameters_in_bfloat16():
     layer = nn.Conv(4, 6, 3, stride=2, padding=2, dilation=2, groups=2, rngs=nnx.Rngs(0))
     reference = torch.nn.Conv2d(4, 6, 3, stride=2, padding=2, dilation=2, groups=2)
     reference.weight.data = torch.tensor(np.asarray(layer.kernel[...]).transpose(3, 2, 0, 1).copy())
@@ -319,7 +319,7 @@ def test_layer_equals_torch_and_keeps_float32_parameters_under_bfloat16():
     assert half.kernel[...].dtype == half.bias[...].dtype == jnp.float32
 
 
-def test_layer_without_bias_has_none():
+def test_layer_without_bias_has_no_parameter_for_it():
     layer = nn.Conv(1, 1, 1, use_bias=False, rngs=nnx.Rngs(0))
     assert layer.bias is None
     assert len(jax.tree.leaves(nnx.state(layer, nnx.Param))) == 1

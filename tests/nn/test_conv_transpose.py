@@ -74,7 +74,7 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 @settings(max_examples=4)
 @given(seed=st.integers(0, 2**32 - 1))
-def test_conv_transpose_and_its_gradients_equal_torch(form, seed):
+def test_conv_transpose_and_its_gradients_match_torch(form, seed):
     check(*FORMS[form], seed)
 
 
@@ -90,7 +90,7 @@ def test_conv_transpose_and_its_gradients_equal_torch(form, seed):
     batch=st.integers(1, 2),
     depthwise=st.booleans(),
 )
-def test_it_equals_torch_in_any_form(
+def test_matches_torch_for_any_settings(
     size, kernel, stride, padding, output_padding, channels, batch, depthwise
 ):
     assume(output_padding < stride)
@@ -103,22 +103,22 @@ def test_it_equals_torch_in_any_form(
     check(size, kernel, stride, padding, output_padding, channels, batch, depthwise)
 
 
-def test_output_padding_must_be_smaller_than_the_stride():
+def test_rejects_output_padding_of_the_stride_or_more():
     with pytest.raises(ValueError, match=r"output_padding is 2.*stride, 2"):
         nn.conv_transpose(jnp.ones((1, 2, 2, 1)), jnp.ones((2, 2, 1, 1)), 2, 0, 2)
 
 
-def test_an_output_without_pixels_is_an_error_that_says_its_size():
+def test_rejects_an_empty_output_with_its_size():
     with pytest.raises(ValueError, match="2x3 pixels would be 0x2"):
         nn.conv_transpose(jnp.ones((1, 2, 3, 1)), jnp.ones((2, 2, 1, 1)), 2, 2)
 
 
-def test_groups_that_are_neither_one_nor_the_channels_are_refused():
+def test_rejects_groups_other_than_1_and_the_channels():
     with pytest.raises(ValueError, match=r"groups is 2; it must be 1, or 4"):
         nn.conv_transpose(jnp.ones((1, 2, 2, 4)), jnp.ones((2, 2, 4, 1)), 2, groups=2)
 
 
-def test_layer_equals_torch_and_keeps_float32_parameters_under_bfloat16():
+def test_layer_matches_torch_and_keeps_float32_parameters_in_bfloat16():
     layer = nn.ConvTranspose(
         3, 2, 5, stride=2, padding=1, kernel_init=nn.torch_default(7), rngs=nnx.Rngs(0)
     )
@@ -134,7 +134,7 @@ def test_layer_equals_torch_and_keeps_float32_parameters_under_bfloat16():
     assert half.kernel[...].dtype == half.bias[...].dtype == jnp.float32
 
 
-def test_bilinear_layer_doubles_a_constant_image_away_from_the_border():
+def test_bilinear_layer_enlarges_a_constant_image():
     layer = nn.ConvTranspose(2, 2, 4, stride=2, padding=1, use_bias=False, rngs=nnx.Rngs(0))
     y = np.asarray(layer(jnp.ones((1, 4, 4, 2))))
     assert y.shape == (1, 8, 8, 2)

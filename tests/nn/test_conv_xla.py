@@ -54,7 +54,7 @@ def check_tpu_grads(size, kernel_size, stride, padding, dilation, groups):
         ((9, 8), 2, 2, 0, 2, 2),
     ],
 )
-def test_the_gradients_for_tpus_are_xlas_with_a_float32_kernel_gradient(form):
+def test_gradients_for_tpus_match_xla_with_a_float32_kernel_gradient(form):
     check_tpu_grads(*form)
 
 
@@ -67,7 +67,7 @@ def test_the_gradients_for_tpus_are_xlas_with_a_float32_kernel_gradient(form):
     dilation=st.integers(1, 2),
     groups=st.sampled_from([1, 2, 3]),
 )
-def test_the_gradients_for_tpus_are_xlas_in_any_form(
+def test_gradients_for_tpus_match_xla_for_any_settings(
     size, kernel_size, stride, padding, dilation, groups
 ):
     assume(min(size) + 2 * padding >= dilation * (kernel_size - 1) + 1)
@@ -108,7 +108,7 @@ def check_gpu_forms(size, kernel_size, stride, padding, channels, columns):
         ((5, 9), 1, 2, 0, 5, 1),
     ],
 )
-def test_the_forms_for_gpus_are_xlas(form):
+def test_forms_for_gpus_match_xla(form):
     check_gpu_forms(*form)
 
 
@@ -121,7 +121,7 @@ def test_the_forms_for_gpus_are_xlas(form):
     channels=st.integers(1, 5),
     columns=st.integers(1, 5),
 )
-def test_the_forms_for_gpus_are_xlas_at_any_size(
+def test_forms_for_gpus_match_xla_at_any_size(
     size, kernel_size, stride, padding, channels, columns
 ):
     assume(min(size) + 2 * padding >= kernel_size)
@@ -143,7 +143,7 @@ def test_the_forms_for_gpus_are_xlas_at_any_size(
 @pytest.mark.parametrize(
     ("dtype", "becomes"), [("bfloat16", "x64x24xbf16>) ->"), ("float32", "x16x6xf32>) ->")]
 )
-def test_a_networks_first_convolution_is_one_of_many_channels_on_gpus_alone(
+def test_first_convolution_becomes_space_to_depth_only_on_gpus(
     kernel_size, stride, channels, groups, deep, dtype, becomes
 ):
     x = jax.ShapeDtypeStruct((1, 32, 32, channels), dtype)
@@ -160,7 +160,7 @@ def test_a_networks_first_convolution_is_one_of_many_channels_on_gpus_alone(
     assert found == {"cuda": deep, "tpu": False}
 
 
-def test_the_gradients_of_a_stems_columns_are_added_up_in_float32():
+def test_sums_the_gradients_of_stem_columns_in_float32():
     settings, rng = Settings(2, 3, 1, 1), np.random.default_rng(0)
     x, kernel, grad = (
         jnp.asarray(rng.standard_normal(shape), jnp.bfloat16)
@@ -174,7 +174,7 @@ def test_the_gradients_of_a_stems_columns_are_added_up_in_float32():
     )
 
 
-def test_a_stems_gradients_keep_float64():
+def test_stem_gradients_keep_float64():
     settings, rng = Settings(2, 3, 1, 1), np.random.default_rng(0)
     with jax.enable_x64(True):
         x, kernel, grad = (

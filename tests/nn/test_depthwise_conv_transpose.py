@@ -10,7 +10,7 @@ from fcn_jax.train.losses import cross_entropy
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", 2**-7)])
-def test_gradients_row_by_row_equal_those_of_whole_images(dtype, tolerance):
+def test_gradients_by_rows_match_those_of_whole_images(dtype, tolerance):
     keys = jax.random.split(jax.random.key(0), 4)
     pixels = tuple(jax.random.normal(key, (2, 3, 5, 7), dtype) for key in keys[:2])
     kernels = jax.random.normal(keys[2], (2, 4, 4, 7))
@@ -25,7 +25,7 @@ def test_gradients_row_by_row_equal_those_of_whole_images(dtype, tolerance):
     np.testing.assert_allclose(of_kernels, expected, atol=1e-6 * np.abs(expected).max())
 
 
-def test_a_kernels_gradient_is_not_rounded_to_bfloat16():
+def test_does_not_round_the_kernel_gradient_to_bfloat16():
     keys = jax.random.split(jax.random.key(0), 3)
     pixels = (jax.random.normal(keys[0], (1, 3, 5, 7), "bfloat16"),)
     kernels = jax.random.normal(keys[1], (1, 4, 4, 7))
@@ -42,7 +42,7 @@ def test_a_kernels_gradient_is_not_rounded_to_bfloat16():
 
 @pytest.mark.lowering
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="the form for CPUs")
-def test_gradients_of_a_kernel_per_channel_store_no_factors_as_large_as_the_image():
+def test_depthwise_gradients_store_no_factors_as_large_as_the_image():
     def loss(x, kernel, labels):
         return cross_entropy(nn.conv_transpose(x, kernel, 32, 16, groups=64), labels)
 

@@ -23,7 +23,7 @@ def d2l_bilinear_kernel(in_channels, out_channels, kernel_size):
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 6, 7, 11, 16, 64])
-def test_bilinear_equals_the_chapters_bit_for_bit(size):
+def test_bilinear_matches_d2l_bit_for_bit(size):
     ours = nn.bilinear(None, (size, size, 3, 3), jnp.float32)
     np.testing.assert_array_equal(
         ours, d2l_bilinear_kernel(3, 3, size).numpy().transpose(2, 3, 0, 1)
@@ -36,7 +36,7 @@ def quantiles(values, shares=(0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99)):
 
 
 @pytest.mark.parametrize("shape", [(7, 7, 3, 64), (3, 3, 64, 64), (1, 1, 256, 512), (3, 5, 24, 48)])
-def test_kaiming_has_the_distribution_of_torchs_fan_out(shape):
+def test_kaiming_matches_the_distribution_of_torch(shape):
     ours = np.asarray(nn.kaiming_normal_fan_out(jax.random.key(0), shape))
     weight = torch.empty([shape[axis] for axis in (3, 2, 0, 1)])
     fan = torch.nn.init._calculate_correct_fan(weight, "fan_out")
@@ -52,7 +52,7 @@ def test_kaiming_has_the_distribution_of_torchs_fan_out(shape):
     assert len(np.unique(ours)) > 0.9 * ours.size, "the blocks that it is drawn in differ"
 
 
-def test_default_of_a_1x1_convolution_has_the_distribution_of_torchs():
+def test_default_of_a_1x1_convolution_matches_the_distribution_of_torch():
     ours = nn.Conv(512, 210, 1, rngs=nnx.Rngs(0))  # the head's, with ten times its classes
     torch.manual_seed(0)
     theirs = torch.nn.Conv2d(512, 210, 1)
@@ -72,7 +72,7 @@ def bound_of(values):
     return float(np.abs(np.asarray(values)).max())
 
 
-def test_default_of_conv_has_torchs_bounds():
+def test_default_of_conv_matches_the_bounds_of_torch():
     ours = nn.Conv(64, 400, 3, groups=2, rngs=nnx.Rngs(0))
     torch.manual_seed(0)
     theirs = torch.nn.Conv2d(64, 400, 3, groups=2)
@@ -84,7 +84,7 @@ def test_default_of_conv_has_torchs_bounds():
         assert np.asarray(a).std() == pytest.approx(bound / math.sqrt(3), rel=0.1), "uniform"
 
 
-def test_bias_of_conv_transpose_has_torchs_bound():
+def test_bias_of_conv_transpose_matches_the_bound_of_torch():
     ours = nn.ConvTranspose(2, 300, 4, stride=2, rngs=nnx.Rngs(0))
     torch.manual_seed(0)
     theirs = torch.nn.ConvTranspose2d(2, 300, 4, stride=2)
@@ -93,7 +93,7 @@ def test_bias_of_conv_transpose_has_torchs_bound():
     assert bound_of(ours.bias[...]) == pytest.approx(bound, rel=0.03)
 
 
-def test_different_keys_give_different_parameters():
+def test_draws_different_parameters_for_different_keys():
     first, second = (nn.Conv(2, 3, 3, rngs=nnx.Rngs(seed)) for seed in (0, 1))
     assert not np.array_equal(first.kernel[...], second.kernel[...])
     assert not np.array_equal(first.kernel[...].reshape(-1)[:3], first.bias[...])

@@ -13,7 +13,7 @@ from fcn_jax.nn._matmul import product
     inputs=st.integers(1, 6),
     outputs=st.integers(1, 6),
 )
-def test_in_float32_it_and_its_gradients_are_the_plain_products(shape, inputs, outputs):
+def test_matches_the_plain_products_in_float32(shape, inputs, outputs):
     rng = np.random.default_rng(0)
     x, matrix, weights = (
         jnp.asarray(rng.standard_normal(size), jnp.float32)
@@ -26,7 +26,7 @@ def test_in_float32_it_and_its_gradients_are_the_plain_products(shape, inputs, o
 
 
 @pytest.mark.parametrize("shape", [(1001, 2), (7, 11, 13, 2)])
-def test_in_bfloat16_the_matrix_is_rounded_and_its_gradient_is_not(shape):
+def test_rounds_the_matrix_to_bfloat16_but_not_its_gradient(shape):
     x = jnp.ones(shape, jnp.bfloat16)
     y, vjp = jax.vjp(product, x, jnp.full((2, 3), 1 + 2**-12, jnp.float32))
     grad_x, grad = vjp(jnp.ones_like(y))

@@ -28,7 +28,7 @@ def ours(new, align_corners):
 
 
 def drawn(old, new, dtype, seed):
-    """Images and weights of the outputs: numbers that `dtype` can hold, so that both sides start from the same."""
+    """Images and weights of the outputs that are exact in `dtype`."""
     rng = np.random.default_rng(seed)
     return [rng.standard_normal((2, *side, 3)).astype(dtype) for side in (old, new)]
 
@@ -87,7 +87,7 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 @settings(max_examples=3)
 @given(seed=st.integers(0, 2**32 - 1))
-def test_resize_and_its_gradient_equal_torch(form, seed):
+def test_resize_and_its_gradient_match_torch(form, seed):
     check(*FORMS[form], seed)
 
 
@@ -101,20 +101,20 @@ def test_resize_and_its_gradient_equal_torch(form, seed):
 )
 @settings(max_examples=4)
 @given(seed=st.integers(0, 2**32 - 1))
-def test_bfloat16_is_rounded_a_few_times_and_no_more(form, seed):
+def test_bfloat16_is_rounded_only_a_few_times(form, seed):
     check_bfloat16(*form, seed)
 
 
 @pytest.mark.slow
 @settings(max_examples=40)
 @given(old=SIDES, new=SIDES, align_corners=st.booleans())
-def test_resize_equals_torch_at_any_size(old, new, align_corners):
+def test_resize_matches_torch_at_any_size(old, new, align_corners):
     check(old, new, align_corners)
     check_bfloat16(old, new, align_corners)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_a_constant_image_stays_as_it_is(dtype):
+def test_keeps_a_constant_image(dtype):
     x = jnp.full((1, 7, 5, 2), 1.5, dtype)
     for size in ((29, 31), (3, 2)):
         np.testing.assert_allclose(
@@ -124,13 +124,13 @@ def test_a_constant_image_stays_as_it_is(dtype):
         )
 
 
-def test_the_same_size_changes_no_bit():
+def test_returns_the_input_for_the_same_size():
     x = jnp.asarray([[[[1e-30], [-0.0]]]])
     assert nn.resize_bilinear(x, (1, 2)) is x
 
 
 @pytest.mark.parametrize(("shape", "size"), [((1, 0, 3, 1), (2, 2)), ((1, 3, 3, 1), (2, 0))])
-def test_a_side_of_zero_is_an_error_that_says_the_sizes(shape, size):
+def test_rejects_a_side_of_zero(shape, size):
     with pytest.raises(
         ValueError, match=r"cannot resize \d+x3 pixels to 2x\d: each side must be at least 1"
     ):

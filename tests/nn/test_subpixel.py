@@ -32,7 +32,7 @@ def layer(kernel, stride, padding, use_bias=True):
     ("kernel", "stride", "padding", "use_bias"),
     [(8, 4, 2, True), (5, 2, 1, True), (4, 4, 0, False)],
 )
-def test_blocks_hold_what_the_layer_gives(kernel, stride, padding, use_bias):
+def test_subpixel_logits_match_the_layer(kernel, stride, padding, use_bias):
     upsample = layer(kernel, stride, padding, use_bias)
     x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 4, 3)), jnp.float32)
     whole, blocks = upsample(x), upsample.blocks(x)
@@ -42,7 +42,7 @@ def test_blocks_hold_what_the_layer_gives(kernel, stride, padding, use_bias):
     np.testing.assert_allclose(part.images, whole[:, 1:8, 2:7], atol=1e-6)
 
 
-def test_images_come_back_from_their_blocks():
+def test_gather_inverts_scatter():
     blocks = layer(8, 4, 2).blocks(jnp.zeros((2, 3, 4, 3))).crop(9, 11)
     images = np.random.default_rng(0).integers(0, 5, (2, 9, 11)).astype(np.uint8)
     scattered = blocks.scatter(images, 255)
@@ -50,7 +50,7 @@ def test_images_come_back_from_their_blocks():
     np.testing.assert_array_equal(blocks.gather(scattered), images)
 
 
-def test_the_loss_and_its_gradients_are_the_same_in_blocks():
+def test_loss_and_gradients_do_not_depend_on_the_layout():
     upsample = layer(8, 4, 2)
     graphdef, params = nnx.split(upsample, nnx.Param)
     rng = np.random.default_rng(1)
@@ -75,7 +75,7 @@ def model(**settings):
     )
 
 
-def test_a_training_step_in_blocks_is_the_same_step(tiny_plugin):
+def test_training_step_does_not_depend_on_the_layout(tiny_plugin):
     size = (29, 35)
     rng = np.random.default_rng(0)
     batch = {
@@ -92,7 +92,7 @@ def test_a_training_step_in_blocks_is_the_same_step(tiny_plugin):
 
 
 @pytest.mark.parametrize("upsampling", ["learned", "fixed", "depthwise"])
-def test_masks_predicted_in_blocks_are_the_same(tiny_plugin, upsampling):
+def test_predicted_masks_do_not_depend_on_the_layout(tiny_plugin, upsampling):
     image = np.random.default_rng(0).integers(0, 256, (29, 35, 3), np.uint8)
     whole, blocks = (
         Predictor(model(head_options={"upsampling": upsampling}), blocks=blocks)

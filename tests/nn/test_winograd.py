@@ -17,7 +17,7 @@ kernel_grad = jax.jit(_winograd.kernel_grad, static_argnums=(2, 3))
 
 
 def both(size, padding, dilation, channels, seed=0):
-    """Output, input gradient and kernel gradient: here in float32, and of PyTorch in float64; with PyTorch's own float32 errors."""
+    """Output and gradients by input and kernel: ours, torch's in float64, torch's errors."""
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((2, *size, channels[0])).astype(np.float32)
     kernel = rng.standard_normal((3, 3, *channels)).astype(np.float32)
@@ -60,7 +60,7 @@ FORMS = [
 @pytest.mark.parametrize("form", FORMS)
 @settings(max_examples=4)
 @given(seed=st.integers(0, 2**32 - 1))
-def test_it_and_its_gradients_equal_torchs(form, seed):
+def test_conv3x3_and_its_gradients_match_torch(form, seed):
     check(*form, seed)
 
 
@@ -71,18 +71,18 @@ def test_it_and_its_gradients_equal_torchs(form, seed):
     st.integers(1, 4),
     st.tuples(st.integers(1, 5), st.integers(1, 5)),
 )
-def test_it_and_its_gradients_equal_torchs_in_any_form(size, padding, dilation, channels):
+def test_conv3x3_and_its_gradients_match_torch_for_any_settings(size, padding, dilation, channels):
     assume(min(size) + 2 * padding >= 2 * dilation + 1)
     check(size, padding, dilation, channels)
 
 
-def test_the_transforms_lose_no_more_than_pytorchs_sums_do():
+def test_transforms_are_as_exact_as_the_sums_of_torch():
     ours, truth, theirs = both((14, 18), 1, 1, (128, 128))
     for found, wanted, other in zip(ours, truth, theirs, strict=True):
         assert np.linalg.norm(found - wanted) < 2 * np.linalg.norm(other - wanted)
 
 
-def test_sums_of_a_kernel_gradient_are_float32():
+def test_sums_a_kernel_gradient_in_float32():
     x, grad = (jnp.ones((1, 40, 40, 1), jnp.bfloat16) for _ in range(2))
     found = _winograd.kernel_grad(x, grad, 1, 1)
     assert found.dtype == jnp.float32

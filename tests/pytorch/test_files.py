@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import functools
 import io
 import os
 import pickle
@@ -47,6 +48,17 @@ def serialized(tensors, kind):
     buffer = io.BytesIO()
     torch.save(tensors, buffer, _use_new_zipfile_serialization=kind == "zip")
     return buffer.getvalue()
+
+
+@functools.cache
+def example(kind):
+    """A file of the tensors in `TENSORS`. Made once: PyTorch's older format contains addresses."""
+    return serialized({name: torch.from_numpy(value) for name, value in TENSORS.items()}, kind)
+
+
+@functools.cache
+def example_of_layouts(kind):
+    return serialized(LAYOUTS, kind)
 
 
 @pytest.mark.parametrize("suffix", files.SUFFIXES)
@@ -185,9 +197,7 @@ def test_reading_pth_does_not_import_torch(tmp_path):
 )
 @pytest.mark.parametrize("kind", ["zip", "pickle", "safetensors"])
 def test_recognizes_files_by_contents_not_name(tmp_path, name, kind):
-    (tmp_path / name).write_bytes(
-        serialized({n: torch.from_numpy(v) for n, v in TENSORS.items()}, kind)
-    )
+    (tmp_path / name).write_bytes(example(kind))
     assert_same(dict(sorted(files.read(tmp_path / name).items())), dict(sorted(TENSORS.items())))
 
 
@@ -541,7 +551,7 @@ def test_rejects_negated_views(tmp_path):
 @settings(max_examples=60)
 @given(data=st.data())
 def test_reads_or_rejects_files_with_changed_bytes(tmp_path_factory, kind, data):
-    contents = bytearray(serialized(LAYOUTS, kind))
+    contents = bytearray(example_of_layouts(kind))
     for _ in range(data.draw(st.integers(1, 3))):
         contents[data.draw(st.integers(0, len(contents) - 1))] = data.draw(st.integers(0, 255))
     path = tmp_path_factory.getbasetemp() / "changed.pth"
@@ -576,7 +586,7 @@ def test_rejects_writing_other_suffixes(tmp_path):
 @settings(max_examples=40)
 @given(data=st.data())
 def test_rejects_truncated_files(tmp_path_factory, kind, data):
-    contents = serialized({name: torch.from_numpy(value) for name, value in TENSORS.items()}, kind)
+    contents = example(kind)
     length = data.draw(st.integers(0, len(contents) - 1))
     path = (
         tmp_path_factory.getbasetemp() / f"cut.{'safetensors' if kind == 'safetensors' else 'pth'}"

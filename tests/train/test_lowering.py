@@ -13,7 +13,7 @@ import fcn_jax
 from fcn_jax.api import Preprocess
 from fcn_jax.eval.predictor import Predictor
 from fcn_jax.nn._conv_norm_act import folding
-from fcn_jax.runtime.compiler import prefers_blocks
+from fcn_jax.nn._subpixel import prefers_subpixel
 from fcn_jax.train import step as train_step
 from fcn_jax.train.losses import cross_entropy
 
@@ -163,7 +163,7 @@ def test_accelerators_prefer_subpixel_logits(monkeypatch):
     found = set()
     for platform, backend in backends.items():
         monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
-        if prefers_blocks():
+        if prefers_subpixel():
             found.add(platform)
     assert found == IN_BLOCKS
 

@@ -63,6 +63,8 @@ def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     """
     if orientation == 1:
         return pixels
+    if pixels.dtype == bool:  # OpenCV 4 does not accept it
+        return upright(pixels.view(np.uint8), orientation).view(bool)
     if swaps_sides(orientation):
         pixels = cv2.transpose(pixels)
     # After the transposition: mirror left to right (1), top to bottom (0), or both (-1).

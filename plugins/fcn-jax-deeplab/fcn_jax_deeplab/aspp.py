@@ -7,7 +7,7 @@ Chen et al. 2017, arXiv:1706.05587, section 3.3; `ASPP` of
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import jax
@@ -67,14 +67,15 @@ class ASPP(nnx.Module):
         **settings: Any,
     ) -> None:
         """Draw the parameters. `settings` are those of every `nn.ConvNormAct`."""
-        conv = functools.partial(nn.ConvNormAct, rngs=rngs, **settings)
+        settings["rngs"] = rngs
+        conv: Callable[..., nn.ConvNormAct] = functools.partial(nn.ConvNormAct, **settings)
         self.convs = nnx.List(
             [
                 conv(in_channels, channels, 1),
                 *(conv(in_channels, channels, 3, dilation=rate) for rate in rates),
             ]
         )
-        self.pooling = ImagePooling(in_channels, channels, 1, rngs=rngs, **settings)
+        self.pooling = ImagePooling(in_channels, channels, 1, **settings)
         self.project = conv((len(self.convs) + 1) * channels, channels, 1)
         self.dropout = nnx.Dropout(dropout, rngs=rngs)
 

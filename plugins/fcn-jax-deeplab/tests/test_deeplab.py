@@ -1,4 +1,4 @@
-"""DeepLabv3 and DeepLabv3+ against the plugin contract, torchvision's models and the bounds of their options."""
+"""DeepLabv3 and DeepLabv3+: the plugin contract, torchvision's models, and options."""
 
 import importlib.util
 from importlib import metadata
@@ -22,7 +22,7 @@ from fcn_jax.data.datasets.shapes import draw_scene
 from fcn_jax.errors import ConfigError
 from fcn_jax.models.build import build
 from fcn_jax.models.names import leaves
-from fcn_jax.models.spec import registered_spec, resolve
+from fcn_jax.models.spec import registered_spec, resolve, select_features
 from fcn_jax.plugins import registry
 from fcn_jax.plugins.options import validate
 from fcn_jax.testing import check_head
@@ -83,7 +83,7 @@ def blank(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("head", ["deeplabv3", "deeplabv3plus"])
-def test_it_keeps_the_contract(head):
+def test_keeps_the_contract(head):
     check_head(head, SMALL)
 
 
@@ -96,7 +96,7 @@ def test_it_keeps_the_contract(head):
         (DEEPLABV3PLUS, {"depth": 1, "rates": (3,)}),
     ],
 )
-def test_training_and_its_gradients_equal_pytorchs(torchvision, head, options):
+def test_training_and_gradients_match_torch(torchvision, head, options):
     """In float64 there; of the logits, of every parameter's gradient and of the features'."""
     import torch
 
@@ -196,22 +196,26 @@ def test_convolutions_dilate_by_the_rates(head):
 @pytest.mark.parametrize(
     ("head", "table", "complaint"),
     [
-        (
-            "deeplabv3",
-            {"rates": []},
-            r"rates are \[\]; they must be one dilation or more, each at least 1",
-        ),
-        ("deeplabv3", {"rates": [6, 0]}, r"rates are \[6, 0\]"),
+        ("deeplabv3", {"rates": []}, r"'rates' is \[\]; tuple should have at least 1 item"),
+        ("deeplabv3", {"rates": [6, 0]}, r"'rates\.1' is 0; input should be greater than 0"),
         ("deeplabv3", {"rates": [6, 1.5]}, r"'rates.*1\.5"),
-        ("deeplabv3", {"channels": 0}, "channels is 0; it must be at least 1"),
-        ("deeplabv3", {"dropout": 1.0}, r"dropout is 1\.0; it must be at least 0 and below 1"),
+        ("deeplabv3", {"channels": 0}, "'channels' is 0; input should be greater than 0"),
+        ("deeplabv3", {"dropout": 1.0}, r"'dropout' is 1\.0; input should be less than 1"),
         ("deeplabv3", {"rate": [6]}, "unknown key 'rate'. Did you mean 'rates'"),
-        ("deeplabv3plus", {"depth": 0}, "depth is 0; it must be at least 1"),
-        ("deeplabv3plus", {"low_channels": 0}, "low_channels is 0; it must be at least 1"),
-        ("deeplabv3plus", {"dropout": -0.1}, r"dropout is -0\.1"),
+        ("deeplabv3plus", {"depth": 0}, "'depth' is 0; input should be greater than 0"),
+        (
+            "deeplabv3plus",
+            {"low_channels": 0},
+            "'low_channels' is 0; input should be greater than 0",
+        ),
+        (
+            "deeplabv3plus",
+            {"dropout": -0.1},
+            r"'dropout' is -0\.1; input should be greater than or equal to 0",
+        ),
     ],
 )
-def test_a_bad_option_is_refused(plugins, head, table, complaint):
+def test_rejects_options_out_of_range(plugins, head, table, complaint):
     with pytest.raises(ConfigError, match=complaint):
         validate(plugins.head(head), table)
 
@@ -226,11 +230,11 @@ def test_deeplabv3plus_takes_the_deepest_feature_of_stride_4_and_the_deepest_of_
 
 
 @pytest.mark.parametrize("strides", [(2, 8, 16), (4,), (2, 4)])
-def test_deeplabv3plus_says_which_feature_it_lacks(strides):
+def test_deeplabv3plus_names_the_missing_feature(strides):
     offered = ", ".join(rf"f{i} \({stride}\)" for i, stride in enumerate(strides))
     with pytest.raises(
         ConfigError,
-        match=rf"needs a feature of stride 4 beside a deeper one.*offers {offered}\. Take",
+        match=rf"needs a feature of stride 4 and a deeper one.*offers {offered}\. Use",
     ):
         DEEPLABV3PLUS.select(
             DeepLabV3PlusOptions(), [spec(f"f{i}", 4, stride) for i, stride in enumerate(strides)]
@@ -241,9 +245,9 @@ def test_deeplabv3plus_says_which_feature_it_lacks(strides):
     ("head", "at_fault"),
     [(DEEPLABV3, "'b' begins 100 pixels"), (DEEPLABV3PLUS, "'a' begins 100 pixels")],
 )
-def test_features_of_a_padded_image_are_refused(head, at_fault):
-    with pytest.raises(ConfigError, match=f"must begin where the image does; {at_fault}"):
-        head.select(head.options(), [spec("a", 4, 4, 100), spec("b", 4, 16, 100)])
+def test_rejects_features_of_a_padded_image(head, at_fault):
+    with pytest.raises(ConfigError, match=f"begin at the image's corner; {at_fault}"):
+        select_features(head, head.options(), [spec("a", 4, 4, 100), spec("b", 4, 16, 100)])
 
 
 def test_training_needs_two_images_as_in_pytorch():
@@ -255,7 +259,7 @@ def test_training_needs_two_images_as_in_pytorch():
         head({"a": np.ones((1, 5, 6, 3), np.float32)}, out_hw=(40, 48))
 
 
-def test_depth_1_has_the_names_of_the_published_head():
+def test_depth_1_matches_the_names_of_the_published_head():
     """`DeepLabHeadV3Plus(2048, 256, 21)` of VainF/DeepLabV3Plus-Pytorch."""
     features = (spec("low", 256, 4), spec("out", 2048, 8))
     options = DeepLabV3PlusOptions(depth=1)
@@ -281,11 +285,11 @@ def test_depth_1_has_the_names_of_the_published_head():
     }
 
 
-# --------------------------------------------------------------------------------------------------------------------- whole models
+# -------------------------------------------------------------------------------------- models
 
 
 @pytest.mark.parametrize("whole", FILLED, indirect=True)
-def test_names_and_shapes_of_a_whole_model_are_torchvisions(torchvision, whole, plugins):
+def test_names_and_shapes_of_models_match_torchvision(torchvision, whole, plugins):
     original = plugins.model(whole).reference_model(num_classes=21, aux=True)
     model = blank(whole)
     wanted = {name: tuple(value.shape) for name, value in original.state_dict().items()}
@@ -302,13 +306,13 @@ def test_names_and_shapes_of_a_whole_model_are_torchvisions(torchvision, whole, 
     )
 
 
-def test_the_auxiliary_head_sees_torchvisions_feature(whole):
+def test_auxiliary_head_takes_the_feature_of_torchvision(whole):
     (feature,) = resolve(registered_spec(whole)).heads["aux"].features
     wanted = ("c2", 40, 8) if "mobilenet" in whole else ("layer3", 1024, 8)
     assert (feature.name, feature.channels, feature.stride) == wanted
 
 
-def test_published_weights_are_torchvisions(torchvision, whole):
+def test_published_weights_match_torchvision(torchvision, whole):
     theirs = torchvision.models.get_model_weights(whole).COCO_WITH_VOC_LABELS_V1
     ours = available(registered_spec(whole))["COCO_WITH_VOC_LABELS_V1"]
     assert ours.url == theirs.url
@@ -318,7 +322,7 @@ def test_published_weights_are_torchvisions(torchvision, whole):
 
 
 @pytest.mark.parametrize("whole", FILLED, indirect=True)
-def test_a_whole_model_goes_to_torchvision_and_back_bit_for_bit(torchvision, whole, plugins):
+def test_model_converts_to_torchvision_and_back_bit_for_bit(torchvision, whole, plugins):
     import torch
 
     tensors = to_torch(drawn(blank(whole)))
@@ -335,7 +339,7 @@ def test_a_whole_model_goes_to_torchvision_and_back_bit_for_bit(torchvision, who
     assert all(tensors[name].tobytes() == again[name].tobytes() for name in tensors)
 
 
-def test_a_missing_backbones_distribution_is_named(plugins, monkeypatch):
+def test_error_names_the_distribution_of_a_missing_backbone(plugins, monkeypatch):
     left = registry.Registry(
         [entry for entry in plugins.entries() if entry.distribution != "fcn-jax-mobilenet"]
     )
@@ -352,7 +356,7 @@ def test_a_missing_backbones_distribution_is_named(plugins, monkeypatch):
 
 
 @pytest.mark.slow
-def test_torchvisions_weights_predict_what_they_predict_there(torchvision, plugins):
+def test_predictions_with_weights_of_torchvision_match_torchvision(torchvision, plugins):
     import torch
 
     torch.manual_seed(0)
@@ -380,7 +384,7 @@ def test_torchvisions_weights_predict_what_they_predict_there(torchvision, plugi
         pytest.param("deeplabv3_mobilenet_v3_large", marks=pytest.mark.exhaustive),
     ],
 )
-def test_a_whole_model_equals_torchvisions(torchvision, name):
+def test_model_matches_torchvision(torchvision, name):
     if "mobilenet" in name:
         pytest.importorskip("fcn_jax_mobilenet")
     report = fcn_jax.verify_model(name, sizes=[(65, 97)], batch=2, grad=True)
@@ -388,7 +392,7 @@ def test_a_whole_model_equals_torchvisions(torchvision, name):
 
 
 @pytest.mark.slow
-def test_deeplabv3plus_on_a_resnet_equals_pytorchs(torchvision):
+def test_deeplabv3plus_on_a_resnet_matches_torch(torchvision):
     report = fcn_jax.verify_model(
         "resnet18", head="deeplabv3plus", output_stride=16, sizes=[(65, 97)], batch=2, grad=True
     )

@@ -105,7 +105,8 @@ class InvertedResidual(nnx.Module):
         """Draw the parameters as torchvision does."""
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         conv = conv_layer(norm, **types)
-        wide, layers = plan.expanded, []
+        wide = plan.expanded
+        layers: list[nnx.Module] = []
         if wide != plan.in_channels:
             layers.append(conv(plan.in_channels, wide, 1, activation=plan.activation))
         layers.append(

@@ -1,4 +1,4 @@
-"""LR-ASPP and torchvision's whole model of it, against the plugin contract and against torchvision's."""
+"""LR-ASPP and torchvision's model with it: the plugin contract, and torchvision's results."""
 
 import jax
 import numpy as np
@@ -13,7 +13,7 @@ from fcn_jax.convert.hub import available
 from fcn_jax.convert.load import load_torch
 from fcn_jax.errors import ConfigError
 from fcn_jax.models.build import build, build_model
-from fcn_jax.models.spec import registered_spec
+from fcn_jax.models.spec import registered_spec, select_features
 from fcn_jax.plugins.options import validate
 from fcn_jax.testing import check_head
 
@@ -28,7 +28,7 @@ def specs(*strides, offset=0):
 
 
 @pytest.mark.slow
-def test_it_keeps_the_contract():
+def test_keeps_the_contract():
     check_head("lraspp", {"inter_channels": 12})
 
 
@@ -42,7 +42,7 @@ def test_it_keeps_the_contract():
         ((2, 4), ("f0", "f1")),
     ],
 )
-def test_it_takes_a_feature_of_stride_8_or_half_the_deepest_one(strides, wanted):
+def test_takes_a_feature_of_stride_8_or_half_the_deepest_stride(strides, wanted):
     assert LRASPP.select(LRASPP.options(), specs(*strides)) == wanted
 
 
@@ -51,29 +51,29 @@ def test_it_takes_a_feature_of_stride_8_or_half_the_deepest_one(strides, wanted)
     [
         (
             specs(4, 16),
-            r"needs a feature of stride 8 beside the deepest, of stride 16; the backbone offers f0 \(4\), f1 \(16\)",
+            r"of stride 8 in addition to the deepest, of stride 16; .* offers f0 \(4\), f1 \(16\)",
         ),
         (
             specs(8, 8),
-            r"needs a feature of stride 4 beside the deepest, of stride 8; the backbone offers f0 \(8\), f1 \(8\)",
+            r"of stride 4 in addition to the deepest, of stride 8; .* offers f0 \(8\), f1 \(8\)",
         ),
-        (specs(1), r"needs a feature of stride 0\.5 beside"),
-        (specs(8, 16, offset=3), "head 'lraspp' resizes .* 'f0' begins 3 pixels before it"),
+        (specs(1), r"needs a feature of stride 0\.5 in addition"),
+        (specs(8, 16, offset=3), "head 'lraspp' needs .* 'f0' begins 3 pixels before it"),
     ],
 )
-def test_a_backbone_that_cannot_feed_it_is_refused(features, complaint):
+def test_rejects_a_backbone_without_the_features(features, complaint):
     with pytest.raises(ConfigError, match=complaint):
-        LRASPP.select(LRASPP.options(), features)
+        select_features(LRASPP, LRASPP.options(), features)
 
 
-def test_a_bad_option_is_refused():
-    with pytest.raises(ConfigError, match="inter_channels is 0; it must be at least 1"):
+def test_rejects_options_out_of_range():
+    with pytest.raises(ConfigError, match="'inter_channels' is 0; input should be greater than 0"):
         validate(LRASPP, {"inter_channels": 0})
 
 
 @pytest.mark.parametrize("output_stride", [32, 16, 8])
 @pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v2", "mobilenet_v3_small"])
-def test_any_backbone_feeds_it_at_any_size(backbone, output_stride):
+def test_fits_other_backbones_at_any_size(backbone, output_stride):
     model = nnx.eval_shape(
         lambda: build_model(backbone, "lraspp", 5, output_stride=output_stride, rngs=nnx.Rngs(0))
     )
@@ -89,7 +89,7 @@ def abstract():
     return nnx.eval_shape(lambda: build(registered_spec(NAME), rngs=nnx.Rngs(0)))
 
 
-def test_the_whole_model_takes_torchvisions_state_dict_and_gives_it_back_bit_for_bit(torchvision):
+def test_state_dict_of_torchvision_converts_and_back_bit_for_bit(torchvision):
     import torch
 
     with torch.device("meta"):
@@ -115,7 +115,7 @@ def test_the_whole_model_takes_torchvisions_state_dict_and_gives_it_back_bit_for
         assert back[name].tobytes() == value.tobytes(), name
 
 
-def test_an_imagenet_file_leaves_the_head_alone(torchvision):
+def test_imagenet_weights_fill_only_the_backbone(torchvision):
     import torch
 
     with torch.device("meta"):
@@ -132,7 +132,7 @@ def test_an_imagenet_file_leaves_the_head_alone(torchvision):
     ]
 
 
-def test_weights_are_torchvisions(torchvision):
+def test_weights_match_torchvision(torchvision):
     theirs = torchvision.models.get_model_weights(NAME)
     ours = LRASPP_MOBILENET_V3_LARGE.weights
     assert ours.keys() == theirs.__members__.keys() - {"DEFAULT"}
@@ -149,7 +149,7 @@ def test_weights_are_torchvisions(torchvision):
 
 
 @pytest.mark.slow
-def test_the_whole_model_equals_torchvisions_own_class(torchvision, monkeypatch):
+def test_model_matches_the_class_of_torchvision(torchvision, monkeypatch):
     from fcn_jax.verify import model
 
     monkeypatch.delattr(model, "build_reference")  # its descriptor builds it
@@ -160,7 +160,7 @@ def test_the_whole_model_equals_torchvisions_own_class(torchvision, monkeypatch)
 
 
 @pytest.mark.slow
-def test_it_predicts(torchvision):
+def test_predicts(torchvision):
     import torch
 
     torch.manual_seed(0)

@@ -68,7 +68,7 @@ def torch_shapes(torchvision, name, options=None):
         for n in BACKBONES
     ],
 )
-def test_it_keeps_the_contract(name):
+def test_keeps_the_contract(name):
     check_backbone(name, NARROW)
 
 
@@ -98,7 +98,7 @@ def test_specs_of_two_equal_networks_are_equal():
 
 
 @pytest.mark.parametrize(("name", "options"), OPTIONS)
-def test_names_and_shapes_are_torchvisions(torchvision, name, options):
+def test_names_and_shapes_match_torchvision(torchvision, name, options):
     table = tables(ModelSpec(name, None, backbone_options=options))["backbone", "torchvision"]
     ours = {}
     for path, leaf in leaves(abstract(name, options)).items():
@@ -111,7 +111,7 @@ def test_names_and_shapes_are_torchvisions(torchvision, name, options):
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_batch_normalisation_is_torchvisions(torchvision, name):
+def test_batch_normalization_matches_torchvision(torchvision, name):
     backbone = BACKBONES[name]
     reference = backbone.torch.reference(options=backbone.options(**NARROW), output_stride=32)
     table = backbone.torch.tables_of(backbone.options())["torchvision"]
@@ -128,7 +128,7 @@ def test_batch_normalisation_is_torchvisions(torchvision, name):
 
 @pytest.mark.parametrize("output_stride", [32, 16, 8])
 @pytest.mark.parametrize("name", BACKBONES)
-def test_every_convolution_has_the_references_settings(torchvision, name, output_stride):
+def test_convolutions_match_the_settings_of_the_reference(torchvision, name, output_stride):
     backbone = BACKBONES[name]
     reference = backbone.torch.reference(
         options=backbone.options(**NARROW), output_stride=output_stride
@@ -155,7 +155,7 @@ def test_every_convolution_has_the_references_settings(torchvision, name, output
         for name in BACKBONES
     ],
 )
-def test_initial_values_are_drawn_as_torchvisions(torchvision, name):
+def test_initial_values_match_torchvision(torchvision, name):
     import torch
 
     torch.manual_seed(0)
@@ -182,12 +182,12 @@ def test_initial_values_are_drawn_as_torchvisions(torchvision, name):
 @pytest.mark.parametrize(
     ("table", "complaint"),
     [
-        ({"width_mult": 0.0}, "width_mult is 0.0; it must be above 0"),
+        ({"width_mult": 0.0}, "'width_mult' is 0.0; input should be greater than 0"),
         ({"width_mult": math.nan}, "width_mult"),
         ({"reduced_tails": True}, "Did you mean 'reduced_tail'"),
     ],
 )
-def test_a_bad_option_is_refused(table, complaint):
+def test_rejects_options_out_of_range(table, complaint):
     with pytest.raises(ConfigError, match=complaint):
         validate(MOBILENET_V3_LARGE, table)
 
@@ -200,8 +200,8 @@ def test_a_bad_option_is_refused(table, complaint):
         ("Hardswish", jax.nn.hard_swish),
     ],
 )
-def test_jaxs_activations_are_pytorchs_where_they_bend_too(torchvision, name, ours):
-    """JAX shares a gradient between equal arguments of a minimum or maximum; its activations must not."""
+def test_activations_and_gradients_match_torch_at_the_kinks(torchvision, name, ours):
+    """JAX splits a gradient between equal arguments of a maximum; activations must not."""
     import torch
 
     x = np.array([-7, -3, -2.9, -1, -1e-9, 0, 1e-9, 1, 2.9, 3, 5.9, 6, 6.1, 9], np.float32)
@@ -225,7 +225,7 @@ def convolutions(network):
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v3_small", "mobilenet_v3_large"])
-def test_output_stride_16_is_torchvisions_dilated_network(torchvision, name):
+def test_output_stride_16_matches_the_dilated_network_of_torchvision(torchvision, name):
     backbone = BACKBONES[name]
     reference = backbone.torch.reference(options=backbone.options(), output_stride=16)
     assert convolutions(reference) == convolutions(
@@ -241,9 +241,7 @@ def test_output_stride_16_is_torchvisions_dilated_network(torchvision, name):
 
 
 @pytest.mark.parametrize("output_stride", [16, 8])
-def test_a_dilated_mobilenet_v2_computes_what_the_strided_one_does_at_more_places(
-    torchvision, output_stride
-):
+def test_dilated_mobilenet_v2_contains_the_features_of_the_strided_one(torchvision, output_stride):
     import torch
 
     from fcn_jax.verify.reference import randomize_batch_norm
@@ -263,7 +261,7 @@ def test_a_dilated_mobilenet_v2_computes_what_the_strided_one_does_at_more_place
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_an_imagenet_file_fills_the_backbone_alone_and_goes_back(torchvision, name):
+def test_imagenet_weights_fill_only_the_backbone_and_convert_back(torchvision, name):
     tensors = random_like(torch_shapes(torchvision, name))
     module, spec = abstract(name), ModelSpec(name, None)
     record = import_weights(module, spec, tensors)
@@ -275,7 +273,7 @@ def test_an_imagenet_file_fills_the_backbone_alone_and_goes_back(torchvision, na
         assert value.tobytes() == tensors[key].astype(value.dtype).tobytes(), key
 
 
-def test_it_is_known_by_torchvisions_three_ways_to_name_it(torchvision):
+def test_recognizes_the_three_key_formats_of_torchvision(torchvision):
     """In ImageNet's file, in a segmentation model, and as that model's backbone alone."""
     model = nnx.eval_shape(lambda: build_model("mobilenet_v3_small", "fcn", 3, rngs=nnx.Rngs(0)))
     own = random_like(torch_shapes(torchvision, "mobilenet_v3_small"))
@@ -314,7 +312,7 @@ def test_it_is_known_by_torchvisions_three_ways_to_name_it(torchvision):
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_weights_are_torchvisions(torchvision, name):
+def test_weights_match_torchvision(torchvision, name):
     ours = BACKBONES[name].torch.weights
     theirs = torchvision.models.get_model_weights(name)
     assert ours.keys() == theirs.__members__.keys() - {"DEFAULT"}

@@ -104,7 +104,7 @@ class VGG(nnx.Module):
         """
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         settings = {"bias_init": nnx.initializers.zeros_init(), **types}
-        conv3x3 = nn.Conv
+        conv3x3: Callable[..., nnx.Module] = nn.Conv
         if architecture.batch_norm:
             conv3x3 = functools.partial(nn.ConvNormAct, use_bias=True, activation=None)
         layer = functools.partial(conv3x3, kernel_init=nn.kaiming_normal_fan_out, **settings)

@@ -1,4 +1,4 @@
-"""The paper's networks against the plugin contract, and against the same networks in plain PyTorch."""
+"""The paper's networks: the plugin contract, and the same networks in plain PyTorch."""
 
 import itertools
 
@@ -68,7 +68,7 @@ def state_dict_shapes(model):
 
 
 def blank(name):
-    """The model with zeros for weights: drawing others, which a test then replaces, would take long."""
+    """The model with zeros as weights, which tests replace: drawing weights would take long."""
     model = nnx.eval_shape(lambda: build(registered_spec(name), rngs=nnx.Rngs(0)))
     for leaf in leaves(model).values():
         leaf.set_value(np.zeros(leaf.shape, np.float32))
@@ -103,18 +103,18 @@ def images(height, width, seed=0):
     "name",
     [pytest.param(name, marks=pytest.mark.slow if name in MODELS[1:3] else ()) for name in MODELS],
 )
-def test_they_keep_the_contract(torch, name):
+def test_keeps_the_contract(torch, name):
     check_model(f"narrow_{name}")
 
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("name", MODELS)
-def test_they_keep_the_contract_at_full_width(torch, name):
+def test_keeps_the_contract_at_full_width(torch, name):
     check_model(name)
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_names_and_shapes_are_pytorch_fcns(name):
+def test_names_and_shapes_match_pytorch_fcn(name):
     model = nnx.eval_shape(lambda: build(registered_spec(name), rngs=nnx.Rngs(0)))
     for leaf in leaves(model).values():
         leaf.set_value(np.broadcast_to(np.zeros((), np.float32), leaf.shape))
@@ -127,7 +127,7 @@ def test_names_and_shapes_are_pytorch_fcns(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_original_has_the_same_names_and_shapes(torch, plugins, name):
+def test_reference_has_the_same_names_and_shapes(torch, plugins, name):
     with torch.device("meta"):
         original = plugins.model(name).reference_model(num_classes=21, aux=False)
     assert {
@@ -137,7 +137,7 @@ def test_the_original_has_the_same_names_and_shapes(torch, plugins, name):
     assert fixed == {f"{key}.weight" for key in OWN[name] if key in UPSCORES}
 
 
-def test_the_papers_crops_follow_from_what_the_backbone_promises():
+def test_crops_of_the_paper_follow_from_the_feature_specs():
     pool3, pool4, fc7 = (
         spec
         for spec in VGG16_CAFFE.features(VGGOptions(), 32)
@@ -148,7 +148,7 @@ def test_the_papers_crops_follow_from_what_the_backbone_promises():
     assert crops(fc7, [pool4, pool3]) == (((0, 5), (0, 9)), 31)
 
 
-def test_the_features_sizes_are_those_of_layer_after_layer():
+def test_feature_sizes_match_the_layers():
     specs = VGG16_CAFFE.features(VGGOptions(), 32)
     for size in (*range(1, 70), 224, 499, 500):
         length, sizes = size + 198, []
@@ -159,7 +159,7 @@ def test_the_features_sizes_are_those_of_layer_after_layer():
         assert length - 6 >= 1
 
 
-def test_preprocessing_is_pytorch_fcns():
+def test_preprocessing_matches_pytorch_fcn():
     image = np.random.default_rng(0).integers(0, 256, (5, 7, 3)).astype(np.uint8)
     theirs = image[:, :, ::-1].astype(np.float64) - np.array(
         [104.00698793, 116.66876762, 122.67891434]
@@ -170,7 +170,7 @@ def test_preprocessing_is_pytorch_fcns():
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_weights_go_both_ways_bit_for_bit(name):
+def test_weights_convert_both_ways_bit_for_bit(name):
     """Also values of the upsampling that are not bilinear."""
     narrow = {4096: 16}
     rng = np.random.default_rng(0)
@@ -193,7 +193,7 @@ def test_weights_go_both_ways_bit_for_bit(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_upsampling_starts_as_the_originals(torch, plugins, name):
+def test_initial_upsampling_matches_the_reference(torch, plugins, name):
     head = plugins.head(registered_spec(name).head)
     options = head.options(**registered_spec(name).head_options)
     features = VGG16_CAFFE.features(VGGOptions(width=4), 32)
@@ -229,7 +229,7 @@ def fill_from_original(torch, plugins, name):
         pytest.param("fcn8s_vgg16", (1, 70), marks=pytest.mark.slow),
     ],
 )
-def test_logits_equal_pytorchs_at_odd_sizes(torch, plugins, name, height_width):
+def test_logits_match_torch_at_odd_sizes(torch, plugins, name, height_width):
     model, original = fill_from_original(torch, plugins, f"narrow_{name}")
     x = images(*height_width)
     with torch.no_grad():
@@ -243,7 +243,7 @@ def test_logits_equal_pytorchs_at_odd_sizes(torch, plugins, name, height_width):
     assert np.abs(found - wanted).max() < 1e-5 * np.abs(wanted).max()
 
 
-def test_every_size_has_logits():
+def test_returns_logits_at_any_size():
     model = nnx.eval_shape(lambda: build(registered_spec("narrow_fcn8s_vgg16"), rngs=nnx.Rngs(0)))
     model.eval()
     graphdef, state = nnx.split(model)
@@ -260,7 +260,7 @@ def test_every_size_has_logits():
         ("fcn8s_vgg16", "fcn16s_vgg16", ["score_pool3", "upscore_pool4", "upscore8"]),
     ],
 )
-def test_weights_of_the_network_with_one_skip_less_start_the_next(name, before, fresh):
+def test_loads_weights_of_the_network_with_one_skip_less(name, before, fresh):
     tensors = to_torch(blank(f"narrow_{before}"), "pytorch-fcn")
     tensors = {key: np.ones_like(value) for key, value in tensors.items()}
     model = nnx.eval_shape(lambda: build(registered_spec(f"narrow_{name}"), rngs=nnx.Rngs(0)))
@@ -273,7 +273,7 @@ def test_weights_of_the_network_with_one_skip_less_start_the_next(name, before, 
     assert len(record.loaded) == len(tensors) - 1
 
 
-def test_torchvisions_vgg16_starts_the_trunk(torch):
+def test_loads_vgg16_of_torchvision_into_the_backbone(torch):
     """As pytorch-fcn starts from `vgg16_from_caffe.pth`, which has torchvision's names."""
     options = VGGOptions(width=16)
     theirs = VGG16_CAFFE.torch.reference(options=options, output_stride=32).state_dict()
@@ -290,7 +290,7 @@ def test_torchvisions_vgg16_starts_the_trunk(torch):
     )
 
 
-def test_the_models_say_what_they_are():
+def test_describes_the_models():
     assert (
         FCN32S_VGG16.summary
         == "The paper's FCN-32s on VGG-16, 21 classes; published mIoU 63.6 on VOC 2011"

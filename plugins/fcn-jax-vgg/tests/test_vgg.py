@@ -63,7 +63,7 @@ def without_draws(rest):
 
 
 def compare_whole_model(torch, width, height_width):
-    """FCN-32s logits of the same weights on both sides: the largest difference as a share of the largest logit."""
+    """The largest difference of FCN-32s logits with the same weights, relative to the largest."""
     options = VGGOptions(width=width)
     backbone = reference(torch, options)
     specs = VGG16.features(options, 32)
@@ -101,7 +101,7 @@ def compare_whole_model(torch, width, height_width):
     return np.abs(np.asarray(found) - wanted).max() / np.abs(wanted).max()
 
 
-def test_all_of_them_are_registered(plugins):
+def test_registers_all_backbones(plugins):
     assert [
         entry.name for entry in plugins.entries("backbones") if entry.distribution == "fcn-jax-vgg"
     ] == BACKBONES
@@ -120,12 +120,12 @@ def test_all_of_them_are_registered(plugins):
         for name in BACKBONES
     ],
 )
-def test_they_keep_the_contract(torch, name):
+def test_keeps_the_contract(torch, name):
     check_backbone(name, NARROW)
 
 
 @pytest.mark.parametrize("name", TORCHVISION)
-def test_names_and_layers_are_torchvisions(torch, torchvision, plugins, name):
+def test_names_and_layers_match_torchvision(torch, torchvision, plugins, name):
     backbone, options = plugins.backbone(name), VGGOptions(width=8)
     ours = backbone.torch.reference(options=options, output_stride=32)
     with torch.device("meta"):
@@ -141,7 +141,7 @@ def test_names_and_layers_are_torchvisions(torch, torchvision, plugins, name):
 
 
 @pytest.mark.parametrize("name", TORCHVISION)
-def test_the_full_width_has_torchvisions_parameters_but_for_the_classifier(plugins, name):
+def test_full_width_matches_the_parameters_of_torchvision_without_the_classifier(plugins, name):
     backbone = plugins.backbone(name)
     module = nnx.eval_shape(
         lambda: backbone.build(VGGOptions(), output_stride=32, rngs=nnx.Rngs(0))
@@ -152,7 +152,7 @@ def test_the_full_width_has_torchvisions_parameters_but_for_the_classifier(plugi
 
 
 @pytest.mark.parametrize("name", TORCHVISION)
-def test_named_weights_are_torchvisions(torchvision, plugins, name):
+def test_named_weights_match_torchvision(torchvision, plugins, name):
     (published,) = plugins.backbone(name).torch.weights.values()
     theirs = torchvision.models.get_model_weights(name).IMAGENET1K_V1
     assert published.url == theirs.url
@@ -161,7 +161,7 @@ def test_named_weights_are_torchvisions(torchvision, plugins, name):
     assert published.summary == f"ImageNet-1k, top-1 accuracy {TORCHVISION[name][1]}"
 
 
-def test_a_head_takes_fc7():
+def test_head_takes_fc7():
     specs = VGG16.features(VGGOptions(), 32)
     assert FCN32S.select(FCN32S.options(), specs) == ("fc7",)
 
@@ -185,17 +185,17 @@ def test_specs_of_two_equal_networks_are_equal():
 @pytest.mark.parametrize(
     ("table", "complaint"),
     [
-        ({"width": 0}, "width is 0; it must be at least 1"),
-        ({"dropout": 1.0}, "dropout is 1.0"),
+        ({"width": 0}, "'width' is 0; input should be greater than 0"),
+        ({"dropout": 1.0}, "'dropout' is 1.0; input should be less than 1"),
         ({"widht": 8}, "Did you mean 'width'"),
     ],
 )
-def test_a_bad_option_is_refused(table, complaint):
+def test_rejects_options_out_of_range(table, complaint):
     with pytest.raises(ConfigError, match=complaint):
         validate(VGG16, table)
 
 
-def test_the_centre_of_fc7_is_torchvisions_classifier(torch):
+def test_center_of_fc7_matches_the_classifier_of_torchvision(torch):
     options = VGGOptions(width=64)
     theirs = reference(torch, options)
     module = nnx.eval_shape(lambda: VGG16.build(options, output_stride=32, rngs=nnx.Rngs(0)))
@@ -228,7 +228,7 @@ def test_the_centre_of_fc7_is_torchvisions_classifier(torch):
         )
 
 
-def test_weights_go_to_torch_and_back_bit_for_bit(torch):
+def test_weights_convert_to_torch_and_back_bit_for_bit(torch):
     options = VGGOptions(width=16)
     model = build_model("vgg16", "fcn32s", backbone_options={"width": 16}, rngs=nnx.Rngs(0))
     tensors = to_torch(model)
@@ -250,7 +250,7 @@ def test_weights_go_to_torch_and_back_bit_for_bit(torch):
     assert all(np.array_equal(tensors[name], again[name]) for name in tensors)
 
 
-def test_torchvisions_own_file_loads(torch, tmp_path):
+def test_loads_a_file_of_torchvision(torch, tmp_path):
     options = VGGOptions(width=16)
     theirs = reference(torch, options)
     torch.save(theirs.state_dict(), tmp_path / "vgg16.pth")
@@ -263,7 +263,7 @@ def test_torchvisions_own_file_loads(torch, tmp_path):
         assert np.array_equal(value, theirs.state_dict()[name].numpy()), name
 
 
-def test_dropout_draws_anew_for_each_key_and_not_in_eval_mode():
+def test_dropout_depends_on_the_key_and_is_off_in_eval_mode():
     module = VGG16.build(VGGOptions(width=16), output_stride=32, rngs=nnx.Rngs(0))
     x = images((1, 64, 64, 3))
     module.train()
@@ -291,17 +291,17 @@ def test_dropout_draws_anew_for_each_key_and_not_in_eval_mode():
     "height_width",
     [(97, 130), *(pytest.param(size, marks=pytest.mark.slow) for size in ((224, 224), (321, 487)))],
 )
-def test_fcn32s_equals_pytorchs(torch, height_width):
+def test_fcn32s_matches_torch(torch, height_width):
     assert compare_whole_model(torch, 128, height_width) < 1e-5
 
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("height_width", [(224, 224), (321, 487)])
-def test_fcn32s_equals_pytorchs_at_full_width(torch, height_width):
+def test_fcn32s_matches_torch_at_full_width(torch, height_width):
     assert compare_whole_model(torch, 4096, height_width) < 1e-5
 
 
-def test_images_smaller_than_its_stride_are_padded():
+def test_pads_images_smaller_than_the_stride():
     model = nnx.eval_shape(
         lambda: build_model("vgg16", "fcn32s", 5, backbone_options=NARROW, rngs=nnx.Rngs(0))
     )
@@ -313,7 +313,7 @@ def test_images_smaller_than_its_stride_are_padded():
         assert logits.shape == (2, height, width, 5)
 
 
-def test_verify_takes_its_options(torch):
+def test_verify_accepts_backbone_options(torch):
     report = verify_model(
         "vgg11", backbone_options=NARROW, sizes=[(33, 40)], batch=1, num_classes=3
     )
