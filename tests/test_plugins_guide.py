@@ -1,4 +1,4 @@
-"""docs/plugins.md is run as it stands: its files are written, its commands run in order, its output is what comes out."""
+"""Runs docs/plugins.md: writes its files, runs its commands in order, compares the output."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GUIDE = (Path(__file__).parents[1] / "docs" / "plugins.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", GUIDE, re.DOTALL | re.MULTILINE)
 
 
-def test_every_command_of_the_guide_parses() -> None:
+def test_commands_of_the_guide_parse() -> None:
     commands = [
         line
         for kind, text in BLOCKS
@@ -33,10 +33,13 @@ def test_every_command_of_the_guide_parses() -> None:
 
 
 def write_tools(folder: Path, site: Path) -> None:
-    """`fcn-jax`, `python` and `pip` of this environment; what pip installs goes to `site`, without a network."""
+    """Write `fcn-jax`, `python` and `pip`; pip installs into `site`, without a network."""
     folder.mkdir()
     python = shlex.quote(sys.executable)
-    pip = f"{python} -m pip install -q --disable-pip-version-check --no-index --no-deps --no-build-isolation"
+    pip = (
+        f"{python} -m pip install -q --disable-pip-version-check --no-index --no-deps "
+        "--no-build-isolation"
+    )
     scripts = {
         "fcn-jax": f'exec {python} -m fcn_jax "$@"',
         "python": f'exec {python} "$@"',
@@ -49,11 +52,11 @@ def write_tools(folder: Path, site: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.needs_torch
-def test_the_guide_runs_from_top_to_bottom(tmp_path: Path) -> None:
+def test_guide_runs(tmp_path: Path) -> None:
     work, site, tools = tmp_path / "work", tmp_path / "site", tmp_path / "bin"
     work.mkdir()
     write_tools(tools, site)
-    # What `pip install -e` installs is read from the project's own folder.
+    # A project that `pip install -e` installs is imported from its own folder.
     path = os.pathsep.join(
         filter(None, [str(work / "fcn-jax-pebble"), str(site), os.environ.get("PYTHONPATH", "")])
     )

@@ -134,5 +134,6 @@ def _new(args: argparse.Namespace) -> int:
     print(f"{folder}: a {args.kind} named '{args.name}'. Install and test it:")
     print(f"  pip install -e '{folder}[test]'")
     print(f"  python -m pytest {folder}")
-    print(f"  fcn-jax plugins check {args.name}")
+    data = " --data DIR" if args.kind == "dataset" else ""
+    print(f"  fcn-jax plugins check {args.name}{data}")
     return 0

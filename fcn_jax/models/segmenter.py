@@ -140,34 +140,3 @@ def _broken_promise(backbone: str, fault: str) -> PluginError:
     except FcnJaxError:  # a module that is not registered
         owner = f"backbone '{backbone}'"
     return PluginError(f"{owner} breaks its promise: {fault}; see fcn-jax plugins check {backbone}")
-
-
-# Transitional: the old names, until their callers have moved.
-def __getattr__(name: str) -> Any:
-    from fcn_jax.models import build, spec
-
-    old = {
-        "build": build.build,
-        "build_model": build.build_model,
-        "build_backbone": lambda *a, **k: (build.build_backbone(*a, **k), ()),
-        "describe": _describe,
-        "plan_heads": lambda s: spec.resolve(s).heads,
-        "spec_of": lambda m, d=None: m.spec if d is None else spec.spec_of(m, d),
-        "by_name": spec.registered_spec,
-        "enough": covering_size,
-        "HeadPlan": spec.ResolvedHead,
-    }
-    if name not in old:
-        raise AttributeError(name)
-    return old[name]
-
-
-def _describe(spec: ModelSpec) -> Any:
-    import collections
-
-    plugins = registry.default()
-    parts = collections.namedtuple("Parts", "backbone head aux_head")
-    return parts(
-        plugins.backbone(spec.backbone),
-        *(None if name is None else plugins.head(name) for name in (spec.head, spec.aux_head)),
-    )

@@ -95,6 +95,7 @@ class Entry:
             (frame.f_code, line)
             for frame, line in traceback.walk_tb(error.__traceback__)
             if frame.f_globals.get("__name__", "").partition(".")[0] == package
+            and frame.f_globals is not globals()
         ]
         if not own:
             return ""

@@ -141,8 +141,10 @@ def test_known_name_does_not_import_other_plugins(register, monkeypatch, tmp_pat
 def test_does_not_import_parts_of_other_models(register, monkeypatch):
     register(dataclasses.replace(WHOLE, spec=dataclasses.replace(WHOLE.spec, head="fcn8s")))
     loaded = []
-    load = registry.load
-    monkeypatch.setattr(registry, "load", lambda entry: (loaded.append(entry.name), load(entry))[1])
+    load = registry.import_descriptor
+    monkeypatch.setattr(
+        registry, "import_descriptor", lambda entry: (loaded.append(entry.name), load(entry))[1]
+    )
     assert "SHAPES" not in hub.available(ModelSpec())
     assert "whole" in loaded
     assert "fcn8s" not in loaded

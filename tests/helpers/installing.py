@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-from fcn_jax.plugins.registry import Registry
+from fcn_jax.plugins.registry import Entry, Registry, read_metadata
 
 GOOD = """
     from fcn_jax.api import Backbone
@@ -44,15 +44,11 @@ class Site:
             lines += [f"[fcn_jax.{kind}]", *(f"{key} = {value}" for key, value in entries.items())]
         (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
 
-    def entry_points(self) -> list[metadata.EntryPoint]:
-        return [
-            point
-            for found in metadata.distributions(path=[str(self.folder)])
-            for point in found.entry_points
-        ]
+    def entries(self) -> list[Entry]:
+        return read_metadata(metadata.distributions(path=[str(self.folder)]))[0]
 
     def registry(self, disable: str = "") -> Registry:
-        return Registry(self.entry_points(), disable=disable)
+        return Registry(self.entries(), disable=disable)
 
 
 def install(site: Path, *projects: Path, scratch: Path) -> None:

@@ -14,6 +14,10 @@ from fcn_jax.plugins import isolation
 from tests.helpers.installing import GOOD, Site
 
 
+def check(entry, timeout=60.0):
+    return isolation.check_all([entry], timeout)[entry]
+
+
 def test_check_runs_each_plugin_in_a_process_of_its_own(site):
     site.module("good_net", GOOD)
     site.module("chatty_net", "print('hello')\n" + textwrap.dedent(GOOD))
@@ -68,10 +72,7 @@ def test_what_shares_a_module_shares_its_import_but_not_anothers_end(site, tmp_p
 def test_check_gives_up_on_a_plugin_that_hangs(site):
     site.module("slow_net", "import time; time.sleep(600)")
     site.distribution("nets", "1", backbones={"net": "slow_net:NET"})
-    assert (
-        isolation.check(site.registry().entries()[0], timeout=1.5)
-        == "timed out after 1.5 s at import"
-    )
+    assert check(site.registry().entries()[0], timeout=1.5) == "timed out after 1.5 s at import"
 
 
 def test_what_shares_a_module_that_hangs_hangs_with_it_once(site, tmp_path):
@@ -104,9 +105,9 @@ def test_the_current_folder_is_on_the_childs_path_where_it_is_on_ours(site, tmp_
     site.distribution("nets", "1", backbones={"net": "local_net:NET"})
     monkeypatch.chdir(here.folder)
     (entry,) = site.registry().entries()
-    assert "No module named 'local_net'" in isolation.check(entry)
+    assert "No module named 'local_net'" in check(entry)
     monkeypatch.setattr(sys, "path", ["", *sys.path])
-    assert isolation.check(entry) is None
+    assert check(entry) is None
 
 
 def is_running(pid):
@@ -121,8 +122,11 @@ def wait_until(holds, seconds=20):
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_a_check_that_is_stopped_leaves_no_process_behind(site, tmp_path, number):
+@pytest.mark.parametrize(
+    ("number", "timeout"), [(signal.SIGINT, 500), (signal.SIGTERM, 5), (signal.SIGKILL, 5)]
+)
+def test_an_interrupted_check_leaves_no_process(site, tmp_path, number, timeout):
+    """SIGINT ends the children at once; if the parent is killed, they end at the timeout."""
     site.module(
         "slow_net",
         f"""
@@ -136,7 +140,8 @@ def test_a_check_that_is_stopped_leaves_no_process_behind(site, tmp_path, number
     # Started in the background of a shell, the tests would hand on that SIGINT is ignored.
     code = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-        "from fcn_jax import isolation, registry; isolation.check_all(registry.default().entries(), timeout=500)"
+        "from fcn_jax.plugins import isolation, registry; "
+        f"isolation.check_all(registry.default().entries(), timeout={timeout})"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
     with subprocess.Popen(
@@ -160,9 +165,7 @@ def test_check_ends_what_a_plugin_has_started(site, tmp_path):
         """,
     )
     site.distribution("nets", "1", backbones={"net": "forking_net:NET"})
-    assert (
-        isolation.check(site.registry().entries()[0], timeout=3) == "timed out after 3 s at import"
-    )
+    assert check(site.registry().entries()[0], timeout=3) == "timed out after 3 s at import"
     pid = int((tmp_path / "pid").read_text())
     wait_until(lambda: not is_running(pid))
 

@@ -110,10 +110,10 @@ def test_an_unknown_name_suggests_the_nearest(site):
 @pytest.fixture
 def reread():
     """Read anew what is installed, for this test alone."""
-    for cached in (registry._readable, registry._installed):
+    for cached in (registry._installed, registry._registry):
         cached.cache_clear()
     yield
-    for cached in (registry._readable, registry._installed):
+    for cached in (registry._installed, registry._registry):
         cached.cache_clear()
 
 
@@ -133,9 +133,9 @@ def reread():
         ("bare:vgg16", "bare is installed, but registers nothing for fcn-jax. "),
         (
             "https://example.org/a.whl:vgg16",
-            "what stands before ':' cannot be a distribution's name. ",
+            "the part before ':' is not a valid name of a distribution. ",
         ),
-        ("--pre other:vgg16", "what stands before ':' cannot be a distribution's name. "),
+        ("--pre other:vgg16", "the part before ':' is not a valid name of a distribution. "),
     ],
 )
 def test_of_a_full_name_it_is_told_what_is_the_matter_with_the_distribution(
@@ -174,7 +174,8 @@ def test_a_broken_plugin_leaves_the_others_alone_and_keeps_its_exception(site):
     for _ in range(2):
         with pytest.raises(
             PluginError,
-            match=r"backbone 'broken' of nets 1 \(broken_net:NET\) cannot be loaded: Module",
+            match=r"backbone 'broken' of nets 1 \(broken_net:NET\) cannot be loaded: Module.*"
+            r"\(broken_net\.py, line 1\)",
         ) as caught:
             found.backbone("broken")
         assert isinstance(caught.value.__cause__, ModuleNotFoundError)
@@ -213,7 +214,7 @@ def test_one_distribution_listed_twice_is_no_conflict(site, tmp_path_factory):
     site.distribution("my-nets", "1.1", backbones={"net": "good_net:NET"})
     other = Site(tmp_path_factory.mktemp("other"))
     other.distribution("My_Nets", "1.0", backbones={"net": "old_net:NET"})
-    found = Registry([*site.entry_points(), *other.entry_points()])
+    found = Registry([*site.entries(), *other.entries()])
     assert found.backbone("net").name == "net"
     assert [entry.version for entry in found.entries()] == ["1.1"]
 
@@ -227,6 +228,7 @@ def test_of_a_distribution_found_twice_the_first_hides_all_that_the_other_regist
     other.distribution("My_Nets", "1.0", backbones={"net": "old_net:NET", "dropped": "old_net:OLD"})
     site.distribution("bare", "2.0")
     (other.folder / "bare.egg-info").mkdir()
+    (other.folder / "bare.egg-info" / "PKG-INFO").write_text("Name: bare\nVersion: 1.0\n")
     (other.folder / "bare.egg-info" / "entry_points.txt").write_text(
         "[fcn_jax.heads]\ngone = old_net:HEAD\n"
     )
@@ -238,9 +240,7 @@ def test_of_a_distribution_found_twice_the_first_hides_all_that_the_other_regist
 def test_entries_made_by_hand_stand_for_themselves(site):
     site.module("good_net", GOOD)
     site.distribution("my-nets", "1.0", backbones={"net": "old_net:NET", "other": "x:X"})
-    found = Registry(
-        [Entry("backbones", "net", "My-Nets", "2.0", "good_net:NET"), *site.entry_points()]
-    )
+    found = Registry([Entry("backbones", "net", "My-Nets", "2.0", "good_net:NET"), *site.entries()])
     assert found.backbone("net").summary == "a net"
     assert [entry.full_name for entry in found.entries()] == ["My-Nets:net", "my-nets:other"]
 
@@ -264,7 +264,10 @@ def test_a_descriptor_of_another_name_is_refused(site):
     [
         ((API_VERSION[0] + 1, 0), "upgrade fcn-jax"),
         ((API_VERSION[0], API_VERSION[1] + 1), "upgrade fcn-jax"),
-        ((API_VERSION[0] - 1, 9), "upgrade nets"),
+        (
+            (API_VERSION[0] - 1, 9),
+            "upgrade nets. Its author must change it: delete the field `maskable`",
+        ),
         ("1.0", "must be two integers"),
     ],
 )
@@ -291,9 +294,7 @@ def test_distributions_are_switched_off(site, disable, left):
     found = site.registry(disable)
     assert {entry.distribution for entry in found.entries()} == left
     for off in {"fcn-jax", "a-b", "c"} - left:
-        with pytest.raises(
-            ConfigError, match=f"switched off: FCN_JAX_DISABLE_PLUGINS disables {off}"
-        ):
+        with pytest.raises(ConfigError, match=f"disabled: FCN_JAX_DISABLE_PLUGINS disables {off}"):
             found.backbone(f"net-{off}")
 
 
@@ -308,6 +309,44 @@ def test_the_default_registry_follows_the_environment(monkeypatch):
     monkeypatch.setenv(registry.DISABLE_VARIABLE, "all")
     assert {entry.distribution for entry in registry.default().entries()} <= {"fcn-jax"}
     assert registry.default() is registry.default()
+
+
+def test_reports_a_misspelled_entry_point_group(site, reread):
+    site.distribution("typo", "1", backbone={"net": "x:X"})
+    assert registry.faults()["typo"] == (
+        "its entry-point group 'fcn_jax.backbone' is unknown, so 'net' is not registered. Did you "
+        "mean 'fcn_jax.backbones'? Available: fcn_jax.backbones, fcn_jax.datasets, fcn_jax.heads, "
+        "fcn_jax.models."
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "advice"),
+    [
+        (GOOD.replace('name="net"', 'name="net", maskable=True'), "delete the field `maskable`"),
+        (
+            'from fcn_jax.api import Model; NET = Model(name="net", summary="", backbone="x")',
+            r"give the parts of a Model as `spec=ModelSpec\(...\)`",
+        ),
+        ("from fcn_jax.api import require_no_offset", "heads are refused .* `handles_offset=True`"),
+    ],
+)
+def test_says_how_to_change_a_plugin_of_version_1(site, code, advice):
+    site.module("old_net", code)
+    site.distribution("nets", "1", backbones={"net": "old_net:NET"})
+    with pytest.raises(
+        PluginError, match=f"version 2.0 of the plugin contract changed this.*{advice}"
+    ):
+        site.registry().backbone("net")
+
+
+def test_names_the_last_line_of_the_plugins_own_code(site):
+    site.module(
+        "deep_net", "import json\n\ndef read(text):\n    return json.loads(text)\n\nread('{')"
+    )
+    site.distribution("nets", "1", backbones={"net": "deep_net:NET"})
+    with pytest.raises(PluginError, match=r"\(deep_net\.py, line 4, in read\)$"):
+        site.registry().backbone("net")
 
 
 def test_a_record_is_json_able(site):
@@ -376,8 +415,8 @@ def test_a_distribution_with_broken_metadata_leaves_the_others_alone(site, rerea
     found = registry.default()
     assert found.backbone("net").name == "net"
     assert found.find("backbones", "third").distribution in ("nameless", "nameless-1", "unknown")
-    assert list(registry.faults()) == ["torn-1.dist-info"]
-    assert "its entry points cannot be read" in registry.faults()["torn-1.dist-info"]
+    assert list(registry.faults()) == ["torn"]
+    assert "its entry points cannot be read" in registry.faults()["torn"]
 
 
 def test_distributions_in_a_zip_file_are_found_torn_ones_too(tmp_path, reread, monkeypatch):
@@ -393,7 +432,7 @@ def test_distributions_in_a_zip_file_are_found_torn_ones_too(tmp_path, reread, m
     found = registry.default()
     assert found.find("backbones", "nets_net").full_name == "nets:nets_net"
     assert found.find("backbones", "nameless_net").name == "nameless_net"
-    assert list(registry.faults()) == ["torn-1.dist-info"]
+    assert list(registry.faults()) == ["torn"]
     assert "resnet18" in found.names("backbones")
 
 
@@ -427,9 +466,7 @@ def test_the_list_shows_what_is_broken_and_the_status_says_so(site, monkeypatch,
     )
     site.distribution("others", "2", backbones={"net": "good_net:NET"})
     monkeypatch.setattr(registry, "default", site.registry)
-    monkeypatch.setattr(
-        registry, "unreadable", lambda: {"torn.dist-info": "its entry points cannot be read"}
-    )
+    monkeypatch.setattr(registry, "faults", lambda: {"torn": "its entry points cannot be read"})
     assert cli.main(["plugins", "list"]) == 0
     shown = capsys.readouterr().out
     assert "BROKEN: the name is also claimed by others 2" in shown
@@ -443,14 +480,14 @@ def test_the_list_shows_what_is_broken_and_the_status_says_so(site, monkeypatch,
     assert any(
         "odd" in line and "is a int; it must be an fcn_jax.api.Backbone" in line for line in lines
     )
-    assert lines[-1] == "torn.dist-info  BROKEN: its entry points cannot be read"
+    assert lines[-1] == "torn  BROKEN: its entry points cannot be read"
 
 
 def test_the_status_is_0_where_all_is_well(site, monkeypatch, capsys):
     site.module("good_net", GOOD)
     site.distribution("nets", "1.5", backbones={"net": "good_net:NET"})
     monkeypatch.setattr(registry, "default", site.registry)
-    monkeypatch.setattr(registry, "unreadable", dict)
+    monkeypatch.setattr(registry, "faults", dict)
     assert cli.main(["plugins", "list", "--check"]) == 0
     assert capsys.readouterr().out == "backbones  net  nets 1.5  ok\n"
 
@@ -458,6 +495,7 @@ def test_the_status_is_0_where_all_is_well(site, monkeypatch, capsys):
 @pytest.fixture
 def claimed_twice(site, monkeypatch):
     """What is installed, and a second distribution that registers the default backbone, head and dataset."""
+    installed = registry.default().entries()
     site.distribution(
         "acme-nets",
         "2.0",
@@ -465,10 +503,7 @@ def claimed_twice(site, monkeypatch):
         heads={"fcn32s": "acme:TOP"},
         datasets={"shapes": "acme:DATA"},
     )
-    installed = [
-        point for kind in registry.KINDS for point in metadata.entry_points(group=f"fcn_jax.{kind}")
-    ]
-    plugins = Registry([*installed, *site.entry_points()])
+    plugins = Registry([*installed, *site.entries()])
     monkeypatch.setattr(registry, "default", lambda: plugins)
     return plugins
 
@@ -502,7 +537,9 @@ def test_recipes_models_and_checkpoints_go_on_working_when_another_distribution_
         assert parsed.model.backbone == "fcn-jax:resnet18"
         assert parsed.model.head == "fcn-jax:fcn32s"
         assert parsed.data.dataset == "fcn-jax:shapes"
-    typed = config.parse(recipes.override(recipes.read_recipe("shapes"), ["model.backbone=resnet18"]))
+    typed = config.parse(
+        recipes.override(recipes.read_recipe("shapes"), ["model.backbone=resnet18"])
+    )
     assert typed.model.backbone == "resnet18"
 
     assert (

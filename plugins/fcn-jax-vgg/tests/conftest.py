@@ -23,7 +23,7 @@ def plugins(plugin_project, monkeypatch):
         return dataclasses.replace(
             found,
             name=name,
-            backbone_options={"width": NARROW},
+            spec=dataclasses.replace(found.spec, backbone_options={"width": NARROW}),
             reference_model=functools.partial(found.reference_model, width=NARROW),
         )
 

@@ -1,4 +1,4 @@
-"""yourname keeps the promises of its descriptor, and goes with fcn-jax's heads."""
+"""yourname meets the plugin contract and works with heads of fcn-jax."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from fcn_jax import build_model
 from fcn_jax.testing import check_backbone
 
 
-def test_yourname_keeps_its_promises() -> None:
+def test_yourname_meets_the_contract() -> None:
     check_backbone("yourname", {"width": 4})
 
 
 @pytest.mark.parametrize("head", ["fcn32s", "fcn8s", "fcn"])
-def test_heads_take_it(head: str) -> None:
+def test_works_with_heads(head: str) -> None:
     model = nnx.eval_shape(
         lambda: build_model("yourname", head, 5, backbone_options={"width": 4}, rngs=nnx.Rngs(0))
     )

@@ -1,4 +1,4 @@
-"""yourname keeps the promises of its descriptor, on a folder that the test draws."""
+"""yourname meets the plugin contract, on a folder that the test writes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fcn_jax.testing import check_dataset
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Five images of 48x40 pixels with a bright square each, which is the object; one row is void."""
+    """Five images of 48x40 pixels with a bright square, the object; one row is ignored."""
     rng = np.random.default_rng(0)
     for part in ("images", "masks"):
         (tmp_path / part).mkdir()
@@ -32,7 +32,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_yourname_keeps_its_promises(root: Path) -> None:
+def test_yourname_meets_the_contract(root: Path) -> None:
     check_dataset("yourname", root)
 
 
@@ -43,7 +43,7 @@ def test_the_square_is_the_object(root: Path) -> None:
     assert (example.image[example.mask == 1] == 250).all()
 
 
-def test_a_missing_mask_is_named(root: Path) -> None:
+def test_rejects_a_missing_mask(root: Path) -> None:
     (root / "masks" / "3.png").unlink()
     with pytest.raises(DataError, match=r"1 of 2 masks are missing: 3"):
         default().dataset("yourname").open(root, "val")

@@ -1,4 +1,4 @@
-"""yourname keeps the promises of its descriptor, and goes with fcn-jax's backbones."""
+"""yourname meets the plugin contract and works with backbones of fcn-jax."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import pytest
 from flax import nnx
 
 from fcn_jax import build_model
-from fcn_jax.api import FeatureSpec
+from fcn_jax.api import FeatureSpec, floor_size
 from fcn_jax.errors import ConfigError
 from fcn_jax.plugins.registry import default
 from fcn_jax.testing import check_head
 
 
-def test_yourname_keeps_its_promises() -> None:
+def test_yourname_meets_the_contract() -> None:
     check_head("yourname", {"channels": 8})
 
 
 @pytest.mark.parametrize("output_stride", [32, 8])
-def test_it_goes_on_a_resnet(output_stride: int) -> None:
+def test_works_on_a_resnet(output_stride: int) -> None:
     model = nnx.eval_shape(
         lambda: build_model(
             "resnet18", "yourname", 5, output_stride=output_stride, rngs=nnx.Rngs(0)
@@ -31,7 +31,7 @@ def test_it_goes_on_a_resnet(output_stride: int) -> None:
     assert logits.shape == (2, 65, 97, 5)
 
 
-def test_a_backbone_that_cannot_feed_it_is_told_what_would_fit() -> None:
+def test_rejects_a_backbone_with_one_feature() -> None:
     head = default().head("yourname")
     with pytest.raises(ConfigError, match="needs two features"):
-        head.select(head.options(), [FeatureSpec("only", 8, 8, lambda size: size // 8)])
+        head.select(head.options(), [FeatureSpec("only", 8, 8, floor_size(8))])

@@ -1,8 +1,8 @@
 """yourname: a plain convolutional network, as a backbone for fcn-jax.
 
-A stem and three stages of two 3x3 convolutions, each with batch normalization and ReLU. Replace
-them by your own; what has to stay true is what the descriptor at the end promises, and `pytest`
-says where it is not.
+A stem and three stages of two 3x3 convolutions, each with batch normalization and ReLU. Replace the
+network with your own. The descriptor at the end must stay true; the tests compare it with the
+network.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from pydantic import PositiveInt
 
 from fcn_jax import nn
 from fcn_jax.api import Backbone, FeatureSpec, TorchBridge, ceil_size
-from fcn_jax.pytorch.rules import Table, conv_norm
+from fcn_jax.pytorch import Table, conv_norm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,16 +25,10 @@ class YournameOptions:
     """Options of yourname, which a recipe sets in `[model.backbone_options]`.
 
     Attributes:
-        width: channels of the stem, at least 1; the stages have twice, four and eight times as
-            many.
+        width: channels of the stem. The stages have twice, four and eight times as many.
     """
 
-    width: int = 32
-
-    def __post_init__(self) -> None:
-        """Refuse values out of range; fcn-jax puts the name of the plugin before the message."""
-        if self.width < 1:
-            raise ValueError(f"width is {self.width}; it must be at least 1")
+    width: PositiveInt = 32
 
 
 class Stage(nnx.Module):
@@ -62,8 +57,8 @@ class YournameNet(nnx.Module):
     def __init__(
         self,
         options: YournameOptions,
-        output_stride: int,
         *,
+        output_stride: int = 16,
         dtype: Any = jnp.float32,
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
@@ -78,7 +73,7 @@ class YournameNet(nnx.Module):
         self.stages = nnx.List(stages)
 
     def __call__(self, x: jax.Array) -> dict[str, jax.Array]:
-        """f[N, H, W, 3] -> the outputs of the stages by name, shallow to deep; see `_features`."""
+        """f[N, H, W, 3] -> the outputs of the stages by name; see `_features`."""
         x = self.stem(x)
         features = {}
         for number, stage in enumerate(self.stages, start=1):
@@ -88,11 +83,12 @@ class YournameNet(nnx.Module):
 
 
 def _strides_and_dilations(output_stride: int) -> list[tuple[int, int]]:
-    """Of the three stages: at output stride 8 the last dilates in place of striding."""
+    """For each stage. At output stride 8 the last one is dilated instead of strided."""
     return [(2, 1), (2, 1), (2, 1) if output_stride == 16 else (1, 2)]
 
 
 def _features(options: YournameOptions, output_stride: int) -> tuple[FeatureSpec, ...]:
+    """The specs, from shallow to deep: name, channels, stride, and the size for an image's size."""
     strides = (4, 8, output_stride)
     return tuple(
         FeatureSpec(f"stage{number}", options.width * 2**number, stride, ceil_size(stride))
@@ -100,30 +96,9 @@ def _features(options: YournameOptions, output_stride: int) -> tuple[FeatureSpec
     )
 
 
-def _build(
-    options: YournameOptions,
-    *,
-    output_stride: int,
-    dtype: Any = jnp.float32,
-    param_dtype: Any = jnp.float32,
-    rngs: nnx.Rngs,
-) -> YournameNet:
-    return YournameNet(options, output_stride, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-
-
-def _tables(options: YournameOptions) -> dict[str, Table]:
-    # The names of PyTorch's convolution and normalization, and of the module's layer.
-    return {
-        "torchvision": Table(
-            conv_norm("stem", "stem_bn", "stem"),
-            conv_norm("stages.{i}.conv{k}", "stages.{i}.bn{k}", "stages.{i}.conv{k}"),
-        )
-    }
-
-
 def _torch_reference(options: YournameOptions, output_stride: int) -> Any:
-    """The PyTorch original, which `fcn-jax verify` and the tests compare with. Leave it out where there is none."""
-    import torch  # inside: whoever trains with this backbone need not have PyTorch
+    """The same network in PyTorch, for `fcn-jax verify` and the tests. Omit it if there is none."""
+    import torch  # inside the function, since the backbone must work without PyTorch
 
     class TorchStage(torch.nn.Module):
         def __init__(self, in_channels: int, channels: int, stride: int, dilation: int) -> None:
@@ -165,8 +140,14 @@ YOURNAME = Backbone(
     options=YournameOptions,
     output_strides=(16, 8),  # the first is the default
     features=_features,
-    build=_build,
-    maskable=True,  # all that happens across pixels is done by fcn_jax.nn
-    torch=TorchBridge(tables=_tables, reference=_torch_reference),
-    api_version=(1, 0),
+    build=YournameNet,
+    torch=TorchBridge(
+        # The names of PyTorch's convolution and normalization, and of the module's layer.
+        tables=Table(
+            conv_norm("stem", "stem_bn", "stem"),
+            conv_norm("stages.{i}.conv{k}", "stages.{i}.bn{k}", "stages.{i}.conv{k}"),
+        ),
+        reference=_torch_reference,
+    ),
+    api_version=(2, 0),
 )

@@ -2,11 +2,11 @@
 
     DIR/
       images/ID.jpg     or PNG
-      masks/ID.png      indexed or gray: the value is the label, 255 is void
+      masks/ID.png      indexed or gray: the value is the label, 255 is ignored
       train.txt         the IDs of a split, one a line; as many files as there are splits
 
-Replace the layout and the classes by your own; what has to stay true is that whatever is wrong with
-a folder raises a `DataError` that names it, and `pytest` says where it is not.
+Replace the layout and the classes with your own. Any fault of a folder must raise a `DataError` that
+names it; the tests check that.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fcn_jax.data.datasets import directory
 
 _CLASSES = Classes(
     names=("background", "object"),  # the label is the position
-    palette=((0, 0, 0), (200, 60, 60)),  # the colors that pictures of the results show
+    palette=((0, 0, 0), (200, 60, 60)),  # the colors in pictures of the results
 )
 
 
@@ -26,8 +26,8 @@ def _open(root: Path | None, split: str) -> Source:
     """Open a split.
 
     Args:
-        root: the folder that `--data` names; None where it was not given.
-        split: one of those that the folder has.
+        root: the folder that `--data` names; None if it is not given.
+        split: name of a split.
 
     Raises:
         DataError: the folder, the split, an image or a mask is missing.
@@ -37,7 +37,7 @@ def _open(root: Path | None, split: str) -> Source:
     directory.check_split(split, lists, root)
     images = directory.files_by_stem(root / "images", directory.IMAGE_SUFFIXES)
     masks = directory.files_by_stem(root / "masks", (".png",))
-    # Nothing is decoded here: the pipeline calls the source's `decode`, in several threads or
+    # Nothing is decoded here. The pipeline calls the source's `decode`, in several threads or
     # processes.
     records = directory.match(
         directory.read_ids(lists[split]), images, masks, split=split, where=root
@@ -48,7 +48,7 @@ def _open(root: Path | None, split: str) -> Source:
 YOURNAME = Dataset(
     name="yourname",
     summary="images/ and masks/ with a list of names for each split, read in place",
-    reference="",  # where it comes from
+    reference="",  # the paper or page that it follows
     open=_open,
-    api_version=(1, 0),
+    api_version=(2, 0),
 )
