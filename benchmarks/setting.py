@@ -33,7 +33,8 @@ class Setting:
         upsampling: option of that head, where it is `fcn32s`: "learned" (dense) or "depthwise".
         device: PyTorch's, "cpu" or "cuda"; JAX takes its default backend.
         torch_mode: torch.compile's, on GPUs; the best of them tunes kernels for some minutes.
-        data: folder of images and masks (`fcn_jax.data.datasets.folder`), for the tasks that read files.
+        data: folder of images and masks (`fcn_jax.data.datasets.folder`), for tasks that read
+            files.
         pictures: about how large its images are.
         scale: range of their random resize.
     """

@@ -173,7 +173,8 @@ def test_a_checkpoint_that_does_not_fit_names_every_array(model, tmp_path):
     checkpoint.save_model(tmp_path / "odd", checkpoint.describe(SPEC), arrays)
     with pytest.raises(
         CheckpointError,
-        match=r"missing \['backbone.conv1.bn.var'\], surplus \['extra'\], misshapen \['head.final_conv.bias'\]",
+        match=r"missing \['backbone.conv1.bn.var'\], surplus \['extra'\], "
+        r"misshapen \['head.final_conv.bias'\]",
     ):
         checkpoint.load(tmp_path / "odd")
 

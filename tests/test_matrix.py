@@ -80,7 +80,9 @@ ONE_OF_A_KIND = [
 
 SIZE = (33, 47)
 CLASSES = 3
-BATCH = 2  # one image would leave a global average pool one value per channel, which batch normalization refuses in training
+# With one image, global average pooling leaves one value per channel, and batch normalization
+# rejects that in training.
+BATCH = 2
 
 TYPES: dict[str, Any] = {"dtype": jnp.float32, "param_dtype": jnp.float32}
 
@@ -189,7 +191,7 @@ def check_features(backbone: str, output_stride: int) -> None:
 
 
 @pytest.mark.parametrize("backbone", ONE_OF_A_KIND)
-def test_every_head_gives_logits_of_the_images_size_on_what_a_backbone_promises_at_every_output_stride(
+def test_every_head_returns_logits_of_the_image_size_at_every_output_stride(
     backbone: str,
 ) -> None:
     fed = set()
@@ -251,11 +253,11 @@ def test_an_option_that_a_plugin_does_not_know_is_told_with_those_that_it_does(n
         validate(descriptor, {"no_such": 1})
 
 
-# ------------------------------------------------------------------------------------------------------- forward and gradient
+# ---------------------------------------------------------------------------- forward and gradient
 
 
 def filled(module: Any) -> Any:
-    """Cheap initial values: kernels of He et al.'s deviation, scales and variances 1, all else 0."""
+    """Fill a module: kernels with He initialization, scales and variances with 1, the rest with 0."""
     rng = np.random.default_rng(0)
     for path, leaf in leaves(module).items():
         if len(leaf.shape) > 1:
@@ -269,7 +271,11 @@ def filled(module: Any) -> Any:
 
 
 class Pass:
-    """A network in train mode with its gradient, compiled once: parameters, inputs and cotangents -> outputs and both gradients."""
+    """A compiled forward and backward pass of a network in train mode.
+
+    Maps parameters, inputs and cotangents to the outputs and the gradients of parameters and
+    inputs.
+    """
 
     def __init__(self, module: Any, call: Any) -> None:
         module.train()

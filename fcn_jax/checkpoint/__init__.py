@@ -1,10 +1,10 @@
-"""Checkpoints on disk, by Orbax.
+"""Checkpoints on disk, written and read with Orbax.
 
 A checkpoint is a directory with the items `model` (parameters and batch statistics by dotted name)
-and `spec` (what to build, for which classes). Those of a training run also hold `train` (optimizer
-and step) and `data` (the input pipeline's position). Each appears whole or not at all. `files.json`
-lists its files with their checksums, so that later damage is found; `score.json` is added by the
-evaluation.
+and `spec` (the model to build and its classes). The checkpoints of a training run also hold `train`
+(optimizer state and step) and `data` (position of the input pipeline). A checkpoint gets its final
+name only when it is complete. `files.json` lists its files with their checksums, to detect later
+damage. The evaluation adds `score.json`.
 """
 
 from fcn_jax.checkpoint.files import METRIC, STEPS, is_evaluated

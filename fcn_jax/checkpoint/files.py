@@ -1,4 +1,4 @@
-"""The files of checkpoints: which are complete, which are damaged, and their scores. Nothing here needs Orbax."""
+"""Find complete checkpoints, verify their files and read their scores, without Orbax."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ METRIC = "miou"
 
 
 STEPS = "checkpoints"
-"""The folder of a run that holds its checkpoints."""
+"""The folder of a run that contains its checkpoints."""
 
 
 FILES = "files.json"
@@ -26,11 +26,14 @@ SCORE = "score.json"
 
 
 _NOT_LISTED = frozenset({FILES, SCORE, "commit_success.txt", "_CHECKPOINT_METADATA"})
-"""Files that are written after the list, or that say nothing about the contents."""
+"""Files that are written after the list, or that do not describe the contents."""
 
 
 def steps(folder: Path) -> list[int]:
-    """The steps whose checkpoints are complete, ascending: a checkpoint gets its name when all of it is written."""
+    """Return the steps of the complete checkpoints in ascending order.
+
+    A checkpoint gets its final name, the step, only after all its files are written.
+    """
     if not folder.is_dir():
         return []
     return sorted(
@@ -41,14 +44,14 @@ def steps(folder: Path) -> list[int]:
 
 
 def rank(directory: Path) -> float:
-    """A checkpoint's mIoU, or -1 if it was not evaluated or the evaluation counted no pixel."""
+    """Return a checkpoint's mIoU, or -1 if it was not evaluated or no pixel was counted."""
     value = (evaluation(directory) or {METRIC: None})[METRIC]
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else -1.0
 
 
 def evaluation(directory: Path) -> Mapping[str, Any] | None:
-    """What the evaluation of a checkpoint has left in it, or None."""
-    # Runs of the first releases have Orbax's own file.
+    """Return the scores that the evaluation wrote into a checkpoint, or None."""
+    # Runs of the first releases have the metrics file that Orbax writes.
     for path in (directory / SCORE, directory / "metrics" / "metrics"):
         try:
             table = json.loads(path.read_text(encoding="utf-8"))
@@ -60,7 +63,7 @@ def evaluation(directory: Path) -> Mapping[str, Any] | None:
 
 
 def list_files(directory: Path) -> None:
-    """Write the list of a checkpoint's files: name -> [bytes, CRC-32]."""
+    """Write the list of a checkpoint's files: a mapping of name to [bytes, CRC-32]."""
     files = {}
     for path in sorted(directory.rglob("*")):
         if path.is_file() and path.name not in _NOT_LISTED:
@@ -77,7 +80,10 @@ def _checksum(path: Path) -> int:
 
 
 def fault(directory: Path, items: Iterable[str]) -> str | None:
-    """What is wrong with the files of a checkpoint's items, or None. Checkpoints of format 1 may have no list to compare with."""
+    """Describe the first fault in the files of a checkpoint's items, or return None.
+
+    Checkpoints of format 1 may have no list of files. Then only missing items are detected.
+    """
     items = tuple(items)
     missing = [item for item in items if not (directory / item).is_dir()]
     if missing:
@@ -107,7 +113,7 @@ def fault(directory: Path, items: Iterable[str]) -> str | None:
 
 
 def _format(directory: Path) -> Any:
-    """The format that a checkpoint's description names, or None if it cannot be read."""
+    """Return the format number in a checkpoint's spec, or None if it cannot be read."""
     try:
         return json.loads((directory / "spec" / "metadata").read_text(encoding="utf-8"))["format"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -115,5 +121,5 @@ def _format(directory: Path) -> Any:
 
 
 def is_evaluated(run: Path, step: int) -> bool:
-    """Whether the checkpoint of a step has a score."""
+    """Return whether the checkpoint of a step has a score."""
     return evaluation(run / STEPS / str(step)) is not None

@@ -1,4 +1,4 @@
-"""What Orbax and TensorStore say: kept from the terminal, and cut to what a user can use."""
+"""Silence the logs of Orbax and TensorStore, and shorten their error messages."""
 
 from __future__ import annotations
 
@@ -11,12 +11,18 @@ from collections.abc import Iterator
 from typing import Any
 
 SILENCED: list[contextlib.ExitStack] = []
-"""After a failed save, its threads may go on reporting until the process ends: what was silenced stays so."""
+"""Contexts that stay open until the process ends.
+
+The threads of a failed save may report errors until then.
+"""
 
 
 @contextlib.contextmanager
 def quiet(level: int = logging.ERROR) -> Iterator[None]:
-    """Orbax and absl log every file; only what went wrong is for the user."""
+    """Hide log records below `level`.
+
+    Orbax and absl log every file, and only errors help the user.
+    """
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     before = [logger.level for logger in loggers]
     for logger in loggers:
@@ -30,9 +36,12 @@ def quiet(level: int = logging.ERROR) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet_threads() -> Iterator[None]:
-    """After a failed save, TensorStore's threads report to an event loop that is closed by then; Python would print that."""
+    """Hide the "Event loop is closed" errors that Python prints after a failed save.
+
+    TensorStore's threads report to an event loop that is already closed.
+    """
     before = sys.unraisablehook
-    system = sys  # at the interpreter's end the module's own name is gone
+    system = sys  # the global name may be gone when the interpreter exits
 
     def hook(unraisable: Any) -> None:
         if "Event loop is closed" not in str(unraisable.exc_value):
@@ -47,7 +56,7 @@ def quiet_threads() -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """Why a save failed."""
+    """Return the reason why a save failed."""
     if (
         isinstance(error, OSError) and error.errno == errno.ENOSPC
     ) or "No space left on device" in str(error):
@@ -60,7 +69,10 @@ def reason(error: BaseException) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """An error's gist: TensorStore puts whole specifications, and Python objects, into its messages."""
+    """Return the first line of an error's message, at most 160 characters.
+
+    TensorStore's messages contain complete specifications and Python objects, which are cut.
+    """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     line = lines[0] if lines else type(error).__name__
     line = (

@@ -1,4 +1,4 @@
-"""Checkpoints of a model: written, found and loaded."""
+"""Write, find and load checkpoints of a model."""
 
 from __future__ import annotations
 
@@ -26,12 +26,16 @@ _log = logging.getLogger(__name__)
 
 
 def arrays(module: nnx.Module) -> dict[str, Any]:
-    """A module's parameters and batch statistics by dotted name."""
+    """Return a module's parameters and batch statistics by dotted name."""
     return {name: leaf[...] for name, leaf in leaves(module).items()}
 
 
 def require_empty(directory: str | Path) -> Path:
-    """The absolute path of a directory to write. Raises `CheckpointError` if there is something there already."""
+    """Return the absolute path of a directory to write.
+
+    Raises:
+        CheckpointError: the path is a file or a directory that is not empty.
+    """
     path = Path(directory).absolute()
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise CheckpointError(f"{directory}: exists and is not empty; name another directory")
@@ -39,7 +43,7 @@ def require_empty(directory: str | Path) -> Path:
 
 
 def save_model(directory: str | Path, spec: Spec, tensors: Mapping[str, Any]) -> None:
-    """Write a checkpoint of a model alone.
+    """Write a checkpoint of a model, without optimizer state.
 
     Raises:
         CheckpointError: the directory exists and is not empty.
@@ -48,8 +52,8 @@ def save_model(directory: str | Path, spec: Spec, tensors: Mapping[str, Any]) ->
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
     try:
-        # What is compressed stays in memory until it is on disk, so no more is at a time than twice
-        # the largest array.
+        # Compressed data stays in memory until it is on disk. Write at most twice the size of the
+        # largest array at a time.
         at_a_time = 2e-9 * max(1, *(array.nbytes for array in tensors.values()))
         model = ocp.StandardCheckpointHandler(save_concurrent_gb=at_a_time)
         with (
@@ -71,20 +75,22 @@ def save_model(directory: str | Path, spec: Spec, tensors: Mapping[str, Any]) ->
 
 
 def find(path: str | Path) -> Path:
-    """The checkpoint directory that a run or checkpoint path means; of a run, the best one, or the last if none was scored.
+    """Return the checkpoint directory for the path of a run or a checkpoint.
 
-    A damaged checkpoint of a run is passed over for the next best. A warning says so.
+    For a run, this is the checkpoint with the best score, or the last one if none has a score.
+    Damaged checkpoints of a run are skipped with a warning.
 
     Raises:
-        CheckpointError: there is no such directory, it holds no checkpoint, or what it holds is
-            damaged.
+        CheckpointError: the directory does not exist or contains no checkpoint, or its checkpoints
+            are damaged.
     """
     path = Path(path)
     if not path.exists():
         raise CheckpointError(f"{path}: no such run or checkpoint")
     if not path.is_dir():
         raise CheckpointError(
-            f"{path}: a run or checkpoint is a directory; this is a file (`fcn-jax convert` makes a checkpoint of weights)"
+            f"{path}: a run or checkpoint is a directory; this is a file (`fcn-jax convert` makes "
+            "a checkpoint of weights)"
         )
     if (path / files.STEPS).is_dir():
         return _best(path)
@@ -97,12 +103,13 @@ def find(path: str | Path) -> Path:
     if path.name == files.STEPS and files.steps(path):
         return _best(path.parent)
     raise CheckpointError(
-        f"{path}: neither a run (it has no '{files.STEPS}' folder) nor a checkpoint (it has no 'model' and 'spec')"
+        f"{path}: neither a run (it has no '{files.STEPS}' folder) nor a checkpoint (it has no "
+        "'model' and 'spec')"
     )
 
 
 def _best(run: Path) -> Path:
-    """The whole checkpoint of a run with the best score, or the last one if none has a score."""
+    """Return the intact checkpoint with the best score, or the last one if none has a score."""
     steps = files.steps(run / files.STEPS)
     if not steps:
         raise CheckpointError(f"{run}: this run has no checkpoint yet")
@@ -121,7 +128,8 @@ def _best(run: Path) -> Path:
             return directory
         faults.append(f"{_with_score(directory)} is damaged ({fault})")
     raise CheckpointError(
-        f"{run}: no checkpoint of this run is whole: {listing(faults)}; take them from a backup, or train again"
+        f"{run}: no checkpoint of this run is whole: {listing(faults)}; take them from a backup, "
+        "or train again"
     )
 
 
@@ -131,7 +139,7 @@ def _with_score(directory: Path) -> str:
 
 
 def _whole_siblings(directory: Path) -> str:
-    """Which other checkpoints of the same run can be used, to end a message with."""
+    """Return the end of an error message: the intact checkpoints of the same run, if any."""
     folder = directory.absolute().parent
     others = (
         [folder / str(step) for step in files.steps(folder)] if folder.name == files.STEPS else []
@@ -145,7 +153,11 @@ def _whole_siblings(directory: Path) -> str:
 
 
 def read_arrays(directory: Path) -> dict[str, np.ndarray]:
-    """A checkpoint's parameters and batch statistics by dotted name. Raises `CheckpointError` if they are unreadable."""
+    """Return a checkpoint's parameters and batch statistics by dotted name.
+
+    Raises:
+        CheckpointError: the arrays are unreadable or incomplete.
+    """
     item = (directory / "model").absolute()
     try:
         with messages.quiet(), ocp.StandardCheckpointer() as checkpointer:
@@ -155,25 +167,28 @@ def read_arrays(directory: Path) -> dict[str, np.ndarray]:
                 for name, leaf in tree.items()
             }
             restored = checkpointer.restore(item, target)
-    except Exception as error:  # Orbax and TensorStore raise bare ones on damaged files
+    except Exception as error:  # Orbax and TensorStore raise many types on damaged files
         raise CheckpointError(
-            f"{directory}: the checkpoint's 'model' is unreadable or incomplete ({messages.first_line(error)})"
+            f"{directory}: the checkpoint's 'model' is unreadable or incomplete "
+            f"({messages.first_line(error)})"
         ) from error
     return {name: np.asarray(value) for name, value in restored.items()}
 
 
 def load(path: str | Path) -> tuple[Segmenter, Spec]:
-    """Build the model of a run or checkpoint and fill it, in eval mode.
+    """Build the model of a run or checkpoint in eval mode and load its arrays.
 
     Raises:
-        CheckpointError: not a checkpoint, incomplete, of a backbone alone, of a plugin that is not
-            installed, or not what its spec builds here.
+        CheckpointError: the path is not a checkpoint, the checkpoint is incomplete or contains
+            only a backbone, it requires a plugin that is not installed, or its arrays do not fit
+            the model that is built from its spec.
     """
     directory = find(path)
     spec = read_spec(directory)
     if spec.model.head is None:
         raise CheckpointError(
-            f"{directory}: holds backbone '{spec.model.backbone}' alone, which segments nothing; start a training from it with train --weights"
+            f"{directory}: holds backbone '{spec.model.backbone}' alone, which segments nothing; "
+            "start a training from it with train --weights"
         )
     require_plugins(spec, directory)
     model = nnx.eval_shape(lambda: build(spec.model, rngs=nnx.Rngs(0)))
@@ -184,7 +199,11 @@ def load(path: str | Path) -> tuple[Segmenter, Spec]:
 
 
 def fill(model: nnx.Module, stored: Mapping[str, Any], directory: Path) -> None:
-    """Put arrays into a model that `nnx.eval_shape` built. Raises `CheckpointError` naming every array that does not fit."""
+    """Put arrays into a model that was built with `nnx.eval_shape`.
+
+    Raises:
+        CheckpointError: arrays do not fit the model. The message names all of them.
+    """
     targets = leaves(model)
     missing, surplus = (
         sorted(targets.keys() - stored.keys()),

@@ -1,4 +1,4 @@
-"""The checkpoints of a training run."""
+"""Write and restore the checkpoints of a training run."""
 
 from __future__ import annotations
 
@@ -22,12 +22,20 @@ from fcn_jax.errors import CheckpointError, WriteError
 from fcn_jax.runtime import atomic
 
 _LEFTOVER = re.compile(r"\d+\.(orbax-checkpoint-tmp.*|deleted)")
-"""Folders of a save or a deletion that was cut short."""
+"""Matches the folders that an interrupted save or deletion leaves."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """What a checkpoint of a training run holds: the items `model`, `train` and `data`, and what was wrong with newer checkpoints."""
+    """The contents of a checkpoint of a training run.
+
+    Attributes:
+        step: step of the checkpoint.
+        model: parameters and batch statistics by dotted name.
+        train: optimizer state and step.
+        data: position of the input pipeline.
+        skipped: one message for each newer checkpoint that is damaged.
+    """
 
     step: int
     model: Any
@@ -37,13 +45,18 @@ class Restored:
 
 
 class Checkpoints:
-    """The checkpoints of one run, open for writing. The last two are kept, and the best by validation mIoU.
+    """The checkpoints of one run, open for writing.
 
-    Of a run of several processes, the first one deletes and scores.
+    The last two checkpoints and the one with the best validation mIoU are kept. In a run of several
+    processes, only the first process deletes checkpoints and writes scores.
     """
 
     def __init__(self, run: Path) -> None:
-        """Open or make the run's `checkpoints` folder, and remove what killed processes left in it. Raises `WriteError`."""
+        """Open or create the run's `checkpoints` folder, and remove leftovers of killed processes.
+
+        Raises:
+            WriteError: the folder cannot be created.
+        """
         self._folder = (run / files.STEPS).absolute()
         self._writing: int | None = None
         self._unwritten: dict[int, float] = {}
@@ -58,8 +71,8 @@ class Checkpoints:
         options = ocp.options.AsyncOptions(post_finalization_callback=self._list_files_of_save)
         items = {"model": ocp.StandardCheckpointHandler(), "train": ocp.StandardCheckpointHandler()}
         json_items = {"data": ocp.JsonCheckpointHandler(), "spec": ocp.JsonCheckpointHandler()}
-        # Orbax logs a failed save from several threads, with a traceback in each; the error is
-        # raised to the caller all the same.
+        # Orbax logs a failed save from several threads, each with a traceback. The caller receives
+        # the error as an exception in any case.
         self._silence = contextlib.ExitStack()
         self._silence.enter_context(messages.quiet(logging.CRITICAL + 1))
         self._silence.enter_context(messages.quiet_threads())
@@ -70,11 +83,13 @@ class Checkpoints:
     def save(
         self, step: int, *, model: Mapping[str, Any], train: Any, data: Any, spec: Spec
     ) -> None:
-        """Write in the background; a process killed meanwhile leaves the earlier checkpoints as they were.
+        """Write a checkpoint in the background.
+
+        If the process is killed during the save, the earlier checkpoints do not change.
 
         Raises:
-            CheckpointError: this checkpoint, or the one before, which was still being written,
-                cannot be written.
+            CheckpointError: this checkpoint cannot be written, or the previous save, which was
+                still running, failed.
         """
         self.finish()
         directory = self._folder / str(step)
@@ -86,30 +101,38 @@ class Checkpoints:
         )
         self._writing = step
         try:
-            if directory.exists():  # a damaged one, which was passed over
+            if directory.exists():  # a damaged checkpoint that `restore` skipped
                 self._delete(directory)
             self._checkpointer.save(directory, args=args)
-        except Exception as error:  # Orbax and TensorStore raise bare ones
+        except Exception as error:  # Orbax and TensorStore raise many types
             raise self._failed(error) from error
 
     def score(self, step: int, miou: float) -> None:
-        """Note the mIoU of a checkpoint; it is written as soon as the checkpoint is."""
+        """Set the mIoU of a checkpoint. It is written when the checkpoint is complete."""
         self._unwritten[step] = miou
         self._settle()
 
     def evaluated(self, step: int) -> bool:
-        """Whether the checkpoint of a step has a score."""
+        """Return whether the checkpoint of a step has a score."""
         return files.evaluation(self._folder / str(step)) is not None
 
     def check(self) -> None:
-        """Raise `CheckpointError` if the checkpoint that is being written has failed already. Does not wait."""
+        """Check, without waiting, whether the running save has failed.
+
+        Raises:
+            CheckpointError: the save has failed.
+        """
         try:
             self._checkpointer.check_for_errors()
         except Exception as error:
             raise self._failed(error) from error
 
     def finish(self) -> None:
-        """Wait until everything is written. Raises `CheckpointError` if it cannot be."""
+        """Wait until the running save is complete.
+
+        Raises:
+            CheckpointError: the checkpoint cannot be written.
+        """
         try:
             self._checkpointer.wait_until_finished()
         except Exception as error:
@@ -118,16 +141,20 @@ class Checkpoints:
         self._settle()
 
     def latest_step(self) -> int | None:
-        """The last step whose checkpoint is complete, or None."""
+        """Return the last step that has a complete checkpoint, or None."""
         return max(files.steps(self._folder), default=None)
 
     def restore(self, *, model: Any, train: Any) -> Restored | None:
-        """The newest checkpoint that is whole, or None where the run has none; `model` and `train` are trees of arrays or shapes.
+        """Return the newest intact checkpoint, or None if the run has no checkpoints.
 
-        Newer ones that are damaged are set aside as `STEP.damaged`.
+        Newer checkpoints that are damaged are renamed to `STEP.damaged`.
+
+        Args:
+            model: tree of arrays or shapes like that of the stored model.
+            train: tree of arrays or shapes like that of the stored training state.
 
         Raises:
-            CheckpointError: there are checkpoints, and none can be restored.
+            CheckpointError: the run has checkpoints, but none can be restored.
         """
         args = ocp.args.Composite(
             model=ocp.args.StandardRestore(model),
@@ -141,7 +168,7 @@ class Checkpoints:
             if fault is None:
                 try:
                     items = self._checkpointer.restore(directory, args=args)
-                except Exception as error:  # as above
+                except Exception as error:  # as in `save`
                     fault = messages.first_line(error)
                 else:
                     for other in skipped:
@@ -156,15 +183,20 @@ class Checkpoints:
             return None
         faults = tuple(f"checkpoint {step}: {fault}" for step, fault in skipped.items())
         raise CheckpointError(
-            f"{self._folder}: no checkpoint can be restored: {'; '.join(faults)}; take one from a backup, or start another run"
+            f"{self._folder}: no checkpoint can be restored: {'; '.join(faults)}; take one from a "
+            "backup, or start another run"
         )
 
     def close(self) -> None:
-        """Wait until everything is written. Raises `CheckpointError` if it cannot be."""
+        """Wait until the running save is complete, then release all resources.
+
+        Raises:
+            CheckpointError: the checkpoint cannot be written.
+        """
         try:
             self.finish()
         finally:
-            with contextlib.suppress(Exception):  # `finish` has raised it
+            with contextlib.suppress(Exception):  # `finish` has already raised the error
                 self._checkpointer.close()
             self._remove_leftovers()
             self._silence.close()
@@ -179,12 +211,16 @@ class Checkpoints:
         )
 
     def _list_files_of_save(self) -> None:
-        """Runs in Orbax's thread, when all items are written and the folder still has its temporary name."""
+        """Write the list of files into the checkpoint.
+
+        Orbax calls this in its thread after it has written all items. The folder still has its
+        temporary name.
+        """
         for directory in self._folder.glob(f"{self._writing}.orbax-checkpoint-tmp*"):
             files.list_files(directory)
 
     def _settle(self) -> None:
-        """Write the scores of complete checkpoints, and delete those that are not to be kept."""
+        """Write the scores of complete checkpoints, and delete the checkpoints that are not kept."""
         for step in [step for step in self._unwritten if (self._folder / str(step)).is_dir()]:
             miou = self._unwritten.pop(step)
             if self._first_process:
@@ -197,12 +233,16 @@ class Checkpoints:
             scored, key=lambda step: (files.rank(self._folder / str(step)), step), default=None
         )
         for step in steps[:-2]:
-            # What is not scored yet may be the best.
+            # A checkpoint without a written score may be the best one.
             if step != best and step not in self._unwritten:
                 self._delete(self._folder / str(step))
 
     def _delete(self, directory: Path) -> None:
-        """Renamed first, since a process that is killed here must not leave half a checkpoint under its name."""
+        """Delete a checkpoint.
+
+        It is renamed first, so that a process killed here leaves no partial checkpoint under the
+        final name.
+        """
         if self._first_process:
             doomed = directory.with_name(f"{directory.name}.deleted")
             shutil.rmtree(doomed, ignore_errors=True)
@@ -218,7 +258,7 @@ class Checkpoints:
     def _remove_leftovers(self) -> None:
         if self._first_process and self._folder.is_dir():
             until = time.monotonic() + 2
-            # The threads of a failed save may still add a file, and the folders above it.
+            # The threads of a failed save may still create files and their parent folders.
             while found := [
                 path for path in self._folder.iterdir() if _LEFTOVER.fullmatch(path.name)
             ]:

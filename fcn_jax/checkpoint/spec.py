@@ -1,4 +1,4 @@
-"""What a checkpoint says about itself."""
+"""The spec of a checkpoint: the model to build, its classes and its origin."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from fcn_jax.plugins import registry
 from fcn_jax.plugins.api import Classes, ModelSpec
 
 FORMAT = 2
-"""Of what is written. Format 1, which has no checksums, is read too."""
+"""The format of new checkpoints. Format 1, which has no checksums, can still be read."""
 
 
 _PARTS = {"backbone": "backbones", "head": "heads", "aux_head": "heads"}
-"""The parts of a model that plugins make, with the kind of each."""
+"""The parts of a model that plugins provide, with the registry kind of each."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """What a checkpoint says about itself.
+    """The description that a checkpoint stores next to its arrays.
 
     Attributes:
-        model: what to build.
-        classes: names and colors, or None for converted weights, which come without.
+        model: the model to build.
+        classes: names and colors, or None for converted weights, which have none.
         plugins: name, distribution and version of the backbone and heads.
-        weights: record of the weights that it started from, or None.
-        value_range: how images of more than 8 bits were scaled, as
-            `fcn_jax.data.value_range.to_json` gives it; None if there were none.
-        split: the split that a run trains on: `images`, their number, and `digest` of their IDs;
-            None without a training.
+        weights: record of the initial weights, or None.
+        value_range: the scaling of images of more than 8 bits, as returned by
+            `fcn_jax.data.value_range.to_json`; None if the data has no such images.
+        split: the split that the run trains on: `images`, the number of images, and `digest`, a
+            digest of their IDs; None if the model was not trained.
     """
 
     model: ModelSpec
@@ -46,12 +46,16 @@ class Spec:
     split: Mapping[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """Return the spec as a dictionary that can be written as JSON."""
         return {"format": FORMAT, **dataclasses.asdict(self)}
 
     @classmethod
     def from_dict(cls, table: Mapping[str, Any]) -> Spec:
-        """The inverse of `to_dict`; a plugin's name means that of the recorded distribution, whoever else has one of that name."""
+        """Build a spec from the output of `to_dict`.
+
+        A plugin's name is resolved in the recorded distribution, even if another distribution
+        registers the same name.
+        """
         classes = table["classes"]
         if classes is not None:
             classes = Classes(
@@ -80,7 +84,7 @@ def describe(
     value_range: Any = None,
     split: Mapping[str, Any] | None = None,
 ) -> Spec:
-    """The spec of a model, with the plugins that it is built from."""
+    """Return the spec of a model, with a record of the plugins that provide its parts."""
     plugins = registry.default()
     names = {part: getattr(model, part) for part in _PARTS}
     records = {
@@ -90,7 +94,11 @@ def describe(
 
 
 def read_spec(directory: Path) -> Spec:
-    """A checkpoint's own description. Raises `CheckpointError` if it is unreadable or of a newer format."""
+    """Read the spec of a checkpoint.
+
+    Raises:
+        CheckpointError: the spec is unreadable or incomplete, or its format is not supported.
+    """
     try:
         with messages.quiet(), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
             table = checkpointer.restore((directory / "spec").absolute())
@@ -98,17 +106,19 @@ def read_spec(directory: Path) -> Spec:
             raise ValueError("not a JSON object")
         if table["format"] not in (1, FORMAT):
             raise CheckpointError(
-                f"{directory}: checkpoint format {table['format']}; this version of fcn-jax reads 1 to {FORMAT}"
+                f"{directory}: checkpoint format {table['format']}; this version of fcn-jax reads "
+                f"1 to {FORMAT}"
             )
         return Spec.from_dict(table)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{directory}: the checkpoint's 'spec' is unreadable or incomplete ({messages.first_line(error)})"
+            f"{directory}: the checkpoint's 'spec' is unreadable or incomplete "
+            f"({messages.first_line(error)})"
         ) from error
 
 
 def latest_spec(run: Path) -> tuple[int, Spec] | None:
-    """Step and description of a run's newest checkpoint that is whole, or None if it has none."""
+    """Return step and spec of a run's newest intact checkpoint, or None if there is none."""
     for step in reversed(files.steps(run / files.STEPS)):
         directory = run / files.STEPS / str(step)
         if files.fault(directory, ("model", "train", "data", "spec")) is None:
@@ -118,7 +128,11 @@ def latest_spec(run: Path) -> tuple[int, Spec] | None:
 
 
 def require_plugins(spec: Spec, directory: Path) -> None:
-    """Raise `CheckpointError` naming the distribution and version of a part whose plugin is not installed."""
+    """Check that the plugins of a spec are installed.
+
+    Raises:
+        CheckpointError: a plugin is not installed. The message names its distribution and version.
+    """
     for part, kind in _PARTS.items():
         record = spec.plugins.get(part)
         if record is None or record["distribution"] == "unknown":
@@ -128,5 +142,6 @@ def require_plugins(spec: Spec, directory: Path) -> None:
         except ConfigError as error:
             owner = f"{record['distribution']} {record['version']}"
             raise CheckpointError(
-                f"{directory}: its {part.replace('_', ' ')} '{record['name']}' is of {owner}, which is needed to read it: {error}"
+                f"{directory}: its {part.replace('_', ' ')} '{record['name']}' is of {owner}, "
+                f"which is needed to read it: {error}"
             ) from error

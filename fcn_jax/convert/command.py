@@ -77,7 +77,8 @@ def convert_file(
     checkpoint.require_empty(output)
     if Path(source).is_dir():
         raise WeightsError(
-            f"{source}: {kinds.of_directory(Path(source))} (fcn-jax export reads a run or checkpoint)"
+            f"{source}: {kinds.of_directory(Path(source))} "
+            "(fcn-jax export reads a run or checkpoint)"
         )
     spec = registered_spec(model)
     if spec.head is not None and (head or aux_head):

@@ -1,4 +1,8 @@
-"""The registry with what this project registers, installed or not; torch and torchvision, or a skipped test."""
+"""Fixtures: the registry with this project's plugins, and torch and torchvision.
+
+The plugins are registered even if the project is not installed. Tests that need torch or
+torchvision are skipped without them.
+"""
 
 import dataclasses
 import functools
