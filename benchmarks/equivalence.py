@@ -190,7 +190,8 @@ def page(results: list[dict[str, Any]]) -> str:
     lines = [INTRODUCTION]
     for command in dict.fromkeys(command_of(result) for result in results):
         rows = [result for result in results if command_of(result) == command]
-        lines += [f"Made by `{command}`:\n", *table(rows), ""]
+        made = f"Made by `{command}`; names of models after it select some."
+        lines += [f"{made} Models without a row are not measured yet.\n", *table(rows), ""]
     versions = dict.fromkeys(
         ", ".join(f"{key} {value}" for key, value in result["environment"]["versions"].items())
         for result in results

@@ -100,7 +100,7 @@ def torch_features(
     Raises:
         ConfigError: features are missing in both.
     """
-    modules = dict(network.named_modules())
+    modules = dict(network.named_modules(remove_duplicate=False))  # one may have several names
     features: dict[str, Any] = {}
     handles = [
         modules[spec.name].register_forward_hook(

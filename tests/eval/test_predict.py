@@ -175,10 +175,10 @@ def test_rejects_unwritable_output_before_reading_the_checkpoint(tmp_path, monke
     (tmp_path / "file").write_bytes(b"mine")
     (tmp_path / "dangling").symlink_to("nowhere")
     for output, reason in (
-        ("file", "file is no folder that can be written to"),
-        ("file/new", "file is no folder that can be written to"),
+        ("file", "file is not a writable folder"),
+        ("file/new", "file is not a writable folder"),
         ("dangling", "it is a symbolic link to nowhere, which does not exist"),
-        ("dangling/new", "dangling is no folder that can be written to"),
+        ("dangling/new", "dangling is not a writable folder"),
         ("n" * 256, "a name in it is longer than 255 bytes"),
     ):
         with pytest.raises(WriteError) as error:
