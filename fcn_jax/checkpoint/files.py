@@ -1,4 +1,4 @@
-"""The files of checkpoints: which are complete, which are damaged, and their scores. Nothing here needs Orbax."""
+"""The files of checkpoints: complete ones, damaged ones, and their scores, without Orbax."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ METRIC = "miou"
 
 
 STEPS = "checkpoints"
-"""The folder of a run that holds its checkpoints."""
+"""The folder of a run's checkpoints."""
 
 
 FILES = "files.json"
@@ -26,11 +26,11 @@ SCORE = "score.json"
 
 
 _NOT_LISTED = frozenset({FILES, SCORE, "commit_success.txt", "_CHECKPOINT_METADATA"})
-"""Files that are written after the list, or that say nothing about the contents."""
+"""Files that are written after the list, or that do not describe the contents."""
 
 
 def steps(folder: Path) -> list[int]:
-    """The steps whose checkpoints are complete, ascending: a checkpoint gets its name when all of it is written."""
+    """The steps of complete checkpoints, ascending. A complete one is named by its step."""
     if not folder.is_dir():
         return []
     return sorted(
@@ -47,16 +47,12 @@ def rank(directory: Path) -> float:
 
 
 def evaluation(directory: Path) -> Mapping[str, Any] | None:
-    """What the evaluation of a checkpoint has left in it, or None."""
-    # Runs of the first releases have Orbax's own file.
-    for path in (directory / SCORE, directory / "metrics" / "metrics"):
-        try:
-            table = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if isinstance(table, dict) and METRIC in table:
-            return table
-    return None
+    """The scores of a checkpoint, or None if it was not evaluated."""
+    try:
+        table = json.loads((directory / SCORE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return table if isinstance(table, dict) and METRIC in table else None
 
 
 def list_files(directory: Path) -> None:
@@ -77,7 +73,10 @@ def _checksum(path: Path) -> int:
 
 
 def fault(directory: Path, items: Iterable[str]) -> str | None:
-    """What is wrong with the files of a checkpoint's items, or None. Checkpoints of format 1 may have no list to compare with."""
+    """What is wrong with the files of a checkpoint's items, or None.
+
+    Format 1 had no list of files; `read_spec` rejects it with the reason.
+    """
     items = tuple(items)
     missing = [item for item in items if not (directory / item).is_dir()]
     if missing:
@@ -107,7 +106,7 @@ def fault(directory: Path, items: Iterable[str]) -> str | None:
 
 
 def _format(directory: Path) -> Any:
-    """The format that a checkpoint's description names, or None if it cannot be read."""
+    """The format of a checkpoint, or None if it cannot be read."""
     try:
         return json.loads((directory / "spec" / "metadata").read_text(encoding="utf-8"))["format"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):

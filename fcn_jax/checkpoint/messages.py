@@ -1,4 +1,4 @@
-"""What Orbax and TensorStore say: kept from the terminal, and cut to what a user can use."""
+"""Messages of Orbax and TensorStore: silenced, or shortened for users."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from typing import Any
 
 SILENCED: list[contextlib.ExitStack] = []
-"""After a failed save, its threads may go on reporting until the process ends: what was silenced stays so."""
+"""Kept until the process ends, since threads of a failed save may report until then."""
 
 
 @contextlib.contextmanager
 def quiet(level: int = logging.ERROR) -> Iterator[None]:
-    """Orbax and absl log every file; only what went wrong is for the user."""
+    """Silence Orbax and absl, which log every file, except for errors."""
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     before = [logger.level for logger in loggers]
     for logger in loggers:
@@ -30,7 +30,7 @@ def quiet(level: int = logging.ERROR) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet_threads() -> Iterator[None]:
-    """After a failed save, TensorStore's threads report to an event loop that is closed by then; Python would print that."""
+    """Silence TensorStore's threads, which use a closed event loop after a failed save."""
     before = sys.unraisablehook
     system = sys  # at the interpreter's end the module's own name is gone
 
@@ -47,7 +47,7 @@ def quiet_threads() -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """Why a save failed."""
+    """The reason why a save failed."""
     if (
         isinstance(error, OSError) and error.errno == errno.ENOSPC
     ) or "No space left on device" in str(error):
@@ -60,7 +60,7 @@ def reason(error: BaseException) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """An error's gist: TensorStore puts whole specifications, and Python objects, into its messages."""
+    """The first line of an error, without the Python objects in TensorStore's messages."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     line = lines[0] if lines else type(error).__name__
     line = (

@@ -31,7 +31,7 @@ def arrays(module: nnx.Module) -> dict[str, Any]:
 
 
 def require_empty(directory: str | Path) -> Path:
-    """The absolute path of a directory to write. Raises `CheckpointError` if there is something there already."""
+    """The absolute path of a new directory. Raises `CheckpointError` if it is not empty."""
     path = Path(directory).absolute()
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise CheckpointError(f"{directory}: exists and is not empty; name another directory")
@@ -48,8 +48,8 @@ def save_model(directory: str | Path, spec: Spec, tensors: Mapping[str, Any]) ->
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
     try:
-        # What is compressed stays in memory until it is on disk, so no more is at a time than twice
-        # the largest array.
+        # Compressed arrays stay in memory until they are on disk, so at most twice the largest one
+        # is compressed at a time.
         at_a_time = 2e-9 * max(1, *(array.nbytes for array in tensors.values()))
         model = ocp.StandardCheckpointHandler(save_concurrent_gb=at_a_time)
         with (
@@ -71,9 +71,9 @@ def save_model(directory: str | Path, spec: Spec, tensors: Mapping[str, Any]) ->
 
 
 def find(path: str | Path) -> Path:
-    """The checkpoint directory that a run or checkpoint path means; of a run, the best one, or the last if none was scored.
+    """The checkpoint directory of a run or checkpoint: a run's best, or the last if none is scored.
 
-    A damaged checkpoint of a run is passed over for the next best. A warning says so.
+    A damaged checkpoint of a run is skipped with a warning, and the next best is used.
 
     Raises:
         CheckpointError: there is no such directory, it holds no checkpoint, or what it holds is
@@ -84,7 +84,8 @@ def find(path: str | Path) -> Path:
         raise CheckpointError(f"{path}: no such run or checkpoint")
     if not path.is_dir():
         raise CheckpointError(
-            f"{path}: a run or checkpoint is a directory; this is a file (`fcn-jax convert` makes a checkpoint of weights)"
+            f"{path}: a run or checkpoint is a directory; this is a file (`fcn-jax convert` makes a "
+            "checkpoint from weights)"
         )
     if (path / files.STEPS).is_dir():
         return _best(path)
@@ -97,12 +98,13 @@ def find(path: str | Path) -> Path:
     if path.name == files.STEPS and files.steps(path):
         return _best(path.parent)
     raise CheckpointError(
-        f"{path}: neither a run (it has no '{files.STEPS}' folder) nor a checkpoint (it has no 'model' and 'spec')"
+        f"{path}: neither a run (it has no '{files.STEPS}' folder) nor a checkpoint (it has no "
+        "'model' and 'spec')"
     )
 
 
 def _best(run: Path) -> Path:
-    """The whole checkpoint of a run with the best score, or the last one if none has a score."""
+    """The undamaged checkpoint of a run with the best score, or the last if none has a score."""
     steps = files.steps(run / files.STEPS)
     if not steps:
         raise CheckpointError(f"{run}: this run has no checkpoint yet")
@@ -121,7 +123,8 @@ def _best(run: Path) -> Path:
             return directory
         faults.append(f"{_with_score(directory)} is damaged ({fault})")
     raise CheckpointError(
-        f"{run}: no checkpoint of this run is whole: {listing(faults)}; take them from a backup, or train again"
+        f"{run}: all checkpoints of this run are damaged: {listing(faults)}; restore them from a "
+        "backup, or train again"
     )
 
 
@@ -131,7 +134,7 @@ def _with_score(directory: Path) -> str:
 
 
 def _whole_siblings(directory: Path) -> str:
-    """Which other checkpoints of the same run can be used, to end a message with."""
+    """The undamaged checkpoints of the same run, to append to a message."""
     folder = directory.absolute().parent
     others = (
         [folder / str(step) for step in files.steps(folder)] if folder.name == files.STEPS else []
@@ -141,11 +144,15 @@ def _whole_siblings(directory: Path) -> str:
         for other in others
         if other != directory.absolute() and files.fault(other, ("spec", "model")) is None
     ]
-    return f"; whole is {listing(whole)}" if whole else ""
+    return f"; undamaged: {listing(whole)}" if whole else ""
 
 
 def read_arrays(directory: Path) -> dict[str, np.ndarray]:
-    """A checkpoint's parameters and batch statistics by dotted name. Raises `CheckpointError` if they are unreadable."""
+    """A checkpoint's parameters and batch statistics by dotted name.
+
+    Raises:
+        CheckpointError: they are unreadable.
+    """
     item = (directory / "model").absolute()
     try:
         with messages.quiet(), ocp.StandardCheckpointer() as checkpointer:
@@ -157,7 +164,8 @@ def read_arrays(directory: Path) -> dict[str, np.ndarray]:
             restored = checkpointer.restore(item, target)
     except Exception as error:  # Orbax and TensorStore raise bare ones on damaged files
         raise CheckpointError(
-            f"{directory}: the checkpoint's 'model' is unreadable or incomplete ({messages.first_line(error)})"
+            f"{directory}: the checkpoint's 'model' is unreadable or incomplete "
+            f"({messages.first_line(error)})"
         ) from error
     return {name: np.asarray(value) for name, value in restored.items()}
 

@@ -1,4 +1,4 @@
-"""What a checkpoint says about itself."""
+"""The description of a checkpoint: how to build its model, and for which classes."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from fcn_jax.errors import CheckpointError, ConfigError
 from fcn_jax.plugins import registry
 from fcn_jax.plugins.api import Classes, ModelSpec
 
-FORMAT = 2
-"""Of what is written. Format 1, which has no checksums, is read too."""
+FORMAT = 3
+"""The format that is written and read. Formats 1 and 2 had other names of parameters."""
 
 
 _PARTS = {"backbone": "backbones", "head": "heads", "aux_head": "heads"}
-"""The parts of a model that plugins make, with the kind of each."""
+"""The parts of a model that are plugins, and their kinds."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """What a checkpoint says about itself.
+    """The description of a checkpoint.
 
     Attributes:
         model: what to build.
@@ -51,7 +51,7 @@ class Spec:
 
     @classmethod
     def from_dict(cls, table: Mapping[str, Any]) -> Spec:
-        """The inverse of `to_dict`; a plugin's name means that of the recorded distribution, whoever else has one of that name."""
+        """The inverse of `to_dict`. Names mean the plugins of the recorded distributions."""
         classes = table["classes"]
         if classes is not None:
             classes = Classes(
@@ -90,25 +90,32 @@ def describe(
 
 
 def read_spec(directory: Path) -> Spec:
-    """A checkpoint's own description. Raises `CheckpointError` if it is unreadable or of a newer format."""
+    """The description of a checkpoint.
+
+    Raises:
+        CheckpointError: it is unreadable or of another format.
+    """
     try:
         with messages.quiet(), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
             table = checkpointer.restore((directory / "spec").absolute())
         if not isinstance(table, dict):
             raise ValueError("not a JSON object")
-        if table["format"] not in (1, FORMAT):
+        if table["format"] != FORMAT:
             raise CheckpointError(
-                f"{directory}: checkpoint format {table['format']}; this version of fcn-jax reads 1 to {FORMAT}"
+                f"{directory}: checkpoint format {table['format']}; this fcn-jax reads format "
+                f"{FORMAT}. Use the version that wrote it, or train or convert again: names of "
+                "parameters have changed"
             )
         return Spec.from_dict(table)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{directory}: the checkpoint's 'spec' is unreadable or incomplete ({messages.first_line(error)})"
+            f"{directory}: the checkpoint's 'spec' is unreadable or incomplete "
+            f"({messages.first_line(error)})"
         ) from error
 
 
 def latest_spec(run: Path) -> tuple[int, Spec] | None:
-    """Step and description of a run's newest checkpoint that is whole, or None if it has none."""
+    """Step and description of a run's newest undamaged checkpoint, or None if there is none."""
     for step in reversed(files.steps(run / files.STEPS)):
         directory = run / files.STEPS / str(step)
         if files.fault(directory, ("model", "train", "data", "spec")) is None:
@@ -118,7 +125,7 @@ def latest_spec(run: Path) -> tuple[int, Spec] | None:
 
 
 def require_plugins(spec: Spec, directory: Path) -> None:
-    """Raise `CheckpointError` naming the distribution and version of a part whose plugin is not installed."""
+    """Raise `CheckpointError` with the distribution of a part that is not installed."""
     for part, kind in _PARTS.items():
         record = spec.plugins.get(part)
         if record is None or record["distribution"] == "unknown":
@@ -128,5 +135,6 @@ def require_plugins(spec: Spec, directory: Path) -> None:
         except ConfigError as error:
             owner = f"{record['distribution']} {record['version']}"
             raise CheckpointError(
-                f"{directory}: its {part.replace('_', ' ')} '{record['name']}' is of {owner}, which is needed to read it: {error}"
+                f"{directory}: its {part.replace('_', ' ')} '{record['name']}' is of {owner}, which "
+                f"is needed to read it: {error}"
             ) from error

@@ -170,8 +170,8 @@ def _skips(count: int, head: str, features: Sequence[FeatureSpec]) -> tuple[Feat
         offered = ", ".join(f"{feature.name} ({feature.stride})" for feature in features)
         raise ConfigError(
             f"head '{head}' needs features of stride {needed} in addition to the deepest, of "
-            f"stride {deepest.stride}; the backbone offers {offered}. Use a larger output stride, or "
-            "a head with fewer skips"
+            f"stride {deepest.stride}; the backbone offers {offered}. Use a larger output stride, "
+            "or a head with fewer skips"
         )
     return (*(by_stride[stride] for stride in wanted), deepest)
 

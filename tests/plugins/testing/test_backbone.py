@@ -324,7 +324,9 @@ def test_rejects_a_reference_without_features():
         made.forward = lambda x: torch.zeros(1)
         return made
 
-    with pytest.raises(AssertionError, match="lacks features a, b; it must return the features by name"):
+    with pytest.raises(
+        AssertionError, match="lacks features a, b; it must return the features by name"
+    ):
         check_backbone(backbone(reference=reference))
 
 

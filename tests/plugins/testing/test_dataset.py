@@ -165,7 +165,10 @@ def test_accepts_a_correct_dataset():
     ("broken", "complaint"),
     [
         (pictures(error=KeyError), "a split 'no-such-split' raises KeyError"),
-        (pictures(splits=("train", "val", "no-such-split")), "is opened; it must raise a DataError"),
+        (
+            pictures(splits=("train", "val", "no-such-split")),
+            "is opened; it must raise a DataError",
+        ),
         (pictures(lambda: Pictures(ids=())), "it has no images"),
         (pictures(lambda: Pictures(ids=("0", "0"))), "images have the same id: 0"),
         (pictures(lambda: Pictures(ids=(0, 1))), "an fcn_jax.api.Record with an id"),
