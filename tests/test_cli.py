@@ -479,6 +479,11 @@ def test_only_the_command_itself_configures_the_process(
     assert called == [trains]
 
 
+def test_settings_page_matches_the_command() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "settings.md").read_text()
+    assert page.endswith("\n\n" + settings_reference()), "run: fcn-jax settings"
+
+
 def test_settings_prints_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["settings"]) == 0
     text = capsys.readouterr().out

@@ -190,7 +190,7 @@ def spec_of(model: Model, distribution: str) -> ModelSpec:
     """
     parts = {"backbone": "backbones", "head": "heads", "aux_head": "heads"}
     named = {part: getattr(model.spec, part) for part in parts}
-    own = {
+    own: dict[str, Any] = {
         part: registry.default().own_name(parts[part], name, distribution)
         for part, name in named.items()
         if name is not None

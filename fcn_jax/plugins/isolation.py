@@ -50,7 +50,8 @@ def check_all(entries: Iterable[Entry], timeout: float = 60.0) -> dict[Entry, st
     Returns:
         By entry, in the given order: None if it can be imported, otherwise the reason.
     """
-    entries, found = list(entries), {}
+    entries = list(entries)
+    found: dict[Entry, str | None] = {}
     by_distribution = sorted(entries, key=lambda entry: (entry.distribution, entry.value))
     for _, group in itertools.groupby(by_distribution, lambda entry: entry.distribution):
         rest = list(group)

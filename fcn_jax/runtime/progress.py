@@ -68,11 +68,13 @@ class Progress:
         self._task = self._bar.add_task(title, total=total, completed=done, text="")
 
     def __enter__(self) -> Progress:
-        self._bar.start()
+        if self._live:  # before rich 14.3, a disabled bar ends with an empty line
+            self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        if self._live:
+            self._bar.stop()
 
     def update(self, done: int, total: int | None = None, text: str = "") -> None:
         """Show that `done` items are done, of `total` if that has changed, and a text."""

@@ -195,7 +195,10 @@ def _reference(name: str | None, spec: ModelSpec) -> tuple[Any, str]:
     is changed; otherwise the references of the parts.
     """
     if name is not None and (registered := registered_spec(name)).head:
-        unchanged = {"num_classes": registered.num_classes, "dtype": registered.dtype}
+        unchanged: dict[str, Any] = {
+            "num_classes": registered.num_classes,
+            "dtype": registered.dtype,
+        }
         descriptor = registry.default().model(name)
         if dataclasses.replace(spec, **unchanged) == registered and descriptor.reference_model:
             network = descriptor.reference_model(

@@ -217,7 +217,9 @@ class Report:
 
     def __str__(self) -> str:
         """The verdict, a table of the sections, remarks, and the failures."""
-        rows = [("", "tensors", "worst", "JAX", "PyTorch", "factor", "allowed")]
+        rows: list[tuple[str, ...]] = [
+            ("", "tensors", "worst", "JAX", "PyTorch", "factor", "allowed")
+        ]
         rows += [
             (*summary_row(section)[:-1], f"{section.factor:g}{'' if section.equal else '  FAILED'}")
             for section in self.sections

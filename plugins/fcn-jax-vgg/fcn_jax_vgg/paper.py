@@ -24,8 +24,8 @@ def _torch_reference(
     """
     import torch
 
-    def convolution(*sizes: int, padding: int = 0) -> torch.nn.Conv2d:
-        layer = torch.nn.Conv2d(*sizes, padding=padding)
+    def convolution(inputs: int, outputs: int, size: int, padding: int = 0) -> torch.nn.Conv2d:
+        layer = torch.nn.Conv2d(inputs, outputs, size, padding=padding)
         # With PyTorch's default, activations would vanish.
         torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         return layer
