@@ -138,10 +138,10 @@ class Placed(NamedTuple):
     @property
     def key(self) -> tuple[Any, ...]:
         specs = tuple((spec.channels, spec.stride, spec.offset) for spec in self.specs)
-        return self.plan.head.name, specs, tuple(self.shapes.values()), self.out_hw
+        return self.plan.descriptor.name, specs, tuple(self.shapes.values()), self.out_hw
 
     def build(self) -> nnx.Module:
-        return self.plan.head.build(
+        return self.plan.descriptor.build(
             self.plan.options, self.specs, num_classes=CLASSES, rngs=nnx.Rngs(0), **TYPES
         )
 

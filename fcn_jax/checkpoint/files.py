@@ -1,4 +1,4 @@
-"""Find complete checkpoints, verify their files and read their scores, without Orbax."""
+"""The files of checkpoints: complete ones, damaged ones, and their scores, without Orbax."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ METRIC = "miou"
 
 
 STEPS = "checkpoints"
-"""The folder of a run that contains its checkpoints."""
+"""The folder of a run's checkpoints."""
 
 
 FILES = "files.json"
@@ -30,10 +30,7 @@ _NOT_LISTED = frozenset({FILES, SCORE, "commit_success.txt", "_CHECKPOINT_METADA
 
 
 def steps(folder: Path) -> list[int]:
-    """Return the steps of the complete checkpoints in ascending order.
-
-    A checkpoint gets its final name, the step, only after all its files are written.
-    """
+    """The steps of complete checkpoints, ascending. A complete one is named by its step."""
     if not folder.is_dir():
         return []
     return sorted(
@@ -44,26 +41,22 @@ def steps(folder: Path) -> list[int]:
 
 
 def rank(directory: Path) -> float:
-    """Return a checkpoint's mIoU, or -1 if it was not evaluated or no pixel was counted."""
+    """A checkpoint's mIoU, or -1 if it was not evaluated or the evaluation counted no pixel."""
     value = (evaluation(directory) or {METRIC: None})[METRIC]
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else -1.0
 
 
 def evaluation(directory: Path) -> Mapping[str, Any] | None:
-    """Return the scores that the evaluation wrote into a checkpoint, or None."""
-    # Runs of the first releases have the metrics file that Orbax writes.
-    for path in (directory / SCORE, directory / "metrics" / "metrics"):
-        try:
-            table = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if isinstance(table, dict) and METRIC in table:
-            return table
-    return None
+    """The scores of a checkpoint, or None if it was not evaluated."""
+    try:
+        table = json.loads((directory / SCORE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return table if isinstance(table, dict) and METRIC in table else None
 
 
 def list_files(directory: Path) -> None:
-    """Write the list of a checkpoint's files: a mapping of name to [bytes, CRC-32]."""
+    """Write the list of a checkpoint's files: name -> [bytes, CRC-32]."""
     files = {}
     for path in sorted(directory.rglob("*")):
         if path.is_file() and path.name not in _NOT_LISTED:
@@ -80,9 +73,9 @@ def _checksum(path: Path) -> int:
 
 
 def fault(directory: Path, items: Iterable[str]) -> str | None:
-    """Describe the first fault in the files of a checkpoint's items, or return None.
+    """What is wrong with the files of a checkpoint's items, or None.
 
-    Checkpoints of format 1 may have no list of files. Then only missing items are detected.
+    Format 1 had no list of files; `read_spec` rejects it with the reason.
     """
     items = tuple(items)
     missing = [item for item in items if not (directory / item).is_dir()]
@@ -113,7 +106,7 @@ def fault(directory: Path, items: Iterable[str]) -> str | None:
 
 
 def _format(directory: Path) -> Any:
-    """Return the format number in a checkpoint's spec, or None if it cannot be read."""
+    """The format of a checkpoint, or None if it cannot be read."""
     try:
         return json.loads((directory / "spec" / "metadata").read_text(encoding="utf-8"))["format"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -121,5 +114,5 @@ def _format(directory: Path) -> Any:
 
 
 def is_evaluated(run: Path, step: int) -> bool:
-    """Return whether the checkpoint of a step has a score."""
+    """Whether the checkpoint of a step has a score."""
     return evaluation(run / STEPS / str(step)) is not None

@@ -1,4 +1,4 @@
-"""Silence the logs of Orbax and TensorStore, and shorten their error messages."""
+"""Messages of Orbax and TensorStore: silenced, or shortened for users."""
 
 from __future__ import annotations
 
@@ -11,18 +11,12 @@ from collections.abc import Iterator
 from typing import Any
 
 SILENCED: list[contextlib.ExitStack] = []
-"""Contexts that stay open until the process ends.
-
-The threads of a failed save may report errors until then.
-"""
+"""Kept until the process ends, since threads of a failed save may report until then."""
 
 
 @contextlib.contextmanager
 def quiet(level: int = logging.ERROR) -> Iterator[None]:
-    """Hide log records below `level`.
-
-    Orbax and absl log every file, and only errors help the user.
-    """
+    """Silence Orbax and absl, which log every file, except for errors."""
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     before = [logger.level for logger in loggers]
     for logger in loggers:
@@ -36,12 +30,9 @@ def quiet(level: int = logging.ERROR) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet_threads() -> Iterator[None]:
-    """Hide the "Event loop is closed" errors that Python prints after a failed save.
-
-    TensorStore's threads report to an event loop that is already closed.
-    """
+    """Silence TensorStore's threads, which use a closed event loop after a failed save."""
     before = sys.unraisablehook
-    system = sys  # the global name may be gone when the interpreter exits
+    system = sys  # at the interpreter's end the module's own name is gone
 
     def hook(unraisable: Any) -> None:
         if "Event loop is closed" not in str(unraisable.exc_value):
@@ -56,7 +47,7 @@ def quiet_threads() -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """Return the reason why a save failed."""
+    """The reason why a save failed."""
     if (
         isinstance(error, OSError) and error.errno == errno.ENOSPC
     ) or "No space left on device" in str(error):
@@ -69,10 +60,7 @@ def reason(error: BaseException) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, at most 160 characters.
-
-    TensorStore's messages contain complete specifications and Python objects, which are cut.
-    """
+    """The first line of an error, without the Python objects in TensorStore's messages."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     line = lines[0] if lines else type(error).__name__
     line = (

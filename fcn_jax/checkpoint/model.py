@@ -1,4 +1,4 @@
-"""Write, find and load checkpoints of a model."""
+"""Checkpoints of a model: written, found and loaded."""
 
 from __future__ import annotations
 
@@ -26,16 +26,12 @@ _log = logging.getLogger(__name__)
 
 
 def arrays(module: nnx.Module) -> dict[str, Any]:
-    """Return a module's parameters and batch statistics by dotted name."""
+    """A module's parameters and batch statistics by dotted name."""
     return {name: leaf[...] for name, leaf in leaves(module).items()}
 
 
 def require_empty(directory: str | Path) -> Path:
-    """Return the absolute path of a directory to write.
-
-    Raises:
-        CheckpointError: the path is a file or a directory that is not empty.
-    """
+    """The absolute path of a new directory. Raises `CheckpointError` if it is not empty."""
     path = Path(directory).absolute()
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise CheckpointError(f"{directory}: exists and is not empty; name another directory")
@@ -43,7 +39,7 @@ def require_empty(directory: str | Path) -> Path:
 
 
 def save_model(directory: str | Path, spec: Spec, tensors: Mapping[str, Any]) -> None:
-    """Write a checkpoint of a model, without optimizer state.
+    """Write a checkpoint of a model alone.
 
     Raises:
         CheckpointError: the directory exists and is not empty.
@@ -52,8 +48,8 @@ def save_model(directory: str | Path, spec: Spec, tensors: Mapping[str, Any]) ->
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
     try:
-        # Compressed data stays in memory until it is on disk. Write at most twice the size of the
-        # largest array at a time.
+        # Compressed arrays stay in memory until they are on disk, so at most twice the largest one
+        # is compressed at a time.
         at_a_time = 2e-9 * max(1, *(array.nbytes for array in tensors.values()))
         model = ocp.StandardCheckpointHandler(save_concurrent_gb=at_a_time)
         with (
@@ -75,22 +71,21 @@ def save_model(directory: str | Path, spec: Spec, tensors: Mapping[str, Any]) ->
 
 
 def find(path: str | Path) -> Path:
-    """Return the checkpoint directory for the path of a run or a checkpoint.
+    """The checkpoint directory of a run or checkpoint: a run's best, or the last if none is scored.
 
-    For a run, this is the checkpoint with the best score, or the last one if none has a score.
-    Damaged checkpoints of a run are skipped with a warning.
+    A damaged checkpoint of a run is skipped with a warning, and the next best is used.
 
     Raises:
-        CheckpointError: the directory does not exist or contains no checkpoint, or its checkpoints
-            are damaged.
+        CheckpointError: there is no such directory, it holds no checkpoint, or what it holds is
+            damaged.
     """
     path = Path(path)
     if not path.exists():
         raise CheckpointError(f"{path}: no such run or checkpoint")
     if not path.is_dir():
         raise CheckpointError(
-            f"{path}: a run or checkpoint is a directory; this is a file (`fcn-jax convert` makes "
-            "a checkpoint of weights)"
+            f"{path}: a run or checkpoint is a directory; this is a file (`fcn-jax convert` makes a "
+            "checkpoint from weights)"
         )
     if (path / files.STEPS).is_dir():
         return _best(path)
@@ -109,7 +104,7 @@ def find(path: str | Path) -> Path:
 
 
 def _best(run: Path) -> Path:
-    """Return the intact checkpoint with the best score, or the last one if none has a score."""
+    """The undamaged checkpoint of a run with the best score, or the last if none has a score."""
     steps = files.steps(run / files.STEPS)
     if not steps:
         raise CheckpointError(f"{run}: this run has no checkpoint yet")
@@ -128,8 +123,8 @@ def _best(run: Path) -> Path:
             return directory
         faults.append(f"{_with_score(directory)} is damaged ({fault})")
     raise CheckpointError(
-        f"{run}: no checkpoint of this run is whole: {listing(faults)}; take them from a backup, "
-        "or train again"
+        f"{run}: all checkpoints of this run are damaged: {listing(faults)}; restore them from a "
+        "backup, or train again"
     )
 
 
@@ -139,7 +134,7 @@ def _with_score(directory: Path) -> str:
 
 
 def _whole_siblings(directory: Path) -> str:
-    """Return the end of an error message: the intact checkpoints of the same run, if any."""
+    """The undamaged checkpoints of the same run, to append to a message."""
     folder = directory.absolute().parent
     others = (
         [folder / str(step) for step in files.steps(folder)] if folder.name == files.STEPS else []
@@ -149,14 +144,14 @@ def _whole_siblings(directory: Path) -> str:
         for other in others
         if other != directory.absolute() and files.fault(other, ("spec", "model")) is None
     ]
-    return f"; whole is {listing(whole)}" if whole else ""
+    return f"; undamaged: {listing(whole)}" if whole else ""
 
 
 def read_arrays(directory: Path) -> dict[str, np.ndarray]:
-    """Return a checkpoint's parameters and batch statistics by dotted name.
+    """A checkpoint's parameters and batch statistics by dotted name.
 
     Raises:
-        CheckpointError: the arrays are unreadable or incomplete.
+        CheckpointError: they are unreadable.
     """
     item = (directory / "model").absolute()
     try:
@@ -167,7 +162,7 @@ def read_arrays(directory: Path) -> dict[str, np.ndarray]:
                 for name, leaf in tree.items()
             }
             restored = checkpointer.restore(item, target)
-    except Exception as error:  # Orbax and TensorStore raise many types on damaged files
+    except Exception as error:  # Orbax and TensorStore raise bare ones on damaged files
         raise CheckpointError(
             f"{directory}: the checkpoint's 'model' is unreadable or incomplete "
             f"({messages.first_line(error)})"
@@ -176,19 +171,17 @@ def read_arrays(directory: Path) -> dict[str, np.ndarray]:
 
 
 def load(path: str | Path) -> tuple[Segmenter, Spec]:
-    """Build the model of a run or checkpoint in eval mode and load its arrays.
+    """Build the model of a run or checkpoint and fill it, in eval mode.
 
     Raises:
-        CheckpointError: the path is not a checkpoint, the checkpoint is incomplete or contains
-            only a backbone, it requires a plugin that is not installed, or its arrays do not fit
-            the model that is built from its spec.
+        CheckpointError: not a checkpoint, incomplete, of a backbone alone, of a plugin that is not
+            installed, or not what its spec builds here.
     """
     directory = find(path)
     spec = read_spec(directory)
     if spec.model.head is None:
         raise CheckpointError(
-            f"{directory}: holds backbone '{spec.model.backbone}' alone, which segments nothing; "
-            "start a training from it with train --weights"
+            f"{directory}: holds backbone '{spec.model.backbone}' alone, which segments nothing; start a training from it with train --weights"
         )
     require_plugins(spec, directory)
     model = nnx.eval_shape(lambda: build(spec.model, rngs=nnx.Rngs(0)))
@@ -199,11 +192,7 @@ def load(path: str | Path) -> tuple[Segmenter, Spec]:
 
 
 def fill(model: nnx.Module, stored: Mapping[str, Any], directory: Path) -> None:
-    """Put arrays into a model that was built with `nnx.eval_shape`.
-
-    Raises:
-        CheckpointError: arrays do not fit the model. The message names all of them.
-    """
+    """Put arrays into a model that `nnx.eval_shape` built. Raises `CheckpointError` naming every array that does not fit."""
     targets = leaves(model)
     missing, surplus = (
         sorted(targets.keys() - stored.keys()),

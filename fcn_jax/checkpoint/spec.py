@@ -1,4 +1,4 @@
-"""The spec of a checkpoint: the model to build, its classes and its origin."""
+"""The description of a checkpoint: how to build its model, and for which classes."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from fcn_jax.errors import CheckpointError, ConfigError
 from fcn_jax.plugins import registry
 from fcn_jax.plugins.api import Classes, ModelSpec
 
-FORMAT = 2
-"""The format of new checkpoints. Format 1, which has no checksums, can still be read."""
+FORMAT = 3
+"""The format that is written and read. Formats 1 and 2 had other names of parameters."""
 
 
 _PARTS = {"backbone": "backbones", "head": "heads", "aux_head": "heads"}
-"""The parts of a model that plugins provide, with the registry kind of each."""
+"""The parts of a model that are plugins, and their kinds."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """The description that a checkpoint stores next to its arrays.
+    """The description of a checkpoint.
 
     Attributes:
-        model: the model to build.
-        classes: names and colors, or None for converted weights, which have none.
+        model: what to build.
+        classes: names and colors, or None for converted weights, which come without.
         plugins: name, distribution and version of the backbone and heads.
-        weights: record of the initial weights, or None.
-        value_range: the scaling of images of more than 8 bits, as returned by
-            `fcn_jax.data.value_range.to_json`; None if the data has no such images.
-        split: the split that the run trains on: `images`, the number of images, and `digest`, a
-            digest of their IDs; None if the model was not trained.
+        weights: record of the weights that it started from, or None.
+        value_range: how images of more than 8 bits were scaled, as
+            `fcn_jax.data.value_range.to_json` gives it; None if there were none.
+        split: the split that a run trains on: `images`, their number, and `digest` of their IDs;
+            None without a training.
     """
 
     model: ModelSpec
@@ -46,16 +46,12 @@ class Spec:
     split: Mapping[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the spec as a dictionary that can be written as JSON."""
+        """JSON-able."""
         return {"format": FORMAT, **dataclasses.asdict(self)}
 
     @classmethod
     def from_dict(cls, table: Mapping[str, Any]) -> Spec:
-        """Build a spec from the output of `to_dict`.
-
-        A plugin's name is resolved in the recorded distribution, even if another distribution
-        registers the same name.
-        """
+        """The inverse of `to_dict`. Names mean the plugins of the recorded distributions."""
         classes = table["classes"]
         if classes is not None:
             classes = Classes(
@@ -84,7 +80,7 @@ def describe(
     value_range: Any = None,
     split: Mapping[str, Any] | None = None,
 ) -> Spec:
-    """Return the spec of a model, with a record of the plugins that provide its parts."""
+    """The spec of a model, with the plugins that it is built from."""
     plugins = registry.default()
     names = {part: getattr(model, part) for part in _PARTS}
     records = {
@@ -94,20 +90,21 @@ def describe(
 
 
 def read_spec(directory: Path) -> Spec:
-    """Read the spec of a checkpoint.
+    """The description of a checkpoint.
 
     Raises:
-        CheckpointError: the spec is unreadable or incomplete, or its format is not supported.
+        CheckpointError: it is unreadable or of another format.
     """
     try:
         with messages.quiet(), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
             table = checkpointer.restore((directory / "spec").absolute())
         if not isinstance(table, dict):
             raise ValueError("not a JSON object")
-        if table["format"] not in (1, FORMAT):
+        if table["format"] != FORMAT:
             raise CheckpointError(
-                f"{directory}: checkpoint format {table['format']}; this version of fcn-jax reads "
-                f"1 to {FORMAT}"
+                f"{directory}: checkpoint format {table['format']}; this fcn-jax reads format "
+                f"{FORMAT}. Use the version that wrote it, or train or convert again: names of "
+                "parameters have changed"
             )
         return Spec.from_dict(table)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -118,7 +115,7 @@ def read_spec(directory: Path) -> Spec:
 
 
 def latest_spec(run: Path) -> tuple[int, Spec] | None:
-    """Return step and spec of a run's newest intact checkpoint, or None if there is none."""
+    """Step and description of a run's newest undamaged checkpoint, or None if there is none."""
     for step in reversed(files.steps(run / files.STEPS)):
         directory = run / files.STEPS / str(step)
         if files.fault(directory, ("model", "train", "data", "spec")) is None:
@@ -128,11 +125,7 @@ def latest_spec(run: Path) -> tuple[int, Spec] | None:
 
 
 def require_plugins(spec: Spec, directory: Path) -> None:
-    """Check that the plugins of a spec are installed.
-
-    Raises:
-        CheckpointError: a plugin is not installed. The message names its distribution and version.
-    """
+    """Raise `CheckpointError` with the distribution of a part that is not installed."""
     for part, kind in _PARTS.items():
         record = spec.plugins.get(part)
         if record is None or record["distribution"] == "unknown":
@@ -142,6 +135,6 @@ def require_plugins(spec: Spec, directory: Path) -> None:
         except ConfigError as error:
             owner = f"{record['distribution']} {record['version']}"
             raise CheckpointError(
-                f"{directory}: its {part.replace('_', ' ')} '{record['name']}' is of {owner}, "
-                f"which is needed to read it: {error}"
+                f"{directory}: its {part.replace('_', ' ')} '{record['name']}' is of {owner}, which "
+                f"is needed to read it: {error}"
             ) from error

@@ -109,7 +109,7 @@ class Weights:
 
     @classmethod
     def torchvision(cls, file: str, summary: str) -> Weights:
-        """A file of torchvision by its name, such as "resnet18-f37072fd", which ends in the hash."""
+        """A file of torchvision by its name, such as "resnet18-f37072fd" (the end is the hash)."""
         url = f"https://download.pytorch.org/models/{file}.pth"
         return cls(url, file.rpartition("-")[2], summary)
 
@@ -330,8 +330,8 @@ class Source(Protocol):
       returns: the same size and mask, and the same image unless it shrinks to half or less. There,
       photographs may differ by about 2 of 255 on average. It raises the errors of `decode`.
       `fcn_jax.data.decode.decode_record` implements it.
-    * `labels`: the `fcn_jax.data.labels.label_map.LabelMap` with which `decode_record` reads the masks, so
-      that they can be inspected before training without their images.
+    * `labels`: the `fcn_jax.data.labels.label_map.LabelMap` with which `decode_record` reads the
+      masks, so that they can be inspected before training without their images.
     * `notes`: a tuple of lines about assumptions made when the source was opened.
     """
 

@@ -59,7 +59,7 @@ def test_a_whole_distribution_is_written(
         f"fcn_jax.{kind}s": {"blue_whale": f"fcn_jax_blue_whale.{kind}:BLUE_WHALE"}
     }
     for path in files(folder):
-        assert "your" not in (folder / path).read_text().lower().replace("by your own", "")
+        assert "your" not in (folder / path).read_text().lower().replace("with your own", "")
 
 
 # Names that mean something to Python, to the templates, or to what the templates import.
@@ -143,7 +143,7 @@ def test_under_any_name_the_code_compiles_and_binds_nothing_twice(name: str, kin
         try:
             project = scaffold.write(name, kind, Path(scratch) / "project")
         except ConfigError as error:
-            assume("installed already" not in str(error))
+            assume("already installed" not in str(error))
             assert name in ("true", "false", "inf", "nan")
             return
         package = f"fcn_jax_{name}"
@@ -231,7 +231,7 @@ def test_a_hard_name_keeps_its_promises(tmp_path: Path, kind: str, name: str) ->
 def test_a_name_that_a_recipe_takes_for_a_value_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(
         ConfigError,
-        match=f"'{name}' cannot be a plugin's name: .*sets the value .*; take another name",
+        match=f"'{name}' is not a valid name of a plugin: .*sets the value .*; use another name",
     ):
         scaffold.write(name, "backbone", tmp_path / "project")
     assert not list(tmp_path.iterdir())
@@ -275,7 +275,7 @@ def test_a_malformed_name_is_told_with_one_that_would_do(
     tmp_path: Path, name: str, proposal: str
 ) -> None:
     with pytest.raises(
-        ConfigError, match=f"'{name}' cannot be a plugin's name: .*such as '{proposal}"
+        ConfigError, match=f"'{name}' is not a valid name of a plugin: .*such as '{proposal}"
     ):
         scaffold.write(name, "backbone", tmp_path / "project")
     assert not list(tmp_path.iterdir())
@@ -284,12 +284,12 @@ def test_a_malformed_name_is_told_with_one_that_would_do(
 def test_a_taken_name_is_told_with_its_owner(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError,
-        match="a backbone named 'resnet18' is registered already, by fcn-jax; take another name",
+        match="a backbone named 'resnet18' is already registered, by fcn-jax; use another name",
     ):
         scaffold.write("resnet18", "backbone", tmp_path / "project")
-    with pytest.raises(ConfigError, match="a dataset named 'folder' is registered already"):
+    with pytest.raises(ConfigError, match="a dataset named 'folder' is already registered"):
         scaffold.write("folder", "dataset", tmp_path / "project")
-    with pytest.raises(ConfigError, match="a distribution fcn-jax-tiny is installed already"):
+    with pytest.raises(ConfigError, match="a distribution fcn-jax-tiny is already installed"):
         scaffold.write("tiny", "head", tmp_path / "project")
     assert not list(tmp_path.iterdir())
 
@@ -300,7 +300,7 @@ def test_a_folder_that_exists_is_left_as_it_is(
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes").write_text("keep")
     assert cli.main(["plugins", "new", "whale", "-o", str(tmp_path / "mine")]) == 2
-    assert "mine exists; name a folder that is still to be made" in capsys.readouterr().err
+    assert "mine exists; name a new folder" in capsys.readouterr().err
     assert files(tmp_path) == {"mine/notes"}
 
 

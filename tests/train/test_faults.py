@@ -637,7 +637,7 @@ def test_uses_the_next_best_checkpoint_if_the_best_is_damaged(
     run = Path(shutil.copytree(undisturbed, tmp_path / "run"))
     best = checkpoint.find(run)
     shutil.rmtree(best / "model")
-    with pytest.raises(CheckpointError, match=r"damaged: model is missing; whole is ") as caught:
+    with pytest.raises(CheckpointError, match=r"damaged: model is missing; undamaged: ") as caught:
         checkpoint.load(best)
     other = checkpoint.find(run)
     assert other != best
@@ -647,7 +647,7 @@ def test_uses_the_next_best_checkpoint_if_the_best_is_damaged(
     shutil.rmtree(other / "model")
     for directory in (run / "checkpoints").iterdir():
         shutil.rmtree(directory / "model", ignore_errors=True)
-    with pytest.raises(CheckpointError, match="no checkpoint of this run is whole"):
+    with pytest.raises(CheckpointError, match="all checkpoints of this run are damaged"):
         checkpoint.find(run)
 
 

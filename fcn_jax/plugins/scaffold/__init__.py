@@ -1,9 +1,9 @@
-"""`fcn-jax plugins new`: writes a distribution with one plugin in it, which passes its own tests.
+"""`fcn-jax plugins new`: writes a distribution with one plugin, which passes its own tests.
 
-The templates are real code, linted and type-checked with the rest. In them `yourname` stands for
-the plugin's name, in every spelling that code needs, and `yourkind` for "backbone", "head" or
-"dataset". Any name will do: a class has a word of its own after it (`YournameNet`), whatever else a
-template defines is private, and it imports nothing in capitals, as `YOURNAME` is.
+The templates are real code, linted and type-checked with the rest. `yourname` stands for the
+plugin's name and `yourkind` for "backbone", "head" or "dataset". To support any name, classes have
+another word after it (`YournameNet`), all other definitions are private, and nothing in capitals is
+imported.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fcn_jax.plugins import registry
 from fcn_jax.runtime import atomic, destination
 
 WHAT = {"backbone": "backbone", "head": "head", "dataset": "dataset"}
-"""The kinds that there are templates of, as people write them."""
+"""The kinds that have templates, as people write them."""
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 
@@ -85,25 +85,28 @@ def _check_name(name: str, kind: str) -> None:
         proposal = "_".join(words).lstrip("0123456789_")
         hint = f", such as '{proposal}'" if proposal else ", such as 'mynet'"
         raise ConfigError(
-            f"'{name}' cannot be a plugin's name: write lower-case letters and digits, a letter first, words joined by '_'{hint}"
+            f"'{name}' is not a valid name of a plugin: use lower-case letters and digits, a letter "
+            f"first, and join words by '_'{hint}"
         )
     with contextlib.suppress(tomllib.TOMLDecodeError):
         value = tomllib.loads(f"value = {name}")["value"]
         raise ConfigError(
-            f"'{name}' cannot be a plugin's name: `--set KEY={name}` sets the value {value!r}; take another name"
+            f"'{name}' is not a valid name of a plugin: `--set KEY={name}` sets the value {value!r}; "
+            "use another name"
         )
     plugins = registry.default()
     owners = [entry.distribution for entry in plugins.entries(f"{kind}s") if entry.name == name]
     if owners:
         raise ConfigError(
-            f"a {WHAT[kind]} named '{name}' is registered already, by {' and '.join(owners)}; take another name"
+            f"a {WHAT[kind]} named '{name}' is already registered, by {' and '.join(owners)}; use "
+            "another name"
         )
     try:
         found = metadata.distribution(distribution_name(name))
     except metadata.PackageNotFoundError:
         return
     raise ConfigError(
-        f"a distribution {found.name} is installed already; take another name, or uninstall it"
+        f"a distribution {found.name} is already installed; use another name, or uninstall it"
     )
 
 

@@ -19,6 +19,10 @@ Progress = Callable[[str], None]
 """A function that is called with each check's name before the check runs."""
 
 
+def ignore(check: str) -> None:
+    """The `Progress` that reports nothing."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Subject:
     """A network under test.
@@ -33,15 +37,11 @@ class Subject:
     label: str
     build: Callable[[Any], nnx.Module]
     call: Callable[[Any, Any], Any]
-    progress: Progress
+    progress: Progress = ignore
 
     def start(self, check: str) -> None:
         """Report that a check begins."""
         self.progress(f"{self.label}: {check}")
-
-
-def ignore(check: str) -> None:
-    """The `Progress` that reports nothing."""
 
 
 def require(holds: bool, message: str) -> None:

@@ -57,8 +57,8 @@ def _check_table(where: str, table: Table, targets: Mapping[str, nnx.Variable[An
             here.shape == value.shape
             and here.dtype == value.dtype
             and here.tobytes() == value.tobytes(),
-            f"{where}: the operation '{rule.op.name}' is not inverted exactly for '{path}' of shape "
-            f"{value.shape}",
+            f"{where}: the operation '{rule.op.name}' is not inverted exactly for '{path}' of "
+            f"shape {value.shape}",
         )
 
 

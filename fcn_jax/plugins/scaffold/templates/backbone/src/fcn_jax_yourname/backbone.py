@@ -63,7 +63,7 @@ class YournameNet(nnx.Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
-        """Draw the parameters. Their shapes do not depend on the output stride: weights fit both."""
+        """Draw the parameters. Their shapes do not depend on the output stride."""
         settings: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.stem = nn.ConvNormAct(3, options.width, 3, stride=2, **settings)
         stages, channels = [], options.width

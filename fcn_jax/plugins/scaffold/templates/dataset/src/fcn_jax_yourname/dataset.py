@@ -5,8 +5,8 @@
       masks/ID.png      indexed or gray: the value is the label, 255 is ignored
       train.txt         the IDs of a split, one a line; as many files as there are splits
 
-Replace the layout and the classes with your own. Any fault of a folder must raise a `DataError` that
-names it; the tests check that.
+Replace the layout and the classes with your own. Any fault of a folder must raise a `DataError`
+that names it; the tests check that.
 """
 
 from __future__ import annotations

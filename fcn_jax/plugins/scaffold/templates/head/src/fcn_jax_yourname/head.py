@@ -72,7 +72,7 @@ class YournameHead(nnx.Module):
 
 
 def _select(options: YournameOptions, features: Sequence[FeatureSpec]) -> tuple[str, ...]:
-    """The names of the features that the head takes. A head of the deepest one needs no `select`."""
+    """The names of the features that the head takes; by default the deepest."""
     if len(features) < 2:
         raise ConfigError(
             f"head 'yourname' needs two features; the backbone offers only {features[0].name}"
@@ -115,7 +115,7 @@ YOURNAME = Head(
     select=_select,
     build=YournameHead,
     torch=TorchBridge(
-        # PyTorch's names equal the module's; `conv("0", "shallow_conv")` would map one to the other.
+        # PyTorch's names equal the module's; `conv("0", "shallow_conv")` maps different names.
         tables=Table(
             conv("shallow_conv"), conv("deep_conv"), batch_norm("bn"), conv("score", bias=True)
         ),
