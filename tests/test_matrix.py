@@ -230,7 +230,7 @@ def test_every_head_goes_on_some_backbone(head: str) -> None:
     refusals = []
     for backbone in BACKBONES:
         try:
-            resolve(ModelSpec(backbone, head, CLASSES)).heads
+            _ = resolve(ModelSpec(backbone, head, CLASSES)).heads
             return
         except ConfigError as error:
             refusals.append(str(error))
@@ -257,7 +257,7 @@ def test_an_option_that_a_plugin_does_not_know_is_told_with_those_that_it_does(n
 
 
 def filled(module: Any) -> Any:
-    """Fill a module: kernels with He initialization, scales and variances with 1, the rest with 0."""
+    """Fill a module: kernels with He initialization, scales and variances with 1, others with 0."""
     rng = np.random.default_rng(0)
     for path, leaf in leaves(module).items():
         if len(leaf.shape) > 1:

@@ -41,7 +41,7 @@ def steps(folder: Path) -> list[int]:
 
 
 def rank(directory: Path) -> float:
-    """A checkpoint's mIoU, or -1 if it was not evaluated or the evaluation counted no pixel."""
+    """Return a checkpoint's mIoU, or -1 if it was not evaluated or no pixel was counted."""
     value = (evaluation(directory) or {METRIC: None})[METRIC]
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else -1.0
 
@@ -56,7 +56,7 @@ def evaluation(directory: Path) -> Mapping[str, Any] | None:
 
 
 def list_files(directory: Path) -> None:
-    """Write the list of a checkpoint's files: name -> [bytes, CRC-32]."""
+    """Write the list of a checkpoint's files: a mapping of name to [bytes, CRC-32]."""
     files = {}
     for path in sorted(directory.rglob("*")):
         if path.is_file() and path.name not in _NOT_LISTED:
@@ -73,9 +73,9 @@ def _checksum(path: Path) -> int:
 
 
 def fault(directory: Path, items: Iterable[str]) -> str | None:
-    """What is wrong with the files of a checkpoint's items, or None.
+    """Describe the first fault in the files of a checkpoint's items, or return None.
 
-    Format 1 had no list of files; `read_spec` rejects it with the reason.
+    Format 1 has no list of files. `read_spec` rejects it with a clear error.
     """
     items = tuple(items)
     missing = [item for item in items if not (directory / item).is_dir()]
@@ -114,5 +114,5 @@ def _format(directory: Path) -> Any:
 
 
 def is_evaluated(run: Path, step: int) -> bool:
-    """Whether the checkpoint of a step has a score."""
+    """Return whether the checkpoint of a step has a score."""
     return evaluation(run / STEPS / str(step)) is not None

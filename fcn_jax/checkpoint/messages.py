@@ -32,7 +32,7 @@ def quiet(level: int = logging.ERROR) -> Iterator[None]:
 def quiet_threads() -> Iterator[None]:
     """Silence TensorStore's threads, which use a closed event loop after a failed save."""
     before = sys.unraisablehook
-    system = sys  # at the interpreter's end the module's own name is gone
+    system = sys  # the global name may be gone when the interpreter exits
 
     def hook(unraisable: Any) -> None:
         if "Event loop is closed" not in str(unraisable.exc_value):

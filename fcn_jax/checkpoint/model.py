@@ -1,4 +1,4 @@
-"""Checkpoints of a model: written, found and loaded."""
+"""Write, find and load checkpoints of a model."""
 
 from __future__ import annotations
 
@@ -26,12 +26,16 @@ _log = logging.getLogger(__name__)
 
 
 def arrays(module: nnx.Module) -> dict[str, Any]:
-    """A module's parameters and batch statistics by dotted name."""
+    """Return a module's parameters and batch statistics by dotted name."""
     return {name: leaf[...] for name, leaf in leaves(module).items()}
 
 
 def require_empty(directory: str | Path) -> Path:
-    """The absolute path of a new directory. Raises `CheckpointError` if it is not empty."""
+    """Return the absolute path of a directory to write.
+
+    Raises:
+        CheckpointError: the path is a file or a directory that is not empty.
+    """
     path = Path(directory).absolute()
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise CheckpointError(f"{directory}: exists and is not empty; name another directory")
@@ -39,7 +43,7 @@ def require_empty(directory: str | Path) -> Path:
 
 
 def save_model(directory: str | Path, spec: Spec, tensors: Mapping[str, Any]) -> None:
-    """Write a checkpoint of a model alone.
+    """Write a checkpoint of a model, without optimizer state.
 
     Raises:
         CheckpointError: the directory exists and is not empty.
@@ -84,8 +88,8 @@ def find(path: str | Path) -> Path:
         raise CheckpointError(f"{path}: no such run or checkpoint")
     if not path.is_dir():
         raise CheckpointError(
-            f"{path}: a run or checkpoint is a directory; this is a file (`fcn-jax convert` makes a "
-            "checkpoint from weights)"
+            f"{path}: a run or checkpoint is a directory; this is a file (`fcn-jax convert` makes "
+            "a checkpoint from weights)"
         )
     if (path / files.STEPS).is_dir():
         return _best(path)
@@ -162,7 +166,7 @@ def read_arrays(directory: Path) -> dict[str, np.ndarray]:
                 for name, leaf in tree.items()
             }
             restored = checkpointer.restore(item, target)
-    except Exception as error:  # Orbax and TensorStore raise bare ones on damaged files
+    except Exception as error:  # Orbax and TensorStore raise many types on damaged files
         raise CheckpointError(
             f"{directory}: the checkpoint's 'model' is unreadable or incomplete "
             f"({messages.first_line(error)})"
@@ -171,17 +175,19 @@ def read_arrays(directory: Path) -> dict[str, np.ndarray]:
 
 
 def load(path: str | Path) -> tuple[Segmenter, Spec]:
-    """Build the model of a run or checkpoint and fill it, in eval mode.
+    """Build the model of a run or checkpoint in eval mode and load its arrays.
 
     Raises:
-        CheckpointError: not a checkpoint, incomplete, of a backbone alone, of a plugin that is not
-            installed, or not what its spec builds here.
+        CheckpointError: the path is not a checkpoint, the checkpoint is incomplete or contains
+            only a backbone, it requires a plugin that is not installed, or its arrays do not fit
+            the model that is built from its spec.
     """
     directory = find(path)
     spec = read_spec(directory)
     if spec.model.head is None:
         raise CheckpointError(
-            f"{directory}: holds backbone '{spec.model.backbone}' alone, which segments nothing; start a training from it with train --weights"
+            f"{directory}: holds backbone '{spec.model.backbone}' alone, which segments nothing; "
+            "start a training from it with train --weights"
         )
     require_plugins(spec, directory)
     model = nnx.eval_shape(lambda: build(spec.model, rngs=nnx.Rngs(0)))
@@ -192,7 +198,11 @@ def load(path: str | Path) -> tuple[Segmenter, Spec]:
 
 
 def fill(model: nnx.Module, stored: Mapping[str, Any], directory: Path) -> None:
-    """Put arrays into a model that `nnx.eval_shape` built. Raises `CheckpointError` naming every array that does not fit."""
+    """Put arrays into a model that was built with `nnx.eval_shape`.
+
+    Raises:
+        CheckpointError: arrays do not fit the model. The message names all of them.
+    """
     targets = leaves(model)
     missing, surplus = (
         sorted(targets.keys() - stored.keys()),

@@ -220,7 +220,7 @@ class Checkpoints:
             files.list_files(directory)
 
     def _settle(self) -> None:
-        """Write the scores of complete checkpoints, and delete the checkpoints that are not kept."""
+        """Write the scores of complete checkpoints, and delete checkpoints that are not kept."""
         for step in [step for step in self._unwritten if (self._folder / str(step)).is_dir()]:
             miou = self._unwritten.pop(step)
             if self._first_process:

@@ -28,14 +28,14 @@ class Spec:
     """The description of a checkpoint.
 
     Attributes:
-        model: what to build.
-        classes: names and colors, or None for converted weights, which come without.
+        model: the model to build.
+        classes: names and colors, or None for converted weights, which have none.
         plugins: name, distribution and version of the backbone and heads.
-        weights: record of the weights that it started from, or None.
-        value_range: how images of more than 8 bits were scaled, as
-            `fcn_jax.data.value_range.to_json` gives it; None if there were none.
-        split: the split that a run trains on: `images`, their number, and `digest` of their IDs;
-            None without a training.
+        weights: record of the initial weights, or None.
+        value_range: the scaling of images of more than 8 bits, as returned by
+            `fcn_jax.data.value_range.to_json`; None if the data has no such images.
+        split: the split that the run trains on: `images`, the number of images, and `digest`, a
+            digest of their IDs; None if the model was not trained.
     """
 
     model: ModelSpec
@@ -46,12 +46,15 @@ class Spec:
     split: Mapping[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """Return the spec as a dictionary that can be written as JSON."""
         return {"format": FORMAT, **dataclasses.asdict(self)}
 
     @classmethod
     def from_dict(cls, table: Mapping[str, Any]) -> Spec:
-        """The inverse of `to_dict`. Names mean the plugins of the recorded distributions."""
+        """Build a spec from the output of `to_dict`.
+
+        Plugin names are resolved in the recorded distributions.
+        """
         classes = table["classes"]
         if classes is not None:
             classes = Classes(
@@ -80,7 +83,7 @@ def describe(
     value_range: Any = None,
     split: Mapping[str, Any] | None = None,
 ) -> Spec:
-    """The spec of a model, with the plugins that it is built from."""
+    """Return the spec of a model, with a record of the plugins that provide its parts."""
     plugins = registry.default()
     names = {part: getattr(model, part) for part in _PARTS}
     records = {
@@ -125,7 +128,11 @@ def latest_spec(run: Path) -> tuple[int, Spec] | None:
 
 
 def require_plugins(spec: Spec, directory: Path) -> None:
-    """Raise `CheckpointError` with the distribution of a part that is not installed."""
+    """Check that the plugins of a spec are installed.
+
+    Raises:
+        CheckpointError: a plugin is not installed. The message names its distribution and version.
+    """
     for part, kind in _PARTS.items():
         record = spec.plugins.get(part)
         if record is None or record["distribution"] == "unknown":
@@ -135,6 +142,6 @@ def require_plugins(spec: Spec, directory: Path) -> None:
         except ConfigError as error:
             owner = f"{record['distribution']} {record['version']}"
             raise CheckpointError(
-                f"{directory}: its {part.replace('_', ' ')} '{record['name']}' is of {owner}, which "
-                f"is needed to read it: {error}"
+                f"{directory}: its {part.replace('_', ' ')} '{record['name']}' is of {owner}, "
+                f"which is needed to read it: {error}"
             ) from error
