@@ -165,7 +165,7 @@ def main() -> None:
     parser.add_argument(
         "--model",
         default="resnet18",
-        help="a registered backbone or whole model; inference alone but for ResNets under fcn32s",
+        help="a registered backbone or model; training only for ResNets with fcn32s",
     )
     parser.add_argument("--head", default="fcn32s", help="of a backbone; registered")
     parser.add_argument("--batch", type=int, default=4)
@@ -189,7 +189,7 @@ def main() -> None:
         "--contender",
         choices=tasks.NAMES,
         action="append",
-        help="beside the library; default: all that can run a task",
+        help="compared with the library; default: all that can run a task",
     )
     parser.add_argument(
         "--data",
@@ -199,7 +199,7 @@ def main() -> None:
     parser.add_argument(
         "--out",
         type=Path,
-        help="JSON file (default: benchmarks/results/speed_DEVICE.json); the plot lies beside it",
+        help="JSON file (default: benchmarks/results/speed_DEVICE.json); the plot is written next to it",
     )
     args = parser.parse_args()
     prepare_backend(args.device)

@@ -3,11 +3,11 @@
     python -m benchmarks.curves                 # every curve, an hour or two on 2 cores
     python -m benchmarks.curves classes --kind training --rounds 5
 
-The library beside eager PyTorch, on the network of `python -m benchmarks` with one thing varied:
+The library compared with eager PyTorch, on the network of `python -m benchmarks` with one thing varied:
 the batch, the image's size, the number of classes (with the dense head, whose kernel grows with
 their square, and with a kernel for each class), or the depth. Seconds and memory of inference and
 of a training step, after the first call, which compiles. Written to
-benchmarks/results/curves_cpu.json point by point, where others stay, a plot beside it.
+benchmarks/results/curves_cpu.json point by point, keeping the others, with a plot next to it.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     panels[0][0].legend(fontsize=7)
     devices = " and ".join(sorted({row["environment"]["device"] for row in rows}))
     figure.suptitle(
-        f"ResNet-18 FCN-32s, batch 1, 320x480, 21 classes but for what is varied; {devices}",
+        f"ResNet-18 FCN-32s, batch 1, 320x480, 21 classes except for the varied value; {devices}",
         fontsize=9,
     )
     figure.savefig(path, dpi=130)
@@ -180,7 +180,9 @@ def main() -> None:
         "--values", type=int, nargs="+", help="these points of each curve; default: all"
     )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=OUT, help="JSON file; the plot lies beside it")
+    parser.add_argument(
+        "--out", type=Path, default=OUT, help="JSON file; the plot is written next to it"
+    )
     args = parser.parse_args()
     prepare_backend("cpu")
     kinds = (args.kind,) if args.kind else KINDS

@@ -175,7 +175,7 @@ def cases(setting: Setting) -> dict[str, dict[str, tuple[Function, Shapes]]]:
         },
         "end of a block": {
             "normalization in the kernel": (_block(True, dtype), block_shapes),
-            "normalization by itself": (_block(False, dtype), block_shapes),
+            "separate normalization": (_block(False, dtype), block_shapes),
         },
         "loss, forward": {
             "in three passes": (

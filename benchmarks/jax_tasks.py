@@ -136,7 +136,7 @@ def _training(setting: Setting, model: nnx.Module, options: Mapping[str, str]) -
     )  # type: ignore[arg-type]
     batch = jax.device_put(
         {"image": setting.images(), "mask": setting.labels()}
-    )  # the loop does so beside the step before
+    )  # the loop does so during the previous step
     run: Any = step
     del step  # JAX keeps what it traced as long as the function is there
 

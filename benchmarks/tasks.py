@@ -93,7 +93,7 @@ PLAIN_FLAX = Contender("plain flax", "flax")
 LOADER = Contender("torchvision v2, DataLoader", "torch")
 
 NAMES = tuple(one.name for one in (EAGER, COMPILED, PRODUCT, PLAIN_FLAX, LOADER))
-"""Those beside the library."""
+"""The contenders, without the library itself."""
 
 
 def possible(setting: Setting) -> tuple[str, ...]:

@@ -117,7 +117,7 @@ class Worker:
         try:
             ok, found = self._pipe.recv()
         except EOFError as error:
-            raise RuntimeError("a contender's process ended by itself") from error
+            raise RuntimeError("a contender's process ended unexpectedly") from error
         if not ok:
             raise RuntimeError(found)
         return found

@@ -520,7 +520,7 @@ def _by_pillow(data: bytes) -> np.ndarray | None:
                 if image.mode.startswith("I;16"):
                     return _rgb(np.asarray(image), 16)
                 return np.asarray(image.convert("RGB"))
-    except Exception:
+    except Exception:  # Pillow raises many kinds; the file then has no second opinion
         return None
 
 

@@ -61,6 +61,7 @@ def require_memory(compiled: Any) -> None:
     """
     if jax.default_backend() != "cpu":
         return
+    # Not every platform reports its memory, and not every backend that of a program.
     with contextlib.suppress(AttributeError, OSError, ValueError, NotImplementedError):
         analysis = compiled.memory_analysis()
         needed = analysis.temp_size_in_bytes + analysis.argument_size_in_bytes

@@ -1,4 +1,4 @@
-"""Plugins in processes of their own: what is said of those that end, hang or litter, and that nothing stays behind."""
+"""Checks of plugins in separate processes: those that exit, hang or print, and cleanup."""
 
 import os
 import signal
@@ -171,11 +171,15 @@ def test_check_ends_what_a_plugin_has_started(site, tmp_path):
 
 
 def test_what_a_plugin_prints_is_not_taken_for_the_verdict(site):
-    rubbish = 'print(\'{\\"reason\\": \\"no\\"}\' * 1000); import sys; sys.stdout.buffer.write(bytes(range(256)) * 999)\n'
+    rubbish = (
+        'print(\'{\\"reason\\": \\"no\\"}\' * 1000); import sys; '
+        "sys.stdout.buffer.write(bytes(range(256)) * 999)\n"
+    )
     site.module("loud_net", rubbish + textwrap.dedent(GOOD))
     site.module(
         "dying_net",
-        "import os, sys; sys.stderr.write('a word on why\\n'); sys.stderr.flush(); os.kill(os.getpid(), 9)",
+        "import os, sys; sys.stderr.write('a word on why\\n'); sys.stderr.flush(); "
+        "os.kill(os.getpid(), 9)",
     )
     site.distribution("nets", "1", backbones={"net": "loud_net:NET", "dying": "dying_net:NET"})
     reasons = {

@@ -1,4 +1,4 @@
-"""The registry: what it reads, what it loads, and what it says when a plugin is wrong. Distributions are made by hand."""
+"""The registry: reading entry points, loading descriptors, and errors of wrong plugins."""
 
 import dataclasses
 import json
@@ -56,7 +56,10 @@ def test_metadata_is_read_without_importing_anything(site):
 
 
 def test_importing_the_registry_imports_no_jax():
-    code = "import sys, fcn_jax.plugins.registry; sys.exit(any(m in sys.modules for m in ('jax', 'flax', 'torch', 'pydantic')))"
+    code = (
+        "import sys, fcn_jax.plugins.registry; "
+        "sys.exit(any(m in sys.modules for m in ('jax', 'flax', 'torch', 'pydantic')))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -97,12 +100,14 @@ def test_an_unknown_name_suggests_the_nearest(site):
     site.distribution("nets", "1", backbones={"resnet18": "a:A", "vgg16": "a:B"})
     with pytest.raises(
         ConfigError,
-        match=r"no backbone is named 'resnet81'\. Did you mean 'resnet18'\? Available: resnet18, vgg16\.",
+        match=r"no backbone is named 'resnet81'\. Did you mean 'resnet18'\? "
+        r"Available: resnet18, vgg16\.",
     ):
         site.registry().backbone("resnet81")
     with pytest.raises(
         ConfigError,
-        match=r"'nets:resnet81': .*\. Did you mean 'nets:resnet18'\? Available: nets:resnet18, nets:vgg16",
+        match=r"'nets:resnet81': .*\. Did you mean 'nets:resnet18'\? "
+        r"Available: nets:resnet18, nets:vgg16",
     ):
         site.registry().backbone("nets:resnet81")
 
@@ -122,11 +127,13 @@ def reread():
     [
         (
             "other-nets:vgg16",
-            "other-nets is not installed: pip install other-nets. Available: My.Nets:resnet18, My.Nets:vgg11.",
+            "other-nets is not installed: pip install other-nets. "
+            "Available: My.Nets:resnet18, My.Nets:vgg11.",
         ),
         (
             "my-nets:vgg16",
-            "My.Nets 1 registers backbones resnet18, vgg11; heads top. Did you mean 'My.Nets:vgg11'?",
+            "My.Nets 1 registers backbones resnet18, vgg11; heads top. "
+            "Did you mean 'My.Nets:vgg11'?",
         ),
         ("Off:vgg16", "FCN_JAX_DISABLE_PLUGINS disables Off. "),
         ("torn:vgg16", "torn is installed, but its entry points cannot be read: "),
@@ -494,7 +501,7 @@ def test_the_status_is_0_where_all_is_well(site, monkeypatch, capsys):
 
 @pytest.fixture
 def claimed_twice(site, monkeypatch):
-    """What is installed, and a second distribution that registers the default backbone, head and dataset."""
+    """A second distribution that registers the default backbone, head and dataset."""
     installed = registry.default().entries()
     site.distribution(
         "acme-nets",

@@ -1,4 +1,4 @@
-"""`fcn-jax plugins new`: what it writes passes its own tests at once, and a bad name leaves nothing behind."""
+"""`fcn-jax plugins new`: its output passes its own tests; a bad name leaves no files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A stranger's plugins, installed into an environment of their own, are used by name in every command; two broken ones disturb nothing."""
+"""Plugins of a third party, installed separately, work by name in every command."""
 
 from __future__ import annotations
 

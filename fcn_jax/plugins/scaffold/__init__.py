@@ -85,14 +85,14 @@ def _check_name(name: str, kind: str) -> None:
         proposal = "_".join(words).lstrip("0123456789_")
         hint = f", such as '{proposal}'" if proposal else ", such as 'mynet'"
         raise ConfigError(
-            f"'{name}' is not a valid name of a plugin: use lower-case letters and digits, a letter "
-            f"first, and join words by '_'{hint}"
+            f"'{name}' is not a valid name of a plugin: use lower-case letters and digits, a "
+            f"letter first, and join words by '_'{hint}"
         )
     with contextlib.suppress(tomllib.TOMLDecodeError):
         value = tomllib.loads(f"value = {name}")["value"]
         raise ConfigError(
-            f"'{name}' is not a valid name of a plugin: `--set KEY={name}` sets the value {value!r}; "
-            "use another name"
+            f"'{name}' is not a valid name of a plugin: `--set KEY={name}` sets the value "
+            f"{value!r}; use another name"
         )
     plugins = registry.default()
     owners = [entry.distribution for entry in plugins.entries(f"{kind}s") if entry.name == name]

@@ -268,7 +268,8 @@ def test_accepts_an_equal_reference():
         ),
         (
             backbone(table=Table(Rule("conv1.bias", "conv2.bias"), TABLE.rules)),
-            r"gives both 'conv1.bias' and 'conv2.bias' the name 'conv1.bias'|maps 'conv1.bias' to 'conv1.bias', but",
+            r"gives both 'conv1.bias' and 'conv2.bias' the name 'conv1.bias'"
+            r"|maps 'conv1.bias' to 'conv1.bias', but",
         ),
         (
             backbone(

@@ -169,7 +169,10 @@ def test_fixture_has_the_checks(plugin_contract):
 
 @pytest.mark.parametrize("name", ["fcn-jax-tiny", "FCN_Jax.tiny"])
 def test_fixture_registers_a_project_file(plugin_project, tmp_path, name):
-    groups = '[project.entry-points."fcn_jax.heads"]\nnew_head = "mine:HEAD"\n[project.entry-points.other]\nx = "y"\n'
+    groups = (
+        '[project.entry-points."fcn_jax.heads"]\nnew_head = "mine:HEAD"\n'
+        '[project.entry-points.other]\nx = "y"\n'
+    )
     (tmp_path / "pyproject.toml").write_text(f'[project]\nname = "{name}"\nversion = "7"\n{groups}')
     assert "tiny" in registry.default().names("backbones"), (
         "the installed copy, which the project file replaces"
@@ -185,7 +188,8 @@ def test_fixture_registers_a_project_file(plugin_project, tmp_path, name):
 
 def test_pytest_plugin_imports_nothing_heavy(tmp_path):
     (tmp_path / "test_other.py").write_text(
-        "import sys\n\ndef test_it():\n    assert 'fcn_jax.plugins.testing.pytest_plugin' in sys.modules\n"
+        "import sys\n\ndef test_it():\n"
+        "    assert 'fcn_jax.plugins.testing.pytest_plugin' in sys.modules\n"
         "    assert not {'jax', 'flax', 'numpy', 'torch', 'pydantic'} & set(sys.modules)\n"
     )
     command = [
