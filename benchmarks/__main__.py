@@ -199,7 +199,7 @@ def main() -> None:
     parser.add_argument(
         "--out",
         type=Path,
-        help="JSON file (default: benchmarks/results/speed_DEVICE.json); the plot is written next to it",
+        help="JSON file (default: benchmarks/results/speed_DEVICE.json), with a plot next to it",
     )
     args = parser.parse_args()
     prepare_backend(args.device)

@@ -3,7 +3,7 @@
     python -m benchmarks.curves                 # every curve, an hour or two on 2 cores
     python -m benchmarks.curves classes --kind training --rounds 5
 
-The library compared with eager PyTorch, on the network of `python -m benchmarks` with one thing varied:
+The library compared with eager PyTorch, on the network of `python -m benchmarks`, varying one of:
 the batch, the image's size, the number of classes (with the dense head, whose kernel grows with
 their square, and with a kernel for each class), or the depth. Seconds and memory of inference and
 of a training step, after the first call, which compiles. Written to

@@ -3,7 +3,6 @@
 import dataclasses
 import sys
 import types
-from importlib import metadata
 
 import numpy as np
 import pytest
@@ -51,12 +50,7 @@ def register(monkeypatch):
             registry.Entry("models", model.name, "acme", "1", f"{module.__name__}:{model.name}")
             for model in models
         ]
-        installed = [
-            point
-            for kind in registry.KINDS
-            for point in metadata.entry_points(group=f"fcn_jax.{kind}")
-        ]
-        plugins = registry.Registry([*installed, *own])
+        plugins = registry.Registry([*registry.default().entries(), *own])
         monkeypatch.setattr(registry, "default", lambda: plugins)
 
     return install
