@@ -580,8 +580,8 @@ def test_dropped_tensors_that_the_model_needs_are_missing(make):
     model = make()
     report = load_torch(model, WHOLE, drop=["*.num_batches_tracked"])
     assert sorted(report.absent) == [
-        "backbone.bn1.num_batches_tracked",
-        "head.bn1.num_batches_tracked",
+        "backbone.conv1.bn.num_batches_tracked",
+        "head.conv1.bn.num_batches_tracked",
     ]
 
 

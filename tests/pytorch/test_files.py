@@ -252,6 +252,10 @@ def write_quantized(path):
     torch.save({"a": torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)}, path)
 
 
+# PyTorch deprecates formats that it can still write and that users still have.
+@pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning:torch")
+@pytest.mark.filterwarnings("ignore:.*quantize.*deprecated:UserWarning")
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 @pytest.mark.parametrize(
     ("name", "make", "message"),
     [

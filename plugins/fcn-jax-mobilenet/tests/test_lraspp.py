@@ -106,7 +106,7 @@ def test_state_dict_of_torchvision_converts_and_back_bit_for_bit(torchvision):
     }
     model = abstract()
     record = load_torch(model, tensors)
-    assert (record.scope, record.names, record.dropped) == ("model", "torchvision", {})
+    assert (record.scope, record.key_format, record.dropped) == ("model", "torchvision", {})
     assert sorted(record.loaded.values()) == sorted(tensors)
     back = to_torch(model)
     assert back.keys() == tensors.keys()

@@ -265,7 +265,7 @@ def test_imagenet_weights_fill_only_the_backbone_and_convert_back(torchvision, n
     tensors = random_like(torch_shapes(torchvision, name))
     module, spec = abstract(name), ModelSpec(name, None)
     record = import_weights(module, spec, tensors)
-    assert (record.names, record.scope) == ("torchvision", "backbone")
+    assert (record.key_format, record.scope) == ("torchvision", "backbone")
     assert all(key.startswith("classifier.") for key in record.dropped)
     back = export_weights(module, spec, "torchvision")
     assert {*back, *record.dropped} == {*tensors}
@@ -304,7 +304,7 @@ def test_recognizes_the_three_key_formats_of_torchvision(torchvision):
             lambda: build_model("mobilenet_v3_small", "fcn", 3, rngs=nnx.Rngs(0))
         )
         record = load_torch(other, tensors)
-        assert (record.scope, record.names) == ("backbone", names)
+        assert (record.scope, record.key_format) == ("backbone", names)
         filled = leaves(other)
         for path, leaf in leaves(model).items():
             if path.startswith("backbone."):

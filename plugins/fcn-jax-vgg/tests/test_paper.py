@@ -180,7 +180,7 @@ def test_weights_convert_both_ways_bit_for_bit(name):
     }
     model = blank(f"narrow_{name}")
     record = load_torch(model, tensors)
-    assert (record.names, record.scope, record.dropped) == ("pytorch-fcn", "model", {})
+    assert (record.key_format, record.scope, record.dropped) == ("pytorch-fcn", "model", {})
     back = to_torch(model, "pytorch-fcn")
     assert back.keys() == tensors.keys()
     assert all(back[key].tobytes() == tensors[key].tobytes() for key in tensors)
@@ -279,7 +279,7 @@ def test_loads_vgg16_of_torchvision_into_the_backbone(torch):
     theirs = VGG16_CAFFE.torch.reference(options=options, output_stride=32).state_dict()
     model = blank("narrow_fcn32s_vgg16")
     record = load_torch(model, theirs)
-    assert (record.names, record.scope) == ("torchvision", "backbone")
+    assert (record.key_format, record.scope) == ("torchvision", "backbone")
     back = to_torch(model, "pytorch-fcn")
     assert np.array_equal(back["conv5_3.weight"], theirs["features.28.weight"].numpy())
     assert np.array_equal(
