@@ -99,7 +99,7 @@ test-smoke: $(NEWEST_VENV)/installed
 $(MINIMUM_VENV)/installed: pyproject.toml $(PLUGINS) tests/helpers/minimum_versions.py
 	$(PYTHON) -m venv $(MINIMUM_VENV)
 	$(PYTHON) tests/helpers/minimum_versions.py > $(MINIMUM_VENV)/constraints.txt
-	$(MINIMUM_VENV)/bin/pip install $(PIP_OPTIONS) setuptools
+	$(MINIMUM_VENV)/bin/pip install $(PIP_OPTIONS) 'setuptools>=77'
 	$(MINIMUM_VENV)/bin/pip install $(PIP_OPTIONS) --no-build-isolation \
 		-c $(MINIMUM_VENV)/constraints.txt -e '.[test]' $(EDITABLE_PLUGINS)
 	touch $@

@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from fcn_jax import checkpoint
+from fcn_jax.data.decode import read_image
 from fcn_jax.errors import ConfigError
 from fcn_jax.eval import padding
 from fcn_jax.eval.draw import generic_classes
@@ -86,18 +87,21 @@ class Predictor:
         """Replace the values of parameters and statistics, such as by those of a training state."""
         self._state = nnx.merge_state(self._state, *states)
 
-    def __call__(self, image: np.ndarray) -> np.ndarray:
+    def __call__(self, image: np.ndarray | str | Path) -> np.ndarray:
         """Segment one image.
 
         Args:
-            image: u8[H,W,3], RGB.
+            image: u8[H,W,3], RGB, or an image file, which is read upright.
 
         Returns:
             u8[H,W], labels 0 to K-1.
 
         Raises:
-            ValueError: the image is not u8[H,W,3].
+            DataError: the file cannot be read as an image.
+            ValueError: the array is not u8[H,W,3].
         """
+        if isinstance(image, str | Path):
+            image = read_image(Path(image))
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(
                 f"expected an image u8[H,W,3], RGB; got {image.dtype}{list(image.shape)}"

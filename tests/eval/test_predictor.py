@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from PIL import Image
 
 from fcn_jax import checkpoint
 from fcn_jax.api import Classes, ModelSpec, Preprocess
-from fcn_jax.errors import ConfigError
+from fcn_jax.errors import ConfigError, DataError
 from fcn_jax.eval import padding
 from fcn_jax.eval.predictor import Predictor
 from fcn_jax.models.build import build
@@ -49,6 +50,15 @@ def test_returns_argmax_of_logits_at_image_size(model, size):
     np.testing.assert_array_equal(mask, argmax_of(model, image))
     if size == (9, 18):
         assert len(np.unique(mask)) > 1, "a mask of one class would prove nothing"
+
+
+def test_reads_image_files(model, tmp_path):
+    path = tmp_path / "photo.png"
+    Image.fromarray(IMAGE).save(path)
+    predictor = Predictor(model)
+    np.testing.assert_array_equal(predictor(str(path)), predictor(IMAGE))
+    with pytest.raises(DataError, match=r"absent\.png: the file does not exist"):
+        predictor(tmp_path / "absent.png")
 
 
 def test_update_replaces_values(model, compiled):

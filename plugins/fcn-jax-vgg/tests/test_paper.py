@@ -313,7 +313,7 @@ def test_verify_finds_them_equal(torch, name, train_steps):
         f"narrow_{name}", sizes=[(65, 97)], batch=1, grad=True, train_steps=train_steps
     )
     assert report.equal, report
-    assert report.coverage.names == "pytorch-fcn"
+    assert report.coverage.key_format == "pytorch-fcn"
 
 
 @pytest.mark.exhaustive
