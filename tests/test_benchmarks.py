@@ -38,6 +38,7 @@ class Resizing(Whole):
         return Example("0", np.zeros((4, 6, 3), np.uint8), np.zeros((4, 6), np.uint8))
 
 
+@pytest.mark.needs_torch
 def test_input_is_timed_as_the_pipeline_decodes_it(monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parents[1])  # benchmarks are not installed
     benchmark = importlib.import_module("benchmarks.input")
@@ -47,6 +48,7 @@ def test_input_is_timed_as_the_pipeline_decodes_it(monkeypatch):
         assert source.asked == [asked] * 2
 
 
+@pytest.mark.needs_torch
 def test_label_check_is_timed_cold_and_warm(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parents[1])
     monkeypatch.setenv("FCN_JAX_CACHE", str(tmp_path / "cache"))
