@@ -98,8 +98,8 @@ def test_the_contract_holds_for_the_stranger_and_not_for_the_liar(
     shown = fcn_jax("plugins", "check", "lying_net", status=1)
     assert "backbone 'lying_net' of broken-promise 0.1" in shown
     assert (
-        "'only' of an input of (1, 64, 64, 3) has shape (1, 32, 32, 8), promised is (1, 32, 32, 16)"
-        in shown
+        "for an input of (1, 64, 64, 3), 'only' has shape (1, 32, 32, 8); "
+        "promised is (1, 32, 32, 16)" in shown
     )
     assert "No module named" in fcn_jax("plugins", "check", "broken_net", status=1)
 
