@@ -105,7 +105,7 @@ class FCNSkip(nnx.Module):
 
     def __call__(
         self, features: Mapping[str, Float[Array, "N _ _ _"]], *, out_hw: tuple[int, int]
-    ) -> Float[Array, "N {out_hw[0]} {out_hw[1]} K"]:
+    ) -> Float[Array, "N _ _ K"]:
         """Features -> logits f[N, out_hw[0], out_hw[1], K]."""
         scores = self.final_conv(features[self.deepest])
         for name, scale, (of_up, of_skip), skip_conv, up_conv in zip(

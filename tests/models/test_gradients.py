@@ -7,6 +7,7 @@ correct gradient differ by a percent.
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -52,7 +53,7 @@ def test_gradients_are_as_exact_as_those_of_torch(chapter_network, make_model) -
     def gradient(params):
         return jax.grad(
             lambda params: cross_entropy(
-                nnx.merge(graphdef, params, batch_stats, copy=True)(images), labels
+                nnx.merge(graphdef, params, batch_stats, copy=True)(jnp.asarray(images)), labels
             )
         )(params)
 

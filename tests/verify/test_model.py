@@ -319,7 +319,7 @@ def test_error_of_the_reference_uses_the_name_of_the_spec(monkeypatch):
         plugins, "backbone", lambda name: dataclasses.replace(tiny, features=features)
     )
     reference = build_reference(ModelSpec("fcn-jax-tiny:tiny", "fcn32s", 3))
-    with pytest.raises(PluginError, match="fcn-jax plugins check fcn-jax-tiny:tiny says more"):
+    with pytest.raises(PluginError, match="see fcn-jax plugins check fcn-jax-tiny:tiny"):
         reference(torch.zeros(1, 3, 40, 50))
 
 
