@@ -1,11 +1,11 @@
 """Padding of images, so that images of many sizes share a few compiled programs.
 
 XLA compiles a program for each size of its input. If a set of images has few sizes, each image runs
-at its own size and the result is exact. Otherwise images are padded at the bottom and right to a
-multiple of `MULTIPLE` pixels with copies of their last row and column, and the mask is cropped. The
-network then sees up to `MULTIPLE - 1` rows and columns that are not part of the image, where it
-would see its own zero padding at the image's own size. This changes features and logits within a
-receptive field of the bottom and right border.
+at its own size and the result is exact. Otherwise images are padded at the bottom and right with
+copies of their last row and column, to a multiple of pixels that leaves few sizes, and the mask is
+cropped. The network then sees rows and columns that are not part of the image, where it would see
+its own zero padding at the image's own size. This changes features and logits within a receptive
+field of the bottom and right border.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from PIL import Image
 from fcn_jax.data.images import orientation
 from fcn_jax.data.images.limits import PILLOW_ERRORS
 
-MAX_EXACT_SIZES = 8
-"""Most image sizes that each get a program of their own."""
+MAX_PROGRAMS = 8
+"""Up to so many image sizes are exact. More sizes are padded until so few are left, if possible."""
 
-MULTIPLE = 64
-"""Height and width of padded images are multiples of it, in pixels."""
+MULTIPLES = (64, 128, 256, 512)
+"""Height and width of padded images are multiples of one of these, in pixels."""
 
 
 def choose_multiple(
@@ -54,11 +54,14 @@ def choose_multiple(
         if progress:
             progress(number)
     sizes.discard(None)
-    if len(sizes) <= MAX_EXACT_SIZES:
+    if len(sizes) <= MAX_PROGRAMS:
         return 1, ""
-    programs = len({(-(-h // MULTIPLE), -(-w // MULTIPLE)) for h, w in filter(None, sizes)})
-    return MULTIPLE, (
-        f"{len(sizes)} image sizes: padded to multiples of {MULTIPLE} pixels, so that {programs} "
+    for multiple in MULTIPLES:
+        programs = len({(-(-h // multiple), -(-w // multiple)) for h, w in filter(None, sizes)})
+        if programs <= MAX_PROGRAMS:
+            break
+    return multiple, (
+        f"{len(sizes)} image sizes: padded to multiples of {multiple} pixels, so that {programs} "
         f"program{'s are' if programs > 1 else ' is'} compiled"
     )
 

@@ -15,13 +15,13 @@ def write_images(folder, sizes, **options):
 
 
 def test_few_sizes_stay_exact(tmp_path):
-    sizes = [(40, 50 + number % padding.MAX_EXACT_SIZES) for number in range(20)]
+    sizes = [(40, 50 + number % padding.MAX_PROGRAMS) for number in range(20)]
     assert padding.choose_multiple(write_images(tmp_path, sizes)) == (1, "")
 
 
 def test_many_sizes_are_padded_with_one_line_that_counts_programs(tmp_path):
     # 60 to 68 pixels: one or two multiples of 64.
-    paths = write_images(tmp_path, [(40, 60 + n) for n in range(padding.MAX_EXACT_SIZES + 1)])
+    paths = write_images(tmp_path, [(40, 60 + n) for n in range(padding.MAX_PROGRAMS + 1)])
     assert padding.choose_multiple(paths) == (
         64,
         "9 image sizes: padded to multiples of 64 pixels, so that 2 programs are compiled",
@@ -31,6 +31,22 @@ def test_many_sizes_are_padded_with_one_line_that_counts_programs(tmp_path):
     seen: list[int] = []
     padding.choose_multiple(paths, progress=seen.append)
     assert seen == list(range(1, 10))
+
+
+def test_multiple_grows_until_few_programs_are_left(tmp_path):
+    # 20 sizes in 10 multiples of 64, and 5 of 128.
+    paths = write_images(tmp_path, [(40, 32 * (n + 1)) for n in range(20)])
+    assert padding.choose_multiple(paths) == (
+        128,
+        "20 image sizes: padded to multiples of 128 pixels, so that 5 programs are compiled",
+    )
+
+
+def test_largest_multiple_is_used_if_all_leave_many_programs(tmp_path):
+    paths = write_images(tmp_path, [(1, 512 * (n + 1)) for n in range(9)])
+    multiple, note = padding.choose_multiple(paths)
+    assert multiple == 512
+    assert note.endswith("so that 9 programs are compiled")
 
 
 def test_sizes_in_one_multiple_need_one_program(tmp_path):
