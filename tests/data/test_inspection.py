@@ -416,7 +416,7 @@ def test_counts_skipped_records_instead_of_failing(
 
 
 @dataclasses.dataclass
-class Decoding:
+class Decoding(Source):
     """A plugin's source that can only decode records."""
 
     classes: Classes

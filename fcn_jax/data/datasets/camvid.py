@@ -17,8 +17,9 @@ from fcn_jax.data.datasets.directory import (
     require_root,
 )
 from fcn_jax.data.datasets.files import subfolders
+from fcn_jax.data.labels.label_map import LabelMap
 from fcn_jax.errors import DataError
-from fcn_jax.plugins.api import Classes, Dataset, Source
+from fcn_jax.plugins.api import IGNORE_INDEX, Classes, Dataset, Source
 
 CAMVID_CLASSES = Classes(
     names=(
@@ -32,7 +33,7 @@ CAMVID_CLASSES = Classes(
 )  # fmt: skip
 """The 11 classes, with SegNet's colors."""
 
-_VOID = 11
+_LABELS = LabelMap.of(11, void=(11, IGNORE_INDEX))
 
 
 def _open(root: Path | None, split: str) -> Source:
@@ -45,18 +46,10 @@ def _open(root: Path | None, split: str) -> Source:
             "train/, trainannot/ and so on"
         )
     check_split(split, splits, root)
-    image_folder, mask_folder = root / split, root / f"{split}annot"
-    images = files_by_stem(image_folder, IMAGE_SUFFIXES)
-    records = match(
-        tuple(images),
-        images,
-        files_by_stem(mask_folder, (".png",)),
-        split=split,
-        where=root,
-        image_folder=image_folder,
-        mask_folder=mask_folder,
-    )
-    return DirectorySource(CAMVID_CLASSES, records, void=(_VOID, 255))
+    images = files_by_stem(root / split, IMAGE_SUFFIXES)
+    masks = files_by_stem(root / f"{split}annot", (".png",))
+    records = match(tuple(images), images, masks, split=split, where=root)
+    return DirectorySource(CAMVID_CLASSES, records, _LABELS)
 
 
 CAMVID = Dataset(

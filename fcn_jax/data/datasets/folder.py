@@ -118,15 +118,7 @@ def _open(root: Path | None, split: str) -> Source:
     if not lists and lone and any(name in found_masks for name in found_images):
         notes.append(f"{len(lone)} masks in {masks} have no image: {listing(lone)}")
     classes = find_class_list(root, ids=_stored_ids(found_masks))
-    records = match(
-        ids,
-        found_images,
-        found_masks,
-        split=split,
-        where=root,
-        image_folder=images,
-        mask_folder=masks,
-    )
+    records = match(ids, found_images, found_masks, split=split, where=root)
     return DirectorySource(
         classes.classes, records, labels=classes.labels, notes=(*classes.notes, *notes)
     )

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from fcn_jax.data.labels.class_list_entries import (
     ADVICE,
+    UNUSED,
     Entry,
     Ids,
     Parsed,
@@ -21,7 +22,6 @@ from fcn_jax.data.labels.class_list_entries import (
     role_of,
     stored_id,
     unquoted,
-    unused_train_id,
 )
 from fcn_jax.data.labels.class_list_lines import parse_lines, split_line
 from fcn_jax.errors import listing
@@ -129,7 +129,7 @@ def _add_row(parsed: Parsed, at: int, row: dict[str, str], trained: bool) -> Non
             shown = (parts[0] or 0, parts[1] or 0, parts[2] or 0)
     void = row.get("void", "").lower() in ("1", "true", "yes")
     if value is not None and "train" in row:
-        void |= not row["train"] or unused_train_id(number(row["train"]))
+        void |= not row["train"] or number(row["train"]) in UNUSED
         if value < 0 or (trained and value == IGNORE_INDEX):
             value, void = None, True
     parsed.entries.append(Entry(unquoted(row["name"]), value, shown, void, where))

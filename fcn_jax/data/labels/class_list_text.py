@@ -37,16 +37,10 @@ _OTHER_FORMATS = (
 )
 """How many lines begin with a pattern, the pattern, and the message."""
 
-_HEADINGS = {
-    word + plural
-    for word in ("name", "label", "class", "category", "classe", "categorie")
-    for plural in ("", "s")
-} | {
-    kind + word
-    for kind in ("class", "label", "category")
-    for word in ("name", "names", *(("label", "labels") if kind == "class" else ()))
-}
-"""Headers of a table of one column."""
+_HEADING = re.compile(
+    r"(class|label|category)?names?|(class)?labels?|class|classes?|category|categories?"
+)
+"""The header of a table of one column."""
 
 
 def parse_text(text: str, ids: Ids | None) -> Parsed:
@@ -122,7 +116,7 @@ def _without_heading(lines: list[tuple[int, str]]) -> tuple[list[tuple[int, str]
     numbers = first in ("id", "ids", "value", "values", "index") and all(
         number(other) is not None for _, other in lines[1:]
     )
-    if first not in _HEADINGS and not numbers:
+    if not _HEADING.fullmatch(first) and not numbers:
         return lines, []
     if unquoted(line) == line:
         return lines[1:], [
