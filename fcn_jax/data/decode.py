@@ -215,10 +215,8 @@ def _of_tiff(tags: tiff.Tiff, data: bytes) -> tuple[np.ndarray, np.ndarray | Non
             f"{name}: a mask of floating point values; save it as a gray PNG of 8 or 16 bits whose "
             "values are the labels"
         )
-    is_rgb = tags.photometric == tiff.RGB and tags.channels in (3, 4)
-    single = (tiff.WHITE_IS_ZERO, tiff.BLACK_IS_ZERO, tiff.INDEXED)
-    is_single = tags.photometric in single and tags.channels == 1 + tags.has_alpha
-    if not is_rgb and not is_single:
+    is_rgb = tags.photometric == tiff.RGB
+    if tags.color_channels != (3 if is_rgb else 1):
         raise DataError(
             f"{name}: a mask of {tags.channels} channels and photometric interpretation "
             f"{tags.photometric}; save it as an indexed, gray or RGB PNG"

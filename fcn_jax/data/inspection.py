@@ -86,20 +86,16 @@ def inspect(
     """
     with Progress("reading masks", sum(map(len, splits.values())), stream=stream) as progress:
         seen = {split: _read_masks(source, skip, progress) for split, source in splits.items()}
-    maps = {
-        split: source.labels or as_label_map(len(source.classes))
-        for split, source in splits.items()
-    }
+    first = next(iter(splits.values()))
+    names, labels = first.classes.names, first.labels or as_label_map(len(first.classes))
     masks = {
         split: [
-            Mask(mask.name, mask.histogram, read(mask.histogram, labels))
+            Mask(mask.name, mask.histogram, read(mask.histogram, source.labels or labels))
             for mask in seen[split]
             if mask.histogram is not None
         ]
-        for split, labels in maps.items()
+        for split, source in splits.items()
     }
-    labels = next(iter(maps.values()))
-    names = next(iter(splits.values())).classes.names
     every = [mask for of_split in masks.values() for mask in of_split]
     counts = {split: _class_pixels(of_split, len(names)) for split, of_split in masks.items()}
     problems = mask_checks.unreadable(every, labels, names)

@@ -13,8 +13,8 @@ import simplejpeg
 from PIL import JpegImagePlugin
 
 from fcn_jax.data.images import orientation
-from fcn_jax.data.images.limits import PILLOW_ERRORS, check_size
-from fcn_jax.errors import DamagedError, DataError
+from fcn_jax.data.images.limits import PILLOW_ERRORS, check_size, damaged
+from fcn_jax.errors import DataError
 
 SIGNATURE = b"\xff\xd8"
 
@@ -95,7 +95,7 @@ def decode(data: bytes, name: str, reduction: int = 1) -> np.ndarray:
     try:
         return np.array(opened.convert("RGB"))
     except PILLOW_ERRORS as error:
-        raise _damaged(name, str(error)) from error
+        raise damaged("JPEG", name, error) from error
 
 
 def _opened(data: bytes, name: str, warning: str) -> JpegImagePlugin.JpegImageFile:
@@ -113,15 +113,11 @@ def _opened(data: bytes, name: str, warning: str) -> JpegImagePlugin.JpegImageFi
         )
     is_odd = _ODD_SUBSAMPLING in warning
     if not warning.startswith(_HARMLESS) and not is_odd:
-        raise _damaged(name, warning)
+        raise damaged("JPEG", name, warning)
     try:
         opened = JpegImagePlugin.JpegImageFile(io.BytesIO(data))
     except PILLOW_ERRORS as error:
-        raise _damaged(name, warning) from error
+        raise damaged("JPEG", name, warning) from error
     if is_odd and opened.mode != "CMYK":
-        raise _damaged(name, warning)
+        raise damaged("JPEG", name, warning)
     return opened
-
-
-def _damaged(name: str, reason: str) -> DamagedError:
-    return DamagedError(f"{name}: the JPEG is damaged ({reason}); copy or download the file again")

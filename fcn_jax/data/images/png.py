@@ -10,8 +10,7 @@ import cv2
 import numpy as np
 
 from fcn_jax.data.images import orientation
-from fcn_jax.data.images.limits import check_size
-from fcn_jax.errors import DamagedError
+from fcn_jax.data.images.limits import check_size, damaged
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -99,9 +98,9 @@ class Png:
         try:
             pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
         except cv2.error as error:
-            raise _damaged(self.name, error.err) from error
+            raise damaged("PNG", self.name, error.err) from error
         if pixels is None:
-            raise _damaged(self.name, "its compressed data are incomplete or corrupt")
+            raise damaged("PNG", self.name, "its compressed data are incomplete or corrupt")
         return np.asarray(pixels)
 
 
@@ -138,16 +137,16 @@ def parse(data: bytes, name: str) -> Png:
         length = int.from_bytes(data[at : at + 4], "big")
         end = at + 12 + length
         if end > len(data):
-            raise _damaged(name, f"it is truncated: {len(data)} bytes, its end is missing")
+            raise damaged("PNG", name, f"it is truncated: {len(data)} bytes, its end is missing")
         kind = data[at + 4 : at + 8]
         if zlib.crc32(view[at + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
-            raise _damaged(name, f"the checksum of a chunk {kind!r} is wrong")
+            raise damaged("PNG", name, f"the checksum of a chunk {kind!r} is wrong")
         if not header and kind != b"IHDR":
-            raise _damaged(name, "its header is missing")
+            raise damaged("PNG", name, "its header is missing")
         if kind == b"IHDR":
             header = data[at + 8 : end - 4]
             if len(header) != 13 or header[8] not in _DEPTHS.get(header[9], ()):
-                raise _damaged(name, "its header is not a valid PNG header")
+                raise damaged("PNG", name, "its header is not a valid PNG header")
         elif kind == b"IEND":
             ended = True
         elif kind == b"sBIT":
@@ -167,7 +166,3 @@ def parse(data: bytes, name: str) -> Png:
 def _chunk(kind: bytes, contents: bytes) -> bytes:
     length, checksum = len(contents), zlib.crc32(kind + contents)
     return struct.pack(">I", length) + kind + contents + struct.pack(">I", checksum)
-
-
-def _damaged(name: str, reason: str) -> DamagedError:
-    return DamagedError(f"{name}: the PNG is damaged ({reason}); copy or download the file again")

@@ -75,13 +75,12 @@ class Parsed:
             key: the key whose number the masks store, for the note.
         """
         taken = {entry.color for entry in self.entries if not entry.is_void}
-        freed = [
-            dataclasses.replace(entry, color=None)
-            if entry.is_void and entry.color in taken
-            else entry
-            for entry in self.entries
-        ]
-        self.entries = [e for e in freed if e.value is not None or e.color is not None]
+        entries, self.entries = self.entries, []
+        for entry in entries:
+            if entry.is_void and entry.color in taken:
+                entry = dataclasses.replace(entry, color=None)
+            if entry.value is not None or entry.color is not None:
+                self.entries.append(entry)
         self.notes.append(f"`{key}` is the value that masks store")
 
 

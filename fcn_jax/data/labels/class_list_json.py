@@ -191,11 +191,7 @@ def _add(parsed: Parsed, item: dict[str, Any], key: str | None, trains: bool, wh
 def _with_known_keys(item: dict[str, Any]) -> dict[str, Any]:
     """An object with known spellings of its keys, and quoted numbers as numbers."""
     given = {key: value for key, value in item.items() if value is not None}
-    item = {
-        _KNOWN_KEYS[key_of(key)]: value
-        for key, value in given.items()
-        if key_of(key) in _KNOWN_KEYS
-    } | given
+    item = {_KNOWN_KEYS.get(key_of(key), key): value for key, value in given.items()} | given
     for key in ("id", "trainId", *OTHER_IDS):
         if isinstance(item.get(key), str) and number(item[key]) is not None:
             item[key] = number(item[key])

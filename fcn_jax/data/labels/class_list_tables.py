@@ -89,14 +89,13 @@ def _parse_rows(rows: Rows, ids: Ids | None) -> Parsed:
     if named and not any(number(field) is not None for field in header):
         body = rows[1:]
         columns = _header_columns(header, body, ids)
-    else:
-        columns = _bare_columns(body)
-    if named:
         trained = "value" in columns and key_of(header[columns["value"]]) == "trainid"
         if {"idx", "ratio", "stuff"} <= {key_of(field) for field in header}:
             parsed.kind = "ADE20K's list of objects"
             parsed.entries.append(Entry("void", 0, None, True))
             parsed.notes.append("value 0 is void, as in ADE20K")
+    else:
+        columns = _bare_columns(body)
     for at, row in body:
         _add_row(parsed, at, {role: row[column] for role, column in columns.items()}, trained)
     if "train" in columns:
@@ -112,21 +111,13 @@ def _add_row(parsed: Parsed, at: int, row: dict[str, str], trained: bool) -> Non
         value = IGNORE_INDEX if trained and not row["value"] else number(row["value"])
         if value is None:
             parsed.problems.append(f"{where}: {row['value']!r} is not a number")
-    if "color" in row:
-        shown = color(row["color"])
+    if "color" in row or "r" in row:
+        given = row["color"] if "color" in row else " ".join(unquoted(row[c]) for c in "rgb")
+        shown = color(given)
         if shown is None:
             parsed.problems.append(
-                f"{where}: {row['color']!r} is not a color; write R G B of 0 to 255, or #RRGGBB"
+                f"{where}: {given!r} is not a color; write R G B of 0 to 255, or #RRGGBB"
             )
-    elif "r" in row:
-        parts = [number(row[channel]) for channel in "rgb"]
-        if None in parts:
-            wrong = " ".join(row[channel] for channel in "rgb")
-            parsed.problems.append(
-                f"{where}: {wrong!r} is not a color; write three numbers of 0 to 255"
-            )
-        else:
-            shown = (parts[0] or 0, parts[1] or 0, parts[2] or 0)
     void = row.get("void", "").lower() in ("1", "true", "yes")
     if value is not None and "train" in row:
         void |= not row["train"] or number(row["train"]) in UNUSED

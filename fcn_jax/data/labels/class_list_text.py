@@ -163,10 +163,6 @@ def _parse_labelme(lines: Sequence[tuple[int, str]]) -> Parsed:
             parsed.problems.append(
                 f"{where}: labelme has {IGNORE} first; move it there, or call it void"
             )
-        value = position - has_ignore
-        parsed.entries.append(
-            Entry(name, value, None, False, where)
-            if value >= 0
-            else Entry(IGNORE, 255, None, True, where)
-        )
+        value = 255 if name == IGNORE else position - has_ignore
+        parsed.entries.append(Entry(name, value, None, name == IGNORE, where))
     return parsed
