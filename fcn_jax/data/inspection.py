@@ -152,7 +152,7 @@ def _stored(record: Record, name: str, cache: MaskCache) -> _Seen:
         read_bytes(image, str(image))  # raises the error for missing and empty files
     data = read_bytes(record.mask, name)
     key = digest(data)
-    return _Seen(name, cache.get(key) or histogram(read_stored_mask(data, name=name)), key)
+    return _Seen(name, cache.known.get(key) or histogram(read_stored_mask(data, name=name)), key)
 
 
 # ----------------------------------------------------------------------------- problems and notes
@@ -180,11 +180,8 @@ def _skip_notes(split: str, seen: Sequence[_Seen], source: Source) -> list[str]:
     notes = []
     skipped = [mask.problem for mask in seen if mask.skipped]
     if skipped:
-        more = " and so on" if len(skipped) > 3 else ""
-        notes.append(
-            f"{split}: {len(skipped)} of {len(source)} images are skipped: "
-            f"{'; '.join(skipped[:3])}{more}"
-        )
+        shown = listing(skipped, 3, "; ")
+        notes.append(f"{split}: {len(skipped)} of {len(source)} images are skipped: {shown}")
     if len(skipped) == len(seen):
         raise DataError(f"{split}: all {len(source)} images would be skipped: {skipped[0]}")
     if len(seen) < len(source):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import dataclasses
 import functools
 import logging
 import os
@@ -98,7 +97,7 @@ def train_batches(
         grain.MapDataset.source(source)
         .seed(seed)
         .shuffle()
-        .random_map(_DecodeAndAugment(source, augment))
+        .random_map(functools.partial(_augmented, source, augment))
         .slice(slice(0, steps * batch_size))
         .batch(batch_size)
         .repeat(epochs)
@@ -188,17 +187,10 @@ class TrainIterator(grain.DatasetIterator[Batch]):
         self._closed = True
 
 
-@dataclasses.dataclass(frozen=True)
-class _DecodeAndAugment:
-    """Record -> one element of a batch."""
-
-    source: Source
-    augment: Augment
-
-    def __call__(self, record: Record, rng: np.random.Generator) -> Batch:
-        resized = functools.partial(self.source.decode_resized, record)
-        example = self.augment.from_resized(resized, rng)
-        return {"image": example.image, "mask": example.mask}
+def _augmented(source: Source, augment: Augment, record: Record, rng: np.random.Generator) -> Batch:
+    """One element of a batch."""
+    example = augment.from_resized(functools.partial(source.decode_resized, record), rng)
+    return {"image": example.image, "mask": example.mask}
 
 
 def _examples(decoded: grain.MapDataset[Example], workers: int) -> Generator[Example, None, None]:
@@ -283,7 +275,9 @@ class _Elements:
             raise error
         self._deaths_in_a_row += 1
         code = int(found[1])
-        how = f"killed by {_signal_name(-code)}" if code < 0 else f"ended with status {code}"
+        signals = {-number: number.name for number in signal.Signals}
+        killed = f"killed by {signals.get(code, f'signal {-code}')}"
+        how = killed if code < 0 else f"ended with status {code}"
         if self._deaths_in_a_row >= _MAX_DEATHS:
             raise TrainingError(
                 f"input workers were {how} {self._deaths_in_a_row} times at {at}, most likely "
@@ -293,13 +287,6 @@ class _Elements:
         _log.warning(
             "an input worker was %s at %s; another one replaces it, and no batch changes", how, at
         )
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 def _own(array: np.ndarray) -> np.ndarray:

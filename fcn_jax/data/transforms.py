@@ -219,11 +219,8 @@ def jitter_colors(
     # The three steps are affine in the color, so one matrix and one offset suffice:
     # x -> S (c b x + (1 - c) b m), where S = s I + (1 - s) 1 w^T does not change grays, and so not
     # the offset.
-    matrix = (
-        (saturation * np.eye(3) + (1 - saturation) * np.outer(np.ones(3), gray_weights))
-        * contrast
-        * brightness
-    )
+    grays = np.outer(np.ones(3), gray_weights)
+    matrix = (saturation * np.eye(3) + (1 - saturation) * grays) * contrast * brightness
     offset = np.full((3, 1), (1 - contrast) * brightness * gray_mean)
     return np.asarray(cv2.transform(image, np.hstack([matrix, offset])), np.uint8)
 

@@ -165,9 +165,7 @@ def with_range(source: Source, value_range: Range | Assumed | None) -> Source:
     Raises:
         ConfigError: `value_range` is a setting, and the source has no such field.
     """
-    if dataclasses.is_dataclass(source) and any(
-        field.name == "value_range" for field in dataclasses.fields(source)
-    ):
+    if dataclasses.is_dataclass(source) and hasattr(source, "value_range"):
         changed: Source = dataclasses.replace(source, value_range=value_range)
         return changed
     if isinstance(value_range, tuple):

@@ -24,7 +24,6 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "MASK_SUFFIXES",
     "DirectorySource",
-    "Pairs",
     "check_split",
     "files_by_stem",
     "match",

@@ -17,14 +17,12 @@ from fcn_jax.data.datasets.names import (
 )
 from fcn_jax.errors import DataError
 
+_SYSTEM_FOLDERS = ("__MACOSX", "$RECYCLE.BIN", "lost+found")
+
 
 def is_hidden(name: str) -> bool:
     """Whether it is a file that other programs leave behind: `.DS_Store`, `__MACOSX`, `a~`."""
-    return (
-        name.startswith((".", "~$", "@ea"))
-        or name.endswith("~")
-        or name in ("__MACOSX", "$RECYCLE.BIN", "lost+found")
-    )
+    return name.startswith((".", "~$", "@ea")) or name.endswith("~") or name in _SYSTEM_FOLDERS
 
 
 def entries(folder: Path) -> list[os.DirEntry[str]]:

@@ -66,10 +66,8 @@ def hash_split(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
         val = {min(hashes, key=hashes.__getitem__)}
     elif len(hashes) > 1 and len(val) == len(hashes):
         val.remove(max(hashes, key=hashes.__getitem__))
-    return {
-        split: tuple(name for name in hashes if (name in val) == (split == "val"))
-        for split in ("train", "val")
-    }
+    train = tuple(name for name in hashes if name not in val)
+    return {"train": train, "val": tuple(name for name in hashes if name in val)}
 
 
 def _open(root: Path | None, split: str) -> Source:

@@ -333,11 +333,9 @@ class _Matching:
                 ]
                 self.notes.append(f"masks are matched by names that {said}")
             else:
-                kinds = sorted(set(whole.values()))
-                more = f" and {len(kinds) - 4} more" if len(kinds) > 4 else ""
+                kinds = listing(sorted(set(whole.values())), 4, " or ")
                 self.problems.append(
-                    f"each image has several masks, with names that {' or '.join(kinds[:4])}{more};"
-                    " keep one kind"
+                    f"each image has several masks, with names that {kinds}; keep one kind"
                 )
             return
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 """File name endings of images, in lower case."""
@@ -84,8 +84,7 @@ def common_prefix(names: Iterable[str]) -> str:
     return prefix.rstrip("0123456789")
 
 
-@dataclasses.dataclass(frozen=True, order=True)
-class Affixes:
+class Affixes(NamedTuple):
     """A rule for masks' names: cut a prefix and a suffix off the image's name, and add others."""
 
     cut_prefix: str = ""
@@ -114,7 +113,7 @@ class Affixes:
             mask[: len(self.prefix)],
             mask[len(mask) - len(self.suffix) :],
         )
-        if Affixes(*(part.casefold() for part in dataclasses.astuple(written))) != self:
+        if Affixes(*map(str.casefold, written)) != self:
             written = self
         said = []
         for verb, cut, added in (

@@ -16,10 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fcn_jax.data.datasets.directory import DirectorySource
-from fcn_jax.data.datasets.shapes import SHAPES_CLASSES
-from fcn_jax.data.datasets.voc import VOC_CLASSES
 from fcn_jax.errors import DataError, did_you_mean
-from fcn_jax.plugins.api import Classes, Dataset, Record, Source
+from fcn_jax.plugins.api import Dataset, Record, Source
 from fcn_jax.runtime import cache
 
 if TYPE_CHECKING:
@@ -85,20 +83,15 @@ def prepare(
     return builder
 
 
-def _open(
-    builder_class: type[tfds.core.DatasetBuilder], classes: Classes, root: Path | None, split: str
-) -> Source:
+def _open(builder_class: Any, root: Path | None, split: str) -> Source:
     import tensorflow_datasets as tfds
 
     if root is not None and root.exists() and not root.is_dir():
         raise DataError(
             f"--data {root} is not a folder; pass the folder in which to prepare the dataset"
         )
-    builder = prepare(
-        builder_class,
-        root or cache.folder() / "tfds",
-        manual=root if root is not None and root.is_dir() else None,
-    )
+    manual = root if root is not None and root.is_dir() else None
+    builder = prepare(builder_class, root or cache.folder() / "tfds", manual)
     skip = tfds.decode.SkipDecoding()
     try:
         records: Any = builder.as_data_source(split, decoders={"image": skip, "mask": skip})
@@ -112,19 +105,19 @@ def _open(
             f"{builder.data_path}: split '{split}' holds no images; delete the folder to prepare "
             "it again, or widen the split"
         )
-    return DirectorySource(classes, TfdsRecords(records))
+    return DirectorySource(builder_class.CLASSES, TfdsRecords(records))
 
 
 def _open_shapes(root: Path | None, split: str) -> Source:
     from fcn_jax.data.datasets.tfds_builders import Shapes
 
-    return _open(Shapes, SHAPES_CLASSES, root, split)
+    return _open(Shapes, root, split)
 
 
 def _open_voc(root: Path | None, split: str) -> Source:
     from fcn_jax.data.datasets.tfds_builders import Voc2012Segmentation
 
-    return _open(Voc2012Segmentation, VOC_CLASSES, root, split)
+    return _open(Voc2012Segmentation, root, split)
 
 
 SHAPES = Dataset(

@@ -49,11 +49,6 @@ class Png:
     orientation: int
 
     @property
-    def size(self) -> tuple[int, int]:
-        """Height and width as stored."""
-        return int.from_bytes(self.header[4:8], "big"), int.from_bytes(self.header[:4], "big")
-
-    @property
     def depth(self) -> int:
         """Bits of a sample: 1, 2, 4, 8 or 16."""
         return self.header[8]
@@ -65,11 +60,8 @@ class Png:
 
     def image(self) -> np.ndarray:
         """The picture as stored: u8[H,W,3], RGB, as a viewer shows it; u16 if it has 16 bits."""
-        flags = (
-            cv2.IMREAD_COLOR_RGB
-            | cv2.IMREAD_IGNORE_ORIENTATION
-            | (cv2.IMREAD_ANYDEPTH if self.depth == 16 else 0)
-        )
+        any_depth = cv2.IMREAD_ANYDEPTH if self.depth == 16 else 0
+        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION | any_depth
         return self._decoded(self.header, flags)
 
     def values(self) -> np.ndarray:
@@ -80,9 +72,8 @@ class Png:
         """
         # An indexed PNG is read as a gray one, so that its indices do not become colors.
         as_gray = self.header[:9] + bytes([GRAY]) + self.header[10:]
-        pixels = self._decoded(
-            as_gray if self.color == INDEXED else self.header, cv2.IMREAD_UNCHANGED
-        )
+        header = as_gray if self.color == INDEXED else self.header
+        pixels = self._decoded(header, cv2.IMREAD_UNCHANGED)
         if self.color == GRAY_ALPHA:
             return pixels[..., 2:]
         if pixels.ndim == 3:

@@ -64,7 +64,9 @@ JPEG 2000 (three)."""
 
 _MOST_PAGES = 1000
 
-_TYPES = dict(zip((1, 7, 3, 4, 6, 8, 9, 13, 16, 17, 18), "BBHIbhiIQqQ", strict=True))
+_TYPES = {
+    1: "B", 3: "H", 4: "I", 6: "b", 7: "B", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q",
+}  # fmt: skip
 """Field type -> the format of `struct`, for whole numbers and for bytes of any meaning."""
 
 

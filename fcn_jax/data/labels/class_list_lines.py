@@ -185,9 +185,8 @@ def _shape(lines: Sequence[Line]) -> str:
     """
     if not lines:
         return "names"
-    before, after = (
-        Counter(len(getattr(line, side)) for line in lines) for side in ("before", "after")
-    )
+    before = Counter(len(line.before) for line in lines)
+    after = Counter(len(line.after) for line in lines)
     named = [line.name for line in lines if line.name.lower() != "void"]
     numbers = [(line.before or line.after or (0,))[0] for line in lines]
     count = len(lines)

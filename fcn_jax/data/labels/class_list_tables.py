@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import re
 from collections.abc import Sequence
 
@@ -47,7 +46,7 @@ def parse_table(lines: Sequence[tuple[int, str]], ids: Ids | None) -> Parsed | N
             continue
         rows = []
         for at, line in lines:
-            reader = csv.reader(io.StringIO(line), delimiter=delimiter, skipinitialspace=True)
+            reader = csv.reader([line], delimiter=delimiter, skipinitialspace=True)
             rows.append((at, [field.strip() for field in next(reader, [])]))
         while rows and all(len(row) > 1 and not row[-1] for _, row in rows):
             rows = [(at, row[:-1]) for at, row in rows]
@@ -179,12 +178,8 @@ def _bare_columns(body: Rows) -> dict[str, int]:
     others = [at for at in range(width) if at not in numeric]
     hexes = [at for at in others if all(color(row[at]) for _, row in body)]
     names = [at for at in others if at not in hexes]
-    if (
-        len(names) != 1
-        or len(numeric) not in (0, 1, 3, 4)
-        or len(hexes) > 1
-        or (hexes and len(numeric) > 1)
-    ):
+    one_color = len(hexes) <= 1 and not (hexes and len(numeric) > 1)
+    if len(names) != 1 or len(numeric) not in (0, 1, 3, 4) or not one_color:
         raise RefusedError(
             f"it is a table of {width} columns whose meaning is not clear; begin it with a header "
             f"such as `name,r,g,b` or `id,name`, or {ADVICE}"

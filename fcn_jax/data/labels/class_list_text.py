@@ -25,14 +25,10 @@ LISTS_IMAGES = f"it lists images, not classes; {ADVICE}"
 IMAGE = r"(?i:\.(?:jpe?g|png|bmp|tiff?|webp|gif))"
 """A regular expression for the ending of an image file."""
 
+_YOLO = "YOLO's labels are polygons or boxes: export masks as images"
 _OTHER_FORMATS = (
     (any, r"item\s*\{", f"it is a TensorFlow label map (pbtxt), not a list of classes; {ADVICE}"),
-    (
-        any,
-        r"names\s*:",
-        "it is YAML, as YOLO's data.yaml; YOLO's labels are polygons or boxes: export masks as "
-        f"images, then {ADVICE}",
-    ),
+    (any, r"names\s*:", f"it is YAML, as YOLO's data.yaml; {_YOLO}, then {ADVICE}"),
     (all, r"-\s", f"it is a YAML list; {ADVICE}, without the dash"),
 )
 """How many lines begin with a pattern, the pattern, and the message."""
