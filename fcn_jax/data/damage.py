@@ -72,14 +72,9 @@ def without_damaged(
             pass
         return None
 
-    faults, kept = [], []
-    for index, message in enumerate(on_threads(fault, range(len(source)))):
-        if message is None:
-            kept.append(index)
-        else:
-            faults.append(message)
-        if progress:
-            progress(index + 1, len(source))
+    messages = on_threads(fault, range(len(source)), progress)
+    faults = [message for message in messages if message is not None]
+    kept = [index for index, message in enumerate(messages) if message is None]
     if not faults:
         return source, ()
     if not kept:

@@ -137,10 +137,7 @@ def _read_masks(
         except DataError as error:
             return _Seen(name, problem=str(error), skipped=isinstance(error, skip))
 
-    masks = []
-    for seen in on_threads(one, range(0, len(source), step)):
-        progress.advance(step)
-        masks.append(seen)
+    masks = on_threads(one, range(0, len(source), step), lambda *_: progress.advance(step))
     if cache is not None:
         cache.keep((mask.digest, mask.histogram) for mask in masks if mask.histogram is not None)
     return masks

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -19,11 +19,24 @@ def thread_count() -> int:
     return min(_MAX_THREADS, os.cpu_count() or 1)
 
 
-def on_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+def on_threads(
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    progress: Callable[[int, int], object] | None = None,
+) -> list[Result]:
     """The result of a function for each item, in order, computed on threads.
 
-    Items are taken in portions, so that an interruption waits for a few items only.
+    Args:
+        function: the function.
+        items: its arguments. They are taken in portions, so that an interruption waits for a few
+            items only.
+        progress: called with the number of items that are done, and the number of all.
     """
+    results: list[Result] = []
     with ThreadPoolExecutor(thread_count()) as pool:
         for start in range(0, len(items), _PORTION):
-            yield from pool.map(function, items[start : start + _PORTION])
+            for result in pool.map(function, items[start : start + _PORTION]):
+                results.append(result)
+                if progress:
+                    progress(len(results), len(items))
+    return results

@@ -100,15 +100,9 @@ def assumed(
             and the first dozen named.
     """
     sources = list(images)
-    found: list[tuple[Wide, float]] = []
-    faults = []
-    for done, result in enumerate(on_threads(_look, sources), 1):
-        if isinstance(result, str):
-            faults.append(result)
-        elif result is not None:
-            found.append(result)
-        if progress:
-            progress(done, len(sources))
+    results = on_threads(_look, sources, progress)
+    faults = [result for result in results if isinstance(result, str)]
+    found = [result for result in results if isinstance(result, tuple)]
     if faults and not skip_faulty:
         raise DataError(
             f"{len(faults)} of {len(sources)} images cannot be scaled to 8 bits: {listing(faults)}"

@@ -74,7 +74,7 @@ def test_decodes_cmyk_jpegs_like_pillow_and_finds_their_damage() -> None:
         read_image(data[: len(data) // 2] + b"\xff\xd9")
 
 
-def test_stray_bytes_in_a_jpeg_are_damage() -> None:
+def test_stray_bytes_in_a_jpeg_count_as_damage() -> None:
     data = encoded(picture(), "JPEG")
     with pytest.raises(DamagedError, match="3 extraneous bytes"):
         read_image(data[:20] + b"\0\0\0" + data[20:])
@@ -96,7 +96,7 @@ def odd_jpegs() -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("oddity", odd_jpegs())
-def test_oddities_that_leave_the_pixels_right_are_not_damage(oddity: str) -> None:
+def test_accepts_oddities_that_leave_the_pixels_right(oddity: str) -> None:
     data, plain = odd_jpegs()[oddity], encoded(picture(), "JPEG")
     assert np.array_equal(read_image(data), simplejpeg.decode_jpeg(plain))
     mask = encoded(np.zeros((64, 96), np.uint8), "PNG")
@@ -214,7 +214,7 @@ FILES = {
     st.integers(1, 60),
     st.booleans(),
 )
-def test_a_mutated_file_is_an_error_or_decodes_like_other_decoders(
+def test_mutated_file_raises_or_decodes_like_other_decoders(
     kind: str, change: str, where: float, count: int, head: bool
 ) -> None:
     data = bytearray(FILES[kind])

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from fcn_jax.data.datasets.file_index import FileIndex
 from fcn_jax.data.datasets.files import Files, contents_of, mixed_masks
 from fcn_jax.data.datasets.names import (
     NAMED_SUFFIXES,
@@ -15,12 +16,9 @@ from fcn_jax.data.datasets.names import (
     MaskNames,
     base,
     common_prefix,
-    composed,
     ending,
     folded,
-    folders,
     loose,
-    path_parts,
     stem,
 )
 from fcn_jax.data.labels.class_list_entries import unquoted
@@ -119,89 +117,6 @@ def _field(text: str) -> str:
     return unquoted(text.strip().rstrip(",;"))
 
 
-class _Index:
-    """Files by name, found under the spellings that a person would take for the same.
-
-    Attributes:
-        kind: "image" or "mask".
-        files: the files.
-        missing: the names that are looked for in vain.
-        recased: the number of names that were found only in another case.
-        in_subfolders: the number of names that were found only without their folder.
-    """
-
-    def __init__(self, kind: str, files: Files, where: Path) -> None:
-        self.kind, self.files, self._where = kind, files, where
-        self.missing: list[str] = []
-        self.recased = self.in_subfolders = 0
-        self._keys = {path: key for key, path in files.items()}
-        self._folded: dict[str, list[str]] = {}
-        self._bases: dict[str, list[str]] = {}
-        for key in files:
-            self._folded.setdefault(folded(key), []).append(key)
-            if "/" in key:
-                self._bases.setdefault(folded(base(key)), []).append(key)
-
-    def spellings(self, name: str) -> list[str]:
-        """The keys that differ from a name in case and Unicode form only."""
-        return self._folded.get(folded(name), [])
-
-    def find(self, name: str) -> str | None:
-        """The key of a name: as it is, in another Unicode form, or in another case.
-
-        None if there is none or more than one.
-        """
-        if name in self.files:
-            return name
-        keys = self.spellings(name)
-        cased = [key for key in keys if composed(key) == composed(name)]
-        if len(cased or keys) != 1:
-            return None
-        self.recased += not cased
-        return (cased or keys)[0]
-
-    def find_path(self, text: str) -> str | None:
-        """The key of a name with or without ending and folders."""
-        if text in self.files:
-            return text
-        parts = path_parts(text)
-        for start in range(len(parts)):
-            tail = "/".join(parts[start:])
-            for name in (tail, stem(tail)):
-                key = self.find(name)
-                if key is not None:
-                    return key
-        below = self.below(text)
-        if len(below) != 1:
-            return None
-        self.in_subfolders += 1
-        return below[0]
-
-    def locate(self, text: str) -> tuple[str, Path] | None:
-        """The key and the file of a name. A path that leads to a file names that file."""
-        if text not in self.files and (path := self.path(text)) is not None:
-            return self._keys.get(path, path.stem), path
-        key = self.find_path(text)
-        return None if key is None else (key, self.files[key])
-
-    def path(self, text: str) -> Path | None:
-        """The image file to which a path in a list leads, relative to the dataset's folder."""
-        plain = text.replace("\\", "/")
-        if "/" not in plain or ending(plain) not in NAMED_SUFFIXES:
-            return None
-        relative, absolute = self._where / "/".join(path_parts(plain)), Path(plain)
-        if relative.is_file():
-            return relative
-        return absolute if absolute.is_absolute() and absolute.is_file() else None
-
-    def below(self, text: str) -> list[str]:
-        """The keys of files in subfolders that have a name without those folders."""
-        *above, last = path_parts(text) or [""]
-        named = {folder for folder in above if folder.lower() not in ("images", "masks")}
-        keys = [key for name in (last, stem(last)) for key in self._bases.get(folded(name), [])]
-        return [key for key in dict.fromkeys(keys) if named <= set(folders(key))]
-
-
 class _Matching:
     """The pairs that are found (the mask is None if it is missing), and the problems."""
 
@@ -210,7 +125,8 @@ class _Matching:
         self.pairs: list[tuple[str, Path, Path | None]] = []
         self.problems: list[str] = []
         self.notes: list[str] = []
-        self._images, self._masks = _Index("image", images, where), _Index("mask", masks, where)
+        self._images = FileIndex("image", images, where)
+        self._masks = FileIndex("mask", masks, where)
         self._flags: set[str] = set()
         self._own_flags: set[str] = set()  # numbers that are the image's own name
         self._named = False  # whether a line names a mask that is missing
@@ -359,7 +275,7 @@ class _Matching:
             if index.missing
         ]
 
-    def _reason(self, index: _Index) -> str:
+    def _reason(self, index: FileIndex) -> str:
         is_mask, said = index is self._masks, []
         if is_mask:
             images = self._images.files.folder

@@ -7,6 +7,7 @@ them.
 from __future__ import annotations
 
 import io
+import re
 
 import numpy as np
 import simplejpeg
@@ -103,10 +104,7 @@ def _opened(data: bytes, name: str, warning: str) -> JpegImagePlugin.JpegImageFi
 
     Pillow uses the same decoder, which gives the same pixels, and ignores warnings.
     """
-    if any(
-        words in warning
-        for words in ("Unsupported JPEG", "not supported", "not implemented", "not compiled in")
-    ):
+    if re.search("Unsupported JPEG|not (supported|implemented|compiled in)", warning):
         raise DataError(
             f"{name}: a kind of JPEG that cannot be decoded ({warning}); save it as a JPEG of 8 "
             "bits, or as PNG or TIFF"

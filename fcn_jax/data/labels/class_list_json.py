@@ -48,7 +48,7 @@ _ANNOTATIONS = (
     ("the annotation of one image, which holds polygons", {"objects", "imgHeight"}),
     ("a notebook", {"cells", "nbformat"}),
 )
-"""Kinds of files that are no class lists, and keys of their object."""
+"""Kinds of files that are not class lists, and keys of their object."""
 
 _ANNOTATION_PARTS = (
     ("annotations of the VGG Image Annotator, which hold polygons", {"regions", "filename"}),
@@ -57,7 +57,7 @@ _ANNOTATION_PARTS = (
     ("Label Studio's export", {"completions"}),
     ("Label Studio's export", {"annotation_id"}),
 )
-"""Kinds of files that are no class lists, and keys of the objects in their object or list."""
+"""Kinds of files that are not class lists, and keys of the objects in their object or list."""
 
 
 def parse_json(text: str, ids: Ids | None, is_named: bool) -> Parsed:
