@@ -45,7 +45,7 @@ SPLIT_NAMES = frozenset(name for names in _SPLIT_WORDS.values() for name in name
 
 @dataclasses.dataclass(eq=False)
 class DirectorySource(Source):
-    """A split whose images and masks are files.
+    """A split whose images and masks `fcn_jax.data.decode.decode_record` reads.
 
     Attributes:
         classes: the classes.

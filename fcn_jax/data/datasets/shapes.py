@@ -196,12 +196,11 @@ def _light(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
 
 def _color(hue: float, saturation: float, value: float) -> np.ndarray:
     """f32[3] RGB, 0 to 255, of an HSV color: hue 0 to 180 (periodic), the others 0 to 255."""
-    sector = (hue % 180) / 30
     chroma = value * saturation / 255
-    middle = chroma * (1 - abs(sector % 2 - 1))
-    channels = {"c": chroma, "m": middle, "0": 0.0}
-    rgb = [channels[key] for key in ("cm0", "mc0", "0cm", "0mc", "m0c", "c0m")[int(sector) % 6]]
-    return np.array(rgb, np.float32) + np.float32(value - chroma)
+    # The distance of the hue from each channel's own, as in the usual formula for HSV.
+    turn = (np.array([5.0, 3.0, 1.0]) + (hue % 180) / 30) % 6
+    share = 1 - np.clip(np.minimum(turn, 4 - turn), 0, 1)
+    return np.asarray(chroma * share, np.float32) + np.float32(value - chroma)
 
 
 def _blend(canvas: np.ndarray, colors: np.ndarray, cover: np.ndarray) -> np.ndarray:

@@ -211,7 +211,7 @@ def _gray_png(indexed: bytes, name: str) -> bytes:
     labels = read_stored_mask(indexed, name=f"mask of {name}").values
     if labels.dtype != np.uint8 or labels.ndim != 2:
         raise DataError(
-            f"mask of {name}: a mask of {labels.dtype}{list(labels.shape)}, expected an indexed or "
+            f"mask of {name}: it is {labels.dtype}{list(labels.shape)}, expected an indexed or "
             f"gray PNG of 8 bits; get {VOC_ARCHIVE} again"
         )
     return _png(labels)
