@@ -42,7 +42,7 @@ class KeptSource(Source):
 
 
 def without_damaged(
-    source: Source, progress: Callable[[int, int], None] | None = None, *, replace: bool = False
+    source: Source, progress: Callable[..., object] = lambda *_: None, *, replace: bool = False
 ) -> tuple[Source, tuple[str, ...]]:
     """Decode every image and mask once, on threads, and skip the damaged records.
 

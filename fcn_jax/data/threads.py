@@ -22,7 +22,7 @@ def thread_count() -> int:
 def on_threads(
     function: Callable[[Item], Result],
     items: Sequence[Item],
-    progress: Callable[[int, int], object] | None = None,
+    progress: Callable[[int, int], object] = lambda *_: None,
 ) -> list[Result]:
     """The result of a function for each item, in order, computed on threads.
 
@@ -37,6 +37,5 @@ def on_threads(
         for start in range(0, len(items), _PORTION):
             for result in pool.map(function, items[start : start + _PORTION]):
                 results.append(result)
-                if progress:
-                    progress(len(results), len(items))
+                progress(len(results), len(items))
     return results

@@ -43,7 +43,8 @@ class Augment:
 
     def __post_init__(self) -> None:
         """Raises `ConfigError` naming every value that is out of range."""
-        scale, expected = self.scale_range, {}
+        scale = self.scale_range
+        expected: dict[str, str] = {}
         if not _are_integers(self.crop_size, 2, 1, math.inf):
             expected["crop_size"] = "two whole numbers of pixels (height, width), 1 or more"
         if not (len(scale) == 2 and 0 < scale[0] <= scale[1] <= 16):

@@ -79,7 +79,7 @@ def to_u8(wide: Wide, value_range: Range | Assumed | None, name: str) -> np.ndar
 def assumed(
     images: Iterable[Path | bytes],
     *,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], object] = lambda *_: None,
     skip_faulty: bool = False,
 ) -> Assumed:
     """Assume ranges from all images of a dataset, so that they are scaled alike.
@@ -100,7 +100,14 @@ def assumed(
             and the first dozen named.
     """
     sources = list(images)
-    results = on_threads(_look, sources, progress)
+    wide = []
+    for seen, image in enumerate(sources, 1):
+        if _may_be_wide(image):
+            wide.append(image)
+        else:
+            progress(seen - len(wide), len(sources))
+    others = len(sources) - len(wide)
+    results = on_threads(_look, wide, lambda done, _: progress(others + done, len(sources)))
     faults = [result for result in results if isinstance(result, str)]
     found = [result for result in results if isinstance(result, tuple)]
     if faults and not skip_faulty:
@@ -179,8 +186,6 @@ def _look(image: Path | bytes) -> tuple[Wide, float] | str | None:
     """
     name = name_of(image)
     try:
-        if not _may_be_wide(image, name):
-            return None
         wide, _ = formats.decode(read_bytes(image, name), name)
     except (DataError, OSError):
         return None
@@ -194,16 +199,20 @@ def _look(image: Path | bytes) -> tuple[Wide, float] | str | None:
     return Wide(wide.values[:0]), largest
 
 
-def _may_be_wide(image: Path | bytes, name: str) -> bool:
-    if isinstance(image, bytes):
-        return formats.may_be_wide(image, name)
-    with image.open("rb", buffering=0) as file:
-        head = file.read(25)
-        if head[:2] not in (b"II", b"MM"):
-            return formats.may_be_wide(head, name)
-        # The tags of a TIFF may lie anywhere in it.
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as contents:
-            return formats.may_be_wide(contents, name)
+def _may_be_wide(image: Path | bytes) -> bool:
+    name = name_of(image)
+    try:
+        if isinstance(image, bytes):
+            return formats.may_be_wide(image, name)
+        with image.open("rb", buffering=0) as file:
+            head = file.read(25)
+            if head[:2] not in (b"II", b"MM"):
+                return formats.may_be_wide(head, name)
+            # The tags of a TIFF may lie anywhere in it.
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as contents:
+                return formats.may_be_wide(contents, name)
+    except (DataError, OSError):
+        return False
 
 
 def _note(kind: str, bits: list[int], count: int, largest: float, assumed_range: Range) -> str:

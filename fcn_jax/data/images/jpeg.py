@@ -85,9 +85,8 @@ def decode(data: bytes, name: str, reduction: int = 1) -> np.ndarray:
     height, width = stored_size(data, name)
     target = {}
     if reduction > 1:
-        sides = {"min_height": height, "min_width": width}
-        target = {side: -(-length // reduction) for side, length in sides.items()}
-        target["min_factor"] = reduction
+        down, across = -(-height // reduction), -(-width // reduction)
+        target = {"min_height": down, "min_width": across, "min_factor": reduction}
     try:
         return np.asarray(simplejpeg.decode_jpeg(data, "RGB", strict=True, **target))
     except ValueError as error:

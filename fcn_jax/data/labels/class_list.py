@@ -170,12 +170,10 @@ def find_class_list(root: Path, *, ids: Ids | None = None) -> ClassList:
             f"{root}: {name} and {listing(differ)} list different classes, values or colors; keep "
             "the one that the masks follow"
         )
+    groups = {"says the same": others, "has none of its names and is not used": foreign}
     notes = [
         f"{name} is the list of classes; {listing(found.path.name for found in group)} {said}"
-        for group, said in (
-            (others, "says the same"),
-            (foreign, "has none of its names and is not used"),
-        )
+        for said, group in groups.items()
         if group
     ]
     return dataclasses.replace(first, notes=(*first.notes, *notes))
