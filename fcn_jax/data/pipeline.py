@@ -276,9 +276,8 @@ class _Elements:
         self._deaths_in_a_row += 1
         code = int(found[1])
         signals = {-number: number.name for number in signal.Signals}
-        how = f"ended with status {code}"
-        if code < 0:
-            how = f"killed by {signals.get(code, f'signal {-code}')}"
+        killed = f"killed by {signals.get(code, f'signal {-code}')}"
+        how = killed if code < 0 else f"ended with status {code}"
         if self._deaths_in_a_row >= _MAX_DEATHS:
             raise TrainingError(
                 f"input workers were {how} {self._deaths_in_a_row} times at {at}, most likely "

@@ -7,14 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fcn_jax.data.datasets.directory import (
-    DirectorySource,
-    check_split,
-    files_by_stem,
-    match,
-    read_ids,
-    require_root,
-)
+from fcn_jax.data.datasets import directory
 from fcn_jax.data.datasets.files import is_hidden
 from fcn_jax.data.labels.label_map import LabelMap
 from fcn_jax.data.labels.palette import VOC_BORDER, voc_palette
@@ -46,7 +39,7 @@ def _lists_of(devkit: Path) -> Path:
 
 
 def _open(root: Path | None, split: str) -> Source:
-    root = require_root(root, "voc2012", "VOCdevkit/VOC2012")
+    root = directory.require_root(root, "voc2012", "VOCdevkit/VOC2012")
     devkit = find_devkit(root)
     if devkit is None:
         raise DataError(
@@ -54,11 +47,13 @@ def _open(root: Path | None, split: str) -> Source:
             "VOCtrainval_11-May-2012.tar was extracted"
         )
     lists = {p.stem: p for p in sorted(_lists_of(devkit).glob("*.txt")) if not is_hidden(p.name)}
-    check_split(split, lists, devkit)
-    images = files_by_stem(devkit / "JPEGImages", (".jpg", ".jpeg"))
-    masks = files_by_stem(devkit / "SegmentationClass", (".png",))
-    records = match(read_ids(lists[split]), images, masks, split=split, where=devkit)
-    return DirectorySource(VOC_CLASSES, records, _LABELS)
+    directory.check_split(split, lists, devkit)
+    images = directory.files_by_stem(devkit / "JPEGImages", (".jpg", ".jpeg"))
+    masks = directory.files_by_stem(devkit / "SegmentationClass", (".png",))
+    records = directory.match(
+        directory.read_ids(lists[split]), images, masks, split=split, where=devkit
+    )
+    return directory.DirectorySource(VOC_CLASSES, records, _LABELS)
 
 
 VOC2012 = Dataset(
