@@ -100,14 +100,14 @@ def assumed(
             and the first dozen named.
     """
     sources = list(images)
-    wide = []
+    candidates = []
     for seen, image in enumerate(sources, 1):
         if _may_be_wide(image):
-            wide.append(image)
+            candidates.append(image)
         else:
-            progress(seen - len(wide), len(sources))
-    others = len(sources) - len(wide)
-    results = on_threads(_look, wide, lambda done, _: progress(others + done, len(sources)))
+            progress(seen - len(candidates), len(sources))
+    others = len(sources) - len(candidates)
+    results = on_threads(_look, candidates, lambda done, _: progress(others + done, len(sources)))
     faults = [result for result in results if isinstance(result, str)]
     found = [result for result in results if isinstance(result, tuple)]
     if faults and not skip_faulty:
