@@ -22,7 +22,7 @@ import numpy as np
 from benchmarks import scenes
 from benchmarks.record import RESULTS, environment, prepare_backend
 from fcn_jax.api import Source
-from fcn_jax.data.transforms import crop, flip_left_right, jitter_colors, resize
+from fcn_jax.data.transforms import crop, flip_left_right, jitter_colors
 from fcn_jax.plugins import registry
 from fcn_jax.runtime.atomic import write_json
 
@@ -34,10 +34,6 @@ def measure(
     source: Source, size: tuple[int, int], scale: tuple[float, float], rounds: int
 ) -> dict[str, float]:
     """Milliseconds an image, by stage. Half of the images are flipped, all are changed in color."""
-    # As the pipeline chooses.
-    decode_resized = getattr(
-        source, "decode_resized", lambda record, factor: resize(source.decode(record), factor)
-    )
     indices = np.linspace(0, len(source) - 1, min(IMAGES, len(source))).astype(int).tolist()
     seconds = np.zeros((rounds, len(indices), len(STAGES)))
     for times in seconds:
@@ -45,7 +41,7 @@ def measure(
         for number, index in enumerate(indices):
             factor, at = float(np.exp(rng.uniform(*np.log(scale)))), tuple(rng.random(2).tolist())
             marks = [time.thread_time()]
-            example = decode_resized(source[index], factor)
+            example = source.decode_resized(source[index], factor)
             marks.append(time.thread_time())
             example = crop(example, size, at=at)
             marks.append(time.thread_time())

@@ -58,8 +58,8 @@ def did_you_mean(name: str, available: Iterable[str]) -> str:
     return f"{nearest}Available: {', '.join(names) if names else 'none'}."
 
 
-def listing(items: Iterable[str], limit: int = 12) -> str:
+def listing(items: Iterable[str], limit: int = 12, separator: str = ", ") -> str:
     """Join names for a message; names after the first `limit` are only counted."""
     names = list(items)
-    shown = ", ".join(names[:limit])
+    shown = separator.join(names[:limit])
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"

@@ -169,7 +169,7 @@ def classes_from_any_editor(rng: Rng, place: Path) -> Trial:
     text = str(rng.choice(["\n", "\r\n", "\r"])).join(lines)
     text += str(rng.choice(["", "\n", "\r\n", "\n\n\n"]))
     contents = (b"\xef\xbb\xbf" if rng.integers(2) else b"") + text.encode()
-    # Masks are gray, with labels as values; where there are colors, they may have to be those.
+    # Masks are gray, with labels as values. If the list has colors, the dataset may be rejected.
     return _trial(write(place, data, contents), reads(data, colors=colors), colors)
 
 
@@ -257,9 +257,8 @@ def lists_of_annotation_tools(rng: Rng, place: Path) -> Trial:
     kind = str(rng.choice(list(texts)))
     names: Sequence[str] = data.names
     masks = data.masks
-    if (
-        kind == "labelme"
-    ):  # which writes -1 as 255 or 0 as the background, and counts the others from 1
+    if kind == "labelme":
+        # It writes -1 as 255 or 0 as the background, and counts the others from 1.
         names = ("_background_", *data.names)
         masks = {name: mask + 1 for name, mask in data.masks.items()}
     root = write(place, dataclasses.replace(data, masks=masks), texts[kind])
@@ -551,7 +550,7 @@ def files_that_do_not_belong_together(rng: Rng, place: Path) -> Trial:
     else:
         for path in (root / "masks").iterdir():
             path.unlink()
-    # Of a.jpg and a.png, neither is the one that was meant.
+    # It is not clear whether a.jpg or a.png is meant.
     return _trial(root, None, True, "data")
 
 

@@ -447,8 +447,8 @@ def png_chunks_moved(rng: Rng, place: Path) -> Trial:
         parts.insert(other, parts[at])
     else:
         parts[at], parts[other] = parts[other], parts[at]
-    # A palette that comes late, or twice, changes colors by nobody's fault but the file's: as
-    # Pillow reads it, then.
+    # The file itself has other colors if a palette comes late or twice. Pillow then gives the
+    # expected result.
     return _valid(
         place,
         "moved.png",

@@ -50,8 +50,9 @@ def read_mask(
 ) -> np.ndarray:
     """u8[H,W] of labels."""
     from fcn_jax.data import decode
+    from fcn_jax.data.labels.label_map import LabelMap
 
-    return decode.read_mask(path, num_classes, void=void, palette=palette)
+    return decode.read_mask(path, LabelMap.of(num_classes, void=void, palette=palette))
 
 
 def decode_pair(image: Path, mask: Path, num_classes: int) -> tuple[np.ndarray, np.ndarray]:

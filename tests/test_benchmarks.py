@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fcn_jax.api import Example, Record
+from fcn_jax.api import Example, Record, Source
 
 
-class Whole:
+class Whole(Source):
     """One image, and a record of the calls."""
 
     def __init__(self):

@@ -10,4 +10,6 @@ pipeline.py       batches for training, and examples for evaluation
 splits.py         a dataset's splits, opened and checked; uses
 damage.py         records without damaged files
 inspection.py     masks against the class list, with mask_checks.py and mask_cache.py
+contents.py       the bytes and the name of an image or mask
+threads.py        work on threads, with progress
 """

@@ -2,56 +2,47 @@
 
 from __future__ import annotations
 
-import concurrent.futures
-import dataclasses
-import os
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from fcn_jax.data.threads import on_threads
 from fcn_jax.errors import DamagedError, DataError, listing
-from fcn_jax.plugins.api import Record, Source
-
-_MAX_THREADS = 8
+from fcn_jax.plugins.api import Example, Record, Source
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class KeptSource:
-    """Some of a source's records; a `fcn_jax.plugins.api.Source`.
+class KeptSource(Source):
+    """Some of a source's records."""
 
-    All other attributes are those of the source.
+    def __init__(self, source: Source, indices: Sequence[int]) -> None:
+        """Keep records of a source.
 
-    Attributes:
-        source: the whole split.
-        indices: the indices of the kept records, in order; an index may occur several times.
-    """
-
-    source: Source
-    indices: tuple[int, ...]
+        Args:
+            source: the whole split.
+            indices: the indices of the kept records, in order; an index may occur several times.
+        """
+        self._source, self._indices = source, indices
+        self.classes, self.labels, self.notes = source.classes, source.labels, source.notes
 
     def __len__(self) -> int:
         """Number of kept images."""
-        return len(self.indices)
+        return len(self._indices)
 
     def __getitem__(self, index: int) -> Record:
         """The record at `index`, 0 <= index < len."""
-        return self.source[self.indices[index]]
+        return self._source[self._indices[index]]
 
-    @property
-    def records(self) -> tuple[Record, ...]:
-        """All kept records."""
-        return tuple(self[index] for index in range(len(self)))
+    def decode(self, record: Record) -> Example:
+        """Decode a record as the source does."""
+        return self._source.decode(record)
 
-    def __getattr__(self, name: str) -> Any:
-        # During unpickling there is no source yet.
-        if name.startswith("__") or name == "source":
-            raise AttributeError(name)
-        return getattr(self.source, name)
+    def decode_resized(self, record: Record, factor: float) -> Example:
+        """Decode a record at another size as the source does."""
+        return self._source.decode_resized(record, factor)
 
 
 def without_damaged(
-    source: Source, progress: Callable[[int, int], None] | None = None, *, replace: bool = False
+    source: Source, progress: Callable[..., object] = lambda *_: None, *, replace: bool = False
 ) -> tuple[Source, tuple[str, ...]]:
     """Decode every image and mask once, on threads, and skip the damaged records.
 
@@ -81,15 +72,9 @@ def without_damaged(
             pass
         return None
 
-    faults, kept = [], []
-    with concurrent.futures.ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as pool:
-        for index, message in enumerate(pool.map(fault, range(len(source)))):
-            if message is None:
-                kept.append(index)
-            else:
-                faults.append(message)
-            if progress:
-                progress(index + 1, len(source))
+    messages = on_threads(fault, range(len(source)), progress)
+    faults = [message for message in messages if message is not None]
+    kept = [index for index, message in enumerate(messages) if message is None]
     if not faults:
         return source, ()
     if not kept:
@@ -99,7 +84,7 @@ def without_damaged(
     if replace:
         following = np.searchsorted(kept, np.arange(len(source))) % len(kept)
         kept = [kept[place] for place in following.tolist()]
-    return KeptSource(source, tuple(kept)), tuple(faults)
+    return KeptSource(source, kept), tuple(faults)
 
 
 def note(faults: tuple[str, ...], total: int, split: str) -> str:

@@ -7,21 +7,21 @@ how images of more bits are scaled); masks keep their stored values.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from fcn_jax.data.contents import name_of, read_bytes
 from fcn_jax.data.images import formats, jpeg, orientation, png, tiff
 from fcn_jax.data.images.formats import Wide
 from fcn_jax.data.images.tiff_samples import samples
-from fcn_jax.data.labels.label_map import Color, LabelMap, label_map
+from fcn_jax.data.labels.label_map import LabelMap, as_label_map
 from fcn_jax.data.labels.mask_labels import to_labels
 from fcn_jax.data.labels.mask_values import StoredMask
 from fcn_jax.data.transforms import resize_image, resize_mask
 from fcn_jax.data.value_range import Assumed, Range, to_u8
 from fcn_jax.errors import DamagedError, DataError
-from fcn_jax.plugins.api import IGNORE_INDEX, Example, Record
+from fcn_jax.plugins.api import Example, Record
 
 _REDUCTIONS = ((1 / 16, 8), (1 / 6, 4), (1 / 2, 2))
 """(largest factor, reduction) for JPEGs that are to be shrunk. The decoder leaves out high
@@ -60,38 +60,29 @@ def read_image(
         DataError: the file is missing or unreadable, too large, or of a kind that is not decoded;
             or its values do not fit the range.
     """
-    name = name or _name(image)
-    return orientation.upright(*_stored_image(_contents(image, name), name, value_range, reduction))
+    name = name or name_of(image)
+    data = read_bytes(image, name)
+    return orientation.upright(*_stored_image(data, name, value_range, reduction))
 
 
-def read_mask(
-    mask: Path | bytes,
-    num_classes: int | LabelMap,
-    *,
-    void: tuple[int, ...] = (IGNORE_INDEX,),
-    palette: Mapping[Color, int] | None = None,
-    name: str | None = None,
-) -> np.ndarray:
+def read_mask(mask: Path | bytes, labels: int | LabelMap, *, name: str | None = None) -> np.ndarray:
     """Decode a mask, upright, to labels by the rules of `fcn_jax.data.labels.mask_labels`.
 
     Args:
         mask: a file, or its contents, in a lossless format.
-        num_classes: the number of classes, with labels 0 to `num_classes - 1`; or a map of the
-            stored values, instead of `void` and `palette`.
-        void: labels that become `IGNORE_INDEX`.
-        palette: RGB color -> label. If given, colors decide for indexed masks too.
+        labels: the map of the stored values; or the number of classes K, for masks that store
+            labels 0 to K-1 and `IGNORE_INDEX`.
         name: the name of the mask in an error; by default its path.
 
     Returns:
-        u8[H,W] of labels 0 to `num_classes - 1` or `IGNORE_INDEX`.
+        u8[H,W] of labels 0 to K-1 or `IGNORE_INDEX`.
 
     Raises:
         DamagedError: the file is truncated or corrupt, or not an image.
         DataError: as for `read_stored_mask`; or a value or color of the mask has no label.
     """
-    name = name or _name(mask)
-    labels = label_map(num_classes, void, palette)
-    return to_labels(read_stored_mask(mask, name=name), labels, name=name)
+    name = name or name_of(mask)
+    return to_labels(read_stored_mask(mask, name=name), as_label_map(labels), name=name)
 
 
 def read_stored_mask(mask: Path | bytes, *, name: str | None = None) -> StoredMask:
@@ -109,16 +100,14 @@ def read_stored_mask(mask: Path | bytes, *, name: str | None = None) -> StoredMa
         DataError: the file is missing, unreadable or lossy; its pixels are neither gray, indexed
             nor RGB; or its values are not whole numbers from 0 to 65535 (RGB: 0 to 255).
     """
-    name = name or _name(mask)
-    return _stored_mask(_contents(mask, name), name)[0]
+    name = name or name_of(mask)
+    return _stored_mask(read_bytes(mask, name), name)[0]
 
 
 def decode_record(
     record: Record,
-    num_classes: int | LabelMap,
+    labels: int | LabelMap,
     *,
-    void: tuple[int, ...] = (IGNORE_INDEX,),
-    palette: Mapping[Color, int] | None = None,
     factor: float = 1.0,
     value_range: Range | Assumed | None = None,
 ) -> Example:
@@ -126,9 +115,7 @@ def decode_record(
 
     Args:
         record: the encoded pair.
-        num_classes: see `read_mask`.
-        void: see `read_mask`.
-        palette: see `read_mask`.
+        labels: see `read_mask`.
         factor: the factor of the resize, over 0. A JPEG that is to be shrunk to half or less is
             decoded at a fraction of its size, which takes less time and memory.
         value_range: for an image of more than 8 bits; see `read_image`.
@@ -140,16 +127,16 @@ def decode_record(
         DamagedError: as for `read_image` and `read_mask`.
         DataError: as for `read_image` and `read_mask`; or the two differ in size.
     """
-    image_name = str(record.image) if isinstance(record.image, Path) else f"image of {record.id}"
-    mask_name = str(record.mask) if isinstance(record.mask, Path) else f"mask of {record.id}"
+    image_name = name_of(record.image, f"image of {record.id}")
+    mask_name = name_of(record.mask, f"mask of {record.id}")
     try:
-        data = _contents(record.image, image_name)
+        data = read_bytes(record.image, image_name)
         whole = jpeg.stored_size(data, image_name) if data.startswith(jpeg.SIGNATURE) else None
         # A side of less than a pixel would have to be enlarged again.
         reducible = whole is not None and min(whole) * factor >= 1
         reduction = next((by for largest, by in _REDUCTIONS if reducible and factor <= largest), 1)
         image, image_turn = _stored_image(data, image_name, value_range, reduction)
-        stored, mask_turn = _stored_mask(_contents(record.mask, mask_name), mask_name)
+        stored, mask_turn = _stored_mask(read_bytes(record.mask, mask_name), mask_name)
     except DamagedError as error:
         raise DamagedError(f"{error}, or skip damaged files with data.damaged=skip") from error
     whole = whole or (image.shape[0], image.shape[1])
@@ -161,7 +148,7 @@ def decode_record(
             f"{record.id} is {_wide_by_high(size)}; "
             f"{_why_sizes_differ(size, image_turn, mask_size, mask_turn)}"
         )
-    mask = to_labels(stored, label_map(num_classes, void, palette), name=mask_name)
+    mask = to_labels(stored, as_label_map(labels), name=mask_name)
     if reduction > 1:
         # Before the turn: the last pixels of a reduced image may lie partly beyond the edge.
         image = resize_image(image, whole, factor, reduction=reduction)
@@ -169,24 +156,6 @@ def decode_record(
     else:
         image = resize_image(orientation.upright(image, image_turn), size, factor)
     return Example(record.id, image, resize_mask(mask, factor))
-
-
-def _name(source: Path | bytes) -> str:
-    return str(source) if isinstance(source, Path) else f"{len(source)} bytes in memory"
-
-
-def _contents(source: Path | bytes, name: str) -> bytes:
-    try:
-        data = source if isinstance(source, bytes) else source.read_bytes()
-    except FileNotFoundError as error:
-        raise DataError(f"{name}: the file does not exist; check the path") from error
-    except OSError as error:
-        raise DataError(
-            f"{name}: cannot read the file ({error.strerror}); check the path and its permissions"
-        ) from error
-    if not data:
-        raise DamagedError(f"{name}: the file is empty; copy or download it again")
-    return data
 
 
 def _stored_image(
@@ -246,10 +215,8 @@ def _of_tiff(tags: tiff.Tiff, data: bytes) -> tuple[np.ndarray, np.ndarray | Non
             f"{name}: a mask of floating point values; save it as a gray PNG of 8 or 16 bits whose "
             "values are the labels"
         )
-    is_rgb = tags.photometric == tiff.RGB and tags.channels in (3, 4)
-    single = (tiff.WHITE_IS_ZERO, tiff.BLACK_IS_ZERO, tiff.INDEXED)
-    is_single = tags.photometric in single and tags.channels == 1 + tags.has_alpha
-    if not is_rgb and not is_single:
+    is_rgb = tags.photometric == tiff.RGB
+    if tags.color_channels != (3 if is_rgb else 1):
         raise DataError(
             f"{name}: a mask of {tags.channels} channels and photometric interpretation "
             f"{tags.photometric}; save it as an indexed, gray or RGB PNG"

@@ -9,19 +9,20 @@ import dataclasses
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TextIO
 
 import numpy as np
 
 from fcn_jax.data import mask_checks
-from fcn_jax.data.decode import read_image, read_stored_mask
-from fcn_jax.data.labels.label_map import LabelMap, plain_labels
+from fcn_jax.data.contents import name_of, read_bytes
+from fcn_jax.data.decode import read_stored_mask
+from fcn_jax.data.labels.label_map import LabelMap, as_label_map
 from fcn_jax.data.labels.mask_labels import read
 from fcn_jax.data.labels.mask_values import Histogram, StoredMask, histogram
 from fcn_jax.data.mask_cache import MaskCache, digest
 from fcn_jax.data.mask_checks import Mask
+from fcn_jax.data.threads import on_threads
 from fcn_jax.errors import DataError, listing
 from fcn_jax.plugins.api import IGNORE_INDEX, Record, Source
 from fcn_jax.runtime.progress import Progress
@@ -63,9 +64,9 @@ def inspect(
 ) -> Findings:
     """Inspect all masks of the splits.
 
-    If a source has `labels`, a `fcn_jax.data.labels.label_map.LabelMap`, its masks are read as
-    `fcn_jax.data.decode.decode_record` reads them, without their images, and cached. From any other
-    source whole images are decoded: of more than 2,000 in a split, every n-th one.
+    If a source has `labels`, its masks are read as `fcn_jax.data.decode.decode_record` reads them,
+    without their images, and cached. From any other source whole images are decoded: of more than
+    2,000 in a split, every n-th one.
 
     Args:
         splits: sources by the name of their split, all of one dataset.
@@ -83,21 +84,18 @@ def inspect(
             contradict the class list. The message is one line with all problems, and names the
             first dozen of files.
     """
-    seen: dict[str, list[_Seen]] = {}
     with Progress("reading masks", sum(map(len, splits.values())), stream=stream) as progress:
-        for split, source in splits.items():
-            seen[split] = list(_read_masks(source, skip, progress))
-    masks: dict[str, list[Mask]] = {}
-    maps = {}
-    for split, source in splits.items():
-        maps[split] = _labels_of(source) or plain_labels(len(source.classes))
-        masks[split] = [
-            Mask(mask.name, mask.histogram, read(mask.histogram, maps[split]))
+        seen = {split: _read_masks(source, skip, progress) for split, source in splits.items()}
+    first = next(iter(splits.values()))
+    names, labels = first.classes.names, first.labels or as_label_map(len(first.classes))
+    masks = {
+        split: [
+            Mask(mask.name, mask.histogram, read(mask.histogram, source.labels or labels))
             for mask in seen[split]
             if mask.histogram is not None
         ]
-    labels = next(iter(maps.values()))
-    names = next(iter(splits.values())).classes.names
+        for split, source in splits.items()
+    }
     every = [mask for of_split in masks.values() for mask in of_split]
     counts = {split: _class_pixels(of_split, len(names)) for split, of_split in masks.items()}
     problems = mask_checks.unreadable(every, labels, names)
@@ -118,25 +116,19 @@ def inspect(
     return Findings(counts, tuple(notes))
 
 
-def _labels_of(source: Source) -> LabelMap | None:
-    labels = getattr(source, "labels", None)
-    return labels if isinstance(labels, LabelMap) else None
-
-
 # ------------------------------------------------------------------------------------------ reading
 
 
 def _read_masks(
     source: Source, skip: tuple[type[DataError], ...], progress: Progress
-) -> Iterator[_Seen]:
+) -> list[_Seen]:
     """Read the masks in order, on threads, and report to `progress`."""
-    cache = None if _labels_of(source) is None else MaskCache(source)
+    cache = None if source.labels is None else MaskCache(source)
     step = -(-len(source) // _MAX_DECODED) if cache is None else 1
-    indices = range(0, len(source), step)
 
     def one(index: int) -> _Seen:
         record = source[index]
-        name = str(record.mask) if isinstance(record.mask, Path) else f"mask of {record.id}"
+        name = name_of(record.mask, f"mask of {record.id}")
         try:
             if cache is not None:
                 return _stored(record, name, cache)
@@ -145,38 +137,19 @@ def _read_masks(
         except DataError as error:
             return _Seen(name, problem=str(error), skipped=isinstance(error, skip))
 
-    kept = []
-    executor = ThreadPoolExecutor(os.cpu_count() or 1)
-    try:
-        # In portions, so that progress is known and an interruption waits only for a few masks.
-        for start in range(0, len(indices), 256):
-            for seen in executor.map(one, indices[start : start + 256]):
-                progress.advance(step)
-                if seen.histogram is not None:
-                    kept.append((seen.digest, seen.histogram))
-                yield seen
-    finally:
-        executor.shutdown(cancel_futures=True)
+    masks = on_threads(one, range(0, len(source), step), lambda *_: progress.advance(step))
     if cache is not None:
-        cache.keep(kept)
+        cache.keep((mask.digest, mask.histogram) for mask in masks if mask.histogram is not None)
+    return masks
 
 
 def _stored(record: Record, name: str, cache: MaskCache) -> _Seen:
-    try:
-        empty = isinstance(record.image, Path) and not record.image.stat().st_size
-        data = record.mask.read_bytes() if isinstance(record.mask, Path) else record.mask
-    except FileNotFoundError as error:
-        raise DataError(
-            f"{error.filename}: the file does not exist (or is a link that leads nowhere)"
-        ) from error
-    except OSError as error:
-        raise DataError(
-            f"{error.filename or name}: cannot read the file ({error.strerror})"
-        ) from error
-    if empty:
-        read_image(record.image)  # raises the error for empty files
+    image = record.image
+    if isinstance(image, Path) and not (os.path.isfile(image) and os.path.getsize(image)):
+        read_bytes(image, str(image))  # raises the error for missing and empty files
+    data = read_bytes(record.mask, name)
     key = digest(data)
-    return _Seen(name, cache.get(key) or histogram(read_stored_mask(data, name=name)), key)
+    return _Seen(name, cache.known.get(key) or histogram(read_stored_mask(data, name=name)), key)
 
 
 # ----------------------------------------------------------------------------- problems and notes
@@ -187,9 +160,8 @@ def _broken(seen: Mapping[str, Sequence[_Seen]]) -> list[str]:
     problems = list(dict.fromkeys(m.problem for m in every if m.problem and not m.skipped))
     if not problems:
         return []
-    more = f" and {len(problems) - 12} more" if len(problems) > 12 else ""
     count = f"{len(problems)} masks or images are not usable: " if len(problems) > 1 else ""
-    return [count + "; ".join(problems[:12]) + more]
+    return [count + listing(problems, separator="; ")]
 
 
 def _class_pixels(masks: Sequence[Mask], num_classes: int) -> np.ndarray:
@@ -205,11 +177,8 @@ def _skip_notes(split: str, seen: Sequence[_Seen], source: Source) -> list[str]:
     notes = []
     skipped = [mask.problem for mask in seen if mask.skipped]
     if skipped:
-        more = " and so on" if len(skipped) > 3 else ""
-        notes.append(
-            f"{split}: {len(skipped)} of {len(source)} images are skipped: "
-            f"{'; '.join(skipped[:3])}{more}"
-        )
+        shown = listing(skipped, 3, "; ")
+        notes.append(f"{split}: {len(skipped)} of {len(source)} images are skipped: {shown}")
     if len(skipped) == len(seen):
         raise DataError(f"{split}: all {len(source)} images would be skipped: {skipped[0]}")
     if len(seen) < len(source):
@@ -278,7 +247,5 @@ def _overlap_notes(
 
 def _images(source: Source) -> Iterator[tuple[str, Path | bytes]]:
     """Each record's ID, with its image file or a digest of the image's contents."""
-    for index in range(len(source)):
-        record = source[index]
-        image = record.image
-        yield record.id, image if isinstance(image, Path) else hashlib.blake2b(image).digest()
+    for name, image, _ in source:
+        yield name, image if isinstance(image, Path) else hashlib.blake2b(image).digest()

@@ -32,33 +32,30 @@ class MaskCache:
 
     The file begins with the digest of its other lines. A damaged file, or one of another version,
     counts as empty. Processes that write at the same time replace the file as a whole.
+
+    Attributes:
+        known: the histograms of the last inspection.
     """
 
     def __init__(self, source: Source) -> None:
         """Read the cache of a split, in the folder `masks` of `fcn_jax.runtime.cache`."""
         first, last = source[0], source[len(source) - 1]
-        where = [
-            str(Path(r.mask).resolve()) if isinstance(r.mask, Path) else r.id for r in (first, last)
-        ]
+        where = [str(r.mask.resolve()) if isinstance(r.mask, Path) else r.id for r in (first, last)]
         key = digest(json_text.dumps([where, len(source)]).encode())
         self._path = cache.folder() / "masks" / f"{key}.txt"
-        self._known: dict[str, Histogram] = {}
+        self.known: dict[str, Histogram] = {}
         try:
             checksum, _, text = self._path.read_text(encoding="utf-8").partition("\n")
             content = json.loads(text)
             if checksum == digest(text.encode()) and content["version"] == _VERSION:
-                self._known = {key: _unpacked(**packed) for key, packed in content["masks"].items()}
+                self.known = {key: _unpacked(**packed) for key, packed in content["masks"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             pass
-
-    def get(self, key: str) -> Histogram | None:
-        """The histogram of the mask with this digest, if it is known."""
-        return self._known.get(key)
 
     def keep(self, histograms: Iterable[tuple[str, Histogram]]) -> None:
         """Write these histograms, by digest, and no others."""
         kept = {key: found for key, found in histograms if len(found.counts) <= _MAX_VALUES}
-        if kept.keys() == self._known.keys():
+        if kept.keys() == self.known.keys():
             return
         packed = {
             key: dataclasses.asdict(found)

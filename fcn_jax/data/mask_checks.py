@@ -94,12 +94,12 @@ def implausible(
         ]
     all_gray = all(mask.reading.rule != "color" and mask.found.kind == "gray" for mask in masks)
     if labels.assumed_void and all_gray and len(names) > 1:
-        kinds = Counter(_binary(mask.found) for mask in masks)
+        kinds = Counter(frozenset(mask.found.counts) for mask in masks)
+        as_255, as_1 = kinds[frozenset({0, IGNORE_INDEX})], kinds[frozenset({0, 1})]
+        both = any(found >= {1, IGNORE_INDEX} for found in kinds)
         only_255 = values == {0, IGNORE_INDEX}
-        if only_255 or (len(names) == 2 and kinds["0/255"] and kinds["0/1"] and not kinds["both"]):
-            other = "" if only_255 else (
-                f" in {kinds['0/255']} masks and 0 and 1 in {kinds['0/1']} others"
-            )  # fmt: skip
+        if only_255 or (len(names) == 2 and as_255 and as_1 and not both):
+            other = "" if only_255 else f" in {as_255} masks and 0 and 1 in {as_1} others"
             void = (
                 " (if 255 is meant as void, say so with the line `void 255 255 255` and the grays "
                 "of both)"
@@ -145,14 +145,6 @@ def _lines(names: Sequence[str], values: Sequence[int], repeats: int = 1) -> lis
         f"`{' '.join([name, *[str(value)] * repeats])}`"
         for name, value in zip(names, values, strict=False)
     ]
-
-
-def _binary(found: Histogram) -> str:
-    """Whether a gray mask holds foreground as 1, as 255, or both."""
-    values = frozenset(found.counts)
-    if values >= {1, IGNORE_INDEX}:
-        return "both"
-    return {frozenset({0, IGNORE_INDEX}): "0/255", frozenset({0, 1}): "0/1"}.get(values, "")
 
 
 def _unknown(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import dataclasses
 import functools
 import logging
 import os
@@ -27,7 +26,8 @@ import numpy as np
 from absl import flags
 from grain.multiprocessing import SharedMemoryArray
 
-from fcn_jax.data.transforms import Augment, resize
+from fcn_jax.data.threads import thread_count
+from fcn_jax.data.transforms import Augment
 from fcn_jax.errors import ConfigError, FcnJaxError, TrainingError
 from fcn_jax.plugins.api import Example, Record, Source
 
@@ -35,7 +35,6 @@ Batch = dict[str, np.ndarray]
 
 _log = logging.getLogger(__name__)
 
-_MAX_THREADS = 8
 _TRACKER_WARNING = "ignore:resource_tracker:UserWarning"
 _MAX_DEATHS = 3
 """Deaths of workers in a row, without a batch or an image between them, that are an error."""
@@ -98,7 +97,7 @@ def train_batches(
         grain.MapDataset.source(source)
         .seed(seed)
         .shuffle()
-        .random_map(_DecodeAndAugment(source, augment))
+        .random_map(functools.partial(_augmented, source, augment))
         .slice(slice(0, steps * batch_size))
         .batch(batch_size)
         .repeat(epochs)
@@ -121,7 +120,7 @@ def eval_examples(source: Source, *, num_workers: int = 0) -> Generator[Example,
         TrainingError: raised by the generator if workers are killed again and again.
     """
     _check_workers(num_workers)
-    return _examples(grain.MapDataset.source(source).map(_Decode(source)), num_workers)
+    return _examples(grain.MapDataset.source(source).map(source.decode), num_workers)
 
 
 class TrainIterator(grain.DatasetIterator[Batch]):
@@ -188,43 +187,18 @@ class TrainIterator(grain.DatasetIterator[Batch]):
         self._closed = True
 
 
-@dataclasses.dataclass(frozen=True)
-class _DecodeAndAugment:
-    """Record -> one element of a batch."""
-
-    source: Source
-    augment: Augment
-
-    def __call__(self, record: Record, rng: np.random.Generator) -> Batch:
-        example = self.augment.from_resized(functools.partial(self._resized, record), rng)
-        return {"image": example.image, "mask": example.mask}
-
-    def _resized(self, record: Record, factor: float) -> Example:
-        decode_resized = getattr(self.source, "decode_resized", None)
-        if decode_resized:
-            resized: Example = decode_resized(record, factor)
-            return resized
-        return resize(self.source.decode(record), factor)
+def _augmented(source: Source, augment: Augment, record: Record, rng: np.random.Generator) -> Batch:
+    """One element of a batch."""
+    example = augment.from_resized(functools.partial(source.decode_resized, record), rng)
+    return {"image": example.image, "mask": example.mask}
 
 
-@dataclasses.dataclass(frozen=True)
-class _Decode:
-    """Record -> (id, image, mask)."""
-
-    source: Source
-
-    def __call__(self, record: Record) -> tuple[str, np.ndarray, np.ndarray]:
-        return tuple(self.source.decode(record))  # type: ignore[return-value]
-
-
-def _examples(decoded: grain.MapDataset[Any], workers: int) -> Generator[Example, None, None]:
+def _examples(decoded: grain.MapDataset[Example], workers: int) -> Generator[Example, None, None]:
     elements = _Elements(workers, buffer=8)
     atexit.register(elements.stop)  # for a generator that is not exhausted, as in `TrainIterator`
     try:
         for index in range(len(decoded)):
-            rest = (
-                functools.partial(decoded.slice, slice(index, None)) if index else lambda: decoded
-            )
+            rest = functools.partial(decoded.slice, slice(index, None))
             name, image, mask = elements.next(rest, f"image {index}")
             yield Example(name, _own(image), _own(mask))
     finally:
@@ -240,7 +214,7 @@ class _Elements:
 
         Args:
             workers: number of processes, each computing one element at a time; 0 uses as many
-                threads as there are cores, at most `_MAX_THREADS`.
+                threads as there are cores, at most 8.
             buffer: the least number of elements that are kept ready: in each worker, or in all.
         """
         self._workers, self._buffer = workers, buffer
@@ -287,7 +261,7 @@ class _Elements:
             self._open.enter_context(_synchronous_memory())
             self._iterator = _worker_iterator(elements, self._workers, self._buffer)
         else:
-            threads = min(_MAX_THREADS, os.cpu_count() or 1)
+            threads = thread_count()
             options = grain.ReadOptions(
                 num_threads=threads, prefetch_buffer_size=max(self._buffer, threads)
             )
@@ -301,7 +275,9 @@ class _Elements:
             raise error
         self._deaths_in_a_row += 1
         code = int(found[1])
-        how = f"killed by {_signal_name(-code)}" if code < 0 else f"ended with status {code}"
+        signals = {-number: number.name for number in signal.Signals}
+        killed = f"killed by {signals.get(code, f'signal {-code}')}"
+        how = killed if code < 0 else f"ended with status {code}"
         if self._deaths_in_a_row >= _MAX_DEATHS:
             raise TrainingError(
                 f"input workers were {how} {self._deaths_in_a_row} times at {at}, most likely "
@@ -311,13 +287,6 @@ class _Elements:
         _log.warning(
             "an input worker was %s at %s; another one replaces it, and no batch changes", how, at
         )
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 def _own(array: np.ndarray) -> np.ndarray:

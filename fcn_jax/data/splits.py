@@ -14,7 +14,7 @@ from typing import Any
 from fcn_jax.data import damage, inspection
 from fcn_jax.data import value_range as ranges
 from fcn_jax.data.value_range import Assumed, Range
-from fcn_jax.errors import DamagedError
+from fcn_jax.errors import DamagedError, PluginError
 from fcn_jax.plugins.api import Dataset, Source
 from fcn_jax.runtime.progress import Progress
 
@@ -63,9 +63,16 @@ def open_splits(
         DataError: files are missing, all files of a split are damaged, or masks and classes do not
             belong together.
         ConfigError: `value_range` is set, and the dataset scales its images itself.
+        PluginError: the dataset opens something else than a `fcn_jax.plugins.api.Source`.
     """
     sources = {name: dataset.open(root, name) for name in dict.fromkeys(names)}
-    notes = [note for source in sources.values() for note in getattr(source, "notes", ())]
+    for name, source in sources.items():
+        if not isinstance(source, Source):
+            raise PluginError(
+                f"dataset '{dataset.name}' opens split '{name}' as a {type(source).__name__}; it "
+                "must be an fcn_jax.api.Source"
+            )
+    notes = [note for source in sources.values() for note in source.notes]
     if value_range is None:
         with Progress("reading bit depths", sum(map(len, sources.values()))) as progress:
             value_range = ranges.assumed(_images(sources.values()), progress=progress.update)
@@ -88,7 +95,7 @@ def open_splits(
 
 
 def _identity(source: Source) -> dict[str, Any]:
-    ids = "\0".join(source[index].id for index in range(len(source)))
+    ids = "\0".join(record.id for record in source)
     digest = hashlib.blake2b(ids.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
     return {"images": len(source), "digest": digest}
 
@@ -97,5 +104,4 @@ def _images(sources: Iterable[Source]) -> Iterator[Path | bytes]:
     """Image files. Sources that hold the contents of files scale each image alone."""
     for source in sources:
         if isinstance(source[0].image, Path):
-            for index in range(len(source)):
-                yield source[index].image
+            yield from (record.image for record in source)

@@ -6,7 +6,8 @@ The functions are pure: randomness is an argument, and no input is changed in pl
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
@@ -42,29 +43,19 @@ class Augment:
 
     def __post_init__(self) -> None:
         """Raises `ConfigError` naming every value that is out of range."""
-        crop_size, scale, fill = self.crop_size, self.scale_range, self.fill
-        jitter = {name: getattr(self, name) for name in ("brightness", "contrast", "saturation")}
-        checks = {
-            "crop_size": (
-                len(crop_size) == 2 and all(_is_integer(side) and side >= 1 for side in crop_size),
-                "two whole numbers of pixels (height, width), 1 or more",
-            ),
-            "scale_range": (
-                len(scale) == 2 and 0 < scale[0] <= scale[1] <= 16,
-                "(low, high) with 0 < low <= high <= 16",
-            ),
-            **{name: (0 <= value <= 1, "0 (off) to 1") for name, value in jitter.items()},
-            "fill": (
-                len(fill) == 3 and all(_is_integer(part) and 0 <= part <= 255 for part in fill),
-                "three whole numbers from 0 to 255",
-            ),
-        }
-        problems = [
-            f"{name} = {getattr(self, name)!r}: expected {expected}"
-            for name, (valid, expected) in checks.items()
-            if not valid
-        ]
-        if problems:
+        scale = self.scale_range
+        expected: dict[str, str] = {}
+        if not _are_integers(self.crop_size, 2, 1, math.inf):
+            expected["crop_size"] = "two whole numbers of pixels (height, width), 1 or more"
+        if not (len(scale) == 2 and 0 < scale[0] <= scale[1] <= 16):
+            expected["scale_range"] = "(low, high) with 0 < low <= high <= 16"
+        for name in ("brightness", "contrast", "saturation"):
+            if not 0 <= getattr(self, name) <= 1:
+                expected[name] = "0 (off) to 1"
+        if not _are_integers(self.fill, 3, 0, 255):
+            expected["fill"] = "three whole numbers from 0 to 255"
+        if expected:
+            problems = (f"{k} = {getattr(self, k)!r}: expected {v}" for k, v in expected.items())
             raise ConfigError(f"augmentation: {'; '.join(problems)}")
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
@@ -119,10 +110,9 @@ def resize(example: Example, factor: float) -> Example:
     Returns:
         An example of size max(1, round(H * factor)), max(1, round(W * factor)).
     """
-    whole = (example.mask.shape[0], example.mask.shape[1])
-    return Example(
-        example.id, resize_image(example.image, whole, factor), resize_mask(example.mask, factor)
-    )
+    name, image, mask = example
+    whole = (mask.shape[0], mask.shape[1])
+    return Example(name, resize_image(image, whole, factor), resize_mask(mask, factor))
 
 
 def resize_image(
@@ -204,9 +194,8 @@ def crop(
 def flip_left_right(example: Example) -> Example:
     """Mirror an image and its mask; twice is the identity."""
     # OpenCV copies in a twentieth of the time that NumPy takes to copy a mirrored view.
-    return Example(
-        example.id, np.asarray(cv2.flip(example.image, 1)), np.asarray(cv2.flip(example.mask, 1))
-    )
+    name, image, mask = example
+    return Example(name, np.asarray(cv2.flip(image, 1)), np.asarray(cv2.flip(mask, 1)))
 
 
 def jitter_colors(
@@ -231,14 +220,14 @@ def jitter_colors(
     # The three steps are affine in the color, so one matrix and one offset suffice:
     # x -> S (c b x + (1 - c) b m), where S = s I + (1 - s) 1 w^T does not change grays, and so not
     # the offset.
-    matrix = (
-        (saturation * np.eye(3) + (1 - saturation) * np.outer(np.ones(3), gray_weights))
-        * contrast
-        * brightness
-    )
+    grays = np.outer(np.ones(3), gray_weights)
+    matrix = (saturation * np.eye(3) + (1 - saturation) * grays) * contrast * brightness
     offset = np.full((3, 1), (1 - contrast) * brightness * gray_mean)
     return np.asarray(cv2.transform(image, np.hstack([matrix, offset])), np.uint8)
 
 
-def _is_integer(value: object) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+def _are_integers(values: Sequence[object], count: int, low: float, high: float) -> bool:
+    return len(values) == count and all(
+        isinstance(part, (int, np.integer)) and not isinstance(part, bool) and low <= part <= high
+        for part in values
+    )

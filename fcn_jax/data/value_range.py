@@ -7,19 +7,18 @@ range that the file declares; an assumption from the largest value of all images
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 import mmap
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fcn_jax.data.damage import KeptSource
+from fcn_jax.data.contents import name_of, read_bytes
 from fcn_jax.data.images import formats
 from fcn_jax.data.images.formats import Wide
+from fcn_jax.data.threads import on_threads
 from fcn_jax.errors import ConfigError, DataError, listing
 from fcn_jax.plugins.api import Source
 
@@ -32,7 +31,6 @@ _ADVICE = (
     "set data.value_range = [low, high] (predict and eval: --value-range LOW HIGH), the stored "
     "numbers of black and white"
 )
-_MAX_THREADS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,15 +40,11 @@ class Assumed:
     Attributes:
         integers: range of whole numbers; None if there are no such images.
         floats: range of floating point numbers; None if there are no such images.
-        largest: the largest value of all these images.
-        count: the number of these images.
         note: a line that names the assumption; None if there is none.
     """
 
     integers: Range | None = None
     floats: Range | None = None
-    largest: float = 0.0
-    count: int = 0
     note: str | None = None
 
 
@@ -85,7 +79,7 @@ def to_u8(wide: Wide, value_range: Range | Assumed | None, name: str) -> np.ndar
 def assumed(
     images: Iterable[Path | bytes],
     *,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], object] = lambda *_: None,
     skip_faulty: bool = False,
 ) -> Assumed:
     """Assume ranges from all images of a dataset, so that they are scaled alike.
@@ -106,22 +100,16 @@ def assumed(
             and the first dozen named.
     """
     sources = list(images)
-    wide = []
+    candidates = []
     for seen, image in enumerate(sources, 1):
         if _may_be_wide(image):
-            wide.append(image)
-        elif progress:
-            progress(seen - len(wide), len(sources))
-    found: list[tuple[Wide, float]] = []
-    faults = []
-    with concurrent.futures.ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as pool:
-        for done, result in enumerate(pool.map(_look, wide), len(sources) - len(wide) + 1):
-            if isinstance(result, str):
-                faults.append(result)
-            elif result is not None:
-                found.append(result)
-            if progress:
-                progress(done, len(sources))
+            candidates.append(image)
+        else:
+            progress(seen - len(candidates), len(sources))
+    others = len(sources) - len(candidates)
+    results = on_threads(_look, candidates, lambda done, _: progress(others + done, len(sources)))
+    faults = [result for result in results if isinstance(result, str)]
+    found = [result for result in results if isinstance(result, tuple)]
     if faults and not skip_faulty:
         raise DataError(
             f"{len(faults)} of {len(sources)} images cannot be scaled to 8 bits: {listing(faults)}"
@@ -134,22 +122,16 @@ def assumed(
             ranges[kind] = _smallest(largest, kind == "floats", "images")
             bits = sorted({wide.values.dtype.itemsize * 8 for wide, _ in of_kind})
             notes.append(_note(kind, bits, len(of_kind), largest, ranges[kind]))
-    return Assumed(
-        **ranges,
-        largest=max((value for _, value in found), default=0.0),
-        count=len(found),
-        note="; ".join(notes) or None,
-    )
+    return Assumed(**ranges, note="; ".join(notes) or None)
 
 
 def to_json(value_range: Range | Assumed) -> list[float] | dict[str, list[float] | None] | None:
     """A range as a checkpoint records it, so that prediction scales images as training did."""
     if isinstance(value_range, tuple):
         return list(value_range)
-    if not value_range.count:
-        return None
     ranges = {"integers": value_range.integers, "floats": value_range.floats}
-    return {kind: list(found) if found else None for kind, found in ranges.items()}
+    listed = {kind: list(found) if found else None for kind, found in ranges.items()}
+    return listed if any(listed.values()) else None
 
 
 def from_json(recorded: Any) -> Range | Assumed | None:
@@ -158,18 +140,14 @@ def from_json(recorded: Any) -> Range | Assumed | None:
     Raises:
         ValueError: `recorded` is not such a record.
     """
-    if recorded is None:
-        return None
     if isinstance(recorded, dict):
-        integers, floats = (
-            None if recorded.get(kind) is None else _pair(recorded[kind])
-            for kind in ("integers", "floats")
-        )
-        return Assumed(integers, floats)
+        return Assumed(_pair(recorded.get("integers")), _pair(recorded.get("floats")))
     return _pair(recorded)
 
 
-def _pair(values: Any) -> Range:
+def _pair(values: Any) -> Range | None:
+    if values is None:
+        return None
     try:
         low, high = map(float, values)
     except TypeError as error:
@@ -188,11 +166,7 @@ def with_range(source: Source, value_range: Range | Assumed | None) -> Source:
     Raises:
         ConfigError: `value_range` is a setting, and the source has no such field.
     """
-    if isinstance(source, KeptSource):
-        return dataclasses.replace(source, source=with_range(source.source, value_range))
-    if dataclasses.is_dataclass(source) and any(
-        field.name == "value_range" for field in dataclasses.fields(source)
-    ):
+    if dataclasses.is_dataclass(source) and hasattr(source, "value_range"):
         changed: Source = dataclasses.replace(source, value_range=value_range)
         return changed
     if isinstance(value_range, tuple):
@@ -210,9 +184,9 @@ def _look(image: Path | bytes) -> tuple[Wide, float] | str | None:
         For a wide image that declares no range, the image without its pixels, and its largest
         value; or the problem with its values. None for other images.
     """
-    name = _name(image)
+    name = name_of(image)
     try:
-        wide, _ = formats.decode(image if isinstance(image, bytes) else image.read_bytes(), name)
+        wide, _ = formats.decode(read_bytes(image, name), name)
     except (DataError, OSError):
         return None
     if not isinstance(wide, Wide) or wide.declared:
@@ -226,7 +200,7 @@ def _look(image: Path | bytes) -> tuple[Wide, float] | str | None:
 
 
 def _may_be_wide(image: Path | bytes) -> bool:
-    name = _name(image)
+    name = name_of(image)
     try:
         if isinstance(image, bytes):
             return formats.may_be_wide(image, name)
@@ -239,10 +213,6 @@ def _may_be_wide(image: Path | bytes) -> bool:
                 return formats.may_be_wide(contents, name)
     except (DataError, OSError):
         return False
-
-
-def _name(image: Path | bytes) -> str:
-    return str(image) if isinstance(image, Path) else f"{len(image)} bytes in memory"
 
 
 def _note(kind: str, bits: list[int], count: int, largest: float, assumed_range: Range) -> str:

@@ -17,6 +17,7 @@ from PIL import Image
 from fcn_jax.api import IGNORE_INDEX, Record
 from fcn_jax.data.datasets.shapes import draw_scene
 from fcn_jax.data.decode import decode_record, read_image, read_mask, read_stored_mask
+from fcn_jax.data.labels.label_map import LabelMap
 from fcn_jax.data.transforms import resize
 from fcn_jax.errors import DamagedError, DataError
 from tests.helpers.png_files import chunk, png_bytes
@@ -106,7 +107,7 @@ def test_index_or_gray_value_is_the_label(classes: int, seed: int, mode: str) ->
 
 def test_void_labels_become_the_ignore_index() -> None:
     labels = np.array([[0, 1, 11, 255]], np.uint8)
-    assert read_mask(encoded(labels, "PNG"), 11, void=(11, 255)).tolist() == [
+    assert read_mask(encoded(labels, "PNG"), LabelMap.of(11, void=(11, 255))).tolist() == [
         [0, 1, IGNORE_INDEX, IGNORE_INDEX]
     ]
 
@@ -121,12 +122,12 @@ def test_rejects_labels_outside_the_classes() -> None:
 
 
 def test_reads_colors_by_the_palette_and_rejects_unknown_ones() -> None:
-    palette = {(9, 9, 9): 255, (255, 0, 0): 1, (0, 0, 0): 0}
+    rules = LabelMap.of(2, palette={(9, 9, 9): 255, (255, 0, 0): 1, (0, 0, 0): 0})
     colors = np.array([[[0, 0, 0], [255, 0, 0], [9, 9, 9]]], np.uint8)
-    assert read_mask(encoded(colors, "PNG"), 2, palette=palette).tolist() == [[0, 1, 255]]
+    assert read_mask(encoded(colors, "PNG"), rules).tolist() == [[0, 1, 255]]
     colors[0, 1] = 254, 0, 0
     with pytest.raises(DataError, match=r"m\.png: colors that no class has: \(254, 0, 0\)"):
-        read_mask(encoded(colors, "PNG"), 2, palette=palette, name="m.png")
+        read_mask(encoded(colors, "PNG"), rules, name="m.png")
     with pytest.raises(DataError, match="no palette"):
         read_mask(encoded(colors, "PNG"), 2)
 

@@ -268,7 +268,7 @@ def notes(
     return inspected(make(tmp_path / "d", classes, train, val)).notes
 
 
-def test_a_correct_dataset_has_no_notes(tmp_path: Path) -> None:
+def test_returns_no_notes_for_a_correct_dataset(tmp_path: Path) -> None:
     assert notes(tmp_path, "bg\nroad\n", [stripes(0, 1, 255)] * 3) == ()
 
 
@@ -301,7 +301,7 @@ def test_notes_assumed_readings(tmp_path: Path) -> None:
     )
 
 
-def test_a_built_in_palette_causes_no_note(tmp_path: Path) -> None:
+def test_returns_no_note_for_a_built_in_palette(tmp_path: Path) -> None:
     source = FOLDER.open(make(tmp_path / "d", "bg\nroad\n", [stripes(0, 1)]), "train")
     for listed in (True, False):
         rules = LabelMap(2, {0: 0, 1: 1, 255: 255}, {(0, 0, 0): 0, (128, 0, 0): 1}, listed=listed)
@@ -416,7 +416,7 @@ def test_counts_skipped_records_instead_of_failing(
 
 
 @dataclasses.dataclass
-class Decoding:
+class Decoding(Source):
     """A plugin's source that can only decode records."""
 
     classes: Classes

@@ -123,16 +123,19 @@ def test_state_before_the_first_batch_and_at_the_end_can_be_restored(source: Sou
 
 
 def test_uses_decode_resized_of_a_source(source: Source) -> None:
-    class Plain:
+    class Plain(Source):
         """The same images, decoded whole: the methods that a plugin's dataset must have."""
 
-        classes, decode = source.classes, staticmethod(source.decode)
+        classes = source.classes
 
         def __len__(self) -> int:
             return len(source)
 
         def __getitem__(self, index: int) -> Record:
             return source[index]
+
+        def decode(self, record: Record) -> Example:
+            return source.decode(record)
 
     class Asked(Plain):
         factors: ClassVar[list[float]] = []
@@ -204,7 +207,7 @@ def test_reraises_errors_of_workers_unchanged(folder: Path, source: Source, work
         assert caught.value.__suppress_context__
 
 
-class _Deadly:
+class _Deadly(Source):
     """A source whose decoding kills the worker at one image, as often as the marker file says."""
 
     def __init__(self, source: Source, image: str, marker: Path) -> None:

@@ -8,17 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fcn_jax.data.datasets.directory import (
-    IMAGE_SUFFIXES,
-    DirectorySource,
-    check_split,
-    files_by_stem,
-    match,
-    require_root,
-)
+from fcn_jax.data.datasets import directory
 from fcn_jax.data.datasets.files import subfolders
+from fcn_jax.data.labels.label_map import LabelMap
 from fcn_jax.errors import DataError
-from fcn_jax.plugins.api import Classes, Dataset, Source
+from fcn_jax.plugins.api import IGNORE_INDEX, Classes, Dataset, Source
 
 CAMVID_CLASSES = Classes(
     names=(
@@ -32,11 +26,11 @@ CAMVID_CLASSES = Classes(
 )  # fmt: skip
 """The 11 classes, with SegNet's colors."""
 
-_VOID = 11
+_LABELS = LabelMap.of(11, void=(11, IGNORE_INDEX))
 
 
 def _open(root: Path | None, split: str) -> Source:
-    root = require_root(root, "camvid", "train/, trainannot/, val/, valannot/")
+    root = directory.require_root(root, "camvid", "train/, trainannot/, val/, valannot/")
     ends = [name for name in subfolders(root) if name.endswith("annot")]
     splits = [name.removesuffix("annot") for name in ends if name != "annot"]
     if not splits:
@@ -44,19 +38,11 @@ def _open(root: Path | None, split: str) -> Source:
             f"{root}: no trainannot/ or valannot/ here; pass SegNet's CamVid folder, which holds "
             "train/, trainannot/ and so on"
         )
-    check_split(split, splits, root)
-    image_folder, mask_folder = root / split, root / f"{split}annot"
-    images = files_by_stem(image_folder, IMAGE_SUFFIXES)
-    records = match(
-        tuple(images),
-        images,
-        files_by_stem(mask_folder, (".png",)),
-        split=split,
-        where=root,
-        image_folder=image_folder,
-        mask_folder=mask_folder,
-    )
-    return DirectorySource(CAMVID_CLASSES, records, void=(_VOID, 255))
+    directory.check_split(split, splits, root)
+    images = directory.files_by_stem(root / split, directory.IMAGE_SUFFIXES)
+    masks = directory.files_by_stem(root / f"{split}annot", (".png",))
+    records = directory.match(tuple(images), images, masks, split=split, where=root)
+    return directory.DirectorySource(CAMVID_CLASSES, records, _LABELS)
 
 
 CAMVID = Dataset(

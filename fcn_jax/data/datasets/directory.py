@@ -8,23 +8,22 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from fcn_jax.data.datasets.files import files_by_stem
 from fcn_jax.data.datasets.matching import Pairs, match, read_ids
 from fcn_jax.data.datasets.names import IMAGE_SUFFIXES, MASK_SUFFIXES
 from fcn_jax.data.decode import decode_record
-from fcn_jax.data.labels.label_map import Color, LabelMap
+from fcn_jax.data.labels.label_map import LabelMap, as_label_map
 from fcn_jax.data.value_range import Assumed, Range
 from fcn_jax.errors import DataError, did_you_mean
-from fcn_jax.plugins.api import IGNORE_INDEX, Classes, Example, Record
+from fcn_jax.plugins.api import Classes, Example, Record, Source
 
 __all__ = [
     "IMAGE_SUFFIXES",
     "MASK_SUFFIXES",
     "DirectorySource",
-    "Pairs",
     "check_split",
     "files_by_stem",
     "match",
@@ -45,31 +44,27 @@ SPLIT_NAMES = frozenset(name for names in _SPLIT_WORDS.values() for name in name
 
 
 @dataclasses.dataclass(eq=False)
-class DirectorySource:
-    """A split whose images and masks are files; a `fcn_jax.plugins.api.Source`.
+class DirectorySource(Source):
+    """A split whose images and masks `fcn_jax.data.decode.decode_record` reads.
 
     Attributes:
         classes: the classes.
         records: one per image.
-        void: stored mask values that become `IGNORE_INDEX`.
-        palette: RGB color -> label for masks in colors; with None such masks are errors.
-        labels: the labels of the stored values; if given, `void` and `palette` are not used.
+        labels: the labels of the stored values and colors. By default the stored values are the
+            labels, and 255 is `IGNORE_INDEX`.
         notes: assumptions that were made when the split was opened, one line each.
         value_range: for images of more than 8 bits; see `fcn_jax.data.decode.read_image`.
     """
 
     classes: Classes
-    records: tuple[Record, ...]
-    void: tuple[int, ...] = (IGNORE_INDEX,)
-    palette: Mapping[Color, int] | None = None
-    labels: LabelMap = None  # type: ignore[assignment]  # `__post_init__` sets it
+    records: Sequence[Record]
+    labels: LabelMap | None = None
     notes: tuple[str, ...] = ()
     value_range: Range | Assumed | None = None
 
     def __post_init__(self) -> None:
-        """Make `labels` from `void` and `palette` if it was not given; take the records' notes."""
-        if self.labels is None:
-            self.labels = LabelMap.of(len(self.classes), void=self.void, palette=self.palette)
+        """Set the default of `labels`, and take the records' notes."""
+        self.labels = self.labels or as_label_map(len(self.classes))
         if isinstance(self.records, Pairs):
             self.notes = (*self.notes, *self.records.notes)
             self.records = tuple(self.records)
@@ -88,7 +83,8 @@ class DirectorySource:
 
     def decode_resized(self, record: Record, factor: float) -> Example:
         """Decode a record at another size; see `fcn_jax.plugins.api.Source`."""
-        return decode_record(record, self.labels, factor=factor, value_range=self.value_range)
+        labels = self.labels or len(self.classes)
+        return decode_record(record, labels, factor=factor, value_range=self.value_range)
 
 
 def require_root(root: Path | None, name: str, holds: str) -> Path:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from fcn_jax.data.datasets import names
-from fcn_jax.data.datasets.names import IMAGE_SUFFIXES, MASK_SUFFIXES, ending
+from fcn_jax.data.datasets.names import (
+    IMAGE_SUFFIXES,
+    MASK_SUFFIXES,
+    ending,
+    folded,
+    image_of,
+    stem,
+)
 from fcn_jax.errors import DataError
+
+_SYSTEM_FOLDERS = ("__MACOSX", "$RECYCLE.BIN", "lost+found")
 
 
 def is_hidden(name: str) -> bool:
     """Whether it is a file that other programs leave behind: `.DS_Store`, `__MACOSX`, `a~`."""
-    return (
-        name.startswith((".", "~$", "@ea"))
-        or name.endswith("~")
-        or name in ("__MACOSX", "$RECYCLE.BIN", "lost+found")
-    )
+    return name.startswith((".", "~$", "@ea")) or name.endswith("~") or name in _SYSTEM_FOLDERS
 
 
 def entries(folder: Path) -> list[os.DirEntry[str]]:
@@ -76,10 +80,21 @@ def with_images(folder: Path) -> list[str]:
     return [name for name in subfolders(folder) if has_images(folder / name)]
 
 
-def files_by_stem(
-    folder: Path, suffixes: Sequence[str], *, nested: bool = False
-) -> dict[str, Path]:
-    """The files of a folder by name without ending, in order of name, without hidden files.
+class Files(dict[str, Path]):
+    """The files of a folder by name without ending, in order of name.
+
+    Attributes:
+        folder: the folder, which may be missing.
+    """
+
+    def __init__(self, folder: Path, files: Mapping[str, Path] | None = None) -> None:
+        """Take files by name."""
+        super().__init__(files or {})
+        self.folder = folder
+
+
+def files_by_stem(folder: Path, suffixes: Sequence[str], *, nested: bool = False) -> Files:
+    """The files of a folder by name without ending, without hidden files.
 
     Args:
         folder: a folder; a missing one counts as empty.
@@ -90,68 +105,68 @@ def files_by_stem(
     Raises:
         DataError: two files differ only in their ending, or the folder cannot be read.
     """
-    return _files_by_stem(folder, suffixes, nested, frozenset())
-
-
-def _files_by_stem(
-    folder: Path, suffixes: Sequence[str], nested: bool, above: frozenset[Path]
-) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    if not folder.is_dir():
-        return found
-    for entry in entries(folder):
-        path = folder / entry.name
-        if entry.is_dir():
-            here = above | {folder.resolve()} if nested else above
-            # A link may lead back to a folder above it.
-            if nested and path.resolve() not in here:
-                below = _files_by_stem(path, suffixes, nested, here)
-                found |= {f"{entry.name}/{stem}": file for stem, file in below.items()}
-        elif ending(entry.name) in suffixes:
-            if path.stem in found:
-                raise DataError(
-                    f"{folder} holds both {found[path.stem].name} and {path.name}; keep one, "
-                    "images and masks are matched by name"
-                )
-            found[path.stem] = path
+    found = Files(folder)
+    for name, path in _files(folder, nested) if folder.is_dir() else ():
+        if ending(name) not in suffixes:
+            continue
+        key = os.path.splitext(name)[0]
+        if key in found:
+            raise DataError(
+                f"{path.parent} holds both {found[key].name} and {path.name}; keep one, images and "
+                "masks are matched by name"
+            )
+        found[key] = path
     return found
 
 
+def _files(
+    folder: Path, nested: bool, above: frozenset[Path] = frozenset()
+) -> Iterator[tuple[str, Path]]:
+    """The files of a folder, and with `nested` of its subfolders, by name."""
+    here = above | {folder.resolve()}
+    for entry in entries(folder):
+        path = folder / entry.name
+        if not entry.is_dir():
+            yield entry.name, path
+        elif nested and path.resolve() not in here:  # a link may lead back to a folder above it
+            for name, file in _files(path, nested, here):
+                yield f"{entry.name}/{name}", file
+
+
 def mixed_masks(folder: Path) -> list[str]:
-    """The mask files among the images in a folder; see `fcn_jax.data.datasets.names`."""
-    if not folder.is_dir():
-        return []
-    return names.mixed_masks(file_names(folder, IMAGE_SUFFIXES + MASK_SUFFIXES))
+    """The mask files among the images in a folder: `a_mask.png`, or `a.png`, with `a.jpg`."""
+    files = file_names(folder, IMAGE_SUFFIXES + MASK_SUFFIXES) if folder.is_dir() else []
+    stems = {name: folded(stem(name)) for name in files}
+    images = set(stems.values())
+    photos = {key for name, key in stems.items() if ending(name) in (".jpg", ".jpeg")}
+    return [name for name, key in stems.items() if image_of(key) in images] or [
+        name for name, key in stems.items() if ending(name) == ".png" and key in photos
+    ]
 
 
-def contents_of(folder: Path, taken: Mapping[str, Path], *, masks: bool = False) -> str:
+def contents_of(files: Files, *, masks: bool = False) -> str:
     """A phrase on the contents of a folder, for a message.
 
     Args:
-        folder: the folder, which may be missing.
-        taken: the files of it that are images, or masks.
+        files: the files of the folder that are images, or masks.
         masks: whether it should hold masks.
     """
+    folder = files.folder
     if not folder.is_dir():
         return f"there is no folder {folder}"
-    known = {path.name for path in taken.values()}
+    known = {path.name for path in files.values()}
     others = Counter(ending(n) or "no ending" for n in file_names(folder) if n not in known)
     said = []
-    if taken:
-        first = next(iter(taken.values())).name
-        said.append(f"{folder.name}/ holds {len(taken)} such files, as {first}")
+    if files:
+        first = next(iter(files.values())).name
+        said.append(f"{folder.name}/ holds {len(files)} such files, as {first}")
     for found, count in others.most_common(3):
         lossy = masks and found in (".jpg", ".jpeg", ".webp")
         said.append(
             f"{count} {'file ends' if count == 1 else 'files end'} in {found}"
             f"{', which a mask must not be' if lossy else ''}"
         )
-    said += _image_counts(folder)
-    return "; ".join(said[:6]) or f"{folder.name}/ is empty"
-
-
-def _image_counts(folder: Path) -> Iterable[str]:
     for name in subfolders(folder):
-        count = image_count(folder / name)
-        if count:
-            yield f"the subfolder {name}/ holds {count} images"
+        if count := image_count(folder / name):
+            said.append(f"the subfolder {name}/ holds {count} images")
+    return "; ".join(said[:6]) or f"{folder.name}/ is empty"

@@ -26,16 +26,7 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from fcn_jax.data.datasets.directory import (
-    IMAGE_SUFFIXES,
-    MASK_SUFFIXES,
-    DirectorySource,
-    check_split,
-    files_by_stem,
-    match,
-    read_ids,
-    require_root,
-)
+from fcn_jax.data.datasets import directory
 from fcn_jax.data.datasets.files import has_images, image_count, subfolders, with_images
 from fcn_jax.data.datasets.folder_advice import advice_for
 from fcn_jax.data.datasets.split_lists import find_split_lists
@@ -66,14 +57,12 @@ def hash_split(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
         val = {min(hashes, key=hashes.__getitem__)}
     elif len(hashes) > 1 and len(val) == len(hashes):
         val.remove(max(hashes, key=hashes.__getitem__))
-    return {
-        split: tuple(name for name in hashes if (name in val) == (split == "val"))
-        for split in ("train", "val")
-    }
+    train = tuple(name for name in hashes if name not in val)
+    return {"train": train, "val": tuple(name for name in hashes if name in val)}
 
 
 def _open(root: Path | None, split: str) -> Source:
-    root = require_root(root, "folder", "images/, masks/ and classes.txt")
+    root = directory.require_root(root, "folder", "images/, masks/ and classes.txt")
     images, masks = root / "images", root / "masks"
     lacking = [f"{folder.name}/" for folder in (images, masks) if not folder.is_dir()]
     if lacking:
@@ -84,21 +73,23 @@ def _open(root: Path | None, split: str) -> Source:
     lists, notes = find_split_lists(root, split)
     flat = False
     if lists:
-        check_split(split, lists, next(iter(lists.values())).parent)
+        directory.check_split(split, lists, next(iter(lists.values())).parent)
     else:
         splits, said = _split_subfolders(images, masks, split)
         notes += said
         flat = splits is None
         if splits is not None:
-            check_split(split, splits, images)
+            directory.check_split(split, splits, images)
             images, masks = images / split, masks / split
     nested = not flat and image_count(images) == 0
-    nested_masks = not flat and (nested or not has_images(masks, 0, MASK_SUFFIXES))
-    found_images = files_by_stem(images, IMAGE_SUFFIXES, nested=nested or bool(lists))
-    found_masks = files_by_stem(masks, MASK_SUFFIXES, nested=nested_masks)
+    nested_masks = not flat and (nested or not has_images(masks, 0, directory.MASK_SUFFIXES))
+    found_images = directory.files_by_stem(
+        images, directory.IMAGE_SUFFIXES, nested=nested or bool(lists)
+    )
+    found_masks = directory.files_by_stem(masks, directory.MASK_SUFFIXES, nested=nested_masks)
     ids = tuple(found_images)
     if lists:
-        ids = read_ids(lists[split])
+        ids = directory.read_ids(lists[split])
     elif nested and ids:
         folders = list(dict.fromkeys(name.rpartition("/")[0] for name in ids))
         notes.append(
@@ -110,7 +101,7 @@ def _open(root: Path | None, split: str) -> Source:
             notes.append(f"{images}: the images in the subfolders {listing(below)} are not used")
     else:
         parts = hash_split(found_images)
-        check_split(split, parts, root)
+        directory.check_split(split, parts, root)
         ids = parts[split]
         sizes = " and ".join(f"{name} ({len(part)})" for name, part in parts.items())
         notes.append(f"images are divided by a hash of their names into {sizes}")
@@ -118,16 +109,8 @@ def _open(root: Path | None, split: str) -> Source:
     if not lists and lone and any(name in found_masks for name in found_images):
         notes.append(f"{len(lone)} masks in {masks} have no image: {listing(lone)}")
     classes = find_class_list(root, ids=_stored_ids(found_masks))
-    records = match(
-        ids,
-        found_images,
-        found_masks,
-        split=split,
-        where=root,
-        image_folder=images,
-        mask_folder=masks,
-    )
-    return DirectorySource(
+    records = directory.match(ids, found_images, found_masks, split=split, where=root)
+    return directory.DirectorySource(
         classes.classes, records, labels=classes.labels, notes=(*classes.notes, *notes)
     )
 

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from fcn_jax.data.datasets.directory import SPLIT_NAMES
-from fcn_jax.data.datasets.files import (
-    has_images,
-    image_count,
-    mixed_masks,
-    subfolders,
-)
+from fcn_jax.data.datasets.files import has_images, image_count, mixed_masks, subfolders
 from fcn_jax.data.datasets.names import IMAGE_SUFFIXES, MASK_SUFFIXES, ending
 from fcn_jax.data.datasets.voc import find_devkit
 from fcn_jax.errors import DataError, listing
@@ -58,82 +52,71 @@ _OTHER_LABELS = {
 
 def advice_for(root: Path) -> str:
     """The contents of a folder without images/ or masks/, with advice; to end an error message."""
-    folders = subfolders(root)
     count = image_count(root)
-    here = [f"{name}/" for name in folders] + ([f"{count} images"] if count else [])
+    here = [f"{name}/" for name in subfolders(root)] + ([f"{count} images"] if count else [])
     lies = f". Here lie {listing(here)}" if here else ""
     if (root / "trainannot").is_dir():
         return f". {root} looks like CamVid: use the dataset camvid"
     is_voc = find_devkit(root) or any((root / n).is_dir() for n in ("VOCdevkit", "VOC2012"))
     if is_voc and not any((root / name).is_file() for name in _TOOL_LISTS):
-        other = _renames(root, folders)
-        return f". {root} looks like PASCAL VOC: use the dataset voc2012" + (
-            f", or for other classes {other}" if other else ""
-        )
+        other = _renames(root)
+        also = f", or for other classes {other}" if other else ""
+        return f". {root} looks like PASCAL VOC: use the dataset voc2012{also}"
     try:
-        advice = (
-            _moves(root, folders)
-            or _inside(root, folders)
-            or _from_one_folder(root, folders)
-            or _renames(root, folders)
-        )
-        unfit = "" if "masks/" in advice else _other_labels(root, folders)
+        advice = _moves(root) or _inside(root) or _from_one_folder(root) or _renames(root)
+        unfit = "" if "masks/" in advice else _other_labels(root)
     except DataError:  # a folder cannot be read; then there is no advice
         advice = unfit = ""
     return lies + (f": {advice}" if advice else "") + (f". {unfit}" if unfit else "")
 
 
-def _moves(root: Path, folders: Sequence[str]) -> str:
+def _moves(root: Path) -> str:
     """Moves and renames for a folder with both images and masks in folders of their own."""
-    renames = _renames(root, folders)
-    has_masks = (root / "masks").is_dir()
-    complete = all(f"to {kind}/" in renames or (root / kind).is_dir() for kind in _KINDS)
-    return (
-        _move_to_splits(_by_split(root, folders))
-        or _move_to_splits(_by_split_names(root, folders))
-        or (renames if complete or has_masks else "")
-    )
-
-
-def _move_to_splits(found: Iterable[tuple[str, str, str]]) -> str:
-    """Moves of (split, folder of images, folder of masks)."""
     moves = [
         f"{images}/ to images/{split}/ and {masks}/ to masks/{split}/"
-        for split, images, masks in found
+        for split, images, masks in _by_split(root) or _by_split_names(root)
     ]
-    return f"move {', '.join(moves)}" if moves else ""
+    if moves:
+        return f"move {', '.join(moves)}"
+    renames = _renames(root)
+    complete = all(f"to {kind}/" in renames or (root / kind).is_dir() for kind in _KINDS)
+    return renames if complete or (root / "masks").is_dir() else ""
 
 
-def _by_split(root: Path, folders: Sequence[str]) -> Iterable[tuple[str, str, str]]:
-    """Splits whose folder holds images and masks, as in train/images and train/masks."""
-    for name in folders:
+def _by_split(root: Path) -> list[tuple[str, str, str]]:
+    """Splits whose folder holds images and masks, as in train/images and train/masks.
+
+    Returns:
+        The split, the folder of its images, and the folder of its masks.
+    """
+    found = []
+    for name in subfolders(root):
         if name.lower() in SPLIT_NAMES:
-            below = subfolders(root / name)
-            images, masks = (_candidates(root / name, below, kind) for kind in _KINDS)
+            images, masks = (_candidates(root / name, kind) for kind in _KINDS)
             if images and masks:
-                yield name, f"{name}/{images[0]}", f"{name}/{masks[0]}"
+                found.append((name, f"{name}/{images[0]}", f"{name}/{masks[0]}"))
+    return found
 
 
-def _by_split_names(root: Path, folders: Sequence[str]) -> Iterable[tuple[str, str, str]]:
-    """Splits in folders such as train/ and train_labels/."""
+def _by_split_names(root: Path) -> list[tuple[str, str, str]]:
+    """As `_by_split`, for splits in folders such as train/ and train_labels/."""
     found: dict[str, dict[str, str]] = {kind: {} for kind in _KINDS}
-    for name in folders:
+    for name in subfolders(root):
         for kind, pattern in _SPLIT_FOLDERS.items():
             parts = pattern.fullmatch(name.lower())
             split = parts and (parts["split"] or parts["other"])
             if split in SPLIT_NAMES and has_images(root / name, suffixes=_KINDS[kind][1]):
                 found[kind][split] = name
                 break
-    for split, images in found["images"].items():
-        if split in found["masks"]:
-            yield split, images, found["masks"][split]
+    images, masks = found["images"], found["masks"]
+    return [(split, name, masks[split]) for split, name in images.items() if split in masks]
 
 
-def _candidates(folder: Path, names: Sequence[str], kind: str) -> list[str]:
+def _candidates(folder: Path, kind: str) -> list[str]:
     """The subfolders that by name and contents hold images, or masks; the likeliest first."""
     usual, suffixes = _KINDS[kind]
     ranks = {}
-    for name in names:
+    for name in subfolders(folder):
         # The last word of a longer name counts too, as in CameraRGB and CameraSeg.
         words = [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)]
         is_mask = kind == "images" and set(words) & set(_MASK_FOLDERS)
@@ -145,30 +128,26 @@ def _candidates(folder: Path, names: Sequence[str], kind: str) -> list[str]:
     return sorted(found, key=lambda name: ranks[name])
 
 
-def _renames(root: Path, folders: Sequence[str]) -> str:
+def _renames(root: Path) -> str:
     """The folders to rename to images/ and masks/."""
-    found = {
-        kind: _candidates(root, folders, kind) for kind in _KINDS if not (root / kind).is_dir()
-    }
+    found = {kind: _candidates(root, kind) for kind in _KINDS if not (root / kind).is_dir()}
     return " and ".join(f"rename {near[0]}/ to {kind}/" for kind, near in found.items() if near)
 
 
-def _inside(root: Path, folders: Sequence[str]) -> str:
+def _inside(root: Path) -> str:
     """The folder to pass if one of them holds both images and masks."""
-    for name in folders:
-        below = subfolders(root / name)
-        if {"images", "masks"} <= set(below):
-            return f"{root / name} holds both: pass --data {root / name}"
-        moves = _moves(root / name, below)
-        if moves:
-            return f"pass --data {root / name} and in it {moves}"
+    for folder in (root / name for name in subfolders(root)):
+        if {"images", "masks"} <= set(subfolders(folder)):
+            return f"{folder} holds both: pass --data {folder}"
+        if moves := _moves(folder):
+            return f"pass --data {folder} and in it {moves}"
     return ""
 
 
-def _from_one_folder(root: Path, folders: Sequence[str]) -> str:
+def _from_one_folder(root: Path) -> str:
     """Moves for images and masks in one folder."""
     said = []
-    for name in ("", *folders):
+    for name in ("", *subfolders(root)):
         masks = mixed_masks(root / name)
         if masks:
             to = f"{name}/" if name.lower() in SPLIT_NAMES else ""
@@ -180,10 +159,11 @@ def _from_one_folder(root: Path, folders: Sequence[str]) -> str:
     return "; ".join(said[:4])
 
 
-def _other_labels(root: Path, folders: Sequence[str]) -> str:
+def _other_labels(root: Path) -> str:
     """Advice on a folder that is named like one of masks, but holds labels of another kind."""
     if (root / "masks").is_dir():
         return ""
+    folders = subfolders(root)
     splits = [name for name in folders if name.lower() in SPLIT_NAMES]
     below = [f"{name}/{other}" for name in splits for other in subfolders(root / name)]
     for name in [*folders, *below]:

@@ -5,25 +5,23 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from fcn_jax.data.datasets.files import contents_of, mixed_masks
+from fcn_jax.data.datasets.file_index import FileIndex
+from fcn_jax.data.datasets.files import Files, contents_of, mixed_masks
 from fcn_jax.data.datasets.names import (
     NAMED_SUFFIXES,
     Affixes,
     MaskNames,
     base,
     common_prefix,
-    composed,
     ending,
     folded,
-    folders,
     loose,
-    path_parts,
     stem,
-    unquoted,
 )
+from fcn_jax.data.labels.class_list_entries import unquoted
 from fcn_jax.errors import DataError, listing
 from fcn_jax.plugins.api import Record
 from fcn_jax.runtime.text_file import read_text
@@ -55,23 +53,14 @@ def read_ids(path: Path) -> tuple[str, ...]:
         raise DataError(
             f"{path}: cannot read the split file ({error}); it is text with one image name per line"
         ) from error
-    ids = tuple(name for name in map(unquoted, lines) if name)
+    ids = tuple(name for name in map(_field, lines) if name)
     repeated = [name for name in _repeated(ids) if not name.startswith("#")]
     if repeated:
         raise DataError(f"{path}: images listed twice: {listing(repeated)}; list each once")
     return ids
 
 
-def match(
-    ids: Sequence[str],
-    images: Mapping[str, Path],
-    masks: Mapping[str, Path],
-    *,
-    split: str,
-    where: Path,
-    image_folder: Path | None = None,
-    mask_folder: Path | None = None,
-) -> Pairs:
+def match(ids: Sequence[str], images: Files, masks: Files, *, split: str, where: Path) -> Pairs:
     """Pair each image with its mask.
 
     An ID is an image's name as a person would write it: with or without its ending and the folders
@@ -89,8 +78,6 @@ def match(
         masks: files by name.
         split: the name of the split, for messages.
         where: the dataset's folder, to which paths in a line are relative.
-        image_folder: the folder of `images`, for messages.
-        mask_folder: the folder of `masks`, for messages.
 
     Raises:
         DataError: there is no name, an image is named twice, several images have the same mask, or
@@ -101,128 +88,52 @@ def match(
         found.add(line)
     at = f"{where}: split '{split}'"
     if not found.lines:
-        lies = f" ({contents_of(image_folder, images)})" if image_folder else ""
         raise DataError(
-            f"{at} holds no images{lies}; check that the folder is the right one and its files are "
-            "in place"
+            f"{at} holds no images ({contents_of(images)}); check that the folder is the right one "
+            "and its files are in place"
         )
     found.check_flags()
     found.match_affixes()
-    repeated = _repeated(found.names())
+    repeated = _repeated(key for key, _, _ in found.pairs)
     if repeated:
         raise DataError(f"{at}: images listed twice: {listing(repeated)}; list each once")
-    problems = [*found.problems, *found.shared_masks(mask_folder)]
-    for kind, missing, files, folder in (
-        ("image", found.missing_images, images, image_folder),
-        ("mask", found.missing_masks, masks, mask_folder),
-    ):
-        if missing:
-            reason = found.reason(kind, files, folder)
-            mixed = mixed_masks(image_folder) if kind == "mask" and image_folder else []
-            if mixed and image_folder:
-                reason = (
-                    f"masks lie among the images in {image_folder.name}/, as {mixed[0]}: move them "
-                    f"to masks/; {reason}"
-                )
-            problems.append(
-                f"{len(missing)} of {found.lines} {kind}s are missing: {listing(missing)}"
-                f"{reason and f' ({reason})'}"
-            )
+    missing = found.missing_files()
+    problems = [*found.problems, *found.shared_masks(), *missing]
     if problems:
-        missing_any = found.missing_images or found.missing_masks
-        is_missing = missing_any and not found.problems
+        is_missing = missing and not found.problems
         advice = ". Add the files or remove the names from the split" if is_missing else ""
         raise DataError(f"{at}: {'; '.join(problems)}{advice}")
-    pairs = Pairs(found.records())
+    pairs = Pairs(Record(key, image, mask) for key, image, mask in found.pairs if mask)
     pairs.notes = tuple(f"split '{split}': {note}" for note in found.notes)
     return pairs
 
 
-def _repeated(names: Sequence[str]) -> list[str]:
+def _repeated(names: Iterable[str]) -> list[str]:
     return sorted(name for name, times in Counter(names).items() if times > 1)
 
 
-class _Index:
-    """Files by name, found under the spellings that a person would take for the same."""
-
-    def __init__(self, files: Mapping[str, Path]) -> None:
-        self.files = files
-        self.folded = 0
-        self.in_subfolders = 0
-        self._forms: tuple[dict[str, list[str]], ...] = ({}, {})
-        self._bases: dict[str, list[str]] = {}
-        for key in files:
-            for known, form in zip(self._forms, (composed, folded), strict=True):
-                known.setdefault(form(key), []).append(key)
-            if "/" in key:
-                self._bases.setdefault(folded(base(key)), []).append(key)
-
-    def find(self, name: str) -> str | None:
-        """The key of a name: as it is, in another Unicode form, or in another case.
-
-        None if there is none or more than one.
-        """
-        if name in self.files:
-            return name
-        for known, form in zip(self._forms, (composed, folded), strict=True):
-            keys = known.get(form(name), [])
-            if len(keys) == 1:
-                self.folded += composed(keys[0]) != composed(name)
-                return keys[0]
-            if keys:
-                return None
-        return None
-
-    def find_path(self, text: str) -> str | None:
-        """The key of a name with or without ending and folders."""
-        parts = path_parts(text)
-        for start in range(len(parts)):
-            tail = "/".join(parts[start:])
-            for name in (tail, stem(tail)):
-                key = self.find(name)
-                if key is not None:
-                    return key
-        below = self.below(text)
-        if len(below) != 1:
-            return None
-        self.in_subfolders += 1
-        return below[0]
-
-    def below(self, text: str) -> list[str]:
-        """The keys of files in subfolders that have a name without those folders."""
-        *above, last = path_parts(text) or [""]
-        named = {folder for folder in above if folder.lower() not in ("images", "masks")}
-        keys = [key for name in (last, stem(last)) for key in self._bases.get(folded(name), [])]
-        return [key for key in dict.fromkeys(keys) if named <= set(folders(key))]
+def _field(text: str) -> str:
+    """A field of a list without a trailing comma and quotes around it."""
+    return unquoted(text.strip().rstrip(",;"))
 
 
 class _Matching:
-    """The pairs that are found, and the missing files."""
+    """The pairs that are found (the mask is None if it is missing), and the problems."""
 
-    def __init__(self, images: Mapping[str, Path], masks: Mapping[str, Path], where: Path) -> None:
+    def __init__(self, images: Files, masks: Files, where: Path) -> None:
         self.lines = 0
+        self.pairs: list[tuple[str, Path, Path | None]] = []
         self.problems: list[str] = []
         self.notes: list[str] = []
-        self.missing_images: list[str] = []
-        self.missing_masks: list[str] = []
-        self._images, self._masks, self._where = _Index(images), _Index(masks), where
-        self._pairs: list[tuple[str, Path, Path | None]] = []
-        self._flags: Counter[str] = Counter()
-        self._own_flags: Counter[str] = Counter()  # numbers that are the image's own name
+        self._images = FileIndex("image", images, where)
+        self._masks = FileIndex("mask", masks, where)
+        self._flags: set[str] = set()
+        self._own_flags: set[str] = set()  # numbers that are the image's own name
         self._named = False  # whether a line names a mask that is missing
-        self._known = {path: key for key, path in images.items()}
-
-    def names(self) -> list[str]:
-        """The names of the images, in order."""
-        return [key for key, _, _ in self._pairs]
-
-    def records(self) -> Iterator[Record]:
-        """The pairs."""
-        return (Record(key, path, mask) for key, path, mask in self._pairs if mask is not None)
 
     def add(self, line: str) -> None:
         """Add one line of a list."""
-        image = self._image(line)
+        image = self._images.locate(line)
         if image is not None and not self._has_columns(line):
             self._add(*image)
         elif line.startswith("#"):
@@ -232,9 +143,9 @@ class _Matching:
             if not self.lines and all(_HEADER.fullmatch(word) for word in words):
                 self.notes.append(f"the list's first line, '{line}', is a header")
                 return
-            self.missing_images.append(line)
+            self._images.missing.append(line)
             if self._masks.find_path(line) is None:
-                self.missing_masks.append(line)
+                self._masks.missing.append(line)
         self.lines += 1
 
     def _add(self, key: str, path: Path, mask: Path | None = None) -> None:
@@ -243,9 +154,9 @@ class _Matching:
             # A mask with the exact name of another image is that image's.
             if mask_key is not None and (mask_key == key or mask_key not in self._images.files):
                 mask = self._masks.files[mask_key]
-        self._pairs.append((key, path, mask))
+        self.pairs.append((key, path, mask))
         if mask is None:
-            self.missing_masks.append(key)
+            self._masks.missing.append(key)
 
     def _has_columns(self, line: str) -> bool:
         """Whether a line holds an image's name and another path.
@@ -253,33 +164,33 @@ class _Matching:
         Otherwise it may be one path whose folder has a space in its name.
         """
         above = line.replace("\\", "/").rpartition("/")[0]
-        if line in self._images.files or self._file(line) is not None:
+        if line in self._images.files or self._images.path(line) is not None:
             return False
-        starts = (unquoted(above[: gap.start()]) for gap in _GAP.finditer(above))
-        return any(self._image(start) is not None for start in starts)
+        starts = (_field(above[: gap.start()]) for gap in _GAP.finditer(above))
+        return any(self._images.locate(start) is not None for start in starts)
 
     def _add_columns(self, line: str) -> bool:
         """Add a line with more than an image's name; False if it cannot be read."""
         readings: set[tuple[str, Path, Path | None]] = set()
         for gap in _GAP.finditer(line):
-            left, right = unquoted(line[: gap.start()]), unquoted(line[gap.end() :])
-            image = self._image(left)
+            left, right = _field(line[: gap.start()]), _field(line[gap.end() :])
+            image = self._images.locate(left)
             if image is None or not right:
                 continue
             if re.fullmatch(r"[-+]?\d+", right):
                 # A number is a flag, as in VOC's lists, even if a mask has that number as its name.
                 own = right in (left, base(image[0]), image[1].stem)
-                (self._own_flags if own else self._flags)[right] += 1
+                (self._own_flags if own else self._flags).add(right)
                 readings.add((*image, None))
                 continue
-            mask = self._mask(right)
+            mask = self._masks.locate(right)
             if mask is not None:
-                readings.add((*image, mask))
+                readings.add((*image, mask[1]))
             elif (ending(right) in NAMED_SUFFIXES or "/" in right) and not re.search(
                 r"[,;\s]", right
             ):
-                self._pairs.append((*image, None))
-                self.missing_masks.append(right)
+                self.pairs.append((*image, None))
+                self._masks.missing.append(right)
                 self._named = True
                 return True
         if len(readings) != 1:
@@ -287,51 +198,25 @@ class _Matching:
         self._add(*readings.pop())
         return True
 
-    def _image(self, text: str) -> tuple[str, Path] | None:
-        """Name and file of an image. A path that leads to a file names that file."""
-        if text in self._images.files:
-            return text, self._images.files[text]
-        path = self._file(text)
-        if path is not None:
-            return self._known.get(path, path.stem), path
-        key = self._images.find_path(text)
-        return None if key is None else (key, self._images.files[key])
-
-    def _mask(self, text: str) -> Path | None:
-        path = self._file(text)
-        key = self._masks.find_path(text) if path is None else None
-        return path if key is None else self._masks.files[key]
-
-    def _file(self, text: str) -> Path | None:
-        """The image file to which a path in a list leads, relative to the dataset's folder."""
-        plain = text.replace("\\", "/")
-        if "/" not in plain or ending(plain) not in NAMED_SUFFIXES:
-            return None
-        relative, absolute = self._where / "/".join(path_parts(plain)), Path(plain)
-        if relative.is_file():
-            return relative
-        return absolute if absolute.is_absolute() and absolute.is_file() else None
-
     def check_flags(self) -> None:
         """Add notes and problems on numbers after the names, and on names in another spelling."""
-        if self._flags:
-            self._flags += self._own_flags
-            other = sorted(set(self._flags) - {"-1", "0", "1"})
-            if set(self._flags) == {"1"}:
-                self.notes.append("the list's second column, 1 on every line, is not used")
-            elif other:
-                self.problems.append(
-                    f"lines end in the numbers {listing(other)}, which name no mask; write a mask "
-                    f"with its ending, such as {other[0]}.png, or keep only the images' names"
-                )
-            else:
-                self.problems.append(
-                    f"lines end in the flags {listing(sorted(self._flags))}, as VOC's lists of one "
-                    "class do, which are not splits; keep only the names"
-                )
-        spelled = self._images.folded + self._masks.folded
-        if spelled:
-            self.notes.append(f"{spelled} names match only in other upper and lower case")
+        flags = sorted(self._flags | self._own_flags) if self._flags else []
+        other = [flag for flag in flags if flag not in ("-1", "0", "1")]
+        if flags == ["1"]:
+            self.notes.append("the list's second column, 1 on every line, is not used")
+        elif other:
+            self.problems.append(
+                f"lines end in the numbers {listing(other)}, which name no mask; write a mask with "
+                f"its ending, such as {other[0]}.png, or keep only the images' names"
+            )
+        elif flags:
+            self.problems.append(
+                f"lines end in the flags {listing(flags)}, as VOC's lists of one class do, which "
+                "are not splits; keep only the names"
+            )
+        recased = self._images.recased + self._masks.recased
+        if recased:
+            self.notes.append(f"{recased} names match only in other upper and lower case")
         if self._images.in_subfolders:
             self.notes.append(
                 f"{self._images.in_subfolders} names are those of images in subfolders, without "
@@ -340,10 +225,10 @@ class _Matching:
 
     def match_affixes(self) -> None:
         """If no image has a mask of its name, find one rule that gives every image a mask."""
-        found_some = any(mask is not None for _, _, mask in self._pairs)
-        if not self._pairs or self.missing_images or self._named or found_some:
+        found_some = any(mask is not None for _, _, mask in self.pairs)
+        if not self.pairs or self._images.missing or self._named or found_some:
             return
-        names = self.names()
+        names = [key for key, _, _ in self.pairs]
         for form in (folded, loose):
             masks = MaskNames(self._masks.files, form)
             whole: dict[tuple[str, ...], str] = {}
@@ -355,20 +240,18 @@ class _Matching:
                     whole.setdefault(keys, said or "are the same, in other folders")
             if not whole:
                 continue
-            self.missing_masks.clear()
+            self._masks.missing.clear()
             if len(whole) == 1:
                 ((found, said),) = whole.items()
-                self._pairs = [
+                self.pairs = [
                     (key, path, self._masks.files[mask])
-                    for (key, path, _), mask in zip(self._pairs, found, strict=True)
+                    for (key, path, _), mask in zip(self.pairs, found, strict=True)
                 ]
                 self.notes.append(f"masks are matched by names that {said}")
             else:
-                kinds = sorted(set(whole.values()))
-                more = f" and {len(kinds) - 4} more" if len(kinds) > 4 else ""
+                kinds = listing(sorted(set(whole.values())), 4, " or ")
                 self.problems.append(
-                    f"each image has several masks, with names that {' or '.join(kinds[:4])}{more};"
-                    " keep one kind"
+                    f"each image has several masks, with names that {kinds}; keep one kind"
                 )
             return
 
@@ -376,39 +259,48 @@ class _Matching:
         self, names: Sequence[str], rule: Affixes, masks: MaskNames
     ) -> tuple[str, ...] | None:
         """The masks of images by a rule; None unless each has a mask that no other image has."""
-        found = [key for name in names if (key := masks.find(name, rule)) is not None]
-        if len(found) < len(names):
-            return None
-        everywhere = [masks.find(name, rule) for name in self._images.files]
-        taken = Counter(everywhere)
-        if any(taken[key] > 1 for key in found) or len(set(found)) < len(found):
-            return None
+        keys = {name: masks.find(name, rule) for name in (*self._images.files, *names)}
+        users = Counter(keys.values())
+        found = tuple(key for name in names if (key := keys[name]) is not None and users[key] == 1)
         # If there are enough masks, a missing one shows that the rule pairs the others wrongly.
-        if None in everywhere and len(self._masks.files) >= len(everywhere):
-            return None
-        return tuple(found)
+        is_wrong = None in users and len(self._masks.files) >= len(keys)
+        return found if len(found) == len(names) and not is_wrong else None
 
-    def reason(self, kind: str, files: Mapping[str, Path], folder: Path | None) -> str:
-        """Why files may be missing, and which files there are instead."""
-        is_mask = kind == "mask"
-        said = self._other_names(files) if is_mask else []
-        missing = self.missing_masks if is_mask else self.missing_images
-        spellings = Counter(map(folded, files))
-        unclear = [name for name in missing if spellings[folded(stem(name))] > 1]
+    def missing_files(self) -> list[str]:
+        """Problems with missing images and masks, with the files that there are instead."""
+        return [
+            f"{len(index.missing)} of {self.lines} {index.kind}s are missing: "
+            f"{listing(index.missing)} ({self._reason(index)})"
+            for index in (self._images, self._masks)
+            if index.missing
+        ]
+
+    def _reason(self, index: FileIndex) -> str:
+        is_mask, said = index is self._masks, []
+        if is_mask:
+            images = self._images.files.folder
+            if mixed := mixed_masks(images):
+                said.append(
+                    f"masks lie among the images in {images.name}/, as {mixed[0]}: move them to "
+                    "masks/"
+                )
+            said += self._other_names()
+        unclear = [name for name in index.missing if len(index.spellings(stem(name))) > 1]
         if unclear:
             said.append(f"names that differ in case only are not clear: {listing(unclear, 3)}")
-        index = self._masks if is_mask else self._images
-        below = [(name, index.below(name)) for name in missing]
-        several = [f"{name} is one of {listing(keys, 4)}" for name, keys in below if len(keys) > 1]
+        several = [
+            f"{name} is one of {listing(keys, 4)}"
+            for name in index.missing
+            if len(keys := index.below(name)) > 1
+        ]
         if several:
             said.append(f"write the folder too: {', '.join(several[:3])}")
-        if folder is not None:
-            said.append(contents_of(folder, files, masks=is_mask))
-        return "; ".join(said[:4])
+        return "; ".join([*said, contents_of(index.files, masks=is_mask)][:5])
 
-    def _other_names(self, files: Mapping[str, Path]) -> list[str]:
+    def _other_names(self) -> list[str]:
         """Phrases on masks whose names differ from their images'."""
-        names = [key for key, _, mask in self._pairs if mask is None]
+        names = [key for key, _, mask in self.pairs if mask is None]
+        files = self._masks.files
         masks = MaskNames(files, folded)
         said = []
         for rule in masks.rules(names)[:20]:
@@ -426,21 +318,21 @@ class _Matching:
                 said.append(f"masks {mask} where images {image}")
         return said
 
-    def shared_masks(self, folder: Path | None) -> list[str]:
+    def shared_masks(self) -> list[str]:
         """Problems with masks that several images have, or that are images themselves."""
-        users: dict[Path, list[str]] = {}
+        users: dict[str, list[str]] = {}
         own = []
-        for key, image, mask in self._pairs:
+        for key, image, mask in self.pairs:
             if mask is not None:
-                users.setdefault(Path(os.path.normpath(mask)), []).append(key)
+                users.setdefault(os.path.normpath(mask), []).append(key)
                 if os.path.normpath(mask) == os.path.normpath(image):
                     own.append(key)
+        inside = f"{os.path.normpath(self._masks.files.folder)}{os.sep}"
         shared = [(mask, keys) for mask, keys in users.items() if len(keys) > 1]
-        said = []
-        for mask, keys in shared[:4]:
-            inside = folder and mask.is_relative_to(folder)
-            name = mask.relative_to(folder).as_posix() if folder and inside else mask.name
-            said.append(f"mask {name} is given to {len(keys)} images: {listing(keys)}")
+        said = [
+            f"mask {mask.removeprefix(inside)} is given to {len(keys)} images: {listing(keys)}"
+            for mask, keys in shared[:4]
+        ]
         if len(shared) > 4:
             said.append(f"{len(shared) - 4} more masks are given to several images")
         if own:

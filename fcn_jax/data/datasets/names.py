@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 """File name endings of images, in lower case."""
@@ -72,24 +72,10 @@ def path_parts(text: str) -> list[str]:
     return [part for part in text.replace("\\", "/").split("/") if part not in ("", ".")]
 
 
-def unquoted(text: str) -> str:
-    """A field of a list without spaces, a trailing comma, and quotes around it."""
-    text = text.strip().rstrip(",;").strip()
-    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
-        return text[1:-1].strip()
-    return text
-
-
-def mixed_masks(names: Sequence[str]) -> list[str]:
-    """The masks among file names: `a_mask.png` with `a.jpg`, or `a.png` with `a.jpg`."""
-    stems = {folded(stem(name)) for name in names}
-    found = []
-    for name in names:
-        match = _MASK_OF.fullmatch(folded(stem(name)))
-        if match and (match["stem"] or match["other"]) in stems:
-            found.append(name)
-    photos = {folded(stem(name)) for name in names if ending(name) in (".jpg", ".jpeg")}
-    return found or [n for n in names if ending(n) == ".png" and folded(stem(n)) in photos]
+def image_of(mask: str) -> str | None:
+    """The folded name of the image of `a_mask` or `mask_a`; None if it is not such a name."""
+    match = _MASK_OF.fullmatch(mask)
+    return match and (match["stem"] or match["other"])
 
 
 def common_prefix(names: Iterable[str]) -> str:
@@ -98,8 +84,7 @@ def common_prefix(names: Iterable[str]) -> str:
     return prefix.rstrip("0123456789")
 
 
-@dataclasses.dataclass(frozen=True, order=True)
-class Affixes:
+class Affixes(NamedTuple):
     """A rule for masks' names: cut a prefix and a suffix off the image's name, and add others."""
 
     cut_prefix: str = ""
@@ -128,7 +113,7 @@ class Affixes:
             mask[: len(self.prefix)],
             mask[len(mask) - len(self.suffix) :],
         )
-        if Affixes(*(part.casefold() for part in dataclasses.astuple(written))) != self:
+        if Affixes(*map(str.casefold, written)) != self:
             written = self
         said = []
         for verb, cut, added in (

@@ -19,15 +19,10 @@ from fcn_jax.plugins.api import IGNORE_INDEX, Classes
 SHAPES_CLASSES = Classes(
     names=("background", "disc", "square", "triangle", "star", "ring", "cross"),
     palette=(
-        (0, 0, 0),
-        (230, 60, 60),
-        (60, 120, 230),
-        (70, 190, 80),
-        (240, 190, 40),
-        (170, 80, 210),
+        (0, 0, 0), (230, 60, 60), (60, 120, 230), (70, 190, 80), (240, 190, 40), (170, 80, 210),
         (40, 190, 190),
     ),
-)
+)  # fmt: skip
 """Background and the six shapes."""
 
 EXTENT = (32, 128)
@@ -85,27 +80,21 @@ def _outline(
     center = np.array([rng.uniform(0.12, 0.88) * width, rng.uniform(0.12, 0.88) * height])
     turn = rng.uniform(0, 2 * math.pi)
     cover = np.zeros(size, np.uint8)
-    rings = [_OUTLINES[label](rng)]
-    if SHAPES_CLASSES.names[label] == "ring":
+    shape = SHAPES_CLASSES.names[label]
+    rings = [_corners(rng, shape)]
+    if shape == "ring":
         rings.append(rings[0] * rng.uniform(0.45, 0.6))
     rotation = np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
     # The outer and inner ring, filled together, leave a hole (OpenCV's even-odd rule).
-    cv2.fillPoly(
-        cover,
-        [_fixed_point(ring @ rotation * radius + center) for ring in rings],
-        255,
-        cv2.LINE_AA,
-        _SUBPIXEL_BITS,
-    )
+    outline = [_fixed_point(ring @ rotation * radius + center) for ring in rings]
+    cv2.fillPoly(cover, outline, 255, cv2.LINE_AA, _SUBPIXEL_BITS)
     pole = np.zeros(size, np.uint8)
     if rng.random() < 1 / 3:
         direction = rng.uniform(0, 2 * math.pi)
         along = np.array([math.cos(direction), math.sin(direction)])
         inside = 0.8 if len(rings) > 1 else 0.2
-        start, end = (
-            center + along * radius * inside,
-            center + along * (radius + rng.uniform(18, 45)),
-        )
+        start = center + along * radius * inside
+        end = center + along * (radius + rng.uniform(18, 45))
         half = np.array([-along[1], along[0]]) * rng.uniform(2.5, 4)
         corners = np.stack([start + half, end + half, end - half, start - half])
         cv2.fillPoly(pole, [_fixed_point(corners)], 255, cv2.LINE_AA, _SUBPIXEL_BITS)
@@ -117,46 +106,22 @@ def _regular(count: int, start: float = 0.0) -> np.ndarray:
     return np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
 
-def _stretch(points: np.ndarray, aspect: float) -> np.ndarray:
-    return np.asarray(points * np.array([1.0, aspect]))
-
-
-def _square(rng: np.random.Generator) -> np.ndarray:
-    aspect = rng.uniform(0.5, 1.0)
-    return _stretch(_regular(4, math.pi / 4), aspect)
-
-
-def _star(rng: np.random.Generator) -> np.ndarray:
-    points = _regular(10)
-    points[1::2] *= rng.uniform(0.4, 0.5)
-    return points
-
-
-def _cross(rng: np.random.Generator) -> np.ndarray:
-    arm = rng.uniform(0.24, 0.34)
-    quarter = np.array([[0.95, -arm], [0.95, arm], [arm, arm]])
-    turn = np.array([[0.0, 1.0], [-1.0, 0.0]])
-    return np.concatenate([quarter @ np.linalg.matrix_power(turn, i) for i in range(4)])
-
-
-def _disc(rng: np.random.Generator) -> np.ndarray:
-    return _stretch(_regular(48), rng.uniform(0.7, 1.0))
-
-
-def _triangle(rng: np.random.Generator) -> np.ndarray:
-    return _stretch(_regular(3), rng.uniform(0.75, 1.0))
-
-
-_OUTLINES: tuple[Callable[[np.random.Generator], np.ndarray], ...] = (
-    _disc,
-    _disc,
-    _square,
-    _triangle,
-    _star,
-    _disc,
-    _cross,
-)
-"""By label: rng -> f64[N,2] corners in a circle of radius 1. A ring is a disc minus another."""
+def _corners(rng: np.random.Generator, shape: str) -> np.ndarray:
+    """f64[N,2], the corners of a shape in a circle of radius 1. A ring is a disc minus another."""
+    if shape == "cross":
+        arm = rng.uniform(0.24, 0.34)
+        quarter = np.array([[0.95, -arm], [0.95, arm], [arm, arm]])
+        turn = np.array([[0.0, 1.0], [-1.0, 0.0]])
+        return np.concatenate([quarter @ np.linalg.matrix_power(turn, i) for i in range(4)])
+    if shape == "star":
+        points = _regular(10)
+        points[1::2] *= rng.uniform(0.4, 0.5)
+        return points
+    # The number of corners, the angle of the first one, and the smallest aspect ratio.
+    ellipse = (48, 0.0, 0.7)
+    shapes = {"square": (4, math.pi / 4, 0.5), "triangle": (3, 0.0, 0.75)}
+    count, start, aspect = shapes.get(shape, ellipse)
+    return np.asarray(_regular(count, start) * np.array([1.0, rng.uniform(aspect, 1.0)]))
 
 
 def _fixed_point(points: np.ndarray) -> np.ndarray:
@@ -167,11 +132,9 @@ def _paint(rng: np.random.Generator, label: int, size: tuple[int, int]) -> np.nd
     """f32[H,W,3] colors of an object, over its bounding box."""
     usual = label if rng.random() < _USUAL else int(rng.integers(1, len(SHAPES_CLASSES)))
     light = _color(_HUES[usual] + rng.normal(0, 5), rng.uniform(110, 230), rng.uniform(170, 250))
-    dark = (
-        light * rng.uniform(0.35, 0.65)
-        if rng.random() < 0.7
-        else np.float32(255) - light * np.float32(0.3)
-    )
+    dark = np.float32(255) - light * np.float32(0.3)
+    if rng.random() < 0.7:
+        dark = light * rng.uniform(0.35, 0.65)
     usual = label if rng.random() < _USUAL else int(rng.integers(1, len(SHAPES_CLASSES)))
     weight = _texture(rng, usual, size)[..., None]
     return np.asarray(light * weight + dark * (1 - weight), np.float32)
@@ -209,16 +172,9 @@ def _background(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
         bends = np.cumsum(
             np.vstack([start, rng.normal(0, 14, (int(rng.integers(1, 4)), 2))]), axis=0
         )
-        thickness = int(rng.integers(1, 5))
-        cv2.polylines(
-            canvas,
-            [_fixed_point(bends)],
-            False,
-            np.rint(color).tolist(),
-            thickness,
-            cv2.LINE_AA,
-            _SUBPIXEL_BITS,
-        )
+        points, thickness = [_fixed_point(bends)], int(rng.integers(1, 5))
+        rounded = np.rint(color).tolist()
+        cv2.polylines(canvas, points, False, rounded, thickness, cv2.LINE_AA, _SUBPIXEL_BITS)
     return canvas.astype(np.float32)
 
 
@@ -240,18 +196,11 @@ def _light(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
 
 def _color(hue: float, saturation: float, value: float) -> np.ndarray:
     """f32[3] RGB, 0 to 255, of an HSV color: hue 0 to 180 (periodic), the others 0 to 255."""
-    sector = (hue % 180) / 30
     chroma = value * saturation / 255
-    middle = chroma * (1 - abs(sector % 2 - 1))
-    rgb = [
-        (chroma, middle, 0),
-        (middle, chroma, 0),
-        (0, chroma, middle),
-        (0, middle, chroma),
-        (middle, 0, chroma),
-        (chroma, 0, middle),
-    ]
-    return np.array(rgb[int(sector) % 6], np.float32) + np.float32(value - chroma)
+    # The distance of the hue from each channel's own, as in the usual formula for HSV.
+    turn = (np.array([5.0, 3.0, 1.0]) + (hue % 180) / 30) % 6
+    share = 1 - np.clip(np.minimum(turn, 4 - turn), 0, 1)
+    return np.asarray(chroma * share, np.float32) + np.float32(value - chroma)
 
 
 def _blend(canvas: np.ndarray, colors: np.ndarray, cover: np.ndarray) -> np.ndarray:

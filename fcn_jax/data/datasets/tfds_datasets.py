@@ -10,57 +10,35 @@ result is kept and both continue. A split can be written in TFDS's way: `train`,
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fcn_jax.data.datasets.shapes import SHAPES_CLASSES
-from fcn_jax.data.datasets.voc import VOC_CLASSES
-from fcn_jax.data.decode import decode_record
-from fcn_jax.data.labels.label_map import LabelMap, plain_labels
+from fcn_jax.data.datasets.directory import DirectorySource
 from fcn_jax.errors import DataError, did_you_mean
-from fcn_jax.plugins.api import Classes, Dataset, Example, Record, Source
+from fcn_jax.plugins.api import Dataset, Record, Source
 from fcn_jax.runtime import cache
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
 
-@dataclasses.dataclass(eq=False)
-class TfdsSource:
-    """A split that TFDS has prepared; a `fcn_jax.plugins.api.Source`.
+class TfdsRecords(Sequence[Record]):
+    """The records of a split that TFDS has prepared."""
 
-    Attributes:
-        classes: the classes.
-        records: TFDS's data source of encoded examples: {"id", "image", "mask"}, bytes each.
-    """
-
-    classes: Classes
-    records: Sequence[dict[str, bytes]]
+    def __init__(self, stored: Sequence[dict[str, bytes]]) -> None:
+        """Take TFDS's data source of encoded examples: {"id", "image", "mask"}, bytes each."""
+        self._stored = stored
 
     def __len__(self) -> int:
         """Number of images."""
-        return len(self.records)
+        return len(self._stored)
 
-    def __getitem__(self, index: int) -> Record:
+    def __getitem__(self, index: Any) -> Any:
         """The record at `index`, 0 <= index < len."""
-        record = self.records[index]
-        return Record(record["id"].decode(), record["image"], record["mask"])
-
-    @property
-    def labels(self) -> LabelMap:
-        """The map of the stored values, which are the labels."""
-        return plain_labels(len(self.classes))
-
-    def decode(self, record: Record) -> Example:
-        """Decode a record. Raises `DataError`; see `fcn_jax.data.decode.decode_record`."""
-        return self.decode_resized(record, 1.0)
-
-    def decode_resized(self, record: Record, factor: float) -> Example:
-        """Decode a record at another size; see `fcn_jax.plugins.api.Source`."""
-        return decode_record(record, self.labels, factor=factor)
+        stored = self._stored[index]
+        return Record(stored["id"].decode(), stored["image"], stored["mask"])
 
 
 def prepare(
@@ -87,8 +65,13 @@ def prepare(
         if not builder.data_path.exists():
             config = tfds.download.DownloadConfig(manual_dir=manual, try_download_gcs=False)
             # TFDS prints its progress to stdout, which is for results.
-            with contextlib.redirect_stdout(sys.stderr):
-                _prepare_or_let(builder, config)
+            try:
+                with contextlib.redirect_stdout(sys.stderr):
+                    builder.download_and_prepare(download_config=config)
+            except OSError:
+                # Renaming fails if another process finished first; its data are the same.
+                if not builder.data_path.exists():
+                    raise
             # The builder that prepared the dataset keeps paths to its temporary folder.
             builder = builder_class(data_dir=folder)
     except OSError as error:
@@ -100,31 +83,15 @@ def prepare(
     return builder
 
 
-def _prepare_or_let(
-    builder: tfds.core.DatasetBuilder, config: tfds.download.DownloadConfig
-) -> None:
-    try:
-        builder.download_and_prepare(download_config=config)
-    except OSError:
-        # Renaming fails if another process finished first; its data are the same.
-        if not builder.data_path.exists():
-            raise
-
-
-def _open(
-    builder_class: type[tfds.core.DatasetBuilder], classes: Classes, root: Path | None, split: str
-) -> Source:
+def _open(builder_class: Any, root: Path | None, split: str) -> Source:
     import tensorflow_datasets as tfds
 
     if root is not None and root.exists() and not root.is_dir():
         raise DataError(
             f"--data {root} is not a folder; pass the folder in which to prepare the dataset"
         )
-    builder = prepare(
-        builder_class,
-        root or cache.folder() / "tfds",
-        manual=root if root is not None and root.is_dir() else None,
-    )
+    manual = root if root is not None and root.is_dir() else None
+    builder = prepare(builder_class, root or cache.folder() / "tfds", manual)
     skip = tfds.decode.SkipDecoding()
     try:
         records: Any = builder.as_data_source(split, decoders={"image": skip, "mask": skip})
@@ -138,19 +105,19 @@ def _open(
             f"{builder.data_path}: split '{split}' holds no images; delete the folder to prepare "
             "it again, or widen the split"
         )
-    return TfdsSource(classes, records)
+    return DirectorySource(builder_class.CLASSES, TfdsRecords(records))
 
 
 def _open_shapes(root: Path | None, split: str) -> Source:
     from fcn_jax.data.datasets.tfds_builders import Shapes
 
-    return _open(Shapes, SHAPES_CLASSES, root, split)
+    return _open(Shapes, root, split)
 
 
 def _open_voc(root: Path | None, split: str) -> Source:
     from fcn_jax.data.datasets.tfds_builders import Voc2012Segmentation
 
-    return _open(Voc2012Segmentation, VOC_CLASSES, root, split)
+    return _open(Voc2012Segmentation, root, split)
 
 
 SHAPES = Dataset(

@@ -7,15 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fcn_jax.data.datasets.directory import (
-    DirectorySource,
-    check_split,
-    files_by_stem,
-    match,
-    read_ids,
-    require_root,
-)
+from fcn_jax.data.datasets import directory
 from fcn_jax.data.datasets.files import is_hidden
+from fcn_jax.data.labels.label_map import LabelMap
 from fcn_jax.data.labels.palette import VOC_BORDER, voc_palette
 from fcn_jax.errors import DataError
 from fcn_jax.plugins.api import IGNORE_INDEX, Classes, Dataset, Source
@@ -30,7 +24,8 @@ VOC_CLASSES = Classes(
 )  # fmt: skip
 """Background and the 20 classes of PASCAL VOC, with the devkit's colors."""
 
-_LABELS = {color: label for label, color in enumerate(VOC_CLASSES.palette)}
+_COLORS = {color: label for label, color in enumerate(VOC_CLASSES.palette)}
+_LABELS = LabelMap.of(21, palette=_COLORS | {VOC_BORDER: IGNORE_INDEX})
 
 
 def find_devkit(root: Path) -> Path | None:
@@ -44,7 +39,7 @@ def _lists_of(devkit: Path) -> Path:
 
 
 def _open(root: Path | None, split: str) -> Source:
-    root = require_root(root, "voc2012", "VOCdevkit/VOC2012")
+    root = directory.require_root(root, "voc2012", "VOCdevkit/VOC2012")
     devkit = find_devkit(root)
     if devkit is None:
         raise DataError(
@@ -52,18 +47,13 @@ def _open(root: Path | None, split: str) -> Source:
             "VOCtrainval_11-May-2012.tar was extracted"
         )
     lists = {p.stem: p for p in sorted(_lists_of(devkit).glob("*.txt")) if not is_hidden(p.name)}
-    check_split(split, lists, devkit)
-    image_folder, mask_folder = devkit / "JPEGImages", devkit / "SegmentationClass"
-    records = match(
-        read_ids(lists[split]),
-        files_by_stem(image_folder, (".jpg", ".jpeg")),
-        files_by_stem(mask_folder, (".png",)),
-        split=split,
-        where=devkit,
-        image_folder=image_folder,
-        mask_folder=mask_folder,
+    directory.check_split(split, lists, devkit)
+    images = directory.files_by_stem(devkit / "JPEGImages", (".jpg", ".jpeg"))
+    masks = directory.files_by_stem(devkit / "SegmentationClass", (".png",))
+    records = directory.match(
+        directory.read_ids(lists[split]), images, masks, split=split, where=devkit
     )
-    return DirectorySource(VOC_CLASSES, records, palette=_LABELS | {VOC_BORDER: IGNORE_INDEX})
+    return directory.DirectorySource(VOC_CLASSES, records, _LABELS)
 
 
 VOC2012 = Dataset(

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from fcn_jax.data.images import jpeg, orientation, png, tiff
-from fcn_jax.data.images.limits import PILLOW_ERRORS, check_size
+from fcn_jax.data.images.limits import PILLOW_ERRORS, check_size, damaged
 from fcn_jax.data.images.tiff_samples import samples
 from fcn_jax.errors import DamagedError, DataError
 
@@ -130,9 +130,7 @@ def open_by_pillow(data: bytes, name: str) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise DataError(f"{name}: the image is too large ({error})") from error
     except PILLOW_ERRORS as error:
-        raise DamagedError(
-            f"{name}: the image is damaged ({error}); copy or download the file again"
-        ) from error
+        raise damaged("image", name, error) from error
     return opened
 
 
@@ -182,25 +180,13 @@ def _by_pillow(data: bytes, name: str) -> tuple[np.ndarray | Wide, int]:
 
 
 def _of_tiff(tags: tiff.Tiff, data: bytes) -> np.ndarray | Wide:
-    photometric, channels = tags.photometric, tags.channels
-    # Many writers call the three channels of RGB gray.
-    known = {
-        tiff.WHITE_IS_ZERO: (1,),
-        tiff.BLACK_IS_ZERO: (1, 3),
-        tiff.INDEXED: (1,),
-        tiff.CMYK: (4,),
-    }.get(photometric, ())
-    kept = next((n for n in known if channels in (n, n + tags.has_alpha)), 0)
-    if (photometric == tiff.RGB and channels in (3, 4)) or (
-        photometric == tiff.YCBCR and channels == 3 and tags.is_lossy
-    ):
-        kept = 3
-    if not kept:
+    photometric = tags.photometric
+    if not tags.color_channels:
         raise DataError(
-            f"{tags.name}: a TIFF of {channels} channels and photometric interpretation "
+            f"{tags.name}: a TIFF of {tags.channels} channels and photometric interpretation "
             f"{photometric}; save it as gray, RGB, RGBA or CMYK"
         )
-    values = samples(tags, data)[..., :kept]
+    values = samples(tags, data)[..., : tags.color_channels]
     if photometric == tiff.INDEXED:
         index, table = values[..., 0], tags.colors
         if index.max() >= len(table):

@@ -7,14 +7,15 @@ them.
 from __future__ import annotations
 
 import io
+import re
 
 import numpy as np
 import simplejpeg
 from PIL import JpegImagePlugin
 
 from fcn_jax.data.images import orientation
-from fcn_jax.data.images.limits import PILLOW_ERRORS, check_size
-from fcn_jax.errors import DamagedError, DataError
+from fcn_jax.data.images.limits import PILLOW_ERRORS, check_size, damaged
+from fcn_jax.errors import DataError
 
 SIGNATURE = b"\xff\xd8"
 
@@ -84,9 +85,8 @@ def decode(data: bytes, name: str, reduction: int = 1) -> np.ndarray:
     height, width = stored_size(data, name)
     target = {}
     if reduction > 1:
-        sides = {"min_height": height, "min_width": width}
-        target = {side: -(-length // reduction) for side, length in sides.items()}
-        target["min_factor"] = reduction
+        down, across = -(-height // reduction), -(-width // reduction)
+        target = {"min_height": down, "min_width": across, "min_factor": reduction}
     try:
         return np.asarray(simplejpeg.decode_jpeg(data, "RGB", strict=True, **target))
     except ValueError as error:
@@ -95,7 +95,7 @@ def decode(data: bytes, name: str, reduction: int = 1) -> np.ndarray:
     try:
         return np.array(opened.convert("RGB"))
     except PILLOW_ERRORS as error:
-        raise _damaged(name, str(error)) from error
+        raise damaged("JPEG", name, error) from error
 
 
 def _opened(data: bytes, name: str, warning: str) -> JpegImagePlugin.JpegImageFile:
@@ -103,25 +103,18 @@ def _opened(data: bytes, name: str, warning: str) -> JpegImagePlugin.JpegImageFi
 
     Pillow uses the same decoder, which gives the same pixels, and ignores warnings.
     """
-    if any(
-        words in warning
-        for words in ("Unsupported JPEG", "not supported", "not implemented", "not compiled in")
-    ):
+    if re.search("Unsupported JPEG|not (supported|implemented|compiled in)", warning):
         raise DataError(
             f"{name}: a kind of JPEG that cannot be decoded ({warning}); save it as a JPEG of 8 "
             "bits, or as PNG or TIFF"
         )
     is_odd = _ODD_SUBSAMPLING in warning
     if not warning.startswith(_HARMLESS) and not is_odd:
-        raise _damaged(name, warning)
+        raise damaged("JPEG", name, warning)
     try:
         opened = JpegImagePlugin.JpegImageFile(io.BytesIO(data))
     except PILLOW_ERRORS as error:
-        raise _damaged(name, warning) from error
+        raise damaged("JPEG", name, warning) from error
     if is_odd and opened.mode != "CMYK":
-        raise _damaged(name, warning)
+        raise damaged("JPEG", name, warning)
     return opened
-
-
-def _damaged(name: str, reason: str) -> DamagedError:
-    return DamagedError(f"{name}: the JPEG is damaged ({reason}); copy or download the file again")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from fcn_jax.errors import DataError
+from fcn_jax.errors import DamagedError, DataError
 
 MAX_PIXELS = 2**28
 """The largest height times width that is decoded, 0.8 GB of RGB. A header can claim any size."""
@@ -23,3 +23,10 @@ def check_size(height: int, width: int, name: str) -> None:
             f"{name}: the file says it is {width}x{height} (width x height); pictures of 1 to "
             f"{MAX_PIXELS} pixels are decoded"
         )
+
+
+def damaged(kind: str, name: str, reason: object) -> DamagedError:
+    """The error for a damaged file of a kind, such as "PNG"."""
+    return DamagedError(
+        f"{name}: the {kind} is damaged ({reason}); copy or download the file again"
+    )

@@ -54,7 +54,7 @@ def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     """Turn and mirror stored pixels as a viewer does.
 
     Args:
-        pixels: [H,W] or [H,W,C], of any dtype.
+        pixels: [H,W] or [H,W,C], of a dtype that OpenCV knows.
         orientation: 1 to 8.
 
     Returns:
@@ -63,8 +63,6 @@ def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     """
     if orientation == 1:
         return pixels
-    if pixels.dtype == bool:  # OpenCV 4 does not accept it
-        return upright(pixels.view(np.uint8), orientation).view(bool)
     if swaps_sides(orientation):
         pixels = cv2.transpose(pixels)
     # After the transposition: mirror left to right (1), top to bottom (0), or both (-1).

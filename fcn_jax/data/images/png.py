@@ -10,8 +10,7 @@ import cv2
 import numpy as np
 
 from fcn_jax.data.images import orientation
-from fcn_jax.data.images.limits import check_size
-from fcn_jax.errors import DamagedError
+from fcn_jax.data.images.limits import check_size, damaged
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -50,11 +49,6 @@ class Png:
     orientation: int
 
     @property
-    def size(self) -> tuple[int, int]:
-        """Height and width as stored."""
-        return int.from_bytes(self.header[4:8], "big"), int.from_bytes(self.header[:4], "big")
-
-    @property
     def depth(self) -> int:
         """Bits of a sample: 1, 2, 4, 8 or 16."""
         return self.header[8]
@@ -66,11 +60,8 @@ class Png:
 
     def image(self) -> np.ndarray:
         """The picture as stored: u8[H,W,3], RGB, as a viewer shows it; u16 if it has 16 bits."""
-        flags = (
-            cv2.IMREAD_COLOR_RGB
-            | cv2.IMREAD_IGNORE_ORIENTATION
-            | (cv2.IMREAD_ANYDEPTH if self.depth == 16 else 0)
-        )
+        any_depth = cv2.IMREAD_ANYDEPTH if self.depth == 16 else 0
+        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION | any_depth
         return self._decoded(self.header, flags)
 
     def values(self) -> np.ndarray:
@@ -81,9 +72,8 @@ class Png:
         """
         # An indexed PNG is read as a gray one, so that its indices do not become colors.
         as_gray = self.header[:9] + bytes([GRAY]) + self.header[10:]
-        pixels = self._decoded(
-            as_gray if self.color == INDEXED else self.header, cv2.IMREAD_UNCHANGED
-        )
+        header = as_gray if self.color == INDEXED else self.header
+        pixels = self._decoded(header, cv2.IMREAD_UNCHANGED)
         if self.color == GRAY_ALPHA:
             return pixels[..., 2:]
         if pixels.ndim == 3:
@@ -99,9 +89,9 @@ class Png:
         try:
             pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
         except cv2.error as error:
-            raise _damaged(self.name, error.err) from error
+            raise damaged("PNG", self.name, error.err) from error
         if pixels is None:
-            raise _damaged(self.name, "its compressed data are incomplete or corrupt")
+            raise damaged("PNG", self.name, "its compressed data are incomplete or corrupt")
         return np.asarray(pixels)
 
 
@@ -138,16 +128,16 @@ def parse(data: bytes, name: str) -> Png:
         length = int.from_bytes(data[at : at + 4], "big")
         end = at + 12 + length
         if end > len(data):
-            raise _damaged(name, f"it is truncated: {len(data)} bytes, its end is missing")
+            raise damaged("PNG", name, f"it is truncated: {len(data)} bytes, its end is missing")
         kind = data[at + 4 : at + 8]
         if zlib.crc32(view[at + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
-            raise _damaged(name, f"the checksum of a chunk {kind!r} is wrong")
+            raise damaged("PNG", name, f"the checksum of a chunk {kind!r} is wrong")
         if not header and kind != b"IHDR":
-            raise _damaged(name, "its header is missing")
+            raise damaged("PNG", name, "its header is missing")
         if kind == b"IHDR":
             header = data[at + 8 : end - 4]
             if len(header) != 13 or header[8] not in _DEPTHS.get(header[9], ()):
-                raise _damaged(name, "its header is not a valid PNG header")
+                raise damaged("PNG", name, "its header is not a valid PNG header")
         elif kind == b"IEND":
             ended = True
         elif kind == b"sBIT":
@@ -167,7 +157,3 @@ def parse(data: bytes, name: str) -> Png:
 def _chunk(kind: bytes, contents: bytes) -> bytes:
     length, checksum = len(contents), zlib.crc32(kind + contents)
     return struct.pack(">I", length) + kind + contents + struct.pack(">I", checksum)
-
-
-def _damaged(name: str, reason: str) -> DamagedError:
-    return DamagedError(f"{name}: the PNG is damaged ({reason}); copy or download the file again")

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from fcn_jax.data.images import orientation
-from fcn_jax.data.images.limits import check_size
+from fcn_jax.data.images.limits import check_size, damaged
 from fcn_jax.errors import DamagedError, DataError
 
 SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -65,18 +65,8 @@ JPEG 2000 (three)."""
 _MOST_PAGES = 1000
 
 _TYPES = {
-    1: "B",
-    7: "B",
-    3: "H",
-    4: "I",
-    6: "b",
-    8: "h",
-    9: "i",
-    13: "I",
-    16: "Q",
-    17: "q",
-    18: "Q",
-}
+    1: "B", 3: "H", 4: "I", 6: "b", 7: "B", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q",
+}  # fmt: skip
 """Field type -> the format of `struct`, for whole numbers and for bytes of any meaning."""
 
 
@@ -120,9 +110,22 @@ class Tiff:
         return self.tag(Tag.SAMPLES, 1)
 
     @property
-    def has_alpha(self) -> bool:
-        """Whether the last sample of a pixel is its opacity."""
-        return self.tags.get(Tag.EXTRA, (0,))[-1] in (1, 2)
+    def color_channels(self) -> int:
+        """Samples of a pixel without its opacity: 1 (gray or indexed), 3 (RGB) or 4 (CMYK).
+
+        0 if the number of samples and their meaning contradict each other, or are not known.
+        """
+        photometric, channels = self.photometric, self.channels
+        if photometric == YCBCR and not self.is_lossy:
+            return 0
+        # Many writers call the three channels of RGB gray.
+        known = {
+            WHITE_IS_ZERO: (1,), BLACK_IS_ZERO: (1, 3), INDEXED: (1,), CMYK: (4,), YCBCR: (3,),
+        }  # fmt: skip
+        if photometric == RGB:
+            return 3 if channels in (3, 4) else 0
+        alpha = self.tags.get(Tag.EXTRA, (0,))[-1] in (1, 2)
+        return next((n for n in known.get(photometric, ()) if channels in (n, n + alpha)), 0)
 
     @property
     def format(self) -> int:
@@ -170,7 +173,7 @@ class Tiff:
 
     def damaged(self, reason: str) -> DamagedError:
         """The error for a file that is damaged for a reason."""
-        return damaged(self.name, reason)
+        return damaged("TIFF", self.name, reason)
 
     def undecodable(self, reason: str, advice: str) -> DataError:
         """The error for a file of a kind that is not decoded, with advice."""
@@ -196,7 +199,7 @@ def parse(data: Any, name: str) -> Tiff:
             # Other pages that are allowed are smaller copies of the first, and its transparency.
             others += page.size == found.size and not page.tag(Tag.SUBFILE, 0) & 5
     except (struct.error, IndexError) as error:
-        raise damaged(name, "its table of tags is cut off") from error
+        raise damaged("TIFF", name, "its table of tags is cut off") from error
     if others:
         raise DataError(
             f"{name}: the TIFF has several pages of one size; save each as a file of its own"
@@ -232,7 +235,7 @@ def _page(data: Any, name: str, at: int | None) -> tuple[Tiff, int]:
     (count,) = read(count_form, at)
     at += struct.calcsize(count_form)
     if not 0 < count < 4096:
-        raise damaged(name, f"it claims {count} tags")
+        raise damaged("TIFF", name, f"it claims {count} tags")
     tags: dict[int, tuple[Any, ...]] = {}
     for _ in range(count):
         number, kind, length = read(entry_form, at)
@@ -242,13 +245,8 @@ def _page(data: Any, name: str, at: int | None) -> tuple[Tiff, int]:
             continue
         size = struct.calcsize(_TYPES[kind]) * length
         if size > len(data):
-            raise damaged(name, f"its tag {number} is cut off")
+            raise damaged("TIFF", name, f"its tag {number} is cut off")
         if size > inline:
             (where,) = read(offset_form, where)
         tags.setdefault(number, read(f"{length}{_TYPES[kind]}", where))
     return Tiff(name, order, tags), read(offset_form, at)[0]
-
-
-def damaged(name: str, reason: str) -> DamagedError:
-    """The error for a TIFF that is damaged for a reason."""
-    return DamagedError(f"{name}: the TIFF is damaged ({reason}); copy or download the file again")

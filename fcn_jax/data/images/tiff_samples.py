@@ -20,7 +20,6 @@ from fcn_jax.data.images.tiff import (
     WHITE_IS_ZERO,
     Tag,
     Tiff,
-    damaged,
 )
 from fcn_jax.errors import DataError
 
@@ -178,11 +177,11 @@ def _by_libtiff(tiff: Tiff, data: bytes, pieces: _Pieces) -> np.ndarray:
     else:
         tags |= {Tag.STRIP_OFFSETS: pieces.offsets, Tag.STRIP_BYTES: pieces.counts}
         tags[Tag.ROWS_PER_STRIP] = (pieces.rows,)
-    return _opened(_with_tags(data, tags), tiff.name)[1].reshape(pieces.shape)
+    return _opened(tiff, _with_tags(data, tags))[1].reshape(pieces.shape)
 
 
-def _opened(data: bytes, name: str) -> tuple[str, np.ndarray]:
-    """Pillow's mode and pixels of the first page."""
+def _opened(tiff: Tiff, data: bytes) -> tuple[str, np.ndarray]:
+    """Pillow's mode and pixels of the first page of a file with other tags."""
     try:
         # Not `Image.open`, whose limit on the size does not expect bytes as pixels.
         with TiffImagePlugin.TiffImageFile(io.BytesIO(data)) as opened:
@@ -190,10 +189,8 @@ def _opened(data: bytes, name: str) -> tuple[str, np.ndarray]:
             return opened.mode, np.asarray(opened.convert("RGB") if is_ycbcr else opened)
     except PILLOW_ERRORS as error:
         if "not available" in str(error):
-            raise DataError(
-                f"{name}: a TIFF whose compression cannot be decoded ({error}); save it with LZW"
-            ) from error
-        raise damaged(name, f"its compressed data are incomplete or corrupt: {error}") from error
+            raise tiff.undecodable(f"compression: {error}", "save it with LZW") from error
+        raise tiff.damaged(f"its compressed data are incomplete or corrupt: {error}") from error
 
 
 def _with_tags(data: bytes, tags: _Tags) -> bytes:
@@ -258,10 +255,7 @@ def _unpacked(raw: np.ndarray, bits: int, count: int) -> np.ndarray:
 def _by_pillow(tiff: Tiff, data: bytes) -> np.ndarray:
     """The pixels of a picture with a compression of pixels, such as JPEG: gray, RGB or CMYK."""
     if tiff.compression not in (*_FAX, _JPEG):
-        raise DataError(
-            f"{tiff.name}: a TIFF whose compression ({tiff.compression}) cannot be decoded; save "
-            "it with LZW"
-        )
+        raise tiff.undecodable(f"compression {tiff.compression}", "save it with LZW")
     if tiff.compression == _JPEG:
         _check_jpegs(tiff, data)
     single = (
@@ -276,7 +270,7 @@ def _by_pillow(tiff: Tiff, data: bytes) -> np.ndarray:
     tags[Tag.BITS] = (tiff.bits,) * tiff.channels
     if Tag.JPEG_TABLES in tiff.tags:
         tags[Tag.JPEG_TABLES] = bytes(tiff.tags[Tag.JPEG_TABLES])
-    mode, pixels = _opened(_with_tags(data, tags), tiff.name)
+    mode, pixels = _opened(tiff, _with_tags(data, tags))
     if mode not in ("1", "L", "RGB", "CMYK", "YCbCr"):
         raise tiff.undecodable(f"compressed pixels of mode {mode}", "save it with LZW")
     values = pixels.reshape(*pixels.shape[:2], -1).astype(np.uint8)

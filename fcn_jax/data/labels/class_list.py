@@ -37,6 +37,7 @@ from pathlib import Path
 from fcn_jax.data.labels.class_list_entries import (
     ADVICE,
     UNCERTAIN,
+    UNUSED,
     Entry,
     Ids,
     Parsed,
@@ -155,14 +156,13 @@ def find_class_list(root: Path, *, ids: Ids | None = None) -> ClassList:
         raise failures[0]
     own = [found for found in lists if found.path.name.lower() == OWN_NAME]
     first = (own or [found for found in lists if found.labels.colors is not None] or lists)[0]
-    others = [found for found in lists if found is not first]
     known = {name.lower() for name in first.classes.names}
-    foreign = [
-        found
-        for found in others
-        if own and known.isdisjoint(name.lower() for name in found.classes.names)
-    ]
-    others = [found for found in others if found not in foreign]
+    others: list[ClassList] = []
+    foreign: list[ClassList] = []
+    for found in lists:
+        if found is not first:
+            shared = known & {name.lower() for name in found.classes.names}
+            (others if shared or not own else foreign).append(found)
     name = first.path.name
     differ = [found.path.name for found in others if not _agree(first, found)]
     if differ:
@@ -170,12 +170,10 @@ def find_class_list(root: Path, *, ids: Ids | None = None) -> ClassList:
             f"{root}: {name} and {listing(differ)} list different classes, values or colors; keep "
             "the one that the masks follow"
         )
+    groups = {"says the same": others, "has none of its names and is not used": foreign}
     notes = [
         f"{name} is the list of classes; {listing(found.path.name for found in group)} {said}"
-        for group, said in (
-            (others, "says the same"),
-            (foreign, "has none of its names and is not used"),
-        )
+        for said, group in groups.items()
         if group
     ]
     return dataclasses.replace(first, notes=(*first.notes, *notes))
@@ -184,11 +182,7 @@ def find_class_list(root: Path, *, ids: Ids | None = None) -> ClassList:
 def _candidates(root: Path) -> str:
     """A phrase on the other files of a folder that has no class list; empty if there are none."""
     endings = (".txt", ".csv", ".json", ".yaml", ".yml", ".xml", ".pbtxt")
-    paths = [
-        path
-        for path in sorted(root.iterdir())
-        if path.suffix.lower() in endings and not path.name.startswith(".") and path.is_file()
-    ]
+    paths = [p for p in sorted(root.glob("[!.]*")) if p.suffix.lower() in endings and p.is_file()]
     said = []
     for path in paths[:12]:
         if path.stem.lower() in _NOT_LISTS:
@@ -228,25 +222,18 @@ def _build(path: Path, parsed: Parsed) -> ClassList:
         )
     given = [entry for entry in entries if entry.color is not None]
     # A void without a color, as some tools list it, has no pixels in masks that are in colors.
-    colorless = [
-        entry.name
-        for entry in entries
-        if given and entry.color is None and not (numbered and entry.is_void)
-    ]
-    if colorless:
+    colorless = [e.name for e in entries if e.color is None and not (numbered and e.is_void)]
+    if given and colorless:
         problems.append(
             f"only some classes have colors; give one to {listing(colorless)} too, or to none"
         )
     if problems:
-        more = f" and {len(problems) - 12} more" if len(problems) > 12 else ""
-        raise DataError(f"{path}: {'; '.join(problems[:12])}{more}")
-    label = {id(entry): at for at, entry in enumerate(classes)} | {
-        id(entry): IGNORE_INDEX for entry in void
-    }
-    values = {entry.value: label[id(entry)] for entry in entries if entry.value is not None}
+        raise DataError(f"{path}: {listing(problems, separator='; ')}")
+    labeled = [*enumerate(classes), *((IGNORE_INDEX, entry) for entry in void)]
+    values = {entry.value: label for label, entry in labeled if entry.value is not None}
     assumed = IGNORE_INDEX not in values
     values.setdefault(IGNORE_INDEX, IGNORE_INDEX)
-    colors = {entry.color: label[id(entry)] for entry in given if entry.color is not None}
+    colors = {entry.color: label for label, entry in labeled if entry.color is not None}
     # White listed as void says in colors what 255 says in labels.
     assumed &= colors.get((255, 255, 255)) != IGNORE_INDEX
     listed = tuple(entry.color for entry in classes if entry.color is not None)
@@ -272,18 +259,15 @@ def _with_values(entries: Sequence[Entry], numbered: bool, problems: list[str]) 
             problems.append(f"only some classes have numbers; give one to {listing(bare)} too")
         return list(entries)
     # Tools give pixels that do not count the number 255 or -1, and such a name.
-    unlabeled = [
-        entry.value in (IGNORE_INDEX, -1)
-        and (entry.is_uncertain or entry.name.lower().strip("_") == "void")
-        for entry in entries
-    ]
-    entries = [
-        dataclasses.replace(entry, void=True, value=None if entry.value == -1 else entry.value)
-        if is_void
-        else entry
-        for entry, is_void in zip(entries, unlabeled, strict=True)
-    ]
-    return [e for e in entries if e.value is not None or e.color is not None or not e.void]
+    kept = []
+    for entry in entries:
+        named_void = entry.is_uncertain or entry.name.lower().strip("_") == "void"
+        if named_void and entry.value in UNUSED:
+            value = None if entry.value == -1 else entry.value
+            entry = dataclasses.replace(entry, void=True, value=value)
+        if entry.value is not None or entry.color is not None or not entry.void:
+            kept.append(entry)
+    return kept
 
 
 def _entry_problems(entries: Sequence[Entry]) -> list[str]:

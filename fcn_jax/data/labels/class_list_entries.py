@@ -20,6 +20,9 @@ IGNORE = "__ignore__"
 UNCERTAIN = ("ignore", "ignored", "unlabeled", "unlabelled", "unknown", "undefined")
 """Names that are void if their number is 255 or -1, and otherwise classes, with a note."""
 
+UNUSED = (IGNORE_INDEX, -1)
+"""Numbers and train IDs of classes that are not trained on."""
+
 HEX = r"(?:#|0[xX])[0-9a-fA-F]{6}"
 OTHER_IDS = ("value", "index", "class_id", "label_id")
 """Keys of a class's number, in addition to `id` and `trainId`."""
@@ -72,13 +75,12 @@ class Parsed:
             key: the key whose number the masks store, for the note.
         """
         taken = {entry.color for entry in self.entries if not entry.is_void}
-        freed = [
-            dataclasses.replace(entry, color=None)
-            if entry.is_void and entry.color in taken
-            else entry
-            for entry in self.entries
-        ]
-        self.entries = [e for e in freed if e.value is not None or e.color is not None]
+        entries, self.entries = self.entries, []
+        for entry in entries:
+            if entry.is_void and entry.color in taken:
+                entry = dataclasses.replace(entry, color=None)
+            if entry.value is not None or entry.color is not None:
+                self.entries.append(entry)
         self.notes.append(f"`{key}` is the value that masks store")
 
 
@@ -195,8 +197,3 @@ def stored_id(items: Sequence[dict[str, Any]], ids: Ids | None) -> str | None:
         # Supervisely's ids are numbers of its database, and its masks are in colors.
         return "id" if not all("title" in item for item in items) else None
     return next((key for key in OTHER_IDS if all(key in item for item in items)), None)
-
-
-def unused_train_id(value: Any) -> bool:
-    """Whether a train ID says that the class is not trained on: 255 or -1."""
-    return value in (IGNORE_INDEX, -1)

@@ -11,6 +11,7 @@ from typing import Any
 from fcn_jax.data.labels.class_list_entries import (
     ADVICE,
     OTHER_IDS,
+    UNUSED,
     Entry,
     Ids,
     Parsed,
@@ -19,7 +20,6 @@ from fcn_jax.data.labels.class_list_entries import (
     key_of,
     number,
     stored_id,
-    unused_train_id,
 )
 from fcn_jax.errors import listing
 from fcn_jax.plugins.api import IGNORE_INDEX
@@ -38,6 +38,26 @@ _LISTS = (
     ("names", "a JSON list of names"),
     ("class_names", "a JSON list of names"),
 )
+_ANNOTATIONS = (
+    ("COCO annotations, which hold polygons", {"images", "annotations"}),
+    ("COCO annotations, which hold polygons", {"images", "categories"}),
+    ("a project of the VGG Image Annotator, which holds polygons", {"_via_settings"}),
+    ("a project of the VGG Image Annotator, which holds polygons", {"_via_img_metadata"}),
+    ("labelme's annotation of one image, which holds polygons", {"shapes", "imagePath"}),
+    ("the annotation of one image, which holds polygons", {"objects", "size"}),
+    ("the annotation of one image, which holds polygons", {"objects", "imgHeight"}),
+    ("a notebook", {"cells", "nbformat"}),
+)
+"""Kinds of files that are not class lists, and keys of their object."""
+
+_ANNOTATION_PARTS = (
+    ("annotations of the VGG Image Annotator, which hold polygons", {"regions", "filename"}),
+    ("COCO results, which hold polygons", {"image_id", "segmentation"}),
+    ("Label Studio's export", {"annotations"}),
+    ("Label Studio's export", {"completions"}),
+    ("Label Studio's export", {"annotation_id"}),
+)
+"""Kinds of files that are not class lists, and keys of the objects in their object or list."""
 
 
 def parse_json(text: str, ids: Ids | None, is_named: bool) -> Parsed:
@@ -75,37 +95,14 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_annotations(value: Any) -> None:
     """Raise `RefusedError` for known files that hold annotations, not classes."""
-    item = value if isinstance(value, dict) else {}
-    keys = set(item)
-    first = value[0] if isinstance(value, list) and value and isinstance(value[0], dict) else {}
-    regions = any(isinstance(v, dict) and {"regions", "filename"} <= set(v) for v in item.values())
-    known = (
-        (
-            "images" in keys and keys & {"annotations", "categories"},
-            "COCO annotations, which hold polygons",
-        ),
-        (
-            any(key.startswith("_via_") for key in keys),
-            "a project of the VGG Image Annotator, which holds polygons",
-        ),
-        (regions, "annotations of the VGG Image Annotator, which hold polygons"),
-        (
-            {"shapes", "imagePath"} <= keys,
-            "labelme's annotation of one image, which holds polygons",
-        ),
-        ({"annotations", "completions", "annotation_id"} & set(first), "Label Studio's export"),
-        (
-            "objects" in keys and keys & {"size", "imgHeight"},
-            "the annotation of one image, which holds polygons",
-        ),
-        ({"cells", "nbformat"} <= keys, "a notebook"),
-        ({"image_id", "segmentation"} <= set(first), "COCO results, which hold polygons"),
-    )
-    for matches, what in known:
-        if matches:
-            raise RefusedError(
-                f"it is {what}, not a list of classes; export masks as PNG images, then {ADVICE}"
-            )
+    parts = list(value.values()) if isinstance(value, dict) else value[:1]
+    for objects, kinds in (([value], _ANNOTATIONS), (parts, _ANNOTATION_PARTS)):
+        for kind, keys in kinds:
+            if any(isinstance(item, dict) and keys <= item.keys() for item in objects):
+                raise RefusedError(
+                    f"it is {kind}, not a list of classes; export masks as PNG images, then "
+                    f"{ADVICE}"
+                )
 
 
 def _parse_object(value: dict[str, Any], ids: Ids | None, is_named: bool) -> Parsed:
@@ -184,7 +181,7 @@ def _add(parsed: Parsed, item: dict[str, Any], key: str | None, trains: bool, wh
     if value is not None and (value < 0 or (key == "trainId" and value == IGNORE_INDEX)):
         value, void = None, True
     shown = color(item.get("color"))
-    void |= key == "id" and unused_train_id(item.get("trainId", IGNORE_INDEX if trains else 0))
+    void |= key == "id" and item.get("trainId", IGNORE_INDEX if trains else 0) in UNUSED
     parsed.entries.append(Entry(name.strip(), value, shown, void, where))
     if item.get("color") is not None and shown is None:
         return f'color {item["color"]!r} is not a color; write [R, G, B] or "#RRGGBB"'
@@ -194,11 +191,7 @@ def _add(parsed: Parsed, item: dict[str, Any], key: str | None, trains: bool, wh
 def _with_known_keys(item: dict[str, Any]) -> dict[str, Any]:
     """An object with known spellings of its keys, and quoted numbers as numbers."""
     given = {key: value for key, value in item.items() if value is not None}
-    item = {
-        _KNOWN_KEYS[key_of(key)]: value
-        for key, value in given.items()
-        if key_of(key) in _KNOWN_KEYS
-    } | given
+    item = {_KNOWN_KEYS.get(key_of(key), key): value for key, value in given.items()} | given
     for key in ("id", "trainId", *OTHER_IDS):
         if isinstance(item.get(key), str) and number(item[key]) is not None:
             item[key] = number(item[key])

@@ -152,32 +152,24 @@ def _without_alpha(lines: Sequence[Line], parsed: Parsed) -> list[Line]:
     Four numbers with another meaning are added to the problems.
     """
     for side in ("before", "after"):
-        colored = [line for line in lines if len(getattr(line, side)) >= 3 and not line.hex]
-        fours = [line for line in colored if len(getattr(line, side)) == 4]
+        numbers = {line: getattr(line, side) for line in lines if not line.hex}
+        colored = {line: row for line, row in numbers.items() if len(row) >= 3}
+        fours = {line: row for line, row in colored.items() if len(row) == 4}
         if not fours:
             continue
-        numbers = [getattr(line, side) for line in fours]
         names = Counter(line.name for line in colored)
         # `lane 1`, `lane 2` and `Boeing 747` are names that end in numbers.
-        named = side == "after" and all(
-            names[line.name] > 1 or line.after[0] > 255 for line in fours
-        )
-        whole, alpha = len(fours) == len(colored), ends_in_alpha(numbers)
-        first = [row[0] for row in numbers]
-        counted = len(fours) == len(lines) and (
-            numbers_come_first(numbers)
-            or (side == "before" and not alpha and first == sorted(set(first)))
-        )
-        if named or (counted and not alpha):
+        named = all(names[line.name] > 1 or row[0] > 255 for line, row in fours.items())
+        rows, first = list(fours.values()), [row[0] for row in fours.values()]
+        alpha = ends_in_alpha(rows)
+        counting = side == "before" and not alpha and first == sorted(set(first))
+        counted = len(fours) == len(lines) and (numbers_come_first(rows) or counting)
+        if (side == "after" and named) or (counted and not alpha):
             continue
-        if whole and alpha and not counted:
+        if len(fours) == len(colored) and alpha and not counted:
             parsed.notes.append("the fourth number of a color is taken as its alpha")
-            return [
-                dataclasses.replace(line, **{side: getattr(line, side)[:3]})
-                if line in fours
-                else line
-                for line in lines
-            ]
+            cut = {key: dataclasses.replace(key, **{side: row[:3]}) for key, row in fours.items()}
+            return [cut.get(line, line) for line in lines]
         parsed.problems.append(
             f"lines {listing(str(line.number) for line in fours)} have four numbers whose meaning "
             'is not clear; write `name R G B`, or `"name that ends in a number" R G B`'
@@ -193,9 +185,8 @@ def _shape(lines: Sequence[Line]) -> str:
     """
     if not lines:
         return "names"
-    before, after = (
-        Counter(len(getattr(line, side)) for line in lines) for side in ("before", "after")
-    )
+    before = Counter(len(line.before) for line in lines)
+    after = Counter(len(line.after) for line in lines)
     named = [line.name for line in lines if line.name.lower() != "void"]
     numbers = [(line.before or line.after or (0,))[0] for line in lines]
     count = len(lines)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
-import io
 import re
 from collections.abc import Sequence
 
 from fcn_jax.data.labels.class_list_entries import (
     ADVICE,
+    UNUSED,
     Entry,
     Ids,
     Parsed,
@@ -21,7 +21,6 @@ from fcn_jax.data.labels.class_list_entries import (
     role_of,
     stored_id,
     unquoted,
-    unused_train_id,
 )
 from fcn_jax.data.labels.class_list_lines import parse_lines, split_line
 from fcn_jax.errors import listing
@@ -47,7 +46,7 @@ def parse_table(lines: Sequence[tuple[int, str]], ids: Ids | None) -> Parsed | N
             continue
         rows = []
         for at, line in lines:
-            reader = csv.reader(io.StringIO(line), delimiter=delimiter, skipinitialspace=True)
+            reader = csv.reader([line], delimiter=delimiter, skipinitialspace=True)
             rows.append((at, [field.strip() for field in next(reader, [])]))
         while rows and all(len(row) > 1 and not row[-1] for _, row in rows):
             rows = [(at, row[:-1]) for at, row in rows]
@@ -89,14 +88,13 @@ def _parse_rows(rows: Rows, ids: Ids | None) -> Parsed:
     if named and not any(number(field) is not None for field in header):
         body = rows[1:]
         columns = _header_columns(header, body, ids)
-    else:
-        columns = _bare_columns(body)
-    if named:
         trained = "value" in columns and key_of(header[columns["value"]]) == "trainid"
         if {"idx", "ratio", "stuff"} <= {key_of(field) for field in header}:
             parsed.kind = "ADE20K's list of objects"
             parsed.entries.append(Entry("void", 0, None, True))
             parsed.notes.append("value 0 is void, as in ADE20K")
+    else:
+        columns = _bare_columns(body)
     for at, row in body:
         _add_row(parsed, at, {role: row[column] for role, column in columns.items()}, trained)
     if "train" in columns:
@@ -112,24 +110,16 @@ def _add_row(parsed: Parsed, at: int, row: dict[str, str], trained: bool) -> Non
         value = IGNORE_INDEX if trained and not row["value"] else number(row["value"])
         if value is None:
             parsed.problems.append(f"{where}: {row['value']!r} is not a number")
-    if "color" in row:
-        shown = color(row["color"])
+    if "color" in row or "r" in row:
+        given = row["color"] if "color" in row else " ".join(unquoted(row[c]) for c in "rgb")
+        shown = color(given)
         if shown is None:
             parsed.problems.append(
-                f"{where}: {row['color']!r} is not a color; write R G B of 0 to 255, or #RRGGBB"
+                f"{where}: {given!r} is not a color; write R G B of 0 to 255, or #RRGGBB"
             )
-    elif "r" in row:
-        parts = [number(row[channel]) for channel in "rgb"]
-        if None in parts:
-            wrong = " ".join(row[channel] for channel in "rgb")
-            parsed.problems.append(
-                f"{where}: {wrong!r} is not a color; write three numbers of 0 to 255"
-            )
-        else:
-            shown = (parts[0] or 0, parts[1] or 0, parts[2] or 0)
     void = row.get("void", "").lower() in ("1", "true", "yes")
     if value is not None and "train" in row:
-        void |= not row["train"] or unused_train_id(number(row["train"]))
+        void |= not row["train"] or number(row["train"]) in UNUSED
         if value < 0 or (trained and value == IGNORE_INDEX):
             value, void = None, True
     parsed.entries.append(Entry(unquoted(row["name"]), value, shown, void, where))
@@ -188,12 +178,8 @@ def _bare_columns(body: Rows) -> dict[str, int]:
     others = [at for at in range(width) if at not in numeric]
     hexes = [at for at in others if all(color(row[at]) for _, row in body)]
     names = [at for at in others if at not in hexes]
-    if (
-        len(names) != 1
-        or len(numeric) not in (0, 1, 3, 4)
-        or len(hexes) > 1
-        or (hexes and len(numeric) > 1)
-    ):
+    one_color = len(hexes) <= 1 and not (hexes and len(numeric) > 1)
+    if len(names) != 1 or len(numeric) not in (0, 1, 3, 4) or not one_color:
         raise RefusedError(
             f"it is a table of {width} columns whose meaning is not clear; begin it with a header "
             f"such as `name,r,g,b` or `id,name`, or {ADVICE}"

@@ -25,28 +25,18 @@ LISTS_IMAGES = f"it lists images, not classes; {ADVICE}"
 IMAGE = r"(?i:\.(?:jpe?g|png|bmp|tiff?|webp|gif))"
 """A regular expression for the ending of an image file."""
 
+_YOLO = "YOLO's labels are polygons or boxes: export masks as images"
 _OTHER_FORMATS = (
     (any, r"item\s*\{", f"it is a TensorFlow label map (pbtxt), not a list of classes; {ADVICE}"),
-    (
-        any,
-        r"names\s*:",
-        "it is YAML, as YOLO's data.yaml; YOLO's labels are polygons or boxes: export masks as "
-        f"images, then {ADVICE}",
-    ),
+    (any, r"names\s*:", f"it is YAML, as YOLO's data.yaml; {_YOLO}, then {ADVICE}"),
     (all, r"-\s", f"it is a YAML list; {ADVICE}, without the dash"),
 )
 """How many lines begin with a pattern, the pattern, and the message."""
 
-_HEADINGS = {
-    word + plural
-    for word in ("name", "label", "class", "category", "classe", "categorie")
-    for plural in ("", "s")
-} | {
-    kind + word
-    for kind in ("class", "label", "category")
-    for word in ("name", "names", *(("label", "labels") if kind == "class" else ()))
-}
-"""Headers of a table of one column."""
+_HEADING = re.compile(
+    r"(class|label|category)?names?|(class)?labels?|class|classes?|category|categories?"
+)
+"""The header of a table of one column."""
 
 
 def parse_text(text: str, ids: Ids | None) -> Parsed:
@@ -122,7 +112,7 @@ def _without_heading(lines: list[tuple[int, str]]) -> tuple[list[tuple[int, str]
     numbers = first in ("id", "ids", "value", "values", "index") and all(
         number(other) is not None for _, other in lines[1:]
     )
-    if first not in _HEADINGS and not numbers:
+    if not _HEADING.fullmatch(first) and not numbers:
         return lines, []
     if unquoted(line) == line:
         return lines[1:], [
@@ -169,10 +159,6 @@ def _parse_labelme(lines: Sequence[tuple[int, str]]) -> Parsed:
             parsed.problems.append(
                 f"{where}: labelme has {IGNORE} first; move it there, or call it void"
             )
-        value = position - has_ignore
-        parsed.entries.append(
-            Entry(name, value, None, False, where)
-            if value >= 0
-            else Entry(IGNORE, 255, None, True, where)
-        )
+        value = 255 if name == IGNORE else position - has_ignore
+        parsed.entries.append(Entry(name, value, None, name == IGNORE, where))
     return parsed

@@ -52,17 +52,6 @@ class LabelMap:
 
 
 @functools.lru_cache
-def plain_labels(num_classes: int, void: tuple[int, ...] = (IGNORE_INDEX,)) -> LabelMap:
-    """The cached map of masks that store labels and no colors; see `LabelMap.of`."""
-    return LabelMap.of(num_classes, void=void)
-
-
-def label_map(
-    num_classes: int | LabelMap, void: Iterable[int], palette: Mapping[Color, int] | None
-) -> LabelMap:
-    """`num_classes` if it is a map; otherwise the map of masks that store labels."""
-    if isinstance(num_classes, LabelMap):
-        return num_classes
-    if palette:
-        return LabelMap.of(num_classes, void=void, palette=palette)
-    return plain_labels(num_classes, tuple(void))
+def as_label_map(labels: int | LabelMap) -> LabelMap:
+    """The map itself; for a number of classes, the map of masks that store the labels."""
+    return labels if isinstance(labels, LabelMap) else LabelMap.of(labels)

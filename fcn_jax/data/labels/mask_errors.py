@@ -48,14 +48,13 @@ def problem(found: Histogram, reading: Reading, labels: LabelMap) -> str:
             "with a palette of different colors, or remove the colors from the list of classes if "
             "the palette index is the label"
         )
-    what, advice = (
-        ("palette colors", "Correct the list of classes, or remove the colors from it if the "
-         "palette index is the label")
-        if found.kind == "indexed"
-        else ("colors", "Correct the mask (no smoothing at edges) or add the colors to the list of "
-              "classes")
-    )  # fmt: skip
-    return f"{what} that no class has: {colors} (in {pixels} pixels); known are {known}. {advice}"
+    which = f"colors that no class has: {colors} (in {pixels} pixels); known are {known}"
+    if found.kind == "indexed":
+        return (
+            f"palette {which}. Correct the list of classes, or remove the colors from it if the "
+            "palette index is the label"
+        )
+    return f"{which}. Correct the mask (no smoothing at edges) or add the colors to the class list"
 
 
 def disputed_problem(values: Iterable[int]) -> str:

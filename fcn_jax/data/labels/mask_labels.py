@@ -163,10 +163,9 @@ def _by_color(found: Histogram, labels: LabelMap, *, raw: bool = True) -> Found:
         labels: the labels of the colors.
         raw: whether a gray value of other than 8 bits may be listed as (v, v, v).
     """
-    if found.kind == "indexed":
-        by_color = {value: _of_color(found.colors[value], labels) for value in found.counts}
-    else:
-        by_color = {v: _of_color(gray_code(v, found.bits), labels) for v in found.counts}
+    indexed = found.kind == "indexed"
+    codes = found.colors if indexed else {v: gray_code(v, found.bits) for v in found.counts}
+    by_color = {value: _of_color(codes[value], labels) for value in found.counts}
     if raw and found.kind == "gray" and found.bits != 8 and None in by_color.values():
         by_raw = _by_color(dataclasses.replace(found, bits=8), labels)
         by_color = by_color if None in by_raw.values() else by_raw

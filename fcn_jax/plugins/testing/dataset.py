@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 import math
 import pickle
 import tempfile
@@ -37,7 +38,7 @@ def check_dataset(
     that there are images, each with its own name; that the classes' names and colors fit together;
     that images are u8[H,W,3] and masks u8[H,W] of the same size with labels below the number of
     classes or `IGNORE_INDEX`; that decoding twice gives the same result, and unreadable files raise
-    `DataError`; that `decode_resized`, if there is one, gives what resizing the full image gives;
+    `DataError`; that `decode_resized` gives what resizing the full image gives;
     that the source pickles, and is the same when it is opened again.
 
     Args:
@@ -81,10 +82,14 @@ def _check_refusal(label: str, dataset: Dataset, root: Path | None, split: str, 
 
 
 def _check_split(label: str, source: Source, again: Source, samples: int) -> None:
+    require(
+        isinstance(source, Source),
+        f"{label}: it is a {type(source).__name__}; it must be an fcn_jax.api.Source",
+    )
     _check_classes(label, source.classes)
     count = len(source)
     require(count > 0, f"{label}: it has no images; opening an empty split must raise DataError")
-    records = [source[index] for index in range(count)]
+    records = list(source)
     for index, record in enumerate(records):
         require(
             isinstance(record, Record) and isinstance(record.id, str) and record.id != "",
@@ -95,7 +100,7 @@ def _check_split(label: str, source: Source, again: Source, samples: int) -> Non
     repeated = sorted(name for name, times in collections.Counter(names).items() if times > 1)
     require(not repeated, f"{label}: images have the same id: {listing(repeated)}")
     require(
-        [again[index].id for index in range(len(again))] == names,
+        [record.id for record in again] == names,
         f"{label}: opened again, it has other images or another order",
     )
     try:
@@ -118,18 +123,13 @@ def _check_split(label: str, source: Source, again: Source, samples: int) -> Non
                 and np.array_equal(other.mask, example.mask),
                 f"{label}, image '{names[index]}' differs when it is {how}",
             )
-        if hasattr(source, "decode_resized"):
-            for factor in _FACTORS:
-                resized = f"{label}, image '{names[index]}', decode_resized by {factor}"
-                _check_resized(
-                    resized, source.decode_resized(records[index], factor), example, factor
-                )
-    decoders = {"decode": source.decode}
-    if hasattr(source, "decode_resized"):
-        decoders["decode_resized"] = lambda record: source.decode_resized(record, _FACTORS[-1])
+        for factor in _FACTORS:
+            resized = f"{label}, image '{names[index]}', decode_resized by {factor}"
+            _check_resized(resized, source.decode_resized(records[index], factor), example, factor)
     for part in ("image", "mask"):
-        for name, decode in decoders.items():
-            _check_unreadable(label, name, decode, records[0], part)
+        _check_unreadable(label, "decode", source.decode, records[0], part)
+        small = functools.partial(source.decode_resized, factor=_FACTORS[-1])
+        _check_unreadable(label, "decode_resized", small, records[0], part)
 
 
 def _check_classes(label: str, classes: Classes) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from fcn_jax.api import IGNORE_INDEX, Dataset
 from fcn_jax.data.datasets.camvid import CAMVID
+from fcn_jax.data.datasets.files import Files
 from fcn_jax.data.datasets.folder import FOLDER, hash_split
 from fcn_jax.data.datasets.matching import match
 from fcn_jax.data.datasets.voc import VOC2012, VOC_CLASSES
@@ -636,8 +637,10 @@ def test_matches_any_names_with_endings_and_paths_one_to_one(names: set[str]) ->
     names = {
         name for name in names if [other.casefold() for other in names].count(name.casefold()) == 1
     }
-    files = {name: Path(f"images/{name}.jpg") for name in sorted(names)}
-    masks = {name: Path(f"masks/{name}.png") for name in sorted(names)}
+    files, masks = (
+        Files(Path(folder), {name: Path(folder, f"{name}{end}") for name in sorted(names)})
+        for folder, end in (("images", ".jpg"), ("masks", ".png"))
+    )
     for form in ("{}", "{}.jpg", "data/images/{}.jpg", "..\\images\\{}.jpg"):
         lines = [form.format(name) for name in files]
         if files and not any(line.startswith("#") for line in lines):

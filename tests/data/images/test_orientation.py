@@ -77,7 +77,7 @@ def test_wide_images_and_compressed_bits_are_upright(turn: int) -> None:
     )
     assert np.array_equal(
         read_stored_mask(buffer.getvalue()).values,
-        orientation.upright(wide > 2000, turn).astype(np.uint8),
+        orientation.upright((wide > 2000).astype(np.uint8), turn),
     )
 
 

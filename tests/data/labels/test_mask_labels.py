@@ -244,6 +244,7 @@ def test_gray_indexed_and_rgb_files_of_one_picture_have_the_same_labels(
     colors = np.stack([codes >> 16, codes >> 8 & 255, codes & 255], axis=-1).astype(np.uint8)
     truth = rng.integers(0, count, (height, width), np.uint8)
     palette = {tuple(color): label for label, color in enumerate(colors.tolist())}
+    rules = LabelMap.of(count, palette=palette)
 
     def file(image: Image.Image) -> bytes:
         buffer = io.BytesIO()
@@ -253,10 +254,8 @@ def test_gray_indexed_and_rgb_files_of_one_picture_have_the_same_labels(
     order = rng.permutation(count).astype(np.uint8)
     shuffled = Image.fromarray(order[truth])
     shuffled.putpalette(colors[np.argsort(order)].reshape(-1).tolist())
-    assert np.array_equal(
-        read_mask(file(Image.fromarray(colors[truth])), count, palette=palette), truth
-    )
-    assert np.array_equal(read_mask(file(shuffled), count, palette=palette), truth)
+    assert np.array_equal(read_mask(file(Image.fromarray(colors[truth])), rules), truth)
+    assert np.array_equal(read_mask(file(shuffled), rules), truth)
     assert np.array_equal(read_mask(file(Image.fromarray(truth)), count), truth)
 
 

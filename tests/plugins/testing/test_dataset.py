@@ -12,6 +12,7 @@ from fcn_jax.api import (
     Dataset,
     Example,
     Record,
+    Source,
 )
 from fcn_jax.data.datasets.shapes import draw_scene
 from fcn_jax.data.transforms import resize
@@ -19,7 +20,7 @@ from fcn_jax.errors import ConfigError, DataError
 from fcn_jax.testing import check_dataset
 
 
-class Pictures:
+class Pictures(Source):
     """Three made-up pictures in memory."""
 
     def __init__(
@@ -174,6 +175,7 @@ def test_accepts_a_correct_dataset():
         (pictures(lambda: Pictures(ids=(0, 1))), "an fcn_jax.api.Record with an id"),
         (pictures(Restless()), "opened again, it has other images or another order"),
         (pictures(Unpicklable), "does not pickle"),
+        (pictures(dict), "it is a dict; it must be an fcn_jax.api.Source"),
         (pictures(lambda: Pictures(names=("a", "a"))), "each name must occur once"),
         (pictures(lambda: Pictures(palette=((0, 0, 0),))), "one RGB color"),
         (

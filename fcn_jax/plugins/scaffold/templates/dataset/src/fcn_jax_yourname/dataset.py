@@ -42,7 +42,7 @@ def _open(root: Path | None, split: str) -> Source:
     records = directory.match(
         directory.read_ids(lists[split]), images, masks, split=split, where=root
     )
-    return directory.DirectorySource(_CLASSES, records, void=(255,))
+    return directory.DirectorySource(_CLASSES, records)
 
 
 YOURNAME = Dataset(
