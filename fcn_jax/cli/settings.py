@@ -8,12 +8,12 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from fcn_jax.cli.arguments import Commands
+from fcn_jax.cli.arguments import add_command
 
 
-def add_commands(commands: Commands) -> None:
+def add_commands(commands: Any) -> None:
     """Add the command."""
-    commands.add("settings", "Print all settings of a recipe, as Markdown.", _settings)
+    add_command(commands, "settings", "Print all settings of a recipe, as Markdown.", _settings)
 
 
 def _settings(args: argparse.Namespace) -> int:
