@@ -195,8 +195,7 @@ def import_weights(
     new_head = starts_new_head(targets, reinit, candidates)
     leftover = reading.leftovers(chosen, found, table, targets, new_head)
     shapes = {raw: chosen.state.tensors.shape(raw) for raw in chosen.state.tensors}
-    fit = (targets, spec, Tensors(entries), table, report, reinit, drop, leftover)
-    _fill(*fit, lambda: architecture.guess(shapes))
+    _fill(targets, spec, Tensors(entries), table, report, reinit, drop, leftover, shapes)
     report.other_weights[:] = [
         key
         for key in report.other_weights
@@ -344,16 +343,19 @@ def _fill(
     reinit: Sequence[str] = (),
     drop: Sequence[str] = (),
     leftover: Callable[[str], str | None] | None = None,
-    guess: Callable[[], str | None] = lambda: None,
+    shapes: architecture.Shapes | None = None,
 ) -> None:
     """Fill leaves by a table, all or nothing, and complete the report.
+
+    Messages describe the file by `shapes`, those of all its tensors.
 
     Raises:
         WeightsError: all missing, surplus and misshapen names in one message.
     """
     problems = matching.match(tensors, targets, table, report, reinit, drop, leftover)
     if problems:
-        what, classes, backbone, looks_like = str(module), None, None, guess()
+        what, classes, backbone = str(module), None, None
+        looks_like = architecture.guess(shapes or {})
         if isinstance(module, ModelSpec):
             what = module.backbone if report.scope == "backbone" else title(module)
             what += f" (read as {report.how_read()})"

@@ -12,6 +12,9 @@ from fcn_jax.errors import listing
 WIDENED = ("float16", "bfloat16")
 _SHOWN = 12
 
+Sizes = tuple[tuple[int, ...], tuple[int, ...]]
+"""The shape of a tensor, and the shape that the model needs."""
+
 
 @dataclasses.dataclass(frozen=True)
 class LoadReport:
@@ -108,7 +111,7 @@ class Problems:
         unmatched_drop: globs of `--drop` that match nothing.
         in_backbone: names of `surplus` in modules that the backbone has: the file is of a larger
             one.
-        sizes: (shape, the model's shape) of tensors of `misshapen` in a head.
+        sizes: the shapes of tensors of `misshapen` in a head.
     """
 
     missing: list[str] = dataclasses.field(default_factory=list)
@@ -118,7 +121,7 @@ class Problems:
     unmatched_reinit: list[str] = dataclasses.field(default_factory=list)
     unmatched_drop: list[str] = dataclasses.field(default_factory=list)
     in_backbone: list[str] = dataclasses.field(default_factory=list)
-    sizes: list[tuple[tuple[int, ...], tuple[int, ...]]] = dataclasses.field(default_factory=list)
+    sizes: list[Sizes] = dataclasses.field(default_factory=list)
 
     def __bool__(self) -> bool:
         """Whether there are any."""
