@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 import tarfile
@@ -142,8 +143,8 @@ def _other(path: Path, start: bytes, end: bytes) -> str:
     for magic, what in _OTHERS.items():
         if start.startswith(magic):
             return what
-    if (len(start) > 262 and start[257:262] == b"ustar") or _is_tar(path):
-        return _of_tar(path)
+    if tar := _of_tar(path, start):
+        return tar
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if start.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer, not the weights themselves; fetch them with git lfs pull"
@@ -178,19 +179,15 @@ def _other(path: Path, start: bytes, end: bytes) -> str:
     return "not a readable weights file: neither PyTorch's nor .safetensors; is it complete?"
 
 
-def _is_tar(path: Path) -> bool:
-    try:
-        return tarfile.is_tarfile(path)
-    except Exception:  # other files lead to almost any exception
-        return False
-
-
-def _of_tar(path: Path) -> str:
+def _of_tar(path: Path, start: bytes) -> str | None:
+    """What to say of a tar archive; None if it is another file."""
+    is_tar = start[257:262] == b"ustar"
     try:
         with tarfile.open(path, "r:") as archive:
+            is_tar = True
             names = archive.getnames()
-    except Exception:  # damaged archives make tarfile raise almost any exception
-        return "a damaged tar archive; is it complete?"
+    except Exception:  # other files and damaged archives lead to almost any exception
+        return "a damaged tar archive; is it complete?" if is_tar else None
     if {"storages", "tensors"} & set(names):
         return (
             "the oldest PyTorch format (a tar archive) cannot be read safely; use a newer file of "
@@ -218,11 +215,11 @@ def _of_json(path: Path) -> str:
 
 def _is_text(start: bytes) -> bool:
     try:
-        text = start.decode("utf-8")
-    except UnicodeDecodeError as error:
-        if error.start < len(start) - 4:
-            return False
-        text = start[: error.start].decode("utf-8")
+        text = codecs.getincrementaldecoder("utf-8")().decode(
+            start
+        )  # the last character may be cut
+    except UnicodeDecodeError:
+        return False
     return all(character.isprintable() or character in "\t\r\n\f" for character in text)
 
 

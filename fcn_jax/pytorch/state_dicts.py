@@ -68,10 +68,6 @@ class Tensors(Mapping[str, np.ndarray]):
         """The entry of an array."""
         return self._entries[name]
 
-    def renamed(self, names: Mapping[str, str]) -> Tensors:
-        """The same arrays by other names: new name -> old name."""
-        return Tensors({new: self._entries[old] for new, old in names.items()})
-
 
 @dataclasses.dataclass(frozen=True)
 class StateDict:
@@ -156,15 +152,6 @@ def find(tree: Any, entry: FindEntry, source: str) -> list[StateDict]:
     if not found:
         raise WeightsError(f"{source}: {_nothing(tree, entry)}")
     return found + _joined(found)
-
-
-def under(states: list[StateDict], key: str, source: str) -> list[StateDict]:
-    """The state dicts at a key. Raises `WeightsError` that lists the keys, if there is none."""
-    if chosen := [state for state in states if state.key == key]:
-        return chosen
-    keys = dict.fromkeys(state.key for state in states if state.key)
-    available = f"there are: {listing(keys)}" if keys else "they lie at the top, without a key"
-    raise WeightsError(f"{source}: has no weights under the key '{key}'; {available}")
 
 
 def _children(value: Any) -> Iterator[tuple[str, Any]]:
