@@ -94,7 +94,7 @@ def find(path: str | Path) -> Path:
     if (path / files.STEPS).is_dir():
         return _best(path)
     if any((path / part).exists() for part in (files.FILES, "spec", "model")):
-        if fault := files.fault(path, ("spec", "model")):
+        if fault := files.fault(path):
             raise CheckpointError(
                 f"{path}: the checkpoint is damaged: {fault}{_whole_siblings(path)}"
             )
@@ -109,18 +109,12 @@ def find(path: str | Path) -> Path:
 
 def _best(run: Path) -> Path:
     """The undamaged checkpoint of a run with the best score, or the last if none has a score."""
-    steps = files.steps(run / files.STEPS)
-    if not steps:
+    ranked = files.ranked(run / files.STEPS)
+    if not ranked:
         raise CheckpointError(f"{run}: this run has no checkpoint yet")
-    directories = [run / files.STEPS / str(step) for step in steps]
-    ranked = sorted(
-        directories,
-        key=lambda directory: (files.rank(directory), int(directory.name)),
-        reverse=True,
-    )
     faults: list[str] = []
     for directory in ranked:
-        fault = files.fault(directory, ("spec", "model"))
+        fault = files.fault(directory)
         if fault is None:
             if faults:
                 _log.warning("%s; using %s", "; ".join(faults), _with_score(directory))
@@ -139,15 +133,12 @@ def _with_score(directory: Path) -> str:
 
 def _whole_siblings(directory: Path) -> str:
     """The undamaged checkpoints of the same run, to append to a message."""
-    folder = directory.absolute().parent
-    others = (
-        [folder / str(step) for step in files.steps(folder)] if folder.name == files.STEPS else []
-    )
-    whole = [
-        str(other)
-        for other in others
-        if other != directory.absolute() and files.fault(other, ("spec", "model")) is None
-    ]
+    directory = directory.absolute()
+    folder = directory.parent
+    if folder.name != files.STEPS:
+        return ""
+    others = [folder / str(step) for step in files.steps(folder)]
+    whole = [str(path) for path in others if path != directory and files.fault(path) is None]
     return f"; undamaged: {listing(whole)}" if whole else ""
 
 
@@ -161,8 +152,9 @@ def read_arrays(directory: Path) -> dict[str, np.ndarray]:
     try:
         with messages.quiet(), ocp.StandardCheckpointer() as checkpointer:
             tree = checkpointer.metadata(item).item_metadata.tree
+            sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
             target = {
-                name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_first_device())
+                name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
                 for name, leaf in tree.items()
             }
             restored = checkpointer.restore(item, target)
@@ -174,7 +166,7 @@ def read_arrays(directory: Path) -> dict[str, np.ndarray]:
     return {name: np.asarray(value) for name, value in restored.items()}
 
 
-def load(path: str | Path) -> tuple[Segmenter, Spec]:
+def load_model(path: str | Path) -> tuple[Segmenter, Spec]:
     """Build the model of a run or checkpoint in eval mode and load its arrays.
 
     Raises:
@@ -204,10 +196,8 @@ def fill(model: nnx.Module, stored: Mapping[str, Any], directory: Path) -> None:
         CheckpointError: arrays do not fit the model. The message names all of them.
     """
     targets = leaves(model)
-    missing, surplus = (
-        sorted(targets.keys() - stored.keys()),
-        sorted(stored.keys() - targets.keys()),
-    )
+    missing = sorted(targets.keys() - stored.keys())
+    surplus = sorted(stored.keys() - targets.keys())
     misshapen = [
         name
         for name in targets.keys() & stored.keys()
@@ -220,7 +210,3 @@ def fill(model: nnx.Module, stored: Mapping[str, Any], directory: Path) -> None:
         )
     for name, leaf in targets.items():
         leaf.set_value(jax.numpy.asarray(stored[name]))
-
-
-def _first_device() -> jax.sharding.Sharding:
-    return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 
 from fcn_jax.checkpoint import files, messages
 from fcn_jax.checkpoint.spec import Spec
-from fcn_jax.errors import CheckpointError, WriteError
+from fcn_jax.errors import CheckpointError
 from fcn_jax.runtime import atomic
 
 _LEFTOVER = re.compile(r"\d+\.(orbax-checkpoint-tmp.*|deleted)")
@@ -61,12 +61,8 @@ class Checkpoints:
         self._writing: int | None = None
         self._unwritten: dict[int, float] = {}
         self._first_process = jax.process_index() == 0
-        try:
+        with atomic.write_errors(self._folder, "cannot be made"):
             self._folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise WriteError(
-                f"{self._folder}: cannot be made ({error.strerror or error})"
-            ) from error
         self._remove_leftovers()
         options = ocp.options.AsyncOptions(post_finalization_callback=self._list_files_of_save)
         items = {"model": ocp.StandardCheckpointHandler(), "train": ocp.StandardCheckpointHandler()}
@@ -111,10 +107,6 @@ class Checkpoints:
         """Set the mIoU of a checkpoint. It is written when the checkpoint is complete."""
         self._unwritten[step] = miou
         self._settle()
-
-    def evaluated(self, step: int) -> bool:
-        """Return whether the checkpoint of a step has a score."""
-        return files.evaluation(self._folder / str(step)) is not None
 
     def check(self) -> None:
         """Check, without waiting, whether the running save has failed.
@@ -164,15 +156,16 @@ class Checkpoints:
         skipped: dict[int, str] = {}
         for step in reversed(files.steps(self._folder)):
             directory = self._folder / str(step)
-            fault = files.fault(directory, ("model", "train", "data", "spec"))
+            fault = files.fault(directory, files.RUN_ITEMS)
             if fault is None:
                 try:
                     items = self._checkpointer.restore(directory, args=args)
                 except Exception as error:  # as in `save`
                     fault = messages.first_line(error)
                 else:
-                    for other in skipped:
-                        self._set_aside(self._folder / str(other))
+                    if self._first_process:
+                        for other in skipped:
+                            _renamed(self._folder / str(other), "damaged")
                     faults = tuple(
                         f"checkpoint {other} is damaged ({fault})"
                         for other, fault in skipped.items()
@@ -227,15 +220,12 @@ class Checkpoints:
                 atomic.write_json(self._folder / str(step) / files.SCORE, {files.METRIC: miou})
         if not self._first_process:
             return
-        steps = files.steps(self._folder)
-        scored = [step for step in steps if files.rank(self._folder / str(step)) >= 0]
-        best = max(
-            scored, key=lambda step: (files.rank(self._folder / str(step)), step), default=None
-        )
-        for step in steps[:-2]:
+        best = files.ranked(self._folder)[:1]
+        for step in files.steps(self._folder)[:-2]:
+            directory = self._folder / str(step)
             # A checkpoint without a written score may be the best one.
-            if step != best and step not in self._unwritten:
-                self._delete(self._folder / str(step))
+            if directory not in best and step not in self._unwritten:
+                self._delete(directory)
 
     def _delete(self, directory: Path) -> None:
         """Delete a checkpoint.
@@ -244,16 +234,7 @@ class Checkpoints:
         final name.
         """
         if self._first_process:
-            doomed = directory.with_name(f"{directory.name}.deleted")
-            shutil.rmtree(doomed, ignore_errors=True)
-            directory.rename(doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
-
-    def _set_aside(self, directory: Path) -> None:
-        if self._first_process:
-            aside = directory.with_name(f"{directory.name}.damaged")
-            shutil.rmtree(aside, ignore_errors=True)
-            directory.rename(aside)
+            shutil.rmtree(_renamed(directory, "deleted"), ignore_errors=True)
 
     def _remove_leftovers(self) -> None:
         if self._first_process and self._folder.is_dir():
@@ -267,3 +248,10 @@ class Checkpoints:
                 if time.monotonic() > until:
                     break
                 time.sleep(0.1)
+
+
+def _renamed(directory: Path, ending: str) -> Path:
+    """Rename a checkpoint to `STEP.ending`, which replaces an earlier one of that name."""
+    target = directory.with_name(f"{directory.name}.{ending}")
+    shutil.rmtree(target, ignore_errors=True)
+    return directory.rename(target)

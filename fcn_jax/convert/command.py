@@ -88,7 +88,7 @@ def convert_file(
     init_missing(module, build_it, WEIGHTS)
     checkpoint.save_model(
         output,
-        checkpoint.describe(spec, weights=dataclasses.asdict(report)),
+        checkpoint.make_spec(spec, weights=dataclasses.asdict(report)),
         checkpoint.arrays(module),
     )
     return report

@@ -80,7 +80,7 @@ class Predictor:
         Raises:
             CheckpointError: the path is not a checkpoint, is incomplete, or holds only a backbone.
         """
-        model, spec = checkpoint.load(path)
+        model, spec = checkpoint.load_model(path)
         return cls(model, spec.classes, pad_to_multiple=pad_to_multiple)
 
     def update(self, *states: nnx.State) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 
 from fcn_jax.errors import ConfigError, WriteError
+from fcn_jax.runtime.atomic import write_errors
 
 try:
     import fcntl
@@ -55,7 +56,7 @@ class RunDirectory:
         above = path
         if "\0" in str(path):
             raise ConfigError(f"{str(path)!r}: a path cannot contain a zero byte; {_ANOTHER}")
-        try:
+        with write_errors(path, "cannot be used as a run directory"):
             while not above.exists():
                 if above.is_symlink():
                     raise ConfigError(
@@ -69,10 +70,6 @@ class RunDirectory:
                     else f"{above} is a file, not a directory"
                 )
                 raise ConfigError(f"{path}: {what}; {_ANOTHER}")
-        except OSError as error:
-            raise WriteError(
-                f"{path}: cannot be used as a run directory ({error.strerror or error})"
-            ) from error
         if not os.access(above, os.W_OK | os.X_OK):
             raise WriteError(
                 f"{path}: cannot be written (no permission to write in {above}); {_ANOTHER}"
@@ -91,13 +88,10 @@ class RunDirectory:
             ConfigError: another process trains there.
             WriteError: it cannot be made.
         """
-        try:
-            missing = [
-                folder for folder in (self._path, *self._path.parents) if not folder.exists()
-            ]
+        with write_errors(self._path, "cannot be made"):
+            folders = (self._path, *self._path.parents)
+            missing = [folder for folder in folders if not folder.exists()]
             self._path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise WriteError(f"{self._path}: cannot be made ({error.strerror or error})") from error
         self._made = missing
         if self._lock is None:
             self._take_lock()

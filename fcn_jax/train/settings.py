@@ -27,8 +27,6 @@ def settings_at_fault(what: str, config: Config) -> Iterator[None]:
         yield
     except FcnJaxError:
         raise
-    except MemoryError as error:
-        raise ConfigError(f"{what}: {_TOO_LARGE}") from error
     except Exception as error:
         if is_out_of_memory(error) or isinstance(error, OverflowError):  # an array size
             raise ConfigError(f"{what}: {_TOO_LARGE}") from error

@@ -39,7 +39,7 @@ def trained(make_model, tmp_path_factory):
             leaf[...] = jnp.asarray(value + 0.02 * rng.standard_normal(value.shape), jnp.float32)
     model.eval()
     directory = tmp_path_factory.mktemp("trained") / "model"
-    checkpoint.save_model(directory, checkpoint.describe(model.spec), checkpoint.arrays(model))
+    checkpoint.save_model(directory, checkpoint.make_spec(model.spec), checkpoint.arrays(model))
     return directory, model
 
 
@@ -50,7 +50,7 @@ def backbone(trained, tmp_path_factory):
     report = {"dropped": {"fc.weight": "the classifier"}}
     checkpoint.save_model(
         directory,
-        checkpoint.describe(ModelSpec(head=None), weights=report),
+        checkpoint.make_spec(ModelSpec(head=None), weights=report),
         checkpoint.arrays(trained[1].backbone),
     )
     return directory
@@ -238,7 +238,7 @@ def test_trained_network_gives_the_same_logits_in_pytorch(torchvision, tmp_path)
         == 0
     )
     assert cli.main(["export", str(run), "-o", str(tmp_path / "out.pth")]) == 0
-    model, spec = checkpoint.load(run)
+    model, spec = checkpoint.load_model(run)
     assert any(
         np.asarray(leaf[...]).any()
         for path, leaf in leaves(model).items()

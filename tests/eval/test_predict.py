@@ -30,7 +30,9 @@ def model(tiny_plugin, tmp_path_factory) -> Path:
     kernel = network.head.transpose_conv.kernel
     kernel[...] = np.random.default_rng(1).standard_normal(kernel[...].shape, np.float32)
     directory = tmp_path_factory.mktemp("model") / "tiny"
-    checkpoint.save_model(directory, checkpoint.describe(SPEC, CLASSES), checkpoint.arrays(network))
+    checkpoint.save_model(
+        directory, checkpoint.make_spec(SPEC, CLASSES), checkpoint.arrays(network)
+    )
     return directory
 
 
@@ -464,7 +466,7 @@ def test_uses_the_given_value_range_or_that_of_the_training(tiny_plugin, tmp_pat
         ]
     ):
         checkpoint_of = tmp_path / f"model{number}"
-        spec = checkpoint.describe(network.spec, CLASSES, value_range=recorded)
+        spec = checkpoint.make_spec(network.spec, CLASSES, value_range=recorded)
         checkpoint.save_model(checkpoint_of, spec, checkpoint.arrays(network))
         predict_folder(
             checkpoint_of,
@@ -476,7 +478,7 @@ def test_uses_the_given_value_range_or_that_of_the_training(tiny_plugin, tmp_pat
         assert seen.pop() == expected
     assert lines == []
     checkpoint.save_model(
-        tmp_path / "plain", checkpoint.describe(network.spec, CLASSES), checkpoint.arrays(network)
+        tmp_path / "plain", checkpoint.make_spec(network.spec, CLASSES), checkpoint.arrays(network)
     )
     predict_folder(tmp_path / "plain", [tmp_path / "a.png"], tmp_path / "out", say=lines.append)
     assert seen.pop().integers == (0, 1023)

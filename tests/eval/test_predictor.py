@@ -80,7 +80,7 @@ def test_update_replaces_values(model, compiled):
 
 def test_loads_checkpoint_with_its_classes(model, tmp_path):
     checkpoint.save_model(
-        tmp_path / "model", checkpoint.describe(SPEC, CLASSES), checkpoint.arrays(model)
+        tmp_path / "model", checkpoint.make_spec(SPEC, CLASSES), checkpoint.arrays(model)
     )
     loaded = Predictor.from_checkpoint(tmp_path / "model")
     assert loaded.classes == CLASSES

@@ -43,7 +43,7 @@ def test_a_command_reuses_compiled_programs_of_an_earlier_one(tmp_path):
     classes = Classes(("a", "b", "c"), ((0, 0, 0), (1, 0, 0), (2, 0, 0)))
     checkpoint.save_model(
         tmp_path / "model",
-        checkpoint.describe(spec, classes),
+        checkpoint.make_spec(spec, classes),
         checkpoint.arrays(build(spec, rngs=nnx.Rngs(0))),
     )
     Image.fromarray(np.zeros((64, 96, 3), np.uint8)).save(tmp_path / "image.png")

@@ -21,7 +21,7 @@ from fcn_jax import checkpoint, cli, config, recipes
 from fcn_jax.data import pipeline
 from fcn_jax.errors import CheckpointError, ConfigError, DataError, TrainingError, WriteError
 from fcn_jax.plugins import registry
-from fcn_jax.train import loop
+from fcn_jax.train import loop, validation
 from fcn_jax.train.loop import Result, train
 from fcn_jax.train.records import Records
 from tests.helpers import scenes
@@ -400,7 +400,7 @@ def test_sample_pictures_that_cannot_be_written_are_one_warning(
     def full(path: Path, image: np.ndarray) -> None:
         raise WriteError(f"{path}: cannot be written (No space left on device)")
 
-    monkeypatch.setattr(loop.draw, "write_image", full)
+    monkeypatch.setattr(validation.draw, "write_image", full)
     here(tmp_path / "run")
     assert capfd.readouterr().err.count("goes on without sample pictures") == 1
     assert_equal(tmp_path / "run", undisturbed)
@@ -428,7 +428,7 @@ def test_a_signal_stops_an_evaluation_which_is_repeated_on_resume(
     number: signal.Signals,
 ) -> None:
     seen: list[str] = []
-    evaluate = loop.evaluate
+    evaluate = validation.evaluate
 
     def interrupted(*args: Any, **more: Any) -> Iterator[Any]:
         for example, mask in evaluate(*args, **more):
@@ -438,7 +438,7 @@ def test_a_signal_stops_an_evaluation_which_is_repeated_on_resume(
             yield example, mask
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "evaluate", interrupted)
+        patch.setattr(validation, "evaluate", interrupted)
         result = here(tmp_path / "run")
     assert (result.stopped_by, result.step, result.saved) == (number.name, 8, 8)
     assert len(seen) == 5
@@ -450,7 +450,7 @@ def test_a_signal_stops_an_evaluation_which_is_repeated_on_resume(
 def test_a_signal_stops_the_last_evaluation_which_is_repeated_on_resume(
     here: Callable[..., Result], undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    evaluate, calls = loop.evaluate, []
+    evaluate, calls = validation.evaluate, []
 
     def interrupted(*args: Any, **more: Any) -> Iterator[Any]:
         calls.append(1)
@@ -459,7 +459,7 @@ def test_a_signal_stops_the_last_evaluation_which_is_repeated_on_resume(
         yield from evaluate(*args, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "evaluate", interrupted)
+        patch.setattr(validation, "evaluate", interrupted)
         result = here(tmp_path / "run")
     assert (result.stopped_by, result.step) == ("SIGTERM", STEPS)
     resumed = here(tmp_path / "run", resume=True)
@@ -638,7 +638,7 @@ def test_uses_the_next_best_checkpoint_if_the_best_is_damaged(
     best = checkpoint.find(run)
     shutil.rmtree(best / "model")
     with pytest.raises(CheckpointError, match=r"damaged: model is missing; undamaged: ") as caught:
-        checkpoint.load(best)
+        checkpoint.load_model(best)
     other = checkpoint.find(run)
     assert other != best
     assert f"{best} (mIoU" in caplog.text

@@ -263,7 +263,7 @@ def test_trains_and_saves_an_auxiliary_head(here: Trainer, tmp_path: Path) -> No
     run = here(tmp_path / "run", *settings).run
     best = checkpoint.find(run)
     assert checkpoint.read_spec(best).plugins["aux_head"]["name"] == "fcn"
-    model, _ = checkpoint.load(run)
+    model, _ = checkpoint.load_model(run)
     assert model.aux_head is not None
     assert np.isfinite(checkpoint.read_arrays(best)["aux_head.conv2.kernel"]).all()
     resumed = here(tmp_path / "run", *settings, resume=True)
