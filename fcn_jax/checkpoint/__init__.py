@@ -10,9 +10,9 @@ damage. The evaluation adds `score.json`.
 from fcn_jax.checkpoint.files import STEPS, is_evaluated
 from fcn_jax.checkpoint.model import (
     arrays,
-    fill,
     find,
     load_model,
+    load_module,
     read_arrays,
     require_empty,
     save_model,
@@ -25,11 +25,11 @@ __all__ = [
     "Checkpoints",
     "Spec",
     "arrays",
-    "fill",
     "find",
     "is_evaluated",
     "latest_spec",
     "load_model",
+    "load_module",
     "make_spec",
     "read_arrays",
     "read_spec",

@@ -21,15 +21,11 @@ SILENCED: list[contextlib.ExitStack] = []
 @contextlib.contextmanager
 def quiet(level: int = logging.ERROR) -> Iterator[None]:
     """Silence Orbax and absl, which log every file, except for errors."""
-    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(level)
-    try:
+    with contextlib.ExitStack() as stack:
+        for logger in (logging.getLogger("absl"), logging.getLogger("asyncio")):
+            stack.callback(logger.setLevel, logger.level)
+            logger.setLevel(level)
         yield
-    finally:
-        for logger, earlier in zip(loggers, before, strict=True):
-            logger.setLevel(earlier)
 
 
 @contextlib.contextmanager

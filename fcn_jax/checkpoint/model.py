@@ -6,9 +6,9 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -23,6 +23,8 @@ from fcn_jax.models.names import leaves
 from fcn_jax.models.segmenter import Segmenter
 
 _log = logging.getLogger(__name__)
+
+Module = TypeVar("Module", bound=nnx.Module)
 
 
 def arrays(module: nnx.Module) -> dict[str, Any]:
@@ -182,20 +184,21 @@ def load_model(path: str | Path) -> tuple[Segmenter, Spec]:
             "start a training from it with train --weights"
         )
     require_plugins(spec, directory)
-    model = nnx.eval_shape(lambda: build(spec.model, rngs=nnx.Rngs(0)))
-    stored = read_arrays(directory)
-    fill(model, stored, directory)
+    model = load_module(directory, lambda: build(spec.model, rngs=nnx.Rngs(0)))
     model.eval()
     return model, spec
 
 
-def fill(model: nnx.Module, stored: Mapping[str, Any], directory: Path) -> None:
-    """Put arrays into a model that was built with `nnx.eval_shape`.
+def load_module(directory: Path, build: Callable[[], Module]) -> Module:
+    """Build a module without initial values and fill it with a checkpoint's arrays.
 
     Raises:
-        CheckpointError: arrays do not fit the model. The message names all of them.
+        CheckpointError: arrays are unreadable or do not fit the module. The message names those
+            that do not fit.
     """
-    targets = leaves(model)
+    module = nnx.eval_shape(build)
+    stored = read_arrays(directory)
+    targets = leaves(module)
     missing = sorted(targets.keys() - stored.keys())
     surplus = sorted(stored.keys() - targets.keys())
     misshapen = [
@@ -210,3 +213,4 @@ def fill(model: nnx.Module, stored: Mapping[str, Any], directory: Path) -> None:
         )
     for name, leaf in targets.items():
         leaf.set_value(jax.numpy.asarray(stored[name]))
+    return module

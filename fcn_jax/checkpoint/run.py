@@ -9,7 +9,7 @@ import logging
 import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -96,12 +96,10 @@ class Checkpoints:
             spec=ocp.args.JsonSave(spec.to_dict()),
         )
         self._writing = step
-        try:
+        with self._write_errors():
             if directory.exists():  # a damaged checkpoint that `restore` skipped
                 self._delete(directory)
             self._checkpointer.save(directory, args=args)
-        except Exception as error:  # Orbax and TensorStore raise many types
-            raise self._failed(error) from error
 
     def score(self, step: int, miou: float) -> None:
         """Set the mIoU of a checkpoint. It is written when the checkpoint is complete."""
@@ -114,10 +112,8 @@ class Checkpoints:
         Raises:
             CheckpointError: the save has failed.
         """
-        try:
+        with self._write_errors():
             self._checkpointer.check_for_errors()
-        except Exception as error:
-            raise self._failed(error) from error
 
     def finish(self) -> None:
         """Wait until the running save is complete.
@@ -125,10 +121,8 @@ class Checkpoints:
         Raises:
             CheckpointError: the checkpoint cannot be written.
         """
-        try:
+        with self._write_errors():
             self._checkpointer.wait_until_finished()
-        except Exception as error:
-            raise self._failed(error) from error
         self._writing = None
         self._settle()
 
@@ -160,25 +154,23 @@ class Checkpoints:
             if fault is None:
                 try:
                     items = self._checkpointer.restore(directory, args=args)
-                except Exception as error:  # as in `save`
+                    break
+                except Exception as error:  # Orbax and TensorStore raise many types
                     fault = messages.first_line(error)
-                else:
-                    if self._first_process:
-                        for other in skipped:
-                            _renamed(self._folder / str(other), "damaged")
-                    faults = tuple(
-                        f"checkpoint {other} is damaged ({fault})"
-                        for other, fault in skipped.items()
-                    )
-                    return Restored(step, items["model"], items["train"], items["data"], faults)
             skipped[step] = fault
-        if not skipped:
-            return None
-        faults = tuple(f"checkpoint {step}: {fault}" for step, fault in skipped.items())
-        raise CheckpointError(
-            f"{self._folder}: no checkpoint can be restored: {'; '.join(faults)}; take one from a "
-            "backup, or start another run"
-        )
+        else:
+            if not skipped:
+                return None
+            faults = "; ".join(f"checkpoint {step}: {fault}" for step, fault in skipped.items())
+            raise CheckpointError(
+                f"{self._folder}: no checkpoint can be restored: {faults}; take one from a backup, "
+                "or start another run"
+            )
+        if self._first_process:
+            for other in skipped:
+                _renamed(self._folder / str(other), "damaged")
+        notes = tuple(f"checkpoint {other} is damaged ({why})" for other, why in skipped.items())
+        return Restored(step, items["model"], items["train"], items["data"], notes)
 
     def close(self) -> None:
         """Wait until the running save is complete, then release all resources.
@@ -194,14 +186,19 @@ class Checkpoints:
             self._remove_leftovers()
             self._silence.close()
 
-    def _failed(self, error: Exception) -> CheckpointError:
-        directory, self._writing = self._folder / str(self._writing), None
-        self._remove_leftovers()
-        messages.SILENCED.append(self._silence.pop_all())
-        atexit.register(self._remove_leftovers)
-        return CheckpointError(
-            f"{directory}: the checkpoint cannot be written ({messages.reason(error)})"
-        )
+    @contextlib.contextmanager
+    def _write_errors(self) -> Iterator[None]:
+        """Turn an error of the block into one of the checkpoint that is being written."""
+        try:
+            yield
+        except Exception as error:  # Orbax and TensorStore raise many types
+            directory, self._writing = self._folder / str(self._writing), None
+            self._remove_leftovers()
+            messages.SILENCED.append(self._silence.pop_all())
+            atexit.register(self._remove_leftovers)
+            raise CheckpointError(
+                f"{directory}: the checkpoint cannot be written ({messages.reason(error)})"
+            ) from error
 
     def _list_files_of_save(self) -> None:
         """Write the list of files into the checkpoint.

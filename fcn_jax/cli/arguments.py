@@ -33,11 +33,8 @@ def add_repeated(parser: Any, option: str, metavar: str, help: str) -> None:
 
 def add_checkpoint(parser: Any) -> None:
     """Add the argument that names a trained model."""
-    parser.add_argument(
-        "checkpoint",
-        metavar="RUN|CHECKPOINT",
-        help="Run directory (its best checkpoint is used), or one checkpoint.",
-    )
+    about = "Run directory (its best checkpoint is used), or one checkpoint."
+    parser.add_argument("checkpoint", metavar="RUN|CHECKPOINT", help=about)
 
 
 def add_trained(parser: Any) -> None:
@@ -68,22 +65,13 @@ def add_model(parser: Any, head: str) -> None:
     add("--model", metavar="NAME", required=True, help="Registered model or backbone.")
     add("--head", metavar="NAME", help=f"Head to put on a backbone (default: {head}).")
     add("--aux-head", metavar="NAME", help="Auxiliary head to put on a backbone (default: none).")
-    add(
-        "--num-classes",
-        metavar="N",
-        type=int,
-        help="Number of classes (default: that of the registered model, or 21).",
-    )
-    add(
-        "--output-stride",
-        metavar="N",
-        type=int,
-        help="Output stride of the backbone (default: that of the backbone).",
-    )
+    about = "Number of classes (default: that of the registered model, or 21)."
+    add("--num-classes", metavar="N", type=int, help=about)
+    about = "Output stride of the backbone (default: that of the backbone)."
+    add("--output-stride", metavar="N", type=int, help=about)
     for part in _PARTS:
-        what = part.replace("aux_", "auxiliary ")
-        help = f"Set an option of the {what}, such as width=64."
-        add_repeated(parser, _option(part), "KEY=VALUE", help)
+        about = f"Set an option of the {part.replace('aux_', 'auxiliary ')}, such as width=64."
+        add_repeated(parser, _option(part), "KEY=VALUE", about)
 
 
 def model_changes(args: argparse.Namespace) -> dict[str, Any]:
@@ -106,18 +94,14 @@ def add_weights(parser: Any) -> None:
     """Add the arguments that select tensors of a weights file."""
     add_reinit(parser)
     add_repeated(parser, "--drop", "GLOB", "Ignore the tensors of the file with such names.")
-    parser.add_argument(
-        "--key",
-        metavar="KEY",
-        default="",
-        help="Load this state dict if the file holds several, such as model_ema.",
-    )
+    about = "Load this state dict if the file holds several, such as model_ema."
+    parser.add_argument("--key", metavar="KEY", default="", help=about)
 
 
 def add_reinit(parser: Any) -> None:
     """Add `--reinit`."""
-    help = "Keep random initial values in tensors with such names."
-    add_repeated(parser, "--reinit", "GLOB", help)
+    about = "Keep random initial values in tensors with such names."
+    add_repeated(parser, "--reinit", "GLOB", about)
 
 
 def directory(text: str) -> Path:

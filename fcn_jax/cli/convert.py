@@ -31,17 +31,10 @@ def add_commands(commands: Any) -> None:
     about = "Write a checkpoint as a PyTorch state dict for load_state_dict."
     export = add_command(commands, "export", about, _export)
     add_checkpoint(export)
-    export.add_argument(
-        "--key-format",
-        metavar="FORMAT",
-        default="torchvision",
-        help="Names of the tensors: torchvision (default), d2l, or a format of a plugin.",
-    )
-    _add_output(
-        export,
-        "FILE",
-        "File to write, .pth or .safetensors. An existing file is never replaced.",
-    )
+    about = "Names of the tensors: torchvision (default), d2l, or a format of a plugin."
+    export.add_argument("--key-format", metavar="FORMAT", default="torchvision", help=about)
+    about = "File to write, .pth or .safetensors. An existing file is never replaced."
+    _add_output(export, "FILE", about)
 
 
 def _add_output(parser: Any, metavar: str, help: str) -> None:

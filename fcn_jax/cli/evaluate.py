@@ -6,7 +6,6 @@ import argparse
 import math
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 from fcn_jax.cli.arguments import add_command, add_trained, directory
@@ -29,19 +28,10 @@ def add_commands(commands: Any) -> None:
     add_trained(predict)
     add = predict.add_argument
     add("images", metavar="IMAGE", nargs="+", help="Image files, folders or glob patterns.")
-    add(
-        "-o",
-        "--output",
-        metavar="DIR",
-        type=directory,
-        default=Path("predictions"),
-        help="Folder to write to (default: predictions).",
-    )
-    add(
-        "--overwrite",
-        action="store_true",
-        help="Replace results of an earlier prediction. Other files are never replaced.",
-    )
+    about = "Folder to write to (default: predictions)."
+    add("-o", "--output", metavar="DIR", type=directory, default="predictions", help=about)
+    about = "Replace results of an earlier prediction. Other files are never replaced."
+    add("--overwrite", action="store_true", help=about)
 
 
 def _eval(args: argparse.Namespace) -> int:

@@ -17,56 +17,41 @@ def add_commands(commands: Any) -> None:
 
     about = "List the installed plugins with their distributions."
     show = add_command(actions, "list", about, _list)
-    show.add_argument(
-        "--check", action="store_true", help="Import each plugin, in a separate process."
-    )
+    about = "Import each plugin, in a separate process."
+    show.add_argument("--check", action="store_true", help=about)
     _timeout(show)
 
     about = "Check one plugin against the contract: what it declares and what it does."
     check = add_command(actions, "check", about, _check)
     add = check.add_argument
-    add(
-        "name",
-        metavar="NAME",
-        help="Registered backbone, head, model or dataset: NAME or DISTRIBUTION:NAME.",
-    )
+    about = "Registered backbone, head, model or dataset: NAME or DISTRIBUTION:NAME."
+    add("name", metavar="NAME", help=about)
     add_repeated(check, "--set", "OPTION=VALUE", "Set an option of the plugin, such as width=64.")
     add("--data", metavar="DIR", type=Path, help="Folder of a dataset.")
     about = "Split of a dataset; may be repeated (default: train and val)."
     add_repeated(check, "--split", "NAME", about)
-    add(
-        "--kind",
-        choices=["backbone", "head", "model", "dataset"],
-        help="Kind of plugin, if several have this name (default: check each).",
-    )
+    about = "Kind of plugin, if several have this name (default: check each)."
+    add("--kind", choices=["backbone", "head", "model", "dataset"], help=about)
     _timeout(check)
 
     about = "Write a distribution with one plugin, which passes its own tests."
     new = add_command(actions, "new", about, _new)
     add = new.add_argument
-    add(
-        "name",
-        metavar="NAME",
-        help="Name to register the plugin under: lower-case letters, digits and underscores.",
-    )
+    about = "Name to register the plugin under: lower-case letters, digits and underscores."
+    add("name", metavar="NAME", help=about)
     kind = new.add_mutually_exclusive_group()
     for word in ("backbone", "head", "dataset"):
         default = " (default)" if word == "backbone" else ""
-        help = f"Write a {word}{default}."
-        kind.add_argument(f"--{word}", dest="kind", action="store_const", const=word, help=help)
+        about = f"Write a {word}{default}."
+        kind.add_argument(f"--{word}", dest="kind", action="store_const", const=word, help=about)
     new.set_defaults(kind="backbone")
     about = "Folder to make (default: fcn-jax-NAME)."
     add("-o", "--output", metavar="DIR", type=Path, help=about)
 
 
 def _timeout(parser: Any) -> None:
-    parser.add_argument(
-        "--timeout",
-        metavar="SECONDS",
-        type=seconds,
-        default=60.0,
-        help="Longest time that the import of a plugin may take (default: 60).",
-    )
+    about = "Longest time that the import of a plugin may take (default: 60)."
+    parser.add_argument("--timeout", metavar="SECONDS", type=seconds, default=60.0, help=about)
 
 
 def _list(args: argparse.Namespace) -> int:

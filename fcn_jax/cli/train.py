@@ -23,12 +23,8 @@ def add_commands(commands: Any) -> None:
         "--resume continues it.",
     )
     add = parser.add_argument
-    add(
-        "recipe",
-        nargs="?",
-        metavar="RECIPE|FILE.toml",
-        help="Shipped recipe, or recipe file (default: shapes).",
-    )
+    about = "Shipped recipe, or recipe file (default: shapes)."
+    add("recipe", nargs="?", metavar="RECIPE|FILE.toml", help=about)
     add("--data", metavar="DIR", help="Folder of the dataset.")
     add(
         "--weights",
@@ -37,12 +33,8 @@ def add_commands(commands: Any) -> None:
         "run or checkpoint (default: random values).",
     )
     add_weights(parser)
-    add(
-        "--workdir",
-        metavar="DIR",
-        type=directory,
-        help="Run directory, to which everything is written (default: runs/RECIPE).",
-    )
+    about = "Run directory, to which everything is written (default: runs/RECIPE)."
+    add("--workdir", metavar="DIR", type=directory, help=about)
     add("--resume", action="store_true", help="Continue from the run's last checkpoint.")
     about = "Change a setting, such as optim.lr=0.01 (fcn-jax settings)."
     add_repeated(parser, "--set", "KEY=VALUE", about)

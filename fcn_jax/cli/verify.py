@@ -19,51 +19,25 @@ def add_commands(commands: Any) -> None:
     parser = add_command(commands, "verify", about, _verify)
     add_model(parser, head="fcn32s")
     add = parser.add_argument
-    add(
-        "--weights",
-        metavar="FILE|NAME",
-        help="Weights of both sides: a file, or the name of published weights (default: random).",
-    )
+    about = "Weights of both sides: a file, or the name of published weights (default: random)."
+    add("--weights", metavar="FILE|NAME", help=about)
     add_reinit(parser)
-    add(
-        "--size",
-        metavar="HxW",
-        type=size,
-        action="append",
-        help="Height and width of the images in pixels; may be repeated (default: 320x480).",
-    )
+    about = "Height and width of the images in pixels; may be repeated (default: 320x480)."
+    add("--size", metavar="HxW", type=size, action="append", help=about)
     add("--batch", metavar="N", type=int, default=2, help="Images per batch (default: 2).")
-    add(
-        "--dtype",
-        choices=["float32", "bfloat16"],
-        default="float32",
-        help="Precision to compare (default: float32).",
-    )
+    about = "Precision to compare (default: float32)."
+    add("--dtype", choices=["float32", "bfloat16"], default="float32", help=about)
     add("--grad", action="store_true", help="Compare the gradient of every parameter, too.")
-    add(
-        "--train-steps",
-        metavar="N",
-        type=int,
-        default=0,
-        help="Compare a training run of N steps, too (default: 0, none).",
+    about = "Compare a training run of N steps, too (default: 0, none)."
+    add("--train-steps", metavar="N", type=int, default=0, help=about)
+    about = (
+        "First learning rate of that run (default: 0.01). Models without batch normalization need "
+        "a lower one."
     )
-    add(
-        "--train-lr",
-        metavar="LR",
-        type=float,
-        default=0.01,
-        help="First learning rate of that run (default: 0.01). Models without batch normalization "
-        "need a lower one.",
-    )
+    add("--train-lr", metavar="LR", type=float, default=0.01, help=about)
     add("--seed", metavar="N", type=int, default=0, help="Random seed (default: 0).")
-    add(
-        "--report",
-        metavar="FILE",
-        type=Path,
-        action="append",
-        default=[],
-        help="Also write the report to this .html or .json file; may be repeated.",
-    )
+    about = "Also write the report to this .html or .json file; may be repeated."
+    add("--report", metavar="FILE", type=Path, action="append", default=[], help=about)
 
 
 def _verify(args: argparse.Namespace) -> int:

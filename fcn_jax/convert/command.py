@@ -176,8 +176,7 @@ def export_file(
     destination.check_new(output)
     directory = checkpoint.find(source)
     spec = checkpoint.read_spec(directory)
-    module = nnx.eval_shape(lambda: _build(spec.model, nnx.Rngs(0)))
-    checkpoint.fill(module, checkpoint.read_arrays(directory), directory)
+    module = checkpoint.load_module(directory, lambda: _build(spec.model, nnx.Rngs(0)))
     tensors = export_weights(module, spec.model, key_format)
     files.write(output, tensors)
     scope = "backbone" if spec.model.head is None else "model"

@@ -227,7 +227,7 @@ def _unknown(
 ) -> str:
     largest = max(states, key=lambda state: len(state.tensors)).tensors
     table = next(iter(candidates.values()))
-    expected = [place[0] for path in targets if (place := table.to_torch(path)) is not None]
+    expected = table.names(targets).values()
     looks_like = architecture.guess({raw: largest.shape(raw) for raw in largest})
     guess = f"; it looks like {looks_like}" if looks_like else ""
     if how := reparametrized(largest):

@@ -70,7 +70,10 @@ def readings(states: Sequence[StateDict], tables: Tables, targets: Leaves) -> li
     missing tensors; then weights before their running averages (`state_dicts.is_average`, by keys
     and prefixes); then the state dict nearer to the top.
     """
-    expected = {key: _expected(table, targets) for key, table in tables.items()}
+    expected = {
+        key: {name: math.prod(targets[path].shape) for path, name in table.names(targets).items()}
+        for key, table in tables.items()
+    }
     segments = {part for names in expected.values() for name in names for part in name.split(".")}
     found = []
     for state in states:
@@ -100,15 +103,6 @@ def readings(states: Sequence[StateDict], tables: Tables, targets: Leaves) -> li
 
 def _size(state: StateDict, name: str) -> int:
     return math.prod(state.tensors.shape(name))
-
-
-def _expected(table: Table, targets: Leaves) -> dict[str, int]:
-    """The names that a table gives to the leaves of a model -> number of values."""
-    return {
-        found[0]: math.prod(leaf.shape)
-        for path, leaf in targets.items()
-        if (found := table.to_torch(path)) is not None
-    }
 
 
 def _without_prefixes(
@@ -240,7 +234,7 @@ def leftovers(
     Returns:
         Name, as in `Reading.all_names` -> the reason to drop it; None if there is none.
     """
-    names = {path: place[0] for path in targets if (place := table.to_torch(path)) is not None}
+    names = table.names(targets)
     known = set(names.values())
     backbone = {name.split(".")[0] for p, name in names.items() if p.startswith("backbone.")}
     used = [reading.names[name] for name in known if name in reading.names]

@@ -170,16 +170,11 @@ def evaluate_checkpoint(
     )
 
 
-def run_config(directory: Path) -> Path | None:
-    """The `config.json` of the run that holds a checkpoint; None if no run holds it."""
-    folder = directory.absolute().parent
-    path = folder.parent / "config.json"
-    return path if folder.name == checkpoint.STEPS and path.exists() else None
-
-
 def _recipe_of(directory: Path) -> Config | None:
-    path = run_config(directory)
-    return None if path is None else read_run(path.parent)
+    """The recipe of the run that holds a checkpoint; None if no run holds it."""
+    folder = directory.absolute().parent
+    is_runs = folder.name == checkpoint.STEPS and (folder.parent / "config.json").exists()
+    return read_run(folder.parent) if is_runs else None
 
 
 def _recorded_root(recorded: str, directory: Path) -> tuple[Path, list[str]]:

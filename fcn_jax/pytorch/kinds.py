@@ -99,19 +99,17 @@ def _kind_of_zip(path: Path) -> str:
         ) from error
     ends = {name.rpartition("/")[2] for name in names}
     if "constants.pkl" in ends or ("model.json" in ends and "attributes.pkl" in ends):
-        raise WeightsError(
-            f"{path}: refused, because it is a TorchScript program, which holds code; save its "
-            "tensors with torch.save(torch.jit.load(FILE, map_location='cpu').state_dict(), "
-            "'weights.pth')"
+        what = (
+            "refused, because it is a TorchScript program, which holds code; save its tensors with "
+            "torch.save(torch.jit.load(FILE, map_location='cpu').state_dict(), 'weights.pth')"
         )
-    if any(name.endswith(".data/extern_modules") for name in names):
-        raise WeightsError(
-            f"{path}: refused, because it is a torch.package, which holds code; save its "
-            "state_dict instead"
+    elif any(name.endswith(".data/extern_modules") for name in names):
+        what = (
+            "refused, because it is a torch.package, which holds code; save its state_dict instead"
         )
-    if any(name.endswith("data.pkl") and name.count("/") <= 1 for name in names):
+    elif any(name.endswith("data.pkl") and name.count("/") <= 1 for name in names):
         return ARCHIVE
-    if "model.weights.h5" in ends:
+    elif "model.weights.h5" in ends:
         what = "a Keras model; only PyTorch's weights are read"
     elif names and all(name.endswith(".npy") for name in names):
         what = (
@@ -120,17 +118,13 @@ def _kind_of_zip(path: Path) -> str:
         )
     elif "saved_model.pb" in ends:
         what = "a zip archive with a TensorFlow SavedModel; only PyTorch's weights are read"
-    elif "serialized_exec_info.json" in ends or any(
-        "exported_program" in name or name.endswith(".pt2") for name in names
-    ):
+    elif any(re.search(r"serialized_exec_info\.json$|exported_program|\.pt2$", n) for n in names):
         what = "a program of torch.export; save the state_dict of the network instead"
     else:
         weights = [name for name in names if name.lower().endswith(WEIGHT_SUFFIXES)]
-        inside = (
-            f"it holds {listing(weights, 4)}; unpack it"
-            if weights
-            else f"with {listing(names, 4) or 'nothing in it'}"
-        )
+        inside = f"with {listing(names, 4) or 'nothing in it'}"
+        if weights:
+            inside = f"it holds {listing(weights, 4)}; unpack it"
         what = f"a zip archive that PyTorch did not write: {inside}"
     raise WeightsError(f"{path}: {what}")
 

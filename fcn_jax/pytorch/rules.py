@@ -111,6 +111,11 @@ class Table:
         """The name in the state dict and the rule for a Flax path; None if no rule matches."""
         return self._first(path, "jax", "torch")
 
+    def names(self, paths: Iterable[str]) -> dict[str, str]:
+        """Flax paths -> names in the state dict, without the paths that no rule matches."""
+        found = {path: self.to_torch(path) for path in paths}
+        return {path: place[0] for path, place in found.items() if place is not None}
+
     def dropped(self, name: str) -> str | None:
         """The reason to drop a name of the state dict; None if it is not dropped."""
         return next(

@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from pathlib import Path
 from types import TracebackType
 
@@ -18,8 +18,9 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-_FILES = ("config.json", "versions.json", "metrics.jsonl")
-_FOLDERS = ("checkpoints", "samples", "nonfinite")
+_WRITTEN = frozenset(
+    {"config.json", "versions.json", "metrics.jsonl", "checkpoints", "samples", "nonfinite"}
+)
 _LEFTOVER = re.compile(r"\.(config|versions|metrics)\.[0-9a-f]{8}\.jsonl?")
 """Temporary files of `fcn_jax.runtime.atomic` that a killed process left."""
 _ANOTHER = "name another directory with --workdir"
@@ -43,7 +44,7 @@ class RunDirectory:
         self._path = path
         self._lock: int | None = None
         self._made: list[Path] = []
-        self._before: set[str] | None = None
+        self._before: Set[str] = _WRITTEN
 
     def __enter__(self) -> RunDirectory:
         """Check that a run can be written there, and lock the directory if it exists.
@@ -114,7 +115,7 @@ class RunDirectory:
             os.close(self._lock)
 
     def _remove(self) -> None:
-        for name in set() if self._before is None else {*_FILES, *_FOLDERS} - self._before:
+        for name in _WRITTEN - self._before:
             path = self._path / name
             with contextlib.suppress(OSError):
                 if path.is_dir():

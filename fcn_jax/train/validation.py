@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -21,49 +22,44 @@ from fcn_jax.train.signals import StopRequest
 from fcn_jax.train.step import TrainState
 
 
+@dataclasses.dataclass
 class Validation:
-    """Scores the states of a run on its validation split, each image at its own size."""
+    """Scores the states of a run on its validation split, each image at its own size.
 
-    def __init__(
-        self,
-        graphdef: nnx.GraphDef,
-        random_keys: nnx.State,
-        source: Source,
-        config: Config,
-        run: Path,
-        say: Callable[[str], None],
-    ) -> None:
-        """Store the arguments; nothing is compiled yet.
+    Attributes:
+        graphdef: the model.
+        random_keys: the part of the model's state that no step changes.
+        source: the validation split.
+        config: settings.
+        run: run directory, to which pictures are written.
+        say: prints a line.
+    """
 
-        Args:
-            graphdef: the model.
-            random_keys: the part of the model's state that no step changes.
-            source: the validation split.
-            config: settings.
-            run: run directory, to which pictures are written.
-            say: prints a line.
-        """
-        self._graphdef, self._random_keys = graphdef, random_keys
-        self._source, self._config, self._run, self._say = source, config, run, say
-        self._predictor: Predictor | None = None
-        self._draws = True
+    graphdef: nnx.GraphDef
+    random_keys: nnx.State
+    source: Source
+    config: Config
+    run: Path
+    say: Callable[[str], None]
+    _predictor: Predictor | None = None
+    _draws: bool = True
 
     def scores(self, number: int, state: TrainState, stop: StopRequest) -> Scores | None:
         """Score the state after step `number`, and draw the first images; None if stopped."""
         values = state.params, state.batch_stats
         if self._predictor is None:
-            multiple, note = choose_multiple(self._source)
+            multiple, note = choose_multiple(self.source)
             if note:
-                self._say(f"val: {note}")
-            model = nnx.merge(self._graphdef, *values, self._random_keys)
+                self.say(f"val: {note}")
+            model = nnx.merge(self.graphdef, *values, self.random_keys)
             self._predictor = Predictor(model, pad_to_multiple=multiple)
         self._predictor.update(*values)
-        matrix = ConfusionMatrix(len(self._source.classes))
-        workers = self._config.data.num_workers
-        found = evaluate(self._predictor, self._source, matrix, workers=workers)
+        matrix = ConfusionMatrix(len(self.source.classes))
+        workers = self.config.data.num_workers
+        found = evaluate(self._predictor, self.source, matrix, workers=workers)
         with contextlib.closing(found) as examples:
             for index, (example, mask) in enumerate(examples):
-                if index < self._config.train.num_visualizations:
+                if index < self.config.train.num_visualizations:
                     self._draw(number, example, mask)
                 if stop.signal:
                     return None
@@ -71,11 +67,11 @@ class Validation:
 
     def _draw(self, number: int, example: Example, mask: np.ndarray) -> None:
         """Write a picture. The first failure is a warning; it does not end the training."""
-        folder = self._run / "samples" / f"step_{number:07d}"
-        picture = draw.panel(example.image, example.mask, mask, self._source.classes)
+        folder = self.run / "samples" / f"step_{number:07d}"
+        picture = draw.panel(example.image, example.mask, mask, self.source.classes)
         try:
             draw.write_image(folder / f"{os.path.basename(example.id)}.png", picture)
         except (WriteError, OSError) as error:
             if self._draws:
-                self._say(f"warning: {error}; the training goes on without sample pictures")
+                self.say(f"warning: {error}; the training goes on without sample pictures")
             self._draws = False
