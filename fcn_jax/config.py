@@ -26,7 +26,7 @@ from fcn_jax.runtime import json_text
 
 
 def _number(value: Any) -> Any:
-    """Reject what Pydantic would convert: true to 1, and "8" to 8."""
+    """Reject values that Pydantic would convert: true to 1, and "8" to 8."""
     if isinstance(value, bool | str):
         raise ValueError("expected a number, without quotes")
     return value
@@ -233,8 +233,8 @@ def parse(table: Mapping[str, Any], source: str = "recipe") -> Config:
         source: name of the table in errors.
 
     Raises:
-        ConfigError: unknown keys, each with the nearest known one, and bad values, each with what
-            is allowed.
+        ConfigError: unknown keys, each with the nearest known one, and bad values, each with the
+            allowed ones.
     """
     if not isinstance(table, Mapping):
         raise ConfigError(f"{source}: is {_short(table)}; expected a table of settings")

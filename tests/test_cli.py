@@ -1,4 +1,4 @@
-"""The command line: what it prints, writes and returns, and its errors on bad input."""
+"""The command line: output, files, exit status, and errors on bad input."""
 
 from __future__ import annotations
 
@@ -571,7 +571,7 @@ def test_rejects_unknown_weights_with_the_available_ones(
     assert "Available: none" in line, "the tiny backbone has no published weights"
 
 
-def test_a_failed_download_is_one_line(
+def test_failed_download_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Fails
 ) -> None:
     monkeypatch.setenv("FCN_JAX_CACHE", str(tmp_path / "cache"))
@@ -789,10 +789,10 @@ def test_verify_exits_with_1_if_a_layer_is_wrong(tiny_plugin, monkeypatch, capsy
     pytest.importorskip("torch")
     from fcn_jax.nn import BatchNorm
 
-    original = BatchNorm.__init__
+    init = BatchNorm.__init__
 
     def wrong(self, channels, **settings):
-        original(self, channels, **settings | {"eps": 1e-3})
+        init(self, channels, **settings | {"eps": 1e-3})
 
     monkeypatch.setattr(BatchNorm, "__init__", wrong)
     assert cli.main(["verify", "--model", "tiny", "--num-classes", "3", "--size", "33x49"]) == 1
@@ -843,7 +843,7 @@ def test_verify_rejects_an_unwritable_report_before_its_work(
     assert f"({tmp_path} is not a writable folder)" in capsys.readouterr().err
 
 
-def test_verify_never_replaces_files_of_others(tiny_plugin, tmp_path, capsys):
+def test_verify_never_replaces_files_of_other_programs(tiny_plugin, tmp_path, capsys):
     pytest.importorskip("torch")
     files = {
         "notes.html": "<!doctype html><title>notes</title>",

@@ -67,11 +67,11 @@ def save_model(directory: str | Path, spec: Spec, tensors: Mapping[str, Any]) ->
             args = ocp.args.Composite(
                 model=ocp.args.StandardSave(dict(tensors)), spec=ocp.args.JsonSave(spec.to_dict())
             )
-            checkpointer.save(temporary / "whole", args=args)
-        files.list_files(temporary / "whole")
+            checkpointer.save(temporary / "complete", args=args)
+        files.list_files(temporary / "complete")
         if directory.exists():
             directory.rmdir()
-        os.replace(temporary / "whole", directory)
+        os.replace(temporary / "complete", directory)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -82,8 +82,7 @@ def find(path: str | Path) -> Path:
     A damaged checkpoint of a run is skipped with a warning, and the next best is used.
 
     Raises:
-        CheckpointError: there is no such directory, it holds no checkpoint, or what it holds is
-            damaged.
+        CheckpointError: there is no such directory, it holds no checkpoint, or all are damaged.
     """
     path = Path(path)
     if not path.exists():

@@ -1,4 +1,4 @@
-"""The command line. Each module holds a group of commands: their arguments and what they run."""
+"""The command line. Each module holds a group of commands and their arguments."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Args:
         argv: arguments without the program's name; by default those of the process, whose settings
-            are then changed to what is fastest (`fcn_jax.runtime.process`).
+            are then changed to the fastest ones (`fcn_jax.runtime.process`).
 
     Returns:
         Exit status. 0: done. 1: the run could not continue (the loss is not finite, input workers

@@ -128,7 +128,7 @@ def _changed_spec(model: str, changes: Mapping[str, Any]) -> ModelSpec:
 
 @dataclasses.dataclass(frozen=True)
 class ExportReport:
-    """What was written for PyTorch.
+    """The tensors that were written for PyTorch.
 
     Attributes:
         source: the checkpoint's directory.

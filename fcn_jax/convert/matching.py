@@ -24,7 +24,7 @@ def match(
     drop: Sequence[str] = (),
     leftover: Callable[[str], str | None] | None = None,
 ) -> Problems:
-    """Compare tensors with leaves by name, and write what fits into the report.
+    """Compare tensors with leaves by name, and write the matches into the report.
 
     Args:
         tensors: name in the file -> values, which are read one at a time.

@@ -1,4 +1,4 @@
-"""What loading weights did, and what to say if the weights do not fit."""
+"""The report of loading weights, and the error for weights that do not fit."""
 
 from __future__ import annotations
 
@@ -250,7 +250,7 @@ _REPARAMETRIZED = {
 
 
 def reparametrized(names: Iterable[str]) -> str | None:
-    """What to do if a file holds the parts that weights are computed from; None if it does not."""
+    """Advice for a file with the parts that weights are computed from; None for other files."""
     for name in names:
         how = _REPARAMETRIZED.get(name.rpartition(".")[2])
         if ".parametrizations." in f".{name}":

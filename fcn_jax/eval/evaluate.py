@@ -69,7 +69,7 @@ class Evaluation:
         images: number of images in the split; all of them count.
         classes: names and colors.
         scores: over all pixels of the split that are not ignored.
-        notes: lines about what was assumed and about the limits of the scores.
+        notes: lines about assumptions and about the limits of the scores.
         padded_to_multiple: the multiple in pixels to which images were padded; None if each ran at
             its own size.
     """
@@ -110,7 +110,7 @@ def evaluate_checkpoint(
     value_range: Range | None = None,
     exact_sizes: bool = False,
 ) -> Evaluation:
-    """Score a run or checkpoint on all whole images of a split.
+    """Score a run or checkpoint on all images of a split, without crops.
 
     Args:
         path: a run (its best checkpoint), one of its checkpoints, or a converted model.

@@ -1,4 +1,4 @@
-"""Recognizes a file by its contents: a supported format of weights, or what else it is."""
+"""Recognizes files by their contents: formats of weights, and other files, for messages."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def kind_of(path: Path) -> str:
     """The format of a weights file: `SAFETENSORS`, `ARCHIVE`, `LEGACY` or `PICKLE`.
 
     Raises:
-        WeightsError: it is something else; the message says what it is and what to do.
+        WeightsError: it is another file; the message names its kind and says what to do.
     """
     if what := _part_of_weights(path):
         raise WeightsError(f"{path}: {what}")
@@ -77,7 +77,7 @@ def kind_of(path: Path) -> str:
 
 
 def _part_of_weights(path: Path) -> str | None:
-    """What to say of a file whose name says that it holds only a part of the weights."""
+    """The message for a file whose name says that it holds a part of the weights; or None."""
     part = _PART.search(path.name)
     if part is not None and int(part[2]) > 1:
         return (
@@ -130,7 +130,7 @@ def _kind_of_zip(path: Path) -> str:
 
 
 def _other(path: Path, start: bytes, end: bytes) -> str:
-    """What a file is, if it cannot be read as weights."""
+    """The message for a file that cannot be read as weights."""
     for magic, (name, command) in _COMPRESSED.items():
         if start.startswith(magic):
             return f"a file compressed by {name}; unpack it first ({command})"
@@ -174,7 +174,7 @@ def _other(path: Path, start: bytes, end: bytes) -> str:
 
 
 def _of_tar(path: Path, start: bytes) -> str | None:
-    """What to say of a tar archive; None if it is another file."""
+    """The message for a tar archive; None for other files."""
     is_tar = start[257:262] == b"ustar"
     try:
         with tarfile.open(path, "r:") as archive:
@@ -218,7 +218,7 @@ def _is_text(start: bytes) -> bool:
 
 
 def of_directory(path: Path) -> str:
-    """What to say of a folder that was given instead of a file."""
+    """The message for a folder that was given instead of a file."""
     try:
         names = sorted(child.name for child in path.iterdir())
     except OSError:

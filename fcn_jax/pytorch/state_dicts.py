@@ -224,8 +224,8 @@ def _nothing(tree: Any, entry: FindEntry) -> str:
     network = next(filter(_is_network, values), None)
     if network is not None:
         return (
-            f"refused, because it holds a whole pickled network ({network.kind}), and loading it "
-            f"could run code; {advice}"
+            f"refused, because it holds a pickled network ({network.kind}), and loading it could "
+            f"run code; {advice}"
         )
     if isinstance(tree, Foreign):
         return (

@@ -16,7 +16,7 @@ def after_a_step(
     """Return the error to raise instead of `error`, with what is saved and how to continue.
 
     Args:
-        error: what ended the run.
+        error: the error that ended the run.
         run: run directory.
         number: last completed step, at least 1.
         saved: step of the newest checkpoint, or None.

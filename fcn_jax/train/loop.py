@@ -204,7 +204,7 @@ def _train(
             state, train_step.batch_shapes(data.batch_size, data.crop_size, batch_sharding)
         )
         compiled = traced.compile()
-        del step, traced  # JAX keeps what it traced as long as the function exists.
+        del step, traced  # JAX keeps the traced program as long as the function exists.
         require_memory(compiled)
     compile_seconds = time.perf_counter() - began
     trim_malloc()  # the compiler's memory

@@ -33,8 +33,8 @@ class RunDirectory:
     whenever the process ends. If the file system has no locks, the run continues without.
 
     Attributes:
-        keep: keep what was written. Otherwise, everything that this process made there is removed
-            at the end.
+        keep: keep the files. Otherwise, all files that this process made there are removed at the
+            end.
     """
 
     keep = False
@@ -108,7 +108,7 @@ class RunDirectory:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Remove what this process made, unless `keep`, and release the lock."""
+        """Remove the files of this process, unless `keep`, and release the lock."""
         if not self.keep:
             self._remove()
         if self._lock is not None:

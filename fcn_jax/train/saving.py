@@ -30,7 +30,7 @@ def _all_finite(params: Any) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class Completed:
-    """A completed step: what a checkpoint after it holds, and what produced it.
+    """A completed step: the contents of a checkpoint after it, and its batch and metrics.
 
     Attributes:
         number: number of the step; 0 before the first one.
@@ -151,7 +151,7 @@ def save_after_error(
 
 
 def close_quietly(checkpoints: checkpoint.Checkpoints) -> None:
-    """Close, without an error for what could not be saved: it was reported before."""
+    """Close without an error: a failed save was reported before."""
     with contextlib.suppress(Exception):
         checkpoints.close()
 

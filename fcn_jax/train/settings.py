@@ -129,7 +129,7 @@ _FREE = frozenset(
         "train.checkpoint_every_steps",
     }
 )
-"""Settings that may change when a run is resumed: none of them changes what is computed."""
+"""Settings that may change when a run is resumed: none of them changes the result."""
 
 
 def require_needed(config: Config) -> None:

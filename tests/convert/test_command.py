@@ -113,10 +113,10 @@ def test_export_gives_the_same_logits_in_pytorch(trained, torchvision, tmp_path,
     assert {int(b) for n, b in network.named_buffers() if n.endswith("num_batches_tracked")} == {11}
 
 
-def test_d2l_export_gives_the_same_logits_in_pytorch(trained, chapter_network, tmp_path):
+def test_d2l_export_gives_the_same_logits_in_pytorch(trained, d2l_network, tmp_path):
     directory, model = trained
     export_file(directory, tmp_path / "out.pth", key_format="d2l")
-    assert_same_output(model, chapter_network(CLASSES), tmp_path / "out.pth")
+    assert_same_output(model, d2l_network(CLASSES), tmp_path / "out.pth")
 
 
 def test_exports_a_backbone_with_its_own_names(backbone, trained, make_resnet18, tmp_path):

@@ -261,7 +261,7 @@ def test_second_call_on_the_same_folder_skips_results(model, tmp_path):
     ]
 
 
-def test_new_photograph_next_to_earlier_results_can_go_to_another_folder(model, tmp_path):
+def test_predicts_a_new_image_to_another_folder(model, tmp_path):
     photograph(tmp_path / "a.jpg")
     predict_folder(model, [tmp_path], tmp_path)
     photograph(tmp_path / "b.jpg")
@@ -273,7 +273,7 @@ def test_new_photograph_next_to_earlier_results_can_go_to_another_folder(model, 
     ]
 
 
-def test_rejects_results_alone(model, tmp_path):
+def test_rejects_a_folder_of_results_only(model, tmp_path):
     photograph(tmp_path / "a.jpg")
     predict_folder(model, [tmp_path / "a.jpg"], tmp_path / "out")
     for images in (
@@ -353,7 +353,7 @@ def test_rejects_images_that_would_write_one_file(tmp_path, first, second):
     )
 
 
-def test_missing_images_error_says_what_is_there(tmp_path):
+def test_missing_images_error_lists_the_files_of_the_folder(tmp_path):
     for name in (
         "folder/a.heic",
         "folder/b.HEIC",

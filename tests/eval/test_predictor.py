@@ -97,7 +97,7 @@ def test_numbers_classes_without_names(model):
     [IMAGE.astype(np.float32), IMAGE[..., 0], IMAGE[None], np.zeros((4, 4, 4), np.uint8)],
     ids=["float", "gray", "batch", "alpha"],
 )
-def test_rejects_anything_but_u8_rgb(model, image):
+def test_rejects_images_that_are_not_u8_rgb(model, image):
     with pytest.raises(
         ValueError, match=r"expected an image u8\[H,W,3\], RGB; got (float32|uint8)\["
     ):

@@ -92,7 +92,7 @@ def test_freed_memory_is_reused_without_the_system():
 
 @glibc
 @pytest.mark.parametrize("variable", ["MALLOC_ARENA_MAX", "GLIBC_TUNABLES"])
-def test_the_environment_takes_precedence(variable):
+def test_environment_takes_precedence(variable):
     kept, faults = run(
         **{variable: "4" if variable.startswith("MALLOC") else "glibc.malloc.tcache_count=4"}
     )
@@ -114,7 +114,7 @@ def test_trim_malloc_returns_freed_memory_to_the_system():
 
 
 @glibc
-def test_a_call_frees_its_memory_before_it_returns():
+def test_call_frees_its_memory_before_it_returns():
     if not hasattr(ctypes.CDLL(None), "mallinfo2"):
         pytest.skip("glibc before 2.33 has no mallinfo2")
     done = subprocess.run(
@@ -136,7 +136,7 @@ def test_trim_malloc_does_nothing_unless_the_process_was_tuned(monkeypatch):
     memory.trim_malloc()
 
 
-def test_peak_memory_of_a_cpu_is_that_of_the_process():
+def test_peak_memory_on_cpus_returns_that_of_the_process():
     resource = pytest.importorskip("resource")
     unit = 1 if sys.platform == "darwin" else 1024
     least = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -153,7 +153,7 @@ def test_saves_the_checkpoint_before_an_evaluation_that_fails(
     assert_equal(tmp_path / "run", undisturbed)
 
 
-def test_a_training_file_damaged_during_the_run_loses_no_step(
+def test_keeps_all_steps_if_a_training_file_is_damaged_during_the_run(
     here: Callable[..., Result],
     copied: Path,
     undisturbed: Path,
@@ -202,7 +202,7 @@ def test_a_training_file_damaged_during_the_run_loses_no_step(
         (KeyboardInterrupt(), KeyboardInterrupt, "interrupted"),
     ],
 )
-def test_any_error_between_steps_saves_the_last_completed_step(
+def test_saves_the_last_completed_step_on_any_error(
     here: Callable[..., Result],
     undisturbed: Path,
     tmp_path: Path,
@@ -230,7 +230,7 @@ def test_any_error_between_steps_saves_the_last_completed_step(
     assert_equal(tmp_path / "run", undisturbed)
 
 
-def test_an_error_before_the_first_step_leaves_no_run(
+def test_leaves_no_run_after_an_error_before_the_first_step(
     here: Callable[..., Result], copied: Path, tmp_path: Path
 ) -> None:
     for path in (copied / "images" / "train").iterdir():
@@ -244,7 +244,7 @@ def test_an_error_before_the_first_step_leaves_no_run(
     assert list((tmp_path / "mine").iterdir()) == []
 
 
-def test_rejects_settings_that_fail_to_compile_in_one_line_and_leaves_no_run(
+def test_rejects_settings_that_fail_to_compile_and_leaves_no_run(
     recipe: Path, data: Path, tiny_plugin: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = [
@@ -303,7 +303,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.slow
-def test_a_full_disk_ends_the_run_in_one_line_and_keeps_the_last_checkpoint(
+def test_full_disk_ends_the_run_and_keeps_the_last_checkpoint(
     recipe: Path, data: Path, undisturbed: Path, small_disk: Path
 ) -> None:
     run = small_disk / "run"
@@ -344,7 +344,7 @@ def fill(folder: Path) -> None:
                 continue
 
 
-def test_a_failed_save_ends_the_run_and_keeps_the_last_checkpoint(
+def test_failed_save_ends_the_run_and_keeps_the_last_checkpoint(
     here: Callable[..., Result], undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     list_files = checkpoint.files.list_files
@@ -368,7 +368,7 @@ def test_a_failed_save_ends_the_run_and_keeps_the_last_checkpoint(
     assert_equal(tmp_path / "run", undisturbed)
 
 
-def test_a_failed_metrics_record_ends_the_run_with_its_work_saved(
+def test_failed_metrics_record_ends_the_run_and_saves_its_steps(
     here: Callable[..., Result], undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = Records.write
@@ -390,7 +390,7 @@ def test_a_failed_metrics_record_ends_the_run_with_its_work_saved(
     assert records(tmp_path / "run", "train", "step", "loss") == expected
 
 
-def test_sample_pictures_that_cannot_be_written_are_one_warning(
+def test_warns_once_if_sample_pictures_cannot_be_written(
     here: Callable[..., Result],
     undisturbed: Path,
     tmp_path: Path,
@@ -420,7 +420,7 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) ->
 @pytest.mark.parametrize(
     "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
 )
-def test_a_signal_stops_an_evaluation_which_is_repeated_on_resume(
+def test_repeats_an_evaluation_that_a_signal_stopped(
     here: Callable[..., Result],
     undisturbed: Path,
     tmp_path: Path,
@@ -447,7 +447,7 @@ def test_a_signal_stops_an_evaluation_which_is_repeated_on_resume(
     assert_equal(tmp_path / "run", undisturbed)
 
 
-def test_a_signal_stops_the_last_evaluation_which_is_repeated_on_resume(
+def test_repeats_the_last_evaluation_that_a_signal_stopped(
     here: Callable[..., Result], undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     evaluate, calls = validation.evaluate, []
@@ -469,7 +469,7 @@ def test_a_signal_stops_the_last_evaluation_which_is_repeated_on_resume(
     assert here(tmp_path / "run", resume=True).was_finished
 
 
-def test_a_signal_during_a_save_lets_it_finish(
+def test_finishes_a_save_after_a_signal(
     here: Callable[..., Result], undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     list_files = checkpoint.files.list_files
@@ -490,7 +490,7 @@ def test_a_signal_during_a_save_lets_it_finish(
     assert_equal(tmp_path / "run", undisturbed)
 
 
-def test_a_signal_before_the_first_step_leaves_no_run(
+def test_leaves_no_run_after_a_signal_before_the_first_step(
     here: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stopped(model: Any, *rest: Any, **more: Any) -> Any:
@@ -509,9 +509,7 @@ def test_a_signal_before_the_first_step_leaves_no_run(
 
 
 @pytest.mark.slow
-def test_replaces_a_killed_input_worker_without_any_change(
-    recipe: Path, data: Path, tmp_path: Path
-) -> None:
+def test_replaces_a_killed_input_worker(recipe: Path, data: Path, tmp_path: Path) -> None:
     run, undisturbed = tmp_path / "run", tmp_path / "undisturbed"
     # In a separate process as well, because its XLA settings differ from those of the tests.
     assert scenes.train(recipe, data, undisturbed).returncode == 0
@@ -615,7 +613,7 @@ def test_detects_damage_of_any_checkpoint_file(
         shutil.rmtree(directory)
 
 
-def test_rejects_to_resume_a_run_without_undamaged_checkpoint(
+def test_resume_rejects_a_run_without_undamaged_checkpoint(
     here: Callable[..., Result], undisturbed: Path, tmp_path: Path
 ) -> None:
     run = Path(shutil.copytree(undisturbed, tmp_path / "run"))
@@ -681,7 +679,7 @@ def test_removes_leftovers_of_killed_saves_and_no_other_files(
 
 
 @pytest.mark.slow
-def test_more_epochs_match_a_longer_run_if_the_schedule_is_constant(
+def test_resume_with_more_epochs_matches_a_longer_run(
     here: Callable[..., Result], undisturbed: Path, tmp_path: Path
 ) -> None:
     constant = 'optim.schedule="constant"'
@@ -697,7 +695,7 @@ def test_more_epochs_match_a_longer_run_if_the_schedule_is_constant(
         here(undisturbed, "train.epochs=5", resume=True)
 
 
-def test_a_finished_run_says_how_to_train_more(
+def test_resuming_a_finished_run_says_how_to_train_more(
     recipe: Path,
     data: Path,
     undisturbed: Path,
@@ -712,7 +710,7 @@ def test_a_finished_run_says_how_to_train_more(
     assert (undisturbed / "metrics.jsonl").read_text() == before
 
 
-def test_a_run_resumes_without_the_file_it_started_from(
+def test_resumes_without_the_initial_weights(
     here: Callable[..., Result], undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start = Path(shutil.copytree(checkpoint.find(undisturbed), tmp_path / "start"))
@@ -792,7 +790,7 @@ def test_rejects_a_run_directory_in_use(
         ),
     ],
 )
-def test_rejects_to_resume_paths_that_are_not_runs(
+def test_resume_rejects_paths_that_are_not_runs(
     here: Callable[..., Result], tmp_path: Path, make: Callable[[Path], Any], message: str
 ) -> None:
     path = tmp_path / "run"
@@ -815,7 +813,7 @@ def test_rejects_an_unwritable_run_directory_before_any_work(
         here(tmp_path / "locked" / "run")
 
 
-def test_rejects_to_resume_if_the_training_images_changed(
+def test_resume_rejects_changed_training_images(
     here: Callable[..., Result], copied: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -837,7 +835,7 @@ def test_rejects_to_resume_if_the_training_images_changed(
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
-def test_skips_a_file_damaged_since_then_on_request(
+def test_resume_skips_damaged_files_on_request(
     here: Callable[..., Result], copied: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"

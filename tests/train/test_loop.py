@@ -73,7 +73,7 @@ def assert_same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> Non
         np.testing.assert_array_equal(value, other[name], err_msg=name)
 
 
-def test_a_run_records_settings_versions_and_metrics(finished: Path) -> None:
+def test_records_settings_versions_and_metrics(finished: Path) -> None:
     config = json.loads((finished / "config.json").read_text())
     assert config["data"]["batch_size"] == 8
     assert config["optim"]["momentum"] == 0.9  # a default
@@ -111,7 +111,7 @@ def test_keeps_the_last_two_and_the_best_checkpoint(finished: Path) -> None:
     }
 
 
-def test_a_killed_run_with_workers_resumes_bit_for_bit(
+def test_resumes_a_killed_run_with_workers_bit_for_bit(
     finished: Path, data: Path, recipe: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "killed"
@@ -146,7 +146,7 @@ def _last_step(run: Path) -> int:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_the_run_and_it_resumes_bit_for_bit(
+def test_resumes_a_run_that_a_signal_stopped_bit_for_bit(
     finished: Path, data: Path, recipe: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     run = tmp_path / "stopped"
@@ -195,7 +195,7 @@ def test_eight_devices_match_the_losses_of_one(
     np.testing.assert_allclose(eight, one, rtol=2e-4)
 
 
-def test_a_loss_that_is_not_finite_is_reported_with_evidence(here: Trainer, tmp_path: Path) -> None:
+def test_reports_a_loss_that_is_not_finite_with_evidence(here: Trainer, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="loss of step"):
         here(tmp_path / "run", "optim.lr=1e30")
     report = json.loads((tmp_path / "run" / "nonfinite" / "report.json").read_text())
@@ -205,12 +205,12 @@ def test_a_loss_that_is_not_finite_is_reported_with_evidence(here: Trainer, tmp_
     assert not list((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
 
 
-def test_rejects_to_overwrite_a_run(here: Trainer, finished: Path) -> None:
+def test_rejects_overwriting_a_run(here: Trainer, finished: Path) -> None:
     with pytest.raises(ConfigError, match="--resume"):
         here(finished)
 
 
-def test_rejects_to_resume_with_other_settings(here: Trainer, finished: Path) -> None:
+def test_resume_rejects_other_settings(here: Trainer, finished: Path) -> None:
     with pytest.raises(ConfigError, match=r"optim\.lr"):
         here(finished, "optim.lr=0.1", resume=True)
 
@@ -231,7 +231,7 @@ def test_rejects_a_batch_larger_than_the_split_and_leaves_no_run(
     assert not (tmp_path / "run").exists()
 
 
-def test_bfloat16_trains(here: Trainer, tmp_path: Path) -> None:
+def test_trains_in_bfloat16(here: Trainer, tmp_path: Path) -> None:
     here(tmp_path / "run", "model.dtype=bfloat16")
     losses = [record["loss"] for record in records(tmp_path / "run", "train")]
     assert np.mean(losses[-4:]) < 0.9 * np.mean(losses[:4])
