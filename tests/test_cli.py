@@ -33,27 +33,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("recipe") / "tiny.toml"
-    path.write_text(scenes.RECIPE)
-    return path
+    return scenes.write_recipe(tmp_path_factory.mktemp("recipe"))
 
 
 @pytest.fixture(scope="module")
 def run(data: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("runs") / "tiny"
-    status = cli.main(
-        [
-            "train",
-            str(recipe),
-            "--data",
-            str(data),
-            "--workdir",
-            str(directory),
-            "--set",
-            "train.epochs=2",
-        ]
-    )
-    assert status == 0
+    assert cli.main(scenes.arguments(recipe, data, directory, "--set", "train.epochs=2")) == 0
     return directory
 
 
@@ -172,16 +158,7 @@ def test_predict_escapes_names_that_the_terminal_cannot_encode(run: Path, tmp_pa
     """The file name is not valid UTF-8, and the terminal encodes ASCII."""
     Image.fromarray(np.full((24, 40, 3), 90, np.uint8)).save(tmp_path / "plain.png")
     os.rename(tmp_path / "plain.png", os.fsencode(tmp_path) + b"/caf\xe9.png")
-    words = [
-        sys.executable,
-        "-m",
-        "fcn_jax",
-        "predict",
-        str(run),
-        str(tmp_path),
-        "-o",
-        str(tmp_path / "out"),
-    ]
+    words = scenes.command("predict", str(run), str(tmp_path), "-o", str(tmp_path / "out"))
     environment = {**scenes.environment(), "PYTHONIOENCODING": "ascii"}
     done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -195,16 +172,7 @@ def test_predict_escapes_names_that_the_terminal_cannot_encode(run: Path, tmp_pa
 def test_predict_continues_when_its_output_is_closed(run: Path, tmp_path: Path) -> None:
     for name in "abc":
         Image.fromarray(np.full((24, 40, 3), 90, np.uint8)).save(tmp_path / f"{name}.bmp")
-    words = [
-        sys.executable,
-        "-m",
-        "fcn_jax",
-        "predict",
-        str(run),
-        str(tmp_path),
-        "-o",
-        str(tmp_path / "out"),
-    ]
+    words = scenes.command("predict", str(run), str(tmp_path), "-o", str(tmp_path / "out"))
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(

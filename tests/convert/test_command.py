@@ -219,24 +219,9 @@ def test_convert_rejects_backbone_weights_for_a_model(backbone, make_model, tmp_
 @pytest.mark.slow
 def test_trained_network_gives_the_same_logits_in_pytorch(torchvision, tmp_path):
     data = scenes.write_scenes(tmp_path / "data", train=16)
-    recipe = tmp_path / "resnet.toml"
-    recipe.write_text(scenes.RECIPE.replace('"tiny"', '"resnet18"'))
+    recipe = scenes.write_recipe(tmp_path, scenes.RECIPE.replace('"tiny"', '"resnet18"'))
     run = tmp_path / "run"
-    assert (
-        cli.main(
-            [
-                "train",
-                str(recipe),
-                "--data",
-                str(data),
-                "--workdir",
-                str(run),
-                "--set",
-                "train.epochs=2",
-            ]
-        )
-        == 0
-    )
+    assert cli.main(scenes.arguments(recipe, data, run, "--set", "train.epochs=2")) == 0
     assert cli.main(["export", str(run), "-o", str(tmp_path / "out.pth")]) == 0
     model, spec = checkpoint.load_model(run)
     assert any(

@@ -66,20 +66,24 @@ print(max(after() for _ in range(50)) - min(after() for _ in range(50)))
 """
 
 
-def run(**environment):
+def output_of(program, **environment):
     plain = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith(("MALLOC_", "GLIBC_"))
     }
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
+        [sys.executable, "-c", program],
         env={**plain, **environment},
         check=True,
         capture_output=True,
         text=True,
     )
-    kept, faults = done.stdout.split()
+    return done.stdout
+
+
+def run(**environment):
+    kept, faults = output_of(PROGRAM, **environment).split()
     return kept == "True", int(faults)
 
 
@@ -102,15 +106,7 @@ def test_environment_takes_precedence(variable):
 
 @glibc
 def test_trim_malloc_returns_freed_memory_to_the_system():
-    plain = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("MALLOC_", "GLIBC_"))
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", GIVING_BACK], env=plain, check=True, capture_output=True, text=True
-    )
-    assert int(done.stdout) > 90 * 1024, "KiB of the hundred MiB"
+    assert int(output_of(GIVING_BACK)) > 90 * 1024, "KiB of the hundred MiB"
 
 
 @glibc

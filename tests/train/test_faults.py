@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fcn_jax import checkpoint, cli, config, recipes
+from fcn_jax import checkpoint, cli, recipes
 from fcn_jax.data import pipeline
 from fcn_jax.errors import CheckpointError, ConfigError, DataError, TrainingError, WriteError
 from fcn_jax.plugins import registry
 from fcn_jax.train import loop, validation
-from fcn_jax.train.loop import Result, train
+from fcn_jax.train.loop import Result
 from fcn_jax.train.records import Records
 from tests.helpers import scenes
 
@@ -61,9 +61,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("recipe") / "tiny.toml"
-    path.write_text(RECIPE)
-    return path
+    return scenes.write_recipe(tmp_path_factory.mktemp("recipe"), RECIPE)
 
 
 @pytest.fixture(scope="module")
@@ -71,10 +69,7 @@ def here(tiny_plugin: None, data: Path, recipe: Path) -> Callable[..., Result]:
     """Train in this process."""
 
     def run(directory: Path, *settings: str, resume: bool = False, root: Path = data) -> Result:
-        table = recipes.override(
-            recipes.read_recipe(str(recipe)), [f"data.root={json.dumps(str(root))}", *settings]
-        )
-        return train(config.parse(table), directory, resume=resume)
+        return scenes.train_here(recipe, root, directory, *settings, resume=resume)
 
     return run
 
@@ -254,9 +249,7 @@ def test_rejects_settings_that_fail_to_compile_and_leaves_no_run(
         "data.crop_size=[8,8]",
     ]
     more = [part for setting in settings for part in ("--set", setting)]
-    status = cli.main(
-        ["train", str(recipe), "--data", str(data), "--workdir", str(tmp_path / "run"), *more]
-    )
+    status = cli.main(scenes.arguments(recipe, data, tmp_path / "run", *more))
     error = capsys.readouterr().err.splitlines()[-1]
     assert status == 2
     assert error.startswith(
@@ -307,16 +300,9 @@ def test_full_disk_ends_the_run_and_keeps_the_last_checkpoint(
     recipe: Path, data: Path, undisturbed: Path, small_disk: Path
 ) -> None:
     run = small_disk / "run"
-    process = subprocess.Popen(
-        scenes.command(
-            recipe, data, run, "--set", "train.num_visualizations=0", "--set", "train.epochs=400"
-        ),
-        env=scenes.environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    wait_until(lambda: run.is_dir() and (run / "checkpoints" / "8").is_dir(), process)
+    settings = ("--set", "train.num_visualizations=0", "--set", "train.epochs=400")
+    process = scenes.start(recipe, data, run, *settings)
+    scenes.wait_until(lambda: run.is_dir() and (run / "checkpoints" / "8").is_dir(), process)
     fill(small_disk)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 1, err
@@ -407,14 +393,6 @@ def test_warns_once_if_sample_pictures_cannot_be_written(
 
 
 # ------------------------------------------------------------------------------------------ signals
-
-
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 240
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 @pytest.mark.parametrize(
@@ -513,14 +491,8 @@ def test_replaces_a_killed_input_worker(recipe: Path, data: Path, tmp_path: Path
     run, undisturbed = tmp_path / "run", tmp_path / "undisturbed"
     # In a separate process as well, because its XLA settings differ from those of the tests.
     assert scenes.train(recipe, data, undisturbed).returncode == 0
-    process = subprocess.Popen(
-        scenes.command(recipe, data, run, "--set", "data.num_workers=2"),
-        env=scenes.environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    wait_until(lambda: bool(workers_of(process.pid)), process)
+    process = scenes.start(recipe, data, run, "--set", "data.num_workers=2")
+    scenes.wait_until(lambda: bool(workers_of(process.pid)), process)
     os.kill(workers_of(process.pid)[0], signal.SIGKILL)
     _, err = process.communicate(timeout=240)
     assert process.returncode == 0, err

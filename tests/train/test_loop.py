@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
-import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fcn_jax import checkpoint, config, recipes
+from fcn_jax import checkpoint
 from fcn_jax.errors import ConfigError, TrainingError
-from fcn_jax.train.loop import Result, train
+from fcn_jax.train.loop import Result
 from tests.helpers import scenes
 
 STEPS = 20
@@ -28,9 +27,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("recipe") / "tiny.toml"
-    path.write_text(scenes.RECIPE)
-    return path
+    return scenes.write_recipe(tmp_path_factory.mktemp("recipe"))
 
 
 Trainer = Callable[..., Result]
@@ -38,15 +35,8 @@ Trainer = Callable[..., Result]
 
 @pytest.fixture(scope="module")
 def here(data: Path, recipe: Path) -> Trainer:
-    """Train in this process."""
-
-    def run(directory: Path, *settings: str, resume: bool = False) -> Result:
-        table = recipes.override(
-            recipes.read_recipe(str(recipe)), [f"data.root={json.dumps(str(data))}", *settings]
-        )
-        return train(config.parse(table), directory, resume=resume)
-
-    return run
+    """Train in this process: run directory, settings -> result."""
+    return functools.partial(scenes.train_here, recipe, data)
 
 
 @pytest.fixture(scope="module")
@@ -116,18 +106,10 @@ def test_resumes_a_killed_run_with_workers_bit_for_bit(
 ) -> None:
     run = tmp_path / "killed"
     more = ("--set", "train.checkpoint_every_steps=3", "--set", "data.num_workers=1")
-    process = subprocess.Popen(
-        scenes.command(recipe, data, run, *more),
-        env=scenes.environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
+    process = scenes.start(recipe, data, run, *more)
+    scenes.wait_until(
+        lambda: (run / "checkpoints" / "9").is_dir() and _last_step(run) >= 10, process
     )
-    deadline = time.monotonic() + 240
-    while not (run / "checkpoints" / "9").is_dir() or _last_step(run) < 10:
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline, "the run did not get to step 10"
-        time.sleep(0.005)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert _last_step(run) < STEPS
@@ -150,18 +132,8 @@ def test_resumes_a_run_that_a_signal_stopped_bit_for_bit(
     finished: Path, data: Path, recipe: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     run = tmp_path / "stopped"
-    process = subprocess.Popen(
-        scenes.command(recipe, data, run),
-        env=scenes.environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 240
-    while _last_step(run) < 5:
-        assert process.poll() is None, "the run ended before it could be stopped"
-        assert time.monotonic() < deadline, "the run did not get to step 5"
-        time.sleep(0.005)
+    process = scenes.start(recipe, data, run)
+    scenes.wait_until(lambda: _last_step(run) >= 5, process)
     process.send_signal(number)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 128 + number, err
