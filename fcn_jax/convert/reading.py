@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -248,6 +249,9 @@ def leftovers(
         and not any(name.startswith(other.prefix) for name in used)
     ]
 
+    first_parts = itertools.takewhile(WRAPPERS.__contains__, reading.prefix.split("."))
+    wrappers = "".join(f"{part}." for part in first_parts)
+
     def reason(name: str) -> str | None:
         inside = name in reading.names
         if (inside or name not in file_names) and (why := table.dropped(name)) is not None:
@@ -271,7 +275,7 @@ def leftovers(
         copy = next((prefix for prefix in copies if raw.startswith(prefix)), None)
         if copy is not None:
             return f"another copy of the network; --key {copy.rstrip('.')} loads it"
-        outer = raw.removeprefix(_outer_wrappers(reading.prefix)).split(".")[0]
+        outer = raw.removeprefix(wrappers).split(".")[0]
         if not inside and len(parts) > 1 and state_dicts.is_average(outer):
             return "a running average of the weights"
         if new_head and not (inside and name.split(".")[0] in backbone):
@@ -279,10 +283,3 @@ def leftovers(
         return None
 
     return reason
-
-
-def _outer_wrappers(prefix: str) -> str:
-    """The wrappers that a prefix begins with."""
-    parts = prefix.split(".")[:-1]
-    count = next((i for i, part in enumerate(parts) if part not in WRAPPERS), len(parts))
-    return "".join(f"{part}." for part in parts[:count])

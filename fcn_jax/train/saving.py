@@ -167,17 +167,13 @@ def restored(
     for fault in found.skipped:
         say(f"warning: {fault}; it is set aside, and that of step {found.step} is used")
 
-    def filled(tree: nnx.State) -> nnx.State:
-        flat = [
-            (path, leaf.replace(found.model[".".join(map(str, path))]))
-            for path, leaf in nnx.to_flat_state(tree)
-        ]
-        return nnx.from_flat_state(flat)
+    def stored(path: tuple[Any, ...], leaf: nnx.Variable) -> nnx.Variable:
+        return leaf.replace(found.model[".".join(map(str, path))])
 
     state = TrainState(
         found.train["step"],
-        filled(start.state.params),
-        filled(start.state.batch_stats),
+        nnx.map_state(stored, start.state.params),
+        nnx.map_state(stored, start.state.batch_stats),
         found.train["opt_state"],
     )
     return Completed(found.step, state, found.data)
