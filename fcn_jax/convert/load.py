@@ -163,7 +163,7 @@ def import_weights(
             f"backbone '{spec.backbone}' declares no table of PyTorch names, so {name} cannot be "
             "loaded"
         )
-    targets = _targets(module, spec)
+    targets = matching.leaves_of(module, spec)
     found = reading.readings(states, candidates, targets)
     if not found:
         raise WeightsError(_unknown(states, candidates, targets, name))
@@ -375,9 +375,3 @@ def _fill(
         # A copy that nobody else can write to. `jnp.asarray` would compile one for each shape.
         targets[path].set_value(jax.device_put(np.array(value, order="C")))
         del value  # before the next tensor is read
-
-
-def _targets(module: nnx.Module, spec: ModelSpec) -> dict[str, nnx.Variable]:
-    """A module's leaves by their paths in a complete model, also if it is a backbone alone."""
-    prefix = "" if spec.head is not None else "backbone."
-    return {prefix + path: leaf for path, leaf in leaves(module).items()}

@@ -9,10 +9,18 @@ import numpy as np
 from flax import nnx
 
 from fcn_jax.convert.report import WIDENED, LoadReport, Problems, Sizes
+from fcn_jax.models.names import leaves
+from fcn_jax.plugins.api import ModelSpec
 from fcn_jax.pytorch.rules import Rule, Table
 
 Leaves = Mapping[str, nnx.Variable]
 """Flax path -> leaf, an array or its shape."""
+
+
+def leaves_of(module: nnx.Module, spec: ModelSpec) -> Leaves:
+    """A module's leaves by their paths in a complete model, also if it is a backbone alone."""
+    prefix = "" if spec.head is not None else "backbone."
+    return {prefix + path: leaf for path, leaf in leaves(module).items()}
 
 
 def match(

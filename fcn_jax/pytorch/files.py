@@ -130,7 +130,7 @@ def require_suffix(path: str | Path) -> Path:
 
 
 def to_numpy(value: Any, name: str) -> np.ndarray:
-    """A numpy view of a torch tensor or an array. Raises `WeightsError` if it is neither."""
+    """A numpy view of a torch tensor or an array. Raises `WeightsError` if numpy cannot hold it."""
     if hasattr(value, "detach") and hasattr(value, "cpu"):
         value = value.detach().cpu()
         if str(value.dtype) == "torch.bfloat16":
@@ -145,14 +145,7 @@ def to_numpy(value: Any, name: str) -> np.ndarray:
             raise WeightsError(
                 f"'{name}' is a {layout} {value.dtype} tensor, which numpy cannot hold"
             ) from error
-    if hasattr(value, "__array__"):
-        return np.asarray(value)
-    nested = (
-        "; a state dict may lie under 'model' or 'state_dict', otherwise save it alone"
-        if isinstance(value, Mapping)
-        else ""
-    )
-    raise WeightsError(f"{name}: of type {type(value).__name__}, not a tensor{nested}")
+    return np.asarray(value)
 
 
 def state_dicts_of(loaded: Any, source: str) -> list[StateDict]:
