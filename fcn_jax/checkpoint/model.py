@@ -97,7 +97,7 @@ def find(path: str | Path) -> Path:
     if any((path / part).exists() for part in (files.FILES, "spec", "model")):
         if fault := files.fault(path):
             raise CheckpointError(
-                f"{path}: the checkpoint is damaged: {fault}{_whole_siblings(path)}"
+                f"{path}: the checkpoint is damaged: {fault}{_undamaged_siblings(path)}"
             )
         return path
     if path.name == files.STEPS and files.steps(path):
@@ -132,15 +132,15 @@ def _with_score(directory: Path) -> str:
     return f"{directory} (mIoU {score:.4f})" if score >= 0 else str(directory)
 
 
-def _whole_siblings(directory: Path) -> str:
+def _undamaged_siblings(directory: Path) -> str:
     """The undamaged checkpoints of the same run, to append to a message."""
     directory = directory.absolute()
     folder = directory.parent
     if folder.name != files.STEPS:
         return ""
     others = [folder / str(step) for step in files.steps(folder)]
-    whole = [str(path) for path in others if path != directory and files.fault(path) is None]
-    return f"; undamaged: {listing(whole)}" if whole else ""
+    undamaged = [str(path) for path in others if path != directory and files.fault(path) is None]
+    return f"; undamaged: {listing(undamaged)}" if undamaged else ""
 
 
 def read_arrays(directory: Path) -> dict[str, np.ndarray]:

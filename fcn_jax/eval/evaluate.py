@@ -173,8 +173,8 @@ def evaluate_checkpoint(
 def _recipe_of(directory: Path) -> Config | None:
     """The recipe of the run that holds a checkpoint; None if no run holds it."""
     folder = directory.absolute().parent
-    is_runs = folder.name == checkpoint.STEPS and (folder.parent / "config.json").exists()
-    return read_run(folder.parent) if is_runs else None
+    in_run = folder.name == checkpoint.STEPS and (folder.parent / "config.json").exists()
+    return read_run(folder.parent) if in_run else None
 
 
 def _recorded_root(recorded: str, directory: Path) -> tuple[Path, list[str]]:

@@ -209,9 +209,8 @@ def _of_json(path: Path) -> str:
 
 def _is_text(start: bytes) -> bool:
     try:
-        text = codecs.getincrementaldecoder("utf-8")().decode(
-            start
-        )  # the last character may be cut
+        # An incremental decoder accepts a character that is cut off at the end.
+        text = codecs.getincrementaldecoder("utf-8")().decode(start)
     except UnicodeDecodeError:
         return False
     return all(character.isprintable() or character in "\t\r\n\f" for character in text)
