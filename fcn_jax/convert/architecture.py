@@ -151,7 +151,7 @@ def _by_late_signature(shapes: Shapes) -> str | None:
     return None
 
 
-_RESNETS = {
+_RESNETS: Mapping[tuple[bool, tuple[int, ...]], str] = {
     (False, (2, 2, 2, 2)): "ResNet-18",
     (False, (3, 4, 6, 3)): "ResNet-34",
     (True, (3, 4, 6, 3)): "ResNet-50",

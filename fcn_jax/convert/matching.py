@@ -55,7 +55,7 @@ def match(
         for name in tensors
         if is_named(glob, name, report.in_file(name))
     }
-    names_of_leaves = []  # of each, all names that `reinit` may give
+    names_of_leaves: list[tuple[str, ...]] = []  # all names that `reinit` may give
     backbone_modules = set()
     for path, leaf in targets.items():
         in_backbone = path.startswith("backbone.")
