@@ -142,7 +142,7 @@ def work(way: str, inputs: Path, checkpoint: str, answers: Path) -> dict[str, An
     from benchmarks.worker import _peak
     from fcn_jax import checkpoint as checkpoints
 
-    model = checkpoints.load(checkpoint)[0] if checkpoint else Setting().build()
+    model = checkpoints.load_model(checkpoint)[0] if checkpoint else Setting().build()
     predict, programs = predictor(way, model)
     images = [np.load(path) for path in sorted(inputs.glob("image_*.npy"))]
     seconds, busy = [], []

@@ -26,7 +26,7 @@ from fcn_jax.runtime import json_text
 
 
 def _number(value: Any) -> Any:
-    """Reject what Pydantic would convert: true to 1, and "8" to 8."""
+    """Reject values that Pydantic would convert: true to 1, and "8" to 8."""
     if isinstance(value, bool | str):
         raise ValueError("expected a number, without quotes")
     return value
@@ -59,150 +59,137 @@ AnyPath = Annotated[str, BeforeValidator(_path)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    # The docstring under a setting is its description.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class InitConfig(_Section):
     """The initial values of the parameters."""
 
-    weights: AnyPath | None = Field(
-        None,
-        description="Initial weights: a file (.pth, .safetensors), the name of published weights, "
-        "or a run or checkpoint. Random if not set. Flag: --weights.",
-    )
-    reinit: tuple[str, ...] = Field(
-        (),
-        description="Globs over names of tensors that keep their random values although the "
-        "weights may have them. Flag: --reinit.",
-    )
-    drop: tuple[str, ...] = Field(
-        (),
-        description="Globs over names of tensors in the weights that are ignored. Flag: --drop.",
-    )
-    key: str = Field(
-        "",
-        description="Which state dict to load if the file holds several, such as model_ema. "
-        "Flag: --key.",
-    )
-    reinit_lr_mult: NotNegative = Field(
-        1.0,
-        description="Learning rate multiplier of the backbone kernels that init.reinit names. "
-        "optim.param_groups take precedence.",
-    )
+    weights: AnyPath | None = None
+    """Initial weights: a file (.pth, .safetensors), the name of published weights, or a run or
+    checkpoint. Random if not set. Flag: --weights.
+    """
+    reinit: tuple[str, ...] = ()
+    """Globs over names of tensors that keep their random values although the weights may have them.
+    Flag: --reinit.
+    """
+    drop: tuple[str, ...] = ()
+    """Globs over names of tensors in the weights that are ignored. Flag: --drop."""
+    key: str = ""
+    """Which state dict to load if the file holds several, such as model_ema. Flag: --key."""
+    reinit_lr_mult: NotNegative = 1.0
+    """Learning rate multiplier of the backbone kernels that init.reinit names. optim.param_groups
+    take precedence.
+    """
 
 
 class DataConfig(_Section):
     """The dataset, and how training images are cropped and augmented."""
 
-    dataset: str = Field("shapes", description="Registered dataset: NAME or DISTRIBUTION:NAME.")
-    root: AnyPath | None = Field(None, description="Folder of the dataset. Flag: --data.")
-    train_split: str = Field("train", description="Split to train on.")
-    val_split: str = Field("val", description="Split to evaluate on.")
-    batch_size: Count = Field(8, description="Images per training step, over all devices.")
-    crop_size: tuple[Count, Count] = Field(
-        (320, 480), description="Height and width of the training crop, in pixels."
-    )
-    scale_range: tuple[Positive, Positive] = Field(
-        (1.0, 1.0),
-        description="Range of the random resize factor, which is applied before the crop.",
-    )
-    flip: Flag = Field(True, description="Flip each image left to right with probability 1/2.")
-    brightness: Fraction = Field(0.0, description="Largest relative change of the brightness.")
-    contrast: Fraction = Field(0.0, description="Largest relative change of the contrast.")
-    saturation: Fraction = Field(0.0, description="Largest relative change of the saturation.")
-    num_workers: CountOrZero = Field(
-        0,
-        description="Processes that read and augment images. With 0, threads of the training "
-        "process do it.",
-    )
-    value_range: Annotated[tuple[Number, Number], AfterValidator(_rising)] | None = Field(
-        None,
-        description="Stored values of images with more than 8 bits that become 0 and 255. "
-        "If not set, they follow from the largest stored value.",
-    )
-    damaged: Literal["refuse", "skip"] = Field(
-        "refuse",
-        description="How to treat damaged image and mask files: refuse ends the run; skip finds "
-        "them before the run, lists them and leaves them out.",
-    )
+    dataset: str = "shapes"
+    """Registered dataset: NAME or DISTRIBUTION:NAME."""
+    root: AnyPath | None = None
+    """Folder of the dataset. Flag: --data."""
+    train_split: str = "train"
+    """Split to train on."""
+    val_split: str = "val"
+    """Split to evaluate on."""
+    batch_size: Count = 8
+    """Images per training step, over all devices."""
+    crop_size: tuple[Count, Count] = (320, 480)
+    """Height and width of the training crop, in pixels."""
+    scale_range: tuple[Positive, Positive] = (1.0, 1.0)
+    """Range of the random resize factor, which is applied before the crop."""
+    flip: Flag = True
+    """Flip each image left to right with probability 1/2."""
+    brightness: Fraction = 0.0
+    """Largest relative change of the brightness."""
+    contrast: Fraction = 0.0
+    """Largest relative change of the contrast."""
+    saturation: Fraction = 0.0
+    """Largest relative change of the saturation."""
+    num_workers: CountOrZero = 0
+    """Processes that read and augment images. With 0, threads of the training process do it."""
+    value_range: Annotated[tuple[Number, Number], AfterValidator(_rising)] | None = None
+    """Stored values of images with more than 8 bits that become 0 and 255. If not set, they follow
+    from the largest stored value.
+    """
+    damaged: Literal["refuse", "skip"] = "refuse"
+    """How to treat damaged image and mask files: refuse ends the run; skip finds them before the
+    run, lists them and leaves them out.
+    """
 
 
 class ParamGroup(_Section):
     """Learning rate and weight decay of the parameters whose names match a glob."""
 
-    match: str = Field(
-        description="Glob over parameter names, such as head.final_conv.kernel or backbone.*."
-    )
-    lr_mult: NotNegative = Field(1.0, description="Learning rate multiplier; 0 freezes.")
-    decay_mult: NotNegative = Field(1.0, description="Weight decay multiplier.")
+    match: str
+    """Glob over parameter names, such as head.final_conv.kernel or backbone.*."""
+    lr_mult: NotNegative = 1.0
+    """Learning rate multiplier; 0 freezes."""
+    decay_mult: NotNegative = 1.0
+    """Weight decay multiplier."""
 
 
 class OptimConfig(_Section):
     """The optimizer, its schedule, and how a step is computed."""
 
-    name: Literal["sgd", "adamw"] = Field("sgd", description="Optimizer.")
-    lr: Positive = Field(0.02, description="Peak learning rate.")
-    momentum: BelowOne = Field(0.9, description="Momentum of SGD.")
-    betas: tuple[BelowOne, BelowOne] = Field((0.9, 0.999), description="Betas of AdamW.")
-    eps: Positive = Field(1e-8, description="Epsilon of AdamW.")
-    weight_decay: NotNegative = Field(
-        1e-4,
-        description="Weight decay: added to the gradient for SGD, decoupled for AdamW, as in "
-        "PyTorch.",
-    )
-    clip_norm: Positive | None = Field(
-        None,
-        description="Largest global norm of the gradient; a larger one is scaled down to it. "
-        "No clipping if not set.",
-    )
-    schedule: Literal["poly", "cosine", "constant"] = Field(
-        "poly",
-        description="Learning rate after s of S steps: poly is lr (1 - s/S)^power, cosine is "
-        "lr (1 + cos(pi s/S)) / 2.",
-    )
-    power: Positive = Field(0.9, description="Exponent of the poly schedule.")
-    warmup_steps: StepCount = Field(
-        0,
-        description="Number of first steps in which the learning rate rises linearly to the "
-        "schedule.",
-    )
-    accumulate_steps: Count = Field(
-        1,
-        description="Parts in which a batch is computed, one after the other. More parts take "
-        "less memory.",
-    )
-    remat: Flag = Field(
-        False,
-        description="Compute normalizations and activations again in the backward pass, which "
-        "takes less memory. On CPUs it saves memory only with accumulate_steps.",
-    )
-    aux_weight: NotNegative = Field(
-        0.5, description="Weight of the auxiliary head's loss, if the model has such a head."
-    )
-    param_groups: tuple[ParamGroup, ...] = Field(
-        (),
-        description="Learning rate and weight decay by parameter name. The first group that "
-        "matches a name decides.",
-    )
+    name: Literal["sgd", "adamw"] = "sgd"
+    """Optimizer."""
+    lr: Positive = 0.02
+    """Peak learning rate."""
+    momentum: BelowOne = 0.9
+    """Momentum of SGD."""
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
+    """Betas of AdamW."""
+    eps: Positive = 1e-8
+    """Epsilon of AdamW."""
+    weight_decay: NotNegative = 1e-4
+    """Weight decay: added to the gradient for SGD, decoupled for AdamW, as in PyTorch."""
+    clip_norm: Positive | None = None
+    """Largest global norm of the gradient; a larger one is scaled down to it. No clipping if not
+    set.
+    """
+    schedule: Literal["poly", "cosine", "constant"] = "poly"
+    """Learning rate after s of S steps: poly is lr (1 - s/S)^power, cosine is lr (1 + cos(pi s/S))
+    / 2.
+    """
+    power: Positive = 0.9
+    """Exponent of the poly schedule."""
+    warmup_steps: StepCount = 0
+    """Number of first steps in which the learning rate rises linearly to the schedule."""
+    accumulate_steps: Count = 1
+    """Parts in which a batch is computed, one after the other. More parts take less memory."""
+    remat: Flag = False
+    """Compute normalizations and activations again in the backward pass, which takes less memory.
+    On CPUs it saves memory only with accumulate_steps.
+    """
+    aux_weight: NotNegative = 0.5
+    """Weight of the auxiliary head's loss, if the model has such a head."""
+    param_groups: tuple[ParamGroup, ...] = ()
+    """Learning rate and weight decay by parameter name. The first group that matches a name
+    decides.
+    """
 
 
 class TrainConfig(_Section):
     """The length of the run, and what it writes."""
 
-    epochs: Count = Field(10, description="Passes over the training split.")
-    seed: Seed = Field(
-        0, description="Seed of initial values, data order, augmentation and dropout."
-    )
-    log_every_steps: Count = Field(10, description="Steps between records in metrics.jsonl.")
-    eval_every_epochs: Count = Field(
-        1, description="Epochs between evaluations; a checkpoint is saved before each."
-    )
-    checkpoint_every_steps: CountOrZero = Field(
-        0, description="Steps between additional checkpoints; 0 saves none."
-    )
-    num_visualizations: CountOrZero = Field(
-        4, description="Validation images that are drawn at each evaluation, into samples/."
-    )
+    epochs: Count = 10
+    """Passes over the training split."""
+    seed: Seed = 0
+    """Seed of initial values, data order, augmentation and dropout."""
+    log_every_steps: Count = 10
+    """Steps between records in metrics.jsonl."""
+    eval_every_epochs: Count = 1
+    """Epochs between evaluations; a checkpoint is saved before each."""
+    checkpoint_every_steps: CountOrZero = 0
+    """Steps between additional checkpoints; 0 saves none."""
+    num_visualizations: CountOrZero = 4
+    """Validation images that are drawn at each evaluation, into samples/."""
 
 
 def _without_num_classes(table: Any) -> Any:
@@ -246,8 +233,8 @@ def parse(table: Mapping[str, Any], source: str = "recipe") -> Config:
         source: name of the table in errors.
 
     Raises:
-        ConfigError: unknown keys, each with the nearest known one, and bad values, each with what
-            is allowed.
+        ConfigError: unknown keys, each with the nearest known one, and bad values, each with the
+            allowed ones.
     """
     if not isinstance(table, Mapping):
         raise ConfigError(f"{source}: is {_short(table)}; expected a table of settings")

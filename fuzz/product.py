@@ -186,7 +186,7 @@ def save_checkpoint(directory: Path, model: Any) -> None:
     from fcn_jax import checkpoint
     from fcn_jax.api import Classes
 
-    spec = checkpoint.describe(model.spec, Classes(CLASSES, COLORS))
+    spec = checkpoint.make_spec(model.spec, Classes(CLASSES, COLORS))
     checkpoint.save_model(directory, spec, checkpoint.arrays(model))
 
 
@@ -194,7 +194,7 @@ def load_checkpoint(directory: Path) -> tuple[dict[str, np.ndarray], str]:
     """The arrays of a run or checkpoint, and its spec as JSON."""
     from fcn_jax import checkpoint
 
-    model, spec = checkpoint.load(directory)
+    model, spec = checkpoint.load_model(directory)
     return arrays(model), json.dumps(spec.to_dict(), sort_keys=True, default=str)
 
 

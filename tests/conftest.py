@@ -71,8 +71,8 @@ def make_resnet18(torchvision) -> Callable[[], Any]:
 
 
 @pytest.fixture(scope="session")
-def chapter_network(make_resnet18) -> Callable[[int], Any]:
-    """d2l's network, built as the book does: num_classes -> a torch Sequential in eval mode."""
+def d2l_network(make_resnet18) -> Callable[[int], Any]:
+    """The network of d2l: num_classes -> a torch Sequential in eval mode."""
 
     def make(num_classes: int) -> Any:
         import torch

@@ -1,4 +1,4 @@
-"""Checkpoints: what is saved is loaded, and what is damaged is called so."""
+"""Checkpoints: saving, loading, and the detection of damage."""
 
 import shutil
 
@@ -31,14 +31,14 @@ def model(tiny_plugin):
 def saved(model, tmp_path):
     checkpoint.save_model(
         tmp_path / "model",
-        checkpoint.describe(SPEC, CLASSES, {"source": "a.pth"}),
+        checkpoint.make_spec(SPEC, CLASSES, weights={"source": "a.pth"}),
         checkpoint.arrays(model),
     )
     return tmp_path / "model"
 
 
-def test_a_model_comes_back_with_its_values_and_its_classes(model, saved, tmp_path):
-    loaded, spec = checkpoint.load(saved)
+def test_load_model_returns_the_saved_values_and_classes(model, saved, tmp_path):
+    loaded, spec = checkpoint.load_model(saved)
     assert spec.model == loaded.spec == SPEC
     assert spec.classes == CLASSES
     assert spec.weights == {"source": "a.pth"}
@@ -57,13 +57,13 @@ def test_a_model_comes_back_with_its_values_and_its_classes(model, saved, tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["model"], "no temporary folder is left"
 
 
-def test_a_spec_survives_json():
-    spec = checkpoint.describe(ModelSpec("resnet18", None), CLASSES)
+def test_spec_survives_json():
+    spec = checkpoint.make_spec(ModelSpec("resnet18", None), CLASSES)
     assert checkpoint.Spec.from_dict(spec.to_dict()) == spec
 
 
-def test_saving_into_an_empty_folder_works_and_into_another_does_not(model, tmp_path):
-    spec = checkpoint.describe(SPEC)
+def test_save_model_accepts_an_empty_folder_and_rejects_others(model, tmp_path):
+    spec = checkpoint.make_spec(SPEC)
     (tmp_path / "empty").mkdir()
     checkpoint.save_model(tmp_path / "empty", spec, checkpoint.arrays(model))
     assert checkpoint.find(tmp_path / "empty") == tmp_path / "empty"
@@ -87,22 +87,20 @@ def test_saving_into_an_empty_folder_works_and_into_another_does_not(model, tmp_
         (lambda path: (path / "checkpoints").mkdir(parents=True), "has no checkpoint yet"),
     ],
 )
-def test_what_is_no_checkpoint_is_named_and_says_why(tmp_path, make, message):
-    path = tmp_path / "thing"
+def test_find_rejects_other_paths_with_the_reason(tmp_path, make, message):
+    path = tmp_path / "path"
     make(path)
     with pytest.raises(CheckpointError, match=message) as caught:
         checkpoint.find(path)
     assert str(path) in str(caught.value)
 
 
-def test_any_file_missing_or_cut_off_gives_a_checkpoint_error_or_the_right_values(
-    tiny_plugin, tmp_path
-):
+def test_missing_or_truncated_files_raise_an_error_or_change_nothing(tiny_plugin, tmp_path):
     saved = tmp_path / "model"
     # A single array: of several, Orbax would leave the other reads unawaited, and Python would warn
     # of each.
     expected = {"a": np.random.default_rng(0).standard_normal(5000, np.float32)}
-    checkpoint.save_model(saved, checkpoint.describe(SPEC), expected)
+    checkpoint.save_model(saved, checkpoint.make_spec(SPEC), expected)
     files = [path.relative_to(saved) for path in sorted(saved.rglob("*")) if path.is_file()]
     assert len(files) > 3
     refused: list[str] = []
@@ -132,16 +130,16 @@ def test_any_file_missing_or_cut_off_gives_a_checkpoint_error_or_the_right_value
 
 def test_rejects_a_newer_format(model, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint.spec, "FORMAT", 99)
-    checkpoint.save_model(tmp_path / "new", checkpoint.describe(SPEC), checkpoint.arrays(model))
+    checkpoint.save_model(tmp_path / "new", checkpoint.make_spec(SPEC), checkpoint.arrays(model))
     monkeypatch.undo()
     with pytest.raises(CheckpointError, match="format 99; this fcn-jax reads format 3"):
         checkpoint.read_spec(tmp_path / "new")
 
 
 @pytest.mark.parametrize("contents", [None, "{}", "[]", "no JSON"])
-def test_a_checkpoint_without_its_list_of_files_is_damaged(contents, model, tmp_path):
+def test_find_rejects_a_checkpoint_without_its_list_of_files(contents, model, tmp_path):
     directory = tmp_path / "model"
-    checkpoint.save_model(directory, checkpoint.describe(SPEC), checkpoint.arrays(model))
+    checkpoint.save_model(directory, checkpoint.make_spec(SPEC), checkpoint.arrays(model))
     assert checkpoint.find(directory) == directory
     listed = directory / "files.json"
     listed.unlink() if contents is None else listed.write_text(contents)
@@ -153,37 +151,37 @@ def test_a_checkpoint_without_its_list_of_files_is_damaged(contents, model, tmp_
 def test_rejects_formats_with_other_parameter_names(model, tmp_path, monkeypatch, written):
     monkeypatch.setattr(checkpoint.spec, "FORMAT", written)
     checkpoint.save_model(
-        tmp_path / "model", checkpoint.describe(model.spec), checkpoint.arrays(model)
+        tmp_path / "model", checkpoint.make_spec(model.spec), checkpoint.arrays(model)
     )
     monkeypatch.undo()
     with pytest.raises(CheckpointError, match=f"format {written}; .*reads format 3.*convert again"):
-        checkpoint.load(tmp_path / "model")
+        checkpoint.load_model(tmp_path / "model")
 
 
-def test_a_backbone_alone_cannot_segment(model, tmp_path):
-    spec = checkpoint.describe(ModelSpec("tiny", None))
-    checkpoint.save_model(tmp_path / "trunk", spec, checkpoint.arrays(model.backbone))
+def test_load_model_rejects_a_backbone_alone(model, tmp_path):
+    spec = checkpoint.make_spec(ModelSpec("tiny", None))
+    checkpoint.save_model(tmp_path / "backbone", spec, checkpoint.arrays(model.backbone))
     with pytest.raises(CheckpointError, match=r"backbone 'tiny' alone.*train --weights"):
-        checkpoint.load(tmp_path / "trunk")
+        checkpoint.load_model(tmp_path / "backbone")
 
 
-def test_a_checkpoint_that_does_not_fit_names_every_array(model, tmp_path):
+def test_load_model_names_all_arrays_that_do_not_fit(model, tmp_path):
     arrays = dict(checkpoint.arrays(model))
     arrays["extra"] = arrays.pop("backbone.conv1.bn.var")
     arrays["head.final_conv.bias"] = jnp.zeros(3)
-    checkpoint.save_model(tmp_path / "odd", checkpoint.describe(SPEC), arrays)
+    checkpoint.save_model(tmp_path / "odd", checkpoint.make_spec(SPEC), arrays)
     with pytest.raises(
         CheckpointError,
         match=r"missing \['backbone.conv1.bn.var'\], surplus \['extra'\], "
         r"misshapen \['head.final_conv.bias'\]",
     ):
-        checkpoint.load(tmp_path / "odd")
+        checkpoint.load_model(tmp_path / "odd")
 
 
-def test_of_a_run_the_best_checkpoint_is_found_and_with_the_last_two_kept(model, tmp_path):
+def test_keeps_the_best_and_the_last_two_checkpoints_and_finds_the_best(model, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
-    spec, arrays = checkpoint.describe(SPEC, CLASSES), checkpoint.arrays(model)
+    spec, arrays = checkpoint.make_spec(SPEC, CLASSES), checkpoint.arrays(model)
     train = {"step": jnp.zeros((), jnp.int32)}
     checkpoints = checkpoint.Checkpoints(run)
     for step, score in ((1, 0.2), (2, 0.6), (3, 0.5), (4, None), (5, None)):
@@ -197,7 +195,7 @@ def test_of_a_run_the_best_checkpoint_is_found_and_with_the_last_two_kept(model,
 
     reopened = checkpoint.Checkpoints(run)
     assert reopened.latest_step() == 5
-    assert [reopened.evaluated(step) for step in (2, 5)] == [True, False]
+    assert [checkpoint.is_evaluated(run, step) for step in (2, 5)] == [True, False]
     restored = reopened.restore(model=arrays, train=train)
     assert (restored.step, int(restored.train["step"]), restored.data, restored.skipped) == (
         5,

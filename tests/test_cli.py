@@ -1,4 +1,4 @@
-"""The command line: what it prints, writes and returns, and its errors on bad input."""
+"""The command line: output, files, exit status, and errors on bad input."""
 
 from __future__ import annotations
 
@@ -33,27 +33,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("recipe") / "tiny.toml"
-    path.write_text(scenes.RECIPE)
-    return path
+    return scenes.write_recipe(tmp_path_factory.mktemp("recipe"))
 
 
 @pytest.fixture(scope="module")
 def run(data: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("runs") / "tiny"
-    status = cli.main(
-        [
-            "train",
-            str(recipe),
-            "--data",
-            str(data),
-            "--workdir",
-            str(directory),
-            "--set",
-            "train.epochs=2",
-        ]
-    )
-    assert status == 0
+    assert cli.main(scenes.arguments(recipe, data, directory, "--set", "train.epochs=2")) == 0
     return directory
 
 
@@ -172,16 +158,7 @@ def test_predict_escapes_names_that_the_terminal_cannot_encode(run: Path, tmp_pa
     """The file name is not valid UTF-8, and the terminal encodes ASCII."""
     Image.fromarray(np.full((24, 40, 3), 90, np.uint8)).save(tmp_path / "plain.png")
     os.rename(tmp_path / "plain.png", os.fsencode(tmp_path) + b"/caf\xe9.png")
-    words = [
-        sys.executable,
-        "-m",
-        "fcn_jax",
-        "predict",
-        str(run),
-        str(tmp_path),
-        "-o",
-        str(tmp_path / "out"),
-    ]
+    words = scenes.command("predict", str(run), str(tmp_path), "-o", str(tmp_path / "out"))
     environment = {**scenes.environment(), "PYTHONIOENCODING": "ascii"}
     done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -195,16 +172,7 @@ def test_predict_escapes_names_that_the_terminal_cannot_encode(run: Path, tmp_pa
 def test_predict_continues_when_its_output_is_closed(run: Path, tmp_path: Path) -> None:
     for name in "abc":
         Image.fromarray(np.full((24, 40, 3), 90, np.uint8)).save(tmp_path / f"{name}.bmp")
-    words = [
-        sys.executable,
-        "-m",
-        "fcn_jax",
-        "predict",
-        str(run),
-        str(tmp_path),
-        "-o",
-        str(tmp_path / "out"),
-    ]
+    words = scenes.command("predict", str(run), str(tmp_path), "-o", str(tmp_path / "out"))
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(
@@ -571,7 +539,7 @@ def test_rejects_unknown_weights_with_the_available_ones(
     assert "Available: none" in line, "the tiny backbone has no published weights"
 
 
-def test_a_failed_download_is_one_line(
+def test_failed_download_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Fails
 ) -> None:
     monkeypatch.setenv("FCN_JAX_CACHE", str(tmp_path / "cache"))
@@ -789,10 +757,10 @@ def test_verify_exits_with_1_if_a_layer_is_wrong(tiny_plugin, monkeypatch, capsy
     pytest.importorskip("torch")
     from fcn_jax.nn import BatchNorm
 
-    original = BatchNorm.__init__
+    init = BatchNorm.__init__
 
     def wrong(self, channels, **settings):
-        original(self, channels, **settings | {"eps": 1e-3})
+        init(self, channels, **settings | {"eps": 1e-3})
 
     monkeypatch.setattr(BatchNorm, "__init__", wrong)
     assert cli.main(["verify", "--model", "tiny", "--num-classes", "3", "--size", "33x49"]) == 1
@@ -843,7 +811,7 @@ def test_verify_rejects_an_unwritable_report_before_its_work(
     assert f"({tmp_path} is not a writable folder)" in capsys.readouterr().err
 
 
-def test_verify_never_replaces_files_of_others(tiny_plugin, tmp_path, capsys):
+def test_verify_never_replaces_files_of_other_programs(tiny_plugin, tmp_path, capsys):
     pytest.importorskip("torch")
     files = {
         "notes.html": "<!doctype html><title>notes</title>",

@@ -8,7 +8,7 @@ from fcn_jax import config
 from fcn_jax.errors import ConfigError
 
 
-def test_an_empty_table_gives_all_defaults():
+def test_empty_table_returns_all_defaults():
     parsed = config.parse({})
     assert parsed == config.Config()
     assert (parsed.model.backbone, parsed.model.head) == ("resnet18", "fcn32s")
@@ -88,7 +88,7 @@ def test_one_error_names_all_unknown_keys_and_bad_values():
         ([1], r"recipe: is \[1\]; expected a table of settings"),
     ],
 )
-def test_rejects_a_bad_value_and_says_what_is_allowed(table, named):
+def test_rejects_a_bad_value_and_names_the_allowed_ones(table, named):
     with pytest.raises(ConfigError, match=named):
         config.parse(table)
 

@@ -87,7 +87,7 @@ def test_names_lists_the_shipped_recipes():
     assert all(not name.endswith(".toml") for name in recipes.names())
 
 
-def test_an_unknown_recipe_is_rejected_with_the_nearest_name():
+def test_rejects_an_unknown_recipe_with_the_nearest_name():
     with pytest.raises(ConfigError, match=r"no recipe 'camvit'. Did you mean 'camvid'\?.*\.toml"):
         recipes.read_recipe("camvit")
 
@@ -101,7 +101,7 @@ def test_reads_a_recipe_file_of_any_editor(tmp_path, contents):
     assert recipes.read_recipe(str(tmp_path / "mine.toml")) == {"optim": {"lr": 0.5}}
 
 
-def test_a_recipe_file_that_cannot_be_read_is_rejected_with_the_reason(tmp_path):
+def test_rejects_a_recipe_file_that_cannot_be_read_with_the_reason(tmp_path):
     (tmp_path / "folder.toml").mkdir()
     (tmp_path / "wide.toml").write_text("a = 1\n", encoding="utf-16")
     (tmp_path / "deep.toml").write_text("a = " + "[" * 5000)

@@ -7,33 +7,30 @@ name only when it is complete. `files.json` lists its files with their checksums
 damage. The evaluation adds `score.json`.
 """
 
-from fcn_jax.checkpoint.files import METRIC, STEPS, is_evaluated
+from fcn_jax.checkpoint.files import STEPS, is_evaluated
 from fcn_jax.checkpoint.model import (
     arrays,
-    fill,
     find,
-    load,
+    load_model,
+    load_module,
     read_arrays,
     require_empty,
     save_model,
 )
-from fcn_jax.checkpoint.run import Checkpoints, Restored
-from fcn_jax.checkpoint.spec import FORMAT, Spec, describe, latest_spec, read_spec
+from fcn_jax.checkpoint.run import Checkpoints
+from fcn_jax.checkpoint.spec import Spec, latest_spec, make_spec, read_spec
 
 __all__ = [
-    "FORMAT",
-    "METRIC",
     "STEPS",
     "Checkpoints",
-    "Restored",
     "Spec",
     "arrays",
-    "describe",
-    "fill",
     "find",
     "is_evaluated",
     "latest_spec",
-    "load",
+    "load_model",
+    "load_module",
+    "make_spec",
     "read_arrays",
     "read_spec",
     "require_empty",

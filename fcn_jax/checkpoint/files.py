@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,14 @@ from fcn_jax.runtime import atomic
 
 METRIC = "miou"
 
-
 STEPS = "checkpoints"
 """The folder of a run's checkpoints."""
 
+RUN_ITEMS = ("model", "train", "data", "spec")
+"""The items of a run's checkpoints."""
 
 FILES = "files.json"
-
-
 SCORE = "score.json"
-
 
 _NOT_LISTED = frozenset({FILES, SCORE, "commit_success.txt", "_CHECKPOINT_METADATA"})
 """Files that are written after the list, or that do not describe the contents."""
@@ -44,6 +42,12 @@ def rank(directory: Path) -> float:
     """Return a checkpoint's mIoU, or -1 if it was not evaluated or no pixel was counted."""
     value = (evaluation(directory) or {METRIC: None})[METRIC]
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else -1.0
+
+
+def ranked(folder: Path) -> list[Path]:
+    """The complete checkpoints of a folder, the best first; those without a score by their step."""
+    directories = [folder / str(step) for step in reversed(steps(folder))]
+    return sorted(directories, key=rank, reverse=True)
 
 
 def evaluation(directory: Path) -> Mapping[str, Any] | None:
@@ -72,12 +76,11 @@ def _checksum(path: Path) -> int:
     return checksum
 
 
-def fault(directory: Path, items: Iterable[str]) -> str | None:
+def fault(directory: Path, items: Sequence[str] = ("model", "spec")) -> str | None:
     """Describe the first fault in the files of a checkpoint's items, or return None.
 
     Format 1 has no list of files. `read_spec` rejects it with a clear error.
     """
-    items = tuple(items)
     missing = [item for item in items if not (directory / item).is_dir()]
     if missing:
         return f"{listing(missing)} is missing"

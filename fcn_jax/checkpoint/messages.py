@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import os
 import re
 import sys
 from collections.abc import Iterator
 from typing import Any
+
+_OBJECT = re.compile(r"\s*[\[(]?<(?:bound method|function|class|object|[\w.]+ object at)")
+"""Matches the start of a Python object in a message."""
 
 SILENCED: list[contextlib.ExitStack] = []
 """Kept until the process ends, since threads of a failed save may report until then."""
@@ -17,15 +21,11 @@ SILENCED: list[contextlib.ExitStack] = []
 @contextlib.contextmanager
 def quiet(level: int = logging.ERROR) -> Iterator[None]:
     """Silence Orbax and absl, which log every file, except for errors."""
-    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(level)
-    try:
+    with contextlib.ExitStack() as stack:
+        for logger in (logging.getLogger("absl"), logging.getLogger("asyncio")):
+            stack.callback(logger.setLevel, logger.level)
+            logger.setLevel(level)
         yield
-    finally:
-        for logger, earlier in zip(loggers, before, strict=True):
-            logger.setLevel(earlier)
 
 
 @contextlib.contextmanager
@@ -48,25 +48,15 @@ def quiet_threads() -> Iterator[None]:
 
 def reason(error: BaseException) -> str:
     """The reason why a save failed."""
-    if (
-        isinstance(error, OSError) and error.errno == errno.ENOSPC
-    ) or "No space left on device" in str(error):
-        return "no space left on the disk"
-    if (isinstance(error, OSError) and error.errno == errno.EDQUOT) or "Disk quota exceeded" in str(
-        error
-    ):
-        return "the disk quota is used up"
+    full = {errno.ENOSPC: "no space left on the disk", errno.EDQUOT: "the disk quota is used up"}
+    for number, what in full.items():
+        if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
+            return what
     return first_line(error)
 
 
 def first_line(error: BaseException) -> str:
     """The first line of an error, without the Python objects in TensorStore's messages."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    line = lines[0] if lines else type(error).__name__
-    line = (
-        re.split(r"\s*[\[(]?<(?:bound method|function|class|object|[\w.]+ object at)", line)[
-            0
-        ].rstrip(" :,;=")
-        or type(error).__name__
-    )
+    line = (str(error).strip().splitlines() or [""])[0]
+    line = _OBJECT.split(line)[0].rstrip(" :,;=") or type(error).__name__
     return line if len(line) <= 160 else f"{line[:160]}..."

@@ -6,9 +6,9 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -23,6 +23,8 @@ from fcn_jax.models.names import leaves
 from fcn_jax.models.segmenter import Segmenter
 
 _log = logging.getLogger(__name__)
+
+Module = TypeVar("Module", bound=nnx.Module)
 
 
 def arrays(module: nnx.Module) -> dict[str, Any]:
@@ -65,11 +67,11 @@ def save_model(directory: str | Path, spec: Spec, tensors: Mapping[str, Any]) ->
             args = ocp.args.Composite(
                 model=ocp.args.StandardSave(dict(tensors)), spec=ocp.args.JsonSave(spec.to_dict())
             )
-            checkpointer.save(temporary / "whole", args=args)
-        files.list_files(temporary / "whole")
+            checkpointer.save(temporary / "complete", args=args)
+        files.list_files(temporary / "complete")
         if directory.exists():
             directory.rmdir()
-        os.replace(temporary / "whole", directory)
+        os.replace(temporary / "complete", directory)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -80,8 +82,7 @@ def find(path: str | Path) -> Path:
     A damaged checkpoint of a run is skipped with a warning, and the next best is used.
 
     Raises:
-        CheckpointError: there is no such directory, it holds no checkpoint, or what it holds is
-            damaged.
+        CheckpointError: there is no such directory, it holds no checkpoint, or all are damaged.
     """
     path = Path(path)
     if not path.exists():
@@ -94,9 +95,9 @@ def find(path: str | Path) -> Path:
     if (path / files.STEPS).is_dir():
         return _best(path)
     if any((path / part).exists() for part in (files.FILES, "spec", "model")):
-        if fault := files.fault(path, ("spec", "model")):
+        if fault := files.fault(path):
             raise CheckpointError(
-                f"{path}: the checkpoint is damaged: {fault}{_whole_siblings(path)}"
+                f"{path}: the checkpoint is damaged: {fault}{_undamaged_siblings(path)}"
             )
         return path
     if path.name == files.STEPS and files.steps(path):
@@ -109,18 +110,12 @@ def find(path: str | Path) -> Path:
 
 def _best(run: Path) -> Path:
     """The undamaged checkpoint of a run with the best score, or the last if none has a score."""
-    steps = files.steps(run / files.STEPS)
-    if not steps:
+    ranked = files.ranked(run / files.STEPS)
+    if not ranked:
         raise CheckpointError(f"{run}: this run has no checkpoint yet")
-    directories = [run / files.STEPS / str(step) for step in steps]
-    ranked = sorted(
-        directories,
-        key=lambda directory: (files.rank(directory), int(directory.name)),
-        reverse=True,
-    )
     faults: list[str] = []
     for directory in ranked:
-        fault = files.fault(directory, ("spec", "model"))
+        fault = files.fault(directory)
         if fault is None:
             if faults:
                 _log.warning("%s; using %s", "; ".join(faults), _with_score(directory))
@@ -137,18 +132,15 @@ def _with_score(directory: Path) -> str:
     return f"{directory} (mIoU {score:.4f})" if score >= 0 else str(directory)
 
 
-def _whole_siblings(directory: Path) -> str:
+def _undamaged_siblings(directory: Path) -> str:
     """The undamaged checkpoints of the same run, to append to a message."""
-    folder = directory.absolute().parent
-    others = (
-        [folder / str(step) for step in files.steps(folder)] if folder.name == files.STEPS else []
-    )
-    whole = [
-        str(other)
-        for other in others
-        if other != directory.absolute() and files.fault(other, ("spec", "model")) is None
-    ]
-    return f"; undamaged: {listing(whole)}" if whole else ""
+    directory = directory.absolute()
+    folder = directory.parent
+    if folder.name != files.STEPS:
+        return ""
+    others = [folder / str(step) for step in files.steps(folder)]
+    undamaged = [str(path) for path in others if path != directory and files.fault(path) is None]
+    return f"; undamaged: {listing(undamaged)}" if undamaged else ""
 
 
 def read_arrays(directory: Path) -> dict[str, np.ndarray]:
@@ -161,8 +153,9 @@ def read_arrays(directory: Path) -> dict[str, np.ndarray]:
     try:
         with messages.quiet(), ocp.StandardCheckpointer() as checkpointer:
             tree = checkpointer.metadata(item).item_metadata.tree
+            sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
             target = {
-                name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_first_device())
+                name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
                 for name, leaf in tree.items()
             }
             restored = checkpointer.restore(item, target)
@@ -174,7 +167,7 @@ def read_arrays(directory: Path) -> dict[str, np.ndarray]:
     return {name: np.asarray(value) for name, value in restored.items()}
 
 
-def load(path: str | Path) -> tuple[Segmenter, Spec]:
+def load_model(path: str | Path) -> tuple[Segmenter, Spec]:
     """Build the model of a run or checkpoint in eval mode and load its arrays.
 
     Raises:
@@ -190,24 +183,23 @@ def load(path: str | Path) -> tuple[Segmenter, Spec]:
             "start a training from it with train --weights"
         )
     require_plugins(spec, directory)
-    model = nnx.eval_shape(lambda: build(spec.model, rngs=nnx.Rngs(0)))
-    stored = read_arrays(directory)
-    fill(model, stored, directory)
+    model = load_module(directory, lambda: build(spec.model, rngs=nnx.Rngs(0)))
     model.eval()
     return model, spec
 
 
-def fill(model: nnx.Module, stored: Mapping[str, Any], directory: Path) -> None:
-    """Put arrays into a model that was built with `nnx.eval_shape`.
+def load_module(directory: Path, build: Callable[[], Module]) -> Module:
+    """Build a module without initial values and fill it with a checkpoint's arrays.
 
     Raises:
-        CheckpointError: arrays do not fit the model. The message names all of them.
+        CheckpointError: arrays are unreadable or do not fit the module. The message names those
+            that do not fit.
     """
-    targets = leaves(model)
-    missing, surplus = (
-        sorted(targets.keys() - stored.keys()),
-        sorted(stored.keys() - targets.keys()),
-    )
+    module = nnx.eval_shape(build)
+    stored = read_arrays(directory)
+    targets = leaves(module)
+    missing = sorted(targets.keys() - stored.keys())
+    surplus = sorted(stored.keys() - targets.keys())
     misshapen = [
         name
         for name in targets.keys() & stored.keys()
@@ -220,7 +212,4 @@ def fill(model: nnx.Module, stored: Mapping[str, Any], directory: Path) -> None:
         )
     for name, leaf in targets.items():
         leaf.set_value(jax.numpy.asarray(stored[name]))
-
-
-def _first_device() -> jax.sharding.Sharding:
-    return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return module

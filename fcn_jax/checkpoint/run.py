@@ -9,7 +9,7 @@ import logging
 import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 
 from fcn_jax.checkpoint import files, messages
 from fcn_jax.checkpoint.spec import Spec
-from fcn_jax.errors import CheckpointError, WriteError
+from fcn_jax.errors import CheckpointError
 from fcn_jax.runtime import atomic
 
 _LEFTOVER = re.compile(r"\d+\.(orbax-checkpoint-tmp.*|deleted)")
@@ -61,12 +61,8 @@ class Checkpoints:
         self._writing: int | None = None
         self._unwritten: dict[int, float] = {}
         self._first_process = jax.process_index() == 0
-        try:
+        with atomic.write_errors(self._folder, "cannot be made"):
             self._folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise WriteError(
-                f"{self._folder}: cannot be made ({error.strerror or error})"
-            ) from error
         self._remove_leftovers()
         options = ocp.options.AsyncOptions(post_finalization_callback=self._list_files_of_save)
         items = {"model": ocp.StandardCheckpointHandler(), "train": ocp.StandardCheckpointHandler()}
@@ -100,21 +96,15 @@ class Checkpoints:
             spec=ocp.args.JsonSave(spec.to_dict()),
         )
         self._writing = step
-        try:
+        with self._write_errors():
             if directory.exists():  # a damaged checkpoint that `restore` skipped
                 self._delete(directory)
             self._checkpointer.save(directory, args=args)
-        except Exception as error:  # Orbax and TensorStore raise many types
-            raise self._failed(error) from error
 
     def score(self, step: int, miou: float) -> None:
         """Set the mIoU of a checkpoint. It is written when the checkpoint is complete."""
         self._unwritten[step] = miou
         self._settle()
-
-    def evaluated(self, step: int) -> bool:
-        """Return whether the checkpoint of a step has a score."""
-        return files.evaluation(self._folder / str(step)) is not None
 
     def check(self) -> None:
         """Check, without waiting, whether the running save has failed.
@@ -122,10 +112,8 @@ class Checkpoints:
         Raises:
             CheckpointError: the save has failed.
         """
-        try:
+        with self._write_errors():
             self._checkpointer.check_for_errors()
-        except Exception as error:
-            raise self._failed(error) from error
 
     def finish(self) -> None:
         """Wait until the running save is complete.
@@ -133,10 +121,8 @@ class Checkpoints:
         Raises:
             CheckpointError: the checkpoint cannot be written.
         """
-        try:
+        with self._write_errors():
             self._checkpointer.wait_until_finished()
-        except Exception as error:
-            raise self._failed(error) from error
         self._writing = None
         self._settle()
 
@@ -164,28 +150,27 @@ class Checkpoints:
         skipped: dict[int, str] = {}
         for step in reversed(files.steps(self._folder)):
             directory = self._folder / str(step)
-            fault = files.fault(directory, ("model", "train", "data", "spec"))
+            fault = files.fault(directory, files.RUN_ITEMS)
             if fault is None:
                 try:
                     items = self._checkpointer.restore(directory, args=args)
-                except Exception as error:  # as in `save`
+                    break
+                except Exception as error:  # Orbax and TensorStore raise many types
                     fault = messages.first_line(error)
-                else:
-                    for other in skipped:
-                        self._set_aside(self._folder / str(other))
-                    faults = tuple(
-                        f"checkpoint {other} is damaged ({fault})"
-                        for other, fault in skipped.items()
-                    )
-                    return Restored(step, items["model"], items["train"], items["data"], faults)
             skipped[step] = fault
-        if not skipped:
-            return None
-        faults = tuple(f"checkpoint {step}: {fault}" for step, fault in skipped.items())
-        raise CheckpointError(
-            f"{self._folder}: no checkpoint can be restored: {'; '.join(faults)}; take one from a "
-            "backup, or start another run"
-        )
+        else:
+            if not skipped:
+                return None
+            faults = "; ".join(f"checkpoint {step}: {fault}" for step, fault in skipped.items())
+            raise CheckpointError(
+                f"{self._folder}: no checkpoint can be restored: {faults}; take one from a backup, "
+                "or start another run"
+            )
+        if self._first_process:
+            for other in skipped:
+                _renamed(self._folder / str(other), "damaged")
+        notes = tuple(f"checkpoint {other} is damaged ({why})" for other, why in skipped.items())
+        return Restored(step, items["model"], items["train"], items["data"], notes)
 
     def close(self) -> None:
         """Wait until the running save is complete, then release all resources.
@@ -201,14 +186,19 @@ class Checkpoints:
             self._remove_leftovers()
             self._silence.close()
 
-    def _failed(self, error: Exception) -> CheckpointError:
-        directory, self._writing = self._folder / str(self._writing), None
-        self._remove_leftovers()
-        messages.SILENCED.append(self._silence.pop_all())
-        atexit.register(self._remove_leftovers)
-        return CheckpointError(
-            f"{directory}: the checkpoint cannot be written ({messages.reason(error)})"
-        )
+    @contextlib.contextmanager
+    def _write_errors(self) -> Iterator[None]:
+        """Turn an error of the block into one of the checkpoint that is being written."""
+        try:
+            yield
+        except Exception as error:  # Orbax and TensorStore raise many types
+            directory, self._writing = self._folder / str(self._writing), None
+            self._remove_leftovers()
+            messages.SILENCED.append(self._silence.pop_all())
+            atexit.register(self._remove_leftovers)
+            raise CheckpointError(
+                f"{directory}: the checkpoint cannot be written ({messages.reason(error)})"
+            ) from error
 
     def _list_files_of_save(self) -> None:
         """Write the list of files into the checkpoint.
@@ -227,15 +217,12 @@ class Checkpoints:
                 atomic.write_json(self._folder / str(step) / files.SCORE, {files.METRIC: miou})
         if not self._first_process:
             return
-        steps = files.steps(self._folder)
-        scored = [step for step in steps if files.rank(self._folder / str(step)) >= 0]
-        best = max(
-            scored, key=lambda step: (files.rank(self._folder / str(step)), step), default=None
-        )
-        for step in steps[:-2]:
+        best = files.ranked(self._folder)[:1]
+        for step in files.steps(self._folder)[:-2]:
+            directory = self._folder / str(step)
             # A checkpoint without a written score may be the best one.
-            if step != best and step not in self._unwritten:
-                self._delete(self._folder / str(step))
+            if directory not in best and step not in self._unwritten:
+                self._delete(directory)
 
     def _delete(self, directory: Path) -> None:
         """Delete a checkpoint.
@@ -244,16 +231,7 @@ class Checkpoints:
         final name.
         """
         if self._first_process:
-            doomed = directory.with_name(f"{directory.name}.deleted")
-            shutil.rmtree(doomed, ignore_errors=True)
-            directory.rename(doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
-
-    def _set_aside(self, directory: Path) -> None:
-        if self._first_process:
-            aside = directory.with_name(f"{directory.name}.damaged")
-            shutil.rmtree(aside, ignore_errors=True)
-            directory.rename(aside)
+            shutil.rmtree(_renamed(directory, "deleted"), ignore_errors=True)
 
     def _remove_leftovers(self) -> None:
         if self._first_process and self._folder.is_dir():
@@ -267,3 +245,10 @@ class Checkpoints:
                 if time.monotonic() > until:
                     break
                 time.sleep(0.1)
+
+
+def _renamed(directory: Path, ending: str) -> Path:
+    """Rename a checkpoint to `STEP.ending`, which replaces an earlier one of that name."""
+    target = directory.with_name(f"{directory.name}.{ending}")
+    shutil.rmtree(target, ignore_errors=True)
+    return directory.rename(target)

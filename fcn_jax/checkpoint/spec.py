@@ -76,20 +76,20 @@ class Spec:
         )
 
 
-def describe(
-    model: ModelSpec,
-    classes: Classes | None = None,
-    weights: Mapping[str, Any] | None = None,
-    value_range: Any = None,
-    split: Mapping[str, Any] | None = None,
-) -> Spec:
-    """Return the spec of a model, with a record of the plugins that provide its parts."""
-    plugins = registry.default()
-    names = {part: getattr(model, part) for part in _PARTS}
-    records = {
-        part: plugins.record(_PARTS[part], name) for part, name in names.items() if name is not None
+def make_spec(model: ModelSpec, classes: Classes | None = None, **fields: Any) -> Spec:
+    """Make the spec of a model, with a record of the plugins that provide its parts.
+
+    Args:
+        model: the model to build.
+        classes: names and colors, or None for converted weights.
+        fields: other fields of `Spec`.
+    """
+    plugins = {
+        part: registry.default().record(kind, name)
+        for part, kind in _PARTS.items()
+        if (name := getattr(model, part)) is not None
     }
-    return Spec(model, classes, records, weights, value_range, split)
+    return Spec(model, classes, plugins, **fields)
 
 
 def read_spec(directory: Path) -> Spec:
@@ -121,7 +121,7 @@ def latest_spec(run: Path) -> tuple[int, Spec] | None:
     """Step and description of a run's newest undamaged checkpoint, or None if there is none."""
     for step in reversed(files.steps(run / files.STEPS)):
         directory = run / files.STEPS / str(step)
-        if files.fault(directory, ("model", "train", "data", "spec")) is None:
+        if files.fault(directory, files.RUN_ITEMS) is None:
             with contextlib.suppress(CheckpointError):
                 return step, read_spec(directory)
     return None

@@ -1,4 +1,4 @@
-"""The command line. Each module holds a group of commands: their arguments and what they run."""
+"""The command line. Each module holds a group of commands and their arguments."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from fcn_jax.cli import convert, evaluate, plugins, settings, train, verify
-from fcn_jax.cli.arguments import Commands
 from fcn_jax.errors import FcnJaxError, TrainingError
-from fcn_jax.runtime import cache, process
+from fcn_jax.runtime import cache, process, versions
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Args:
         argv: arguments without the program's name; by default those of the process, whose settings
-            are then changed to what is fastest (`fcn_jax.runtime.process`).
+            are then changed to the fastest ones (`fcn_jax.runtime.process`).
 
     Returns:
         Exit status. 0: done. 1: the run could not continue (the loss is not finite, input workers
@@ -75,17 +74,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Semantic segmentation with fully convolutional networks in JAX/Flax, proven "
         "equal to PyTorch.",
     )
-    parser.add_argument("--version", action="version", version=f"fcn-jax {_version()}")
-    commands = Commands(parser.add_subparsers(title="commands", required=True, metavar="COMMAND"))
+    version = versions.package_versions(["fcn-jax"])["fcn-jax"] or "(not installed)"
+    parser.add_argument("--version", action="version", version=f"fcn-jax {version}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for group in (train, evaluate, convert, verify, plugins, settings):
         group.add_commands(commands)
     return parser
-
-
-def _version() -> str:
-    from importlib import metadata
-
-    try:
-        return metadata.version("fcn-jax")
-    except metadata.PackageNotFoundError:
-        return "(not installed)"

@@ -7,39 +7,39 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-Run = Callable[[argparse.Namespace], int]
+
+def add_command(
+    commands: Any,
+    name: str,
+    help: str,
+    run: Callable[[argparse.Namespace], int] | None = None,
+    epilog: str | None = None,
+) -> Any:
+    """Add a command and return its parser; `run` gets the arguments and returns the status.
+
+    `commands` is the result of `add_subparsers`.
+    """
+    parser = commands.add_parser(name, help=help, description=help, epilog=epilog)
+    if run is not None:
+        parser.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
+        parser.set_defaults(call=run)
+    return parser
 
 
-class Commands:
-    """The commands of a parser."""
-
-    def __init__(self, subparsers: Any) -> None:
-        """Wrap what `add_subparsers` returned."""
-        self._subparsers = subparsers
-
-    def add(self, name: str, help: str, run: Run | None = None, epilog: str | None = None) -> Any:
-        """Add a command and return its parser; `run` gets the arguments and returns the status."""
-        parser = self._subparsers.add_parser(name, help=help, description=help, epilog=epilog)
-        if run is not None:
-            parser.add_argument(
-                "--debug", action="store_true", help="Show the traceback of an error."
-            )
-            parser.set_defaults(call=run)
-        return parser
-
-
-def repeated(parser: Any, option: str, metavar: str, help: str) -> None:
+def add_repeated(parser: Any, option: str, metavar: str, help: str) -> None:
     """Add an option that may be given several times."""
     parser.add_argument(option, metavar=metavar, action="append", default=[], help=help)
 
 
+def add_checkpoint(parser: Any) -> None:
+    """Add the argument that names a trained model."""
+    about = "Run directory (its best checkpoint is used), or one checkpoint."
+    parser.add_argument("checkpoint", metavar="RUN|CHECKPOINT", help=about)
+
+
 def add_trained(parser: Any) -> None:
-    """Add what `eval` and `predict` share: a trained model, and how images are scaled."""
-    parser.add_argument(
-        "checkpoint",
-        metavar="RUN|CHECKPOINT",
-        help="Run directory (its best checkpoint is used), or one checkpoint.",
-    )
+    """Add the arguments that `eval` and `predict` share."""
+    add_checkpoint(parser)
     parser.add_argument(
         "--value-range",
         metavar=("LOW", "HIGH"),
@@ -56,57 +56,52 @@ def add_trained(parser: Any) -> None:
     )
 
 
+_PARTS = ("backbone", "head", "aux_head")
+
+
 def add_model(parser: Any, head: str) -> None:
     """Add the arguments that name a model; `head` is the default head of a backbone."""
-    parser.add_argument(
-        "--model", metavar="NAME", required=True, help="Registered model or backbone."
-    )
-    parser.add_argument(
-        "--head", metavar="NAME", help=f"Head to put on a backbone (default: {head})."
-    )
-    parser.add_argument(
-        "--aux-head", metavar="NAME", help="Auxiliary head to put on a backbone (default: none)."
-    )
-    parser.add_argument(
-        "--num-classes",
-        metavar="N",
-        type=int,
-        help="Number of classes (default: that of the registered model, or 21).",
-    )
-    parser.add_argument(
-        "--output-stride",
-        metavar="N",
-        type=int,
-        help="Output stride of the backbone (default: that of the backbone).",
-    )
+    add = parser.add_argument
+    add("--model", metavar="NAME", required=True, help="Registered model or backbone.")
+    add("--head", metavar="NAME", help=f"Head to put on a backbone (default: {head}).")
+    add("--aux-head", metavar="NAME", help="Auxiliary head to put on a backbone (default: none).")
+    about = "Number of classes (default: that of the registered model, or 21)."
+    add("--num-classes", metavar="N", type=int, help=about)
+    about = "Output stride of the backbone (default: that of the backbone)."
+    add("--output-stride", metavar="N", type=int, help=about)
+    for part in _PARTS:
+        about = f"Set an option of the {part.replace('aux_', 'auxiliary ')}, such as width=64."
+        add_repeated(parser, _option(part), "KEY=VALUE", about)
 
 
-def add_options(parser: Any, *parts: str) -> None:
-    """Add `--PART-option KEY=VALUE` for each part of a model."""
-    for part in parts:
-        what = part.replace("-", " ").replace("aux", "auxiliary")
-        repeated(
-            parser,
-            f"--{part}-option",
-            "KEY=VALUE",
-            f"Set an option of the {what}, such as width=64.",
-        )
+def model_changes(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the changes of a model that the arguments of `add_model` ask for."""
+    from fcn_jax.recipes import override
+
+    names = ("head", "aux_head", "num_classes", "output_stride")
+    options = {
+        f"{part}_options": override({}, getattr(args, f"{part}_option"), _option(part))
+        for part in _PARTS
+    }
+    return {name: getattr(args, name) for name in names} | options
+
+
+def _option(part: str) -> str:
+    return f"--{part.replace('_', '-')}-option"
 
 
 def add_weights(parser: Any) -> None:
     """Add the arguments that select tensors of a weights file."""
     add_reinit(parser)
-    repeated(parser, "--drop", "GLOB", "Ignore the tensors of the file with such names.")
-    parser.add_argument(
-        "--key",
-        metavar="KEY",
-        help="Load this state dict if the file holds several, such as model_ema.",
-    )
+    add_repeated(parser, "--drop", "GLOB", "Ignore the tensors of the file with such names.")
+    about = "Load this state dict if the file holds several, such as model_ema."
+    parser.add_argument("--key", metavar="KEY", default="", help=about)
 
 
 def add_reinit(parser: Any) -> None:
     """Add `--reinit`."""
-    repeated(parser, "--reinit", "GLOB", "Keep random initial values in tensors with such names.")
+    about = "Keep random initial values in tensors with such names."
+    add_repeated(parser, "--reinit", "GLOB", about)
 
 
 def directory(text: str) -> Path:

@@ -6,49 +6,32 @@ import argparse
 import math
 import os
 import sys
-from pathlib import Path
+from typing import Any
 
-from fcn_jax.cli.arguments import Commands, add_trained, directory
+from fcn_jax.cli.arguments import add_command, add_trained, directory
 from fcn_jax.errors import ConfigError
 
 
-def add_commands(commands: Commands) -> None:
+def add_commands(commands: Any) -> None:
     """Add the commands."""
-    evaluate = commands.add("eval", "Score a trained model on all whole images of a split.", _eval)
+    about = "Score a trained model on all whole images of a split."
+    evaluate = add_command(commands, "eval", about, _eval)
     add_trained(evaluate)
-    evaluate.add_argument(
-        "--data", metavar="DIR", help="Folder of the dataset (default: that of the run)."
-    )
-    evaluate.add_argument(
-        "--dataset", metavar="NAME", help="Registered dataset (default: that of the run)."
-    )
-    evaluate.add_argument(
-        "--split", metavar="NAME", help="Split to score (default: the run's validation split)."
-    )
-    evaluate.add_argument("--json", action="store_true", help="Print one JSON object.")
+    add = evaluate.add_argument
+    add("--data", metavar="DIR", help="Folder of the dataset (default: that of the run).")
+    add("--dataset", metavar="NAME", help="Registered dataset (default: that of the run).")
+    add("--split", metavar="NAME", help="Split to score (default: the run's validation split).")
+    add("--json", action="store_true", help="Print one JSON object.")
 
-    predict = commands.add(
-        "predict",
-        "Segment images. For each, write STEM.png (an indexed mask) and STEM_overlay.png.",
-        _predict,
-    )
+    about = "Segment images. For each, write STEM.png (an indexed mask) and STEM_overlay.png."
+    predict = add_command(commands, "predict", about, _predict)
     add_trained(predict)
-    predict.add_argument(
-        "images", metavar="IMAGE", nargs="+", help="Image files, folders or glob patterns."
-    )
-    predict.add_argument(
-        "-o",
-        "--output",
-        metavar="DIR",
-        type=directory,
-        default=Path("predictions"),
-        help="Folder to write to (default: predictions).",
-    )
-    predict.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="Replace results of an earlier prediction. Other files are never replaced.",
-    )
+    add = predict.add_argument
+    add("images", metavar="IMAGE", nargs="+", help="Image files, folders or glob patterns.")
+    about = "Folder to write to (default: predictions)."
+    add("-o", "--output", metavar="DIR", type=directory, default="predictions", help=about)
+    about = "Replace results of an earlier prediction. Other files are never replaced."
+    add("--overwrite", action="store_true", help=about)
 
 
 def _eval(args: argparse.Namespace) -> int:

@@ -6,73 +6,52 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from fcn_jax.cli.arguments import Commands, repeated, seconds
+from fcn_jax.cli.arguments import add_command, add_repeated, seconds
 from fcn_jax.errors import ConfigError
 
 
-def add_commands(commands: Commands) -> None:
+def add_commands(commands: Any) -> None:
     """Add the commands."""
-    group = commands.add("plugins", "List, check and write plugins.")
-    actions = Commands(group.add_subparsers(title="actions", required=True, metavar="ACTION"))
+    group = add_command(commands, "plugins", "List, check and write plugins.")
+    actions = group.add_subparsers(title="actions", required=True, metavar="ACTION")
 
-    show = actions.add("list", "List the installed plugins with their distributions.", _list)
-    show.add_argument(
-        "--check", action="store_true", help="Import each plugin, in a separate process."
-    )
+    about = "List the installed plugins with their distributions."
+    show = add_command(actions, "list", about, _list)
+    about = "Import each plugin, in a separate process."
+    show.add_argument("--check", action="store_true", help=about)
     _timeout(show)
 
-    check = actions.add(
-        "check", "Check one plugin against the contract: what it declares and what it does.", _check
-    )
-    check.add_argument(
-        "name",
-        metavar="NAME",
-        help="Registered backbone, head, model or dataset: NAME or DISTRIBUTION:NAME.",
-    )
-    repeated(check, "--set", "OPTION=VALUE", "Set an option of the plugin, such as width=64.")
-    check.add_argument("--data", metavar="DIR", type=Path, help="Folder of a dataset.")
-    repeated(
-        check, "--split", "NAME", "Split of a dataset; may be repeated (default: train and val)."
-    )
-    check.add_argument(
-        "--kind",
-        choices=["backbone", "head", "model", "dataset"],
-        help="Kind of plugin, if several have this name (default: check each).",
-    )
+    about = "Check one plugin against the contract: what it declares and what it does."
+    check = add_command(actions, "check", about, _check)
+    add = check.add_argument
+    about = "Registered backbone, head, model or dataset: NAME or DISTRIBUTION:NAME."
+    add("name", metavar="NAME", help=about)
+    add_repeated(check, "--set", "OPTION=VALUE", "Set an option of the plugin, such as width=64.")
+    add("--data", metavar="DIR", type=Path, help="Folder of a dataset.")
+    about = "Split of a dataset; may be repeated (default: train and val)."
+    add_repeated(check, "--split", "NAME", about)
+    about = "Kind of plugin, if several have this name (default: check each)."
+    add("--kind", choices=["backbone", "head", "model", "dataset"], help=about)
     _timeout(check)
 
-    new = actions.add(
-        "new", "Write a distribution with one plugin, which passes its own tests.", _new
-    )
-    new.add_argument(
-        "name",
-        metavar="NAME",
-        help="Name to register the plugin under: lower-case letters, digits and underscores.",
-    )
+    about = "Write a distribution with one plugin, which passes its own tests."
+    new = add_command(actions, "new", about, _new)
+    add = new.add_argument
+    about = "Name to register the plugin under: lower-case letters, digits and underscores."
+    add("name", metavar="NAME", help=about)
     kind = new.add_mutually_exclusive_group()
     for word in ("backbone", "head", "dataset"):
         default = " (default)" if word == "backbone" else ""
-        kind.add_argument(
-            f"--{word}",
-            dest="kind",
-            action="store_const",
-            const=word,
-            help=f"Write a {word}{default}.",
-        )
+        about = f"Write a {word}{default}."
+        kind.add_argument(f"--{word}", dest="kind", action="store_const", const=word, help=about)
     new.set_defaults(kind="backbone")
-    new.add_argument(
-        "-o", "--output", metavar="DIR", type=Path, help="Folder to make (default: fcn-jax-NAME)."
-    )
+    about = "Folder to make (default: fcn-jax-NAME)."
+    add("-o", "--output", metavar="DIR", type=Path, help=about)
 
 
 def _timeout(parser: Any) -> None:
-    parser.add_argument(
-        "--timeout",
-        metavar="SECONDS",
-        type=seconds,
-        default=60.0,
-        help="Longest time that the import of a plugin may take (default: 60).",
-    )
+    about = "Longest time that the import of a plugin may take (default: 60)."
+    parser.add_argument("--timeout", metavar="SECONDS", type=seconds, default=60.0, help=about)
 
 
 def _list(args: argparse.Namespace) -> int:
@@ -89,11 +68,9 @@ def _list(args: argparse.Namespace) -> int:
     width = max(len(entry.name) for entry in entries)
     broken = 0
     for entry in entries:
-        problems = [problem for problem in (faults.get(entry), plugins.conflict(entry)) if problem]
+        problems = "; ".join(filter(None, (faults.get(entry), plugins.conflict(entry))))
         broken += bool(problems)
-        state = "  ok" if args.check else ""
-        if problems:
-            state = f"  BROKEN: {'; '.join(problems)}"
+        state = f"  BROKEN: {problems}" if problems else "  ok" if args.check else ""
         where = f"{entry.distribution} {entry.version}"
         print(f"{entry.kind:<10} {entry.name:<{width}}  {where}{state}")
     for where, problem in registry.faults().items():

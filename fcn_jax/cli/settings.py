@@ -8,12 +8,12 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from fcn_jax.cli.arguments import Commands
+from fcn_jax.cli.arguments import add_command
 
 
-def add_commands(commands: Commands) -> None:
+def add_commands(commands: Any) -> None:
     """Add the command."""
-    commands.add("settings", "Print all settings of a recipe, as Markdown.", _settings)
+    add_command(commands, "settings", "Print all settings of a recipe, as Markdown.", _settings)
 
 
 def _settings(args: argparse.Namespace) -> int:
@@ -33,15 +33,11 @@ def settings_reference() -> str:
         summary, _, attributes = table["description"].partition("\n\nAttributes:\n")
         # A dataclass describes its fields in its docstring.
         for name, text in re.findall(r"^ {4}(\w+): ((?:.|\n {8})*)", attributes, re.MULTILINE):
-            table["properties"][name]["description"] = re.sub(r"\s+", " ", _capitalized(text))
+            table["properties"][name]["description"] = text[:1].upper() + text[1:]
         lines += [f"## {section}", "", summary, ""]
         lines += ["| setting | type | default | meaning |", "| --- | --- | --- | --- |"]
         lines += [*_rows(section, table, defaults[section], definitions), ""]
     return "\n".join(lines[:-1]) + "\n"
-
-
-def _capitalized(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def _rows(prefix: str, table: Any, defaults: Any, definitions: Any) -> Iterator[str]:
@@ -51,7 +47,8 @@ def _rows(prefix: str, table: Any, defaults: Any, definitions: Any) -> Iterator[
             shown = {None: "not set", "": "empty"}.get(default, _REQUIRED)
         else:
             shown = f"`{json.dumps(default)}`"
-        cells = (f"`{key}`", _type(field, definitions), shown, field["description"])
+        meaning = " ".join(field["description"].split())
+        cells = (f"`{key}`", _type(field, definitions), shown, meaning)
         yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
         items = _resolved(field.get("items", {}), definitions)
         if inner := items.get("properties"):

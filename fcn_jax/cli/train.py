@@ -7,12 +7,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fcn_jax.cli.arguments import Commands, add_weights, directory, repeated
+from fcn_jax.cli.arguments import add_command, add_repeated, add_weights, directory
 
 
-def add_commands(commands: Commands) -> None:
+def add_commands(commands: Any) -> None:
     """Add the command."""
-    parser = commands.add(
+    parser = add_command(
+        commands,
         "train",
         "Train a model with the settings of a recipe.",
         run,
@@ -21,32 +22,22 @@ def add_commands(commands: Commands) -> None:
         "stopped by signal N. Whatever ends a run, its completed steps are saved if possible, and "
         "--resume continues it.",
     )
-    parser.add_argument(
-        "recipe",
-        nargs="?",
-        metavar="RECIPE|FILE.toml",
-        help="Shipped recipe, or recipe file (default: shapes).",
-    )
-    parser.add_argument("--data", metavar="DIR", help="Folder of the dataset.")
-    parser.add_argument(
+    add = parser.add_argument
+    about = "Shipped recipe, or recipe file (default: shapes)."
+    add("recipe", nargs="?", metavar="RECIPE|FILE.toml", help=about)
+    add("--data", metavar="DIR", help="Folder of the dataset.")
+    add(
         "--weights",
         metavar="FILE|NAME|CHECKPOINT",
         help="Initial weights: a file (.pth, .safetensors), the name of published weights, or a "
         "run or checkpoint (default: random values).",
     )
     add_weights(parser)
-    parser.add_argument(
-        "--workdir",
-        metavar="DIR",
-        type=directory,
-        help="Run directory, to which everything is written (default: runs/RECIPE).",
-    )
-    parser.add_argument(
-        "--resume", action="store_true", help="Continue from the run's last checkpoint."
-    )
-    repeated(
-        parser, "--set", "KEY=VALUE", "Change a setting, such as optim.lr=0.01 (fcn-jax settings)."
-    )
+    about = "Run directory, to which everything is written (default: runs/RECIPE)."
+    add("--workdir", metavar="DIR", type=directory, help=about)
+    add("--resume", action="store_true", help="Continue from the run's last checkpoint.")
+    about = "Change a setting, such as optim.lr=0.01 (fcn-jax settings)."
+    add_repeated(parser, "--set", "KEY=VALUE", about)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -29,17 +29,11 @@ def convert_file(
     model: str,
     output: Path,
     *,
-    head: str | None = None,
-    aux_head: str | None = None,
-    num_classes: int | None = None,
-    output_stride: int | None = None,
-    backbone_options: Mapping[str, Any] | None = None,
-    head_options: Mapping[str, Any] | None = None,
-    aux_head_options: Mapping[str, Any] | None = None,
     reinit: Sequence[str] = (),
     drop: Sequence[str] = (),
     key: str = "",
     seed: int = 0,
+    **changes: Any,
 ) -> LoadReport:
     """Convert PyTorch weights to a checkpoint for `train --weights`, `eval` and `predict`.
 
@@ -50,18 +44,13 @@ def convert_file(
         model: a registered model; or a registered backbone, with `head` for a model, without it
             for the backbone's weights alone.
         output: directory to write; must be missing or empty.
-        head: registered head to put on a backbone.
-        aux_head: registered auxiliary head to put on a backbone; without it that of the file is
-            dropped.
-        num_classes: of the model; by default the registered model's, or 21 with `head`.
-        output_stride: of the backbone; default: its own.
-        backbone_options: the backbone's options, over the registered model's.
-        head_options: the head's options, over the registered model's.
-        aux_head_options: the auxiliary head's options, over the registered model's.
         reinit: globs over names of tensors that are initialized at random.
         drop: globs over the file's names of tensors that are dropped.
         key: which of several state dicts of the file to load, such as "model_ema".
         seed: of the random values.
+        changes: fields of `fcn_jax.api.ModelSpec` to replace, such as `num_classes=3`; None keeps
+            the model's value. `head` and `aux_head` are for a backbone; without `aux_head` that of
+            the file is dropped. Options are added to those of the model.
 
     Returns:
         A report of the use of each tensor, which is also kept in the checkpoint.
@@ -80,38 +69,7 @@ def convert_file(
             f"{source}: {kinds.of_directory(Path(source))} "
             "(fcn-jax export reads a run or checkpoint)"
         )
-    spec = registered_spec(model)
-    if spec.head is not None and (head or aux_head):
-        raise ConfigError(
-            f"'{model}' is a model with the head '{spec.head}'; --head and --aux-head are for a "
-            "backbone"
-        )
-    if spec.head is None and head is None:
-        given = {
-            "--num-classes": num_classes is not None,
-            "--aux-head": aux_head,
-            "--head-option": head_options,
-            "--aux-head-option": aux_head_options,
-        }
-        if surplus := [option for option, value in given.items() if value]:
-            raise ConfigError(
-                f"{', '.join(surplus)}: for a model with a head; '{model}' is a backbone, and "
-                "--head NAME adds a head to it"
-            )
-    changes: dict[str, Any] = {
-        "head": head,
-        "aux_head": aux_head,
-        "num_classes": num_classes,
-        "output_stride": output_stride,
-        "backbone_options": {**spec.backbone_options, **(backbone_options or {})},
-        "head_options": {**spec.head_options, **(head_options or {})},
-        "aux_head_options": {**spec.aux_head_options, **(aux_head_options or {})},
-    }
-    spec = dataclasses.replace(
-        spec, **{name: value for name, value in changes.items() if value is not None}
-    )
-    if spec.aux_head is None and aux_head_options:
-        raise ConfigError("--aux-head-option is for an auxiliary head; name it with --aux-head")
+    spec = _changed_spec(model, changes)
 
     def build_it() -> nnx.Module:
         return _build(spec, nnx.Rngs(seed))
@@ -130,15 +88,47 @@ def convert_file(
     init_missing(module, build_it, WEIGHTS)
     checkpoint.save_model(
         output,
-        checkpoint.describe(spec, weights=dataclasses.asdict(report)),
+        checkpoint.make_spec(spec, weights=dataclasses.asdict(report)),
         checkpoint.arrays(module),
     )
     return report
 
 
+_FOR_HEADS = {
+    "num_classes": "--num-classes",
+    "aux_head": "--aux-head",
+    "head_options": "--head-option",
+    "aux_head_options": "--aux-head-option",
+}
+
+
+def _changed_spec(model: str, changes: Mapping[str, Any]) -> ModelSpec:
+    """The spec of a registered model or backbone with changed fields."""
+    spec = registered_spec(model)
+    given = {name: value for name, value in changes.items() if value not in (None, {})}
+    if spec.head is not None and ("head" in given or "aux_head" in given):
+        raise ConfigError(
+            f"'{model}' is a model with the head '{spec.head}'; --head and --aux-head are for a "
+            "backbone"
+        )
+    for_head = [option for name, option in _FOR_HEADS.items() if name in given]
+    if spec.head is None and "head" not in given and for_head:
+        raise ConfigError(
+            f"{', '.join(for_head)}: for a model with a head; '{model}' is a backbone, and "
+            "--head NAME adds a head to it"
+        )
+    for name, value in given.items():
+        if name.endswith("_options"):
+            given[name] = {**getattr(spec, name), **value}
+    spec = dataclasses.replace(spec, **given)
+    if spec.aux_head is None and "aux_head_options" in given:
+        raise ConfigError("--aux-head-option is for an auxiliary head; name it with --aux-head")
+    return spec
+
+
 @dataclasses.dataclass(frozen=True)
 class ExportReport:
-    """What was written for PyTorch.
+    """The tensors that were written for PyTorch.
 
     Attributes:
         source: the checkpoint's directory.
@@ -186,8 +176,7 @@ def export_file(
     destination.check_new(output)
     directory = checkpoint.find(source)
     spec = checkpoint.read_spec(directory)
-    module = nnx.eval_shape(lambda: _build(spec.model, nnx.Rngs(0)))
-    checkpoint.fill(module, checkpoint.read_arrays(directory), directory)
+    module = checkpoint.load_module(directory, lambda: _build(spec.model, nnx.Rngs(0)))
     tensors = export_weights(module, spec.model, key_format)
     files.write(output, tensors)
     scope = "backbone" if spec.model.head is None else "model"

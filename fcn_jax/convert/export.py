@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 from flax import nnx
 
-from fcn_jax.convert.matching import Leaves
+from fcn_jax.convert.matching import Leaves, leaves_of
 from fcn_jax.convert.tables import tables, title
 from fcn_jax.errors import ConfigError, WeightsError
-from fcn_jax.models.names import leaves
 from fcn_jax.models.segmenter import Segmenter
 from fcn_jax.plugins.api import ModelSpec
 from fcn_jax.pytorch.rules import Table
@@ -42,9 +41,7 @@ def export_weights(module: nnx.Module, spec: ModelSpec, key_format: str) -> dict
             f"key format '{key_format}' (--key-format) is not offered by {title(spec)}; offered: "
             f"{offered}"
         )
-    prefix = "" if spec.head is not None else "backbone."
-    named = {prefix + path: leaf for path, leaf in leaves(module).items()}
-    return export_leaves(named, found[scope, key_format])
+    return export_leaves(leaves_of(module, spec), found[scope, key_format])
 
 
 def export_leaves(named: Leaves, table: Table) -> dict[str, np.ndarray]:

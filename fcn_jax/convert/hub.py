@@ -8,7 +8,7 @@ import re
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
@@ -125,7 +125,7 @@ def cached_path(weights: Weights) -> Path:
     return cache.folder() / name
 
 
-def fetch(weights: Weights, *, sleep: Callable[[float], object] = time.sleep) -> Path:
+def fetch(weights: Weights) -> Path:
     """Download a file of published weights, or find it in the cache. Its hash is always verified.
 
     A transfer that breaks off, and an overloaded server, are tried three times. The transfer
@@ -133,7 +133,6 @@ def fetch(weights: Weights, *, sleep: Callable[[float], object] = time.sleep) ->
 
     Args:
         weights: address and hash.
-        sleep: waits for a number of seconds before the next attempt.
 
     Raises:
         WeightsError: there is no connection, the server answers with an error, or the file has
@@ -157,7 +156,7 @@ def fetch(weights: Weights, *, sleep: Callable[[float], object] = time.sleep) ->
     with replacing(path) as temporary:
         try:
             with temporary.open("wb") as file, Progress(path.name, unit="bytes") as progress:
-                _download(weights.url, file, progress, sleep)
+                _download(weights.url, file, progress)
         except _DownloadError as error:
             raise WeightsError(
                 f"{weights.url}: cannot be fetched: {error}; download it in another way and put "
@@ -180,9 +179,7 @@ class _DownloadError(Exception):
         self.final = final
 
 
-def _download(
-    url: str, file: BinaryIO, progress: Progress, sleep: Callable[[float], object]
-) -> None:
+def _download(url: str, file: BinaryIO, progress: Progress) -> None:
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             _download_rest(url, file, progress)
@@ -190,14 +187,14 @@ def _download(
         except _DownloadError as error:
             if error.final or attempt == _ATTEMPTS:
                 raise
-            sleep(2.0 ** (attempt - 1))
+            time.sleep(2.0 ** (attempt - 1))
 
 
 def _download_rest(url: str, file: BinaryIO, progress: Progress) -> None:
     """Download the part that `file` lacks, or all of it if the server cannot continue."""
-    headers = {"User-Agent": "fcn-jax", "Range": f"bytes={file.tell()}-"}
-    if not file.tell():
-        del headers["Range"]
+    headers = {"User-Agent": "fcn-jax"}
+    if file.tell():
+        headers["Range"] = f"bytes={file.tell()}-"
     request = urllib.request.Request(url, headers=headers)
     with contextlib.ExitStack() as stack:
         with _network_errors():

@@ -163,7 +163,7 @@ def import_weights(
             f"backbone '{spec.backbone}' declares no table of PyTorch names, so {name} cannot be "
             "loaded"
         )
-    targets = _targets(module, spec)
+    targets = matching.leaves_of(module, spec)
     found = reading.readings(states, candidates, targets)
     if not found:
         raise WeightsError(_unknown(states, candidates, targets, name))
@@ -195,8 +195,7 @@ def import_weights(
     new_head = starts_new_head(targets, reinit, candidates)
     leftover = reading.leftovers(chosen, found, table, targets, new_head)
     shapes = {raw: chosen.state.tensors.shape(raw) for raw in chosen.state.tensors}
-    fit = (targets, spec, Tensors(entries), table, report, reinit, drop, leftover)
-    _fill(*fit, lambda: architecture.guess(shapes))
+    _fill(targets, spec, Tensors(entries), table, report, reinit, drop, leftover, shapes)
     report.other_weights[:] = [
         key
         for key in report.other_weights
@@ -228,7 +227,7 @@ def _unknown(
 ) -> str:
     largest = max(states, key=lambda state: len(state.tensors)).tensors
     table = next(iter(candidates.values()))
-    expected = [place[0] for path in targets if (place := table.to_torch(path)) is not None]
+    expected = table.names(targets).values()
     looks_like = architecture.guess({raw: largest.shape(raw) for raw in largest})
     guess = f"; it looks like {looks_like}" if looks_like else ""
     if how := reparametrized(largest):
@@ -344,16 +343,19 @@ def _fill(
     reinit: Sequence[str] = (),
     drop: Sequence[str] = (),
     leftover: Callable[[str], str | None] | None = None,
-    guess: Callable[[], str | None] = lambda: None,
+    shapes: architecture.Shapes | None = None,
 ) -> None:
     """Fill leaves by a table, all or nothing, and complete the report.
+
+    Messages describe the file by `shapes`, those of all its tensors.
 
     Raises:
         WeightsError: all missing, surplus and misshapen names in one message.
     """
     problems = matching.match(tensors, targets, table, report, reinit, drop, leftover)
     if problems:
-        what, classes, backbone, looks_like = str(module), None, None, guess()
+        what, classes, backbone = str(module), None, None
+        looks_like = architecture.guess(shapes or {})
         if isinstance(module, ModelSpec):
             what = module.backbone if report.scope == "backbone" else title(module)
             what += f" (read as {report.how_read()})"
@@ -373,9 +375,3 @@ def _fill(
         # A copy that nobody else can write to. `jnp.asarray` would compile one for each shape.
         targets[path].set_value(jax.device_put(np.array(value, order="C")))
         del value  # before the next tensor is read
-
-
-def _targets(module: nnx.Module, spec: ModelSpec) -> dict[str, nnx.Variable]:
-    """A module's leaves by their paths in a complete model, also if it is a backbone alone."""
-    prefix = "" if spec.head is not None else "backbone."
-    return {prefix + path: leaf for path, leaf in leaves(module).items()}

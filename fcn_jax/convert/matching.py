@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from flax import nnx
 
-from fcn_jax.convert.report import WIDENED, LoadReport, Problems
+from fcn_jax.convert.report import WIDENED, LoadReport, Problems, Sizes
+from fcn_jax.models.names import leaves
+from fcn_jax.plugins.api import ModelSpec
 from fcn_jax.pytorch.rules import Rule, Table
 
 Leaves = Mapping[str, nnx.Variable]
 """Flax path -> leaf, an array or its shape."""
+
+
+def leaves_of(module: nnx.Module, spec: ModelSpec) -> Leaves:
+    """A module's leaves by their paths in a complete model, also if it is a backbone alone."""
+    prefix = "" if spec.head is not None else "backbone."
+    return {prefix + path: leaf for path, leaf in leaves(module).items()}
 
 
 def match(
@@ -24,7 +32,7 @@ def match(
     drop: Sequence[str] = (),
     leftover: Callable[[str], str | None] | None = None,
 ) -> Problems:
-    """Compare tensors with leaves by name, and write what fits into the report.
+    """Compare tensors with leaves by name, and write the matches into the report.
 
     Args:
         tensors: name in the file -> values, which are read one at a time.
@@ -41,25 +49,18 @@ def match(
         The tensors that do not fit.
     """
     problems = Problems()
-    used_reinit: set[str] = set()
-    used_drop: set[str] = set()
-
-    def is_reinit(name: str, path: str) -> bool:
-        hits = {glob for glob in reinit if is_named(glob, name, path, report.in_file(name))}
-        used_reinit.update(hits)
-        return bool(hits)
-
-    dropped_by = {}
-    for name in tensors:
-        hits = [glob for glob in drop if is_named(glob, name, report.in_file(name))]
-        used_drop.update(hits)
-        if hits:
-            dropped_by[name] = hits[0]
+    dropped_by = {
+        name: glob
+        for glob in reversed(drop)  # the first that matches wins
+        for name in tensors
+        if is_named(glob, name, report.in_file(name))
+    }
+    names_of_leaves: list[tuple[str, ...]] = []  # all names that `reinit` may give
     backbone_modules = set()
     for path, leaf in targets.items():
         in_backbone = path.startswith("backbone.")
-        if report.scope == "backbone" and not in_backbone:
-            is_reinit(path, path)  # it keeps its value anyway, but the glob is not a mistake
+        if report.scope == "backbone" and not in_backbone:  # it keeps its value in any case
+            names_of_leaves.append((path, report.in_file(path)))
             continue
         found = table.to_torch(path)
         if found is None:
@@ -68,7 +69,8 @@ def match(
         name, rule = found
         if in_backbone:
             backbone_modules.add(_module(name))
-        if is_reinit(name, path):
+        names_of_leaves.append(names := (name, path, report.in_file(name)))
+        if any(is_named(glob, *names) for glob in reinit):
             report.reinit.append(path)
         elif name not in tensors or name in dropped_by:
             if rule.optional:
@@ -106,13 +108,15 @@ def match(
             problems.surplus.append(name)
             if _module(name) in backbone_modules:
                 problems.in_backbone.append(name)
-    problems.unmatched_reinit = [
-        glob
-        for glob in reinit
-        if glob not in used_reinit and not any(is_named(glob, name) for name in report.dropped)
-    ]
-    problems.unmatched_drop = [glob for glob in drop if glob not in used_drop]
+    problems.unmatched_reinit = _unmatched(reinit, [*names_of_leaves, report.dropped])
+    names_in_file = [(name, report.in_file(name)) for name in tensors]
+    problems.unmatched_drop = _unmatched(drop, names_in_file)
     return problems
+
+
+def _unmatched(globs: Sequence[str], named: Sequence[Iterable[str]]) -> list[str]:
+    """The globs that name no tensor."""
+    return [glob for glob in globs if not any(is_named(glob, *names) for names in named)]
 
 
 def _module(name: str) -> str:
@@ -135,9 +139,7 @@ class UnfitError(Exception):
 class MisshapenError(UnfitError):
     """A tensor has the wrong shape. `sizes`: its shape and the shape that the model needs."""
 
-    def __init__(
-        self, message: str, sizes: tuple[tuple[int, ...], tuple[int, ...]] | None = None
-    ) -> None:
+    def __init__(self, message: str, sizes: Sizes | None = None) -> None:
         """Keep both shapes."""
         super().__init__(message)
         self.sizes = sizes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -70,7 +71,10 @@ def readings(states: Sequence[StateDict], tables: Tables, targets: Leaves) -> li
     missing tensors; then weights before their running averages (`state_dicts.is_average`, by keys
     and prefixes); then the state dict nearer to the top.
     """
-    expected = {key: _expected(table, targets) for key, table in tables.items()}
+    expected = {
+        key: {name: math.prod(targets[path].shape) for path, name in table.names(targets).items()}
+        for key, table in tables.items()
+    }
     segments = {part for names in expected.values() for name in names for part in name.split(".")}
     found = []
     for state in states:
@@ -100,15 +104,6 @@ def readings(states: Sequence[StateDict], tables: Tables, targets: Leaves) -> li
 
 def _size(state: StateDict, name: str) -> int:
     return math.prod(state.tensors.shape(name))
-
-
-def _expected(table: Table, targets: Leaves) -> dict[str, int]:
-    """The names that a table gives to the leaves of a model -> number of values."""
-    return {
-        found[0]: math.prod(leaf.shape)
-        for path, leaf in targets.items()
-        if (found := table.to_torch(path)) is not None
-    }
 
 
 def _without_prefixes(
@@ -240,7 +235,7 @@ def leftovers(
     Returns:
         Name, as in `Reading.all_names` -> the reason to drop it; None if there is none.
     """
-    names = {path: place[0] for path in targets if (place := table.to_torch(path)) is not None}
+    names = table.names(targets)
     known = set(names.values())
     backbone = {name.split(".")[0] for p, name in names.items() if p.startswith("backbone.")}
     used = [reading.names[name] for name in known if name in reading.names]
@@ -253,6 +248,9 @@ def leftovers(
         and 2 * other.known >= reading.known
         and not any(name.startswith(other.prefix) for name in used)
     ]
+
+    first_parts = itertools.takewhile(WRAPPERS.__contains__, reading.prefix.split("."))
+    wrappers = "".join(f"{part}." for part in first_parts)
 
     def reason(name: str) -> str | None:
         inside = name in reading.names
@@ -277,7 +275,7 @@ def leftovers(
         copy = next((prefix for prefix in copies if raw.startswith(prefix)), None)
         if copy is not None:
             return f"another copy of the network; --key {copy.rstrip('.')} loads it"
-        outer = raw.removeprefix(_outer_wrappers(reading.prefix)).split(".")[0]
+        outer = raw.removeprefix(wrappers).split(".")[0]
         if not inside and len(parts) > 1 and state_dicts.is_average(outer):
             return "a running average of the weights"
         if new_head and not (inside and name.split(".")[0] in backbone):
@@ -285,10 +283,3 @@ def leftovers(
         return None
 
     return reason
-
-
-def _outer_wrappers(prefix: str) -> str:
-    """The wrappers that a prefix begins with."""
-    parts = prefix.split(".")[:-1]
-    count = next((i for i, part in enumerate(parts) if part not in WRAPPERS), len(parts))
-    return "".join(f"{part}." for part in parts[:count])

@@ -1,4 +1,4 @@
-"""What loading weights did, and what to say if the weights do not fit."""
+"""The report of loading weights, and the error for weights that do not fit."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from fcn_jax.errors import listing
 
 WIDENED = ("float16", "bfloat16")
 _SHOWN = 12
+
+Sizes = tuple[tuple[int, ...], tuple[int, ...]]
+"""The shape of a tensor, and the shape that the model needs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +111,7 @@ class Problems:
         unmatched_drop: globs of `--drop` that match nothing.
         in_backbone: names of `surplus` in modules that the backbone has: the file is of a larger
             one.
-        sizes: (shape, the model's shape) of tensors of `misshapen` in a head.
+        sizes: the shapes of tensors of `misshapen` in a head.
     """
 
     missing: list[str] = dataclasses.field(default_factory=list)
@@ -118,7 +121,7 @@ class Problems:
     unmatched_reinit: list[str] = dataclasses.field(default_factory=list)
     unmatched_drop: list[str] = dataclasses.field(default_factory=list)
     in_backbone: list[str] = dataclasses.field(default_factory=list)
-    sizes: list[tuple[tuple[int, ...], tuple[int, ...]]] = dataclasses.field(default_factory=list)
+    sizes: list[Sizes] = dataclasses.field(default_factory=list)
 
     def __bool__(self) -> bool:
         """Whether there are any."""
@@ -247,7 +250,7 @@ _REPARAMETRIZED = {
 
 
 def reparametrized(names: Iterable[str]) -> str | None:
-    """What to do if a file holds the parts that weights are computed from; None if it does not."""
+    """Advice for a file with the parts that weights are computed from; None for other files."""
     for name in names:
         how = _REPARAMETRIZED.get(name.rpartition(".")[2])
         if ".parametrizations." in f".{name}":

@@ -69,7 +69,7 @@ class Evaluation:
         images: number of images in the split; all of them count.
         classes: names and colors.
         scores: over all pixels of the split that are not ignored.
-        notes: lines about what was assumed and about the limits of the scores.
+        notes: lines about assumptions and about the limits of the scores.
         padded_to_multiple: the multiple in pixels to which images were padded; None if each ran at
             its own size.
     """
@@ -110,7 +110,7 @@ def evaluate_checkpoint(
     value_range: Range | None = None,
     exact_sizes: bool = False,
 ) -> Evaluation:
-    """Score a run or checkpoint on all whole images of a split.
+    """Score a run or checkpoint on all images of a split, without crops.
 
     Args:
         path: a run (its best checkpoint), one of its checkpoints, or a converted model.
@@ -170,16 +170,11 @@ def evaluate_checkpoint(
     )
 
 
-def run_config(directory: Path) -> Path | None:
-    """The `config.json` of the run that holds a checkpoint; None if no run holds it."""
-    folder = directory.absolute().parent
-    path = folder.parent / "config.json"
-    return path if folder.name == checkpoint.STEPS and path.exists() else None
-
-
 def _recipe_of(directory: Path) -> Config | None:
-    path = run_config(directory)
-    return None if path is None else read_run(path.parent)
+    """The recipe of the run that holds a checkpoint; None if no run holds it."""
+    folder = directory.absolute().parent
+    in_run = folder.name == checkpoint.STEPS and (folder.parent / "config.json").exists()
+    return read_run(folder.parent) if in_run else None
 
 
 def _recorded_root(recorded: str, directory: Path) -> tuple[Path, list[str]]:

@@ -1,4 +1,4 @@
-"""Segmentation scores, computed from one confusion matrix over a whole set of images."""
+"""Segmentation scores, computed from one confusion matrix over a set of images."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class ConfusionMatrix:
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """Scores of a whole set, as in Long et al. 2015, section 5.
+    """Scores of a set of images, as in Long et al. 2015, section 5.
 
     The four scores are between 0 and 1, or NaN if no pixel counts.
 

@@ -18,7 +18,7 @@ from fcn_jax.models.preprocess import normalize
 from fcn_jax.models.segmenter import Segmenter
 from fcn_jax.models.spec import resolve
 from fcn_jax.nn._subpixel import SubpixelLogits, prefers_subpixel
-from fcn_jax.plugins.api import IGNORE_INDEX, Classes, Preprocess
+from fcn_jax.plugins.api import IGNORE_INDEX, Classes
 from fcn_jax.runtime.compiler import compiler_options
 
 
@@ -68,10 +68,16 @@ class Predictor:
         self.classes = classes or generic_classes(self.num_classes)
         self._multiple = pad_to_multiple
         graphdef, self._state = nnx.split(model)
-        self._run = jax.jit(
-            lambda state, images: _argmax(graphdef, state, images, preprocess, in_blocks),
-            compiler_options=compiler_options(),
-        )
+
+        def segment(state: nnx.State, images: jax.Array) -> jax.Array:
+            network, x = nnx.merge(graphdef, state), normalize(images, preprocess)
+            logits = network.subpixel_outputs(x)["out"] if in_blocks else network(x)
+            if isinstance(logits, SubpixelLogits):
+                labels = jnp.argmax(logits.values, SubpixelLogits.CLASS_AXIS)
+                return logits.gather(labels.astype(jnp.uint8))
+            return jnp.argmax(logits, -1).astype(jnp.uint8)
+
+        self._segment = jax.jit(segment, compiler_options=compiler_options())
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, *, pad_to_multiple: int = 1) -> Predictor:
@@ -80,7 +86,7 @@ class Predictor:
         Raises:
             CheckpointError: the path is not a checkpoint, is incomplete, or holds only a backbone.
         """
-        model, spec = checkpoint.load(path)
+        model, spec = checkpoint.load_model(path)
         return cls(model, spec.classes, pad_to_multiple=pad_to_multiple)
 
     def update(self, *states: nnx.State) -> None:
@@ -111,19 +117,5 @@ class Predictor:
     def batch(self, images: np.ndarray) -> np.ndarray:
         """Segment images of one size, u8[N,H,W,3] RGB -> u8[N,H,W]."""
         height, width = images.shape[1:3]
-        masks = self._run(self._state, padding.pad(images, self._multiple))
+        masks = self._segment(self._state, padding.pad(images, self._multiple))
         return np.asarray(masks)[:, :height, :width]
-
-
-def _argmax(
-    graphdef: nnx.GraphDef,
-    state: nnx.State,
-    images: jax.Array,
-    preprocess: Preprocess,
-    blocks: bool,
-) -> jax.Array:
-    network, x = nnx.merge(graphdef, state), normalize(images, preprocess)
-    logits = network.subpixel_outputs(x)["out"] if blocks else network(x)
-    if isinstance(logits, SubpixelLogits):
-        return logits.gather(jnp.argmax(logits.values, SubpixelLogits.CLASS_AXIS).astype(jnp.uint8))
-    return jnp.argmax(logits, -1).astype(jnp.uint8)

@@ -62,18 +62,21 @@ def open_tensors(
         path: see `open_state_dicts`.
         key: its place in the file, such as "model_ema". The default is the largest state dict; of
             several equally large ones, the first that is not a running average.
-        holding: names that it must contain. They may lie in nested dicts.
+        holding: names that it must contain because an earlier call found them. They may lie in
+            nested dicts.
 
     Returns:
         Arrays by PyTorch's names, in the file's order and dtypes (bfloat16 as
         `ml_dtypes.bfloat16`).
 
     Raises:
-        WeightsError: as `open_state_dicts` does, or the key or names do not exist.
+        WeightsError: as `open_state_dicts` does, or the key or the names do not exist.
     """
-    states = open_state_dicts(path)
-    found = states if key is None else state_dicts.under(states, key, str(path))
-    found = [state for state in found if all(name in state.tensors for name in holding)]
+    found = [
+        state
+        for state in open_state_dicts(path)
+        if key in (None, state.key) and all(name in state.tensors for name in holding)
+    ]
     if not found:
         raise WeightsError(f"{path}: lacks tensors that it held before: {listing(holding, 4)}")
 
@@ -83,9 +86,9 @@ def open_tensors(
     return max(found, key=rank).tensors
 
 
-def read(path: str | Path, key: str | None = None) -> dict[str, np.ndarray]:
+def read(path: str | Path) -> dict[str, np.ndarray]:
     """Read all tensors of a file at once; see `open_tensors`."""
-    return dict(open_tensors(path, key))
+    return dict(open_tensors(path))
 
 
 def write(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
@@ -127,7 +130,7 @@ def require_suffix(path: str | Path) -> Path:
 
 
 def to_numpy(value: Any, name: str) -> np.ndarray:
-    """A numpy view of a torch tensor or an array. Raises `WeightsError` if it is neither."""
+    """A numpy view of a torch tensor or an array. Raises `WeightsError` if numpy cannot hold it."""
     if hasattr(value, "detach") and hasattr(value, "cpu"):
         value = value.detach().cpu()
         if str(value.dtype) == "torch.bfloat16":
@@ -142,14 +145,7 @@ def to_numpy(value: Any, name: str) -> np.ndarray:
             raise WeightsError(
                 f"'{name}' is a {layout} {value.dtype} tensor, which numpy cannot hold"
             ) from error
-    if hasattr(value, "__array__"):
-        return np.asarray(value)
-    nested = (
-        "; a state dict may lie under 'model' or 'state_dict', otherwise save it alone"
-        if isinstance(value, Mapping)
-        else ""
-    )
-    raise WeightsError(f"{name}: of type {type(value).__name__}, not a tensor{nested}")
+    return np.asarray(value)
 
 
 def state_dicts_of(loaded: Any, source: str) -> list[StateDict]:

@@ -1,7 +1,8 @@
-"""Recognizes a file by its contents: a supported format of weights, or what else it is."""
+"""Recognizes files by their contents: formats of weights, and other files, for messages."""
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 import tarfile
@@ -52,7 +53,7 @@ def kind_of(path: Path) -> str:
     """The format of a weights file: `SAFETENSORS`, `ARCHIVE`, `LEGACY` or `PICKLE`.
 
     Raises:
-        WeightsError: it is something else; the message says what it is and what to do.
+        WeightsError: it is another file; the message names its kind and says what to do.
     """
     if what := _part_of_weights(path):
         raise WeightsError(f"{path}: {what}")
@@ -76,7 +77,7 @@ def kind_of(path: Path) -> str:
 
 
 def _part_of_weights(path: Path) -> str | None:
-    """What to say of a file whose name says that it holds only a part of the weights."""
+    """The message for a file whose name says that it holds a part of the weights; or None."""
     part = _PART.search(path.name)
     if part is not None and int(part[2]) > 1:
         return (
@@ -98,19 +99,17 @@ def _kind_of_zip(path: Path) -> str:
         ) from error
     ends = {name.rpartition("/")[2] for name in names}
     if "constants.pkl" in ends or ("model.json" in ends and "attributes.pkl" in ends):
-        raise WeightsError(
-            f"{path}: refused, because it is a TorchScript program, which holds code; save its "
-            "tensors with torch.save(torch.jit.load(FILE, map_location='cpu').state_dict(), "
-            "'weights.pth')"
+        what = (
+            "refused, because it is a TorchScript program, which holds code; save its tensors with "
+            "torch.save(torch.jit.load(FILE, map_location='cpu').state_dict(), 'weights.pth')"
         )
-    if any(name.endswith(".data/extern_modules") for name in names):
-        raise WeightsError(
-            f"{path}: refused, because it is a torch.package, which holds code; save its "
-            "state_dict instead"
+    elif any(name.endswith(".data/extern_modules") for name in names):
+        what = (
+            "refused, because it is a torch.package, which holds code; save its state_dict instead"
         )
-    if any(name.endswith("data.pkl") and name.count("/") <= 1 for name in names):
+    elif any(name.endswith("data.pkl") and name.count("/") <= 1 for name in names):
         return ARCHIVE
-    if "model.weights.h5" in ends:
+    elif "model.weights.h5" in ends:
         what = "a Keras model; only PyTorch's weights are read"
     elif names and all(name.endswith(".npy") for name in names):
         what = (
@@ -119,31 +118,27 @@ def _kind_of_zip(path: Path) -> str:
         )
     elif "saved_model.pb" in ends:
         what = "a zip archive with a TensorFlow SavedModel; only PyTorch's weights are read"
-    elif "serialized_exec_info.json" in ends or any(
-        "exported_program" in name or name.endswith(".pt2") for name in names
-    ):
+    elif any(re.search(r"serialized_exec_info\.json$|exported_program|\.pt2$", n) for n in names):
         what = "a program of torch.export; save the state_dict of the network instead"
     else:
         weights = [name for name in names if name.lower().endswith(WEIGHT_SUFFIXES)]
-        inside = (
-            f"it holds {listing(weights, 4)}; unpack it"
-            if weights
-            else f"with {listing(names, 4) or 'nothing in it'}"
-        )
+        inside = f"with {listing(names, 4) or 'nothing in it'}"
+        if weights:
+            inside = f"it holds {listing(weights, 4)}; unpack it"
         what = f"a zip archive that PyTorch did not write: {inside}"
     raise WeightsError(f"{path}: {what}")
 
 
 def _other(path: Path, start: bytes, end: bytes) -> str:
-    """What a file is, if it cannot be read as weights."""
+    """The message for a file that cannot be read as weights."""
     for magic, (name, command) in _COMPRESSED.items():
         if start.startswith(magic):
             return f"a file compressed by {name}; unpack it first ({command})"
     for magic, what in _OTHERS.items():
         if start.startswith(magic):
             return what
-    if (len(start) > 262 and start[257:262] == b"ustar") or _is_tar(path):
-        return _of_tar(path)
+    if tar := _of_tar(path, start):
+        return tar
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if start.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer, not the weights themselves; fetch them with git lfs pull"
@@ -178,19 +173,15 @@ def _other(path: Path, start: bytes, end: bytes) -> str:
     return "not a readable weights file: neither PyTorch's nor .safetensors; is it complete?"
 
 
-def _is_tar(path: Path) -> bool:
-    try:
-        return tarfile.is_tarfile(path)
-    except Exception:  # other files lead to almost any exception
-        return False
-
-
-def _of_tar(path: Path) -> str:
+def _of_tar(path: Path, start: bytes) -> str | None:
+    """The message for a tar archive; None for other files."""
+    is_tar = start[257:262] == b"ustar"
     try:
         with tarfile.open(path, "r:") as archive:
+            is_tar = True
             names = archive.getnames()
-    except Exception:  # damaged archives make tarfile raise almost any exception
-        return "a damaged tar archive; is it complete?"
+    except Exception:  # other files and damaged archives lead to almost any exception
+        return "a damaged tar archive; is it complete?" if is_tar else None
     if {"storages", "tensors"} & set(names):
         return (
             "the oldest PyTorch format (a tar archive) cannot be read safely; use a newer file of "
@@ -218,16 +209,15 @@ def _of_json(path: Path) -> str:
 
 def _is_text(start: bytes) -> bool:
     try:
-        text = start.decode("utf-8")
-    except UnicodeDecodeError as error:
-        if error.start < len(start) - 4:
-            return False
-        text = start[: error.start].decode("utf-8")
+        # An incremental decoder accepts a character that is cut off at the end.
+        text = codecs.getincrementaldecoder("utf-8")().decode(start)
+    except UnicodeDecodeError:
+        return False
     return all(character.isprintable() or character in "\t\r\n\f" for character in text)
 
 
 def of_directory(path: Path) -> str:
-    """What to say of a folder that was given instead of a file."""
+    """The message for a folder that was given instead of a file."""
     try:
         names = sorted(child.name for child in path.iterdir())
     except OSError:

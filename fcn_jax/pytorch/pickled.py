@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import ml_dtypes
+import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy by name)
 import numpy as np
 
 
@@ -95,15 +95,13 @@ class StoredTensor:
 
 
 _NUMPY_DTYPES = (
-    "float32 float64 float16 int64 int32 int16 int8 uint8 uint16 uint32 uint64 bool complex64 "
-    "complex128"
+    "float32 float64 float16 bfloat16 int64 int32 int16 int8 uint8 uint16 uint32 uint64 bool "
+    "complex64 complex128"
 )
 
 
 def numpy_dtype(name: str) -> np.dtype[Any] | None:
     """The numpy dtype of PyTorch's name of a dtype; None if numpy has none."""
-    if name == "bfloat16":
-        return np.dtype(ml_dtypes.bfloat16)
     return np.dtype(name) if name in _NUMPY_DTYPES.split() else None
 
 

@@ -32,10 +32,6 @@ class Op:
     to_torch: Callable[[np.ndarray], np.ndarray]
 
 
-def _same(x: np.ndarray) -> np.ndarray:
-    return x
-
-
 def _permutation(name: str, to_jax: tuple[int, ...], ndim: int) -> Op:
     inverse = tuple(int(axis) for axis in np.argsort(to_jax))
 
@@ -47,7 +43,7 @@ def _permutation(name: str, to_jax: tuple[int, ...], ndim: int) -> Op:
     return Op(name, lambda x: check(x).transpose(to_jax), lambda x: check(x).transpose(inverse))
 
 
-IDENTITY = Op("identity", _same, _same)
+IDENTITY = Op("identity", lambda x: x, lambda x: x)
 CONV = _permutation("conv OIHW <-> HWIO", (2, 3, 1, 0), 4)
 CONV_TRANSPOSE = _permutation("conv_transpose IOHW <-> HWIO", (2, 3, 0, 1), 4)
 LINEAR = _permutation("linear OI <-> IO", (1, 0), 2)
@@ -114,6 +110,11 @@ class Table:
     def to_torch(self, path: str) -> tuple[str, Rule] | None:
         """The name in the state dict and the rule for a Flax path; None if no rule matches."""
         return self._first(path, "jax", "torch")
+
+    def names(self, paths: Iterable[str]) -> dict[str, str]:
+        """Flax paths -> names in the state dict, without the paths that no rule matches."""
+        found = {path: self.to_torch(path) for path in paths}
+        return {path: place[0] for path, place in found.items() if place is not None}
 
     def dropped(self, name: str) -> str | None:
         """The reason to drop a name of the state dict; None if it is not dropped."""
@@ -211,24 +212,6 @@ def layer_norm(torch: str, jax: str | None = None) -> list[Rule]:
     """Rules of a layer normalization with scale and bias; see `conv` for the arguments."""
     jax = torch if jax is None else jax
     return [Rule(f"{torch}.weight", f"{jax}.scale"), Rule(f"{torch}.bias", f"{jax}.bias")]
-
-
-def scale(torch: str, jax: str, *, spatial: bool = False) -> list[Rule]:
-    """Rule of a layer scale.
-
-    Args:
-        torch: template of the name of the tensor itself, such as "blocks.{i}.ls1.gamma".
-        jax: template of its path, such as "blocks.{i}.ls1.scale".
-        spatial: whether PyTorch's shape is [C, 1, 1] instead of [C], as in torchvision's ConvNeXt.
-    """
-
-    def to_jax(x: np.ndarray) -> np.ndarray:
-        if x.shape != (x.size, 1, 1):
-            raise ValueError(f"a layer scale of this layout needs shape [C, 1, 1], got {x.shape}")
-        return x.reshape(-1)
-
-    op = Op("scale C11 <-> C", to_jax, lambda x: x.reshape(-1, 1, 1)) if spatial else IDENTITY
-    return [Rule(torch, jax, op)]
 
 
 def drop(torch: str, reason: str) -> Drop:

@@ -68,10 +68,6 @@ class Tensors(Mapping[str, np.ndarray]):
         """The entry of an array."""
         return self._entries[name]
 
-    def renamed(self, names: Mapping[str, str]) -> Tensors:
-        """The same arrays by other names: new name -> old name."""
-        return Tensors({new: self._entries[old] for new, old in names.items()})
-
 
 @dataclasses.dataclass(frozen=True)
 class StateDict:
@@ -158,15 +154,6 @@ def find(tree: Any, entry: FindEntry, source: str) -> list[StateDict]:
     return found + _joined(found)
 
 
-def under(states: list[StateDict], key: str, source: str) -> list[StateDict]:
-    """The state dicts at a key. Raises `WeightsError` that lists the keys, if there is none."""
-    if chosen := [state for state in states if state.key == key]:
-        return chosen
-    keys = dict.fromkeys(state.key for state in states if state.key)
-    available = f"there are: {listing(keys)}" if keys else "they lie at the top, without a key"
-    raise WeightsError(f"{source}: has no weights under the key '{key}'; {available}")
-
-
 def _children(value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping):
         yield from ((str(name), child) for name, child in value.items() if _is_name(name))
@@ -237,8 +224,8 @@ def _nothing(tree: Any, entry: FindEntry) -> str:
     network = next(filter(_is_network, values), None)
     if network is not None:
         return (
-            f"refused, because it holds a whole pickled network ({network.kind}), and loading it "
-            f"could run code; {advice}"
+            f"refused, because it holds a pickled network ({network.kind}), and loading it could "
+            f"run code; {advice}"
         )
     if isinstance(tree, Foreign):
         return (

@@ -45,9 +45,8 @@ def open_archive(file: IO[bytes]) -> tuple[Any, Read]:
     members = {member.filename.replace("\\", "/"): member for member in archive.infolist()}
     pickled = next(name for name in members if name.endswith("data.pkl") and name.count("/") <= 1)
     root = pickled.removesuffix("data.pkl")
-    order = "<"
-    if root + "byteorder" in members:
-        order = ">" if archive.read(members[root + "byteorder"]).strip() == b"big" else "<"
+    written = members.get(root + "byteorder")
+    order = ">" if written and archive.read(written).strip() == b"big" else "<"
     tree = unpickling.load(io.BytesIO(archive.read(members[pickled])), unpickling.storage_of)
 
     def place(member: zipfile.ZipInfo) -> _Place:
@@ -162,9 +161,8 @@ def _extent(tensor: StoredTensor) -> tuple[int, int]:
     """The offset of a tensor's first value in its storage, and the length to its last, in bytes."""
     step_bytes = width(tensor.dtype)
     ends = ((size - 1) * step for size, step in zip(tensor.shape, tensor.strides, strict=True))
-    return tensor.offset * step_bytes, (sum(ends) + 1) * step_bytes if math.prod(
-        tensor.shape
-    ) else 0
+    length = (sum(ends) + 1) * step_bytes if math.prod(tensor.shape) else 0
+    return tensor.offset * step_bytes, length
 
 
 def _shaped(data: np.ndarray, length: int, order: str, tensor: StoredTensor) -> np.ndarray:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fcn_jax.config import Config, parse, with_own_plugins
+from fcn_jax.config import PLUGIN_NAMES, Config, parse, with_own_plugins
 from fcn_jax.errors import CheckpointError, ConfigError, did_you_mean
 from fcn_jax.plugins import registry
 from fcn_jax.runtime.text_file import decode_text, read_text
@@ -137,15 +137,12 @@ def _use_recorded_plugins(table: dict[str, Any], run: Path) -> None:
     """Resolve plugin names within the distributions that the run recorded, in place."""
     try:
         recorded = json.loads(read_text(run / "versions.json"))
-        owners = {
-            ("model", part, kind): recorded["plugins"][part]["distribution"]
-            for part, kind in (("backbone", "backbones"), ("head", "heads"), ("aux_head", "heads"))
-            if part in recorded["plugins"]
-        }
-        owners["data", "dataset", "datasets"] = recorded.get("dataset", {}).get(
-            "distribution", registry.OWN_DISTRIBUTION
-        )
-        for (section, key, kind), owner in owners.items():
-            table[section][key] = registry.default().own_name(kind, table[section][key], owner)
+        own = {"distribution": registry.OWN_DISTRIBUTION}
+        records = {**recorded["plugins"], "dataset": recorded.get("dataset", own)}
+        for section, key, kind in PLUGIN_NAMES:
+            if key in records:
+                table[section][key] = registry.default().own_name(
+                    kind, table[section][key], records[key]["distribution"]
+                )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return  # The record is incomplete. Names that are not ambiguous need none.

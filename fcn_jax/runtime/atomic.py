@@ -15,6 +15,15 @@ from fcn_jax.runtime import json_text
 
 
 @contextlib.contextmanager
+def write_errors(path: str | Path, problem: str = "cannot be written") -> Iterator[None]:
+    """Context manager that turns an `OSError` of its block into a `WriteError` about `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise WriteError(f"{path}: {problem} ({error.strerror or error})") from error
+
+
+@contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Context manager that replaces a file at the end of the block.
 
@@ -26,7 +35,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
-    try:
+    with write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             temporary.touch()
@@ -36,8 +45,6 @@ def replacing(path: str | Path) -> Iterator[Path]:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise WriteError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 @contextlib.contextmanager
@@ -52,7 +59,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
+    with write_errors(path):
         if path.exists() or path.is_symlink():
             raise WriteError(f"{path} exists; name a new folder")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,8 +69,6 @@ def new_folder(path: str | Path) -> Iterator[Path]:
             temporary.rename(path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as error:
-        raise WriteError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -1,4 +1,4 @@
-"""The folder of what can be made again: downloads, prepared datasets, compiled programs."""
+"""The folder for files that can be made again: downloads, datasets, compiled programs."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def check_folder(folder: Path) -> None:
     """
     _check_link(folder)
     if os.path.exists(folder) and not os.path.isdir(folder):
-        raise WriteError(f"{folder}: cannot be written ({folder} is not a writable folder)")
+        raise _unwritable(folder, f"{folder} is not a writable folder")
     _check_writable(folder, folder.absolute())
 
 
@@ -46,7 +46,7 @@ def check_file(path: Path, is_ours: Callable[[Path], bool], what: str) -> None:
     """
     _check_link(path)
     if os.path.isdir(path):
-        raise WriteError(f"{path}: cannot be written (it is a folder)")
+        raise _unwritable(path, "it is a folder")
     if os.path.lexists(path) and not is_ours(path):
         raise WriteError(
             f"{path}: exists and is not {what}, so it is not replaced; name another file"
@@ -62,12 +62,9 @@ def check_new(path: Path) -> None:
             cannot be made or written to.
     """
     if os.path.islink(path):
-        raise WriteError(
-            f"{path}: cannot be written (it is a symbolic link to {os.readlink(path)}; "
-            "name a new path)"
-        )
+        raise _unwritable(path, f"it is a symbolic link to {os.readlink(path)}; name a new path")
     if not path.name or path.name == "..":
-        raise WriteError(f"{path}: cannot be written (name a new file or folder)")
+        raise _unwritable(path, "name a new file or folder")
     _check_parent(path)
 
 
@@ -79,33 +76,31 @@ def is_too_long(name: str) -> bool:
 def _check_parent(path: Path) -> None:
     if is_too_long(path.name):
         longest = NAME_BYTES - TEMPORARY_BYTES
-        raise WriteError(f"{path}: cannot be written (its name is longer than {longest} bytes)")
+        raise _unwritable(path, f"its name is longer than {longest} bytes")
     _check_writable(path, path.absolute().parent)
 
 
 def _check_link(path: Path) -> None:
     if os.path.islink(path) and not os.path.exists(path):
-        raise WriteError(
-            f"{path}: cannot be written (it is a symbolic link to {os.readlink(path)}, "
-            "which does not exist)"
-        )
+        link = os.readlink(path)
+        raise _unwritable(path, f"it is a symbolic link to {link}, which does not exist")
 
 
 def _check_writable(path: Path, folder: Path) -> None:
     """Check that files can be made in `folder` or, if missing, its nearest existing parent."""
     if any(len(os.fsencode(part)) > NAME_BYTES for part in path.parts):
-        raise WriteError(
-            f"{path}: cannot be written (a name in it is longer than {NAME_BYTES} bytes)"
-        )
+        raise _unwritable(path, f"a name in it is longer than {NAME_BYTES} bytes")
     # os.path, because Path raises for a folder that may not be entered.
     nearest = next(above for above in (folder, *folder.parents) if os.path.lexists(above))
     if not (os.path.isdir(nearest) and os.access(nearest, os.W_OK)):
-        raise WriteError(f"{path}: cannot be written ({nearest} is not a writable folder)")
+        raise _unwritable(path, f"{nearest} is not a writable folder")
     try:
         # Unlike permissions, this also detects a file system that is full or read-only.
         with tempfile.TemporaryFile(dir=nearest):
             pass
     except OSError as error:
-        raise WriteError(
-            f"{path}: cannot be written ({nearest}: {error.strerror or error})"
-        ) from error
+        raise _unwritable(path, f"{nearest}: {error.strerror or error}") from error
+
+
+def _unwritable(path: Path, reason: str) -> WriteError:
+    return WriteError(f"{path}: cannot be written ({reason})")

@@ -1,6 +1,6 @@
 """Memory of the process: settings of the C library and of JAX on CPUs, and the peak.
 
-The settings hold for the whole process. Only the command line and benchmarks make them, never an
+The settings hold for the process. Only the command line and benchmarks make them, never an
 import or a library function.
 """
 
@@ -63,7 +63,7 @@ def trim_malloc() -> None:
     """
     if not _tuned:
         return
-    gc.collect()  # What JAX traced lies in cycles: 40 MB for a ResNet-152's training step.
+    gc.collect()  # JAX's traced programs lie in cycles: 40 MB for a ResNet-152's training step.
     with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 

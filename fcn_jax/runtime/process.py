@@ -1,4 +1,4 @@
-"""Settings of the whole process, for programs that run only this library.
+"""Settings of the process, for programs that run only this library.
 
 The command line makes them, never an import or a library function.
 """
@@ -32,7 +32,7 @@ def disable_loop_unrolling() -> bool:
     By default XLA unrolls loops over channels completely. A training step is as fast without, and
     compiles in two thirds of the time (docs/performance.md). The argmax over 21 classes is slower
     (45 ms instead of 5 for four images of 320x480), so this is for processes that train. XLA has
-    this option only for a whole process, not for one program (`fcn_jax.compiler_options`).
+    this option only for a process, not for one program (`fcn_jax.compiler_options`).
 
     Returns:
         True if it was set. False if `XLA_FLAGS` names a file or already contains

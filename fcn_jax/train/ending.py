@@ -16,7 +16,7 @@ def after_a_step(
     """Return the error to raise instead of `error`, with what is saved and how to continue.
 
     Args:
-        error: what ended the run.
+        error: the error that ended the run.
         run: run directory.
         number: last completed step, at least 1.
         saved: step of the newest checkpoint, or None.
@@ -53,7 +53,7 @@ def _said(error: BaseException) -> str:
         return str(error).rstrip(".")
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
-    if isinstance(error, MemoryError) or is_out_of_memory(error):
+    if is_out_of_memory(error):
         return (
             "out of memory: lower data.batch_size, data.crop_size or data.num_workers, or raise "
             f"optim.accumulate_steps ({gist(error)})"
@@ -70,5 +70,6 @@ def gist(error: BaseException) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether XLA could not allocate memory."""
-    return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+    """Return whether Python or XLA could not allocate memory."""
+    is_xlas = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+    return is_xlas or isinstance(error, MemoryError)

@@ -5,13 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import numpy as np
 from flax import nnx
 
 from fcn_jax import checkpoint
@@ -19,17 +16,12 @@ from fcn_jax.config import Config
 from fcn_jax.convert.load import init_from
 from fcn_jax.data import value_range
 from fcn_jax.data.pipeline import steps_per_epoch, train_batches
-from fcn_jax.data.splits import Splits, open_splits
+from fcn_jax.data.splits import open_splits
 from fcn_jax.data.transforms import Augment
-from fcn_jax.errors import WriteError
-from fcn_jax.eval import draw
-from fcn_jax.eval.evaluate import choose_multiple, evaluate
-from fcn_jax.eval.metrics import ConfusionMatrix, Scores
-from fcn_jax.eval.predictor import Predictor
+from fcn_jax.eval.metrics import Scores
 from fcn_jax.models.build import build
 from fcn_jax.models.spec import resolve
 from fcn_jax.plugins import registry
-from fcn_jax.plugins.api import Source
 from fcn_jax.runtime import atomic, versions
 from fcn_jax.runtime.compiler import compiler_options
 from fcn_jax.runtime.memory import peak_memory, trim_malloc
@@ -50,6 +42,7 @@ from fcn_jax.train.settings import (
 )
 from fcn_jax.train.signals import StopNow, StopRequest
 from fcn_jax.train.speed import Speed
+from fcn_jax.train.validation import Validation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,25 +115,27 @@ def _train(
     # Unknown names are rejected here, because preparing the data may take a while.
     preprocess = resolve(config.model).preprocess
     earlier = checkpoint.latest_spec(run) if resume else None
-    opened = _open_data(config, earlier[1] if earlier else None)
-    train_source = opened.sources[config.data.train_split]
-    val_source = opened.sources[config.data.val_split]
+    data = config.data
+    # A resumed run scales images as it did before.
+    recorded = value_range.from_json(earlier[1].value_range) if earlier else None
+    opened = open_splits(
+        registry.default().dataset(data.dataset),
+        Path(data.root) if data.root else None,
+        (data.train_split, data.val_split),
+        value_range=data.value_range or recorded,
+        damaged=data.damaged,
+    )
+    train_source, val_source = (opened.sources[s] for s in (data.train_split, data.val_split))
+    augmentation = {"crop_size", "scale_range", "flip", "brightness", "contrast", "saturation"}
     batches = train_batches(
         train_source,
-        augment=Augment(
-            crop_size=config.data.crop_size,
-            scale_range=config.data.scale_range,
-            flip=config.data.flip,
-            brightness=config.data.brightness,
-            contrast=config.data.contrast,
-            saturation=config.data.saturation,
-        ),
-        batch_size=config.data.batch_size,
+        augment=Augment(**data.model_dump(include=augmentation)),
+        batch_size=data.batch_size,
         seed=config.train.seed,
-        num_workers=config.data.num_workers,
+        num_workers=data.num_workers,
     )
     held.callback(batches.close)
-    epoch_steps = steps_per_epoch(train_source, config.data.batch_size)
+    epoch_steps = steps_per_epoch(train_source, data.batch_size)
     total_steps = epoch_steps * config.train.epochs
 
     def evaluation_is_due(number: int) -> bool:
@@ -163,8 +158,13 @@ def _train(
         if init.weights:
             weights = init_from(model, init.weights, init.reinit, drop=init.drop, key=init.key)
         record = dataclasses.asdict(weights) if weights else None
-    scaling = value_range.to_json(opened.value_range)
-    spec = checkpoint.describe(model_spec, train_source.classes, record, scaling, opened.identity)
+    spec = checkpoint.make_spec(
+        model_spec,
+        train_source.classes,
+        weights=record,
+        value_range=value_range.to_json(opened.value_range),
+        split=opened.identity,
+    )
 
     # ------------------------------------------------------------------------------------ optimizer
     reinitialized = record["reinit"] if record else ()
@@ -201,10 +201,10 @@ def _train(
     began = time.perf_counter()
     with settings_at_fault("the training step cannot be compiled", config):
         traced = jax.jit(step, donate_argnums=0, compiler_options=compiler_options()).lower(
-            state, _shapes(config, batch_sharding)
+            state, train_step.batch_shapes(data.batch_size, data.crop_size, batch_sharding)
         )
         compiled = traced.compile()
-        del step, traced  # JAX keeps what it traced as long as the function exists.
+        del step, traced  # JAX keeps the traced program as long as the function exists.
         require_memory(compiled)
     compile_seconds = time.perf_counter() - began
     trim_malloc()  # the compiler's memory
@@ -227,7 +227,9 @@ def _train(
         )
     start = saved = reached.number
     directory.keep = start > 0
-    evaluate_first = start > 0 and evaluation_is_due(start) and not checkpoints.evaluated(start)
+    evaluate_first = (
+        start > 0 and evaluation_is_due(start) and not checkpoint.is_evaluated(run, start)
+    )
     atomic.write_json(run / "config.json", json.loads(config.to_json()))
     made_with = {
         **versions.environment(),
@@ -242,9 +244,8 @@ def _train(
 
     # ---------------------------------------------------------------------------------------- steps
     scores: Scores | None = None
-    predictor: Predictor | None = None
-    speed = Speed(config.data.batch_size, start)
-    samples = _Samples(progress.say)
+    validation = Validation(graphdef, random_keys, val_source, config, run, progress.say)
+    speed = Speed(data.batch_size, start)
     # On CPUs a step allocates its memory when it is dispatched, so two steps at once would take
     # twice as much, and save no time: the next batch is prepared during the step anyway. The inputs
     # are awaited, too, or `memory.disable_async_dispatch` would have no effect.
@@ -257,17 +258,9 @@ def _train(
         reached.save(checkpoints, spec)
 
     def evaluate_now() -> None:
-        nonlocal predictor, scores
+        nonlocal scores
         number, began = reached.number, time.perf_counter()
-        values = reached.state.params, reached.state.batch_stats
-        if predictor is None:
-            multiple, note = choose_multiple(val_source)
-            if note:
-                progress.say(f"val: {note}")
-            model = nnx.merge(graphdef, *values, random_keys)
-            predictor = Predictor(model, val_source.classes, pad_to_multiple=multiple)
-        predictor.update(*values)
-        found = _evaluate(predictor, val_source, samples.of_step(run, number), config, stop)
+        found = validation.scores(number, reached.state, stop)
         if found is None:
             return
         scores, seconds = found, time.perf_counter() - began
@@ -352,72 +345,6 @@ def _train(
         problem = save_after_error(checkpoints, reached, saved, spec)
         latest = checkpoints.latest_step()
         raise after_a_step(error, run, reached.number, latest, problem) from error
-    finished = reached.number >= total_steps and checkpoints.evaluated(reached.number)
+    finished = reached.number >= total_steps and checkpoint.is_evaluated(run, reached.number)
     stopped_by = stop.signal.name if stop.signal and not finished else None
     return Result(run, reached.number, scores, stopped_by, checkpoints.latest_step())
-
-
-def _open_data(config: Config, earlier: checkpoint.Spec | None) -> Splits:
-    """Open and check both splits. A resumed run scales images as it did before."""
-    data = config.data
-    recorded = value_range.from_json(earlier.value_range) if earlier else None
-    return open_splits(
-        registry.default().dataset(data.dataset),
-        Path(data.root) if data.root else None,
-        (data.train_split, data.val_split),
-        value_range=data.value_range or recorded,
-        damaged=data.damaged,
-    )
-
-
-def _shapes(
-    config: Config, sharding: jax.sharding.NamedSharding
-) -> dict[str, jax.ShapeDtypeStruct]:
-    shape = (config.data.batch_size, *config.data.crop_size)
-    shapes = {"image": (*shape, 3), "mask": shape}
-    return {
-        name: jax.ShapeDtypeStruct(shape, np.uint8, sharding=sharding)
-        for name, shape in shapes.items()
-    }
-
-
-class _Samples:
-    """Writes sample pictures. The first failure is a warning; it does not end the training."""
-
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say = say
-        self._failed = False
-
-    def of_step(self, run: Path, number: int) -> Callable[[str, np.ndarray], None]:
-        """Return a function that writes a picture of a step by its image's ID."""
-        folder = run / "samples" / f"step_{number:07d}"
-
-        def write(name: str, picture: np.ndarray) -> None:
-            try:
-                draw.write_image(folder / f"{os.path.basename(name)}.png", picture)
-            except (WriteError, OSError) as error:
-                if not self._failed:
-                    self._say(f"warning: {error}; the training goes on without sample pictures")
-                self._failed = True
-
-        return write
-
-
-def _evaluate(
-    predictor: Predictor,
-    source: Source,
-    write: Callable[[str, np.ndarray], None],
-    config: Config,
-    stop: StopRequest,
-) -> Scores | None:
-    """Score a split, each image at its own size, and draw the first ones; None if stopped."""
-    matrix = ConfusionMatrix(len(source.classes))
-    workers = config.data.num_workers
-    with contextlib.closing(evaluate(predictor, source, matrix, workers=workers)) as seen:
-        for index, (example, mask) in enumerate(seen):
-            if index < config.train.num_visualizations:
-                picture = draw.panel(example.image, example.mask, mask, source.classes)
-                write(example.id, picture)
-            if stop.signal:
-                return None
-    return matrix.scores()

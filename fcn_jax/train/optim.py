@@ -125,12 +125,7 @@ def with_reinitialized(config: OptimConfig, names: Iterable[str], lr_mult: float
 
 def parameter_names(params: Any) -> list[str]:
     """Return dotted names of a tree's leaves, such as `head.final_conv.kernel`, in tree order."""
-    return [name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-
-
-def name_of(path: tuple[Any, ...]) -> str:
-    """Return the dotted name of a tree path, without the last entry of an NNX variable's value."""
-    parts = [
-        str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path
+    return [
+        jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
+        for path, _ in jax.tree_util.tree_leaves_with_path(params)
     ]
-    return ".".join(part for part in parts if part != "value" and not part.startswith("."))

@@ -8,9 +8,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from fcn_jax.errors import WriteError
 from fcn_jax.runtime import json_text
-from fcn_jax.runtime.atomic import write_text
+from fcn_jax.runtime.atomic import write_errors, write_text
 
 
 class Records:
@@ -28,7 +27,7 @@ class Records:
             WriteError: the file cannot be written.
         """
         self._path = path
-        try:
+        with write_errors(path):
             if path.exists():
                 lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
                 dropped = (after_step, "val") if evaluate_again else None
@@ -39,17 +38,12 @@ class Records:
                 ]
                 write_text(path, "".join(f"{line}\n" for line in kept))
             self._file = path.open("a", encoding="utf-8")
-        except OSError as error:
-            raise WriteError(f"{path}: cannot be written ({error.strerror or error})") from error
 
     def write(self, **record: Any) -> None:
         """Append a record; numbers that are not finite become null. Raises `WriteError`."""
-        try:
+        with write_errors(self._path):
             self._file.write(json_text.dumps(record) + "\n")
             self._file.flush()
-        except OSError as error:
-            reason = error.strerror or error
-            raise WriteError(f"{self._path}: cannot be written ({reason})") from error
 
     def close(self) -> None:
         """Close the file."""

@@ -6,19 +6,21 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from pathlib import Path
 from types import TracebackType
 
 from fcn_jax.errors import ConfigError, WriteError
+from fcn_jax.runtime.atomic import write_errors
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-_FILES = ("config.json", "versions.json", "metrics.jsonl")
-_FOLDERS = ("checkpoints", "samples", "nonfinite")
+_WRITTEN = frozenset(
+    {"config.json", "versions.json", "metrics.jsonl", "checkpoints", "samples", "nonfinite"}
+)
 _LEFTOVER = re.compile(r"\.(config|versions|metrics)\.[0-9a-f]{8}\.jsonl?")
 """Temporary files of `fcn_jax.runtime.atomic` that a killed process left."""
 _ANOTHER = "name another directory with --workdir"
@@ -31,8 +33,8 @@ class RunDirectory:
     whenever the process ends. If the file system has no locks, the run continues without.
 
     Attributes:
-        keep: keep what was written. Otherwise, everything that this process made there is removed
-            at the end.
+        keep: keep the files. Otherwise, all files that this process made there are removed at the
+            end.
     """
 
     keep = False
@@ -42,7 +44,7 @@ class RunDirectory:
         self._path = path
         self._lock: int | None = None
         self._made: list[Path] = []
-        self._before: set[str] | None = None
+        self._before: Set[str] = _WRITTEN
 
     def __enter__(self) -> RunDirectory:
         """Check that a run can be written there, and lock the directory if it exists.
@@ -55,7 +57,7 @@ class RunDirectory:
         above = path
         if "\0" in str(path):
             raise ConfigError(f"{str(path)!r}: a path cannot contain a zero byte; {_ANOTHER}")
-        try:
+        with write_errors(path, "cannot be used as a run directory"):
             while not above.exists():
                 if above.is_symlink():
                     raise ConfigError(
@@ -69,10 +71,6 @@ class RunDirectory:
                     else f"{above} is a file, not a directory"
                 )
                 raise ConfigError(f"{path}: {what}; {_ANOTHER}")
-        except OSError as error:
-            raise WriteError(
-                f"{path}: cannot be used as a run directory ({error.strerror or error})"
-            ) from error
         if not os.access(above, os.W_OK | os.X_OK):
             raise WriteError(
                 f"{path}: cannot be written (no permission to write in {above}); {_ANOTHER}"
@@ -91,13 +89,10 @@ class RunDirectory:
             ConfigError: another process trains there.
             WriteError: it cannot be made.
         """
-        try:
-            missing = [
-                folder for folder in (self._path, *self._path.parents) if not folder.exists()
-            ]
+        with write_errors(self._path, "cannot be made"):
+            folders = (self._path, *self._path.parents)
+            missing = [folder for folder in folders if not folder.exists()]
             self._path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise WriteError(f"{self._path}: cannot be made ({error.strerror or error})") from error
         self._made = missing
         if self._lock is None:
             self._take_lock()
@@ -113,14 +108,14 @@ class RunDirectory:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Remove what this process made, unless `keep`, and release the lock."""
+        """Remove the files of this process, unless `keep`, and release the lock."""
         if not self.keep:
             self._remove()
         if self._lock is not None:
             os.close(self._lock)
 
     def _remove(self) -> None:
-        for name in set() if self._before is None else {*_FILES, *_FOLDERS} - self._before:
+        for name in _WRITTEN - self._before:
             path = self._path / name
             with contextlib.suppress(OSError):
                 if path.is_dir():

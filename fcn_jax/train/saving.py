@@ -30,7 +30,7 @@ def _all_finite(params: Any) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class Completed:
-    """A completed step: what a checkpoint after it holds, and what produced it.
+    """A completed step: the contents of a checkpoint after it, and its batch and metrics.
 
     Attributes:
         number: number of the step; 0 before the first one.
@@ -151,7 +151,7 @@ def save_after_error(
 
 
 def close_quietly(checkpoints: checkpoint.Checkpoints) -> None:
-    """Close, without an error for what could not be saved: it was reported before."""
+    """Close without an error: a failed save was reported before."""
     with contextlib.suppress(Exception):
         checkpoints.close()
 
@@ -167,17 +167,13 @@ def restored(
     for fault in found.skipped:
         say(f"warning: {fault}; it is set aside, and that of step {found.step} is used")
 
-    def filled(tree: nnx.State) -> nnx.State:
-        flat = [
-            (path, leaf.replace(found.model[".".join(map(str, path))]))
-            for path, leaf in nnx.to_flat_state(tree)
-        ]
-        return nnx.from_flat_state(flat)
+    def stored(path: tuple[Any, ...], leaf: nnx.Variable) -> nnx.Variable:
+        return leaf.replace(found.model[".".join(map(str, path))])
 
     state = TrainState(
         found.train["step"],
-        filled(start.state.params),
-        filled(start.state.batch_stats),
+        nnx.map_state(stored, start.state.params),
+        nnx.map_state(stored, start.state.batch_stats),
         found.train["opt_state"],
     )
     return Completed(found.step, state, found.data)

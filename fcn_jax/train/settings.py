@@ -27,8 +27,6 @@ def settings_at_fault(what: str, config: Config) -> Iterator[None]:
         yield
     except FcnJaxError:
         raise
-    except MemoryError as error:
-        raise ConfigError(f"{what}: {_TOO_LARGE}") from error
     except Exception as error:
         if is_out_of_memory(error) or isinstance(error, OverflowError):  # an array size
             raise ConfigError(f"{what}: {_TOO_LARGE}") from error
@@ -131,7 +129,7 @@ _FREE = frozenset(
         "train.checkpoint_every_steps",
     }
 )
-"""Settings that may change when a run is resumed: none of them changes what is computed."""
+"""Settings that may change when a run is resumed: none of them changes the result."""
 
 
 def require_needed(config: Config) -> None:

@@ -138,6 +138,15 @@ def make(
     return state, step
 
 
+def batch_shapes(
+    batch_size: int, crop_size: tuple[int, int], sharding: jax.sharding.Sharding
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return the shapes of a training batch, to compile the step without one."""
+    shape = (batch_size, *crop_size)
+    image = jax.ShapeDtypeStruct((*shape, 3), jnp.uint8, sharding=sharding)
+    return {"image": image, "mask": jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=sharding)}
+
+
 def _fold(keys: Any, number: jax.Array) -> Any:
     """Fold a number into each random key; other leaves stay as they are."""
 

@@ -39,7 +39,7 @@ def trained(make_model, tmp_path_factory):
             leaf[...] = jnp.asarray(value + 0.02 * rng.standard_normal(value.shape), jnp.float32)
     model.eval()
     directory = tmp_path_factory.mktemp("trained") / "model"
-    checkpoint.save_model(directory, checkpoint.describe(model.spec), checkpoint.arrays(model))
+    checkpoint.save_model(directory, checkpoint.make_spec(model.spec), checkpoint.arrays(model))
     return directory, model
 
 
@@ -50,7 +50,7 @@ def backbone(trained, tmp_path_factory):
     report = {"dropped": {"fc.weight": "the classifier"}}
     checkpoint.save_model(
         directory,
-        checkpoint.describe(ModelSpec(head=None), weights=report),
+        checkpoint.make_spec(ModelSpec(head=None), weights=report),
         checkpoint.arrays(trained[1].backbone),
     )
     return directory
@@ -113,10 +113,10 @@ def test_export_gives_the_same_logits_in_pytorch(trained, torchvision, tmp_path,
     assert {int(b) for n, b in network.named_buffers() if n.endswith("num_batches_tracked")} == {11}
 
 
-def test_d2l_export_gives_the_same_logits_in_pytorch(trained, chapter_network, tmp_path):
+def test_d2l_export_gives_the_same_logits_in_pytorch(trained, d2l_network, tmp_path):
     directory, model = trained
     export_file(directory, tmp_path / "out.pth", key_format="d2l")
-    assert_same_output(model, chapter_network(CLASSES), tmp_path / "out.pth")
+    assert_same_output(model, d2l_network(CLASSES), tmp_path / "out.pth")
 
 
 def test_exports_a_backbone_with_its_own_names(backbone, trained, make_resnet18, tmp_path):
@@ -219,26 +219,11 @@ def test_convert_rejects_backbone_weights_for_a_model(backbone, make_model, tmp_
 @pytest.mark.slow
 def test_trained_network_gives_the_same_logits_in_pytorch(torchvision, tmp_path):
     data = scenes.write_scenes(tmp_path / "data", train=16)
-    recipe = tmp_path / "resnet.toml"
-    recipe.write_text(scenes.RECIPE.replace('"tiny"', '"resnet18"'))
+    recipe = scenes.write_recipe(tmp_path, scenes.RECIPE.replace('"tiny"', '"resnet18"'))
     run = tmp_path / "run"
-    assert (
-        cli.main(
-            [
-                "train",
-                str(recipe),
-                "--data",
-                str(data),
-                "--workdir",
-                str(run),
-                "--set",
-                "train.epochs=2",
-            ]
-        )
-        == 0
-    )
+    assert cli.main(scenes.arguments(recipe, data, run, "--set", "train.epochs=2")) == 0
     assert cli.main(["export", str(run), "-o", str(tmp_path / "out.pth")]) == 0
-    model, spec = checkpoint.load(run)
+    model, spec = checkpoint.load_model(run)
     assert any(
         np.asarray(leaf[...]).any()
         for path, leaf in leaves(model).items()

@@ -86,12 +86,20 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def fails(cache: Path) -> Callable[..., str]:
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The times that downloads wait before another attempt; no time passes."""
+    seconds: list[float] = []
+    monkeypatch.setattr(hub.time, "sleep", seconds.append)
+    return seconds
+
+
+@pytest.fixture
+def fails(cache: Path, waits: list[float]) -> Callable[..., str]:
     """Return the message of a download that must fail and leave no file."""
 
     def check(weights: Weights) -> str:
         with pytest.raises(WeightsError) as caught:
-            hub.fetch(weights, sleep=lambda seconds: None)
+            hub.fetch(weights)
         assert not list(cache.iterdir())
         assert "\n" not in str(caught.value)
         return str(caught.value)
@@ -123,19 +131,19 @@ def test_downloads_a_damaged_file_again(server: Server, cache: Path) -> None:
     assert len(server.ranges) == 2
 
 
-def test_resumes_a_broken_transfer(server: Server, cache: Path) -> None:
+def test_resumes_a_broken_transfer(server: Server, cache: Path, waits: list[float]) -> None:
     server.answers = [half, status(503), rest]
-    waits: list[float] = []
-    assert hub.fetch(Weights(server.url, DIGEST[:8]), sleep=waits.append).read_bytes() == BODY
+    assert hub.fetch(Weights(server.url, DIGEST[:8])).read_bytes() == BODY
     assert server.ranges == [None, *[f"bytes={len(BODY) // 2}-"] * 2]
     assert waits == [1, 2]
 
 
-def test_restarts_if_the_server_cannot_resume(server: Server, cache: Path) -> None:
+def test_restarts_if_the_server_cannot_resume(
+    server: Server, cache: Path, waits: list[float]
+) -> None:
     server.answers = [half, whole]
-    assert (
-        hub.fetch(Weights(server.url, DIGEST[:8]), sleep=lambda seconds: None).read_bytes() == BODY
-    )
+    assert hub.fetch(Weights(server.url, DIGEST[:8])).read_bytes() == BODY
+    assert waits == [1]
 
 
 def test_gives_up_after_three_attempts(server: Server, fails: Callable[..., str]) -> None:

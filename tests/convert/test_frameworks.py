@@ -609,7 +609,7 @@ def test_starts_a_new_head_from_a_checkpoint_with_another(make, tmp_path):
     source = build_model("tiny", "fcn", CLASSES, rngs=nnx.Rngs(0))
     load_torch(source, WHOLE)
     checkpoint.save_model(
-        tmp_path / "c", checkpoint.describe(source.spec), checkpoint.arrays(source)
+        tmp_path / "c", checkpoint.make_spec(source.spec), checkpoint.arrays(source)
     )
     model = make("fcn32s")
     report = init_from(model, tmp_path / "c", reinit=["head"])

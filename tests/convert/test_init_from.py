@@ -26,7 +26,7 @@ def saved(make_model, tmp_path_factory):
     """A checkpoint of a model with 3 classes, and the values in it."""
     model = make_model(3, seed=1)
     directory = tmp_path_factory.mktemp("saved") / "model"
-    checkpoint.save_model(directory, checkpoint.describe(model.spec), checkpoint.arrays(model))
+    checkpoint.save_model(directory, checkpoint.make_spec(model.spec), checkpoint.arrays(model))
     return directory, values(model)
 
 
@@ -67,7 +67,7 @@ def test_other_number_of_classes_needs_reinit(saved, make_model):
 def test_loads_a_checkpoint_of_a_backbone(saved, make_model, tmp_path):
     _, expected = saved
     source = make_model(3, seed=1)
-    spec = checkpoint.describe(type(source.spec)(backbone="resnet18", head=None))
+    spec = checkpoint.make_spec(type(source.spec)(backbone="resnet18", head=None))
     checkpoint.save_model(tmp_path / "backbone", spec, checkpoint.arrays(source.backbone))
     model = make_model(5, seed=2)
     own = {path: value for path, value in values(model).items() if path.startswith("head.")}

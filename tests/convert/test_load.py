@@ -35,7 +35,7 @@ HEAD = {
 
 
 @pytest.fixture(scope="session")
-def shapes(make_resnet18, chapter_network):
+def shapes(make_resnet18, d2l_network):
     """Shapes of a model's state dict by key format; the names come from PyTorch."""
     backbone = {
         f"backbone.{n}": tuple(t.shape)
@@ -44,7 +44,7 @@ def shapes(make_resnet18, chapter_network):
     }
     return {
         "torchvision": {**backbone, **{f"classifier.{n}": s for n, s in HEAD.items()}},
-        "d2l": {n: tuple(t.shape) for n, t in chapter_network(CLASSES).state_dict().items()},
+        "d2l": {n: tuple(t.shape) for n, t in d2l_network(CLASSES).state_dict().items()},
     }
 
 
@@ -114,10 +114,10 @@ def test_files_survive_import_and_export_bit_for_bit(
     assert_same_bits(files.read(folder / f"out.{suffix}"), tensors)
 
 
-def test_loads_and_exports_the_d2l_network(chapter_network, make_model):
+def test_loads_and_exports_the_d2l_network(d2l_network, make_model):
     import torch
 
-    network = chapter_network(CLASSES)
+    network = d2l_network(CLASSES)
     state = network.state_dict()
     assert {
         "0.weight",
@@ -290,11 +290,11 @@ def test_rejects_layers_in_another_order(shapes, make_model):
 
 @pytest.mark.parametrize("wrapper", ["model", "state_dict"])
 def test_loads_a_training_checkpoint_without_its_optimizer(
-    chapter_network, make_model, tmp_path, wrapper
+    d2l_network, make_model, tmp_path, wrapper
 ):
     import torch
 
-    network = torch.nn.DataParallel(chapter_network(CLASSES))
+    network = torch.nn.DataParallel(d2l_network(CLASSES))
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
     optimizer.zero_grad()
     for parameter in network.parameters():

@@ -13,7 +13,7 @@ from fcn_jax.verify.reference import randomize_batch_norm
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["fcn_resnet50", "fcn_resnet101"])
-def test_loads_torchvision_models_and_gives_their_logits(torchvision, name):
+def test_loads_torchvision_models_and_returns_their_logits(torchvision, name):
     import torch
 
     torch.manual_seed(0)

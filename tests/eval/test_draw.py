@@ -16,7 +16,7 @@ VOC = (
 CLASSES = Classes(("background", "red", "blue"), ((0, 0, 0), (255, 0, 0), (0, 0, 255)))
 
 
-def test_palette_is_that_of_voc():
+def test_palette_matches_voc():
     assert draw.voc_palette(21) == tuple(map(tuple, map(bytes.fromhex, VOC.split())))
 
 
@@ -46,7 +46,7 @@ def test_mask_file_of_one_label_keeps_it(tmp_path, label):
         np.testing.assert_array_equal(np.asarray(picture), mask)
 
 
-def test_colorize_gives_ignored_pixels_the_color_of_void():
+def test_colorize_draws_ignored_pixels_in_the_color_of_void():
     np.testing.assert_array_equal(
         draw.colorize(np.asarray([[2, 255]], np.uint8), CLASSES), [[[0, 0, 255], [224, 224, 192]]]
     )

@@ -32,7 +32,9 @@ def network(tiny_plugin):
 
 def write_model(directory: Path, network, names: tuple[str, ...] | None = NAMES) -> Path:
     classes = Classes(names, ((0, 0, 0), (1, 0, 0), (2, 0, 0))) if names else None
-    checkpoint.save_model(directory, checkpoint.describe(SPEC, classes), checkpoint.arrays(network))
+    checkpoint.save_model(
+        directory, checkpoint.make_spec(SPEC, classes), checkpoint.arrays(network)
+    )
     return directory
 
 
@@ -232,7 +234,7 @@ def test_many_image_sizes_are_padded_and_recorded(network, tmp_path):
     varied = rng.standard_normal(kernel[...].shape, np.float32)
     arrays = checkpoint.arrays(network)
     (path,) = (path for path in arrays if path.endswith("transpose_conv.kernel"))
-    spec = checkpoint.describe(SPEC, Classes(NAMES, ((0, 0, 0), (1, 0, 0), (2, 0, 0))))
+    spec = checkpoint.make_spec(SPEC, Classes(NAMES, ((0, 0, 0), (1, 0, 0), (2, 0, 0))))
     checkpoint.save_model(tmp_path / "model", spec, {**arrays, path: varied})
     source = registry.default().dataset("folder").open(data, "val")
 

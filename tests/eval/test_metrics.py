@@ -8,7 +8,7 @@ from fcn_jax.eval.metrics import ConfusionMatrix
 
 
 def naive(truths, predictions, num_classes):
-    """Scores by their definitions, computed pixel by pixel over the whole set."""
+    """Scores by their definitions, computed pixel by pixel over the set."""
     truth, prediction = (
         np.concatenate([t.ravel() for t in truths]),
         np.concatenate([p.ravel() for p in predictions]),

@@ -33,7 +33,7 @@ def test_many_sizes_are_padded_with_one_line_that_counts_programs(tmp_path):
     assert seen == list(range(1, 10))
 
 
-def test_multiple_grows_until_few_programs_are_left(tmp_path):
+def test_multiple_grows_until_few_programs_remain(tmp_path):
     # 20 sizes in 10 multiples of 64, and 5 of 128.
     paths = write_images(tmp_path, [(40, 32 * (n + 1)) for n in range(20)])
     assert padding.choose_multiple(paths) == (
@@ -63,7 +63,7 @@ def test_unreadable_files_are_skipped(tmp_path):
 
 
 @pytest.mark.parametrize(("orientation", "size"), [(1, (40, 10)), (3, (40, 10)), (6, (10, 40))])
-def test_image_size_is_that_of_the_upright_image(tmp_path, orientation, size):
+def test_image_size_returns_the_size_of_the_upright_image(tmp_path, orientation, size):
     exif = Image.Exif()
     exif[0x0112] = orientation
     (path,) = write_images(tmp_path, [(40, 10)], exif=exif)

@@ -30,7 +30,9 @@ def model(tiny_plugin, tmp_path_factory) -> Path:
     kernel = network.head.transpose_conv.kernel
     kernel[...] = np.random.default_rng(1).standard_normal(kernel[...].shape, np.float32)
     directory = tmp_path_factory.mktemp("model") / "tiny"
-    checkpoint.save_model(directory, checkpoint.describe(SPEC, CLASSES), checkpoint.arrays(network))
+    checkpoint.save_model(
+        directory, checkpoint.make_spec(SPEC, CLASSES), checkpoint.arrays(network)
+    )
     return directory
 
 
@@ -259,7 +261,7 @@ def test_second_call_on_the_same_folder_skips_results(model, tmp_path):
     ]
 
 
-def test_new_photograph_next_to_earlier_results_can_go_to_another_folder(model, tmp_path):
+def test_predicts_a_new_image_to_another_folder(model, tmp_path):
     photograph(tmp_path / "a.jpg")
     predict_folder(model, [tmp_path], tmp_path)
     photograph(tmp_path / "b.jpg")
@@ -271,7 +273,7 @@ def test_new_photograph_next_to_earlier_results_can_go_to_another_folder(model, 
     ]
 
 
-def test_rejects_results_alone(model, tmp_path):
+def test_rejects_a_folder_of_results_only(model, tmp_path):
     photograph(tmp_path / "a.jpg")
     predict_folder(model, [tmp_path / "a.jpg"], tmp_path / "out")
     for images in (
@@ -351,7 +353,7 @@ def test_rejects_images_that_would_write_one_file(tmp_path, first, second):
     )
 
 
-def test_missing_images_error_says_what_is_there(tmp_path):
+def test_missing_images_error_lists_the_files_of_the_folder(tmp_path):
     for name in (
         "folder/a.heic",
         "folder/b.HEIC",
@@ -464,7 +466,7 @@ def test_uses_the_given_value_range_or_that_of_the_training(tiny_plugin, tmp_pat
         ]
     ):
         checkpoint_of = tmp_path / f"model{number}"
-        spec = checkpoint.describe(network.spec, CLASSES, value_range=recorded)
+        spec = checkpoint.make_spec(network.spec, CLASSES, value_range=recorded)
         checkpoint.save_model(checkpoint_of, spec, checkpoint.arrays(network))
         predict_folder(
             checkpoint_of,
@@ -476,7 +478,7 @@ def test_uses_the_given_value_range_or_that_of_the_training(tiny_plugin, tmp_pat
         assert seen.pop() == expected
     assert lines == []
     checkpoint.save_model(
-        tmp_path / "plain", checkpoint.describe(network.spec, CLASSES), checkpoint.arrays(network)
+        tmp_path / "plain", checkpoint.make_spec(network.spec, CLASSES), checkpoint.arrays(network)
     )
     predict_folder(tmp_path / "plain", [tmp_path / "a.png"], tmp_path / "out", say=lines.append)
     assert seen.pop().integers == (0, 1023)

@@ -80,7 +80,7 @@ def test_update_replaces_values(model, compiled):
 
 def test_loads_checkpoint_with_its_classes(model, tmp_path):
     checkpoint.save_model(
-        tmp_path / "model", checkpoint.describe(SPEC, CLASSES), checkpoint.arrays(model)
+        tmp_path / "model", checkpoint.make_spec(SPEC, CLASSES), checkpoint.arrays(model)
     )
     loaded = Predictor.from_checkpoint(tmp_path / "model")
     assert loaded.classes == CLASSES
@@ -97,7 +97,7 @@ def test_numbers_classes_without_names(model):
     [IMAGE.astype(np.float32), IMAGE[..., 0], IMAGE[None], np.zeros((4, 4, 4), np.uint8)],
     ids=["float", "gray", "batch", "alpha"],
 )
-def test_rejects_anything_but_u8_rgb(model, image):
+def test_rejects_images_that_are_not_u8_rgb(model, image):
     with pytest.raises(
         ValueError, match=r"expected an image u8\[H,W,3\], RGB; got (float32|uint8)\["
     ):

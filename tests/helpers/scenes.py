@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from fcn_jax import config, recipes
 from fcn_jax.data.datasets.shapes import SHAPES_CLASSES, draw_scene
+from fcn_jax.train import loop
 
 TINY = Path(__file__).parents[1] / "fixtures" / "tiny"
 
@@ -58,31 +63,62 @@ def environment(devices: int = 1) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
 
 
-def command(recipe: Path, data: Path, run: Path, *more: str) -> list[str]:
-    """`fcn-jax train` in a process of its own."""
-    return [
-        sys.executable,
-        "-m",
-        "fcn_jax",
-        "train",
-        str(recipe),
-        "--data",
-        str(data),
-        "--workdir",
-        str(run),
-        *more,
-    ]
+def write_recipe(folder: Path, text: str = RECIPE) -> Path:
+    """Write a recipe file."""
+    path = folder / "tiny.toml"
+    path.write_text(text)
+    return path
+
+
+def arguments(recipe: Path, data: Path, run: Path, *more: str) -> list[str]:
+    """The arguments of `fcn-jax train`."""
+    return ["train", str(recipe), "--data", str(data), "--workdir", str(run), *more]
+
+
+def command(*arguments: str) -> list[str]:
+    """`fcn-jax` in a separate process."""
+    return [sys.executable, "-m", "fcn_jax", *arguments]
 
 
 def train(
     recipe: Path, data: Path, run: Path, *more: str, devices: int = 1
 ) -> subprocess.CompletedProcess[str]:
-    """Run it to its end."""
+    """Train in a separate process, to the end."""
     return subprocess.run(
-        command(recipe, data, run, *more),
+        command(*arguments(recipe, data, run, *more)),
         env=environment(devices),
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
+
+
+def train_here(
+    recipe: Path, data: Path, run: Path, *settings: str, resume: bool = False
+) -> loop.Result:
+    """Train in this process, with changed settings."""
+    given = [f"data.root={json.dumps(str(data))}", *settings]
+    table = recipes.override(recipes.read_recipe(str(recipe)), given)
+    return loop.train(config.parse(table), run, resume=resume)
+
+
+def start(recipe: Path, data: Path, run: Path, *more: str) -> subprocess.Popen[str]:
+    """Start training in a separate process, with its own process group."""
+    return subprocess.Popen(
+        command(*arguments(recipe, data, run, *more)),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Wait for a condition while a process runs."""
+    deadline = time.monotonic() + 240
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)

@@ -156,8 +156,8 @@ def test_saves_and_loads_fixed_kernels_but_does_not_train_them(tiny_plugin, tmp_
     after = checkpoint.arrays(model)
     assert np.array_equal(after["head.transpose_conv.kernel"], before["head.transpose_conv.kernel"])
     assert not np.array_equal(after["head.final_conv.kernel"], before["head.final_conv.kernel"])
-    checkpoint.save_model(tmp_path / "saved", checkpoint.describe(spec), after)
-    loaded = checkpoint.arrays(checkpoint.load(tmp_path / "saved")[0])
+    checkpoint.save_model(tmp_path / "saved", checkpoint.make_spec(spec), after)
+    loaded = checkpoint.arrays(checkpoint.load_model(tmp_path / "saved")[0])
     assert {name: np.asarray(value).tobytes() for name, value in loaded.items()} == {
         name: np.asarray(value).tobytes() for name, value in after.items()
     }

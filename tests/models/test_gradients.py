@@ -25,8 +25,8 @@ CLASSES = 5
 
 
 @pytest.mark.slow
-def test_gradients_are_as_exact_as_those_of_torch(chapter_network, make_model) -> None:
-    network = chapter_network(CLASSES).train()
+def test_gradients_are_as_exact_as_those_of_torch(d2l_network, make_model) -> None:
+    network = d2l_network(CLASSES).train()
     model = make_model(CLASSES)
     load_torch(model, network.state_dict())
     rng = np.random.default_rng(0)

@@ -20,11 +20,11 @@ def run(model, x):
     return jax.jit(lambda state, x: nnx.merge(graphdef, state)(x))(state, x)
 
 
-def logits_of_both(chapter_network, make_model, size, batch, num_classes=21):
+def logits_of_both(d2l_network, make_model, size, batch, num_classes=21):
     """Logits of the d2l network in torch, cropped to the image, and ours, with the same weights."""
     import torch
 
-    reference = chapter_network(num_classes)
+    reference = d2l_network(num_classes)
     model = make_model(num_classes)
     load_torch(model, reference.state_dict())
     model.eval()
@@ -39,7 +39,7 @@ def check_equal(ours, theirs):
     assert np.abs(ours - theirs).max() < 1e-5 * np.abs(theirs).max()
 
 
-def test_model_of_d2l_has_its_shape_parameters_and_keys(chapter_network):
+def test_model_of_d2l_has_its_shape_parameters_and_keys(d2l_network):
     model = nnx.eval_shape(lambda: build_model("resnet18", "fcn32s", 21, rngs=nnx.Rngs(0)))
     model.eval()
     assert nnx.eval_shape(lambda m, x: m(x), model, jnp.zeros((1, 320, 480, 3))).shape == (
@@ -50,27 +50,27 @@ def test_model_of_d2l_has_its_shape_parameters_and_keys(chapter_network):
     )
     parameters = nnx.to_flat_state(nnx.state(model, nnx.Param))
     assert sum(math.prod(leaf.get_value().shape) for _, leaf in parameters) == 12_993_642
-    assert len(leaves(model)) == len(chapter_network(21).state_dict()) == 124
+    assert len(leaves(model)) == len(d2l_network(21).state_dict()) == 124
 
 
-def test_logits_match_torch(chapter_network, make_model):
-    check_equal(*logits_of_both(chapter_network, make_model, (64, 96), 3))
+def test_logits_match_torch(d2l_network, make_model):
+    check_equal(*logits_of_both(d2l_network, make_model, (64, 96), 3))
 
 
-def test_logits_at_an_odd_size_match_torch_cropped(chapter_network, make_model):
-    check_equal(*logits_of_both(chapter_network, make_model, (65, 97), 1))
+def test_logits_at_an_odd_size_match_torch_cropped(d2l_network, make_model):
+    check_equal(*logits_of_both(d2l_network, make_model, (65, 97), 1))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("size", [(320, 480), (224, 224), (321, 487)])
-def test_logits_match_torch_at_full_size(chapter_network, make_model, size, batch):
-    check_equal(*logits_of_both(chapter_network, make_model, size, batch))
+def test_logits_match_torch_at_full_size(d2l_network, make_model, size, batch):
+    check_equal(*logits_of_both(d2l_network, make_model, size, batch))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 37)])
-def test_logits_have_the_size_of_small_images(chapter_network, make_model, size):
-    ours, theirs = logits_of_both(chapter_network, make_model, size, 1, num_classes=3)
+def test_logits_have_the_size_of_small_images(d2l_network, make_model, size):
+    ours, theirs = logits_of_both(d2l_network, make_model, size, 1, num_classes=3)
     assert ours.shape == (1, *size, 3)
     check_equal(ours, theirs)
 

@@ -578,4 +578,4 @@ def test_a_checkpoint_names_the_distribution_that_it_needs(tmp_path):
         CheckpointError,
         match=r"its backbone 'resnet18' is of acme-nets 2\.0.*acme-nets is not installed",
     ):
-        checkpoint.load(tmp_path / "model")
+        checkpoint.load_model(tmp_path / "model")

@@ -25,7 +25,7 @@ def test_written_files_have_default_permissions(tmp_path):
     assert (tmp_path / "a.txt").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
-def test_a_failed_write_changes_nothing(tmp_path):
+def test_failed_write_changes_nothing(tmp_path):
     path = tmp_path / "a.json"
     atomic.write_json(path, {"a": [1, 2]})
     before = path.read_text()
@@ -43,7 +43,7 @@ def test_rejects_an_unwritable_path(tmp_path):
         atomic.write_text(tmp_path / "file" / "a.txt", "")
 
 
-def test_a_new_folder_appears_when_it_is_complete(tmp_path):
+def test_new_folder_appears_when_it_is_complete(tmp_path):
     path = tmp_path / "a" / "new"
     with atomic.new_folder(path) as temporary:
         (temporary / "file").write_text("text")
@@ -52,7 +52,7 @@ def test_a_new_folder_appears_when_it_is_complete(tmp_path):
     assert os.listdir(path.parent) == ["new"]
 
 
-def test_a_failed_new_folder_leaves_nothing(tmp_path):
+def test_failed_new_folder_leaves_nothing(tmp_path):
     with pytest.raises(KeyError), atomic.new_folder(tmp_path / "new") as temporary:
         atomic.write_json(temporary / "half", {"a": {}["b"]})
     assert not os.listdir(tmp_path)

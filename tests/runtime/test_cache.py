@@ -14,7 +14,7 @@ from fcn_jax.models.build import build
 from fcn_jax.runtime import cache
 
 
-def test_the_environment_decides_the_cache_folder(tmp_path, monkeypatch):
+def test_environment_decides_the_cache_folder(tmp_path, monkeypatch):
     monkeypatch.delenv("FCN_JAX_CACHE", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -27,7 +27,7 @@ def test_the_environment_decides_the_cache_folder(tmp_path, monkeypatch):
     assert cache.folder() == tmp_path / "own"
 
 
-def test_the_users_compilation_cache_takes_precedence(monkeypatch, tmp_path):
+def test_compilation_cache_of_the_user_takes_precedence(monkeypatch, tmp_path):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
     cache.enable_compilation_cache()
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] == ""
@@ -38,12 +38,12 @@ def test_the_users_compilation_cache_takes_precedence(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_command_reuses_compiled_programs_of_an_earlier_one(tmp_path):
+def test_command_reuses_compiled_programs_of_an_earlier_one(tmp_path):
     spec = ModelSpec("resnet18", "fcn32s", 3)
     classes = Classes(("a", "b", "c"), ((0, 0, 0), (1, 0, 0), (2, 0, 0)))
     checkpoint.save_model(
         tmp_path / "model",
-        checkpoint.describe(spec, classes),
+        checkpoint.make_spec(spec, classes),
         checkpoint.arrays(build(spec, rngs=nnx.Rngs(0))),
     )
     Image.fromarray(np.zeros((64, 96, 3), np.uint8)).save(tmp_path / "image.png")

@@ -31,7 +31,7 @@ def test_xla_computes_convolutions_on_cpus():
 
 
 @pytest.mark.slow
-def test_a_training_step_takes_less_memory_than_with_xlas_default():
+def test_training_step_takes_less_memory_than_with_xlas_defaults():
     if "xla_cpu_scheduler_type" not in fcn_jax.compiler_options():
         pytest.skip("this XLA does not know the setting")
     model = fcn_jax.build_model(num_classes=3, rngs=nnx.Rngs(0))

@@ -66,7 +66,7 @@ def test_rejects_unwritable_paths(tmp_path, check, monkeypatch):
     assert sorted(os.listdir(tmp_path)) == ["dangling", "file"]
 
 
-def test_rejects_files_of_others(tmp_path):
+def test_rejects_files_of_other_programs(tmp_path):
     (tmp_path / "ours").write_bytes(b"ours")
     (tmp_path / "mine").write_bytes(b"mine")
     (tmp_path / "link").symlink_to("mine")

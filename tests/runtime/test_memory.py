@@ -66,20 +66,24 @@ print(max(after() for _ in range(50)) - min(after() for _ in range(50)))
 """
 
 
-def run(**environment):
+def output_of(program, **environment):
     plain = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith(("MALLOC_", "GLIBC_"))
     }
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
+        [sys.executable, "-c", program],
         env={**plain, **environment},
         check=True,
         capture_output=True,
         text=True,
     )
-    kept, faults = done.stdout.split()
+    return done.stdout
+
+
+def run(**environment):
+    kept, faults = output_of(PROGRAM, **environment).split()
     return kept == "True", int(faults)
 
 
@@ -92,7 +96,7 @@ def test_freed_memory_is_reused_without_the_system():
 
 @glibc
 @pytest.mark.parametrize("variable", ["MALLOC_ARENA_MAX", "GLIBC_TUNABLES"])
-def test_the_environment_takes_precedence(variable):
+def test_environment_takes_precedence(variable):
     kept, faults = run(
         **{variable: "4" if variable.startswith("MALLOC") else "glibc.malloc.tcache_count=4"}
     )
@@ -102,19 +106,11 @@ def test_the_environment_takes_precedence(variable):
 
 @glibc
 def test_trim_malloc_returns_freed_memory_to_the_system():
-    plain = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("MALLOC_", "GLIBC_"))
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", GIVING_BACK], env=plain, check=True, capture_output=True, text=True
-    )
-    assert int(done.stdout) > 90 * 1024, "KiB of the hundred MiB"
+    assert int(output_of(GIVING_BACK)) > 90 * 1024, "KiB of the hundred MiB"
 
 
 @glibc
-def test_a_call_frees_its_memory_before_it_returns():
+def test_call_frees_its_memory_before_it_returns():
     if not hasattr(ctypes.CDLL(None), "mallinfo2"):
         pytest.skip("glibc before 2.33 has no mallinfo2")
     done = subprocess.run(
@@ -136,7 +132,7 @@ def test_trim_malloc_does_nothing_unless_the_process_was_tuned(monkeypatch):
     memory.trim_malloc()
 
 
-def test_peak_memory_of_a_cpu_is_that_of_the_process():
+def test_peak_memory_on_cpus_returns_that_of_the_process():
     resource = pytest.importorskip("resource")
     unit = 1 if sys.platform == "darwin" else 1024
     least = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

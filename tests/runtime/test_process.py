@@ -14,7 +14,7 @@ from fcn_jax.runtime import process
     ("trains", "made"),
     [(True, ["tune_malloc", "disable_async_dispatch", "rolled"]), (False, ["tune_malloc"])],
 )
-def test_a_process_that_trains_gets_more_settings(
+def test_training_process_gets_more_settings(
     monkeypatch: pytest.MonkeyPatch, trains: bool, made: list[str]
 ) -> None:
     called: list[str] = []
@@ -37,7 +37,7 @@ def test_adds_the_flag_once(monkeypatch: pytest.MonkeyPatch, flags: str) -> None
 @pytest.mark.parametrize(
     "flags", ["--xla_backend_extra_options=xla_cpu_unroll_loops=true", "/some/flags.txt"]
 )
-def test_the_environment_takes_precedence(monkeypatch: pytest.MonkeyPatch, flags: str) -> None:
+def test_environment_takes_precedence(monkeypatch: pytest.MonkeyPatch, flags: str) -> None:
     monkeypatch.setenv("XLA_FLAGS", flags)
     assert not process.disable_loop_unrolling()
     assert os.environ["XLA_FLAGS"] == flags

@@ -27,7 +27,7 @@ def test_prints_a_line_every_15_seconds_without_a_terminal(clock):
     ]
 
 
-def test_a_kept_bar_also_prints_its_first_and_last_state(clock):
+def test_kept_bar_prints_its_first_and_last_state(clock):
     stream = io.StringIO()
     with Progress("training", 3, keep=True, stream=stream) as bar:
         bar.say("[bold] is not markup")
@@ -41,7 +41,7 @@ def test_a_kept_bar_also_prints_its_first_and_last_state(clock):
     ]
 
 
-def test_a_total_may_be_unknown_or_change(clock):
+def test_total_may_be_unknown_or_change(clock):
     stream = io.StringIO()
     with Progress("verify", stream=stream) as bar:
         clock[0] += 20

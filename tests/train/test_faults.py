@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fcn_jax import checkpoint, cli, config, recipes
+from fcn_jax import checkpoint, cli, recipes
 from fcn_jax.data import pipeline
 from fcn_jax.errors import CheckpointError, ConfigError, DataError, TrainingError, WriteError
 from fcn_jax.plugins import registry
-from fcn_jax.train import loop
-from fcn_jax.train.loop import Result, train
+from fcn_jax.train import loop, validation
+from fcn_jax.train.loop import Result
 from fcn_jax.train.records import Records
 from tests.helpers import scenes
 
@@ -61,9 +61,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("recipe") / "tiny.toml"
-    path.write_text(RECIPE)
-    return path
+    return scenes.write_recipe(tmp_path_factory.mktemp("recipe"), RECIPE)
 
 
 @pytest.fixture(scope="module")
@@ -71,10 +69,7 @@ def here(tiny_plugin: None, data: Path, recipe: Path) -> Callable[..., Result]:
     """Train in this process."""
 
     def run(directory: Path, *settings: str, resume: bool = False, root: Path = data) -> Result:
-        table = recipes.override(
-            recipes.read_recipe(str(recipe)), [f"data.root={json.dumps(str(root))}", *settings]
-        )
-        return train(config.parse(table), directory, resume=resume)
+        return scenes.train_here(recipe, root, directory, *settings, resume=resume)
 
     return run
 
@@ -153,7 +148,7 @@ def test_saves_the_checkpoint_before_an_evaluation_that_fails(
     assert_equal(tmp_path / "run", undisturbed)
 
 
-def test_a_training_file_damaged_during_the_run_loses_no_step(
+def test_keeps_all_steps_if_a_training_file_is_damaged_during_the_run(
     here: Callable[..., Result],
     copied: Path,
     undisturbed: Path,
@@ -202,7 +197,7 @@ def test_a_training_file_damaged_during_the_run_loses_no_step(
         (KeyboardInterrupt(), KeyboardInterrupt, "interrupted"),
     ],
 )
-def test_any_error_between_steps_saves_the_last_completed_step(
+def test_saves_the_last_completed_step_on_any_error(
     here: Callable[..., Result],
     undisturbed: Path,
     tmp_path: Path,
@@ -230,7 +225,7 @@ def test_any_error_between_steps_saves_the_last_completed_step(
     assert_equal(tmp_path / "run", undisturbed)
 
 
-def test_an_error_before_the_first_step_leaves_no_run(
+def test_leaves_no_run_after_an_error_before_the_first_step(
     here: Callable[..., Result], copied: Path, tmp_path: Path
 ) -> None:
     for path in (copied / "images" / "train").iterdir():
@@ -244,7 +239,7 @@ def test_an_error_before_the_first_step_leaves_no_run(
     assert list((tmp_path / "mine").iterdir()) == []
 
 
-def test_rejects_settings_that_fail_to_compile_in_one_line_and_leaves_no_run(
+def test_rejects_settings_that_fail_to_compile_and_leaves_no_run(
     recipe: Path, data: Path, tiny_plugin: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = [
@@ -254,9 +249,7 @@ def test_rejects_settings_that_fail_to_compile_in_one_line_and_leaves_no_run(
         "data.crop_size=[8,8]",
     ]
     more = [part for setting in settings for part in ("--set", setting)]
-    status = cli.main(
-        ["train", str(recipe), "--data", str(data), "--workdir", str(tmp_path / "run"), *more]
-    )
+    status = cli.main(scenes.arguments(recipe, data, tmp_path / "run", *more))
     error = capsys.readouterr().err.splitlines()[-1]
     assert status == 2
     assert error.startswith(
@@ -303,20 +296,13 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.slow
-def test_a_full_disk_ends_the_run_in_one_line_and_keeps_the_last_checkpoint(
+def test_full_disk_ends_the_run_and_keeps_the_last_checkpoint(
     recipe: Path, data: Path, undisturbed: Path, small_disk: Path
 ) -> None:
     run = small_disk / "run"
-    process = subprocess.Popen(
-        scenes.command(
-            recipe, data, run, "--set", "train.num_visualizations=0", "--set", "train.epochs=400"
-        ),
-        env=scenes.environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    wait_until(lambda: run.is_dir() and (run / "checkpoints" / "8").is_dir(), process)
+    settings = ("--set", "train.num_visualizations=0", "--set", "train.epochs=400")
+    process = scenes.start(recipe, data, run, *settings)
+    scenes.wait_until(lambda: run.is_dir() and (run / "checkpoints" / "8").is_dir(), process)
     fill(small_disk)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 1, err
@@ -344,7 +330,7 @@ def fill(folder: Path) -> None:
                 continue
 
 
-def test_a_failed_save_ends_the_run_and_keeps_the_last_checkpoint(
+def test_failed_save_ends_the_run_and_keeps_the_last_checkpoint(
     here: Callable[..., Result], undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     list_files = checkpoint.files.list_files
@@ -368,7 +354,7 @@ def test_a_failed_save_ends_the_run_and_keeps_the_last_checkpoint(
     assert_equal(tmp_path / "run", undisturbed)
 
 
-def test_a_failed_metrics_record_ends_the_run_with_its_work_saved(
+def test_failed_metrics_record_ends_the_run_and_saves_its_steps(
     here: Callable[..., Result], undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = Records.write
@@ -390,7 +376,7 @@ def test_a_failed_metrics_record_ends_the_run_with_its_work_saved(
     assert records(tmp_path / "run", "train", "step", "loss") == expected
 
 
-def test_sample_pictures_that_cannot_be_written_are_one_warning(
+def test_warns_once_if_sample_pictures_cannot_be_written(
     here: Callable[..., Result],
     undisturbed: Path,
     tmp_path: Path,
@@ -400,7 +386,7 @@ def test_sample_pictures_that_cannot_be_written_are_one_warning(
     def full(path: Path, image: np.ndarray) -> None:
         raise WriteError(f"{path}: cannot be written (No space left on device)")
 
-    monkeypatch.setattr(loop.draw, "write_image", full)
+    monkeypatch.setattr(validation.draw, "write_image", full)
     here(tmp_path / "run")
     assert capfd.readouterr().err.count("goes on without sample pictures") == 1
     assert_equal(tmp_path / "run", undisturbed)
@@ -409,18 +395,10 @@ def test_sample_pictures_that_cannot_be_written_are_one_warning(
 # ------------------------------------------------------------------------------------------ signals
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 240
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
 @pytest.mark.parametrize(
     "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
 )
-def test_a_signal_stops_an_evaluation_which_is_repeated_on_resume(
+def test_repeats_an_evaluation_that_a_signal_stopped(
     here: Callable[..., Result],
     undisturbed: Path,
     tmp_path: Path,
@@ -428,7 +406,7 @@ def test_a_signal_stops_an_evaluation_which_is_repeated_on_resume(
     number: signal.Signals,
 ) -> None:
     seen: list[str] = []
-    evaluate = loop.evaluate
+    evaluate = validation.evaluate
 
     def interrupted(*args: Any, **more: Any) -> Iterator[Any]:
         for example, mask in evaluate(*args, **more):
@@ -438,7 +416,7 @@ def test_a_signal_stops_an_evaluation_which_is_repeated_on_resume(
             yield example, mask
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "evaluate", interrupted)
+        patch.setattr(validation, "evaluate", interrupted)
         result = here(tmp_path / "run")
     assert (result.stopped_by, result.step, result.saved) == (number.name, 8, 8)
     assert len(seen) == 5
@@ -447,10 +425,10 @@ def test_a_signal_stops_an_evaluation_which_is_repeated_on_resume(
     assert_equal(tmp_path / "run", undisturbed)
 
 
-def test_a_signal_stops_the_last_evaluation_which_is_repeated_on_resume(
+def test_repeats_the_last_evaluation_that_a_signal_stopped(
     here: Callable[..., Result], undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    evaluate, calls = loop.evaluate, []
+    evaluate, calls = validation.evaluate, []
 
     def interrupted(*args: Any, **more: Any) -> Iterator[Any]:
         calls.append(1)
@@ -459,7 +437,7 @@ def test_a_signal_stops_the_last_evaluation_which_is_repeated_on_resume(
         yield from evaluate(*args, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "evaluate", interrupted)
+        patch.setattr(validation, "evaluate", interrupted)
         result = here(tmp_path / "run")
     assert (result.stopped_by, result.step) == ("SIGTERM", STEPS)
     resumed = here(tmp_path / "run", resume=True)
@@ -469,7 +447,7 @@ def test_a_signal_stops_the_last_evaluation_which_is_repeated_on_resume(
     assert here(tmp_path / "run", resume=True).was_finished
 
 
-def test_a_signal_during_a_save_lets_it_finish(
+def test_finishes_a_save_after_a_signal(
     here: Callable[..., Result], undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     list_files = checkpoint.files.list_files
@@ -490,7 +468,7 @@ def test_a_signal_during_a_save_lets_it_finish(
     assert_equal(tmp_path / "run", undisturbed)
 
 
-def test_a_signal_before_the_first_step_leaves_no_run(
+def test_leaves_no_run_after_a_signal_before_the_first_step(
     here: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stopped(model: Any, *rest: Any, **more: Any) -> Any:
@@ -509,20 +487,12 @@ def test_a_signal_before_the_first_step_leaves_no_run(
 
 
 @pytest.mark.slow
-def test_replaces_a_killed_input_worker_without_any_change(
-    recipe: Path, data: Path, tmp_path: Path
-) -> None:
+def test_replaces_a_killed_input_worker(recipe: Path, data: Path, tmp_path: Path) -> None:
     run, undisturbed = tmp_path / "run", tmp_path / "undisturbed"
     # In a separate process as well, because its XLA settings differ from those of the tests.
     assert scenes.train(recipe, data, undisturbed).returncode == 0
-    process = subprocess.Popen(
-        scenes.command(recipe, data, run, "--set", "data.num_workers=2"),
-        env=scenes.environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    wait_until(lambda: bool(workers_of(process.pid)), process)
+    process = scenes.start(recipe, data, run, "--set", "data.num_workers=2")
+    scenes.wait_until(lambda: bool(workers_of(process.pid)), process)
     os.kill(workers_of(process.pid)[0], signal.SIGKILL)
     _, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
@@ -615,7 +585,7 @@ def test_detects_damage_of_any_checkpoint_file(
         shutil.rmtree(directory)
 
 
-def test_rejects_to_resume_a_run_without_undamaged_checkpoint(
+def test_resume_rejects_a_run_without_undamaged_checkpoint(
     here: Callable[..., Result], undisturbed: Path, tmp_path: Path
 ) -> None:
     run = Path(shutil.copytree(undisturbed, tmp_path / "run"))
@@ -638,7 +608,7 @@ def test_uses_the_next_best_checkpoint_if_the_best_is_damaged(
     best = checkpoint.find(run)
     shutil.rmtree(best / "model")
     with pytest.raises(CheckpointError, match=r"damaged: model is missing; undamaged: ") as caught:
-        checkpoint.load(best)
+        checkpoint.load_model(best)
     other = checkpoint.find(run)
     assert other != best
     assert f"{best} (mIoU" in caplog.text
@@ -681,7 +651,7 @@ def test_removes_leftovers_of_killed_saves_and_no_other_files(
 
 
 @pytest.mark.slow
-def test_more_epochs_match_a_longer_run_if_the_schedule_is_constant(
+def test_resume_with_more_epochs_matches_a_longer_run(
     here: Callable[..., Result], undisturbed: Path, tmp_path: Path
 ) -> None:
     constant = 'optim.schedule="constant"'
@@ -697,7 +667,7 @@ def test_more_epochs_match_a_longer_run_if_the_schedule_is_constant(
         here(undisturbed, "train.epochs=5", resume=True)
 
 
-def test_a_finished_run_says_how_to_train_more(
+def test_resuming_a_finished_run_says_how_to_train_more(
     recipe: Path,
     data: Path,
     undisturbed: Path,
@@ -712,7 +682,7 @@ def test_a_finished_run_says_how_to_train_more(
     assert (undisturbed / "metrics.jsonl").read_text() == before
 
 
-def test_a_run_resumes_without_the_file_it_started_from(
+def test_resumes_without_the_initial_weights(
     here: Callable[..., Result], undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start = Path(shutil.copytree(checkpoint.find(undisturbed), tmp_path / "start"))
@@ -792,7 +762,7 @@ def test_rejects_a_run_directory_in_use(
         ),
     ],
 )
-def test_rejects_to_resume_paths_that_are_not_runs(
+def test_resume_rejects_paths_that_are_not_runs(
     here: Callable[..., Result], tmp_path: Path, make: Callable[[Path], Any], message: str
 ) -> None:
     path = tmp_path / "run"
@@ -815,7 +785,7 @@ def test_rejects_an_unwritable_run_directory_before_any_work(
         here(tmp_path / "locked" / "run")
 
 
-def test_rejects_to_resume_if_the_training_images_changed(
+def test_resume_rejects_changed_training_images(
     here: Callable[..., Result], copied: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -837,7 +807,7 @@ def test_rejects_to_resume_if_the_training_images_changed(
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
-def test_skips_a_file_damaged_since_then_on_request(
+def test_resume_skips_damaged_files_on_request(
     here: Callable[..., Result], copied: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
-import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fcn_jax import checkpoint, config, recipes
+from fcn_jax import checkpoint
 from fcn_jax.errors import ConfigError, TrainingError
-from fcn_jax.train.loop import Result, train
+from fcn_jax.train.loop import Result
 from tests.helpers import scenes
 
 STEPS = 20
@@ -28,9 +27,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("recipe") / "tiny.toml"
-    path.write_text(scenes.RECIPE)
-    return path
+    return scenes.write_recipe(tmp_path_factory.mktemp("recipe"))
 
 
 Trainer = Callable[..., Result]
@@ -38,15 +35,8 @@ Trainer = Callable[..., Result]
 
 @pytest.fixture(scope="module")
 def here(data: Path, recipe: Path) -> Trainer:
-    """Train in this process."""
-
-    def run(directory: Path, *settings: str, resume: bool = False) -> Result:
-        table = recipes.override(
-            recipes.read_recipe(str(recipe)), [f"data.root={json.dumps(str(data))}", *settings]
-        )
-        return train(config.parse(table), directory, resume=resume)
-
-    return run
+    """Train in this process: run directory, settings -> result."""
+    return functools.partial(scenes.train_here, recipe, data)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +63,7 @@ def assert_same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> Non
         np.testing.assert_array_equal(value, other[name], err_msg=name)
 
 
-def test_a_run_records_settings_versions_and_metrics(finished: Path) -> None:
+def test_records_settings_versions_and_metrics(finished: Path) -> None:
     config = json.loads((finished / "config.json").read_text())
     assert config["data"]["batch_size"] == 8
     assert config["optim"]["momentum"] == 0.9  # a default
@@ -111,23 +101,15 @@ def test_keeps_the_last_two_and_the_best_checkpoint(finished: Path) -> None:
     }
 
 
-def test_a_killed_run_with_workers_resumes_bit_for_bit(
+def test_resumes_a_killed_run_with_workers_bit_for_bit(
     finished: Path, data: Path, recipe: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "killed"
     more = ("--set", "train.checkpoint_every_steps=3", "--set", "data.num_workers=1")
-    process = subprocess.Popen(
-        scenes.command(recipe, data, run, *more),
-        env=scenes.environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
+    process = scenes.start(recipe, data, run, *more)
+    scenes.wait_until(
+        lambda: (run / "checkpoints" / "9").is_dir() and _last_step(run) >= 10, process
     )
-    deadline = time.monotonic() + 240
-    while not (run / "checkpoints" / "9").is_dir() or _last_step(run) < 10:
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline, "the run did not get to step 10"
-        time.sleep(0.005)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert _last_step(run) < STEPS
@@ -146,22 +128,12 @@ def _last_step(run: Path) -> int:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_the_run_and_it_resumes_bit_for_bit(
+def test_resumes_a_run_that_a_signal_stopped_bit_for_bit(
     finished: Path, data: Path, recipe: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     run = tmp_path / "stopped"
-    process = subprocess.Popen(
-        scenes.command(recipe, data, run),
-        env=scenes.environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 240
-    while _last_step(run) < 5:
-        assert process.poll() is None, "the run ended before it could be stopped"
-        assert time.monotonic() < deadline, "the run did not get to step 5"
-        time.sleep(0.005)
+    process = scenes.start(recipe, data, run)
+    scenes.wait_until(lambda: _last_step(run) >= 5, process)
     process.send_signal(number)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 128 + number, err
@@ -195,7 +167,7 @@ def test_eight_devices_match_the_losses_of_one(
     np.testing.assert_allclose(eight, one, rtol=2e-4)
 
 
-def test_a_loss_that_is_not_finite_is_reported_with_evidence(here: Trainer, tmp_path: Path) -> None:
+def test_reports_a_loss_that_is_not_finite_with_evidence(here: Trainer, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="loss of step"):
         here(tmp_path / "run", "optim.lr=1e30")
     report = json.loads((tmp_path / "run" / "nonfinite" / "report.json").read_text())
@@ -205,12 +177,12 @@ def test_a_loss_that_is_not_finite_is_reported_with_evidence(here: Trainer, tmp_
     assert not list((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
 
 
-def test_rejects_to_overwrite_a_run(here: Trainer, finished: Path) -> None:
+def test_rejects_overwriting_a_run(here: Trainer, finished: Path) -> None:
     with pytest.raises(ConfigError, match="--resume"):
         here(finished)
 
 
-def test_rejects_to_resume_with_other_settings(here: Trainer, finished: Path) -> None:
+def test_resume_rejects_other_settings(here: Trainer, finished: Path) -> None:
     with pytest.raises(ConfigError, match=r"optim\.lr"):
         here(finished, "optim.lr=0.1", resume=True)
 
@@ -231,7 +203,7 @@ def test_rejects_a_batch_larger_than_the_split_and_leaves_no_run(
     assert not (tmp_path / "run").exists()
 
 
-def test_bfloat16_trains(here: Trainer, tmp_path: Path) -> None:
+def test_trains_in_bfloat16(here: Trainer, tmp_path: Path) -> None:
     here(tmp_path / "run", "model.dtype=bfloat16")
     losses = [record["loss"] for record in records(tmp_path / "run", "train")]
     assert np.mean(losses[-4:]) < 0.9 * np.mean(losses[:4])
@@ -263,7 +235,7 @@ def test_trains_and_saves_an_auxiliary_head(here: Trainer, tmp_path: Path) -> No
     run = here(tmp_path / "run", *settings).run
     best = checkpoint.find(run)
     assert checkpoint.read_spec(best).plugins["aux_head"]["name"] == "fcn"
-    model, _ = checkpoint.load(run)
+    model, _ = checkpoint.load_model(run)
     assert model.aux_head is not None
     assert np.isfinite(checkpoint.read_arrays(best)["aux_head.conv2.kernel"]).all()
     resumed = here(tmp_path / "run", *settings, resume=True)

@@ -100,7 +100,7 @@ def test_accelerators_convolve_in_bfloat16(lowered, name, platform):
 
 @pytest.mark.parametrize("platform", PLATFORMS)
 @pytest.mark.parametrize("name", ["training", "mask"])
-def test_the_head_has_no_dilated_convolution(lowered, name, platform):
+def test_head_has_no_dilated_convolution(lowered, name, platform):
     # Gradients of convolutions with stride 2 are dilated twofold; the head's stride is 32.
     assert input_dilations(lowered(name, platform)) == ({2} if name == "training" else set())
 
@@ -115,7 +115,7 @@ def test_detects_a_dilated_convolution():
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
-def test_the_training_step_has_no_scatter(lowered, platform):
+def test_training_step_has_no_scatter(lowered, platform):
     text = lowered("training", platform)
     assert '"stablehlo.scatter"' not in text
     assert "stablehlo.gather" not in text.replace("stablehlo.gather_", ""), (
@@ -126,7 +126,7 @@ def test_the_training_step_has_no_scatter(lowered, platform):
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
-def test_the_training_step_reuses_the_memory_of_its_state(program, lowered, platform):
+def test_training_step_reuses_the_memory_of_its_state(program, lowered, platform):
     _, (state, _) = program("training", "bfloat16", platform)
     # An argument whose memory a result takes is marked, at the head of the program.
     head = next(
@@ -168,7 +168,7 @@ def test_accelerators_prefer_subpixel_logits(monkeypatch):
     assert found == IN_BLOCKS
 
 
-def test_the_loss_of_bfloat16_logits_stores_no_float32_copy():
+def test_loss_of_bfloat16_logits_stores_no_float32_copy():
     logits, labels = jax.ShapeDtypeStruct((*MASKS.shape, CLASSES), jnp.bfloat16), MASKS
 
     kept = jax.eval_shape(
@@ -180,8 +180,8 @@ def test_the_loss_of_bfloat16_logits_stores_no_float32_copy():
     assert large == [jnp.bfloat16]
 
     if jax.__version_info__ >= (0, 11):
-        pytest.skip("XLA for CPUs then stores what it reduces, whatever its options")
-    # XLA's own reductions fuse with what they reduce; those of the library that it may call on CPUs
+        pytest.skip("XLA for CPUs then stores the inputs of reductions, whatever its options")
+    # XLA's own reductions fuse with their inputs; those of the library that it may call on CPUs
     # do not.
     options = {"xla_cpu_experimental_ynn_fusion_type": ""} if fcn_jax.compiler_options() else {}
     compiled = (

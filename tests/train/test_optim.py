@@ -252,7 +252,7 @@ def test_lr_mult_of_zero_freezes_despite_decay(name):
     "groups",
     [(ParamGroup(match="bakbone.*"),), (ParamGroup(match="*"), ParamGroup(match="head.*"))],
 )
-def test_rejects_a_param_group_that_decides_about_nothing(groups):
+def test_rejects_a_param_group_without_parameters(groups):
     with pytest.raises(
         ConfigError,
         match=r"no parameter is left for (bakbone|head)\.\*; names look like backbone\.w, head\.b",
@@ -260,7 +260,7 @@ def test_rejects_a_param_group_that_decides_about_nothing(groups):
         ours(OptimConfig(param_groups=groups))
 
 
-def test_poly_schedule_falls_from_the_rate_to_zero_and_no_further():
+def test_poly_schedule_falls_to_zero_and_stays_there():
     rate = optim.schedule(OptimConfig(lr=2.0, power=0.9), 10)
     np.testing.assert_allclose(
         [rate(s) for s in (0, 5, 9, 10, 12)],
@@ -270,7 +270,7 @@ def test_poly_schedule_falls_from_the_rate_to_zero_and_no_further():
     )
 
 
-def test_parameter_names_are_those_of_the_modules():
+def test_parameter_names_match_the_modules():
     from fcn_jax import nn
 
     class Net(nnx.Module):

@@ -4,7 +4,7 @@ from pathlib import Path
 from fcn_jax.train.records import Records
 
 
-def test_a_resumed_run_drops_the_records_after_its_checkpoint(tmp_path: Path) -> None:
+def test_drops_records_after_the_checkpoint_of_a_resumed_run(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step": 4, "lo')
     records = Records(path, after_step=2)
@@ -17,7 +17,7 @@ def test_a_resumed_run_drops_the_records_after_its_checkpoint(tmp_path: Path) ->
     ]
 
 
-def test_an_evaluation_that_is_repeated_is_dropped(tmp_path: Path) -> None:
+def test_drops_the_record_of_a_repeated_evaluation(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     lines = ['{"step": 1, "event": "val"}', '{"step": 2, "event": "train"}']
     path.write_text("\n".join([*lines, '{"step": 2, "event": "val"}']) + "\n")

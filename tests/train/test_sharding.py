@@ -24,7 +24,7 @@ def devices(monkeypatch):
         ),
     ],
 )
-def test_rejects_a_batch_that_the_devices_cannot_share(
+def test_rejects_a_batch_that_the_devices_cannot_split(
     devices, batch_size, accumulate_steps, message
 ):
     with pytest.raises(ConfigError, match=message):
@@ -37,6 +37,6 @@ def test_rejects_several_processes(monkeypatch):
         sharding.data_mesh(8)
 
 
-def test_the_mesh_covers_all_devices():
+def test_mesh_covers_all_devices():
     mesh = sharding.data_mesh(8 * jax.device_count(), accumulate_steps=2)
     assert mesh.shape == {"data": jax.device_count()}

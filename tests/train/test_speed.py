@@ -26,7 +26,7 @@ def test_speed_covers_the_steps_since_the_last_record_without_pauses(clock: list
     }
 
 
-def test_the_last_speed_is_returned_until_a_step_is_done(clock: list[float]) -> None:
+def test_returns_the_last_speed_until_a_step_is_done(clock: list[float]) -> None:
     measured = speed.Speed(batch_size=8, start=0)
     assert measured.images_per_second(0) == 0
     clock[0] += 2

@@ -59,7 +59,7 @@ def test_steps_lower_the_loss_and_update_the_statistics(made):
     assert np.asarray(statistics["mean"][...]).any()
 
 
-def test_a_step_follows_the_gradient_of_the_loss_of_normalized_images(made):
+def test_step_follows_the_gradient_of_the_loss_on_normalized_images(made):
     model, state, step = made
     stepped, metrics = step(state, BATCH)
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
@@ -186,7 +186,7 @@ def test_accumulated_steps_update_the_statistics_once_per_part(tiny_plugin):
     assert int(whole.batch_stats["backbone"]["conv1"]["bn"]["num_batches_tracked"][...]) == 1
 
 
-def test_a_batch_of_ignored_pixels_changes_no_parameter(made):
+def test_batch_of_ignored_pixels_changes_no_parameter(made):
     _, state, step = made
     stepped, metrics = step(state, {"image": IMAGE, "mask": np.full_like(MASK, 255)})
     assert float(metrics["loss"]) == float(metrics["grad_norm"]) == 0
@@ -201,7 +201,7 @@ def test_donates_the_state_but_not_the_models_arrays(tiny_plugin):
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(nnx.state(model)))
 
 
-def test_the_seed_decides_the_parameters_and_the_step_decides_dropout(tiny_plugin):
+def test_seed_decides_the_parameters_and_step_decides_dropout(tiny_plugin):
     # With nothing learned, only the dropped values change from step to step.
     _, state, step = make(dropout=0.5, rate=0.0)
     _, same, _ = make(dropout=0.5, rate=0.0)

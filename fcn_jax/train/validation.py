@@ -1,0 +1,77 @@
+"""Scores of the validation split during training, and sample pictures."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from flax import nnx
+
+from fcn_jax.config import Config
+from fcn_jax.errors import WriteError
+from fcn_jax.eval import draw
+from fcn_jax.eval.evaluate import choose_multiple, evaluate
+from fcn_jax.eval.metrics import ConfusionMatrix, Scores
+from fcn_jax.eval.predictor import Predictor
+from fcn_jax.plugins.api import Example, Source
+from fcn_jax.train.signals import StopRequest
+from fcn_jax.train.step import TrainState
+
+
+@dataclasses.dataclass
+class Validation:
+    """Scores the states of a run on its validation split, each image at its own size.
+
+    Attributes:
+        graphdef: the model.
+        random_keys: the part of the model's state that no step changes.
+        source: the validation split.
+        config: settings.
+        run: run directory, to which pictures are written.
+        say: prints a line.
+    """
+
+    graphdef: nnx.GraphDef
+    random_keys: nnx.State
+    source: Source
+    config: Config
+    run: Path
+    say: Callable[[str], None]
+    _predictor: Predictor | None = None
+    _draws: bool = True
+
+    def scores(self, number: int, state: TrainState, stop: StopRequest) -> Scores | None:
+        """Score the state after step `number`, and draw the first images; None if stopped."""
+        values = state.params, state.batch_stats
+        if self._predictor is None:
+            multiple, note = choose_multiple(self.source)
+            if note:
+                self.say(f"val: {note}")
+            model = nnx.merge(self.graphdef, *values, self.random_keys)
+            self._predictor = Predictor(model, pad_to_multiple=multiple)
+        self._predictor.update(*values)
+        matrix = ConfusionMatrix(len(self.source.classes))
+        workers = self.config.data.num_workers
+        found = evaluate(self._predictor, self.source, matrix, workers=workers)
+        with contextlib.closing(found) as examples:
+            for index, (example, mask) in enumerate(examples):
+                if index < self.config.train.num_visualizations:
+                    self._draw(number, example, mask)
+                if stop.signal:
+                    return None
+        return matrix.scores()
+
+    def _draw(self, number: int, example: Example, mask: np.ndarray) -> None:
+        """Write a picture. The first failure is a warning; it does not end the training."""
+        folder = self.run / "samples" / f"step_{number:07d}"
+        picture = draw.panel(example.image, example.mask, mask, self.source.classes)
+        try:
+            draw.write_image(folder / f"{os.path.basename(example.id)}.png", picture)
+        except (WriteError, OSError) as error:
+            if self._draws:
+                self.say(f"warning: {error}; the training goes on without sample pictures")
+            self._draws = False
