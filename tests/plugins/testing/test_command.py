@@ -11,7 +11,7 @@ import pytest
 
 from fcn_jax import cli
 from fcn_jax.plugins import registry
-from fcn_jax.plugins.testing.imports import import_cost
+from fcn_jax.plugins.testing.command import check_plugin
 from fcn_jax.testing import check_backbone
 from tests.plugins.testing.test_dataset import write_folder
 
@@ -126,8 +126,11 @@ def test_reports_an_import_that_is_heavy_or_fails_or_hangs(registered, capsys, t
     )
     assert cli.main(["plugins", "check", "slow_net", "--timeout", "2"]) == 1
     assert "BROKEN  import       timed out after 2 s at import" in capsys.readouterr().out
-    cost = import_cost(registry.default().find("backbones", "heavy_net"))
-    assert (cost.fault, cost.heavy) == (None, ("torch",))
+    heavy = next(check_plugin(registry.default().find("backbones", "heavy_net")))
+    assert str(heavy).startswith("  BROKEN  import")
+    assert heavy.detail.endswith(
+        "; it imports torch: import them inside the functions that need them"
+    )
 
 
 def test_names_the_plugins_own_line_if_it_cannot_be_built(registered, capsys):

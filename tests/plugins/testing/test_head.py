@@ -4,10 +4,7 @@ import pytest
 from flax import nnx
 
 from fcn_jax import nn
-from fcn_jax.api import (
-    Head,
-    TorchBridge,
-)
+from fcn_jax.api import Head, TorchBridge
 from fcn_jax.errors import ConfigError
 from fcn_jax.models.fcn import FCN32S
 from fcn_jax.pytorch.rules import Table, conv
