@@ -29,7 +29,7 @@ class Stem(nnx.Module):
     def __init__(self):
         rngs = nnx.Rngs(0)
         self.conv1 = nn.ConvNormAct(3, 64, 7, stride=2, rngs=rngs)
-        block = Bottleneck(64, 128, Stage(2, 1, 1), inner_channels=32, rngs=rngs)
+        block = Bottleneck(64, 32, Stage(2, 1, 1), rngs=rngs)
         self.layer2 = nnx.List([block])
 
     def __call__(self, x):
