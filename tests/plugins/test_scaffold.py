@@ -38,7 +38,7 @@ def files(folder: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_whole_distribution_is_written(
+def test_writes_a_complete_distribution(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -116,7 +116,7 @@ def imports(tree: ast.Module) -> list[str]:
 
 
 def bound(tree: ast.Module) -> list[str]:
-    """All that a module binds, once for each time; classes inside functions too."""
+    """The names that a module binds, including classes inside functions; repeated if repeated."""
     names = []
     for node in ast.walk(tree):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
@@ -140,7 +140,7 @@ def bound(tree: ast.Module) -> list[str]:
     kind=st.sampled_from(KINDS),
 )
 @settings(max_examples=60)
-def test_under_any_name_the_code_compiles_and_binds_nothing_twice(name: str, kind: str) -> None:
+def test_code_compiles_and_binds_nothing_twice_for_any_name(name: str, kind: str) -> None:
     nothing = mock.patch.object(registry, "default", return_value=registry.Registry([]))
     with tempfile.TemporaryDirectory() as scratch, nothing:
         try:
@@ -228,7 +228,7 @@ def test_plugin_of_a_hard_name_meets_the_contract(
 
 
 @pytest.mark.parametrize("name", ["true", "false", "inf", "nan"])
-def test_a_name_that_a_recipe_takes_for_a_value_is_refused(tmp_path: Path, name: str) -> None:
+def test_rejects_a_name_that_is_a_value_in_a_recipe(tmp_path: Path, name: str) -> None:
     with pytest.raises(
         ConfigError,
         match=f"'{name}' is not a valid name of a plugin: .*sets the value .*; use another name",
@@ -239,7 +239,7 @@ def test_a_name_that_a_recipe_takes_for_a_value_is_refused(tmp_path: Path, name:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_passes_its_own_tests_at_once(tmp_path: Path, kind: str) -> None:
+def test_written_plugin_passes_its_own_tests(tmp_path: Path, kind: str) -> None:
     project = scaffold.write("blue_whale", kind, tmp_path / "project")
     site = tmp_path / "site"
     installing.install(site, project, scratch=tmp_path / "scratch")
@@ -250,9 +250,7 @@ def test_it_passes_its_own_tests_at_once(tmp_path: Path, kind: str) -> None:
     assert "passed" in done.stdout
 
 
-def test_the_command_says_what_comes_next(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_command_prints_the_next_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plugins", "new", "whale", "-o", str(tmp_path / "deep" / "whale")]) == 0
     assert f"pip install -e '{tmp_path}/deep/whale[test]'" in capsys.readouterr().out
     assert (tmp_path / "deep" / "whale" / "src" / "fcn_jax_whale" / "backbone.py").is_file()
@@ -271,7 +269,7 @@ def test_the_command_says_what_comes_next(
         ("Größe", "gr"),
     ],
 )
-def test_a_malformed_name_is_told_with_one_that_would_do(
+def test_rejects_a_malformed_name_and_proposes_a_valid_one(
     tmp_path: Path, name: str, proposal: str
 ) -> None:
     with pytest.raises(
@@ -281,7 +279,7 @@ def test_a_malformed_name_is_told_with_one_that_would_do(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_taken_name_is_told_with_its_owner(tmp_path: Path) -> None:
+def test_rejects_a_taken_name_and_names_its_owner(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError,
         match="a backbone named 'resnet18' is already registered, by fcn-jax; use another name",
@@ -294,7 +292,7 @@ def test_a_taken_name_is_told_with_its_owner(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_exists_is_left_as_it_is(
+def test_does_not_change_an_existing_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "mine").mkdir()
@@ -305,7 +303,7 @@ def test_a_folder_that_exists_is_left_as_it_is(
 
 
 @pytest.mark.parametrize("output", [".", "..", "/", "file/new", "dangling"])
-def test_a_place_where_no_folder_can_be_made_is_one_line(
+def test_rejects_an_output_where_no_folder_can_be_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], output: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -317,7 +315,7 @@ def test_a_place_where_no_folder_can_be_made_is_one_line(
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_nothing_is_left_of_a_distribution_that_cannot_be_written(
+def test_leaves_nothing_if_a_file_cannot_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written = []
@@ -337,7 +335,7 @@ def test_nothing_is_left_of_a_distribution_that_cannot_be_written(
 @pytest.mark.parametrize(
     "arguments", [["new"], ["new", "whale", "--head", "--dataset"], ["list", "--timeout", "0"], []]
 )
-def test_arguments_that_make_no_sense_are_refused(
+def test_rejects_invalid_arguments(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -346,5 +344,5 @@ def test_arguments_that_make_no_sense_are_refused(
     assert "usage: fcn-jax plugins" in capsys.readouterr().err
 
 
-def test_every_kind_of_template_is_a_kind_of_plugin() -> None:
+def test_templates_are_of_known_kinds() -> None:
     assert {f"{kind}s" for kind in KINDS} < set(registry.KINDS)

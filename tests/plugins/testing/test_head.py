@@ -117,7 +117,7 @@ def test_accepts_a_correct_head(correct):
 
 
 @pytest.mark.needs_torch
-def test_a_reference_with_the_argument_out_hw_receives_the_size():
+def test_reference_with_the_argument_out_hw_receives_the_size():
     import torch
 
     received = set()
