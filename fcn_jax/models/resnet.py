@@ -177,8 +177,8 @@ class ResNet(nnx.Module):
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         block: Callable[..., nnx.Module] = functools.partial(BasicBlock, **types)
         if architecture.bottleneck:
-            groups = {"groups": architecture.groups, "group_width": architecture.group_width}
-            block = functools.partial(Bottleneck, **groups, **types)
+            groups, width = architecture.groups, architecture.group_width
+            block = functools.partial(Bottleneck, groups=groups, group_width=width, **types)
         self.conv1 = _conv(3, 64, 7, stride=2, **types)
         in_channels = 64
         for i, stage in enumerate(stages(output_stride)):

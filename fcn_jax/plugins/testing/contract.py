@@ -63,7 +63,7 @@ def check_descriptor(
     """Check the fields that backbones and heads share, and return the validated options."""
     check_registration(subject, descriptor)
     kind = descriptor.options
-    if not dataclasses.is_dataclass(kind) or not kind.__dataclass_params__.frozen:
+    if not dataclasses.is_dataclass(kind) or not kind.__dataclass_params__.frozen:  # type: ignore[attr-defined]
         subject.fail(f"options is {kind}; it must be a frozen dataclass")
     check_weights(subject, descriptor.torch.weights if descriptor.torch else {})
     return plugin_options.validate(descriptor, options or {})

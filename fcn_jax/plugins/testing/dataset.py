@@ -121,7 +121,8 @@ def _check_split(subject: Subject, source: Source, again: Source, samples: int) 
                 part = image.part(f", decode_resized by {factor}")
                 _check_resized(part, resized, example, factor)
     for field in ("image", "mask"):
-        broken = records[0]._replace(**{field: _spoilt(getattr(records[0], field))})
+        change: dict[str, Any] = {field: _spoilt(getattr(records[0], field))}
+        broken = records[0]._replace(**change)
         wrong = f"of an unreadable {field}"
         _require_data_error(subject, f"decode {wrong}", source.decode, broken)
         if hasattr(source, "decode_resized"):

@@ -46,9 +46,9 @@ def _torch_reference(
     in_channels = 3
     for block, (depth, channels) in enumerate(_BLOCKS, start=1):
         for i in range(1, depth + 1):
-            layers[f"conv{block}_{i}"] = conv(in_channels, channels, 3, padding=1)
+            padding = 100 if block == i == 1 else 1
+            layers[f"conv{block}_{i}"] = conv(in_channels, channels, 3, padding)
             in_channels = channels
-    layers["conv1_1"].padding = (100, 100)
     layers["fc6"] = conv(512, width, 7)
     layers["fc7"] = conv(width, width, 1)
     layers["score_fr"] = conv(width, num_classes, 1)
