@@ -12,14 +12,16 @@ import numpy as np
 import torch
 
 from fcn_jax import nn
-from fcn_jax.verify.compare import relative_error
+from fcn_jax.verify.compare import ReferenceErrors
 from fcn_jax.verify.torch_side import to_nchw, variants
 
 SIZES = ((1, 3, 4), (2, 3, 4), (1, 8, 8), (2, 8, 9), (1, 24, 32), (2, 40, 60))
 WIDTHS = (32, 64, 128, 256, 512)
 
 
-def errors(width: int, size: tuple[int, int, int], rng: np.random.Generator) -> tuple[float, float]:
+def measure(
+    width: int, size: tuple[int, int, int], rng: np.random.Generator
+) -> tuple[float, float]:
     """Ours and the worst of PyTorch's variants, in units in the last place.
 
     Args:
@@ -31,20 +33,17 @@ def errors(width: int, size: tuple[int, int, int], rng: np.random.Generator) -> 
     kernel = (rng.standard_normal((3, 3, width, width)) / np.sqrt(9 * width)).astype(np.float32)
     x_torch, kernel_torch = torch.tensor(to_nchw(x)), torch.tensor(kernel.transpose(3, 2, 0, 1))
     truth = torch.nn.functional.conv2d(x_torch.double(), kernel_torch.double(), padding=1).numpy()
-    worst = 0.0
+    errors = ReferenceErrors({"y": truth}, "float32")
     for variant in variants("float32"):
         given = x_torch.contiguous(
             memory_format=torch.channels_last if variant.channels_last else torch.contiguous_format
         )
         torch.backends.mkldnn.enabled = variant.onednn
-        worst = max(
-            worst,
-            relative_error(
-                torch.nn.functional.conv2d(given, kernel_torch, padding=1).numpy(), truth
-            ),
-        )
+        y = torch.nn.functional.conv2d(given, kernel_torch, padding=1)
+        errors.add({"y": y.numpy()})
     ours = np.asarray(jax.jit(lambda x, kernel: nn.conv(x, kernel, 1, 1))(x, kernel))
-    return relative_error(to_nchw(ours), truth) * 2**23, worst * 2**23
+    (comparison,) = errors.compare({"y": to_nchw(ours)}, 1.0)
+    return comparison.error * 2**23, comparison.reference_error * 2**23
 
 
 def main() -> None:
@@ -52,7 +51,7 @@ def main() -> None:
     rng = np.random.default_rng(0)
     print("channels  " + "  ".join(f"{'x'.join(map(str, size)):>11}" for size in SIZES))
     for width in WIDTHS:
-        found = (errors(width, size, rng) for size in SIZES)
+        found = (measure(width, size, rng) for size in SIZES)
         print(
             f"{width:8}  " + "  ".join(f"{ours:5.2f}/{theirs:5.2f}" for ours, theirs in found),
             flush=True,

@@ -114,7 +114,7 @@ def test_modules_do_not_import_the_public_facades():
         ("from fcn_jax import nn, errors", ["fcn_jax.nn", "fcn_jax.errors"]),
         ("def f():\n    from fcn_jax.cli import main", ["fcn_jax.cli.main"]),
         ("importlib.import_module('fcn_jax.eval')", ["fcn_jax.eval"]),
-        ("import jax, fcn_jax_vgg", []),
+        ("import jax, fcn_jax_vgg.paper, fcn_jax_vgg.vgg", []),
     ],
 )
 def test_finds_imports_in_every_form(code, expected):

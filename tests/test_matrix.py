@@ -1,10 +1,9 @@
-"""Every registered backbone with every registered head whose needs it meets.
+"""Every registered backbone with every registered head that accepts its features.
 
-Generated from the registry: a plugin that is installed is covered without a test of its own.
-Compiling each pair would take an hour, so each backbone is compiled once, and each head once for
-all backbones that feed it features of the same channels and sizes. A pair's gradient is the chain
-rule: what the head's gradient by the features is, the backbone's own pass carries on to its
-    parameters.
+The tests are generated from the registry, so every installed plugin is covered. Compiling each pair
+would take an hour. Therefore each backbone is compiled once, and each head once for all backbones
+with features of the same channels and sizes. The gradient of a pair follows from the chain rule:
+the head's gradient with respect to the features is the cotangent of the backbone's backward pass.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ PLUGINS = registry.default()
 BACKBONES = [entry.full_name for entry in PLUGINS.entries("backbones")]
 HEADS = [entry.full_name for entry in PLUGINS.entries("heads")]
 
-# Of each distribution's backbones the one with the shortest name, which tends to be the smallest.
+# The backbone of each distribution with the shortest name, which tends to be the smallest.
 PLAINEST = [
     min((entry.full_name for entry in group), key=lambda name: (len(name), name))
     for _, group in itertools.groupby(
@@ -48,9 +47,9 @@ PLAINEST = [
 
 
 def _alike() -> dict[str, str]:
-    """For each backbone the one with the shortest name whose features are the same.
+    """For each backbone, the one with the shortest name that has the same features.
 
-    Compared are the backbones of one distribution, at every output stride.
+    The backbones of one distribution are compared, at every output stride.
     """
     found: dict[Any, list[str]] = {}
     for entry in PLUGINS.entries("backbones"):
@@ -71,8 +70,8 @@ def _alike() -> dict[str, str]:
     }
 
 
-# A head sees no difference between two backbones with the same features (`Placed`). One of them is
-# tried in the ordinary run, the others in the slow one.
+# For a head, two backbones with the same features are equal (`Placed`). One of them is tested in
+# the ordinary run, the others in the slow one.
 ONE_OF_A_KIND = [
     pytest.param(name, marks=() if name == plainest else pytest.mark.slow)
     for name, plainest in sorted(_alike().items())
@@ -88,7 +87,7 @@ TYPES: dict[str, Any] = {"dtype": jnp.float32, "param_dtype": jnp.float32}
 
 
 def pairs(backbone: str, output_stride: int) -> Iterator[tuple[str, ResolvedHead | ConfigError]]:
-    """Each head, and how it goes on a backbone or what it says."""
+    """Each head, resolved on a backbone, or the error that rejects the backbone."""
     for head in HEADS:
         try:
             yield (
@@ -107,13 +106,13 @@ def features_of(backbone: str, output_stride: int) -> tuple[FeatureSpec, ...]:
 
 
 def padded(size: tuple[int, int], deepest: FeatureSpec, backbone: str) -> tuple[int, int]:
-    """What the segmenter makes of an image's size where the backbone rounds down."""
+    """The input size to which the segmenter pads an image if the backbone rounds sizes down."""
     return covering_size(size[0], deepest, backbone), covering_size(size[1], deepest, backbone)
 
 
 @functools.cache
 def abstract(backbone: str, output_stride: int) -> Any:
-    """The backbone with shapes in place of arrays."""
+    """The backbone with shapes instead of arrays."""
     descriptor = PLUGINS.backbone(backbone)
     return nnx.eval_shape(
         lambda: descriptor.build(
@@ -125,9 +124,8 @@ def abstract(backbone: str, output_stride: int) -> Any:
 class Placed(NamedTuple):
     """A head on features of known shapes.
 
-    The features are renamed: a head sees what they are, never what the backbone calls them. So two
-    backbones are one to a head where their features have the same channels, strides, offsets and
-    sizes.
+    The features are renamed, because a head must not depend on a backbone's names. For a head, two
+    backbones are equal if their features have the same channels, strides, offsets and sizes.
     """
 
     plan: ResolvedHead
@@ -191,7 +189,7 @@ def check_features(backbone: str, output_stride: int) -> None:
 
 
 @pytest.mark.parametrize("backbone", ONE_OF_A_KIND)
-def test_every_head_returns_logits_of_the_image_size_at_every_output_stride(
+def test_heads_return_logits_of_the_image_size_at_every_output_stride(
     backbone: str,
 ) -> None:
     fed = set()
@@ -200,7 +198,7 @@ def test_every_head_returns_logits_of_the_image_size_at_every_output_stride(
         out_hw = padded((65, 97), specs[-1], backbone)
         for head, plan in pairs(backbone, stride):
             if isinstance(plan, ConfigError):
-                # One error that names the head and what there is, and so says what would fit.
+                # The error names the head, and a feature or stride that the backbone offers.
                 message = str(plan)
                 assert f"'{head.rpartition(':')[2]}'" in message
                 assert any(spec.name in message or str(spec.stride) in message for spec in specs), (
@@ -214,19 +212,19 @@ def test_every_head_returns_logits_of_the_image_size_at_every_output_stride(
 
 
 @pytest.mark.parametrize("backbone", ONE_OF_A_KIND)
-def test_a_backbone_gives_the_features_that_heads_are_built_for(backbone: str) -> None:
+def test_backbone_returns_the_promised_features(backbone: str) -> None:
     check_features(backbone, PLUGINS.backbone(backbone).output_strides[0])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_and_so_at_its_other_output_strides(backbone: str) -> None:
+def test_backbone_returns_the_promised_features_at_other_output_strides(backbone: str) -> None:
     for stride in PLUGINS.backbone(backbone).output_strides[1:]:
         check_features(backbone, stride)
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_every_head_goes_on_some_backbone(head: str) -> None:
+def test_every_head_fits_a_backbone(head: str) -> None:
     refusals = []
     for backbone in BACKBONES:
         try:
@@ -238,14 +236,14 @@ def test_every_head_goes_on_some_backbone(head: str) -> None:
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_an_output_stride_that_is_not_offered_is_told_with_those_that_are(backbone: str) -> None:
+def test_rejects_an_output_stride_and_lists_those_offered(backbone: str) -> None:
     offered = ", ".join(map(str, PLUGINS.backbone(backbone).output_strides))
     with pytest.raises(ConfigError, match=f"has no output stride 7; it offers {offered}"):
         build(ModelSpec(backbone, HEADS[0], CLASSES, output_stride=7), rngs=nnx.Rngs(0))
 
 
 @pytest.mark.parametrize("name", [*BACKBONES, *HEADS])
-def test_an_option_that_a_plugin_does_not_know_is_told_with_those_that_it_does(name: str) -> None:
+def test_rejects_an_unknown_option_and_lists_the_known_ones(name: str) -> None:
     descriptor = PLUGINS.backbone(name) if name in BACKBONES else PLUGINS.head(name)
     with pytest.raises(
         ConfigError, match=rf"'{descriptor.name}' are wrong: unknown key 'no_such'.*Available: "
@@ -307,22 +305,23 @@ def head_pass(head: Placed) -> Pass:
 
 
 def check_gradients(backbone: str, *, together: bool) -> None:
-    """Run every head on a backbone's features, and its gradient on through the backbone.
+    """Run every head on a backbone's features, and its gradient through the backbone.
 
     Args:
         backbone: full name.
-        together: carry the heads' gradients on as one sum. That is linear, so none of them hides
-            behind another if it is not finite; and the cost does not grow with the number of heads.
+        together: run the backward pass of the backbone once, on the sum of the heads' gradients. A
+            gradient that is not finite remains visible in the sum, and the cost does not grow with
+            the number of heads.
     """
     descriptor = PLUGINS.backbone(backbone)
     stride = descriptor.output_strides[0]
     specs = features_of(backbone, stride)
     out_hw = padded(SIZE, specs[-1], backbone)
     build = functools.partial(descriptor.build, descriptor.options(), output_stride=stride, **TYPES)
-    trunk = Pass(filled(blank(lambda: build(rngs=nnx.Rngs(0)))), lambda module, x: module(x))
+    run_backbone = Pass(filled(blank(lambda: build(rngs=nnx.Rngs(0)))), lambda module, x: module(x))
     images = normal(0, (BATCH, *out_hw, 3))
     nothing = {name: np.zeros(shape, np.float32) for name, shape in promised(specs, out_hw).items()}
-    features, _, _ = trunk(images, nothing)
+    features, _, _ = run_backbone(images, nothing)
     wanted: dict[str, Any] = {}
     for name, plan in pairs(backbone, stride):
         if isinstance(plan, ConfigError):
@@ -347,20 +346,20 @@ def check_gradients(backbone: str, *, together: bool) -> None:
             }
         }
     for name, cotangents in wanted.items():
-        _, of_trunk, by_image = trunk(images, cotangents)
-        assert finite((of_trunk, by_image)), f"{backbone} + {name}: not finite in the backbone"
+        _, of_backbone, by_image = run_backbone(images, cotangents)
+        assert finite((of_backbone, by_image)), f"{backbone} + {name}: not finite in the backbone"
         assert np.abs(np.asarray(by_image)).max() > 0, (
             f"{backbone} + {name}: no gradient reaches the image"
         )
 
 
 def finite(tree: Any) -> bool:
-    """By numpy: outside jit, JAX would compile the question anew for each shape."""
+    """Whether all values are finite. JAX would compile this for each shape, so numpy is used."""
     return all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(tree))
 
 
 @pytest.mark.slow
-def test_the_smallest_backbone_of_the_core_learns_under_every_head_that_it_feeds() -> None:
+def test_smallest_backbone_learns_with_every_head() -> None:
     own = [
         entry.full_name
         for entry in PLUGINS.entries("backbones")
@@ -382,6 +381,6 @@ def test_the_smallest_backbone_of_the_core_learns_under_every_head_that_it_feeds
         for name in BACKBONES
     ],
 )
-def test_every_pair_has_a_finite_gradient_that_reaches_the_image(backbone: str) -> None:
+def test_every_pair_has_a_finite_gradient_with_respect_to_the_image(backbone: str) -> None:
     check_gradients(backbone, together=True)
     gc.collect()

@@ -10,6 +10,7 @@ features have the same stride, as in a dilated backbone, the deepest of them is 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -74,9 +75,8 @@ class FCNSkip(nnx.Module):
         skips.reverse()
         self.deepest = deepest.name
         self.skips = nnx.static(tuple(skip.name for skip in skips))
-        self.scales = nnx.static(
-            AT_ONCE_SCALES[: len(skips)] if options.at_once else (1.0,) * len(skips)
-        )
+        scales = AT_ONCE_SCALES if options.at_once else (1.0, 1.0)
+        self.scales = nnx.static(scales[: len(skips)])
         fusions, self.top = crops(deepest, skips)
         self.fusions = nnx.static(fusions)
         self.final_conv = nn.Conv(deepest.channels, num_classes, 1, **types)
@@ -112,14 +112,11 @@ class FCNSkip(nnx.Module):
             self.skips, self.scales, self.fusions, self.skip_convs, self.up_convs, strict=True
         ):
             up = up_conv(scores)[:, of_up:, of_up:]
-            skip = skip_conv(features[name] * scale if scale != 1 else features[name])[
-                :, of_skip:, of_skip:
-            ]
+            skip = skip_conv(features[name] * scale)[:, of_skip:, of_skip:]
             rows, cols = (min(up.shape[axis], skip.shape[axis]) for axis in (1, 2))
             scores = up[:, :rows, :cols] + skip[:, :rows, :cols]
-        return self.transpose_conv(scores)[
-            :, self.top : self.top + out_hw[0], self.top : self.top + out_hw[1]
-        ]
+        logits = self.transpose_conv(scores)
+        return logits[:, self.top : self.top + out_hw[0], self.top : self.top + out_hw[1]]
 
 
 def crops(
@@ -156,24 +153,24 @@ def crops(
     return tuple(found), offset + [deepest, *skips][-1].stride // 2
 
 
-def _skips(count: int, head: str, features: Sequence[FeatureSpec]) -> tuple[FeatureSpec, ...]:
+def _select(
+    head: str, count: int, options: SkipOptions, features: Sequence[FeatureSpec]
+) -> tuple[str, ...]:
     """The features of a head with `count` skips, from shallow to deep."""
     deepest = features[-1]
-    by_stride = {feature.stride: feature for feature in features}
-    wanted = [
-        deepest.stride // 2**number
-        for number in range(count, 0, -1)
-        if deepest.stride % 2**number == 0
-    ]
-    if len(wanted) < count or any(stride not in by_stride for stride in wanted):
-        needed = " and ".join(f"{deepest.stride / 2**number:g}" for number in range(count, 0, -1))
+    by_stride: dict[float, FeatureSpec] = {feature.stride: feature for feature in features}
+    strides = [deepest.stride / 2**number for number in range(1, count + 1)]
+    if not by_stride.keys() >= set(strides):
+        needed = " and ".join(f"{stride:g}" for stride in reversed(strides))
         offered = ", ".join(f"{feature.name} ({feature.stride})" for feature in features)
         raise ConfigError(
             f"head '{head}' needs features of stride {needed} in addition to the deepest, of "
             f"stride {deepest.stride}; the backbone offers {offered}. Use a larger output stride, "
             "or a head with fewer skips"
         )
-    return (*(by_stride[stride] for stride in wanted), deepest)
+    skips = [by_stride[stride] for stride in strides]
+    crops(deepest, skips)  # raises if they cannot be aligned
+    return tuple(feature.name for feature in (*reversed(skips), deepest))
 
 
 def _torch_reference(
@@ -240,17 +237,12 @@ def _tables(count: int) -> dict[str, Table]:
 
 
 def _head(name: str, count: int, summary: str) -> Head:
-    def select(options: SkipOptions, features: Sequence[FeatureSpec]) -> tuple[str, ...]:
-        *skips, deepest = _skips(count, name, features)
-        crops(deepest, skips[::-1])
-        return (*(skip.name for skip in skips), deepest.name)
-
     return Head(
         name=name,
         summary=summary,
         reference="Long et al. 2015, arXiv:1411.4038, section 4.2",
         options=SkipOptions,
-        select=select,
+        select=functools.partial(_select, name, count),
         handles_offset=True,
         build=FCNSkip,
         torch=TorchBridge(tables=_tables(count), reference=_torch_reference),

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from fcn_jax import nn
 from fcn_jax.plugins.api import Backbone, FeatureSpec, TorchBridge, Weights, ceil_size
-from fcn_jax.pytorch import Rule, Table, conv_norm, drop, import_torchvision
+from fcn_jax.pytorch import Table, conv_norm, drop, import_torchvision
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,14 +42,7 @@ class Architecture:
     @property
     def channels(self) -> tuple[int, ...]:
         """Output channels of each stage."""
-        return tuple((256 if self.bottleneck else 64) << stage for stage in range(4))
-
-    def block(self, stage: int) -> Callable[..., BasicBlock | Bottleneck]:
-        """The constructor of the blocks of a stage, 0 to 3."""
-        if not self.bottleneck:
-            return BasicBlock
-        inner_channels = (self.group_width * self.groups) << stage
-        return functools.partial(Bottleneck, inner_channels=inner_channels, groups=self.groups)
+        return (256, 512, 1024, 2048) if self.bottleneck else (64, 128, 256, 512)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,32 +77,36 @@ def stages(output_stride: int) -> list[Stage]:
 _conv = functools.partial(nn.ConvNormAct, kernel_init=nn.kaiming_normal_fan_out)
 
 
+def _downsample(
+    in_channels: int, out_channels: int, stride: int, **settings: Any
+) -> nn.ConvNormAct | None:
+    """A 1x1 convolution for the shortcut of a block that changes the shape; None for others."""
+    if stride == 1 and in_channels == out_channels:
+        return None
+    return _conv(in_channels, out_channels, 1, stride=stride, activation=None, **settings)
+
+
 class BasicBlock(nnx.Module):
     """Two 3x3 convolutions and a shortcut: the block of ResNet-18 and ResNet-34.
 
     torchvision refuses to dilate it. timm dilates it, and so does this class.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        stage: Stage,
-        **settings: Any,
-    ) -> None:
+    def __init__(self, in_channels: int, channels: int, stage: Stage, **settings: Any) -> None:
         """Draw the parameters. The first convolution has the stride and the first dilation.
 
-        `settings` are `dtype`, `param_dtype` and `rngs` of all layers.
+        Args:
+            in_channels: channels of the input.
+            channels: channels of the convolutions and of the output.
+            stage: stride and dilations.
+            settings: `dtype`, `param_dtype` and `rngs` of all layers.
         """
         conv = functools.partial(_conv, **settings)
         self.conv1 = conv(
-            in_channels, out_channels, 3, stride=stage.stride, dilation=stage.first_dilation
+            in_channels, channels, 3, stride=stage.stride, dilation=stage.first_dilation
         )
-        self.conv2 = conv(out_channels, out_channels, 3, dilation=stage.dilation, activation=None)
-        downsample = None
-        if stage.stride != 1 or in_channels != out_channels:
-            downsample = conv(in_channels, out_channels, 1, stride=stage.stride, activation=None)
-        self.downsample = downsample
+        self.conv2 = conv(channels, channels, 3, dilation=stage.dilation, activation=None)
+        self.downsample = _downsample(in_channels, channels, stage.stride, **settings)
 
     def __call__(self, x: Float[Array, "N H W I"]) -> Float[Array, "N h w O"]:
         """f[N, H, W, I] -> f[N, ceil(H / stride), ceil(W / stride), O]."""
@@ -124,33 +121,33 @@ class Bottleneck(nnx.Module):
     def __init__(
         self,
         in_channels: int,
-        out_channels: int,
+        channels: int,
         stage: Stage,
         *,
-        inner_channels: int,
         groups: int = 1,
+        group_width: int = 64,
         **settings: Any,
     ) -> None:
         """Draw the parameters.
 
-        The 3x3 convolution has stride, dilation and groups, as in torchvision ("ResNet v1.5").
-        `settings` are `dtype`, `param_dtype` and `rngs` of all layers.
+        The 3x3 convolution has the stride and the dilation, as in torchvision ("ResNet v1.5").
+
+        Args:
+            in_channels: channels of the input.
+            channels: a quarter of the output's channels.
+            stage: stride and dilations.
+            groups: groups of the 3x3 convolution.
+            group_width: channels of one group in the first stage.
+            settings: `dtype`, `param_dtype` and `rngs` of all layers.
         """
         conv = functools.partial(_conv, **settings)
-        self.conv1 = conv(in_channels, inner_channels, 1)
+        width, out_channels = channels * group_width // 64 * groups, 4 * channels
+        self.conv1 = conv(in_channels, width, 1)
         self.conv2 = conv(
-            inner_channels,
-            inner_channels,
-            3,
-            stride=stage.stride,
-            dilation=stage.first_dilation,
-            groups=groups,
+            width, width, 3, stride=stage.stride, dilation=stage.first_dilation, groups=groups
         )
-        self.conv3 = conv(inner_channels, out_channels, 1, activation=None)
-        downsample = None
-        if stage.stride != 1 or in_channels != out_channels:
-            downsample = conv(in_channels, out_channels, 1, stride=stage.stride, activation=None)
-        self.downsample = downsample
+        self.conv3 = conv(width, out_channels, 1, activation=None)
+        self.downsample = _downsample(in_channels, out_channels, stage.stride, **settings)
 
     def __call__(self, x: Float[Array, "N H W I"]) -> Float[Array, "N h w O"]:
         """f[N, H, W, I] -> f[N, ceil(H / stride), ceil(W / stride), O]."""
@@ -178,25 +175,28 @@ class ResNet(nnx.Module):
     ) -> None:
         """Draw the parameters. Their shapes do not depend on the output stride: 32, 16 or 8."""
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        block: Callable[..., nnx.Module] = functools.partial(BasicBlock, **types)
+        if architecture.bottleneck:
+            groups, width = architecture.groups, architecture.group_width
+            block = functools.partial(Bottleneck, groups=groups, group_width=width, **types)
         self.conv1 = _conv(3, 64, 7, stride=2, **types)
         in_channels = 64
         for i, stage in enumerate(stages(output_stride)):
-            block = functools.partial(architecture.block(i), **types)
-            out_channels = architecture.channels[i]
-            later = Stage(1, stage.dilation, stage.dilation)
-            blocks = [block(in_channels, out_channels, stage)]
-            for _ in range(1, architecture.depths[i]):
-                blocks.append(block(out_channels, out_channels, later))
+            blocks = []
+            for _ in range(architecture.depths[i]):
+                blocks.append(block(in_channels, 64 << i, stage))
+                in_channels = architecture.channels[i]
+                stage = Stage(1, stage.dilation, stage.dilation)
             setattr(self, f"layer{i + 1}", nnx.List(blocks))
-            in_channels = out_channels
 
     def __call__(self, x: Float[Array, "N H W 3"]) -> dict[str, Float[Array, "N _ _ _"]]:
         """f[N, H, W, 3] -> the outputs of the stem and the four stages by name.
 
         They are f[N, ceil(H / s), ceil(W / s), C], with s = 2, 4, 8, 16, 32 or the output stride.
         """
-        stem = self.conv1(x)
-        features, x = {"stem": stem}, nn.max_pool(stem, kernel_size=3, stride=2, padding=1)
+        x = self.conv1(x)
+        features = {"stem": x}
+        x = nn.max_pool(x, kernel_size=3, stride=2, padding=1)
         for name in ("layer1", "layer2", "layer3", "layer4"):
             for block in getattr(self, name):
                 x = block(x)
@@ -213,30 +213,21 @@ def _features(architecture: Architecture, output_stride: int) -> tuple[FeatureSp
     )
 
 
-def _block_rules(theirs: str, ours: str) -> list[Rule]:
-    return [
-        *conv_norm(
-            f"{theirs}.{{b}}.conv{{k}}", f"{theirs}.{{b}}.bn{{k}}", f"{ours}.{{b}}.conv{{k}}"
-        ),
-        *conv_norm(
-            f"{theirs}.{{b}}.downsample.0",
-            f"{theirs}.{{b}}.downsample.1",
-            f"{ours}.{{b}}.downsample",
-        ),
-    ]
-
-
+_BLOCKS = Table(
+    conv_norm("{b}.conv{k}", "{b}.bn{k}", "{b}.conv{k}"),
+    conv_norm("{b}.downsample.0", "{b}.downsample.1", "{b}.downsample"),
+)
 _TABLES = {
     "torchvision": Table(
         conv_norm("conv1", "bn1", "conv1"),
-        _block_rules("layer{s}", "layer{s}"),
+        _BLOCKS.under("layer{s}.", "layer{s}.").rules,
         drop("fc.*", "the ImageNet classifier, which a segmentation model does not have"),
     ),
     # d2l keeps the children of torchvision's network in a Sequential, which names them by position:
     # 0 conv1, 1 bn1, 2 relu, 3 maxpool, 4 to 7 the stages.
     "d2l": Table(
         conv_norm("0", "1", "conv1"),
-        *(_block_rules(f"{stage + 3}", f"layer{stage}") for stage in (1, 2, 3, 4)),
+        *(_BLOCKS.under(f"{stage + 3}.", f"layer{stage}.").rules for stage in (1, 2, 3, 4)),
     ),
 }
 

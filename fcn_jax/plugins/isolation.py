@@ -15,12 +15,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from fcn_jax.plugins.registry import Entry
+from fcn_jax.plugins.entry import Entry
 
 _CHILD = """
 import json, os, signal, sys
 from fcn_jax.errors import PluginError
-from fcn_jax.plugins.registry import Entry, import_descriptor
+from fcn_jax.plugins.entry import Entry, import_descriptor
 
 signal.alarm(int(sys.argv[3]))  # if the parent was killed and cannot end this process
 entries = [Entry(*fields) for fields in json.loads(sys.argv[2])]

@@ -10,98 +10,21 @@ otherwise it is a comma-separated list.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
 import re
-import traceback
 from collections.abc import Iterable
 from importlib import metadata
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, cast
 
 from fcn_jax.errors import ConfigError, PluginError, did_you_mean
-from fcn_jax.plugins.api import API_VERSION, Backbone, Dataset, Descriptor, Head, Model
-
-KINDS: dict[str, type[Descriptor]] = {
-    "backbones": Backbone,
-    "heads": Head,
-    "models": Model,
-    "datasets": Dataset,
-}
-"""By kind, the type of its descriptors. The entry-point group is `fcn_jax.<kind>`."""
+from fcn_jax.plugins.api import Backbone, Dataset, Descriptor, Head, Model
+from fcn_jax.plugins.entry import KINDS, Entry, import_descriptor, singular
 
 DISABLE_VARIABLE = "FCN_JAX_DISABLE_PLUGINS"
 OWN_DISTRIBUTION = "fcn-jax"
 
 _DISTRIBUTION = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?", re.IGNORECASE)
-
-_CHANGED_IN_2_0 = {
-    "maskable": "delete the field `maskable`",
-    "alone": "rename the field `alone` to `standalone_tables`",
-    "original": "rename the field `original` to `reference_model`",
-    "names": "rename the field `names` to `key_format`",
-    "backbone": "give the parts of a Model as `spec=ModelSpec(...)`",
-    "require_no_offset": "delete `require_no_offset`: heads are refused on features with an offset "
-    "unless they say `handles_offset=True`",
-}
-"""What version 1 of the contract had, and what to do about it."""
-
-_Kind = TypeVar("_Kind", bound=Descriptor)
-
-
-@dataclasses.dataclass(frozen=True, order=True)
-class Entry:
-    """One registered name, from the metadata of installed distributions; nothing is imported.
-
-    Attributes:
-        kind: "backbones", "heads", "models" or "datasets".
-        name: the registered name.
-        distribution: the installed distribution that registers it.
-        version: the distribution's version.
-        value: `module:attribute` of the descriptor.
-    """
-
-    kind: str
-    name: str
-    distribution: str
-    version: str
-    value: str
-
-    @property
-    def full_name(self) -> str:
-        """`distribution:name`, which is never ambiguous."""
-        return f"{self.distribution}:{self.name}"
-
-    @property
-    def module(self) -> str:
-        """The module of the descriptor."""
-        return self.value.partition(":")[0]
-
-    def __str__(self) -> str:
-        """Kind, name, distribution and location, for messages."""
-        owner = f"{self.distribution} {self.version} ({self.value})"
-        return f"{_singular(self.kind)} '{self.name}' of {owner}"
-
-    def place(self, error: BaseException) -> str:
-        """Where in the plugin's own package an error came from: " (net.py, line 3, in f)", or "".
-
-        Frames of libraries that the plugin calls, such as JAX's, are not what its author looks for.
-        """
-        if isinstance(error, SyntaxError) and error.filename:
-            return f" ({Path(error.filename).name}, line {error.lineno})"
-        package = self.module.partition(".")[0]
-        own = [
-            (frame.f_code, line)
-            for frame, line in traceback.walk_tb(error.__traceback__)
-            if frame.f_globals.get("__name__", "").partition(".")[0] == package
-            and frame.f_globals is not globals()
-        ]
-        if not own:
-            return ""
-        code, line = own[-1]
-        function = "" if code.co_name == "<module>" else f", in {code.co_name}"
-        return f" ({Path(code.co_filename).name}, line {line}{function})"
 
 
 class Registry:
@@ -124,19 +47,19 @@ class Registry:
 
     def backbone(self, name: str) -> Backbone:
         """The backbone of that name, or `distribution:name`. Raises as `get` does."""
-        return self._get(Backbone, "backbones", name)
+        return cast(Backbone, self.get("backbones", name))
 
     def head(self, name: str) -> Head:
         """The head of that name, or `distribution:name`. Raises as `get` does."""
-        return self._get(Head, "heads", name)
+        return cast(Head, self.get("heads", name))
 
     def model(self, name: str) -> Model:
         """The model of that name, or `distribution:name`. Raises as `get` does."""
-        return self._get(Model, "models", name)
+        return cast(Model, self.get("models", name))
 
     def dataset(self, name: str) -> Dataset:
         """The dataset of that name, or `distribution:name`. Raises as `get` does."""
-        return self._get(Dataset, "datasets", name)
+        return cast(Dataset, self.get("datasets", name))
 
     def get(self, kind: str, name: str) -> Descriptor:
         """The descriptor of that kind and name; its module is imported on the first call.
@@ -162,11 +85,6 @@ class Registry:
             raise PluginError(str(found)) from found.__cause__
         return found
 
-    def _get(self, kind: type[_Kind], group: str, name: str) -> _Kind:
-        found = self.get(group, name)
-        assert isinstance(found, kind)  # `import_descriptor` has checked it
-        return found
-
     def find(self, kind: str, name: str) -> Entry:
         """The entry of a name, without importing it.
 
@@ -177,7 +95,7 @@ class Registry:
         found = _matching(self._entries, kind, name)
         if len(found) == 1:
             return found[0]
-        what = _singular(kind)
+        what = singular(kind)
         if found:
             owners = " and ".join(f"{entry.distribution} {entry.version}" for entry in found)
             choices = " or ".join(f"'{entry.full_name}'" for entry in found)
@@ -231,7 +149,7 @@ class Registry:
     def entries(self, kind: str | None = None) -> list[Entry]:
         """All entries that are not disabled, or those of a kind, sorted by kind and name."""
         if kind is not None:
-            _singular(kind)
+            singular(kind)
         return [entry for entry in self._entries if kind in (None, entry.kind)]
 
     def conflict(self, entry: Entry) -> str | None:
@@ -341,60 +259,8 @@ def _folder(distribution: metadata.Distribution) -> str:
     return str(distribution.locate_file(""))
 
 
-def import_descriptor(entry: Entry) -> Descriptor:
-    """Import one plugin and compare its descriptor with its registration.
-
-    Raises:
-        PluginError: the plugin, its distribution, its entry point and the reason. The plugin's
-            exception is chained.
-    """
-    try:
-        found = metadata.EntryPoint(entry.name, entry.value, f"fcn_jax.{entry.kind}").load()
-    except (Exception, SystemExit) as error:  # anything may be raised while a module is imported
-        reason = f"{type(error).__name__}: {error}{entry.place(error)}{_advice(error)}"
-        raise PluginError(f"{entry} cannot be loaded: {reason}") from error
-    wanted = KINDS[entry.kind]
-    if not isinstance(found, wanted):
-        raise PluginError(
-            f"{entry} is a {type(found).__name__}; it must be an fcn_jax.api.{wanted.__name__}"
-        )
-    if fault := api_version_fault(found.api_version, entry.distribution):
-        raise PluginError(f"{entry} {fault}")
-    if found.name != entry.name:
-        raise PluginError(
-            f"{entry} calls itself '{found.name}'; its entry point must have the same name"
-        )
-    return found
-
-
-def _advice(error: BaseException) -> str:
-    """What to change in a plugin that was written for version 1 of the contract, or ""."""
-    if isinstance(error, TypeError | ImportError):
-        for name, advice in _CHANGED_IN_2_0.items():
-            if f"'{name}'" in str(error):
-                return f"; version 2.0 of the plugin contract changed this: {advice}"
-    return ""
-
-
-def api_version_fault(theirs: Any, distribution: str = "the plugin") -> str | None:
-    """What is wrong with a descriptor's `api_version`, and what to do; None if it is supported."""
-    ours = API_VERSION
-    if not (isinstance(theirs, tuple) and [type(part) for part in theirs] == [int, int]):
-        return f"has api_version {theirs!r}; it must be two integers, such as {ours}"
-    if theirs[0] == ours[0] and theirs[1] <= ours[1]:
-        return None
-    remedy = "upgrade fcn-jax"
-    if theirs < ours:
-        changes = ", ".join(_CHANGED_IN_2_0.values())
-        remedy = f"upgrade {distribution}. Its author must change it: {changes}"
-    return (
-        f"was written for version {'.'.join(map(str, theirs))} of the plugin contract "
-        f"(api_version), and this fcn-jax has {'.'.join(map(str, ours))}: {remedy}"
-    )
-
-
 def _matching(entries: Iterable[Entry], kind: str, name: str) -> list[Entry]:
-    _singular(kind)
+    singular(kind)
     distribution, _, short = name.rpartition(":")
     found = [entry for entry in entries if (entry.kind, entry.name) == (kind, short)]
     return _of(found, distribution) if distribution else found
@@ -416,9 +282,3 @@ def _is_disabled(entry: Entry, disable: str) -> bool:
 def normalized(distribution: str) -> str:
     """A distribution's name as package indexes compare it (PEP 503)."""
     return re.sub(r"[-_.]+", "-", distribution.strip()).lower()
-
-
-def _singular(kind: str) -> str:
-    if kind not in KINDS:
-        raise ValueError(f"kind is '{kind}'; it must be one of {', '.join(KINDS)}")
-    return kind.removesuffix("s")

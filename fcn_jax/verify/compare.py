@@ -180,45 +180,48 @@ def _better(section: Section, other: Section) -> Section:
     return dataclasses.replace(section, comparisons=kept, attempts=section.attempts + 1)
 
 
-def relative_error(found: np.ndarray, reference: np.ndarray, least_norm: float = 0.0) -> float:
-    """`|found - reference| / max(|reference|, least_norm)`, L2 norms in float64.
-
-    The divisor is 1 if it would be 0.
-    """
-    wide = reference.astype(np.float64, copy=False)
-    distance = float(np.linalg.norm((found.astype(np.float64) - wide).ravel()))
-    return distance / (max(float(np.linalg.norm(wide.ravel())), least_norm) or 1.0)
-
-
 class ReferenceErrors:
-    """The worst error of PyTorch's correct runs, by tensor."""
+    """The worst error of PyTorch's correct runs, by tensor or by group of tensors."""
 
     def __init__(
-        self, reference: Mapping[str, np.ndarray], dtype: str, *, least_norm: float = 0.0
+        self,
+        reference: Mapping[str, np.ndarray],
+        dtype: str,
+        *,
+        start: Mapping[str, np.ndarray] | None = None,
+        groups: Mapping[str, Sequence[str]] | None = None,
+        least_norm: float = 0.0,
     ) -> None:
         """Start without runs.
 
         Args:
             reference: float64 results by name, in the order of the report.
             dtype: compared precision, "float32" or "bfloat16".
+            start: initial values. If given, errors are relative to the change from them.
+            groups: names of tensors that count as one vector, by the group's name; None compares
+                each tensor.
             least_norm: the errors of tensors with a smaller norm are relative to this norm.
         """
-        self.reference = dict(reference)
+        self._reference = dict(reference)
         self._dtype = dtype
-        self._least_norm = least_norm
-        self._worst = dict.fromkeys(reference, 0.0)
-        self._not_finite = {
-            name for name, value in reference.items() if not np.isfinite(value).all()
+        self._groups = groups or {name: (name,) for name in reference}
+        self._worst = dict.fromkeys(self._groups, 0.0)
+        self._sizes = {
+            group: _size(reference[name] - (start[name] if start else 0.0) for name in names)
+            for group, names in self._groups.items()
         }
+        self._least_norm = least_norm
+
+    @property
+    def norm(self) -> float:
+        """L2 norm of everything that is compared."""
+        return math.hypot(*(norm for norm, _ in self._sizes.values()))
 
     def add(self, run: Mapping[str, np.ndarray]) -> None:
         """Add a correct run of PyTorch in the compared precision."""
-        for name, value in run.items():
-            if not np.isfinite(value).all():
-                self._not_finite.add(name)
-                continue
-            error = relative_error(value, self.reference[name], self._least_norm)
-            self._worst[name] = max(self._worst[name], error)
+        for group in self._groups:
+            # Unlike max, np.maximum keeps NaN.
+            self._worst[group] = float(np.maximum(self._worst[group], self._errors(group, run)[0]))
 
     def compare(self, found: Mapping[str, np.ndarray], factor: float) -> tuple[Comparison, ...]:
         """Compare JAX's results, by the same names and in PyTorch's layout.
@@ -230,39 +233,48 @@ class ReferenceErrors:
                 name, value.shape, math.inf, 0.0, 0.0, math.inf, "PyTorch has no such tensor"
             )
             for name, value in found.items()
-            if name not in self.reference
+            if name not in self._reference
         )
-        compared = (self._compare(name, found.get(name), factor) for name in self.reference)
-        return (*compared, *surplus)
+        return (*(self._compare(group, found, factor) for group in self._groups), *surplus)
 
-    def _compare(self, name: str, found: np.ndarray | None, factor: float) -> Comparison:
-        reference, worst = self.reference[name], self._worst[name]
-        limit = error_limit(worst, factor, self._dtype, single=reference.size == 1)
+    def _compare(self, group: str, found: Mapping[str, np.ndarray], factor: float) -> Comparison:
+        names, worst = self._groups[group], self._worst[group]
+        shapes = [self._reference[name].shape for name in names]
+        shape = shapes[0] if len(shapes) == 1 else (sum(map(math.prod, shapes)),)
+        floor = (SCALAR_FLOOR if math.prod(shape) == 1 else FLOOR)[self._dtype]
+        limit = min(factor * max(worst, floor), LARGEST_LIMIT)
+        error = largest = math.inf
         fault = ""
-        if name in self._not_finite:
+        if not math.isfinite(worst + self._sizes[group][0]):
             fault = TORCH_NOT_FINITE
-        elif found is None:
+        elif any(name not in found for name in names):
             fault = "JAX has no such tensor"
-        elif found.shape != reference.shape:
-            fault = f"shape {tuple(found.shape)}, in PyTorch {tuple(reference.shape)}"
-        elif not np.isfinite(found.astype(np.float32, copy=False)).all():
-            fault = NOT_FINITE
-        if fault or found is None:
-            return Comparison(name, reference.shape, math.inf, worst, limit, math.inf, fault)
-        difference = np.abs(found.astype(np.float64) - reference).max(initial=0.0)
-        largest = float(difference / max(np.abs(reference).max(initial=0.0), 1e-300))
-        error = relative_error(found, reference, self._least_norm)
-        return Comparison(name, reference.shape, error, worst, limit, largest)
+        elif [found[name].shape for name in names] != shapes:
+            fault = f"shape {found[names[0]].shape}, in PyTorch {shapes[0]}"
+        else:
+            error, largest = self._errors(group, found)
+            if not math.isfinite(error):
+                fault, error, largest = NOT_FINITE, math.inf, math.inf
+        return Comparison(group, shape, error, worst, limit, largest, fault)
+
+    def _errors(self, group: str, found: Mapping[str, np.ndarray]) -> tuple[float, float]:
+        """Relative L2 error, and largest difference as a share of the largest value."""
+        difference, largest_difference = _size(
+            found[name] - self._reference[name] for name in self._groups[group]
+        )
+        norm, largest = self._sizes[group]
+        return (
+            difference / (max(norm, self._least_norm) or 1.0),
+            largest_difference / (largest or 1.0),
+        )
 
 
-def error_limit(
-    reference_error: float, factor: float, dtype: str, *, single: bool = False
-) -> float:
-    """The largest error that passes; `single` for a tensor of one number."""
-    floor = (SCALAR_FLOOR if single else FLOOR)[dtype]
-    return min(factor * max(reference_error, floor), LARGEST_LIMIT)
-
-
-def total_norm(tensors: Iterable[np.ndarray]) -> float:
-    """L2 norm of all tensors together."""
-    return math.sqrt(sum(float(np.square(tensor.astype(np.float64)).sum()) for tensor in tensors))
+def _size(arrays: Iterable[np.ndarray]) -> tuple[float, float]:
+    """L2 norm and largest absolute value of all arrays together."""
+    squares, largest = 0.0, 0.0
+    with np.errstate(invalid="ignore"):  # the difference of infinite values is NaN
+        for x in arrays:
+            flat = np.ravel(x).astype(np.float64, copy=False)
+            squares += float(flat @ flat)
+            largest = max(largest, float(np.abs(flat).max(initial=0.0)))
+    return math.sqrt(squares), largest

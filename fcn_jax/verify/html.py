@@ -7,7 +7,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -142,46 +142,27 @@ def _plot(sections: Sequence[Section]) -> str:
     for axes, section in zip(
         figure.subplots(len(sections), squeeze=False)[:, 0], sections, strict=True
     ):
-        x = np.arange(len(section.comparisons))
         comparisons = section.comparisons
-        axes.plot(
-            x,
-            _heights(c.limit for c in comparisons),
-            color="#999",
-            lw=1,
-            ls="--",
-            label=f"allowed ({section.factor:g}x)",
-        )
-        axes.plot(
-            x,
-            _heights(c.reference_error for c in comparisons),
-            "o",
-            ms=4,
-            color="#e8590c",
-            label="PyTorch, worst run",
-        )
-        axes.plot(
-            x, _heights(c.error for c in comparisons), "x", ms=5, color="#1864ab", label="JAX"
-        )
-        for i in (i for i, c in enumerate(comparisons) if not c.equal):
-            axes.axvspan(i - 0.5, i + 0.5, color="#b42318", alpha=0.15, lw=0)
+        x = np.arange(len(comparisons))
+        for field, style, color, label in (
+            ("limit", "--", "#999", f"allowed ({section.factor:g}x)"),
+            ("reference_error", "o", "#e8590c", "PyTorch, worst run"),
+            ("error", "x", "#1864ab", "JAX"),
+        ):
+            # On a logarithmic axis, an error of 0 is drawn at the bottom, a fault at the top.
+            heights = np.clip([getattr(c, field) for c in comparisons], 1e-9, 1e3)
+            axes.plot(x, heights, style, color=color, label=label, lw=1, ms=4)
+        for i, comparison in enumerate(comparisons):
+            if not comparison.equal:
+                axes.axvspan(i - 0.5, i + 0.5, color="#b42318", alpha=0.15, lw=0)
         axes.set(yscale="log", ylabel="relative L2 error", xlim=(-1, len(x)))
         shown = x if len(x) <= 70 else x[:: math.ceil(len(x) / 70)]
-        axes.set_xticks(
-            shown,
-            [comparisons[i].name.removeprefix("backbone.") for i in shown],
-            rotation=90,
-            fontsize=6,
-        )
+        names = [comparisons[i].name.removeprefix("backbone.") for i in shown]
+        axes.set_xticks(shown, names, rotation=90, fontsize=6)
         axes.set_title(section.title, loc="left")
         axes.grid(axis="y", alpha=0.3)
         axes.legend(fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False)
     return _image(figure, "svg")
-
-
-def _heights(values: Iterable[float]) -> np.ndarray:
-    """Values for a logarithmic axis: an error of 0 is drawn at the bottom, a fault at the top."""
-    return np.array([min(max(value, 1e-9), 1e3) for value in values])
 
 
 def _pictures(pictures: Pictures) -> Iterator[tuple[str, str]]:

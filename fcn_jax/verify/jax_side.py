@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -14,9 +14,7 @@ from flax import nnx
 
 from fcn_jax.nn._conv_norm_act import folding
 from fcn_jax.verify.torch_side import by_name, to_nchw
-
-Call = Callable[[Any, tuple[Any, ...]], Any]
-"""(module, its inputs) -> an array, or arrays by name."""
+from fcn_jax.verify.types import Call
 
 
 def blank(build: Callable[[], Any]) -> Any:
@@ -40,11 +38,11 @@ def _watching(module: nnx.Module, note: Callable[[str, Any], None]) -> Iterator[
     """Call `note(path, output)` after each call of a submodule with a single array in and out."""
     paths = {id(child): path for path, child in submodules(module).items()}
     classes = {type(child) for child in submodules(module).values()}
-    # Collected first, because a class may inherit the method from another class of the list.
-    originals: dict[type, Any] = {cls: cls.__call__ for cls in classes}
     own = {cls: cls.__dict__.get("__call__") for cls in classes}
 
-    def wrapped(cls: type, original: Any) -> Any:
+    def wrapped(cls: Any) -> Any:
+        original = cls.__call__
+
         @functools.wraps(original)
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
             output = original(self, *args, **kwargs)
@@ -62,10 +60,12 @@ def _watching(module: nnx.Module, note: Callable[[str, Any], None]) -> Iterator[
 
         return call
 
+    # All before the first is set, because a class may inherit the method from another one of them.
+    wrappers = {cls: wrapped(cls) for cls in classes}
     try:
-        for cls in classes:
+        for cls, wrapper in wrappers.items():
             # mypy rejects an assignment to a method.
-            setattr(cls, "__call__", wrapped(cls, originals[cls]))  # noqa: B010
+            setattr(cls, "__call__", wrapper)  # noqa: B010
         yield
     finally:
         for cls in classes:
@@ -82,12 +82,12 @@ def precise() -> Any:
 
 def watched(
     module: nnx.Module, call: Call, inputs: Sequence[np.ndarray], names: Sequence[str]
-) -> tuple[dict[str, np.ndarray], dict[str, list[np.ndarray]]]:
+) -> dict[str, list[np.ndarray]]:
     """Run a module, jitted as a whole, and record the outputs of submodules.
 
     Returns:
-        The outputs by name, and the outputs of every call of each submodule with a single array in
-        and out; in PyTorch's layout.
+        The outputs of every call of each submodule with a single array in and out, in PyTorch's
+        layout.
     """
     graphdef, state = nnx.split(module)
 
@@ -101,14 +101,11 @@ def watched(
                 seen.setdefault(path, []).append(output)
 
         with _watching(network, note), folding(False):  # keeps every layer's output
-            outputs = by_name(call(network, inputs))
-        return outputs, seen
+            return call(network, inputs), seen
 
     with precise():
-        outputs, seen = run(state, tuple(inputs))
-    return arrays(outputs), {
-        path: [array(value) for value in values] for path, values in seen.items()
-    }
+        _, seen = run(state, tuple(inputs))
+    return {path: [array(value) for value in values] for path, values in seen.items()}
 
 
 def outputs(module: nnx.Module, call: Call, inputs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
@@ -118,7 +115,8 @@ def outputs(module: nnx.Module, call: Call, inputs: Sequence[np.ndarray]) -> dic
         lambda state, inputs: by_name(call(nnx.merge(graphdef, state, copy=True), inputs))
     )
     with precise():
-        return arrays(run(state, tuple(inputs)))
+        found = run(state, tuple(inputs))
+    return {name: array(value) for name, value in found.items()}
 
 
 def layer_runner() -> Callable[[nnx.Module, np.ndarray], np.ndarray]:
@@ -178,13 +176,6 @@ def without_dropout(module: nnx.Module) -> Iterator[None]:
 def array(value: Any) -> np.ndarray:
     """Convert to numpy in PyTorch's layout; bfloat16 becomes float32."""
     wide = np.asarray(value)
-    return to_nchw(
-        wide.astype(np.float32)
-        if wide.dtype.itemsize < 4 and wide.dtype.kind not in "iub"
-        else wide
-    )
-
-
-def arrays(values: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Apply `array` to each value."""
-    return {name: array(value) for name, value in values.items()}
+    if wide.dtype.itemsize < 4 and wide.dtype.kind not in "iub":
+        wide = wide.astype(np.float32)
+    return to_nchw(wide)

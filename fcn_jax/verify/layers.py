@@ -122,21 +122,20 @@ def compare_layers(pair: Pair, inputs: Sequence[np.ndarray], advance: Advance) -
         advance: called after every step.
     """
     side, factor = pair.torch, FACTORS["layers"]
-    _, ours = jax_side.watched(pair.jax, pair.call, inputs, tuple(pair.layers))
+    ours = jax_side.watched(pair.jax, pair.call, inputs, tuple(pair.layers))
     advance("JAX")
     # Some layers are called with several tensors on one side only, such as a head with its features
     # by name.
     paths = {name: path for path, name in pair.layers.items() if path in ours}
-    _, seen_in, reference = side.watched(REFERENCE, inputs, tuple(paths))
+    seen_in, reference = side.watched(REFERENCE, inputs, tuple(paths))
     advance("PyTorch float64")
     order = list(seen_in)  # hooks run when a module is done: first the layers, then their block
-    errors = ReferenceErrors(_numbered(paths, reference), pair.dtype)
+    errors = ReferenceErrors(_by_call(reference, paths), pair.dtype)
     for variant in side.variants:
-        _, _, seen = side.watched(variant, inputs, order)
-        errors.add(_numbered(paths, seen))
+        _, seen = side.watched(variant, inputs, order)
+        errors.add(_by_call(seen, paths))
         advance("PyTorch")
-    called = {paths[name] for name in order}
-    found = _flat({path: values for path, values in ours.items() if path in called})
+    found = _by_call({name: ours[paths[name]] for name in order}, paths)
     accumulated = Section("layers, accumulated", factor, errors.compare(found, factor))
     del errors, reference, ours, found, seen
 
@@ -153,6 +152,7 @@ def compare_layers(pair: Pair, inputs: Sequence[np.ndarray], advance: Advance) -
             isolated += errors.compare({key: run_layer(modules[path], x)}, factor)
         advance(path)
     owners = dict.fromkeys(path.rpartition(".")[0] for path in leaves(pair.jax))
+    called = {paths[name] for name in order}
     skipped = tuple(owner for owner in owners if owner not in called)
     return Layers(Section("layers, isolated", factor, tuple(isolated)), accumulated, skipped)
 
@@ -161,16 +161,15 @@ def _label(path: str, number: int) -> str:
     return path if number == 0 else f"{path} (call {number + 1})"
 
 
-def _flat(seen: Mapping[str, Sequence[np.ndarray]]) -> dict[str, np.ndarray]:
-    return {
-        _label(path, i): value for path, values in seen.items() for i, value in enumerate(values)
-    }
-
-
-def _numbered(
-    paths: Mapping[str, str], seen: Mapping[str, Sequence[np.ndarray]]
+def _by_call(
+    seen: Mapping[str, Sequence[np.ndarray]], paths: Mapping[str, str]
 ) -> dict[str, np.ndarray]:
-    return _flat({paths[name]: values for name, values in seen.items()})
+    """The output of each call, by the layer's path and the number of the call."""
+    return {
+        _label(paths[name], i): value
+        for name, values in seen.items()
+        for i, value in enumerate(values)
+    }
 
 
 def _rounded(x: np.ndarray, dtype: str) -> np.ndarray:

@@ -94,13 +94,15 @@ def verify_model(
     """
     torch = import_torch()
     name = model if isinstance(model, str) else None
-    spec = _changed(model, {key: value for key, value in changes.items() if value is not None})
+    registered = model if isinstance(model, ModelSpec) else registered_spec(model)
+    changes = {key: value for key, value in changes.items() if value is not None}
+    spec = _changed(name, registered, changes)
     _check(sizes, batch, train_steps, train_lr, seed, spec)
     preprocess = resolve(spec).preprocess
     network = jax_side.blank(lambda: build(spec, rngs=nnx.Rngs(seed)))
     with torch.random.fork_rng(devices=[]):  # leaves the caller's random state unchanged
         torch.manual_seed(seed)
-        reference, key_format = _reference(name, spec)
+        reference, key_format = _reference(name, registered, spec)
     randomize_batch_norm(reference, seed)
     table = tables(spec).get(("model", key_format))
     if table is None:
@@ -108,17 +110,18 @@ def verify_model(
             f"{spec.backbone} + {spec.head} have no table of key format '{key_format}'"
         )
     coverage, origin = _load(network, reference, table, weights, reinit, seed)
-    report = Report(_subject(name, spec, changes), spec.dtype, coverage=coverage, weights=origin)
+    subject = _subject(name, registered, spec, changes)
+    report = Report(subject, spec.dtype, coverage=coverage, weights=origin)
     scenes = [_scenes(size, batch, spec.num_classes, seed) for size in sizes]
     inputs = [np.asarray(normalize(jax.numpy.asarray(images), preprocess)) for images, _ in scenes]
-    with paired(reference, network, table, _torch_outputs, _jax_outputs, spec.dtype) as pair:
+    with paired(reference, network, table, spec.dtype, call_jax=_outputs) as pair:
         total = 6 + len(pair.layers) + 6 * len(sizes) + 6 * grad + train_steps
         advance = _counted(progress, total)
         report.add_layers(compare_layers(pair, inputs[:1], advance))
         for size, (images, _), x in zip(sizes, scenes, inputs, strict=True):
             title = f"logits at {size[0]}x{size[1]}"
             section, outputs = compare_outputs(pair, (x,), title, advance)
-            report.add(section)
+            report.sections.append(section)
             if any(comparison.fault for comparison in section.comparisons):
                 continue  # there are no predictions to compare
             report.agreement.append(_agreement(size, outputs, spec.num_classes))
@@ -126,7 +129,7 @@ def verify_model(
         if grad:
             loss = _cross_entropy(scenes[0][1])
             attempts = attempts_after(report)
-            report.add(*compare_gradients(pair, inputs[:1], loss, advance, attempts))
+            report.sections += compare_gradients(pair, inputs[:1], loss, advance, attempts)
         if train_steps:
 
             def train(number: int) -> list[Section]:
@@ -135,28 +138,24 @@ def verify_model(
                 batches = [_scenes(sizes[0], batch, spec.num_classes, each) for each in seeds]
                 return compare_training(pair, network, batches, preprocess, advance, train_lr)
 
-            report.add(*compare_repeatedly(train, attempts_after(report)))
+            report.sections += compare_repeatedly(train, attempts_after(report))
     return report
 
 
-def _changed(model: str | ModelSpec, changes: dict[str, Any]) -> ModelSpec:
-    """The spec to verify: that of a model or a name, with changed fields."""
-    spec = registered_spec(model) if isinstance(model, str) else model
+def _changed(name: str | None, spec: ModelSpec, changes: dict[str, Any]) -> ModelSpec:
+    """The spec to verify, with changed fields; `name` is that of a registered model or backbone."""
     fields = {field.name for field in dataclasses.fields(ModelSpec)}
     if unknown := changes.keys() - fields:
         raise TypeError(f"verify_model has no argument {', '.join(sorted(unknown))}")
-    if isinstance(model, str) and spec.head and (changes.get("head") or changes.get("aux_head")):
+    if name and spec.head and (changes.get("head") or changes.get("aux_head")):
         raise ConfigError(
-            f"'{model}' is a model with the head '{spec.head}'; head and aux_head are for backbones"
+            f"'{name}' is a model with the head '{spec.head}'; head and aux_head are for backbones"
         )
+    own_head = registry.default().own_name("heads", DEFAULT_HEAD, registry.OWN_DISTRIBUTION)
+    values = {"head": spec.head or own_head, **changes}
     for options in ("backbone_options", "head_options", "aux_head_options"):
-        if options in changes:
-            changes[options] = {**getattr(spec, options), **changes[options]}
-    spec = dataclasses.replace(spec, **changes)
-    if spec.head is None:
-        head = registry.default().own_name("heads", DEFAULT_HEAD, registry.OWN_DISTRIBUTION)
-        spec = dataclasses.replace(spec, head=head)
-    return spec
+        values[options] = {**getattr(spec, options), **changes.get(options, {})}
+    return dataclasses.replace(spec, **values)
 
 
 def _check(
@@ -188,33 +187,30 @@ def _check(
         raise ConfigError("; ".join(problems))
 
 
-def _reference(name: str | None, spec: ModelSpec) -> tuple[Any, str]:
+def _reference(name: str | None, registered: ModelSpec, spec: ModelSpec) -> tuple[Any, str]:
     """The PyTorch network and its key format.
 
     A registered model's own PyTorch class if it has one and only the number of classes or the dtype
     is changed; otherwise the references of the parts.
     """
-    if name is not None and (registered := registered_spec(name)).head:
-        unchanged: dict[str, Any] = {
-            "num_classes": registered.num_classes,
-            "dtype": registered.dtype,
-        }
+    if name and registered.head:
         descriptor = registry.default().model(name)
-        if dataclasses.replace(spec, **unchanged) == registered and descriptor.reference_model:
-            network = descriptor.reference_model(
-                num_classes=spec.num_classes, aux=spec.aux_head is not None
-            )
+        alike = dataclasses.replace(registered, num_classes=spec.num_classes, dtype=spec.dtype)
+        if alike == spec and descriptor.reference_model:
+            aux = spec.aux_head is not None
+            network = descriptor.reference_model(num_classes=spec.num_classes, aux=aux)
             return network, descriptor.key_format
     return build_reference(spec), "torchvision"
 
 
-def _subject(name: str | None, spec: ModelSpec, changes: dict[str, Any]) -> str:
+def _subject(
+    name: str | None, registered: ModelSpec, spec: ModelSpec, changes: dict[str, Any]
+) -> str:
     """The report's name of the model, with what was changed."""
-    complete = name is not None and registered_spec(name).head
-    subject = str(name) if complete else f"{name or spec.backbone} + {spec.head}"
+    subject = name if name and registered.head else f"{name or spec.backbone} + {spec.head}"
     if spec.output_stride:
         subject += f" at output stride {spec.output_stride}"
-    options = {**(changes.get("backbone_options") or {}), **(changes.get("head_options") or {})}
+    options = {**changes.get("backbone_options", {}), **changes.get("head_options", {})}
     return subject + "".join(f", {key}={value}" for key, value in options.items())
 
 
@@ -268,12 +264,8 @@ def _counted(progress: Callable[[int, int, str], None] | None, total: int) -> Ad
     return lambda step: None if progress is None else progress(next(done), total, step)
 
 
-def _torch_outputs(network: Any, inputs: tuple[Any, ...]) -> dict[str, Any]:
-    return dict(network(*inputs))
-
-
-def _jax_outputs(network: Any, inputs: tuple[Any, ...]) -> dict[str, Any]:
-    return dict(network.outputs(*inputs))
+def _outputs(network: Any, inputs: tuple[Any, ...]) -> Any:
+    return network.outputs(*inputs)
 
 
 def _scenes(

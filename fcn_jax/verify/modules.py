@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -25,12 +25,11 @@ from fcn_jax.verify.compare import (
     ReferenceErrors,
     Section,
     compare_repeatedly,
-    total_norm,
 )
 from fcn_jax.verify.layers import compare_layers, match_layers
 from fcn_jax.verify.report import Report
 from fcn_jax.verify.torch_side import REFERENCE, TorchSide, Variant, array, import_torch, to_nhwc
-from fcn_jax.verify.types import Advance, Loss, Outputs, Pair
+from fcn_jax.verify.types import Advance, Call, Loss, Outputs, Pair
 
 if TYPE_CHECKING:
     import torch
@@ -42,8 +41,8 @@ def compare_modules(
     rules: Table,
     inputs: np.ndarray | Sequence[np.ndarray],
     *,
-    call_torch: Callable[[Any, tuple[Any, ...]], Any] | None = None,
-    call_jax: jax_side.Call | None = None,
+    call_torch: Call | None = None,
+    call_jax: Call | None = None,
     grad: bool = True,
     dtype: str = "float32",
     subject: str = "",
@@ -86,15 +85,14 @@ def compare_modules(
     advance = progress or (lambda _: None)
     coverage = import_by_table(jax_module, torch_module.state_dict(), rules)
     report = Report(subject or type(jax_module).__name__, dtype, coverage=coverage)
-    with paired(
-        torch_module, jax_module, rules, call_torch or _called, call_jax or _called, dtype
-    ) as pair:
+    with paired(torch_module, jax_module, rules, dtype, call_torch, call_jax) as pair:
         report.add_layers(compare_layers(pair, inputs, advance))
         section, outputs = compare_outputs(pair, inputs, "outputs", advance)
-        report.add(section)
+        report.sections.append(section)
         if grad:
             loss = _random_loss(outputs.reference)
-            report.add(*compare_gradients(pair, inputs, loss, advance, attempts_after(report)))
+            attempts = attempts_after(report)
+            report.sections += compare_gradients(pair, inputs, loss, advance, attempts)
     return report
 
 
@@ -103,17 +101,17 @@ def paired(
     torch_module: Any,
     jax_module: nnx.Module,
     table: Table,
-    call_torch: Any,
-    call_jax: jax_side.Call,
     dtype: str,
+    call_torch: Call | None = None,
+    call_jax: Call | None = None,
 ) -> Iterator[Pair]:
     """Both modules in eval mode without dropout. JAX's dropout is restored at the end."""
     with jax_side.without_dropout(jax_module):
-        side = TorchSide(torch_module, dtype, call_torch)
+        side = TorchSide(torch_module, dtype, call_torch or _called)
         side.train(False)
         jax_module.eval()
         matched = match_layers(torch_module, jax_module, table)
-        yield Pair(side, jax_module, table, call_jax, dtype, matched)
+        yield Pair(side, jax_module, table, call_jax or _called, dtype, matched)
 
 
 @contextlib.contextmanager
@@ -206,7 +204,8 @@ def _compare_gradients(
 
     with train_mode(pair):
         reference = by_torch(REFERENCE)
-        norm = total_norm(value for name, value in reference.items() if name != "loss")
+        norms = (np.linalg.norm(value) for name, value in reference.items() if name != "loss")
+        norm = math.hypot(*norms)
         errors = ReferenceErrors(reference, pair.dtype, least_norm=NEGLIGIBLE * norm)
         for variant in pair.torch.variants:
             errors.add(by_torch(variant))
@@ -239,9 +238,7 @@ def _random_loss(outputs: Mapping[str, np.ndarray]) -> Loss:
             (found[name] * torch.from_numpy(weight)).sum() for name, weight in weights.items()
         )
 
-    def by_jax(found: dict[str, Any], target: dict[str, Any]) -> jax.Array:
-        return jnp.stack(
-            [(found[name].astype(jnp.float32) * target[name]).sum() for name in target]
-        ).sum()
+    def by_jax(found: dict[str, Any], target: dict[str, Any]) -> Any:
+        return sum((found[name].astype(jnp.float32) * target[name]).sum() for name in target)
 
     return Loss(by_torch, by_jax, {name: to_nhwc(weight) for name, weight in weights.items()})

@@ -18,6 +18,8 @@ from fcn_jax.verify.layers import Layers
 
 _PACKAGES = ("fcn-jax", "jax", "jaxlib", "flax", "optax", "torch", "torchvision", "timm", "numpy")
 
+_NOT_FINITE = (NOT_FINITE, TORCH_NOT_FINITE)
+
 _LISTED_FAILURES = 20
 
 
@@ -103,13 +105,9 @@ class Report:
     weights: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     pictures: Pictures | None = None
 
-    def add(self, *sections: Section) -> None:
-        """Append comparisons."""
-        self.sections.extend(sections)
-
     def add_layers(self, layers: Layers) -> None:
         """Append the comparison of layers."""
-        self.add(*layers.sections)
+        self.sections += layers.sections
         self.first_failing_layer, self.skipped = layers.first_failing, layers.skipped
 
     @property
@@ -126,32 +124,28 @@ class Report:
     def failures(self) -> list[Comparison]:
         """Tensors over their limit. Those that are not finite come first, as they affect others."""
         failed = [c for section in self.sections for c in section.comparisons if not c.equal]
-        return sorted(failed, key=lambda c: c.fault not in (NOT_FINITE, TORCH_NOT_FINITE))
+        return sorted(failed, key=lambda c: c.fault not in _NOT_FINITE)
 
     @property
     def failure(self) -> str:
         """One line about the first failure; "" if there is none."""
-        failures = self.failures
-        if failures and failures[0].fault in (NOT_FINITE, TORCH_NOT_FINITE):
-            return str(failures[0])
-        if self.first_failing_layer:
+        first = next(iter(self.failures), None)
+        if self.first_failing_layer and (first is None or first.fault not in _NOT_FINITE):
             return self.first_failing_layer
-        if failures:
-            return str(failures[0])
+        if first is not None:
+            return str(first)
         empty = [section.title for section in self.sections if not section.comparisons]
         return f"nothing was compared in: {', '.join(empty)}" if empty else ""
 
     @property
     def verdict(self) -> str:
         """One line."""
+        subject = f"{self.subject} in {self.dtype}"
         if not self.equal:
-            return f"NOT EQUAL: {self.subject} in {self.dtype}: {self.failure}"
+            return f"NOT EQUAL: {subject}: {self.failure}"
         number = self.inconclusive
         reserve = f" ({number} tensors are inconclusive: too noisy in PyTorch)" if number else ""
-        return (
-            f"EQUAL: {self.subject} in {self.dtype} is the same function in JAX and PyTorch"
-            f"{reserve}"
-        )
+        return f"EQUAL: {subject} is the same function in JAX and PyTorch{reserve}"
 
     def remarks(self) -> list[str]:
         """Lines about predictions, weights, skipped layers and inconclusive tensors."""
@@ -162,9 +156,8 @@ class Report:
         ]
         if self.weights:
             digest = self.weights.get("sha256")
-            lines.append(
-                f"weights: {self.weights['source']}" + (f", SHA-256 {digest}" if digest else "")
-            )
+            suffix = f", SHA-256 {digest}" if digest else ""
+            lines.append(f"weights: {self.weights['source']}{suffix}")
         if self.coverage:
             lines.append(f"loaded: {self.coverage}")
         if self.skipped:
@@ -206,9 +199,7 @@ class Report:
                     "attempts": section.attempts,
                     "equal": section.equal,
                     "inconclusive": len(section.inconclusive),
-                    "worst_factor": section.worst_factor
-                    if math.isfinite(section.worst_factor)
-                    else None,
+                    "worst_factor": _finite(section.worst_factor),
                     "comparisons": [comparison.to_dict() for comparison in section.comparisons],
                 }
                 for section in self.sections
@@ -241,6 +232,10 @@ class Report:
             "PyTorch's own (at least a few roundings), at the worst tensor"
         )
         return "\n".join(lines)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def summary_row(section: Section) -> tuple[str, ...]:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fcn_jax.errors import WeightsError
+from fcn_jax.verify.types import Call
 
 if TYPE_CHECKING:
     import torch
-
-Call = Callable[[Any, tuple[Any, ...]], Any]
-"""(torch module, its inputs) -> a tensor, or tensors by name."""
 
 
 def import_torch() -> Any:
@@ -51,11 +51,8 @@ REFERENCE = Variant("float64")
 
 def variants(dtype: str) -> tuple[Variant, ...]:
     """The correct runs of a precision: each of PyTorch's kernels in each memory layout."""
-    return tuple(
-        Variant(dtype, onednn, channels_last)
-        for onednn in (True, False)
-        for channels_last in (False, True)
-    )
+    settings = itertools.product((True, False), (False, True))
+    return tuple(Variant(dtype, onednn, channels_last) for onednn, channels_last in settings)
 
 
 class TorchSide:
@@ -98,11 +95,9 @@ class TorchSide:
         if not x.is_floating_point():
             return x
         x = x.to(getattr(torch, variant.dtype))
-        return (
-            x.contiguous(memory_format=torch.channels_last)
-            if variant.channels_last and x.ndim == 4
-            else x
-        )
+        if variant.channels_last and x.ndim == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        return x
 
     @contextlib.contextmanager
     def kernels(self, variant: Variant) -> Iterator[None]:
@@ -142,49 +137,37 @@ class TorchSide:
 
     def watched(
         self, variant: Variant, inputs: Sequence[np.ndarray], names: Sequence[str]
-    ) -> tuple[dict[str, np.ndarray], dict[str, list[np.ndarray]], dict[str, list[np.ndarray]]]:
+    ) -> tuple[dict[str, list[np.ndarray]], dict[str, list[np.ndarray]]]:
         """Run the network without gradients and record inputs and outputs of submodules.
 
         Returns:
-            The network's outputs; then, for every call of each submodule with a single tensor in
-            and out, the inputs NHWC f32 and the outputs in PyTorch's layout.
+            For every call of each submodule with a single tensor in and out, the inputs NHWC f32
+            and the outputs in PyTorch's layout.
         """
         torch = import_torch()
+        given: dict[str, list[np.ndarray | None]] = {}
         seen_in: dict[str, list[np.ndarray]] = {}
         seen_out: dict[str, list[np.ndarray]] = {}
 
-        given: dict[str, list[np.ndarray | None]] = {}
-
-        def before(name: str) -> Any:
+        def before(name: str, layer: Any, args: tuple[Any, ...]) -> None:
             # Copied before the call, because in-place layers overwrite their input.
-            def note(module: Any, args: tuple[Any, ...]) -> None:
-                single = len(args) == 1 and isinstance(args[0], torch.Tensor)
-                given.setdefault(name, []).append(
-                    to_nhwc(array(args[0]).astype(np.float32)) if single else None
-                )
+            single = len(args) == 1 and isinstance(args[0], torch.Tensor)
+            x = to_nhwc(array(args[0]).astype(np.float32)) if single else None
+            given.setdefault(name, []).append(x)
 
-            return note
+        def after(name: str, layer: Any, args: tuple[Any, ...], output: Any) -> None:
+            x = given[name].pop()
+            if x is not None and isinstance(output, torch.Tensor):
+                seen_in.setdefault(name, []).append(x)
+                seen_out.setdefault(name, []).append(array(output))
 
-        def after(name: str) -> Any:
-            def note(module: Any, args: tuple[Any, ...], output: Any) -> None:
-                x = given[name].pop()
-                if x is not None and isinstance(output, torch.Tensor):
-                    seen_in.setdefault(name, []).append(x)
-                    seen_out.setdefault(name, []).append(array(output))
-
-            return note
-
-        network = self.network(variant)
-        layers = {name: network.get_submodule(name) for name in names}
-        handles = [layer.register_forward_pre_hook(before(name)) for name, layer in layers.items()]
-        handles += [layer.register_forward_hook(after(name)) for name, layer in layers.items()]
-        try:
-            with torch.no_grad():
-                outputs = self.outputs(variant, inputs)
-        finally:
-            for handle in handles:
-                handle.remove()
-        return {name: array(value) for name, value in outputs.items()}, seen_in, seen_out
+        with contextlib.ExitStack() as hooks, torch.no_grad():
+            for name in names:
+                layer = self.network(variant).get_submodule(name)
+                hooks.enter_context(layer.register_forward_pre_hook(partial(before, name)))
+                hooks.enter_context(layer.register_forward_hook(partial(after, name)))
+            self.outputs(variant, inputs)
+        return seen_in, seen_out
 
     def networks(self) -> tuple[torch.nn.Module, ...]:
         """Every copy."""

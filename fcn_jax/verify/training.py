@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,16 +18,7 @@ from fcn_jax.models.segmenter import Segmenter
 from fcn_jax.plugins.api import IGNORE_INDEX, Preprocess
 from fcn_jax.train import optim, step
 from fcn_jax.verify import jax_side
-from fcn_jax.verify.compare import (
-    FACTORS,
-    NEGLIGIBLE,
-    NOT_FINITE,
-    TORCH_NOT_FINITE,
-    Comparison,
-    ReferenceErrors,
-    Section,
-    error_limit,
-)
+from fcn_jax.verify.compare import FACTORS, NEGLIGIBLE, Comparison, ReferenceErrors, Section
 from fcn_jax.verify.modules import train_mode
 from fcn_jax.verify.torch_side import REFERENCE, TorchSide, Variant, array, import_torch
 from fcn_jax.verify.types import Advance, Pair
@@ -87,27 +77,23 @@ def compare_training(
             loss = f"loss, step {number}"
             losses = ReferenceErrors({loss: reference.step(images, labels)}, pair.dtype)
             goal = reference.tensors()
-            whole = [
-                _Change(f"{kind}, step {number}", goal, start, found)
-                for kind, found in _kinds(goal).items()
-            ]
-            least = NEGLIGIBLE * math.hypot(*(change.norm for change in whole))
-            each = [
-                _Change(name, goal, start, [name], least)
-                for name in (goal if number in (1, steps) else ())
-            ]
+            groups = {f"{kind}, step {number}": names for kind, names in _kinds(goal).items()}
+            whole = ReferenceErrors(goal, pair.dtype, start=start, groups=groups)
+            compared = goal if number in (1, steps) else {}
+            least = NEGLIGIBLE * whole.norm
+            each = ReferenceErrors(compared, pair.dtype, start=start, least_norm=least)
             for run in runs:
                 losses.add({loss: run.step(images, labels)})
                 found = run.tensors()
-                for change in (*whole, *each):
-                    change.add(found)
+                whole.add(found)
+                each.add(found)
             between += losses.compare({loss: ours.step(images, labels)}, factor)
             found = ours.tensors()
-            between += [change.compare(found, factor, pair.dtype) for change in whole]
+            between += whole.compare(found, factor)
             if number == 1:
-                first = tuple(change.compare(found, first_factor, pair.dtype) for change in each)
+                first = each.compare(found, first_factor)
             if number == steps:
-                last = tuple(change.compare(found, factor, pair.dtype) for change in each)
+                last = each.compare(found, factor)
             advance(f"training step {number}")
     sections = [
         Section("training, after step 1", first_factor, first),
@@ -126,59 +112,6 @@ def _kinds(tensors: Iterable[str]) -> dict[str, list[str]]:
         "all running statistics": [name for name in names if name.endswith(_STATISTICS)],
     }
     return {kind: found for kind, found in kinds.items() if found}
-
-
-class _Change:
-    """The reference's change of a tensor, or of several as one vector, and its reference error."""
-
-    def __init__(
-        self,
-        name: str,
-        goal: dict[str, np.ndarray],
-        start: dict[str, np.ndarray],
-        parts: list[str],
-        least_norm: float = 0.0,
-    ) -> None:
-        self._name, self._goal, self._parts = name, goal, parts
-        squares, self._largest = _squares_and_largest(goal[part] - start[part] for part in parts)
-        self.norm = math.sqrt(squares)
-        self._divisor = max(self.norm, least_norm) or 1.0
-        self._worst = 0.0
-
-    def add(self, run: dict[str, np.ndarray]) -> None:
-        """Add a correct run of PyTorch from the same start. Unlike max, np.maximum keeps NaN."""
-        self._worst = float(np.maximum(self._worst, self._errors(run)[0]))
-
-    def compare(self, found: dict[str, np.ndarray], factor: float, dtype: str) -> Comparison:
-        """Compare JAX's tensors, from the same start."""
-        sizes = [self._goal[part].shape for part in self._parts]
-        shape = sizes[0] if len(sizes) == 1 else (sum(math.prod(size) for size in sizes),)
-        error, largest = self._errors(found)
-        fault = "" if math.isfinite(error) else NOT_FINITE
-        if not math.isfinite(self._worst + self.norm):
-            fault = TORCH_NOT_FINITE
-        limit = error_limit(self._worst, factor, dtype, single=math.prod(shape) == 1)
-        if fault:
-            error = largest = math.inf
-        return Comparison(self._name, shape, error, self._worst, limit, largest, fault)
-
-    def _errors(self, found: dict[str, np.ndarray]) -> tuple[float, float]:
-        """Relative L2 error, and largest difference as a share of the largest change."""
-        # The differences are float64, as the reference.
-        squares, largest = _squares_and_largest(
-            found[part] - self._goal[part] for part in self._parts
-        )
-        return math.sqrt(squares) / self._divisor, largest / (self._largest or 1.0)
-
-
-def _squares_and_largest(arrays: Iterable[np.ndarray]) -> tuple[float, float]:
-    """Sum of all squares, and largest absolute value."""
-    squares, largest = 0.0, 0.0
-    for x in arrays:
-        flat = x.ravel().astype(np.float64, copy=False)
-        squares += float(flat @ flat)
-        largest = max(largest, float(np.abs(flat).max(initial=0.0)))
-    return squares, largest
 
 
 def torch_loss(outputs: Mapping[str, Any], labels: torch.Tensor) -> torch.Tensor:

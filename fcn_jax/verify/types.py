@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 from flax import nnx
 
 from fcn_jax.pytorch.rules import Table
-from fcn_jax.verify.jax_side import Call
-from fcn_jax.verify.torch_side import TorchSide
+
+if TYPE_CHECKING:
+    from fcn_jax.verify.torch_side import TorchSide
+
+Call = Callable[[Any, tuple[Any, ...]], Any]
+"""(module, its inputs) -> a tensor or array, or several by name."""
 
 Advance = Callable[[str], None]
 """Called after every step of a comparison with its name."""

@@ -116,7 +116,7 @@ def test_depthwise_upsampling_starts_as_the_dense_one():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("upsampling", ["depthwise", "fixed"])
-def test_keeps_the_contract_with_other_upsampling(upsampling):
+def test_meets_the_contract_with_other_upsampling(upsampling):
     check_head("fcn32s", {"upsampling": upsampling})
 
 

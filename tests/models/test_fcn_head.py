@@ -14,7 +14,7 @@ from fcn_jax.testing import check_head
 
 
 @pytest.mark.slow
-def test_keeps_the_contract():
+def test_meets_the_contract():
     check_head("fcn")
 
 

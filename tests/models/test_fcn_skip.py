@@ -30,7 +30,7 @@ SPECS = tuple(FeatureSpec(f"f{s}", c, s, up(s)) for c, s in ((3, 4), (4, 8), (5,
         pytest.param("fcn16s", {"upsampling": "fixed"}, marks=pytest.mark.slow),
     ],
 )
-def test_keeps_the_contract(name, options):
+def test_meets_the_contract(name, options):
     check_head(name, options)
 
 

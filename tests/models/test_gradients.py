@@ -1,7 +1,7 @@
 """The gradient of the whole network, jitted as in training, against PyTorch in float64.
 
-The yardstick is PyTorch's own float32 error: a ReLU or maximum that rounding tips over makes a
-correct gradient differ by a percent.
+The reference error is PyTorch's own float32 error. If rounding changes the branch of a ReLU or of a
+maximum, a correct gradient differs by a percent.
 """
 
 from __future__ import annotations

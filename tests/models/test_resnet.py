@@ -33,11 +33,11 @@ COMPILER_OPTIONS = {"xla_backend_optimization_level": 0}
 
 
 def abstract(name, output_stride=32):
-    """A trunk with shapes in place of arrays, in eval mode, and its spec."""
+    """A backbone with shapes instead of arrays, in eval mode, and its spec."""
     spec = ModelSpec(backbone=name, head=None, output_stride=output_stride)
-    trunk = nnx.eval_shape(lambda: build_backbone(spec, rngs=nnx.Rngs(0)))
-    trunk.eval()
-    return trunk, spec
+    backbone = nnx.eval_shape(lambda: build_backbone(spec, rngs=nnx.Rngs(0)))
+    backbone.eval()
+    return backbone, spec
 
 
 def shapes_of(name, size, batch=1, output_stride=32):
@@ -52,13 +52,13 @@ def features_of_both(name, output_stride, reference, size):
     """Features of our network and of `reference` in torch with the same weights, both NHWC."""
     import torch
 
-    trunk, spec = abstract(name, output_stride)
+    backbone, spec = abstract(name, output_stride)
     state = {
         key: value for key, value in reference.state_dict().items() if not key.startswith("fc.")
     }
-    import_weights(trunk, spec, state)
+    import_weights(backbone, spec, state)
     x = np.random.default_rng(0).standard_normal((2, *size, 3), np.float32)
-    graphdef, arrays = nnx.split(trunk)
+    graphdef, arrays = nnx.split(backbone)
     ours = jax.jit(
         lambda arrays, x: nnx.merge(graphdef, arrays)(x), compiler_options=COMPILER_OPTIONS
     )(arrays, x)
@@ -91,16 +91,16 @@ def test_names_shapes_and_counts_match_torchvision(torchvision, name):
             key: tuple(value.shape)
             for key, value in getattr(torchvision.models, name)(weights=None).state_dict().items()
         }
-    trunk, spec = abstract(name, output_stride=8)
-    by_scheme = {"torchvision": {}, "d2l": {}}
-    for scheme, found in by_scheme.items():
-        table = tables(spec)["backbone", scheme]
-        for path, leaf in leaves(trunk).items():
+    backbone, spec = abstract(name, output_stride=8)
+    by_format = {"torchvision": {}, "d2l": {}}
+    for key_format, found in by_format.items():
+        table = tables(spec)["backbone", key_format]
+        for path, leaf in leaves(backbone).items():
             torch_name, rule = table.to_torch(f"backbone.{path}")
             found[torch_name] = rule.op.to_torch(
                 np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
             ).shape
-    assert by_scheme["torchvision"] == {
+    assert by_format["torchvision"] == {
         key: shape for key, shape in theirs.items() if not key.startswith("fc.")
     }
     positions = {
@@ -111,19 +111,21 @@ def test_names_shapes_and_counts_match_torchvision(torchvision, name):
         "layer3": "6",
         "layer4": "7",
     }
-    assert by_scheme["d2l"] == {
+    assert by_format["d2l"] == {
         ".".join([positions[first], *rest]): shape
         for (first, *rest), shape in (
-            (key.split("."), shape) for key, shape in by_scheme["torchvision"].items()
+            (key.split("."), shape) for key, shape in by_format["torchvision"].items()
         )
     }
     tensors = {
         key: np.broadcast_to(np.zeros((), np.float32), shape) for key, shape in theirs.items()
     }
-    record = import_weights(trunk, spec, tensors)
+    record = import_weights(backbone, spec, tensors)
     assert len(record.loaded) == len(theirs) - 2
     assert set(record.dropped) == {"fc.weight", "fc.bias"}
-    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(trunk, nnx.Param)))
+    parameters = sum(
+        math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(backbone, nnx.Param))
+    )
     assert f" {parameters / 1e6:.1f} M parameters" in registry.default().backbone(name).summary
 
 
@@ -241,7 +243,7 @@ def test_features_of_dilated_basic_networks_match_timm(torchvision, randomize, n
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet34", "resnext50_32x4d"])
-def test_keeps_the_contract(torchvision, name):
+def test_meets_the_contract(torchvision, name):
     check_backbone(name)
 
 

@@ -18,7 +18,7 @@ def check(entry, timeout=60.0):
     return isolation.check_all([entry], timeout)[entry]
 
 
-def test_check_runs_each_plugin_in_a_process_of_its_own(site):
+def test_checks_each_plugin_in_a_separate_process(site):
     site.module("good_net", GOOD)
     site.module("chatty_net", "print('hello')\n" + textwrap.dedent(GOOD))
     site.module("broken_net", "import this_is_not_installed_anywhere")
@@ -35,7 +35,7 @@ def test_check_runs_each_plugin_in_a_process_of_its_own(site):
     assert "good_net" not in sys.modules
 
 
-def test_what_shares_a_module_shares_its_import_but_not_anothers_end(site, tmp_path):
+def test_plugins_of_one_module_are_imported_together_and_end_separately(site, tmp_path):
     site.module(
         "counted_net",
         f"open({str(tmp_path / 'count')!r}, 'a').write('x')\n"
@@ -69,13 +69,13 @@ def test_what_shares_a_module_shares_its_import_but_not_anothers_end(site, tmp_p
     assert reasons["others:deadly"] == "the import ended the process with status 5"
 
 
-def test_check_gives_up_on_a_plugin_that_hangs(site):
+def test_stops_a_plugin_that_hangs(site):
     site.module("slow_net", "import time; time.sleep(600)")
     site.distribution("nets", "1", backbones={"net": "slow_net:NET"})
     assert check(site.registry().entries()[0], timeout=1.5) == "timed out after 1.5 s at import"
 
 
-def test_what_shares_a_module_that_hangs_hangs_with_it_once(site, tmp_path):
+def test_waits_once_for_a_module_that_hangs(site, tmp_path):
     site.module(
         "slow_net",
         f"import time; open({str(tmp_path / 'count')!r}, 'a').write('x'); time.sleep(600)",
@@ -88,7 +88,7 @@ def test_what_shares_a_module_that_hangs_hangs_with_it_once(site, tmp_path):
     assert (tmp_path / "count").read_text() == "x"
 
 
-def test_a_plugin_that_leaves_something_running_has_answered_all_the_same(site):
+def test_accepts_a_plugin_that_leaves_threads_or_exit_handlers(site):
     threads = "import threading, time; threading.Thread(target=time.sleep, args=(600,)).start()\n"
     handler = "import atexit, time; atexit.register(time.sleep, 600)\n"
     site.module("threaded_net", threads + textwrap.dedent(GOOD))
@@ -98,7 +98,7 @@ def test_a_plugin_that_leaves_something_running_has_answered_all_the_same(site):
     assert set(isolation.check_all(site.registry().entries(), timeout=20).values()) == {None}
 
 
-def test_the_current_folder_is_on_the_childs_path_where_it_is_on_ours(site, tmp_path, monkeypatch):
+def test_child_has_the_current_folder_on_its_path_if_the_parent_has(site, tmp_path, monkeypatch):
     here = Site(tmp_path / "here")
     here.folder.mkdir()
     here.module("local_net", GOOD)
@@ -125,7 +125,7 @@ def wait_until(holds, seconds=20):
 @pytest.mark.parametrize(
     ("number", "timeout"), [(signal.SIGINT, 500), (signal.SIGTERM, 5), (signal.SIGKILL, 5)]
 )
-def test_an_interrupted_check_leaves_no_process(site, tmp_path, number, timeout):
+def test_interrupted_check_leaves_no_process(site, tmp_path, number, timeout):
     """SIGINT ends the children at once; if the parent is killed, they end at the timeout."""
     site.module(
         "slow_net",
@@ -154,7 +154,7 @@ def test_an_interrupted_check_leaves_no_process(site, tmp_path, number, timeout)
     wait_until(lambda: not any(is_running(path.stem) for path in tmp_path.glob("*.pid")))
 
 
-def test_check_ends_what_a_plugin_has_started(site, tmp_path):
+def test_kills_processes_that_a_plugin_started(site, tmp_path):
     site.module(
         "forking_net",
         f"""
@@ -170,7 +170,7 @@ def test_check_ends_what_a_plugin_has_started(site, tmp_path):
     wait_until(lambda: not is_running(pid))
 
 
-def test_what_a_plugin_prints_is_not_taken_for_the_verdict(site):
+def test_ignores_the_output_of_a_plugin(site):
     rubbish = (
         'print(\'{\\"reason\\": \\"no\\"}\' * 1000); import sys; '
         "sys.stdout.buffer.write(bytes(range(256)) * 999)\n"

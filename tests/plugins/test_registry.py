@@ -40,7 +40,7 @@ OPEN = Backbone(
 )
 
 
-def test_metadata_is_read_without_importing_anything(site):
+def test_reads_metadata_without_importing_plugins(site):
     site.module("lazy_net", "raise RuntimeError('imported')")
     site.distribution(
         "my-nets", "1.2", backbones={"net": "lazy_net:NET"}, heads={"top": "lazy_net:TOP"}
@@ -55,7 +55,7 @@ def test_metadata_is_read_without_importing_anything(site):
     assert "lazy_net" not in sys.modules
 
 
-def test_importing_the_registry_imports_no_jax():
+def test_registry_does_not_import_jax():
     code = (
         "import sys, fcn_jax.plugins.registry; "
         "sys.exit(any(m in sys.modules for m in ('jax', 'flax', 'torch', 'pydantic')))"
@@ -63,7 +63,7 @@ def test_importing_the_registry_imports_no_jax():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_a_plugin_is_loaded_by_name_and_by_full_name(site):
+def test_loads_a_plugin_by_name_and_by_full_name(site):
     site.module("good_net", GOOD)
     site.distribution("My.Nets", "1.2", backbones={"net": "good_net:NET"})
     found = site.registry()
@@ -71,7 +71,7 @@ def test_a_plugin_is_loaded_by_name_and_by_full_name(site):
     assert found.backbone("my-nets:net") is found.backbone("net")
 
 
-def test_every_kind_has_its_own_names(site):
+def test_kinds_have_separate_names(site):
     site.module(
         "kinds",
         """
@@ -96,7 +96,7 @@ def test_every_kind_has_its_own_names(site):
         found.backbone("x")
 
 
-def test_an_unknown_name_suggests_the_nearest(site):
+def test_suggests_the_nearest_known_name(site):
     site.distribution("nets", "1", backbones={"resnet18": "a:A", "vgg16": "a:B"})
     with pytest.raises(
         ConfigError,
@@ -114,7 +114,7 @@ def test_an_unknown_name_suggests_the_nearest(site):
 
 @pytest.fixture
 def reread():
-    """Read anew what is installed, for this test alone."""
+    """Read the installed distributions again, for this test only."""
     for cached in (registry._installed, registry._registry):
         cached.cache_clear()
     yield
@@ -145,9 +145,7 @@ def reread():
         ("--pre other:vgg16", "the part before ':' is not a valid name of a distribution. "),
     ],
 )
-def test_of_a_full_name_it_is_told_what_is_the_matter_with_the_distribution(
-    site, reread, name, complaint
-):
+def test_unknown_full_name_explains_the_state_of_its_distribution(site, reread, name, complaint):
     site.distribution(
         "My.Nets", "1", backbones={"resnet18": "a:A", "vgg11": "a:C"}, heads={"top": "a:B"}
     )
@@ -163,17 +161,17 @@ def test_of_a_full_name_it_is_told_what_is_the_matter_with_the_distribution(
     assert f"no backbone is named '{name}': {complaint}" in str(caught.value)
 
 
-def test_an_empty_registry_asks_whether_the_package_is_installed():
+def test_empty_registry_asks_whether_the_package_is_installed():
     with pytest.raises(ConfigError, match="is fcn-jax installed"):
         Registry([]).backbone("resnet18")
 
 
-def test_an_unknown_kind_is_the_callers_mistake():
+def test_rejects_an_unknown_kind():
     with pytest.raises(ValueError, match="kind is 'backbone'; it must be one of backbones, heads"):
         Registry([]).names("backbone")
 
 
-def test_a_broken_plugin_leaves_the_others_alone_and_keeps_its_exception(site):
+def test_broken_plugin_does_not_affect_others_and_keeps_its_exception(site):
     site.module("good_net", GOOD)
     site.module("broken_net", "import this_is_not_installed_anywhere")
     site.distribution("nets", "1", backbones={"net": "good_net:NET", "broken": "broken_net:NET"})
@@ -190,14 +188,14 @@ def test_a_broken_plugin_leaves_the_others_alone_and_keeps_its_exception(site):
 
 
 @pytest.mark.parametrize("code", ["import sys; sys.exit(3)", "def f(:", "X = 1"])
-def test_whatever_a_module_raises_is_a_plugin_error(site, code):
+def test_any_exception_of_a_module_becomes_a_plugin_error(site, code):
     site.module("odd_net", code)
     site.distribution("nets", "1", backbones={"net": "odd_net:NET"})
     with pytest.raises(PluginError, match="cannot be loaded"):
         site.registry().backbone("net")
 
 
-def test_a_name_claimed_twice_is_an_error_on_use_that_names_both(site):
+def test_rejects_a_name_claimed_twice_and_names_both_distributions(site):
     site.module("good_net", GOOD)
     site.distribution("first", "1.0", backbones={"net": "good_net:NET"})
     site.distribution("second", "2.0", backbones={"net": "elsewhere:NET"})
@@ -216,7 +214,7 @@ def test_a_name_claimed_twice_is_an_error_on_use_that_names_both(site):
     }
 
 
-def test_one_distribution_listed_twice_is_no_conflict(site, tmp_path_factory):
+def test_accepts_a_distribution_that_is_listed_twice(site, tmp_path_factory):
     site.module("good_net", GOOD)
     site.distribution("my-nets", "1.1", backbones={"net": "good_net:NET"})
     other = Site(tmp_path_factory.mktemp("other"))
@@ -226,9 +224,7 @@ def test_one_distribution_listed_twice_is_no_conflict(site, tmp_path_factory):
     assert [entry.version for entry in found.entries()] == ["1.1"]
 
 
-def test_of_a_distribution_found_twice_the_first_hides_all_that_the_other_registers(
-    site, reread, tmp_path_factory, monkeypatch
-):
+def test_first_copy_of_a_distribution_hides_the_second(site, reread, tmp_path_factory, monkeypatch):
     other = Site(tmp_path_factory.mktemp("other"))
     monkeypatch.setattr(sys, "path", [*sys.path, str(other.folder)])
     site.distribution("my-nets", "1.1", backbones={"net": "good_net:NET"})
@@ -244,7 +240,7 @@ def test_of_a_distribution_found_twice_the_first_hides_all_that_the_other_regist
     assert not [name for name in names if name.endswith((":dropped", ":gone"))]
 
 
-def test_entries_made_by_hand_stand_for_themselves(site):
+def test_accepts_entries_made_by_hand(site):
     site.module("good_net", GOOD)
     site.distribution("my-nets", "1.0", backbones={"net": "old_net:NET", "other": "x:X"})
     found = Registry([Entry("backbones", "net", "My-Nets", "2.0", "good_net:NET"), *site.entries()])
@@ -252,14 +248,14 @@ def test_entries_made_by_hand_stand_for_themselves(site):
     assert [entry.full_name for entry in found.entries()] == ["My-Nets:net", "my-nets:other"]
 
 
-def test_a_descriptor_of_another_type_is_refused(site):
+def test_rejects_a_descriptor_of_another_type(site):
     site.module("odd_net", "NET = 3")
     site.distribution("nets", "1", backbones={"net": "odd_net:NET"})
     with pytest.raises(PluginError, match=r"is a int; it must be an fcn_jax\.api\.Backbone"):
         site.registry().backbone("net")
 
 
-def test_a_descriptor_of_another_name_is_refused(site):
+def test_rejects_a_descriptor_of_another_name(site):
     site.module("good_net", GOOD)
     site.distribution("nets", "1", backbones={"ten": "good_net:NET"})
     with pytest.raises(PluginError, match="calls itself 'net'"):
@@ -278,7 +274,7 @@ def test_a_descriptor_of_another_name_is_refused(site):
         ("1.0", "must be two integers"),
     ],
 )
-def test_another_version_of_the_contract_is_refused_with_the_side_to_upgrade(site, version, side):
+def test_rejects_another_version_of_the_contract_and_names_the_side_to_upgrade(site, version, side):
     site.module("good_net", GOOD.replace("name=", f"api_version={version!r}, name="))
     site.distribution("nets", "1", backbones={"net": "good_net:NET"})
     with pytest.raises(PluginError, match=side):
@@ -295,7 +291,7 @@ def test_another_version_of_the_contract_is_refused_with_the_side_to_upgrade(sit
         ("c, fcn_jax", {"a-b"}),
     ],
 )
-def test_distributions_are_switched_off(site, disable, left):
+def test_disables_distributions(site, disable, left):
     for distribution in ("fcn-jax", "a-b", "c"):
         site.distribution(distribution, "1", backbones={f"net-{distribution}": "x:X"})
     found = site.registry(disable)
@@ -305,14 +301,14 @@ def test_distributions_are_switched_off(site, disable, left):
             found.backbone(f"net-{off}")
 
 
-def test_switching_one_claimant_off_settles_a_conflict(site):
+def test_disabling_one_distribution_resolves_a_conflict(site):
     site.module("good_net", GOOD)
     site.distribution("first", "1.0", backbones={"net": "good_net:NET"})
     site.distribution("second", "2.0", backbones={"net": "elsewhere:NET"})
     assert site.registry("second").backbone("net").name == "net"
 
 
-def test_the_default_registry_follows_the_environment(monkeypatch):
+def test_default_registry_follows_the_environment(monkeypatch):
     monkeypatch.setenv(registry.DISABLE_VARIABLE, "all")
     assert {entry.distribution for entry in registry.default().entries()} <= {"fcn-jax"}
     assert registry.default() is registry.default()
@@ -338,7 +334,7 @@ def test_reports_a_misspelled_entry_point_group(site, reread):
         ("from fcn_jax.api import require_no_offset", "heads are refused .* `handles_offset=True`"),
     ],
 )
-def test_says_how_to_change_a_plugin_of_version_1(site, code, advice):
+def test_explains_how_to_change_a_plugin_of_version_1(site, code, advice):
     site.module("old_net", code)
     site.distribution("nets", "1", backbones={"net": "old_net:NET"})
     with pytest.raises(
@@ -356,7 +352,7 @@ def test_names_the_last_line_of_the_plugins_own_code(site):
         site.registry().backbone("net")
 
 
-def test_a_record_is_json_able(site):
+def test_record_can_be_written_as_json(site):
     site.distribution("nets", "1.5", backbones={"net": "x:X"})
     record = site.registry().record("backbones", "net")
     assert json.loads(json.dumps(record)) == {
@@ -366,13 +362,13 @@ def test_a_record_is_json_able(site):
     }
 
 
-def test_options_are_built_from_a_table():
+def test_builds_options_from_a_table():
     table = {"width": 8, "dropout": 0, "sizes": [1, 2], "nested": {"rate": 1.5}}
     assert validate(OPEN, table) == Options(8, 0.0, (1, 2), Nested(1.5))
     assert type(validate(OPEN, {})) is Options
 
 
-def test_all_problems_of_a_table_are_listed_at_once():
+def test_lists_all_problems_of_a_table():
     table = {"widht": 1, "dropout": "half", "sizes": 3, "nested": {"rat": 1}}
     with pytest.raises(ConfigError) as caught:
         validate(OPEN, table)
@@ -390,27 +386,27 @@ def test_all_problems_of_a_table_are_listed_at_once():
 @pytest.mark.parametrize(
     "table", [{"width": "8"}, {"width": True}, {"width": 8.5}, {"width": None}]
 )
-def test_an_option_is_not_converted(table):
+def test_rejects_an_option_of_another_type(table):
     with pytest.raises(ConfigError, match="'width'"):
         validate(OPEN, table)
 
 
-def test_an_options_types_own_check_is_reported():
+def test_reports_the_check_of_an_options_class():
     with pytest.raises(ConfigError, match="width is 0; it must be at least 1"):
         validate(OPEN, {"width": 0})
 
 
-def test_a_claimed_name_is_known_before_it_is_used(site):
+def test_reports_a_name_claimed_twice_before_it_is_used(site):
     site.distribution("first", "1.0", backbones={"net": "a:NET", "own": "a:OWN"})
     site.distribution("second", "2.0", backbones={"net": "b:NET"})
     found = site.registry()
-    told = {entry.full_name: found.conflict(entry) for entry in found.entries()}
-    assert told["first:own"] is None
-    assert "also claimed by second 2.0: write 'first:net' for this one" in told["first:net"]
-    assert "also claimed by first 1.0" in told["second:net"]
+    conflicts = {entry.full_name: found.conflict(entry) for entry in found.entries()}
+    assert conflicts["first:own"] is None
+    assert "also claimed by second 2.0: write 'first:net' for this one" in conflicts["first:net"]
+    assert "also claimed by first 1.0" in conflicts["second:net"]
 
 
-def test_a_distribution_with_broken_metadata_leaves_the_others_alone(site, reread):
+def test_broken_metadata_of_a_distribution_does_not_affect_others(site, reread):
     site.module("good_net", GOOD)
     site.distribution("nets", "1", backbones={"net": "good_net:NET"})
     site.distribution("torn", "1", backbones={"other": "x:X"})
@@ -426,7 +422,7 @@ def test_a_distribution_with_broken_metadata_leaves_the_others_alone(site, rerea
     assert "its entry points cannot be read" in registry.faults()["torn"]
 
 
-def test_distributions_in_a_zip_file_are_found_torn_ones_too(tmp_path, reread, monkeypatch):
+def test_finds_distributions_in_a_zip_file_and_their_faults(tmp_path, reread, monkeypatch):
     site = Site(tmp_path / "site")
     site.folder.mkdir()
     for name in ("nets", "torn", "nameless"):
@@ -443,9 +439,7 @@ def test_distributions_in_a_zip_file_are_found_torn_ones_too(tmp_path, reread, m
     assert "resnet18" in found.names("backbones")
 
 
-def test_listing_hundreds_of_plugins_reads_the_metadata_of_each_distribution_once(
-    site, monkeypatch
-):
+def test_reads_the_metadata_of_each_distribution_once(site, monkeypatch):
     for number in range(40):
         entries = {f"net{number}_{i}": "x:X" for i in range(10)}
         site.distribution(f"nets{number}", "1", backbones=entries, heads=entries)
@@ -462,7 +456,7 @@ def test_listing_hundreds_of_plugins_reads_the_metadata_of_each_distribution_onc
     assert read.count("METADATA") == 40
 
 
-def test_the_list_shows_what_is_broken_and_the_status_says_so(site, monkeypatch, capsys):
+def test_list_shows_broken_plugins_and_exits_with_1(site, monkeypatch, capsys):
     site.module("good_net", GOOD)
     site.module("slow_net", "import time; time.sleep(600)")
     site.module("odd_net", "NET = 3")
@@ -490,7 +484,7 @@ def test_the_list_shows_what_is_broken_and_the_status_says_so(site, monkeypatch,
     assert lines[-1] == "torn  BROKEN: its entry points cannot be read"
 
 
-def test_the_status_is_0_where_all_is_well(site, monkeypatch, capsys):
+def test_list_exits_with_0_if_all_plugins_load(site, monkeypatch, capsys):
     site.module("good_net", GOOD)
     site.distribution("nets", "1.5", backbones={"net": "good_net:NET"})
     monkeypatch.setattr(registry, "default", site.registry)
@@ -515,7 +509,7 @@ def claimed_twice(site, monkeypatch):
     return plugins
 
 
-def test_a_distributions_own_plugin_comes_first_for_its_own_word(claimed_twice):
+def test_own_name_prefers_the_plugin_of_the_same_distribution(claimed_twice):
     assert claimed_twice.own_name("backbones", "resnet18", "fcn-jax") == "fcn-jax:resnet18"
     assert claimed_twice.own_name("backbones", "resnet18", "Acme_Nets") == "acme-nets:resnet18"
     assert (
@@ -533,7 +527,7 @@ def test_a_distributions_own_plugin_comes_first_for_its_own_word(claimed_twice):
         claimed_twice.backbone("resnet18")  # a name that a user types stays ambiguous
 
 
-def test_recipes_models_and_checkpoints_go_on_working_when_another_distribution_takes_their_names(
+def test_recipes_models_and_checkpoints_keep_their_plugins_if_another_distribution_claims_the_names(
     claimed_twice,
 ):
     from fcn_jax import checkpoint, config, recipes
@@ -564,7 +558,7 @@ def test_recipes_models_and_checkpoints_go_on_working_when_another_distribution_
     assert checkpoint.Spec.from_dict(table).model.backbone == "acme-nets:resnet18"
 
 
-def test_a_checkpoint_names_the_distribution_that_it_needs(tmp_path):
+def test_checkpoint_names_the_distribution_that_it_needs(tmp_path):
     import jax.numpy as jnp
 
     from fcn_jax import checkpoint

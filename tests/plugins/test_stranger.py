@@ -45,7 +45,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def fcn_jax(site: Path, tmp_path: Path) -> Command:
-    """Run a command in an empty folder; what it printed, both streams."""
+    """A function that runs a command in an empty folder and returns its output."""
 
     def run(*arguments: str, status: int = 0) -> str:
         done = installing.run(["fcn_jax", *arguments], site, tmp_path)
@@ -58,7 +58,7 @@ def fcn_jax(site: Path, tmp_path: Path) -> Command:
 
 
 def write_pairs(root: Path) -> None:
-    """Nine images of 40x56 pixels, the right of each a wall."""
+    """Write nine images of 40x56 pixels whose right part is a wall."""
     root.mkdir()
     rng = np.random.default_rng(0)
     for number in range(9):
@@ -70,21 +70,20 @@ def write_pairs(root: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_stranger_is_listed_beside_the_broken_ones(fcn_jax: Command) -> None:
+def test_lists_a_foreign_plugin_next_to_broken_ones(fcn_jax: Command) -> None:
     shown = fcn_jax("plugins", "list", "--check", status=1)
     states = {line.split()[1]: line for line in shown.splitlines() if len(line.split()) > 1}
     for name in ("acme_net", "acme_score", "acme_small", "acme_pairs"):
         assert states[name].endswith("acme-segmentation 3.2  ok")
     assert "broken-import 0.1  BROKEN: " in states["broken_net"]
     assert "No module named 'a_package_that_nobody_has'" in states["broken_net"]
-    assert states["lying_net"].endswith(
-        "broken-promise 0.1  ok"
-    )  # that it lies shows when it is run
+    # The fault of this plugin is found when its network runs.
+    assert states["lying_net"].endswith("broken-promise 0.1  ok")
     assert states["resnet18"].endswith("  ok")
 
 
 @pytest.mark.slow
-def test_the_contract_holds_for_the_stranger_and_not_for_the_liar(
+def test_foreign_plugin_meets_the_contract_and_a_wrong_one_does_not(
     fcn_jax: Command, tmp_path: Path
 ) -> None:
     write_pairs(tmp_path / "pairs")
@@ -105,7 +104,7 @@ def test_the_contract_holds_for_the_stranger_and_not_for_the_liar(
 
 
 @pytest.mark.slow
-def test_a_stranger_is_trained_scored_used_and_converted_by_name(
+def test_trains_evaluates_predicts_and_converts_a_foreign_plugin_by_name(
     fcn_jax: Command, tmp_path: Path
 ) -> None:
     write_pairs(tmp_path / "pairs")
@@ -142,7 +141,7 @@ def test_a_stranger_is_trained_scored_used_and_converted_by_name(
 
 @pytest.mark.slow
 @pytest.mark.needs_torch
-def test_a_stranger_is_verified_by_name(fcn_jax: Command) -> None:
+def test_verifies_a_foreign_plugin_by_name(fcn_jax: Command) -> None:
     assert "EQUAL" in fcn_jax(
         "verify", "--model", "acme_small", "--size", "65x97", "--grad", "--train-steps", "2"
     )

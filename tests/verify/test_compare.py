@@ -14,7 +14,6 @@ from fcn_jax.verify.compare import (
     ReferenceErrors,
     Section,
     compare_repeatedly,
-    relative_error,
 )
 
 REFERENCE = np.linspace(1, 2, 12).reshape(1, 3, 2, 2)
@@ -84,12 +83,31 @@ def test_single_numbers_have_a_higher_floor():
 
 
 def test_negligible_tensors_are_relative_to_the_least_norm():
-    assert relative_error(np.array([2e-9]), np.array([1e-9])) == pytest.approx(1)
-    assert relative_error(np.array([2e-9]), np.array([1e-9]), least_norm=1e-3) == pytest.approx(
-        1e-6
+    def error(found, reference, **settings):
+        errors = ReferenceErrors({"x": np.array(reference)}, "float32", **settings)
+        return errors.compare({"x": np.array(found)}, 2)[0].error
+
+    assert error([2e-9], [1e-9]) == pytest.approx(1)
+    assert error([2e-9], [1e-9], least_norm=1e-3) == pytest.approx(1e-6)
+    assert error([0.0] * 3, [0.0] * 3) == 0
+    assert error([1e-30] * 4, [0.0] * 4) == pytest.approx(2e-30)
+
+
+def test_changes_of_several_tensors_are_compared_as_one_vector():
+    start = {"x": np.full((2, 2), 10.0), "y": np.full(5, -1.0)}
+    reference = {"x": start["x"] + 3, "y": start["y"] + 2}
+    errors = ReferenceErrors(
+        reference, "float32", start=start, groups={"both": ["x", "y"], "y alone": ["y"]}
     )
-    assert relative_error(np.zeros(3), np.zeros(3)) == 0
-    assert relative_error(np.full(4, 1e-30), np.zeros(4)) == pytest.approx(2e-30)
+    assert errors.norm == pytest.approx(math.sqrt(4 * 9 + 5 * 4 + 5 * 4))
+    errors.add({"x": reference["x"] + 0.01, "y": reference["y"]})
+    both, alone = errors.compare({"x": reference["x"], "y": reference["y"] + 0.1}, 2)
+    assert (both.name, both.shape, alone.name, alone.shape) == ("both", (9,), "y alone", (5,))
+    assert both.reference_error == pytest.approx(0.02 / math.sqrt(4 * 9 + 5 * 4))
+    assert both.error == pytest.approx(math.sqrt(5) * 0.1 / math.sqrt(4 * 9 + 5 * 4))
+    assert both.largest == pytest.approx(0.1 / 3)
+    assert alone.reference_error == 0
+    assert alone.error == pytest.approx(0.1 / 2)
 
 
 def test_zeros_never_pass():

@@ -29,7 +29,7 @@ class Stem(nnx.Module):
     def __init__(self):
         rngs = nnx.Rngs(0)
         self.conv1 = nn.ConvNormAct(3, 64, 7, stride=2, rngs=rngs)
-        block = Bottleneck(64, 128, Stage(2, 1, 1), inner_channels=32, rngs=rngs)
+        block = Bottleneck(64, 32, Stage(2, 1, 1), rngs=rngs)
         self.layer2 = nnx.List([block])
 
     def __call__(self, x):
@@ -37,10 +37,10 @@ class Stem(nnx.Module):
 
 
 @pytest.fixture(scope="module")
-def original(torchvision):
+def reference(torchvision):
     resnet = torchvision.models.resnet
 
-    class Original(torch.nn.Module):
+    class Reference(torch.nn.Module):
         def __init__(self):
             super().__init__()
             self.conv1 = torch.nn.Conv2d(3, 64, 7, 2, 3, bias=False)
@@ -56,7 +56,7 @@ def original(torchvision):
             return self.layer2(self.maxpool(torch.relu_(self.bn1(self.conv1(x)))))
 
     torch.manual_seed(0)
-    network = Original()
+    network = Reference()
     randomize_batch_norm(network, seed=0)
     return network
 
@@ -66,8 +66,8 @@ def port():
     return Stem()
 
 
-def compare(original, port, table=TABLE, **settings):
-    return compare_modules(original, port, table, IMAGES, **settings)
+def compare(reference, port, table=TABLE, **settings):
+    return compare_modules(reference, port, table, IMAGES, **settings)
 
 
 class Repeated(nn.Conv):
@@ -109,10 +109,10 @@ def test_layer_that_calls_its_parent_class_counts_once():
         assert [c.name for c in section.comparisons] == ["once", "twice"]
 
 
-def test_right_port_is_equal(original, port):
-    before = {name: value.clone() for name, value in original.state_dict().items()}
-    mode = original.training
-    report = compare(original, port)
+def test_right_port_is_equal(reference, port):
+    before = {name: value.clone() for name, value in reference.state_dict().items()}
+    mode = reference.training
+    report = compare(reference, port)
     assert report.equal, report
     layers, accumulated, outputs, gradients = report.sections
     # Every convolution, normalization, shortcut and block, in the order in which they are computed.
@@ -123,15 +123,15 @@ def test_right_port_is_equal(original, port):
     assert [c.name for c in accumulated.comparisons] == names
     assert [c.name for c in outputs.comparisons] == ["output"]
     assert len(gradients.comparisons) == 1 + len(
-        [n for n, _ in original.named_parameters() if not n.startswith("fc.")]
+        [n for n, _ in reference.named_parameters() if not n.startswith("fc.")]
     )
     assert report.skipped == ()
-    after = original.state_dict()
+    after = reference.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items()), (
         "PyTorch's module must not change"
     )
-    assert original.training == mode
-    assert all(parameter.grad is None for parameter in original.parameters())
+    assert reference.training == mode
+    assert all(parameter.grad is None for parameter in reference.parameters())
 
 
 def with_rules(*rules):
@@ -212,10 +212,10 @@ def same_padding_in_the_pool():
     ],
 )
 def test_fault_exceeds_the_limit_ten_times_and_is_located(
-    original, port, monkeypatch, make_fault, expected
+    reference, port, monkeypatch, make_fault, expected
 ):
     table = make_fault()(port, monkeypatch) or TABLE
-    report = compare(original, port, table, grad=False)
+    report = compare(reference, port, table, grad=False)
     assert not report.equal
     assert report.failure.startswith(f"{expected}: ")
     assert report.verdict.startswith("NOT EQUAL")
@@ -228,21 +228,21 @@ def test_fault_exceeds_the_limit_ten_times_and_is_located(
     assert set(isolated) <= {expected, "layer2.0"} | strided
 
 
-def test_finds_wrong_gradients_of_right_outputs(original, port, monkeypatch):
+def test_finds_wrong_gradients_of_right_outputs(reference, port, monkeypatch):
     @jax.custom_vjp
     def relu(x):
         return jnp.maximum(x, 0)
 
     relu.defvjp(lambda x: (relu(x), x), lambda x, grad: (jnp.where(x > 0.1, grad, 0),))
     monkeypatch.setattr(nnx, "relu", relu)
-    report = compare(original, port)
+    report = compare(reference, port)
     assert [section.title for section in report.sections if not section.equal] == ["gradients"]
     assert report.failures[0].excess > 10
 
 
-def test_rejects_rules_that_do_not_match_the_state_dict(original, port):
+def test_rejects_rules_that_do_not_match_the_state_dict(reference, port):
     with pytest.raises(WeightsError, match=r"surplus 2: fc\.weight, fc\.bias"):
-        compare(original, port, Table(TABLE.rules))
+        compare(reference, port, Table(TABLE.rules))
 
 
 def test_compares_modules_with_several_inputs():
@@ -253,7 +253,7 @@ def test_compares_modules_with_several_inputs():
         def __call__(self, x, y):
             return {"gated": self.norm(x) * y}
 
-    class Original(torch.nn.Module):
+    class Reference(torch.nn.Module):
         def __init__(self):
             super().__init__()
             self.norm = torch.nn.BatchNorm1d(5)
@@ -263,7 +263,7 @@ def test_compares_modules_with_several_inputs():
 
     rng = np.random.default_rng(0)
     inputs = [rng.standard_normal((7, 5)).astype(np.float32) for _ in range(2)]
-    report = compare_modules(Original(), Gate(), Table(batch_norm("norm")), inputs, subject="gate")
+    report = compare_modules(Reference(), Gate(), Table(batch_norm("norm")), inputs, subject="gate")
     assert report.equal, report
     assert report.subject == "gate"
     assert [section.title for section in report.sections] == [
@@ -286,7 +286,7 @@ class InPlacePort(nnx.Module):
         return self.dropout(self.conv(nnx.hard_swish(x) if self.first else x))
 
 
-def in_place_original():
+def in_place_reference():
     layers = {
         "act": torch.nn.Hardswish(inplace=True),
         "conv": torch.nn.Conv2d(3, 4, 1),
@@ -301,13 +301,13 @@ def in_place_original():
 def test_in_place_layers_change_neither_comparison_nor_inputs():
     images = IMAGES[:, :8, :8].copy()
     port = InPlacePort()
-    report = compare_modules(in_place_original(), port, Table(conv("conv", bias=True)), images)
+    report = compare_modules(in_place_reference(), port, Table(conv("conv", bias=True)), images)
     assert report.equal, report
     assert max(c.reference_error for section in report.sections for c in section.comparisons) < 1e-5
     np.testing.assert_array_equal(images, IMAGES[:, :8, :8])
     assert port.dropout.rate == 0.5, "dropout is disabled only during the comparison"
     wrong = compare_modules(
-        in_place_original(), InPlacePort(first=False), Table(conv("conv", bias=True)), images
+        in_place_reference(), InPlacePort(first=False), Table(conv("conv", bias=True)), images
     )
     assert wrong.failure.startswith("between the input and conv: ")
 
@@ -315,7 +315,7 @@ def test_in_place_layers_change_neither_comparison_nor_inputs():
 def test_surplus_or_missing_outputs_are_not_equal():
     table, images = Table(conv("conv", bias=True)), IMAGES[:, :8, :8]
     report = compare_modules(
-        in_place_original(),
+        in_place_reference(),
         InPlacePort(),
         table,
         images,
@@ -324,7 +324,7 @@ def test_surplus_or_missing_outputs_are_not_equal():
     assert "more: PyTorch has no such tensor" in str(report)
     assert not report.equal
     report = compare_modules(
-        in_place_original(),
+        in_place_reference(),
         InPlacePort(),
         table,
         images,
@@ -337,10 +337,10 @@ def test_surplus_or_missing_outputs_are_not_equal():
 
 
 def test_skips_gradients_of_frozen_parameters():
-    original = in_place_original()
-    original.conv.bias.requires_grad_(False)
+    reference = in_place_reference()
+    reference.conv.bias.requires_grad_(False)
     report = compare_modules(
-        original, InPlacePort(), Table(conv("conv", bias=True)), IMAGES[:, :8, :8]
+        reference, InPlacePort(), Table(conv("conv", bias=True)), IMAGES[:, :8, :8]
     )
     assert report.equal, report
     assert [c.name for c in report.sections[-1].comparisons] == ["loss", "conv.weight"]
@@ -351,7 +351,7 @@ def test_rejects_unknown_dtype():
         ConfigError, match="dtype is 'float16'; it must be one of float32, bfloat16"
     ):
         compare_modules(
-            in_place_original(),
+            in_place_reference(),
             InPlacePort(),
             Table(conv("conv", bias=True)),
             IMAGES,
@@ -444,13 +444,13 @@ def test_accepts_another_order_of_summation():
             return self.conv(x)
 
     torch.manual_seed(0)
-    original = torch.nn.Sequential(
+    reference = torch.nn.Sequential(
         collections.OrderedDict(conv=torch.nn.Conv2d(256, 256, 3, padding=1, bias=False))
     )
     images = np.maximum(np.random.default_rng(0).standard_normal((1, 8, 8, 256)), 0).astype(
         np.float32
     )
-    report = compare_modules(original, Port(), Table(conv("conv")), images, grad=False)
+    report = compare_modules(reference, Port(), Table(conv("conv")), images, grad=False)
     assert report.equal, report
 
 
@@ -466,16 +466,16 @@ class OnTheEdge(nnx.Module):
 
 def test_accepts_a_unit_at_the_edge_of_a_relu(monkeypatch):
     torch.manual_seed(0)
-    original = torch.nn.Sequential(
+    reference = torch.nn.Sequential(
         collections.OrderedDict(conv=torch.nn.Conv2d(3, 4, 1), relu=torch.nn.ReLU())
     )
-    torch.nn.init.constant_(original.conv.bias, 3e-8)
+    torch.nn.init.constant_(reference.conv.bias, 3e-8)
     images = IMAGES[:, :8, :8].copy()
     images[0, :4] = 0
-    report = compare_modules(original, OnTheEdge(), Table(conv("conv", bias=True)), images)
+    report = compare_modules(reference, OnTheEdge(), Table(conv("conv", bias=True)), images)
     assert report.equal, report
     assert report.sections[-1].attempts == 2
     assert "compared on 2 inputs" in str(report)
     monkeypatch.setattr("fcn_jax.verify.modules.ATTEMPTS", 1)
-    once = compare_modules(original, OnTheEdge(), Table(conv("conv", bias=True)), images)
+    once = compare_modules(reference, OnTheEdge(), Table(conv("conv", bias=True)), images)
     assert [c.name for c in once.failures] == ["conv.bias"]

@@ -21,8 +21,8 @@ from fcn_jax.errors import ConfigError
 from fcn_jax.plugins import registry
 from fcn_jax.runtime import atomic, destination
 
-WHAT = {"backbone": "backbone", "head": "head", "dataset": "dataset"}
-"""The kinds that have templates, as people write them."""
+KINDS = ("backbone", "dataset", "head")
+"""The kinds of plugins that have templates."""
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 
@@ -34,7 +34,7 @@ def write(name: str, kind: str, output: Path | None = None) -> Path:
         name: what it will be registered under: lower-case words of letters and digits, joined by
             underscores. The distribution is called `fcn-jax-NAME`, with hyphens, and the package
             `fcn_jax_NAME`.
-        kind: a key of `WHAT`. One distribution starts with one plugin; it can hold any number.
+        kind: one of `KINDS`. One distribution starts with one plugin; it can hold any number.
         output: the folder to make; None makes `fcn-jax-NAME` in the current one.
 
     Returns:
@@ -51,7 +51,7 @@ def write(name: str, kind: str, output: Path | None = None) -> Path:
         "YOURNAME": name.upper(),
         "Yourname": "".join(word.capitalize() for word in name.split("_")),
         "yourname": name,
-        "your kind": WHAT[kind],
+        "your kind": kind,
         "yourkind": kind,
     }
 
@@ -98,7 +98,7 @@ def _check_name(name: str, kind: str) -> None:
     owners = [entry.distribution for entry in plugins.entries(f"{kind}s") if entry.name == name]
     if owners:
         raise ConfigError(
-            f"a {WHAT[kind]} named '{name}' is already registered, by {' and '.join(owners)}; use "
+            f"a {kind} named '{name}' is already registered, by {' and '.join(owners)}; use "
             "another name"
         )
     try:

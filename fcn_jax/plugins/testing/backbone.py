@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
-from fcn_jax.plugins import options as plugin_options
 from fcn_jax.plugins import registry
-from fcn_jax.plugins.api import Backbone, FeatureSpec
-from fcn_jax.plugins.testing.contract import (
-    SIZES,
-    check_descriptor,
-    check_eval_mode,
-    check_gradients,
-    check_shapes,
-    variants,
-)
-from fcn_jax.plugins.testing.subject import Progress, Subject, ignore, normal, require
-from fcn_jax.plugins.testing.torch_bridge import check_reference, check_tables
+from fcn_jax.plugins.api import Backbone, FeatureSpec, Preprocess
+from fcn_jax.plugins.testing import contract
+from fcn_jax.plugins.testing.subject import Network, Progress, Subject, ignore, normal
+from fcn_jax.plugins.testing.torch_bridge import check_bridge
 from fcn_jax.verify.reference import torch_features
 
 
@@ -50,119 +41,105 @@ def check_backbone(
         AssertionError: a promise is broken.
     """
     descriptor = registry.default().backbone(backbone) if isinstance(backbone, str) else backbone
-    label = f"backbone '{descriptor.name}'"
-    check_descriptor(label, descriptor)
+    subject = Subject(f"backbone '{descriptor.name}'", progress)
+    chosen = contract.check_descriptor(subject, descriptor, options)
     strides = descriptor.output_strides
-    require(
-        len(set(strides)) == len(strides) > 0,
-        f"{label}: output_strides is {strides}; it must name at least one, and each once",
-    )
-    _check_preprocess(label, descriptor)
-    chosen = plugin_options.validate(descriptor, options or {})
+    if not strides or len(set(strides)) < len(strides):
+        subject.fail(f"output_strides is {strides}; it must name at least one, and each once")
+    _check_preprocess(subject, descriptor.preprocess)
     for stride in strides:
-        _check_at(f"{label} at output stride {stride}", descriptor, chosen, stride, progress)
+        _check_at(subject.part(f" at output stride {stride}"), descriptor, chosen, stride)
 
 
-def _check_at(label: str, backbone: Backbone, chosen: Any, stride: int, progress: Progress) -> None:
-    def build(dtype: Any) -> nnx.Module:
-        return backbone.build(
-            chosen, output_stride=stride, dtype=dtype, param_dtype=jnp.float32, rngs=nnx.Rngs(0)
-        )
-
-    subject = Subject(label, build, lambda module, inputs: module(inputs["image"]), progress)
+def _check_at(subject: Subject, backbone: Backbone, options: Any, stride: int) -> None:
     subject.start("features")
-    specs = backbone.features(chosen, stride)
-    _check_specs(label, specs, backbone.features(chosen, stride), stride)
-    legal = [hw for hw in SIZES if all(spec.size(n) >= 1 for spec in specs for n in hw)]
-    require(bool(legal), f"{label}: by `size`, every image of {SIZES} gives an empty feature")
-    for hw, batch, dtype in variants(legal):
-        expected = {
-            spec.name: (batch, spec.size(hw[0]), spec.size(hw[1]), spec.channels) for spec in specs
-        }
+    specs = backbone.features(options, stride)
+    _check_specs(subject, specs, backbone.features(options, stride), stride)
+    legal = [hw for hw in contract.SIZES if all(spec.size(n) >= 1 for spec in specs for n in hw)]
+    if not legal:
+        subject.fail(f"by `size`, every image of {contract.SIZES} gives an empty feature")
+    network = Network(
+        subject,
+        functools.partial(backbone.build, options, output_stride=stride),
+        lambda module, inputs: module(*inputs),
+    )
+    for hw, batch, dtype in contract.variants(legal):
         image = jax.ShapeDtypeStruct((batch, *hw, 3), jnp.float32)
-        check_shapes(subject, {"image": image}, expected, dtype)
+        contract.check_shapes(network, [image], contract.feature_shapes(specs, batch, hw), dtype)
 
     odd = (65, 97) if (65, 97) in legal else legal[0]
-    images = {"image": normal(1, (3, *odd, 3))}
+    images = normal(1, (3, *odd, 3))
     if stride == backbone.output_strides[0]:
-        check_eval_mode(subject, images)
-        check_gradients(subject, images)
-    if backbone.torch is not None:
-        check_tables(subject, backbone.torch, chosen)
-        check_reference(
-            subject,
-            backbone.torch,
-            chosen,
-            images,
-            lambda build_reference: build_reference(options=chosen, output_stride=stride),
-            lambda reference, inputs: torch_features(reference, inputs["image"], specs),
-        )
-
-
-def _check_preprocess(label: str, backbone: Backbone) -> None:
-    preprocess = backbone.preprocess
-    require(
-        preprocess.channel_order in ("rgb", "bgr"),
-        f"{label}: preprocess.channel_order is '{preprocess.channel_order}'; it must be 'rgb' or "
-        "'bgr'",
+        contract.check_eval_mode(network, [images])
+        contract.check_gradients(network, [images])
+    check_bridge(
+        network,
+        backbone.torch,
+        [images],
+        lambda reference, inputs: torch_features(reference, *inputs, specs),
+        options=options,
+        output_stride=stride,
     )
-    require(
+
+
+def _check_preprocess(subject: Subject, preprocess: Preprocess) -> None:
+    if preprocess.channel_order not in ("rgb", "bgr"):
+        subject.fail(
+            f"preprocess.channel_order is '{preprocess.channel_order}'; it must be 'rgb' or 'bgr'"
+        )
+    if not (
         len(preprocess.mean) == len(preprocess.std) == 3
         and min(preprocess.std) > 0
-        and preprocess.scale > 0,
-        f"{label}: preprocess is {preprocess}; it needs three means, three deviations above 0 and "
-        "a scale above 0",
-    )
+        and preprocess.scale > 0
+    ):
+        subject.fail(
+            f"preprocess is {preprocess}; it needs three means, three deviations above 0 and a "
+            "scale above 0"
+        )
 
 
 def _check_specs(
-    label: str, specs: Sequence[FeatureSpec], again: Sequence[FeatureSpec], output_stride: int
+    subject: Subject, specs: Sequence[FeatureSpec], again: Sequence[FeatureSpec], stride: int
 ) -> None:
     """Check the specs without building the network; `again` comes from a second call."""
-    require(len(specs) > 0, f"{label}: it has no features")
-    require(
-        specs == again,
-        f"{label}: two calls of `features` give specs that are not equal: {specs}, then {again}. "
-        "It must be pure, and `size` the same function each time: use ceil_size, floor_size, or a "
-        "function at module level with functools.cache",
-    )
-    names = [spec.name for spec in specs]
-    require(
-        len(set(names)) == len(names),
-        f"{label}: the features are named {names}; each name must occur once",
-    )
-    strides = [spec.stride for spec in specs]
-    require(
-        strides == sorted(strides),
-        f"{label}: the features have strides {strides}; their order must be shallow to deep",
-    )
-    require(strides[-1] == output_stride, f"{label}: its deepest feature has stride {strides[-1]}")
-    for spec in specs:
-        _check_spec(f"{label}: feature '{spec.name}'", spec)
-
-
-def _check_spec(where: str, spec: FeatureSpec) -> None:
-    require(
-        spec.channels > 0 and spec.stride > 0 and spec.offset >= 0,
-        f"{where}: {spec} is out of range",
-    )
-    sizes = [spec.size(n) for n in range(1, 1025)]
-    require(
-        all(small <= large for small, large in itertools.pairwise(sizes)),
-        f"{where}: `size` decreases for a larger image",
-    )
-    for n in range(1, 2 * spec.stride + 1):
-        longest = n + 2 * spec.stride - 1
-        require(
-            any(map(spec.covers, range(n, longest + 1))),
-            f"{where} covers no image of {n} to {longest} pixels: for {longest} pixels it has "
-            f"{spec.size(longest)} cells of {spec.stride} pixels, and its offset is {spec.offset}",
+    if not specs:
+        subject.fail("it has no features")
+    if specs != again:
+        subject.fail(
+            f"two calls of `features` give specs that are not equal: {specs}, then {again}. It "
+            "must be pure, and `size` the same function each time: use ceil_size, floor_size, or a "
+            "function at module level with functools.cache"
         )
+    names = [spec.name for spec in specs]
+    if len(set(names)) != len(names):
+        subject.fail(f"the features are named {names}; each name must occur once")
+    strides = [spec.stride for spec in specs]
+    if strides != sorted(strides):
+        subject.fail(f"the features have strides {strides}; their order must be shallow to deep")
+    if strides[-1] != stride:
+        subject.fail(f"its deepest feature has stride {strides[-1]}")
+    for spec in specs:
+        _check_spec(subject.part(f": feature '{spec.name}'"), spec)
+
+
+def _check_spec(subject: Subject, spec: FeatureSpec) -> None:
+    stride, size = spec.stride, spec.size
+    if spec.channels < 1 or stride < 1 or spec.offset < 0:
+        subject.fail(f"{spec} is out of range")
+    if any(size(n) > size(n + 1) for n in range(1, 1024)):
+        subject.fail("`size` decreases for a larger image")
+    for n in range(1, 2 * stride + 1):
+        longest = n + 2 * stride - 1
+        if not any(map(spec.covers, range(n, longest + 1))):
+            subject.fail(
+                f"it covers no image of {n} to {longest} pixels: for {longest} pixels it has "
+                f"{size(longest)} cells of {stride} pixels, and its offset is {spec.offset}"
+            )
     # Independent of padding and cropping at the border, an image that is one stride longer makes
     # the feature one pixel longer.
-    for n in range(512, 513 + spec.stride):
-        require(
-            spec.size(n + spec.stride) == spec.size(n) + 1,
-            f"{where}: the stride is {spec.stride}, but size({n}) is {spec.size(n)} and "
-            f"size({n + spec.stride}) is {spec.size(n + spec.stride)}; they must differ by 1",
-        )
+    for n in range(512, 513 + stride):
+        if size(n + stride) != size(n) + 1:
+            subject.fail(
+                f"the stride is {stride}, but size({n}) is {size(n)} and size({n + stride}) is "
+                f"{size(n + stride)}; they must differ by 1"
+            )

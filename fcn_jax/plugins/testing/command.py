@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fcn_jax.errors import ConfigError, DataError, FcnJaxError, did_you_mean
 from fcn_jax.plugins import options as plugin_options
 from fcn_jax.plugins import registry
-from fcn_jax.plugins.api import API_VERSION, Dataset
-from fcn_jax.plugins.registry import Entry
-from fcn_jax.plugins.testing.imports import import_cost
+from fcn_jax.plugins.api import API_VERSION, Backbone, Dataset, Descriptor, Head, Model
+from fcn_jax.plugins.entry import Entry
+from fcn_jax.plugins.isolation import run_isolated
 from fcn_jax.plugins.testing.subject import Progress
+
+HEAVY = ("torch", "torchvision", "tensorflow")
+"""Packages to import inside functions only, so that the plugin works without them."""
+
+# Packages that fcn-jax imports anyway are imported first.
+_MEASURE = """
+import time
+import flax.nnx, jax, numpy
+import fcn_jax.pytorch.rules, fcn_jax.data.datasets.directory, fcn_jax.nn, fcn_jax.models.build
+before = set(sys.modules)
+start = time.perf_counter()
+reason = fault(entries[0])
+answer([reason, time.perf_counter() - start, sorted(set(sys.modules) - before)])
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +110,8 @@ def check_plugin(
         options: table of options of a backbone or head; None for the defaults.
         data: folder of a dataset.
         splits: splits of a dataset; none for train and val.
-        timeout: seconds that the import may take, above 0.
+        timeout: seconds that the import may take in a process of its own, above 0; the import of
+            fcn_jax itself counts.
         progress: called with each check's name before it runs; by default `print_progress()`.
 
     Yields:
@@ -114,17 +128,19 @@ def check_plugin(
         raise ConfigError(f"--data is for a dataset; {entry} reads no data")
     if splits and entry.kind != "datasets":
         raise ConfigError(f"--split is for a dataset; {entry} has no splits")
-    progress = print_progress() if progress is None else progress
+    progress = progress or print_progress()
     progress("import in a new process")
-    cost = import_cost(entry, timeout)
-    if cost.fault is not None:
-        yield Finding(False, "import", cost.fault)
+    answers, ending = run_isolated(_MEASURE, [entry], timeout)
+    fault, seconds, modules = answers[0] if answers else (ending, 0.0, [])
+    if fault is not None:
+        yield Finding(False, "import", fault)
         return
-    took = f"{cost.seconds:.3f} s in addition to fcn_jax, {cost.modules} modules"
-    if cost.heavy:
-        packages = " and ".join(cost.heavy)
+    took = f"{seconds:.3f} s in addition to fcn_jax, {len(modules)} modules"
+    heavy = [name for name in HEAVY if name in modules]
+    if heavy:
+        packages = " and ".join(heavy)
         took += f"; it imports {packages}: import them inside the functions that need them"
-    yield Finding(not cost.heavy, "import", took)
+    yield Finding(not heavy, "import", took)
     descriptor: Any = registry.default().get(entry.kind, entry.full_name)
     theirs, ours = (
         ".".join(map(str, version)) for version in (descriptor.api_version, API_VERSION)
@@ -132,50 +148,41 @@ def check_plugin(
     yield Finding(True, "api version", f"{theirs}; this fcn-jax has {ours}")
     if entry.kind in ("backbones", "heads"):
         plugin_options.validate(descriptor, options or {})
-    yield _run(entry, _suite(entry, descriptor, options, data, splits, progress))
-
-
-def _suite(
-    entry: Entry,
-    descriptor: Any,
-    options: Mapping[str, Any] | None,
-    data: str | Path | None,
-    splits: Sequence[str],
-    progress: Progress,
-) -> Callable[[], None]:
-    from fcn_jax import testing
-
-    if entry.kind == "datasets":
-        return functools.partial(_check_dataset, descriptor, data, splits)
-    if entry.kind == "models":
-        return functools.partial(testing.check_model, descriptor, progress=progress)
-    suite: Callable[..., None] = (
-        testing.check_backbone if entry.kind == "backbones" else testing.check_head
-    )
-    return functools.partial(suite, descriptor, options, progress=progress)
-
-
-def _check_dataset(descriptor: Dataset, data: str | Path | None, splits: Sequence[str]) -> None:
-    from fcn_jax import testing
-
     try:
-        testing.check_dataset(descriptor, data, splits or ("train", "val"))
-    except DataError as error:
-        if splits:
-            raise
-        raise DataError(
-            f"{str(error).rstrip('.')}. Without --split, train and val are checked"
-        ) from error
-
-
-def _run(entry: Entry, suite: Callable[[], None]) -> Finding:
-    try:
-        suite()
+        _run(descriptor, options, data, splits, progress)
     except AssertionError as error:
-        return Finding(False, "contract", str(error))
+        yield Finding(False, "contract", str(error))
     except FcnJaxError:
         raise
     except Exception as error:  # anything that the plugin's code raises
         fault = f"{type(error).__name__}: {error}{entry.place(error)}"
-        return Finding(False, "contract", f"it cannot be built or run: {fault}")
-    return Finding(True, "contract", "every promise is kept")
+        yield Finding(False, "contract", f"it cannot be built or run: {fault}")
+    else:
+        yield Finding(True, "contract", "every promise is kept")
+
+
+def _run(
+    descriptor: Descriptor,
+    options: Mapping[str, Any] | None,
+    data: str | Path | None,
+    splits: Sequence[str],
+    progress: Progress,
+) -> None:
+    from fcn_jax import testing
+
+    match descriptor:
+        case Backbone():
+            testing.check_backbone(descriptor, options, progress=progress)
+        case Head():
+            testing.check_head(descriptor, options, progress=progress)
+        case Model():
+            testing.check_model(descriptor, progress=progress)
+        case Dataset():
+            try:
+                testing.check_dataset(descriptor, data, splits or ("train", "val"))
+            except DataError as error:
+                if splits:
+                    raise
+                raise DataError(
+                    f"{str(error).rstrip('.')}. Without --split, train and val are checked"
+                ) from error

@@ -9,6 +9,7 @@ import pickle
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,7 +19,7 @@ from fcn_jax.errors import ConfigError, DataError, listing
 from fcn_jax.plugins import registry
 from fcn_jax.plugins.api import IGNORE_INDEX, Classes, Dataset, Example, Record, Source
 from fcn_jax.plugins.testing.contract import check_registration
-from fcn_jax.plugins.testing.subject import require
+from fcn_jax.plugins.testing.subject import Subject
 
 _NO_SPLIT = "no-such-split"
 
@@ -55,32 +56,36 @@ def check_dataset(
     if not splits:
         raise ConfigError("check_dataset: splits is empty; name at least one, such as 'train'")
     descriptor = registry.default().dataset(dataset) if isinstance(dataset, str) else dataset
-    label = f"dataset '{descriptor.name}'"
-    check_registration(label, descriptor)
+    subject = Subject(f"dataset '{descriptor.name}'")
+    check_registration(subject, descriptor)
     root = None if root is None else Path(root)
     if root is not None:  # a dataset that needs no folder may ignore it
         with tempfile.NamedTemporaryFile() as file:
-            _check_refusal(label, descriptor, Path(file.name), splits[0], "a root that is a file")
-    _check_refusal(label, descriptor, root, _NO_SPLIT, f"a split '{_NO_SPLIT}'")
+            _require_data_error(
+                subject, "a root that is a file", descriptor.open, Path(file.name), splits[0]
+            )
+    _require_data_error(subject, f"a split '{_NO_SPLIT}'", descriptor.open, root, _NO_SPLIT)
     for split in splits:
         source, again = descriptor.open(root, split), descriptor.open(root, split)
-        _check_split(f"{label}, split '{split}'", source, again, samples)
+        _check_split(subject.part(f", split '{split}'"), source, again, samples)
 
 
-def _check_refusal(label: str, dataset: Dataset, root: Path | None, split: str, what: str) -> None:
+def _require_data_error(
+    subject: Subject, wrong: str, function: Callable[..., Any], *args: Any
+) -> None:
+    """Check that a call with something wrong raises `DataError`."""
     try:
-        dataset.open(root, split)
+        function(*args)
     except DataError:
         return
     except Exception as error:
-        raise AssertionError(
-            f"{label}: {what} raises {type(error).__name__} ({error}); it must be a DataError"
-        ) from error
-    raise AssertionError(
-        f"{label}: {what} is opened; it must raise a DataError that names the missing thing"
-    )
+        subject.fail(
+            f"{wrong} raises {type(error).__name__} ({error}); it must be a DataError that names it"
+        )
+    subject.fail(f"{wrong} is accepted; it must raise a DataError that names it")
 
 
+<<<<<<< HEAD
 def _check_split(label: str, source: Source, again: Source, samples: int) -> None:
     require(
         isinstance(source, Source),
@@ -90,34 +95,46 @@ def _check_split(label: str, source: Source, again: Source, samples: int) -> Non
     count = len(source)
     require(count > 0, f"{label}: it has no images; opening an empty split must raise DataError")
     records = list(source)
+=======
+def _check_split(subject: Subject, source: Source, again: Source, samples: int) -> None:
+    _check_classes(subject, source.classes)
+    count = len(source)
+    if count < 1:
+        subject.fail("it has no images; opening an empty split must raise DataError")
+    records = [source[index] for index in range(count)]
+>>>>>>> trimplug
     for index, record in enumerate(records):
-        require(
-            isinstance(record, Record) and isinstance(record.id, str) and record.id != "",
-            f"{label}: record {index} is {record!r:.100}; it must be an fcn_jax.api.Record with an "
-            "id",
-        )
+        if not (isinstance(record, Record) and isinstance(record.id, str) and record.id):
+            subject.fail(
+                f"record {index} is {record!r:.100}; it must be an fcn_jax.api.Record with an id"
+            )
     names = [record.id for record in records]
     repeated = sorted(name for name, times in collections.Counter(names).items() if times > 1)
+<<<<<<< HEAD
     require(not repeated, f"{label}: images have the same id: {listing(repeated)}")
     require(
         [record.id for record in again] == names,
         f"{label}: opened again, it has other images or another order",
     )
+=======
+    if repeated:
+        subject.fail(f"images have the same id: {listing(repeated)}")
+    if [again[index].id for index in range(len(again))] != names:
+        subject.fail("opened again, it has other images or another order")
+>>>>>>> trimplug
     try:
         copy = pickle.loads(pickle.dumps(source))
     except Exception as error:
-        raise AssertionError(
-            f"{label}: the source does not pickle ({error}); each input worker holds a copy"
-        ) from error
-    for index in sorted({int(number) for number in np.linspace(0, count - 1, min(samples, count))}):
-        example = source.decode(records[index])
-        _check_example(
-            f"{label}, image '{names[index]}'", example, names[index], len(source.classes)
-        )
+        subject.fail(f"the source does not pickle ({error}); each input worker holds a copy")
+    for index in np.linspace(0, count - 1, min(samples, count)).astype(int).tolist():
+        record, image = records[index], subject.part(f", image '{names[index]}'")
+        example = source.decode(record)
+        _check_example(image.part(", decode"), example, record.id, len(source.classes))
         for other, how in (
-            (source.decode(records[index]), "decoded twice"),
+            (source.decode(record), "decoded twice"),
             (copy.decode(copy[index]), "decoded by an unpickled source"),
         ):
+<<<<<<< HEAD
             require(
                 np.array_equal(other.image, example.image)
                 and np.array_equal(other.mask, example.mask),
@@ -130,106 +147,95 @@ def _check_split(label: str, source: Source, again: Source, samples: int) -> Non
         _check_unreadable(label, "decode", source.decode, records[0], part)
         small = functools.partial(source.decode_resized, factor=_FACTORS[-1])
         _check_unreadable(label, "decode_resized", small, records[0], part)
+=======
+            if not all(map(np.array_equal, other[1:], example[1:])):
+                image.fail(f"it differs when it is {how}")
+        if hasattr(source, "decode_resized"):
+            for factor in _FACTORS:
+                resized = source.decode_resized(record, factor)
+                part = image.part(f", decode_resized by {factor}")
+                _check_resized(part, resized, example, factor)
+    for field in ("image", "mask"):
+        change: dict[str, Any] = {field: _spoilt(getattr(records[0], field))}
+        broken = records[0]._replace(**change)
+        wrong = f"of an unreadable {field}"
+        _require_data_error(subject, f"decode {wrong}", source.decode, broken)
+        if hasattr(source, "decode_resized"):
+            _require_data_error(
+                subject, f"decode_resized {wrong}", source.decode_resized, broken, _FACTORS[-1]
+            )
+>>>>>>> trimplug
 
 
-def _check_classes(label: str, classes: Classes) -> None:
+def _spoilt(file: Path | bytes) -> Path | bytes:
+    """A missing file, or bytes that are not a picture."""
+    return b"not a picture" if isinstance(file, bytes) else file.with_name("no-such-file.png")
+
+
+def _check_classes(subject: Subject, classes: Classes) -> None:
     names, palette = classes.names, classes.palette
-    require(
-        1 <= len(names) <= IGNORE_INDEX,
-        f"{label}: it has {len(names)} classes; there must be from 1 to {IGNORE_INDEX}",
-    )
-    require(
-        len(set(names)) == len(names),
-        f"{label}: the classes are named {names}; each name must occur once",
-    )
-    require(
-        len(palette) == len(names)
-        and all(len(color) == 3 and all(0 <= part <= 255 for part in color) for color in palette),
-        f"{label}: the palette is {palette}; it must have one RGB color, 0 to 255, for each of the "
-        f"{len(names)} classes",
-    )
+    if not 1 <= len(names) <= IGNORE_INDEX:
+        subject.fail(f"it has {len(names)} classes; there must be from 1 to {IGNORE_INDEX}")
+    if len(set(names)) < len(names):
+        subject.fail(f"the classes are named {names}; each name must occur once")
+    if len(palette) != len(names) or not all(
+        len(color) == 3 and all(0 <= part <= 255 for part in color) for color in palette
+    ):
+        subject.fail(
+            f"the palette is {palette}; it must have one RGB color, 0 to 255, for each of the "
+            f"{len(names)} classes"
+        )
 
 
-def _check_example(label: str, example: Example, name: str, num_classes: int) -> None:
-    require(
-        isinstance(example, Example),
-        f"{label}: decode returns a {type(example).__name__}; it must be an fcn_jax.api.Example",
-    )
+def _check_type(subject: Subject, example: Any, name: str) -> None:
+    if not isinstance(example, Example):
+        subject.fail(f"it returns a {type(example).__name__}; it must be an fcn_jax.api.Example")
+    if example.id != name:
+        subject.fail(f"it returns the id '{example.id}'")
+
+
+def _check_example(subject: Subject, example: Example, name: str, num_classes: int) -> None:
+    _check_type(subject, example, name)
     image, mask = example.image, example.mask
-    require(example.id == name, f"{label}: decode returns the id '{example.id}'")
-    require(
-        image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size > 0,
-        f"{label}: the image is {image.dtype}{list(image.shape)}; it must be uint8[H, W, 3]",
-    )
-    require(
-        mask.dtype == np.uint8 and mask.shape == image.shape[:2],
-        f"{label}: the mask is {mask.dtype}{list(mask.shape)}, the image {list(image.shape)}; the "
-        "mask must be uint8[H, W] of the same size",
-    )
-    wrong = [
-        str(value)
-        for value in np.unique(mask).tolist()
-        if value >= num_classes and value != IGNORE_INDEX
-    ]
-    require(
-        not wrong,
-        f"{label}: the mask has labels {listing(wrong)}; allowed are 0 to {num_classes - 1} and "
-        f"{IGNORE_INDEX} (ignored)",
-    )
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        subject.fail(f"the image is {_kind(image)}; it must be uint8[H, W, 3]")
+    if mask.dtype != np.uint8 or mask.shape != image.shape[:2]:
+        subject.fail(
+            f"the mask is {_kind(mask)}, the image {list(image.shape)}; the mask must be "
+            "uint8[H, W] of the same size"
+        )
+    labels = np.unique(mask)
+    wrong = labels[(labels >= num_classes) & (labels != IGNORE_INDEX)]
+    if wrong.size:
+        subject.fail(
+            f"the mask has labels {listing(map(str, wrong))}; allowed are 0 to {num_classes - 1} "
+            f"and {IGNORE_INDEX} (ignored)"
+        )
 
 
-def _check_resized(label: str, example: Example, whole: Example, factor: float) -> None:
+def _check_resized(subject: Subject, example: Example, full: Example, factor: float) -> None:
     """Compare an example decoded at another size with the full one, resized."""
-    pixels, whole = whole.image, resize(whole, factor)
-    require(
-        isinstance(example, Example),
-        f"{label}: it returns a {type(example).__name__}; it must be an fcn_jax.api.Example",
-    )
-    require(example.id == whole.id, f"{label}: it returns the id '{example.id}'")
-    require(
-        example.image.dtype == np.uint8 and example.image.shape == whole.image.shape,
-        f"{label}: the image is {example.image.dtype}{list(example.image.shape)}; it must be "
-        f"uint8{list(whole.image.shape)}",
-    )
-    require(
-        np.array_equal(example.mask, whole.mask),
-        f"{label}: the mask differs from the full mask, resized",
-    )
-    off = float(cv2.absdiff(example.image, whole.image).mean())
+    _check_type(subject, example, full.id)
+    expected = resize(full, factor)
+    if example.image.dtype != np.uint8 or example.image.shape != expected.image.shape:
+        subject.fail(f"the image is {_kind(example.image)}; it must be {_kind(expected.image)}")
+    if not np.array_equal(example.mask, expected.mask):
+        subject.fail("the mask differs from the full mask, resized")
+    off = float(cv2.absdiff(example.image, expected.image).mean())
     allowed = 0.0
     if factor <= 0.5:
         # The more detail is averaged out, the more the result depends on the method: by up to 2 and
         # 0.6 of the detail on stripes and checkerboards of 1 to 63 pixels. The detail is measured
         # as the mean distance of pixels from the mean of the window that becomes one pixel.
         window = math.ceil(1 / factor)
-        allowed = 2 + 0.75 * float(cv2.absdiff(pixels, cv2.blur(pixels, (window, window))).mean())
-    require(
-        off <= allowed,
-        f"{label}: the image differs from the full image, resized, by {off:.1f} of 255 on average; "
-        f"allowed are {allowed:.1f}",
-    )
+        blurred = cv2.blur(full.image, (window, window))
+        allowed = 2 + 0.75 * float(cv2.absdiff(full.image, blurred).mean())
+    if off > allowed:
+        subject.fail(
+            f"the image differs from the full image, resized, by {off:.1f} of 255 on average; "
+            f"allowed are {allowed:.1f}"
+        )
 
 
-def _check_unreadable(
-    label: str, name: str, decode: Callable[[Record], Example], record: Record, part: str
-) -> None:
-    """Check the error for a missing file, or for bytes that are not a picture."""
-
-    def spoilt(there: Path | bytes) -> Path | bytes:
-        return b"not a picture" if isinstance(there, bytes) else there.with_name("no-such-file.png")
-
-    broken = (
-        record._replace(image=spoilt(record.image))
-        if part == "image"
-        else record._replace(mask=spoilt(record.mask))
-    )
-    try:
-        decode(broken)
-    except DataError:
-        return
-    except Exception as error:
-        raise AssertionError(
-            f"{label}: {name} raises {type(error).__name__} ({error}) for an unreadable {part}; it "
-            "must be a DataError that names it"
-        ) from error
-    raise AssertionError(f"{label}: {name} accepts a missing {part}; it must raise DataError")
+def _kind(array: np.ndarray) -> str:
+    return f"{array.dtype}{list(array.shape)}"

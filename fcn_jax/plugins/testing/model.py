@@ -18,7 +18,7 @@ from fcn_jax.models.spec import resolve
 from fcn_jax.plugins import registry
 from fcn_jax.plugins.api import IGNORE_INDEX, Model, ModelSpec
 from fcn_jax.plugins.testing.contract import check_registration, check_shapes, check_weights
-from fcn_jax.plugins.testing.subject import Progress, Subject, ignore, require
+from fcn_jax.plugins.testing.subject import Network, Progress, Subject, ignore
 
 
 def check_model(model: str | Model, *, progress: Progress = ignore) -> None:
@@ -37,47 +37,40 @@ def check_model(model: str | Model, *, progress: Progress = ignore) -> None:
         AssertionError: a promise is broken.
     """
     descriptor = registry.default().model(model) if isinstance(model, str) else model
-    label, spec = f"model '{descriptor.name}'", descriptor.spec
-    check_registration(label, descriptor)
-    check_weights(label, descriptor.weights)
-    require(
-        1 <= spec.num_classes <= IGNORE_INDEX,
-        f"{label}: num_classes is {spec.num_classes}; it must be from 1 to {IGNORE_INDEX}",
-    )
+    subject, spec = Subject(f"model '{descriptor.name}'", progress), descriptor.spec
+    check_registration(subject, descriptor)
+    check_weights(subject, descriptor.weights)
+    if not 1 <= spec.num_classes <= IGNORE_INDEX:
+        subject.fail(f"num_classes is {spec.num_classes}; it must be from 1 to {IGNORE_INDEX}")
     try:
         outputs = tuple(resolve(spec).heads)
         abstract = nnx.eval_shape(lambda: build(spec, rngs=nnx.Rngs(0)))
     except (ConfigError, PluginError) as error:
-        raise AssertionError(f"{label}: its parts do not make a model: {error}") from error
-    _check_logits(label, spec, outputs, progress)
-    reference_model = descriptor.reference_model
-    if descriptor.weights or reference_model is not None:
-        require(
-            ("model", descriptor.key_format) in tables(spec),
-            f"{label}: it has weights or a reference_model, but not all of its parts have a table "
-            f"for the key format '{descriptor.key_format}'",
+        subject.fail(f"its parts do not make a model: {error}")
+    _check_logits(subject, spec, outputs)
+    reference_model, key_format = descriptor.reference_model, descriptor.key_format
+    if (descriptor.weights or reference_model) and ("model", key_format) not in tables(spec):
+        subject.fail(
+            "it has weights or a reference_model, but not all of its parts have a table for the "
+            f"key format '{key_format}'"
         )
     if reference_model is None or importlib.util.find_spec("torch") is None:
         return
-    progress(f"{label}: tensors of the PyTorch reference")
+    subject.start("tensors of the PyTorch reference")
     reference: Any = reference_model(num_classes=spec.num_classes, aux=spec.aux_head is not None)
     try:
         import_weights(abstract, spec, reference.state_dict())
     except FcnJaxError as error:
-        raise AssertionError(f"{label} against its PyTorch reference: {error}") from error
+        subject.fail(f"against its PyTorch reference: {error}")
 
 
-def _check_logits(
-    label: str, spec: ModelSpec, outputs: tuple[str, ...], progress: Progress
-) -> None:
-    def build_in(dtype: Any) -> nnx.Module:
-        typed = dataclasses.replace(spec, dtype=jnp.dtype(dtype).name)
-        return build(typed, rngs=nnx.Rngs(0))
+def _check_logits(subject: Subject, spec: ModelSpec, outputs: tuple[str, ...]) -> None:
+    def builder(*, dtype: Any, param_dtype: Any, rngs: nnx.Rngs) -> nnx.Module:
+        return build(dataclasses.replace(spec, dtype=jnp.dtype(dtype).name), rngs=rngs)
 
-    subject = Subject(
-        label, build_in, lambda module, inputs: module.outputs(inputs["image"]), progress
-    )
+    network = Network(subject, builder, lambda module, inputs: module.outputs(*inputs))
     subject.start("shapes")
     for batch, hw, dtype in ((1, (65, 97), jnp.float32), (2, (33, 47), jnp.bfloat16)):
-        images = {"image": jax.ShapeDtypeStruct((batch, *hw, 3), jnp.float32)}
-        check_shapes(subject, images, dict.fromkeys(outputs, (batch, *hw, spec.num_classes)), dtype)
+        images = jax.ShapeDtypeStruct((batch, *hw, 3), jnp.float32)
+        expected = dict.fromkeys(outputs, (batch, *hw, spec.num_classes))
+        check_shapes(network, [images], expected, dtype)

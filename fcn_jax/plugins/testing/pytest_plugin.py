@@ -44,13 +44,9 @@ def plugin_project(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | Path], Re
 
     def register(file: str | Path) -> Registry:
         project = tomllib.loads(Path(file).read_text(encoding="utf-8"))["project"]
-        name, version, groups = (
-            project["name"],
-            project.get("version", "unknown"),
-            project.get("entry-points", {}),
-        )
+        name, groups = project["name"], project.get("entry-points", {})
         own = [
-            registry.Entry(kind, key, name, version, value)
+            registry.Entry(kind, key, name, project.get("version", "unknown"), value)
             for kind in registry.KINDS
             for key, value in groups.get(f"fcn_jax.{kind}", {}).items()
         ]

@@ -1,11 +1,12 @@
-"""The network under test, and small tools that all checks share."""
+"""The plugin under test, and small tools that all checks share."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -25,29 +26,46 @@ def ignore(check: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """A network under test.
+    """A plugin under test, or a part of it.
 
     Attributes:
         label: its name in messages.
-        build: compute dtype -> module.
-        call: (module, inputs by name) -> outputs by name.
         progress: called with each check's name.
     """
 
     label: str
-    build: Callable[[Any], nnx.Module]
-    call: Callable[[Any, Any], Any]
     progress: Progress = ignore
+
+    def part(self, name: str) -> Subject:
+        """A part of it; `name` is appended to the label."""
+        return Subject(self.label + name, self.progress)
 
     def start(self, check: str) -> None:
         """Report that a check begins."""
         self.progress(f"{self.label}: {check}")
 
+    def fail(self, message: str) -> NoReturn:
+        """Raise `AssertionError`: a promise is broken."""
+        raise AssertionError(f"{self.label}: {message}")
 
-def require(holds: bool, message: str) -> None:
-    """Raise `AssertionError` with `message` unless the promise holds."""
-    if not holds:
-        raise AssertionError(message)
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A network that a plugin builds.
+
+    Attributes:
+        subject: the plugin.
+        builder: (`dtype`, `param_dtype`, `rngs`) -> module.
+        call: (module, inputs) -> outputs by name.
+    """
+
+    subject: Subject
+    builder: Callable[..., nnx.Module]
+    call: Callable[[Any, Sequence[Any]], Any]
+
+    def build(self, dtype: Any = jnp.float32) -> nnx.Module:
+        """The module with float32 parameters."""
+        return self.builder(dtype=dtype, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
 
 
 def normal(seed: int, shape: tuple[int, ...]) -> np.ndarray:

@@ -108,21 +108,21 @@ DEEPLABV3 = Head(
 
 
 def _model(
-    name: str, on: str, hash: str, scores: str, backbone: str, output_stride: int, **settings: Any
+    name: str, on: str, digits: str, scores: str, backbone: str, output_stride: int, **settings: Any
 ) -> Model:
     """The descriptor of a model of torchvision.
 
     Args:
         name: name of the function in `torchvision.models.segmentation`.
         on: the backbone, for readers.
-        hash: end of the name of the weights file.
+        digits: end of the name of the weights file.
         scores: published scores.
         backbone: registered name.
         output_stride: stride of its deepest feature.
         settings: other fields of the spec.
     """
     weights = Weights.torchvision(
-        f"{name}_coco-{hash}" if "resnet" in name else f"{name}-{hash}",
+        f"{name}_coco-{digits}" if "resnet" in name else f"{name}-{digits}",
         f"COCO train2017 images with the 20 VOC classes; on COCO val2017 {scores}, images resized "
         "to 520",
     )

@@ -52,7 +52,7 @@ FILLED = [
 
 @pytest.fixture(params=WHOLE)
 def whole(request):
-    """The name of each whole model whose backbone is there."""
+    """The name of each registered model whose backbone is installed."""
     if "mobilenet" in request.param and importlib.util.find_spec("fcn_jax_mobilenet") is None:
         pytest.skip("needs fcn-jax-mobilenet")
     return request.param
@@ -63,7 +63,7 @@ def spec(name, channels, stride, offset=0):
 
 
 def drawn(model, seed=0):
-    """Random values for a model of shapes alone; drawing real initial values would take long."""
+    """Give random values to a model that has only shapes; its own initialization takes long."""
     rng = np.random.default_rng(seed)
     for path, leaf in leaves(model).items():
         value = rng.standard_normal(leaf.shape, np.float32) * np.float32(
@@ -83,7 +83,7 @@ def blank(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("head", ["deeplabv3", "deeplabv3plus"])
-def test_keeps_the_contract(head):
+def test_meets_the_contract(head):
     check_head(head, SMALL)
 
 
@@ -97,7 +97,7 @@ def test_keeps_the_contract(head):
     ],
 )
 def test_training_and_gradients_match_torch(torchvision, head, options):
-    """In float64 there; of the logits, of every parameter's gradient and of the features'."""
+    """Compare logits and gradients of parameters and features with PyTorch's in float64."""
     import torch
 
     options = head.options(channels=6, dropout=0.0, **options)
@@ -290,13 +290,13 @@ def test_depth_1_matches_the_names_of_the_published_head():
 
 @pytest.mark.parametrize("whole", FILLED, indirect=True)
 def test_names_and_shapes_of_models_match_torchvision(torchvision, whole, plugins):
-    original = plugins.model(whole).reference_model(num_classes=21, aux=True)
+    reference = plugins.model(whole).reference_model(num_classes=21, aux=True)
     model = blank(whole)
-    wanted = {name: tuple(value.shape) for name, value in original.state_dict().items()}
+    wanted = {name: tuple(value.shape) for name, value in reference.state_dict().items()}
     assert {name: value.shape for name, value in to_torch(drawn(model)).items()} == wanted
     dilations = [
         layer.dilation[0]
-        for layer in original.classifier[0].convs.modules()
+        for layer in reference.classifier[0].convs.modules()
         if hasattr(layer, "dilation")
     ]
     assert (
@@ -326,12 +326,12 @@ def test_model_converts_to_torchvision_and_back_bit_for_bit(torchvision, whole, 
     import torch
 
     tensors = to_torch(drawn(blank(whole)))
-    original = plugins.model(whole).reference_model(num_classes=21, aux=True)
-    original.load_state_dict(
+    reference = plugins.model(whole).reference_model(num_classes=21, aux=True)
+    reference.load_state_dict(
         {name: torch.from_numpy(value.copy()) for name, value in tensors.items()}, strict=True
     )
     other = blank(whole)
-    record = load_torch(other, original.state_dict())
+    record = load_torch(other, reference.state_dict())
     assert record.scope == "model"
     assert not record.dropped
     again = to_torch(other)
@@ -360,10 +360,12 @@ def test_predictions_with_weights_of_torchvision_match_torchvision(torchvision, 
     import torch
 
     torch.manual_seed(0)
-    original = plugins.model("deeplabv3_resnet50").reference_model(num_classes=21, aux=True)
-    randomize_batch_norm(original, 0)
-    original.eval()
-    predictor = fcn_jax.Predictor(fcn_jax.load("deeplabv3_resnet50", weights=original.state_dict()))
+    reference = plugins.model("deeplabv3_resnet50").reference_model(num_classes=21, aux=True)
+    randomize_batch_norm(reference, 0)
+    reference.eval()
+    predictor = fcn_jax.Predictor(
+        fcn_jax.load("deeplabv3_resnet50", weights=reference.state_dict())
+    )
     image, _ = draw_scene(0, (97, 130))
     mask = predictor(image)
     mean, std = np.float32((0.485, 0.456, 0.406)), np.float32((0.229, 0.224, 0.225))
@@ -371,7 +373,7 @@ def test_predictions_with_weights_of_torchvision_match_torchvision(torchvision, 
         x = torch.from_numpy(
             ((image / np.float32(255) - mean) / std).transpose(2, 0, 1)[None].copy()
         )
-        wanted = original(x)["out"][0].argmax(0).numpy()
+        wanted = reference(x)["out"][0].argmax(0).numpy()
     assert mask.shape == wanted.shape == (97, 130)
     assert len(np.unique(wanted)) > 1
     assert (mask == wanted).mean() > 0.999

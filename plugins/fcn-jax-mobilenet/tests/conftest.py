@@ -1,4 +1,4 @@
-"""The registry with what this project registers, installed or not; and torchvision."""
+"""Fixtures: the registry with this project's plugins, and torchvision."""
 
 from importlib.util import find_spec
 from pathlib import Path

@@ -28,7 +28,7 @@ def specs(*strides, offset=0):
 
 
 @pytest.mark.slow
-def test_keeps_the_contract():
+def test_meets_the_contract():
     check_head("lraspp", {"inter_channels": 12})
 
 
@@ -89,7 +89,7 @@ def abstract():
     return nnx.eval_shape(lambda: build(registered_spec(NAME), rngs=nnx.Rngs(0)))
 
 
-def test_state_dict_of_torchvision_converts_and_back_bit_for_bit(torchvision):
+def test_state_dict_of_torchvision_converts_both_ways_bit_for_bit(torchvision):
     import torch
 
     with torch.device("meta"):
@@ -160,7 +160,7 @@ def test_model_matches_the_class_of_torchvision(torchvision, monkeypatch):
 
 
 @pytest.mark.slow
-def test_predicts(torchvision):
+def test_predictions_match_torchvision(torchvision):
     import torch
 
     torch.manual_seed(0)

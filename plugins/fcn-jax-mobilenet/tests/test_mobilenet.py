@@ -32,7 +32,7 @@ OPTIONS = [
 
 
 def abstract(name, options=None, output_stride=32):
-    """A backbone with shapes in place of arrays."""
+    """A backbone with shapes instead of arrays."""
     spec = ModelSpec(name, None, backbone_options=options or {}, output_stride=output_stride)
     return nnx.eval_shape(lambda: build_backbone(spec, rngs=nnx.Rngs(0)))
 
@@ -51,7 +51,7 @@ def random_like(shapes, seed=0):
 
 
 def torch_shapes(torchvision, name, options=None):
-    """Shapes of torchvision's own state dict, the classifier's too."""
+    """Shapes of torchvision's own state dict, including the classifier."""
     import torch
 
     with torch.device("meta"):
@@ -68,7 +68,7 @@ def torch_shapes(torchvision, name, options=None):
         for n in BACKBONES
     ],
 )
-def test_keeps_the_contract(name):
+def test_meets_the_contract(name):
     check_backbone(name, NARROW)
 
 
@@ -80,7 +80,7 @@ def test_keeps_the_contract(name):
         ("mobilenet_v3_large", (16, 24, 40, 80, 160, 960)),
     ],
 )
-def test_features(name, channels):
+def test_features_have_the_promised_channels_and_sizes(name, channels):
     backbone = BACKBONES[name]
     assert backbone.output_strides == (32, 16, 8)
     for output_stride in backbone.output_strides:
@@ -274,10 +274,10 @@ def test_imagenet_weights_fill_only_the_backbone_and_convert_back(torchvision, n
 
 
 def test_recognizes_the_three_key_formats_of_torchvision(torchvision):
-    """In ImageNet's file, in a segmentation model, and as that model's backbone alone."""
+    """In the ImageNet file, in a segmentation model, and in the backbone of that model alone."""
     model = nnx.eval_shape(lambda: build_model("mobilenet_v3_small", "fcn", 3, rngs=nnx.Rngs(0)))
     own = random_like(torch_shapes(torchvision, "mobilenet_v3_small"))
-    trunk = {
+    backbone = {
         key.removeprefix("features."): value
         for key, value in own.items()
         if key.startswith("features.")
@@ -289,7 +289,7 @@ def test_recognizes_the_three_key_formats_of_torchvision(torchvision):
         {f"1.{key}": (144,) for key in ("weight", "bias", "running_mean", "running_var")}, seed=2
     )
     head |= random_like({"1.num_batches_tracked": ()}, seed=3)
-    whole = {f"backbone.{key}": value for key, value in trunk.items()} | {
+    whole = {f"backbone.{key}": value for key, value in backbone.items()} | {
         f"classifier.{key}": v for key, v in head.items()
     }
     assert load_torch(model, whole).scope == "model"
@@ -299,7 +299,7 @@ def test_recognizes_the_three_key_formats_of_torchvision(torchvision):
         back[key].tobytes() == value.astype(back[key].dtype).tobytes()
         for key, value in whole.items()
     )
-    for tensors, names in ((own, "torchvision"), (trunk, "segmentation")):
+    for tensors, names in ((own, "torchvision"), (backbone, "segmentation")):
         other = nnx.eval_shape(
             lambda: build_model("mobilenet_v3_small", "fcn", 3, rngs=nnx.Rngs(0))
         )

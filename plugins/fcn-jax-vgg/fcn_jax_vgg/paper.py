@@ -12,6 +12,9 @@ from typing import Any
 
 from fcn_jax.api import Model, ModelSpec
 
+# Depth and channels of the five blocks of VGG-16.
+_BLOCKS = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
+
 
 def _torch_reference(
     skips: int, at_once: bool, num_classes: int, aux: bool = False, width: int = 4096
@@ -24,8 +27,8 @@ def _torch_reference(
     """
     import torch
 
-    def convolution(inputs: int, outputs: int, size: int, padding: int = 0) -> torch.nn.Conv2d:
-        layer = torch.nn.Conv2d(inputs, outputs, size, padding=padding)
+    def conv(in_channels: int, out_channels: int, size: int, padding: int = 0) -> torch.nn.Conv2d:
+        layer = torch.nn.Conv2d(in_channels, out_channels, size, padding=padding)
         # With PyTorch's default, activations would vanish.
         torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         return layer
@@ -39,61 +42,56 @@ def _torch_reference(
         layer.weight.data.copy_(diagonal * ramp[:, None] * ramp)
         return layer.requires_grad_(False)
 
-    class Reference(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.pool = torch.nn.MaxPool2d(2, stride=2, ceil_mode=True)
-            self.dropout = torch.nn.Dropout2d()
-            in_channels = 3
-            blocks = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
-            for block, (depth, channels) in enumerate(blocks, start=1):
-                for i in range(1, depth + 1):
-                    padding = 100 if block == i == 1 else 1
-                    layer = convolution(in_channels, channels, 3, padding=padding)
-                    self.add_module(f"conv{block}_{i}", layer)
-                    in_channels = channels
-            self.fc6 = convolution(512, width, 7)
-            self.fc7 = convolution(width, width, 1)
-            self.score_fr = convolution(width, num_classes, 1)
-            if skips == 0:
-                # The padding is 16 of the crop of 19, as in our head, so that the layers can be
-                # compared.
-                self.upscore = upsampling(32, padding=16)
-            if skips == 2:
-                self.score_pool3 = convolution(256, num_classes, 1)
-            if skips >= 1:
-                self.score_pool4 = convolution(512, num_classes, 1)
-                self.upscore2 = upsampling(2)
-            if skips == 1:
-                self.upscore16 = upsampling(16)
-            if skips == 2:
-                self.upscore8 = upsampling(8)
-                self.upscore_pool4 = upsampling(2)
+    layers: dict[str, torch.nn.Module] = {"dropout": torch.nn.Dropout2d()}
+    in_channels = 3
+    for block, (depth, channels) in enumerate(_BLOCKS, start=1):
+        for i in range(1, depth + 1):
+            padding = 100 if block == i == 1 else 1
+            layers[f"conv{block}_{i}"] = conv(in_channels, channels, 3, padding)
+            in_channels = channels
+    layers["fc6"] = conv(512, width, 7)
+    layers["fc7"] = conv(width, width, 1)
+    layers["score_fr"] = conv(width, num_classes, 1)
+    if skips == 0:
+        # The padding is 16 of the crop of 19, as in our head, so that the layers can be compared.
+        layers["upscore"] = upsampling(32, padding=16)
+    if skips >= 1:
+        layers["score_pool4"] = conv(512, num_classes, 1)
+        layers["upscore2"] = upsampling(2)
+    if skips == 1:
+        layers["upscore16"] = upsampling(16)
+    if skips == 2:
+        layers["score_pool3"] = conv(256, num_classes, 1)
+        layers["upscore_pool4"] = upsampling(2)
+        layers["upscore8"] = upsampling(8)
 
+    def crop(y: torch.Tensor, start: int, like: torch.Tensor) -> torch.Tensor:
+        return y[:, :, start : start + like.shape[2], start : start + like.shape[3]]
+
+    class Reference(torch.nn.ModuleDict):
         def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-            def crop(y: torch.Tensor, start: int, like: torch.Tensor) -> torch.Tensor:
-                return y[:, :, start : start + like.shape[2], start : start + like.shape[3]]
-
-            layers, pools, h = dict(self.named_children()), {}, x
-            for block, depth in enumerate((2, 2, 3, 3, 3), start=1):
+            pools, h = [], x
+            for block, (depth, _) in enumerate(_BLOCKS, start=1):
                 for i in range(1, depth + 1):
-                    h = torch.relu(layers[f"conv{block}_{i}"](h))
-                pools[block] = h = self.pool(h)
-            h = self.dropout(torch.relu(self.fc6(h)))
-            h = self.dropout(torch.relu(self.fc7(h)))
-            h = self.score_fr(h)
+                    h = torch.relu(self[f"conv{block}_{i}"](h))
+                h = torch.nn.functional.max_pool2d(h, 2, ceil_mode=True)
+                pools.append(h)
+            h = self["dropout"](torch.relu(self["fc6"](h)))
+            h = self["dropout"](torch.relu(self["fc7"](h)))
+            h = self["score_fr"](h)
             if skips == 0:
-                return {"out": crop(self.upscore(h), 19 - 16, x)}
-            scales = {4: 0.01, 3: 0.0001} if at_once else {4: 1.0, 3: 1.0}
-            h = self.upscore2(h)
-            h = h + crop(self.score_pool4(pools[4] * scales[4]), 5, h)
+                return {"out": crop(self["upscore"](h), 19 - 16, x)}
+            h = self["upscore2"](h)
+            pool4 = pools[3] * (0.01 if at_once else 1)
+            h = h + crop(self["score_pool4"](pool4), 5, h)
             if skips == 1:
-                return {"out": crop(self.upscore16(h), 27, x)}
-            h = self.upscore_pool4(h)
-            h = h + crop(self.score_pool3(pools[3] * scales[3]), 9, h)
-            return {"out": crop(self.upscore8(h), 31, x)}
+                return {"out": crop(self["upscore16"](h), 27, x)}
+            h = self["upscore_pool4"](h)
+            pool3 = pools[2] * (0.0001 if at_once else 1)
+            h = h + crop(self["score_pool3"](pool3), 9, h)
+            return {"out": crop(self["upscore8"](h), 31, x)}
 
-    return Reference()
+    return Reference(layers)
 
 
 def _model(name: str, head: str, skips: int, summary: str = "", at_once: bool = False) -> Model:

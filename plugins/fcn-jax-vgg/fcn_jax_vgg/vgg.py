@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import jax
@@ -66,6 +66,7 @@ class Architecture:
     paper: bool = False
 
 
+# The paper's configurations.
 _A, _B, _D, _E = (1, 1, 2, 2, 2), (2, 2, 2, 2, 2), (2, 2, 3, 3, 3), (2, 2, 4, 4, 4)
 
 
@@ -102,26 +103,31 @@ class VGG(nnx.Module):
         He et al.'s normal for 3x3 convolutions, deviation 0.01 for fc6 and fc7, bias 0. The only
         output stride is 32.
         """
-        types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        settings = {"bias_init": nnx.initializers.zeros_init(), **types}
+        settings: dict[str, Any] = {
+            "bias_init": nnx.initializers.zeros_init(),
+            "dtype": dtype,
+            "param_dtype": param_dtype,
+            "rngs": rngs,
+        }
         conv3x3: Callable[..., nnx.Module] = nn.Conv
         if architecture.batch_norm:
             conv3x3 = functools.partial(nn.ConvNormAct, use_bias=True, activation=None)
-        layer = functools.partial(conv3x3, kernel_init=nn.kaiming_normal_fan_out, **settings)
-        self.architecture = nnx.static(architecture)
+        settings["kernel_init"] = nn.kaiming_normal_fan_out
         in_channels, padding = 3, PADDING if architecture.paper else 1
-        for block, depth in enumerate(architecture.depths, start=1):
-            out_channels = _CHANNELS[block - 1]
+        for block, (depth, channels) in enumerate(
+            zip(architecture.depths, _CHANNELS, strict=True), start=1
+        ):
             for i in range(1, depth + 1):
-                conv = layer(in_channels, out_channels, 3, padding=padding)
+                conv = conv3x3(in_channels, channels, 3, padding=padding, **settings)
                 setattr(self, f"conv{block}_{i}", conv)
-                in_channels, padding = out_channels, 1
+                in_channels, padding = channels, 1
         settings["kernel_init"] = nn.normal(0.01)
         padding = 0 if architecture.paper else 3
         self.fc6 = nn.Conv(in_channels, options.width, 7, padding=padding, **settings)
         self.fc7 = nn.Conv(options.width, options.width, 1, **settings)
         self.dropout6 = nnx.Dropout(options.dropout, rngs=rngs)
         self.dropout7 = nnx.Dropout(options.dropout, rngs=rngs)
+        self.architecture = nnx.static(architecture)
 
     def __call__(self, x: jax.Array) -> dict[str, jax.Array]:
         """f[N, H, W, 3] -> "pool1" to "pool5" and "fc7", f[N, h, w, C]; see the descriptor."""
@@ -138,46 +144,48 @@ class VGG(nnx.Module):
 
 @functools.cache
 def _padded_size(stride: int, less: int = 0) -> Callable[[int], int]:
-    """`FeatureSpec.size` in the paper's networks, less the pixels that fc6 takes off."""
+    """`FeatureSpec.size` in the paper's network, less the pixels that fc6 takes off."""
     return lambda length: ceil_size(stride)(length + 2 * (PADDING - 1)) - less
 
 
 def _features(
     architecture: Architecture, options: VGGOptions, output_stride: int
 ) -> tuple[FeatureSpec, ...]:
-    paper = architecture.paper
-    offset = PADDING - 1 if paper else 0  # a 3x3 convolution that keeps the size pads by 1
-    size = _padded_size if paper else floor_size
+    size, offset = floor_size, 0
+    fc7_size, fc7_offset = floor_size(32), 0
+    if architecture.paper:
+        size, offset = _padded_size, PADDING - 1  # a 3x3 convolution that keeps the size pads by 1
+        # fc6, 7x7 without padding, takes off 3 pixels on each side.
+        fc7_size, fc7_offset = _padded_size(32, less=6), offset - 3 * 32
     pools = [
         FeatureSpec(f"pool{block}", channels, 2**block, size(2**block), offset)
         for block, channels in enumerate(_CHANNELS, start=1)
     ]
-    # fc6, 7x7 without padding, takes off 3 pixels on each side.
-    fc7 = (_padded_size(32, 6), offset - 3 * 32) if paper else (size(32), 0)
-    return (*pools, FeatureSpec("fc7", options.width, 32, *fc7))
+    return (*pools, FeatureSpec("fc7", options.width, 32, fc7_size, fc7_offset))
 
 
 def _tables(architecture: Architecture) -> dict[str, Table]:
     # torchvision counts convolutions, batch normalizations, ReLUs and pools in one Sequential:
     # features.0, 2, 5, 7, 10 ...
-    rules, flat, position = list[Rule](), list[Rule](), 0
+    rules: list[Rule] = []
+    position = 0
     for block, depth in enumerate(architecture.depths, start=1):
-        for ours in (f"conv{block}_{i}" for i in range(1, depth + 1)):
-            theirs, norm = f"features.{position}", f"features.{position + 1}"
-            flat += conv(ours, bias=True)
+        for i in range(1, depth + 1):
+            theirs, ours = f"features.{position}", f"conv{block}_{i}"
             if architecture.batch_norm:
-                rules += conv_norm(theirs, norm, ours, bias=True)
-                position += 1
+                rules += conv_norm(theirs, f"features.{position + 1}", ours, bias=True)
             else:
                 rules += conv(theirs, ours, bias=True)
-            position += 2
+            position += 3 if architecture.batch_norm else 2
         position += 1
     rules += linear_as_conv("classifier.0", "fc6", size=(7, 7))
     rules += linear_as_conv("classifier.3", "fc7", size=(1, 1))
     classifier = "the ImageNet classifier, which a segmentation model does not have"
     tables = {"torchvision": Table(rules, drop("classifier.6.*", classifier))}
     if architecture.paper:  # the names of wkentaro/pytorch-fcn and of the authors' Caffe networks
-        tables["pytorch-fcn"] = Table(flat, conv("fc6", bias=True), conv("fc7", bias=True))
+        tables["pytorch-fcn"] = Table(
+            conv("conv{b}_{i}", bias=True), conv("fc6", bias=True), conv("fc7", bias=True)
+        )
     return tables
 
 
@@ -193,11 +201,10 @@ def _torch_reference(architecture: Architecture, options: VGGOptions, output_str
                 x = layer(x)
                 if isinstance(layer, torch.nn.MaxPool2d):
                     features[f"pool{len(features) + 1}"] = x
-            for position, shape in ((0, (-1, 512, 7, 7)), (3, (-1, options.width, 1, 1))):
+            for position, size in ((0, 7), (3, 1)):
                 linear, relu, dropout = self.classifier[position : position + 3]
-                weight, padding = linear.weight.reshape(shape), shape[-1] // 2
-                if architecture.paper:
-                    padding = 0
+                weight = linear.weight.unflatten(1, (-1, size, size))
+                padding = 0 if architecture.paper else size // 2
                 x = torch.nn.functional.conv2d(x, weight, linear.bias, padding=padding)
                 x = dropout(relu(x))
             return {**features, "fc7": x}
@@ -212,79 +219,71 @@ def _torch_reference(architecture: Architecture, options: VGGOptions, output_str
             if isinstance(layer, torch.nn.MaxPool2d):
                 layer.ceil_mode = True
     with torch.device("meta"):  # its classifier is replaced below
-        reference = Reference(torch.nn.Sequential(), init_weights=False, dropout=options.dropout)
-    reference.features = features
+        reference = Reference(features, init_weights=False, dropout=options.dropout)
     reference.classifier[0] = torch.nn.Linear(512 * 7 * 7, options.width)
     reference.classifier[3] = torch.nn.Linear(options.width, options.width)
     reference.classifier[6] = torch.nn.Linear(options.width, 1000)
     return reference
 
 
-_PAPER = "Simonyan and Zisserman 2014, arXiv:1409.1556; Long et al. 2015, arXiv:1411.4038"
-
-
 def _backbone(
     name: str,
     summary: str,
     architecture: Architecture,
-    follows: str,
-    weights: dict[str, Weights] | None = None,
-    preprocess: Preprocess = Preprocess(),  # noqa: B008, a frozen dataclass
+    implementation: str,
+    weights: Mapping[str, Weights] | None = None,
+    **fields: Any,
 ) -> Backbone:
-    """The descriptor of a VGG, which `follows` an implementation."""
     papers = "Simonyan and Zisserman 2014, arXiv:1409.1556; Long et al. 2015, arXiv:1411.4038"
     return Backbone(
         name=name,
         summary=summary,
-        reference=f"{papers}; {follows}",
+        reference=f"{papers}; {implementation}",
         options=VGGOptions,
         features=functools.partial(_features, architecture),
         build=functools.partial(VGG, architecture),
-        preprocess=preprocess,
         torch=TorchBridge(
             tables=_tables(architecture),
             reference=functools.partial(_torch_reference, architecture),
             weights=weights or {},
         ),
+        **fields,
     )
 
 
-def _of_torchvision(
-    name: str,
-    depths: tuple[int, int, int, int, int],
-    *,
-    millions: float,
-    digits: str,
-    accuracy: float,
+def _vgg(
+    name: str, architecture: Architecture, millions: float, digits: str, accuracy: float
 ) -> Backbone:
     """The descriptor of a VGG of torchvision.
 
-    `millions` of parameters are counted without the classifier's last layer; `digits` are in the
-    weight file's name; `accuracy` is the top-1 accuracy on ImageNet in percent.
+    Args:
+        name: name of the function in `torchvision.models`, and in the name of the weights file.
+        architecture: its dimensions.
+        millions: number of parameters without the classifier's last layer, in millions.
+        digits: end of the name of the weights file.
+        accuracy: top-1 accuracy on ImageNet in percent.
     """
-    number, _, normalized = name.removeprefix("vgg").partition("_")
+    number = name.removeprefix("vgg").removesuffix("_bn")
+    normalized = " with batch normalization" if architecture.batch_norm else ""
+    weights = Weights.torchvision(f"{name}-{digits}", f"ImageNet-1k, top-1 accuracy {accuracy}")
     return _backbone(
         name,
-        f"VGG-{number}{' with batch normalization' if normalized else ''} of torchvision, with fc6 "
-        f"and fc7 as convolutions; strides 2 to 32, 64 to 4096 channels, {millions} M parameters",
-        Architecture(depths, batch_norm=bool(normalized)),
+        f"VGG-{number}{normalized} of torchvision, with fc6 and fc7 as convolutions; strides 2 to "
+        f"32, 64 to 4096 channels, {millions} M parameters",
+        architecture,
         f"torchvision.models.{name}",
-        {
-            "IMAGENET1K_V1": Weights.torchvision(
-                f"{name}-{digits}", f"ImageNet-1k, top-1 accuracy {accuracy}"
-            )
-        },
+        {"IMAGENET1K_V1": weights},
     )
 
 
-VGG11 = _of_torchvision("vgg11", _A, millions=128.8, digits="8a719046", accuracy=69.02)
-VGG13 = _of_torchvision("vgg13", _B, millions=129.0, digits="19584684", accuracy=69.928)
-VGG16 = _of_torchvision("vgg16", _D, millions=134.3, digits="397923af", accuracy=71.592)
-VGG19 = _of_torchvision("vgg19", _E, millions=139.6, digits="dcbb9e9d", accuracy=72.376)
-VGG11_BN = _of_torchvision("vgg11_bn", _A, millions=128.8, digits="6002323d", accuracy=70.37)
-VGG13_BN = _of_torchvision("vgg13_bn", _B, millions=129.0, digits="abd245e5", accuracy=71.586)
-VGG16_BN = _of_torchvision("vgg16_bn", _D, millions=134.3, digits="6c64b313", accuracy=73.36)
-VGG19_BN = _of_torchvision("vgg19_bn", _E, millions=139.6, digits="c79401a0", accuracy=74.218)
+VGG11 = _vgg("vgg11", Architecture(_A), 128.8, "8a719046", 69.02)
+VGG13 = _vgg("vgg13", Architecture(_B), 129.0, "19584684", 69.928)
+VGG16 = _vgg("vgg16", Architecture(_D), 134.3, "397923af", 71.592)
+VGG19 = _vgg("vgg19", Architecture(_E), 139.6, "dcbb9e9d", 72.376)
+VGG11_BN = _vgg("vgg11_bn", Architecture(_A, batch_norm=True), 128.8, "6002323d", 70.37)
+VGG13_BN = _vgg("vgg13_bn", Architecture(_B, batch_norm=True), 129.0, "abd245e5", 71.586)
+VGG16_BN = _vgg("vgg16_bn", Architecture(_D, batch_norm=True), 134.3, "6c64b313", 73.36)
+VGG19_BN = _vgg("vgg19_bn", Architecture(_E, batch_norm=True), 139.6, "c79401a0", 74.218)
 
 VGG16_CAFFE = _backbone(
     "vgg16_caffe",

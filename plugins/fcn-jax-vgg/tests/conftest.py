@@ -15,7 +15,7 @@ NARROW = 16
 
 @pytest.fixture(autouse=True)
 def plugins(plugin_project, monkeypatch):
-    """The whole models are there as `narrow_*` too, with few channels in fc6 and fc7."""
+    """The models are also registered as `narrow_*`, with few channels in fc6 and fc7."""
     made = plugin_project(Path(__file__).parents[1] / "pyproject.toml")
     model, names, find = made.model, made.names, made.find
 

@@ -68,7 +68,7 @@ def state_dict_shapes(model):
 
 
 def blank(name):
-    """The model with zeros as weights, which tests replace: drawing weights would take long."""
+    """The model with zeros as weights, which tests replace. Drawing weights takes long."""
     model = nnx.eval_shape(lambda: build(registered_spec(name), rngs=nnx.Rngs(0)))
     for leaf in leaves(model).values():
         leaf.set_value(np.zeros(leaf.shape, np.float32))
@@ -95,7 +95,7 @@ def jitted(model):
 
 
 def images(height, width, seed=0):
-    """As a photograph comes in: from about -120 to 150."""
+    """Random images in the range of a photograph minus its mean: from -120 to 150."""
     return np.random.default_rng(seed).uniform(-120, 150, (1, height, width, 3)).astype(np.float32)
 
 
@@ -103,13 +103,13 @@ def images(height, width, seed=0):
     "name",
     [pytest.param(name, marks=pytest.mark.slow if name in MODELS[1:3] else ()) for name in MODELS],
 )
-def test_keeps_the_contract(torch, name):
+def test_meets_the_contract(torch, name):
     check_model(f"narrow_{name}")
 
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("name", MODELS)
-def test_keeps_the_contract_at_full_width(torch, name):
+def test_meets_the_contract_at_full_width(torch, name):
     check_model(name)
 
 
@@ -129,11 +129,11 @@ def test_names_and_shapes_match_pytorch_fcn(name):
 @pytest.mark.parametrize("name", MODELS)
 def test_reference_has_the_same_names_and_shapes(torch, plugins, name):
     with torch.device("meta"):
-        original = plugins.model(name).reference_model(num_classes=21, aux=False)
+        reference = plugins.model(name).reference_model(num_classes=21, aux=False)
     assert {
-        key: tuple(value.shape) for key, value in original.state_dict().items()
+        key: tuple(value.shape) for key, value in reference.state_dict().items()
     } == state_dict_shapes(name)
-    fixed = {key for key, value in original.named_parameters() if not value.requires_grad}
+    fixed = {key for key, value in reference.named_parameters() if not value.requires_grad}
     assert fixed == {f"{key}.weight" for key in OWN[name] if key in UPSCORES}
 
 
@@ -171,7 +171,7 @@ def test_preprocessing_matches_pytorch_fcn():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_weights_convert_both_ways_bit_for_bit(name):
-    """Also values of the upsampling that are not bilinear."""
+    """Upsampling kernels that are not bilinear are converted, too."""
     narrow = {4096: 16}
     rng = np.random.default_rng(0)
     tensors = {
@@ -209,16 +209,16 @@ def test_initial_upsampling_matches_the_reference(torch, plugins, name):
     assert checked == sum(key.startswith("upscore") for key in theirs)
 
 
-def fill_from_original(torch, plugins, name):
-    """A narrow model and its PyTorch original with the same random weights."""
+def fill_from_reference(torch, plugins, name):
+    """A narrow model and its PyTorch reference with the same random weights."""
     torch.manual_seed(0)
-    original = plugins.model(name).reference_model(num_classes=21, aux=False).eval()
-    for key, value in original.state_dict().items():
+    reference = plugins.model(name).reference_model(num_classes=21, aux=False).eval()
+    for key, value in reference.state_dict().items():
         if key.startswith("upscore"):
             value += 0.01 * torch.randn(value.shape)  # not quite bilinear: every element counts
     model = blank(name)
-    load_torch(model, original.state_dict())
-    return model, original
+    load_torch(model, reference.state_dict())
+    return model, reference
 
 
 @pytest.mark.parametrize(
@@ -230,11 +230,11 @@ def fill_from_original(torch, plugins, name):
     ],
 )
 def test_logits_match_torch_at_odd_sizes(torch, plugins, name, height_width):
-    model, original = fill_from_original(torch, plugins, f"narrow_{name}")
+    model, reference = fill_from_reference(torch, plugins, f"narrow_{name}")
     x = images(*height_width)
     with torch.no_grad():
         wanted = (
-            original(torch.from_numpy(x.transpose(0, 3, 1, 2).copy()))["out"]
+            reference(torch.from_numpy(x.transpose(0, 3, 1, 2).copy()))["out"]
             .numpy()
             .transpose(0, 2, 3, 1)
         )
@@ -274,7 +274,7 @@ def test_loads_weights_of_the_network_with_one_skip_less(name, before, fresh):
 
 
 def test_loads_vgg16_of_torchvision_into_the_backbone(torch):
-    """As pytorch-fcn starts from `vgg16_from_caffe.pth`, which has torchvision's names."""
+    """pytorch-fcn starts from `vgg16_from_caffe.pth`, which has torchvision's names."""
     options = VGGOptions(width=16)
     theirs = VGG16_CAFFE.torch.reference(options=options, output_stride=32).state_dict()
     model = blank("narrow_fcn32s_vgg16")
@@ -308,7 +308,7 @@ def test_describes_the_models():
         ),
     ],
 )
-def test_verify_finds_them_equal(torch, name, train_steps):
+def test_verify_reports_equal(torch, name, train_steps):
     report = verify_model(
         f"narrow_{name}", sizes=[(65, 97)], batch=1, grad=True, train_steps=train_steps
     )
@@ -317,6 +317,6 @@ def test_verify_finds_them_equal(torch, name, train_steps):
 
 
 @pytest.mark.exhaustive
-def test_verify_finds_fcn8s_equal_at_full_width(torch):
+def test_verify_reports_fcn8s_equal_at_full_width(torch):
     report = verify_model("fcn8s_vgg16", sizes=[(65, 97)], batch=1)
     assert report.equal, report

@@ -53,7 +53,7 @@ def images(shape, seed=0):
 
 
 def without_draws(rest):
-    """The random state of a network in eval mode, which never draws: any key will do."""
+    """The random state of a network in eval mode; it is not used, so any key is valid."""
     return jax.tree.map(
         lambda leaf: (
             jax.random.key(0) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else 0
@@ -120,7 +120,7 @@ def test_registers_all_backbones(plugins):
         for name in BACKBONES
     ],
 )
-def test_keeps_the_contract(torch, name):
+def test_meets_the_contract(torch, name):
     check_backbone(name, NARROW)
 
 

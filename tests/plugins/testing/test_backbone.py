@@ -9,17 +9,11 @@ import pytest
 from flax import nnx
 
 from fcn_jax import nn
-from fcn_jax.api import (
-    Backbone,
-    FeatureSpec,
-    NoOptions,
-    TorchBridge,
-    ceil_size,
-)
+from fcn_jax.api import Backbone, FeatureSpec, NoOptions, TorchBridge, ceil_size
 from fcn_jax.errors import ConfigError
 from fcn_jax.models.resnet import RESNET18
 from fcn_jax.plugins.testing.contract import check_eval_mode
-from fcn_jax.plugins.testing.subject import Subject
+from fcn_jax.plugins.testing.subject import Network, Subject
 from fcn_jax.pytorch.rules import Op, Rule, Table, batch_norm, conv, drop
 from fcn_jax.testing import check_backbone
 
@@ -167,12 +161,8 @@ def changed(index, **fields):
 
 def test_accepts_unchanged_state_of_other_kinds():
     check_eval_mode(
-        Subject(
-            "tiny",
-            lambda dtype: Still(dtype=dtype, param_dtype=dtype, rngs=nnx.Rngs(0)),
-            lambda module, inputs: module(**inputs),
-        ),
-        {"x": np.zeros((3, 9, 9, 3), np.float32)},
+        Network(Subject("tiny"), Still, lambda module, inputs: module(*inputs)),
+        [np.zeros((3, 9, 9, 3), np.float32)],
     )
 
 
@@ -209,11 +199,11 @@ def test_accepts_an_equal_reference():
         (backbone(specs=changed(0, size=lambda n: 200 - n)), "`size` decreases"),
         (
             backbone(specs=changed(0, size=lambda n: (n - 1) // 2)),
-            "feature 'a' covers no image of 1 to 4 pixels: .* 1 cells of 2",
+            "feature 'a': it covers no image of 1 to 4 pixels: .* 1 cells of 2",
         ),
         (
             backbone(specs=changed(1, offset=4)),
-            "feature 'b' covers no image of 1 to 8 pixels: .* its offset is 4",
+            "feature 'b': it covers no image of 1 to 8 pixels: .* its offset is 4",
         ),
         (backbone(specs=SPECS[::-1]), "their order must be shallow to deep"),
         (backbone(specs=changed(0, name="b")), "each name must occur once"),

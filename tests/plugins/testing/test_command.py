@@ -11,7 +11,7 @@ import pytest
 
 from fcn_jax import cli
 from fcn_jax.plugins import registry
-from fcn_jax.plugins.testing.imports import import_cost
+from fcn_jax.plugins.testing.command import check_plugin
 from fcn_jax.testing import check_backbone
 from tests.plugins.testing.test_dataset import write_folder
 
@@ -78,7 +78,7 @@ def test_prints_whether_promises_are_kept(registered, capsys):
     assert " s  backbone 'lying_net' at output stride 2: features" in shown.err
 
 
-def test_a_kind_chooses_among_plugins_of_one_name(tmp_path, monkeypatch, capsys):
+def test_kind_selects_among_plugins_of_one_name(tmp_path, monkeypatch, capsys):
     write_folder(tmp_path, "train", "val")
     model = registry.Entry("models", "folder", "acme", "1", "nowhere:FOLDER")
     plugins = registry.Registry([registry.default().find("datasets", "folder"), model])
@@ -100,7 +100,7 @@ def test_a_kind_chooses_among_plugins_of_one_name(tmp_path, monkeypatch, capsys)
     assert "No module named 'nowhere'" in capsys.readouterr().out
 
 
-def test_splits_of_a_dataset_can_be_chosen(tmp_path, capsys):
+def test_checks_the_given_splits_of_a_dataset(tmp_path, capsys):
     write_folder(tmp_path, "train", "test", "extra")
     command = ["plugins", "check", "folder", "--data", str(tmp_path)]
     assert cli.main(command) == 2
@@ -126,11 +126,14 @@ def test_reports_an_import_that_is_heavy_or_fails_or_hangs(registered, capsys, t
     )
     assert cli.main(["plugins", "check", "slow_net", "--timeout", "2"]) == 1
     assert "BROKEN  import       timed out after 2 s at import" in capsys.readouterr().out
-    cost = import_cost(registry.default().find("backbones", "heavy_net"))
-    assert (cost.fault, cost.heavy) == (None, ("torch",))
+    heavy = next(check_plugin(registry.default().find("backbones", "heavy_net")))
+    assert str(heavy).startswith("  BROKEN  import")
+    assert heavy.detail.endswith(
+        "; it imports torch: import them inside the functions that need them"
+    )
 
 
-def test_names_the_plugins_own_line_if_it_cannot_be_built(registered, capsys):
+def test_names_the_line_of_the_plugin_that_fails(registered, capsys):
     code = textwrap.dedent(NET.format(name="odd_net", channels=4)).replace("stride=2", "stride=two")
     registered(odd_net=code)
     assert cli.main(["plugins", "check", "odd_net"]) == 1

@@ -7,13 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fcn_jax.api import (
-    Classes,
-    Dataset,
-    Example,
-    Record,
-    Source,
-)
+from fcn_jax.api import Classes, Dataset, Example, Record, Source
 from fcn_jax.data.datasets.shapes import draw_scene
 from fcn_jax.data.transforms import resize
 from fcn_jax.errors import ConfigError, DataError
@@ -168,7 +162,7 @@ def test_accepts_a_correct_dataset():
         (pictures(error=KeyError), "a split 'no-such-split' raises KeyError"),
         (
             pictures(splits=("train", "val", "no-such-split")),
-            "is opened; it must raise a DataError",
+            "a split 'no-such-split' is accepted; it must raise a DataError",
         ),
         (pictures(lambda: Pictures(ids=())), "it has no images"),
         (pictures(lambda: Pictures(ids=("0", "0"))), "images have the same id: 0"),
@@ -184,8 +178,8 @@ def test_accepts_a_correct_dataset():
         ),
         (pictures(lambda: Pictures(decode=tall)), "the mask is uint8[3, 6]"),
         (pictures(lambda: Pictures(decode=unknown)), "labels 7; allowed are 0 to 1 and 255"),
-        (pictures(lambda: Pictures(decode=renamed)), "decode returns the id 'x'"),
-        (pictures(Trusting), "decode accepts a missing image"),
+        (pictures(lambda: Pictures(decode=renamed)), "decode: it returns the id 'x'"),
+        (pictures(Trusting), "decode of an unreadable image is accepted"),
         (
             pictures(lambda: Resizing(brighter)),
             "decode_resized by 0.7: the image differs from the full image, resized, by 1.0 of 255",
@@ -199,7 +193,7 @@ def test_accepts_a_correct_dataset():
             "decode_resized by 0.45: the image is uint8[26, 36, 3]; it must be uint8[27, 36, 3]",
         ),
         (pictures(lambda: Resizing(renamed)), "decode_resized by 0.45: it returns the id 'x'"),
-        (pictures(ResizingTrusting), "decode_resized accepts a missing image"),
+        (pictures(ResizingTrusting), "decode_resized of an unreadable image is accepted"),
         (pictures(api_version=(9, 0)), "api_version"),
     ],
 )
@@ -226,7 +220,7 @@ def test_checks_the_folder_dataset(tmp_path):
     check_dataset("folder", tmp_path)
     with pytest.raises(ConfigError, match="splits is empty; name at least one"):
         check_dataset("folder", tmp_path, splits=())
-    with pytest.raises(AssertionError, match="a root that is a file is opened"):
+    with pytest.raises(AssertionError, match="a root that is a file is accepted"):
         check_dataset(pictures(), tmp_path)
     with pytest.raises(DataError, match="does not exist"):
         check_dataset("folder", tmp_path / "nowhere")

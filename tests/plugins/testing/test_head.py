@@ -4,10 +4,7 @@ import pytest
 from flax import nnx
 
 from fcn_jax import nn
-from fcn_jax.api import (
-    Head,
-    TorchBridge,
-)
+from fcn_jax.api import Head, TorchBridge
 from fcn_jax.errors import ConfigError
 from fcn_jax.models.fcn import FCN32S
 from fcn_jax.pytorch.rules import Table, conv
@@ -120,7 +117,7 @@ def test_accepts_a_correct_head(correct):
 
 
 @pytest.mark.needs_torch
-def test_a_reference_with_the_argument_out_hw_receives_the_size():
+def test_reference_with_the_argument_out_hw_receives_the_size():
     import torch
 
     received = set()

@@ -5,11 +5,7 @@ import re
 
 import pytest
 
-from fcn_jax.api import (
-    Model,
-    ModelSpec,
-    Weights,
-)
+from fcn_jax.api import Model, ModelSpec, Weights
 from fcn_jax.testing import check_model
 
 

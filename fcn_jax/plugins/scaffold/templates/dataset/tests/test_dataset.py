@@ -36,7 +36,7 @@ def test_yourname_meets_the_contract(root: Path) -> None:
     check_dataset("yourname", root)
 
 
-def test_the_square_is_the_object(root: Path) -> None:
+def test_labels_the_square_as_object(root: Path) -> None:
     source = default().dataset("yourname").open(root, "val")
     example = source.decode(source[0])
     assert set(np.unique(example.mask)) == {0, 1, 255}

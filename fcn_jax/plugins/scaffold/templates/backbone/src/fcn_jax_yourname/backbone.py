@@ -32,17 +32,15 @@ class YournameOptions:
 
 
 class Stage(nnx.Module):
-    """Two 3x3 convolutions, the first with the stride, the second with the dilation."""
+    """Two 3x3 convolutions, the first with stride 2."""
 
-    def __init__(
-        self, in_channels: int, out_channels: int, stride: int, dilation: int, **settings: Any
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, **settings: Any) -> None:
         """Draw the parameters. `settings` are those of every `nn.ConvNormAct`."""
-        self.conv1 = nn.ConvNormAct(in_channels, out_channels, 3, stride=stride, **settings)
-        self.conv2 = nn.ConvNormAct(out_channels, out_channels, 3, dilation=dilation, **settings)
+        self.conv1 = nn.ConvNormAct(in_channels, out_channels, 3, stride=2, **settings)
+        self.conv2 = nn.ConvNormAct(out_channels, out_channels, 3, **settings)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """f[N, H, W, I] -> f[N, ceil(H / stride), ceil(W / stride), O]."""
+        """f[N, H, W, I] -> f[N, ceil(H / 2), ceil(W / 2), O]."""
         return self.conv2(self.conv1(x))
 
 
@@ -63,14 +61,17 @@ class YournameNet(nnx.Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
-        """Draw the parameters. Their shapes do not depend on the output stride."""
+        """Draw the parameters."""
         settings: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.stem = nn.ConvNormAct(3, options.width, 3, stride=2, **settings)
-        stages, channels = [], options.width
-        for stride, dilation in _strides_and_dilations(output_stride):
-            stages.append(Stage(channels, 2 * channels, stride, dilation, **settings))
-            channels *= 2
-        self.stages = nnx.List(stages)
+        width = options.width
+        self.stem = nn.ConvNormAct(3, width, 3, stride=2, **settings)
+        self.stages = nnx.List(
+            [
+                Stage(width, 2 * width, **settings),
+                Stage(2 * width, 4 * width, **settings),
+                Stage(4 * width, 8 * width, **settings),
+            ]
+        )
 
     def __call__(self, x: jax.Array) -> dict[str, jax.Array]:
         """f[N, H, W, 3] -> the outputs of the stages by name; see `_features`."""
@@ -82,17 +83,12 @@ class YournameNet(nnx.Module):
         return features
 
 
-def _strides_and_dilations(output_stride: int) -> list[tuple[int, int]]:
-    """For each stage. At output stride 8 the last one is dilated instead of strided."""
-    return [(2, 1), (2, 1), (2, 1) if output_stride == 16 else (1, 2)]
-
-
 def _features(options: YournameOptions, output_stride: int) -> tuple[FeatureSpec, ...]:
     """The specs, from shallow to deep: name, channels, stride, and the size for an image's size."""
-    strides = (4, 8, output_stride)
-    return tuple(
-        FeatureSpec(f"stage{number}", options.width * 2**number, stride, ceil_size(stride))
-        for number, stride in enumerate(strides, start=1)
+    return (
+        FeatureSpec("stage1", 2 * options.width, 4, ceil_size(4)),
+        FeatureSpec("stage2", 4 * options.width, 8, ceil_size(8)),
+        FeatureSpec("stage3", 8 * options.width, 16, ceil_size(16)),
     )
 
 
@@ -100,31 +96,25 @@ def _torch_reference(options: YournameOptions, output_stride: int) -> Any:
     """The same network in PyTorch, for `fcn-jax verify` and the tests. Omit it if there is none."""
     import torch  # inside the function, since the backbone must work without PyTorch
 
-    class TorchStage(torch.nn.Module):
-        def __init__(self, in_channels: int, channels: int, stride: int, dilation: int) -> None:
-            super().__init__()
-            self.conv1 = torch.nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
-            self.bn1 = torch.nn.BatchNorm2d(channels)
-            self.conv2 = torch.nn.Conv2d(channels, channels, 3, 1, dilation, dilation, bias=False)
-            self.bn2 = torch.nn.BatchNorm2d(channels)
-
-        def forward(self, x: Any) -> Any:
-            return self.bn2(self.conv2(self.bn1(self.conv1(x)).relu())).relu()
+    def layer(in_channels: int, out_channels: int, stride: int) -> torch.nn.Module:
+        return torch.nn.Sequential(
+            torch.nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False),
+            torch.nn.BatchNorm2d(out_channels),
+            torch.nn.ReLU(),
+        )
 
     class TorchYournameNet(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.stem = torch.nn.Conv2d(3, options.width, 3, 2, 1, bias=False)
-            self.stem_bn = torch.nn.BatchNorm2d(options.width)
+            width = options.width
+            self.stem = layer(3, width, 2)
             self.stages = torch.nn.ModuleList(
-                TorchStage(
-                    options.width * 2**number, options.width * 2 ** (number + 1), stride, dilation
-                )
-                for number, (stride, dilation) in enumerate(_strides_and_dilations(output_stride))
+                torch.nn.Sequential(layer(n, 2 * n, 2), layer(2 * n, 2 * n, 1))
+                for n in (width, 2 * width, 4 * width)
             )
 
         def forward(self, x: Any) -> dict[str, Any]:
-            x = self.stem_bn(self.stem(x)).relu()
+            x = self.stem(x)
             features = {}
             for number, stage in enumerate(self.stages, start=1):
                 x = features[f"stage{number}"] = stage(x)
@@ -135,17 +125,18 @@ def _torch_reference(options: YournameOptions, output_stride: int) -> Any:
 
 YOURNAME = Backbone(
     name="yourname",
-    summary="a plain convolutional network; strides 4, 8 and 16 or 8",
+    summary="a plain convolutional network; strides 4, 8 and 16",
     reference="",  # the paper or file that it follows
     options=YournameOptions,
-    output_strides=(16, 8),  # the first is the default
+    output_strides=(16,),  # the strides of the deepest feature that it can be built with
     features=_features,
     build=YournameNet,
     torch=TorchBridge(
         # The names of PyTorch's convolution and normalization, and of the module's layer.
         tables=Table(
-            conv_norm("stem", "stem_bn", "stem"),
-            conv_norm("stages.{i}.conv{k}", "stages.{i}.bn{k}", "stages.{i}.conv{k}"),
+            conv_norm("stem.0", "stem.1", "stem"),
+            conv_norm("stages.{i}.0.0", "stages.{i}.0.1", "stages.{i}.conv1"),
+            conv_norm("stages.{i}.1.0", "stages.{i}.1.1", "stages.{i}.conv2"),
         ),
         reference=_torch_reference,
     ),

@@ -19,7 +19,7 @@ from pydantic import PositiveInt
 from fcn_jax import nn
 from fcn_jax.api import FeatureSpec, Head, TorchBridge
 from fcn_jax.errors import ConfigError
-from fcn_jax.pytorch import Table, batch_norm, conv
+from fcn_jax.pytorch import Table, conv, conv_norm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,12 +34,11 @@ class YournameOptions:
 
 
 class YournameHead(nnx.Module):
-    """1x1 convolutions of both features, their sum, normalization, ReLU, and a 1x1 convolution.
+    """1x1 convolutions of both features, their sum, and a 1x1 convolution to the classes.
 
     Attributes:
-        shallow_conv: 1x1, without bias.
-        deep_conv: 1x1, without bias.
-        bn: batch normalization of the sum.
+        project_shallow: 1x1, with batch normalization and ReLU.
+        project_deep: 1x1, with batch normalization and ReLU.
         score: 1x1, `channels` -> classes, with bias.
     """
 
@@ -54,21 +53,19 @@ class YournameHead(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         """Draw the parameters. `features` are those that `_select` has named."""
-        types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
-        (shallow, deep), channels = features, options.channels
-        settings: dict[str, Any] = {"use_bias": False, "rngs": rngs, **types}
+        settings: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        shallow, deep = features
         self.shallow, self.deep = shallow.name, deep.name
-        self.shallow_conv = nn.Conv(shallow.channels, channels, 1, **settings)
-        self.deep_conv = nn.Conv(deep.channels, channels, 1, **settings)
-        self.bn = nn.BatchNorm(channels, **types)
-        self.score = nn.Conv(channels, num_classes, 1, rngs=rngs, **types)
+        self.project_shallow = nn.ConvNormAct(shallow.channels, options.channels, 1, **settings)
+        self.project_deep = nn.ConvNormAct(deep.channels, options.channels, 1, **settings)
+        self.score = nn.Conv(options.channels, num_classes, 1, **settings)
 
     def __call__(self, features: Mapping[str, jax.Array], *, out_hw: tuple[int, int]) -> jax.Array:
         """Features -> logits f[N, out_hw[0], out_hw[1], K]."""
-        shallow = self.shallow_conv(features[self.shallow])
-        deep = self.deep_conv(features[self.deep])
+        shallow = self.project_shallow(features[self.shallow])
+        deep = self.project_deep(features[self.deep])
         y = shallow + nn.resize_bilinear(deep, (shallow.shape[1], shallow.shape[2]))
-        return nn.resize_bilinear(self.score(nnx.relu(self.bn(y))), out_hw)
+        return nn.resize_bilinear(self.score(y), out_hw)
 
 
 def _select(options: YournameOptions, features: Sequence[FeatureSpec]) -> tuple[str, ...]:
@@ -88,21 +85,26 @@ def _torch_reference(
 
     shallow, deep = features
 
+    def project(in_channels: int) -> torch.nn.Module:
+        return torch.nn.Sequential(
+            torch.nn.Conv2d(in_channels, options.channels, 1, bias=False),
+            torch.nn.BatchNorm2d(options.channels),
+            torch.nn.ReLU(),
+        )
+
     class TorchYournameHead(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.shallow_conv = torch.nn.Conv2d(shallow.channels, options.channels, 1, bias=False)
-            self.deep_conv = torch.nn.Conv2d(deep.channels, options.channels, 1, bias=False)
-            self.bn = torch.nn.BatchNorm2d(options.channels)
+            self.project_shallow = project(shallow.channels)
+            self.project_deep = project(deep.channels)
             self.score = torch.nn.Conv2d(options.channels, num_classes, 1)
 
         def forward(self, shallow: Any, deep: Any) -> Any:
-            shallow, deep = self.shallow_conv(shallow), self.deep_conv(deep)
+            shallow = self.project_shallow(shallow)
             deep = torch.nn.functional.interpolate(
-                deep, size=shallow.shape[2:], mode="bilinear", align_corners=False
+                self.project_deep(deep), shallow.shape[2:], mode="bilinear", align_corners=False
             )
-            # fcn-jax resizes the result to the image's size.
-            return self.score(self.bn(shallow + deep).relu())
+            return self.score(shallow + deep)  # fcn-jax resizes the result to the image's size
 
     return TorchYournameHead()
 
@@ -115,9 +117,11 @@ YOURNAME = Head(
     select=_select,
     build=YournameHead,
     torch=TorchBridge(
-        # PyTorch's names equal the module's; `conv("0", "shallow_conv")` maps different names.
+        # The names of PyTorch's convolution and normalization, and of the module's layer.
         tables=Table(
-            conv("shallow_conv"), conv("deep_conv"), batch_norm("bn"), conv("score", bias=True)
+            conv_norm("project_shallow.0", "project_shallow.1", "project_shallow"),
+            conv_norm("project_deep.0", "project_deep.1", "project_deep"),
+            conv("score", bias=True),
         ),
         reference=_torch_reference,
     ),
