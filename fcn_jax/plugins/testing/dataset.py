@@ -85,24 +85,14 @@ def _require_data_error(
     subject.fail(f"{wrong} is accepted; it must raise a DataError that names it")
 
 
-<<<<<<< HEAD
-def _check_split(label: str, source: Source, again: Source, samples: int) -> None:
-    require(
-        isinstance(source, Source),
-        f"{label}: it is a {type(source).__name__}; it must be an fcn_jax.api.Source",
-    )
-    _check_classes(label, source.classes)
-    count = len(source)
-    require(count > 0, f"{label}: it has no images; opening an empty split must raise DataError")
-    records = list(source)
-=======
 def _check_split(subject: Subject, source: Source, again: Source, samples: int) -> None:
+    if not isinstance(source, Source):
+        subject.fail(f"it is a {type(source).__name__}; it must be an fcn_jax.api.Source")
     _check_classes(subject, source.classes)
     count = len(source)
     if count < 1:
         subject.fail("it has no images; opening an empty split must raise DataError")
-    records = [source[index] for index in range(count)]
->>>>>>> trimplug
+    records = list(source)
     for index, record in enumerate(records):
         if not (isinstance(record, Record) and isinstance(record.id, str) and record.id):
             subject.fail(
@@ -110,18 +100,10 @@ def _check_split(subject: Subject, source: Source, again: Source, samples: int) 
             )
     names = [record.id for record in records]
     repeated = sorted(name for name, times in collections.Counter(names).items() if times > 1)
-<<<<<<< HEAD
-    require(not repeated, f"{label}: images have the same id: {listing(repeated)}")
-    require(
-        [record.id for record in again] == names,
-        f"{label}: opened again, it has other images or another order",
-    )
-=======
     if repeated:
         subject.fail(f"images have the same id: {listing(repeated)}")
-    if [again[index].id for index in range(len(again))] != names:
+    if [record.id for record in again] != names:
         subject.fail("opened again, it has other images or another order")
->>>>>>> trimplug
     try:
         copy = pickle.loads(pickle.dumps(source))
     except Exception as error:
@@ -134,37 +116,17 @@ def _check_split(subject: Subject, source: Source, again: Source, samples: int) 
             (source.decode(record), "decoded twice"),
             (copy.decode(copy[index]), "decoded by an unpickled source"),
         ):
-<<<<<<< HEAD
-            require(
-                np.array_equal(other.image, example.image)
-                and np.array_equal(other.mask, example.mask),
-                f"{label}, image '{names[index]}' differs when it is {how}",
-            )
-        for factor in _FACTORS:
-            resized = f"{label}, image '{names[index]}', decode_resized by {factor}"
-            _check_resized(resized, source.decode_resized(records[index], factor), example, factor)
-    for part in ("image", "mask"):
-        _check_unreadable(label, "decode", source.decode, records[0], part)
-        small = functools.partial(source.decode_resized, factor=_FACTORS[-1])
-        _check_unreadable(label, "decode_resized", small, records[0], part)
-=======
             if not all(map(np.array_equal, other[1:], example[1:])):
                 image.fail(f"it differs when it is {how}")
-        if hasattr(source, "decode_resized"):
-            for factor in _FACTORS:
-                resized = source.decode_resized(record, factor)
-                part = image.part(f", decode_resized by {factor}")
-                _check_resized(part, resized, example, factor)
+        for factor in _FACTORS:
+            resized = source.decode_resized(record, factor)
+            _check_resized(image.part(f", decode_resized by {factor}"), resized, example, factor)
     for field in ("image", "mask"):
         change: dict[str, Any] = {field: _spoilt(getattr(records[0], field))}
         broken = records[0]._replace(**change)
-        wrong = f"of an unreadable {field}"
-        _require_data_error(subject, f"decode {wrong}", source.decode, broken)
-        if hasattr(source, "decode_resized"):
-            _require_data_error(
-                subject, f"decode_resized {wrong}", source.decode_resized, broken, _FACTORS[-1]
-            )
->>>>>>> trimplug
+        small = functools.partial(source.decode_resized, factor=_FACTORS[-1])
+        for name, decode in (("decode", source.decode), ("decode_resized", small)):
+            _require_data_error(subject, f"{name} of an unreadable {field}", decode, broken)
 
 
 def _spoilt(file: Path | bytes) -> Path | bytes:
