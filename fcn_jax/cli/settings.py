@@ -31,6 +31,7 @@ def settings_reference() -> str:
     for section, field in schema["properties"].items():
         table = _resolved(field, definitions)
         summary, _, attributes = table["description"].partition("\n\nAttributes:\n")
+        attributes = attributes.replace("None for", "if not set,")
         # A dataclass describes its fields in its docstring.
         for name, text in re.findall(r"^ {4}(\w+): ((?:.|\n {8})*)", attributes, re.MULTILINE):
             table["properties"][name]["description"] = text[:1].upper() + text[1:]

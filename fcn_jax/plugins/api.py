@@ -236,7 +236,7 @@ class Head(Descriptor):
 
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
-    """A model by the names of its parts: all that is needed to build it. JSON-able by `asdict`.
+    """A model as the names and options of its parts.
 
     Attributes:
         backbone: registered name, or `distribution:name`.
