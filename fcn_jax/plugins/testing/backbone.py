@@ -76,7 +76,7 @@ def _check_at(subject: Subject, backbone: Backbone, options: Any, stride: int) -
         network,
         backbone.torch,
         [images],
-        lambda reference, inputs: torch_features(reference, *inputs, specs),
+        lambda reference, inputs: torch_features(reference, inputs[0], specs),
         options=options,
         output_stride=stride,
     )
