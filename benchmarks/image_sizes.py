@@ -124,7 +124,7 @@ def predictor(way: str, model: Any) -> tuple[Predict, Callable[[], int]]:
         size = (-(-height // multiple) * multiple, -(-width // multiple) * multiple)
         return exact.batch(pad(image, size, fill)[None])[0, :height, :width]
 
-    return predict, exact._run._cache_size
+    return predict, exact._segment._cache_size
 
 
 def pad(image: np.ndarray, size: tuple[int, int], fill: str) -> np.ndarray:

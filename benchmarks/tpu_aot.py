@@ -90,7 +90,7 @@ def lowered(name: str, setting: Setting, mesh: Mesh) -> Any:
     model = setting.build()
     if name == "mask":
         predictor = Predictor(model, blocks=True)
-        return predictor._run.lower(_shapes(predictor._state, everywhere), batch["image"], None)
+        return predictor._segment.lower(_shapes(predictor._state, everywhere), batch["image"])
     preprocess = resolve(model.spec).preprocess
     state, step = train_step.make(
         model, optim.make(RECIPE, 1000, nnx.state(model, nnx.Param)), preprocess, blocks=True

@@ -1,5 +1,9 @@
-"""The plugin contract, for plugins to import. `fcn_jax.plugins.api` defines it."""
+"""The plugin contract, as plugins import it.
 
+It is defined in `fcn_jax.plugins.api`, and sources of datasets in `fcn_jax.data.source`.
+"""
+
+from fcn_jax.data.source import Source
 from fcn_jax.plugins.api import (
     API_VERSION,
     IGNORE_INDEX,
@@ -14,7 +18,6 @@ from fcn_jax.plugins.api import (
     NoOptions,
     Preprocess,
     Record,
-    Source,
     TorchBridge,
     Weights,
     ceil_size,

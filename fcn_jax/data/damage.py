@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from fcn_jax.data.source import Source
 from fcn_jax.data.threads import on_threads
 from fcn_jax.errors import DamagedError, DataError, listing
-from fcn_jax.plugins.api import Example, Record, Source
+from fcn_jax.plugins.api import Example, Record
 
 
 class KeptSource(Source):

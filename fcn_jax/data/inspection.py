@@ -22,9 +22,10 @@ from fcn_jax.data.labels.mask_labels import read
 from fcn_jax.data.labels.mask_values import Histogram, StoredMask, histogram
 from fcn_jax.data.mask_cache import MaskCache, digest
 from fcn_jax.data.mask_checks import Mask
+from fcn_jax.data.source import Source
 from fcn_jax.data.threads import on_threads
 from fcn_jax.errors import DataError, listing
-from fcn_jax.plugins.api import IGNORE_INDEX, Record, Source
+from fcn_jax.plugins.api import IGNORE_INDEX, Record
 from fcn_jax.runtime.progress import Progress
 
 _MAX_DECODED = 2000

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from fcn_jax.data.labels.mask_values import Histogram
+from fcn_jax.data.source import Source
 from fcn_jax.errors import WriteError
-from fcn_jax.plugins.api import Source
 from fcn_jax.runtime import cache, json_text
 from fcn_jax.runtime.atomic import write_text
 

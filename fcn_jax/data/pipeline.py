@@ -26,10 +26,11 @@ import numpy as np
 from absl import flags
 from grain.multiprocessing import SharedMemoryArray
 
+from fcn_jax.data.source import Source
 from fcn_jax.data.threads import thread_count
 from fcn_jax.data.transforms import Augment
 from fcn_jax.errors import ConfigError, FcnJaxError, TrainingError
-from fcn_jax.plugins.api import Example, Record, Source
+from fcn_jax.plugins.api import Example, Record
 
 Batch = dict[str, np.ndarray]
 

@@ -13,9 +13,10 @@ from typing import Any
 
 from fcn_jax.data import damage, inspection
 from fcn_jax.data import value_range as ranges
+from fcn_jax.data.source import Source
 from fcn_jax.data.value_range import Assumed, Range
 from fcn_jax.errors import DamagedError, PluginError
-from fcn_jax.plugins.api import Dataset, Source
+from fcn_jax.plugins.api import Dataset
 from fcn_jax.runtime.progress import Progress
 
 

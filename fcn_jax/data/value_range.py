@@ -18,9 +18,9 @@ import numpy as np
 from fcn_jax.data.contents import name_of, read_bytes
 from fcn_jax.data.images import formats
 from fcn_jax.data.images.formats import Wide
+from fcn_jax.data.source import Source
 from fcn_jax.data.threads import on_threads
 from fcn_jax.errors import ConfigError, DataError, listing
-from fcn_jax.plugins.api import Source
 
 Range = tuple[float, float]
 """(low, high): the stored numbers that become 0 and 255."""

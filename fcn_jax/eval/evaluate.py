@@ -15,6 +15,7 @@ from fcn_jax import checkpoint
 from fcn_jax.config import Config
 from fcn_jax.data import value_range as ranges
 from fcn_jax.data.pipeline import eval_examples
+from fcn_jax.data.source import Source
 from fcn_jax.data.splits import open_splits
 from fcn_jax.data.value_range import Range
 from fcn_jax.errors import CheckpointError, ConfigError, DataError, listing
@@ -22,7 +23,7 @@ from fcn_jax.eval import padding
 from fcn_jax.eval.metrics import ConfusionMatrix, Scores
 from fcn_jax.eval.predictor import Predictor
 from fcn_jax.plugins import registry
-from fcn_jax.plugins.api import Classes, Example, Source
+from fcn_jax.plugins.api import Classes, Example
 from fcn_jax.recipes import read_run
 from fcn_jax.runtime.progress import Progress
 

@@ -12,11 +12,10 @@ features meet its needs. `fcn_jax.testing` compares a descriptor with what it bu
 
 from __future__ import annotations
 
-import abc
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     import numpy as np
     from flax import nnx
 
-    from fcn_jax.data.labels.label_map import LabelMap
     from fcn_jax.pytorch.rules import Table
 
 API_VERSION = (2, 0)
@@ -322,63 +320,14 @@ class Example(NamedTuple):
     mask: np.ndarray
 
 
-class Source(abc.ABC):
-    """Random access to one split of a dataset. It must pickle: each input worker holds a copy.
-
-    Attributes:
-        classes: the classes.
-        labels: the map with which `fcn_jax.data.decode.decode_record` reads the masks, so that they
-            can be inspected before training without their images; None if `decode` reads them in
-            another way.
-        notes: assumptions that were made when the source was opened, one line each.
-    """
-
-    classes: Classes
-    labels: LabelMap | None = None
-    notes: tuple[str, ...] = ()
-
-    @abc.abstractmethod
-    def __len__(self) -> int:
-        """Number of images, at least 1: opening an empty split raises `DataError`."""
-
-    @abc.abstractmethod
-    def __getitem__(self, index: int) -> Record:
-        """The record at `index`, 0 <= index < len. Reads no pixels."""
-
-    def __iter__(self) -> Iterator[Record]:
-        """The records in order."""
-        return (self[index] for index in range(len(self)))
-
-    @abc.abstractmethod
-    def decode(self, record: Record) -> Example:
-        """Decode a record.
-
-        Raises:
-            DataError: a file is missing, unreadable, of another size or has an invalid label; the
-                message names the file.
-        """
-
-    def decode_resized(self, record: Record, factor: float) -> Example:
-        """Decode a record and resize it by a factor, as `fcn_jax.data.transforms.resize` does.
-
-        A source may override it to decode at a smaller size in less time, as JPEGs allow and
-        `fcn_jax.data.decode.decode_record` does. The result must have the same size and mask, and
-        the same image unless it shrinks to half or less. There, photographs may differ by about 2
-        of 255 on average. It raises the errors of `decode`.
-        """
-        from fcn_jax.data.transforms import resize
-
-        return resize(self.decode(record), factor)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dataset(Descriptor):
     """A dataset.
 
     Attributes:
-        open: function `(root, split)` that returns the source. `root` is `--data`, or None if it is
-            not given. It raises `DataError` that names the missing folder or file, or the splits
-            that exist.
+        open: function `(root, split)` that returns an `fcn_jax.api.Source`. `root` is `--data`, or
+            None if it is not given. It raises `DataError` that names the missing folder or file,
+            or the splits that exist.
     """
 
-    open: Callable[[Path | None, str], Source]
+    open: Callable[[Path | None, str], Any]

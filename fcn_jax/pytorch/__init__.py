@@ -15,6 +15,7 @@ from fcn_jax.pytorch.rules import (
     conv_transpose,
     drop,
     layer_norm,
+    layer_scale,
     linear,
     linear_as_conv,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "drop",
     "import_torchvision",
     "layer_norm",
+    "layer_scale",
     "linear",
     "linear_as_conv",
     "segmentation_reference",

@@ -214,6 +214,24 @@ def layer_norm(torch: str, jax: str | None = None) -> list[Rule]:
     return [Rule(f"{torch}.weight", f"{jax}.scale"), Rule(f"{torch}.bias", f"{jax}.bias")]
 
 
+def layer_scale(torch: str, jax: str, *, spatial: bool = False) -> list[Rule]:
+    """Rule of a layer scale.
+
+    Args:
+        torch: template of the name of the tensor itself, such as "blocks.{i}.ls1.gamma".
+        jax: template of its path, such as "blocks.{i}.ls1.scale".
+        spatial: whether PyTorch's shape is [C, 1, 1] instead of [C], as in torchvision's ConvNeXt.
+    """
+
+    def to_jax(x: np.ndarray) -> np.ndarray:
+        if x.shape != (x.size, 1, 1):
+            raise ValueError(f"a layer scale of this layout needs shape [C, 1, 1], got {x.shape}")
+        return x.reshape(-1)
+
+    op = Op("scale C11 <-> C", to_jax, lambda x: x.reshape(-1, 1, 1)) if spatial else IDENTITY
+    return [Rule(torch, jax, op)]
+
+
 def drop(torch: str, reason: str) -> Drop:
     """Drop the tensors whose names match the glob `torch`, for `reason`."""
     return Drop(torch, reason)

@@ -12,12 +12,13 @@ import numpy as np
 from flax import nnx
 
 from fcn_jax.config import Config
+from fcn_jax.data.source import Source
 from fcn_jax.errors import WriteError
 from fcn_jax.eval import draw
 from fcn_jax.eval.evaluate import choose_multiple, evaluate
 from fcn_jax.eval.metrics import ConfusionMatrix, Scores
 from fcn_jax.eval.predictor import Predictor
-from fcn_jax.plugins.api import Example, Source
+from fcn_jax.plugins.api import Example
 from fcn_jax.train.signals import StopRequest
 from fcn_jax.train.step import TrainState
 

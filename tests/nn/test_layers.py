@@ -8,7 +8,7 @@ from flax import nnx
 
 from fcn_jax import nn
 from fcn_jax.models.names import leaves
-from fcn_jax.pytorch.rules import Table, layer_norm, linear, scale
+from fcn_jax.pytorch.rules import Table, layer_norm, layer_scale, linear
 
 torch = pytest.importorskip("torch")
 
@@ -48,7 +48,7 @@ CASES = {
     "layer scale": (
         lambda **types: nn.LayerScale(12, **types),
         TorchScale,
-        Table(scale("gamma", "scale")),
+        Table(layer_scale("gamma", "scale")),
     ),
 }
 
@@ -139,7 +139,7 @@ def test_gelu_rejects_an_unknown_approximation():
 def test_scale_rule_converts_both_shapes_of_torch():
     x = np.arange(3, dtype=np.float32)
     for spatial, shape in ((False, (3,)), (True, (3, 1, 1))):
-        _, rule = Table(scale("gamma", "scale", spatial=spatial)).to_torch("scale")
+        _, rule = Table(layer_scale("gamma", "scale", spatial=spatial)).to_torch("scale")
         assert rule.op.to_torch(x).shape == shape
         np.testing.assert_array_equal(rule.op.to_jax(rule.op.to_torch(x)), x)
     with pytest.raises(ValueError, match=r"needs shape \[C, 1, 1\], got \(3,\)"):

@@ -53,7 +53,7 @@ def program(make_model):
         model, blocks = make_model(CLASSES, dtype=dtype), platform in IN_BLOCKS
         if name == "mask":
             predictor = Predictor(model, blocks=blocks)
-            return predictor._run, (shapes(predictor._state), IMAGES)
+            return predictor._segment, (shapes(predictor._state), IMAGES)
         state, step = train_step.make(
             model, optax.sgd(0.1, momentum=0.9), Preprocess(), blocks=blocks
         )

@@ -11,8 +11,9 @@ from pathlib import Path
 from fcn_jax.data.datasets import directory
 from fcn_jax.data.datasets.files import subfolders
 from fcn_jax.data.labels.label_map import LabelMap
+from fcn_jax.data.source import Source
 from fcn_jax.errors import DataError
-from fcn_jax.plugins.api import IGNORE_INDEX, Classes, Dataset, Source
+from fcn_jax.plugins.api import IGNORE_INDEX, Classes, Dataset
 
 CAMVID_CLASSES = Classes(
     names=(

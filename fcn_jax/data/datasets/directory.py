@@ -16,9 +16,10 @@ from fcn_jax.data.datasets.matching import Pairs, match, read_ids
 from fcn_jax.data.datasets.names import IMAGE_SUFFIXES, MASK_SUFFIXES
 from fcn_jax.data.decode import decode_record
 from fcn_jax.data.labels.label_map import LabelMap, as_label_map
+from fcn_jax.data.source import Source
 from fcn_jax.data.value_range import Assumed, Range
 from fcn_jax.errors import DataError, did_you_mean
-from fcn_jax.plugins.api import Classes, Example, Record, Source
+from fcn_jax.plugins.api import Classes, Example, Record
 
 __all__ = [
     "IMAGE_SUFFIXES",

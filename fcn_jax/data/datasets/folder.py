@@ -32,8 +32,9 @@ from fcn_jax.data.datasets.folder_advice import advice_for
 from fcn_jax.data.datasets.split_lists import find_split_lists
 from fcn_jax.data.labels.class_list import find_class_list
 from fcn_jax.data.labels.class_list_entries import Ids
+from fcn_jax.data.source import Source
 from fcn_jax.errors import DataError, listing
-from fcn_jax.plugins.api import Dataset, Source
+from fcn_jax.plugins.api import Dataset
 
 
 def hash_split(names: Iterable[str]) -> dict[str, tuple[str, ...]]:

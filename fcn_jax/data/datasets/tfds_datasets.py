@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fcn_jax.data.datasets.directory import DirectorySource
+from fcn_jax.data.source import Source
 from fcn_jax.errors import DataError, did_you_mean
-from fcn_jax.plugins.api import Dataset, Record, Source
+from fcn_jax.plugins.api import Dataset, Record
 from fcn_jax.runtime import cache
 
 if TYPE_CHECKING:

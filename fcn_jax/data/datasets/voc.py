@@ -11,8 +11,9 @@ from fcn_jax.data.datasets import directory
 from fcn_jax.data.datasets.files import is_hidden
 from fcn_jax.data.labels.label_map import LabelMap
 from fcn_jax.data.labels.palette import VOC_BORDER, voc_palette
+from fcn_jax.data.source import Source
 from fcn_jax.errors import DataError
-from fcn_jax.plugins.api import IGNORE_INDEX, Classes, Dataset, Source
+from fcn_jax.plugins.api import IGNORE_INDEX, Classes, Dataset
 
 VOC_CLASSES = Classes(
     names=(
