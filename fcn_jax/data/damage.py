@@ -67,10 +67,8 @@ def without_damaged(
     def fault(index: int) -> str | None:
         try:
             source.decode(source[index])
-        except DamagedError as error:
-            return str(error)
-        except DataError:
-            pass
+        except DataError as error:
+            return str(error) if isinstance(error, DamagedError) else None
         return None
 
     messages = on_threads(fault, range(len(source)), progress)

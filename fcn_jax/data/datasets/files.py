@@ -7,14 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from fcn_jax.data.datasets.names import (
-    IMAGE_SUFFIXES,
-    MASK_SUFFIXES,
-    ending,
-    folded,
-    image_of,
-    stem,
-)
+from fcn_jax.data.datasets import names
 from fcn_jax.errors import DataError
 
 _SYSTEM_FOLDERS = ("__MACOSX", "$RECYCLE.BIN", "lost+found")
@@ -53,20 +46,17 @@ def file_names(folder: Path, suffixes: Sequence[str] | None = None) -> list[str]
         folder: an existing folder.
         suffixes: the endings to take, in lower case; None takes all files.
     """
-    return [
-        entry.name
-        for entry in entries(folder)
-        if (suffixes is None or ending(entry.name) in suffixes) and not entry.is_dir()
-    ]
+    found = [entry.name for entry in entries(folder) if not entry.is_dir()]
+    return found if suffixes is None else [n for n in found if names.ending(n) in suffixes]
 
 
 def image_count(folder: Path) -> int:
     """The number of image files in a folder, without its subfolders."""
-    return len(file_names(folder, IMAGE_SUFFIXES))
+    return len(file_names(folder, names.IMAGE_SUFFIXES))
 
 
 def has_images(
-    folder: Path, depth: int = 3, suffixes: Sequence[str] = MASK_SUFFIXES + IMAGE_SUFFIXES
+    folder: Path, depth: int = 3, suffixes: Sequence[str] = names.NAMED_SUFFIXES
 ) -> bool:
     """Whether a folder, or one at most `depth` levels below it, holds files with these endings."""
     return bool(file_names(folder, suffixes)) or (
@@ -107,7 +97,7 @@ def files_by_stem(folder: Path, suffixes: Sequence[str], *, nested: bool = False
     """
     found = Files(folder)
     for name, path in _files(folder, nested) if folder.is_dir() else ():
-        if ending(name) not in suffixes:
+        if names.ending(name) not in suffixes:
             continue
         key = os.path.splitext(name)[0]
         if key in found:
@@ -135,12 +125,12 @@ def _files(
 
 def mixed_masks(folder: Path) -> list[str]:
     """The mask files among the images in a folder: `a_mask.png`, or `a.png`, with `a.jpg`."""
-    files = file_names(folder, IMAGE_SUFFIXES + MASK_SUFFIXES) if folder.is_dir() else []
-    stems = {name: folded(stem(name)) for name in files}
+    files = file_names(folder, names.NAMED_SUFFIXES) if folder.is_dir() else []
+    stems = {name: names.folded(names.stem(name)) for name in files}
     images = set(stems.values())
-    photos = {key for name, key in stems.items() if ending(name) in (".jpg", ".jpeg")}
-    return [name for name, key in stems.items() if image_of(key) in images] or [
-        name for name, key in stems.items() if ending(name) == ".png" and key in photos
+    photos = {key for name, key in stems.items() if names.ending(name) in (".jpg", ".jpeg")}
+    return [name for name, key in stems.items() if names.image_of(key) in images] or [
+        name for name, key in stems.items() if names.ending(name) == ".png" and key in photos
     ]
 
 
@@ -155,7 +145,7 @@ def contents_of(files: Files, *, masks: bool = False) -> str:
     if not folder.is_dir():
         return f"there is no folder {folder}"
     known = {path.name for path in files.values()}
-    others = Counter(ending(n) or "no ending" for n in file_names(folder) if n not in known)
+    others = Counter(names.ending(n) or "no ending" for n in file_names(folder) if n not in known)
     said = []
     if files:
         first = next(iter(files.values())).name

@@ -15,7 +15,7 @@ MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 """File name endings of masks, in lower case: formats that are or can be lossless."""
 
 NAMED_SUFFIXES = (*IMAGE_SUFFIXES, ".gif")
-"""File name endings that a list of images may write."""
+"""All endings of images and masks, in lower case."""
 
 _SEPARATORS = "_-. "
 _IMAGE_WORD = (

@@ -36,9 +36,8 @@ def from_exif(exif: bytes) -> int:
             tag, kind, _ = struct.unpack_from(order + "HHI", exif, entry)
             if tag == TAG:
                 # The standard requires a short; some writers use a long.
-                (value,) = struct.unpack_from(
-                    order + ("I" if kind in (4, 9) else "H"), exif, entry + 8
-                )
+                form = order + ("I" if kind in (4, 9) else "H")
+                (value,) = struct.unpack_from(form, exif, entry + 8)
                 return checked(value)
     except struct.error:  # the block is cut off
         pass
