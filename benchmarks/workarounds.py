@@ -186,7 +186,6 @@ THOUSAND = _both("resnet18", 1, (160, 240), num_classes=1000, upsampling="depthw
 OPTIONS = (
     "xla_cpu_experimental_ynn_fusion_type",
     "xla_cpu_scheduler_type",
-    "xla_cpu_use_fusion_emitters",
 )
 
 WORKAROUNDS: dict[str, Workaround] = {
