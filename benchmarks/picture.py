@@ -1,4 +1,4 @@
-"""The picture of the README: `python -m benchmarks.picture RUN docs/images/shapes.png`.
+"""Make the README's picture: `python -m benchmarks.picture RUN docs/images/shapes.png`.
 
 It stacks validation panels (image, ground truth, prediction) of a run, such as `make train` writes
 to `runs/shapes/samples`.
@@ -14,7 +14,7 @@ from PIL import Image
 
 
 def stack(panels: list[Path], width: int) -> Image.Image:
-    """Panels of one width, below each other, resized to `width` pixels, in 128 colors."""
+    """Stack panels of equal width, resize the result to `width` pixels, reduce it to 128 colors."""
     rows = np.concatenate([np.asarray(Image.open(panel).convert("RGB")) for panel in panels])
     height = round(rows.shape[0] * width / rows.shape[1])
     picture = Image.fromarray(rows).resize((width, height), Image.Resampling.LANCZOS)

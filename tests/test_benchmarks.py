@@ -86,7 +86,9 @@ def run(*arguments):
 def test_rejects_too_few_rounds_or_processes(tmp_path, few):
     done = run("--out", str(tmp_path / "speed.json"), *few)
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].endswith("at least 1 process and 2 rounds")
+    assert done.stderr.splitlines()[-1].endswith(
+        "--processes must be at least 1 and --rounds at least 2"
+    )
     assert not list(tmp_path.iterdir())
 
 
