@@ -25,7 +25,6 @@ memory" is the peak of the first call.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import tempfile
 from collections.abc import Sequence
@@ -33,8 +32,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import plot, tasks, timing
+from benchmarks.arguments import Parser
 from benchmarks.record import RESULTS, environment, prepare_backend
-from benchmarks.setting import Setting, add_device_arguments, add_setting_arguments
+from benchmarks.setting import Setting
 from benchmarks.worker import workers
 from fcn_jax.errors import FcnJaxError
 from fcn_jax.runtime.atomic import write_json
@@ -169,9 +169,7 @@ def _with_files(setting: Setting, task: str, data: Path | None, folder: Path) ->
 
 def main() -> None:
     """Measure, print and write the results."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description=__doc__.splitlines()[0]
-    )
+    parser = Parser("benchmarks", __doc__)
     parser.add_argument(
         "--task",
         choices=tasks.TASKS,
@@ -181,28 +179,20 @@ def main() -> None:
     parser.add_argument(
         "--model",
         default="resnet18",
-        help="registered backbone or model; training requires a ResNet with the head fcn32s "
-        "(default: resnet18)",
+        help="registered backbone or model; training requires a ResNet with the head fcn32s",
     )
-    add_setting_arguments(parser, batch=4)
-    add_device_arguments(parser)
-    parser.add_argument(
-        "--num-classes", type=int, default=21, help="number of classes (default: 21)"
-    )
+    parser.add_setting(batch=4)
+    parser.add_head_and_device()
+    parser.add_argument("--num-classes", type=int, default=21, help="number of classes")
     parser.add_argument(
         "--torch-mode",
         choices=("max-autotune", "reduce-overhead", "default"),
         default="max-autotune",
-        help="mode of torch.compile on GPUs (default: max-autotune)",
+        help="mode of torch.compile on GPUs",
     )
+    parser.add_argument("--rounds", type=int, default=5, help="timed calls in each process")
     parser.add_argument(
-        "--rounds", type=int, default=5, help="timed calls in each process (default: 5)"
-    )
-    parser.add_argument(
-        "--processes",
-        type=int,
-        default=1,
-        help="processes of each contender, one after the other (default: 1)",
+        "--processes", type=int, default=1, help="processes of each contender, one after the other"
     )
     parser.add_argument(
         "--contender",

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import tasks, timing
+from benchmarks.arguments import Parser
 from benchmarks.record import RESULTS, environment, keep, prepare_backend
 from benchmarks.setting import Setting
 from benchmarks.worker import workers
@@ -170,23 +171,15 @@ def _curve(name: str) -> str:
 
 def main() -> None:
     """Measure and print all points; each point is written at once."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.curves", description=__doc__.splitlines()[0]
-    )
+    parser = Parser("benchmarks.curves", __doc__)
     parser.add_argument(
         "curves", nargs="*", type=_curve, help=f"one of {', '.join(CURVES)} (default: all)"
     )
     parser.add_argument("--kind", choices=KINDS, help="kind of task (default: both)")
     parser.add_argument("--values", type=int, nargs="+", help="points of each curve (default: all)")
+    parser.add_argument("--rounds", type=int, default=3, help="timed calls of each contender")
     parser.add_argument(
-        "--rounds", type=int, default=3, help="timed calls of each contender (default: 3)"
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=OUT,
-        help="JSON file; the plot is written next to it (default: "
-        "benchmarks/results/curves_cpu.json)",
+        "--out", type=Path, default=OUT, help="JSON file; the plot is written next to it"
     )
     args = parser.parse_args()
     prepare_backend("cpu")

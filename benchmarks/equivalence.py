@@ -21,6 +21,7 @@ from typing import Any
 
 import jax
 
+from benchmarks.arguments import Parser
 from fcn_jax import verify_model
 from fcn_jax.runtime import process
 from fcn_jax.runtime.atomic import write_json, write_text
@@ -250,18 +251,16 @@ def _cell(runs: list[dict[str, Any]], title: str) -> str:
 
 def main() -> None:
     """Measure the models, write their results and the page."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.equivalence", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("models", nargs="*", help="Models to measure (default: all).")
+    parser = Parser("benchmarks.equivalence", __doc__)
+    parser.add_argument("models", nargs="*", help="models to measure (default: all)")
     parser.add_argument(
-        "--size", type=int, nargs=2, default=(64, 96), metavar=("H", "W"), help="Image size."
+        "--size", type=int, nargs=2, default=(64, 96), metavar=("H", "W"), help="image size"
     )
-    parser.add_argument("--batch", type=int, default=2, help="Images per batch.")
-    parser.add_argument("--train-steps", type=int, default=20, help="Training steps.")
-    parser.add_argument("--seeds", type=int, default=1, help="Runs of each model.")
-    parser.add_argument("--again", action="store_true", help="Measure existing results again.")
-    parser.add_argument("--page", action="store_true", help="Only write the page.")
+    parser.add_argument("--batch", type=int, default=2, help="images in a batch")
+    parser.add_argument("--train-steps", type=int, default=20, help="number of training steps")
+    parser.add_argument("--seeds", type=int, default=1, help="number of seeds for each model")
+    parser.add_argument("--again", action="store_true", help="measure existing results again")
+    parser.add_argument("--page", action="store_true", help="only write the page")
     args = parser.parse_args()
     process.configure_process(trains=False)  # as `fcn-jax verify` does
     if not args.page:

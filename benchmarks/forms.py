@@ -11,7 +11,6 @@ in eval mode. The results are written to benchmarks/results/forms_DEVICE.json. W
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -22,8 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from benchmarks.arguments import Parser
 from benchmarks.operators import xla_conv_transpose
-from benchmarks.setting import Setting, add_setting_arguments
+from benchmarks.setting import Setting
 from benchmarks.timing import interleaved
 from fcn_jax import compiler_options, nn
 from fcn_jax.nn import _pooling
@@ -212,13 +212,9 @@ def _random(shapes: Shapes) -> tuple[jax.Array, ...]:
 
 def main() -> None:
     """Time the forms of each operator in turn, print and write the results."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.forms", description=__doc__.splitlines()[0]
-    )
-    add_setting_arguments(parser, batch=32, dtype="bfloat16")
-    parser.add_argument(
-        "--rounds", type=int, default=10, help="timed calls of each form (default: 10)"
-    )
+    parser = Parser("benchmarks.forms", __doc__)
+    parser.add_setting(batch=32, dtype="bfloat16")
+    parser.add_argument("--rounds", type=int, default=10, help="timed calls of each form")
     args = parser.parse_args()
     from benchmarks.record import RESULTS, environment  # requires PyTorch, which tpu_aot lacks
     from benchmarks.tasks import IN_A_ROW, Work

@@ -11,7 +11,6 @@ time that could be saved by computing them on the device.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from pathlib import Path
@@ -20,6 +19,7 @@ import cv2
 import numpy as np
 
 from benchmarks import scenes
+from benchmarks.arguments import Parser
 from benchmarks.record import RESULTS, environment, prepare_backend
 from fcn_jax.api import Source
 from fcn_jax.data.transforms import crop, flip_left_right, jitter_colors
@@ -65,40 +65,22 @@ def measure(
 
 def main() -> None:
     """Measure, print and write the results."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.input", description=__doc__.splitlines()[0]
-    )
+    parser = Parser("benchmarks.input", __doc__)
     parser.add_argument(
-        "--dataset",
-        default="folder",
-        help="registered dataset, whose split train is read (default: folder)",
+        "--dataset", default="folder", help="registered dataset, whose split train is read"
     )
     parser.add_argument("--data", type=Path, help="folder of the dataset (default: drawn scenes)")
-    parser.add_argument(
-        "--size",
-        type=int,
-        nargs=2,
-        default=(320, 480),
-        metavar=("H", "W"),
-        help="size of the crops in pixels (default: 320 480)",
-    )
+    parser.add_size("size of the crops in pixels")
     parser.add_argument(
         "--scale",
         type=float,
         nargs=2,
         default=(0.5, 2.0),
         metavar=("LOW", "HIGH"),
-        help="range of the random resize factor (default: 0.5 2.0)",
+        help="range of the random resize factor",
     )
-    parser.add_argument(
-        "--rounds", type=int, default=7, help="times that each image is processed (default: 7)"
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=RESULTS / "input_cpu.json",
-        help="JSON file (default: benchmarks/results/input_cpu.json)",
-    )
+    parser.add_argument("--rounds", type=int, default=7, help="times that each image is processed")
+    parser.add_argument("--out", type=Path, default=RESULTS / "input_cpu.json", help="JSON file")
     args = parser.parse_args()
     prepare_backend("cpu")
     cv2.setNumThreads(1)

@@ -7,7 +7,6 @@ affects it less.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import os
@@ -19,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from benchmarks.arguments import Parser
 from benchmarks.record import RESULTS, environment
 from benchmarks.scenes import SIZE
 from fcn_jax.data.datasets.folder import FOLDER
@@ -80,18 +80,13 @@ def _cache_in(folder: Path) -> Iterator[None]:
 
 def main() -> None:
     """Measure, print and write the results."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.label_look", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("--masks", type=int, default=3000, help="number of masks (default: 3000)")
+    parser = Parser("benchmarks.label_look", __doc__)
+    parser.add_argument("--masks", type=int, default=3000, help="number of masks")
     parser.add_argument(
-        "--rounds", type=int, default=3, help="number of rounds; the fastest counts (default: 3)"
+        "--rounds", type=int, default=3, help="number of rounds; the fastest counts"
     )
     parser.add_argument(
-        "--out",
-        type=Path,
-        default=RESULTS / "label_look_cpu.json",
-        help="JSON file (default: benchmarks/results/label_look_cpu.json)",
+        "--out", type=Path, default=RESULTS / "label_look_cpu.json", help="JSON file"
     )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

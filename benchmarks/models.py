@@ -10,7 +10,6 @@ benchmarks/results/models_DEVICE.json. The printed table has all rows of that fi
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,8 +17,9 @@ from typing import Any
 
 from benchmarks import tasks, timing
 from benchmarks.__main__ import measure
+from benchmarks.arguments import Parser
 from benchmarks.record import RESULTS, environment, keep, prepare_backend, rows
-from benchmarks.setting import Setting, add_device_arguments, add_setting_arguments
+from benchmarks.setting import Setting
 from fcn_jax.plugins import registry
 
 CONTENDERS = [tasks.LIBRARY, tasks.EAGER, tasks.COMPILED]
@@ -48,17 +48,13 @@ def table(found: Sequence[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Measure all models and print the table; each row is written at once."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.models", description=__doc__.splitlines()[0]
-    )
+    parser = Parser("benchmarks.models", __doc__)
     parser.add_argument(
         "models", nargs="*", help="registered models or backbones (default: all models)"
     )
-    add_setting_arguments(parser, batch=1)
-    add_device_arguments(parser)
-    parser.add_argument(
-        "--rounds", type=int, default=7, help="timed calls of each contender (default: 7)"
-    )
+    parser.add_setting(batch=1)
+    parser.add_head_and_device()
+    parser.add_argument("--rounds", type=int, default=7, help="timed calls of each contender")
     parser.add_argument(
         "--out", type=Path, help="JSON file (default: benchmarks/results/models_DEVICE.json)"
     )

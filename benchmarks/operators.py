@@ -6,7 +6,6 @@ backward, as in training. First the results are compared; then both forms are ti
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import time
@@ -18,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from benchmarks.arguments import Parser
 from fcn_jax import nn
 from fcn_jax.nn._conv_xla import Settings, xla_conv
 
@@ -122,11 +122,9 @@ def cases(batch: int) -> dict[str, tuple[Function, Function, tuple[tuple[int, ..
 
 def main() -> None:
     """Time each operator and print a row for each, or JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch", type=int, default=4, help="images in a batch (default: 4)")
-    parser.add_argument(
-        "--rounds", type=int, default=5, help="timed calls of each form (default: 5)"
-    )
+    parser = Parser("benchmarks.operators", __doc__)
+    parser.add_argument("--batch", type=int, default=4, help="images in a batch")
+    parser.add_argument("--rounds", type=int, default=5, help="timed calls of each form")
     parser.add_argument("--only", default="", help="run only operators whose name contains this")
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args()

@@ -6,11 +6,12 @@ to `runs/shapes/samples`.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from benchmarks.arguments import Parser
 
 
 def stack(panels: list[Path], width: int) -> Image.Image:
@@ -23,7 +24,7 @@ def stack(panels: list[Path], width: int) -> Image.Image:
 
 def main() -> None:
     """Write the picture."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser("benchmarks.picture", __doc__)
     parser.add_argument("run", type=Path, help="a run directory")
     parser.add_argument("out", type=Path, help="the PNG file")
     parser.add_argument("--rows", type=int, default=2, help="number of panels")

@@ -10,16 +10,16 @@ is written to benchmarks/results/remat_DEVICE.json.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
+from benchmarks.arguments import Parser
 from benchmarks.jax_tasks import compiled_step
 from benchmarks.record import RESULTS, environment, keep
-from benchmarks.setting import Setting, add_setting_arguments, training_step
+from benchmarks.setting import Setting, training_step
 from benchmarks.timing import interleaved
 from fcn_jax import compiler_options
 from fcn_jax.runtime import process
@@ -56,22 +56,16 @@ def prepared(setting: Setting, options: dict[str, Any]) -> tuple[Callable[[], ob
 
 def main() -> None:
     """Compile the step with each option, time all in turn, print and write the results."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.remat", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument(
-        "--model", default="resnet18", help="registered backbone or model (default: resnet18)"
-    )
-    add_setting_arguments(parser, batch=4)
+    parser = Parser("benchmarks.remat", __doc__)
+    parser.add_argument("--model", default="resnet18", help="registered backbone or model")
+    parser.add_setting(batch=4)
     parser.add_argument(
         "--option",
         choices=OPTIONS,
         action="append",
         help="option to measure; may be repeated (default: all)",
     )
-    parser.add_argument(
-        "--rounds", type=int, default=7, help="timed steps with each option (default: 7)"
-    )
+    parser.add_argument("--rounds", type=int, default=7, help="timed steps with each option")
     args = parser.parse_args()
     process.configure_process(trains=True)
     setting = Setting(args.model, args.batch, tuple(args.size), args.dtype)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from typing import Any
 
@@ -115,41 +114,3 @@ def training_step(setting: Setting, model: nnx.Module, **options: Any) -> tuple[
     """
     optimizer = optim.make(RECIPE, 1000, nnx.state(model, nnx.Param))
     return train_step.make(model, optimizer, setting.preprocess, **options)  # type: ignore[arg-type]
-
-
-def add_setting_arguments(
-    parser: argparse.ArgumentParser, *, batch: int, dtype: str = "float32"
-) -> None:
-    """Add the options `--batch`, `--size` and `--dtype` with these defaults."""
-    parser.add_argument(
-        "--batch", type=int, default=batch, help=f"images in a batch (default: {batch})"
-    )
-    parser.add_argument(
-        "--size",
-        type=int,
-        nargs=2,
-        default=(320, 480),
-        metavar=("H", "W"),
-        help="image size in pixels (default: 320 480)",
-    )
-    parser.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16"),
-        default=dtype,
-        help=f"compute dtype (default: {dtype})",
-    )
-
-
-def add_device_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options `--head` and `--device`. Requires PyTorch."""
-    import torch
-
-    parser.add_argument(
-        "--head", default="fcn32s", help="registered head of a backbone (default: fcn32s)"
-    )
-    parser.add_argument(
-        "--device",
-        choices=("cpu", "cuda"),
-        default="cuda" if torch.cuda.is_available() else "cpu",
-        help="device of PyTorch and JAX (default: cuda if PyTorch supports it here)",
-    )

@@ -10,7 +10,6 @@ results are written to benchmarks/results/startup_cpu.json.
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 
+from benchmarks.arguments import Parser
 from benchmarks.record import RESULTS, environment
 from benchmarks.tasks import COMPILED, LIBRARY, Contender
 from fcn_jax.runtime.atomic import write_json
@@ -70,10 +70,8 @@ def seconds(contender: Contender, variables: Mapping[str, str], cache: str) -> f
 
 def main() -> None:
     """Measure the contenders in turn, print and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--rounds", type=int, default=2, help="warm starts of each contender (default: 2)"
-    )
+    parser = Parser("benchmarks.startup", __doc__)
+    parser.add_argument("--rounds", type=int, default=2, help="warm starts of each contender")
     args = parser.parse_args()
     found: dict[str, dict[str, object]] = {}
     with tempfile.TemporaryDirectory() as folder:

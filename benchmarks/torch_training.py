@@ -11,7 +11,6 @@ Other settings are rejected, so that both sides always train with the same recip
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import time
@@ -23,6 +22,7 @@ import numpy as np
 import torch
 from flax import nnx
 
+from benchmarks.arguments import Parser
 from benchmarks.networks import torch_d2l
 from fcn_jax import config, recipes
 from fcn_jax.api import Preprocess
@@ -121,9 +121,8 @@ def take_step(
 
 def main() -> None:
     """Train, evaluate and print one JSON object."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("recipe", help="name of a recipe or a TOML file")
-    parser.add_argument("--data", help="folder of the dataset")
+    parser = Parser("benchmarks.torch_training", __doc__)
+    parser.add_recipe()
     parser.add_argument("--weights", help="initial weights, as in init.weights")
     parser.add_argument(
         "--reinit",
@@ -134,13 +133,6 @@ def main() -> None:
     )
     parser.add_argument(
         "--epochs", type=int, help="stop after this number of epochs; the schedule stays the same"
-    )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="change a setting; may be repeated",
     )
     args = parser.parse_args()
     settings = [*args.set, f"init.reinit={json.dumps(args.reinit)}"]

@@ -16,7 +16,6 @@ row is written to benchmarks/results/tpu_aot.json at once, so that a run can be 
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
@@ -35,6 +34,7 @@ from flax import nnx
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding
 
+from benchmarks.arguments import Parser
 from benchmarks.forms import cases
 from benchmarks.hlo import Program
 from benchmarks.setting import Setting, training_step
@@ -207,9 +207,7 @@ def show_form(row: dict[str, Any]) -> None:
 
 def main() -> None:
     """Compile the selected programs; print and write each row at once."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.tpu_aot", description=__doc__.splitlines()[0]
-    )
+    parser = Parser("benchmarks.tpu_aot", __doc__)
     parser.add_argument(
         "--topology",
         choices=TOPOLOGIES,
@@ -229,20 +227,10 @@ def main() -> None:
         action="append",
         help="one chip, or all chips of the topology (default: both)",
     )
-    parser.add_argument("--batch", type=int, default=128, help="images on each chip (default: 128)")
+    parser.add_argument("--batch", type=int, default=128, help="images on each chip")
+    parser.add_size()
     parser.add_argument(
-        "--size",
-        type=int,
-        nargs=2,
-        default=(320, 480),
-        metavar=("H", "W"),
-        help="image size in pixels (default: 320 480)",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=RESULTS,
-        help="JSON file; other rows in it stay (default: benchmarks/results/tpu_aot.json)",
+        "--out", type=Path, default=RESULTS, help="JSON file; other rows in it stay"
     )
     args = parser.parse_args()
     setting = Setting(batch=args.batch, size=tuple(args.size), dtype="bfloat16")

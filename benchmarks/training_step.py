@@ -10,7 +10,6 @@ benchmarks/results/training_step_cpu.json; other rows in it stay.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import statistics
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 from flax import nnx
 
 from benchmarks import torch_training
+from benchmarks.arguments import Parser
 from benchmarks.jax_tasks import compiled_step
 from benchmarks.record import RESULTS, environment, keep, prepare_backend
 from fcn_jax import compiler_options, config, recipes
@@ -33,22 +33,11 @@ from fcn_jax.train import step as train_step
 
 def main() -> None:
     """Measure, print and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("recipe", help="name of a recipe or a TOML file")
-    parser.add_argument("--data", help="folder of the dataset")
-    parser.add_argument("--rounds", type=int, default=8, help="timed steps (default: 8)")
+    parser = Parser("benchmarks.training_step", __doc__)
+    parser.add_recipe()
+    parser.add_argument("--rounds", type=int, default=8, help="timed steps")
     parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="change a setting; may be repeated",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=RESULTS / "training_step_cpu.json",
-        help="JSON file (default: benchmarks/results/training_step_cpu.json)",
+        "--out", type=Path, default=RESULTS / "training_step_cpu.json", help="JSON file"
     )
     args = parser.parse_args()
     process.configure_process(trains=True)  # as `fcn-jax train` does; PyTorch benefits too

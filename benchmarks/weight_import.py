@@ -28,6 +28,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.arguments import Parser
 from benchmarks.record import RESULTS, environment, keep, prepare_backend
 
 MODELS = ("resnet18", "resnet152", "fcn32s_resnet18", "fcn_resnet101")
@@ -140,19 +141,13 @@ def in_processes(action: str, model: str, path: Path) -> dict[str, float]:
 
 def main() -> None:
     """Measure, print and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "models",
-        nargs="*",
-        default=MODELS,
-        help=f"registered backbones or models (default: {', '.join(MODELS)})",
-    )
+    parser = Parser("benchmarks.weight_import", __doc__)
+    parser.add_argument("models", nargs="*", default=MODELS, help="registered backbones or models")
     parser.add_argument(
         "--out",
         type=Path,
         default=RESULTS / "weight_import_cpu.json",
-        help="JSON file; other rows in it stay (default: "
-        "benchmarks/results/weight_import_cpu.json)",
+        help="JSON file; other rows in it stay",
     )
     parser.add_argument("--measure", nargs=2, metavar=("ACTION", "FILE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
