@@ -44,6 +44,19 @@ FILES = 64
 PHOTOGRAPHS = 16
 """Number of images for the task `photographs`, which takes longer."""
 
+COLUMNS = {
+    "median": 11,
+    "quartiles": 17,
+    "images/s": 11,
+    "GFLOP/s": 11,
+    "of peak": 11,
+    "time ratio": 11,
+    "first call": 11,
+    "its memory": 11,
+    "memory": 11,
+}
+"""Title -> width of the columns of the printed table."""
+
 
 def measure(
     task: str,
@@ -93,20 +106,7 @@ def measure(
         f"\n{task}, {tasks.TASKS[task]}: {setting.model}, batch {setting.batch}, "
         f"{height}x{width}, {setting.dtype}{amount}"
     )
-    columns = (
-        "median",
-        "quartiles",
-        "images/s",
-        "GFLOP/s",
-        "of peak",
-        "time ratio",
-        "first call",
-        "its memory",
-        "memory",
-    )
-    print(
-        f"{'':<28}" + "".join(f"{title:>{17 if title == 'quartiles' else 11}}" for title in columns)
-    )
+    print(" " * 28 + "".join(f"{title:>{width}}" for title, width in COLUMNS.items()))
     rows = {}
     for name, found in timings.items():
         low, high = found.spread
@@ -141,7 +141,9 @@ def measure(
         )
         print(
             f"{name:<28}"
-            + "".join(f"{cell:>{17 if i == 1 else 11}}" for i, cell in enumerate(cells)),
+            + "".join(
+                f"{cell:>{COLUMNS[title]}}" for title, cell in zip(COLUMNS, cells, strict=True)
+            ),
             flush=True,
         )
     return {

@@ -187,6 +187,7 @@ LIBRARY: dict[str, Callable[[Setting], Start]] = {
     "photographs": _pipeline,
     "epoch": _epoch,
 }
+"""Task -> function that prepares it with the library."""
 
 PLAIN_FLAX: dict[str, Callable[[Setting], Start]] = {
     "head": lambda setting: _head(setting, plain=True),
@@ -195,3 +196,4 @@ PLAIN_FLAX: dict[str, Callable[[Setting], Start]] = {
     "mask": _flax_mask,
     "training": lambda setting: _training(setting, PlainFlax(setting.build()), {}),
 }
+"""Task -> function that prepares it with plain Flax."""

@@ -81,8 +81,8 @@ class Contender:
             return Work(start, lambda _: torch_tasks.wait(setting.device), torch_tasks.on_host)
         from benchmarks import jax_tasks
 
-        forms = jax_tasks.LIBRARY if self.framework == "fcn_jax" else jax_tasks.PLAIN_FLAX
-        return Work(forms[task](setting), jax_tasks.wait, np.asarray)
+        prepare = jax_tasks.LIBRARY if self.framework == "fcn_jax" else jax_tasks.PLAIN_FLAX
+        return Work(prepare[task](setting), jax_tasks.wait, np.asarray)
 
 
 LIBRARY = Contender("fcn_jax", "fcn_jax")
