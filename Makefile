@@ -1,4 +1,4 @@
-# Each environment has its own virtual environment. PYTHON chooses the interpreter, VENV the folder.
+# PYTHON is the interpreter, VENV the folder of the virtual environment.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -19,18 +19,18 @@ PYTEST = $(BIN)/python -m pytest $(PYTEST_OPTIONS)
 
 help:
 	@echo "make train          train on drawn shapes, evaluate, write pictures (minutes on 2 cores)"
-	@echo "make test           the tests, except slow ones (minutes; a second run is faster)"
-	@echo "make test-slow      the tests of more than ten seconds; make test-all: all (hours)"
+	@echo "make test           all tests except slow ones (minutes; a second run is faster)"
+	@echo "make test-slow      the tests that take over ten seconds; make test-all: all tests (hours)"
 	@echo "make test-newest    tests without PyTorch, with NEWEST_PYTHON and the newest releases"
 	@echo "make test-minimum   tests without PyTorch, with the lowest releases of pyproject.toml"
 	@echo "make test-smoke     a few quick tests with NEWEST_PYTHON, such as python3.13"
-	@echo "make lint types     ruff and mypy"
-	@echo "make fuzz           3,000 mutated inputs; writes the table of docs/reliability.md"
-	@echo "make bench          speed next to PyTorch and plain Flax (minutes)"
-	@echo "make bench-curves   how time and memory grow with the size of the work"
-	@echo "make bench-models   all models next to PyTorch (half an hour)"
-	@echo "make bench-gpu      on an NVIDIA GPU in bfloat16; bench-gpu-quick: torch.compile only"
-	@echo "make bench-tpu-aot  what the TPU compiler makes of the programs, without a TPU (an hour)"
+	@echo "make lint types     run ruff and mypy"
+	@echo "make fuzz           test 3,000 mutated inputs; writes the table of docs/reliability.md"
+	@echo "make bench          compare the speed with PyTorch and plain Flax (minutes)"
+	@echo "make bench-curves   time and memory by batch, image size, classes and depth (hours)"
+	@echo "make bench-models   compare all models with PyTorch (half an hour)"
+	@echo "make bench-gpu      compare on an NVIDIA GPU in bfloat16; bench-gpu-quick: a short form"
+	@echo "make bench-tpu-aot  compile for TPUs, without a TPU (an hour)"
 	@echo "make clean          remove the virtual environments and the tests' caches"
 
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -56,8 +56,8 @@ train: install
 	$(BIN)/fcn-jax eval $(RUN)
 	@echo "image, ground truth and prediction side by side: $(RUN)/samples"
 
-# Without LLVM's optimization, which takes longer than these tests compute. The slow tests and those
-# against PyTorch's arrays run as users' programs do.
+# LLVM's optimization takes longer than these tests, so it is off. It is on for the slow tests and
+# for those that compare with PyTorch's arrays.
 UNOPTIMIZED = XLA_FLAGS="--xla_backend_optimization_level=0 $$XLA_FLAGS"
 FAST = -m "not slow and not exhaustive"
 
@@ -67,12 +67,12 @@ test: dev
 test-all: dev
 	$(PYTEST)
 
-# None begins after FCN_JAX_SLOW_UNTIL, in seconds since 1970, if that is set.
+# No test begins after FCN_JAX_SLOW_UNTIL (seconds since 1970), if that is set.
 test-slow: dev
 	$(PYTEST) -m "slow and not exhaustive"
 
-# These environments have no PyTorch: tests that compare with it are skipped, except those against
-# arrays that it wrote (FCN_JAX_REFERENCE). Warnings of other releases are not errors.
+# These environments have no PyTorch, so tests that require it are skipped. Tests that compare with
+# PyTorch's arrays still run, if FCN_JAX_REFERENCE names their folder. Warnings are not errors.
 RELEASES = python -m pip list --disable-pip-version-check | \
 	grep -E '^(flax|grain|jax|numpy|optax|orbax-checkpoint) '
 
@@ -104,11 +104,11 @@ $(MINIMUM_VENV)/installed: pyproject.toml $(PLUGINS) tests/helpers/minimum_versi
 		-c $(MINIMUM_VENV)/constraints.txt -e '.[test]' $(EDITABLE_PLUGINS)
 	touch $@
 
-# What depends on the releases: operators, models, training, checkpoints, input, weights.
+# The tests that depend on releases: operators, models, training, checkpoints, input, weights.
 MINIMUM = tests/nn tests/models tests/data tests/convert tests/pytorch tests/test_checkpoint.py \
 	tests/test_config.py tests/train/test_losses.py tests/train/test_optim.py \
 	tests/train/test_step.py
-# The form of compiled programs is that of newer releases.
+# Older releases compile programs to other forms, so the tests of these forms are excluded.
 test-minimum: $(MINIMUM_VENV)/installed
 	$(MINIMUM_VENV)/bin/$(RELEASES)
 	$(UNOPTIMIZED) $(MINIMUM_VENV)/bin/python -m pytest $(PYTEST_OPTIONS) -W default \
@@ -126,7 +126,7 @@ bench-curves: dev
 bench-models: dev
 	$(BIN)/python -m benchmarks.models
 
-# GPU_PYTHON is an interpreter whose torch and jax know the GPU.
+# GPU_PYTHON is an interpreter whose torch and jax support the GPU.
 GPU_PYTHON ?= python3
 BENCH_CUDA = $(GPU_PYTHON) -m benchmarks --device cuda --dtype bfloat16
 RESULTS = benchmarks/results
@@ -135,14 +135,15 @@ bench-gpu:
 	$(BENCH_CUDA) --batch 32 --out $(RESULTS)/speed_cuda_32x320x480.json
 	$(BENCH_CUDA) --batch 8 --size 512 1024 --out $(RESULTS)/speed_cuda_8x512x1024.json
 
-# Only torch.compile, and without the tuning of its training step, which takes over four minutes.
+# This compares only with torch.compile. Its training step is not tuned, which would take over four
+# minutes.
 bench-gpu-quick:
 	$(BENCH_CUDA) --batch 32 --contender torch.compile --task training \
 		--torch-mode reduce-overhead --out $(RESULTS)/speed_cuda_training.json
 	$(BENCH_CUDA) --batch 32 --contender torch.compile --task logits --task mask \
 		--out $(RESULTS)/speed_cuda_inference.json
 
-# The TPU compiler, without PyTorch.
+# This environment has the TPU compiler, but no PyTorch.
 $(TPU_VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(TPU_VENV)
 	$(TPU_VENV)/bin/pip install $(PIP_OPTIONS) -c constraints.txt setuptools

@@ -15,7 +15,7 @@ import pytest
 
 
 def _compiled_programs() -> Path:
-    """The folder of compiled programs in pytest's cache, for these releases and this processor.
+    """Return the folder of compiled programs for these releases and this processor.
 
     JAX's own keys name the program, its options and the releases. They do not name the processor,
     and a checkout may be used on several.
@@ -30,10 +30,10 @@ def _compiled_programs() -> Path:
     return Path(__file__).parent / ".pytest_cache" / "xla" / f"{releases}-{kind}"
 
 
-# These are set before jax is imported. The processes that tests start inherit them.
+# These are set before jax is imported. Processes that tests start inherit them.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Compiled programs are kept for the next run. The user's own cache is neither read nor written.
-# `FCN_JAX_TEST_CACHE` names another folder; if it is empty, nothing is kept.
+# Compiled programs are kept for the next run. The user's cache is neither read nor written.
+# `FCN_JAX_TEST_CACHE` selects another folder; if it is empty, no programs are kept.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ.get(
     "FCN_JAX_TEST_CACHE", str(_compiled_programs())
 )
@@ -44,9 +44,9 @@ os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 pytest_plugins = ["pytester"]
 
 LOWERING = """\
-The form of a compiled program has changed, or the text that describes it. The results may still
-be right. If a new release of JAX writes the same form in another way, change the test. If the form
-is lost, measure the speed."""
+The form of a compiled program or its text has changed. The results may still be right. If a new
+release of JAX writes the same form in another way, change the test. If the program has lost the
+form, measure its speed."""
 
 hypothesis.settings.register_profile(
     "default", max_examples=12, deadline=None, derandomize=bool(os.environ.get("CI"))
@@ -55,7 +55,7 @@ hypothesis.settings.load_profile("default")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Record the messages of errors if `FCN_JAX_MESSAGES` names a file for them."""
+    """Record error messages if `FCN_JAX_MESSAGES` names a file for them."""
     path = os.environ.get("FCN_JAX_MESSAGES")
     if path:
         from tests.helpers import messages
@@ -66,7 +66,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip the tests marked `needs_torch` where PyTorch is not installed.
 
-    Any other test fails there if it imports torch.
+    Without PyTorch, any other test that imports torch fails.
     """
     absent = [name for name in ("torch", "torchvision") if importlib.util.find_spec(name) is None]
     if not absent:
@@ -78,7 +78,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Exclude what is imported so far from garbage collection, which takes a tenth of the time."""
+    """Exclude the imported modules from garbage collection, which takes a tenth of the time."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 50, 100)

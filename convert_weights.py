@@ -1,6 +1,6 @@
 """Convert PyTorch weights to a checkpoint: `python convert_weights.py FILE --model NAME -o DIR`.
 
-The same as `fcn-jax convert`.
+It runs `fcn-jax convert`.
 """
 
 import sys

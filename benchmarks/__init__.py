@@ -1,1 +1,1 @@
-"""Measurements: nothing here is part of the package."""
+"""Benchmarks. They are not part of the installed package."""

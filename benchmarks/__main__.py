@@ -1,31 +1,38 @@
-"""fcn_jax against PyTorch and plain Flax, side by side: `python -m benchmarks`.
+"""Speed of fcn_jax next to PyTorch and plain Flax: `python -m benchmarks`.
 
-    python -m benchmarks                              # inference and training on this machine
+    python -m benchmarks                              # inference and training
     python -m benchmarks --task training --batch 8 --model resnet50
-    python -m benchmarks --model deeplabv3_resnet50 --batch 1   # `python -m benchmarks.models`
-    measures a list of them
+    python -m benchmarks --model deeplabv3_resnet50 --batch 1
 
-The same weights and inputs for every contender, whose answers must agree before anything is timed;
-they run in turn, each in a process of its own, or in several after each other, as one process may
-be faster than the next. PyTorch runs in channels_last; torch.compile folds the weights in inference
-(inductor's freezing) and tunes every kernel on GPUs (max-autotune). "Product head" is PyTorch with
-the transposed convolution in the form that this library gives it, so that the ratio says more than
-that. Memory is what a process held at most beyond the libraries themselves, on GPUs the GPU's,
-tuning included. Results go to benchmarks/results as JSON, task by task, and as a plot.
+`python -m benchmarks.models` measures a list of models.
+
+All contenders have the same weights and inputs, and their results must agree before they are timed.
+They run in turn, each in its own process. With `--processes N`, each contender runs in N processes,
+one after the other, because one process may be faster than another.
+
+PyTorch runs in channels_last. For inference, torch.compile folds the weights (inductor's freezing).
+On GPUs it tunes every kernel (max-autotune). The contender "product head" is PyTorch with the
+transposed convolution as a matrix product, as in this library. It shows how much of a difference is
+due to that algorithm.
+
+Memory is the peak of a process without the imported libraries. On GPUs, it is the peak of GPU
+memory, including the tuning of kernels. The results are written to benchmarks/results as JSON after
+each task, and as a plot.
+
+In the printed table, "time ratio" is the time of a contender divided by that of fcn_jax, and "its
+memory" is the peak of the first call.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from benchmarks import plot, tasks, timing
+from benchmarks.arguments import Parser
 from benchmarks.record import RESULTS, environment, prepare_backend
 from benchmarks.setting import Setting
 from benchmarks.worker import workers
@@ -33,9 +40,22 @@ from fcn_jax.errors import FcnJaxError
 from fcn_jax.runtime.atomic import write_json
 
 FILES = 64
-"""Images of the tasks that read files."""
+"""Number of images for the tasks that read files."""
 PHOTOGRAPHS = 16
-"""The same for a camera's, which take longer."""
+"""Number of images for the task `photographs`, which takes longer."""
+
+COLUMNS = {
+    "median": 11,
+    "quartiles": 17,
+    "images/s": 11,
+    "GFLOP/s": 11,
+    "of peak": 11,
+    "time ratio": 11,
+    "first call": 11,
+    "its memory": 11,
+    "memory": 11,
+}
+"""Title -> width of the columns of the printed table."""
 
 
 def measure(
@@ -46,18 +66,24 @@ def measure(
     contenders: Sequence[tasks.Contender],
     processes: int = 1,
 ) -> dict[str, Any]:
-    """Time one task with its contenders, the library among them, and print a table.
+    """Time the contenders of a task and print a table.
 
-    The rounds are done by so many processes of each contender, one after the other, since a process
-    may be faster than another. The first of them finds nothing compiled, the others what it has
-    left in its cache.
+    Args:
+        task: one of `tasks.TASKS`.
+        setting: model, inputs and device.
+        rounds: timed calls in each process.
+        peak: peak speeds of the device, from `timing.peaks`.
+        contenders: the contenders, which must include the library.
+        processes: processes of each contender, one after the other. The first one compiles; the
+            next ones read the compiled programs from its cache.
+
+    Returns:
+        The task, its setting and the figures of each contender, ready for JSON.
     """
     seconds: dict[str, list[float]] = {one.name: [] for one in contenders}
-    first_seconds, first_bytes, memory = (
-        dict.fromkeys(seconds, 0.0),
-        dict.fromkeys(seconds, 0),
-        dict.fromkeys(seconds, 0),
-    )
+    first_seconds = dict.fromkeys(seconds, 0.0)
+    first_bytes = dict.fromkeys(seconds, 0)
+    memory = dict.fromkeys(seconds, 0)
     with tempfile.TemporaryDirectory() as cache:
         for _ in range(processes):
             with workers(task, setting, contenders, Path(cache)) as started:
@@ -80,20 +106,7 @@ def measure(
         f"\n{task}, {tasks.TASKS[task]}: {setting.model}, batch {setting.batch}, "
         f"{height}x{width}, {setting.dtype}{amount}"
     )
-    columns = (
-        "median",
-        "quartiles",
-        "images/s",
-        "GFLOP/s",
-        "of peak",
-        "fcn_jax is",
-        "first call",
-        "its memory",
-        "memory",
-    )
-    print(
-        f"{'':<28}" + "".join(f"{title:>{17 if title == 'quartiles' else 11}}" for title in columns)
-    )
+    print(" " * 28 + "".join(f"{title:>{width}}" for title, width in COLUMNS.items()))
     rows = {}
     for name, found in timings.items():
         low, high = found.spread
@@ -121,14 +134,16 @@ def measure(
             f"{row['images_per_second']:.1f}",
             rate,
             share,
-            f"{row['speed_of_fcn_jax']:.2f} x",
+            f"{row['speed_of_fcn_jax']:.2f}",
             f"{row['first_call_seconds']:.1f} s",
             f"{first_bytes[name] / 2**30:.2f} GiB",
             f"{memory[name] / 2**30:.2f} GiB",
         )
         print(
             f"{name:<28}"
-            + "".join(f"{cell:>{17 if i == 1 else 11}}" for i, cell in enumerate(cells)),
+            + "".join(
+                f"{cell:>{COLUMNS[title]}}" for title, cell in zip(COLUMNS, cells, strict=True)
+            ),
             flush=True,
         )
     return {
@@ -141,10 +156,10 @@ def measure(
 
 
 def _with_files(setting: Setting, task: str, data: Path | None, folder: Path) -> Setting:
-    """The setting with a task's images: those of `data`, or scenes drawn into `folder`."""
+    """Return a setting with the images of `data` or, by default, of scenes drawn to `folder`."""
     if task not in tasks.READ_FILES:
         return setting
-    from benchmarks import scenes  # only here is OpenCV needed
+    from benchmarks import scenes  # requires OpenCV, which other tasks do not need
 
     if task == "photographs":
         setting = dataclasses.replace(setting, pictures=scenes.CAMERA, scale=(0.1, 0.3))
@@ -155,51 +170,48 @@ def _with_files(setting: Setting, task: str, data: Path | None, folder: Path) ->
 
 
 def main() -> None:
-    """Measure, print, write."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description=__doc__.splitlines()[0]
-    )
+    """Measure, print and write the results."""
+    parser = Parser("benchmarks", __doc__)
     parser.add_argument(
-        "--task", choices=tasks.TASKS, action="append", help=f"default: {', '.join(tasks.MAIN)}"
+        "--task",
+        choices=tasks.TASKS,
+        action="append",
+        help=f"task to measure; may be repeated (default: {', '.join(tasks.MAIN)})",
     )
     parser.add_argument(
         "--model",
         default="resnet18",
-        help="a registered backbone or model; training only for ResNets with fcn32s",
+        help="registered backbone or model; training requires a ResNet with the head fcn32s",
     )
-    parser.add_argument("--head", default="fcn32s", help="of a backbone; registered")
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--size", type=int, nargs=2, default=(320, 480), metavar=("H", "W"))
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--num-classes", type=int, default=21)
-    parser.add_argument(
-        "--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu"
-    )
+    parser.add_setting(batch=4)
+    parser.add_head_and_device()
+    parser.add_argument("--num-classes", type=int, default=21, help="number of classes")
     parser.add_argument(
         "--torch-mode",
         choices=("max-autotune", "reduce-overhead", "default"),
         default="max-autotune",
-        help="torch.compile's, on GPUs",
+        help="mode of torch.compile on GPUs",
     )
-    parser.add_argument("--rounds", type=int, default=5, help="of each process")
+    parser.add_argument("--rounds", type=int, default=5, help="timed calls in each process")
     parser.add_argument(
-        "--processes", type=int, default=1, help="of each contender, one after the other"
+        "--processes", type=int, default=1, help="processes of each contender, one after the other"
     )
     parser.add_argument(
         "--contender",
         choices=tasks.NAMES,
         action="append",
-        help="compared with the library; default: all that can run a task",
+        help="contender to compare with the library; may be repeated (default: all)",
     )
     parser.add_argument(
         "--data",
         type=Path,
-        help="folder of images and masks for the tasks that read files (default: drawn ones)",
+        help="folder dataset for the tasks that read files (default: drawn scenes)",
     )
     parser.add_argument(
         "--out",
         type=Path,
-        help="JSON file (default: benchmarks/results/speed_DEVICE.json), with a plot next to it",
+        help="JSON file; the plot is written next to it (default: "
+        "benchmarks/results/speed_DEVICE.json)",
     )
     args = parser.parse_args()
     prepare_backend(args.device)
@@ -218,19 +230,19 @@ def main() -> None:
     except FcnJaxError as error:
         parser.error(str(error))
     if args.processes < 1 or args.rounds < 2:
-        parser.error("at least 1 process and 2 rounds")
+        parser.error("--processes must be at least 1 and --rounds at least 2")
     chosen = args.task or tasks.default(setting)
     if unable := set(chosen) - set(tasks.possible(setting)):
         parser.error(
-            f"{args.model} has no {', '.join(sorted(unable))} here, only "
+            f"the task {', '.join(sorted(unable))} does not support {args.model}; possible are "
             f"{', '.join(tasks.possible(setting))}"
         )
-    if setting.is_chapters and any(size % 32 for size in setting.size):
-        parser.error("the sizes must be multiples of 32, for the contenders do not crop")
+    if setting.is_d2l and any(size % 32 for size in setting.size):
+        parser.error("--size must be multiples of 32, because the contenders do not crop")
     peak = timing.peaks(args.dtype)
     print(
-        f"peaks: {peak['flops'] / 1e9:.0f} GFLOP/s in a matrix product, {peak['bytes'] / 1e9:.1f} "
-        "GB/s in a copy"
+        f"peak speeds: {peak['flops'] / 1e9:.0f} GFLOP/s (matrix product), "
+        f"{peak['bytes'] / 1e9:.1f} GB/s (copy)"
     )
     out = args.out or RESULTS / f"speed_{args.device}.json"
     result: dict[str, Any] = {
@@ -248,18 +260,18 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as folder:
         settings = {task: _with_files(setting, task, args.data, Path(folder)) for task in chosen}
-        for task, of in settings.items():
-            chosen_ones = [
+        for task, task_setting in settings.items():
+            contenders = [
                 one
-                for one in tasks.contenders(task, of)
+                for one in tasks.contenders(task, task_setting)
                 if one is tasks.LIBRARY or not args.contender or one.name in args.contender
             ]
             result["tasks"].append(
-                measure(task, of, args.rounds, peak, chosen_ones, args.processes)
+                measure(task, task_setting, args.rounds, peak, contenders, args.processes)
             )
             write_json(out, result)
     plot.draw(result, out.with_suffix(".png"))
-    print(f"\n{out}, {out.with_suffix('.png')}")
+    print(f"\nwritten: {out}, {out.with_suffix('.png')}")
 
 
 if __name__ == "__main__":

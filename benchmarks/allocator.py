@@ -1,8 +1,8 @@
-"""The cost of glibc returning large blocks to the system: `python -m benchmarks.allocator`.
+"""The cost of large blocks that glibc returns to the system: `python -m benchmarks.allocator`.
 
-A process each with glibc as it comes and with `fcn_jax.runtime.memory.tune_malloc`, for the library
-and for torch.compile: seconds a call, and seconds of processor time that went to the program and to
-the system. Written to benchmarks/results/allocator_cpu.json.
+The library and torch.compile each run in two processes: one with the defaults of glibc, one with
+`fcn_jax.runtime.memory.tune_malloc`. Each process measures the seconds per call, and the CPU time
+of the program and of the system. Rows are written to benchmarks/results/allocator_cpu.json.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ print(json.dumps({{
 
 
 def main() -> None:
-    """Measure, print and write."""
+    """Measure, print and write the results."""
     prepare_backend("cpu")
     rows = []
     for task in ("logits", "mask", "training"):
@@ -74,11 +74,10 @@ def main() -> None:
                 }
                 rows.append(row)
                 print(
-                    f"{task:<9} {contender.name:<14} {'kept' if keep else 'as it comes':<12} "
-                    f"{row['seconds']:.3f} s a call; processor: "
-                    f"{row['program_seconds']:.2f} s program, {row['system_seconds']:.2f} s "
-                    "system; "
-                    f"{row['peak_bytes'] / 2**30:.2f} GiB at most",
+                    f"{task:<9} {contender.name:<14} {'tuned' if keep else 'default':<8} "
+                    f"{row['seconds']:.3f} s per call; CPU time: {row['program_seconds']:.2f} s "
+                    f"program, {row['system_seconds']:.2f} s system; "
+                    f"peak {row['peak_bytes'] / 2**30:.2f} GiB",
                     flush=True,
                 )
     write_json(RESULT, {"environment": environment("cpu"), "rows": rows})

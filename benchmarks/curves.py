@@ -1,13 +1,14 @@
-"""How cost grows with the work: `python -m benchmarks.curves`.
+"""Time and memory by batch, image size, classes and depth: `python -m benchmarks.curves`.
 
-    python -m benchmarks.curves                 # every curve, an hour or two on 2 cores
+    python -m benchmarks.curves                 # all curves, 1 to 2 hours on 2 cores
     python -m benchmarks.curves classes --kind training --rounds 5
 
-The library compared with eager PyTorch, on the network of `python -m benchmarks`, varying one of:
-the batch, the image's size, the number of classes (with the dense head, whose kernel grows with
-their square, and with a kernel for each class), or the depth. Seconds and memory of inference and
-of a training step, after the first call, which compiles. Written to
-benchmarks/results/curves_cpu.json point by point, keeping the others, with a plot next to it.
+The library is compared with eager PyTorch on the network of `python -m benchmarks`. Each curve
+varies one value: the batch, the image size, the number of classes, or the depth. Classes are varied
+for the dense head, whose kernel grows with the square of their number, and for the depthwise head.
+Time and memory are those of inference and of a training step after the first call, which compiles.
+Each point is written to benchmarks/results/curves_cpu.json at once. Points that are not measured
+again stay. A plot is written next to the file.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import tasks, timing
+from benchmarks.arguments import Parser
 from benchmarks.record import RESULTS, environment, keep, prepare_backend
 from benchmarks.setting import Setting
 from benchmarks.worker import workers
@@ -32,13 +34,13 @@ BASE = Setting(batch=1)
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """One thing that is varied.
+    """A curve that varies one value.
 
     Attributes:
-        title: of the axis.
+        title: title of the axis.
         settings: value on the axis -> setting.
-        most: the largest value of training; beyond it PyTorch takes minutes a step.
-        task: of inference; labels beyond 255 make no mask.
+        most: largest value for training; PyTorch takes minutes per step for larger ones.
+        task: task for inference; masks cannot have labels above 255.
     """
 
     title: str
@@ -47,7 +49,7 @@ class Curve:
     task: str = "mask"
 
     def of(self, kind: str) -> Mapping[int, Setting]:
-        """The points of inference or training."""
+        """Return the points for inference or training."""
         return {
             value: setting
             for value, setting in self.settings.items()
@@ -72,7 +74,7 @@ CURVES = {
         "classes, dense head", _varied("num_classes", (2, 21, 64, 150, 256)), most=64, task="logits"
     ),
     "classes_depthwise": Curve(
-        "classes, a kernel for each",
+        "classes, depthwise head",
         _varied("num_classes", (2, 21, 64, 150, 256, 1000), upsampling="depthwise"),
         task="logits",
     ),
@@ -87,7 +89,7 @@ CURVES = {
 
 
 def measure(task: str, setting: Setting, rounds: int) -> dict[str, Any]:
-    """Seconds and bytes of every contender at one point."""
+    """Measure the seconds and bytes of every contender at one point."""
     with workers(task, setting, CONTENDERS) as found:
         tasks.check_agreement(
             task, {name: worker.answer for name, worker in found.items()}, setting.dtype
@@ -105,7 +107,7 @@ def measure(task: str, setting: Setting, rounds: int) -> dict[str, Any]:
 
 
 def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """A column for each curve: seconds above, memory below; PyTorch's lines are dashed."""
+    """Plot a column for each curve: time above, memory below; PyTorch's lines are dashed."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -149,7 +151,7 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
             panel.minorticks_off()
             panel.spines[["top", "right"]].set_visible(False)
         panels[1][column].set_xlabel(CURVES[name].title)
-    panels[0][0].set_ylabel("seconds a call")
+    panels[0][0].set_ylabel("seconds per call")
     panels[1][0].set_ylabel("memory after the first call, GiB")
     panels[0][0].legend(fontsize=7)
     devices = " and ".join(sorted({row["environment"]["device"] for row in rows}))
@@ -163,23 +165,19 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 def _curve(name: str) -> str:
     if name not in CURVES:
-        raise argparse.ArgumentTypeError(f"there is no curve {name}; there are {', '.join(CURVES)}")
+        raise argparse.ArgumentTypeError(f"unknown curve {name}; known are {', '.join(CURVES)}")
     return name
 
 
 def main() -> None:
-    """Measure, print, write after every point."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.curves", description=__doc__.splitlines()[0]
-    )
+    """Measure and print all points; each point is written at once."""
+    parser = Parser("benchmarks.curves", __doc__)
     parser.add_argument(
-        "curves", nargs="*", type=_curve, help=f"of {', '.join(CURVES)}; default: all"
+        "curves", nargs="*", type=_curve, help=f"one of {', '.join(CURVES)} (default: all)"
     )
-    parser.add_argument("--kind", choices=KINDS, help="default: both")
-    parser.add_argument(
-        "--values", type=int, nargs="+", help="these points of each curve; default: all"
-    )
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--kind", choices=KINDS, help="kind of task (default: both)")
+    parser.add_argument("--values", type=int, nargs="+", help="points of each curve (default: all)")
+    parser.add_argument("--rounds", type=int, default=3, help="timed calls of each contender")
     parser.add_argument(
         "--out", type=Path, default=OUT, help="JSON file; the plot is written next to it"
     )
@@ -195,10 +193,10 @@ def main() -> None:
         if not args.values or value in args.values
     ]
     if not points:
-        have = sorted(
+        known = sorted(
             {value for curve in curves.values() for kind in kinds for value in curve.of(kind)}
         )
-        parser.error(f"no such point: --values may be of {', '.join(map(str, have))}")
+        parser.error(f"--values: no such point; known are {', '.join(map(str, known))}")
     for name, kind, value, setting in points:
         found = measure(
             "training" if kind == "training" else CURVES[name].task, setting, args.rounds
@@ -211,8 +209,8 @@ def main() -> None:
         }
         rows = keep(args.out, key, row)
         cells = ", ".join(
-            f"{who} {row['seconds']:.3f} s {row['bytes'] / 2**30:.2f} GiB"
-            for who, row in found.items()
+            f"{contender} {row['seconds']:.3f} s {row['bytes'] / 2**30:.2f} GiB"
+            for contender, row in found.items()
         )
         print(f"{name} {value}, {kind}: {cells}", flush=True)
         draw(rows, args.out.with_suffix(".png"))

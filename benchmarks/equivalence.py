@@ -4,10 +4,10 @@
     python -m benchmarks.equivalence resnet18:16 resnet50    # some of them
     python -m benchmarks.equivalence --page                  # only write the page
 
-A model is a registered name, with `:N` for an output stride. Each model's result is written to
-benchmarks/results/equivalence when it is done. Models whose result has the same settings and
-versions are skipped, so that an interrupted run continues; `--again` measures them again. The page
-shows the results that exist, in one table for each command.
+A model is a registered name; `:N` after it selects an output stride. The result of each model is
+written to benchmarks/results/equivalence at once. A model is skipped if a result with the same
+settings and versions exists, so an interrupted run can be continued. `--again` measures all models
+again. The page shows all existing results, in one table for each command.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 
 import jax
 
+from benchmarks.arguments import Parser
 from fcn_jax import verify_model
 from fcn_jax.runtime import process
 from fcn_jax.runtime.atomic import write_json, write_text
@@ -67,14 +68,14 @@ MODELS = (
     "fcn8s_vgg16",
     "fcn8s_atonce_vgg16",
 )
-"""In the order of the table. Those of plugins need their distributions. `fcn8s_vgg16` takes 20 GB
-of memory for its fully connected layers."""
+"""All models, in the order of the table. Models of plugins require their distributions.
+`fcn8s_vgg16` requires 20 GB of memory for its fully connected layers."""
 
 TRAIN_LR = dict.fromkeys(
     ("fcn32s_vgg16", "fcn16s_vgg16", "fcn8s_vgg16", "fcn8s_atonce_vgg16"), 1e-4
 )
-"""First learning rates that differ from the default of `verify_model`, with which PyTorch's loss is
-not finite after a few steps, because images are 0 to 255 and there is no normalization."""
+"""Learning rates that differ from the default of `verify_model`. With the default, PyTorch's loss
+is not finite after a few steps: these models have no normalization, and images are 0 to 255."""
 
 NARROW = (
     *(f"vgg{depth}{norm}" for depth in (11, 13, 16, 19) for norm in ("", "_bn")),
@@ -83,7 +84,7 @@ NARROW = (
     "fcn8s_atonce_vgg16",
 )
 OPTIONS = {name: {"width": 512} for name in NARROW}
-"""Options of backbones. With fc6 and fc7 of 4096 channels, training five networks takes 20 GB."""
+"""Options of backbones. With 4096 channels in fc6 and fc7, training five networks takes 20 GB."""
 
 
 COLUMNS = {
@@ -115,7 +116,7 @@ inputs, because a correct gradient jumps if a ReLU's input is within rounding of
 
 
 def settings_of(name: str, args: argparse.Namespace) -> dict[str, Any]:
-    """All that a model's result depends on, apart from versions."""
+    """Return all settings that the result of a model depends on."""
     return {
         "size": list(args.size),
         "batch": args.batch,
@@ -127,7 +128,7 @@ def settings_of(name: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure(name: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """Verify one model with each seed."""
+    """Verify one model with each seed; returns its result, ready for JSON."""
     model, _, stride = name.partition(":")
     runs = []
     for seed in range(settings["seeds"]):
@@ -151,7 +152,7 @@ def measure(name: str, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def summary(report: Report) -> dict[str, Any]:
-    """The figures of one report: for each section, the tensor nearest to its limit."""
+    """Return the figures of a report: for each section, the tensor nearest to its limit."""
     sections = {}
     for section in report.sections:
         title = section.title
@@ -186,11 +187,11 @@ def _finite(value: float) -> float | None:
 
 
 def page(results: list[dict[str, Any]]) -> str:
-    """The text of docs/equivalence.md."""
+    """Return the text of docs/equivalence.md."""
     lines = [INTRODUCTION]
     for command in dict.fromkeys(command_of(result) for result in results):
         rows = [result for result in results if command_of(result) == command]
-        made = f"Made by `{command}`; names of models after it select some."
+        made = f"Made by `{command}`; names after it select models."
         lines += [f"{made} Models without a row are not measured yet.\n", *table(rows), ""]
     versions = dict.fromkeys(
         ", ".join(f"{key} {value}" for key, value in result["environment"]["versions"].items())
@@ -200,7 +201,7 @@ def page(results: list[dict[str, Any]]) -> str:
 
 
 def command_of(result: dict[str, Any]) -> str:
-    """The command that measures a result."""
+    """Return the command that measures a result."""
     height, width = result["size"]
     return (
         f"python -m benchmarks.equivalence --size {height} {width} --batch {result['batch']} "
@@ -209,7 +210,7 @@ def command_of(result: dict[str, Any]) -> str:
 
 
 def table(results: list[dict[str, Any]]) -> list[str]:
-    """Lines of a table with a row for each model; the worst seed counts in each cell."""
+    """Return the lines of a table with a row for each model. Each cell shows the worst seed."""
     lines = [
         "| model | equal | tensors | argmax agrees: JAX / PyTorch | "
         + " | ".join(COLUMNS.values())
@@ -249,19 +250,17 @@ def _cell(runs: list[dict[str, Any]], title: str) -> str:
 
 
 def main() -> None:
-    """Measure models, keep their results, write the page."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.equivalence", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("models", nargs="*", help="Models to measure (default: all).")
+    """Measure the models, write their results and the page."""
+    parser = Parser("benchmarks.equivalence", __doc__)
+    parser.add_argument("models", nargs="*", help="models to measure (default: all)")
     parser.add_argument(
-        "--size", type=int, nargs=2, default=(64, 96), metavar=("H", "W"), help="Image size."
+        "--size", type=int, nargs=2, default=(64, 96), metavar=("H", "W"), help="image size"
     )
-    parser.add_argument("--batch", type=int, default=2, help="Images per batch.")
-    parser.add_argument("--train-steps", type=int, default=20, help="Training steps.")
-    parser.add_argument("--seeds", type=int, default=1, help="Runs of each model.")
-    parser.add_argument("--again", action="store_true", help="Measure existing results again.")
-    parser.add_argument("--page", action="store_true", help="Only write the page.")
+    parser.add_argument("--batch", type=int, default=2, help="images in a batch")
+    parser.add_argument("--train-steps", type=int, default=20, help="number of training steps")
+    parser.add_argument("--seeds", type=int, default=1, help="number of seeds for each model")
+    parser.add_argument("--again", action="store_true", help="measure existing results again")
+    parser.add_argument("--page", action="store_true", help="only write the page")
     args = parser.parse_args()
     process.configure_process(trains=False)  # as `fcn-jax verify` does
     if not args.page:
@@ -272,7 +271,7 @@ def main() -> None:
                 known = json.loads(path.read_text())
                 same = all(known.get(key) == value for key, value in settings.items())
                 if same and known["environment"] == environment():
-                    print(f"{name}: measured already", flush=True)
+                    print(f"{name}: skipped, already measured", flush=True)
                     continue
             write_json(path, measure(name, settings))
             write_page()

@@ -1,16 +1,16 @@
-"""The forms among which the library chooses for a device: `python -m benchmarks.forms`.
+"""Time the forms of operators that the library can choose: `python -m benchmarks.forms`.
 
-    python -m benchmarks.forms          # ResNet-18's, batch 32, 320x480, bfloat16
+    python -m benchmarks.forms          # ResNet-18, batch 32, 320x480, bfloat16
     python -m benchmarks.forms --batch 4 --dtype float32
 
-Each forward and backward (normalization: forward, in eval mode), on the default device, in turn.
-Written to benchmarks/results/forms_DEVICE.json. For TPUs that are not there `python -m
-benchmarks.tpu_aot --program forms` asks their compiler.
+A form is one way to compute an operator; the library chooses it by the device. All forms of an
+operator run in turn on the default device, forward and backward; normalization runs forward only,
+in eval mode. The results are written to benchmarks/results/forms_DEVICE.json. Without a TPU,
+`python -m benchmarks.tpu_aot --program forms` compiles the forms for one.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from benchmarks.arguments import Parser
 from benchmarks.operators import xla_conv_transpose
 from benchmarks.setting import Setting
 from benchmarks.timing import interleaved
@@ -39,8 +40,8 @@ Function = Callable[..., Any]
 Shapes = tuple[jax.ShapeDtypeStruct, ...]
 
 
-def _pulled(form: Function) -> Function:
-    """The form and its gradients: (gradient of the result, arguments) -> result, gradients."""
+def _with_gradients(form: Function) -> Function:
+    """Return a function (gradient of the result, *arguments) -> (result, gradients)."""
 
     def run(grad: jax.Array, *arguments: jax.Array) -> Any:
         y, vjp = jax.vjp(form, *arguments)
@@ -53,14 +54,14 @@ _WINDOW = _pooling._Window(3, 2, ((1, 1), (1, 1)))
 
 
 def _plain_stem(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """As XLA has it on GPUs, and the library elsewhere."""
+    """The 7x7 convolution: XLA's own on GPUs, the library's on other devices."""
     if jax.default_backend() == "gpu":
         return xla_conv(Settings(2, 3, 1, 1), x, kernel)
     return nn.conv(x, kernel, 2, 3)
 
 
 def _scattered_pool(grad: jax.Array, x: jax.Array) -> Any:
-    return _pulled(lambda x: _pooling._reduce_window(_WINDOW, x))(grad, x)
+    return _with_gradients(lambda x: _pooling._reduce_window(_WINDOW, x))(grad, x)
 
 
 def _pool_by_winners(grad: jax.Array, x: jax.Array) -> Any:
@@ -69,7 +70,7 @@ def _pool_by_winners(grad: jax.Array, x: jax.Array) -> Any:
 
 
 def _block(folded: bool, dtype: Any) -> Function:
-    """The end of a residual block in eval mode: 3x3 convolution, batch norm, shortcut, ReLU."""
+    """Return the end of a residual block: 3x3 convolution, batch norm in eval mode, sum, ReLU."""
 
     def run(x: jax.Array, kernel: jax.Array, statistics: jax.Array) -> jax.Array:
         channels = x.shape[-1]
@@ -92,7 +93,7 @@ def _block(folded: bool, dtype: Any) -> Function:
 
 
 def _loss_after(form: Function, stride: int) -> Function:
-    """Head and loss over whole logits, with the gradients by features, kernel and bias."""
+    """Return the loss of a head's logits with its gradients by features, kernel and bias."""
 
     def loss(x: jax.Array, kernel: jax.Array, bias: jax.Array, labels: jax.Array) -> jax.Array:
         return cross_entropy(
@@ -103,7 +104,7 @@ def _loss_after(form: Function, stride: int) -> Function:
 
 
 def _loss_in_blocks(stride: int) -> Function:
-    """The product head, its loss in the block layout: labels are rearranged, not logits."""
+    """Return the loss of the product head in blocks: labels are rearranged, logits are not."""
 
     def loss(x: jax.Array, kernel: jax.Array, bias: jax.Array, labels: jax.Array) -> jax.Array:
         blocks = conv_transpose_blocks(x, kernel.astype(x.dtype), stride, stride // 2)
@@ -116,7 +117,7 @@ def _loss_in_blocks(stride: int) -> Function:
 
 
 def cases(setting: Setting) -> dict[str, dict[str, tuple[Function, Shapes]]]:
-    """Operator -> form -> function, shapes of its arguments."""
+    """Return operator -> form -> (function, shapes of its arguments)."""
     height, width = setting.size
     batch, classes, stride, dtype = setting.batch, setting.num_classes, 32, jnp.dtype(setting.dtype)
 
@@ -125,7 +126,7 @@ def cases(setting: Setting) -> dict[str, dict[str, tuple[Function, Shapes]]]:
 
     def stem(form: Function) -> Function:
         # The images need no gradient.
-        return lambda grad, x, kernel: _pulled(lambda kernel: form(x, kernel))(grad, kernel)
+        return lambda grad, x, kernel: _with_gradients(lambda kernel: form(x, kernel))(grad, kernel)
 
     stem_shapes = (
         shape(batch, height // 2, width // 2, 64),
@@ -147,7 +148,7 @@ def cases(setting: Setting) -> dict[str, dict[str, tuple[Function, Shapes]]]:
         shape(classes, dtype=jnp.float32),
         shape(batch, height, width, dtype=jnp.uint8),
     )
-    # In blocks: of the kernel's two bands each way, one lies past the last pixel.
+    # The kernel covers two blocks along each axis, so there is one block more than features.
     blocks = (batch, height // stride + 1, width // stride + 1)
     loss_shapes = (
         shape(*blocks, classes, stride, stride),
@@ -195,8 +196,8 @@ def cases(setting: Setting) -> dict[str, dict[str, tuple[Function, Shapes]]]:
     }
 
 
-def _drawn(shapes: Shapes) -> tuple[jax.Array, ...]:
-    """Arguments on the device: bytes are labels."""
+def _random(shapes: Shapes) -> tuple[jax.Array, ...]:
+    """Return random arguments on the device; uint8 arrays are labels."""
     rng = np.random.default_rng(0)
     return tuple(
         jnp.asarray(
@@ -210,28 +211,22 @@ def _drawn(shapes: Shapes) -> tuple[jax.Array, ...]:
 
 
 def main() -> None:
-    """Time all forms of each operator in turn, print and write."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.forms", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--size", type=int, nargs=2, default=(320, 480), metavar=("H", "W"))
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
-    parser.add_argument("--rounds", type=int, default=10)
+    """Time the forms of each operator in turn, print and write the results."""
+    parser = Parser("benchmarks.forms", __doc__)
+    parser.add_setting(batch=32, dtype="bfloat16")
+    parser.add_argument("--rounds", type=int, default=10, help="timed calls of each form")
     args = parser.parse_args()
-    from benchmarks.record import RESULTS, environment  # only here is PyTorch needed
+    from benchmarks.record import RESULTS, environment  # requires PyTorch, which tpu_aot lacks
     from benchmarks.tasks import IN_A_ROW, Work
 
-    setting, device = (
-        Setting(batch=args.batch, size=tuple(args.size), dtype=args.dtype),
-        jax.default_backend(),
-    )
+    setting = Setting(batch=args.batch, size=tuple(args.size), dtype=args.dtype)
+    device = jax.default_backend()
     times, rows = 1 if device == "cpu" else IN_A_ROW, []
     for operator, found in cases(setting).items():
         calls = {}
         for form, (function, shapes) in found.items():
             run = functools.partial(
-                jax.jit(function, compiler_options=compiler_options()), *_drawn(shapes)
+                jax.jit(function, compiler_options=compiler_options()), *_random(shapes)
             )
             calls[form] = functools.partial(Work(run, jax.block_until_ready, np.asarray), times)
         for form, taken in interleaved(calls, args.rounds, in_a_row=times).items():
@@ -253,7 +248,7 @@ def main() -> None:
             "rows": rows,
         },
     )
-    print(out)
+    print(f"written: {out}")
 
 
 if __name__ == "__main__":

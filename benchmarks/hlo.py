@@ -1,4 +1,4 @@
-"""Reading what XLA compiled: the text of a program after all optimization."""
+"""Parser of XLA's optimized programs in text form."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Instruction:
 
     Attributes:
         name: unique in the program.
-        arrays: dtype and shape of what it gives, several for a tuple.
+        arrays: dtype and shape of the result, or of each element of a tuple.
         opcode: XLA's name of the operation.
         rest: operands and attributes, as text.
     """
@@ -44,12 +44,15 @@ class Instruction:
 
     @property
     def operands(self) -> list[str]:
-        """Their names."""
+        """Names of the operands."""
         return re.findall(r"%([\w.\-]+)", self.rest.split("), ")[0])
 
     @property
     def results(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
-        """The results in `arrays` of the first half of an asynchronous collective."""
+        """The elements of `arrays` that are results.
+
+        The start of an asynchronous collective also returns its operands.
+        """
         count = len(self.operands)
         return (
             self.arrays[count : 2 * count]
@@ -59,12 +62,12 @@ class Instruction:
 
     @property
     def size(self) -> int:
-        """Elements of the largest array that it gives."""
+        """Number of elements of the largest array in the result."""
         return max((math.prod(shape) for _, shape in self.arrays), default=0)
 
     @property
     def estimated_cycles(self) -> int:
-        """The compiler's own estimate; 0 where it has none."""
+        """The compiler's estimate; 0 if it has none."""
         found = re.search(r'"estimated_cycles":"(\d+)"', self.rest)
         return int(found.group(1)) if found else 0
 
@@ -90,18 +93,18 @@ class Program:
         self._fused = set(re.findall(r"kind=k\w+, calls=%([\w.\-]+)", text))
 
     def instructions(self) -> Iterator[Instruction]:
-        """All of them, also those within fusions."""
+        """Yield all instructions, including those in fusions."""
         for body in self.computations.values():
             yield from body
 
     def stored(self) -> Iterator[Instruction]:
-        """Those whose results are stored; what happens within a fusion stays in registers."""
+        """Yield the instructions whose results are stored. Those in fusions stay in registers."""
         for name, body in self.computations.items():
             if name not in self._fused:
                 yield from body
 
     def convolution_dtypes(self) -> set[str]:
-        """Dtypes that convolutions (and matrix products, which TPUs compute as such) multiply."""
+        """Return the dtypes of the operands of convolutions and matrix products."""
         return {
             dtype
             for instruction in self.instructions()
@@ -111,7 +114,7 @@ class Program:
         }
 
     def moved(self, size: int) -> list[str]:
-        """Instructions that only move or rearrange an array of at least `size` elements."""
+        """Return the instructions that only move or rearrange at least `size` elements."""
         found = []
         for instruction in self.stored():
             if instruction.size >= size and instruction.opcode not in (
@@ -128,7 +131,7 @@ class Program:
         return found
 
     def widest(self, dtype: str, size: int) -> list[str]:
-        """Instructions that store an array of this dtype of at least `size` elements."""
+        """Return the instructions that store at least `size` elements of this dtype."""
         return [
             instruction.name
             for instruction in self.stored()
@@ -139,7 +142,7 @@ class Program:
         ]
 
     def collectives(self) -> dict[str, dict[str, int]]:
-        """Kind -> how many there are, and the bytes that they give on one device."""
+        """Return kind -> number of collectives, and bytes of their results on one device."""
         found: dict[str, dict[str, int]] = {}
         for instruction in self.stored():
             kind = instruction.opcode.removesuffix("-start")
@@ -152,11 +155,11 @@ class Program:
         return found
 
     def estimated_cycles(self) -> int:
-        """Sum over what is stored."""
+        """Return the sum of the estimates of the stored instructions."""
         return sum(instruction.estimated_cycles for instruction in self.stored())
 
 
 def _width(dtype: str) -> int:
-    """Bytes of one element."""
+    """Return the bytes of one element."""
     digits = re.search(r"\d+", dtype)
     return max(1, int(digits.group()) // 8) if digits else 1

@@ -1,17 +1,16 @@
-"""What the host's work on an image is made of, on one core: `python -m benchmarks.input`.
+"""CPU time of the stages of the input pipeline, on one core: `python -m benchmarks.input`.
 
     python -m benchmarks.input                                # drawn scenes of VOC's size
     python -m benchmarks.input --dataset voc2012 --data DIR --scale 1 1
 
-The stages of the input pipeline are timed one after the other on each image, in the thread's own
-time, all in turn; of an image's rounds the fastest counts, and of the images the mean. Decoding and
-resizing are one stage, as a source may decode at a fraction of the size. What flips and colors take
-is what moving them to the device could save.
+In each round, the stages are timed one after the other for each image, in CPU time of the thread.
+The result is the mean over the images of each image's fastest round. Decoding and resizing are one
+stage, because a source can decode at a fraction of the size. The time of flips and colors is the
+time that could be saved by computing them on the device.
 """
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from pathlib import Path
@@ -20,6 +19,7 @@ import cv2
 import numpy as np
 
 from benchmarks import scenes
+from benchmarks.arguments import Parser
 from benchmarks.record import RESULTS, environment, prepare_backend
 from fcn_jax.api import Source
 from fcn_jax.data.transforms import crop, flip_left_right, jitter_colors
@@ -33,13 +33,23 @@ STAGES = ("decode and resize", "crop", "flip", "colors")
 def measure(
     source: Source, size: tuple[int, int], scale: tuple[float, float], rounds: int
 ) -> dict[str, float]:
-    """Milliseconds an image, by stage. Half of the images are flipped, all are changed in color."""
+    """Return the milliseconds per image of each stage.
+
+    Half of the images are flipped. The colors of all images are changed.
+
+    Args:
+        source: the dataset.
+        size: height and width of the crops.
+        scale: range of the random resize factor.
+        rounds: number of times that each image is processed.
+    """
     indices = np.linspace(0, len(source) - 1, min(IMAGES, len(source))).astype(int).tolist()
     seconds = np.zeros((rounds, len(indices), len(STAGES)))
     for times in seconds:
         rng = np.random.default_rng(0)
         for number, index in enumerate(indices):
-            factor, at = float(np.exp(rng.uniform(*np.log(scale)))), tuple(rng.random(2).tolist())
+            factor = float(np.exp(rng.uniform(*np.log(scale))))
+            at = tuple(rng.random(2).tolist())
             marks = [time.thread_time()]
             example = source.decode_resized(source[index], factor)
             marks.append(time.thread_time())
@@ -54,18 +64,23 @@ def measure(
 
 
 def main() -> None:
-    """Measure, print, write."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.input", description=__doc__.splitlines()[0]
-    )
+    """Measure, print and write the results."""
+    parser = Parser("benchmarks.input", __doc__)
     parser.add_argument(
-        "--dataset", default="folder", help="a registered dataset, whose split train is read"
+        "--dataset", default="folder", help="registered dataset, whose split train is read"
     )
-    parser.add_argument("--data", type=Path, help="its folder (default: drawn scenes)")
-    parser.add_argument("--size", type=int, nargs=2, default=(320, 480), metavar=("H", "W"))
-    parser.add_argument("--scale", type=float, nargs=2, default=(0.5, 2.0), metavar=("LOW", "HIGH"))
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--out", type=Path, default=RESULTS / "input_cpu.json")
+    parser.add_argument("--data", type=Path, help="folder of the dataset (default: drawn scenes)")
+    parser.add_size("size of the crops in pixels")
+    parser.add_argument(
+        "--scale",
+        type=float,
+        nargs=2,
+        default=(0.5, 2.0),
+        metavar=("LOW", "HIGH"),
+        help="range of the random resize factor",
+    )
+    parser.add_argument("--rounds", type=int, default=7, help="times that each image is processed")
+    parser.add_argument("--out", type=Path, default=RESULTS / "input_cpu.json", help="JSON file")
     args = parser.parse_args()
     prepare_backend("cpu")
     cv2.setNumThreads(1)

@@ -1,4 +1,4 @@
-"""JAX's side of the tasks: the library, and plain Flax as a newcomer would write it."""
+"""The tasks in JAX: with the library, and with plain Flax, as a beginner would write it."""
 
 from __future__ import annotations
 
@@ -13,30 +13,23 @@ import numpy as np
 from flax import nnx
 
 from benchmarks.networks import PlainFlax
-from benchmarks.setting import RECIPE, Setting
+from benchmarks.setting import Setting, training_step
 from fcn_jax import compiler_options
-from fcn_jax.api import Preprocess
 from fcn_jax.eval.predictor import Predictor
 from fcn_jax.models.preprocess import normalize
-from fcn_jax.models.spec import resolve
 from fcn_jax.plugins import registry
 from fcn_jax.runtime.memory import trim_malloc
-from fcn_jax.train import optim
 from fcn_jax.train import step as train_step
 from fcn_jax.train.losses import cross_entropy
 
 Start = Callable[[], Any]
-"""Does the work once and gives what it came to, perhaps still to be computed."""
+"""Does the work once and returns its result, which the device may still compute."""
 
 wait = jax.block_until_ready
 
 
-def _preprocess(setting: Setting) -> Preprocess:
-    return resolve(setting.build().spec).preprocess
-
-
 def _normalized(setting: Setting) -> jax.Array:
-    preprocess = _preprocess(setting)
+    preprocess = setting.preprocess
     return jax.block_until_ready(
         jax.jit(lambda images: normalize(images, preprocess))(setting.images())
     )
@@ -59,7 +52,7 @@ def _flax_mask(setting: Setting) -> Start:
     model = PlainFlax(setting.build())
     model.eval()
     graphdef, state = nnx.split(model)
-    preprocess = _preprocess(setting)
+    preprocess = setting.preprocess
     run = jax.jit(
         lambda state, x: jnp.argmax(
             nnx.merge(graphdef, state)(normalize(x, preprocess)), -1
@@ -75,7 +68,7 @@ def _gradients(
     inputs: tuple[Any, ...],
     options: Mapping[str, str],
 ) -> Start:
-    """Forward and backward of a part: the loss. Its gradients are computed and dropped."""
+    """Compute the loss of a part of the network and its gradients; only the loss is returned."""
     module.train()
     graphdef, params, rest = nnx.split(module, nnx.Param, ...)  # type: ignore[misc]
 
@@ -90,7 +83,7 @@ def _gradients(
 def _head(setting: Setting, *, plain: bool = False) -> Start:
     model = setting.build()
     deepest = model.features[-1]
-    whole: Any = PlainFlax(model) if plain else model
+    network: Any = PlainFlax(model) if plain else model
 
     def loss(head: Any, features: jax.Array, labels: jax.Array) -> jax.Array:
         if plain:
@@ -101,26 +94,26 @@ def _head(setting: Setting, *, plain: bool = False) -> Start:
         setting.features(deepest.channels, deepest.stride), jnp.dtype(setting.dtype)
     )
     return _gradients(
-        whole.head, loss, (features, setting.labels()), {} if plain else compiler_options()
+        network.head, loss, (features, setting.labels()), {} if plain else compiler_options()
     )
 
 
-def _trunk(setting: Setting, *, plain: bool = False) -> Start:
+def _backbone(setting: Setting, *, plain: bool = False) -> Start:
     model = setting.build()
     deepest = model.features[-1].name
 
-    def loss(trunk: Any, x: jax.Array) -> jax.Array:
-        feature = trunk(x) if plain else trunk(x)[deepest]
+    def loss(backbone: Any, x: jax.Array) -> jax.Array:
+        feature = backbone(x) if plain else backbone(x)[deepest]
         return jnp.square(feature.astype(jnp.float32)).mean()
 
-    whole: Any = PlainFlax(model) if plain else model
+    network: Any = PlainFlax(model) if plain else model
     return _gradients(
-        whole.backbone, loss, (_normalized(setting),), {} if plain else compiler_options()
+        network.backbone, loss, (_normalized(setting),), {} if plain else compiler_options()
     )
 
 
 def compiled_step(step: train_step.Step, state: Any, batch: Any, options: Mapping[str, str]) -> Any:
-    """The step's program, and no memory that the compiler held, as `fcn_jax.train.loop` does it."""
+    """Compile a training step and release the compiler's memory, as `fcn_jax.train.loop` does."""
     program = (
         jax.jit(step, donate_argnums=0, compiler_options=dict(options))
         .lower(state, batch)
@@ -131,20 +124,15 @@ def compiled_step(step: train_step.Step, state: Any, batch: Any, options: Mappin
 
 
 def _training(setting: Setting, model: nnx.Module, options: Mapping[str, str]) -> Start:
-    state, step = train_step.make(
-        model, optim.make(RECIPE, 1000, nnx.state(model, nnx.Param)), _preprocess(setting)
-    )  # type: ignore[arg-type]
-    batch = jax.device_put(
-        {"image": setting.images(), "mask": setting.labels()}
-    )  # the loop does so during the previous step
-    run: Any = step
-    del step  # JAX keeps what it traced as long as the function is there
+    state, run = training_step(setting, model)
+    # The training loop moves a batch to the device during the previous step.
+    batch = jax.device_put({"image": setting.images(), "mask": setting.labels()})
 
     def call() -> jax.Array:
         nonlocal state, run
-        if not isinstance(
-            run, jax.stages.Compiled
-        ):  # in the first call, which counts as compilation
+        # The first call compiles. It replaces the step function, because JAX keeps the traced
+        # program as long as that function exists.
+        if not isinstance(run, jax.stages.Compiled):
             run = compiled_step(run, state, batch, options)
         state, metrics = run(state, batch)
         return metrics["loss"]
@@ -153,7 +141,7 @@ def _training(setting: Setting, model: nnx.Module, options: Mapping[str, str]) -
 
 
 def _batches(setting: Setting) -> tuple[Any, int]:
-    # Machines with a GPU may lack what only reading files needs.
+    # These imports require OpenCV, which a machine with a GPU may lack.
     from fcn_jax.data.pipeline import train_batches
     from fcn_jax.data.transforms import Augment
 
@@ -171,19 +159,14 @@ def _pipeline(setting: Setting) -> Start:
 
 def _epoch(setting: Setting) -> Start:
     batches, steps = _batches(setting)
-    model = setting.build()
-    state, step = train_step.make(
-        model, optim.make(RECIPE, 1000, nnx.state(model, nnx.Param)), _preprocess(setting)
-    )
-    run: Any = step
-    del step  # as in `_training`
+    state, run = training_step(setting, setting.build())
 
     def call() -> np.ndarray:
         nonlocal state, run
         losses = []
         for batch in itertools.islice(batches, steps):
             batch = jax.device_put(batch)
-            if jax.default_backend() == "cpu":  # as `fcn_jax.train.loop` does
+            if jax.default_backend() == "cpu":  # as in `fcn_jax.train.loop`
                 wait((state, batch))
             if not isinstance(run, jax.stages.Compiled):
                 run = compiled_step(run, state, batch, compiler_options())
@@ -196,7 +179,7 @@ def _epoch(setting: Setting) -> Start:
 
 LIBRARY: dict[str, Callable[[Setting], Start]] = {
     "head": _head,
-    "trunk": _trunk,
+    "trunk": _backbone,
     "logits": lambda setting: _logits(setting, setting.build(), compiler_options()),
     "mask": _mask,
     "training": lambda setting: _training(setting, setting.build(), compiler_options()),
@@ -204,11 +187,13 @@ LIBRARY: dict[str, Callable[[Setting], Start]] = {
     "photographs": _pipeline,
     "epoch": _epoch,
 }
+"""Task -> function that prepares it with the library."""
 
 PLAIN_FLAX: dict[str, Callable[[Setting], Start]] = {
     "head": lambda setting: _head(setting, plain=True),
-    "trunk": lambda setting: _trunk(setting, plain=True),
+    "trunk": lambda setting: _backbone(setting, plain=True),
     "logits": lambda setting: _logits(setting, PlainFlax(setting.build()), {}),
     "mask": _flax_mask,
     "training": lambda setting: _training(setting, PlainFlax(setting.build()), {}),
 }
+"""Task -> function that prepares it with plain Flax."""

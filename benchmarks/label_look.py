@@ -1,13 +1,12 @@
-"""How fast masks are looked at before training: `python -m benchmarks.label_look`.
+"""Time of the check of all masks before training: `python -m benchmarks.label_look`.
 
-Drawn masks of VOC's size, stored as indexed PNGs, are looked at twice: cold, with an empty cache,
-and warm, when nothing has changed. The processor's time per mask is measured too. Other work on the
-machine disturbs it less than the time that passes.
+Drawn masks of Pascal VOC's size, stored as indexed PNGs, are checked twice: cold, with an empty
+cache, and warm, with unchanged files. CPU time is also measured, because other load on the machine
+affects it less.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import os
@@ -19,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from benchmarks.arguments import Parser
 from benchmarks.record import RESULTS, environment
 from benchmarks.scenes import SIZE
 from fcn_jax.data.datasets.folder import FOLDER
@@ -29,7 +29,7 @@ from fcn_jax.runtime import cache
 from fcn_jax.runtime.atomic import write_json
 
 DRAWN = 100
-"""Drawn scenes. Each is stored several times with a line added, so that no files are equal."""
+"""Number of drawn scenes. Further masks are copies with an added line, so that all files differ."""
 
 
 def write(root: Path, count: int) -> Path:
@@ -53,15 +53,15 @@ def write(root: Path, count: int) -> Path:
 
 
 def measure(root: Path) -> dict[str, float]:
-    """Seconds and processor seconds of one look, from opening the dataset to its findings."""
+    """Open a dataset and check its masks; returns the time in total and per mask."""
     began, used = time.perf_counter(), time.process_time()
     source = FOLDER.open(root, "train")
     inspect({"train": source}, stream=io.StringIO())
-    seconds, busy = time.perf_counter() - began, time.process_time() - used
+    seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - used
     return {
         "seconds": seconds,
         "masks_per_second": len(source) / seconds,
-        "processor_ms_per_mask": 1000 * busy / len(source),
+        "processor_ms_per_mask": 1000 * cpu_seconds / len(source),
     }
 
 
@@ -79,13 +79,15 @@ def _cache_in(folder: Path) -> Iterator[None]:
 
 
 def main() -> None:
-    """Measure, print, write."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.label_look", description=__doc__.splitlines()[0]
+    """Measure, print and write the results."""
+    parser = Parser("benchmarks.label_look", __doc__)
+    parser.add_argument("--masks", type=int, default=3000, help="number of masks")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="number of rounds; the fastest counts"
     )
-    parser.add_argument("--masks", type=int, default=3000)
-    parser.add_argument("--rounds", type=int, default=3, help="of which the fastest counts")
-    parser.add_argument("--out", type=Path, default=RESULTS / "label_look_cpu.json")
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS / "label_look_cpu.json", help="JSON file"
+    )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root = write(Path(folder) / "data", args.masks)
@@ -101,7 +103,7 @@ def main() -> None:
     for kind, found in best.items():
         print(
             f"{kind}: {found['masks_per_second']:8.0f} masks/s, "
-            f"{found['processor_ms_per_mask']:.3f} ms of processor a mask"
+            f"{found['processor_ms_per_mask']:.3f} ms of CPU time per mask"
         )
     setting = {"masks": args.masks, "size": SIZE, "bytes": round(size)}
     write_json(args.out, {"environment": environment("cpu"), "setting": setting, **best})

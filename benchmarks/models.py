@@ -1,25 +1,23 @@
-"""Inference of models next to PyTorch: `python -m benchmarks.models`.
+"""Inference speed of all models next to PyTorch: `python -m benchmarks.models`.
 
     python -m benchmarks.models                          # all registered models
-    python -m benchmarks.models fcn_resnet50 --rounds 10 # one of them; other rows stay
+    python -m benchmarks.models fcn_resnet50 --rounds 10 # one model; other rows stay
 
-Images to logits and to masks, each model and its PyTorch reference with the same values, as in
-`python -m benchmarks`. Rows are written to benchmarks/results/models_DEVICE.json; the table has all
-rows of that file.
+It measures images to logits and images to masks for each model and its PyTorch reference, which
+have the same weights, as in `python -m benchmarks`. Rows are written to
+benchmarks/results/models_DEVICE.json. The printed table has all rows of that file.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from benchmarks import tasks, timing
 from benchmarks.__main__ import measure
+from benchmarks.arguments import Parser
 from benchmarks.record import RESULTS, environment, keep, prepare_backend, rows
 from benchmarks.setting import Setting
 from fcn_jax.plugins import registry
@@ -28,10 +26,10 @@ CONTENDERS = [tasks.LIBRARY, tasks.EAGER, tasks.COMPILED]
 
 
 def table(found: Sequence[dict[str, Any]]) -> str:
-    """Markdown; the last column is the library's speed in torch.compile's."""
+    """Return a Markdown table; the last column is the library's speedup over torch.compile."""
     lines = [
         f"| model | | GFLOP | {' | '.join(contender.name for contender in CONTENDERS)} | "
-        "fcn_jax's speed in torch.compile's |",
+        "speedup over torch.compile |",
         "|---|---|---|" + "---|" * (len(CONTENDERS) + 1),
     ]
     for row in found:
@@ -49,21 +47,14 @@ def table(found: Sequence[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Measure, print, write after every row."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.models", description=__doc__.splitlines()[0]
-    )
+    """Measure all models and print the table; each row is written at once."""
+    parser = Parser("benchmarks.models", __doc__)
     parser.add_argument(
-        "models", nargs="*", help="registered models or backbones; default: all models"
+        "models", nargs="*", help="registered models or backbones (default: all models)"
     )
-    parser.add_argument("--head", default="fcn32s", help="of backbones; registered")
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--size", type=int, nargs=2, default=(320, 480), metavar=("H", "W"))
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument(
-        "--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu"
-    )
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_setting(batch=1)
+    parser.add_head_and_device()
+    parser.add_argument("--rounds", type=int, default=7, help="timed calls of each contender")
     parser.add_argument(
         "--out", type=Path, help="JSON file (default: benchmarks/results/models_DEVICE.json)"
     )
@@ -79,7 +70,7 @@ def main() -> None:
             row = measure(task, setting, args.rounds, peak, CONTENDERS)
             key = {"task": task, "setting": dataclasses.asdict(setting)}
             keep(out, key, row | {"peaks": peak, "environment": environment(args.device)})
-    print(f"\n{table(rows(out))}\n\n{out}")
+    print(f"\n{table(rows(out))}\n\nwritten: {out}")
 
 
 if __name__ == "__main__":

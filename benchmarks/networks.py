@@ -1,4 +1,4 @@
-"""The contenders' networks: PyTorch's, the same with the head as a product, and plain Flax."""
+"""The networks of the contenders: PyTorch, PyTorch with a matrix product as head, plain Flax."""
 
 from __future__ import annotations
 
@@ -21,19 +21,22 @@ from fcn_jax.verify.reference import build_reference
 
 
 class ProductHead(torch.nn.Module):
-    """`ConvTranspose2d` of kernel 2s, stride s, padding s/2 as the product of `fcn_jax.nn`."""
+    """A `ConvTranspose2d` of kernel 2s, stride s and padding s/2 as a matrix product.
 
-    def __init__(self, original: torch.nn.ConvTranspose2d) -> None:
-        """Take over the parameters."""
+    `fcn_jax.nn` computes it in the same way.
+    """
+
+    def __init__(self, layer: torch.nn.ConvTranspose2d) -> None:
+        """Use the parameters of a layer."""
         super().__init__()
-        self.weight, self.bias, self.stride = original.weight, original.bias, original.stride[0]
+        self.weight, self.bias, self.stride = layer.weight, layer.bias, layer.stride[0]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """f[N, I, H, W] -> f[N, O, s H, s W]."""
+        """Map f[N,I,H,W] to f[N,O,sH,sW]."""
         batch, channels, rows, cols = x.shape
         stride, out = self.stride, self.weight.shape[1]
-        # Block (b, c) of s x s pixels sees the four input pixels b - i, c - j through the kernel's
-        # bands i, j.
+        # A block (b, c) of s x s output pixels depends on four input pixels, (b - i, c - j) for i
+        # and j of 0 and 1. Band (i, j) of the kernel multiplies each.
         matrix = self.weight.view(channels, out, 2, stride, 2, stride).permute(2, 4, 0, 3, 5, 1)
         padded = torch.nn.functional.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
         neighbors = [
@@ -48,16 +51,21 @@ class ProductHead(torch.nn.Module):
         return full[:, half : half + rows * stride, half : half + cols * stride].permute(0, 3, 1, 2)
 
 
-def in_torch(model: Segmenter, *, product: bool = False) -> torch.nn.Sequential:
-    """d2l's network with the values of a ResNet + fcn32s model, channels_last, in train mode."""
+def torch_d2l(model: Segmenter, *, product: bool = False) -> torch.nn.Sequential:
+    """Build d2l's network in PyTorch, channels_last and in train mode.
+
+    Args:
+        model: a ResNet with the head `fcn32s`, whose parameters are copied.
+        product: compute the head as a matrix product.
+    """
     spec = model.spec
     stride = model.features[-1].stride
-    # torchvision refuses to dilate a BasicBlock, and a benchmark has no need to.
+    # torchvision cannot dilate a BasicBlock. No benchmark needs it.
     dilate = {32: None, 16: [False, False, True], 8: [False, True, True]}[stride]
-    trunk = getattr(import_torchvision().models, spec.backbone)(
+    backbone = getattr(import_torchvision().models, spec.backbone)(
         weights=None, replace_stride_with_dilation=dilate
     )
-    network = torch.nn.Sequential(*list(trunk.children())[:-2])
+    network = torch.nn.Sequential(*list(backbone.children())[:-2])
     network.add_module(
         "final_conv", torch.nn.Conv2d(model.features[-1].channels, spec.num_classes, 1)
     )
@@ -80,7 +88,7 @@ def in_torch(model: Segmenter, *, product: bool = False) -> torch.nn.Sequential:
 
 
 class _Features(torch.nn.Module):
-    """A reference backbone that returns its features by name, without hooks."""
+    """A reference backbone that returns its features by name and uses no hooks."""
 
     def __init__(self, backbone: torch.nn.Module, names: list[str]) -> None:
         super().__init__()
@@ -94,7 +102,7 @@ class _Features(torch.nn.Module):
 
 
 class _Logits(torch.nn.Module):
-    """The logits alone of what gives outputs by name."""
+    """A network that returns only the logits of another, which returns outputs by name."""
 
     def __init__(self, network: torch.nn.Module) -> None:
         super().__init__()
@@ -104,11 +112,11 @@ class _Logits(torch.nn.Module):
         return self.network(x)["out"]  # type: ignore[no-any-return]
 
 
-def original(setting: Setting, model: Segmenter) -> torch.nn.Module:
-    """The PyTorch reference of a registered model, with the library's values, channels_last.
+def torch_reference(setting: Setting, model: Segmenter) -> torch.nn.Module:
+    """Build the PyTorch reference of a model, channels_last, and copy the model's parameters.
 
-    That is a whole model's own class where its descriptor has it, otherwise the parts' references
-    put together.
+    If the descriptor of a registered model has a reference, that is used. Otherwise the reference
+    is built from those of the backbone and the head.
     """
     descriptor = (
         registry.default().model(setting.model) if registered_spec(setting.model).head else None
@@ -131,7 +139,12 @@ def original(setting: Setting, model: Segmenter) -> torch.nn.Module:
     return _Logits(network).to(memory_format=torch.channels_last)
 
 
-_ZEROS = nnx.initializers.zeros_init()  # take no time to draw, and values are taken over
+def torch_network(setting: Setting, model: Segmenter, *, product: bool = False) -> torch.nn.Module:
+    """Build the PyTorch network of a setting: d2l's, or the reference of the model."""
+    return torch_d2l(model, product=product) if setting.is_d2l else torch_reference(setting, model)
+
+
+_ZEROS = nnx.initializers.zeros_init()  # random values would take time, and they are replaced
 _conv = functools.partial(nnx.Conv, kernel_init=_ZEROS)
 
 
@@ -141,7 +154,7 @@ class _Norm(nnx.BatchNorm):
 
 
 class _Block(nnx.Module):
-    """torchvision's BasicBlock in Flax's own layers."""
+    """torchvision's BasicBlock, built from Flax's layers."""
 
     def __init__(self, in_channels: int, channels: int, stride: int, **types: Any) -> None:
         def conv(in_channels: int, size: int, stride: int) -> nnx.Conv:
@@ -172,7 +185,7 @@ class _Block(nnx.Module):
         return nnx.relu(self.bn2(self.conv2(y)) + shortcut)
 
 
-class _Trunk(nnx.Module):
+class _Backbone(nnx.Module):
     def __init__(self, depths: tuple[int, ...], **types: Any) -> None:
         self.conv1 = _conv(3, 64, (7, 7), 2, padding=3, use_bias=False, **types)
         self.bn1 = _Norm(64, **types)
@@ -194,17 +207,20 @@ class _Trunk(nnx.Module):
 
 
 BASIC_DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}
-"""What `PlainFlax` can build: blocks of each stage."""
+"""Number of blocks in each stage, for each backbone that `PlainFlax` can build."""
 
 
 class PlainFlax(nnx.Module):
-    """d2l's network on ResNet-18 or 34, only of `flax.nnx`'s layers; sizes of multiples of 32."""
+    """d2l's network with ResNet-18 or 34, built from `flax.nnx`'s layers.
+
+    Image sizes must be multiples of 32.
+    """
 
     def __init__(self, model: Segmenter) -> None:
-        """Take over a model's values."""
+        """Build the network and copy the parameters of a model."""
         spec = model.spec
         types: dict[str, Any] = {"dtype": jnp.dtype(spec.dtype), "rngs": nnx.Rngs(0)}
-        self.backbone = _Trunk(BASIC_DEPTHS[spec.backbone], **types)
+        self.backbone = _Backbone(BASIC_DEPTHS[spec.backbone], **types)
         self.head = nnx.Dict(
             final_conv=_conv(512, spec.num_classes, (1, 1), **types),
             transpose_conv=nnx.ConvTranspose(
@@ -226,9 +242,9 @@ class PlainFlax(nnx.Module):
             )
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """f[N, H, W, 3] -> f[N, H, W, K]."""
+        """Map f[N,H,W,3] to f[N,H,W,K]."""
         return self.head["transpose_conv"](self.head["final_conv"](self.backbone(x)))
 
     def outputs(self, x: jax.Array) -> dict[str, jax.Array]:
-        """The logits by name, as the training step asks for them."""
+        """Return the logits by name, as the training step requires."""
         return {"out": self(x)}

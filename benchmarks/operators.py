@@ -1,12 +1,11 @@
-"""Time the operators of `fcn_jax.nn` and XLA's forms in turn: `python -m benchmarks.operators`.
+"""Time the operators of `fcn_jax.nn` next to XLA's: `python -m benchmarks.operators`.
 
-Batch 4, 320x480, 21 classes, float32, forward and backward as in training; medians over interleaved
-rounds, outputs compared first.
+The shapes are those of batch 4, 320x480 and 21 classes in float32. Each operator runs forward and
+backward, as in training. First the results are compared; then both forms are timed in turn.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import time
@@ -18,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from benchmarks.arguments import Parser
 from fcn_jax import nn
 from fcn_jax.nn._conv_xla import Settings, xla_conv
 
@@ -25,7 +25,7 @@ Function = Callable[..., Any]
 
 
 def xla_conv_transpose(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
-    """The transposed convolution as a dilated convolution."""
+    """Compute a transposed convolution as a dilated convolution."""
     edge = kernel.shape[0] - 1 - padding
     flipped = kernel[::-1, ::-1]
     dimensions = ("NHWC", "HWIO", "NHWC")
@@ -40,7 +40,7 @@ def xla_conv_transpose(x: jax.Array, kernel: jax.Array, stride: int, padding: in
 
 
 def xla_max_pool(x: jax.Array) -> jax.Array:
-    """The stem's max pool with XLA's own gradient."""
+    """Compute the stem's max pooling, with XLA's own gradient."""
     return lax.reduce_window(
         x,
         np.float32(-np.inf),
@@ -52,7 +52,7 @@ def xla_max_pool(x: jax.Array) -> jax.Array:
 
 
 def gathered_resize(x: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Bilinear resizing that gathers the two neighbors along each axis and mixes them."""
+    """Resize bilinearly by a gather of the two neighbors along each axis."""
     for axis, new in ((2, size[1]), (1, size[0])):
         old = x.shape[axis]
         position = np.clip((np.arange(new) + 0.5) * (old / new) - 0.5, 0, old - 1)
@@ -68,7 +68,7 @@ def gathered_resize(x: jax.Array, size: tuple[int, int]) -> jax.Array:
 
 
 def cases(batch: int) -> dict[str, tuple[Function, Function, tuple[tuple[int, ...], ...]]]:
-    """Name -> ours, XLA's own or the obvious form, shapes of the arguments."""
+    """Return name -> (library's operator, XLA's or a plain form, shapes of the arguments)."""
 
     def pair(
         stride: int, padding: int, dilation: int = 1, groups: int = 1
@@ -110,7 +110,9 @@ def cases(batch: int) -> dict[str, tuple[Function, Function, tuple[tuple[int, ..
         lambda x, k: xla_conv_transpose(x, k, 32, 16),
         ((batch, 10, 15, 21), (64, 64, 21, 21)),
     )
-    found["bilinear resize, 40x60 -> 320x480"] = (  # against a gather: XLA has no resize
+    found[
+        "bilinear resize, 40x60 -> 320x480"
+    ] = (  # compared with a gather, because XLA cannot resize
         lambda x: nn.resize_bilinear(x, (320, 480)),
         lambda x: gathered_resize(x, (320, 480)),
         ((batch, 40, 60, 21),),
@@ -119,12 +121,12 @@ def cases(batch: int) -> dict[str, tuple[Function, Function, tuple[tuple[int, ..
 
 
 def main() -> None:
-    """Print a row per operator, or JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", default="", help="part of an operator's name")
-    parser.add_argument("--json", action="store_true")
+    """Time each operator and print a row for each, or JSON."""
+    parser = Parser("benchmarks.operators", __doc__)
+    parser.add_argument("--batch", type=int, default=4, help="images in a batch")
+    parser.add_argument("--rounds", type=int, default=5, help="timed calls of each form")
+    parser.add_argument("--only", default="", help="run only operators whose name contains this")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args()
     rows = []
     for name, (ours, xla, shapes) in cases(args.batch).items():
@@ -168,7 +170,7 @@ def main() -> None:
     for row in rows:
         print(
             f"{row['operator']:<40} {row['ours_seconds']:8.3f} s   XLA {row['xla_seconds']:8.3f} "
-            f"s   {row['speedup']:6.2f} times as fast"
+            f"s   speedup {row['speedup']:6.2f}"
         )
 
 

@@ -1,4 +1,4 @@
-"""The picture of the README: `python -m benchmarks.picture RUN docs/images/shapes.png`.
+"""Make the README's picture: `python -m benchmarks.picture RUN docs/images/shapes.png`.
 
 It stacks validation panels (image, ground truth, prediction) of a run, such as `make train` writes
 to `runs/shapes/samples`.
@@ -6,15 +6,16 @@ to `runs/shapes/samples`.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from benchmarks.arguments import Parser
+
 
 def stack(panels: list[Path], width: int) -> Image.Image:
-    """Panels of one width, below each other, resized to `width` pixels, in 128 colors."""
+    """Stack panels of equal width, resize the result to `width` pixels, reduce it to 128 colors."""
     rows = np.concatenate([np.asarray(Image.open(panel).convert("RGB")) for panel in panels])
     height = round(rows.shape[0] * width / rows.shape[1])
     picture = Image.fromarray(rows).resize((width, height), Image.Resampling.LANCZOS)
@@ -23,7 +24,7 @@ def stack(panels: list[Path], width: int) -> Image.Image:
 
 def main() -> None:
     """Write the picture."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser("benchmarks.picture", __doc__)
     parser.add_argument("run", type=Path, help="a run directory")
     parser.add_argument("out", type=Path, help="the PNG file")
     parser.add_argument("--rows", type=int, default=2, help="number of panels")

@@ -1,4 +1,4 @@
-"""Bars of a result file of `python -m benchmarks`: speeds as shares of the library's."""
+"""Bar chart of a result file of `python -m benchmarks`: images per second."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ COLORS = ("#2c6fbb", "#9a9a9a", "#5c5c5c", "#c8a05a", "#b9c9dd")
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """Write the plot of images per second by task, as PNG or SVG by the suffix of `path`."""
+    """Plot the images per second for each task; the suffix of `path` selects PNG or SVG."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -26,7 +26,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
         rows = [task["contenders"][name] for name in names]
         batch = task["images"]
         speeds = [row["images_per_second"] for row in rows]
-        # A bar ends at the median; the whisker spans the quartiles.
+        # A bar ends at the median. The error bar spans the quartiles.
         errors = [
             [speed - batch / row["quartiles"][1] for speed, row in zip(speeds, rows, strict=True)],
             [batch / row["quartiles"][0] - speed for speed, row in zip(speeds, rows, strict=True)],

@@ -1,9 +1,8 @@
-"""Where results are kept, row by row, and what they were measured with."""
+"""Files of results, and the hardware and software that produced them."""
 
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
 import json
 import os
 import platform
@@ -15,6 +14,7 @@ import jax
 import torch
 
 from fcn_jax.runtime.atomic import write_json
+from fcn_jax.runtime.versions import package_versions
 
 RESULTS = Path(__file__).parent / "results"
 _VECTORS = {"avx512f": "AVX-512", "avx2": "AVX2"}
@@ -22,23 +22,28 @@ PACKAGES = ("fcn-jax", "jax", "jaxlib", "flax", "torch", "torchvision", "numpy")
 
 
 def environment(device: str) -> dict[str, Any]:
-    """Versions, devices and the day."""
+    """Return the versions, the devices and the date, ready for JSON.
+
+    Args:
+        device: "cpu", "cuda" or the name of another device.
+    """
     return {
         "device": {"cuda": jax.devices()[0].device_kind, "cpu": _cpu()}.get(device, device),
         "jax_device": jax.devices()[0].device_kind,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        **{package: importlib.metadata.version(package) for package in PACKAGES},
+        **package_versions(PACKAGES),
         "date": datetime.date.today().isoformat(),
     }
 
 
 def _cpu() -> str:
-    """The model, the number of cores and the widest vector instructions, where known."""
-    found = dict(line.split(":", 1) for line in _lines("/proc/cpuinfo") if ":" in line)
-    told = {name.strip(): value.split() for name, value in found.items()}
-    model = " ".join(told.get("model name", [platform.processor()]))
-    vectors = next((said for flag, said in _VECTORS.items() if flag in told.get("flags", ())), "")
+    """The processor's name, its number of cores and its widest vector instructions, if known."""
+    lines = dict(line.split(":", 1) for line in _lines("/proc/cpuinfo") if ":" in line)
+    fields = {name.strip(): value.split() for name, value in lines.items()}
+    model = " ".join(fields.get("model name", [platform.processor()]))
+    flags = fields.get("flags", ())
+    vectors = next((name for flag, name in _VECTORS.items() if flag in flags), "")
     return ", ".join(part for part in (model, f"{os.cpu_count()} cores", vectors) if part)
 
 
@@ -50,39 +55,41 @@ def _lines(path: str) -> list[str]:
 
 
 def prepare_backend(device: str) -> None:
-    """Have JAX share a GPU with other processes.
+    """Start JAX's backend so that other processes can share the GPU.
+
+    Args:
+        device: "cpu" or "cuda".
 
     Raises:
-        SystemExit: JAX would not run on `device`, "cpu" or "cuda".
+        SystemExit: JAX would not run on the device.
     """
-    os.environ.setdefault(
-        "XLA_PYTHON_CLIENT_PREALLOCATE", "false"
-    )  # read when the backend starts, here and in those processes
-    wanted, found = {"cpu": "cpu", "cuda": "gpu"}[device], jax.default_backend()
-    if found != wanted:
+    # JAX reads this variable when the backend starts, here and in the processes of the workers.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    expected, found = {"cpu": "cpu", "cuda": "gpu"}[device], jax.default_backend()
+    if found != expected:
         raise SystemExit(
-            f"JAX would run on '{found}', not on '{wanted}': set JAX_PLATFORMS={device} or "
-            "install JAX for it"
+            f"JAX would run on '{found}' instead of '{expected}': set JAX_PLATFORMS={device}, or "
+            f"install JAX for '{expected}'"
         )
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
-    """Those of a result file; none if there is no such file."""
+    """Read the rows of a result file. A missing file has no rows."""
     return json.loads(path.read_text())["rows"] if path.exists() else []
 
 
 def keep(path: Path, key: Mapping[str, Any], row: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Put a row into a result file instead of the one with the same key.
+    """Write a row to a result file. It replaces the row with the same key, if there is one.
 
     Args:
-        path: JSON file.
-        key: what tells rows apart, such as model and batch.
-        row: the figures.
+        path: the JSON file.
+        key: fields that identify a row, such as model and batch.
+        row: the other fields.
 
     Returns:
-        All rows, in the order in which they first came.
+        All rows of the file, in the order in which they were first written.
     """
-    key, found = json.loads(json.dumps(key)), rows(path)  # tuples are lists in a file
+    key, found = json.loads(json.dumps(key)), rows(path)  # JSON turns tuples into lists
     place = next(
         (
             i

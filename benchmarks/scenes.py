@@ -1,4 +1,4 @@
-"""A folder of JPEG files with masks: drawn scenes with noise, in the size of photographs."""
+"""Folder datasets of drawn scenes with noise, as large as photographs."""
 
 from __future__ import annotations
 
@@ -10,15 +10,23 @@ import numpy as np
 from fcn_jax.data.datasets.shapes import SHAPES_CLASSES, draw_scene
 
 SIZE = (375, 500)
+"""Height and width of an image of Pascal VOC."""
+
 CAMERA = (3000, 4000)
+"""Height and width of a camera's photograph."""
+
 QUALITY = 92
 
 
 def write(root: Path, count: int, size: tuple[int, int] = SIZE) -> Path:
-    """Write `count` images as split `train`, in the layout of the `folder` dataset.
+    """Write `count` JPEG images and their masks as split `train` of a `folder` dataset.
 
-    A file is about as large as one of VOC's, 100 KB, at its size; at a camera's, where the scene is
-    enlarged, it is 3 MB.
+    A file takes about 100 KB at the default size, as in Pascal VOC, and 3 MB at the size `CAMERA`.
+
+    Args:
+        root: the folder.
+        count: number of images.
+        size: height and width; scenes are enlarged to it.
     """
     images, masks = root / "images" / "train", root / "masks" / "train"
     images.mkdir(parents=True)

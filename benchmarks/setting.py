@@ -1,4 +1,4 @@
-"""What a benchmark runs on: model, batch, image size, precision, and inputs drawn for them."""
+"""Settings of a benchmark: model, batch, image size and precision, and random inputs for them."""
 
 from __future__ import annotations
 
@@ -8,35 +8,36 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from fcn_jax.api import ModelSpec
+from fcn_jax.api import ModelSpec, Preprocess
 from fcn_jax.config import OptimConfig
 from fcn_jax.convert.tables import tables
 from fcn_jax.models.build import build
 from fcn_jax.models.segmenter import Segmenter
-from fcn_jax.models.spec import registered_spec
+from fcn_jax.models.spec import registered_spec, resolve
+from fcn_jax.train import optim
+from fcn_jax.train import step as train_step
 
 RECIPE = OptimConfig(name="sgd", lr=0.01, momentum=0.9, weight_decay=1e-4, schedule="constant")
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What is run.
+    """Model, inputs and device of a benchmark.
 
     Attributes:
-        model: registered backbone, or whole model.
-        batch: images.
-        size: height and width in pixels; multiples of 32 for the chapter's network, whose
-            contenders do not crop.
-        dtype: compute dtype, "float32" or "bfloat16" (in PyTorch autocast).
-        num_classes: of the logits.
-        head: registered; of a backbone alone.
-        upsampling: option of that head, where it is `fcn32s`: "learned" (dense) or "depthwise".
-        device: PyTorch's, "cpu" or "cuda"; JAX takes its default backend.
-        torch_mode: torch.compile's, on GPUs; the best of them tunes kernels for some minutes.
-        data: folder of images and masks (`fcn_jax.data.datasets.folder`), for tasks that read
-            files.
-        pictures: about how large its images are.
-        scale: range of their random resize.
+        model: name of a registered backbone or model.
+        batch: number of images in a batch.
+        size: height and width in pixels; must be multiples of 32 for d2l's network, because the
+            contenders do not crop its logits.
+        dtype: compute dtype, "float32" or "bfloat16" (autocast in PyTorch).
+        num_classes: number of classes of the logits.
+        head: name of a registered head; ignored if `model` is not a backbone.
+        upsampling: option of the head `fcn32s`: "learned" (dense) or "depthwise".
+        device: PyTorch's device, "cpu" or "cuda"; JAX uses its default backend.
+        torch_mode: mode of torch.compile on GPUs; "max-autotune" tunes kernels for minutes.
+        data: folder dataset (`fcn_jax.data.datasets.folder`) for tasks that read files.
+        pictures: approximate height and width of the images in `data`.
+        scale: range of the random resize factor.
     """
 
     model: str = "resnet18"
@@ -54,7 +55,7 @@ class Setting:
 
     @property
     def spec(self) -> ModelSpec:
-        """The model without its auxiliary head, which inference does not use."""
+        """The spec of the model, without an auxiliary head, which inference does not use."""
         spec = registered_spec(self.model)
         parts: dict[str, Any] = {"aux_head": None}
         if spec.head is None:
@@ -65,25 +66,33 @@ class Setting:
         return dataclasses.replace(spec, num_classes=self.num_classes, dtype=self.dtype, **parts)
 
     @property
-    def is_chapters(self) -> bool:
-        """Whether it is a ResNet with the head `fcn32s`, which all contenders and tasks know."""
+    def is_d2l(self) -> bool:
+        """Whether the model is d2l's network, a ResNet with the head `fcn32s`.
+
+        All contenders and tasks support it.
+        """
         return ("model", "d2l") in tables(self.spec)
 
+    @property
+    def preprocess(self) -> Preprocess:
+        """The preprocessing of the backbone."""
+        return resolve(self.spec).preprocess
+
     def build(self) -> Segmenter:
-        """The library's model, with drawn values."""
+        """Build the library's model with random parameters."""
         return build(self.spec, rngs=nnx.Rngs(0))
 
     def images(self) -> np.ndarray:
-        """u8[N,H,W,3], drawn."""
+        """Random images: u8[N,H,W,3]."""
         return np.random.default_rng(0).integers(0, 256, (self.batch, *self.size, 3), np.uint8)
 
     def features(self, channels: int, stride: int) -> np.ndarray:
-        """f32[N,H/stride,W/stride,C], drawn: what a head is given."""
+        """Random features as the input of a head: f32[N,H/stride,W/stride,C]."""
         shape = (self.batch, self.size[0] // stride, self.size[1] // stride, channels)
         return np.abs(np.random.default_rng(2).standard_normal(shape, np.float32))
 
     def labels(self) -> np.ndarray:
-        """u8[N,H,W], drawn in blocks, a tenth of them void."""
+        """Random labels in blocks of 16x16 pixels, a tenth of them `ignore_index`: u8[N,H,W]."""
         rng = np.random.default_rng(1)
         blocks = rng.integers(
             0,
@@ -93,3 +102,15 @@ class Setting:
         )
         blocks[rng.random(blocks.shape) < 0.1] = 255
         return blocks.repeat(16, 1).repeat(16, 2)
+
+
+def training_step(setting: Setting, model: nnx.Module, **options: Any) -> tuple[Any, Any]:
+    """Return the initial state and the step function that train a model.
+
+    Args:
+        setting: the setting of the model.
+        model: the model; it need not be the library's.
+        options: further arguments of `fcn_jax.train.step.make`.
+    """
+    optimizer = optim.make(RECIPE, 1000, nnx.state(model, nnx.Param))
+    return train_step.make(model, optimizer, setting.preprocess, **options)  # type: ignore[arg-type]

@@ -1,16 +1,15 @@
-"""Seconds from the start of a process to its first step, without and with cached programs.
+"""Seconds from the start of a process until its first training step is done.
 
     python -m benchmarks.startup
 
-Seconds from the start of the process until the first training step (ResNet-18 FCN-32s, as in
-`python -m benchmarks`) is done, cold and then with the compilation cache: JAX's, which the
-library's commands keep by themselves, and inductor's. The library also without
-`fcn_jax.runtime.process.disable_loop_unrolling`. Written to benchmarks/results.
+The network is that of `python -m benchmarks`. A cold start has empty compilation caches. A warm
+start has the cached programs of JAX, whose cache the library's commands always use, or of
+inductor. The library is also measured without `fcn_jax.runtime.process.disable_loop_unrolling`. The
+results are written to benchmarks/results/startup_cpu.json.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 
+from benchmarks.arguments import Parser
 from benchmarks.record import RESULTS, environment
 from benchmarks.tasks import COMPILED, LIBRARY, Contender
 from fcn_jax.runtime.atomic import write_json
@@ -31,7 +31,7 @@ CONTENDERS = {
     ),
     COMPILED.name: (COMPILED, {}),
 }
-"""The environments of the processes. XLA ignores such an option if it does not know it."""
+"""Name -> contender, environment variables. XLA ignores backend options that it does not know."""
 
 _FIRST_STEP = """
 from fcn_jax import process
@@ -44,7 +44,13 @@ print(float(call()))
 
 
 def seconds(contender: Contender, variables: Mapping[str, str], cache: str) -> float:
-    """One process, with variables of its environment, whose caches lie in a folder."""
+    """Measure one process.
+
+    Args:
+        contender: the contender.
+        variables: additional environment variables.
+        cache: folder of the compilation caches.
+    """
     program = _FIRST_STEP.format(
         name=contender.name, framework=contender.framework, compiled=contender.compiled
     )
@@ -63,9 +69,9 @@ def seconds(contender: Contender, variables: Mapping[str, str], cache: str) -> f
 
 
 def main() -> None:
-    """Measure in turn, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=2, help="warm starts of each")
+    """Measure the contenders in turn, print and write the results."""
+    parser = Parser("benchmarks.startup", __doc__)
+    parser.add_argument("--rounds", type=int, default=2, help="warm starts of each contender")
     args = parser.parse_args()
     found: dict[str, dict[str, object]] = {}
     with tempfile.TemporaryDirectory() as folder:

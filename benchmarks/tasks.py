@@ -1,4 +1,4 @@
-"""What is timed, by whom, and how much work it is."""
+"""The tasks, the contenders that run them, and the number of operations of a task."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from benchmarks.setting import Setting
 TASKS = {
     "logits": "images to logits",
     "mask": "u8 images to u8 masks",
-    "training": "a training step on images that lie on the device",
-    "head": "the head alone, loss and gradients",
-    "trunk": "the trunk alone, forward and gradients",
+    "training": "a training step on images in device memory",
+    "head": "loss and gradients of the head alone",
+    "trunk": "features and gradients of the backbone alone",
     "pipeline": "reading, decoding, resizing, cropping and flipping an epoch of files",
-    "photographs": "the same with photographs of 12 megapixels, shrunk to 0.1 to 0.3 of their size",
+    "photographs": "the same with photographs of 12 megapixels, scaled by 0.1 to 0.3",
     "epoch": "an epoch of training from files",
 }
-"""What each task is."""
+"""Name -> description."""
 
 MAIN = ("logits", "mask", "training")
-"""What is run unless tasks are named."""
+"""The default tasks."""
 
 INPUT = ("pipeline", "photographs")
 INFERENCE = ("logits", "mask")
 READ_FILES = (*INPUT, "epoch")
 
 IN_A_ROW = 10
-"""Calls between two waits on a GPU: a single call would mostly time its start."""
+"""Calls before each wait on a GPU. For a single call, its launch would take most of the time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,9 +39,9 @@ class Work:
     """A prepared task.
 
     Attributes:
-        start: does the work once; on a GPU its result may be still to come.
-        wait: until a result is there.
-        on_host: a result as an array.
+        start: does the work once; a GPU may still compute the returned result.
+        wait: waits until a result is computed.
+        on_host: converts a result to an array.
     """
 
     start: Callable[[], Any]
@@ -49,7 +49,7 @@ class Work:
     on_host: Callable[[Any], np.ndarray]
 
     def __call__(self, times: int = 1) -> Any:
-        """Do the work so many times in a row, wait, and give the last result."""
+        """Do the work `times` times in a row, wait, and return the last result."""
         for _ in range(times):
             result = self.start()
         self.wait(result)
@@ -58,13 +58,13 @@ class Work:
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
-    """Who runs a task.
+    """An implementation that runs the tasks.
 
     Attributes:
-        name: in tables.
+        name: its name in tables.
         framework: "fcn_jax", "flax" or "torch".
-        compiled: by torch.compile.
-        product: PyTorch with the head as a matrix product.
+        compiled: whether torch.compile compiles it.
+        product: whether PyTorch computes the head as a matrix product.
     """
 
     name: str
@@ -73,7 +73,7 @@ class Contender:
     product: bool = False
 
     def prepare(self, task: str, setting: Setting) -> Work:
-        """Everything but the work itself."""
+        """Build the networks and inputs of a task."""
         if self.framework == "torch":
             from benchmarks import torch_tasks
 
@@ -81,8 +81,8 @@ class Contender:
             return Work(start, lambda _: torch_tasks.wait(setting.device), torch_tasks.on_host)
         from benchmarks import jax_tasks
 
-        forms = jax_tasks.LIBRARY if self.framework == "fcn_jax" else jax_tasks.PLAIN_FLAX
-        return Work(forms[task](setting), jax_tasks.wait, np.asarray)
+        prepare = jax_tasks.LIBRARY if self.framework == "fcn_jax" else jax_tasks.PLAIN_FLAX
+        return Work(prepare[task](setting), jax_tasks.wait, np.asarray)
 
 
 LIBRARY = Contender("fcn_jax", "fcn_jax")
@@ -93,25 +93,28 @@ PLAIN_FLAX = Contender("plain flax", "flax")
 LOADER = Contender("torchvision v2, DataLoader", "torch")
 
 NAMES = tuple(one.name for one in (EAGER, COMPILED, PRODUCT, PLAIN_FLAX, LOADER))
-"""The contenders, without the library itself."""
+"""Names of the contenders, without the library."""
 
 
 def possible(setting: Setting) -> tuple[str, ...]:
-    """The tasks of a model. Only d2l's network has a PyTorch side for training and parts."""
-    return tuple(TASKS) if setting.is_chapters else INFERENCE
+    """Return the tasks of a model. Only for d2l's network can PyTorch train and run the parts."""
+    return tuple(TASKS) if setting.is_d2l else INFERENCE
 
 
 def default(setting: Setting) -> tuple[str, ...]:
-    """Those that are run unless tasks are named."""
-    return MAIN if setting.is_chapters else INFERENCE
+    """Return the default tasks of a model."""
+    return MAIN if setting.is_d2l else INFERENCE
 
 
 def contenders(task: str, setting: Setting) -> list[Contender]:
-    """All that can run a task, the library first. Plain Flax has no bottleneck blocks here."""
+    """Return the contenders that can run a task, the library first.
+
+    The plain Flax network has no bottleneck blocks.
+    """
     if task in INPUT:
         return [LIBRARY, LOADER]
     found = [LIBRARY, EAGER, COMPILED]
-    if task == "epoch" or not setting.is_chapters:
+    if task == "epoch" or not setting.is_d2l:
         return found
     if task != "trunk":
         found.append(PRODUCT)
@@ -119,15 +122,26 @@ def contenders(task: str, setting: Setting) -> list[Contender]:
 
 
 def check_agreement(task: str, answers: Mapping[str, np.ndarray], dtype: str) -> None:
-    """Raise `SystemExit` unless the contenders have equal results.
+    """Check that all contenders have the same results, within a tolerance.
 
-    Tasks that read files draw their augmentations each in its own way, so only shapes are compared.
+    For tasks that read files, only shapes are compared, because the contenders draw their random
+    augmentations in different ways.
+
+    Args:
+        task: one of `TASKS`.
+        answers: the first result of each contender.
+        dtype: compute dtype, which determines the tolerance.
+
+    Raises:
+        SystemExit: two results differ.
     """
     (first, reference), *others = answers.items()
     tolerance = 1e-3 if dtype == "float32" else 5e-2
     for name, answer in others:
         if reference.shape != answer.shape:
-            raise SystemExit(f"{task}: {name} gave {answer.shape} and {first} {reference.shape}")
+            raise SystemExit(
+                f"{task}: {name} returned the shape {answer.shape}, {first} {reference.shape}"
+            )
         if task in READ_FILES:
             continue
         one, other = np.asarray(reference, np.float32), np.asarray(answer, np.float32)
@@ -143,18 +157,19 @@ def check_agreement(task: str, answers: Mapping[str, np.ndarray], dtype: str) ->
 
 
 def flops(task: str, setting: Setting) -> float | None:
-    """Operations of the model, 2 for each multiply-add, as PyTorch counts; None for input."""
+    """Return the floating-point operations of a task as PyTorch counts them; None for input tasks.
+
+    A multiply-add is two operations.
+    """
     if task in INPUT:
         return None
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from benchmarks.networks import in_torch, original
+    from benchmarks.networks import torch_network
 
     model = setting.build()
-    network: Any = (
-        in_torch(model, product=True) if setting.is_chapters else original(setting, model)
-    )
+    network: Any = torch_network(setting, model, product=True)
     deepest = model.features[-1]
     x = torch.zeros(1, 3, *setting.size)
     backward = task not in ("logits", "mask")
@@ -177,12 +192,12 @@ def flops(task: str, setting: Setting) -> float | None:
 
 
 def in_a_row(task: str, setting: Setting) -> int:
-    """Calls between two waits."""
+    """Return the number of calls before each wait."""
     return IN_A_ROW if setting.device == "cuda" and task not in ("mask", *READ_FILES) else 1
 
 
 def images(task: str, setting: Setting) -> int:
-    """How many images a call works on."""
+    """Return the number of images that one call processes."""
     if task not in READ_FILES:
         return setting.batch
     from pathlib import Path

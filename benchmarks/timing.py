@@ -1,4 +1,4 @@
-"""Contenders run in turn, A B C A B C, so that other load on the machine affects all of them."""
+"""Timing of contenders in turn (A B C A B C), so that other load on the machine affects all."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """One contender's times.
+    """The times of one contender.
 
     Attributes:
-        seconds: of each round.
+        seconds: one value for each round.
     """
 
     seconds: list[float]
@@ -35,23 +35,22 @@ class Timing:
 
 
 _SHORT = 1.0
-"""Seconds of a call below which what went before it on a CPU counts."""
+"""Seconds. On a CPU, the previous call affects the time of a call that is shorter than this."""
 
 
 def interleaved(
     contenders: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 2, in_a_row: int = 1
 ) -> dict[str, Timing]:
-    """Call each contender `warm_up` times, and then in turn; a call returns when its work is done.
+    """Call each contender `warm_up` times, and then time all contenders in turn.
 
-    On CPUs a call that is not timed comes before each short one that is: threads of OpenMP,
-    PyTorch's, keep a core busy for a while after their work is done, and take a while to begin once
-    they sleep.
+    On CPUs, an untimed call precedes each short timed call. PyTorch's OpenMP threads keep cores
+    busy for a while after their work is done, and they start slowly after they have slept.
 
     Args:
-        contenders: by name; each does the whole of the work and waits for it.
-        rounds: measured calls of each, at least 2.
-        warm_up: calls of each before, at least 1.
-        in_a_row: how many times a call does the work, whose time is divided by it.
+        contenders: name -> a function that does the work and waits until it is done.
+        rounds: number of timed calls of each contender, at least 2.
+        warm_up: number of untimed calls before, at least 1.
+        in_a_row: how many times one call does the work; its time is divided by this number.
     """
     on_cpu = jax.default_backend() == "cpu"
     primed = {}
@@ -75,13 +74,13 @@ def _seconds(call: Callable[[], object]) -> float:
 
 
 def peaks(dtype: str, rounds: int = 5) -> dict[str, float]:
-    """The best of the device: FLOP/s of a large matrix product, and bytes/s of a copy.
+    """Measure the peak speed of the device: FLOP/s of a matrix product, bytes/s of a copy.
 
-    On CPUs the better of JAX's and numpy's is taken; elsewhere JAX's.
+    On CPUs, the product is the faster one of JAX and numpy; on other devices it is JAX's.
 
     Args:
-        dtype: of the product, "float32" or "bfloat16".
-        rounds: calls of each, of which the fastest counts.
+        dtype: dtype of the product, "float32" or "bfloat16".
+        rounds: number of calls; the fastest call counts.
     """
     on_cpu = jax.default_backend() == "cpu"
     size, count = (3072, 2**26) if on_cpu else (8192, 2**29)
@@ -97,7 +96,7 @@ def peaks(dtype: str, rounds: int = 5) -> dict[str, float]:
         calls["flops"].append(lambda: b @ b)
     work = {"flops": 2.0 * size**3, "bytes": 2.0 * x.nbytes}
     best = {}
-    for name, forms in calls.items():
-        timings = interleaved({str(i): call for i, call in enumerate(forms)}, rounds)
+    for name, variants in calls.items():
+        timings = interleaved({str(i): call for i, call in enumerate(variants)}, rounds)
         best[name] = max(work[name] / min(timing.seconds) for timing in timings.values())
     return best

@@ -1,4 +1,4 @@
-"""PyTorch's side of the tasks: eager or compiled, with its own head or the library's form."""
+"""The tasks in PyTorch: eager or compiled, with a transposed convolution or a product as head."""
 
 from __future__ import annotations
 
@@ -11,33 +11,30 @@ import numpy as np
 import torch
 
 from benchmarks.jax_tasks import Start
-from benchmarks.networks import in_torch, original
+from benchmarks.networks import torch_network
 from benchmarks.setting import RECIPE, Setting
-from fcn_jax.models.spec import resolve
 from fcn_jax.pytorch.reference import import_torchvision
 
 
-class Torch:
-    """PyTorch in one setting: the network, its device and precision, and how to wait for it."""
+class Network:
+    """A PyTorch network with its device, precision and preprocessing."""
 
     def __init__(self, setting: Setting, *, compiled: bool, product: bool, inference: bool) -> None:
-        """Build the network in channels_last, with the values of the library's model.
+        """Build the network in channels_last, with the parameters of the library's model.
 
         Args:
-            setting: what is run.
-            compiled: by torch.compile at its best: on GPUs every kernel is tuned; in inference
-                weights are folded, as they are constants.
-            product: with the head as a matrix product.
-            inference: eval mode.
+            setting: model, inputs and device.
+            compiled: use torch.compile with its fastest options: kernels are tuned on GPUs, and
+                inference folds the weights as constants.
+            product: compute the head as a matrix product.
+            inference: use eval mode.
         """
         model = setting.build()
-        preprocess = resolve(model.spec).preprocess
+        preprocess = setting.preprocess
         self.setting = setting
         self.deepest = model.features[-1]
         self.device = torch.device(setting.device)
-        network = (
-            in_torch(model, product=product) if setting.is_chapters else original(setting, model)
-        )
+        network = torch_network(setting, model, product=product)
         self.network: Any = network.to(self.device).train(not inference)
         self._compiled, self._inference = compiled, inference
         torch.backends.cudnn.benchmark = True
@@ -46,7 +43,7 @@ class Torch:
         self._std = torch.tensor(preprocess.std, device=self.device).view(1, 3, 1, 1)
 
     def prepared(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, compiled if this side is."""
+        """Compile a function if this network is to be compiled."""
         if not self._compiled:
             return function
         import torch._inductor.config as inductor
@@ -60,39 +57,39 @@ class Torch:
         )
 
     def autocast(self) -> Any:
-        """The setting's precision."""
+        """Return a context with the precision of the setting."""
         return torch.autocast(
             self.setting.device, torch.bfloat16, enabled=self.setting.dtype == "bfloat16"
         )
 
     def put(self, images: np.ndarray) -> torch.Tensor:
-        """[N,H,W,C] -> [N,C,H,W], which is channels_last as it lies."""
+        """Move [N,H,W,C] to the device as [N,C,H,W], which is channels_last in memory."""
         return torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2)
 
     def normalized(self, images: torch.Tensor) -> torch.Tensor:
-        """u8[N,3,H,W] -> f32[N,3,H,W]."""
+        """Normalize u8[N,3,H,W] to f32[N,3,H,W]."""
         images = images.flip(1) if self._reverse else images
         return (images.float() * self._scale - self._mean) / self._std
 
     def ready(self) -> torch.Tensor:
-        """The setting's images, normalized."""
+        """Return the normalized images of the setting."""
         return self.normalized(self.put(self.setting.images())).contiguous(
             memory_format=torch.channels_last
         )
 
     def labels(self, labels: np.ndarray) -> torch.Tensor:
-        """To the device."""
+        """Move labels to the device."""
         return torch.from_numpy(labels).to(self.device)
 
 
 def wait(device: str) -> None:
-    """Until the device is done."""
+    """Wait until the device has finished."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def on_host(result: torch.Tensor | np.ndarray) -> np.ndarray:
-    """As an array; from bfloat16, which numpy has not, in float32."""
+    """Convert a result to an array; bfloat16 becomes float32, because numpy has no bfloat16."""
     return result if isinstance(result, np.ndarray) else result.float().cpu().numpy()
 
 
@@ -101,34 +98,34 @@ def _entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def _inference(setting: Setting, compiled: bool, product: bool, *, mask: bool) -> Start:
-    side = Torch(setting, compiled=compiled, product=product, inference=True)
+    model = Network(setting, compiled=compiled, product=product, inference=True)
 
     def function(images: torch.Tensor) -> torch.Tensor:
-        logits = side.network(side.normalized(images) if mask else images)
+        logits = model.network(model.normalized(images) if mask else images)
         return logits.argmax(1).to(torch.uint8) if mask else logits
 
-    run, images, ready = side.prepared(function), setting.images(), side.ready()
+    run, images, ready = model.prepared(function), setting.images(), model.ready()
 
     def call() -> torch.Tensor | np.ndarray:
-        with torch.no_grad(), side.autocast():
+        with torch.no_grad(), model.autocast():
             if mask:
-                return run(side.put(images)).cpu().numpy()
+                return run(model.put(images)).cpu().numpy()
             return run(ready).permute(0, 2, 3, 1)
 
     return call
 
 
 def _gradients(
-    side: Torch, loss: Callable[..., torch.Tensor], inputs: tuple[torch.Tensor, ...]
+    model: Network, loss: Callable[..., torch.Tensor], inputs: tuple[torch.Tensor, ...]
 ) -> Start:
-    """Forward and backward of a part, by its parameters and its first input."""
-    run = side.prepared(loss)
+    """Compute the loss of a part and its gradients by its parameters and its first input."""
+    run = model.prepared(loss)
     first = inputs[0].detach().requires_grad_()
 
     def call() -> torch.Tensor:
-        side.network.zero_grad(set_to_none=True)
+        model.network.zero_grad(set_to_none=True)
         first.grad = None
-        with side.autocast():
+        with model.autocast():
             value = run(first, *inputs[1:])
         value.backward()
         return value.detach()
@@ -137,55 +134,57 @@ def _gradients(
 
 
 def _head(setting: Setting, compiled: bool, product: bool) -> Start:
-    side = Torch(setting, compiled=compiled, product=product, inference=False)
-    head = side.network[-2:]
-    features = side.put(setting.features(side.deepest.channels, side.deepest.stride))
+    model = Network(setting, compiled=compiled, product=product, inference=False)
+    head = model.network[-2:]
+    features = model.put(setting.features(model.deepest.channels, model.deepest.stride))
     return _gradients(
-        side, lambda x, labels: _entropy(head(x), labels), (features, side.labels(setting.labels()))
+        model,
+        lambda x, labels: _entropy(head(x), labels),
+        (features, model.labels(setting.labels())),
     )
 
 
-def _trunk(setting: Setting, compiled: bool, product: bool) -> Start:
-    side = Torch(setting, compiled=compiled, product=product, inference=False)
-    trunk = side.network[:-2]
-    return _gradients(side, lambda x: trunk(x).float().square().mean(), (side.ready(),))
+def _backbone(setting: Setting, compiled: bool, product: bool) -> Start:
+    model = Network(setting, compiled=compiled, product=product, inference=False)
+    backbone = model.network[:-2]
+    return _gradients(model, lambda x: backbone(x).float().square().mean(), (model.ready(),))
 
 
 class Trainer:
-    """PyTorch's training step."""
+    """A network and its optimizer."""
 
     def __init__(self, setting: Setting, compiled: bool, product: bool) -> None:
         """Build the network and its optimizer."""
-        self.side = side = Torch(setting, compiled=compiled, product=product, inference=False)
+        self.model = model = Network(setting, compiled=compiled, product=product, inference=False)
         self._optimizer = torch.optim.SGD(
-            side.network.parameters(),
+            model.network.parameters(),
             RECIPE.lr,
             momentum=RECIPE.momentum,
             weight_decay=RECIPE.weight_decay,
             fused=True,
         )
-        self._loss = side.prepared(
-            lambda images, labels: _entropy(side.network(side.normalized(images)), labels)
+        self._loss = model.prepared(
+            lambda images, labels: _entropy(model.network(model.normalized(images)), labels)
         )
 
     def step(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """One step; the loss, still on the device."""
+        """Take one step; returns the loss, which stays on the device."""
         self._optimizer.zero_grad(set_to_none=True)
-        with self.side.autocast():
+        with self.model.autocast():
             loss = self._loss(images, labels)
         loss.backward()
         self._optimizer.step()
-        return loss.detach().clone()  # a CUDA graph writes the next one over it
+        return loss.detach().clone()  # the next step of a CUDA graph overwrites it
 
 
 def _training(setting: Setting, compiled: bool, product: bool) -> Start:
     trainer = Trainer(setting, compiled, product)
-    images, labels = trainer.side.put(setting.images()), trainer.side.labels(setting.labels())
+    images, labels = trainer.model.put(setting.images()), trainer.model.labels(setting.labels())
     return lambda: trainer.step(images, labels)
 
 
 class _Folder(torch.utils.data.Dataset):
-    """Images and masks through torchvision's transforms, as in its reference training."""
+    """Images and masks with torchvision's transforms, as in its reference training script."""
 
     def __init__(self, setting: Setting) -> None:
         """List the files."""
@@ -196,7 +195,7 @@ class _Folder(torch.utils.data.Dataset):
 
     @functools.cached_property
     def _transform(self) -> Any:
-        """Made on first use, in each process of the loader, where torchvision is imported."""
+        """Created on first use, because each process of the loader must import torchvision."""
         import_torchvision()
         from torchvision import tv_tensors
         from torchvision.transforms import v2
@@ -242,13 +241,13 @@ def _pipeline(setting: Setting) -> Start:
 
 def _epoch(setting: Setting, compiled: bool, product: bool) -> Start:
     trainer, loader = Trainer(setting, compiled, product), _loader(setting)
-    side = trainer.side
+    model = trainer.model
 
     def call() -> np.ndarray:
         losses = [
             trainer.step(
-                images.to(side.device).contiguous(memory_format=torch.channels_last),
-                masks.squeeze(1).to(side.device),
+                images.to(model.device).contiguous(memory_format=torch.channels_last),
+                masks.squeeze(1).to(model.device),
             )
             for images, masks in loader
         ]
@@ -259,7 +258,7 @@ def _epoch(setting: Setting, compiled: bool, product: bool) -> Start:
 
 TASKS: dict[str, Callable[[Setting, bool, bool], Start]] = {
     "head": _head,
-    "trunk": _trunk,
+    "trunk": _backbone,
     "logits": lambda setting, compiled, product: _inference(setting, compiled, product, mask=False),
     "mask": lambda setting, compiled, product: _inference(setting, compiled, product, mask=True),
     "training": _training,

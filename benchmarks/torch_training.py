@@ -1,21 +1,20 @@
-"""Train a recipe's network in PyTorch, from the same values on the same batches, and score it.
-
-The yardstick of the recipes' headers:
+"""Train the network of a recipe in PyTorch and evaluate it.
 
     python -m benchmarks.torch_training shapes
     python -m benchmarks.torch_training camvid --data CAMVID --weights resnet18.pth --epochs 1
 
-ResNet-18 with the chapter's two layers, channels_last, float32. Only the recipes' own settings for
-SGD and AdamW without rules are understood; anything else is refused, so that no comparison is made
-of two different recipes.
+The comments at the top of the recipes quote its results. The network is d2l's, in channels_last and
+float32. It starts with the same parameters as in the library and trains on the same batches. The
+optimizers are SGD and AdamW without param groups or gradient clipping, with the schedule "poly".
+Other settings are rejected, so that both sides always train with the same recipe.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,9 @@ import numpy as np
 import torch
 from flax import nnx
 
-from fcn_jax import config, recipes, to_torch
+from benchmarks.arguments import Parser
+from benchmarks.networks import torch_d2l
+from fcn_jax import config, recipes
 from fcn_jax.api import Preprocess
 from fcn_jax.convert.load import init_from
 from fcn_jax.convert.tables import tables
@@ -32,11 +33,15 @@ from fcn_jax.data.transforms import Augment
 from fcn_jax.eval.metrics import ConfusionMatrix
 from fcn_jax.models.build import build as build_spec
 from fcn_jax.plugins import registry
-from fcn_jax.pytorch.reference import import_torchvision
 
 
 def build(recipe: config.Config, num_classes: int) -> tuple[torch.nn.Module, set[str]]:
-    """d2l's network with the recipe's initial values, and the names of the drawn kernels."""
+    """Build the network with the recipe's initial parameters.
+
+    Returns:
+        The network, channels_last and in train mode, and the names of the backbone's
+        reinitialized kernels.
+    """
     fresh: set[str] = set()
     spec = dataclasses.replace(recipe.model, num_classes=num_classes)
     model = build_spec(spec, rngs=nnx.Rngs(recipe.train.seed))
@@ -49,23 +54,22 @@ def build(recipe: config.Config, num_classes: int) -> tuple[torch.nn.Module, set
             for path in record.reinit
             if path.startswith("backbone.") and path.endswith(".kernel")
         }
-    trunk = import_torchvision().models.resnet18(weights=None)
-    network = torch.nn.Sequential(*list(trunk.children())[:-2])
-    network.add_module("final_conv", torch.nn.Conv2d(512, num_classes, 1))
-    network.add_module(
-        "transpose_conv",
-        torch.nn.ConvTranspose2d(num_classes, num_classes, 64, stride=32, padding=16),
-    )
-    network.load_state_dict(
-        {name: torch.from_numpy(value) for name, value in to_torch(model, key_format="d2l").items()}
-    )
-    return network, fresh
+    return torch_d2l(model), fresh
 
 
 def make_optimizer(
     recipe: config.Config, network: torch.nn.Module, fresh: set[str]
 ) -> torch.optim.Optimizer:
-    """PyTorch's optimizer of the recipe; `fresh` parameters learn at `init.reinit_lr_mult`."""
+    """Build the recipe's optimizer in PyTorch.
+
+    Args:
+        recipe: the recipe.
+        network: the network.
+        fresh: names of the parameters whose learning rate is multiplied by `init.reinit_lr_mult`.
+
+    Raises:
+        SystemExit: the recipe has settings that are not supported here.
+    """
     settings = recipe.optim
     groups: list[dict[str, Any]] = [
         {"params": [p for name, p in network.named_parameters() if name not in fresh]}
@@ -75,7 +79,8 @@ def make_optimizer(
         groups.append({"params": kernels, "lr": settings.lr * recipe.init.reinit_lr_mult})
     if settings.param_groups or settings.clip_norm or settings.schedule != "poly":
         raise SystemExit(
-            "this comparison understands neither optim.param_groups nor another schedule than poly"
+            "this benchmark supports neither optim.param_groups nor optim.clip_norm, and of "
+            'optim.schedule only "poly"'
         )
     if settings.name == "adamw":
         return torch.optim.AdamW(
@@ -91,23 +96,44 @@ def make_optimizer(
 
 
 def to_input(images: np.ndarray, preprocess: Preprocess) -> torch.Tensor:
-    """u8[N,H,W,3] -> normalized f32[N,3,H,W] in channels_last."""
+    """Normalize u8[N,H,W,3] to f32[N,3,H,W] in channels_last."""
     scaled = torch.from_numpy(images).float() * (preprocess.scale / 255)
     normalized = (scaled - torch.tensor(preprocess.mean)) / torch.tensor(preprocess.std)
     return normalized.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
 
 
-def main() -> None:
-    """Train, score, print one JSON object."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("recipe")
-    parser.add_argument("--data")
-    parser.add_argument("--weights")
-    parser.add_argument("--reinit", action="append", default=[])
-    parser.add_argument(
-        "--epochs", type=int, help="stop after so many; the schedule stays the recipe's"
+def take_step(
+    network: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: Mapping[str, np.ndarray],
+    preprocess: Preprocess,
+) -> float:
+    """Train on one batch and return its loss."""
+    optimizer.zero_grad(set_to_none=True)
+    logits = network(to_input(batch["image"], preprocess))
+    loss = torch.nn.functional.cross_entropy(
+        logits, torch.from_numpy(batch["mask"]).long(), ignore_index=255
     )
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    loss.backward()
+    optimizer.step()
+    return float(loss.item())
+
+
+def main() -> None:
+    """Train, evaluate and print one JSON object."""
+    parser = Parser("benchmarks.torch_training", __doc__)
+    parser.add_recipe()
+    parser.add_argument("--weights", help="initial weights, as in init.weights")
+    parser.add_argument(
+        "--reinit",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="parameters to reinitialize, as in init.reinit; may be repeated",
+    )
+    parser.add_argument(
+        "--epochs", type=int, help="stop after this number of epochs; the schedule stays the same"
+    )
     args = parser.parse_args()
     settings = [*args.set, f"init.reinit={json.dumps(args.reinit)}"]
     if args.weights:
@@ -115,10 +141,8 @@ def main() -> None:
     recipe = config.parse(recipes.override(recipes.read_recipe(args.recipe), settings), args.recipe)
     dataset = registry.default().dataset(recipe.data.dataset)
     root = Path(args.data) if args.data else None
-    train_source, val_source = (
-        dataset.open(root, recipe.data.train_split),
-        dataset.open(root, recipe.data.val_split),
-    )
+    train_source = dataset.open(root, recipe.data.train_split)
+    val_source = dataset.open(root, recipe.data.val_split)
     preprocess = registry.default().backbone(recipe.model.backbone).preprocess
     data = recipe.data
     augment = Augment(
@@ -136,7 +160,6 @@ def main() -> None:
     epochs = min(args.epochs or recipe.train.epochs, recipe.train.epochs)
 
     network, fresh = build(recipe, len(train_source.classes))
-    network = network.to(memory_format=torch.channels_last).train()
     optimizer = make_optimizer(recipe, network, fresh)
     warmup = recipe.optim.warmup_steps
 
@@ -151,15 +174,8 @@ def main() -> None:
         began = time.perf_counter()
         for _ in range(epoch_steps):
             batch = next(batches)
-            optimizer.zero_grad(set_to_none=True)
-            logits = network(to_input(batch["image"], preprocess))
-            loss = torch.nn.functional.cross_entropy(
-                logits, torch.from_numpy(batch["mask"]).long(), ignore_index=255
-            )
-            loss.backward()
-            optimizer.step()
+            losses.append(take_step(network, optimizer, batch, preprocess))
             scheduler.step()
-            losses.append(loss.item())
         epoch_seconds.append(time.perf_counter() - began)
         print(
             f"epoch {len(epoch_seconds)}: loss {np.mean(losses[-epoch_steps:]):.4f}, "

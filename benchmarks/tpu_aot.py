@@ -1,21 +1,21 @@
-"""Programs of the TPU compiler, on a machine without a TPU: `python -m benchmarks.tpu_aot`.
+"""Compile for TPUs on a machine without a TPU: `python -m benchmarks.tpu_aot`.
 
     python -m benchmarks.tpu_aot       # three kinds of chip, about an hour on two cores
-    python -m benchmarks.tpu_aot --topology v5e:2x2 --chips 1
+    python -m benchmarks.tpu_aot --topology v5e:2x2 --chips one
 
-The package libtpu compiles for a topology that is only described (`make bench-tpu-aot` installs
-it). The programs are the library's own, ResNet-18 FCN-32s in bfloat16: the training step with its
-state donated, and the Predictor's, each on one chip and data-parallel on all chips of the topology.
-Recorded are the compiler's FLOPs, bytes, memory and collectives, and its own estimates of cycles,
-which compare forms of one computation but say little of seconds, and are missing for some
-instructions. A second part compares the forms of stem, pool, head and loss among which the library
-chooses. Results go to benchmarks/results/tpu_aot.json as they come, so that a run can be stopped.
+The package libtpu can compile for a topology that is not present (`make bench-tpu-aot` installs
+it). The programs are the library's training step, with donated state, and its Predictor, both for
+ResNet-18 FCN-32s in bfloat16. Each is compiled for one chip and, data-parallel, for all chips of
+the topology. The results have the compiler's FLOPs, bytes, memory, collectives and estimated
+cycles. The estimates can compare forms of one computation. They do not predict seconds, and some
+instructions have none.
+
+A second part compares the forms of stem, pooling, head and loss that the library can choose. Each
+row is written to benchmarks/results/tpu_aot.json at once, so that a run can be stopped.
 """
 
 from __future__ import annotations
 
-import argparse
-import importlib.metadata
 import json
 import os
 import platform
@@ -24,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# Before jax is imported: libtpu would ask the cloud's metadata server which TPU this is.
+# These are set before jax is imported. Otherwise libtpu queries the cloud's metadata server.
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -34,28 +34,29 @@ from flax import nnx
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding
 
+from benchmarks.arguments import Parser
 from benchmarks.forms import cases
 from benchmarks.hlo import Program
-from benchmarks.setting import RECIPE, Setting
+from benchmarks.setting import Setting, training_step
 from fcn_jax import nn
 from fcn_jax.eval.predictor import Predictor
-from fcn_jax.models.spec import resolve
 from fcn_jax.runtime.atomic import write_json
-from fcn_jax.train import optim, sharding
-from fcn_jax.train import step as train_step
+from fcn_jax.runtime.versions import package_versions
+from fcn_jax.train import sharding
 
 RESULTS = Path(__file__).parent / "results" / "tpu_aot.json"
 TOPOLOGIES = {"v5e:2x2": 16, "v6e:2x4": 32, "v5p:2x2x1": 95}
-"""Topology -> GB of memory of one chip."""
+"""Topology -> memory of one chip in GB."""
 
 PROGRAMS = ("training", "mask")
 PACKAGES = ("fcn-jax", "jax", "jaxlib", "libtpu", "flax", "optax")
 
 
 def model_flops(setting: Setting, training: bool) -> float:
-    """Operations of a ResNet of basic blocks, 2 for each multiply-add; the head is a product.
+    """Return the floating-point operations of a ResNet of basic blocks with the product head.
 
-    A convolution's two gradients cost as much as itself each; the images need none.
+    A multiply-add is two operations. Each of a convolution's two gradients has as many operations
+    as the convolution. The first convolution has no gradient by the images.
     """
     model = setting.build()
     sizes = {
@@ -67,7 +68,7 @@ def model_flops(setting: Setting, training: bool) -> float:
     total = 0.0
     for path, module in nnx.iter_modules(model):
         if isinstance(module, nn.ConvTranspose):
-            # A block lies between every four features, and around them.
+            # A block of output pixels lies between any four features and at the borders.
             pixels = (rows + 1) * (cols + 1)
         elif isinstance(module, nn.Conv):
             height, width = (rows, cols) if path[0] == "head" else sizes.get(str(path[1]), stem)
@@ -80,7 +81,7 @@ def model_flops(setting: Setting, training: bool) -> float:
 
 
 def lowered(name: str, setting: Setting, mesh: Mesh) -> Any:
-    """One of `PROGRAMS`, `setting.batch` images on each device of the mesh."""
+    """Lower one of `PROGRAMS` with `setting.batch` images on each device of the mesh."""
     everywhere, split = sharding.on_every_device(mesh), sharding.over_batch(mesh)
     images = setting.batch * mesh.size
     batch = {
@@ -91,10 +92,7 @@ def lowered(name: str, setting: Setting, mesh: Mesh) -> Any:
     if name == "mask":
         predictor = Predictor(model, blocks=True)
         return predictor._segment.lower(_shapes(predictor._state, everywhere), batch["image"])
-    preprocess = resolve(model.spec).preprocess
-    state, step = train_step.make(
-        model, optim.make(RECIPE, 1000, nnx.state(model, nnx.Param)), preprocess, blocks=True
-    )
+    state, step = training_step(setting, model, blocks=True)
     return jax.jit(step, donate_argnums=0).lower(_shapes(state, everywhere), batch)
 
 
@@ -105,15 +103,16 @@ def _shapes(tree: Any, where: NamedSharding) -> Any:
 
 
 def compiled(program: Any) -> tuple[dict[str, Any], Program]:
-    """Compile, and read what the compiler says of one device's share."""
+    """Compile a program.
+
+    Returns:
+        The compiler's figures for one device, and the text of the compiled program, parsed.
+    """
     began = time.perf_counter()
     executable = program.compile()
     seconds = time.perf_counter() - began
-    cost, memory, found = (
-        executable.cost_analysis(),
-        executable.memory_analysis(),
-        Program(executable.as_text()),
-    )
+    cost, memory = executable.cost_analysis(), executable.memory_analysis()
+    found = Program(executable.as_text())
     row = {
         "flops": cost["flops"],
         "bytes_accessed": cost["bytes accessed"],
@@ -136,7 +135,18 @@ def compiled(program: Any) -> tuple[dict[str, Any], Program]:
 
 
 def measure(topology: str, chips: int, devices: Any, name: str, setting: Setting) -> dict[str, Any]:
-    """Compile one program and check it."""
+    """Compile one program and check it.
+
+    Args:
+        topology: a key of `TOPOLOGIES`.
+        chips: number of chips that the program uses.
+        devices: devices of the topology.
+        name: one of `PROGRAMS`.
+        setting: the model, and the batch on each chip.
+
+    Returns:
+        The figures and checks, ready for JSON.
+    """
     mesh = Mesh(np.array(devices[:chips]), ("data",), axis_types=(AxisType.Auto,))
     row, found = compiled(lowered(name, setting, mesh))
     logits = setting.batch * setting.size[0] * setting.size[1] * setting.num_classes
@@ -166,7 +176,7 @@ def measure(topology: str, chips: int, devices: Any, name: str, setting: Setting
 
 
 def show(row: dict[str, Any]) -> None:
-    """Print a program's line, and what it fails."""
+    """Print the figures of a program and its failed checks."""
     gathered = ", ".join(
         f"{kind} x{at['count']}, {at['bytes'] / 1e6:.0f} MB"
         for kind, at in row["collectives"].items()
@@ -185,7 +195,7 @@ def show(row: dict[str, Any]) -> None:
 
 
 def show_form(row: dict[str, Any]) -> None:
-    """Print a form's line."""
+    """Print the figures of a form."""
     print(
         f"{row['operator']:<14} {row['form']:<24} {row['flops'] / 1e9:7.0f} GFLOP  "
         f"{row['bytes_accessed'] / 1e9:6.2f} GB  "
@@ -196,33 +206,39 @@ def show_form(row: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Compile what is not left out, print a line for each, write as it goes."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.tpu_aot", description=__doc__.splitlines()[0]
+    """Compile the selected programs; print and write each row at once."""
+    parser = Parser("benchmarks.tpu_aot", __doc__)
+    parser.add_argument(
+        "--topology",
+        choices=TOPOLOGIES,
+        action="append",
+        help="topology; may be repeated (default: all)",
     )
-    parser.add_argument("--topology", choices=TOPOLOGIES, action="append", help="default: all")
     parser.add_argument(
         "--program",
         choices=(*PROGRAMS, "forms"),
         action="append",
-        help="default: all; forms on the first topology",
+        help="program; may be repeated; forms are compiled for the first topology only "
+        "(default: all)",
     )
-    parser.add_argument("--chips", choices=("one", "slice"), action="append", help="default: both")
-    parser.add_argument("--batch", type=int, default=128, help="images on each chip")
-    parser.add_argument("--size", type=int, nargs=2, default=(320, 480), metavar=("H", "W"))
     parser.add_argument(
-        "--out", type=Path, default=RESULTS, help="JSON file; rows that are not compiled again stay"
+        "--chips",
+        choices=("one", "slice"),
+        action="append",
+        help="one chip, or all chips of the topology (default: both)",
+    )
+    parser.add_argument("--batch", type=int, default=128, help="images on each chip")
+    parser.add_size()
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS, help="JSON file; other rows in it stay"
     )
     args = parser.parse_args()
     setting = Setting(batch=args.batch, size=tuple(args.size), dtype="bfloat16")
-    wanted = args.program or (*PROGRAMS, "forms")
+    chosen = args.program or (*PROGRAMS, "forms")
     result = (
         json.loads(args.out.read_text()) if args.out.exists() else {"programs": [], "forms": []}
     )
-    environment = {
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in PACKAGES},
-    }
+    environment = {"python": platform.python_version(), **package_versions(PACKAGES)}
 
     def keep(
         part: str,
@@ -241,12 +257,12 @@ def main() -> None:
         devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
         for chips in args.chips or ("one", "slice"):
             for name in PROGRAMS:
-                if name in wanted:
+                if name in chosen:
                     row = measure(
                         topology, 1 if chips == "one" else len(devices), devices, name, setting
                     )
                     keep("programs", ("topology", "chips", "program"), row, show)
-        if "forms" in wanted and topology == topology_names[0]:
+        if "forms" in chosen and topology == topology_names[0]:
             mesh = Mesh(np.array(devices[:1]), ("data",), axis_types=(AxisType.Auto,))
             for operator, forms in cases(setting).items():
                 for form, (function, shapes) in forms.items():

@@ -1,25 +1,25 @@
-"""Time a recipe's training step here and in PyTorch, in turn, on the same values and batches.
+"""Time the training step of a recipe in the library and in PyTorch, in turn.
 
     python -m benchmarks.training_step camvid --data CAMVID --rounds 8
 
-Prints both losses of each round, then the medians and their ratio; an epoch is so many steps, as
-input is read while a step computes. Written to benchmarks/results/training_step_cpu.json, a row for
-each recipe; others stay.
+Both start with the same parameters and train on the same batches. The losses and times of each
+round are printed, then the medians and their ratio. The time of an epoch is that of its steps,
+because input is read during a step. A row for each recipe is written to
+benchmarks/results/training_step_cpu.json; other rows in it stay.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import statistics
 import time
 from pathlib import Path
 
-import jax
-import torch
 from flax import nnx
 
 from benchmarks import torch_training
+from benchmarks.arguments import Parser
+from benchmarks.jax_tasks import compiled_step
 from benchmarks.record import RESULTS, environment, keep, prepare_backend
 from fcn_jax import compiler_options, config, recipes
 from fcn_jax.data.pipeline import steps_per_epoch, train_batches
@@ -27,23 +27,20 @@ from fcn_jax.data.transforms import Augment
 from fcn_jax.models.build import build
 from fcn_jax.plugins import registry
 from fcn_jax.runtime import process
-from fcn_jax.runtime.memory import trim_malloc
 from fcn_jax.train import optim
 from fcn_jax.train import step as train_step
 
 
 def main() -> None:
-    """Print a line per round and the medians; keep them."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("recipe")
-    parser.add_argument("--data")
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    """Measure, print and write the results."""
+    parser = Parser("benchmarks.training_step", __doc__)
+    parser.add_recipe()
+    parser.add_argument("--rounds", type=int, default=8, help="timed steps")
     parser.add_argument(
         "--out", type=Path, default=RESULTS / "training_step_cpu.json", help="JSON file"
     )
     args = parser.parse_args()
-    process.configure_process(trains=True)  # as `fcn-jax train` does; PyTorch gains by it too
+    process.configure_process(trains=True)  # as `fcn-jax train` does; PyTorch benefits too
     prepare_backend("cpu")
     recipe = config.parse(recipes.override(recipes.read_recipe(args.recipe), args.set), args.recipe)
     dataset = registry.default().dataset(recipe.data.dataset)
@@ -57,7 +54,6 @@ def main() -> None:
     steps = epoch_steps * recipe.train.epochs
 
     network, fresh = torch_training.build(recipe, len(source.classes))
-    network = network.to(memory_format=torch.channels_last).train()
     optimizer = torch_training.make_optimizer(recipe, network, fresh)
     spec = dataclasses.replace(recipe.model, num_classes=len(source.classes))
     model = build(spec, rngs=nnx.Rngs(recipe.train.seed))
@@ -67,13 +63,8 @@ def main() -> None:
 
     first = next(batches)
     began = time.perf_counter()
-    compiled = (
-        jax.jit(step, donate_argnums=0, compiler_options=compiler_options())
-        .lower(state, first)
-        .compile()
-    )
+    compiled = compiled_step(step, state, first, compiler_options())
     compile_seconds = time.perf_counter() - began
-    trim_malloc()
 
     seconds: dict[str, list[float]] = {"jax": [], "torch": []}
     for number in range(args.rounds + 1):
@@ -82,21 +73,14 @@ def main() -> None:
         state, metrics = compiled(state, batch)
         jax_loss = float(metrics["loss"])
         middle = time.perf_counter()
-        optimizer.zero_grad(set_to_none=True)
-        logits = network(torch_training.to_input(batch["image"], preprocess))
-        loss = torch.nn.functional.cross_entropy(
-            logits, torch.from_numpy(batch["mask"]).long(), ignore_index=255
-        )
-        loss.backward()
-        optimizer.step()
-        torch_loss = loss.item()
+        torch_loss = torch_training.take_step(network, optimizer, batch, preprocess)
         ended = time.perf_counter()
         print(
-            f"loss {jax_loss:.5f} {torch_loss:.5f}   seconds {middle - began:.2f} "
-            f"{ended - middle:.2f}",
+            f"JAX: loss {jax_loss:.5f}, {middle - began:.2f} s; "
+            f"PyTorch: loss {torch_loss:.5f}, {ended - middle:.2f} s",
             flush=True,
         )
-        if number:  # the first warms up
+        if number:  # the first step warms up
             seconds["jax"].append(middle - began)
             seconds["torch"].append(ended - middle)
     batches.close()
@@ -110,8 +94,8 @@ def main() -> None:
     }
     keep(args.out, {"recipe": args.recipe, "set": args.set}, row)
     print(
-        f"a step: {medians['jax']:.3f} s, PyTorch's {medians['torch']:.3f} s, "
-        f"{row['jax_over_torch']:.2f} times as long\n{args.out}"
+        f"step: JAX {medians['jax']:.3f} s, PyTorch {medians['torch']:.3f} s, "
+        f"ratio {row['jax_over_torch']:.2f}\nwritten: {args.out}"
     )
 
 

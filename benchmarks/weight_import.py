@@ -1,15 +1,15 @@
 """Time and memory of importing PyTorch weights: `python -m benchmarks.weight_import`.
 
-For each model and file format, in a process of its own that has imported jax and torch already and
-compiled a first program (which brings the compiler's 40 MB into memory, as any use of a model
-does):
+Two actions are measured for each model and file format:
 
-* `load`: a backbone's ImageNet file into a network with the fcn32s head, by `build_model` and
-  `load_torch`; a whole model's file by `fcn_jax.load`, which draws no initial values;
-* `convert`: what `fcn-jax convert` does, which draws none either, and also writes a checkpoint.
+* `load`: for a backbone, `build_model` builds a network with the head `fcn32s`, and `load_torch`
+  loads an ImageNet file. For a model, `fcn_jax.load` loads its file and draws no initial values.
+* `convert`: `fcn-jax convert` draws no initial values and writes a checkpoint.
 
-`peak_mb` is what the peak of the process's memory grew by, compiled code included; Linux only. The
-median of some runs of each is printed and written to benchmarks/results/weight_import_cpu.json.
+Each action runs in its own processes, which first import jax and torch and compile a program. This
+brings 40 MB of the compiler into memory, as every use of a model does. `peak_mb` is the growth of
+the peak memory of the process, including compiled code. It requires Linux. The medians of several
+processes are printed and written to benchmarks/results/weight_import_cpu.json.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.arguments import Parser
 from benchmarks.record import RESULTS, environment, keep, prepare_backend
 
 MODELS = ("resnet18", "resnet152", "fcn32s_resnet18", "fcn_resnet101")
@@ -35,12 +36,12 @@ ROUNDS = 5
 
 
 def peak_mb() -> float:
-    """Largest resident memory of this process. `ru_maxrss` would include the parent's."""
+    """Return the peak resident memory of this process; `ru_maxrss` would include the parent's."""
     return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
 
 
 def write_weights(model: str, path: Path) -> None:
-    """Write a file of random values in a model's names and shapes; backbones with a classifier."""
+    """Write random weights for a model. A backbone's file also has a classifier."""
     from flax import nnx
 
     from fcn_jax.convert.tables import tables
@@ -117,7 +118,7 @@ def measure(action: str, model: str, path: Path) -> dict[str, float]:
 
 
 def in_processes(action: str, model: str, path: Path) -> dict[str, float]:
-    """The median of what `measure` finds in several processes."""
+    """Run `measure` in several processes; returns the medians."""
     command = [
         sys.executable,
         "-m",
@@ -139,16 +140,14 @@ def in_processes(action: str, model: str, path: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "models", nargs="*", default=MODELS, help="registered backbones or whole models"
-    )
+    """Measure, print and write the results."""
+    parser = Parser("benchmarks.weight_import", __doc__)
+    parser.add_argument("models", nargs="*", default=MODELS, help="registered backbones or models")
     parser.add_argument(
         "--out",
         type=Path,
         default=RESULTS / "weight_import_cpu.json",
-        help="JSON file; rows already there stay",
+        help="JSON file; other rows in it stay",
     )
     parser.add_argument("--measure", nargs=2, metavar=("ACTION", "FILE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -171,8 +170,8 @@ def main() -> None:
                     )
                     print(
                         f"{model:<16} {suffix:<13} {action:<8} {row['seconds']:5.2f} s, "
-                        f"{row['peak_mb']:4.0f} MB at most, "
-                        f"{row['peak_mb'] / row['file_mb']:.2f} times the file",
+                        f"peak {row['peak_mb']:4.0f} MB, "
+                        f"{row['peak_mb'] / row['file_mb']:.2f} times the file size",
                         flush=True,
                     )
                 file.unlink()

@@ -1,4 +1,4 @@
-"""A contender in its own process, which shares neither threads nor memory with others."""
+"""Each contender runs in its own process, so that contenders share no threads and no memory."""
 
 from __future__ import annotations
 
@@ -23,14 +23,17 @@ from fcn_jax.runtime.memory import trim_malloc
 def workers(
     task: str, setting: Setting, contenders: Iterable[Contender], cache: Path | None = None
 ) -> Iterator[dict[str, Worker]]:
-    """A process for each contender, by name, prepared one after the other and always ended.
+    """Start a process for each contender, prepare them in turn, and end them on exit.
 
     Args:
-        task: what they do.
-        setting: on what.
-        contenders: who.
-        cache: folder in which each keeps its compiled programs, apart from the others'; else where
-            the environment says.
+        task: the task that all run.
+        setting: model, inputs and device.
+        contenders: the contenders.
+        cache: folder for compiled programs, with a subfolder for each contender; by default the
+            environment variables of JAX and PyTorch decide.
+
+    Yields:
+        Name of the contender -> its process.
     """
     started: dict[str, Worker] = {}
     try:
@@ -55,12 +58,12 @@ def workers(
 
 
 class Worker:
-    """Runs one contender's task when told to.
+    """A process that runs the task of one contender on request.
 
     Attributes:
-        answer: what the first run came to.
-        first_seconds: how long it took, compilation included.
-        first_bytes: the most memory that the process held until then, on CPUs beyond what it held
+        answer: result of the first run.
+        first_seconds: duration of the first run, including compilation.
+        first_bytes: peak memory of the process until the end of the first run, less its memory
             before the task was prepared.
     """
 
@@ -73,47 +76,47 @@ class Worker:
     ) -> None:
         """Start the process."""
         context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
+        self._pipe, remote_end = context.Pipe()
         self._process = context.Process(
-            target=_serve, args=(theirs, contender, task, setting, cache), daemon=False
+            target=_serve, args=(remote_end, contender, task, setting, cache), daemon=False
         )
         self._process.start()
-        theirs.close()
+        remote_end.close()
 
     def wait_for_imports(self) -> None:
-        """Wait until the process has loaded its libraries. Raises as `prepare` does."""
-        self._answer()
+        """Wait until the process has imported its libraries. Raises as `prepare` does."""
+        self._receive()
 
     def prepare(self) -> None:
         """Prepare the task and run it once. Raises `RuntimeError` if the process fails."""
-        self.answer, self.first_seconds, self.first_bytes = self._ask("first")
+        self.answer, self.first_seconds, self.first_bytes = self._request("first")
 
     def __call__(self) -> None:
         """Run the task `tasks.in_a_row` times and wait."""
-        self._ask("call")
+        self._request("call")
 
     def close(self) -> int:
-        """Have the process end; the most memory it held after the first run, in bytes.
+        """Ask the process to end; returns its peak memory in bytes.
 
-        On a GPU that is the GPU's, the first run included; on CPUs the process's, beyond what it
-        held before the task was prepared.
+        On a GPU, this is the peak of GPU memory, including the first run. On a CPU, it is the peak
+        of the process after the first run, less its memory before the task was prepared.
         """
-        return int(self._ask("close"))
+        return int(self._request("close"))
 
     def wait(self) -> None:
-        """Until the process, told to end, has ended; half a minute at most."""
+        """Wait until the process has ended after `close`, but at most 30 seconds."""
         self._process.join(30)
 
     def kill(self) -> None:
-        """End the process, whatever it does, if it has not ended."""
+        """Kill the process if it has not ended."""
         self._process.kill()
         self._process.join()
 
-    def _ask(self, what: str) -> Any:
+    def _request(self, what: str) -> Any:
         self._pipe.send(what)
-        return self._answer()
+        return self._receive()
 
-    def _answer(self) -> Any:
+    def _receive(self) -> Any:
         try:
             ok, found = self._pipe.recv()
         except EOFError as error:
@@ -127,9 +130,8 @@ def _serve(
     pipe: Connection, contender: Contender, task: str, setting: Setting, cache: Path | None
 ) -> None:
     try:
-        process.configure_process(
-            trains=task not in INFERENCE
-        )  # as the library's commands do; every contender gains by it
+        # The library's commands configure their process so. Every contender benefits from it.
+        process.configure_process(trains=task not in INFERENCE)
         if cache:
             _keep_compiled_programs(cache)
         _import(contender)
@@ -144,7 +146,7 @@ def _serve(
                 answer = work.on_host(work())
                 pipe.send((True, (answer, time.perf_counter() - began, _peak() - before)))
                 del answer
-                trim_malloc()  # as the training loop does after its first step
+                trim_malloc()  # as in `fcn_jax.train.loop` after the first step
                 _start_peak()
             elif what == "call":
                 assert work is not None
@@ -165,14 +167,14 @@ def _serve(
 
 
 def _keep_compiled_programs(folder: Path) -> None:
-    import jax  # it is there already, and so asks its environment no more
+    import jax  # already imported, so its environment variable has no effect any more
 
     jax.config.update("jax_compilation_cache_dir", str(folder))
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
 
 
 def _import(contender: Contender) -> None:
-    """Load the libraries, whose size is not the task's."""
+    """Import the libraries before memory is measured."""
     import benchmarks.jax_tasks
 
     if contender.framework == "torch":
@@ -180,7 +182,7 @@ def _import(contender: Contender) -> None:
 
 
 def _start_peak() -> int:
-    """Forget what was held at most so far, where the system can; what is held now, in bytes."""
+    """Reset the peak memory if the system supports it; returns the current memory in bytes."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     return _status("VmRSS")

@@ -1,4 +1,4 @@
-"""A seeded, bounded fuzz test of everything that reads a user's files, settings and arguments.
+"""A seeded, bounded fuzz test of all code that reads a user's files, settings and arguments.
 
 `python -m fuzz` runs it (`make fuzz`); `tests/test_fuzz.py` runs a short form. Each case is named
 by FAMILY:MUTATION:SEED and is the same on every machine. `docs/reliability.md` lists the mutations
@@ -6,7 +6,7 @@ and the last result.
 
     cases        the cases, and the register of mutations
     damage       flips, cuts and insertions of bytes
-    encoders     PNG and TIFF files of every bit depth, independent of any decoder's own writer
+    encoders     PNG and TIFF files of every bit depth, written without an image library
     product      the entry points of fcn_jax that the cases call
     oracle       runs one case, and judges it
     workers      processes with a time limit for each case

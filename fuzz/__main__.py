@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fuzz import report
 from fuzz.cases import FAMILIES, Case, numbers, plan
-from fuzz.workers import run_all, run_here
+from fuzz.workers import run_all, run_one_by_one
 
 
 def main() -> int:
@@ -24,7 +24,7 @@ def main() -> int:
         prog="python -m fuzz", description="Feed fcn_jax mutated files, settings and arguments."
     )
     parser.add_argument(
-        "--cases", type=int, default=3000, help="least number of cases (default: 3000)"
+        "--cases", type=int, default=3000, help="minimum number of cases (default: 3000)"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of all cases (default: 0)")
     parser.add_argument(
@@ -44,7 +44,10 @@ def main() -> int:
         help="write the table into this document, between its markers",
     )
     parser.add_argument(
-        "--only", metavar="FAMILY:MUTATION:SEED", action="append", help="run one case"
+        "--only",
+        metavar="FAMILY:MUTATION:SEED",
+        action="append",
+        help="run only this case; may be repeated",
     )
     parser.add_argument(
         "--keep", type=Path, metavar="DIR", help="with --only: keep the case's files here"
@@ -52,14 +55,14 @@ def main() -> int:
     args = parser.parse_args()
 
     if args.only:
-        verdicts = list(run_here(map(Case.parse, args.only), args.keep or Path("fuzz-cases")))
+        verdicts = list(run_one_by_one(map(Case.parse, args.only), args.keep or Path("fuzz-cases")))
         for verdict in verdicts:
             print(verdict)
         return int(any(verdict.fault for verdict in verdicts))
 
     began, counts = time.perf_counter(), numbers(args.cases)
     families = [list(plan(family, counts[family], args.seed)) for family in args.family or FAMILIES]
-    # In turn, so that both processes have slow ones and fast ones.
+    # Families alternate, so that every process has slow and fast cases.
     cases = [case for cases in itertools.zip_longest(*families) for case in cases if case]
     verdicts = []
     kinds: collections.Counter[tuple[str, str, str]] = collections.Counter()

@@ -39,7 +39,7 @@ class Case:
 
     @classmethod
     def parse(cls, text: str) -> Case:
-        """The inverse of `str`. Raises `ValueError` if the text is not a case."""
+        """Parse the result of `str`. Raises `ValueError` if the text is not a case."""
         family, mutation, seed = text.split(":")
         if mutation not in mutations(family):
             raise ValueError(
@@ -48,14 +48,14 @@ class Case:
         return cls(family, mutation, int(seed))
 
     def rng(self) -> np.random.Generator:
-        """The case's own random numbers."""
+        """Return the random numbers of the case."""
         return np.random.default_rng(
             [zlib.crc32(f"{self.family}:{self.mutation}".encode()), self.seed]
         )
 
 
 class WrongError(Exception):
-    """An error that the result does not show, such as an input that is gone, with a description."""
+    """A fault that the result does not show, such as a deleted input; the message describes it."""
 
 
 class UndetectableError(Exception):
@@ -64,14 +64,14 @@ class UndetectableError(Exception):
 
 @dataclasses.dataclass(kw_only=True)
 class Trial:
-    """A call that a mutation has prepared, and its expected result.
+    """A prepared call and its expected result.
 
     Attributes:
         call: calls the product; its result goes to `right`.
-        right: returns the problem with a result, or None; raises `UndetectableError`, with the
-            reason. If `right` is None, the input must be rejected.
-        refusable: whether an error is right too. Valid input of a documented kind must be read.
-        names: words of which an error must contain one, such as the name of the file.
+        right: returns the problem with a result, or None; raises `UndetectableError` with a reason
+            if no program could detect the problem. If `right` is None, the input must be rejected.
+        refusable: whether an error is also correct. Valid input of a documented kind must be read.
+        names: words such as the name of the file; an error must contain one of them.
         outputs: paths that may be created or changed, with everything below them.
         partial: whether an error may leave files at `outputs`.
     """
@@ -85,7 +85,7 @@ class Trial:
 
 
 Mutation = Callable[[np.random.Generator, Path], Trial]
-"""(random numbers, an empty folder of its own) -> what to try."""
+"""(random numbers, an empty folder) -> the trial."""
 
 _REGISTER: dict[str, dict[str, tuple[Mutation, int]]] = {family: {} for family in FAMILIES}
 
@@ -106,15 +106,15 @@ def mutation(family: str, weight: int = 1) -> Callable[[Mutation], Mutation]:
 
 
 def mutations(family: str) -> dict[str, tuple[Mutation, int]]:
-    """A family's mutations by name, with their weights. Raises `ValueError` for other families."""
+    """Return name -> (mutation, weight). Raises `ValueError` for an unknown family."""
     if family not in FAMILIES:
-        raise ValueError(f"no family '{family}'; known are {', '.join(FAMILIES)}")
+        raise ValueError(f"unknown family '{family}'; known are {', '.join(FAMILIES)}")
     importlib.import_module(f"fuzz.{family}")
     return _REGISTER[family]
 
 
 def plan(family: str, count: int, seed: int) -> Iterator[Case]:
-    """`count` cases of a family: one of every mutation first, and then shares by weight.
+    """Yield the cases of a family: first one of every mutation, then shares by weight.
 
     Args:
         family: one of `FAMILIES`.
@@ -130,5 +130,5 @@ def plan(family: str, count: int, seed: int) -> Iterator[Case]:
 
 
 def numbers(count: int) -> dict[str, int]:
-    """The number of cases of each family, at least `count` together."""
+    """Return the number of cases of each family; their sum is at least `count`."""
     return {family: -(-count * share // 100) for family, share in SHARES.items()}

@@ -1,4 +1,7 @@
-"""Checkpoints with removed, emptied, damaged or exchanged files: loaded values are as saved."""
+"""Checkpoints with removed, emptied, damaged or exchanged files.
+
+The loaded values must be the saved ones.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +23,14 @@ Loaded = tuple[dict[str, np.ndarray], str]
 
 @functools.cache
 def saved(seed: int = 3) -> tuple[Path, Loaded]:
-    """A checkpoint, written once in a process, and its contents."""
+    """Return a checkpoint and its contents. Each process writes it once."""
     folder = Path(tempfile.mkdtemp(prefix="fuzz-checkpoint-")) / "model"
     product.save_checkpoint(folder, product.tiny_model(seed))
     return folder, product.load_checkpoint(folder)
 
 
 def copy(place: Path, seed: int = 3) -> Path:
-    """A copy of the checkpoint, to be changed."""
+    """Copy the checkpoint to a folder, so that it can be changed."""
     return Path(shutil.copytree(saved(seed)[0], place / "model"))
 
 
@@ -35,7 +38,7 @@ def as_saved(changed: str = "") -> Callable[[Loaded], str | None]:
     """Check that the loaded contents are the saved ones.
 
     Args:
-        changed: the changed file; if it is JSON without a checksum, other words in it cannot be
+        changed: the changed file. If it is JSON without a checksum, changed words in it cannot be
             detected.
     """
     arrays, spec = saved()[1]
@@ -60,6 +63,15 @@ def as_saved(changed: str = "") -> Callable[[Loaded], str | None]:
     return right
 
 
+def _trial(folder: Path, changed: Path) -> Trial:
+    """Load a checkpoint in which one file has changed."""
+    return Trial(
+        call=lambda: product.load_checkpoint(folder),
+        right=as_saved(str(changed.relative_to(folder))),
+        names=["model"],
+    )
+
+
 def _files(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.rglob("*")) if path.is_file()]
 
@@ -70,11 +82,7 @@ def file_damaged(rng: Rng, place: Path) -> Trial:
     folder = copy(place)
     path = _files(folder)[int(rng.integers(len(_files(folder))))]
     path.write_bytes(damage.some(rng, path.read_bytes()))
-    return Trial(
-        call=lambda: product.load_checkpoint(folder),
-        right=as_saved(str(path.relative_to(folder))),
-        names=["model"],
-    )
+    return _trial(folder, path)
 
 
 @mutation("checkpoints", 4)
@@ -88,11 +96,7 @@ def file_gone(rng: Rng, place: Path) -> Trial:
         path.touch()
     elif what == 2:
         path.mkdir()
-    return Trial(
-        call=lambda: product.load_checkpoint(folder),
-        right=as_saved(str(path.relative_to(folder))),
-        names=["model"],
-    )
+    return _trial(folder, path)
 
 
 @mutation("checkpoints", 2)
@@ -102,16 +106,12 @@ def files_exchanged(rng: Rng, place: Path) -> Trial:
     files = _files(folder)
     first, second = (files[k] for k in rng.permutation(len(files))[:2])
     shutil.copy(first, second)
-    return Trial(
-        call=lambda: product.load_checkpoint(folder),
-        right=as_saved(str(second.relative_to(folder))),
-        names=["model"],
-    )
+    return _trial(folder, second)
 
 
 @mutation("checkpoints", 1)
 def folder_gone(rng: Rng, place: Path) -> Trial:
-    """A folder is removed, or the checkpoint moved one level down."""
+    """A folder is removed, or the checkpoint is moved into a subfolder."""
     folder = copy(place)
     what = int(rng.integers(3))
     if what == 2:
@@ -173,11 +173,7 @@ def spec_changed(rng: Rng, place: Path) -> Trial:
     else:
         table["model"]["num_classes"] += 1
     path.write_text(json.dumps(table))
-    return Trial(
-        call=lambda: product.load_checkpoint(folder),
-        right=as_saved("spec/metadata"),
-        names=["model"],
-    )
+    return _trial(folder, path)
 
 
 @mutation("checkpoints", 1)

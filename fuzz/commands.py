@@ -1,4 +1,4 @@
-"""The command line: odd arguments, and above all the files that it writes."""
+"""Command lines: unusual arguments, and the files that commands write."""
 
 from __future__ import annotations
 
@@ -35,14 +35,19 @@ def _predict(
     sizes: dict[str, tuple[int, int]] | None,
     *more: str,
 ) -> Trial:
-    """A call of `predict` whose masks must have these sizes by name, or that must be rejected."""
+    """Return a call of `predict`.
+
+    If `sizes` is None, it must be rejected. Otherwise the masks with these names must have these
+    sizes.
+    """
 
     def right(_: str) -> str | None:
         for name, size in (sizes or {}).items():
             if not (output / name).is_file():
-                return f"there is no {name}, but {sorted(path.name for path in output.iterdir())}"
+                found = sorted(path.name for path in output.iterdir())
+                return f"{name} is missing; the output has {found}"
             if _mask(output / name).shape != size:
-                return f"{name} is {_mask(output / name).shape}, right is {size}"
+                return f"{name} is {_mask(output / name).shape}, expected {size}"
         return None
 
     arguments = ["predict", str(model), *images, "-o", str(output), *more]
@@ -86,7 +91,7 @@ def predict_names(rng: Rng, place: Path) -> Trial:
 
 @mutation("commands", 1)
 def predict_name_that_is_no_text(rng: Rng, place: Path) -> Trial:
-    """A name has bytes that are not UTF-8."""
+    """The name of an image has bytes that are not UTF-8."""
     model = copy(place)
     (place / "photos").mkdir()
     path = os.fsencode(place / "photos") + b"/caf\xe9.png"
@@ -97,7 +102,7 @@ def predict_name_that_is_no_text(rng: Rng, place: Path) -> Trial:
 
 @mutation("commands", 4)
 def predict_over_its_inputs(rng: Rng, place: Path) -> Trial:
-    """The output is the folder of the images, also by another path: no photograph changes."""
+    """The output is the folder of the images, or another path to it. No photograph changes."""
     model = copy(place)
     folder = place / "photos"
     folder.mkdir()
@@ -127,7 +132,7 @@ def predict_over_its_inputs(rng: Rng, place: Path) -> Trial:
 
 
 def _checked(call: Callable[[], str], right: Callable[[str], str | None]) -> Callable[[], str]:
-    """The call; afterwards the inputs are checked, even if it was rejected."""
+    """Return a call that also checks the inputs afterwards, even if it was rejected."""
 
     def checked() -> str:
         try:
@@ -166,7 +171,7 @@ def predict_over_files_of_others(rng: Rng, place: Path) -> Trial:
 
 @mutation("commands", 2)
 def predict_twice(rng: Rng, place: Path) -> Trial:
-    """A second call for the same folder neither fails nor segments its own results."""
+    """A second call for the same folder does not segment the results of the first call."""
     model = copy(place)
     folder = place / "photos"
     folder.mkdir()
@@ -189,7 +194,7 @@ def predict_twice(rng: Rng, place: Path) -> Trial:
 
 @mutation("commands", 2)
 def predict_orientation(rng: Rng, place: Path) -> Trial:
-    """The mask of a turned photograph has the size of the upright picture."""
+    """The mask of a rotated photograph has the size of the upright picture."""
     model, image, turn = copy(place), photo(rng)[:17, :], int(rng.integers(2, 9))
     (place / "photo.jpg").write_bytes(by_pillow(stored(image, turn), "JPEG", exif=exif(turn)))
     return _predict(model, ["photo.jpg"], place / "out", {"photo.png": image.shape[:2]})
@@ -197,7 +202,7 @@ def predict_orientation(rng: Rng, place: Path) -> Trial:
 
 @mutation("commands", 3)
 def predict_nothing(rng: Rng, place: Path) -> Trial:
-    """Missing image, empty folder, text file, two images of one name, an output that is a file."""
+    """No image, an empty folder, a text file, two images with one name, or a file as output."""
     model = copy(place)
     (place / "empty").mkdir()
     (place / "a.txt").write_text("a")
@@ -256,7 +261,7 @@ def predict_some_damaged(rng: Rng, place: Path) -> Trial:
                     for kind in ("", "_overlay")
                 }
                 if found != meant:
-                    raise WrongError(f"{sorted(found)} are written, right is {sorted(meant)}")
+                    raise WrongError(f"{sorted(found)} are written, expected {sorted(meant)}")
 
         return checked
 
@@ -268,7 +273,7 @@ def predict_some_damaged(rng: Rng, place: Path) -> Trial:
 
 
 def _scenes(rng: Rng, place: Path, remap: Callable[[np.ndarray], np.ndarray], classes: str) -> Path:
-    """A dataset whose images show the class by brightness; `remap` changes the labels 0 to 2."""
+    """Write a dataset whose images show the class as brightness; `remap` changes labels 0 to 2."""
     root = place / "data"
     for split in ("train", "val"):
         for part in ("images", "masks"):
@@ -293,7 +298,7 @@ _TRAIN = (
 
 @mutation("commands", 3)
 def train_on_contradictions(rng: Rng, place: Path) -> Trial:
-    """Masks that contradict the classes are rejected before the first step, and leave no run."""
+    """Masks that contradict the classes are rejected before the first step; no run is left."""
     kinds: list[tuple[Callable[[np.ndarray], np.ndarray], str]] = [
         (lambda mask: np.where(mask == 1, 255, 0), "background\nroad\n"),
         (lambda mask: np.where(mask == 1, 255, 0), "background 0 0 0\nroad 9 9 9\n"),
@@ -310,7 +315,7 @@ def train_on_contradictions(rng: Rng, place: Path) -> Trial:
 
 @mutation("commands", 4)
 def train_with_wrong_settings(rng: Rng, place: Path) -> Trial:
-    """A wrong setting is found before the first step, in one line, and leaves no run."""
+    """A wrong setting is rejected in one line before the first step; no run is left."""
     root = _scenes(rng, place, lambda mask: mask, "sky\nroad\ncar\n")
     wrong = [
         "model.backbone=resnet19", "model.head=fcn33s", "model.output_stride=3",
@@ -353,7 +358,7 @@ def train_with_wrong_settings(rng: Rng, place: Path) -> Trial:
 
 @mutation("commands", 2)
 def eval_of_nothing_but_void(rng: Rng, place: Path) -> Trial:
-    """Scores without pixels have a note, and JSON stays valid."""
+    """JSON output stays valid if masks have no pixels of some or all classes."""
     model = copy(place)
     root = _scenes(
         rng,
@@ -369,7 +374,7 @@ def eval_of_nothing_but_void(rng: Rng, place: Path) -> Trial:
         try:
             json.loads(out, parse_constant=refuse)
         except ValueError as error:
-            return f"no JSON ({error}): {out[:200]}"
+            return f"invalid JSON ({error}): {out[:200]}"
         return None
 
     arguments = ["eval", str(model), "--dataset", "folder", "--data", str(root), "--json"]
@@ -378,7 +383,7 @@ def eval_of_nothing_but_void(rng: Rng, place: Path) -> Trial:
 
 @mutation("commands", 8)
 def odd_arguments(rng: Rng, place: Path) -> Trial:
-    """Random commands, options and words, none of which is a valid command."""
+    """Random commands, options and words, which form no valid command line."""
     model = copy(place)
     (place / "file.txt").write_text("text")
     words = [
@@ -428,7 +433,7 @@ def convert_over_files(rng: Rng, place: Path) -> Trial:
 
 @mutation("commands", 1)
 def in_a_process_of_its_own(rng: Rng, place: Path) -> Trial:
-    """Exit statuses, and standard error without a traceback, in a process."""
+    """A separate process has the right exit status and prints no traceback."""
     model = copy(place)
     (place / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     commands = [

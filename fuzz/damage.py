@@ -1,4 +1,4 @@
-"""Damage to the bytes of a file, as by disks, networks, editors and interrupted copies."""
+"""Damage to the bytes of a file, as disks, networks, editors and interrupted copies cause it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def flip(rng: np.random.Generator, data: bytes) -> bytes:
 
 
 def overwrite(rng: np.random.Generator, data: bytes) -> bytes:
-    """Overwrite a short run with random bytes."""
+    """Overwrite up to 16 bytes with random bytes."""
     at, run = _run(rng, data, 16)
     return data[:at] + rng.bytes(run) + data[at + run :]
 
@@ -35,19 +35,19 @@ def cut(rng: np.random.Generator, data: bytes) -> bytes:
 
 
 def remove(rng: np.random.Generator, data: bytes) -> bytes:
-    """Remove a run."""
+    """Remove up to a quarter of the bytes."""
     at, run = _run(rng, data, max(2, len(data) // 4))
     return data[:at] + data[at + run :]
 
 
 def insert(rng: np.random.Generator, data: bytes) -> bytes:
-    """Insert random bytes."""
+    """Insert up to 16 random bytes."""
     at, run = _run(rng, data, 16)
     return data[:at] + rng.bytes(run) + data[at:]
 
 
 def repeat(rng: np.random.Generator, data: bytes) -> bytes:
-    """Write a run twice."""
+    """Repeat up to a quarter of the bytes."""
     at, run = _run(rng, data, max(2, len(data) // 4))
     return data[: at + run] + data[at:]
 
@@ -71,7 +71,7 @@ ALL: dict[str, Damage] = {
 
 
 def some(rng: np.random.Generator, data: bytes) -> bytes:
-    """Damage of a random kind that changes the data."""
+    """Apply a random kind of damage that changes the data."""
     while True:
         damaged = ALL[str(rng.choice(list(ALL)))](rng, data)
         if damaged != data:

@@ -1,4 +1,4 @@
-"""PNG and TIFF files of every bit depth, and pictures turned as cameras store them."""
+"""Writers of PNG and TIFF files of every bit depth, and pictures rotated as cameras store them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 ORIENTATION = 0x0112
-"""The tag of EXIF and TIFF."""
+"""The orientation tag of EXIF and TIFF."""
 
 GRAY, RGB, INDEXED, GRAY_ALPHA, RGBA = 0, 2, 3, 4, 6
 """The color types of PNG."""
@@ -30,12 +30,12 @@ _ADAM7 = (
 
 
 def stored(upright: np.ndarray, orientation: int) -> np.ndarray:
-    """The pixels that a file of this orientation stores, so that viewers show `upright`.
+    """Return the pixels that a file with this orientation stores, so that viewers show `upright`.
 
     Args:
         upright: [H,W,...].
-        orientation: 1 to 8, of EXIF: the sides of the upright picture at which row 0 and column 0
-            of the stored pixels lie; 6 is "right, top".
+        orientation: EXIF orientation, 1 to 8. It tells which sides of the upright picture the
+            stored row 0 and column 0 are; 6 means "right, top".
     """
     swapped = np.swapaxes(upright, 0, 1)
     return {
@@ -51,7 +51,7 @@ def stored(upright: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def exif(orientation: int) -> Image.Exif:
-    """EXIF data that holds an orientation and a camera's name."""
+    """Return EXIF data with an orientation and a camera name."""
     tags = Image.Exif()
     tags[ORIENTATION] = orientation
     tags[0x010F] = "camera"
@@ -59,7 +59,7 @@ def exif(orientation: int) -> Image.Exif:
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
-    """A chunk of a PNG."""
+    """Return a chunk of a PNG, with its checksum."""
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
@@ -109,7 +109,7 @@ def png(
 
 
 def png_chunks(data: bytes) -> list[bytes]:
-    """The signature and the chunks of a PNG; `b"".join` gives the PNG again."""
+    """Split a PNG into its signature and its chunks."""
     parts, at = [data[:8]], 8
     while at < len(data):
         end = at + 12 + int.from_bytes(data[at : at + 4], "big")
@@ -144,7 +144,7 @@ def _filtered(samples: np.ndarray, depth: int, rng: np.random.Generator | None) 
 
 
 def _packed(samples: np.ndarray, depth: int, order: str = ">") -> np.ndarray:
-    """Rows of bytes: u8[H, bytes]."""
+    """Pack samples into rows of bytes: u8[H, bytes]."""
     height = samples.shape[0]
     rows = samples.reshape(height, -1)
     if depth == 16:

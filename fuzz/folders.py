@@ -1,4 +1,4 @@
-"""Datasets in folders: class lists, split lists, names, and stray files."""
+"""Folder datasets: class lists, split lists, names, and unrelated files."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ Rng = np.random.Generator
 
 
 @dataclasses.dataclass(frozen=True)
-class Truth:
-    """The contents of a dataset: each image's name, pixels and labels."""
+class Dataset:
+    """The contents of a dataset: class names and colors, and pixels and labels by image name."""
 
     names: tuple[str, ...]
     colors: tuple[tuple[int, int, int], ...]
@@ -45,12 +45,12 @@ _WORDS = (
 )
 
 
-def truth(
+def draw(
     rng: Rng,
     names: Sequence[str] | None = None,
     ids: Sequence[str] = ("a", "b", "c"),
     void: bool = True,
-) -> Truth:
+) -> Dataset:
     """Draw a dataset."""
     if names is None:
         names = [_WORDS[k] for k in rng.permutation(len(_WORDS))[: rng.integers(2, 8)]]
@@ -60,13 +60,14 @@ def truth(
     images = {
         name: rng.integers(0, 256, (*mask.shape, 3), np.uint8) for name, mask in masks.items()
     }
-    return Truth(tuple(names), colors, images, masks)
+    return Dataset(tuple(names), colors, images, masks)
 
 
-def write(place: Path, data: Truth, classes: bytes | str, *, split: str | None = None) -> Path:
+def write(place: Path, data: Dataset, classes: bytes | str, *, split: str | None = None) -> Path:
     """Write a dataset of PNG images and gray PNG masks.
 
-    It is flat, with a list of all images in `splits/train.txt`, or in subfolders `split`.
+    If `split` is None, `splits/train.txt` lists all images. Otherwise the files are in subfolders
+    of that name.
     """
     root = place / "data"
     for part in ("images", "masks"):
@@ -88,43 +89,45 @@ def _plain(name: str) -> str:
 
 
 def reads(
-    data: Truth,
+    data: Dataset,
     *,
     names: Sequence[str] | None = None,
     colors: bool = False,
     ids: Sequence[str] | None = None,
     masks: dict[str, np.ndarray] | None = None,
 ) -> Callable[[product.Reading], str | None]:
-    """Check that the reading is the dataset.
+    """Check that the dataset is read correctly.
 
     Args:
         data: the dataset.
-        names: names of the classes; by default the dataset's.
-        colors: whether the palette must be the dataset's too.
-        ids: IDs of the images, in order; by default all, in any order.
-        masks: labels; by default the dataset's.
+        names: expected class names; by default the dataset's.
+        colors: whether the colors must also be the dataset's.
+        ids: expected image names in this order; by default all in any order.
+        masks: expected labels; by default the dataset's.
     """
     expected = tuple(map(_plain, data.names if names is None else names))
 
     def right(reading: product.Reading) -> str | None:
         if tuple(map(_plain, reading.names)) != expected:
-            return f"the classes are read as {list(reading.names)}, right is {list(expected)}"
+            return f"the classes are read as {list(reading.names)}, expected {list(expected)}"
         if colors and reading.palette != data.colors:
-            return f"the colors are read as {list(reading.palette)}, right is {list(data.colors)}"
+            return f"the colors are read as {list(reading.palette)}, expected {list(data.colors)}"
         found = [_plain(name) for name, _, _ in reading.examples]
         if (
             (found != [_plain(name) for name in ids])
             if ids is not None
             else (sorted(found) != sorted(map(_plain, data.images)))
         ):
-            return f"the images are {found}, right is {list(data.images if ids is None else ids)}"
+            return f"the images are {found}, expected {list(data.images if ids is None else ids)}"
         own = {_plain(name): name for name in data.images}
         for name, image, mask in reading.examples:
             if not np.array_equal(image, data.images[own[_plain(name)]]):
-                return f"{name}: another image"
-            meant = (masks or data.masks)[own[_plain(name)]]
-            if mask.shape != meant.shape or (mask != meant).any():
-                wrong = mask != meant if mask.shape == meant.shape else np.ones(1, bool)
+                return f"{name}: the pixels differ"
+            expected_mask = (masks or data.masks)[own[_plain(name)]]
+            if mask.shape != expected_mask.shape or (mask != expected_mask).any():
+                wrong = (
+                    mask != expected_mask if mask.shape == expected_mask.shape else np.ones(1, bool)
+                )
                 return f"{name}: {int(wrong.sum())} labels differ"
         return None
 
@@ -145,7 +148,7 @@ def _trial(
 # --------------------------------------------------------------------------------- lists of classes
 
 
-def _lines(rng: Rng, data: Truth, colors: bool) -> list[str]:
+def _lines(rng: Rng, data: Dataset, colors: bool) -> list[str]:
     gap = str(rng.choice([" ", "  ", "\t"]))
     return [
         name + (gap + gap.join(map(str, color)) if colors else "")
@@ -155,8 +158,8 @@ def _lines(rng: Rng, data: Truth, colors: bool) -> list[str]:
 
 @mutation("folders", 6)
 def classes_from_any_editor(rng: Rng, place: Path) -> Trial:
-    """Byte order mark, other line ends, comments, blank lines, spaces: the classes are the same."""
-    data, colors = truth(rng), bool(rng.integers(2))
+    """Byte order marks, line ends, comments, blank lines and spaces do not change the classes."""
+    data, colors = draw(rng), bool(rng.integers(2))
     lines: list[str] = []
     for line in _lines(rng, data, colors):
         while rng.integers(4) == 0:
@@ -169,14 +172,15 @@ def classes_from_any_editor(rng: Rng, place: Path) -> Trial:
     text = str(rng.choice(["\n", "\r\n", "\r"])).join(lines)
     text += str(rng.choice(["", "\n", "\r\n", "\n\n\n"]))
     contents = (b"\xef\xbb\xbf" if rng.integers(2) else b"") + text.encode()
-    # Masks are gray, with labels as values. If the list has colors, the dataset may be rejected.
+    # The masks store labels as gray values, so the dataset may be rejected if the classes have
+    # colors.
     return _trial(write(place, data, contents), reads(data, colors=colors), colors)
 
 
 @mutation("folders", 3)
 def masks_by_the_colors_of_the_classes(rng: Rng, place: Path) -> Trial:
-    """Masks are RGB, or indexed with the colors in another order."""
-    data = truth(rng, void=False)
+    """Masks are RGB, or indexed with a palette in another order."""
+    data = draw(rng, void=False)
     root = write(place, data, "\n".join(_lines(rng, data, True)))
     indexed = bool(rng.integers(2))
     order = rng.permutation(len(data.names))
@@ -193,8 +197,8 @@ def masks_by_the_colors_of_the_classes(rng: Rng, place: Path) -> Trial:
 
 @mutation("folders", 2)
 def void_lines(rng: Rng, place: Path) -> Trial:
-    """Void last becomes 255. Void first is rejected, or the labels count from the next line."""
-    data = truth(rng, void=False)
+    """The last classes are void, and become 255; or the first is void, which may be rejected."""
+    data = draw(rng, void=False)
     lines = list(data.names)
     first = bool(rng.integers(2))
     voids = 1 if first else int(rng.integers(1, 3))
@@ -212,8 +216,8 @@ def void_lines(rng: Rng, place: Path) -> Trial:
 
 @mutation("folders", 4)
 def lists_of_annotation_tools(rng: Rng, place: Path) -> Trial:
-    """labelme, CVAT, CamVid, CSV, Cityscapes, YOLO: the right classes and labels, or an error."""
-    data = truth(rng, names=[_WORDS[k] for k in rng.permutation(3)] + ["pole"], void=False)
+    """Class lists of annotation tools, such as labelme and CVAT, are read correctly or rejected."""
+    data = draw(rng, names=[_WORDS[k] for k in rng.permutation(3)] + ["pole"], void=False)
     rows = list(zip(data.names, data.colors, strict=True))
     texts = {
         "cvat": "# label:color_rgb:parts:actions\n"
@@ -258,7 +262,7 @@ def lists_of_annotation_tools(rng: Rng, place: Path) -> Trial:
     names: Sequence[str] = data.names
     masks = data.masks
     if kind == "labelme":
-        # It writes -1 as 255 or 0 as the background, and counts the others from 1.
+        # In labelme, label 0 is the background, and the other labels start at 1.
         names = ("_background_", *data.names)
         masks = {name: mask + 1 for name, mask in data.masks.items()}
     root = write(place, dataclasses.replace(data, masks=masks), texts[kind])
@@ -267,8 +271,8 @@ def lists_of_annotation_tools(rng: Rng, place: Path) -> Trial:
 
 @mutation("folders", 2)
 def numbered_out_of_order(rng: Rng, place: Path) -> Trial:
-    """Numbers that contradict the order of the lines are never ignored."""
-    data = truth(rng, void=False)
+    """Class numbers that contradict the order of the lines are never ignored."""
+    data = draw(rng, void=False)
     order = rng.permutation(len(data.names))
     if (order == np.arange(len(order))).all():
         order = order[::-1]
@@ -279,8 +283,8 @@ def numbered_out_of_order(rng: Rng, place: Path) -> Trial:
 
 @mutation("folders", 2)
 def classes_that_contradict_themselves(rng: Rng, place: Path) -> Trial:
-    """A name or color occurs twice, a color has 256, or only some classes have colors."""
-    data = truth(rng, void=False)
+    """A name or color occurs twice, a color has the value 256, or only some classes have colors."""
+    data = draw(rng, void=False)
     lines = _lines(rng, data, True)
     at = int(rng.integers(len(lines)))
     other = (at + 1) % len(lines)
@@ -297,8 +301,8 @@ def classes_that_contradict_themselves(rng: Rng, place: Path) -> Trial:
 
 @mutation("folders", 2)
 def classes_in_another_encoding(rng: Rng, place: Path) -> Trial:
-    """UTF-16 and UTF-32, with and without a byte order mark, Latin-1, empty, binary."""
-    data = truth(rng, names=["Straße", "sky"])
+    """A class list in UTF-16, UTF-32, Latin-1 or CP437, an empty one, or a binary file."""
+    data = draw(rng, names=["Straße", "sky"])
     text = "Straße\nsky\n"
     contents = [
         text.encode("utf-16"),
@@ -317,7 +321,7 @@ def classes_in_another_encoding(rng: Rng, place: Path) -> Trial:
 
 @mutation("folders", 3)
 def odd_characters_in_names(rng: Rng, place: Path) -> Trial:
-    """Only line feeds and carriage returns end a line, as in every editor."""
+    """Only line feeds and carriage returns end a line, as in editors; other separators do not."""
     odd = str(
         rng.choice(
             [
@@ -336,7 +340,7 @@ def odd_characters_in_names(rng: Rng, place: Path) -> Trial:
             ]
         )
     )
-    data = truth(rng, names=["sky", f"road{odd}way", "car"], void=False)
+    data = draw(rng, names=["sky", f"road{odd}way", "car"], void=False)
     return _trial(
         write(place, data, "".join(f"{name}\n" for name in data.names)), reads(data), True
     )
@@ -344,8 +348,8 @@ def odd_characters_in_names(rng: Rng, place: Path) -> Trial:
 
 @mutation("folders", 4)
 def damaged_classes(rng: Rng, place: Path) -> Trial:
-    """Accepted lists have one class per line, in the order of the lines."""
-    data = truth(rng, void=False)
+    """A damaged class list is rejected, or read as one class per line."""
+    data = draw(rng, void=False)
     contents = damage.some(rng, "".join(f"{name}\n" for name in data.names).encode())
     text = contents.decode("utf-8-sig", "replace").replace("\r\n", "\n").replace("\r", "\n")
     lines = [
@@ -363,8 +367,8 @@ _IDS = ("photo 0", "photo 1", "IMG_0001", "2024-01-01 10.30.00", "ünï", "a.b.c
 
 @mutation("folders", 6)
 def splits_as_people_write_them(rng: Rng, place: Path) -> Trial:
-    """Spaces, endings, paths, backslashes, line ends and comments: the images are the same."""
-    data = truth(rng, ids=[_IDS[k] for k in rng.permutation(len(_IDS))[:3]])
+    """Lines have spaces, endings, paths or backslashes, but mean the same images."""
+    data = draw(rng, ids=[_IDS[k] for k in rng.permutation(len(_IDS))[:3]])
     root = write(place, data, "\n".join(data.names))
     ids = list(rng.permutation(list(data.images)))
     form = str(
@@ -393,8 +397,8 @@ def splits_as_people_write_them(rng: Rng, place: Path) -> Trial:
 
 @mutation("folders", 3)
 def splits_of_two_columns(rng: Rng, place: Path) -> Trial:
-    """Each line has an image and its mask, or a number: the same images, or an error."""
-    data = truth(rng)
+    """Each line has an image and its mask or a number: read as the same images, or rejected."""
+    data = draw(rng)
     root = write(place, data, "\n".join(data.names))
     form = str(
         rng.choice(
@@ -416,7 +420,7 @@ def splits_of_two_columns(rng: Rng, place: Path) -> Trial:
 @mutation("folders", 3)
 def splits_that_are_wrong(rng: Rng, place: Path) -> Trial:
     """An image occurs twice, or is missing; the list is empty, or in another encoding."""
-    data = truth(rng)
+    data = draw(rng)
     root = write(place, data, "\n".join(data.names))
     texts = [
         "a\nb\na\n",
@@ -438,7 +442,7 @@ def splits_that_are_wrong(rng: Rng, place: Path) -> Trial:
     ]
     chosen = contents[int(rng.integers(len(contents)))]
     (root / "splits" / "train.txt").write_bytes(chosen)
-    # An image that is listed twice may be taken once.
+    # An image that is listed twice may be used once.
     twice = b"\na" in chosen and b"not" not in chosen
     ids = ["a", "b"] if chosen == b"a\nb\na\n" else ["a"]
     return _trial(root, reads(data, ids=ids) if twice else None, True, "train.txt", "data")
@@ -446,8 +450,8 @@ def splits_that_are_wrong(rng: Rng, place: Path) -> Trial:
 
 @mutation("folders", 2)
 def damaged_splits(rng: Rng, place: Path) -> Trial:
-    """Accepted lists give some of the images, each with its own mask."""
-    data = truth(rng, ids=["alpha", "beta", "gamma"])
+    """A damaged split list is rejected, or selects some of the images with their own masks."""
+    data = draw(rng, ids=["alpha", "beta", "gamma"])
     root = write(place, data, "\n".join(data.names))
     (root / "splits" / "train.txt").write_bytes(damage.some(rng, b"alpha\nbeta\ngamma\n"))
 
@@ -466,8 +470,8 @@ def damaged_splits(rng: Rng, place: Path) -> Trial:
 
 @mutation("folders", 5)
 def hidden_files_and_stray_folders(rng: Rng, place: Path) -> Trial:
-    """Files that systems and tools leave behind change nothing."""
-    data, split = truth(rng), str(rng.choice(["", "train"]))
+    """Hidden files and folders of operating systems and tools are ignored."""
+    data, split = draw(rng), str(rng.choice(["", "train"]))
     root = write(place, data, "\n".join(data.names), split=split or None)
     strays = {
         ".DS_Store": b"\0\0\0\1Bud1",
@@ -505,8 +509,8 @@ def hidden_files_and_stray_folders(rng: Rng, place: Path) -> Trial:
 
 @mutation("folders", 3)
 def names_that_a_person_calls_the_same(rng: Rng, place: Path) -> Trial:
-    """Case, endings, Unicode forms and suffixes differ: matched correctly, or an error."""
-    data = truth(rng, ids=["Café 1", "b", "c"])
+    """Names of image and mask differ in case, suffix or Unicode form: matched, or rejected."""
+    data = draw(rng, ids=["Café 1", "b", "c"])
     root = write(place, data, "\n".join(data.names))
     image, mask = root / "images" / "Café 1.png", root / "masks" / "Café 1.png"
     decomposed = unicodedata.normalize("NFD", "Café 1")
@@ -529,8 +533,8 @@ def names_that_a_person_calls_the_same(rng: Rng, place: Path) -> Trial:
 
 @mutation("folders", 3)
 def files_that_do_not_belong_together(rng: Rng, place: Path) -> Trial:
-    """A mask or image is missing, a folder or a broken link, or two images have one name."""
-    data = truth(rng)
+    """A mask or image is missing, empty, a folder or a broken link, or two images have one name."""
+    data = draw(rng)
     root = write(place, data, "\n".join(data.names))
     choice = int(rng.integers(7))
     if choice == 0:
@@ -550,14 +554,14 @@ def files_that_do_not_belong_together(rng: Rng, place: Path) -> Trial:
     else:
         for path in (root / "masks").iterdir():
             path.unlink()
-    # It is not clear whether a.jpg or a.png is meant.
+    # In choice 2, both a.jpg and a.png match the name.
     return _trial(root, None, True, "data")
 
 
 @mutation("folders", 2)
 def parts_missing(rng: Rng, place: Path) -> Trial:
-    """No classes.txt, no images, a file instead of a folder, no such split, no data at all."""
-    data = truth(rng)
+    """classes.txt, the images, the masks or the split are missing, or the root is a file."""
+    data = draw(rng)
     root = write(place, data, "\n".join(data.names))
     choice = int(rng.integers(6))
     if choice == 0:

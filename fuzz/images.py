@@ -1,4 +1,4 @@
-"""Images: valid files of many kinds, with known upright pictures, and damaged ones."""
+"""Images: valid files of many kinds, whose upright picture is known, and damaged files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Right = Callable[[np.ndarray], str | None]
 
 
 def picture(rng: Rng, smooth: bool = False) -> np.ndarray:
-    """u8[H,W,3] without symmetry; lossy formats hardly change a smooth picture."""
+    """Draw a picture without symmetry: u8[H,W,3]. Lossy formats hardly change a smooth one."""
     height, width = (
         (int(rng.integers(16, 40)) for _ in range(2))
         if smooth
@@ -52,7 +52,7 @@ def picture(rng: Rng, smooth: bool = False) -> np.ndarray:
 
 
 def write(place: Path, name: str, data: bytes) -> Path:
-    """Write the case's file."""
+    """Write a file of the case; returns its path."""
     path = place / name
     path.write_bytes(data)
     return path
@@ -64,10 +64,10 @@ def exactly(expected: np.ndarray) -> Right:
     def right(result: np.ndarray) -> str | None:
         if result.dtype != np.uint8 or result.shape != expected.shape:
             turned = any(np.array_equal(result, turn) for turn in _turns(expected))
-            return _shapes(result, expected) + turned * " (it is turned)"
+            return _shapes(result, expected) + turned * " (it is rotated)"
         if wrong := int((result != expected).any(-1).sum()):
             turned = any(np.array_equal(result, turn) for turn in _turns(expected))
-            return f"{wrong} of {expected[..., 0].size} pixels differ" + turned * " (it is turned)"
+            return f"{wrong} of {expected[..., 0].size} pixels differ" + turned * " (it is rotated)"
         return None
 
     return right
@@ -82,8 +82,8 @@ def nearly(expected: np.ndarray, mean: float, most: float = 255) -> Right:
         off = np.abs(result.astype(float) - expected)
         if off.mean() > mean or off.max() > most:
             return (
-                f"off by {off.mean():.1f} in the mean and {off.max():.0f} at most; {mean} and "
-                f"{most} are allowed"
+                f"mean error {off.mean():.1f}, maximum {off.max():.0f}; allowed are {mean} and "
+                f"{most}"
             )
         return None
 
@@ -92,7 +92,7 @@ def nearly(expected: np.ndarray, mean: float, most: float = 255) -> Right:
 
 def _shapes(result: np.ndarray, expected: np.ndarray) -> str:
     shapes = f"{result.dtype}{list(result.shape)}", f"{expected.dtype}{list(expected.shape)}"
-    return f"{shapes[0]}, right is {shapes[1]}"
+    return f"{shapes[0]}, expected {shapes[1]}"
 
 
 def _turns(pixels: np.ndarray) -> list[np.ndarray]:
@@ -107,7 +107,7 @@ def _valid(place: Path, name: str, data: bytes, right: Right, *, refusable: bool
 
 
 def _rgb(samples: np.ndarray, depth: int = 8) -> np.ndarray:
-    """u8[H,W,3] of the gray or RGB channels of samples of some bit depth."""
+    """Convert gray or RGB samples of a bit depth to u8[H,W,3]; alpha is dropped."""
     samples = samples if samples.ndim == 3 else samples[..., None]
     scaled = np.rint(samples.astype(float) * 255 / (2**depth - 1)).astype(np.uint8)
     return np.repeat(scaled[..., :1], 3, axis=-1) if samples.shape[-1] < 3 else scaled[..., :3]
@@ -119,7 +119,7 @@ def _rgb(samples: np.ndarray, depth: int = 8) -> np.ndarray:
 def _png_of_any_kind(
     rng: Rng, orientation: int = 1, before: Sequence[bytes] = ()
 ) -> tuple[bytes, np.ndarray]:
-    """A PNG of at most eight bits, and its upright picture."""
+    """Return a PNG of at most eight bits, and its upright picture."""
     color = int(rng.choice([GRAY, RGB, INDEXED, GRAY_ALPHA, RGBA]))
     depth = int(rng.choice([1, 2, 4, 8])) if color in (GRAY, INDEXED) else 8
     base = picture(rng)
@@ -152,21 +152,21 @@ def _png_of_any_kind(
 
 @mutation("images", 4)
 def png_of_any_kind(rng: Rng, place: Path) -> Trial:
-    """Gray, RGB, indexed and with alpha, of 1 to 8 bits, also interlaced, with every filter."""
+    """PNG: gray, RGB, indexed or with alpha; 1 to 8 bits; interlaced or not; all filters."""
     data, upright = _png_of_any_kind(rng)
     return _valid(place, "picture.png", data, exactly(upright))
 
 
 @mutation("images", 3)
 def png_orientation(rng: Rng, place: Path) -> Trial:
-    """An orientation in an eXIf chunk."""
+    """A PNG has an orientation in an eXIf chunk."""
     data, upright = _png_of_any_kind(rng, orientation=int(rng.integers(2, 9)))
     return _valid(place, "photo.png", data, exactly(upright))
 
 
 @mutation("images", 2)
 def png_ancillary_chunks(rng: Rng, place: Path) -> Trial:
-    """Chunks that do not concern pixels."""
+    """A PNG has chunks that do not affect pixels."""
     known = [
         chunk(b"tEXt", b"Comment\0" + rng.bytes(9).hex().encode()),
         chunk(b"tIME", struct.pack(">HBBBBB", 2024, 2, 29, 12, 30, 60)),
@@ -184,7 +184,7 @@ def png_ancillary_chunks(rng: Rng, place: Path) -> Trial:
 
 @mutation("images", 1)
 def png_transparent_color(rng: Rng, place: Path) -> Trial:
-    """A tRNS chunk; transparency is dropped like an alpha channel."""
+    """A PNG has a tRNS chunk; transparency is dropped like an alpha channel."""
     base = picture(rng)
     if rng.integers(2):
         palette = rng.integers(0, 256, (16, 3), np.uint8)
@@ -201,7 +201,7 @@ def png_transparent_color(rng: Rng, place: Path) -> Trial:
 
 @mutation("images", 2)
 def sixteen_bits(rng: Rng, place: Path) -> Trial:
-    """PNG and TIFF of 16 bits whose values use the whole range: 65535 is white."""
+    """PNG and TIFF of 16 bits with the full range of values: 65535 is white."""
     wide = picture(rng).astype(np.uint16) * 257
     wide.flat[0], wide.flat[-1] = 65535, 0
     samples = wide if rng.integers(2) else wide[..., 0]
@@ -216,7 +216,7 @@ def sixteen_bits(rng: Rng, place: Path) -> Trial:
 
 @mutation("images", 2)
 def ten_to_fourteen_bits_in_sixteen(rng: Rng, place: Path) -> Trial:
-    """10, 12 and 14 bits of cameras: rejected, or scaled so that the picture is visible."""
+    """A camera's 10 to 14 bits in 16: rejected, or scaled so that the picture is visible."""
     bits = int(rng.integers(10, 15))
     base = picture(rng, smooth=True)[..., 0]
     base.flat[0], base.flat[-1] = 255, 0
@@ -225,10 +225,10 @@ def ten_to_fourteen_bits_in_sixteen(rng: Rng, place: Path) -> Trial:
 
     def right(result: np.ndarray) -> str | None:
         if result.max() < 100:
-            return f"of {bits} bits, it is read as 0 to {result.max()}: almost black"
+            return f"{bits} bits are read as 0 to {result.max()}: almost black"
         order = np.argsort(samples, axis=None)
         if (np.diff(result[..., 0].ravel()[order].astype(int)) < 0).any():
-            return "brighter pixels become darker ones"
+            return "some brighter pixels become darker than others"
         return None
 
     return _valid(place, "camera.img", data, right, refusable=True)
@@ -252,7 +252,7 @@ def _jpeg_options(rng: Rng) -> dict[str, Any]:
 
 @mutation("images", 3)
 def jpeg_of_any_kind(rng: Rng, place: Path) -> Trial:
-    """Baseline, progressive, gray, color and CMYK; restart markers, comments, surplus bytes."""
+    """JPEG: baseline or progressive; gray, RGB or CMYK; restart markers, comments, extra bytes."""
     upright = picture(rng, smooth=True)
     mode = str(rng.choice(["RGB", "L", "CMYK"]))
     expected = np.asarray(Image.fromarray(upright).convert(mode).convert("RGB"))
@@ -263,7 +263,7 @@ def jpeg_of_any_kind(rng: Rng, place: Path) -> Trial:
 
 @mutation("images", 4)
 def jpeg_orientation(rng: Rng, place: Path) -> Trial:
-    """Photographs of a turned phone."""
+    """A JPEG has an EXIF orientation."""
     upright, orientation = picture(rng, smooth=True), int(rng.integers(1, 9))
     data = by_pillow(
         stored(upright, orientation), "JPEG", exif=exif(orientation), **_jpeg_options(rng)
@@ -273,7 +273,7 @@ def jpeg_orientation(rng: Rng, place: Path) -> Trial:
 
 @mutation("images", 1)
 def orientation_that_does_not_exist(rng: Rng, place: Path) -> Trial:
-    """Orientations 0, 9 and more, which viewers ignore."""
+    """The orientation is 0, 9 or more, which viewers ignore."""
     upright = picture(rng, smooth=True)
     data = by_pillow(upright, "JPEG", exif=exif(int(rng.choice([0, 9, 255, 65535]))), quality=95)
     return _valid(place, "photo.jpg", data, nearly(upright, 3, 30), refusable=True)
@@ -281,7 +281,7 @@ def orientation_that_does_not_exist(rng: Rng, place: Path) -> Trial:
 
 @mutation("images", 1)
 def jpeg_with_a_thumbnail(rng: Rng, place: Path) -> Trial:
-    """A complete JPEG inside the EXIF segment."""
+    """The EXIF segment of a JPEG has a complete JPEG as thumbnail."""
     upright, orientation = picture(rng, smooth=True), int(rng.integers(1, 9))
     thumbnail = by_pillow(np.zeros((8, 8, 3), np.uint8), "JPEG")
     entries = struct.pack(">HHII", 0x0112, 3, 1, orientation << 16)
@@ -326,7 +326,7 @@ def _tiff_of_any_kind(rng: Rng, orientation: int = 1) -> tuple[bytes, np.ndarray
 
 @mutation("images", 3)
 def tiff_of_any_kind(rng: Rng, place: Path) -> Trial:
-    """Gray of 1 to 8 bits, RGB, indexed; both byte orders, strips, deflate, LZW, PackBits."""
+    """TIFF: gray of 1 to 8 bits, RGB, indexed; byte orders, strips, deflate, LZW, PackBits."""
     if rng.integers(3) == 0:
         upright = picture(rng)
         compression = str(rng.choice(["tiff_lzw", "packbits", "tiff_adobe_deflate", "raw"]))
@@ -342,14 +342,14 @@ def tiff_of_any_kind(rng: Rng, place: Path) -> Trial:
 
 @mutation("images", 2)
 def tiff_orientation(rng: Rng, place: Path) -> Trial:
-    """The orientation tag of TIFF."""
+    """A TIFF has an orientation tag."""
     data, upright = _tiff_of_any_kind(rng, int(rng.integers(2, 9)))
     return _valid(place, "scan.tif", data, exactly(upright))
 
 
 @mutation("images", 1)
 def tiff_of_floats(rng: Rng, place: Path) -> Trial:
-    """Floats of 0 to 1 or 0 to 255: rejected, or scaled so that the picture is visible."""
+    """Floats from 0 to 1 or 255: rejected, or scaled so that the picture is visible."""
     values = picture(rng, smooth=True)[..., 0].astype(np.float32)
     values.flat[0], values.flat[-1] = 255, 0
     expected = np.repeat(values.astype(np.uint8)[..., None], 3, -1)
@@ -359,7 +359,7 @@ def tiff_of_floats(rng: Rng, place: Path) -> Trial:
 
 @mutation("images", 2)
 def webp(rng: Rng, place: Path) -> Trial:
-    """Lossless and lossy, with alpha, with an orientation."""
+    """WebP: lossless or lossy, with alpha, with an orientation."""
     upright, orientation = picture(rng, smooth=True), int(rng.integers(1, 9))
     lossless, turned = bool(rng.integers(2)), stored(upright, orientation)
     if lossless and rng.integers(2):
@@ -373,7 +373,7 @@ def webp(rng: Rng, place: Path) -> Trial:
 
 @mutation("images", 1)
 def bmp(rng: Rng, place: Path) -> Trial:
-    """BMP of 1, 8 and 24 bits, gray and indexed."""
+    """BMP of 1, 8 and 24 bits, gray, indexed or RGB."""
     base, mode = picture(rng), str(rng.choice(["1", "L", "P", "RGB"]))
     image = Image.fromarray(base).convert(mode)
     buffer = io.BytesIO()
@@ -401,7 +401,7 @@ _NAMES = (
 
 @mutation("images", 1)
 def names_and_wrong_endings(rng: Rng, place: Path) -> Trial:
-    """The contents of a file determine its format."""
+    """The contents of a file determine its format; its name does not."""
     data, upright = _png_of_any_kind(rng)
     return _valid(place, str(rng.choice(_NAMES)), data, exactly(upright))
 
@@ -417,7 +417,7 @@ def _damaged_png(kind: str) -> Callable[[Rng, Path], Trial]:
         )
 
     make.__name__ = f"png_{kind}"
-    make.__doc__ = "Every change is found by the checksums, or leaves the picture as it is."
+    make.__doc__ = "The checksums detect the damage, or the picture is unchanged."
     return make
 
 
@@ -436,7 +436,7 @@ for _kind, _weight in {
 
 @mutation("images", 3)
 def png_chunks_moved(rng: Rng, place: Path) -> Trial:
-    """A chunk is removed, doubled or swapped with another; every checksum is right."""
+    """A chunk is removed, repeated or swapped with another; all checksums are correct."""
     data, upright = _png_of_any_kind(rng)
     parts = png_chunks(data)
     at, other = (int(rng.integers(1, len(parts))) for _ in range(2))
@@ -447,8 +447,7 @@ def png_chunks_moved(rng: Rng, place: Path) -> Trial:
         parts.insert(other, parts[at])
     else:
         parts[at], parts[other] = parts[other], parts[at]
-    # The file itself has other colors if a palette comes late or twice. Pillow then gives the
-    # expected result.
+    # A late or second palette changes the colors of the file. Then Pillow's result is correct.
     return _valid(
         place,
         "moved.png",
@@ -460,7 +459,7 @@ def png_chunks_moved(rng: Rng, place: Path) -> Trial:
 
 @mutation("images", 3)
 def png_header(rng: Rng, place: Path) -> Trial:
-    """Another size, depth or color type with a right checksum: read as other decoders do."""
+    """The header has another size, depth or color type, with a correct checksum."""
     data, upright = _png_of_any_kind(rng)
     parts = png_chunks(data)
     header = bytearray(parts[1][8:-4])
@@ -490,7 +489,7 @@ def png_header(rng: Rng, place: Path) -> Trial:
 
 
 def _as_pillow_at_worst(right: Right, data: bytes) -> Right:
-    """Right, or as Pillow reads the changed file: then it is valid, and undetectable."""
+    """Check that the result is right or, as an undetectable case, equal to Pillow's."""
 
     def judge(result: np.ndarray) -> str | None:
         fault = right(result)
@@ -498,13 +497,13 @@ def _as_pillow_at_worst(right: Right, data: bytes) -> Right:
             return None
         other = _by_pillow(data)
         if other is None:
-            return f"{fault}; Pillow refuses the file"
+            return f"{fault}; Pillow rejects the file"
         for turn in _turns(other):
             if turn.shape == result.shape and np.abs(turn.astype(int) - result).mean() < 2:
                 raise UndetectableError(
-                    "no checksum: the changed file is valid, and reads alike by Pillow"
+                    "no checksum: the changed file is valid, and Pillow reads it in the same way"
                 )
-        return f"{fault}; Pillow reads something else"
+        return f"{fault}; Pillow reads another picture"
 
     return judge
 
@@ -520,7 +519,7 @@ def _by_pillow(data: bytes) -> np.ndarray | None:
                 if image.mode.startswith("I;16"):
                     return _rgb(np.asarray(image), 16)
                 return np.asarray(image.convert("RGB"))
-    except Exception:  # Pillow raises many kinds; the file then has no second opinion
+    except Exception:  # Pillow raises errors of many types
         return None
 
 
@@ -532,27 +531,27 @@ def _damaged_jpeg(kind: str) -> Callable[[Rng, Path], Trial]:
         noisy = np.kron(noisy, np.ones((2, 2, 1), np.uint8))
         options = {**_jpeg_options(rng), "quality": 85}
         data = by_pillow(noisy, "JPEG", **options)
-        original = _by_pillow(data)
+        undamaged = _by_pillow(data)
         changed = damage.ALL[kind](rng, data)
         path = write(place, "damaged.jpg", changed)
-        assert original is not None
+        assert undamaged is not None
 
         def right(result: np.ndarray) -> str | None:
-            fault = nearly(original, 2, 60)(result)
+            fault = nearly(undamaged, 2, 60)(result)
             if fault is None:
                 return None
             complaint = _libjpeg_complaint(changed)
             if complaint is not None:
                 return f"{fault}; libjpeg says: {complaint}"
             raise UndetectableError(
-                "no checksum: the changed JPEG is a valid stream, of which libjpeg says nothing"
+                "no checksum: the changed JPEG is a valid stream, and libjpeg reports no error"
             )
 
         return Trial(call=lambda: product.read_image(path), right=right, names=["damaged.jpg"])
 
     make.__name__ = f"jpeg_{kind}"
     make.__doc__ = (
-        "What the decoder notices is an error; a changed coefficient is as valid as the right one."
+        "Damage that the decoder detects is an error. A changed coefficient cannot be detected."
     )
     return make
 
@@ -582,7 +581,7 @@ def _libjpeg_complaint(data: bytes) -> str | None:
 
 @mutation("images", 4)
 def tiff_webp_bmp_damaged(rng: Rng, place: Path) -> Trial:
-    """Formats without checksums: an error, the right picture, or the same as Pillow reads."""
+    """Formats without checksums: an error, the right picture, or Pillow's result."""
     kind = str(rng.choice(["tif", "webp", "bmp"]))
     if kind == "tif":
         data, upright = _tiff_of_any_kind(rng)
@@ -605,7 +604,7 @@ def tiff_webp_bmp_damaged(rng: Rng, place: Path) -> Trial:
 
 @mutation("images", 2)
 def tiff_webp_bmp_cut(rng: Rng, place: Path) -> Trial:
-    """A file without its end is never read as a complete picture."""
+    """A truncated file is never read as a complete picture."""
     kind = str(rng.choice(["TIFF", "WEBP", "BMP"]))
     upright = picture(rng)
     options: dict[str, Any] = {"lossless": True} if kind == "WEBP" else {}
@@ -617,7 +616,7 @@ def tiff_webp_bmp_cut(rng: Rng, place: Path) -> Trial:
 
 @mutation("images", 2)
 def gigantic_sizes(rng: Rng, place: Path) -> Trial:
-    """A header claims more pixels than fit into memory, or none."""
+    """A header claims more pixels than memory can hold, or no pixels."""
     side = int(rng.choice([0, 65535, 2**31 - 1, 2**32 - 1]))
     small = np.zeros((4, 4, 3), np.uint8)
     kind = str(rng.choice(["png", "jpg", "bmp", "tif", "webp"]))
@@ -670,7 +669,7 @@ _NO_IMAGES = (
 
 @mutation("images", 2)
 def no_image_at_all(rng: Rng, place: Path) -> Trial:
-    """Other files, and the first bytes of image files."""
+    """A file is not an image, or has only the first bytes of one."""
     data = bytes(rng.choice(np.array(_NO_IMAGES, object)))
     if rng.integers(3) == 0:
         data += rng.bytes(int(rng.integers(1, 300)))
@@ -680,7 +679,7 @@ def no_image_at_all(rng: Rng, place: Path) -> Trial:
 
 @mutation("images", 1)
 def no_file(rng: Rng, place: Path) -> Trial:
-    """A folder, a broken link, a missing file, an invalid name."""
+    """The path is a folder, a broken link or a missing file, or its name is too long."""
     name = "thing.jpg"
     choice = int(rng.integers(4))
     if choice == 0:

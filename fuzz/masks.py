@@ -1,4 +1,4 @@
-"""Masks: valid files with known labels, and damaged ones, whose labels must not change."""
+"""Masks: valid files, whose labels are known, and damaged files, whose labels must not change."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ Rng = np.random.Generator
 
 
 def labels(rng: Rng, classes: int, void: bool = True) -> np.ndarray:
-    """u8[H,W] of labels without symmetry, in patches; all classes occur, and 255 if `void`."""
+    """Draw labels in patches, without symmetry: u8[H,W].
+
+    All classes occur, and also 255 if `void`.
+    """
     height, width = int(rng.integers(9, 30)), int(rng.integers(9, 30))
     patches = rng.integers(0, classes, (height // 3 + 1, width // 3 + 1), np.uint8)
     result = np.kron(patches, np.ones((3, 3), np.uint8))[:height, :width]
@@ -44,14 +47,11 @@ def same(expected: np.ndarray) -> Callable[[np.ndarray], str | None]:
 
     def right(result: np.ndarray) -> str | None:
         if result.shape != expected.shape:
-            return f"{list(result.shape)}, right is {list(expected.shape)}"
+            return f"{list(result.shape)}, expected {list(expected.shape)}"
         wrong = result != expected
         if wrong.any():
-            read, meant = int(result[wrong][0]), int(expected[wrong][0])
-            return (
-                f"{int(wrong.sum())} of {wrong.size} labels differ: {read} is read where {meant} "
-                "is meant"
-            )
+            found, label = int(result[wrong][0]), int(expected[wrong][0])
+            return f"{int(wrong.sum())} of {wrong.size} labels differ: {found}, expected {label}"
         return None
 
     return right
@@ -78,16 +78,16 @@ def _trial(
 
 
 def _colors(rng: Rng, count: int) -> np.ndarray:
-    """u8[count,3], all different."""
+    """Draw different colors: u8[count,3]."""
     codes = rng.choice(2**24, count, replace=False)
     return np.stack([codes >> 16, codes >> 8 & 255, codes & 255], -1).astype(np.uint8)
 
 
 def _mask_of_any_kind(rng: Rng, orientation: int = 1) -> tuple[bytes, np.ndarray, int]:
-    """A gray or indexed PNG of 1 to 8 bits, its labels, and the number of classes."""
+    """Return a gray or indexed PNG of 1 to 8 bits, its labels, and the number of classes."""
     depth = int(rng.choice([1, 2, 4, 8]))
     classes = int(rng.integers(2, min(2**depth, 200) + 1))
-    # 255 is void only where there are eight bits to store it.
+    # Only eight bits can store 255.
     expected = labels(rng, classes, void=depth == 8 and bool(rng.integers(2)))
     options: dict[str, Any] = {
         "depth": depth,
@@ -104,21 +104,21 @@ def _mask_of_any_kind(rng: Rng, orientation: int = 1) -> tuple[bytes, np.ndarray
 
 @mutation("masks", 5)
 def png_of_any_depth(rng: Rng, place: Path) -> Trial:
-    """Gray values and palette indices are the labels, at any depth: 1 of 2 bits is label 1."""
+    """Gray values and palette indices are the labels at any depth: the value 1 is label 1."""
     data, expected, classes = _mask_of_any_kind(rng)
     return _trial(place, data, expected, classes)
 
 
 @mutation("masks", 3)
 def orientation(rng: Rng, place: Path) -> Trial:
-    """A mask is turned upright as viewers show it."""
+    """A mask with an orientation is rotated upright, as viewers do."""
     data, expected, classes = _mask_of_any_kind(rng, int(rng.integers(2, 9)))
     return _trial(place, data, expected, classes, refusable=True)
 
 
 @mutation("masks", 2)
 def sixteen_bits(rng: Rng, place: Path) -> Trial:
-    """The label is the value, which is never scaled."""
+    """Values of 16 bits are the labels; they are never scaled."""
     classes = int(rng.integers(2, 200))
     expected = labels(rng, classes, void=bool(rng.integers(2)))
     wide = expected.astype(np.uint16)
@@ -132,7 +132,7 @@ def sixteen_bits(rng: Rng, place: Path) -> Trial:
 
 @mutation("masks", 1)
 def sixteen_bits_beyond_the_classes(rng: Rng, place: Path) -> Trial:
-    """256 + a label is not that label, and 65535 is not void unless the dataset says so."""
+    """Labels above 255 are rejected, and not reduced to their lowest byte."""
     wide = labels(rng, 3, void=False).astype(np.uint16)
     wide[0, 0] = int(rng.choice([256, 257, 300, 511, 512, 65280]))
     data = png(wide, depth=16) if rng.integers(2) else tiff(wide, depth=16)
@@ -141,7 +141,7 @@ def sixteen_bits_beyond_the_classes(rng: Rng, place: Path) -> Trial:
 
 @mutation("masks", 3)
 def colors(rng: Rng, place: Path) -> Trial:
-    """RGB and RGBA whose colors name the classes, in any order."""
+    """The colors of an RGB or RGBA mask select the classes."""
     classes = int(rng.integers(2, 20))
     expected, table = labels(rng, classes, void=False), _colors(rng, classes)
     palette = {(int(r), int(g), int(b)): label for label, (r, g, b) in enumerate(table)}
@@ -153,7 +153,7 @@ def colors(rng: Rng, place: Path) -> Trial:
 
 @mutation("masks", 2)
 def one_color_off(rng: Rng, place: Path) -> Trial:
-    """One pixel has a color that no class has, such as at a smoothed edge."""
+    """One pixel has a color of no class, as at a smoothed edge."""
     classes = int(rng.integers(2, 20))
     expected, table = labels(rng, classes, void=False), _colors(rng, classes)
     palette = {(int(r), int(g), int(b)): label for label, (r, g, b) in enumerate(table)}
@@ -167,7 +167,7 @@ def one_color_off(rng: Rng, place: Path) -> Trial:
 
 @mutation("masks", 2)
 def indexed_with_colors(rng: Rng, place: Path) -> Trial:
-    """The palette has the colors at other indices: the colors decide, or it is an error."""
+    """A palette has the colors at other indices: the colors select the classes, or an error."""
     classes = int(rng.integers(2, 20))
     expected, table = labels(rng, classes, void=False), _colors(rng, classes)
     palette = {(int(r), int(g), int(b)): label for label, (r, g, b) in enumerate(table)}
@@ -178,14 +178,14 @@ def indexed_with_colors(rng: Rng, place: Path) -> Trial:
 
 @mutation("masks", 1)
 def colors_without_a_palette(rng: Rng, place: Path) -> Trial:
-    """RGB without a palette that assigns colors to classes."""
+    """A mask is RGB, but the classes have no colors."""
     table = _colors(rng, 3)
     return _trial(place, png(table[labels(rng, 3, void=False)]), None, 3)
 
 
 @mutation("masks", 2)
 def label_out_of_range(rng: Rng, place: Path) -> Trial:
-    """One pixel has a label that is neither a class nor void."""
+    """One pixel has a label that is neither a class nor a void label."""
     classes = int(rng.integers(2, 200))
     expected = labels(rng, classes, void=False)
     expected[int(rng.integers(expected.shape[0])), int(rng.integers(expected.shape[1]))] = int(
@@ -196,7 +196,7 @@ def label_out_of_range(rng: Rng, place: Path) -> Trial:
 
 @mutation("masks", 1)
 def void_labels(rng: Rng, place: Path) -> Trial:
-    """Labels that are void become 255."""
+    """Void labels become 255."""
     classes, voids = int(rng.integers(2, 20)), int(rng.integers(1, 4))
     kept = labels(rng, classes + voids)
     expected = np.where(kept >= classes, 255, kept).astype(np.uint8)
@@ -205,7 +205,7 @@ def void_labels(rng: Rng, place: Path) -> Trial:
 
 @mutation("masks", 2)
 def other_formats(rng: Rng, place: Path) -> Trial:
-    """TIFF in both byte orders, of 1 to 8 bits, with an orientation; BMP; lossless WebP."""
+    """TIFF in both byte orders, of 1 to 8 bits, with an orientation; BMP."""
     depth = int(rng.choice([1, 4, 8]))
     classes = int(rng.integers(2, min(2**depth, 100) + 1))
     expected = labels(rng, classes, void=False)
@@ -224,7 +224,7 @@ def other_formats(rng: Rng, place: Path) -> Trial:
 
 @mutation("masks", 1)
 def lossy(rng: Rng, place: Path) -> Trial:
-    """JPEG and lossy WebP change labels."""
+    """JPEG and lossy WebP masks are rejected, because they change labels."""
     base = labels(rng, 3, void=False)
     kind = str(rng.choice(["JPEG", "WEBP"]))
     name = str(rng.choice(["mask.png", "mask.tif"]))
@@ -239,7 +239,7 @@ def lossy(rng: Rng, place: Path) -> Trial:
 
 @mutation("masks", 1)
 def floats(rng: Rng, place: Path) -> Trial:
-    """Whole numbers in a TIFF of floats: rejected, or read exactly."""
+    """A TIFF of floats: whole numbers are read exactly or rejected, others are rejected."""
     expected = labels(rng, 5, void=False)
     values = expected.astype(np.float32)
     fraction = bool(rng.integers(2))
@@ -252,7 +252,7 @@ def floats(rng: Rng, place: Path) -> Trial:
 
 @mutation("masks", 1)
 def gray_with_alpha(rng: Rng, place: Path) -> Trial:
-    """Opaque alpha changes nothing; transparent pixels are rejected or keep their label."""
+    """Opaque alpha changes no label; transparent pixels are rejected or keep their label."""
     expected = labels(rng, 5)
     alpha = np.full(expected.shape, 255, np.uint8)
     if rng.integers(2):
@@ -286,7 +286,7 @@ def _damaged(kind: str) -> Callable[[Rng, Path], Trial]:
         return _trial(place, damage.ALL[kind](rng, data), expected, classes, refusable=True)
 
     make.__name__ = f"png_{kind}"
-    make.__doc__ = "Every change is found by the checksums, or leaves the labels as they are."
+    make.__doc__ = "The checksums detect the damage, or the labels are unchanged."
     return make
 
 
@@ -305,7 +305,7 @@ for _kind, _weight in {
 
 @mutation("masks", 2)
 def png_data_after_its_checksum(rng: Rng, place: Path) -> Trial:
-    """Pixels are changed with a right checksum of the chunk: zlib's checksum finds it."""
+    """Compressed pixels are damaged, but the chunk's checksum is correct: zlib's detects it."""
     data, expected, classes = _mask_of_any_kind(rng)
     parts = png_chunks(data)
     at = next(k for k, part in enumerate(parts) if part[4:8] == b"IDAT")
@@ -315,7 +315,7 @@ def png_data_after_its_checksum(rng: Rng, place: Path) -> Trial:
 
 @mutation("masks", 2)
 def another_size(rng: Rng, place: Path) -> Trial:
-    """Image and mask differ in size by a pixel, a factor or a quarter turn."""
+    """The sizes of image and mask differ by a pixel or a factor, or are swapped."""
     height, width = int(rng.integers(5, 30)), int(rng.integers(31, 50))
     other = [
         (width, height),
@@ -331,7 +331,7 @@ def another_size(rng: Rng, place: Path) -> Trial:
 
 @mutation("masks", 3)
 def pairs_with_orientations(rng: Rng, place: Path) -> Trial:
-    """A photograph with an orientation tag, and its mask upright or with the same tag."""
+    """An image has an orientation tag, and its mask is upright or has the same tag."""
     expected = labels(rng, 3)
     picture = np.stack([expected * 40, 255 - expected, expected], -1).astype(np.uint8)
     turn = int(rng.integers(2, 9))
@@ -354,9 +354,9 @@ def pairs_with_orientations(rng: Rng, place: Path) -> Trial:
         if fault := same(expected)(found):
             return f"the mask: {fault}"
         if pixels.shape != picture.shape:
-            return f"the image: {list(pixels.shape)}, right is {list(picture.shape)}"
+            return f"the image: {list(pixels.shape)}, expected {list(picture.shape)}"
         off = float(np.abs(pixels.astype(int) - picture).mean())
-        return f"the image is off by {off:.0f} in the mean" if off > 25 else None
+        return f"the image: mean error {off:.0f}" if off > 25 else None
 
     return Trial(
         call=lambda: product.decode_pair(image, mask, 3),
@@ -368,7 +368,7 @@ def pairs_with_orientations(rng: Rng, place: Path) -> Trial:
 
 @mutation("masks", 1)
 def no_mask_at_all(rng: Rng, place: Path) -> Trial:
-    """Other files."""
+    """A file is not a mask."""
     data = [
         b"",
         b"label",

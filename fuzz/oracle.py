@@ -1,12 +1,12 @@
-"""Runs one case in a folder of its own, and judges it.
+"""Run one case in its own folder, and judge it.
 
 Every case must meet these conditions:
 
-* it ends in a result or in an `FcnJaxError`, whose message is one line, not empty, without words of
-  Python's own errors, and names its subject;
-* only permitted files are created, changed or deleted, and an error leaves none of them;
-* memory stays within a bound (`workers` bounds the time);
-* a result is right, if the mutation knows the right one.
+* It returns a result or raises an `FcnJaxError`. The message of the error is one line, is not
+  empty, has no words of Python's own errors, and names the file or setting.
+* Only permitted files are created, changed or deleted. An error leaves none of them.
+* Memory is bounded. (`workers` limits the time.)
+* The result is correct, if the mutation knows the correct one.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from fcn_jax.errors import FcnJaxError
 from fuzz.cases import Case, Trial, UndetectableError, WrongError, mutations
 
 MEMORY = 2 << 30
-"""Bytes that a case may add to the process's peak."""
+"""Bytes by which a case may raise the peak memory of the process."""
 
 LONGEST = 4000
-"""Characters of an error."""
+"""Maximum number of characters of an error."""
 
 _PYTHONS_WORDS = re.compile(
     r"Traceback|<bound method|object at 0x|<class '|<function |<built-in"
@@ -46,7 +46,7 @@ _PYTHONS_WORDS = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """The end of a case.
+    """The outcome of a case.
 
     Attributes:
         case: the case.
@@ -64,7 +64,7 @@ class Verdict:
 
     @property
     def fault(self) -> bool:
-        """Whether the product is at fault."""
+        """Whether the outcome is a fault of fcn_jax or of the mutation."""
         return self.outcome not in ("right", "refused", "undetectable")
 
     def __str__(self) -> str:
@@ -72,11 +72,11 @@ class Verdict:
 
 
 def judge(case: Case, keep: Path | None = None) -> Verdict:
-    """Run a case.
+    """Run a case and judge its outcome.
 
     Args:
         case: the case.
-        keep: a folder for the case's files; by default they are deleted.
+        keep: folder for the files of the case; by default they are deleted.
     """
     make = mutations(case.family)[case.mutation][0]
     place = keep or Path(tempfile.mkdtemp(prefix="case-", dir=os.environ.get("FUZZ_PLACE")))
@@ -149,19 +149,18 @@ def _wrong_message(message: str, names: Any) -> str:
         return "an empty message"
     if "\n" in message or "\r" in message:
         return "more than one line"
-    if (
-        len(re.sub(r"(.{1,3}?)\1{50,}", r"\1", message)) > LONGEST
-    ):  # without repeated input of the user
+    # Repeated characters of the input do not count.
+    if len(re.sub(r"(.{1,3}?)\1{50,}", r"\1", message)) > LONGEST:
         return f"{len(message)} characters"
     if found := _PYTHONS_WORDS.search(message):
-        return f"Python's own words, '{found[0]}'"
+        return f"the message has Python's own words '{found[0]}'"
     if names and not any(name in message for name in names):
-        return f"none of {', '.join(names)} is named"
+        return f"the message names none of {', '.join(names)}"
     return ""
 
 
 def _snapshot(place: Path) -> dict[str, str]:
-    """Every path below a folder, with a fingerprint of its contents."""
+    """Return every path below a folder with a hash of its contents."""
     found = {}
     for path in sorted(place.rglob("*")):
         name = str(path.relative_to(place))
@@ -188,7 +187,7 @@ def _wrong_writes(
         change = "deleted" if name not in after else "changed" if name in before else "created"
         real = Path(os.path.realpath(path))
         if not any(real == output or output in real.parents for output in outputs):
-            # A folder above an output has to be made.
+            # A parent folder of an output may be created.
             if not (
                 change == "created"
                 and after[name] == "folder"
@@ -196,7 +195,7 @@ def _wrong_writes(
             ):
                 return f"{name} is {change}"
         elif failed and not trial.partial:
-            return f"{name} is {change} though the call failed"
+            return f"{name} is {change} although the call failed"
     allowed = tuple(
         os.path.realpath(folder)
         for folder in (place, tempfile.gettempdir(), os.environ["HOME"], "/dev")
@@ -204,7 +203,7 @@ def _wrong_writes(
     if outside := sorted(
         path for path in written if not os.path.realpath(path).startswith(allowed)
     ):
-        return f"{outside[0]} is written, outside of its place"
+        return f"{outside[0]} is written outside of the case's folder"
     return ""
 
 
@@ -214,7 +213,7 @@ _hooked = False
 
 @contextlib.contextmanager
 def _writes() -> Iterator[set[str]]:
-    """The paths that Python opens for writing, makes, renames or deletes meanwhile, anywhere."""
+    """Collect the paths that Python opens for writing, creates, renames or deletes."""
     global _watched, _hooked
     if not _hooked:
         sys.addaudithook(_audit)
@@ -251,7 +250,7 @@ def _audit(event: str, args: tuple[Any, ...]) -> None:
 
 
 def _peak(*, reset: bool = False) -> int:
-    """The process's peak memory in bytes since the last reset; 0 if Linux does not report it."""
+    """Return the peak memory in bytes since the last reset; 0 if the system does not report it."""
     with contextlib.suppress(OSError):
         if reset:
             gc.collect(0)

@@ -28,14 +28,14 @@ TINY: dict[str, Any] = {
 
 
 class CommandError(FcnJaxError):
-    """A command that ended with status 1 or 2, and the line that it printed."""
+    """The error line of a command that ended with status 1 or 2."""
 
 
 # --------------------------------------------------------------------------------------------- data
 
 
 def read_image(path: Path) -> np.ndarray:
-    """u8[H,W,3], as training and prediction see it."""
+    """Read an image as training and prediction do: u8[H,W,3]."""
     from fcn_jax.data import decode
 
     return decode.read_image(path)
@@ -48,7 +48,7 @@ def read_mask(
     void: tuple[int, ...] = (255,),
     palette: Mapping[tuple[int, int, int], int] | None = None,
 ) -> np.ndarray:
-    """u8[H,W] of labels."""
+    """Read the labels of a mask: u8[H,W]."""
     from fcn_jax.data import decode
     from fcn_jax.data.labels.label_map import LabelMap
 
@@ -56,7 +56,7 @@ def read_mask(
 
 
 def decode_pair(image: Path, mask: Path, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """An image and its mask, decoded together."""
+    """Decode an image and its mask together."""
     from fcn_jax.api import Record
     from fcn_jax.data import decode
 
@@ -66,7 +66,7 @@ def decode_pair(image: Path, mask: Path, num_classes: int) -> tuple[np.ndarray, 
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """The contents of a dataset as read: classes, and each image's name, pixels and labels."""
+    """The decoded contents of a dataset: classes, and (name, pixels, labels) of each image."""
 
     names: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
@@ -90,7 +90,7 @@ def read_folder(root: Path, split: str = "train") -> Reading:
 
 
 def open_tensors(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of a weights file, by name."""
+    """Read all arrays of a weights file by name."""
     from fcn_jax.pytorch import files
 
     tensors = files.open_tensors(path)
@@ -108,7 +108,7 @@ def _parts() -> tuple[Any, Any]:
 
 
 def tiny_model(seed: int) -> Any:
-    """A model of a few hundred parameters, with random parameters and statistics."""
+    """Build a model of a few hundred parameters, with random parameters and statistics."""
     import jax.numpy as jnp
     from flax import nnx
 
@@ -125,7 +125,7 @@ def tiny_model(seed: int) -> Any:
 
 
 def state_dict(model: Any) -> dict[str, np.ndarray]:
-    """A model's arrays under PyTorch's names."""
+    """Return the arrays of a model by their PyTorch names."""
     import fcn_jax
 
     return {name: np.asarray(value) for name, value in fcn_jax.to_torch(model).items()}
@@ -139,7 +139,7 @@ def load_torch(model: Any, path: Path) -> Any:
 
 
 def arrays(model: Any) -> dict[str, np.ndarray]:
-    """A model's arrays by dotted name."""
+    """Return the arrays of a model by dotted name."""
     from fcn_jax import checkpoint
 
     return {name: np.asarray(value) for name, value in checkpoint.arrays(model).items()}
@@ -149,14 +149,14 @@ def arrays(model: Any) -> dict[str, np.ndarray]:
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """The validated recipe of a TOML file, as a table."""
+    """Read and validate the recipe of a TOML file; returns its table."""
     from fcn_jax import config, recipes
 
     return config.parse(recipes.read_recipe(str(path)), str(path)).model_dump(mode="json")
 
 
 def with_settings(settings: Sequence[str]) -> dict[str, Any]:
-    """The recipe `shapes` with `--set`, as a table."""
+    """Change settings of the recipe `shapes` as `--set` does; returns its table."""
     from fcn_jax import config, recipes
 
     return config.parse(
@@ -165,14 +165,14 @@ def with_settings(settings: Sequence[str]) -> dict[str, Any]:
 
 
 def read_run_config(run: Path) -> dict[str, Any]:
-    """The recipe that a run directory records, as a table."""
+    """Read the recipe of a run directory; returns its table."""
     from fcn_jax.recipes import read_run
 
     return read_run(run).model_dump(mode="json")
 
 
 def default_config() -> dict[str, Any]:
-    """Every setting, with its default."""
+    """Return the default of every setting."""
     from fcn_jax.config import Config
 
     return Config().model_dump(mode="json")
@@ -191,7 +191,7 @@ def save_checkpoint(directory: Path, model: Any) -> None:
 
 
 def load_checkpoint(directory: Path) -> tuple[dict[str, np.ndarray], str]:
-    """The arrays of a run or checkpoint, and its spec as JSON."""
+    """Load a run or checkpoint; returns its arrays, and its spec as JSON."""
     from fcn_jax import checkpoint
 
     model, spec = checkpoint.load_model(directory)
@@ -226,7 +226,7 @@ def command(*argv: str) -> str:
 
 
 def process(*argv: str, cwd: Path) -> str:
-    """Run the command line in a process of its own; see `command`."""
+    """Run the command line in a separate process; see `command`."""
     done = subprocess.run(
         [sys.executable, "-m", "fcn_jax", *argv],
         capture_output=True,
@@ -240,14 +240,12 @@ def process(*argv: str, cwd: Path) -> str:
 
 def _judged(status: int, out: str, err: str) -> str:
     if "Traceback" in err + out:
-        raise AssertionError(f"a traceback is printed: {err[-2000:]}")
+        raise AssertionError(f"the command printed a traceback: {err[-2000:]}")
     if status == 0:
         return out
     if status not in (1, 2):
         raise AssertionError(f"exit status {status}: {err[-2000:]}")
     lines = [line for line in err.splitlines() if "error:" in line and line.startswith("fcn-jax")]
     if len(lines) != 1:
-        raise AssertionError(
-            f"exit status {status} with {len(lines)} lines of error: {err[-2000:]!r}"
-        )
+        raise AssertionError(f"exit status {status} with {len(lines)} error lines: {err[-2000:]!r}")
     raise CommandError(lines[0].partition("error: ")[2])

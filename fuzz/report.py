@@ -1,4 +1,4 @@
-"""The table of a run, and its place in `docs/reliability.md`."""
+"""The table of results, and how it is written to `docs/reliability.md`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ END = "<!-- end of the fuzz table -->"
 
 
 def table(verdicts: Sequence[Verdict]) -> str:
-    """A Markdown table by family, with the reasons of undetectable cases."""
+    """Return a Markdown table with a row for each family, and the reasons of undetectable cases."""
     head = (
         "family",
         "mutations",
@@ -53,7 +53,7 @@ def table(verdicts: Sequence[Verdict]) -> str:
 
 
 def write(path: Path, verdicts: Sequence[Verdict], command: str) -> None:
-    """Write the table between the markers of a document, or at its end if it has none.
+    """Write the table between the markers of a document, or at its end if there are none.
 
     Raises:
         ValueError: the document has only one of the two markers.

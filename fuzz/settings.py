@@ -1,4 +1,4 @@
-"""Recipes, `--set`, runs' `config.json`: a setting is read as written, or an error names it."""
+"""Recipes, `--set` and `config.json`: a setting is read as written, or an error names it."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ eval_every_epochs = 5
 def _leaves(
     table: Mapping[str, Any], above: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Paths and values of the settings; options and parameter groups are single values."""
+    """Yield (path, value) of every setting; options and param groups are single values."""
     for key, value in table.items():
         if isinstance(value, Mapping) and not above:
             yield from _leaves(value, (*above, key))
@@ -66,7 +66,7 @@ def _leaves(
 
 
 def _same(given: Any, read: Any) -> bool:
-    """Whether a value is the written one; 10 may be read as 10.0, "10" as 10, but not true as 1."""
+    """Whether a value is read correctly; 10 may become 10.0, and "10" may become 10."""
     if isinstance(given, bool) or isinstance(read, bool):
         return (
             given is read
@@ -94,7 +94,7 @@ def _same(given: Any, read: Any) -> bool:
 
 
 def as_written(given: Mapping[str, Any], otherwise: Table) -> Callable[[Table], str | None]:
-    """Check that the recipe has the given settings, and otherwise the defaults."""
+    """Check that the recipe has the given settings and, for all others, the defaults."""
     written = dict(_leaves(given))
 
     def right(read: Table) -> str | None:
@@ -107,8 +107,7 @@ def as_written(given: Mapping[str, Any], otherwise: Table) -> Callable[[Table], 
         for path, value in _leaves(otherwise):
             if path not in written and not _same(value, found.get(path)):
                 return (
-                    f"{'.'.join(path)}, which was not given, is {found.get(path)!r} and not "
-                    f"{value!r}"
+                    f"{'.'.join(path)} was not given and is {found.get(path)!r}, expected {value!r}"
                 )
         return None
 
@@ -125,7 +124,7 @@ def _recipe(place: Path, contents: bytes, given: Mapping[str, Any] | None) -> Tr
 
 
 def _toml(contents: bytes) -> Table | None:
-    """The table of a TOML text, or None."""
+    """Return the table of a TOML text, None if it is invalid."""
     try:
         return tomllib.loads(contents.decode("utf-8-sig").replace("\r\n", "\n"))
     except (ValueError, RecursionError):
@@ -134,7 +133,7 @@ def _toml(contents: bytes) -> Table | None:
 
 @mutation("settings", 3)
 def recipe_from_any_editor(rng: Rng, place: Path) -> Trial:
-    """A byte order mark, other line ends, comments: the same recipe."""
+    """A byte order mark and other line ends do not change the recipe."""
     text = _RECIPE.replace("\n", str(rng.choice(["\n", "\r\n"])))
     contents = (b"\xef\xbb\xbf" if rng.integers(2) else b"") + text.encode()
     trial = _recipe(place, contents, tomllib.loads(_RECIPE))
@@ -144,7 +143,7 @@ def recipe_from_any_editor(rng: Rng, place: Path) -> Trial:
 
 @mutation("settings", 8)
 def recipe_damaged(rng: Rng, place: Path) -> Trial:
-    """Accepted recipes have the settings of the TOML."""
+    """A damaged recipe is rejected, or has the settings of its TOML."""
     contents = damage.some(rng, _RECIPE.encode())
     for _ in range(rng.integers(3)):
         contents = damage.some(rng, contents or b"\n")
@@ -153,7 +152,7 @@ def recipe_damaged(rng: Rng, place: Path) -> Trial:
 
 @mutation("settings", 6)
 def recipe_of_other_values(rng: Rng, place: Path) -> Trial:
-    """One value is replaced by another of any type."""
+    """One value of a recipe is replaced by another of any type."""
     lines = _RECIPE.splitlines()
     at = int(rng.choice([k for k, line in enumerate(lines) if " = " in line]))
     lines[at] = f"{lines[at].partition(' = ')[0]} = {rng.choice(_VALUES)}"
@@ -163,7 +162,7 @@ def recipe_of_other_values(rng: Rng, place: Path) -> Trial:
 
 @mutation("settings", 3)
 def recipe_of_another_structure(rng: Rng, place: Path) -> Trial:
-    """Repeated, misspelled, missing and nested sections; other types; huge numbers; other files."""
+    """Sections are repeated, misspelled, missing or nested; values are huge; files are not TOML."""
     texts = [
         "",
         "[model]\n[model]\n",
@@ -230,7 +229,7 @@ _VALUES = [
 
 
 def _value(text: str) -> Any:
-    """The meaning of a value on the command line: one line of TOML, otherwise the words."""
+    """Return the value that a text means in `--set`: a line of TOML, otherwise the text."""
     try:
         table = tomllib.loads(f"value = {text}")
     except (ValueError, RecursionError):
@@ -252,7 +251,7 @@ def _set(
 
 @mutation("settings", 14)
 def set_values(rng: Rng, place: Path) -> Trial:
-    """A known key has a value of any kind: it is set, or an error names the key."""
+    """A known key gets a value of any kind: it is set, or an error names the key."""
     key, text = _key(rng), str(rng.choice(np.array(_VALUES, object)))
     section, last = key.split(".")
     return _set(f"{key}={text}", given={section: {last: _value(text)}}, names=(key,))
@@ -260,7 +259,7 @@ def set_values(rng: Rng, place: Path) -> Trial:
 
 @mutation("settings", 4)
 def set_keys(rng: Rng, place: Path) -> Trial:
-    """An unknown key is an error that names it."""
+    """An unknown key causes an error that names it."""
     key = _key(rng)
     at = int(rng.integers(len(key)))
     odd = str(
@@ -298,7 +297,7 @@ def set_keys(rng: Rng, place: Path) -> Trial:
 
 @mutation("settings", 2)
 def set_without_a_value(rng: Rng, place: Path) -> Trial:
-    """No `=`, an empty setting, words."""
+    """A setting has no `=`, no key, or is empty."""
     text = str(
         rng.choice(
             ["", " ", "optim.lr", "optim.lr 0.1", "optim.lr:0.1", "=", "=1", "0.1", "-", "optim"]
@@ -309,7 +308,7 @@ def set_without_a_value(rng: Rng, place: Path) -> Trial:
 
 @mutation("settings", 3)
 def set_twice(rng: Rng, place: Path) -> Trial:
-    """The last of two values for a key counts; of two keys, both."""
+    """The last of two values for one key is used. Two keys are both set."""
     first, second = (float(rng.integers(1, 9)) / 10 for _ in range(2))
     if rng.integers(2):
         return _set(f"optim.lr={first}", f"optim.lr={second}", given={"optim": {"lr": second}})
@@ -322,7 +321,7 @@ def set_twice(rng: Rng, place: Path) -> Trial:
 
 @mutation("settings", 2)
 def set_options(rng: Rng, place: Path) -> Trial:
-    """Options of the backbone and the head, and parameter groups, which are nested."""
+    """Nested settings: options of the backbone, and param groups."""
     text = str(
         rng.choice(
             [
@@ -351,7 +350,7 @@ def set_options(rng: Rng, place: Path) -> Trial:
 
 @mutation("settings", 5)
 def config_json_of_a_run(rng: Rng, place: Path) -> Trial:
-    """The file is damaged, of another program, empty, or deeply nested."""
+    """The file is damaged, empty, deeply nested or written by another program."""
     table = product.with_settings([])
     text = json.dumps(table, indent=2)
     odd = [

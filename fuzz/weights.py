@@ -1,4 +1,4 @@
-"""Weight files: wrapped as by training frameworks, damaged, or with code that must not run."""
+"""Weight files: wrapped by training frameworks, damaged, or with code that must not run."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _safetensors(state: State) -> bytes:
 
 
 def _load(path: Path) -> State:
-    """The arrays of a new model after a file was loaded into it."""
+    """Load a file into a new model; returns the arrays of the model."""
     model = product.tiny_model(5)
     product.load_torch(model, path)
     return product.arrays(model)
@@ -100,7 +100,7 @@ def _renamed(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 @mutation("weights", 3)
 def prefixes(rng: Rng, place: Path) -> Trial:
-    """Prefixes of DataParallel, torch.compile, Lightning and others, on the network or a part."""
+    """Names have prefixes of DataParallel, torch.compile, Lightning and others."""
     state = _state()
     first, second = (str(rng.choice(["module.", "_orig_mod.", "model."])) for _ in range(2))
     if rng.integers(3) == 0:
@@ -116,7 +116,7 @@ def prefixes(rng: Rng, place: Path) -> Trial:
 
 @mutation("weights", 3)
 def wrappings(rng: Rng, place: Path) -> Trial:
-    """The weights lie under a key, next to other data of training scripts."""
+    """The weights are under a key, next to other data of training scripts."""
     tensors = _tensors(_state())
     key = str(
         rng.choice(["state_dict", "model", "model_state_dict", "model_state", "net", "network"])
@@ -149,7 +149,7 @@ def wrappings(rng: Rng, place: Path) -> Trial:
 
 @mutation("weights", 2)
 def wrappings_of_frameworks(rng: Rng, place: Path) -> Trial:
-    """Complete files as Lightning, mmsegmentation, YOLOX, EMA and SWA write them."""
+    """Complete files of Lightning, mmsegmentation, YOLOX, torchvision and others."""
     state = _state()
     tensors = _tensors(state)
     import torch
@@ -213,7 +213,7 @@ def wrappings_of_frameworks(rng: Rng, place: Path) -> Trial:
 
 @mutation("weights", 2)
 def two_sets_in_a_file(rng: Rng, place: Path) -> Trial:
-    """Weights and their average: all values of one of them, or an error; never a mixture."""
+    """A file has weights and their average: all values of one of them, or an error."""
     own, other = _tensors(_state()), _tensors(_state(_other()))
     names = [
         ("model", "model_ema"),
@@ -234,7 +234,7 @@ def two_sets_in_a_file(rng: Rng, place: Path) -> Trial:
 
 @mutation("weights", 2)
 def another_ending(rng: Rng, place: Path) -> Trial:
-    """The contents of a file determine its format."""
+    """The contents of a file determine its format; its name does not."""
     contents = {
         "zip": _saved(_tensors(_state())),
         "old": _saved(_tensors(_state()), _use_new_zipfile_serialization=False),
@@ -263,7 +263,7 @@ def another_ending(rng: Rng, place: Path) -> Trial:
 
 @mutation("weights", 2)
 def dtypes(rng: Rng, place: Path) -> Trial:
-    """float64 with the same values; float16 and bfloat16 with values that they can hold."""
+    """float64 has the same values. float16 and bfloat16 have rounded values."""
     import torch
 
     dtype = [torch.float64, torch.float16, torch.bfloat16][int(rng.integers(3))]
@@ -291,7 +291,7 @@ def dtypes(rng: Rng, place: Path) -> Trial:
 
 @mutation("weights", 3)
 def of_another_model(rng: Rng, place: Path) -> Trial:
-    """A tensor is missing, surplus or of another shape, or all have other names."""
+    """A tensor is missing, unexpected, renamed or of another shape, or all are renamed."""
     state = _state()
     name = str(rng.choice([key for key in state if "num_batches" not in key]))
     choice = int(rng.integers(5))
@@ -311,7 +311,7 @@ def of_another_model(rng: Rng, place: Path) -> Trial:
 
 @mutation("weights", 1)
 def no_arrays_in_it(rng: Rng, place: Path) -> Trial:
-    """Pickled networks, optimizers, numbers, an empty file."""
+    """A valid file has no tensors."""
     values: list[Any] = [
         {},
         [],
@@ -332,7 +332,7 @@ def no_arrays_in_it(rng: Rng, place: Path) -> Trial:
 
 @mutation("weights", 8)
 def pth_damaged(rng: Rng, place: Path) -> Trial:
-    """PyTorch's archives have a checksum for every tensor: an error, or the right values."""
+    """A damaged archive of PyTorch: an error, or the right values. Every tensor has a checksum."""
     return _trial(
         place, "weights.pth", damage.some(rng, _saved(_tensors(_state()))), filled(), refusable=True
     )
@@ -340,7 +340,7 @@ def pth_damaged(rng: Rng, place: Path) -> Trial:
 
 @mutation("weights", 3)
 def pth_of_the_old_format_damaged(rng: Rng, place: Path) -> Trial:
-    """The format before PyTorch 1.6 has no checksums."""
+    """A damaged file of the format before PyTorch 1.6, which has no checksums."""
     data = _saved(_tensors(_state()), _use_new_zipfile_serialization=False)
     return _trial(
         place, "weights.pth", damage.some(rng, data), _without_checksum(filled()), refusable=True
@@ -349,7 +349,7 @@ def pth_of_the_old_format_damaged(rng: Rng, place: Path) -> Trial:
 
 @mutation("weights", 4)
 def safetensors_damaged(rng: Rng, place: Path) -> Trial:
-    """A safetensors file has a header without a checksum."""
+    """A damaged safetensors file, which has no checksums."""
     return _trial(
         place,
         "weights.safetensors",
@@ -361,7 +361,7 @@ def safetensors_damaged(rng: Rng, place: Path) -> Trial:
 
 @mutation("weights", 4)
 def safetensors_header(rng: Rng, place: Path) -> Trial:
-    """Lengths, names, shapes, types and offsets contradict each other."""
+    """Lengths, shapes, dtypes and offsets in a safetensors header contradict each other."""
     data = _safetensors(_state())
     size = int.from_bytes(data[:8], "little")
     header, body = json.loads(data[8 : 8 + size]), data[8 + size :]
@@ -394,7 +394,7 @@ def _without_checksum(right: Callable[[State], str | None]) -> Callable[[State],
         fault = right(result)
         if fault and fault.startswith("other values"):
             raise UndetectableError(
-                "no checksum: changed values of a weights file without one, in a valid structure"
+                "no checksum: changed values in a weights file of valid structure"
             )
         return fault
 
@@ -402,7 +402,7 @@ def _without_checksum(right: Callable[[State], str | None]) -> Callable[[State],
 
 
 class _Evil:
-    """Writes a file when it is unpickled."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -418,7 +418,7 @@ class _Sneaky(_Evil):
 
 @mutation("weights", 4)
 def would_run_code(rng: Rng, place: Path) -> Trial:
-    """A pickle calls functions, in every format and also next to all tensors; nothing runs."""
+    """A pickle asks to call functions, in every format, also next to tensors; none is called."""
     marker = place / "ran"
     evil = _Evil(marker) if rng.integers(2) else _Sneaky(marker)
     value: Any = [
@@ -441,7 +441,7 @@ def would_run_code(rng: Rng, place: Path) -> Trial:
         data = buffer.getvalue()
 
     def right(result: State) -> str | None:
-        # A reader may take the weights and ignore the code; a written file shows that code ran.
+        # A reader may load the weights and ignore the code. The marker file shows that code ran.
         return "code ran" if marker.exists() else filled()(result)
 
     return _trial(
@@ -465,7 +465,7 @@ def _numpy() -> bytes:
 
 @mutation("weights", 3)
 def no_weights_at_all(rng: Rng, place: Path) -> Trial:
-    """Web pages, Git LFS pointers, archives, arrays, files of other frameworks, empty files."""
+    """A web page, a Git LFS pointer, an archive, NumPy arrays, other formats, or an empty file."""
     plain = [
         b"",
         b"\x80\x02}",
@@ -487,7 +487,7 @@ def no_weights_at_all(rng: Rng, place: Path) -> Trial:
 
 @mutation("weights", 1)
 def no_file(rng: Rng, place: Path) -> Trial:
-    """A missing file, a folder, a broken link."""
+    """The path is a missing file, a folder or a broken link."""
     path = place / "weights.pth"
     choice = int(rng.integers(3))
     if choice == 1:

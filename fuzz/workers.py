@@ -1,4 +1,4 @@
-"""Processes that run cases with a time limit; after a hang or crash, a new process replaces one."""
+"""Processes that run cases with a time limit. A process that hangs or crashes is replaced."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from fuzz.cases import Case
 from fuzz.oracle import Verdict, judge
 
 LIMIT = int(os.environ.get("FUZZ_LIMIT", "180"))
-"""Seconds for one case; the first case of a process imports JAX and PyTorch."""
+"""Time limit for one case in seconds; the first case of a process imports JAX and PyTorch."""
 
 ADDRESS_SPACE = 16 << 30
-"""Bytes; a decoder that asks for more gets an error, and the machine stays alive."""
+"""Limit in bytes. Beyond it, an allocation fails instead of exhausting the machine's memory."""
 
 _ROOT = Path(__file__).resolve().parents[1]
 
 
 class Worker:
-    """One process, started when it is first needed."""
+    """A process that runs cases. It starts with the first case."""
 
     def __init__(self) -> None:
-        """Make the process's folder, without starting it."""
+        """Create the folder of the process."""
         self._folder = tempfile.TemporaryDirectory(prefix="fuzz-")
         self._process: subprocess.Popen[str] | None = None
 
     def run(self, case: Case) -> Verdict:
-        """Run a case. A process that ends during a case is replaced for the next one."""
+        """Run a case. If the process ends during a case, the next case starts another."""
         if self._process is None:
             self._process = self._start()
         process = self._process
@@ -54,7 +54,7 @@ class Worker:
         self._process = None
         log = (Path(self._folder.name) / "log").read_text(errors="replace")
         if "Timeout (" in log:
-            return Verdict(case, "hang", f"not done in time: {_deepest(log)}", LIMIT)
+            return Verdict(case, "hang", f"time limit exceeded: {_deepest(log)}", LIMIT)
         return Verdict(case, "crash", f"the process ended with status {status}: {_deepest(log)}")
 
     def close(self) -> None:
@@ -70,7 +70,7 @@ class Worker:
         folder = Path(self._folder.name)
         for name in ("home", "tmp", "place"):
             (folder / name).mkdir(exist_ok=True)
-        # The tiny backbone of the tests is found there as an installed plugin.
+        # The second folder has the tests' tiny backbone as an installed plugin.
         path = [
             str(_ROOT),
             str(_ROOT / "tests" / "fixtures" / "tiny"),
@@ -104,7 +104,7 @@ class Worker:
 
 
 def run_all(cases: Iterable[Case], count: int) -> Iterator[Verdict]:
-    """Run cases in `count` processes; yields verdicts as the cases end."""
+    """Run cases in `count` processes, and yield each verdict when its case ends."""
     waiting: queue.SimpleQueue[Case] = queue.SimpleQueue()
     done: queue.SimpleQueue[Verdict | BaseException] = queue.SimpleQueue()
     total = 0
@@ -136,8 +136,8 @@ def run_all(cases: Iterable[Case], count: int) -> Iterator[Verdict]:
         thread.join()
 
 
-def run_here(cases: Iterable[Case], keep: Path | None = None) -> Iterator[Verdict]:
-    """Run cases in this process, and keep the folder of each case below `keep`."""
+def run_one_by_one(cases: Iterable[Case], keep: Path | None = None) -> Iterator[Verdict]:
+    """Run cases in one process, and keep the files of each case in a folder below `keep`."""
     worker = Worker()
     try:
         if keep is not None:
@@ -150,7 +150,7 @@ def run_here(cases: Iterable[Case], keep: Path | None = None) -> Iterator[Verdic
 
 
 def _deepest(log: str) -> str:
-    """The innermost calls in a log of faulthandler."""
+    """Return the innermost calls in a log of faulthandler."""
     frames: Sequence[str] = [
         line.strip() for line in log.splitlines() if line.strip().startswith("File ")
     ]
@@ -160,14 +160,14 @@ def _deepest(log: str) -> str:
 def _serve() -> None:
     """Read cases from standard input, and answer each with a line of JSON."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # the output of decoders
+    os.dup2(2, 1)  # the output of decoders goes to standard error
     faulthandler.enable()
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     keep = os.environ.get("FUZZ_KEEP")
     for line in sys.stdin:
         case = Case.parse(line.strip())
-        # Also stops calls into C, which a signal would wait for.
+        # This also stops calls into C, which would delay a signal handler.
         faulthandler.dump_traceback_later(LIMIT, exit=True)
         verdict = judge(case, Path(keep) / str(case).replace(":", "-") if keep else None)
         faulthandler.cancel_dump_traceback_later()

@@ -1,4 +1,4 @@
-"""Benchmarks time the work that the library does."""
+"""The benchmarks measure the same work as the library does."""
 
 import importlib
 import json
@@ -13,11 +13,11 @@ import pytest
 from fcn_jax.api import Example, Record, Source
 
 
-class Whole(Source):
-    """One image, and a record of the calls."""
+class WholeSource(Source):
+    """A source of one image that records how it was decoded."""
 
     def __init__(self):
-        self.asked = []
+        self.calls = []
 
     def __len__(self):
         return 1
@@ -26,15 +26,15 @@ class Whole(Source):
         return Record("0", b"", b"")
 
     def decode(self, record):
-        self.asked.append("whole")
+        self.calls.append("whole")
         return Example("0", np.zeros((8, 12, 3), np.uint8), np.zeros((8, 12), np.uint8))
 
 
-class Resizing(Whole):
-    """Also decodes at other sizes."""
+class ResizingSource(WholeSource):
+    """A source that can also decode at other sizes."""
 
     def decode_resized(self, record, factor):
-        self.asked.append(round(factor, 3))
+        self.calls.append(round(factor, 3))
         return Example("0", np.zeros((4, 6, 3), np.uint8), np.zeros((4, 6), np.uint8))
 
 
@@ -42,10 +42,10 @@ class Resizing(Whole):
 def test_input_is_timed_as_the_pipeline_decodes_it(monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parents[1])  # benchmarks are not installed
     benchmark = importlib.import_module("benchmarks.input")
-    for source, asked in ((Whole(), "whole"), (Resizing(), 0.5)):
+    for source, call in ((WholeSource(), "whole"), (ResizingSource(), 0.5)):
         stages = benchmark.measure(source, (4, 4), (0.5, 0.5), rounds=2)
         assert tuple(stages) == benchmark.STAGES
-        assert source.asked == [asked] * 2
+        assert source.calls == [call] * 2
 
 
 @pytest.mark.needs_torch
@@ -86,7 +86,9 @@ def run(*arguments):
 def test_rejects_too_few_rounds_or_processes(tmp_path, few):
     done = run("--out", str(tmp_path / "speed.json"), *few)
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].endswith("at least 1 process and 2 rounds")
+    assert done.stderr.splitlines()[-1].endswith(
+        "--processes must be at least 1 and --rounds at least 2"
+    )
     assert not list(tmp_path.iterdir())
 
 

@@ -1,4 +1,4 @@
-"""A short form of the fuzz test, and checks that it finds faults; `make fuzz` runs all of it."""
+"""A short fuzz test, and tests that it finds faults. `make fuzz` runs the complete fuzz test."""
 
 from __future__ import annotations
 
@@ -154,9 +154,7 @@ def test_finds_writes_outside_of_the_case(
     assert "elsewhere" in verdict.detail
 
 
-def test_table_replaces_the_last_one_and_nothing_else(
-    tmp_path: Path,
-) -> None:
+def test_table_replaces_only_the_previous_table(tmp_path: Path) -> None:
     path = tmp_path / "reliability.md"
     path.write_text("# Reliability\n\nBefore.\n")
     first = [Verdict(PNG, "right"), Verdict(PNG, "undetectable", "no checksum")]

@@ -1,4 +1,4 @@
-"""Shapes in annotations, checked at each call."""
+"""Checks of the shapes in annotations."""
 
 import inspect
 from types import ModuleType
@@ -9,7 +9,7 @@ from jaxtyping import jaxtyped
 
 
 def check_annotations(patch: pytest.MonkeyPatch, *modules: ModuleType) -> None:
-    """Check the jaxtyping annotations of the public functions and layers of modules."""
+    """Check the jaxtyping annotations of public functions and layers at each call."""
     checked = jaxtyped(typechecker=beartype)
     for module in modules:
         for name in getattr(module, "__all__", None) or vars(module):

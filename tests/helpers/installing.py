@@ -1,4 +1,4 @@
-"""Distributions that are made or installed for one test, and processes that see them."""
+"""Distributions that a test creates or installs, and processes that can import them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GOOD = """
         build=lambda *args, **kwargs: None,
     )
 """
-"""A module with a backbone, `NET`, that does nothing."""
+"""Code of a module with a backbone `NET` that does nothing."""
 
 
 class Site:
@@ -52,7 +52,7 @@ class Site:
 
 
 def install(site: Path, *projects: Path, scratch: Path) -> None:
-    """Install projects into `site` by pip, from copies, so that nothing is written to them."""
+    """Install copies of projects into `site` by pip, so that the projects are not changed."""
     copies = [scratch / project.name for project in projects]
     for project, copy in zip(projects, copies, strict=True):
         shutil.copytree(
@@ -76,7 +76,7 @@ def install(site: Path, *projects: Path, scratch: Path) -> None:
 def run(
     command: Sequence[str], site: Path, folder: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run `python -m ...` where what `site` holds is installed, in `folder`; to its end."""
+    """Run `python -m ...` in `folder` and wait; the distributions in `site` are installed."""
     path = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH", "")]))
     return subprocess.run(
         [sys.executable, "-m", *command],

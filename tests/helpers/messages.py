@@ -1,8 +1,8 @@
-"""Error messages that the tests provoke: a record of them, and a comparison of two records.
+"""Records of the error messages that the tests cause, and their comparison.
 
-`FCN_JAX_MESSAGES=FILE make test` appends the messages of all errors to FILE, with the tests that
-provoked them. `python -m tests.helpers.messages BEFORE AFTER` prints the messages that are only in
-one of two such files, in the order of their texts.
+`FCN_JAX_MESSAGES=FILE make test` appends all error messages and the names of their tests to FILE.
+`python -m tests.helpers.messages BEFORE AFTER` prints the messages that are in only one of two such
+files, sorted by text.
 """
 
 from __future__ import annotations
@@ -49,19 +49,19 @@ class Recorder:
             "message": str(error),
             "source": Path(caller.filename).name,
         }
-        # One write of a whole line, since several workers append to the file.
+        # A whole line is written at once, because several workers append to the file.
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
 
 def template(message: str) -> str:
-    """A message without the parts that differ between runs: temporary paths and numbers."""
+    """Remove the parts of a message that differ between runs: temporary paths and numbers."""
     message = re.sub(r"(/[\w.\-+~]+)+/(?=[\w.\-])", "", message)
     return re.sub(r"\d+", "#", message)
 
 
 def read(path: Path) -> dict[str, dict[str, str]]:
-    """The records of a file by template. A record is an object or [test, error, message]."""
+    """Read the records of a file by template. A record is an object or [test, error, message]."""
     found = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
@@ -72,7 +72,7 @@ def read(path: Path) -> dict[str, dict[str, str]]:
 
 
 def compare(before: Path, after: Path) -> Iterable[str]:
-    """Lines of a report: removed messages with `-`, new ones with `+`, and their counts."""
+    """Yield the lines of a report: removed messages with `-`, new ones with `+`, and counts."""
     old, new = read(before), read(after)
     removed, added = sorted(old.keys() - new.keys()), sorted(new.keys() - old.keys())
     for sign, keys, records in (("-", removed, old), ("+", added, new)):

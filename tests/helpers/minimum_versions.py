@@ -1,6 +1,6 @@
 """Print a constraint file with the lowest releases that pyproject.toml allows.
 
-`make test-minimum` installs these. Run as a file, so that it needs no installed package.
+`make test-minimum` installs these. It runs this file directly, which requires no installed package.
 """
 
 import re
@@ -12,7 +12,7 @@ PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
 
 def minimum_versions(requirements: list[str]) -> Iterator[str]:
-    """A line `name==release` for each requirement `name>=release`; others are left out."""
+    """Yield `name==release` for each requirement `name>=release`; skip other requirements."""
     for requirement in requirements:
         match = re.fullmatch(r"([\w.-]+)>=([\w.]+)", requirement)
         if match:

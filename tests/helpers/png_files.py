@@ -1,5 +1,5 @@
-"""PNG files of kinds that Pillow does not write: any bit depth and color type, further chunks,
-broken streams."""
+"""PNG files that Pillow cannot write: any bit depth and color type, additional chunks, broken
+streams."""
 
 import struct
 import zlib
@@ -10,7 +10,7 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def chunk(kind: bytes, contents: bytes) -> bytes:
-    """A chunk with its checksum."""
+    """Return a chunk with its checksum."""
     return (
         struct.pack(">I", len(contents))
         + kind
@@ -20,7 +20,7 @@ def chunk(kind: bytes, contents: bytes) -> bytes:
 
 
 def rows_of(values: np.ndarray, depth: int) -> bytes:
-    """The uncompressed, unfiltered rows of values of `depth` bits, [H,W] or [H,W,C]."""
+    """Return the uncompressed, unfiltered rows of values of `depth` bits, [H,W] or [H,W,C]."""
     values = values.reshape(values.shape[0], -1)
     if depth >= 8:
         return b"".join(b"\0" + row.astype(f">u{depth // 8}").tobytes() for row in values)
@@ -38,15 +38,14 @@ def png_bytes(
     chunks: tuple[bytes, ...] = (),
     stream: bytes | None = None,
 ) -> bytes:
-    """A PNG of stored values; `color` is 0 (gray), 2 (RGB), 3 (indexed), 4 (gray and alpha) or 6
-    (RGBA).
+    """Return a PNG.
 
     Args:
-        values: [H,W] or [H,W,C].
-        depth: bits of a value.
-        color: color type.
-        chunks: further chunks before the pixels, such as the palette.
-        stream: the compressed pixels, where they are not those of `values`.
+        values: stored values, [H,W] or [H,W,C].
+        depth: bits per value.
+        color: color type: 0 (gray), 2 (RGB), 3 (indexed), 4 (gray and alpha) or 6 (RGBA).
+        chunks: additional chunks before the pixels, such as the palette.
+        stream: compressed pixels to write instead of those of `values`.
     """
     height, width = values.shape[:2]
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0))

@@ -1,4 +1,4 @@
-"""Arrays of PyTorch for environments without it: `python -m tests.helpers.reference_arrays DIR`."""
+"""Write PyTorch's arrays for tests without it: `python -m tests.helpers.reference_arrays DIR`."""
 
 import sys
 from pathlib import Path
@@ -9,7 +9,7 @@ NETWORKS = {
     "resnet18": {"backbone": "resnet18", "num_classes": 5},
     "resnet50_os8": {"backbone": "resnet50", "num_classes": 3, "output_stride": 8},
 }
-"""Settings of `ModelSpec` by the name of the folder."""
+"""Name of the folder -> arguments of `ModelSpec`."""
 
 SIZES = ((64, 96), (65, 97))
 
@@ -17,8 +17,8 @@ SIZES = ((64, 96), (65, 97))
 def write(directory: Path) -> None:
     """Write a folder for each network.
 
-    It has weights.safetensors in torchvision's names, and the input and the logits in eval mode for
-    each size.
+    A folder has weights.safetensors with torchvision's names and, for each size, a file with the
+    input and the logits in eval mode.
     """
     import torch
 

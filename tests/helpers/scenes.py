@@ -57,7 +57,7 @@ def write_scenes(root: Path, train: int = 32, val: int = 3) -> Path:
 
 
 def environment(devices: int = 1) -> dict[str, str]:
-    """For a process in which the tiny plugin is installed, with so many CPU devices."""
+    """Return the environment of a process with the tiny plugin and this number of CPU devices."""
     path = os.pathsep.join(filter(None, [str(TINY), os.environ.get("PYTHONPATH", "")]))
     flags = f"--xla_force_host_platform_device_count={devices}"
     return {**os.environ, "PYTHONPATH": path, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
@@ -71,19 +71,19 @@ def write_recipe(folder: Path, text: str = RECIPE) -> Path:
 
 
 def arguments(recipe: Path, data: Path, run: Path, *more: str) -> list[str]:
-    """The arguments of `fcn-jax train`."""
+    """Return the arguments of `fcn-jax train`."""
     return ["train", str(recipe), "--data", str(data), "--workdir", str(run), *more]
 
 
 def command(*arguments: str) -> list[str]:
-    """`fcn-jax` in a separate process."""
+    """Return the command that runs `fcn-jax` in a separate process."""
     return [sys.executable, "-m", "fcn_jax", *arguments]
 
 
 def train(
     recipe: Path, data: Path, run: Path, *more: str, devices: int = 1
 ) -> subprocess.CompletedProcess[str]:
-    """Train in a separate process, to the end."""
+    """Train in a separate process and wait until it ends."""
     return subprocess.run(
         command(*arguments(recipe, data, run, *more)),
         env=environment(devices),

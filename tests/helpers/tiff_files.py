@@ -1,5 +1,5 @@
-"""TIFF files of kinds that neither Pillow nor OpenCV writes: any bit depth, strips, tiles, planes,
-predictors, byte orders."""
+"""TIFF files that Pillow and OpenCV cannot write: any bit depth, strips, tiles, planes, predictors
+and byte orders."""
 
 import struct
 import zlib
@@ -21,19 +21,19 @@ def tiff_bytes(
     tags: dict[int, tuple[int, ...]] | None = None,
     repeat: int = 1,
 ) -> bytes:
-    """A classic TIFF.
+    """Return a classic TIFF.
 
     Args:
-        values: [H,W] or [H,W,C], stored as they are, of an unsigned, signed or floating point type.
-        bits: of a sample, where it is not the type's; only for unsigned numbers.
-        photometric: 1 (gray) or 2 (RGB) by default.
-        order: "<" or ">".
-        rows_per_strip: all by default.
-        tile: side of square tiles; strips by default.
-        planar: each channel in a plane of its own.
-        deflate: compress.
+        values: [H,W] or [H,W,C] of an unsigned, signed or floating point dtype, stored unchanged.
+        bits: bits per sample; by default those of the dtype. Only for unsigned numbers.
+        photometric: photometric interpretation; by default 1 (gray) or 2 (RGB).
+        order: byte order, "<" or ">".
+        rows_per_strip: by default, all rows are in one strip.
+        tile: height and width of the tiles; by default, the file has strips.
+        planar: store each channel in its own plane.
+        deflate: compress by deflate.
         predictor: 1 (none) or 2 (horizontal differences).
-        tags: further ones, of short numbers.
+        tags: additional tags, as 16-bit numbers.
         repeat: number of equal pages.
     """
     values = values if values.ndim == 3 else values[..., None]
