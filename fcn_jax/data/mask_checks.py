@@ -212,8 +212,8 @@ def _hint(
     if has_void and len(values) == count + 1 <= _SEVERAL:
         return (
             f"{len(values)} gray values for {count} classes: give each class its value in the "
-            f"list, as in {', '.join(_lines(names, sorted(values)))} with 255 as void; or list 255 "
-            "as a class too, and void by name, as in `void 255`"
+            f"list, as in {', '.join(_lines(names, sorted(values)))} with 255 as void; or, if "
+            "255 is a class too, add it with its name, as in `NAME 255`"
         )
     if smoothed:
         black_white = joined.counts.keys() >= {0, IGNORE_INDEX}

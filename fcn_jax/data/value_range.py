@@ -29,7 +29,7 @@ _INTEGERS = tuple(2.0**bits - 1 for bits in (8, 10, 12, 14, 16))
 _FLOATS = (1.0, 255.0, 1023.0, 4095.0, 16383.0, 65535.0)
 _ADVICE = (
     "set data.value_range = [low, high] (predict and eval: --value-range LOW HIGH), the stored "
-    "numbers of black and white"
+    "values that mean black and white"
 )
 
 

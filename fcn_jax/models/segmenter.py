@@ -110,8 +110,8 @@ def covering_size(length: int, feature: FeatureSpec, backbone: str) -> int:
         raise _broken_promise(
             backbone,
             f"its feature '{feature.name}' covers no image of {length} to {longest} pixels; for "
-            f"{longest} pixels it has {feature.size(longest)} cells of {feature.stride} pixels, "
-            f"and its offset is {feature.offset}",
+            f"{longest} pixels it declares {feature.size(longest)} cells of {feature.stride} "
+            f"pixels, the first of which begins {feature.offset} pixels before the image",
         )
     return found
 

@@ -160,9 +160,9 @@ def select_features(
     for feature in () if head.handles_offset else taken:
         if feature.offset:
             raise ConfigError(
-                f"head '{head.name}' needs features that begin at the image's corner; "
-                f"'{feature.name}' begins {feature.offset} pixels before it. Use a backbone that "
-                "does not pad its input, or a head that crops, such as fcn32s"
+                f"head '{head.name}' does not crop features, so they must begin at the image's "
+                f"corner; '{feature.name}' begins {feature.offset} pixels before it. Use a "
+                "backbone that does not pad its input, or a head that crops, such as fcn32s"
             )
     return taken
 

@@ -70,7 +70,7 @@ class Entry:
         Frames of libraries that the plugin calls, such as JAX's, are not what its author looks for.
         """
         if isinstance(error, SyntaxError) and error.filename:
-            return f" ({Path(error.filename).name}, line {error.lineno})"
+            return ""  # its text ends in the place
         package = self.module.partition(".")[0]
         own = [
             (frame.f_code, line)

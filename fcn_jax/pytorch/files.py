@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import pickle
+import struct
 import weakref
+import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -199,6 +202,16 @@ def _open_safetensors(path: Path) -> Tensors:
     )
 
 
+def _reason(error: Exception) -> str:
+    """What an error says about a damaged file, in parentheses; empty if that explains nothing."""
+    if isinstance(error, EOFError | struct.error):
+        return " (it ends too early)"
+    explains = isinstance(error, ValueError | pickle.UnpicklingError | zipfile.BadZipFile)
+    if not explains or isinstance(error, UnicodeError) or not str(error):
+        return ""
+    return f" ({str(error).splitlines()[0]})"
+
+
 def _open_pickled(path: Path, kind: str) -> list[StateDict]:
     opening = {
         kinds.ARCHIVE: torch_file.open_archive,
@@ -216,8 +229,7 @@ def _open_pickled(path: Path, kind: str) -> list[StateDict]:
                 "torch.save(model.state_dict(), ...)"
             ) from error
         except Exception as error:  # damaged files lead to almost any exception
-            plain = isinstance(error, ValueError) and not isinstance(error, UnicodeError)
-            reason = f" ({str(error).splitlines()[0]})" if plain and str(error) else ""
+            reason = _reason(error)
             raise WeightsError(
                 f"{path}: not a readable PyTorch file{reason}; is it complete?"
             ) from error

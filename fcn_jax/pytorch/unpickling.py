@@ -45,6 +45,13 @@ def load(file: IO[bytes], persistent: Callable[[Any], Any] | None = None) -> Any
     return _Unpickler(file, persistent).load()
 
 
+class _Instructions(dict[int, Any]):
+    """Methods by instruction."""
+
+    def __missing__(self, code: int) -> Any:
+        raise ValueError(f"a pickle with the unknown instruction {bytes([code])!r}")
+
+
 # The implementation in Python, not the one in C: its instructions can be overridden, and a damaged
 # index of the memo does not make it allocate gigabytes.
 class _Unpickler(pickle._Unpickler):
@@ -93,13 +100,15 @@ class _Unpickler(pickle._Unpickler):
                 self.memo.update({i: array for i, value in self.memo.items() if value is old})
         # Attributes of other objects, such as `_metadata` of a state dict, are not needed.
 
-    dispatch: ClassVar[dict[int, Any]] = {
-        **pickle._Unpickler.dispatch,
-        pickle.REDUCE[0]: _reduce,
-        pickle.NEWOBJ[0]: _reduce,
-        pickle.NEWOBJ_EX[0]: _newobj_ex,
-        pickle.BUILD[0]: _build,
-    }
+    dispatch: ClassVar[dict[int, Any]] = _Instructions(
+        {
+            **pickle._Unpickler.dispatch,
+            pickle.REDUCE[0]: _reduce,
+            pickle.NEWOBJ[0]: _reduce,
+            pickle.NEWOBJ_EX[0]: _newobj_ex,
+            pickle.BUILD[0]: _build,
+        }
+    )
 
 
 _RUN_CODE = (

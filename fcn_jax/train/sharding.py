@@ -19,7 +19,8 @@ def data_mesh(batch_size: int, accumulate_steps: int = 1) -> Mesh:
     """
     if jax.process_count() > 1:
         raise ConfigError(
-            f"training runs in one process, and JAX is initialized for {jax.process_count()}"
+            f"training runs in one process, and JAX is initialized for {jax.process_count()}; "
+            "train without jax.distributed.initialize"
         )
     count = jax.device_count()
     parts = count * accumulate_steps

@@ -107,7 +107,8 @@ def verify_model(
     table = tables(spec).get(("model", key_format))
     if table is None:
         raise ConfigError(
-            f"{spec.backbone} + {spec.head} have no table of key format '{key_format}'"
+            f"{spec.backbone} + {spec.head} have no table of PyTorch names for the key format "
+            f"'{key_format}' to compare by"
         )
     coverage, origin = _load(network, reference, table, weights, reinit, seed)
     subject = _subject(name, registered, spec, changes)

@@ -39,7 +39,9 @@ def test_dropout_option_has_bounds():
     model = build_model("resnet18", "fcn", 3, head_options={"dropout": 0.0}, rngs=nnx.Rngs(0))
     assert model.head.dropout.rate == 0
     with pytest.raises(
-        ConfigError, match=r"head 'fcn' .* 'dropout' is 1\.5; input should be less than 1"
+        ConfigError,
+        match=r"head 'fcn' .* 'dropout' is 1\.5; input should be greater than or equal to 0 and "
+        "less than 1",
     ):
         build_model("resnet18", "fcn", 3, head_options={"dropout": 1.5}, rngs=nnx.Rngs(0))
 

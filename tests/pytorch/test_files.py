@@ -564,6 +564,20 @@ def test_rejects_tensors_outside_their_storage(tmp_path):
         files.read(path)
 
 
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda contents: contents[:-4], "it ends too early"),
+        (lambda contents: contents[:2] + b"\xfe" + contents[2:], "unknown instruction b'.xfe'"),
+    ],
+)
+def test_error_says_what_is_wrong_with_a_pickle(tmp_path, damage, reason):
+    path = tmp_path / "a.pth"
+    path.write_bytes(damage(pickle.dumps({"a": np.ones(3)}, protocol=2)))
+    with pytest.raises(WeightsError, match=f"not a readable PyTorch file .*{reason}"):
+        files.read(path)
+
+
 def test_names_a_file_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(WriteError, match=r"a\.safetensors: cannot be written"):

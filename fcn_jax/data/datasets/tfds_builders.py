@@ -10,6 +10,7 @@ import time.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import tarfile
@@ -169,9 +170,16 @@ def _local_files(dl_manager: tfds.download.DownloadManager) -> Callable[[str], b
         return None
     devkit = find_devkit(folder)
     if devkit is not None:
-        return lambda name: read_bytes(devkit / name, str(devkit / name))
+        return functools.partial(_read_extracted, devkit)
     archive = folder / VOC_ARCHIVE
     return _tar_files(archive) if archive.is_file() else None
+
+
+def _read_extracted(devkit: Path, name: str) -> bytes:
+    try:
+        return read_bytes(devkit / name, str(devkit / name))
+    except DataError as error:
+        raise DataError(f"{error}, or extract {VOC_ARCHIVE} again") from error
 
 
 def _tar_files(path: Path) -> Callable[[str], bytes]:
@@ -208,7 +216,10 @@ def _tar_files(path: Path) -> Callable[[str], bytes]:
 
 
 def _gray_png(indexed: bytes, name: str) -> bytes:
-    labels = read_stored_mask(indexed, name=f"mask of {name}").values
+    try:
+        labels = read_stored_mask(indexed, name=f"mask of {name}").values
+    except DataError as error:
+        raise DataError(f"{error}, or get {VOC_ARCHIVE} again") from error
     if labels.dtype != np.uint8 or labels.ndim != 2:
         raise DataError(
             f"mask of {name}: it is {labels.dtype}{list(labels.shape)}, expected an indexed or "

@@ -132,8 +132,9 @@ def _check_spec(subject: Subject, spec: FeatureSpec) -> None:
         longest = n + 2 * stride - 1
         if not any(map(spec.covers, range(n, longest + 1))):
             subject.fail(
-                f"it covers no image of {n} to {longest} pixels: for {longest} pixels it has "
-                f"{size(longest)} cells of {stride} pixels, and its offset is {spec.offset}"
+                f"it covers no image of {n} to {longest} pixels: for {longest} pixels it declares "
+                f"{size(longest)} cells of {stride} pixels, the first of which begins "
+                f"{spec.offset} pixels before the image"
             )
     # Independent of padding and cropping at the border, an image that is one stride longer makes
     # the feature one pixel longer.

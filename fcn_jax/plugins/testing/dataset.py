@@ -154,7 +154,7 @@ def _check_type(subject: Subject, example: Any, name: str) -> None:
     if not isinstance(example, Example):
         subject.fail(f"it returns a {type(example).__name__}; it must be an fcn_jax.api.Example")
     if example.id != name:
-        subject.fail(f"it returns the id '{example.id}'")
+        subject.fail(f"it returns the id '{example.id}'; it must be '{name}'")
 
 
 def _check_example(subject: Subject, example: Example, name: str, num_classes: int) -> None:

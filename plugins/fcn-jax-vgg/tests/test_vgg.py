@@ -186,7 +186,7 @@ def test_specs_of_two_equal_networks_are_equal():
     ("table", "complaint"),
     [
         ({"width": 0}, "'width' is 0; input should be greater than 0"),
-        ({"dropout": 1.0}, "'dropout' is 1.0; input should be less than 1"),
+        ({"dropout": 1.0}, "'dropout' is 1.0; .* 0 and less than 1"),
         ({"widht": 8}, "Did you mean 'width'"),
     ],
 )

@@ -286,6 +286,18 @@ def test_prepares_voc_from_local_files_without_a_network(
     assert site[1] == []
 
 
+def test_error_of_a_missing_extracted_file_names_the_archive(tmp_path: Path) -> None:
+    archive = tmp_path / tfds_builders.VOC_ARCHIVE
+    make_tar(archive)
+    extract(archive, tmp_path)
+    archive.unlink()
+    for mask in tmp_path.glob("VOCdevkit/VOC2012/SegmentationClass/*"):
+        mask.unlink()
+    advice = rf"SegmentationClass.*does not exist .* or extract {tfds_builders.VOC_ARCHIVE} again"
+    with pytest.raises(DataError, match=advice):
+        VOC2012_TFDS.open(tmp_path, "train")
+
+
 def test_rejects_truncated_or_foreign_local_archives(tmp_path: Path) -> None:
     archive = tmp_path / tfds_builders.VOC_ARCHIVE
     make_tar(archive)

@@ -203,7 +203,7 @@ def test_accepts_an_equal_reference():
         ),
         (
             backbone(specs=changed(1, offset=4)),
-            "feature 'b': it covers no image of 1 to 8 pixels: .* its offset is 4",
+            "feature 'b': it covers no image of 1 to 8 pixels: .* begins 4 pixels before the image",
         ),
         (backbone(specs=SPECS[::-1]), "their order must be shallow to deep"),
         (backbone(specs=changed(0, name="b")), "each name must occur once"),

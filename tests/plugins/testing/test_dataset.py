@@ -178,7 +178,10 @@ def test_accepts_a_correct_dataset():
         ),
         (pictures(lambda: Pictures(decode=tall)), "the mask is uint8[3, 6]"),
         (pictures(lambda: Pictures(decode=unknown)), "labels 7; allowed are 0 to 1 and 255"),
-        (pictures(lambda: Pictures(decode=renamed)), "decode: it returns the id 'x'"),
+        (
+            pictures(lambda: Pictures(decode=renamed)),
+            "decode: it returns the id 'x'; it must be '0'",
+        ),
         (pictures(Trusting), "decode of an unreadable image is accepted"),
         (
             pictures(lambda: Resizing(brighter)),
