@@ -181,7 +181,7 @@ def _step(*args: Any, **kwargs: Any) -> tuple[tuple[str, Setting], ...]:
 
 RESNET18 = _both("resnet18", 2, _SIZE)
 RESNET50 = _both("resnet50", 1, _SIZE)
-DEEPLAB = _both("deeplabv3_resnet50", 1, _SIZE)
+DEEPLAB = ((INFERENCE, Setting("deeplabv3_resnet50", 1, _SIZE)),)  # its pool needs two to train
 THOUSAND = _both("resnet18", 1, (160, 240), num_classes=1000, upsampling="depthwise")
 OPTIONS = (
     "xla_cpu_experimental_ynn_fusion_type",

@@ -567,7 +567,7 @@ def test_rejects_tensors_outside_their_storage(tmp_path):
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (lambda contents: contents[:-4], "it ends too early"),
+        (lambda contents: contents[:-1], "it ends too early"),
         (lambda contents: contents[:2] + b"\xfe" + contents[2:], "unknown instruction b'.xfe'"),
     ],
 )

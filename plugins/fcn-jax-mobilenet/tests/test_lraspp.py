@@ -58,7 +58,7 @@ def test_takes_a_feature_of_stride_8_or_half_the_deepest_stride(strides, wanted)
             r"of stride 4 in addition to the deepest, of stride 8; .* offers f0 \(8\), f1 \(8\)",
         ),
         (specs(1), r"needs a feature of stride 0\.5 in addition"),
-        (specs(8, 16, offset=3), "head 'lraspp' needs .* 'f0' begins 3 pixels before it"),
+        (specs(8, 16, offset=3), "head 'lraspp' does not crop .* 'f0' begins 3 pixels before it"),
     ],
 )
 def test_rejects_a_backbone_without_the_features(features, complaint):
