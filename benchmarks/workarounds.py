@@ -183,10 +183,7 @@ RESNET18 = _both("resnet18", 2, _SIZE)
 RESNET50 = _both("resnet50", 1, _SIZE)
 DEEPLAB = ((INFERENCE, Setting("deeplabv3_resnet50", 1, _SIZE)),)  # its pool needs two to train
 THOUSAND = _both("resnet18", 1, (160, 240), num_classes=1000, upsampling="depthwise")
-OPTIONS = (
-    "xla_cpu_experimental_ynn_fusion_type",
-    "xla_cpu_scheduler_type",
-)
+OPTIONS = ("xla_cpu_experimental_ynn_fusion_type", "xla_cpu_scheduler_type")
 
 WORKAROUNDS: dict[str, Workaround] = {
     "winograd": Workaround(
@@ -231,12 +228,6 @@ WORKAROUNDS: dict[str, Workaround] = {
         )
         for name in OPTIONS
     },
-    "all options": Workaround(
-        "runtime/compiler.py",
-        "XLA's defaults",
-        RESNET18,
-        options=tuple((name, None) for name in OPTIONS),
-    ),
     "transposed convolution": Workaround(
         "nn/_conv_transpose.py",
         "XLA's dilated convolution",

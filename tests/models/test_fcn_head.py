@@ -50,7 +50,7 @@ def test_rejects_features_that_begin_before_the_image():
     padded = FeatureSpec("deep", 8, 32, ceil_size(32), offset=3)
     with pytest.raises(
         ConfigError,
-        match=r"head 'fcn' does not crop .*; 'deep' begins 3 pixels before it\. Use .* such as fcn32s",
+        match=r"head 'fcn' does not crop .*; 'deep' begins 3 pixels before it\. Use .* fcn32s",
     ):
         select_features(
             FCN, FCN.options(), (dataclasses.replace(padded, name="shallow", offset=0), padded)

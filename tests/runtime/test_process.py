@@ -50,8 +50,8 @@ if {rolled}:
     process.disable_loop_unrolling()
 import jax
 import jax.numpy as jnp
-function = jax.jit(lambda x: jnp.tanh(x) + x, compiler_options=compiler_options())
-function.lower(jnp.zeros((100, 256))).compile()
+function = jax.jit(lambda x: jnp.argmax(x, -1), compiler_options=compiler_options())
+function.lower(jnp.zeros((100, 64, 21))).compile()
 """
 
 
