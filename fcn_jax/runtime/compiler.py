@@ -7,8 +7,8 @@ import functools
 import jax
 
 _CPU = {
-    # XLA's default, except that convolutions do not use YNNPACK, where they take 1.1 to 1.7 times as
-    # long as in XLA (`python -m benchmarks.conv_library`).
+    # XLA's default, except that convolutions do not use YNNPACK, where they take 1.1 to 1.7 times
+    # as long as in XLA (`python -m benchmarks.conv_library`).
     "xla_cpu_experimental_ynn_fusion_type": (
         "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
     ),
