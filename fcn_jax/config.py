@@ -162,7 +162,7 @@ class OptimConfig(_Section):
     warmup_steps: StepCount = 0
     """Number of first steps in which the learning rate rises linearly to the schedule."""
     accumulate_steps: Count = 1
-    """Parts in which a batch is computed, one after the other. More parts take less memory."""
+    """Parts in which a batch is computed, one after the other. Four or more take less memory."""
     remat: Flag = False
     """Compute normalizations and activations again in the backward pass, which takes less memory.
     On CPUs it saves memory only with accumulate_steps.
