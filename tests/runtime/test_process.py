@@ -61,6 +61,7 @@ def test_xla_unrolls_no_loop(tmp_path: Path) -> None:
         environment = {
             **os.environ,
             "JAX_PLATFORMS": "cpu",
+            "JAX_COMPILATION_CACHE_DIR": "",  # programs from a cache are not dumped
             "XLA_FLAGS": f"--xla_dump_to={folder} --xla_dump_hlo_module_re=lambda",
         }
         subprocess.run(

@@ -52,7 +52,9 @@ def split(tmp_path):
         flags = (
             f"--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0 {dump}"
         )
-        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+        # Programs from a cache are not dumped.
+        uncached = {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": "", "XLA_FLAGS": flags}
+        environment = {**os.environ, **uncached}
         done = subprocess.run(
             [sys.executable, "-c", PROCESS, platform],
             env=environment,
