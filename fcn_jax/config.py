@@ -50,6 +50,7 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0), _NUMBER]
 Positive = Annotated[float, Field(gt=0.0), _NUMBER]
 NotNegative = Annotated[float, Field(ge=0.0), _NUMBER]
 BelowOne = Annotated[float, Field(ge=0.0, lt=1.0), _NUMBER]
+Share = Annotated[float, Field(gt=0.0, lt=1.0), _NUMBER]
 Count = Annotated[int, Field(ge=1), _NUMBER]
 CountOrZero = Annotated[int, Field(ge=0), _NUMBER]
 StepCount = Annotated[int, Field(ge=0, lt=2**31), _NUMBER]
@@ -169,6 +170,12 @@ class OptimConfig(_Section):
     """
     aux_weight: NotNegative = 0.5
     """Weight of the auxiliary head's loss, if the model has such a head."""
+    ema_decay: Share | None = None
+    """Decay of averages of the weights over the steps, such as 0.999. They are evaluated, saved
+    next to the raw weights, and used by eval, predict and export. No averages if not set.
+    """
+    ema_warmup: Flag = False
+    """Use the decay min(ema_decay, (1 + t) / (10 + t)) after t steps."""
     param_groups: tuple[ParamGroup, ...] = ()
     """Learning rate and weight decay by parameter name. The first group that matches a name
     decides.

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fcn_jax.cli.arguments import (
+    add_average,
     add_checkpoint,
     add_command,
     add_model,
@@ -31,6 +32,7 @@ def add_commands(commands: Any) -> None:
     about = "Write a checkpoint as a PyTorch state dict for load_state_dict."
     export = add_command(commands, "export", about, _export)
     add_checkpoint(export)
+    add_average(export)
     about = "Names of the tensors: torchvision (default), d2l, or a format of a plugin."
     export.add_argument("--key-format", metavar="FORMAT", default="torchvision", help=about)
     about = "File to write, .pth or .safetensors. An existing file is never replaced."
@@ -60,5 +62,8 @@ def _convert(args: argparse.Namespace) -> int:
 def _export(args: argparse.Namespace) -> int:
     from fcn_jax.convert.command import export_file
 
-    print(f"{args.output}: {export_file(args.checkpoint, args.output, key_format=args.key_format)}")
+    report = export_file(
+        args.checkpoint, args.output, key_format=args.key_format, weights=args.weights
+    )
+    print(f"{args.output}: {report}")
     return 0

@@ -267,7 +267,8 @@ def init_from(
         reinit: globs over names of tensors that keep the model's initial values; `head` for
             another number of classes or another head.
         drop: globs over names of the source, of tensors that are dropped.
-        key: which of several state dicts of a file to load, such as "model_ema".
+        key: which of several state dicts of a file to load, such as "model_ema"; for a run or
+            checkpoint "raw" or "ema", by default the averages if there are any.
 
     Returns:
         A report of the use of each tensor.
@@ -280,13 +281,19 @@ def init_from(
     if not Path(source).is_dir() or _holds_weight_files(Path(source)):
         return load_torch(model, source, reinit, drop=drop, key=key)
     directory = checkpoint.find(source)
-    if key:
-        raise WeightsError(f"{source}: a checkpoint holds one network, so it has no key '{key}'")
-    arrays = checkpoint.read_arrays(directory)
+    if key not in ("", "ema", "raw"):
+        raise WeightsError(
+            f"{source}: a checkpoint has no key '{key}'; it holds its weights, raw, and perhaps "
+            "averages of them, ema"
+        )
+    chosen = checkpoint.choose_weights(directory, key or None)
+    arrays = checkpoint.read_arrays(directory, chosen)
     scope = "model"
     if checkpoint.read_spec(directory).model.head is None:
         scope, arrays = "backbone", {f"backbone.{name}": array for name, array in arrays.items()}
-    report = LoadReport(str(directory), key_format="fcn-jax", scope=scope)
+    report = LoadReport(
+        str(directory), None, "fcn-jax", scope, key="" if chosen == "raw" else chosen
+    )
     targets = leaves(model)
     same_names = Table(*(Rule(path, path) for path in targets))
     new_head = starts_new_head(targets, reinit)

@@ -177,6 +177,8 @@ def _train(
             aux_weight=config.optim.aux_weight,
             accumulate_steps=config.optim.accumulate_steps,
             remat=config.optim.remat,
+            ema_decay=config.optim.ema_decay,
+            ema_warmup=config.optim.ema_warmup,
         )
         state = jax.device_put(state, everywhere)
     rate = optim.schedule(config.optim, total_steps)
@@ -250,6 +252,8 @@ def _train(
     # twice as much, and save no time: the next batch is prepared during the step anyway. The inputs
     # are awaited, too, or `memory.disable_async_dispatch` would have no effect.
     one_at_a_time = jax.default_backend() == "cpu"
+    weights = "raw" if config.optim.ema_decay is None else "ema"  # those that are evaluated
+    said = "" if weights == "raw" else f"({weights}) "
 
     def save_now() -> None:
         nonlocal saved
@@ -269,13 +273,14 @@ def _train(
             event="val",
             epoch=number / epoch_steps,
             seconds=seconds,
+            weights=weights,
             **scores.to_dict(val_source.classes),
         )
         progress.say(
-            f"epoch {number // epoch_steps}: val {scores.summary()} "
+            f"epoch {number // epoch_steps}: val {said}{scores.summary()} "
             f"({len(val_source)} images in {seconds:.0f} s)"
         )
-        checkpoints.score(number, scores.miou)
+        checkpoints.score(number, scores.miou, weights)
 
     def show(number: int, loss: float, images_per_second: float) -> None:
         epoch = (number - 1) // epoch_steps + 1

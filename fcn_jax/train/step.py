@@ -16,6 +16,7 @@ from fcn_jax.models.segmenter import Segmenter
 from fcn_jax.nn import REMAT_NAMES
 from fcn_jax.nn._subpixel import prefers_subpixel
 from fcn_jax.plugins.api import IGNORE_INDEX, Preprocess
+from fcn_jax.train import ema
 from fcn_jax.train.losses import segmentation_loss
 
 
@@ -29,12 +30,14 @@ class TrainState:
         params: parameters, f32.
         batch_stats: running statistics, f32 and i32, and `nn.Buffer` values, which no step changes.
         opt_state: state of the optimizer.
+        ema: averages of the parameters and float statistics, f32, see `fcn_jax.train.ema`; or None.
     """
 
     step: jax.Array
     params: Any
     batch_stats: Any
     opt_state: Any
+    ema: Any = None
 
 
 Step = Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]
@@ -49,6 +52,8 @@ def make(
     accumulate_steps: int = 1,
     remat: bool = False,
     blocks: bool | None = None,
+    ema_decay: float | None = None,
+    ema_warmup: bool = False,
 ) -> tuple[TrainState, Step]:
     """Make the initial state and the training step of a model.
 
@@ -64,6 +69,8 @@ def make(
             backward pass, and compute normalizations and activations again there.
         blocks: compute the loss from sub-pixel logits, if the head has them. By default on GPUs and
             TPUs, where that saves a copy of the logits.
+        ema_decay: decay of the averages of the weights, above 0 and below 1; None for no averages.
+        ema_warmup: let the decay rise to `ema_decay`; see `fcn_jax.train.ema.new_weight`.
 
     Returns:
         The state at step 0, and the function `step(state, batch) -> (state, metrics)`, to be jitted
@@ -81,7 +88,12 @@ def make(
     def initial(params: Any, batch_stats: Any) -> TrainState:
         # The state is donated to the step; the model's own arrays must survive that.
         params, batch_stats = jax.tree.map(jnp.copy, (params, batch_stats))
-        return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params))
+        average = None
+        if ema_decay is not None:
+            average = jax.tree.map(jnp.copy, ema.averaged(params, batch_stats))
+        return TrainState(
+            jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params), average
+        )
 
     state = initial(*states)
     del states
@@ -133,7 +145,11 @@ def make(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
-        return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+        average = state.ema
+        if ema_decay is not None:
+            weight = ema.new_weight(state.step, ema_decay, warmup=ema_warmup)
+            average = ema.updated(average, ema.averaged(params, batch_stats), weight)
+        return TrainState(state.step + 1, params, batch_stats, opt_state, average), metrics
 
     return state, step
 
