@@ -17,8 +17,8 @@ from fcn_jax import checkpoint
 from fcn_jax.errors import TrainingError, WriteError
 from fcn_jax.models.names import named
 from fcn_jax.runtime import atomic
-from fcn_jax.train import optim
 from fcn_jax.train.ending import gist
+from fcn_jax.train.groups import parameter_names
 from fcn_jax.train.step import TrainState
 
 
@@ -85,7 +85,7 @@ class Completed:
         """Write the evidence to `nonfinite/` in the run directory, and return the error."""
         assert self.metrics is not None
         assert self.batch is not None
-        names, leaves = optim.parameter_names(state.params), jax.tree.leaves(state.params)
+        names, leaves = parameter_names(state.params), jax.tree.leaves(state.params)
         broken = [
             name
             for name, leaf in zip(names, leaves, strict=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ from fcn_jax.models.segmenter import Segmenter
 from fcn_jax.nn import REMAT_NAMES
 from fcn_jax.nn._subpixel import prefers_subpixel
 from fcn_jax.plugins.api import IGNORE_INDEX, Preprocess
-from fcn_jax.train import ema
+from fcn_jax.train import ema, groups
 from fcn_jax.train.losses import segmentation_loss
 
 
@@ -54,12 +54,14 @@ def make(
     blocks: bool | None = None,
     ema_decay: float | None = None,
     ema_warmup: bool = False,
+    frozen: frozenset[str] = frozenset(),
+    freeze_batch_norm: Sequence[str] = (),
 ) -> tuple[TrainState, Step]:
     """Make the initial state and the training step of a model.
 
     Args:
         model: the model, which is set to train mode. Its arrays are copied.
-        optimizer: optimizer of the model's parameters, `nnx.state(model, nnx.Param)`.
+        optimizer: optimizer of the parameters that are trained.
         preprocess: the backbone's preprocessing.
         aux_weight: weight of the auxiliary head's loss, if the model has such a head.
         accumulate_steps: parts in which a batch is computed, one after the other; must divide the
@@ -71,6 +73,10 @@ def make(
             TPUs, where that saves a copy of the logits.
         ema_decay: decay of the averages of the weights, above 0 and below 1; None for no averages.
         ema_warmup: let the decay rise to `ema_decay`; see `fcn_jax.train.ema.new_weight`.
+        frozen: names of parameters that are not trained. They have no gradient, no state of the
+            optimizer and no averages.
+        freeze_batch_norm: globs over names of batch normalizations whose running statistics are
+            used and do not change; see `fcn_jax.train.groups.freeze_batch_norm`.
 
     Returns:
         The state at step 0, and the function `step(state, batch) -> (state, metrics)`, to be jitted
@@ -79,6 +85,7 @@ def make(
     """
     subpixel = prefers_subpixel() if blocks is None else blocks
     model.train()
+    groups.freeze_batch_norm(model, freeze_batch_norm)
     # Train and eval mode have different graphs, so the mode is set before the split. `rest` holds
     # random keys, such as dropout's. They never change; each step folds its number into them.
     graphdef, *states = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
@@ -88,21 +95,26 @@ def make(
     def initial(params: Any, batch_stats: Any) -> TrainState:
         # The state is donated to the step; the model's own arrays must survive that.
         params, batch_stats = jax.tree.map(jnp.copy, (params, batch_stats))
+        trained, _ = groups.trained(params, frozen)
         average = None
         if ema_decay is not None:
-            average = jax.tree.map(jnp.copy, ema.averaged(params, batch_stats))
-        return TrainState(
-            jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params), average
-        )
+            average = jax.tree.map(jnp.copy, ema.averaged(trained, batch_stats))
+        opt_state = optimizer.init(trained)
+        return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, opt_state, average)
 
     state = initial(*states)
     del states
 
     def loss_of(
-        params: Any, batch_stats: Any, keys: Any, batch: Mapping[str, jax.Array], count: jax.Array
+        trained: Any,
+        fixed: Any,
+        batch_stats: Any,
+        keys: Any,
+        batch: Mapping[str, jax.Array],
+        count: jax.Array,
     ) -> Any:
         # Without the copy, updating the statistics under value_and_grad is a trace-level error.
-        network = nnx.merge(graphdef, params, batch_stats, keys, copy=True)
+        network = nnx.merge(graphdef, trained, fixed, batch_stats, keys, copy=True)
         images = normalize(batch["image"], preprocess)
         outputs = network.subpixel_outputs(images) if subpixel else network.outputs(images)
         loss = segmentation_loss(outputs, batch["mask"], aux_weight, count=count)
@@ -113,12 +125,14 @@ def make(
         loss_of = jax.checkpoint(loss_of, policy=policy)
     gradient = jax.value_and_grad(loss_of, has_aux=True)
 
-    def accumulated(state: TrainState, keys: Any, batch: Any, count: jax.Array) -> Any:
+    def accumulated(
+        trained: Any, fixed: Any, batch_stats: Any, keys: Any, batch: Any, count: jax.Array
+    ) -> Any:
         def add(total: Any, part: Any) -> tuple[Any, None]:
             loss, batch_stats, grads = total
             number, batch = part
             (more, batch_stats), added = gradient(
-                state.params, batch_stats, _fold(keys, number), batch, count
+                trained, fixed, batch_stats, _fold(keys, number), batch, count
             )
             return (loss + more, batch_stats, jax.tree.map(jnp.add, grads, added)), None
 
@@ -126,7 +140,7 @@ def make(
         parts = jax.tree.map(
             lambda x: x.reshape(-1, accumulate_steps, *x.shape[1:]).swapaxes(0, 1), dict(batch)
         )
-        start = (jnp.zeros(()), state.batch_stats, jax.tree.map(jnp.zeros_like, state.params))
+        start = (jnp.zeros(()), batch_stats, jax.tree.map(jnp.zeros_like, trained))
         (loss, batch_stats, grads), _ = jax.lax.scan(
             add, start, (jnp.arange(accumulate_steps), parts)
         )
@@ -137,18 +151,17 @@ def make(
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         count = (batch["mask"] != IGNORE_INDEX).sum()
         keys = _fold(rest, state.step)
-        if accumulate_steps == 1:
-            result = gradient(state.params, state.batch_stats, keys, batch, count)
-        else:
-            result = accumulated(state, keys, batch, count)
-        (loss, batch_stats), grads = result
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        trained, fixed = groups.trained(state.params, frozen)
+        compute = gradient if accumulate_steps == 1 else accumulated
+        (loss, batch_stats), grads = compute(trained, fixed, state.batch_stats, keys, batch, count)
+        updates, opt_state = optimizer.update(grads, state.opt_state, trained)
+        trained = optax.apply_updates(trained, updates)
+        params = nnx.merge_state(trained, fixed)
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
         average = state.ema
         if ema_decay is not None:
             weight = ema.new_weight(state.step, ema_decay, warmup=ema_warmup)
-            average = ema.updated(average, ema.averaged(params, batch_stats), weight)
+            average = ema.updated(average, ema.averaged(trained, batch_stats), weight)
         return TrainState(state.step + 1, params, batch_stats, opt_state, average), metrics
 
     return state, step

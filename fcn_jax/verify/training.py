@@ -16,7 +16,7 @@ from fcn_jax.convert.export import export_leaves
 from fcn_jax.models.names import named
 from fcn_jax.models.segmenter import Segmenter
 from fcn_jax.plugins.api import IGNORE_INDEX, Preprocess
-from fcn_jax.train import optim, step
+from fcn_jax.train import groups, optim, step
 from fcn_jax.verify import jax_side
 from fcn_jax.verify.compare import FACTORS, NEGLIGIBLE, Comparison, ReferenceErrors, Section
 from fcn_jax.verify.modules import train_mode
@@ -183,7 +183,7 @@ class _JaxRun:
         self._table = pair.table
         self._state, advance = step.make(
             model,
-            optim.make(recipe, steps, nnx.state(model, nnx.Param)),
+            optim.make(recipe, steps, groups.assign(recipe, nnx.state(model, nnx.Param))),
             preprocess,
             aux_weight=recipe.aux_weight,
         )
