@@ -55,10 +55,10 @@ def _rows(prefix: str, table: Any, defaults: Any, definitions: Any) -> Iterator[
             ("[]", field.get("items", {})),
             *(("", kind) for kind in field.get("anyOf", ())),
         ):
-            table = _resolved(inner, definitions)
-            if properties := table.get("properties"):
+            items = _resolved(inner, definitions)
+            if properties := items.get("properties"):
                 inner_defaults = {k: v.get("default", _REQUIRED) for k, v in properties.items()}
-                yield from _rows(f"{key}{ending}", table, inner_defaults, definitions)
+                yield from _rows(f"{key}{ending}", items, inner_defaults, definitions)
 
 
 _REQUIRED = "required"

@@ -60,9 +60,11 @@ def test_any_size_matches_torch(size, groups, width, offset):
     x = np.random.default_rng(0).standard_normal((*size, groups * width)).astype(np.float32)
     # Without it, groups of few values have hardly any variance, whose root amplifies rounding.
     ours, theirs = both(*layers(groups, groups * width, eps=0.1), x + offset)
+    # The mean is rounded in float32, relative to its size; the gradient of the scale sums that.
+    limit = 5e-5 + 1e-4 * offset
     for name, expected in theirs.items():
         assert ours[name].shape == expected.shape
-        np.testing.assert_allclose(ours[name], expected, rtol=2e-4, atol=5e-5, err_msg=name)
+        np.testing.assert_allclose(ours[name], expected, rtol=2e-4, atol=limit, err_msg=name)
 
 
 def test_other_numbers_of_axes_match_torch():

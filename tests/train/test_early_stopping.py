@@ -62,6 +62,29 @@ def test_rejects_bad_settings_with_their_path(table, message):
         config.parse({"train": {"early_stopping": table}})
 
 
+def test_reads_the_evaluations_up_to_a_step(tmp_path):
+    settings = config.parse({"train": {"early_stopping": {"metric": "fwiou"}}})
+    lines = [
+        {"step": 2, "event": "val", "fwiou": 0.5},
+        {"step": 3, "event": "train", "loss": 1.0},
+        {"step": 4, "event": "val", "fwiou": None},
+        {"step": 6, "event": "val", "fwiou": 0.4},
+        {"step": 8, "event": "val", "fwiou": 0.9},
+    ]
+    text = "\n".join(map(json.dumps, lines)) + '\n{"step": 9, "ev'
+    (tmp_path / "metrics.jsonl").write_text(text)
+
+    def counted():
+        found = EarlyStopping.read(settings, tmp_path, 6)
+        return found.best, found.best_step, found.waited
+
+    assert counted() == (0.5, 2, 1), "without a score, the evaluation after step 6 is done again"
+    (tmp_path / "checkpoints" / "6").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "6" / "score.json").write_text('{"miou": 0.4}')
+    assert counted() == (0.5, 2, 2)
+    assert not EarlyStopping.read(config.Config(), tmp_path, 6).is_over
+
+
 @pytest.fixture(scope="module")
 def here(tmp_path_factory):
     data = scenes.write_scenes(tmp_path_factory.mktemp("scenes"), train=8)
