@@ -71,8 +71,8 @@ class Result:
 def train(config: Config, run: str | Path, *, resume: bool = False) -> Result:
     """Train a model.
 
-    Writes `config.json`, `versions.json`, `metrics.jsonl`, `checkpoints/` and `samples/` to the run
-    directory, which is made once the training step is compiled. Whatever ends the run after its
+    Writes `config.json`, `versions.json`, `parameters.json`, `metrics.jsonl`, `checkpoints/` and
+    `samples/` to the run directory, which is made once the training step is compiled. Whatever ends the run after its
     first step, the work up to the last completed step is saved if possible; the error says so.
 
     Training runs in one process, on all of its devices.
