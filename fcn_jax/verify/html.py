@@ -37,7 +37,7 @@ def write(report: Report, path: str | Path) -> None:
     """Write a report atomically.
 
     Args:
-        report: of `verify_model` or `compare_modules`.
+        report: of `verify_model` or `compare`.
         path: ends in `.html` (needs jinja2 and matplotlib) or `.json`.
 
     Raises:

@@ -32,6 +32,7 @@ from fcn_jax.verify import jax_side
 from fcn_jax.verify.compare import Section, compare_repeatedly
 from fcn_jax.verify.layers import compare_layers
 from fcn_jax.verify.modules import attempts_after, compare_gradients, compare_outputs, paired
+from fcn_jax.verify.ports.nnx_port import NnxPort
 from fcn_jax.verify.reference import build_reference, randomize_batch_norm
 from fcn_jax.verify.report import Agreement, Pictures, Report
 from fcn_jax.verify.torch_side import import_torch
@@ -115,7 +116,7 @@ def verify_model(
     report = Report(subject, spec.dtype, coverage=coverage, weights=origin)
     scenes = [_scenes(size, batch, spec.num_classes, seed) for size in sizes]
     inputs = [np.asarray(normalize(jax.numpy.asarray(images), preprocess)) for images, _ in scenes]
-    with paired(reference, network, table, spec.dtype, call_jax=_outputs) as pair:
+    with paired(reference, NnxPort(network, _outputs), table, spec.dtype) as pair:
         total = 6 + len(pair.layers) + 6 * len(sizes) + 6 * grad + train_steps
         advance = _counted(progress, total)
         report.add_layers(compare_layers(pair, inputs[:1], advance))

@@ -1,4 +1,4 @@
-"""Comparison of a PyTorch module with a JAX module: weights, layers, outputs, gradients."""
+"""Comparison of a PyTorch module with a JAX network: weights, layers, outputs, gradients."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from fcn_jax.convert.export import export_leaves
-from fcn_jax.convert.load import import_by_table
+from fcn_jax.convert.load import import_leaves
+from fcn_jax.convert.report import LoadReport
 from fcn_jax.errors import ConfigError
-from fcn_jax.models.names import named
 from fcn_jax.pytorch.rules import Table
 from fcn_jax.verify import jax_side
 from fcn_jax.verify.compare import (
@@ -27,6 +27,10 @@ from fcn_jax.verify.compare import (
     compare_repeatedly,
 )
 from fcn_jax.verify.layers import compare_layers, match_layers
+from fcn_jax.verify.layout import best_layout
+from fcn_jax.verify.outputs import by_name
+from fcn_jax.verify.pairing import StateDictMap, table_by_map, table_by_matching
+from fcn_jax.verify.ports import Port, make_port
 from fcn_jax.verify.report import Report
 from fcn_jax.verify.torch_side import REFERENCE, TorchSide, Variant, array, import_torch, to_nhwc
 from fcn_jax.verify.types import Advance, Call, Loss, Outputs, Pair
@@ -34,40 +38,60 @@ from fcn_jax.verify.types import Advance, Call, Loss, Outputs, Pair
 if TYPE_CHECKING:
     import torch
 
+LAYOUTS = ("NHWC", "NCHW", "same")
 
-def compare_modules(
+_CHANNELS = (1, 3, 4)
+"""Channels of an image, by which the layout of the inputs is recognized."""
+
+
+def compare(
     torch_module: torch.nn.Module,
-    jax_module: nnx.Module,
-    rules: Table,
+    jax_network: Any,
     inputs: np.ndarray | Sequence[np.ndarray],
     *,
+    rules: Table | None = None,
+    state_dict_map: StateDictMap | None = None,
     call_torch: Call | None = None,
     call_jax: Call | None = None,
+    layout: str | None = None,
+    train: bool = True,
     grad: bool = True,
     dtype: str = "float32",
     subject: str = "",
     progress: Advance | None = None,
 ) -> Report:
-    """Show that a JAX module computes the same function as a PyTorch module, layer by layer.
+    """Show that a JAX network computes the same function as a PyTorch module, layer by layer.
 
-        report = compare_modules(torch_net, jax_net, rules, images)
+        report = compare(torch_net, jax_net, images, rules=rules)
         assert report.equal, report
 
-    The PyTorch module's state dict is loaded into the JAX module by the rules; then both run on the
-    same inputs. See `fcn_jax.verify.compare` for the criterion. Layers and outputs are compared in
-    eval mode, gradients in train mode without dropout, because no two libraries draw it alike. The
-    PyTorch module is not changed.
+    The PyTorch module's state dict is loaded into the JAX network; then both run on the same
+    inputs. See `fcn_jax.verify.compare` for the criterion. Layers and outputs are compared in eval
+    mode, gradients and running statistics in train mode without dropout, because no two libraries
+    draw it alike. The PyTorch module is not changed.
 
     Args:
         torch_module: the reference, on the CPU.
-        jax_module: the port. It gets the weights and is left in eval mode.
+        jax_network: the port: an `nnx.Module`, which gets the weights and is left in eval mode; an
+            `equinox.Module`; `(module, variables)` of Flax Linen; or `(function, params)` for a
+            function of a pytree of parameters and the inputs.
+        inputs: one array or several. Images are f32[N,H,W,C] or f32[N,C,H,W]; each side gets them
+            with its own axes (Equinox [N,C,H,W], other networks [N,H,W,C] or, if that cannot be
+            run, [N,C,H,W]).
         rules: table of names and layouts, as for conversion.
-        inputs: one array or several; images as f32[N,H,W,C], which PyTorch gets as NCHW.
+        state_dict_map: instead of rules, name in the state dict -> path on JAX's side, such as
+            `{"fc.weight": "Dense_0.kernel"}`. The order of the axes follows from the shapes; a
+            pair of a path and an `Op` states it, and None drops a tensor. Without both, tensors
+            are paired by similar names, and those that are left by equal values.
         call_torch: (module, tensors) -> tensor, or tensors by name; calls the module if None.
-        call_jax: (module, arrays) -> array, or arrays by name; calls the module if None.
+        call_jax: (network, arrays) -> array, or arrays by name; calls the network if None. An
+            Equinox module is called by `jax.vmap`; of a pair, `network` takes the inputs alone.
+        layout: axes of 4-D inputs, "NHWC" or "NCHW"; "same" gives both sides the arrays as they
+            are. None recognizes images of 1, 3 or 4 channels, and takes others as NHWC.
+        train: also compare the outputs and the updated buffers of a call in train mode.
         grad: also compare the gradient of a fixed random linear function of the outputs with
             respect to every parameter.
-        dtype: compared precision, "float32" or "bfloat16"; the JAX module must compute in it.
+        dtype: compared precision, "float32" or "bfloat16"; the JAX network must compute in it.
         subject: name for the report.
         progress: called after every step with its name.
 
@@ -75,54 +99,145 @@ def compare_modules(
         The report; `report.equal` is the verdict.
 
     Raises:
-        ConfigError: an unknown dtype.
-        WeightsError: the rules do not match the state dict (the error lists all missing, surplus
-            and misshapen names), or torch is not installed.
+        ConfigError: an unknown dtype or layout, a network of an unknown kind, or one that cannot be
+            traced by `jax.jit` on these inputs.
+        WeightsError: the tensors of the two sides do not fit each other (the error lists all
+            missing, surplus and misshapen names), or torch is not installed.
     """
     if dtype not in FLOOR:
         raise ConfigError(f"dtype is '{dtype}'; it must be one of {', '.join(FLOOR)}")
-    inputs = (inputs,) if isinstance(inputs, np.ndarray) else tuple(inputs)
+    if layout is not None and layout not in LAYOUTS:
+        raise ConfigError(f"layout is '{layout}'; it must be one of {', '.join(LAYOUTS)}")
+    if rules is not None and state_dict_map is not None:
+        raise ConfigError("rules and state_dict_map are both given; pass one of them")
     advance = progress or (lambda _: None)
-    coverage = import_by_table(jax_module, torch_module.state_dict(), rules)
-    report = Report(subject or type(jax_module).__name__, dtype, coverage=coverage)
-    with paired(torch_module, jax_module, rules, dtype, call_torch, call_jax) as pair:
-        report.add_layers(compare_layers(pair, inputs, advance))
-        section, outputs = compare_outputs(pair, inputs, "outputs", advance)
+    port = make_port(jax_network, call_jax)
+    table = _table(torch_module, port, rules, state_dict_map)
+    coverage = load_port(port, torch_module.state_dict(), table)
+    report = Report(subject or port.name, dtype, coverage=coverage)
+    arrays = (inputs,) if isinstance(inputs, np.ndarray) else tuple(inputs)
+    arrays = _channels_last(arrays, layout, report)
+    with paired(torch_module, port, table, dtype, call_torch, as_is=layout == "same") as pair:
+        _check_runs(pair, arrays, report)
+        report.add_layers(compare_layers(pair, arrays, advance))
+        section, outputs = compare_outputs(pair, arrays, "outputs", advance)
         report.sections.append(section)
+        if train:
+            report.sections.append(compare_train_mode(pair, arrays, advance))
         if grad:
-            loss = _random_loss(outputs.reference)
+            loss = _random_loss(outputs)
             attempts = attempts_after(report)
-            report.sections += compare_gradients(pair, inputs, loss, advance, attempts)
+            report.sections += compare_gradients(pair, arrays, loss, advance, attempts)
     return report
+
+
+def _table(
+    torch_module: torch.nn.Module,
+    port: Port,
+    rules: Table | None,
+    state_dict_map: StateDictMap | None,
+) -> Table:
+    if rules is not None:
+        return rules
+    tensors = {name: array(value) for name, value in torch_module.state_dict().items()}
+    if state_dict_map is not None:
+        return table_by_map(tensors, port.leaves, state_dict_map)
+    return table_by_matching(tensors, port.leaves)
+
+
+def load_port(port: Port, tensors: Mapping[str, Any], table: Table) -> LoadReport:
+    """Load a state dict into a JAX network by a table, all or nothing.
+
+    Raises:
+        WeightsError: all missing, surplus and misshapen names in one message.
+    """
+    leaves, report = import_leaves(port.leaves, port.name, tensors, table)
+    port.load(leaves)
+    return report
+
+
+def _channels_last(
+    inputs: tuple[np.ndarray, ...], layout: str | None, report: Report
+) -> tuple[np.ndarray, ...]:
+    """Images as NHWC."""
+
+    def convert(x: np.ndarray) -> np.ndarray:
+        if x.ndim != 4 or layout in ("NHWC", "same"):
+            return x
+        first = x.shape[1] in _CHANNELS and x.shape[3] not in _CHANNELS
+        if layout is None and first:
+            report.notes.append(f"inputs of shape {x.shape} are taken as NCHW (layout)")
+        return to_nhwc(x) if first or layout == "NCHW" else x
+
+    return tuple(map(convert, inputs))
+
+
+def _check_runs(pair: Pair, inputs: tuple[np.ndarray, ...], report: Report) -> None:
+    """Find the axes that JAX's side takes, and raise `ConfigError` if it cannot be traced."""
+    port = pair.port
+
+    def trace() -> None:
+        def run(leaves: Any, inputs: Any) -> Any:
+            return by_name(port.run(leaves, inputs, watch=None)[0])
+
+        jax.eval_shape(run, port.leaves, jax_side.placed(port, inputs))
+
+    try:
+        trace()
+    except Exception as error:
+        is_image = any(x.ndim == 4 for x in inputs) and not pair.torch.as_is
+        if isinstance(error, _NOT_TRACEABLE) or not is_image:
+            raise _cannot_run(port, inputs, error) from error
+        port.channels_last = not port.channels_last
+        try:
+            trace()
+        except Exception:
+            port.channels_last = not port.channels_last
+            raise _cannot_run(port, inputs, error) from error
+        axes = "NHWC" if port.channels_last else "NCHW"
+        report.notes.append(f"JAX's side takes images as {axes}, so it gets them with these axes")
+
+
+_NOT_TRACEABLE = (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError)
+
+
+def _cannot_run(port: Port, inputs: tuple[np.ndarray, ...], error: Exception) -> ConfigError:
+    message = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if isinstance(error, _NOT_TRACEABLE):
+        return ConfigError(
+            f"{port.name} cannot be jitted: {message}; a network must not convert arrays to Python "
+            "numbers or numpy arrays"
+        )
+    shapes = ", ".join(str(x.shape) for x in inputs)
+    return ConfigError(f"{port.name} cannot be run on inputs of shape {shapes}: {message}")
 
 
 @contextlib.contextmanager
 def paired(
     torch_module: Any,
-    jax_module: nnx.Module,
+    port: Port,
     table: Table,
     dtype: str,
     call_torch: Call | None = None,
-    call_jax: Call | None = None,
+    *,
+    as_is: bool = False,
 ) -> Iterator[Pair]:
-    """Both modules in eval mode without dropout. JAX's dropout is restored at the end."""
-    with jax_side.without_dropout(jax_module):
-        side = TorchSide(torch_module, dtype, call_torch or _called)
+    """Both networks in eval mode without dropout. JAX's dropout is restored at the end."""
+    with port.without_dropout():
+        side = TorchSide(torch_module, dtype, call_torch or _called, as_is=as_is)
         side.train(False)
-        jax_module.eval()
-        matched = match_layers(torch_module, jax_module, table)
-        yield Pair(side, jax_module, table, call_jax or _called, dtype, matched)
+        matched = match_layers(torch_module, port, table)
+        yield Pair(side, port, table, dtype, matched)
 
 
 @contextlib.contextmanager
 def train_mode(pair: Pair) -> Iterator[None]:
-    """Put both sides into train mode; restore PyTorch's parameters and statistics at the end."""
+    """Put PyTorch into train mode; restore its parameters and statistics at the end."""
     saved = [
         (network, {k: v.clone() for k, v in network.state_dict().items()})
         for network in pair.torch.networks()
     ]
     pair.torch.train(True)
-    pair.jax.train()
     try:
         yield
     finally:
@@ -130,7 +245,6 @@ def train_mode(pair: Pair) -> Iterator[None]:
             network.load_state_dict(state)
             network.zero_grad(set_to_none=True)
         pair.torch.train(False)
-        pair.jax.eval()
 
 
 def compare_outputs(
@@ -145,17 +259,61 @@ def compare_outputs(
         advance("PyTorch")
         return {name: array(value) for name, value in found.items()}
 
-    outputs = Outputs(
-        by_torch(REFERENCE),
-        [by_torch(variant) for variant in pair.torch.variants],
-        jax_side.outputs(pair.jax, pair.call, inputs),
-    )
+    reference = by_torch(REFERENCE)
+    runs = [by_torch(variant) for variant in pair.torch.variants]
+    found, _ = jax_side.outputs(pair.port, inputs)
+    outputs = _outputs(reference, runs, found)
     advance("JAX")
     errors = ReferenceErrors(outputs.reference, pair.dtype)
     for run in outputs.torch:
         errors.add(run)
     factor = FACTORS["outputs"]
     return Section(title, factor, errors.compare(outputs.jax, factor)), outputs
+
+
+def _outputs(
+    reference: dict[str, np.ndarray], runs: list[dict[str, np.ndarray]], jax: dict[str, np.ndarray]
+) -> Outputs:
+    """The outputs of both sides. Two single outputs are the same one, whatever their names."""
+    if len(reference) == len(jax) == 1:
+        jax = dict(zip(reference, jax.values(), strict=True))
+    found = {
+        name: layout
+        for name, x in jax.items()
+        if name in reference and (layout := best_layout(reference[name], x)) is not None
+    }
+    moved = {name: found[name].to_torch(x) if name in found else x for name, x in jax.items()}
+    return Outputs(reference, runs, moved, found)
+
+
+def compare_train_mode(pair: Pair, inputs: Sequence[np.ndarray], advance: Advance) -> Section:
+    """Call both networks once in train mode and compare the outputs and the buffers after it.
+
+    Momentum, the variance that is averaged, and statistics that are used although they should not
+    be, show only here.
+    """
+    torch = import_torch()
+    known = set(pair.table.names(pair.port.leaves).values())
+
+    def by_torch(variant: Variant) -> dict[str, np.ndarray]:
+        with train_mode(pair), torch.no_grad():
+            found = {name: array(x) for name, x in pair.torch.outputs(variant, inputs).items()}
+            network = pair.torch.network(variant)
+            buffers = {name: array(x) for name, x in network.named_buffers() if name in known}
+        advance("PyTorch, train mode")
+        return {**found, **buffers}
+
+    reference = by_torch(REFERENCE)
+    errors = ReferenceErrors(reference, pair.dtype)
+    for variant in pair.torch.variants:
+        errors.add(by_torch(variant))
+    found, updates = jax_side.outputs(pair.port, inputs, train=True)
+    names = [name for name in reference if name not in known]
+    outputs = _outputs({name: reference[name] for name in names}, [], found).jax
+    buffers = export_leaves(updates, pair.table)
+    advance("JAX, train mode")
+    factor = FACTORS["gradients"]
+    return Section("train mode", factor, errors.compare({**outputs, **buffers}, factor))
 
 
 def compare_gradients(
@@ -209,10 +367,10 @@ def _compare_gradients(
         errors = ReferenceErrors(reference, pair.dtype, least_norm=NEGLIGIBLE * norm)
         for variant in pair.torch.variants:
             errors.add(by_torch(variant))
-        value, grads = jax_side.gradients(pair.jax, pair.call, inputs, loss.jax, loss.target)
+        value, grads = jax_side.gradients(pair.port, inputs, loss.jax, loss.target)
     parameters = pair.torch.network(REFERENCE).named_parameters()
     frozen = {name for name, p in parameters if not p.requires_grad}
-    ours = export_leaves(named(grads), pair.table).items()
+    ours = export_leaves(grads, pair.table).items()
     found = {name: grad for name, grad in ours if name not in frozen}
     advance("JAX")
     factor = FACTORS["gradients"]
@@ -224,11 +382,12 @@ def _called(module: Any, inputs: tuple[Any, ...]) -> Any:
     return module(*inputs)
 
 
-def _random_loss(outputs: Mapping[str, np.ndarray]) -> Loss:
+def _random_loss(outputs: Outputs) -> Loss:
     """A fixed random linear function. A plain sum has no gradient through batch normalization."""
     weights = {
         name: np.random.default_rng(i).standard_normal(value.shape, np.float32) / value.size
-        for i, (name, value) in enumerate(outputs.items())
+        for i, (name, value) in enumerate(outputs.reference.items())
+        if np.issubdtype(value.dtype, np.floating)
     }
 
     def by_torch(found: dict[str, Any]) -> Any:
@@ -239,6 +398,12 @@ def _random_loss(outputs: Mapping[str, np.ndarray]) -> Loss:
         )
 
     def by_jax(found: dict[str, Any], target: dict[str, Any]) -> Any:
+        if len(found) == len(target) == 1:
+            found = dict(zip(target, found.values(), strict=True))
         return sum((found[name].astype(jnp.float32) * target[name]).sum() for name in target)
 
-    return Loss(by_torch, by_jax, {name: to_nhwc(weight) for name, weight in weights.items()})
+    target = {
+        name: outputs.layouts[name].to_jax(weight) if name in outputs.layouts else weight
+        for name, weight in weights.items()
+    }
+    return Loss(by_torch, by_jax, target)

@@ -92,6 +92,7 @@ class Report:
             side does not call them with one tensor.
         weights: the weights' file or name and SHA-256, or the seed of random weights.
         pictures: of the first image, or None.
+        notes: what was decided about the inputs.
     """
 
     subject: str
@@ -104,6 +105,7 @@ class Report:
     skipped: tuple[str, ...] = ()
     weights: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     pictures: Pictures | None = None
+    notes: list[str] = dataclasses.field(default_factory=list)
 
     def add_layers(self, layers: Layers) -> None:
         """Append the comparison of layers."""
@@ -158,6 +160,7 @@ class Report:
             digest = self.weights.get("sha256")
             suffix = f", SHA-256 {digest}" if digest else ""
             lines.append(f"weights: {self.weights['source']}{suffix}")
+        lines += self.notes
         if self.coverage:
             lines.append(f"loaded: {self.coverage}")
         if self.skipped:
@@ -192,6 +195,7 @@ class Report:
             "coverage": dataclasses.asdict(self.coverage) if self.coverage else None,
             "agreement": [dataclasses.asdict(agreement) for agreement in self.agreement],
             "skipped": list(self.skipped),
+            "notes": list(self.notes),
             "sections": [
                 {
                     "title": section.title,

@@ -62,6 +62,7 @@ def compare_training(
     steps, recipe = len(batches), RECIPE.model_copy(update={"lr": lr})
     factor, first_factor = FACTORS["training"], FACTORS["gradients"]
     with train_mode(pair):
+        model.train()
         ours = _JaxRun(pair, model, preprocess, recipe, steps)
         # PyTorch may have a classifier for which the model here has no place.
         names = set(ours.tensors())
@@ -95,6 +96,7 @@ def compare_training(
             if number == steps:
                 last = each.compare(found, factor)
             advance(f"training step {number}")
+    model.eval()
     sections = [
         Section("training, after step 1", first_factor, first),
         Section("training, each step", factor, tuple(between)),

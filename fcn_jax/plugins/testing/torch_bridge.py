@@ -14,7 +14,7 @@ from fcn_jax.models.names import leaves
 from fcn_jax.plugins.api import TorchBridge
 from fcn_jax.plugins.testing.subject import Network, Subject
 from fcn_jax.pytorch.rules import Table
-from fcn_jax.verify.modules import compare_modules
+from fcn_jax.verify.modules import compare
 from fcn_jax.verify.reference import randomize_batch_norm
 
 
@@ -52,11 +52,12 @@ def check_bridge(
         reference = bridge.reference(options=options, **settings).eval()
     randomize_batch_norm(reference, seed=0)
     try:
-        report = compare_modules(
+        report = compare(
             reference,
             network.build(),
-            bridge.tables_of(options)["torchvision"],
             [x[:1] for x in inputs],
+            rules=bridge.tables_of(options)["torchvision"],
+            layout="NHWC",
             call_torch=call,
             call_jax=network.call,
             grad=False,
