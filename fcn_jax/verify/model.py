@@ -31,7 +31,13 @@ from fcn_jax.train.losses import segmentation_loss
 from fcn_jax.verify import jax_side
 from fcn_jax.verify.compare import Section, compare_repeatedly
 from fcn_jax.verify.layers import compare_layers
-from fcn_jax.verify.modules import attempts_after, compare_gradients, compare_outputs, paired
+from fcn_jax.verify.modules import (
+    attempts_after,
+    compare_gradients,
+    compare_outputs,
+    compare_train_mode,
+    paired,
+)
 from fcn_jax.verify.ports.nnx_port import NnxPort
 from fcn_jax.verify.reference import build_reference, randomize_batch_norm
 from fcn_jax.verify.report import Agreement, Pictures, Report
@@ -63,8 +69,9 @@ def verify_model(
     """Show that a model computes the same function as its PyTorch reference.
 
     Both networks get the values of one state dict and run on the same drawn scenes. See
-    `fcn_jax.verify.compare` for the criterion. Layers and logits are compared in eval mode,
-    gradients and training steps in train mode without dropout.
+    `fcn_jax.verify.compare` for the criterion. Layers and logits are compared in eval mode; the
+    logits and running statistics of one call, gradients and training steps in train mode without
+    dropout.
 
     Args:
         model: a spec, a registered model, or a registered backbone.
@@ -117,7 +124,7 @@ def verify_model(
     scenes = [_scenes(size, batch, spec.num_classes, seed) for size in sizes]
     inputs = [np.asarray(normalize(jax.numpy.asarray(images), preprocess)) for images, _ in scenes]
     with paired(reference, NnxPort(network, _outputs), table, spec.dtype) as pair:
-        total = 6 + len(pair.layers) + 6 * len(sizes) + 6 * grad + train_steps
+        total = 12 + len(pair.layers) + 6 * len(sizes) + 6 * grad + train_steps
         advance = _counted(progress, total)
         report.add_layers(compare_layers(pair, inputs[:1], advance))
         for size, (images, _), x in zip(sizes, scenes, inputs, strict=True):
@@ -128,6 +135,7 @@ def verify_model(
                 continue  # there are no predictions to compare
             report.agreement.append(_agreement(size, outputs, spec.num_classes))
             report.pictures = report.pictures or _pictures(images[0], outputs, spec.num_classes)
+        report.sections.append(compare_train_mode(pair, inputs[:1], advance))
         if grad:
             loss = _cross_entropy(scenes[0][1])
             attempts = attempts_after(report)

@@ -293,13 +293,14 @@ def compare_train_mode(pair: Pair, inputs: Sequence[np.ndarray], advance: Advanc
     be, show only here.
     """
     torch = import_torch()
-    known = set(pair.table.names(pair.port.leaves).values())
+    port = pair.port
+    known = pair.table.names(path for path in port.leaves if path not in port.parameters).values()
 
     def by_torch(variant: Variant) -> dict[str, np.ndarray]:
         with train_mode(pair), torch.no_grad():
             found = {name: array(x) for name, x in pair.torch.outputs(variant, inputs).items()}
-            network = pair.torch.network(variant)
-            buffers = {name: array(x) for name, x in network.named_buffers() if name in known}
+            state = pair.torch.network(variant).state_dict()
+            buffers = {name: array(x) for name, x in state.items() if name in known}
         advance("PyTorch, train mode")
         return {**found, **buffers}
 
@@ -307,7 +308,7 @@ def compare_train_mode(pair: Pair, inputs: Sequence[np.ndarray], advance: Advanc
     errors = ReferenceErrors(reference, pair.dtype)
     for variant in pair.torch.variants:
         errors.add(by_torch(variant))
-    found, updates = jax_side.outputs(pair.port, inputs, train=True)
+    found, updates = jax_side.outputs(port, inputs, train=True)
     names = [name for name in reference if name not in known]
     outputs = _outputs({name: reference[name] for name in names}, [], found).jax
     buffers = export_leaves(updates, pair.table)

@@ -401,7 +401,7 @@ def test_reference_model_may_have_its_own_key_format(tiny_plugin, monkeypatch):
     )
     check_model(flat)
     report = verify_model("flat", sizes=[(65, 97)], grad=True, train_steps=2)
-    assert report.equal, report
+    assert report.equal, str(report)
     assert report.coverage.key_format == "pytorch-fcn"
     # The fixed kernel has no gradient.
     assert len(section(report, "gradients").comparisons) == 1 + 8
