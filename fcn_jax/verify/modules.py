@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +15,10 @@ from flax import nnx
 
 from fcn_jax.convert.export import export_leaves
 from fcn_jax.convert.load import import_by_table
-from fcn_jax.errors import ConfigError
-from fcn_jax.models.names import named
+from fcn_jax.errors import ConfigError, listing
+from fcn_jax.models.names import leaves, named
 from fcn_jax.pytorch.rules import Table
-from fcn_jax.verify import jax_side
+from fcn_jax.verify import jax_side, kinks, sensitivity
 from fcn_jax.verify.compare import (
     ATTEMPTS,
     FACTORS,
@@ -34,6 +36,9 @@ from fcn_jax.verify.types import Advance, Call, Loss, Outputs, Pair
 if TYPE_CHECKING:
     import torch
 
+_LOOSE = 10.0
+"""A limit is wide if PyTorch's own error is so many times that of the median tensor."""
+
 
 def compare_modules(
     torch_module: torch.nn.Module,
@@ -44,6 +49,7 @@ def compare_modules(
     call_torch: Call | None = None,
     call_jax: Call | None = None,
     grad: bool = True,
+    sensitive: bool = True,
     dtype: str = "float32",
     subject: str = "",
     progress: Advance | None = None,
@@ -67,6 +73,8 @@ def compare_modules(
         call_jax: (module, arrays) -> array, or arrays by name; calls the module if None.
         grad: also compare the gradient of a fixed random linear function of the outputs with
             respect to every parameter.
+        sensitive: also measure how far the outputs depend on each tensor; see
+            `fcn_jax.verify.sensitivity`.
         dtype: compared precision, "float32" or "bfloat16"; the JAX module must compute in it.
         subject: name for the report.
         progress: called after every step with its name.
@@ -75,7 +83,7 @@ def compare_modules(
         The report; `report.equal` is the verdict.
 
     Raises:
-        ConfigError: an unknown dtype.
+        ConfigError: an unknown dtype, or a PyTorch module that is random in train mode.
         WeightsError: the rules do not match the state dict (the error lists all missing, surplus
             and misshapen names), or torch is not installed.
     """
@@ -89,7 +97,11 @@ def compare_modules(
         report.add_layers(compare_layers(pair, inputs, advance))
         section, outputs = compare_outputs(pair, inputs, "outputs", advance)
         report.sections.append(section)
+        if sensitive:
+            add_sensitivity(report, pair, inputs, [section])
+            advance("sensitivity")
         if grad:
+            pair.torch.check_deterministic(inputs)
             loss = _random_loss(outputs.reference)
             attempts = attempts_after(report)
             report.sections += compare_gradients(pair, inputs, loss, advance, attempts)
@@ -158,13 +170,77 @@ def compare_outputs(
     return Section(title, factor, errors.compare(outputs.jax, factor)), outputs
 
 
+def add_sensitivity(
+    report: Report, pair: Pair, inputs: Sequence[np.ndarray], outputs: Sequence[Section]
+) -> None:
+    """Measure which tensors matter on (small) inputs, in eval mode.
+
+    Args:
+        report: gets the result.
+        pair: both sides.
+        inputs: the networks' inputs, NHWC.
+        outputs: the comparison of the outputs.
+    """
+    compared = [comparison for section in outputs for comparison in section.comparisons]
+    floor = sensitivity.floor_of(compared, pair.dtype)
+    names = set(pair.table.names(leaves(pair.jax)).values())
+    report.sensitivity = sensitivity.measure(pair.torch, inputs, names, floor)
+
+
 def compare_gradients(
     pair: Pair, inputs: Sequence[np.ndarray], loss: Loss, advance: Advance, attempts: int
 ) -> list[Section]:
-    """Compare the loss and its gradients, on up to `attempts` slightly different inputs."""
-    return compare_repeatedly(
-        lambda number: [_compare_gradients(pair, _nearby(inputs, number), loss, advance)], attempts
+    """Compare the loss and its gradients, in train mode.
+
+    In float32, weights are changed a little for this comparison, such that no unit lies at a kink;
+    see `kinks`. In bfloat16 that is not possible: up to `attempts` slightly different inputs are
+    compared.
+    """
+    if pair.dtype == "bfloat16":
+
+        def attempt(number: int) -> list[Section]:
+            with train_mode(pair):
+                return [_compare_gradients(pair, _nearby(inputs, number), loss, advance)]
+
+        return compare_repeatedly(attempt, attempts)
+    with train_mode(pair), _restored(pair.jax):
+        conditioned = kinks.condition(pair.torch, inputs)
+        advance("kinks")
+        for network in pair.torch.networks():
+            network.load_state_dict(conditioned.parameters, strict=False)
+        single = pair.torch.network(pair.torch.variants[0])
+        import_by_table(pair.jax, single.state_dict(), pair.table)
+        section = _compare_gradients(pair, conditioned.inputs, loss, advance)
+    return [_with_kinks(section, conditioned)]
+
+
+def _with_kinks(section: Section, conditioned: kinks.Conditioned) -> Section:
+    """Name the tensors whose limits may be wide because units are left at a kink."""
+    if not conditioned.left:
+        return section
+    usual = statistics.median(c.reference_error for c in section.comparisons)
+    upstream = frozenset[str]().union(*(left.upstream for left in conditioned.left))
+    loose = tuple(
+        c.name
+        for c in section.comparisons
+        if c.name in upstream and c.reference_error > _LOOSE * usual
     )
+    units = ", ".join(map(str, conditioned.left))
+    judged = f"the limits of {listing(loose)} may be wide" if loose else "no limit is wide"
+    remark = f"{section.title}: {units} lie at a kink and could not be moved; {judged}"
+    return dataclasses.replace(section, loose=loose, remarks=(remark,))
+
+
+@contextlib.contextmanager
+def _restored(module: nnx.Module) -> Iterator[None]:
+    """Restore the values of all variables at the end."""
+    variables = [x for _, x in nnx.iter_graph(module) if isinstance(x, nnx.Variable)]
+    values = [variable.get_value() for variable in variables]
+    try:
+        yield
+    finally:
+        for variable, value in zip(variables, values, strict=True):
+            variable.set_value(value)
 
 
 def attempts_after(report: Report) -> int:
@@ -187,7 +263,10 @@ def _nearby(inputs: Sequence[np.ndarray], number: int) -> tuple[np.ndarray, ...]
 def _compare_gradients(
     pair: Pair, inputs: Sequence[np.ndarray], loss: Loss, advance: Advance
 ) -> Section:
-    """Compare the loss and the gradient of every parameter that PyTorch trains, in train mode."""
+    """Compare the loss and the gradient of every parameter that PyTorch trains.
+
+    Both sides are in train mode.
+    """
 
     def by_torch(variant: Variant) -> dict[str, np.ndarray]:
         network = pair.torch.network(variant)
@@ -202,14 +281,13 @@ def _compare_gradients(
         advance("PyTorch")
         return {"loss": array(value), **grads}
 
-    with train_mode(pair):
-        reference = by_torch(REFERENCE)
-        norms = (np.linalg.norm(value) for name, value in reference.items() if name != "loss")
-        norm = math.hypot(*norms)
-        errors = ReferenceErrors(reference, pair.dtype, least_norm=NEGLIGIBLE * norm)
-        for variant in pair.torch.variants:
-            errors.add(by_torch(variant))
-        value, grads = jax_side.gradients(pair.jax, pair.call, inputs, loss.jax, loss.target)
+    reference = by_torch(REFERENCE)
+    norms = (np.linalg.norm(value) for name, value in reference.items() if name != "loss")
+    norm = math.hypot(*norms)
+    errors = ReferenceErrors(reference, pair.dtype, least_norm=NEGLIGIBLE * norm)
+    for variant in pair.torch.variants:
+        errors.add(by_torch(variant))
+    value, grads = jax_side.gradients(pair.jax, pair.call, inputs, loss.jax, loss.target)
     parameters = pair.torch.network(REFERENCE).named_parameters()
     frozen = {name for name, p in parameters if not p.requires_grad}
     ours = export_leaves(named(grads), pair.table).items()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fcn_jax.errors import WeightsError
+from fcn_jax.verify.randomness import check_deterministic, silence, silent_functions
 from fcn_jax.verify.types import Call
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class TorchSide:
     """A network in every variant."""
 
     def __init__(self, network: torch.nn.Module, dtype: str, call: Call) -> None:
-        """Copy a network. The copies have no dropout, because no two libraries draw it alike.
+        """Copy a network. The copies have no dropout or other known randomness.
 
         Args:
             network: any `torch.nn.Module`.
@@ -70,9 +71,7 @@ class TorchSide:
         self.variants = variants(dtype)
         self._call = call
         plain = copy.deepcopy(network).float()
-        for module in plain.modules():
-            if isinstance(module, torch.nn.modules.dropout._DropoutNd):
-                module.p = 0.0
+        silence(plain)
         # oneDNN is a global switch, so three copies are enough.
         self._networks = {
             (True, False): copy.deepcopy(plain).double(),
@@ -119,6 +118,7 @@ class TorchSide:
         torch = import_torch()
         with (
             self.kernels(variant),
+            silent_functions(),
             torch.autocast("cpu", torch.bfloat16, enabled=variant.dtype == "bfloat16"),
         ):
             yield
@@ -128,6 +128,12 @@ class TorchSide:
         tensors = tuple(self.tensor(x, variant) for x in inputs)
         with self.forward(variant):
             return by_name(self._call(self.network(variant), tensors))
+
+    def check_deterministic(self, inputs: Sequence[np.ndarray]) -> None:
+        """Raise `ConfigError` if two runs in train mode differ; see `randomness`."""
+        network = self.network(REFERENCE)
+        tensors = tuple(self.tensor(x, REFERENCE) for x in inputs)
+        check_deterministic(network, lambda *args: by_name(self._call(*args)), tensors)
 
     def layer(self, variant: Variant, name: str, x: np.ndarray) -> np.ndarray:
         """Run one submodule on an input, NHWC f32 -> PyTorch's layout."""

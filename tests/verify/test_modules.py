@@ -14,7 +14,7 @@ from fcn_jax.errors import ConfigError, WeightsError
 from fcn_jax.models.resnet import RESNET50, Bottleneck, Stage
 from fcn_jax.pytorch.rules import CONV, Op, Rule, Table, batch_norm, conv
 from fcn_jax.verify import compare_modules
-from fcn_jax.verify.reference import randomize_batch_norm
+from fcn_jax.verify.randomize import randomize
 
 torch = pytest.importorskip("torch")
 
@@ -57,7 +57,7 @@ def reference(torchvision):
 
     torch.manual_seed(0)
     network = Reference()
-    randomize_batch_norm(network, seed=0)
+    randomize(network, seed=0)
     return network
 
 
