@@ -18,7 +18,9 @@ elementwise maximum of two tensors, sorting and `where` are not.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -95,38 +97,81 @@ def condition(side: TorchSide, inputs: Sequence[np.ndarray]) -> Conditioned:
         side: PyTorch's side in train mode and float32.
         inputs: the network's inputs, NHWC.
     """
+    given = tuple(inputs)
+    networks = [(side.network(variant), variant) for variant in (side.variants[0], REFERENCE)]
+
+    def run(number: int, visit: _Visit) -> None:
+        network, variant = networks[number]
+        with _watch(network, visit):
+            side.outputs(variant, given)
+
+    def add_noise() -> None:
+        nonlocal given
+        given = _with_noise(given)
+
+    changed, left, passes = _move(side.network(REFERENCE), run, add_noise)
+    return Conditioned(changed, given, left, passes)
+
+
+def clear(network: torch.nn.Module, x: torch.Tensor) -> tuple[Leftover, ...]:
+    """Move the units of a single network, in place.
+
+    Args:
+        network: in float64 and train mode. Only parameters change.
+        x: its input.
+
+    Returns:
+        What could not be moved.
+    """
+    buffers = {name: value.clone() for name, value in network.named_buffers()}
+    networks = (copy.deepcopy(network).float(), network)
+
+    def run(number: int, visit: _Visit) -> None:
+        with _watch(networks[number], visit):
+            networks[number](x.float() if number == 0 else x.clone())
+
+    _, left, _ = _move(network, run, None)
+    network.load_state_dict(buffers, strict=False)
+    return left
+
+
+def _move(
+    network: torch.nn.Module,
+    run: Callable[[int, _Visit], None],
+    add_noise: Callable[[], None] | None,
+) -> tuple[dict[str, torch.Tensor], tuple[Leftover, ...], int]:
+    """Changed parameters, what is left, and the number of float64 passes.
+
+    Args:
+        network: in float64.
+        run: runs the float32 network (0) or this one (1) with a visitor.
+        add_noise: adds noise to the inputs; None if they must not change.
+    """
     torch = import_torch()
-    network, call = side.network(REFERENCE), side.outputs
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
-    inputs = tuple(inputs)
-
-    def run(visit: Callable[[_Operation], torch.Tensor | None], variant: Any = REFERENCE) -> None:
-        with torch.no_grad(), _watch(side.network(variant), visit):
-            call(variant, inputs)
-
-    measured, rounded = _Sampler(), _Sampler()
-    run(rounded, side.variants[0])
-    run(measured)
-    fixer = _Fixer(measured.errors(rounded))
-    passes = 2
-    while True:
-        fixer.start(may_change=passes < PASSES)
-        try:
-            run(fixer)
-            passes += 1
+    rounded, exact = _Sampler(), _Sampler()
+    with torch.no_grad():
+        run(0, rounded)
+        run(1, exact)
+        fixer = _Fixer(exact.errors(rounded), may_need_noise=add_noise is not None)
+        for passes in itertools.count(2):
+            fixer.start(may_change=passes < PASSES)
+            try:
+                run(1, fixer)
+            except _ChangedError:
+                continue
+            except _NeedsNoiseError:
+                assert add_noise is not None
+                add_noise()
+                continue
             if not fixer.changed:
                 break
-        except _ChangedError:
-            passes += 1
-        except _NeedsNoiseError:
-            passes += 1
-            inputs = _with_noise(inputs)
     changed = {
         name: p.detach().float()
         for name, p in network.named_parameters()
         if not torch.equal(p.detach(), before[name])
     }
-    return Conditioned(changed, inputs, tuple(fixer.left), passes)
+    return changed, tuple(fixer.left), passes + 1
 
 
 def _with_noise(inputs: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
@@ -264,7 +309,10 @@ class _Operation:
         return x.movedim(axis, 0).flatten(1) if x.ndim > 1 else x[None]
 
 
-def _watch(network: Any, visit: Callable[[_Operation], torch.Tensor | None]) -> Any:
+_Visit = Callable[[_Operation], "torch.Tensor | None"]
+
+
+def _watch(network: Any, visit: _Visit) -> Any:
     """A mode that calls `visit` before each function with a kink.
 
     `visit` may return a tensor to add to the input.
@@ -421,10 +469,10 @@ class _Fixer:
 
     TRIES = 8
 
-    def __init__(self, errors: Sequence[float]) -> None:
+    def __init__(self, errors: Sequence[float], *, may_need_noise: bool) -> None:
         self._margins = [MARGIN * error for error in errors]
         self._tries: dict[int, int] = {}
-        self._noise = False
+        self._may_need_noise = may_need_noise
         self._generator = import_torch().Generator().manual_seed(0)
         self.start(may_change=True)
 
@@ -496,8 +544,8 @@ class _Fixer:
         channels = tied.any(1).nonzero().flatten().tolist()
         if not channels:
             return
-        if not self._noise and self._may_change and int(tied.sum()) > 4 * len(top):
-            self._noise = True
+        if self._may_need_noise and self._may_change and int(tied.sum()) > 4 * len(top):
+            self._may_need_noise = False
             raise _NeedsNoiseError
         if layer is not None and self._may_try(operation):
             self._redraw(operation, layer, channels if len(top) == layer.channels else None)

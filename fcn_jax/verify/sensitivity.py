@@ -31,7 +31,7 @@ JAX's error, by compute dtype. Two tensors of a kind differ by about their own s
 one by less. bfloat16 has only two digits, so that no such margin is possible; the tensor must be
 seen at all."""
 
-PROBES = 4
+PROBES = 2
 """Number of backward passes. For a tensor of one element, a single one may be small by chance."""
 
 
