@@ -4,8 +4,8 @@ The reference is PyTorch's result in float64. A tensor's error is its relative L
 reference, `|x - reference| / |reference|`. The reference error is the worst error of several
 correct PyTorch runs in the compared precision. It has a floor of a few roundings, because an
 operation without rounding has no error at all. JAX passes if its error is at most a factor times
-the reference error. If PyTorch's own error is one half or more, the comparison is inconclusive, and
-the report lists the tensor as such.
+the reference error. If PyTorch's own error is one half or more, the comparison is inconclusive: the
+report lists the tensor, and if there are more than a few of them, the verdict is INCONCLUSIVE.
 """
 
 from __future__ import annotations
@@ -38,8 +38,14 @@ LARGEST_LIMIT = 0.9
 INCONCLUSIVE = 0.5
 """Reference error from which on a comparison is inconclusive."""
 
+MAX_INCONCLUSIVE = 0.02
+"""Largest share of the tensors of a section that may be inconclusive in a verdict of EQUAL."""
+
+MAX_LOOSE = 5
+"""Largest number of tensors of a section whose limit may be widened by units at a kink."""
+
 ATTEMPTS = 4
-"""Number of inputs on which a gradient is compared at most; see `compare_repeatedly`."""
+"""Number of inputs that are compared at most; see `compare_repeatedly`."""
 
 NEGLIGIBLE = 1e-6
 """Share of the norm of the whole gradient. Gradients with a smaller norm are measured relative to
@@ -116,17 +122,39 @@ class Section:
         factor: allowed error in units of the reference error.
         comparisons: the tensors.
         attempts: number of inputs that were compared; each tensor counts with its best result.
+        loose: names of tensors whose limit is wide because a unit lies at a kink of PyTorch's side.
+        remarks: lines for the report.
     """
 
     title: str
     factor: float
     comparisons: tuple[Comparison, ...]
     attempts: int = 1
+    loose: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @property
     def equal(self) -> bool:
-        """Whether there are tensors, and all of them pass."""
-        return bool(self.comparisons) and all(comparison.equal for comparison in self.comparisons)
+        """Whether there are tensors, all of them pass, and few of them are inconclusive."""
+        passed = all(comparison.equal for comparison in self.comparisons)
+        return bool(self.comparisons) and passed and not self.doubt
+
+    @property
+    def doubt(self) -> str:
+        """Why nothing can be said if all tensors pass; "" if something can."""
+        number, total = len(self.inconclusive), len(self.comparisons)
+        if number > MAX_INCONCLUSIVE * total:
+            return (
+                f"{self.title}: PyTorch's own error is {INCONCLUSIVE:g} or more for {number} of "
+                f"{total} tensors (at most {MAX_INCONCLUSIVE:.0%} may be so); use a larger batch "
+                "or size"
+            )
+        if len(self.loose) > MAX_LOOSE:
+            return (
+                f"{self.title}: units at a kink widen the limits of {len(self.loose)} of {total} "
+                f"tensors (at most {MAX_LOOSE} may be so); use other inputs or another seed"
+            )
+        return ""
 
     @property
     def worst(self) -> Comparison | None:

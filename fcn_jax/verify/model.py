@@ -32,6 +32,7 @@ from fcn_jax.verify import jax_side
 from fcn_jax.verify.compare import Section, compare_repeatedly
 from fcn_jax.verify.layers import compare_layers
 from fcn_jax.verify.modules import (
+    add_sensitivity,
     attempts_after,
     compare_gradients,
     compare_outputs,
@@ -39,9 +40,10 @@ from fcn_jax.verify.modules import (
     paired,
 )
 from fcn_jax.verify.ports.nnx_port import NnxPort
-from fcn_jax.verify.reference import build_reference, randomize_batch_norm
+from fcn_jax.verify.randomize import randomize
+from fcn_jax.verify.reference import build_reference
 from fcn_jax.verify.report import Agreement, Pictures, Report
-from fcn_jax.verify.torch_side import import_torch
+from fcn_jax.verify.torch_side import import_torch, to_nchw
 from fcn_jax.verify.training import RECIPE, compare_training, torch_loss
 from fcn_jax.verify.types import Advance, Loss, Outputs
 
@@ -76,7 +78,7 @@ def verify_model(
     Args:
         model: a spec, a registered model, or a registered backbone.
         weights: a `.pth` or `.safetensors` file, or the name of published weights. None draws all
-            values at random, including BatchNorm's statistics, scales and shifts.
+            values at random, such that every tensor matters; see `fcn_jax.verify.randomize`.
         reinit: globs over names that the file lacks on purpose; their values are random.
         sizes: heights and widths of the images in pixels, at least 32 each. Layers, gradients and
             training use the first.
@@ -96,8 +98,8 @@ def verify_model(
         The report; `report.equal` is the verdict.
 
     Raises:
-        ConfigError: an unknown name, a size or number out of range, or a part without PyTorch
-            reference.
+        ConfigError: an unknown name, a size or number out of range, a part without PyTorch
+            reference, or a reference that is random in train mode.
         WeightsError: the weights do not fit, or torch is not installed.
     """
     torch = import_torch()
@@ -111,7 +113,11 @@ def verify_model(
     with torch.random.fork_rng(devices=[]):  # leaves the caller's random state unchanged
         torch.manual_seed(seed)
         reference, key_format = _reference(name, registered, spec)
-    randomize_batch_norm(reference, seed)
+    scenes = [_scenes(size, batch, spec.num_classes, seed) for size in sizes]
+    inputs = [np.asarray(normalize(jax.numpy.asarray(images), preprocess)) for images, _ in scenes]
+    small = _thinned(inputs[0])
+    images = torch.from_numpy(to_nchw(small).copy())
+    randomize(reference, seed, run=lambda network: network(images))
     table = tables(spec).get(("model", key_format))
     if table is None:
         raise ConfigError(
@@ -121,10 +127,8 @@ def verify_model(
     coverage, origin = _load(network, reference, table, weights, reinit, seed)
     subject = _subject(name, registered, spec, changes)
     report = Report(subject, spec.dtype, coverage=coverage, weights=origin)
-    scenes = [_scenes(size, batch, spec.num_classes, seed) for size in sizes]
-    inputs = [np.asarray(normalize(jax.numpy.asarray(images), preprocess)) for images, _ in scenes]
     with paired(reference, NnxPort(network, _outputs), table, spec.dtype) as pair:
-        total = 12 + len(pair.layers) + 6 * len(sizes) + 6 * grad + train_steps
+        total = 13 + len(pair.layers) + 6 * len(sizes) + 7 * grad + train_steps
         advance = _counted(progress, total)
         report.add_layers(compare_layers(pair, inputs[:1], advance))
         for size, (images, _), x in zip(sizes, scenes, inputs, strict=True):
@@ -135,6 +139,9 @@ def verify_model(
                 continue  # there are no predictions to compare
             report.agreement.append(_agreement(size, outputs, spec.num_classes))
             report.pictures = report.pictures or _pictures(images[0], outputs, spec.num_classes)
+        add_sensitivity(report, pair, (small,), report.sections[-len(sizes) :])
+        advance("sensitivity")
+        pair.torch.check_deterministic((small,))
         report.sections.append(compare_train_mode(pair, inputs[:1], advance))
         if grad:
             loss = _cross_entropy(scenes[0][1])
@@ -288,6 +295,12 @@ def _scenes(
     labels = np.stack([mask[: size[0], : size[1]] for _, mask in scenes])
     valid = labels != IGNORE_INDEX
     return images, np.where(valid, labels % num_classes, IGNORE_INDEX).astype(np.uint8)
+
+
+def _thinned(images: np.ndarray) -> np.ndarray:
+    """Every n-th pixel of images f32[N,H,W,3], such that 64 to 127 are left, where there are."""
+    rows, cols = (max(1, size // 64) for size in images.shape[1:3])
+    return images[:, ::rows, ::cols]
 
 
 def _cross_entropy(labels: np.ndarray) -> Loss:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +16,9 @@ import numpy as np
 from fcn_jax.convert.export import export_leaves
 from fcn_jax.convert.load import import_leaves
 from fcn_jax.convert.report import LoadReport
-from fcn_jax.errors import ConfigError
+from fcn_jax.errors import ConfigError, listing
 from fcn_jax.pytorch.rules import Table
-from fcn_jax.verify import jax_side
+from fcn_jax.verify import jax_side, kinks, sensitivity
 from fcn_jax.verify.compare import (
     ATTEMPTS,
     FACTORS,
@@ -39,6 +41,9 @@ if TYPE_CHECKING:
     import torch
 
 LAYOUTS = ("NHWC", "NCHW", "same")
+_LOOSE = 10.0
+"""A limit is wide if PyTorch's own error is so many times that of the median tensor."""
+
 
 _CHANNELS = (1, 3, 4)
 """Channels of an image, by which the layout of the inputs is recognized."""
@@ -56,6 +61,7 @@ def compare(
     layout: str | None = None,
     train: bool = True,
     grad: bool = True,
+    sensitive: bool = True,
     dtype: str = "float32",
     subject: str = "",
     progress: Advance | None = None,
@@ -91,6 +97,8 @@ def compare(
         train: also compare the outputs and the updated buffers of a call in train mode.
         grad: also compare the gradient of a fixed random linear function of the outputs with
             respect to every parameter.
+        sensitive: also measure how far the outputs depend on each tensor; see
+            `fcn_jax.verify.sensitivity`.
         dtype: compared precision, "float32" or "bfloat16"; the JAX network must compute in it.
         subject: name for the report.
         progress: called after every step with its name.
@@ -99,8 +107,8 @@ def compare(
         The report; `report.equal` is the verdict.
 
     Raises:
-        ConfigError: an unknown dtype or layout, a network of an unknown kind, or one that cannot be
-            traced by `jax.jit` on these inputs.
+        ConfigError: an unknown dtype or layout, a network of an unknown kind, one that cannot be
+            traced by `jax.jit` on these inputs, or a PyTorch module that is random in train mode.
         WeightsError: the tensors of the two sides do not fit each other (the error lists all
             missing, surplus and misshapen names), or torch is not installed.
     """
@@ -122,6 +130,11 @@ def compare(
         report.add_layers(compare_layers(pair, arrays, advance))
         section, outputs = compare_outputs(pair, arrays, "outputs", advance)
         report.sections.append(section)
+        if sensitive:
+            add_sensitivity(report, pair, arrays, [section])
+            advance("sensitivity")
+        if train or grad:
+            pair.torch.check_deterministic(arrays)
         if train:
             report.sections.append(compare_train_mode(pair, arrays, advance))
         if grad:
@@ -317,13 +330,75 @@ def compare_train_mode(pair: Pair, inputs: Sequence[np.ndarray], advance: Advanc
     return Section("train mode", factor, errors.compare({**outputs, **buffers}, factor))
 
 
+def add_sensitivity(
+    report: Report, pair: Pair, inputs: Sequence[np.ndarray], outputs: Sequence[Section]
+) -> None:
+    """Measure which tensors matter on (small) inputs, in eval mode.
+
+    Args:
+        report: gets the result.
+        pair: both sides.
+        inputs: the networks' inputs, NHWC.
+        outputs: the comparison of the outputs.
+    """
+    compared = [comparison for section in outputs for comparison in section.comparisons]
+    floor = sensitivity.floor_of(compared, pair.dtype)
+    names = set(pair.table.names(pair.port.leaves).values())
+    report.sensitivity = sensitivity.measure(pair.torch, inputs, names, floor)
+
+
 def compare_gradients(
     pair: Pair, inputs: Sequence[np.ndarray], loss: Loss, advance: Advance, attempts: int
 ) -> list[Section]:
-    """Compare the loss and its gradients, on up to `attempts` slightly different inputs."""
-    return compare_repeatedly(
-        lambda number: [_compare_gradients(pair, _nearby(inputs, number), loss, advance)], attempts
+    """Compare the loss and its gradients, in train mode.
+
+    In float32, weights are changed a little for this comparison, such that no unit lies at a kink;
+    see `kinks`. In bfloat16 that is not possible: up to `attempts` slightly different inputs are
+    compared.
+    """
+    if pair.dtype == "bfloat16":
+
+        def attempt(number: int) -> list[Section]:
+            with train_mode(pair):
+                return [_compare_gradients(pair, _nearby(inputs, number), loss, advance)]
+
+        return compare_repeatedly(attempt, attempts)
+    with train_mode(pair), _restored(pair.port):
+        conditioned = kinks.condition(pair.torch, inputs)
+        advance("kinks")
+        for network in pair.torch.networks():
+            network.load_state_dict(conditioned.parameters, strict=False)
+        single = pair.torch.network(pair.torch.variants[0])
+        load_port(pair.port, single.state_dict(), pair.table)
+        section = _compare_gradients(pair, conditioned.inputs, loss, advance)
+    return [_with_kinks(section, conditioned)]
+
+
+def _with_kinks(section: Section, conditioned: kinks.Conditioned) -> Section:
+    """Name the tensors whose limits may be wide because units are left at a kink."""
+    if not conditioned.left:
+        return section
+    usual = statistics.median(c.reference_error for c in section.comparisons)
+    upstream = frozenset[str]().union(*(left.upstream for left in conditioned.left))
+    loose = tuple(
+        c.name
+        for c in section.comparisons
+        if c.name in upstream and c.reference_error > _LOOSE * usual
     )
+    units = ", ".join(map(str, conditioned.left))
+    judged = f"the limits of {listing(loose)} may be wide" if loose else "no limit is wide"
+    remark = f"{section.title}: {units} lie at a kink and could not be moved; {judged}"
+    return dataclasses.replace(section, loose=loose, remarks=(remark,))
+
+
+@contextlib.contextmanager
+def _restored(port: Port) -> Iterator[None]:
+    """Restore the values of all leaves at the end."""
+    leaves = port.leaves
+    try:
+        yield
+    finally:
+        port.load(leaves)
 
 
 def attempts_after(report: Report) -> int:
@@ -346,7 +421,10 @@ def _nearby(inputs: Sequence[np.ndarray], number: int) -> tuple[np.ndarray, ...]
 def _compare_gradients(
     pair: Pair, inputs: Sequence[np.ndarray], loss: Loss, advance: Advance
 ) -> Section:
-    """Compare the loss and the gradient of every parameter that PyTorch trains, in train mode."""
+    """Compare the loss and the gradient of every parameter that PyTorch trains.
+
+    Both sides are in train mode.
+    """
 
     def by_torch(variant: Variant) -> dict[str, np.ndarray]:
         network = pair.torch.network(variant)
@@ -361,14 +439,13 @@ def _compare_gradients(
         advance("PyTorch")
         return {"loss": array(value), **grads}
 
-    with train_mode(pair):
-        reference = by_torch(REFERENCE)
-        norms = (np.linalg.norm(value) for name, value in reference.items() if name != "loss")
-        norm = math.hypot(*norms)
-        errors = ReferenceErrors(reference, pair.dtype, least_norm=NEGLIGIBLE * norm)
-        for variant in pair.torch.variants:
-            errors.add(by_torch(variant))
-        value, grads = jax_side.gradients(pair.port, inputs, loss.jax, loss.target)
+    reference = by_torch(REFERENCE)
+    norms = (np.linalg.norm(value) for name, value in reference.items() if name != "loss")
+    norm = math.hypot(*norms)
+    errors = ReferenceErrors(reference, pair.dtype, least_norm=NEGLIGIBLE * norm)
+    for variant in pair.torch.variants:
+        errors.add(by_torch(variant))
+    value, grads = jax_side.gradients(pair.port, inputs, loss.jax, loss.target)
     parameters = pair.torch.network(REFERENCE).named_parameters()
     frozen = {name for name, p in parameters if not p.requires_grad}
     ours = export_leaves(grads, pair.table).items()

@@ -15,6 +15,7 @@ from fcn_jax.errors import listing
 from fcn_jax.runtime.versions import package_versions
 from fcn_jax.verify.compare import INCONCLUSIVE, NOT_FINITE, TORCH_NOT_FINITE, Comparison, Section
 from fcn_jax.verify.layers import Layers
+from fcn_jax.verify.sensitivity import Sensitivity
 
 _PACKAGES = ("fcn-jax", "jax", "jaxlib", "flax", "optax", "torch", "torchvision", "timm", "numpy")
 
@@ -93,6 +94,7 @@ class Report:
         weights: the weights' file or name and SHA-256, or the seed of random weights.
         pictures: of the first image, or None.
         notes: what was decided about the inputs.
+        sensitivity: how far the outputs depend on each tensor; empty if it was not measured.
     """
 
     subject: str
@@ -106,6 +108,7 @@ class Report:
     weights: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     pictures: Pictures | None = None
     notes: list[str] = dataclasses.field(default_factory=list)
+    sensitivity: tuple[Sensitivity, ...] = ()
 
     def add_layers(self, layers: Layers) -> None:
         """Append the comparison of layers."""
@@ -116,6 +119,11 @@ class Report:
     def equal(self) -> bool:
         """The verdict: whether every tensor is within its limit."""
         return bool(self.sections) and all(section.equal for section in self.sections)
+
+    @property
+    def not_proven(self) -> tuple[Sensitivity, ...]:
+        """Tensors about which equal outputs prove nothing."""
+        return tuple(entry for entry in self.sensitivity if entry.reason)
 
     @property
     def inconclusive(self) -> int:
@@ -143,11 +151,17 @@ class Report:
     def verdict(self) -> str:
         """One line."""
         subject = f"{self.subject} in {self.dtype}"
+        doubts = [section.doubt for section in self.sections if section.doubt]
+        if doubts and not self.failure:
+            return f"INCONCLUSIVE: {subject}: {'; '.join(doubts)}"
         if not self.equal:
             return f"NOT EQUAL: {subject}: {self.failure}"
+        unproven = listing([entry.name for entry in self.not_proven], 3)
+        reserve = f", except {len(self.not_proven)} tensors that are not proven: {unproven}"
+        subject = f"EQUAL{reserve if self.not_proven else ''}: {subject}"
         number = self.inconclusive
-        reserve = f" ({number} tensors are inconclusive: too noisy in PyTorch)" if number else ""
-        return f"EQUAL: {subject} is the same function in JAX and PyTorch{reserve}"
+        noisy = f" ({number} tensors are inconclusive: too noisy in PyTorch)" if number else ""
+        return f"{subject} is the same function in JAX and PyTorch{noisy}"
 
     def remarks(self) -> list[str]:
         """Lines about predictions, weights, skipped layers and inconclusive tensors."""
@@ -168,25 +182,30 @@ class Report:
                 "skipped layers, which one side does not call with a single tensor: "
                 f"{listing(self.skipped)}"
             )
+        reasons = {entry.reason: 0 for entry in self.not_proven}
+        for reason in reasons:
+            names = [entry.name for entry in self.not_proven if entry.reason == reason]
+            lines.append(f"not proven, since {reason}: {listing(names, 10)}")
         for section in self.sections:
+            lines += section.remarks
             if section.attempts > 1:
                 lines.append(
                     f"{section.title}: compared on {section.attempts} inputs, each tensor with its "
                     "best result, because a correct gradient jumps if a unit is within rounding of "
                     "a ReLU's zero or of a tie in a pooling window"
                 )
-            if names := section.inconclusive:
+            if inconclusive := section.inconclusive:
                 lines.append(
-                    f"{section.title}: {len(names)} of {len(section.comparisons)} inconclusive, "
+                    f"{section.title}: {len(inconclusive)} of {len(section.comparisons)} inconclusive, "
                     f"since PyTorch's own error is {INCONCLUSIVE:g} or more (a larger batch or "
-                    f"size may help): {listing(names, 6)}"
+                    f"size may help): {listing(inconclusive, 6)}"
                 )
         return lines
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; without the pictures."""
         return {
-            "verdict": "equal" if self.equal else "not equal",
+            "verdict": self.verdict.partition(":")[0].partition(",")[0].lower(),
             "subject": self.subject,
             "dtype": self.dtype,
             "failure": self.failure,
@@ -196,11 +215,15 @@ class Report:
             "agreement": [dataclasses.asdict(agreement) for agreement in self.agreement],
             "skipped": list(self.skipped),
             "notes": list(self.notes),
+            "sensitivity": [dataclasses.asdict(entry) for entry in self.sensitivity],
+            "not_proven": [entry.name for entry in self.not_proven],
             "sections": [
                 {
                     "title": section.title,
                     "factor": section.factor,
                     "attempts": section.attempts,
+                    "loose": list(section.loose),
+                    "remarks": list(section.remarks),
                     "equal": section.equal,
                     "inconclusive": len(section.inconclusive),
                     "worst_factor": _finite(section.worst_factor),

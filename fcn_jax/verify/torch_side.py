@@ -14,6 +14,7 @@ import numpy as np
 
 from fcn_jax.errors import WeightsError
 from fcn_jax.verify.outputs import by_name
+from fcn_jax.verify.randomness import check_deterministic, silence, silent_functions
 from fcn_jax.verify.types import Call
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class TorchSide:
     def __init__(
         self, network: torch.nn.Module, dtype: str, call: Call, *, as_is: bool = False
     ) -> None:
-        """Copy a network. The copies have no dropout, because no two libraries draw it alike.
+        """Copy a network. The copies have no dropout or other known randomness.
 
         Args:
             network: any `torch.nn.Module`.
@@ -75,9 +76,7 @@ class TorchSide:
         self.variants = variants(dtype)
         self._call = call
         plain = copy.deepcopy(network).float()
-        for module in plain.modules():
-            if isinstance(module, torch.nn.modules.dropout._DropoutNd):
-                module.p = 0.0
+        silence(plain)
         # oneDNN is a global switch, so three copies are enough.
         self._networks = {
             (True, False): copy.deepcopy(plain).double(),
@@ -127,6 +126,7 @@ class TorchSide:
         torch = import_torch()
         with (
             self.kernels(variant),
+            silent_functions(),
             torch.autocast("cpu", torch.bfloat16, enabled=variant.dtype == "bfloat16"),
         ):
             yield
@@ -136,6 +136,12 @@ class TorchSide:
         tensors = tuple(self.tensor(x, variant) for x in inputs)
         with self.forward(variant):
             return by_name(self._call(self.network(variant), tensors))
+
+    def check_deterministic(self, inputs: Sequence[np.ndarray]) -> None:
+        """Raise `ConfigError` if two runs in train mode differ; see `randomness`."""
+        network = self.network(REFERENCE)
+        tensors = tuple(self.tensor(x, REFERENCE) for x in inputs)
+        check_deterministic(network, lambda *args: by_name(self._call(*args)), tensors)
 
     def layer(self, variant: Variant, name: str, x: np.ndarray) -> np.ndarray:
         """Run one submodule on an input; both have PyTorch's axes."""

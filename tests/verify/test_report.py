@@ -45,11 +45,25 @@ def test_failures_are_listed():
     assert text.count("FAILED") == 2
 
 
-def test_inconclusive_tensors_are_counted():
-    report = made(error=0.9, reference_error=0.5)
+def test_few_inconclusive_tensors_are_counted():
+    right = [Comparison(f"t{i}", (4,), 1e-7, 2e-7, 1e-6, 3e-7) for i in range(49)]
+    noisy = Comparison("noisy", (4,), 0.9, 0.5, 0.9, 0.9)
+    report = Report("net", "float32", sections=[Section("gradients", 3.0, (*right, noisy))])
     assert report.equal
+    assert "(1 tensors are inconclusive: too noisy in PyTorch)" in report.verdict
+    more = Section("gradients", 3.0, (*right[1:], noisy))
+    assert not Report("net", "float32", sections=[more]).equal, "more than 2 %"
+
+
+def test_many_inconclusive_tensors_are_not_equal():
+    report = made(error=0.9, reference_error=0.5)
+    assert not report.equal
     assert report.inconclusive == 2
-    assert "(2 tensors are inconclusive: too noisy in PyTorch)" in report.verdict
+    assert report.verdict.startswith(
+        "INCONCLUSIVE: net in float32: layers, isolated: PyTorch's own error is 0.5 or more for 1 "
+        "of 2 tensors (at most 2% may be so); use a larger batch or size; gradients: "
+    )
+    assert report.to_dict()["verdict"] == "inconclusive"
     assert "gradients: 1 of 2 inconclusive, since PyTorch's own error is 0.5 or more" in str(report)
     assert [section["inconclusive"] for section in report.to_dict()["sections"]] == [1, 1]
 
