@@ -195,9 +195,10 @@ class Report:
                     "a ReLU's zero or of a tie in a pooling window"
                 )
             if inconclusive := section.inconclusive:
+                count = f"{len(inconclusive)} of {len(section.comparisons)}"
                 lines.append(
-                    f"{section.title}: {len(inconclusive)} of {len(section.comparisons)} inconclusive, "
-                    f"since PyTorch's own error is {INCONCLUSIVE:g} or more (a larger batch or "
+                    f"{section.title}: {count} inconclusive, since PyTorch's own error is "
+                    f"{INCONCLUSIVE:g} or more (a larger batch or "
                     f"size may help): {listing(inconclusive, 6)}"
                 )
         return lines
