@@ -110,7 +110,7 @@ def test_training_step_changes_every_tensor(full_report):
 
 def test_bfloat16_is_compared_with_bfloat16_of_pytorch():
     report = verify_model("tiny", dtype="bfloat16", grad=True, **SMALL)
-    assert report.equal, report
+    assert report.equal, str(report)
     errors = [c.error for c in section(report, "layers, isolated").comparisons]
     assert min(errors) > 1e-4, "bfloat16 has larger errors"
 
