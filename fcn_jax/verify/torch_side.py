@@ -74,7 +74,7 @@ class TorchSide:
         torch = import_torch()
         self.as_is = as_is
         self.variants = variants(dtype)
-        self._call = call
+        self.call = call
         plain = copy.deepcopy(network).float()
         silence(plain)
         # oneDNN is a global switch, so three copies are enough.
@@ -135,7 +135,7 @@ class TorchSide:
         """Run the network in its current mode; inputs are NHWC, outputs NCHW by name."""
         tensors = tuple(self.tensor(x, variant) for x in inputs)
         with self.forward(variant):
-            return by_name(self._call(self.network(variant), tensors))
+            return by_name(self.call(self.network(variant), tensors))
 
     def check_deterministic(self, inputs: Sequence[np.ndarray]) -> None:
         """Raise `ConfigError` if two runs in train mode differ; see `randomness`."""
