@@ -4,10 +4,10 @@ A checkpoint is a directory with the items `model` (parameters and batch statist
 and `spec` (the model to build and its classes). The checkpoints of a training run also hold `train`
 (optimizer state and step) and `data` (position of the input pipeline). A checkpoint gets its final
 name only when it is complete. `files.json` lists its files with their checksums, to detect later
-damage. The evaluation adds `score.json`.
+damage. The evaluation adds `score.json`, and `fcn-jax convert --verify` adds `verify.json`.
 """
 
-from fcn_jax.checkpoint.files import STEPS, is_evaluated
+from fcn_jax.checkpoint.files import EVIDENCE, STEPS, is_evaluated
 from fcn_jax.checkpoint.model import (
     arrays,
     find,
@@ -21,6 +21,7 @@ from fcn_jax.checkpoint.run import Checkpoints
 from fcn_jax.checkpoint.spec import Spec, latest_spec, make_spec, read_spec
 
 __all__ = [
+    "EVIDENCE",
     "STEPS",
     "Checkpoints",
     "Spec",

@@ -59,11 +59,11 @@ def add_trained(parser: Any) -> None:
 _PARTS = ("backbone", "head", "aux_head")
 
 
-def add_model(parser: Any, head: str) -> None:
+def add_model(parser: Any, head: str, required: bool = True) -> None:
     """Add the arguments that name a model; `head` is the default head of a backbone."""
     add = parser.add_argument
     about = "Registered model or backbone (fcn-jax plugins list)."
-    add("--model", metavar="NAME", required=True, help=about)
+    add("--model", metavar="NAME", required=required, help=about)
     add("--head", metavar="NAME", help=f"Head to put on a backbone (default: {head}).")
     add("--aux-head", metavar="NAME", help="Auxiliary head to put on a backbone (default: none).")
     about = "Number of classes (default: that of the registered model, or 21)."

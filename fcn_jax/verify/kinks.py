@@ -510,10 +510,12 @@ class _Fixer:
         if not channels:
             return None
         if layer is None or not self._may_try(operation):
-            return self._leave(operation, int(near.sum()))
+            self._leave(operation, int(near.sum()))
+            return None
         if layer.bias is None:
             self._redraw(operation, layer, channels)
-            return self._leave(operation, int(near.sum()))
+            self._leave(operation, int(near.sum()))
+            return None
         shift = torch.zeros(len(values), dtype=values.dtype)
         for channel in channels:
             shift[channel] = _best_shift(

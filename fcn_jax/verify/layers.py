@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from fcn_jax.errors import listing
 from fcn_jax.pytorch.rules import Table
 from fcn_jax.verify import jax_side
 from fcn_jax.verify.compare import FACTORS, Comparison, ReferenceErrors, Section
@@ -90,12 +91,12 @@ class Layers(NamedTuple):
     Attributes:
         isolated: each layer's error on PyTorch's own input.
         accumulated: each layer's error within the running network.
-        skipped: layers with tensors of their own that one side never calls with a single tensor.
+        skipped: layers with tensors of their own that were not compared alone -> the reason.
     """
 
     isolated: Section
     accumulated: Section
-    skipped: tuple[str, ...]
+    skipped: dict[str, str]
 
     @property
     def sections(self) -> list[Section]:
@@ -166,10 +167,32 @@ def compare_layers(pair: Pair, inputs: Sequence[np.ndarray], advance: Advance) -
             y = _run_layer(run_layer, path, call, x, goal)
             isolated += errors.compare({key: y}, factor) if y is not None else ()
         advance(path)
-    owners = dict.fromkeys(path.rpartition(".")[0] for path in pair.port.leaves)
-    called = {paths[name] for name in order}
-    skipped = tuple(owner for owner in owners if owner and owner not in called)
-    return Layers(Section("layers, isolated", factor, tuple(isolated)), accumulated, skipped)
+    section = Section("layers, isolated", factor, tuple(isolated))
+    return Layers(section, accumulated, _skipped(pair, {paths[name] for name in order}, paths))
+
+
+def _skipped(pair: Pair, compared: set[str], called: Mapping[str, str]) -> dict[str, str]:
+    """Layers with tensors of their own that were not compared, and the reasons.
+
+    Args:
+        pair: both sides.
+        compared: paths of the compared layers.
+        called: PyTorch's name of each layer that JAX calls with a single array -> its path.
+    """
+    tensors: dict[str, list[str]] = {}
+    for path, name in pair.table.names(pair.port.leaves).items():
+        tensors.setdefault(path.rpartition(".")[0], []).append(name)
+    reasons = {}
+    for layer, names in tensors.items():
+        if not layer or layer in compared:
+            continue
+        if layer not in pair.layers:
+            reasons[layer] = f"no one PyTorch module holds these tensors: {listing(names, 4)}"
+        elif pair.layers[layer] not in called:
+            reasons[layer] = "JAX does not call it with a single array"
+        else:
+            reasons[layer] = "PyTorch does not call it with a single tensor"
+    return reasons
 
 
 def _run_layer(

@@ -28,7 +28,7 @@ from fcn_jax.plugins.api import IGNORE_INDEX, ModelSpec
 from fcn_jax.pytorch import files
 from fcn_jax.pytorch.rules import Table
 from fcn_jax.train.losses import segmentation_loss
-from fcn_jax.verify import jax_side
+from fcn_jax.verify import evidence, jax_side
 from fcn_jax.verify.compare import Section, compare_repeatedly
 from fcn_jax.verify.layers import compare_layers
 from fcn_jax.verify.modules import (
@@ -38,11 +38,13 @@ from fcn_jax.verify.modules import (
     compare_outputs,
     compare_train_mode,
     paired,
+    state_digest,
 )
 from fcn_jax.verify.ports.nnx_port import NnxPort
 from fcn_jax.verify.randomize import randomize
 from fcn_jax.verify.reference import build_reference
 from fcn_jax.verify.report import Agreement, Pictures, Report
+from fcn_jax.verify.third_opinion import ThirdOpinion
 from fcn_jax.verify.torch_side import import_torch, to_nchw
 from fcn_jax.verify.training import RECIPE, compare_training, torch_loss
 from fcn_jax.verify.types import Advance, Loss, Outputs
@@ -59,12 +61,15 @@ def verify_model(
     *,
     weights: str | Path | None = None,
     reinit: Sequence[str] = (),
+    drop: Sequence[str] = (),
+    key: str = "",
     sizes: Sequence[tuple[int, int]] = ((320, 480),),
     batch: int = 2,
     grad: bool = False,
     train_steps: int = 0,
     train_lr: float = RECIPE.lr,
     seed: int = 0,
+    third_opinion: bool = False,
     progress: Callable[[int, int, str], None] | None = None,
     **changes: Any,
 ) -> Report:
@@ -80,6 +85,8 @@ def verify_model(
         weights: a `.pth` or `.safetensors` file, or the name of published weights. None draws all
             values at random, such that every tensor matters; see `fcn_jax.verify.randomize`.
         reinit: globs over names that the file lacks on purpose; their values are random.
+        drop: globs over the file's names of tensors that are dropped.
+        key: which of several state dicts of the file to load, such as "model_ema".
         sizes: heights and widths of the images in pixels, at least 32 each. Layers, gradients and
             training use the first.
         batch: number of images, at least 1.
@@ -88,6 +95,7 @@ def verify_model(
         train_lr: first learning rate of these steps, above 0. Networks without BatchNorm may need
             less than the default for PyTorch's loss to stay finite.
         seed: random seed, 0 or more.
+        third_opinion: also run the PyTorch network by torchax, if that is installed.
         progress: called after every step with the number of finished steps, the approximate total,
             and the name of the step.
         changes: fields of `fcn_jax.api.ModelSpec` to replace, such as `num_classes=3` or
@@ -124,16 +132,34 @@ def verify_model(
             f"{spec.backbone} + {spec.head} have no table of PyTorch names for the key format "
             f"'{key_format}' to compare by"
         )
-    coverage, origin = _load(network, reference, table, weights, reinit, seed)
-    subject = _subject(name, registered, spec, changes)
-    report = Report(subject, spec.dtype, coverage=coverage, weights=origin)
+    coverage, origin = _load(network, reference, table, weights, seed, reinit, drop=drop, key=key)
+    report = Report(
+        _subject(name, registered, spec, changes),
+        spec.dtype,
+        evidence.environment(_distributions(spec)),
+        coverage=coverage,
+        weights={**origin, "state_sha256": state_digest(reference)},
+        settings={
+            "model": name,
+            "spec": dataclasses.asdict(spec),
+            "weights": None if weights is None else str(weights),
+            **{"reinit": [*reinit], "drop": [*drop], "key": key, "sizes": [*map(list, sizes)]},
+            **{"batch": batch, "grad": grad, "train_steps": train_steps, "train_lr": train_lr},
+            "seed": seed,
+        },
+        sources=evidence.sources(
+            reference, network, also=(build.__module__, *(evidence.TRAINING if train_steps else ()))
+        ),
+        third_opinion=ThirdOpinion() if third_opinion else None,
+    )
     with paired(reference, NnxPort(network, _outputs), table, spec.dtype) as pair:
         total = 13 + len(pair.layers) + 6 * len(sizes) + 7 * grad + train_steps
         advance = _counted(progress, total)
         report.add_layers(compare_layers(pair, inputs[:1], advance))
         for size, (images, _), x in zip(sizes, scenes, inputs, strict=True):
             title = f"logits at {size[0]}x{size[1]}"
-            section, outputs = compare_outputs(pair, (x,), title, advance)
+            opinion = report.third_opinion
+            section, outputs = compare_outputs(pair, (x,), title, advance, opinion)
             report.sections.append(section)
             if any(comparison.fault for comparison in section.comparisons):
                 continue  # there are no predictions to compare
@@ -220,6 +246,13 @@ def _reference(name: str | None, registered: ModelSpec, spec: ModelSpec) -> tupl
     return build_reference(spec), "torchvision"
 
 
+def _distributions(spec: ModelSpec) -> list[str]:
+    """The distributions that provide a model's parts."""
+    parts = (("backbones", spec.backbone), ("heads", spec.head), ("heads", spec.aux_head))
+    plugins = registry.default()
+    return [plugins.find(kind, name).distribution for kind, name in parts if name is not None]
+
+
 def _subject(
     name: str | None, registered: ModelSpec, spec: ModelSpec, changes: dict[str, Any]
 ) -> str:
@@ -236,13 +269,14 @@ def _load(
     reference: Any,
     table: Table,
     weights: str | Path | None,
-    reinit: Sequence[str],
     seed: int,
+    reinit: Sequence[str],
+    **choice: Any,
 ) -> tuple[LoadReport, dict[str, Any]]:
     """Give both sides the same values; return the report of the user's file, and its origin."""
     if weights is None:
         return load_torch(network, reference.state_dict()), {"source": f"random, seed {seed}"}
-    record = load_torch(network, weights, reinit)
+    record = load_torch(network, weights, reinit, **choice)
     _fill_reference(reference, record, table)
     load_torch(network, reference.state_dict())
     return record, {

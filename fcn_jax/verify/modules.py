@@ -17,8 +17,9 @@ from fcn_jax.convert.export import export_leaves
 from fcn_jax.convert.load import import_leaves
 from fcn_jax.convert.report import LoadReport
 from fcn_jax.errors import ConfigError, listing
+from fcn_jax.pytorch import files
 from fcn_jax.pytorch.rules import Table
-from fcn_jax.verify import jax_side, kinks, sensitivity
+from fcn_jax.verify import evidence, jax_side, kinks, sensitivity
 from fcn_jax.verify.compare import (
     ATTEMPTS,
     FACTORS,
@@ -34,6 +35,7 @@ from fcn_jax.verify.outputs import by_name
 from fcn_jax.verify.pairing import StateDictMap, table_by_map, table_by_matching
 from fcn_jax.verify.ports import Port, make_port
 from fcn_jax.verify.report import Report
+from fcn_jax.verify.third_opinion import ThirdOpinion
 from fcn_jax.verify.torch_side import REFERENCE, TorchSide, Variant, array, import_torch, to_nhwc
 from fcn_jax.verify.types import Advance, Call, Loss, Outputs, Pair
 
@@ -64,6 +66,7 @@ def compare(
     sensitive: bool = True,
     dtype: str = "float32",
     subject: str = "",
+    third_opinion: bool = False,
     progress: Advance | None = None,
 ) -> Report:
     """Show that a JAX network computes the same function as a PyTorch module, layer by layer.
@@ -101,6 +104,7 @@ def compare(
             `fcn_jax.verify.sensitivity`.
         dtype: compared precision, "float32" or "bfloat16"; the JAX network must compute in it.
         subject: name for the report.
+        third_opinion: also run the PyTorch module by torchax, if that is installed.
         progress: called after every step with its name.
 
     Returns:
@@ -122,13 +126,22 @@ def compare(
     port = make_port(jax_network, call_jax)
     table = _table(torch_module, port, rules, state_dict_map)
     coverage = load_port(port, torch_module.state_dict(), table)
-    report = Report(subject or port.name, dtype, coverage=coverage)
     arrays = (inputs,) if isinstance(inputs, np.ndarray) else tuple(inputs)
+    shapes = [list(x.shape) for x in arrays]
+    report = Report(
+        subject or port.name,
+        dtype,
+        coverage=coverage,
+        weights={"source": "state dict", "state_sha256": state_digest(torch_module)},
+        settings={"layout": layout, "train": train, "grad": grad, "inputs": shapes},
+        sources=evidence.sources(torch_module, jax_network, call_torch, call_jax),
+        third_opinion=ThirdOpinion() if third_opinion else None,
+    )
     arrays = _channels_last(arrays, layout, report)
     with paired(torch_module, port, table, dtype, call_torch, as_is=layout == "same") as pair:
         _check_runs(pair, arrays, report)
         report.add_layers(compare_layers(pair, arrays, advance))
-        section, outputs = compare_outputs(pair, arrays, "outputs", advance)
+        section, outputs = compare_outputs(pair, arrays, "outputs", advance, report.third_opinion)
         report.sections.append(section)
         if sensitive:
             add_sensitivity(report, pair, arrays, [section])
@@ -261,9 +274,13 @@ def train_mode(pair: Pair) -> Iterator[None]:
 
 
 def compare_outputs(
-    pair: Pair, inputs: Sequence[np.ndarray], title: str, advance: Advance
+    pair: Pair,
+    inputs: Sequence[np.ndarray],
+    title: str,
+    advance: Advance,
+    opinion: ThirdOpinion | None = None,
 ) -> tuple[Section, Outputs]:
-    """Run both networks and compare their outputs."""
+    """Run both networks and compare their outputs; complete a third opinion on them."""
     torch = import_torch()
 
     def by_torch(variant: Variant) -> dict[str, np.ndarray]:
@@ -280,6 +297,9 @@ def compare_outputs(
     errors = ReferenceErrors(outputs.reference, pair.dtype)
     for run in outputs.torch:
         errors.add(run)
+    if opinion is not None:
+        opinion.ask(title, pair.torch, inputs, outputs.reference)
+        advance("torchax")
     factor = FACTORS["outputs"]
     return Section(title, factor, errors.compare(outputs.jax, factor)), outputs
 
@@ -399,6 +419,11 @@ def _restored(port: Port) -> Iterator[None]:
         yield
     finally:
         port.load(leaves)
+
+
+def state_digest(network: Any) -> str:
+    """SHA-256 of a PyTorch module's state dict."""
+    return files.digest(files.tensors_of(network.state_dict(), "state dict"))
 
 
 def attempts_after(report: Report) -> int:

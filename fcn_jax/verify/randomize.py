@@ -48,7 +48,7 @@ def randomize(network: torch.nn.Module, seed: int, run: Callable[[Any], Any] | N
     """
     torch = import_torch()
     generator = torch.Generator().manual_seed(seed)
-    seen: dict[tuple[Any, bytes], list[torch.Tensor]] = {}
+    seen: dict[Any, list[Any]] = {}
     with torch.no_grad():
         for module, name, value in _tensors(network):
             is_buffer = not isinstance(value, torch.nn.Parameter)

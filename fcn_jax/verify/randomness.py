@@ -137,9 +137,11 @@ class _Recorder:
         from torch.nn.modules import module as hooks
 
         before = hooks.register_module_forward_pre_hook(lambda m, _: self._stack.append(m))
-        after = hooks.register_module_forward_hook(
-            lambda *_: self._stack.pop() and None, always_call=True
-        )
+
+        def leave(*_: Any) -> None:
+            self._stack.pop()
+
+        after = hooks.register_module_forward_hook(leave, always_call=True)
         try:
             yield
         finally:

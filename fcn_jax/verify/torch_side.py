@@ -74,7 +74,7 @@ class TorchSide:
         torch = import_torch()
         self.as_is = as_is
         self.variants = variants(dtype)
-        self._call = call
+        self.call = call
         plain = copy.deepcopy(network).float()
         silence(plain)
         # oneDNN is a global switch, so three copies are enough.
@@ -135,13 +135,13 @@ class TorchSide:
         """Run the network in its current mode; inputs are NHWC, outputs NCHW by name."""
         tensors = tuple(self.tensor(x, variant) for x in inputs)
         with self.forward(variant):
-            return by_name(self._call(self.network(variant), tensors))
+            return by_name(self.call(self.network(variant), tensors))
 
     def check_deterministic(self, inputs: Sequence[np.ndarray]) -> None:
         """Raise `ConfigError` if two runs in train mode differ; see `randomness`."""
         network = self.network(REFERENCE)
         tensors = tuple(self.tensor(x, REFERENCE) for x in inputs)
-        check_deterministic(network, lambda *args: by_name(self._call(*args)), tensors)
+        check_deterministic(network, lambda *args: by_name(self.call(*args)), tensors)
 
     def layer(self, variant: Variant, name: str, x: np.ndarray) -> np.ndarray:
         """Run one submodule on an input; both have PyTorch's axes."""

@@ -94,7 +94,7 @@ def test_right_port_is_equal_in_all_sections(full_report):
     assert [a.size for a in report.agreement] == [(65, 97), (32, 40)]
     assert all(a.argmax > 0.999 and a.miou > 0.99 for a in report.agreement)
     assert len(report.coverage.loaded) == 13
-    assert report.skipped == ()
+    assert report.skipped == {}
     done = [step[0] for step in steps]
     assert done == list(range(1, len(done) + 1))
     assert steps[-1][1] >= steps[-1][0]

@@ -67,7 +67,7 @@ def test_linen_network_is_equal_and_paired_by_names():
     report = verify.compare(TorchNet(), linen_net(), IMAGES, train=False)
     assert report.equal, report
     assert [c.name for c in report.sections[0].comparisons] == ["conv1", "bn1", "conv2", "fc"]
-    assert report.skipped == ()
+    assert report.skipped == {}
 
 
 def test_finds_the_biased_variance_of_linen():
