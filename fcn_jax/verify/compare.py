@@ -51,6 +51,10 @@ NEGLIGIBLE = 1e-6
 """Share of the norm of the whole gradient. Gradients with a smaller norm are measured relative to
 it: they are zero except for rounding."""
 
+NEGLIGIBLE_BFLOAT16 = 2.0**-7
+"""The same for gradients in bfloat16. There, the gradient of a bias in front of a normalization,
+which is zero, has rounding errors of this size."""
+
 NOT_FINITE = "has values that are not finite (NaN or Inf)"
 TORCH_NOT_FINITE = "PyTorch's own result has values that are not finite (NaN or Inf)"
 
@@ -138,6 +142,12 @@ class Section:
         """Whether there are tensors, all of them pass, and few of them are inconclusive."""
         passed = all(comparison.equal for comparison in self.comparisons)
         return bool(self.comparisons) and passed and not self.doubt
+
+    @property
+    def mark(self) -> str:
+        """FAILED or INCONCLUSIVE; "" if the section is equal."""
+        passed = bool(self.comparisons) and all(c.equal for c in self.comparisons)
+        return "" if self.equal else "INCONCLUSIVE" if passed else "FAILED"
 
     @property
     def doubt(self) -> str:

@@ -436,32 +436,42 @@ def _windows(name: str, x: Any, args: Sequence[Any], kwargs: Any) -> Any:
 # What is done at a kink ---------------------------------------------------------------------------
 
 
-def _deviation(values: torch.Tensor) -> torch.Tensor:
-    """Standard deviation of each channel, at least a hundredth of all values' root mean square."""
-    torch = import_torch()
-    least = 0.01 * values.square().mean().sqrt() + 1e-30
-    return torch.maximum(values.std(1, unbiased=False), least)
-
-
 class _Sampler:
-    """Records some values of each channel at each operation."""
+    """Records some values, or windows, of each channel at each operation."""
 
     def __init__(self) -> None:
         self._values: list[torch.Tensor] = []
-        self._deviations: list[torch.Tensor] = []
 
     def __call__(self, operation: _Operation) -> None:
-        values = operation.by_channel(operation.x, operation.layer(kernel=False)).double()
-        step = max(1, values.shape[1] * len(values) // max(_SAMPLE, 16 * len(values)))
-        self._values.append(values[:, ::step].clone())
-        self._deviations.append(_deviation(values))
+        if operation.windows is None:
+            values = operation.by_channel(operation.x, operation.layer(kernel=False))[..., None]
+        else:
+            values = operation.windows()
+        channels, count, _ = values.shape
+        step = max(1, count // max(16, _SAMPLE // channels))
+        self._values.append(values[:, ::step].double().clone())
 
-    def errors(self, rounded: _Sampler) -> list[float]:
-        """Largest difference to a float32 run at each operation, in standard deviations."""
-        return [
-            max(float(((a - b).abs().amax(1) / deviation).max()), _LEAST_ERROR)
-            for a, b, deviation in zip(self._values, rounded._values, self._deviations, strict=True)
-        ]
+    def errors(self, rounded: _Sampler) -> list[torch.Tensor]:
+        """Largest error of a float32 run in each channel of each operation.
+
+        For windows, it is the error of the difference between their two largest values. A channel
+        of which only a few values are known has at least the error of the median one.
+        """
+        torch = import_torch()
+        found = []
+        for exact, other in zip(self._values, rounded._values, strict=True):
+            error = other - exact
+            if exact.shape[-1] > 1:
+                top, places = exact.topk(2)
+                error = error.gather(-1, places).diff()
+                # Two that are zero or outside of the image are no tie.
+                counts = top[..., 1:].isfinite() & (top[..., 1:] != 0)
+                error = error.where(counts, torch.zeros_like(error))
+            largest = error.abs().flatten(1).amax(1)
+            size = exact[exact.isfinite()].square().mean().sqrt()
+            least = torch.maximum(largest.median(), _LEAST_ERROR * size)
+            found.append(torch.maximum(largest, least))
+        return found
 
 
 class _Fixer:
@@ -469,9 +479,10 @@ class _Fixer:
 
     TRIES = 8
 
-    def __init__(self, errors: Sequence[float], *, may_need_noise: bool) -> None:
+    def __init__(self, errors: Sequence[torch.Tensor], *, may_need_noise: bool) -> None:
         self._margins = [MARGIN * error for error in errors]
         self._tries: dict[int, int] = {}
+        self._moved: set[int] = set()
         self._may_need_noise = may_need_noise
         self._generator = import_torch().Generator().manual_seed(0)
         self.start(may_change=True)
@@ -498,28 +509,35 @@ class _Fixer:
         torch = import_torch()
         layer = operation.layer(kernel=False)
         values = operation.by_channel(operation.x, layer)
-        deviation = _deviation(values)
-        margin = (self._margins[operation.number] * deviation)[:, None]
-        tried = self._tries.get(operation.number, 0)
+        deviation = values.std(1, unbiased=False)
+        margin = self._margins[operation.number][:, None]
         near = torch.zeros_like(values, dtype=torch.bool)
+        exact = torch.zeros_like(near)
         for point in operation.points or ():
             distance = (values - point).abs()
-            # What is still exactly there was put there: by a ReLU before, whose gradient is zero.
-            near |= (distance < margin) & ((distance > 0) if tried else torch.tensor(True))
+            near |= distance < margin
+            exact |= distance == 0
+        # What cannot be moved from there was put there: by a ReLU before, whose gradient is zero.
+        jumps = near & ~exact
+        if operation.number in self._moved:
+            near = jumps
         channels = near.any(1).nonzero().flatten().tolist()
         if not channels:
             return None
         if layer is None or not self._may_try(operation):
-            self._leave(operation, int(near.sum()))
+            self._leave(operation, int(jumps.sum()))
             return None
+        self._moved.add(operation.number)
         if layer.bias is None:
             self._redraw(operation, layer, channels)
-            self._leave(operation, int(near.sum()))
+            self._leave(operation, int(jumps.sum()))
             return None
         shift = torch.zeros(len(values), dtype=values.dtype)
         for channel in channels:
             shift[channel] = _best_shift(
-                values[channel], operation.points or (), REACH * float(deviation[channel])
+                values[channel],
+                operation.points or (),
+                max(REACH * float(deviation[channel]), 100 * float(margin[channel])),
             )
         moved = (layer.bias.data + shift).float().to(shift.dtype)
         shift = moved - layer.bias.data
@@ -532,12 +550,11 @@ class _Fixer:
     def _part_ties(self, operation: _Operation) -> None:
         assert operation.windows is not None
         layer = operation.layer(kernel=True)
-        deviation = _deviation(operation.by_channel(operation.x, layer))
         windows = operation.windows()
         if windows.shape[-1] < 2:
             return
         top = windows.topk(2, dim=-1).values
-        margins = self._margins[operation.number] * deviation
+        margins = self._margins[operation.number]
         if len(margins) != len(top):
             margins = margins.max()[None]
         gap = top[..., 0] - top[..., 1]
@@ -569,10 +586,13 @@ class _Fixer:
             row = rows[channel]
             noise = torch.randn(row.shape, generator=self._generator, dtype=row.dtype)
             row.copy_((row + NUDGE * row.square().mean().sqrt() * noise).float().to(row.dtype))
+        # The operations before see new values in these channels.
+        self._tries = {k: n for k, n in self._tries.items() if k >= operation.number}
         raise _ChangedError
 
     def _leave(self, operation: _Operation, units: int) -> None:
-        self.left.append(Leftover(operation.name, units, frozenset(operation.used)))
+        if units:
+            self.left.append(Leftover(operation.name, units, frozenset(operation.used)))
 
 
 def _best_shift(values: torch.Tensor, points: Sequence[float], reach: float) -> float:

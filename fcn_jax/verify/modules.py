@@ -25,6 +25,7 @@ from fcn_jax.verify.compare import (
     FACTORS,
     FLOOR,
     NEGLIGIBLE,
+    NEGLIGIBLE_BFLOAT16,
     ReferenceErrors,
     Section,
     compare_repeatedly,
@@ -467,7 +468,8 @@ def _compare_gradients(
     reference = by_torch(REFERENCE)
     norms = (np.linalg.norm(value) for name, value in reference.items() if name != "loss")
     norm = math.hypot(*norms)
-    errors = ReferenceErrors(reference, pair.dtype, least_norm=NEGLIGIBLE * norm)
+    least = {"float32": NEGLIGIBLE, "bfloat16": NEGLIGIBLE_BFLOAT16}[pair.dtype] * norm
+    errors = ReferenceErrors(reference, pair.dtype, least_norm=least)
     for variant in pair.torch.variants:
         errors.add(by_torch(variant))
     value, grads = jax_side.gradients(pair.port, inputs, loss.jax, loss.target)

@@ -41,10 +41,12 @@ def randomize(network: torch.nn.Module, seed: int, run: Callable[[Any], Any] | N
     Args:
         network: any module on the CPU.
         seed: random seed; the caller's random state does not change.
-        run: calls the network on typical inputs. If given, the statistics of BatchNorm are drawn
-            around those of its inputs: from half to one and a half of the variance, with a mean
-            that is off by up to half a standard deviation. Otherwise activations grow with depth in
-            eval mode, until biases do not matter.
+        run: calls the network on typical inputs. If given, values keep their size from layer to
+            layer in eval mode; otherwise they may grow with depth until biases do not matter, or
+            fade until nothing else does. The statistics of BatchNorm are drawn around those of its
+            inputs: from half to one and a half of the variance, with a mean that is off by up to
+            half a standard deviation. Kernels are scaled such that the root mean square of their
+            outputs is from 1.5 to 3.
     """
     torch = import_torch()
     generator = torch.Generator().manual_seed(seed)
@@ -64,7 +66,7 @@ def randomize(network: torch.nn.Module, seed: int, run: Callable[[Any], Any] | N
                 value.add_((NOISE * rms * noise).to(value.dtype))
             seen.setdefault(_key(value), []).append(value)
         if run is not None:
-            _draw_statistics(network, generator, run)
+            _fit(network, generator, run)
 
 
 def _tensors(network: torch.nn.Module) -> Iterator[tuple[Any, str, torch.Tensor]]:
@@ -127,12 +129,11 @@ def _few_distinct(value: torch.Tensor) -> bool:
     return 2 * len(sample.unique()) <= len(sample)
 
 
-def _draw_statistics(
-    network: torch.nn.Module, generator: torch.Generator, run: Callable[[Any], Any]
-) -> None:
+def _fit(network: torch.nn.Module, generator: torch.Generator, run: Callable[[Any], Any]) -> None:
+    """Adapt statistics and kernels to the values that reach them."""
     torch = import_torch()
 
-    def before(layer: Any, args: tuple[Any, ...]) -> None:
+    def statistics(layer: Any, args: tuple[Any, ...]) -> None:
         if layer.running_mean is None or layer.training:
             return
         x = args[0].transpose(0, 1).flatten(1).double()
@@ -143,12 +144,24 @@ def _draw_statistics(
         layer.running_mean.copy_(mean)
         layer.running_var.copy_(variance * (low_high[1] + 0.5))
 
+    def scale(layer: Any, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+        bias = 0.0
+        if layer.bias is not None:
+            linear = isinstance(layer, torch.nn.Linear)
+            bias = layer.bias.view(-1, *[1] * (0 if linear else output.ndim - 2))
+        product = output - bias
+        rms = max(float(product.square().mean().sqrt()), 1e-12)
+        factor = min(max(rms, 1.5), 3.0) / rms
+        layer.weight.mul_(factor)
+        return product * factor + bias
+
     training = {module: module.training for module in network.modules()}
-    handles = [
-        layer.register_forward_pre_hook(before)
-        for layer in network.modules()
-        if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm)
-    ]
+    handles = []
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
+            handles.append(layer.register_forward_pre_hook(statistics))
+        elif isinstance(layer, (torch.nn.Linear, torch.nn.modules.conv._ConvNd)):
+            handles.append(layer.register_forward_hook(scale))
     network.eval()
     try:
         if handles:

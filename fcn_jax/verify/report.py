@@ -325,7 +325,7 @@ class Report:
     def __str__(self) -> str:
         """The verdict, the layers not compared alone, a table of sections, remarks, failures."""
         rows = self.summary()
-        marks = ["", *("" if section.equal else "  FAILED" for section in self.sections)]
+        marks = ["", *(f"  {section.mark}" for section in self.sections)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         align = (str.ljust, str.rjust, str.ljust, *[str.rjust] * (len(widths) - 3))
         table = [
