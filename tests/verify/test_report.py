@@ -257,7 +257,10 @@ def test_page_shows_sensitivity():
     )
     assert 'style="width:0.0%"></div><td class=text>low' in page
     assert 'style="width:100.0%"' in page
+    assert "<h1 class=doubt>EQUAL, except 1 tensors that are not proven: b: net" in page
     assert "Sensitivity" not in html.page(made())
+    extreme = html.page(made(sensitivity=(Sensitivity("a", 0.0, "low"), Sensitivity("b", np.inf))))
+    assert re.findall(r"width:([0-9.]+)%", extreme) == ["0.0", "100.0"]
 
 
 def test_rejects_other_suffixes(tmp_path):
