@@ -104,12 +104,15 @@ def page(report: Report) -> str:
     )
     table = report.to_dict()
     head, *rows = report.summary()
+    doubt = table["verdict"] == "inconclusive" or (report.equal and report.not_proven)
     settings = {
         key: table[key] for key in ("settings", "weights", "environment", "criterion", "sources")
     }
     return environment.from_string(_TEMPLATE.read_text("utf-8")).render(
         mark=Markup(_PAGE_MARK),
         report=report,
+        verdict=table["verdict"],
+        status="doubt" if doubt else "equal" if report.equal else "unequal",
         head=head,
         summary=[(row, section.equal) for row, section in zip(rows, report.sections, strict=True)],
         sections=[_section(section, report) for section in report.sections],
@@ -175,18 +178,15 @@ def _sensitivity(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
     The length is logarithmic. Tensors that are not proven come first.
     """
-    known = [entry["value"] for entry in entries if entry["value"]]
-    if not known:
-        return []
-    low, high = math.log10(min(known)) - 0.5, math.log10(max(known))
-    rows = sorted(entries, key=lambda entry: (not entry["reason"], entry["value"] or 0.0))
-    return [
-        {
-            **entry,
-            "bar": 100 * (math.log10(entry["value"]) - low) / (high - low) if entry["value"] else 0,
-        }
-        for entry in rows[:_SENSITIVITIES]
-    ]
+    known = [value for entry in entries if math.isfinite(value := entry["value"]) and value > 0]
+    low, high = math.log10(min(known, default=1.0)) - 0.5, math.log10(max(known, default=1.0))
+
+    def bar(value: float) -> float:
+        power = math.log10(value) if 0 < value < math.inf else math.copysign(math.inf, value - 1)
+        return 100 * (min(max(power, low), high) - low) / (high - low)
+
+    rows = sorted(entries, key=lambda entry: (not entry["reason"], entry["value"]))
+    return [{**entry, "bar": bar(entry["value"])} for entry in rows[:_SENSITIVITIES]]
 
 
 def _mutation(table: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -159,7 +159,7 @@ reports = st.builds(
 def test_json_is_read_back(report):
     text = json_text.dumps(report.to_dict())
     again = Report.from_dict(json.loads(text))
-    assert again.to_dict() == json.loads(text)
+    assert json.loads(json_text.dumps(again.to_dict())) == json.loads(text)
     assert again.verdict.split(":")[0] == report.verdict.split(":")[0]
 
 
@@ -250,17 +250,17 @@ def test_page_groups_equal_layers():
 
 
 def test_page_shows_sensitivity():
-    entries = (
-        {"name": "a", "value": 1.0, "reason": ""},
-        {"name": "b", "value": 0, "reason": "low"},
-    )
+    entries = (Sensitivity("a", 1.0), Sensitivity("b", 0.0, "low"))
     page = html.page(made(sensitivity=entries))
     assert page.index("<tr class=failed><td>b<td>0.00e+00") < page.index(
         "<tr class=passed><td>a<td>1.00e+00"
     )
     assert 'style="width:0.0%"></div><td class=text>low' in page
     assert 'style="width:100.0%"' in page
+    assert "<h1 class=doubt>EQUAL, except 1 tensors that are not proven: b: net" in page
     assert "Sensitivity" not in html.page(made())
+    extreme = html.page(made(sensitivity=(Sensitivity("a", 0.0, "low"), Sensitivity("b", np.inf))))
+    assert re.findall(r"width:([0-9.]+)%", extreme) == ["0.0", "100.0"]
 
 
 def test_rejects_other_suffixes(tmp_path):
