@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -166,9 +166,12 @@ class Program:
         """Values that depend on the inputs, not only on weights."""
         return self.dependents([self.arguments[name] for name in self.inputs])
 
-    def leaves(self) -> Iterator[str]:
-        """Paths of the arguments that are no inputs."""
-        return (name for name in self.arguments if name not in self.inputs)
+    @functools.cached_property
+    def leaves(self) -> list[str]:
+        """Paths of the arguments that are not inputs, in the order of their first use."""
+        last = len(self.equations)
+        paths = [name for name in self.arguments if name not in self.inputs]
+        return sorted(paths, key=lambda p: self.consumers.get(self.arguments[p], [last])[0])
 
     def scalar(self, value: Value) -> float | None:
         """The number that a constant has in all elements; None for other values."""

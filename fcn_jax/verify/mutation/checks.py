@@ -1,4 +1,4 @@
-"""The checks of `verify`, with PyTorch's results computed once and JAX's replaced by a program's."""
+"""The checks of `verify` on a traced program; PyTorch's results are computed once."""
 
 from __future__ import annotations
 

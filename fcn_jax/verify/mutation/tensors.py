@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,7 +28,7 @@ def swapped(program: Program) -> list[Mutant]:
         changes = {a: lambda leaves: leaves[b], b: lambda leaves: leaves[a]}
         return Mutant("swapped tensors", f"{a} and {b}", (owner(a), owner(b)), changes)
 
-    pairs = [pair for paths in groups.values() for pair in zip(paths, paths[1:], strict=False)]
+    pairs = [pair for paths in groups.values() for pair in itertools.pairwise(paths)]
     return [swap(a, b) for a, b in pairs]
 
 
@@ -87,7 +88,7 @@ def channel_order(program: Program) -> list[Mutant]:
 
 
 def _floats(program: Program) -> list[str]:
-    return [p for p in program.leaves() if jnp.issubdtype(program.values[p].dtype, jnp.floating)]
+    return [p for p in program.leaves if jnp.issubdtype(program.values[p].dtype, jnp.floating)]
 
 
 def _kernels(program: Program) -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...]]]:

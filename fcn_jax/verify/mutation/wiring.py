@@ -152,10 +152,9 @@ def head_order(program: Program) -> list[Mutant]:
                     if min(new[axis : axis + 2]) > 1:
                         sizes = f"{new[axis + 1]}x{new[axis]} for {new[axis]}x{new[axis + 1]}"
                         changes.append((axis, f"split into {sizes}", _split(new, axis)))
-            elif equation.outputs[0] in after and new == (*old[:-2], old[-2] * old[-1]):
-                if min(old[-2:]) > 1:
-                    what = f"merged as {old[-1]}x{old[-2]} for {old[-2]}x{old[-1]}"
-                    changes.append((0, what, _merged(new)))
+            elif equation.outputs[0] in after and _merges(old, new):
+                what = f"merged as {old[-1]}x{old[-2]} for {old[-2]}x{old[-1]}"
+                changes.append((0, what, _merged(new)))
             for axis, what, run in changes:
                 patches = {index: Patch(equation.inputs, run)}
                 mutant = Mutant("head order", what, (equation.module,), {}, patches)
@@ -168,6 +167,11 @@ _NOWHERE = Value(None)
 
 def _is_within(module: str, other: str) -> bool:
     return not other or module == other or module.startswith(f"{other}.")
+
+
+def _merges(old: tuple[int, ...], new: tuple[int, ...]) -> bool:
+    """Whether a reshape joins the last two axes."""
+    return len(old) >= 2 and min(old[-2:]) > 1 and new == (*old[:-2], old[-2] * old[-1])
 
 
 def _split(shape: tuple[int, ...], axis: int) -> Any:
@@ -203,7 +207,7 @@ def _product(program: Program, value: Value) -> Value | None:
     for reader in program.readers(value):
         if reader.name == "dot_general":
             return reader.outputs[0]
-        if reader.name in ("convert_element_type", "reshape", "transpose"):
-            if (found := _product(program, reader.outputs[0])) is not None:
-                return found
+        passing = reader.name in ("convert_element_type", "reshape", "transpose")
+        if passing and (found := _product(program, reader.outputs[0])) is not None:
+            return found
     return None
