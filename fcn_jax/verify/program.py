@@ -19,6 +19,9 @@ from jax.extend import core
 SCOPE = "module:"
 """Prefix of the `jax.named_scope` that names a module's path."""
 
+INPUT = "input of "
+"""Prefix of the tag of a layer's argument, which follows the tag of its result."""
+
 _CALLS = {
     "checkpoint",
     "closed_call",
@@ -87,18 +90,18 @@ class Equation:
 
 
 class Call(NamedTuple):
-    """A call of a module with a single array in and out.
+    """A tagged value, such as the result of a layer's call.
 
     Attributes:
-        path: the module's path.
-        number: how many calls of the module came before.
-        input: the argument.
-        output: the result.
+        path: its name: the layer's path.
+        number: how many values of this name came before.
+        input: the layer's argument; None if it is not tagged.
+        output: the value.
     """
 
     path: str
     number: int
-    input: Value
+    input: Value | None
     output: Value
 
 
@@ -125,11 +128,10 @@ class Program:
         values: the arguments' values.
         equations: in the order of tracing. Those that depend on no argument are already computed.
         outputs: the network's outputs by name.
-        calls: calls of modules with a single array in and out.
-        updates: batch statistics after the call, by path.
+        calls: tagged values; see `fcn_jax.verify.tags`.
+        updates: buffers after the call, by path.
         known: values that depend on no argument.
         inputs: names of the arguments that are inputs.
-        fixed: paths of the leaves that neither training nor statistics change.
     """
 
     arguments: dict[str, Value]
@@ -140,7 +142,6 @@ class Program:
     updates: dict[str, Value]
     known: dict[Value, Any]
     inputs: tuple[str, ...]
-    fixed: frozenset[str]
 
     @functools.cached_property
     def base(self) -> dict[Value, Any]:
@@ -261,41 +262,26 @@ def _evaluated(equation: Equation, patch: Patch | None, values: Sequence[Any]) -
         return (None,) * len(equation.outputs)
 
 
-class Traced(NamedTuple):
-    """Results of a traced network: outputs by name, calls of modules, statistics by path.
-
-    A call is the module's path, its argument and its result.
-    """
-
-    outputs: dict[str, Any]
-    calls: list[tuple[str, Any, Any]]
-    updates: dict[str, Any]
-
-
 def trace_function(
-    run: Callable[[dict[str, Any], tuple[Any, ...]], Traced],
+    run: Callable[[dict[str, Any], tuple[Any, ...]], tuple[dict[str, Any], dict[str, Any]]],
     leaves: Mapping[str, Any],
     inputs: Sequence[Any],
-    fixed: Collection[str] = (),
 ) -> Program:
     """Trace a pure function.
 
     Args:
-        run: (leaves by path, inputs) -> results. It enters `jax.named_scope(SCOPE + path)` around
-            the call of each module.
+        run: (leaves by path, inputs) -> outputs by name, and buffers after the call by path. It
+            enters `jax.named_scope(SCOPE + path)` around the call of each module.
         leaves: weights by path.
         inputs: the network's inputs.
-        fixed: paths of the leaves that neither training nor statistics change.
     """
     names = tuple("input" if i == 0 else f"input {i + 1}" for i in range(len(inputs)))
-    paths: list[str] = []
-
-    def flat(*values: Any) -> tuple[Any, ...]:
-        found = run(dict(zip(leaves, values, strict=False)), tuple(values[len(leaves) :]))
-        paths.extend(path for path, _, _ in found.calls)
-        return found.outputs, [(x, y) for _, x, y in found.calls], found.updates
-
     values = {**leaves, **dict(zip(names, inputs, strict=True))}
+
+    def flat(*arrays: Any) -> Any:
+        named = dict(zip(values, arrays, strict=True))
+        return run({path: named[path] for path in leaves}, tuple(named[name] for name in names))
+
     closed, shapes = jax.make_jaxpr(flat, return_shape=True)(*values.values())
     arguments = {
         name: Value(variable.aval)
@@ -303,22 +289,16 @@ def trace_function(
     }
     inliner = _Inliner()
     results = inliner.inline(closed.jaxpr, closed.consts, list(arguments.values()), "")
-    outputs, calls, updates = jax.tree.unflatten(jax.tree.structure(shapes), results)
-    count: dict[str, int] = {}
-    numbered = []
-    for path, (x, y) in zip(paths, calls, strict=True):
-        number = count[path] = count.get(path, -1) + 1
-        numbered.append(Call(path, number, x, y))
+    outputs, updates = jax.tree.unflatten(jax.tree.structure(shapes), results)
     return Program(
         arguments,
         {name: jax.numpy.asarray(value) for name, value in values.items()},
         inliner.equations,
         outputs,
-        numbered,
+        [call for calls in inliner.calls.values() for call in calls],
         updates,
         inliner.known,
         names,
-        frozenset(fixed),
     )
 
 
@@ -327,6 +307,7 @@ class _Inliner:
 
     def __init__(self) -> None:
         self.equations: list[Equation] = []
+        self.calls: dict[str, list[Call]] = {}
         self.known: dict[Value, Any] = {}
 
     def inline(
@@ -358,6 +339,8 @@ class _Inliner:
             is_closed = isinstance(body, core.ClosedJaxpr)
             inner, consts = (body.jaxpr, body.consts) if is_closed else (body, ())
             return self.inline(inner, consts, inputs, module)
+        if name == "name":
+            self._note(params["name"], inputs[0])
         if name in _IDENTITIES or (
             name == "convert_element_type" and inputs[0].aval.dtype == params["new_dtype"]
         ):
@@ -370,6 +353,14 @@ class _Inliner:
             return [self._constant(value) for value in constants]
         self.equations.append(equation)
         return outputs
+
+    def _note(self, tag: str, value: Value) -> None:
+        path = tag.removeprefix(INPUT)
+        calls = self.calls.setdefault(path, [])
+        if path == tag:
+            calls.append(Call(path, len(calls), None, value))
+        else:
+            calls[-1] = calls[-1]._replace(input=value)
 
     def _constant(self, array: Any) -> Value:
         value = Value(jax.typeof(array))

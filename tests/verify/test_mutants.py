@@ -11,13 +11,13 @@ import pytest
 from flax import nnx
 
 from fcn_jax import nn
-from fcn_jax.convert.load import import_by_table
 from fcn_jax.pytorch.rules import Op, Rule, Table, batch_norm, conv, layer_norm, linear
-from fcn_jax.verify.modules import paired
+from fcn_jax.verify.modules import load_port, paired
 from fcn_jax.verify.mutation import score
 from fcn_jax.verify.mutation.activations import missing_activation
 from fcn_jax.verify.mutation.score import KINDS
 from fcn_jax.verify.mutation.tensors import flipped, swapped
+from fcn_jax.verify.ports import make_port
 
 torch = pytest.importorskip("torch")
 
@@ -36,8 +36,8 @@ def randomized(network):
 
 
 def scored(reference, port, rules, **settings):
-    table = Table(*rules)
-    import_by_table(port, reference.state_dict(), table)
+    table, port = Table(*rules), make_port(port)
+    load_port(port, reference.state_dict(), table)
     with paired(reference, port, table, "float32") as pair:
         return score(pair, (IMAGES,), **settings)
 

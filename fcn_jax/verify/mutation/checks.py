@@ -9,8 +9,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from fcn_jax.verify import jax_side
 from fcn_jax.verify.compare import FACTORS, Comparison, ReferenceErrors
-from fcn_jax.verify.jax_side import array as in_torch_layout
+from fcn_jax.verify.layers import one_thread
+from fcn_jax.verify.layout import best_layout
 from fcn_jax.verify.modules import train_mode
 from fcn_jax.verify.mutation.mutant import Mutant, owner
 from fcn_jax.verify.program import Call, Program, Value
@@ -30,7 +32,7 @@ class Check:
         value: in the program.
         errors: PyTorch's results.
         factor: allowed error in units of the reference error.
-        convert: JAX's array -> numpy in PyTorch's layout.
+        convert: JAX's array -> numpy with PyTorch's axes.
     """
 
     name: str
@@ -38,7 +40,7 @@ class Check:
     value: Value
     errors: ReferenceErrors
     factor: float
-    convert: Callable[[Any], np.ndarray] = in_torch_layout
+    convert: Callable[[Any], np.ndarray]
 
     def compare(self, found: Any) -> Comparison:
         """Compare a result of JAX; None if there is none."""
@@ -89,47 +91,69 @@ class EvalChecks:
     def __init__(
         self, pair: Pair, program: Program, inputs: Sequence[np.ndarray], advance: Advance
     ) -> None:
-        """Run PyTorch. Both sides are in eval mode."""
+        """Run PyTorch in eval mode."""
         torch, side = import_torch(), pair.torch
         self.program = program
-        calls = {(call.path, call.number): call for call in program.calls}
-        paths = {name: path for path, name in pair.layers.items() if (path, 0) in calls}
+        calls: dict[str, list[Call]] = {}
+        for call in program.calls:
+            calls.setdefault(call.path, []).append(call)
+        modules = dict(side.network(REFERENCE).named_modules())
+        # Values that a plain function names itself have the names of PyTorch's modules.
+        named = {path: path for path in calls if path not in pair.port.layers and path in modules}
+        paths = {name: path for path, name in {**pair.layers, **named}.items() if path in calls}
         seen_in, reference = side.watched(REFERENCE, inputs, tuple(paths))
         runs = [side.watched(variant, inputs, tuple(paths))[1] for variant in side.variants]
         advance("PyTorch's layers")
         self.layers: list[Check] = []
         self.alone: list[Alone] = []
         for name in seen_in:  # in the order in which the layers are done
-            for number, given in enumerate(seen_in[name]):
-                call = calls.get((paths[name], number))
-                if call is None:
-                    continue
+            for number, call in enumerate(calls[paths[name]][: len(seen_in[name])]):
                 label = call.path if number == 0 else f"{call.path} (call {number + 1})"
                 found = [run[name][number] for run in runs]
-                self.layers.append(_check(label, call, reference[name][number], found, pair))
-                if call.input.shape != given.shape or call.input in program.known:
-                    continue
-                x = jnp.asarray(given, call.input.aval.dtype)
-                expected, *found = (
-                    side.layer(variant, name, np.asarray(x, np.float32))
-                    for variant in (REFERENCE, *side.variants)
-                )
-                self.alone.append(
-                    Alone(
-                        _check(label, call, expected, found, pair),
-                        call.input,
-                        x,
-                        *program.between(call.input, call.output),
-                    )
-                )
+                check = self._check(label, call, reference[name][number], found, pair)
+                self.layers.append(check)
+                alone = self._alone(label, call, seen_in[name][number], name, pair)
+                self.alone += [alone] if alone is not None else []
             advance(paths[name])
         with torch.no_grad():
             expected, *found = (
                 {key: array(value) for key, value in side.outputs(variant, inputs).items()}
                 for variant in (REFERENCE, *side.variants)
             )
-        self.outputs = _outputs(program, expected, found, pair.dtype)
+        self.outputs = _outputs(program, expected, found, pair, FACTORS["outputs"])
         advance("PyTorch's outputs")
+
+    def _check(
+        self,
+        label: str,
+        call: Call,
+        expected: np.ndarray,
+        runs: Sequence[np.ndarray],
+        pair: Pair,
+    ) -> Check:
+        errors = _errors(label, expected, runs, pair)
+        convert = _converter(expected, self.program.base[call.output])
+        return Check(label, call.path, call.output, errors, FACTORS["layers"], convert)
+
+    def _alone(
+        self, label: str, call: Call, given: np.ndarray, name: str, pair: Pair
+    ) -> Alone | None:
+        """A layer on PyTorch's input; None if JAX's input is not known, or of another shape."""
+        start = call.input
+        if start is None or start in self.program.known:
+            return None
+        layout = best_layout(given, jax_side.array(self.program.base[start]))
+        if layout is None:
+            return None
+        x = jnp.asarray(layout.to_jax(given), start.aval.dtype)
+        rounded = layout.to_torch(jax_side.array(x))
+        with one_thread(rounded.size):
+            expected, *runs = (
+                pair.torch.layer(variant, name, rounded)
+                for variant in (REFERENCE, *pair.torch.variants)
+            )
+        check = self._check(label, call, expected, runs, pair)
+        return Alone(check, start, x, *self.program.between(start, call.output))
 
     def without(self, names: Mapping[str, set[str]]) -> None:
         """Forget checks by kind."""
@@ -207,7 +231,8 @@ class TrainChecks:
             )
         advance("PyTorch in train mode")
         outputs = [found for found, _ in runs]
-        self.outputs = _outputs(program, expected, outputs, pair.dtype)
+        factor = FACTORS["gradients"]  # as in `compare_train_mode`
+        self.outputs = _outputs(program, expected, outputs, pair, factor)
         self.updates = []
         ordered = sorted(program.updates.items(), key=lambda item: item[1].producer)
         for path, value in ordered:
@@ -215,14 +240,13 @@ class TrainChecks:
             if named is None or named[0] not in buffers:
                 continue
             name, rule = named
-            errors = ReferenceErrors({path: buffers[name]}, pair.dtype)
-            for _, found in runs:
-                errors.add({path: found[name]})
+            found = [buffer[name] for _, buffer in runs]
+            errors = _errors(path, buffers[name], found, pair)
 
             def convert(x: Any, rule: Any = rule) -> np.ndarray:
                 return np.asarray(rule.op.to_torch(np.asarray(x)))
 
-            check = Check(path, owner(path), value, errors, FACTORS["outputs"], convert)
+            check = Check(path, owner(path), value, errors, factor, convert)
             self.updates.append(check)
 
     def without(self, names: set[str]) -> None:
@@ -268,28 +292,49 @@ def _torch_step(
     return outputs, buffers
 
 
-def _check(
-    label: str, call: Call, expected: np.ndarray, found: Sequence[np.ndarray], pair: Pair
-) -> Check:
+def _errors(
+    label: str, expected: np.ndarray, runs: Sequence[np.ndarray], pair: Pair
+) -> ReferenceErrors:
     errors = ReferenceErrors({label: expected}, pair.dtype)
-    for run in found:
+    for run in runs:
         errors.add({label: run})
-    return Check(label, call.path, call.output, errors, FACTORS["layers"])
+    return errors
+
+
+def _converter(expected: np.ndarray, base: Any) -> Callable[[Any], np.ndarray]:
+    """Converts JAX's axes to PyTorch's; arrays of other shapes are unchanged."""
+    layout = best_layout(expected, jax_side.array(base))
+
+    def convert(x: Any) -> np.ndarray:
+        found = jax_side.array(x)
+        return found if layout is None or found.shape != layout.jax else layout.to_torch(found)
+
+    return convert
 
 
 def _outputs(
     program: Program,
     expected: Mapping[str, np.ndarray],
-    found: Sequence[Mapping[str, np.ndarray]],
-    dtype: str,
+    runs: Sequence[Mapping[str, np.ndarray]],
+    pair: Pair,
+    factor: float,
 ) -> list[Check]:
-    checks = []
-    for name, value in program.outputs.items():
-        errors = ReferenceErrors({name: expected[name]}, dtype)
-        for run in found:
-            errors.add({name: run[name]})
-        checks.append(Check(name, "", value, errors, FACTORS["outputs"]))
-    return checks
+    """Checks of the outputs. Two single outputs are the same one, whatever their names."""
+    values = program.outputs
+    if len(values) == len(expected) == 1:
+        values = dict(zip(expected, values.values(), strict=True))
+    return [
+        Check(
+            name,
+            "",
+            value,
+            _errors(name, expected[name], [run[name] for run in runs], pair),
+            factor,
+            _converter(expected[name], program.base[value]),
+        )
+        for name, value in values.items()
+        if name in expected
+    ]
 
 
 def _failing(checks: Sequence[Check], found: Mapping[Value, Any]) -> Iterator[Check]:

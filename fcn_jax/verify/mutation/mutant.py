@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
+
+import numpy as np
 
 from fcn_jax.verify.program import Patch, Program, Value
 
@@ -45,6 +47,17 @@ class Mutant:
         """The values where the fault is."""
         outputs = [v for index in self.patches for v in program.equations[index].outputs]
         return [program.arguments[name] for name in self.arguments] + outputs
+
+    def is_identity(self, program: Program, fixed: Collection[str]) -> bool:
+        """Whether it only replaces arguments of these names, and by the same values."""
+        return (
+            not self.patches
+            and set(self.arguments) <= set(fixed)
+            and all(
+                np.array_equal(change(program.values), program.values[name])
+                for name, change in self.arguments.items()
+            )
+        )
 
     def __str__(self) -> str:
         """Kind, place and change in one line."""

@@ -5,13 +5,12 @@ from __future__ import annotations
 import collections
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
 
 from fcn_jax.errors import listing
-from fcn_jax.verify.modules import train_mode
 from fcn_jax.verify.mutation import activations, norms, tensors, windows, wiring
 from fcn_jax.verify.mutation.checks import EvalChecks, Finding, TrainChecks
 from fcn_jax.verify.mutation.mutant import Find, Mutant
@@ -49,6 +48,8 @@ KINDS: tuple[Find, ...] = (
 
 CHECKS = ("layers", "outputs", "train")
 """What may catch a fault: layers and outputs in eval mode; outputs and statistics in train mode."""
+
+SYMMETRIC = "the change maps a fixed tensor to itself"
 
 Progress = Callable[[int, int, str], None]
 """(finished steps, all steps, name of the step)."""
@@ -202,7 +203,7 @@ def score(
     `fcn_jax.verify.mutation`. PyTorch runs once.
 
     Args:
-        pair: both sides, in eval mode.
+        pair: both sides.
         inputs: the network's inputs, images as f32[N,H,W,C]. The time grows with their size.
         kinds: the kinds of faults.
         progress: called after every step.
@@ -217,14 +218,13 @@ def score(
         if progress is not None:
             progress(steps, max(total, steps), step)
 
-    in_eval = trace(pair, inputs)
+    in_eval, in_train = trace(pair, inputs), trace(pair, inputs, train=True)
     eval_checks = EvalChecks(pair, in_eval, inputs, advance)
-    with train_mode(pair):
-        in_train = trace(pair, inputs)
     train_checks = TrainChecks(pair, in_train, inputs, advance)
     unusable = _drop_failing(eval_checks, train_checks)
     advance("JAX")
-    mutants = _merged(in_eval, in_train, kinds)
+    fixed = _fixed(pair, in_train)
+    mutants = _merged(in_eval, in_train, kinds, fixed)
     total = steps + len(mutants)
     outcomes = []
     for mutant, train_mutant in mutants:
@@ -245,8 +245,18 @@ def _drop_failing(eval_checks: EvalChecks, train_checks: TrainChecks) -> tuple[s
     )
 
 
+def _fixed(pair: Pair, in_train: Program) -> frozenset[str]:
+    """Leaves that training does not change, such as bilinear kernels."""
+    others = in_train.arguments.keys() - pair.port.parameters - set(in_train.inputs)
+    return frozenset(
+        path
+        for path in others
+        if in_train.updates.get(path, in_train.arguments[path]) is in_train.arguments[path]
+    )
+
+
 def _merged(
-    in_eval: Program, in_train: Program, kinds: Sequence[Find]
+    in_eval: Program, in_train: Program, kinds: Sequence[Find], fixed: Collection[str]
 ) -> list[tuple[Mutant | None, Mutant | None]]:
     """The faults in both programs; those with the same description are the same fault."""
     merged: dict[tuple[Any, ...], list[Mutant | None]] = {}
@@ -254,6 +264,8 @@ def _merged(
         for side, program in enumerate((in_eval, in_train)):
             count: collections.Counter[tuple[Any, ...]] = collections.Counter()
             for mutant in find(program):
+                if not mutant.equivalent and mutant.is_identity(program, fixed):
+                    mutant = dataclasses.replace(mutant, equivalent=SYMMETRIC)
                 key = (mutant.kind, mutant.what, mutant.layers)
                 count[key] += 1
                 merged.setdefault((*key, count[key]), [None, None])[side] = mutant

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 
 from fcn_jax.verify.mutation.mutant import Mutant, owner, role
 from fcn_jax.verify.program import Equation, Program, Value
@@ -41,7 +40,7 @@ def transposed(program: Program) -> list[Mutant]:
             if len(axes) == 2 and shape[axes[0]] == shape[axes[1]] > 1:
                 order = list(range(len(shape)))
                 order[axes[0]], order[axes[1]] = axes[1], axes[0]
-                found.append(_moved(program, "transposed kernel", what, path, order, ()))
+                found.append(_moved("transposed kernel", what, path, order, ()))
     return found
 
 
@@ -53,7 +52,7 @@ def flipped(program: Program) -> list[Mutant]:
         axes = tuple(axis for axis in spatial if value.shape[axis] > 1)
         if axes:
             order = list(range(value.ndim))
-            found.append(_moved(program, "flipped kernel", "height and width", path, order, axes))
+            found.append(_moved("flipped kernel", "height and width", path, order, axes))
     return found
 
 
@@ -115,18 +114,8 @@ def _product(program: Program, value: Value) -> Equation | None:
     return None
 
 
-def _moved(
-    program: Program,
-    kind: str,
-    what: str,
-    path: str,
-    order: list[int],
-    flips: tuple[int, ...],
-) -> Mutant:
+def _moved(kind: str, what: str, path: str, order: list[int], flips: tuple[int, ...]) -> Mutant:
     def move(leaves: Any) -> Any:
         return jnp.flip(jnp.transpose(leaves[path], order), flips)
 
-    equivalent = ""
-    if path in program.fixed and np.array_equal(move(program.values), program.values[path]):
-        equivalent = "the fixed kernel is symmetric"
-    return Mutant(kind, f"{what} of {role(path)}", (owner(path),), {path: move}, {}, equivalent)
+    return Mutant(kind, f"{what} of {role(path)}", (owner(path),), {path: move})
