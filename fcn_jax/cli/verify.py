@@ -35,6 +35,11 @@ def add_commands(commands: Any) -> None:
         "a lower one."
     )
     add("--train-lr", metavar="LR", type=float, default=0.01, help=about)
+    about = (
+        "Also plant faults, such as swapped tensors, one at a time, and count those that the "
+        "comparison catches; with N, at most N faults of each kind."
+    )
+    add("--mutate", metavar="N", type=int, nargs="?", default=False, const=True, help=about)
     add("--seed", metavar="N", type=int, default=0, help="Random seed (default: 0).")
     about = "Also write the report to this .html or .json file; may be repeated."
     add("--report", metavar="FILE", type=Path, action="append", default=[], help=about)
@@ -46,7 +51,8 @@ def _verify(args: argparse.Namespace) -> int:
 
     for path in args.report:
         html.check_path(path)
-    same = ("weights", "reinit", "batch", "dtype", "grad", "train_steps", "train_lr", "seed")
+    same = ("weights", "reinit", "batch", "dtype", "grad", "train_steps", "train_lr")
+    same += ("mutate", "seed")
     try:
         with Progress(f"verify {args.model}") as progress:
             report = verify_model(

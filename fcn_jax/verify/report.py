@@ -92,6 +92,7 @@ class Report:
         skipped: layers with tensors of their own that were not compared one by one, because one
             side does not call them with one tensor.
         weights: the weights' file or name and SHA-256, or the seed of random weights.
+        mutation: which planted faults were caught, or None if none were planted.
         pictures: of the first image, or None.
         notes: what was decided about the inputs.
         sensitivity: how far the outputs depend on each tensor; empty if it was not measured.
@@ -106,6 +107,7 @@ class Report:
     agreement: list[Agreement] = dataclasses.field(default_factory=list)
     skipped: tuple[str, ...] = ()
     weights: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    mutation: Any = None
     pictures: Pictures | None = None
     notes: list[str] = dataclasses.field(default_factory=list)
     sensitivity: tuple[Sensitivity, ...] = ()
@@ -214,6 +216,7 @@ class Report:
             "coverage": dataclasses.asdict(self.coverage) if self.coverage else None,
             "agreement": [dataclasses.asdict(agreement) for agreement in self.agreement],
             "skipped": list(self.skipped),
+            "mutation": self.mutation.to_dict() if self.mutation else None,
             "notes": list(self.notes),
             "sensitivity": [dataclasses.asdict(entry) for entry in self.sensitivity],
             "not_proven": [entry.name for entry in self.not_proven],
@@ -254,6 +257,8 @@ class Report:
             lines += [f"  {failure}" for failure in failures[:_LISTED_FAILURES]]
             if len(failures) > _LISTED_FAILURES:
                 lines.append(f"  and {len(failures) - _LISTED_FAILURES} more")
+        if self.mutation:
+            lines += ["", str(self.mutation), ""]
         lines.append(
             "errors are relative L2 distances to PyTorch float64; factor: JAX's error in units of "
             "PyTorch's own (at least a few roundings), at the worst tensor"

@@ -13,7 +13,6 @@ from fcn_jax.verify import jax_side
 from fcn_jax.verify.compare import FACTORS, Comparison, ReferenceErrors
 from fcn_jax.verify.layers import one_thread
 from fcn_jax.verify.layout import best_layout
-from fcn_jax.verify.modules import train_mode
 from fcn_jax.verify.mutation.mutant import Mutant, owner
 from fcn_jax.verify.program import Call, Program, Value
 from fcn_jax.verify.torch_side import REFERENCE, array, import_torch
@@ -225,10 +224,9 @@ class TrainChecks:
     ) -> None:
         """Run PyTorch in train mode; its statistics are restored."""
         self.program = program
-        with train_mode(pair):
-            (expected, buffers), *runs = (
-                _torch_step(pair, variant, inputs) for variant in (REFERENCE, *pair.torch.variants)
-            )
+        (expected, buffers), *runs = (
+            _torch_step(pair, variant, inputs) for variant in (REFERENCE, *pair.torch.variants)
+        )
         advance("PyTorch in train mode")
         outputs = [found for found, _ in runs]
         factor = FACTORS["gradients"]  # as in `compare_train_mode`
@@ -284,9 +282,13 @@ def _torch_step(
     """Outputs and buffers after one call in train mode; buffers are restored."""
     torch, network = import_torch(), pair.torch.network(variant)
     saved = {name: buffer.clone() for name, buffer in network.named_buffers()}
-    with torch.no_grad():
-        outputs = {k: array(v) for k, v in pair.torch.outputs(variant, inputs).items()}
+    network.train()
+    try:
+        with torch.no_grad():
+            outputs = {k: array(v) for k, v in pair.torch.outputs(variant, inputs).items()}
         buffers = {name: array(buffer) for name, buffer in network.named_buffers()}
+    finally:
+        network.eval()
         for name, buffer in network.named_buffers():
             buffer.copy_(saved[name])
     return outputs, buffers

@@ -91,12 +91,14 @@ class MutationScore:
         unusable: tensors that the right port fails when it is run equation by equation. They are
             not used as checks.
         seconds: time that it took.
+        left_out: number of faults that could be planted, but were not, by request.
     """
 
     outcomes: tuple[Outcome, ...]
     shapes: tuple[tuple[int, ...], ...]
     unusable: tuple[str, ...]
     seconds: float
+    left_out: int = 0
 
     @property
     def planted(self) -> tuple[Outcome, ...]:
@@ -140,6 +142,7 @@ class MutationScore:
             "shapes": [list(shape) for shape in self.shapes],
             "unusable": list(self.unusable),
             "seconds": round(self.seconds, 1),
+            "left_out": self.left_out,
             "outcomes": [dataclasses.asdict(outcome) for outcome in self.outcomes],
         }
 
@@ -151,6 +154,7 @@ class MutationScore:
             f"mutation score: {len(planted) - len(survivors)} of {len(planted)} planted faults "
             f"caught ({self.caught:.1%}), the right layer named in {self.blamed:.1%} of them; "
             f"inputs {shapes}; {self.seconds:.0f} s",
+            *[f"{self.left_out} more of the same kinds could be planted"] * bool(self.left_out),
             "",
         ]
         rows = self.table()
@@ -194,6 +198,7 @@ def score(
     inputs: Sequence[np.ndarray],
     *,
     kinds: Sequence[Find] = KINDS,
+    most: int | None = None,
     progress: Progress | None = None,
 ) -> MutationScore:
     """Plant faults in JAX's side, one at a time, and count those that the checks catch.
@@ -206,6 +211,7 @@ def score(
         pair: both sides.
         inputs: the network's inputs, images as f32[N,H,W,C]. The time grows with their size.
         kinds: the kinds of faults.
+        most: plant at most so many faults of each kind, spread over the network; None for all.
         progress: called after every step.
     """
     start = time.perf_counter()
@@ -223,15 +229,17 @@ def score(
     train_checks = TrainChecks(pair, in_train, inputs, advance)
     unusable = _drop_failing(eval_checks, train_checks)
     advance("JAX")
-    fixed = _fixed(pair, in_train)
-    mutants = _merged(in_eval, in_train, kinds, fixed)
+    possible = _merged(in_eval, in_train, kinds, _fixed(pair, in_train))
+    mutants = [pair for group in possible for pair in _spread(group, most)]
     total = steps + len(mutants)
     outcomes = []
     for mutant, train_mutant in mutants:
         outcomes.append(_outcome(mutant, train_mutant, eval_checks, train_checks))
         advance(outcomes[-1].kind)
     shapes = tuple(tuple(x.shape) for x in inputs)
-    return MutationScore(tuple(outcomes), shapes, unusable, time.perf_counter() - start)
+    left_out = sum(map(len, possible)) - len(mutants)
+    seconds = time.perf_counter() - start
+    return MutationScore(tuple(outcomes), shapes, unusable, seconds, left_out)
 
 
 def _drop_failing(eval_checks: EvalChecks, train_checks: TrainChecks) -> tuple[str, ...]:
@@ -255,21 +263,33 @@ def _fixed(pair: Pair, in_train: Program) -> frozenset[str]:
     )
 
 
+_Planted = tuple["Mutant | None", "Mutant | None"]
+"""A fault in the program of eval mode, and in that of train mode."""
+
+
 def _merged(
     in_eval: Program, in_train: Program, kinds: Sequence[Find], fixed: Collection[str]
-) -> list[tuple[Mutant | None, Mutant | None]]:
-    """The faults in both programs; those with the same description are the same fault."""
-    merged: dict[tuple[Any, ...], list[Mutant | None]] = {}
+) -> list[list[_Planted]]:
+    """The faults in both programs by kind; those with the same description are the same fault."""
+    found: dict[str, dict[tuple[Any, ...], list[Mutant | None]]] = {}
     for find in kinds:
         for side, program in enumerate((in_eval, in_train)):
             count: collections.Counter[tuple[Any, ...]] = collections.Counter()
             for mutant in find(program):
                 if not mutant.equivalent and mutant.is_identity(program, fixed):
                     mutant = dataclasses.replace(mutant, equivalent=SYMMETRIC)
-                key = (mutant.kind, mutant.what, mutant.layers)
+                key = (mutant.what, mutant.layers)
                 count[key] += 1
-                merged.setdefault((*key, count[key]), [None, None])[side] = mutant
-    return [(mutant, train_mutant) for mutant, train_mutant in merged.values()]
+                group = found.setdefault(mutant.kind, {})
+                group.setdefault((*key, count[key]), [None, None])[side] = mutant
+    return [[(a, b) for a, b in group.values()] for group in found.values()]
+
+
+def _spread(faults: Sequence[_Planted], most: int | None) -> list[_Planted]:
+    """At most so many, at equal distances."""
+    if most is None or len(faults) <= most:
+        return list(faults)
+    return [faults[i * len(faults) // most] for i in range(most)]
 
 
 def _outcome(
