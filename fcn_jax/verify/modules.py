@@ -63,6 +63,7 @@ def compare(
     train: bool = True,
     grad: bool = True,
     sensitive: bool = True,
+    mutate: bool | int = False,
     dtype: str = "float32",
     subject: str = "",
     progress: Advance | None = None,
