@@ -42,6 +42,11 @@ def add_commands(commands: Any) -> None:
         "a lower one."
     )
     add("--train-lr", metavar="LR", type=float, default=0.01, help=about)
+    about = (
+        "Also plant faults, such as swapped tensors, one at a time, and count those that the "
+        "comparison catches; with N, at most N faults of each kind."
+    )
+    add("--mutate", metavar="N", type=int, nargs="?", default=False, const=True, help=about)
     add("--seed", metavar="N", type=int, default=0, help="Random seed (default: 0).")
     about = "Also run PyTorch's network by torchax, if it is installed: a third opinion."
     add("--torchax", action="store_true", help=about)
@@ -64,7 +69,17 @@ def _verify(args: argparse.Namespace) -> int:
 
     for path in args.report:
         html.check_path(path)
-    same = ("weights", "reinit", "batch", "dtype", "grad", "train_steps", "train_lr", "seed")
+    same = [
+        "weights",
+        "reinit",
+        "batch",
+        "dtype",
+        "grad",
+        "train_steps",
+        "train_lr",
+        "mutate",
+        "seed",
+    ]
     try:
         with Progress(f"verify {args.model}") as progress:
             report = verify_model(
@@ -72,7 +87,7 @@ def _verify(args: argparse.Namespace) -> int:
                 sizes=args.size or [(320, 480)],
                 third_opinion=args.torchax,
                 progress=lambda done, total, what: progress.update(done, max(done, total), what),
-                **{name: getattr(args, name) for name in same},
+                **{name: getattr(args, name) for name in same + other},
                 **model_changes(args),
             )
     except FcnJaxError:

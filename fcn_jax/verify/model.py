@@ -32,6 +32,7 @@ from fcn_jax.verify import evidence, jax_side
 from fcn_jax.verify.compare import Section, compare_repeatedly
 from fcn_jax.verify.layers import compare_layers
 from fcn_jax.verify.modules import (
+    add_mutation,
     add_sensitivity,
     attempts_after,
     compare_gradients,
@@ -52,6 +53,9 @@ from fcn_jax.verify.types import Advance, Loss, Outputs
 SMALLEST = 32
 """Smallest height and width of the images, in pixels."""
 
+MUTATION_SIZE = 64
+"""Largest height and width of the images on which faults are planted, in pixels."""
+
 DEFAULT_HEAD = "fcn32s"
 """Head on which a backbone is verified."""
 
@@ -68,6 +72,7 @@ def verify_model(
     grad: bool = False,
     train_steps: int = 0,
     train_lr: float = RECIPE.lr,
+    mutate: bool | int = False,
     seed: int = 0,
     third_opinion: bool = False,
     progress: Callable[[int, int, str], None] | None = None,
@@ -94,6 +99,10 @@ def verify_model(
         train_steps: number of training steps to compare, 0 or more.
         train_lr: first learning rate of these steps, above 0. Networks without BatchNorm may need
             less than the default for PyTorch's loss to stay finite.
+        mutate: also plant faults in JAX's side, one at a time, and count those that the comparison
+            of layers, outputs and train mode catches; see `fcn_jax.verify.mutation`. A number
+            plants at most so many of each kind. The images have the first size, but at most
+            64x64 pixels.
         seed: random seed, 0 or more.
         third_opinion: also run the PyTorch network by torchax, if that is installed.
         progress: called after every step with the number of finished steps, the approximate total,
@@ -115,7 +124,7 @@ def verify_model(
     registered = model if isinstance(model, ModelSpec) else registered_spec(model)
     changes = {key: value for key, value in changes.items() if value is not None}
     spec = _changed(name, registered, changes)
-    _check(sizes, batch, train_steps, train_lr, seed, spec)
+    _check(sizes, batch, train_steps, train_lr, mutate, seed, spec)
     preprocess = resolve(spec).preprocess
     network = jax_side.blank(lambda: build(spec, rngs=nnx.Rngs(seed)))
     with torch.random.fork_rng(devices=[]):  # leaves the caller's random state unchanged
@@ -173,6 +182,11 @@ def verify_model(
             loss = _cross_entropy(scenes[0][1])
             attempts = attempts_after(report)
             report.sections += compare_gradients(pair, inputs[:1], loss, advance, attempts)
+        if mutate:
+            height, width = (min(side, MUTATION_SIZE) for side in sizes[0])
+            images, _ = _scenes((height, width), batch, spec.num_classes, seed)
+            x = np.asarray(normalize(jax.numpy.asarray(images), preprocess))
+            add_mutation(report, pair, (x,), mutate, progress)
         if train_steps:
 
             def train(number: int) -> list[Section]:
@@ -206,6 +220,7 @@ def _check(
     batch: int,
     train_steps: int,
     train_lr: float,
+    mutate: bool | int,
     seed: int,
     spec: ModelSpec,
 ) -> None:
@@ -216,7 +231,10 @@ def _check(
     ]
     if not sizes:
         problems.append("sizes is empty: expected at least one")
-    numbers = {"batch": (batch, 1), "train_steps": (train_steps, 0), "seed": (seed, 0)}
+    numbers = {
+        **{"batch": (batch, 1), "train_steps": (train_steps, 0)},
+        **{"mutate": (int(mutate), 0), "seed": (seed, 0)},
+    }
     problems += [
         f"{name} is {value}: expected {least} or more"
         for name, (value, least) in numbers.items()

@@ -32,6 +32,7 @@ from fcn_jax.verify.compare import (
 )
 from fcn_jax.verify.layers import compare_layers, match_layers
 from fcn_jax.verify.layout import best_layout
+from fcn_jax.verify.mutation.score import Progress, score
 from fcn_jax.verify.outputs import by_name
 from fcn_jax.verify.pairing import StateDictMap, table_by_map, table_by_matching
 from fcn_jax.verify.ports import Port, make_port
@@ -65,6 +66,7 @@ def compare(
     train: bool = True,
     grad: bool = True,
     sensitive: bool = True,
+    mutate: bool | int = False,
     dtype: str = "float32",
     subject: str = "",
     third_opinion: bool = False,
@@ -103,6 +105,9 @@ def compare(
             respect to every parameter.
         sensitive: also measure how far the outputs depend on each tensor; see
             `fcn_jax.verify.sensitivity`.
+        mutate: also plant faults in JAX's side, one at a time, and count those that the comparison
+            of layers, outputs and train mode catches; see `fcn_jax.verify.mutation`. A number
+            plants at most so many of each kind. The inputs should be small.
         dtype: compared precision, "float32" or "bfloat16"; the JAX network must compute in it.
         subject: name for the report.
         third_opinion: also run the PyTorch module by torchax, if that is installed.
@@ -151,6 +156,8 @@ def compare(
             pair.torch.check_deterministic(arrays)
         if train:
             report.sections.append(compare_train_mode(pair, arrays, advance))
+        if mutate:
+            add_mutation(report, pair, arrays, mutate, lambda done, total, what: advance(what))
         if grad:
             loss = _random_loss(outputs)
             attempts = attempts_after(report)
@@ -272,6 +279,21 @@ def train_mode(pair: Pair) -> Iterator[None]:
             network.load_state_dict(state)
             network.zero_grad(set_to_none=True)
         pair.torch.train(False)
+
+
+def add_mutation(
+    report: Report,
+    pair: Pair,
+    inputs: Sequence[np.ndarray],
+    mutate: bool | int,
+    progress: Progress | None,
+) -> None:
+    """Plant faults; `mutate` is True for all, or the largest number of each kind."""
+    if not report.equal:
+        report.notes.append("no faults were planted, because the port already differs")
+        return
+    most = None if mutate is True else int(mutate)
+    report.mutation = score(pair, inputs, most=most, progress=progress)
 
 
 def compare_outputs(

@@ -144,7 +144,7 @@ def _fit(network: torch.nn.Module, generator: torch.Generator, run: Callable[[An
         layer.running_mean.copy_(mean)
         layer.running_var.copy_(variance * (low_high[1] + 0.5))
 
-    def scale(layer: Any, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+    def scale(layer: Any, args: tuple[Any, ...], output: Any) -> Any:
         bias = 0.0
         if layer.bias is not None:
             linear = isinstance(layer, torch.nn.Linear)

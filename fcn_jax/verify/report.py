@@ -336,6 +336,8 @@ class Report:
         lines = [self.verdict, *self.not_alone(), "", *map(str.rstrip, table), "", *self.remarks()]
         if failures := self.failures:
             lines += ["", f"{len(failures)} tensors over their limit:", *self._listed_failures()]
+        if self.mutation:
+            lines += ["", str(self.mutation), ""]
         lines.append(
             "errors are relative L2 distances to PyTorch float64; factor: JAX's error in units of "
             "PyTorch's own (at least a few roundings), at the worst tensor"

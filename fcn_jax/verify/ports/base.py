@@ -49,6 +49,10 @@ class Watch:
         self._paths = frozenset(paths)
         self.calls: dict[str, list[Called]] = {}
 
+    def scope(self, path: str) -> Any:
+        """A context around the call of a layer, such as a name for what is traced in it."""
+        return contextlib.nullcontext()
+
     def output(
         self, path: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
     ) -> Any:

@@ -30,11 +30,13 @@ def watching(modules: Mapping[str, Any], watch: Watch | None) -> Iterator[None]:
 
         @functools.wraps(original)
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-            output = original(self, *args, **kwargs)
             # A subclass may call its parent's method: that is a part of a call.
-            if type(self) is cls and id(self) in paths:
-                return watch.output(paths[id(self)], args, kwargs, output)
-            return output
+            if type(self) is not cls or id(self) not in paths:
+                return original(self, *args, **kwargs)
+            path = paths[id(self)]
+            with watch.scope(path):
+                output = original(self, *args, **kwargs)
+            return watch.output(path, args, kwargs, output)
 
         return call
 

@@ -82,10 +82,11 @@ class LinenPort(Port):
                 return function(*args, **kwargs)
             if isinstance(context.module, linen.Dropout):
                 return args[0]
-            output = function(*args, **kwargs)
             path = ".".join(context.module.path)
             if watch is None or not path:
-                return output
+                return function(*args, **kwargs)
+            with watch.scope(path):
+                output = function(*args, **kwargs)
             self._modules[path] = context.module.clone(
                 parent=None, _deep_clone=True, _reset_names=True, name=None
             )
