@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Values = Mapping[str, np.ndarray]
 """Parameters and buffers by PyTorch's names, in PyTorch's layout."""
 
-SGD = OptimConfig(name="sgd", lr=0.01, momentum=0.9, weight_decay=1e-4, schedule="poly", power=0.9)
+SGD = OptimConfig(name="sgd", lr=0.1, momentum=0.9, weight_decay=1e-4, schedule="poly", power=0.9)
 
 ADAMW = OptimConfig(
     name="adamw",
