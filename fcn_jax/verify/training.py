@@ -104,6 +104,7 @@ def compare_training(
     frozen = frozen_batch_norm(pair, plan.recipe.freeze_batch_norm)
     with train_mode(pair), frozen:
         sides = _Sides(pair, model, preprocess, plan)
+        model.eval()  # making the step has put it into train mode
         if plan.mode == "synced":
             return list(_synced(sides, draw, advance, attempts))
         if plan.mode == "free":
