@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
@@ -39,8 +39,11 @@ from fcn_jax.verify.compare import (
 )
 from fcn_jax.verify.modules import train_mode
 from fcn_jax.verify.runs import SGD, JaxRun, TorchRun, Values, frozen_batch_norm
-from fcn_jax.verify.torch_side import REFERENCE
+from fcn_jax.verify.torch_side import REFERENCE, import_torch
 from fcn_jax.verify.types import Advance, Pair
+
+if TYPE_CHECKING:
+    import torch
 
 Mode = Literal["synced", "free", "seeds"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -52,6 +55,11 @@ u8[N,H,W] labels."""
 Condition = Callable[[Any, Any], None]
 """(PyTorch's network in float64 and in train mode, its input f64[N,3,H,W]) -> None. It may change
 the network's parameters, such as biases, so that no unit lies within rounding of a kink."""
+
+OPEN = 3.0
+"""In bfloat16, biases of BatchNorm before a step in units of its weights. bfloat16 moves one unit
+in a hundred to the other side of its ReLU, so that PyTorch's own gradients of a ResNet-18 are wrong
+by 40 %. So far from zero one unit in a thousand is near it, and they are wrong by 2 %."""
 
 _STATISTICS = (".running_mean", ".running_var")
 _COUNT = ".num_batches_tracked"
@@ -169,9 +177,10 @@ def _synced_step(
 ) -> Section:
     reference, factor = sides.reference, FACTORS["gradients"]
     start = before
-    if sides.plan.condition:
+    condition = sides.plan.condition or (_open if sides.dtype == "bfloat16" else None)
+    if condition:
         reference.load(before)
-        sides.plan.condition(reference.network, reference.inputs(batch[0]))
+        condition(reference.network, reference.inputs(batch[0]))
         start = _rounded(reference.values())
     loss, goal = reference.after(start, *batch)
     losses = ReferenceErrors({"loss": loss}, sides.dtype)
@@ -183,6 +192,14 @@ def _synced_step(
     loss, values = sides.jax.after(start, *batch)
     found = (*losses.compare({"loss": loss}, factor), *changes.compare(values, factor))
     return Section(f"{sides.title}, step {number}", factor, found)
+
+
+def _open(network: torch.nn.Module, images: torch.Tensor) -> None:
+    """Keep most units away from the zero of their ReLU; see `OPEN`."""
+    for layer in network.modules():
+        norm = import_torch().nn.modules.batchnorm._BatchNorm
+        if isinstance(layer, norm) and layer.weight is not None and layer.training:
+            layer.bias.data.copy_(OPEN * layer.weight.detach().abs())
 
 
 def _changes(goal: Values, start: Values, dtype: str) -> ReferenceErrors:
