@@ -196,7 +196,10 @@ def verify_model(
 
             def draw(step: int, attempt: int) -> tuple[np.ndarray, np.ndarray]:
                 number = seed + step + attempt * train_steps
-                return _scenes(sizes[0], batch, spec.num_classes, number)
+                images, labels = _scenes(sizes[0], batch, spec.num_classes, number)
+                # Without noise, flat areas tie the pixels of whole pooling windows.
+                noise = np.random.default_rng(number).integers(-16, 17, images.shape)
+                return np.clip(images + noise, 0, 255).astype(np.uint8), labels
 
             for each in train_recipes:
                 recipe = recipe_for(each, network)

@@ -23,6 +23,7 @@ import numpy as np
 from fcn_jax.config import OptimConfig
 from fcn_jax.models.segmenter import Segmenter
 from fcn_jax.plugins.api import Preprocess
+from fcn_jax.verify import kinks
 from fcn_jax.verify.compare import (
     ATTEMPTS,
     FACTORS,
@@ -52,9 +53,10 @@ Draw = Callable[[int, int], tuple[np.ndarray, np.ndarray]]
 """(number of the step from 1, number of the attempt or seed from 0) -> u8[N,H,W,3] images and
 u8[N,H,W] labels."""
 
-Condition = Callable[[Any, Any], None]
-"""(PyTorch's network in float64 and in train mode, its input f64[N,3,H,W]) -> None. It may change
-the network's parameters, such as biases, so that no unit lies within rounding of a kink."""
+Condition = Callable[[Any, Any], Any]
+"""(PyTorch's network in float64 and in train mode, its input f64[N,3,H,W]); the result is ignored.
+It may change the network's parameters, such as biases, so that no unit lies within rounding of a
+kink."""
 
 OPEN = 3.0
 """In bfloat16, biases of BatchNorm before a step in units of its weights. bfloat16 moves one unit
@@ -74,7 +76,8 @@ class Plan:
         mode: `synced`, `free` or `seeds`; see above.
         recipe: optimizer, schedule, weight decay, param groups and clipping of both sides.
         seeds: number of runs in the mode `seeds`, at least 2.
-        condition: called before each step of the mode `synced`; all sides start from the result.
+        condition: called before each step of the mode `synced`; all sides start from the parameters
+            that it leaves. By default `kinks.clear` in float32; for bfloat16 see `OPEN`.
     """
 
     steps: int
@@ -176,12 +179,10 @@ def _synced_step(
     sides: _Sides, before: Values, number: int, batch: tuple[np.ndarray, np.ndarray]
 ) -> Section:
     reference, factor = sides.reference, FACTORS["gradients"]
-    start = before
-    condition = sides.plan.condition or (_open if sides.dtype == "bfloat16" else None)
-    if condition:
-        reference.load(before)
-        condition(reference.network, reference.inputs(batch[0]))
-        start = _rounded(reference.values())
+    reference.load(before)
+    condition = sides.plan.condition or _CONDITIONS[sides.dtype]
+    condition(reference.network, reference.inputs(batch[0]))
+    start = _rounded(reference.values())
     loss, goal = reference.after(start, *batch)
     losses = ReferenceErrors({"loss": loss}, sides.dtype)
     changes = _changes(sides.compared(goal), start, sides.dtype)
@@ -200,6 +201,9 @@ def _open(network: torch.nn.Module, images: torch.Tensor) -> None:
         norm = import_torch().nn.modules.batchnorm._BatchNorm
         if isinstance(layer, norm) and layer.weight is not None and layer.training:
             layer.bias.data.copy_(OPEN * layer.weight.detach().abs())
+
+
+_CONDITIONS: dict[str, Condition] = {"float32": kinks.clear, "bfloat16": _open}
 
 
 def _changes(goal: Values, start: Values, dtype: str) -> ReferenceErrors:
