@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import fnmatch
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -204,7 +205,7 @@ class JaxRun:
         """Load values and take a step; returns the loss and the new values."""
         state = self._state
         params, batch_stats = (self._loaded(x, values) for x in (state.params, state.batch_stats))
-        state = step.TrainState(state.step, params, batch_stats, state.opt_state)
+        state = dataclasses.replace(state, params=params, batch_stats=batch_stats)
         with jax_side.precise():
             self._state, metrics = self._step(state, {"image": images, "mask": labels})
         return np.asarray(metrics["loss"]), self.values()

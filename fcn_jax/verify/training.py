@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -39,12 +39,10 @@ from fcn_jax.verify.compare import (
     compare_repeatedly,
 )
 from fcn_jax.verify.modules import train_mode
+from fcn_jax.verify.opening import open_units
 from fcn_jax.verify.runs import SGD, JaxRun, TorchRun, Values, frozen_batch_norm
-from fcn_jax.verify.torch_side import REFERENCE, import_torch
+from fcn_jax.verify.torch_side import REFERENCE
 from fcn_jax.verify.types import Advance, Pair
-
-if TYPE_CHECKING:
-    import torch
 
 Mode = Literal["synced", "free", "seeds"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -57,11 +55,6 @@ Condition = Callable[[Any, Any], Any]
 """(PyTorch's network in float64 and in train mode, its input f64[N,3,H,W]); the result is ignored.
 It may change the network's parameters, such as biases, so that no unit lies within rounding of a
 kink."""
-
-OPEN = 3.0
-"""In bfloat16, biases of BatchNorm before a step in units of its weights. bfloat16 moves one unit
-in a hundred to the other side of its ReLU, so that PyTorch's own gradients of a ResNet-18 are wrong
-by 40 %. So far from zero one unit in a thousand is near it, and they are wrong by 2 %."""
 
 _STATISTICS = (".running_mean", ".running_var")
 _COUNT = ".num_batches_tracked"
@@ -77,7 +70,7 @@ class Plan:
         recipe: optimizer, schedule, weight decay, param groups and clipping of both sides.
         seeds: number of runs in the mode `seeds`, at least 2.
         condition: called before each step of the mode `synced`; all sides start from the parameters
-            that it leaves. By default `kinks.clear` in float32; for bfloat16 see `OPEN`.
+            that it leaves. By default `kinks.clear` in float32, `open_units` in bfloat16.
     """
 
     steps: int
@@ -195,15 +188,10 @@ def _synced_step(
     return Section(f"{sides.title}, step {number}", factor, found)
 
 
-def _open(network: torch.nn.Module, images: torch.Tensor) -> None:
-    """Keep most units away from the zero of their ReLU; see `OPEN`."""
-    for layer in network.modules():
-        norm = import_torch().nn.modules.batchnorm._BatchNorm
-        if isinstance(layer, norm) and layer.weight is not None and layer.training:
-            layer.bias.data.copy_(OPEN * layer.weight.detach().abs())
-
-
-_CONDITIONS: dict[str, Condition] = {"float32": kinks.clear, "bfloat16": _open}
+_CONDITIONS: dict[str, Condition] = {
+    "float32": kinks.clear,
+    "bfloat16": lambda network, x: open_units(network, lambda: network(x)),
+}
 
 
 def _changes(goal: Values, start: Values, dtype: str) -> ReferenceErrors:
