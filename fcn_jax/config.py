@@ -169,6 +169,10 @@ class OptimConfig(_Section):
     """
     aux_weight: NotNegative = 0.5
     """Weight of the auxiliary head's loss, if the model has such a head."""
+    freeze_batch_norm: Flag = False
+    """Normalize with the running statistics in training, too, and leave them unchanged. Scales and
+    shifts are trained. For small batches, and for pretrained backbones.
+    """
     param_groups: tuple[ParamGroup, ...] = ()
     """Learning rate and weight decay by parameter name. The first group that matches a name
     decides.

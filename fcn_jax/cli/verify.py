@@ -35,13 +35,20 @@ def add_commands(commands: Any) -> None:
     about = "Precision to compare (default: float32)."
     add("--dtype", choices=["float32", "bfloat16"], default="float32", help=about)
     add("--grad", action="store_true", help="Compare the gradient of every parameter, too.")
-    about = "Compare a training run of N steps, too (default: 0, none)."
+    about = "Compare N training steps, too (default: 0, none)."
     add("--train-steps", metavar="N", type=int, default=0, help=about)
     about = (
-        "First learning rate of that run (default: 0.01). Models without batch normalization need "
-        "a lower one."
+        "synced: every step starts from the same values on both sides (default). free: each side "
+        "goes on from its own. seeds: the distribution of the errors of free runs."
     )
-    add("--train-lr", metavar="LR", type=float, default=0.01, help=about)
+    add("--train-mode", choices=["synced", "free", "seeds"], default="synced", help=about)
+    about = "Optimizer of these steps; may be repeated (default: sgd)."
+    add("--optimizer", choices=["sgd", "adamw"], action="append", help=about)
+    about = (
+        "Learning rate of these steps (default: 0.01 with sgd, 0.001 with adamw). Models without "
+        "batch normalization need a lower one."
+    )
+    add("--train-lr", metavar="LR", type=float, help=about)
     about = (
         "Also plant faults, such as swapped tensors, one at a time, and count those that the "
         "comparison catches; with N, at most N faults of each kind."
@@ -69,25 +76,17 @@ def _verify(args: argparse.Namespace) -> int:
 
     for path in args.report:
         html.check_path(path)
-    same = [
-        "weights",
-        "reinit",
-        "batch",
-        "dtype",
-        "grad",
-        "train_steps",
-        "train_lr",
-        "mutate",
-        "seed",
-    ]
+    comparison = ("weights", "reinit", "batch", "dtype", "grad", "mutate", "seed")
+    training = ("train_steps", "train_mode", "train_lr")
     try:
         with Progress(f"verify {args.model}") as progress:
             report = verify_model(
                 args.model,
                 sizes=args.size or [(320, 480)],
                 third_opinion=args.torchax,
+                train_recipes=args.optimizer or ["sgd"],
                 progress=lambda done, total, what: progress.update(done, max(done, total), what),
-                **{name: getattr(args, name) for name in same + other},
+                **{name: getattr(args, name) for name in comparison + training},
                 **model_changes(args),
             )
     except FcnJaxError:

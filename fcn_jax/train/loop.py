@@ -177,6 +177,7 @@ def _train(
             aux_weight=config.optim.aux_weight,
             accumulate_steps=config.optim.accumulate_steps,
             remat=config.optim.remat,
+            freeze_batch_norm=config.optim.freeze_batch_norm,
         )
         state = jax.device_put(state, everywhere)
     rate = optim.schedule(config.optim, total_steps)

@@ -11,6 +11,7 @@ import optax
 
 from fcn_jax.config import OptimConfig, ParamGroup
 from fcn_jax.errors import ConfigError
+from fcn_jax.train import adam
 
 
 def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
@@ -64,7 +65,11 @@ def make(config: OptimConfig, steps: int, params: Any) -> optax.GradientTransfor
             return group.lr_mult * rate(step)
 
         if config.name == "adamw":
-            return optax.adamw(learning_rate, *config.betas, eps=config.eps, weight_decay=decay)
+            return optax.chain(
+                adam.scale_by_adam(*config.betas, config.eps),
+                optax.add_decayed_weights(decay),
+                optax.scale_by_learning_rate(learning_rate),
+            )
         return optax.chain(
             optax.add_decayed_weights(decay) if decay else optax.identity(),
             optax.sgd(learning_rate, momentum=config.momentum or None),

@@ -13,7 +13,7 @@ from flax import nnx
 
 from fcn_jax.models.preprocess import normalize
 from fcn_jax.models.segmenter import Segmenter
-from fcn_jax.nn import REMAT_NAMES
+from fcn_jax.nn import REMAT_NAMES, BatchNorm
 from fcn_jax.nn._subpixel import prefers_subpixel
 from fcn_jax.plugins.api import IGNORE_INDEX, Preprocess
 from fcn_jax.train.losses import segmentation_loss
@@ -49,6 +49,7 @@ def make(
     accumulate_steps: int = 1,
     remat: bool = False,
     blocks: bool | None = None,
+    freeze_batch_norm: bool = False,
 ) -> tuple[TrainState, Step]:
     """Make the initial state and the training step of a model.
 
@@ -64,6 +65,7 @@ def make(
             backward pass, and compute normalizations and activations again there.
         blocks: compute the loss from sub-pixel logits, if the head has them. By default on GPUs and
             TPUs, where that saves a copy of the logits.
+        freeze_batch_norm: normalize with the running statistics, which stay as they are.
 
     Returns:
         The state at step 0, and the function `step(state, batch) -> (state, metrics)`, to be jitted
@@ -72,6 +74,10 @@ def make(
     """
     subpixel = prefers_subpixel() if blocks is None else blocks
     model.train()
+    if freeze_batch_norm:
+        for _, layer in nnx.iter_modules(model):
+            if isinstance(layer, BatchNorm | nnx.BatchNorm):
+                layer.use_running_average = True
     # Train and eval mode have different graphs, so the mode is set before the split. `rest` holds
     # random keys, such as dropout's. They never change; each step folds its number into them.
     graphdef, *states = nnx.split(model, nnx.Param, nnx.BatchStat, ...)

@@ -204,12 +204,12 @@ def compare_repeatedly(
         if all(c.equal for c in comparisons) or any(c.fault for c in comparisons):
             break
         sections = [
-            _better(ours, other) for ours, other in zip(sections, attempt(number), strict=True)
+            better(ours, other) for ours, other in zip(sections, attempt(number), strict=True)
         ]
     return sections
 
 
-def _better(section: Section, other: Section) -> Section:
+def better(section: Section, other: Section) -> Section:
     """Each tensor's better result. Faults are kept, and an inconclusive result excuses nothing."""
     kept = tuple(
         b if b.fault else min(a, b, key=lambda c: (c.inconclusive, c.excess))
@@ -228,7 +228,8 @@ class ReferenceErrors:
         *,
         start: Mapping[str, np.ndarray] | None = None,
         groups: Mapping[str, Sequence[str]] | None = None,
-        least_norm: float = 0.0,
+        least_norm: float | Mapping[str, float] = 0.0,
+        rounding: Mapping[str, float] | None = None,
     ) -> None:
         """Start without runs.
 
@@ -238,7 +239,11 @@ class ReferenceErrors:
             start: initial values. If given, errors are relative to the change from them.
             groups: names of tensors that count as one vector, by the group's name; None compares
                 each tensor.
-            least_norm: the errors of tensors with a smaller norm are relative to this norm.
+            least_norm: the errors of tensors with a smaller norm are relative to this norm, which
+                may differ by name.
+            rounding: norm of the rounding errors with which a tensor is stored, by name. The
+                reference error is at least that. The errors of tensors with a norm of less than
+                eight times that are relative to eight times that.
         """
         self._reference = dict(reference)
         self._dtype = dtype
@@ -248,7 +253,11 @@ class ReferenceErrors:
             group: _size(reference[name] - (start[name] if start else 0.0) for name in names)
             for group, names in self._groups.items()
         }
-        self._least_norm = least_norm
+        self._rounding = rounding or {}
+        self._scales = {}
+        for group, (norm, _) in self._sizes.items():
+            least = least_norm if isinstance(least_norm, float) else least_norm.get(group, 0.0)
+            self._scales[group] = max(norm, least, 8 * self._rounding.get(group, 0.0)) or 1.0
 
     @property
     def norm(self) -> float:
@@ -280,6 +289,7 @@ class ReferenceErrors:
         shapes = [self._reference[name].shape for name in names]
         shape = shapes[0] if len(shapes) == 1 else (sum(map(math.prod, shapes)),)
         floor = (SCALAR_FLOOR if math.prod(shape) == 1 else FLOOR)[self._dtype]
+        floor = max(floor, self._rounding.get(group, 0.0) / self._scales[group])
         limit = min(factor * max(worst, floor), LARGEST_LIMIT)
         error = largest = math.inf
         fault = ""
@@ -300,11 +310,8 @@ class ReferenceErrors:
         difference, largest_difference = _size(
             found[name] - self._reference[name] for name in self._groups[group]
         )
-        norm, largest = self._sizes[group]
-        return (
-            difference / (max(norm, self._least_norm) or 1.0),
-            largest_difference / (largest or 1.0),
-        )
+        _, largest = self._sizes[group]
+        return difference / self._scales[group], largest_difference / (largest or 1.0)
 
 
 def _size(arrays: Iterable[np.ndarray]) -> tuple[float, float]:

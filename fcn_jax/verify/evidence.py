@@ -29,7 +29,12 @@ _PACKAGES = (
     *("torch", "torchvision", "timm", "torchax", "numpy"),
 )
 
-TRAINING = ("fcn_jax.train.step", "fcn_jax.train.optim", "fcn_jax.train.losses")
+TRAINING = (
+    "fcn_jax.train.step",
+    "fcn_jax.train.optim",
+    "fcn_jax.train.adam",
+    "fcn_jax.train.losses",
+)
 """Modules that only a comparison of training steps depends on, with optax."""
 
 _VERSIONED = {

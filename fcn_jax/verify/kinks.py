@@ -102,7 +102,7 @@ def condition(side: TorchSide, inputs: Sequence[np.ndarray]) -> Conditioned:
 
     def run(number: int, visit: _Visit) -> None:
         network, variant = networks[number]
-        with _watch(network, visit):
+        with watch(network, visit):
             side.outputs(variant, given)
 
     def add_noise() -> None:
@@ -127,7 +127,7 @@ def clear(network: torch.nn.Module, x: torch.Tensor) -> tuple[Leftover, ...]:
     networks = (copy.deepcopy(network).float(), network)
 
     def run(number: int, visit: _Visit) -> None:
-        with _watch(networks[number], visit):
+        with watch(networks[number], visit):
             networks[number](x.float() if number == 0 else x.clone())
 
     _, left, _ = _move(network, run, None)
@@ -312,7 +312,7 @@ class _Operation:
 _Visit = Callable[[_Operation], "torch.Tensor | None"]
 
 
-def _watch(network: Any, visit: _Visit) -> Any:
+def watch(network: Any, visit: _Visit) -> Any:
     """A mode that calls `visit` before each function with a kink.
 
     `visit` may return a tensor to add to the input.

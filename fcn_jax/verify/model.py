@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from fcn_jax.config import OptimConfig
 from fcn_jax.convert.load import load_torch
 from fcn_jax.convert.report import LoadReport
 from fcn_jax.convert.tables import tables
@@ -29,7 +30,6 @@ from fcn_jax.pytorch import files
 from fcn_jax.pytorch.rules import Table
 from fcn_jax.train.losses import segmentation_loss
 from fcn_jax.verify import evidence, jax_side
-from fcn_jax.verify.compare import Section, compare_repeatedly
 from fcn_jax.verify.layers import compare_layers
 from fcn_jax.verify.modules import (
     add_mutation,
@@ -45,9 +45,10 @@ from fcn_jax.verify.ports.nnx_port import NnxPort
 from fcn_jax.verify.randomize import randomize
 from fcn_jax.verify.reference import build_reference
 from fcn_jax.verify.report import Agreement, Pictures, Report
+from fcn_jax.verify.runs import RECIPES, SGD, recipe_for, recipe_problems, torch_loss
 from fcn_jax.verify.third_opinion import ThirdOpinion
 from fcn_jax.verify.torch_side import import_torch, to_nchw
-from fcn_jax.verify.training import RECIPE, compare_training, torch_loss
+from fcn_jax.verify.training import MODES, Condition, Mode, Plan, compare_training
 from fcn_jax.verify.types import Advance, Loss, Outputs
 
 SMALLEST = 32
@@ -71,7 +72,11 @@ def verify_model(
     batch: int = 2,
     grad: bool = False,
     train_steps: int = 0,
-    train_lr: float = RECIPE.lr,
+    train_mode: Mode = "synced",
+    train_recipes: Sequence[str | OptimConfig] = ("sgd",),
+    train_lr: float | None = None,
+    train_seeds: int = 8,
+    train_condition: Condition | None = None,
     mutate: bool | int = False,
     seed: int = 0,
     third_opinion: bool = False,
@@ -97,8 +102,16 @@ def verify_model(
         batch: number of images, at least 1.
         grad: also compare the gradient of the loss with respect to every parameter.
         train_steps: number of training steps to compare, 0 or more.
-        train_lr: first learning rate of these steps, above 0. Networks without BatchNorm may need
-            less than the default for PyTorch's loss to stay finite.
+        train_mode: `synced` starts each step from the same values on all sides, `free` lets each
+            side go on from its own, `seeds` compares the distribution of the errors of free runs;
+            see `fcn_jax.verify.training`.
+        train_recipes: "sgd", "adamw", or settings of the optimizer as in a recipe's [optim]; the
+            steps are compared with each of them.
+        train_lr: learning rate instead of the recipe's, above 0. Networks without BatchNorm may
+            need less for PyTorch's loss to stay finite.
+        train_seeds: number of runs in the mode `seeds`, at least 2.
+        train_condition: called before each step of the mode `synced`; see
+            `fcn_jax.verify.training.Condition`.
         mutate: also plant faults in JAX's side, one at a time, and count those that the comparison
             of layers, outputs and train mode catches; see `fcn_jax.verify.mutation`. A number
             plants at most so many of each kind. The images have the first size, but at most
@@ -124,7 +137,8 @@ def verify_model(
     registered = model if isinstance(model, ModelSpec) else registered_spec(model)
     changes = {key: value for key, value in changes.items() if value is not None}
     spec = _changed(name, registered, changes)
-    _check(sizes, batch, train_steps, train_lr, mutate, seed, spec)
+    training = (train_steps, train_mode, train_recipes, train_lr, train_seeds)
+    _check(sizes, batch, mutate, seed, spec, *training)
     preprocess = resolve(spec).preprocess
     network = jax_side.blank(lambda: build(spec, rngs=nnx.Rngs(seed)))
     with torch.random.fork_rng(devices=[]):  # leaves the caller's random state unchanged
@@ -153,8 +167,12 @@ def verify_model(
             "spec": dataclasses.asdict(spec),
             "weights": None if weights is None else str(weights),
             **{"reinit": [*reinit], "drop": [*drop], "key": key, "sizes": [*map(list, sizes)]},
-            **{"batch": batch, "grad": grad, "train_steps": train_steps, "train_lr": train_lr},
-            "seed": seed,
+            **{"batch": batch, "grad": grad, "train_steps": train_steps, "train_mode": train_mode},
+            "train_recipes": [
+                each.model_dump(mode="json") if isinstance(each, OptimConfig) else each
+                for each in train_recipes
+            ],
+            **{"train_lr": train_lr, "train_seeds": train_seeds, "seed": seed},
         },
         sources=evidence.sources(
             reference, network, also=(build.__module__, *(evidence.TRAINING if train_steps else ()))
@@ -162,7 +180,8 @@ def verify_model(
         third_opinion=ThirdOpinion() if third_opinion else None,
     )
     with paired(reference, NnxPort(network, _outputs), table, spec.dtype) as pair:
-        total = 13 + len(pair.layers) + 6 * len(sizes) + 7 * grad + train_steps
+        runs = len(train_recipes) * (train_seeds if train_mode == "seeds" else 1)
+        total = 13 + len(pair.layers) + 6 * len(sizes) + 7 * grad + train_steps * runs
         advance = _counted(progress, total)
         report.add_layers(compare_layers(pair, inputs[:1], advance))
         for size, (images, _), x in zip(sizes, scenes, inputs, strict=True):
@@ -188,14 +207,23 @@ def verify_model(
             x = np.asarray(normalize(jax.numpy.asarray(images), preprocess))
             add_mutation(report, pair, (x,), mutate, progress)
         if train_steps:
+            attempts = attempts_after(report)
 
-            def train(number: int) -> list[Section]:
-                first = seed + 1 + number * train_steps
-                seeds = range(first, first + train_steps)
-                batches = [_scenes(sizes[0], batch, spec.num_classes, each) for each in seeds]
-                return compare_training(pair, network, batches, preprocess, advance, train_lr)
+            def draw(step: int, attempt: int) -> tuple[np.ndarray, np.ndarray]:
+                number = seed + step + attempt * train_steps
+                images, labels = _scenes(sizes[0], batch, spec.num_classes, number)
+                # Without noise, flat areas tie the pixels of whole pooling windows.
+                noise = np.random.default_rng(number).integers(-16, 17, images.shape)
+                return np.clip(images + noise, 0, 255).astype(np.uint8), labels
 
-            report.sections += compare_repeatedly(train, attempts_after(report))
+            for each in train_recipes:
+                recipe = recipe_for(each, network)
+                if train_lr is not None:
+                    recipe = recipe.model_copy(update={"lr": train_lr})
+                plan = Plan(train_steps, train_mode, recipe, train_seeds, train_condition)
+                report.sections += compare_training(
+                    pair, network, draw, preprocess, plan, advance, attempts
+                )
     return report
 
 
@@ -218,11 +246,14 @@ def _changed(name: str | None, spec: ModelSpec, changes: dict[str, Any]) -> Mode
 def _check(
     sizes: Sequence[tuple[int, int]],
     batch: int,
-    train_steps: int,
-    train_lr: float,
     mutate: bool | int,
     seed: int,
     spec: ModelSpec,
+    train_steps: int,
+    train_mode: str,
+    train_recipes: Sequence[str | OptimConfig],
+    train_lr: float | None,
+    train_seeds: int,
 ) -> None:
     problems = [
         f"size {h}x{w}: expected height and width of at least {SMALLEST}"
@@ -232,15 +263,26 @@ def _check(
     if not sizes:
         problems.append("sizes is empty: expected at least one")
     numbers = {
-        **{"batch": (batch, 1), "train_steps": (train_steps, 0)},
-        **{"mutate": (int(mutate), 0), "seed": (seed, 0)},
+        "batch": (batch, 1),
+        "train_steps": (train_steps, 0),
+        "train_seeds": (train_seeds, 2),
+        "mutate": (int(mutate), 0),
+        "seed": (seed, 0),
     }
     problems += [
         f"{name} is {value}: expected {least} or more"
         for name, (value, least) in numbers.items()
         if value < least
     ]
-    if not 0 < train_lr < math.inf:
+    if train_mode not in MODES:
+        problems.append(f"train_mode is '{train_mode}': expected one of {', '.join(MODES)}")
+    for recipe in train_recipes:
+        if isinstance(recipe, OptimConfig):
+            problems += recipe_problems(recipe)
+        elif recipe not in RECIPES:
+            expected = f"{', '.join(RECIPES)}, or an OptimConfig"
+            problems.append(f"train_recipes has '{recipe}': expected {expected}")
+    if train_lr is not None and not 0 < train_lr < math.inf:
         problems.append(f"train_lr is {train_lr}: expected a number above 0")
     if spec.num_classes > IGNORE_INDEX:
         problems.append(f"num_classes is {spec.num_classes}: expected {IGNORE_INDEX} or less")
@@ -360,7 +402,7 @@ def _cross_entropy(labels: np.ndarray) -> Loss:
     target = torch.from_numpy(labels).long()
     return Loss(
         lambda outputs: torch_loss(outputs, target),
-        lambda outputs, labels: segmentation_loss(outputs, labels, RECIPE.aux_weight),
+        lambda outputs, labels: segmentation_loss(outputs, labels, SGD.aux_weight),
         labels,
     )
 

@@ -33,6 +33,7 @@ from fcn_jax.verify.compare import (
 from fcn_jax.verify.layers import compare_layers, match_layers
 from fcn_jax.verify.layout import best_layout
 from fcn_jax.verify.mutation.score import Progress, score
+from fcn_jax.verify.opening import open_units
 from fcn_jax.verify.outputs import by_name
 from fcn_jax.verify.pairing import StateDictMap, table_by_map, table_by_matching
 from fcn_jax.verify.ports import Port, make_port
@@ -395,26 +396,35 @@ def compare_gradients(
 ) -> list[Section]:
     """Compare the loss and its gradients, in train mode.
 
-    In float32, weights are changed a little for this comparison, such that no unit lies at a kink;
-    see `kinks`. In bfloat16 that is not possible: up to `attempts` slightly different inputs are
-    compared.
+    Weights are changed for this comparison. In float32, no unit lies at a kink then; see `kinks`.
+    In bfloat16, few units are near one, see `opening`, and up to `attempts` slightly different
+    inputs are compared.
     """
     if pair.dtype == "bfloat16":
 
         def attempt(number: int) -> list[Section]:
-            with train_mode(pair):
-                return [_compare_gradients(pair, _nearby(inputs, number), loss, advance)]
+            given = _nearby(inputs, number)
+            with train_mode(pair), _restored(pair.port):
+                network = pair.torch.network(REFERENCE)
+                open_units(network, lambda: pair.torch.outputs(REFERENCE, given))
+                _load_everywhere(pair, dict(network.named_parameters()))
+                return [_compare_gradients(pair, given, loss, advance)]
 
         return compare_repeatedly(attempt, attempts)
     with train_mode(pair), _restored(pair.port):
         conditioned = kinks.condition(pair.torch, inputs)
         advance("kinks")
-        for network in pair.torch.networks():
-            network.load_state_dict(conditioned.parameters, strict=False)
-        single = pair.torch.network(pair.torch.variants[0])
-        load_port(pair.port, single.state_dict(), pair.table)
+        _load_everywhere(pair, conditioned.parameters)
         section = _compare_gradients(pair, conditioned.inputs, loss, advance)
     return [_with_kinks(section, conditioned)]
+
+
+def _load_everywhere(pair: Pair, parameters: Mapping[str, torch.Tensor]) -> None:
+    """Load values that float32 represents into all networks of both sides."""
+    for network in pair.torch.networks():
+        network.load_state_dict(parameters, strict=False)
+    single = pair.torch.network(pair.torch.variants[0])
+    load_port(pair.port, single.state_dict(), pair.table)
 
 
 def _with_kinks(section: Section, conditioned: kinks.Conditioned) -> Section:

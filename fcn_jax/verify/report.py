@@ -143,6 +143,15 @@ class Report:
         return sum(len(section.inconclusive) for section in self.sections)
 
     @property
+    def trained(self) -> tuple[int, int]:
+        """Number of tensors compared after training steps, and how many are inconclusive."""
+        sections = [section for section in self.sections if section.title.startswith("training")]
+        return (
+            sum(len(section.comparisons) for section in sections),
+            sum(len(section.inconclusive) for section in sections),
+        )
+
+    @property
     def failures(self) -> list[Comparison]:
         """Tensors over their limit. Those that are not finite come first, as they affect others."""
         failed = [c for section in self.sections for c in section.comparisons if not c.equal]
@@ -205,6 +214,12 @@ class Report:
         for reason in reasons:
             names = [entry.name for entry in self.not_proven if entry.reason == reason]
             lines.append(f"not proven, since {reason}: {listing(names, 10)}")
+        compared, unjudged = self.trained
+        if compared:
+            lines.append(
+                f"training: {compared - unjudged} of {compared} changes judged, {unjudged} "
+                f"inconclusive ({unjudged / compared:.1%})"
+            )
         for section in self.sections:
             lines += section.remarks
             if section.attempts > 1:
@@ -238,6 +253,7 @@ class Report:
             "failure": self.failure,
             **fields,
             "not_proven": [entry.name for entry in self.not_proven],
+            "training": dict(zip(("compared", "inconclusive"), self.trained, strict=True)),
             "sections": [
                 {
                     **_plain(vars(section)),
