@@ -29,7 +29,7 @@ from fcn_jax import verify_model
 from fcn_jax.runtime import process
 from fcn_jax.runtime.atomic import write_json, write_text
 from fcn_jax.verify import Report, Section
-from fcn_jax.verify.report import environment
+from fcn_jax.verify.evidence import environment
 
 RESULTS = Path(__file__).parent / "results" / "equivalence"
 PAGE = Path(__file__).parents[1] / "docs" / "equivalence.md"

@@ -33,7 +33,7 @@ def open_units(network: torch.nn.Module, run: Callable[[], Any]) -> None:
     """
     torch = import_torch()
 
-    def visit(operation: Any) -> torch.Tensor | None:
+    def visit(operation: Any) -> Any:
         layer = operation.layer(kernel=False)
         if not operation.points or layer is None or layer.bias is None:
             return None

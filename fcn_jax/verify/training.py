@@ -217,12 +217,12 @@ def _free_steps(
     """Number of the step, and loss and tensors of the reference, PyTorch's runs, and JAX."""
     sides.restore()
     runs = sides.every()
-    held = [(np.zeros(()), sides.start)] * len(runs)
+    held: list[tuple[np.ndarray, Values]] = [(np.zeros(()), sides.start)] * len(runs)
     for step in range(1, sides.plan.steps + 1):
         batch = draw(step, number)
         for i, run in enumerate(runs):
             loss, values = run.after(held[i][1], *batch)
-            held[i] = loss, _copied(values)
+            held[i] = np.asarray(loss), _copied(values)
         yield step, held
         advance(f"training step {step}")
 
