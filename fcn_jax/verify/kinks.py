@@ -35,8 +35,9 @@ MARGIN = 4.0
 """Distance to a kink that every unit keeps, in units of the largest error of PyTorch's float32 run
 at that operation. JAX's error may be twice as large as PyTorch's."""
 
-REACH = 0.1
-"""Largest shift of a channel, in standard deviations of its values."""
+REACHES = (0.1, 0.5, 2.0)
+"""Largest shift of a channel, in standard deviations of its values. The next one is tried if there
+is no gap of twice the margin: fewer values lie far from the mean, and their gaps are larger."""
 
 NUDGE = 0.01
 """Relative change of a kernel, or of inputs, that breaks ties."""
@@ -534,11 +535,12 @@ class _Fixer:
             return None
         shift = torch.zeros(len(values), dtype=values.dtype)
         for channel in channels:
-            shift[channel] = _best_shift(
-                values[channel],
-                operation.points or (),
-                max(REACH * float(deviation[channel]), 100 * float(margin[channel])),
-            )
+            for reach in REACHES:
+                longest = max(reach * float(deviation[channel]), 100 * float(margin[channel]))
+                best, distance = _best_shift(values[channel], operation.points or (), longest)
+                shift[channel] = best
+                if distance >= 2 * float(margin[channel]):
+                    break
         moved = (layer.bias.data + shift).float().to(shift.dtype)
         shift = moved - layer.bias.data
         layer.bias.data.copy_(moved)
@@ -595,12 +597,12 @@ class _Fixer:
             self.left.append(Leftover(operation.name, units, frozenset(operation.used)))
 
 
-def _best_shift(values: torch.Tensor, points: Sequence[float], reach: float) -> float:
-    """The shift up to `reach` that moves a channel's values farthest from all points."""
+def _best_shift(values: torch.Tensor, points: Sequence[float], reach: float) -> tuple[float, float]:
+    """The shift up to `reach` that moves a channel's values farthest from all points; how far."""
     torch = import_torch()
     ends = torch.tensor([-reach, reach], dtype=values.dtype)
     wrong = torch.cat([point - values for point in points])  # these shifts hit a point
     wrong = torch.cat([ends, wrong[wrong.abs() < reach]]).sort().values
     gaps = wrong.diff()
     widest = int(gaps.argmax())
-    return float(wrong[widest] + gaps[widest] / 2)
+    return float(wrong[widest] + gaps[widest] / 2), float(gaps[widest] / 2)

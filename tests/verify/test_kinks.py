@@ -183,7 +183,7 @@ def test_clear_changes_only_parameters():
 def test_shift_is_the_best_of_all(values, points):
     reach = 0.5
     tensor = torch.tensor(values, dtype=torch.float64)
-    shift = kinks._best_shift(tensor, points, reach)
+    shift, found = kinks._best_shift(tensor, points, reach)
     assert abs(shift) <= reach
 
     def distance(shift):
@@ -192,6 +192,7 @@ def test_shift_is_the_best_of_all(values, points):
 
     others = max(distance(s) for s in np.linspace(-reach, reach, 201))
     assert distance(shift) >= others / 2 - 1e-9
+    assert distance(shift) >= found - 1e-9
 
 
 class Layer(nnx.Module):
