@@ -23,7 +23,8 @@ from fcn_jax.verify import ADAMW, SGD, jax_side, runs, verify_model
 from fcn_jax.verify.compare import FLOOR
 from fcn_jax.verify.modules import paired
 from fcn_jax.verify.ports.nnx_port import NnxPort
-from fcn_jax.verify.reference import build_reference, randomize_batch_norm
+from fcn_jax.verify.randomize import randomize
+from fcn_jax.verify.reference import build_reference
 from fcn_jax.verify.training import Plan, compare_training
 
 torch = pytest.importorskip("torch")
@@ -45,7 +46,7 @@ def draw(step, attempt):
 def reference():
     torch.manual_seed(0)
     network = build_reference(SPEC)
-    randomize_batch_norm(network, 0)
+    randomize(network, 0)
     return network
 
 
