@@ -45,7 +45,7 @@ def add_commands(commands: Any) -> None:
     about = "Optimizer of these steps; may be repeated (default: sgd)."
     add("--optimizer", choices=["sgd", "adamw"], action="append", help=about)
     about = (
-        "Learning rate of these steps (default: 0.01 with sgd, 0.001 with adamw). Models without "
+        "Learning rate of these steps (default: 0.1 with sgd, 0.001 with adamw). Models without "
         "batch normalization need a lower one."
     )
     add("--train-lr", metavar="LR", type=float, help=about)

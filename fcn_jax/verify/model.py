@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +44,10 @@ from fcn_jax.verify.ports.nnx_port import NnxPort
 from fcn_jax.verify.randomize import randomize
 from fcn_jax.verify.reference import build_reference
 from fcn_jax.verify.report import Agreement, Pictures, Report
-from fcn_jax.verify.runs import RECIPES, SGD, recipe_for, recipe_problems, torch_loss
+from fcn_jax.verify.runs import SGD, recipe_for, torch_loss
 from fcn_jax.verify.third_opinion import ThirdOpinion
 from fcn_jax.verify.torch_side import import_torch, to_nchw
-from fcn_jax.verify.training import MODES, Condition, Mode, Plan, compare_training
+from fcn_jax.verify.training import Condition, Mode, Plan, compare_training, plan_problems
 from fcn_jax.verify.types import Advance, Loss, Outputs
 
 SMALLEST = 32
@@ -137,8 +136,11 @@ def verify_model(
     registered = model if isinstance(model, ModelSpec) else registered_spec(model)
     changes = {key: value for key, value in changes.items() if value is not None}
     spec = _changed(name, registered, changes)
-    training = (train_steps, train_mode, train_recipes, train_lr, train_seeds)
-    _check(sizes, batch, mutate, seed, spec, *training)
+    numbers = {
+        **{"batch": (batch, 1), "train_steps": (train_steps, 0), "train_seeds": (train_seeds, 2)},
+        **{"mutate": (int(mutate), 0), "seed": (seed, 0)},
+    }
+    _check(spec, sizes, numbers, plan_problems(train_mode, train_recipes, train_lr))
     preprocess = resolve(spec).preprocess
     network = jax_side.blank(lambda: build(spec, rngs=nnx.Rngs(seed)))
     with torch.random.fork_rng(devices=[]):  # leaves the caller's random state unchanged
@@ -244,17 +246,12 @@ def _changed(name: str | None, spec: ModelSpec, changes: dict[str, Any]) -> Mode
 
 
 def _check(
-    sizes: Sequence[tuple[int, int]],
-    batch: int,
-    mutate: bool | int,
-    seed: int,
     spec: ModelSpec,
-    train_steps: int,
-    train_mode: str,
-    train_recipes: Sequence[str | OptimConfig],
-    train_lr: float | None,
-    train_seeds: int,
+    sizes: Sequence[tuple[int, int]],
+    numbers: Mapping[str, tuple[int, int]],
+    further: Sequence[str],
 ) -> None:
+    """Raise `ConfigError`; `numbers` are names with values and the least values allowed."""
     problems = [
         f"size {h}x{w}: expected height and width of at least {SMALLEST}"
         for h, w in sizes
@@ -262,28 +259,12 @@ def _check(
     ]
     if not sizes:
         problems.append("sizes is empty: expected at least one")
-    numbers = {
-        "batch": (batch, 1),
-        "train_steps": (train_steps, 0),
-        "train_seeds": (train_seeds, 2),
-        "mutate": (int(mutate), 0),
-        "seed": (seed, 0),
-    }
     problems += [
         f"{name} is {value}: expected {least} or more"
         for name, (value, least) in numbers.items()
         if value < least
     ]
-    if train_mode not in MODES:
-        problems.append(f"train_mode is '{train_mode}': expected one of {', '.join(MODES)}")
-    for recipe in train_recipes:
-        if isinstance(recipe, OptimConfig):
-            problems += recipe_problems(recipe)
-        elif recipe not in RECIPES:
-            expected = f"{', '.join(RECIPES)}, or an OptimConfig"
-            problems.append(f"train_recipes has '{recipe}': expected {expected}")
-    if train_lr is not None and not 0 < train_lr < math.inf:
-        problems.append(f"train_lr is {train_lr}: expected a number above 0")
+    problems += further
     if spec.num_classes > IGNORE_INDEX:
         problems.append(f"num_classes is {spec.num_classes}: expected {IGNORE_INDEX} or less")
     if problems:

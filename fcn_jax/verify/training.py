@@ -30,6 +30,7 @@ from fcn_jax.verify.compare import (
     FLOOR,
     LARGEST_LIMIT,
     NEGLIGIBLE,
+    NEGLIGIBLE_BFLOAT16,
     NOT_FINITE,
     TORCH_NOT_FINITE,
     Comparison,
@@ -40,7 +41,15 @@ from fcn_jax.verify.compare import (
 )
 from fcn_jax.verify.modules import train_mode
 from fcn_jax.verify.opening import open_units
-from fcn_jax.verify.runs import SGD, JaxRun, TorchRun, Values, frozen_batch_norm
+from fcn_jax.verify.runs import (
+    RECIPES,
+    SGD,
+    JaxRun,
+    TorchRun,
+    Values,
+    frozen_batch_norm,
+    recipe_problems,
+)
 from fcn_jax.verify.torch_side import REFERENCE
 from fcn_jax.verify.types import Advance, Pair
 
@@ -56,6 +65,7 @@ Condition = Callable[[Any, Any], Any]
 It may change the network's parameters, such as biases, so that no unit lies within rounding of a
 kink."""
 
+_NEGLIGIBLE = {"float32": NEGLIGIBLE, "bfloat16": NEGLIGIBLE_BFLOAT16}
 _STATISTICS = (".running_mean", ".running_var")
 _COUNT = ".num_batches_tracked"
 
@@ -78,6 +88,24 @@ class Plan:
     recipe: OptimConfig = SGD
     seeds: int = 8
     condition: Condition | None = None
+
+
+def plan_problems(
+    mode: str, recipes: Sequence[str | OptimConfig], learning_rate: float | None
+) -> list[str]:
+    """Invalid arguments of `verify_model` about training, one clause each."""
+    problems = []
+    if mode not in MODES:
+        problems.append(f"train_mode is '{mode}': expected one of {', '.join(MODES)}")
+    for recipe in recipes:
+        if isinstance(recipe, OptimConfig):
+            problems += recipe_problems(recipe)
+        elif recipe not in RECIPES:
+            expected = f"{', '.join(RECIPES)}, or an OptimConfig"
+            problems.append(f"train_recipes has '{recipe}': expected {expected}")
+    if learning_rate is not None and not 0 < learning_rate < math.inf:
+        problems.append(f"train_lr is {learning_rate}: expected a number above 0")
+    return problems
 
 
 def compare_training(
@@ -198,7 +226,7 @@ def _changes(goal: Values, start: Values, dtype: str) -> ReferenceErrors:
     """Errors of the changes, which are stored as a part of float32 tensors."""
     norms = {name: float(np.linalg.norm(np.ravel(goal[name] - start[name]))) for name in goal}
     least = {
-        name: NEGLIGIBLE * math.hypot(*(norms[other] for other in names))
+        name: _NEGLIGIBLE[dtype] * math.hypot(*(norms[other] for other in names))
         for names in _kinds(goal).values()
         for name in names
     }
@@ -240,7 +268,7 @@ def _free(sides: _Sides, draw: Draw, number: int, advance: Advance) -> list[Sect
         groups = {f"{kind}, step {step}": names for kind, names in _kinds(goal).items()}
         losses = ReferenceErrors({title: loss}, sides.dtype)
         whole = ReferenceErrors(goal, sides.dtype, start=sides.start, groups=groups)
-        least = NEGLIGIBLE * whole.norm
+        least = _NEGLIGIBLE[sides.dtype] * whole.norm
         compared = goal if step in (1, steps) else {}
         each = ReferenceErrors(compared, sides.dtype, start=sides.start, least_norm=least)
         for run_loss, run_values in runs:
