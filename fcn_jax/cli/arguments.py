@@ -68,6 +68,8 @@ def add_model(parser: Any, head: str, required: bool = True) -> None:
     add("--aux-head", metavar="NAME", help="Auxiliary head to put on a backbone (default: none).")
     about = "Number of classes (default: that of the registered model, or 21)."
     add("--num-classes", metavar="N", type=int, help=about)
+    about = "What the logits mean: binary is one logit for two classes (default: multiclass)."
+    add("--task", choices=("multiclass", "binary"), help=about)
     about = "Output stride of the backbone (default: that of the backbone)."
     add("--output-stride", metavar="N", type=int, help=about)
     for part in _PARTS:
@@ -79,7 +81,7 @@ def model_changes(args: argparse.Namespace) -> dict[str, Any]:
     """Return the changes of a model that the arguments of `add_model` ask for."""
     from fcn_jax.recipes import override
 
-    names = ("head", "aux_head", "num_classes", "output_stride")
+    names = ("head", "aux_head", "num_classes", "output_stride", "task")
     options = {
         f"{part}_options": override({}, getattr(args, f"{part}_option"), _option(part))
         for part in _PARTS

@@ -109,6 +109,7 @@ def convert_file(
 
 _FOR_HEADS = {
     "num_classes": "--num-classes",
+    "task": "--task",
     "aux_head": "--aux-head",
     "head_options": "--head-option",
     "aux_head_options": "--aux-head-option",

@@ -22,11 +22,12 @@ from fcn_jax.eval.metrics import Scores
 from fcn_jax.models.build import build
 from fcn_jax.models.spec import resolve
 from fcn_jax.plugins import registry
+from fcn_jax.plugins.api import LossContext
 from fcn_jax.runtime import atomic, versions
 from fcn_jax.runtime.compiler import compiler_options
 from fcn_jax.runtime.memory import peak_memory, trim_malloc
 from fcn_jax.runtime.progress import Progress
-from fcn_jax.train import optim, sharding
+from fcn_jax.train import losses, optim, sharding
 from fcn_jax.train import step as train_step
 from fcn_jax.train.ending import after_a_step, before_any_step
 from fcn_jax.train.records import Records
@@ -34,6 +35,7 @@ from fcn_jax.train.run_directory import RunDirectory
 from fcn_jax.train.saving import Completed, close_quietly, restored, save_after_error
 from fcn_jax.train.settings import (
     claim,
+    for_classes,
     require_memory,
     require_needed,
     require_same_split,
@@ -114,6 +116,7 @@ def _train(
     # ----------------------------------------------------------------------------------------- data
     # Unknown names are rejected here, because preparing the data may take a while.
     preprocess = resolve(config.model).preprocess
+    selected = losses.select(config.losses(), config.model.task)
     earlier = checkpoint.latest_spec(run) if resume else None
     data = config.data
     # A resumed run scales images as it did before.
@@ -148,7 +151,7 @@ def _train(
             return Result(run, earlier[0], None, None, earlier[0], was_finished=True)
 
     # ---------------------------------------------------------------------------------------- model
-    model_spec = dataclasses.replace(config.model, num_classes=len(train_source.classes))
+    model_spec = for_classes(config.model, train_source.classes)
     with settings_at_fault("the model cannot be built", config):
         model = build(model_spec, rngs=nnx.Rngs(config.train.seed))
     weights, init = None, config.init
@@ -158,12 +161,20 @@ def _train(
         if init.weights:
             weights = init_from(model, init.weights, init.reinit, drop=init.drop, key=init.key)
         record = dataclasses.asdict(weights) if weights else None
+    criterion = losses.build(
+        selected,
+        LossContext(
+            len(train_source.classes), model_spec.task, opened.class_pixels, opened.image_pixels
+        ),
+        earlier[1].losses if earlier else None,
+    )
     spec = checkpoint.make_spec(
         model_spec,
         train_source.classes,
         weights=record,
         value_range=value_range.to_json(opened.value_range),
         split=opened.identity,
+        losses=criterion.record(),
     )
 
     # ------------------------------------------------------------------------------------ optimizer
@@ -174,6 +185,7 @@ def _train(
             model,
             optim.make(settings, total_steps, nnx.state(model, nnx.Param)),
             preprocess,
+            losses=criterion,
             aux_weight=config.optim.aux_weight,
             accumulate_steps=config.optim.accumulate_steps,
             remat=config.optim.remat,
@@ -237,6 +249,7 @@ def _train(
         "plugins": spec.plugins,
         "dataset": registry.default().record("datasets", config.data.dataset),
         "weights": spec.weights,
+        "losses": {name: registry.default().record("losses", name) for name in config.loss},
     }
     atomic.write_json(run / "versions.json", made_with)
     records = Records(run / "metrics.jsonl", start, evaluate_again=evaluate_first)
@@ -311,13 +324,14 @@ def _train(
 
             if number % config.train.log_every_steps == 0 or number == total_steps:
                 loss = reached.loss(run, reached.state)
-                figures = speed.figures(number)
+                figures, by_loss = speed.figures(number), metrics.get("losses", {})
                 records.write(
                     step=number,
                     event="train",
                     epoch=number / epoch_steps,
                     loss=loss,
                     grad_norm=float(metrics["grad_norm"]),
+                    **({"losses": {k: float(x) for k, x in by_loss.items()}} if by_loss else {}),
                     lr=float(rate(number - 1)),
                     **figures,
                     peak_memory_gib=peak_memory(),

@@ -67,7 +67,7 @@ def verify_port(request: pytest.FixtureRequest) -> Callable[..., Report]:
 
 @pytest.fixture(scope="session")
 def plugin_contract() -> ModuleType:
-    """`fcn_jax.testing`, with `check_backbone`, `check_head`, `check_model`, `check_dataset`."""
+    """`fcn_jax.testing`, with `check_backbone`, `check_head`, `check_loss` and the others."""
     from fcn_jax import testing
 
     return testing
