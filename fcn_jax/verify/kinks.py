@@ -537,9 +537,9 @@ class _Fixer:
         for channel in channels:
             for reach in REACHES:
                 longest = max(reach * float(deviation[channel]), 100 * float(margin[channel]))
-                best, distance = _best_shift(values[channel], operation.points or (), longest)
+                best, room = _best_shift(values[channel], operation.points or (), longest)
                 shift[channel] = best
-                if distance >= 2 * float(margin[channel]):
+                if room >= 2 * float(margin[channel]):
                     break
         moved = (layer.bias.data + shift).float().to(shift.dtype)
         shift = moved - layer.bias.data
