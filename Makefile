@@ -41,7 +41,8 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 $(VENV)/installed-dev: $(VENV)/installed $(PLUGINS)
 	$(BIN)/pip install $(PIP_OPTIONS) -c constraints.txt torch
-	$(BIN)/pip install $(PIP_OPTIONS) -c constraints.txt --no-deps torchvision timm
+	$(BIN)/pip install $(PIP_OPTIONS) -c constraints.txt --no-deps torchvision timm \
+		segmentation-models-pytorch
 	$(BIN)/pip install $(PIP_OPTIONS) -c constraints.txt --no-build-isolation -e '.[dev]'
 	$(BIN)/pip install $(PIP_OPTIONS) -c constraints.txt --no-build-isolation --no-deps \
 		$(EDITABLE_PLUGINS)

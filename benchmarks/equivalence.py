@@ -2,17 +2,20 @@
 
     python -m benchmarks.equivalence                         # all models; hours on 2 cores
     python -m benchmarks.equivalence resnet18:16 resnet50    # some of them
+    python -m benchmarks.equivalence --dtype bfloat16        # all models in bfloat16
     python -m benchmarks.equivalence --page                  # only write the page
 
 A model is a registered name; `:N` after it selects an output stride. The result of each model is
-written to benchmarks/results/equivalence at once. A model is skipped if a result with the same
-settings and versions exists, so an interrupted run can be continued. `--again` measures all models
-again. The page shows all existing results, in one table for each command.
+written to benchmarks/results/equivalence at once, in bfloat16 to a file of its own. A model is
+skipped if a result with the same settings and versions exists, so an interrupted run can be
+continued. `--again` measures all models again. `--mutate` adds the mutation score, which takes
+longer than all else. The page shows all existing results, in one table for each command.
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import math
 import time
@@ -25,9 +28,8 @@ from benchmarks.arguments import Parser
 from fcn_jax import verify_model
 from fcn_jax.runtime import process
 from fcn_jax.runtime.atomic import write_json, write_text
-from fcn_jax.verify import Report
-from fcn_jax.verify.report import environment
-from fcn_jax.verify.training import RECIPE
+from fcn_jax.verify import Report, Section
+from fcn_jax.verify.evidence import environment
 
 RESULTS = Path(__file__).parent / "results" / "equivalence"
 PAGE = Path(__file__).parents[1] / "docs" / "equivalence.md"
@@ -74,8 +76,8 @@ MODELS = (
 TRAIN_LR = dict.fromkeys(
     ("fcn32s_vgg16", "fcn16s_vgg16", "fcn8s_vgg16", "fcn8s_atonce_vgg16"), 1e-4
 )
-"""Learning rates that differ from the default of `verify_model`. With the default, PyTorch's loss
-is not finite after a few steps: these models have no normalization, and images are 0 to 255."""
+"""Learning rates that differ from those of the recipes. With the default, PyTorch's loss is not
+finite after a few steps: these models have no normalization, and images are 0 to 255."""
 
 NARROW = (
     *(f"vgg{depth}{norm}" for depth in (11, 13, 16, 19) for norm in ("", "_bn")),
@@ -91,27 +93,39 @@ COLUMNS = {
     "layers, isolated": "worst layer",
     "logits": "logits",
     "gradients": "gradients",
-    "training, after step 1": "after 1 training step",
-    "training, after the last step": "after all training steps",
+    "training with sgd": "training steps, SGD",
+    "training with adamw": "training steps, AdamW",
 }
-"""Sections of a report -> columns of the table."""
+"""Sections of a report -> columns of the table. Each step is a section of its own; the worst
+counts."""
 
 INTRODUCTION = """\
 # Equality with PyTorch
 
-Each model is compared with its PyTorch reference. Both have the same random weights and randomized
-BatchNorm statistics, and run on the same drawn scenes. Backbones have the head `fcn32s`. The
-criterion is that of `fcn_jax/verify/compare.py`: errors are relative L2 distances to PyTorch in
-float64. The reference error of a tensor is PyTorch's own in float32, the worst of four correct runs
-(oneDNN on and off, contiguous and channels_last), but at least a few roundings (2^-21). JAX may
-have twice the reference error in layers and logits, three times in gradients and after the first
-training step, and ten times after more training steps.
+Each model is compared with its PyTorch reference. Both have the same random weights and run on the
+same drawn scenes. Backbones have the head `fcn32s`. The criterion is that of
+`fcn_jax/verify/compare.py`: errors are relative L2 distances to PyTorch in float64. The reference
+error of a tensor is PyTorch's own in the compared precision, the worst of four correct runs (oneDNN
+on and off, contiguous and channels_last), but at least a few roundings (2^-21 in float32, 2^-9 in
+bfloat16). JAX may have twice the reference error in layers and logits, and three times in gradients
+and training steps. In bfloat16, PyTorch runs with autocast: parameters stay float32 on both sides.
 
 Each cell is about one tensor, the one whose error is nearest to its limit: **error of JAX / limit
-(error of PyTorch)**. If PyTorch's own error is one half or more, a tensor is inconclusive. Training
-on small batches amplifies rounding errors so much that many tensors are inconclusive after the last
-step; the table counts them. A gradient or training step over its limit is compared again on other
-inputs, because a correct gradient jumps if a ReLU's input is within rounding of zero.
+(error of PyTorch)**.
+
+**Training steps** are those of `fcn-jax train`, with SGD (momentum 0.9, weight decay, poly
+schedule) and with AdamW (cosine schedule with warm-up, no weight decay of biases and
+normalizations). Before each step all sides receive the same parameters and buffers, those of
+PyTorch in float64, rounded to float32; each keeps its own momentum. So errors cannot grow from step
+to step, and the change of every parameter and buffer is judged after every step. A tensor is
+*unjudged* if PyTorch's own error is one half or more. The change of a float32 parameter carries the
+rounding of the whole parameter, which is most of the error of small steps: a reference error of
+1e-3 in training is that, and the same on both sides.
+
+**Sensitivity floor**: the smallest relative change of the logits per relative change of a tensor,
+and its name. Tensors on which the logits hardly depend are *not proven*. **Mutation score**: the
+share of faults, planted one at a time on JAX's side, that the checks catch, and how often they name
+the right layer. These columns are empty where a result was made without them.
 """
 
 
@@ -122,8 +136,10 @@ def settings_of(name: str, args: argparse.Namespace) -> dict[str, Any]:
         "batch": args.batch,
         "train_steps": args.train_steps,
         "seeds": args.seeds,
-        "train_lr": TRAIN_LR.get(name, RECIPE.lr),
+        "train_lr": TRAIN_LR.get(name),
         "options": OPTIONS.get(name, {}),
+        "dtype": args.dtype,
+        "mutate": args.mutate,
     }
 
 
@@ -140,9 +156,12 @@ def measure(name: str, settings: dict[str, Any]) -> dict[str, Any]:
             batch=settings["batch"],
             grad=True,
             train_steps=settings["train_steps"],
+            train_recipes=["sgd", "adamw"],
             train_lr=settings["train_lr"],
+            dtype=settings["dtype"],
             backbone_options=settings["options"],
             seed=seed,
+            **({"mutate": True} if settings["mutate"] else {}),
         )
         seconds = round(time.perf_counter() - began, 1)
         print(f"{name}, seed {seed}: {report.verdict} ({seconds} s)", flush=True)
@@ -153,33 +172,55 @@ def measure(name: str, settings: dict[str, Any]) -> dict[str, Any]:
 
 def summary(report: Report) -> dict[str, Any]:
     """Return the figures of a report: for each section, the tensor nearest to its limit."""
-    sections = {}
+    groups: dict[str, list[Section]] = {}
     for section in report.sections:
-        title = section.title
-        if title.startswith("logits"):
-            title = "logits"
-        elif title.startswith("training, after step") and title != "training, after step 1":
-            title = "training, after the last step"
-        if worst := section.worst:
-            sections[title] = {
-                "tensors": len(section.comparisons),
-                "inconclusive": len(section.inconclusive),
-                "attempts": section.attempts,
-                "worst": worst.name,
-                "error": _finite(worst.error),
-                "limit": worst.limit,
-                "reference_error": worst.reference_error,
-                "excess": _finite(worst.excess),
-            }
+        title = section.title.split(" at ")[0].split(", step ")[0]
+        groups.setdefault(title, []).append(section)
+    sections = {title: _worst(found) for title, found in groups.items()}
     agreement = report.agreement[0]
     assert report.coverage is not None
     return {
         "equal": report.equal,
         "tensors": len(report.coverage.loaded),
-        "sections": sections,
+        "sections": {title: found for title, found in sections.items() if found},
+        "training": dict(zip(("compared", "unjudged"), report.trained, strict=True)),
+        "sensitivity": _sensitivity(report),
+        "mutation": _mutation(report),
         "argmax": agreement.argmax,
         "torch_argmax": agreement.torch_argmax,
     }
+
+
+def _worst(sections: list[Section]) -> dict[str, Any] | None:
+    """Figures of the tensor nearest to its limit in sections of one kind."""
+    comparisons = [comparison for section in sections for comparison in section.comparisons]
+    worst = max(comparisons, key=lambda comparison: comparison.excess, default=None)
+    return worst and {
+        "tensors": len(comparisons),
+        "inconclusive": sum(len(section.inconclusive) for section in sections),
+        "attempts": max(section.attempts for section in sections),
+        "worst": worst.name,
+        "error": _finite(worst.error),
+        "limit": worst.limit,
+        "reference_error": worst.reference_error,
+        "excess": _finite(worst.excess),
+    }
+
+
+def _sensitivity(report: Report) -> dict[str, Any] | None:
+    """The least sensitive tensor, and the number of those that are not proven."""
+    lowest = min(getattr(report, "sensitivity", ()), key=lambda entry: entry.value, default=None)
+    return lowest and {
+        "tensor": lowest.name,
+        "lowest": lowest.value,
+        "not_proven": len(report.not_proven),
+    }
+
+
+def _mutation(report: Report) -> dict[str, Any] | None:
+    """Numbers of planted faults, and shares of those caught and blamed on the right layer."""
+    found = getattr(report, "mutation", None)
+    return found and {key: found.to_dict()[key] for key in ("planted", "caught", "right_layer")}
 
 
 def _finite(value: float) -> float | None:
@@ -206,6 +247,8 @@ def command_of(result: dict[str, Any]) -> str:
     return (
         f"python -m benchmarks.equivalence --size {height} {width} --batch {result['batch']} "
         f"--train-steps {result['train_steps']} --seeds {result['seeds']}"
+        + (f" --dtype {result['dtype']}" if result["dtype"] != "float32" else "")
+        + (" --mutate" if result["mutate"] else "")
     )
 
 
@@ -214,13 +257,14 @@ def table(results: list[dict[str, Any]]) -> list[str]:
     lines = [
         "| model | equal | tensors | argmax agrees: JAX / PyTorch | "
         + " | ".join(COLUMNS.values())
-        + " | inconclusive after training |",
-        "|---" * (len(COLUMNS) + 5) + "|",
+        + " | judged / unjudged after training | sensitivity floor | mutation score: caught of "
+        "planted, right layer |",
+        "|---" * (len(COLUMNS) + 7) + "|",
     ]
     for result in results:
         runs = result["runs"]
         changes = {f"backbone option {key}": value for key, value in result["options"].items()}
-        if result["train_lr"] != RECIPE.lr:
+        if result["train_lr"]:
             changes["learning rate"] = result["train_lr"]
         name = f"`{result['model']}`" + "".join(f", {key} {v}" for key, v in changes.items())
         cells = [
@@ -231,9 +275,13 @@ def table(results: list[dict[str, Any]]) -> list[str]:
             f"{min(run['torch_argmax'] for run in runs):.4%}",
             *(_cell(runs, title) for title in COLUMNS),
         ]
-        last = [run["sections"].get("training, after the last step") for run in runs]
-        most = max(filter(None, last), key=lambda found: found["inconclusive"], default=None)
-        cells.append(f"{most['inconclusive']} of {most['tensors']}" if most else "")
+        most = max((run["training"] for run in runs), key=lambda found: found["unjudged"])
+        compared, unjudged = most["compared"], most["unjudged"]
+        cells += [
+            f"{compared - unjudged} / {unjudged} ({unjudged / compared:.1%})" if compared else "",
+            _lowest(runs),
+            _score(runs),
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
@@ -249,6 +297,23 @@ def _cell(runs: list[dict[str, Any]], title: str) -> str:
     return f"`{worst['worst']}` {error} / {worst['limit']:.1e} ({worst['reference_error']:.1e})"
 
 
+def _lowest(runs: list[dict[str, Any]]) -> str:
+    found = [run["sensitivity"] for run in runs if run.get("sensitivity")]
+    if not found:
+        return ""
+    least = min(found, key=lambda one: one["lowest"])
+    unproven = max(one["not_proven"] for one in found)
+    return f"`{least['tensor']}` {least['lowest']:.1e}; {unproven} not proven"
+
+
+def _score(runs: list[dict[str, Any]]) -> str:
+    found = [run["mutation"] for run in runs if run.get("mutation")]
+    if not found:
+        return ""
+    least = min(found, key=lambda one: one["caught"])
+    return f"{least['caught']:.1%} of {least['planted']}, {least['right_layer']:.1%}"
+
+
 def main() -> None:
     """Measure the models, write their results and the page."""
     parser = Parser("benchmarks.equivalence", __doc__)
@@ -257,15 +322,21 @@ def main() -> None:
         "--size", type=int, nargs=2, default=(64, 96), metavar=("H", "W"), help="image size"
     )
     parser.add_argument("--batch", type=int, default=2, help="images in a batch")
-    parser.add_argument("--train-steps", type=int, default=20, help="number of training steps")
+    parser.add_argument("--train-steps", type=int, default=5, help="number of training steps")
     parser.add_argument("--seeds", type=int, default=1, help="number of seeds for each model")
+    dtypes = ("float32", "bfloat16")
+    parser.add_argument("--dtype", choices=dtypes, default="float32", help="compared precision")
+    parser.add_argument("--mutate", action="store_true", help="add the mutation score")
     parser.add_argument("--again", action="store_true", help="measure existing results again")
     parser.add_argument("--page", action="store_true", help="only write the page")
     args = parser.parse_args()
+    if args.mutate and "mutate" not in inspect.signature(verify_model).parameters:
+        parser.error("--mutate: this version of verify_model plants no faults")
     process.configure_process(trains=False)  # as `fcn-jax verify` does
     if not args.page:
         for name in args.models or MODELS:
-            path = RESULTS / f"{name.replace(':', '_os')}.json"
+            suffix = "" if args.dtype == "float32" else f"_{args.dtype}"
+            path = RESULTS / f"{name.replace(':', '_os')}{suffix}.json"
             settings = settings_of(name, args)
             if path.exists() and not args.again:
                 known = json.loads(path.read_text())
@@ -283,6 +354,7 @@ def write_page() -> None:
     found = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
     order = {name: number for number, name in enumerate(MODELS)}
     found.sort(key=lambda result: order.get(result["model"], len(order)))
+    found.sort(key=lambda result: result["dtype"] != "float32")
     write_text(PAGE, page(found))
 
 

@@ -82,6 +82,8 @@ def make_optimizer(
             "this benchmark supports neither optim.param_groups nor optim.clip_norm, and of "
             'optim.schedule only "poly"'
         )
+    if recipe.loss != config.Config().loss or recipe.model.task != "multiclass":
+        raise SystemExit("this benchmark supports no loss except cross entropy without options")
     if settings.name == "adamw":
         return torch.optim.AdamW(
             groups,

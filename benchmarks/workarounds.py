@@ -44,7 +44,6 @@ from fcn_jax.models.spec import resolve
 from fcn_jax.nn import (
     _conv_cpu,
     _depthwise_conv_transpose,
-    _matmul,
     _pooling,
 )
 from fcn_jax.nn._conv_xla import xla_conv
@@ -233,18 +232,6 @@ WORKAROUNDS: dict[str, Workaround] = {
         "XLA's dilated convolution",
         RESNET18,
         lambda: {"fcn_jax.nn._conv_transpose.conv_transpose": _xla_conv_transpose},
-    ),
-    "1x1 as product": Workaround(
-        "nn/_conv_cpu.py",
-        "XLA's 1x1 convolutions",
-        RESNET50,
-        lambda: {"fcn_jax.nn._conv_cpu._is_pointwise": _no},
-    ),
-    "order of a product's gradient": Workaround(
-        "nn/_matmul.py",
-        "the same order as elsewhere",
-        RESNET50[:1],
-        lambda: {"fcn_jax.nn._matmul._cpu_matrix_grad": _matmul._matrix_grad},
     ),
     "fusion barrier": Workaround(
         "nn/_barriers.py",

@@ -152,6 +152,23 @@ class ParamGroup(_Section):
     """Weight decay multiplier."""
 
 
+class LossConfig(_Section):
+    """A loss, by its registered name. All keys except weight are the loss's own options."""
+
+    model_config = ConfigDict(extra="allow")
+
+    weight: NotNegative = 1.0
+    """Factor of the loss in the sum."""
+
+
+def _some_losses(losses: dict[str, LossConfig]) -> dict[str, LossConfig]:
+    if not losses:
+        raise ValueError("expected at least one loss, such as [loss.cross_entropy]")
+    if all(loss.weight == 0 for loss in losses.values()):
+        raise ValueError("the weights of all losses are 0; expected at least one above 0")
+    return losses
+
+
 class OptimConfig(_Section):
     """The optimizer, its schedule, and how a step is computed."""
 
@@ -278,12 +295,22 @@ class Config(_Section):
     model: Annotated[ModelSpec, BeforeValidator(_without_num_classes)] = ModelSpec()
     init: InitConfig = InitConfig()
     data: DataConfig = DataConfig()
+    loss: Annotated[dict[str, LossConfig], AfterValidator(_some_losses)] = {
+        "cross_entropy": LossConfig()
+    }
+    """The losses, by their registered names; their weighted sum is minimized. A recipe that names
+    any replaces the default, cross entropy alone.
+    """
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
 
     @field_serializer("model")
     def _model_table(self, model: ModelSpec) -> dict[str, Any]:
         return {key: value for key, value in asdict(model).items() if key != "num_classes"}
+
+    def losses(self) -> dict[str, dict[str, Any]]:
+        """Return weight and options of each loss by name."""
+        return {name: loss.model_dump() for name, loss in self.loss.items()}
 
     def to_json(self) -> str:
         """Return all settings, defaults included, as JSON."""
@@ -354,6 +381,14 @@ def with_own_plugins(table: Mapping[str, Any], *, only_missing: bool = False) ->
             own = registry.default().own_name(kind, name, registry.OWN_DISTRIBUTION)
             if own != name:
                 result[section] = {**values, key: own}
+    losses = result.get("loss", {name: {} for name in Config().loss})
+    if isinstance(losses, Mapping) and not (only_missing and "loss" in result):
+        own_losses = {
+            registry.default().own_name("losses", name, registry.OWN_DISTRIBUTION): loss
+            for name, loss in losses.items()
+        }
+        if own_losses.keys() != losses.keys():
+            result["loss"] = own_losses
     return result
 
 
@@ -367,6 +402,10 @@ def same_plugins(table: Mapping[str, Any]) -> dict[str, Any]:
         if (name := result[section][key]) is not None:
             with contextlib.suppress(ConfigError, PluginError):
                 result[section][key] = registry.default().find(kind, name).full_name
+    for name in table["loss"]:
+        with contextlib.suppress(ConfigError, PluginError):
+            full_name = registry.default().find("losses", name).full_name
+            result["loss"][full_name] = result["loss"].pop(name)
     return result
 
 
@@ -423,13 +462,16 @@ def _unknown(location: tuple[Any, ...]) -> str:
     """Say which key was meant: one of this name in another section, or a similar one here."""
     *parents, key = map(str, location)
     said = f"unknown key '{functools.reduce(_join, location, '')}'."
-    sections = {name: keys(field.annotation) for name, field in Config.model_fields.items()}
+    sections = {
+        name: [] if name == "loss" else keys(field.annotation)
+        for name, field in Config.model_fields.items()
+    }
     elsewhere = [f"'{name}.{key}'" for name, known in sections.items() if key in known]
     if elsewhere:
         return f"{said} Did you mean {' or '.join(elsewhere)}?"
     if not parents:
         return f"{said} {did_you_mean(key, sections)}"
-    known = _INNER[parents[1]] if parents[1:] else None
+    known = _INNER.get(parents[1]) if parents[1:] else None
     return f"{said} {did_you_mean(key, sections[parents[0]] if known is None else keys(known))}"
 
 

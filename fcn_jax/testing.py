@@ -1,4 +1,4 @@
-"""The plugin contract as a test suite, for authors of backbones, heads, models and datasets.
+"""The plugin contract as a test suite, for authors of plugins of every kind.
 
     from fcn_jax.testing import check_backbone
 
@@ -17,6 +17,7 @@ from fcn_jax.plugins.testing.backbone import check_backbone
 from fcn_jax.plugins.testing.contract import SIZES
 from fcn_jax.plugins.testing.dataset import check_dataset
 from fcn_jax.plugins.testing.head import check_head
+from fcn_jax.plugins.testing.loss import check_loss
 from fcn_jax.plugins.testing.model import check_model
 
-__all__ = ["SIZES", "check_backbone", "check_dataset", "check_head", "check_model"]
+__all__ = ["SIZES", "check_backbone", "check_dataset", "check_head", "check_loss", "check_model"]

@@ -458,7 +458,7 @@ def test_settings_prints_every_setting(capsys: pytest.CaptureFixture[str]) -> No
     assert text == settings_reference()
     for section, values in Config().model_dump(mode="json").items():
         assert f"## {section}\n" in text
-        for name in values:
+        for name in ["NAME.weight"] if section == "loss" else values:
             assert f"| `{section}.{name}` |" in text
     assert (
         "| `data.crop_size` | list of 2: integer at least 1 | `[320, 480]` | Height and width of "

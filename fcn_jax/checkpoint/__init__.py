@@ -5,10 +5,10 @@ and `spec` (the model to build and its classes). The checkpoints of a training r
 (optimizer state and step), `data` (position of the input pipeline) and, with `optim.ema_decay`,
 `ema` (averages of the weights). A checkpoint gets its final name only when it is complete.
 `files.json` lists its files with their checksums, to detect later damage. The evaluation adds
-`score.json`.
+`score.json`, and `fcn-jax convert --verify` adds `verify.json`.
 """
 
-from fcn_jax.checkpoint.files import STEPS, is_evaluated
+from fcn_jax.checkpoint.files import EVIDENCE, STEPS, is_evaluated
 from fcn_jax.checkpoint.model import (
     arrays,
     choose_weights,
@@ -23,6 +23,7 @@ from fcn_jax.checkpoint.run import Checkpoints
 from fcn_jax.checkpoint.spec import Spec, latest_spec, make_spec, read_spec
 
 __all__ = [
+    "EVIDENCE",
     "STEPS",
     "Checkpoints",
     "Spec",

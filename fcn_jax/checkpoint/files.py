@@ -26,6 +26,9 @@ EMA = "ema"
 FILES = "files.json"
 SCORE = "score.json"
 
+EVIDENCE = "verify.json"
+"""The report of `fcn-jax verify` on a converted model."""
+
 _NOT_LISTED = frozenset({FILES, SCORE, "commit_success.txt", "_CHECKPOINT_METADATA"})
 """Files that are written after the list, or that do not describe the contents."""
 

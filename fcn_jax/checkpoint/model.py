@@ -21,6 +21,7 @@ from fcn_jax.errors import CheckpointError, ConfigError, listing
 from fcn_jax.models.build import build
 from fcn_jax.models.names import leaves
 from fcn_jax.models.segmenter import Segmenter
+from fcn_jax.runtime import atomic
 
 _log = logging.getLogger(__name__)
 
@@ -44,8 +45,19 @@ def require_empty(directory: str | Path) -> Path:
     return path
 
 
-def save_model(directory: str | Path, spec: Spec, tensors: Mapping[str, Any]) -> None:
+def save_model(
+    directory: str | Path,
+    spec: Spec,
+    tensors: Mapping[str, Any],
+    evidence: Mapping[str, Any] | None = None,
+) -> None:
     """Write a checkpoint of a model, without optimizer state.
+
+    Args:
+        directory: missing or empty.
+        spec: describes the model.
+        tensors: its parameters and batch statistics by dotted name.
+        evidence: the report of `fcn-jax verify` on it, to be stored as `verify.json`.
 
     Raises:
         CheckpointError: the directory exists and is not empty.
@@ -68,6 +80,8 @@ def save_model(directory: str | Path, spec: Spec, tensors: Mapping[str, Any]) ->
                 model=ocp.args.StandardSave(dict(tensors)), spec=ocp.args.JsonSave(spec.to_dict())
             )
             checkpointer.save(temporary / "complete", args=args)
+        if evidence is not None:
+            atomic.write_json(temporary / "complete" / files.EVIDENCE, evidence)
         files.list_files(temporary / "complete")
         if directory.exists():
             directory.rmdir()

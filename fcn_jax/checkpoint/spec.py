@@ -36,6 +36,8 @@ class Spec:
             `fcn_jax.data.value_range.to_json`; None if the data has no such images.
         split: the split that the run trains on: `images`, the number of images, and `digest`, a
             digest of their IDs; None if the model was not trained.
+        losses: weight and options of each loss by name, with numbers that were computed from the
+            dataset; None if the model was not trained, or by an earlier version.
     """
 
     model: ModelSpec
@@ -44,6 +46,7 @@ class Spec:
     weights: Mapping[str, Any] | None = None
     value_range: Any = None
     split: Mapping[str, Any] | None = None
+    losses: Mapping[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the spec as a dictionary that can be written as JSON."""
@@ -73,6 +76,7 @@ class Spec:
             table["weights"],
             table.get("value_range"),
             table.get("split"),
+            table.get("losses"),
         )
 
 

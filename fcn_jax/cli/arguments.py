@@ -67,15 +67,17 @@ def add_average(parser: Any) -> None:
 _PARTS = ("backbone", "head", "aux_head")
 
 
-def add_model(parser: Any, head: str) -> None:
+def add_model(parser: Any, head: str, required: bool = True) -> None:
     """Add the arguments that name a model; `head` is the default head of a backbone."""
     add = parser.add_argument
     about = "Registered model or backbone (fcn-jax plugins list)."
-    add("--model", metavar="NAME", required=True, help=about)
+    add("--model", metavar="NAME", required=required, help=about)
     add("--head", metavar="NAME", help=f"Head to put on a backbone (default: {head}).")
     add("--aux-head", metavar="NAME", help="Auxiliary head to put on a backbone (default: none).")
     about = "Number of classes (default: that of the registered model, or 21)."
     add("--num-classes", metavar="N", type=int, help=about)
+    about = "What the logits mean: binary is one logit for two classes (default: multiclass)."
+    add("--task", choices=("multiclass", "binary"), help=about)
     about = "Output stride of the backbone (default: that of the backbone)."
     add("--output-stride", metavar="N", type=int, help=about)
     for part in _PARTS:
@@ -87,7 +89,7 @@ def model_changes(args: argparse.Namespace) -> dict[str, Any]:
     """Return the changes of a model that the arguments of `add_model` ask for."""
     from fcn_jax.recipes import override
 
-    names = ("head", "aux_head", "num_classes", "output_stride")
+    names = ("head", "aux_head", "num_classes", "output_stride", "task")
     options = {
         f"{part}_options": override({}, getattr(args, f"{part}_option"), _option(part))
         for part in _PARTS

@@ -24,14 +24,14 @@ def add_commands(commands: Any) -> None:
     about = "Check one plugin against the contract: what it declares and what it does."
     check = add_command(actions, "check", about, _check)
     add = check.add_argument
-    about = "Registered backbone, head, model or dataset: NAME or DISTRIBUTION:NAME."
+    about = "Registered backbone, head, model, dataset or loss: NAME or DISTRIBUTION:NAME."
     add("name", metavar="NAME", help=about)
     add_repeated(check, "--set", "OPTION=VALUE", "Set an option of the plugin, such as width=64.")
     add("--data", metavar="DIR", type=Path, help="Folder of a dataset.")
     about = "Split of a dataset; may be repeated (default: train and val)."
     add_repeated(check, "--split", "NAME", about)
     about = "Kind of plugin, if several have this name (default: check each)."
-    add("--kind", choices=["backbone", "head", "model", "dataset"], help=about)
+    add("--kind", choices=["backbone", "head", "model", "dataset", "loss"], help=about)
     _timeout(check)
 
     about = "Write a distribution with one plugin, which passes its own tests."
@@ -40,7 +40,7 @@ def add_commands(commands: Any) -> None:
     about = "Name to register the plugin under: lower-case letters, digits and underscores."
     add("name", metavar="NAME", help=about)
     kind = new.add_mutually_exclusive_group()
-    for word in ("backbone", "head", "dataset"):
+    for word in ("backbone", "head", "dataset", "loss"):
         default = " (default)" if word == "backbone" else ""
         about = f"Write a {word}{default}."
         kind.add_argument(f"--{word}", dest="kind", action="store_const", const=word, help=about)
@@ -80,15 +80,16 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
+    from fcn_jax.plugins.entry import plural, singular
     from fcn_jax.plugins.testing.command import check_plugin, registered
     from fcn_jax.recipes import override
 
     options = override({}, args.set)
-    entries = registered(args.name, args.kind and f"{args.kind}s")
+    entries = registered(args.name, args.kind and plural(args.kind))
     given = {"--set": args.set, "--data": args.data is not None, "--split": args.split}
     if len(entries) > 1 and any(given.values()):
         surplus = ", ".join(option for option, value in given.items() if value)
-        choices = " or ".join(f"--kind {entry.kind.removesuffix('s')}" for entry in entries)
+        choices = " or ".join(f"--kind {singular(entry.kind)}" for entry in entries)
         raise ConfigError(
             f"'{args.name}' names plugins of several kinds, and {surplus} applies to one of them: "
             f"add {choices}"

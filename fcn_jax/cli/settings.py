@@ -29,16 +29,31 @@ def settings_reference() -> str:
     definitions = schema["$defs"]
     lines: list[str] = []
     for section, field in schema["properties"].items():
+        if section == "loss":
+            lines += _losses(field, definitions)
+            continue
         table = _resolved(field, definitions)
         summary, _, attributes = table["description"].partition("\n\nAttributes:\n")
         attributes = attributes.replace("None for", "if not set,")
         # A dataclass describes its fields in its docstring.
         for name, text in re.findall(r"^ {4}(\w+): ((?:.|\n {8})*)", attributes, re.MULTILINE):
             table["properties"][name]["description"] = text[:1].upper() + text[1:]
-        lines += [f"## {section}", "", summary, ""]
-        lines += ["| setting | type | default | meaning |", "| --- | --- | --- | --- |"]
+        lines += [f"## {section}", "", summary, "", *_HEADER]
         lines += [*_rows(section, table, defaults[section], definitions), ""]
     return "\n".join(lines[:-1]) + "\n"
+
+
+_HEADER = ("| setting | type | default | meaning |", "| --- | --- | --- | --- |")
+
+
+def _losses(field: Any, definitions: Any) -> list[str]:
+    """The lines of the section whose keys are names of losses."""
+    table = _resolved(field["additionalProperties"], definitions)
+    defaults = {key: value["default"] for key, value in table["properties"].items()}
+    summary = " ".join(field["description"].split())
+    lines = ["## loss", "", summary, "", *_HEADER]
+    lines += _rows("loss.NAME", table, defaults, definitions)
+    return [*lines, "", "[losses.md](losses.md) lists the losses and their own options.", ""]
 
 
 def _rows(prefix: str, table: Any, defaults: Any, definitions: Any) -> Iterator[str]:

@@ -6,18 +6,25 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from fcn_jax.cli.arguments import add_command, add_model, add_reinit, model_changes, size
-from fcn_jax.errors import FcnJaxError
+from fcn_jax.cli.arguments import (
+    add_command,
+    add_model,
+    add_reinit,
+    add_repeated,
+    model_changes,
+    size,
+)
+from fcn_jax.errors import ConfigError, FcnJaxError, listing
 
 
 def add_commands(commands: Any) -> None:
     """Add the command."""
     about = (
         "Show that a model computes the same function as its PyTorch reference, or name the first "
-        "layer that does not."
+        "layer that does not. With --check, say whether earlier reports still hold."
     )
     parser = add_command(commands, "verify", about, _verify)
-    add_model(parser, head="fcn32s")
+    add_model(parser, head="fcn32s", required=False)
     add = parser.add_argument
     about = "Weights of both sides: a file, or the name of published weights (default: random)."
     add("--weights", metavar="FILE|NAME", help=about)
@@ -28,32 +35,58 @@ def add_commands(commands: Any) -> None:
     about = "Precision to compare (default: float32)."
     add("--dtype", choices=["float32", "bfloat16"], default="float32", help=about)
     add("--grad", action="store_true", help="Compare the gradient of every parameter, too.")
-    about = "Compare a training run of N steps, too (default: 0, none)."
+    about = "Compare N training steps, too (default: 0, none)."
     add("--train-steps", metavar="N", type=int, default=0, help=about)
     about = (
-        "First learning rate of that run (default: 0.01). Models without batch normalization need "
-        "a lower one."
+        "synced: every step starts from the same values on both sides (default). free: each side "
+        "goes on from its own. seeds: the distribution of the errors of free runs."
     )
-    add("--train-lr", metavar="LR", type=float, default=0.01, help=about)
+    add("--train-mode", choices=["synced", "free", "seeds"], default="synced", help=about)
+    about = "Optimizer of these steps; may be repeated (default: sgd)."
+    add("--optimizer", choices=["sgd", "adamw"], action="append", help=about)
+    about = (
+        "Learning rate of these steps (default: 0.1 with sgd, 0.001 with adamw). Models without "
+        "batch normalization need a lower one."
+    )
+    add("--train-lr", metavar="LR", type=float, help=about)
+    about = (
+        "Also plant faults, such as swapped tensors, one at a time, and count those that the "
+        "comparison catches; with N, at most N faults of each kind."
+    )
+    add("--mutate", metavar="N", type=int, nargs="?", default=False, const=True, help=about)
     add("--seed", metavar="N", type=int, default=0, help="Random seed (default: 0).")
+    about = "Also run PyTorch's network by torchax, if it is installed: a third opinion."
+    add("--torchax", action="store_true", help=about)
     about = "Also write the report to this .html or .json file; may be repeated."
     add("--report", metavar="FILE", type=Path, action="append", default=[], help=about)
+    about = (
+        "Say whether this .json report, or that of a run or checkpoint, still holds for the code, "
+        "versions and weights at hand, without a comparison; may be repeated."
+    )
+    add_repeated(parser, "--check", "REPORT|CHECKPOINT", about)
 
 
 def _verify(args: argparse.Namespace) -> int:
+    if args.check:
+        return _check(args)
+    if not args.model:
+        raise ConfigError("name a model to verify (--model NAME), or a report (--check REPORT)")
     from fcn_jax.runtime.progress import Progress
     from fcn_jax.verify import html, verify_model
 
     for path in args.report:
         html.check_path(path)
-    same = ("weights", "reinit", "batch", "dtype", "grad", "train_steps", "train_lr", "seed")
+    comparison = ("weights", "reinit", "batch", "dtype", "grad", "mutate", "seed")
+    training = ("train_steps", "train_mode", "train_lr")
     try:
         with Progress(f"verify {args.model}") as progress:
             report = verify_model(
                 args.model,
                 sizes=args.size or [(320, 480)],
+                third_opinion=args.torchax,
+                train_recipes=args.optimizer or ["sgd"],
                 progress=lambda done, total, what: progress.update(done, max(done, total), what),
-                **{name: getattr(args, name) for name in same},
+                **{name: getattr(args, name) for name in comparison + training},
                 **model_changes(args),
             )
     except FcnJaxError:
@@ -68,3 +101,28 @@ def _verify(args: argparse.Namespace) -> int:
     for path in args.report:
         html.write(report, path)
     return 0 if report.equal else 1
+
+
+def _check(args: argparse.Namespace) -> int:
+    """Print one line about each report. The status is 1 if one does not hold."""
+    from fcn_jax.verify import evidence
+    from fcn_jax.verify.report import Report
+
+    if args.model or args.report:
+        raise ConfigError("--check compares nothing, so it takes neither --model nor --report")
+    found, problems = [], []
+    for path in map(Path, args.check):
+        try:
+            file = evidence.find(path)
+            report = Report.read(file)
+            found.append((path, report, evidence.differences(report.to_dict(), path)))
+        except FcnJaxError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigError("; ".join(problems))
+    for path, report, differences in found:
+        if differences:
+            print(f"{path}: no longer holds: {listing(differences)}")
+        else:
+            print(f"{path}: holds: {report.verdict}")
+    return int(any(differences or not report.equal for _, report, differences in found))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from flax import nnx
 
 from fcn_jax import checkpoint
@@ -21,7 +24,15 @@ from fcn_jax.models.names import WEIGHTS, leaves
 from fcn_jax.models.spec import registered_spec
 from fcn_jax.plugins.api import ModelSpec
 from fcn_jax.pytorch import files, kinds
-from fcn_jax.runtime import destination
+from fcn_jax.runtime import atomic, destination, json_text
+
+_log = logging.getLogger(__name__)
+
+RECORD_KEY = "fcn-jax-verify"
+"""Name of the record of a verification in the metadata of a `.safetensors` file."""
+
+_RECORD = ".verify.json"
+"""Added to the name of a `.pth` file for the file with this record."""
 
 
 def convert_file(
@@ -33,6 +44,7 @@ def convert_file(
     drop: Sequence[str] = (),
     key: str = "",
     seed: int = 0,
+    prove: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
     **changes: Any,
 ) -> LoadReport:
     """Convert PyTorch weights to a checkpoint for `train --weights`, `eval` and `predict`.
@@ -48,6 +60,8 @@ def convert_file(
         drop: globs over the file's names of tensors that are dropped.
         key: which of several state dicts of the file to load, such as "model_ema".
         seed: of the random values.
+        prove: called with the arrays by dotted name before the checkpoint is written; returns the
+            report of their verification to store in it. If it raises, nothing is written.
         changes: fields of `fcn_jax.api.ModelSpec` to replace, such as `num_classes=3`; None keeps
             the model's value. `head` and `aux_head` are for a backbone; without `aux_head` that of
             the file is dropped. Options are added to those of the model.
@@ -86,16 +100,16 @@ def convert_file(
             "initialize the head at random with --reinit head"
         )
     init_missing(module, build_it, WEIGHTS)
-    checkpoint.save_model(
-        output,
-        checkpoint.make_spec(spec, weights=dataclasses.asdict(report)),
-        checkpoint.arrays(module),
-    )
+    arrays = checkpoint.arrays(module)
+    evidence = prove(arrays) if prove is not None else None
+    described = checkpoint.make_spec(spec, weights=dataclasses.asdict(report))
+    checkpoint.save_model(output, described, arrays, evidence)
     return report
 
 
 _FOR_HEADS = {
     "num_classes": "--num-classes",
+    "task": "--task",
     "aux_head": "--aux-head",
     "head_options": "--head-option",
     "aux_head_options": "--aux-head-option",
@@ -137,6 +151,7 @@ class ExportReport:
         tensors: names in the file.
         dropped: names that were dropped when the checkpoint was converted from a file -> reason.
         weights: "ema", averages of the weights, or "raw".
+        verified: where the record of the checkpoint's verification was written; "" if it has none.
     """
 
     source: str
@@ -145,12 +160,15 @@ class ExportReport:
     tensors: tuple[str, ...]
     dropped: Mapping[str, str]
     weights: str = "raw"
+    verified: str = ""
 
     def __str__(self) -> str:
         """One line for a log."""
         averaged = ", ema weights" if self.weights == "ema" else ""
         how = f"{self.key_format} names, {self.scope}{averaged}"
         line = f"{len(self.tensors)} tensors of {self.source} ({how})"
+        if self.verified:
+            line += f"; the record of their verification is in {self.verified}"
         if not self.dropped:
             return line
         return f"{line}; {len(self.dropped)} had been dropped on import: {listing(self.dropped)}"
@@ -164,6 +182,9 @@ def export_file(
     weights: str | None = None,
 ) -> ExportReport:
     """Write a checkpoint's weights as a state dict that `load_state_dict(strict=True)` accepts.
+
+    The record of the verification of a converted checkpoint (`verify.json`) goes with it: into the
+    metadata of a `.safetensors` file, or next to another file as `FILE.verify.json`.
 
     Args:
         source: a run (its best checkpoint), a checkpoint or a converted model.
@@ -180,18 +201,48 @@ def export_file(
         WriteError: `output` cannot be written.
     """
     files.require_suffix(output)
-    if os.path.lexists(output):
-        raise WeightsError(f"{output}: exists; name another file")
+    for path in (output, Path(f"{output}{_RECORD}")):
+        if os.path.lexists(path):
+            raise WeightsError(f"{path}: exists; name another file")
     destination.check_new(output)
     directory = checkpoint.find(source)
     spec = checkpoint.read_spec(directory)
     chosen = checkpoint.choose_weights(directory, weights)
     module = checkpoint.load_module(directory, lambda: _build(spec.model, nnx.Rngs(0)), chosen)
     tensors = export_weights(module, spec.model, key_format)
-    files.write(output, tensors)
+    record, verified = _record(directory, module, tensors), ""
+    files.write(output, tensors, {RECORD_KEY: json_text.dumps(record)} if record else None)
+    if record:
+        verified = "its metadata"
+        if output.suffix != ".safetensors":
+            verified = f"{output}{_RECORD}"
+            atomic.write_json(verified, record)
     scope = "backbone" if spec.model.head is None else "model"
     dropped = (spec.weights or {}).get("dropped", {})
-    return ExportReport(str(directory), key_format, scope, tuple(tensors), dropped, chosen)
+    return ExportReport(
+        str(directory), key_format, scope, tuple(tensors), dropped, chosen, verified
+    )
+
+
+def _record(
+    directory: Path, module: nnx.Module, tensors: Mapping[str, np.ndarray]
+) -> dict[str, Any] | None:
+    """What an exported file says about its verification; None without a valid report."""
+    path = directory / checkpoint.EVIDENCE
+    if not path.is_file():
+        return None
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        described = report["weights"]["arrays_sha256"]
+        record = {name: report[name] for name in ("schema", "version", "verdict", "subject")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        _log.warning("%s is unreadable (%s); the export has no record of it", path, error)
+        return None
+    if described != files.digest(checkpoint.arrays(module)):
+        _log.warning("%s describes other weights; the export has no record of it", path)
+        return None
+    hashes = {"report_sha256": files.sha256(path), "tensors_sha256": files.digest(tensors)}
+    return {**record, **hashes}
 
 
 def _build(spec: ModelSpec, rngs: nnx.Rngs) -> nnx.Module:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from flax import nnx
 
-from fcn_jax.convert.matching import Leaves, leaves_of
+from fcn_jax.convert.matching import leaves_of
 from fcn_jax.convert.tables import tables, title
 from fcn_jax.errors import ConfigError, WeightsError
 from fcn_jax.models.segmenter import Segmenter
@@ -44,7 +47,7 @@ def export_weights(module: nnx.Module, spec: ModelSpec, key_format: str) -> dict
     return export_leaves(leaves_of(module, spec), found[scope, key_format])
 
 
-def export_leaves(named: Leaves, table: Table) -> dict[str, np.ndarray]:
+def export_leaves(named: Mapping[str, Any], table: Table) -> dict[str, np.ndarray]:
     """Convert leaves by path to a state dict. Raises `WeightsError` if no rule names a leaf."""
     tensors: dict[str, np.ndarray] = {}
     for path, leaf in named.items():

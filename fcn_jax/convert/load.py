@@ -250,6 +250,29 @@ def import_by_table(module: nnx.Module, tensors: Mapping[str, Any], table: Table
     return report
 
 
+def import_leaves(
+    shapes: Mapping[str, Any], what: str, tensors: Mapping[str, Any], table: Table
+) -> tuple[dict[str, Any], LoadReport]:
+    """The values of a state dict as the leaves of any network, by a table.
+
+    Args:
+        shapes: arrays or shapes by path.
+        what: the network's name, for messages.
+        tensors: the state dict.
+        table: maps all leaves.
+
+    Returns:
+        The new leaves, and what was loaded.
+
+    Raises:
+        WeightsError: all missing, surplus and misshapen names in one message.
+    """
+    report = LoadReport("state dict", key_format="given")
+    targets = {path: nnx.Param(leaf) for path, leaf in shapes.items()}
+    _fill(targets, what, files.tensors_of(tensors, report.source), table, report)
+    return {path: target.get_value() for path, target in targets.items()}, report
+
+
 def init_from(
     model: Segmenter,
     source: str | Path,

@@ -38,10 +38,13 @@ class Findings:
 
     Attributes:
         counts: split -> i64[K+1], the number of pixels of each class, and of void.
+        image_counts: split -> i64[K], the number of labeled pixels of the masks in which each class
+            occurs.
         notes: oddities, one line each.
     """
 
     counts: Mapping[str, np.ndarray]
+    image_counts: Mapping[str, np.ndarray]
     notes: tuple[str, ...]
 
 
@@ -98,7 +101,16 @@ def inspect(
         for split, source in splits.items()
     }
     every = [mask for of_split in masks.values() for mask in of_split]
-    counts = {split: _class_pixels(of_split, len(names)) for split, of_split in masks.items()}
+    each = {
+        split: [_class_pixels(mask, len(names)) for mask in of_split]
+        for split, of_split in masks.items()
+    }
+    none = np.zeros(len(names) + 1, np.int64)
+    counts = {split: sum(pixels, start=none) for split, pixels in each.items()}
+    image_counts = {
+        split: sum(((of[:-1] > 0) * of[:-1].sum() for of in pixels), start=none[:-1])
+        for split, pixels in each.items()
+    }
     problems = mask_checks.unreadable(every, labels, names)
     # The color of a class does not matter before there are two classes.
     if every and (not problems or (len(names) == 1 and training is not None)):
@@ -114,7 +126,7 @@ def inspect(
         for split in splits:
             notes += _split_notes(split, counts[split], masks[split], names)
         notes += _overlap_notes(splits, counts, training)
-    return Findings(counts, tuple(notes))
+    return Findings(counts, image_counts, tuple(notes))
 
 
 # ------------------------------------------------------------------------------------------ reading
@@ -165,12 +177,11 @@ def _broken(seen: Mapping[str, Sequence[_Seen]]) -> list[str]:
     return [count + listing(problems, separator="; ")]
 
 
-def _class_pixels(masks: Sequence[Mask], num_classes: int) -> np.ndarray:
+def _class_pixels(mask: Mask, num_classes: int) -> np.ndarray:
     """i64[K+1], the number of pixels of each class, and of void."""
     pixels = np.zeros(num_classes + 1, np.int64)
-    for mask in masks:
-        for value, label in mask.reading.labels.items():
-            pixels[num_classes if label == IGNORE_INDEX else label] += mask.found.counts[value]
+    for value, label in mask.reading.labels.items():
+        pixels[num_classes if label == IGNORE_INDEX else label] += mask.found.counts[value]
     return pixels
 
 

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fcn_jax.data import damage, inspection
 from fcn_jax.data import value_range as ranges
 from fcn_jax.data.source import Source
@@ -30,12 +32,16 @@ class Splits:
         notes: assumptions, skipped records and oddities, one line each.
         identity: the number of images of the first split, and a digest of their IDs, which together
             determine their order in training.
+        class_pixels: i64[K], pixels of each class in the first split, without skipped records.
+        image_pixels: i64[K], labeled pixels of its images in which each class occurs.
     """
 
     sources: Mapping[str, Source]
     value_range: Range | Assumed
     notes: tuple[str, ...]
     identity: Mapping[str, Any]
+    class_pixels: np.ndarray
+    image_pixels: np.ndarray
 
 
 def open_splits(
@@ -92,7 +98,14 @@ def open_splits(
     # Damaged records are skipped already, unless the source decodes masks with their images.
     skip = (DamagedError,) if damaged == "skip" else ()
     found = inspection.inspect(sources, training=names[0] if training else None, skip=skip)
-    return Splits(sources, value_range, tuple(dict.fromkeys([*notes, *found.notes])), identity)
+    return Splits(
+        sources,
+        value_range,
+        tuple(dict.fromkeys([*notes, *found.notes])),
+        identity,
+        found.counts[names[0]][:-1],
+        found.image_counts[names[0]],
+    )
 
 
 def _identity(source: Source) -> dict[str, Any]:

@@ -235,9 +235,9 @@ def _compare_classes(directory: Path, classes: Classes, dataset: str) -> list[st
         CheckpointError: the numbers of classes differ, or a name has different labels.
     """
     spec = checkpoint.read_spec(directory)
-    if spec.model.head is not None and spec.model.num_classes != len(classes):
+    if spec.model.head is not None and spec.model.num_labels != len(classes):
         raise CheckpointError(
-            f"{directory}: predicts {spec.model.num_classes} classes, but dataset '{dataset}' has "
+            f"{directory}: predicts {spec.model.num_labels} classes, but dataset '{dataset}' has "
             f"{len(classes)}"
         )
     if spec.classes is None:

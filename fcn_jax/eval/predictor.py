@@ -31,7 +31,7 @@ class Predictor:
 
     Attributes:
         classes: names and colors of the labels.
-        num_classes: number of classes K.
+        num_classes: number of classes K; 2 for the task "binary".
     """
 
     def __init__(
@@ -52,30 +52,37 @@ class Predictor:
                 does so on GPUs and TPUs.
 
         Raises:
-            ConfigError: the model has more than 255 classes, or `pad_to_multiple` is below 1.
+            ConfigError: the model has more than 255 classes or the task "multilabel", or
+                `pad_to_multiple` is below 1.
         """
         if model.spec.num_classes > IGNORE_INDEX:
             raise ConfigError(
                 f"num_classes is {model.spec.num_classes}; a mask of bytes holds at most "
                 f"{IGNORE_INDEX} classes"
             )
+        if model.spec.task == "multilabel":
+            raise ConfigError("task is 'multilabel'; a mask holds one class per pixel")
         if pad_to_multiple < 1:
             raise ConfigError(f"pad_to_multiple is {pad_to_multiple}; it must be at least 1")
         model.eval()
         preprocess = resolve(model.spec).preprocess
         in_blocks = prefers_subpixel() if blocks is None else blocks
-        self.num_classes = model.spec.num_classes
+        self.num_classes = model.spec.num_labels
         self.classes = classes or generic_classes(self.num_classes)
-        self._multiple = pad_to_multiple
+        self._multiple, model_task = pad_to_multiple, model.spec.task
         graphdef, self._state = nnx.split(model)
+
+        def label(logits: jax.Array, axis: int) -> jax.Array:
+            if model_task == "binary":  # the sigmoid is above 1/2
+                return (logits.squeeze(axis) > 0).astype(jnp.uint8)
+            return jnp.argmax(logits, axis).astype(jnp.uint8)
 
         def segment(state: nnx.State, images: jax.Array) -> jax.Array:
             network, x = nnx.merge(graphdef, state), normalize(images, preprocess)
             logits = network.subpixel_outputs(x)["out"] if in_blocks else network(x)
             if isinstance(logits, SubpixelLogits):
-                labels = jnp.argmax(logits.values, SubpixelLogits.CLASS_AXIS)
-                return logits.gather(labels.astype(jnp.uint8))
-            return jnp.argmax(logits, -1).astype(jnp.uint8)
+                return logits.gather(label(logits.values, SubpixelLogits.CLASS_AXIS))
+            return label(logits, -1)
 
         self._segment = jax.jit(segment, compiler_options=compiler_options())
 

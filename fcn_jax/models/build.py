@@ -18,6 +18,11 @@ def build(spec: ModelSpec, *, rngs: nnx.Rngs) -> Segmenter:
     model = resolve(spec)
     if "out" not in model.heads:
         raise ConfigError("a model needs a head, and the spec names none")
+    if spec.task == "binary" and spec.num_classes != 1:
+        raise ConfigError(
+            f"task is 'binary' and num_classes is {spec.num_classes}; a binary model has one "
+            "logit: num_classes=1"
+        )
     backbone = _backbone(model, rngs)
     heads = {
         output: head.descriptor.build(

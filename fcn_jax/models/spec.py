@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from fcn_jax.errors import ConfigError, FcnJaxError, PluginError, did_you_mean
 from fcn_jax.plugins import options as plugin_options
@@ -17,11 +17,13 @@ from fcn_jax.plugins.api import (
     Model,
     ModelSpec,
     Preprocess,
+    Task,
     TorchBridge,
 )
 from fcn_jax.pytorch.rules import Table
 
 DTYPES = ("float32", "bfloat16")
+TASKS = get_args(Task)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +125,8 @@ def resolve(spec: ModelSpec) -> ResolvedModel:
     }
     if spec.dtype not in DTYPES:
         raise ConfigError(f"dtype is '{spec.dtype}'; it must be one of {', '.join(DTYPES)}")
+    if spec.task not in TASKS:
+        raise ConfigError(f"task is '{spec.task}'; it must be one of {', '.join(TASKS)}")
     if spec.num_classes < 1:
         raise ConfigError(f"num_classes is {spec.num_classes}; it must be at least 1")
     stride = backbone.output_strides[0] if spec.output_stride is None else spec.output_stride

@@ -25,21 +25,18 @@ def _backward(
     residuals: tuple[jax.Array, jax.Array], grad: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     x, matrix = residuals
-    wide = lax.platform_dependent(x, grad, cpu=_cpu_matrix_grad, default=_matrix_grad)
+    wide = _matrix_grad(x, grad)
     return grad @ matrix.T.astype(grad.dtype), wide.astype(matrix.dtype)
 
 
 def _matrix_grad(x: jax.Array, grad: jax.Array) -> jax.Array:
-    axes = tuple(range(x.ndim - 1))
-    return lax.dot_general(x, grad, ((axes, axes), ((), ())), preferred_element_type=jnp.float32)
-
-
-def _cpu_matrix_grad(x: jax.Array, grad: jax.Array) -> jax.Array:
-    """In this order XLA transposes the gradient, not `x`, which it would compute again to do so.
-
-    The arrays are flattened because XLA for CPUs lacks some bfloat16 products over several axes.
-    """
-    return _matrix_grad(grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])).T
+    # The arrays are flattened because XLA for CPUs lacks some bfloat16 products over several axes.
+    return lax.dot_general(
+        x.reshape(-1, x.shape[-1]),
+        grad.reshape(-1, grad.shape[-1]),
+        (((0,), (0,)), ((), ())),
+        preferred_element_type=jnp.float32,
+    )
 
 
 product.defvjp(_forward, _backward)

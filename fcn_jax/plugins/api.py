@@ -25,8 +25,12 @@ if TYPE_CHECKING:
 
     from fcn_jax.pytorch.rules import Table
 
-API_VERSION = (2, 0)
+API_VERSION = (2, 1)
 """Version (major, minor). Plugins of another major or a newer minor version are refused."""
+
+Task = Literal["multiclass", "binary", "multilabel"]
+"""One class per pixel by softmax; class 1 or not by the sigmoid of one logit; or any number of
+classes per pixel by sigmoids."""
 
 IGNORE_INDEX = 255
 """The label of pixels that losses and metrics ignore. Datasets map their void labels to it."""
@@ -248,6 +252,9 @@ class ModelSpec:
             none.
         aux_head_options: the auxiliary head's own options.
         aux_feature: the deepest feature that the auxiliary head sees; None for the last but one.
+        task: how logits become labels. With "multiclass", the class with the largest logit. With
+            "binary", for datasets of two classes, the model has one logit, whose sigmoid is the
+            probability of class 1. "multilabel" is one such logit for each class.
     """
 
     backbone: str = "resnet18"
@@ -260,6 +267,12 @@ class ModelSpec:
     aux_head: str | None = None
     aux_head_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     aux_feature: str | None = None
+    task: Task = "multiclass"
+
+    @property
+    def num_labels(self) -> int:
+        """Number of classes that masks of the model's task have."""
+        return 2 if self.task == "binary" else self.num_classes
 
     def __hash__(self) -> int:
         """Hash by value, since jit hashes the spec in a module's graph, and dicts have no hash."""
@@ -331,3 +344,70 @@ class Dataset(Descriptor):
     """
 
     open: Callable[[Path | None, str], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class LossContext:
+    """What a loss is built for.
+
+    Attributes:
+        num_classes: number of classes of the labels; 2 for "binary", whose logits have one channel.
+        task: what logits and labels mean.
+        class_pixels: i64[K], pixels of each class in the training split; None if not known.
+        image_pixels: i64[K], labeled pixels of the training images in which each class occurs; None
+            if not known.
+    """
+
+    num_classes: int
+    task: Task = "multiclass"
+    class_pixels: np.ndarray | None = None
+    image_pixels: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class MeanLoss:
+    """A loss that is a sum over the batch, divided by a number that follows from the labels alone.
+
+    Such a loss can be computed in parts (`optim.accumulate_steps`); others need the whole batch.
+
+    Attributes:
+        total: `(logits, labels) -> f32[]`, the sum.
+        divisor: `(labels) -> number[]`, such as the number of pixels that are not ignored. Where it
+            is 0, the loss is 0.
+    """
+
+    total: Callable[..., Any]
+    divisor: Callable[..., Any]
+
+
+def keep_options(options: Any, context: LossContext) -> Any:
+    """The default of `Loss.complete`: the options as they are."""
+    return options
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Loss(Descriptor):
+    """A loss of logits and labels.
+
+    Attributes:
+        build: `(options, context)` that returns a `MeanLoss`, or, for a loss of the whole batch, a
+            function `(logits, labels) -> f32[]`. Logits are f32[N,H,W,K], with one channel for
+            "binary"; labels are i32[N,H,W] from 0 to K-1 or `IGNORE_INDEX`, or, for "multilabel",
+            i32[N,H,W,K] of 0, 1 or `IGNORE_INDEX`. Ignored pixels contribute neither to the value
+            nor to the gradient, and the loss is 0 if all are ignored. It is traced by `jax.jit`,
+            with the batch of all devices, so reductions are over all of them.
+        options: frozen dataclass that validates the recipe's `[loss.NAME]`, except for `weight`.
+        tasks: the tasks that it supports.
+        complete: function `(options, context)` that returns options in which everything that is
+            computed from the dataset, such as class weights, is filled in. They are recorded, and a
+            resumed run gets them again. It raises `ConfigError` if an option does not fit.
+        any_layout: whether the functions take the axis of the classes as a third argument. Then
+            they may also get logits f[N,...] of any float dtype with the classes along that axis,
+            and labels i32[N,...] without it: some heads compute pixels in another order.
+    """
+
+    build: Callable[[Any, LossContext], MeanLoss | Callable[..., Any]]
+    options: type = NoOptions
+    tasks: tuple[Task, ...] = ("multiclass",)
+    complete: Callable[[Any, LossContext], Any] = keep_options
+    any_layout: bool = False

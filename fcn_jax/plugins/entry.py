@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from fcn_jax.errors import PluginError
-from fcn_jax.plugins.api import API_VERSION, Backbone, Dataset, Descriptor, Head, Model
+from fcn_jax.plugins.api import API_VERSION, Backbone, Dataset, Descriptor, Head, Loss, Model
 
 KINDS: dict[str, type[Descriptor]] = {
     "backbones": Backbone,
     "heads": Head,
     "models": Model,
     "datasets": Dataset,
+    "losses": Loss,
 }
 """By kind, the type of its descriptors. The entry-point group is `fcn_jax.<kind>`."""
 
@@ -36,7 +37,7 @@ class Entry:
     """One registered name, from the metadata of installed distributions; nothing is imported.
 
     Attributes:
-        kind: "backbones", "heads", "models" or "datasets".
+        kind: "backbones", "heads", "models", "datasets" or "losses".
         name: the registered name.
         distribution: the installed distribution that registers it.
         version: the distribution's version.
@@ -89,7 +90,12 @@ def singular(kind: str) -> str:
     """A kind in the singular. Raises `ValueError` if there is no such kind."""
     if kind not in KINDS:
         raise ValueError(f"kind is '{kind}'; it must be one of {', '.join(KINDS)}")
-    return kind.removesuffix("s")
+    return "loss" if kind == "losses" else kind.removesuffix("s")
+
+
+def plural(word: str) -> str:
+    """The kind of a word such as "loss"; the inverse of `singular`."""
+    return next(kind for kind in KINDS if singular(kind) == word)
 
 
 def import_descriptor(entry: Entry) -> Descriptor:

@@ -1,4 +1,4 @@
-"""Options of backbones and heads: open tables, validated by the plugin's own dataclass."""
+"""Options of backbones, heads and losses: open tables, validated by the plugin's own dataclass."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any, cast, get_type_hints
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from fcn_jax.errors import ConfigError, did_you_mean
-from fcn_jax.plugins.api import Backbone, Head
+from fcn_jax.plugins.api import Backbone, Head, Loss
 
 
-def validate(descriptor: Backbone | Head, table: Mapping[str, Any]) -> Any:
+def validate(descriptor: Backbone | Head | Loss, table: Mapping[str, Any]) -> Any:
     """Validate a table such as a recipe's `[model.backbone_options]`.
 
     Args:
-        descriptor: the backbone or head.
+        descriptor: the backbone, head or loss.
         table: JSON-able values. An integer may stand for a float, a list for a tuple; no other
             value is converted.
 

@@ -18,7 +18,7 @@ from importlib import metadata
 from typing import Any, cast
 
 from fcn_jax.errors import ConfigError, PluginError, did_you_mean
-from fcn_jax.plugins.api import Backbone, Dataset, Descriptor, Head, Model
+from fcn_jax.plugins.api import Backbone, Dataset, Descriptor, Head, Loss, Model
 from fcn_jax.plugins.entry import KINDS, Entry, import_descriptor, singular
 
 DISABLE_VARIABLE = "FCN_JAX_DISABLE_PLUGINS"
@@ -60,6 +60,10 @@ class Registry:
     def dataset(self, name: str) -> Dataset:
         """The dataset of that name, or `distribution:name`. Raises as `get` does."""
         return cast(Dataset, self.get("datasets", name))
+
+    def loss(self, name: str) -> Loss:
+        """The loss of that name, or `distribution:name`. Raises as `get` does."""
+        return cast(Loss, self.get("losses", name))
 
     def get(self, kind: str, name: str) -> Descriptor:
         """The descriptor of that kind and name; its module is imported on the first call.

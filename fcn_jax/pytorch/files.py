@@ -31,6 +31,16 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def digest(tensors: Mapping[str, Any]) -> str:
+    """The SHA-256 of tensors: their names in order, dtypes, shapes and values, in hexadecimal."""
+    sha = hashlib.sha256()
+    for name in sorted(tensors):
+        value = np.asarray(tensors[name], order="C")
+        sha.update(f"{name} {value.dtype.name} {value.shape}\n".encode())
+        sha.update(value.reshape(-1).view(np.uint8).data)
+    return sha.hexdigest()
+
+
 def open_state_dicts(path: str | Path) -> list[StateDict]:
     """Open a file and find its state dicts. Tensors are read when they are looked up.
 
@@ -94,8 +104,15 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
     return dict(open_tensors(path))
 
 
-def write(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
+def write(
+    path: str | Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+) -> None:
     """Write a state dict that `load_state_dict(strict=True)` accepts. No partial file is left.
+
+    Args:
+        path: ends in `.pth`, `.pt` or `.safetensors`.
+        tensors: arrays by PyTorch's names.
+        metadata: texts for the header of a `.safetensors` file; other files have no place for them.
 
     Raises:
         WeightsError: the suffix is not `.pth`, `.pt` or `.safetensors`, or torch is needed and not
@@ -108,7 +125,7 @@ def write(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
         if path.suffix == ".safetensors":
             from safetensors.numpy import save_file
 
-            save_file(contiguous, temporary, metadata={"format": "pt"})
+            save_file(contiguous, temporary, metadata={"format": "pt", **(metadata or {})})
             return
         try:
             import torch

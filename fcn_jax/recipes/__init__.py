@@ -144,5 +144,10 @@ def _use_recorded_plugins(table: dict[str, Any], run: Path) -> None:
                 table[section][key] = registry.default().own_name(
                     kind, table[section][key], records[key]["distribution"]
                 )
+        losses = recorded.get("losses", dict.fromkeys(table.get("loss", {}), own))
+        table["loss"] = {
+            registry.default().own_name("losses", name, losses[name]["distribution"]): loss
+            for name, loss in table["loss"].items()
+        }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return  # The record is incomplete. Names that are not ambiguous need none.

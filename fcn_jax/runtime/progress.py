@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 import sys
+import threading
 import time
 from typing import Any, TextIO
 
-_PERIOD = 15.0
+_PERIOD = 10.0
 """Seconds between lines if the output is not a terminal."""
 
 
 class Progress:
-    """A live bar on a terminal; elsewhere a line every 15 seconds. A context manager.
+    """A live bar on a terminal; elsewhere a line every 10 seconds. A context manager.
+
+    Lines are also printed without an update, so that an item that takes long is no silence.
 
     Use:
         with Progress("reading masks", len(files)) as progress:
@@ -46,6 +49,7 @@ class Progress:
         from rich.console import Console
 
         self._title, self._total, self._done, self._keep = title, total, done, keep
+        self._text, self._ended = "", threading.Event()
         self._console = Console(file=stream or sys.stderr)
         self._live = self._console.is_terminal
         self._printed = -math.inf if keep else time.monotonic()
@@ -70,22 +74,34 @@ class Progress:
     def __enter__(self) -> Progress:
         if self._live:  # before rich 14.3, a disabled bar ends with an empty line
             self._bar.start()
+        else:
+            threading.Thread(target=self._repeat, name="progress", daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._ended.set()
         if self._live:
             self._bar.stop()
 
     def update(self, done: int, total: int | None = None, text: str = "") -> None:
         """Show that `done` items are done, of `total` if that has changed, and a text."""
-        self._done, self._total = done, total or self._total
+        self._done, self._total, self._text = done, total or self._total, text
         self._bar.update(self._task, completed=done, total=self._total, text=text)
-        now = time.monotonic()
-        last = self._keep and done == self._total
-        if not self._live and (last or now - self._printed >= _PERIOD):
-            self._printed = now
+        self._print_line(self._keep and done == self._total)
+
+    def _repeat(self) -> None:
+        """Print lines during items that take long, until the task ends."""
+        while not self._ended.wait(_PERIOD):
+            self._print_line()
+
+    def _print_line(self, now: bool = False) -> None:
+        """Print the state if the output is not a terminal and the last line is old, or `now`."""
+        time_now = time.monotonic()
+        if not self._live and (now or time_now - self._printed >= _PERIOD):
+            self._printed = time_now
             of = "" if self._total is None else f" of {self._total}"
-            self.say(f"{self._title}: {done}{of}{text and f', {text}'}")
+            text = self._text and f", {self._text}"
+            self.say(f"{self._title}: {self._done}{of}{text}")
 
     def advance(self, count: int = 1) -> None:
         """Show that `count` more items are done."""

@@ -22,11 +22,12 @@ from fcn_jax.eval.metrics import Scores
 from fcn_jax.models.build import build
 from fcn_jax.models.spec import resolve
 from fcn_jax.plugins import registry
+from fcn_jax.plugins.api import LossContext
 from fcn_jax.runtime import atomic, versions
 from fcn_jax.runtime.compiler import compiler_options
 from fcn_jax.runtime.memory import peak_memory, trim_malloc
 from fcn_jax.runtime.progress import Progress
-from fcn_jax.train import groups, optim, sharding
+from fcn_jax.train import groups, losses, optim, sharding
 from fcn_jax.train import step as train_step
 from fcn_jax.train.early_stopping import EarlyStopping
 from fcn_jax.train.ending import after_a_step, before_any_step
@@ -36,6 +37,7 @@ from fcn_jax.train.saving import Completed, close_quietly, restored, save_after_
 from fcn_jax.train.schedules import schedule
 from fcn_jax.train.settings import (
     claim,
+    for_classes,
     require_memory,
     require_needed,
     require_same_split,
@@ -72,8 +74,9 @@ def train(config: Config, run: str | Path, *, resume: bool = False) -> Result:
     """Train a model.
 
     Writes `config.json`, `versions.json`, `parameters.json`, `metrics.jsonl`, `checkpoints/` and
-    `samples/` to the run directory, which is made once the training step is compiled. Whatever ends the run after its
-    first step, the work up to the last completed step is saved if possible; the error says so.
+    `samples/` to the run directory, which is made once the training step is compiled. Whatever ends
+    the run after its first step, the work up to the last completed step is saved if possible; the
+    error says so.
 
     Training runs in one process, on all of its devices.
 
@@ -116,6 +119,7 @@ def _train(
     # ----------------------------------------------------------------------------------------- data
     # Unknown names are rejected here, because preparing the data may take a while.
     preprocess = resolve(config.model).preprocess
+    selected = losses.select(config.losses(), config.model.task)
     earlier = checkpoint.latest_spec(run) if resume else None
     data = config.data
     # A resumed run scales images as it did before.
@@ -152,7 +156,7 @@ def _train(
             return Result(run, earlier[0], None, None, earlier[0], was_finished=True)
 
     # ---------------------------------------------------------------------------------------- model
-    model_spec = dataclasses.replace(config.model, num_classes=len(train_source.classes))
+    model_spec = for_classes(config.model, train_source.classes)
     with settings_at_fault("the model cannot be built", config):
         model = build(model_spec, rngs=nnx.Rngs(config.train.seed))
     weights, init = None, config.init
@@ -162,12 +166,20 @@ def _train(
         if init.weights:
             weights = init_from(model, init.weights, init.reinit, drop=init.drop, key=init.key)
         record = dataclasses.asdict(weights) if weights else None
+    criterion = losses.build(
+        selected,
+        LossContext(
+            len(train_source.classes), model_spec.task, opened.class_pixels, opened.image_pixels
+        ),
+        earlier[1].losses if earlier else None,
+    )
     spec = checkpoint.make_spec(
         model_spec,
         train_source.classes,
         weights=record,
         value_range=value_range.to_json(opened.value_range),
         split=opened.identity,
+        losses=criterion.record(),
     )
 
     # ------------------------------------------------------------------------------------ optimizer
@@ -180,6 +192,7 @@ def _train(
             model,
             optim.make(settings, total_steps, rates),
             preprocess,
+            losses=criterion,
             aux_weight=config.optim.aux_weight,
             accumulate_steps=config.optim.accumulate_steps,
             remat=config.optim.remat,
@@ -247,6 +260,7 @@ def _train(
         "plugins": spec.plugins,
         "dataset": registry.default().record("datasets", config.data.dataset),
         "weights": spec.weights,
+        "losses": {name: registry.default().record("losses", name) for name in config.loss},
     }
     atomic.write_json(run / "versions.json", made_with)
     atomic.write_json(
@@ -265,8 +279,7 @@ def _train(
     # twice as much, and save no time: the next batch is prepared during the step anyway. The inputs
     # are awaited, too, or `memory.disable_async_dispatch` would have no effect.
     one_at_a_time = jax.default_backend() == "cpu"
-    weights = "raw" if config.optim.ema_decay is None else "ema"  # those that are evaluated
-    said = "" if weights == "raw" else f"({weights}) "
+    scored = "raw" if config.optim.ema_decay is None else "ema"  # the weights that are evaluated
 
     def save_now() -> None:
         nonlocal saved
@@ -286,14 +299,14 @@ def _train(
             event="val",
             epoch=number / epoch_steps,
             seconds=seconds,
-            weights=weights,
+            weights=scored,
             **scores.to_dict(val_source.classes),
         )
         progress.say(
-            f"epoch {number // epoch_steps}: val {said}{scores.summary()} "
+            f"epoch {number // epoch_steps}: val {'(ema) ' * (scored == 'ema')}{scores.summary()} "
             f"({len(val_source)} images in {seconds:.0f} s)"
         )
-        checkpoints.score(number, scores.miou, weights)
+        checkpoints.score(number, scores.miou, scored)
         stopping.add(number, scores)
 
     def show(number: int, loss: float, images_per_second: float) -> None:
@@ -329,13 +342,14 @@ def _train(
 
             if number % config.train.log_every_steps == 0 or number == total_steps:
                 loss = reached.loss(run, reached.state)
-                figures = speed.figures(number)
+                figures, by_loss = speed.figures(number), metrics.get("losses", {})
                 records.write(
                     step=number,
                     event="train",
                     epoch=number / epoch_steps,
                     loss=loss,
                     grad_norm=float(metrics["grad_norm"]),
+                    **({"losses": {k: float(x) for k, x in by_loss.items()}} if by_loss else {}),
                     lr=float(rate(number - 1)),
                     **figures,
                     peak_memory_gib=peak_memory(),

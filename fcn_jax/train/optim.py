@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from fcn_jax.config import OptimConfig
+from fcn_jax.train.adam import scale_by_adam
 from fcn_jax.train.groups import Rate, parameter_names
 from fcn_jax.train.schedules import schedule
 
@@ -64,10 +65,10 @@ def _rule(config: OptimConfig) -> optax.GradientTransformation:
         return optax.trace(config.momentum) if config.momentum else optax.identity()
     if config.name == "lion":
         return optax.scale_by_lion(*(config.betas or (0.9, 0.99)))
-    adam = optax.scale_by_adam(*(config.betas or (0.9, 0.999)), eps=config.eps)
+    rest = scale_by_adam(*(config.betas or (0.9, 0.999)), config.eps)
     if config.name == "muon":
-        return optax.partition({"muon": _muon(config.momentum), "adam": adam}, _muon_or_adam)
-    return adam
+        return optax.partition({"muon": _muon(config.momentum), "adam": rest}, _muon_or_adam)
+    return rest
 
 
 def _muon_or_adam(params: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import shlex
 from collections.abc import Iterator, Mapping
@@ -12,7 +13,8 @@ from typing import Any
 import jax
 
 from fcn_jax.config import Config, same_plugins
-from fcn_jax.errors import ConfigError, FcnJaxError
+from fcn_jax.errors import ConfigError, FcnJaxError, listing
+from fcn_jax.plugins.api import Classes, ModelSpec
 from fcn_jax.recipes import read_run
 from fcn_jax.train.ending import gist, is_out_of_memory
 
@@ -93,8 +95,9 @@ def claim(run: Path, config: Config, resume: bool) -> None:
     changed = sorted(
         name
         for section, values in new.items()
-        for key in values
-        if values[key] != old[section][key] and (name := f"{section}.{key}") not in _FREE
+        for key in {**values, **old[section]}
+        if values.get(key) != old[section].get(key)
+        and (name := f"{section}.{key.rpartition(':')[2]}") not in _FREE
     )
     if changed == ["train.epochs"] and config.optim.schedule == "constant":
         return
@@ -160,8 +163,31 @@ def require_needed(config: Config) -> None:
             "optim.schedule: 'multi_step' given without optim.milestones; name the fractions of "
             "the run at which the learning rate falls, such as 'optim.milestones=[0.6, 0.9]'"
         )
+    if model.task == "multilabel":
+        problems.append(
+            "model.task is 'multilabel': datasets have masks with one class per pixel; use "
+            "'multiclass' or 'binary' (in Python, fcn_jax.train.step.make takes masks of "
+            "u8[N,H,W,K])"
+        )
     if problems:
         raise ConfigError("; ".join(problems))
+
+
+def for_classes(model: ModelSpec, classes: Classes) -> ModelSpec:
+    """Return the spec of a model for a dataset.
+
+    Raises:
+        ConfigError: the task is "binary", and the dataset does not have two classes.
+    """
+    if model.task != "binary":
+        return dataclasses.replace(model, num_classes=len(classes))
+    if len(classes) != 2:
+        raise ConfigError(
+            f"model.task is 'binary', and the dataset has {len(classes)} classes "
+            f"({listing(classes.names)}); expected two, of which the second is the one to find. "
+            "Use model.task = 'multiclass' for others"
+        )
+    return dataclasses.replace(model, num_classes=1)
 
 
 def require_steps(config: Config, total: int) -> None:

@@ -11,13 +11,14 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from fcn_jax.errors import ConfigError
 from fcn_jax.models.preprocess import normalize
 from fcn_jax.models.segmenter import Segmenter
 from fcn_jax.nn import REMAT_NAMES
 from fcn_jax.nn._subpixel import prefers_subpixel
-from fcn_jax.plugins.api import IGNORE_INDEX, Preprocess
+from fcn_jax.plugins.api import Preprocess
 from fcn_jax.train import ema, groups
-from fcn_jax.train.losses import segmentation_loss
+from fcn_jax.train.losses import Losses, default_losses
 
 
 @jax.tree_util.register_dataclass
@@ -48,6 +49,7 @@ def make(
     optimizer: optax.GradientTransformation,
     preprocess: Preprocess,
     *,
+    losses: Losses | None = None,
     aux_weight: float = 0.5,
     accumulate_steps: int = 1,
     remat: bool = False,
@@ -63,10 +65,12 @@ def make(
         model: the model, which is set to train mode. Its arrays are copied.
         optimizer: optimizer of the parameters that are trained.
         preprocess: the backbone's preprocessing.
+        losses: the loss of each head's logits; by default cross entropy.
         aux_weight: weight of the auxiliary head's loss, if the model has such a head.
         accumulate_steps: parts in which a batch is computed, one after the other; must divide the
             images of a batch on each device. More parts take less memory. Loss and gradient are
-            those of the whole batch, but batch normalization sees one part at a time.
+            those of the whole batch, but batch normalization sees one part at a time. Every loss
+            must be a `fcn_jax.api.MeanLoss`.
         remat: keep only the outputs of convolutions and the moments of batch normalization for the
             backward pass, and compute normalizations and activations again there.
         blocks: compute the loss from sub-pixel logits, if the head has them. By default on GPUs and
@@ -80,9 +84,23 @@ def make(
 
     Returns:
         The state at step 0, and the function `step(state, batch) -> (state, metrics)`, to be jitted
-        with the state donated. `batch` is {"image": u8[N,h,w,3], "mask": u8[N,h,w]}, `metrics` is
-        {"loss": f32[], "grad_norm": f32[]}.
+        with the state donated. `batch` is {"image": u8[N,h,w,3], "mask": u8[N,h,w]}, or, for the
+        task "multilabel", "mask": u8[N,h,w,K] of 0, 1 and 255. `metrics` is {"loss": f32[],
+        "grad_norm": f32[]} and, if there are several losses, "losses": {name: f32[]}, those of the
+        main head without their weights.
+
+    Raises:
+        ConfigError: with `accumulate_steps`, a loss needs the whole batch.
     """
+    losses = losses or default_losses()
+    if accumulate_steps > 1 and losses.of_whole_batches:
+        raise ConfigError(
+            f"optim.accumulate_steps is {accumulate_steps}, and the loss of a whole batch is not a "
+            f"mean over its parts with {', '.join(losses.of_whole_batches)}; set "
+            "optim.accumulate_steps to 1, or use losses that are means over pixels, such as "
+            "cross_entropy and focal"
+        )
+    several = len(losses.terms) > 1
     subpixel = prefers_subpixel() if blocks is None else blocks
     model.train()
     groups.freeze_batch_norm(model, freeze_batch_norm)
@@ -111,14 +129,15 @@ def make(
         batch_stats: Any,
         keys: Any,
         batch: Mapping[str, jax.Array],
-        count: jax.Array,
+        divisors: Any,
     ) -> Any:
         # Without the copy, updating the statistics under value_and_grad is a trace-level error.
         network = nnx.merge(graphdef, trained, fixed, batch_stats, keys, copy=True)
         images = normalize(batch["image"], preprocess)
-        outputs = network.subpixel_outputs(images) if subpixel else network.outputs(images)
-        loss = segmentation_loss(outputs, batch["mask"], aux_weight, count=count)
-        return loss, nnx.state(network, nnx.BatchStat)
+        in_blocks = subpixel and batch["mask"].ndim == 3  # not if labels have an axis of classes
+        outputs = network.subpixel_outputs(images) if in_blocks else network.outputs(images)
+        loss, values = losses(outputs, batch["mask"], aux_weight, divisors)
+        return loss, (nnx.state(network, nnx.BatchStat), values if several else {})
 
     if remat:
         policy = jax.checkpoint_policies.save_only_these_names(*REMAT_NAMES)
@@ -126,38 +145,42 @@ def make(
     gradient = jax.value_and_grad(loss_of, has_aux=True)
 
     def accumulated(
-        trained: Any, fixed: Any, batch_stats: Any, keys: Any, batch: Any, count: jax.Array
+        trained: Any, fixed: Any, batch_stats: Any, keys: Any, batch: Any, divisors: Any
     ) -> Any:
         def add(total: Any, part: Any) -> tuple[Any, None]:
-            loss, batch_stats, grads = total
+            sums, batch_stats = total
             number, batch = part
-            (more, batch_stats), added = gradient(
-                trained, fixed, batch_stats, _fold(keys, number), batch, count
+            (loss, (batch_stats, values)), grads = gradient(
+                trained, fixed, batch_stats, _fold(keys, number), batch, divisors
             )
-            return (loss + more, batch_stats, jax.tree.map(jnp.add, grads, added)), None
+            return (jax.tree.map(jnp.add, sums, (loss, values, grads)), batch_stats), None
 
         # Each part takes every accumulate_steps-th image, so that it lies on all devices.
         parts = jax.tree.map(
             lambda x: x.reshape(-1, accumulate_steps, *x.shape[1:]).swapaxes(0, 1), dict(batch)
         )
-        start = (jnp.zeros(()), batch_stats, jax.tree.map(jnp.zeros_like, trained))
-        (loss, batch_stats, grads), _ = jax.lax.scan(
-            add, start, (jnp.arange(accumulate_steps), parts)
+        zeros = {term.name: jnp.zeros(()) for term in losses.terms} if several else {}
+        sums = jnp.zeros(()), zeros, jax.tree.map(jnp.zeros_like, trained)
+        ((loss, values, grads), batch_stats), _ = jax.lax.scan(
+            add, (sums, batch_stats), (jnp.arange(accumulate_steps), parts)
         )
-        return (loss, batch_stats), grads
+        return (loss, (batch_stats, values)), grads
 
     def step(
         state: TrainState, batch: Mapping[str, jax.Array]
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        count = (batch["mask"] != IGNORE_INDEX).sum()
+        divisors = losses.divisors(batch["mask"])
         keys = _fold(rest, state.step)
         trained, fixed = groups.trained(state.params, frozen)
         compute = gradient if accumulate_steps == 1 else accumulated
-        (loss, batch_stats), grads = compute(trained, fixed, state.batch_stats, keys, batch, count)
+        result = compute(trained, fixed, state.batch_stats, keys, batch, divisors)
+        (loss, (batch_stats, values)), grads = result
         updates, opt_state = optimizer.update(grads, state.opt_state, trained)
         trained = optax.apply_updates(trained, updates)
         params = nnx.merge_state(trained, fixed)
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+        if values:
+            metrics["losses"] = values
         average = state.ema
         if ema_decay is not None:
             weight = ema.new_weight(state.step, ema_decay, warmup=ema_warmup)

@@ -2,7 +2,16 @@
 
 from fcn_jax.verify.compare import Comparison, Section
 from fcn_jax.verify.model import verify_model
-from fcn_jax.verify.modules import compare_modules
+from fcn_jax.verify.modules import compare
 from fcn_jax.verify.report import Report
+from fcn_jax.verify.runs import ADAMW, SGD
 
-__all__ = ["Comparison", "Report", "Section", "compare_modules", "verify_model"]
+__all__ = [
+    "ADAMW",
+    "SGD",
+    "Comparison",
+    "Report",
+    "Section",
+    "compare",
+    "verify_model",
+]

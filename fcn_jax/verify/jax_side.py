@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from fcn_jax.nn._conv_norm_act import folding
-from fcn_jax.verify.torch_side import by_name, to_nchw
-from fcn_jax.verify.types import Call
+from fcn_jax.verify.outputs import by_name
+from fcn_jax.verify.ports import Called, Port, Watch
+from fcn_jax.verify.tags import collect
+from fcn_jax.verify.torch_side import to_nchw
 
 
 def blank(build: Callable[[], Any]) -> Any:
@@ -27,155 +27,131 @@ def blank(build: Callable[[], Any]) -> Any:
     return module
 
 
-def submodules(module: nnx.Module) -> dict[str, nnx.Module]:
-    """Every submodule that can be called, by dotted path, without the module itself."""
-    found = {".".join(map(str, path)): child for path, child in nnx.iter_modules(module) if path}
-    return {path: child for path, child in found.items() if callable(child)}
-
-
-@contextlib.contextmanager
-def _watching(module: nnx.Module, note: Callable[[str, Any], None]) -> Iterator[None]:
-    """Call `note(path, output)` after each call of a submodule with a single array in and out."""
-    paths = {id(child): path for path, child in submodules(module).items()}
-    classes = {type(child) for child in submodules(module).values()}
-    own = {cls: cls.__dict__.get("__call__") for cls in classes}
-
-    def wrapped(cls: Any) -> Any:
-        original = cls.__call__
-
-        @functools.wraps(original)
-        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-            output = original(self, *args, **kwargs)
-            # A subclass may call its parent's method: that is a part of a call.
-            if (
-                type(self) is cls
-                and id(self) in paths
-                and len(args) == 1
-                and not kwargs
-                and isinstance(args[0], jax.Array)
-                and isinstance(output, jax.Array)
-            ):
-                note(paths[id(self)], output)
-            return output
-
-        return call
-
-    # All before the first is set, because a class may inherit the method from another one of them.
-    wrappers = {cls: wrapped(cls) for cls in classes}
-    try:
-        for cls, wrapper in wrappers.items():
-            # mypy rejects an assignment to a method.
-            setattr(cls, "__call__", wrapper)  # noqa: B010
-        yield
-    finally:
-        for cls in classes:
-            if own[cls] is None:
-                delattr(cls, "__call__")
-            else:
-                setattr(cls, "__call__", own[cls])  # noqa: B010
-
-
 def precise() -> Any:
     """Matrix products in full float32. TF32 on GPUs and bfloat16 on TPUs cause errors of 1e-2."""
     return jax.default_matmul_precision("highest")
 
 
-def watched(
-    module: nnx.Module, call: Call, inputs: Sequence[np.ndarray], names: Sequence[str]
-) -> dict[str, list[np.ndarray]]:
-    """Run a module, jitted as a whole, and record the outputs of submodules.
+def placed(port: Port, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+    """Inputs whose images are [N, H, W, C], with the axes that the port takes."""
+    return tuple(inputs) if port.channels_last else tuple(map(to_nchw, inputs))
 
-    Returns:
-        The outputs of every call of each submodule with a single array in and out, in PyTorch's
-        layout.
+
+class WatchedCall(NamedTuple):
+    """A call of a layer and its output, with JAX's axes."""
+
+    called: Called
+    output: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the input, with the axes over which `jax.vmap` maps the call."""
+        return self.output.shape[: self.mapped] + self.called.shape
+
+    @property
+    def mapped(self) -> int:
+        """Number of axes over which `jax.vmap` maps the call."""
+        return self.output.ndim - len(self.called.out_shape)
+
+
+def watched(
+    port: Port, inputs: Sequence[np.ndarray], names: Sequence[str]
+) -> dict[str, list[WatchedCall]]:
+    """Run a network in eval mode, jitted as a whole, and record every call of layers by path.
+
+    Calls whose input or output is not a single array are left out, and those in `lax.scan`. Values
+    that a plain function names itself are always recorded.
     """
-    graphdef, state = nnx.split(module)
+    watch = Watch(names)
+    run = collect(lambda leaves, inputs: port.run(leaves, inputs, watch=watch)[0])
+    with precise():
+        _, seen = jax.jit(run)(port.leaves, placed(port, inputs))
+    found = {}
+    for path, values in seen.items():
+        arrays = [array(value) for value in values]
+        calls = watch.calls.get(path) or [Called(x.shape, x.shape) for x in arrays]
+        # A call in a loop is noted once when it is traced, but has no output.
+        if len(calls) == len(arrays):
+            found[path] = list(map(WatchedCall, calls, arrays))
+    return found
+
+
+def outputs(
+    port: Port, inputs: Sequence[np.ndarray], *, train: bool = False
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Run a network, jitted; outputs by name, and the buffers after the call in train mode."""
 
     @jax.jit
-    def run(state: Any, inputs: tuple[Any, ...]) -> Any:
-        network = nnx.merge(graphdef, state, copy=True)
-        seen: dict[str, list[Any]] = {}
-
-        def note(path: str, output: Any) -> None:
-            if path in names:
-                seen.setdefault(path, []).append(output)
-
-        with _watching(network, note), folding(False):  # keeps every layer's output
-            return call(network, inputs), seen
+    def run(leaves: Any, inputs: tuple[Any, ...]) -> Any:
+        found, updates = port.run(leaves, inputs, train=train, watch=None)
+        return by_name(found), updates
 
     with precise():
-        _, seen = run(state, tuple(inputs))
-    return {path: [array(value) for value in values] for path, values in seen.items()}
+        found, updates = run(port.leaves, placed(port, inputs))
+    return _arrays(found), _arrays(updates)
 
 
-def outputs(module: nnx.Module, call: Call, inputs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    """Run a module, jitted, in its current mode; outputs by name in PyTorch's layout."""
-    graphdef, state = nnx.split(module)
-    run = jax.jit(
-        lambda state, inputs: by_name(call(nnx.merge(graphdef, state, copy=True), inputs))
-    )
-    with precise():
-        found = run(state, tuple(inputs))
-    return {name: array(value) for name, value in found.items()}
+def layer_runner(port: Port) -> Callable[[str, WatchedCall, np.ndarray], np.ndarray | None]:
+    """A function that runs one layer on an input, both with JAX's axes.
 
-
-def layer_runner() -> Callable[[nnx.Module, np.ndarray], np.ndarray]:
-    """A function that runs one submodule on an input and returns PyTorch's layout.
-
-    Equal layers are compiled once. Every comparison needs a new function, because the compiled
-    programs would not notice a change of a layer's code.
+    It returns None if the framework cannot run the layer alone. Equal layers are compiled once.
+    Every comparison needs a new function, because the compiled programs would not notice a change
+    of a layer's code.
     """
 
-    @functools.partial(jax.jit, static_argnums=0)
-    def run(graphdef: Any, state: Any, x: jax.Array) -> Any:
-        return nnx.merge(graphdef, state, copy=True)(x)
+    @functools.partial(jax.jit, static_argnums=(0, 1))
+    def run(static: Any, mapped: int, values: Any, x: jax.Array) -> Any:
+        def call(x: jax.Array) -> Any:
+            output = port.run_layer(static, values, x)
+            return output[0] if isinstance(output, list | tuple) else output
 
-    def layer(module: nnx.Module, x: np.ndarray) -> np.ndarray:
+        for _ in range(mapped):
+            call = jax.vmap(call)
+        return call(x)
+
+    def layer(path: str, call: WatchedCall, x: np.ndarray) -> np.ndarray | None:
+        found = port.layer(path, call.called)
+        if found is None:
+            return None
         with precise():
-            return array(run(*nnx.split(module), x))
+            return array(run(found.static, call.mapped, found.values, x))
 
     return layer
 
 
 def gradients(
-    module: nnx.Module,
-    call: Call,
+    port: Port,
     inputs: Sequence[np.ndarray],
     loss: Callable[[dict[str, Any], Any], jax.Array],
     target: Any,
-) -> tuple[float, Any]:
-    """The loss and its gradient with respect to every parameter, jitted as in training."""
-    graphdef, params, rest = nnx.split(module, nnx.Param, ...)  # type: ignore[misc]
+) -> tuple[float, dict[str, Any]]:
+    """The loss and its gradient with respect to every parameter, jitted, in train mode."""
+    leaves = port.leaves
+    trained = {path: leaf for path, leaf in leaves.items() if path in port.parameters}
+    rest = {path: leaf for path, leaf in leaves.items() if path not in port.parameters}
 
     @jax.jit
-    def run(params: Any, rest: Any, inputs: tuple[Any, ...], target: Any) -> Any:
-        def loss_of(params: Any) -> jax.Array:
-            return loss(by_name(call(nnx.merge(graphdef, params, rest, copy=True), inputs)), target)
+    def run(trained: Any, rest: Any, inputs: tuple[Any, ...], target: Any) -> Any:
+        def loss_of(trained: Mapping[str, Any]) -> jax.Array:
+            found, _ = port.run({**trained, **rest}, inputs, train=True, watch=None)
+            return loss(by_name(found), target)
 
-        return jax.value_and_grad(loss_of)(params)
+        return jax.value_and_grad(loss_of)(trained)
 
     with precise():
-        value, grads = run(params, rest, tuple(inputs), target)
+        value, grads = run(trained, rest, placed(port, inputs), target)
     return float(value), grads
 
 
-@contextlib.contextmanager
-def without_dropout(module: nnx.Module) -> Iterator[None]:
-    """Disable dropout in both modes, and restore it at the end."""
-    layers = [child for child in submodules(module).values() if isinstance(child, nnx.Dropout)]
-    rates = [layer.rate for layer in layers]
-    for layer in layers:
-        layer.rate = 0.0
-    try:
-        yield
-    finally:
-        for layer, rate in zip(layers, rates, strict=True):
-            layer.rate = rate
-
-
 def array(value: Any) -> np.ndarray:
-    """Convert to numpy in PyTorch's layout; bfloat16 becomes float32."""
+    """Convert to numpy; bfloat16 becomes float32."""
     wide = np.asarray(value)
-    if wide.dtype.itemsize < 4 and wide.dtype.kind not in "iub":
-        wide = wide.astype(np.float32)
-    return to_nchw(wide)
+    return (
+        wide.astype(np.float32)
+        if wide.dtype.itemsize < 4 and wide.dtype.kind not in "iub"
+        else wide
+    )
+
+
+def _arrays(values: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    return {name: array(value) for name, value in values.items()}

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from flax import nnx
 
-from fcn_jax.models.names import leaves
+from fcn_jax.errors import listing
 from fcn_jax.pytorch.rules import Table
 from fcn_jax.verify import jax_side
 from fcn_jax.verify.compare import FACTORS, Comparison, ReferenceErrors, Section
+from fcn_jax.verify.layout import best_layout, layouts, layouts_of_another_size
+from fcn_jax.verify.ports import Port
 from fcn_jax.verify.torch_side import REFERENCE, import_torch
 from fcn_jax.verify.types import Advance, Pair
 
@@ -19,7 +21,11 @@ if TYPE_CHECKING:
     import torch
 
 
-def match_layers(network: torch.nn.Module, module: nnx.Module, table: Table) -> dict[str, str]:
+_THREADED = 1 << 20
+"""Smallest input of a layer that runs in several threads, in elements."""
+
+
+def match_layers(network: torch.nn.Module, port: Port, table: Table) -> dict[str, str]:
     """Match submodules that hold the same tensors, layers and blocks alike.
 
     Several modules, one around the other, may hold the same tensors. They are matched from the
@@ -27,12 +33,14 @@ def match_layers(network: torch.nn.Module, module: nnx.Module, table: Table) -> 
     example, a shortcut, and only the innermost are matched, if they hold the tensors themselves.
 
     Returns:
-        Flax path -> PyTorch name.
+        JAX's path -> PyTorch's name.
     """
-    names = {path: found[0] for path in leaves(module) if (found := table.to_torch(path))}
-    present = set(network.state_dict())
+    names = table.names(port.leaves)
+    # Not every library counts batches.
+    counts = {name for name in network.state_dict() if name.endswith(".num_batches_tracked")}
+    present = set(network.state_dict()) - (counts - set(names.values()))
     ours = _by_tensors(
-        sorted(jax_side.submodules(module), key=lambda path: path.count(".")),
+        sorted(port.layers, key=lambda path: path.count(".")),
         {path: name for path, name in names.items() if name in present},
     )
     theirs = _by_tensors(
@@ -48,7 +56,7 @@ def match_layers(network: torch.nn.Module, module: nnx.Module, table: Table) -> 
         owner = candidates[-1] if candidates else ""
         if all(name.rpartition(".")[0] == owner for name in tensors):
             pairs[paths[-1]] = owner
-    return {path: pairs[path] for path in jax_side.submodules(module) if path in pairs}
+    return {path: pairs[path] for path in port.layers if path in pairs}
 
 
 def _by_tensors(
@@ -83,12 +91,12 @@ class Layers(NamedTuple):
     Attributes:
         isolated: each layer's error on PyTorch's own input.
         accumulated: each layer's error within the running network.
-        skipped: layers with tensors of their own that one side never calls with a single tensor.
+        skipped: layers with tensors of their own that were not compared alone -> the reason.
     """
 
     isolated: Section
     accumulated: Section
-    skipped: tuple[str, ...]
+    skipped: dict[str, str]
 
     @property
     def sections(self) -> list[Section]:
@@ -122,39 +130,114 @@ def compare_layers(pair: Pair, inputs: Sequence[np.ndarray], advance: Advance) -
         advance: called after every step.
     """
     side, factor = pair.torch, FACTORS["layers"]
-    ours = jax_side.watched(pair.jax, pair.call, inputs, tuple(pair.layers))
+    ours = jax_side.watched(pair.port, inputs, tuple(pair.layers))
     advance("JAX")
     # Some layers are called with several tensors on one side only, such as a head with its features
     # by name.
     paths = {name: path for path, name in pair.layers.items() if path in ours}
+    modules = dict(side.network(REFERENCE).named_modules())
+    paths.update({path: path for path in ours if path not in pair.layers and path in modules})
     seen_in, reference = side.watched(REFERENCE, inputs, tuple(paths))
     advance("PyTorch float64")
     order = list(seen_in)  # hooks run when a module is done: first the layers, then their block
-    errors = ReferenceErrors(_by_call(reference, paths), pair.dtype)
+    goals = _by_call(reference, paths)
+    errors = ReferenceErrors(goals, pair.dtype)
     for variant in side.variants:
         _, seen = side.watched(variant, inputs, order)
         errors.add(_by_call(seen, paths))
         advance("PyTorch")
-    found = _by_call({name: ours[paths[name]] for name in order}, paths)
+    calls = {name: ours[paths[name]] for name in order}
+    found = _by_call({name: [call.output for call in calls[name]] for name in order}, paths)
+    found = {key: in_torch_axes(goals[key], x) if key in goals else x for key, x in found.items()}
     accumulated = Section("layers, accumulated", factor, errors.compare(found, factor))
-    del errors, reference, ours, found, seen
+    del errors, reference, goals, ours, found, seen
 
-    modules, run_layer = jax_side.submodules(pair.jax), jax_side.layer_runner()
+    run_layer = jax_side.layer_runner(pair.port)
     isolated: list[Comparison] = []
     for name in order:
         path = paths[name]
-        for number, x in enumerate(seen_in.pop(name)):
+        for number, (x, call) in enumerate(zip(seen_in.pop(name), calls[name], strict=False)):
             x = _rounded(x, pair.dtype)
             key = _label(path, number)
-            errors = ReferenceErrors({key: side.layer(REFERENCE, name, x)}, pair.dtype)
-            for variant in side.variants:
-                errors.add({key: side.layer(variant, name, x)})
-            isolated += errors.compare({key: run_layer(modules[path], x)}, factor)
+            with one_thread(x.size):
+                goal = side.layer(REFERENCE, name, x)
+                errors = ReferenceErrors({key: goal}, pair.dtype)
+                for variant in side.variants:
+                    errors.add({key: side.layer(variant, name, x)})
+            y = _run_layer(run_layer, path, call, x, goal)
+            isolated += errors.compare({key: y}, factor) if y is not None else ()
         advance(path)
-    owners = dict.fromkeys(path.rpartition(".")[0] for path in leaves(pair.jax))
-    called = {paths[name] for name in order}
-    skipped = tuple(owner for owner in owners if owner not in called)
-    return Layers(Section("layers, isolated", factor, tuple(isolated)), accumulated, skipped)
+    section = Section("layers, isolated", factor, tuple(isolated))
+    return Layers(section, accumulated, _skipped(pair, {paths[name] for name in order}, paths))
+
+
+def _skipped(pair: Pair, compared: set[str], called: Mapping[str, str]) -> dict[str, str]:
+    """Layers with tensors of their own that were not compared, and the reasons.
+
+    Args:
+        pair: both sides.
+        compared: paths of the compared layers.
+        called: PyTorch's name of each layer that JAX calls with a single array -> its path.
+    """
+    tensors: dict[str, list[str]] = {}
+    for path, name in pair.table.names(pair.port.leaves).items():
+        tensors.setdefault(path.rpartition(".")[0], []).append(name)
+    reasons = {}
+    for layer, names in tensors.items():
+        if not layer or layer in compared:
+            continue
+        if layer not in pair.layers:
+            reasons[layer] = f"no one PyTorch module holds these tensors: {listing(names, 4)}"
+        elif pair.layers[layer] not in called:
+            reasons[layer] = "JAX does not call it with a single array"
+        else:
+            reasons[layer] = "PyTorch does not call it with a single tensor"
+    return reasons
+
+
+def _run_layer(
+    run: Any, path: str, call: jax_side.WatchedCall, x: np.ndarray, goal: np.ndarray
+) -> np.ndarray | None:
+    """JAX's output on PyTorch's input, with PyTorch's axes; None if the layer cannot run alone.
+
+    Where several layouts of the input fit, such as for 2, 8, 8, 8, the best result counts. A wrong
+    layer before this one may have changed the size of JAX's own input.
+    """
+    fitting = layouts(x.shape, call.shape) or layouts_of_another_size(x.shape, call.shape)
+    found = [run(path, call, layout.to_jax(x)) for layout in fitting]
+    outputs = [in_torch_axes(goal, y) for y in found if y is not None]
+    fit = [y for y in outputs if y.shape == goal.shape] or outputs[:1]
+    return min(fit, key=lambda y: _distance(y, goal), default=None)
+
+
+def _distance(y: np.ndarray, goal: np.ndarray) -> float:
+    with np.errstate(invalid="ignore", over="ignore"):
+        return float(np.linalg.norm(y - goal)) if y.shape == goal.shape else 0.0
+
+
+def in_torch_axes(torch: np.ndarray, jax: np.ndarray) -> np.ndarray:
+    """JAX's array with PyTorch's axes; unchanged if the shapes do not fit each other."""
+    layout = best_layout(torch, jax)
+    return jax if layout is None else layout.to_torch(jax)
+
+
+@contextlib.contextmanager
+def one_thread(elements: int) -> Iterator[None]:
+    """Run small layers of PyTorch in one thread.
+
+    Several threads wait for each other by spinning, which takes many times as long on a busy
+    machine.
+    """
+    torch = import_torch()
+    threads = torch.get_num_threads()
+    if elements >= _THREADED:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _label(path: str, number: int) -> str:

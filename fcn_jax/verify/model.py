@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from fcn_jax.config import OptimConfig
 from fcn_jax.convert.load import load_torch
 from fcn_jax.convert.report import LoadReport
 from fcn_jax.convert.tables import tables
@@ -28,18 +28,33 @@ from fcn_jax.plugins.api import IGNORE_INDEX, ModelSpec
 from fcn_jax.pytorch import files
 from fcn_jax.pytorch.rules import Table
 from fcn_jax.train.losses import segmentation_loss
-from fcn_jax.verify import jax_side
-from fcn_jax.verify.compare import Section, compare_repeatedly
+from fcn_jax.verify import evidence, jax_side
 from fcn_jax.verify.layers import compare_layers
-from fcn_jax.verify.modules import attempts_after, compare_gradients, compare_outputs, paired
-from fcn_jax.verify.reference import build_reference, randomize_batch_norm
+from fcn_jax.verify.modules import (
+    add_mutation,
+    add_sensitivity,
+    attempts_after,
+    compare_gradients,
+    compare_outputs,
+    compare_train_mode,
+    paired,
+    state_digest,
+)
+from fcn_jax.verify.ports.nnx_port import NnxPort
+from fcn_jax.verify.randomize import randomize
+from fcn_jax.verify.reference import build_reference
 from fcn_jax.verify.report import Agreement, Pictures, Report
-from fcn_jax.verify.torch_side import import_torch
-from fcn_jax.verify.training import RECIPE, compare_training, torch_loss
+from fcn_jax.verify.runs import SGD, recipe_for, torch_loss
+from fcn_jax.verify.third_opinion import ThirdOpinion
+from fcn_jax.verify.torch_side import import_torch, to_nchw
+from fcn_jax.verify.training import Condition, Mode, Plan, compare_training, plan_problems
 from fcn_jax.verify.types import Advance, Loss, Outputs
 
 SMALLEST = 32
 """Smallest height and width of the images, in pixels."""
+
+MUTATION_SIZE = 64
+"""Largest height and width of the images on which faults are planted, in pixels."""
 
 DEFAULT_HEAD = "fcn32s"
 """Head on which a backbone is verified."""
@@ -50,34 +65,58 @@ def verify_model(
     *,
     weights: str | Path | None = None,
     reinit: Sequence[str] = (),
+    drop: Sequence[str] = (),
+    key: str = "",
     sizes: Sequence[tuple[int, int]] = ((320, 480),),
     batch: int = 2,
     grad: bool = False,
     train_steps: int = 0,
-    train_lr: float = RECIPE.lr,
+    train_mode: Mode = "synced",
+    train_recipes: Sequence[str | OptimConfig] = ("sgd",),
+    train_lr: float | None = None,
+    train_seeds: int = 8,
+    train_condition: Condition | None = None,
+    mutate: bool | int = False,
     seed: int = 0,
+    third_opinion: bool = False,
     progress: Callable[[int, int, str], None] | None = None,
     **changes: Any,
 ) -> Report:
     """Show that a model computes the same function as its PyTorch reference.
 
     Both networks get the values of one state dict and run on the same drawn scenes. See
-    `fcn_jax.verify.compare` for the criterion. Layers and logits are compared in eval mode,
-    gradients and training steps in train mode without dropout.
+    `fcn_jax.verify.compare` for the criterion. Layers and logits are compared in eval mode; the
+    logits and running statistics of one call, gradients and training steps in train mode without
+    dropout.
 
     Args:
         model: a spec, a registered model, or a registered backbone.
         weights: a `.pth` or `.safetensors` file, or the name of published weights. None draws all
-            values at random, including BatchNorm's statistics, scales and shifts.
+            values at random, such that every tensor matters; see `fcn_jax.verify.randomize`.
         reinit: globs over names that the file lacks on purpose; their values are random.
+        drop: globs over the file's names of tensors that are dropped.
+        key: which of several state dicts of the file to load, such as "model_ema".
         sizes: heights and widths of the images in pixels, at least 32 each. Layers, gradients and
             training use the first.
         batch: number of images, at least 1.
         grad: also compare the gradient of the loss with respect to every parameter.
         train_steps: number of training steps to compare, 0 or more.
-        train_lr: first learning rate of these steps, above 0. Networks without BatchNorm may need
-            less than the default for PyTorch's loss to stay finite.
+        train_mode: `synced` starts each step from the same values on all sides, `free` lets each
+            side go on from its own, `seeds` compares the distribution of the errors of free runs;
+            see `fcn_jax.verify.training`.
+        train_recipes: "sgd", "adamw", or settings of the optimizer as in a recipe's [optim]; the
+            steps are compared with each of them.
+        train_lr: learning rate instead of the recipe's, above 0. Networks without BatchNorm may
+            need less for PyTorch's loss to stay finite.
+        train_seeds: number of runs in the mode `seeds`, at least 2.
+        train_condition: called before each step of the mode `synced`; see
+            `fcn_jax.verify.training.Condition`.
+        mutate: also plant faults in JAX's side, one at a time, and count those that the comparison
+            of layers, outputs and train mode catches; see `fcn_jax.verify.mutation`. A number
+            plants at most so many of each kind. The images have the first size, but at most
+            64x64 pixels.
         seed: random seed, 0 or more.
+        third_opinion: also run the PyTorch network by torchax, if that is installed.
         progress: called after every step with the number of finished steps, the approximate total,
             and the name of the step.
         changes: fields of `fcn_jax.api.ModelSpec` to replace, such as `num_classes=3` or
@@ -88,8 +127,8 @@ def verify_model(
         The report; `report.equal` is the verdict.
 
     Raises:
-        ConfigError: an unknown name, a size or number out of range, or a part without PyTorch
-            reference.
+        ConfigError: an unknown name, a size or number out of range, a part without PyTorch
+            reference, or a reference that is random in train mode.
         WeightsError: the weights do not fit, or torch is not installed.
     """
     torch = import_torch()
@@ -97,49 +136,96 @@ def verify_model(
     registered = model if isinstance(model, ModelSpec) else registered_spec(model)
     changes = {key: value for key, value in changes.items() if value is not None}
     spec = _changed(name, registered, changes)
-    _check(sizes, batch, train_steps, train_lr, seed, spec)
+    numbers = {
+        **{"batch": (batch, 1), "train_steps": (train_steps, 0), "train_seeds": (train_seeds, 2)},
+        **{"mutate": (int(mutate), 0), "seed": (seed, 0)},
+    }
+    _check(spec, sizes, numbers, plan_problems(train_mode, train_recipes, train_lr))
     preprocess = resolve(spec).preprocess
     network = jax_side.blank(lambda: build(spec, rngs=nnx.Rngs(seed)))
     with torch.random.fork_rng(devices=[]):  # leaves the caller's random state unchanged
         torch.manual_seed(seed)
         reference, key_format = _reference(name, registered, spec)
-    randomize_batch_norm(reference, seed)
+    scenes = [_scenes(size, batch, spec.num_classes, seed) for size in sizes]
+    inputs = [np.asarray(normalize(jax.numpy.asarray(images), preprocess)) for images, _ in scenes]
+    small = _thinned(inputs[0])
+    images = torch.from_numpy(to_nchw(small).copy())
+    randomize(reference, seed, run=lambda network: network(images))
     table = tables(spec).get(("model", key_format))
     if table is None:
         raise ConfigError(
             f"{spec.backbone} + {spec.head} have no table of PyTorch names for the key format "
             f"'{key_format}' to compare by"
         )
-    coverage, origin = _load(network, reference, table, weights, reinit, seed)
-    subject = _subject(name, registered, spec, changes)
-    report = Report(subject, spec.dtype, coverage=coverage, weights=origin)
-    scenes = [_scenes(size, batch, spec.num_classes, seed) for size in sizes]
-    inputs = [np.asarray(normalize(jax.numpy.asarray(images), preprocess)) for images, _ in scenes]
-    with paired(reference, network, table, spec.dtype, call_jax=_outputs) as pair:
-        total = 6 + len(pair.layers) + 6 * len(sizes) + 6 * grad + train_steps
+    coverage, origin = _load(network, reference, table, weights, seed, reinit, drop=drop, key=key)
+    report = Report(
+        _subject(name, registered, spec, changes),
+        spec.dtype,
+        evidence.environment(_distributions(spec)),
+        coverage=coverage,
+        weights={**origin, "state_sha256": state_digest(reference)},
+        settings={
+            "model": name,
+            "spec": dataclasses.asdict(spec),
+            "weights": None if weights is None else str(weights),
+            **{"reinit": [*reinit], "drop": [*drop], "key": key, "sizes": [*map(list, sizes)]},
+            **{"batch": batch, "grad": grad, "train_steps": train_steps, "train_mode": train_mode},
+            "train_recipes": [
+                each.model_dump(mode="json") if isinstance(each, OptimConfig) else each
+                for each in train_recipes
+            ],
+            **{"train_lr": train_lr, "train_seeds": train_seeds, "seed": seed},
+        },
+        sources=evidence.sources(
+            reference, network, also=(build.__module__, *(evidence.TRAINING if train_steps else ()))
+        ),
+        third_opinion=ThirdOpinion() if third_opinion else None,
+    )
+    with paired(reference, NnxPort(network, _outputs), table, spec.dtype) as pair:
+        runs = len(train_recipes) * (train_seeds if train_mode == "seeds" else 1)
+        total = 13 + len(pair.layers) + 6 * len(sizes) + 7 * grad + train_steps * runs
         advance = _counted(progress, total)
         report.add_layers(compare_layers(pair, inputs[:1], advance))
         for size, (images, _), x in zip(sizes, scenes, inputs, strict=True):
             title = f"logits at {size[0]}x{size[1]}"
-            section, outputs = compare_outputs(pair, (x,), title, advance)
+            opinion = report.third_opinion
+            section, outputs = compare_outputs(pair, (x,), title, advance, opinion)
             report.sections.append(section)
             if any(comparison.fault for comparison in section.comparisons):
                 continue  # there are no predictions to compare
             report.agreement.append(_agreement(size, outputs, spec.num_classes))
             report.pictures = report.pictures or _pictures(images[0], outputs, spec.num_classes)
+        add_sensitivity(report, pair, (small,), report.sections[-len(sizes) :])
+        advance("sensitivity")
+        pair.torch.check_deterministic((small,))
+        report.sections.append(compare_train_mode(pair, inputs[:1], advance))
         if grad:
             loss = _cross_entropy(scenes[0][1])
             attempts = attempts_after(report)
             report.sections += compare_gradients(pair, inputs[:1], loss, advance, attempts)
+        if mutate:
+            height, width = (min(side, MUTATION_SIZE) for side in sizes[0])
+            images, _ = _scenes((height, width), batch, spec.num_classes, seed)
+            x = np.asarray(normalize(jax.numpy.asarray(images), preprocess))
+            add_mutation(report, pair, (x,), mutate, progress)
         if train_steps:
+            attempts = attempts_after(report)
 
-            def train(number: int) -> list[Section]:
-                first = seed + 1 + number * train_steps
-                seeds = range(first, first + train_steps)
-                batches = [_scenes(sizes[0], batch, spec.num_classes, each) for each in seeds]
-                return compare_training(pair, network, batches, preprocess, advance, train_lr)
+            def draw(step: int, attempt: int) -> tuple[np.ndarray, np.ndarray]:
+                number = seed + step + attempt * train_steps
+                images, labels = _scenes(sizes[0], batch, spec.num_classes, number)
+                # Without noise, flat areas tie the pixels of whole pooling windows.
+                noise = np.random.default_rng(number).integers(-16, 17, images.shape)
+                return np.clip(images + noise, 0, 255).astype(np.uint8), labels
 
-            report.sections += compare_repeatedly(train, attempts_after(report))
+            for each in train_recipes:
+                recipe = recipe_for(each, network)
+                if train_lr is not None:
+                    recipe = recipe.model_copy(update={"lr": train_lr})
+                plan = Plan(train_steps, train_mode, recipe, train_seeds, train_condition)
+                report.sections += compare_training(
+                    pair, network, draw, preprocess, plan, advance, attempts
+                )
     return report
 
 
@@ -160,13 +246,12 @@ def _changed(name: str | None, spec: ModelSpec, changes: dict[str, Any]) -> Mode
 
 
 def _check(
-    sizes: Sequence[tuple[int, int]],
-    batch: int,
-    train_steps: int,
-    train_lr: float,
-    seed: int,
     spec: ModelSpec,
+    sizes: Sequence[tuple[int, int]],
+    numbers: Mapping[str, tuple[int, int]],
+    further: Sequence[str],
 ) -> None:
+    """Raise `ConfigError`; `numbers` are names with values and the least values allowed."""
     problems = [
         f"size {h}x{w}: expected height and width of at least {SMALLEST}"
         for h, w in sizes
@@ -174,14 +259,12 @@ def _check(
     ]
     if not sizes:
         problems.append("sizes is empty: expected at least one")
-    numbers = {"batch": (batch, 1), "train_steps": (train_steps, 0), "seed": (seed, 0)}
     problems += [
         f"{name} is {value}: expected {least} or more"
         for name, (value, least) in numbers.items()
         if value < least
     ]
-    if not 0 < train_lr < math.inf:
-        problems.append(f"train_lr is {train_lr}: expected a number above 0")
+    problems += further
     if spec.num_classes > IGNORE_INDEX:
         problems.append(f"num_classes is {spec.num_classes}: expected {IGNORE_INDEX} or less")
     if problems:
@@ -204,6 +287,13 @@ def _reference(name: str | None, registered: ModelSpec, spec: ModelSpec) -> tupl
     return build_reference(spec), "torchvision"
 
 
+def _distributions(spec: ModelSpec) -> list[str]:
+    """The distributions that provide a model's parts."""
+    parts = (("backbones", spec.backbone), ("heads", spec.head), ("heads", spec.aux_head))
+    plugins = registry.default()
+    return [plugins.find(kind, name).distribution for kind, name in parts if name is not None]
+
+
 def _subject(
     name: str | None, registered: ModelSpec, spec: ModelSpec, changes: dict[str, Any]
 ) -> str:
@@ -220,13 +310,14 @@ def _load(
     reference: Any,
     table: Table,
     weights: str | Path | None,
-    reinit: Sequence[str],
     seed: int,
+    reinit: Sequence[str],
+    **choice: Any,
 ) -> tuple[LoadReport, dict[str, Any]]:
     """Give both sides the same values; return the report of the user's file, and its origin."""
     if weights is None:
         return load_torch(network, reference.state_dict()), {"source": f"random, seed {seed}"}
-    record = load_torch(network, weights, reinit)
+    record = load_torch(network, weights, reinit, **choice)
     _fill_reference(reference, record, table)
     load_torch(network, reference.state_dict())
     return record, {
@@ -281,12 +372,18 @@ def _scenes(
     return images, np.where(valid, labels % num_classes, IGNORE_INDEX).astype(np.uint8)
 
 
+def _thinned(images: np.ndarray) -> np.ndarray:
+    """Every n-th pixel of images f32[N,H,W,3], such that 64 to 127 are left, where there are."""
+    rows, cols = (max(1, size // 64) for size in images.shape[1:3])
+    return images[:, ::rows, ::cols]
+
+
 def _cross_entropy(labels: np.ndarray) -> Loss:
     torch = import_torch()
     target = torch.from_numpy(labels).long()
     return Loss(
         lambda outputs: torch_loss(outputs, target),
-        lambda outputs, labels: segmentation_loss(outputs, labels, RECIPE.aux_weight),
+        lambda outputs, labels: segmentation_loss(outputs, labels, SGD.aux_weight),
         labels,
     )
 

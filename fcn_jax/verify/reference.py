@@ -123,23 +123,3 @@ def torch_features(
             "by name, or have a submodule of each feature's name"
         )
     return {spec.name: features[spec.name] for spec in specs}
-
-
-def randomize_batch_norm(network: torch.nn.Module, seed: int) -> None:
-    """Draw statistics, scales and shifts of a new network, in place.
-
-    Their initial values, 0 and 1, would hide swapped tensors.
-    """
-    torch = import_torch()
-    generator = torch.Generator().manual_seed(seed)
-    for layer in network.modules():
-        if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
-            with torch.no_grad():
-                for value, low, high in (
-                    (layer.weight, 0.5, 1.5),
-                    (layer.bias, -0.5, 0.5),
-                    (layer.running_mean, -0.5, 0.5),
-                    (layer.running_var, 0.5, 1.5),
-                ):
-                    if value is not None:
-                        value.uniform_(low, high, generator=generator)

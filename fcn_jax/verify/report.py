@@ -2,41 +2,42 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import json
 import math
-import platform
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydantic
 
 from fcn_jax.convert.report import LoadReport
-from fcn_jax.errors import listing
-from fcn_jax.runtime.versions import package_versions
+from fcn_jax.errors import ConfigError, listing
+from fcn_jax.verify import evidence
 from fcn_jax.verify.compare import INCONCLUSIVE, NOT_FINITE, TORCH_NOT_FINITE, Comparison, Section
 from fcn_jax.verify.layers import Layers
+from fcn_jax.verify.sensitivity import Sensitivity
+from fcn_jax.verify.series import grouped
+from fcn_jax.verify.third_opinion import ThirdOpinion
 
-_PACKAGES = ("fcn-jax", "jax", "jaxlib", "flax", "optax", "torch", "torchvision", "timm", "numpy")
+SCHEMA = "fcn-jax-verify"
+"""The schema that a report's JSON names; docs/evidence.md describes it."""
+
+VERSION = 1
+"""The version of the schema that is written, and the newest that is read."""
+
+GENERATOR = "fcn-jax verify"
+"""The generator that a report names. Files of another generator are never replaced."""
 
 _NOT_FINITE = (NOT_FINITE, TORCH_NOT_FINITE)
 
-_LISTED_FAILURES = 20
+_EVIDENCE = ("verdict", "environment", "criterion", "settings", "weights", "sources", "sections")
+"""Fields without which a JSON report is damaged."""
 
-
-def environment() -> dict[str, Any]:
-    """Versions, devices and settings that a result depends on."""
-    import jax
-    import torch
-
-    installed = {name: version for name, version in package_versions(_PACKAGES).items() if version}
-    return {
-        "versions": {"python": platform.python_version(), **installed},
-        "jax_devices": [device.device_kind for device in jax.local_devices()],
-        "jax_platform": jax.default_backend(),
-        "jax_matmul_precision": "highest",
-        "torch_threads": torch.get_num_threads(),
-        "torch_capability": torch.backends.cpu.get_cpu_capability(),
-    }
+_LISTED_FAILURES = 8
+"""Number of lines about failing tensors in each section."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +76,8 @@ class Pictures:
     difference: np.ndarray
     num_classes: int
 
+    __pydantic_config__ = pydantic.ConfigDict(arbitrary_types_allowed=True)
+
 
 @dataclasses.dataclass
 class Report:
@@ -88,22 +91,36 @@ class Report:
         coverage: which tensor of the state dict went where.
         first_failing_layer: the first layer that fails, and how; "" if none does.
         agreement: of the predictions, by image size; empty for networks without classes.
-        skipped: layers with tensors of their own that were not compared one by one, because one
-            side does not call them with one tensor.
-        weights: the weights' file or name and SHA-256, or the seed of random weights.
+        skipped: layers with tensors of their own that were not compared one by one -> the reason.
+        weights: the weights' file or name, or the seed of random ones; SHA-256 of the file
+            (`sha256`) and of the PyTorch state dict that both sides received (`state_sha256`).
+        settings: arguments of the run.
+        sources: SHA-256 of each source file that defines the networks.
+        criterion: the numbers that decide the verdict.
+        sensitivity: how far the outputs depend on each tensor; empty if it was not measured.
+        mutation: which planted faults were caught, or None if none were planted.
+        third_opinion: errors of the PyTorch module run by torchax, or None if not asked for.
         pictures: of the first image, or None.
+        notes: what was decided about the inputs.
     """
 
     subject: str
     dtype: str
-    environment: Mapping[str, Any] = dataclasses.field(default_factory=environment)
+    environment: Mapping[str, Any] = dataclasses.field(default_factory=evidence.environment)
     sections: list[Section] = dataclasses.field(default_factory=list)
     coverage: LoadReport | None = None
     first_failing_layer: str = ""
     agreement: list[Agreement] = dataclasses.field(default_factory=list)
-    skipped: tuple[str, ...] = ()
+    skipped: Mapping[str, str] = dataclasses.field(default_factory=dict)
     weights: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    sources: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    criterion: Mapping[str, Any] = dataclasses.field(default_factory=evidence.criterion)
+    sensitivity: tuple[Sensitivity, ...] = ()
+    mutation: Any = None
+    third_opinion: ThirdOpinion | None = None
     pictures: Pictures | None = None
+    notes: list[str] = dataclasses.field(default_factory=list)
 
     def add_layers(self, layers: Layers) -> None:
         """Append the comparison of layers."""
@@ -116,9 +133,23 @@ class Report:
         return bool(self.sections) and all(section.equal for section in self.sections)
 
     @property
+    def not_proven(self) -> tuple[Sensitivity, ...]:
+        """Tensors about which equal outputs prove nothing."""
+        return tuple(entry for entry in self.sensitivity if entry.reason)
+
+    @property
     def inconclusive(self) -> int:
         """Number of inconclusive tensors, over all sections."""
         return sum(len(section.inconclusive) for section in self.sections)
+
+    @property
+    def trained(self) -> tuple[int, int]:
+        """Number of tensors compared after training steps, and how many are inconclusive."""
+        sections = [section for section in self.sections if section.title.startswith("training")]
+        return (
+            sum(len(section.comparisons) for section in sections),
+            sum(len(section.inconclusive) for section in sections),
+        )
 
     @property
     def failures(self) -> list[Comparison]:
@@ -141,14 +172,30 @@ class Report:
     def verdict(self) -> str:
         """One line."""
         subject = f"{self.subject} in {self.dtype}"
+        doubts = [section.doubt for section in self.sections if section.doubt]
+        if doubts and not self.failure:
+            return f"INCONCLUSIVE: {subject}: {'; '.join(doubts)}"
         if not self.equal:
             return f"NOT EQUAL: {subject}: {self.failure}"
+        unproven = listing([entry.name for entry in self.not_proven], 3)
+        reserve = f", except {len(self.not_proven)} tensors that are not proven: {unproven}"
+        subject = f"EQUAL{reserve if self.not_proven else ''}: {subject}"
         number = self.inconclusive
-        reserve = f" ({number} tensors are inconclusive: too noisy in PyTorch)" if number else ""
-        return f"EQUAL: {subject} is the same function in JAX and PyTorch{reserve}"
+        noisy = f" ({number} tensors are inconclusive: too noisy in PyTorch)" if number else ""
+        return f"{subject} is the same function in JAX and PyTorch{noisy}"
+
+    def not_alone(self) -> list[str]:
+        """Lines that name the layers that were not compared one by one, by the reason."""
+        layers = collections.defaultdict(list)
+        for layer, reason in self.skipped.items():
+            layers[reason].append(layer)
+        return [
+            f"not compared one by one: {listing(names, 6)} ({reason})"
+            for reason, names in layers.items()
+        ]
 
     def remarks(self) -> list[str]:
-        """Lines about predictions, weights, skipped layers and inconclusive tensors."""
+        """Lines about predictions, weights, inconclusive tensors and the third opinion."""
         lines = [
             f"{a.size[0]}x{a.size[1]}: argmax agrees on {a.argmax:.4%} of the pixels (PyTorch "
             f"{self.dtype} on {a.torch_argmax:.4%}), mIoU between the two sides {a.miou:.4f}"
@@ -158,87 +205,198 @@ class Report:
             digest = self.weights.get("sha256")
             suffix = f", SHA-256 {digest}" if digest else ""
             lines.append(f"weights: {self.weights['source']}{suffix}")
+        lines += self.notes
         if self.coverage:
             lines.append(f"loaded: {self.coverage}")
-        if self.skipped:
+        if self.third_opinion:
+            lines.append(str(self.third_opinion))
+        reasons = {entry.reason: 0 for entry in self.not_proven}
+        for reason in reasons:
+            names = [entry.name for entry in self.not_proven if entry.reason == reason]
+            lines.append(f"not proven, since {reason}: {listing(names, 10)}")
+        compared, unjudged = self.trained
+        if compared:
             lines.append(
-                "skipped layers, which one side does not call with a single tensor: "
-                f"{listing(self.skipped)}"
+                f"training: {compared - unjudged} of {compared} changes judged, {unjudged} "
+                f"inconclusive ({unjudged / compared:.1%})"
             )
         for section in self.sections:
+            lines += section.remarks
             if section.attempts > 1:
                 lines.append(
                     f"{section.title}: compared on {section.attempts} inputs, each tensor with its "
                     "best result, because a correct gradient jumps if a unit is within rounding of "
                     "a ReLU's zero or of a tie in a pooling window"
                 )
-            if names := section.inconclusive:
+            if noisy := section.inconclusive:
                 lines.append(
-                    f"{section.title}: {len(names)} of {len(section.comparisons)} inconclusive, "
+                    f"{section.title}: {len(noisy)} of {len(section.comparisons)} inconclusive, "
                     f"since PyTorch's own error is {INCONCLUSIVE:g} or more (a larger batch or "
-                    f"size may help): {listing(names, 6)}"
+                    f"size may help): {listing(noisy, 6)}"
                 )
         return lines
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able; without the pictures."""
+        """JSON-able, as docs/evidence.md describes it; without the pictures."""
+        fields = {
+            field.name: _plain(getattr(self, field.name))
+            for field in dataclasses.fields(self)
+            if field.name not in ("subject", "dtype", "sections", "pictures")
+        }
         return {
-            "verdict": "equal" if self.equal else "not equal",
+            "generator": GENERATOR,
+            "schema": SCHEMA,
+            "version": VERSION,
+            "verdict": self.verdict.partition(":")[0].partition(",")[0].lower(),
             "subject": self.subject,
             "dtype": self.dtype,
             "failure": self.failure,
-            "weights": dict(self.weights),
-            "environment": dict(self.environment),
-            "coverage": dataclasses.asdict(self.coverage) if self.coverage else None,
-            "agreement": [dataclasses.asdict(agreement) for agreement in self.agreement],
-            "skipped": list(self.skipped),
+            **fields,
+            "not_proven": [entry.name for entry in self.not_proven],
+            "training": dict(zip(("compared", "inconclusive"), self.trained, strict=True)),
             "sections": [
                 {
-                    "title": section.title,
-                    "factor": section.factor,
-                    "attempts": section.attempts,
+                    **_plain(vars(section)),
                     "equal": section.equal,
                     "inconclusive": len(section.inconclusive),
                     "worst_factor": _finite(section.worst_factor),
-                    "comparisons": [comparison.to_dict() for comparison in section.comparisons],
                 }
                 for section in self.sections
             ],
         }
 
+    @classmethod
+    def from_dict(cls, table: Any, source: str = "the report") -> Report:
+        """The inverse of `to_dict`.
+
+        Args:
+            table: a JSON value.
+            source: the file's name for messages.
+
+        Raises:
+            ConfigError: not a report, one of a newer version, or a damaged one.
+        """
+        if not isinstance(table, Mapping) or table.get("schema") != SCHEMA:
+            raise ConfigError(
+                f"{source}: not a report of fcn-jax verify (it lacks the schema '{SCHEMA}'); "
+                "`fcn-jax verify --report FILE.json` writes one"
+            )
+        version = table.get("version")
+        if not isinstance(version, int) or version > VERSION:
+            raise ConfigError(
+                f"{source}: a report of version {version}; this fcn-jax reads version {VERSION}, "
+                "so update it, or write the report again"
+            )
+        if missing := [name for name in _EVIDENCE if name not in table]:
+            raise ConfigError(f"{source}: a damaged report (it lacks {listing(missing)})")
+        try:
+            report = pydantic.TypeAdapter(cls).validate_python(
+                {
+                    **table,
+                    "pictures": None,
+                    "sensitivity": _with_numbers(table.get("sensitivity", ())),
+                    "sections": [
+                        {**section, "comparisons": _with_numbers(section["comparisons"])}
+                        for section in table["sections"]
+                    ],
+                }
+            )
+            damage = "" if report.to_dict()["verdict"] == table["verdict"] else "verdict"
+        except pydantic.ValidationError as error:
+            first = error.errors()[0]
+            damage = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        except (KeyError, TypeError, AttributeError) as error:
+            damage = f"sections: {type(error).__name__} {error}"
+        if damage == "verdict":
+            damage = f"its verdict '{table['verdict']}' does not follow from its numbers"
+        if damage:
+            raise ConfigError(f"{source}: a damaged report ({damage}); write it again")
+        return report
+
+    @classmethod
+    def read(cls, path: str | Path) -> Report:
+        """Read a report's JSON file.
+
+        Raises:
+            ConfigError: the file cannot be read, or is not such a report.
+        """
+        try:
+            table = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ConfigError(
+                f"{path}: not a readable report of fcn-jax verify ({reason}); is it complete?"
+            ) from error
+        return cls.from_dict(table, str(path))
+
+    def summary(self) -> list[tuple[str, ...]]:
+        """The rows of the table of sections, as text. The first is its head."""
+        head = ("", "tensors", "worst", "JAX", "PyTorch", "factor", "allowed")
+        rows = [head, *map(_summary_row, self.sections)]
+        if self.third_opinion and not self.third_opinion.skipped:
+            found = [self.third_opinion.at_worst(section) for section in self.sections]
+            rows = [(*row, cell) for row, cell in zip(rows, ("torchax", *found), strict=True)]
+        return rows
+
     def __str__(self) -> str:
-        """The verdict, a table of the sections, remarks, and the failures."""
-        rows: list[tuple[str, ...]] = [
-            ("", "tensors", "worst", "JAX", "PyTorch", "factor", "allowed")
-        ]
-        rows += [
-            (*summary_row(section)[:-1], f"{section.factor:g}{'' if section.equal else '  FAILED'}")
-            for section in self.sections
-        ]
+        """The verdict, the layers not compared alone, a table of sections, remarks, failures."""
+        rows = self.summary()
+        marks = ["", *(f"  {section.mark}" for section in self.sections)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        align = (str.ljust, str.rjust, str.ljust, *[str.rjust] * 4)
+        align = (str.ljust, str.rjust, str.ljust, *[str.rjust] * (len(widths) - 3))
         table = [
             "  ".join(place(cell, w) for place, cell, w in zip(align, row, widths, strict=True))
-            for row in rows
+            + mark
+            for row, mark in zip(rows, marks, strict=True)
         ]
-        lines = [self.verdict, "", *map(str.rstrip, table), "", *self.remarks()]
+        lines = [self.verdict, *self.not_alone(), "", *map(str.rstrip, table), "", *self.remarks()]
         if failures := self.failures:
-            lines += ["", f"{len(failures)} tensors over their limit:"]
-            lines += [f"  {failure}" for failure in failures[:_LISTED_FAILURES]]
-            if len(failures) > _LISTED_FAILURES:
-                lines.append(f"  and {len(failures) - _LISTED_FAILURES} more")
+            lines += ["", f"{len(failures)} tensors over their limit:", *self._listed_failures()]
+        if self.mutation:
+            lines += ["", str(self.mutation), ""]
         lines.append(
             "errors are relative L2 distances to PyTorch float64; factor: JAX's error in units of "
             "PyTorch's own (at least a few roundings), at the worst tensor"
         )
         return "\n".join(lines)
 
+    def _listed_failures(self) -> list[str]:
+        """The failing tensors by section; those of repeated blocks share a line."""
+        lines: list[str] = []
+        for section in self.sections:
+            failed = grouped(c for c in section.comparisons if not c.equal)
+            if failed:
+                lines.append(f"  {section.title}:")
+            lines += [f"    {series}" for series in failed[:_LISTED_FAILURES]]
+            if len(failed) > _LISTED_FAILURES:
+                lines.append(f"    and {len(failed) - _LISTED_FAILURES} more")
+        return lines
+
+
+def _with_numbers(entries: Any) -> list[Any]:
+    """Entries of a JSON report, with infinity for the numbers that are null there."""
+    return [
+        {key: math.inf if value is None else value for key, value in entry.items()}
+        for entry in entries
+    ]
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it: dictionaries and lists."""
+    if hasattr(value, "to_dict"):
+        value = value.to_dict()
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def summary_row(section: Section) -> tuple[str, ...]:
+def _summary_row(section: Section) -> tuple[str, ...]:
     """Title, tensors, worst tensor, error, reference error, factor and allowed factor, as text."""
     worst, count = section.worst, str(len(section.comparisons))
     numbers = ("", "", "", "")

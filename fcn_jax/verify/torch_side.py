@@ -6,13 +6,15 @@ import contextlib
 import copy
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fcn_jax.errors import WeightsError
+from fcn_jax.verify.outputs import by_name
+from fcn_jax.verify.randomness import check_deterministic, silence, silent_functions
 from fcn_jax.verify.types import Call
 
 if TYPE_CHECKING:
@@ -58,21 +60,23 @@ def variants(dtype: str) -> tuple[Variant, ...]:
 class TorchSide:
     """A network in every variant."""
 
-    def __init__(self, network: torch.nn.Module, dtype: str, call: Call) -> None:
-        """Copy a network. The copies have no dropout, because no two libraries draw it alike.
+    def __init__(
+        self, network: torch.nn.Module, dtype: str, call: Call, *, as_is: bool = False
+    ) -> None:
+        """Copy a network. The copies have no dropout or other known randomness.
 
         Args:
             network: any `torch.nn.Module`.
             dtype: compared precision, "float32" or "bfloat16".
             call: runs it.
+            as_is: whether 4-D inputs keep their axes, instead of NHWC -> NCHW.
         """
         torch = import_torch()
+        self.as_is = as_is
         self.variants = variants(dtype)
-        self._call = call
+        self.call = call
         plain = copy.deepcopy(network).float()
-        for module in plain.modules():
-            if isinstance(module, torch.nn.modules.dropout._DropoutNd):
-                module.p = 0.0
+        silence(plain)
         # oneDNN is a global switch, so three copies are enough.
         self._networks = {
             (True, False): copy.deepcopy(plain).double(),
@@ -91,7 +95,10 @@ class TorchSide:
         """
         torch = import_torch()
         # A copy, because an in-place layer would write into the caller's array.
-        x = torch.tensor(to_nchw(value))
+        return self._typed(torch.tensor(value if self.as_is else to_nchw(value)), variant)
+
+    def _typed(self, x: torch.Tensor, variant: Variant) -> torch.Tensor:
+        torch = import_torch()
         if not x.is_floating_point():
             return x
         x = x.to(getattr(torch, variant.dtype))
@@ -119,6 +126,7 @@ class TorchSide:
         torch = import_torch()
         with (
             self.kernels(variant),
+            silent_functions(),
             torch.autocast("cpu", torch.bfloat16, enabled=variant.dtype == "bfloat16"),
         ):
             yield
@@ -127,13 +135,20 @@ class TorchSide:
         """Run the network in its current mode; inputs are NHWC, outputs NCHW by name."""
         tensors = tuple(self.tensor(x, variant) for x in inputs)
         with self.forward(variant):
-            return by_name(self._call(self.network(variant), tensors))
+            return by_name(self.call(self.network(variant), tensors))
+
+    def check_deterministic(self, inputs: Sequence[np.ndarray]) -> None:
+        """Raise `ConfigError` if two runs in train mode differ; see `randomness`."""
+        network = self.network(REFERENCE)
+        tensors = tuple(self.tensor(x, REFERENCE) for x in inputs)
+        check_deterministic(network, lambda *args: by_name(self.call(*args)), tensors)
 
     def layer(self, variant: Variant, name: str, x: np.ndarray) -> np.ndarray:
-        """Run one submodule on an input, NHWC f32 -> PyTorch's layout."""
+        """Run one submodule on an input; both have PyTorch's axes."""
         torch = import_torch()
+        given = self._typed(torch.tensor(x), variant)
         with torch.no_grad(), self.forward(variant):
-            return array(self.network(variant).get_submodule(name)(self.tensor(x, variant)))
+            return array(_first(self.network(variant).get_submodule(name)(given)))
 
     def watched(
         self, variant: Variant, inputs: Sequence[np.ndarray], names: Sequence[str]
@@ -141,8 +156,8 @@ class TorchSide:
         """Run the network without gradients and record inputs and outputs of submodules.
 
         Returns:
-            For every call of each submodule with a single tensor in and out, the inputs NHWC f32
-            and the outputs in PyTorch's layout.
+            For every call of each submodule with a single tensor in and out, the inputs f32 and the
+            outputs. Of several outputs the first counts.
         """
         torch = import_torch()
         given: dict[str, list[np.ndarray | None]] = {}
@@ -152,11 +167,11 @@ class TorchSide:
         def before(name: str, layer: Any, args: tuple[Any, ...]) -> None:
             # Copied before the call, because in-place layers overwrite their input.
             single = len(args) == 1 and isinstance(args[0], torch.Tensor)
-            x = to_nhwc(array(args[0]).astype(np.float32)) if single else None
+            x = _input(args[0]) if single else None
             given.setdefault(name, []).append(x)
 
         def after(name: str, layer: Any, args: tuple[Any, ...], output: Any) -> None:
-            x = given[name].pop()
+            x, output = given[name].pop(), _first(output)
             if x is not None and isinstance(output, torch.Tensor):
                 seen_in.setdefault(name, []).append(x)
                 seen_out.setdefault(name, []).append(array(output))
@@ -179,9 +194,15 @@ class TorchSide:
             network.train(mode)
 
 
-def by_name(outputs: Any) -> dict[str, Any]:
-    """A network's outputs by name; a single one is named "output"."""
-    return dict(outputs) if isinstance(outputs, Mapping) else {"output": outputs}
+def _first(output: Any) -> Any:
+    """The first output of a layer that returns several."""
+    several = isinstance(output, list | tuple) and bool(output)
+    return output[0] if several else output
+
+
+def _input(tensor: torch.Tensor) -> np.ndarray:
+    x = array(tensor)
+    return x.astype(np.float32) if x.dtype.kind == "f" else x
 
 
 def array(tensor: torch.Tensor) -> np.ndarray:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-from flax import nnx
 
 from fcn_jax.pytorch.rules import Table
+from fcn_jax.verify.layout import Layout
 
 if TYPE_CHECKING:
+    from fcn_jax.verify.ports import Port
     from fcn_jax.verify.torch_side import TorchSide
 
 Call = Callable[[Any, tuple[Any, ...]], Any]
@@ -28,17 +29,15 @@ class Pair:
 
     Attributes:
         torch: PyTorch's side.
-        jax: JAX's side, an `nnx.Module`.
+        port: JAX's side.
         table: rules that map their names.
-        call: runs JAX's side.
         dtype: compared precision, "float32" or "bfloat16".
-        layers: submodules that hold the same tensors, Flax path -> PyTorch name.
+        layers: submodules that hold the same tensors, JAX's path -> PyTorch's name.
     """
 
     torch: TorchSide
-    jax: nnx.Module
+    port: Port
     table: Table
-    call: Call
     dtype: str
     layers: Mapping[str, str]
 
@@ -60,14 +59,16 @@ class Loss:
 
 @dataclasses.dataclass(frozen=True)
 class Outputs:
-    """The network's outputs by name, in PyTorch's layout.
+    """The network's outputs by name.
 
     Attributes:
         reference: of PyTorch in float64.
         torch: of PyTorch's runs in the compared precision.
-        jax: of JAX.
+        jax: of JAX, in PyTorch's layout.
+        layouts: of JAX's outputs; an output that does not fit PyTorch's has none.
     """
 
     reference: dict[str, np.ndarray]
     torch: list[dict[str, np.ndarray]]
     jax: dict[str, np.ndarray]
+    layouts: dict[str, Layout]

@@ -8,7 +8,7 @@ import fcn_jax
 from fcn_jax.errors import ConfigError, WeightsError
 from fcn_jax.models.spec import registered_spec
 from fcn_jax.plugins import registry
-from fcn_jax.verify.reference import randomize_batch_norm
+from fcn_jax.verify.randomize import randomize
 
 
 @pytest.mark.slow
@@ -20,7 +20,7 @@ def test_loads_torchvision_models_and_returns_their_logits(torchvision, name):
     network = getattr(torchvision.models.segmentation, name)(
         weights=None, weights_backbone=None, aux_loss=True
     ).eval()
-    randomize_batch_norm(network, seed=0)
+    randomize(network, seed=0)
     model = fcn_jax.load(name, network.state_dict())
     x = np.random.default_rng(0).standard_normal((1, 65, 97, 3)).astype(np.float32)
     with torch.no_grad():

@@ -79,6 +79,14 @@ def test_rejects_masks_of_0_and_255_unless_their_grays_are_listed(
     assert inspected(root).counts["train"].tolist() == [80, 112, 0]
 
 
+def test_counts_the_labeled_pixels_of_images_with_each_class(tmp_path: Path) -> None:
+    masks = [stripes(0, 1, 255), stripes(0, 0), stripes(255, 2)]
+    found = inspected(make(tmp_path / "d", "a\nb\nc\n", masks, val=masks[:1]))
+    assert found.counts["train"].tolist() == [32 + 96, 32, 48, 32 + 48]
+    assert found.image_counts["train"].tolist() == [64 + 96, 64, 48]
+    assert found.image_counts["val"].tolist() == [64, 64, 0]
+
+
 def test_rejects_a_single_class(tmp_path: Path) -> None:
     assert "'road' is the only class, and the masks hold the values 0, 255" in refusal(
         make(tmp_path / "d", "road\n", [stripes(0, 255)])

@@ -24,12 +24,13 @@ def write(directory: Path) -> None:
 
     from fcn_jax.api import ModelSpec
     from fcn_jax.pytorch import files
-    from fcn_jax.verify.reference import build_reference, randomize_batch_norm
+    from fcn_jax.verify.randomize import randomize
+    from fcn_jax.verify.reference import build_reference
 
     for name, settings in NETWORKS.items():
         torch.manual_seed(0)
         network = build_reference(ModelSpec(**settings)).eval()
-        randomize_batch_norm(network, seed=0)
+        randomize(network, seed=0)
         files.write(
             directory / name / "weights.safetensors",
             {k: v.numpy() for k, v in network.state_dict().items()},

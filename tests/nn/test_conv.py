@@ -203,11 +203,9 @@ def test_kernel_gradients_on_cpus_are_not_convolutions(stride, dilation, groups,
         (3, 1, 1, 1, (128, 128)),
         (3, 1, 4, 4, (128, 130)),
         (3, 1, 0, 1, (128, 128)),
-        (1, 1, 0, 1, (8, 12)),
-        (1, 2, 0, 1, (8, 12)),
     ],
 )
-def test_wide_3x3_and_1x1_convolutions_on_cpus_are_products_and_match_torch(
+def test_wide_3x3_convolutions_on_cpus_are_products_and_match_torch(
     kernel_size, stride, padding, dilation, channels
 ):
     check(2, (9, 10), channels, kernel_size, stride, padding, dilation, 1)
@@ -222,7 +220,7 @@ def test_wide_3x3_and_1x1_convolutions_on_cpus_are_products_and_match_torch(
 
     assert "stablehlo.convolution" not in jax.jit(run).lower(x, kernel).as_text()
     wide = [jax.ShapeDtypeStruct(array.shape, jnp.bfloat16) for array in (x, kernel)]
-    assert ("stablehlo.convolution" in jax.jit(run).lower(*wide).as_text()) == (kernel_size == 3), (
+    assert "stablehlo.convolution" in jax.jit(run).lower(*wide).as_text(), (
         "bfloat16 has no 3x3 product"
     )
 

@@ -320,7 +320,7 @@ def test_reports_a_misspelled_entry_point_group(site, reread):
     assert registry.faults()["typo"] == (
         "its entry-point group 'fcn_jax.backbone' is unknown, so 'net' is not registered. Did you "
         "mean 'fcn_jax.backbones'? Available: fcn_jax.backbones, fcn_jax.datasets, fcn_jax.heads, "
-        "fcn_jax.models."
+        "fcn_jax.losses, fcn_jax.models."
     )
 
 

@@ -23,11 +23,12 @@ from fcn_jax import cli
 from fcn_jax.errors import ConfigError, WriteError
 from fcn_jax.models.resnet import RESNET18
 from fcn_jax.plugins import registry, scaffold
+from fcn_jax.plugins.entry import plural
 from fcn_jax.plugins.scaffold import KINDS
 from fcn_jax.plugins.testing import contract
 from fcn_jax.plugins.testing.subject import Network, Subject
 from fcn_jax.plugins.testing.torch_bridge import check_tables
-from fcn_jax.testing import check_dataset
+from fcn_jax.testing import check_dataset, check_loss
 from tests.helpers import installing
 
 TEMPLATES = Path(scaffold.__file__).parent / "templates"
@@ -55,7 +56,7 @@ def test_writes_a_complete_distribution(
     project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
     assert project["name"] == "fcn-jax-blue-whale"
     assert project["entry-points"] == {
-        f"fcn_jax.{kind}s": {"blue_whale": f"fcn_jax_blue_whale.{kind}:BLUE_WHALE"}
+        f"fcn_jax.{plural(kind)}": {"blue_whale": f"fcn_jax_blue_whale.{kind}:BLUE_WHALE"}
     }
     for path in files(folder):
         assert "your" not in (folder / path).read_text().lower().replace("with your own", "")
@@ -153,7 +154,7 @@ def test_code_compiles_and_binds_nothing_twice_for_any_name(name: str, kind: str
         table = tomllib.loads((project / "pyproject.toml").read_text())["project"]
         assert table["name"] == f"fcn-jax-{name.replace('_', '-')}"
         assert table["entry-points"] == {
-            f"fcn_jax.{kind}s": {name: f"{package}.{kind}:{name.upper()}"}
+            f"fcn_jax.{plural(kind)}": {name: f"{package}.{kind}:{name.upper()}"}
         }
         template = ast.parse(
             (TEMPLATES / kind / "src" / "fcn_jax_yourname" / f"{kind}.py").read_text()
@@ -196,6 +197,9 @@ def test_plugin_of_a_hard_name_meets_the_contract(
         for split in ("train", "val"):
             (project / f"{split}.txt").write_text("0\n")
         check_dataset(descriptor, project)
+        return
+    if kind == "loss":
+        check_loss(descriptor)
         return
     subject = Subject(name)
     options = contract.check_descriptor(subject, descriptor, None)
@@ -244,7 +248,7 @@ def test_written_plugin_passes_its_own_tests(tmp_path: Path, kind: str) -> None:
     site = tmp_path / "site"
     installing.install(site, project, scratch=tmp_path / "scratch")
     listed = installing.run(["fcn_jax", "plugins", "list"], site).stdout
-    assert f"{kind}s" in next(line for line in listed.splitlines() if "blue_whale" in line)
+    assert plural(kind) in next(line for line in listed.splitlines() if "blue_whale" in line)
     done = installing.run(["pytest", "-q", "-p", "no:cacheprovider", str(project)], site, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "passed" in done.stdout
@@ -345,4 +349,4 @@ def test_rejects_invalid_arguments(
 
 
 def test_templates_are_of_known_kinds() -> None:
-    assert {f"{kind}s" for kind in KINDS} < set(registry.KINDS)
+    assert {plural(kind) for kind in KINDS} < set(registry.KINDS)

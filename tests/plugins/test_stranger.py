@@ -27,6 +27,11 @@ crop_size = [32, 32]
 [optim]
 lr = 0.05
 
+[loss.acme_brier]
+scale = 2.0
+
+[loss.cross_entropy]
+
 [train]
 epochs = 4
 num_visualizations = 1
@@ -73,7 +78,7 @@ def write_pairs(root: Path) -> None:
 def test_lists_a_foreign_plugin_next_to_broken_ones(fcn_jax: Command) -> None:
     shown = fcn_jax("plugins", "list", "--check", status=1)
     states = {line.split()[1]: line for line in shown.splitlines() if len(line.split()) > 1}
-    for name in ("acme_net", "acme_score", "acme_small", "acme_pairs"):
+    for name in ("acme_net", "acme_score", "acme_small", "acme_pairs", "acme_brier"):
         assert states[name].endswith("acme-segmentation 3.2  ok")
     assert "broken-import 0.1  BROKEN: " in states["broken_net"]
     assert "No module named 'a_package_that_nobody_has'" in states["broken_net"]
@@ -91,6 +96,7 @@ def test_foreign_plugin_meets_the_contract_and_a_wrong_one_does_not(
         ("acme_net", ()),
         ("acme_score", ()),
         ("acme_small", ()),
+        ("acme_brier", ("--set", "scale=0.5")),
         ("acme_pairs", ("--data", "pairs")),
     ):
         assert "every promise is kept" in fcn_jax("plugins", "check", name, *more)

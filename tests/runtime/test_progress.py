@@ -1,6 +1,7 @@
 """Progress of a task on a terminal and elsewhere."""
 
 import io
+import time
 
 import pytest
 
@@ -15,16 +16,33 @@ def clock(monkeypatch):
     return now
 
 
-def test_prints_a_line_every_15_seconds_without_a_terminal(clock):
+def test_prints_a_line_every_10_seconds_without_a_terminal(clock):
     stream = io.StringIO()
     with Progress("reading masks", 40, stream=stream) as bar:
         for _ in range(40):
             clock[0] += 1
             bar.advance()
     assert stream.getvalue().splitlines() == [
-        "reading masks: 15 of 40",
+        "reading masks: 10 of 40",
+        "reading masks: 20 of 40",
         "reading masks: 30 of 40",
+        "reading masks: 40 of 40",
     ]
+
+
+def test_prints_lines_while_an_item_takes_long(monkeypatch):
+    monkeypatch.setattr(progress, "_PERIOD", 0.05)
+    stream = io.StringIO()
+    with Progress("verify", 5, stream=stream) as bar:
+        bar.update(2, text="conv1")
+        until = time.monotonic() + 5
+        while stream.getvalue().count("\n") < 3 and time.monotonic() < until:
+            time.sleep(0.01)
+    lines = stream.getvalue().splitlines()
+    assert len(lines) >= 3
+    assert set(lines) == {"verify: 2 of 5, conv1"}
+    time.sleep(0.15)
+    assert len(stream.getvalue().splitlines()) <= len(lines) + 1, "no lines after the end"
 
 
 def test_kept_bar_prints_its_first_and_last_state(clock):

@@ -186,6 +186,27 @@ def test_accumulated_steps_update_the_statistics_once_per_part(tiny_plugin):
     assert int(whole.batch_stats["backbone"]["conv1"]["bn"]["num_batches_tracked"][...]) == 1
 
 
+def test_frozen_batch_norm_normalizes_with_the_running_statistics(tiny_plugin):
+    model, *_ = make()
+    norm = model.backbone.conv1.bn
+    norm.mean[...] += 0.25
+    norm.var[...] *= 2.0
+    before = nnx.state(model, nnx.BatchStat)
+    frozen, metrics = stepped(model, freeze_batch_norm=("*",))
+    jax.tree.map(np.testing.assert_array_equal, frozen.batch_stats, before)
+    evaluated = nnx.clone(model)
+    evaluated.eval()
+    loss = cross_entropy(evaluated(normalize(IMAGE, Preprocess())), MASK)
+    assert float(metrics["loss"]) == pytest.approx(float(loss), rel=1e-5)
+    for name in ("scale", "bias"):  # they are trained
+        assert (
+            frozen.params["backbone"]["conv1"]["bn"][name][...] != getattr(norm, name)[...]
+        ).any()
+    moving, other = stepped(model)
+    assert int(moving.batch_stats["backbone"]["conv1"]["bn"]["num_batches_tracked"][...]) == 1
+    assert float(other["loss"]) != pytest.approx(float(loss), rel=1e-3)
+
+
 def test_batch_of_ignored_pixels_changes_no_parameter(made):
     _, state, step = made
     stepped, metrics = step(state, {"image": IMAGE, "mask": np.full_like(MASK, 255)})

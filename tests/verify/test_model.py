@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -14,7 +13,6 @@ from fcn_jax.convert.load import load_torch
 from fcn_jax.errors import ConfigError, PluginError, WeightsError
 from fcn_jax.models.build import build
 from fcn_jax.models.spec import registered_spec
-from fcn_jax.nn import _batch_norm
 from fcn_jax.nn._conv_norm_act import folding
 from fcn_jax.plugins import registry
 from fcn_jax.testing import check_model
@@ -85,16 +83,12 @@ def test_right_port_is_equal_in_all_sections(full_report):
         found = [comparison.name for comparison in section(report, title).comparisons]
         assert found[: len(expected)] == expected
     assert len(section(report, "gradients").comparisons) == 1 + 10
-    assert len(section(report, "training, after step 1").comparisons) == 10 + 3
-    assert [c.name for c in section(report, "training, each step").comparisons][-3:] == [
-        "loss, step 3",
-        "all parameters, step 3",
-        "all running statistics, step 3",
-    ]
+    for step in (1, 2, 3):
+        assert len(section(report, f"training with sgd, step {step}").comparisons) == 1 + 10 + 3
     assert [a.size for a in report.agreement] == [(65, 97), (32, 40)]
     assert all(a.argmax > 0.999 and a.miou > 0.99 for a in report.agreement)
     assert len(report.coverage.loaded) == 13
-    assert report.skipped == ()
+    assert report.skipped == {}
     done = [step[0] for step in steps]
     assert done == list(range(1, len(done) + 1))
     assert steps[-1][1] >= steps[-1][0]
@@ -103,14 +97,14 @@ def test_right_port_is_equal_in_all_sections(full_report):
 def test_training_step_changes_every_tensor(full_report):
     """Otherwise equal parameters after training would prove nothing."""
     report, _ = full_report
-    first = {c.name: c for c in section(report, "training, each step").comparisons}
-    assert first["all parameters, step 3"].error > 0
-    assert first["all running statistics, step 1"].error > 0
+    errors = {c.name: c.error for c in section(report, "training with sgd, step 1").comparisons}
+    assert errors.pop("backbone.bn1.num_batches_tracked") == 0
+    assert min(errors.values()) > 0
 
 
 def test_bfloat16_is_compared_with_bfloat16_of_pytorch():
     report = verify_model("tiny", dtype="bfloat16", grad=True, **SMALL)
-    assert report.equal, report
+    assert report.equal, str(report)
     errors = [c.error for c in section(report, "layers, isolated").comparisons]
     assert min(errors) > 1e-4, "bfloat16 has larger errors"
 
@@ -179,62 +173,6 @@ def _with_op(old, new):
         return new if name == "op" and value is old else value
 
     return get
-
-
-@pytest.mark.parametrize(
-    ("fault", "expected"),
-    [
-        # PyTorch's running variance is the unbiased one, Flax's is not.
-        ("biased", "backbone.bn1.running_var"),
-        # PyTorch's momentum of 0.1 is Flax's 0.9; Flax's default is 0.99.
-        ("momentum", "backbone.bn1.running_mean"),
-    ],
-)
-def test_finds_wrong_running_statistics(monkeypatch, fault, expected):
-    if fault == "momentum":
-        monkeypatch.setattr(
-            nn.BatchNorm,
-            "_moved",
-            lambda self, old, new: 0.99 * old + 0.01 * jax.lax.stop_gradient(new),
-        )
-    else:
-        original = _batch_norm.batch_norm_train
-
-        def biased(x, *settings):
-            y, mean, var = original(x, *settings)
-            count = x.size // x.shape[-1]
-            return y, mean, var * ((count - 1) / count)
-
-        monkeypatch.setattr(_batch_norm, "batch_norm_train", biased)
-    report = verify_model("tiny", sizes=[(33, 49)], num_classes=3, train_steps=1)
-    assert not report.equal
-    failed = [c for c in section(report, "training, after step 1").comparisons if not c.equal]
-    assert failed[0].name == expected
-    assert max(c.excess for c in failed) > 10
-    assert expected in report.failure
-
-
-@pytest.mark.parametrize(
-    ("dtype", "change", "expected"),
-    [
-        ("float32", {"momentum": 0.99}, "all parameters, step 2"),
-        ("float32", {"weight_decay": 1e-3}, ""),
-        ("bfloat16", {"lr": 0.02}, ""),
-    ],
-)
-def test_finds_a_wrong_optimizer(monkeypatch, dtype, change, expected):
-    from fcn_jax.verify import training
-
-    make = training.optim.make
-    monkeypatch.setattr(
-        training.optim, "make", lambda recipe, *rest: make(recipe.model_copy(update=change), *rest)
-    )
-    report = verify_model("tiny", sizes=[(33, 49)], num_classes=3, train_steps=2, dtype=dtype)
-    assert not report.equal
-    assert expected in report.failure
-    assert {section.title.split(",")[0] for section in report.sections if not section.equal} == {
-        "training"
-    }
 
 
 def test_nan_is_the_first_failure(monkeypatch):
@@ -401,7 +339,7 @@ def test_reference_model_may_have_its_own_key_format(tiny_plugin, monkeypatch):
     )
     check_model(flat)
     report = verify_model("flat", sizes=[(65, 97)], grad=True, train_steps=2)
-    assert report.equal, report
+    assert report.equal, str(report)
     assert report.coverage.key_format == "pytorch-fcn"
     # The fixed kernel has no gradient.
     assert len(section(report, "gradients").comparisons) == 1 + 8

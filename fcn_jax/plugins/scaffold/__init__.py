@@ -19,9 +19,10 @@ from pathlib import Path
 
 from fcn_jax.errors import ConfigError
 from fcn_jax.plugins import registry
+from fcn_jax.plugins.entry import plural
 from fcn_jax.runtime import atomic, destination
 
-KINDS = ("backbone", "dataset", "head")
+KINDS = ("backbone", "dataset", "head", "loss")
 """The kinds of plugins that have templates."""
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
@@ -52,6 +53,7 @@ def write(name: str, kind: str, output: Path | None = None) -> Path:
         "Yourname": "".join(word.capitalize() for word in name.split("_")),
         "yourname": name,
         "your kind": kind,
+        "yourkinds": plural(kind),
         "yourkind": kind,
     }
 
@@ -95,7 +97,7 @@ def _check_name(name: str, kind: str) -> None:
             f"{value!r}; use another name"
         )
     plugins = registry.default()
-    owners = [entry.distribution for entry in plugins.entries(f"{kind}s") if entry.name == name]
+    owners = [entry.distribution for entry in plugins.entries(plural(kind)) if entry.name == name]
     if owners:
         raise ConfigError(
             f"a {kind} named '{name}' is already registered, by {' and '.join(owners)}; use "

@@ -12,7 +12,7 @@ from typing import Any
 from fcn_jax.errors import ConfigError, DataError, FcnJaxError, did_you_mean
 from fcn_jax.plugins import options as plugin_options
 from fcn_jax.plugins import registry
-from fcn_jax.plugins.api import API_VERSION, Backbone, Dataset, Descriptor, Head, Model
+from fcn_jax.plugins.api import API_VERSION, Backbone, Dataset, Descriptor, Head, Loss, Model
 from fcn_jax.plugins.entry import Entry
 from fcn_jax.plugins.isolation import run_isolated
 from fcn_jax.plugins.testing.subject import Progress
@@ -74,7 +74,7 @@ def registered(name: str, kind: str | None = None) -> list[Entry]:
     if not found:
         known = {entry.full_name if ":" in name else entry.name for entry in plugins.entries()}
         unknown = ConfigError(
-            f"no backbone, head, model or dataset is named '{name}'{plugins.hint(name)}. "
+            f"no backbone, head, model, dataset or loss is named '{name}'{plugins.hint(name)}. "
             f"{did_you_mean(name, known)}"
         )
         raise next(
@@ -107,7 +107,7 @@ def check_plugin(
 
     Args:
         entry: the plugin.
-        options: table of options of a backbone or head; None for the defaults.
+        options: table of options of a backbone, head or loss; None for the defaults.
         data: folder of a dataset.
         splits: splits of a dataset; none for train and val.
         timeout: seconds that the import may take in a process of its own, above 0; the import of
@@ -122,8 +122,9 @@ def check_plugin(
             option is wrong.
         DataError: there is no dataset at `data`, or it has no such split.
     """
-    if options and entry.kind not in ("backbones", "heads"):
-        raise ConfigError(f"--set is for the options of a backbone or head; {entry} has none")
+    with_options = ("backbones", "heads", "losses")
+    if options and entry.kind not in with_options:
+        raise ConfigError(f"--set is for the options of a backbone, head or loss; {entry} has none")
     if data is not None and entry.kind != "datasets":
         raise ConfigError(f"--data is for a dataset; {entry} reads no data")
     if splits and entry.kind != "datasets":
@@ -146,7 +147,7 @@ def check_plugin(
         ".".join(map(str, version)) for version in (descriptor.api_version, API_VERSION)
     )
     yield Finding(True, "api version", f"{theirs}; this fcn-jax has {ours}")
-    if entry.kind in ("backbones", "heads"):
+    if entry.kind in with_options:
         plugin_options.validate(descriptor, options or {})
     try:
         _run(descriptor, options, data, splits, progress)
@@ -175,6 +176,8 @@ def _run(
             testing.check_backbone(descriptor, options, progress=progress)
         case Head():
             testing.check_head(descriptor, options, progress=progress)
+        case Loss():
+            testing.check_loss(descriptor, options, progress=progress)
         case Model():
             testing.check_model(descriptor, progress=progress)
         case Dataset():

@@ -14,8 +14,9 @@ from fcn_jax.models.names import leaves
 from fcn_jax.plugins.api import TorchBridge
 from fcn_jax.plugins.testing.subject import Network, Subject
 from fcn_jax.pytorch.rules import Table
-from fcn_jax.verify.modules import compare_modules
-from fcn_jax.verify.reference import randomize_batch_norm
+from fcn_jax.verify.modules import compare
+from fcn_jax.verify.randomize import randomize
+from fcn_jax.verify.torch_side import to_nchw
 
 
 def check_bridge(
@@ -50,16 +51,19 @@ def check_bridge(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         reference = bridge.reference(options=options, **settings).eval()
-    randomize_batch_norm(reference, seed=0)
+    tensors = tuple(torch.from_numpy(to_nchw(x[:1]).copy()) for x in inputs)
     try:
-        report = compare_modules(
+        randomize(reference, seed=0, run=lambda network: call(network, tensors))
+        report = compare(
             reference,
             network.build(),
-            bridge.tables_of(options)["torchvision"],
             [x[:1] for x in inputs],
+            rules=bridge.tables_of(options)["torchvision"],
+            layout="NHWC",
             call_torch=call,
             call_jax=network.call,
             grad=False,
+            sensitive=False,
         )
     except FcnJaxError as error:
         network.subject.fail(f"against its PyTorch reference: {error}")

@@ -26,7 +26,7 @@ from fcn_jax.models.spec import registered_spec, resolve, select_features
 from fcn_jax.plugins import registry
 from fcn_jax.plugins.options import validate
 from fcn_jax.testing import check_head
-from fcn_jax.verify.reference import randomize_batch_norm
+from fcn_jax.verify.randomize import randomize
 
 SMALL = {"channels": 8}
 WHOLE = ("deeplabv3_resnet50", "deeplabv3_resnet101", "deeplabv3_mobilenet_v3_large")
@@ -361,7 +361,7 @@ def test_predictions_with_weights_of_torchvision_match_torchvision(torchvision, 
 
     torch.manual_seed(0)
     reference = plugins.model("deeplabv3_resnet50").reference_model(num_classes=21, aux=True)
-    randomize_batch_norm(reference, 0)
+    randomize(reference, 0)
     reference.eval()
     predictor = fcn_jax.Predictor(
         fcn_jax.load("deeplabv3_resnet50", weights=reference.state_dict())

@@ -244,12 +244,12 @@ def test_output_stride_16_matches_the_dilated_network_of_torchvision(torchvision
 def test_dilated_mobilenet_v2_contains_the_features_of_the_strided_one(torchvision, output_stride):
     import torch
 
-    from fcn_jax.verify.reference import randomize_batch_norm
+    from fcn_jax.verify.randomize import randomize
 
     options = MOBILENET_V2.options(**NARROW)
     torch.manual_seed(0)
     strided = MOBILENET_V2.torch.reference(options=options, output_stride=32).double()
-    randomize_batch_norm(strided, seed=0)
+    randomize(strided, seed=0)
     dilated = MOBILENET_V2.torch.reference(options=options, output_stride=output_stride).double()
     dilated.load_state_dict(strided.state_dict())
     images = torch.randn(1, 3, 97, 130, dtype=torch.float64)

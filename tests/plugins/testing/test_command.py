@@ -70,7 +70,7 @@ def test_prints_whether_promises_are_kept(registered, capsys):
     shown = capsys.readouterr().out
     assert "backbone 'honest_net' of mine 1.0 (honest_net:PLUGIN)" in shown
     assert re.search(r"import       \d\.\d{3} s in addition to fcn_jax, \d+ modules", shown)
-    assert "2.0; this fcn-jax has 2.0" in shown
+    assert "2.1; this fcn-jax has 2.1" in shown
     assert "every promise is kept" in shown
     assert cli.main(["plugins", "check", "lying_net"]) == 1
     shown = capsys.readouterr()
@@ -148,13 +148,17 @@ def test_names_the_line_of_the_plugin_that_fails(registered, capsys):
     [
         (
             ["resnet81"],
-            "no backbone, head, model or dataset is named 'resnet81'. Did you mean 'resnet18'",
+            "no backbone, head, model, dataset or loss is named 'resnet81'. Did you mean "
+            "'resnet18'",
         ),
         (["resnet18", "--set", "depth=3"], "unknown key 'depth'"),
         (["resnet18", "--data", "x"], "--data is for a dataset"),
         (["resnet18", "--split", "val"], "--split is for a dataset"),
         (["no-such-nets:resnet18"], "no-such-nets is not installed: pip install no-such-nets"),
-        (["fcn32s_resnet18", "--set", "width=3"], "--set is for the options of a backbone or head"),
+        (
+            ["fcn32s_resnet18", "--set", "width=3"],
+            "--set is for the options of a backbone, head or loss",
+        ),
         (["folder", "--data", "nowhere"], "does not exist"),
     ],
 )

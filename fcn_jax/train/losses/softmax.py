@@ -1,9 +1,8 @@
-"""Losses of logits and integer labels."""
+"""Softmax cross entropy of logits and integer labels, without stored float32 copies."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -42,22 +41,39 @@ def cross_entropy(
     Returns:
         f32[]; 0 if all pixels are left out (PyTorch returns NaN).
     """
-    axis = -1
-    if isinstance(logits, SubpixelLogits):
-        # The barrier stores the rearranged labels. They are small, and XLA would otherwise compute
-        # their positions again for each logit.
-        labels = lax.optimization_barrier(logits.scatter(labels, ignore_index))
-        axis = logits.CLASS_AXIS
-        logits = _store_gradient(logits.values)
-    labels = labels.astype(jnp.int32)
+    logits, labels, axis = unpacked(logits, labels, ignore_index)
     valid = labels != ignore_index
     total = valid.sum() if count is None else count
-    losses = _pixel_losses(logits, labels, valid, axis)
+    losses = pixel_cross_entropy(logits, labels, valid, axis)
     return jnp.where(valid, losses, 0).sum() / jnp.maximum(total, 1).astype(jnp.float32)
 
 
+def unpacked(
+    logits: jax.Array | SubpixelLogits, labels: jax.Array, outside: int = IGNORE_INDEX
+) -> tuple[jax.Array, jax.Array, int]:
+    """Bring labels into the order of the logits.
+
+    Args:
+        logits: f[N, H, W, K], or sub-pixel logits of images.
+        labels: integers [N, H, W].
+        outside: label of the pixels of blocks that lie outside the images.
+
+    Returns:
+        The logits as one array f[N, ...]; their labels i32[N, ...], without the axis of the
+        classes; and that axis.
+    """
+    if not isinstance(logits, SubpixelLogits):
+        return logits, labels.astype(jnp.int32), -1
+    # The barrier stores the rearranged labels. They are small, and XLA would otherwise compute
+    # their positions again for each logit.
+    labels = lax.optimization_barrier(logits.scatter(labels, outside))
+    return _store_gradient(logits.values), labels.astype(jnp.int32), logits.CLASS_AXIS
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _pixel_losses(logits: jax.Array, labels: jax.Array, valid: jax.Array, axis: int) -> jax.Array:
+def pixel_cross_entropy(
+    logits: jax.Array, labels: jax.Array, valid: jax.Array, axis: int
+) -> jax.Array:
     """Cross entropy of each pixel, f32[...].
 
     Args:
@@ -69,7 +85,7 @@ def _pixel_losses(logits: jax.Array, labels: jax.Array, valid: jax.Array, axis: 
     return _forward(logits, labels, valid, axis)[0]
 
 
-def _is_label(logits: jax.Array, labels: jax.Array, axis: int) -> jax.Array:
+def is_label(logits: jax.Array, labels: jax.Array, axis: int) -> jax.Array:
     """Return bool in the shape of the logits: true for the class that is the pixel's label."""
     classes = lax.broadcasted_iota(jnp.int32, logits.shape, axis % logits.ndim)
     return jnp.expand_dims(labels, axis) == classes
@@ -96,7 +112,7 @@ def _in_three_passes(
     wide = logits.astype(jnp.float32)
     largest = wide.max(axis)
     total = jnp.exp(wide - jnp.expand_dims(largest, axis)).sum(axis)
-    return largest, total, jnp.where(_is_label(logits, labels, axis), wide, 0).sum(axis)
+    return largest, total, jnp.where(is_label(logits, labels, axis), wide, 0).sum(axis)
 
 
 def _in_one_pass(
@@ -119,7 +135,7 @@ def _in_one_pass(
 
     # The largest finite negative number, because -inf - (-inf) is NaN.
     start = np.finfo(np.float32).min, np.float32(0), np.float32(0)
-    chosen = jnp.where(_is_label(logits, labels, axis), wide, 0)
+    chosen = jnp.where(is_label(logits, labels, axis), wide, 0)
     return lax.reduce((wide, jnp.ones_like(wide), chosen), start, merge, (axis % logits.ndim,))
 
 
@@ -133,11 +149,11 @@ def _backward(
         jnp.expand_dims(x, axis) for x in (lax.optimization_barrier(largest), total, valid, grad)
     )
     softmax = jnp.exp(logits.astype(jnp.float32) - largest) / total
-    change = softmax - _is_label(logits, labels, axis).astype(jnp.float32)
+    change = softmax - is_label(logits, labels, axis).astype(jnp.float32)
     return jnp.where(valid, change * grad, 0).astype(logits.dtype), None, None
 
 
-_pixel_losses.defvjp(_forward, _backward)
+pixel_cross_entropy.defvjp(_forward, _backward)
 
 
 @jax.custom_vjp
@@ -154,30 +170,3 @@ def _stored(grad: jax.Array) -> jax.Array:
 
 
 _store_gradient.defvjp(lambda logits: (logits, None), lambda _, grad: (_stored(grad),))
-
-
-def segmentation_loss(
-    outputs: Mapping[str, Float[Array, "N H W K"] | SubpixelLogits],
-    labels: Integer[Array, "N H W"],
-    aux_weight: float,
-    *,
-    count: Integer[Array, ""] | None = None,
-) -> Float32[Array, ""]:
-    """Cross entropy of a model's logits, plus `aux_weight` times that of its auxiliary head.
-
-    This is the loss of torchvision's reference training (references/segmentation/train.py).
-
-    Args:
-        outputs: "out" and, if the model has an auxiliary head, "aux": f[N, H, W, K] or sub-pixel
-            logits, as `Segmenter.outputs` returns them.
-        labels: integers [N, H, W], 0 to K-1 or 255 for pixels that are left out.
-        aux_weight: at least 0.
-        count: i32[], the divisor; see `cross_entropy`.
-
-    Returns:
-        f32[].
-    """
-    loss = cross_entropy(outputs["out"], labels, count=count)
-    if "aux" in outputs:
-        loss += aux_weight * cross_entropy(outputs["aux"], labels, count=count)
-    return loss

@@ -1,0 +1,128 @@
+"""Time of a training step with each loss, next to cross entropy: `python -m benchmarks.losses`.
+
+    python -m benchmarks.losses                    # ResNet-18 FCN-32s, 21 classes, batch 4, 320x480
+    python -m benchmarks.losses --loss dice --loss lovasz --rounds 15
+
+The library's training step runs with each loss in turn on the default device. All 21 classes occur
+in each batch. The ratio is the median over the rounds of a step's time divided by that of cross
+entropy in the same round. A row for each loss is written to benchmarks/results/losses_DEVICE.json.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks.arguments import Parser
+from benchmarks.jax_tasks import compiled_step
+from benchmarks.record import RESULTS, environment, keep
+from benchmarks.setting import Setting, training_step
+from benchmarks.timing import interleaved
+from fcn_jax import compiler_options
+from fcn_jax.api import LossContext
+from fcn_jax.runtime import process
+from fcn_jax.train import losses
+
+BASE = "cross_entropy"
+
+LOSSES: dict[str, dict[str, dict[str, Any]]] = {
+    BASE: {"cross_entropy": {}},
+    "class weights": {"cross_entropy": {"class_weights": "median_frequency"}},
+    "label smoothing": {"cross_entropy": {"label_smoothing": 0.1}},
+    "ohem": {"ohem": {}},
+    "ohem, fraction": {"ohem": {"fraction": 0.2}},
+    "focal": {"focal": {}},
+    "focal, sigmoid": {"focal": {"sigmoid": True}},
+    "dice": {"dice": {}},
+    "jaccard": {"jaccard": {}},
+    "tversky": {"tversky": {"alpha": 0.3, "beta": 0.7, "gamma": 1.5}},
+    "lovasz": {"lovasz": {}},
+    "lovasz, per image": {"lovasz": {"per_image": True}},
+    "cross_entropy + dice": {"cross_entropy": {}, "dice": {}},
+}
+"""Name in the results -> the losses of a recipe."""
+
+
+def made(setting: Setting, tables: dict[str, dict[str, Any]]) -> losses.Losses:
+    """Build the losses of a recipe for the labels of a setting."""
+    labels = setting.labels()
+    images = [np.bincount(mask[mask != 255], minlength=setting.num_classes) for mask in labels]
+    pixels = np.sum(images, axis=0)
+    of_images = np.sum([(counts > 0) * counts.sum() for counts in images], axis=0)
+    context = LossContext(setting.num_classes, "multiclass", pixels, of_images)
+    return losses.build(losses.select(tables), context)
+
+
+def prepared(setting: Setting, loss: losses.Losses) -> tuple[Callable[[], object], int, float]:
+    """Compile a training step.
+
+    Returns:
+        A function that takes one step, the bytes of its temporaries, and the seconds to compile it.
+    """
+    state, step = training_step(setting, setting.build(), losses=loss)
+    batch = jax.device_put({"image": setting.images(), "mask": setting.labels()})
+    began = time.perf_counter()
+    compiled = compiled_step(step, state, batch, compiler_options())
+    took = time.perf_counter() - began
+
+    def call() -> None:
+        nonlocal state
+        state, metrics = compiled(state, batch)
+        jax.block_until_ready(metrics)
+
+    return call, compiled.memory_analysis().temp_size_in_bytes, took
+
+
+def main() -> None:
+    """Compile the step with each loss, time all in turn, print and write the results."""
+    parser = Parser("benchmarks.losses", __doc__)
+    parser.add_argument("--model", default="resnet18", help="registered backbone or model")
+    parser.add_setting(batch=4)
+    parser.add_argument(
+        "--loss",
+        choices=LOSSES,
+        action="append",
+        help="loss to measure next to cross entropy; may be repeated (default: all)",
+    )
+    parser.add_argument("--rounds", type=int, default=9, help="timed steps with each loss")
+    args = parser.parse_args()
+    process.configure_process(trains=True)
+    setting = Setting(args.model, args.batch, tuple(args.size), args.dtype)
+    device = jax.default_backend()
+    names = dict.fromkeys([BASE, *(args.loss or LOSSES)])
+    found = {name: prepared(setting, made(setting, LOSSES[name])) for name in names}
+    timings = interleaved({name: call for name, (call, *_) in found.items()}, args.rounds)
+    out = RESULTS / f"losses_{device}.json"
+    for name, (_, temporaries, compiling) in found.items():
+        pairs = zip(timings[name].seconds, timings[BASE].seconds, strict=True)
+        ratio = statistics.median(one / base for one, base in pairs)
+        print(
+            f"{name:<22} step {timings[name].median:7.3f} s  ratio {ratio:5.3f}  "
+            f"temporaries {temporaries / 1e6:6.0f} MB  compiled in {compiling:.1f} s"
+        )
+        key = {
+            "model": args.model,
+            "batch": args.batch,
+            "size": args.size,
+            "dtype": args.dtype,
+            "num_classes": setting.num_classes,
+            "loss": name,
+        }
+        row = {
+            "seconds": timings[name].median,
+            "quartiles": timings[name].spread,
+            "ratio": ratio,
+            "temporary_bytes": temporaries,
+            "compile_seconds": compiling,
+        }
+        keep(out, key, row | {"environment": environment("cuda" if device == "gpu" else device)})
+    print(f"written: {out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,5 @@
+"""Planted faults: which of them `verify` would have caught."""
+
+from fcn_jax.verify.mutation.score import MutationScore, Outcome, score
+
+__all__ = ["MutationScore", "Outcome", "score"]

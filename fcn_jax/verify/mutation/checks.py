@@ -1,0 +1,356 @@
+"""The checks of `verify` on a traced program; PyTorch's results are computed once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from fcn_jax.verify import jax_side
+from fcn_jax.verify.compare import FACTORS, Comparison, ReferenceErrors
+from fcn_jax.verify.layers import one_thread
+from fcn_jax.verify.layout import best_layout
+from fcn_jax.verify.mutation.mutant import Mutant, owner
+from fcn_jax.verify.program import Call, Program, Value
+from fcn_jax.verify.torch_side import REFERENCE, array, import_torch
+from fcn_jax.verify.types import Advance, Pair
+
+MISSING = "cannot be computed, because shapes do not fit"
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """One compared tensor.
+
+    Attributes:
+        name: the layer's path with the number of the call, or the tensor's name.
+        path: of the module that computes it; "" for the network's outputs.
+        value: in the program.
+        errors: PyTorch's results.
+        factor: allowed error in units of the reference error.
+        convert: JAX's array -> numpy with PyTorch's axes.
+    """
+
+    name: str
+    path: str
+    value: Value
+    errors: ReferenceErrors
+    factor: float
+    convert: Callable[[Any], np.ndarray]
+
+    def compare(self, found: Any) -> Comparison:
+        """Compare a result of JAX; None if there is none."""
+        results = {} if found is None else {self.name: self.convert(found)}
+        comparison = self.errors.compare(results, self.factor)[0]
+        return comparison if results else dataclasses.replace(comparison, fault=MISSING)
+
+
+@dataclasses.dataclass(frozen=True)
+class Alone:
+    """One call of a layer on PyTorch's own input.
+
+    Attributes:
+        check: of its output.
+        start: the value that the input replaces.
+        given: the input.
+        equations: indices of the equations of the call.
+        arguments: the leaves that it reads.
+    """
+
+    check: Check
+    start: Value
+    given: Any
+    equations: frozenset[int]
+    arguments: frozenset[Value]
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """What the checks say of a changed program.
+
+    Attributes:
+        caught: "layers", "outputs" and "train": those that fail.
+        blamed: the first failing layer as reports name it; "" if nothing fails.
+        right: whether that is where the fault is.
+        identical: whether not a single bit of outputs and statistics differs.
+    """
+
+    caught: tuple[str, ...]
+    blamed: str
+    right: bool
+    identical: bool
+
+
+class EvalChecks:
+    """Layers in isolation, layers in the network, and outputs, in eval mode."""
+
+    def __init__(
+        self, pair: Pair, program: Program, inputs: Sequence[np.ndarray], advance: Advance
+    ) -> None:
+        """Run PyTorch in eval mode."""
+        torch, side = import_torch(), pair.torch
+        self.program = program
+        calls: dict[str, list[Call]] = {}
+        for call in program.calls:
+            calls.setdefault(call.path, []).append(call)
+        modules = dict(side.network(REFERENCE).named_modules())
+        # Values that a plain function names itself have the names of PyTorch's modules.
+        named = {path: path for path in calls if path not in pair.port.layers and path in modules}
+        paths = {name: path for path, name in {**pair.layers, **named}.items() if path in calls}
+        seen_in, reference = side.watched(REFERENCE, inputs, tuple(paths))
+        runs = [side.watched(variant, inputs, tuple(paths))[1] for variant in side.variants]
+        advance("PyTorch's layers")
+        self.layers: list[Check] = []
+        self.alone: list[Alone] = []
+        for name in seen_in:  # in the order in which the layers are done
+            for number, call in enumerate(calls[paths[name]][: len(seen_in[name])]):
+                label = call.path if number == 0 else f"{call.path} (call {number + 1})"
+                found = [run[name][number] for run in runs]
+                check = self._check(label, call, reference[name][number], found, pair)
+                self.layers.append(check)
+                alone = self._alone(label, call, seen_in[name][number], name, pair)
+                self.alone += [alone] if alone is not None else []
+            advance(paths[name])
+        with torch.no_grad():
+            expected, *outputs = (
+                {key: array(value) for key, value in side.outputs(variant, inputs).items()}
+                for variant in (REFERENCE, *side.variants)
+            )
+        self.outputs = _outputs(program, expected, outputs, pair, FACTORS["outputs"])
+        advance("PyTorch's outputs")
+
+    def _check(
+        self,
+        label: str,
+        call: Call,
+        expected: np.ndarray,
+        runs: Sequence[np.ndarray],
+        pair: Pair,
+    ) -> Check:
+        errors = _errors(label, expected, runs, pair)
+        convert = _converter(expected, self.program.base[call.output])
+        return Check(label, call.path, call.output, errors, FACTORS["layers"], convert)
+
+    def _alone(
+        self, label: str, call: Call, given: np.ndarray, name: str, pair: Pair
+    ) -> Alone | None:
+        """A layer on PyTorch's input; None if JAX's input is not known, or of another shape."""
+        start = call.input
+        if start is None or start in self.program.known:
+            return None
+        layout = best_layout(given, jax_side.array(self.program.base[start]))
+        if layout is None:
+            return None
+        x = jnp.asarray(layout.to_jax(given), start.aval.dtype)
+        rounded = layout.to_torch(jax_side.array(x))
+        with one_thread(rounded.size):
+            expected, *runs = (
+                pair.torch.layer(variant, name, rounded)
+                for variant in (REFERENCE, *pair.torch.variants)
+            )
+        check = self._check(label, call, expected, runs, pair)
+        return Alone(check, start, x, *self.program.between(start, call.output))
+
+    def without(self, names: Mapping[str, set[str]]) -> None:
+        """Forget checks by kind."""
+        self.alone = [a for a in self.alone if a.check.name not in names["alone"]]
+        self.layers = [c for c in self.layers if c.name not in names["layers"]]
+        self.outputs = [c for c in self.outputs if c.name not in names["outputs"]]
+
+    def failing(self) -> dict[str, set[str]]:
+        """Names of the checks that the unchanged program fails, by kind."""
+        base = self.program.base
+        return {
+            "alone": {
+                a.check.name
+                for a in self.alone
+                if not a.check.compare(self._result(a, {}, {})).equal
+            },
+            "layers": {c.name for c in self.layers if not c.compare(base[c.value]).equal},
+            "outputs": {c.name for c in self.outputs if not c.compare(base[c.value]).equal},
+        }
+
+    def find(self, mutant: Mutant) -> Finding:
+        """Check a mutant."""
+        changed = mutant.changed(self.program)
+        found = self.program.run(changed, mutant.patches)
+        alone = next(self._failing_alone(mutant, changed), None)
+        layer = next(_failing(self.layers, found), None)
+        output = next(_failing(self.outputs, found), None)
+        caught = [*["layers"] * bool(alone or layer), *["outputs"] * bool(output)]
+        affected = self.program.dependents(mutant.places(self.program))
+        blamed, right = "", False
+        if alone is not None:
+            blamed = alone.name
+            right = any(_holds(alone.path, module) for module in mutant.layers)
+        elif layer is not None:
+            before = "the input"
+            for check in self.layers:
+                if check is layer:
+                    break
+                before = check.name
+            blamed = f"between {before} and {layer.name}"
+            first = next(c for c in self.layers if c.value in affected)
+            right = first is layer
+        elif output is not None:
+            blamed = f"output {output.name}"
+            right = not any(c.value in affected for c in self.layers)
+        return Finding(tuple(caught), blamed, right, _identical(self.program, self.outputs, found))
+
+    def _failing_alone(self, mutant: Mutant, changed: Mapping[Value, Any]) -> Iterator[Check]:
+        for alone in self.alone:
+            if not (
+                alone.equations.isdisjoint(mutant.patches) and alone.arguments.isdisjoint(changed)
+            ):
+                result = self._result(alone, changed, mutant.patches)
+                if not alone.check.compare(result).equal:
+                    yield alone.check
+
+    def _result(self, alone: Alone, changed: Mapping[Value, Any], patches: Any) -> Any:
+        given = {**changed, alone.start: alone.given}
+        found = self.program.run(given, patches, alone.equations, alone.start)
+        output = alone.check.value
+        return found[output] if output in found else self.program.base[output]
+
+
+class TrainChecks:
+    """Outputs and updated statistics in train mode."""
+
+    def __init__(
+        self, pair: Pair, program: Program, inputs: Sequence[np.ndarray], advance: Advance
+    ) -> None:
+        """Run PyTorch in train mode; its statistics are restored."""
+        self.program = program
+        (expected, buffers), *runs = (
+            _torch_step(pair, variant, inputs) for variant in (REFERENCE, *pair.torch.variants)
+        )
+        advance("PyTorch in train mode")
+        outputs = [found for found, _ in runs]
+        factor = FACTORS["gradients"]  # as in `compare_train_mode`
+        self.outputs = _outputs(program, expected, outputs, pair, factor)
+        self.updates = []
+        ordered = sorted(program.updates.items(), key=lambda item: item[1].producer)
+        for path, value in ordered:
+            named = pair.table.to_torch(path)
+            if named is None or named[0] not in buffers:
+                continue
+            name, rule = named
+            found = [buffer[name] for _, buffer in runs]
+            errors = _errors(path, buffers[name], found, pair)
+
+            def convert(x: Any, rule: Any = rule) -> np.ndarray:
+                return np.asarray(rule.op.to_torch(np.asarray(x)))
+
+            check = Check(path, owner(path), value, errors, factor, convert)
+            self.updates.append(check)
+
+    def without(self, names: set[str]) -> None:
+        """Forget checks."""
+        self.outputs = [c for c in self.outputs if c.name not in names]
+        self.updates = [c for c in self.updates if c.name not in names]
+
+    def failing(self) -> set[str]:
+        """Names of the checks that the unchanged program fails."""
+        base, checks = self.program.base, (*self.outputs, *self.updates)
+        return {c.name for c in checks if not c.compare(base[c.value]).equal}
+
+    def find(self, mutant: Mutant) -> Finding:
+        """Check a mutant."""
+        found = self.program.run(mutant.changed(self.program), mutant.patches)
+        update = next(_failing(self.updates, found), None)
+        output = next(_failing(self.outputs, found), None)
+        affected = self.program.dependents(mutant.places(self.program))
+        blamed, right = "", False
+        if update is not None:
+            blamed = update.name
+            first = next(c for c in self.updates if c.value in affected)
+            right = first is update or any(_holds(update.path, m) for m in mutant.layers)
+        elif output is not None:
+            blamed = f"output {output.name}"
+            right = not any(c.value in affected for c in self.updates)
+        caught = ("train",) if update or output else ()
+        checks = (*self.outputs, *self.updates)
+        return Finding(caught, blamed, right, _identical(self.program, checks, found))
+
+
+def _torch_step(
+    pair: Pair, variant: Any, inputs: Sequence[np.ndarray]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Outputs and buffers after one call in train mode; buffers are restored."""
+    torch, network = import_torch(), pair.torch.network(variant)
+    saved = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    network.train()
+    try:
+        with torch.no_grad():
+            outputs = {k: array(v) for k, v in pair.torch.outputs(variant, inputs).items()}
+        buffers = {name: array(buffer) for name, buffer in network.named_buffers()}
+    finally:
+        network.eval()
+        for name, buffer in network.named_buffers():
+            buffer.copy_(saved[name])
+    return outputs, buffers
+
+
+def _errors(
+    label: str, expected: np.ndarray, runs: Sequence[np.ndarray], pair: Pair
+) -> ReferenceErrors:
+    errors = ReferenceErrors({label: expected}, pair.dtype)
+    for run in runs:
+        errors.add({label: run})
+    return errors
+
+
+def _converter(expected: np.ndarray, base: Any) -> Callable[[Any], np.ndarray]:
+    """Converts JAX's axes to PyTorch's; arrays of other shapes are unchanged."""
+    layout = best_layout(expected, jax_side.array(base))
+
+    def convert(x: Any) -> np.ndarray:
+        found = jax_side.array(x)
+        return found if layout is None or found.shape != layout.jax else layout.to_torch(found)
+
+    return convert
+
+
+def _outputs(
+    program: Program,
+    expected: Mapping[str, np.ndarray],
+    runs: Sequence[Mapping[str, np.ndarray]],
+    pair: Pair,
+    factor: float,
+) -> list[Check]:
+    """Checks of the outputs. Two single outputs are the same one, whatever their names."""
+    values = program.outputs
+    if len(values) == len(expected) == 1:
+        values = dict(zip(expected, values.values(), strict=True))
+    return [
+        Check(
+            name,
+            "",
+            value,
+            _errors(name, expected[name], [run[name] for run in runs], pair),
+            factor,
+            _converter(expected[name], program.base[value]),
+        )
+        for name, value in values.items()
+        if name in expected
+    ]
+
+
+def _failing(checks: Sequence[Check], found: Mapping[Value, Any]) -> Iterator[Check]:
+    return (c for c in checks if c.value in found and not c.compare(found[c.value]).equal)
+
+
+def _holds(path: str, module: str) -> bool:
+    """Whether a module is another one, or a part of it."""
+    return module == path or module.startswith(f"{path}.")
+
+
+def _identical(program: Program, checks: Sequence[Check], found: Mapping[Value, Any]) -> bool:
+    return all(
+        c.value not in found
+        or (found[c.value] is not None and np.array_equal(found[c.value], program.base[c.value]))
+        for c in checks
+    )

@@ -1,0 +1,6 @@
+"""JAX's side of a comparison, for every framework that networks are written in."""
+
+from fcn_jax.verify.ports.base import Called, Port, Watch
+from fcn_jax.verify.ports.make import make_port
+
+__all__ = ["Called", "Port", "Watch", "make_port"]

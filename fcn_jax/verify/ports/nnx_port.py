@@ -1,0 +1,96 @@
+"""Networks written with Flax NNX."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from flax import nnx
+
+from fcn_jax.models.names import leaves, named
+from fcn_jax.nn._conv_norm_act import folding
+from fcn_jax.verify.ports.base import Called, Layer, Leaves, Port, Watch
+from fcn_jax.verify.ports.classes import watching
+from fcn_jax.verify.types import Call
+
+
+class NnxPort(Port):
+    """An `nnx.Module`. Its values may be shapes, as `nnx.eval_shape` makes them."""
+
+    def __init__(self, module: nnx.Module, call: Call | None = None) -> None:
+        """Wrap a module.
+
+        Args:
+            module: gets the weights and is left in eval mode.
+            call: (module, inputs) -> array, or arrays by name; calls the module if None.
+        """
+        self.module = module
+        self.name = type(module).__name__
+        self._call = call or (lambda module, inputs: module(*inputs))
+        self.layers = tuple(_submodules(module))
+        trained = nnx.state(module, nnx.Param)
+        self.parameters = frozenset(named(trained))
+
+    @property
+    def leaves(self) -> dict[str, Any]:
+        """See `Port`."""
+        return {path: leaf.get_value() for path, leaf in leaves(self.module).items()}
+
+    def load(self, leaves_: Leaves) -> None:
+        """See `Port`."""
+        targets = leaves(self.module)
+        for path, value in leaves_.items():
+            targets[path].set_value(value)
+
+    def run(
+        self, leaves_: Leaves, inputs: tuple[Any, ...], *, train: bool = False, watch: Watch | None
+    ) -> tuple[Any, dict[str, Any]]:
+        """See `Port`."""
+        graphdef, state = nnx.split(self.module)
+        network = nnx.merge(graphdef, state, copy=True)
+        targets = leaves(network)
+        for path, value in leaves_.items():
+            targets[path].set_value(value)
+        network.train() if train else network.eval()
+        # Folding would hide the outputs of layers.
+        unfolded = contextlib.nullcontext() if watch is None else folding(False)
+        with watching(_submodules(network), watch), unfolded:
+            outputs = self._call(network, inputs)
+        buffers = leaves(network) if train else {}
+        updates = {
+            path: leaf.get_value() for path, leaf in buffers.items() if path not in self.parameters
+        }
+        return outputs, updates
+
+    def layer(self, path: str, called: Called) -> Layer | None:
+        """See `Port`."""
+        module = _submodules(self.module)[path]
+        module.eval()
+        graphdef, state = nnx.split(module)
+        return Layer((graphdef, called.args, called.kwargs), state)
+
+    def run_layer(self, static: Any, values: Any, x: jax.Array) -> Any:
+        """See `Port`."""
+        graphdef, args, kwargs = static
+        return nnx.merge(graphdef, values, copy=True)(x, *args, **dict(kwargs))
+
+    @contextlib.contextmanager
+    def without_dropout(self) -> Iterator[None]:
+        """See `Port`."""
+        layers = [m for m in _submodules(self.module).values() if isinstance(m, nnx.Dropout)]
+        rates = [layer.rate for layer in layers]
+        for layer in layers:
+            layer.rate = 0.0
+        try:
+            yield
+        finally:
+            for layer, rate in zip(layers, rates, strict=True):
+                layer.rate = rate
+
+
+def _submodules(module: nnx.Module) -> dict[str, nnx.Module]:
+    """Every submodule that can be called, by dotted path, without the module itself."""
+    found = {".".join(map(str, path)): child for path, child in nnx.iter_modules(module) if path}
+    return {path: child for path, child in found.items() if callable(child)}
