@@ -187,7 +187,7 @@ class JaxRun:
         self, pair: Pair, model: Segmenter, preprocess: Preprocess, recipe: OptimConfig, steps: int
     ) -> None:
         """Make the step for a run of `steps` steps; the model's arrays do not change."""
-        self._table = pair.table
+        self._table, self._port = pair.table, pair.port
         self._state, advance = step.make(
             model,
             optim.make(recipe, steps, nnx.state(model, nnx.Param)),
@@ -206,7 +206,7 @@ class JaxRun:
         state = self._state
         params, batch_stats = (self._loaded(x, values) for x in (state.params, state.batch_stats))
         state = dataclasses.replace(state, params=params, batch_stats=batch_stats)
-        with jax_side.precise():
+        with jax_side.precise(self._port):
             self._state, metrics = self._step(state, {"image": images, "mask": labels})
         return np.asarray(metrics["loss"]), self.values()
 
