@@ -353,7 +353,7 @@ def test_reference_model_may_have_its_own_key_format(tiny_plugin, monkeypatch):
 
 def test_rejects_unknown_matmul_precision_among_other_problems():
     with pytest.raises(ConfigError, match=r"batch is 0: .*matmul_precision is 'tf32'; it must be"):
-        verify_model("tiny", batch=0, matmul_precision="tf32", **SMALL)
+        verify_model("tiny", matmul_precision="tf32", **{**SMALL, "batch": 0})
 
 
 def test_records_the_matmul_precision(tiny_plugin):
