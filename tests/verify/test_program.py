@@ -1,4 +1,4 @@
-"""Traced programs: their values, what a change reaches, and the modules that equations belong to."""
+"""Traced programs: their values, what a change reaches, and the modules of equations."""
 
 import jax
 import jax.numpy as jnp
