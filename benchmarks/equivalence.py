@@ -333,6 +333,7 @@ def main() -> None:
         parser.error("--mutate: this version of verify_model plants no faults")
     process.configure_process(trains=False)  # as `fcn-jax verify` does
     if not args.page:
+        RESULTS.mkdir(parents=True, exist_ok=True)
         for name in args.models or MODELS:
             suffix = "" if args.dtype == "float32" else f"_{args.dtype}"
             path = RESULTS / f"{name.replace(':', '_os')}{suffix}.json"
