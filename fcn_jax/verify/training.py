@@ -65,9 +65,15 @@ Condition = Callable[[Any, Any], Any]
 It may change the network's parameters, such as biases, so that no unit lies within rounding of a
 kink."""
 
+ADAM_NEGLIGIBLE = 1e-2
+"""With AdamW, changes below this share of the average change per element are measured relative to
+it. Adam divides each gradient by its size, and so enlarges those that are zero except for
+rounding."""
+
 _NEGLIGIBLE = {"float32": NEGLIGIBLE, "bfloat16": NEGLIGIBLE_BFLOAT16}
 _STATISTICS = (".running_mean", ".running_var")
 _COUNT = ".num_batches_tracked"
+_PARAMETERS = "all parameters"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,7 +212,8 @@ def _synced_step(
     start = _rounded(reference.values())
     loss, goal = reference.after(start, *batch)
     losses = ReferenceErrors({"loss": loss}, sides.dtype)
-    changes = _changes(sides.compared(goal), start, sides.dtype)
+    adam = sides.plan.recipe.name == "adamw"
+    changes = _changes(sides.compared(goal), start, sides.dtype, adam=adam)
     for run in sides.runs:
         loss, values = run.after(start, *batch)
         losses.add({"loss": loss})
@@ -222,14 +229,17 @@ _CONDITIONS: dict[str, Condition] = {
 }
 
 
-def _changes(goal: Values, start: Values, dtype: str) -> ReferenceErrors:
+def _changes(goal: Values, start: Values, dtype: str, *, adam: bool) -> ReferenceErrors:
     """Errors of the changes, which are stored as a part of float32 tensors."""
     norms = {name: float(np.linalg.norm(np.ravel(goal[name] - start[name]))) for name in goal}
-    least = {
-        name: _NEGLIGIBLE[dtype] * math.hypot(*(norms[other] for other in names))
-        for names in _kinds(goal).values()
-        for name in names
-    }
+    least = {}
+    for kind, names in _kinds(goal).items():
+        norm, size = math.hypot(*(norms[n] for n in names)), sum(goal[n].size for n in names)
+        for name in names:
+            share = _NEGLIGIBLE[dtype]
+            if adam and kind == _PARAMETERS:
+                share = max(share, ADAM_NEGLIGIBLE * math.sqrt(goal[name].size / size))
+            least[name] = share * norm
     with np.errstate(invalid="ignore"):
         rounding = {
             name: float(np.linalg.norm(np.ravel(np.spacing(np.abs(start[name]))))) / math.sqrt(12)
