@@ -170,6 +170,11 @@ class _Sides:
         """The tensors that JAX has, too."""
         return {name: value for name, value in values.items() if name in self._names}
 
+    def changes(self, goal: Values, start: Values) -> ReferenceErrors:
+        """Errors of the changes from `start` of the tensors that JAX has, too."""
+        adam = self.plan.recipe.name == "adamw"
+        return _changes(self.compared(goal), start, self.dtype, adam=adam)
+
     def every(self) -> tuple[TorchRun | JaxRun, ...]:
         """Reference, PyTorch's runs, JAX's run."""
         return (self.reference, *self.runs, self.jax)
@@ -212,8 +217,7 @@ def _synced_step(
     start = _rounded(reference.values())
     loss, goal = reference.after(start, *batch)
     losses = ReferenceErrors({"loss": loss}, sides.dtype)
-    adam = sides.plan.recipe.name == "adamw"
-    changes = _changes(sides.compared(goal), start, sides.dtype, adam=adam)
+    changes = sides.changes(goal, start)
     for run in sides.runs:
         loss, values = run.after(start, *batch)
         losses.add({"loss": loss})
@@ -278,9 +282,7 @@ def _free(sides: _Sides, draw: Draw, number: int, advance: Advance) -> list[Sect
         groups = {f"{kind}, step {step}": names for kind, names in _kinds(goal).items()}
         losses = ReferenceErrors({title: loss}, sides.dtype)
         whole = ReferenceErrors(goal, sides.dtype, start=sides.start, groups=groups)
-        least = _NEGLIGIBLE[sides.dtype] * whole.norm
-        compared = goal if step in (1, steps) else {}
-        each = ReferenceErrors(compared, sides.dtype, start=sides.start, least_norm=least)
+        each = sides.changes(values if step in (1, steps) else {}, sides.start)
         for run_loss, run_values in runs:
             losses.add({title: run_loss})
             whole.add(run_values)
@@ -347,7 +349,7 @@ def _kinds(tensors: Iterable[str]) -> dict[str, list[str]]:
     names = [name for name in tensors if not name.endswith(_COUNT)]
     return _grouped(
         names,
-        lambda name: "all running statistics" if name.endswith(_STATISTICS) else "all parameters",
+        lambda name: "all running statistics" if name.endswith(_STATISTICS) else _PARAMETERS,
     )
 
 
