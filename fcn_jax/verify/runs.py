@@ -36,7 +36,7 @@ SGD = OptimConfig(name="sgd", lr=0.1, momentum=0.9, weight_decay=1e-4, schedule=
 ADAMW = OptimConfig(
     name="adamw",
     lr=1e-3,
-    eps=1e-5,
+    eps=1e-4,
     weight_decay=1e-2,
     schedule="cosine",
     warmup_steps=2,
@@ -47,7 +47,7 @@ ADAMW = OptimConfig(
 )
 """Without weight decay of biases and normalizations. PyTorch's default eps of 1e-8 divides a
 gradient that is zero except for rounding by itself, so that its step is as large as any other and
-in a random direction. 1e-5 is above such gradients, and shows where eps is added."""
+in a random direction. 1e-4 is above such gradients, and shows where eps is added."""
 
 RECIPES = {"sgd": SGD, "adamw": ADAMW}
 """Recipes of the comparison by name."""
