@@ -186,7 +186,7 @@ def verify_model(
                 each.model_dump(mode="json") if isinstance(each, OptimConfig) else each
                 for each in train_recipes
             ],
-            **{"train_lr": train_lr, "train_seeds": train_seeds, "seed": seed},
+            **{"train_lr": train_lr, "train_seeds": train_seeds, "mutate": mutate, "seed": seed},
         },
         sources=evidence.sources(
             reference, network, also=(build.__module__, *(evidence.TRAINING if train_steps else ()))
