@@ -14,7 +14,7 @@ from fcn_jax.convert.tables import tables
 from fcn_jax.models.build import build
 from fcn_jax.models.segmenter import Segmenter
 from fcn_jax.models.spec import registered_spec, resolve
-from fcn_jax.train import optim
+from fcn_jax.train import groups, optim
 from fcn_jax.train import step as train_step
 
 RECIPE = OptimConfig(name="sgd", lr=0.01, momentum=0.9, weight_decay=1e-4, schedule="constant")
@@ -112,5 +112,5 @@ def training_step(setting: Setting, model: nnx.Module, **options: Any) -> tuple[
         model: the model; it need not be the library's.
         options: further arguments of `fcn_jax.train.step.make`.
     """
-    optimizer = optim.make(RECIPE, 1000, nnx.state(model, nnx.Param))
+    optimizer = optim.make(RECIPE, 1000, groups.assign(RECIPE, nnx.state(model, nnx.Param)))
     return train_step.make(model, optimizer, setting.preprocess, **options)  # type: ignore[arg-type]

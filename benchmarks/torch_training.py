@@ -88,7 +88,7 @@ def make_optimizer(
         return torch.optim.AdamW(
             groups,
             settings.lr,
-            betas=settings.betas,
+            betas=settings.betas or (0.9, 0.999),
             eps=settings.eps,
             weight_decay=settings.weight_decay,
         )

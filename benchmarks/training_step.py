@@ -27,7 +27,7 @@ from fcn_jax.data.transforms import Augment
 from fcn_jax.models.build import build
 from fcn_jax.plugins import registry
 from fcn_jax.runtime import process
-from fcn_jax.train import optim
+from fcn_jax.train import groups, optim
 from fcn_jax.train import step as train_step
 
 
@@ -58,7 +58,9 @@ def main() -> None:
     spec = dataclasses.replace(recipe.model, num_classes=len(source.classes))
     model = build(spec, rngs=nnx.Rngs(recipe.train.seed))
     state, step = train_step.make(
-        model, optim.make(recipe.optim, steps, nnx.state(model, nnx.Param)), preprocess
+        model,
+        optim.make(recipe.optim, steps, groups.assign(recipe.optim, nnx.state(model, nnx.Param))),
+        preprocess,
     )
 
     first = next(batches)

@@ -49,7 +49,7 @@ from fcn_jax.nn import (
 from fcn_jax.nn._conv_xla import xla_conv
 from fcn_jax.runtime import memory, process
 from fcn_jax.runtime.memory import trim_malloc
-from fcn_jax.train import optim
+from fcn_jax.train import groups, optim
 from fcn_jax.train import step as train_step
 
 TRAINING, INFERENCE = "training", "inference"
@@ -319,7 +319,7 @@ def prepared(task: str, setting: Setting, workaround: Workaround | None) -> Prog
 def _training(setting: Setting, options: dict[str, str]) -> Program:
     model = setting.build()
     preprocess = resolve(model.spec).preprocess
-    optimizer = optim.make(RECIPE, 1000, nnx.state(model, nnx.Param))
+    optimizer = optim.make(RECIPE, 1000, groups.assign(RECIPE, nnx.state(model, nnx.Param)))
     state, step = train_step.make(model, optimizer, preprocess)
     batch = jax.device_put({"image": setting.images(), "mask": setting.labels()})
     began = time.perf_counter()

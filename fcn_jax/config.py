@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, fields
@@ -38,6 +40,20 @@ def _path(value: Any) -> Any:
     return value
 
 
+def _globs(value: Any) -> Any:
+    """Read true as a glob for all, false as none, and one glob as a list."""
+    if isinstance(value, bool):
+        return ["*"] if value else []
+    return [value] if isinstance(value, str) else value
+
+
+def _ascending(values: tuple[float, ...]) -> tuple[float, ...]:
+    for i, (value, after) in enumerate(itertools.pairwise(values), start=1):
+        if after <= value:
+            raise ValueError(f"item [{i}] is not above item [{i - 1}]; expected rising fractions")
+    return values
+
+
 def _rising(pair: tuple[float, float]) -> tuple[float, float]:
     if pair[0] >= pair[1]:
         raise ValueError("expected [low, high] with low < high")
@@ -50,6 +66,8 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0), _NUMBER]
 Positive = Annotated[float, Field(gt=0.0), _NUMBER]
 NotNegative = Annotated[float, Field(ge=0.0), _NUMBER]
 BelowOne = Annotated[float, Field(ge=0.0, lt=1.0), _NUMBER]
+Share = Annotated[float, Field(gt=0.0, lt=1.0), _NUMBER]
+AtLeastOne = Annotated[float, Field(ge=1.0), _NUMBER]
 Count = Annotated[int, Field(ge=1), _NUMBER]
 CountOrZero = Annotated[int, Field(ge=0), _NUMBER]
 StepCount = Annotated[int, Field(ge=0, lt=2**31), _NUMBER]
@@ -154,28 +172,53 @@ def _some_losses(losses: dict[str, LossConfig]) -> dict[str, LossConfig]:
 class OptimConfig(_Section):
     """The optimizer, its schedule, and how a step is computed."""
 
-    name: Literal["sgd", "adamw"] = "sgd"
-    """Optimizer."""
+    name: Literal["sgd", "adam", "adamw", "lion", "muon"] = "sgd"
+    """Optimizer. Muon trains kernels, and AdamW the scales and biases; learning rates and decays of
+    AdamW fit it.
+    """
     lr: Positive = 0.02
     """Peak learning rate."""
     momentum: BelowOne = 0.9
-    """Momentum of SGD."""
-    betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
-    """Betas of AdamW."""
+    """Momentum of SGD and Muon."""
+    betas: tuple[BelowOne, BelowOne] | None = None
+    """Betas of Adam, AdamW and Lion. If not set, 0.9 and 0.999, for Lion 0.9 and 0.99."""
     eps: Positive = 1e-8
-    """Epsilon of AdamW."""
+    """Epsilon of Adam and AdamW."""
     weight_decay: NotNegative = 1e-4
-    """Weight decay: added to the gradient for SGD, decoupled for AdamW, as in PyTorch."""
+    """Weight decay: added to the gradient for SGD and Adam, decoupled for the others, as in
+    PyTorch.
+    """
+    decay_norm_and_bias: Flag = True
+    """Apply the weight decay to parameters with one axis, too: scales of normalizations, biases and
+    layer scales.
+    """
     clip_norm: Positive | None = None
     """Largest global norm of the gradient; a larger one is scaled down to it. No clipping if not
     set.
     """
-    schedule: Literal["poly", "cosine", "constant"] = "poly"
-    """Learning rate after s of S steps: poly is lr (1 - s/S)^power, cosine is lr (1 + cos(pi s/S))
-    / 2.
+    clip_value: Positive | None = None
+    """Largest absolute value in the gradient; larger ones are replaced by it. No clipping if not
+    set.
+    """
+    schedule: Literal["poly", "cosine", "constant", "one_cycle", "multi_step"] = "poly"
+    """Learning rate after s of S steps: poly is lr (1 - s/S)^power, cosine half a cosine from lr to
+    lr * final_factor, one_cycle half a cosine up to lr and half a cosine down, multi_step lr *
+    gamma^(milestones passed).
     """
     power: Positive = 0.9
     """Exponent of the poly schedule."""
+    final_factor: Fraction = 0.0
+    """Last learning rate of the cosine schedule, as a fraction of lr."""
+    milestones: Annotated[tuple[Share, ...], AfterValidator(_ascending)] = ()
+    """Milestones of the multi_step schedule, as rising fractions of the run, such as [0.6, 0.9]."""
+    gamma: Positive = 0.1
+    """Factor of the learning rate at each milestone."""
+    rise: Share = 0.3
+    """Fraction of the run in which the learning rate of one_cycle rises; PyTorch's pct_start."""
+    div_factor: AtLeastOne = 25.0
+    """one_cycle starts at lr / div_factor."""
+    final_div_factor: AtLeastOne = 1e4
+    """one_cycle ends at lr / div_factor / final_div_factor."""
     warmup_steps: StepCount = 0
     """Number of first steps in which the learning rate rises linearly to the schedule."""
     accumulate_steps: Count = 1
@@ -186,14 +229,39 @@ class OptimConfig(_Section):
     """
     aux_weight: NotNegative = 0.5
     """Weight of the auxiliary head's loss, if the model has such a head."""
-    freeze_batch_norm: Flag = False
-    """Normalize with the running statistics in training, too, and leave them unchanged. Scales and
-    shifts are trained. For small batches, and for pretrained backbones.
+    ema_decay: Share | None = None
+    """Decay of averages of the weights over the steps, such as 0.999. They are evaluated, saved
+    next to the raw weights, and used by eval, predict and export. No averages if not set.
+    """
+    ema_warmup: Flag = False
+    """Use the decay min(ema_decay, (1 + t) / (10 + t)) after t steps."""
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0), _NUMBER] | None = None
+    """Layer-wise decay of the learning rate: that of layer i of the backbone's n layers, from 0, is
+    multiplied by layer_decay^(n - i). A layer is a block, such as a residual block.
+    """
+    freeze: tuple[str, ...] = ()
+    """Globs over names of parameters, or of modules around them, that are not trained, such as
+    backbone.layer1. Statistics of batch normalization still change, see optim.freeze_batch_norm.
+    """
+    freeze_batch_norm: Annotated[tuple[str, ...], BeforeValidator(_globs)] = ()
+    """Globs over names of batch normalizations, or of modules around them, that use their running
+    statistics and do not change them, as in eval mode; true for all.
     """
     param_groups: tuple[ParamGroup, ...] = ()
     """Learning rate and weight decay by parameter name. The first group that matches a name
     decides.
     """
+
+
+class EarlyStoppingConfig(_Section):
+    """End the run when a validation score no longer rises."""
+
+    patience: Count = 5
+    """Evaluations in a row without a rise after which the run ends."""
+    metric: Literal["miou", "pixel_accuracy", "class_accuracy", "fwiou"] = "miou"
+    """The score."""
+    min_delta: NotNegative = 0.0
+    """A smaller rise above the best score does not count."""
 
 
 class TrainConfig(_Section):
@@ -211,6 +279,8 @@ class TrainConfig(_Section):
     """Steps between additional checkpoints; 0 saves none."""
     num_visualizations: CountOrZero = 4
     """Validation images that are drawn at each evaluation, into samples/."""
+    early_stopping: EarlyStoppingConfig | None = None
+    """When to end the run early. Never if not set."""
 
 
 def _without_num_classes(table: Any) -> Any:
@@ -348,8 +418,14 @@ def _not_finite(value: Any, key: str) -> list[tuple[str, float]]:
         items = value.items()
     elif isinstance(value, list | tuple):
         items = enumerate(value)
-    prefix = f"{key}." if key else ""
-    return [found for name, item in items for found in _not_finite(item, f"{prefix}{name}")]
+    return [found for name, item in items for found in _not_finite(item, _join(key, name))]
+
+
+def _join(key: str, part: Any) -> str:
+    """The path of an item: optim.param_groups[0].lr_mult."""
+    if isinstance(part, int):
+        return f"{key}[{part}]"
+    return f"{key}.{part}" if key else str(part)
 
 
 def _short(value: Any) -> str:
@@ -366,7 +442,7 @@ def _such_as(location: tuple[Any, ...]) -> str:
 
 def _explain(problem: Any) -> str:
     """Return one clause about one problem that Pydantic found."""
-    location = ".".join(str(part) for part in problem["loc"])
+    location = functools.reduce(_join, problem["loc"], "")
     kind = problem["type"]
     if kind == "missing":
         return f"{location} is missing"
@@ -385,7 +461,7 @@ def _explain(problem: Any) -> str:
 def _unknown(location: tuple[Any, ...]) -> str:
     """Say which key was meant: one of this name in another section, or a similar one here."""
     *parents, key = map(str, location)
-    said = f"unknown key '{'.'.join((*parents, key))}'."
+    said = f"unknown key '{functools.reduce(_join, location, '')}'."
     sections = {
         name: [] if name == "loss" else keys(field.annotation)
         for name, field in Config.model_fields.items()
@@ -395,7 +471,12 @@ def _unknown(location: tuple[Any, ...]) -> str:
         return f"{said} Did you mean {' or '.join(elsewhere)}?"
     if not parents:
         return f"{said} {did_you_mean(key, sections)}"
-    return f"{said} {did_you_mean(key, keys(ParamGroup) if parents[1:] else sections[parents[0]])}"
+    known = _INNER.get(parents[1]) if parents[1:] else None
+    return f"{said} {did_you_mean(key, sections[parents[0]] if known is None else keys(known))}"
+
+
+_INNER: Mapping[str, Any] = {"param_groups": ParamGroup, "early_stopping": EarlyStoppingConfig}
+"""Settings that are tables or lists of tables, and their classes."""
 
 
 def keys(section: Any) -> list[str]:

@@ -464,8 +464,12 @@ def test_settings_prints_every_setting(capsys: pytest.CaptureFixture[str]) -> No
         "| `data.crop_size` | list of 2: integer at least 1 | `[320, 480]` | Height and width of "
         "the training crop, in pixels. |"
     ) in text
-    assert "| `optim.momentum` | number at least 0, below 1 | `0.9` | Momentum of SGD. |" in text
-    assert '| `optim.name` | `"sgd"` or `"adamw"` | `"sgd"` | Optimizer. |' in text
+    assert (
+        "| `optim.momentum` | number at least 0, below 1 | `0.9` | Momentum of SGD and Muon. |"
+        in text
+    )
+    assert '| `optim.schedule` | `"poly"` or `"cosine"` or' in text
+    assert "| `train.early_stopping.patience` | integer at least 1 | `5` |" in text
     assert "| `optim.clip_norm` | number above 0 | not set |" in text
     assert "| `optim.param_groups[].match` | string | required |" in text
 
@@ -641,8 +645,8 @@ def test_rejects_paths_that_are_not_checkpoints(data: Path, tmp_path: Path, fail
     assert "neither a run" in fails("predict", tmp_path / "folder", data / "images" / "val")
 
 
-def test_rejects_a_checkpoint_with_another_number_of_classes(
-    run: Path, recipe: Path, tmp_path: Path, fails: Fails
+def test_eval_rejects_another_number_of_classes_and_train_starts_from_it(
+    run: Path, recipe: Path, tmp_path: Path, fails: Fails, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = scenes.write_scenes(tmp_path / "more", train=8)
     with (root / "classes.txt").open("a") as file:
@@ -650,9 +654,11 @@ def test_rejects_a_checkpoint_with_another_number_of_classes(
     line = fails("eval", run, "--data", root)
     assert "7" in line
     assert "8" in line
-    line = fails("train", recipe, "--data", root, "--weights", run, "--workdir", tmp_path / "r")
-    assert "head.final_conv.kernel" in line
-    assert "--reinit" in line
+    new = scenes.arguments(recipe, root, tmp_path / "r", "--set", "train.epochs=1")
+    assert cli.main([*new, "--weights", str(run)]) == 0
+    said = capsys.readouterr().err
+    assert "re-initialized, because the weights are for 7 classes, and the model has 8: " in said
+    assert "head.final_conv.kernel" in said
 
 
 def test_convert_rejects_files_that_are_not_weights(

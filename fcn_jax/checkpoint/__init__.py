@@ -2,14 +2,16 @@
 
 A checkpoint is a directory with the items `model` (parameters and batch statistics by dotted name)
 and `spec` (the model to build and its classes). The checkpoints of a training run also hold `train`
-(optimizer state and step) and `data` (position of the input pipeline). A checkpoint gets its final
-name only when it is complete. `files.json` lists its files with their checksums, to detect later
-damage. The evaluation adds `score.json`, and `fcn-jax convert --verify` adds `verify.json`.
+(optimizer state and step), `data` (position of the input pipeline) and, with `optim.ema_decay`,
+`ema` (averages of the weights). A checkpoint gets its final name only when it is complete.
+`files.json` lists its files with their checksums, to detect later damage. The evaluation adds
+`score.json`, and `fcn-jax convert --verify` adds `verify.json`.
 """
 
 from fcn_jax.checkpoint.files import EVIDENCE, STEPS, is_evaluated
 from fcn_jax.checkpoint.model import (
     arrays,
+    choose_weights,
     find,
     load_model,
     load_module,
@@ -26,6 +28,7 @@ __all__ = [
     "Checkpoints",
     "Spec",
     "arrays",
+    "choose_weights",
     "find",
     "is_evaluated",
     "latest_spec",

@@ -20,6 +20,9 @@ STEPS = "checkpoints"
 RUN_ITEMS = ("model", "train", "data", "spec")
 """The items of a run's checkpoints."""
 
+EMA = "ema"
+"""The item with averages of the weights, which is optional."""
+
 FILES = "files.json"
 SCORE = "score.json"
 
@@ -93,7 +96,7 @@ def fault(directory: Path, items: Sequence[str] = ("model", "spec")) -> str | No
         if unlisted := [item for item in items if item not in listed]:
             return f"{FILES} does not list {listing(unlisted)}"
         for name, (size, checksum) in files.items():
-            if name.split("/")[0] not in items:
+            if name.split("/")[0] not in (*items, EMA):
                 continue
             path = directory / name
             if not path.is_file():

@@ -17,7 +17,7 @@ from flax import nnx
 
 from fcn_jax.checkpoint import files, messages
 from fcn_jax.checkpoint.spec import Spec, read_spec, require_plugins
-from fcn_jax.errors import CheckpointError, listing
+from fcn_jax.errors import CheckpointError, ConfigError, listing
 from fcn_jax.models.build import build
 from fcn_jax.models.names import leaves
 from fcn_jax.models.segmenter import Segmenter
@@ -157,32 +157,66 @@ def _undamaged_siblings(directory: Path) -> str:
     return f"; undamaged: {listing(undamaged)}" if undamaged else ""
 
 
-def read_arrays(directory: Path) -> dict[str, np.ndarray]:
-    """A checkpoint's parameters and batch statistics by dotted name.
+def choose_weights(directory: Path, weights: str | None = None) -> str:
+    """Return which weights of a checkpoint are used: "ema", the averages, or "raw".
+
+    Args:
+        directory: the checkpoint.
+        weights: "ema" or "raw"; None for the averages if there are any.
 
     Raises:
-        CheckpointError: they are unreadable.
+        CheckpointError: there are no averages.
+        ConfigError: `weights` is neither.
     """
-    item = (directory / "model").absolute()
+    if weights not in (None, "ema", "raw"):
+        raise ConfigError(f"weights is {weights!r}; expected 'ema' or 'raw'")
+    has_average = (directory / files.EMA).is_dir()
+    if weights == "ema" and not has_average:
+        raise CheckpointError(
+            f"{directory}: holds no averaged weights (ema), because it was made without "
+            "optim.ema_decay; choose the raw ones"
+        )
+    return weights or ("ema" if has_average else "raw")
+
+
+def read_arrays(directory: Path, weights: str | None = None) -> dict[str, np.ndarray]:
+    """A checkpoint's parameters and batch statistics by dotted name.
+
+    Args:
+        directory: the checkpoint.
+        weights: see `choose_weights`. Arrays without an average, such as counts, are the raw ones.
+
+    Raises:
+        CheckpointError: they are unreadable, or there are no averages.
+    """
+    chosen = choose_weights(directory, weights)
+    arrays = _read_item(directory, "model")
+    return arrays if chosen == "raw" else {**arrays, **_read_item(directory, files.EMA)}
+
+
+def _read_item(directory: Path, name: str) -> dict[str, np.ndarray]:
+    item = (directory / name).absolute()
     try:
         with messages.quiet(), ocp.StandardCheckpointer() as checkpointer:
             tree = checkpointer.metadata(item).item_metadata.tree
             sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
             target = {
-                name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-                for name, leaf in tree.items()
+                path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+                for path, leaf in tree.items()
             }
             restored = checkpointer.restore(item, target)
     except Exception as error:  # Orbax and TensorStore raise many types on damaged files
         raise CheckpointError(
-            f"{directory}: the checkpoint's 'model' is unreadable or incomplete "
+            f"{directory}: the checkpoint's '{name}' is unreadable or incomplete "
             f"({messages.first_line(error)})"
         ) from error
-    return {name: np.asarray(value) for name, value in restored.items()}
+    return {path: np.asarray(value) for path, value in restored.items()}
 
 
-def load_model(path: str | Path) -> tuple[Segmenter, Spec]:
+def load_model(path: str | Path, weights: str | None = None) -> tuple[Segmenter, Spec]:
     """Build the model of a run or checkpoint in eval mode and load its arrays.
+
+    `weights` chooses among raw and averaged ones, see `choose_weights`.
 
     Raises:
         CheckpointError: the path is not a checkpoint, the checkpoint is incomplete or contains
@@ -197,20 +231,22 @@ def load_model(path: str | Path) -> tuple[Segmenter, Spec]:
             "start a training from it with train --weights"
         )
     require_plugins(spec, directory)
-    model = load_module(directory, lambda: build(spec.model, rngs=nnx.Rngs(0)))
+    model = load_module(directory, lambda: build(spec.model, rngs=nnx.Rngs(0)), weights)
     model.eval()
     return model, spec
 
 
-def load_module(directory: Path, build: Callable[[], Module]) -> Module:
+def load_module(directory: Path, build: Callable[[], Module], weights: str | None = None) -> Module:
     """Build a module without initial values and fill it with a checkpoint's arrays.
+
+    `weights` chooses among raw and averaged ones, see `choose_weights`.
 
     Raises:
         CheckpointError: arrays are unreadable or do not fit the module. The message names those
             that do not fit.
     """
     module = nnx.eval_shape(build)
-    stored = read_arrays(directory)
+    stored = read_arrays(directory, weights)
     targets = leaves(module)
     missing = sorted(targets.keys() - stored.keys())
     surplus = sorted(stored.keys() - targets.keys())

@@ -34,6 +34,7 @@ class Restored:
         model: parameters and batch statistics by dotted name.
         train: optimizer state and step.
         data: position of the input pipeline.
+        ema: averages of the weights by dotted name, or None.
         skipped: one message for each newer checkpoint that is damaged.
     """
 
@@ -41,6 +42,7 @@ class Restored:
     model: Any
     train: Any
     data: Any
+    ema: Any
     skipped: tuple[str, ...]
 
 
@@ -59,13 +61,13 @@ class Checkpoints:
         """
         self._folder = (run / files.STEPS).absolute()
         self._writing: int | None = None
-        self._unwritten: dict[int, float] = {}
+        self._unwritten: dict[int, dict[str, Any]] = {}
         self._first_process = jax.process_index() == 0
         with atomic.write_errors(self._folder, "cannot be made"):
             self._folder.mkdir(parents=True, exist_ok=True)
         self._remove_leftovers()
         options = ocp.options.AsyncOptions(post_finalization_callback=self._list_files_of_save)
-        items = {"model": ocp.StandardCheckpointHandler(), "train": ocp.StandardCheckpointHandler()}
+        items = {name: ocp.StandardCheckpointHandler() for name in ("model", "train", files.EMA)}
         json_items = {"data": ocp.JsonCheckpointHandler(), "spec": ocp.JsonCheckpointHandler()}
         # Orbax logs a failed save from several threads, each with a traceback. The caller receives
         # the error as an exception in any case.
@@ -77,7 +79,14 @@ class Checkpoints:
         )
 
     def save(
-        self, step: int, *, model: Mapping[str, Any], train: Any, data: Any, spec: Spec
+        self,
+        step: int,
+        *,
+        model: Mapping[str, Any],
+        train: Any,
+        data: Any,
+        spec: Spec,
+        ema: Mapping[str, Any] | None = None,
     ) -> None:
         """Write a checkpoint in the background.
 
@@ -94,6 +103,7 @@ class Checkpoints:
             train=ocp.args.StandardSave(train),
             data=ocp.args.JsonSave(data),
             spec=ocp.args.JsonSave(spec.to_dict()),
+            **({} if ema is None else {files.EMA: ocp.args.StandardSave(dict(ema))}),
         )
         self._writing = step
         with self._write_errors():
@@ -101,9 +111,12 @@ class Checkpoints:
                 self._delete(directory)
             self._checkpointer.save(directory, args=args)
 
-    def score(self, step: int, miou: float) -> None:
-        """Set the mIoU of a checkpoint. It is written when the checkpoint is complete."""
-        self._unwritten[step] = miou
+    def score(self, step: int, miou: float, weights: str = "raw") -> None:
+        """Set the mIoU of a checkpoint. It is written when the checkpoint is complete.
+
+        `weights` says which weights have it: "raw" or "ema".
+        """
+        self._unwritten[step] = {files.METRIC: miou, "weights": weights}
         self._settle()
 
     def check(self) -> None:
@@ -130,7 +143,7 @@ class Checkpoints:
         """Return the last step that has a complete checkpoint, or None."""
         return max(files.steps(self._folder), default=None)
 
-    def restore(self, *, model: Any, train: Any) -> Restored | None:
+    def restore(self, *, model: Any, train: Any, ema: Any = None) -> Restored | None:
         """Return the newest intact checkpoint, or None if the run has no checkpoints.
 
         Newer checkpoints that are damaged are renamed to `STEP.damaged`.
@@ -138,6 +151,7 @@ class Checkpoints:
         Args:
             model: tree of arrays or shapes like that of the stored model.
             train: tree of arrays or shapes like that of the stored training state.
+            ema: tree of arrays or shapes like that of the stored averages; None if there are none.
 
         Raises:
             CheckpointError: the run has checkpoints, but none can be restored.
@@ -146,6 +160,7 @@ class Checkpoints:
             model=ocp.args.StandardRestore(model),
             train=ocp.args.StandardRestore(train),
             data=ocp.args.JsonRestore(),
+            **({} if ema is None else {files.EMA: ocp.args.StandardRestore(ema)}),
         )
         skipped: dict[int, str] = {}
         for step in reversed(files.steps(self._folder)):
@@ -170,7 +185,8 @@ class Checkpoints:
             for other in skipped:
                 _renamed(self._folder / str(other), "damaged")
         notes = tuple(f"checkpoint {other} is damaged ({why})" for other, why in skipped.items())
-        return Restored(step, items["model"], items["train"], items["data"], notes)
+        average = None if ema is None else items[files.EMA]
+        return Restored(step, items["model"], items["train"], items["data"], average, notes)
 
     def close(self) -> None:
         """Wait until the running save is complete, then release all resources.
@@ -212,9 +228,9 @@ class Checkpoints:
     def _settle(self) -> None:
         """Write the scores of complete checkpoints, and delete checkpoints that are not kept."""
         for step in [step for step in self._unwritten if (self._folder / str(step)).is_dir()]:
-            miou = self._unwritten.pop(step)
+            score = self._unwritten.pop(step)
             if self._first_process:
-                atomic.write_json(self._folder / str(step) / files.SCORE, {files.METRIC: miou})
+                atomic.write_json(self._folder / str(step) / files.SCORE, score)
         if not self._first_process:
             return
         best = files.ranked(self._folder)[:1]

@@ -40,6 +40,7 @@ def add_checkpoint(parser: Any) -> None:
 def add_trained(parser: Any) -> None:
     """Add the arguments that `eval` and `predict` share."""
     add_checkpoint(parser)
+    add_average(parser)
     parser.add_argument(
         "--value-range",
         metavar=("LOW", "HIGH"),
@@ -54,6 +55,13 @@ def add_trained(parser: Any) -> None:
         help="Compile a program for each image size. By default, images of many different sizes "
         "are padded to share programs.",
     )
+
+
+def add_average(parser: Any) -> None:
+    """Add `--weights`, which chooses among raw and averaged weights of a checkpoint."""
+    about = "Weights to use: the averages over training steps (optim.ema_decay), or those of the "
+    about += "last step (default: ema if the checkpoint has them)."
+    parser.add_argument("--weights", choices=("ema", "raw"), help=about)
 
 
 _PARTS = ("backbone", "head", "aux_head")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fcn_jax.cli.arguments import (
+    add_average,
     add_checkpoint,
     add_command,
     add_model,
@@ -40,6 +41,7 @@ def add_commands(commands: Any) -> None:
     about = "Write a checkpoint as a PyTorch state dict for load_state_dict."
     export = add_command(commands, "export", about, _export)
     add_checkpoint(export)
+    add_average(export)
     about = "Names of the tensors: torchvision (default), d2l, or a format of a plugin."
     export.add_argument("--key-format", metavar="FORMAT", default="torchvision", help=about)
     about = "File to write, .pth or .safetensors. An existing file is never replaced."
@@ -99,5 +101,8 @@ class _NotEqualError(Exception):
 def _export(args: argparse.Namespace) -> int:
     from fcn_jax.convert.command import export_file
 
-    print(f"{args.output}: {export_file(args.checkpoint, args.output, key_format=args.key_format)}")
+    report = export_file(
+        args.checkpoint, args.output, key_format=args.key_format, weights=args.weights
+    )
+    print(f"{args.output}: {report}")
     return 0

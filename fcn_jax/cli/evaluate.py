@@ -45,6 +45,7 @@ def _eval(args: argparse.Namespace) -> int:
         split=args.split,
         value_range=_value_range(args),
         exact_sizes=args.exact_sizes,
+        weights=args.weights,
     )
     if args.json:
         for note in outcome.notes:
@@ -65,6 +66,7 @@ def _predict(args: argparse.Namespace) -> int:
         overwrite=args.overwrite,
         value_range=_value_range(args),
         exact_sizes=args.exact_sizes,
+        weights=args.weights,
         say=lambda line: print(f"note: {line}", file=sys.stderr),
     ):
         _print(f"{mask} {overlay}")

@@ -66,10 +66,14 @@ def _rows(prefix: str, table: Any, defaults: Any, definitions: Any) -> Iterator[
         meaning = " ".join(field["description"].split())
         cells = (f"`{key}`", _type(field, definitions), shown, meaning)
         yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
-        items = _resolved(field.get("items", {}), definitions)
-        if inner := items.get("properties"):
-            inner_defaults = {k: v.get("default", _REQUIRED) for k, v in inner.items()}
-            yield from _rows(f"{key}[]", items, inner_defaults, definitions)
+        for ending, inner in (
+            ("[]", field.get("items", {})),
+            *(("", kind) for kind in field.get("anyOf", ())),
+        ):
+            items = _resolved(inner, definitions)
+            if properties := items.get("properties"):
+                inner_defaults = {k: v.get("default", _REQUIRED) for k, v in properties.items()}
+                yield from _rows(f"{key}{ending}", items, inner_defaults, definitions)
 
 
 _REQUIRED = "required"

@@ -150,6 +150,7 @@ class ExportReport:
         scope: "model", or "backbone" for a checkpoint of a backbone alone.
         tensors: names in the file.
         dropped: names that were dropped when the checkpoint was converted from a file -> reason.
+        weights: "ema", averages of the weights, or "raw".
         verified: where the record of the checkpoint's verification was written; "" if it has none.
     """
 
@@ -158,11 +159,13 @@ class ExportReport:
     scope: str
     tensors: tuple[str, ...]
     dropped: Mapping[str, str]
+    weights: str = "raw"
     verified: str = ""
 
     def __str__(self) -> str:
         """One line for a log."""
-        how = f"{self.key_format} names, {self.scope}"
+        averaged = ", ema weights" if self.weights == "ema" else ""
+        how = f"{self.key_format} names, {self.scope}{averaged}"
         line = f"{len(self.tensors)} tensors of {self.source} ({how})"
         if self.verified:
             line += f"; the record of their verification is in {self.verified}"
@@ -172,7 +175,11 @@ class ExportReport:
 
 
 def export_file(
-    source: str | Path, output: Path, *, key_format: str = "torchvision"
+    source: str | Path,
+    output: Path,
+    *,
+    key_format: str = "torchvision",
+    weights: str | None = None,
 ) -> ExportReport:
     """Write a checkpoint's weights as a state dict that `load_state_dict(strict=True)` accepts.
 
@@ -184,9 +191,11 @@ def export_file(
         output: `.pth` or `.safetensors` file to write, which must not exist; only `.pth` needs
             torch.
         key_format: naming scheme; see `fcn_jax.to_torch`.
+        weights: "ema" for the averages of the weights, or "raw"; the averages if there are any, if
+            None.
 
     Raises:
-        CheckpointError: the source is not a checkpoint, or it is incomplete.
+        CheckpointError: the source is not a checkpoint, it is incomplete, or it has no averages.
         ConfigError: the model's parts do not offer the key format.
         WeightsError: `output` exists or has another suffix, or torch is needed and not installed.
         WriteError: `output` cannot be written.
@@ -198,7 +207,8 @@ def export_file(
     destination.check_new(output)
     directory = checkpoint.find(source)
     spec = checkpoint.read_spec(directory)
-    module = checkpoint.load_module(directory, lambda: _build(spec.model, nnx.Rngs(0)))
+    chosen = checkpoint.choose_weights(directory, weights)
+    module = checkpoint.load_module(directory, lambda: _build(spec.model, nnx.Rngs(0)), chosen)
     tensors = export_weights(module, spec.model, key_format)
     record, verified = _record(directory, module, tensors), ""
     files.write(output, tensors, {RECORD_KEY: json_text.dumps(record)} if record else None)
@@ -209,7 +219,9 @@ def export_file(
             atomic.write_json(verified, record)
     scope = "backbone" if spec.model.head is None else "model"
     dropped = (spec.weights or {}).get("dropped", {})
-    return ExportReport(str(directory), key_format, scope, tuple(tensors), dropped, verified)
+    return ExportReport(
+        str(directory), key_format, scope, tuple(tensors), dropped, chosen, verified
+    )
 
 
 def _record(

@@ -283,14 +283,18 @@ def init_from(
 ) -> LoadReport:
     """Fill a model with initial weights for training (`train --weights`), in place, all or nothing.
 
+    Tensors whose shapes depend on the number of classes keep their initial values if a run or
+    checkpoint has another number than the model; the report names them.
+
     Args:
         model: as `build_model` returns it.
         source: a weights file with PyTorch's names, or the name of published weights; or a run, a
             checkpoint or a converted model.
         reinit: globs over names of tensors that keep the model's initial values; `head` for
-            another number of classes or another head.
+            another head, or for another number of classes in a file.
         drop: globs over names of the source, of tensors that are dropped.
-        key: which of several state dicts of a file to load, such as "model_ema".
+        key: which of several state dicts of a file to load, such as "model_ema"; for a run or
+            checkpoint "raw" or "ema", by default the averages if there are any.
 
     Returns:
         A report of the use of each tensor.
@@ -303,14 +307,30 @@ def init_from(
     if not Path(source).is_dir() or _holds_weight_files(Path(source)):
         return load_torch(model, source, reinit, drop=drop, key=key)
     directory = checkpoint.find(source)
-    if key:
-        raise WeightsError(f"{source}: a checkpoint holds one network, so it has no key '{key}'")
-    arrays = checkpoint.read_arrays(directory)
-    scope = "model"
-    if checkpoint.read_spec(directory).model.head is None:
+    if key not in ("", "ema", "raw"):
+        raise WeightsError(
+            f"{source}: a checkpoint has no key '{key}'; it holds its weights, raw, and perhaps "
+            "averages of them, ema"
+        )
+    chosen = checkpoint.choose_weights(directory, key or None)
+    arrays = checkpoint.read_arrays(directory, chosen)
+    scope, spec = "model", checkpoint.read_spec(directory).model
+    if spec.head is None:
         scope, arrays = "backbone", {f"backbone.{name}": array for name, array in arrays.items()}
-    report = LoadReport(str(directory), key_format="fcn-jax", scope=scope)
+    report = LoadReport(
+        str(directory), None, "fcn-jax", scope, key="" if chosen == "raw" else chosen
+    )
     targets = leaves(model)
+    sizes = spec.num_classes, model.spec.num_classes
+    if spec.head is not None and sizes[0] != sizes[1]:
+        resized = [
+            name
+            for name, leaf in targets.items()
+            if name in arrays and _is_resized(arrays[name].shape, leaf.shape, sizes)
+        ]
+        report.resized.extend(resized)
+        report = dataclasses.replace(report, classes=sizes)
+        reinit = [*reinit, *resized]
     same_names = Table(*(Rule(path, path) for path in targets))
     new_head = starts_new_head(targets, reinit)
 
@@ -319,6 +339,13 @@ def init_from(
 
     _fill(targets, model.spec, arrays, same_names, report, reinit, drop, leftover)
     return report
+
+
+def _is_resized(old: tuple[int, ...], new: tuple[int, ...], sizes: tuple[int, int]) -> bool:
+    """Whether shapes differ, and only by the number of classes, which `sizes` holds."""
+    if len(old) != len(new) or old == new:
+        return False
+    return all(pair == sizes for pair in zip(old, new, strict=True) if pair[0] != pair[1])
 
 
 def _holds_weight_files(folder: Path) -> bool:

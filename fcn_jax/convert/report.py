@@ -28,7 +28,8 @@ class LoadReport:
             values.
         loaded: Flax path -> name in the file, without `stripped`.
         dropped: name in the file -> reason.
-        reinit: Flax paths that keep their initial values because `--reinit` names them.
+        reinit: Flax paths that keep their initial values, because `--reinit` names them or because
+            they are in `resized`.
         absent: Flax paths of optional tensors that the file lacks.
         stripped: prefix that was removed from the names of the network.
         cast: name in the file -> its dtype, if it is not the model's: float16 and bfloat16 are
@@ -40,6 +41,9 @@ class LoadReport:
         other_weights: keys of the file with other weights, which were not loaded.
         renamed: name -> name in the file, if more than `stripped` was removed, such as
             `_orig_mod` within the name.
+        resized: Flax paths whose shapes depend on the number of classes, which is another one in
+            the checkpoint.
+        classes: number of classes of the checkpoint and of the model, if `resized` is not empty.
     """
 
     source: str
@@ -57,6 +61,8 @@ class LoadReport:
     not_weights: list[str] = dataclasses.field(default_factory=list)
     other_weights: list[str] = dataclasses.field(default_factory=list)
     renamed: dict[str, str] = dataclasses.field(default_factory=dict)
+    resized: list[str] = dataclasses.field(default_factory=list)
+    classes: tuple[int, int] | None = None
 
     def in_file(self, name: str) -> str:
         """The complete name in the file of a tensor that the report names."""
@@ -85,8 +91,14 @@ class LoadReport:
             )
         for dtype, count in sorted(collections.Counter(self.cast.values()).items()):
             parts.append(f"{count} {'widened' if dtype in WIDENED else 'rounded'} from {dtype}")
-        if self.reinit:
-            parts.append(f"{len(self.reinit)} kept at their initial values by --reinit")
+        if self.resized and self.classes:
+            old, new = self.classes
+            parts.append(
+                f"{len(self.resized)} re-initialized, because the weights are for {old} classes, "
+                f"and the model has {new}: {listing(self.resized)}"
+            )
+        if chosen := len(set(self.reinit) - set(self.resized)):
+            parts.append(f"{chosen} kept at their initial values by --reinit")
         if self.dropped:
             reasons = list(dict.fromkeys(self.dropped.values()))
             why = "; ".join(reasons) if len(reasons) < 4 else f"{len(reasons)} reasons"

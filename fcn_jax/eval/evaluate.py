@@ -73,6 +73,7 @@ class Evaluation:
         notes: lines about assumptions and about the limits of the scores.
         padded_to_multiple: the multiple in pixels to which images were padded; None if each ran at
             its own size.
+        weights: "ema", averages of the weights, or "raw".
     """
 
     checkpoint: Path
@@ -83,11 +84,13 @@ class Evaluation:
     scores: Scores
     notes: tuple[str, ...] = ()
     padded_to_multiple: int | None = None
+    weights: str = "raw"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; see `Scores.to_dict`."""
         where = {
             "checkpoint": str(self.checkpoint),
+            "weights": self.weights,
             "dataset": self.dataset,
             "split": self.split,
             "images": self.images,
@@ -97,7 +100,8 @@ class Evaluation:
 
     def __str__(self) -> str:
         """A table for the terminal, then the notes."""
-        title = f"{self.checkpoint} on {self.dataset} {self.split}, {self.images} images"
+        which = " (ema)" if self.weights == "ema" else ""
+        title = f"{self.checkpoint}{which} on {self.dataset} {self.split}, {self.images} images"
         notes = [f"note: {note}" for note in self.notes]
         return "\n".join([title, "", self.scores.table(self.classes), *notes])
 
@@ -110,6 +114,7 @@ def evaluate_checkpoint(
     split: str | None = None,
     value_range: Range | None = None,
     exact_sizes: bool = False,
+    weights: str | None = None,
 ) -> Evaluation:
     """Score a run or checkpoint on all images of a split, without crops.
 
@@ -122,13 +127,17 @@ def evaluate_checkpoint(
             the training if None.
         exact_sizes: run every image at its own size, however many sizes there are; see
             `fcn_jax.eval.padding`.
+        weights: "ema" for the averages of the weights, or "raw"; the averages if there are any, if
+            None.
 
     Raises:
-        CheckpointError: the path is not a checkpoint, or its classes differ from the dataset's.
+        CheckpointError: the path is not a checkpoint, its classes differ from the dataset's, or it
+            has no averages.
         ConfigError: the checkpoint is not a run's, and no dataset is named.
         DataError: the dataset cannot be read, or the folder that the run recorded does not exist.
     """
     directory = checkpoint.find(path)
+    chosen = checkpoint.choose_weights(directory, weights)
     recipe = _recipe_of(directory)
     root = Path(data) if data else None
     notes: list[str] = []
@@ -159,7 +168,7 @@ def evaluate_checkpoint(
     notes += _compare_classes(directory, source.classes, dataset)
     multiple, note = choose_multiple(source, exact=exact_sizes)
     notes += [f"{note}; --exact-sizes compiles one for each size"] if note else []
-    predictor = Predictor.from_checkpoint(directory, pad_to_multiple=multiple)
+    predictor = Predictor.from_checkpoint(directory, pad_to_multiple=multiple, weights=chosen)
     matrix = ConfusionMatrix(len(source.classes))
     for _ in evaluate(predictor, source, matrix):
         pass
@@ -167,7 +176,7 @@ def evaluate_checkpoint(
     notes += scores.notes(source.classes)
     padded = multiple if multiple > 1 else None
     return Evaluation(
-        directory, dataset, split, len(source), source.classes, scores, tuple(notes), padded
+        directory, dataset, split, len(source), source.classes, scores, tuple(notes), padded, chosen
     )
 
 

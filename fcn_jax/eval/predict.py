@@ -44,6 +44,7 @@ def predict_files(
     overwrite: bool = False,
     value_range: tuple[float, float] | None = None,
     exact_sizes: bool = False,
+    weights: str | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Iterator[tuple[Path, Path]]:
     """Segment images; write `STEM.png` (an indexed mask) and `STEM_overlay.png` for each.
@@ -60,6 +61,8 @@ def predict_files(
             `fcn_jax.data.decode.read_image`; those of the training (`data.value_range`) if None.
         exact_sizes: run every image at its own size, however many sizes there are; see
             `fcn_jax.eval.padding`.
+        weights: "ema" for the averages of the weights, or "raw"; the averages if there are any, if
+            None.
         say: called with lines about skipped files and assumptions.
 
     Returns:
@@ -88,10 +91,11 @@ def predict_files(
     if problems := _obstacles(paths, inputs, overwrite):
         raise WriteError(f"nothing was written: {problems}")
     directory = checkpoints.find(checkpoint)
+    chosen = checkpoints.choose_weights(directory, weights)
     multiple, note = padding.choose_multiple(targets, exact=exact_sizes)
     if note:
         say(f"{note}; --exact-sizes compiles one for each size")
-    predictor = Predictor.from_checkpoint(directory, pad_to_multiple=multiple)
+    predictor = Predictor.from_checkpoint(directory, pad_to_multiple=multiple, weights=chosen)
     scaling = value_range or ranges.from_json(checkpoints.read_spec(directory).value_range)
     if scaling is None:
         with Progress("reading bit depths", len(targets)) as progress:

@@ -87,13 +87,19 @@ class Predictor:
         self._segment = jax.jit(segment, compiler_options=compiler_options())
 
     @classmethod
-    def from_checkpoint(cls, path: str | Path, *, pad_to_multiple: int = 1) -> Predictor:
+    def from_checkpoint(
+        cls, path: str | Path, *, pad_to_multiple: int = 1, weights: str | None = None
+    ) -> Predictor:
         """Load a run (its best checkpoint), one of its checkpoints, or a converted model.
 
+        `weights` is "ema" for the averages of the weights, or "raw"; None takes the averages if the
+        run has them (`optim.ema_decay`).
+
         Raises:
-            CheckpointError: the path is not a checkpoint, is incomplete, or holds only a backbone.
+            CheckpointError: the path is not a checkpoint, is incomplete, holds only a backbone, or
+                has no averages.
         """
-        model, spec = checkpoint.load_model(path)
+        model, spec = checkpoint.load_model(path, weights)
         return cls(model, spec.classes, pad_to_multiple=pad_to_multiple)
 
     def update(self, *states: nnx.State) -> None:

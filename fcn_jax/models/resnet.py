@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 from flax import nnx
@@ -74,6 +74,19 @@ def stages(output_stride: int) -> list[Stage]:
     return found
 
 
+@dataclasses.dataclass(frozen=True)
+class ResNetOptions:
+    """Options of a ResNet.
+
+    Attributes:
+        norm: "group_norm" replaces batch normalization by group normalization of 32 groups, for
+            batches of a few images. Weights of the network with batch normalization load; its
+            running statistics are dropped.
+    """
+
+    norm: Literal["batch_norm", "group_norm"] = "batch_norm"
+
+
 _conv = functools.partial(nn.ConvNormAct, kernel_init=nn.kaiming_normal_fan_out)
 
 
@@ -99,7 +112,7 @@ class BasicBlock(nnx.Module):
             in_channels: channels of the input.
             channels: channels of the convolutions and of the output.
             stage: stride and dilations.
-            settings: `dtype`, `param_dtype` and `rngs` of all layers.
+            settings: `norm`, `dtype`, `param_dtype` and `rngs` of all layers.
         """
         conv = functools.partial(_conv, **settings)
         self.conv1 = conv(
@@ -138,7 +151,7 @@ class Bottleneck(nnx.Module):
             stage: stride and dilations.
             groups: groups of the 3x3 convolution.
             group_width: channels of one group in the first stage.
-            settings: `dtype`, `param_dtype` and `rngs` of all layers.
+            settings: `norm`, `dtype`, `param_dtype` and `rngs` of all layers.
         """
         conv = functools.partial(_conv, **settings)
         width, out_channels = channels * group_width // 64 * groups, 4 * channels
@@ -169,12 +182,14 @@ class ResNet(nnx.Module):
         architecture: Architecture,
         *,
         output_stride: int = 32,
+        norm: Literal["batch_norm", "group_norm"] = "batch_norm",
         dtype: Any = jnp.float32,
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
         """Draw the parameters. Their shapes do not depend on the output stride: 32, 16 or 8."""
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        types["norm"] = norm
         block: Callable[..., nnx.Module] = functools.partial(BasicBlock, **types)
         if architecture.bottleneck:
             groups, width = architecture.groups, architecture.group_width
@@ -213,33 +228,50 @@ def _features(architecture: Architecture, output_stride: int) -> tuple[FeatureSp
     )
 
 
-_BLOCKS = Table(
-    conv_norm("{b}.conv{k}", "{b}.bn{k}", "{b}.conv{k}"),
-    conv_norm("{b}.downsample.0", "{b}.downsample.1", "{b}.downsample"),
-)
-_TABLES = {
-    "torchvision": Table(
-        conv_norm("conv1", "bn1", "conv1"),
-        _BLOCKS.under("layer{s}.", "layer{s}.").rules,
-        drop("fc.*", "the ImageNet classifier, which a segmentation model does not have"),
-    ),
-    # d2l keeps the children of torchvision's network in a Sequential, which names them by position:
-    # 0 conv1, 1 bn1, 2 relu, 3 maxpool, 4 to 7 the stages.
-    "d2l": Table(
-        conv_norm("0", "1", "conv1"),
-        *(_BLOCKS.under(f"{stage + 3}.", f"layer{stage}.").rules for stage in (1, 2, 3, 4)),
-    ),
-}
+def _tables(options: ResNetOptions) -> dict[str, Table]:
+    conv = functools.partial(conv_norm, norm=options.norm)
+    blocks = Table(
+        conv("{b}.conv{k}", "{b}.bn{k}", "{b}.conv{k}"),
+        conv("{b}.downsample.0", "{b}.downsample.1", "{b}.downsample"),
+    )
+    dropped = []
+    if options.norm == "group_norm":
+        reason = "statistics of batch normalization, which group normalization does not have"
+        statistics = ("running_mean", "running_var", "num_batches_tracked")
+        dropped = [drop(f"*.{name}", reason) for name in statistics]
+    return {
+        "torchvision": Table(
+            conv("conv1", "bn1", "conv1"),
+            blocks.under("layer{s}.", "layer{s}.").rules,
+            drop("fc.*", "the ImageNet classifier, which a segmentation model does not have"),
+            *dropped,
+        ),
+        # d2l keeps the children of torchvision's network in a Sequential, which names them by
+        # position: 0 conv1, 1 bn1, 2 relu, 3 maxpool, 4 to 7 the stages.
+        "d2l": Table(
+            conv("0", "1", "conv1"),
+            *(blocks.under(f"{stage + 3}.", f"layer{stage}.").rules for stage in (1, 2, 3, 4)),
+            *dropped,
+        ),
+    }
 
 
-def _torch_reference(name: str, architecture: Architecture, output_stride: int) -> Any:
+def _torch_reference(
+    name: str, architecture: Architecture, options: ResNetOptions, output_stride: int
+) -> Any:
     """The network of that name in torchvision, with random weights.
 
     torchvision does not dilate basic blocks, so they are dilated after the network is built.
     """
     plan = stages(output_stride)
     dilate = [stage.dilation > stage.first_dilation for stage in plan[1:]]
-    settings = {"replace_stride_with_dilation": dilate} if architecture.bottleneck else {}
+    settings: dict[str, Any] = {}
+    if architecture.bottleneck:
+        settings["replace_stride_with_dilation"] = dilate
+    if options.norm == "group_norm":
+        import torch
+
+        settings["norm_layer"] = functools.partial(torch.nn.GroupNorm, 32)
     network = getattr(import_torchvision().models, name)(weights=None, **settings)
     network.stem = network.relu  # the name of its output among the features
     for i, stage in enumerate(plan, start=1):
@@ -286,11 +318,12 @@ def _backbone(
         reference=f"{paper}; torchvision.models.{name}",
         output_strides=(32, 16, 8),
         features=lambda options, output_stride: _features(architecture, output_stride),
-        build=lambda options, **settings: ResNet(architecture, **settings),
+        build=lambda options, **settings: ResNet(architecture, norm=options.norm, **settings),
+        options=ResNetOptions,
         torch=TorchBridge(
-            tables=_TABLES,
+            tables=_tables,
             reference=lambda options, output_stride: _torch_reference(
-                name, architecture, output_stride
+                name, architecture, options, output_stride
             ),
             weights={
                 key: Weights.torchvision(

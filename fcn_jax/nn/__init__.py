@@ -6,10 +6,11 @@ bfloat16. Plugins may use everything listed here; the modules `fcn_jax.nn._*` ar
 
 Layers:
     Conv: 2-d convolution.
-    ConvNormAct: convolution, batch normalization, activation.
+    ConvNormAct: convolution, normalization, activation.
     ConvTranspose: transposed convolution, bilinear at first.
     Linear: fully connected layer on the last axis.
     BatchNorm: batch normalization.
+    GroupNorm: group normalization, for small batches.
     LayerNorm: layer normalization over the last axis.
     LayerScale: learned factor for each channel.
     Buffer: a variable that training does not change, such as a fixed kernel.
@@ -49,6 +50,7 @@ from fcn_jax.nn._buffer import Buffer
 from fcn_jax.nn._conv import Conv, conv
 from fcn_jax.nn._conv_norm_act import ConvNormAct
 from fcn_jax.nn._conv_transpose import ConvTranspose, conv_transpose
+from fcn_jax.nn._group_norm import GroupNorm
 from fcn_jax.nn._initializers import (
     Initializer,
     bilinear,
@@ -70,6 +72,7 @@ __all__ = [
     "Conv",
     "ConvNormAct",
     "ConvTranspose",
+    "GroupNorm",
     "Initializer",
     "LayerNorm",
     "LayerScale",

@@ -1,11 +1,11 @@
-"""Convolution, batch normalization and activation: one layer, and on GPUs one kernel."""
+"""Convolution, normalization and activation: one layer, and on GPUs one kernel."""
 
 from __future__ import annotations
 
 import contextlib
 import contextvars
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,24 +15,26 @@ from jaxtyping import Array, Float
 from fcn_jax.nn._batch_norm import BatchNorm
 from fcn_jax.nn._conv import Conv, conv
 from fcn_jax.nn._conv_xla import Settings, is_stem
+from fcn_jax.nn._group_norm import GroupNorm
 from fcn_jax.nn._initializers import Initializer
 
 Activation = Callable[[jax.Array], jax.Array]
+Norm = Literal["batch_norm", "group_norm"]
 
 _FOLDING: contextvars.ContextVar[bool | None] = contextvars.ContextVar("folding", default=None)
 
 
 class ConvNormAct(nnx.Module):
-    """2-d convolution, batch normalization, activation; torchvision's `Conv2dNormActivation`.
+    """2-d convolution, normalization, activation; torchvision's `Conv2dNormActivation`.
 
-    In eval mode on GPUs, in 16 bits, the factor of the normalization is multiplied into the kernel.
-    The remaining bias is added by cuDNN inside the convolution, together with the shortcut and the
-    ReLU that follow. CPUs and TPUs fuse the multiplication into a loop that they run in any case;
-    so do GPUs after the first convolution of a network.
+    In eval mode on GPUs, in 16 bits, the factor of a batch normalization is multiplied into the
+    kernel. The remaining bias is added by cuDNN inside the convolution, together with the shortcut
+    and the ReLU that follow. CPUs and TPUs fuse the multiplication into a loop that they run in any
+    case; so do GPUs after the first convolution of a network.
 
     Attributes:
         conv: `Conv`, I -> O.
-        bn: `BatchNorm` of O channels.
+        bn: `BatchNorm` of O channels, or `GroupNorm`, which torchvision's networks call `bn`, too.
     """
 
     def __init__(
@@ -49,6 +51,8 @@ class ConvNormAct(nnx.Module):
         activation: Activation | None = nnx.relu,
         eps: float = 1e-5,
         momentum: float = 0.1,
+        norm: Norm = "batch_norm",
+        norm_groups: int = 32,
         kernel_init: Initializer | None = None,
         bias_init: Initializer | None = None,
         dtype: Any = jnp.float32,
@@ -69,7 +73,9 @@ class ConvNormAct(nnx.Module):
             use_bias: whether the convolution has a bias of its own.
             activation: elementwise function; None for none.
             eps: of the normalization.
-            momentum: of the normalization: the share of the new value, as in PyTorch.
+            momentum: of batch normalization: the share of the new value, as in PyTorch.
+            norm: kind of the normalization.
+            norm_groups: groups of group normalization; divides O.
             kernel_init: PyTorch's default if None.
             bias_init: PyTorch's default if None.
             dtype: of the computation and the result.
@@ -91,8 +97,11 @@ class ConvNormAct(nnx.Module):
             param_dtype=param_dtype,
             rngs=rngs,
         )
-        self.bn = BatchNorm(
-            out_channels, eps=eps, momentum=momentum, dtype=dtype, param_dtype=param_dtype
+        types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
+        self.bn: BatchNorm | GroupNorm = (
+            GroupNorm(norm_groups, out_channels, eps=eps, **types)
+            if norm == "group_norm"
+            else BatchNorm(out_channels, eps=eps, momentum=momentum, **types)
         )
         self.activation = nnx.static(activation)
 
@@ -100,13 +109,15 @@ class ConvNormAct(nnx.Module):
         """f[N, H, W, I] -> `dtype`[N, h, w, O].
 
         Raises:
-            ValueError: in train mode, if there is a single value per channel.
+            ValueError: with batch normalization in train mode, if there is a single value per
+                channel.
         """
         y = self._folded(x) if self._folds() else self.bn(self.conv(x))
         return y if self.activation is None else self.activation(y)
 
     def _folded(self, x: jax.Array) -> jax.Array:
         layer, norm = self.conv, self.bn
+        assert isinstance(norm, BatchNorm)
         factor, shift = norm.as_affine()
         if layer.bias is not None:
             shift = shift + layer.bias[...] * factor

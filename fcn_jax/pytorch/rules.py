@@ -203,9 +203,20 @@ def batch_norm(torch: str, jax: str | None = None) -> list[Rule]:
     ]
 
 
-def conv_norm(torch_conv: str, torch_norm: str, jax: str, *, bias: bool = False) -> list[Rule]:
-    """Rules of a convolution and a batch normalization that are one `ConvNormAct` in the module."""
-    return [*conv(torch_conv, f"{jax}.conv", bias=bias), *batch_norm(torch_norm, f"{jax}.bn")]
+def group_norm(torch: str, jax: str | None = None) -> list[Rule]:
+    """Rules of a group normalization; see `conv` for the arguments."""
+    return layer_norm(torch, jax)
+
+
+def conv_norm(
+    torch_conv: str, torch_norm: str, jax: str, *, bias: bool = False, norm: str = "batch_norm"
+) -> list[Rule]:
+    """Rules of a convolution and a normalization that are one `ConvNormAct` in the module.
+
+    `norm` is that of the `ConvNormAct`, "batch_norm" or "group_norm".
+    """
+    rules = {"batch_norm": batch_norm, "group_norm": group_norm}[norm]
+    return [*conv(torch_conv, f"{jax}.conv", bias=bias), *rules(torch_norm, f"{jax}.bn")]
 
 
 def layer_norm(torch: str, jax: str | None = None) -> list[Rule]:

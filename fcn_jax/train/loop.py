@@ -27,12 +27,14 @@ from fcn_jax.runtime import atomic, versions
 from fcn_jax.runtime.compiler import compiler_options
 from fcn_jax.runtime.memory import peak_memory, trim_malloc
 from fcn_jax.runtime.progress import Progress
-from fcn_jax.train import losses, optim, sharding
+from fcn_jax.train import groups, losses, optim, sharding
 from fcn_jax.train import step as train_step
+from fcn_jax.train.early_stopping import EarlyStopping
 from fcn_jax.train.ending import after_a_step, before_any_step
 from fcn_jax.train.records import Records
 from fcn_jax.train.run_directory import RunDirectory
 from fcn_jax.train.saving import Completed, close_quietly, restored, save_after_error
+from fcn_jax.train.schedules import schedule
 from fcn_jax.train.settings import (
     claim,
     for_classes,
@@ -71,9 +73,10 @@ class Result:
 def train(config: Config, run: str | Path, *, resume: bool = False) -> Result:
     """Train a model.
 
-    Writes `config.json`, `versions.json`, `metrics.jsonl`, `checkpoints/` and `samples/` to the run
-    directory, which is made once the training step is compiled. Whatever ends the run after its
-    first step, the work up to the last completed step is saved if possible; the error says so.
+    Writes `config.json`, `versions.json`, `parameters.json`, `metrics.jsonl`, `checkpoints/` and
+    `samples/` to the run directory, which is made once the training step is compiled. Whatever ends
+    the run after its first step, the work up to the last completed step is saved if possible; the
+    error says so.
 
     Training runs in one process, on all of its devices.
 
@@ -147,7 +150,9 @@ def _train(
     require_steps(config, total_steps)
     if earlier:
         require_same_split(run, earlier[1].split, opened.identity, config.data.train_split)
-        if earlier[0] >= total_steps and checkpoint.is_evaluated(run, earlier[0]):
+        stopping = EarlyStopping.read(config, run, earlier[0])
+        is_over = earlier[0] >= total_steps or stopping.is_over
+        if is_over and checkpoint.is_evaluated(run, earlier[0]):
             return Result(run, earlier[0], None, None, earlier[0], was_finished=True)
 
     # ---------------------------------------------------------------------------------------- model
@@ -179,20 +184,25 @@ def _train(
 
     # ------------------------------------------------------------------------------------ optimizer
     reinitialized = record["reinit"] if record else ()
-    settings = optim.with_reinitialized(config.optim, reinitialized, init.reinit_lr_mult)
+    settings = groups.with_reinitialized(config.optim, reinitialized, init.reinit_lr_mult)
     with settings_at_fault("the optimizer cannot be made", config):
+        layers = groups.backbone_layers(model) if settings.layer_decay is not None else {}
+        rates = groups.assign(settings, nnx.state(model, nnx.Param), layers)
         state, step = train_step.make(
             model,
-            optim.make(settings, total_steps, nnx.state(model, nnx.Param)),
+            optim.make(settings, total_steps, rates),
             preprocess,
             losses=criterion,
             aux_weight=config.optim.aux_weight,
             accumulate_steps=config.optim.accumulate_steps,
             remat=config.optim.remat,
-            freeze_batch_norm=config.optim.freeze_batch_norm,
+            ema_decay=config.optim.ema_decay,
+            ema_warmup=config.optim.ema_warmup,
+            frozen=groups.frozen_names(rates),
+            freeze_batch_norm=settings.freeze_batch_norm,
         )
         state = jax.device_put(state, everywhere)
-    rate = optim.schedule(config.optim, total_steps)
+    rate, rate_notes = schedule(config.optim, total_steps), groups.notes(rates, layers, model)
     # Only the state holds values from here on: each step deletes those of the step before.
     graphdef, *states = nnx.split(model, (nnx.Param, nnx.BatchStat), ...)
     random_keys = states.pop()
@@ -209,7 +219,8 @@ def _train(
         f"{len(train_source)} train, {len(val_source)} val images; "
         f"{mesh.size} x {jax.devices()[0].device_kind}"
     )
-    for note in (*opened.notes, *([f"initial weights: {weights}"] if weights else [])):
+    started = [f"initial weights: {weights}"] if weights else []
+    for note in (*opened.notes, *started, *rate_notes):
         progress.say(note)
     began = time.perf_counter()
     with settings_at_fault("the training step cannot be compiled", config):
@@ -252,7 +263,11 @@ def _train(
         "losses": {name: registry.default().record("losses", name) for name in config.loss},
     }
     atomic.write_json(run / "versions.json", made_with)
+    atomic.write_json(
+        run / "parameters.json", {name: dataclasses.asdict(rate) for name, rate in rates.items()}
+    )
     records = Records(run / "metrics.jsonl", start, evaluate_again=evaluate_first)
+    stopping = EarlyStopping.read(config, run, start)
     held.callback(records.close)
     records.write(step=start, event="compile", compile_seconds=compile_seconds)
 
@@ -264,6 +279,7 @@ def _train(
     # twice as much, and save no time: the next batch is prepared during the step anyway. The inputs
     # are awaited, too, or `memory.disable_async_dispatch` would have no effect.
     one_at_a_time = jax.default_backend() == "cpu"
+    scored = "raw" if config.optim.ema_decay is None else "ema"  # the weights that are evaluated
 
     def save_now() -> None:
         nonlocal saved
@@ -283,13 +299,15 @@ def _train(
             event="val",
             epoch=number / epoch_steps,
             seconds=seconds,
+            weights=scored,
             **scores.to_dict(val_source.classes),
         )
         progress.say(
-            f"epoch {number // epoch_steps}: val {scores.summary()} "
+            f"epoch {number // epoch_steps}: val {'(ema) ' * (scored == 'ema')}{scores.summary()} "
             f"({len(val_source)} images in {seconds:.0f} s)"
         )
-        checkpoints.score(number, scores.miou)
+        checkpoints.score(number, scores.miou, scored)
+        stopping.add(number, scores)
 
     def show(number: int, loss: float, images_per_second: float) -> None:
         epoch = (number - 1) // epoch_steps + 1
@@ -300,7 +318,7 @@ def _train(
         if evaluate_first:
             with speed.paused():
                 evaluate_now()
-        while reached.number < total_steps and not stop.signal:
+        while reached.number < total_steps and not stop.signal and not stopping.is_over:
             with speed.waiting():
                 batch = next(batches)
             placed = jax.device_put(batch, batch_sharding)
@@ -354,12 +372,15 @@ def _train(
         if reached.number > saved:
             save_now()
         checkpoints.finish()
+        if stopping.is_over:
+            progress.say(f"early stopping after step {reached.number}: {stopping}")
     except BaseException as error:
         if reached.number == 0:
             raise before_any_step(error) from error
         problem = save_after_error(checkpoints, reached, saved, spec)
         latest = checkpoints.latest_step()
         raise after_a_step(error, run, reached.number, latest, problem) from error
-    finished = reached.number >= total_steps and checkpoint.is_evaluated(run, reached.number)
+    is_over = reached.number >= total_steps or stopping.is_over
+    finished = is_over and checkpoint.is_evaluated(run, reached.number)
     stopped_by = stop.signal.name if stop.signal and not finished else None
     return Result(run, reached.number, scores, stopped_by, checkpoints.latest_step())

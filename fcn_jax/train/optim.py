@@ -1,136 +1,104 @@
-"""Optimizers and schedules with PyTorch's arithmetic, and param groups by parameter name."""
+"""Optimizers with PyTorch's arithmetic."""
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
-from fcn_jax.config import OptimConfig, ParamGroup
-from fcn_jax.errors import ConfigError
-from fcn_jax.train import adam
+from fcn_jax.config import OptimConfig
+from fcn_jax.train.adam import scale_by_adam
+from fcn_jax.train.groups import Rate, parameter_names
+from fcn_jax.train.schedules import schedule
+
+_DECOUPLED = ("adamw", "lion", "muon")
+"""Optimizers that subtract the weight decay from the parameter; others add it to the gradient."""
 
 
-def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
-    """Learning rate by step.
+def make(
+    config: OptimConfig, steps: int, rates: Mapping[str, Rate]
+) -> optax.GradientTransformation:
+    """Make the optimizer of the parameters that are trained.
 
-    `poly` is lr (1 - step / steps) ^ power (Liu et al. 2015, arXiv:1506.04579; torch's
-    `PolynomialLR`), `cosine` is lr (1 + cos(pi step / steps)) / 2 (torch's `CosineAnnealingLR`). In
-    the first `warmup_steps` the schedule is multiplied by (step + 1) / warmup_steps.
+    SGD, Adam and AdamW are as in PyTorch, Lion as in Chen et al. 2023, arXiv:2302.06675. Muon (see
+    `_muon`) is for kernels; it leaves scales and biases to AdamW. SGD and Adam add the weight decay
+    to the gradient. The others subtract it, times the learning rate, from the parameter.
 
-    Args:
-        config: settings of the optimizer.
-        steps: length of the run, at least 1.
-
-    Returns:
-        Function i32[] -> f32[].
-    """
-    rate = {
-        "poly": optax.polynomial_schedule(config.lr, 0.0, config.power, steps),
-        "cosine": optax.cosine_decay_schedule(config.lr, steps),
-        "constant": optax.constant_schedule(config.lr),
-    }[config.schedule]
-    if config.warmup_steps < 2:
-        return rate
-    warmup = optax.linear_schedule(1 / config.warmup_steps, 1.0, config.warmup_steps - 1)
-    return lambda step: rate(step) * warmup(step)
-
-
-def make(config: OptimConfig, steps: int, params: Any) -> optax.GradientTransformation:
-    """Make the optimizer.
-
-    SGD adds the weight decay to the gradient before the momentum; AdamW subtracts it from the
-    parameter. Both are as in PyTorch. `clip_norm` clips the norm of all gradients together, as
-    `torch.nn.utils.clip_grad_norm_` does; frozen parameters do not count.
+    `clip_norm` clips the norm of all gradients together, as `torch.nn.utils.clip_grad_norm_` does,
+    and `clip_value` each value, as `clip_grad_value_` does. Frozen parameters do not count.
 
     Args:
         config: settings of the optimizer.
         steps: length of the run, at least 1.
-        params: tree of parameters; only the names of its leaves are used.
-
-    Raises:
-        ConfigError: a param group decides about no parameter.
+        rates: how each parameter is trained, as `fcn_jax.train.groups.assign` returns it.
     """
-    rate = schedule(config, steps)
 
-    def transform(group: ParamGroup) -> optax.GradientTransformation:
-        if group.lr_mult == 0:
-            return optax.set_to_zero()
-        decay = config.weight_decay * group.decay_mult
+    def by_name(tree: Any, value: Callable[[Rate], float]) -> Any:
+        values = [value(rates[name]) for name in parameter_names(tree)]
+        return jax.tree.unflatten(jax.tree.structure(tree), values)
 
-        def learning_rate(step: Any) -> Any:
-            return group.lr_mult * rate(step)
+    def add_decay(updates: Any, params: Any) -> Any:
+        decays = by_name(params, lambda rate: rate.weight_decay)
+        return jax.tree.map(lambda u, p, d: u + d * p if d else u, updates, params, decays)
 
-        if config.name == "adamw":
-            return optax.chain(
-                adam.scale_by_adam(*config.betas, config.eps),
-                optax.add_decayed_weights(decay),
-                optax.scale_by_learning_rate(learning_rate),
-            )
-        return optax.chain(
-            optax.add_decayed_weights(decay) if decay else optax.identity(),
-            optax.sgd(learning_rate, momentum=config.momentum or None),
-        )
+    def multiply(updates: Any, _: Any) -> Any:
+        factors = by_name(updates, lambda rate: rate.lr_mult)
+        return jax.tree.map(lambda u, factor: factor * u if factor != 1 else u, updates, factors)
 
-    groups = (*config.param_groups, ParamGroup(match="*"))
-    names = parameter_names(params)
-    labels = [
-        next(i for i, group in enumerate(groups) if fnmatch.fnmatchcase(name, group.match))
-        for name in names
-    ]
-    unused = [group.match for i, group in enumerate(config.param_groups) if i not in labels]
-    if unused:
-        raise ConfigError(
-            f"optim.param_groups: no parameter is left for {', '.join(unused)}; "
-            f"names look like {names[0]}, {names[-1]}"
-        )
-    used, tree = sorted(set(labels)), jax.tree.structure(params)
-    if used == [len(groups) - 1]:
-        optimizer = transform(groups[-1])
-    else:
-        optimizer = optax.partition(
-            {i: transform(groups[i]) for i in used}, jax.tree.unflatten(tree, labels)
-        )
-    if config.clip_norm is None:
-        return optimizer
-    trained = jax.tree.unflatten(tree, [groups[i].lr_mult > 0 for i in labels])
-    return optax.chain(
-        optax.masked(optax.clip_by_global_norm(config.clip_norm), trained), optimizer
-    )
+    decay, rule = optax.stateless(add_decay), _rule(config)
+    parts = [rule, decay] if config.name in _DECOUPLED else [decay, rule]
+    if config.clip_norm is not None:
+        parts.insert(0, optax.clip_by_global_norm(config.clip_norm))
+    if config.clip_value is not None:
+        parts.insert(0, optax.clip(config.clip_value))
+    rate = optax.scale_by_learning_rate(schedule(config, steps))
+    return optax.chain(*parts, optax.stateless(multiply), rate)
 
 
-def with_reinitialized(config: OptimConfig, names: Iterable[str], lr_mult: float) -> OptimConfig:
-    """Multiply the learning rate of reinitialized kernels of a pretrained backbone.
+def _rule(config: OptimConfig) -> optax.GradientTransformation:
+    """The optimizer without decay and learning rate."""
+    if config.name == "sgd":
+        return optax.trace(config.momentum) if config.momentum else optax.identity()
+    if config.name == "lion":
+        return optax.scale_by_lion(*(config.betas or (0.9, 0.99)))
+    rest = scale_by_adam(*(config.betas or (0.9, 0.999)), config.eps)
+    if config.name == "muon":
+        return optax.partition({"muon": _muon(config.momentum), "adam": rest}, _muon_or_adam)
+    return rest
 
-    torchvision initializes a ResNet's convolutions for training from scratch. Under batch
-    normalization a kernel's scale has no effect, but the larger it is, the smaller the change of
-    direction per step: in a short fine-tuning such layers hardly move.
 
-    Args:
-        config: settings of the optimizer; their own param groups take precedence.
-        names: names of the tensors that were reinitialized. Only kernels of the backbone are
-            changed, because a head starts from random values in any case.
-        lr_mult: learning rate multiplier, at least 0.
+def _muon_or_adam(params: Any) -> Any:
+    return jax.tree.map(lambda leaf: "muon" if jnp.ndim(leaf) > 1 else "adam", params)
+
+
+def _muon(momentum: float) -> optax.GradientTransformation:
+    """Muon for kernels [..., I, O], as matrices [... * I, O].
+
+    The momentum is replaced by its nearest orthogonal matrix, approximately (Jordan et al. 2024,
+    kellerjordan.github.io/posts/muon), times 0.2 sqrt(max(rows, columns)) as in Liu et al. 2025,
+    arXiv:2502.16982: the update then has AdamW's size, and learning rates and decays of AdamW fit.
     """
-    kernels = [
-        name
-        for name in names
-        if name.startswith("backbone.")
-        and name.endswith(".kernel")
-        and not any(fnmatch.fnmatchcase(name, group.match) for group in config.param_groups)
-    ]
-    if lr_mult == 1 or not kernels:
-        return config
-    more = (ParamGroup(match=name, lr_mult=lr_mult) for name in kernels)
-    return config.model_copy(update={"param_groups": (*config.param_groups, *more)})
+    # It is applied to each matrix alone, because trees need axes for each of its leaves.
+    inner = optax.contrib.scale_by_muon(beta=momentum)
 
+    def matrix(x: jax.Array) -> jax.Array:
+        return x.reshape(-1, x.shape[-1])
 
-def parameter_names(params: Any) -> list[str]:
-    """Return dotted names of a tree's leaves, such as `head.final_conv.kernel`, in tree order."""
-    return [
-        jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
-        for path, _ in jax.tree_util.tree_leaves_with_path(params)
-    ]
+    def init(params: Any) -> tuple[Any, ...]:
+        return tuple(inner.init(matrix(leaf)) for leaf in jax.tree.leaves(params))
+
+    def update(updates: Any, states: Any, params: Any = None) -> Any:
+        leaves, tree = jax.tree.flatten(updates)
+        found, after = [], []
+        for leaf, state in zip(leaves, states, strict=True):
+            direction, state = inner.update(matrix(leaf), state)
+            scaled = 0.2 * math.sqrt(max(direction.shape)) * direction
+            found.append(scaled.reshape(leaf.shape))
+            after.append(state)
+        return jax.tree.unflatten(tree, found), tuple(after)
+
+    return optax.GradientTransformation(init, update)

@@ -19,9 +19,17 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 _WRITTEN = frozenset(
-    {"config.json", "versions.json", "metrics.jsonl", "checkpoints", "samples", "nonfinite"}
+    {
+        "config.json",
+        "versions.json",
+        "parameters.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "samples",
+        "nonfinite",
+    }
 )
-_LEFTOVER = re.compile(r"\.(config|versions|metrics)\.[0-9a-f]{8}\.jsonl?")
+_LEFTOVER = re.compile(r"\.(config|versions|parameters|metrics)\.[0-9a-f]{8}\.jsonl?")
 """Temporary files of `fcn_jax.runtime.atomic` that a killed process left."""
 _ANOTHER = "name another directory with --workdir"
 

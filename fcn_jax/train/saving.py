@@ -17,8 +17,8 @@ from fcn_jax import checkpoint
 from fcn_jax.errors import TrainingError, WriteError
 from fcn_jax.models.names import named
 from fcn_jax.runtime import atomic
-from fcn_jax.train import optim
 from fcn_jax.train.ending import gist
+from fcn_jax.train.groups import parameter_names
 from fcn_jax.train.step import TrainState
 
 
@@ -78,14 +78,14 @@ class Completed:
         Raises:
             CheckpointError: this checkpoint or the one before cannot be written.
         """
-        model, rest = _items(self.state)
-        checkpoints.save(self.number, model=model, train=rest, data=self.position, spec=spec)
+        items = _items(self.state)
+        checkpoints.save(self.number, **items, data=self.position, spec=spec)
 
     def _failure(self, loss: float, run: Path, state: TrainState) -> TrainingError:
         """Write the evidence to `nonfinite/` in the run directory, and return the error."""
         assert self.metrics is not None
         assert self.batch is not None
-        names, leaves = optim.parameter_names(state.params), jax.tree.leaves(state.params)
+        names, leaves = parameter_names(state.params), jax.tree.leaves(state.params)
         broken = [
             name
             for name, leaf in zip(names, leaves, strict=True)
@@ -117,11 +117,17 @@ class Completed:
         )
 
 
-def _items(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the state as the items `model` and `train` of a checkpoint."""
-    parts = (state.params, state.batch_stats)
-    arrays = {name: leaf[...] for part in parts for name, leaf in named(part).items()}
-    return arrays, {"step": state.step, "opt_state": state.opt_state}
+def _items(state: TrainState) -> dict[str, dict[str, Any]]:
+    """Return the state as the items `model`, `train` and perhaps `ema` of a checkpoint."""
+
+    def arrays(*parts: nnx.State) -> dict[str, Any]:
+        return {name: leaf[...] for part in parts for name, leaf in named(part).items()}
+
+    items = {
+        "model": arrays(state.params, state.batch_stats),
+        "train": {"step": state.step, "opt_state": state.opt_state},
+    }
+    return items if state.ema is None else {**items, "ema": arrays(state.ema)}
 
 
 def save_after_error(
@@ -160,20 +166,23 @@ def restored(
     checkpoints: checkpoint.Checkpoints, start: Completed, say: Callable[[str], None]
 ) -> Completed:
     """Return the newest checkpoint that is not damaged, or `start` if there is no checkpoint."""
-    arrays, rest = _items(start.state)
-    found = checkpoints.restore(model=arrays, train=rest)
+    found = checkpoints.restore(**_items(start.state))
     if found is None:
         return start
     for fault in found.skipped:
         say(f"warning: {fault}; it is set aside, and that of step {found.step} is used")
 
-    def stored(path: tuple[Any, ...], leaf: nnx.Variable) -> nnx.Variable:
-        return leaf.replace(found.model[".".join(map(str, path))])
+    def filled(part: nnx.State, arrays: Any) -> nnx.State:
+        return nnx.map_state(
+            lambda path, leaf: leaf.replace(arrays[".".join(map(str, path))]), part
+        )
 
+    average = start.state.ema
     state = TrainState(
         found.train["step"],
-        nnx.map_state(stored, start.state.params),
-        nnx.map_state(stored, start.state.batch_stats),
+        filled(start.state.params, found.model),
+        filled(start.state.batch_stats, found.model),
         found.train["opt_state"],
+        None if average is None else filled(average, found.ema),
     )
     return Completed(found.step, state, found.data)

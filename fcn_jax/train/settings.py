@@ -130,32 +130,47 @@ _FREE = frozenset(
         "train.log_every_steps",
         "train.num_visualizations",
         "train.checkpoint_every_steps",
+        "train.early_stopping",
     }
 )
-"""Settings that may change when a run is resumed: none of them changes the result."""
+"""Settings that may change when a run is resumed: none of them changes what a step computes."""
 
 
 def require_needed(config: Config) -> None:
-    """Raise `ConfigError` for settings that have no effect without another one that is missing."""
-    init, model = config.init, config.model
+    """Raise `ConfigError` for settings that contradict each other or need one that is missing."""
+    init, model, optim = config.init, config.model, config.optim
+    problems = []
     given = [f"init.{name}" for name in ("reinit", "drop", "key") if getattr(init, name)]
     if given and init.weights is None:
-        raise ConfigError(
+        problems.append(
             f"{', '.join(given)}: given without init.weights, to whose names they refer; "
             "name the weights with --weights"
         )
     for name in ("aux_feature", "aux_head_options"):
         if getattr(model, name) and model.aux_head is None:
-            raise ConfigError(
+            problems.append(
                 f"model.{name}: given without model.aux_head; name the auxiliary head, such as "
                 "model.aux_head=fcn"
             )
+    if optim.clip_norm is not None and optim.clip_value is not None:
+        problems.append("optim.clip_norm and optim.clip_value: both given; choose one")
+    if optim.ema_warmup and optim.ema_decay is None:
+        problems.append(
+            "optim.ema_warmup: given without optim.ema_decay; set it, such as optim.ema_decay=0.999"
+        )
+    if optim.schedule == "multi_step" and not optim.milestones:
+        problems.append(
+            "optim.schedule: 'multi_step' given without optim.milestones; name the fractions of "
+            "the run at which the learning rate falls, such as 'optim.milestones=[0.6, 0.9]'"
+        )
     if model.task == "multilabel":
-        raise ConfigError(
+        problems.append(
             "model.task is 'multilabel': datasets have masks with one class per pixel; use "
             "'multiclass' or 'binary' (in Python, fcn_jax.train.step.make takes masks of "
             "u8[N,H,W,K])"
         )
+    if problems:
+        raise ConfigError("; ".join(problems))
 
 
 def for_classes(model: ModelSpec, classes: Classes) -> ModelSpec:

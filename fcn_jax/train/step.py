@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,9 +14,10 @@ from flax import nnx
 from fcn_jax.errors import ConfigError
 from fcn_jax.models.preprocess import normalize
 from fcn_jax.models.segmenter import Segmenter
-from fcn_jax.nn import REMAT_NAMES, BatchNorm
+from fcn_jax.nn import REMAT_NAMES
 from fcn_jax.nn._subpixel import prefers_subpixel
 from fcn_jax.plugins.api import Preprocess
+from fcn_jax.train import ema, groups
 from fcn_jax.train.losses import Losses, default_losses
 
 
@@ -30,12 +31,14 @@ class TrainState:
         params: parameters, f32.
         batch_stats: running statistics, f32 and i32, and `nn.Buffer` values, which no step changes.
         opt_state: state of the optimizer.
+        ema: averages of the parameters and float statistics, f32, see `fcn_jax.train.ema`; or None.
     """
 
     step: jax.Array
     params: Any
     batch_stats: Any
     opt_state: Any
+    ema: Any = None
 
 
 Step = Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]
@@ -51,13 +54,16 @@ def make(
     accumulate_steps: int = 1,
     remat: bool = False,
     blocks: bool | None = None,
-    freeze_batch_norm: bool = False,
+    ema_decay: float | None = None,
+    ema_warmup: bool = False,
+    frozen: frozenset[str] = frozenset(),
+    freeze_batch_norm: Sequence[str] = (),
 ) -> tuple[TrainState, Step]:
     """Make the initial state and the training step of a model.
 
     Args:
         model: the model, which is set to train mode. Its arrays are copied.
-        optimizer: optimizer of the model's parameters, `nnx.state(model, nnx.Param)`.
+        optimizer: optimizer of the parameters that are trained.
         preprocess: the backbone's preprocessing.
         losses: the loss of each head's logits; by default cross entropy.
         aux_weight: weight of the auxiliary head's loss, if the model has such a head.
@@ -69,7 +75,12 @@ def make(
             backward pass, and compute normalizations and activations again there.
         blocks: compute the loss from sub-pixel logits, if the head has them. By default on GPUs and
             TPUs, where that saves a copy of the logits.
-        freeze_batch_norm: normalize with the running statistics, which stay as they are.
+        ema_decay: decay of the averages of the weights, above 0 and below 1; None for no averages.
+        ema_warmup: let the decay rise to `ema_decay`; see `fcn_jax.train.ema.new_weight`.
+        frozen: names of parameters that are not trained. They have no gradient, no state of the
+            optimizer and no averages.
+        freeze_batch_norm: globs over names of batch normalizations whose running statistics are
+            used and do not change; see `fcn_jax.train.groups.freeze_batch_norm`.
 
     Returns:
         The state at step 0, and the function `step(state, batch) -> (state, metrics)`, to be jitted
@@ -92,10 +103,7 @@ def make(
     several = len(losses.terms) > 1
     subpixel = prefers_subpixel() if blocks is None else blocks
     model.train()
-    if freeze_batch_norm:
-        for _, layer in nnx.iter_modules(model):
-            if isinstance(layer, BatchNorm | nnx.BatchNorm):
-                layer.use_running_average = True
+    groups.freeze_batch_norm(model, freeze_batch_norm)
     # Train and eval mode have different graphs, so the mode is set before the split. `rest` holds
     # random keys, such as dropout's. They never change; each step folds its number into them.
     graphdef, *states = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
@@ -105,16 +113,26 @@ def make(
     def initial(params: Any, batch_stats: Any) -> TrainState:
         # The state is donated to the step; the model's own arrays must survive that.
         params, batch_stats = jax.tree.map(jnp.copy, (params, batch_stats))
-        return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params))
+        trained, _ = groups.trained(params, frozen)
+        average = None
+        if ema_decay is not None:
+            average = jax.tree.map(jnp.copy, ema.averaged(trained, batch_stats))
+        opt_state = optimizer.init(trained)
+        return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, opt_state, average)
 
     state = initial(*states)
     del states
 
     def loss_of(
-        params: Any, batch_stats: Any, keys: Any, batch: Mapping[str, jax.Array], divisors: Any
+        trained: Any,
+        fixed: Any,
+        batch_stats: Any,
+        keys: Any,
+        batch: Mapping[str, jax.Array],
+        divisors: Any,
     ) -> Any:
         # Without the copy, updating the statistics under value_and_grad is a trace-level error.
-        network = nnx.merge(graphdef, params, batch_stats, keys, copy=True)
+        network = nnx.merge(graphdef, trained, fixed, batch_stats, keys, copy=True)
         images = normalize(batch["image"], preprocess)
         in_blocks = subpixel and batch["mask"].ndim == 3  # not if labels have an axis of classes
         outputs = network.subpixel_outputs(images) if in_blocks else network.outputs(images)
@@ -126,12 +144,14 @@ def make(
         loss_of = jax.checkpoint(loss_of, policy=policy)
     gradient = jax.value_and_grad(loss_of, has_aux=True)
 
-    def accumulated(state: TrainState, keys: Any, batch: Any, divisors: Any) -> Any:
+    def accumulated(
+        trained: Any, fixed: Any, batch_stats: Any, keys: Any, batch: Any, divisors: Any
+    ) -> Any:
         def add(total: Any, part: Any) -> tuple[Any, None]:
             sums, batch_stats = total
             number, batch = part
             (loss, (batch_stats, values)), grads = gradient(
-                state.params, batch_stats, _fold(keys, number), batch, divisors
+                trained, fixed, batch_stats, _fold(keys, number), batch, divisors
             )
             return (jax.tree.map(jnp.add, sums, (loss, values, grads)), batch_stats), None
 
@@ -140,9 +160,9 @@ def make(
             lambda x: x.reshape(-1, accumulate_steps, *x.shape[1:]).swapaxes(0, 1), dict(batch)
         )
         zeros = {term.name: jnp.zeros(()) for term in losses.terms} if several else {}
-        sums = jnp.zeros(()), zeros, jax.tree.map(jnp.zeros_like, state.params)
+        sums = jnp.zeros(()), zeros, jax.tree.map(jnp.zeros_like, trained)
         ((loss, values, grads), batch_stats), _ = jax.lax.scan(
-            add, (sums, state.batch_stats), (jnp.arange(accumulate_steps), parts)
+            add, (sums, batch_stats), (jnp.arange(accumulate_steps), parts)
         )
         return (loss, (batch_stats, values)), grads
 
@@ -151,17 +171,21 @@ def make(
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         divisors = losses.divisors(batch["mask"])
         keys = _fold(rest, state.step)
-        if accumulate_steps == 1:
-            result = gradient(state.params, state.batch_stats, keys, batch, divisors)
-        else:
-            result = accumulated(state, keys, batch, divisors)
+        trained, fixed = groups.trained(state.params, frozen)
+        compute = gradient if accumulate_steps == 1 else accumulated
+        result = compute(trained, fixed, state.batch_stats, keys, batch, divisors)
         (loss, (batch_stats, values)), grads = result
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        updates, opt_state = optimizer.update(grads, state.opt_state, trained)
+        trained = optax.apply_updates(trained, updates)
+        params = nnx.merge_state(trained, fixed)
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
         if values:
             metrics["losses"] = values
-        return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+        average = state.ema
+        if ema_decay is not None:
+            weight = ema.new_weight(state.step, ema_decay, warmup=ema_warmup)
+            average = ema.updated(average, ema.averaged(trained, batch_stats), weight)
+        return TrainState(state.step + 1, params, batch_stats, opt_state, average), metrics
 
     return state, step
 

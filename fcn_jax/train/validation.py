@@ -46,7 +46,10 @@ class Validation:
     _draws: bool = True
 
     def scores(self, number: int, state: TrainState, stop: StopRequest) -> Scores | None:
-        """Score the state after step `number`, and draw the first images; None if stopped."""
+        """Score the state after step `number`, and draw the first images; None if stopped.
+
+        If there are averages of the weights, they are scored.
+        """
         values = state.params, state.batch_stats
         if self._predictor is None:
             multiple, note = choose_multiple(self.source)
@@ -54,7 +57,7 @@ class Validation:
                 self.say(f"val: {note}")
             model = nnx.merge(self.graphdef, *values, self.random_keys)
             self._predictor = Predictor(model, pad_to_multiple=multiple)
-        self._predictor.update(*values)
+        self._predictor.update(*values, *([] if state.ema is None else [state.ema]))
         matrix = ConfusionMatrix(len(self.source.classes))
         workers = self.config.data.num_workers
         found = evaluate(self._predictor, self.source, matrix, workers=workers)

@@ -20,7 +20,7 @@ from fcn_jax.models.names import named
 from fcn_jax.models.segmenter import Segmenter
 from fcn_jax.plugins.api import IGNORE_INDEX, Preprocess
 from fcn_jax.pytorch.rules import Table
-from fcn_jax.train import optim, step
+from fcn_jax.train import groups, optim, step
 from fcn_jax.verify import jax_side
 from fcn_jax.verify.torch_side import REFERENCE, Variant, array, import_torch
 from fcn_jax.verify.types import Pair
@@ -65,6 +65,21 @@ def recipe_problems(recipe: OptimConfig) -> list[str]:
         problems.append(
             f"train_recipe.schedule is '{recipe.schedule}': expected one of {', '.join(_SCHEDULES)}"
         )
+    if recipe.name not in RECIPES:
+        problems.append(
+            f"train_recipe.name is '{recipe.name}': expected one of {', '.join(RECIPES)}"
+        )
+    if recipe.freeze_batch_norm not in ((), ("*",)):
+        problems.append(
+            f"train_recipe.freeze_batch_norm is {list(recipe.freeze_batch_norm)}: expected true, "
+            "false, or no globs other than *"
+        )
+    unsupported = ("clip_value", "decay_norm_and_bias", "ema_decay", "freeze", "layer_decay")
+    problems += [
+        f"train_recipe.{name} is {getattr(recipe, name)!r}: it is not compared; leave it out"
+        for name in (*unsupported, "final_factor")
+        if getattr(recipe, name) != OptimConfig.model_fields[name].default
+    ]
     return problems
 
 
@@ -188,12 +203,14 @@ class JaxRun:
     ) -> None:
         """Make the step for a run of `steps` steps; the model's arrays do not change."""
         self._table, self._port = pair.table, pair.port
+        rates = groups.assign(recipe, nnx.state(model, nnx.Param))
         self._state, advance = step.make(
             model,
-            optim.make(recipe, steps, nnx.state(model, nnx.Param)),
+            optim.make(recipe, steps, rates),
             preprocess,
             aux_weight=recipe.aux_weight,
             remat=recipe.remat,
+            frozen=groups.frozen_names(rates),
             freeze_batch_norm=recipe.freeze_batch_norm,
         )
         # Without donation, because a saved state must survive the step.
@@ -226,7 +243,7 @@ class JaxRun:
     def _loaded(self, tree: Any, values: Values) -> Any:
         """A tree of parameters or statistics with new values, where PyTorch has such a tensor."""
         leaves, structure = jax.tree.flatten(tree)
-        for i, path in enumerate(optim.parameter_names(tree)):
+        for i, path in enumerate(groups.parameter_names(tree)):
             found = self._table.to_torch(path)
             if found is not None and found[0] in values:
                 name, rule = found
@@ -255,7 +272,7 @@ def _optimizer(network: torch.nn.Module, recipe: OptimConfig, table: Table) -> A
         for number, parameters in sorted(members.items())
     ]
     if recipe.name == "adamw":
-        return torch.optim.AdamW(groups, betas=recipe.betas, eps=recipe.eps)
+        return torch.optim.AdamW(groups, betas=recipe.betas or (0.9, 0.999), eps=recipe.eps)
     return torch.optim.SGD(groups, momentum=recipe.momentum)
 
 

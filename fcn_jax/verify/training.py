@@ -139,7 +139,7 @@ def compare_training(
         attempts: number of batches on which a step (`synced`) or the run (`free`) is compared at
             most, if a tensor is over its limit.
     """
-    frozen = frozen_batch_norm(pair, plan.recipe.freeze_batch_norm)
+    frozen = frozen_batch_norm(pair, bool(plan.recipe.freeze_batch_norm))
     with train_mode(pair), frozen:
         sides = _Sides(pair, model, preprocess, plan)
         model.eval()  # making the step has put it into train mode

@@ -48,16 +48,52 @@ def test_loads_a_weights_file(make_model, tmp_path):
     assert report.sha256 == files.sha256(tmp_path / "a.safetensors")
 
 
-def test_other_number_of_classes_needs_reinit(saved, make_model):
+def test_other_number_of_classes_reinitializes_what_depends_on_it(saved, make_model):
     directory, expected = saved
+    model = make_model(5, seed=2)
+    before = values(model)
+    report = init_from(model, directory)
+    resized = [name for name, value in expected.items() if before[name].shape != value.shape]
+    assert resized
+    own = {name: before[name] for name in resized}
+    assert_same(values(model), {**expected, **own})
+    assert sorted(report.resized) == sorted(report.reinit) == sorted(resized)
+    assert (
+        f"{len(resized)} re-initialized, because the weights are for 3 classes, and the model has "
+        f"5: {', '.join(report.resized)}" in str(report)
+    )
+    assert "by --reinit" not in str(report)
+
+
+def test_other_shapes_with_another_number_of_classes_are_still_an_error(
+    saved, make_model, tmp_path
+):
+    _, expected = saved
+    source, model = make_model(3, seed=1), make_model(5, seed=2)
+    before = values(model)
+    odd = {**expected, "backbone.conv1.bn.bias": np.zeros(63, np.float32)}
+    checkpoint.save_model(tmp_path / "odd", checkpoint.make_spec(source.spec), odd)
+    with pytest.raises(WeightsError, match=r"misshapen 1: backbone\.conv1\.bn\.bias"):
+        init_from(model, tmp_path / "odd")
+    assert_same(values(model), before)
+
+
+def test_file_of_another_number_of_classes_needs_reinit(make_model, tmp_path):
+    files.write(tmp_path / "a.safetensors", to_torch(make_model(3, seed=1)))
     model = make_model(5, seed=2)
     before = values(model)
     with pytest.raises(
         WeightsError,
         match=r"misshapen 4: .*final_conv.bias: shape \(3,\), the model needs \(5,\).*--reinit",
     ):
-        init_from(model, directory)
+        init_from(model, tmp_path / "a.safetensors")
     assert_same(values(model), before)
+
+
+def test_reinit_names_the_complete_head(saved, make_model):
+    directory, expected = saved
+    model = make_model(5, seed=2)
+    before = values(model)
     report = init_from(model, directory, reinit=["head"])
     own = {path: value for path, value in before.items() if path.startswith("head.")}
     assert_same(values(model), {**expected, **own})

@@ -12,7 +12,7 @@ from fcn_jax.models.build import build
 from fcn_jax.models.fcn import FCN32S
 from fcn_jax.models.names import leaves
 from fcn_jax.testing import check_head
-from fcn_jax.train import optim
+from fcn_jax.train import groups, optim
 from fcn_jax.train import step as train_step
 
 
@@ -144,9 +144,11 @@ def test_saves_and_loads_fixed_kernels_but_does_not_train_them(tiny_plugin, tmp_
     before = checkpoint.arrays(model)
     config = OptimConfig(lr=0.1, momentum=0.9, weight_decay=0.1)
     state, step = train_step.make(
-        model, optim.make(config, 10, nnx.state(model, nnx.Param)), Preprocess()
+        model,
+        optim.make(config, 10, groups.assign(config, nnx.state(model, nnx.Param))),
+        Preprocess(),
     )
-    assert not any("transpose_conv" in name for name in optim.parameter_names(state.params))
+    assert not any("transpose_conv" in name for name in groups.parameter_names(state.params))
     batch = {
         "image": np.arange(2 * 32 * 32 * 3, dtype=np.uint8).reshape(2, 32, 32, 3),
         "mask": np.ones((2, 32, 32), np.uint8),

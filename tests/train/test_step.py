@@ -192,7 +192,7 @@ def test_frozen_batch_norm_normalizes_with_the_running_statistics(tiny_plugin):
     norm.mean[...] += 0.25
     norm.var[...] *= 2.0
     before = nnx.state(model, nnx.BatchStat)
-    frozen, metrics = stepped(model, freeze_batch_norm=True)
+    frozen, metrics = stepped(model, freeze_batch_norm=("*",))
     jax.tree.map(np.testing.assert_array_equal, frozen.batch_stats, before)
     evaluated = nnx.clone(model)
     evaluated.eval()

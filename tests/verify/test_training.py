@@ -18,7 +18,8 @@ from fcn_jax.convert.tables import tables
 from fcn_jax.errors import ConfigError
 from fcn_jax.models.build import build
 from fcn_jax.nn import _batch_norm
-from fcn_jax.train import optim
+from fcn_jax.train import groups, optim
+from fcn_jax.train.schedules import schedule
 from fcn_jax.verify import ADAMW, SGD, jax_side, runs, verify_model
 from fcn_jax.verify.compare import FLOOR
 from fcn_jax.verify.modules import paired
@@ -77,7 +78,7 @@ GROUPS = (
         SGD,
         ADAMW,
         OptimConfig(lr=0.1, schedule="cosine", warmup_steps=3, clip_norm=0.5, param_groups=GROUPS),
-        OptimConfig(lr=0.1, momentum=0.0, schedule="constant", freeze_batch_norm=True),
+        OptimConfig(lr=0.1, momentum=0.0, schedule="constant", freeze_batch_norm=("*",)),
     ],
 )
 def test_right_steps_are_equal_and_every_tensor_is_judged(recipe):
@@ -103,6 +104,10 @@ def changed(**changes):
         monkeypatch.setattr(
             optim, "make", lambda recipe, *rest: make(recipe.model_copy(update=changes), *rest)
         )
+        assign = groups.assign
+        monkeypatch.setattr(
+            groups, "assign", lambda recipe, *rest: assign(recipe.model_copy(update=changes), *rest)
+        )
 
     return fault
 
@@ -112,7 +117,7 @@ def optimizer(make):
 
     def fault(monkeypatch):
         monkeypatch.setattr(
-            optim, "make", lambda recipe, steps, params: make(recipe, optim.schedule(recipe, steps))
+            optim, "make", lambda recipe, steps, rates: make(recipe, schedule(recipe, steps))
         )
 
     return fault
@@ -190,7 +195,7 @@ def wrong_norm_momentum(monkeypatch):
 def unfrozen(monkeypatch):
     make = runs.step.make
     monkeypatch.setattr(
-        runs.step, "make", lambda *a, **k: make(*a, **{**k, "freeze_batch_norm": False})
+        runs.step, "make", lambda *a, **k: make(*a, **{**k, "freeze_batch_norm": ()})
     )
 
 
@@ -220,7 +225,7 @@ PLAIN = ADAMW.model_copy(update={"param_groups": ()})
         (SGD, wrong_count, 1, "backbone.bn1.num_batches_tracked"),
         (SGD, biased_variance, 1, "backbone.bn1.running_var"),
         (SGD, wrong_norm_momentum, 1, "backbone.bn1.running_mean"),
-        (SGD.model_copy(update={"freeze_batch_norm": True}), unfrozen, 1, "loss"),
+        (SGD.model_copy(update={"freeze_batch_norm": ("*",)}), unfrozen, 1, "loss"),
     ],
 )
 def test_wrong_step_is_caught_at_the_first_step_that_shows_it(
@@ -322,7 +327,7 @@ def test_free_runs_catch_a_wrong_momentum(monkeypatch):
 
 
 def test_free_runs_with_frozen_statistics_leave_them_unchanged():
-    frozen = SGD.model_copy(update={"freeze_batch_norm": True})
+    frozen = SGD.model_copy(update={"freeze_batch_norm": ("*",)})
     first, each, last = compare(Plan(2, mode="free", recipe=frozen))
     assert not failed([first, each, last])
     assert {c.error for c in last.comparisons if "running" in c.name} == {0.0}

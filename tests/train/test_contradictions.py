@@ -1,0 +1,68 @@
+"""Settings of the optimizer that contradict each other, and bad values with the path of the key."""
+
+import pytest
+
+from fcn_jax import config
+from fcn_jax.errors import ConfigError
+from fcn_jax.train.settings import require_needed
+
+
+def test_contradictions_are_reported_together():
+    settings = config.parse(
+        {
+            "init": {"reinit": ["head"]},
+            "model": {"aux_feature": "layer3"},
+            "optim": {
+                "clip_norm": 1.0,
+                "clip_value": 1.0,
+                "ema_warmup": True,
+                "schedule": "multi_step",
+            },
+        }
+    )
+    with pytest.raises(ConfigError) as caught:
+        require_needed(settings)
+    assert str(caught.value) == (
+        "init.reinit: given without init.weights, to whose names they refer; name the weights with "
+        "--weights; model.aux_feature: given without model.aux_head; name the auxiliary head, such "
+        "as model.aux_head=fcn; optim.clip_norm and optim.clip_value: both given; choose one; "
+        "optim.ema_warmup: given without optim.ema_decay; set it, such as optim.ema_decay=0.999; "
+        "optim.schedule: 'multi_step' given without optim.milestones; name the fractions of the "
+        "run at which the learning rate falls, such as 'optim.milestones=[0.6, 0.9]'"
+    )
+    require_needed(config.Config())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"milestones": [0.6, 1.5]}, r"optim\.milestones\[1\] is 1\.5: .*less than 1"),
+        (
+            {"milestones": [0.6, 0.6]},
+            r"optim\.milestones is \[0\.6, 0\.6\]: item \[1\] is not above",
+        ),
+        ({"layer_decay": 0}, r"optim\.layer_decay is 0: .*greater than 0"),
+        ({"layer_decay": 1.1}, r"optim\.layer_decay is 1\.1: .*less than or equal to 1"),
+        ({"freeze": "backbone"}, r"optim\.freeze is 'backbone': expected a list in brackets"),
+        ({"freeze": [1]}, r"optim\.freeze\[0\] is 1: .*valid string"),
+        ({"freeze_batch_norm": 3}, r"optim\.freeze_batch_norm is 3: expected a list in brackets"),
+        ({"div_factor": 0.5}, r"optim\.div_factor is 0\.5"),
+        ({"rise": 1}, r"optim\.rise is 1: .*less than 1"),
+        ({"betas": [0.9, float("nan")]}, r"optim\.betas\[1\] is nan"),
+        ({"decay_norm_and_bias": "no"}, r"optim\.decay_norm_and_bias is 'no'"),
+        ({"milestones": [2.0], "lr": -1}, r"optim\.lr is -1: .*; optim\.milestones\[0\] is 2\.0"),
+    ],
+)
+def test_rejects_bad_values_with_the_path_of_the_key(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        config.parse({"optim": settings})
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [(True, ("*",)), (False, ()), ("backbone.*", ("backbone.*",)), (["a", "b"], ("a", "b"))],
+)
+def test_freeze_batch_norm_is_a_flag_a_glob_or_a_list(given, expected):
+    found = config.parse({"optim": {"freeze_batch_norm": given}})
+    assert found.optim.freeze_batch_norm == expected
+    assert config.parse(found.model_dump(mode="json")) == found
