@@ -2,7 +2,7 @@
 
 from benchmarks import equivalence
 from fcn_jax.convert.report import LoadReport
-from fcn_jax.verify import Comparison, Report, Section
+from fcn_jax.verify import Comparison, Report, Section, evidence
 from fcn_jax.verify.report import Agreement
 
 
@@ -97,6 +97,16 @@ def test_bfloat16_has_a_table_and_a_command_of_its_own():
     text = equivalence.page([result("a", 0.5), result("a", 0.5, dtype="bfloat16", mutate=True)])
     assert text.count("Made by") == 2
     assert "--seeds 1 --dtype bfloat16 --mutate`" in text
+
+
+def test_result_of_another_version_is_measured_again():
+    here = evidence.environment()
+    more = {**here, "versions": {**here["versions"], "a-plugin": "1.0"}}
+    other = {**here, "versions": {**here["versions"], "jax": "0.1"}}
+    assert equivalence._is_here(here)
+    assert equivalence._is_here(more)
+    assert not equivalence._is_here(other)
+    assert not equivalence._is_here({**here, "torch_threads": -1})
 
 
 def test_summary_takes_the_worst_step_and_counts_all():

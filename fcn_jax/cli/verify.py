@@ -54,6 +54,8 @@ def add_commands(commands: Any) -> None:
         "comparison catches; with N, at most N faults of each kind."
     )
     add("--mutate", metavar="N", type=int, nargs="?", default=False, const=True, help=about)
+    about = "Precision of JAX's matrix products and convolutions (default: highest, float32)."
+    add("--matmul-precision", choices=["highest", "high", "default"], default="highest", help=about)
     add("--seed", metavar="N", type=int, default=0, help="Random seed (default: 0).")
     about = "Also run PyTorch's network by torchax, if it is installed: a third opinion."
     add("--torchax", action="store_true", help=about)
@@ -84,6 +86,7 @@ def _verify(args: argparse.Namespace) -> int:
                 args.model,
                 sizes=args.size or [(320, 480)],
                 third_opinion=args.torchax,
+                matmul_precision=args.matmul_precision,
                 train_recipes=args.optimizer or ["sgd"],
                 progress=lambda done, total, what: progress.update(done, max(done, total), what),
                 **{name: getattr(args, name) for name in comparison + training},

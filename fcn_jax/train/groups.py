@@ -126,7 +126,10 @@ def trained(params: nnx.State, frozen: frozenset[str]) -> tuple[nnx.State, nnx.S
     """Split parameters into those that are trained and those that are frozen."""
     if not frozen:
         return params, nnx.State({})
-    return nnx.split_state(params, lambda path, _: ".".join(map(str, path)) not in frozen, ...)
+    ours, rest = nnx.split_state(
+        params, lambda path, _: ".".join(map(str, path)) not in frozen, ...
+    )
+    return ours, rest
 
 
 def freeze_batch_norm(model: nnx.Module, globs: Sequence[str]) -> None:

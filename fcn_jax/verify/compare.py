@@ -259,11 +259,6 @@ class ReferenceErrors:
             least = least_norm if isinstance(least_norm, float) else least_norm.get(group, 0.0)
             self._scales[group] = max(norm, least, 8 * self._rounding.get(group, 0.0)) or 1.0
 
-    @property
-    def norm(self) -> float:
-        """L2 norm of everything that is compared."""
-        return math.hypot(*(norm for norm, _ in self._sizes.values()))
-
     def add(self, run: Mapping[str, np.ndarray]) -> None:
         """Add a correct run of PyTorch in the compared precision."""
         for group in self._groups:

@@ -57,11 +57,12 @@ def criterion() -> dict[str, Any]:
     }
 
 
-def environment(packages: Iterable[str] = ()) -> dict[str, Any]:
+def environment(packages: Iterable[str] = (), precision: str = "highest") -> dict[str, Any]:
     """Versions, devices and settings that a result depends on.
 
     Args:
         packages: further distributions, such as those of plugins.
+        precision: of matrix products and convolutions.
     """
     import jax
     import torch
@@ -72,7 +73,7 @@ def environment(packages: Iterable[str] = ()) -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **installed},
         "jax_devices": [device.device_kind for device in jax.local_devices()],
         "jax_platform": jax.default_backend(),
-        "jax_matmul_precision": "highest",
+        "jax_matmul_precision": precision,
         "torch_threads": torch.get_num_threads(),
         "torch_capability": torch.backends.cpu.get_cpu_capability(),
     }

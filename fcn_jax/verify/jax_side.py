@@ -27,9 +27,9 @@ def blank(build: Callable[[], Any]) -> Any:
     return module
 
 
-def precise() -> Any:
-    """Matrix products in full float32. TF32 on GPUs and bfloat16 on TPUs cause errors of 1e-2."""
-    return jax.default_matmul_precision("highest")
+def precise(port: Port) -> Any:
+    """Matrix products and convolutions in the port's precision."""
+    return jax.default_matmul_precision(port.precision)
 
 
 def placed(port: Port, inputs: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
@@ -64,7 +64,7 @@ def watched(
     """
     watch = Watch(names)
     run = collect(lambda leaves, inputs: port.run(leaves, inputs, watch=watch)[0])
-    with precise():
+    with precise(port):
         _, seen = jax.jit(run)(port.leaves, placed(port, inputs))
     found = {}
     for path, values in seen.items():
@@ -86,7 +86,7 @@ def outputs(
         found, updates = port.run(leaves, inputs, train=train, watch=None)
         return by_name(found), updates
 
-    with precise():
+    with precise(port):
         found, updates = run(port.leaves, placed(port, inputs))
     return _arrays(found), _arrays(updates)
 
@@ -113,7 +113,7 @@ def layer_runner(port: Port) -> Callable[[str, WatchedCall, np.ndarray], np.ndar
         found = port.layer(path, call.called)
         if found is None:
             return None
-        with precise():
+        with precise(port):
             return array(run(found.static, call.mapped, found.values, x))
 
     return layer
@@ -138,7 +138,7 @@ def gradients(
 
         return jax.value_and_grad(loss_of)(trained)
 
-    with precise():
+    with precise(port):
         value, grads = run(trained, rest, placed(port, inputs), target)
     return float(value), grads
 

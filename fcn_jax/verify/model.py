@@ -50,6 +50,9 @@ from fcn_jax.verify.torch_side import import_torch, to_nchw
 from fcn_jax.verify.training import Condition, Mode, Plan, compare_training, plan_problems
 from fcn_jax.verify.types import Advance, Loss, Outputs
 
+PRECISIONS = ("highest", "high", "default")
+"""Precisions of matrix products and convolutions."""
+
 SMALLEST = 32
 """Smallest height and width of the images, in pixels."""
 
@@ -77,6 +80,7 @@ def verify_model(
     train_seeds: int = 8,
     train_condition: Condition | None = None,
     mutate: bool | int = False,
+    matmul_precision: str = "highest",
     seed: int = 0,
     third_opinion: bool = False,
     progress: Callable[[int, int, str], None] | None = None,
@@ -115,6 +119,9 @@ def verify_model(
             of layers, outputs and train mode catches; see `fcn_jax.verify.mutation`. A number
             plants at most so many of each kind. The images have the first size, but at most
             64x64 pixels.
+        matmul_precision: of JAX's matrix products and convolutions: "highest" (float32), "high" or
+            "default". The others are TF32 on GPUs and bfloat16 on TPUs, and no network is then
+            equal to its reference; the report shows the errors. CPUs always use float32.
         seed: random seed, 0 or more.
         third_opinion: also run the PyTorch network by torchax, if that is installed.
         progress: called after every step with the number of finished steps, the approximate total,
@@ -140,7 +147,12 @@ def verify_model(
         **{"batch": (batch, 1), "train_steps": (train_steps, 0), "train_seeds": (train_seeds, 2)},
         **{"mutate": (int(mutate), 0), "seed": (seed, 0)},
     }
-    _check(spec, sizes, numbers, plan_problems(train_mode, train_recipes, train_lr))
+    problems = [*plan_problems(train_mode, train_recipes, train_lr)]
+    if matmul_precision not in PRECISIONS:
+        problems.append(
+            f"matmul_precision is '{matmul_precision}'; it must be one of {', '.join(PRECISIONS)}"
+        )
+    _check(spec, sizes, numbers, problems)
     preprocess = resolve(spec).preprocess
     network = jax_side.blank(lambda: build(spec, rngs=nnx.Rngs(seed)))
     with torch.random.fork_rng(devices=[]):  # leaves the caller's random state unchanged
@@ -161,7 +173,7 @@ def verify_model(
     report = Report(
         _subject(name, registered, spec, changes),
         spec.dtype,
-        evidence.environment(_distributions(spec)),
+        evidence.environment(_distributions(spec), matmul_precision),
         coverage=coverage,
         weights={**origin, "state_sha256": state_digest(reference)},
         settings={
@@ -174,14 +186,16 @@ def verify_model(
                 each.model_dump(mode="json") if isinstance(each, OptimConfig) else each
                 for each in train_recipes
             ],
-            **{"train_lr": train_lr, "train_seeds": train_seeds, "seed": seed},
+            **{"train_lr": train_lr, "train_seeds": train_seeds, "mutate": mutate, "seed": seed},
         },
         sources=evidence.sources(
             reference, network, also=(build.__module__, *(evidence.TRAINING if train_steps else ()))
         ),
         third_opinion=ThirdOpinion() if third_opinion else None,
     )
-    with paired(reference, NnxPort(network, _outputs), table, spec.dtype) as pair:
+    port = NnxPort(network, _outputs)
+    port.precision = matmul_precision
+    with paired(reference, port, table, spec.dtype) as pair:
         runs = len(train_recipes) * (train_seeds if train_mode == "seeds" else 1)
         total = 13 + len(pair.layers) + 6 * len(sizes) + 7 * grad + train_steps * runs
         advance = _counted(progress, total)

@@ -21,11 +21,18 @@ if TYPE_CHECKING:
 DISTANCE = 3.0
 """Distance from a kink to the mean of a channel, in standard deviations of its values."""
 
+ROUNDING = 2.0**-5
+"""Further distance, as a share of the channel's largest value before the move: a channel with few
+values, such as one of a pooled feature, may have a small deviation and large rounding errors."""
+
+_LINEAR_ABOVE = ("hardswish",)
+
 
 def open_units(network: torch.nn.Module, run: Callable[[], Any]) -> None:
     """Move biases so that the mean of each channel is far from the kink of its function.
 
-    Between two kinks, as of ReLU6, the mean is moved to their middle. Channels without a bias stay.
+    Between two kinks, as of ReLU6, the mean is moved to their middle, unless the function is linear
+    above the second, as hard swish is. Channels without a bias stay.
 
     Args:
         network: in float64 and train mode; only its biases change.
@@ -39,7 +46,10 @@ def open_units(network: torch.nn.Module, run: Callable[[], Any]) -> None:
             return None
         values = operation.by_channel(operation.x, layer)
         first, last = min(operation.points), max(operation.points)
-        wanted = last + DISTANCE * values.std(1) if first == last else (first + last) / 2
+        if first == last or operation.name.startswith(_LINEAR_ABOVE):
+            wanted = last + DISTANCE * values.std(1) + ROUNDING * values.abs().amax(1)
+        else:
+            wanted = torch.full_like(values[:, 0], (first + last) / 2)
         moved = (layer.bias.data + wanted - values.mean(1)).float().to(values.dtype)
         shift = moved - layer.bias.data
         layer.bias.data.copy_(moved)

@@ -212,7 +212,7 @@ class Program:
         stack = [end]
         while stack:
             value = stack.pop()
-            if value is start:
+            if value is start or value in self.known:
                 continue
             if value.producer < 0:
                 arguments.add(value)

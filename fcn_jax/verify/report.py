@@ -353,7 +353,7 @@ class Report:
         if failures := self.failures:
             lines += ["", f"{len(failures)} tensors over their limit:", *self._listed_failures()]
         if self.mutation:
-            lines += ["", str(self.mutation), ""]
+            lines += ["", _mutation_text(self.mutation), ""]
         lines.append(
             "errors are relative L2 distances to PyTorch float64; factor: JAX's error in units of "
             "PyTorch's own (at least a few roundings), at the worst tensor"
@@ -390,6 +390,16 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _mutation_text(mutation: Any) -> str:
+    """A mutation score as text; a report that was read holds its JSON value."""
+    if not isinstance(mutation, Mapping):
+        return str(mutation)
+    return (
+        f"mutation score: {mutation['caught']:.1%} of {mutation['planted']} planted faults caught, "
+        f"the right layer named in {mutation['right_layer']:.1%} of them"
+    )
 
 
 def _finite(value: float) -> float | None:

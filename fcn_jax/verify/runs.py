@@ -36,7 +36,7 @@ SGD = OptimConfig(name="sgd", lr=0.1, momentum=0.9, weight_decay=1e-4, schedule=
 ADAMW = OptimConfig(
     name="adamw",
     lr=1e-3,
-    eps=1e-5,
+    eps=1e-4,
     weight_decay=1e-2,
     schedule="cosine",
     warmup_steps=2,
@@ -47,7 +47,7 @@ ADAMW = OptimConfig(
 )
 """Without weight decay of biases and normalizations. PyTorch's default eps of 1e-8 divides a
 gradient that is zero except for rounding by itself, so that its step is as large as any other and
-in a random direction. 1e-5 is above such gradients, and shows where eps is added."""
+in a random direction. 1e-4 is above such gradients, and shows where eps is added."""
 
 RECIPES = {"sgd": SGD, "adamw": ADAMW}
 """Recipes of the comparison by name."""
@@ -202,7 +202,7 @@ class JaxRun:
         self, pair: Pair, model: Segmenter, preprocess: Preprocess, recipe: OptimConfig, steps: int
     ) -> None:
         """Make the step for a run of `steps` steps; the model's arrays do not change."""
-        self._table = pair.table
+        self._table, self._port = pair.table, pair.port
         rates = groups.assign(recipe, nnx.state(model, nnx.Param))
         self._state, advance = step.make(
             model,
@@ -223,7 +223,7 @@ class JaxRun:
         state = self._state
         params, batch_stats = (self._loaded(x, values) for x in (state.params, state.batch_stats))
         state = dataclasses.replace(state, params=params, batch_stats=batch_stats)
-        with jax_side.precise():
+        with jax_side.precise(self._port):
             self._state, metrics = self._step(state, {"image": images, "mask": labels})
         return np.asarray(metrics["loss"]), self.values()
 

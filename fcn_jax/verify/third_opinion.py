@@ -15,7 +15,6 @@ import jax
 import numpy as np
 
 from fcn_jax.runtime.versions import package_versions
-from fcn_jax.verify import jax_side
 from fcn_jax.verify.compare import ReferenceErrors, Section
 from fcn_jax.verify.outputs import by_name
 from fcn_jax.verify.torch_side import TorchSide, import_torch
@@ -110,7 +109,7 @@ def _outputs(torchax: Any, side: TorchSide, inputs: Sequence[np.ndarray]) -> dic
             return by_name(side.call(self.network, tensors))
 
     state, run = torchax.extract_jax(Called().eval())
-    with jax_side.precise():
+    with jax.default_matmul_precision("highest"):
         found = jax.jit(run)(state, tuple(side.tensor(x, variant).numpy() for x in inputs))
     return {name: np.asarray(value) for name, value in found.items()}
 

@@ -65,9 +65,15 @@ Condition = Callable[[Any, Any], Any]
 It may change the network's parameters, such as biases, so that no unit lies within rounding of a
 kink."""
 
+ADAM_NEGLIGIBLE = 1e-2
+"""With AdamW, changes below this share of the average change per element are measured relative to
+it. Adam divides each gradient by its size, and so enlarges those that are zero except for
+rounding."""
+
 _NEGLIGIBLE = {"float32": NEGLIGIBLE, "bfloat16": NEGLIGIBLE_BFLOAT16}
 _STATISTICS = (".running_mean", ".running_var")
 _COUNT = ".num_batches_tracked"
+_PARAMETERS = "all parameters"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,6 +170,11 @@ class _Sides:
         """The tensors that JAX has, too."""
         return {name: value for name, value in values.items() if name in self._names}
 
+    def changes(self, goal: Values, start: Values) -> ReferenceErrors:
+        """Errors of the changes from `start` of the tensors that JAX has, too."""
+        adam = self.plan.recipe.name == "adamw"
+        return _changes(self.compared(goal), start, self.dtype, adam=adam)
+
     def every(self) -> tuple[TorchRun | JaxRun, ...]:
         """Reference, PyTorch's runs, JAX's run."""
         return (self.reference, *self.runs, self.jax)
@@ -206,7 +217,7 @@ def _synced_step(
     start = _rounded(reference.values())
     loss, goal = reference.after(start, *batch)
     losses = ReferenceErrors({"loss": loss}, sides.dtype)
-    changes = _changes(sides.compared(goal), start, sides.dtype)
+    changes = sides.changes(goal, start)
     for run in sides.runs:
         loss, values = run.after(start, *batch)
         losses.add({"loss": loss})
@@ -222,14 +233,17 @@ _CONDITIONS: dict[str, Condition] = {
 }
 
 
-def _changes(goal: Values, start: Values, dtype: str) -> ReferenceErrors:
+def _changes(goal: Values, start: Values, dtype: str, *, adam: bool) -> ReferenceErrors:
     """Errors of the changes, which are stored as a part of float32 tensors."""
     norms = {name: float(np.linalg.norm(np.ravel(goal[name] - start[name]))) for name in goal}
-    least = {
-        name: _NEGLIGIBLE[dtype] * math.hypot(*(norms[other] for other in names))
-        for names in _kinds(goal).values()
-        for name in names
-    }
+    least = {}
+    for kind, names in _kinds(goal).items():
+        norm, size = math.hypot(*(norms[n] for n in names)), sum(goal[n].size for n in names)
+        for name in names:
+            share = _NEGLIGIBLE[dtype]
+            if adam and kind == _PARAMETERS:
+                share = max(share, ADAM_NEGLIGIBLE * math.sqrt(goal[name].size / size))
+            least[name] = share * norm
     with np.errstate(invalid="ignore"):
         rounding = {
             name: float(np.linalg.norm(np.ravel(np.spacing(np.abs(start[name]))))) / math.sqrt(12)
@@ -268,9 +282,7 @@ def _free(sides: _Sides, draw: Draw, number: int, advance: Advance) -> list[Sect
         groups = {f"{kind}, step {step}": names for kind, names in _kinds(goal).items()}
         losses = ReferenceErrors({title: loss}, sides.dtype)
         whole = ReferenceErrors(goal, sides.dtype, start=sides.start, groups=groups)
-        least = _NEGLIGIBLE[sides.dtype] * whole.norm
-        compared = goal if step in (1, steps) else {}
-        each = ReferenceErrors(compared, sides.dtype, start=sides.start, least_norm=least)
+        each = sides.changes(values if step in (1, steps) else {}, sides.start)
         for run_loss, run_values in runs:
             losses.add({title: run_loss})
             whole.add(run_values)
@@ -337,7 +349,7 @@ def _kinds(tensors: Iterable[str]) -> dict[str, list[str]]:
     names = [name for name in tensors if not name.endswith(_COUNT)]
     return _grouped(
         names,
-        lambda name: "all running statistics" if name.endswith(_STATISTICS) else "all parameters",
+        lambda name: "all running statistics" if name.endswith(_STATISTICS) else _PARAMETERS,
     )
 
 

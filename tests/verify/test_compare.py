@@ -93,13 +93,30 @@ def test_negligible_tensors_are_relative_to_the_least_norm():
     assert error([1e-30] * 4, [0.0] * 4) == pytest.approx(2e-30)
 
 
+def test_changes_are_judged_in_units_of_the_rounding_of_the_tensor():
+    """A change of 1e-9 is lost in tensors that are stored with errors of 1e-8."""
+    start, goal = {"x": np.ones(4)}, {"x": np.ones(4) + 1e-9}
+    errors = ReferenceErrors(goal, "float32", start=start, rounding={"x": 1e-8})
+    errors.add(start)
+    (same,) = errors.compare(start, 3)
+    assert same.error == pytest.approx(2e-9 / 8e-8)
+    assert same.limit == pytest.approx(3 / 8)
+    assert not same.inconclusive
+    (far,) = errors.compare({"x": np.ones(4) + 2e-8}, 3)
+    assert not far.equal
+    # A larger change is compared with itself.
+    errors = ReferenceErrors({"x": np.ones(4) + 1e-3}, "float32", start=start, rounding={"x": 1e-8})
+    (large,) = errors.compare({"x": np.ones(4) + 1.1e-3}, 3)
+    assert large.error == pytest.approx(0.1)
+    assert large.limit == pytest.approx(3 * 1e-8 / 2e-3)
+
+
 def test_changes_of_several_tensors_are_compared_as_one_vector():
     start = {"x": np.full((2, 2), 10.0), "y": np.full(5, -1.0)}
     reference = {"x": start["x"] + 3, "y": start["y"] + 2}
     errors = ReferenceErrors(
         reference, "float32", start=start, groups={"both": ["x", "y"], "y alone": ["y"]}
     )
-    assert errors.norm == pytest.approx(math.sqrt(4 * 9 + 5 * 4 + 5 * 4))
     errors.add({"x": reference["x"] + 0.01, "y": reference["y"]})
     both, alone = errors.compare({"x": reference["x"], "y": reference["y"] + 0.1}, 2)
     assert (both.name, both.shape, alone.name, alone.shape) == ("both", (9,), "y alone", (5,))

@@ -349,3 +349,13 @@ def test_reference_model_may_have_its_own_key_format(tiny_plugin, monkeypatch):
     ours = to_torch(model, "pytorch-fcn")
     assert sorted(ours) == sorted(theirs)
     assert all(np.array_equal(ours[name], theirs[name].numpy()) for name in theirs)
+
+
+def test_rejects_unknown_matmul_precision_among_other_problems():
+    with pytest.raises(ConfigError, match=r"batch is 0: .*matmul_precision is 'tf32'; it must be"):
+        verify_model("tiny", matmul_precision="tf32", **{**SMALL, "batch": 0})
+
+
+def test_records_the_matmul_precision(tiny_plugin):
+    report = verify_model("tiny", matmul_precision="default", **{**SMALL, "sizes": [(32, 40)]})
+    assert report.environment["jax_matmul_precision"] == "default"

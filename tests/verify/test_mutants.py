@@ -14,10 +14,11 @@ from fcn_jax import nn
 from fcn_jax.pytorch.rules import Op, Rule, Table, batch_norm, conv, layer_norm, linear
 from fcn_jax.verify.modules import load_port, paired
 from fcn_jax.verify.mutation import score
-from fcn_jax.verify.mutation.activations import missing_activation
+from fcn_jax.verify.mutation.activations import missing_activation, nonnegative
 from fcn_jax.verify.mutation.score import KINDS
 from fcn_jax.verify.mutation.tensors import flipped, swapped
 from fcn_jax.verify.ports import make_port
+from fcn_jax.verify.program import trace_function
 
 torch = pytest.importorskip("torch")
 
@@ -314,6 +315,19 @@ def test_relu_of_a_relu_is_not_planted():
     # The second ReLU hides the loss of the first one, which no analysis of operands shows.
     assert not first.caught
     assert first.identical
+
+
+def test_search_for_negative_values_is_quick_in_chains_of_gates():
+    def gated(leaves, inputs):
+        (x,) = inputs
+        for _ in range(60):
+            x = x * (jnp.maximum(x, 0) + jnp.square(x))
+        return {"gated": x, "square": jnp.square(x) + jnp.exp(x)}, {}
+
+    program = trace_function(gated, {}, (np.ones(3, np.float32),))
+    found = nonnegative(program)
+    assert program.outputs["square"] in found
+    assert program.outputs["gated"] not in found
 
 
 def test_wrong_port_is_reported_as_unusable_checks():

@@ -292,6 +292,13 @@ def test_page_lists_planted_faults_and_survivors_first():
     assert "Planted faults" not in html.page(made())
 
 
+def test_mutation_score_of_a_report_that_was_read_is_one_line():
+    mutation = {"planted": 4, "caught": 0.75, "right_layer": 1.0, "outcomes": []}
+    report = Report.from_dict(made(mutation=mutation).to_dict())
+    line = "mutation score: 75.0% of 4 planted faults caught, the right layer named in 100.0%"
+    assert line in str(report)
+
+
 def test_page_without_jinja2_names_the_extra(tmp_path, monkeypatch):
     import builtins
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +13,7 @@ from fcn_jax.train.losses.softmax import is_label
 from fcn_jax.train.losses.targets import binary_targets
 
 _BINS = 2**19
-"""Bins of all problems together; 16,384 for each of 21 classes."""
+"""Bins of all classes and images together; 16,384 for each of 21 classes."""
 
 
 def lovasz(
@@ -58,88 +56,57 @@ def lovasz(
     Returns:
         f32[N] if `per_image`, else f32[1]; 0 where all pixels are ignored.
     """
-    # Errors f32[Q, ...] of Q problems, of one class or image each; those of ignored pixels are -1.
+    axis %= logits.ndim
     if task == "multiclass":
-        wide = jnp.moveaxis(logits.astype(jnp.float32), axis, 0)
-        truth, predicted = is_label(wide, labels, 0), jax.nn.softmax(wide, 0)
-        errors = jnp.where(labels != IGNORE_INDEX, jnp.where(truth, 1 - predicted, predicted), -1)
-        if per_image:
-            truth, errors = (x.reshape(-1, *x.shape[2:]) for x in (truth, errors))
-        key = errors
+        truth = is_label(logits, labels, axis)
+        valid = jnp.expand_dims(labels != IGNORE_INDEX, axis)
+        predicted = jax.nn.softmax(logits.astype(jnp.float32), axis)
+        errors = jnp.where(truth, 1 - predicted, predicted)
+        key, classes = errors, logits.shape[axis]
     else:
         truth, valid = binary_targets(labels, axis, task)
-        signed = jnp.where(truth, 1, -1) * logits.astype(jnp.float32)
-        errors = jnp.where(valid, jax.nn.relu(1 - signed), -1)
-        if not per_image:
-            truth, errors = truth[None], errors[None]
-        key = jnp.where(errors < 0, -1, errors / (1 + jnp.abs(errors)))  # the same order, below 1
-    problems = len(errors)
+        wide = logits.astype(jnp.float32)
+        errors = jax.nn.relu(1 - jnp.where(truth, wide, -wide))
+        key, classes = errors / (1 + errors), 1  # in the same order, below 1
     images = labels.shape[0] if per_image else 1
-    pixels = tuple(range(1, errors.ndim))
-    counts = jnp.ones(problems, bool)
+    bins = 2 ** min(max(int(math.log2(_BINS / (images * classes))), 12), 18)
+    # Bin 0 has the largest errors.
+    place = bins - 1 - jnp.minimum((lax.stop_gradient(key) * bins).astype(jnp.int32), bins - 1)
+    if per_image:
+        place += lax.broadcasted_iota(jnp.int32, errors.shape, 0) * (classes * 2 * bins)
+    if classes > 1:
+        place += lax.broadcasted_iota(jnp.int32, errors.shape, axis) * (2 * bins)
+    size = images * classes * 2 * bins
+    place = jnp.where(valid, place + bins * truth, size)  # ignored pixels are dropped
+    counts = jnp.zeros(size, jnp.int32).at[place.ravel()].add(1, mode="drop")
+    counts = counts.reshape(images, classes, 2, bins).astype(jnp.float32)
+    steps = _jaccard_steps(counts)
+    weights = jnp.full((images, classes), 1 / classes, jnp.float32)
     if task == "multiclass" and present:
-        counts = truth.any(pixels)
-    bins = 2 ** min(max(int(math.log2(_BINS / problems)), 12), 18)
-    steps = functools.partial(_steps_of_pixels, bins=bins)
-    slopes = lax.platform_dependent(
-        lax.stop_gradient(key),
-        truth,
-        counts,
-        cpu=functools.partial(_one_by_one, steps),
-        default=lambda key, truth, _: jax.vmap(steps)(key, truth),
-    )
-    products = jnp.where(errors < 0, 0, errors * slopes)
+        occurs = (counts[:, :, 1].sum(-1) > 0).astype(jnp.float32)
+        weights = occurs / jnp.maximum(occurs.sum(1, keepdims=True), 1)
+    steps = (steps * weights[:, :, None, None]).ravel()
+    products = jnp.where(valid, errors * steps.at[place].get(mode="clip"), 0)
     # In two steps, as in `region`.
-    rows = lax.optimization_barrier(products.sum(-1))
-    losses = rows.sum(tuple(range(1, rows.ndim))).reshape(-1, images)
-    shares = counts.astype(jnp.float32).reshape(-1, images)
-    return (losses * shares).sum(0) / jnp.maximum(shares.sum(0), 1)
-
-
-def _one_by_one(
-    steps: Callable[..., jax.Array], key: jax.Array, truth: jax.Array, counts: jax.Array
-) -> jax.Array:
-    """`steps` of each problem, one after the other, or zeros for those that do not count.
-
-    The bins of one problem fit into a CPU's cache.
-    """
-
-    def one(problem: tuple[jax.Array, ...]) -> jax.Array:
-        key, truth, counts = problem
-        return lax.cond(counts, steps, lambda key, _: jnp.zeros_like(key), key, truth)
-
-    return lax.map(one, (key, truth, counts))
-
-
-def _steps_of_pixels(key: jax.Array, truth: jax.Array, *, bins: int) -> jax.Array:
-    """By how much the Jaccard loss of one problem rises by each pixel, f32[...].
-
-    Args:
-        key: f32[...], 0 to 1 in the order of the errors; below 0 for ignored pixels.
-        truth: bool[...], whether a pixel is foreground.
-        bins: number of bins.
-    """
-    # Bin 0 has the largest errors; ignored pixels have an index beyond the counters.
-    place = bins - 1 - jnp.minimum((key * bins).astype(jnp.int32), bins - 1)
-    place = jnp.where(key < 0, 2 * bins, place + bins * truth)
-    counts = jnp.zeros(2 * bins, jnp.int32).at[place.ravel()].add(1, mode="drop")
-    steps = _jaccard_steps(counts.reshape(2, bins).astype(jnp.float32))
-    return steps.ravel().at[place].get(mode="clip")
+    rows = lax.optimization_barrier(products.sum(tuple(range(2, products.ndim)), keepdims=True))
+    return rows.sum(tuple(range(int(per_image), rows.ndim))).reshape(images)
 
 
 def _jaccard_steps(counts: jax.Array) -> jax.Array:
     """By how much the Jaccard loss rises by one pixel of each bin, on average.
 
     Args:
-        counts: f32[2, bins], background and foreground pixels in each bin, the largest errors
+        counts: f32[..., 2, bins], background and foreground pixels in each bin, the largest errors
             first.
 
     Returns:
-        f32[2, bins].
+        f32[..., 2, bins].
     """
     after = jnp.cumsum(counts, -1)
-    (here, hits), (negatives, positives) = counts, after - counts
-    foreground = after[1, -1]
+    before = after - counts
+    here, hits = counts[..., 0, :], counts[..., 1, :]
+    negatives, positives = before[..., 0, :], before[..., 1, :]
+    foreground = after[..., 1, -1:]
     # The union before the bin, and after it. For one pixel alone, these are the exact differences
     # of J; for several, the mean of "all background first" and "all foreground first".
     union = jnp.maximum(foreground + negatives, 1)
@@ -149,4 +116,4 @@ def _jaccard_steps(counts: jax.Array) -> jax.Array:
     # Without foreground, J rises to 1 with the first pixel.
     first = jnp.where(negatives == 0, 1 / jnp.maximum(here, 1), 0)
     negative_step = jnp.where(foreground > 0, negative_step, first)
-    return jnp.stack([negative_step, positive_step])
+    return jnp.stack([negative_step, positive_step], -2)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from fcn_jax.verify.mutation.mutant import Mutant
@@ -93,10 +94,11 @@ def missing_activation(program: Program) -> list[Mutant]:
         return Mutant("missing activation", what, (module,), {}, {index: patch}, equivalent)
 
     found = []
+    never_negative = nonnegative(program)
     for index, x, bounded in _rectified(program):
         what = "ReLU6" if bounded else "ReLU"
         reason = ""
-        if not bounded and is_nonnegative(program, x):
+        if not bounded and x in never_negative:
             reason = "the operand of the ReLU is never negative"
         found.append(missing(index, Patch((x,), _same), reason))
     for index, equation in enumerate(program.equations):
@@ -163,13 +165,18 @@ def _operand(program: Program, equation: Equation, name: str, bound: float) -> V
     return None
 
 
-_MONOTONE = {
+_PRESERVING = {
+    "add",
     "broadcast_in_dim",
     "concatenate",
     "convert_element_type",
-    "copy",
-    "expand_dims",
+    "conv_general_dilated",
+    "div",
+    "dot_general",
     "gather",
+    "min",
+    "mul",
+    "pad",
     "reduce_max",
     "reduce_min",
     "reduce_sum",
@@ -181,35 +188,29 @@ _MONOTONE = {
     "squeeze",
     "transpose",
 }
-_ALL_NONNEGATIVE = {"add", "min", "mul", "div", "dot_general", "conv_general_dilated", "pad"}
+"""Operations whose results are not negative if no operand is."""
+
 _POSITIVE = {"abs", "erfc", "exp", "exp2", "logistic", "rsqrt", "square"}
 
 
-def is_nonnegative(program: Program, value: Value) -> bool:
-    """Whether no element of a value can be negative, whatever the inputs and weights."""
-    number = program.scalar(value)
-    if number is not None:
-        return number >= 0
-    if value in program.known:
-        return bool((program.known[value] >= 0).all())
-    equation = program.producer(value)
-    if equation is None:
-        return False
+def nonnegative(program: Program) -> set[Value]:
+    """Values of which no element can be negative, whatever the inputs and weights."""
+    found = {value for value, x in program.known.items() if _is_nonnegative(x)}
+    for equation in program.equations:
+        inputs = equation.inputs[:1] if equation.name == "gather" else equation.inputs
+        known = [value in found for value in inputs]
+        if (
+            equation.name in _POSITIVE
+            or (equation.name == "integer_pow" and equation.params["y"] % 2 == 0)
+            or (equation.name == "mul" and inputs[0] is inputs[-1])
+            or (equation.name == "max" and any(known))
+            or (equation.name == "clamp" and known[0])
+            or (equation.name in _PRESERVING and all(known))
+        ):
+            found.update(equation.outputs)
+    return found
 
-    def each(inputs: Sequence[Value]) -> list[bool]:
-        return [is_nonnegative(program, x) for x in inputs]
 
-    name = equation.name
-    if name in _POSITIVE:
-        return True
-    if name == "integer_pow":
-        return equation.params["y"] % 2 == 0
-    if name == "max":
-        return any(each(equation.inputs))
-    if name == "clamp":
-        return is_nonnegative(program, equation.inputs[0])
-    if name == "mul" and equation.inputs[0] is equation.inputs[1]:
-        return True
-    if name in _MONOTONE:
-        return all(each(equation.inputs[:1] if name == "gather" else equation.inputs))
-    return name in _ALL_NONNEGATIVE and all(each(equation.inputs))
+def _is_nonnegative(x: Any) -> bool:
+    array = np.asarray(x)
+    return array.dtype.kind in "fiu" and bool((array >= 0).all())

@@ -41,5 +41,5 @@ def trace(pair: Pair, inputs: Sequence[np.ndarray], *, train: bool = False) -> P
         outputs, updates = port.run(leaves, inputs, train=train, watch=watch)
         return by_name(outputs), updates
 
-    with jax_side.precise():
+    with jax_side.precise(port):
         return trace_function(run, port.leaves, jax_side.placed(port, inputs))

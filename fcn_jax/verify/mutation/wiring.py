@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fcn_jax.verify.mutation.activations import is_nonnegative
+from fcn_jax.verify.mutation.activations import nonnegative
 from fcn_jax.verify.mutation.mutant import Mutant
 from fcn_jax.verify.program import Equation, Patch, Program, Value
 
@@ -35,8 +35,9 @@ def wrong_residual(program: Program) -> list[Mutant]:
 def in_place_relu(program: Program) -> list[Mutant]:
     """A ReLU has overwritten the shortcut before it is added."""
     found = []
+    never_negative = nonnegative(program)
     for index, module, shortcut, branch in _sums(program):
-        reason = "the shortcut is never negative" if is_nonnegative(program, shortcut) else ""
+        reason = "the shortcut is never negative" if shortcut in never_negative else ""
         patch = Patch((shortcut, branch), lambda a, b: (jnp.maximum(a, 0) + b,))
         what = "the shortcut is rectified"
         found.append(Mutant("in-place ReLU", what, (module,), {}, {index: patch}, reason))

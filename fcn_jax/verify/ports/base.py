@@ -109,12 +109,15 @@ class Port(abc.ABC):
     Attributes:
         name: for the report.
         channels_last: whether images are [N, H, W, C].
+        precision: of matrix products and convolutions, as for `jax.default_matmul_precision`. Less
+            than "highest" is TF32 on GPUs and bfloat16 on TPUs, with errors of 1e-3 to 1e-2.
         layers: paths of its layers and blocks; a block comes before its layers.
         parameters: paths of the leaves that are trained.
     """
 
     name: str
     channels_last: bool = True
+    precision: str = "highest"
     layers: tuple[str, ...] = ()
     parameters: frozenset[str]
 
