@@ -149,7 +149,8 @@ def adam(recipe, rate, *, correct=True, eps_root=0.0):
 
     def update(grads, state, params):
         count, m, v = state[0] + 1, *state[1:]
-        (b1, b2), eps = recipe.betas, 0.0 if eps_root else recipe.eps
+        b1, b2 = recipe.betas or (0.9, 0.999)
+        eps = 0.0 if eps_root else recipe.eps
         m = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, m, grads)
         v = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, v, grads)
         c1, c2 = (-jnp.expm1(count * np.log(b)) if correct else 1.0 for b in (b1, b2))
