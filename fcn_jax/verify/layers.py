@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     import torch
 
 
+_SCALE = 8.0
+"""Factor of the inputs of single layers, large enough for ReLU6 and small enough for exponentials.
+A power of two leaves the digits as they are."""
+
 _THREADED = 1 << 20
 """Smallest input of a layer that runs in several threads, in elements."""
 
@@ -157,18 +161,33 @@ def compare_layers(pair: Pair, inputs: Sequence[np.ndarray], advance: Advance) -
     for name in order:
         path = paths[name]
         for number, (x, call) in enumerate(zip(seen_in.pop(name), calls[name], strict=False)):
-            x = _rounded(x, pair.dtype)
             key = _label(path, number)
-            with one_thread(x.size):
-                goal = side.layer(REFERENCE, name, x)
-                errors = ReferenceErrors({key: goal}, pair.dtype)
-                for variant in side.variants:
-                    errors.add({key: side.layer(variant, name, x)})
-            y = _run_layer(run_layer, path, call, x, goal)
-            isolated += errors.compare({key: y}, factor) if y is not None else ()
+            found_alone: list[Comparison] = []
+            for probe in probes(_rounded(x, pair.dtype)):
+                with one_thread(x.size):
+                    goal = side.layer(REFERENCE, name, probe)
+                    errors = ReferenceErrors({key: goal}, pair.dtype)
+                    for variant in side.variants:
+                        errors.add({key: side.layer(variant, name, probe)})
+                y = _run_layer(run_layer, path, call, probe, goal)
+                found_alone += errors.compare({key: y}, factor) if y is not None else ()
+            isolated += sorted(found_alone, key=lambda c: c.excess)[-1:]
         advance(path)
     section = Section("layers, isolated", factor, tuple(isolated))
     return Layers(section, accumulated, _skipped(pair, {paths[name] for name in order}, paths))
+
+
+def probes(x: np.ndarray) -> list[np.ndarray]:
+    """The inputs on which a layer is compared alone: PyTorch's own, and the same at other scales.
+
+    A bound such as that of ReLU6 shows only where values reach it, and a small number such as the
+    epsilon of a layer normalization only where they are small. The first, third, ... example of the
+    batch is larger than PyTorch's, the others are smaller. The worse result counts.
+    """
+    if not np.issubdtype(x.dtype, np.floating) or not x.ndim:
+        return [x]
+    scale = np.where(np.arange(len(x)) % 2, 1 / _SCALE, _SCALE).astype(x.dtype)
+    return [x, x * scale.reshape(-1, *[1] * (x.ndim - 1))]
 
 
 def _skipped(pair: Pair, compared: set[str], called: Mapping[str, str]) -> dict[str, str]:

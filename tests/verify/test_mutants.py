@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+from flax import linen, nnx
 
 from fcn_jax import nn
 from fcn_jax.pytorch.rules import Op, Rule, Table, batch_norm, conv, layer_norm, linear
+from fcn_jax.verify import compare, verify_model
 from fcn_jax.verify.modules import load_port, paired
 from fcn_jax.verify.mutation import score
 from fcn_jax.verify.mutation.activations import missing_activation, nonnegative
@@ -337,6 +338,89 @@ def test_wrong_port_is_reported_as_unusable_checks():
 
     result = scored(TorchPair(), Wrong(), CHAIN_RULES, kinds=[flipped])
     assert result.unusable == ("output (outputs)", "output (train)")
+
+
+class TorchDense(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = torch.nn.LayerNorm(6, eps=1e-6)
+        self.fc = torch.nn.Linear(6, 6)
+
+    def forward(self, x):
+        return torch.nn.functional.relu6(self.fc(self.norm(x)))
+
+
+class TorchMlp(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.part = TorchDense()
+        self.last = torch.nn.Linear(6, 4)
+
+    def forward(self, x):
+        return self.last(self.part(x))
+
+
+class Dense(linen.Module):
+    @linen.compact
+    def __call__(self, x):
+        x = linen.LayerNorm(epsilon=1e-6, use_fast_variance=False, name="norm")(x)
+        return jax.nn.relu6(linen.Dense(6, name="fc")(x))
+
+
+class Mlp(linen.Module):
+    @linen.compact
+    def __call__(self, x):
+        return linen.Dense(4, name="last")(Dense(name="part")(x))
+
+
+ROWS = np.random.default_rng(0).standard_normal((8, 6)).astype(np.float32)
+
+
+def compared(reference, network, **settings):
+    variables = network.init(jax.random.key(0), ROWS)
+    return compare(reference, (network, variables), ROWS, grad=False, **settings)
+
+
+def test_finds_faults_of_linen_networks_at_other_scales_of_the_input():
+    torch.manual_seed(0)
+    report = compared(TorchMlp(), Mlp(), mutate=True)
+    assert report.equal, report
+    result = report.mutation
+    assert {"eps", "dropped scale", "wrong feature"} <= {o.kind for o in result.planted}
+    # Its effect on values of order one is half a unit in the last place.
+    smaller = [o for o in result.planted if o.what == "1e-07 for 1e-06"]
+    assert [o.blamed for o in smaller] == ["part.norm"]
+    assert "layers" in smaller[0].caught
+    assert result.caught == 1, result
+    assert str(result) in str(report)
+    assert report.to_dict()["mutation"]["caught"] == 1
+
+
+def test_number_of_faults_can_be_limited():
+    report = compared(TorchMlp(), Mlp(), mutate=1)
+    kinds = collections.Counter(o.kind for o in report.mutation.outcomes)
+    assert set(kinds.values()) == {1}
+    assert report.mutation.left_out > 0
+    assert f"{report.mutation.left_out} more of the same kinds" in str(report)
+
+
+def test_plants_no_faults_in_a_wrong_port():
+    class Wrong(Mlp):
+        @linen.compact
+        def __call__(self, x):
+            return 1.01 * linen.Dense(4, name="last")(Dense(name="part")(x))
+
+    report = compared(TorchMlp(), Wrong(), mutate=True)
+    assert report.mutation is None
+    assert "no faults were planted, because the port already differs" in str(report)
+
+
+@pytest.mark.slow
+def test_faults_of_a_registered_model_are_caught():
+    report = verify_model("fcn32s_resnet18", sizes=[(32, 32)], num_classes=2, mutate=2)
+    assert report.mutation.shapes == ((2, 32, 32, 3),)
+    assert report.mutation.caught == 1, report.mutation
+    assert report.mutation.blamed == 1, report.mutation
 
 
 def test_result_is_json_and_sums_up_the_kinds(convs):

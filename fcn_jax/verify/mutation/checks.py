@@ -11,7 +11,7 @@ import numpy as np
 
 from fcn_jax.verify import jax_side
 from fcn_jax.verify.compare import FACTORS, Comparison, ReferenceErrors
-from fcn_jax.verify.layers import one_thread
+from fcn_jax.verify.layers import one_thread, probes
 from fcn_jax.verify.layout import best_layout
 from fcn_jax.verify.mutation.mutant import Mutant, owner
 from fcn_jax.verify.program import Call, Program, Value
@@ -111,8 +111,9 @@ class EvalChecks:
                 found = [run[name][number] for run in runs]
                 check = self._check(label, call, reference[name][number], found, pair)
                 self.layers.append(check)
-                alone = self._alone(label, call, seen_in[name][number], name, pair)
-                self.alone += [alone] if alone is not None else []
+                for x in probes(seen_in[name][number]):
+                    alone = self._alone(label, call, x, seen_in[name][number], name, pair)
+                    self.alone += [alone] if alone is not None else []
             advance(paths[name])
         with torch.no_grad():
             expected, *outputs = (
@@ -135,24 +136,27 @@ class EvalChecks:
         return Check(label, call.path, call.output, errors, FACTORS["layers"], convert)
 
     def _alone(
-        self, label: str, call: Call, given: np.ndarray, name: str, pair: Pair
+        self, label: str, call: Call, x: np.ndarray, given: np.ndarray, name: str, pair: Pair
     ) -> Alone | None:
-        """A layer on PyTorch's input; None if JAX's input is not known, or of another shape."""
+        """A layer on an input; None if JAX's input is not known, or of another shape.
+
+        `given` is PyTorch's own input; it shows the order of JAX's axes.
+        """
         start = call.input
         if start is None or start in self.program.known:
             return None
         layout = best_layout(given, jax_side.array(self.program.base[start]))
         if layout is None:
             return None
-        x = jnp.asarray(layout.to_jax(given), start.aval.dtype)
-        rounded = layout.to_torch(jax_side.array(x))
+        fed = jnp.asarray(layout.to_jax(x), start.aval.dtype)
+        rounded = layout.to_torch(jax_side.array(fed))
         with one_thread(rounded.size):
             expected, *runs = (
                 pair.torch.layer(variant, name, rounded)
                 for variant in (REFERENCE, *pair.torch.variants)
             )
         check = self._check(label, call, expected, runs, pair)
-        return Alone(check, start, x, *self.program.between(start, call.output))
+        return Alone(check, start, fed, *self.program.between(start, call.output))
 
     def without(self, names: Mapping[str, set[str]]) -> None:
         """Forget checks by kind."""

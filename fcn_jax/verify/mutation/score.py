@@ -61,7 +61,8 @@ class Outcome:
 
     Attributes:
         kind: the kind of fault.
-        fault: place and change, in one line.
+        what: the change, in a few words.
+        fault: kind, place and change, in one line.
         layers: paths of the modules that hold it.
         caught: the checks that fail, of `CHECKS`.
         blamed: the layer that the report names; "" if nothing fails.
@@ -72,6 +73,7 @@ class Outcome:
     """
 
     kind: str
+    what: str
     fault: str
     layers: tuple[str, ...]
     caught: tuple[str, ...] = ()
@@ -299,7 +301,7 @@ def _outcome(
     train_checks: TrainChecks,
 ) -> Outcome:
     found = [m for m in (mutant, train_mutant) if m is not None]
-    outcome = Outcome(found[0].kind, str(found[0]), found[0].layers)
+    outcome = Outcome(found[0].kind, found[0].what, str(found[0]), found[0].layers)
     if all(m.equivalent for m in found):
         return dataclasses.replace(outcome, equivalent=found[0].equivalent)
     findings: list[Finding] = []
