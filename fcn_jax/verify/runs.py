@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 Values = Mapping[str, np.ndarray]
 """Parameters and buffers by PyTorch's names, in PyTorch's layout."""
 
+AVERAGE = "EMA of "
+"""Prefix of the names of averages."""
+
 SGD = OptimConfig(name="sgd", lr=0.1, momentum=0.9, weight_decay=1e-4, schedule="poly", power=0.9)
 
 ADAMW = OptimConfig(
@@ -74,7 +77,7 @@ def recipe_problems(recipe: OptimConfig) -> list[str]:
             f"train_recipe.freeze_batch_norm is {list(recipe.freeze_batch_norm)}: expected true, "
             "false, or no globs other than *"
         )
-    unsupported = ("clip_value", "decay_norm_and_bias", "ema_decay", "freeze", "layer_decay")
+    unsupported = ("clip_value", "decay_norm_and_bias", "ema_warmup", "freeze", "layer_decay")
     problems += [
         f"train_recipe.{name} is {getattr(recipe, name)!r}: it is not compared; leave it out"
         for name in (*unsupported, "final_factor")
@@ -139,6 +142,11 @@ class TorchRun:
         self.network = pair.torch.network(variant)
         self._optimizer = _optimizer(self.network, recipe, pair.table)
         self._schedule = _schedule(self._optimizer, recipe, steps)
+        self._average: Any = None
+        if recipe.ema_decay is not None:
+            swa = import_torch().optim.swa_utils
+            average = swa.get_ema_multi_avg_fn(recipe.ema_decay)
+            self._average = swa.AveragedModel(self.network, multi_avg_fn=average, use_buffers=True)
 
     def load(self, values: Values) -> None:
         """Set all parameters and buffers."""
@@ -179,20 +187,31 @@ class TorchRun:
         # The gradients of all runs together would fill the memory.
         self.network.zero_grad(set_to_none=True)
         self._schedule.step()
+        if self._average is not None:
+            self._average.update_parameters(self.network)
         return array(loss), self.values()
 
     def values(self) -> Values:
-        """The present values, which the next step with the same network overwrites."""
-        return {name: x.detach().numpy() for name, x in self.network.state_dict().items()}
+        """The present values and averages, which the next step overwrites."""
+        tensors = self.network.state_dict()
+        if self._average is not None:
+            averages = self._average.module.state_dict()
+            tensors = {**tensors, **{AVERAGE + name: x for name, x in averages.items()}}
+        return {name: x.detach().numpy() for name, x in tensors.items()}
 
     def saved(self) -> Any:
-        """A copy of the state of the optimizer and of the schedule."""
-        return copy.deepcopy((self._optimizer.state_dict(), self._schedule.state_dict()))
+        """A copy of the states of the optimizer, the schedule and the averages."""
+        states = [self._optimizer.state_dict(), self._schedule.state_dict()]
+        if self._average is not None:
+            states.append(self._average.state_dict())
+        return copy.deepcopy(states)
 
     def restore(self, saved: Any) -> None:
         """Go back to a saved state."""
         self._optimizer.load_state_dict(saved[0])
         self._schedule.load_state_dict(saved[1])
+        if self._average is not None:
+            self._average.load_state_dict(saved[2])
 
 
 class JaxRun:
@@ -210,6 +229,7 @@ class JaxRun:
             preprocess,
             aux_weight=recipe.aux_weight,
             remat=recipe.remat,
+            ema_decay=recipe.ema_decay,
             frozen=groups.frozen_names(rates),
             freeze_batch_norm=recipe.freeze_batch_norm,
         )
@@ -228,9 +248,11 @@ class JaxRun:
         return np.asarray(metrics["loss"]), self.values()
 
     def values(self) -> Values:
-        """The present values."""
-        leaves = {**named(self._state.params), **named(self._state.batch_stats)}
-        return export_leaves(leaves, self._table)
+        """The present values and averages."""
+        state = self._state
+        values = export_leaves({**named(state.params), **named(state.batch_stats)}, self._table)
+        averages = {} if state.ema is None else export_leaves(named(state.ema), self._table)
+        return {**values, **{AVERAGE + name: value for name, value in averages.items()}}
 
     def saved(self) -> step.TrainState:
         """The present state."""

@@ -18,7 +18,7 @@ from fcn_jax.convert.tables import tables
 from fcn_jax.errors import ConfigError
 from fcn_jax.models.build import build
 from fcn_jax.nn import _batch_norm
-from fcn_jax.train import groups, optim
+from fcn_jax.train import ema, groups, optim
 from fcn_jax.train.schedules import schedule
 from fcn_jax.verify import ADAMW, SGD, jax_side, runs, verify_model
 from fcn_jax.verify.compare import FLOOR
@@ -94,6 +94,39 @@ def test_right_steps_are_equal_and_every_tensor_is_judged(recipe):
         assert names == ["loss", *(n for n in before)]
     after = reference().state_dict()
     assert all(torch.equal(after[name], x) for name, x in before.items())
+
+
+def test_averages_are_those_of_pytorch():
+    sections = compare(Plan(3, recipe=AVERAGED))
+    assert not failed(sections)
+    assert not any(s.inconclusive for s in sections)
+    names = [c.name for c in sections[2].comparisons]
+    averaged = [name.removeprefix("EMA of ") for name in names if name.startswith("EMA of ")]
+    state = reference().state_dict()
+    assert averaged == [name for name in state if not name.endswith("num_batches_tracked")]
+
+
+def first_average_forgotten(monkeypatch):
+    """The average starts from the initial values, as if a step had been averaged before."""
+    weight = ema.new_weight
+    monkeypatch.setattr(ema, "new_weight", lambda step, *a, **k: weight(step + 1, *a, **k))
+
+
+def averages_before_the_step(monkeypatch):
+    """Off by one: the average of a step has the values before it."""
+    original = ema.updated
+    monkeypatch.setattr(ema, "updated", lambda old, new, weight: original(old, old, weight))
+
+
+@pytest.mark.parametrize("fault", [first_average_forgotten, averages_before_the_step])
+def test_wrong_averages_are_caught(monkeypatch, fault):
+    fault(monkeypatch)
+    found = failed(compare(Plan(2, recipe=AVERAGED)))
+    assert {c.name.startswith("EMA of ") for _, c in found} == {True}
+    assert found[0][0] == "training with sgd, step 1"
+
+
+AVERAGED = SGD.model_copy(update={"ema_decay": 0.9})
 
 
 def changed(**changes):
