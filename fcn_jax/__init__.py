@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fcn_jax.convert.load import load as load
     from fcn_jax.convert.load import load_torch as load_torch
     from fcn_jax.convert.report import LoadReport as LoadReport
+    from fcn_jax.eval.evaluate import evaluate as evaluate
     from fcn_jax.eval.predictor import Predictor as Predictor
     from fcn_jax.models.build import build_model as build_model
     from fcn_jax.models.segmenter import Segmenter as Segmenter
@@ -28,6 +29,7 @@ _MODULES = {
     "Segmenter": "fcn_jax.models.segmenter",
     "build_model": "fcn_jax.models.build",
     "compiler_options": "fcn_jax.runtime.compiler",
+    "evaluate": "fcn_jax.eval.evaluate",
     "load": "fcn_jax.convert.load",
     "load_torch": "fcn_jax.convert.load",
     "to_torch": "fcn_jax.convert.export",

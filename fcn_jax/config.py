@@ -283,6 +283,45 @@ class TrainConfig(_Section):
     """When to end the run early. Never if not set."""
 
 
+class EvalConfig(_Section):
+    """How a split is scored, in training and by `fcn-jax eval`."""
+
+    protocol: Literal["native", "resize", "multiscale", "sliding", "d2l"] | None = None
+    """Evaluation protocol. If not set, the first of these that has all settings below that are set:
+    native without any.
+    """
+    size: tuple[Count, Count] | None = None
+    """Of resize: height and width that the network sees, in pixels."""
+    labels: Literal["native", "resized"] | None = None
+    """Of resize: score at the images' own sizes (native, the default) or at the size that the
+    network sees.
+    """
+    window: tuple[Count, Count] | None = None
+    """Of sliding: height and width of a window, in pixels. If not set, data.crop_size."""
+    overlap: BelowOne | None = None
+    """Of sliding: share of a window that its neighbor covers. If not set, 0.5."""
+    blend: Literal["gaussian", "uniform"] | None = None
+    """Of sliding: weights of a window's pixels. If not set, gaussian."""
+    average: Literal["probabilities", "logits"] | None = None
+    """Of sliding: what is averaged where windows overlap. If not set, probabilities."""
+    scales: tuple[Positive, ...] | None = None
+    """Of multiscale: factors of the image's sides. If not set, 0.5 to 1.75 in steps of 0.25."""
+    flip: Flag | None = None
+    """Of multiscale and sliding: also run mirrored images. If not set, multiscale does."""
+    crop: tuple[Count, Count] | None = None
+    """Of d2l: height and width of the random crop, in pixels. If not set, 320x480."""
+    drop_last: Count | None = None
+    """Of d2l: leave out the images that do not fill a batch of this size. If not set, 32."""
+    seed: Seed | None = None
+    """Of d2l: seed of the random crops. If not set, 0."""
+    metrics: tuple[str, ...] = ()
+    """Metrics in addition to those of the confusion matrix: boundary_iou, ece."""
+    batch_size: Count | None = None
+    """Images of one size, or windows, that a device computes together. If not set, 8 windows on
+    GPUs and TPUs, otherwise 1.
+    """
+
+
 def _without_num_classes(table: Any) -> Any:
     if isinstance(table, Mapping) and "num_classes" in table:
         raise ValueError("leave out num_classes, which comes from the dataset")
@@ -303,6 +342,7 @@ class Config(_Section):
     """
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
 
     @field_serializer("model")
     def _model_table(self, model: ModelSpec) -> dict[str, Any]:

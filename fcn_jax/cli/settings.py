@@ -96,7 +96,8 @@ def _type(field: Any, definitions: Any) -> str:
         items = field["prefixItems"]
         return f"list of {len(items)}: {_type(items[0], definitions)}"
     if field["type"] == "array":
-        return f"list of {_type(field['items'], definitions)}s"
+        kind, _, bounds = _type(field["items"], definitions).partition(" ")
+        return f"list of {kind}s {bounds}".strip()
     words = {"boolean": "true or false", "object": "table"}
     limits = {
         "minimum": "at least",

@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from fcn_jax import checkpoint
-from fcn_jax.config import Config
+from fcn_jax.config import Config, EvalConfig
 from fcn_jax.data import value_range as ranges
 from fcn_jax.data.pipeline import eval_examples
 from fcn_jax.data.source import Source
@@ -20,37 +21,46 @@ from fcn_jax.data.splits import open_splits
 from fcn_jax.data.value_range import Range
 from fcn_jax.errors import CheckpointError, ConfigError, DataError, listing
 from fcn_jax.eval import padding
-from fcn_jax.eval.metrics import ConfusionMatrix, Scores
+from fcn_jax.eval.evaluation import Evaluation
+from fcn_jax.eval.meter import Meter, check_metrics
 from fcn_jax.eval.predictor import Predictor
+from fcn_jax.eval.protocols import Protocol, choose, make
+from fcn_jax.models.segmenter import Segmenter
 from fcn_jax.plugins import registry
 from fcn_jax.plugins.api import Classes, Example
 from fcn_jax.recipes import read_run
 from fcn_jax.runtime.progress import Progress
 
 
-def evaluate(
-    predictor: Predictor, source: Source, matrix: ConfusionMatrix, *, workers: int = 0
+def score_each(
+    predictor: Predictor, source: Source, meter: Meter, *, workers: int = 0
 ) -> Generator[tuple[Example, np.ndarray], None, None]:
-    """Segment every image of a source and count its pixels in `matrix`.
+    """Segment the images of a source by the predictor's protocol, and count their pixels.
+
+    The next images are decoded while one is computed.
 
     Args:
         predictor: the model.
         source: images and their ground truth.
-        matrix: of as many classes as the model.
+        meter: counts, of as many classes as the model.
         workers: processes that decode; 0 uses threads of this process.
 
     Returns:
-        Generator of each example with its predicted mask u8[H,W], in order. Close it to stop early.
+        Generator of each example that the protocol scores with its predicted mask u8[H,W], in
+        order. Close it to stop early.
     """
-    with contextlib.closing(eval_examples(source, num_workers=workers)) as examples:
-        for example in examples:
-            prediction = predictor(example.image)
-            matrix.add(example.mask, prediction)
-            yield example, prediction
+    with contextlib.closing(eval_examples(source, num_workers=workers)) as found:
+        examples = predictor.protocol.examples(found)
+        pairs = ((example, example.image) for example in examples)
+        for example, prediction in predictor.stream(pairs, confidence=meter.needs_confidence):
+            meter.add(example.mask, *prediction)
+            yield example, prediction.mask
 
 
-def choose_multiple(source: Source, *, exact: bool = False) -> tuple[int, str]:
+def choose_multiple(source: Source, protocol: Protocol, *, exact: bool = False) -> tuple[int, str]:
     """Decide whether a source's images are padded; see `fcn_jax.eval.padding.choose_multiple`."""
+    if not protocol.many_sizes:
+        return 1, ""
     with Progress("reading image sizes", len(source)) as progress:
         return padding.choose_multiple(
             (source[index].image for index in range(len(source))),
@@ -59,51 +69,82 @@ def choose_multiple(source: Source, *, exact: bool = False) -> tuple[int, str]:
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """The scores of a checkpoint on a split.
+def evaluate(
+    model: Segmenter | Predictor,
+    source: Source,
+    *,
+    protocol: Protocol | str | None = None,
+    metrics: Sequence[str] = (),
+    batch_size: int | None = None,
+    exact_sizes: bool = False,
+    workers: int = 0,
+) -> Evaluation:
+    """Score a model on a source.
 
-    Attributes:
-        checkpoint: the directory that was read.
-        dataset: registered name.
-        split: name of the split.
-        images: number of images in the split; all of them count.
-        classes: names and colors.
-        scores: over all pixels of the split that are not ignored.
-        notes: lines about assumptions and about the limits of the scores.
-        padded_to_multiple: the multiple in pixels to which images were padded; None if each ran at
-            its own size.
-        weights: "ema", averages of the weights, or "raw".
+    Args:
+        model: a model, or a predictor; a predictor's own protocol is used.
+        source: images and their ground truth, such as
+            `fcn_jax.plugins.registry.default().dataset("voc2012").open(root, "val")`.
+        protocol: see `fcn_jax.eval.protocols`, or the name of one; "native" if None.
+        metrics: metrics in addition to those of the confusion matrix: "boundary_iou", "ece".
+        batch_size: see `Predictor`.
+        exact_sizes: run every image at its own size; see `fcn_jax.eval.padding`.
+        workers: processes that decode; 0 uses threads of this process.
+
+    Raises:
+        ConfigError: a protocol or metric is unknown, the model has another number of classes than
+            the source, or a predictor comes with options of its own.
+        DataError: an image cannot be decoded, or the protocol leaves out all images.
     """
+    notes: list[str] = []
+    if isinstance(model, Predictor):
+        if protocol is not None or batch_size is not None or exact_sizes:
+            raise ConfigError(
+                "a Predictor has its own protocol, batch_size and sizes; pass them to Predictor"
+            )
+        predictor = model
+    else:
+        chosen = protocol if isinstance(protocol, Protocol) else make(protocol)
+        multiple, note = choose_multiple(source, chosen, exact=exact_sizes)
+        notes += [f"{note}; exact_sizes=True compiles one for each size"] if note else []
+        predictor = Predictor(
+            model,
+            protocol=chosen,
+            pad_to_multiple=multiple,
+            batch_size=batch_size,
+            devices=jax.devices(),
+        )
+    if predictor.num_classes != len(source.classes):
+        raise ConfigError(
+            f"the model predicts {predictor.num_classes} classes, but the source has "
+            f"{len(source.classes)}"
+        )
+    meter = Meter(len(source.classes), metrics)
+    images = sum(1 for _ in score_each(predictor, source, meter, workers=workers))
+    require_images(images, len(source), predictor.protocol)
+    scores = meter.scores()
+    return Evaluation(
+        checkpoint=None,
+        dataset=None,
+        split=None,
+        images=images,
+        images_skipped=len(source) - images,
+        classes=source.classes,
+        scores=scores,
+        protocol=predictor.protocol,
+        notes=(*notes, *scores.notes(source.classes)),
+        padded_to_multiple=predictor.pad_to_multiple if predictor.pad_to_multiple > 1 else None,
+    )
 
-    checkpoint: Path
-    dataset: str
-    split: str
-    images: int
-    classes: Classes
-    scores: Scores
-    notes: tuple[str, ...] = ()
-    padded_to_multiple: int | None = None
-    weights: str = "raw"
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able; see `Scores.to_dict`."""
-        where = {
-            "checkpoint": str(self.checkpoint),
-            "weights": self.weights,
-            "dataset": self.dataset,
-            "split": self.split,
-            "images": self.images,
-            "padded_to_multiple": self.padded_to_multiple,
-        }
-        return {**where, **self.scores.to_dict(self.classes), "notes": list(self.notes)}
-
-    def __str__(self) -> str:
-        """A table for the terminal, then the notes."""
-        which = " (ema)" if self.weights == "ema" else ""
-        title = f"{self.checkpoint}{which} on {self.dataset} {self.split}, {self.images} images"
-        notes = [f"note: {note}" for note in self.notes]
-        return "\n".join([title, "", self.scores.table(self.classes), *notes])
+def require_images(scored: int, total: int, protocol: Protocol) -> None:
+    """Raise `DataError` if a protocol left out all images."""
+    if not scored:
+        raise DataError(
+            f"protocol {protocol} leaves out all {total} images: they are smaller than the crop, "
+            "or do not fill a batch; drop_last = 1 keeps images that fill none, and protocol "
+            "native scores all"
+        )
 
 
 def evaluate_checkpoint(
@@ -115,8 +156,12 @@ def evaluate_checkpoint(
     value_range: Range | None = None,
     exact_sizes: bool = False,
     weights: str | None = None,
+    protocol: Protocol | str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    metrics: Sequence[str] | None = None,
+    batch_size: int | None = None,
 ) -> Evaluation:
-    """Score a run or checkpoint on all images of a split, without crops.
+    """Score a run or checkpoint on a split.
 
     Args:
         path: a run (its best checkpoint), one of its checkpoints, or a converted model.
@@ -129,16 +174,25 @@ def evaluate_checkpoint(
             `fcn_jax.eval.padding`.
         weights: "ema" for the averages of the weights, or "raw"; the averages if there are any, if
             None.
+        protocol: see `fcn_jax.eval.protocols`, or the name of one; that of the run's recipe
+            (section `eval`) if None, "native" without a run.
+        settings: settings of the protocol; others are those of the recipe.
+        metrics: as in `evaluate`; those of the recipe if None.
+        batch_size: as in `Predictor`; that of the recipe if None.
 
     Raises:
         CheckpointError: the path is not a checkpoint, its classes differ from the dataset's, or it
             has no averages.
-        ConfigError: the checkpoint is not a run's, and no dataset is named.
+        ConfigError: the checkpoint is not a run's, and no dataset is named; or a protocol, setting
+            or metric is unknown or out of range.
         DataError: the dataset cannot be read, or the folder that the run recorded does not exist.
     """
     directory = checkpoint.find(path)
-    chosen = checkpoint.choose_weights(directory, weights)
-    recipe = _recipe_of(directory)
+    weights = checkpoint.choose_weights(directory, weights)
+    recipe = recipe_of(directory)
+    chosen = choose(protocol, settings, recipe)
+    extra = recipe.eval if recipe else EvalConfig()
+    check_metrics(metrics or ())
     root = Path(data) if data else None
     notes: list[str] = []
     if recipe is not None:
@@ -166,21 +220,28 @@ def evaluate_checkpoint(
     source = opened.sources[split]
     notes += opened.notes
     notes += _compare_classes(directory, source.classes, dataset)
-    multiple, note = choose_multiple(source, exact=exact_sizes)
+    multiple, note = choose_multiple(source, chosen, exact=exact_sizes)
     notes += [f"{note}; --exact-sizes compiles one for each size"] if note else []
-    predictor = Predictor.from_checkpoint(directory, pad_to_multiple=multiple, weights=chosen)
-    matrix = ConfusionMatrix(len(source.classes))
-    for _ in evaluate(predictor, source, matrix):
-        pass
-    scores = matrix.scores()
-    notes += scores.notes(source.classes)
-    padded = multiple if multiple > 1 else None
-    return Evaluation(
-        directory, dataset, split, len(source), source.classes, scores, tuple(notes), padded, chosen
+    predictor = Predictor.from_checkpoint(
+        directory,
+        protocol=chosen,
+        pad_to_multiple=multiple,
+        batch_size=extra.batch_size if batch_size is None else batch_size,
+        devices=jax.devices(),
+        weights=weights,
+    )
+    found = evaluate(predictor, source, metrics=extra.metrics if metrics is None else metrics)
+    return dataclasses.replace(
+        found,
+        checkpoint=directory,
+        dataset=dataset,
+        split=split,
+        weights=weights,
+        notes=(*notes, *found.notes),
     )
 
 
-def _recipe_of(directory: Path) -> Config | None:
+def recipe_of(directory: Path) -> Config | None:
     """The recipe of the run that holds a checkpoint; None if no run holds it."""
     folder = directory.absolute().parent
     in_run = folder.name == checkpoint.STEPS and (folder.parent / "config.json").exists()

@@ -39,41 +39,67 @@ class ConfusionMatrix:
             num_classes, num_classes
         )
 
-    def scores(self) -> Scores:
-        """The scores so far."""
-        hits = np.diag(self.counts).astype(np.float64)
-        truth, predicted = self.counts.sum(1), self.counts.sum(0)
+    def scores(self, *, boundary_iou: np.ndarray | None = None, ece: float | None = None) -> Scores:
+        """The scores so far.
+
+        Args:
+            boundary_iou: f64[K], scores of `fcn_jax.eval.boundary`, if they were asked for.
+            ece: score of `fcn_jax.eval.calibration`, if it was asked for.
+        """
+        counts = self.counts.copy()
+        hits = np.diag(counts).astype(np.float64)
+        truth, predicted = counts.sum(1), counts.sum(0)
+        total, correct = counts.sum(), hits.sum()
         with np.errstate(divide="ignore", invalid="ignore"):
             iou = hits / (truth + predicted - hits)
-            recall = hits / truth
-        total = self.counts.sum()
+            dice = 2 * hits / (truth + predicted)
+            precision, recall = hits / predicted, hits / truth
         present = truth > 0
         return Scores(
             miou=_mean(iou),
             iou=iou,
-            pixel_accuracy=float(hits.sum() / total) if total else float("nan"),
+            pixel_accuracy=_ratio(correct, total),
             class_accuracy=_mean(recall),
-            fwiou=float((truth[present] * iou[present]).sum() / total) if total else float("nan"),
+            fwiou=_ratio((truth[present] * iou[present]).sum(), total),
+            micro_iou=_ratio(correct, 2 * total - correct),
+            dice=dice,
+            precision=precision,
+            recall=recall,
             pixels=truth,
+            counts=counts,
             ignored=self.ignored,
+            boundary_iou=boundary_iou,
+            ece=ece,
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """Scores of a set of images, as in Long et al. 2015, section 5.
+    """Scores of a set of images.
 
-    The four scores are between 0 and 1, or NaN if no pixel counts.
+    Every score is between 0 and 1, or NaN where it is undefined: no pixel counts, or for a class
+    the denominator is 0. A mean over classes leaves undefined ones out. `to_dict` and `table`
+    write None and "-" instead of NaN. With TP, FP and FN of a class, summed over all images:
 
     Attributes:
-        miou: mean of `iou` over the classes that occur in the ground truth or the prediction.
-        iou: f64[K], intersection over union; NaN for a class that occurs in neither.
+        miou: mean of `iou`: over the classes that occur in the ground truth or the prediction
+            (Long et al. 2015, section 5).
+        iou: f64[K], TP / (TP + FP + FN), intersection over union.
         pixel_accuracy: share of pixels with the right class.
-        class_accuracy: mean over the classes in the ground truth of the share of their pixels that
-            have the right class.
+        class_accuracy: mean of `recall`: over the classes in the ground truth.
         fwiou: mean of `iou`, weighted by the classes' pixels in the ground truth.
+        micro_iou: the sum of TP over the sum of TP + FP + FN of all classes. SMP's examples report
+            it as "dataset IoU". It equals PA / (2 - PA) with the pixel accuracy PA, so that large
+            classes decide.
+        dice: f64[K], 2 TP / (2 TP + FP + FN), the F1 score.
+        precision: f64[K], TP / (TP + FP); undefined for classes that are not predicted.
+        recall: f64[K], TP / (TP + FN); undefined for classes that are not in the ground truth.
         pixels: i64[K], pixels of each class in the ground truth.
+        counts: i64[K,K], the confusion matrix; rows are the ground truth.
         ignored: number of pixels that are ignored.
+        boundary_iou: f64[K] of `fcn_jax.eval.boundary`; None if it was not asked for.
+        ece: the expected calibration error of `fcn_jax.eval.calibration`; None if it was not asked
+            for.
     """
 
     miou: float
@@ -81,8 +107,15 @@ class Scores:
     pixel_accuracy: float
     class_accuracy: float
     fwiou: float
+    micro_iou: float
+    dice: np.ndarray
+    precision: np.ndarray
+    recall: np.ndarray
     pixels: np.ndarray
+    counts: np.ndarray
     ignored: int = 0
+    boundary_iou: np.ndarray | None = None
+    ece: float | None = None
 
     @property
     def classes_scored(self) -> int:
@@ -144,27 +177,47 @@ class Scores:
         return tuple(lines)
 
     def table(self, classes: Classes) -> str:
-        """A table for the terminal: each class's IoU and share of pixels, then the four scores.
+        """A table for the terminal: the scores of each class, then those of the set.
 
         "-" stands for an undefined score.
         """
         width = max(len("pixel accuracy"), *map(len, classes.names))
         total = max(int(self.pixels.sum()), 1)
-        lines = [f"{'class':<{width}}     IoU   share of pixels"]
-        for name, iou, pixels in zip(classes.names, self.iou, self.pixels, strict=True):
-            lines.append(f"{name:<{width}}  {_figure(iou)}   {pixels / total:14.2%}")
+        columns = {"IoU": self.iou, "Dice": self.dice}
+        columns |= {"precision": self.precision, "recall": self.recall}
+        if self.boundary_iou is not None:
+            columns["boundary IoU"] = self.boundary_iou
+        titles = [f"{title:>{max(len(title), 6)}}" for title in columns]
+        lines = ["  ".join([f"{'class':<{width}}", *titles, " share of pixels"])]
+        for label, name in enumerate(classes.names):
+            figures = (
+                f"{_figure(values[label]):>{len(title)}}"
+                for title, values in zip(titles, columns.values(), strict=True)
+            )
+            share = f"{self.pixels[label] / total:16.2%}"
+            lines.append("  ".join([f"{name:<{width}}", *figures, share]))
         fewer = self.classes_scored < len(classes)
         over = f" (over {self.classes_scored} of {len(classes)} classes)" if fewer else ""
-        lines += [
-            "",
-            f"{'mIoU':<{width}}  {_figure(self.miou)}{over}",
-            f"{'pixel accuracy':<{width}}  {_figure(self.pixel_accuracy)}",
-            f"{'class accuracy':<{width}}  {_figure(self.class_accuracy)}",
-            f"{'fwIoU':<{width}}  {_figure(self.fwiou)}",
-        ]
+        lines.append("")
+        for title, value in self._of_the_set():
+            lines.append(f"{title:<{width}}  {_figure(value)}{over if title == 'mIoU' else ''}")
         if self.ignored:
             lines += ["", f"{self.ignored_share:.2%} of all pixels are ignored"]
         return "\n".join(lines)
+
+    def _of_the_set(self) -> list[tuple[str, float]]:
+        scores = [
+            ("mIoU", self.miou),
+            ("pixel accuracy", self.pixel_accuracy),
+            ("class accuracy", self.class_accuracy),
+            ("fwIoU", self.fwiou),
+            ("micro IoU", self.micro_iou),
+            ("mean Dice", _mean(self.dice)),
+            ("mean precision", _mean(self.precision)),
+        ]
+        if self.boundary_iou is not None:
+            scores.append(("boundary mIoU", _mean(self.boundary_iou)))
+        return scores if self.ece is None else [*scores, ("ECE", self.ece)]
 
     def to_dict(self, classes: Classes) -> dict[str, Any]:
         """JSON-able, with None for undefined scores.
@@ -173,21 +226,40 @@ class Scores:
             classes: names of the K classes.
 
         Returns:
-            The four scores; `iou` by class name; `classes_scored`, the number of classes in the
-            mean `miou`, of `classes`; `absent`, the names of classes without a pixel in the ground
-            truth; `ignored_share`, the share of pixels that are ignored.
+            The scores of the set, with `mean_dice` and `mean_precision`; those of each class by
+            class name; `pixels`, each class's pixels in the ground truth; `classes_scored`, the
+            number of classes in the mean `miou`, of `classes`; `absent`, the names of classes
+            without a pixel in the ground truth; `ignored_share`, the share of pixels that are
+            ignored. `boundary_iou`, `mean_boundary_iou` and `ece` only if they were asked for.
         """
-        names = ("miou", "pixel_accuracy", "class_accuracy", "fwiou")
-        return {
-            **{name: _defined(getattr(self, name)) for name in names},
+
+        def by_class(values: np.ndarray) -> dict[str, float | None]:
+            return {n: _defined(value) for n, value in zip(classes.names, values, strict=True)}
+
+        table = {
+            "miou": _defined(self.miou),
+            "pixel_accuracy": _defined(self.pixel_accuracy),
+            "class_accuracy": _defined(self.class_accuracy),
+            "fwiou": _defined(self.fwiou),
+            "micro_iou": _defined(self.micro_iou),
+            "mean_dice": _defined(_mean(self.dice)),
+            "mean_precision": _defined(_mean(self.precision)),
             "classes_scored": self.classes_scored,
             "classes": len(classes),
             "absent": self._absent(classes),
             "ignored_share": _defined(self.ignored_share),
-            "iou": {
-                name: _defined(value) for name, value in zip(classes.names, self.iou, strict=True)
-            },
+            "iou": by_class(self.iou),
+            "dice": by_class(self.dice),
+            "precision": by_class(self.precision),
+            "recall": by_class(self.recall),
+            "pixels": dict(zip(classes.names, self.pixels.tolist(), strict=True)),
         }
+        if self.boundary_iou is not None:
+            table["mean_boundary_iou"] = _defined(_mean(self.boundary_iou))
+            table["boundary_iou"] = by_class(self.boundary_iou)
+        if self.ece is not None:
+            table["ece"] = _defined(self.ece)
+        return table
 
     @property
     def ignored_share(self) -> float:
@@ -205,6 +277,10 @@ def _figure(value: float) -> str:
 
 def _defined(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
+
+
+def _ratio(part: float, whole: float) -> float:
+    return float(part / whole) if whole else float("nan")
 
 
 def _mean(values: np.ndarray) -> float:

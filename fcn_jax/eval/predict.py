@@ -14,8 +14,9 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -24,9 +25,11 @@ from fcn_jax.data import value_range as ranges
 from fcn_jax.data.datasets.directory import IMAGE_SUFFIXES
 from fcn_jax.data.decode import read_image
 from fcn_jax.data.value_range import Assumed, Range
-from fcn_jax.errors import DataError, WriteError, listing
+from fcn_jax.errors import ConfigError, DataError, WriteError, listing
 from fcn_jax.eval import draw, padding
+from fcn_jax.eval.evaluate import recipe_of
 from fcn_jax.eval.predictor import Predictor
+from fcn_jax.eval.protocols import D2L, Protocol, choose
 from fcn_jax.runtime import destination
 from fcn_jax.runtime.progress import Progress
 
@@ -45,6 +48,9 @@ def predict_files(
     value_range: tuple[float, float] | None = None,
     exact_sizes: bool = False,
     weights: str | None = None,
+    protocol: Protocol | str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    batch_size: int | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Iterator[tuple[Path, Path]]:
     """Segment images; write `STEM.png` (an indexed mask) and `STEM_overlay.png` for each.
@@ -63,6 +69,10 @@ def predict_files(
             `fcn_jax.eval.padding`.
         weights: "ema" for the averages of the weights, or "raw"; the averages if there are any, if
             None.
+        protocol: see `fcn_jax.eval.protocols`, or the name of one; that of the run's recipe if
+            None, as far as it applies to whole images.
+        settings: settings of the protocol; others are those of the recipe.
+        batch_size: as in `Predictor`.
         say: called with lines about skipped files and assumptions.
 
     Returns:
@@ -74,6 +84,7 @@ def predict_files(
         WriteError: the folder cannot be written, or a file to write is an input, a file of another
             program, or a result of an earlier prediction without `overwrite`.
         CheckpointError: the path is not a checkpoint.
+        ConfigError: a protocol or a setting is unknown or out of range.
     """
     found = find_images(images)
     if found.other:
@@ -91,11 +102,27 @@ def predict_files(
     if problems := _obstacles(paths, inputs, overwrite):
         raise WriteError(f"nothing was written: {problems}")
     directory = checkpoints.find(checkpoint)
-    chosen = checkpoints.choose_weights(directory, weights)
-    multiple, note = padding.choose_multiple(targets, exact=exact_sizes)
+    weights = checkpoints.choose_weights(directory, weights)
+    if protocol == D2L.name:
+        raise ConfigError(
+            f"protocol {protocol} scores random crops; choose another one to predict whole images"
+        )
+    recipe = recipe_of(directory)
+    chosen = choose(protocol, settings, recipe).for_prediction()
+    multiple, note = 1, ""
+    if chosen.many_sizes:
+        multiple, note = padding.choose_multiple(targets, exact=exact_sizes)
     if note:
         say(f"{note}; --exact-sizes compiles one for each size")
-    predictor = Predictor.from_checkpoint(directory, pad_to_multiple=multiple, weights=chosen)
+    if batch_size is None and recipe is not None:
+        batch_size = recipe.eval.batch_size
+    predictor = Predictor.from_checkpoint(
+        directory,
+        protocol=chosen,
+        pad_to_multiple=multiple,
+        batch_size=batch_size,
+        weights=weights,
+    )
     scaling = value_range or ranges.from_json(checkpoints.read_spec(directory).value_range)
     if scaling is None:
         with Progress("reading bit depths", len(targets)) as progress:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +16,14 @@ from fcn_jax import checkpoint
 from fcn_jax.api import Classes, ModelSpec
 from fcn_jax.config import Config, parse
 from fcn_jax.errors import CheckpointError, ConfigError, DataError
-from fcn_jax.eval.evaluate import evaluate, evaluate_checkpoint
-from fcn_jax.eval.metrics import ConfusionMatrix
+from fcn_jax.eval.evaluate import evaluate, evaluate_checkpoint, score_each
+from fcn_jax.eval.meter import Meter
 from fcn_jax.eval.predictor import Predictor
+from fcn_jax.eval.protocols import D2L, Native, Sliding
 from fcn_jax.models.build import build
 from fcn_jax.plugins import registry
 from fcn_jax.runtime import json_text
+from tests.helpers import scenes
 
 SPEC = ModelSpec("tiny", "fcn32s", 3, backbone_options={"width": 4})
 NAMES = ("background", "road", "car")
@@ -38,10 +42,11 @@ def write_model(directory: Path, network, names: tuple[str, ...] | None = NAMES)
     return directory
 
 
-def write_run(run: Path, network, root: str) -> Path:
+def write_run(run: Path, network, root: str, **section) -> Path:
     """A run with one checkpoint that recorded `root` as the folder of its data."""
     write_model(run / "checkpoints" / "1", network)
-    config: Config = parse({"data": {"dataset": "folder", "root": root}})
+    table = {"data": {"dataset": "folder", "root": root, "crop_size": [16, 24]}, "eval": section}
+    config: Config = parse(table)
     (run / "config.json").write_text(config.to_json())
     return run / "checkpoints" / "1"
 
@@ -240,12 +245,12 @@ def test_many_image_sizes_are_padded_and_recorded(network, tmp_path):
 
     def scores(multiple):
         predictor = Predictor.from_checkpoint(tmp_path / "model", pad_to_multiple=multiple)
-        matrix = ConfusionMatrix(3)
-        seen = list(evaluate(predictor, source, matrix))
+        meter = Meter(3)
+        seen = list(score_each(predictor, source, meter))
         assert [example.id for example, _ in seen] == [str(number) for number in range(9)]
         for example, mask in seen:
             np.testing.assert_array_equal(mask, predictor(example.image))
-        return matrix.scores().to_dict(source.classes)
+        return meter.scores().to_dict(source.classes)
 
     padded = score(tmp_path / "model", data).to_dict()
     assert padded["padded_to_multiple"] == 64
@@ -260,3 +265,142 @@ def test_many_image_sizes_are_padded_and_recorded(network, tmp_path):
     assert (exact["padded_to_multiple"], exact["notes"]) == (None, [])
     assert exact["iou"] == scores(1)["iou"]
     assert exact["iou"] != padded["iou"]
+
+
+# ---------------------------------------------------------------------------------------- protocols
+
+
+def add_images(data: Path, *sizes: tuple[int, int]) -> Path:
+    """Add images of sizes to the validation split of `write_data`."""
+    rng = np.random.default_rng(1)
+    for number, size in enumerate(sizes, start=1):
+        image = rng.integers(0, 256, (*size, 3)).astype(np.uint8)
+        Image.fromarray(image).save(data / f"images/val/{number}.png")
+        Image.fromarray(image[..., 0] % 3).save(data / f"masks/val/{number}.png")
+    return data
+
+
+def test_recipe_names_the_protocol_and_arguments_change_it(network, tmp_path):
+    data = write_data(tmp_path / "data", [0, 1, 2])
+    step = write_run(
+        tmp_path / "x", network, str(data), protocol="sliding", overlap=0.25, metrics=["ece"]
+    )
+    table = evaluate_checkpoint(step).to_dict()
+    assert table["protocol"] == Sliding((16, 24), overlap=0.25).to_dict()
+    assert 0 <= table["ece"] <= 1
+    assert table["ece_bins"] == 15
+    assert "boundary_iou" not in table
+
+    changed = evaluate_checkpoint(step, settings={"overlap": 0.0}, metrics=["boundary_iou"])
+    assert changed.protocol == Sliding((16, 24), overlap=0.0)
+    table = changed.to_dict()
+    assert "ece" not in table
+    assert table["boundary_dilation_ratio"] == 0.02
+    assert set(table["boundary_iou"]) == set(NAMES)
+    assert evaluate_checkpoint(step, protocol="native").protocol == Native()
+
+
+def test_result_records_protocol_and_counts(network, tmp_path):
+    data = add_images(write_data(tmp_path / "data", [0, 255]), (20, 30), (8, 8), (20, 20))
+    step = write_run(tmp_path / "x", network, str(data))
+    outcome = evaluate_checkpoint(
+        step, protocol="d2l", settings={"crop": (16, 16), "drop_last": 1, "seed": 5}
+    )
+    table = outcome.to_dict()
+    assert table["schema"] == "fcn_jax.evaluation/1"
+    assert table["protocol"] == {"name": "d2l", "crop": [16, 16], "drop_last": 1, "seed": 5}
+    assert (table["images"], table["images_skipped"]) == (3, 1)
+    # The ignored pixels count as background.
+    assert (table["pixels_scored"], table["pixels_ignored"]) == (3 * 16 * 16, 0)
+    assert np.sum(table["confusion"]) == 3 * 16 * 16
+    assert "3 images (1 left out), protocol d2l (crop 16x16, drop_last 1, seed 5)" in str(outcome)
+
+
+def test_rejects_unknown_metrics_before_reading_data(network, tmp_path):
+    step = write_run(tmp_path / "x", network, str(tmp_path / "gone"))
+    with pytest.raises(ConfigError, match=r"no metric 'ecee'\. Did you mean 'ece'"):
+        evaluate_checkpoint(step, metrics=["ecee"])
+
+
+def test_d2l_without_a_whole_batch_is_an_error(network, tmp_path):
+    data = write_data(tmp_path / "data", [0, 1, 2])
+    step = write_run(tmp_path / "x", network, str(data))
+    with pytest.raises(DataError, match=r"protocol d2l .* leaves out all 1 images: .* drop_last"):
+        evaluate_checkpoint(step, protocol=D2L(crop=(8, 8)))
+
+
+def test_evaluates_models_in_memory(network, tmp_path):
+    data = add_images(write_data(tmp_path / "data", [0, 1, 2]), (20, 30))
+    source = registry.default().dataset("folder").open(data, "val")
+    protocol = Sliding((16, 16))
+    outcome = evaluate(network, source, protocol=protocol, metrics=["ece"])
+    assert (outcome.checkpoint, outcome.dataset, outcome.split) == (None, None, None)
+    assert (outcome.images, outcome.protocol) == (2, protocol)
+    again = evaluate(Predictor(network, protocol=protocol), source, metrics=["ece"])
+    assert again.to_dict() == outcome.to_dict()
+    assert str(outcome).startswith("2 images, protocol sliding (window 16x16, ")
+    assert evaluate(network, source).protocol == Native()
+    with pytest.raises(ConfigError, match="a Predictor has its own protocol"):
+        evaluate(Predictor(network), source, protocol="native")
+    other = write_data(tmp_path / "other", [0, 1], ("a", "b"))
+    source = registry.default().dataset("folder").open(other, "val")
+    with pytest.raises(ConfigError, match="the model predicts 3 classes, but the source has 2"):
+        evaluate(network, source)
+
+
+DEVICES = """
+import json, sys
+from pathlib import Path
+import jax
+import numpy as np
+from flax import nnx
+from fcn_jax.api import ModelSpec
+from fcn_jax.eval.evaluate import evaluate
+from fcn_jax.eval.predictor import Predictor
+from fcn_jax.eval.protocols import make
+from fcn_jax.models.build import build
+from fcn_jax.plugins import registry
+
+assert jax.device_count() == 2
+model = build(ModelSpec("tiny", "fcn32s", 3, backbone_options={"width": 4}), rngs=nnx.Rngs(0))
+kernel = model.head.transpose_conv.kernel
+kernel[...] = np.random.default_rng(0).standard_normal(kernel[...].shape, np.float32)
+source = registry.default().dataset("folder").open(Path(sys.argv[1]), "val")
+found = []
+for devices in ((), jax.devices()):
+    tables = []
+    for name, settings in json.loads(sys.argv[2]):
+        pairs = settings.items()
+        protocol = make(name, {k: tuple(v) if isinstance(v, list) else v for k, v in pairs})
+        predictor = Predictor(model, protocol=protocol, devices=devices)
+        table = evaluate(predictor, source, metrics=["ece"]).to_dict()
+        tables.append({key: table[key] for key in ("images", "confusion", "ece")})
+    found.append(tables)
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+def test_scores_do_not_depend_on_the_number_of_devices(tmp_path):
+    data = add_images(write_data(tmp_path / "data", [0, 1, 2]), (24, 40), (20, 30), (9, 9))
+    protocols = [
+        ("native", {}),
+        ("sliding", {"window": [16, 16]}),
+        ("multiscale", {"scales": [1.0]}),
+        ("d2l", {"crop": [8, 8], "drop_last": 1}),
+    ]
+    environment = scenes.environment(2)
+    environment["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
+    done = subprocess.run(
+        [sys.executable, "-c", DEVICES, str(data), json.dumps(protocols)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    one, two = json.loads(done.stdout.splitlines()[-1])
+    assert one == two
+    assert [table["images"] for table in one] == [4, 4, 4, 4]
+    assert len({json.dumps(table["confusion"]) for table in one}) > 1

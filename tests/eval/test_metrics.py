@@ -14,13 +14,17 @@ def naive(truths, predictions, num_classes):
         np.concatenate([p.ravel() for p in predictions]),
     )
     pairs = [(int(t), int(p)) for t, p in zip(truth, prediction, strict=True) if t != 255]
-    iou, recall, weight = {}, {}, {}
+    iou, recall, weight, dice, precision = {}, {}, {}, {}, {}
     for k in range(num_classes):
         both = sum(t == k and p == k for t, p in pairs)
         either = sum(t == k or p == k for t, p in pairs)
         weight[k] = sum(t == k for t, _ in pairs)
+        predicted = sum(p == k for _, p in pairs)
+        if predicted:
+            precision[k] = both / predicted
         if either:
             iou[k] = both / either
+            dice[k] = 2 * both / (weight[k] + predicted)
         if weight[k]:
             recall[k] = both / weight[k]
 
@@ -32,7 +36,10 @@ def naive(truths, predictions, num_classes):
         "pixel_accuracy": mean([t == p for t, p in pairs]),
         "class_accuracy": mean(recall.values()),
         "fwiou": sum(weight[k] * iou[k] for k in iou) / len(pairs) if pairs else np.nan,
-    }, iou
+        "micro_iou": sum(t == p for t, p in pairs) / sum(1 + (t != p) for t, p in pairs)
+        if pairs
+        else np.nan,
+    }, {"iou": iou, "dice": dice, "precision": precision, "recall": recall}
 
 
 @settings(max_examples=60)
@@ -56,11 +63,13 @@ def test_scores_equal_their_definitions(seed, images, labels, ignored):
     for truth, prediction in zip(truths, predictions, strict=True):
         matrix.add(truth, prediction)
     scores = matrix.scores()
-    expected, iou = naive(truths, predictions, 6)
+    expected, by_class = naive(truths, predictions, 6)
     for name, value in expected.items():
         assert getattr(scores, name) == pytest.approx(value, nan_ok=True), name
-    for k in range(6):
-        assert scores.iou[k] == pytest.approx(iou.get(k, np.nan), nan_ok=True)
+    for name, values in by_class.items():
+        for k in range(6):
+            found = getattr(scores, name)[k]
+            assert found == pytest.approx(values.get(k, np.nan), nan_ok=True), name
 
 
 def test_rows_are_ground_truth_and_columns_prediction():
@@ -108,12 +117,39 @@ def test_to_dict_is_none_for_absent_classes():
         "pixel_accuracy": pytest.approx(2 / 3),
         "class_accuracy": 0.5,
         "fwiou": pytest.approx(4 / 9),
+        "micro_iou": 0.5,
+        "mean_dice": pytest.approx(0.4),
+        "mean_precision": pytest.approx(2 / 3),
         "classes_scored": 2,
         "classes": 3,
         "absent": ["c"],
         "ignored_share": 0.25,
         "iou": {"a": pytest.approx(2 / 3), "b": 0.0, "c": None},
+        "dice": {"a": pytest.approx(0.8), "b": 0.0, "c": None},
+        "precision": {"a": pytest.approx(2 / 3), "b": None, "c": None},
+        "recall": {"a": 1.0, "b": 0.0, "c": None},
+        "pixels": {"a": 2, "b": 1, "c": 0},
     }
+
+
+def test_extra_scores_are_in_the_dict_and_the_table():
+    matrix = ConfusionMatrix(3)
+    matrix.add(np.uint8([0, 1]), np.uint8([0, 1]))
+    scores = matrix.scores(boundary_iou=np.array([0.25, 0.5, np.nan]), ece=0.125)
+    table = scores.to_dict(ABC)
+    assert table["boundary_iou"] == {"a": 0.25, "b": 0.5, "c": None}
+    assert (table["mean_boundary_iou"], table["ece"]) == (0.375, 0.125)
+    lines = [line.split() for line in scores.table(ABC).splitlines()]
+    assert ["a", "1.0000", "1.0000", "1.0000", "1.0000", "0.2500", "50.00%"] in lines
+    assert ["c", "-", "-", "-", "-", "-", "0.00%"] in lines
+    assert ["boundary", "mIoU", "0.3750"] in lines
+    assert ["ECE", "0.1250"] in lines
+    assert "ECE" not in matrix.scores().table(ABC)
+
+
+def test_columns_are_aligned():
+    lines = scored([0, 0, 1, 255], [0, 0, 0, 0]).table(ABC).splitlines()
+    assert len({len(line) for line in lines[:4]}) == 1
 
 
 def test_scores_of_an_ignored_set_are_none_with_a_note():

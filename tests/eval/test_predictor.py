@@ -1,5 +1,7 @@
 """`Predictor`: masks of one image, of batches, and of images of many sizes."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ from fcn_jax.api import Classes, ModelSpec, Preprocess
 from fcn_jax.errors import ConfigError, DataError
 from fcn_jax.eval import padding
 from fcn_jax.eval.predictor import Predictor
+from fcn_jax.eval.protocols import D2L, Multiscale, Native, Resize, Sliding
 from fcn_jax.models.build import build
 from fcn_jax.models.preprocess import normalize
 
@@ -168,3 +171,121 @@ def test_padding_changes_only_pixels_near_the_bottom_and_right_border(model):
     assert len(np.unique(exact)) == 3
     changed = (padded != exact).mean()
     assert 0 < changed < 0.05, "measured: 0.011"
+
+
+# ---------------------------------------------------------------------------------------- protocols
+
+
+def logits_of(model, image):
+    """The logits f32[H,W,K] of a model that is called on one image alone."""
+    model.eval()
+    return np.asarray(model(normalize(jnp.asarray(image[None]), Preprocess())))[0]
+
+
+def softmax(logits):
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
+
+
+def test_protocol_may_be_a_name(model):
+    assert Predictor(model, protocol="multiscale").protocol == Multiscale()
+    with pytest.raises(
+        ConfigError, match=r"no evaluation protocol 'natve'\. Did you mean 'native'"
+    ):
+        Predictor(model, protocol="natve")
+
+
+@pytest.mark.parametrize(
+    "protocol",
+    [D2L(), Resize(IMAGE.shape[:2]), Sliding(IMAGE.shape[:2]), Multiscale((1.0,), flip=False)],
+    ids=lambda protocol: protocol.name,
+)
+def test_protocols_with_one_whole_view_predict_as_native(model, protocol):
+    predictor = Predictor(model, protocol=protocol)
+    np.testing.assert_array_equal(predictor(IMAGE), Predictor(model)(IMAGE))
+
+
+def test_flip_averages_the_mirrored_image(model):
+    both = softmax(logits_of(model, IMAGE)) + softmax(logits_of(model, IMAGE[:, ::-1]))[:, ::-1]
+    for protocol in (Multiscale((1.0,)), Sliding(IMAGE.shape[:2], blend="uniform", flip=True)):
+        np.testing.assert_array_equal(
+            Predictor(model, protocol=protocol)(IMAGE), both.argmax(-1), err_msg=protocol.name
+        )
+    assert not np.array_equal(both.argmax(-1), Predictor(model)(IMAGE))
+
+
+@pytest.mark.parametrize("protocol", [Native(), Sliding(IMAGE.shape[:2])], ids=str)
+def test_stream_returns_the_confidence_of_each_pixel(model, protocol):
+    ((key, found),) = Predictor(model, protocol=protocol).stream([("a", IMAGE)], confidence=True)
+    assert key == "a"
+    expected = softmax(logits_of(model, IMAGE))
+    np.testing.assert_allclose(found.confidence, expected.max(-1), atol=1e-5)
+    np.testing.assert_array_equal(found.mask, expected.argmax(-1))
+
+
+def test_windows_of_images_of_many_sizes_share_one_program(model, compiled):
+    predictor = Predictor(model, protocol=Sliding((8, 8)), batch_size=4)
+    images = [IMAGE, IMAGE[:5, :5], IMAGE[:, :9], IMAGE[:8]]
+    found = [prediction.mask for _, prediction in predictor.stream(enumerate(images))]
+    assert [mask.shape for mask in found] == [image.shape[:2] for image in images]
+    assert compiled == [(4, 8, 8, 3)]
+
+
+PROTOCOLS = (
+    Native(),
+    Resize((16, 8)),
+    Multiscale((0.5, 1.0)),
+    Sliding((8, 8), overlap=0.25, flip=True),
+)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS, ids=lambda protocol: protocol.name)
+def test_predictions_do_not_depend_on_batch_size_or_order(model, protocol):
+    images = [IMAGE, IMAGE[:, ::-1], IMAGE[:7], IMAGE[::-1], IMAGE[::-1, ::-1]]
+
+    def masks(batch_size, order):
+        predictor = Predictor(model, protocol=protocol, batch_size=batch_size)
+        found = predictor.stream([(number, images[number]) for number in order])
+        keys, predictions = zip(*found, strict=True)
+        assert keys == tuple(order), "in the order of the images"
+        return {key: prediction.mask for key, prediction in zip(keys, predictions, strict=True)}
+
+    one, three = masks(1, range(5)), masks(3, [4, 2, 0, 3, 1])
+    for number, mask in one.items():
+        np.testing.assert_array_equal(three[number], mask)
+
+
+def test_next_image_is_read_while_one_is_computed(model):
+    read = []
+
+    def images():
+        for number in range(3):
+            read.append(number)
+            yield number, IMAGE
+
+    found = Predictor(model).stream(images())
+    assert next(found)[0] == 0
+    assert read == [0, 1]
+
+
+def test_binary_models_predict_by_every_protocol(tiny_plugin):
+    model = build(dataclasses.replace(SPEC, num_classes=1, task="binary"), rngs=nnx.Rngs(0))
+    model.head.transpose_conv.bias[...] = jnp.asarray([0.01])
+    kernel = model.head.transpose_conv.kernel
+    kernel[...] = jnp.asarray(
+        np.random.default_rng(1).standard_normal(kernel[...].shape, np.float32)
+    )
+    logits = logits_of(model, IMAGE)[..., 0]
+    assert len(np.unique(logits > 0)) == 2
+    for protocol in (Native(), Sliding(IMAGE.shape[:2])):
+        found = Predictor(model, protocol=protocol).stream([(0, IMAGE)], confidence=True)
+        ((_, prediction),) = found
+        np.testing.assert_array_equal(prediction.mask, logits > 0)
+        np.testing.assert_allclose(
+            prediction.confidence, 1 / (1 + np.exp(-np.abs(logits))), atol=1e-5
+        )
+
+
+def test_rejects_batch_size_below_1(model):
+    with pytest.raises(ConfigError, match="batch_size is 0; it must be at least 1"):
+        Predictor(model, batch_size=0)
