@@ -105,5 +105,5 @@ def _type(field: Any, definitions: Any) -> str:
         "maximum": "at most",
         "exclusiveMaximum": "below",
     }
-    bounds = [f"{word} {field[name]:.12g}" for name, word in limits.items() if name in field]
-    return " ".join([words.get(field["type"], field["type"]), ", ".join(bounds)]).strip()
+    found = [f"{word} {field[name]:.12g}" for name, word in limits.items() if name in field]
+    return " ".join([words.get(field["type"], field["type"]), ", ".join(found)]).strip()

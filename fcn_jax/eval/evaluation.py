@@ -49,7 +49,7 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able: what was scored and how, `Scores.to_dict`, the confusion matrix, the notes."""
-        where = {
+        where: dict[str, Any] = {
             "schema": SCHEMA,
             "checkpoint": None if self.checkpoint is None else str(self.checkpoint),
             "weights": self.weights,

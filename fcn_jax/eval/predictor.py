@@ -121,7 +121,8 @@ class Predictor:
             return label(logits, -1)
 
         def score(state: nnx.State, images: jax.Array, probabilities: bool) -> jax.Array:
-            logits = run(state, images, False).astype(jnp.float32)
+            logits: Any = run(state, images, False)
+            logits = logits.astype(jnp.float32)
             if model_task == "binary":  # the sigmoid is the softmax of (0, logit)
                 logits = jnp.concatenate([jnp.zeros_like(logits), logits], -1)
             return jax.nn.softmax(logits) if probabilities else logits
