@@ -42,10 +42,10 @@ is no gap of twice the margin: fewer values lie far from the mean, and their gap
 NUDGE = 0.01
 """Relative change of a kernel, or of inputs, that breaks ties."""
 
-INPUT_NOISE = 1.0
+INPUT_NOISE = 0.3
 """Noise on inputs whose flat areas tie whole pooling windows, in their standard deviations."""
 
-PASSES = 32
+PASSES = 24
 """Largest number of passes. Most end early, at the operation whose kernel has to change."""
 
 _LEAST_ERROR = 2.0**-23
@@ -478,7 +478,7 @@ class _Sampler:
 class _Fixer:
     """Moves biases and changes kernels until every unit keeps its distance."""
 
-    TRIES = 12
+    TRIES = 8
 
     def __init__(self, errors: Sequence[torch.Tensor], *, may_need_noise: bool) -> None:
         self._margins = [MARGIN * error for error in errors]
