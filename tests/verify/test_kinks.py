@@ -109,8 +109,16 @@ def test_next_layers_follow_in_the_same_pass():
         for module in (torch.nn.Conv2d(3, 3, 3), torch.nn.BatchNorm2d(3), torch.nn.ReLU())
     ]
     side = side_of(*layers)
-    result = kinks.condition(side, [np.tile(IMAGES, (1, 6, 6, 1))])
+    images = np.tile(IMAGES, (1, 6, 6, 1))
+    with torch.no_grad():  # a unit at the kink of the first ReLU
+        x = torch.from_numpy(images).permute(0, 3, 1, 2).double()
+        network = side.network(REFERENCE)
+        unit = float(network[1](network[0](x))[0, 0, 5, 5])
+        for copied in side.networks():
+            copied[1].bias[0] = -unit
+    result = kinks.condition(side, [images])
     assert result.left == ()
+    assert "1.bias" in result.parameters
     assert set(result.parameters) <= {"1.bias", "4.bias", "7.bias"}
     assert result.passes == 4, "two that measure, one that moves, one that checks"
 
