@@ -243,4 +243,6 @@ class Predictor:
         mesh = jax.make_mesh(
             (len(self._devices),), ("data",), axis_types=(AxisType.Auto,), devices=self._devices
         )
-        return jax.device_put(arrays, NamedSharding(mesh, PartitionSpec(axis)))
+        return jax.device_put(
+            arrays, NamedSharding(mesh, PartitionSpec(axis) if axis else PartitionSpec())
+        )

@@ -173,9 +173,9 @@ def run(here, evaluated, tmp_path_factory):
         evaluated.append(np.asarray(predictor._state["head"]["final_conv"]["bias"][...]))
         return validation_evaluate(predictor, *args, **settings)
 
-    validation_evaluate = validation.evaluate
+    validation_evaluate = validation.score_each
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(validation, "evaluate", evaluate)
+        patch.setattr(validation, "score_each", evaluate)
         return here(tmp_path_factory.mktemp("runs") / "run", *SETTINGS, "train.epochs=2").run
 
 

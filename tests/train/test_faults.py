@@ -406,7 +406,7 @@ def test_repeats_an_evaluation_that_a_signal_stopped(
     number: signal.Signals,
 ) -> None:
     seen: list[str] = []
-    evaluate = validation.evaluate
+    evaluate = validation.score_each
 
     def interrupted(*args: Any, **more: Any) -> Iterator[Any]:
         for example, mask in evaluate(*args, **more):
@@ -416,7 +416,7 @@ def test_repeats_an_evaluation_that_a_signal_stopped(
             yield example, mask
 
     with monkeypatch.context() as patch:
-        patch.setattr(validation, "evaluate", interrupted)
+        patch.setattr(validation, "score_each", interrupted)
         result = here(tmp_path / "run")
     assert (result.stopped_by, result.step, result.saved) == (number.name, 8, 8)
     assert len(seen) == 5
@@ -428,7 +428,7 @@ def test_repeats_an_evaluation_that_a_signal_stopped(
 def test_repeats_the_last_evaluation_that_a_signal_stopped(
     here: Callable[..., Result], undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    evaluate, calls = validation.evaluate, []
+    evaluate, calls = validation.score_each, []
 
     def interrupted(*args: Any, **more: Any) -> Iterator[Any]:
         calls.append(1)
@@ -437,7 +437,7 @@ def test_repeats_the_last_evaluation_that_a_signal_stopped(
         yield from evaluate(*args, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(validation, "evaluate", interrupted)
+        patch.setattr(validation, "score_each", interrupted)
         result = here(tmp_path / "run")
     assert (result.stopped_by, result.step) == ("SIGTERM", STEPS)
     resumed = here(tmp_path / "run", resume=True)
