@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from fcn_jax.errors import ConfigError, listing
 from fcn_jax.verify.outputs import by_name
 from fcn_jax.verify.ports import Called, Port, Watch
 from fcn_jax.verify.tags import collect
@@ -89,6 +90,46 @@ def outputs(
     with precise(port):
         found, updates = run(port.leaves, placed(port, inputs))
     return _arrays(found), _arrays(updates)
+
+
+def check_deterministic(port: Port, inputs: Sequence[np.ndarray], *, train: bool) -> list[str]:
+    """Remarks about random numbers. Dropout is off.
+
+    A network with random streams of its own runs twice, with other seeds.
+
+    Args:
+        port: JAX's side.
+        inputs: NHWC.
+        train: whether to look at the train mode, too.
+
+    Raises:
+        ConfigError: the outputs differ.
+    """
+    notes = []
+    for training in (False, True) if train else (False,):
+        mode = "train" if training else "eval"
+
+        def run(leaves: Any, inputs: Any, training: bool = training) -> Any:
+            return by_name(port.run(leaves, inputs, train=training, watch=None)[0])
+
+        if "random_bits" not in str(jax.make_jaxpr(run)(port.leaves, placed(port, inputs))):
+            continue
+        runs = []
+        for seed in (0, 1):
+            with port.reseeded(seed) as has_streams:
+                if has_streams:
+                    runs.append(outputs(port, inputs, train=training)[0])
+        if not runs:
+            notes.append(f"JAX's side draws random numbers in {mode} mode, from a fixed key")
+        elif changed := [
+            name for name in runs[0] if not np.array_equal(runs[0][name], runs[1][name])
+        ]:
+            raise ConfigError(
+                f"{port.name} is random in {mode} mode: {listing(changed, 3)} differ between two "
+                "runs with other seeds, although dropout is off; no two libraries draw the same "
+                "random numbers, so switch the noise off"
+            )
+    return notes
 
 
 def layer_runner(port: Port) -> Callable[[str, WatchedCall, np.ndarray], np.ndarray | None]:

@@ -63,6 +63,37 @@ def match_layers(network: torch.nn.Module, port: Port, table: Table) -> dict[str
     return {path: pairs[path] for path in port.layers if path in pairs}
 
 
+def misplaced(network: torch.nn.Module, port: Port, table: Table) -> tuple[str, ...]:
+    """Tensors that come from another PyTorch module than the rest of their layer, in words.
+
+    A correct port may distribute tensors differently, so this is no more than a hint at the cause
+    of a difference.
+    """
+    names = table.names(port.leaves)
+    theirs = {
+        tensors: modules[0]
+        for tensors, modules in _by_tensors(
+            [name for name, _ in network.named_modules() if name],
+            {name: name for name in network.state_dict()},
+        ).items()
+    }
+    found: dict[str, str] = {}
+    ours = _by_tensors(sorted(port.layers, key=lambda path: -path.count(".")), names)
+    paths = {name: path for path, name in names.items()}
+    for tensors, modules in ours.items():
+        if tensors in theirs or len(tensors) < 2:
+            continue
+        shared = {held: len(held & tensors) / len(held | tensors) for held in theirs}
+        # Not the parts of the layer, which are where they belong.
+        near = max((held for held in theirs if not held <= tensors), key=shared.__getitem__)
+        if 3 * shared[near] < 1:
+            continue
+        for name in sorted(tensors - near):
+            text = f"{paths[name]} is loaded from {name}, but the rest of {modules[-1]} from "
+            found.setdefault(name, f"{text}{theirs[near]}")
+    return tuple(found.values())
+
+
 def _by_tensors(
     modules: Sequence[str], tensors: Mapping[str, str]
 ) -> dict[frozenset[str], list[str]]:
@@ -96,11 +127,13 @@ class Layers(NamedTuple):
         isolated: each layer's error on PyTorch's own input.
         accumulated: each layer's error within the running network.
         skipped: layers with tensors of their own that were not compared alone -> the reason.
+        misplaced: tensors whose names may be wrong, in words; empty if all layers are equal.
     """
 
     isolated: Section
     accumulated: Section
     skipped: dict[str, str]
+    misplaced: tuple[str, ...] = ()
 
     @property
     def sections(self) -> list[Section]:
@@ -111,18 +144,22 @@ class Layers(NamedTuple):
     def first_failing(self) -> str:
         """The first layer that fails on PyTorch's own input; "" if no layer fails.
 
-        A block comes after its layers, so it is named only if they pass. If every layer passes
-        alone, but not in the network, the code between two of them is wrong.
+        A block comes after its layers, so it is named only if they pass. Then, or if every layer
+        passes alone, the code between two layers is wrong: those between which the running network
+        departs from PyTorch's.
         """
         first = next((c for c in self.isolated.comparisons if not c.equal), None)
-        if first is not None:
-            return str(first)
+        inside = f"{first.name}." if first else ""
         before = "the input"
+        named = str(first) if first else ""
         for comparison in self.accumulated.comparisons:
             if not comparison.equal:
-                return f"between {before} and {comparison}"
+                if comparison.name.startswith(inside):
+                    block = f"{first.name}, " if first else ""
+                    named = f"{block}between {before} and {comparison}"
+                break
             before = comparison.name
-        return ""
+        return "; ".join([named, *self.misplaced[:2]]) if named else ""
 
 
 def compare_layers(pair: Pair, inputs: Sequence[np.ndarray], advance: Advance) -> Layers:
@@ -174,7 +211,11 @@ def compare_layers(pair: Pair, inputs: Sequence[np.ndarray], advance: Advance) -
             isolated += sorted(found_alone, key=lambda c: c.excess)[-1:]
         advance(path)
     section = Section("layers, isolated", factor, tuple(isolated))
-    return Layers(section, accumulated, _skipped(pair, {paths[name] for name in order}, paths))
+    skipped = _skipped(pair, {paths[name] for name in order}, paths)
+    layers = Layers(section, accumulated, skipped)
+    if not layers.first_failing:
+        return layers
+    return layers._replace(misplaced=misplaced(side.network(REFERENCE), pair.port, pair.table))
 
 
 def probes(x: np.ndarray) -> list[np.ndarray]:

@@ -1,4 +1,4 @@
-"""Axes of an array on both sides: PyTorch's channels are second, JAX's usually last."""
+"""Axes of an array on both sides: channels are second in PyTorch and last in JAX, or reversed."""
 
 from __future__ import annotations
 
@@ -15,47 +15,68 @@ class Layout:
     Attributes:
         torch: shape on PyTorch's side.
         jax: shape on JAX's side.
-        moved: whether PyTorch's axis 1 is JAX's last. Between the first and the last axis, one side
-            may have several axes where the other has one, such as N, H, W, C and N, HW, C.
+        order: PyTorch's axes in JAX's order. Between the first and the last axis, one side may have
+            several axes where the other has one, such as N, H, W, C and N, HW, C.
     """
 
     torch: tuple[int, ...]
     jax: tuple[int, ...]
-    moved: bool
+    order: tuple[int, ...]
+
+    @property
+    def moved(self) -> bool:
+        """Whether the order of the axes differs."""
+        return self.order != tuple(range(len(self.torch)))
 
     def to_torch(self, x: np.ndarray) -> np.ndarray:
         """From JAX's axes to PyTorch's."""
-        if not self.moved:
-            return x.reshape(self.torch)
-        first, channels, *rest = self.torch
-        return np.moveaxis(x.reshape(first, *rest, channels), -1, 1)
+        inverse = tuple(int(axis) for axis in np.argsort(self.order))
+        return x.reshape(_permuted(self.torch, self.order)).transpose(inverse)
 
     def to_jax(self, x: np.ndarray) -> np.ndarray:
         """From PyTorch's axes to JAX's."""
-        return (np.moveaxis(x, 1, -1) if self.moved else x).reshape(self.jax)
+        return x.transpose(self.order).reshape(self.jax)
 
 
 def layouts(torch: tuple[int, ...], jax: tuple[int, ...]) -> list[Layout]:
     """All layouts that fit two shapes; empty if the shapes do not fit each other."""
     if math.prod(torch) != math.prod(jax):
         return []
-    moved = (torch[0], *torch[2:], torch[1]) if len(torch) > 2 else None
-    orders = {False: torch, True: moved}
     return [
-        Layout(torch, jax, is_moved)
-        for is_moved, order in orders.items()
-        if order is not None and _same_ends(order, jax)
+        Layout(torch, jax, order)
+        for order in _orders(len(torch))
+        if _permuted(torch, order) == jax
+        or (order != _to_second(len(torch)) and _same_ends(_permuted(torch, order), jax))
     ]
 
 
 def layouts_of_another_size(torch: tuple[int, ...], jax: tuple[int, ...]) -> list[Layout]:
     """Layouts under which two images or sequences have equal batches and channels only."""
-    orders = {False: torch, True: (torch[0], *torch[2:], torch[1]) if len(torch) > 2 else torch[:0]}
-    return [
-        Layout(torch, order, is_moved)
-        for is_moved, order in orders.items()
-        if len(order) == len(jax) and (order[:1], order[-1:]) == (jax[:1], jax[-1:])
-    ]
+    found = []
+    for order in _orders(len(torch)) if len(torch) == len(jax) else ():
+        shape = _permuted(torch, order)
+        channels = 1 if order == _to_second(len(torch)) else -1
+        if (shape[:1], shape[channels]) == (jax[:1], jax[channels]):
+            found.append(Layout(torch, shape, order))
+    return found
+
+
+def _permuted(shape: tuple[int, ...], order: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(shape[axis] for axis in order)
+
+
+def _to_second(ndim: int) -> tuple[int, ...]:
+    """The last axis becomes the second, as where PyTorch has channels last and JAX does not."""
+    return (0, ndim - 1, *range(1, ndim - 1)) if ndim > 3 else ()
+
+
+def _orders(ndim: int) -> list[tuple[int, ...]]:
+    orders = [tuple(range(ndim))]
+    if ndim > 2:
+        orders.append((0, *range(2, ndim), 1))
+    if ndim > 3:
+        orders.append(_to_second(ndim))
+    return orders
 
 
 def _same_ends(one: tuple[int, ...], other: tuple[int, ...]) -> bool:

@@ -7,6 +7,7 @@ import dataclasses
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -35,11 +36,20 @@ from fcn_jax.verify.layout import best_layout
 from fcn_jax.verify.mutation.score import Progress, score
 from fcn_jax.verify.opening import open_units
 from fcn_jax.verify.outputs import by_name
-from fcn_jax.verify.pairing import StateDictMap, table_by_map, table_by_matching
+from fcn_jax.verify.pairing import StateDictMap, pair_tensors
 from fcn_jax.verify.ports import Port, make_port
 from fcn_jax.verify.report import Report
 from fcn_jax.verify.third_opinion import ThirdOpinion
-from fcn_jax.verify.torch_side import REFERENCE, TorchSide, Variant, array, import_torch, to_nhwc
+from fcn_jax.verify.torch_side import (
+    REFERENCE,
+    TorchSide,
+    Variant,
+    array,
+    call_checked,
+    import_torch,
+    tensors_of,
+    to_nhwc,
+)
 from fcn_jax.verify.types import Advance, Call, Loss, Outputs, Pair
 
 if TYPE_CHECKING:
@@ -94,8 +104,11 @@ def compare(
         rules: table of names and layouts, as for conversion.
         state_dict_map: instead of rules, name in the state dict -> path on JAX's side, such as
             `{"fc.weight": "Dense_0.kernel"}`. The order of the axes follows from the shapes; a
-            pair of a path and an `Op` states it, and None drops a tensor. Without both, tensors
-            are paired by similar names, and those that are left by equal values.
+            pair of a path and an `Op` states it. A list of paths makes up one tensor of PyTorch's,
+            along its first axis, such as query, key and value; several names with one path make
+            up JAX's. None drops a tensor, or all that match a glob. Tensors that it does not name
+            are paired by similar names, else by equal values, else by the order in which both
+            sides use them.
         call_torch: (module, tensors) -> tensor, or tensors by name; calls the module if None.
         call_jax: (network, arrays) -> array, or arrays by name; calls the network if None. An
             Equinox module is called by `jax.vmap`; of a pair, `network` takes the inputs alone.
@@ -119,7 +132,8 @@ def compare(
 
     Raises:
         ConfigError: an unknown dtype or layout, a network of an unknown kind, one that cannot be
-            traced by `jax.jit` on these inputs, or a PyTorch module that is random in train mode.
+            traced by `jax.jit` on these inputs, a PyTorch module that cannot be called with them,
+            or a side that is random although dropout is off.
         WeightsError: the tensors of the two sides do not fit each other (the error lists all
             missing, surplus and misshapen names), or torch is not installed.
     """
@@ -129,11 +143,21 @@ def compare(
         raise ConfigError(f"layout is '{layout}'; it must be one of {', '.join(LAYOUTS)}")
     if rules is not None and state_dict_map is not None:
         raise ConfigError("rules and state_dict_map are both given; pass one of them")
+    import_torch()
     advance = progress or (lambda _: None)
     port = make_port(jax_network, call_jax)
-    table = _table(torch_module, port, rules, state_dict_map)
-    coverage = load_port(port, torch_module.state_dict(), table)
+    as_is = layout == "same"
+    notes: list[str] = []
     arrays = (inputs,) if isinstance(inputs, np.ndarray) else tuple(inputs)
+    arrays = _channels_last(arrays, layout, notes)
+    _check_runs(port, arrays, notes, as_is=as_is)
+    if rules is None:
+        call = partial(call_checked, call_torch or _called)
+        given = tensors_of(arrays, as_is=as_is), jax_side.placed(port, arrays)
+        found = pair_tensors(torch_module, port, state_dict_map or {}, given, call)
+        port, rules = found.port, found.table
+        notes += found.notes
+    coverage = load_port(port, torch_module.state_dict(), rules)
     shapes = [list(x.shape) for x in arrays]
     report = Report(
         subject or port.name,
@@ -143,10 +167,10 @@ def compare(
         settings={"layout": layout, "train": train, "grad": grad, "inputs": shapes},
         sources=evidence.sources(torch_module, jax_network, call_torch, call_jax),
         third_opinion=ThirdOpinion() if third_opinion else None,
+        notes=notes,
     )
-    arrays = _channels_last(arrays, layout, report)
-    with paired(torch_module, port, table, dtype, call_torch, as_is=layout == "same") as pair:
-        _check_runs(pair, arrays, report)
+    with paired(torch_module, port, rules, dtype, call_torch, as_is=as_is) as pair:
+        notes += jax_side.check_deterministic(port, arrays, train=train or grad)
         report.add_layers(compare_layers(pair, arrays, advance))
         section, outputs = compare_outputs(pair, arrays, "outputs", advance, report.third_opinion)
         report.sections.append(section)
@@ -166,20 +190,6 @@ def compare(
     return report
 
 
-def _table(
-    torch_module: torch.nn.Module,
-    port: Port,
-    rules: Table | None,
-    state_dict_map: StateDictMap | None,
-) -> Table:
-    if rules is not None:
-        return rules
-    tensors = {name: array(value) for name, value in torch_module.state_dict().items()}
-    if state_dict_map is not None:
-        return table_by_map(tensors, port.leaves, state_dict_map)
-    return table_by_matching(tensors, port.leaves)
-
-
 def load_port(port: Port, tensors: Mapping[str, Any], table: Table) -> LoadReport:
     """Load a state dict into a JAX network by a table, all or nothing.
 
@@ -192,7 +202,7 @@ def load_port(port: Port, tensors: Mapping[str, Any], table: Table) -> LoadRepor
 
 
 def _channels_last(
-    inputs: tuple[np.ndarray, ...], layout: str | None, report: Report
+    inputs: tuple[np.ndarray, ...], layout: str | None, notes: list[str]
 ) -> tuple[np.ndarray, ...]:
     """Images as NHWC."""
 
@@ -201,15 +211,16 @@ def _channels_last(
             return x
         first = x.shape[1] in _CHANNELS and x.shape[3] not in _CHANNELS
         if layout is None and first:
-            report.notes.append(f"inputs of shape {x.shape} are taken as NCHW (layout)")
+            notes.append(f"inputs of shape {x.shape} are taken as NCHW (layout)")
         return to_nhwc(x) if first or layout == "NCHW" else x
 
     return tuple(map(convert, inputs))
 
 
-def _check_runs(pair: Pair, inputs: tuple[np.ndarray, ...], report: Report) -> None:
+def _check_runs(
+    port: Port, inputs: tuple[np.ndarray, ...], notes: list[str], *, as_is: bool
+) -> None:
     """Find the axes that JAX's side takes, and raise `ConfigError` if it cannot be traced."""
-    port = pair.port
 
     def trace() -> None:
         def run(leaves: Any, inputs: Any) -> Any:
@@ -220,7 +231,7 @@ def _check_runs(pair: Pair, inputs: tuple[np.ndarray, ...], report: Report) -> N
     try:
         trace()
     except Exception as error:
-        is_image = any(x.ndim == 4 for x in inputs) and not pair.torch.as_is
+        is_image = any(x.ndim == 4 for x in inputs) and not as_is
         if isinstance(error, _NOT_TRACEABLE) or not is_image:
             raise _cannot_run(port, inputs, error) from error
         port.channels_last = not port.channels_last
@@ -230,7 +241,7 @@ def _check_runs(pair: Pair, inputs: tuple[np.ndarray, ...], report: Report) -> N
             port.channels_last = not port.channels_last
             raise _cannot_run(port, inputs, error) from error
         axes = "NHWC" if port.channels_last else "NCHW"
-        report.notes.append(f"JAX's side takes images as {axes}, so it gets them with these axes")
+        notes.append(f"JAX's side takes images as {axes}, so it gets them with these axes")
 
 
 _NOT_TRACEABLE = (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError)
@@ -244,7 +255,9 @@ def _cannot_run(port: Port, inputs: tuple[np.ndarray, ...], error: Exception) ->
             "numbers or numpy arrays"
         )
     shapes = ", ".join(str(x.shape) for x in inputs)
-    return ConfigError(f"{port.name} cannot be run on inputs of shape {shapes}: {message}")
+    needs_more = isinstance(error, TypeError) or "rng" in message.lower()
+    hint = "; pass call_jax if it takes more than the inputs" if needs_more else ""
+    return ConfigError(f"{port.name} cannot be run on inputs of shape {shapes}: {message}{hint}")
 
 
 @contextlib.contextmanager

@@ -1,23 +1,38 @@
-"""Pairs the tensors of a PyTorch module and a JAX network: by a given map, by names, or by values.
+"""Pairs the tensors of a PyTorch module and a JAX network, as a table of rules.
 
-The result is a table of rules, as plugins write it.
+A tensor is paired by the given map, else by its name, else by equal values, else by the order in
+which both networks use their tensors.
 """
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 import difflib
-import itertools
+import fnmatch
+import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fcn_jax.errors import WeightsError, listing
 from fcn_jax.pytorch.rules import Drop, Op, Rule, Table
+from fcn_jax.verify.axes import Axes, fitting
+from fcn_jax.verify.order import jax_order, pair_in_order, torch_order
+from fcn_jax.verify.parts import Parts, find_parts, role
+from fcn_jax.verify.ports import PartsPort, Port
+from fcn_jax.verify.torch_side import array, import_torch
 
-StateDictMap = Mapping[str, "str | tuple[str, Op] | None"]
-"""Name in the state dict -> path on JAX's side; a path and an operation; or None to drop it."""
+if TYPE_CHECKING:
+    import torch
+
+Target = str | tuple[str, Op] | Sequence[str] | None
+"""A path on JAX's side; a path and an operation; paths of parts, one after the other; or None."""
+
+StateDictMap = Mapping[str, Target]
+"""Name in the state dict -> its target. Names may be globs where the target is None."""
 
 _COUNTS = Drop("*num_batches_tracked", "a count, which JAX's side does not have")
 
@@ -26,119 +41,200 @@ _SYNONYMS = {
     "scale": "weight",
     "embedding": "weight",
     "gamma": "weight",
+    "w": "weight",
     "beta": "bias",
+    "b": "bias",
     "variance": "var",
 }
 _PREFIXES = ("params", "model", "module")
 
+_NUMBERED = re.compile(r"(^|\.)[A-Z]\w*_\d+(\.|$)")
+"""Names that Flax Linen gives to layers: class and number, in the order of their creation."""
 
-def table_by_map(
-    tensors: Mapping[str, np.ndarray], leaves: Mapping[str, Any], names: StateDictMap
-) -> Table:
-    """A table from a map of names. The operations follow from shapes where none is given.
+
+@dataclasses.dataclass(frozen=True)
+class Pairing:
+    """Attributes: JAX's side, whose leaves fit PyTorch's tensors; the rules; remarks."""
+
+    port: Port
+    table: Table
+    notes: tuple[str, ...] = ()
+
+
+def pair_tensors(
+    module: torch.nn.Module,
+    port: Port,
+    names: StateDictMap,
+    inputs: tuple[tuple[Any, ...], tuple[np.ndarray, ...]],
+    call: Callable[[Any, Any], Any],
+) -> Pairing:
+    """Find the counterpart of every tensor.
+
+    Args:
+        module: PyTorch's side.
+        port: JAX's side.
+        names: what is known.
+        inputs: of PyTorch's side and of JAX's. They are used if tensors remain after the first
+            three steps.
+        call: calls PyTorch's side.
 
     Raises:
-        WeightsError: all unknown names, and all shapes that do not fit, in one message.
+        WeightsError: all names in the map that are unknown and shapes that do not fit, or all
+            tensors that remain without a counterpart, in one message.
     """
-    problems: list[str] = []
-    rules: list[Rule | Drop] = []
-    for name, target in names.items():
-        path, op = target if isinstance(target, tuple) else (target, None)
-        if name not in tensors:
-            problems.append(f"the state dict has no '{name}'{_nearest(name, tensors)}")
-        elif path is None:
-            rules.append(Drop(name, "dropped by state_dict_map"))
-        elif path not in leaves:
-            problems.append(f"JAX's side has no '{path}'{_nearest(path, leaves)}")
-        else:
-            found = op or next(
-                iter(operations(tensors[name].shape, leaves[path].shape, path)), None
+    tensors = {name: array(value) for name, value in module.state_dict().items()}
+    given = _read(names, tensors, port)
+    drops = {name for name in tensors if any(fnmatch.fnmatchcase(name, x) for x in given.drops)}
+    counts = {name for name in tensors if name.endswith("num_batches_tracked")} - given.pairs.keys()
+    wanted = {name: x for name, x in tensors.items() if name not in drops | counts}
+    known = given.parts
+    parts = known + find_parts(wanted, port.leaves, {*given.pairs, *given.pairs.values()}, known)
+    if parts.joined or parts.split:
+        port = PartsPort(port, joined=parts.joined, split=parts.split)
+    leaves = port.leaves
+    pairs = dict(given.pairs)
+    pairs.update(_by_names(wanted, leaves, pairs))
+    pairs.update(_by_values(wanted, leaves, pairs))
+    notes = []
+    if len(pairs) < len(wanted) and len(pairs) < len(leaves):
+        found = _by_order(module, port, wanted, pairs, inputs, call)
+        pairs.update(found)
+        if found:
+            notes.append(
+                f"{len(found)} tensors are paired by the order in which both sides use them, since "
+                f"their names say nothing, such as {_example(found)}; state_dict_map changes that"
             )
-            if found is None:
-                problems.append(_unfit(name, tensors[name], path, leaves[path]))
-            else:
-                rules.append(Rule(name, path, found))
+    surplus = [f"{name} {x.shape}" for name, x in wanted.items() if name not in pairs]
+    taken = set(pairs.values())
+    without = [f"{path} {tuple(x.shape)}" for path, x in leaves.items() if path not in taken]
+    if surplus or without:
+        raise WeightsError(
+            "the tensors of the two sides cannot be paired by names, values or order of use: "
+            f"PyTorch's {listing(surplus, 6) or 'none'} and JAX's {listing(without, 6) or 'none'} "
+            "remain; name them in `state_dict_map` (None drops one of PyTorch's) or pass `rules`"
+        )
+    ops = _operations(module, port, tensors, pairs, parts.paths)
+    rules = [Rule(name, path, given.ops.get(name, ops[name])) for name, path in pairs.items()]
+    dropped = [Drop(name, "dropped by state_dict_map") for name in given.drops]
+    return Pairing(port, Table(*rules, *dropped, _COUNTS), tuple(notes))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Given:
+    pairs: dict[str, str]
+    ops: dict[str, Op]
+    drops: list[str]
+    parts: Parts
+
+
+def _read(names: StateDictMap, tensors: Mapping[str, np.ndarray], port: Port) -> _Given:
+    """The given map, checked."""
+    leaves = port.leaves
+    problems: list[str] = []
+    given = _Given({}, {}, [], Parts({}, {}))
+    sharing: dict[str, list[str]] = {}
+    for name, target in names.items():
+        paths = [target[0]] if isinstance(target, tuple) else target
+        paths = [paths] if isinstance(paths, str) else paths
+        if target is None and fnmatch.filter(tensors, name):
+            given.drops.append(name)
+        elif name not in tensors:
+            problems.append(f"the state dict has no '{name}'{_nearest(name, tensors)}")
+        elif unknown := [path for path in paths or () if path not in leaves]:
+            problems += [f"JAX's side has no '{x}'{_nearest(x, leaves)}" for x in unknown]
+        elif isinstance(target, tuple):
+            given.pairs[name], given.ops[name] = target
+        elif len(paths or ()) > 1:
+            given.pairs[name] = given.parts.join(list(paths or ()), leaves)
+        else:
+            sharing.setdefault((paths or [""])[0], []).append(name)
+    sizes = {name: tensors[name].size for ones in sharing.values() for name in ones}
+    for path, sharers in sharing.items():
+        wanted = tuple(leaves[path].shape)
+        if len(sharers) > 1 and sum(map(sizes.__getitem__, sharers)) == math.prod(wanted):
+            pieces = given.parts.cut(path, [f"{path}/{i}" for i in range(len(sharers))], leaves)
+            given.pairs.update(zip(sharers, pieces, strict=True))
+            continue
+        problems += [
+            f"'{name}' has shape {tensors[name].shape}, '{path}' {wanted}"
+            for name in sharers
+            if not fitting(tensors[name].shape, wanted, path)
+        ]
+        given.pairs[sharers[0]] = path
+    for path, ones in given.parts.joined.items():
+        name = next(name for name, found in given.pairs.items() if found == path)
+        if sum(math.prod(leaves[x].shape) for x in ones) != tensors[name].size:
+            shapes = ", ".join(f"'{x}' {tuple(leaves[x].shape)}" for x in ones)
+            problems.append(f"'{name}' has shape {tensors[name].shape}, its parts {shapes}")
     if problems:
         raise WeightsError(f"state_dict_map: {'; '.join(problems)}")
-    return Table(*rules, _COUNTS)
-
-
-def table_by_matching(tensors: Mapping[str, np.ndarray], leaves: Mapping[str, Any]) -> Table:
-    """A table found by names that differ only in separators and in the words of the two worlds.
-
-    Tensors that have no counterpart by name are paired by equal values, up to the order of axes.
-
-    Raises:
-        WeightsError: tensors remain without a counterpart on either side.
-    """
-    pairs = _by_names(tensors, leaves)
-    pairs.update(_by_values(tensors, leaves, pairs))
-    without = [path for path in leaves if path not in pairs.values()]
-    counts = [name for name in tensors if name.endswith("num_batches_tracked")]
-    surplus = [name for name in tensors if name not in pairs and name not in counts]
-    if without or surplus:
-        raise WeightsError(
-            "the tensors of the two sides cannot be paired by names or values: PyTorch's "
-            f"{listing(surplus, 6) or 'none'} and JAX's {listing(without, 6) or 'none'} remain; "
-            "pass `rules` or `state_dict_map`"
-        )
-    rules = [
-        Rule(name, path, _operation(tensors[name], leaves[path], path))
-        for name, path in pairs.items()
-    ]
-    return Table(*rules, _COUNTS)
-
-
-def operations(torch: tuple[int, ...], jax: tuple[int, ...], path: str) -> Iterator[Op]:
-    """Operations that give a tensor JAX's shape, the likeliest first.
-
-    Kernels of Flax have their output channels last, weights of Equinox have PyTorch's axes.
-    """
-    last = path.rpartition(".")[2]
-    orders: list[tuple[int, ...]] = [tuple(range(len(torch)))]
-    if len(torch) >= 2:
-        spatial = tuple(range(2, len(torch)))
-        orders += [(*spatial, 1, 0), (*spatial, 0, 1)] if spatial else [(1, 0)]
-    if last == "kernel":
-        orders = [*orders[1:], orders[0]]
-    for reshaped, order in itertools.product((False, True), orders):
-        shape = tuple(torch[axis] for axis in order)
-        fits = np.prod(shape) == np.prod(jax) if reshaped else shape == jax
-        if fits:
-            yield _permuted(torch, order, jax)
-
-
-def _permuted(torch: tuple[int, ...], order: tuple[int, ...], jax: tuple[int, ...]) -> Op:
-    moved = tuple(torch[axis] for axis in order)
-    inverse = tuple(int(axis) for axis in np.argsort(order))
-
-    def to_jax(x: np.ndarray) -> np.ndarray:
-        return x.transpose(order).reshape(jax)
-
-    def to_torch(x: np.ndarray) -> np.ndarray:
-        return x.reshape(moved).transpose(inverse)
-
-    return Op(f"axes {order} of {torch} as {jax}", to_jax, to_torch)
-
-
-def _operation(tensor: np.ndarray, leaf: Any, path: str) -> Op:
-    """The likeliest operation; one that gives the leaf's present values if there is one."""
-    found = list(operations(tensor.shape, leaf.shape, path))
-    if isinstance(leaf, np.ndarray) or hasattr(leaf, "__array__"):
-        values = np.asarray(leaf)
-        for op in found:
-            if np.array_equal(op.to_jax(tensor), values):
-                return op
-    return found[0]
-
-
-def _unfit(name: str, tensor: np.ndarray, path: str, leaf: Any) -> str:
-    return f"'{name}' has shape {tensor.shape}, '{path}' {tuple(leaf.shape)}"
+    return given
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def _example(pairs: Mapping[str, str]) -> str:
+    name, path = next(iter(pairs.items()))
+    return f"{name} and {path}"
+
+
+def _operations(
+    module: torch.nn.Module,
+    port: Port,
+    tensors: Mapping[str, np.ndarray],
+    pairs: Mapping[str, str],
+    parts: Collection[str],
+) -> dict[str, Op]:
+    """The operation of each pair. Joined and split leaves, `parts`, have PyTorch's axes.
+
+    Where several orders of axes fit, as for square matrices, the order counts that gives the
+    leaf's present values, else the one that most other tensors of the same kind have.
+    """
+    leaves = port.leaves
+    flipped = _flipped(module, port, pairs)
+    axes = {
+        name: fitting(tensors[name].shape, leaves[path].shape, path, flipped=name in flipped)
+        for name, path in pairs.items()
+    }
+    axes.update({name: axes[name][:1] for name, path in pairs.items() if path in parts})
+    votes = collections.Counter(
+        (found[0].order, _own(pairs[name]))
+        for name, found in axes.items()
+        if len({x.order for x in found}) == 1
+    )
+
+    def best(name: str, found: Sequence[Axes]) -> Axes:
+        path = pairs[name]
+        if not hasattr(leaves[path], "__array__"):
+            same: list[Axes] = []
+        else:
+            values = np.asarray(leaves[path])
+            same = [x for x in found if np.array_equal(x.to_jax(tensors[name]), values)]
+        return max(same or found, key=lambda x: votes[x.order, _own(path)])
+
+    # A given operation may fit where no order of axes does.
+    return {
+        name: best(name, found).op if found else Op("given", np.asarray, np.asarray)
+        for name, found in axes.items()
+    }
+
+
+def _flipped(module: torch.nn.Module, port: Port, pairs: Mapping[str, str]) -> set[str]:
+    """Kernels of transposed convolutions that JAX's side does not mirror, unlike PyTorch."""
+    torch = import_torch()
+    transposed = {
+        f"{name}.weight" if name else "weight"
+        for name, layer in module.named_modules()
+        if isinstance(layer, torch.nn.modules.conv._ConvTransposeNd)
+    }
+    return {name for name in transposed if pairs.get(name, "").rpartition(".")[0] in port.flipped}
+
+
+def _own(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def _words(name: str) -> tuple[str, ...]:
@@ -149,7 +245,7 @@ def _words(name: str) -> tuple[str, ...]:
     return tuple(words[1:] if words[:1] and words[0] in _PREFIXES else words)
 
 
-def _unique(names: Mapping[str, Any], key: Callable[[str], Any]) -> dict[Any, str]:
+def _unique(names: Iterable[str], key: Callable[[str], Any]) -> dict[Any, str]:
     """Names by their key, without keys that several names have."""
     found: dict[Any, list[str]] = {}
     for name in names:
@@ -157,39 +253,46 @@ def _unique(names: Mapping[str, Any], key: Callable[[str], Any]) -> dict[Any, st
     return {known: one[0] for known, one in found.items() if len(one) == 1 and known is not None}
 
 
-def _by_names(tensors: Mapping[str, np.ndarray], leaves: Mapping[str, Any]) -> dict[str, str]:
-    ours = _unique(leaves, _words)
-    return {
+def _by_names(
+    tensors: Mapping[str, np.ndarray], leaves: Mapping[str, Any], known: Mapping[str, str]
+) -> dict[str, str]:
+    """Pairs of names that differ only in separators and in the words of the two worlds."""
+    ours = _unique((path for path in leaves if path not in known.values()), _words)
+    pairs = {
         name: ours[words]
-        for words, name in _unique(tensors, _words).items()
-        if words in ours
-        and any(operations(tensors[name].shape, leaves[ours[words]].shape, ours[words]))
+        for words, name in _unique((x for x in tensors if x not in known), _words).items()
+        if words in ours and fitting(tensors[name].shape, leaves[ours[words]].shape, ours[words])
     }
+    if len(pairs) + len(known) == len(leaves):
+        return pairs
+    # `Conv_1` is the second convolution, and by chance the name of another one in PyTorch.
+    return {name: path for name, path in pairs.items() if not _NUMBERED.search(path)}
 
 
 def _by_values(
     tensors: Mapping[str, np.ndarray], leaves: Mapping[str, Any], known: Mapping[str, str]
 ) -> dict[str, str]:
     """Pairs of tensors with equal elements; constants are paired if their neighbors are."""
+    taken = set(known.values())
     theirs = {name: x for name, x in tensors.items() if name not in known}
-    ours = {path: x for path, x in leaves.items() if path not in known.values()}
+    ours = {path: x for path, x in leaves.items() if path not in taken}
     by_elements = _unique(ours, lambda path: _elements(ours[path]))
     pairs = {
         name: by_elements[elements]
         for elements, name in _unique(theirs, lambda name: _elements(theirs[name])).items()
         if elements in by_elements
     }
-    parents = {
-        name.rpartition(".")[0]: path.rpartition(".")[0]
-        for name, path in {**known, **pairs}.items()
-    }
+    parents = {_parent(name): _parent(path) for name, path in {**known, **pairs}.items()}
     for name in theirs:
-        parent, _, own = name.rpartition(".")
-        if name in pairs or parent not in parents:
+        if name in pairs or _parent(name) not in parents:
             continue
-        siblings = [path for path in ours if _parent(path) == parents[parent]]
-        alike = [p for p in siblings if _words(p.rpartition(".")[2]) == _words(own)]
-        if len(alike) == 1 and alike[0] not in pairs.values():
+        siblings = [path for path in ours if _parent(path) == parents[_parent(name)]]
+        alike = [p for p in siblings if _words(_own(p)) == _words(_own(name))]
+        if (
+            len(alike) == 1
+            and alike[0] not in pairs.values()
+            and fitting(theirs[name].shape, ours[alike[0]].shape, alike[0])
+        ):
             pairs[name] = alike[0]
     return pairs
 
@@ -199,8 +302,36 @@ def _parent(name: str) -> str:
 
 
 def _elements(x: Any) -> Any:
-    """The sorted elements, hashable; None for arrays without values."""
-    if not (isinstance(x, np.ndarray) or hasattr(x, "__array__")):
+    """The sorted elements, hashable; None for constants and arrays without values."""
+    if not hasattr(x, "__array__"):
         return None
-    values = np.asarray(x, np.float32).ravel()
-    return np.sort(values).tobytes()
+    values = np.sort(np.asarray(x, np.float32).ravel())
+    return values.tobytes() if values.size and values[0] != values[-1] else None
+
+
+def _by_order(
+    module: torch.nn.Module,
+    port: Port,
+    tensors: Mapping[str, np.ndarray],
+    known: Mapping[str, str],
+    inputs: tuple[tuple[Any, ...], tuple[np.ndarray, ...]],
+    call: Callable[[Any, Any], Any],
+) -> dict[str, str]:
+    leaves = port.leaves
+    theirs = [name for name in torch_order(module, inputs[0], call) if name in tensors]
+    ours = jax_order(port, inputs[1])
+    sizes = {name: int(np.prod(x.shape)) for name, x in {**tensors, **leaves}.items()}
+    roles = {name: role(name) for name in sizes}
+    if not (any(roles[name] for name in theirs) and any(roles[path] for path in ours)):
+        roles = {}
+
+    def kind(name: str) -> str:
+        words = _words(_own(name))
+        return words[0] if len(words) == 1 else _own(name)
+
+    found = pair_in_order(theirs, ours, sizes, kind, known, roles)
+    return {
+        name: path
+        for name, path in found.items()
+        if fitting(tensors[name].shape, leaves[path].shape, path)
+    }

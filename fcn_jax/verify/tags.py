@@ -53,10 +53,10 @@ def _evaluate(
     )
     for eqn in jaxpr.eqns:
         given = [x.val if isinstance(x, core.Literal) else values[x] for x in eqn.invars]
-        inner = _inner(eqn)
+        called = inner(eqn)
         found: Sequence[Any]
-        if inner is not None and _has_tags(inner[0]):
-            found = _evaluate(*inner, given, seen)
+        if called is not None and _has_tags(called[0]):
+            found = _evaluate(*called, given, seen)
         else:
             found = bind(eqn, given)
         if eqn.primitive.name == _TAG:
@@ -74,7 +74,7 @@ def bind(eqn: Any, given: Sequence[Any]) -> Sequence[Any]:
     return found if eqn.primitive.multiple_results else [found]
 
 
-def _inner(eqn: Any) -> tuple[Any, Sequence[Any]] | None:
+def inner(eqn: Any) -> tuple[Any, Sequence[Any]] | None:
     """Program and constants of a call; None for other equations and loops."""
     if eqn.primitive.name in _LOOPS:
         return None
@@ -86,6 +86,6 @@ def _inner(eqn: Any) -> tuple[Any, Sequence[Any]] | None:
 
 def _has_tags(jaxpr: Any) -> bool:
     return any(
-        eqn.primitive.name == _TAG or ((inner := _inner(eqn)) is not None and _has_tags(inner[0]))
+        eqn.primitive.name == _TAG or ((called := inner(eqn)) is not None and _has_tags(called[0]))
         for eqn in jaxpr.eqns
     )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fcn_jax.errors import WeightsError
+from fcn_jax.errors import ConfigError, FcnJaxError, WeightsError
 from fcn_jax.verify.outputs import by_name
 from fcn_jax.verify.randomness import check_deterministic, silence, silent_functions
 from fcn_jax.verify.types import Call
@@ -158,6 +158,9 @@ class TorchSide:
         Returns:
             For every call of each submodule with a single tensor in and out, the inputs f32 and the
             outputs. Of several outputs the first counts.
+
+        Raises:
+            ConfigError: the network cannot be called with these inputs.
         """
         torch = import_torch()
         given: dict[str, list[np.ndarray | None]] = {}
@@ -181,7 +184,9 @@ class TorchSide:
                 layer = self.network(variant).get_submodule(name)
                 hooks.enter_context(layer.register_forward_pre_hook(partial(before, name)))
                 hooks.enter_context(layer.register_forward_hook(partial(after, name)))
-            self.outputs(variant, inputs)
+            hooks.enter_context(self.forward(variant))
+            tensors = tuple(self.tensor(x, variant) for x in inputs)
+            call_checked(self.call, self.network(variant), tensors)
         return seen_in, seen_out
 
     def networks(self) -> tuple[torch.nn.Module, ...]:
@@ -192,6 +197,28 @@ class TorchSide:
         """Put every copy into train or eval mode."""
         for network in self.networks():
             network.train(mode)
+
+
+def tensors_of(inputs: Sequence[np.ndarray], *, as_is: bool) -> tuple[torch.Tensor, ...]:
+    """Inputs as f32 tensors; images NHWC -> NCHW unless `as_is`. Integers keep their dtype."""
+    torch = import_torch()
+    found = (torch.tensor(x if as_is else to_nchw(x)) for x in inputs)
+    return tuple(x.float() if x.is_floating_point() else x for x in found)
+
+
+def call_checked(call: Call, module: Any, tensors: tuple[torch.Tensor, ...]) -> Any:
+    """Call a module. Raises `ConfigError` if it cannot be called with these tensors."""
+    try:
+        return call(module, tensors)
+    except FcnJaxError:
+        raise
+    except Exception as error:
+        shapes = ", ".join(str(tuple(x.shape)) for x in tensors)
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(
+            f"the PyTorch module {type(module).__name__} cannot be called with tensors of shape "
+            f"{shapes}: {reason}; pass other inputs, layout or call_torch"
+        ) from error
 
 
 def _first(output: Any) -> Any:

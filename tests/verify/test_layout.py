@@ -29,6 +29,7 @@ def test_layouts_are_invertible(shape):
         ((2, 3, 8, 6), (2, 48, 3), True),
         ((2, 48, 3), (2, 8, 6, 3), False),
         ((2, 3, 7), (2, 7, 3), True),
+        ((2, 8, 6, 3), (2, 3, 8, 6), True),
         ((5,), (5,), False),
     ],
 )
@@ -56,3 +57,8 @@ def test_other_shapes_do_not_fit():
 def test_finds_the_layout_of_another_size():
     (layout,) = layouts_of_another_size((2, 3, 8, 6), (2, 4, 3, 3))
     assert layout.to_jax(np.zeros((2, 3, 8, 6))).shape == (2, 8, 6, 3)
+
+
+def test_finds_the_layout_of_another_size_with_channels_second():
+    (layout,) = layouts_of_another_size((2, 8, 6, 5), (2, 5, 4, 3))
+    assert layout.to_jax(np.zeros((2, 8, 6, 5))).shape == (2, 5, 8, 6)

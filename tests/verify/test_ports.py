@@ -230,10 +230,12 @@ def test_pairs_tensors_by_values():
 
 
 def test_rejects_tensors_that_cannot_be_paired():
+    params = {**PARAMS, "more": jnp.zeros((2, 3)), "other": jnp.zeros(5)}
     with pytest.raises(
-        WeightsError, match=r"PyTorch's embed.* JAX's embed, out\.b, out\.w remain; pass"
+        WeightsError,
+        match=r"PyTorch's none and JAX's more \(2, 3\), other \(5,\) remain; name them",
     ):
-        verify.compare(TorchTokens(), (tokens_function, PARAMS), TOKENS)
+        verify.compare(TorchTokens(), (tokens_function, params), TOKENS)
 
 
 @pytest.mark.parametrize(
@@ -242,7 +244,12 @@ def test_rejects_tensors_that_cannot_be_paired():
         ({**NAMES, "out.wieght": "out.w"}, r"no 'out.wieght' \(did you mean 'out.weight'\?\)"),
         ({**NAMES, "out.weight": "out.v"}, r"JAX's side has no 'out.v' \(did you mean"),
         ({**NAMES, "out.weight": "embed"}, r"'out.weight' has shape \(3, 6\), 'embed' \(11, 6\)"),
-        ({k: v for k, v in NAMES.items() if k != "out.bias"}, r"out\.bias"),
+        (
+            {**NAMES, "out.weight": ["out.w", "out.b"]},
+            r"'out.weight' has shape .*its parts 'out.w'",
+        ),
+        ({**NAMES, "out.bias": None}, r"PyTorch's none and JAX's out\.b \(3,\) remain"),
+        ({**NAMES, "head.*": None}, r"the state dict has no 'head\.\*'"),
     ],
 )
 def test_rejects_maps_that_do_not_fit(names, message):

@@ -2,5 +2,6 @@
 
 from fcn_jax.verify.ports.base import Called, Port, Watch
 from fcn_jax.verify.ports.make import make_port
+from fcn_jax.verify.ports.parts import PartsPort
 
-__all__ = ["Called", "Port", "Watch", "make_port"]
+__all__ = ["Called", "PartsPort", "Port", "Watch", "make_port"]

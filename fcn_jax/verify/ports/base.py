@@ -6,10 +6,11 @@ import abc
 import contextlib
 import dataclasses
 import inspect
-from collections.abc import Collection, Hashable, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from fcn_jax.verify.tags import tag
 
@@ -27,7 +28,7 @@ class Called:
     Attributes:
         shape: of its input, as the layer sees it. Inside of `jax.vmap` it has no batch axis.
         out_shape: of its output.
-        args: further positional arguments, which are no arrays.
+        args: further positional arguments: no arrays; keys as `RandomKey`.
         kwargs: the same by name.
     """
 
@@ -60,12 +61,13 @@ class Watch:
 
         Of a tuple or list the first element counts.
         """
-        others = (*args[1:], *kwargs.values())
+        others = tuple(map(_without_key, args[1:]))
+        named = tuple((name, _without_key(x)) for name, x in kwargs.items())
         if (
             path not in self._paths
             or not args
             or not isinstance(args[0], jax.Array)
-            or any(isinstance(x, jax.Array) for x in jax.tree.leaves(others))
+            or not _is_static((others, named))
         ):
             return output
         several = isinstance(output, list | tuple) and bool(output)
@@ -73,12 +75,51 @@ class Watch:
         if not isinstance(first, jax.Array):
             return output
         calls = self.calls.setdefault(path, [])
-        calls.append(Called(args[0].shape, first.shape, args[1:], tuple(kwargs.items())))
+        calls.append(Called(args[0].shape, first.shape, others, named))
         tagged = tag(first, path)
         if not several:
             return tagged
         rest = (tagged, *output[1:])
         return type(output)(*rest) if hasattr(output, "_fields") else type(output)(rest)
+
+
+class RandomKey(NamedTuple):
+    """Stands for a key among the arguments of a layer. Dropout is off, so any key will do."""
+
+    typed: bool
+
+
+def _without_key(argument: Any) -> Any:
+    if not isinstance(argument, jax.Array):
+        return argument
+    if jnp.issubdtype(argument.dtype, jax.dtypes.prng_key):
+        return RandomKey(True) if argument.shape == () else argument
+    is_raw = argument.dtype == jnp.uint32 and argument.shape == (2,)
+    return RandomKey(False) if is_raw else argument
+
+
+def _is_static(arguments: Any) -> bool:
+    """Whether arguments can be part of a compiled program's key."""
+    if any(isinstance(x, jax.Array) for x in jax.tree.leaves(arguments)):
+        return False
+    try:
+        hash(arguments)
+    except TypeError:
+        return False
+    return True
+
+
+def arguments(
+    args: Sequence[Any], kwargs: Sequence[tuple[str, Any]]
+) -> tuple[list[Any], dict[str, Any]]:
+    """The further arguments of a call as the layer takes them."""
+
+    def given(argument: Any) -> Any:
+        if not isinstance(argument, RandomKey):
+            return argument
+        return jax.random.key(0) if argument.typed else jax.random.PRNGKey(0)
+
+    return [given(x) for x in args], {name: given(x) for name, x in kwargs}
 
 
 def mode_arguments(function: Any, train: bool) -> dict[str, bool]:
@@ -113,6 +154,8 @@ class Port(abc.ABC):
             than "highest" is TF32 on GPUs and bfloat16 on TPUs, with errors of 1e-3 to 1e-2.
         layers: paths of its layers and blocks; a block comes before its layers.
         parameters: paths of the leaves that are trained.
+        flipped: paths of transposed convolutions of the framework's own class whose kernels are
+            mirrored images of PyTorch's. Of Linen, they are known once the network has run.
     """
 
     name: str
@@ -120,6 +163,7 @@ class Port(abc.ABC):
     precision: str = "highest"
     layers: tuple[str, ...] = ()
     parameters: frozenset[str]
+    flipped: frozenset[str] = frozenset()
 
     @property
     @abc.abstractmethod
@@ -147,6 +191,11 @@ class Port(abc.ABC):
     def run_layer(self, static: Any, values: Any, x: jax.Array) -> Any:
         """Run `layer(...)` on an input; it can be traced."""
         raise NotImplementedError
+
+    @contextlib.contextmanager
+    def reseeded(self, seed: int) -> Iterator[bool]:
+        """Set the network's own random streams for a while; False if it has none."""
+        yield False
 
     @contextlib.contextmanager
     def without_dropout(self) -> Iterator[None]:

@@ -7,7 +7,7 @@ from typing import Any
 import equinox as eqx
 import jax
 
-from fcn_jax.verify.ports.base import Called, Layer, Leaves, Port, Watch
+from fcn_jax.verify.ports.base import Called, Layer, Leaves, Port, Watch, arguments
 from fcn_jax.verify.ports.classes import watching
 from fcn_jax.verify.types import Call
 
@@ -33,6 +33,11 @@ class EquinoxPort(Port):
         self._call = call or (lambda module, inputs: jax.vmap(module)(*inputs))
         self.layers = tuple(_submodules(module))
         self.parameters = frozenset(self.leaves)
+        self.flipped = frozenset(
+            path
+            for path, part in _submodules(module).items()
+            if isinstance(part, eqx.nn.ConvTranspose)
+        )
 
     @property
     def leaves(self) -> dict[str, Any]:
@@ -60,8 +65,9 @@ class EquinoxPort(Port):
 
     def run_layer(self, static: Any, values: Any, x: jax.Array) -> Any:
         """See `Port`."""
-        rest, args, kwargs = static
-        return eqx.combine(values, rest.tree)(x, *args, **dict(kwargs))
+        rest, *others = static
+        args, kwargs = arguments(*others)
+        return eqx.combine(values, rest.tree)(x, *args, **kwargs)
 
 
 class _Static:

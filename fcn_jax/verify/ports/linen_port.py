@@ -9,7 +9,15 @@ import jax
 from flax import linen
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from fcn_jax.verify.ports.base import Called, Layer, Leaves, Port, Watch, mode_arguments
+from fcn_jax.verify.ports.base import (
+    Called,
+    Layer,
+    Leaves,
+    Port,
+    Watch,
+    arguments,
+    mode_arguments,
+)
 from fcn_jax.verify.types import Call
 
 
@@ -83,6 +91,8 @@ class LinenPort(Port):
             if isinstance(context.module, linen.Dropout):
                 return args[0]
             path = ".".join(context.module.path)
+            if _mirrors(context.module):
+                self.flipped |= {path}
             if watch is None or not path:
                 return function(*args, **kwargs)
             with watch.scope(path):
@@ -113,5 +123,10 @@ class LinenPort(Port):
 
     def run_layer(self, static: Any, values: Any, x: jax.Array) -> Any:
         """See `Port`."""
-        module, args, kwargs = static
-        return module.apply(values, x, *args, **dict(kwargs))
+        module, *others = static
+        args, kwargs = arguments(*others)
+        return module.apply(values, x, *args, **kwargs)
+
+
+def _mirrors(module: linen.Module) -> bool:
+    return isinstance(module, linen.ConvTranspose) and not module.transpose_kernel

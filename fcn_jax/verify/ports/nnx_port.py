@@ -11,7 +11,7 @@ from flax import nnx
 
 from fcn_jax.models.names import leaves, named
 from fcn_jax.nn._conv_norm_act import folding
-from fcn_jax.verify.ports.base import Called, Layer, Leaves, Port, Watch
+from fcn_jax.verify.ports.base import Called, Layer, Leaves, Port, Watch, arguments
 from fcn_jax.verify.ports.classes import watching
 from fcn_jax.verify.types import Call
 
@@ -32,6 +32,11 @@ class NnxPort(Port):
         self.layers = tuple(_submodules(module))
         trained = nnx.state(module, nnx.Param)
         self.parameters = frozenset(named(trained))
+        self.flipped = frozenset(
+            path
+            for path, layer in _submodules(module).items()
+            if isinstance(layer, nnx.ConvTranspose) and not layer.transpose_kernel
+        )
 
     @property
     def leaves(self) -> dict[str, Any]:
@@ -73,8 +78,24 @@ class NnxPort(Port):
 
     def run_layer(self, static: Any, values: Any, x: jax.Array) -> Any:
         """See `Port`."""
-        graphdef, args, kwargs = static
-        return nnx.merge(graphdef, values, copy=True)(x, *args, **dict(kwargs))
+        graphdef, *others = static
+        args, kwargs = arguments(*others)
+        return nnx.merge(graphdef, values, copy=True)(x, *args, **kwargs)
+
+    @contextlib.contextmanager
+    def reseeded(self, seed: int) -> Iterator[bool]:
+        """See `Port`."""
+        keys = [key for _, key in nnx.to_flat_state(nnx.state(self.module, nnx.RngKey))]
+        saved = [key.get_value() for key in keys]
+        for number, key in enumerate(keys):
+            drawn = jax.random.fold_in(jax.random.key(seed), number)
+            typed = jax.numpy.issubdtype(saved[number].dtype, jax.dtypes.prng_key)
+            key.set_value(drawn if typed else jax.random.key_data(drawn))
+        try:
+            yield bool(keys)
+        finally:
+            for key, value in zip(keys, saved, strict=True):
+                key.set_value(value)
 
     @contextlib.contextmanager
     def without_dropout(self) -> Iterator[None]:
