@@ -2,7 +2,7 @@
 
 It prints the relative L2 error of a 3x3 convolution against float64 at several sizes, in units in
 the last place of float32 (2**-23). PyTorch's error depends on the size. Therefore
-`fcn_jax.verify.compare.FLOOR` allows a few roundings even where PyTorch has a smaller error.
+`fcn_jax.verify.criterion.FLOOR` allows a few roundings even where PyTorch has a smaller error.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from fcn_jax import nn
-from fcn_jax.verify.compare import ReferenceErrors
+from fcn_jax.verify.criterion import ReferenceErrors
 from fcn_jax.verify.torch_side import to_nchw, variants
 
 SIZES = ((1, 3, 4), (2, 3, 4), (1, 8, 8), (2, 8, 9), (1, 24, 32), (2, 40, 60))

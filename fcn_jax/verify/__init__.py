@@ -1,6 +1,6 @@
 """Proof that a port computes the same function as its PyTorch reference."""
 
-from fcn_jax.verify.compare import Comparison, Section
+from fcn_jax.verify.criterion import Comparison, Section
 from fcn_jax.verify.model import verify_model
 from fcn_jax.verify.modules import compare
 from fcn_jax.verify.report import Report

@@ -48,8 +48,8 @@ _OWN = re.compile(r"fcn_jax\.((models|nn)(\..+)?|pytorch|pytorch\.rules)")
 
 
 def criterion() -> dict[str, Any]:
-    """The numbers that decide the verdict; see `fcn_jax.verify.compare`."""
-    constants = vars(importlib.import_module("fcn_jax.verify.compare"))
+    """The numbers that decide the verdict; see `fcn_jax.verify.criterion`."""
+    constants = vars(importlib.import_module("fcn_jax.verify.criterion"))
     return {
         name.lower(): value
         for name, value in constants.items()

@@ -17,7 +17,7 @@ from fcn_jax.eval.draw import colorize, generic_classes
 from fcn_jax.runtime import destination, json_text
 from fcn_jax.runtime.atomic import write_text
 from fcn_jax.verify import plot
-from fcn_jax.verify.compare import Comparison, Section
+from fcn_jax.verify.criterion import Comparison, Section
 from fcn_jax.verify.report import GENERATOR, Pictures, Report
 from fcn_jax.verify.series import Series, grouped
 

@@ -11,7 +11,7 @@ import numpy as np
 from fcn_jax.errors import listing
 from fcn_jax.pytorch.rules import Table
 from fcn_jax.verify import jax_side
-from fcn_jax.verify.compare import FACTORS, Comparison, ReferenceErrors, Section
+from fcn_jax.verify.criterion import FACTORS, Comparison, ReferenceErrors, Section
 from fcn_jax.verify.layout import best_layout, layouts, layouts_of_another_size
 from fcn_jax.verify.ports import Port
 from fcn_jax.verify.torch_side import REFERENCE, import_torch

@@ -89,7 +89,7 @@ def verify_model(
     """Show that a model computes the same function as its PyTorch reference.
 
     Both networks get the values of one state dict and run on the same drawn scenes. See
-    `fcn_jax.verify.compare` for the criterion. Layers and logits are compared in eval mode; the
+    `fcn_jax.verify.criterion` for the criterion. Layers and logits are compared in eval mode; the
     logits and running statistics of one call, gradients and training steps in train mode without
     dropout.
 

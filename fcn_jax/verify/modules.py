@@ -21,7 +21,7 @@ from fcn_jax.errors import ConfigError, listing
 from fcn_jax.pytorch import files
 from fcn_jax.pytorch.rules import Table
 from fcn_jax.verify import evidence, jax_side, kinks, sensitivity
-from fcn_jax.verify.compare import (
+from fcn_jax.verify.criterion import (
     ATTEMPTS,
     FACTORS,
     FLOOR,
@@ -89,7 +89,7 @@ def compare(
         assert report.equal, report
 
     The PyTorch module's state dict is loaded into the JAX network; then both run on the same
-    inputs. See `fcn_jax.verify.compare` for the criterion. Layers and outputs are compared in eval
+    inputs. See `fcn_jax.verify.criterion`. Layers and outputs are compared in eval
     mode, gradients and running statistics in train mode without dropout, because no two libraries
     draw it alike. The PyTorch module is not changed.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from fcn_jax.verify.compare import Comparison, Section
+from fcn_jax.verify.criterion import Comparison, Section
 
 _LEFT, _TOP, _HEIGHT = 52, 22, 210
 _STEP = 13

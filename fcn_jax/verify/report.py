@@ -16,7 +16,7 @@ import pydantic
 from fcn_jax.convert.report import LoadReport
 from fcn_jax.errors import ConfigError, listing
 from fcn_jax.verify import evidence
-from fcn_jax.verify.compare import INCONCLUSIVE, NOT_FINITE, TORCH_NOT_FINITE, Comparison, Section
+from fcn_jax.verify.criterion import INCONCLUSIVE, NOT_FINITE, TORCH_NOT_FINITE, Comparison, Section
 from fcn_jax.verify.layers import Layers
 from fcn_jax.verify.sensitivity import Sensitivity
 from fcn_jax.verify.series import grouped

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fcn_jax.verify.compare import FACTORS, FLOOR, Comparison
+from fcn_jax.verify.criterion import FACTORS, FLOOR, Comparison
 from fcn_jax.verify.torch_side import REFERENCE, TorchSide, import_torch
 
 if TYPE_CHECKING:

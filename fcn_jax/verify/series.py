@@ -6,7 +6,7 @@ import dataclasses
 import re
 from collections.abc import Iterable
 
-from fcn_jax.verify.compare import Comparison
+from fcn_jax.verify.criterion import Comparison
 
 _NUMBER = re.compile(r"\d+")
 

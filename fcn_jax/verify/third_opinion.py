@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from fcn_jax.runtime.versions import package_versions
-from fcn_jax.verify.compare import ReferenceErrors, Section
+from fcn_jax.verify.criterion import ReferenceErrors, Section
 from fcn_jax.verify.outputs import by_name
 from fcn_jax.verify.torch_side import TorchSide, import_torch
 

@@ -24,7 +24,7 @@ from fcn_jax.config import OptimConfig
 from fcn_jax.models.segmenter import Segmenter
 from fcn_jax.plugins.api import Preprocess
 from fcn_jax.verify import kinks
-from fcn_jax.verify.compare import (
+from fcn_jax.verify.criterion import (
     ATTEMPTS,
     FACTORS,
     FLOOR,

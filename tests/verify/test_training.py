@@ -21,7 +21,7 @@ from fcn_jax.nn import _batch_norm
 from fcn_jax.train import ema, groups, optim
 from fcn_jax.train.schedules import schedule
 from fcn_jax.verify import ADAMW, SGD, jax_side, runs, verify_model
-from fcn_jax.verify.compare import FLOOR
+from fcn_jax.verify.criterion import FLOOR
 from fcn_jax.verify.modules import paired
 from fcn_jax.verify.ports.nnx_port import NnxPort
 from fcn_jax.verify.randomize import randomize

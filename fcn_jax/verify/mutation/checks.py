@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fcn_jax.verify import jax_side
-from fcn_jax.verify.compare import FACTORS, Comparison, ReferenceErrors
+from fcn_jax.verify.criterion import FACTORS, Comparison, ReferenceErrors
 from fcn_jax.verify.layers import one_thread, probes
 from fcn_jax.verify.layout import best_layout
 from fcn_jax.verify.mutation.mutant import Mutant, owner

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fcn_jax.verify.compare import (
+from fcn_jax.verify.criterion import (
     FLOOR,
     SCALAR_FLOOR,
     Comparison,
