@@ -107,7 +107,7 @@ $(MINIMUM_VENV)/installed: pyproject.toml $(PLUGINS) tests/helpers/minimum_versi
 
 # The tests that depend on releases: operators, models, training, checkpoints, input, weights.
 MINIMUM = tests/nn tests/models tests/data tests/convert tests/pytorch tests/test_checkpoint.py \
-	tests/test_config.py tests/train/test_losses.py tests/train/test_optim.py \
+	tests/test_config.py tests/train/test_losses_cross_entropy.py tests/train/test_optim.py \
 	tests/train/test_step.py
 # Older releases compile programs to other forms, so the tests of these forms are excluded.
 test-minimum: $(MINIMUM_VENV)/installed
