@@ -112,6 +112,11 @@ and training steps. In bfloat16, PyTorch runs with autocast: parameters stay flo
 Each cell is about one tensor, the one whose error is nearest to its limit: **error of JAX / limit
 (error of PyTorch)**.
 
+**Gradients** are compared with weights for which no unit lies at a kink. Where a ReLU's input is
+within four times PyTorch's largest float32 error of zero, the bias of its channel is moved; where a
+pooling window is tied, its kernel changes a little, or the inputs get noise. A float64 pass checks
+the distances. What cannot be moved is listed, and at most five tensors may then have a wide limit.
+
 **Training steps** are those of `fcn-jax train`, with SGD (momentum 0.9, weight decay, poly
 schedule) and with AdamW (cosine schedule with warm-up, no weight decay of biases and
 normalizations). Before each step all sides receive the same parameters and buffers, those of
@@ -122,9 +127,16 @@ rounding of the whole parameter, which is most of the error of small steps: a re
 1e-3 in training is that, and the same on both sides.
 
 **Sensitivity floor**: the smallest relative change of the logits per relative change of a tensor,
-and its name. Tensors on which the logits hardly depend are *not proven*. **Mutation score**: the
-share of faults, planted one at a time on JAX's side, that the checks catch, and how often they name
-the right layer. These columns are empty where a result was made without them.
+and its name. A tensor is *not proven* if moving it by its own size moves the logits by less than 100
+times JAX's limit, if its elements are all alike, or if it equals another of its kind. More than 2 %
+inconclusive tensors make a comparison INCONCLUSIVE.
+
+**Mutation score**: the share of faults, planted one at a time on JAX's side, that the checks catch:
+layers alone and in the network, outputs, and outputs and statistics of a call in train mode. JAX's
+side is traced and run equation by equation, with one tensor or equation changed. PyTorch runs once,
+so the limits are those of the comparison. A layer is named rightly if it holds the fault, or is the
+first one after it. A change that cannot have an effect, such as a second ReLU, is not counted. These
+columns are empty where a result was made without them.
 """
 
 
