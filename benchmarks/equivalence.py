@@ -127,16 +127,16 @@ rounding of the whole parameter, which is most of the error of small steps: a re
 1e-3 in training is that, and the same on both sides.
 
 **Sensitivity floor**: the smallest relative change of the logits per relative change of a tensor,
-and its name. A tensor is *not proven* if moving it by its own size moves the logits by less than 100
-times JAX's limit, if its elements are all alike, or if it equals another of its kind. More than 2 %
-inconclusive tensors make a comparison INCONCLUSIVE.
+and its name. A tensor is *not proven* if moving it by its own size moves the logits by less than
+100 times JAX's limit, if its elements are all alike, or if it equals another of its kind. More than
+2 % inconclusive tensors make a comparison INCONCLUSIVE.
 
 **Mutation score**: the share of faults, planted one at a time on JAX's side, that the checks catch:
 layers alone and in the network, outputs, and outputs and statistics of a call in train mode. JAX's
-side is traced and run equation by equation, with one tensor or equation changed. PyTorch runs once,
-so the limits are those of the comparison. A layer is named rightly if it holds the fault, or is the
-first one after it. A change that cannot have an effect, such as a second ReLU, is not counted. These
-columns are empty where a result was made without them.
+side is traced and run equation by equation, with one tensor or equation changed. PyTorch runs
+once, so the limits are those of the comparison. A layer is named rightly if it holds the fault, or
+is the first one after it. A change that cannot have an effect, such as a second ReLU, is not
+counted. These columns are empty where a result was made without them.
 """
 
 
