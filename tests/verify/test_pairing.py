@@ -447,6 +447,23 @@ def test_rejects_networks_that_need_more_than_the_inputs():
         verify.compare(torch.nn.Identity(), (lambda params, x, mask: x, {}), TOKENS)
 
 
+class AttentionWithDropout(linen.Module):
+    @linen.compact
+    def __call__(self, x, train=False):
+        attention = linen.MultiHeadDotProductAttention(
+            2, dropout_rate=0.5, deterministic=not train, name="attn"
+        )
+        return linen.Dense(3, name="out")(attention(x))
+
+
+def test_rejects_dropout_that_is_no_layer():
+    network = shapes_of(AttentionWithDropout(), TOKENS)
+    with pytest.raises(ConfigError, match=r"cannot be run in train mode: .*set rates of dropout"):
+        verify.compare(TorchAttention(), network, TOKENS)
+    report = verify.compare(TorchAttention(), network, TOKENS, **QUICK)
+    assert report.equal, str(report)
+
+
 class Noisy(nnx.Module):
     def __init__(self, keys):
         self.linear = nnx.Linear(8, 3, rngs=nnx.Rngs(0))
