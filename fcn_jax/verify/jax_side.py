@@ -103,7 +103,7 @@ def check_deterministic(port: Port, inputs: Sequence[np.ndarray], *, train: bool
         train: whether to look at the train mode, too.
 
     Raises:
-        ConfigError: the outputs differ.
+        ConfigError: the outputs differ, or the network cannot be traced in train mode.
     """
     notes = []
     for training in (False, True) if train else (False,):
@@ -112,7 +112,15 @@ def check_deterministic(port: Port, inputs: Sequence[np.ndarray], *, train: bool
         def run(leaves: Any, inputs: Any, training: bool = training) -> Any:
             return by_name(port.run(leaves, inputs, train=training, watch=None)[0])
 
-        if "random_bits" not in str(jax.make_jaxpr(run)(port.leaves, placed(port, inputs))):
+        try:
+            traced = jax.make_jaxpr(run)(port.leaves, placed(port, inputs))
+        except Exception as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise ConfigError(
+                f"{port.name} cannot be run in {mode} mode: {reason}; set rates of dropout in "
+                "attention to 0, or pass train=False and grad=False"
+            ) from error
+        if "random_bits" not in str(traced):
             continue
         runs = []
         for seed in (0, 1):

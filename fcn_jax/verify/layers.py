@@ -144,19 +144,18 @@ class Layers(NamedTuple):
     def first_failing(self) -> str:
         """The first layer that fails on PyTorch's own input; "" if no layer fails.
 
-        A block comes after its layers, so it is named only if they pass. Then, or if every layer
-        passes alone, the code between two layers is wrong: those between which the running network
-        departs from PyTorch's.
+        If the running network departs from PyTorch's before that, the code between two layers is
+        wrong, such as an activation. A block comes after its layers.
         """
         first = next((c for c in self.isolated.comparisons if not c.equal), None)
-        inside = f"{first.name}." if first else ""
-        before = "the input"
-        named = str(first) if first else ""
+        named, before = str(first or ""), "the input"
         for comparison in self.accumulated.comparisons:
+            if first and comparison.name == first.name:
+                break
             if not comparison.equal:
-                if comparison.name.startswith(inside):
-                    block = f"{first.name}, " if first else ""
-                    named = f"{block}between {before} and {comparison}"
+                inside = first is not None and comparison.name.startswith(f"{first.name}.")
+                block = f"{first.name}, " if first and inside else ""
+                named = f"{block}between {before} and {comparison}"
                 break
             before = comparison.name
         return "; ".join([named, *self.misplaced[:2]]) if named else ""

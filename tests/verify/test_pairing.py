@@ -1,5 +1,7 @@
 """Tensors find their counterparts, by names, values, or the order of use."""
 
+import collections
+import dataclasses
 import functools
 import importlib.util
 import sys
@@ -22,6 +24,7 @@ eqx = pytest.importorskip("equinox")
 
 PORTS = Path(__file__).parents[1] / "fixtures" / "ports"
 IMAGES = np.random.default_rng(0).standard_normal((2, 9, 8, 4)).astype(np.float32)
+TOKENS = np.random.default_rng(3).standard_normal((2, 5, 8)).astype(np.float32)
 QUICK = {"train": False, "grad": False, "sensitive": False}
 
 
@@ -95,6 +98,42 @@ def test_names_the_wrong_pooling_of_a_linen_network(resnet):
 def test_names_the_wrong_momentum_of_a_linen_network(resnet):
     report = verify.compare(resnet, linen_resnet(momentum=0.1), RGB, **{**QUICK, "train": True})
     assert {c.name.rpartition(".")[2] for c in report.failures} == {"running_mean", "running_var"}
+
+
+@dataclasses.dataclass
+class Settings:
+    """Compared by value, so it has no hash."""
+
+    features: int = 3
+
+
+class Configured(linen.Module):
+    config: Settings
+
+    @linen.compact
+    def __call__(self, x):
+        return ConfiguredDense(self.config, name="inner")(x)
+
+
+class ConfiguredDense(linen.Module):
+    config: Settings
+
+    @linen.compact
+    def __call__(self, x):
+        return linen.Dense(self.config.features, name="dense")(x)
+
+
+def test_linen_layers_with_a_configuration_are_compared_alone():
+    inner = torch.nn.Sequential(collections.OrderedDict(dense=torch.nn.Linear(8, 3)))
+    reference = torch.nn.Sequential(collections.OrderedDict(inner=inner, end=torch.nn.Identity()))
+    report = verify.compare(
+        reference,
+        shapes_of(Configured(Settings()), TOKENS),
+        TOKENS,
+        **QUICK,
+    )
+    assert report.equal, str(report)
+    assert "inner.dense" in {c.name for c in report.sections[0].comparisons}
 
 
 # A stranger's Equinox network, with keys in every call.
@@ -178,8 +217,6 @@ def test_layers_with_channels_second_on_jax_side_only():
 
 
 # Queries, keys and values.
-
-TOKENS = np.random.default_rng(3).standard_normal((2, 5, 8)).astype(np.float32)
 
 
 class TorchAttention(torch.nn.Module):
@@ -445,6 +482,23 @@ def test_rejects_networks_that_need_more_than_the_inputs():
         ConfigError, match=r"cannot be run .*'mask'; pass call_jax if it takes more"
     ):
         verify.compare(torch.nn.Identity(), (lambda params, x, mask: x, {}), TOKENS)
+
+
+class AttentionWithDropout(linen.Module):
+    @linen.compact
+    def __call__(self, x, train=False):
+        attention = linen.MultiHeadDotProductAttention(
+            2, dropout_rate=0.5, deterministic=not train, name="attn"
+        )
+        return linen.Dense(3, name="out")(attention(x))
+
+
+def test_rejects_dropout_that_is_no_layer():
+    network = shapes_of(AttentionWithDropout(), TOKENS)
+    with pytest.raises(ConfigError, match=r"cannot be run in train mode: .*set rates of dropout"):
+        verify.compare(TorchAttention(), network, TOKENS)
+    report = verify.compare(TorchAttention(), network, TOKENS, **QUICK)
+    assert report.equal, str(report)
 
 
 class Noisy(nnx.Module):

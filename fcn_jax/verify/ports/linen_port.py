@@ -118,14 +118,27 @@ class LinenPort(Port):
             for name, key in self._keys.items()
             if key[1 : 1 + len(steps)] == steps
         }
-        static = (self._modules[path], called.args, called.kwargs)
+        static = (_Static(self._modules[path]), called.args, called.kwargs)
         return Layer(static, unflatten_dict(own))
 
     def run_layer(self, static: Any, values: Any, x: jax.Array) -> Any:
         """See `Port`."""
         module, *others = static
         args, kwargs = arguments(*others)
-        return module.apply(values, x, *args, **kwargs)
+        return module.module.apply(values, x, *args, **kwargs)
+
+
+class _Static:
+    """A module, compared by its attributes, which may have no hash, such as a configuration."""
+
+    def __init__(self, module: linen.Module) -> None:
+        self.module = module
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Static) and bool(self.module == other.module)
+
+    def __hash__(self) -> int:
+        return hash(type(self.module))
 
 
 def _mirrors(module: linen.Module) -> bool:
