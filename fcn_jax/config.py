@@ -239,7 +239,7 @@ class OptimConfig(_Section):
     """Layer-wise decay of the learning rate: that of layer i of the backbone's n layers, from 0, is
     multiplied by layer_decay^(n - i). A layer is a block, such as a residual block.
     """
-    freeze: tuple[str, ...] = ()
+    freeze: Annotated[tuple[str, ...], BeforeValidator(_globs)] = ()
     """Globs over names of parameters, or of modules around them, that are not trained, such as
     backbone.layer1. Statistics of batch normalization still change, see optim.freeze_batch_norm.
     """

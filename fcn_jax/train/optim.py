@@ -52,11 +52,21 @@ def make(
     decay, rule = optax.stateless(add_decay), _rule(config)
     parts = [rule, decay] if config.name in _DECOUPLED else [decay, rule]
     if config.clip_norm is not None:
-        parts.insert(0, optax.clip_by_global_norm(config.clip_norm))
+        parts.insert(0, optax.stateless(_clip_norm(config.clip_norm)))
     if config.clip_value is not None:
         parts.insert(0, optax.clip(config.clip_value))
     rate = optax.scale_by_learning_rate(schedule(config, steps))
     return optax.chain(*parts, optax.stateless(multiply), rate)
+
+
+def _clip_norm(limit: float) -> Callable[[Any, Any], Any]:
+    """`torch.nn.utils.clip_grad_norm_`; Optax's has no 1e-6."""
+
+    def clip(updates: Any, _: Any) -> Any:
+        factor = jnp.minimum(1.0, limit / (optax.tree.norm(updates) + 1e-6))
+        return jax.tree.map(lambda update: factor * update, updates)
+
+    return clip
 
 
 def _rule(config: OptimConfig) -> optax.GradientTransformation:

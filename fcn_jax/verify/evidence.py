@@ -6,6 +6,7 @@ docs/evidence.md describes the fields of a report and the check.
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -29,13 +30,8 @@ _PACKAGES = (
     *("torch", "torchvision", "timm", "torchax", "numpy"),
 )
 
-TRAINING = (
-    "fcn_jax.train.step",
-    "fcn_jax.train.optim",
-    "fcn_jax.train.adam",
-    "fcn_jax.train.losses",
-)
-"""Modules that only a comparison of training steps depends on, with optax."""
+_STEPS = ("step", "optim", "adam", "groups", "schedules", "ema")
+"""Modules of fcn_jax.train that a comparison of training steps depends on, with optax."""
 
 _VERSIONED = {
     *("jax", "jaxlib", "flax", "equinox", "optax", "numpy", "torch", "torchvision", "timm"),
@@ -79,6 +75,12 @@ def environment(packages: Iterable[str] = (), precision: str = "highest") -> dic
     }
 
 
+def training_modules(*, steps: bool) -> list[str]:
+    """Names of the modules of the loss and, with `steps`, of the training step."""
+    losses = [name for name in sys.modules if f"{name}.".startswith("fcn_jax.train.losses.")]
+    return [*losses, *(f"fcn_jax.train.{name}" for name in _STEPS if steps)]
+
+
 def sources(*networks: Any, also: Iterable[str] = ()) -> dict[str, str]:
     """SHA-256 of the source files that define networks, by path such as "fcn_jax/nn/_conv.py".
 
@@ -115,8 +117,10 @@ def sources(*networks: Any, also: Iterable[str] = ()) -> dict[str, str]:
 
 def _modules_of(network: Any) -> set[str]:
     """Names of the modules that define the classes of a network, or a function."""
-    if isinstance(network, tuple):  # a module or a function with its values
+    if isinstance(network, tuple | list):  # a module or a function with its values
         network = network[0]
+    while isinstance(network, functools.partial):
+        network = network.func
     children = [network]
     if isinstance(network, nnx.Module):
         children += [child for _, child in nnx.iter_modules(network)]

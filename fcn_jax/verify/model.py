@@ -189,7 +189,12 @@ def verify_model(
             **{"train_lr": train_lr, "train_seeds": train_seeds, "mutate": mutate, "seed": seed},
         },
         sources=evidence.sources(
-            reference, network, also=(build.__module__, *(evidence.TRAINING if train_steps else ()))
+            reference,
+            network,
+            also=(
+                build.__module__,
+                *(evidence.training_modules(steps=train_steps > 0) if grad or train_steps else ()),
+            ),
         ),
         third_opinion=ThirdOpinion() if third_opinion else None,
     )

@@ -32,7 +32,7 @@ from fcn_jax.verify.criterion import (
     compare_repeatedly,
 )
 from fcn_jax.verify.layers import compare_layers, match_layers
-from fcn_jax.verify.layout import best_layout
+from fcn_jax.verify.layout import Layout, best_layout
 from fcn_jax.verify.mutation.score import Progress, score
 from fcn_jax.verify.opening import open_units
 from fcn_jax.verify.outputs import by_name
@@ -46,6 +46,7 @@ from fcn_jax.verify.torch_side import (
     Variant,
     array,
     call_checked,
+    check_device,
     import_torch,
     tensors_of,
     to_nhwc,
@@ -143,12 +144,17 @@ def compare(
         raise ConfigError(f"layout is '{layout}'; it must be one of {', '.join(LAYOUTS)}")
     if rules is not None and state_dict_map is not None:
         raise ConfigError("rules and state_dict_map are both given; pass one of them")
+    if mutate < 0:
+        raise ConfigError(f"mutate is {mutate}: expected True, or a number of 0 or more")
     import_torch()
+    check_device(torch_module)
     advance = progress or (lambda _: None)
     port = make_port(jax_network, call_jax)
     as_is = layout == "same"
+    if as_is:
+        port.channels_last = True  # the arrays stay as they are
     notes: list[str] = []
-    arrays = (inputs,) if isinstance(inputs, np.ndarray) else tuple(inputs)
+    arrays = tuple(map(np.asarray, (inputs,) if hasattr(inputs, "shape") else inputs))
     arrays = _channels_last(arrays, layout, notes)
     _check_runs(port, arrays, notes, as_is=as_is)
     if rules is None:
@@ -170,6 +176,7 @@ def compare(
         notes=notes,
     )
     with paired(torch_module, port, rules, dtype, call_torch, as_is=as_is) as pair:
+        pair.torch.check_call(arrays)
         notes += jax_side.check_deterministic(port, arrays, train=train or grad)
         report.add_layers(compare_layers(pair, arrays, advance))
         section, outputs = compare_outputs(pair, arrays, "outputs", advance, report.third_opinion)
@@ -183,11 +190,24 @@ def compare(
             report.sections.append(compare_train_mode(pair, arrays, advance))
         if mutate:
             add_mutation(report, pair, arrays, mutate, lambda done, total, what: advance(what))
-        if grad:
+        if grad and (reason := _no_gradients(pair, section, outputs)):
+            notes.append(f"gradients are not compared, since {reason}")
+        elif grad:
             loss = _random_loss(outputs)
             attempts = attempts_after(report)
             report.sections += compare_gradients(pair, arrays, loss, advance, attempts)
     return report
+
+
+def _no_gradients(pair: Pair, section: Section, outputs: Outputs) -> str:
+    """Why gradients cannot be compared; "" if they can."""
+    if any(comparison.fault for comparison in section.comparisons):
+        return "the outputs of the two sides do not fit each other"
+    if not any(np.issubdtype(value.dtype, np.floating) for value in outputs.reference.values()):
+        return "no output is a floating-point number"
+    if not any(p.requires_grad for p in pair.torch.network(REFERENCE).parameters()):
+        return "PyTorch trains no parameter (requires_grad)"
+    return ""
 
 
 def load_port(port: Port, tensors: Mapping[str, Any], table: Table) -> LoadReport:
@@ -350,10 +370,17 @@ def _outputs(
     found = {
         name: layout
         for name, x in jax.items()
-        if name in reference and (layout := best_layout(reference[name], x)) is not None
+        if name in reference and (layout := _output_layout(reference[name], x)) is not None
     }
     moved = {name: found[name].to_torch(x) if name in found else x for name, x in jax.items()}
     return Outputs(reference, runs, moved, found)
+
+
+def _output_layout(torch: np.ndarray, jax: np.ndarray) -> Layout | None:
+    """The layout of an output. A square matrix keeps its axes: transposed, it would be another."""
+    if torch.ndim == 3 and torch.shape == jax.shape:
+        return Layout(torch.shape, jax.shape, (0, 1, 2))
+    return best_layout(torch, jax)
 
 
 def compare_train_mode(pair: Pair, inputs: Sequence[np.ndarray], advance: Advance) -> Section:
@@ -401,7 +428,10 @@ def add_sensitivity(
     compared = [comparison for section in outputs for comparison in section.comparisons]
     floor = sensitivity.floor_of(compared, pair.dtype)
     names = set(pair.table.names(pair.port.leaves).values())
-    report.sensitivity = sensitivity.measure(pair.torch, inputs, names, floor)
+    try:
+        report.sensitivity = sensitivity.measure(pair.torch, inputs, names, floor)
+    except RuntimeError as error:  # PyTorch has no such derivative
+        report.notes.append(f"sensitivities are not measured: {str(error).splitlines()[0]}")
 
 
 def compare_gradients(
@@ -518,10 +548,17 @@ def _compare_gradients(
     for variant in pair.torch.variants:
         errors.add(by_torch(variant))
     value, grads = jax_side.gradients(pair.port, inputs, loss.jax, loss.target)
-    parameters = pair.torch.network(REFERENCE).named_parameters()
-    frozen = {name for name, p in parameters if not p.requires_grad}
+    parameters = dict(pair.torch.network(REFERENCE).named_parameters())
+    frozen = {name for name, p in parameters.items() if not p.requires_grad}
+    trained = parameters.keys() - frozen
+    # Functions and Equinox have no other place for buffers than among the parameters.
+    buffers = dict(pair.torch.network(REFERENCE).named_buffers())
     ours = export_leaves(grads, pair.table).items()
-    found = {name: grad for name, grad in ours if name not in frozen}
+    found = {
+        name: grad
+        for name, grad in ours
+        if name in trained or (name not in buffers and name not in frozen)
+    }
     advance("JAX")
     factor = FACTORS["gradients"]
     loss_and_gradients = {"loss": np.asarray(value, np.float32), **found}

@@ -214,11 +214,11 @@ class Report:
         for reason in reasons:
             names = [entry.name for entry in self.not_proven if entry.reason == reason]
             lines.append(f"not proven, since {reason}: {listing(names, 10)}")
-        compared, unjudged = self.trained
+        compared, inconclusive = self.trained
         if compared:
             lines.append(
-                f"training: {compared - unjudged} of {compared} changes judged, {unjudged} "
-                f"inconclusive ({unjudged / compared:.1%})"
+                f"training: {compared} changes are compared, {inconclusive} of them "
+                f"inconclusive ({inconclusive / compared:.1%})"
             )
         for section in self.sections:
             lines += section.remarks
@@ -289,6 +289,14 @@ class Report:
             )
         if missing := [name for name in _EVIDENCE if name not in table]:
             raise ConfigError(f"{source}: a damaged report (it lacks {listing(missing)})")
+        versions = _mapping(table["environment"]).get("versions")
+        if not isinstance(versions, Mapping) or not isinstance(
+            _mapping(table["weights"]).get("source", ""), str
+        ):
+            raise ConfigError(
+                f"{source}: a damaged report (environment.versions must be a table, weights.source "
+                "text); write it again"
+            )
         try:
             report = pydantic.TypeAdapter(cls).validate_python(
                 {
@@ -400,6 +408,10 @@ def _mutation_text(mutation: Any) -> str:
         f"mutation score: {mutation['caught']:.1%} of {mutation['planted']} planted faults caught, "
         f"the right layer named in {mutation['right_layer']:.1%} of them"
     )
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _finite(value: float) -> float | None:

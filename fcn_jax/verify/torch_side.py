@@ -75,7 +75,14 @@ class TorchSide:
         self.as_is = as_is
         self.variants = variants(dtype)
         self.call = call
-        plain = copy.deepcopy(network).float()
+        check_device(network)
+        try:
+            plain = copy.deepcopy(network).float()
+        except RuntimeError as error:
+            raise ConfigError(
+                f"the PyTorch module cannot be copied: {str(error).splitlines()[0]}; remove hooks "
+                "that hold tensors, such as the old weight_norm"
+            ) from error
         silence(plain)
         # oneDNN is a global switch, so three copies are enough.
         self._networks = {
@@ -137,6 +144,12 @@ class TorchSide:
         with self.forward(variant):
             return by_name(self.call(self.network(variant), tensors))
 
+    def check_call(self, inputs: Sequence[np.ndarray]) -> None:
+        """Raise `ConfigError` if the network cannot be called with the inputs."""
+        tensors = tuple(self.tensor(x, REFERENCE) for x in inputs)
+        with import_torch().no_grad(), self.forward(REFERENCE):
+            call_checked(self.call, self.network(REFERENCE), tensors)
+
     def check_deterministic(self, inputs: Sequence[np.ndarray]) -> None:
         """Raise `ConfigError` if two runs in train mode differ; see `randomness`."""
         network = self.network(REFERENCE)
@@ -197,6 +210,15 @@ class TorchSide:
         """Put every copy into train or eval mode."""
         for network in self.networks():
             network.train(mode)
+
+
+def check_device(network: torch.nn.Module) -> None:
+    """Raise `ConfigError` if a parameter is not on the CPU."""
+    elsewhere = {p.device.type for p in network.parameters()} - {"cpu"}
+    if elsewhere:
+        raise ConfigError(
+            f"the PyTorch module is on {', '.join(sorted(elsewhere))}; move it to the CPU"
+        )
 
 
 def tensors_of(inputs: Sequence[np.ndarray], *, as_is: bool) -> tuple[torch.Tensor, ...]:

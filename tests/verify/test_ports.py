@@ -334,3 +334,115 @@ def test_rejects_networks_of_unknown_kind(network, message):
 def test_rejects_settings(settings, message):
     with pytest.raises(ConfigError, match=message):
         verify.compare(TorchNet(), linen_net(), IMAGES, **settings)
+
+
+def test_transposed_square_output_is_not_equal():
+    class Square(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = torch.nn.Linear(3, 4, bias=False)
+            self.b = torch.nn.Linear(3, 4, bias=False)
+
+        def forward(self, x):
+            return self.a(x) @ self.b(x).mT
+
+    def square(params, x, transposed=False):
+        y = (x @ params["a"]) @ jnp.swapaxes(x @ params["b"], 1, 2)
+        return jnp.swapaxes(y, 1, 2) if transposed else y
+
+    params = {"a": jnp.zeros((3, 4)), "b": jnp.zeros((3, 4))}
+    names = {"a.weight": "a", "b.weight": "b"}
+    x = np.random.default_rng(0).standard_normal((2, 6, 3)).astype(np.float32)
+    assert verify.compare(Square(), (square, params), x, state_dict_map=names, grad=False).equal
+
+    def wrong(params, x):
+        return square(params, x, transposed=True)
+
+    assert not verify.compare(Square(), (wrong, params), x, state_dict_map=names, grad=False).equal
+
+
+def scaled(params, x, train=False):
+    mean, var = params["running_mean"], params["running_var"]
+    if train:
+        mean, var = x.mean(0), x.var(0)
+    return (x - mean) / jnp.sqrt(var + 1e-5) * params["weight"] + params["bias"]
+
+
+def test_statistics_of_a_function_have_no_gradient():
+    reference = torch.nn.BatchNorm1d(4)
+    torch.nn.init.uniform_(reference.weight)
+    params = {name: jnp.zeros(4) for name in ("weight", "bias", "running_mean", "running_var")}
+    x = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
+    names = {name: name for name in params}
+    report = verify.compare(reference, (scaled, params), x, state_dict_map=names, train=False)
+    assert report.equal, str(report)
+    assert [c.name for c in report.sections[-1].comparisons] == ["loss", "weight", "bias"]
+
+
+def test_same_layout_holds_for_equinox():
+    x = np.random.default_rng(0).standard_normal((2, 3, 9, 8)).astype(np.float32)
+    port = eqx.nn.Conv2d(3, 4, 3, key=jax.random.key(0))
+    report = verify.compare(torch.nn.Conv2d(3, 4, 3), port, x, layout="same", grad=False)
+    assert report.equal, str(report)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ("frozen", r"PyTorch trains no parameter \(requires_grad\)"),
+        ("integers", "no output is a floating-point number"),
+        ("shape", "the outputs of the two sides do not fit each other"),
+    ],
+)
+def test_says_why_gradients_are_not_compared(change, reason):
+    class Argmax(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x).argmax(-1) if change == "integers" else super().forward(x)
+
+    def function(params, x):
+        y = x @ params["weight"]
+        return y.argmax(-1) if change == "integers" else y[:1] if change == "shape" else y
+
+    reference = Argmax(4, 5, bias=False)
+    if change == "frozen":
+        reference.requires_grad_(False)
+    x = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
+    names = {"weight": "weight"}
+    params = {"weight": jnp.zeros((4, 5))}
+    report = verify.compare(reference, (function, params), x, state_dict_map=names)
+    assert report.equal == (change != "shape"), str(report)
+    assert f"gradients are not compared, since {reason}".replace("\\", "") in str(report)
+
+
+def test_takes_arrays_of_jax_and_torch_as_one_input():
+    x = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
+    reference, names = torch.nn.Linear(4, 5, bias=False), {"weight": "weight"}
+    network = (lambda params, x: x @ params["weight"], {"weight": jnp.zeros((4, 5))})
+    for given in (jnp.asarray(x), torch.from_numpy(x)):
+        assert verify.compare(reference, network, given, state_dict_map=names, grad=False).equal
+
+
+def test_rejects_modules_that_are_not_on_the_cpu_or_cannot_be_called():
+    network = (lambda params, x: x @ params["weight"], {"weight": jnp.zeros((4, 5))})
+    x = np.zeros((3, 4), np.float32)
+    with pytest.raises(ConfigError, match="the PyTorch module is on meta; move it to the CPU"):
+        verify.compare(
+            torch.nn.Linear(4, 5, bias=False, device="meta"),
+            network,
+            x,
+            rules=verify_table(),
+        )
+    with pytest.raises(ConfigError, match=r"cannot be called with tensors of shape \(3, 4\)"):
+        verify.compare(
+            torch.nn.Linear(4, 5, bias=False),
+            network,
+            x,
+            rules=verify_table(),
+            call_torch=lambda m, x: m(x[0][:, :2]),
+        )
+
+
+def verify_table():
+    from fcn_jax.pytorch.rules import LINEAR, Rule, Table
+
+    return Table(Rule("weight", "weight", LINEAR))

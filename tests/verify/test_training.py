@@ -430,5 +430,5 @@ def test_several_recipes_are_compared_in_one_report():
     titles = [s.title for s in report.sections if s.title.startswith("training")]
     assert titles == [f"training with {n}, step {i}" for n in ("sgd", "adamw") for i in (1, 2)]
     assert report.trained == (4 * 14, 0)
-    assert "training: 56 of 56 changes judged, 0 inconclusive (0.0%)" in str(report)
+    assert "training: 56 changes are compared, 0 of them inconclusive (0.0%)" in str(report)
     assert report.to_dict()["training"] == {"compared": 56, "inconclusive": 0}

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, Float32, Integer
 
 from fcn_jax.errors import ConfigError, FcnJaxError, PluginError
@@ -107,11 +108,18 @@ class Losses:
             term.name: term.value(layouts, divisor)
             for term, divisor in zip(self.terms, divisors, strict=True)
         }
+        # A term of weight 0 is only logged, and may be infinite.
         weighted = [
             values[term.name] if term.weight == 1 else term.weight * values[term.name]
             for term in self.terms
+            if term.weight
         ]
-        return sum(weighted[1:], start=weighted[0]), values
+        values = {
+            term.name: values[term.name] if term.weight else lax.stop_gradient(values[term.name])
+            for term in self.terms
+        }
+        total = sum(weighted[1:], start=weighted[0]) if weighted else jnp.zeros((), jnp.float32)
+        return total, values
 
     def record(self) -> dict[str, Any]:
         """Weights and complete options by name, for a checkpoint."""

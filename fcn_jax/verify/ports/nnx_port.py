@@ -100,6 +100,7 @@ class NnxPort(Port):
     @contextlib.contextmanager
     def without_dropout(self) -> Iterator[None]:
         """See `Port`."""
+        self.module.eval()
         layers = [m for m in _submodules(self.module).values() if isinstance(m, nnx.Dropout)]
         rates = [layer.rate for layer in layers]
         for layer in layers:
