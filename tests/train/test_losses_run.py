@@ -115,6 +115,7 @@ def two_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cross_entropy", "dice"])
 def test_binary_task_trains_evaluates_and_predicts_one_logit(
     two_classes: Path, recipe: Path, tmp_path: Path, tiny_plugin, name: str

@@ -266,6 +266,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_a_batch_on_two_devices_has_the_loss_of_one():
     flags = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
     done = subprocess.run(

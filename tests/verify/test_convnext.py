@@ -75,6 +75,7 @@ def test_right_port_is_equal(compare):
     assert {"downsamples.0", "downsamples.1.norm", "stages.0.1", *block} <= layers
 
 
+@pytest.mark.slow
 def test_swapped_layer_scales_are_found(compare, convnext):
     expanded = Table(*(r for r in convnext.TABLE.rules if "stages.0" not in r.jax))
     for rule in convnext.TABLE.rules:
@@ -92,6 +93,7 @@ def test_swapped_layer_scales_are_found(compare, convnext):
     )
 
 
+@pytest.mark.slow
 def test_wrong_epsilon_is_found(compare, convnext, monkeypatch):
     build = convnext.Block.__init__
 

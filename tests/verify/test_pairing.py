@@ -159,6 +159,7 @@ SQUARES = np.random.default_rng(2).standard_normal((2, 16, 16, 3)).astype(np.flo
 exact_gelu = functools.partial(jax.nn.gelu, approximate=False)
 
 
+@pytest.mark.slow
 def test_equinox_network_with_keys_is_compared_layer_by_layer(vit):
     report = verify.compare(vit, equinox_vit(act=exact_gelu, eps=1e-6), SQUARES, **QUICK)
     assert report.equal, str(report)

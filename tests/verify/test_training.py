@@ -387,6 +387,7 @@ def test_seeds_compare_the_distribution_of_errors():
     assert by_name["kernel, median"].reference_error > 0
 
 
+@pytest.mark.slow
 def test_seeds_catch_an_error_above_pytorchs_own(monkeypatch):
     changed(weight_decay=1.1e-4)(monkeypatch)
     (section,) = compare(Plan(2, mode="seeds", seeds=3))
@@ -422,6 +423,7 @@ def test_rejects_invalid_settings(settings, complaint):
         verify_model("tiny", train_steps=1, **settings)
 
 
+@pytest.mark.slow
 def test_several_recipes_are_compared_in_one_report():
     report = verify_model(
         "tiny", sizes=[SIZE], num_classes=3, train_steps=2, train_recipes=["sgd", "adamw"]

@@ -39,7 +39,7 @@ def test_all_losses_are_registered() -> None:
         ("jaccard", {"log": True}),
         ("tversky", {"alpha": 0.3, "gamma": 0.75}),
         ("lovasz", {}),
-        ("lovasz", {"per_image": True, "classes": "all"}),
+        pytest.param("lovasz", {"per_image": True, "classes": "all"}, marks=pytest.mark.slow),
         ("bce", {"pos_weight": 3.0}),
     ],
     ids=str,
