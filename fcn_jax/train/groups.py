@@ -81,8 +81,6 @@ def assign(
                 f"optim.param_groups[{i}]: no parameter is left for {group.match}"
                 f"{why if some else ''}"
             )
-    if rates and all(rate.lr_mult == 0 for rate in rates.values()):
-        problems.append("optim.freeze and optim.param_groups leave no parameter to train")
     if problems:
         raise ConfigError(f"{'; '.join(problems)}; names look like {names[0]}, {names[-1]}")
     return rates

@@ -43,7 +43,7 @@ def test_contradictions_are_reported_together():
         ),
         ({"layer_decay": 0}, r"optim\.layer_decay is 0: .*greater than 0"),
         ({"layer_decay": 1.1}, r"optim\.layer_decay is 1\.1: .*less than or equal to 1"),
-        ({"freeze": "backbone"}, r"optim\.freeze is 'backbone': expected a list in brackets"),
+        ({"freeze": 3}, r"optim\.freeze is 3: expected a list in brackets"),
         ({"freeze": [1]}, r"optim\.freeze\[0\] is 1: .*valid string"),
         ({"freeze_batch_norm": 3}, r"optim\.freeze_batch_norm is 3: expected a list in brackets"),
         ({"div_factor": 0.5}, r"optim\.div_factor is 0\.5"),
@@ -56,6 +56,10 @@ def test_contradictions_are_reported_together():
 def test_rejects_bad_values_with_the_path_of_the_key(settings, message):
     with pytest.raises(ConfigError, match=message):
         config.parse({"optim": settings})
+
+
+def test_takes_one_glob_instead_of_a_list():
+    assert config.parse({"optim": {"freeze": "backbone"}}).optim.freeze == ("backbone",)
 
 
 @pytest.mark.parametrize(
