@@ -48,9 +48,9 @@ ADAMW = OptimConfig(
         ParamGroup(match="*.scale", decay_mult=0),
     ),
 )
-"""Without weight decay of biases and normalizations. PyTorch's default eps of 1e-8 divides a
-gradient that is zero except for rounding by itself, so that its step is as large as any other and
-in a random direction. 1e-4 is above such gradients, and shows where eps is added."""
+"""Without weight decay of biases and normalizations. Some gradients are zero except for rounding.
+With PyTorch's default eps of 1e-8 their steps would be as large as others, in random directions.
+1e-4 is above such gradients, and shows where eps is added."""
 
 RECIPES = {"sgd": SGD, "adamw": ADAMW}
 """Recipes of the comparison by name."""

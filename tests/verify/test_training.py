@@ -304,7 +304,7 @@ def test_all_sides_start_from_what_the_condition_leaves(monkeypatch):
 
 
 def test_step_is_repeated_on_another_batch_from_the_same_state(monkeypatch):
-    """An error of a single batch, such as a jump at a kink, is not held against the port."""
+    """An error of a single batch, such as a jump at a kink, does not fail the port."""
     drawn = []
 
     def recorded(step, attempt):
