@@ -1,5 +1,7 @@
 """The page of `benchmarks.equivalence`, from made-up results."""
 
+import pytest
+
 from benchmarks import equivalence
 from fcn_jax.convert.report import LoadReport
 from fcn_jax.verify import Comparison, Report, Section, evidence
@@ -100,6 +102,7 @@ def test_bfloat16_has_a_table_and_a_command_of_its_own():
 
 
 def test_result_of_another_version_is_measured_again():
+    pytest.importorskip("torch")
     here = evidence.environment()
     more = {**here, "versions": {**here["versions"], "a-plugin": "1.0"}}
     other = {**here, "versions": {**here["versions"], "jax": "0.1"}}
