@@ -363,6 +363,7 @@ def test_train_starts_from_a_model_with_another_head(
     ]
 
 
+@pytest.mark.slow
 def test_convert_makes_a_backbone_that_starts_a_training(
     data: Path, recipe: Path, tmp_path: Path, fails: Fails
 ) -> None:

@@ -119,6 +119,7 @@ def test_d2l_export_gives_the_same_logits_in_pytorch(trained, d2l_network, tmp_p
     assert_same_output(model, d2l_network(CLASSES), tmp_path / "out.pth")
 
 
+@pytest.mark.slow
 def test_exports_a_backbone_with_its_own_names(backbone, trained, make_resnet18, tmp_path):
     import torch
 

@@ -92,6 +92,7 @@ def test_augments_an_image_differently_in_every_epoch(source: Source) -> None:
     assert not np.array_equal(batches[0]["image"][order[0]], batches[1]["image"][order[1]])
 
 
+@pytest.mark.slow
 def test_batches_and_resumption_are_independent_of_workers(source: Source) -> None:
     def start(workers: int) -> grain.DatasetIterator[Batch]:
         return train_batches(source, augment=FULL, batch_size=4, seed=7, num_workers=workers)
@@ -291,6 +292,7 @@ def test_rejects_reading_a_closed_iterator(source: Source) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="process groups are POSIX's")
+@pytest.mark.slow
 def test_ctrl_c_reaches_only_the_parent_which_exits_quietly(folder: Path) -> None:
     code = f"""
 import os, signal, sys, time

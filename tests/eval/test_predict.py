@@ -488,6 +488,7 @@ def test_uses_the_given_value_range_or_that_of_the_training(tiny_plugin, tmp_pat
     ]
 
 
+@pytest.mark.slow
 def test_pads_images_of_many_sizes_with_a_note(model, tmp_path, compiled):
     rng = np.random.default_rng(0)
     for number in range(9):

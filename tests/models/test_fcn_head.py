@@ -18,6 +18,7 @@ def test_meets_the_contract():
     check_head("fcn")
 
 
+@pytest.mark.slow
 def test_resizes_logits_to_the_image():
     model = build_model("resnet18", "fcn", 3, rngs=nnx.Rngs(0))
     model.eval()

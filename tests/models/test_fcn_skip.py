@@ -159,6 +159,7 @@ def test_rejects_features_that_do_not_align():
         )
 
 
+@pytest.mark.slow
 def test_covers_every_pixel_at_any_size():
     head = FCN8S.build(FCN8S.options(), SPECS[1:], num_classes=2, rngs=nnx.Rngs(0))
     for size in itertools.chain(range(1, 70, 7), (64, 96)):

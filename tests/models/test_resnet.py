@@ -190,7 +190,7 @@ def test_features_match_torchvision(make_resnet18, size):
         ("resnet50", 8),
         pytest.param("resnet50", 32, marks=pytest.mark.slow),
         pytest.param("resnet50", 16, marks=pytest.mark.slow),
-        ("resnext50_32x4d", 16),
+        pytest.param("resnext50_32x4d", 16, marks=pytest.mark.slow),
         pytest.param("resnext50_32x4d", 8, marks=pytest.mark.slow),
         pytest.param("wide_resnet50_2", 8, marks=pytest.mark.slow),
         pytest.param("resnet152", 16, marks=pytest.mark.slow),

@@ -53,10 +53,12 @@ def test_model_of_d2l_has_its_shape_parameters_and_keys(d2l_network):
     assert len(leaves(model)) == len(d2l_network(21).state_dict()) == 124
 
 
+@pytest.mark.slow
 def test_logits_match_torch(d2l_network, make_model):
     check_equal(*logits_of_both(d2l_network, make_model, (64, 96), 3))
 
 
+@pytest.mark.slow
 def test_logits_at_an_odd_size_match_torch_cropped(d2l_network, make_model):
     check_equal(*logits_of_both(d2l_network, make_model, (65, 97), 1))
 
@@ -75,6 +77,7 @@ def test_logits_have_the_size_of_small_images(d2l_network, make_model, size):
     check_equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_bfloat16_keeps_parameters_in_float32(make_model):
     wide, half = make_model(3), make_model(3, dtype="bfloat16")
     wide.eval()

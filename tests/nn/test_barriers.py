@@ -67,7 +67,8 @@ def test_fusion_barrier_vanishes_on_gpus():
 
 @pytest.mark.lowering
 @on_cpus
-@pytest.mark.parametrize("name", ["resnet34", pytest.param("resnet50", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet34", "resnet50"])
 def test_computes_the_blocks_of_a_resnet_once(name):
     model = nnx.eval_shape(lambda: fcn_jax.build_model(name, "fcn32s", 3, rngs=nnx.Rngs(0)))
     model.eval()

@@ -13,6 +13,7 @@ from fcn_jax.nn._matmul import product
     inputs=st.integers(1, 6),
     outputs=st.integers(1, 6),
 )
+@pytest.mark.slow
 def test_matches_the_plain_products_in_float32(shape, inputs, outputs):
     rng = np.random.default_rng(0)
     x, matrix, weights = (

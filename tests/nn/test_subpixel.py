@@ -50,6 +50,7 @@ def test_gather_inverts_scatter():
     np.testing.assert_array_equal(blocks.gather(scattered), images)
 
 
+@pytest.mark.slow
 def test_loss_and_gradients_do_not_depend_on_the_layout():
     upsample = layer(8, 4, 2)
     graphdef, params = nnx.split(upsample, nnx.Param)
@@ -75,6 +76,7 @@ def model(**settings):
     )
 
 
+@pytest.mark.slow
 def test_training_step_does_not_depend_on_the_layout(tiny_plugin):
     size = (29, 35)
     rng = np.random.default_rng(0)

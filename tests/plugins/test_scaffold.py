@@ -141,6 +141,7 @@ def bound(tree: ast.Module) -> list[str]:
     kind=st.sampled_from(KINDS),
 )
 @settings(max_examples=60)
+@pytest.mark.slow
 def test_code_compiles_and_binds_nothing_twice_for_any_name(name: str, kind: str) -> None:
     nothing = mock.patch.object(registry, "default", return_value=registry.Registry([]))
     with tempfile.TemporaryDirectory() as scratch, nothing:

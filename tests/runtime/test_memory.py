@@ -110,6 +110,7 @@ def test_trim_malloc_returns_freed_memory_to_the_system():
 
 
 @glibc
+@pytest.mark.slow
 def test_call_frees_its_memory_before_it_returns():
     if not hasattr(ctypes.CDLL(None), "mallinfo2"):
         pytest.skip("glibc before 2.33 has no mallinfo2")

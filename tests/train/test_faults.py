@@ -330,6 +330,7 @@ def fill(folder: Path) -> None:
                 continue
 
 
+@pytest.mark.slow
 def test_failed_save_ends_the_run_and_keeps_the_last_checkpoint(
     here: Callable[..., Result], undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -101,6 +101,7 @@ def test_keeps_the_last_two_and_the_best_checkpoint(finished: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_resumes_a_killed_run_with_workers_bit_for_bit(
     finished: Path, data: Path, recipe: Path, tmp_path: Path
 ) -> None:
@@ -127,7 +128,9 @@ def _last_step(run: Path) -> int:
     return max((json.loads(line)["step"] for line in lines if line.endswith("}")), default=0)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM]
+)
 def test_resumes_a_run_that_a_signal_stopped_bit_for_bit(
     finished: Path, data: Path, recipe: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -146,6 +149,7 @@ def test_resumes_a_run_that_a_signal_stopped_bit_for_bit(
     assert_same(final(finished), final(run))
 
 
+@pytest.mark.slow
 def test_eight_devices_match_the_losses_of_one(
     finished: Path, data: Path, recipe: Path, tmp_path: Path
 ) -> None:
@@ -203,6 +207,7 @@ def test_rejects_a_batch_larger_than_the_split_and_leaves_no_run(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_trains_in_bfloat16(here: Trainer, tmp_path: Path) -> None:
     here(tmp_path / "run", "model.dtype=bfloat16")
     losses = [record["loss"] for record in records(tmp_path / "run", "train")]
@@ -225,6 +230,7 @@ def test_starts_from_a_checkpoint(here: Trainer, finished: Path, tmp_path: Path)
     )
 
 
+@pytest.mark.slow
 def test_trains_and_saves_an_auxiliary_head(here: Trainer, tmp_path: Path) -> None:
     settings = [
         "model.aux_head=fcn",

@@ -329,6 +329,7 @@ def tiny(tiny_plugin, own_losses, monkeypatch):
     return make
 
 
+@pytest.mark.slow
 def test_step_reports_each_loss_and_accumulates_means(tiny):
     context = LossContext(2, "multiclass", np.array([3, 1]), np.array([4, 4]))
     mean = made(

@@ -84,6 +84,7 @@ def test_step_follows_the_gradient_of_the_loss_on_normalized_images(made):
     )
 
 
+@pytest.mark.slow
 def test_adds_the_auxiliary_loss_times_its_weight(tiny_plugin):
     spec = ModelSpec(
         "tiny",
@@ -138,6 +139,7 @@ def test_remat_changes_no_value_and_rematerializes(made):
     assert "remat" not in saved()
 
 
+@pytest.mark.slow
 def test_accumulated_steps_match_the_whole_batch_without_batch_statistics(
     tiny_plugin,
 ):
@@ -178,6 +180,7 @@ class _WithoutStatistics(nnx.Module):
         return self.model.outputs(x)
 
 
+@pytest.mark.slow
 def test_accumulated_steps_update_the_statistics_once_per_part(tiny_plugin):
     model, *_ = make(dropout=0.5)
     state, _ = stepped(model, accumulate_steps=2)

@@ -109,6 +109,7 @@ def test_wrong_epsilon_is_found(compare, convnext, monkeypatch):
     }
 
 
+@pytest.mark.slow
 def test_approximate_gelu_is_found(compare, monkeypatch):
     monkeypatch.setattr(nn, "gelu", functools.partial(nn.gelu, approximate="tanh"))
     report = compare()
@@ -117,6 +118,7 @@ def test_approximate_gelu_is_found(compare, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_swapped_biases_are_found(compare, convnext):
     def change(name, path):
         if path.endswith("depthwise.bias"):

@@ -252,6 +252,7 @@ def compared(slope):
     return compare(reference(), Port(slope), images, rules=table)
 
 
+@pytest.mark.slow
 def test_gradients_are_held_to_rounding():
     report = compared(1.0)
     assert report.equal, report
@@ -262,7 +263,7 @@ def test_gradients_are_held_to_rounding():
     assert max(c.reference_error for c in gradients.comparisons) < 2e-5
 
 
-@pytest.mark.parametrize("slope", [1.2, 1.002])
+@pytest.mark.parametrize("slope", [pytest.param(1.2, marks=pytest.mark.slow), 1.002])
 def test_slightly_larger_gradient_is_caught(slope):
     report = compared(slope)
     assert not report.equal

@@ -102,6 +102,7 @@ def test_training_step_changes_every_tensor(full_report):
     assert min(errors.values()) > 0
 
 
+@pytest.mark.slow
 def test_bfloat16_is_compared_with_bfloat16_of_pytorch():
     report = verify_model("tiny", dtype="bfloat16", grad=True, **SMALL)
     assert report.equal, str(report)
@@ -310,6 +311,7 @@ class Flat(torch.nn.Module):
         return {"out": self.upscore(self.score_fr(y))[..., : x.shape[2], : x.shape[3]]}
 
 
+@pytest.mark.slow
 def test_reference_model_may_have_its_own_key_format(tiny_plugin, monkeypatch):
     plugins = registry.default()
     tiny = plugins.backbone("tiny")

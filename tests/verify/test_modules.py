@@ -207,9 +207,17 @@ def same_padding_in_the_pool():
         (wrongly_transposed_kernel, "layer2.0.conv2.conv"),
         (swapped_vectors, "layer2.0.conv2.bn"),
         (wrong_eps, "layer2.0.conv3.bn"),
-        (same_padding_in_the_stem, "conv1.conv"),
-        (stride_on_the_first_convolution_of_a_bottleneck, "layer2.0.conv1.conv"),
-        (same_padding_in_the_pool, "between conv1.bn and layer2.0.conv1.conv"),
+        pytest.param(same_padding_in_the_stem, "conv1.conv", marks=pytest.mark.slow),
+        pytest.param(
+            stride_on_the_first_convolution_of_a_bottleneck,
+            "layer2.0.conv1.conv",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            same_padding_in_the_pool,
+            "between conv1.bn and layer2.0.conv1.conv",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_fault_exceeds_the_limit_ten_times_and_is_located(
@@ -229,6 +237,7 @@ def test_fault_exceeds_the_limit_ten_times_and_is_located(
     assert set(isolated) <= {expected, "layer2.0"} | strided
 
 
+@pytest.mark.slow
 def test_finds_wrong_gradients_of_right_outputs(reference, port, monkeypatch):
     @jax.custom_vjp
     def relu(x):

@@ -273,6 +273,7 @@ def test_imagenet_weights_fill_only_the_backbone_and_convert_back(torchvision, n
         assert value.tobytes() == tensors[key].astype(value.dtype).tobytes(), key
 
 
+@pytest.mark.slow
 def test_recognizes_the_three_key_formats_of_torchvision(torchvision):
     """In the ImageNet file, in a segmentation model, and in the backbone of that model alone."""
     model = nnx.eval_shape(lambda: build_model("mobilenet_v3_small", "fcn", 3, rngs=nnx.Rngs(0)))

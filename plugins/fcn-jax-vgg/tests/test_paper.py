@@ -243,6 +243,7 @@ def test_logits_match_torch_at_odd_sizes(torch, plugins, name, height_width):
     assert np.abs(found - wanted).max() < 1e-5 * np.abs(wanted).max()
 
 
+@pytest.mark.slow
 def test_returns_logits_at_any_size():
     model = nnx.eval_shape(lambda: build(registered_spec("narrow_fcn8s_vgg16"), rngs=nnx.Rngs(0)))
     model.eval()

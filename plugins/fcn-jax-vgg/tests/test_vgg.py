@@ -195,6 +195,7 @@ def test_rejects_options_out_of_range(table, complaint):
         validate(VGG16, table)
 
 
+@pytest.mark.slow
 def test_center_of_fc7_matches_the_classifier_of_torchvision(torch):
     options = VGGOptions(width=64)
     theirs = reference(torch, options)
@@ -228,6 +229,7 @@ def test_center_of_fc7_matches_the_classifier_of_torchvision(torch):
         )
 
 
+@pytest.mark.slow
 def test_weights_convert_to_torch_and_back_bit_for_bit(torch):
     options = VGGOptions(width=16)
     model = build_model("vgg16", "fcn32s", backbone_options={"width": 16}, rngs=nnx.Rngs(0))
@@ -263,6 +265,7 @@ def test_loads_a_file_of_torchvision(torch, tmp_path):
         assert np.array_equal(value, theirs.state_dict()[name].numpy()), name
 
 
+@pytest.mark.slow
 def test_dropout_depends_on_the_key_and_is_off_in_eval_mode():
     module = VGG16.build(VGGOptions(width=16), output_stride=32, rngs=nnx.Rngs(0))
     x = images((1, 64, 64, 3))
@@ -313,6 +316,7 @@ def test_pads_images_smaller_than_the_stride():
         assert logits.shape == (2, height, width, 5)
 
 
+@pytest.mark.slow
 def test_verify_accepts_backbone_options(torch):
     report = verify_model(
         "vgg11", backbone_options=NARROW, sizes=[(33, 40)], batch=1, num_classes=3

@@ -100,6 +100,7 @@ def test_kind_selects_among_plugins_of_one_name(tmp_path, monkeypatch, capsys):
     assert "No module named 'nowhere'" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_checks_the_given_splits_of_a_dataset(tmp_path, capsys):
     write_folder(tmp_path, "train", "test", "extra")
     command = ["plugins", "check", "folder", "--data", str(tmp_path)]
@@ -112,6 +113,7 @@ def test_checks_the_given_splits_of_a_dataset(tmp_path, capsys):
     assert "has no split 'nowhere'. Available: extra, test, train." in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_reports_an_import_that_is_heavy_or_fails_or_hangs(registered, capsys, tmp_path):
     (tmp_path / "torch.py").write_text("")
     registered(

@@ -188,5 +188,6 @@ def test_rejects_a_broken_promise(broken, complaint):
         check_head(broken)
 
 
+@pytest.mark.slow
 def test_accepts_fcn32s():
     check_head(FCN32S)

@@ -38,7 +38,7 @@ def test_all_losses_are_registered() -> None:
         ("dice", {"smooth": 1.0}),
         ("jaccard", {"log": True}),
         ("tversky", {"alpha": 0.3, "gamma": 0.75}),
-        ("lovasz", {}),
+        pytest.param("lovasz", {}, marks=pytest.mark.slow),
         pytest.param("lovasz", {"per_image": True, "classes": "all"}, marks=pytest.mark.slow),
         ("bce", {"pos_weight": 3.0}),
     ],
