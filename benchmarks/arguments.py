@@ -48,9 +48,10 @@ class Parser(argparse.ArgumentParser):
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.add_argument("--device", choices=("cpu", "cuda"), default=device, help="device")
 
-    def add_recipe(self) -> None:
-        """Add a recipe, `--data` and `--set`."""
-        self.add_argument("recipe", help="name of a recipe, or a TOML file")
+    def add_recipe(self, *, optional: bool = False) -> None:
+        """Add a recipe, which may be optional, `--data` and `--set`."""
+        number = {"nargs": "?"} if optional else {}
+        self.add_argument("recipe", help="name of a recipe, or a TOML file", **number)
         self.add_argument("--data", help="folder of the dataset")
         self.add_argument(
             "--set",

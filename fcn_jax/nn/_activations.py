@@ -26,3 +26,17 @@ def gelu(x: Float[Array, "*S"], approximate: str = "none") -> Float[Array, "*S"]
         raise ValueError(f"approximate is '{approximate}'; it must be 'none' or 'tanh'")
     y = jax.nn.gelu(x.astype(jnp.float32), approximate=approximate == "tanh")
     return y.astype(x.dtype)
+
+
+def silu(x: Float[Array, "*S"]) -> Float[Array, "*S"]:
+    """Sigmoid linear unit, x sigmoid(x), in float32; `torch.nn.functional.silu`, also called swish.
+
+    Ramachandran et al. 2017, arXiv:1710.05941. `jax.nn.silu` rounds the sigmoid in bfloat16, too.
+
+    Args:
+        x: f[...].
+
+    Returns:
+        f[...] in the dtype of `x`.
+    """
+    return jax.nn.silu(x.astype(jnp.float32)).astype(x.dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +17,16 @@ from fcn_jax.nn._bias import add_bias
 from fcn_jax.nn._conv_cpu import cpu_conv, cpu_grads
 from fcn_jax.nn._conv_xla import Settings, gpu_conv, gpu_grads, tpu_grads, xla_conv
 from fcn_jax.nn._initializers import Initializer, torch_default
+from fcn_jax.nn._padding import pad_same, same_padding
+
+Padding = int | Literal["same"]
 
 
 def conv(
     x: Float[Array, "N H W I"],
     kernel: Float[Array, "kH kW {x.shape[3]//groups} O"],
     stride: int = 1,
-    padding: int = 0,
+    padding: Padding = 0,
     dilation: int = 1,
     groups: int = 1,
 ) -> Float[Array, "N h w O"]:
@@ -34,15 +37,34 @@ def conv(
         kernel: f[kH, kW, I / groups, O], rounded to the dtype of `x`. Its gradient is summed in
             float32, except on GPUs.
         stride: at least 1.
-        padding: zeros on each side, at least 0.
+        padding: zeros on each side, at least 0; or "same", TensorFlow's padding, see
+            `same_padding`.
         dilation: distance between the taps of the kernel, at least 1.
         groups: divides I and O.
 
     Returns:
-        f[N, h, w, O] with h = (H + 2 padding - dilation (kH - 1) - 1) // stride + 1.
+        f[N, h, w, O] with h = (H + 2 padding - dilation (kH - 1) - 1) // stride + 1, or with
+        h = ceil(H / stride) if `padding` is "same".
     """
+    if padding == "same":
+        x, padding = _with_same_padding(x, kernel, stride, dilation)
     settings = Settings(stride, padding, dilation, groups)
     return checkpoint_name(_conv(x, kernel, settings), CONV_OUTPUT)
+
+
+def _with_same_padding(
+    x: jax.Array, kernel: jax.Array, stride: int, dilation: int
+) -> tuple[jax.Array, int]:
+    """The image for a convolution, padded if that differs between the sides, and the padding."""
+    taps = kernel.shape[:2]
+    widths = {
+        width
+        for size, kernel_size in zip(x.shape[1:3], taps, strict=True)
+        for width in same_padding(size, kernel_size, stride, dilation)
+    }
+    if len(widths) == 1:
+        return x, widths.pop()
+    return pad_same(x, taps, stride, dilation), 0
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -95,7 +117,7 @@ class Conv(nnx.Module):
         kernel_size: int,
         *,
         stride: int = 1,
-        padding: int = 0,
+        padding: Padding = 0,
         dilation: int = 1,
         groups: int = 1,
         use_bias: bool = True,

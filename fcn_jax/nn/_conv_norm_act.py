@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from fcn_jax.nn._batch_norm import BatchNorm
-from fcn_jax.nn._conv import Conv, conv
+from fcn_jax.nn._conv import Conv, Padding, conv
 from fcn_jax.nn._conv_xla import Settings, is_stem
 from fcn_jax.nn._group_norm import GroupNorm
 from fcn_jax.nn._initializers import Initializer
@@ -44,7 +44,7 @@ class ConvNormAct(nnx.Module):
         kernel_size: int,
         *,
         stride: int = 1,
-        padding: int | None = None,
+        padding: Padding | None = None,
         dilation: int = 1,
         groups: int = 1,
         use_bias: bool = False,
@@ -67,7 +67,7 @@ class ConvNormAct(nnx.Module):
             kernel_size: height and width of the kernel.
             stride: see `conv`, as for `dilation` and `groups`.
             padding: zeros on each side. None keeps the size: n becomes ceil(n / stride); the kernel
-                size must be odd.
+                size must be odd. "same" also does, as TensorFlow does it; see `same_padding`.
             dilation: distance between the taps of the kernel.
             groups: divides I and O.
             use_bias: whether the convolution has a bias of its own.
@@ -141,9 +141,7 @@ class ConvNormAct(nnx.Module):
             return chosen
         # The result of a stem is rearranged, which hides its bias from cuDNN, and the max pool
         # after it is a loop that can normalize as well.
-        stem = is_stem(
-            Settings(layer.stride, layer.padding, layer.dilation, layer.groups), layer.kernel.shape
-        )
+        stem = is_stem(Settings(layer.stride, 0, layer.dilation, layer.groups), layer.kernel.shape)
         return jax.default_backend() == "gpu" and jnp.dtype(layer.dtype).itemsize < 4 and not stem
 
 

@@ -102,7 +102,8 @@ class Weights:
     """A published file of weights.
 
     Attributes:
-        url: address of a `.pth` or `.safetensors` file.
+        url: address of a `.pth` or `.safetensors` file; `pip://DISTRIBUTION/PATH` is that of a file
+            of an installed Python distribution.
         sha256: leading hexadecimal digits of the file's SHA-256 (torchvision publishes eight).
         summary: the training data and the published score.
     """

@@ -161,7 +161,8 @@ class TorchSide:
         torch = import_torch()
         given = self._typed(torch.tensor(x), variant)
         with torch.no_grad(), self.forward(variant):
-            return array(_first(self.network(variant).get_submodule(name)(given)))
+            layer = self.network(variant).get_submodule(name)
+            return array(_first(_without_activation(layer)(given)))
 
     def watched(
         self, variant: Variant, inputs: Sequence[np.ndarray], names: Sequence[str]
@@ -187,7 +188,8 @@ class TorchSide:
             given.setdefault(name, []).append(x)
 
         def after(name: str, layer: Any, args: tuple[Any, ...], output: Any) -> None:
-            x, output = given[name].pop(), _first(output)
+            plain = _without_activation(layer)
+            x, output = given[name].pop(), _first(output if plain is layer else plain(*args))
             if x is not None and isinstance(output, torch.Tensor):
                 seen_in.setdefault(name, []).append(x)
                 seen_out.setdefault(name, []).append(array(output))
@@ -241,6 +243,21 @@ def call_checked(call: Call, module: Any, tensors: tuple[torch.Tensor, ...]) -> 
             f"the PyTorch module {type(module).__name__} cannot be called with tensors of shape "
             f"{shapes}: {reason}; pass other inputs, layout or call_torch"
         ) from error
+
+
+def _without_activation(layer: torch.nn.Module) -> Any:
+    """A layer in eval mode, and a normalization of timm without its activation.
+
+    timm's `BatchNormAct2d` and its like are PyTorch's normalizations, followed by an activation,
+    under the name of the normalization. A port has two layers; the block around them is compared
+    with the activation.
+    """
+    norms = import_torch().nn.modules
+    known = (norms.batchnorm._NormBase, norms.GroupNorm, norms.LayerNorm)
+    if not isinstance(layer, known) or "act" not in dict(layer.named_children()):
+        return layer
+    plain = next(c for c in type(layer).__mro__ if c.__module__.startswith("torch.nn."))
+    return partial(plain.forward, layer)
 
 
 def _first(output: Any) -> Any:

@@ -142,3 +142,40 @@ def test_does_not_import_parts_of_other_models(register, monkeypatch):
     assert "SHAPES" not in hub.available(ModelSpec())
     assert "whole" in loaded
     assert "fcn8s" not in loaded
+
+
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    """The weights of an installed distribution, and their file."""
+    file = tmp_path / "acme_weights" / "net.pth"
+    file.parent.mkdir()
+    file.write_bytes(b"weights")
+    record = tmp_path / "acme_weights-1.2.dist-info"
+    record.mkdir()
+    (record / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-weights\nVersion: 1.2\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    return Weights("pip://acme-weights/acme_weights/net.pth", files.sha256(file)), file
+
+
+def test_finds_the_file_of_an_installed_distribution(installed):
+    weights, file = installed
+    assert hub.fetch(weights) == file
+
+
+@pytest.mark.parametrize(
+    ("url", "sha256", "complaint"),
+    [
+        (None, "0" * 64, r"net\.pth: the file's SHA-256 begins with \w{64}, expected is 0{64}; "),
+        ("pip://acme-weights/other.pth", None, r"acme-weights 1\.2 has no file .*other\.pth"),
+        (
+            "pip://nowhere/net.pth",
+            None,
+            "package nowhere, which is not installed; pip install --no-deps nowhere",
+        ),
+    ],
+)
+def test_says_what_is_wrong_with_a_distribution(installed, url, sha256, complaint):
+    weights, _ = installed
+    changes = {"url": url or weights.url, "sha256": sha256 or weights.sha256}
+    with pytest.raises(WeightsError, match=complaint):
+        hub.fetch(dataclasses.replace(weights, **changes))

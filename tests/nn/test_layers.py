@@ -1,4 +1,4 @@
-"""Linear, LayerNorm, LayerScale and gelu: values and gradients of torch's layers, bfloat16."""
+"""Linear, LayerNorm, LayerScale, gelu, silu: values and gradients of torch's layers, bfloat16."""
 
 import jax
 import jax.numpy as jnp
@@ -129,6 +129,22 @@ def test_gelu_matches_torch(approximate, dtype):
     atol = 1e-5 if dtype == "float32" else 1e-2
     np.testing.assert_allclose(np.asarray(y, np.float64), ty.detach(), rtol=1e-2, atol=atol)
     np.testing.assert_allclose(np.asarray(grad, np.float64), tx.grad, rtol=1e-2, atol=atol)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_silu_matches_torch(dtype):
+    x = jnp.concatenate([jnp.linspace(-8, 8, 401), jnp.array([-1e4, -90.0, 90.0, 1e4])])
+    x = x.astype(dtype)
+    y, vjp = jax.vjp(nn.silu, x)
+    (grad,) = vjp(jnp.ones_like(x))
+    tx = torch.tensor(np.asarray(x, np.float64), requires_grad=True)
+    ty = torch.nn.functional.silu(tx)
+    ty.sum().backward()
+    assert y.dtype == grad.dtype == x.dtype
+    # Each is rounded once.
+    rtol = {"float32": 1e-6, "bfloat16": 2**-8}[dtype]
+    np.testing.assert_allclose(np.asarray(y, np.float64), ty.detach(), rtol=rtol, atol=1e-7)
+    np.testing.assert_allclose(np.asarray(grad, np.float64), tx.grad, rtol=rtol, atol=1e-6)
 
 
 def test_gelu_rejects_an_unknown_approximation():

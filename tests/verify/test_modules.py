@@ -12,7 +12,7 @@ from jax import lax
 from fcn_jax import nn, verify
 from fcn_jax.errors import ConfigError, WeightsError
 from fcn_jax.models.resnet import RESNET50, Bottleneck, Stage
-from fcn_jax.pytorch.rules import CONV, Op, Rule, Table, batch_norm, conv
+from fcn_jax.pytorch.rules import CONV, Op, Rule, Table, batch_norm, conv, conv_norm
 from fcn_jax.verify.randomize import randomize
 
 torch = pytest.importorskip("torch")
@@ -106,6 +106,42 @@ def test_layer_that_calls_its_parent_class_counts_once():
     assert report.equal, report
     for section in report.sections[:2]:
         assert [c.name for c in section.comparisons] == ["once", "twice"]
+
+
+@pytest.mark.parametrize(("activation", "equal"), [(jax.nn.relu6, True), (nnx.relu, False)])
+def test_normalization_of_timm_is_compared_without_its_activation(activation, equal):
+    layers = pytest.importorskip("timm.layers")
+
+    class Block(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = torch.nn.Conv2d(3, 4, 3, padding=1, bias=False)
+            self.bn = layers.BatchNormAct2d(4, act_layer=torch.nn.ReLU6)
+
+        def forward(self, x):
+            return self.bn(self.conv(x))
+
+    class Network(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block = Block()
+
+        def forward(self, x):
+            return self.block(x)
+
+    class Port(nnx.Module):
+        def __init__(self):
+            self.block = nn.ConvNormAct(3, 4, 3, activation=activation, rngs=nnx.Rngs(0))
+
+        def __call__(self, x):
+            return self.block(x)
+
+    table = Table(conv_norm("block.conv", "block.bn", "block"))
+    images = 4 * IMAGES[:, :16, :16]
+    report = compare(Network(), Port(), table, images, grad=False, sensitive=False)
+    isolated = {c.name: c.equal for c in report.sections[0].comparisons}
+    assert isolated == {"block.conv": True, "block.bn": True, "block": equal}
+    assert report.equal == equal
 
 
 def test_right_port_is_equal(reference, port):

@@ -77,7 +77,7 @@ def check_weights(subject: Subject, weights: Mapping[str, Weights]) -> None:
                 f"weights '{name}' have sha256 '{file.sha256}'; it must be at least 8 leading "
                 "hexadecimal digits"
             )
-        if re.fullmatch(r"(https?|file)://.+\.(pth|pt|safetensors)", file.url) is None:
+        if re.fullmatch(r"(https?|file|pip)://.+\.(pth|pt|safetensors)", file.url) is None:
             subject.fail(
                 f"weights '{name}' have the url '{file.url}'; it must be the address of a .pth or "
                 ".safetensors file"

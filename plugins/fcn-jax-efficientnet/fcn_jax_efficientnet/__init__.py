@@ -1,0 +1,1 @@
+"""EfficientNet-Lite and EfficientNet as backbones for fcn-jax."""
