@@ -10,7 +10,7 @@ from fcn_jax_efficientnet.backbones import TF_EFFICIENTNET_LITE0
 from flax import nnx
 from PIL import Image
 
-import fcn_jax
+from fcn_jax import verify
 from fcn_jax.api import ModelSpec
 from fcn_jax.convert import hub
 from fcn_jax.convert.export import export_weights
@@ -103,7 +103,7 @@ def test_features_and_gradients_match_the_network_of_the_weights(pretrained):
     reference = Features(lukemelas(pretrained))
     rules = TF_EFFICIENTNET_LITE0.torch.tables_of(None, standalone=True)["lukemelas"]
     image = np.random.default_rng(0).normal(size=(2, 65, 98, 3)).astype(np.float32)
-    report = fcn_jax.compare(
+    report = verify.compare(
         reference, build_backbone(SPEC, rngs=nnx.Rngs(0)), image, rules=rules, layout="NHWC"
     )
     assert report.equal, report
@@ -114,10 +114,11 @@ def test_features_and_gradients_match_the_network_of_the_weights(pretrained):
 
 @pytest.fixture(scope="session")
 def voc():
-    """A folder of VOC: FCN_JAX_VOC names it."""
-    folder = Path(os.environ.get("FCN_JAX_VOC", ""))
-    if not (folder / "JPEGImages").is_dir():
-        pytest.skip("needs FCN_JAX_VOC=.../VOCdevkit/VOC2012")
+    """VOC in the folder of real photographs, or FCN_JAX_SHARED's."""
+    shared = Path(os.environ.get("FCN_JAX_SHARED") or Path(__file__).parents[4] / "shared")
+    folder = shared / "data" / "VOCdevkit" / "VOC2012"
+    if not folder.is_dir():
+        pytest.skip(f"{folder}: no such folder of photographs")
     return folder
 
 
@@ -146,7 +147,7 @@ def of_one_class(voc, label, number=12):
             found.append(square(Image.open(voc / "JPEGImages" / f"{file.stem}.jpg")))
         if len(found) == number:
             return np.stack(found)
-    raise AssertionError(f"FCN_JAX_VOC has {len(found)} photographs of label {label} alone")
+    raise AssertionError(f"VOC has {len(found)} photographs of label {label} alone")
 
 
 def square(image, size=224):
