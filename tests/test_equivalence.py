@@ -5,7 +5,7 @@ import pytest
 from benchmarks import equivalence
 from fcn_jax.convert.report import LoadReport
 from fcn_jax.verify import Comparison, Report, Section, evidence
-from fcn_jax.verify.report import Agreement
+from fcn_jax.verify.predictions import Agreement
 
 
 def result(model, *excesses, size=(64, 96), **settings):
