@@ -19,8 +19,8 @@ from fcn_jax.errors import listing
 from fcn_jax.verify.criterion import MIN_VALUES, Section
 from fcn_jax.verify.torch_side import TorchSide, import_torch
 
-_LARGEST = 8
-"""Largest images that are tried, in units of the present height or width."""
+_LARGEST = 256
+"""Height and width of the largest images that are tried, in pixels."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,9 +128,8 @@ def _smallest(side: TorchSide, inputs: Sequence[np.ndarray]) -> int | None:
         image = np.zeros((len(x), length, length, x.shape[-1]), x.dtype)
         return min(_counts(side, (image,)).values()) >= MIN_VALUES
 
-    low = min(x.shape[1:3])
-    high = _LARGEST * max(x.shape[1:3])
-    if not enough(high):
+    low, high = min(x.shape[1:3]), _LARGEST
+    if max(x.shape[1:3]) >= high or not enough(high):
         return None
     while high - low > 1:
         middle = (low + high) // 2

@@ -113,7 +113,7 @@ class Report:
     @property
     def inconclusive(self) -> int:
         """Number of inconclusive tensors, over all sections."""
-        return sum(len(section.inconclusive) for section in self.sections)
+        return sum(len(s.inconclusive) for s in self.sections)
 
     @property
     def trained(self) -> tuple[int, int]:
