@@ -268,8 +268,8 @@ def table(results: list[dict[str, Any]]) -> list[str]:
     lines = [
         "| model | equal | tensors | argmax agrees: JAX / PyTorch | "
         + " | ".join(COLUMNS.values())
-        + " | conclusive / inconclusive after training | sensitivity floor | mutation score: caught "
-        "of planted, right layer |",
+        + " | conclusive / inconclusive after training | sensitivity floor | mutation score: "
+        "caught of planted, right layer |",
         "|---" * (len(COLUMNS) + 7) + "|",
     ]
     for result in results:
