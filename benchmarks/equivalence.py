@@ -121,9 +121,9 @@ the distances. What cannot be moved is listed, and at most five tensors may then
 schedule) and with AdamW (cosine schedule with warm-up, no weight decay of biases and
 normalizations). Before each step all sides receive the same parameters and buffers, those of
 PyTorch in float64, rounded to float32; each keeps its own momentum. So errors cannot grow from step
-to step, and the change of every parameter and buffer is judged after every step. A tensor is
-*unjudged* if PyTorch's own error is one half or more. The change of a float32 parameter carries the
-rounding of the whole parameter, which is most of the error of small steps: a reference error of
+to step, and the change of every parameter and buffer is compared after every step. A tensor is
+*inconclusive* if PyTorch's own error is one half or more. The change of a float32 parameter carries
+the rounding of the whole parameter, which is most of the error of small steps: a reference error of
 1e-3 in training is that, and the same on both sides.
 
 **Sensitivity floor**: the smallest relative change of the logits per relative change of a tensor,
@@ -194,7 +194,7 @@ def summary(report: Report) -> dict[str, Any]:
         "equal": report.equal,
         "tensors": len(report.coverage.loaded),
         "sections": {title: found for title, found in sections.items() if found},
-        "training": dict(zip(("compared", "unjudged"), report.trained, strict=True)),
+        "training": dict(zip(("compared", "inconclusive"), report.trained, strict=True)),
         "sensitivity": _sensitivity(report),
         "mutation": _mutation(report),
         "argmax": agreement.argmax,
@@ -229,7 +229,7 @@ def _sensitivity(report: Report) -> dict[str, Any] | None:
 
 
 def _mutation(report: Report) -> dict[str, Any] | None:
-    """Numbers of planted faults, and shares of those caught and blamed on the right layer."""
+    """Numbers of planted faults, and shares of those caught, and with the right layer named."""
     found = getattr(report, "mutation", None)
     return found and {key: found.to_dict()[key] for key in ("planted", "caught", "right_layer")}
 
@@ -268,8 +268,8 @@ def table(results: list[dict[str, Any]]) -> list[str]:
     lines = [
         "| model | equal | tensors | argmax agrees: JAX / PyTorch | "
         + " | ".join(COLUMNS.values())
-        + " | judged / unjudged after training | sensitivity floor | mutation score: caught of "
-        "planted, right layer |",
+        + " | conclusive / inconclusive after training | sensitivity floor | mutation score: "
+        "caught of planted, right layer |",
         "|---" * (len(COLUMNS) + 7) + "|",
     ]
     for result in results:
@@ -286,15 +286,23 @@ def table(results: list[dict[str, Any]]) -> list[str]:
             f"{min(run['torch_argmax'] for run in runs):.4%}",
             *(_cell(runs, title) for title in COLUMNS),
         ]
-        most = max((run["training"] for run in runs), key=lambda found: found["unjudged"])
-        compared, unjudged = most["compared"], most["unjudged"]
+        compared, inconclusive = max(map(_trained, runs), key=lambda numbers: numbers[1])
         cells += [
-            f"{compared - unjudged} / {unjudged} ({unjudged / compared:.1%})" if compared else "",
+            f"{compared - inconclusive} / {inconclusive} ({inconclusive / compared:.1%})"
+            if compared
+            else "",
             _lowest(runs),
             _score(runs),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def _trained(run: dict[str, Any]) -> tuple[int, int]:
+    """Numbers of tensors compared after training steps, and of inconclusive ones."""
+    found = run["training"]
+    # Results of earlier versions have the second name.
+    return found["compared"], found.get("inconclusive", found.get("unjudged"))
 
 
 def _cell(runs: list[dict[str, Any]], title: str) -> str:

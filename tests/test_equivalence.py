@@ -5,7 +5,7 @@ import pytest
 from benchmarks import equivalence
 from fcn_jax.convert.report import LoadReport
 from fcn_jax.verify import Comparison, Report, Section, evidence
-from fcn_jax.verify.report import Agreement
+from fcn_jax.verify.predictions import Agreement
 
 
 def result(model, *excesses, size=(64, 96), **settings):
@@ -95,6 +95,12 @@ def test_results_without_sensitivity_and_mutants_leave_their_cells_empty():
     assert row.endswith("| 393 / 7 (1.8%) |  |  |")
 
 
+def test_results_of_earlier_versions_are_read():
+    old, new = result("a", 0.5), result("a", 0.5)
+    new["runs"][0]["training"] = {"compared": 400, "inconclusive": 7}
+    assert equivalence.table([old]) == equivalence.table([new])
+
+
 def test_bfloat16_has_a_table_and_a_command_of_its_own():
     text = equivalence.page([result("a", 0.5), result("a", 0.5, dtype="bfloat16", mutate=True)])
     assert text.count("Made by") == 2
@@ -132,6 +138,6 @@ def test_summary_takes_the_worst_step_and_counts_all():
     steps = found["sections"]["training with sgd"]
     assert (steps["worst"], steps["error"], steps["attempts"]) == ("w", 9e-7, 2)
     assert (steps["tensors"], steps["inconclusive"]) == (4, 1)
-    assert found["training"] == {"compared": 4, "unjudged": 1}
+    assert found["training"] == {"compared": 4, "inconclusive": 1}
     assert found["sections"]["logits"]["worst"] == "out"
     assert found["mutation"] is None

@@ -42,8 +42,9 @@ def add_commands(commands: Any) -> None:
         "goes on from its own. seeds: the distribution of the errors of free runs."
     )
     add("--train-mode", choices=["synced", "free", "seeds"], default="synced", help=about)
-    about = "Optimizer of these steps; may be repeated (default: sgd)."
-    add("--optimizer", choices=["sgd", "adamw"], action="append", help=about)
+    about = "Optimizer of these steps; adamw-ema also averages the weights; may be repeated "
+    about += "(default: sgd)."
+    add("--optimizer", choices=["sgd", "adamw", "adamw-ema"], action="append", help=about)
     about = (
         "Learning rate of these steps (default: 0.1 with sgd, 0.001 with adamw). Models without "
         "batch normalization need a lower one."

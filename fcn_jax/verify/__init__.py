@@ -4,10 +4,11 @@ from fcn_jax.verify.criterion import Comparison, Section
 from fcn_jax.verify.model import verify_model
 from fcn_jax.verify.modules import compare
 from fcn_jax.verify.report import Report
-from fcn_jax.verify.runs import ADAMW, SGD
+from fcn_jax.verify.runs import ADAMW, ADAMW_EMA, SGD
 
 __all__ = [
     "ADAMW",
+    "ADAMW_EMA",
     "SGD",
     "Comparison",
     "Report",

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
+import operator
 
 import numpy as np
 
@@ -50,6 +53,11 @@ class Axes:
         )
 
 
+def is_kernel(path: str) -> bool:
+    """Whether a weight's output channels are last, by its name."""
+    return path.rpartition(".")[2] in _KERNELS
+
+
 def fitting(
     torch: tuple[int, ...], jax: tuple[int, ...], path: str, *, flipped: bool = False
 ) -> list[Axes]:
@@ -71,10 +79,18 @@ def fitting(
         orders = [(*spatial, 0, 1), (1, 0, *spatial)]
     elif len(torch) >= 2:
         orders += [(*spatial, 1, 0), (*spatial, 0, 1)] if spatial else [(1, 0)]
-        if path.rpartition(".")[2] in _KERNELS:
+        if is_kernel(path):
             orders = [*orders[1:], orders[0]]
     shapes = {order: tuple(torch[axis] for axis in order) for order in orders}
     exact = [order for order, shape in shapes.items() if shape == jax]
     # Heads, and axes of length 1.
-    merged = orders if np.prod(torch) == np.prod(jax) else []
+    merged = [order for order, shape in shapes.items() if splits(shape, jax)]
     return [Axes(torch, order, jax, flipped) for order in exact or merged]
+
+
+def splits(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Whether one shape splits axes of the other, such as [N, heads x D] and [N, heads, D]."""
+    if math.prod(one) != math.prod(other):
+        return False
+    ends, others = (set(itertools.accumulate(s, operator.mul)) | {1} for s in (one, other))
+    return ends <= others or others <= ends

@@ -9,7 +9,6 @@ import ast
 import functools
 import importlib
 import importlib.util
-import inspect
 import platform
 import re
 import sys
@@ -17,8 +16,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-
-from flax import nnx
 
 from fcn_jax import checkpoint
 from fcn_jax.errors import CheckpointError
@@ -81,19 +78,19 @@ def training_modules(*, steps: bool) -> list[str]:
     return [*losses, *(f"fcn_jax.train.{name}" for name in _STEPS if steps)]
 
 
-def sources(*networks: Any, also: Iterable[str] = ()) -> dict[str, str]:
+def sources(*parts: Any, also: Iterable[str] = ()) -> dict[str, str]:
     """SHA-256 of the source files that define networks, by path such as "fcn_jax/nn/_conv.py".
 
-    These are the files of the classes of all submodules, and the files of the same packages that
-    they import. Packages that the report describes by their versions are left out.
+    These are the files of the classes of all modules and of the functions that they hold, and the
+    files of the same packages that they import. Packages that the report describes by their
+    versions are left out.
 
     Args:
-        networks: PyTorch or JAX modules, functions, or either with values in a tuple; None is
-            ignored.
+        parts: PyTorch modules, which stand for all of their submodules; modules and functions of
+            JAX, as `Port.parts` lists them; None is ignored.
         also: names of further modules.
     """
-    given = [network for network in networks if network is not None]
-    names = {name for network in given for name in _modules_of(network)}
+    names = {name for part in parts if part is not None for name in _modules_of(part)}
     packages = {name.partition(".")[0] for name in names} - {"fcn_jax"}
 
     def counts(name: str) -> bool:
@@ -115,21 +112,18 @@ def sources(*networks: Any, also: Iterable[str] = ()) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def _modules_of(network: Any) -> set[str]:
-    """Names of the modules that define the classes of a network, or a function."""
-    if isinstance(network, tuple | list):  # a module or a function with its values
-        network = network[0]
-    while isinstance(network, functools.partial):
-        network = network.func
-    children = [network]
-    if isinstance(network, nnx.Module):
-        children += [child for _, child in nnx.iter_modules(network)]
-    elif hasattr(network, "named_modules"):  # PyTorch's
-        children += network.modules()
-    names = {base.__module__ for child in children for base in type(child).__mro__}
-    if inspect.isroutine(network):
-        names = {network.__module__}
-    return {name for name in names if name.partition(".")[0] not in _VERSIONED}
+def _modules_of(part: Any) -> set[str]:
+    """Names of the modules that define the classes of a network or layer, or a function."""
+    children = list(part.modules()) if hasattr(part, "named_modules") else [part]
+    found: set[str] = set()
+    for child in children:
+        for value in (child, *getattr(child, "__dict__", {}).values()):
+            while isinstance(value, functools.partial):
+                value = value.func
+            if callable(value) and not isinstance(value, type):  # a type is a dtype
+                found.add(getattr(value, "__module__", None) or "")
+        found |= {base.__module__ for base in type(child).__mro__}
+    return {name for name in found if name.partition(".")[0] not in {*_VERSIONED, ""}}
 
 
 def _imported(module: ModuleType, file: Path) -> Iterator[str]:
@@ -213,13 +207,24 @@ def differences(report: Mapping[str, Any], path: Path | None = None) -> list[str
         found.append(f"the criterion changed ({', '.join(names) or 'fewer numbers'})")
     weights = report["weights"]
     file = Path(weights.get("source", ""))
-    if path is not None and path.is_dir():
-        arrays = checkpoint.read_arrays(checkpoint.find(path))
-        if files.digest(arrays) != weights.get("arrays_sha256"):
+    folder = _checkpoint(path)
+    if folder is not None:
+        if files.digest(checkpoint.read_arrays(folder)) != weights.get("arrays_sha256"):
             found.append("the weights of the checkpoint changed")
     elif "sha256" in weights and file.is_file() and files.sha256(file) != weights["sha256"]:
         found.append(f"weights {file} changed")
     return found
+
+
+def _checkpoint(path: Path | None) -> Path | None:
+    """The checkpoint that holds a report, which is named by it or by itself; None if none does."""
+    if path is None:
+        return None
+    if path.is_dir():
+        return checkpoint.find(path)
+    inside = any((path.parent / part).exists() for part in ("spec", "model"))
+    # A report may have been copied to another place.
+    return checkpoint.find(path.parent) if path.name == checkpoint.EVIDENCE and inside else None
 
 
 def _other_versions(report: Mapping[str, Any]) -> list[str]:

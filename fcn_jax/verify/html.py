@@ -18,7 +18,8 @@ from fcn_jax.runtime import destination, json_text
 from fcn_jax.runtime.atomic import write_text
 from fcn_jax.verify import plot
 from fcn_jax.verify.criterion import Comparison, Section
-from fcn_jax.verify.report import GENERATOR, Pictures, Report
+from fcn_jax.verify.predictions import Pictures
+from fcn_jax.verify.report import GENERATOR, Report
 from fcn_jax.verify.series import Series, grouped
 
 SUFFIXES = (".html", ".json")
@@ -201,7 +202,8 @@ def _mutation(table: Mapping[str, Any] | None) -> dict[str, Any] | None:
             "kind": fault["kind"],
             "fault": fault["fault"].removeprefix(f"{fault['kind']}: "),
             "caught": ", ".join(fault["caught"]) or fault["equivalent"] or "nothing",
-            "blamed": fault["blamed"],
+            # Reports of earlier versions have the second name.
+            "first_failing": fault.get("first_failing", fault.get("blamed", "")),
             "passed": bool(fault["caught"] or fault["equivalent"]),
         }
         for fault in sorted(table["outcomes"], key=lambda f: bool(f["caught"] or f["equivalent"]))

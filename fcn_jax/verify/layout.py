@@ -16,7 +16,8 @@ class Layout:
         torch: shape on PyTorch's side.
         jax: shape on JAX's side.
         order: PyTorch's axes in JAX's order. Between the first and the last axis, one side may have
-            several axes where the other has one, such as N, H, W, C and N, HW, C.
+            several axes where the other has one, such as N, H, W, C and N, HW, C. The last axis of
+            one side may be the other's last two, such as heads and their features.
     """
 
     torch: tuple[int, ...]
@@ -80,13 +81,15 @@ def _orders(ndim: int) -> list[tuple[int, ...]]:
 
 
 def _same_ends(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
-    """Whether shapes of as many elements are equal, or one has the middle axes of the other as one.
+    """Whether shapes of as many elements are equal, or one joins axes of the other.
 
-    Without middle axes, N, C and N, 1, 1, C are also the same.
+    These are the middle axes, or the last two. Without middle axes, N, C and N, 1, 1, C are also
+    the same.
     """
     short, long = sorted((one, other), key=len)
     merged = len(short) < len(long) and 2 <= len(short) <= 3
-    return one == other or (merged and short[0] == long[0] and short[-1] == long[-1])
+    heads = len(short) == len(long) - 1 >= 2 and short[:-1] == long[:-2]
+    return one == other or heads or (merged and short[0] == long[0] and short[-1] == long[-1])
 
 
 def best_layout(torch: np.ndarray, jax: np.ndarray) -> Layout | None:

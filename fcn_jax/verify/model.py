@@ -16,9 +16,7 @@ from fcn_jax.config import OptimConfig
 from fcn_jax.convert.load import load_torch
 from fcn_jax.convert.report import LoadReport
 from fcn_jax.convert.tables import tables
-from fcn_jax.data.datasets.shapes import draw_scene
 from fcn_jax.errors import ConfigError, WeightsError
-from fcn_jax.eval.metrics import ConfusionMatrix
 from fcn_jax.models.build import build
 from fcn_jax.models.preprocess import normalize
 from fcn_jax.models.segmenter import Segmenter
@@ -27,28 +25,25 @@ from fcn_jax.plugins import registry
 from fcn_jax.plugins.api import IGNORE_INDEX, ModelSpec
 from fcn_jax.pytorch import files
 from fcn_jax.pytorch.rules import Table
-from fcn_jax.train.losses import segmentation_loss
-from fcn_jax.verify import evidence, jax_side
+from fcn_jax.verify import evidence, few_values, jax_side
+from fcn_jax.verify.calls import compare_outputs, compare_train_mode
+from fcn_jax.verify.criterion import FACTORS
+from fcn_jax.verify.gradients import compare_gradients
 from fcn_jax.verify.layers import compare_layers
-from fcn_jax.verify.modules import (
-    add_mutation,
-    add_sensitivity,
-    attempts_after,
-    compare_gradients,
-    compare_outputs,
-    compare_train_mode,
-    paired,
-    state_digest,
-)
+from fcn_jax.verify.mutation import add_mutation
 from fcn_jax.verify.ports.nnx_port import NnxPort
+from fcn_jax.verify.predictions import agreement_at, pictures_of
 from fcn_jax.verify.randomize import randomize
 from fcn_jax.verify.reference import build_reference
-from fcn_jax.verify.report import Agreement, Pictures, Report
-from fcn_jax.verify.runs import SGD, recipe_for, torch_loss
+from fcn_jax.verify.report import Report
+from fcn_jax.verify.runs import recipe_for
+from fcn_jax.verify.scenes import cross_entropy, scenes, thinned, training_batch
+from fcn_jax.verify.sensitivity import add_sensitivity
+from fcn_jax.verify.sides import paired, state_digest
 from fcn_jax.verify.third_opinion import ThirdOpinion
 from fcn_jax.verify.torch_side import import_torch, to_nchw
 from fcn_jax.verify.training import Condition, Mode, Plan, compare_training, plan_problems
-from fcn_jax.verify.types import Advance, Loss, Outputs
+from fcn_jax.verify.types import Advance
 
 PRECISIONS = ("highest", "high", "default")
 """Precisions of matrix products and convolutions."""
@@ -108,8 +103,8 @@ def verify_model(
         train_mode: `synced` starts each step from the same values on all sides, `free` lets each
             side go on from its own, `seeds` compares the distribution of the errors of free runs;
             see `fcn_jax.verify.training`.
-        train_recipes: "sgd", "adamw", or settings of the optimizer as in a recipe's [optim]; the
-            steps are compared with each of them.
+        train_recipes: "sgd", "adamw", "adamw-ema", or settings of the optimizer as in a recipe's
+            [optim]; the steps are compared with each of them.
         train_lr: learning rate instead of the recipe's, above 0. Networks without BatchNorm may
             need less for PyTorch's loss to stay finite.
         train_seeds: number of runs in the mode `seeds`, at least 2.
@@ -158,9 +153,9 @@ def verify_model(
     with torch.random.fork_rng(devices=[]):  # leaves the caller's random state unchanged
         torch.manual_seed(seed)
         reference, key_format = _reference(name, registered, spec)
-    scenes = [_scenes(size, batch, spec.num_classes, seed) for size in sizes]
-    inputs = [np.asarray(normalize(jax.numpy.asarray(images), preprocess)) for images, _ in scenes]
-    small = _thinned(inputs[0])
+    drawn = [scenes(size, batch, spec.num_classes, seed) for size in sizes]
+    inputs = [np.asarray(normalize(jax.numpy.asarray(images), preprocess)) for images, _ in drawn]
+    small = thinned(inputs[0])
     images = torch.from_numpy(to_nchw(small).copy())
     randomize(reference, seed, run=lambda network: network(images))
     table = tables(spec).get(("model", key_format))
@@ -170,6 +165,8 @@ def verify_model(
             f"'{key_format}' to compare by"
         )
     coverage, origin = _load(network, reference, table, weights, seed, reinit, drop=drop, key=key)
+    port = NnxPort(network, _outputs)
+    port.precision = matmul_precision
     report = Report(
         _subject(name, registered, spec, changes),
         spec.dtype,
@@ -190,7 +187,7 @@ def verify_model(
         },
         sources=evidence.sources(
             reference,
-            network,
+            *port.parts,
             also=(
                 build.__module__,
                 *(evidence.training_modules(steps=train_steps > 0) if grad or train_steps else ()),
@@ -198,53 +195,53 @@ def verify_model(
         ),
         third_opinion=ThirdOpinion() if third_opinion else None,
     )
-    port = NnxPort(network, _outputs)
-    port.precision = matmul_precision
     with paired(reference, port, table, spec.dtype) as pair:
         runs = len(train_recipes) * (train_seeds if train_mode == "seeds" else 1)
         total = 13 + len(pair.layers) + 6 * len(sizes) + 7 * grad + train_steps * runs
         advance = _counted(progress, total)
         report.add_layers(compare_layers(pair, inputs[:1], advance))
-        for size, (images, _), x in zip(sizes, scenes, inputs, strict=True):
+        for size, (images, _), x in zip(sizes, drawn, inputs, strict=True):
             title = f"logits at {size[0]}x{size[1]}"
             opinion = report.third_opinion
             section, outputs = compare_outputs(pair, (x,), title, advance, opinion)
             report.sections.append(section)
             if any(comparison.fault for comparison in section.comparisons):
                 continue  # there are no predictions to compare
-            report.agreement.append(_agreement(size, outputs, spec.num_classes))
-            report.pictures = report.pictures or _pictures(images[0], outputs, spec.num_classes)
+            report.agreement.append(agreement_at(size, outputs, spec.num_classes))
+            report.pictures = report.pictures or pictures_of(images[0], outputs, spec.num_classes)
         add_sensitivity(report, pair, (small,), report.sections[-len(sizes) :])
         advance("sensitivity")
+        few = few_values.find(pair.torch, inputs[:1], resize=True)
+        if few.impossible:
+            report.sections.append(few.skipped("train mode", FACTORS["gradients"]))
+            return report
         pair.torch.check_deterministic((small,))
-        report.sections.append(compare_train_mode(pair, inputs[:1], advance))
+        in_train_mode = compare_train_mode(pair, inputs[:1], advance)
+        report.sections.append(few.settled(in_train_mode, few.before))
         if grad:
-            loss = _cross_entropy(scenes[0][1])
-            attempts = attempts_after(report)
-            report.sections += compare_gradients(pair, inputs[:1], loss, advance, attempts)
+            loss = cross_entropy(drawn[0][1])
+            attempts = report.attempts
+            gradients = compare_gradients(pair, inputs[:1], loss, advance, attempts)
+            report.sections += map(few.settled, gradients)
         if mutate:
             height, width = (min(side, MUTATION_SIZE) for side in sizes[0])
-            images, _ = _scenes((height, width), batch, spec.num_classes, seed)
+            images, _ = scenes((height, width), batch, spec.num_classes, seed)
             x = np.asarray(normalize(jax.numpy.asarray(images), preprocess))
             add_mutation(report, pair, (x,), mutate, progress)
         if train_steps:
-            attempts = attempts_after(report)
+            attempts = report.attempts
 
             def draw(step: int, attempt: int) -> tuple[np.ndarray, np.ndarray]:
                 number = seed + step + attempt * train_steps
-                images, labels = _scenes(sizes[0], batch, spec.num_classes, number)
-                # Without noise, flat areas tie the pixels of whole pooling windows.
-                noise = np.random.default_rng(number).integers(-16, 17, images.shape)
-                return np.clip(images + noise, 0, 255).astype(np.uint8), labels
+                return training_batch(sizes[0], batch, spec.num_classes, number)
 
             for each in train_recipes:
                 recipe = recipe_for(each, network)
                 if train_lr is not None:
                     recipe = recipe.model_copy(update={"lr": train_lr})
                 plan = Plan(train_steps, train_mode, recipe, train_seeds, train_condition)
-                report.sections += compare_training(
-                    pair, network, draw, preprocess, plan, advance, attempts
-                )
+                steps = compare_training(pair, network, draw, preprocess, plan, advance, attempts)
+                report.sections += steps if recipe.freeze_batch_norm else map(few.settled, steps)
     return report
 
 
@@ -377,52 +374,3 @@ def _counted(progress: Callable[[int, int, str], None] | None, total: int) -> Ad
 
 def _outputs(network: Any, inputs: tuple[Any, ...]) -> Any:
     return network.outputs(*inputs)
-
-
-def _scenes(
-    size: tuple[int, int], batch: int, num_classes: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Drawn scenes u8[N,H,W,3] and labels u8[N,H,W] below `num_classes` or 255."""
-    drawn = (max(64, size[0]), max(64, size[1]))
-    scenes = [draw_scene(1000 * seed + i, drawn) for i in range(batch)]
-    images = np.stack([image[: size[0], : size[1]] for image, _ in scenes])
-    labels = np.stack([mask[: size[0], : size[1]] for _, mask in scenes])
-    valid = labels != IGNORE_INDEX
-    return images, np.where(valid, labels % num_classes, IGNORE_INDEX).astype(np.uint8)
-
-
-def _thinned(images: np.ndarray) -> np.ndarray:
-    """Every n-th pixel of images f32[N,H,W,3], such that 64 to 127 are left, where there are."""
-    rows, cols = (max(1, size // 64) for size in images.shape[1:3])
-    return images[:, ::rows, ::cols]
-
-
-def _cross_entropy(labels: np.ndarray) -> Loss:
-    torch = import_torch()
-    target = torch.from_numpy(labels).long()
-    return Loss(
-        lambda outputs: torch_loss(outputs, target),
-        lambda outputs, labels: segmentation_loss(outputs, labels, SGD.aux_weight),
-        labels,
-    )
-
-
-def _agreement(size: tuple[int, int], outputs: Outputs, num_classes: int) -> Agreement:
-    expected = outputs.reference["out"].argmax(1)
-    ours = outputs.jax["out"].argmax(1)
-    worst = min(float((run["out"].argmax(1) == expected).mean()) for run in outputs.torch)
-    matrix = ConfusionMatrix(num_classes)
-    matrix.add(expected.astype(np.uint8), ours.astype(np.uint8))
-    return Agreement(size, float((ours == expected).mean()), worst, matrix.scores().miou)
-
-
-def _pictures(image: np.ndarray, outputs: Outputs, num_classes: int) -> Pictures:
-    expected, ours = outputs.reference["out"][0], outputs.jax["out"][0]
-    difference = np.abs(ours - expected).max(0) / max(np.abs(expected).max(), 1e-300)
-    return Pictures(
-        image,
-        expected.argmax(0).astype(np.uint8),
-        ours.argmax(0).astype(np.uint8),
-        difference.astype(np.float32),
-        num_classes,
-    )

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from fcn_jax.verify.kinks import watch
+from fcn_jax.verify.kink_watch import watch
 from fcn_jax.verify.torch_side import import_torch
 
 if TYPE_CHECKING:

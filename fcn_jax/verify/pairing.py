@@ -19,7 +19,7 @@ import numpy as np
 
 from fcn_jax.errors import WeightsError, listing
 from fcn_jax.pytorch.rules import Drop, Op, Rule, Table
-from fcn_jax.verify.axes import Axes, fitting
+from fcn_jax.verify.axes import Axes, fitting, is_kernel
 from fcn_jax.verify.order import jax_order, pair_in_order, torch_order
 from fcn_jax.verify.parts import Parts, find_parts, role
 from fcn_jax.verify.ports import PartsPort, Port
@@ -89,13 +89,13 @@ def pair_tensors(
     wanted = {name: x for name, x in tensors.items() if name not in drops | counts}
     known = given.parts
     parts = known + find_parts(wanted, port.leaves, {*given.pairs, *given.pairs.values()}, known)
+    notes = _square_parts(parts, port.leaves)
     if parts.joined or parts.split:
         port = PartsPort(port, joined=parts.joined, split=parts.split)
     leaves = port.leaves
     pairs = dict(given.pairs)
     pairs.update(_by_names(wanted, leaves, pairs))
     pairs.update(_by_values(wanted, leaves, pairs))
-    notes = []
     if len(pairs) < len(wanted) and len(pairs) < len(leaves):
         found = _by_order(module, port, wanted, pairs, inputs, call)
         pairs.update(found)
@@ -113,8 +113,10 @@ def pair_tensors(
             f"PyTorch's {listing(surplus, 6) or 'none'} and JAX's {listing(without, 6) or 'none'} "
             "remain; name them in `state_dict_map` (None drops one of PyTorch's) or pass `rules`"
         )
-    ops = _operations(module, port, tensors, pairs, parts.paths)
-    rules = [Rule(name, path, given.ops.get(name, ops[name])) for name, path in pairs.items()]
+    free = {name: path for name, path in pairs.items() if name not in given.ops}
+    ops, decisions = _operations(module, port, tensors, free, parts.paths)
+    notes += decisions
+    rules = [Rule(name, path, {**ops, **given.ops}[name]) for name, path in pairs.items()]
     dropped = [Drop(name, "dropped by state_dict_map") for name in given.drops]
     return Pairing(port, Table(*rules, *dropped, _COUNTS), tuple(notes))
 
@@ -187,11 +189,12 @@ def _operations(
     tensors: Mapping[str, np.ndarray],
     pairs: Mapping[str, str],
     parts: Collection[str],
-) -> dict[str, Op]:
-    """The operation of each pair. Joined and split leaves, `parts`, have PyTorch's axes.
+) -> tuple[dict[str, Op], list[str]]:
+    """The operation of each pair, and notes about those that could be another one.
 
-    Where several orders of axes fit, as for square matrices, the order counts that gives the
-    leaf's present values, else the one that most other tensors of the same kind have.
+    Joined and split leaves, `parts`, have PyTorch's axes. Where several orders of axes fit, as for
+    square matrices, the order counts that gives the leaf's present values, else the one that most
+    other tensors of the same name have, else the one of the name.
     """
     leaves = port.leaves
     flipped = _flipped(module, port, pairs)
@@ -200,26 +203,53 @@ def _operations(
         for name, path in pairs.items()
     }
     axes.update({name: axes[name][:1] for name, path in pairs.items() if path in parts})
-    votes = collections.Counter(
-        (found[0].order, _own(pairs[name]))
-        for name, found in axes.items()
-        if len({x.order for x in found}) == 1
+    votes: dict[str, collections.Counter[tuple[int, ...]]] = collections.defaultdict(
+        collections.Counter
     )
+    for name, found in axes.items():
+        if len({x.order for x in found}) == 1:
+            votes[_own(pairs[name])][found[0].order] += 1
+    decided: dict[str, list[str]] = collections.defaultdict(list)
 
     def best(name: str, found: Sequence[Axes]) -> Axes:
-        path = pairs[name]
-        if not hasattr(leaves[path], "__array__"):
-            same: list[Axes] = []
-        else:
-            values = np.asarray(leaves[path])
-            same = [x for x in found if np.array_equal(x.to_jax(tensors[name]), values)]
-        return max(same or found, key=lambda x: votes[x.order, _own(path)])
+        path, x = pairs[name], tensors[name]
+        if len(found) == 1 or all(np.array_equal(y.to_jax(x), found[0].to_jax(x)) for y in found):
+            return found[0]
+        has_values = hasattr(leaves[path], "__array__")
+        values = np.asarray(leaves[path]) if has_values else None
+        same = [y for y in found if has_values and np.array_equal(y.to_jax(x), values)]
+        counted = votes[_own(path)]
+        most = max(same or found, key=lambda y: counted[y.order])
+        reason = f"the name '{_own(path)}'"
+        if same:
+            reason = "their present values"
+        elif counted[most.order]:
+            reason = f"the order of most other tensors named '{_own(path)}'"
+        decided[reason].append(f"{name} -> {path}: {most.op.name}")
+        return most
 
-    # A given operation may fit where no order of axes does.
-    return {
-        name: best(name, found).op if found else Op("given", np.asarray, np.asarray)
+    ops = {
+        # A tensor that no order of axes fits is wrong, which loading says.
+        name: best(name, found).op if found else Op("as it is", np.asarray, np.asarray)
         for name, found in axes.items()
     }
+    notes = [
+        f"several orders of axes fit {len(names)} tensors, whose lengths are equal; decided by "
+        f"{reason}: {listing(names, 3)} (a pair of path and Op in state_dict_map states it)"
+        for reason, names in decided.items()
+    ]
+    return ops, notes
+
+
+def _square_parts(parts: Parts, leaves: Mapping[str, Any]) -> list[str]:
+    """A note about joined matrices that could be transposed: their names decide."""
+    paths = [path for ones in parts.joined.values() for path in ones]
+    shapes = {path: tuple(leaves[path].shape) for path in paths}
+    square = [path for path, shape in shapes.items() if len(shape) == 2 and len({*shape}) == 1]
+    if not square:
+        return []
+    first = "inputs" if is_kernel(square[0]) else "outputs"
+    return [f"square parts are taken with the {first} first, by their names: {listing(square, 3)}"]
 
 
 def _flipped(module: torch.nn.Module, port: Port, pairs: Mapping[str, str]) -> set[str]:

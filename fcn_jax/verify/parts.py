@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from fcn_jax.pytorch.rules import Op
-from fcn_jax.verify.axes import Axes, fitting
+from fcn_jax.verify.axes import Axes, fitting, is_kernel
 
 _ROLES = {
     "query": ("query", "q", "q_proj", "to_q", "wq"),
@@ -107,8 +107,7 @@ def _triples(names: Any) -> list[tuple[str, str, str]]:
 def _in_torch_axes(shape: tuple[int, ...], path: str) -> Axes:
     """PyTorch's axes of a leaf of a linear layer: output features, then inputs."""
     shape = tuple(shape)
-    is_kernel = path.rpartition(".")[2] in ("kernel", "w")
-    if len(shape) < 2 or not is_kernel:
+    if len(shape) < 2 or not is_kernel(path):
         # The bias of heads has several axes, a weight has PyTorch's two.
         torch = shape if not path.endswith("bias") else (math.prod(shape),)
     else:

@@ -10,14 +10,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pydantic
 
 from fcn_jax.convert.report import LoadReport
 from fcn_jax.errors import ConfigError, listing
 from fcn_jax.verify import evidence
-from fcn_jax.verify.criterion import INCONCLUSIVE, NOT_FINITE, TORCH_NOT_FINITE, Comparison, Section
+from fcn_jax.verify.criterion import (
+    ATTEMPTS,
+    INCONCLUSIVE,
+    NOT_FINITE,
+    TORCH_NOT_FINITE,
+    Comparison,
+    Section,
+)
 from fcn_jax.verify.layers import Layers
+from fcn_jax.verify.predictions import Agreement, Pictures
 from fcn_jax.verify.sensitivity import Sensitivity
 from fcn_jax.verify.series import grouped
 from fcn_jax.verify.third_opinion import ThirdOpinion
@@ -38,45 +45,6 @@ _EVIDENCE = ("verdict", "environment", "criterion", "settings", "weights", "sour
 
 _LISTED_FAILURES = 8
 """Number of lines about failing tensors in each section."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Agreement:
-    """Agreement of the two sides' predictions at one image size, in eval mode.
-
-    Attributes:
-        size: height and width in pixels.
-        argmax: share of pixels to which JAX assigns the same class as PyTorch float64, 0 to 1.
-        torch_argmax: the same for PyTorch in the compared precision, its worst run.
-        miou: mean IoU of JAX's classes against PyTorch float64's, 0 to 1.
-    """
-
-    size: tuple[int, int]
-    argmax: float
-    torch_argmax: float
-    miou: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Pictures:
-    """The two sides' predictions for one image; all arrays have one size.
-
-    Attributes:
-        image: u8[H,W,3] RGB.
-        torch: u8[H,W] classes by PyTorch float64.
-        jax: u8[H,W] classes by JAX.
-        difference: f32[H,W], largest difference of a pixel's logits as a share of the largest
-            absolute logit.
-        num_classes: number of classes.
-    """
-
-    image: np.ndarray
-    torch: np.ndarray
-    jax: np.ndarray
-    difference: np.ndarray
-    num_classes: int
-
-    __pydantic_config__ = pydantic.ConfigDict(arbitrary_types_allowed=True)
 
 
 @dataclasses.dataclass
@@ -133,6 +101,11 @@ class Report:
         return bool(self.sections) and all(section.equal for section in self.sections)
 
     @property
+    def attempts(self) -> int:
+        """Inputs on which gradients and steps may be compared: one if something differs already."""
+        return ATTEMPTS if self.equal else 1
+
+    @property
     def not_proven(self) -> tuple[Sensitivity, ...]:
         """Tensors about which equal outputs prove nothing."""
         return tuple(entry for entry in self.sensitivity if entry.reason)
@@ -140,7 +113,7 @@ class Report:
     @property
     def inconclusive(self) -> int:
         """Number of inconclusive tensors, over all sections."""
-        return sum(len(section.inconclusive) for section in self.sections)
+        return sum(len(s.inconclusive) for s in self.sections)
 
     @property
     def trained(self) -> tuple[int, int]:
@@ -154,7 +127,7 @@ class Report:
     @property
     def failures(self) -> list[Comparison]:
         """Tensors over their limit. Those that are not finite come first, as they affect others."""
-        failed = [c for section in self.sections for c in section.comparisons if not c.equal]
+        failed = [c for section in self.sections for c in section.failures]
         return sorted(failed, key=lambda c: c.fault not in _NOT_FINITE)
 
     @property
@@ -165,7 +138,7 @@ class Report:
             return self.first_failing_layer
         if first is not None:
             return str(first)
-        empty = [section.title for section in self.sections if not section.comparisons]
+        empty = [s.title for s in self.sections if not s.comparisons and not s.reason]
         return f"nothing was compared in: {', '.join(empty)}" if empty else ""
 
     @property
@@ -372,7 +345,7 @@ class Report:
         """The failing tensors by section; those of repeated blocks share a line."""
         lines: list[str] = []
         for section in self.sections:
-            failed = grouped(c for c in section.comparisons if not c.equal)
+            failed = grouped(section.failures)
             if failed:
                 lines.append(f"  {section.title}:")
             lines += [f"    {series}" for series in failed[:_LISTED_FAILURES]]

@@ -52,8 +52,14 @@ ADAMW = OptimConfig(
 With PyTorch's default eps of 1e-8 their steps would be as large as others, in random directions.
 1e-4 is above such gradients, and shows where eps is added."""
 
-RECIPES = {"sgd": SGD, "adamw": ADAMW}
+ADAMW_EMA = ADAMW.model_copy(update={"ema_decay": 0.9})
+"""With averages of the weights. With the usual 0.999, those of a few steps would hardly differ from
+the first weights."""
+
+RECIPES = {"sgd": SGD, "adamw": ADAMW, "adamw-ema": ADAMW_EMA}
 """Recipes of the comparison by name."""
+
+_OPTIMIZERS = ("sgd", "adamw")
 
 
 def recipe_problems(recipe: OptimConfig) -> list[str]:
@@ -68,9 +74,9 @@ def recipe_problems(recipe: OptimConfig) -> list[str]:
         problems.append(
             f"train_recipe.schedule is '{recipe.schedule}': expected one of {', '.join(_SCHEDULES)}"
         )
-    if recipe.name not in RECIPES:
+    if recipe.name not in _OPTIMIZERS:
         problems.append(
-            f"train_recipe.name is '{recipe.name}': expected one of {', '.join(RECIPES)}"
+            f"train_recipe.name is '{recipe.name}': expected one of {', '.join(_OPTIMIZERS)}"
         )
     if recipe.freeze_batch_norm not in ((), ("*",)):
         problems.append(

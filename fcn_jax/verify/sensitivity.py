@@ -19,11 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fcn_jax.verify.criterion import FACTORS, FLOOR, Comparison
+from fcn_jax.verify.criterion import FACTORS, FLOOR, Comparison, Section
 from fcn_jax.verify.torch_side import REFERENCE, TorchSide, import_torch
 
 if TYPE_CHECKING:
     import torch
+
+    from fcn_jax.verify.report import Report
+    from fcn_jax.verify.types import Pair
 
 MARGIN = {"float32": 100.0, "bfloat16": 1.0}
 """A tensor is proven if moving it by its own size moves the outputs by so many times the limit of
@@ -48,6 +51,26 @@ class Sensitivity:
     name: str
     value: float
     reason: str = ""
+
+
+def add_sensitivity(
+    report: Report, pair: Pair, inputs: Sequence[np.ndarray], outputs: Sequence[Section]
+) -> None:
+    """Measure which tensors matter on (small) inputs, in eval mode.
+
+    Args:
+        report: gets the result.
+        pair: both sides.
+        inputs: the networks' inputs, NHWC.
+        outputs: the comparison of the outputs.
+    """
+    compared = [comparison for section in outputs for comparison in section.comparisons]
+    floor = floor_of(compared, pair.dtype)
+    names = set(pair.table.names(pair.port.leaves).values())
+    try:
+        report.sensitivity = measure(pair.torch, inputs, names, floor)
+    except RuntimeError as error:  # PyTorch has no such derivative
+        report.notes.append(f"sensitivities are not measured: {str(error).splitlines()[0]}")
 
 
 def floor_of(outputs: Sequence[Comparison], dtype: str) -> float:

@@ -39,7 +39,6 @@ from fcn_jax.verify.criterion import (
     better,
     compare_repeatedly,
 )
-from fcn_jax.verify.modules import train_mode
 from fcn_jax.verify.opening import open_units
 from fcn_jax.verify.runs import (
     RECIPES,
@@ -50,6 +49,7 @@ from fcn_jax.verify.runs import (
     frozen_batch_norm,
     recipe_problems,
 )
+from fcn_jax.verify.sides import train_mode
 from fcn_jax.verify.torch_side import REFERENCE
 from fcn_jax.verify.types import Advance, Pair
 
@@ -155,7 +155,8 @@ class _Sides:
 
     def __init__(self, pair: Pair, model: Segmenter, preprocess: Preprocess, plan: Plan) -> None:
         self.plan, self.dtype = plan, pair.dtype
-        self.title = f"training with {plan.recipe.name}"
+        averaged = " and EMA" if plan.recipe.ema_decay is not None else ""
+        self.title = f"training with {plan.recipe.name}{averaged}"
         settings = (preprocess, plan.recipe, plan.steps)
         self.reference, *self.runs = (
             TorchRun(pair, variant, *settings) for variant in (REFERENCE, *pair.torch.variants)

@@ -51,12 +51,24 @@ def test_report_lies_in_the_checkpoint_and_holds(converted, weights, capsys):
     assert f"{converted}: holds: EQUAL" in capsys.readouterr().out
 
 
-def test_report_does_not_hold_for_other_weights(copied, capsys):
+@pytest.mark.parametrize("named", [".", "verify.json"])
+def test_report_does_not_hold_for_other_weights(copied, tmp_path, capsys, named):
+    assert cli.main(["verify", "--check", str(copied / named)]) == 0
     table = json.loads((copied / "verify.json").read_text())
     table["weights"]["arrays_sha256"] = "0" * 64
     (copied / "verify.json").write_text(json.dumps(table))
-    assert cli.main(["verify", "--check", str(copied)]) == 1
+    capsys.readouterr()
+    assert cli.main(["verify", "--check", str(copied / named)]) == 1
     assert "no longer holds: the weights of the checkpoint changed" in capsys.readouterr().out
+    # Without a checkpoint around it, there is nothing to compare with.
+    shutil.copy(copied / "verify.json", tmp_path / "verify.json")
+    assert cli.main(["verify", "--check", str(tmp_path / "verify.json")]) == 0
+
+
+def test_report_in_a_damaged_checkpoint_is_an_error(copied, capsys):
+    shutil.rmtree(copied / "model")
+    assert cli.main(["verify", "--check", str(copied / "verify.json")]) == 2
+    assert "the checkpoint is damaged" in capsys.readouterr().err
 
 
 def test_checkpoint_without_a_report_says_how_to_make_one(copied, capsys):

@@ -93,7 +93,7 @@ def test_negligible_tensors_are_relative_to_the_least_norm():
     assert error([1e-30] * 4, [0.0] * 4) == pytest.approx(2e-30)
 
 
-def test_changes_are_judged_in_units_of_the_rounding_of_the_tensor():
+def test_changes_are_measured_in_units_of_the_rounding_of_the_tensor():
     """A change of 1e-9 is lost in tensors that are stored with errors of 1e-8."""
     start, goal = {"x": np.ones(4)}, {"x": np.ones(4) + 1e-9}
     errors = ReferenceErrors(goal, "float32", start=start, rounding={"x": 1e-8})

@@ -3,6 +3,7 @@
 import json
 import sys
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -11,7 +12,7 @@ import fcn_jax.models.resnet  # noqa: F401
 from fcn_jax import cli, nn
 from fcn_jax.pytorch import files
 from fcn_jax.runtime import json_text
-from fcn_jax.verify import Comparison, Report, Section, evidence, html
+from fcn_jax.verify import Comparison, Report, Section, compare, evidence, html
 
 torch = pytest.importorskip("torch")
 
@@ -78,6 +79,74 @@ def test_sources_of_layers_of_this_package():
     more = evidence.sources(nn.Conv(3, 4, 3, rngs=nnx.Rngs(0)), also=["fcn_jax.models.resnet"])
     assert {"fcn_jax/models/resnet.py", "fcn_jax/pytorch/rules.py"} <= more.keys() - found.keys()
     assert "fcn_jax/models/fcn_skip.py" not in more
+
+
+@pytest.fixture
+def packages(tmp_path, monkeypatch):
+    """A network of each framework whose layers and activation come from three other packages."""
+    texts = {
+        "their_eqx": "import equinox as eqx\n\nclass Layer(eqx.Module):\n"
+        "    linear: eqx.nn.Linear\n\n"
+        "    def __call__(self, x):\n        return self.linear(x)\n",
+        "their_linen": "from flax import linen\n\nclass Layer(linen.Module):\n"
+        "    @linen.compact\n"
+        "    def __call__(self, x):\n        return linen.Dense(3, name='linear')(x)\n",
+        "their_act": "def same(x):\n    return x\n",
+        "their_unused": "",
+        "their_nets": """
+from collections.abc import Callable
+import equinox as eqx
+from flax import linen
+import their_act, their_eqx, their_linen, their_unused
+
+class Eqx(eqx.Module):
+    layers: list
+    act: Callable
+
+    def __call__(self, x):
+        return self.act(self.layers[0](x))
+
+class Linen(linen.Module):
+    act: Callable = their_act.same
+
+    @linen.compact
+    def __call__(self, x):
+        return self.act(their_linen.Layer(name="layer")(x))
+""",
+    }
+    for name, text in texts.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    import their_nets
+
+    yield tmp_path, their_nets
+    for name in texts:
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("framework", ["eqx", "linen"])
+def test_sources_include_layers_and_functions_of_other_packages(packages, framework):
+    folder, nets = packages
+    x = np.ones((2, 8), np.float32)
+    if framework == "eqx":
+        eqx = pytest.importorskip("equinox")
+        linear = eqx.nn.Linear(8, 3, key=jax.random.key(0))
+        network = nets.Eqx([nets.their_eqx.Layer(linear)], nets.their_act.same)
+        names = {"weight": "layers.0.linear.weight", "bias": "layers.0.linear.bias"}
+    else:
+        network = (nets.Linen(), jax.eval_shape(nets.Linen().init, jax.random.key(0), x))
+        names = {"weight": "layer.linear.kernel", "bias": "layer.linear.bias"}
+    quick = {"train": False, "grad": False, "sensitive": False}
+    report = compare(torch.nn.Linear(8, 3), network, x, state_dict_map=names, **quick)
+    assert report.equal, str(report)
+    used = {"their_nets.py", "their_act.py", f"their_{framework}.py"}
+    assert set(report.sources) == used, "neither unused packages nor this test define it"
+    assert evidence.differences(report.to_dict()) == []
+    for name in sorted(used):
+        text = (folder / name).read_text()
+        (folder / name).write_text(f"{text}# changed\n")
+        assert evidence.differences(report.to_dict()) == [f"{name} changed"]
+        (folder / name).write_text(text)
 
 
 def test_criterion_holds_the_numbers_that_decide():

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fcn_jax import nn
 from fcn_jax.pytorch.rules import Table, batch_norm, conv
 from fcn_jax.verify import Comparison, Section, compare, kinks
-from fcn_jax.verify.modules import _with_kinks
+from fcn_jax.verify.gradients import _with_kinks
 from fcn_jax.verify.randomize import randomize
 from fcn_jax.verify.torch_side import REFERENCE, TorchSide
 

@@ -31,6 +31,9 @@ def test_layouts_are_invertible(shape):
         ((2, 3, 7), (2, 7, 3), True),
         ((2, 8, 6, 3), (2, 3, 8, 6), True),
         ((5,), (5,), False),
+        ((2, 5, 12), (2, 5, 3, 4), False),
+        ((2, 5, 3, 4), (2, 5, 12), False),
+        ((2, 12, 5), (2, 5, 3, 4), True),
     ],
 )
 def test_shapes_decide(torch, jax, moved):
@@ -51,6 +54,7 @@ def test_values_decide_where_both_fit(moved):
 def test_other_shapes_do_not_fit():
     assert layouts((2, 3, 8, 8), (2, 8, 8, 4)) == []
     assert layouts((2, 3, 8, 6), (2, 6, 8, 3)) == []
+    assert layouts((2, 3, 8), (2, 6, 2, 2)) == [], "an axis of heads splits the last axis only"
     assert best_layout(np.zeros((2, 3)), np.zeros((3, 2))) is None
 
 

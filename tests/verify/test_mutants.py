@@ -1,4 +1,4 @@
-"""Planted faults: each kind is planted where it can be, caught, and blamed on the right layer."""
+"""Planted faults: each kind is planted where it can be, caught, and found in the right layer."""
 
 import collections
 import dataclasses
@@ -13,13 +13,13 @@ from flax import linen, nnx
 from fcn_jax import nn
 from fcn_jax.pytorch.rules import Op, Rule, Table, batch_norm, conv, layer_norm, linear
 from fcn_jax.verify import compare, verify_model
-from fcn_jax.verify.modules import load_port, paired
 from fcn_jax.verify.mutation import score
 from fcn_jax.verify.mutation.activations import missing_activation, nonnegative
 from fcn_jax.verify.mutation.score import KINDS
 from fcn_jax.verify.mutation.tensors import flipped, swapped
 from fcn_jax.verify.ports import make_port
 from fcn_jax.verify.program import trace_function
+from fcn_jax.verify.sides import load_port, paired
 
 torch = pytest.importorskip("torch")
 
@@ -258,14 +258,14 @@ def test_faults_of_statistics_are_visible_in_train_mode_only(convs):
     for outcome in convs.planted:
         if outcome.kind in ("momentum", "frozen statistics", "biased variance"):
             assert outcome.caught == ("train",), outcome
-            assert outcome.blamed.startswith(f"{outcome.layers[0]}."), outcome
+            assert outcome.first_failing.startswith(f"{outcome.layers[0]}."), outcome
 
 
 def test_fault_between_layers_is_located_between_them(convs):
-    blamed = {o.kind: o.blamed for o in convs.outcomes}
-    assert blamed["pool window"].startswith("between block and head")
-    assert blamed["channel order"] == "between the input and stem.conv"
-    assert blamed["resizing"] == "output output"
+    named = {o.kind: o.first_failing for o in convs.outcomes}
+    assert named["pool window"].startswith("between block and head")
+    assert named["channel order"] == "between the input and stem.conv"
+    assert named["resizing"] == "output output"
 
 
 class TorchPair(torch.nn.Module):
@@ -389,7 +389,7 @@ def test_finds_faults_of_linen_networks_at_other_scales_of_the_input():
     assert {"eps", "dropped scale", "wrong feature"} <= {o.kind for o in result.planted}
     # Its effect on values of order one is half a unit in the last place.
     smaller = [o for o in result.planted if o.what == "1e-07 for 1e-06"]
-    assert [o.blamed for o in smaller] == ["part.norm"]
+    assert [o.first_failing for o in smaller] == ["part.norm"]
     assert "layers" in smaller[0].caught
     # The normalization undoes the scale of the input, so that no value reaches 6.
     assert [(o.what, o.identical) for o in result.survivors] == [("ReLU for ReLU6", True)]
@@ -421,7 +421,7 @@ def test_faults_of_a_registered_model_are_caught():
     report = verify_model("fcn32s_resnet18", sizes=[(64, 96)], num_classes=2, mutate=2)
     assert report.mutation.shapes == ((2, 64, 64, 3),)
     assert report.mutation.caught == 1, report.mutation
-    assert report.mutation.blamed == 1, report.mutation
+    assert report.mutation.right_layer == 1, report.mutation
 
 
 def test_result_is_json_and_sums_up_the_kinds(convs):
@@ -442,7 +442,7 @@ def test_share_of_right_layers_counts_caught_faults_only(convs):
     wrong = dataclasses.replace(first, right=False)
     unseen = dataclasses.replace(others[0], caught=(), right=False)
     result = dataclasses.replace(convs, outcomes=(wrong, unseen, *others[1:3]))
-    assert result.blamed == pytest.approx(2 / 3)
+    assert result.right_layer == pytest.approx(2 / 3)
     assert result.caught == pytest.approx(3 / 4)
 
 

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import functools
 import importlib.util
+import re
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from flax import linen, nnx
 
 from fcn_jax import verify
 from fcn_jax.errors import ConfigError
+from fcn_jax.pytorch.rules import LINEAR
 from fcn_jax.verify.axes import fitting
 from fcn_jax.verify.order import pair_in_order
 from fcn_jax.verify.randomize import randomize
@@ -317,6 +319,7 @@ def test_joins_what_the_map_lists():
         TorchAttention(), (attention, params), TOKENS, state_dict_map=names, **QUICK
     )
     assert not report.equal
+    assert "square parts are taken with the inputs first, by their names: b.w, a.w" in str(report)
     params = {
         name: {"weight": value["w"], "bias": value["b"]} if "w" in value else value
         for name, value in params.items()
@@ -422,6 +425,160 @@ def test_square_matrices_have_the_order_that_others_have():
         **QUICK,
     )
     assert report.equal, str(report)
+    reason = "decided by the order of most other tensors named 'weight': 0.first.weight -> first"
+    assert reason in str(report)
+
+
+@pytest.mark.parametrize(
+    ("leaf", "value", "reason"),
+    [
+        ("kernel", None, r"the name 'kernel': weight -> \S+: axes \(1, 0\)"),
+        ("kernel", "same", r"their present values: weight -> \S+: axes \(0, 1\)"),
+        ("weight", "transposed", r"their present values: weight -> \S+: axes \(1, 0\)"),
+    ],
+)
+def test_says_how_the_axes_of_a_square_matrix_are_chosen(leaf, value, reason):
+    reference = torch.nn.Linear(8, 8, bias=False)
+    array = reference.weight.detach().numpy().copy()
+    transposed = value != "same"
+    given = jnp.zeros((8, 8)) if value is None else jnp.asarray(array.T if transposed else array)
+
+    def network(params, x):
+        return x @ (params["only"][leaf] if transposed else params["only"][leaf].T)
+
+    report = verify.compare(
+        reference,
+        (network, {"only": {leaf: given}}),
+        TOKENS,
+        state_dict_map={"weight": f"only.{leaf}"},
+        **QUICK,
+    )
+    assert report.equal, str(report)
+    assert re.search(f"several orders of axes fit 1 tensors, .*decided by {reason}", str(report))
+
+
+def test_says_that_a_wrong_square_matrix_was_chosen_by_its_name():
+    network = (lambda params, x: x @ params["weight"], {"weight": jnp.zeros((8, 8))})
+    names = {"weight": "weight"}
+    reference = torch.nn.Linear(8, 8, bias=False)
+    report = verify.compare(reference, network, TOKENS, state_dict_map=names, **QUICK)
+    assert not report.equal
+    assert "decided by the name 'weight': weight -> weight: axes (0, 1) of (8, 8)" in str(report)
+    names = {"weight": ("weight", LINEAR)}
+    stated = verify.compare(reference, network, TOKENS, state_dict_map=names, **QUICK)
+    assert stated.equal, str(stated)
+    assert "several orders of axes" not in str(stated)
+
+
+def test_rejects_shapes_that_split_no_axis():
+    assert fitting((2, 6), (3, 4), "kernel") == []
+    assert [axes.order for axes in fitting((6, 8), (2, 4, 6), "kernel")] == [(1, 0)]
+    assert [axes.order for axes in fitting((8, 6), (6, 2, 4), "kernel")] == [(1, 0)]
+    assert len(fitting((8, 8), (8, 2, 4), "kernel")) == 2
+
+
+# Kernels with an axis of heads.
+
+
+class TorchHeads(torch.nn.Module):
+    """Attention with 3 heads of 4 features, whose layers are called with single tensors."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.attn = torch.nn.Module()
+        for name in ("q_proj", "k_proj", "v_proj"):
+            setattr(self.attn, name, torch.nn.Linear(8, 12))
+        self.attn.out_proj = torch.nn.Linear(12, 8)
+
+    def forward(self, x):
+        layers = (self.attn.q_proj, self.attn.k_proj, self.attn.v_proj)
+        q, k, v = (layer(x).unflatten(-1, (3, 4)).transpose(1, 2) for layer in layers)
+        y = torch.softmax(q @ k.mT / 2, -1) @ v
+        return self.attn.out_proj(y.transpose(1, 2).flatten(2))
+
+
+class LinenHeads(linen.Module):
+    @linen.compact
+    def __call__(self, x):
+        return linen.MultiHeadDotProductAttention(3, qkv_features=12, name="attn")(x)
+
+
+class Louder(nnx.LinearGeneral):
+    """Wrong by one percent."""
+
+    def __call__(self, x):
+        return 1.01 * super().__call__(x)
+
+
+def nnx_heads(query=None, **settings):
+    class Network(nnx.Module):
+        def __init__(self):
+            self.attn = nnx.MultiHeadAttention(
+                3, 8, qkv_features=12, decode=False, rngs=nnx.Rngs(0), **settings
+            )
+            if query is not None:
+                self.attn.query = query
+
+        def __call__(self, x):
+            return self.attn(x)
+
+    return Network()
+
+
+@pytest.mark.parametrize("build", [lambda: shapes_of(LinenHeads(), TOKENS), nnx_heads])
+def test_layers_with_an_axis_of_heads_are_compared_alone(build):
+    report = verify.compare(TorchHeads(), build(), TOKENS, **QUICK)
+    assert report.equal, str(report)
+    assert report.coverage.loaded["attn.out.kernel"] == "attn.out_proj.weight"
+    isolated = {c.name: c.shape for c in report.sections[0].comparisons}
+    shapes = dict.fromkeys(("attn.query", "attn.key", "attn.value"), (2, 5, 12))
+    assert isolated == {**shapes, "attn.out": (2, 5, 8)}
+    assert report.skipped == {}
+
+
+def test_names_a_wrong_layer_with_an_axis_of_heads():
+    query = Louder(8, (3, 4), rngs=nnx.Rngs(0))
+    report = verify.compare(TorchHeads(), nnx_heads(query), TOKENS, **QUICK)
+    assert report.failure.startswith("attn.query: error ")
+    assert [c.name for c in report.sections[0].comparisons if not c.equal] == ["attn.query"]
+
+
+def test_dropout_inside_of_attention_is_off_and_said():
+    port = nnx_heads(dropout_rate=0.5)
+    report = verify.compare(TorchHeads(), port, TOKENS)
+    assert report.equal, str(report)
+    assert "the dropout inside of attention is off on JAX's side: attn" in str(report)
+    assert "gradients" in [section.title for section in report.sections]
+    assert port.attn.dropout_rate == 0.5, "it is off only during the comparison"
+    assert "dropout inside" not in str(verify.compare(TorchHeads(), nnx_heads(), TOKENS))
+
+
+class OwnDropout(nnx.Module):
+    """Calls the function of attention with a rate of its own."""
+
+    def __init__(self):
+        self.query = nnx.Linear(8, 8, rngs=nnx.Rngs(0))
+        self.rngs = nnx.Rngs(1)
+        self.deterministic = False
+
+    def __call__(self, x):
+        heads = x[:, :, None]
+        y = nnx.dot_product_attention(
+            heads,
+            heads,
+            heads,
+            dropout_rate=0.5,
+            dropout_rng=self.rngs(),
+            deterministic=self.deterministic,
+        )
+        return self.query(y[:, :, 0])
+
+
+def test_rejects_dropout_of_a_function_of_attention():
+    names = {"weight": "query.kernel", "bias": "query.bias"}
+    with pytest.raises(ConfigError, match="OwnDropout is random in train mode: output differ"):
+        verify.compare(torch.nn.Linear(8, 8), OwnDropout(), TOKENS, state_dict_map=names)
 
 
 # The order of use.

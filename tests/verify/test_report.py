@@ -12,7 +12,7 @@ from fcn_jax.convert.report import LoadReport
 from fcn_jax.errors import ConfigError, WriteError
 from fcn_jax.runtime import json_text
 from fcn_jax.verify import Comparison, Report, Section, html
-from fcn_jax.verify.report import Agreement, Pictures
+from fcn_jax.verify.predictions import Agreement, Pictures
 from fcn_jax.verify.sensitivity import Sensitivity
 from fcn_jax.verify.third_opinion import ThirdOpinion
 
@@ -269,10 +269,10 @@ def test_rejects_other_suffixes(tmp_path):
 
 
 def test_page_lists_planted_faults_and_survivors_first():
-    def fault(kind, place, caught=(), blamed="", right=False, equivalent=""):
+    def fault(kind, place, caught=(), named="", right=False, equivalent=""):
         return {
             **{"kind": kind, "fault": f"{kind}: {place}", "caught": list(caught)},
-            **{"blamed": blamed, "right": right, "equivalent": equivalent},
+            **{"first_failing": named, "right": right, "equivalent": equivalent},
         }
 
     outcomes = [

@@ -22,10 +22,10 @@ from fcn_jax.train import ema, groups, optim
 from fcn_jax.train.schedules import schedule
 from fcn_jax.verify import ADAMW, SGD, jax_side, runs, verify_model
 from fcn_jax.verify.criterion import FLOOR
-from fcn_jax.verify.modules import paired
 from fcn_jax.verify.ports.nnx_port import NnxPort
 from fcn_jax.verify.randomize import randomize
 from fcn_jax.verify.reference import build_reference
+from fcn_jax.verify.sides import paired
 from fcn_jax.verify.training import Plan, compare_training
 
 torch = pytest.importorskip("torch")
@@ -81,7 +81,7 @@ GROUPS = (
         OptimConfig(lr=0.1, momentum=0.0, schedule="constant", freeze_batch_norm=("*",)),
     ],
 )
-def test_right_steps_are_equal_and_every_tensor_is_judged(recipe):
+def test_right_steps_are_equal_and_conclusive_for_every_tensor(recipe):
     before = {name: x.clone() for name, x in reference().state_dict().items()}
     sections = compare(Plan(4, recipe=recipe))
     assert [s.title for s in sections] == [
@@ -123,7 +123,7 @@ def test_wrong_averages_are_caught(monkeypatch, fault):
     fault(monkeypatch)
     found = failed(compare(Plan(2, recipe=AVERAGED)))
     assert {c.name.startswith("EMA of ") for _, c in found} == {True}
-    assert found[0][0] == "training with sgd, step 1"
+    assert found[0][0] == "training with sgd and EMA, step 1"
 
 
 AVERAGED = SGD.model_copy(update={"ema_decay": 0.9})
@@ -326,7 +326,7 @@ def test_step_is_repeated_on_another_batch_from_the_same_state(monkeypatch):
     assert failed(compare(Plan(2)))
 
 
-def test_change_below_the_rounding_of_the_tensor_is_judged_in_units_of_rounding():
+def test_change_below_the_rounding_of_the_tensor_is_measured_in_units_of_rounding():
     """A learning rate so small that float32 parameters do not move."""
     tiny = OptimConfig(lr=1e-12, schedule="constant")
     sections = compare(Plan(1, recipe=tiny))
@@ -410,7 +410,10 @@ def test_bfloat16_steps_with_a_wrong_learning_rate_are_caught(monkeypatch):
     ("settings", "complaint"),
     [
         ({"train_mode": "loose"}, "train_mode is 'loose': expected one of synced, free, seeds"),
-        ({"train_recipes": ["lamb"]}, "train_recipes has 'lamb': expected sgd, adamw, or"),
+        (
+            {"train_recipes": ["lamb"]},
+            "train_recipes has 'lamb': expected sgd, adamw, adamw-ema, or",
+        ),
         ({"train_seeds": 1}, "train_seeds is 1: expected 2 or more"),
         (
             {"train_recipes": [OptimConfig(accumulate_steps=2)]},

@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from fcn_jax.verify import jax_side
+from fcn_jax.verify.calls import named_alike, output_layout, torch_call
 from fcn_jax.verify.criterion import FACTORS, Comparison, ReferenceErrors
 from fcn_jax.verify.layers import one_thread, probes
-from fcn_jax.verify.layout import best_layout
+from fcn_jax.verify.layout import Layout, best_layout
 from fcn_jax.verify.mutation.mutant import Mutant, owner
 from fcn_jax.verify.program import Call, Program, Value
-from fcn_jax.verify.torch_side import REFERENCE, array, import_torch
+from fcn_jax.verify.torch_side import REFERENCE
 from fcn_jax.verify.types import Advance, Pair
 
 MISSING = "cannot be computed, because shapes do not fit"
@@ -73,13 +74,13 @@ class Finding:
 
     Attributes:
         caught: "layers", "outputs" and "train": those that fail.
-        blamed: the first failing layer as reports name it; "" if nothing fails.
+        first_failing: the first failing layer as reports name it; "" if nothing fails.
         right: whether that is where the fault is.
         identical: whether not a single bit of outputs and statistics differs.
     """
 
     caught: tuple[str, ...]
-    blamed: str
+    first_failing: str
     right: bool
     identical: bool
 
@@ -91,7 +92,7 @@ class EvalChecks:
         self, pair: Pair, program: Program, inputs: Sequence[np.ndarray], advance: Advance
     ) -> None:
         """Run PyTorch in eval mode."""
-        torch, side = import_torch(), pair.torch
+        side = pair.torch
         self.program = program
         calls: dict[str, list[Call]] = {}
         for call in program.calls:
@@ -115,11 +116,9 @@ class EvalChecks:
                     alone = self._alone(label, call, x, seen_in[name][number], name, pair)
                     self.alone += [alone] if alone is not None else []
             advance(paths[name])
-        with torch.no_grad():
-            expected, *outputs = (
-                {key: array(value) for key, value in side.outputs(variant, inputs).items()}
-                for variant in (REFERENCE, *side.variants)
-            )
+        expected, *outputs = (
+            torch_call(pair, variant, inputs)[0] for variant in (REFERENCE, *side.variants)
+        )
         self.outputs = _outputs(program, expected, outputs, pair, FACTORS["outputs"])
         advance("PyTorch's outputs")
 
@@ -186,9 +185,9 @@ class EvalChecks:
         output = next(_failing(self.outputs, found), None)
         caught = [*["layers"] * bool(alone or layer), *["outputs"] * bool(output)]
         affected = self.program.dependents(mutant.places(self.program))
-        blamed, right = "", False
+        first_failing, right = "", False
         if alone is not None:
-            blamed = alone.name
+            first_failing = alone.name
             right = any(_holds(alone.path, module) for module in mutant.layers)
         elif layer is not None:
             before = "the input"
@@ -196,13 +195,15 @@ class EvalChecks:
                 if check is layer:
                     break
                 before = check.name
-            blamed = f"between {before} and {layer.name}"
+            first_failing = f"between {before} and {layer.name}"
             first = next(c for c in self.layers if c.value in affected)
             right = first is layer
         elif output is not None:
-            blamed = f"output {output.name}"
+            first_failing = f"output {output.name}"
             right = not any(c.value in affected for c in self.layers)
-        return Finding(tuple(caught), blamed, right, _identical(self.program, self.outputs, found))
+        return Finding(
+            tuple(caught), first_failing, right, _identical(self.program, self.outputs, found)
+        )
 
     def _failing_alone(self, mutant: Mutant, changed: Mapping[Value, Any]) -> Iterator[Check]:
         for alone in self.alone:
@@ -229,7 +230,8 @@ class TrainChecks:
         """Run PyTorch in train mode; its statistics are restored."""
         self.program = program
         (expected, buffers), *runs = (
-            _torch_step(pair, variant, inputs) for variant in (REFERENCE, *pair.torch.variants)
+            torch_call(pair, variant, inputs, train=True)
+            for variant in (REFERENCE, *pair.torch.variants)
         )
         advance("PyTorch in train mode")
         outputs = [found for found, _ in runs]
@@ -267,35 +269,17 @@ class TrainChecks:
         update = next(_failing(self.updates, found), None)
         output = next(_failing(self.outputs, found), None)
         affected = self.program.dependents(mutant.places(self.program))
-        blamed, right = "", False
+        first_failing, right = "", False
         if update is not None:
-            blamed = update.name
+            first_failing = update.name
             first = next(c for c in self.updates if c.value in affected)
             right = first is update or any(_holds(update.path, m) for m in mutant.layers)
         elif output is not None:
-            blamed = f"output {output.name}"
+            first_failing = f"output {output.name}"
             right = not any(c.value in affected for c in self.updates)
         caught = ("train",) if update or output else ()
         checks = (*self.outputs, *self.updates)
-        return Finding(caught, blamed, right, _identical(self.program, checks, found))
-
-
-def _torch_step(
-    pair: Pair, variant: Any, inputs: Sequence[np.ndarray]
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Outputs and buffers after one call in train mode; buffers are restored."""
-    torch, network = import_torch(), pair.torch.network(variant)
-    saved = {name: buffer.clone() for name, buffer in network.named_buffers()}
-    network.train()
-    try:
-        with torch.no_grad():
-            outputs = {k: array(v) for k, v in pair.torch.outputs(variant, inputs).items()}
-        buffers = {name: array(buffer) for name, buffer in network.named_buffers()}
-    finally:
-        network.eval()
-        for name, buffer in network.named_buffers():
-            buffer.copy_(saved[name])
-    return outputs, buffers
+        return Finding(caught, first_failing, right, _identical(self.program, checks, found))
 
 
 def _errors(
@@ -307,9 +291,11 @@ def _errors(
     return errors
 
 
-def _converter(expected: np.ndarray, base: Any) -> Callable[[Any], np.ndarray]:
+def _converter(
+    expected: np.ndarray, base: Any, choose: Callable[..., Layout | None] = best_layout
+) -> Callable[[Any], np.ndarray]:
     """Converts JAX's axes to PyTorch's; arrays of other shapes are unchanged."""
-    layout = best_layout(expected, jax_side.array(base))
+    layout = choose(expected, jax_side.array(base))
 
     def convert(x: Any) -> np.ndarray:
         found = jax_side.array(x)
@@ -325,10 +311,6 @@ def _outputs(
     pair: Pair,
     factor: float,
 ) -> list[Check]:
-    """Checks of the outputs. Two single outputs are the same one, whatever their names."""
-    values = program.outputs
-    if len(values) == len(expected) == 1:
-        values = dict(zip(expected, values.values(), strict=True))
     return [
         Check(
             name,
@@ -336,9 +318,9 @@ def _outputs(
             value,
             _errors(name, expected[name], [run[name] for run in runs], pair),
             factor,
-            _converter(expected[name], program.base[value]),
+            _converter(expected[name], program.base[value], output_layout),
         )
-        for name, value in values.items()
+        for name, value in named_alike(expected, program.outputs).items()
         if name in expected
     ]
 

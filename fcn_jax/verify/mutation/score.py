@@ -6,7 +6,7 @@ import collections
 import dataclasses
 import time
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from fcn_jax.verify.mutation.mutant import Find, Mutant
 from fcn_jax.verify.mutation.trace import trace
 from fcn_jax.verify.program import Program
 from fcn_jax.verify.types import Pair
+
+if TYPE_CHECKING:
+    from fcn_jax.verify.report import Report
 
 KINDS: tuple[Find, ...] = (
     tensors.swapped,
@@ -65,7 +68,7 @@ class Outcome:
         fault: kind, place and change, in one line.
         layers: paths of the modules that hold it.
         caught: the checks that fail, of `CHECKS`.
-        blamed: the layer that the report names; "" if nothing fails.
+        first_failing: the layer that the report names; "" if nothing fails.
         right: whether the fault is there.
         identical: whether not a single bit of the results differs.
         equivalent: why the change cannot have an effect; "" if it can. Equivalent changes are not
@@ -77,7 +80,7 @@ class Outcome:
     fault: str
     layers: tuple[str, ...]
     caught: tuple[str, ...] = ()
-    blamed: str = ""
+    first_failing: str = ""
     right: bool = False
     identical: bool = False
     equivalent: str = ""
@@ -118,7 +121,7 @@ class MutationScore:
         return 1 - len(self.survivors) / len(self.planted) if self.planted else 1.0
 
     @property
-    def blamed(self) -> float:
+    def right_layer(self) -> float:
         """Share of the caught faults for which the right layer is named, 0 to 1."""
         caught = [o for o in self.planted if o.caught]
         return sum(o.right for o in caught) / len(caught) if caught else 1.0
@@ -140,7 +143,7 @@ class MutationScore:
         return {
             "planted": len(self.planted),
             "caught": self.caught,
-            "right_layer": self.blamed,
+            "right_layer": self.right_layer,
             "shapes": [list(shape) for shape in self.shapes],
             "unusable": list(self.unusable),
             "seconds": round(self.seconds, 1),
@@ -149,12 +152,12 @@ class MutationScore:
         }
 
     def __str__(self) -> str:
-        """One line of result, a table by kind, survivors, and faults blamed on other layers."""
+        """One line of result, a table by kind, survivors, and faults with another layer named."""
         planted, survivors = self.planted, self.survivors
         shapes = ", ".join("x".join(map(str, shape)) for shape in self.shapes)
         lines = [
             f"mutation score: {len(planted) - len(survivors)} of {len(planted)} planted faults "
-            f"caught ({self.caught:.1%}), the right layer named in {self.blamed:.1%} of them; "
+            f"caught ({self.caught:.1%}), the right layer named in {self.right_layer:.1%} of them; "
             f"inputs {shapes}; {self.seconds:.0f} s",
             *[f"{self.left_out} more of the same kinds could be planted"] * bool(self.left_out),
             "",
@@ -172,7 +175,7 @@ class MutationScore:
         wrong = [o for o in planted if o.caught and not o.right]
         if wrong:
             lines += ["", f"{len(wrong)} caught, but another layer named:"]
-            lines += [f"  {o.fault}: {o.blamed}" for o in wrong]
+            lines += [f"  {o.fault}: {o.first_failing}" for o in wrong]
         reasons = collections.Counter(o.equivalent for o in self.outcomes if o.equivalent)
         if reasons:
             lines += ["", "not planted, because they cannot have an effect:"]
@@ -193,6 +196,21 @@ def _row(name: str, outcomes: Sequence[Outcome]) -> tuple[str, ...]:
         len(outcomes) - len(planted),
     )
     return (name, *map(str, numbers))
+
+
+def add_mutation(
+    report: Report,
+    pair: Pair,
+    inputs: Sequence[np.ndarray],
+    mutate: bool | int,
+    progress: Progress | None,
+) -> None:
+    """Plant faults; `mutate` is True for all, or the largest number of each kind."""
+    if not report.equal:
+        report.notes.append("no faults were planted, because the port is not equal without them")
+        return
+    most = None if mutate is True else int(mutate)
+    report.mutation = score(pair, inputs, most=most, progress=progress)
 
 
 def score(
@@ -313,7 +331,7 @@ def _outcome(
     return dataclasses.replace(
         outcome,
         caught=tuple(check for f in findings for check in f.caught),
-        blamed=first.blamed,
+        first_failing=first.first_failing,
         right=first.right,
         identical=all(f.identical for f in findings),
     )

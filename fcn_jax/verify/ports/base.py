@@ -154,6 +154,7 @@ class Port(abc.ABC):
             than "highest" is TF32 on GPUs and bfloat16 on TPUs, with errors of 1e-3 to 1e-2.
         layers: paths of its layers and blocks; a block comes before its layers.
         parameters: paths of the leaves that are trained.
+        silenced: layers whose own dropout, as inside of attention, is off in a comparison.
         flipped: paths of transposed convolutions of the framework's own class whose kernels are
             mirrored images of PyTorch's. Of Linen, they are known once the network has run.
     """
@@ -163,12 +164,18 @@ class Port(abc.ABC):
     precision: str = "highest"
     layers: tuple[str, ...] = ()
     parameters: frozenset[str]
+    silenced: tuple[str, ...] = ()
     flipped: frozenset[str] = frozenset()
 
     @property
     @abc.abstractmethod
     def leaves(self) -> dict[str, Any]:
         """All parameters and buffers by path: arrays, or shapes before the first `load`."""
+
+    @property
+    @abc.abstractmethod
+    def parts(self) -> list[Any]:
+        """The modules and functions that define the network; of Linen, those that have run."""
 
     @abc.abstractmethod
     def load(self, leaves: Leaves) -> None:

@@ -45,6 +45,21 @@ class EquinoxPort(Port):
         found = jax.tree_util.tree_leaves_with_path(eqx.filter(self._module, eqx.is_inexact_array))
         return {_name(path): leaf for path, leaf in found}
 
+    @property
+    def parts(self) -> list[Any]:
+        """See `Port`."""
+        found: list[Any] = []
+
+        def visit(part: Any) -> None:
+            if isinstance(part, eqx.Module) or callable(part):
+                found.append(part)
+            for child in jax.tree.leaves(part, is_leaf=lambda x: x is not part):
+                if child is not part:
+                    visit(child)
+
+        visit(self._module)
+        return found
+
     def load(self, leaves: Leaves) -> None:
         """See `Port`."""
         self._module = _filled(self._module, leaves)

@@ -43,6 +43,11 @@ class FunctionPort(Port):
         """See `Port`."""
         return dict(self._leaves)
 
+    @property
+    def parts(self) -> list[Any]:
+        """See `Port`."""
+        return [self._function]
+
     def load(self, leaves: Leaves) -> None:
         """See `Port`."""
         self._leaves = {path: leaves.get(path, leaf) for path, leaf in self._leaves.items()}

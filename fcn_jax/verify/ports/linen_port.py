@@ -56,11 +56,17 @@ class LinenPort(Port):
         prefixes = (key[1:end] for key in flat for end in range(2, len(key)))
         self.layers = tuple(dict.fromkeys(".".join(prefix) for prefix in prefixes))
         self._modules: dict[str, linen.Module] = {}
+        self._run = {type(module): module}
 
     @property
     def leaves(self) -> dict[str, Any]:
         """See `Port`."""
         return dict(self._leaves)
+
+    @property
+    def parts(self) -> list[Any]:
+        """See `Port`."""
+        return list(self._run.values())
 
     def load(self, leaves: Leaves) -> None:
         """See `Port`."""
@@ -86,6 +92,7 @@ class LinenPort(Port):
             return outputs
 
         def intercept(function: Any, args: Any, kwargs: Any, context: Any) -> Any:
+            self._run.setdefault(type(context.module), context.module)
             if context.method_name != "__call__":
                 return function(*args, **kwargs)
             if isinstance(context.module, linen.Dropout):

@@ -32,6 +32,7 @@ class NnxPort(Port):
         self.layers = tuple(_submodules(module))
         trained = nnx.state(module, nnx.Param)
         self.parameters = frozenset(named(trained))
+        self.silenced = tuple(path for path, _ in _attentions(module))
         self.flipped = frozenset(
             path
             for path, layer in _submodules(module).items()
@@ -42,6 +43,11 @@ class NnxPort(Port):
     def leaves(self) -> dict[str, Any]:
         """See `Port`."""
         return {path: leaf.get_value() for path, leaf in leaves(self.module).items()}
+
+    @property
+    def parts(self) -> list[Any]:
+        """See `Port`."""
+        return [child for _, child in nnx.iter_modules(self.module)]
 
     def load(self, leaves_: Leaves) -> None:
         """See `Port`."""
@@ -102,14 +108,24 @@ class NnxPort(Port):
         """See `Port`."""
         self.module.eval()
         layers = [m for m in _submodules(self.module).values() if isinstance(m, nnx.Dropout)]
-        rates = [layer.rate for layer in layers]
-        for layer in layers:
-            layer.rate = 0.0
+        rates = [(layer, "rate", layer.rate) for layer in layers]
+        rates += [(m, "dropout_rate", m.dropout_rate) for _, m in _attentions(self.module)]
+        for layer, name, _ in rates:
+            setattr(layer, name, 0.0)
         try:
             yield
         finally:
-            for layer, rate in zip(layers, rates, strict=True):
-                layer.rate = rate
+            for layer, name, rate in rates:
+                setattr(layer, name, rate)
+
+
+def _attentions(module: nnx.Module) -> list[tuple[str, nnx.MultiHeadAttention]]:
+    """Attention with dropout of its own, by dotted path."""
+    return [
+        (".".join(map(str, path)), child)
+        for path, child in nnx.iter_modules(module)
+        if isinstance(child, nnx.MultiHeadAttention) and child.dropout_rate > 0
+    ]
 
 
 def _submodules(module: nnx.Module) -> dict[str, nnx.Module]:

@@ -34,7 +34,7 @@ class PartsPort(Port):
             split: path -> how it is converted, and the new paths of its equal parts, in order.
         """
         self._port, self._joined, self._split = port, joined, split
-        self.name, self.layers = port.name, port.layers
+        self.name, self.layers, self.silenced = port.name, port.layers, port.silenced
         parts = {part: path for path, ones in joined.items() for part in ones}
         pieces = {path: names for path, (_, names) in split.items()}
         self.parameters = frozenset(
@@ -62,6 +62,11 @@ class PartsPort(Port):
         if any(isinstance(x, jax.ShapeDtypeStruct) for x in leaves.values()):
             return dict(jax.eval_shape(self._outside, leaves))
         return self._outside(leaves)
+
+    @property
+    def parts(self) -> list[Any]:
+        """See `Port`."""
+        return self._port.parts
 
     def _outside(self, leaves: Leaves) -> dict[str, Any]:
         parts = {part for ones in self._joined.values() for part in ones}
