@@ -143,7 +143,8 @@ def locate(
         holds: the expected contents of the folder, for messages.
         find: function that finds the dataset in a folder, or returns None.
         packed: globs over the names of the archives in which the dataset is distributed. If the
-            folder holds such archives instead of the dataset, they are unpacked into the cache.
+            folder holds archives for each glob, and not the dataset, they are unpacked into the
+            cache.
 
     Returns:
         The result of `find`.
@@ -155,10 +156,11 @@ def locate(
     """
     root = require_root(root, name, holds)
     found = find(root)
-    if found is None:
-        names = [n for n in file_names(root) if any(fnmatch.fnmatch(n, glob) for glob in packed)]
-        if names:
-            found = find(archives.unpacked([root / n for n in names]))
+    if found is None and packed:
+        kinds = [fnmatch.filter(file_names(root), glob) for glob in packed]
+        if all(kinds):
+            names = sorted({name for kind in kinds for name in kind})
+            found = find(archives.unpacked([root / name for name in names]))
     if found is not None:
         return found
     from fcn_jax.data.datasets.recognize import looks_like  # it imports the datasets
