@@ -89,6 +89,9 @@ def _tar_members(stream: BinaryIO, path: Path, folder: Path) -> Iterator[None]:
                 # Refuses links that leave the folder, and devices.
                 archive.extract(member, folder, filter="data")
             yield
+        # The checksum of a compressed file is at its end, after the last member.
+        while archive.fileobj is not None and archive.fileobj.read(1 << 20):
+            pass
 
 
 def _require_inside(path: Path, name: str) -> None:

@@ -68,13 +68,7 @@ _HOLDS = (
     "train/, trainannot/, val/, valannot/; or train/, train_labels/ and so on; or "
     "701_StillsRaw_full/ and LabeledApproved_full/"
 )
-_PACKED = (
-    "CamVid*.zip",
-    "camvid*.zip",
-    "camvid*.tgz",
-    "701_StillsRaw*.zip",
-    "LabeledApproved*.zip",
-)
+_PACKED = ("[Cc]am[Vv]id*.zip",)
 
 
 @dataclasses.dataclass(frozen=True)

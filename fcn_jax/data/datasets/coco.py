@@ -47,7 +47,7 @@ _MIN_AREA = 1000
 """An image for training has objects of more pixels."""
 
 _HOLDS = "annotations/instances_*.json, train2017/ and val2017/"
-_PACKED = ("annotations_trainval*.zip", "train201?.zip", "val201?.zip")
+_PACKED = ("annotations_trainval*.zip", "[tv]*201[47].zip")
 _ANNOTATIONS = re.compile(r"instances_(.+)\.json")
 
 
@@ -80,7 +80,7 @@ def _open(root: Path | None, split: str) -> Source:
     images = images if images.is_dir() else folder / "images" / name
     records = directory.match(
         tuple(masks),
-        directory.files_by_stem(images, (".jpg",)),
+        directory.files_by_stem(images, directory.IMAGE_SUFFIXES),
         masks,
         split=split,
         where=folder,

@@ -28,7 +28,6 @@ _HOLDS = (
     "labelmap.txt, SegmentationClass/ and JPEGImages/ (CVAT's export 'Segmentation mask' with "
     "'Save images')"
 )
-_PACKED = ("*.zip",)
 
 
 def find(root: Path) -> Path | None:
@@ -40,7 +39,7 @@ def find(root: Path) -> Path | None:
 
 
 def _open(root: Path | None, split: str) -> Source:
-    folder = directory.locate(root, "cvat", _HOLDS, find, _PACKED)
+    folder = directory.locate(root, "cvat", _HOLDS, find)
     image_folder = directory.first_folder(folder, "JPEGImages", "images")
     if image_folder is None:
         raise DataError(

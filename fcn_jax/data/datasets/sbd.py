@@ -18,7 +18,7 @@ from fcn_jax.data.source import Source
 from fcn_jax.plugins.api import Dataset
 
 HOLDS = "benchmark_RELEASE/dataset/ with img/, cls/, train.txt and val.txt"
-PACKED = ("benchmark*.tgz", "benchmark*.tar*")
+PACKED = ("benchmark*.t*",)
 
 
 def find(root: Path) -> Path | None:

@@ -117,7 +117,7 @@ def _encoded(value: bytes | np.ndarray) -> bytes:
 
 def _open(root: Path | None, split: str, *, name: str, image: str, mask: str) -> Source:
     builder = _builder(name, root)
-    features = dict(_flat(builder.info.features))
+    features = dict(sorted(_flat(builder.info.features)))
     image, mask = _feature_names(name, features, image, mask)
     records = _records(builder, split, image, mask)
     notes: tuple[str, ...] = ()
