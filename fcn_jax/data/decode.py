@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from fcn_jax.data.contents import name_of, read_bytes
-from fcn_jax.data.images import formats, jpeg, orientation, png, tiff
+from fcn_jax.data.images import formats, jpeg, mat, orientation, png, tiff
 from fcn_jax.data.images.formats import Wide
 from fcn_jax.data.images.tiff_samples import samples
 from fcn_jax.data.labels.label_map import LabelMap, as_label_map
@@ -184,6 +184,8 @@ def _stored_mask(data: bytes, name: str) -> tuple[StoredMask, int]:
         # If 0 is shown as white, a value is not its gray on a screen.
         bits = tags.bits if tags.photometric == tiff.BLACK_IS_ZERO else 8
         turn = tags.orientation
+    elif data.startswith(mat.SIGNATURE):
+        values, colors, turn, bits = mat.segmentation(data, name), None, 1, 8
     else:
         values, colors, turn, bits = _by_pillow(data, name)
     if colors is not None or values.ndim == 3:

@@ -6,9 +6,8 @@ Contradictions are errors, and oddities are notes of one line each.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -125,7 +124,7 @@ def inspect(
     if training is not None:
         for split in splits:
             notes += _split_notes(split, counts[split], masks[split], names)
-        notes += _overlap_notes(splits, counts, training)
+        notes += _common_class_notes(counts, training)
     return Findings(counts, image_counts, tuple(notes))
 
 
@@ -237,27 +236,10 @@ def _split_notes(
     return [f"{split}: {note}" for note in notes]
 
 
-def _overlap_notes(
-    splits: Mapping[str, Source], counts: Mapping[str, np.ndarray], training: str
-) -> list[str]:
+def _common_class_notes(counts: Mapping[str, np.ndarray], training: str) -> list[str]:
     notes = []
-    trained = {image for _, image in _images(splits[training])}
-    for split, source in splits.items():
-        if split == training:
-            continue
-        common = [name for name, image in _images(source) if image in trained]
-        if common:
-            notes.append(
-                f"{len(common)} of {len(source)} images of {split} are in {training} too: "
-                f"{listing(common, 3)}"
-            )
+    for split in counts:
         here, there = counts[split][:-1] > 0, counts[training][:-1] > 0
-        if here.any() and there.any() and not (here & there).any():
+        if split != training and here.any() and there.any() and not (here & there).any():
             notes.append(f"{training} and {split} have no class in common")
     return notes
-
-
-def _images(source: Source) -> Iterator[tuple[str, Path | bytes]]:
-    """Each record's ID, with its image file or a digest of the image's contents."""
-    for name, image, _ in source:
-        yield name, image if isinstance(image, Path) else hashlib.blake2b(image).digest()

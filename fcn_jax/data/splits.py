@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fcn_jax.data import damage, inspection
+from fcn_jax.data import damage, inspection, overlap
 from fcn_jax.data import value_range as ranges
 from fcn_jax.data.source import Source
 from fcn_jax.data.value_range import Assumed, Range
@@ -67,8 +67,8 @@ def open_splits(
             `fcn_jax.data.inspection.inspect`.
 
     Raises:
-        DataError: files are missing, all files of a split are damaged, or masks and classes do not
-            belong together.
+        DataError: files are missing, all files of a split are damaged, images are in both splits,
+            or masks and classes do not belong together.
         ConfigError: `value_range` is set, and the dataset scales its images itself.
         PluginError: the dataset opens something else than a `fcn_jax.plugins.api.Source`.
     """
@@ -79,6 +79,8 @@ def open_splits(
                 f"dataset '{dataset.name}' opens split '{name}' as a {type(source).__name__}; it "
                 "must be an fcn_jax.api.Source"
             )
+    if training:
+        overlap.refuse_overlaps(sources, names[0])
     notes = [note for source in sources.values() for note in source.notes]
     if value_range is None:
         with Progress("reading bit depths", sum(map(len, sources.values()))) as progress:

@@ -342,9 +342,12 @@ class Dataset(Descriptor):
         open: function `(root, split)` that returns an `fcn_jax.api.Source`. `root` is `--data`, or
             None if it is not given. It raises `DataError` that names the missing folder or file,
             or the splits that exist.
+        variant: function that returns the dataset of the name `NAME:REST` for REST, for a dataset
+            that stands for many; None for other datasets. It raises `ConfigError`.
     """
 
     open: Callable[[Path | None, str], Any]
+    variant: Callable[[str], Dataset] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
     registry.default().backbone("vgg16")              # by name
     registry.default().backbone("fcn-jax-vgg:vgg16")  # if two distributions claim the name
+    registry.default().dataset("tfds:oxford_iiit_pet")  # one of the datasets that tfds stands for
 
 Until then only metadata is read, so a slow or broken plugin costs nothing to users of others.
 `FCN_JAX_DISABLE_PLUGINS` disables distributions: "1" or "all" means every one except fcn-jax;
@@ -23,6 +24,9 @@ from fcn_jax.plugins.entry import KINDS, Entry, import_descriptor, singular
 
 DISABLE_VARIABLE = "FCN_JAX_DISABLE_PLUGINS"
 OWN_DISTRIBUTION = "fcn-jax"
+
+_MANY = "tfds"
+"""The dataset that stands for many, by `Dataset.variant`: in tfds:NAME, it is no distribution."""
 
 _DISTRIBUTION = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?", re.IGNORECASE)
 
@@ -87,6 +91,8 @@ class Registry:
         found = self._imported[entry]
         if isinstance(found, PluginError):
             raise PluginError(str(found)) from found.__cause__
+        if isinstance(found, Dataset) and found.variant and _is_variant(kind, name):
+            return found.variant(name.partition(":")[2])
         return found
 
     def find(self, kind: str, name: str) -> Entry:
@@ -96,7 +102,7 @@ class Registry:
             ConfigError: nothing of that name is registered.
             PluginError: two distributions claim the name.
         """
-        found = _matching(self._entries, kind, name)
+        found = _matching(self._entries, kind, _MANY if _is_variant(kind, name) else name)
         if len(found) == 1:
             return found[0]
         what = singular(kind)
@@ -192,7 +198,8 @@ class Registry:
     def record(self, kind: str, name: str) -> dict[str, str]:
         """Name, distribution and version of a plugin, for a checkpoint. Raises as `find` does."""
         entry = self.find(kind, name)
-        return {"name": entry.name, "distribution": entry.distribution, "version": entry.version}
+        short = name if _is_variant(kind, name) else entry.name
+        return {"name": short, "distribution": entry.distribution, "version": entry.version}
 
 
 def default() -> Registry:
@@ -268,6 +275,10 @@ def _matching(entries: Iterable[Entry], kind: str, name: str) -> list[Entry]:
     distribution, _, short = name.rpartition(":")
     found = [entry for entry in entries if (entry.kind, entry.name) == (kind, short)]
     return _of(found, distribution) if distribution else found
+
+
+def _is_variant(kind: str, name: str) -> bool:
+    return kind == "datasets" and name.startswith(f"{_MANY}:")
 
 
 def _of(entries: Iterable[Entry], distribution: str) -> list[Entry]:

@@ -347,14 +347,6 @@ def test_notes_or_rejects_indices_without_their_own_color(
         )
 
 
-def test_notes_images_in_both_splits(tmp_path: Path) -> None:
-    root = make(tmp_path / "d", "bg\nroad\n", [stripes(0, 1)])
-    source = FOLDER.open(root, "train")
-    assert inspect(
-        {"train": source, "val": source}, training="train", stream=io.StringIO()
-    ).notes == ("1 of 1 images of val are in train too: t0",)
-
-
 def test_second_inspection_decodes_only_changed_masks(
     tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

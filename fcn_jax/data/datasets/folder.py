@@ -22,44 +22,19 @@ class. `fcn_jax.data.datasets.matching.match` documents the IDs of a split list.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
 from fcn_jax.data.datasets import directory
 from fcn_jax.data.datasets.files import has_images, image_count, subfolders, with_images
 from fcn_jax.data.datasets.folder_advice import advice_for
+from fcn_jax.data.datasets.hash_split import hash_part, hash_split
 from fcn_jax.data.datasets.split_lists import find_split_lists
 from fcn_jax.data.labels.class_list import find_class_list
 from fcn_jax.data.labels.class_list_entries import Ids
 from fcn_jax.data.source import Source
 from fcn_jax.errors import DataError, listing
 from fcn_jax.plugins.api import Dataset
-
-
-def hash_split(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """Divide names into "train" and "val" by a hash.
-
-    "val" takes the names for which the first eight bytes of their SHA-256 are divisible by ten. If
-    that leaves one of two sides empty, the name of the lowest hash goes to "val", or the name of
-    the highest to "train".
-
-    Args:
-        names: image names without ending.
-
-    Returns:
-        The names of each split, in the given order.
-    """
-    hashes = {
-        name: int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") for name in names
-    }
-    val = {name for name, value in hashes.items() if value % 10 == 0}
-    if len(hashes) > 1 and not val:
-        val = {min(hashes, key=hashes.__getitem__)}
-    elif len(hashes) > 1 and len(val) == len(hashes):
-        val.remove(max(hashes, key=hashes.__getitem__))
-    train = tuple(name for name in hashes if name not in val)
-    return {"train": train, "val": tuple(name for name in hashes if name in val)}
 
 
 def _open(root: Path | None, split: str) -> Source:
@@ -101,9 +76,8 @@ def _open(root: Path | None, split: str) -> Source:
         if below:
             notes.append(f"{images}: the images in the subfolders {listing(below)} are not used")
     else:
+        ids = hash_part(found_images, split, root)
         parts = hash_split(found_images)
-        directory.check_split(split, parts, root)
-        ids = parts[split]
         sizes = " and ".join(f"{name} ({len(part)})" for name, part in parts.items())
         notes.append(f"images are divided by a hash of their names into {sizes}")
     lone = [name for name in found_masks if name not in found_images]

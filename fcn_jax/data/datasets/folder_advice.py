@@ -8,6 +8,7 @@ from pathlib import Path
 from fcn_jax.data.datasets.directory import SPLIT_NAMES
 from fcn_jax.data.datasets.files import has_images, image_count, mixed_masks, subfolders
 from fcn_jax.data.datasets.names import IMAGE_SUFFIXES, MASK_SUFFIXES, ending
+from fcn_jax.data.datasets.recognize import looks_like
 from fcn_jax.data.datasets.voc import find_devkit
 from fcn_jax.errors import DataError, listing
 
@@ -55,8 +56,9 @@ def advice_for(root: Path) -> str:
     count = image_count(root)
     here = [f"{name}/" for name in subfolders(root)] + ([f"{count} images"] if count else [])
     lies = f". Here lie {listing(here)}" if here else ""
-    if (root / "trainannot").is_dir():
-        return f". {root} looks like CamVid: use the dataset camvid"
+    known = looks_like(root, without="voc2012")
+    if known:
+        return f"{lies}. {known}"
     is_voc = find_devkit(root) or any((root / n).is_dir() for n in ("VOCdevkit", "VOC2012"))
     if is_voc and not any((root / name).is_file() for name in _TOOL_LISTS):
         other = _renames(root)

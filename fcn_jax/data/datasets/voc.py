@@ -12,7 +12,6 @@ from fcn_jax.data.datasets.files import is_hidden
 from fcn_jax.data.labels.label_map import LabelMap
 from fcn_jax.data.labels.palette import VOC_BORDER, voc_palette
 from fcn_jax.data.source import Source
-from fcn_jax.errors import DataError
 from fcn_jax.plugins.api import IGNORE_INDEX, Classes, Dataset
 
 VOC_CLASSES = Classes(
@@ -26,35 +25,43 @@ VOC_CLASSES = Classes(
 """Background and the 20 classes of PASCAL VOC, with the devkit's colors."""
 
 _COLORS = {color: label for label, color in enumerate(VOC_CLASSES.palette)}
-_LABELS = LabelMap.of(21, palette=_COLORS | {VOC_BORDER: IGNORE_INDEX})
+
+VOC_LABELS = LabelMap.of(21, palette=_COLORS | {VOC_BORDER: IGNORE_INDEX})
+"""The labels of VOC's masks: indexed or gray, or in the devkit's colors."""
+
+HOLDS = "VOCdevkit/VOC2012/ with ImageSets/Segmentation/, JPEGImages/ and SegmentationClass/"
+PACKED = ("VOCtrainval*.tar",)
 
 
 def find_devkit(root: Path) -> Path | None:
     """The VOC2012 folder: `root`, or in `root` or `root/VOCdevkit`; None if there is none."""
-    candidates = (root, root / "VOC2012", root / "VOCdevkit" / "VOC2012")
-    return next((path for path in candidates if _lists_of(path).is_dir()), None)
+    below = ("VOC2012", "VOCdevkit/VOC2012", "TrainVal/VOCdevkit/VOC2012")
+    candidates = (root, *(root / name for name in below))
+    return next((path for path in candidates if (path / _LISTS).is_dir()), None)
 
 
-def _lists_of(devkit: Path) -> Path:
-    return devkit / "ImageSets" / "Segmentation"
+def split_lists(devkit: Path) -> dict[str, Path]:
+    """The lists of a VOC2012 folder's splits, by name."""
+    return {p.stem: p for p in sorted((devkit / _LISTS).glob("*.txt")) if not is_hidden(p.name)}
 
 
-def _open(root: Path | None, split: str) -> Source:
-    root = directory.require_root(root, "voc2012", "VOCdevkit/VOC2012")
-    devkit = find_devkit(root)
-    if devkit is None:
-        raise DataError(
-            f"{root}: no VOCdevkit/VOC2012/ImageSets/Segmentation here; pass the folder into which "
-            "VOCtrainval_11-May-2012.tar was extracted"
-        )
-    lists = {p.stem: p for p in sorted(_lists_of(devkit).glob("*.txt")) if not is_hidden(p.name)}
+_LISTS = Path("ImageSets", "Segmentation")
+
+
+def open_devkit(devkit: Path, split: str) -> directory.DirectorySource:
+    """A split of a VOC2012 folder. Raises `DataError` for unknown splits and missing files."""
+    lists = split_lists(devkit)
     directory.check_split(split, lists, devkit)
     images = directory.files_by_stem(devkit / "JPEGImages", (".jpg", ".jpeg"))
     masks = directory.files_by_stem(devkit / "SegmentationClass", (".png",))
     records = directory.match(
         directory.read_ids(lists[split]), images, masks, split=split, where=devkit
     )
-    return directory.DirectorySource(VOC_CLASSES, records, _LABELS)
+    return directory.DirectorySource(VOC_CLASSES, records, VOC_LABELS)
+
+
+def _open(root: Path | None, split: str) -> Source:
+    return open_devkit(directory.locate(root, "voc2012", HOLDS, find_devkit, PACKED), split)
 
 
 VOC2012 = Dataset(

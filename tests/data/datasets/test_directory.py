@@ -15,7 +15,8 @@ from PIL import Image
 from fcn_jax.api import IGNORE_INDEX, Dataset
 from fcn_jax.data.datasets.camvid import CAMVID
 from fcn_jax.data.datasets.files import Files
-from fcn_jax.data.datasets.folder import FOLDER, hash_split
+from fcn_jax.data.datasets.folder import FOLDER
+from fcn_jax.data.datasets.hash_split import hash_split
 from fcn_jax.data.datasets.matching import match
 from fcn_jax.data.datasets.voc import VOC2012, VOC_CLASSES
 from fcn_jax.data.labels.palette import voc_palette
@@ -170,6 +171,7 @@ def test_hash_split_is_about_nine_to_one_and_stable_when_images_are_added() -> N
     assert 70 < len(small["val"]) < 130
     assert set(small["val"]) <= set(large["val"])
     assert set(small["train"]) <= set(large["train"])
+    assert all(hash_split([f"img_{k}"]) == {"train": (f"img_{k}",), "val": ()} for k in range(30))
 
 
 def test_folder_reads_masks_in_colors_by_classes_txt(tmp_path: Path) -> None:
