@@ -34,7 +34,7 @@ Encoded = dict[str, Any]
 VOC_ARCHIVE = "VOCtrainval_11-May-2012.tar"
 
 
-class _Builder(tfds.core.GeneratorBasedBuilder):
+class _FcnJaxBuilder(tfds.core.GeneratorBasedBuilder):
     """The base of the builders."""
 
     DESCRIPTION: str
@@ -74,7 +74,7 @@ def _encoded(name: str, image: bytes, mask: bytes) -> Encoded:
     return {"id": name, "image": io.BytesIO(image), "mask": io.BytesIO(mask)}
 
 
-class Shapes(_Builder):
+class Shapes(_FcnJaxBuilder):
     """Generated scenes of textured shapes; see `fcn_jax.data.datasets.shapes`."""
 
     DESCRIPTION = "Generated scenes of textured shapes, drawn from seeds."
@@ -102,7 +102,7 @@ class Shapes(_Builder):
             yield index, _encoded(f"{split}_{index:05d}", jpeg.tobytes(), _png(mask))
 
 
-class Voc2012Segmentation(_Builder):
+class Voc2012Segmentation(_FcnJaxBuilder):
     """PASCAL VOC2012's segmentation images and masks (TFDS's own `voc` has boxes only).
 
     If the manual folder (`tfds.download.DownloadConfig(manual_dir=...)`) holds the archive or

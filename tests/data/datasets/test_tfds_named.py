@@ -25,7 +25,7 @@ def png(array: np.ndarray) -> io.BytesIO:
     return io.BytesIO(cv2.imencode(".png", array)[1].tobytes())
 
 
-class _Builder(tfds.core.GeneratorBasedBuilder):  # type: ignore[misc]
+class _NamedBuilder(tfds.core.GeneratorBasedBuilder):  # type: ignore[misc]
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar = {"1.0.0": "First release."}
     url_infos = None
@@ -42,7 +42,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder):  # type: ignore[misc]
         return png(np.random.default_rng(at).integers(0, 256, (*SIZE, 3), np.uint8))
 
 
-class LikePets(_Builder):
+class LikePets(_NamedBuilder):
     """As oxford_iiit_pet: a mask of the values 1 to 3, and features that are neither."""
 
     FEATURES: ClassVar = {
@@ -67,7 +67,7 @@ class LikePets(_Builder):
             )
 
 
-class Named(_Builder):
+class Named(_NamedBuilder):
     """Two images and nested masks; one of them names its classes, one is of numbers."""
 
     FEATURES: ClassVar = {
