@@ -521,7 +521,7 @@ def test_lists_can_name_images_in_subfolders_by_path(tmp_path: Path) -> None:
         ),
         (
             ("leftImg8bit/train/aachen", "gtFine/train/aachen"),
-            "rename leftImg8bit/ to images/ and rename gtFine/ to masks/",
+            "use the dataset cityscapes",
         ),
         (
             ("train/images", "train/masks", "val/images", "val/masks"),
