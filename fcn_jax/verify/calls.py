@@ -26,15 +26,13 @@ def torch_call(
     """Call PyTorch's network without gradients; buffers are restored.
 
     Returns:
-        The outputs by name, and the persistent buffers after the call.
+        The outputs by name, and the state dict after the call.
     """
     mode = train_mode(pair) if train else contextlib.nullcontext()
     with mode, import_torch().no_grad():
         outputs = {name: array(x) for name, x in pair.torch.outputs(variant, inputs).items()}
-        network = pair.torch.network(variant)
-        parameters = dict(network.named_parameters())
-        state = network.state_dict().items()
-        return outputs, {name: array(x) for name, x in state if name not in parameters}
+        state = pair.torch.network(variant).state_dict()
+        return outputs, {name: array(x) for name, x in state.items()}
 
 
 def named_alike(reference: Mapping[str, object], ours: Mapping[str, Value]) -> dict[str, Value]:
@@ -103,9 +101,9 @@ def compare_train_mode(pair: Pair, inputs: Sequence[np.ndarray], advance: Advanc
     known = pair.table.names(path for path in port.leaves if path not in port.parameters).values()
 
     def by_torch(variant: Variant) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        outputs, buffers = torch_call(pair, variant, inputs, train=True)
+        outputs, state = torch_call(pair, variant, inputs, train=True)
         advance("PyTorch, train mode")
-        return outputs, {name: x for name, x in buffers.items() if name in known}
+        return outputs, {name: x for name, x in state.items() if name in known}
 
     reference, buffers = by_torch(REFERENCE)
     errors = ReferenceErrors({**reference, **buffers}, pair.dtype)

@@ -49,6 +49,9 @@ MIN_VALUES = 4
 more than which is larger; if they are close, rounding errors become as large as the values. See
 `fcn_jax.verify.few_values`."""
 
+LAYERS, LAYER_GRADIENTS = "layers, isolated", "layer gradients, isolated"
+"""Titles of the sections about single layers."""
+
 ATTEMPTS = 4
 """Number of inputs that are compared at most; see `compare_repeatedly`."""
 
@@ -182,6 +185,12 @@ class Section:
                 f"tensors (at most {MAX_LOOSE} may be so); use other inputs or another seed"
             )
         return ""
+
+    @property
+    def noisy(self) -> bool:
+        """Whether the only doubt is about tensors for which PyTorch's own error is too large."""
+        few_loose = len(self.loose) <= MAX_LOOSE and not self.unstable
+        return bool(self.comparisons and self.doubt) and few_loose and not self.failures
 
     @property
     def worst(self) -> Comparison | None:

@@ -23,6 +23,7 @@ from fcn_jax.verify.criterion import (
     Section,
     compare_repeatedly,
 )
+from fcn_jax.verify.layer_gradients import compare_layer_gradients
 from fcn_jax.verify.opening import open_units
 from fcn_jax.verify.sides import load_port, restored, train_mode
 from fcn_jax.verify.torch_side import REFERENCE, Variant, array, import_torch
@@ -41,10 +42,11 @@ def compare_gradients(
     """Compare the loss and its gradients, in train mode.
 
     Weights are changed for this comparison. In float32, no unit lies at a kink then; see `kinks`.
-    In bfloat16, few units are near one, see `opening`, and up to `attempts` slightly different
-    inputs are compared.
+    In bfloat16, few units are near one, see `opening`, up to `attempts` slightly different inputs
+    are compared, and those of single layers are, too; see `layer_gradients`.
     """
     if pair.dtype == "bfloat16":
+        alone = compare_layer_gradients(pair, inputs, advance)
 
         def attempt(number: int) -> list[Section]:
             given = _nearby(inputs, number)
@@ -54,7 +56,7 @@ def compare_gradients(
                 _load_everywhere(pair, dict(network.named_parameters()))
                 return [_compare_gradients(pair, given, loss, advance)]
 
-        return compare_repeatedly(attempt, attempts)
+        return [*alone, *compare_repeatedly(attempt, attempts)]
     with train_mode(pair), restored(pair.port):
         conditioned = kinks.condition(pair.torch, inputs)
         advance("kinks")

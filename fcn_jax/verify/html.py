@@ -19,7 +19,8 @@ from fcn_jax.runtime.atomic import write_text
 from fcn_jax.verify import plot
 from fcn_jax.verify.criterion import Comparison, Section
 from fcn_jax.verify.predictions import Pictures
-from fcn_jax.verify.report import GENERATOR, Report
+from fcn_jax.verify.report import Report
+from fcn_jax.verify.report_table import GENERATOR
 from fcn_jax.verify.series import Series, grouped
 
 SUFFIXES = (".html", ".json")

@@ -168,6 +168,58 @@ def layer_runner(port: Port) -> Callable[[str, WatchedCall, np.ndarray], np.ndar
     return layer
 
 
+def layer_gradient_runner(port: Port) -> Callable[..., Any]:
+    """A function that runs one layer in train mode, or differentiates it.
+
+    (path, call, input, weights of the output) -> the output if there are no weights; otherwise the
+    gradients of the weighted sum of the output with respect to the input, None if that is no
+    float, and to the layer's parameters by path. It returns None if the framework cannot run the
+    layer alone.
+    """
+
+    @functools.partial(jax.jit, static_argnums=(0, 1))
+    def run(static: Any, mapped: int, values: Any, x: jax.Array, weights: Any) -> Any:
+        leaves, structure = jax.tree.flatten(values)
+        trained = {i: leaf for i, leaf in enumerate(leaves) if jnp.issubdtype(leaf, jnp.floating)}
+
+        def call(trained: Mapping[int, Any], x: jax.Array) -> Any:
+            changed = {**dict(enumerate(leaves)), **trained}
+            given = jax.tree.unflatten(structure, list(changed.values()))
+
+            def layer(x: jax.Array) -> Any:
+                output = port.run_layer(static, given, x)
+                return output[0] if isinstance(output, list | tuple) else output
+
+            for _ in range(mapped):
+                layer = jax.vmap(layer)
+            return layer(x)
+
+        if weights is None:
+            return call(trained, x)
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            y, back = jax.vjp(lambda trained: call(trained, x), trained)
+            return None, *back(weights.astype(y.dtype))
+        y, back = jax.vjp(call, trained, x)
+        grads, grad = back(weights.astype(y.dtype))
+        return grad, grads
+
+    def layer(path: str, call: WatchedCall, x: np.ndarray, weights: np.ndarray | None) -> Any:
+        found = port.layer(path, call.called, train=True)
+        if found is None:
+            return None
+        with precise(port):
+            results = run(found.static, call.mapped, found.values, x, weights)
+        if weights is None:
+            return array(results)
+        grad, grads = results
+        names = {id(leaf): name for name, leaf in port.leaves.items() if name in port.parameters}
+        leaves = jax.tree.leaves(found.values)
+        named = {i: names[id(leaf)] for i, leaf in enumerate(leaves) if id(leaf) in names}
+        return grad, {named[i]: value for i, value in grads.items() if i in named}
+
+    return layer
+
+
 def gradients(
     port: Port,
     inputs: Sequence[np.ndarray],

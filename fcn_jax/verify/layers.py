@@ -11,7 +11,7 @@ import numpy as np
 from fcn_jax.errors import listing
 from fcn_jax.pytorch.rules import Table
 from fcn_jax.verify import jax_side
-from fcn_jax.verify.criterion import FACTORS, Comparison, ReferenceErrors, Section
+from fcn_jax.verify.criterion import FACTORS, LAYERS, Comparison, ReferenceErrors, Section
 from fcn_jax.verify.layout import best_layout, layouts, layouts_of_another_size
 from fcn_jax.verify.ports import Port
 from fcn_jax.verify.torch_side import REFERENCE, import_torch
@@ -199,17 +199,17 @@ def compare_layers(pair: Pair, inputs: Sequence[np.ndarray], advance: Advance) -
         for number, (x, call) in enumerate(zip(seen_in.pop(name), calls[name], strict=False)):
             key = _label(path, number)
             found_alone: list[Comparison] = []
-            for probe in probes(_rounded(x, pair.dtype)):
+            for probe in probes(rounded(x, pair.dtype)):
                 with one_thread(x.size):
                     goal = side.layer(REFERENCE, name, probe)
                     errors = ReferenceErrors({key: goal}, pair.dtype)
-                    for variant in side.variants:
+                    for variant in side.layer_variants:
                         errors.add({key: side.layer(variant, name, probe)})
                 y = _run_layer(run_layer, path, call, probe, goal)
                 found_alone += errors.compare({key: y}, factor) if y is not None else ()
             isolated += sorted(found_alone, key=lambda c: c.excess)[-1:]
         advance(path)
-    section = Section("layers, isolated", factor, tuple(isolated))
+    section = Section(LAYERS, factor, tuple(isolated))
     skipped = _skipped(pair, {paths[name] for name in order}, paths)
     layers = Layers(section, accumulated, skipped)
     if not layers.first_failing:
@@ -266,10 +266,11 @@ def _run_layer(
     found = [run(path, call, layout.to_jax(x)) for layout in fitting]
     outputs = [in_torch_axes(goal, y) for y in found if y is not None]
     fit = [y for y in outputs if y.shape == goal.shape] or outputs[:1]
-    return min(fit, key=lambda y: _distance(y, goal), default=None)
+    return min(fit, key=lambda y: distance(y, goal), default=None)
 
 
-def _distance(y: np.ndarray, goal: np.ndarray) -> float:
+def distance(y: np.ndarray, goal: np.ndarray) -> float:
+    """The norm of the difference; 0 if the shapes differ."""
     with np.errstate(invalid="ignore", over="ignore"):
         return float(np.linalg.norm(y - goal)) if y.shape == goal.shape else 0.0
 
@@ -314,7 +315,7 @@ def _by_call(
     }
 
 
-def _rounded(x: np.ndarray, dtype: str) -> np.ndarray:
+def rounded(x: np.ndarray, dtype: str) -> np.ndarray:
     """An input that both sides can represent."""
     if dtype == "float32":
         return x

@@ -155,6 +155,10 @@ def compare(
     )
     with paired(torch_module, port, rules, dtype, call_torch, as_is=as_is) as pair:
         pair.torch.check_call(arrays)
+        few = few_values.find(pair.torch, arrays)
+        untrained = few.impossible and (train or grad)
+        if untrained:
+            train = grad = False
         if port.silenced and (train or grad):
             silenced = listing(port.silenced, 3)
             notes.append(f"the dropout inside of attention is off on JAX's side: {silenced}")
@@ -165,10 +169,8 @@ def compare(
         if sensitive:
             add_sensitivity(report, pair, arrays, [section])
             advance("sensitivity")
-        few = few_values.find(pair.torch, arrays)
-        if (train or grad) and few.impossible:
+        if untrained:
             report.sections.append(few.skipped("train mode", FACTORS["gradients"]))
-            train = grad = False
         if train or grad:
             pair.torch.check_deterministic(arrays)
         if train:

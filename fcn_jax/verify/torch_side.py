@@ -40,11 +40,13 @@ class Variant:
         dtype: "float64", "float32" or "bfloat16" (autocast: parameters stay float32, as in JAX).
         onednn: use oneDNN's kernels instead of PyTorch's own.
         channels_last: use this memory layout.
+        fused: whether sums and their bias are rounded together. XLA's are rounded one by one.
     """
 
     dtype: str
     onednn: bool = True
     channels_last: bool = False
+    fused: bool = True
 
 
 REFERENCE = Variant("float64")
@@ -58,7 +60,13 @@ def variants(dtype: str) -> tuple[Variant, ...]:
 
 
 class TorchSide:
-    """A network in every variant."""
+    """A network in every variant.
+
+    Attributes:
+        variants: the runs of the whole network.
+        layer_variants: those of single layers. In bfloat16, one more rounds a sum before it adds
+            the bias. Where the two nearly cancel, that is several times the error of the others.
+    """
 
     def __init__(
         self, network: torch.nn.Module, dtype: str, call: Call, *, as_is: bool = False
@@ -74,6 +82,8 @@ class TorchSide:
         torch = import_torch()
         self.as_is = as_is
         self.variants = variants(dtype)
+        unfused = Variant(dtype, fused=False)
+        self.layer_variants = (*self.variants, *[unfused] * (dtype == "bfloat16"))
         self.call = call
         check_device(network)
         try:
@@ -134,6 +144,7 @@ class TorchSide:
         with (
             self.kernels(variant),
             silent_functions(),
+            contextlib.nullcontext() if variant.fused else _separate_bias(),
             torch.autocast("cpu", torch.bfloat16, enabled=variant.dtype == "bfloat16"),
         ):
             yield
@@ -163,6 +174,30 @@ class TorchSide:
         with torch.no_grad(), self.forward(variant):
             layer = self.network(variant).get_submodule(name)
             return array(_first(_without_activation(layer)(given)))
+
+    def layer_gradients(
+        self, variant: Variant, name: str, x: np.ndarray, weights: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """Gradients of the weighted sum of a submodule's output on an input.
+
+        They are those with respect to the input, if it is a float, and to the parameters by name.
+        """
+        torch = import_torch()
+        layer = self.network(variant).get_submodule(name)
+        layer.zero_grad(set_to_none=True)
+        given = self._typed(torch.tensor(x), variant).requires_grad_(x.dtype.kind == "f")
+        with self.forward(variant):
+            output = _first(layer(given.clone()))
+        with self.kernels(variant):
+            output.backward(torch.tensor(weights).to(output.dtype))
+        parameters = {
+            f"{name}.{own}": array(p.grad)
+            for own, p in layer.named_parameters()
+            if p.grad is not None
+        }
+        layer.zero_grad(set_to_none=True)
+        by_input = {} if given.grad is None else {f"input of {name}": array(given.grad)}
+        return {**by_input, **parameters}
 
     def watched(
         self, variant: Variant, inputs: Sequence[np.ndarray], names: Sequence[str]
@@ -212,6 +247,28 @@ class TorchSide:
         """Put every copy into train or eval mode."""
         for network in self.networks():
             network.train(mode)
+
+
+def _separate_bias() -> Any:
+    """A mode in which convolutions and matrix products are rounded before the bias is added."""
+    torch = import_torch()
+
+    class Mode(torch.overrides.TorchFunctionMode):  # type: ignore[name-defined]
+        def __torch_function__(
+            self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+        ) -> Any:
+            kwargs = dict(kwargs or {})
+            name = getattr(func, "__name__", "")
+            bias = args[2] if len(args) > 2 else kwargs.get("bias")
+            if not (name == "linear" or name.startswith("conv")) or bias is None:
+                return func(*args, **kwargs)
+            if len(args) > 2:
+                args = (*args[:2], None, *args[3:])
+            y = func(*args, **{**kwargs, "bias": None} if len(args) < 3 else kwargs)
+            axes = 0 if name == "linear" else y.ndim - 2
+            return y + bias.to(y.dtype).view(-1, *[1] * axes)
+
+    return Mode()
 
 
 def check_device(network: torch.nn.Module) -> None:

@@ -507,8 +507,8 @@ class LinenHeads(linen.Module):
 class Louder(nnx.LinearGeneral):
     """Wrong by one percent."""
 
-    def __call__(self, x):
-        return 1.01 * super().__call__(x)
+    def __call__(self, x, **settings):
+        return 1.01 * super().__call__(x, **settings)
 
 
 def nnx_heads(query=None, **settings):

@@ -152,7 +152,7 @@ class EvalChecks:
         with one_thread(rounded.size):
             expected, *runs = (
                 pair.torch.layer(variant, name, rounded)
-                for variant in (REFERENCE, *pair.torch.variants)
+                for variant in (REFERENCE, *pair.torch.layer_variants)
             )
         check = self._check(label, call, expected, runs, pair)
         return Alone(check, start, fed, *self.program.between(start, call.output))
@@ -229,7 +229,8 @@ class TrainChecks:
     ) -> None:
         """Run PyTorch in train mode; its statistics are restored."""
         self.program = program
-        (expected, buffers), *runs = (
+        buffers = dict(pair.torch.network(REFERENCE).named_buffers())
+        (expected, state), *runs = (
             torch_call(pair, variant, inputs, train=True)
             for variant in (REFERENCE, *pair.torch.variants)
         )
@@ -245,7 +246,7 @@ class TrainChecks:
                 continue
             name, rule = named
             found = [buffer[name] for _, buffer in runs]
-            errors = _errors(path, buffers[name], found, pair)
+            errors = _errors(path, state[name], found, pair)
 
             def convert(x: Any, rule: Any = rule) -> np.ndarray:
                 return np.asarray(rule.op.to_torch(np.asarray(x)))

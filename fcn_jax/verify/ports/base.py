@@ -191,7 +191,7 @@ class Port(abc.ABC):
             The outputs, and in train mode the buffers after the call by path.
         """
 
-    def layer(self, path: str, called: Called) -> Layer | None:
+    def layer(self, path: str, called: Called, *, train: bool = False) -> Layer | None:
         """The layer as it was called, to run alone; None if the framework cannot do that."""
         return None
 

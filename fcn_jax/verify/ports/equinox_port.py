@@ -72,9 +72,9 @@ class EquinoxPort(Port):
         with watching(_submodules(network), watch):
             return self._call(network, inputs), {}
 
-    def layer(self, path: str, called: Called) -> Layer | None:
+    def layer(self, path: str, called: Called, *, train: bool = False) -> Layer | None:
         """See `Port`."""
-        module = _in_mode(_submodules(self._module)[path], train=False)
+        module = _in_mode(_submodules(self._module)[path], train)
         values, rest = eqx.partition(module, eqx.is_array)
         return Layer((_Static(rest), called.args, called.kwargs), values)
 

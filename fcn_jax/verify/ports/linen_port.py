@@ -115,9 +115,9 @@ class LinenPort(Port):
         names = {key: path for path, key in self._keys.items()}
         return outputs, {names[key]: value for key, value in updated.items() if key in names}
 
-    def layer(self, path: str, called: Called) -> Layer | None:
-        """See `Port`."""
-        if path not in self._modules:
+    def layer(self, path: str, called: Called, *, train: bool = False) -> Layer | None:
+        """See `Port`. The mode is an attribute of the modules, so a layer keeps that of its run."""
+        if path not in self._modules or (train and self._has_statistics(path)):
             return None
         steps = tuple(path.split("."))
         own = {
@@ -127,6 +127,12 @@ class LinenPort(Port):
         }
         static = (_Static(self._modules[path]), called.args, called.kwargs)
         return Layer(static, unflatten_dict(own))
+
+    def _has_statistics(self, path: str) -> bool:
+        steps = tuple(path.split("."))
+        return any(
+            key[0] != "params" and key[1 : 1 + len(steps)] == steps for key in self._keys.values()
+        )
 
     def run_layer(self, static: Any, values: Any, x: jax.Array) -> Any:
         """See `Port`."""

@@ -75,11 +75,12 @@ class NnxPort(Port):
         }
         return outputs, updates
 
-    def layer(self, path: str, called: Called) -> Layer | None:
+    def layer(self, path: str, called: Called, *, train: bool = False) -> Layer | None:
         """See `Port`."""
         module = _submodules(self.module)[path]
-        module.eval()
+        module.train() if train else module.eval()
         graphdef, state = nnx.split(module)
+        module.eval()
         return Layer((graphdef, called.args, called.kwargs), state)
 
     def run_layer(self, static: Any, values: Any, x: jax.Array) -> Any:

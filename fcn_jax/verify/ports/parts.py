@@ -103,9 +103,9 @@ class PartsPort(Port):
         """See `Port`."""
         return self._port.run(self._inside(leaves), inputs, train=train, watch=watch)
 
-    def layer(self, path: str, called: Called) -> Layer | None:
+    def layer(self, path: str, called: Called, *, train: bool = False) -> Layer | None:
         """See `Port`."""
-        return self._port.layer(path, called)
+        return self._port.layer(path, called, train=train)
 
     def run_layer(self, static: Any, values: Any, x: jax.Array) -> Any:
         """See `Port`."""
