@@ -31,9 +31,13 @@ _HOLDS = (
 
 
 def find(root: Path) -> Path | None:
-    """The folder of labelmap.txt and SegmentationClass/, in or below `root`; None without both."""
+    """The folder of labelmap.txt and SegmentationClass/, in or below `root`; None without both.
+
+    Exports of other tools have arrays instead of PNG files in SegmentationClass/.
+    """
     for folder in (root, *(root / name for name in subfolders(root))):
-        if (folder / "labelmap.txt").is_file() and (folder / "SegmentationClass").is_dir():
+        masks = folder / "SegmentationClass"
+        if (folder / "labelmap.txt").is_file() and next(masks.rglob("*.png"), None):
             return folder
     return None
 
