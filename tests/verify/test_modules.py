@@ -109,8 +109,8 @@ def test_layer_that_calls_its_parent_class_counts_once():
 
 
 @pytest.mark.parametrize(("activation", "equal"), [(jax.nn.relu6, True), (nnx.relu, False)])
-def test_normalization_of_timm_is_compared_without_its_activation(activation, equal):
-    layers = pytest.importorskip("timm.layers")
+def test_normalization_of_timm_is_compared_without_its_activation(torchvision, activation, equal):
+    layers = pytest.importorskip("timm.layers")  # it imports torchvision
 
     class Block(torch.nn.Module):
         def __init__(self):

@@ -255,7 +255,7 @@ def test_a_block_and_its_gradients_match_timm(timm, kind, stride, dilation, size
         layout="NHWC",
         sensitive=False,
     )
-    assert report.equal, report
+    assert report.equal, str(report)
 
 
 @pytest.mark.slow
@@ -272,7 +272,7 @@ def test_logits_layers_and_gradients_match_timm(timm, name, output_stride):
     report = verify.verify_model(
         name, sizes=[(65, 98)], batch=2, grad=True, output_stride=output_stride, num_classes=5
     )
-    assert report.equal, report
+    assert report.equal, str(report)
     assert report.skipped == ()
 
 
