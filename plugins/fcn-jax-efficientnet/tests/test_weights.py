@@ -163,12 +163,14 @@ def square(image, size=224):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("label", "classes"), [(12, DOGS), (8, CATS)])
-def test_photographs_of_dogs_and_cats_are_recognized(pretrained, voc, label, classes):
-    probabilities = classify(pretrained, of_one_class(voc, label))
-    right = np.isin(probabilities.argmax(1), classes)
-    assert right.mean() >= 0.75
-    assert probabilities[:, classes].sum(1).mean() > 0.6
+@pytest.mark.parametrize(
+    ("label", "classes", "right", "probability"), [(12, DOGS, 0.9, 0.91), (8, CATS, 0.75, 0.52)]
+)
+def test_photographs_are_recognized(pretrained, voc, label, classes, right, probability):
+    """The limits are above those of PyTorch's padding, and of torchvision's preprocessing."""
+    found = classify(pretrained, of_one_class(voc, label))
+    assert np.isin(found.argmax(1), classes).mean() >= right
+    assert found[:, classes].sum(1).mean() > probability
 
 
 def test_tables_of_both_name_schemes_name_the_same_parameters():
