@@ -69,10 +69,9 @@ def train(recipe: config.Config, epochs: int | None = None) -> Result:
         epoch_steps * recipe.train.epochs,
         (opened.class_pixels, opened.image_pixels),
     )
-    augmentation = {"crop_size", "scale_range", "flip", "brightness", "contrast", "saturation"}
     batches = train_batches(
         source,
-        augment=Augment(**data.model_dump(include=augmentation)),
+        augment=Augment.of(data, recipe.augment),
         batch_size=data.batch_size,
         seed=recipe.train.seed,
         num_workers=data.num_workers,

@@ -46,7 +46,7 @@ def main() -> None:
     dataset = registry.default().dataset(recipe.data.dataset)
     source = dataset.open(Path(args.data) if args.data else None, recipe.data.train_split)
     preprocess = registry.default().backbone(recipe.model.backbone).preprocess
-    augment = Augment(recipe.data.crop_size, recipe.data.scale_range, recipe.data.flip)
+    augment = Augment.of(recipe.data, recipe.augment)
     batches = train_batches(
         source, augment=augment, batch_size=recipe.data.batch_size, seed=recipe.train.seed
     )

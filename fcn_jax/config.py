@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -21,23 +20,28 @@ from pydantic import (
     field_serializer,
 )
 
+from fcn_jax.config_augment import AUGMENT_TABLES, AugmentConfig
+from fcn_jax.config_types import (
+    NUMBER,
+    AnyPath,
+    AtLeastOne,
+    BelowOne,
+    Count,
+    CountOrZero,
+    Flag,
+    Fraction,
+    NotNegative,
+    Number,
+    Positive,
+    Section,
+    Seed,
+    Share,
+    StepCount,
+)
 from fcn_jax.errors import ConfigError, PluginError, did_you_mean, listing
 from fcn_jax.plugins import registry
 from fcn_jax.plugins.api import ModelSpec
 from fcn_jax.runtime import json_text
-
-
-def _number(value: Any) -> Any:
-    """Reject values that Pydantic would convert: true to 1, and "8" to 8."""
-    if isinstance(value, bool | str):
-        raise ValueError("expected a number, without quotes")
-    return value
-
-
-def _path(value: Any) -> Any:
-    if isinstance(value, str) and (not value.strip() or "\0" in value):
-        raise ValueError("expected the path of a file or folder; leave the setting out for none")
-    return value
 
 
 def _globs(value: Any) -> Any:
@@ -60,30 +64,7 @@ def _rising(pair: tuple[float, float]) -> tuple[float, float]:
     return pair
 
 
-_NUMBER = BeforeValidator(_number)
-Number = Annotated[float, _NUMBER]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0), _NUMBER]
-Positive = Annotated[float, Field(gt=0.0), _NUMBER]
-NotNegative = Annotated[float, Field(ge=0.0), _NUMBER]
-BelowOne = Annotated[float, Field(ge=0.0, lt=1.0), _NUMBER]
-Share = Annotated[float, Field(gt=0.0, lt=1.0), _NUMBER]
-AtLeastOne = Annotated[float, Field(ge=1.0), _NUMBER]
-Count = Annotated[int, Field(ge=1), _NUMBER]
-CountOrZero = Annotated[int, Field(ge=0), _NUMBER]
-StepCount = Annotated[int, Field(ge=0, lt=2**31), _NUMBER]
-Seed = Annotated[int, Field(ge=0, lt=2**32), _NUMBER]
-Flag = Annotated[bool, Field(strict=True)]
-AnyPath = Annotated[str, BeforeValidator(_path)]
-
-
-class _Section(BaseModel):
-    # The docstring under a setting is its description.
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
-
-class InitConfig(_Section):
+class InitConfig(Section):
     """The initial values of the parameters."""
 
     weights: AnyPath | None = None
@@ -104,7 +85,7 @@ class InitConfig(_Section):
     """
 
 
-class DataConfig(_Section):
+class DataConfig(Section):
     """The dataset, and how training images are cropped and augmented."""
 
     dataset: str = "shapes"
@@ -129,6 +110,8 @@ class DataConfig(_Section):
     """Largest relative change of the contrast."""
     saturation: Fraction = 0.0
     """Largest relative change of the saturation."""
+    hue: Annotated[float, Field(ge=0.0, le=0.5), NUMBER] = 0.0
+    """Largest change of the hue, as a part of the color circle."""
     num_workers: CountOrZero = 0
     """Processes that read and augment images. With 0, threads of the training process do it."""
     value_range: Annotated[tuple[Number, Number], AfterValidator(_rising)] | None = None
@@ -141,7 +124,7 @@ class DataConfig(_Section):
     """
 
 
-class ParamGroup(_Section):
+class ParamGroup(Section):
     """Learning rate and weight decay of the parameters whose names match a glob."""
 
     match: str
@@ -152,7 +135,7 @@ class ParamGroup(_Section):
     """Weight decay multiplier."""
 
 
-class LossConfig(_Section):
+class LossConfig(Section):
     """A loss, by its registered name. All keys except weight are the loss's own options."""
 
     model_config = ConfigDict(extra="allow")
@@ -169,7 +152,7 @@ def _some_losses(losses: dict[str, LossConfig]) -> dict[str, LossConfig]:
     return losses
 
 
-class OptimConfig(_Section):
+class OptimConfig(Section):
     """The optimizer, its schedule, and how a step is computed."""
 
     name: Literal["sgd", "adam", "adamw", "lion", "muon"] = "sgd"
@@ -235,7 +218,7 @@ class OptimConfig(_Section):
     """
     ema_warmup: Flag = False
     """Use the decay min(ema_decay, (1 + t) / (10 + t)) after t steps."""
-    layer_decay: Annotated[float, Field(gt=0.0, le=1.0), _NUMBER] | None = None
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0), NUMBER] | None = None
     """Layer-wise decay of the learning rate: that of layer i of the backbone's n layers, from 0, is
     multiplied by layer_decay^(n - i). A layer is a block, such as a residual block.
     """
@@ -253,7 +236,7 @@ class OptimConfig(_Section):
     """
 
 
-class EarlyStoppingConfig(_Section):
+class EarlyStoppingConfig(Section):
     """End the run when a validation score no longer rises."""
 
     patience: Count = 5
@@ -264,7 +247,7 @@ class EarlyStoppingConfig(_Section):
     """A smaller rise above the best score does not count."""
 
 
-class TrainConfig(_Section):
+class TrainConfig(Section):
     """The length of the run, and what it writes."""
 
     epochs: Count = 10
@@ -283,7 +266,7 @@ class TrainConfig(_Section):
     """When to end the run early. Never if not set."""
 
 
-class EvalConfig(_Section):
+class EvalConfig(Section):
     """How a split is scored, in training and by `fcn-jax eval`."""
 
     protocol: Literal["native", "resize", "multiscale", "sliding", "d2l"] | None = None
@@ -328,15 +311,16 @@ def _without_num_classes(table: Any) -> Any:
     return table
 
 
-class Config(_Section):
+class Config(Section):
     """All settings of a training run."""
 
     model: Annotated[ModelSpec, BeforeValidator(_without_num_classes)] = ModelSpec()
     init: InitConfig = InitConfig()
     data: DataConfig = DataConfig()
-    loss: Annotated[dict[str, LossConfig], AfterValidator(_some_losses)] = {
-        "cross_entropy": LossConfig()
-    }
+    augment: AugmentConfig = AugmentConfig()
+    loss: Annotated[dict[str, LossConfig], AfterValidator(_some_losses)] = Field(
+        default={"cross_entropy": LossConfig()}
+    )
     """The losses, by their registered names; their weighted sum is minimized. A recipe that names
     any replaces the default, cross entropy alone.
     """
@@ -515,7 +499,11 @@ def _unknown(location: tuple[Any, ...]) -> str:
     return f"{said} {did_you_mean(key, sections[parents[0]] if known is None else keys(known))}"
 
 
-_INNER: Mapping[str, Any] = {"param_groups": ParamGroup, "early_stopping": EarlyStoppingConfig}
+_INNER: Mapping[str, Any] = {
+    "param_groups": ParamGroup,
+    "early_stopping": EarlyStoppingConfig,
+    **AUGMENT_TABLES,
+}
 """Settings that are tables or lists of tables, and their classes."""
 
 

@@ -93,6 +93,86 @@ def test_rejects_a_bad_value_and_names_the_allowed_ones(table, named):
         config.parse(table)
 
 
+def test_augmentation_tables_have_defaults_and_survive_json():
+    table = {"rotate": {}, "jpeg": {"quality": [40, 40]}, "resize": {"shorter_side": [256, 512]}}
+    parsed = config.parse({"augment": table})
+    assert (parsed.augment.rotate.degrees, parsed.augment.rotate.probability) == (10.0, 0.5)
+    assert parsed.augment.jpeg.quality == (40, 40)
+    assert parsed.augment.blur is None
+    assert config.parse(json.loads(parsed.to_json())) == parsed
+
+
+def test_one_error_names_all_mistakes_in_augmentation_tables():
+    table = {
+        "rotate": {"degrees": 200, "probability": 2},
+        "blur": {"sigma": [2.0, 0.1]},
+        "jpeg": {"quality": [0, 95], "qualty": 3},
+        "cutout": {"labels": "drop"},
+        "crop": {"max_class_share": 1.0},
+        "resize": {},
+        "rotat": {},
+        "photometric": 3,
+    }
+    with pytest.raises(ConfigError) as caught:
+        config.parse({"augment": table, "data": {"hue": 0.7, "rotate": {}}})
+    for part in (
+        "augment.rotate.degrees is 200: input should be less than or equal to 180",
+        "augment.rotate.probability is 2: input should be less than or equal to 1",
+        "augment.blur.sigma is [2.0, 0.1]: expected [low, high] with low <= high",
+        "augment.jpeg.quality[0] is 0: input should be greater than or equal to 1",
+        "unknown key 'augment.jpeg.qualty'. Did you mean 'quality'?",
+        "augment.cutout.labels is 'drop': input should be 'ignore' or 'keep'",
+        "augment.crop.max_class_share is 1.0: input should be less than 1",
+        "augment.resize.shorter_side is missing",
+        "unknown key 'augment.rotat'. Did you mean 'rotate'?",
+        "augment.photometric is 3: expected a table, such as [augment.photometric]",
+        "data.hue is 0.7: input should be less than or equal to 0.5",
+        "unknown key 'data.rotate'. Did you mean 'augment.rotate'?",
+    ):
+        assert part in str(caught.value), part
+
+
+PIPELINE = {"__version__": "2.0.8", "transform": {"__class_fullname__": "HorizontalFlip", "p": 1}}
+
+
+@pytest.mark.parametrize("ending", ["json", "yaml"])
+def test_a_pipeline_of_albumentations_is_recorded_by_its_contents(tmp_path, ending):
+    path = tmp_path / f"pipeline.{ending}"
+    path.write_text(json.dumps(PIPELINE))  # JSON is YAML, too
+    if ending == "yaml":
+        pytest.importorskip("yaml")
+    parsed = config.parse({"augment": {"albumentations": str(path)}})
+    assert parsed.augment.albumentations == PIPELINE
+    path.unlink()
+    assert config.parse(json.loads(parsed.to_json())) == parsed
+
+
+@pytest.mark.parametrize(
+    ("name", "contents", "named"),
+    [
+        ("none.json", None, r"none\.json': cannot be read \(No such file or directory\)"),
+        ("a.json", "{", "not JSON"),
+        ("a.yaml", "a: [", "not YAML"),
+        ("a.json", "[1]", "not a file that albumentations.save wrote"),
+        ("a.json", "{}", "it has no table 'transform'"),
+        ("a.toml", "", r"expected a file whose name ends in \.json, \.yaml or \.yml"),
+        ("a.json", "\udcff", "not a text file in UTF-8"),
+    ],
+)
+def test_rejects_files_that_are_no_pipelines(tmp_path, name, contents, named):
+    if contents is not None:
+        (tmp_path / name).write_text(contents, encoding="utf-8", errors="surrogateescape")
+    with pytest.raises(ConfigError, match=named) as caught:
+        config.parse({"augment": {"albumentations": str(tmp_path / name)}})
+    assert str(caught.value).startswith("recipe: augment.albumentations is ")
+    assert "\n" not in str(caught.value)
+
+
+def test_rejects_a_pipeline_of_another_type():
+    with pytest.raises(ConfigError, match=r"augment\.albumentations is 3: expected the path"):
+        config.parse({"augment": {"albumentations": 3}})
+
+
 @pytest.mark.parametrize("value", [[5, 1], [2, 2], [1], 7, [float("nan"), 1]])
 def test_rejects_a_value_range_that_does_not_rise(value):
     with pytest.raises(ConfigError, match=r"data\.value_range"):
@@ -129,6 +209,7 @@ def test_every_setting_has_a_description():
     sections = {
         **{name: field.annotation for name, field in config.Config.model_fields.items()},
         "optim.param_groups": config.ParamGroup,
+        **{f"augment.{name}": table for name, table in config.AUGMENT_TABLES.items()},
     }
     missing = [
         f"{section}.{name}"

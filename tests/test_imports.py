@@ -18,6 +18,8 @@ ORDER = (
     "nn",
     "pytorch",
     "plugins",
+    "config_types",
+    "config_augment",
     "config",
     "recipes",
     "models",

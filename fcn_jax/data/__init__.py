@@ -5,7 +5,8 @@ images/           image files to arrays, one module for each format
 labels/           class lists, label maps, palettes: the meaning of masks' stored values
 decode.py         an image and its mask to an `Example`
 value_range.py    images of more than 8 bits to 8 bits
-transforms.py     random resize, crop, flip and color jitter
+transforms.py     random resize, crop and flip, and the order of all random transforms, with
+augment/          rotation, colors, blur, JPEG, cutout; a pipeline of Albumentations
 pipeline.py       batches for training, and examples for evaluation
 splits.py         a dataset's splits, opened and checked; uses
 damage.py         records without damaged files

@@ -122,6 +122,7 @@ def _train(
     selected = losses.select(config.losses(), config.model.task)
     earlier = checkpoint.latest_spec(run) if resume else None
     data = config.data
+    augment = Augment.of(data, config.augment)
     # A resumed run scales images as it did before.
     recorded = value_range.from_json(earlier[1].value_range) if earlier else None
     opened = open_splits(
@@ -132,10 +133,9 @@ def _train(
         damaged=data.damaged,
     )
     train_source, val_source = (opened.sources[s] for s in (data.train_split, data.val_split))
-    augmentation = {"crop_size", "scale_range", "flip", "brightness", "contrast", "saturation"}
     batches = train_batches(
         train_source,
-        augment=Augment(**data.model_dump(include=augmentation)),
+        augment=augment,
         batch_size=data.batch_size,
         seed=config.train.seed,
         num_workers=data.num_workers,

@@ -169,8 +169,28 @@ def require_needed(config: Config) -> None:
             "'multiclass' or 'binary' (in Python, fcn_jax.train.step.make takes masks of "
             "u8[N,H,W,K])"
         )
+    problems += _augment_problems(config)
     if problems:
         raise ConfigError("; ".join(problems))
+
+
+def _augment_problems(config: Config) -> list[str]:
+    augment, data, problems = config.augment, config.data, []
+    if augment.resize is not None and data.scale_range != (1.0, 1.0):
+        problems.append("augment.resize and data.scale_range: both given; choose one")
+    if augment.albumentations is not None:
+        replaced = ("scale_range", "brightness", "contrast", "saturation", "hue")
+        defaults = type(data).model_fields
+        given = [f"data.{k}" for k in replaced if getattr(data, k) != defaults[k].default]
+        tables = dict(augment)
+        del tables["albumentations"], tables["crop"]
+        given += [f"augment.{name}" for name, table in tables.items() if table is not None]
+        if given:
+            problems.append(
+                f"{', '.join(given)}: given with augment.albumentations, which replaces all "
+                "transforms except the crop; leave out one or the other"
+            )
+    return problems
 
 
 def for_classes(model: ModelSpec, classes: Classes) -> ModelSpec:

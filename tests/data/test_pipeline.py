@@ -18,6 +18,7 @@ import pytest
 from grain.multiprocessing import SharedMemoryArray
 
 from fcn_jax.api import Example, Record, Source
+from fcn_jax.config import parse
 from fcn_jax.data.datasets.camvid import CAMVID
 from fcn_jax.data.pipeline import eval_examples, steps_per_epoch, train_batches
 from fcn_jax.data.transforms import Augment, resize
@@ -25,7 +26,17 @@ from fcn_jax.errors import ConfigError, DataError, TrainingError
 
 COUNT = 23
 PLAIN = Augment((16, 16), flip=False)
-FULL = Augment((16, 24), (0.5, 2.0), True, 0.3, 0.3, 0.3)
+TABLES = ("rotate", "crop", "vertical_flip", "photometric", "blur", "jpeg", "cutout")
+FULL = Augment(
+    (16, 24),
+    (0.5, 2.0),
+    True,
+    0.3,
+    0.3,
+    0.3,
+    0.1,
+    tables=parse({"augment": {name: {} for name in TABLES}}).augment,
+)
 Batch = dict[str, np.ndarray]
 
 

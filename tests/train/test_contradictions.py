@@ -70,3 +70,24 @@ def test_freeze_batch_norm_is_a_flag_a_glob_or_a_list(given, expected):
     found = config.parse({"optim": {"freeze_batch_norm": given}})
     assert found.optim.freeze_batch_norm == expected
     assert config.parse(found.model_dump(mode="json")) == found
+
+
+def test_contradictions_of_augmentation_name_the_keys():
+    table = {
+        "data": {"scale_range": [0.5, 2.0], "hue": 0.1},
+        "augment": {
+            "resize": {"shorter_side": [100, 200]},
+            "crop": {},
+            "blur": {},
+            "albumentations": {"transform": {}},
+        },
+    }
+    with pytest.raises(ConfigError) as caught:
+        require_needed(config.parse(table))
+    assert str(caught.value) == (
+        "augment.resize and data.scale_range: both given; choose one; data.scale_range, data.hue, "
+        "augment.resize, augment.blur: given with augment.albumentations, which replaces all "
+        "transforms except the crop; leave out one or the other"
+    )
+    alone = {"data": {"flip": False}, "augment": {"crop": {}, "albumentations": {"transform": {}}}}
+    require_needed(config.parse(alone))

@@ -1,0 +1,45 @@
+"""Types of settings that the sections of a recipe share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def _number(value: Any) -> Any:
+    """Reject values that Pydantic would convert: true to 1, and "8" to 8."""
+    if isinstance(value, bool | str):
+        raise ValueError("expected a number, without quotes")
+    return value
+
+
+def _path(value: Any) -> Any:
+    if isinstance(value, str) and (not value.strip() or "\0" in value):
+        raise ValueError("expected the path of a file or folder; leave the setting out for none")
+    return value
+
+
+NUMBER = BeforeValidator(_number)
+Number = Annotated[float, NUMBER]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0), NUMBER]
+Positive = Annotated[float, Field(gt=0.0), NUMBER]
+NotNegative = Annotated[float, Field(ge=0.0), NUMBER]
+BelowOne = Annotated[float, Field(ge=0.0, lt=1.0), NUMBER]
+Share = Annotated[float, Field(gt=0.0, lt=1.0), NUMBER]
+AtLeastOne = Annotated[float, Field(ge=1.0), NUMBER]
+Count = Annotated[int, Field(ge=1), NUMBER]
+CountOrZero = Annotated[int, Field(ge=0), NUMBER]
+StepCount = Annotated[int, Field(ge=0, lt=2**31), NUMBER]
+Seed = Annotated[int, Field(ge=0, lt=2**32), NUMBER]
+Flag = Annotated[bool, Field(strict=True)]
+AnyPath = Annotated[str, BeforeValidator(_path)]
+
+
+class Section(BaseModel):
+    """A table of settings."""
+
+    # The docstring under a setting is its description.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
