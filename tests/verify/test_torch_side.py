@@ -54,8 +54,8 @@ def test_float32_has_no_such_run():
     runs = {
         dtype: TorchSide(torch.nn.Linear(2, 2), dtype, called) for dtype in ("float32", "bfloat16")
     }
-    assert runs["float32"].layer_variants == variants("float32")
-    assert runs["bfloat16"].layer_variants == (*variants("bfloat16"), UNFUSED)
+    assert runs["float32"].variants == variants("float32")
+    assert runs["bfloat16"].variants == (*variants("bfloat16"), UNFUSED)
     assert all(variant.fused for variant in (REFERENCE, *variants("bfloat16")))
 
 
