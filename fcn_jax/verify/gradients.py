@@ -128,7 +128,7 @@ def _compare_gradients(
     norm = math.hypot(*norms)
     least = {"float32": NEGLIGIBLE, "bfloat16": NEGLIGIBLE_BFLOAT16}[pair.dtype] * norm
     errors = ReferenceErrors(reference, pair.dtype, least_norm=least)
-    for variant in pair.torch.variants:
+    for variant in pair.torch.fused:
         errors.add(by_torch(variant))
     value, grads = jax_side.gradients(pair.port, inputs, loss.jax, loss.target)
     parameters = dict(pair.torch.network(REFERENCE).named_parameters())

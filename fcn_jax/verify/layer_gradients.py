@@ -86,7 +86,7 @@ def _compare(
     weights = np.random.default_rng(seed).standard_normal(goal.shape).astype(np.float32)
     weights = rounded(weights, pair.dtype)
     errors = ReferenceErrors(side.layer_gradients(REFERENCE, name, x, weights), pair.dtype)
-    for variant in side.layer_variants:
+    for variant in side.variants:
         errors.add(side.layer_gradients(variant, name, x, weights))
     layout = best_layout(goal, fit[given])
     assert layout is not None

@@ -203,7 +203,7 @@ def compare_layers(pair: Pair, inputs: Sequence[np.ndarray], advance: Advance) -
                 with one_thread(x.size):
                     goal = side.layer(REFERENCE, name, probe)
                     errors = ReferenceErrors({key: goal}, pair.dtype)
-                    for variant in side.layer_variants:
+                    for variant in side.variants:
                         errors.add({key: side.layer(variant, name, probe)})
                 y = _run_layer(run_layer, path, call, probe, goal)
                 found_alone += errors.compare({key: y}, factor) if y is not None else ()

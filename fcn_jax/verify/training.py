@@ -159,7 +159,7 @@ class _Sides:
         self.title = f"training with {plan.recipe.name}{averaged}"
         settings = (preprocess, plan.recipe, plan.steps)
         self.reference, *self.runs = (
-            TorchRun(pair, variant, *settings) for variant in (REFERENCE, *pair.torch.variants)
+            TorchRun(pair, variant, *settings) for variant in (REFERENCE, *pair.torch.fused)
         )
         self.jax = JaxRun(pair, model, *settings)
         self.start = _copied(self.reference.values())

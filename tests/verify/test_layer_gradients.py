@@ -62,7 +62,9 @@ class LinenNet(linen.Module):
     @linen.compact
     def __call__(self, x, train=False):
         x = linen.Dense(6, dtype=jnp.bfloat16, name="fc")(x)
-        return linen.BatchNorm(not train, 0.9, 1e-5, dtype=jnp.bfloat16, name="bn")(x)
+        return linen.BatchNorm(
+            use_running_average=not train, momentum=0.9, dtype=jnp.bfloat16, name="bn"
+        )(x)
 
 
 def test_layers_of_linen_are_differentiated():

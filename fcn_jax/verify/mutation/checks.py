@@ -152,7 +152,7 @@ class EvalChecks:
         with one_thread(rounded.size):
             expected, *runs = (
                 pair.torch.layer(variant, name, rounded)
-                for variant in (REFERENCE, *pair.torch.layer_variants)
+                for variant in (REFERENCE, *pair.torch.variants)
             )
         check = self._check(label, call, expected, runs, pair)
         return Alone(check, start, fed, *self.program.between(start, call.output))
