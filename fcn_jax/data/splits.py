@@ -15,6 +15,8 @@ import numpy as np
 
 from fcn_jax.data import damage, inspection, overlap
 from fcn_jax.data import value_range as ranges
+from fcn_jax.data.labels.remap import Remap
+from fcn_jax.data.relabel import relabeled
 from fcn_jax.data.source import Source
 from fcn_jax.data.value_range import Assumed, Range
 from fcn_jax.errors import DamagedError, PluginError
@@ -51,6 +53,7 @@ def open_splits(
     *,
     value_range: Range | Assumed | None = None,
     damaged: str = "refuse",
+    remap: Remap | None = None,
     training: bool = True,
 ) -> Splits:
     """Open splits of a dataset, and check them before they are used.
@@ -63,13 +66,15 @@ def open_splits(
             assumes them from the images of all splits (`fcn_jax.data.value_range.assumed`).
         damaged: with "refuse", damaged files are errors when they are read; "skip" decodes all
             files once and skips records whose image or mask is damaged.
+        remap: other classes; None for those of the dataset.
         training: False for an evaluation, which has fewer requirements; see
             `fcn_jax.data.inspection.inspect`.
 
     Raises:
         DataError: files are missing, all files of a split are damaged, images are in both splits,
             or masks and classes do not belong together.
-        ConfigError: `value_range` is set, and the dataset scales its images itself.
+        ConfigError: `value_range` is set, and the dataset scales its images itself; or `remap`
+            contradicts itself or the dataset's classes.
         PluginError: the dataset opens something else than a `fcn_jax.plugins.api.Source`.
     """
     sources = {name: dataset.open(root, name) for name in dict.fromkeys(names)}
@@ -81,6 +86,7 @@ def open_splits(
             )
     if training:
         overlap.refuse_overlaps(sources, names[0])
+    sources = {name: relabeled(source, remap or Remap()) for name, source in sources.items()}
     notes = [note for source in sources.values() for note in source.notes]
     if value_range is None:
         with Progress("reading bit depths", sum(map(len, sources.values()))) as progress:

@@ -15,6 +15,7 @@ from fcn_jax import checkpoint
 from fcn_jax.config import Config
 from fcn_jax.convert.load import init_from
 from fcn_jax.data import value_range
+from fcn_jax.data.labels.remap import Remap
 from fcn_jax.data.pipeline import steps_per_epoch, train_batches
 from fcn_jax.data.splits import open_splits
 from fcn_jax.data.transforms import Augment
@@ -130,6 +131,7 @@ def _train(
         (data.train_split, data.val_split),
         value_range=data.value_range or recorded,
         damaged=data.damaged,
+        remap=Remap.of(data),
     )
     train_source, val_source = (opened.sources[s] for s in (data.train_split, data.val_split))
     augmentation = {"crop_size", "scale_range", "flip", "brightness", "contrast", "saturation"}
