@@ -290,10 +290,12 @@ class _Changes:
         if not foreign and count < len(self._names) and len(group.members) == 1:
             return self._names[group.members[0].old_class or 0]
         olds = [self._shown(member) for member in group.members]
+        first = group.members[0]
+        likely = self._shown(_Member(label) if foreign or len(olds) == 1 else first).strip("'")
         self.problems.append(
             f"data.label_map gives {listing(olds, 6)} the label {label}, and '{self._names[label]}'"
             f" of that label another one, so that the name of the new class is not clear; give it "
-            f'by its name, as in {self._key(group.members[0])} = "{self._names[label]}"'
+            f'by its name, as in {self._key(first)} = "{likely}"'
         )
         return None
 
