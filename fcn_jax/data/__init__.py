@@ -4,7 +4,8 @@ datasets/         the built-in datasets, and the parts that datasets in folders 
 images/           image files to arrays, one module for each format
 labels/           class lists, label maps, palettes: the meaning of masks' stored values
 decode.py         an image and its mask to an `Example`
-value_range.py    images of more than 8 bits to 8 bits
+value_range.py    images of more than 8 bits to 8 bits, or as stored
+relabel.py        a source with the classes that a recipe changes
 transforms.py     random resize, crop, flip and color jitter
 pipeline.py       batches for training, and examples for evaluation
 splits.py         a dataset's splits, opened and checked; uses

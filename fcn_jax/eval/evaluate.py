@@ -207,13 +207,16 @@ def evaluate_checkpoint(
     if dataset is None:
         raise ConfigError(f"{path}: not a run's checkpoint; name its dataset with --dataset NAME")
     split = split or "val"
-    recorded = ranges.from_json(checkpoint.read_spec(directory).value_range)
+    spec = checkpoint.read_spec(directory)
+    recorded = ranges.from_json(spec.value_range)
     try:
         opened = open_splits(
             registry.default().dataset(dataset),
             root,
             [split],
-            value_range=value_range or recorded,
+            value_range=ranges.given_or_recorded(value_range, recorded),
+            channels=spec.model.in_channels,
+            keep_stored=spec.model.mean is not None,
             damaged=recipe.data.damaged if recipe else "refuse",
             remap=remap,
             training=False,

@@ -130,6 +130,8 @@ def _train(
         Path(data.root) if data.root else None,
         (data.train_split, data.val_split),
         value_range=data.value_range or recorded,
+        channels=config.model.in_channels,
+        keep_stored=config.model.mean is not None,
         damaged=data.damaged,
         remap=Remap.of(data),
     )
@@ -227,7 +229,14 @@ def _train(
     began = time.perf_counter()
     with settings_at_fault("the training step cannot be compiled", config):
         traced = jax.jit(step, donate_argnums=0, compiler_options=compiler_options()).lower(
-            state, train_step.batch_shapes(data.batch_size, data.crop_size, batch_sharding)
+            state,
+            train_step.batch_shapes(
+                data.batch_size,
+                data.crop_size,
+                batch_sharding,
+                channels=config.model.in_channels,
+                dtype=value_range.dtype_of(opened.value_range),
+            ),
         )
         compiled = traced.compile()
         del step, traced  # JAX keeps the traced program as long as the function exists.

@@ -138,7 +138,7 @@ _FREE = frozenset(
 
 def require_needed(config: Config) -> None:
     """Raise `ConfigError` for settings that contradict each other or need one that is missing."""
-    init, model, optim = config.init, config.model, config.optim
+    init, model, optim, data = config.init, config.model, config.optim, config.data
     problems = []
     given = [f"init.{name}" for name in ("reinit", "drop", "key") if getattr(init, name)]
     if given and init.weights is None:
@@ -152,6 +152,11 @@ def require_needed(config: Config) -> None:
                 f"model.{name}: given without model.aux_head; name the auxiliary head, such as "
                 "model.aux_head=fcn"
             )
+    if model.mean is not None and data.value_range is not None:
+        problems.append(
+            "data.value_range and model.mean: the range scales images to 8 bits, and the mean "
+            "refers to stored values, which are not scaled; choose one"
+        )
     if optim.clip_norm is not None and optim.clip_value is not None:
         problems.append("optim.clip_norm and optim.clip_value: both given; choose one")
     if optim.ema_warmup and optim.ema_decay is None:
