@@ -17,7 +17,8 @@ from fcn_jax.errors import ConfigError, did_you_mean, listing
 from fcn_jax.plugins.api import IGNORE_INDEX, Classes
 
 IGNORE = "ignore"
-_BACKGROUNDS = ("background", "bg", "other", "others", "unlabeled", "unlabelled", "void", "none")
+BACKGROUNDS = ("background", "bg", "other", "others", "unlabeled", "unlabelled", "void", "none")
+"""Names, in lower case and without underscores, of what is no object."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -338,7 +339,7 @@ class _Changes:
     def _notes(self, groups: Sequence[_Group]) -> Iterator[str]:
         if self._remap.reduce_zero_label:
             yield "data.reduce_zero_label: stored 0 is ignored, and stored 1 is the first class"
-            if self._names[0].lower().strip("_") in _BACKGROUNDS:
+            if self._names[0].lower().strip("_") in BACKGROUNDS:
                 yield (
                     f"data.reduce_zero_label: the list of classes begins with '{self._names[0]}'; "
                     "it must not name stored 0, which is ignored. To ignore a class that it names, "
