@@ -258,9 +258,9 @@ class ModelSpec:
             probability of class 1. "multilabel" is one such logit for each class.
         in_channels: channels of the images. With another number than 3, the backbone's first
             convolution gets as many; see docs/data.md.
-        mean: mean of each channel, in units of the images' stored values (0 to 255 for 8 bits). If
-            mean and std are set, images keep their stored values, also those of more than 8 bits.
-            None for those of the backbone, for images of 8 bits.
+        mean: mean of each channel, in units of the images' stored values (0 to 255 for 8 bits);
+            None for the backbone's, in images scaled to 8 bits. With mean and std, images keep
+            their stored values, also those of more than 8 bits.
         std: standard deviation of each channel, above 0, in the same units.
     """
 
