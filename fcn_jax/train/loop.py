@@ -43,6 +43,7 @@ from fcn_jax.train.settings import (
     require_needed,
     require_same_split,
     require_steps,
+    require_units,
     settings_at_fault,
 )
 from fcn_jax.train.signals import StopNow, StopRequest
@@ -135,6 +136,7 @@ def _train(
         damaged=data.damaged,
         remap=Remap.of(data),
     )
+    require_units(config.model, opened.value_range)
     train_source, val_source = (opened.sources[s] for s in (data.train_split, data.val_split))
     augmentation = {"crop_size", "scale_range", "flip", "brightness", "contrast", "saturation"}
     batches = train_batches(

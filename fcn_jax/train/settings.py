@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from fcn_jax.config import Config, same_plugins
+from fcn_jax.data.value_range import Scaling, Stored
 from fcn_jax.errors import ConfigError, FcnJaxError, listing
 from fcn_jax.plugins.api import Classes, ModelSpec
 from fcn_jax.recipes import read_run
@@ -193,6 +194,16 @@ def for_classes(model: ModelSpec, classes: Classes) -> ModelSpec:
             "Use model.task = 'multiclass' for others"
         )
     return dataclasses.replace(model, num_classes=1)
+
+
+def require_units(model: ModelSpec, scaling: Scaling) -> None:
+    """Raise `ConfigError` if `model.std` of 8-bit RGB is given for values from 0 to 1."""
+    if scaling == Stored("uint8") and model.in_channels == 3 and max(model.std or (2,)) <= 1:
+        raise ConfigError(
+            f"model.std is {list(model.std or ())}: model.mean and model.std are in units of the "
+            "stored values, 0 to 255 for these images; multiply both by 255, or leave them out for "
+            "those of the backbone"
+        )
 
 
 def require_steps(config: Config, total: int) -> None:

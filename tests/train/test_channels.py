@@ -152,6 +152,27 @@ def test_names_wrong_settings_before_the_run(
     assert not run.exists()
 
 
+def test_names_a_mean_in_other_units(recipe: Path, labeled: Path, tmp_path: Path) -> None:
+    units = ("model.mean=[0.485, 0.456, 0.406]", "model.std=[0.229, 0.224, 0.225]")
+    with pytest.raises(ConfigError, match="0 to 255 for these images; multiply both by 255"):
+        scenes.train_here(recipe, labeled, tmp_path / "run", *QUICK, *units)
+
+
+def test_own_mean_of_8_bits_equals_the_backbone_s(
+    recipe: Path, labeled: Path, tmp_path: Path
+) -> None:
+    mean, std = (
+        [255 * x for x in values] for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    )
+    for name, units in (("own", (f"model.mean={mean}", f"model.std={std}")), ("default", ())):
+        scenes.train_here(recipe, labeled, tmp_path / name, *QUICK, *units)
+    own, default = (last(tmp_path / name, "train") for name in ("own", "default"))
+    assert own["loss"] == pytest.approx(default["loss"], rel=1e-4)
+    assert checkpoint.read_spec(checkpoint.find(tmp_path / "own")).value_range == {
+        "stored": "uint8"
+    }
+
+
 # ------------------------------------------------------------------------------- changed classes
 
 
