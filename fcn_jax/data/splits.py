@@ -102,7 +102,7 @@ def open_splits(
         if value_range.note:
             notes.append(f"{value_range.note}; data.value_range sets another range")
     sources = {
-        name: ranges.with_images(source, value_range, channels) for name, source in sources.items()
+        name: ranges.with_range(source, value_range, channels) for name, source in sources.items()
     }
     identity = _identity(sources[names[0]])
     if damaged == "skip":

@@ -253,7 +253,7 @@ def _reads_ranges(source: Source) -> bool:
     return dataclasses.is_dataclass(source) and hasattr(source, "value_range")
 
 
-def with_images(source: Source, value_range: Scaling | None, channels: int = 3) -> Source:
+def with_range(source: Source, value_range: Scaling | None, channels: int = 3) -> Source:
     """A source whose images have other values and channels.
 
     Args:

@@ -14,7 +14,7 @@ from PIL import Image
 from fcn_jax.api import Classes, Record, Source
 from fcn_jax.data.datasets.directory import DirectorySource
 from fcn_jax.data.decode import decode_record, read_image
-from fcn_jax.data.value_range import Assumed, assumed, with_images
+from fcn_jax.data.value_range import Assumed, assumed, with_range
 from fcn_jax.errors import ConfigError, DataError
 from tests.helpers.png_files import chunk, png_bytes
 from tests.helpers.tiff_files import tiff_bytes
@@ -225,7 +225,7 @@ def test_directory_source_keeps_the_range_in_a_worker() -> None:
         ((0.0, 500.0), 255),
         (Assumed(integers=(0.0, 4095.0)), 31),
     ):
-        copy = pickle.loads(pickle.dumps(with_images(source, value_range)))
+        copy = pickle.loads(pickle.dumps(with_range(source, value_range)))
         assert copy.decode(record).image[0, 1].tolist() == [expected] * 3
     assert decode_record(record, 1, value_range=(0, 1000)).image[0, 1, 0] == 128
 
@@ -243,6 +243,6 @@ def test_rejects_a_range_for_a_source_without_the_field() -> None:
         def decode(self, record: Record) -> None: ...
 
     source = Own()
-    assert with_images(source, Assumed()) is source
+    assert with_range(source, Assumed()) is source
     with pytest.raises(ConfigError, match=r"data\.value_range is set"):
-        with_images(source, (0.0, 1.0))
+        with_range(source, (0.0, 1.0))
