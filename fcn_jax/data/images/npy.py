@@ -69,8 +69,7 @@ def parse(data: Any, name: str, *, labels: bool = False) -> Npy:
         fortran = bool(header["fortran_order"])
     except (*PILLOW_ERRORS, RecursionError, MemoryError) as error:
         raise damaged(".npy file", name, error) from error
-    kind = dtype.kind
-    if dtype.itemsize > (_LABELS if labels else _IMAGES).get(kind, 0):
+    if not 0 < dtype.itemsize <= (_LABELS if labels else _IMAGES).get(dtype.kind, 0):
         raise DataError(
             f"{name}: an array of {dtype.name}; save it as uint8, uint16 or float32, as with "
             "np.save(path, array.astype(np.float32))"

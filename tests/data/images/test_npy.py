@@ -46,6 +46,20 @@ def test_refuses_any_truncated_file(length: int, version: int) -> None:
         npy.decode(data[: min(length, len(data) - 1)], "a.npy")
 
 
+@given(st.lists(st.tuples(st.integers(0, 139), st.integers(0, 255)), min_size=1, max_size=4))
+def test_damaged_bytes_give_an_error_or_an_image(changes: list[tuple[int, int]]) -> None:
+    data = bytearray(saved(np.zeros((3, 4), np.uint8)))
+    assert len(data) == 140
+    for at, value in changes:
+        data[at] = value
+    try:
+        found = npy.decode(bytes(data), "a.npy")
+    except DataError as error:
+        assert str(error).startswith("a.npy: ")
+    else:
+        assert found.ndim in (2, 3)
+
+
 @pytest.mark.parametrize(
     ("array", "expected"),
     [
@@ -72,6 +86,7 @@ def test_refuses_other_arrays_by_name(array: np.ndarray, expected: str) -> None:
         b"[" * 9000,
         b"__import__('os').abort()",
         b"{'descr': 'u9', 'fortran_order': False, 'shape': (4, 4)}",
+        b"{'descr': '0u1', 'fortran_order': False, 'shape': (4, 4)}",
     ],
 )
 def test_refuses_impossible_headers(header: bytes) -> None:
