@@ -58,6 +58,13 @@ def _ascending(values: tuple[float, ...]) -> tuple[float, ...]:
     return values
 
 
+def _labels_or_names(table: Any) -> Any:
+    for old, new in table.items() if isinstance(table, Mapping) else ():
+        if isinstance(new, bool) or not isinstance(new, int | str):
+            raise ValueError(f"{old} = {_short(new)}: expected a label or a name")
+    return table
+
+
 def _rising(pair: tuple[float, float]) -> tuple[float, float]:
     if pair[0] >= pair[1]:
         raise ValueError("expected [low, high] with low < high")
@@ -118,6 +125,16 @@ class DataConfig(Section):
     """Stored values of images with more than 8 bits that become 0 and 255. If not set, they follow
     from the largest stored value.
     """
+    label_map: Annotated[dict[str, int | str], BeforeValidator(_labels_or_names)] = {}
+    """Other classes, as a table {old = new}. Old is a class's name or a stored value of the masks;
+    new is a class's name or label, the name of a new class, or "ignore". See docs/data.md.
+    """
+    merge_classes: dict[str, tuple[str, ...]] = {}
+    """Classes that become one, as a table {name = [names]}, such as {vehicle = ["car", "bus"]}."""
+    ignore_classes: tuple[str, ...] = ()
+    """Names of classes whose pixels count neither in the loss nor in a score."""
+    reduce_zero_label: Flag = False
+    """Ignore stored 0, and begin the list of classes at stored 1, as ADE20K's masks need it."""
     damaged: Literal["refuse", "skip"] = "refuse"
     """How to treat damaged image and mask files: refuse ends the run; skip finds them before the
     run, lists them and leaves them out.

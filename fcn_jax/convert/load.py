@@ -402,7 +402,8 @@ def _fill(
     Raises:
         WeightsError: all missing, surplus and misshapen names in one message.
     """
-    problems = matching.match(tensors, targets, table, report, reinit, drop, leftover)
+    channels = module.in_channels if isinstance(module, ModelSpec) else 3
+    problems = matching.match(tensors, targets, table, report, reinit, drop, leftover, channels)
     if problems:
         what, classes, backbone = str(module), None, None
         looks_like = architecture.guess(shapes or {})
@@ -416,7 +417,7 @@ def _fill(
     for path, name in report.loaded.items():
         rule = table.to_torch(path)[1]  # type: ignore[index]  # the one that matched
         try:
-            value = matching.as_leaf(tensors[name], rule, targets[path])
+            value = matching.as_leaf(tensors[name], rule, targets[path], channels)
         except matching.UnfitError as fault:
             raise WeightsError(
                 f"{report.source}: changed while it was read, and is loaded in part "

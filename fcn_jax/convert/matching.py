@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from flax import nnx
 
 from fcn_jax.convert.report import WIDENED, LoadReport, Problems, Sizes
+from fcn_jax.models.channels import RGB, adapted_kernel
 from fcn_jax.models.names import leaves
 from fcn_jax.plugins.api import ModelSpec
 from fcn_jax.pytorch.rules import Rule, Table
@@ -31,6 +33,7 @@ def match(
     reinit: Sequence[str] = (),
     drop: Sequence[str] = (),
     leftover: Callable[[str], str | None] | None = None,
+    channels: int = 3,
 ) -> Problems:
     """Compare tensors with leaves by name, and write the matches into the report.
 
@@ -44,6 +47,7 @@ def match(
         drop: globs over names of tensors that are dropped.
         leftover: name of a tensor that the model does not have -> the reason to drop it, or None,
             which makes it a problem. By default the reasons of the table.
+        channels: input channels of the model; see `as_leaf`.
 
     Returns:
         The tensors that do not fit.
@@ -80,7 +84,7 @@ def match(
                 problems.missing.append(name + why)
         else:
             try:
-                dtype = _check(tensors[name], rule, leaf)
+                dtype, adapted = _check(tensors[name], rule, leaf, channels)
             except MisshapenError as fault:
                 problems.misshapen.append(f"{name}: {fault}")
                 if not in_backbone and fault.sizes:
@@ -89,6 +93,8 @@ def match(
                 problems.unusable.append(f"{name}: {fault}")
             else:
                 report.loaded[path] = name
+                if adapted:
+                    report.adapted[name] = channels
                 if np.issubdtype(leaf.dtype, np.floating) and dtype != leaf.dtype:
                     report.cast[name] = dtype.name
     known = set(report.loaded.values())
@@ -145,17 +151,26 @@ class MisshapenError(UnfitError):
         self.sizes = sizes
 
 
-def _check(value: np.ndarray, rule: Rule, leaf: nnx.Variable) -> np.dtype:
-    """The dtype of a tensor that can be converted.
+def _check(
+    value: np.ndarray, rule: Rule, leaf: nnx.Variable, channels: int
+) -> tuple[np.dtype, bool]:
+    """The dtype of a tensor that can be converted, and whether its input channels are adapted.
 
     A separate function, so that the tensor is freed before the next one is read.
     """
-    as_leaf(value, rule, leaf)
-    return value.dtype
+    as_leaf(value, rule, leaf, channels)
+    return value.dtype, value.size != math.prod(leaf.shape)
 
 
-def as_leaf(value: np.ndarray, rule: Rule, leaf: nnx.Variable) -> np.ndarray:
-    """Convert a tensor to its leaf's layout and dtype. Raises `UnfitError` with the reason."""
+def as_leaf(value: np.ndarray, rule: Rule, leaf: nnx.Variable, channels: int = RGB) -> np.ndarray:
+    """Convert a tensor to its leaf's layout and dtype.
+
+    If the model has other than three input channels, the kernel of a first convolution for RGB is
+    adapted to them; see `fcn_jax.models.channels.adapted_kernel`.
+
+    Raises:
+        UnfitError: with the reason.
+    """
     shape, dtype = tuple(leaf.shape), leaf.dtype
     if np.issubdtype(dtype, np.integer):
         # Batch counts; averaged checkpoints hold them as floats.
@@ -172,6 +187,10 @@ def as_leaf(value: np.ndarray, rule: Rule, leaf: nnx.Variable) -> np.ndarray:
         raise MisshapenError(str(error)) from error
     except OverflowError as error:
         raise UnfitError(str(error)) from error
+    if channels != RGB and converted.ndim == 4 and converted.shape[2] == RGB:
+        adapted = (*converted.shape[:2], channels, converted.shape[3])
+        if shape == adapted != converted.shape:
+            converted = adapted_kernel(converted.astype(np.float32), channels)
     if converted.shape != shape:
         expected = rule.op.to_torch(np.empty(shape, np.float32)).shape
         raise MisshapenError(

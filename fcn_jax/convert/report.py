@@ -44,6 +44,8 @@ class LoadReport:
         resized: Flax paths whose shapes depend on the number of classes, which is another one in
             the checkpoint.
         classes: number of classes of the checkpoint and of the model, if `resized` is not empty.
+        adapted: name in the file of a first convolution for RGB -> the model's input channels, to
+            which its kernel is adapted.
     """
 
     source: str
@@ -63,6 +65,7 @@ class LoadReport:
     renamed: dict[str, str] = dataclasses.field(default_factory=dict)
     resized: list[str] = dataclasses.field(default_factory=list)
     classes: tuple[int, int] | None = None
+    adapted: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def in_file(self, name: str) -> str:
         """The complete name in the file of a tensor that the report names."""
@@ -91,6 +94,12 @@ class LoadReport:
             )
         for dtype, count in sorted(collections.Counter(self.cast.values()).items()):
             parts.append(f"{count} {'widened' if dtype in WIDENED else 'rounded'} from {dtype}")
+        for name, channels in self.adapted.items():
+            how = "summed over RGB" if channels == 1 else f"repeated, times 3/{channels}"
+            parts.append(
+                f"{self.in_file(name)} adapted from 3 to {channels} input channels "
+                f"(its kernels are {how})"
+            )
         if self.resized and self.classes:
             old, new = self.classes
             parts.append(

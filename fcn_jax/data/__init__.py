@@ -4,7 +4,8 @@ datasets/         the built-in datasets, and the parts that datasets in folders 
 images/           image files to arrays, one module for each format
 labels/           class lists, label maps, palettes: the meaning of masks' stored values
 decode.py         an image and its mask to an `Example`
-value_range.py    images of more than 8 bits to 8 bits
+value_range.py    images of more than 8 bits to 8 bits, or as stored
+relabel.py        a source with the classes that a recipe changes
 transforms.py     random resize, crop and flip, and the order of all random transforms, with
 augment/          rotation, colors, blur, JPEG, cutout; a pipeline of Albumentations
 pipeline.py       batches for training, and examples for evaluation

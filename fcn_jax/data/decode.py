@@ -1,8 +1,8 @@
 """Encoded images and masks to arrays. Every error names the file.
 
 Both are turned upright by the EXIF orientation in their files, as a viewer shows them and an
-annotation tool lets one draw on them. Images become 8-bit RGB (`fcn_jax.data.value_range` defines
-how images of more bits are scaled); masks keep their stored values.
+annotation tool lets one draw on them. Images become 8-bit RGB, or other channels, or keep their
+stored values (`fcn_jax.data.value_range`); masks keep their stored values.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 
 from fcn_jax.data.contents import name_of, read_bytes
-from fcn_jax.data.images import formats, jpeg, mat, orientation, png, tiff
+from fcn_jax.data.images import formats, jpeg, mat, npy, orientation, png, tiff
 from fcn_jax.data.images.formats import Wide
 from fcn_jax.data.images.tiff_samples import samples
 from fcn_jax.data.labels.label_map import LabelMap, as_label_map
 from fcn_jax.data.labels.mask_labels import to_labels
 from fcn_jax.data.labels.mask_values import StoredMask
 from fcn_jax.data.transforms import resize_image, resize_mask
-from fcn_jax.data.value_range import Assumed, Range, to_u8
+from fcn_jax.data.value_range import Scaling, scaled
 from fcn_jax.errors import DamagedError, DataError
 from fcn_jax.plugins.api import Example, Record
 
@@ -36,33 +36,37 @@ def read_image(
     image: Path | bytes,
     *,
     name: str | None = None,
-    value_range: Range | Assumed | None = None,
+    value_range: Scaling | None = None,
     reduction: int = 1,
+    channels: int = 3,
 ) -> np.ndarray:
-    """Decode a color or gray image, upright and without an alpha channel.
+    """Decode an image, upright.
 
     Args:
         image: a file, or its contents.
         name: the name of the image in an error; by default its path.
         value_range: for an image of more than 8 bits, the stored numbers that become 0 and 255, or
-            the assumption over a dataset (`fcn_jax.data.value_range.assumed`). None takes the range
+            the assumption over a dataset (`fcn_jax.data.value_range.assumed`); or `Stored`, which
+            keeps the stored numbers of every image. None takes the range
             that the file declares, or else the smallest of 8, 10, 12, 14 and 16 bits that holds its
             largest value (for floating point numbers, the smallest of 1, 255, 1023, 4095, 16383 and
             65535).
         reduction: 1, or for a JPEG 2, 4 or 8, by which its sides are divided during decoding,
             rounded up.
+        channels: C. For 3, the picture in RGB that a viewer shows, without alpha; for 1, its gray;
+            otherwise all channels of the file, of which there must be C.
 
     Returns:
-        u8[H,W,3], RGB.
+        u8[H,W,C]; of the type of a `Stored`, if `value_range` is one.
 
     Raises:
         DamagedError: the file is truncated or corrupt, or not an image.
-        DataError: the file is missing or unreadable, too large, or of a kind that is not decoded;
-            or its values do not fit the range.
+        DataError: the file is missing or unreadable, too large, of a kind that is not decoded, or
+            has another number of channels; or its values do not fit the range.
     """
     name = name or name_of(image)
     data = read_bytes(image, name)
-    return orientation.upright(*_stored_image(data, name, value_range, reduction))
+    return orientation.upright(*_stored_image(data, name, value_range, reduction, channels))
 
 
 def read_mask(mask: Path | bytes, labels: int | LabelMap, *, name: str | None = None) -> np.ndarray:
@@ -109,7 +113,8 @@ def decode_record(
     labels: int | LabelMap,
     *,
     factor: float = 1.0,
-    value_range: Range | Assumed | None = None,
+    value_range: Scaling | None = None,
+    channels: int = 3,
 ) -> Example:
     """Decode an image and its mask, and resize them as `fcn_jax.data.transforms.resize` does.
 
@@ -118,7 +123,8 @@ def decode_record(
         labels: see `read_mask`.
         factor: the factor of the resize, over 0. A JPEG that is to be shrunk to half or less is
             decoded at a fraction of its size, which takes less time and memory.
-        value_range: for an image of more than 8 bits; see `read_image`.
+        value_range: how values become those of the image; see `read_image`.
+        channels: channels of the image; see `read_image`.
 
     Returns:
         The decoded pair, of one size.
@@ -135,7 +141,7 @@ def decode_record(
         # A side of less than a pixel would have to be enlarged again.
         reducible = whole is not None and min(whole) * factor >= 1
         reduction = next((by for largest, by in _REDUCTIONS if reducible and factor <= largest), 1)
-        image, image_turn = _stored_image(data, image_name, value_range, reduction)
+        image, image_turn = _stored_image(data, image_name, value_range, reduction, channels)
         stored, mask_turn = _stored_mask(read_bytes(record.mask, mask_name), mask_name)
     except DamagedError as error:
         raise DamagedError(f"{error}, or skip damaged files with data.damaged=skip") from error
@@ -159,13 +165,14 @@ def decode_record(
 
 
 def _stored_image(
-    data: bytes, name: str, value_range: Range | Assumed | None, reduction: int
+    data: bytes, name: str, value_range: Scaling | None, reduction: int, channels: int
 ) -> tuple[np.ndarray, int]:
-    """The image before it is turned upright, u8[H,W,3], and its orientation."""
-    pixels, turn = formats.decode(data, name, reduction)
-    if isinstance(pixels, Wide):
-        return formats.rgb(to_u8(pixels, value_range, name)), turn
-    return pixels, turn
+    """The image before it is turned upright, [H,W,C], and its orientation."""
+    pixels, turn = formats.decode(data, name, reduction, channels)
+    result = scaled(pixels, value_range, name)
+    # Gray and CMYK of more than 8 bits become RGB only now.
+    is_wide = isinstance(pixels, Wide) and channels == 3
+    return (formats.rgb(result, name) if is_wide else result), turn
 
 
 def _stored_mask(data: bytes, name: str) -> tuple[StoredMask, int]:
@@ -186,6 +193,9 @@ def _stored_mask(data: bytes, name: str) -> tuple[StoredMask, int]:
         turn = tags.orientation
     elif data.startswith(mat.SIGNATURE):
         values, colors, turn, bits = mat.segmentation(data, name), None, 1, 8
+    elif data.startswith(npy.SIGNATURE):
+        values, colors, turn = _of_npy(data, name), None, 1
+        bits = 8 * values.dtype.itemsize
     else:
         values, colors, turn, bits = _by_pillow(data, name)
     if colors is not None or values.ndim == 3:
@@ -225,10 +235,7 @@ def _of_tiff(tags: tiff.Tiff, data: bytes) -> tuple[np.ndarray, np.ndarray | Non
         )
     values = samples(tags, data)
     if values.min() < 0 or values.max() > 65535:
-        raise DataError(
-            f"{name}: the mask holds values from {values.min()} to {values.max()}; labels are at "
-            "least 0 and at most 65535"
-        )
+        raise DataError(_beyond(values, name))
     values = values.astype(np.uint8 if tags.bits <= 8 else np.uint16)
     if is_rgb:
         if tags.bits < 8:
@@ -246,6 +253,27 @@ def _of_tiff(tags: tiff.Tiff, data: bytes) -> tuple[np.ndarray, np.ndarray | Non
             "gray PNG of 16 bits"
         )
     return values.astype(np.uint8), tags.colors
+
+
+def _of_npy(data: bytes, name: str) -> np.ndarray:
+    values = npy.decode(data, name, labels=True)
+    if values.ndim == 3 and values.shape[2] == 1:
+        values = values[..., 0]
+    if values.ndim != 2 or values.dtype.kind == "f":
+        raise DataError(
+            f"{name}: a mask as an array of {values.dtype.name} and shape {values.shape}; save its "
+            "labels as uint8 or uint16 of shape (height, width)"
+        )
+    if values.min() < 0 or values.max() > 65535:
+        raise DataError(_beyond(values, name))
+    return values.astype(np.uint8 if values.max() <= 255 else np.uint16)
+
+
+def _beyond(values: np.ndarray, name: str) -> str:
+    return (
+        f"{name}: the mask holds values from {values.min()} to {values.max()}; labels are at least "
+        "0 and at most 65535"
+    )
 
 
 def _by_pillow(data: bytes, name: str) -> tuple[np.ndarray, np.ndarray | None, int, int]:

@@ -122,6 +122,7 @@ def inspect(
     notes = [note for split in splits for note in _skip_notes(split, seen[split], splits[split])]
     notes += _reading_notes(every, labels)
     if training is not None:
+        notes += mask_checks.doubts(every, names)
         for split in splits:
             notes += _split_notes(split, counts[split], masks[split], names)
         notes += _common_class_notes(counts, training)

@@ -9,8 +9,9 @@ from typing import NamedTuple
 import numpy as np
 
 from fcn_jax.data.labels.label_map import LabelMap
-from fcn_jax.data.labels.mask_errors import NO_COLORS, disputed_problem, problem
+from fcn_jax.data.labels.mask_errors import disputed_problem, no_colors, problem
 from fcn_jax.data.labels.mask_values import Histogram, Reading
+from fcn_jax.data.labels.remap import BACKGROUNDS
 from fcn_jax.errors import listing
 from fcn_jax.plugins.api import IGNORE_INDEX
 
@@ -42,7 +43,8 @@ def unreadable(masks: Sequence[Mask], labels: LabelMap, names: Sequence[str]) ->
     total = len(masks)
     bare = [mask for mask in masks if labels.colors is None and mask.found.kind == "rgb"]
     if bare:
-        problems.append(f"{NO_COLORS} ({_where(bare, total)})")
+        found = sum((Counter(mask.found.counts) for mask in bare), Counter[int]())
+        problems.append(f"{no_colors(found)} ({_where(bare, total)})")
     groups: dict[tuple[str, str], list[Mask]] = {}
     for mask in masks:
         if mask.reading.unknown and not (labels.colors is None and mask.found.kind == "rgb"):
@@ -107,8 +109,8 @@ def implausible(
             return [
                 f"the masks hold the values 0 and 255{other}, and {advice}: every pixel of "
                 f"'{names[1]}' would be ignored; give the classes their grays as colors in the "
-                f"list, as in `{names[0]} 0 0 0` and `{names[1]} 255 255 255`, or convert 255 to 1"
-                f"{'' if only_255 else void}"
+                f"list, as in `{names[0]} 0 0 0` and `{names[1]} 255 255 255`, or set "
+                f"data.label_map = {{255 = 1}}{'' if only_255 else void}"
             ]
     if training is None:
         return []
@@ -133,6 +135,24 @@ def implausible(
             )
         problems.append(said)
     return problems
+
+
+def doubts(masks: Sequence[Mask], names: Sequence[str]) -> list[str]:
+    """Notes on masks that can be read, but may be meant otherwise.
+
+    Args:
+        masks: the masks of all splits.
+        names: the names of the classes.
+    """
+    values = {value for mask in masks for value in mask.found.counts} - {IGNORE_INDEX}
+    backgrounds = [name for name in names if name.lower().strip("_") in BACKGROUNDS]
+    if len(backgrounds) > 1 and values == set(range(len(names) - 1)):
+        return [
+            f"{listing(backgrounds)} may be one class that is listed twice: the masks hold 0 to "
+            f"{len(names) - 2}, {len(names) - 1} values for {len(names)} classes, so that labels "
+            f"may be shifted by one and '{names[-1]}' has no pixel; if so, remove one from the list"
+        ]
+    return []
 
 
 def _where(masks: Sequence[Mask], total: int) -> str:
@@ -198,10 +218,14 @@ def _hint(
     if plain and values - {IGNORE_INDEX} == set(range(count + 1)):
         return (
             f"the masks hold 0 to {count}, {count + 1} values for {count} classes: the list may "
-            "lack the background; if it is the value 0, add it as the first line"
+            "lack the background; if it is the value 0, add it as the first line, or, to ignore "
+            "it, set data.reduce_zero_label = true"
         )
     if plain and values - {IGNORE_INDEX} == set(range(1, count + 1)):
-        return "the masks count from 1: if no pixel is 0, add `void` as the first line"
+        return (
+            "the masks count from 1: if no pixel is 0, add `void` as the first line, or set "
+            "data.reduce_zero_label = true"
+        )
     if len(values) == count and grays[-1] <= 255:
         lines = _lines(names, grays, 3)
         return (

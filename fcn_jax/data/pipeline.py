@@ -2,7 +2,7 @@
 
 For training: shuffle, decode, augment, batch. For evaluation: every image in order. The contents of
 a batch depend only on the seed and the batch's index: not on the number of workers, on timing, or
-on where a run was interrupted. Batches are u8; normalization happens on the device.
+on where a run was interrupted. Normalization happens on the device.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def train_batches(
         epochs: number of epochs; None never stops.
 
     Returns:
-        Iterator of {"image": u8[B,h,w,3], "mask": u8[B,h,w]}.
+        Iterator of {"image": u8[B,h,w,C], "mask": u8[B,h,w]}; images of stored values may be f32.
 
     Raises:
         ConfigError: a value is out of range, or there are fewer images than one batch takes.

@@ -15,8 +15,10 @@ import numpy as np
 
 from fcn_jax.data import damage, inspection, overlap
 from fcn_jax.data import value_range as ranges
+from fcn_jax.data.labels.remap import Remap
+from fcn_jax.data.relabel import relabeled
 from fcn_jax.data.source import Source
-from fcn_jax.data.value_range import Assumed, Range
+from fcn_jax.data.value_range import Scaling
 from fcn_jax.errors import DamagedError, PluginError
 from fcn_jax.plugins.api import Dataset
 from fcn_jax.runtime.progress import Progress
@@ -28,7 +30,7 @@ class Splits:
 
     Attributes:
         sources: source by the name of its split.
-        value_range: the range of images of more than 8 bits: the setting, or the assumption.
+        value_range: how the values of images become those of batches.
         notes: assumptions, skipped records and oddities, one line each.
         identity: the number of images of the first split, and a digest of their IDs, which together
             determine their order in training.
@@ -37,7 +39,7 @@ class Splits:
     """
 
     sources: Mapping[str, Source]
-    value_range: Range | Assumed
+    value_range: Scaling
     notes: tuple[str, ...]
     identity: Mapping[str, Any]
     class_pixels: np.ndarray
@@ -49,8 +51,11 @@ def open_splits(
     root: Path | None,
     names: Sequence[str],
     *,
-    value_range: Range | Assumed | None = None,
+    value_range: Scaling | None = None,
+    channels: int = 3,
+    keep_stored: bool = False,
     damaged: str = "refuse",
+    remap: Remap | None = None,
     training: bool = True,
 ) -> Splits:
     """Open splits of a dataset, and check them before they are used.
@@ -61,15 +66,19 @@ def open_splits(
         names: the splits; for training, the split that is trained on comes first.
         value_range: the stored values that become 0 and 255 in images of more than 8 bits; None
             assumes them from the images of all splits (`fcn_jax.data.value_range.assumed`).
+        channels: number of channels of the images; see `fcn_jax.data.decode.read_image`.
+        keep_stored: whether images keep their stored values, if `value_range` is None.
         damaged: with "refuse", damaged files are errors when they are read; "skip" decodes all
             files once and skips records whose image or mask is damaged.
+        remap: other classes; None for those of the dataset.
         training: False for an evaluation, which has fewer requirements; see
             `fcn_jax.data.inspection.inspect`.
 
     Raises:
         DataError: files are missing, all files of a split are damaged, images are in both splits,
             or masks and classes do not belong together.
-        ConfigError: `value_range` is set, and the dataset scales its images itself.
+        ConfigError: `value_range` is set, and the dataset scales its images itself; or `remap`
+            contradicts itself or the dataset's classes.
         PluginError: the dataset opens something else than a `fcn_jax.plugins.api.Source`.
     """
     sources = {name: dataset.open(root, name) for name in dict.fromkeys(names)}
@@ -81,13 +90,20 @@ def open_splits(
             )
     if training:
         overlap.refuse_overlaps(sources, names[0])
+    sources = {name: relabeled(source, remap or Remap()) for name, source in sources.items()}
     notes = [note for source in sources.values() for note in source.notes]
+    if value_range is None and keep_stored:
+        value_range = ranges.stored(sources.values())
     if value_range is None:
         with Progress("reading bit depths", sum(map(len, sources.values()))) as progress:
-            value_range = ranges.assumed(_images(sources.values()), progress=progress.update)
+            value_range = ranges.assumed(
+                _images(sources.values()), progress=progress.update, channels=channels
+            )
         if value_range.note:
             notes.append(f"{value_range.note}; data.value_range sets another range")
-    sources = {name: ranges.with_range(source, value_range) for name, source in sources.items()}
+    sources = {
+        name: ranges.with_range(source, value_range, channels) for name, source in sources.items()
+    }
     identity = _identity(sources[names[0]])
     if damaged == "skip":
         for name, source in sources.items():

@@ -1,17 +1,20 @@
-"""Scaling of images of more than 8 bits to 8 bits: the stored numbers that become 0 and 255.
+"""The values of images: scaled to 8 bits, or as stored.
 
 The brightness of a stored 16-bit number is uncertain: cameras of 10, 12 and 14 bits write their
-values into 16 bits unchanged. The range is, in this order, the setting `data.value_range`; the
-range that the file declares; an assumption from the largest value of all images of a dataset.
+values into 16 bits unchanged. The range of stored numbers that become 0 and 255 is, in this order,
+the setting `data.value_range`; the range that the file declares; an assumption from the largest
+value of all images of a dataset. With the settings `model.mean` and `model.std`, which are in units
+of the stored values, no image is scaled (`Stored`).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import mmap
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -48,6 +51,73 @@ class Assumed:
     note: str | None = None
 
 
+Dtype = Literal["uint8", "float32"]
+"""Types of images in batches."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """Images keep their stored values.
+
+    Attributes:
+        dtype: of all images: "uint8" if they all have 8 bits, otherwise "float32".
+    """
+
+    dtype: Dtype = "float32"
+
+
+Scaling = Range | Assumed | Stored
+"""How the values of images become those of batches."""
+
+
+def dtype_of(value_range: Scaling | None) -> Dtype:
+    """The type of the images that a scaling makes."""
+    return value_range.dtype if isinstance(value_range, Stored) else "uint8"
+
+
+def scaled(pixels: np.ndarray | Wide, value_range: Scaling | None, name: str) -> np.ndarray:
+    """The values of an image: scaled to 8 bits (`to_u8`), or as stored.
+
+    Args:
+        pixels: u8 of 8 bits, which no range changes, or an image of more bits.
+        value_range: the scaling; see `to_u8` for None.
+        name: the name of the image in an error.
+
+    Returns:
+        u8, or the type of a `Stored`.
+
+    Raises:
+        DataError: as for `to_u8`; or a `Stored` of 8 bits does not hold the values.
+    """
+    if not isinstance(value_range, Stored):
+        return to_u8(pixels, value_range, name) if isinstance(pixels, Wide) else pixels
+    if value_range.dtype == "uint8" and isinstance(pixels, Wide):
+        raise DataError(
+            f"{name}: the image has {pixels.values.dtype.name} values, and the training images had "
+            "8 bits (uint8), which model.mean and model.std refer to; save it with 8 bits"
+        )
+    values = pixels.values if isinstance(pixels, Wide) else pixels
+    _check_finite(values, name)
+    return values.astype(value_range.dtype, copy=False)
+
+
+def stored(sources: Iterable[Source]) -> Stored:
+    """The common type of the images of splits that keep their stored values.
+
+    The first bytes of all files are read. Of sources in memory, and of those that read images in
+    their own way, the first image decides.
+    """
+
+    def is_wide(source: Source) -> bool:
+        if not _reads_ranges(source):
+            return source.decode(source[0]).image.dtype != np.uint8
+        if isinstance(source[0].image, Path):
+            return any(_may_be_wide(record.image) for record in source)
+        return _may_be_wide(source[0].image)
+
+    return Stored("float32" if any(map(is_wide, sources)) else "uint8")
+
+
 def to_u8(wide: Wide, value_range: Range | Assumed | None, name: str) -> np.ndarray:
     """Scale an image to 8 bits: linearly, rounded, clipped.
 
@@ -81,6 +151,7 @@ def assumed(
     *,
     progress: Callable[[int, int], object] = lambda *_: None,
     skip_faulty: bool = False,
+    channels: int = 3,
 ) -> Assumed:
     """Assume ranges from all images of a dataset, so that they are scaled alike.
 
@@ -91,6 +162,7 @@ def assumed(
         images: files, or their contents.
         progress: called with the number of images that are done, and the number of all.
         skip_faulty: whether to skip images with values outside every range, too.
+        channels: as for `fcn_jax.data.decode.read_image`.
 
     Returns:
         The `value_range` for `fcn_jax.data.decode.read_image` and `decode_record`.
@@ -107,7 +179,8 @@ def assumed(
         else:
             progress(seen - len(candidates), len(sources))
     others = len(sources) - len(candidates)
-    results = on_threads(_look, candidates, lambda done, _: progress(others + done, len(sources)))
+    look = functools.partial(_look, channels=channels)
+    results = on_threads(look, candidates, lambda done, _: progress(others + done, len(sources)))
     faults = [result for result in results if isinstance(result, str)]
     found = [result for result in results if isinstance(result, tuple)]
     if faults and not skip_faulty:
@@ -125,8 +198,10 @@ def assumed(
     return Assumed(**ranges, note="; ".join(notes) or None)
 
 
-def to_json(value_range: Range | Assumed) -> list[float] | dict[str, list[float] | None] | None:
-    """A range as a checkpoint records it, so that prediction scales images as training did."""
+def to_json(value_range: Scaling) -> list[float] | dict[str, Any] | None:
+    """A scaling as a checkpoint records it, so that prediction scales images as training did."""
+    if isinstance(value_range, Stored):
+        return {"stored": value_range.dtype}
     if isinstance(value_range, tuple):
         return list(value_range)
     ranges = {"integers": value_range.integers, "floats": value_range.floats}
@@ -134,15 +209,33 @@ def to_json(value_range: Range | Assumed) -> list[float] | dict[str, list[float]
     return listed if any(listed.values()) else None
 
 
-def from_json(recorded: Any) -> Range | Assumed | None:
-    """The range that `to_json` recorded; None if there is no record.
+def from_json(recorded: Any) -> Scaling | None:
+    """The scaling that `to_json` recorded; None if there is no record.
 
     Raises:
         ValueError: `recorded` is not such a record.
     """
+    if isinstance(recorded, dict) and "stored" in recorded:
+        if recorded["stored"] not in get_args(Dtype):
+            raise ValueError(f"{recorded['stored']!r} is not one of {get_args(Dtype)}")
+        return Stored(recorded["stored"])
     if isinstance(recorded, dict):
         return Assumed(_pair(recorded.get("integers")), _pair(recorded.get("floats")))
     return _pair(recorded)
+
+
+def given_or_recorded(given: Range | None, recorded: Scaling | None) -> Scaling | None:
+    """The option `--value-range`, or else what a checkpoint records.
+
+    Raises:
+        ConfigError: the option is given, and the model takes stored values.
+    """
+    if given and isinstance(recorded, Stored):
+        raise ConfigError(
+            "--value-range: the model takes stored values, which model.mean and model.std of its "
+            "training refer to; leave the option out"
+        )
+    return given or recorded
 
 
 def _pair(values: Any) -> Range | None:
@@ -155,29 +248,45 @@ def _pair(values: Any) -> Range | None:
     return low, high
 
 
-def with_range(source: Source, value_range: Range | Assumed | None) -> Source:
-    """A source that scales its images by a range.
+def _reads_ranges(source: Source) -> bool:
+    """Whether a source reads images as `fcn_jax.data.decode.decode_record` does."""
+    return dataclasses.is_dataclass(source) and hasattr(source, "value_range")
+
+
+def with_range(source: Source, value_range: Scaling | None, channels: int = 3) -> Source:
+    """A source whose images have other values and channels.
 
     Args:
-        source: a dataset's split. If it is a dataclass with a field `value_range`, the result is a
-            copy with that field set.
-        value_range: the setting, or the assumption.
+        source: a dataset's split. If it is a dataclass with the fields `value_range` and, for other
+            than three channels, `channels`, the result is a copy with those fields set. Other
+            sources read images in their own way, and their first image is checked.
+        value_range: the setting, the assumption, or `Stored`.
+        channels: the number of channels of the images.
 
     Raises:
         ConfigError: `value_range` is a setting, and the source has no such field.
+        DataError: the first image of such a source has another number of channels.
     """
-    if dataclasses.is_dataclass(source) and hasattr(source, "value_range"):
-        changed: Source = dataclasses.replace(source, value_range=value_range)
+    changes = {"value_range": value_range} | ({"channels": channels} if channels != 3 else {})
+    if dataclasses.is_dataclass(source) and all(hasattr(source, name) for name in changes):
+        changed: Source = dataclasses.replace(source, **changes)  # type: ignore[type-var]
         return changed
     if isinstance(value_range, tuple):
         raise ConfigError(
             "data.value_range is set, but the dataset scales its images by a rule of its own; "
             "remove the setting"
         )
+    if channels != 3:
+        first = source.decode(source[0])
+        if first.image.shape[2] != channels:
+            raise DataError(
+                f"image {first.id} has {first.image.shape[2]} channels, but the model takes "
+                f"{channels}; set model.in_channels"
+            )
     return source
 
 
-def _look(image: Path | bytes) -> tuple[Wide, float] | str | None:
+def _look(image: Path | bytes, channels: int) -> tuple[Wide, float] | str | None:
     """Decode an image that may be wide.
 
     Returns:
@@ -186,7 +295,7 @@ def _look(image: Path | bytes) -> tuple[Wide, float] | str | None:
     """
     name = name_of(image)
     try:
-        wide, _ = formats.decode(read_bytes(image, name), name)
+        wide, _ = formats.decode(read_bytes(image, name), name, channels=channels)
     except (DataError, OSError):
         return None
     if not isinstance(wide, Wide) or wide.declared:
@@ -206,9 +315,9 @@ def _may_be_wide(image: Path | bytes) -> bool:
             return formats.may_be_wide(image, name)
         with image.open("rb", buffering=0) as file:
             head = file.read(25)
-            if head[:2] not in (b"II", b"MM"):
+            if head[:2] not in (b"II", b"MM", b"\x93N"):
                 return formats.may_be_wide(head, name)
-            # The tags of a TIFF may lie anywhere in it.
+            # The tags of a TIFF may lie anywhere in it, and the header of a .npy file is longer.
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as contents:
                 return formats.may_be_wide(contents, name)
     except (DataError, OSError):
@@ -256,7 +365,8 @@ def _largest(values: np.ndarray, name: str) -> float:
     smallest, largest = float(values.min()), float(values.max())
     if smallest < 0:
         raise DataError(
-            f"{name}: the image holds negative values ({smallest:g} to {largest:g}); {_ADVICE}"
+            f"{name}: the image holds negative values ({smallest:g} to {largest:g}); {_ADVICE}; or "
+            "keep the stored values with model.mean and model.std, in their units"
         )
     return largest
 

@@ -15,6 +15,7 @@ import numpy as np
 from fcn_jax import checkpoint
 from fcn_jax.config import Config, EvalConfig
 from fcn_jax.data import value_range as ranges
+from fcn_jax.data.labels.remap import Remap
 from fcn_jax.data.pipeline import eval_examples
 from fcn_jax.data.source import Source
 from fcn_jax.data.splits import open_splits
@@ -195,22 +196,29 @@ def evaluate_checkpoint(
     check_metrics(metrics or ())
     root = Path(data) if data else None
     notes: list[str] = []
+    remap = None
     if recipe is not None:
         own = recipe.data
         if root is None and own.root and dataset in (None, own.dataset):
             root, notes = _recorded_root(own.root, directory)
+        # Changes of classes are those of the run's own dataset.
+        remap = Remap.of(own) if dataset in (None, own.dataset) else None
         dataset, split = dataset or own.dataset, split or own.val_split
     if dataset is None:
         raise ConfigError(f"{path}: not a run's checkpoint; name its dataset with --dataset NAME")
     split = split or "val"
-    recorded = ranges.from_json(checkpoint.read_spec(directory).value_range)
+    spec = checkpoint.read_spec(directory)
+    recorded = ranges.from_json(spec.value_range)
     try:
         opened = open_splits(
             registry.default().dataset(dataset),
             root,
             [split],
-            value_range=value_range or recorded,
+            value_range=ranges.given_or_recorded(value_range, recorded),
+            channels=spec.model.in_channels,
+            keep_stored=spec.model.mean is not None,
             damaged=recipe.data.damaged if recipe else "refuse",
+            remap=remap,
             training=False,
         )
     except DataError as error:

@@ -11,14 +11,16 @@ field of the bottom and right border.
 from __future__ import annotations
 
 import io
+import mmap
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from fcn_jax.data.images import orientation
+from fcn_jax.data.images import formats, orientation
 from fcn_jax.data.images.limits import PILLOW_ERRORS
+from fcn_jax.errors import DataError
 
 MAX_PROGRAMS = 8
 """Up to so many image sizes are exact. More sizes are padded until so few are left, if possible."""
@@ -73,8 +75,22 @@ def image_size(image: Path | bytes) -> tuple[int, int] | None:
             width, height = opened.size
             turn = orientation.from_exif(opened.info.get("exif") or b"")
     except (*PILLOW_ERRORS, Image.DecompressionBombError):
-        return None
+        return _size_without_pillow(image)
     return (width, height) if orientation.swaps_sides(turn) else (height, width)
+
+
+def _size_without_pillow(image: Path | bytes) -> tuple[int, int] | None:
+    """As `image_size`, for TIFFs of many channels and `.npy` files."""
+    try:
+        if isinstance(image, bytes):
+            return formats.stored_size(image, "image")
+        with (
+            image.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as contents,
+        ):
+            return formats.stored_size(contents, str(image))
+    except (DataError, OSError, ValueError):  # an empty file cannot be mapped
+        return None
 
 
 def pad(images: np.ndarray, multiple: int) -> np.ndarray:

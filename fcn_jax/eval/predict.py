@@ -24,7 +24,8 @@ from fcn_jax import checkpoint as checkpoints
 from fcn_jax.data import value_range as ranges
 from fcn_jax.data.datasets.directory import IMAGE_SUFFIXES
 from fcn_jax.data.decode import read_image
-from fcn_jax.data.value_range import Assumed, Range
+from fcn_jax.data.images.picture import as_rgb
+from fcn_jax.data.value_range import Scaling
 from fcn_jax.errors import ConfigError, DataError, WriteError, listing
 from fcn_jax.eval import draw, padding
 from fcn_jax.eval.evaluate import recipe_of
@@ -34,7 +35,7 @@ from fcn_jax.runtime import destination
 from fcn_jax.runtime.progress import Progress
 
 _OTHER_PICTURES = re.compile(
-    r"\.(arw|avif|cr2|cr3|dng|exr|gif|hdr|heic|heif|jfif|jp2|nef|npy|pgm|ppm|psd|raf|svg|tga) file"
+    r"\.(arw|avif|cr2|cr3|dng|exr|gif|hdr|heic|heif|jfif|jp2|nef|npz|pgm|ppm|psd|raf|svg|tga) file"
 )
 """Kinds of files that a user might expect to be segmented, as named by `_contents`."""
 
@@ -123,10 +124,12 @@ def predict_files(
         batch_size=batch_size,
         weights=weights,
     )
-    scaling = value_range or ranges.from_json(checkpoints.read_spec(directory).value_range)
+    scaling = ranges.given_or_recorded(value_range, predictor.value_range)
     if scaling is None:
         with Progress("reading bit depths", len(targets)) as progress:
-            scaling = ranges.assumed(targets, progress=progress.update, skip_faulty=True)
+            scaling = ranges.assumed(
+                targets, progress=progress.update, skip_faulty=True, channels=predictor.channels
+            )
         if scaling.note:
             say(f"{scaling.note}; --value-range LOW HIGH sets another range")
     return _predict_each(predictor, targets, inputs, overwrite, scaling)
@@ -137,14 +140,14 @@ def _predict_each(
     targets: dict[Path, tuple[Path, Path]],
     inputs: set[tuple[int, int]],
     overwrite: bool,
-    value_range: Range | Assumed,
+    value_range: Scaling,
 ) -> Iterator[tuple[Path, Path]]:
     faults = []
     for file, (mask_path, overlay_path) in targets.items():
         try:
-            image = read_image(file, value_range=value_range)
+            image = read_image(file, value_range=value_range, channels=predictor.channels)
             mask = predictor(image)
-            overlay = draw.overlay(image, mask, predictor.classes)
+            overlay = draw.overlay(as_rgb(image), mask, predictor.classes)
         except DataError as fault:
             faults.append(str(fault))
             continue

@@ -15,6 +15,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from fcn_jax import checkpoint
 from fcn_jax.data.decode import read_image
+from fcn_jax.data.value_range import Scaling, dtype_of, from_json
 from fcn_jax.errors import ConfigError
 from fcn_jax.eval import padding
 from fcn_jax.eval.draw import generic_classes
@@ -45,6 +46,8 @@ class Predictor:
         protocol: the protocol.
         pad_to_multiple: images are padded to a multiple of it.
         num_classes: number of classes K; 2 for the task "binary".
+        channels: number of channels of the images.
+        value_range: how the values of image files are scaled; None for each file alone.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class Predictor:
         batch_size: int | None = None,
         devices: Sequence[jax.Device] = (),
         blocks: bool | None = None,
+        value_range: Scaling | None = None,
     ) -> None:
         """Wrap a model and put it into eval mode.
 
@@ -73,6 +77,8 @@ class Predictor:
                 not depend on it.
             blocks: compute the argmax in the head's sub-pixel layout, if the head has one; None
                 does so on GPUs and TPUs.
+            value_range: how the values of image files are scaled; see
+                `fcn_jax.data.decode.read_image`.
 
         Raises:
             ConfigError: the model has more than 255 classes or the task "multilabel", or
@@ -93,6 +99,7 @@ class Predictor:
         preprocess = resolve(model.spec).preprocess
         in_blocks = prefers_subpixel() if blocks is None else blocks
         self.num_classes = model.spec.num_labels
+        self.channels, self.value_range = model.spec.in_channels, value_range
         self.classes = classes or generic_classes(self.num_classes)
         self.protocol = protocol if isinstance(protocol, Protocol) else make(protocol)
         self.pad_to_multiple = pad_to_multiple
@@ -151,7 +158,7 @@ class Predictor:
                 has no averages.
         """
         model, spec = checkpoint.load_model(path, weights)
-        return cls(model, spec.classes, **options)
+        return cls(model, spec.classes, value_range=from_json(spec.value_range), **options)
 
     def update(self, *states: nnx.State) -> None:
         """Replace the values of parameters and statistics, such as by those of a training state."""
@@ -161,26 +168,30 @@ class Predictor:
         """Segment one image.
 
         Args:
-            image: u8[H,W,3], RGB, or an image file, which is read upright.
+            image: u8[H,W,C], or f32[H,W,C] for a model of stored values (`model.mean`); C is 3,
+                RGB, for most models. Or an image file, which is read upright.
 
         Returns:
             u8[H,W], labels 0 to K-1.
 
         Raises:
             DataError: the file cannot be read as an image.
-            ValueError: the array is not u8[H,W,3].
+            ValueError: the array is not such an image.
         """
         if isinstance(image, str | Path):
-            image = read_image(Path(image))
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            image = read_image(Path(image), value_range=self.value_range, channels=self.channels)
+        dtype, channels = dtype_of(self.value_range), self.channels
+        if image.dtype != dtype or image.ndim != 3 or image.shape[2] != channels:
+            kind = "u8" if dtype == "uint8" else "f32"
             raise ValueError(
-                f"expected an image u8[H,W,3], RGB; got {image.dtype}{list(image.shape)}"
+                f"expected an image {kind}[H,W,{channels}]{', RGB' * (channels == 3)}; got "
+                f"{image.dtype}{list(image.shape)}"
             )
         ((_, prediction),) = self.stream([(None, image)])
         return prediction.mask
 
     def batch(self, images: np.ndarray) -> np.ndarray:
-        """Segment images of one size, whole and together: u8[N,H,W,3] RGB -> u8[N,H,W]."""
+        """Segment images of one size, whole and together: [N,H,W,C] -> u8[N,H,W]."""
         height, width = images.shape[1:3]
         masks = self._segment(self._state, padding.pad(images, self.pad_to_multiple))
         return np.asarray(masks)[:, :height, :width]
@@ -193,7 +204,7 @@ class Predictor:
         Tiles of one size run together, across images: `batch_size` on each device.
 
         Args:
-            images: pairs of anything and an image u8[H,W,3], RGB.
+            images: pairs of anything and an image, as in a call.
             confidence: also return the confidence of each pixel.
 
         Yields:
@@ -224,7 +235,7 @@ class Predictor:
         return Whole(image, multiple=multiple)
 
     def _run(self, tiles: np.ndarray, confidence: bool) -> Any:
-        """Outputs of the network on tiles u8[N,h,w,3], as the jobs of the protocol take them."""
+        """Outputs of the network on tiles [N,h,w,C], as the jobs of the protocol take them."""
         placed = self._placed(tiles, "data")
         if not isinstance(self.protocol, Sliding | Resize | Multiscale):
             if confidence:

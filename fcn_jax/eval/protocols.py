@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from fcn_jax.config import Config
+from fcn_jax.data.images.resizing import resize
 from fcn_jax.data.transforms import crop
 from fcn_jax.errors import ConfigError, did_you_mean
 from fcn_jax.plugins.api import IGNORE_INDEX, Example
@@ -282,13 +283,13 @@ def _implied(settings: Mapping[str, Any]) -> str:
 
 
 def resized(image: np.ndarray, size: Size) -> np.ndarray:
-    """Resize u8[H,W,3] to `size`: by area if both sides shrink, otherwise bilinearly."""
+    """Resize [H,W,C] to `size`: by area if both sides shrink, otherwise bilinearly."""
     height, width = image.shape[:2]
     if (height, width) == size:
         return image
     shrinks = size[0] <= height and size[1] <= width
     interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(image, size[::-1], interpolation=interpolation))
+    return resize(image, size[::-1], interpolation=interpolation)
 
 
 def _names(kind: type[Protocol]) -> set[str]:

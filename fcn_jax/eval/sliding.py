@@ -49,7 +49,7 @@ class Canvas:
         """Plan the windows.
 
         Args:
-            image: u8[H,W,3].
+            image: [H,W,C].
             protocol: the settings.
             num_classes: number of classes K.
             confidence: whether the prediction has the confidence.
@@ -76,7 +76,7 @@ class Canvas:
         self._done: list[Prediction] = []
 
     def tiles(self) -> Iterator[np.ndarray]:
-        """Yield the windows u8[h,w,3], each followed by the mirrored one if the protocol flips."""
+        """Yield the windows [h,w,C], each followed by the mirrored one if the protocol flips."""
         rows, cols = self._weights.shape
         for top in self._tops:
             for left in self._lefts:

@@ -1,4 +1,4 @@
-"""Tiles: the arrays u8[h,w,3] that a network runs on to predict an image."""
+"""Tiles: the arrays [h,w,C] that a network runs on to predict an image."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Job(Protocol):
     """An image that is being predicted from the network's outputs on its tiles."""
 
     def tiles(self) -> Iterator[np.ndarray]:
-        """Yield the network's inputs, u8[h,w,3]."""
+        """Yield the network's inputs, [h,w,C]."""
 
     def take(self, outputs: Any, index: int) -> None:
         """Take the outputs of the next tile, which is number `index` of the batch."""
@@ -44,7 +44,7 @@ class Whole:
     """An image that runs once; the network's program computes its labels."""
 
     def __init__(self, image: np.ndarray, *, multiple: int) -> None:
-        """Pad u8[H,W,3] to a multiple of `multiple` pixels."""
+        """Pad [H,W,C] to a multiple of `multiple` pixels."""
         self._image, self._multiple = image, multiple
         self._outputs: Any = None
 
@@ -72,7 +72,7 @@ class Batches:
     """Runs tiles of one size together. A batch that is not full repeats its last tile."""
 
     def __init__(self, run: Callable[[np.ndarray], Any], size: int) -> None:
-        """Run up to `size` tiles with `run`, u8[size,h,w,3] -> outputs."""
+        """Run up to `size` tiles with `run`, [size,h,w,C] -> outputs."""
         self._run, self._size = run, size
         self._tiles: list[np.ndarray] = []
         self._jobs: list[Job] = []

@@ -31,7 +31,7 @@ class Views:
         """Plan the views.
 
         Args:
-            image: u8[H,W,3].
+            image: [H,W,C].
             protocol: the settings.
             num_classes: number of classes K.
             multiple: views are padded to a multiple of it, in pixels, at least 1.
@@ -54,7 +54,7 @@ class Views:
         self._taken = 0
 
     def tiles(self) -> Iterator[np.ndarray]:
-        """Yield the views u8[h,w,3]."""
+        """Yield the views [h,w,C]."""
         for size, mirrored in self._views:
             view = resized(self._image, size)
             view = view[:, ::-1] if mirrored else view

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fcn_jax.errors import ConfigError
+from fcn_jax.models.channels import set_channels
 from fcn_jax.models.segmenter import Segmenter
 from fcn_jax.models.spec import ResolvedModel, resolve
 from fcn_jax.plugins.api import ModelSpec
@@ -43,9 +44,11 @@ def build_backbone(spec: ModelSpec, *, rngs: nnx.Rngs) -> nnx.Module:
 
 
 def _backbone(model: ResolvedModel, rngs: nnx.Rngs) -> nnx.Module:
-    return model.backbone.build(
+    backbone = model.backbone.build(
         model.options, output_stride=model.output_stride, rngs=rngs, **_dtypes(model.spec)
     )
+    set_channels(backbone, model.backbone.name, model.spec.in_channels, rngs)
+    return backbone
 
 
 def _dtypes(spec: ModelSpec) -> dict[str, Any]:
@@ -71,8 +74,8 @@ def build_model(
             `dtype="bfloat16"`, `head_options={...}` or `aux_head="fcn"`.
 
     Returns:
-        A module `model(x: f[N,H,W,3]) -> f[N,H,W,K]`, in train mode until `model.eval()`.
-        `model.outputs(x)` returns the logits of the auxiliary head, too.
+        A module `model(x: f[N,H,W,C]) -> f[N,H,W,K]`, in train mode until `model.eval()`; C is 3 or
+        the setting `in_channels`. `model.outputs(x)` returns the logits of the auxiliary head, too.
 
     Raises:
         ConfigError: an unknown name, option, output stride or dtype, or a head whose needs the

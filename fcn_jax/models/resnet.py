@@ -204,10 +204,10 @@ class ResNet(nnx.Module):
                 stage = Stage(1, stage.dilation, stage.dilation)
             setattr(self, f"layer{i + 1}", nnx.List(blocks))
 
-    def __call__(self, x: Float[Array, "N H W 3"]) -> dict[str, Float[Array, "N _ _ _"]]:
-        """f[N, H, W, 3] -> the outputs of the stem and the four stages by name.
+    def __call__(self, x: Float[Array, "N H W C"]) -> dict[str, Float[Array, "N _ _ _"]]:
+        """f[N, H, W, C] -> the outputs of the stem and the four stages by name.
 
-        They are f[N, ceil(H / s), ceil(W / s), C], with s = 2, 4, 8, 16, 32 or the output stride.
+        They are f[N, ceil(H / s), ceil(W / s), _], with s = 2, 4, 8, 16, 32 or the output stride.
         """
         x = self.conv1(x)
         features = {"stem": x}

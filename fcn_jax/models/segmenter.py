@@ -24,7 +24,7 @@ class Segmenter(nnx.Module):
     The logits are cropped to the image's size.
 
     Attributes:
-        backbone: module, f[N,H,W,3] -> features by name.
+        backbone: module, f[N,H,W,C] -> features by name.
         head: module, features -> logits.
         aux_head: module, features -> logits, for training only; or None.
         spec: the spec that it was built from.
@@ -46,11 +46,11 @@ class Segmenter(nnx.Module):
         self.spec = nnx.static(spec)
         self.features = nnx.static(features)
 
-    def __call__(self, x: Float[Array, "N H W 3"]) -> Float[Array, "N H W K"]:
+    def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H W K"]:
         """Compute the logits, without the auxiliary head.
 
         Args:
-            x: f[N, H, W, 3], normalized as the backbone's `preprocess` says, H and W at least 1.
+            x: f[N, H, W, C], normalized as the model's `preprocess` says, H and W at least 1.
 
         Returns:
             The logits in the compute dtype, [N, H, W, K].

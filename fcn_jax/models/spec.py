@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 from fcn_jax.errors import ConfigError, FcnJaxError, PluginError, did_you_mean
+from fcn_jax.models import channels
 from fcn_jax.plugins import options as plugin_options
 from fcn_jax.plugins import registry
 from fcn_jax.plugins.api import (
@@ -72,8 +73,8 @@ class ResolvedModel:
 
     @property
     def preprocess(self) -> Preprocess:
-        """How the model's input is made from a u8 RGB image."""
-        return self.backbone.preprocess
+        """How the model's input is made from an image."""
+        return channels.preprocess_of(self.backbone.preprocess, self.spec)
 
     def backbone_tables(self, *, standalone: bool = False) -> Mapping[str, Table]:
         """The backbone's tables by key format.
@@ -127,6 +128,7 @@ def resolve(spec: ModelSpec) -> ResolvedModel:
         raise ConfigError(f"dtype is '{spec.dtype}'; it must be one of {', '.join(DTYPES)}")
     if spec.task not in TASKS:
         raise ConfigError(f"task is '{spec.task}'; it must be one of {', '.join(TASKS)}")
+    channels.check(spec)
     if spec.num_classes < 1:
         raise ConfigError(f"num_classes is {spec.num_classes}; it must be at least 1")
     stride = backbone.output_strides[0] if spec.output_stride is None else spec.output_stride

@@ -91,8 +91,8 @@ class Preprocess:
         channel_order: "rgb", or "bgr" for Caffe's networks.
     """
 
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
     scale: float = 1.0
     channel_order: str = "rgb"
 
@@ -256,6 +256,12 @@ class ModelSpec:
         task: how logits become labels. With "multiclass", the class with the largest logit. With
             "binary", for datasets of two classes, the model has one logit, whose sigmoid is the
             probability of class 1. "multilabel" is one such logit for each class.
+        in_channels: channels of the images. With another number than 3, the backbone's first
+            convolution gets as many; see docs/data.md.
+        mean: mean of each channel, in units of the images' stored values (0 to 255 for 8 bits);
+            None for the backbone's, in images scaled to 8 bits. With mean and std, images keep
+            their stored values, also those of more than 8 bits.
+        std: standard deviation of each channel, above 0, in the same units.
     """
 
     backbone: str = "resnet18"
@@ -269,6 +275,15 @@ class ModelSpec:
     aux_head_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     aux_feature: str | None = None
     task: Task = "multiclass"
+    in_channels: int = 3
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Make tuples of lists, as JSON gives them."""
+        for name in ("mean", "std"):
+            if (values := getattr(self, name)) is not None:
+                object.__setattr__(self, name, tuple(values))
 
     @property
     def num_labels(self) -> int:
@@ -327,7 +342,10 @@ class Record(NamedTuple):
 
 
 class Example(NamedTuple):
-    """A decoded image: u8[H,W,3] RGB, and its mask u8[H,W]: 0 to K-1 or `IGNORE_INDEX`."""
+    """A decoded image and its mask u8[H,W]: 0 to K-1 or `IGNORE_INDEX`.
+
+    The image is u8[H,W,3] RGB; by settings of the model, it has other channels, or is f32[H,W,C].
+    """
 
     id: str
     image: np.ndarray

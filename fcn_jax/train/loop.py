@@ -15,6 +15,7 @@ from fcn_jax import checkpoint
 from fcn_jax.config import Config
 from fcn_jax.convert.load import init_from
 from fcn_jax.data import value_range
+from fcn_jax.data.labels.remap import Remap
 from fcn_jax.data.pipeline import steps_per_epoch, train_batches
 from fcn_jax.data.splits import open_splits
 from fcn_jax.data.transforms import Augment
@@ -42,6 +43,7 @@ from fcn_jax.train.settings import (
     require_needed,
     require_same_split,
     require_steps,
+    require_units,
     settings_at_fault,
 )
 from fcn_jax.train.signals import StopNow, StopRequest
@@ -130,8 +132,12 @@ def _train(
         Path(data.root) if data.root else None,
         (data.train_split, data.val_split),
         value_range=data.value_range or recorded,
+        channels=config.model.in_channels,
+        keep_stored=config.model.mean is not None,
         damaged=data.damaged,
+        remap=Remap.of(data),
     )
+    require_units(config.model, opened.value_range)
     train_source, val_source = (opened.sources[s] for s in (data.train_split, data.val_split))
     batches = train_batches(
         train_source,
@@ -225,7 +231,14 @@ def _train(
     began = time.perf_counter()
     with settings_at_fault("the training step cannot be compiled", config):
         traced = jax.jit(step, donate_argnums=0, compiler_options=compiler_options()).lower(
-            state, train_step.batch_shapes(data.batch_size, data.crop_size, batch_sharding)
+            state,
+            train_step.batch_shapes(
+                data.batch_size,
+                data.crop_size,
+                batch_sharding,
+                channels=config.model.in_channels,
+                dtype=value_range.dtype_of(opened.value_range),
+            ),
         )
         compiled = traced.compile()
         del step, traced  # JAX keeps the traced program as long as the function exists.

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from fcn_jax.config import Config, same_plugins
+from fcn_jax.data.value_range import Scaling, Stored
 from fcn_jax.errors import ConfigError, FcnJaxError, listing
 from fcn_jax.plugins.api import Classes, ModelSpec
 from fcn_jax.recipes import read_run
@@ -138,7 +139,7 @@ _FREE = frozenset(
 
 def require_needed(config: Config) -> None:
     """Raise `ConfigError` for settings that contradict each other or need one that is missing."""
-    init, model, optim = config.init, config.model, config.optim
+    init, model, optim, data = config.init, config.model, config.optim, config.data
     problems = []
     given = [f"init.{name}" for name in ("reinit", "drop", "key") if getattr(init, name)]
     if given and init.weights is None:
@@ -152,6 +153,11 @@ def require_needed(config: Config) -> None:
                 f"model.{name}: given without model.aux_head; name the auxiliary head, such as "
                 "model.aux_head=fcn"
             )
+    if model.mean is not None and data.value_range is not None:
+        problems.append(
+            "data.value_range and model.mean: the range scales images to 8 bits, and the mean "
+            "refers to stored values, which are not scaled; choose one"
+        )
     if optim.clip_norm is not None and optim.clip_value is not None:
         problems.append("optim.clip_norm and optim.clip_value: both given; choose one")
     if optim.ema_warmup and optim.ema_decay is None:
@@ -208,6 +214,16 @@ def for_classes(model: ModelSpec, classes: Classes) -> ModelSpec:
             "Use model.task = 'multiclass' for others"
         )
     return dataclasses.replace(model, num_classes=1)
+
+
+def require_units(model: ModelSpec, scaling: Scaling) -> None:
+    """Raise `ConfigError` if `model.std` of 8-bit RGB is given for values from 0 to 1."""
+    if scaling == Stored("uint8") and model.in_channels == 3 and max(model.std or (2,)) <= 1:
+        raise ConfigError(
+            f"model.std is {list(model.std or ())}: model.mean and model.std are in units of the "
+            "stored values, 0 to 255 for these images; multiply both by 255, or leave them out for "
+            "those of the backbone"
+        )
 
 
 def require_steps(config: Config, total: int) -> None:

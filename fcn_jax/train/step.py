@@ -84,8 +84,8 @@ def make(
 
     Returns:
         The state at step 0, and the function `step(state, batch) -> (state, metrics)`, to be jitted
-        with the state donated. `batch` is {"image": u8[N,h,w,3], "mask": u8[N,h,w]}, or, for the
-        task "multilabel", "mask": u8[N,h,w,K] of 0, 1 and 255. `metrics` is {"loss": f32[],
+        with the state donated. `batch` is {"image": u8[N,h,w,C] (or f32), "mask": u8[N,h,w]}, or,
+        for the task "multilabel", "mask": u8[N,h,w,K] of 0, 1 and 255. `metrics` is {"loss": f32[],
         "grad_norm": f32[]} and, if there are several losses, "losses": {name: f32[]}, those of the
         main head without their weights.
 
@@ -191,11 +191,19 @@ def make(
 
 
 def batch_shapes(
-    batch_size: int, crop_size: tuple[int, int], sharding: jax.sharding.Sharding
+    batch_size: int,
+    crop_size: tuple[int, int],
+    sharding: jax.sharding.Sharding,
+    *,
+    channels: int = 3,
+    dtype: str = "uint8",
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Return the shapes of a training batch, to compile the step without one."""
+    """Return the shapes of a training batch, to compile the step without one.
+
+    `channels` and `dtype` are those of the images.
+    """
     shape = (batch_size, *crop_size)
-    image = jax.ShapeDtypeStruct((*shape, 3), jnp.uint8, sharding=sharding)
+    image = jax.ShapeDtypeStruct((*shape, channels), jnp.dtype(dtype), sharding=sharding)
     return {"image": image, "mask": jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=sharding)}
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 
 from fcn_jax.config import Config
+from fcn_jax.data.images.picture import as_rgb
 from fcn_jax.data.source import Source
 from fcn_jax.errors import WriteError
 from fcn_jax.eval import draw
@@ -89,7 +90,7 @@ class Validation:
     def _draw(self, number: int, example: Example, mask: np.ndarray) -> None:
         """Write a picture. The first failure is a warning; it does not end the training."""
         folder = self.run / "samples" / f"step_{number:07d}"
-        picture = draw.panel(example.image, example.mask, mask, self.source.classes)
+        picture = draw.panel(as_rgb(example.image), example.mask, mask, self.source.classes)
         try:
             draw.write_image(folder / f"{os.path.basename(example.id)}.png", picture)
         except (WriteError, OSError) as error:

@@ -283,6 +283,11 @@ def _check(
     problems += further
     if spec.num_classes > IGNORE_INDEX:
         problems.append(f"num_classes is {spec.num_classes}: expected {IGNORE_INDEX} or less")
+    if spec.in_channels != 3 or spec.mean is not None:
+        problems.append(
+            f"in_channels is {spec.in_channels}, mean {spec.mean}: PyTorch references take RGB; "
+            "expected 3 channels and no mean"
+        )
     if problems:
         raise ConfigError("; ".join(problems))
 

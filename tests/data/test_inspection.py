@@ -13,7 +13,9 @@ from fcn_jax.data import inspection
 from fcn_jax.data.datasets.folder import FOLDER
 from fcn_jax.data.inspection import Findings, inspect
 from fcn_jax.data.labels.label_map import LabelMap
-from fcn_jax.errors import DataError
+from fcn_jax.data.labels.remap import Remap
+from fcn_jax.data.splits import open_splits
+from fcn_jax.errors import ConfigError, DataError
 
 HEIGHT, WIDTH = 8, 12
 
@@ -77,6 +79,50 @@ def test_rejects_masks_of_0_and_255_unless_their_grays_are_listed(
     assert source.decode(source[0]).mask[0].tolist() == [0] * 4 + [1] * 8
     (root / "classes.txt").write_text("background 0\nroad 255\n")
     assert inspected(root).counts["train"].tolist() == [80, 112, 0]
+
+
+def test_masks_of_0_and_255_are_read_if_the_recipe_says_so(tmp_path: Path) -> None:
+    root = make(tmp_path / "d", "background\nroad\n", [stripes(0, 255, 255), stripes(255, 0)])
+    assert "or set data.label_map = {255 = 1}" in refusal(root)
+    found = open_splits(FOLDER, root, ["train", "val"], remap=Remap({"255": 1}))
+    assert found.class_pixels.tolist() == [32 + 48, 64 + 48]
+    assert found.sources["train"].classes.names == ("background", "road")
+
+
+def test_masks_with_label_0_to_ignore_are_read_if_the_recipe_says_so(tmp_path: Path) -> None:
+    root = make(tmp_path / "d", "road\ncar\n", [stripes(0, 1, 2)])
+    assert "to ignore it, set data.reduce_zero_label = true" in refusal(root)
+    found = open_splits(FOLDER, root, ["train"], remap=Remap(reduce_zero_label=True))
+    assert found.class_pixels.tolist() == [32, 32]
+    assert found.image_pixels.tolist() == [64, 64]
+    source = found.sources["train"]
+    assert source.decode(source[0]).mask[0].tolist() == [255] * 4 + [0] * 4 + [1] * 4
+
+
+def test_names_the_colors_of_masks_without_a_list_of_colors(tmp_path: Path) -> None:
+    colors = stripes(*[(9, 0, 0)] * 3, (0, 9, 0), (0, 9, 0), (0, 0, 9))
+    message = refusal(make(tmp_path / "d", "a\nb\nc\n", [colors], val=[colors]))
+    assert "it holds (9, 0, 0) in 96 pixels, (0, 9, 0) in 64 pixels, (0, 0, 9) in 32 pix" in message
+    message = refusal(make(tmp_path / "e", "a 9 0 0\nb 1 1 1\n", [colors], val=[colors]))
+    assert "colors that no class has: (0, 9, 0) in 64 pixels, (0, 0, 9) in 32 pixels" in message
+
+
+def test_a_background_that_is_counted_twice(tmp_path: Path) -> None:
+    masks = [stripes(0, 1, 2)]
+    with pytest.raises(DataError, match="the background is counted twice, as '_background_' "):
+        inspected(make(tmp_path / "d", "_background_\nbackground\ncat\ndog\n", masks))
+    found = inspected(make(tmp_path / "e", "unlabeled\nbackground\ncat\ndog\n", masks))
+    assert any("unlabeled, background may be one class that is listed" in n for n in found.notes)
+    found = inspected(make(tmp_path / "f", "unlabeled\nbackground\ncat\n", masks))
+    assert not any("listed twice" in note for note in found.notes)
+
+
+def test_rejects_splits_without_a_labeled_pixel(tmp_path: Path) -> None:
+    root = make(tmp_path / "d", "a\nb\n", [stripes(255)], val=[stripes(0, 1)])
+    assert "all pixels of train are void, so that nothing counts there" in refusal(root)
+    remap = Remap(ignore_classes=["a", "b"])
+    with pytest.raises(ConfigError, match="all 2 classes of the dataset would be ignored"):
+        open_splits(FOLDER, root, ["val"], remap=remap)
 
 
 def test_counts_the_labeled_pixels_of_images_with_each_class(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from fcn_jax.data.datasets.names import IMAGE_SUFFIXES, MASK_SUFFIXES, ending
 from fcn_jax.data.decode import decode_record
 from fcn_jax.data.labels.label_map import LabelMap, as_label_map
 from fcn_jax.data.source import Source
-from fcn_jax.data.value_range import Assumed, Range
+from fcn_jax.data.value_range import Scaling
 from fcn_jax.errors import DataError, did_you_mean, listing
 from fcn_jax.plugins.api import Classes, Example, Record
 
@@ -63,14 +63,16 @@ class DirectorySource(Source):
         labels: the labels of the stored values and colors. By default the stored values are the
             labels, and 255 is `IGNORE_INDEX`.
         notes: assumptions that were made when the split was opened, one line each.
-        value_range: for images of more than 8 bits; see `fcn_jax.data.decode.read_image`.
+        value_range: how the values of images are scaled; see `fcn_jax.data.decode.read_image`.
+        channels: channels of the images; see there.
     """
 
     classes: Classes
     records: Sequence[Record]
     labels: LabelMap | None = None
     notes: tuple[str, ...] = ()
-    value_range: Range | Assumed | None = None
+    value_range: Scaling | None = None
+    channels: int = 3
 
     def __post_init__(self) -> None:
         """Set the default of `labels`, and take the records' notes."""
@@ -94,7 +96,9 @@ class DirectorySource(Source):
     def decode_resized(self, record: Record, factor: float) -> Example:
         """Decode a record at another size; see `fcn_jax.plugins.api.Source`."""
         labels = self.labels or len(self.classes)
-        return decode_record(record, labels, factor=factor, value_range=self.value_range)
+        return decode_record(
+            record, labels, factor=factor, value_range=self.value_range, channels=self.channels
+        )
 
 
 def require_root(root: Path | None, name: str, holds: str) -> Path:

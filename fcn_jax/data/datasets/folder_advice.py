@@ -24,9 +24,11 @@ _MASK_FOLDERS = (
     "groundtruth", "gtfine", "gtcoarse", "seg", "segs", "label_images", "label_images_semantic",
     "targets", "target", "y",
 )  # fmt: skip
+# Annotation tools write arrays next to the pictures of the same masks.
+_PICTURES = tuple(suffix for suffix in MASK_SUFFIXES if suffix != ".npy")
 _KINDS = {
     "images": (_IMAGE_FOLDERS, IMAGE_SUFFIXES),
-    "masks": (_MASK_FOLDERS, MASK_SUFFIXES),
+    "masks": (_MASK_FOLDERS, _PICTURES),
 }
 """Kind -> names of folders in lower case, the likeliest first, and endings of their files."""
 
@@ -170,7 +172,7 @@ def _other_labels(root: Path) -> str:
     below = [f"{name}/{other}" for name in splits for other in subfolders(root / name)]
     for name in [*folders, *below]:
         folder = root / name
-        if folder.name.lower() not in _MASK_FOLDERS or has_images(folder, suffixes=MASK_SUFFIXES):
+        if folder.name.lower() not in _MASK_FOLDERS or has_images(folder, suffixes=_PICTURES):
             continue
         paths = sorted(folder.rglob("*"))[:2000]
         endings = {ending(path.name) for path in paths if path.is_file()}

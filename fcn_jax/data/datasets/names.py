@@ -8,10 +8,10 @@ import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".npy")
 """File name endings of images, in lower case."""
 
-MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
+MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".npy")
 """File name endings of masks, in lower case: formats that are or can be lossless."""
 
 NAMED_SUFFIXES = (*IMAGE_SUFFIXES, ".gif")

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from fcn_jax.data.images import jpeg, orientation, png, tiff
+from fcn_jax.data.images import jpeg, npy, orientation, png, tiff
 from fcn_jax.data.images.limits import PILLOW_ERRORS, check_size, damaged
 from fcn_jax.data.images.tiff_samples import samples
 from fcn_jax.errors import DamagedError, DataError
@@ -37,7 +37,7 @@ class Wide:
     """The pixels of an image of more than 8 bits.
 
     Attributes:
-        values: [H,W,C] stored numbers; C is 1 (gray), 3 (RGB) or 4 (CMYK).
+        values: [H,W,C] stored numbers.
         declared: the stored numbers for black and white that the file declares; None if it declares
             none.
         inverted: whether the lowest number is white.
@@ -53,34 +53,40 @@ class Wide:
         return self.values.dtype.kind == "f"
 
 
-def decode(data: bytes, name: str, reduction: int = 1) -> tuple[np.ndarray | Wide, int]:
-    """Decode an image as stored, without an alpha channel.
+def decode(
+    data: bytes, name: str, reduction: int = 1, channels: int = 3
+) -> tuple[np.ndarray | Wide, int]:
+    """Decode an image as stored.
 
     Args:
         data: the file.
         name: the name of the file in an error.
         reduction: 1, or for a JPEG 2, 4 or 8, by which its sides are divided during decoding,
             rounded up.
+        channels: C. For 3, the picture in RGB that a viewer shows, without alpha. For 1, its gray.
+            Otherwise all channels of the file, of which there must be C.
 
     Returns:
-        The pixels, u8[H,W,3] RGB or `Wide`, and the EXIF orientation, 1 to 8.
+        The pixels, u8[H,W,C] or `Wide` (with `channels` of 3, its values may be gray or CMYK; see
+        `fitted`), and the EXIF orientation, 1 to 8.
 
     Raises:
         DamagedError: the file is truncated or corrupt, or not an image.
-        DataError: the image is too large, or of a kind that is not decoded.
+        DataError: the image is too large, has another number of channels, or is of a kind that is
+            not decoded.
     """
     if data.startswith(jpeg.SIGNATURE):
-        return jpeg.decode(data, name, reduction), jpeg.exif_orientation(data)
+        pixels, turn = jpeg.decode(data, name, reduction), jpeg.exif_orientation(data)
+        return fitted(pixels, channels, name), turn
+    if data.startswith(npy.SIGNATURE):
+        return _of_npy(data, name, channels), 1
     if data.startswith(png.SIGNATURE):
         parsed = png.parse(data, name)
-        pixels = parsed.image()
-        if parsed.depth < 16:
-            return pixels, parsed.orientation
-        return Wide(pixels, _declared_by_png(parsed, pixels)), parsed.orientation
+        return _of_png(parsed, channels), parsed.orientation
     if data.startswith(tiff.SIGNATURES):
         tags = tiff.parse(data, name)
-        return _of_tiff(tags, data), tags.orientation
-    return _by_pillow(data, name)
+        return _of_tiff(tags, data, channels), tags.orientation
+    return _by_pillow(data, name, channels)
 
 
 def may_be_wide(contents: Any, name: str) -> bool:
@@ -91,23 +97,77 @@ def may_be_wide(contents: Any, name: str) -> bool:
         name: the name of the file in an error.
 
     Raises:
-        DamagedError: a TIFF's tags are cut off.
+        DamagedError: a TIFF's tags or a header are cut off.
     """
     head = contents[:25]
     if head.startswith(png.SIGNATURE):
         return len(head) == 25 and head[24] == 16
     if head.startswith(tiff.SIGNATURES):
         return tiff.parse(contents, name).is_wide
+    if head.startswith(npy.SIGNATURE):
+        return npy.parse(contents, name).is_wide
     return not head.startswith(_EIGHT_BIT_SIGNATURES)
 
 
-def rgb(pixels: np.ndarray) -> np.ndarray:
-    """u8[H,W,3] of u8[H,W,C] in gray (C = 1), RGB (3) or CMYK (4)."""
+def stored_size(contents: Any, name: str) -> tuple[int, int] | None:
+    """Height and width as stored, of the kinds that Pillow cannot open; None for other kinds.
+
+    Takes and raises as `may_be_wide` does.
+    """
+    head = contents[:25]
+    if head.startswith(tiff.SIGNATURES):
+        return tiff.parse(contents, name).size
+    if head.startswith(npy.SIGNATURE):
+        height, width = npy.parse(contents, name).shape[:2]
+        return height, width
+    return None
+
+
+def rgb(pixels: np.ndarray, name: str = "") -> np.ndarray:
+    """[H,W,3] of [H,W,C] in gray (C = 1), RGB (3) or CMYK (4, u8 only), of one type.
+
+    `name` is the image's in the error for CMYK of more than 8 bits.
+    """
     if pixels.shape[2] == 1:
         return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB))
     if pixels.shape[2] == 4:
+        if pixels.dtype != np.uint8:
+            raise DataError(f"{name}: a CMYK image of more than 8 bits; save it as RGB")
         return np.array(Image.fromarray(pixels, "CMYK").convert("RGB"))
     return np.ascontiguousarray(pixels)
+
+
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+"""Weights of red, green and blue in gray, as in ITU-R BT.601, OpenCV and Pillow."""
+
+
+def fitted(pixels: np.ndarray, channels: int, name: str, *, has_alpha: bool = False) -> np.ndarray:
+    """Stored pixels [H,W,C] with `channels` channels.
+
+    Args:
+        pixels: numbers of any type: gray, gray and alpha, RGB, RGBA, or other channels.
+        channels: the number of channels of the result. One is made from RGB.
+        name: the name of the image in an error.
+        has_alpha: whether the last channel is alpha, which gray does not keep.
+
+    Raises:
+        DataError: there is another number of channels.
+    """
+    there = pixels.shape[2]
+    if there == channels:
+        return pixels
+    if channels == 1 and has_alpha:
+        pixels = pixels[..., :-1]
+    if channels == 1 and pixels.shape[2] == 1:
+        return pixels
+    if channels == 1 and pixels.shape[2] == 3:
+        gray = pixels.astype(np.float32) @ _LUMA
+        gray = gray if pixels.dtype.kind == "f" else np.rint(gray)
+        return gray.astype(pixels.dtype)[..., None]
+    raise DataError(
+        f"{name}: the image has {there} channels, but the model takes {channels}; set "
+        f"model.in_channels = {there} if all images have {there}, or save the image with {channels}"
+    )
 
 
 def open_by_pillow(data: bytes, name: str) -> Image.Image:
@@ -166,40 +226,86 @@ def is_lossy_webp(data: bytes) -> bool:
     return False
 
 
-def _by_pillow(data: bytes, name: str) -> tuple[np.ndarray | Wide, int]:
+def _by_pillow(data: bytes, name: str, channels: int) -> tuple[np.ndarray | Wide, int]:
     opened = open_by_pillow(data, name)
     turn = pillow_orientation(opened)
     if opened.mode in _WIDE_MODES:
         # Pillow scales the values of a PGM so that 65535 is the white that the file declares.
         declared = (0.0, 65535.0) if opened.format == "PPM" else None
-        return Wide(np.asarray(opened)[..., None], declared), turn
+        values = np.asarray(opened)[..., None]
+        return Wide(values if channels == 3 else fitted(values, channels, name), declared), turn
     if opened.mode not in _EIGHT_BIT_MODES:
         raise DataError(f"{name}: an image of Pillow mode {opened.mode!r}; save it as gray or RGB")
     opened.info.pop("transparency", None)  # Pillow would warn of it
-    return np.array(opened.convert("RGB")), turn
+    kept = opened.mode in ("L", "LA", "RGBA") and channels != 3
+    pixels = np.array(opened if kept else opened.convert("RGB"))
+    pixels = pixels.reshape(*pixels.shape[:2], -1)
+    return fitted(pixels, channels, name, has_alpha=kept and opened.mode != "L"), turn
 
 
-def _of_tiff(tags: tiff.Tiff, data: bytes) -> np.ndarray | Wide:
-    photometric = tags.photometric
-    if not tags.color_channels:
+def _of_npy(data: bytes, name: str, channels: int) -> np.ndarray | Wide:
+    values = npy.decode(data, name)
+    values = values.reshape(*values.shape[:2], -1)
+    count = values.shape[2]
+    if channels == 3 and count == 1:
+        return rgb(values) if values.dtype == np.uint8 else Wide(values)
+    if count != channels == values.shape[0]:
+        raise DataError(
+            f"{name}: an array of shape {values.shape}, whose first axis may be the {channels} "
+            "channels of the model; the last one has to be, as in np.moveaxis(array, 0, -1)"
+        )
+    values = fitted(values, channels, name)
+    return values if values.dtype == np.uint8 else Wide(values)
+
+
+def _of_png(parsed: png.Png, channels: int) -> np.ndarray | Wide:
+    if channels == 3 or parsed.color == png.INDEXED or parsed.depth < 8:
+        # As a viewer shows it; the channels of gray are equal.
+        pixels, has_alpha = parsed.image(), False
+        if channels != 3 and parsed.color == png.GRAY:
+            pixels = pixels[..., :1]
+    else:
+        pixels = parsed.values()
+        pixels = pixels.reshape(*pixels.shape[:2], -1)
+        has_alpha = parsed.color in (png.GRAY_ALPHA, png.RGBA)
+    if parsed.depth < 16:
+        return fitted(np.ascontiguousarray(pixels), channels, parsed.name, has_alpha=has_alpha)
+    declared = _declared_by_png(parsed, pixels)
+    return Wide(fitted(pixels, channels, parsed.name, has_alpha=has_alpha), declared)
+
+
+def _of_tiff(tags: tiff.Tiff, data: bytes, channels: int) -> np.ndarray | Wide:
+    photometric, colors = tags.photometric, tags.color_channels
+    count = colors if channels == 3 else tags.channels
+    if not count:
         raise DataError(
             f"{tags.name}: a TIFF of {tags.channels} channels and photometric interpretation "
-            f"{photometric}; save it as gray, RGB, RGBA or CMYK"
+            f"{photometric}; save it as gray, RGB, RGBA or CMYK, or, to train on all channels, set "
+            f"model.in_channels = {tags.channels}"
         )
-    values = samples(tags, data)[..., : tags.color_channels]
+    values = samples(tags, data)[..., :count]
+    inverted = photometric == tiff.WHITE_IS_ZERO
     if photometric == tiff.INDEXED:
         index, table = values[..., 0], tags.colors
         if index.max() >= len(table):
             raise tags.damaged("a pixel's color is missing in its table")
-        return table[index]
-    inverted = photometric == tiff.WHITE_IS_ZERO
-    if tags.is_wide:
+        values = table[index]
+    elif tags.is_wide:
         white = 2.0**tags.declared_bits - 1
-        return Wide(values, (0.0, white) if white and values.max() <= white else None, inverted)
-    if tags.bits < 8:
+        declared = (0.0, white) if white and values.max() <= white else None
+        return Wide(_channels_of_tiff(tags, values, channels), declared, inverted)
+    elif tags.bits < 8:
         white = 2**tags.bits - 1
         values = np.rint(np.arange(white + 1) * (255 / white)).astype(np.uint8)[values]
-    return rgb(255 - values if inverted else values)
+    values = 255 - values if inverted else values
+    return rgb(values) if channels == 3 else _channels_of_tiff(tags, values, channels)
+
+
+def _channels_of_tiff(tags: tiff.Tiff, values: np.ndarray, channels: int) -> np.ndarray:
+    if channels == 3:
+        return values
+    has_alpha = 0 < tags.color_channels < values.shape[2]
+    return fitted(values, channels, tags.name, has_alpha=has_alpha)
 
 
 def _declared_by_png(parsed: png.Png, pixels: np.ndarray) -> tuple[float, float] | None:

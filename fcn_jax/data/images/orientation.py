@@ -62,8 +62,12 @@ def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     """
     if orientation == 1:
         return pixels
+    channels = pixels.shape[2:]
     if swaps_sides(orientation):
-        pixels = cv2.transpose(pixels)
+        many = pixels.ndim == 3 and pixels.shape[2] > 4  # more than OpenCV transposes
+        pixels = pixels.swapaxes(0, 1).copy() if many else cv2.transpose(pixels)
     # After the transposition: mirror left to right (1), top to bottom (0), or both (-1).
     mirror = {2: 1, 3: -1, 4: 0, 5: None, 6: 1, 7: -1, 8: 0}[orientation]
-    return np.asarray(pixels if mirror is None else cv2.flip(pixels, mirror))
+    turned = pixels if mirror is None else cv2.flip(pixels, mirror)
+    # OpenCV drops an axis of one channel.
+    return np.asarray(turned).reshape(*turned.shape[:2], *channels)

@@ -275,6 +275,7 @@ def _entry_problems(entries: Sequence[Entry]) -> list[str]:
     names: dict[str, Entry] = {}
     values: dict[int, Entry] = {}
     colors: dict[Color, Entry] = {}
+    backgrounds: list[Entry] = []
     for entry in entries:
         name, value, color = entry.name, entry.value, entry.color
         found = []
@@ -299,7 +300,15 @@ def _entry_problems(entries: Sequence[Entry]) -> list[str]:
                 found.append(f"color {color} is already '{colors[color].name}'")
             colors.setdefault(color, entry)
         names.setdefault(name, entry)
+        if not entry.is_void and name.lower().strip("_ ") in ("background", "bg"):
+            backgrounds.append(entry)
         problems += [f"{entry.where}: {problem}" if entry.where else problem for problem in found]
+    if len({entry.name for entry in backgrounds}) > 1:
+        listed = listing(f"'{e.name}'{f' ({e.where})' if e.where else ''}" for e in backgrounds)
+        problems.append(
+            f"the background is counted twice, as {listed}, which shifts the labels after it by "
+            "one; keep one, and call pixels that do not count `void`"
+        )
     return problems
 
 

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from fcn_jax.data.labels.label_map import LabelMap
 from fcn_jax.data.labels.mask_values import Histogram, Reading, color_of
 from fcn_jax.errors import listing
 from fcn_jax.plugins.api import IGNORE_INDEX
 
-NO_COLORS = (
-    "the mask is in colors and no palette says which color is which class; save it as an indexed "
-    "or gray PNG, or list the colors (in a folder's classes.txt: `name R G B`)"
-)
+
+def no_colors(counts: Mapping[int, int]) -> str:
+    """Why a mask of these color codes, with their numbers of pixels, cannot be read."""
+    return (
+        "the mask is in colors and no palette says which color is which class (it holds "
+        f"{counted_colors(counts)}); save it as an indexed or gray PNG, or list the colors (in a "
+        "folder's classes.txt: `name R G B`)"
+    )
+
+
+def counted_colors(counts: Mapping[int, int]) -> str:
+    """Color codes with their numbers of pixels, the most frequent first."""
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return listing(
+        (f"{color_of(code)} in {n} pixel{'s' * (n > 1)}" for code, n in ordered), limit=6
+    )
 
 
 def problem(found: Histogram, reading: Reading, labels: LabelMap) -> str:
@@ -20,7 +32,7 @@ def problem(found: Histogram, reading: Reading, labels: LabelMap) -> str:
     if reading.disputed:
         return disputed_problem(reading.disputed)
     if found.kind == "rgb" and labels.colors is None:
-        return NO_COLORS
+        return no_colors(found.counts)
     pixels = sum(found.counts[value] for value in reading.unknown)
     wrong = listing(map(str, reading.unknown))
     if reading.rule == "value":
@@ -35,8 +47,11 @@ def problem(found: Histogram, reading: Reading, labels: LabelMap) -> str:
             f"(allowed are {allowed(labels)}) nor gray colors of the class list (known are "
             f"{known}). Correct the mask or the list of classes"
         )
-    codes = [found.colors[value] if found.kind == "indexed" else value for value in reading.unknown]
-    colors = listing(str(color_of(code)) for code in codes if code >= 0)
+    code_of = found.colors if found.kind == "indexed" else {v: v for v in reading.unknown}
+    codes = [code_of[value] for value in reading.unknown]
+    colors = counted_colors(
+        {code_of[v]: found.counts[v] for v in reading.unknown if code_of[v] >= 0}
+    )
     colorless = sorted(~code & 255 for code in codes if code < 0)
     if colorless:
         also = f"; other palette colors that no class has: {colors}" if colors else ""
@@ -48,7 +63,7 @@ def problem(found: Histogram, reading: Reading, labels: LabelMap) -> str:
             "with a palette of different colors, or remove the colors from the list of classes if "
             "the palette index is the label"
         )
-    which = f"colors that no class has: {colors} (in {pixels} pixels); known are {known}"
+    which = f"colors that no class has: {colors}; known are {known}"
     if found.kind == "indexed":
         return (
             f"palette {which}. Correct the list of classes, or remove the colors from it if the "

@@ -219,7 +219,7 @@ def test_rejects_gray_values_that_mean_another_class_by_color() -> None:
         (
             rgb((0, 0, 0), (128, 0, 1)),
             VOC,
-            r"colors that no class has: \(128, 0, 1\) \(in 1 pixels\)",
+            r"colors that no class has: \(128, 0, 1\) in 1 pixel;",
         ),
         (
             indexed(0, 1, colors={1: (9, 9, 1)}),
