@@ -125,11 +125,13 @@ class DataConfig(Section):
     """Stored values of images with more than 8 bits that become 0 and 255. If not set, they follow
     from the largest stored value.
     """
-    label_map: Annotated[dict[str, int | str], BeforeValidator(_labels_or_names)] = {}
+    label_map: Annotated[dict[str, int | str], BeforeValidator(_labels_or_names)] = Field(
+        default_factory=dict
+    )
     """Other classes, as a table {old = new}. Old is a class's name or a stored value of the masks;
     new is a class's name or label, the name of a new class, or "ignore". See docs/data.md.
     """
-    merge_classes: dict[str, tuple[str, ...]] = {}
+    merge_classes: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """Classes that become one, as a table {name = [names]}, such as {vehicle = ["car", "bus"]}."""
     ignore_classes: tuple[str, ...] = ()
     """Names of classes whose pixels count neither in the loss nor in a score."""

@@ -214,7 +214,7 @@ class Augment:
             1 + strength * (2 * draw - 1) for strength, draw in zip(strengths, jitter, strict=True)
         ]
         hue = float(random("hue").uniform(-self.hue, self.hue)) if self.hue else 0.0
-        image = jitter_colors(image, *factors, hue)
+        image = jitter_colors(image, *factors, hue=hue)
         if tables.photometric is not None:
             image = random_photometric(image, tables.photometric, random("photometric"))
         if tables.blur is not None:
