@@ -18,8 +18,6 @@ ORDER = (
     "nn",
     "pytorch",
     "plugins",
-    "config_types",
-    "config_augment",
     "config",
     "recipes",
     "models",

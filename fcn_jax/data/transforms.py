@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from fcn_jax.config_augment import AugmentConfig
+from fcn_jax.config.augment import AugmentConfig
 from fcn_jax.data.augment import class_crop
 from fcn_jax.data.augment.albumentations_pipeline import Pipeline
 from fcn_jax.data.augment.channels import in_groups

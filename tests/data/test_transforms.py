@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fcn_jax.api import IGNORE_INDEX, Example
 from fcn_jax.config import parse
-from fcn_jax.config_augment import AugmentConfig
+from fcn_jax.config.augment import AugmentConfig
 from fcn_jax.data.transforms import Augment, crop, flip_left_right, flip_top_bottom, resize
 from fcn_jax.errors import ConfigError
 

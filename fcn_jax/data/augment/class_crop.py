@@ -7,7 +7,7 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-from fcn_jax.config_augment import CropConfig
+from fcn_jax.config.augment import CropConfig
 from fcn_jax.plugins.api import IGNORE_INDEX
 
 Place = tuple[float, float]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from fcn_jax.config_augment import PhotometricConfig
+from fcn_jax.config.augment import PhotometricConfig
 
 _BYTES = np.arange(256, dtype=np.float32)
 

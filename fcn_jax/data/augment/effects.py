@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from fcn_jax.config_augment import CutoutConfig
+from fcn_jax.config.augment import CutoutConfig
 from fcn_jax.plugins.api import IGNORE_INDEX
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fcn_jax.api import IGNORE_INDEX
-from fcn_jax.config_augment import CropConfig
+from fcn_jax.config.augment import CropConfig
 from fcn_jax.data.augment.class_crop import choose, largest_share
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fcn_jax.config_augment import PhotometricConfig
+from fcn_jax.config.augment import PhotometricConfig
 from fcn_jax.data.augment.colors import (
     jitter_colors,
     photometric,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fcn_jax.api import IGNORE_INDEX
-from fcn_jax.config_augment import CutoutConfig
+from fcn_jax.config.augment import CutoutConfig
 from fcn_jax.data.augment.effects import blur, cutout, jpeg, random_cutout
 from fcn_jax.pytorch.reference import import_torchvision
 

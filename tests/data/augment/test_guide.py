@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fcn_jax.config import parse
-from fcn_jax.config_augment import AUGMENT_TABLES
+from fcn_jax.config.augment import AUGMENT_TABLES
 from fcn_jax.data.transforms import Augment
 
 GUIDE = (Path(__file__).parents[3] / "docs" / "augmentation.md").read_text()

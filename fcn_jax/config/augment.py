@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from fcn_jax.config_types import NUMBER, Count, Fraction, Section, Share
+from fcn_jax.config.types import NUMBER, Count, Fraction, Section, Share
 
 
 def _ordered(pair: tuple[float, float]) -> tuple[float, float]:

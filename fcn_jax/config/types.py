@@ -43,3 +43,9 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+
+def short(value: Any) -> str:
+    """A value as it is shown in messages: at most 80 characters of its `repr`."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
