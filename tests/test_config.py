@@ -179,6 +179,37 @@ def test_rejects_a_value_range_that_does_not_rise(value):
         config.parse({"data": {"value_range": value}})
 
 
+@pytest.mark.parametrize("key", config.AUTO_SETTINGS)
+def test_some_settings_may_be_auto(key):
+    section, name = key.split(".")
+    parsed = config.parse({section: {name: "auto"}})
+    assert getattr(getattr(parsed, section), name) == "auto"
+    assert config.parse(json.loads(parsed.to_json())) == parsed
+    with pytest.raises(ConfigError, match=rf"{key} is 'Auto': expected .*, or 'auto'"):
+        config.parse({section: {name: "Auto"}})
+
+
+def test_other_settings_may_not_be_auto():
+    with pytest.raises(
+        ConfigError, match=r"train\.seed is 'auto': expected a number, without quotes"
+    ):
+        config.parse({"train": {"seed": "auto"}})
+
+
+def test_numbers_that_are_not_finite_do_not_hide_other_problems():
+    table = {
+        "optim": {"lr": float("nan"), "param_groups": [{"match": "a", "lr_mult": float("inf")}, 3]},
+        "train": {"epochs": "many"},
+    }
+    with pytest.raises(ConfigError) as caught:
+        config.parse(table)
+    assert str(caught.value) == (
+        "recipe: optim.lr is nan: expected a finite number; optim.param_groups[0].lr_mult is inf: "
+        "expected a finite number; optim.param_groups[1] is 3: expected a table, such as "
+        "{ match = 'head.*' }; train.epochs is 'many': expected a number, without quotes, or 'auto'"
+    )
+
+
 def test_settings_are_immutable():
     with pytest.raises(Exception, match="frozen"):
         config.parse({}).optim.lr = 3

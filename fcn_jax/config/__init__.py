@@ -1,6 +1,13 @@
 """The settings of a training run: typed, immutable, with defaults."""
 
-from fcn_jax.config.parsing import PLUGIN_NAMES, keys, parse, same_plugins, with_own_plugins
+from fcn_jax.config.parsing import (
+    AUTO_SETTINGS,
+    PLUGIN_NAMES,
+    keys,
+    parse,
+    same_plugins,
+    with_own_plugins,
+)
 from fcn_jax.config.sections import (
     Config,
     DataConfig,
@@ -12,8 +19,11 @@ from fcn_jax.config.sections import (
     ParamGroup,
     TrainConfig,
 )
+from fcn_jax.config.types import AUTO
 
 __all__ = [
+    "AUTO",
+    "AUTO_SETTINGS",
     "PLUGIN_NAMES",
     "Config",
     "DataConfig",

@@ -13,8 +13,8 @@ from pydantic import ValidationError
 
 from fcn_jax.config.augment import AUGMENT_TABLES
 from fcn_jax.config.sections import Config, EarlyStoppingConfig, ParamGroup
-from fcn_jax.config.types import short
-from fcn_jax.errors import ConfigError, PluginError, did_you_mean, listing
+from fcn_jax.config.types import OrAuto, short
+from fcn_jax.errors import ConfigError, PluginError, did_you_mean
 from fcn_jax.plugins import registry
 from fcn_jax.plugins.api import ModelSpec
 
@@ -34,15 +34,19 @@ def parse(table: Mapping[str, Any], source: str = "recipe") -> Config:
         raise ConfigError(f"{source}: is {short(table)}; expected a table of settings")
     try:
         table = with_own_plugins(table, only_missing=True)
-        if odd := _not_finite(table, ""):
-            values = listing(f"{key} is {value}" for key, value in odd)
-            raise ConfigError(f"{source}: {values}: expected a finite number")
-        return Config.model_validate(table)
-    except ValidationError as error:
-        problems = "; ".join(_explain(problem) for problem in error.errors())
-        raise ConfigError(f"{source}: {problems}") from error
+        odd = {key: f"{key} is {value}: expected a finite number" for key, value in _odd(table)}
+        problems = list(odd.values())
+        try:
+            config = Config.model_validate(table)
+        except ValidationError as error:
+            problems += [
+                _explain(problem) for problem in error.errors() if _path(problem["loc"]) not in odd
+            ]
     except RecursionError as error:
         raise ConfigError(f"{source}: tables are nested too deeply") from error
+    if problems:
+        raise ConfigError(f"{source}: {'; '.join(problems)}")
+    return config
 
 
 PLUGIN_NAMES = (
@@ -102,8 +106,8 @@ def same_plugins(table: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _not_finite(value: Any, key: str) -> list[tuple[str, float]]:
-    """Return the dotted keys of all numbers that are not finite."""
+def _odd(value: Any, key: str = "") -> list[tuple[str, float]]:
+    """Return the dotted keys of all numbers that are not finite, and the numbers."""
     if isinstance(value, float) and not math.isfinite(value):
         return [(key, value)]
     items: Any = ()
@@ -111,7 +115,7 @@ def _not_finite(value: Any, key: str) -> list[tuple[str, float]]:
         items = value.items()
     elif isinstance(value, list | tuple):
         items = enumerate(value)
-    return [found for name, item in items for found in _not_finite(item, _join(key, name))]
+    return [found for name, item in items for found in _odd(item, _join(key, name))]
 
 
 def _join(key: str, part: Any) -> str:
@@ -119,6 +123,10 @@ def _join(key: str, part: Any) -> str:
     if isinstance(part, int):
         return f"{key}[{part}]"
     return f"{key}.{part}" if key else str(part)
+
+
+def _path(location: tuple[Any, ...]) -> str:
+    return functools.reduce(_join, location, "")
 
 
 def _such_as(location: tuple[Any, ...]) -> str:
@@ -130,7 +138,7 @@ def _such_as(location: tuple[Any, ...]) -> str:
 
 def _explain(problem: Any) -> str:
     """Return one clause about one problem that Pydantic found."""
-    location = functools.reduce(_join, problem["loc"], "")
+    location = _path(problem["loc"])
     kind = problem["type"]
     if kind == "missing":
         return f"{location} is missing"
@@ -138,18 +146,22 @@ def _explain(problem: Any) -> str:
         return _unknown(problem["loc"])
     wrong = f"{location} is {short(problem['input'])}"
     if kind in ("model_type", "dataclass_type", "mapping_type", "dict_type"):
-        return f"{wrong}: expected a table, such as [{location}]"
+        example = "{ match = 'head.*' }" if location.endswith("]") else f"[{location}]"
+        return f"{wrong}: expected a table, such as {example}"
+    said = f"{problem['msg'][:1].lower()}{problem['msg'][1:]}"
     if kind == "tuple_type":
-        return f"{wrong}: expected a list in brackets{_such_as(problem['loc'])}"
-    if kind == "value_error":
-        return f"{wrong}: {problem['ctx']['error']}"
-    return f"{wrong}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
+        said = f"expected a list in brackets{_such_as(problem['loc'])}"
+    elif kind == "value_error":
+        said = str(problem["ctx"]["error"])
+    if isinstance(problem["input"], str) and location in AUTO_SETTINGS:
+        said += ", or 'auto'"
+    return f"{wrong}: {said}"
 
 
 def _unknown(location: tuple[Any, ...]) -> str:
     """Say which key was meant: one of this name in another section, or a similar one here."""
     *parents, key = map(str, location)
-    said = f"unknown key '{functools.reduce(_join, location, '')}'."
+    said = f"unknown key '{_path(location)}'."
     sections = {
         name: [] if name == "loss" else keys(field.annotation)
         for name, field in Config.model_fields.items()
@@ -162,6 +174,14 @@ def _unknown(location: tuple[Any, ...]) -> str:
     known = _INNER.get(parents[1]) if parents[1:] else None
     return f"{said} {did_you_mean(key, sections[parents[0]] if known is None else keys(known))}"
 
+
+AUTO_SETTINGS = tuple(
+    f"{section}.{name}"
+    for section, table in Config.model_fields.items()
+    for name, field in getattr(table.annotation, "model_fields", {}).items()
+    if any(isinstance(mark, OrAuto) for mark in field.metadata)
+)
+"""Dotted keys of the settings that may be "auto"."""
 
 _INNER: Mapping[str, Any] = {
     "param_groups": ParamGroup,

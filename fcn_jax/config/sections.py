@@ -28,6 +28,7 @@ from fcn_jax.config.types import (
     Fraction,
     NotNegative,
     Number,
+    OrAuto,
     Positive,
     Section,
     Seed,
@@ -98,11 +99,22 @@ class DataConfig(Section):
     """Split to train on."""
     val_split: str = "val"
     """Split to evaluate on."""
-    batch_size: Count = 8
+    classes: Annotated[tuple[str, ...] | None, OrAuto()] = None
+    """Classes of the dataset `folder`, one string for each line of classes.txt: "name", "name 255"
+    or "name R G B". If not set, those of the folder's list. "auto" takes the list, and without one
+    the values that the masks hold.
+    """
+    batch_size: Annotated[Count, OrAuto()] = 8
     """Images per training step, over all devices."""
-    crop_size: tuple[Count, Count] = (320, 480)
+    crop_size: Annotated[tuple[Count, Count], OrAuto()] = (320, 480)
     """Height and width of the training crop, in pixels."""
-    scale_range: tuple[Positive, Positive] = (1.0, 1.0)
+    drop_small: Flag = False
+    """Leave out training images that are smaller than the crop, instead of padding them."""
+    void_as_background: Flag = False
+    """Train on ignored pixels as pixels of class 0. Scores do not count them in any case, except
+    those of the protocol d2l.
+    """
+    scale_range: Annotated[tuple[Positive, Positive], OrAuto()] = (1.0, 1.0)
     """Range of the random resize factor, which is applied before the crop."""
     flip: Flag = True
     """Flip each image left to right with probability 1/2."""
@@ -264,13 +276,13 @@ class EarlyStoppingConfig(Section):
 class TrainConfig(Section):
     """The length of the run, and what it writes."""
 
-    epochs: Count = 10
+    epochs: Annotated[Count, OrAuto()] = 10
     """Passes over the training split."""
     seed: Seed = 0
     """Seed of initial values, data order, augmentation and dropout."""
     log_every_steps: Count = 10
     """Steps between records in metrics.jsonl."""
-    eval_every_epochs: Count = 1
+    eval_every_epochs: Annotated[Count, OrAuto()] = 1
     """Epochs between evaluations; a checkpoint is saved before each."""
     checkpoint_every_steps: CountOrZero = 0
     """Steps between additional checkpoints; 0 saves none."""
@@ -301,7 +313,7 @@ class EvalConfig(Section):
     """Of sliding: weights of a window's pixels. If not set, gaussian."""
     average: Literal["probabilities", "logits"] | None = None
     """Of sliding: what is averaged where windows overlap. If not set, probabilities."""
-    scales: tuple[Positive, ...] | None = None
+    scales: Annotated[tuple[Positive, ...] | None, OrAuto()] = None
     """Of multiscale: factors of the image's sides. If not set, 0.5 to 1.75 in steps of 0.25."""
     flip: Flag | None = None
     """Of multiscale and sliding: also run mirrored images. If not set, multiscale does."""
@@ -311,6 +323,10 @@ class EvalConfig(Section):
     """Of d2l: leave out the images that do not fill a batch of this size. If not set, 32."""
     seed: Seed | None = None
     """Of d2l: seed of the random crops. If not set, 0."""
+    also: tuple[str, ...] = ()
+    """Other protocols, with their default settings, by which training scores the validation split
+    too, such as native.
+    """
     metrics: tuple[str, ...] = ()
     """Metrics in addition to those of the confusion matrix: boundary_iou, ece."""
     batch_size: Count | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import core_schema
 
 
 def _number(value: Any) -> Any:
@@ -20,6 +21,26 @@ def _path(value: Any) -> Any:
     return value
 
 
+class OrAuto:
+    """Mark of a setting that may also be "auto", which `fcn_jax.train.auto` replaces by a value.
+
+    The static type of the setting is that of the value.
+    """
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        """The schema of the value, or the string "auto"."""
+        return core_schema.no_info_wrap_validator_function(
+            lambda value, validate: value if value == AUTO else validate(value),
+            handler(source),
+            serialization=core_schema.plain_serializer_function_ser_schema(lambda value: value),
+        )
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> Any:
+        """The JSON schema of the value, or "auto"."""
+        return {"anyOf": [handler(schema), {"enum": [AUTO]}]}
+
+
+AUTO = "auto"
 NUMBER = BeforeValidator(_number)
 Number = Annotated[float, NUMBER]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0), NUMBER]

@@ -137,19 +137,33 @@ def resolve(spec: ModelSpec) -> ResolvedModel:
         raise ConfigError(
             f"backbone '{backbone.name}' has no output stride {stride}; it offers {offered}"
         )
-    options = plugin_options.validate(backbone, spec.backbone_options)
+    options, head_options = _options(spec, backbone, {k: head for k, (_, head) in heads.items()})
     with _errors_of(entry, "features"):
         features = backbone.features(options, stride)
     resolved = {}
     for output, (head_entry, head) in heads.items():
-        table, offered_features = spec.head_options, features
-        if output == "aux":
-            table, offered_features = spec.aux_head_options, _shallower(spec, features)
-        head_options = plugin_options.validate(head, table)
+        offered_features = _shallower(spec, features) if output == "aux" else features
         with _errors_of(head_entry, "select"):
-            taken = select_features(head, head_options, offered_features)
-        resolved[output] = ResolvedHead(head_entry, head, head_options, taken)
+            taken = select_features(head, head_options[output], offered_features)
+        resolved[output] = ResolvedHead(head_entry, head, head_options[output], taken)
     return ResolvedModel(spec, entry, backbone, options, stride, features, resolved)
+
+
+def _options(
+    spec: ModelSpec, backbone: Backbone, heads: Mapping[str, Head]
+) -> tuple[Any, dict[str, Any]]:
+    """Validate the options of the backbone and of the heads, and report all problems together."""
+    named = {"out": "head_options", "aux": "aux_head_options"}
+    parts = {"backbone_options": backbone} | {named[k]: head for k, head in heads.items()}
+    found, problems = {}, []
+    for key, part in parts.items():
+        try:
+            found[key] = plugin_options.validate(part, getattr(spec, key), f"model.{key}")
+        except ConfigError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigError("; ".join(problems))
+    return found["backbone_options"], {output: found[named[output]] for output in heads}
 
 
 def select_features(

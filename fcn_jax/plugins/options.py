@@ -14,13 +14,14 @@ from fcn_jax.errors import ConfigError, did_you_mean
 from fcn_jax.plugins.api import Backbone, Head, Loss
 
 
-def validate(descriptor: Backbone | Head | Loss, table: Mapping[str, Any]) -> Any:
+def validate(descriptor: Backbone | Head | Loss, table: Mapping[str, Any], key: str = "") -> Any:
     """Validate a table such as a recipe's `[model.backbone_options]`.
 
     Args:
         descriptor: the backbone, head or loss.
         table: JSON-able values. An integer may stand for a float, a list for a tuple; no other
             value is converted.
+        key: dotted key of the table in a recipe, for errors.
 
     Returns:
         An instance of `descriptor.options`.
@@ -37,7 +38,8 @@ def validate(descriptor: Backbone | Head | Loss, table: Mapping[str, Any]) -> An
             for problem in error.errors()
         ]
     kind = type(descriptor).__name__.lower()
-    raise ConfigError(f"the options of {kind} '{descriptor.name}' are wrong: {'; '.join(problems)}")
+    said = f"the options of {kind} '{descriptor.name}' are wrong: {'; '.join(problems)}"
+    raise ConfigError(f"{said} (in [{key}])" if key else said)
 
 
 @functools.cache

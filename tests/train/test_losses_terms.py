@@ -102,6 +102,7 @@ def test_sums_losses_by_weight_and_adds_the_auxiliary_head():
             [
                 "the options of loss 'dice' are wrong: unknown key 'smoth'. Did you mean 'smooth'?",
                 "'gamma' is -1; input should be greater than or equal to 0",
+                " (in [loss.focal]); ",
                 "no loss is named 'nothing'",
             ],
         ),

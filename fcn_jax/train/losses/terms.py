@@ -203,7 +203,7 @@ def select(tables: Mapping[str, Mapping[str, Any]], task: str = "multiclass") ->
                     f"loss '{name}' does not support model.task = '{task}', only "
                     f"{' and '.join(descriptor.tasks)}. {_supporting(task)}"
                 )
-            validated = plugin_options.validate(descriptor, options)
+            validated = plugin_options.validate(descriptor, options, f"loss.{name}")
             selected.append(Selected(name, table.get("weight", 1.0), entry, descriptor, validated))
         except ConfigError as error:
             problems.append(str(error))
