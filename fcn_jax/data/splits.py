@@ -19,7 +19,7 @@ from fcn_jax.data.labels.remap import Remap
 from fcn_jax.data.relabel import relabeled
 from fcn_jax.data.source import Source
 from fcn_jax.data.value_range import Scaling
-from fcn_jax.errors import DamagedError, PluginError
+from fcn_jax.errors import ConfigError, DamagedError, PluginError
 from fcn_jax.plugins.api import Dataset
 from fcn_jax.runtime.progress import Progress
 
@@ -51,6 +51,7 @@ def open_splits(
     root: Path | None,
     names: Sequence[str],
     *,
+    classes: Sequence[str] | None = None,
     value_range: Scaling | None = None,
     channels: int = 3,
     keep_stored: bool = False,
@@ -64,6 +65,7 @@ def open_splits(
         dataset: the dataset.
         root: its folder, or None.
         names: the splits; for training, the split that is trained on comes first.
+        classes: the setting `data.classes`; None for the dataset's own classes.
         value_range: the stored values that become 0 and 255 in images of more than 8 bits; None
             assumes them from the images of all splits (`fcn_jax.data.value_range.assumed`).
         channels: number of channels of the images; see `fcn_jax.data.decode.read_image`.
@@ -77,11 +79,21 @@ def open_splits(
     Raises:
         DataError: files are missing, all files of a split are damaged, images are in both splits,
             or masks and classes do not belong together.
-        ConfigError: `value_range` is set, and the dataset scales its images itself; or `remap`
-            contradicts itself or the dataset's classes.
+        ConfigError: `value_range` is set, and the dataset scales its images itself; `remap`
+            contradicts itself or the dataset's classes; or `classes` is set, and the dataset's
+            classes are fixed.
         PluginError: the dataset opens something else than a `fcn_jax.plugins.api.Source`.
     """
-    sources = {name: dataset.open(root, name) for name in dict.fromkeys(names)}
+    if classes is None:
+        sources = {name: dataset.open(root, name) for name in dict.fromkeys(names)}
+    elif dataset.open_with_classes is None:
+        raise ConfigError(
+            f"data.classes is set, but dataset '{dataset.name}' has classes of its own; remove the "
+            "setting"
+        )
+    else:
+        opened = dataset.open_with_classes
+        sources = {name: opened(root, name, classes) for name in dict.fromkeys(names)}
     for name, source in sources.items():
         if not isinstance(source, Source):
             raise PluginError(

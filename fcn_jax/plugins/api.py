@@ -362,10 +362,17 @@ class Dataset(Descriptor):
             or the splits that exist.
         variant: function that returns the dataset of the name `NAME:REST` for REST, for a dataset
             that stands for many; None for other datasets. It raises `ConfigError`.
+        open_with_classes: as `open`, with a third argument, the lines of a class list
+            (`data.classes`), which replaces the dataset's own; None if its classes are fixed.
+        find_classes: function `(root)` that returns the lines of a class list, made from the masks,
+            and a note; `(None, "")` if the dataset has a list of its own. None if
+            `open_with_classes` is.
     """
 
     open: Callable[[Path | None, str], Any]
     variant: Callable[[str], Dataset] | None = None
+    open_with_classes: Callable[[Path | None, str, Sequence[str]], Any] | None = None
+    find_classes: Callable[[Path | None], tuple[tuple[str, ...] | None, str]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

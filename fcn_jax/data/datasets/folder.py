@@ -11,7 +11,7 @@ Instead of `splits/`, each split may have subfolders: `images/train/ID.jpg` and
 `masks/train/ID.png`, or one level deeper as in `images/train/CITY/ID.jpg`. Lists are also found in
 `lists/`, `split/`, `ImageSets/` and `ImageSets/Segmentation/`, and as `train.txt` in the folder
 itself, with a note; lists that cannot be used are errors. With neither, the images are divided into
-`train` and `val` by a hash of their names, about nine to one: in the same way on every machine, and
+`train` and `val` by a hash of their names, about four to one: in the same way on every machine, and
 adding images moves no image from one side to the other.
 
 The class list may be one that an annotation tool writes (`fcn_jax.data.labels.class_list`). In
@@ -22,22 +22,23 @@ class. `fcn_jax.data.datasets.matching.match` documents the IDs of a split list.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from fcn_jax.data.datasets import directory
 from fcn_jax.data.datasets.files import has_images, image_count, subfolders, with_images
 from fcn_jax.data.datasets.folder_advice import advice_for
+from fcn_jax.data.datasets.found_classes import found_classes
 from fcn_jax.data.datasets.hash_split import hash_part, hash_split
 from fcn_jax.data.datasets.split_lists import find_split_lists
-from fcn_jax.data.labels.class_list import find_class_list
+from fcn_jax.data.labels.class_list import class_list_of, find_class_list, has_class_list
 from fcn_jax.data.labels.class_list_entries import Ids
 from fcn_jax.data.source import Source
 from fcn_jax.errors import DataError, listing
 from fcn_jax.plugins.api import Dataset
 
 
-def _open(root: Path | None, split: str) -> Source:
+def _open(root: Path | None, split: str, lines: Sequence[str] | None = None) -> Source:
     root = directory.require_root(root, "folder", "images/, masks/ and classes.txt")
     images, masks = root / "images", root / "masks"
     lacking = [f"{folder.name}/" for folder in (images, masks) if not folder.is_dir()]
@@ -83,11 +84,26 @@ def _open(root: Path | None, split: str) -> Source:
     lone = [name for name in found_masks if name not in found_images]
     if not lists and lone and any(name in found_masks for name in found_images):
         notes.append(f"{len(lone)} masks in {masks} have no image: {listing(lone)}")
-    classes = find_class_list(root, ids=_stored_ids(found_masks))
+    if lines is None:
+        classes = find_class_list(root, ids=_stored_ids(found_masks))
+    else:
+        classes = class_list_of(lines)
     records = directory.match(ids, found_images, found_masks, split=split, where=root)
     return directory.DirectorySource(
         classes.classes, records, labels=classes.labels, notes=(*classes.notes, *notes)
     )
+
+
+def _find_classes(root: Path | None) -> tuple[tuple[str, ...] | None, str]:
+    """The lines of a class list that follows from the masks, and a note.
+
+    (None, "") if the folder has a class list, or no masks, which `_open` reports.
+    """
+    root = directory.require_root(root, "folder", "images/ and masks/")
+    masks = directory.files_by_stem(root / "masks", directory.MASK_SUFFIXES, nested=True)
+    if not masks or has_class_list(root, ids=_stored_ids(masks)):
+        return None, ""
+    return found_classes(list(masks.values()), root)
 
 
 def _split_subfolders(images: Path, masks: Path, split: str) -> tuple[list[str] | None, list[str]]:
@@ -134,4 +150,6 @@ FOLDER = Dataset(
     name="folder",
     summary="any folder with images/, masks/ and classes.txt, read in place",
     open=_open,
+    open_with_classes=_open,
+    find_classes=_find_classes,
 )

@@ -13,7 +13,7 @@ from fcn_jax.errors import DataError
 def hash_split(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """Divide names into "train" and "val" by a hash.
 
-    "val" takes the names for which the first eight bytes of their SHA-256 are divisible by ten. If
+    "val" takes the names for which the first eight bytes of their SHA-256 are divisible by five. If
     that leaves one of two sides empty, the name of the lowest hash goes to "val", or the name of
     the highest to "train". A single name is in "train".
 
@@ -26,7 +26,7 @@ def hash_split(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
     hashes = {
         name: int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") for name in names
     }
-    val = {name for name, value in hashes.items() if value % 10 == 0}
+    val = {name for name, value in hashes.items() if value % 5 == 0}
     if len(hashes) > 1 and not val:
         val = {min(hashes, key=hashes.__getitem__)}
     elif len(val) == len(hashes) and val:

@@ -28,6 +28,7 @@ count neither in the loss nor in a metric.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 import unicodedata
@@ -108,9 +109,7 @@ def read_class_list(path: Path, *, ids: Ids | None = None) -> ClassList:
     except (OSError, ValueError) as error:
         reason = "it is missing" if isinstance(error, FileNotFoundError) else str(error)
         raise DataError(f"{path}: cannot read the list of classes ({reason}); {ADVICE}") from error
-    # Full-width digits become ASCII, names have composed form, invisible characters go.
-    text = unicodedata.normalize("NFC", text.translate(_FULL_WIDTH))
-    text = "".join(character for character in text if unicodedata.category(character) != "Cf")
+    text = _plain(text)
     name = path.name.lower()
     is_named = name not in _SHARED_NAMES and (
         name in FILE_NAMES or re.search("class|label|categor|names", name) is not None
@@ -124,6 +123,27 @@ def read_class_list(path: Path, *, ids: Ids | None = None) -> ClassList:
     except RefusedError as refusal:
         raise DataError(f"{path}: {refusal}") from refusal
     return _build(path, parsed)
+
+
+def class_list_of(lines: Sequence[str]) -> ClassList:
+    """The class list that the lines of `classes.txt` make, as in the setting `data.classes`.
+
+    Raises:
+        DataError: the lines are no class list, or contradict themselves. All problems are reported
+            at once.
+    """
+    path = Path("data.classes")
+    try:
+        found = _build(path, parse_text(_plain("\n".join(lines)), None))
+    except RefusedError as refusal:
+        raise DataError(f"{path}: {refusal}") from refusal
+    return dataclasses.replace(found, kind=str(path), notes=())
+
+
+def _plain(text: str) -> str:
+    """Full-width digits become ASCII, names have composed form, invisible characters go."""
+    text = unicodedata.normalize("NFC", text.translate(_FULL_WIDTH))
+    return "".join(character for character in text if unicodedata.category(character) != "Cf")
 
 
 def find_class_list(root: Path, *, ids: Ids | None = None) -> ClassList:
@@ -177,6 +197,24 @@ def find_class_list(root: Path, *, ids: Ids | None = None) -> ClassList:
         if group
     ]
     return dataclasses.replace(first, notes=(*first.notes, *notes))
+
+
+def has_class_list(root: Path, *, ids: Ids | None = None) -> bool:
+    """Whether a folder has a file that `find_class_list` takes as a class list, or as a broken one.
+
+    Args:
+        root: the folder.
+        ids: see `read_class_list`.
+    """
+    for path in root.iterdir():
+        name = path.name.lower()
+        if name in FILE_NAMES and path.is_file():
+            if name not in _SHARED_NAMES:
+                return True
+            with contextlib.suppress(DataError):
+                read_class_list(path, ids=ids)
+                return True
+    return False
 
 
 def _candidates(root: Path) -> str:
