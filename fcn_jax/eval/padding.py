@@ -10,17 +10,12 @@ field of the bottom and right border.
 
 from __future__ import annotations
 
-import io
-import mmap
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from fcn_jax.data.images import formats, orientation
-from fcn_jax.data.images.limits import PILLOW_ERRORS
-from fcn_jax.errors import DataError
+from fcn_jax.data.images.size import image_size
 
 MAX_PROGRAMS = 8
 """Up to so many image sizes are exact. More sizes are padded until so few are left, if possible."""
@@ -66,31 +61,6 @@ def choose_multiple(
         f"{len(sizes)} image sizes: padded to multiples of {multiple} pixels, so that {programs} "
         f"program{'s are' if programs > 1 else ' is'} compiled"
     )
-
-
-def image_size(image: Path | bytes) -> tuple[int, int] | None:
-    """Height and width of an upright image by its header; None if the header cannot be read."""
-    try:
-        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
-            width, height = opened.size
-            turn = orientation.from_exif(opened.info.get("exif") or b"")
-    except (*PILLOW_ERRORS, Image.DecompressionBombError):
-        return _size_without_pillow(image)
-    return (width, height) if orientation.swaps_sides(turn) else (height, width)
-
-
-def _size_without_pillow(image: Path | bytes) -> tuple[int, int] | None:
-    """As `image_size`, for TIFFs of many channels and `.npy` files."""
-    try:
-        if isinstance(image, bytes):
-            return formats.stored_size(image, "image")
-        with (
-            image.open("rb") as file,
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as contents,
-        ):
-            return formats.stored_size(contents, str(image))
-    except (DataError, OSError, ValueError):  # an empty file cannot be mapped
-        return None
 
 
 def pad(images: np.ndarray, multiple: int) -> np.ndarray:

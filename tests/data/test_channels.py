@@ -15,9 +15,9 @@ from fcn_jax.data import value_range as ranges
 from fcn_jax.data.decode import decode_record, read_image
 from fcn_jax.data.images.picture import as_rgb
 from fcn_jax.data.images.resizing import resize
+from fcn_jax.data.images.size import image_size
 from fcn_jax.data.value_range import Assumed, Stored
 from fcn_jax.errors import DataError
-from fcn_jax.eval.padding import image_size
 from fcn_jax.plugins.api import Record
 from tests.helpers.tiff_files import tiff_bytes
 

@@ -1,7 +1,6 @@
 """Which sets of images are padded, and how."""
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from fcn_jax.eval import padding
@@ -60,14 +59,6 @@ def test_unreadable_files_are_skipped(tmp_path):
     (tmp_path / "empty.jpg").touch()
     broken = [tmp_path / "text.jpg", tmp_path / "empty.jpg", tmp_path / "missing.jpg", b"", b"x"]
     assert padding.choose_multiple([*paths, *broken]) == (1, "")
-
-
-@pytest.mark.parametrize(("orientation", "size"), [(1, (40, 10)), (3, (40, 10)), (6, (10, 40))])
-def test_image_size_returns_the_size_of_the_upright_image(tmp_path, orientation, size):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    (path,) = write_images(tmp_path, [(40, 10)], exif=exif)
-    assert padding.image_size(path) == padding.image_size(path.read_bytes()) == size
 
 
 def test_pad_repeats_the_last_row_and_column():
