@@ -196,9 +196,11 @@ def evaluate_checkpoint(
     check_metrics(metrics or ())
     root = Path(data) if data else None
     notes: list[str] = []
-    remap = None
+    classes = remap = None
     if recipe is not None:
         own = recipe.data
+        if dataset in (None, own.dataset):
+            classes = own.classes
         if root is None and own.root and dataset in (None, own.dataset):
             root, notes = _recorded_root(own.root, directory)
         # Changes of classes are those of the run's own dataset.
@@ -214,6 +216,7 @@ def evaluate_checkpoint(
             registry.default().dataset(dataset),
             root,
             [split],
+            classes=classes,
             value_range=ranges.given_or_recorded(value_range, recorded),
             channels=spec.model.in_channels,
             keep_stored=spec.model.mean is not None,

@@ -18,6 +18,7 @@ from fcn_jax.data import value_range
 from fcn_jax.data.labels.remap import Remap
 from fcn_jax.data.pipeline import steps_per_epoch, train_batches
 from fcn_jax.data.splits import open_splits
+from fcn_jax.data.training_set import training_set
 from fcn_jax.data.transforms import Augment
 from fcn_jax.eval.metrics import Scores
 from fcn_jax.models.build import build
@@ -28,10 +29,11 @@ from fcn_jax.runtime import atomic, versions
 from fcn_jax.runtime.compiler import compiler_options
 from fcn_jax.runtime.memory import peak_memory, trim_malloc
 from fcn_jax.runtime.progress import Progress
-from fcn_jax.train import groups, losses, optim, sharding
+from fcn_jax.train import auto, groups, losses, optim, sharding
 from fcn_jax.train import step as train_step
 from fcn_jax.train.early_stopping import EarlyStopping
 from fcn_jax.train.ending import after_a_step, before_any_step
+from fcn_jax.train.other_protocols import OtherProtocols
 from fcn_jax.train.records import Records
 from fcn_jax.train.run_directory import RunDirectory
 from fcn_jax.train.saving import Completed, close_quietly, restored, save_after_error
@@ -40,10 +42,10 @@ from fcn_jax.train.settings import (
     claim,
     for_classes,
     require_memory,
-    require_needed,
     require_same_split,
     require_steps,
     require_units,
+    require_valid,
     settings_at_fault,
 )
 from fcn_jax.train.signals import StopNow, StopRequest
@@ -110,27 +112,25 @@ def _train(
     config: Config, run: Path, resume: bool, stop: StopRequest, held: contextlib.ExitStack
 ) -> Result:
     directory = held.enter_context(RunDirectory(run))
+    if resume:
+        config = auto.as_recorded(config, run)
     claim(run, config, resume)
-    if not resume:
-        require_needed(config)
-
-    # ----------------------------------------------------------------------------------------- mesh
-    mesh = sharding.data_mesh(config.data.batch_size, config.optim.accumulate_steps)
-    everywhere, batch_sharding = sharding.on_every_device(mesh), sharding.over_batch(mesh)
+    # What is wrong is rejected here, because preparing the data may take a while.
+    require_valid(config)
+    preprocess = resolve(config.model).preprocess
 
     # ----------------------------------------------------------------------------------------- data
-    # Unknown names are rejected here, because preparing the data may take a while.
-    preprocess = resolve(config.model).preprocess
-    selected = losses.select(config.losses(), config.model.task)
     earlier = checkpoint.latest_spec(run) if resume else None
+    dataset = registry.default().dataset(config.data.dataset)
+    config, decided = auto.find_classes(config, dataset)
     data = config.data
-    augment = Augment.of(data, config.augment)
     # A resumed run scales images as it did before.
     recorded = value_range.from_json(earlier[1].value_range) if earlier else None
     opened = open_splits(
-        registry.default().dataset(data.dataset),
+        dataset,
         Path(data.root) if data.root else None,
         (data.train_split, data.val_split),
+        classes=data.classes,
         value_range=data.value_range or recorded,
         channels=config.model.in_channels,
         keep_stored=config.model.mean is not None,
@@ -138,10 +138,20 @@ def _train(
         remap=Remap.of(data),
     )
     require_units(config.model, opened.value_range)
-    train_source, val_source = (opened.sources[s] for s in (data.train_split, data.val_split))
+    config, more_decided = auto.decide(config, opened)
+    data = config.data
+    train_source, left_out = training_set(
+        opened.sources[data.train_split],
+        data.crop_size,
+        drop_small=data.drop_small,
+        void_as_background=data.void_as_background,
+    )
+    val_source = opened.sources[data.val_split]
+    mesh = sharding.data_mesh(data.batch_size, config.optim.accumulate_steps)
+    everywhere, batch_sharding = sharding.on_every_device(mesh), sharding.over_batch(mesh)
     batches = train_batches(
         train_source,
-        augment=augment,
+        augment=Augment.of(data, config.augment),
         batch_size=data.batch_size,
         seed=config.train.seed,
         num_workers=data.num_workers,
@@ -173,7 +183,7 @@ def _train(
             weights = init_from(model, init.weights, init.reinit, drop=init.drop, key=init.key)
         record = dataclasses.asdict(weights) if weights else None
     criterion = losses.build(
-        selected,
+        losses.select(config.losses(), config.model.task),
         LossContext(
             len(train_source.classes), model_spec.task, opened.class_pixels, opened.image_pixels
         ),
@@ -226,7 +236,8 @@ def _train(
         f"{mesh.size} x {jax.devices()[0].device_kind}"
     )
     started = [f"initial weights: {weights}"] if weights else []
-    for note in (*opened.notes, *started, *rate_notes):
+    notes = (*decided, *opened.notes, *more_decided, *left_out, *started, *rate_notes)
+    for note in notes:
         progress.say(note)
     began = time.perf_counter()
     with settings_at_fault("the training step cannot be compiled", config):
@@ -287,6 +298,7 @@ def _train(
     # ---------------------------------------------------------------------------------------- steps
     scores: Scores | None = None
     validation = Validation(graphdef, random_keys, val_source, config, run, progress.say)
+    other_protocols = OtherProtocols(graphdef, random_keys, val_source, config, progress.say)
     speed = Speed(data.batch_size, start)
     # On CPUs a step allocates its memory when it is dispatched, so two steps at once would take
     # twice as much, and save no time: the next batch is prepared during the step anyway. The inputs
@@ -304,7 +316,8 @@ def _train(
         nonlocal scores
         number, began = reached.number, time.perf_counter()
         found = validation.scores(number, reached.state, stop)
-        if found is None:
+        others = None if found is None else other_protocols.scores(reached.state, stop)
+        if found is None or others is None:
             return
         scores, seconds = found, time.perf_counter() - began
         records.write(
@@ -314,11 +327,14 @@ def _train(
             seconds=seconds,
             weights=scored,
             **scores.to_dict(val_source.classes),
+            **({"also": other_protocols.to_dict(others)} if others else {}),
         )
         progress.say(
             f"epoch {number // epoch_steps}: val {'(ema) ' * (scored == 'ema')}{scores.summary()} "
             f"({len(val_source)} images in {seconds:.0f} s)"
         )
+        for name, other in others.items():
+            progress.say(f"epoch {number // epoch_steps}: val by {name}: {other.summary()}")
         checkpoints.score(number, scores.miou, scored)
         stopping.add(number, scores)
 

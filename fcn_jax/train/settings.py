@@ -6,17 +6,23 @@ import contextlib
 import dataclasses
 import os
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from fcn_jax.config import Config, same_plugins
+from fcn_jax.config import AUTO, Config, same_plugins
+from fcn_jax.data.transforms import Augment
 from fcn_jax.data.value_range import Scaling, Stored
-from fcn_jax.errors import ConfigError, FcnJaxError, listing
+from fcn_jax.errors import ConfigError, FcnJaxError, PluginError, listing
+from fcn_jax.eval.meter import check_metrics
+from fcn_jax.eval.protocols import Protocol, choose
+from fcn_jax.models.spec import resolve
+from fcn_jax.plugins import registry
 from fcn_jax.plugins.api import Classes, ModelSpec
 from fcn_jax.recipes import read_run
+from fcn_jax.train import auto, losses, sharding
 from fcn_jax.train.ending import gist, is_out_of_memory
 
 
@@ -128,6 +134,7 @@ _FREE = frozenset(
         "data.root",
         "data.num_workers",
         "data.damaged",
+        "eval.also",
         "train.log_every_steps",
         "train.num_visualizations",
         "train.checkpoint_every_steps",
@@ -197,6 +204,48 @@ def _augment_problems(config: Config) -> list[str]:
                 "transforms except the crop; leave out one or the other"
             )
     return problems
+
+
+def require_valid(config: Config) -> None:
+    """Check all sections of a recipe without the data, and report their problems together.
+
+    Raises:
+        ConfigError: names, options or values are wrong, or do not fit together.
+        PluginError: a plugin is broken, or two distributions claim a name.
+    """
+    known = auto.provisional(config)
+    checks: tuple[Callable[[], Any], ...] = (
+        lambda: resolve(known.model),
+        lambda: registry.default().dataset(known.data.dataset),
+        lambda: Augment.of(known.data, known.augment),
+        lambda: losses.select(known.losses(), known.model.task),
+        lambda: protocols(known),
+        lambda: check_metrics(known.eval.metrics),
+        lambda: require_needed(known),
+        lambda: (
+            config.data.batch_size == AUTO
+            or sharding.data_mesh(config.data.batch_size, config.optim.accumulate_steps)
+        ),
+    )
+    found: list[FcnJaxError] = []
+    for check in checks:
+        try:
+            check()
+        except (ConfigError, PluginError) as error:
+            found.append(error)
+    if len(found) == 1:
+        raise found[0]
+    if found:
+        raise ConfigError("; ".join(map(str, found)))
+
+
+def protocols(config: Config) -> list[Protocol]:
+    """Return the protocols by which training scores: that of `eval`, then those of `eval.also`.
+
+    Raises:
+        ConfigError: a name or setting is wrong.
+    """
+    return [choose(recipe=config), *(choose(name, recipe=config) for name in config.eval.also)]
 
 
 def for_classes(model: ModelSpec, classes: Classes) -> ModelSpec:

@@ -14,6 +14,7 @@ def test_every_setting_is_a_key_of_the_section_eval():
     assert set(protocols.SETTING_NAMES) <= set(config.keys(config.EvalConfig))
     assert set(config.keys(config.EvalConfig)) - set(protocols.SETTING_NAMES) == {
         "protocol",
+        "also",
         "metrics",
         "batch_size",
     }

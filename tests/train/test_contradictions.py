@@ -4,7 +4,7 @@ import pytest
 
 from fcn_jax import config
 from fcn_jax.errors import ConfigError
-from fcn_jax.train.settings import require_needed
+from fcn_jax.train.settings import require_needed, require_valid
 
 
 def test_contradictions_are_reported_together():
@@ -31,6 +31,52 @@ def test_contradictions_are_reported_together():
         "run at which the learning rate falls, such as 'optim.milestones=[0.6, 0.9]'"
     )
     require_needed(config.Config())
+
+
+def test_problems_of_all_sections_are_reported_together_before_the_data_is_read():
+    settings = config.parse(
+        {
+            "model": {"backbone_options": {"norm": 3}, "head_options": {"up": 1}},
+            "data": {"dataset": "camvit", "scale_range": [2.0, 1.0]},
+            "loss": {"dice": {"smooth": -1.0, "weight": 1.0}},
+            "init": {"key": "model"},
+            "eval": {"protocol": "resize", "also": ["natve"], "metrics": ["ecee"]},
+        }
+    )
+    with pytest.raises(ConfigError) as caught:
+        require_valid(settings)
+    for part in (
+        "the options of backbone 'resnet18' are wrong: 'norm' is 3",
+        "(in [model.backbone_options])",
+        "the options of head 'fcn32s' are wrong: unknown key 'up'",
+        "(in [model.head_options])",
+        "camvit",
+        "scale_range = (2.0, 1.0)",
+        "the options of loss 'dice' are wrong: 'smooth' is -1.0",
+        "init.key: given without init.weights",
+        "protocol resize: size is missing",
+        "ecee",
+    ):
+        assert part in str(caught.value), part
+    require_valid(config.Config())
+
+
+def test_a_single_problem_keeps_its_message():
+    with pytest.raises(
+        ConfigError, match=r"^no evaluation protocol 'natve'. Did you mean 'native'"
+    ):
+        require_valid(config.parse({"eval": {"also": ["natve"]}}))
+
+
+def test_auto_does_not_hide_other_problems():
+    settings = config.parse(
+        {
+            "data": {"crop_size": "auto", "batch_size": "auto", "brightness": 0.5},
+            "loss": {"cross_entropy": {"class_weights": "auto", "label_smoothing": 2.0}},
+        }
+    )
+    with pytest.raises(ConfigError, match=r"'label_smoothing' is 2\.0.*\[loss\.cross_entropy\]"):
+        require_valid(settings)
 
 
 @pytest.mark.parametrize(
