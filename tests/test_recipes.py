@@ -3,12 +3,14 @@
 import importlib.resources
 import importlib.util
 import json
+import shlex
+import tomllib
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fcn_jax import config, recipes
+from fcn_jax import cli, config, recipes
 from fcn_jax.errors import ConfigError, FcnJaxError
 from fcn_jax.models.spec import resolve
 from fcn_jax.train import loop
@@ -80,10 +82,59 @@ def test_override_rejects_a_list_or_string_without_its_end(text):
 
 
 @pytest.mark.parametrize("name", recipes.names())
-def test_every_shipped_recipe_is_valid_and_starts_with_its_command(name):
+def test_every_shipped_recipe_is_valid_and_has_a_header(name):
     config.parse(recipes.read_recipe(name), name)
-    text = (importlib.resources.files("fcn_jax.recipes") / f"{name}.toml").read_text()
-    assert text.startswith(f"# fcn-jax train {name}")
+    header = recipes.header_of(recipes.text_of(name))
+    assert header.keys() == {"command", "hardware", "time", "score"}
+    assert all(header.values())
+    assert header["command"].startswith(f"fcn-jax train {name}")
+    cli._parser().parse_args(shlex.split(header["command"])[1:])
+
+
+def test_header_of_joins_continued_lines():
+    lines = ("run", "", "score: 0.5,", "  or so", "time: 1 h", "A note: ignored.", "  x")
+    text = "".join(f"# {line}\n" for line in lines) + "[model]\n# time: 2"
+    assert recipes.header_of(text) == {"command": "run", "score": "0.5, or so", "time": "1 h"}
+
+
+def test_list_prints_a_line_for_each_recipe(capsys):
+    assert cli.main(["recipes", "list"]) == 0
+    heading, *lines = capsys.readouterr().out.splitlines()
+    assert heading.split() == ["NAME", "DATA", "MODEL", "SCORE", "TIME"]
+    assert [line.split()[0] for line in lines] == recipes.names()
+    (shapes,) = (line for line in lines if line.startswith("shapes "))
+    assert "resnet18 fcn32s" in shapes
+    assert "val mIoU 0.518, pixel accuracy 0.856" in shapes
+    assert shapes.endswith("330 s of processor time")
+
+
+def test_show_prints_and_copies_a_recipe(tmp_path, capsys):
+    assert cli.main(["recipes", "show", "camvid"]) == 0
+    text = capsys.readouterr().out
+    assert text == (importlib.resources.files("fcn_jax.recipes") / "camvid.toml").read_text()
+    copy = tmp_path / "new" / "mine.toml"
+    assert cli.main(["recipes", "show", "camvid", "-o", str(copy)]) == 0
+    assert f"fcn-jax train {copy}" in capsys.readouterr().out
+    assert recipes.read_recipe(str(copy)) == tomllib.loads(text)
+    for output, message in ((copy, "exists and is not replaced"), ("x.json", "must end in .toml")):
+        assert cli.main(["recipes", "show", "camvid", "-o", str(output)]) == 2
+        assert message in capsys.readouterr().err
+    assert cli.main(["recipes", "show", "camvit"]) == 2
+    assert "no recipe 'camvit'. Did you mean 'camvid'?" in capsys.readouterr().err
+
+
+def test_d2l_is_the_protocol_of_the_chapter():
+    """SGD on a loss summed over images, lr 0.001 and decay 0.001, is the recipe's on their mean."""
+    recipe = config.parse(recipes.read_recipe("d2l"))
+    batch, optim, data = 32, recipe.optim, recipe.data
+    assert optim.lr == pytest.approx(0.001 * batch)
+    assert optim.lr * optim.weight_decay == pytest.approx(0.001 * 0.001)
+    assert (optim.name, optim.momentum, optim.schedule) == ("sgd", 0.0, "constant")
+    assert (recipe.train.epochs, data.batch_size, data.crop_size) == (5, batch, (320, 480))
+    assert (data.flip, data.scale_range) == (False, (1.0, 1.0))
+    assert data.drop_small
+    assert data.void_as_background
+    assert (recipe.eval.protocol, recipe.eval.also) == ("d2l", ("native",))
 
 
 @pytest.mark.slow

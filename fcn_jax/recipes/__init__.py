@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.resources
+import itertools
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,47 @@ def names() -> list[str]:
     return sorted(f.name.removesuffix(".toml") for f in files if f.name.endswith(".toml"))
 
 
+def text_of(name: str) -> str:
+    """Return the text of a shipped recipe.
+
+    Raises:
+        ConfigError: there is no such recipe.
+    """
+    if name not in names():
+        raise ConfigError(
+            f"no recipe '{name}'. {did_you_mean(name, names())} "
+            "The name of a recipe file must end in .toml."
+        )
+    file = importlib.resources.files("fcn_jax.recipes") / f"{name}.toml"
+    return file.read_text(encoding="utf-8")
+
+
+def header_of(text: str) -> dict[str, str]:
+    """Return the fields of the comments at the start of a shipped recipe.
+
+    The first line is the command. Lines such as `# time: 10 minutes` are fields; a line that is
+    indented more continues one.
+
+    Returns:
+        By name: "command", "hardware", "time", "score".
+    """
+    lines = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
+    command, *others = (line.removeprefix("#").removeprefix(" ") for line in lines)
+    fields, last = {"command": command}, None
+    for line in others:
+        name, colon, value = line.partition(": ")
+        if colon and name in _FIELDS:
+            fields[last := name] = value.strip()
+        elif last and line.startswith("  "):
+            fields[last] += f" {line.strip()}"
+        else:
+            last = None
+    return fields
+
+
+_FIELDS = ("hardware", "time", "score")
+
+
 def read_recipe(name: str) -> dict[str, Any]:
     """Read a recipe as a table of settings.
 
@@ -33,12 +75,7 @@ def read_recipe(name: str) -> dict[str, Any]:
     """
     shipped = not name.endswith(".toml")
     if shipped:
-        if name not in names():
-            raise ConfigError(
-                f"no recipe '{name}'. {did_you_mean(name, names())} "
-                "The name of a recipe file must end in .toml."
-            )
-        contents = (importlib.resources.files("fcn_jax.recipes") / f"{name}.toml").read_bytes()
+        contents = text_of(name).encode()
     else:
         path = Path(name)
         if not path.is_file():
