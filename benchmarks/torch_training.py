@@ -26,10 +26,12 @@ from benchmarks.torch_recipe import TorchTraining
 from fcn_jax import config, recipes
 from fcn_jax.data.pipeline import eval_examples, steps_per_epoch, train_batches
 from fcn_jax.data.splits import Splits, open_splits
+from fcn_jax.data.training_set import training_set
 from fcn_jax.data.transforms import Augment
 from fcn_jax.eval.metrics import Scores
-from fcn_jax.eval.protocols import Native, choose
+from fcn_jax.eval.protocols import D2L, Native
 from fcn_jax.plugins import registry
+from fcn_jax.train.settings import protocols
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,11 +42,13 @@ class Result:
         losses: of each step.
         scores: by epoch, from 1, where the recipe evaluates; and after the last epoch.
         epoch_seconds: of each epoch, without evaluations.
+        also: by epoch and protocol, the scores by the protocols of `eval.also`.
     """
 
     losses: list[float]
     scores: dict[int, Scores]
     epoch_seconds: list[float]
+    also: dict[int, dict[str, Scores]]
 
 
 def train(recipe: config.Config, epochs: int | None = None) -> Result:
@@ -57,11 +61,18 @@ def train(recipe: config.Config, epochs: int | None = None) -> Result:
     Raises:
         SystemExit: the recipe has settings that are not supported here.
     """
-    if not isinstance(choose(recipe=recipe), Native):
-        raise SystemExit("this benchmark evaluates images at their own sizes only")
+    first, *others = protocols(recipe)
+    if not all(isinstance(protocol, Native | D2L) for protocol in (first, *others)):
+        raise SystemExit("this benchmark evaluates by the protocols native and d2l only")
     data = recipe.data
     opened = _open(recipe)
     source, val_source = (opened.sources[name] for name in (data.train_split, data.val_split))
+    source, _ = training_set(
+        source,
+        data.crop_size,
+        drop_small=data.drop_small,
+        void_as_background=data.void_as_background,
+    )
     epoch_steps = steps_per_epoch(source, data.batch_size)
     training = TorchTraining(
         recipe,
@@ -76,7 +87,7 @@ def train(recipe: config.Config, epochs: int | None = None) -> Result:
         seed=recipe.train.seed,
         num_workers=data.num_workers,
     )
-    result = Result([], {}, [])
+    result = Result([], {}, [], {})
     last = min(epochs or recipe.train.epochs, recipe.train.epochs)
     try:
         for epoch in range(1, last + 1):
@@ -85,8 +96,14 @@ def train(recipe: config.Config, epochs: int | None = None) -> Result:
             result.epoch_seconds.append(time.perf_counter() - began)
             line = f"epoch {epoch}: loss {np.mean(result.losses[-epoch_steps:]):.4f}"
             if epoch % recipe.train.eval_every_epochs == 0 or epoch == last:
-                result.scores[epoch] = training.scores(eval_examples(val_source))
+                result.scores[epoch] = training.scores(first.examples(eval_examples(val_source)))
                 line += f", val {result.scores[epoch].summary()}"
+                result.also[epoch] = {
+                    other.name: training.scores(other.examples(eval_examples(val_source)))
+                    for other in others
+                }
+                for name, scores in result.also[epoch].items():
+                    line += f", val by {name} {scores.summary()}"
             print(f"{line}, {result.epoch_seconds[-1]:.1f} s", flush=True)
     finally:
         batches.close()
@@ -99,6 +116,7 @@ def _open(recipe: config.Config) -> Splits:
         registry.default().dataset(data.dataset),
         Path(data.root) if data.root else None,
         (data.train_split, data.val_split),
+        classes=data.classes,
         value_range=data.value_range,
         damaged=data.damaged,
     )
@@ -156,6 +174,10 @@ def main() -> None:
     if args.run:
         print(side_by_side(args.run, result))
     scores = result.scores[max(result.scores)]
+    also = {
+        name: {"miou": found.miou, "pixel_accuracy": found.pixel_accuracy}
+        for name, found in result.also[max(result.also)].items()
+    }
     figures = {
         "torch": torch.__version__,
         "recipe": args.recipe or str(args.run),
@@ -163,6 +185,7 @@ def main() -> None:
         "epochs": len(result.epoch_seconds),
         "miou": scores.miou,
         "pixel_accuracy": scores.pixel_accuracy,
+        **({"also": also} if also else {}),
         "epoch_seconds": result.epoch_seconds,
     }
     print(json.dumps(figures))

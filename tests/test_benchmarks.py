@@ -152,6 +152,15 @@ RECIPES = {
         "optim.freeze_batch_norm=true",
         "optim.param_groups=[{match = 'head.*', lr_mult = 3.0, decay_mult = 0.0}]",
     ),
+    "d2l": (
+        "data.drop_small=true",
+        "data.void_as_background=true",
+        "optim.schedule=constant",
+        "eval.protocol=d2l",
+        "eval.crop=[48, 48]",
+        "eval.drop_last=1",
+        'eval.also=["native"]',
+    ),
 }
 
 
@@ -174,6 +183,10 @@ def test_a_recipe_trains_in_pytorch_as_in_the_library(
     assert list(result.scores) == [1, 2]
     for ours, theirs in zip(scores, result.scores.values(), strict=True):
         assert theirs.miou == pytest.approx(ours["miou"], abs=2e-3)
+    for ours, theirs in zip(scores, result.also.values(), strict=True):
+        assert {name: s.miou for name, s in theirs.items()} == pytest.approx(
+            {name: s["miou"] for name, s in ours.get("also", {}).items()}, abs=2e-3
+        )
     monkeypatch.setattr(sys, "argv", ["torch_training", "--run", str(run), "--epochs", "1"])
     benchmark.main()
     printed = capsys.readouterr().out.splitlines()
@@ -190,7 +203,7 @@ def test_a_recipe_trains_in_pytorch_as_in_the_library(
             "not support optim.name = lion.*; nor optim.accumulate_steps",
         ),
         (("loss.ohem={}",), "not support loss 'ohem'; it has cross_entropy"),
-        (("eval.protocol=sliding",), "at their own sizes only"),
+        (("eval.protocol=sliding",), "by the protocols native and d2l only"),
     ],
 )
 def test_settings_that_pytorch_lacks_are_rejected(

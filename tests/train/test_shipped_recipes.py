@@ -19,6 +19,7 @@ SMALL = (
     "data.batch_size=2",
     "data.num_workers=0",
     "train.epochs=1",
+    "optim.warmup_steps=0",
     "train.eval_every_epochs=1",
     "train.log_every_steps=1",
     "train.num_visualizations=1",
