@@ -28,18 +28,44 @@ if TYPE_CHECKING:
 class TfdsRecords(Sequence[Record]):
     """The records of a split that TFDS has prepared."""
 
-    def __init__(self, stored: Sequence[dict[str, bytes]]) -> None:
-        """Take TFDS's data source of encoded examples: {"id", "image", "mask"}, bytes each."""
-        self._stored = stored
+    def __init__(self, stored: Sequence[dict[str, bytes]], where: Path) -> None:
+        """Take TFDS's data source of encoded examples: {"id", "image", "mask"}, bytes each.
+
+        Args:
+            stored: the data source.
+            where: the folder of the dataset, for messages.
+        """
+        self._stored, self._where = stored, where
 
     def __len__(self) -> int:
         """Number of images."""
         return len(self._stored)
 
     def __getitem__(self, index: Any) -> Any:
-        """The record at `index`, 0 <= index < len."""
-        stored = self._stored[index]
+        """The record at `index`, 0 <= index < len. Raises `DataError` if it is damaged."""
+        stored = read_stored(self._stored, index, self._where)
         return Record(stored["id"].decode(), stored["image"], stored["mask"])
+
+
+def read_stored(stored: Sequence[Any], index: Any, where: Path) -> Any:
+    """An example of a data source of TFDS.
+
+    Args:
+        stored: the data source.
+        index: 0 <= index < len.
+        where: the folder of the dataset, for messages.
+
+    Raises:
+        DataError: a file is missing or damaged.
+    """
+    try:
+        return stored[index]
+    except (OSError, RuntimeError) as error:  # array_record's reader raises the latter
+        reason = " ".join(str(error).split())
+        raise DataError(
+            f"{where}: the prepared dataset is damaged ({reason}); delete the folder and "
+            "prepare it again"
+        ) from error
 
 
 def prepare(
@@ -75,8 +101,8 @@ def prepare(
                     raise
             # The builder that prepared the dataset keeps paths to its temporary folder.
             builder = builder_class(data_dir=folder)
-    except OSError as error:
-        reason = error.strerror or error
+    except (OSError, RuntimeError) as error:  # array_record's writer raises the latter
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise DataError(
             f"{folder}: cannot prepare the dataset here ({reason}); pass --data DIR, a folder with "
             "room to write"
@@ -106,7 +132,7 @@ def _open(builder_class: Any, root: Path | None, split: str) -> Source:
             f"{builder.data_path}: split '{split}' holds no images; delete the folder to prepare "
             "it again, or widen the split"
         )
-    return DirectorySource(builder_class.CLASSES, TfdsRecords(records))
+    return DirectorySource(builder_class.CLASSES, TfdsRecords(records, Path(builder.data_path)))
 
 
 def _open_shapes(root: Path | None, split: str) -> Source:

@@ -29,6 +29,7 @@ import cv2
 import numpy as np
 
 from fcn_jax.data.datasets.directory import DirectorySource
+from fcn_jax.data.datasets.tfds_datasets import read_stored
 from fcn_jax.data.decode import read_stored_mask
 from fcn_jax.data.labels.class_list import FILE_NAMES, find_class_list
 from fcn_jax.data.labels.label_map import LabelMap
@@ -81,17 +82,20 @@ TFDS = Dataset(
 class NamedRecords(Sequence[Record]):
     """The records of a split, from TFDS's data source of undecoded images."""
 
-    def __init__(self, stored: Sequence[dict[str, Any]], split: str, image: str, mask: str) -> None:
-        """Take a data source, and the names of the features; nested ones with a slash."""
-        self._stored, self._split, self._image, self._mask = stored, split, image, mask
+    def __init__(
+        self, stored: Sequence[Any], where: Path, split: str, image: str, mask: str
+    ) -> None:
+        """Take a data source, the dataset's folder, and the names of the features."""
+        self._stored, self._where = stored, where
+        self._split, self._image, self._mask = split, image, mask
 
     def __len__(self) -> int:
         """Number of images."""
         return len(self._stored)
 
     def __getitem__(self, index: Any) -> Any:
-        """The record at `index`, 0 <= index < len."""
-        stored = self._stored[index]
+        """The record at `index`, 0 <= index < len. Raises `DataError` if it is damaged."""
+        stored = read_stored(self._stored, index, self._where)
         name = stored.get("file_name", stored.get("image/filename", b""))
         given = name.decode(errors="replace") if isinstance(name, bytes) else ""
         # Names may occur twice, and IDs must not.
@@ -242,7 +246,7 @@ def _records(builder: Any, split: str, image: str, mask: str) -> NamedRecords:
         ) from error
     if not len(stored):
         raise DataError(f"{where}: split '{split}' holds no images; widen the split")
-    return NamedRecords(stored, split, image, mask)
+    return NamedRecords(stored, Path(where), split, image, mask)
 
 
 _KNOWN: dict[tuple[str, str], tuple[int, ...]] = {}

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 from fcn_jax.api import IGNORE_INDEX, Dataset
+from fcn_jax.data.datasets import directory
 from fcn_jax.data.datasets.ade20k import ADE20K, ADE20K_CLASSES
 from fcn_jax.data.datasets.camvid import CAMVID, segnet_split
 from fcn_jax.data.datasets.cityscapes import CITYSCAPES, CITYSCAPES_CLASSES
 from fcn_jax.data.datasets.coco import COCO_VOC
 from fcn_jax.data.datasets.cvat import CVAT
+from fcn_jax.data.datasets.files import Files
 from fcn_jax.data.datasets.folder import FOLDER
 from fcn_jax.data.datasets.pets import PETS
 from fcn_jax.data.datasets.sbd import SBD
@@ -112,27 +114,24 @@ def test_voc_aug_refuses_a_list_with_images_of_val(tmp_path: Path) -> None:
         VOC2012_AUG.open(tmp_path, "train")
 
 
-def test_voc_aug_counts_the_complete_sets(tmp_path: Path) -> None:
-    # Lists of the real sizes: 1,464 and 1,449 of VOC; SBD's 11,355 hold 2,233 of them.
+def test_voc_aug_counts_the_complete_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The real numbers: VOC has 1,464 and 1,449 images, and 2,237 of SBD's 11,355 are among them.
     train = [f"t{at}" for at in range(1464)]
     val = [f"v{at}" for at in range(1449)]
-    make_voc(tmp_path, train=[], val=[])
-    make_sbd(tmp_path, train=[], val=[])
-    devkit = tmp_path / "VOCdevkit" / "VOC2012"
-    dataset = tmp_path / "benchmark_RELEASE" / "dataset"
     more = [f"s{at}" for at in range(9118)]
+    devkit, dataset = make_voc(tmp_path, train=[]), make_sbd(tmp_path, train=[])
+    for name in ("img", "cls"):
+        (dataset / name).mkdir()
     lines(devkit / "ImageSets" / "Segmentation" / "train.txt", *train)
     lines(devkit / "ImageSets" / "Segmentation" / "val.txt", *val)
     lines(dataset / "train.txt", *train[:1100], *val[:600], *more[:6798])
     lines(dataset / "val.txt", *val[600:1137], *more[6798:])
-    for name, folder, suffix in (
-        *((name, devkit / "SegmentationClass", ".png") for name in train),
-        *((name, devkit / "JPEGImages", ".jpg") for name in (*train, *more)),
-        *((name, dataset / "cls", ".mat") for name in more),
-    ):
-        folder.mkdir(exist_ok=True)
-        (folder / f"{name}{suffix}").touch()
-    (dataset / "img").mkdir()
+    files = {"SegmentationClass": train, "JPEGImages": [*train, *val, *more], "cls": more}
+
+    def by_stem(folder: Path, *_: object) -> Files:
+        return Files(folder, {name: folder / name for name in files.get(folder.name, ())})
+
+    monkeypatch.setattr(directory, "files_by_stem", by_stem)
     source = VOC2012_AUG.open(tmp_path, "train")
     assert len(source) == 10_582
     assert source.notes == ()

@@ -171,6 +171,32 @@ def test_interrupted_preparation_leaves_no_dataset(
     assert len(SHAPES.open(tmp_path, "train")) == 6
 
 
+def test_full_disk_is_one_line(
+    small_shapes: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    def full(self: object) -> None:
+        raise RuntimeError("write() failed: No space left on device; at byte 307200")
+
+    monkeypatch.setattr(ArrayRecordWriter, "close", full)
+    with pytest.raises(DataError, match=r"No space left on device.*pass --data DIR") as caught:
+        SHAPES.open(tmp_path, "train")
+    assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "shapes").glob("*"))
+
+
+def test_damaged_prepared_files_are_one_line(small_shapes: None, tmp_path: Path) -> None:
+    SHAPES.open(tmp_path, "train")
+    (path,) = tmp_path.rglob("shapes-train.array_record*")
+    whole = path.read_bytes()
+    for broken in (whole[: len(whole) // 2], whole[:30_000] + bytes(99) + whole[30_099:], b""):
+        path.write_bytes(broken)
+        source = SHAPES.open(tmp_path, "train")
+        with pytest.raises(DataError, match=r"the prepared dataset is damaged .* delete the fold"):
+            list(source)
+
+
 def test_two_processes_can_prepare_at_the_same_time(tmp_path: Path) -> None:
     code = (
         "import sys, pathlib\n"
