@@ -96,9 +96,14 @@ def test_right_steps_are_equal_and_conclusive_for_every_tensor(recipe):
     assert all(torch.equal(after[name], x) for name, x in before.items())
 
 
-def test_averages_are_those_of_pytorch():
-    sections = compare(Plan(3, recipe=AVERAGED))
+@pytest.mark.parametrize("recipe", ["sgd", "adamw-ema"])
+def test_averages_are_those_of_pytorch(recipe):
+    sections = compare(Plan(3, recipe=AVERAGED if recipe == "sgd" else recipe))
     assert not failed(sections)
+    name = recipe.removesuffix("-ema")
+    assert [s.title for s in sections] == [
+        f"training with {name} and EMA, step {i}" for i in (1, 2, 3)
+    ]
     assert not any(s.inconclusive for s in sections)
     names = [c.name for c in sections[2].comparisons]
     averaged = [name.removeprefix("EMA of ") for name in names if name.startswith("EMA of ")]
@@ -118,12 +123,19 @@ def averages_before_the_step(monkeypatch):
     monkeypatch.setattr(ema, "updated", lambda old, new, weight: original(old, old, weight))
 
 
+@pytest.mark.parametrize("recipe", ["sgd", "adamw-ema"])
 @pytest.mark.parametrize("fault", [first_average_forgotten, averages_before_the_step])
-def test_wrong_averages_are_caught(monkeypatch, fault):
+def test_wrong_averages_are_caught(monkeypatch, fault, recipe):
     fault(monkeypatch)
-    found = failed(compare(Plan(2, recipe=AVERAGED)))
+    found = failed(compare(Plan(2, recipe=AVERAGED if recipe == "sgd" else recipe)))
     assert {c.name.startswith("EMA of ") for _, c in found} == {True}
-    assert found[0][0] == "training with sgd and EMA, step 1"
+    assert found[0][0] == f"training with {recipe.removesuffix('-ema')} and EMA, step 1"
+
+
+def test_wrong_decay_of_averaged_weights_is_caught(monkeypatch):
+    changed(param_groups=())(monkeypatch)
+    names = {c.name for _, c in failed(compare(Plan(1, recipe="adamw-ema")))}
+    assert {"backbone.conv1.bias", "EMA of backbone.conv1.bias"} <= names
 
 
 AVERAGED = SGD.model_copy(update={"ema_decay": 0.9})
@@ -429,11 +441,19 @@ def test_rejects_invalid_settings(settings, complaint):
 @pytest.mark.slow
 def test_several_recipes_are_compared_in_one_report():
     report = verify_model(
-        "tiny", sizes=[SIZE], num_classes=3, train_steps=2, train_recipes=["sgd", "adamw"]
+        "tiny",
+        sizes=[SIZE],
+        num_classes=3,
+        train_steps=2,
+        train_recipes=["sgd", "adamw", "adamw-ema"],
     )
     assert report.equal, report
     titles = [s.title for s in report.sections if s.title.startswith("training")]
-    assert titles == [f"training with {n}, step {i}" for n in ("sgd", "adamw") for i in (1, 2)]
-    assert report.trained == (4 * 14, 0)
-    assert "training: 56 changes are compared, 0 of them inconclusive (0.0%)" in str(report)
-    assert report.to_dict()["training"] == {"compared": 56, "inconclusive": 0}
+    names = ("sgd", "adamw", "adamw and EMA")
+    assert titles == [f"training with {n}, step {i}" for n in names for i in (1, 2)]
+    # The loss, ten parameters and three statistics, of which all but a count are averaged.
+    compared = 6 * 14 + 2 * 12
+    assert report.trained == (compared, 0)
+    line = f"training: {compared} changes are compared, 0 of them inconclusive (0.0%)"
+    assert line in str(report)
+    assert report.to_dict()["training"] == {"compared": compared, "inconclusive": 0}
