@@ -27,6 +27,7 @@ ORDER = (
     "data",
     "convert",
     "eval",
+    "explore",
     "train",
     "verify",
     "plugins.testing",
