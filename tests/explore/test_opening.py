@@ -25,7 +25,7 @@ def test_folder_is_recognized_by_its_layout(tmp_path):
 
 def test_recipe_gets_its_folder_and_changes(tmp_path):
     config = settings("voc2012", data=str(tmp_path), changes=["data.batch_size=3"])
-    assert config.data.dataset == "fcn-jax:voc2012"
+    assert config.data.dataset.removeprefix("fcn-jax:") == "voc2012"
     assert config.data.root == str(tmp_path)
     assert config.data.batch_size == 3
     recipe = tmp_path / "my.toml"
