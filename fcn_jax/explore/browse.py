@@ -119,10 +119,9 @@ def _card(config: Config, source: Source, index: int, seed: int, draws: int) -> 
     """What the page shows of one image."""
     example = source.decode(source[index])
     height, width = example.mask.shape
-    pictures = [("image", _photo(example), None)]
-    pictures.append(("mask", _photo(example), _mask(example, source.classes)))
+    pictures = [_picture("image", example), _picture("mask", example, source.classes)]
     for number, drawn in enumerate(_draws(config, source, index, seed, draws), 1):
-        pictures.append((f"training {number}", _photo(drawn), _mask(drawn, source.classes)))
+        pictures.append(_picture(f"training {number}", drawn, source.classes))
     labels, pixels = np.unique(example.mask, return_counts=True)
     shares = sorted(
         zip(labels.tolist(), (pixels / pixels.sum()).tolist(), strict=True), key=lambda s: -s[1]
@@ -131,9 +130,19 @@ def _card(config: Config, source: Source, index: int, seed: int, draws: int) -> 
         "index": index,
         "id": example.id,
         "size": (width, height),
+        "small": max(width, height) < _LONGEST / 2,
         "pictures": pictures,
         "shares": shares,
     }
+
+
+def _picture(
+    caption: str, example: Example, classes: Classes | None = None
+) -> tuple[str, float, str, str | None]:
+    """A caption, the ratio of width to height, the image, and the mask if there are classes."""
+    height, width = example.mask.shape
+    aspect = min(max(width / height, 0.4), 2.5)
+    return caption, aspect, _photo(example), _mask(example, classes) if classes else None
 
 
 def _draws(config: Config, source: Source, index: int, seed: int, draws: int) -> Iterator[Example]:

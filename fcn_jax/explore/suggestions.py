@@ -13,7 +13,7 @@ from fcn_jax.config import Config
 from fcn_jax.explore.contents import Contents
 from fcn_jax.runtime import json_text
 
-SKEWED = 20
+SKEWED = 50
 """Ratio of the pixels of two classes from which class weights are suggested."""
 
 LARGEST_CROP = 512
@@ -89,12 +89,12 @@ def _class_weights(config: Config, training: Contents) -> Iterator[Suggestion]:
     rare, common = present[pixels[present].argmin()], present[pixels[present].argmax()]
     if pixels[common] < SKEWED * pixels[rare]:
         return
-    names, share = training.source.classes.names, pixels / pixels.sum()
+    names, shares = training.source.classes.names, 100 * pixels / pixels.sum()
     yield Suggestion(
         "loss.cross_entropy.class_weights",
         "median_frequency",
-        f"'{names[common]}' has {share[common]:.2g} of the labeled pixels and '{names[rare]}' "
-        f"{share[rare]:.2g}; the loss then gives rare classes larger weights",
+        f"{shares[common]:.2g}% of the labeled pixels are '{names[common]}' and "
+        f"{shares[rare]:.2g}% '{names[rare]}'; the loss then gives rare classes larger weights",
     )
 
 

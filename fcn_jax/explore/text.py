@@ -73,9 +73,15 @@ def _classes(table: dict[str, Any]) -> Iterator[list[str]]:
         cells = [entry["name"]]
         for split in table["splits"].values():
             pixels = split["class_pixels"]
-            cells.append(f"{pixels[number] / sum(pixels):.2%}" if any(pixels) else "-")
+            cells.append(_share(pixels[number], sum(pixels)))
             cells.append(str(split["class_images"][number]))
         yield cells
+
+
+def _share(pixels: int, total: int) -> str:
+    if not total:
+        return "-"
+    return "<0.01%" if 0 < pixels < total / 10_000 else f"{pixels / total:.2%}"
 
 
 def _spread(spread: dict[str, float] | None) -> str:

@@ -37,7 +37,7 @@ def test_page_shows_all_images_with_their_labels(make, tmp_path):
     assert "road &lt;b&gt;" in page
     assert "<b>" not in page
     assert "http" not in page, "the page needs no other file"
-    assert page.count("<figure>") == 4 * 5
+    assert page.count("<figure") == 4 * 5
 
 
 def test_count_split_and_seed_choose_the_images(make, tmp_path):
@@ -53,7 +53,7 @@ def test_count_split_and_seed_choose_the_images(make, tmp_path):
     assert names[0] == names[1] != names[2]
     assert all(name.startswith("v") for name in names[3])
     assert (tmp_path / "0.html").read_bytes() == (tmp_path / "1.html").read_bytes()
-    assert (tmp_path / "3.html").read_text().count("<figure>") == 3 * 2
+    assert (tmp_path / "3.html").read_text().count("<figure") == 3 * 2
 
 
 def test_training_images_come_from_the_pipeline(make):

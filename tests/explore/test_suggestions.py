@@ -35,7 +35,7 @@ def test_class_weights_for_skewed_classes(make):
         folder.add(split, rare)
     weights = suggested(folder)["loss.cross_entropy.class_weights"]
     assert weights.value == "median_frequency"
-    assert "'bg' has 0.99 of the labeled pixels and 'road' 0.01" in weights.reason
+    assert "99% of the labeled pixels are 'bg' and 1% 'road'" in weights.reason
     given_weights = "loss.cross_entropy.class_weights=[1,2,3]"
     assert suggested(folder, given_weights) == {}
     assert suggested(folder, "loss.dice.weight=1") == {}
