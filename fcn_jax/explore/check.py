@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from fcn_jax.config import Config
-from fcn_jax.data import mask_checks
+from fcn_jax.data import mask_checks, overlap
 from fcn_jax.data.inspection import reading_notes, split_notes
 from fcn_jax.data.labels.label_map import LabelMap, as_label_map
+from fcn_jax.data.source import Source
+from fcn_jax.errors import DataError
 from fcn_jax.explore.contents import Contents, read_split
 from fcn_jax.explore.duplicates import duplicates
 from fcn_jax.explore.opening import open_splits
@@ -95,7 +97,8 @@ def check(config: Config) -> Report:
         ConfigError, PluginError: as in `fcn_jax.data.splits.open_splits`.
     """
     sources, unopened = open_splits(config)
-    used = [s for s in (config.data.train_split, config.data.val_split) if s in sources]
+    recipe_splits = dict.fromkeys((config.data.train_split, config.data.val_split))
+    used = [split for split in recipe_splits if split in sources]
     first = next(iter(sources.values()))
     labels = first.labels or as_label_map(len(first.classes))
     with Progress("reading images and masks", sum(map(len, sources.values()))) as progress:
@@ -108,7 +111,7 @@ def check(config: Config) -> Report:
         *_failures(config, splits),
         *_labels(config, splits, used, labels),
         *_classes(splits, used),
-        *duplicates(splits, used),
+        *duplicates(splits, used, refused=_overlap({s: sources[s] for s in used})),
         *(
             Problem("note", "reading", "", note)
             for note in dict.fromkeys(note for source in sources.values() for note in source.notes)
@@ -145,6 +148,15 @@ def _is_ours(path: Path) -> bool:
 def _unopened(config: Config, split: str, error: str) -> Problem:
     is_used = split in (config.data.train_split, config.data.val_split)
     return Problem("error" if is_used else "warning", "split", split, f"cannot be opened: {error}")
+
+
+def _overlap(sources: Mapping[str, Source]) -> bool:
+    """Whether training refuses the splits, of which it trains on the first."""
+    try:
+        overlap.refuse_overlaps(sources, next(iter(sources), ""))
+    except DataError:
+        return True
+    return False
 
 
 def _failures(config: Config, splits: Mapping[str, Contents]) -> list[Problem]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -16,7 +17,9 @@ _Place = tuple[str, int]
 """A split, and the index of a pair in it."""
 
 
-def duplicates(splits: Mapping[str, Contents], used: Sequence[str]) -> list[Problem]:
+def duplicates(
+    splits: Mapping[str, Contents], used: Sequence[str], *, refused: bool = False
+) -> list[Problem]:
     """Find equal images within a split and across splits, and equal images with different masks.
 
     A split that is a part of another one, as `train` is of VOC's `trainval`, is a note, unless both
@@ -25,6 +28,7 @@ def duplicates(splits: Mapping[str, Contents], used: Sequence[str]) -> list[Prob
     Args:
         splits: the contents of the splits, by name.
         used: the splits that a training uses.
+        refused: whether `fcn_jax.data.overlap` refuses these.
     """
     groups = list(_groups(splits))
     problems = []
@@ -47,7 +51,10 @@ def duplicates(splits: Mapping[str, Contents], used: Sequence[str]) -> list[Prob
                 )
             )
     for first, second in itertools.combinations(splits, 2):
-        problems += _across(splits, groups, first, second, {first, second} <= set(used))
+        both_used = {first, second} <= set(used)
+        for problem in _across(splits, groups, first, second, both_used):
+            severity = "error" if both_used and refused else problem.severity
+            problems.append(dataclasses.replace(problem, severity=severity))
     if several := [group for group in groups if _has_other_masks(splits, group)]:
         problems.append(
             Problem(

@@ -9,7 +9,7 @@ from pathlib import Path
 from fcn_jax import recipes
 from fcn_jax.config import Config, parse
 from fcn_jax.data import value_range
-from fcn_jax.data.datasets.voc import find_devkit
+from fcn_jax.data.datasets.recognize import recognize
 from fcn_jax.data.source import Source
 from fcn_jax.errors import ConfigError, DataError, PluginError, UnknownSplitError, did_you_mean
 from fcn_jax.plugins import registry
@@ -27,9 +27,9 @@ def settings(
 
     Args:
         recipe_or_data: name of a shipped recipe, a recipe file that ends in `.toml`, or a folder
-            with a dataset. A folder is read as CamVid or PASCAL VOC if it has their layout,
-            otherwise as the dataset `folder`; the other settings are those of the recipe of that
-            name, or the defaults. A name of a recipe is never a folder; `./NAME` is.
+            with a dataset. A folder is read as the dataset whose layout it has, otherwise as
+            `folder`; the other settings are those of the recipe of that name, or the defaults. A
+            name of a recipe is never a folder; `./NAME` is.
         data: folder of the recipe's dataset.
         changes: settings as in `fcn_jax.recipes.override`.
 
@@ -59,10 +59,10 @@ def settings(
 
 
 def dataset_of(root: Path) -> str:
-    """The registered dataset whose layout a folder has."""
-    if any((root / f"{split}annot").is_dir() for split in ("train", "val")):
-        return "camvid"
-    return "voc2012" if find_devkit(root) else "folder"
+    """The registered dataset whose layout a folder has; `folder` if nothing is known."""
+    if all((root / name).is_dir() for name in ("images", "masks")):
+        return "folder"
+    return recognize(root) or "folder"
 
 
 def open_splits(config: Config) -> tuple[dict[str, Source], dict[str, str]]:

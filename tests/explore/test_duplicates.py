@@ -52,3 +52,12 @@ def test_a_split_that_holds_another_one_is_a_note_unless_both_are_used(make):
     ]
     used = found(folder, "data.train_split=trainval")
     assert ("warning", "val") in {(p.severity, p.split) for p in used}
+
+
+def test_the_same_file_in_both_splits_of_the_recipe_is_an_error(make):
+    folder = make().fill()
+    (image, mask) = folder.add("train", stripes(0, 1), noise(99), "a")
+    for path in (image, mask):
+        (path.parents[1] / "val" / "a.png").symlink_to(path)
+    (problem,) = found(folder)
+    assert (problem.severity, problem.split, problem.count) == ("error", "val", 1)

@@ -11,7 +11,8 @@ from tests.helpers.folders import stripes
 
 
 def test_folder_is_recognized_by_its_layout(tmp_path):
-    (tmp_path / "camvid" / "trainannot").mkdir(parents=True)
+    for name in ("train", "trainannot"):
+        (tmp_path / "camvid" / name).mkdir(parents=True)
     (tmp_path / "voc" / "VOCdevkit" / "VOC2012" / "ImageSets" / "Segmentation").mkdir(parents=True)
     (tmp_path / "other").mkdir()
     assert dataset_of(tmp_path / "camvid") == "camvid"
