@@ -19,7 +19,7 @@ from fcn_jax.data.source import Source
 from fcn_jax.data.transforms import Augment, resize_image, resize_mask
 from fcn_jax.errors import ConfigError, DataError
 from fcn_jax.eval.draw import IGNORED_COLOR, layer
-from fcn_jax.explore.opening import open_one
+from fcn_jax.explore.opening import open_splits
 from fcn_jax.plugins.api import Classes, Example
 from fcn_jax.plugins.registry import OWN_DISTRIBUTION
 from fcn_jax.runtime import destination
@@ -68,7 +68,7 @@ def browse(
         raise ConfigError(f"{count} images with {draws} draws: expected 1 or more images")
     check_path(path)
     split = split or config.data.train_split
-    source = open_one(config, split)
+    source = open_splits(config, split).sources[split]
     order = np.random.default_rng(seed).permutation(len(source)).tolist()
     cards: list[dict[str, Any]] = []
     failures: list[str] = []
@@ -151,7 +151,10 @@ def _draws(config: Config, source: Source, index: int, seed: int, draws: int) ->
         return
     with_one = KeptSource(source, [index] * draws)
     batches = train_batches(
-        with_one, augment=augmentation(config), batch_size=draws, seed=(seed + index) % 2**32
+        with_one,
+        augment=Augment.of(config.data, config.augment),
+        batch_size=draws,
+        seed=(seed + index) % 2**32,
     )
     try:
         batch = next(batches)
@@ -159,12 +162,6 @@ def _draws(config: Config, source: Source, index: int, seed: int, draws: int) ->
         batches.close()
     for image, mask in zip(batch["image"], batch["mask"], strict=True):
         yield Example("", image, mask)
-
-
-def augmentation(config: Config) -> Augment:
-    """The augmentation of training."""
-    names = {"crop_size", "scale_range", "flip", "brightness", "contrast", "saturation"}
-    return Augment(**config.data.model_dump(include=names))
 
 
 def _photo(example: Example) -> str:
@@ -193,9 +190,16 @@ def _mask(example: Example, classes: Classes) -> str:
 
 
 def _rgb(image: np.ndarray) -> np.ndarray:
-    """u8[H,W,3] of an image of any number of channels: gray, or the first three."""
-    channels = image.shape[-1]
-    return np.ascontiguousarray(image[..., :3] if channels >= 3 else image[..., [0, 0, 0]])
+    """u8[H,W,3] of an image of any number of channels: gray, or the first three.
+
+    Values that are not of 8 bits are scaled so that the image's smallest is black, and its largest
+    white.
+    """
+    picture = image[..., :3] if image.shape[-1] >= 3 else image[..., [0, 0, 0]]
+    if picture.dtype != np.uint8:
+        low, high = float(picture.min()), float(picture.max())
+        picture = ((picture - low) * (255 / (high - low or 1))).round().astype(np.uint8)
+    return np.ascontiguousarray(picture)
 
 
 def _factor(example: Example) -> float:
@@ -260,5 +264,6 @@ def _settings(config: Config, seed: int) -> str:
     data["crop_size"] = list(config.data.crop_size)
     for name in ("dataset", "root", "train_split", "val_split", "batch_size", "num_workers"):
         data.pop(name, None)
+    data |= config.augment.model_dump(mode="json", exclude_defaults=True)
     said = ", ".join(f"{name} = {value}" for name, value in sorted(data.items()))
     return f"{said}, seed = {seed}"

@@ -96,7 +96,8 @@ def check(config: Config) -> Report:
         DataError: no split can be opened.
         ConfigError, PluginError: as in `fcn_jax.data.splits.open_splits`.
     """
-    sources, unopened = open_splits(config)
+    opened = open_splits(config)
+    sources = opened.sources
     recipe_splits = dict.fromkeys((config.data.train_split, config.data.val_split))
     used = [split for split in recipe_splits if split in sources]
     first = next(iter(sources.values()))
@@ -106,20 +107,14 @@ def check(config: Config) -> Report:
             name: read_split(source, source.labels or labels, progress.advance)
             for name, source in sources.items()
         }
+    notes = (*opened.notes, *reading_notes([m for c in splits.values() for m in c.masks], labels))
     problems = [
-        *(_unopened(config, split, error) for split, error in unopened.items()),
+        *(_unopened(config, split, error) for split, error in opened.errors.items()),
         *_failures(config, splits),
         *_labels(config, splits, used, labels),
         *_classes(splits, used),
         *duplicates(splits, used, refused=_overlap({s: sources[s] for s in used})),
-        *(
-            Problem("note", "reading", "", note)
-            for note in dict.fromkeys(note for source in sources.values() for note in source.notes)
-        ),
-        *(
-            Problem("note", "reading", "", note)
-            for note in reading_notes([m for c in splits.values() for m in c.masks], labels)
-        ),
+        *(Problem("note", "reading", "", note) for note in notes),
     ]
     order = ("error", "warning", "note")
     problems.sort(key=lambda problem: order.index(problem.severity))
@@ -199,10 +194,13 @@ def _labels(
 
 
 def _classes(splits: Mapping[str, Contents], used: Sequence[str]) -> list[Problem]:
-    problems = []
+    names = next(iter(splits.values())).source.classes.names
+    masks = [mask for split in used for mask in splits[split].masks]
+    problems = [
+        Problem("warning", "classes", "", doubt) for doubt in mask_checks.doubts(masks, names)
+    ]
     for split, contents in splits.items():
         if contents.masks:
-            names = contents.source.classes.names
             for note in split_notes(split, contents.class_pixels, contents.masks, names):
                 message = note.removeprefix(f"{split}: ")
                 problems.append(Problem("warning", "classes", split, message))

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fcn_jax import recipes
 from fcn_jax.config import Config, parse
-from fcn_jax.data import value_range
+from fcn_jax.data import splits
 from fcn_jax.data.datasets.recognize import recognize
+from fcn_jax.data.labels.remap import Remap
+from fcn_jax.data.relabel import relabeled
 from fcn_jax.data.source import Source
 from fcn_jax.errors import ConfigError, DataError, PluginError, UnknownSplitError, did_you_mean
 from fcn_jax.plugins import registry
 from fcn_jax.plugins.api import Dataset
-from fcn_jax.runtime.progress import Progress
 
 _NO_SPLIT = "no-such-split"
 """A split that no dataset has: the error on it names those that exist."""
@@ -65,38 +67,64 @@ def dataset_of(root: Path) -> str:
     return recognize(root) or "folder"
 
 
-def open_splits(config: Config) -> tuple[dict[str, Source], dict[str, str]]:
-    """Open all splits of a dataset, without a look at their masks.
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """Splits of a dataset.
 
-    Images are scaled to 8 bits as in training (`fcn_jax.data.splits.open_splits`).
+    Attributes:
+        sources: source by the name of its split.
+        errors: why other splits cannot be opened, by their names.
+        notes: assumptions, one line each.
+    """
+
+    sources: Mapping[str, Source]
+    errors: Mapping[str, str]
+    notes: tuple[str, ...]
+
+
+def open_splits(config: Config, only: str | None = None) -> Opened:
+    """Open splits of a dataset as training does, without a look at their masks.
 
     Args:
-        config: with the dataset, its folder and the splits that are trained and evaluated on.
-
-    Returns:
-        Sources by the name of their split; and the errors of splits that cannot be opened.
+        config: the settings of a training.
+        only: the split to open; by default those of the recipe and all others that the dataset
+            tells of.
 
     Raises:
-        DataError: none can be opened.
-        PluginError: as in `fcn_jax.data.splits.open_splits`.
+        DataError: no split can be opened.
+        ConfigError, PluginError: as in `fcn_jax.data.splits.open_splits`.
     """
-    dataset = registry.default().dataset(config.data.dataset)
-    root = Path(config.data.root) if config.data.root else None
-    used = dict.fromkeys((config.data.train_split, config.data.val_split))
+    data = config.data
+    dataset = registry.default().dataset(data.dataset)
+    root = Path(data.root) if data.root else None
+    names = [only] if only else [data.train_split, data.val_split, *_available(dataset, root)]
     sources: dict[str, Source] = {}
     errors: dict[str, DataError] = {}
-    for name in dict.fromkeys([*used, *_available(dataset, root)]):
+    for name in dict.fromkeys(names):
         try:
-            sources[name] = open_split(dataset, root, name)
+            sources[name] = _open(dataset, root, name)
         except DataError as error:
             errors[name] = error
     if not sources:
         raise next(iter(errors.values()))
-    return _with_range(config, sources), {name: str(error) for name, error in errors.items()}
+    remap = Remap.of(data)
+    # Images whose values fit no range are reported when they are decoded.
+    scaled, _, notes = splits.scaled(
+        {name: relabeled(source, remap) for name, source in sources.items()},
+        data.value_range,
+        channels=config.model.in_channels,
+        keep_stored=config.model.mean is not None,
+        skip_faulty=True,
+    )
+    notes = [*(note for source in scaled.values() for note in source.notes), *notes]
+    return Opened(
+        scaled,
+        {name: str(error) for name, error in errors.items()},
+        tuple(dict.fromkeys(notes)),
+    )
 
 
-def open_split(dataset: Dataset, root: Path | None, name: str) -> Source:
-    """Open one split. Raises `DataError` or `PluginError`."""
+def _open(dataset: Dataset, root: Path | None, name: str) -> Source:
     source = dataset.open(root, name)
     if not isinstance(source, Source):
         raise PluginError(
@@ -104,13 +132,6 @@ def open_split(dataset: Dataset, root: Path | None, name: str) -> Source:
             "be an fcn_jax.api.Source"
         )
     return source
-
-
-def open_one(config: Config, split: str) -> Source:
-    """Open one split as `open_splits` opens all. Raises `DataError` or `PluginError`."""
-    dataset = registry.default().dataset(config.data.dataset)
-    root = Path(config.data.root) if config.data.root else None
-    return _with_range(config, {split: open_split(dataset, root, split)})[split]
 
 
 def _available(dataset: Dataset, root: Path | None) -> tuple[str, ...]:
@@ -122,24 +143,3 @@ def _available(dataset: Dataset, root: Path | None) -> tuple[str, ...]:
     except DataError:
         pass
     return ()
-
-
-def _with_range(config: Config, sources: dict[str, Source]) -> dict[str, Source]:
-    chosen: value_range.Range | value_range.Assumed | None = config.data.value_range
-    if chosen is None:
-        files = [
-            record.image
-            for source in sources.values()
-            if isinstance(source[0].image, Path)
-            for record in source
-        ]
-        with Progress("reading bit depths", len(files)) as progress:
-            # Images whose values fit no range are reported when they are decoded.
-            chosen = value_range.assumed(files, progress=progress.update, skip_faulty=True)
-    opened = {name: value_range.with_range(source, chosen) for name, source in sources.items()}
-    note = getattr(chosen, "note", None)
-    if note:
-        for source in opened.values():
-            said = f"{note}; data.value_range sets another range"
-            source.notes = (*source.notes, said)
-    return opened

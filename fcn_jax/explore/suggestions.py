@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from fcn_jax.config import Config
 from fcn_jax.explore.contents import Contents
+from fcn_jax.plugins.api import IGNORE_INDEX
 from fcn_jax.runtime import json_text
 
 SKEWED = 50
@@ -38,6 +39,8 @@ class Suggestion:
     def option(self) -> str:
         """The command-line option that sets it."""
         value = self.value if isinstance(self.value, str) else json_text.dumps(self.value)
+        if isinstance(self.value, Mapping):
+            value = f"{{{', '.join(f'{old} = {new}' for old, new in self.value.items())}}}"
         return f"--set {shlex.quote(f'{self.key}={value}')}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -53,6 +56,7 @@ def suggest(config: Config, training: Contents) -> list[Suggestion]:
         training: the contents of the split.
     """
     return [
+        *_labels(config, training),
         *_class_weights(config, training),
         *_crop(config, training),
         *_batch(config, training),
@@ -77,6 +81,24 @@ def crop_size(sizes: np.ndarray) -> tuple[int, int]:
         for side in np.quantile(sizes, 0.25, axis=0, method="lower")
     )
     return height, width
+
+
+def _labels(config: Config, training: Contents) -> Iterator[Suggestion]:
+    """Settings for masks whose values are not 0 to K-1, if their meaning is hardly in doubt."""
+    labels, count = training.source.labels, len(training.source.classes)
+    plain = {value: value for value in range(count)} | {IGNORE_INDEX: IGNORE_INDEX}
+    if labels is None or labels.colors is not None or dict(labels.values) != plain:
+        return
+    if any(mask.found.kind == "rgb" for mask in training.masks):
+        return
+    values = {value for mask in training.masks for value in mask.found.counts}
+    if count == 2 and values == {0, IGNORE_INDEX}:
+        name = training.source.classes.names[1]
+        reason = f"the masks hold 0 and 255, and 255 would be ignored instead of '{name}'"
+        yield Suggestion("data.label_map", {"255": 1}, reason)
+    elif values - {IGNORE_INDEX} == set(range(1, count + 1)):
+        reason = f"the masks count their {count} classes from 1"
+        yield Suggestion("data.reduce_zero_label", True, reason)
 
 
 def _class_weights(config: Config, training: Contents) -> Iterator[Suggestion]:

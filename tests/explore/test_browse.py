@@ -11,6 +11,7 @@ from PIL import Image
 from fcn_jax.api import Classes, Example
 from fcn_jax.errors import ConfigError, DataError, WriteError
 from fcn_jax.explore import browse
+from fcn_jax.explore.opening import open_splits
 from tests.helpers.folders import stripes
 
 CLASSES = Classes(("bg", "road", "car"), ((0, 0, 0), (255, 0, 0), (0, 0, 255)))
@@ -59,7 +60,7 @@ def test_count_split_and_seed_choose_the_images(make, tmp_path):
 def test_training_images_come_from_the_pipeline(make):
     folder = make().fill()
     config = folder.config("data.crop_size=[16,20]", "data.flip=false")
-    source = browse.open_one(config, "train")
+    source = open_splits(config).sources["train"]
     first, second = browse._draws(config, source, 0, seed=0, draws=2)
     assert first.image.shape == (16, 20, 3)
     assert (first.mask == 255).sum() == 16 * 20 - 8 * 12, "small images are padded"
@@ -80,9 +81,10 @@ def test_mask_lies_over_the_image_with_exact_colors():
     assert pixels[0, 10].tolist() == [224, 224, 192, 255]
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 7])
-def test_images_of_any_number_of_channels_are_shown(channels):
-    image = np.random.default_rng(0).integers(0, 256, (800, 400, channels), np.uint8)
+def test_images_of_any_number_of_channels_are_shown(channels, dtype):
+    image = np.random.default_rng(0).integers(0, 256, (800, 400, channels)).astype(dtype)
     picture = decoded(browse._photo(Example("a", image, np.zeros((800, 400), np.uint8))))
     assert picture.size == (180, 360)
 

@@ -127,3 +127,12 @@ def test_one_pixel_and_one_image(make):
     folder.add("train", np.zeros((1, 1), np.uint8), noise(0, (1, 1)))
     folder.add("val", np.ones((1, 1), np.uint8), noise(1, (1, 1)))
     assert check(folder.config()).ok
+
+
+def test_other_classes_of_the_recipe_are_checked(make):
+    folder = make().fill()
+    report = check(folder.config("data.merge_classes={thing=['road','car']}"))
+    assert report.ok
+    assert report.classes.names == ("bg", "thing")
+    assert report.to_dict()["splits"]["train"]["class_pixels"] == [128, 256]
+    assert "the recipe changes the classes" in report.of("note")[0].message

@@ -13,7 +13,7 @@ from tests.helpers.folders import noise, stripes
 
 
 def read(folder, split="train"):
-    source = open_splits(folder.config())[0][split]
+    source = open_splits(folder.config()).sources[split]
     return read_split(source, source.labels)
 
 

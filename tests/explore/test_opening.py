@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from fcn_jax.errors import ConfigError, DataError
-from fcn_jax.explore.opening import dataset_of, open_one, open_splits, settings
+from fcn_jax.explore.opening import dataset_of, open_splits, settings
 from fcn_jax.recipes import read_recipe
 from tests.helpers.folders import stripes
 
@@ -44,7 +44,8 @@ def test_rejects_what_is_neither_a_recipe_nor_a_folder(tmp_path):
 def test_opens_splits_that_the_recipe_does_not_name(make):
     folder = make().fill()
     folder.add("extra", stripes(0))
-    sources, errors = open_splits(folder.config())
+    opened = open_splits(folder.config())
+    sources, errors = opened.sources, opened.errors
     assert {name: len(source) for name, source in sources.items()} == {
         "train": 4,
         "val": 2,
@@ -55,7 +56,8 @@ def test_opens_splits_that_the_recipe_does_not_name(make):
 
 def test_split_that_cannot_be_opened_does_not_hide_the_others(make):
     folder = make().fill()
-    sources, errors = open_splits(folder.config("data.val_split=test"))
+    opened = open_splits(folder.config("data.val_split=test"))
+    sources, errors = opened.sources, opened.errors
     assert list(sources) == ["train", "val"]
     assert "has no split 'test'" in errors["test"]
 
@@ -70,9 +72,9 @@ def test_images_of_more_than_8_bits_are_scaled_alike(make):
     for split, largest in (("train", 4000), ("val", 100)):
         (path,) = (folder.root / "images" / split).iterdir()
         Image.fromarray(np.full((8, 12), largest, np.uint16)).save(path)
-    sources, _ = open_splits(folder.config())
-    values = {n: int(s.decode(s[0]).image.max()) for n, s in sources.items()}
+    opened = open_splits(folder.config())
+    values = {n: int(s.decode(s[0]).image.max()) for n, s in opened.sources.items()}
     assert values == {"train": round(4000 * 255 / 4095), "val": round(100 * 255 / 4095)}
-    assert any("read as 12 bits" in note for note in sources["val"].notes)
-    alone = open_one(folder.config(), "val")
+    assert any("read as 12 bits" in note for note in opened.notes)
+    alone = open_splits(folder.config(), "val").sources["val"]
     assert alone.decode(alone[0]).image.max() == round(100 * 255 / 255)

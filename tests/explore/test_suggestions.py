@@ -27,6 +27,29 @@ def test_nothing_is_suggested_for_settings_that_fit(make):
     assert suggested(make().fill()) == {}
 
 
+@pytest.mark.parametrize(
+    ("classes", "values", "key", "value"),
+    [
+        ("bg\nroad\n", (0, 255), "data.label_map", {"255": 1}),
+        ("bg\nroad\ncar\n", (1, 2, 3, 255), "data.reduce_zero_label", True),
+    ],
+)
+def test_labels_for_masks_with_other_values(make, classes, values, key, value):
+    folder = make(classes)
+    for split in ("train", "train", "val"):
+        folder.add(split, stripes(*values))
+    found = suggested(folder)
+    assert found.keys() == {key}
+    assert found[key].value == value
+    option = shlex.split(found[key].option)[1]
+    report = check(folder.config(option))
+    assert report.ok
+    assert report.suggestions == ()
+    assert report.to_dict()["splits"]["train"]["class_pixels"] == [192 // len(values)] * (
+        classes.count("\n")
+    )
+
+
 def test_class_weights_for_skewed_classes(make):
     rare = stripes(0)
     rare[0, 0] = 1
