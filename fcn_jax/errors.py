@@ -30,6 +30,23 @@ class DamagedError(DataError):
     """The contents of an image or mask file are truncated or corrupt."""
 
 
+class SizeMismatchError(DataError):
+    """An image and its mask differ in size."""
+
+
+class UnknownSplitError(DataError):
+    """A dataset has no split of this name.
+
+    Attributes:
+        available: the names of its splits.
+    """
+
+    def __init__(self, message: str, available: Iterable[str] = ()) -> None:
+        """Take the message and the names of the splits that exist."""
+        super().__init__(message)
+        self.available = tuple(available)
+
+
 class CheckpointError(FcnJaxError):
     """A run or checkpoint is missing, incomplete, or of another model."""
 

@@ -25,6 +25,7 @@ ORDER = (
     "data",
     "convert",
     "eval",
+    "explore",
     "train",
     "verify",
     "plugins.testing",

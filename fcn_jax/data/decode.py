@@ -20,7 +20,7 @@ from fcn_jax.data.labels.mask_labels import to_labels
 from fcn_jax.data.labels.mask_values import StoredMask
 from fcn_jax.data.transforms import resize_image, resize_mask
 from fcn_jax.data.value_range import Scaling, scaled
-from fcn_jax.errors import DamagedError, DataError
+from fcn_jax.errors import DamagedError, DataError, SizeMismatchError
 from fcn_jax.plugins.api import Example, Record
 
 _REDUCTIONS = ((1 / 16, 8), (1 / 6, 4), (1 / 2, 2))
@@ -131,7 +131,8 @@ def decode_record(
 
     Raises:
         DamagedError: as for `read_image` and `read_mask`.
-        DataError: as for `read_image` and `read_mask`; or the two differ in size.
+        SizeMismatchError: the two differ in size.
+        DataError: as for `read_image` and `read_mask`.
     """
     image_name = name_of(record.image, f"image of {record.id}")
     mask_name = name_of(record.mask, f"mask of {record.id}")
@@ -149,7 +150,7 @@ def decode_record(
     size = whole[::-1] if orientation.swaps_sides(image_turn) else whole
     mask_size = stored.values.shape[:2]
     if size != mask_size:
-        raise DataError(
+        raise SizeMismatchError(
             f"{mask_name}: the mask is {_wide_by_high(mask_size)} (width x height) but its image "
             f"{record.id} is {_wide_by_high(size)}; "
             f"{_why_sizes_differ(size, image_turn, mask_size, mask_turn)}"

@@ -101,7 +101,7 @@ def inspect(
     }
     every = [mask for of_split in masks.values() for mask in of_split]
     each = {
-        split: [_class_pixels(mask, len(names)) for mask in of_split]
+        split: [class_pixels(mask, len(names)) for mask in of_split]
         for split, of_split in masks.items()
     }
     none = np.zeros(len(names) + 1, np.int64)
@@ -120,11 +120,11 @@ def inspect(
     if problems:
         raise DataError("; ".join(problems))
     notes = [note for split in splits for note in _skip_notes(split, seen[split], splits[split])]
-    notes += _reading_notes(every, labels)
+    notes += reading_notes(every, labels)
     if training is not None:
         notes += mask_checks.doubts(every, names)
         for split in splits:
-            notes += _split_notes(split, counts[split], masks[split], names)
+            notes += split_notes(split, counts[split], masks[split], names)
         notes += _common_class_notes(counts, training)
     return Findings(counts, image_counts, tuple(notes))
 
@@ -177,7 +177,7 @@ def _broken(seen: Mapping[str, Sequence[_Seen]]) -> list[str]:
     return [count + listing(problems, separator="; ")]
 
 
-def _class_pixels(mask: Mask, num_classes: int) -> np.ndarray:
+def class_pixels(mask: Mask, num_classes: int) -> np.ndarray:
     """i64[K+1], the number of pixels of each class, and of void."""
     pixels = np.zeros(num_classes + 1, np.int64)
     for value, label in mask.reading.labels.items():
@@ -198,7 +198,8 @@ def _skip_notes(split: str, seen: Sequence[_Seen], source: Source) -> list[str]:
     return notes
 
 
-def _reading_notes(masks: Sequence[Mask], labels: LabelMap) -> list[str]:
+def reading_notes(masks: Sequence[Mask], labels: LabelMap) -> list[str]:
+    """Notes on masks that are read by another rule than the class list suggests."""
     by_value = [mask.found.kind for mask in masks if mask.reading.rule == "value"]
     gray, indexed = by_value.count("gray"), by_value.count("indexed")
     flattened = sum(mask.found.flattened for mask in masks)
@@ -218,9 +219,17 @@ def _reading_notes(masks: Sequence[Mask], labels: LabelMap) -> list[str]:
     return notes
 
 
-def _split_notes(
+def split_notes(
     split: str, pixels: np.ndarray, masks: Sequence[Mask], names: Sequence[str]
 ) -> list[str]:
+    """Notes on the labels of a split: absent classes, much void, masks that are all void.
+
+    Args:
+        split: its name.
+        pixels: i64[K+1], the number of pixels of each class, and of void.
+        masks: its masks.
+        names: the names of the classes.
+    """
     notes = []
     absent = [name for name, count in zip(names, pixels.tolist(), strict=False) if not count]
     if len(absent) == len(names) - 1:

@@ -104,18 +104,10 @@ def open_splits(
         overlap.refuse_overlaps(sources, names[0])
     sources = {name: relabeled(source, remap or Remap()) for name, source in sources.items()}
     notes = [note for source in sources.values() for note in source.notes]
-    if value_range is None and keep_stored:
-        value_range = ranges.stored(sources.values())
-    if value_range is None:
-        with Progress("reading bit depths", sum(map(len, sources.values()))) as progress:
-            value_range = ranges.assumed(
-                _images(sources.values()), progress=progress.update, channels=channels
-            )
-        if value_range.note:
-            notes.append(f"{value_range.note}; data.value_range sets another range")
-    sources = {
-        name: ranges.with_range(source, value_range, channels) for name, source in sources.items()
-    }
+    sources, value_range, more_notes = scaled(
+        sources, value_range, channels=channels, keep_stored=keep_stored
+    )
+    notes += more_notes
     identity = _identity(sources[names[0]])
     if damaged == "skip":
         for name, source in sources.items():
@@ -136,6 +128,48 @@ def open_splits(
         found.counts[names[0]][:-1],
         found.image_counts[names[0]],
     )
+
+
+def scaled(
+    sources: Mapping[str, Source],
+    value_range: Scaling | None,
+    *,
+    channels: int = 3,
+    keep_stored: bool = False,
+    skip_faulty: bool = False,
+) -> tuple[dict[str, Source], Scaling, list[str]]:
+    """Give all sources of a dataset the same scaling of images.
+
+    Args:
+        sources: sources by the name of their split.
+        value_range: see `open_splits`.
+        channels: see `open_splits`.
+        keep_stored: see `open_splits`.
+        skip_faulty: see `fcn_jax.data.value_range.assumed`.
+
+    Returns:
+        The sources, their scaling, and notes on what was assumed.
+
+    Raises:
+        DataError, ConfigError: as in `open_splits`.
+    """
+    notes = []
+    if value_range is None and keep_stored:
+        value_range = ranges.stored(sources.values())
+    if value_range is None:
+        with Progress("reading bit depths", sum(map(len, sources.values()))) as progress:
+            value_range = ranges.assumed(
+                _images(sources.values()),
+                progress=progress.update,
+                skip_faulty=skip_faulty,
+                channels=channels,
+            )
+        if value_range.note:
+            notes.append(f"{value_range.note}; data.value_range sets another range")
+    changed = {
+        name: ranges.with_range(source, value_range, channels) for name, source in sources.items()
+    }
+    return changed, value_range, notes
 
 
 def _identity(source: Source) -> dict[str, Any]:

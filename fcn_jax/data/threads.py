@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -33,9 +33,14 @@ def on_threads(
         progress: called with the number of items that are done, and the number of all.
     """
     results: list[Result] = []
+    for result in each_on_threads(function, items):
+        results.append(result)
+        progress(len(results), len(items))
+    return results
+
+
+def each_on_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+    """Yield the results of `on_threads` one after the other, and keep few of them in memory."""
     with ThreadPoolExecutor(thread_count()) as pool:
         for start in range(0, len(items), _PORTION):
-            for result in pool.map(function, items[start : start + _PORTION]):
-                results.append(result)
-                progress(len(results), len(items))
-    return results
+            yield from pool.map(function, items[start : start + _PORTION])

@@ -15,7 +15,7 @@ from fcn_jax.runtime.atomic import replacing
 RESULT = "fcn_jax predict"
 """Value of the PNG text `Software` in masks and overlays."""
 
-_IGNORED_COLOR = (224, 224, 192)
+IGNORED_COLOR = (224, 224, 192)
 """The color of VOC's void class."""
 
 
@@ -30,7 +30,7 @@ def colorize(mask: np.ndarray, classes: Classes) -> np.ndarray:
     """Color a mask: u8[H,W] -> u8[H,W,3]. Ignored pixels get the color of VOC's void class."""
     table = np.zeros((256, 3), np.uint8)
     table[: len(classes)] = classes.palette
-    table[IGNORE_INDEX] = _IGNORED_COLOR
+    table[IGNORE_INDEX] = IGNORED_COLOR
     return table[mask]
 
 
@@ -55,11 +55,34 @@ def overlay(
     if classes.palette[0] == (0, 0, 0):
         share[mask == 0] = 0
     mixed = image * (1 - share[..., None]) + colors * share[..., None]
+    mixed[_edges(mask)] = 255
+    return mixed.round().astype(np.uint8)
+
+
+def layer(mask: np.ndarray, classes: Classes) -> np.ndarray:
+    """Return the colors and outlines of `overlay` as a picture to lay over an image.
+
+    Args:
+        mask: u8[H,W].
+        classes: names and colors.
+
+    Returns:
+        u8[H,W,4], RGBA; opaque except for class 0 if its color is black.
+    """
+    alpha = np.full(mask.shape, 255, np.uint8)
+    if classes.palette[0] == (0, 0, 0):
+        alpha[mask == 0] = 0
+    picture = np.dstack([colorize(mask, classes), alpha])
+    picture[_edges(mask)] = 255
+    return picture
+
+
+def _edges(mask: np.ndarray) -> np.ndarray:
+    """bool[H,W], the pixels whose left or upper neighbor has another label."""
     edge = np.zeros(mask.shape, bool)
     edge[:, 1:] |= mask[:, 1:] != mask[:, :-1]
     edge[1:] |= mask[1:] != mask[:-1]
-    mixed[edge] = 255
-    return mixed.round().astype(np.uint8)
+    return edge
 
 
 def panel(
@@ -75,7 +98,7 @@ def _legend(labels: np.ndarray, classes: Classes, width: int) -> np.ndarray:
     entries = [
         (classes.names[label], classes.palette[label])
         if label < len(classes)
-        else ("ignored", _IGNORED_COLOR)
+        else ("ignored", IGNORED_COLOR)
         for label in labels
     ]
     line, swatch, gap = 16, 10, 6

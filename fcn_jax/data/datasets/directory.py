@@ -22,7 +22,7 @@ from fcn_jax.data.decode import decode_record
 from fcn_jax.data.labels.label_map import LabelMap, as_label_map
 from fcn_jax.data.source import Source
 from fcn_jax.data.value_range import Scaling
-from fcn_jax.errors import DataError, did_you_mean, listing
+from fcn_jax.errors import DataError, UnknownSplitError, did_you_mean, listing
 from fcn_jax.plugins.api import Classes, Example, Record
 
 __all__ = [
@@ -209,8 +209,8 @@ def check_split(split: str, available: Iterable[str], where: Path) -> None:
     """Check that a split exists.
 
     Raises:
-        DataError: it does not exist. The message names the splits that do, and a setting to use one
-            with a similar meaning.
+        UnknownSplitError: it does not exist. The message names the splits that do, and a setting
+            to use one with a similar meaning.
     """
     names = list(available)
     if split in names:
@@ -221,4 +221,6 @@ def check_split(split: str, available: Iterable[str], where: Path) -> None:
         if split.lower() in words and near:
             value = near[0] if re.fullmatch(r"[\w.-]+", near[0]) else f"'{near[0]}'"
             advice = f" To use '{near[0]}', pass --set {setting}={value}"
-    raise DataError(f"{where} has no split '{split}'. {did_you_mean(split, names)}{advice}")
+    raise UnknownSplitError(
+        f"{where} has no split '{split}'. {did_you_mean(split, names)}{advice}", names
+    )

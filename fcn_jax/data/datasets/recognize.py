@@ -23,18 +23,23 @@ _FINDERS: dict[str, tuple[str, Callable[[Path], object | None]]] = {
 come first."""
 
 
-def looks_like(root: Path, without: str = "") -> str:
-    """A phrase such as "data looks like CamVid: use the dataset camvid"; empty if nothing is known.
+def recognize(root: Path, without: str = "") -> str | None:
+    """The registered dataset whose layout a folder has; None if nothing is known.
 
     Args:
         root: the folder.
         without: a dataset that is known not to fit.
     """
-    for name, (title, find) in _FINDERS.items():
+    for name, (_, find) in _FINDERS.items():
         try:
-            found = name != without and find(root) is not None
+            if name != without and find(root) is not None:
+                return name
         except DataError:  # a folder cannot be read
-            return ""
-        if found:
-            return f"{root} looks like {title}: use the dataset {name}"
-    return ""
+            return None
+    return None
+
+
+def looks_like(root: Path, without: str = "") -> str:
+    """A phrase such as "data looks like CamVid: use the dataset camvid"; see `recognize`."""
+    name = recognize(root, without)
+    return f"{root} looks like {_FINDERS[name][0]}: use the dataset {name}" if name else ""

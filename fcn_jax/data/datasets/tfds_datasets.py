@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from fcn_jax.data.datasets.directory import DirectorySource
 from fcn_jax.data.source import Source
-from fcn_jax.errors import DataError, did_you_mean
+from fcn_jax.errors import DataError, UnknownSplitError, did_you_mean
 from fcn_jax.plugins.api import Dataset, Record
 from fcn_jax.runtime import cache
 
@@ -124,8 +124,9 @@ def _open(builder_class: Any, root: Path | None, split: str) -> Source:
         records: Any = builder.as_data_source(split, decoders={"image": skip, "mask": skip})
     except (ValueError, AssertionError) as error:
         available = did_you_mean(split, builder.info.splits)
-        raise DataError(
-            f"{builder.data_path}: no split '{split}' ({str(error).splitlines()[0]}). {available}"
+        raise UnknownSplitError(
+            f"{builder.data_path}: no split '{split}' ({str(error).splitlines()[0]}). {available}",
+            builder.info.splits,
         ) from error
     if not len(records):
         raise DataError(

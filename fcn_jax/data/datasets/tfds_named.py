@@ -36,7 +36,7 @@ from fcn_jax.data.labels.label_map import LabelMap
 from fcn_jax.data.labels.palette import voc_palette
 from fcn_jax.data.source import Source
 from fcn_jax.data.threads import on_threads
-from fcn_jax.errors import ConfigError, DataError, did_you_mean, listing
+from fcn_jax.errors import ConfigError, DataError, UnknownSplitError, did_you_mean, listing
 from fcn_jax.plugins.api import IGNORE_INDEX, Classes, Dataset, Record
 from fcn_jax.runtime import cache
 from fcn_jax.runtime.progress import Progress
@@ -240,9 +240,10 @@ def _records(builder: Any, split: str, image: str, mask: str) -> NamedRecords:
             f"need TensorFlow; {_BUILD.format(builder.name)}, another folder"
         ) from error
     except (ValueError, AssertionError) as error:
-        raise DataError(
+        raise UnknownSplitError(
             f"{where}: no split '{split}' ({_line(error)}). "
-            f"{did_you_mean(split, builder.info.splits)}"
+            f"{did_you_mean(split, builder.info.splits)}",
+            builder.info.splits,
         ) from error
     if not len(stored):
         raise DataError(f"{where}: split '{split}' holds no images; widen the split")
