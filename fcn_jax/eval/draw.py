@@ -15,7 +15,7 @@ from fcn_jax.runtime.atomic import replacing
 RESULT = "fcn_jax predict"
 """Value of the PNG text `Software` in masks and overlays."""
 
-_IGNORED_COLOR = (224, 224, 192)
+IGNORED_COLOR = (224, 224, 192)
 """The color of VOC's void class."""
 
 
@@ -30,7 +30,7 @@ def colorize(mask: np.ndarray, classes: Classes) -> np.ndarray:
     """Color a mask: u8[H,W] -> u8[H,W,3]. Ignored pixels get the color of VOC's void class."""
     table = np.zeros((256, 3), np.uint8)
     table[: len(classes)] = classes.palette
-    table[IGNORE_INDEX] = _IGNORED_COLOR
+    table[IGNORE_INDEX] = IGNORED_COLOR
     return table[mask]
 
 
@@ -75,7 +75,7 @@ def _legend(labels: np.ndarray, classes: Classes, width: int) -> np.ndarray:
     entries = [
         (classes.names[label], classes.palette[label])
         if label < len(classes)
-        else ("ignored", _IGNORED_COLOR)
+        else ("ignored", IGNORED_COLOR)
         for label in labels
     ]
     line, swatch, gap = 16, 10, 6
