@@ -28,6 +28,7 @@ ORDER = (
     "convert",
     "eval",
     "train",
+    "report",
     "verify",
     "plugins.testing",
     "plugins.scaffold",
