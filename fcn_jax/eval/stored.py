@@ -56,7 +56,7 @@ class ImageScore:
     def of(cls, example: Example, prediction: np.ndarray) -> ImageScore:
         """Score a predicted mask u8[H,W]."""
         valid = example.mask != IGNORE_INDEX
-        largest = max(example.mask[valid].max(initial=0), prediction.max(initial=0))
+        largest = max(example.mask.max(where=valid, initial=0), prediction.max(initial=0))
         matrix = ConfusionMatrix(int(largest) + 1)
         matrix.add(example.mask, prediction)
         scores = matrix.scores()
