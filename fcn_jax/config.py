@@ -322,7 +322,7 @@ class EvalConfig(Section):
     """
 
 
-class WandbConfig(_Section):
+class WandbConfig(Section):
     """Weights & Biases."""
 
     project: str
@@ -337,7 +337,7 @@ class WandbConfig(_Section):
     """Tags."""
 
 
-class LogConfig(_Section):
+class LogConfig(Section):
     """Where training writes its scalars and pictures, in addition to the run directory."""
 
     tensorboard: Flag = False

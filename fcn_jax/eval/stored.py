@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from fcn_jax import checkpoint
+from fcn_jax.data.images.picture import as_rgb
 from fcn_jax.errors import WriteError
 from fcn_jax.eval.draw import colorize
 from fcn_jax.eval.evaluation import Evaluation
@@ -93,7 +94,9 @@ class ImageScores:
         is_worst = len(self._worst) < self._keep or order < self._worst[-1].order
         if is_best or is_worst:
             masks = (_smaller(mask, cv2.INTER_NEAREST) for mask in (example.mask, prediction))
-            picture = _Picture(score, order, _smaller(_rgb(example.image), cv2.INTER_AREA), *masks)
+            picture = _Picture(
+                score, order, _smaller(as_rgb(example.image), cv2.INTER_AREA), *masks
+            )
             for kept, belongs, largest_first in (
                 (self._best, is_best, True),
                 (self._worst, is_worst, False),
@@ -203,14 +206,3 @@ def _smaller(array: np.ndarray, interpolation: int) -> np.ndarray:
         return array.copy()  # not a view of a large batch
     size = max(round(width * scale), 1), max(round(height * scale), 1)
     return np.asarray(cv2.resize(array, size, interpolation=interpolation))
-
-
-def _rgb(image: np.ndarray) -> np.ndarray:
-    """Return an image of any channels as u8[H,W,3]: the first three, or the first one, gray."""
-    image = image.reshape(*image.shape[:2], -1)
-    image = image[..., :3] if image.shape[2] >= 3 else np.repeat(image[..., :1], 3, axis=2)
-    if image.dtype != np.uint8:
-        low, high = np.nanmin(image), np.nanmax(image)
-        scaled = (image.astype(np.float32) - low) * (255 / ((high - low) or 1))
-        image = np.nan_to_num(scaled).astype(np.uint8)
-    return np.ascontiguousarray(image)

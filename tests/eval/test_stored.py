@@ -10,6 +10,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from fcn_jax.api import IGNORE_INDEX, Classes, Example
+from fcn_jax.data.images.picture import as_rgb
 from fcn_jax.errors import WriteError
 from fcn_jax.eval import stored
 from fcn_jax.eval.evaluation import Evaluation
@@ -110,16 +111,14 @@ def test_stored_pictures_replace_earlier_ones_and_are_small(tmp_path):
     assert mask.getpixel((0, 0)) == (0, 0, 0, 0), "the black background is transparent"
 
 
-@pytest.mark.parametrize(("channels", "dtype"), [(1, np.uint8), (4, np.uint8), (5, np.float32)])
-def test_images_of_other_channels_are_shown(tmp_path, channels, dtype):
+@pytest.mark.parametrize("channels", [1, 4, 5])
+def test_images_of_other_channels_are_shown(tmp_path, channels):
     images, truth = stored.ImageScores(), np.zeros((4, 6), np.uint8)
-    image = np.linspace(0, 1, 4 * 6 * channels).reshape(4, 6, channels)
-    scaled = image if dtype == np.float32 else image * 255
-    images.add(Example("a", scaled.astype(dtype), truth), truth)
+    image = np.linspace(0, 1, 4 * 6 * channels, dtype=np.float32).reshape(4, 6, channels)
+    images.add(Example("a", image, truth), truth)
     images.store(tmp_path, evaluation(1))
     shown = np.asarray(Image.open(tmp_path / "0.jpg")).astype(int)
-    expected = np.repeat(image, 3, 2)[..., :3] if channels < 3 else image[..., :3]
-    assert np.abs(shown - 255 * expected).max() < 40, "JPEG"
+    assert np.abs(shown - as_rgb(image)).max() < 40, "JPEG"
 
 
 def run_with_checkpoint(folder):
