@@ -146,7 +146,9 @@ def _last(values: Sequence[float | None]) -> float:
 
 
 def number(value: float) -> str:
-    """Return a number with four digits, without trailing zeros."""
+    """Return a number with four digits, without trailing zeros; whole numbers in full."""
+    if value == round(value) and abs(value) < 1e7:
+        return f"{value:.0f}"
     text = f"{value:.4g}"
     if "e" in text:
         mantissa, _, power = text.partition("e")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,7 @@ def _card(run: Run) -> dict[str, Any]:
     facts = {
         "model": " + ".join(filter(None, (model.get("backbone"), model.get("head")))),
         "data": data.get("dataset"),
-        "device": ", ".join(run.versions.get("devices", ())),
+        "device": _devices(run),
         "speed": f"{charts.number(float(np.median(speeds)))} images/s" if speeds else None,
         "peak memory": f"{memory[-1]:.2f} GiB" if memory else None,
         "time": times.duration(sum(times.spent(run).values())) if run.records else None,
@@ -148,6 +149,11 @@ def _card(run: Run) -> dict[str, Any]:
         "facts": {name: fact for name, fact in facts.items() if fact},
         "problems": run.problems,
     }
+
+
+def _devices(run: Run) -> str:
+    counts = Counter(run.versions.get("devices", ()))
+    return ", ".join(f"{n} x {kind}" if n > 1 else kind for kind, n in counts.items())
 
 
 def _curves(runs: Sequence[Run]) -> list[charts.Chart]:
@@ -272,7 +278,7 @@ def _versions(runs: Sequence[Run]) -> list[tuple[str, list[str], bool]]:
     tables = []
     for run in runs:
         table = {
-            "device": ", ".join(run.versions.get("devices", ())),
+            "device": _devices(run),
             "platform": run.versions.get("platform"),
             "python": run.versions.get("python"),
             **run.versions.get("packages", {}),

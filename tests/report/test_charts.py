@@ -147,7 +147,8 @@ def test_ticks_are_round_numbers_within_the_range(low, width):
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0.123456, "0.1235"), (1e-5, "1e-5"), (120, "120"), (0.5, "0.5"), (0, "0")]
+    ("value", "text"),
+    [(0.123456, "0.1235"), (1e-5, "1e-5"), (20000, "20000"), (0.5, "0.5"), (0, "0")],
 )
 def test_numbers_are_short(value, text):
     assert charts.number(value) == text
