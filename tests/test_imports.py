@@ -27,6 +27,7 @@ ORDER = (
     "eval",
     "explore",
     "train",
+    "report",
     "verify",
     "plugins.testing",
     "plugins.scaffold",

@@ -91,9 +91,11 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 
 def _eval(args: argparse.Namespace) -> int:
+    from fcn_jax.eval import stored
     from fcn_jax.eval.evaluate import evaluate_checkpoint
     from fcn_jax.runtime import json_text
 
+    images = stored.ImageScores()
     outcome = evaluate_checkpoint(
         args.checkpoint,
         dataset=args.dataset,
@@ -106,7 +108,10 @@ def _eval(args: argparse.Namespace) -> int:
         settings=_settings(args),
         metrics=args.metrics,
         batch_size=args.batch_size,
+        each=images.add,
     )
+    if note := stored.keep(outcome, images):
+        print(f"note: {note}", file=sys.stderr)
     if args.json:
         for note in outcome.notes:
             print(f"note: {note}", file=sys.stderr)

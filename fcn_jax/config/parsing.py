@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from fcn_jax.config.augment import AUGMENT_TABLES
-from fcn_jax.config.sections import Config, EarlyStoppingConfig, ParamGroup
+from fcn_jax.config.sections import Config, EarlyStoppingConfig, ParamGroup, WandbConfig
 from fcn_jax.config.types import OrAuto, short
 from fcn_jax.errors import ConfigError, PluginError, did_you_mean
 from fcn_jax.plugins import registry
@@ -187,6 +187,7 @@ _INNER: Mapping[str, Any] = {
     "param_groups": ParamGroup,
     "early_stopping": EarlyStoppingConfig,
     **AUGMENT_TABLES,
+    "wandb": WandbConfig,
 }
 """Settings that are tables or lists of tables, and their classes."""
 

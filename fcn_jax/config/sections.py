@@ -335,6 +335,34 @@ class EvalConfig(Section):
     """
 
 
+class WandbConfig(Section):
+    """Weights & Biases."""
+
+    project: str
+    """Project."""
+    entity: str | None = None
+    """User or team. If not set, your default one."""
+    name: str | None = None
+    """Name of the run. If not set, that of the run directory."""
+    group: str | None = None
+    """Group of runs."""
+    tags: tuple[str, ...] = ()
+    """Tags."""
+
+
+class LogConfig(Section):
+    """Where training writes its scalars and pictures, in addition to the run directory."""
+
+    tensorboard: Flag = False
+    """Write event files for TensorBoard, to tensorboard/ in the run directory. Needs pip install
+    'fcn-jax[tensorboard]'.
+    """
+    histograms_every_steps: CountOrZero = 0
+    """Steps between histograms of all parameters; 0 for none."""
+    wandb: WandbConfig | None = None
+    """Send to Weights & Biases, such as { project = "streets" }. Needs pip install wandb."""
+
+
 def _without_num_classes(table: Any) -> Any:
     if isinstance(table, Mapping) and "num_classes" in table:
         raise ValueError("leave out num_classes, which comes from the dataset")
@@ -357,6 +385,7 @@ class Config(Section):
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
+    log: LogConfig = LogConfig()
 
     @field_serializer("model")
     def _model_table(self, model: ModelSpec) -> dict[str, Any]:

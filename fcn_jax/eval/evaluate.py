@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,7 @@ def evaluate(
     batch_size: int | None = None,
     exact_sizes: bool = False,
     workers: int = 0,
+    each: Callable[[Example, np.ndarray], None] | None = None,
 ) -> Evaluation:
     """Score a model on a source.
 
@@ -91,6 +92,7 @@ def evaluate(
         batch_size: see `Predictor`.
         exact_sizes: run every image at its own size; see `fcn_jax.eval.padding`.
         workers: processes that decode; 0 uses threads of this process.
+        each: called with each scored example and its predicted mask u8[H,W].
 
     Raises:
         ConfigError: a protocol or metric is unknown, the model has another number of classes than
@@ -121,7 +123,11 @@ def evaluate(
             f"{len(source.classes)}"
         )
     meter = Meter(len(source.classes), metrics)
-    images = sum(1 for _ in score_each(predictor, source, meter, workers=workers))
+    images = 0
+    for example, mask in score_each(predictor, source, meter, workers=workers):
+        images += 1
+        if each is not None:
+            each(example, mask)
     require_images(images, len(source), predictor.protocol)
     scores = meter.scores()
     return Evaluation(
@@ -161,6 +167,7 @@ def evaluate_checkpoint(
     settings: Mapping[str, Any] | None = None,
     metrics: Sequence[str] | None = None,
     batch_size: int | None = None,
+    each: Callable[[Example, np.ndarray], None] | None = None,
 ) -> Evaluation:
     """Score a run or checkpoint on a split.
 
@@ -180,6 +187,7 @@ def evaluate_checkpoint(
         settings: settings of the protocol; others are those of the recipe.
         metrics: as in `evaluate`; those of the recipe if None.
         batch_size: as in `Predictor`; that of the recipe if None.
+        each: as in `evaluate`.
 
     Raises:
         CheckpointError: the path is not a checkpoint, its classes differ from the dataset's, or it
@@ -241,7 +249,8 @@ def evaluate_checkpoint(
         devices=jax.devices(),
         weights=weights,
     )
-    found = evaluate(predictor, source, metrics=extra.metrics if metrics is None else metrics)
+    names = extra.metrics if metrics is None else metrics
+    found = evaluate(predictor, source, metrics=names, each=each)
     return dataclasses.replace(
         found,
         checkpoint=directory,

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 from flax import nnx
@@ -29,7 +30,7 @@ from fcn_jax.runtime import atomic, versions
 from fcn_jax.runtime.compiler import compiler_options
 from fcn_jax.runtime.memory import peak_memory, trim_malloc
 from fcn_jax.runtime.progress import Progress
-from fcn_jax.train import auto, groups, losses, optim, sharding
+from fcn_jax.train import auto, groups, logs, losses, optim, sharding
 from fcn_jax.train import step as train_step
 from fcn_jax.train.early_stopping import EarlyStopping
 from fcn_jax.train.ending import after_a_step, before_any_step
@@ -77,10 +78,10 @@ class Result:
 def train(config: Config, run: str | Path, *, resume: bool = False) -> Result:
     """Train a model.
 
-    Writes `config.json`, `versions.json`, `parameters.json`, `metrics.jsonl`, `checkpoints/` and
-    `samples/` to the run directory, which is made once the training step is compiled. Whatever ends
-    the run after its first step, the work up to the last completed step is saved if possible; the
-    error says so.
+    Writes `config.json`, `versions.json`, `parameters.json`, `metrics.jsonl`, `checkpoints/`,
+    `samples/` and `evaluations/` to the run directory, which is made once the training step is
+    compiled. Whatever ends the run after its first step, the work up to the last completed step is
+    saved if possible; the error says so.
 
     Training runs in one process, on all of its devices.
 
@@ -111,9 +112,11 @@ def train(config: Config, run: str | Path, *, resume: bool = False) -> Result:
 def _train(
     config: Config, run: Path, resume: bool, stop: StopRequest, held: contextlib.ExitStack
 ) -> Result:
+    entered = time.perf_counter()
     directory = held.enter_context(RunDirectory(run))
     if resume:
         config = auto.as_recorded(config, run)
+    logs.require_installed(config.log)
     claim(run, config, resume)
     # What is wrong is rejected here, because preparing the data may take a while.
     require_valid(config)
@@ -293,11 +296,20 @@ def _train(
     records = Records(run / "metrics.jsonl", start, evaluate_again=evaluate_first)
     stopping = EarlyStopping.read(config, run, start)
     held.callback(records.close)
-    records.write(step=start, event="compile", compile_seconds=compile_seconds)
+    log = held.enter_context(
+        logs.start(config, run, start, evaluate_again=evaluate_first, say=progress.say)
+    )
+    records.write(
+        step=start,
+        event="compile",
+        time=time.time(),
+        setup_seconds=time.perf_counter() - entered - compile_seconds,
+        compile_seconds=compile_seconds,
+    )
 
     # ---------------------------------------------------------------------------------------- steps
     scores: Scores | None = None
-    validation = Validation(graphdef, random_keys, val_source, config, run, progress.say)
+    validation = Validation(graphdef, random_keys, val_source, config, run, progress.say, log)
     other_protocols = OtherProtocols(graphdef, random_keys, val_source, config, progress.say)
     speed = Speed(data.batch_size, start)
     # On CPUs a step allocates its memory when it is dispatched, so two steps at once would take
@@ -306,11 +318,18 @@ def _train(
     one_at_a_time = jax.default_backend() == "cpu"
     scored = "raw" if config.optim.ema_decay is None else "ema"  # the weights that are evaluated
 
+    def write(**record: Any) -> None:
+        records.write(**record)
+        log.record(record)
+
     def save_now() -> None:
         nonlocal saved
+        began = time.perf_counter()
         reached.require_finite(run)
         saved = reached.number  # a save that fails is not tried twice
         reached.save(checkpoints, spec)
+        seconds = time.perf_counter() - began  # the files are written during the next steps
+        records.write(step=saved, event="checkpoint", seconds=seconds)
 
     def evaluate_now() -> None:
         nonlocal scores
@@ -320,7 +339,7 @@ def _train(
         if found is None or others is None:
             return
         scores, seconds = found, time.perf_counter() - began
-        records.write(
+        write(
             step=number,
             event="val",
             epoch=number / epoch_steps,
@@ -372,7 +391,7 @@ def _train(
             if number % config.train.log_every_steps == 0 or number == total_steps:
                 loss = reached.loss(run, reached.state)
                 figures, by_loss = speed.figures(number), metrics.get("losses", {})
-                records.write(
+                write(
                     step=number,
                     event="train",
                     epoch=number / epoch_steps,
@@ -390,12 +409,15 @@ def _train(
             # --------------------------------------------------------------- checkpoint, evaluation
             # The checkpoint comes first, so that an error in an evaluation costs no training.
             every = config.train.checkpoint_every_steps
-            if evaluation_is_due(number):
-                with speed.paused():
+            histograms = config.log.histograms_every_steps
+            with speed.paused():
+                if evaluation_is_due(number):
                     save_now()
                     evaluate_now()
-            elif every and number % every == 0:
-                save_now()
+                elif every and number % every == 0:
+                    save_now()
+                if histograms and number % histograms == 0:
+                    log.histograms(number, reached.state.params)
 
         # -------------------------------------------------------------------------------------- end
         if reached.number > saved:
@@ -403,13 +425,21 @@ def _train(
         checkpoints.finish()
         if stopping.is_over:
             progress.say(f"early stopping after step {reached.number}: {stopping}")
+        is_over = reached.number >= total_steps or stopping.is_over
+        finished = is_over and checkpoint.is_evaluated(run, reached.number)
+        stopped_by = stop.signal.name if stop.signal and not finished else None
+        records.write(
+            step=reached.number,
+            event="end",
+            finished=finished,
+            stopped_by=stopped_by,
+            early=stopping.is_over,
+            seconds=time.perf_counter() - entered,
+        )
     except BaseException as error:
         if reached.number == 0:
             raise before_any_step(error) from error
         problem = save_after_error(checkpoints, reached, saved, spec)
         latest = checkpoints.latest_step()
         raise after_a_step(error, run, reached.number, latest, problem) from error
-    is_over = reached.number >= total_steps or stopping.is_over
-    finished = is_over and checkpoint.is_evaluated(run, reached.number)
-    stopped_by = stop.signal.name if stop.signal and not finished else None
     return Result(run, reached.number, scores, stopped_by, checkpoints.latest_step())

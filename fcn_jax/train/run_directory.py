@@ -27,9 +27,13 @@ _WRITTEN = frozenset(
         "checkpoints",
         "samples",
         "nonfinite",
+        "evaluations",
+        "tensorboard",
+        "wandb",
+        "wandb.json",
     }
 )
-_LEFTOVER = re.compile(r"\.(config|versions|parameters|metrics)\.[0-9a-f]{8}\.jsonl?")
+_LEFTOVER = re.compile(r"\.(config|versions|parameters|metrics|wandb)\.[0-9a-f]{8}\.jsonl?")
 """Temporary files of `fcn_jax.runtime.atomic` that a killed process left."""
 _ANOTHER = "name another directory with --workdir"
 

@@ -139,6 +139,9 @@ _FREE = frozenset(
         "train.num_visualizations",
         "train.checkpoint_every_steps",
         "train.early_stopping",
+        "log.tensorboard",
+        "log.histograms_every_steps",
+        "log.wandb",
     }
 )
 """Settings that may change when a run is resumed: none of them changes what a step computes."""

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
 import numpy as np
 from flax import nnx
 
+from fcn_jax import checkpoint
 from fcn_jax.config import Config
 from fcn_jax.data.images.picture import as_rgb
 from fcn_jax.data.source import Source
 from fcn_jax.errors import WriteError
-from fcn_jax.eval import draw
+from fcn_jax.eval import draw, stored
 from fcn_jax.eval.evaluate import choose_multiple, require_images, score_each
+from fcn_jax.eval.evaluation import Evaluation
 from fcn_jax.eval.meter import Meter, check_metrics
 from fcn_jax.eval.metrics import Scores
 from fcn_jax.eval.predictor import Predictor
 from fcn_jax.eval.protocols import choose
 from fcn_jax.plugins.api import Example
+from fcn_jax.train.logs import Logs
 from fcn_jax.train.signals import StopRequest
 from fcn_jax.train.step import TrainState
 
@@ -38,6 +42,7 @@ class Validation:
         config: settings.
         run: run directory, to which pictures are written.
         say: prints a line.
+        logs: receives the pictures.
     """
 
     graphdef: nnx.GraphDef
@@ -46,13 +51,21 @@ class Validation:
     config: Config
     run: Path
     say: Callable[[str], None]
+    logs: Logs
     _predictor: Predictor | None = None
-    _draws: bool = True
+    _writes: bool = True
 
     def __post_init__(self) -> None:
         """Raises `ConfigError` if the section `eval` of the recipe is wrong."""
         self._protocol = choose(recipe=self.config)
         check_metrics(self.config.eval.metrics)
+        earlier = (table for folder, table in stored.read(self.run) if folder == self._folder)
+        self._best = max((table["miou"] or 0.0 for table in earlier), default=-math.inf)
+
+    @property
+    def _folder(self) -> Path:
+        """The folder of the best evaluation."""
+        return self.run / stored.FOLDER / stored.TRAINING
 
     def scores(self, number: int, state: TrainState, stop: StopRequest) -> Scores | None:
         """Score the state after step `number`, and draw the first images; None if stopped.
@@ -76,24 +89,58 @@ class Validation:
         meter = Meter(len(self.source.classes), self.config.eval.metrics)
         workers = self.config.data.num_workers
         found = score_each(self._predictor, self.source, meter, workers=workers)
-        images = 0
+        images, each, pictures = 0, stored.ImageScores(), {}
         with contextlib.closing(found) as examples:
             for index, (example, mask) in enumerate(examples):
+                each.add(example, mask)
                 if index < self.config.train.num_visualizations:
-                    self._draw(number, example, mask)
+                    pictures[example.id] = self._draw(number, example, mask)
                 if stop.signal:
                     return None
                 images += 1
         require_images(images, len(self.source), self._protocol)
-        return meter.scores()
+        scores = meter.scores()
+        self.logs.images(number, pictures)
+        self._keep_best(number, scores, each, images, "raw" if state.ema is None else "ema")
+        return scores
 
-    def _draw(self, number: int, example: Example, mask: np.ndarray) -> None:
-        """Write a picture. The first failure is a warning; it does not end the training."""
+    def _keep_best(
+        self, number: int, scores: Scores, each: stored.ImageScores, images: int, weights: str
+    ) -> None:
+        """Store the evaluation, with its pictures, if none was better."""
+        miou = 0.0 if math.isnan(scores.miou) else scores.miou
+        if miou < self._best:
+            return
+        self._best = miou
+        evaluation = Evaluation(
+            checkpoint=self.run / checkpoint.STEPS / str(number),
+            dataset=self.config.data.dataset,
+            split=self.config.data.val_split,
+            images=images,
+            classes=self.source.classes,
+            scores=scores,
+            protocol=self._protocol,
+            notes=scores.notes(self.source.classes),
+            weights=weights,
+            images_skipped=len(self.source) - images,
+        )
+        with self._warning("the best evaluation in its directory"):
+            each.store(self._folder, evaluation)
+
+    def _draw(self, number: int, example: Example, mask: np.ndarray) -> np.ndarray:
+        """Write a picture, and return it."""
         folder = self.run / "samples" / f"step_{number:07d}"
         picture = draw.panel(as_rgb(example.image), example.mask, mask, self.source.classes)
-        try:
+        with self._warning("sample pictures"):
             draw.write_image(folder / f"{os.path.basename(example.id)}.png", picture)
+        return picture
+
+    @contextlib.contextmanager
+    def _warning(self, what: str) -> Iterator[None]:
+        """Turn a failure of the block into a warning. Later ones are not reported."""
+        try:
+            yield
         except (WriteError, OSError) as error:
-            if self._draws:
-                self.say(f"warning: {error}; the training goes on without sample pictures")
-            self._draws = False
+            if self._writes:
+                self.say(f"warning: {error}; the training goes on without {what}")
+            self._writes = False
