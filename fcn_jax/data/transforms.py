@@ -210,11 +210,11 @@ class Augment:
         name, image, mask = example
         tables = self.tables
         strengths = (self.brightness, self.contrast, self.saturation)
-        factors = [
+        brightness, contrast, saturation = (
             1 + strength * (2 * draw - 1) for strength, draw in zip(strengths, jitter, strict=True)
-        ]
+        )
         hue = float(random("hue").uniform(-self.hue, self.hue)) if self.hue else 0.0
-        image = jitter_colors(image, *factors, hue=hue)
+        image = jitter_colors(image, brightness, contrast, saturation, hue)
         if tables.photometric is not None:
             image = random_photometric(image, tables.photometric, random("photometric"))
         if tables.blur is not None:

@@ -269,7 +269,7 @@ def with_range(source: Source, value_range: Scaling | None, channels: int = 3) -
     """
     changes = {"value_range": value_range} | ({"channels": channels} if channels != 3 else {})
     if dataclasses.is_dataclass(source) and all(hasattr(source, name) for name in changes):
-        changed: Source = dataclasses.replace(source, **changes)  # type: ignore[type-var]
+        changed: Source = dataclasses.replace(source, **changes)
         return changed
     if isinstance(value_range, tuple):
         raise ConfigError(

@@ -150,8 +150,8 @@ def _read(source: Source, labels: LabelMap, index: int) -> _Pair:
         return _Pair(tuple(errors), name, found=found)
     height, width = example.mask.shape
     image, mask = (np.ascontiguousarray(array) for array in (example.image, example.mask))
-    digest = hashlib.blake2b(image, digest_size=16, salt=b"%dx%d" % (height, width)).digest()
-    digest += hashlib.blake2b(mask, digest_size=8).digest()
+    digest = hashlib.blake2b(image.data, digest_size=16, salt=b"%dx%d" % (height, width)).digest()
+    digest += hashlib.blake2b(mask.data, digest_size=8).digest()
     return _Pair(tuple(errors), name, (height, width), digest, found)
 
 

@@ -68,10 +68,10 @@ def preprocess_of(preprocess: Preprocess, spec: ModelSpec) -> Preprocess:
         return preprocess
     mean, std = preprocess.mean, preprocess.std
     if count == 1:
-        means, stds = (sum(mean) / RGB,), (sum(std) / RGB,)
+        mean, std = (sum(mean) / RGB,), (sum(std) / RGB,)
     else:
-        means, stds = (tuple(x[i % RGB] for i in range(count)) for x in (mean, std))
-    return dataclasses.replace(preprocess, mean=means, std=stds)
+        mean, std = (tuple(x[i % RGB] for i in range(count)) for x in (mean, std))
+    return dataclasses.replace(preprocess, mean=mean, std=std)
 
 
 def _swapped(values: Sequence[float]) -> tuple[float, ...]:

@@ -56,7 +56,7 @@ def _with_same_padding(
     x: jax.Array, kernel: jax.Array, stride: int, dilation: int
 ) -> tuple[jax.Array, int]:
     """The image for a convolution, padded if that differs between the sides, and the padding."""
-    taps = kernel.shape[:2]
+    taps = (kernel.shape[0], kernel.shape[1])
     widths = {
         width
         for size, kernel_size in zip(x.shape[1:3], taps, strict=True)

@@ -152,7 +152,7 @@ def _card(run: Run) -> dict[str, Any]:
 
 
 def _devices(run: Run) -> str:
-    counts = Counter(run.versions.get("devices", ()))
+    counts: Counter[str] = Counter(run.versions.get("devices", ()))
     return ", ".join(f"{n} x {kind}" if n > 1 else kind for kind, n in counts.items())
 
 

@@ -216,7 +216,7 @@ def _operations(
         if len(found) == 1 or all(np.array_equal(y.to_jax(x), found[0].to_jax(x)) for y in found):
             return found[0]
         has_values = hasattr(leaves[path], "__array__")
-        values = np.asarray(leaves[path]) if has_values else None
+        values = np.asarray(leaves[path]) if has_values else np.empty(0)
         same = [y for y in found if has_values and np.array_equal(y.to_jax(x), values)]
         counted = votes[_own(path)]
         most = max(same or found, key=lambda y: counted[y.order])

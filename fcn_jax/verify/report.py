@@ -230,8 +230,8 @@ class Report:
                     "a ReLU's zero or of a tie in a pooling window"
                 )
             if section.unstable:
-                names = listing(section.unstable, 6)
-                lines.append(f"{section.title}: over their limits, but inconclusive: {names}")
+                unstable = listing(section.unstable, 6)
+                lines.append(f"{section.title}: over their limits, but inconclusive: {unstable}")
             if section in self.by_layers:
                 lines.append(
                     f"{section.title}: in {self.dtype}, PyTorch's own whole network is too noisy; "

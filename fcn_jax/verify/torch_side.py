@@ -315,7 +315,7 @@ def _without_activation(layer: torch.nn.Module) -> Any:
     known = (norms.batchnorm._NormBase, norms.GroupNorm, norms.LayerNorm)
     if not isinstance(layer, known) or "act" not in dict(layer.named_children()):
         return layer
-    plain = next(c for c in type(layer).__mro__ if c.__module__.startswith("torch.nn."))
+    plain: Any = next(c for c in type(layer).__mro__ if c.__module__.startswith("torch.nn."))
     return partial(plain.forward, layer)
 
 

@@ -106,7 +106,7 @@ def _mask_problems(transform: Any) -> Iterator[str]:
     fills = border == 0 and fill is not None and getattr(transform, "pad_if_needed", True)
     if fills and np.any(np.asarray(fill) != IGNORE_INDEX):
         yield (
-            f"{name} fills masks with {', '.join(f'{value:g}' for value in np.unique(fill))}; set "
+            f"{name} fills masks with {', '.join(f'{value:g}' for value in np.unique(np.asarray(fill)))}; set "
             f"its fill_mask to {IGNORE_INDEX} (ignored)"
         )
     interpolation = getattr(transform, "mask_interpolation", 0)

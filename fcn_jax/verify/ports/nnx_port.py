@@ -109,7 +109,7 @@ class NnxPort(Port):
         """See `Port`."""
         self.module.eval()
         layers = [m for m in _submodules(self.module).values() if isinstance(m, nnx.Dropout)]
-        rates = [(layer, "rate", layer.rate) for layer in layers]
+        rates: list[tuple[Any, str, float]] = [(layer, "rate", layer.rate) for layer in layers]
         rates += [(m, "dropout_rate", m.dropout_rate) for _, m in _attentions(self.module)]
         for layer, name, _ in rates:
             setattr(layer, name, 0.0)

@@ -132,7 +132,7 @@ class EfficientNet(nnx.Module):
         self.stem = ConvBlock(plan, 3, plan.stem, 3, stride=2, **types)
         # The rate rises from 0 at the first block.
         step, number = drop_path_rate / sum(map(len, stages)), 0
-        self.blocks = nnx.List()
+        self.blocks: nnx.List[nnx.List[Block]] = nnx.List()
         for stage in stages:
             rates = [step * (number + i) for i in range(len(stage))]
             self.blocks.append(
