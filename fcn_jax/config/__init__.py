@@ -1,5 +1,6 @@
 """The settings of a training run: typed, immutable, with defaults."""
 
+from fcn_jax.config.augment import AUGMENT_TABLES
 from fcn_jax.config.parsing import (
     AUTO_SETTINGS,
     PLUGIN_NAMES,
@@ -23,6 +24,7 @@ from fcn_jax.config.sections import (
 from fcn_jax.config.types import AUTO
 
 __all__ = [
+    "AUGMENT_TABLES",
     "AUTO",
     "AUTO_SETTINGS",
     "PLUGIN_NAMES",

@@ -105,10 +105,8 @@ def _mask_problems(transform: Any) -> Iterator[str]:
     # Other border modes repeat or mirror the mask.
     fills = border == 0 and fill is not None and getattr(transform, "pad_if_needed", True)
     if fills and np.any(np.asarray(fill) != IGNORE_INDEX):
-        yield (
-            f"{name} fills masks with {', '.join(f'{value:g}' for value in np.unique(np.asarray(fill)))}; set "
-            f"its fill_mask to {IGNORE_INDEX} (ignored)"
-        )
+        values = ", ".join(f"{value:g}" for value in np.unique(np.asarray(fill)))
+        yield (f"{name} fills masks with {values}; set its fill_mask to {IGNORE_INDEX} (ignored)")
     interpolation = getattr(transform, "mask_interpolation", 0)
     if interpolation is not None and interpolation not in _NEAREST:
         yield f"{name} blends labels; set its mask_interpolation to 0 (nearest)"
