@@ -81,4 +81,19 @@ def run(args: argparse.Namespace) -> int:
         )
     if result.scores:
         print(f"val {result.scores.summary()}; run in {workdir}")
+    if not result.was_finished:
+        _write_report(workdir)
     return 0
+
+
+def _write_report(workdir: Path) -> None:
+    """Write the page about the run. A failure is a warning: the training is done."""
+    import logging
+
+    from fcn_jax import report
+    from fcn_jax.errors import FcnJaxError
+
+    try:
+        print(f"report: {report.write([workdir])}")
+    except FcnJaxError as error:
+        logging.getLogger(__name__).warning("the training is done, but not its report: %s", error)

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from fcn_jax import cli, config, recipes
+from fcn_jax.cli import train as train_command
 from fcn_jax.data.datasets.directory import DirectorySource
 from fcn_jax.data.splits import Splits
 from fcn_jax.plugins.api import Classes, Record
@@ -193,12 +194,21 @@ def test_folder_trains_evaluates_and_resumes_with_decided_settings(
     assert recorded.data.classes == ("background 0", "foreground 255")
     assert recorded.data.crop_size == (64, 64)
     assert list((run / "samples").glob("step_*/*.png"))
+    assert f"report: {run / 'report.html'}" in said.out
+    assert "foreground" in (run / "report.html").read_text()
     assert cli.main(["eval", str(run), "--json"]) == 0
     outcome = json.loads(capfd.readouterr().out)
     assert outcome["classes"] == 2
     status, said = train_folder("--set", "train.epochs=2", "--resume")
     assert status == 0, said.err
     assert "is finished" in said.out
+
+
+def test_a_report_that_cannot_be_written_is_a_warning(tmp_path, caplog):
+    train_command._write_report(tmp_path)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "the training is done, but not its report: " in record.message
 
 
 def test_folder_names_all_problems_before_it_reads_the_data(train_folder):
