@@ -179,6 +179,8 @@ def _require_supported(recipe: config.Config) -> None:
         problems.append(f"optim.name = {settings.name}; it has sgd, adam and adamw")
     if settings.accumulate_steps > 1:
         problems.append("optim.accumulate_steps")
+    if recipe.model.in_channels != 3:
+        problems.append(f"model.in_channels = {recipe.model.in_channels}")
     if recipe.model.dtype != "float32":
         problems.append(f"model.dtype = {recipe.model.dtype}")
     if problems:

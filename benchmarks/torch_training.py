@@ -24,6 +24,7 @@ import torch
 from benchmarks.arguments import Parser
 from benchmarks.torch_recipe import TorchTraining
 from fcn_jax import config, recipes
+from fcn_jax.data.labels.remap import Remap
 from fcn_jax.data.pipeline import eval_examples, steps_per_epoch, train_batches
 from fcn_jax.data.splits import Splits, open_splits
 from fcn_jax.data.training_set import training_set
@@ -118,7 +119,9 @@ def _open(recipe: config.Config) -> Splits:
         (data.train_split, data.val_split),
         classes=data.classes,
         value_range=data.value_range,
+        keep_stored=recipe.model.mean is not None,
         damaged=data.damaged,
+        remap=Remap.of(data),
     )
 
 
