@@ -158,6 +158,7 @@ def test_names_a_mean_in_other_units(recipe: Path, labeled: Path, tmp_path: Path
         scenes.train_here(recipe, labeled, tmp_path / "run", *QUICK, *units)
 
 
+@pytest.mark.slow
 def test_own_mean_of_8_bits_equals_the_backbone_s(
     recipe: Path, labeled: Path, tmp_path: Path
 ) -> None:
