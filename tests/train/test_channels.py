@@ -121,8 +121,8 @@ def test_predict_names_images_of_other_channels(
 @pytest.mark.parametrize(
     ("kind", "settings", "shape"),
     [
-        ("tif", ("model.in_channels=4",), (5, 5, 4, 4)),
-        ("png", ("model.in_channels=1", "data.flip=false"), (5, 5, 1, 4)),
+        ("tif", ("model.in_channels=4", "data.brightness=0.2"), (5, 5, 4, 4)),
+        ("png", ("model.in_channels=1", "data.scale_range=[0.5, 2.0]"), (5, 5, 1, 4)),
     ],
 )
 def test_trains_on_8_bits_without_a_mean(
