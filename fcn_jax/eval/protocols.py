@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from fcn_jax.config import Config
-from fcn_jax.data.images.resizing import resize
+from fcn_jax.data.augment.channels import in_groups
 from fcn_jax.data.transforms import crop
 from fcn_jax.errors import ConfigError, did_you_mean
 from fcn_jax.plugins.api import IGNORE_INDEX, Example
@@ -289,7 +289,10 @@ def resized(image: np.ndarray, size: Size) -> np.ndarray:
         return image
     shrinks = size[0] <= height and size[1] <= width
     interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    return resize(image, size[::-1], interpolation=interpolation)
+    return in_groups(
+        lambda group, _: np.asarray(cv2.resize(group, size[::-1], interpolation=interpolation)),
+        image,
+    )
 
 
 def _names(kind: type[Protocol]) -> set[str]:

@@ -14,10 +14,10 @@ from PIL import Image
 from fcn_jax.data import value_range as ranges
 from fcn_jax.data.decode import decode_record, read_image
 from fcn_jax.data.images.picture import as_rgb
-from fcn_jax.data.images.resizing import resize
 from fcn_jax.data.images.size import image_size
 from fcn_jax.data.value_range import Assumed, Stored
 from fcn_jax.errors import DataError
+from fcn_jax.eval.protocols import resized
 from fcn_jax.plugins.api import Record
 from tests.helpers.tiff_files import tiff_bytes
 
@@ -186,6 +186,9 @@ def test_decodes_a_record_of_many_channels() -> None:
     example = decode_record(record, 3, channels=5, value_range=STORED)
     np.testing.assert_array_equal(example.image, pixels)
     np.testing.assert_array_equal(example.mask, mask)
+    for factor in (0.4, 1.5):
+        other = decode_record(record, 3, channels=5, value_range=STORED, factor=factor)
+        assert other.image.shape == (*other.mask.shape, 5)
     half = decode_record(record, 3, channels=5, value_range=STORED, factor=0.5)
     mean = pixels.reshape(4, 2, 6, 2, 5).mean((1, 3))
     np.testing.assert_allclose(half.image, mean, atol=1e-6)
@@ -195,10 +198,12 @@ def test_decodes_a_record_of_many_channels() -> None:
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 def test_resizes_each_channel_alone(count: int, dtype: Any) -> None:
     pixels = random((20, 30, count), dtype)
-    for size, kind in (((13, 7), cv2.INTER_AREA), ((41, 33), cv2.INTER_LINEAR)):
-        alone = [cv2.resize(pixels[..., k].copy(), size, interpolation=kind) for k in range(count)]
-        found = resize(pixels, size, interpolation=kind)
-        assert found.shape == (*size[::-1], count)
+    for size, kind in (((7, 13), cv2.INTER_AREA), ((33, 41), cv2.INTER_LINEAR)):
+        alone = [
+            cv2.resize(pixels[..., k].copy(), size[::-1], interpolation=kind) for k in range(count)
+        ]
+        found = resized(pixels, size)
+        assert found.shape == (*size, count)
         atol = 1 if dtype == np.uint8 else 1e-5
         np.testing.assert_allclose(found, np.stack(alone, -1), atol=atol)
 

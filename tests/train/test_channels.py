@@ -121,8 +121,8 @@ def test_predict_names_images_of_other_channels(
 @pytest.mark.parametrize(
     ("kind", "settings", "shape"),
     [
-        ("tif", ("model.in_channels=4",), (5, 5, 4, 4)),
-        ("png", ("model.in_channels=1", "data.flip=false"), (5, 5, 1, 4)),
+        ("tif", ("model.in_channels=4", "data.brightness=0.2"), (5, 5, 4, 4)),
+        ("png", ("model.in_channels=1", "data.scale_range=[0.5, 2.0]"), (5, 5, 1, 4)),
     ],
 )
 def test_trains_on_8_bits_without_a_mean(
@@ -158,6 +158,7 @@ def test_names_a_mean_in_other_units(recipe: Path, labeled: Path, tmp_path: Path
         scenes.train_here(recipe, labeled, tmp_path / "run", *QUICK, *units)
 
 
+@pytest.mark.slow
 def test_own_mean_of_8_bits_equals_the_backbone_s(
     recipe: Path, labeled: Path, tmp_path: Path
 ) -> None:

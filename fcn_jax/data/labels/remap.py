@@ -310,8 +310,15 @@ class _Changes:
         def new(label: int) -> int:
             return label if label == IGNORE_INDEX else new_labels[label]
 
-        values = {value: new(label) for value, label in self._labels.values.items()}
         singles = [member for member in self._assigned if member.value is not None]
+        elsewhere = {self._assigned[m].target for m in singles if self._assigned[m].to_number}
+        # If numbers say where all classes are, their positions in the list say nothing more.
+        by_position = not elsewhere >= set(range(len(self._names)))
+        values = {
+            value: new(label)
+            for value, label in self._labels.values.items()
+            if by_position or label == IGNORE_INDEX or _Member(label) in self._assigned
+        }
         for member in singles:
             values[member.value or 0] = label_of.get(member, IGNORE_INDEX)
         colors = self._labels.colors and {c: new(k) for c, k in self._labels.colors.items()}

@@ -10,7 +10,7 @@ from fcn_jax.data.labels.mask_labels import to_labels
 from fcn_jax.data.labels.mask_values import StoredMask
 from fcn_jax.data.labels.palette import voc_palette
 from fcn_jax.data.labels.remap import Remap, Remapped, remapped
-from fcn_jax.errors import ConfigError
+from fcn_jax.errors import ConfigError, DataError
 from fcn_jax.plugins.api import Classes
 
 STREET = ("sky", "road", "car", "bus")
@@ -62,6 +62,18 @@ def test_a_list_of_the_new_classes_names_more_stored_values() -> None:
     assert found.classes.names == ("road", "sidewalk", "building")
     assert read(found, 0, 1, 7, 8, 11, 33) == [255, 255, 0, 1, 2, 255]
     assert found.new_labels is None
+
+
+def test_a_map_for_all_classes_says_which_stored_values_there_are() -> None:
+    names = ("road", "sidewalk", "building")
+    found = change(names, label_map={"7": 0, "8": 1, "11": 2})
+    assert read(found, 7, 8, 11, 255) == [0, 1, 2, 255]
+    with pytest.raises(DataError, match="labels outside the classes: 0; allowed are 7 to 8, 11"):
+        read(found, 0, 7)
+    both = change(names, label_map={"7": 0, "8": 1, "11": 2, "0": 0})
+    assert read(both, 0, 7, 8) == [0, 0, 1]
+    some = change(names, label_map={"7": 0})
+    assert read(some, 0, 1, 2, 7) == [0, 1, 2, 0]
 
 
 def test_merges_classes_at_the_place_of_the_first() -> None:
