@@ -40,6 +40,7 @@ TABLES = [
     {"data": {"dataset": "folder", "root": "/my photos/a'b", "crop_size": [64, 96]}},
     {"init": {"weights": "/w/x.pth", "reinit": ["head.*"]}, "optim": {"clip_norm": 1.5}},
     {"loss": {"dice": {"weight": 0.5}}},
+    {"loss": {"cross_entropy": {}, "dice": {}}},
     {"loss": {"cross_entropy": {"class_weights": [1.0, 2.0]}, "dice": {"weight": 0.5}}},
     {"optim": {"param_groups": [{"match": "head.*", "lr_mult": 10.0}], "lr": 1e-5}},
     {"model": {"backbone_options": {"norm": "group_norm"}}},

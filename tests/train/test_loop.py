@@ -14,6 +14,7 @@ import pytest
 
 from fcn_jax import checkpoint
 from fcn_jax.errors import ConfigError, TrainingError
+from fcn_jax.eval import stored
 from fcn_jax.train.loop import Result
 from tests.helpers import scenes
 
@@ -99,6 +100,28 @@ def test_keeps_the_last_two_and_the_best_checkpoint(finished: Path) -> None:
         STEPS - 4,
         STEPS,
     }
+
+
+def test_keeps_the_best_evaluation_with_scores_of_each_image(finished: Path) -> None:
+    ((folder, table),) = stored.read(finished)
+    assert folder == finished / "evaluations" / "training"
+    best = max(records(finished, "val"), key=lambda record: (record["miou"], record["step"]))
+    assert (table["step"], table["miou"]) == (best["step"], best["miou"])
+    assert table["iou"] == best["iou"]
+    assert {score["id"] for score in table["per_image"]} == {"0", "1", "2"}
+    assert len(list(folder.glob("*_prediction.png"))) == 3
+
+
+def test_records_the_time_of_all_work(finished: Path) -> None:
+    (start,), (end,) = records(finished, "compile"), records(finished, "end")
+    assert start["setup_seconds"] > 0
+    saves = records(finished, "checkpoint")
+    assert [save["step"] for save in saves] == [r["step"] for r in records(finished, "val")]
+    assert (end["step"], end["finished"], end["stopped_by"]) == (STEPS, True, None)
+    parts = [start["setup_seconds"], start["compile_seconds"], *(s["seconds"] for s in saves)]
+    parts += [record["seconds"] for record in records(finished, "val")]
+    parts += [record["step_seconds"] for record in records(finished, "train")]
+    assert sum(parts) < end["seconds"] < sum(parts) + 30
 
 
 @pytest.mark.slow
