@@ -29,10 +29,14 @@ from fcn_jax.runtime.progress import Progress
 GENERATOR = "fcn-jax data check"
 
 _FAILURES = {
-    "damaged": "{} are damaged",
-    "unreadable": "{} cannot be read",
-    "size": "{} differ in size from their mask",
+    "damaged": ("{} file is damaged", "{} files are damaged"),
+    "unreadable": ("{} file cannot be read", "{} files cannot be read"),
+    "size": (
+        "{} image differs in size from its mask",
+        "{} images differ in size from their masks",
+    ),
 }
+"""Kind -> message for one and for several."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,14 +164,14 @@ def _failures(config: Config, splits: Mapping[str, Contents]) -> list[Problem]:
         for kind, failures in contents.failures.items():
             if failures.count:
                 skipped = kind == "damaged" and config.data.damaged == "skip"
-                what = "images" if kind == "size" else "files"
-                message = _FAILURES[kind].format(f"{failures.count} {what}")
+                message = _FAILURES[kind][failures.count > 1].format(failures.count)
+                message += " (skipped, as data.damaged=skip says)" if skipped else ""
                 problems.append(
                     Problem(
                         "warning" if skipped else "error",
                         kind,
                         split,
-                        f"{message}{' and are skipped (data.damaged=skip)' if skipped else ''}",
+                        message,
                         failures.count,
                         tuple(failures.messages),
                     )
@@ -200,7 +204,7 @@ def _classes(splits: Mapping[str, Contents], used: Sequence[str]) -> list[Proble
         Problem("warning", "classes", "", doubt) for doubt in mask_checks.doubts(masks, names)
     ]
     for split, contents in splits.items():
-        if contents.masks:
+        if contents.masks and len(names) > 1:
             for note in split_notes(split, contents.class_pixels, contents.masks, names):
                 message = note.removeprefix(f"{split}: ")
                 problems.append(Problem("warning", "classes", split, message))
