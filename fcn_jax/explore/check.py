@@ -20,7 +20,7 @@ from fcn_jax.explore.contents import Contents, read_split
 from fcn_jax.explore.duplicates import duplicates
 from fcn_jax.explore.opening import open_splits
 from fcn_jax.explore.problems import Problem, Severity
-from fcn_jax.explore.suggestions import Suggestion, suggest
+from fcn_jax.explore.suggestions import Suggestion, decided_settings, suggest
 from fcn_jax.plugins.api import Classes
 from fcn_jax.plugins.registry import OWN_DISTRIBUTION
 from fcn_jax.runtime import destination
@@ -101,7 +101,7 @@ def check(config: Config) -> Report:
         ConfigError, PluginError: as in `fcn_jax.data.splits.open_splits`.
     """
     opened = open_splits(config)
-    sources = opened.sources
+    config, sources = opened.config, opened.sources
     recipe_splits = dict.fromkeys((config.data.train_split, config.data.val_split))
     used = [split for split in recipe_splits if split in sources]
     first = next(iter(sources.values()))
@@ -111,7 +111,13 @@ def check(config: Config) -> Report:
             name: read_split(source, source.labels or labels, progress.advance)
             for name, source in sources.items()
         }
-    notes = (*opened.notes, *reading_notes([m for c in splits.values() for m in c.masks], labels))
+    training = splits.get(config.data.train_split)
+    config, decided = decided_settings(config, training) if training else (config, [])
+    notes = (
+        *opened.notes,
+        *decided,
+        *reading_notes([m for c in splits.values() for m in c.masks], labels),
+    )
     problems = [
         *(_unopened(config, split, error) for split, error in opened.errors.items()),
         *_failures(config, splits),
@@ -122,7 +128,6 @@ def check(config: Config) -> Report:
     ]
     order = ("error", "warning", "note")
     problems.sort(key=lambda problem: order.index(problem.severity))
-    training = splits.get(config.data.train_split)
     suggestions = suggest(config, training) if training else []
     return Report(config, splits, tuple(problems), tuple(suggestions))
 
