@@ -84,25 +84,12 @@ def open_splits(
             classes are fixed.
         PluginError: the dataset opens something else than a `fcn_jax.plugins.api.Source`.
     """
-    if classes is None:
-        sources = {name: dataset.open(root, name) for name in dict.fromkeys(names)}
-    elif dataset.open_with_classes is None:
-        raise ConfigError(
-            f"data.classes is set, but dataset '{dataset.name}' has classes of its own; remove the "
-            "setting"
-        )
-    else:
-        opened = dataset.open_with_classes
-        sources = {name: opened(root, name, classes) for name in dict.fromkeys(names)}
-    for name, source in sources.items():
-        if not isinstance(source, Source):
-            raise PluginError(
-                f"dataset '{dataset.name}' opens split '{name}' as a {type(source).__name__}; it "
-                "must be an fcn_jax.api.Source"
-            )
+    sources = {
+        name: open_source(dataset, root, name, classes=classes, remap=remap)
+        for name in dict.fromkeys(names)
+    }
     if training:
         overlap.refuse_overlaps(sources, names[0])
-    sources = {name: relabeled(source, remap or Remap()) for name, source in sources.items()}
     notes = [note for source in sources.values() for note in source.notes]
     sources, value_range, more_notes = scaled(
         sources, value_range, channels=channels, keep_stored=keep_stored
@@ -128,6 +115,35 @@ def open_splits(
         found.counts[names[0]][:-1],
         found.image_counts[names[0]],
     )
+
+
+def open_source(
+    dataset: Dataset,
+    root: Path | None,
+    split: str,
+    *,
+    classes: Sequence[str] | None = None,
+    remap: Remap | None = None,
+) -> Source:
+    """Open one split with the classes that a recipe asks for.
+
+    The arguments and errors are those of `open_splits`.
+    """
+    if classes is None:
+        source = dataset.open(root, split)
+    elif dataset.open_with_classes is None:
+        raise ConfigError(
+            f"data.classes is set, but dataset '{dataset.name}' has classes of its own; remove the "
+            "setting"
+        )
+    else:
+        source = dataset.open_with_classes(root, split, classes)
+    if not isinstance(source, Source):
+        raise PluginError(
+            f"dataset '{dataset.name}' opens split '{split}' as a {type(source).__name__}; it "
+            "must be an fcn_jax.api.Source"
+        )
+    return relabeled(source, remap or Remap())
 
 
 def scaled(

@@ -14,8 +14,10 @@ from PIL import Image
 
 from fcn_jax.config import Config
 from fcn_jax.data.damage import KeptSource
+from fcn_jax.data.images.size import image_size
 from fcn_jax.data.pipeline import train_batches
 from fcn_jax.data.source import Source
+from fcn_jax.data.training_set import training_set
 from fcn_jax.data.transforms import Augment, resize_image, resize_mask
 from fcn_jax.errors import ConfigError, DataError
 from fcn_jax.eval.draw import IGNORED_COLOR, layer
@@ -25,6 +27,7 @@ from fcn_jax.plugins.registry import OWN_DISTRIBUTION
 from fcn_jax.runtime import destination
 from fcn_jax.runtime.atomic import write_text
 from fcn_jax.runtime.progress import Progress
+from fcn_jax.train import auto
 
 GENERATOR = "fcn-jax data browse"
 
@@ -68,7 +71,8 @@ def browse(
         raise ConfigError(f"{count} images with {draws} draws: expected 1 or more images")
     check_path(path)
     split = split or config.data.train_split
-    source = open_splits(config, split).sources[split]
+    opened = open_splits(config, split)
+    source, config = opened.sources[split], _decided(opened.config, opened.sources[split])
     order = np.random.default_rng(seed).permutation(len(source)).tolist()
     cards: list[dict[str, Any]] = []
     failures: list[str] = []
@@ -115,6 +119,18 @@ def _is_ours(path: Path) -> bool:
         return _MARK.encode() in file.read(512)
 
 
+def _decided(config: Config, source: Source) -> Config:
+    """The settings without "auto", as far as augmentation depends on them."""
+    if not auto.undecided(config):
+        return config
+    sizes = [size for record in source if (size := image_size(record.image))]
+    if not sizes:
+        return auto.provisional(config)
+    names = source.classes.names
+    facts = auto.Facts(np.array(sizes, np.int64), names, np.zeros(len(names), np.int64))
+    return auto.decide_from(config, facts)[0]
+
+
 def _card(config: Config, source: Source, index: int, seed: int, draws: int) -> dict[str, Any]:
     """What the page shows of one image."""
     example = source.decode(source[index])
@@ -149,7 +165,12 @@ def _draws(config: Config, source: Source, index: int, seed: int, draws: int) ->
     """Training images of one image, from the pipeline of training."""
     if not draws:
         return
-    with_one = KeptSource(source, [index] * draws)
+    with_one, _ = training_set(
+        KeptSource(source, [index] * draws),
+        config.data.crop_size,
+        drop_small=False,
+        void_as_background=config.data.void_as_background,
+    )
     batches = train_batches(
         with_one,
         augment=Augment.of(config.data, config.augment),

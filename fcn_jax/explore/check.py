@@ -20,7 +20,7 @@ from fcn_jax.explore.contents import Contents, read_split
 from fcn_jax.explore.duplicates import duplicates
 from fcn_jax.explore.opening import open_splits
 from fcn_jax.explore.problems import Problem, Severity
-from fcn_jax.explore.suggestions import Suggestion, suggest
+from fcn_jax.explore.suggestions import Suggestion, decided_settings, suggest
 from fcn_jax.plugins.api import Classes
 from fcn_jax.plugins.registry import OWN_DISTRIBUTION
 from fcn_jax.runtime import destination
@@ -29,10 +29,14 @@ from fcn_jax.runtime.progress import Progress
 GENERATOR = "fcn-jax data check"
 
 _FAILURES = {
-    "damaged": "{} are damaged",
-    "unreadable": "{} cannot be read",
-    "size": "{} differ in size from their mask",
+    "damaged": ("{} file is damaged", "{} files are damaged"),
+    "unreadable": ("{} file cannot be read", "{} files cannot be read"),
+    "size": (
+        "{} image differs in size from its mask",
+        "{} images differ in size from their masks",
+    ),
 }
+"""Kind -> message for one and for several."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +101,7 @@ def check(config: Config) -> Report:
         ConfigError, PluginError: as in `fcn_jax.data.splits.open_splits`.
     """
     opened = open_splits(config)
-    sources = opened.sources
+    config, sources = opened.config, opened.sources
     recipe_splits = dict.fromkeys((config.data.train_split, config.data.val_split))
     used = [split for split in recipe_splits if split in sources]
     first = next(iter(sources.values()))
@@ -107,7 +111,13 @@ def check(config: Config) -> Report:
             name: read_split(source, source.labels or labels, progress.advance)
             for name, source in sources.items()
         }
-    notes = (*opened.notes, *reading_notes([m for c in splits.values() for m in c.masks], labels))
+    training = splits.get(config.data.train_split)
+    config, decided = decided_settings(config, training) if training else (config, [])
+    notes = (
+        *opened.notes,
+        *decided,
+        *reading_notes([m for c in splits.values() for m in c.masks], labels),
+    )
     problems = [
         *(_unopened(config, split, error) for split, error in opened.errors.items()),
         *_failures(config, splits),
@@ -118,7 +128,6 @@ def check(config: Config) -> Report:
     ]
     order = ("error", "warning", "note")
     problems.sort(key=lambda problem: order.index(problem.severity))
-    training = splits.get(config.data.train_split)
     suggestions = suggest(config, training) if training else []
     return Report(config, splits, tuple(problems), tuple(suggestions))
 
@@ -160,14 +169,14 @@ def _failures(config: Config, splits: Mapping[str, Contents]) -> list[Problem]:
         for kind, failures in contents.failures.items():
             if failures.count:
                 skipped = kind == "damaged" and config.data.damaged == "skip"
-                what = "images" if kind == "size" else "files"
-                message = _FAILURES[kind].format(f"{failures.count} {what}")
+                message = _FAILURES[kind][failures.count > 1].format(failures.count)
+                message += " (skipped, as data.damaged=skip says)" if skipped else ""
                 problems.append(
                     Problem(
                         "warning" if skipped else "error",
                         kind,
                         split,
-                        f"{message}{' and are skipped (data.damaged=skip)' if skipped else ''}",
+                        message,
                         failures.count,
                         tuple(failures.messages),
                     )
@@ -200,7 +209,7 @@ def _classes(splits: Mapping[str, Contents], used: Sequence[str]) -> list[Proble
         Problem("warning", "classes", "", doubt) for doubt in mask_checks.doubts(masks, names)
     ]
     for split, contents in splits.items():
-        if contents.masks:
+        if contents.masks and len(names) > 1:
             for note in split_notes(split, contents.class_pixels, contents.masks, names):
                 message = note.removeprefix(f"{split}: ")
                 problems.append(Problem("warning", "classes", split, message))

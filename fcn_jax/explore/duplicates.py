@@ -61,7 +61,7 @@ def duplicates(
                 "warning",
                 "duplicates",
                 "",
-                f"{len(several)} images occur several times with different masks",
+                "equal images have different masks",
                 len(several),
                 tuple(" = ".join(_names(splits, group)) for group in several[:_KEPT]),
             )

@@ -12,11 +12,11 @@ from fcn_jax.config import Config, parse
 from fcn_jax.data import splits
 from fcn_jax.data.datasets.recognize import recognize
 from fcn_jax.data.labels.remap import Remap
-from fcn_jax.data.relabel import relabeled
 from fcn_jax.data.source import Source
-from fcn_jax.errors import ConfigError, DataError, PluginError, UnknownSplitError, did_you_mean
+from fcn_jax.errors import ConfigError, DataError, UnknownSplitError, did_you_mean
 from fcn_jax.plugins import registry
 from fcn_jax.plugins.api import Dataset
+from fcn_jax.train import auto
 
 _NO_SPLIT = "no-such-split"
 """A split that no dataset has: the error on it names those that exist."""
@@ -72,11 +72,13 @@ class Opened:
     """Splits of a dataset.
 
     Attributes:
+        config: the settings, with the classes that were found if `data.classes` is "auto".
         sources: source by the name of its split.
         errors: why other splits cannot be opened, by their names.
         notes: assumptions, one line each.
     """
 
+    config: Config
     sources: Mapping[str, Source]
     errors: Mapping[str, str]
     notes: tuple[str, ...]
@@ -94,44 +96,32 @@ def open_splits(config: Config, only: str | None = None) -> Opened:
         DataError: no split can be opened.
         ConfigError, PluginError: as in `fcn_jax.data.splits.open_splits`.
     """
-    data = config.data
-    dataset = registry.default().dataset(data.dataset)
-    root = Path(data.root) if data.root else None
+    dataset = registry.default().dataset(config.data.dataset)
+    config, found = auto.find_classes(config, dataset)
+    data, root = config.data, Path(config.data.root) if config.data.root else None
     names = [only] if only else [data.train_split, data.val_split, *_available(dataset, root)]
     sources: dict[str, Source] = {}
     errors: dict[str, DataError] = {}
     for name in dict.fromkeys(names):
         try:
-            sources[name] = _open(dataset, root, name)
+            sources[name] = splits.open_source(
+                dataset, root, name, classes=data.classes, remap=Remap.of(data)
+            )
         except DataError as error:
             errors[name] = error
     if not sources:
         raise next(iter(errors.values()))
-    remap = Remap.of(data)
     # Images whose values fit no range are reported when they are decoded.
-    scaled, _, notes = splits.scaled(
-        {name: relabeled(source, remap) for name, source in sources.items()},
+    scaled, _, assumed = splits.scaled(
+        sources,
         data.value_range,
         channels=config.model.in_channels,
         keep_stored=config.model.mean is not None,
         skip_faulty=True,
     )
-    notes = [*(note for source in scaled.values() for note in source.notes), *notes]
-    return Opened(
-        scaled,
-        {name: str(error) for name, error in errors.items()},
-        tuple(dict.fromkeys(notes)),
-    )
-
-
-def _open(dataset: Dataset, root: Path | None, name: str) -> Source:
-    source = dataset.open(root, name)
-    if not isinstance(source, Source):
-        raise PluginError(
-            f"dataset '{dataset.name}' opens split '{name}' as a {type(source).__name__}; it must "
-            "be an fcn_jax.api.Source"
-        )
-    return source
+    notes = [*found, *(note for source in scaled.values() for note in source.notes), *assumed]
+    reasons = {name: str(error) for name, error in errors.items()}
+    return Opened(config, scaled, reasons, tuple(dict.fromkeys(notes)))
 
 
 def _available(dataset: Dataset, root: Path | None) -> tuple[str, ...]:

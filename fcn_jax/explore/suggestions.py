@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,7 @@ from fcn_jax.config import Config
 from fcn_jax.explore.contents import Contents
 from fcn_jax.plugins.api import IGNORE_INDEX
 from fcn_jax.runtime import json_text
-
-SKEWED = 50
-"""Ratio of the pixels of two classes from which class weights are suggested."""
-
-LARGEST_CROP = 512
-"""Longest side of a suggested crop, in pixels."""
+from fcn_jax.train import auto
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,32 +50,25 @@ def suggest(config: Config, training: Contents) -> list[Suggestion]:
         config: the present settings.
         training: the contents of the split.
     """
-    return [
-        *_labels(config, training),
-        *_class_weights(config, training),
-        *_crop(config, training),
-        *_batch(config, training),
-        *_damaged(config, training),
-    ]
+    found = list(_labels(config, training))
+    if (facts := _facts(training)) and not auto.undecided(config):
+        found += [*_class_weights(config, facts), *_crop(config, facts)]
+        found += _batch(config, training)
+    return [*found, *_damaged(config, training)]
 
 
-def crop_size(sizes: np.ndarray) -> tuple[int, int]:
-    """A crop for images of these sizes.
+def decided_settings(config: Config, training: Contents) -> tuple[Config, list[str]]:
+    """Decide settings that are "auto" as training does, and say what was decided.
 
-    Each side is the one that three of four images reach, at most `LARGEST_CROP`, rounded down to a
-    multiple of 32, the stride of the backbones.
-
-    Args:
-        sizes: i32[N,2], height and width of the images, N at least 1.
-
-    Returns:
-        Height and width, 32 or more.
+    Without a readable image, they stay as they are.
     """
-    height, width = (
-        max(32, min(LARGEST_CROP, int(side)) // 32 * 32)
-        for side in np.quantile(sizes, 0.25, axis=0, method="lower")
-    )
-    return height, width
+    return auto.decide_from(config, facts) if (facts := _facts(training)) else (config, [])
+
+
+def _facts(training: Contents) -> auto.Facts | None:
+    sizes = training.sizes[training.decoded].astype(np.int64)
+    names, pixels = training.source.classes.names, training.class_pixels[:-1]
+    return auto.Facts(sizes, names, pixels) if len(sizes) else None
 
 
 def _labels(config: Config, training: Contents) -> Iterator[Suggestion]:
@@ -101,39 +89,28 @@ def _labels(config: Config, training: Contents) -> Iterator[Suggestion]:
         yield Suggestion("data.reduce_zero_label", True, reason)
 
 
-def _class_weights(config: Config, training: Contents) -> Iterator[Suggestion]:
-    pixels = training.class_pixels[:-1]
-    present = np.flatnonzero(pixels)
+def _class_weights(config: Config, facts: auto.Facts) -> Iterator[Suggestion]:
     losses = {name.rpartition(":")[2]: loss for name, loss in config.losses().items()}
     loss = losses.get("cross_entropy")
-    if len(present) < 2 or loss is None or loss.get("class_weights") is not None:
-        return
-    rare, common = present[pixels[present].argmin()], present[pixels[present].argmax()]
-    if pixels[common] < SKEWED * pixels[rare]:
-        return
-    names, shares = training.source.classes.names, 100 * pixels / pixels.sum()
-    yield Suggestion(
-        "loss.cross_entropy.class_weights",
-        "median_frequency",
-        f"{shares[common]:.2g}% of the labeled pixels are '{names[common]}' and "
-        f"{shares[rare]:.2g}% '{names[rare]}'; the loss then gives rare classes larger weights",
-    )
+    if loss is not None and loss.get("class_weights") is None:
+        key = "loss.cross_entropy.class_weights"
+        values, reason = auto.decision(key, facts, config)
+        if values[key] is not None:
+            yield Suggestion(key, values[key], reason)
 
 
-def _crop(config: Config, training: Contents) -> Iterator[Suggestion]:
-    sizes = training.sizes[training.decoded]
-    if not len(sizes):
-        return
-    fitting, now = crop_size(sizes), config.data.crop_size
+def _crop(config: Config, facts: auto.Facts) -> Iterator[Suggestion]:
+    sizes, now = facts.sizes, config.data.crop_size
+    (fitting,) = auto.decision("data.crop_size", facts, config)[0].values()
     smaller = (sizes < now).any(axis=1).mean()
-    seen = np.minimum(sizes, now).prod(axis=1) / sizes.prod(axis=1)
+    seen = np.median(np.minimum(sizes, now).prod(axis=1) / sizes.prod(axis=1))
     if smaller > 0.5:
-        reason = f"{smaller:.0%} of the images are smaller than {_by(now)} and would be padded"
-    elif np.median(seen) < 0.1 and fitting[0] * fitting[1] > now[0] * now[1]:
-        reason = f"a crop of {_by(now)} shows {np.median(seen):.0%} of an image (median)"
+        reason = f"{smaller:.0%} of the images are smaller than {now[0]}x{now[1]} and are padded"
+    elif seen < 0.1 and np.prod(fitting) > np.prod(now):
+        reason = f"a crop of {now[0]}x{now[1]} shows {seen:.0%} of an image (median)"
     else:
         return
-    if fitting != tuple(now):
+    if tuple(fitting) != tuple(now):
         yield Suggestion("data.crop_size", list(fitting), reason)
 
 
@@ -152,7 +129,3 @@ def _damaged(config: Config, training: Contents) -> Iterator[Suggestion]:
         yield Suggestion(
             "data.damaged", "skip", "training then leaves damaged files out, instead of ending"
         )
-
-
-def _by(size: Sequence[int]) -> str:
-    return f"{size[0]}x{size[1]}"

@@ -117,23 +117,41 @@ def decide(config: Config, opened: Splits) -> tuple[Config, list[str]]:
     Returns:
         The recipe without "auto", and a line for each decision.
     """
-    keys = [key for key in undecided(config) if key != _CLASSES]
-    if not keys:
+    if not set(undecided(config)) - {_CLASSES}:
         return config, []
     source = opened.sources[config.data.train_split]
     facts = Facts(_sizes(source), source.classes.names, opened.class_pixels)
-    notes = []
-    for key in keys:
-        values, reason = _RULES.get(key, _class_weights)(key, facts, config)
-        config = _changed(config, values)
-        shown = (f"{name} = {json.dumps(value)}" for name, value in values.items() if value)
-        notes.append(f"{', '.join(shown) or f'{key} is not set'}: {reason}")
+    config, notes = decide_from(config, facts)
     if config.init.weights is None:
         notes.append(
             "initial weights are random; on photographs, --weights IMAGENET1K_V1 gives far better "
             "scores"
         )
     return config, notes
+
+
+def decide_from(config: Config, facts: Facts) -> tuple[Config, list[str]]:
+    """Decide as `decide` does, from facts about the training split."""
+    notes = []
+    for key in undecided(config):
+        if key == _CLASSES:
+            continue
+        values, reason = decision(key, facts, config)
+        config = _changed(config, values)
+        shown = (f"{name} = {json.dumps(value)}" for name, value in values.items() if value)
+        notes.append(f"{', '.join(shown) or f'{key} is not set'}: {reason}")
+    return config, notes
+
+
+def decision(key: str, facts: Facts, config: Config) -> tuple[Values, str]:
+    """Return the settings that are decided if a setting is "auto", and the reason.
+
+    Args:
+        key: dotted key of the setting, except for `data.classes`.
+        facts: the training split.
+        config: the recipe with the decisions before it.
+    """
+    return _RULES.get(key, _class_weights)(key, facts, config)
 
 
 # ------------------------------------------------------------------------------------------- rules

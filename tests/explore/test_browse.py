@@ -11,8 +11,8 @@ from PIL import Image
 from fcn_jax.api import Classes, Example
 from fcn_jax.errors import ConfigError, DataError, WriteError
 from fcn_jax.explore import browse
-from fcn_jax.explore.opening import open_splits
-from tests.helpers.folders import stripes
+from fcn_jax.explore.opening import open_splits, settings
+from tests.helpers.folders import noise, stripes
 
 CLASSES = Classes(("bg", "road", "car"), ((0, 0, 0), (255, 0, 0), (0, 0, 255)))
 
@@ -121,3 +121,24 @@ def test_replaces_only_its_own_pages(make, tmp_path):
 def test_rejects_values_out_of_range(make, tmp_path, options):
     with pytest.raises(ConfigError, match="expected"):
         browse.browse(make().fill().config(), tmp_path / "page.html", **options)
+
+
+def test_settings_that_are_auto_are_decided_from_the_images(make, tmp_path):
+    folder = make()
+    for number in range(4):
+        folder.add("train", stripes(0, 1).repeat(9, 0).repeat(9, 1), noise(number, (72, 108)))
+    folder.add("val", stripes(0, 1))
+    (folder.root / "images/train/t1.png").write_bytes(b"no image")
+    browse.browse(settings(str(folder.root)), tmp_path / "page.html", draws=1)
+    assert "crop_size = [64, 96]" in (tmp_path / "page.html").read_text()
+
+
+def test_ignored_pixels_are_background_if_training_reads_them_so(make):
+    folder = make()
+    folder.add("train", stripes(1, 255))
+    folder.add("val", stripes(0, 1))
+    source = open_splits(folder.config()).sources["train"]
+    for setting, labels in (("false", [1, 255]), ("true", [0, 1])):
+        config = folder.config(f"data.void_as_background={setting}")
+        (drawn,) = browse._draws(config, source, 0, seed=0, draws=1)
+        assert np.unique(drawn.mask).tolist() == labels

@@ -63,7 +63,7 @@ def test_skipped_damaged_files_are_a_warning(make):
     report = check(folder.config("data.damaged=skip"))
     assert report.ok
     assert said(report, "warning") == [
-        ("damaged", "val", "1 files are damaged and are skipped (data.damaged=skip)")
+        ("damaged", "val", "1 file is damaged (skipped, as data.damaged=skip says)")
     ]
 
 

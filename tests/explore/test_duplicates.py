@@ -37,7 +37,7 @@ def test_the_same_image_with_different_masks_is_named(make):
     folder.add("train", stripes(0, 1), noise(99), "a")
     folder.add("val", stripes(0, 2), noise(99), "b")
     _, problem = found(folder)
-    assert problem.message == "1 images occur several times with different masks"
+    assert problem.message == "equal images have different masks"
     assert problem.details == ("train: a = val: b",)
 
 

@@ -2,14 +2,11 @@
 
 import shlex
 
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from fcn_jax.config import parse
 from fcn_jax.explore.check import check
-from fcn_jax.explore.suggestions import crop_size
+from fcn_jax.explore.opening import settings
 from fcn_jax.recipes import override
 from tests.helpers.folders import noise, stripes
 
@@ -58,7 +55,7 @@ def test_class_weights_for_skewed_classes(make):
         folder.add(split, rare)
     weights = suggested(folder)["loss.cross_entropy.class_weights"]
     assert weights.value == "median_frequency"
-    assert "99% of the labeled pixels are 'bg' and 1% 'road'" in weights.reason
+    assert "'road' has only 1.04% of the pixels" in weights.reason
     given_weights = "loss.cross_entropy.class_weights=[1,2,3]"
     assert suggested(folder, given_weights) == {}
     assert suggested(folder, "loss.dice.weight=1") == {}
@@ -95,20 +92,26 @@ def test_skipping_damaged_files(make):
     assert suggested(folder, "data.damaged=skip") == {}
 
 
-@given(st.lists(st.tuples(st.integers(1, 4000), st.integers(1, 4000)), min_size=1, max_size=20))
-def test_a_crop_is_a_multiple_of_32_that_three_of_four_images_fill(sizes):
-    crop = np.array(crop_size(np.array(sizes, np.int32)))
-    assert (crop % 32 == 0).all()
-    assert (crop >= 32).all()
-    assert (crop <= 512).all()
-    for side, length in enumerate(crop.tolist()):
-        if length > 32:
-            assert np.mean([size[side] >= length for size in sizes]) >= 0.75
+def test_settings_that_are_auto_are_decided_as_in_training(make):
+    folder = make()
+    for number in range(4):
+        folder.add("train", stripes(0, 1).repeat(9, 0).repeat(9, 1), noise(number, (72, 108)))
+    folder.add("val", stripes(0, 1))
+    (folder.root / "classes.txt").unlink()
+    report = check(settings(str(folder.root)))
+    assert report.ok
+    assert report.suggestions == ()
+    assert report.config.data.crop_size == (64, 96)
+    assert report.config.data.batch_size == 4
+    notes = [problem.message for problem in report.of("note")]
+    assert any(note.startswith("data.crop_size = [64, 96]: ") for note in notes)
+    assert report.classes.names == ("background", "foreground")
 
 
-@pytest.mark.parametrize(
-    ("size", "crop"),
-    [((360, 480), (352, 480)), ((375, 500), (352, 480)), ((1024, 2048), (512, 512))],
-)
-def test_crops_for_usual_sizes(size, crop):
-    assert crop_size(np.array([size] * 5, np.int32)) == crop
+def test_settings_stay_auto_if_no_image_is_readable(make):
+    folder = make().fill()
+    for path in (folder.root / "images").rglob("*.png"):
+        path.write_bytes(b"no image")
+    report = check(settings(str(folder.root)))
+    assert {problem.kind for problem in report.of("error")} == {"damaged"}
+    assert {suggestion.key for suggestion in report.suggestions} == {"data.damaged"}

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fcn_jax.config import Config
-from fcn_jax.explore.opening import settings
+from fcn_jax.config import Config, parse
+from fcn_jax.recipes import override
 
 HEIGHT, WIDTH = 8, 12
 CLASSES = "bg\nroad\ncar\n"
@@ -52,6 +52,6 @@ class Folder:
         return self
 
     def config(self, *changes: str) -> Config:
-        """The settings for a crop of the images' size and small batches."""
-        sizes = ("data.crop_size=[8,12]", "data.batch_size=2")
-        return settings(str(self.root), changes=(*sizes, *changes))
+        """The default settings, with a crop of the images' size and small batches."""
+        table = {"data": {"root": str(self.root), "dataset": "folder", "batch_size": 2}}
+        return parse(override(table, ["data.crop_size=[8,12]", *changes]))
