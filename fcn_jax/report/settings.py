@@ -29,12 +29,23 @@ def flat(config: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def complete(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return settings with the defaults of those that they lack; as they are if they are invalid.
+
+    An older version may have recorded fewer.
+    """
+    try:
+        return parse(config).model_dump(mode="json")
+    except ConfigError:
+        return config
+
+
 def differences(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
     """Return the settings in which runs differ, with the value of each run; "-" for a missing one.
 
     With a single run, return those that differ from the defaults.
     """
-    compared = [flat(config) for config in configs]
+    compared = [flat(complete(config)) for config in configs]
     if len(compared) == 1:
         compared.append(flat(Config().model_dump(mode="json")))
     names = dict.fromkeys(name for values in compared for name in values)

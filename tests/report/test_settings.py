@@ -115,6 +115,16 @@ def test_differences_between_runs():
     assert settings.differences([one, one]) == []
 
 
+def test_settings_that_an_older_version_lacked_have_their_defaults():
+    older = dumped({"optim": {"lr": 0.1}})
+    del older["log"], older["train"]["seed"]
+    assert settings.differences([older, dumped({"optim": {"lr": 0.2}})]) == [
+        ("optim.lr", ["0.1", "0.2"])
+    ]
+    unknown = {"data": {"crop": [1, 2]}}
+    assert ("data.crop", ["[1, 2]", "-"]) in settings.differences([unknown, older])
+
+
 def test_single_run_is_compared_with_the_defaults():
     assert settings.differences([dumped({"optim": {"lr": 0.5}})]) == [("optim.lr", ["0.5"])]
     assert settings.differences([Config().model_dump(mode="json")]) == []
