@@ -165,6 +165,48 @@ def test_camvid_reads_masks_in_colors_with_their_names(tmp_path: Path) -> None:
     check_dataset(CAMVID, tmp_path)
 
 
+# The 32 colors of the original (label_colors.txt), by the class of SegNet that they become.
+ORIGINAL = {
+    "sky": {"Sky": (128, 128, 128)},
+    "building": {
+        "Archway": (192, 0, 128), "Bridge": (0, 128, 64), "Building": (128, 0, 0),
+        "Tunnel": (64, 0, 64), "Wall": (64, 192, 0),
+    },
+    "pole": {"Column_Pole": (192, 192, 128), "TrafficCone": (0, 0, 64)},
+    "road": {
+        "LaneMkgsDriv": (128, 0, 192), "LaneMkgsNonDriv": (192, 0, 64), "Road": (128, 64, 128),
+    },
+    "pavement": {
+        "ParkingBlock": (64, 192, 128), "RoadShoulder": (128, 128, 192), "Sidewalk": (0, 0, 192),
+    },
+    "tree": {"Tree": (128, 128, 0), "VegetationMisc": (192, 192, 0)},
+    "sign": {
+        "Misc_Text": (128, 128, 64), "SignSymbol": (192, 128, 128), "TrafficLight": (0, 64, 64),
+    },
+    "fence": {"Fence": (64, 64, 128)},
+    "car": {
+        "Car": (64, 0, 128), "OtherMoving": (128, 64, 64), "SUVPickupTruck": (64, 128, 192),
+        "Train": (192, 64, 128), "Truck_Bus": (192, 128, 192),
+    },
+    "pedestrian": {
+        "Animal": (64, 128, 64), "CartLuggagePram": (64, 0, 192), "Child": (192, 128, 64),
+        "Pedestrian": (64, 64, 0),
+    },
+    "bicyclist": {"Bicyclist": (0, 128, 192), "MotorcycleScooter": (192, 0, 192)},
+    "void": {"Void": (0, 0, 0)},
+}  # fmt: skip
+
+
+def test_camvid_maps_the_32_colors_of_the_original(tmp_path: Path) -> None:
+    of_color = {color: name for name, group in ORIGINAL.items() for color in group.values()}
+    assert len(of_color) == 32
+    photo(tmp_path / "train" / "a.png")
+    colored(tmp_path / "train_labels" / "a_L.png", *of_color)
+    source = CAMVID.open(tmp_path, "train")
+    names = [*source.classes.names, *[""] * 244, "void"]
+    assert [names[label] for label in row(source, count=32)] == list(of_color.values())
+
+
 def test_camvid_divides_the_original_as_segnet_does(tmp_path: Path, shared: Path) -> None:
     for split in ("train", "val"):
         names = [path.stem for path in (shared / "data/camvid" / split).glob("*.jpg")]
@@ -192,6 +234,11 @@ def test_cityscapes_maps_ids_by_the_official_table(tmp_path: Path) -> None:
     source = CITYSCAPES.open(tmp_path, "train")
     assert ids(source) == ["aachen/aachen_000000_000019", "bochum/bochum_000000_000600"]
     assert row(source) == [IGNORE_INDEX, 0, IGNORE_INDEX, 18]
+    # The column trainId of cityscapesScripts' labels.py, for the IDs 0 to 33.
+    assert [source.labels.values[number] for number in range(34)] == [
+        *[255] * 7, 0, 1, 255, 255, 2, 3, 4, 255, 255, 255, 5, 255, 6, 7, 8, 9, 10, 11, 12, 13, 14,
+        15, 255, 255, 16, 17, 18,
+    ]  # fmt: skip
     assert source.classes is CITYSCAPES_CLASSES
     assert (source.classes.names[13], source.classes.palette[13]) == ("car", (0, 0, 142))
     check_dataset(CITYSCAPES, tmp_path)

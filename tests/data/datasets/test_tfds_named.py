@@ -73,6 +73,7 @@ class Named(_NamedBuilder):
     FEATURES: ClassVar = {
         "left": tfds.features.Image(shape=(None, None, 3)),
         "right": tfds.features.Image(shape=(None, None, 3)),
+        "pixels": tfds.features.Tensor(shape=(*SIZE, 3), dtype=np.uint8),
         "annotations": {
             "mask": tfds.features.LabeledImage(labels=["sky", "road"], shape=(None, None, 1)),
             "numbers": tfds.features.Tensor(shape=SIZE, dtype=np.int32),
@@ -82,7 +83,15 @@ class Named(_NamedBuilder):
     def _generate_examples(self, first: int, end: int) -> Iterator[Any]:
         for at in range(first, end):
             masks = {"mask": png(stripes(0, 1)), "numbers": stripes(0, 7).astype(np.int32)}
-            yield at, {"left": self._image(at), "right": self._image(99), "annotations": masks}
+            yield (
+                at,
+                {
+                    "left": self._image(at),
+                    "right": self._image(99),
+                    "pixels": np.full((*SIZE, 3), (at, 100, 200), np.uint8),
+                    "annotations": masks,
+                },
+            )
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +146,8 @@ def test_several_features_must_be_named(prepared: Path) -> None:
     source = named("named:left:annotations/numbers").open(prepared, "train")
     assert source.classes.names == ("0", "7")
     assert source.decode(source[0]).mask[0, ::8].tolist() == [0, 0, 1, 1]
+    source = named("named:pixels:annotations/mask").open(prepared, "train")
+    assert (source.decode(source[2]).image == (2, 100, 200)).all()
     with pytest.raises(DataError, match=r"no feature 'lefd'. Did you mean 'left'"):
         named("named:lefd:annotations/mask").open(prepared, "train")
 
