@@ -31,14 +31,20 @@ def _list(args: argparse.Namespace) -> int:
     for name in recipes.names():
         text = recipes.text_of(name)
         table, header = tomllib.loads(text), recipes.header_of(text)
-        model = f"{table['model']['backbone']} {table['model']['head']}"
-        data = table["data"]["dataset"]
-        rows.append((name, data, model, header["score"], header["time"]))
+        parts = (table["model"]["backbone"], table["model"]["head"])
+        model = " ".join(part.rpartition(":")[2] for part in parts)
+        measured = (_short(header[field]) for field in ("score", "time"))
+        rows.append((name, table["data"]["dataset"], model, *measured))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         print("  ".join(cells).rstrip())
     return 0
+
+
+def _short(field: str) -> str:
+    """A field of a recipe's header for a list: without remarks in parentheses."""
+    return "-" if field.startswith("not measured") else field.partition(" (")[0]
 
 
 def _show(args: argparse.Namespace) -> int:
