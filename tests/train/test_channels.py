@@ -81,6 +81,12 @@ def test_trains_on_arrays_of_stored_values(run: Path) -> None:
     assert Image.open(picture).mode == "RGB"
 
 
+def test_resumes_a_finished_run(run: Path, recipe: Path, reflectance: Path) -> None:
+    settings = (*QUICK, *REFLECTANCE)
+    result = scenes.train_here(recipe, reflectance, run, *settings, resume=True)
+    assert result.was_finished
+
+
 def test_evaluates_as_in_training(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["eval", str(run), "--json"]) == 0
     scores = json.loads(capsys.readouterr().out)
