@@ -462,8 +462,8 @@ def test_settings_prints_every_setting(capsys: pytest.CaptureFixture[str]) -> No
         for name in ["NAME.weight"] if section == "loss" else values:
             assert f"| `{section}.{name}` |" in text
     assert (
-        "| `data.crop_size` | list of 2: integer at least 1 | `[320, 480]` | Height and width of "
-        "the training crop, in pixels. |"
+        '| `data.crop_size` | list of 2: integer at least 1 or `"auto"` | `[320, 480]` | Height '
+        "and width of the training crop, in pixels. |"
     ) in text
     assert (
         "| `optim.momentum` | number at least 0, below 1 | `0.9` | Momentum of SGD and Muon. |"

@@ -26,7 +26,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from fcn_jax.data.datasets import directory
-from fcn_jax.data.datasets.files import has_images, image_count, subfolders, with_images
+from fcn_jax.data.datasets.files import (
+    contents_of,
+    has_images,
+    image_count,
+    subfolders,
+    with_images,
+)
 from fcn_jax.data.datasets.folder_advice import advice_for
 from fcn_jax.data.datasets.found_classes import found_classes
 from fcn_jax.data.datasets.hash_split import hash_part, hash_split
@@ -97,12 +103,14 @@ def _open(root: Path | None, split: str, lines: Sequence[str] | None = None) -> 
 def _find_classes(root: Path | None) -> tuple[tuple[str, ...] | None, str]:
     """The lines of a class list that follows from the masks, and a note.
 
-    (None, "") if the folder has a class list, or no masks, which `_open` reports.
+    (None, "") if the folder has a class list, or no masks/, which `_open` reports.
     """
     root = directory.require_root(root, "folder", "images/ and masks/")
     masks = directory.files_by_stem(root / "masks", directory.MASK_SUFFIXES, nested=True)
-    if not masks or has_class_list(root, ids=_stored_ids(masks)):
+    if not (root / "masks").is_dir() or has_class_list(root, ids=_stored_ids(masks)):
         return None, ""
+    if not masks:
+        raise DataError(f"{root}: no masks: {contents_of(masks, masks=True)}")
     return found_classes(list(masks.values()), root)
 
 

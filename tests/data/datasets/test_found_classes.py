@@ -119,6 +119,18 @@ def test_a_folder_without_a_list_is_read_by_the_lines_that_are_found(tmp_path):
     assert source.decode(source[0]).mask[0].tolist() == [0, 1]
 
 
+def test_masks_that_cannot_be_masks_are_named_instead_of_the_missing_list(tmp_path):
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / name / "a.jpg")
+    message = "no masks: 1 file ends in .jpg, which a mask must not be"
+    with pytest.raises(DataError, match=message):
+        FOLDER.find_classes(tmp_path)
+    (tmp_path / "masks" / "a.jpg").unlink()
+    (tmp_path / "masks").rmdir()
+    assert FOLDER.find_classes(tmp_path) == (None, "")
+
+
 def test_a_list_in_the_folder_is_kept_and_a_setting_replaces_it(tmp_path):
     root = make_folder(tmp_path / "f", [[0, 1, 255]] * 6)
     (root / "classes.txt").write_text("a\nb\n")
