@@ -106,6 +106,33 @@ def test_a_missing_split_of_the_recipe_is_an_error(make):
     assert set(report.splits) == {"train", "val"}
 
 
+def test_an_unused_split_that_cannot_be_opened_is_a_warning(make):
+    folder = make().fill()
+    (folder.root / "splits").mkdir()
+    for split, first in (("train", 1), ("val", 5)):
+        names = [f"{split[0]}{number}" for number in range(first, first + 2)]
+        (folder.root / "splits" / f"{split}.txt").write_text("\n".join(names))
+        for kind in ("images", "masks"):
+            for path in (folder.root / kind / split).iterdir():
+                path.rename(folder.root / kind / path.name)
+    (folder.root / "splits" / "test.txt").write_text("missing\n")
+    report = check(folder.config())
+    assert report.ok
+    ((kind, split, message),) = said(report, "warning")
+    assert (kind, split) == ("split", "test")
+    assert "missing" in message
+
+
+def test_images_whose_values_fit_no_range_are_named(make):
+    folder = make().fill()
+    Image.fromarray(np.full((8, 12), -5, np.float32)).save(folder.root / "images/train/t1.tif")
+    (folder.root / "images/train/t1.png").unlink()
+    (error,) = check(folder.config()).of("error")
+    assert (error.kind, error.split, error.count) == ("unreadable", "train", 1)
+    assert "t1.tif" in error.details[0]
+    assert "negative values" in error.details[0]
+
+
 def test_raises_if_there_is_nothing_to_check(tmp_path, make):
     with pytest.raises(DataError, match="missing here"):
         check(make().config())

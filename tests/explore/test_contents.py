@@ -116,3 +116,13 @@ def test_masks_share_their_histograms(make, monkeypatch, values):
     unknown = tuple(value for value in values if value > 2)
     assert all(bool(mask.reading.unknown) == bool(unknown) for mask in masks)
     assert np.all([set(mask.found.counts) <= set(values) for mask in masks])
+
+
+def test_masks_that_share_a_histogram_keep_all_their_values(make):
+    folder = make("\n".join(f"c{number}" for number in range(12)))
+    folder.add("train", stripes(0, 1, 2, 3, 4, 5))
+    folder.add("train", stripes(6, 7, 8, 9, 10, 11))
+    folder.add("val", stripes(0))
+    found = read(folder)
+    assert found.class_pixels.tolist() == [16] * 12 + [0]
+    assert {value for mask in found.masks for value in mask.found.counts} == set(range(12))
