@@ -52,9 +52,8 @@ def shift_hue(image: np.ndarray, turn: float) -> np.ndarray:
     The hue is rounded to 1/256 of a turn, as by `torchvision.transforms.functional.adjust_hue` of a
     Pillow image.
     """
-    table = np.stack([_BYTES] * 3, axis=-1)
-    table[:, 0] = (_BYTES + round(turn * 256)) % 256
-    hsv = cv2.LUT(cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL), table[None].astype(np.uint8))
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
+    hsv[..., 0] += np.uint8(round(turn * 256) % 256)  # wraps around
     return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL), np.uint8)
 
 
@@ -115,10 +114,11 @@ def photometric(
     if brightness or (contrast != 1 and not contrast_last):
         image = np.asarray(cv2.LUT(image, values.astype(np.uint8)))
     if saturation != 1 or hue:
-        table = np.stack([_BYTES] * 3, axis=-1)
-        table[:180, 0] = (_BYTES[:180] + hue) % 180
-        table[:, 1] = _clipped(_BYTES * saturation)
-        hsv = cv2.LUT(cv2.cvtColor(image, cv2.COLOR_RGB2HSV), table[None].astype(np.uint8))
+        hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+        hues, saturations = (_BYTES + hue) % 180, _clipped(_BYTES * saturation)
+        for channel, table in enumerate((hues, saturations)):
+            changed = cv2.LUT(cv2.extractChannel(hsv, channel), table.astype(np.uint8))
+            cv2.insertChannel(changed, hsv, channel)
         image = np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB))
     if contrast != 1 and contrast_last:
         image = np.asarray(cv2.LUT(image, _clipped(_BYTES * contrast).astype(np.uint8)))

@@ -47,7 +47,12 @@ def rotated_crop(
             [sine, cosine, origin[0] + y - sine * x - cosine * y],
         ]
     )
-    values = np.broadcast_to(fill, image.shape[2]).tolist()
+    # Only the part of the image that the window can show.
+    corners = matrix @ np.array([[-1, width, -1, width], [-1, -1, height, height], [1, 1, 1, 1]])
+    left, top = (_start(line, side) for line, side in zip(corners, mask.shape[::-1], strict=True))
+    right, bottom = np.ceil(corners.max(axis=1)).astype(int) + 2
+    part = slice(top, max(bottom, top + 1)), slice(left, max(right, left + 1))
+    matrix[:, 2] -= left, top
 
     def warped(pixels: np.ndarray, interpolation: int, border: list[float]) -> np.ndarray:
         return np.asarray(
@@ -61,7 +66,19 @@ def rotated_crop(
             )
         )
 
-    rotated = in_groups(
-        lambda group, channels: warped(group, cv2.INTER_LINEAR, values[channels]), image
-    )
-    return rotated, warped(mask, cv2.INTER_NEAREST, [IGNORE_INDEX])
+    values = np.broadcast_to(fill, image.shape[2]).tolist()
+    if image.shape[2] == 3:
+        # OpenCV warps four channels in a third of the time of three.
+        four = cv2.cvtColor(np.ascontiguousarray(image[part]), cv2.COLOR_RGB2RGBA)
+        four = warped(four, cv2.INTER_LINEAR, [*values, 0])
+        rotated = np.asarray(cv2.cvtColor(four, cv2.COLOR_RGBA2RGB))
+    else:
+        rotated = in_groups(
+            lambda group, channels: warped(group, cv2.INTER_LINEAR, values[channels]), image[part]
+        )
+    return rotated, warped(mask[part], cv2.INTER_NEAREST, [IGNORE_INDEX])
+
+
+def _start(coordinates: np.ndarray, side: int) -> int:
+    """The first row or column that is needed."""
+    return min(max(0, math.floor(coordinates.min()) - 1), side - 1)
