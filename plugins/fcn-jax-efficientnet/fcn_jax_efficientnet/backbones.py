@@ -30,17 +30,17 @@ _GOOGLE = Preprocess(mean=(127.0,) * 3, std=(128.0,) * 3, scale=255.0)
 
 _MILLIONS = {
     "lite0": 3.0,
-    "lite1": 3.8,
+    "lite1": 3.7,
     "lite2": 4.4,
     "lite3": 6.4,
-    "lite4": 11.0,
+    "lite4": 11.1,
     "b0": 3.6,
     "b1": 6.1,
     "b2": 7.2,
     "b3": 10.1,
     "b4": 16.7,
     "b5": 27.3,
-    "b6": 39.7,
+    "b6": 39.4,
     "b7": 62.1,
 }
 """Parameters without the classifier, in millions."""
