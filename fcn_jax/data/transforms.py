@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from fcn_jax.config.augment import AugmentConfig
 from fcn_jax.data.augment import class_crop
@@ -240,6 +241,16 @@ class Augment:
     def _require_channels(self, example: Example) -> None:
         """Raise `ConfigError` for transforms that the channels or the dtype do not allow."""
         channels, dtype = example.image.shape[2], example.image.dtype
+        self.require_channels(channels, dtype, f"'{example.id}' has {channels} channels of {dtype}")
+
+    def require_channels(self, channels: int, dtype: npt.DTypeLike, reason: str) -> None:
+        """Raise `ConfigError` for transforms that images do not allow.
+
+        Args:
+            channels: of the images.
+            dtype: of the images.
+            reason: the images in the error, such as "model.in_channels is 4".
+        """
         if channels == 3 and dtype == np.uint8:
             return
         names = ("brightness", "contrast", "saturation", "hue")
@@ -250,8 +261,8 @@ class Augment:
             given.append("augment.jpeg")
         if given:
             raise ConfigError(
-                f"{', '.join(given)}: only for RGB images of 8 bits, and '{example.id}' has "
-                f"{channels} channels of {dtype}; leave out these settings"
+                f"{', '.join(given)}: only for RGB images of 8 bits, and {reason}; leave out these "
+                "settings"
             )
 
 

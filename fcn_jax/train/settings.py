@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from fcn_jax.config import AUTO, Config, same_plugins
 from fcn_jax.data.transforms import Augment
@@ -220,7 +221,9 @@ def require_valid(config: Config) -> None:
     checks: tuple[Callable[[], Any], ...] = (
         lambda: resolve(known.model),
         lambda: registry.default().dataset(known.data.dataset),
-        lambda: Augment.of(known.data, known.augment),
+        lambda: Augment.of(known.data, known.augment).require_channels(
+            known.model.in_channels, np.uint8, f"model.in_channels is {known.model.in_channels}"
+        ),
         lambda: losses.select(known.losses(), known.model.task),
         lambda: protocols(known),
         lambda: check_metrics(known.eval.metrics),

@@ -127,7 +127,7 @@ def test_predict_names_images_of_other_channels(
 @pytest.mark.parametrize(
     ("kind", "settings", "shape"),
     [
-        ("tif", ("model.in_channels=4", "data.brightness=0.2"), (5, 5, 4, 4)),
+        ("tif", ("model.in_channels=4", "augment.blur.sigma=[0.1, 1.0]"), (5, 5, 4, 4)),
         ("png", ("model.in_channels=1", "data.scale_range=[0.5, 2.0]"), (5, 5, 1, 4)),
     ],
 )
@@ -153,6 +153,8 @@ def test_names_wrong_settings_before_the_run(
         scenes.train_here(recipe, reflectance, run, *QUICK, REFLECTANCE[0])
     with pytest.raises(ConfigError, match=r"data\.value_range and model\.mean: the range scales"):
         scenes.train_here(recipe, reflectance, run, *QUICK, *REFLECTANCE, "data.value_range=[0,1]")
+    with pytest.raises(ConfigError, match=r"brightness: only for RGB .* in_channels is 5"):
+        scenes.train_here(recipe, reflectance, run, *QUICK, *REFLECTANCE, "data.brightness=0.2")
     with pytest.raises(ConfigError, match="mean is given without std"):
         scenes.train_here(recipe, reflectance, run, *QUICK, *REFLECTANCE[:2])
     assert not run.exists()
