@@ -48,21 +48,12 @@ def steps(found: list[dict[str, Any]]) -> list[int]:
     return [record["step"] for record in found if record["event"] == "train"]
 
 
-QUICK = ("camvid", "pets")
-"""The others take as long each, and differ in their datasets, which have tests of their own."""
-
-
 def scores(found: list[dict[str, Any]]) -> dict[str, Any]:
     return [record for record in found if record["event"] == "val"][-1]
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow])
-        for name in recipes.names()
-        if name not in ("d2l", "shapes")
-    ],
+    "name", [name for name in recipes.names() if name not in ("d2l", "shapes")]
 )
 def test_recipe_trains_and_evaluates(name, tmp_path, tiny_plugin, monkeypatch):
     monkeypatch.setenv("FCN_JAX_CACHE", str(tmp_path / "cache"))
