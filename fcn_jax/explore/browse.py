@@ -283,7 +283,15 @@ def _settings(config: Config, seed: int) -> str:
     """The settings of the data that differ from their defaults, or decide on augmentation."""
     data = config.data.model_dump(mode="json", exclude_defaults=True)
     data["crop_size"] = list(config.data.crop_size)
-    for name in ("dataset", "root", "train_split", "val_split", "batch_size", "num_workers"):
+    for name in (
+        "dataset",
+        "root",
+        "classes",
+        "train_split",
+        "val_split",
+        "batch_size",
+        "num_workers",
+    ):
         data.pop(name, None)
     data |= config.augment.model_dump(mode="json", exclude_defaults=True)
     said = ", ".join(f"{name} = {value}" for name, value in sorted(data.items()))
