@@ -405,6 +405,22 @@ def test_number_of_faults_can_be_limited():
     assert f"{report.mutation.left_out} more of the same kinds" in str(report)
 
 
+@pytest.mark.usefixtures("tiny_plugin")
+def test_bfloat16_sees_faults_of_statistics():
+    """Their change by a call is small, but they are float32."""
+    kinds = ("momentum", "frozen statistics", "missing activation", "swapped tensors")
+    settings = {"sizes": [(33, 49)], "num_classes": 3, "dtype": "bfloat16"}
+    outcomes = verify_model("tiny", mutate=True, **settings).mutation.planted
+    found = [o for o in outcomes if o.kind in kinds]
+    assert {o.kind for o in found} >= {"momentum", "frozen statistics", "missing activation"}
+    assert [o.fault for o in found if not o.caught] == []
+    statistics = [o for o in found if o.kind in ("momentum", "frozen statistics")]
+    assert {o.first_failing for o in statistics} <= {
+        "backbone.conv1.bn.mean",
+        "backbone.conv1.bn.var",
+    }
+
+
 def test_plants_no_faults_in_a_wrong_port():
     class Wrong(Mlp):
         @linen.compact

@@ -138,6 +138,8 @@ def _rectified(program: Program) -> list[tuple[int, Value, bool]]:
     found = []
     for index, equation in enumerate(program.equations):
         x = _operand(program, equation, "max", 0.0)
+        if x is not None and len(x.shape) < 2:
+            continue  # a variance, which rounding must not make negative
         if x is None or x not in program.of_inputs:
             if equation.name == "clamp" and program.scalar(equation.inputs[0]) == 0:
                 bound = program.scalar(equation.inputs[2])

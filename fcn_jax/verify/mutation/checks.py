@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fcn_jax.verify import jax_side
-from fcn_jax.verify.calls import named_alike, output_layout, torch_call
+from fcn_jax.verify.calls import named_alike, output_layout, state_errors, torch_call
 from fcn_jax.verify.criterion import FACTORS, Comparison, ReferenceErrors
 from fcn_jax.verify.layers import one_thread, probes
 from fcn_jax.verify.layout import Layout, best_layout
@@ -245,8 +245,9 @@ class TrainChecks:
             if named is None or named[0] not in buffers:
                 continue
             name, rule = named
-            found = [buffer[name] for _, buffer in runs]
-            errors = _errors(path, state[name], found, pair)
+            errors = state_errors(pair, {path: state[name]}, {path: name})
+            for _, run in runs:
+                errors.add({path: run[name]})
 
             def convert(x: Any, rule: Any = rule) -> np.ndarray:
                 return np.asarray(rule.op.to_torch(np.asarray(x)))
