@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -850,3 +851,12 @@ def test_verify_without_torch_names_the_extra_to_install(tiny_plugin, monkeypatc
     monkeypatch.setitem(sys.modules, "torch", None)
     assert cli.main(["verify", "--model", "tiny"]) == 2
     assert "pip install 'fcn-jax[torch]'" in capsys.readouterr().err
+
+
+def test_closed_output_is_no_error() -> None:
+    command = [sys.executable, "-m", "fcn_jax", "recipes", "list"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 128 + signal.SIGPIPE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -37,7 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     log.addHandler(handler)
     propagated, log.propagate = log.propagate, False
     try:
-        return int(args.call(args))
+        status = int(args.call(args))
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # Nobody reads the output any more, as after `| head`. Python would flush it again at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except FcnJaxError as error:
         if args.debug:
             raise
