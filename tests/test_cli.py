@@ -856,7 +856,8 @@ def test_verify_without_torch_names_the_extra_to_install(tiny_plugin, monkeypatc
 def test_closed_output_is_no_error() -> None:
     command = [sys.executable, "-m", "fcn_jax", "recipes", "list"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.stdout is not None and process.stderr is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
     process.stdout.close()
     assert process.stderr.read() == b""
     assert process.wait() == 128 + signal.SIGPIPE

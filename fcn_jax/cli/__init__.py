@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except BrokenPipeError:
-        # Nobody reads the output any more, as after `| head`. Python would flush it again at its end.
+        # Nobody reads the output, as after `| head`. Python would flush it again when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except FcnJaxError as error:
