@@ -83,10 +83,9 @@ def run(*arguments):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.needs_torch
-@pytest.mark.parametrize(
-    "few", [("--processes", "0"), pytest.param(("--rounds", "1"), marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("few", [("--processes", "0"), ("--rounds", "1")])
 def test_rejects_too_few_rounds_or_processes(tmp_path, few):
     done = run("--out", str(tmp_path / "speed.json"), *few)
     assert done.returncode == 2

@@ -70,11 +70,22 @@ def _alike() -> dict[str, str]:
     }
 
 
-# For a head, two backbones with the same features are equal (`Placed`). One of them is tested in
-# the ordinary run, the others in the slow one.
+def _quick() -> set[str]:
+    """The backbones of the ordinary run.
+
+    For a head, two backbones with the same features are equal (`Placed`), so one of them is enough,
+    and of each distribution three kinds.
+    """
+    kinds: dict[str, list[str]] = {}
+    for name in sorted(set(_alike().values()), key=lambda name: (len(name), name)):
+        kinds.setdefault(PLUGINS.find("backbones", name).distribution, []).append(name)
+    return {name for names in kinds.values() for name in names[:3]}
+
+
+QUICK = _quick()
+# The other backbones are tested in the slow run.
 ONE_OF_A_KIND = [
-    pytest.param(name, marks=() if name == plainest else pytest.mark.slow)
-    for name, plainest in sorted(_alike().items())
+    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in sorted(_alike())
 ]
 
 SIZE = (33, 47)

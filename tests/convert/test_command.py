@@ -113,6 +113,7 @@ def test_export_gives_the_same_logits_in_pytorch(trained, torchvision, tmp_path,
     assert {int(b) for n, b in network.named_buffers() if n.endswith("num_batches_tracked")} == {11}
 
 
+@pytest.mark.slow
 def test_d2l_export_gives_the_same_logits_in_pytorch(trained, d2l_network, tmp_path):
     directory, model = trained
     export_file(directory, tmp_path / "out.pth", key_format="d2l")

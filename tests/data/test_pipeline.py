@@ -178,6 +178,7 @@ def test_eval_yields_every_image_whole_and_in_order(source: Source) -> None:
         assert np.array_equal(a.mask, b.mask)
 
 
+@pytest.mark.slow
 def test_shared_memory_is_closed_by_one_thread(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:

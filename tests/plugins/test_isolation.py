@@ -122,13 +122,9 @@ def wait_until(holds, seconds=20):
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "timeout"),
-    [
-        (signal.SIGINT, 500),
-        pytest.param(signal.SIGTERM, 5, marks=pytest.mark.slow),
-        pytest.param(signal.SIGKILL, 5, marks=pytest.mark.slow),
-    ],
+    ("number", "timeout"), [(signal.SIGINT, 500), (signal.SIGTERM, 5), (signal.SIGKILL, 5)]
 )
 def test_interrupted_check_leaves_no_process(site, tmp_path, number, timeout):
     """SIGINT ends the children at once; if the parent is killed, they end at the timeout."""

@@ -55,6 +55,7 @@ function.lower(jnp.zeros((100, 64, 21))).compile()
 """
 
 
+@pytest.mark.slow
 def test_xla_unrolls_no_loop(tmp_path: Path) -> None:
     def size(*, rolled: bool) -> int:
         folder = tmp_path / str(rolled)

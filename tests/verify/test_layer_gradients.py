@@ -32,6 +32,7 @@ def test_gradients_of_every_layer_are_compared(tiny_plugin):
     assert len(names) == 5 + 10, "five layers with ten parameters"
 
 
+@pytest.mark.slow
 def test_gradient_that_is_summed_in_bfloat16_is_caught(tiny_plugin, monkeypatch):
     def backward(axis, bias, grad):
         grads = grad.reshape(-1, grad.shape[-1])

@@ -217,6 +217,7 @@ def test_rejects_unknown_arguments():
         verify_model("tiny", size=(65, 97))
 
 
+@pytest.mark.slow
 def test_takes_a_spec():
     spec = ModelSpec("tiny", "fcn32s", 3, backbone_options={"width": 4})
     report = verify_model(spec, sizes=[(33, 49)])

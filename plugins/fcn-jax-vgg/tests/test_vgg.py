@@ -252,6 +252,7 @@ def test_weights_convert_to_torch_and_back_bit_for_bit(torch):
     assert all(np.array_equal(tensors[name], again[name]) for name in tensors)
 
 
+@pytest.mark.slow
 def test_loads_a_file_of_torchvision(torch, tmp_path):
     options = VGGOptions(width=16)
     theirs = reference(torch, options)

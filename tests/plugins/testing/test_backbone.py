@@ -172,6 +172,7 @@ def test_accepts_a_correct_backbone():
 
 
 @pytest.mark.needs_torch
+@pytest.mark.slow
 def test_accepts_an_equal_reference():
     check_backbone(backbone(reference=torch_reference))
 

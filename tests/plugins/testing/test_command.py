@@ -61,6 +61,7 @@ NET = """
 """
 
 
+@pytest.mark.slow
 def test_prints_whether_promises_are_kept(registered, capsys):
     registered(
         honest_net=NET.format(name="honest_net", channels=4),
@@ -78,6 +79,7 @@ def test_prints_whether_promises_are_kept(registered, capsys):
     assert " s  backbone 'lying_net' at output stride 2: features" in shown.err
 
 
+@pytest.mark.slow
 def test_kind_selects_among_plugins_of_one_name(tmp_path, monkeypatch, capsys):
     write_folder(tmp_path, "train", "val")
     model = registry.Entry("models", "folder", "acme", "1", "nowhere:FOLDER")

@@ -117,6 +117,7 @@ def test_accepts_a_correct_head(correct):
 
 
 @pytest.mark.needs_torch
+@pytest.mark.slow
 def test_reference_with_the_argument_out_hw_receives_the_size():
     import torch
 
