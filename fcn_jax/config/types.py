@@ -67,6 +67,6 @@ class Section(BaseModel):
 
 
 def short(value: Any) -> str:
-    """A value as it is shown in messages: at most 80 characters of its `repr`."""
+    """A value as it is shown in messages: at most 160 characters of its `repr`."""
     text = repr(value)
-    return text if len(text) <= 80 else f"{text[:80]}..."
+    return text if len(text) <= 160 else f"{text[:160]}..."

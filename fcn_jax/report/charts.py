@@ -57,7 +57,7 @@ def chart(
 ) -> Chart | None:
     """Draw the curves of a value; None if there is no value.
 
-    The axis is logarithmic if all values are above 0 and differ by a factor of more than 100.
+    The axis is logarithmic if all values are above 1e-300 and differ by a factor of more than 100.
 
     Args:
         title: what the values are.
@@ -70,7 +70,7 @@ def chart(
         return None
     values = [value for curve in drawn for value in curve.values if value is not None]
     first, last = 0, max(steps, *(curve.steps[-1] for curve in drawn))
-    log = min(values) > 0 and max(values) > 100 * min(values)
+    log = min(values) > 1e-300 and max(values) > 100 * min(values)
     low, high, ticks = _axis(min(values), max(values), log)
 
     def x(step: float) -> float:

@@ -2,7 +2,7 @@ import math
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fcn_jax.report import charts
@@ -32,6 +32,7 @@ def test_curves_are_drawn_at_the_place_of_their_values():
     assert not drawn.data["log"]
 
 
+@example([1.0, 5e-324])
 @given(
     st.lists(
         st.none() | st.floats(-1e6, 1e6) | st.floats(1e-12, 1e12), min_size=1, max_size=30

@@ -153,7 +153,7 @@ def test_names_wrong_settings_before_the_run(
         scenes.train_here(recipe, reflectance, run, *QUICK, REFLECTANCE[0])
     with pytest.raises(ConfigError, match=r"data\.value_range and model\.mean: the range scales"):
         scenes.train_here(recipe, reflectance, run, *QUICK, *REFLECTANCE, "data.value_range=[0,1]")
-    with pytest.raises(ConfigError, match=r"brightness: only for RGB .* in_channels is 5"):
+    with pytest.raises(ConfigError, match=r"brightness: only for RGB .*in_channels is 5"):
         scenes.train_here(recipe, reflectance, run, *QUICK, *REFLECTANCE, "data.brightness=0.2")
     with pytest.raises(ConfigError, match="mean is given without std"):
         scenes.train_here(recipe, reflectance, run, *QUICK, *REFLECTANCE[:2])
