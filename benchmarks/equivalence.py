@@ -102,12 +102,13 @@ INTRODUCTION = """\
 # Equality with PyTorch
 
 Each model is compared with its PyTorch reference. Both have the same random weights and run on the
-same drawn scenes. Backbones have the head `fcn32s`. The criterion is that of
-`fcn_jax/verify/criterion.py`: errors are relative L2 distances to PyTorch in float64. The reference
-error of a tensor is PyTorch's own in the compared precision, the worst of four correct runs (oneDNN
-on and off, contiguous and channels_last), but at least a few roundings (2^-21 in float32, 2^-9 in
-bfloat16). JAX may have twice the reference error in layers and logits, and three times in gradients
-and training steps. In bfloat16, PyTorch runs with autocast: parameters stay float32 on both sides.
+same drawn scenes. Backbones have the head `fcn32s`, and the number after a colon is their output
+stride. The criterion is that of `fcn_jax/verify/criterion.py`: errors are relative L2 distances to
+PyTorch in float64. The reference error of a tensor is PyTorch's own in the compared precision, the
+worst of four correct runs (oneDNN on and off, contiguous and channels_last), but at least a few
+roundings (2^-21 in float32, 2^-9 in bfloat16). JAX may have twice the reference error in layers and
+logits, and three times in gradients and training steps. In bfloat16, PyTorch runs with autocast:
+parameters stay float32 on both sides.
 
 Each cell is about one tensor, the one whose error is nearest to its limit: **error of JAX / limit
 (error of PyTorch)**.
