@@ -21,9 +21,9 @@ HOLDS = "benchmark_RELEASE/dataset/ with img/, cls/, train.txt and val.txt"
 PACKED = ("benchmark*.t*",)
 
 
-def find(root: Path) -> Path | None:
-    """SBD's folder `dataset` in `root` or in a subfolder of it; None if there is none."""
-    for base in (root, *(root / name for name in subfolders(root))):
+def find(root: Path, *, nested: bool = True) -> Path | None:
+    """SBD's folder `dataset` in `root`, or in a subfolder if `nested`; None if there is none."""
+    for base in (root, *(root / name for name in (subfolders(root) if nested else ()))):
         for folder in (base, base / "dataset", base / "benchmark_RELEASE" / "dataset"):
             if (folder / "cls").is_dir() and (folder / "img").is_dir():
                 return folder

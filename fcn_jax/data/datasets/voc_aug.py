@@ -32,7 +32,9 @@ def find(root: Path) -> tuple[Path, Path] | None:
     if devkit is None:
         return None
     converted = devkit / "SegmentationClassAug"
-    more = converted if converted.is_dir() else sbd.find(root) or sbd.find(devkit.parent)
+    # Next to VOC's folder, other folders may hold anything.
+    beside = sbd.find(devkit.parent, nested=False)
+    more = converted if converted.is_dir() else sbd.find(root) or beside
     return (devkit, more) if more else None
 
 
