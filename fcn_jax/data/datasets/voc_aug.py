@@ -32,9 +32,9 @@ def find(root: Path) -> tuple[Path, Path] | None:
     if devkit is None:
         return None
     converted = devkit / "SegmentationClassAug"
-    # Next to VOC's folder, other folders may hold anything.
-    beside = sbd.find(devkit.parent, nested=False)
-    more = converted if converted.is_dir() else sbd.find(root) or beside
+    # Other folders next to VOC's may hold anything, so they are not searched.
+    neighbor = sbd.find(devkit.parent, nested=False)
+    more = converted if converted.is_dir() else sbd.find(root) or neighbor
     return (devkit, more) if more else None
 
 

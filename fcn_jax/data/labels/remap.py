@@ -18,7 +18,7 @@ from fcn_jax.plugins.api import IGNORE_INDEX, Classes
 
 IGNORE = "ignore"
 BACKGROUNDS = ("background", "bg", "other", "others", "unlabeled", "unlabelled", "void", "none")
-"""Names, in lower case and without underscores, of what is no object."""
+"""Names of background classes, in lower case and without underscores."""
 
 
 @dataclasses.dataclass(frozen=True)
