@@ -9,13 +9,12 @@ A model is a registered name; `:N` after it selects an output stride. The result
 written to benchmarks/results/equivalence at once, in bfloat16 to a file of its own. A model is
 skipped if a result with the same settings and versions exists, so an interrupted run can be
 continued. `--again` measures all models again. `--mutate` adds the mutation score, which takes
-longer than all else. The page shows all existing results, in one table for each command.
+longer than all else; `--mutate N` plants at most N faults of each kind. The page shows all existing results, in one table for each command.
 """
 
 from __future__ import annotations
 
 import argparse
-import inspect
 import json
 import math
 import time
@@ -173,7 +172,7 @@ def measure(name: str, settings: dict[str, Any]) -> dict[str, Any]:
             dtype=settings["dtype"],
             backbone_options=settings["options"],
             seed=seed,
-            **({"mutate": True} if settings["mutate"] else {}),
+            mutate=settings["mutate"],
         )
         seconds = round(time.perf_counter() - began, 1)
         print(f"{name}, seed {seed}: {report.verdict} ({seconds} s)", flush=True)
@@ -261,6 +260,7 @@ def command_of(result: dict[str, Any]) -> str:
         f"--train-steps {result['train_steps']} --seeds {result['seeds']}"
         + (f" --dtype {result['dtype']}" if result["dtype"] != "float32" else "")
         + (" --mutate" if result["mutate"] else "")
+        + (f" {result['mutate']}" if result["mutate"] not in (True, False) else "")
     )
 
 
@@ -346,12 +346,18 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, help="number of seeds for each model")
     dtypes = ("float32", "bfloat16")
     parser.add_argument("--dtype", choices=dtypes, default="float32", help="compared precision")
-    parser.add_argument("--mutate", action="store_true", help="add the mutation score")
+    parser.add_argument(
+        "--mutate",
+        metavar="N",
+        type=int,
+        nargs="?",
+        default=False,
+        const=True,
+        help="add the mutation score; with N, of at most N faults of each kind",
+    )
     parser.add_argument("--again", action="store_true", help="measure existing results again")
     parser.add_argument("--page", action="store_true", help="only write the page")
     args = parser.parse_args()
-    if args.mutate and "mutate" not in inspect.signature(verify_model).parameters:
-        parser.error("--mutate: this version of verify_model plants no faults")
     process.configure_process(trains=False)  # as `fcn-jax verify` does
     if not args.page:
         RESULTS.mkdir(parents=True, exist_ok=True)
