@@ -9,7 +9,8 @@ A model is a registered name; `:N` after it selects an output stride. The result
 written to benchmarks/results/equivalence at once, in bfloat16 to a file of its own. A model is
 skipped if a result with the same settings and versions exists, so an interrupted run can be
 continued. `--again` measures all models again. `--mutate` adds the mutation score, which takes
-longer than all else; `--mutate N` plants at most N faults of each kind. The page shows all existing results, in one table for each command.
+longer than all else; `--mutate N` plants at most N faults of each kind. The page shows all existing
+results, in one table for each command.
 """
 
 from __future__ import annotations
