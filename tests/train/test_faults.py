@@ -21,7 +21,7 @@ from fcn_jax import checkpoint, cli, recipes
 from fcn_jax.data import pipeline
 from fcn_jax.errors import CheckpointError, ConfigError, DataError, TrainingError, WriteError
 from fcn_jax.plugins import registry
-from fcn_jax.train import loop, validation
+from fcn_jax.train import setup, validation
 from fcn_jax.train.loop import Result
 from fcn_jax.train.records import Records
 from tests.helpers import scenes
@@ -477,7 +477,7 @@ def test_leaves_no_run_after_a_signal_before_the_first_step(
         time.sleep(5)
         raise AssertionError("the signal was not seen")
 
-    monkeypatch.setattr(loop.train_step, "make", stopped)
+    monkeypatch.setattr(setup.train_step, "make", stopped)
     result = here(tmp_path / "run")
     assert (result.stopped_by, result.step, result.saved) == ("SIGTERM", 0, None)
     assert not (tmp_path / "run").exists()
