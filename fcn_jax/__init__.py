@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from fcn_jax.eval.predictor import Predictor as Predictor
     from fcn_jax.models.build import build_model as build_model
     from fcn_jax.models.segmenter import Segmenter as Segmenter
+    from fcn_jax.pretrained import from_pretrained as from_pretrained
+    from fcn_jax.pretrained import push_to_hub as push_to_hub
+    from fcn_jax.pretrained import save_pretrained as save_pretrained
     from fcn_jax.runtime.compiler import compiler_options as compiler_options
     from fcn_jax.verify import verify_model as verify_model
 
@@ -30,8 +33,11 @@ _MODULES = {
     "build_model": "fcn_jax.models.build",
     "compiler_options": "fcn_jax.runtime.compiler",
     "evaluate": "fcn_jax.eval.evaluate",
+    "from_pretrained": "fcn_jax.pretrained",
     "load": "fcn_jax.convert.load",
     "load_torch": "fcn_jax.convert.load",
+    "push_to_hub": "fcn_jax.pretrained",
+    "save_pretrained": "fcn_jax.pretrained",
     "to_torch": "fcn_jax.convert.export",
     "verify_model": "fcn_jax.verify",
 }

@@ -15,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
 
-from fcn_jax.checkpoint import files, messages
+from fcn_jax.checkpoint import files, messages, portable, remote
 from fcn_jax.checkpoint.spec import Spec, read_spec, require_plugins
 from fcn_jax.errors import CheckpointError, ConfigError, listing
 from fcn_jax.models.build import build
@@ -93,11 +93,16 @@ def save_model(
 def find(path: str | Path) -> Path:
     """The checkpoint directory of a run or checkpoint: a run's best, or the last if none is scored.
 
-    A damaged checkpoint of a run is skipped with a warning, and the next best is used.
+    A damaged checkpoint of a run is skipped with a warning, and the next best is used. A portable
+    directory (`fcn_jax.checkpoint.portable`) is a checkpoint, too, and the id of a model on the hub
+    (`fcn_jax.checkpoint.remote`) is that of its download.
 
     Raises:
-        CheckpointError: there is no such directory, it holds no checkpoint, or all are damaged.
+        CheckpointError: there is no such directory, it holds no checkpoint, or all are damaged; or
+            the model cannot be downloaded.
     """
+    if model := remote.parse(path):
+        return _portable(remote.fetch(model), str(model))
     path = Path(path)
     if not path.exists():
         raise CheckpointError(f"{path}: no such run or checkpoint")
@@ -116,10 +121,28 @@ def find(path: str | Path) -> Path:
         return path
     if path.name == files.STEPS and files.steps(path):
         return _best(path.parent)
+    if (path / portable.CONFIG).is_file():
+        return _portable(path, str(path))
     raise CheckpointError(
         f"{path}: neither a run (it has no '{files.STEPS}' folder) nor a checkpoint (it has no "
-        "'model' and 'spec')"
+        f"'model' and 'spec', and no {portable.CONFIG})"
     )
+
+
+def _portable(directory: Path, name: str) -> Path:
+    """Check a portable directory and return it. Raises `CheckpointError`."""
+    if not portable.is_portable(directory):
+        table = portable.config_of(directory)
+        kinds = (table.get("library_name"), *(table.get("architectures") or ()))
+        what = table.get("architecture") or ", ".join(map(str, filter(None, kinds))) or "unknown"
+        raise CheckpointError(
+            f"{name}: its {portable.CONFIG} is of another library (architecture: {what}); fcn-jax "
+            f"convert {name} --model NAME imports the weights of a registered model or backbone "
+            "(fcn-jax plugins list)"
+        )
+    if fault := portable.fault(directory):
+        raise CheckpointError(f"{name}: the model is damaged: {fault}")
+    return directory
 
 
 def _best(run: Path) -> Path:
@@ -195,6 +218,8 @@ def read_arrays(directory: Path, weights: str | None = None) -> dict[str, np.nda
 
 
 def _read_item(directory: Path, name: str) -> dict[str, np.ndarray]:
+    if portable.is_portable(directory):
+        return portable.read_tensors(directory)
     item = (directory / name).absolute()
     try:
         with messages.quiet(), ocp.StandardCheckpointer() as checkpointer:

@@ -10,7 +10,7 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 
-from fcn_jax.checkpoint import files, messages
+from fcn_jax.checkpoint import files, messages, portable
 from fcn_jax.errors import CheckpointError, ConfigError
 from fcn_jax.plugins import registry
 from fcn_jax.plugins.api import Classes, ModelSpec
@@ -103,8 +103,11 @@ def read_spec(directory: Path) -> Spec:
         CheckpointError: it is unreadable or of another format.
     """
     try:
-        with messages.quiet(), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-            table = checkpointer.restore((directory / "spec").absolute())
+        if portable.is_portable(directory):
+            table = portable.config_of(directory)
+        else:
+            with messages.quiet(), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+                table = checkpointer.restore((directory / "spec").absolute())
         if not isinstance(table, dict):
             raise ValueError("not a JSON object")
         if table["format"] != FORMAT:

@@ -9,7 +9,18 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from fcn_jax.cli import convert, data, evaluate, plugins, recipes, report, settings, train, verify
+from fcn_jax.cli import (
+    convert,
+    data,
+    evaluate,
+    plugins,
+    pretrained,
+    recipes,
+    report,
+    settings,
+    train,
+    verify,
+)
 from fcn_jax.errors import FcnJaxError, TrainingError
 from fcn_jax.runtime import cache, process, versions
 
@@ -84,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     version = versions.package_versions(["fcn-jax"])["fcn-jax"] or "(not installed)"
     parser.add_argument("--version", action="version", version=f"fcn-jax {version}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for group in (train, evaluate, report, data, convert, verify, plugins, recipes, settings):
+    training, weights = (train, evaluate, report, data), (convert, pretrained, verify)
+    for group in (*training, *weights, plugins, recipes, settings):
         group.add_commands(commands)
     return parser

@@ -33,8 +33,9 @@ def add_repeated(parser: Any, option: str, metavar: str, help: str) -> None:
 
 def add_checkpoint(parser: Any) -> None:
     """Add the argument that names a trained model."""
-    about = "Run directory (its best checkpoint is used), or one checkpoint."
-    parser.add_argument("checkpoint", metavar="RUN|CHECKPOINT", help=about)
+    about = "Run directory (its best checkpoint is used), checkpoint, portable directory, or id of "
+    about += "a model on the Hugging Face Hub."
+    parser.add_argument("checkpoint", metavar="RUN|CHECKPOINT|HUB_ID", help=about)
 
 
 def add_trained(parser: Any) -> None:

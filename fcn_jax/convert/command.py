@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from fcn_jax import checkpoint
+from fcn_jax.convert import hub
 from fcn_jax.convert.export import export_weights
 from fcn_jax.convert.load import import_weights, init_missing, starts_new_head
 from fcn_jax.convert.report import LoadReport
@@ -52,7 +53,8 @@ def convert_file(
     A checkpoint of a backbone alone is for `train --weights` only.
 
     Args:
-        source: a weights file, or the name of published weights of the model or its backbone.
+        source: a weights file, the name of published weights of the model or its backbone, or the
+            id of a model on the hub, of another library.
         model: a registered model; or a registered backbone, with `head` for a model, without it
             for the backbone's weights alone.
         output: directory to write; must be missing or empty.
@@ -78,12 +80,13 @@ def convert_file(
     """
     destination.check_new(output)
     checkpoint.require_empty(output)
+    spec = _changed_spec(model, changes)
+    source = hub.localize(source, spec)
     if Path(source).is_dir():
         raise WeightsError(
             f"{source}: {kinds.of_directory(Path(source))} "
             "(fcn-jax export reads a run or checkpoint)"
         )
-    spec = _changed_spec(model, changes)
 
     def build_it() -> nnx.Module:
         return _build(spec, nnx.Rngs(seed))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
+from fcn_jax.checkpoint import portable, remote
 from fcn_jax.errors import ConfigError, PluginError, WeightsError, did_you_mean
 from fcn_jax.models.spec import resolve as resolve_spec
 from fcn_jax.models.spec import spec_of
@@ -54,6 +55,46 @@ def resolve(source: str | Path, spec: ModelSpec) -> Path:
     raise WeightsError(
         f"{name}: no such weights; give a weights file of PyTorch or .safetensors, for training "
         f"also a run or checkpoint, or the name of published weights. {did_you_mean(name, offered)}"
+    )
+
+
+def localize(source: str | Path, spec: ModelSpec) -> str | Path:
+    """The local files of a model on the hub, which are downloaded if needed; other sources as is.
+
+    Args:
+        source: a path, the name of published weights, or the id of a model on the hub.
+        spec: the model to be filled, whose published names come before ids.
+
+    Returns:
+        The directory of a model of fcn-jax, or the weights file of another library.
+
+    Raises:
+        CheckpointError: see `fcn_jax.checkpoint.remote.fetch`.
+        WeightsError: the model has no weights file.
+    """
+    model = remote.parse(source)
+    if model is None or str(source) in available(spec):
+        return source
+    folder = remote.fetch(model)
+    return folder if portable.is_portable(folder) else weights_file(folder, str(model))
+
+
+def weights_file(folder: Path, name: str) -> Path:
+    """The weights file in a folder that was downloaded from the hub, of another library.
+
+    Raises:
+        WeightsError: there is none, or there are several. The message calls the folder `name`.
+    """
+    for known in (portable.TENSORS, f"{portable.TENSORS}.index.json"):
+        if (folder / known).is_file():
+            return folder / known
+    found = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
+    if len(found) == 1:
+        return found[0]
+    holds = ", ".join(path.name for path in found) or "none"
+    raise WeightsError(
+        f"{name}: expected one weights file, {portable.TENSORS}; its files of weights: {holds}"
+        f"{f'. Give one of them, in {folder}' if found else ''}"
     )
 
 

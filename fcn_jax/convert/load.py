@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 
 from fcn_jax import checkpoint
+from fcn_jax.checkpoint import portable
 from fcn_jax.convert import architecture, hub, matching, reading
 from fcn_jax.convert.matching import Leaves
 from fcn_jax.convert.report import LoadReport, complaint, reparametrized
@@ -289,7 +290,8 @@ def init_from(
     Args:
         model: as `build_model` returns it.
         source: a weights file with PyTorch's names, or the name of published weights; or a run, a
-            checkpoint or a converted model.
+            checkpoint, a converted model or a portable directory; or the id of a model on the hub,
+            of this or another library.
         reinit: globs over names of tensors that keep the model's initial values; `head` for
             another head, or for another number of classes in a file.
         drop: globs over names of the source, of tensors that are dropped.
@@ -304,6 +306,7 @@ def init_from(
             message.
         CheckpointError: the folder is not a checkpoint, or it is incomplete.
     """
+    source = hub.localize(source, model.spec)
     if not Path(source).is_dir() or _holds_weight_files(Path(source)):
         return load_torch(model, source, reinit, drop=drop, key=key)
     directory = checkpoint.find(source)
@@ -351,10 +354,14 @@ def _is_resized(old: tuple[int, ...], new: tuple[int, ...], sizes: tuple[int, in
 def _holds_weight_files(folder: Path) -> bool:
     """Whether a folder holds weight files of other tools, and nothing of a run or checkpoint."""
     known = any((folder / name).exists() for name in (checkpoint.STEPS, "spec", "model"))
-    return not known and any(
-        child.suffix.lower() in kinds.WEIGHT_SUFFIXES
-        for child in folder.iterdir()
-        if child.is_file()
+    return (
+        not known
+        and not portable.is_portable(folder)
+        and any(
+            child.suffix.lower() in kinds.WEIGHT_SUFFIXES
+            for child in folder.iterdir()
+            if child.is_file()
+        )
     )
 
 

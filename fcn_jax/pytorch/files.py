@@ -1,10 +1,14 @@
-"""Reads and writes weight files as numpy arrays by name: PyTorch's formats and `.safetensors`."""
+"""Reads and writes weight files as numpy arrays by name: PyTorch's formats and `.safetensors`.
+
+`.safetensors` files may be distributed over several ones, with an index.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import hashlib
+import json
 import pickle
 import struct
 import weakref
@@ -23,6 +27,10 @@ from fcn_jax.runtime.atomic import replacing
 
 SUFFIXES = (".pth", ".pt", ".safetensors")
 """Suffixes of files that can be written. A file that is read is recognized by its contents."""
+
+
+_INDEX = ".safetensors.index.json"
+"""Suffix of the list of the files over which large `.safetensors` weights are distributed."""
 
 
 def sha256(path: Path) -> str:
@@ -60,6 +68,8 @@ def open_state_dicts(path: str | Path) -> list[StateDict]:
         raise WeightsError(f"{path}: {kinds.of_directory(path)}")
     if not path.is_file():
         raise WeightsError(f"{path}: no such weights file")
+    if path.name.endswith(_INDEX):
+        return [StateDict("", _open_shards(path))]
     kind = kinds.kind_of(path)
     if kind == kinds.SAFETENSORS:
         return [StateDict("", _open_safetensors(path))]
@@ -217,6 +227,30 @@ def _open_safetensors(path: Path) -> Tensors:
     return Tensors(
         {name: Entry(functools.partial(get, name), shape) for name, shape in shapes.items()}
     )
+
+
+def _open_shards(index: Path) -> Tensors:
+    """The tensors of several files that an index lists: {"weight_map": {tensor: file}}."""
+    try:
+        placed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        shards = sorted({Path(str(name)).name for name in placed.values()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(
+            f"{index}: not a readable index of .safetensors files; expected "
+            '{"weight_map": {TENSOR: FILE}}'
+        ) from error
+    if missing := [name for name in shards if not (index.parent / name).is_file()]:
+        raise WeightsError(
+            f"{index}: {len(missing)} of the {len(shards)} files that it lists are missing: "
+            f"{listing(missing, 4)}; put them next to it"
+        )
+    entries: dict[str, Entry] = {}
+    for shard in shards:
+        tensors = _open_safetensors(index.parent / shard)
+        entries |= {name: tensors.entry(name) for name in tensors}
+    if lacking := sorted(placed.keys() - entries.keys()):
+        raise WeightsError(f"{index}: its files lack tensors that it lists: {listing(lacking, 4)}")
+    return Tensors(entries)
 
 
 def _reason(error: Exception) -> str:

@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from fcn_jax import checkpoint
+from fcn_jax.checkpoint import portable, remote
 from fcn_jax.errors import CheckpointError
 from fcn_jax.pytorch import files
 from fcn_jax.runtime.versions import package_versions
@@ -170,7 +171,7 @@ def find(path: Path) -> Path:
     Raises:
         CheckpointError: a folder is not a checkpoint, or the checkpoint has no report.
     """
-    if not path.is_dir():
+    if not path.is_dir() and remote.parse(path) is None:
         return path
     file = checkpoint.find(path) / checkpoint.EVIDENCE
     if not file.is_file():
@@ -222,7 +223,7 @@ def _checkpoint(path: Path | None) -> Path | None:
         return None
     if path.is_dir():
         return checkpoint.find(path)
-    inside = any((path.parent / part).exists() for part in ("spec", "model"))
+    inside = any((path.parent / part).exists() for part in ("spec", "model", portable.CONFIG))
     # A report may have been copied to another place.
     return checkpoint.find(path.parent) if path.name == checkpoint.EVIDENCE and inside else None
 
