@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,6 +79,7 @@ def fetch(model: HubId, *, token: str | None = None) -> Path:
         "cache_dir": cache.folder() / "hub",
         "library_name": "fcn-jax",
         "token": token,
+        "endpoint": _endpoint(),
     }
     with _errors(model):
         folder = Path(hub.snapshot_download(allow_patterns=list(_FILES), **options))
@@ -100,7 +102,7 @@ def upload(
     try:
         hub = _library(model)
         with _errors(model):
-            api = hub.HfApi(token=token, library_name="fcn-jax")
+            api = hub.HfApi(_endpoint(), token=token, library_name="fcn-jax")
             api.create_repo(model.name, private=private, exist_ok=True)
             commit = api.upload_folder(
                 repo_id=model.name,
@@ -113,6 +115,11 @@ def upload(
     return str(commit.commit_url)
 
 
+def _endpoint() -> str | None:
+    """Address of the hub; None for the public one. huggingface_hub reads it only when imported."""
+    return os.environ.get("HF_ENDPOINT") or None
+
+
 def _library(model: HubId) -> Any:
     try:
         import huggingface_hub
@@ -121,6 +128,7 @@ def _library(model: HubId) -> Any:
             f"{model}: no local path of this name exists, and for models on the hub "
             "huggingface_hub is needed; pip install 'fcn-jax[hub]'"
         ) from error
+    huggingface_hub.logging.set_verbosity_error()  # each retry would be two lines
     return huggingface_hub
 
 
