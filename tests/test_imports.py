@@ -24,6 +24,7 @@ ORDER = (
     "checkpoint",
     "data",
     "convert",
+    "pretrained",
     "eval",
     "train",
     "explore",

@@ -68,10 +68,13 @@ def add_average(parser: Any) -> None:
 _PARTS = ("backbone", "head", "aux_head")
 
 
-def add_model(parser: Any, head: str, required: bool = True) -> None:
-    """Add the arguments that name a model; `head` is the default head of a backbone."""
+def add_model(parser: Any, head: str, required: bool = True, trained: str = "") -> None:
+    """Add the arguments that name a model.
+
+    `head` is the default head of a backbone; `trained` replaces the help of `--model`.
+    """
     add = parser.add_argument
-    about = "Registered model or backbone (fcn-jax plugins list)."
+    about = trained or "Registered model or backbone (fcn-jax plugins list)."
     add("--model", metavar="NAME", required=required, help=about)
     add("--head", metavar="NAME", help=f"Head to put on a backbone (default: {head}).")
     add("--aux-head", metavar="NAME", help="Auxiliary head to put on a backbone (default: none).")

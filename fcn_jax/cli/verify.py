@@ -24,7 +24,9 @@ def add_commands(commands: Any) -> None:
         "layer that does not. With --check, say whether earlier reports still hold."
     )
     parser = add_command(commands, "verify", about, _verify)
-    add_model(parser, head="fcn32s", required=False)
+    about = "Registered model or backbone (fcn-jax plugins list); or a trained model: a run, "
+    about += "checkpoint, portable directory, or id of a model on the Hugging Face Hub."
+    add_model(parser, head="fcn32s", required=False, trained=about)
     add = parser.add_argument
     about = "Weights of both sides: a file, or the name of published weights (default: random)."
     add("--weights", metavar="FILE|NAME", help=about)

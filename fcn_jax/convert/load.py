@@ -307,7 +307,7 @@ def init_from(
         CheckpointError: the folder is not a checkpoint, or it is incomplete.
     """
     source = hub.localize(source, model.spec)
-    if not Path(source).is_dir() or _holds_weight_files(Path(source)):
+    if not is_checkpoint(source):
         return load_torch(model, source, reinit, drop=drop, key=key)
     directory = checkpoint.find(source)
     if key not in ("", "ema", "raw"):
@@ -351,17 +351,22 @@ def _is_resized(old: tuple[int, ...], new: tuple[int, ...], sizes: tuple[int, in
     return all(pair == sizes for pair in zip(old, new, strict=True) if pair[0] != pair[1])
 
 
-def _holds_weight_files(folder: Path) -> bool:
-    """Whether a folder holds weight files of other tools, and nothing of a run or checkpoint."""
+def is_checkpoint(source: str | Path) -> bool:
+    """Whether a source is the directory of a run, checkpoint or portable model, not a weights file.
+
+    A directory that holds nothing of a run or checkpoint is one, too, unless it holds weight files
+    of other tools.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        return False
+    if portable.is_portable(folder):
+        return True
     known = any((folder / name).exists() for name in (checkpoint.STEPS, "spec", "model"))
-    return (
-        not known
-        and not portable.is_portable(folder)
-        and any(
-            child.suffix.lower() in kinds.WEIGHT_SUFFIXES
-            for child in folder.iterdir()
-            if child.is_file()
-        )
+    return known or not any(
+        child.suffix.lower() in kinds.WEIGHT_SUFFIXES
+        for child in folder.iterdir()
+        if child.is_file()
     )
 
 

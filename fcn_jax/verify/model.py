@@ -42,6 +42,7 @@ from fcn_jax.verify.sensitivity import add_sensitivity
 from fcn_jax.verify.sides import paired, state_digest
 from fcn_jax.verify.third_opinion import ThirdOpinion
 from fcn_jax.verify.torch_side import import_torch, to_nchw
+from fcn_jax.verify.trained import as_weights_file, spec_of_trained
 from fcn_jax.verify.training import Condition, Mode, Plan, compare_training, plan_problems
 from fcn_jax.verify.types import Advance
 
@@ -89,9 +90,12 @@ def verify_model(
     dropout.
 
     Args:
-        model: a spec, a registered model, or a registered backbone.
-        weights: a `.pth` or `.safetensors` file, or the name of published weights. None draws all
-            values at random, such that every tensor matters; see `fcn_jax.verify.randomize`.
+        model: a spec, a registered model, or a registered backbone; or a trained model: a run,
+            checkpoint or portable directory, or the id of one on the hub, whose weights are the
+            default of `weights`.
+        weights: a `.pth` or `.safetensors` file, the name of published weights, or a trained model.
+            None draws all values at random, such that every tensor matters; see
+            `fcn_jax.verify.randomize`.
         reinit: globs over names that the file lacks on purpose; their values are random.
         drop: globs over the file's names of tensors that are dropped.
         key: which of several state dicts of the file to load, such as "model_ema".
@@ -134,6 +138,9 @@ def verify_model(
         WeightsError: the weights do not fit, or torch is not installed.
     """
     torch = import_torch()
+    if isinstance(model, str) and (trained := spec_of_trained(model)) is not None:
+        weights = weights or model
+        model = trained
     name = model if isinstance(model, str) else None
     registered = model if isinstance(model, ModelSpec) else registered_spec(model)
     changes = {key: value for key, value in changes.items() if value is not None}
@@ -164,7 +171,9 @@ def verify_model(
             f"{spec.backbone} + {spec.head} have no table of PyTorch names for the key format "
             f"'{key_format}' to compare by"
         )
-    coverage, origin = _load(network, reference, table, weights, seed, reinit, drop=drop, key=key)
+    coverage, origin = _load(
+        network, reference, table, key_format, weights, seed, reinit, drop=drop, key=key
+    )
     port = NnxPort(network, _outputs)
     port.precision = matmul_precision
     report = Report(
@@ -330,6 +339,7 @@ def _load(
     network: Segmenter,
     reference: Any,
     table: Table,
+    key_format: str,
     weights: str | Path | None,
     seed: int,
     reinit: Sequence[str],
@@ -338,8 +348,11 @@ def _load(
     """Give both sides the same values; return the report of the user's file, and its origin."""
     if weights is None:
         return load_torch(network, reference.state_dict()), {"source": f"random, seed {seed}"}
-    record = load_torch(network, weights, reinit, **choice)
-    _fill_reference(reference, record, table)
+    with as_weights_file(weights, network.spec, key_format) as file:
+        record = load_torch(network, file, reinit, **choice)
+        _fill_reference(reference, record, table)
+    if file != weights:
+        record = dataclasses.replace(record, source=str(weights))
     load_torch(network, reference.state_dict())
     return record, {
         "source": record.source,

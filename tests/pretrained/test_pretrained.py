@@ -309,3 +309,11 @@ def test_shards_are_read_together_and_missing_ones_are_named(tmp_path):
     index.write_text("[]")
     with pytest.raises(WeightsError, match="not a readable index"):
         files.read(index)
+
+
+def test_verify_compares_a_trained_model_with_its_own_weights(saved, model):
+    pytest.importorskip("torch")
+    report = fcn_jax.verify_model(str(saved), sizes=[(32, 32)], batch=1)
+    assert report.equal, report
+    assert report.weights["source"] == str(saved)
+    assert report.settings["spec"]["num_classes"] == 3
