@@ -24,14 +24,10 @@ import torch
 from benchmarks.arguments import Parser
 from benchmarks.torch_recipe import TorchTraining
 from fcn_jax import config, recipes
-from fcn_jax.data.labels.remap import Remap
-from fcn_jax.data.pipeline import eval_examples, steps_per_epoch, train_batches
-from fcn_jax.data.splits import Splits, open_splits
-from fcn_jax.data.training_set import training_set
-from fcn_jax.data.transforms import Augment
+from fcn_jax.data.pipeline import eval_examples
 from fcn_jax.eval.metrics import Scores
 from fcn_jax.eval.protocols import D2L, Native
-from fcn_jax.plugins import registry
+from fcn_jax.train.inputs import open_inputs
 from fcn_jax.train.settings import protocols
 
 
@@ -65,29 +61,9 @@ def train(recipe: config.Config, epochs: int | None = None) -> Result:
     first, *others = protocols(recipe)
     if not all(isinstance(protocol, Native | D2L) for protocol in (first, *others)):
         raise SystemExit("this benchmark evaluates by the protocols native and d2l only")
-    data = recipe.data
-    opened = _open(recipe)
-    source, val_source = (opened.sources[name] for name in (data.train_split, data.val_split))
-    source, _ = training_set(
-        source,
-        data.crop_size,
-        drop_small=data.drop_small,
-        void_as_background=data.void_as_background,
-    )
-    epoch_steps = steps_per_epoch(source, data.batch_size)
-    training = TorchTraining(
-        recipe,
-        source.classes,
-        epoch_steps * recipe.train.epochs,
-        (opened.class_pixels, opened.image_pixels),
-    )
-    batches = train_batches(
-        source,
-        augment=Augment.of(data, recipe.augment),
-        batch_size=data.batch_size,
-        seed=recipe.train.seed,
-        num_workers=data.num_workers,
-    )
+    inputs = open_inputs(recipe)
+    recipe, epoch_steps = inputs.config, inputs.epoch_steps
+    training, batches = TorchTraining(inputs), inputs.batches()
     result = Result([], {}, [], {})
     last = min(epochs or recipe.train.epochs, recipe.train.epochs)
     try:
@@ -97,10 +73,10 @@ def train(recipe: config.Config, epochs: int | None = None) -> Result:
             result.epoch_seconds.append(time.perf_counter() - began)
             line = f"epoch {epoch}: loss {np.mean(result.losses[-epoch_steps:]):.4f}"
             if epoch % recipe.train.eval_every_epochs == 0 or epoch == last:
-                result.scores[epoch] = training.scores(first.examples(eval_examples(val_source)))
+                result.scores[epoch] = training.scores(first.examples(eval_examples(inputs.val)))
                 line += f", val {result.scores[epoch].summary()}"
                 result.also[epoch] = {
-                    other.name: training.scores(other.examples(eval_examples(val_source)))
+                    other.name: training.scores(other.examples(eval_examples(inputs.val)))
                     for other in others
                 }
                 for name, scores in result.also[epoch].items():
@@ -109,20 +85,6 @@ def train(recipe: config.Config, epochs: int | None = None) -> Result:
     finally:
         batches.close()
     return result
-
-
-def _open(recipe: config.Config) -> Splits:
-    data = recipe.data
-    return open_splits(
-        registry.default().dataset(data.dataset),
-        Path(data.root) if data.root else None,
-        (data.train_split, data.val_split),
-        classes=data.classes,
-        value_range=data.value_range,
-        keep_stored=recipe.model.mean is not None,
-        damaged=data.damaged,
-        remap=Remap.of(data),
-    )
 
 
 def side_by_side(run: Path, result: Result) -> str:
