@@ -12,17 +12,14 @@ from flax import nnx
 
 from benchmarks import torch_losses
 from fcn_jax import config
-from fcn_jax.api import LossContext, Preprocess
+from fcn_jax.api import Preprocess
 from fcn_jax.convert.export import to_torch
-from fcn_jax.convert.load import init_from
 from fcn_jax.convert.tables import tables
 from fcn_jax.eval.metrics import ConfusionMatrix, Scores
-from fcn_jax.models.build import build
 from fcn_jax.models.spec import resolve
-from fcn_jax.plugins.api import Classes, Example
-from fcn_jax.train import groups, losses
-from fcn_jax.train.schedules import schedule
-from fcn_jax.train.settings import for_classes
+from fcn_jax.plugins.api import Example
+from fcn_jax.train import groups, setup
+from fcn_jax.train.inputs import Inputs
 from fcn_jax.verify.reference import build_reference
 
 
@@ -37,49 +34,31 @@ class TorchTraining:
         average: running average of its weights, `torch.optim.swa_utils.AveragedModel`, or None.
     """
 
-    def __init__(
-        self,
-        recipe: config.Config,
-        classes: Classes,
-        steps: int,
-        pixels: tuple[np.ndarray | None, np.ndarray | None] = (None, None),
-    ) -> None:
+    def __init__(self, inputs: Inputs) -> None:
         """Build the network, with the values that JAX's side starts with, and the optimizer.
-
-        Args:
-            recipe: the recipe.
-            classes: the classes of the dataset.
-            steps: length of the run.
-            pixels: numbers of pixels by class, for class weights from the data; see `LossContext`.
 
         Raises:
             SystemExit: the recipe has settings that are not supported here, all of them.
         """
+        recipe, classes = inputs.config, inputs.train.classes
         _require_supported(recipe)
-        spec = for_classes(recipe.model, classes)
-        model = build(spec, rngs=nnx.Rngs(recipe.train.seed))
-        settings, init = recipe.optim, recipe.init
-        if init.weights:
-            record = init_from(model, init.weights, init.reinit, drop=init.drop, key=init.key)
-            print(record, flush=True)
-            settings = groups.with_reinitialized(settings, record.reinit, init.reinit_lr_mult)
+        made, state, _ = setup.make(recipe, classes, inputs.total_steps, inputs.pixels)
+        for note in made.notes:
+            print(note, flush=True)
+        model = nnx.merge(made.graphdef, state.params, state.batch_stats, made.random_keys)
+        spec, settings = made.spec, recipe.optim
         self._recipe, self._classes, self._task = recipe, len(classes), spec.task
         self._preprocess: Preprocess = resolve(spec).preprocess
-        context = LossContext(len(classes), spec.task, *pixels)
-        selected = losses.select(recipe.losses(), spec.task)
-        self._loss = torch_losses.weighted_sum(losses.build(selected, context).record(), spec.task)
+        self._loss = torch_losses.weighted_sum(made.losses.record(), spec.task)
         network, table = build_reference(spec), tables(spec)["model", "torchvision"]
         found = {name: table.to_jax(name) for name in network.state_dict()}
         self._paths = {name: place[0] for name, place in found.items() if place is not None}
         network.load_state_dict({k: torch.from_numpy(v) for k, v in to_torch(model).items()})
         self.network = network.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         self._freeze_batch_norm(settings.freeze_batch_norm)
-        layers = groups.backbone_layers(model) if settings.layer_decay is not None else {}
-        rates = groups.assign(settings, nnx.state(model, nnx.Param), layers)
-        self._optimizer = self._make_optimizer(settings, rates)
-        rate = schedule(settings, steps)
+        self._optimizer = self._make_optimizer(settings, made.rates)
         self._schedule = torch.optim.lr_scheduler.LambdaLR(
-            self._optimizer, lambda step: float(rate(step)) / settings.lr
+            self._optimizer, lambda step: float(made.schedule(step)) / settings.lr
         )
         self.average: Any = None
         if settings.ema_decay is not None:

@@ -2,12 +2,14 @@
 
     python -m benchmarks.torch_training shapes
     python -m benchmarks.torch_training camvid --data CAMVID --weights resnet18.pth --epochs 1
-    python -m benchmarks.torch_training --run runs/camvid
+    python -m benchmarks.torch_training --run runs/camvid --workdir runs/camvid-torch
 
 The network starts with the same parameters as in the library and trains on the same batches, with
 the recipe's losses, optimizer, schedule and averages; see `benchmarks.torch_recipe`. With `--run`,
 the recipe is that of a run of `fcn-jax train`, and the scores of both are printed side by side.
 Settings that are not supported are rejected, so that both sides always train with the same recipe.
+`--workdir` writes `config.json`, `versions.json` and `metrics.jsonl` as `fcn-jax train` does, for
+`fcn-jax report` and `benchmarks.results_page`.
 """
 
 from __future__ import annotations
@@ -24,14 +26,13 @@ import torch
 from benchmarks.arguments import Parser
 from benchmarks.torch_recipe import TorchTraining
 from fcn_jax import config, recipes
-from fcn_jax.data.labels.remap import Remap
-from fcn_jax.data.pipeline import eval_examples, steps_per_epoch, train_batches
-from fcn_jax.data.splits import Splits, open_splits
-from fcn_jax.data.training_set import training_set
-from fcn_jax.data.transforms import Augment
+from fcn_jax.data.pipeline import eval_examples
 from fcn_jax.eval.metrics import Scores
 from fcn_jax.eval.protocols import D2L, Native
-from fcn_jax.plugins import registry
+from fcn_jax.runtime import versions
+from fcn_jax.runtime.atomic import write_json
+from fcn_jax.train.inputs import open_inputs
+from fcn_jax.train.records import Records
 from fcn_jax.train.settings import protocols
 
 
@@ -52,12 +53,13 @@ class Result:
     also: dict[int, dict[str, Scores]]
 
 
-def train(recipe: config.Config, epochs: int | None = None) -> Result:
+def train(recipe: config.Config, epochs: int | None = None, workdir: Path | None = None) -> Result:
     """Train and evaluate.
 
     Args:
         recipe: the recipe.
         epochs: stop after this number of epochs; the schedule stays the same.
+        workdir: new directory for settings, versions and records, or None.
 
     Raises:
         SystemExit: the recipe has settings that are not supported here.
@@ -65,64 +67,70 @@ def train(recipe: config.Config, epochs: int | None = None) -> Result:
     first, *others = protocols(recipe)
     if not all(isinstance(protocol, Native | D2L) for protocol in (first, *others)):
         raise SystemExit("this benchmark evaluates by the protocols native and d2l only")
-    data = recipe.data
-    opened = _open(recipe)
-    source, val_source = (opened.sources[name] for name in (data.train_split, data.val_split))
-    source, _ = training_set(
-        source,
-        data.crop_size,
-        drop_small=data.drop_small,
-        void_as_background=data.void_as_background,
-    )
-    epoch_steps = steps_per_epoch(source, data.batch_size)
-    training = TorchTraining(
-        recipe,
-        source.classes,
-        epoch_steps * recipe.train.epochs,
-        (opened.class_pixels, opened.image_pixels),
-    )
-    batches = train_batches(
-        source,
-        augment=Augment.of(data, recipe.augment),
-        batch_size=data.batch_size,
-        seed=recipe.train.seed,
-        num_workers=data.num_workers,
-    )
+    inputs = open_inputs(recipe)
+    recipe, epoch_steps = inputs.config, inputs.epoch_steps
+    entered = time.perf_counter()
+    training, batches = TorchTraining(inputs), inputs.batches()
+    records = None if workdir is None else _open_records(workdir, recipe)
     result = Result([], {}, [], {})
     last = min(epochs or recipe.train.epochs, recipe.train.epochs)
+    classes = inputs.val.classes
+
+    def write(step: int, event: str, **record: Any) -> None:
+        if records is not None:
+            records.write(step=step, event=event, epoch=step / epoch_steps, **record)
+
     try:
+        write(0, "compile", setup_seconds=time.perf_counter() - entered, compile_seconds=0.0)
         for epoch in range(1, last + 1):
             began = time.perf_counter()
             result.losses.extend(training.step(next(batches)) for _ in range(epoch_steps))
             result.epoch_seconds.append(time.perf_counter() - began)
+            step, seconds = epoch * epoch_steps, result.epoch_seconds[-1] / epoch_steps
+            for number in range(step - epoch_steps + 1, step + 1):
+                if number % recipe.train.log_every_steps == 0 or number == step:
+                    loss = result.losses[number - 1]
+                    write(number, "train", loss=loss, step_seconds=seconds)
             line = f"epoch {epoch}: loss {np.mean(result.losses[-epoch_steps:]):.4f}"
             if epoch % recipe.train.eval_every_epochs == 0 or epoch == last:
-                result.scores[epoch] = training.scores(first.examples(eval_examples(val_source)))
-                line += f", val {result.scores[epoch].summary()}"
-                result.also[epoch] = {
-                    other.name: training.scores(other.examples(eval_examples(val_source)))
+                began = time.perf_counter()
+                scores = training.scores(first.examples(eval_examples(inputs.val)))
+                also = {
+                    other.name: training.scores(other.examples(eval_examples(inputs.val)))
                     for other in others
                 }
-                for name, scores in result.also[epoch].items():
-                    line += f", val by {name} {scores.summary()}"
+                result.scores[epoch], result.also[epoch] = scores, also
+                table = {name: other.to_dict(classes) for name, other in also.items()}
+                write(
+                    step,
+                    "val",
+                    seconds=time.perf_counter() - began,
+                    weights="raw" if training.average is None else "ema",
+                    **scores.to_dict(classes),
+                    **({"also": table} if table else {}),
+                )
+                line += f", val {scores.summary()}"
+                for name, other in also.items():
+                    line += f", val by {name} {other.summary()}"
             print(f"{line}, {result.epoch_seconds[-1]:.1f} s", flush=True)
+        finished = last == recipe.train.epochs
+        write(last * epoch_steps, "end", finished=finished, seconds=time.perf_counter() - entered)
     finally:
         batches.close()
+        if records is not None:
+            records.close()
     return result
 
 
-def _open(recipe: config.Config) -> Splits:
-    data = recipe.data
-    return open_splits(
-        registry.default().dataset(data.dataset),
-        Path(data.root) if data.root else None,
-        (data.train_split, data.val_split),
-        classes=data.classes,
-        value_range=data.value_range,
-        keep_stored=recipe.model.mean is not None,
-        damaged=data.damaged,
-        remap=Remap.of(data),
-    )
+def _open_records(workdir: Path, recipe: config.Config) -> Records:
+    if workdir.exists() and any(workdir.iterdir()):
+        raise SystemExit(f"{workdir}: exists and is not empty; name another directory")
+    workdir.mkdir(parents=True, exist_ok=True)
+    made_with = {**versions.environment(), "framework": "pytorch"}
+    made_with["packages"] = {**made_with["packages"], "torch": torch.__version__}
+    write_json(workdir / "config.json", json.loads(recipe.to_json()))
+    write_json(workdir / "versions.json", made_with)
+    return Records(workdir / "metrics.jsonl", 0)
 
 
 def side_by_side(run: Path, result: Result) -> str:
@@ -169,11 +177,12 @@ def main() -> None:
     parser.add_argument(
         "--epochs", type=int, help="stop after this number of epochs; the schedule stays the same"
     )
+    parser.add_argument("--workdir", type=Path, help="new directory for settings and records")
     args = parser.parse_args()
     if (args.recipe is None) == (args.run is None):
         parser.error("give a recipe or --run")
     recipe = _recipe(args)
-    result = train(recipe, args.epochs)
+    result = train(recipe, args.epochs, args.workdir)
     if args.run:
         print(side_by_side(args.run, result))
     scores = result.scores[max(result.scores)]

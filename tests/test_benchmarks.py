@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flax import nnx
 
 from fcn_jax import recipes
 from fcn_jax.api import Example, Record, Source
+from fcn_jax.convert.export import to_torch
 from tests.helpers import scenes
 
 
@@ -173,7 +175,9 @@ def test_a_recipe_trains_in_pytorch_as_in_the_library(
     data, recipe = scenes.write_scenes(tmp_path / "data", train=24), scenes.write_recipe(tmp_path)
     more = ("model.backbone_options.dropout=0.0", "train.epochs=2")
     run = scenes.train_here(recipe, data, tmp_path / "run", *settings, *more).run
-    result = benchmark.train(recipes.read_run(run))
+    result = benchmark.train(recipes.read_run(run), workdir=tmp_path / "torch")
+    if "optim.ema_decay=0.8" in settings:
+        _is_on_the_page(run, tmp_path / "torch", monkeypatch)
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     losses = [record["loss"] for record in records if record["event"] == "train"]
     assert len(losses) == 6
@@ -191,6 +195,67 @@ def test_a_recipe_trains_in_pytorch_as_in_the_library(
     printed = capsys.readouterr().out.splitlines()
     assert f"{scores[0]['miou']:.4f}" in printed[-2]
     assert json.loads(printed[-1])["miou"] == pytest.approx(result.scores[1].miou)
+
+
+def _is_on_the_page(run, torch_run, monkeypatch):
+    """The extracts of both runs, and their row on the page of results."""
+    page, extracts = (importlib.import_module(f"benchmarks.{n}") for n in ("results_page", "runs"))
+    monkeypatch.setattr(extracts, "RUNS", run.parent / "extracts")
+    for name, folder in (("ours", run), ("theirs", torch_run)):
+        extracts.keep(name, extracts.extract(folder, every=2, min_images=1))
+    ours, theirs = extracts.kept()
+    assert (ours["framework"], theirs["framework"]) == ("fcn-jax", "pytorch")
+    assert "torch" in theirs["packages"]
+    assert [record["step"] for record in ours["train"]] == [2, 4, 6]
+    assert theirs["train"] == [
+        {"step": record["step"], "loss": pytest.approx(record["loss"], rel=2e-4)}
+        for record in ours["train"]
+    ]
+    assert str(run.parent) not in json.dumps([ours, theirs])
+    scores = [record["val"][-1] for record in (ours, theirs)]
+    row = next(line for line in page.page([ours, theirs]).splitlines() if "optim.ema_decay" in line)
+    cells = [cell.strip() for cell in row.split("|")]
+    figures = [f"{score['miou']:.4f}" for score in scores]
+    assert [cells[3], cells[6]] == figures
+    frequent = [scores[0]["iou"][name] for name in ours["frequent"]["classes"]]
+    mean = np.mean([iou for iou in frequent if iou is not None])
+    assert float(cells[8]) == pytest.approx(mean, abs=1e-4)
+
+
+@pytest.mark.needs_torch
+def test_training_step_trains_the_same_recipe_on_both_sides(tmp_path, tiny_plugin, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1])
+    benchmark = importlib.import_module("benchmarks.training_step")
+    sides = []
+    for name in ("JaxTraining", "TorchTraining"):
+        made = getattr(benchmark, name)
+        monkeypatch.setattr(
+            benchmark, name, lambda *given, made=made: sides.append(made(*given)) or sides[-1]
+        )
+    data = scenes.write_scenes(tmp_path / "data", train=24)
+    table = recipes.read_recipe(str(scenes.write_recipe(tmp_path)))
+    given = [
+        f"data.root={json.dumps(str(data))}",
+        *RECIPES["averages, class weights, AdamW"],
+        "optim.freeze=['backbone.conv1.conv']",
+        "model.backbone_options.dropout=0.0",
+        "train.epochs=2",
+    ]
+    row = benchmark.measure(benchmark.config.parse(recipes.override(table, given)), rounds=3)
+    assert len(row["losses"]["jax"]) == 4
+    assert row["losses"]["jax"] == pytest.approx(row["losses"]["torch"], rel=2e-4)
+    assert set(row["step_seconds"]) == {"jax", "torch"}
+    torch_side, jax_side = sides
+    average = nnx.merge(
+        jax_side.setup.graphdef,
+        jax_side.state.params,
+        jax_side.state.batch_stats,
+        jax_side.setup.random_keys,
+    )
+    nnx.update(average, jax_side.state.ema)
+    theirs = torch_side.average.module.state_dict()
+    for name, value in to_torch(average).items():
+        np.testing.assert_allclose(theirs[name].numpy(), value, rtol=1e-3, atol=1e-5, err_msg=name)
 
 
 @pytest.mark.needs_torch

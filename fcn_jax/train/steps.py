@@ -149,7 +149,8 @@ class Loop:
     def _log_step(self) -> None:
         number, metrics = self.reached.number, self.reached.metrics
         assert metrics is not None
-        loss, by_loss = self.reached.loss(self.run, self.reached.state), metrics.get("losses", {})
+        loss = self.reached.loss(self.run, self.reached.state)
+        by_loss: Any = metrics.get("losses")  # a dictionary
         figures = self._speed.figures(number)
         self._write(
             step=number,
