@@ -1,6 +1,7 @@
 """The plugin contract, as plugins import it.
 
-It is defined in `fcn_jax.plugins.api`, and sources of datasets in `fcn_jax.data.source`.
+It is defined in `fcn_jax.plugins.api` and `fcn_jax.plugins.features`, and sources of datasets in
+`fcn_jax.data.source`.
 """
 
 from fcn_jax.data.source import Source
@@ -26,6 +27,7 @@ from fcn_jax.plugins.api import (
     ceil_size,
     floor_size,
 )
+from fcn_jax.plugins.features import by_stride
 
 __all__ = [
     "API_VERSION",
@@ -47,6 +49,7 @@ __all__ = [
     "Source",
     "TorchBridge",
     "Weights",
+    "by_stride",
     "ceil_size",
     "floor_size",
 ]

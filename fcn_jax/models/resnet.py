@@ -239,13 +239,14 @@ def _tables(options: ResNetOptions) -> dict[str, Table]:
         reason = "statistics of batch normalization, which group normalization does not have"
         statistics = ("running_mean", "running_var", "num_batches_tracked")
         dropped = [drop(f"*.{name}", reason) for name in statistics]
+    torchvision = Table(
+        conv("conv1", "bn1", "conv1"),
+        blocks.under("layer{s}.", "layer{s}.").rules,
+        drop("fc.*", "the ImageNet classifier, which a segmentation model does not have"),
+        *dropped,
+    )
     return {
-        "torchvision": Table(
-            conv("conv1", "bn1", "conv1"),
-            blocks.under("layer{s}.", "layer{s}.").rules,
-            drop("fc.*", "the ImageNet classifier, which a segmentation model does not have"),
-            *dropped,
-        ),
+        "torchvision": torchvision,
         # d2l keeps the children of torchvision's network in a Sequential, which names them by
         # position: 0 conv1, 1 bn1, 2 relu, 3 maxpool, 4 to 7 the stages.
         "d2l": Table(
@@ -253,6 +254,8 @@ def _tables(options: ResNetOptions) -> dict[str, Table]:
             *(blocks.under(f"{stage + 3}.", f"layer{stage}.").rules for stage in (1, 2, 3, 4)),
             *dropped,
         ),
+        # The encoder of a model of segmentation_models_pytorch.
+        "smp": torchvision.under("encoder.", ""),
     }
 
 

@@ -21,7 +21,9 @@ Operators:
     conv_transpose: transposed convolution.
     max_pool: maximum of windows.
     global_average_pool: mean over the image.
+    adaptive_average_pool: means over the bins of a grid.
     resize_bilinear: bilinear resizing to a size.
+    resize_nearest: resizing to a size by picking pixels.
     upsample: bilinear or nearest resizing by a factor.
     residual_add: shortcut and activation at the end of a residual block.
     add_bias: addition of a bias.
@@ -35,6 +37,8 @@ Initializers, (key, shape, dtype) -> array:
     torch_default: PyTorch's default for a fan-in.
     kaiming_normal_fan_in: variance 2 / fan_in.
     kaiming_normal_fan_out: variance 2 / fan_out.
+    kaiming_uniform_fan_in: uniform of variance 2 / fan_in.
+    xavier_uniform: uniform of variance 2 / (fan_in + fan_out).
     normal: given standard deviation.
     bilinear: bilinear interpolation by a transposed convolution.
     bilinear_depthwise: the same with one kernel for each channel.
@@ -61,14 +65,16 @@ from fcn_jax.nn._initializers import (
     bilinear_depthwise,
     kaiming_normal_fan_in,
     kaiming_normal_fan_out,
+    kaiming_uniform_fan_in,
     normal,
     torch_default,
+    xavier_uniform,
 )
 from fcn_jax.nn._layer_norm import LayerNorm, LayerScale
 from fcn_jax.nn._linear import Linear
 from fcn_jax.nn._padding import pad_same, same_padding
-from fcn_jax.nn._pooling import global_average_pool, max_pool
-from fcn_jax.nn._resize import resize_bilinear, upsample
+from fcn_jax.nn._pooling import adaptive_average_pool, global_average_pool, max_pool
+from fcn_jax.nn._resize import resize_bilinear, resize_nearest, upsample
 from fcn_jax.nn._stochastic_depth import StochasticDepth
 
 __all__ = [
@@ -84,6 +90,7 @@ __all__ = [
     "LayerScale",
     "Linear",
     "StochasticDepth",
+    "adaptive_average_pool",
     "add_bias",
     "batch_norm_train",
     "bilinear",
@@ -94,13 +101,16 @@ __all__ = [
     "global_average_pool",
     "kaiming_normal_fan_in",
     "kaiming_normal_fan_out",
+    "kaiming_uniform_fan_in",
     "max_pool",
     "normal",
     "pad_same",
     "residual_add",
     "resize_bilinear",
+    "resize_nearest",
     "same_padding",
     "silu",
     "torch_default",
     "upsample",
+    "xavier_uniform",
 ]

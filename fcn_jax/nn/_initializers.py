@@ -80,6 +80,25 @@ def kaiming_normal_fan_in(
     return normal(math.sqrt(2 / math.prod(shape[:-1])))(key, shape, dtype)
 
 
+def kaiming_uniform_fan_in(
+    key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32
+) -> jax.Array:
+    """Uniform with variance 2 / fan_in, for a kernel HWIO or IO.
+
+    `torch.nn.init.kaiming_uniform_(mode="fan_in", nonlinearity="relu")`.
+    """
+    return uniform(math.sqrt(6 / math.prod(shape[:-1])))(key, shape, dtype)
+
+
+def xavier_uniform(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+    """Uniform with variance 2 / (fan_in + fan_out), for a kernel HWIO or IO.
+
+    `torch.nn.init.xavier_uniform_`; Glorot and Bengio 2010.
+    """
+    taps = math.prod(shape[:-2])
+    return uniform(math.sqrt(6 / (taps * (shape[-2] + shape[-1]))))(key, shape, dtype)
+
+
 def normal(deviation: float) -> Initializer:
     """Normal with mean 0; `torch.nn.init.normal_`.
 
@@ -99,7 +118,15 @@ def torch_default(fan_in: int) -> Initializer:
     Args:
         fan_in: kernel height x width x input channels, at least 1.
     """
-    bound = 1.0 / math.sqrt(fan_in)
+    return uniform(1.0 / math.sqrt(fan_in))
+
+
+def uniform(bound: float) -> Initializer:
+    """Uniform from -bound to bound; `torch.nn.init.uniform_(-bound, bound)`.
+
+    Args:
+        bound: above 0.
+    """
 
     def init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
         return on_device(

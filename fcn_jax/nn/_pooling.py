@@ -1,4 +1,4 @@
-"""Max pooling and global average pooling, as in PyTorch; their gradients are fast on CPUs too."""
+"""Max pooling and average pooling, as in PyTorch; their gradients are fast on CPUs too."""
 
 from __future__ import annotations
 
@@ -30,6 +30,43 @@ def global_average_pool(x: Float[Array, "N H W C"]) -> Float[Array, "N 1 1 C"]:
         [N, 1, 1, C] in the dtype of `x`.
     """
     return x.astype(jnp.float32).mean((1, 2), keepdims=True).astype(x.dtype)
+
+
+def adaptive_average_pool(
+    x: Float[Array, "N H W C"], size: tuple[int, int]
+) -> Float[Array, "N {size[0]} {size[1]} C"]:
+    """Means of the bins of a grid, computed in float32; `torch.nn.AdaptiveAvgPool2d(size)`.
+
+    Of n bins over a side of H pixels, bin i has the pixels from floor(i H / n) to, but not
+    including, ceil((i + 1) H / n). Neighboring bins overlap by a pixel if n does not divide H.
+
+    Args:
+        x: f[N, H, W, C], H and W at least 1.
+        size: height h and width w of the grid, at least 1.
+
+    Returns:
+        [N, h, w, C] in the dtype of `x`.
+
+    Raises:
+        ValueError: a side of `x` or `size` is 0.
+    """
+    if min(*x.shape[1:3], *size) < 1:
+        raise ValueError(
+            f"cannot pool {x.shape[1]}x{x.shape[2]} pixels to {size[0]}x{size[1]}: each side must "
+            "be at least 1"
+        )
+    down, across = (_bin_means(*sides) for sides in zip(x.shape[1:3], size, strict=True))
+    # Two products with small matrices: XLA has no pooling with windows of several sizes.
+    y = jnp.einsum("uh,nhwc->nuwc", down, x.astype(jnp.float32), precision=lax.Precision.HIGHEST)
+    y = jnp.einsum("vw,nuwc->nuvc", across, y, precision=lax.Precision.HIGHEST)
+    return y.astype(x.dtype)
+
+
+def _bin_means(length: int, bins: int) -> np.ndarray:
+    """Matrix [bins, length]: in each row the same weight for all pixels of a bin; sum 1."""
+    start, pixel = np.arange(bins)[:, None], np.arange(length)
+    inside = (pixel >= start * length // bins) & (pixel < -(-(start + 1) * length // bins))
+    return (inside / inside.sum(1, keepdims=True)).astype(np.float32)
 
 
 def max_pool(

@@ -31,7 +31,46 @@ def upsample(
         raise ValueError(f"mode is '{mode}'; it must be 'bilinear' or 'nearest'")
     if mode == "bilinear":
         return resize_bilinear(x, (factor * x.shape[1], factor * x.shape[2]))
-    return x.repeat(factor, 1).repeat(factor, 2)
+    return resize_nearest(x, (factor * x.shape[1], factor * x.shape[2]))
+
+
+def resize_nearest(
+    x: Float[Array, "N H W C"], size: tuple[int, int]
+) -> Float[Array, "N {size[0]} {size[1]} C"]:
+    """Resize images by picking pixels; `torch.nn.functional.interpolate(mode="nearest")`.
+
+    Pixel i of a side of n pixels is pixel floor(i * (H / n)) of the image, with H / n rounded to
+    float32. That is not the nearest pixel; PyTorch calls that one "nearest-exact".
+
+    Args:
+        x: f[N, H, W, C], H and W at least 1.
+        size: height h and width w of the result, at least 1.
+
+    Returns:
+        f[N, h, w, C] in the dtype of `x`.
+
+    Raises:
+        ValueError: a side of `x` or `size` is 0.
+    """
+    _require_pixels(x, size)
+    for axis, new in enumerate(size, start=1):
+        x = _pick(x, axis, new)
+    return x
+
+
+def _pick(x: jax.Array, axis: int, new: int) -> jax.Array:
+    picked, factor = nearest_pixels(x.shape[axis], new), -(-new // x.shape[axis])
+    if np.array_equal(picked, np.arange(new) // factor):
+        # The gradient of a gather is a scatter, which is slow.
+        return lax.slice_in_dim(x.repeat(factor, axis), 0, new, axis=axis)
+    return x.take(picked, axis, mode="clip")
+
+
+def nearest_pixels(old: int, new: int) -> np.ndarray:
+    """The pixels i32[new] of a side of `old` pixels that `resize_nearest` picks."""
+    scale = np.float32(old) / np.float32(new)
+    picked = np.floor(np.arange(new, dtype=np.float32) * scale).astype(np.int32)
+    return np.minimum(picked, old - 1)
 
 
 def resize_bilinear(
@@ -54,12 +93,8 @@ def resize_bilinear(
     Raises:
         ValueError: a side of `x` or `size` is 0.
     """
+    _require_pixels(x, size)
     batch, rows, cols, channels = x.shape
-    if min(rows, cols, *size) < 1:
-        raise ValueError(
-            f"cannot resize {rows}x{cols} pixels to {size[0]}x{size[1]}: each side must be at "
-            "least 1"
-        )
     if (rows, cols) == tuple(size):
         return x
     # Two products take a quarter of the time of gathering and mixing the neighbors, forward and
@@ -79,6 +114,15 @@ def resize_bilinear(
         precision=lax.Precision.HIGHEST,
     )
     return x.reshape(batch, *size, channels)
+
+
+def _require_pixels(x: jax.Array, size: tuple[int, int]) -> None:
+    rows, cols = x.shape[1:3]
+    if min(rows, cols, *size) < 1:
+        raise ValueError(
+            f"cannot resize {rows}x{cols} pixels to {size[0]}x{size[1]}: each side must be at "
+            "least 1"
+        )
 
 
 def _interpolation(old: int, new: int, align_corners: bool, dtype: np.dtype) -> jax.Array:

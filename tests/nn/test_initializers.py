@@ -68,6 +68,27 @@ def test_default_of_a_1x1_convolution_matches_the_distribution_of_torch():
         np.testing.assert_allclose(a.std(), bound / math.sqrt(3), atol=error)
 
 
+@pytest.mark.parametrize("shape", [(3, 3, 16, 64), (1, 1, 128, 64), (200, 100)])
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (
+            nn.kaiming_uniform_fan_in,
+            lambda w: torch.nn.init.kaiming_uniform_(w, nonlinearity="relu"),
+        ),
+        (nn.xavier_uniform, torch.nn.init.xavier_uniform_),
+    ],
+)
+def test_uniform_initializers_match_the_bounds_of_torch(ours, theirs, shape):
+    weight = torch.empty([shape[axis] for axis in ((3, 2, 0, 1) if len(shape) == 4 else (1, 0))])
+    torch.manual_seed(0)
+    theirs(weight)
+    found = np.asarray(ours(jax.random.key(0), shape))
+    assert found.shape == shape
+    assert bound_of(found) == pytest.approx(bound_of(weight), rel=0.01)
+    assert found.std() == pytest.approx(bound_of(weight) / math.sqrt(3), rel=0.03), "uniform"
+
+
 def bound_of(values):
     return float(np.abs(np.asarray(values)).max())
 

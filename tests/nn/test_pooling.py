@@ -177,3 +177,39 @@ def test_max_pool_rejects_images_smaller_than_the_window():
         match="a pooling window of 7x7 does not fit an image of 6x9 pixels with padding 0; use a",
     ):
         nn.max_pool(jnp.ones((1, 6, 9, 1)), 7, 2)
+
+
+@pytest.mark.parametrize(
+    ("old", "bins"),
+    [
+        ((7, 11), (6, 6)),  # bins overlap
+        ((12, 6), (3, 2)),  # bins do not
+        ((1, 2), (3, 6)),  # each pixel lies in several bins
+        ((5, 9), (1, 1)),
+        ((4, 5), (4, 5)),
+    ],
+)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_adaptive_average_pool_and_its_gradient_match_torch(old, bins, dtype):
+    rng = np.random.default_rng(0)
+    x, weights = (rng.standard_normal((2, *side, 3)).astype(dtype) for side in (old, bins))
+    y, vjp = jax.vjp(lambda x: nn.adaptive_average_pool(x, bins), jnp.asarray(x))
+
+    def nchw(array):
+        return torch.tensor(array.astype(np.float64).transpose(0, 3, 1, 2).copy())
+
+    tx = nchw(x).requires_grad_()
+    ty = F.adaptive_avg_pool2d(tx, bins)
+    ty.backward(nchw(weights))
+    # In bfloat16, only the results are rounded.
+    limit = {"rtol": 1e-5, "atol": 1e-6} if dtype == jnp.float32 else {"rtol": 2**-8, "atol": 1e-6}
+    for found, expected in ((y, ty), (vjp(jnp.asarray(weights))[0], tx.grad)):
+        assert found.dtype == dtype
+        expected = expected.detach().numpy().transpose(0, 2, 3, 1)
+        np.testing.assert_allclose(np.asarray(found, np.float64), expected, **limit)
+
+
+@pytest.mark.parametrize(("shape", "size"), [((1, 3, 0, 1), (1, 1)), ((1, 3, 3, 1), (1, 0))])
+def test_adaptive_average_pool_rejects_a_side_of_zero(shape, size):
+    with pytest.raises(ValueError, match=r"cannot pool 3x\d pixels to 1x\d: each side must"):
+        nn.adaptive_average_pool(jnp.zeros(shape), size)

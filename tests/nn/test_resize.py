@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fcn_jax import nn
+from fcn_jax.nn._resize import nearest_pixels
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
@@ -160,3 +161,50 @@ def test_upsample_and_its_gradient_match_torch(mode, factor):
 def test_upsample_rejects_invalid_arguments(factor, mode, message):
     with pytest.raises(ValueError, match=message):
         nn.upsample(jnp.zeros((1, 2, 2, 1)), factor, mode)
+
+
+def by_torch_nearest(x, weights):
+    """Output and input gradient in the dtype of `x`, in our layout."""
+
+    def nchw(array):
+        return torch.tensor(np.asarray(array, np.float32).transpose(0, 3, 1, 2).copy()).to(dtype)
+
+    dtype = torch.bfloat16 if x.dtype == jnp.bfloat16 else torch.float32
+    tx = nchw(x).requires_grad_()
+    ty = F.interpolate(tx, size=weights.shape[1:3], mode="nearest")
+    ty.backward(nchw(weights))
+    return [t.detach().float().numpy().transpose(0, 2, 3, 1) for t in (ty, tx.grad)]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ((3, 4), (5, 8)),  # a feature of half the size, rounded up
+        ((2, 4), (5, 9)),  # rounded down, for which pixels repeat unevenly
+        ((5, 7), (13, 3)),
+        ((1, 1), (2, 3)),
+    ],
+)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_nearest_and_its_gradient_match_torch(old, new, dtype):
+    x, weights = drawn(old, new, dtype, 0)
+    y, vjp = jax.vjp(lambda x: nn.resize_nearest(x, new), jnp.asarray(x))
+    expected, gradient = by_torch_nearest(x, weights)
+    assert y.dtype == dtype
+    np.testing.assert_array_equal(np.asarray(y, np.float32), expected)
+    found = np.asarray(vjp(jnp.asarray(weights))[0], np.float32)
+    np.testing.assert_allclose(found, gradient, atol=1e-6 if dtype == jnp.float32 else 0.1)
+
+
+@pytest.mark.parametrize("old", [1, 2, 3, 7, 12, 29, 47, 101])
+def test_nearest_picks_the_pixels_of_torch_at_every_size(old):
+    x = np.arange(old, dtype=np.float32)
+    for new in range(1, 3 * old + 2):
+        expected = F.interpolate(torch.tensor(x)[None, None, None], size=(1, new), mode="nearest")
+        found = nearest_pixels(old, new)
+        np.testing.assert_array_equal(found, expected[0, 0, 0], err_msg=str(new))
+
+
+def test_nearest_rejects_a_side_of_zero():
+    with pytest.raises(ValueError, match="cannot resize 1x2 pixels to 0x2"):
+        nn.resize_nearest(jnp.zeros((1, 1, 2, 1)), (0, 2))

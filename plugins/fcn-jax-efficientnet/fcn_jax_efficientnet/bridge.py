@@ -25,7 +25,8 @@ def bridge(plan: Architecture, weights: dict[str, Weights]) -> TorchBridge:
         }
 
     return TorchBridge(
-        tables=timm,
+        # "smp": the encoder "tu-NAME" of segmentation_models_pytorch.
+        tables={"torchvision": timm, "smp": timm.under("encoder.model.", "")},
         standalone_tables=standalone,
         reference=lambda options, output_stride: _reference(plan, options, output_stride),
         weights=weights,

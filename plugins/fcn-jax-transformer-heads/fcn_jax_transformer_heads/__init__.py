@@ -1,0 +1,1 @@
+"""Heads that are usual on transformers, for fcn-jax: UPerNet, SegFormer's, and a linear one."""
