@@ -10,7 +10,7 @@ from flax import nnx
 import fcn_jax
 from fcn_jax.api import FeatureSpec, ModelSpec, ceil_size
 from fcn_jax.convert.export import to_torch
-from fcn_jax.convert.load import init_missing, load_torch
+from fcn_jax.convert.load import load_torch
 from fcn_jax.errors import ConfigError
 from fcn_jax.models.build import build_model
 from fcn_jax.models.spec import resolve
@@ -52,7 +52,11 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+LONG = ("upernet", "upernet without normalization")
+EACH = [pytest.param(case, marks=pytest.mark.slow if case in LONG else ()) for case in CASES]
+
+
+@pytest.mark.parametrize("case", EACH)
 def test_layers_training_and_gradients_match_torch_at_odd_sizes(smp, case):
     name, table, strides = CASES[case]
     head, hw = HEADS[name], (37, 71)
@@ -90,9 +94,8 @@ def test_layers_training_and_gradients_match_torch_at_odd_sizes(smp, case):
 # ------------------------------------------------------------------------- whole models of SMP
 
 
-@pytest.mark.parametrize("name", ["upernet", "segformer"])
-def test_model_of_smp_gives_the_same_logits_and_converts_back_bit_for_bit(smp, name):
-    """At multiples of 32, SMP's own forward pass: its decoders resize by factors."""
+def loaded(smp, name):
+    """SMP's model on a ResNet-18 with random values, ours with its weights, and the report."""
     import torch
 
     torch.manual_seed(0)
@@ -102,15 +105,17 @@ def test_model_of_smp_gives_the_same_logits_and_converts_back_bit_for_bit(smp, n
     else:
         network = smp.Segformer("resnet18", decoder_segmentation_channels=8, **settings)
     randomize(network, 0)
-
-    def build():
-        return build_model("resnet18", name, CLASSES, head_options=SMALL[name], rngs=nnx.Rngs(0))
-
-    model = nnx.eval_shape(build)
+    model = nnx.eval_shape(
+        lambda: build_model("resnet18", name, CLASSES, head_options=SMALL[name], rngs=nnx.Rngs(0))
+    )
     report = load_torch(model, network.state_dict())
-    init_missing(model, build)  # the random keys of dropout
     model.eval()
-    network.eval()
+    return network.eval(), model, report
+
+
+@pytest.mark.parametrize("name", ["upernet", "segformer"])
+def test_files_of_smp_load_and_convert_back_bit_for_bit(smp, name):
+    network, model, report = loaded(smp, name)
     assert (report.key_format, report.scope, report.dropped) == ("smp", "model", {})
     theirs = {key: value.numpy() for key, value in network.state_dict().items()}
     back = to_torch(model, "smp")
@@ -119,6 +124,14 @@ def test_model_of_smp_gives_the_same_logits_and_converts_back_bit_for_bit(smp, n
         assert value.dtype == theirs[key].dtype
         assert value.tobytes() == theirs[key].tobytes(), key
 
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["upernet", "segformer"])
+def test_logits_match_the_model_of_smp(smp, name):
+    """At multiples of 32, SMP's own forward pass: its decoders resize by factors."""
+    import torch
+
+    network, model, _ = loaded(smp, name)
     x = np.random.default_rng(0).standard_normal((1, 64, 96, 3), np.float32)
     with torch.no_grad():
         logits = network(torch.tensor(x.transpose(0, 3, 1, 2).copy()))
