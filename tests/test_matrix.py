@@ -36,9 +36,17 @@ PLUGINS = registry.default()
 BACKBONES = [entry.full_name for entry in PLUGINS.entries("backbones")]
 HEADS = [entry.full_name for entry in PLUGINS.entries("heads")]
 
-# The backbone of each distribution with the shortest name, which tends to be the smallest.
+
+def _plainness(name: str) -> tuple[int, int, str]:
+    """Sorts small backbones first: by the channels of their features, then by name."""
+    descriptor = PLUGINS.backbone(name)
+    specs = descriptor.features(descriptor.options(), descriptor.output_strides[0])
+    return (max(spec.channels for spec in specs), len(name), name)
+
+
+# The plainest backbone of each distribution.
 PLAINEST = [
-    min((entry.full_name for entry in group), key=lambda name: (len(name), name))
+    min((entry.full_name for entry in group), key=_plainness)
     for _, group in itertools.groupby(
         sorted(PLUGINS.entries("backbones"), key=lambda entry: entry.distribution),
         key=lambda entry: entry.distribution,
@@ -47,7 +55,7 @@ PLAINEST = [
 
 
 def _alike() -> dict[str, str]:
-    """For each backbone, the one with the shortest name that has the same features.
+    """For each backbone, the plainest one that has the same features.
 
     The backbones of one distribution are compared, at every output stride.
     """
@@ -63,11 +71,7 @@ def _alike() -> dict[str, str]:
             for stride in descriptor.output_strides
         ]
         found.setdefault(repr((entry.distribution, promises)), []).append(entry.full_name)
-    return {
-        name: min(group, key=lambda name: (len(name), name))
-        for group in found.values()
-        for name in group
-    }
+    return {name: min(group, key=_plainness) for group in found.values() for name in group}
 
 
 def _quick() -> set[str]:
@@ -77,7 +81,7 @@ def _quick() -> set[str]:
     and of each distribution three kinds.
     """
     kinds: dict[str, list[str]] = {}
-    for name in sorted(set(_alike().values()), key=lambda name: (len(name), name)):
+    for name in sorted(set(_alike().values()), key=_plainness):
         kinds.setdefault(PLUGINS.find("backbones", name).distribution, []).append(name)
     return {name for names in kinds.values() for name in names[:3]}
 

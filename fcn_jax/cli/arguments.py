@@ -111,12 +111,26 @@ def add_weights(parser: Any) -> None:
     add_repeated(parser, "--drop", "GLOB", "Ignore the tensors of the file with such names.")
     about = "Load this state dict if the file holds several, such as model_ema."
     parser.add_argument("--key", metavar="KEY", default="", help=about)
+    add_license(parser)
 
 
 def add_reinit(parser: Any) -> None:
     """Add `--reinit`."""
     about = "Keep random initial values in tensors with such names."
     add_repeated(parser, "--reinit", "GLOB", about)
+
+
+def add_license(parser: Any) -> None:
+    """Add `--accept-license`, which accepts a license for the rest of the process."""
+
+    def accepted(text: str) -> str:
+        from fcn_jax.convert import licenses
+
+        licenses.accept(text)
+        return text
+
+    about = "Accept a license that restricts the use of published weights, such as cc-by-nc-4.0."
+    parser.add_argument("--accept-license", metavar="LICENSE", type=accepted, help=about)
 
 
 def directory(text: str) -> Path:

@@ -8,6 +8,7 @@ from typing import Any
 
 from fcn_jax.cli.arguments import (
     add_command,
+    add_license,
     add_model,
     add_reinit,
     add_repeated,
@@ -31,6 +32,7 @@ def add_commands(commands: Any) -> None:
     about = "Weights of both sides: a file, or the name of published weights (default: random)."
     add("--weights", metavar="FILE|NAME", help=about)
     add_reinit(parser)
+    add_license(parser)
     about = "Height and width of the images in pixels; may be repeated (default: 320x480)."
     add("--size", metavar="HxW", type=size, action="append", help=about)
     add("--batch", metavar="N", type=int, default=2, help="Images per batch (default: 2).")

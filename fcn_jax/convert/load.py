@@ -151,11 +151,13 @@ def import_weights(
     The module may hold shapes instead of arrays, as `nnx.eval_shape` makes it. Leaves that are not
     loaded then stay shapes; see `init_missing`.
     """
+    published = None
     if isinstance(source, Mapping):
         name, digest = "state dict", None
         states = files.state_dicts_of(source, name)
     else:
-        path = hub.resolve(source, spec)
+        published = hub.find(source, spec)
+        path = Path(source) if published is None else hub.fetch(published)
         states = files.open_state_dicts(path)
         name, digest = str(path), files.sha256(path)
     candidates = tables(spec)
@@ -192,6 +194,7 @@ def import_weights(
         not_weights=[key for key, holds in holds_weights.items() if not holds],
         other_weights=[key for key, holds in holds_weights.items() if holds],
         renamed=renamed,
+        license="" if published is None else published.license,
     )
     new_head = starts_new_head(targets, reinit, candidates)
     leftover = reading.leftovers(chosen, found, table, targets, new_head)

@@ -46,6 +46,7 @@ class LoadReport:
         classes: number of classes of the checkpoint and of the model, if `resized` is not empty.
         adapted: name in the file of a first convolution for RGB -> the model's input channels, to
             which its kernel is adapted.
+        license: of published weights, if it is known.
     """
 
     source: str
@@ -66,6 +67,7 @@ class LoadReport:
     resized: list[str] = dataclasses.field(default_factory=list)
     classes: tuple[int, int] | None = None
     adapted: dict[str, int] = dataclasses.field(default_factory=dict)
+    license: str = ""
 
     def in_file(self, name: str) -> str:
         """The complete name in the file of a tensor that the report names."""
@@ -86,6 +88,8 @@ class LoadReport:
     def __str__(self) -> str:
         """One line for a log."""
         parts = [f"{len(self.loaded)} tensors of {self.source} ({self.how_read()})"]
+        if self.license:
+            parts.append(f"license {self.license}")
         if self.also_fits:
             first, read = self.also_fits[0], self.key or self.stripped.rstrip(".") or "the top"
             parts.append(

@@ -10,6 +10,7 @@ Layers:
     ConvTranspose: transposed convolution, bilinear at first.
     Linear: fully connected layer on the last axis.
     BatchNorm: batch normalization.
+    GlobalResponseNorm: each channel relative to the norms of all, over the image.
     GroupNorm: group normalization, for small batches.
     LayerNorm: layer normalization over the last axis.
     LayerScale: learned factor for each channel.
@@ -58,6 +59,7 @@ from fcn_jax.nn._buffer import Buffer
 from fcn_jax.nn._conv import Conv, conv
 from fcn_jax.nn._conv_norm_act import ConvNormAct
 from fcn_jax.nn._conv_transpose import ConvTranspose, conv_transpose
+from fcn_jax.nn._global_response_norm import GlobalResponseNorm
 from fcn_jax.nn._group_norm import GroupNorm
 from fcn_jax.nn._initializers import (
     Initializer,
@@ -84,6 +86,7 @@ __all__ = [
     "Conv",
     "ConvNormAct",
     "ConvTranspose",
+    "GlobalResponseNorm",
     "GroupNorm",
     "Initializer",
     "LayerNorm",

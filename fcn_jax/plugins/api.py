@@ -103,20 +103,34 @@ class Weights:
 
     Attributes:
         url: address of a `.pth` or `.safetensors` file; `pip://DISTRIBUTION/PATH` is that of a file
-            of an installed Python distribution.
-        sha256: leading hexadecimal digits of the file's SHA-256 (torchvision publishes eight).
+            of an installed Python distribution, `hf://OWNER/NAME/FILE` of one of the Hugging Face
+            hub.
+        sha256: leading hexadecimal digits of the file's SHA-256 (torchvision publishes eight). ""
+            for an `hf://` address means the hash that the hub publishes.
         summary: the training data and the published score.
+        license: of the weights, such as "apache-2.0"; recorded when they are loaded.
+        restricted: what the license forbids or requires, such as "no commercial use", if its
+            acceptance is needed before the file is fetched (`--accept-license`); otherwise "".
     """
 
     url: str
     sha256: str
     summary: str = ""
+    license: str = ""
+    restricted: str = ""
 
     @classmethod
     def torchvision(cls, file: str, summary: str) -> Weights:
         """A file of torchvision by its name, such as "resnet18-f37072fd" (the end is the hash)."""
         url = f"https://download.pytorch.org/models/{file}.pth"
         return cls(url, file.rpartition("-")[2], summary)
+
+    @classmethod
+    def huggingface(
+        cls, repository: str, summary: str, *, license: str, restricted: str = ""
+    ) -> Weights:
+        """The file `model.safetensors` of a repository "owner/name", which is also its name."""
+        return cls(f"hf://{repository}/model.safetensors", "", summary, license, restricted)
 
 
 @dataclasses.dataclass(frozen=True)
