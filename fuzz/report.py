@@ -30,14 +30,7 @@ def table(verdicts: Sequence[Verdict]) -> str:
         if own:
             rows.append((family, *_counts(own)))
     rows.append(("all", *_counts(verdicts)))
-    widths = [max(len(str(row[k])) for row in [head, *rows]) for k in range(len(head))]
-    lines = [
-        _row(head, widths),
-        "|"
-        + "|".join("-" * (width + 1) + (":" if k else "-") for k, width in enumerate(widths))
-        + "|",
-    ]
-    lines += [_row(row, widths) for row in rows]
+    lines = [aligned(head, rows)]
     reasons = collections.Counter(
         (verdict.detail, verdict.case.family)
         for verdict in verdicts
@@ -52,19 +45,39 @@ def table(verdicts: Sequence[Verdict]) -> str:
     return "\n".join(lines)
 
 
+def aligned(head: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
+    """Return a Markdown table whose columns, except the first, are right-aligned."""
+    widths = [max(len(str(row[k])) for row in [head, *rows]) for k in range(len(head))]
+    rule = (
+        "|"
+        + "|".join("-" * (width + 1) + (":" if k else "-") for k, width in enumerate(widths))
+        + "|"
+    )
+    return "\n".join([_row(head, widths), rule, *(_row(row, widths) for row in rows)])
+
+
 def write(path: Path, verdicts: Sequence[Verdict], command: str) -> None:
     """Write the table between the markers of a document, or at its end if there are none.
 
     Raises:
         ValueError: the document has only one of the two markers.
     """
+    write_between(path, BEGIN, END, f"`{command}`\n\n{table(verdicts)}")
+
+
+def write_between(path: Path, begin: str, end: str, contents: str) -> None:
+    """Replace what a document has between two markers; without markers, append it with them.
+
+    Raises:
+        ValueError: the document has only one of the two markers.
+    """
     text = path.read_text(encoding="utf-8") if path.exists() else "# Reliability\n"
-    block = f"{BEGIN}\n`{command}`\n\n{table(verdicts)}\n{END}"
-    if BEGIN in text or END in text:
-        before, found, rest = text.partition(BEGIN)
-        _, closed, after = rest.partition(END)
+    block = f"{begin}\n{contents}\n{end}"
+    if begin in text or end in text:
+        before, found, rest = text.partition(begin)
+        _, closed, after = rest.partition(end)
         if not (found and closed):
-            raise ValueError(f"{path}: one of the markers {BEGIN} and {END} is missing")
+            raise ValueError(f"{path}: one of the markers {begin} and {end} is missing")
         text = before + block + after
     else:
         text = f"{text.rstrip()}\n\n{block}\n"

@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import functools
 import logging
+import multiprocessing
 import os
 import re
 import signal
@@ -26,10 +27,11 @@ import numpy as np
 from absl import flags
 from grain.multiprocessing import SharedMemoryArray
 
+from fcn_jax.data.damage import SkippingSource, gist
 from fcn_jax.data.source import Source
 from fcn_jax.data.threads import thread_count
 from fcn_jax.data.transforms import Augment
-from fcn_jax.errors import ConfigError, FcnJaxError, TrainingError
+from fcn_jax.errors import ConfigError, DamagedError, FcnJaxError, TrainingError
 from fcn_jax.plugins.api import Example, Record
 
 Batch = dict[str, np.ndarray]
@@ -109,7 +111,8 @@ def train_batches(
 def eval_examples(source: Source, *, num_workers: int = 0) -> Generator[Example, None, None]:
     """Every image of a source, whole and at its own size, in order.
 
-    Nothing is dropped or cropped. Workers that are killed are replaced. Closing the generator stops
+    Nothing is dropped or cropped, except that a `SkippingSource` leaves out images that are found
+    damaged now, with a warning. Workers that are killed are replaced. Closing the generator stops
     the workers.
 
     Args:
@@ -121,7 +124,8 @@ def eval_examples(source: Source, *, num_workers: int = 0) -> Generator[Example,
         TrainingError: raised by the generator if workers are killed again and again.
     """
     _check_workers(num_workers)
-    return _examples(grain.MapDataset.source(source).map(source.decode), num_workers)
+    decoded = grain.MapDataset.source(source).map(source.decode)
+    return _examples(decoded, num_workers, skips=isinstance(source, SkippingSource))
 
 
 class TrainIterator(grain.DatasetIterator[Batch]):
@@ -194,13 +198,21 @@ def _augmented(source: Source, augment: Augment, record: Record, rng: np.random.
     return {"image": example.image, "mask": example.mask}
 
 
-def _examples(decoded: grain.MapDataset[Example], workers: int) -> Generator[Example, None, None]:
+def _examples(
+    decoded: grain.MapDataset[Example], workers: int, *, skips: bool
+) -> Generator[Example, None, None]:
     elements = _Elements(workers, buffer=8)
     atexit.register(elements.stop)  # for a generator that is not exhausted, as in `TrainIterator`
     try:
         for index in range(len(decoded)):
             rest = functools.partial(decoded.slice, slice(index, None))
-            name, image, mask = elements.next(rest, f"image {index}")
+            try:
+                name, image, mask = elements.next(rest, f"image {index}")
+            except DamagedError as error:
+                if not skips:
+                    raise
+                _log.warning("%s; the image is left out (data.damaged=skip)", gist(error))
+                continue
             yield Example(name, _own(image), _own(mask))
     finally:
         elements.stop()
@@ -349,11 +361,25 @@ def _worker_iterator(
 
 
 def _start_worker(index: int, count: int) -> None:
-    # Ctrl-C reaches the whole process group. The parent stops its workers; their tracebacks would
-    # only hide its message.
+    # Ctrl-C and the SIGTERM of a scheduler reach the whole process group. The parent decides when
+    # its workers stop: it may need them for a last batch.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
+    # Warnings are printed as by the command line.
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("fcn-jax: warning: %(message)s"))
+    logging.getLogger("fcn_jax").addHandler(handler)
     # Each worker is to use one core; OpenCV's own threads would compete for the cores.
     cv2.setNumThreads(1)
+
+
+def _end_with_parent() -> None:
+    """End this worker when its parent was killed. Grain's workers would wait for it forever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _check_workers(workers: int) -> None:

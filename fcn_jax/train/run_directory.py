@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
+import socket
 from collections.abc import Callable, Set
 from pathlib import Path
 from types import TracebackType
 
 from fcn_jax.errors import ConfigError, WriteError
+from fcn_jax.runtime import atomic
 from fcn_jax.runtime.atomic import write_errors
 
 try:
@@ -33,7 +36,10 @@ _WRITTEN = frozenset(
         "wandb.json",
     }
 )
-_LEFTOVER = re.compile(r"\.(config|versions|parameters|metrics|wandb)\.[0-9a-f]{8}\.jsonl?")
+_HOLDER = "process.json"
+"""Names the process that holds the lock, for the message of a second one."""
+
+_LEFTOVER = re.compile(r"\.(config|versions|parameters|metrics|wandb|process)\.[0-9a-f]{8}\.jsonl?")
 """Temporary files of `fcn_jax.runtime.atomic` that a killed process left."""
 _ANOTHER = "name another directory with --workdir"
 
@@ -42,7 +48,8 @@ class RunDirectory:
     """Context manager that holds the lock of a run directory.
 
     The lock is on the directory itself (`flock`), so it needs no file, and the system releases it
-    whenever the process ends. If the file system has no locks, the run continues without.
+    whenever the process ends. If the file system has no locks, the run continues without. The file
+    `process.json` names the process only for messages: a killed process leaves it behind.
 
     Attributes:
         keep: keep the files. Otherwise, all files that this process made there are removed at the
@@ -57,6 +64,7 @@ class RunDirectory:
         self._lock: int | None = None
         self._made: list[Path] = []
         self._before: Set[str] = _WRITTEN
+        self._named = False
 
     def __enter__(self) -> RunDirectory:
         """Check that a run can be written there, and lock the directory if it exists.
@@ -113,6 +121,7 @@ class RunDirectory:
         for entry in self._path.iterdir():
             if _LEFTOVER.fullmatch(entry.name) and entry.is_file():
                 entry.unlink(missing_ok=True)
+        self._name_holder()
 
     def __exit__(
         self,
@@ -121,6 +130,9 @@ class RunDirectory:
         trace: TracebackType | None,
     ) -> None:
         """Remove the files of this process, unless `keep`, and release the lock."""
+        if self._named:
+            with contextlib.suppress(OSError):
+                (self._path / _HOLDER).unlink()
         if not self.keep:
             self._remove()
         if self._lock is not None:
@@ -150,10 +162,27 @@ class RunDirectory:
         except BlockingIOError:
             os.close(lock)
             raise ConfigError(
-                f"{self._path}: another process trains in this directory; "
+                f"{self._path}: another process{self._holder()} trains in this directory; "
                 f"wait for it, or {_ANOTHER}"
             ) from None
         except OSError:  # a file system without locks, such as NFS
             os.close(lock)
         else:
             self._lock = lock
+            if (self._path / _HOLDER).exists():  # of a process that was killed
+                self._name_holder()
+
+    def _name_holder(self) -> None:
+        self._named = True
+        with contextlib.suppress(WriteError):  # it is not worth an error
+            atomic.write_json(
+                self._path / _HOLDER, {"pid": os.getpid(), "host": socket.gethostname()}
+            )
+
+    def _holder(self) -> str:
+        """The process that holds the lock, for a message; empty if it is not known."""
+        try:
+            holder = json.loads((self._path / _HOLDER).read_text(encoding="utf-8"))
+            return f" (pid {holder['pid']} on host {holder['host']})"
+        except (OSError, ValueError, KeyError, TypeError):
+            return ""

@@ -45,8 +45,10 @@ class EventFiles:
             files = sorted(folder.glob("*tfevents*"))
             for path in files:
                 _truncate(path, step, evaluate_again)
-            # A number, because names of files that begin in the same second are equal otherwise.
-            self._writer = EventsWriter(str(folder.absolute() / "events"), f".{len(files)}")
+            # TensorBoard reads the files in the order of their names. A number comes first, because
+            # the clock, whose time is part of the name, may have been set back.
+            name = f"events.{len(files):04}"
+            self._writer = EventsWriter(str(folder.absolute() / name), "")
             self._writer.flush()
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
