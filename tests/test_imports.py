@@ -27,6 +27,7 @@ ORDER = (
     "pretrained",
     "eval",
     "train",
+    "plan",
     "explore",
     "report",
     "verify",

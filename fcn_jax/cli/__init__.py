@@ -13,6 +13,7 @@ from fcn_jax.cli import (
     convert,
     data,
     evaluate,
+    plan,
     plugins,
     pretrained,
     recipes,
@@ -95,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     version = versions.package_versions(["fcn-jax"])["fcn-jax"] or "(not installed)"
     parser.add_argument("--version", action="version", version=f"fcn-jax {version}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    training, weights = (train, evaluate, report, data), (convert, pretrained, verify)
+    training, weights = (train, plan, evaluate, report, data), (convert, pretrained, verify)
     for group in (*training, *weights, plugins, recipes, settings):
         group.add_commands(commands)
     return parser

@@ -140,6 +140,13 @@ def directory(text: str) -> Path:
     return Path(text)
 
 
+def count(text: str) -> int:
+    """Return a whole number of at least 1."""
+    if not (text.isascii() and text.isdecimal() and int(text) >= 1):
+        raise argparse.ArgumentTypeError(f"invalid number '{text}', expected 1 or more")
+    return int(text)
+
+
 def seconds(text: str) -> float:
     """Return a duration above 0."""
     try:
@@ -149,6 +156,17 @@ def seconds(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"invalid duration '{text}', expected seconds above 0")
     return value
+
+
+def steps(text: str) -> tuple[int, int | None]:
+    """Return the number of some steps, and the first one if it is named."""
+    first, colon, last = text.partition(":")
+    numbers = [int(part) for part in (first, last) if part.isascii() and part.isdecimal()]
+    if len(numbers) != 1 + bool(colon) or min(numbers) < 1 or numbers[0] > numbers[-1]:
+        raise argparse.ArgumentTypeError(
+            f"invalid steps '{text}', expected FIRST:LAST, such as 10:15, or a number of steps"
+        )
+    return (numbers[1] - numbers[0] + 1, numbers[0]) if colon else (numbers[0], None)
 
 
 def size(text: str) -> tuple[int, int]:

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fcn_jax.cli.arguments import add_command, add_repeated, add_weights, directory
+from fcn_jax.cli.arguments import add_command, add_repeated, add_weights, directory, steps
 
 
 def add_commands(commands: Any) -> None:
@@ -36,6 +36,9 @@ def add_commands(commands: Any) -> None:
     about = "Run directory, to which everything is written (default: runs/RECIPE)."
     add("--workdir", metavar="DIR", type=directory, help=about)
     add("--resume", action="store_true", help="Continue from the run's last checkpoint.")
+    about = "Trace these steps into RUN/profile, for Perfetto or XProf: FIRST:LAST, or a number of "
+    about += "steps shortly after the start."
+    add("--profile", metavar="STEPS", type=steps, help=about)
     about = "Change a setting, such as optim.lr=0.01 (fcn-jax settings)."
     add_repeated(parser, "--set", "KEY=VALUE", about)
 
@@ -48,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
     from fcn_jax import recipes
     from fcn_jax.config import parse
     from fcn_jax.train.loop import train
+    from fcn_jax.train.profiling import Steps
     from fcn_jax.train.settings import start_from
 
     recipe = "shapes" if args.recipe is None else args.recipe
@@ -65,7 +69,10 @@ def run(args: argparse.Namespace) -> int:
     }
     given = [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
     config = parse(recipes.override(table, [*args.set, *given]), recipe)
-    result = train(config, workdir, resume=args.resume)
+    profile = Steps(*args.profile) if args.profile else None
+    result = train(config, workdir, resume=args.resume, profile=profile)
+    if not result.was_finished:
+        _print_times(workdir)
     again = f"fcn-jax train --workdir {shlex.quote(str(workdir))} --resume"
     if result.stopped_by:
         saved = "nothing is written"
@@ -84,6 +91,19 @@ def run(args: argparse.Namespace) -> int:
     if not result.was_finished:
         _write_report(workdir)
     return 0
+
+
+def _print_times(workdir: Path) -> None:
+    """Print what the run, with its earlier parts, spent its time on."""
+    from fcn_jax.errors import CheckpointError
+    from fcn_jax.report import run, times
+
+    try:
+        line = times.summary(run.read_runs([workdir])[0])
+    except CheckpointError:  # the run was stopped before it wrote anything
+        return
+    if line:
+        print(line)
 
 
 def _write_report(workdir: Path) -> None:

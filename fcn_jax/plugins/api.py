@@ -378,6 +378,8 @@ class Dataset(Descriptor):
             that stands for many; None for other datasets. It raises `ConfigError`.
         open_with_classes: as `open`, with a third argument, the lines of a class list
             (`data.classes`), which replaces the dataset's own; None if its classes are fixed.
+        classes: its classes if they do not depend on its files; None for others. `fcn-jax plan`
+            needs no files then.
         find_classes: function `(root)` that returns the lines of a class list, made from the masks,
             and a note; `(None, "")` if the dataset has a list of its own. None if
             `open_with_classes` is.
@@ -387,6 +389,7 @@ class Dataset(Descriptor):
     variant: Callable[[str], Dataset] | None = None
     open_with_classes: Callable[[Path | None, str, Sequence[str]], Any] | None = None
     find_classes: Callable[[Path | None], tuple[tuple[str, ...] | None, str]] | None = None
+    classes: Classes | None = None
 
 
 @dataclasses.dataclass(frozen=True)

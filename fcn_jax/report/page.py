@@ -263,13 +263,14 @@ def _times(runs: Sequence[Run]) -> list[dict[str, Any]]:
     rows = []
     for run in runs:
         spent = times.spent(run)
-        whole = sum(spent.values())
+        shares = times.shares(spent)
         parts = [
-            (kind, index, times.duration(seconds), 100 * seconds / whole)
+            (kind, index, times.duration(seconds), shares[kind])
             for index, (kind, seconds) in enumerate(spent.items())
-            if whole and seconds
+            if kind in shares
         ]
-        rows.append({"name": run.name, "whole": times.duration(whole), "parts": parts})
+        whole = times.duration(sum(spent.values()))
+        rows.append({"name": run.name, "whole": whole, "parts": parts})
     return rows
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from fcn_jax.report.run import Run
 
 COMPUTE = "steps"
@@ -42,6 +44,29 @@ def spent(run: Run) -> dict[str, float]:
         whole = sum(record.get("seconds") or 0.0 for record in ends)
         seconds[OTHER] = max(whole - sum(seconds.values()), 0.0)
     return seconds
+
+
+def shares(seconds: Mapping[str, float]) -> dict[str, float]:
+    """Return the share in percent of each kind of work that took any time."""
+    whole = sum(seconds.values())
+    return {kind: 100 * spent / whole for kind, spent in seconds.items() if whole and spent}
+
+
+def summary(run: Run) -> str | None:
+    """Return one line about the time of a run; None if no time is recorded.
+
+    Goodput is the share of the time in which training steps were computed.
+    """
+    seconds = spent(run)
+    parts = shares(seconds)
+    if not parts:
+        return None
+    named = ", ".join(
+        f"{kind} {share:.0f} %" if share >= 1 else f"{kind} under 1 %"
+        for kind, share in sorted(parts.items(), key=lambda part: -part[1])
+    )
+    whole = duration(sum(seconds.values()))
+    return f"time: {whole}, of which {named}; goodput {parts.get(COMPUTE, 0):.0f} %"
 
 
 def duration(seconds: float) -> str:

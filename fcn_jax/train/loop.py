@@ -27,6 +27,7 @@ from fcn_jax.train.early_stopping import EarlyStopping
 from fcn_jax.train.ending import after_a_step, before_any_step
 from fcn_jax.train.groups import Rate
 from fcn_jax.train.inputs import Inputs, open_inputs
+from fcn_jax.train.profiling import Profile, Steps
 from fcn_jax.train.records import Records
 from fcn_jax.train.run_directory import RunDirectory
 from fcn_jax.train.saving import Completed, close_quietly, restored, save_after_error
@@ -66,7 +67,9 @@ class Result:
     was_finished: bool = False
 
 
-def train(config: Config, run: str | Path, *, resume: bool = False) -> Result:
+def train(
+    config: Config, run: str | Path, *, resume: bool = False, profile: Steps | None = None
+) -> Result:
     """Train a model.
 
     Writes `config.json`, `versions.json`, `parameters.json`, `metrics.jsonl`, `checkpoints/`,
@@ -81,6 +84,7 @@ def train(config: Config, run: str | Path, *, resume: bool = False) -> Result:
         run: run directory; made if missing.
         resume: continue from the run's last checkpoint, if there is one. Parameters, optimizer,
             statistics and the position in the data continue as if the run had never stopped.
+        profile: steps to trace, into `profile/` of the run directory; none by default.
 
     Returns:
         How the run ended.
@@ -94,14 +98,19 @@ def train(config: Config, run: str | Path, *, resume: bool = False) -> Result:
     """
     with StopRequest() as stop, contextlib.ExitStack() as held:
         try:
-            return _train(config.with_absolute_paths(), Path(run), resume, stop, held)
+            return _train(config.with_absolute_paths(), Path(run), resume, profile, stop, held)
         except StopNow:
             assert stop.signal is not None
             return Result(Path(run), 0, None, stop.signal.name)
 
 
 def _train(
-    config: Config, run: Path, resume: bool, stop: StopRequest, held: contextlib.ExitStack
+    config: Config,
+    run: Path,
+    resume: bool,
+    profile: Steps | None,
+    stop: StopRequest,
+    held: contextlib.ExitStack,
 ) -> Result:
     entered = time.perf_counter()
     directory = held.enter_context(RunDirectory(run))
@@ -126,6 +135,7 @@ def _train(
         is_over = earlier[0] >= total_steps or stopping.is_over
         if is_over and checkpoint.is_evaluated(run, earlier[0]):
             return Result(run, earlier[0], None, None, earlier[0], was_finished=True)
+    traced = profile.after(earlier[0] if earlier else 0, total_steps) if profile else range(0)
 
     # --------------------------------------------------------------------------------------- set up
     setup, state, step = make_setup(
@@ -186,6 +196,8 @@ def _train(
     )
 
     # ---------------------------------------------------------------------------------------- steps
+    traces = Profile(run, traced, progress.say)
+    held.callback(traces.close)
     loop = Loop(
         run=run,
         inputs=inputs,
@@ -198,6 +210,7 @@ def _train(
         records=records,
         log=log,
         progress=progress,
+        profile=traces,
         stop=stop,
         reached=reached,
     )

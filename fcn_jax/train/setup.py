@@ -53,6 +53,8 @@ def make(
     steps: int,
     pixels: tuple[np.ndarray | None, np.ndarray | None] = (None, None),
     earlier: Spec | None = None,
+    *,
+    blocks: bool | None = None,
 ) -> tuple[Setup, train_step.TrainState, train_step.Step]:
     """Build the model, the losses, the optimizer and the training step of a recipe.
 
@@ -66,6 +68,7 @@ def make(
         pixels: numbers of pixels by class, for class weights from the data; see `LossContext`.
         earlier: spec of the checkpoint that a run is resumed from. Initial weights are not loaded,
             because their file need not exist any more, and losses keep their class weights.
+        blocks: see `fcn_jax.train.step.make`.
 
     Raises:
         ConfigError: settings do not fit together.
@@ -97,6 +100,7 @@ def make(
             aux_weight=config.optim.aux_weight,
             accumulate_steps=config.optim.accumulate_steps,
             remat=config.optim.remat,
+            blocks=blocks,
             ema_decay=config.optim.ema_decay,
             ema_warmup=config.optim.ema_warmup,
             frozen=groups.frozen_names(rates),

@@ -20,6 +20,7 @@ from fcn_jax.train.early_stopping import EarlyStopping
 from fcn_jax.train.inputs import Inputs
 from fcn_jax.train.logs import Logs
 from fcn_jax.train.other_protocols import OtherProtocols
+from fcn_jax.train.profiling import Profile
 from fcn_jax.train.records import Records
 from fcn_jax.train.run_directory import RunDirectory
 from fcn_jax.train.saving import Completed
@@ -45,6 +46,7 @@ class Loop:
         records: receives records of steps, evaluations and checkpoints.
         log: receives the records that others show, too.
         progress: the progress bar.
+        profile: traces some of the steps.
         stop: ends the run after a step.
         reached: the last completed step.
         saved: the step of the last checkpoint that was begun.
@@ -62,6 +64,7 @@ class Loop:
     records: Records
     log: Logs
     progress: Progress
+    profile: Profile
     stop: StopRequest
     reached: Completed
     saved: int = dataclasses.field(init=False)
@@ -100,7 +103,10 @@ class Loop:
             with self._speed.paused():
                 self._evaluate()
         while not self.is_over and not self.stop.signal:
+            self.profile.before_step(self.reached.number + 1)
             self._take_step()
+            with self._speed.paused():
+                self.profile.after_step(self.reached.number, self.reached.state)
             if self.reached.number == self._start + 1:
                 directory.keep = True
                 if self._one_at_a_time:

@@ -56,3 +56,14 @@ def test_records_of_older_versions_have_fewer_times(make_run):
 )
 def test_durations_in_words(seconds, text):
     assert times.duration(seconds) == text
+
+
+def test_summary_has_shares_and_goodput(make_run):
+    assert times.summary(read_runs([make_run()])[0]) == (
+        "time: 30.0 s, of which compilation 33 %, other 23 %, evaluation 20 %, steps 10 %, "
+        "starting (data, model, weights) 7 %, checkpoints 3 %, waiting for input 3 %; goodput 10 %"
+    )
+
+
+def test_run_without_records_has_no_summary(make_run):
+    assert times.summary(read_runs([make_run("b", records=())])[0]) is None

@@ -95,5 +95,6 @@ ADE20K = Dataset(
     name="ade20k",
     summary="ADE20K scene parsing, 150 classes, read in place (ADEChallengeData2016)",
     open=_open,
+    classes=ADE20K_CLASSES,
     reference="https://github.com/CSAILVision/sceneparsing",
 )

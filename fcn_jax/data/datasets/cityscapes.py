@@ -88,5 +88,6 @@ CITYSCAPES = Dataset(
     name="cityscapes",
     summary="Cityscapes street scenes (fine annotations), 19 classes, read in place",
     open=_open,
+    classes=CITYSCAPES_CLASSES,
     reference="https://www.cityscapes-dataset.com",
 )

@@ -167,5 +167,6 @@ COCO_VOC = Dataset(
     name="coco_voc",
     summary="COCO with VOC's 21 classes, masks drawn from the annotations of objects",
     open=_open,
+    classes=VOC_CLASSES,
     reference="https://cocodataset.org",
 )

@@ -62,5 +62,6 @@ PETS = Dataset(
     name="pets",
     summary="Oxford-IIIT Pet trimaps, 3 classes, read in place",
     open=_open,
+    classes=PETS_CLASSES,
     reference="https://www.robots.ox.ac.uk/~vgg/data/pets/",
 )

@@ -50,5 +50,6 @@ SBD = Dataset(
     name="sbd",
     summary="SBD, 11,355 images with VOC's 21 classes, read in place (masks in .mat files)",
     open=_open,
+    classes=VOC_CLASSES,
     reference="http://home.bharathh.info/pubs/codes/SBD/download.html",
 )

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fcn_jax.data.datasets.directory import DirectorySource
+from fcn_jax.data.datasets.shapes import SHAPES_CLASSES
+from fcn_jax.data.datasets.voc import VOC_CLASSES
 from fcn_jax.data.source import Source
 from fcn_jax.errors import DataError, UnknownSplitError, did_you_mean
 from fcn_jax.plugins.api import Dataset, Record
@@ -152,11 +154,13 @@ SHAPES = Dataset(
     name="shapes",
     summary="generated scenes of textured shapes, 7 classes, 1000 + 200 images, no download",
     open=_open_shapes,
+    classes=SHAPES_CLASSES,
 )
 
 VOC2012_TFDS = Dataset(
     name="voc2012_tfds",
     summary="PASCAL VOC2012 segmentation through TFDS: downloaded, or from files in --data",
     open=_open_voc,
+    classes=VOC_CLASSES,
     reference="http://host.robots.ox.ac.uk/pascal/VOC/voc2012/",
 )

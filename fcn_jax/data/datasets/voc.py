@@ -68,5 +68,6 @@ VOC2012 = Dataset(
     name="voc2012",
     summary="PASCAL VOC2012 segmentation, 21 classes, read in place (VOCdevkit layout)",
     open=_open,
+    classes=VOC_CLASSES,
     reference="http://host.robots.ox.ac.uk/pascal/VOC/voc2012/",
 )

@@ -92,5 +92,6 @@ VOC2012_AUG = Dataset(
     name=_NAME,
     summary="VOC2012 and SBD, 10,582 training images, without those of VOC val, read in place",
     open=_open,
+    classes=voc.VOC_CLASSES,
     reference="https://arxiv.org/abs/1606.00915",
 )

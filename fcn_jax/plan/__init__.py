@@ -1,0 +1,1 @@
+"""Memory, time and scaling of a training run on devices that need not be present."""
