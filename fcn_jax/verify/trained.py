@@ -11,7 +11,7 @@ from fcn_jax import checkpoint
 from fcn_jax.checkpoint import remote
 from fcn_jax.convert import hub
 from fcn_jax.convert.command import export_file
-from fcn_jax.convert.load import is_checkpoint
+from fcn_jax.convert.init import is_checkpoint
 from fcn_jax.plugins import registry
 from fcn_jax.plugins.api import ModelSpec
 
@@ -33,13 +33,11 @@ def spec_of_trained(source: str) -> ModelSpec | None:
 
 
 @contextlib.contextmanager
-def as_weights_file(
-    source: str | Path, spec: ModelSpec, key_format: str
-) -> Iterator[str | Path]:
+def as_weights_file(source: str | Path, spec: ModelSpec, key_format: str) -> Iterator[str | Path]:
     """A weights file or its name as it is; for a trained model, a temporary file with its weights.
 
     Args:
-        source: as `fcn_jax.convert.load.init_from` takes it.
+        source: as `fcn_jax.convert.init.init_from` takes it.
         spec: the model to be filled.
         key_format: naming scheme of the file.
 
