@@ -23,7 +23,7 @@ from benchmarks.arguments import Parser
 from benchmarks.record import RESULTS, environment, prepare_backend
 from fcn_jax.api import Source
 from fcn_jax.data.augment.colors import jitter_colors
-from fcn_jax.data.transforms import crop, flip_left_right
+from fcn_jax.data.geometry import crop, flip_left_right
 from fcn_jax.plugins import registry
 from fcn_jax.runtime.atomic import write_json
 

@@ -392,7 +392,7 @@ def test_convert_makes_a_backbone_that_starts_a_training(
     )
     assert "train --weights" in fails("predict", target, data / "images" / "val")
     other = build_model(num_classes=7, rngs=nnx.Rngs(2))
-    from fcn_jax.convert.load import init_from
+    from fcn_jax.convert.init import init_from
 
     record = init_from(other, target)
     assert record.scope == "backbone"

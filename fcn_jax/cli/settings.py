@@ -23,7 +23,7 @@ def _settings(args: argparse.Namespace) -> int:
 
 def settings_reference() -> str:
     """Return a Markdown table for each section: key, type, default and meaning of its settings."""
-    from fcn_jax.config import Config
+    from fcn_jax.config import AUTO, AUTO_MODEL, Config
 
     schema, defaults = Config.model_json_schema(), Config().model_dump(mode="json")
     definitions = schema["$defs"]
@@ -33,6 +33,8 @@ def settings_reference() -> str:
             lines += _losses(field, definitions)
             continue
         table = _resolved(field, definitions)
+        for key in AUTO_MODEL if section == "model" else ():
+            table["properties"][key]["anyOf"].append({"enum": [AUTO]})
         summary, _, attributes = table["description"].partition("\n\nAttributes:\n")
         attributes = attributes.replace("None for", "if not set,")
         # A dataclass describes its fields in its docstring.

@@ -10,6 +10,7 @@ from fcn_jax.config.parsing import (
     with_own_plugins,
 )
 from fcn_jax.config.sections import (
+    AUTO_MODEL,
     Config,
     DataConfig,
     EarlyStoppingConfig,
@@ -26,6 +27,7 @@ from fcn_jax.config.types import AUTO
 __all__ = [
     "AUGMENT_TABLES",
     "AUTO",
+    "AUTO_MODEL",
     "AUTO_SETTINGS",
     "PLUGIN_NAMES",
     "Config",

@@ -12,7 +12,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from fcn_jax.config.augment import AUGMENT_TABLES
-from fcn_jax.config.sections import Config, EarlyStoppingConfig, ParamGroup, WandbConfig
+from fcn_jax.config.sections import (
+    AUTO_MODEL,
+    Config,
+    EarlyStoppingConfig,
+    ParamGroup,
+    WandbConfig,
+)
 from fcn_jax.config.types import OrAuto, short
 from fcn_jax.errors import ConfigError, PluginError, did_you_mean
 from fcn_jax.plugins import registry
@@ -175,11 +181,14 @@ def _unknown(location: tuple[Any, ...]) -> str:
     return f"{said} {did_you_mean(key, sections[parents[0]] if known is None else keys(known))}"
 
 
-AUTO_SETTINGS = tuple(
-    f"{section}.{name}"
-    for section, table in Config.model_fields.items()
-    for name, field in getattr(table.annotation, "model_fields", {}).items()
-    if any(isinstance(mark, OrAuto) for mark in field.metadata)
+AUTO_SETTINGS = (
+    *(f"model.{name}" for name in AUTO_MODEL),
+    *(
+        f"{section}.{name}"
+        for section, table in Config.model_fields.items()
+        for name, field in getattr(table.annotation, "model_fields", {}).items()
+        if any(isinstance(mark, OrAuto) for mark in field.metadata)
+    ),
 )
 """Dotted keys of the settings that may be "auto"."""
 

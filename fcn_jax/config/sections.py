@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,11 +13,13 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    WrapValidator,
     field_serializer,
 )
 
 from fcn_jax.config.augment import AugmentConfig
 from fcn_jax.config.types import (
+    AUTO,
     NUMBER,
     AnyPath,
     AtLeastOne,
@@ -379,10 +381,25 @@ def _without_num_classes(table: Any) -> Any:
     return table
 
 
+def _maybe_auto(table: Any, validate: Any) -> ModelSpec:
+    """Read `mean` and `std` that are "auto", which `fcn_jax.train.auto` replaces by values."""
+    if not isinstance(table, Mapping):
+        return validate(table)
+    undecided = {key: AUTO for key in AUTO_MODEL if table.get(key) == AUTO}
+    model = validate({key: value for key, value in table.items() if key not in undecided})
+    return replace(model, **undecided)
+
+
+AUTO_MODEL = ("mean", "std")
+"""Keys of the section model that may be "auto". Their static type is that of the value."""
+
+
 class Config(Section):
     """All settings of a training run."""
 
-    model: Annotated[ModelSpec, BeforeValidator(_without_num_classes)] = ModelSpec()
+    model: Annotated[
+        ModelSpec, WrapValidator(_maybe_auto), BeforeValidator(_without_num_classes)
+    ] = ModelSpec()
     init: InitConfig = InitConfig()
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()

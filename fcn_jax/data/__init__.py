@@ -6,6 +6,7 @@ labels/           class lists, label maps, palettes: the meaning of masks' store
 decode.py         an image and its mask to an `Example`
 value_range.py    images of more than 8 bits to 8 bits, or as stored
 relabel.py        a source with the classes that a recipe changes
+geometry.py       resize, crop and flip of an image and its mask
 transforms.py     random resize, crop and flip, and the order of all random transforms, with
 augment/          rotation, colors, blur, JPEG, cutout; a pipeline of Albumentations
 pipeline.py       batches for training, and examples for evaluation

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from fcn_jax.data.contents import name_of, read_bytes
+from fcn_jax.data.geometry import resize_image, resize_mask
 from fcn_jax.data.images import formats, jpeg, mat, npy, orientation, png, tiff
 from fcn_jax.data.images.formats import Wide
 from fcn_jax.data.images.tiff_samples import samples
 from fcn_jax.data.labels.label_map import LabelMap, as_label_map
 from fcn_jax.data.labels.mask_labels import to_labels
 from fcn_jax.data.labels.mask_values import StoredMask
-from fcn_jax.data.transforms import resize_image, resize_mask
 from fcn_jax.data.value_range import Scaling, scaled
 from fcn_jax.errors import DamagedError, DataError, SizeMismatchError
 from fcn_jax.plugins.api import Example, Record
@@ -116,7 +116,7 @@ def decode_record(
     value_range: Scaling | None = None,
     channels: int = 3,
 ) -> Example:
-    """Decode an image and its mask, and resize them as `fcn_jax.data.transforms.resize` does.
+    """Decode an image and its mask, and resize them as `fcn_jax.data.geometry.resize` does.
 
     Args:
         record: the encoded pair.

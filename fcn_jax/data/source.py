@@ -49,13 +49,13 @@ class Source(abc.ABC):
         """
 
     def decode_resized(self, record: Record, factor: float) -> Example:
-        """Decode a record and resize it by a factor, as `fcn_jax.data.transforms.resize` does.
+        """Decode a record and resize it by a factor, as `fcn_jax.data.geometry.resize` does.
 
         A source may override it to decode at a smaller size in less time, as JPEGs allow and
         `fcn_jax.data.decode.decode_record` does. The result must have the same size and mask, and
         the same image unless it shrinks to half or less. There, photographs may differ by about 2
         of 255 on average. It raises the errors of `decode`.
         """
-        from fcn_jax.data.transforms import resize  # imports OpenCV
+        from fcn_jax.data.geometry import resize  # imports OpenCV
 
         return resize(self.decode(record), factor)

@@ -15,7 +15,7 @@ import numpy as np
 
 from fcn_jax.config import Config
 from fcn_jax.data.augment.channels import in_groups
-from fcn_jax.data.transforms import crop
+from fcn_jax.data.geometry import crop
 from fcn_jax.errors import ConfigError, did_you_mean
 from fcn_jax.plugins.api import IGNORE_INDEX, Example
 

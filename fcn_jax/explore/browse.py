@@ -14,11 +14,13 @@ from PIL import Image
 
 from fcn_jax.config import Config
 from fcn_jax.data.damage import KeptSource
+from fcn_jax.data.geometry import resize_image, resize_mask
+from fcn_jax.data.images.picture import as_rgb
 from fcn_jax.data.images.size import image_size
 from fcn_jax.data.pipeline import train_batches
 from fcn_jax.data.source import Source
 from fcn_jax.data.training_set import training_set
-from fcn_jax.data.transforms import Augment, resize_image, resize_mask
+from fcn_jax.data.transforms import Augment
 from fcn_jax.errors import ConfigError, DataError
 from fcn_jax.eval.draw import IGNORED_COLOR, layer
 from fcn_jax.explore.opening import open_splits
@@ -188,7 +190,7 @@ def _draws(config: Config, source: Source, index: int, seed: int, draws: int) ->
 def _photo(example: Example) -> str:
     """The image as the data URL of a small JPEG."""
     height, width = example.mask.shape
-    image = resize_image(_rgb(example.image), (height, width), _factor(example))
+    image = resize_image(as_rgb(example.image), (height, width), _factor(example))
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=85)
     return _url(buffer, "jpeg")
@@ -208,19 +210,6 @@ def _mask(example: Example, classes: Classes) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", optimize=True, **options)
     return _url(buffer, "png")
-
-
-def _rgb(image: np.ndarray) -> np.ndarray:
-    """u8[H,W,3] of an image of any number of channels: gray, or the first three.
-
-    Values that are not of 8 bits are scaled so that the image's smallest is black, and its largest
-    white.
-    """
-    picture = image[..., :3] if image.shape[-1] >= 3 else image[..., [0, 0, 0]]
-    if picture.dtype != np.uint8:
-        low, high = float(picture.min()), float(picture.max())
-        picture = ((picture - low) * (255 / (high - low or 1))).round().astype(np.uint8)
-    return np.ascontiguousarray(picture)
 
 
 def _factor(example: Example) -> float:

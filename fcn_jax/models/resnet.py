@@ -18,6 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from fcn_jax import nn
+from fcn_jax.models.resnet_blocks import BasicBlock, Bottleneck, Stage, conv, stages
 from fcn_jax.plugins.api import Backbone, FeatureSpec, TorchBridge, Weights, ceil_size
 from fcn_jax.pytorch import Table, conv_norm, drop, import_torchvision
 
@@ -46,35 +47,6 @@ class Architecture:
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage:
-    """Stride and dilation of a stage.
-
-    Attributes:
-        stride: stride of its first block.
-        first_dilation: dilation of its first block's first 3x3 convolution: the dilation of the
-            stage before.
-        dilation: dilation of its other 3x3 convolutions.
-    """
-
-    stride: int
-    first_dilation: int
-    dilation: int
-
-
-def stages(output_stride: int) -> list[Stage]:
-    """The four stages at an output stride of 32, 16 or 8. Strides beyond it become dilations."""
-    found = []
-    reached, dilation = 4, 1
-    for stride in (1, 2, 2, 2):
-        first_dilation = dilation
-        if reached * stride > output_stride:
-            stride, dilation = 1, dilation * stride
-        reached *= stride
-        found.append(Stage(stride, first_dilation, dilation))
-    return found
-
-
-@dataclasses.dataclass(frozen=True)
 class ResNetOptions:
     """Options of a ResNet.
 
@@ -85,88 +57,6 @@ class ResNetOptions:
     """
 
     norm: Literal["batch_norm", "group_norm"] = "batch_norm"
-
-
-_conv = functools.partial(nn.ConvNormAct, kernel_init=nn.kaiming_normal_fan_out)
-
-
-def _downsample(
-    in_channels: int, out_channels: int, stride: int, **settings: Any
-) -> nn.ConvNormAct | None:
-    """A 1x1 convolution for the shortcut of a block that changes the shape; None for others."""
-    if stride == 1 and in_channels == out_channels:
-        return None
-    return _conv(in_channels, out_channels, 1, stride=stride, activation=None, **settings)
-
-
-class BasicBlock(nnx.Module):
-    """Two 3x3 convolutions and a shortcut: the block of ResNet-18 and ResNet-34.
-
-    torchvision refuses to dilate it. timm dilates it, and so does this class.
-    """
-
-    def __init__(self, in_channels: int, channels: int, stage: Stage, **settings: Any) -> None:
-        """Draw the parameters. The first convolution has the stride and the first dilation.
-
-        Args:
-            in_channels: channels of the input.
-            channels: channels of the convolutions and of the output.
-            stage: stride and dilations.
-            settings: `norm`, `dtype`, `param_dtype` and `rngs` of all layers.
-        """
-        conv = functools.partial(_conv, **settings)
-        self.conv1 = conv(
-            in_channels, channels, 3, stride=stage.stride, dilation=stage.first_dilation
-        )
-        self.conv2 = conv(channels, channels, 3, dilation=stage.dilation, activation=None)
-        self.downsample = _downsample(in_channels, channels, stage.stride, **settings)
-
-    def __call__(self, x: Float[Array, "N H W I"]) -> Float[Array, "N h w O"]:
-        """f[N, H, W, I] -> f[N, ceil(H / stride), ceil(W / stride), O]."""
-        shortcut = x if self.downsample is None else self.downsample(x)
-        y = self.conv2(self.conv1(x))
-        return nn.residual_add(y, shortcut, nnx.relu)
-
-
-class Bottleneck(nnx.Module):
-    """1x1, 3x3 and 1x1 convolution and a shortcut: the block of ResNet-50 and deeper networks."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        channels: int,
-        stage: Stage,
-        *,
-        groups: int = 1,
-        group_width: int = 64,
-        **settings: Any,
-    ) -> None:
-        """Draw the parameters.
-
-        The 3x3 convolution has the stride and the dilation, as in torchvision ("ResNet v1.5").
-
-        Args:
-            in_channels: channels of the input.
-            channels: a quarter of the output's channels.
-            stage: stride and dilations.
-            groups: groups of the 3x3 convolution.
-            group_width: channels of one group in the first stage.
-            settings: `norm`, `dtype`, `param_dtype` and `rngs` of all layers.
-        """
-        conv = functools.partial(_conv, **settings)
-        width, out_channels = channels * group_width // 64 * groups, 4 * channels
-        self.conv1 = conv(in_channels, width, 1)
-        self.conv2 = conv(
-            width, width, 3, stride=stage.stride, dilation=stage.first_dilation, groups=groups
-        )
-        self.conv3 = conv(width, out_channels, 1, activation=None)
-        self.downsample = _downsample(in_channels, out_channels, stage.stride, **settings)
-
-    def __call__(self, x: Float[Array, "N H W I"]) -> Float[Array, "N h w O"]:
-        """f[N, H, W, I] -> f[N, ceil(H / stride), ceil(W / stride), O]."""
-        shortcut = x if self.downsample is None else self.downsample(x)
-        y = self.conv3(self.conv2(self.conv1(x)))
-        return nn.residual_add(y, shortcut, nnx.relu)
 
 
 class ResNet(nnx.Module):
@@ -194,7 +84,7 @@ class ResNet(nnx.Module):
         if architecture.bottleneck:
             groups, width = architecture.groups, architecture.group_width
             block = functools.partial(Bottleneck, groups=groups, group_width=width, **types)
-        self.conv1 = _conv(3, 64, 7, stride=2, **types)
+        self.conv1 = conv(3, 64, 7, stride=2, **types)
         in_channels = 64
         for i, stage in enumerate(stages(output_stride)):
             blocks = []
@@ -229,10 +119,10 @@ def _features(architecture: Architecture, output_stride: int) -> tuple[FeatureSp
 
 
 def _tables(options: ResNetOptions) -> dict[str, Table]:
-    conv = functools.partial(conv_norm, norm=options.norm)
+    layer = functools.partial(conv_norm, norm=options.norm)
     blocks = Table(
-        conv("{b}.conv{k}", "{b}.bn{k}", "{b}.conv{k}"),
-        conv("{b}.downsample.0", "{b}.downsample.1", "{b}.downsample"),
+        layer("{b}.conv{k}", "{b}.bn{k}", "{b}.conv{k}"),
+        layer("{b}.downsample.0", "{b}.downsample.1", "{b}.downsample"),
     )
     dropped = []
     if options.norm == "group_norm":
@@ -240,7 +130,7 @@ def _tables(options: ResNetOptions) -> dict[str, Table]:
         statistics = ("running_mean", "running_var", "num_batches_tracked")
         dropped = [drop(f"*.{name}", reason) for name in statistics]
     torchvision = Table(
-        conv("conv1", "bn1", "conv1"),
+        layer("conv1", "bn1", "conv1"),
         blocks.under("layer{s}.", "layer{s}.").rules,
         drop("fc.*", "the ImageNet classifier, which a segmentation model does not have"),
         *dropped,
@@ -250,7 +140,7 @@ def _tables(options: ResNetOptions) -> dict[str, Table]:
         # d2l keeps the children of torchvision's network in a Sequential, which names them by
         # position: 0 conv1, 1 bn1, 2 relu, 3 maxpool, 4 to 7 the stages.
         "d2l": Table(
-            conv("0", "1", "conv1"),
+            layer("0", "1", "conv1"),
             *(blocks.under(f"{stage + 3}.", f"layer{stage}.").rules for stage in (1, 2, 3, 4)),
             *dropped,
         ),

@@ -274,7 +274,8 @@ class ModelSpec:
             convolution gets as many; see docs/data.md.
         mean: mean of each channel, in units of the images' stored values (0 to 255 for 8 bits);
             None for the backbone's, in images scaled to 8 bits. With mean and std, images keep
-            their stored values, also those of more than 8 bits.
+            their stored values, also those of more than 8 bits. In recipes, "auto" measures both
+            over all training images.
         std: standard deviation of each channel, above 0, in the same units.
     """
 
@@ -296,7 +297,7 @@ class ModelSpec:
     def __post_init__(self) -> None:
         """Make tuples of lists, as JSON gives them."""
         for name in ("mean", "std"):
-            if (values := getattr(self, name)) is not None:
+            if (values := getattr(self, name)) is not None and not isinstance(values, str):
                 object.__setattr__(self, name, tuple(values))
 
     @property

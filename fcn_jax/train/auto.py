@@ -18,6 +18,7 @@ import numpy as np
 
 from fcn_jax.config import AUTO, Config, parse
 from fcn_jax.data.images.size import image_size
+from fcn_jax.data.moments import channel_moments
 from fcn_jax.data.source import Source
 from fcn_jax.data.splits import Splits
 from fcn_jax.plugins.api import Dataset
@@ -40,6 +41,7 @@ RARE = 0.1
 """A class is rare if it has less than this share of the pixels that an average class has."""
 
 _CLASSES = "data.classes"
+_MEAN, _STD = "model.mean", "model.std"
 
 Values = Mapping[str, Any]
 """Settings by their dotted keys."""
@@ -53,11 +55,14 @@ class Facts:
         sizes: i64[N,2], heights and widths of the images, in pixels.
         names: names of the classes.
         pixels: i64[K], pixels of each class.
+        moments: means and standard deviations of the channels, f64[C] each; None if they are not
+            measured. Then `model.mean` and `model.std` stay "auto".
     """
 
     sizes: np.ndarray
     names: tuple[str, ...]
     pixels: np.ndarray
+    moments: tuple[np.ndarray, np.ndarray] | None = None
 
 
 def undecided(config: Config) -> list[str]:
@@ -70,7 +75,11 @@ def undecided(config: Config) -> list[str]:
 def provisional(config: Config) -> Config:
     """Return a recipe with defaults for settings that are "auto", to check the others."""
     defaults = Config().model_dump(mode="json")
-    return _changed(config, {key: _get(defaults, key) for key in undecided(config)})
+    values = {key: _get(defaults, key) for key in undecided(config)}
+    for key, other in ((_MEAN, config.model.std), (_STD, config.model.mean)):
+        if key in values and other not in (None, AUTO):  # one of them is given, and valid alone
+            values[key] = other
+    return _changed(config, values)
 
 
 def as_recorded(config: Config, run: Path) -> Config:
@@ -112,7 +121,8 @@ def decide(config: Config, opened: Splits) -> tuple[Config, list[str]]:
 
     Args:
         config: the recipe.
-        opened: the splits. Of the images, only headers are read.
+        opened: the splits. Of the images, only headers are read, except for `model.mean` and
+            `model.std`.
 
     Returns:
         The recipe without "auto", and a line for each decision.
@@ -120,7 +130,9 @@ def decide(config: Config, opened: Splits) -> tuple[Config, list[str]]:
     if not set(undecided(config)) - {_CLASSES}:
         return config, []
     source = opened.sources[config.data.train_split]
-    facts = Facts(_sizes(source), source.classes.names, opened.class_pixels)
+    measured = {_MEAN, _STD} & set(undecided(config))
+    moments = channel_moments(source) if measured else None
+    facts = Facts(_sizes(source), source.classes.names, opened.class_pixels, moments)
     config, notes = decide_from(config, facts)
     if config.init.weights is None:
         notes.append(
@@ -137,6 +149,8 @@ def decide_from(config: Config, facts: Facts) -> tuple[Config, list[str]]:
         if key == _CLASSES:
             continue
         values, reason = decision(key, facts, config)
+        if not values:
+            continue
         config = _changed(config, values)
         shown = (f"{name} = {json.dumps(value)}" for name, value in values.items() if value)
         notes.append(f"{', '.join(shown) or f'{key} is not set'}: {reason}")
@@ -226,6 +240,18 @@ def _scales(key: str, facts: Facts, config: Config) -> tuple[Values, str]:
     return values, "images are scored at the size that training shows"
 
 
+def _moments(key: str, facts: Facts, config: Config) -> tuple[Values, str]:
+    if facts.moments is None:
+        return {}, ""
+    values = facts.moments[key == _STD]
+    reason = f"of all pixels of the {len(facts.sizes)} training images, in their own units"
+    if key == _STD and not values.all():
+        constant = ", ".join(map(str, np.flatnonzero(values == 0)))
+        values = np.where(values == 0, 1.0, values)
+        reason += f"; channels {constant} (from 0) have one value everywhere, so 1 is used"
+    return {key: [float(f"{value:.6g}") for value in values]}, reason
+
+
 def _class_weights(key: str, facts: Facts, config: Config) -> tuple[Values, str]:
     present = np.flatnonzero(facts.pixels)
     shares = facts.pixels / max(1, facts.pixels.sum())
@@ -237,6 +263,8 @@ def _class_weights(key: str, facts: Facts, config: Config) -> tuple[Values, str]
 
 
 _RULES: Mapping[str, Callable[[str, Facts, Config], tuple[Values, str]]] = {
+    _MEAN: _moments,
+    _STD: _moments,
     "data.scale_range": _scale_range,
     "data.crop_size": _crop_size,
     "data.batch_size": _batch_size,

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fcn_jax.config import Config
+from fcn_jax.config import AUTO, Config
 from fcn_jax.data import order, value_range
 from fcn_jax.data.labels.remap import Remap
 from fcn_jax.data.pipeline import TrainIterator, steps_per_epoch, train_batches
@@ -103,7 +103,8 @@ def open_inputs(config: Config, recorded: Any = None) -> Inputs:
         damaged=data.damaged,
         remap=Remap.of(data),
     )
-    require_units(config.model, opened.value_range)
+    if config.model.std != AUTO:
+        require_units(config.model, opened.value_range)
     config, more_decided = auto.decide(config, opened)
     data = config.data
     train, left_out = training_set(

@@ -12,7 +12,7 @@ from flax import nnx
 
 from fcn_jax.checkpoint import Spec
 from fcn_jax.config import Config
-from fcn_jax.convert.load import init_from
+from fcn_jax.convert.init import init_from
 from fcn_jax.models.build import build
 from fcn_jax.models.spec import resolve
 from fcn_jax.plugins.api import Classes, LossContext, ModelSpec

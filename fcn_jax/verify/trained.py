@@ -11,7 +11,7 @@ from fcn_jax import checkpoint
 from fcn_jax.checkpoint import remote
 from fcn_jax.convert import hub
 from fcn_jax.convert.command import export_file
-from fcn_jax.convert.load import is_checkpoint
+from fcn_jax.convert.init import is_checkpoint
 from fcn_jax.plugins import registry
 from fcn_jax.plugins.api import ModelSpec
 
@@ -37,7 +37,7 @@ def as_weights_file(source: str | Path, spec: ModelSpec, key_format: str) -> Ite
     """A weights file or its name as it is; for a trained model, a temporary file with its weights.
 
     Args:
-        source: as `fcn_jax.convert.load.init_from` takes it.
+        source: as `fcn_jax.convert.init.init_from` takes it.
         spec: the model to be filled.
         key_format: naming scheme of the file.
 

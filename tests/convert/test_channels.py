@@ -7,7 +7,8 @@ from flax import nnx
 from fcn_jax import checkpoint
 from fcn_jax.api import ModelSpec
 from fcn_jax.convert.export import to_torch
-from fcn_jax.convert.load import init_from, load_torch
+from fcn_jax.convert.init import init_from
+from fcn_jax.convert.load import load_torch
 from fcn_jax.errors import WeightsError
 from fcn_jax.models.build import build
 from fcn_jax.models.channels import adapted_kernel

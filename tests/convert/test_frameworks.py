@@ -13,7 +13,8 @@ import pytest
 from flax import nnx
 
 from fcn_jax.convert.export import to_torch
-from fcn_jax.convert.load import init_from, load_torch
+from fcn_jax.convert.init import init_from
+from fcn_jax.convert.load import load_torch
 from fcn_jax.errors import WeightsError
 from fcn_jax.models.build import build_model
 from fcn_jax.models.names import leaves

@@ -10,7 +10,8 @@ import pytest
 from fcn_jax.api import Model, Weights
 from fcn_jax.convert import hub
 from fcn_jax.convert.export import to_torch
-from fcn_jax.convert.load import init_from, load_torch
+from fcn_jax.convert.init import init_from
+from fcn_jax.convert.load import load_torch
 from fcn_jax.errors import PluginError, WeightsError
 from fcn_jax.models.names import leaves
 from fcn_jax.plugins import registry

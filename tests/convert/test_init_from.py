@@ -5,7 +5,7 @@ import pytest
 
 from fcn_jax import checkpoint
 from fcn_jax.convert.export import to_torch
-from fcn_jax.convert.load import init_from
+from fcn_jax.convert.init import init_from
 from fcn_jax.errors import CheckpointError, WeightsError
 from fcn_jax.models.names import leaves
 from fcn_jax.pytorch import files

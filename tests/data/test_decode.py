@@ -17,8 +17,8 @@ from PIL import Image
 from fcn_jax.api import IGNORE_INDEX, Record
 from fcn_jax.data.datasets.shapes import draw_scene
 from fcn_jax.data.decode import decode_record, read_image, read_mask, read_stored_mask
+from fcn_jax.data.geometry import resize
 from fcn_jax.data.labels.label_map import LabelMap
-from fcn_jax.data.transforms import resize
 from fcn_jax.errors import DamagedError, DataError
 from tests.helpers.png_files import chunk, png_bytes
 from tests.helpers.tiff_files import tiff_bytes

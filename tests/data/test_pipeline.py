@@ -20,8 +20,9 @@ from grain.multiprocessing import SharedMemoryArray
 from fcn_jax.api import Example, Record, Source
 from fcn_jax.config import parse
 from fcn_jax.data.datasets.camvid import CAMVID
+from fcn_jax.data.geometry import resize
 from fcn_jax.data.pipeline import eval_examples, steps_per_epoch, train_batches
-from fcn_jax.data.transforms import Augment, resize
+from fcn_jax.data.transforms import Augment
 from fcn_jax.errors import ConfigError, DataError, TrainingError
 
 COUNT = 23

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from fcn_jax.api import IGNORE_INDEX, Example
 from fcn_jax.config import parse
 from fcn_jax.config.augment import AugmentConfig
-from fcn_jax.data.transforms import Augment, crop, flip_left_right, flip_top_bottom, resize
+from fcn_jax.data.geometry import crop, flip_left_right, flip_top_bottom, resize
+from fcn_jax.data.transforms import Augment
 from fcn_jax.errors import ConfigError
 
 sides = st.integers(1, 40)

@@ -11,7 +11,7 @@ from fcn_jax.convert.load import import_weights
 from fcn_jax.convert.tables import tables
 from fcn_jax.models.build import build_backbone
 from fcn_jax.models.names import leaves
-from fcn_jax.models.resnet import BasicBlock, Stage, stages
+from fcn_jax.models.resnet_blocks import BasicBlock, Stage, stages
 from fcn_jax.plugins import registry
 from fcn_jax.testing import check_backbone
 

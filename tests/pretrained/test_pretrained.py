@@ -14,7 +14,7 @@ from fcn_jax import checkpoint
 from fcn_jax.api import Classes, ModelSpec
 from fcn_jax.checkpoint import remote
 from fcn_jax.convert.export import to_torch
-from fcn_jax.convert.load import init_from
+from fcn_jax.convert.init import init_from
 from fcn_jax.errors import CheckpointError, ConfigError, WeightsError, WriteError
 from fcn_jax.models.build import build
 from fcn_jax.models.names import leaves

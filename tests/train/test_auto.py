@@ -116,6 +116,37 @@ def test_rare_classes_are_weighted(tmp_path, pixels, weights, reason):
     assert reason in notes[0]
 
 
+def test_mean_and_deviation_are_measured(tmp_path):
+    rng = np.random.default_rng(0)
+    splits = opened(tmp_path, [(4, 6), (3, 5)])
+    pixels = []
+    for number in range(2):
+        image = np.array(Image.open(tmp_path / f"{number}.png").convert("RGB"))
+        image[..., :2] = rng.integers(0, 256, (*image.shape[:2], 2))
+        Image.fromarray(image).save(tmp_path / f"{number}.png")
+        Image.new("L", image.shape[1::-1]).save(tmp_path / f"{number}_mask.png")
+        pixels.append(image.reshape(-1, 3))
+    records = [Record(str(n), tmp_path / f"{n}.png", tmp_path / f"{n}_mask.png") for n in range(2)]
+    source = DirectorySource(splits.sources["train"].classes, records)
+    splits = dataclasses.replace(splits, sources={"train": source})
+    decided, notes = auto.decide(parse(model={"mean": "auto", "std": "auto"}), splits)
+    pixels = np.concatenate(pixels)
+    assert decided.model.mean == pytest.approx(pixels.mean(0), rel=1e-5)
+    assert decided.model.std == pytest.approx([*pixels.std(0)[:2], 1.0], rel=1e-5)
+    assert "2 training images" in notes[0]
+    assert "channels 2 (from 0) have one value everywhere" in notes[1]
+    own, _ = auto.decide(parse(model={"mean": "auto", "std": [2.0, 3.0, 4.0]}), splits)
+    assert own.model.mean == decided.model.mean
+    assert own.model.std == (2.0, 3.0, 4.0)
+
+
+def test_one_of_mean_and_deviation_may_be_given():
+    known = auto.provisional(parse(model={"mean": "auto", "std": [2.0, 3.0, 4.0]}))
+    assert known.model.mean == known.model.std == (2.0, 3.0, 4.0)
+    known = auto.provisional(parse(model={"mean": "auto", "std": "auto"}))
+    assert known.model.mean is known.model.std is None
+
+
 def test_explicit_settings_win(tmp_path):
     settings = parse(data=AUTO_DATA | {"crop_size": [64, 96], "batch_size": 3})
     decided, notes = auto.decide(settings, opened(tmp_path, [(280, 300)] * 9))

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fcn_jax import checkpoint, cli
+from fcn_jax import checkpoint, cli, config, recipes
 from fcn_jax.data.value_range import Stored
 from fcn_jax.errors import ConfigError, DataError
 from fcn_jax.eval.predictor import Predictor
+from fcn_jax.train.inputs import open_inputs
 from tests.helpers import scenes
 from tests.helpers.tiff_files import tiff_bytes
 
@@ -79,6 +80,23 @@ def test_trains_on_arrays_of_stored_values(run: Path) -> None:
     assert arrays["backbone.conv1.conv.kernel"].shape == (5, 5, 5, 4)
     (picture, *_) = (run / "samples").rglob("*.png")
     assert Image.open(picture).mode == "RGB"
+
+
+def test_measures_the_mean_and_deviation_of_stored_values(recipe: Path, reflectance: Path) -> None:
+    given = [
+        f"data.root={json.dumps(str(reflectance))}",
+        "model.in_channels=5",
+        "model.mean=auto",
+        "model.std=auto",
+    ]
+    inputs = open_inputs(config.parse(recipes.override(recipes.read_recipe(str(recipe)), given)))
+    pixels = np.concatenate(
+        [np.load(path).reshape(-1, 5) for path in (reflectance / "images" / "train").iterdir()]
+    )
+    assert inputs.config.model.mean == pytest.approx(pixels.mean(0, np.float64), rel=1e-4, abs=1e-4)
+    assert inputs.config.model.std == pytest.approx(pixels.std(0, np.float64), rel=1e-4)
+    assert inputs.value_range == Stored("float32")
+    assert sum("of all pixels of the 4 training images" in note for note in inputs.notes) == 2
 
 
 def test_resumes_a_finished_run(run: Path, recipe: Path, reflectance: Path) -> None:

@@ -14,7 +14,7 @@ from flax import nnx
 from fcn_jax import checkpoint, config
 from fcn_jax.api import ModelSpec, Preprocess
 from fcn_jax.convert.command import export_file
-from fcn_jax.convert.load import init_from
+from fcn_jax.convert.init import init_from
 from fcn_jax.errors import CheckpointError, ConfigError, WeightsError
 from fcn_jax.eval.evaluate import evaluate_checkpoint
 from fcn_jax.eval.predictor import Predictor

@@ -11,7 +11,8 @@ from jax import lax
 
 from fcn_jax import nn, verify
 from fcn_jax.errors import ConfigError, WeightsError
-from fcn_jax.models.resnet import RESNET50, Bottleneck, Stage
+from fcn_jax.models.resnet import RESNET50
+from fcn_jax.models.resnet_blocks import Bottleneck, Stage
 from fcn_jax.pytorch.rules import CONV, Op, Rule, Table, batch_norm, conv, conv_norm
 from fcn_jax.verify.randomize import randomize
 

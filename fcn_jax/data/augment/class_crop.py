@@ -26,7 +26,7 @@ def choose(
 
     Args:
         window: place -> the part of the mask that is cropped there, u8[h,w].
-        first: the first place; see `fcn_jax.data.transforms.crop`.
+        first: the first place; see `fcn_jax.data.geometry.crop`.
         settings: the largest share, and the number of places.
         rng: draws the other places.
     """

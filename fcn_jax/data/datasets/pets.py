@@ -6,7 +6,7 @@
     annotations/test.txt            3,669 lines
 
 The splits `trainval` and `test` are official. `val` is every tenth image of `trainval`, from the
-first on, and `train` is the rest, as in the tutorial of segmentation_models.pytorch.
+first on, and `train` is the rest, as in segmentation_models_pytorch's `OxfordPetDataset`.
 
 Reference: Parkhi et al., "Cats and dogs", CVPR 2012; https://www.robots.ox.ac.uk/~vgg/data/pets/.
 """

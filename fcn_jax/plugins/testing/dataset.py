@@ -14,8 +14,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+from fcn_jax.data.geometry import resize
 from fcn_jax.data.source import Source
-from fcn_jax.data.transforms import resize
 from fcn_jax.errors import ConfigError, DataError, listing
 from fcn_jax.plugins import registry
 from fcn_jax.plugins.api import IGNORE_INDEX, Classes, Dataset, Example, Record

@@ -14,7 +14,8 @@ from fcn_jax import verify
 from fcn_jax.api import ModelSpec
 from fcn_jax.convert import hub
 from fcn_jax.convert.export import export_weights
-from fcn_jax.convert.load import import_weights, init_from
+from fcn_jax.convert.init import init_from
+from fcn_jax.convert.load import import_weights
 from fcn_jax.convert.tables import tables
 from fcn_jax.errors import WeightsError
 from fcn_jax.models.build import build_backbone, build_model

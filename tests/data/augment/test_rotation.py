@@ -8,7 +8,7 @@ from PIL import Image
 
 from fcn_jax.api import IGNORE_INDEX, Example
 from fcn_jax.data.augment.rotation import rotated_crop
-from fcn_jax.data.transforms import crop
+from fcn_jax.data.geometry import crop
 
 sides = st.integers(1, 24)
 

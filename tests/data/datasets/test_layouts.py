@@ -1,5 +1,6 @@
 """Public datasets in their official layouts: labels, splits, and errors for wrong folders."""
 
+import importlib.util
 import shutil
 import tomllib
 import zipfile
@@ -293,6 +294,23 @@ def test_pets_reads_the_official_lists_and_divides_trainval(tmp_path: Path) -> N
     with pytest.raises(DataError, match="Available: test, train, trainval, val"):
         PETS.open(tmp_path, "list")
     check_dataset(PETS, tmp_path)
+
+
+@pytest.mark.needs_torch
+def test_pets_are_divided_as_by_smp(tmp_path: Path) -> None:
+    found = importlib.util.find_spec("segmentation_models_pytorch")
+    if found is None or found.origin is None:
+        pytest.skip("needs segmentation_models_pytorch")
+    # Its own module: the package imports many more.
+    file = Path(found.origin).parent / "datasets" / "oxford_pet.py"
+    spec = importlib.util.spec_from_file_location("smp_oxford_pet", file)
+    assert spec is not None
+    assert spec.loader is not None
+    smp = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(smp)
+    make_pets(tmp_path)
+    for ours, theirs in (("train", "train"), ("val", "valid"), ("test", "test")):
+        assert ids(PETS.open(tmp_path, ours)) == smp.OxfordPetDataset(tmp_path, theirs).filenames
 
 
 def test_cvat_reads_its_label_map_and_divides_a_lone_list(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from PIL import Image, ImageOps
 
 from fcn_jax.api import Record
 from fcn_jax.data.decode import decode_record, read_image, read_mask, read_stored_mask
+from fcn_jax.data.geometry import resize
 from fcn_jax.data.images import orientation
-from fcn_jax.data.transforms import resize
 from fcn_jax.errors import DataError
 from tests.helpers.png_files import chunk, png_bytes
 from tests.helpers.tiff_files import tiff_bytes

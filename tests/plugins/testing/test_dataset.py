@@ -9,7 +9,7 @@ from PIL import Image
 
 from fcn_jax.api import Classes, Dataset, Example, Record, Source
 from fcn_jax.data.datasets.shapes import draw_scene
-from fcn_jax.data.transforms import resize
+from fcn_jax.data.geometry import resize
 from fcn_jax.errors import ConfigError, DataError
 from fcn_jax.testing import check_dataset
 
