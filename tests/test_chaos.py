@@ -17,7 +17,7 @@ from chaos.training import STEPS, State, leftovers
 
 @pytest.mark.slow
 def test_killed_trainings_are_resumed_and_equal(tmp_path: Path) -> None:
-    stories = run(tmp_path / "chaos", kills=4, seed=3)
+    stories = run(tmp_path / "chaos", kills=[4], seed=3)
     assert report.faults(stories) == []
     assert sum(len(story.outcomes) for story in stories) == 4
     # A difference is found.
