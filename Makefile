@@ -14,8 +14,8 @@ PIP_OPTIONS = -q --disable-pip-version-check
 PYTEST_OPTIONS = -q -rs -n 2 --dist worksteal --durations=40
 PYTEST = $(BIN)/python -m pytest $(PYTEST_OPTIONS)
 
-.PHONY: help install dev train test test-all test-slow test-newest test-minimum test-smoke fuzz bench \
-	bench-curves bench-models bench-gpu bench-gpu-quick bench-tpu-aot lint types clean
+.PHONY: help install dev train test test-all test-slow test-newest test-minimum test-smoke fuzz chaos \
+	bench bench-curves bench-models bench-gpu bench-gpu-quick bench-tpu-aot lint types clean
 
 help:
 	@echo "make train          train on drawn shapes, evaluate, write pictures (minutes on 2 cores)"
@@ -26,6 +26,7 @@ help:
 	@echo "make test-smoke     a few quick tests with NEWEST_PYTHON, such as python3.13"
 	@echo "make lint types     run ruff and mypy"
 	@echo "make fuzz           test 3,000 mutated inputs; writes the table of docs/reliability.md"
+	@echo "make chaos          kill and resume trainings (minutes); writes its table there, too"
 	@echo "make bench          compare the speed with PyTorch and plain Flax (minutes)"
 	@echo "make bench-curves   time and memory by batch, image size, classes and depth (hours)"
 	@echo "make bench-models   compare all models with PyTorch (half an hour)"
@@ -118,6 +119,9 @@ test-minimum: $(MINIMUM_VENV)/installed
 
 fuzz: dev
 	$(BIN)/python -m fuzz --cases 3000 --seed 0 --table docs/reliability.md
+
+chaos: dev
+	$(BIN)/python -m chaos --kills 30 --seed 0 --table docs/reliability.md
 
 bench: dev
 	$(BIN)/python -m benchmarks

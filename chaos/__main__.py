@@ -6,9 +6,9 @@ import argparse
 import shutil
 import sys
 import tempfile
-import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -30,7 +30,10 @@ def main() -> int:
         prog="python -m chaos", description="Kill trainings at random moments, and resume them."
     )
     add = parser.add_argument
-    add("--kills", type=int, default=36, help="number of kills (default: 36)")
+    about = "kills of trainings by one process (default: 30)"
+    add("--kills", type=int, default=30, help=about)
+    about = "kills of trainings by two processes (default: 0)"
+    add("--pair-kills", type=int, default=0, help=about)
     add("--seed", type=int, default=0, help="seed of all kills (default: 0)")
     add("--workers", type=int, default=2, help="trainings at a time (default: 2)")
     about = "write the table into this document, between its markers"
@@ -41,7 +44,7 @@ def main() -> int:
     began = time.monotonic()
     folder = args.keep or Path(tempfile.mkdtemp(prefix="chaos-"))
     try:
-        stories = run(folder, args.kills, args.seed, args.workers)
+        stories = run(folder, (args.kills, args.pair_kills), args.seed, args.workers)
     finally:
         if not args.keep:
             shutil.rmtree(folder, ignore_errors=True)
@@ -57,31 +60,51 @@ def main() -> int:
     return int(bool(faults))
 
 
-def run(folder: Path, kills: int, seed: int, lanes: int = 1) -> list[Story]:
-    """Kill and resume trainings in a folder, several at a time, until all kills are done.
+def run(folder: Path, kills: Sequence[int], seed: int, lanes: int = 1) -> list[Story]:
+    """Kill and resume trainings in a folder until all kills are done.
+
+    Args:
+        folder: receives the dataset and the run directories.
+        kills: number of kills of trainings by one process, by two processes, and so on.
+        seed: seed of the kills.
+        lanes: number of trainings at a time.
 
     Raises:
         RuntimeError: an undisturbed training failed, or two of them differ.
     """
     data = Dataset(folder / "data")
+    stories = []
+    with Progress("kills", sum(kills), keep=True) as progress:
+        for processes, count in enumerate(kills, 1):
+            if count:
+                stories += _run(folder, data, plan(count, seed), lanes, processes, progress)
+    return stories
+
+
+def _run(
+    folder: Path,
+    data: Dataset,
+    kills: Sequence[Kill],
+    lanes: int,
+    processes: int,
+    progress: Progress,
+) -> list[Story]:
+    name = "undisturbed" if processes == 1 else f"undisturbed-{processes}"
     # The second one starts with compiled programs, as all resumed trainings do.
-    first = undisturbed(data, folder / "undisturbed")
-    reference = undisturbed(data, folder / "undisturbed-2")
+    first = undisturbed(data, folder / name, processes)
+    reference = undisturbed(data, folder / f"{name}-again", processes)
     if found := differences(reference.run, first.run):
-        raise RuntimeError(f"undisturbed trainings differ: {found}")
-    planned, numbers, lock = plan(kills, seed), iter(range(10**9)), threading.Lock()
+        raise RuntimeError(f"undisturbed trainings by {processes} processes differ: {found}")
 
-    def lane(own: deque[Kill]) -> list[Story]:
-        stories = []
+    def lane(number: int) -> list[Story]:
+        own, told = deque(kills[number::lanes]), list[Story]()
         while own:
-            with lock:
-                number = next(numbers)
-            stories.append(tell(data, folder / f"run-{number}", own, reference, progress.advance))
-        return stories
+            run = folder / f"run-{processes}-{number}-{len(told)}"
+            told.append(tell(data, run, own, reference, progress.advance, processes))
+        return told
 
-    with Progress("kills", kills, keep=True) as progress, ThreadPoolExecutor(lanes) as pool:
-        told = pool.map(lane, [deque(planned[index::lanes]) for index in range(lanes)])
-        return [story for stories in told for story in stories]
+    with ThreadPoolExecutor(lanes) as pool:
+        return [story for told in pool.map(lane, range(lanes)) for story in told]
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ _ORPHANS_END = 5.0
 _POLL = 0.008
 _TERM, _KILL = -signal.SIGTERM, -signal.SIGKILL
 _STOPPED = 128 + signal.SIGTERM
+_FAILED = 1, 2
+"""Exit statuses of a process that ends because another one was killed."""
 
 
 @dataclasses.dataclass
@@ -201,7 +203,8 @@ def _kill(kill: Kill, training: Training, starts: int) -> Outcome:
     """Kill the training, wait until all its processes have ended, and check how."""
     before = State(training.run)
     outcome = Outcome(kill, before.where(starts))
-    process = training.processes[kill.process % len(training.processes)]
+    killed = kill.process % len(training.processes)
+    process = training.processes[killed]
     members = training.members(process)
     began = time.monotonic()
     terminates = kill.kind in (Kind.TERM, Kind.TERM_ALL, Kind.TERM_KILL)
@@ -225,22 +228,40 @@ def _kill(kill: Kill, training: Training, starts: int) -> Outcome:
         outcome.where = after.where(starts)
     newest = max(after.checkpoints, default=0)
     outcome.repeated = max(after.step - newest, 0)
-    _check_status(outcome, training, after, newest)
+    _check_status(outcome, training, killed, after, newest)
     return outcome
 
 
-def _check_status(outcome: Outcome, training: Training, after: State, newest: int) -> None:
-    """Check exit statuses, and that nothing is lost after SIGTERM."""
-    kind, statuses = outcome.kill.kind, training.statuses()
-    allowed = {0, _KILL}
-    if kind in (Kind.TERM, Kind.TERM_ALL, Kind.TERM_KILL):
+def _check_status(
+    outcome: Outcome, training: Training, killed: int, after: State, newest: int
+) -> None:
+    """Check exit statuses, that nothing is lost after SIGTERM, and that survivors say why they end.
+
+    Args:
+        outcome: receives the faults.
+        training: it has ended.
+        killed: index of the process that received the signal.
+        after: what the run directory says now.
+        newest: step of the newest checkpoint, or 0.
+    """
+    kind, (status, *others) = outcome.kill.kind, training.statuses_from(killed)
+    terminates = kind not in (Kind.KILL, Kind.KILL_ALL)
+    at_edge = outcome.where in ("start", "end")
+    allowed, allowed_others = {0, _KILL}, {0, *_FAILED}
+    if terminates:
         # Without a handler: before the training began, and after it ended.
-        unhandled = {_TERM} if outcome.where in ("start", "end") else set()
-        allowed = {0, _STOPPED} | unhandled | ({_KILL} if kind is Kind.TERM_KILL else set())
-    if not set(statuses) <= allowed:
-        outcome.faults.append(f"ended with {statuses} after {kind}")
-    if _STOPPED in statuses and outcome.where != "start":
-        if "stopped by SIGTERM after step" not in training.output():
+        allowed = {0, _STOPPED} | ({_TERM} if at_edge else set())
+        allowed_others = {0, _STOPPED} | (set(_FAILED) if at_edge else set())
+    if kind is Kind.TERM_KILL:
+        allowed |= {_KILL}
+        allowed_others |= set(_FAILED)
+    if status not in allowed or not set(others) <= allowed_others:
+        outcome.faults.append(f"ended with {[status, *others]} after {kind}")
+    output = training.output()
+    if _STOPPED in (status, *others) and outcome.where != "start":
+        if "stopped by SIGTERM after step" not in output:
             outcome.faults.append("does not say that it was stopped")
         if after.step != newest:
             outcome.faults.append(f"step {after.step} was taken, and {newest} is saved")
+    if status == _KILL and set(others) & set(_FAILED) and f"process {killed}" not in output:
+        outcome.faults.append(f"the others do not name process {killed}")

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -40,6 +41,9 @@ num_visualizations = 1
 """
 """The backbone is that of the tests, which compiles in seconds and has dropout."""
 
+CONNECT_SECONDS = 30
+"""Seconds in which several processes must be connected."""
+
 _UNFINISHED = re.compile(r"\d+\.orbax-checkpoint-tmp.*")
 _LEFTOVER = re.compile(
     r".*\.orbax-checkpoint-tmp.*|\d+\.(deleted|damaged)|\..+\.[0-9a-f]{8}(\..+)?|process\.json"
@@ -63,10 +67,11 @@ class Training:
     def __init__(self, data: Dataset, run: Path, *, workers: int, processes: int = 1) -> None:
         """Start or resume the run with this number of input workers in each process."""
         self.run, self.began = run, time.monotonic()
+        address = f"127.0.0.1:{_free_port()}"
         self._log = [tempfile.TemporaryFile("w+") for _ in range(processes)]  # noqa: SIM115
         self.processes = [
             subprocess.Popen(
-                _command(data, run, workers, index, processes),
+                _command(data, run, workers, address, index, processes),
                 env=_environment(data),
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -105,6 +110,11 @@ class Training:
         """Return the exit statuses; -N after a kill by signal N."""
         return [process.wait() for process in self.processes]
 
+    def statuses_from(self, first: int) -> list[int]:
+        """Return the exit statuses, beginning with that of process `first`."""
+        statuses = self.statuses()
+        return [*statuses[first:], *statuses[:first]]
+
     def output(self) -> str:
         """Return what the processes printed so far."""
         texts = []
@@ -137,12 +147,21 @@ class Training:
         return found
 
 
-def _command(data: Dataset, run: Path, workers: int, index: int, processes: int) -> list[str]:
+def _command(
+    data: Dataset, run: Path, workers: int, address: str, index: int, processes: int
+) -> list[str]:
     """Return the command that starts a training, and resumes it if it has begun."""
     more = ["--set", f"data.num_workers={workers}"]
     if processes > 1:
-        raise NotImplementedError
+        more += ["--coordinator", address, "--process-id", str(index)]
+        more += ["--num-processes", str(processes), "--connect-timeout", str(CONNECT_SECONDS)]
     return scenes.command(*scenes.arguments(data.recipe, data.images, run, *more))
+
+
+def _free_port() -> int:
+    """Return a port of this machine that no program uses."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
 
 
 def _environment(data: Dataset) -> dict[str, str]:

@@ -154,7 +154,8 @@ def save_after_error(
         checkpoints.finish()
     except Exception as error:
         problem = problem or gist(error)
-    return problem
+    # What failed after the step was complete, such as the deletion of an older one, lost nothing.
+    return None if checkpoints.latest_step() == reached.number else problem
 
 
 def retention(settings: TrainConfig) -> checkpoint.Retention:

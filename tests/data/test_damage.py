@@ -284,6 +284,37 @@ def test_training_replaces_a_damaged_record_by_the_next_intact_one(tmp_path: Pat
     assert len(faults) == 3
 
 
+def test_files_damaged_later_are_replaced_as_if_they_had_been_found_before(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = folder(tmp_path)
+    source.records[3].image.write_bytes(b"")
+    kept = without_damaged(source, replace=True)[0]
+    in_evaluation = without_damaged(source)[0]
+    for index in (2, 5):
+        source.records[index].image.write_bytes(FILES["jpeg"][:-100])
+    found_before = without_damaged(source, replace=True)[0]
+    for index in range(len(kept)):
+        for one, other in (
+            (kept.decode(kept[index]), found_before.decode(found_before[index])),
+            (
+                kept.decode_resized(kept[index], 0.5),
+                found_before.decode_resized(found_before[index], 0.5),
+            ),
+        ):
+            assert one.id == other.id
+            assert np.array_equal(one.image, other.image)
+    assert [kept.decode(record).id for record in kept] == ["0", "1", "4", "4", "4", "0"]
+    assert caplog.text.count("2.jpg: the JPEG is damaged") == 1
+    assert "download" not in caplog.text
+    with pytest.raises(DamagedError, match=r"2\.jpg"):
+        in_evaluation.decode(in_evaluation[2])
+    for record in source.records:
+        record.image.write_bytes(b"")
+    with pytest.raises(DamagedError, match=r"0\.jpg"):
+        kept.decode(kept[0])
+
+
 def test_kept_records_decode_as_before_after_pickling(tmp_path: Path) -> None:
     source = folder(tmp_path)
     source.records[0].image.write_bytes(b"")
@@ -295,11 +326,13 @@ def test_kept_records_decode_as_before_after_pickling(tmp_path: Path) -> None:
     assert (kept.labels, kept.notes) == (kept._source.labels, ())
 
 
-def test_returns_the_source_if_nothing_is_damaged_and_raises_if_everything_is(
+def test_keeps_everything_if_nothing_is_damaged_and_raises_if_everything_is(
     tmp_path: Path,
 ) -> None:
     source = folder(tmp_path, 3)
-    assert without_damaged(source) == (source, ())
+    kept, faults = without_damaged(source)
+    assert [record.id for record in kept] == [record.id for record in source]
+    assert faults == ()
     for record in source.records:
         record.mask.write_bytes(b"")
     with pytest.raises(DataError, match="all 3 images of the split or their masks are damaged"):
