@@ -61,7 +61,7 @@ def test_durations_in_words(seconds, text):
 def test_summary_has_shares_and_goodput(make_run):
     assert times.summary(read_runs([make_run()])[0]) == (
         "time: 30.0 s, of which compilation 33 %, other 23 %, evaluation 20 %, steps 10 %, "
-        "starting (data, model, weights) 7 %, checkpoints 3 %, waiting for input 3 %; goodput 10 %"
+        "starting (data, model, weights) 7 %, waiting for input 3 %, checkpoints 3 %; goodput 10 %"
     )
 
 
