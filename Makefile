@@ -54,7 +54,7 @@ install: $(VENV)/installed
 dev: $(VENV)/installed-dev
 
 train: install
-	$(BIN)/fcn-jax train shapes --workdir $(RUN) --resume
+	$(BIN)/fcn-jax train shapes --workdir $(RUN)
 	$(BIN)/fcn-jax eval $(RUN)
 	@echo "image, ground truth and prediction side by side: $(RUN)/samples"
 

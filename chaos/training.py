@@ -139,7 +139,7 @@ class Training:
 
 def _command(data: Dataset, run: Path, workers: int, index: int, processes: int) -> list[str]:
     """Return the command that starts a training, and resumes it if it has begun."""
-    more = ["--resume", "--set", f"data.num_workers={workers}"]
+    more = ["--set", f"data.num_workers={workers}"]
     if processes > 1:
         raise NotImplementedError
     return scenes.command(*scenes.arguments(data.recipe, data.images, run, *more))

@@ -396,7 +396,7 @@ def odd_arguments(rng: Rng, place: Path) -> Trial:
         ["predict", "gone"], ["predict", "file.txt"], ["eval", "gone"], ["eval", str(model)],
         ["eval", "file.txt", "--json"], ["convert", "gone"], ["convert", "file.txt"],
         ["convert", str(model)], ["export", "gone"], ["train", "gone"], ["train", "file.txt"],
-        ["train", "gone.toml"], ["train", "--resume", "--workdir", "file.txt"], ["verify"],
+        ["train", "gone.toml"], ["train", "--workdir", "file.txt"], ["verify"],
         ["verify", "--model", "gone"], ["plugins"], ["plugins", "check", "gone"],
         ["plugins", "new", "Not A Name"], ["plugins", "new", "resnet18"], ["pred"], [""], ["x"],
     ]  # fmt: skip

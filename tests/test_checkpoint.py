@@ -1,6 +1,7 @@
 """Checkpoints: saving, loading, and the detection of damage."""
 
 import shutil
+from importlib import metadata
 
 import jax.numpy as jnp
 import numpy as np
@@ -132,7 +133,12 @@ def test_rejects_a_newer_format(model, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint.spec, "FORMAT", 99)
     checkpoint.save_model(tmp_path / "new", checkpoint.make_spec(SPEC), checkpoint.arrays(model))
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match="format 99; this fcn-jax reads format 3"):
+    ours = metadata.version("fcn-jax")
+    with pytest.raises(
+        checkpoint.FormatError,
+        match=f"format 99, written by fcn-jax {ours}; this is fcn-jax {ours}, which reads format "
+        f"3. Upgrade it: pip install 'fcn-jax>={ours}'",
+    ):
         checkpoint.read_spec(tmp_path / "new")
 
 
@@ -154,7 +160,11 @@ def test_rejects_formats_with_other_parameter_names(model, tmp_path, monkeypatch
         tmp_path / "model", checkpoint.make_spec(model.spec), checkpoint.arrays(model)
     )
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match=f"format {written}; .*reads format 3.*convert again"):
+    with pytest.raises(
+        checkpoint.FormatError,
+        match=f"format {written}, which development versions of fcn-jax before 0.1 read; this is "
+        "fcn-jax .*, which reads format 3. Train or convert again",
+    ):
         checkpoint.load_model(tmp_path / "model")
 
 

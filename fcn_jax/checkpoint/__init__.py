@@ -8,7 +8,7 @@ and `spec` (the model to build and its classes). The checkpoints of a training r
 `score.json`, and `fcn-jax convert --verify` adds `verify.json`.
 """
 
-from fcn_jax.checkpoint.files import EVIDENCE, STEPS, is_evaluated
+from fcn_jax.checkpoint.files import EVIDENCE, STEPS, Retention, is_evaluated
 from fcn_jax.checkpoint.model import (
     arrays,
     choose_weights,
@@ -20,12 +20,14 @@ from fcn_jax.checkpoint.model import (
     save_model,
 )
 from fcn_jax.checkpoint.run import Checkpoints
-from fcn_jax.checkpoint.spec import Spec, latest_spec, make_spec, read_spec
+from fcn_jax.checkpoint.spec import FormatError, Spec, latest_spec, make_spec, read_spec
 
 __all__ = [
     "EVIDENCE",
     "STEPS",
     "Checkpoints",
+    "FormatError",
+    "Retention",
     "Spec",
     "arrays",
     "choose_weights",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import zlib
@@ -9,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fcn_jax.checkpoint import place
 from fcn_jax.errors import listing
-from fcn_jax.runtime import atomic
 
 METRIC = "miou"
 
@@ -29,25 +30,60 @@ SCORE = "score.json"
 EVIDENCE = "verify.json"
 """The report of `fcn-jax verify` on a converted model."""
 
-_NOT_LISTED = frozenset({FILES, SCORE, "commit_success.txt", "_CHECKPOINT_METADATA"})
+_NOT_LISTED = frozenset({FILES, SCORE, place.COMMIT, "_CHECKPOINT_METADATA"})
 """Files that are written after the list, or that do not describe the contents."""
 
 
 def steps(folder: Path) -> list[int]:
-    """The steps of complete checkpoints, ascending. A complete one is named by its step."""
+    """The steps of complete checkpoints, ascending."""
     if not folder.is_dir():
         return []
     return sorted(
         int(path.name)
         for path in folder.iterdir()
-        if path.name.isascii() and path.name.isdecimal() and path.is_dir()
+        if is_named_by_step(path) and path.is_dir() and place.is_complete(path)
     )
+
+
+def is_named_by_step(path: Path) -> bool:
+    """Return whether a folder has the name of a complete checkpoint."""
+    return path.name.isascii() and path.name.isdecimal()
 
 
 def rank(directory: Path) -> float:
     """Return a checkpoint's mIoU, or -1 if it was not evaluated or no pixel was counted."""
     value = (evaluation(directory) or {METRIC: None})[METRIC]
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else -1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Retention:
+    """Which checkpoints of a run are kept. One is kept if any of these keeps it.
+
+    Attributes:
+        latest: the last ones, at least 1.
+        best: those with the highest mIoU.
+        every_steps: the first one at or after each multiple of this number of steps; 0 for none.
+    """
+
+    latest: int = 2
+    best: int = 1
+    every_steps: int = 0
+
+    def kept(self, ranks: Mapping[int, float]) -> set[int]:
+        """Return the steps to keep.
+
+        Args:
+            ranks: `rank` of each checkpoint by its step.
+        """
+        steps = sorted(ranks)
+        kept = set(steps[-self.latest :])
+        scored = [step for step in reversed(steps) if ranks[step] >= 0]
+        kept.update(sorted(scored, key=lambda step: ranks[step], reverse=True)[: self.best])
+        if self.every_steps:
+            firsts = {step // self.every_steps: step for step in reversed(steps)}
+            kept.update(step for multiple, step in firsts.items() if multiple)
+        return kept
 
 
 def ranked(folder: Path) -> list[Path]:
@@ -66,12 +102,16 @@ def evaluation(directory: Path) -> Mapping[str, Any] | None:
 
 
 def list_files(directory: Path) -> None:
-    """Write the list of a checkpoint's files: a mapping of name to [bytes, CRC-32]."""
-    files = {}
-    for path in sorted(directory.rglob("*")):
-        if path.is_file() and path.name not in _NOT_LISTED:
-            files[path.relative_to(directory).as_posix()] = [path.stat().st_size, _checksum(path)]
-    atomic.write_json(directory / FILES, files)
+    """Write the list of a checkpoint's files: a mapping of name to [bytes, CRC-32].
+
+    In an object store, which has its own checksums, None takes the place of the CRC-32.
+    """
+    files = {
+        name: [size, None if place.is_remote(path) else _checksum(path)]
+        for name, path, size in place.files_below(directory)
+        if path.name not in _NOT_LISTED
+    }
+    place.write_json(directory / FILES, files)
 
 
 def _checksum(path: Path) -> int:
@@ -101,9 +141,9 @@ def fault(directory: Path, items: Sequence[str] = ("model", "spec")) -> str | No
             path = directory / name
             if not path.is_file():
                 return f"{name} is missing"
-            if path.stat().st_size != size:
-                return f"{name} has {path.stat().st_size} bytes instead of {size}"
-            if _checksum(path) != checksum:
+            if place.size_of(path) != size:
+                return f"{name} has {place.size_of(path)} bytes instead of {size}"
+            if checksum is not None and _checksum(path) != checksum:
                 return f"{name} was changed after it was written"
     except FileNotFoundError:
         return None if _format(directory) == 1 else f"{FILES} is missing"

@@ -15,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
 
-from fcn_jax.checkpoint import files, messages, portable, remote
+from fcn_jax.checkpoint import files, local_copy, messages, place, portable, remote
 from fcn_jax.checkpoint.spec import Spec, read_spec, require_plugins
 from fcn_jax.errors import CheckpointError, ConfigError, listing
 from fcn_jax.models.build import build
@@ -95,15 +95,27 @@ def find(path: str | Path) -> Path:
 
     A damaged checkpoint of a run is skipped with a warning, and the next best is used. A portable
     directory (`fcn_jax.checkpoint.portable`) is a checkpoint, too, and the id of a model on the hub
-    (`fcn_jax.checkpoint.remote`) is that of its download.
+    (`fcn_jax.checkpoint.remote`) is that of its download. One in an object store is copied: to the
+    run directory whose recipe names the store, or to the cache.
 
     Raises:
         CheckpointError: there is no such directory, it holds no checkpoint, or all are damaged; or
             the model cannot be downloaded.
+        ConfigError: the path is in an object store that cannot be read here.
+        WriteError: the copy cannot be written.
     """
     if model := remote.parse(path):
         return _portable(remote.fetch(model), str(model))
-    path = Path(path)
+    path = place.place(path)
+    if place.is_remote(path):
+        return local_copy.of(_found(path))
+    if store := local_copy.store_of(path):
+        directory = _found(store)
+        return local_copy.of(directory, path) if place.is_remote(store) else directory
+    return _found(path)
+
+
+def _found(path: Path) -> Path:
     if not path.exists():
         raise CheckpointError(f"{path}: no such run or checkpoint")
     if not path.is_dir():
@@ -171,7 +183,7 @@ def _with_score(directory: Path) -> str:
 
 def _undamaged_siblings(directory: Path) -> str:
     """The undamaged checkpoints of the same run, to append to a message."""
-    directory = directory.absolute()
+    directory = place.absolute(directory)
     folder = directory.parent
     if folder.name != files.STEPS:
         return ""
@@ -220,7 +232,7 @@ def read_arrays(directory: Path, weights: str | None = None) -> dict[str, np.nda
 def _read_item(directory: Path, name: str) -> dict[str, np.ndarray]:
     if portable.is_portable(directory):
         return portable.read_tensors(directory)
-    item = (directory / name).absolute()
+    item = place.absolute(directory / name)
     try:
         with messages.quiet(), ocp.StandardCheckpointer() as checkpointer:
             tree = checkpointer.metadata(item).item_metadata.tree

@@ -7,22 +7,26 @@ import contextlib
 import dataclasses
 import logging
 import re
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
-from fcn_jax.checkpoint import files, messages
+from fcn_jax.checkpoint import files, messages, place
 from fcn_jax.checkpoint.spec import Spec
 from fcn_jax.errors import CheckpointError
 from fcn_jax.runtime import atomic
 
 _LEFTOVER = re.compile(r"\d+\.(orbax-checkpoint-tmp.*|deleted)")
 """Matches the folders that an interrupted save or deletion leaves."""
+
+_LEFTOVER_SCORE = re.compile(r"\.score\.[0-9a-f]{8}\.json")
+"""Matches the file that an interrupted `atomic.write_json` of a score leaves in a checkpoint."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,17 +53,22 @@ class Restored:
 class Checkpoints:
     """The checkpoints of one run, open for writing.
 
-    The last two checkpoints and the one with the best validation mIoU are kept. In a run of several
-    processes, only the first process deletes checkpoints and writes scores.
+    In a run of several processes, all save and restore, but only the first one deletes checkpoints,
+    writes scores, and decides which checkpoint is restored.
     """
 
-    def __init__(self, run: Path) -> None:
+    def __init__(self, run: Path, retention: files.Retention | None = None) -> None:
         """Open or create the run's `checkpoints` folder, and remove leftovers of killed processes.
+
+        Args:
+            run: run directory.
+            retention: which checkpoints are kept.
 
         Raises:
             WriteError: the folder cannot be created.
         """
-        self._folder = (run / files.STEPS).absolute()
+        self._folder = place.absolute(run / files.STEPS)
+        self._retention = retention or files.Retention()
         self._writing: int | None = None
         self._unwritten: dict[int, dict[str, Any]] = {}
         self._first_process = jax.process_index() == 0
@@ -146,33 +155,36 @@ class Checkpoints:
     def restore(self, *, model: Any, train: Any, ema: Any = None) -> Restored | None:
         """Return the newest intact checkpoint, or None if the run has no checkpoints.
 
-        Newer checkpoints that are damaged are renamed to `STEP.damaged`.
+        The arrays are placed as the given ones are, whatever the number of devices and processes
+        that saved them. Newer checkpoints that are damaged are renamed to `STEP.damaged`.
 
         Args:
-            model: tree of arrays or shapes like that of the stored model.
-            train: tree of arrays or shapes like that of the stored training state.
-            ema: tree of arrays or shapes like that of the stored averages; None if there are none.
+            model: tree of arrays, or of shapes with shardings, like that of the stored model.
+            train: the same of the stored training state.
+            ema: the same of the stored averages; None if there are none.
 
         Raises:
             CheckpointError: the run has checkpoints, but none can be restored.
         """
+        targets = {"model": model, "train": train, **({} if ema is None else {files.EMA: ema})}
         args = ocp.args.Composite(
-            model=ocp.args.StandardRestore(model),
-            train=ocp.args.StandardRestore(train),
             data=ocp.args.JsonRestore(),
-            **({} if ema is None else {files.EMA: ocp.args.StandardRestore(ema)}),
+            **{
+                name: ocp.args.StandardRestore(jax.tree.map(_target, tree))
+                for name, tree in targets.items()
+            },
         )
         skipped: dict[int, str] = {}
-        for step in reversed(files.steps(self._folder)):
+        for step in _agreed(list(reversed(files.steps(self._folder)))):
             directory = self._folder / str(step)
-            fault = files.fault(directory, files.RUN_ITEMS)
-            if fault is None:
+            fault = files.fault(directory, files.RUN_ITEMS) if self._first_process else None
+            if _agreed([fault is None])[0]:
                 try:
                     items = self._checkpointer.restore(directory, args=args)
                     break
                 except Exception as error:  # Orbax and TensorStore raise many types
                     fault = messages.first_line(error)
-            skipped[step] = fault
+            skipped[step] = fault or "the first process says so"
         else:
             if not skipped:
                 return None
@@ -219,52 +231,82 @@ class Checkpoints:
     def _list_files_of_save(self) -> None:
         """Write the list of files into the checkpoint.
 
-        Orbax calls this in its thread after it has written all items. The folder still has its
-        temporary name.
+        Orbax calls this in its thread after it has written all items. On local disks, the folder
+        still has its temporary name.
         """
-        for directory in self._folder.glob(f"{self._writing}.orbax-checkpoint-tmp*"):
-            files.list_files(directory)
+        for directory in self._folder.iterdir():
+            if directory.name.startswith(f"{self._writing}.orbax-checkpoint-tmp") or (
+                place.is_remote(directory) and directory.name == str(self._writing)
+            ):
+                files.list_files(directory)
 
     def _settle(self) -> None:
         """Write the scores of complete checkpoints, and delete checkpoints that are not kept."""
-        for step in [step for step in self._unwritten if (self._folder / str(step)).is_dir()]:
+        steps = files.steps(self._folder)
+        for step in self._unwritten.keys() & set(steps):
             score = self._unwritten.pop(step)
             if self._first_process:
-                atomic.write_json(self._folder / str(step) / files.SCORE, score)
+                place.write_json(self._folder / str(step) / files.SCORE, score)
         if not self._first_process:
             return
-        best = files.ranked(self._folder)[:1]
-        for step in files.steps(self._folder)[:-2]:
-            directory = self._folder / str(step)
-            # A checkpoint without a written score may be the best one.
-            if directory not in best and step not in self._unwritten:
-                self._delete(directory)
+        ranks = {step: files.rank(self._folder / str(step)) for step in steps}
+        # A checkpoint without a written score may be the best one.
+        for step in ranks.keys() - self._retention.kept(ranks) - self._unwritten.keys():
+            self._delete(self._folder / str(step))
 
     def _delete(self, directory: Path) -> None:
         """Delete a checkpoint.
 
-        It is renamed first, so that a process killed here leaves no partial checkpoint under the
-        final name.
+        On local disks it is renamed first, so that a process killed here leaves no partial
+        checkpoint under the final name.
         """
         if self._first_process:
-            shutil.rmtree(_renamed(directory, "deleted"), ignore_errors=True)
+            remote = place.is_remote(directory)
+            place.remove(directory if remote else _renamed(directory, "deleted"))
 
     def _remove_leftovers(self) -> None:
         if self._first_process and self._folder.is_dir():
+            for step in files.steps(self._folder):
+                for path in (self._folder / str(step)).iterdir():
+                    if _LEFTOVER_SCORE.fullmatch(path.name):
+                        path.unlink(missing_ok=True)
             until = time.monotonic() + 2
             # The threads of a failed save may still create files and their parent folders.
-            while found := [
-                path for path in self._folder.iterdir() if _LEFTOVER.fullmatch(path.name)
-            ]:
+            while found := [path for path in self._folder.iterdir() if _is_leftover(path)]:
                 for path in found:
-                    shutil.rmtree(path, ignore_errors=True)
+                    place.remove(path)
                 if time.monotonic() > until:
                     break
                 time.sleep(0.1)
 
 
+def _is_leftover(path: Path) -> bool:
+    """Return whether an interrupted save or deletion left a folder."""
+    incomplete = files.is_named_by_step(path) and not place.is_complete(path)
+    return incomplete or _LEFTOVER.fullmatch(path.name) is not None
+
+
+def _target(leaf: Any) -> jax.ShapeDtypeStruct:
+    """What Orbax restores an array to. The sharding that it was saved with plays no part."""
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or here
+    )
+
+
+def _agreed(values: list[int]) -> list[int]:
+    """Return the first process's list on all of them, which may see the folder at other times."""
+    if jax.process_count() == 1:
+        return values
+    count = int(multihost_utils.broadcast_one_to_all(np.int64(len(values))))
+    if count == 0:
+        return []
+    mine = np.resize(np.array(values or [0], np.int64), count)
+    return [int(value) for value in multihost_utils.broadcast_one_to_all(mine)]
+
+
 def _renamed(directory: Path, ending: str) -> Path:
     """Rename a checkpoint to `STEP.ending`, which replaces an earlier one of that name."""
     target = directory.with_name(f"{directory.name}.{ending}")
-    shutil.rmtree(target, ignore_errors=True)
+    place.remove(target)
     return directory.rename(target)

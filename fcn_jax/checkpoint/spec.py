@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,13 +9,24 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 
-from fcn_jax.checkpoint import files, messages, portable
+from fcn_jax.checkpoint import files, messages, place, portable
 from fcn_jax.errors import CheckpointError, ConfigError
 from fcn_jax.plugins import registry
 from fcn_jax.plugins.api import Classes, ModelSpec
+from fcn_jax.runtime import versions
 
 FORMAT = 3
-"""The format that is written and read. Formats 1 and 2 had other names of parameters."""
+"""The format that is written and read."""
+
+READ_BY = {
+    1: "development versions of fcn-jax before 0.1",
+    2: "development versions of fcn-jax before 0.1",
+}
+"""The versions that read older formats. Both had other names of parameters."""
+
+
+class FormatError(CheckpointError):
+    """A checkpoint has a format that this version does not read."""
 
 
 _PARTS = {"backbone": "backbones", "head": "heads", "aux_head": "heads"}
@@ -38,6 +48,8 @@ class Spec:
             digest of their IDs; None if the model was not trained.
         losses: weight and options of each loss by name, with numbers that were computed from the
             dataset; None if the model was not trained, or by an earlier version.
+        order: the order of the training records, as returned by `fcn_jax.data.order.fingerprint`;
+            None if the model was not trained, or by an earlier version.
     """
 
     model: ModelSpec
@@ -47,10 +59,11 @@ class Spec:
     value_range: Any = None
     split: Mapping[str, Any] | None = None
     losses: Mapping[str, Any] | None = None
+    order: Mapping[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the spec as a dictionary that can be written as JSON."""
-        return {"format": FORMAT, **dataclasses.asdict(self)}
+        """Return the spec, the format and our version as a dictionary to be written as JSON."""
+        return {"format": FORMAT, "fcn_jax": versions.own(), **dataclasses.asdict(self)}
 
     @classmethod
     def from_dict(cls, table: Mapping[str, Any]) -> Spec:
@@ -77,6 +90,7 @@ class Spec:
             table.get("value_range"),
             table.get("split"),
             table.get("losses"),
+            table.get("order"),
         )
 
 
@@ -100,22 +114,21 @@ def read_spec(directory: Path) -> Spec:
     """The description of a checkpoint.
 
     Raises:
-        CheckpointError: it is unreadable or of another format.
+        CheckpointError: it is unreadable.
+        FormatError: it has another format; the message says which version reads it.
     """
     try:
         if portable.is_portable(directory):
             table = portable.config_of(directory)
         else:
             with messages.quiet(), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-                table = checkpointer.restore((directory / "spec").absolute())
+                table = checkpointer.restore(place.absolute(directory / "spec"))
         if not isinstance(table, dict):
             raise ValueError("not a JSON object")
+        if not isinstance(table["format"], int):
+            raise ValueError(f"format is {table['format']!r}")
         if table["format"] != FORMAT:
-            raise CheckpointError(
-                f"{directory}: checkpoint format {table['format']}; this fcn-jax reads format "
-                f"{FORMAT}. Use the version that wrote it, or train or convert again: names of "
-                "parameters have changed"
-            )
+            raise FormatError(f"{directory}: {_other_format(table)}")
         return Spec.from_dict(table)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
@@ -124,13 +137,35 @@ def read_spec(directory: Path) -> Spec:
         ) from error
 
 
+def _other_format(table: Mapping[str, Any]) -> str:
+    found, writer = table["format"], table.get("fcn_jax")
+    ours = f"this is fcn-jax {versions.own()}, which reads format {FORMAT}"
+    if found > FORMAT:
+        by = f"written by fcn-jax {writer}" if writer else "written by a newer fcn-jax"
+        newer = f"'fcn-jax>={writer}'" if writer else "--upgrade fcn-jax"
+        return f"checkpoint format {found}, {by}; {ours}. Upgrade it: pip install {newer}"
+    readers = READ_BY.get(found, "no version of fcn-jax")
+    return (
+        f"checkpoint format {found}, which {readers} read; {ours}. Train or convert again, because "
+        "names of parameters have changed, or install the version that wrote it"
+    )
+
+
 def latest_spec(run: Path) -> tuple[int, Spec] | None:
-    """Step and description of a run's newest undamaged checkpoint, or None if there is none."""
+    """Step and description of a run's newest undamaged checkpoint, or None if there is none.
+
+    Raises:
+        FormatError: it has another format.
+    """
     for step in reversed(files.steps(run / files.STEPS)):
         directory = run / files.STEPS / str(step)
         if files.fault(directory, files.RUN_ITEMS) is None:
-            with contextlib.suppress(CheckpointError):
+            try:
                 return step, read_spec(directory)
+            except FormatError:
+                raise
+            except CheckpointError:
+                continue
     return None
 
 

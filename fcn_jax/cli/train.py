@@ -20,10 +20,10 @@ def add_commands(commands: Any) -> None:
         "Exit status: 0 done; 1 the run could not continue (the loss is not finite, input workers "
         "were killed, disk or memory is full); 2 bad input, that is a setting or a file; 128 + N "
         "stopped by signal N. Whatever ends a run, its completed steps are saved if possible, and "
-        "--resume continues it.",
+        "the same command continues it.",
     )
     add = parser.add_argument
-    about = "Shipped recipe, or recipe file (default: shapes)."
+    about = "Shipped recipe, or recipe file (default: that of the run in --workdir, or shapes)."
     add("recipe", nargs="?", metavar="RECIPE|FILE.toml", help=about)
     add("--data", metavar="DIR", help="Folder of the dataset.")
     add(
@@ -33,9 +33,9 @@ def add_commands(commands: Any) -> None:
         "run or checkpoint (default: random values).",
     )
     add_weights(parser)
-    about = "Run directory, to which everything is written (default: runs/RECIPE)."
+    about = "Run directory, to which everything is written (default: runs/RECIPE). A run in it is "
+    about += "continued from its last checkpoint."
     add("--workdir", metavar="DIR", type=directory, help=about)
-    add("--resume", action="store_true", help="Continue from the run's last checkpoint.")
     about = "Trace these steps into RUN/profile, for Perfetto or XProf: FIRST:LAST, or a number of "
     about += "steps shortly after the start."
     add("--profile", metavar="STEPS", type=steps, help=about)
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
 
     recipe = "shapes" if args.recipe is None else args.recipe
     workdir = args.workdir or Path("runs") / Path(recipe).stem
-    if args.resume and args.recipe is None and workdir.is_dir() and any(workdir.iterdir()):
+    if args.recipe is None and args.workdir and (workdir / "config.json").exists():
         table: dict[str, Any] = recipes.read_run(workdir).model_dump(mode="json")
     else:
         table = recipes.read_recipe(recipe)
@@ -70,10 +70,10 @@ def run(args: argparse.Namespace) -> int:
     given = [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
     config = parse(recipes.override(table, [*args.set, *given]), recipe)
     profile = Steps(*args.profile) if args.profile else None
-    result = train(config, workdir, resume=args.resume, profile=profile)
+    result = train(config, workdir, profile=profile)
     if not result.was_finished:
         _print_times(workdir)
-    again = f"fcn-jax train --workdir {shlex.quote(str(workdir))} --resume"
+    again = f"fcn-jax train --workdir {shlex.quote(str(workdir))}"
     if result.stopped_by:
         saved = "nothing is written"
         if result.saved:

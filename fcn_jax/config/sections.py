@@ -286,6 +286,16 @@ class TrainConfig(Section):
     """Epochs between evaluations; a checkpoint is saved before each."""
     checkpoint_every_steps: CountOrZero = 0
     """Steps between additional checkpoints; 0 saves none."""
+    checkpoint_dir: AnyPath | None = None
+    """Folder of this run's checkpoints and of copies of its records: a local one, or
+    gs://BUCKET/FOLDER. If not set, the run directory.
+    """
+    keep_latest: Count = 2
+    """Number of the last checkpoints that are kept."""
+    keep_best: CountOrZero = 1
+    """Number of checkpoints that are kept because their mIoU is the highest."""
+    keep_every_steps: CountOrZero = 0
+    """Keep the first checkpoint at or after each multiple of this number of steps; 0 keeps none."""
     num_visualizations: CountOrZero = 4
     """Validation images that are drawn at each evaluation, into samples/."""
     early_stopping: EarlyStoppingConfig | None = None
@@ -401,9 +411,12 @@ class Config(Section):
 
     def with_absolute_paths(self) -> Config:
         """Return the same settings with absolute paths, valid in any working directory."""
-        data, init = self.data, self.init
+        data, init, train = self.data, self.init, self.train
         if data.root is not None:
             data = data.model_copy(update={"root": str(Path(data.root).absolute())})
         if init.weights is not None and Path(init.weights).exists():
             init = init.model_copy(update={"weights": str(Path(init.weights).absolute())})
-        return self.model_copy(update={"data": data, "init": init})
+        if train.checkpoint_dir is not None and "://" not in train.checkpoint_dir:
+            folder = str(Path(train.checkpoint_dir).absolute())
+            train = train.model_copy(update={"checkpoint_dir": folder})
+        return self.model_copy(update={"data": data, "init": init, "train": train})

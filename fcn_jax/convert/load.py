@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from fcn_jax import checkpoint
-from fcn_jax.checkpoint import portable
+from fcn_jax.checkpoint import place, portable
 from fcn_jax.convert import architecture, hub, matching, reading
 from fcn_jax.convert.matching import Leaves
 from fcn_jax.convert.report import LoadReport, complaint, reparametrized
@@ -361,6 +361,8 @@ def is_checkpoint(source: str | Path) -> bool:
     of other tools.
     """
     folder = Path(source)
+    if place.is_remote(source):
+        return True
     if not folder.is_dir():
         return False
     if portable.is_portable(folder):

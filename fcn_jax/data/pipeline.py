@@ -27,6 +27,7 @@ import numpy as np
 from absl import flags
 from grain.multiprocessing import SharedMemoryArray
 
+from fcn_jax.data import order
 from fcn_jax.data.damage import SkippingSource, gist
 from fcn_jax.data.source import Source
 from fcn_jax.data.threads import thread_count
@@ -90,20 +91,18 @@ def train_batches(
     Raises:
         ConfigError: a value is out of range, or there are fewer images than one batch takes.
     """
-    steps = steps_per_epoch(source, batch_size)
+    steps_per_epoch(source, batch_size)
     if not 0 <= seed < 2**32:
         raise ConfigError(f"seed = {seed}: expected 0 to {2**32 - 1}")
     if epochs is not None and epochs < 1:
         raise ConfigError(f"epochs = {epochs}: expected 1 or more, or none for no end")
     _check_workers(num_workers)
-    batches = (
-        grain.MapDataset.source(source)
-        .seed(seed)
-        .shuffle()
-        .random_map(functools.partial(_augmented, source, augment))
-        .slice(slice(0, steps * batch_size))
-        .batch(batch_size)
-        .repeat(epochs)
+    batches = order.batches(
+        grain.MapDataset.source(source),
+        functools.partial(_augmented, source, augment),
+        batch_size=batch_size,
+        seed=seed,
+        epochs=epochs,
     )
     return TrainIterator(batches, num_workers)
 

@@ -155,7 +155,7 @@ def read_run(run: Path) -> Config:
         table = json.loads(read_text(path))
     except FileNotFoundError:
         raise CheckpointError(
-            f"{run}: no run to resume or evaluate here (it has no config.json)"
+            f"{run}: no run to continue or evaluate here (it has no config.json)"
         ) from None
     except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else f"not JSON: {error}"

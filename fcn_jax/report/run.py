@@ -95,7 +95,8 @@ class Run:
                 early = "ended early" if last.get("early") else "finished"
                 return f"{early} after {where}"
             if last.get("stopped_by"):
-                return f"stopped by {last['stopped_by']} after {where}; --resume continues it"
+                by = last["stopped_by"]
+                return f"stopped by {by} after {where}; the same command continues it"
         elif epochs and epoch >= epochs and self.records[-1].get("event") == "val":
             return f"finished after {where}"  # runs of older versions have no end record
         return f"not finished: {where}"

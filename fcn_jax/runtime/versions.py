@@ -32,6 +32,11 @@ def package_versions(packages: Iterable[str] = PACKAGES) -> dict[str, str | None
     return versions
 
 
+def own() -> str | None:
+    """Return the version of fcn-jax, or None if it is not installed."""
+    return package_versions(("fcn-jax",))["fcn-jax"]
+
+
 def environment() -> dict[str, Any]:
     """Return Python, platform, packages and devices of this process, ready for JSON."""
     import jax

@@ -1,7 +1,7 @@
 """Settings that are "auto": decided from the data before the run.
 
 Each decision is printed as the setting that it makes, with its reason. The decided settings are the
-run's recipe: `config.json` records them, and `--resume`, `eval` and `predict` use them.
+run's recipe: `config.json` records them, and a continued run, `eval` and `predict` use them.
 """
 
 from __future__ import annotations

@@ -26,21 +26,21 @@ class EarlyStopping:
         self.best, self.best_step, self.waited = -math.inf, 0, 0
 
     @classmethod
-    def read(cls, config: Config, run: Path, step: int) -> EarlyStopping:
+    def read(cls, config: Config, step: int, run: Path, store: Path) -> EarlyStopping:
         """Continue from the evaluations in a run's `metrics.jsonl`, up to those after `step`.
 
         The evaluation after `step` itself does not count if its checkpoint has no score, because it
-        is done again.
+        is done again. `store` holds the checkpoints: the run directory, or another place.
         """
         found = cls(config.train.early_stopping)
         if found._settings is None:
             return found
-        last = step if checkpoint.is_evaluated(run, step) else step - 1
+        last = step if checkpoint.is_evaluated(store, step) else step - 1
         try:
-            lines = (run / "metrics.jsonl").read_text("utf-8", errors="replace").splitlines()
+            text = (run / "metrics.jsonl").read_bytes().decode("utf-8", errors="replace")
         except OSError:
             return found
-        for line in lines:
+        for line in text.splitlines():
             try:
                 record = json.loads(line)
                 if record["event"] == "val" and record["step"] <= last:

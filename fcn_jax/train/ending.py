@@ -22,7 +22,7 @@ def after_a_step(
         saved: step of the newest checkpoint, or None.
         problem: reason that the last completed step could not be saved, or None.
     """
-    again = f"fcn-jax train --workdir {shlex.quote(str(run))} --resume"
+    again = f"fcn-jax train --workdir {shlex.quote(str(run))}"
     if saved is None:
         kept = "there is no checkpoint to continue from"
     elif isinstance(error, TrainingError) and problem is None and saved < number:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fcn_jax.config import Config
-from fcn_jax.data import value_range
+from fcn_jax.data import order, value_range
 from fcn_jax.data.labels.remap import Remap
 from fcn_jax.data.pipeline import TrainIterator, steps_per_epoch, train_batches
 from fcn_jax.data.source import Source
@@ -31,7 +31,7 @@ class Inputs:
         train: images to train on, without those that are left out.
         val: the validation split.
         value_range: how stored values are scaled.
-        identity: of the training split, which a resumed run must have; see `Splits`.
+        identity: of the training split, which a continued run must have; see `Splits`.
         pixels: numbers of pixels by class, for class weights from the data; see `LossContext`.
         notes: lines for the log.
     """
@@ -48,6 +48,12 @@ class Inputs:
     def epoch_steps(self) -> int:
         """Number of steps in an epoch."""
         return steps_per_epoch(self.train, self.config.data.batch_size)
+
+    @property
+    def order(self) -> dict[str, str | None]:
+        """The order of the images; see `fcn_jax.data.order.fingerprint`."""
+        train = self.config.train
+        return order.fingerprint(len(self.train), self.config.data.batch_size, train.seed)
 
     @property
     def total_steps(self) -> int:

@@ -27,15 +27,24 @@ from fcn_jax.train.early_stopping import EarlyStopping
 from fcn_jax.train.ending import after_a_step, before_any_step
 from fcn_jax.train.groups import Rate
 from fcn_jax.train.inputs import Inputs, open_inputs
+from fcn_jax.train.mirror import Mirror
 from fcn_jax.train.profiling import Profile, Steps
 from fcn_jax.train.records import Records
 from fcn_jax.train.run_directory import RunDirectory
-from fcn_jax.train.saving import Completed, close_quietly, restored, save_after_error
+from fcn_jax.train.saving import (
+    Completed,
+    close_quietly,
+    restored,
+    retention,
+    save_after_error,
+)
 from fcn_jax.train.settings import (
     claim,
+    other_order,
     require_memory,
     require_same_split,
     require_steps,
+    require_still,
     require_valid,
     settings_at_fault,
 )
@@ -67,10 +76,11 @@ class Result:
     was_finished: bool = False
 
 
-def train(
-    config: Config, run: str | Path, *, resume: bool = False, profile: Steps | None = None
-) -> Result:
-    """Train a model.
+def train(config: Config, run: str | Path, *, profile: Steps | None = None) -> Result:
+    """Train a model, or continue the run in the directory from its last checkpoint.
+
+    Parameters, optimizer, statistics and the position in the data continue as if the run had never
+    stopped.
 
     Writes `config.json`, `versions.json`, `parameters.json`, `metrics.jsonl`, `checkpoints/`,
     `samples/` and `evaluations/` to the run directory, which is made once the training step is
@@ -81,9 +91,7 @@ def train(
 
     Args:
         config: settings.
-        run: run directory; made if missing.
-        resume: continue from the run's last checkpoint, if there is one. Parameters, optimizer,
-            statistics and the position in the data continue as if the run had never stopped.
+        run: run directory; made if missing. A run in it must have the same settings.
         profile: steps to trace, into `profile/` of the run directory; none by default.
 
     Returns:
@@ -98,7 +106,7 @@ def train(
     """
     with StopRequest() as stop, contextlib.ExitStack() as held:
         try:
-            return _train(config.with_absolute_paths(), Path(run), resume, profile, stop, held)
+            return _train(config.with_absolute_paths(), Path(run), profile, stop, held)
         except StopNow:
             assert stop.signal is not None
             return Result(Path(run), 0, None, stop.signal.name)
@@ -107,22 +115,21 @@ def train(
 def _train(
     config: Config,
     run: Path,
-    resume: bool,
     profile: Steps | None,
     stop: StopRequest,
     held: contextlib.ExitStack,
 ) -> Result:
     entered = time.perf_counter()
     directory = held.enter_context(RunDirectory(run))
-    if resume:
-        config = auto.as_recorded(config, run)
+    mirror = Mirror(run, config.train.checkpoint_dir)
+    config = auto.as_recorded(config, mirror.home)
     logs.require_installed(config.log)
-    claim(run, config, resume)
+    continues = claim(run, config, mirror.home)
     # What is wrong is rejected here, because preparing the data may take a while.
     require_valid(config)
 
     # ----------------------------------------------------------------------------------------- data
-    earlier = checkpoint.latest_spec(run) if resume else None
+    earlier = checkpoint.latest_spec(mirror.store) if continues else None
     inputs = open_inputs(config, earlier[1].value_range if earlier else None)
     config, total_steps = inputs.config, inputs.total_steps
     mesh = sharding.data_mesh(config.data.batch_size, config.optim.accumulate_steps)
@@ -131,9 +138,9 @@ def _train(
     require_steps(config, total_steps)
     if earlier:
         require_same_split(run, earlier[1].split, inputs.identity, config.data.train_split)
-        stopping = EarlyStopping.read(config, run, earlier[0])
+        stopping = EarlyStopping.read(config, earlier[0], mirror.home, mirror.store)
         is_over = earlier[0] >= total_steps or stopping.is_over
-        if is_over and checkpoint.is_evaluated(run, earlier[0]):
+        if is_over and checkpoint.is_evaluated(mirror.store, earlier[0]):
             return Result(run, earlier[0], None, None, earlier[0], was_finished=True)
     traced = profile.after(earlier[0] if earlier else 0, total_steps) if profile else range(0)
 
@@ -149,11 +156,14 @@ def _train(
         value_range=value_range.to_json(inputs.value_range),
         split=inputs.identity,
         losses=setup.losses.record(),
+        order=inputs.order,
     )
     progress = held.enter_context(
         Progress("training", total_steps, done=earlier[0] if earlier else 0, keep=True)
     )
     _describe(inputs, setup, state, mesh, progress.say)
+    if earlier and (warning := other_order(earlier[1].order, inputs.order)):
+        progress.say(warning)
     began = time.perf_counter()
     compiled = _compile(inputs, step, state, sharding.over_batch(mesh))
     del step  # JAX keeps the traced program as long as the function exists.
@@ -163,12 +173,15 @@ def _train(
     # --------------------------------------------------------------------------------------- resume
     stop.at_once = False
     # The directory is made only now: a recipe that does not fit leaves nothing behind.
-    directory.open(lambda: claim(run, config, resume))
-    checkpoints = checkpoint.Checkpoints(run)
+    directory.open(lambda: require_still(run, config, mirror.home, continues))
+    mirror.fetch()
+    # Before the checkpoints: what has a recipe is a run, however early it is killed.
+    _write_settings(run, config, spec, setup.rates)
+    checkpoints = checkpoint.Checkpoints(mirror.store, retention(config.train))
     held.callback(close_quietly, checkpoints)
     reached = Completed(0, state, batches.get_state())
     del state
-    if resume:
+    if continues:
         reached = restored(checkpoints, reached, progress.say)
         batches.set_state(reached.position)
         progress.say(
@@ -179,9 +192,10 @@ def _train(
     start = reached.number
     directory.keep = start > 0
     evaluate_first = (
-        start > 0 and inputs.is_evaluated(start) and not checkpoint.is_evaluated(run, start)
+        start > 0
+        and inputs.is_evaluated(start)
+        and not checkpoint.is_evaluated(mirror.store, start)
     )
-    _write_settings(run, config, spec, setup.rates)
     records = Records(run / "metrics.jsonl", start, evaluate_again=evaluate_first)
     held.callback(records.close)
     log = held.enter_context(
@@ -200,6 +214,7 @@ def _train(
     held.callback(traces.close)
     loop = Loop(
         run=run,
+        mirror=mirror,
         inputs=inputs,
         setup=setup,
         spec=spec,

@@ -12,6 +12,7 @@ from collections.abc import Callable, Set
 from pathlib import Path
 from types import TracebackType
 
+from fcn_jax.checkpoint import place
 from fcn_jax.errors import ConfigError, WriteError
 from fcn_jax.runtime import atomic
 from fcn_jax.runtime.atomic import write_errors
@@ -41,7 +42,24 @@ _HOLDER = "process.json"
 
 _LEFTOVER = re.compile(r"\.(config|versions|parameters|metrics|wandb|process)\.[0-9a-f]{8}\.jsonl?")
 """Temporary files of `fcn_jax.runtime.atomic` that a killed process left."""
+_INNER_LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}(\.\w+)?")
+"""The same, of the folders that only this package writes to."""
+_INNER = ("samples", "evaluations", "nonfinite")
 _ANOTHER = "name another directory with --workdir"
+
+
+def is_leftover(path: Path) -> bool:
+    """Return whether a file of a run directory was left by a killed process."""
+    return bool(_LEFTOVER.fullmatch(path.name) or path.name == _HOLDER) and path.is_file()
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or folder, if it is there and that is possible."""
+    with contextlib.suppress(OSError):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 class RunDirectory:
@@ -77,6 +95,11 @@ class RunDirectory:
         above = path
         if "\0" in str(path):
             raise ConfigError(f"{str(path)!r}: a path cannot contain a zero byte; {_ANOTHER}")
+        if place.is_remote(path):
+            raise ConfigError(
+                f"{path}: a run directory is local; name one with --workdir, and put its "
+                "checkpoints in the store with --set train.checkpoint_dir=gs://BUCKET/FOLDER"
+            )
         with write_errors(path, "cannot be used as a run directory"):
             while not above.exists():
                 if above.is_symlink():
@@ -118,10 +141,17 @@ class RunDirectory:
             self._take_lock()
         check()
         self._before = {entry.name for entry in self._path.iterdir()}
-        for entry in self._path.iterdir():
-            if _LEFTOVER.fullmatch(entry.name) and entry.is_file():
-                entry.unlink(missing_ok=True)
+        self._remove_leftovers()
         self._name_holder()
+
+    def _remove_leftovers(self) -> None:
+        for entry in self._path.iterdir():
+            if is_leftover(entry):
+                entry.unlink(missing_ok=True)
+        for name in _INNER:
+            for path in list((self._path / name).rglob(".*")):
+                if _INNER_LEFTOVER.fullmatch(path.name):
+                    _remove(path)
 
     def __exit__(
         self,
@@ -139,13 +169,9 @@ class RunDirectory:
             os.close(self._lock)
 
     def _remove(self) -> None:
-        for name in _WRITTEN - self._before:
-            path = self._path / name
-            with contextlib.suppress(OSError):
-                if path.is_dir():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink()
+        # The recipe comes last: as long as there is a file, the directory holds a run.
+        for name in sorted(_WRITTEN - self._before, key="config.json".__eq__):
+            _remove(self._path / name)
         for folder in self._made:
             with contextlib.suppress(OSError):
                 folder.rmdir()

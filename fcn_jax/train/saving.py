@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from fcn_jax import checkpoint
+from fcn_jax.config.sections import TrainConfig
 from fcn_jax.errors import TrainingError, WriteError
 from fcn_jax.models.names import named
 from fcn_jax.runtime import atomic
@@ -154,6 +155,11 @@ def save_after_error(
     except Exception as error:
         problem = problem or gist(error)
     return problem
+
+
+def retention(settings: TrainConfig) -> checkpoint.Retention:
+    """Return which checkpoints are kept."""
+    return checkpoint.Retention(settings.keep_latest, settings.keep_best, settings.keep_every_steps)
 
 
 def close_quietly(checkpoints: checkpoint.Checkpoints) -> None:

@@ -23,8 +23,10 @@ from fcn_jax.models.spec import resolve
 from fcn_jax.plugins import registry
 from fcn_jax.plugins.api import Classes, ModelSpec
 from fcn_jax.recipes import read_run
+from fcn_jax.runtime import json_text
 from fcn_jax.train import auto, losses, sharding
 from fcn_jax.train.ending import gist, is_out_of_memory
+from fcn_jax.train.run_directory import is_leftover
 
 
 @contextlib.contextmanager
@@ -81,35 +83,42 @@ def require_memory(compiled: Any) -> None:
             )
 
 
-def claim(run: Path, config: Config, resume: bool) -> None:
-    """Check that no other run is overwritten, and that a resumed run keeps its settings.
+def claim(run: Path, config: Config, home: Path) -> bool:
+    """Return whether there is a run to continue.
+
+    Args:
+        run: run directory.
+        config: settings.
+        home: folder with the run's records: the run directory, or where its checkpoints are.
 
     Raises:
-        ConfigError: otherwise.
-        CheckpointError: the directory to resume from is not a run.
+        ConfigError: the run has other settings, or the directory holds other files.
+        CheckpointError: the settings of the run cannot be read.
     """
-    if not run.exists() or not any(run.iterdir()):
-        return
-    if not resume:
+    is_empty = not run.exists() or all(is_leftover(entry) for entry in run.iterdir())
+    if is_empty and home == run:
+        return False
+    if not (home / "config.json").exists() or (home != run and not is_empty):
         raise ConfigError(
-            f"{run}: exists and is not empty; continue the run with --resume, or name another "
+            f"{run}: exists, is not empty, and holds no run (it has no config.json); name another "
             "directory with --workdir"
         )
-    before = read_run(run)
+    before = read_run(home)
     old, new = (
         same_plugins(settings.with_absolute_paths().model_dump(mode="json"))
         for settings in (before, config)
     )
-    changed = sorted(
-        name
+    changed = {
+        name: f"{name} = {_shown(values.get(key))} (in the run: {_shown(old[section].get(key))})"
         for section, values in new.items()
         for key in {**values, **old[section]}
         if values.get(key) != old[section].get(key)
         and (name := f"{section}.{key.rpartition(':')[2]}") not in _FREE
-    )
-    if changed == ["train.epochs"] and config.optim.schedule == "constant":
-        return
-    if changed == ["train.epochs"]:
+        and section not in _FREE_SECTIONS
+    }
+    if not changed or (list(changed) == ["train.epochs"] and config.optim.schedule == "constant"):
+        return True
+    if list(changed) == ["train.epochs"]:
         raise ConfigError(
             f"{run}: train.epochs cannot change from {before.train.epochs} to "
             f"{config.train.epochs}, because the learning rates of optim.schedule = "
@@ -117,12 +126,28 @@ def claim(run: Path, config: Config, resume: bool) -> None:
             f"from the parameters of this one: fcn-jax train {start_from(run)} "
             f"--set train.epochs={config.train.epochs}"
         )
-    if changed:
+    raise ConfigError(
+        f"{run}: holds a run with another recipe; these settings differ: "
+        f"{', '.join(sorted(changed.values()))}; leave them as they were to continue it, or start "
+        f"another run with --workdir NEW, from the parameters of this one with {start_from(run)}"
+    )
+
+
+def require_still(run: Path, config: Config, home: Path, continues: bool) -> None:
+    """Raise `ConfigError` if `claim` no longer returns `continues`."""
+    if claim(run, config, home) != continues:
         raise ConfigError(
-            f"{run}: --resume keeps the run's recipe, but these settings differ: "
-            f"{', '.join(changed)}; leave them as they were, or start another run from the "
-            f"parameters of this one: {start_from(run)}"
+            f"{run}: another process started a run here meanwhile; to continue it, start the same "
+            "command again"
         )
+
+
+def _shown(value: Any) -> str:
+    """A value in a message."""
+    if value is None:
+        return "not set"
+    text = json_text.dumps(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def start_from(run: Path) -> str:
@@ -139,13 +164,16 @@ _FREE = frozenset(
         "train.log_every_steps",
         "train.num_visualizations",
         "train.checkpoint_every_steps",
+        "train.keep_latest",
+        "train.keep_best",
+        "train.keep_every_steps",
         "train.early_stopping",
-        "log.tensorboard",
-        "log.histograms_every_steps",
-        "log.wandb",
     }
 )
-"""Settings that may change when a run is resumed: none of them changes what a step computes."""
+"""Settings that may change when a run is continued: none of them changes what a step computes."""
+
+_FREE_SECTIONS = frozenset({"log", "mesh"})
+"""Sections whose settings may all change. Another mesh only changes the order of sums."""
 
 
 def require_needed(config: Config) -> None:
@@ -293,6 +321,22 @@ def require_steps(config: Config, total: int) -> None:
             f"optim.warmup_steps is {config.optim.warmup_steps}, and the run has {total} steps; "
             "lower it, or train more epochs"
         )
+
+
+def other_order(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> str | None:
+    """Return a warning if the training images come in another order than the run had so far.
+
+    Args:
+        before: the order that the run recorded; None in runs of earlier versions.
+        now: `fcn_jax.data.order.fingerprint`.
+    """
+    if before is None or before["digest"] == now["digest"]:
+        return None
+    return (
+        f"warning: the training images come in another order than before (Grain {now['grain']}, "
+        f"and {before['grain']} before): in the current epoch, some come twice and others not at "
+        f"all. To continue exactly, pip install grain=={before['grain']}"
+    )
 
 
 def require_same_split(

@@ -19,6 +19,7 @@ from fcn_jax.runtime.progress import Progress
 from fcn_jax.train.early_stopping import EarlyStopping
 from fcn_jax.train.inputs import Inputs
 from fcn_jax.train.logs import Logs
+from fcn_jax.train.mirror import Mirror
 from fcn_jax.train.other_protocols import OtherProtocols
 from fcn_jax.train.profiling import Profile
 from fcn_jax.train.records import Records
@@ -36,6 +37,7 @@ class Loop:
 
     Attributes:
         run: run directory.
+        mirror: where its checkpoints are, and copies of its records.
         inputs: the images.
         setup: what is trained.
         spec: for checkpoints.
@@ -54,6 +56,7 @@ class Loop:
     """
 
     run: Path
+    mirror: Mirror
     inputs: Inputs
     setup: Setup
     spec: checkpoint.Spec
@@ -74,7 +77,8 @@ class Loop:
         """Raises `ConfigError` if the section `eval` of the recipe is wrong."""
         self._config, self._start = self.inputs.config, self.reached.number
         self.saved = self._start
-        self.stopping = EarlyStopping.read(self._config, self.run, self._start)
+        places = self.mirror.home, self.mirror.store
+        self.stopping = EarlyStopping.read(self._config, self._start, *places)
         model = self.setup.graphdef, self.setup.random_keys, self.inputs.val, self._config
         self._validation = Validation(*model, self.run, self.progress.say, self.log)
         self._other_protocols = OtherProtocols(*model, self.progress.say)
@@ -117,7 +121,7 @@ class Loop:
         self.checkpoints.finish()
         if self.stopping.is_over:
             self.progress.say(f"early stopping after step {self.reached.number}: {self.stopping}")
-        return self.is_over and checkpoint.is_evaluated(self.run, self.reached.number)
+        return self.is_over and checkpoint.is_evaluated(self.mirror.store, self.reached.number)
 
     def _take_step(self) -> None:
         with self._speed.waiting():
@@ -177,6 +181,7 @@ class Loop:
         began = time.perf_counter()
         self.reached.require_finite(self.run)
         self.saved = self.reached.number  # a save that fails is not tried twice
+        self.mirror.push()
         self.reached.save(self.checkpoints, self.spec)
         seconds = time.perf_counter() - began  # the files are written during the next steps
         self.records.write(step=self.saved, event="checkpoint", seconds=seconds)
@@ -208,6 +213,7 @@ class Loop:
         )
         for name, other in others.items():
             say(f"epoch {epoch}: val by {name}: {other.summary()}")
+        self.mirror.push()
         self.checkpoints.score(number, found.miou, weights)
         self.stopping.add(number, found)
 

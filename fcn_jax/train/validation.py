@@ -113,7 +113,9 @@ class Validation:
             return
         self._best = miou
         evaluation = Evaluation(
-            checkpoint=self.run / checkpoint.STEPS / str(number),
+            checkpoint=Path(self.config.train.checkpoint_dir or self.run)
+            / checkpoint.STEPS
+            / str(number),
             dataset=self.config.data.dataset,
             split=self.config.data.val_split,
             images=images,

@@ -33,9 +33,7 @@ def spec_of_trained(source: str) -> ModelSpec | None:
 
 
 @contextlib.contextmanager
-def as_weights_file(
-    source: str | Path, spec: ModelSpec, key_format: str
-) -> Iterator[str | Path]:
+def as_weights_file(source: str | Path, spec: ModelSpec, key_format: str) -> Iterator[str | Path]:
     """A weights file or its name as it is; for a trained model, a temporary file with its weights.
 
     Args:

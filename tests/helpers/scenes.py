@@ -94,13 +94,11 @@ def train(
     )
 
 
-def train_here(
-    recipe: Path, data: Path, run: Path, *settings: str, resume: bool = False
-) -> loop.Result:
+def train_here(recipe: Path, data: Path, run: Path, *settings: str) -> loop.Result:
     """Train in this process, with changed settings."""
     given = [f"data.root={json.dumps(str(data))}", *settings]
     table = recipes.override(recipes.read_recipe(str(recipe)), given)
-    return loop.train(config.parse(table), run, resume=resume)
+    return loop.train(config.parse(table), run)
 
 
 def start(recipe: Path, data: Path, run: Path, *more: str) -> subprocess.Popen[str]:

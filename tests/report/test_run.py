@@ -19,7 +19,7 @@ def read(*folders):
         ((), "no step is recorded yet"),
         (
             (train(3), {**END, "step": 3, "finished": False, "stopped_by": "SIGTERM"}),
-            "stopped by SIGTERM after step 3, epoch 0.75 of 2; --resume continues it",
+            "stopped by SIGTERM after step 3, epoch 0.75 of 2; the same command continues it",
         ),
         (
             (train(4), val(4, 0.5), {**END, "step": 4, "early": True}),

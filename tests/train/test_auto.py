@@ -199,7 +199,7 @@ def test_folder_trains_evaluates_and_resumes_with_decided_settings(
     assert cli.main(["eval", str(run), "--json"]) == 0
     outcome = json.loads(capfd.readouterr().out)
     assert outcome["classes"] == 2
-    status, said = train_folder("--set", "train.epochs=2", "--resume")
+    status, said = train_folder("--set", "train.epochs=2")
     assert status == 0, said.err
     assert "is finished" in said.out
 

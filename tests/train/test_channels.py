@@ -83,7 +83,7 @@ def test_trains_on_arrays_of_stored_values(run: Path) -> None:
 
 def test_resumes_a_finished_run(run: Path, recipe: Path, reflectance: Path) -> None:
     settings = (*QUICK, *REFLECTANCE)
-    result = scenes.train_here(recipe, reflectance, run, *settings, resume=True)
+    result = scenes.train_here(recipe, reflectance, run, *settings)
     assert result.was_finished
 
 
@@ -214,7 +214,7 @@ def test_training_and_evaluation_follow_changed_classes(
     ignored = sum(int(np.isin(mask, (4, 255)).sum()) for mask in masks)
     assert scores["pixels_ignored"] == ignored
     with pytest.raises(ConfigError, match=r"data\.ignore_classes"):
-        scenes.train_here(recipe, labeled, run, *QUICK, *CHANGED[::2], resume=True)
+        scenes.train_here(recipe, labeled, run, *QUICK, *CHANGED[::2])
 
 
 def test_the_cache_of_masks_does_not_hide_changed_classes(labeled: Path) -> None:

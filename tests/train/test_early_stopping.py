@@ -116,12 +116,12 @@ def test_run_ends_early_and_resuming_keeps_the_count(here, tmp_path, capfd):
 
     parts = here(tmp_path / "parts", *SETTINGS, "train.early_stopping={patience=1}")
     assert parts.step == 2
-    resumed = here(tmp_path / "parts", *SETTINGS, stop, resume=True)
+    resumed = here(tmp_path / "parts", *SETTINGS, stop)
     assert resumed.step == 3
     assert records(resumed.run) == records(whole.run)
 
-    again = here(tmp_path / "parts", *SETTINGS, stop, resume=True)
+    again = here(tmp_path / "parts", *SETTINGS, stop)
     assert again.was_finished
     assert again.step == 3
-    longer = here(tmp_path / "parts", *SETTINGS, resume=True)
+    longer = here(tmp_path / "parts", *SETTINGS)
     assert longer.step == 6, "without early stopping the run continues to its end"

@@ -254,7 +254,7 @@ def test_exports_the_averages_by_default(run, tmp_path):
 
 def test_resumes_bit_for_bit(here, run, tmp_path):
     here(tmp_path / "run", *SETTINGS, "train.epochs=1")
-    resumed = here(tmp_path / "run", *SETTINGS, "train.epochs=2", resume=True).run
+    resumed = here(tmp_path / "run", *SETTINGS, "train.epochs=2").run
     for weights in ("ema", "raw"):
         assert_same(
             checkpoint.read_arrays(newest(resumed), weights),

@@ -68,8 +68,8 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def here(tiny_plugin: None, data: Path, recipe: Path) -> Callable[..., Result]:
     """Train in this process."""
 
-    def run(directory: Path, *settings: str, resume: bool = False, root: Path = data) -> Result:
-        return scenes.train_here(recipe, root, directory, *settings, resume=resume)
+    def run(directory: Path, *settings: str, root: Path = data) -> Result:
+        return scenes.train_here(recipe, root, directory, *settings)
 
     return run
 
@@ -137,14 +137,14 @@ def test_saves_the_checkpoint_before_an_evaluation_that_fails(
     assert message.startswith(f"{broken}: ")
     assert (
         "Stopped after step 4: the work up to step 4 is saved; continue with: "
-        f"fcn-jax train --workdir {tmp_path / 'run'} --resume"
+        f"fcn-jax train --workdir {tmp_path / 'run'}"
     ) in message
     assert steps(tmp_path / "run") == [4]
     # The evaluation fails again, before any further step.
     with pytest.raises(DataError, match="the work up to step 4 is saved"):
-        here(tmp_path / "run", root=copied, resume=True)
+        here(tmp_path / "run", root=copied)
     broken.write_bytes(whole)
-    here(tmp_path / "run", root=copied, resume=True)
+    here(tmp_path / "run", root=copied)
     assert_equal(tmp_path / "run", undisturbed)
 
 
@@ -174,7 +174,7 @@ def test_keeps_all_steps_if_a_training_file_is_damaged_during_the_run(
     assert f"the work up to step {last} is saved" in str(caught.value)
     for path, contents in whole.items():
         path.write_bytes(contents)
-    here(tmp_path / "run", root=copied, resume=True)
+    here(tmp_path / "run", root=copied)
     assert_equal(tmp_path / "run", undisturbed)
 
 
@@ -221,7 +221,7 @@ def test_saves_the_last_completed_step_on_any_error(
     assert "\n" not in str(caught.value)
     assert "Stopped after step 6: the work up to step 6 is saved" in str(caught.value)
     assert steps(tmp_path / "run") == [4, 6]
-    here(tmp_path / "run", resume=True)
+    here(tmp_path / "run")
     assert_equal(tmp_path / "run", undisturbed)
 
 
@@ -351,7 +351,7 @@ def test_failed_save_ends_the_run_and_keeps_the_last_checkpoint(
     last = steps(tmp_path / "run")[-1]
     assert f"the work up to step {last} is saved" in str(caught.value)
     assert not list((tmp_path / "run" / "checkpoints").glob("*tmp*"))
-    here(tmp_path / "run", resume=True)
+    here(tmp_path / "run")
     assert_equal(tmp_path / "run", undisturbed)
 
 
@@ -370,7 +370,7 @@ def test_failed_metrics_record_ends_the_run_and_saves_its_steps(
         with pytest.raises(TrainingError, match="work up to step 6 is saved"):
             here(tmp_path / "run")
     # The record of step 6 itself could not be written; everything else is the same.
-    here(tmp_path / "run", resume=True)
+    here(tmp_path / "run")
     expected = [
         record for record in records(undisturbed, "train", "step", "loss") if record[0] != 6
     ]
@@ -422,7 +422,7 @@ def test_repeats_an_evaluation_that_a_signal_stopped(
     assert (result.stopped_by, result.step, result.saved) == (number.name, 8, 8)
     assert len(seen) == 5
     assert records(tmp_path / "run", "val", "step") == [(4,)]
-    assert here(tmp_path / "run", resume=True).stopped_by is None
+    assert here(tmp_path / "run").stopped_by is None
     assert_equal(tmp_path / "run", undisturbed)
 
 
@@ -441,11 +441,11 @@ def test_repeats_the_last_evaluation_that_a_signal_stopped(
         patch.setattr(validation, "score_each", interrupted)
         result = here(tmp_path / "run")
     assert (result.stopped_by, result.step) == ("SIGTERM", STEPS)
-    resumed = here(tmp_path / "run", resume=True)
+    resumed = here(tmp_path / "run")
     assert not resumed.was_finished
     assert resumed.scores is not None
     assert_equal(tmp_path / "run", undisturbed)
-    assert here(tmp_path / "run", resume=True).was_finished
+    assert here(tmp_path / "run").was_finished
 
 
 def test_finishes_a_save_after_a_signal(
@@ -465,7 +465,7 @@ def test_finishes_a_save_after_a_signal(
     assert result.stopped_by == "SIGTERM"
     assert result.saved == result.step
     assert 6 in steps(tmp_path / "run")
-    here(tmp_path / "run", "train.checkpoint_every_steps=6", resume=True)
+    here(tmp_path / "run", "train.checkpoint_every_steps=6")
     assert_equal(tmp_path / "run", undisturbed)
 
 
@@ -565,7 +565,7 @@ def test_resumes_from_the_previous_checkpoint_if_the_newest_is_damaged(
     contents = bytearray(file.read_bytes())
     contents[len(contents) // 2] ^= 1
     file.write_bytes(contents)
-    here(run, resume=True)
+    here(run)
     said = capfd.readouterr().err
     assert f"checkpoint {STEPS} is damaged ({largest} was changed after it was written)" in said
     assert "it is set aside, and that of step 8 is used" in said
@@ -596,7 +596,7 @@ def test_resume_rejects_a_run_without_undamaged_checkpoint(
         CheckpointError,
         match=r"no checkpoint can be restored: checkpoint 12: train is missing; .*backup",
     ) as caught:
-        here(run, resume=True)
+        here(run)
     assert "\n" not in str(caught.value)
     assert "<bound method" not in str(caught.value)
     assert set(steps(run)) == set(steps(undisturbed))
@@ -622,6 +622,22 @@ def test_uses_the_next_best_checkpoint_if_the_best_is_damaged(
         checkpoint.find(run)
 
 
+def test_starts_a_run_that_was_killed_before_its_first_checkpoint(
+    here: Callable[..., Result], undisturbed: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".config.0123abcd.json").write_text("{")  # killed while it wrote the recipe
+    here(run)
+    assert_equal(run, undisturbed)
+    assert not (run / ".config.0123abcd.json").exists()
+    # Killed after some steps, and before a checkpoint.
+    for name in ("checkpoints", "samples", "evaluations"):
+        shutil.rmtree(run / name)
+    here(run)
+    assert_equal(run, undisturbed)
+
+
 def test_removes_leftovers_of_killed_saves_and_no_other_files(
     here: Callable[..., Result], undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -633,8 +649,14 @@ def test_removes_leftovers_of_killed_saves_and_no_other_files(
     ]
     for folder in leftovers:
         (folder / "model").mkdir(parents=True)
-    files = [run / ".config.0123abcd.json", run / ".metrics.89abcdef.jsonl"]
+    files = [
+        run / ".config.0123abcd.json",
+        run / ".metrics.89abcdef.jsonl",
+        run / "samples" / ".0.0123abcd.png",
+        run / "checkpoints" / "8" / ".score.0123abcd.json",
+    ]
     mine = [
+        run / "samples" / ".0.png",
         run / "notes.txt",
         run / ".config.json",
         run / "checkpoints" / "best-so-far",
@@ -642,7 +664,7 @@ def test_removes_leftovers_of_killed_saves_and_no_other_files(
     ]
     for file in (*files, *mine):
         file.write_text("x")
-    here(run, resume=True)
+    here(run)
     assert not any(path.exists() for path in (*leftovers, *files))
     assert all(path.read_text() == "x" for path in mine)
     assert_equal(run, undisturbed)
@@ -658,17 +680,17 @@ def test_resume_with_more_epochs_matches_a_longer_run(
     constant = 'optim.schedule="constant"'
     here(tmp_path / "long", constant)
     here(tmp_path / "run", constant, "train.epochs=2")
-    assert here(tmp_path / "run", constant, "train.epochs=2", resume=True).was_finished
-    assert here(tmp_path / "run", constant, resume=True).step == STEPS
+    assert here(tmp_path / "run", constant, "train.epochs=2").was_finished
+    assert here(tmp_path / "run", constant).step == STEPS
     assert_equal(tmp_path / "run", tmp_path / "long")
     with pytest.raises(
         ConfigError,
         match=r"train\.epochs cannot change from 3 to 5.*'poly'.*--weights .*train\.epochs=5",
     ):
-        here(undisturbed, "train.epochs=5", resume=True)
+        here(undisturbed, "train.epochs=5")
 
 
-def test_resuming_a_finished_run_says_how_to_train_more(
+def test_a_finished_run_says_how_to_train_more(
     recipe: Path,
     data: Path,
     undisturbed: Path,
@@ -676,7 +698,7 @@ def test_resuming_a_finished_run_says_how_to_train_more(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     before = (undisturbed / "metrics.jsonl").read_text()
-    assert cli.main(["train", "--workdir", str(undisturbed), "--resume"]) == 0
+    assert cli.main(["train", "--workdir", str(undisturbed)]) == 0
     out = capsys.readouterr().out
     assert f"{undisturbed} is finished (step {STEPS})" in out
     assert f"--weights {undisturbed} --workdir NEW" in out
@@ -697,7 +719,7 @@ def test_resumes_without_the_initial_weights(
     longer = tuple(
         "train.epochs=3" if setting.startswith("train.epochs") else setting for setting in settings
     )
-    assert here(tmp_path / "run", *longer, resume=True).step == STEPS
+    assert here(tmp_path / "run", *longer).step == STEPS
     spec = checkpoint.read_spec(tmp_path / "run" / "checkpoints" / str(STEPS))
     assert spec.weights is not None
     assert spec.weights["source"] == str(start)
@@ -710,7 +732,7 @@ def test_records_absolute_paths(
     here(tmp_path / "run", "train.epochs=1", root=Path(data.name))
     assert recipes.read_run(tmp_path / "run").data.root == str(data)
     monkeypatch.chdir(tmp_path)
-    assert here(tmp_path / "run", "train.epochs=1", resume=True).was_finished
+    assert here(tmp_path / "run", "train.epochs=1").was_finished
 
 
 def test_rejects_a_run_directory_in_use(
@@ -721,7 +743,7 @@ def test_rejects_a_run_directory_in_use(
 
     def meanwhile() -> None:
         try:
-            here(tmp_path / "run", resume=True)
+            here(tmp_path / "run")
         except ConfigError as error:
             refused.append(error)
 
@@ -747,7 +769,7 @@ def test_rejects_a_run_directory_in_use(
         (lambda path: path.symlink_to("nowhere"), "dangling symbolic link"),
         (
             lambda path: (path.mkdir(), (path / "notes.txt").write_text("x")),
-            "no run to resume or evaluate here",
+            "holds no run .it has no config.json.; name another directory",
         ),
         (
             lambda path: (path.mkdir(), (path / "config.json").write_text("{")),
@@ -763,13 +785,13 @@ def test_rejects_a_run_directory_in_use(
         ),
     ],
 )
-def test_resume_rejects_paths_that_are_not_runs(
+def test_rejects_paths_that_are_not_runs(
     here: Callable[..., Result], tmp_path: Path, make: Callable[[Path], Any], message: str
 ) -> None:
     path = tmp_path / "run"
     make(path)
     with pytest.raises((ConfigError, CheckpointError), match=message) as caught:
-        here(path, resume=True)
+        here(path)
     assert "\n" not in str(caught.value)
 
 
@@ -800,11 +822,11 @@ def test_resume_rejects_changed_training_images(
         ConfigError,
         match=r"split 'train' has 15 images, and the run was started with 16.*--weights",
     ):
-        here(run, "train.epochs=1", root=copied, resume=True)
+        here(run, "train.epochs=1", root=copied)
     (tmp_path / image.name).rename(image.with_stem("other"))
     (tmp_path / "mask.png").rename(mask.with_stem("other"))
     with pytest.raises(ConfigError, match=r"split 'train' has other images"):
-        here(run, "train.epochs=1", root=copied, resume=True)
+        here(run, "train.epochs=1", root=copied)
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
@@ -816,7 +838,7 @@ def test_resume_skips_damaged_files_on_request(
     image = sorted((copied / "images" / "train").iterdir())[3]
     image.write_bytes(image.read_bytes()[:-40])
     skip = ("optim.schedule=constant", "data.damaged=skip")
-    assert here(run, *skip, root=copied, resume=True).step == STEPS
+    assert here(run, *skip, root=copied).step == STEPS
     assert [step for step, _ in records(run, "train", "step", "loss")][-1] == STEPS
 
 

@@ -125,7 +125,7 @@ def test_resumed_run_writes_no_step_twice(here, tmp_path):
     writer.close(failed=True)
     with sorted(folder.iterdir())[-1].open("ab") as file:
         file.write(b"cut off")
-    here(run, *settings, resume=True)
+    here(run, *settings)
     found = events(folder)
     assert len(list(folder.iterdir())) == 3
     pairs = [(step, tag) for step, tag, _ in found]
@@ -226,7 +226,7 @@ def test_weights_and_biases_receives_each_step_once(here, tmp_path, wandb):
     state = json.loads(path.read_text())
     assert state["sent"] == {"train": 4, "samples": 4, "val": 4, "parameters": 3}
     path.write_text(json.dumps({**state, "sent": {**state["sent"], "train": 5}}))
-    here(run, *settings, resume=True)
+    here(run, *settings)
 
     calls = [json.loads(line) for line in (run / "calls.jsonl").read_text().splitlines()]
     first, second = (value for name, value in calls if name == "init")

@@ -137,7 +137,7 @@ def test_resumes_a_killed_run_with_workers_bit_for_bit(
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert _last_step(run) < STEPS
-    outcome = scenes.train(recipe, data, run, "--resume", *more)
+    outcome = scenes.train(recipe, data, run, *more)
     assert outcome.returncode == 0, outcome.stderr
     assert_same(final(finished), final(run))
     assert [record["loss"] for record in records(run, "train")] == [
@@ -163,11 +163,11 @@ def test_resumes_a_run_that_a_signal_stopped_bit_for_bit(
     process.send_signal(number)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 128 + number, err
-    assert "--resume" in out
+    assert f"continue with: fcn-jax train --workdir {run}" in out
     assert "Traceback" not in err
     stopped = max(int(path.name) for path in (run / "checkpoints").iterdir())
     assert stopped < STEPS
-    outcome = scenes.train(recipe, data, run, "--resume")
+    outcome = scenes.train(recipe, data, run)
     assert outcome.returncode == 0, outcome.stderr
     assert_same(final(finished), final(run))
 
@@ -204,19 +204,23 @@ def test_reports_a_loss_that_is_not_finite_with_evidence(here: Trainer, tmp_path
     assert not list((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
 
 
-def test_rejects_overwriting_a_run(here: Trainer, finished: Path) -> None:
-    with pytest.raises(ConfigError, match="--resume"):
-        here(finished)
+def test_rejects_a_run_with_other_settings(here: Trainer, finished: Path) -> None:
+    before = (finished / "config.json").read_bytes()
+    free = ("train.keep_latest=1", "log.tensorboard=true")
+    with pytest.raises(ConfigError) as caught:
+        here(finished, "optim.lr=0.1", "optim.clip_norm=1.5", *free)
+    message = str(caught.value)
+    assert (
+        "these settings differ: optim.clip_norm = 1.5 (in the run: not set), "
+        "optim.lr = 0.1 (in the run: 0.05); "
+    ) in message
+    assert f"--weights {finished} --workdir NEW" in message
+    assert (finished / "config.json").read_bytes() == before
 
 
-def test_resume_rejects_other_settings(here: Trainer, finished: Path) -> None:
-    with pytest.raises(ConfigError, match=r"optim\.lr"):
-        here(finished, "optim.lr=0.1", resume=True)
-
-
-def test_resuming_a_finished_run_changes_nothing(here: Trainer, finished: Path) -> None:
+def test_the_same_command_leaves_a_finished_run_as_it_is(here: Trainer, finished: Path) -> None:
     before = final(finished)
-    outcome = here(finished, resume=True)
+    outcome = here(finished)
     assert outcome.was_finished
     assert outcome.step == STEPS
     assert_same(before, final(finished))
@@ -267,7 +271,7 @@ def test_trains_and_saves_an_auxiliary_head(here: Trainer, tmp_path: Path) -> No
     model, _ = checkpoint.load_model(run)
     assert model.aux_head is not None
     assert np.isfinite(checkpoint.read_arrays(best)["aux_head.conv2.kernel"]).all()
-    resumed = here(tmp_path / "run", *settings, resume=True)
+    resumed = here(tmp_path / "run", *settings)
     assert resumed.step == 4
     with pytest.raises(ConfigError, match=r"model\.aux_head"):
-        here(tmp_path / "run", *settings, "model.aux_head=fcn32s", resume=True)
+        here(tmp_path / "run", *settings, "model.aux_head=fcn32s")

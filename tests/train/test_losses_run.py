@@ -74,11 +74,11 @@ def test_run_records_its_losses(run: Path, data: Path) -> None:
 
 
 def test_resume_rejects_other_losses(run: Path, data: Path, recipe: Path) -> None:
-    assert scenes.train_here(recipe, data, run, *SETTINGS, resume=True).was_finished
+    assert scenes.train_here(recipe, data, run, *SETTINGS).was_finished
     for change in ("loss.dice.weight=2", "loss.lovasz.weight=1"):
         name = change.split(".weight")[0]
         with pytest.raises(ConfigError, match=f"these settings differ: {name}"):
-            scenes.train_here(recipe, data, run, *SETTINGS, change, resume=True)
+            scenes.train_here(recipe, data, run, *SETTINGS, change)
 
 
 def test_rejects_wrong_losses_before_anything_is_written(
