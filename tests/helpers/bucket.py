@@ -24,7 +24,7 @@ class Bucket(LocalFileSystem):
 
     protocol = "gcs"
     cachable = False
-    root: ClassVar[str]
+    root: ClassVar[str] = "/nonexistent"
 
     def __init__(self, **_: Any) -> None:
         super().__init__()
@@ -61,12 +61,14 @@ def served(folder: Path) -> Iterator[None]:
     """Serve a folder as gs://."""
 
     def kvstore(path: str) -> dict[str, str]:
-        return {"driver": "file", "path": f"{folder}/{path.removeprefix('gs://')}/"}
+        is_file = Path(path).name.startswith("_")  # such as _sharding
+        local = f"{folder}/{path.removeprefix('gs://')}"
+        return {"driver": "file", "path": local if is_file else f"{local}/"}
 
     before = dict(fsspec.registry)
     backend.fsspec_backend._get_filesystem.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Bucket, "root", str(folder), raising=False)
+        patch.setattr(Bucket, "root", str(folder))
         patch.setattr(gcs_utils, "get_kvstore_for_gcs", kvstore)
         fsspec.register_implementation("gcs", Bucket, clobber=True)
         yield

@@ -75,14 +75,14 @@ def test_reads_the_evaluations_up_to_a_step(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(text)
 
     def counted():
-        found = EarlyStopping.read(settings, tmp_path, 6)
+        found = EarlyStopping.read(settings, 6, tmp_path, tmp_path)
         return found.best, found.best_step, found.waited
 
     assert counted() == (0.5, 2, 1), "without a score, the evaluation after step 6 is done again"
     (tmp_path / "checkpoints" / "6").mkdir(parents=True)
     (tmp_path / "checkpoints" / "6" / "score.json").write_text('{"miou": 0.4}')
     assert counted() == (0.5, 2, 2)
-    assert not EarlyStopping.read(config.Config(), tmp_path, 6).is_over
+    assert not EarlyStopping.read(config.Config(), 6, tmp_path, tmp_path).is_over
 
 
 @pytest.fixture(scope="module")

@@ -758,7 +758,7 @@ def test_rejects_a_run_directory_in_use(
         patch.setattr(Records, "write", second)
         here(tmp_path / "run")
     assert len(refused) == 1
-    assert "another process trains in this directory" in str(refused[0])
+    assert f"another process (pid {os.getpid()} on host " in str(refused[0])
     assert_equal(tmp_path / "run", undisturbed)
 
 

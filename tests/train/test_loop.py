@@ -194,6 +194,27 @@ def test_eight_devices_match_the_losses_of_one(
     np.testing.assert_allclose(eight, one, rtol=2e-4)
 
 
+@pytest.mark.slow
+def test_continues_on_one_device_what_eight_began(
+    finished: Path, data: Path, recipe: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    more = ("--set", "optim.schedule=constant", "--set", "model.backbone_options.dropout=0")
+    for epochs, devices in ((2, 8), (4, 1), (5, 8)):
+        epochs_of = ("--set", f"train.epochs={epochs}")
+        outcome = scenes.train(recipe, data, run, *more, *epochs_of, devices=devices)
+        assert outcome.returncode == 0, outcome.stderr
+        assert f"{devices} x cpu" in outcome.stderr
+    alone = scenes.train(recipe, data, tmp_path / "alone", *more)
+    assert alone.returncode == 0, alone.stderr
+    expected, found = (
+        np.array([[r["step"], r["loss"]] for r in records(tmp_path / name, "train")])
+        for name in ("alone", "run")
+    )
+    np.testing.assert_array_equal(found[:, 0], np.arange(1, STEPS + 1))
+    np.testing.assert_allclose(found[:, 1], expected[:, 1], rtol=2e-4)
+
+
 def test_reports_a_loss_that_is_not_finite_with_evidence(here: Trainer, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="loss of step"):
         here(tmp_path / "run", "optim.lr=1e30")
