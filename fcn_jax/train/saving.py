@@ -163,11 +163,6 @@ def retention(settings: TrainConfig) -> checkpoint.Retention:
     return checkpoint.Retention(settings.keep_latest, settings.keep_best, settings.keep_every_steps)
 
 
-def retention(settings: TrainConfig) -> checkpoint.Retention:
-    """Return which checkpoints are kept."""
-    return checkpoint.Retention(settings.keep_latest, settings.keep_best, settings.keep_every_steps)
-
-
 def close_quietly(checkpoints: checkpoint.Checkpoints) -> None:
     """Close without an error: a failed save was reported before."""
     with contextlib.suppress(Exception):
