@@ -144,7 +144,7 @@ class Program:
     def collectives(self) -> dict[str, dict[str, int]]:
         """Return kind -> number of collectives, and bytes of their results on one device."""
         found: dict[str, dict[str, int]] = {}
-        for instruction in self.stored():
+        for instruction in self.instructions():  # TPUs fuse some with the slice that follows
             kind = instruction.opcode.removesuffix("-start")
             if kind in COLLECTIVES:
                 row = found.setdefault(kind, {"count": 0, "bytes": 0})

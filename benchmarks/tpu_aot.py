@@ -2,13 +2,16 @@
 
     python -m benchmarks.tpu_aot       # three kinds of chip, about an hour on two cores
     python -m benchmarks.tpu_aot --topology v5e:2x2 --chips one
+    # slices of 4, 64 and 256 chips, and the splits of docs/devices.md
+    python -m benchmarks.tpu_aot --topology v5e:2x2 --topology v5e:8x8 --topology v5e:16x16 \
+        --program training --chips slice --mesh data --mesh fsdp --mesh spatial --batch 16
 
 The package libtpu can compile for a topology that is not present (`make bench-tpu-aot` installs
 it). The programs are the library's training step, with donated state, and its Predictor, both for
-ResNet-18 FCN-32s in bfloat16. Each is compiled for one chip and, data-parallel, for all chips of
-the topology. The results have the compiler's FLOPs, bytes, memory, collectives and estimated
-cycles. The estimates can compare forms of one computation. They do not predict seconds, and some
-instructions have none.
+ResNet-18 FCN-32s in bfloat16. Each is compiled for one chip and for all chips of the topology,
+data-parallel or as `--mesh` says. The results have the compiler's FLOPs, bytes, memory, collectives
+and estimated cycles. The estimates can compare forms of one computation. They do not predict
+seconds, and some instructions have none.
 
 A second part compares the forms of stem, pooling, head and loss that the library can choose. Each
 row is written to benchmarks/results/tpu_aot.json at once, so that a run can be stopped.
@@ -32,7 +35,7 @@ import jax
 import numpy as np
 from flax import nnx
 from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from benchmarks.arguments import Parser
 from benchmarks.forms import cases
@@ -42,11 +45,21 @@ from fcn_jax import nn
 from fcn_jax.eval.predictor import Predictor
 from fcn_jax.runtime.atomic import write_json
 from fcn_jax.runtime.versions import package_versions
-from fcn_jax.train import sharding
+from fcn_jax.train.sharding import AXES, Placement
 
 RESULTS = Path(__file__).parent / "results" / "tpu_aot.json"
 TOPOLOGIES = {"v5e:2x2": 16, "v6e:2x4": 32, "v5p:2x2x1": 95}
 """Topology -> memory of one chip in GB."""
+
+SLICES = {"v5e:8x8": 16, "v5e:16x16": 16}
+"""Larger slices, which are compiled only if they are named."""
+
+MESHES: dict[str, Callable[[int], tuple[int, int, int]]] = {
+    "data": lambda chips: (chips, 1, 1),
+    "fsdp": lambda chips: (chips // min(chips, 8), min(chips, 8), 1),
+    "spatial": lambda chips: (chips // 2, 1, 2) if chips > 1 else (1, 1, 1),
+}
+"""Name -> sizes of the mesh's axes data, fsdp and spatial for a number of chips."""
 
 PROGRAMS = ("training", "mask")
 PACKAGES = ("fcn-jax", "jax", "jaxlib", "libtpu", "flax", "optax")
@@ -80,20 +93,35 @@ def model_flops(setting: Setting, training: bool) -> float:
     return total * setting.batch
 
 
-def lowered(name: str, setting: Setting, mesh: Mesh) -> Any:
-    """Lower one of `PROGRAMS` with `setting.batch` images on each device of the mesh."""
-    everywhere, split = sharding.on_every_device(mesh), sharding.over_batch(mesh)
-    images = setting.batch * mesh.size
+def lowered(name: str, setting: Setting, placement: Placement) -> Any:
+    """Lower one of `PROGRAMS` with `setting.batch` images for each device of the mesh."""
+    mesh, images = placement.mesh, setting.batch * placement.mesh.size
+    split = NamedSharding(mesh, PartitionSpec(("data", "fsdp"), "spatial"))
     batch = {
         "image": jax.ShapeDtypeStruct((images, *setting.size, 3), np.uint8, sharding=split),
         "mask": jax.ShapeDtypeStruct((images, *setting.size), np.uint8, sharding=split),
     }
-    model = setting.build()
+    everywhere, model = NamedSharding(mesh, PartitionSpec()), setting.build()
     if name == "mask":
         predictor = Predictor(model, blocks=True)
         return predictor._segment.lower(_shapes(predictor._state, everywhere), batch["image"])
-    state, step = training_step(setting, model, blocks=True)
-    return jax.jit(step, donate_argnums=0).lower(_shapes(state, everywhere), batch)
+    state, step = training_step(setting, model, blocks=True, placement=placement)
+    # Not `placement.of`: it leaves one device to JAX, which would choose the CPU.
+    shardings = jax.tree.map(lambda leaf: NamedSharding(mesh, placement.spec(leaf)), state)
+    shapes = jax.tree.map(_shapes, state, shardings)
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, everywhere)).lower(
+        shapes, batch
+    )
+
+
+def split_bytes(setting: Setting, placement: Placement) -> int:
+    """Return the bytes of the parameters and statistics that are split over `fsdp`."""
+    state = nnx.eval_shape(lambda: nnx.state(setting.build(), (nnx.Param, nnx.BatchStat)))
+    return sum(
+        leaf.size * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(state)
+        if placement.spec(leaf) != PartitionSpec()
+    )
 
 
 def _shapes(tree: Any, where: NamedSharding) -> Any:
@@ -134,21 +162,26 @@ def compiled(program: Any) -> tuple[dict[str, Any], Program]:
     return row, found
 
 
-def measure(topology: str, chips: int, devices: Any, name: str, setting: Setting) -> dict[str, Any]:
+def measure(
+    topology: str, chips: int, split: str, devices: Any, name: str, setting: Setting
+) -> dict[str, Any]:
     """Compile one program and check it.
 
     Args:
-        topology: a key of `TOPOLOGIES`.
+        topology: a key of `TOPOLOGIES` or `SLICES`.
         chips: number of chips that the program uses.
+        split: a key of `MESHES`.
         devices: devices of the topology.
         name: one of `PROGRAMS`.
-        setting: the model, and the batch on each chip.
+        setting: the model, and the number of images for each chip.
 
     Returns:
         The figures and checks, ready for JSON.
     """
-    mesh = Mesh(np.array(devices[:chips]), ("data",), axis_types=(AxisType.Auto,))
-    row, found = compiled(lowered(name, setting, mesh))
+    sizes = MESHES[split](chips)
+    axis_types = (AxisType.Auto,) * len(AXES)
+    placement = Placement(Mesh(np.array(devices[:chips]).reshape(sizes), AXES, axis_types))
+    row, found = compiled(lowered(name, setting, placement))
     logits = setting.batch * setting.size[0] * setting.size[1] * setting.num_classes
     own = model_flops(setting, name == "training")
     row |= {
@@ -156,6 +189,8 @@ def measure(topology: str, chips: int, devices: Any, name: str, setting: Setting
         "topology": topology,
         "device": devices[0].device_kind,
         "chips": chips,
+        "mesh": split,
+        "mesh_sizes": sizes,
         "batch_per_chip": setting.batch,
         "model_flops": own,
         "flops_ratio": row["flops"] / own,
@@ -163,13 +198,16 @@ def measure(topology: str, chips: int, devices: Any, name: str, setting: Setting
         "convolution_dtypes": sorted(found.convolution_dtypes()),
         "float32_logits": found.widest("f32", logits),
         "logits_moved": found.moved(logits),
-        "fits": row["memory"]["peak"] < TOPOLOGIES[topology] * 1e9,
+        "fits": row["memory"]["peak"] < (TOPOLOGIES | SLICES)[topology] * 1e9,
     }
+    gathered = row["collectives"].get("all-gather", {"bytes": 0})["bytes"]
     row["checks"] = {
         "bfloat16 on the matrix unit": row["convolution_dtypes"] == ["bf16"],
         "FLOPs within 1.2 of the model's": row["flops_ratio"] < 1.2,
         "no float32 logits": not row["float32_logits"],
         "no layout copies of the logits": not row["logits_moved"],
+        "split parameters gathered once, nothing else": gathered
+        <= (split_bytes(setting, placement) if name == "training" else 0),
         "fits": row["fits"],
     }
     return row
@@ -183,7 +221,7 @@ def show(row: dict[str, Any]) -> None:
     )
     failed = [check for check, passed in row["checks"].items() if not passed]
     cells = (
-        f"{row['program']:<9} {row['topology']:<10} {row['chips']} chip(s)",
+        f"{row['program']:<9} {row['topology']:<10} {row['chips']} chip(s) {row['mesh']}",
         f"{row['flops'] / 1e12:6.2f} TFLOP ({row['flops_ratio']:.2f} of the model's)",
         f"{row['bytes_accessed'] / 1e9:6.1f} GB",
         f"peak {row['memory']['peak'] / 1e9:5.2f} GB",
@@ -210,9 +248,9 @@ def main() -> None:
     parser = Parser("benchmarks.tpu_aot", __doc__)
     parser.add_argument(
         "--topology",
-        choices=TOPOLOGIES,
+        choices=(*TOPOLOGIES, *SLICES),
         action="append",
-        help="topology; may be repeated (default: all)",
+        help="topology; may be repeated (default: all but the larger slices)",
     )
     parser.add_argument(
         "--program",
@@ -227,6 +265,12 @@ def main() -> None:
         action="append",
         help="one chip, or all chips of the topology (default: both)",
     )
+    parser.add_argument(
+        "--mesh",
+        choices=MESHES,
+        action="append",
+        help="split over the chips of a topology; may be repeated (default: data)",
+    )
     parser.add_argument("--batch", type=int, default=128, help="images on each chip")
     parser.add_size()
     parser.add_argument(
@@ -238,6 +282,8 @@ def main() -> None:
     result = (
         json.loads(args.out.read_text()) if args.out.exists() else {"programs": [], "forms": []}
     )
+    for row in result["programs"]:
+        row.setdefault("mesh", "data")  # older rows
     environment = {"python": platform.python_version(), **package_versions(PACKAGES)}
 
     def keep(
@@ -256,19 +302,17 @@ def main() -> None:
     for topology in topology_names:
         devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
         for chips in args.chips or ("one", "slice"):
-            for name in PROGRAMS:
-                if name in chosen:
-                    row = measure(
-                        topology, 1 if chips == "one" else len(devices), devices, name, setting
-                    )
-                    keep("programs", ("topology", "chips", "program"), row, show)
+            count = 1 if chips == "one" else len(devices)
+            for split in (args.mesh or ("data",)) if chips == "slice" else ("data",):
+                for name in (name for name in PROGRAMS if name in chosen):
+                    row = measure(topology, count, split, devices, name, setting)
+                    keep("programs", ("topology", "chips", "mesh", "program"), row, show)
         if "forms" in chosen and topology == topology_names[0]:
             mesh = Mesh(np.array(devices[:1]), ("data",), axis_types=(AxisType.Auto,))
+            one_chip = NamedSharding(mesh, PartitionSpec())
             for operator, forms in cases(setting).items():
                 for form, (function, shapes) in forms.items():
-                    row, _ = compiled(
-                        jax.jit(function).lower(*_shapes(shapes, sharding.on_every_device(mesh)))
-                    )
+                    row, _ = compiled(jax.jit(function).lower(*_shapes(shapes, one_chip)))
                     row |= {
                         "operator": operator,
                         "form": form,

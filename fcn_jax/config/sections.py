@@ -23,6 +23,7 @@ from fcn_jax.config.types import (
     NUMBER,
     AnyPath,
     AtLeastOne,
+    AxisSize,
     BelowOne,
     Count,
     CountOrZero,
@@ -304,6 +305,23 @@ class TrainConfig(Section):
     """When to end the run early. Never if not set."""
 
 
+class MeshConfig(Section):
+    """How training is split over devices, whose number is the product of the three sizes."""
+
+    data: AxisSize = -1
+    """Parts of a batch whose devices each have a copy of the state. -1 takes the remaining devices.
+    See docs/devices.md.
+    """
+    fsdp: AxisSize = 1
+    """Parts of a batch whose devices divide the state: each keeps a part of every large parameter,
+    of its optimizer state and of its average.
+    """
+    spatial: AxisSize = 1
+    """Parts of an image, as bands of rows; for images too large for one device."""
+    fsdp_min_mib: NotNegative = 4.0
+    """Arrays of more MiB are split over fsdp."""
+
+
 class EvalConfig(Section):
     """How a split is scored, in training and by `fcn-jax eval`."""
 
@@ -411,6 +429,7 @@ class Config(Section):
     """
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
+    mesh: MeshConfig = MeshConfig()
     eval: EvalConfig = EvalConfig()
     log: LogConfig = LogConfig()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import core_schema
 
 
@@ -12,6 +12,12 @@ def _number(value: Any) -> Any:
     """Reject values that Pydantic would convert: true to 1, and "8" to 8."""
     if isinstance(value, bool | str):
         raise ValueError("expected a number, without quotes")
+    return value
+
+
+def _axis_size(value: int) -> int:
+    if value != -1 and value < 1:
+        raise ValueError("expected an integer of at least 1, or -1 for the remaining devices")
     return value
 
 
@@ -52,6 +58,7 @@ AtLeastOne = Annotated[float, Field(ge=1.0), NUMBER]
 Count = Annotated[int, Field(ge=1), NUMBER]
 CountOrZero = Annotated[int, Field(ge=0), NUMBER]
 StepCount = Annotated[int, Field(ge=0, lt=2**31), NUMBER]
+AxisSize = Annotated[int, NUMBER, AfterValidator(_axis_size)]
 Seed = Annotated[int, Field(ge=0, lt=2**32), NUMBER]
 Flag = Annotated[bool, Field(strict=True)]
 AnyPath = Annotated[str, BeforeValidator(_path)]

@@ -7,6 +7,7 @@ inputs.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import glob
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from fcn_jax import checkpoint as checkpoints
 from fcn_jax.data import value_range as ranges
@@ -122,6 +124,7 @@ def predict_files(
         protocol=chosen,
         pad_to_multiple=multiple,
         batch_size=batch_size,
+        devices=jax.local_devices(),
         weights=weights,
     )
     scaling = ranges.given_or_recorded(value_range, predictor.value_range)
@@ -143,21 +146,12 @@ def _predict_each(
     value_range: Scaling,
 ) -> Iterator[tuple[Path, Path]]:
     faults = []
-    for file, (mask_path, overlay_path) in targets.items():
-        try:
-            image = read_image(file, value_range=value_range, channels=predictor.channels)
-            mask = predictor(image)
-            overlay = draw.overlay(as_rgb(image), mask, predictor.classes)
-        except DataError as fault:
-            faults.append(str(fault))
+    for file, found in _segmented(predictor, list(targets), value_range):
+        mask_path, overlay_path = targets[file]
+        if isinstance(found, str):
+            faults.append(found)
             continue
-        except (MemoryError, jax.errors.JaxRuntimeError) as error:
-            reason = (str(error).splitlines() or ["no memory is left"])[0]
-            faults.append(
-                f"{file}: cannot be segmented, the image may be too large for the memory "
-                f"({reason[:160]})"
-            )
-            continue
+        mask, overlay = found
         # Another program may have written there in the meantime.
         if problems := _obstacles([mask_path, overlay_path], inputs, overwrite):
             raise WriteError(
@@ -168,6 +162,51 @@ def _predict_each(
         yield mask_path, overlay_path
     if faults:
         raise DataError(f"{len(faults)} of {len(targets)} images left out: {listing(faults)}")
+
+
+def _segmented(
+    predictor: Predictor, files: Sequence[Path], value_range: Scaling
+) -> Iterator[tuple[Path, tuple[np.ndarray, np.ndarray] | str]]:
+    """Yield each file with its mask and overlay, or with the reason why it has none, in order.
+
+    As many images as the predictor has devices are read and segmented together.
+    """
+    for start in range(0, len(files), predictor.num_devices):
+        group = files[start : start + predictor.num_devices]
+        faults, images, masks = {}, {}, {}
+        for file in group:
+            try:
+                images[file] = read_image(
+                    file, value_range=value_range, channels=predictor.channels
+                )
+            except DataError as fault:
+                faults[file] = str(fault)
+        if len(images) > 1:
+            # If the memory does not suffice, each is tried alone, to find those that are too large.
+            with contextlib.suppress(MemoryError, jax.errors.JaxRuntimeError):
+                masks = {file: found.mask for file, found in predictor.stream(images.items())}
+        for file in group:
+            if file in faults:
+                yield file, faults[file]
+            else:
+                yield file, _mask_and_overlay(predictor, file, images.pop(file), masks.get(file))
+
+
+def _mask_and_overlay(
+    predictor: Predictor, file: Path, image: np.ndarray, mask: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray] | str:
+    """The results of an image, which is segmented if `mask` is None; or why it has none."""
+    try:
+        mask = predictor(image) if mask is None else mask
+        return mask, draw.overlay(as_rgb(image), mask, predictor.classes)
+    except DataError as fault:
+        return str(fault)
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        reason = (str(error).splitlines() or ["no memory is left"])[0]
+        return (
+            f"{file}: cannot be segmented, the image may be too large for the memory "
+            f"({reason[:160]})"
+        )
 
 
 def _obstacles(targets: Sequence[Path], inputs: set[tuple[int, int]], overwrite: bool) -> str:

@@ -48,6 +48,7 @@ class Predictor:
         num_classes: number of classes K; 2 for the task "binary".
         channels: number of channels of the images.
         value_range: how the values of image files are scaled; None for each file alone.
+        num_devices: number of devices that share the tiles.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class Predictor:
             batch_size = 8 if in_windows else 1
         self._batch_size = batch_size * max(1, len(devices))
         self._devices = devices if len(devices) > 1 else ()
+        self.num_devices = max(1, len(devices))
         model_task = model.spec.task
         graphdef, state = nnx.split(model)
         self._state = self._placed(state)

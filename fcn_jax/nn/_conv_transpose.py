@@ -16,6 +16,7 @@ from fcn_jax.nn._buffer import Buffer
 from fcn_jax.nn._depthwise_conv_transpose import spread
 from fcn_jax.nn._initializers import Initializer, bilinear, bilinear_depthwise, torch_default
 from fcn_jax.nn._matmul import product
+from fcn_jax.nn._split_rows import block_rows
 from fcn_jax.nn._subpixel import SubpixelLogits, pixel_shuffle
 
 
@@ -95,14 +96,13 @@ def _neighbors(x: jax.Array, kernel: jax.Array, stride: int) -> tuple[list[jax.A
     )
     bands = kernel.reshape(row_taps, stride, col_taps, stride, *kernel.shape[2:])
     # Input pixel b - i reaches block b through the i-th band of rows of the kernel.
-    padded = jnp.pad(
-        x, ((0, 0), (row_taps - 1, row_taps - 1), (col_taps - 1, col_taps - 1), (0, 0))
-    )
+    high, wide = block_rows(rows + row_taps - 1), cols + col_taps - 1
+    padded = jnp.pad(x, ((0, 0), (row_taps - 1, high - rows), (col_taps - 1, wide - cols), (0, 0)))
     neighbors = [
         padded[
             :,
-            row_taps - 1 - i : row_taps - 1 - i + rows + row_taps - 1,
-            col_taps - 1 - j : col_taps - 1 - j + cols + col_taps - 1,
+            row_taps - 1 - i : row_taps - 1 - i + high,
+            col_taps - 1 - j : col_taps - 1 - j + wide,
         ]
         for i in range(row_taps)
         for j in range(col_taps)

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from fcn_jax.nn._split_rows import block_rows
+
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 
@@ -129,7 +131,7 @@ def space_to_depth(settings: Settings, x: jax.Array, kernel: jax.Array, columns:
         -(-height // stride),
         -(-(width + block - stride) // block),
     )
-    high, wide = rows + down - 1, groups + across - 1
+    high, wide = block_rows(rows + down - 1), groups + across - 1
     edges = (
         (padding, stride * high - x.shape[1] - padding, 0),
         (padding, block * wide - x.shape[2] - padding, 0),
@@ -152,4 +154,4 @@ def space_to_depth(settings: Settings, x: jax.Array, kernel: jax.Array, columns:
     )
     kernel = kernel.swapaxes(1, 2).reshape(down, across, deep, columns * out)
     y = xla_conv(Settings(1, 0, 1, 1), x, kernel.astype(x.dtype))
-    return y.reshape(y.shape[0], rows, groups * columns, out)[:, :, :cols]
+    return y.reshape(*y.shape[:2], groups * columns, out)[:, :rows, :cols]

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fcn_jax.nn._split_rows import rows_are_split
+
 
 @jax.custom_vjp
 def product(x: jax.Array, matrix: jax.Array) -> jax.Array:
@@ -30,13 +32,20 @@ def _backward(
 
 
 def _matrix_grad(x: jax.Array, grad: jax.Array) -> jax.Array:
-    # The arrays are flattened because XLA for CPUs lacks some bfloat16 products over several axes.
-    return lax.dot_general(
-        x.reshape(-1, x.shape[-1]),
-        grad.reshape(-1, grad.shape[-1]),
-        (((0,), (0,)), ((), ())),
-        preferred_element_type=jnp.float32,
-    )
+    if not rows_are_split():
+        return _flat_product(x, grad)
+    return lax.platform_dependent(x, grad, cpu=_flat_product, default=_sum_of_products)
+
+
+def _flat_product(x: jax.Array, grad: jax.Array) -> jax.Array:
+    # XLA for CPUs lacks some bfloat16 products over several axes.
+    return _sum_of_products(x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1]))
+
+
+def _sum_of_products(x: jax.Array, grad: jax.Array) -> jax.Array:
+    axes = tuple(range(x.ndim - 1))
+    dimensions = ((axes, axes), ((), ()))
+    return lax.dot_general(x, grad, dimensions, preferred_element_type=jnp.float32)
 
 
 product.defvjp(_forward, _backward)

@@ -11,6 +11,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from fcn_jax.nn._split_rows import block_rows
+
 
 class _Window(NamedTuple):
     """Kernel size, stride, and the padding ((top, bottom), (left, right))."""
@@ -221,9 +223,10 @@ def _gradient_from_winners(
     size, stride, ((top, _), (left, _)) = window
     batch, height, width, channels = x.shape
     reach = -(-size // stride)  # windows that a cell lies in, per side
-    margin = ((0, 0), (reach - 1, reach - 1), (reach - 1, reach - 1), (0, 0))
-    won, share = jnp.pad(winner, margin), jnp.pad(grad, margin)
     rows, cols = (windows + reach - 1 for windows in winner.shape[1:3])
+    more, rows = block_rows(rows) - rows, block_rows(rows)
+    margin = ((0, 0), (reach - 1, reach - 1 + more), (reach - 1, reach - 1), (0, 0))
+    won, share = jnp.pad(winner, margin), jnp.pad(grad, margin)
     offset = np.arange(stride)
     total: Any = 0
     for down, across in np.ndindex(reach, reach):

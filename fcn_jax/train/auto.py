@@ -24,6 +24,7 @@ from fcn_jax.data.splits import Splits
 from fcn_jax.plugins.api import Dataset
 from fcn_jax.recipes import read_run
 from fcn_jax.runtime.progress import Progress
+from fcn_jax.train.sharding import batch_parts
 
 STRIDE = 32
 """Crops are multiples of the largest stride of the usual backbones."""
@@ -32,7 +33,7 @@ LARGEST_CROP = 512
 """Largest side of a crop, in pixels. Images whose shorter side is over twice as long are shrunk."""
 
 BATCH = 8
-"""Images of a step on each device."""
+"""Images of a step in each part of a batch, which is one device without `mesh.spatial`."""
 
 STEPS = 600
 """The least number of steps, if that takes 10 to 200 epochs."""
@@ -210,8 +211,9 @@ def _crop_size(key: str, facts: Facts, config: Config) -> tuple[Values, str]:
 
 
 def _batch_size(key: str, facts: Facts, config: Config) -> tuple[Values, str]:
-    parts = jax.device_count() * config.optim.accumulate_steps
-    wanted = min(len(facts.sizes), max(BATCH * jax.device_count(), parts))
+    split = batch_parts(config.mesh)
+    parts = split * config.optim.accumulate_steps
+    wanted = min(len(facts.sizes), max(BATCH * split, parts))
     devices = f" on {jax.device_count()} devices" if jax.device_count() > 1 else ""
     return {key: max(parts, wanted // parts * parts)}, f"{len(facts.sizes)} images{devices}"
 

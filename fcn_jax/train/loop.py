@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
-from jax.sharding import Mesh, Sharding
 from jax.stages import Compiled
 
 from fcn_jax import checkpoint
@@ -22,7 +21,7 @@ from fcn_jax.runtime import atomic, versions
 from fcn_jax.runtime.compiler import compiler_options
 from fcn_jax.runtime.memory import trim_malloc
 from fcn_jax.runtime.progress import Progress
-from fcn_jax.train import auto, logs, sharding
+from fcn_jax.train import auto, logs
 from fcn_jax.train.early_stopping import EarlyStopping
 from fcn_jax.train.ending import after_a_step, before_any_step
 from fcn_jax.train.groups import Rate
@@ -41,6 +40,7 @@ from fcn_jax.train.saving import (
 from fcn_jax.train.settings import (
     claim,
     other_order,
+    placement_of,
     require_memory,
     require_same_split,
     require_steps,
@@ -50,6 +50,7 @@ from fcn_jax.train.settings import (
 )
 from fcn_jax.train.setup import Setup
 from fcn_jax.train.setup import make as make_setup
+from fcn_jax.train.sharding import Placement
 from fcn_jax.train.signals import StopNow, StopRequest
 from fcn_jax.train.step import Step, TrainState, batch_shapes
 from fcn_jax.train.steps import Loop
@@ -132,7 +133,7 @@ def _train(
     earlier = checkpoint.latest_spec(mirror.store) if continues else None
     inputs = open_inputs(config, earlier[1].value_range if earlier else None)
     config, total_steps = inputs.config, inputs.total_steps
-    mesh = sharding.data_mesh(config.data.batch_size, config.optim.accumulate_steps)
+    placement = placement_of(config)
     batches = inputs.batches()
     held.callback(batches.close)
     require_steps(config, total_steps)
@@ -146,9 +147,14 @@ def _train(
 
     # --------------------------------------------------------------------------------------- set up
     setup, state, step = make_setup(
-        config, inputs.train.classes, total_steps, inputs.pixels, earlier[1] if earlier else None
+        config,
+        inputs.train.classes,
+        total_steps,
+        inputs.pixels,
+        earlier[1] if earlier else None,
+        placement=placement,
     )
-    state = jax.device_put(state, sharding.on_every_device(mesh))
+    state = placement.put(state)
     spec = checkpoint.make_spec(
         setup.spec,
         inputs.train.classes,
@@ -161,11 +167,11 @@ def _train(
     progress = held.enter_context(
         Progress("training", total_steps, done=earlier[0] if earlier else 0, keep=True)
     )
-    _describe(inputs, setup, state, mesh, progress.say)
+    _describe(inputs, setup, state, placement, progress.say)
     if earlier and (warning := other_order(earlier[1].order, inputs.order)):
         progress.say(warning)
     began = time.perf_counter()
-    compiled = _compile(inputs, step, state, sharding.over_batch(mesh))
+    compiled = _compile(inputs, step, state, placement)
     del step  # JAX keeps the traced program as long as the function exists.
     compile_seconds = time.perf_counter() - began
     trim_malloc()  # the compiler's memory
@@ -220,7 +226,7 @@ def _train(
         spec=spec,
         compiled=compiled,
         batches=batches,
-        batch_sharding=sharding.over_batch(mesh),
+        placement=placement,
         checkpoints=checkpoints,
         records=records,
         log=log,
@@ -253,7 +259,11 @@ def _train(
 
 
 def _describe(
-    inputs: Inputs, setup: Setup, state: TrainState, mesh: Mesh, say: Callable[[str], None]
+    inputs: Inputs,
+    setup: Setup,
+    state: TrainState,
+    placement: Placement,
+    say: Callable[[str], None],
 ) -> None:
     """Print what is trained, and on what."""
     model = inputs.config.model
@@ -261,14 +271,13 @@ def _describe(
     say(
         f"{model.backbone} + {model.head}, {counted:,} parameters, {model.dtype}, "
         f"{len(inputs.train.classes)} classes; {inputs.config.data.dataset}: "
-        f"{len(inputs.train)} train, {len(inputs.val)} val images; "
-        f"{mesh.size} x {jax.devices()[0].device_kind}"
+        f"{len(inputs.train)} train, {len(inputs.val)} val images; {placement}"
     )
     for note in (*inputs.notes, *setup.notes):
         say(note)
 
 
-def _compile(inputs: Inputs, step: Step, state: TrainState, batch_sharding: Sharding) -> Compiled:
+def _compile(inputs: Inputs, step: Step, state: TrainState, placement: Placement) -> Compiled:
     """Compile the training step, which deletes the arrays of the state that it receives.
 
     Raises:
@@ -276,12 +285,17 @@ def _compile(inputs: Inputs, step: Step, state: TrainState, batch_sharding: Shar
     """
     config = inputs.config
     with settings_at_fault("the training step cannot be compiled", config):
-        traced = jax.jit(step, donate_argnums=0, compiler_options=compiler_options()).lower(
+        traced = jax.jit(
+            step,
+            donate_argnums=0,
+            out_shardings=(placement.of(state), placement.everywhere),
+            compiler_options=compiler_options(),
+        ).lower(
             state,
             batch_shapes(
                 config.data.batch_size,
                 config.data.crop_size,
-                batch_sharding,
+                placement.batch,
                 channels=config.model.in_channels,
                 dtype=value_range.dtype_of(inputs.value_range),
             ),

@@ -256,10 +256,7 @@ def require_valid(config: Config) -> None:
         lambda: protocols(known),
         lambda: check_metrics(known.eval.metrics),
         lambda: require_needed(known),
-        lambda: (
-            config.data.batch_size == AUTO
-            or sharding.data_mesh(config.data.batch_size, config.optim.accumulate_steps)
-        ),
+        lambda: placement_of(config),
     )
     found: list[FcnJaxError] = []
     for check in checks:
@@ -271,6 +268,23 @@ def require_valid(config: Config) -> None:
         raise found[0]
     if found:
         raise ConfigError("; ".join(map(str, found)))
+
+
+def placement_of(config: Config) -> sharding.Placement:
+    """Return the placement of state and batches on all devices.
+
+    Settings that are still "auto" are not checked.
+
+    Raises:
+        ConfigError: see `fcn_jax.train.sharding.make_placement`.
+    """
+    batch_size, crop_size = config.data.batch_size, config.data.crop_size
+    return sharding.make_placement(
+        config.mesh,
+        None if batch_size == AUTO else batch_size,
+        accumulate_steps=config.optim.accumulate_steps,
+        rows=None if crop_size == AUTO else crop_size[0],
+    )
 
 
 def protocols(config: Config) -> list[Protocol]:

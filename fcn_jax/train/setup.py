@@ -20,6 +20,7 @@ from fcn_jax.train import groups, losses, optim
 from fcn_jax.train import step as train_step
 from fcn_jax.train.schedules import schedule
 from fcn_jax.train.settings import for_classes, settings_at_fault
+from fcn_jax.train.sharding import Placement
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +56,7 @@ def make(
     earlier: Spec | None = None,
     *,
     blocks: bool | None = None,
+    placement: Placement | None = None,
 ) -> tuple[Setup, train_step.TrainState, train_step.Step]:
     """Build the model, the losses, the optimizer and the training step of a recipe.
 
@@ -69,6 +71,7 @@ def make(
         earlier: spec of the checkpoint that a run is resumed from. Initial weights are not loaded,
             because their file need not exist any more, and losses keep their class weights.
         blocks: see `fcn_jax.train.step.make`.
+        placement: see `fcn_jax.train.step.make`.
 
     Raises:
         ConfigError: settings do not fit together.
@@ -105,6 +108,7 @@ def make(
             ema_warmup=config.optim.ema_warmup,
             frozen=groups.frozen_names(rates),
             freeze_batch_norm=settings.freeze_batch_norm,
+            placement=placement,
         )
     notes = [f"initial weights: {weights}"] if weights else []
     notes += groups.notes(rates, layers, model)

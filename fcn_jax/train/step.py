@@ -15,10 +15,12 @@ from fcn_jax.errors import ConfigError
 from fcn_jax.models.preprocess import normalize
 from fcn_jax.models.segmenter import Segmenter
 from fcn_jax.nn import REMAT_NAMES
+from fcn_jax.nn._split_rows import split_rows
 from fcn_jax.nn._subpixel import prefers_subpixel
 from fcn_jax.plugins.api import Preprocess
 from fcn_jax.train import ema, groups
 from fcn_jax.train.losses import Losses, default_losses
+from fcn_jax.train.sharding import Placement
 
 
 @jax.tree_util.register_dataclass
@@ -58,6 +60,7 @@ def make(
     ema_warmup: bool = False,
     frozen: frozenset[str] = frozenset(),
     freeze_batch_norm: Sequence[str] = (),
+    placement: Placement | None = None,
 ) -> tuple[TrainState, Step]:
     """Make the initial state and the training step of a model.
 
@@ -81,6 +84,7 @@ def make(
             optimizer and no averages.
         freeze_batch_norm: globs over names of batch normalizations whose running statistics are
             used and do not change; see `fcn_jax.train.groups.freeze_batch_norm`.
+        placement: where state and batch lie; None for one device.
 
     Returns:
         The state at step 0, and the function `step(state, batch) -> (state, metrics)`, to be jitted
@@ -108,6 +112,9 @@ def make(
     # random keys, such as dropout's. They never change; each step folds its number into them.
     graphdef, *states = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
     rest = states.pop()
+
+    def reduced(grads: Any) -> Any:
+        return placement.reduced(grads) if placement else grads
 
     @jax.jit  # One program. Separate calls would compile one for each shape.
     def initial(params: Any, batch_stats: Any) -> TrainState:
@@ -153,7 +160,8 @@ def make(
             (loss, (batch_stats, values)), grads = gradient(
                 trained, fixed, batch_stats, _fold(keys, number), batch, divisors
             )
-            return (jax.tree.map(jnp.add, sums, (loss, values, grads)), batch_stats), None
+            added = jax.tree.map(jnp.add, sums, (loss, values, reduced(grads)))
+            return (added, batch_stats), None
 
         # Each part takes every accumulate_steps-th image, so that it lies on all devices.
         parts = jax.tree.map(
@@ -166,15 +174,19 @@ def make(
         )
         return (loss, (batch_stats, values)), grads
 
+    @split_rows(placement.mesh.shape["spatial"] if placement else 1)
     def step(
         state: TrainState, batch: Mapping[str, jax.Array]
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         divisors = losses.divisors(batch["mask"])
         keys = _fold(rest, state.step)
-        trained, fixed = groups.trained(state.params, frozen)
+        whole = state.params, state.batch_stats
+        params, batch_stats = placement.gathered(whole) if placement else whole
         compute = gradient if accumulate_steps == 1 else accumulated
-        result = compute(trained, fixed, state.batch_stats, keys, batch, divisors)
+        result = compute(*groups.trained(params, frozen), batch_stats, keys, batch, divisors)
         (loss, (batch_stats, values)), grads = result
+        grads = reduced(grads)
+        trained, fixed = groups.trained(state.params, frozen)
         updates, opt_state = optimizer.update(grads, state.opt_state, trained)
         trained = optax.apply_updates(trained, updates)
         params = nnx.merge_state(trained, fixed)
@@ -193,7 +205,7 @@ def make(
 def batch_shapes(
     batch_size: int,
     crop_size: tuple[int, int],
-    sharding: jax.sharding.Sharding,
+    sharding: jax.sharding.Sharding | None,
     *,
     channels: int = 3,
     dtype: str = "uint8",

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import Sharding
 from jax.stages import Compiled
 
 from fcn_jax import checkpoint
@@ -27,6 +26,7 @@ from fcn_jax.train.run_directory import RunDirectory
 from fcn_jax.train.saving import Completed
 from fcn_jax.train.setup import Setup
 from fcn_jax.train.signals import StopRequest
+from fcn_jax.train.sharding import Placement
 from fcn_jax.train.speed import Speed
 from fcn_jax.train.validation import Validation
 
@@ -43,7 +43,7 @@ class Loop:
         spec: for checkpoints.
         compiled: the training step. It deletes the arrays of the state that it receives.
         batches: training batches, at the position of `reached`.
-        batch_sharding: placement of a batch.
+        placement: where batches lie.
         checkpoints: receives checkpoints.
         records: receives records of steps, evaluations and checkpoints.
         log: receives the records that others show, too.
@@ -62,7 +62,7 @@ class Loop:
     spec: checkpoint.Spec
     compiled: Compiled
     batches: TrainIterator
-    batch_sharding: Sharding
+    placement: Placement
     checkpoints: checkpoint.Checkpoints
     records: Records
     log: Logs
@@ -126,7 +126,7 @@ class Loop:
     def _take_step(self) -> None:
         with self._speed.waiting():
             batch = next(self.batches)
-        placed = jax.device_put(batch, self.batch_sharding)
+        placed = self.placement.put_batch(batch)
         before = self.reached
         if self._one_at_a_time:
             jax.block_until_ready((before.state, placed))

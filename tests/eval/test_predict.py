@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from fcn_jax.eval import draw, predict
 from fcn_jax.eval.predict import find_images, predict_files
 from fcn_jax.eval.predictor import Predictor
 from fcn_jax.models.build import build
+from tests.helpers import scenes
 
 SPEC = ModelSpec("tiny", "fcn32s", 3, backbone_options={"width": 4})
 CLASSES = Classes(("a", "b", "c"), ((0, 0, 0), (1, 0, 0), (2, 0, 0)))
@@ -520,3 +523,43 @@ def test_pads_images_of_many_sizes_with_a_note(model, tmp_path, compiled):
     masks_match("few", 1)
     assert len(set(compiled)) == 8
     assert len(lines) == 1, "a note only if images are padded"
+
+
+DEVICES = """
+import sys
+import jax
+from pathlib import Path
+from fcn_jax.errors import DataError
+from fcn_jax.eval.predict import predict_files
+
+model, images, output = sys.argv[1:]
+every = jax.local_devices
+for count in (1, 2):
+    jax.local_devices = lambda: every()[:count]
+    try:
+        print(len(list(predict_files(model, [images], Path(output) / str(count)))))
+    except DataError as error:
+        print(error)
+"""
+
+
+@pytest.mark.slow
+def test_results_do_not_depend_on_the_number_of_devices(model, tmp_path):
+    for number in range(4):
+        photograph(tmp_path / "images" / f"{number}.png", number)
+    (tmp_path / "images" / "1.png").write_bytes(b"not an image")
+    Image.new("RGB", (9, 17)).save(tmp_path / "images" / "4.png")
+    done = subprocess.run(
+        [sys.executable, "-c", DEVICES, str(model), str(tmp_path / "images"), str(tmp_path)],
+        env=scenes.environment(2),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("1 of 5 images left out") == 2
+    one, two = contents(tmp_path / "1"), contents(tmp_path / "2")
+    assert one == two
+    assert len(one) == 8
+    assert len(set(one.values())) == 8

@@ -173,25 +173,21 @@ def test_resumes_a_run_that_a_signal_stopped_bit_for_bit(
 
 
 @pytest.mark.slow
-def test_eight_devices_match_the_losses_of_one(
-    finished: Path, data: Path, recipe: Path, tmp_path: Path
-) -> None:
-    outcome = scenes.train(
-        recipe, data, tmp_path / "eight", "--set", "model.backbone_options.dropout=0", devices=8
-    )
-    assert outcome.returncode == 0, outcome.stderr
-    assert "8 x cpu" in outcome.stderr
-    alone = scenes.train(
-        recipe, data, tmp_path / "one", "--set", "model.backbone_options.dropout=0"
-    )
-    assert alone.returncode == 0, alone.stderr
-    one, eight = (
-        np.array([record["loss"] for record in records(tmp_path / run, "train")])
-        for run in ("one", "eight")
-    )
-    assert len(one) == STEPS
+def test_eight_devices_match_the_losses_of_one(data: Path, recipe: Path, tmp_path: Path) -> None:
+    def losses(name: str, *settings: str, devices: int = 8) -> np.ndarray:
+        more = [f"--set={setting}" for setting in ("model.backbone_options.dropout=0", *settings)]
+        outcome = scenes.train(recipe, data, tmp_path / name, *more, devices=devices)
+        assert outcome.returncode == 0, outcome.stderr
+        assert f"{devices} x cpu" in outcome.stderr
+        found = [record["loss"] for record in records(tmp_path / name, "train")]
+        assert len(found) == STEPS
+        return np.array(found)
+
+    one = losses("one", devices=1)
     # Sums over the batch have another order: a few ulps per step, which grow over twenty steps.
-    np.testing.assert_allclose(eight, one, rtol=2e-4)
+    np.testing.assert_allclose(losses("eight"), one, rtol=2e-4)
+    split = losses("split", "mesh.fsdp=2", "mesh.spatial=2", "mesh.fsdp_min_mib=0")
+    np.testing.assert_allclose(split, one, rtol=2e-4)
 
 
 @pytest.mark.slow

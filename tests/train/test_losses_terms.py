@@ -237,11 +237,12 @@ import json
 import jax
 import numpy as np
 from fcn_jax.api import LossContext
+from fcn_jax.config import MeshConfig
 from fcn_jax.train import sharding
 from fcn_jax.train.losses import builtin, terms
 
 rng = np.random.default_rng(0)
-mesh = sharding.data_mesh(4)
+placement = sharding.make_placement(MeshConfig(), 4)
 found = {}
 for task in ("multiclass", "binary", "multilabel"):
     channels = 1 if task == "binary" else 4
@@ -259,7 +260,7 @@ for task in ("multiclass", "binary", "multilabel"):
         loss = terms.Losses((terms.Term("a", 1.0, built, True, {}),))
         run = jax.jit(jax.value_and_grad(lambda z, y: loss({"out": z}, y, 0.0)[0]))
         alone = run(logits, labels)
-        value, grad = run(*jax.device_put((logits, labels), sharding.over_batch(mesh)))
+        value, grad = run(*jax.device_put((logits, labels), placement.batch))
         assert len(grad.sharding.device_set) == 2
         change = np.abs(np.asarray(grad) - np.asarray(alone[1])).max()
         found[f"{name} {task}"] = [float(value), float(alone[0]), float(change)]

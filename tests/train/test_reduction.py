@@ -21,16 +21,16 @@ lax.platform_dependent = lambda *args, default=None, **forms: forms.get(sys.argv
 
 import fcn_jax
 from fcn_jax.api import Preprocess
+from fcn_jax.config import MeshConfig
 from fcn_jax.train import sharding
 from fcn_jax.train import step as train_step
 
-mesh = sharding.data_mesh(4)
+placement = sharding.make_placement(MeshConfig(), 4)
 model = fcn_jax.build_model("resnet18", "fcn32s", 5, dtype="bfloat16", rngs=nnx.Rngs(0))
 tpu = sys.argv[1] == "tpu"
-state, step = train_step.make(model, optax.sgd(0.1), Preprocess(), blocks=tpu)
+state, step = train_step.make(model, optax.sgd(0.1), Preprocess(), blocks=tpu, placement=placement)
 batch = {"image": np.zeros((4, 64, 64, 3), np.uint8), "mask": np.zeros((4, 64, 64), np.uint8)}
-state = jax.device_put(state, sharding.on_every_device(mesh))
-batch = jax.device_put(batch, sharding.over_batch(mesh))
+state, batch = placement.put(state), placement.put_batch(batch)
 jax.jit(step).lower(state, batch).compile()
 print(sum(leaf.size for leaf in jax.tree.leaves(state.params)))
 """
