@@ -25,8 +25,8 @@ from fcn_jax.train.records import Records
 from fcn_jax.train.run_directory import RunDirectory
 from fcn_jax.train.saving import Completed
 from fcn_jax.train.setup import Setup
-from fcn_jax.train.signals import StopRequest
 from fcn_jax.train.sharding import Placement
+from fcn_jax.train.signals import StopRequest
 from fcn_jax.train.speed import Speed
 from fcn_jax.train.validation import Validation
 
