@@ -13,6 +13,7 @@ from fcn_jax.cli import (
     convert,
     data,
     evaluate,
+    launch,
     plan,
     plugins,
     pretrained,
@@ -23,7 +24,7 @@ from fcn_jax.cli import (
     verify,
 )
 from fcn_jax.errors import FcnJaxError, TrainingError
-from fcn_jax.runtime import cache, process, versions
+from fcn_jax.runtime import cache, distributed, process, versions
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,26 +50,44 @@ def main(argv: Sequence[str] | None = None) -> int:
     log, handler = logging.getLogger("fcn_jax"), _warnings()
     log.addHandler(handler)
     propagated, log.propagate = log.propagate, False
+    status, failed = 1, True
     try:
-        status = int(args.call(args))
+        if hasattr(args, "coordinator"):
+            distributed.join(
+                args.coordinator,
+                args.process_id,
+                args.num_processes,
+                seconds=args.connect_timeout,
+            )
+        status, failed = int(args.call(args)), False
         sys.stdout.flush()
         return status
     except BrokenPipeError:
         # Nobody reads the output, as after `| head`. Python would flush it again when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+        status = 128 + signal.SIGPIPE
+        return status
     except FcnJaxError as error:
+        distributed.fail(error)
         if args.debug:
             raise
-        print(f"fcn-jax: error: {_one_line(error)}", file=sys.stderr)
-        return 1 if isinstance(error, TrainingError) else 2
+        if not distributed.is_known(error):  # else another process prints it
+            print(f"fcn-jax: error: {distributed.name()}{_one_line(error)}", file=sys.stderr)
+        status = 1 if isinstance(error, TrainingError) else 2
+        return status
     except KeyboardInterrupt as error:
+        distributed.fail(error)
         if str(error):
             print(f"fcn-jax: {_one_line(error)}", file=sys.stderr)
-        return 130
+        status = 130
+        return status
+    except BaseException as error:
+        distributed.fail(error)
+        raise
     finally:
         log.removeHandler(handler)
         log.propagate = propagated
+        distributed.leave(status, failed=failed)
 
 
 def _warnings() -> Any:
@@ -96,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     version = versions.package_versions(["fcn-jax"])["fcn-jax"] or "(not installed)"
     parser.add_argument("--version", action="version", version=f"fcn-jax {version}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    training, weights = (train, plan, evaluate, report, data), (convert, pretrained, verify)
-    for group in (*training, *weights, plugins, recipes, settings):
+    training, weights = (train, launch, plan, evaluate), (convert, pretrained, verify)
+    for group in (*training, report, data, *weights, plugins, recipes, settings):
         group.add_commands(commands)
     return parser

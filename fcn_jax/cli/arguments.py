@@ -133,6 +133,23 @@ def add_license(parser: Any) -> None:
     parser.add_argument("--accept-license", metavar="LICENSE", type=accepted, help=about)
 
 
+def add_processes(parser: Any) -> None:
+    """Add the arguments that join several processes; see `fcn_jax.runtime.distributed.join`."""
+    add = parser.add_argument_group(
+        "processes",
+        "Processes that SLURM, Open MPI, Kubernetes or Cloud TPUs started together are detected. "
+        "Elsewhere, start each with these (see docs/hosts.md and fcn-jax launch).",
+    ).add_argument
+    about = "Address of process 0, the same in all processes."
+    add("--coordinator", metavar="HOST:PORT", help=about)
+    about = "Number of this process, from 0 to N - 1."
+    add("--process-id", metavar="I", type=int, help=about)
+    about = "Number of processes; 1 alone turns the detection off."
+    add("--num-processes", metavar="N", type=int, help=about)
+    about = "Time limit until all processes are connected (default: 300)."
+    add("--connect-timeout", metavar="SECONDS", type=seconds, default=300.0, help=about)
+
+
 def directory(text: str) -> Path:
     """Return the path of a directory."""
     if not text.strip():

@@ -8,7 +8,7 @@ import os
 import sys
 from typing import Any
 
-from fcn_jax.cli.arguments import add_command, add_trained, directory, size
+from fcn_jax.cli.arguments import add_command, add_processes, add_trained, directory, size
 from fcn_jax.errors import ConfigError
 
 
@@ -17,6 +17,7 @@ def add_commands(commands: Any) -> None:
     about = "Score a trained model on a split (see docs/evaluation.md)."
     evaluate = add_command(commands, "eval", about, _eval)
     add_trained(evaluate)
+    add_processes(evaluate)
     add = evaluate.add_argument
     add("--data", metavar="DIR", help="Folder of the dataset (default: that of the run).")
     add("--dataset", metavar="NAME", help="Registered dataset (default: that of the run).")
@@ -29,6 +30,7 @@ def add_commands(commands: Any) -> None:
     about = "Segment images. For each, write STEM.png (an indexed mask) and STEM_overlay.png."
     predict = add_command(commands, "predict", about, _predict)
     add_trained(predict)
+    add_processes(predict)
     add = predict.add_argument
     add("images", metavar="IMAGE", nargs="+", help="Image files, folders or glob patterns.")
     about = "Folder to write to (default: predictions)."
@@ -93,7 +95,7 @@ def _numbers(text: str) -> tuple[float, ...]:
 def _eval(args: argparse.Namespace) -> int:
     from fcn_jax.eval import stored
     from fcn_jax.eval.evaluate import evaluate_checkpoint
-    from fcn_jax.runtime import json_text
+    from fcn_jax.runtime import distributed, json_text
 
     images = stored.ImageScores()
     outcome = evaluate_checkpoint(
@@ -112,6 +114,8 @@ def _eval(args: argparse.Namespace) -> int:
     )
     if note := stored.keep(outcome, images):
         print(f"note: {note}", file=sys.stderr)
+    if not distributed.is_first():
+        return 0
     if args.json:
         for note in outcome.notes:
             print(f"note: {note}", file=sys.stderr)

@@ -7,7 +7,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fcn_jax.cli.arguments import add_command, add_repeated, add_weights, directory, steps
+from fcn_jax.cli.arguments import (
+    add_command,
+    add_processes,
+    add_repeated,
+    add_weights,
+    directory,
+    steps,
+)
 
 
 def add_commands(commands: Any) -> None:
@@ -33,6 +40,7 @@ def add_commands(commands: Any) -> None:
         "run or checkpoint (default: random values).",
     )
     add_weights(parser)
+    add_processes(parser)
     about = "Run directory, to which everything is written (default: runs/RECIPE). A run in it is "
     about += "continued from its last checkpoint."
     add("--workdir", metavar="DIR", type=directory, help=about)
@@ -50,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
     from fcn_jax import recipes
     from fcn_jax.config import parse
+    from fcn_jax.runtime import distributed
     from fcn_jax.train.loop import train
     from fcn_jax.train.profiling import Steps
     from fcn_jax.train.settings import start_from
@@ -71,6 +80,9 @@ def run(args: argparse.Namespace) -> int:
     config = parse(recipes.override(table, [*args.set, *given]), recipe)
     profile = Steps(*args.profile) if args.profile else None
     result = train(config, workdir, profile=profile)
+    status = 128 + signal.Signals[result.stopped_by].value if result.stopped_by else 0
+    if not distributed.is_first():
+        return status
     if not result.was_finished:
         _print_times(workdir)
     again = f"fcn-jax train --workdir {shlex.quote(str(workdir))}"
@@ -79,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
         if result.saved:
             saved = f"the work up to step {result.saved} is saved; continue with: {again}"
         print(f"stopped by {result.stopped_by} after step {result.step}: {saved}")
-        return 128 + signal.Signals[result.stopped_by].value
+        return status
     if result.was_finished:
         print(
             f"{workdir} is finished (step {result.step}). To train more, start another run from "

@@ -7,7 +7,7 @@ some images twice in an epoch and others not at all, so checkpoints record a fin
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grain
@@ -26,6 +26,7 @@ def batches(
     batch_size: int,
     seed: int,
     epochs: int | None = None,
+    rows: Sequence[int] | None = None,
 ) -> grain.MapDataset[Any]:
     """Shuffle, transform and batch records.
 
@@ -38,16 +39,30 @@ def batches(
         batch_size: number of elements in a batch, at most N.
         seed: 0 to 2**32 - 1.
         epochs: number of epochs; None never stops.
+        rows: elements of each batch, by their position in it; all if None. Only they are read.
     """
     whole = len(records) // batch_size * batch_size
-    return (
-        records.seed(seed)
-        .shuffle()
-        .random_map(transform)
-        .slice(slice(0, whole))
-        .batch(batch_size)
-        .repeat(epochs)
-    )
+    elements = records.seed(seed).shuffle().random_map(transform).slice(slice(0, whole))
+    if rows is not None and len(rows) < batch_size:
+        elements, batch_size = _Rows(elements, batch_size, rows), len(rows)
+    return elements.batch(batch_size).repeat(epochs)
+
+
+class _Rows(grain.MapDataset[Any]):
+    """Some rows of each batch, which is a group of `batch_size` elements."""
+
+    def __init__(self, parent: grain.MapDataset[Any], batch_size: int, rows: Sequence[int]) -> None:
+        super().__init__(parent)
+        self._batch_size, self._rows = batch_size, tuple(rows)
+
+    def __len__(self) -> int:
+        return len(self._parent) // self._batch_size * len(self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return self.slice(index)
+        batch, row = divmod(index, len(self._rows))  # Whole batches: this holds over epochs, too.
+        return self._parent[batch * self._batch_size + self._rows[row]]
 
 
 def indices(

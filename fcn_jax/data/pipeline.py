@@ -18,7 +18,7 @@ import signal
 import sys
 import threading
 import weakref
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, ClassVar
 
 import cv2
@@ -71,6 +71,7 @@ def train_batches(
     seed: int,
     num_workers: int = 0,
     epochs: int | None = None,
+    rows: Sequence[int] | None = None,
 ) -> TrainIterator:
     """Shuffled, augmented batches.
 
@@ -84,6 +85,9 @@ def train_batches(
         seed: 0 to 2**32 - 1.
         num_workers: number of processes that decode and augment; 0 uses threads of this process.
         epochs: number of epochs; None never stops.
+        rows: images of each batch that this process reads, by their position in the batch; all if
+            None. Batch and position decide which image it is, and how it is augmented, so the
+            batches of all processes together are those of one process.
 
     Returns:
         Iterator of {"image": u8[B,h,w,C], "mask": u8[B,h,w]}; images of stored values may be f32.
@@ -103,11 +107,14 @@ def train_batches(
         batch_size=batch_size,
         seed=seed,
         epochs=epochs,
+        rows=rows,
     )
     return TrainIterator(batches, num_workers)
 
 
-def eval_examples(source: Source, *, num_workers: int = 0) -> Generator[Example, None, None]:
+def eval_examples(
+    source: Source, *, num_workers: int = 0, images: slice | None = None
+) -> Generator[Example, None, None]:
     """Every image of a source, whole and at its own size, in order.
 
     Nothing is dropped or cropped, except that a `SkippingSource` leaves out images that are found
@@ -117,14 +124,16 @@ def eval_examples(source: Source, *, num_workers: int = 0) -> Generator[Example,
     Args:
         source: the images.
         num_workers: number of processes that decode; 0 uses threads of this process.
+        images: only these.
 
     Raises:
         ConfigError: a value is out of range.
         TrainingError: raised by the generator if workers are killed again and again.
     """
     _check_workers(num_workers)
-    decoded = grain.MapDataset.source(source).map(source.decode)
-    return _examples(decoded, num_workers, skips=isinstance(source, SkippingSource))
+    records = grain.MapDataset.source(source).slice(images or slice(None))
+    skips = isinstance(source, SkippingSource)
+    return _examples(records.map(source.decode), num_workers, skips=skips)
 
 
 class TrainIterator(grain.DatasetIterator[Batch]):

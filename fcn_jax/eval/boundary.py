@@ -50,6 +50,10 @@ class BoundaryIoU:
         both = true & predicted & (ground_truth == prediction)
         self._intersection += np.bincount(ground_truth[both], minlength=number)
 
+    def counts(self) -> list[np.ndarray]:
+        """All counts, i64[K]."""
+        return [self._intersection, self._sizes]
+
     def scores(self) -> np.ndarray:
         """f64[K]; NaN for a class that occurs in neither ground truth nor prediction."""
         with np.errstate(invalid="ignore"):

@@ -46,6 +46,10 @@ class Calibration:
         sums = np.bincount(bins, weights=np.rint(values * _UNITS), minlength=BINS)
         self._confidence += sums.astype(np.int64)
 
+    def counts(self) -> list[np.ndarray]:
+        """All counts, i64[BINS]."""
+        return [self._pixels, self._right, self._confidence]
+
     def score(self) -> float:
         """The expected calibration error, 0 to 1; NaN if no pixel counts."""
         total = self._pixels.sum()

@@ -30,6 +30,7 @@ from fcn_jax.models.segmenter import Segmenter
 from fcn_jax.plugins import registry
 from fcn_jax.plugins.api import Classes, Example
 from fcn_jax.recipes import read_run
+from fcn_jax.runtime import distributed
 from fcn_jax.runtime.progress import Progress
 
 
@@ -38,7 +39,8 @@ def score_each(
 ) -> Generator[tuple[Example, np.ndarray], None, None]:
     """Segment the images of a source by the predictor's protocol, and count their pixels.
 
-    The next images are decoded while one is computed.
+    The next images are decoded while one is computed. Of several processes, each takes its share of
+    the images; see `share`.
 
     Args:
         predictor: the model.
@@ -50,12 +52,43 @@ def score_each(
         Generator of each example that the protocol scores with its predicted mask u8[H,W], in
         order. Close it to stop early.
     """
-    with contextlib.closing(eval_examples(source, num_workers=workers)) as found:
+    images = share(source, predictor.protocol)
+    with contextlib.closing(eval_examples(source, num_workers=workers, images=images)) as found:
         examples = predictor.protocol.examples(found)
         pairs = ((example, example.image) for example in examples)
         for example, prediction in predictor.stream(pairs, confidence=meter.needs_confidence):
             meter.add(example.mask, *prediction)
             yield example, prediction.mask
+
+
+def share(source: Source, protocol: Protocol) -> slice:
+    """Return the images that this process scores: neighbors, as many as in other processes.
+
+    The processes compute without waiting for one another, so their numbers of images may differ by
+    one. A protocol that depends on several images together is computed by each process.
+    """
+    count = distributed.count() if protocol.by_image else 1
+    index = distributed.index() if protocol.by_image else 0
+    return slice(len(source) * index // count, len(source) * (index + 1) // count)
+
+
+def add_up(meter: Meter, images: int, protocol: Protocol, *, stopped: bool = False) -> int | None:
+    """Add up what the processes have counted, in all of them.
+
+    Args:
+        meter: counts of this process, which become those of all.
+        images: number of images that this process has scored.
+        protocol: of the evaluation.
+        stopped: the evaluation was not completed here.
+
+    Returns:
+        The number of images, or None if a process was stopped.
+    """
+    numbers = np.array([images, stopped], np.int64)
+    if distributed.count() > 1:
+        distributed.add_up([*(meter.counts() if protocol.by_image else []), numbers])
+    total, stops = numbers.tolist()
+    return None if stops else total if protocol.by_image else images
 
 
 def choose_multiple(source: Source, protocol: Protocol, *, exact: bool = False) -> tuple[int, str]:
@@ -81,7 +114,7 @@ def evaluate(
     workers: int = 0,
     each: Callable[[Example, np.ndarray], None] | None = None,
 ) -> Evaluation:
-    """Score a model on a source.
+    """Score a model on a source. Several processes share the images, and all return all scores.
 
     Args:
         model: a model, or a predictor; a predictor's own protocol is used.
@@ -92,7 +125,7 @@ def evaluate(
         batch_size: see `Predictor`.
         exact_sizes: run every image at its own size; see `fcn_jax.eval.padding`.
         workers: processes that decode; 0 uses threads of this process.
-        each: called with each scored example and its predicted mask u8[H,W].
+        each: called with each example that this process scores and its predicted mask u8[H,W].
 
     Raises:
         ConfigError: a protocol or metric is unknown, the model has another number of classes than
@@ -115,7 +148,7 @@ def evaluate(
             protocol=chosen,
             pad_to_multiple=multiple,
             batch_size=batch_size,
-            devices=jax.devices(),
+            devices=jax.local_devices(),
         )
     if predictor.num_classes != len(source.classes):
         raise ConfigError(
@@ -128,6 +161,7 @@ def evaluate(
         images += 1
         if each is not None:
             each(example, mask)
+    images = add_up(meter, images, predictor.protocol) or 0
     require_images(images, len(source), predictor.protocol)
     scores = meter.scores()
     return Evaluation(
@@ -246,7 +280,7 @@ def evaluate_checkpoint(
         protocol=chosen,
         pad_to_multiple=multiple,
         batch_size=extra.batch_size if batch_size is None else batch_size,
-        devices=jax.devices(),
+        devices=jax.local_devices(),
         weights=weights,
     )
     names = extra.metrics if metrics is None else metrics

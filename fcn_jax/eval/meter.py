@@ -80,6 +80,12 @@ class Meter:
                 raise ValueError("the metric 'ece' needs the confidence of the prediction")
             self._calibration.add(ground_truth, prediction, confidence)
 
+    def counts(self) -> list[np.ndarray]:
+        """All counts, i64[...], which another meter's may be added to."""
+        parts = [self._matrix.counts, self._matrix.ignored]
+        parts += self._boundary.counts() if self._boundary else []
+        return parts + (self._calibration.counts() if self._calibration else [])
+
     def scores(self) -> Scores:
         """The scores so far."""
         return self._matrix.scores(

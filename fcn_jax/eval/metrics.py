@@ -16,13 +16,13 @@ class ConfusionMatrix:
 
     Attributes:
         counts: i64[K,K]; rows are the ground truth, columns the prediction.
-        ignored: number of pixels whose ground truth is `IGNORE_INDEX`.
+        ignored: i64[], number of pixels whose ground truth is `IGNORE_INDEX`.
     """
 
     def __init__(self, num_classes: int) -> None:
         """Start with zeros."""
         self.counts = np.zeros((num_classes, num_classes), np.int64)
-        self.ignored = 0
+        self.ignored = np.zeros((), np.int64)
 
     def add(self, ground_truth: np.ndarray, prediction: np.ndarray) -> None:
         """Count an image.
@@ -67,7 +67,7 @@ class ConfusionMatrix:
             recall=recall,
             pixels=truth,
             counts=counts,
-            ignored=self.ignored,
+            ignored=int(self.ignored),
             boundary_iou=boundary_iou,
             ece=ece,
         )

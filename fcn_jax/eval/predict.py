@@ -33,7 +33,7 @@ from fcn_jax.eval import draw, padding
 from fcn_jax.eval.evaluate import recipe_of
 from fcn_jax.eval.predictor import Predictor
 from fcn_jax.eval.protocols import D2L, Protocol, choose
-from fcn_jax.runtime import destination
+from fcn_jax.runtime import destination, distributed
 from fcn_jax.runtime.progress import Progress
 
 _OTHER_PICTURES = re.compile(
@@ -58,7 +58,8 @@ def predict_files(
 ) -> Iterator[tuple[Path, Path]]:
     """Segment images; write `STEM.png` (an indexed mask) and `STEM_overlay.png` for each.
 
-    All paths are checked before the checkpoint is read and before anything is written.
+    All paths are checked before the checkpoint is read and before anything is written. Of several
+    processes, each segments its share of the images.
 
     Args:
         checkpoint: a run (its best checkpoint), one of its checkpoints, or a converted model.
@@ -135,12 +136,18 @@ def predict_files(
             )
         if scaling.note:
             say(f"{scaling.note}; --value-range LOW HIGH sets another range")
-    return _predict_each(predictor, targets, inputs, overwrite, scaling)
+    # All processes have looked at the folder before one of them writes.
+    distributed.wait_for_all()
+    number, count = distributed.index(), distributed.count()
+    first, end = len(targets) * number // count, len(targets) * (number + 1) // count
+    own = dict(list(targets.items())[first:end])
+    return _predict_each(predictor, own, len(targets), inputs, overwrite, scaling)
 
 
 def _predict_each(
     predictor: Predictor,
     targets: dict[Path, tuple[Path, Path]],
+    total: int,
     inputs: set[tuple[int, int]],
     overwrite: bool,
     value_range: Scaling,
@@ -160,8 +167,9 @@ def _predict_each(
         draw.write_mask(mask_path, mask, predictor.classes)
         draw.write_overlay(overlay_path, overlay)
         yield mask_path, overlay_path
+    faults = [fault for found in distributed.exchange(faults) for fault in found]
     if faults:
-        raise DataError(f"{len(faults)} of {len(targets)} images left out: {listing(faults)}")
+        raise DataError(f"{len(faults)} of {total} images left out: {listing(faults)}")
 
 
 def _segmented(

@@ -29,10 +29,12 @@ class Protocol:
     Attributes:
         name: the name in settings and results.
         many_sizes: whether the network sees as many sizes as the images have.
+        by_image: whether each image is scored without regard to the others.
     """
 
     name: ClassVar[str]
     many_sizes: ClassVar[bool] = False
+    by_image: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -173,6 +175,7 @@ class D2L(Protocol):
     """
 
     name = "d2l"
+    by_image = False
     crop: Size = (320, 480)
     drop_last: int = 32
     seed: int = 0

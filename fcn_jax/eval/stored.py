@@ -7,6 +7,7 @@ image. The pictures are next to it. `fcn-jax report` shows them without the data
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
 import re
@@ -26,7 +27,7 @@ from fcn_jax.eval.draw import colorize
 from fcn_jax.eval.evaluation import Evaluation
 from fcn_jax.eval.metrics import ConfusionMatrix
 from fcn_jax.plugins.api import IGNORE_INDEX, Classes, Example
-from fcn_jax.runtime import atomic, json_text
+from fcn_jax.runtime import atomic, distributed, json_text
 
 FOLDER = "evaluations"
 TRAINING = "training"
@@ -74,6 +75,11 @@ class _Picture:
     truth: np.ndarray
     prediction: np.ndarray
 
+    def moved(self, images: int) -> _Picture:
+        """Return the picture with this number of images before those of its process."""
+        score, number = self.order
+        return dataclasses.replace(self, order=(score, number - images))
+
 
 class ImageScores:
     """Collects the scores of each image, and pictures of those with the best and worst mIoU."""
@@ -105,6 +111,32 @@ class ImageScores:
                     kept.append(picture)
                     kept.sort(key=lambda one: one.order, reverse=largest_first)
                     del kept[self._keep :]
+
+    def gather(self) -> None:
+        """Collect the scores and pictures of all processes in the first one. All must call it."""
+        if distributed.count() == 1:
+            return
+        kept = [*self._best, *(one for one in self._worst if one not in self._best)]
+        orders = [one.order for one in kept]
+        found = distributed.exchange([len(self._scores), orders])
+        # From here on, an image's number counts those of the processes before.
+        starts = np.cumsum([0, *(count for count, _ in found)]).tolist()
+        ranked = sorted(
+            (score, number - start)
+            for start, (_, others) in zip(starts, found, strict=False)
+            for score, number in others
+        )
+        wanted = {*ranked[: self._keep], *ranked[-self._keep :]}
+        mine = [one.moved(starts[distributed.index()]) for one in kept]
+        scores = distributed.gather(json.dumps([vars(one) for one in self._scores]).encode())
+        parts = distributed.gather(_packed([one for one in mine if one.order in wanted]))
+        if scores is None or parts is None:
+            return
+        self._scores = [ImageScore(**one) for part in scores for one in json.loads(part)]
+        pictures = sorted(
+            (one for part in parts for one in _unpacked(part)), key=lambda one: one.order
+        )
+        self._worst, self._best = pictures[: self._keep], pictures[: -self._keep - 1 : -1]
 
     def store(self, folder: Path, evaluation: Evaluation) -> None:
         """Write an evaluation of these images to `scores.json` in a folder, with the pictures.
@@ -147,13 +179,15 @@ class ImageScores:
 
 
 def keep(evaluation: Evaluation, images: ImageScores) -> str | None:
-    """Store an evaluation in the run of its checkpoint, if it is of a run.
+    """Store an evaluation in the run of its checkpoint, if it is of a run. All processes call it.
 
     Returns:
         A note if the run directory cannot be written, None otherwise.
     """
+    if evaluation.protocol.by_image:
+        images.gather()
     directory = evaluation.checkpoint
-    if directory is None:
+    if directory is None or not distributed.is_first():
         return None
     steps = directory.absolute().parent
     if steps.name != checkpoint.STEPS or not (steps.parent / "config.json").exists():
@@ -197,6 +231,22 @@ def _write(path: Path, picture: _Picture, classes: Classes) -> Iterator[str]:
         with atomic.replacing(path.with_name(name)) as temporary:
             indexed.save(temporary, "PNG", transparency=opacity)
         yield name
+
+
+def _packed(pictures: list[_Picture]) -> bytes:
+    """Return pictures in the format of `numpy.savez_compressed`."""
+    buffer = io.BytesIO()
+    about = json.dumps([(vars(one.score), one.order) for one in pictures])
+    arrays = [array for one in pictures for array in (one.image, one.truth, one.prediction)]
+    np.savez_compressed(buffer, np.frombuffer(about.encode(), np.uint8), *arrays)
+    return buffer.getvalue()
+
+
+def _unpacked(data: bytes) -> Iterator[_Picture]:
+    with np.load(io.BytesIO(data)) as arrays:
+        for number, (score, order) in enumerate(json.loads(arrays["arr_0"].tobytes())):
+            parts = (arrays[f"arr_{3 * number + part}"] for part in (1, 2, 3))
+            yield _Picture(ImageScore(**score), (order[0], order[1]), *parts)
 
 
 def _smaller(array: np.ndarray, interpolation: int) -> np.ndarray:

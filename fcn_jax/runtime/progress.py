@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import io
 import math
 import sys
 import threading
 import time
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
+
+from fcn_jax.runtime import distributed
 
 _PERIOD = 10.0
 """Seconds between lines if the output is not a terminal."""
 
 
+class _Nowhere(io.TextIOBase):
+    """A stream that drops what it receives."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+
 class Progress:
     """A live bar on a terminal; elsewhere a line every 10 seconds. A context manager.
+
+    Of several processes, only the first one prints.
 
     Lines are also printed without an update, so that an item that takes long is no silence.
 
@@ -50,7 +62,8 @@ class Progress:
 
         self._title, self._total, self._done, self._keep = title, total, done, keep
         self._text, self._ended = "", threading.Event()
-        self._console = Console(file=stream or sys.stderr)
+        silent = stream is None and not distributed.is_first()
+        self._console = Console(file=cast(TextIO, _Nowhere()) if silent else stream or sys.stderr)
         self._live = self._console.is_terminal
         self._printed = -math.inf if keep else time.monotonic()
         counts: tuple[Any, ...] = (progress.MofNCompleteColumn(),)

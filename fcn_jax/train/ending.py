@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 
 from fcn_jax.errors import CheckpointError, FcnJaxError, TrainingError, WriteError
+from fcn_jax.runtime.distributed import PeerError
 
 
 def after_a_step(
@@ -25,7 +26,12 @@ def after_a_step(
     again = f"fcn-jax train --workdir {shlex.quote(str(run))}"
     if saved is None:
         kept = "there is no checkpoint to continue from"
-    elif isinstance(error, TrainingError) and problem is None and saved < number:
+    elif (
+        isinstance(error, TrainingError)
+        and not isinstance(error, PeerError)
+        and problem is None
+        and saved < number
+    ):
         kept = f"the last checkpoint is of step {saved}"
     else:
         kept = f"the work up to step {saved} is saved; continue with: {again}"

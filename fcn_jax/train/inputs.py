@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +65,11 @@ class Inputs:
         every = self.epoch_steps * self.config.train.eval_every_epochs
         return step % every == 0 or step == self.total_steps
 
-    def batches(self) -> TrainIterator:
-        """Return the training batches, from the first one of the run on; to be closed."""
+    def batches(self, rows: Sequence[int] | None = None) -> TrainIterator:
+        """Return the training batches, from the first one of the run on; to be closed.
+
+        `rows` are the images of each batch that this process reads; None for all.
+        """
         data = self.config.data
         return train_batches(
             self.train,
@@ -74,6 +77,7 @@ class Inputs:
             batch_size=data.batch_size,
             seed=self.config.train.seed,
             num_workers=data.num_workers,
+            rows=rows,
         )
 
 

@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.stages import Compiled
@@ -17,11 +18,11 @@ from fcn_jax.config import Config
 from fcn_jax.data import value_range
 from fcn_jax.eval.metrics import Scores
 from fcn_jax.plugins import registry
-from fcn_jax.runtime import atomic, versions
+from fcn_jax.runtime import atomic, distributed, versions
 from fcn_jax.runtime.compiler import compiler_options
 from fcn_jax.runtime.memory import trim_malloc
 from fcn_jax.runtime.progress import Progress
-from fcn_jax.train import auto, logs
+from fcn_jax.train import auto, logs, processes
 from fcn_jax.train.early_stopping import EarlyStopping
 from fcn_jax.train.ending import after_a_step, before_any_step
 from fcn_jax.train.groups import Rate
@@ -88,7 +89,9 @@ def train(config: Config, run: str | Path, *, profile: Steps | None = None) -> R
     compiled. Whatever ends the run after its first step, the work up to the last completed step is
     saved if possible; the error says so.
 
-    Training runs in one process, on all of its devices.
+    Training runs on all devices. Several processes that `fcn_jax.runtime.distributed` or
+    `jax.distributed.initialize` has joined train together: all call this function with the same
+    arguments, and the first one writes all files but checkpoints.
 
     Args:
         config: settings.
@@ -105,12 +108,21 @@ def train(config: Config, run: str | Path, *, profile: Steps | None = None) -> R
         TrainingError: the run cannot continue: the loss is not finite, the disk or the memory is
             full, input workers were killed, or an unexpected error occurred, which is chained.
     """
-    with StopRequest() as stop, contextlib.ExitStack() as held:
+    with (
+        StopRequest(distributed.announce_stop) as stop,
+        distributed.sharing_stops(stop.receive),
+        contextlib.ExitStack() as held,
+    ):
         try:
             return _train(config.with_absolute_paths(), Path(run), profile, stop, held)
         except StopNow:
             assert stop.signal is not None
+            distributed.announce_stop(stop.signal, leaving=True)
             return Result(Path(run), 0, None, stop.signal.name)
+        except distributed.PeerStopped as peer:
+            return Result(Path(run), 0, None, peer.signal.name)
+        except Exception as error:
+            raise distributed.cause(error) from error
 
 
 def _train(
@@ -133,17 +145,29 @@ def _train(
     earlier = checkpoint.latest_spec(mirror.store) if continues else None
     inputs = open_inputs(config, earlier[1].value_range if earlier else None)
     config, total_steps = inputs.config, inputs.total_steps
-    placement = placement_of(config)
-    batches = inputs.batches()
+    placement, data = placement_of(config), config.data
+    rows = processes.rows_of(placement.batch, (data.batch_size, *data.crop_size))
+    batches = inputs.batches(rows)
     held.callback(batches.close)
     require_steps(config, total_steps)
+    distributed.require_same(
+        {
+            "recipe": _shared(config),
+            "training images": inputs.identity,
+            "validation images": len(inputs.val),
+            "continues a run": continues,
+            "last checkpoint": earlier[0] if earlier else None,
+        }
+    )
     if earlier:
         require_same_split(run, earlier[1].split, inputs.identity, config.data.train_split)
         stopping = EarlyStopping.read(config, earlier[0], mirror.home, mirror.store)
         is_over = earlier[0] >= total_steps or stopping.is_over
         if is_over and checkpoint.is_evaluated(mirror.store, earlier[0]):
             return Result(run, earlier[0], None, None, earlier[0], was_finished=True)
-    traced = profile.after(earlier[0] if earlier else 0, total_steps) if profile else range(0)
+    traced = range(0)
+    if profile and distributed.is_first():
+        traced = profile.after(earlier[0] if earlier else 0, total_steps)
 
     # --------------------------------------------------------------------------------------- set up
     setup, state, step = make_setup(
@@ -154,7 +178,7 @@ def _train(
         earlier[1] if earlier else None,
         placement=placement,
     )
-    state = placement.put(state)
+    state = processes.place_state(state, placement)
     spec = checkpoint.make_spec(
         setup.spec,
         inputs.train.classes,
@@ -177,7 +201,7 @@ def _train(
     trim_malloc()  # the compiler's memory
 
     # --------------------------------------------------------------------------------------- resume
-    stop.at_once = False
+    processes.begin_together(stop)
     # The directory is made only now: a recipe that does not fit leaves nothing behind.
     directory.open(lambda: require_still(run, config, mirror.home, continues))
     mirror.fetch()
@@ -227,6 +251,7 @@ def _train(
         compiled=compiled,
         batches=batches,
         placement=placement,
+        rows=rows,
         checkpoints=checkpoints,
         records=records,
         log=log,
@@ -248,7 +273,7 @@ def _train(
             seconds=time.perf_counter() - entered,
         )
     except BaseException as error:
-        number = loop.reached.number
+        error, number = distributed.cause(error), loop.reached.number
         if number == 0:
             raise before_any_step(error) from error
         problem = save_after_error(checkpoints, loop.reached, loop.saved, spec)
@@ -256,6 +281,14 @@ def _train(
         raise after_a_step(error, run, number, latest, problem) from error
     latest = checkpoints.latest_step()
     return Result(run, loop.reached.number, loop.scores, stopped_by, latest)
+
+
+def _shared(config: Config) -> dict[str, Any]:
+    """Return the settings that must be the same in all processes."""
+    table = config.model_dump(mode="json")
+    for name in ("root", "num_workers"):
+        del table["data"][name]
+    return table
 
 
 def _describe(
@@ -309,9 +342,12 @@ def _write_settings(
     run: Path, config: Config, spec: checkpoint.Spec, rates: Mapping[str, Rate]
 ) -> None:
     """Write `config.json`, `versions.json` and `parameters.json`. Raises `WriteError`."""
+    if not distributed.is_first():
+        return
     plugins = registry.default()
     made_with = {
         **versions.environment(),
+        "processes": distributed.count(),
         "plugins": spec.plugins,
         "dataset": plugins.record("datasets", config.data.dataset),
         "weights": spec.weights,

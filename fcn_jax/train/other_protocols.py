@@ -11,11 +11,12 @@ from flax import nnx
 
 from fcn_jax.config import Config
 from fcn_jax.data.source import Source
-from fcn_jax.eval.evaluate import choose_multiple, require_images, score_each
+from fcn_jax.eval.evaluate import add_up, choose_multiple, require_images, score_each
 from fcn_jax.eval.meter import Meter
 from fcn_jax.eval.metrics import Scores
 from fcn_jax.eval.predictor import Predictor
 from fcn_jax.eval.protocols import Protocol
+from fcn_jax.train.processes import on_this_process
 from fcn_jax.train.settings import protocols
 from fcn_jax.train.signals import StopRequest
 from fcn_jax.train.step import TrainState
@@ -51,23 +52,27 @@ class OtherProtocols:
 
         If there are averages of the weights, they are scored.
         """
-        values = state.params, state.batch_stats
+        values = on_this_process((state.params, state.batch_stats))
+        average = on_this_process(state.ema)
         found = {}
         for name, protocol in self._protocols.items():
             if name not in self._predictors:
                 self._predictors[name] = self._predictor(protocol, *values)
             predictor = self._predictors[name]
-            predictor.update(*values, *([] if state.ema is None else [state.ema]))
+            predictor.update(*values, *([] if average is None else [average]))
             meter = Meter(len(self._source.classes), self._config.eval.metrics)
             workers, images = self._config.data.num_workers, 0
             with contextlib.closing(
                 score_each(predictor, self._source, meter, workers=workers)
             ) as examples:
                 for _ in examples:
-                    if stop.signal:
-                        return None
                     images += 1
-            require_images(images, len(self._source), protocol)
+                    if stop.signal:
+                        break
+            total = add_up(meter, images, protocol, stopped=stop.signal is not None)
+            if total is None:
+                return None
+            require_images(total, len(self._source), protocol)
             found[name] = meter.scores()
         return found
 
@@ -84,5 +89,5 @@ class OtherProtocols:
             protocol=protocol,
             pad_to_multiple=multiple,
             batch_size=self._config.eval.batch_size,
-            devices=jax.devices(),
+            devices=jax.local_devices(),
         )

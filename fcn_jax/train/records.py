@@ -1,4 +1,4 @@
-"""`metrics.jsonl` of a run."""
+"""`metrics.jsonl` of a run. Of several processes, only the first one writes it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import contextlib
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from fcn_jax.runtime import json_text
+from fcn_jax.runtime import distributed, json_text
 from fcn_jax.runtime.atomic import write_errors, write_text
 
 
@@ -27,6 +27,9 @@ class Records:
             WriteError: the file cannot be written.
         """
         self._path = path
+        self._file: TextIO | None = None
+        if not distributed.is_first():
+            return
         with write_errors(path):
             if path.exists():
                 lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -41,14 +44,17 @@ class Records:
 
     def write(self, **record: Any) -> None:
         """Append a record; numbers that are not finite become null. Raises `WriteError`."""
+        if self._file is None:
+            return
         with write_errors(self._path):
             self._file.write(json_text.dumps(record) + "\n")
             self._file.flush()
 
     def close(self) -> None:
         """Close the file."""
-        with contextlib.suppress(OSError):  # `write` has raised it already
-            self._file.close()
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # `write` has raised it already
+                self._file.close()
 
 
 def _step_and_event(line: str) -> tuple[float, Any]:

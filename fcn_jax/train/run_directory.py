@@ -14,7 +14,7 @@ from types import TracebackType
 
 from fcn_jax.checkpoint import place
 from fcn_jax.errors import ConfigError, WriteError
-from fcn_jax.runtime import atomic
+from fcn_jax.runtime import atomic, distributed
 from fcn_jax.runtime.atomic import write_errors
 
 try:
@@ -65,6 +65,8 @@ def _remove(path: Path) -> None:
 class RunDirectory:
     """Context manager that holds the lock of a run directory.
 
+    Of several processes of one job, only the first one writes and locks.
+
     The lock is on the directory itself (`flock`), so it needs no file, and the system releases it
     whenever the process ends. If the file system has no locks, the run continues without. The file
     `process.json` names the process only for messages: a killed process leaves it behind.
@@ -83,6 +85,7 @@ class RunDirectory:
         self._made: list[Path] = []
         self._before: Set[str] = _WRITTEN
         self._named = False
+        self._first = distributed.is_first()
 
     def __enter__(self) -> RunDirectory:
         """Check that a run can be written there, and lock the directory if it exists.
@@ -93,6 +96,8 @@ class RunDirectory:
         """
         path = self._path
         above = path
+        if not self._first:
+            return self
         if "\0" in str(path):
             raise ConfigError(f"{str(path)!r}: a path cannot contain a zero byte; {_ANOTHER}")
         if place.is_remote(path):
@@ -129,9 +134,21 @@ class RunDirectory:
             check: called under the lock, when no other process can write there any more.
 
         Raises:
-            ConfigError: another process trains there.
+            ConfigError: another process trains there, or the first process of the job has made the
+                directory elsewhere.
             WriteError: it cannot be made.
         """
+        if self._first:
+            self._make(check)
+        distributed.wait_for_all()
+        if not self._path.is_dir():
+            raise ConfigError(
+                f"{self._path}: process 0 has made this directory, and process "
+                f"{distributed.index()} does not see it; name one on a file system that all "
+                "processes share with --workdir"
+            )
+
+    def _make(self, check: Callable[[], None]) -> None:
         with write_errors(self._path, "cannot be made"):
             folders = (self._path, *self._path.parents)
             missing = [folder for folder in folders if not folder.exists()]
@@ -163,7 +180,7 @@ class RunDirectory:
         if self._named:
             with contextlib.suppress(OSError):
                 (self._path / _HOLDER).unlink()
-        if not self.keep:
+        if not self.keep and self._first:
             self._remove()
         if self._lock is not None:
             os.close(self._lock)

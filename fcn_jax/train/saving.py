@@ -17,7 +17,7 @@ from fcn_jax import checkpoint
 from fcn_jax.config.sections import TrainConfig
 from fcn_jax.errors import TrainingError, WriteError
 from fcn_jax.models.names import named
-from fcn_jax.runtime import atomic
+from fcn_jax.runtime import atomic, distributed
 from fcn_jax.train.ending import gist
 from fcn_jax.train.groups import parameter_names
 from fcn_jax.train.step import TrainState
@@ -101,11 +101,14 @@ class Completed:
         what = f"the loss of step {self.number} is {loss}"
         if math.isfinite(loss):
             what += f", but after it {len(broken)} parameters are not finite"
-        folder = run / "nonfinite"
+        folder, number = run / "nonfinite", distributed.index()
         try:
-            with atomic.replacing(folder / "batch.npz") as temporary:
+            # Each process has a part of the batch.
+            name = f"batch_{number}.npz" if number else "batch.npz"
+            with atomic.replacing(folder / name) as temporary:
                 np.savez_compressed(temporary, image=self.batch["image"], mask=self.batch["mask"])
-            atomic.write_json(folder / "report.json", report)
+            if number == 0:
+                atomic.write_json(folder / "report.json", report)
             where = (
                 f"the batch and the names of the {len(broken)} parameters that are no longer "
                 f"finite are in {folder}"
@@ -137,8 +140,13 @@ def save_after_error(
     saved: int,
     spec: checkpoint.Spec,
 ) -> str | None:
-    """Save the last completed step, unless it is saved. Return the reason if that is impossible."""
+    """Save the last completed step, unless it is saved. Return the reason if that is impossible.
+
+    Several processes can only save together, so nothing is saved if one of them fails.
+    """
     problem = None
+    if distributed.count() > 1:
+        return None
     if reached.number > saved:
         if any(leaf.is_deleted() for leaf in jax.tree.leaves(reached.state)):
             problem = "the step that failed had taken over its memory"
@@ -165,6 +173,8 @@ def retention(settings: TrainConfig) -> checkpoint.Retention:
 
 def close_quietly(checkpoints: checkpoint.Checkpoints) -> None:
     """Close without an error: a failed save was reported before."""
+    if distributed.has_failed():  # A save that is not complete would wait for that process.
+        return
     with contextlib.suppress(Exception):
         checkpoints.close()
 

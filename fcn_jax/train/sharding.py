@@ -74,14 +74,8 @@ def make_placement(
         rows: height of the training crop, in pixels; not checked if None.
 
     Raises:
-        ConfigError: the mesh does not fit the devices, the batch or the crop, or there are several
-            processes.
+        ConfigError: the mesh does not fit the devices, the batch or the crop.
     """
-    if jax.process_count() > 1:
-        raise ConfigError(
-            f"training runs in one process, and JAX is initialized for {jax.process_count()}; "
-            "train without jax.distributed.initialize"
-        )
     count = jax.device_count()
     sizes = axis_sizes(config, count)
     split, problems = sizes["data"] * sizes["fsdp"], []
@@ -157,14 +151,12 @@ class Placement:
         return None if self.mesh.size == 1 else NamedSharding(self.mesh, spec)
 
     def put(self, state: Any) -> Any:
-        """Place a tree of arrays that has the same values in all processes."""
+        """Place a tree of arrays of the only process; see `fcn_jax.train.processes`."""
         return jax.device_put(state, self.of(state))
 
     def put_batch(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-        """Place the images and masks of this process, which are its part of the batch."""
-        if self.batch is None:
-            return jax.device_put(dict(batch))
-        return jax.make_array_from_process_local_data(self.batch, dict(batch))
+        """Place images and masks of the only process; see `fcn_jax.train.processes`."""
+        return dict(jax.device_put(dict(batch), self.batch))
 
     # Within a step:
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import select
 import signal
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -40,9 +42,22 @@ class StopRequest:
     at_once: bool = True
     _since = 0.0
 
+    def __init__(self, announce: Callable[[signal.Signals, bool], None] | None = None) -> None:
+        """Take a function that tells other processes about a signal, and whether this one ends."""
+        self._announce, self._previous = announce, dict[signal.Signals, Any]()
+        self._has_come = self._is_known = False
+
+    def receive(self, number: signal.Signals) -> None:
+        """Treat a signal to another process as one to this process. Called by another thread."""
+        if self.signal is None and not self._has_come:
+            self._is_known = True
+            if self._previous:
+                _thread.interrupt_main(number)
+            else:
+                self.signal = number
+
     def __enter__(self) -> StopRequest:
         """Install the handlers, unless in another thread than the main one: Python forbids that."""
-        self._previous: dict[signal.Signals, Any] = {}
         if threading.current_thread() is threading.main_thread():
             reader, self._writer = os.pipe()
             os.set_blocking(self._writer, False)
@@ -87,12 +102,16 @@ class StopRequest:
                         continue
                     if first is None:
                         first, number = time.monotonic(), received[0]
-                        deadline = first + _PATIENCE
+                        deadline, self._has_come = first + _PATIENCE, True
+                        if self._announce is not None and not self._is_known:
+                            self._announce(signal.Signals(number), False)
                     elif received[0] == signal.SIGTERM and time.monotonic() - first >= _TOGETHER:
                         os._exit(128 + signal.SIGTERM)
                 else:
                     if self.signal is None and self.at_once:
                         name = signal.Signals(number).name
+                        if self._announce is not None:
+                            self._announce(signal.Signals(number), True)
                         os.write(2, f"fcn-jax: stopped by {name}: nothing is written\n".encode())
                         os._exit(128 + number)
                     deadline = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from jax.stages import Compiled
 from fcn_jax import checkpoint
 from fcn_jax.data.pipeline import TrainIterator
 from fcn_jax.eval.metrics import Scores
+from fcn_jax.runtime import distributed
 from fcn_jax.runtime.memory import peak_memory, trim_malloc
 from fcn_jax.runtime.progress import Progress
 from fcn_jax.train.early_stopping import EarlyStopping
@@ -20,6 +22,7 @@ from fcn_jax.train.inputs import Inputs
 from fcn_jax.train.logs import Logs
 from fcn_jax.train.mirror import Mirror
 from fcn_jax.train.other_protocols import OtherProtocols
+from fcn_jax.train.processes import AgreedStop, on_this_process, place_batch
 from fcn_jax.train.profiling import Profile
 from fcn_jax.train.records import Records
 from fcn_jax.train.run_directory import RunDirectory
@@ -44,6 +47,7 @@ class Loop:
         compiled: the training step. It deletes the arrays of the state that it receives.
         batches: training batches, at the position of `reached`.
         placement: where batches lie.
+        rows: images of a batch that this process reads.
         checkpoints: receives checkpoints.
         records: receives records of steps, evaluations and checkpoints.
         log: receives the records that others show, too.
@@ -63,6 +67,7 @@ class Loop:
     compiled: Compiled
     batches: TrainIterator
     placement: Placement
+    rows: Sequence[int] | None
     checkpoints: checkpoint.Checkpoints
     records: Records
     log: Logs
@@ -87,6 +92,7 @@ class Loop:
         # twice as much, and save no time: the next batch is prepared during the step anyway. The
         # inputs are awaited, too, or `memory.disable_async_dispatch` would have no effect.
         self._one_at_a_time = jax.default_backend() == "cpu"
+        self._stop = AgreedStop(self.stop)
 
     @property
     def is_over(self) -> bool:
@@ -106,7 +112,7 @@ class Loop:
         if evaluate_first:
             with self._speed.paused():
                 self._evaluate()
-        while not self.is_over and not self.stop.signal:
+        while not self.is_over and not self._stop.is_reached():
             self.profile.before_step(self.reached.number + 1)
             self._take_step()
             with self._speed.paused():
@@ -121,12 +127,15 @@ class Loop:
         self.checkpoints.finish()
         if self.stopping.is_over:
             self.progress.say(f"early stopping after step {self.reached.number}: {self.stopping}")
-        return self.is_over and checkpoint.is_evaluated(self.mirror.store, self.reached.number)
+        # The first process has written the scores.
+        return self.is_over and distributed.first_decides(
+            lambda: checkpoint.is_evaluated(self.mirror.store, self.reached.number)
+        )
 
     def _take_step(self) -> None:
         with self._speed.waiting():
             batch = next(self.batches)
-        placed = self.placement.put_batch(batch)
+        placed = place_batch(batch, self.placement, self.rows, self._config.data.batch_size)
         before = self.reached
         if self._one_at_a_time:
             jax.block_until_ready((before.state, placed))
@@ -154,7 +163,7 @@ class Loop:
             elif every and number % every == 0:
                 self._save()
             if histograms and number % histograms == 0:
-                self.log.histograms(number, self.reached.state.params)
+                self.log.histograms(number, on_this_process(self.reached.state.params))
 
     def _log_step(self) -> None:
         number, metrics = self.reached.number, self.reached.metrics
@@ -193,6 +202,7 @@ class Loop:
         if found is not None:
             others = self._other_protocols.scores(self.reached.state, self.stop)
         if found is None or others is None:
+            self._stop.agree()
             return
         self.scores, seconds = found, time.perf_counter() - began
         weights = "raw" if self._config.optim.ema_decay is None else "ema"

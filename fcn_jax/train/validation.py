@@ -19,14 +19,16 @@ from fcn_jax.data.images.picture import as_rgb
 from fcn_jax.data.source import Source
 from fcn_jax.errors import WriteError
 from fcn_jax.eval import draw, stored
-from fcn_jax.eval.evaluate import choose_multiple, require_images, score_each
+from fcn_jax.eval.evaluate import add_up, choose_multiple, require_images, score_each
 from fcn_jax.eval.evaluation import Evaluation
 from fcn_jax.eval.meter import Meter, check_metrics
 from fcn_jax.eval.metrics import Scores
 from fcn_jax.eval.predictor import Predictor
 from fcn_jax.eval.protocols import choose
 from fcn_jax.plugins.api import Example
+from fcn_jax.runtime import distributed
 from fcn_jax.train.logs import Logs
+from fcn_jax.train.processes import on_this_process
 from fcn_jax.train.signals import StopRequest
 from fcn_jax.train.step import TrainState
 
@@ -70,9 +72,11 @@ class Validation:
     def scores(self, number: int, state: TrainState, stop: StopRequest) -> Scores | None:
         """Score the state after step `number`, and draw the first images; None if stopped.
 
-        If there are averages of the weights, they are scored.
+        All processes call it, and all return the same. If there are averages of the weights, they
+        are scored.
         """
-        values = state.params, state.batch_stats
+        values = on_this_process((state.params, state.batch_stats))
+        average = on_this_process(state.ema)
         if self._predictor is None:
             multiple, note = choose_multiple(self.source, self._protocol)
             if note:
@@ -83,9 +87,9 @@ class Validation:
                 protocol=self._protocol,
                 pad_to_multiple=multiple,
                 batch_size=self.config.eval.batch_size,
-                devices=jax.devices(),
+                devices=jax.local_devices(),
             )
-        self._predictor.update(*values, *([] if state.ema is None else [state.ema]))
+        self._predictor.update(*values, *([] if average is None else [average]))
         meter = Meter(len(self.source.classes), self.config.eval.metrics)
         workers = self.config.data.num_workers
         found = score_each(self._predictor, self.source, meter, workers=workers)
@@ -93,15 +97,19 @@ class Validation:
         with contextlib.closing(found) as examples:
             for index, (example, mask) in enumerate(examples):
                 each.add(example, mask)
-                if index < self.config.train.num_visualizations:
+                # The first process has the first images.
+                if index < self.config.train.num_visualizations and distributed.is_first():
                     pictures[example.id] = self._draw(number, example, mask)
-                if stop.signal:
-                    return None
                 images += 1
-        require_images(images, len(self.source), self._protocol)
+                if stop.signal:
+                    break
+        total = add_up(meter, images, self._protocol, stopped=stop.signal is not None)
+        if total is None:
+            return None
+        require_images(total, len(self.source), self._protocol)
         scores = meter.scores()
         self.logs.images(number, pictures)
-        self._keep_best(number, scores, each, images, "raw" if state.ema is None else "ema")
+        self._keep_best(number, scores, each, total, "raw" if state.ema is None else "ema")
         return scores
 
     def _keep_best(
@@ -112,6 +120,10 @@ class Validation:
         if miou < self._best:
             return
         self._best = miou
+        if self._protocol.by_image:
+            each.gather()
+        if not distributed.is_first():
+            return
         evaluation = Evaluation(
             checkpoint=Path(self.config.train.checkpoint_dir or self.run)
             / checkpoint.STEPS

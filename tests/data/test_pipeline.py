@@ -88,6 +88,31 @@ def test_epochs_have_exact_lengths_distinct_images_and_own_orders(source: Source
     assert set().union(*epochs) == set(range(COUNT))  # what an epoch drops, another has
 
 
+@pytest.mark.parametrize("parts", [[[0, 1], [2, 3, 4]], [[0, 3], [1], [2, 4]]])
+def test_rows_of_several_processes_make_up_the_batches(source: Source, parts) -> None:
+    whole = list(train_batches(source, augment=FULL, batch_size=5, seed=1, epochs=2))
+    read = [
+        list(train_batches(source, augment=FULL, batch_size=5, seed=1, epochs=2, rows=rows))
+        for rows in parts
+    ]
+    order = np.argsort(np.concatenate(parts))
+    joined = [
+        {k: np.concatenate([batch[k] for batch in batches])[order] for k in batches[0]}
+        for batches in zip(*read, strict=True)
+    ]
+    assert same(joined, whole)
+    running = train_batches(source, augment=FULL, batch_size=5, seed=1, rows=parts[0])
+    running.set_state({"next_batch": 6})
+    assert same([next(running)], read[0][6:7])
+    running.close()
+
+
+def test_evaluation_reads_a_share_of_the_images(source: Source) -> None:
+    names = [example.id for example in eval_examples(source)]
+    shares = [slice(0, 7), slice(7, 7), slice(7, COUNT)]
+    assert [e.id for share in shares for e in eval_examples(source, images=share)] == names
+
+
 def test_seed_determines_the_batches(source: Source) -> None:
     runs = [
         take(train_batches(source, augment=FULL, batch_size=4, seed=seed), 8) for seed in (7, 7, 8)

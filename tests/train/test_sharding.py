@@ -99,12 +99,6 @@ def test_rejects_a_batch_that_the_devices_cannot_split(
         )
 
 
-def test_rejects_several_processes(monkeypatch):
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(ConfigError, match=r"one process.*without jax\.distributed\.init"):
-        sharding.make_placement(MeshConfig(), 8)
-
-
 def test_mesh_covers_all_devices():
     placement = sharding.make_placement(
         MeshConfig(), 8 * jax.device_count(), accumulate_steps=2, rows=1

@@ -18,6 +18,7 @@ from flax import nnx
 from fcn_jax.config import Config, LogConfig
 from fcn_jax.errors import ConfigError
 from fcn_jax.models.names import named
+from fcn_jax.runtime import distributed
 from fcn_jax.train.ending import gist
 
 
@@ -147,7 +148,7 @@ def _is_installed(package: str) -> bool:
 def start(
     config: Config, run: Path, step: int, *, evaluate_again: bool, say: Callable[[str], None]
 ) -> Logs:
-    """Open the destinations of a run that continues after a step.
+    """Open the destinations of a run that continues after a step; none but in the first process.
 
     Args:
         config: settings of the run.
@@ -161,6 +162,8 @@ def start(
         WriteError: the event files of TensorBoard cannot be written.
     """
     loggers: dict[str, Logger] = {}
+    if not distributed.is_first():
+        return Logs(loggers, say)
     # Imported only here: both are optional.
     if config.log.wandb is not None:
         from fcn_jax.train.logs.wandb import WandbRun
