@@ -56,6 +56,7 @@ class _Job:
     def __init__(self, channel: Channel, index: int, count: int) -> None:
         self.channel, self.index, self.count = channel, index, count
         self.failure: str | None = None
+        self.errors = dict[int, str]()
         self.left: signal.Signals | None = None
         self.on_stop: Callable[[signal.Signals], None] | None = None
         channel.start(self._receive)
@@ -67,7 +68,10 @@ class _Job:
                 self.left = signal.Signals(number)
             if self.on_stop is not None:
                 self.on_stop(signal.Signals(number))
-        elif self.failure is None and self.left is None:
+            return
+        if "failed" in message:
+            self.errors[message["from"]] = message["failed"]
+        if self.failure is None and self.left is None:
             who = f"process {message.get('lost', message['from'])}"
             lost = f"{who} was killed or lost its connection"
             self.failure = lost if "lost" in message else f"{who} failed: {message['failed']}"
@@ -194,8 +198,15 @@ def name() -> str:
 
 
 def is_known(error: BaseException) -> bool:
-    """Whether another process has already reported the same error."""
-    return _job is not None and (_job.failure or "").endswith(f" failed: {_line(error)}")
+    """Whether a process with a lower number has the same error, and prints it."""
+    until = time.monotonic() + 1
+    while _job is not None and _job.index and time.monotonic() < until:
+        if any(
+            number < _job.index and text == _line(error) for number, text in _job.errors.items()
+        ):
+            return True
+        time.sleep(0.02)
+    return False
 
 
 def leave(status: int, *, failed: bool) -> None:
