@@ -86,7 +86,8 @@ class Validation:
                 devices=jax.devices(),
             )
         self._predictor.update(*values, *([] if state.ema is None else [state.ema]))
-        meter = Meter(len(self.source.classes), self.config.eval.metrics)
+        task = self.config.model.task
+        meter = Meter(len(self.source.classes), self.config.eval.metrics, task)
         workers = self.config.data.num_workers
         found = score_each(self._predictor, self.source, meter, workers=workers)
         images, each, pictures = 0, stored.ImageScores(), {}
