@@ -2,17 +2,21 @@
 
     python -m benchmarks.losses                    # ResNet-18 FCN-32s, 21 classes, batch 4, 320x480
     python -m benchmarks.losses --loss dice --loss lovasz --rounds 15
+    python -m benchmarks.losses --table            # only write the table of docs/losses.md
 
 The library's training step runs with each loss in turn on the default device. All 21 classes occur
 in each batch. The ratio is the median over the rounds of a step's time divided by that of cross
-entropy in the same round. A row for each loss is written to benchmarks/results/losses_DEVICE.json.
+entropy in the same round. A row for each loss is written to benchmarks/results/losses_DEVICE.json,
+and those of CPUs to the table of docs/losses.md.
 """
 
 from __future__ import annotations
 
+import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,12 +24,13 @@ import numpy as np
 
 from benchmarks.arguments import Parser
 from benchmarks.jax_tasks import compiled_step
-from benchmarks.record import RESULTS, environment, keep
+from benchmarks.record import RESULTS, environment, keep, rows
 from benchmarks.setting import Setting, training_step
 from benchmarks.timing import interleaved
 from fcn_jax import compiler_options
 from fcn_jax.api import LossContext
 from fcn_jax.runtime import process
+from fcn_jax.runtime.atomic import write_text
 from fcn_jax.train import losses
 
 BASE = "cross_entropy"
@@ -78,6 +83,44 @@ def prepared(setting: Setting, loss: losses.Losses) -> tuple[Callable[[], object
     return call, compiled.memory_analysis().temp_size_in_bytes, took
 
 
+PAGE = Path(__file__).parents[1] / "docs" / "losses.md"
+BEGIN, END = "<!-- table of python -m benchmarks.losses -->", "<!-- end of the table -->"
+
+
+def with_table(page: str, found: Sequence[Mapping[str, Any]]) -> str:
+    """Return a page with the table of results between its two marks.
+
+    Args:
+        page: text with `BEGIN` and `END`.
+        found: rows of a result file, of any settings.
+    """
+    settings = ("model", "batch", "size", "dtype", "num_classes")
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for row in found:
+        groups.setdefault(json.dumps([row[name] for name in settings]), []).append(row)
+    lines = []
+    for group in groups.values():
+        first = group[0]
+        height, width = first["size"]
+        lines += [
+            f"{first['model']}, batch {first['batch']}, {height}x{width}, "
+            f"{first['num_classes']} classes, {first['dtype']}; {first['environment']['device']}, "
+            f"JAX {first['environment']['jax']}:",
+            "",
+            "| loss | time of a step, divided by cross entropy's | ms | temporaries, MB |",
+            "|---|---|---|---|",
+        ]
+        lines += [
+            f"| {row['loss']} | {row['ratio']:.2f} | {row['seconds'] * 1e3:.0f} | "
+            f"{row['temporary_bytes'] / 1e6:.0f} |"
+            for row in group
+        ]
+        lines.append("")
+    before, _, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return "\n".join([f"{before}{BEGIN}", "", *lines, f"{END}{after}"])
+
+
 def main() -> None:
     """Compile the step with each loss, time all in turn, print and write the results."""
     parser = Parser("benchmarks.losses", __doc__)
@@ -90,7 +133,11 @@ def main() -> None:
         help="loss to measure next to cross entropy; may be repeated (default: all)",
     )
     parser.add_argument("--rounds", type=int, default=9, help="timed steps with each loss")
+    parser.add_argument("--table", action="store_true", help="only write the table")
     args = parser.parse_args()
+    if args.table:
+        write_text(PAGE, with_table(PAGE.read_text(), rows(RESULTS / "losses_cpu.json")))
+        return
     process.configure_process(trains=True)
     setting = Setting(args.model, args.batch, tuple(args.size), args.dtype)
     device = jax.default_backend()
@@ -121,6 +168,8 @@ def main() -> None:
             "compile_seconds": compiling,
         }
         keep(out, key, row | {"environment": environment("cuda" if device == "gpu" else device)})
+    if device == "cpu":
+        write_text(PAGE, with_table(PAGE.read_text(), rows(out)))
     print(f"written: {out}")
 
 
