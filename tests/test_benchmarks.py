@@ -204,7 +204,7 @@ def test_table_of_losses_is_that_of_the_results(monkeypatch):
     assert page == benchmark.with_table(page, found)
     assert {row["loss"] for row in found} == set(benchmark.LOSSES)
     for row in found:
-        assert f"| {row['loss']} | {row['ratio']:.2f} |" in page
+        assert f"| {row['loss']} | {row['cpu_ratio']:.2f} | {row['ratio']:.2f} |" in page
 
 
 def _is_on_the_page(run, torch_run, monkeypatch):

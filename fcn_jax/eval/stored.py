@@ -197,9 +197,8 @@ def _write(path: Path, picture: _Picture, classes: Classes) -> Iterator[str]:
     yield f"{path.name}.jpg"
     palette = colorize(np.arange(256, dtype=np.uint8), classes).tobytes()
     # A black class 0 is a background, which the page leaves transparent.
-    opacity = bytearray(b"\xff" * 256)
-    opacity[0] = 0 if classes.palette[0] == (0, 0, 0) else 255
-    if len(classes) <= NO_CLASS:
+    opacity = bytearray([0 if classes.palette[0] == (0, 0, 0) else 255]) + b"\xff" * 255
+    if len(classes) <= NO_CLASS and (picture.prediction == NO_CLASS).any():
         opacity[NO_CLASS] = 0
     for kind, mask in (("truth", picture.truth), ("prediction", picture.prediction)):
         indexed = Image.fromarray(mask)
