@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fcn_jax import recipes
+from fcn_jax import cli, recipes
 from fcn_jax.api import Example, Record, Source
 from fcn_jax.convert.export import to_torch
 from tests.helpers import scenes
@@ -197,6 +197,16 @@ def test_a_recipe_trains_in_pytorch_as_in_the_library(
     assert json.loads(printed[-1])["miou"] == pytest.approx(result.scores[1].miou)
 
 
+def test_table_of_losses_is_that_of_the_results(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1])
+    benchmark = importlib.import_module("benchmarks.losses")
+    page, found = benchmark.PAGE.read_text(), benchmark.rows(benchmark.RESULTS / "losses_cpu.json")
+    assert page == benchmark.with_table(page, found)
+    assert {row["loss"] for row in found} <= set(benchmark.LOSSES)
+    for row in found:
+        assert f"| {row['loss']} | {row['cpu_ratio']:.2f} | {row['ratio']:.2f} |" in page
+
+
 def _is_on_the_page(run, torch_run, monkeypatch):
     """The extracts of both runs, and their row on the page of results."""
     page, extracts = (importlib.import_module(f"benchmarks.{n}") for n in ("results_page", "runs"))
@@ -220,6 +230,9 @@ def _is_on_the_page(run, torch_run, monkeypatch):
     frequent = [scores[0]["iou"][name] for name in ours["frequent"]["classes"]]
     mean = np.mean([iou for iou in frequent if iou is not None])
     assert float(cells[8]) == pytest.approx(mean, abs=1e-4)
+    report = run.parent / "report.html"
+    assert cli.main(["report", str(run), str(torch_run), "-o", str(report)]) == 0
+    assert "torch" in report.read_text()
 
 
 @pytest.mark.needs_torch

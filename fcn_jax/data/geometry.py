@@ -57,13 +57,18 @@ def resize_image(
 
 
 def resize_mask(mask: np.ndarray, factor: float) -> np.ndarray:
-    """Scale a mask u8[H,W] as `resize` does."""
+    """Scale a mask u8[H,W] or u8[H,W,K] as `resize` does."""
     height, width = size = _resized((mask.shape[0], mask.shape[1]), factor)
-    if size == mask.shape:
+    if size == mask.shape[:2]:
         return mask
+
     # INTER_NEAREST takes the pixel at floor(x / factor), up to half a pixel off the image's grid;
     # INTER_NEAREST_EXACT has the image's pixel centers.
-    return np.asarray(cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT))
+    def scaled(labels: np.ndarray) -> np.ndarray:
+        size = (width, height)
+        return np.asarray(cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST_EXACT))
+
+    return in_groups(lambda group, _: scaled(group), mask) if mask.ndim == 3 else scaled(mask)
 
 
 def _resized(size: tuple[int, int], factor: float) -> tuple[int, int]:
@@ -92,10 +97,10 @@ def crop(
     """
     source, target = window_of(example, size, at)
     image, mask = example.image[source], example.mask[source]
-    if mask.shape != size:
+    if mask.shape[:2] != size:
         padded = (
             np.full((*size, image.shape[2]), fill, image.dtype),
-            np.full(size, IGNORE_INDEX, np.uint8),
+            np.full((*size, *mask.shape[2:]), IGNORE_INDEX, np.uint8),
         )
         padded[0][target], padded[1][target] = image, mask
         image, mask = padded
@@ -110,7 +115,7 @@ def window_of(
 ) -> tuple[_Slices, _Slices]:
     """The part of an example that a crop shows, and its place in the crop."""
     source, target = [], []
-    for have, wanted, place in zip(example.mask.shape, size, at, strict=True):
+    for have, wanted, place in zip(example.mask.shape[:2], size, at, strict=True):
         offset = int(place * (abs(have - wanted) + 1))
         start, pad = (offset, 0) if have >= wanted else (0, offset)
         length = min(have, wanted)
@@ -134,4 +139,4 @@ def _flip(example: Example, axis: int) -> Example:
     # the axis of a single channel.
     name, image, mask = example
     flipped = np.asarray(cv2.flip(image, axis)).reshape(image.shape)
-    return Example(name, flipped, np.asarray(cv2.flip(mask, axis)))
+    return Example(name, flipped, np.asarray(cv2.flip(mask, axis)).reshape(mask.shape))

@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from fcn_jax.data import damage, inspection, overlap
+from fcn_jax.data import damage, inspection, multilabel, overlap
 from fcn_jax.data import value_range as ranges
 from fcn_jax.data.labels.remap import Remap
 from fcn_jax.data.relabel import relabeled
 from fcn_jax.data.source import Source
 from fcn_jax.data.value_range import Scaling
 from fcn_jax.errors import ConfigError, DamagedError, PluginError
-from fcn_jax.plugins.api import Dataset
+from fcn_jax.plugins.api import Dataset, Task
 from fcn_jax.runtime.progress import Progress
 
 
@@ -58,6 +58,7 @@ def open_splits(
     damaged: str = "refuse",
     remap: Remap | None = None,
     training: bool = True,
+    task: Task = "multiclass",
 ) -> Splits:
     """Open splits of a dataset, and check them before they are used.
 
@@ -75,19 +76,23 @@ def open_splits(
         remap: other classes; None for those of the dataset.
         training: False for an evaluation, which has fewer requirements; see
             `fcn_jax.data.inspection.inspect`.
+        task: the model's. With "multilabel", masks have a channel for each class; see
+            `fcn_jax.data.multilabel`.
 
     Raises:
         DataError: files are missing, all files of a split are damaged, images are in both splits,
             or masks and classes do not belong together.
         ConfigError: `value_range` is set, and the dataset scales its images itself; `remap`
             contradicts itself or the dataset's classes; or `classes` is set, and the dataset's
-            classes are fixed.
+            classes are fixed; or the task does not fit the dataset.
         PluginError: the dataset opens something else than a `fcn_jax.plugins.api.Source`.
     """
     sources = {
         name: open_source(dataset, root, name, classes=classes, remap=remap)
         for name in dict.fromkeys(names)
     }
+    if task == "multilabel":
+        sources = {name: multilabel.multilabel(s, dataset.name) for name, s in sources.items()}
     if training:
         overlap.refuse_overlaps(sources, names[0])
     notes = [note for source in sources.values() for note in source.notes]
@@ -106,7 +111,10 @@ def open_splits(
                 notes.append(damage.note(faults, len(source), name))
     # Damaged records are skipped already, unless the source decodes masks with their images.
     skip = (DamagedError,) if damaged == "skip" else ()
-    found = inspection.inspect(sources, training=names[0] if training else None, skip=skip)
+    if task == "multilabel":
+        found = multilabel.inspect(sources)
+    else:
+        found = inspection.inspect(sources, training=names[0] if training else None, skip=skip)
     return Splits(
         sources,
         value_range,

@@ -170,7 +170,7 @@ class Augment:
         shortest, longest = self.tables.resize.shorter_side
         side = int(random("resize").integers(shortest, longest, endpoint=True))
         example = resized(1.0)
-        return resize(example, side / min(example.mask.shape))
+        return resize(example, side / min(example.mask.shape[:2]))
 
     def _cropped(self, example: Example, at: tuple[float, float], random: _Random) -> Example:
         size, fill = self.crop_size, self._fill(example)

@@ -19,6 +19,28 @@ IGNORED_COLOR = (224, 224, 192)
 """The color of VOC's void class."""
 
 
+NO_CLASS = 254
+"""The label of pixels without a class in pictures of the task "multilabel"."""
+
+
+def one_label(mask: np.ndarray) -> np.ndarray:
+    """The mask of a picture that shows one class per pixel.
+
+    Args:
+        mask: u8[H,W], which is returned; or u8[H,W,K] of 0, 1 and `IGNORE_INDEX`.
+
+    Returns:
+        u8[H,W]: the last class that a pixel has, or `IGNORE_INDEX` if it is ignored for all
+        classes, or else `NO_CLASS`.
+    """
+    if mask.ndim == 2:
+        return mask
+    has = mask == 1
+    last = mask.shape[2] - 1 - has[..., ::-1].argmax(2)
+    none = np.where((mask == IGNORE_INDEX).all(2), IGNORE_INDEX, NO_CLASS)
+    return np.where(has.any(2), last, none).astype(np.uint8)
+
+
 def generic_classes(num_classes: int) -> Classes:
     """Numbered classes in VOC's colors, for a model without class names."""
     return Classes(
@@ -43,17 +65,20 @@ def overlay(
 
     Args:
         image: u8[H,W,3], RGB.
-        mask: u8[H,W].
+        mask: u8[H,W], or u8[H,W,K] (see `one_label`).
         classes: names and colors.
         opacity: share of the class color, 0 to 1.
 
     Returns:
         u8[H,W,3].
     """
+    mask = one_label(mask)
     colors = colorize(mask, classes).astype(np.float32)
     share = np.full(mask.shape, opacity, np.float32)
     if classes.palette[0] == (0, 0, 0):
         share[mask == 0] = 0
+    if len(classes) <= NO_CLASS:
+        share[mask == NO_CLASS] = 0
     mixed = image * (1 - share[..., None]) + colors * share[..., None]
     mixed[_edges(mask)] = 255
     return mixed.round().astype(np.uint8)
@@ -89,7 +114,7 @@ def panel(
     image: np.ndarray, ground_truth: np.ndarray, prediction: np.ndarray, classes: Classes
 ) -> np.ndarray:
     """Image, ground truth and prediction side by side over a legend: u8[H + legend, 3 W, 3]."""
-    masks = (ground_truth, prediction)
+    masks = (one_label(ground_truth), one_label(prediction))
     row = np.concatenate([image, *(overlay(image, mask, classes) for mask in masks)], axis=1)
     return np.concatenate([row, _legend(np.union1d(*masks), classes, row.shape[1])])
 
@@ -98,6 +123,8 @@ def _legend(labels: np.ndarray, classes: Classes, width: int) -> np.ndarray:
     entries = [
         (classes.names[label], classes.palette[label])
         if label < len(classes)
+        else ("no class", (0, 0, 0))
+        if label == NO_CLASS
         else ("ignored", IGNORED_COLOR)
         for label in labels
     ]
@@ -120,16 +147,30 @@ def _legend(labels: np.ndarray, classes: Classes, width: int) -> np.ndarray:
 
 
 def write_mask(path: Path, mask: np.ndarray, classes: Classes) -> None:
-    """Write a predicted mask as an indexed PNG, atomically; the index is the class.
+    """Write a predicted mask, atomically: an indexed PNG, whose index is the class.
+
+    A mask of the task "multilabel" becomes a gray TIFF with a page of 0 and 1 for each class.
 
     Args:
         path: the file; missing folders are created.
-        mask: u8[H,W].
+        mask: u8[H,W], or u8[H,W,K].
         classes: names and colors.
 
     Raises:
         WriteError: the file cannot be written.
     """
+    if mask.ndim == 3:
+        first, *others = (Image.fromarray(page) for page in np.moveaxis(mask, 2, 0))
+        with replacing(path) as temporary:
+            first.save(
+                temporary,
+                format="TIFF",
+                compression="tiff_adobe_deflate",
+                save_all=True,
+                append_images=others,
+                software=RESULT,
+            )
+        return
     picture = Image.fromarray(mask)
     picture.putpalette(colorize(np.arange(256, dtype=np.uint8), classes).tobytes())
     _write_png(path, picture, RESULT)
@@ -156,14 +197,19 @@ def _write_png(path: Path, picture: Image.Image, software: str | None = None) ->
 def is_result(path: Path) -> bool:
     """Whether a file is a mask or an overlay that `predict` wrote.
 
-    The PNG text `Software: fcn_jax predict` marks them. Only the header is read. Returns False for
-    unreadable files and for anything but regular files.
+    The PNG text or TIFF tag `Software: fcn_jax predict` marks them. Only the header, and the table
+    of a TIFF's first page, is read. Returns False for unreadable files and for anything but regular
+    files.
     """
     if not os.path.isfile(path):  # opening a pipe would block
         return False
     try:
         with open(path, "rb") as file:
             header = file.read(128)
+            if header.startswith(b"II*\0"):  # as Pillow writes it
+                table = int.from_bytes(header[4:8], "little")
+                file.seek(max(0, table - 4096))  # libtiff writes texts before the table
+                return RESULT.encode() + b"\0" in file.read(8192)
     except OSError:
         return False
     return header.startswith(b"\x89PNG\r\n\x1a\n") and b"tEXtSoftware\0" + RESULT.encode() in header

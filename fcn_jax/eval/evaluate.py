@@ -49,8 +49,8 @@ def score_each(
         workers: processes that decode; 0 uses threads of this process.
 
     Returns:
-        Generator of each example that the protocol scores with its predicted mask u8[H,W], in
-        order. Close it to stop early.
+        Generator of each example that the protocol scores with its predicted mask, as
+        `Predictor` returns it, in order. Close it to stop early.
     """
     images = share(source, predictor.protocol)
     with contextlib.closing(eval_examples(source, num_workers=workers, images=images)) as found:
@@ -155,7 +155,7 @@ def evaluate(
             f"the model predicts {predictor.num_classes} classes, but the source has "
             f"{len(source.classes)}"
         )
-    meter = Meter(len(source.classes), metrics)
+    meter = Meter(len(source.classes), metrics, predictor.task)
     images = 0
     for example, mask in score_each(predictor, source, meter, workers=workers):
         images += 1
@@ -265,6 +265,7 @@ def evaluate_checkpoint(
             damaged=recipe.data.damaged if recipe else "refuse",
             remap=remap,
             training=False,
+            task=spec.model.task,
         )
     except DataError as error:
         if notes:

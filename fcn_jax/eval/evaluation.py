@@ -69,9 +69,15 @@ class Evaluation:
         return {
             **where,
             **self.scores.to_dict(self.classes),
-            "confusion": self.scores.counts.tolist(),
+            **self._confusion(),
             "notes": list(self.notes),
         }
+
+    def _confusion(self) -> dict[str, Any]:
+        counts = self.scores.counts.tolist()
+        if self.scores.counts.ndim == 2:
+            return {"confusion": counts}
+        return {"confusion": None, "confusion_by_class": counts}
 
     def __str__(self) -> str:
         """A table for the terminal, then the notes."""

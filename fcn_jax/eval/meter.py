@@ -10,6 +10,8 @@ from fcn_jax.errors import ConfigError, did_you_mean
 from fcn_jax.eval.boundary import BoundaryIoU
 from fcn_jax.eval.calibration import Calibration
 from fcn_jax.eval.metrics import ConfusionMatrix, Scores
+from fcn_jax.eval.multilabel import MultilabelCounts
+from fcn_jax.plugins.api import Task
 
 EXTRA_METRICS = ("boundary_iou", "ece")
 """Metrics that take more than a confusion matrix: computed only if they are asked for."""
@@ -43,18 +45,27 @@ class Meter:
         needs_confidence: whether a metric needs the confidence of predictions.
     """
 
-    def __init__(self, num_classes: int, metrics: Sequence[str] = ()) -> None:
+    def __init__(
+        self, num_classes: int, metrics: Sequence[str] = (), task: Task = "multiclass"
+    ) -> None:
         """Start with zeros.
 
         Args:
             num_classes: number of classes K, at least 1.
             metrics: names in `METRICS`.
+            task: the model's.
 
         Raises:
-            ConfigError: a name is unknown.
+            ConfigError: a name is unknown, or the task does not have the metric.
         """
         check_metrics(metrics)
-        self._matrix = ConfusionMatrix(num_classes)
+        if task == "multilabel" and (extra := [m for m in metrics if m in EXTRA_METRICS]):
+            raise ConfigError(
+                f"the task 'multilabel' has no {', '.join(extra)}, which needs one class per pixel"
+            )
+        self._matrix: ConfusionMatrix | MultilabelCounts = (
+            MultilabelCounts(num_classes) if task == "multilabel" else ConfusionMatrix(num_classes)
+        )
         self._boundary = BoundaryIoU(num_classes) if "boundary_iou" in metrics else None
         self._calibration = Calibration() if "ece" in metrics else None
         self.needs_confidence = self._calibration is not None
@@ -68,8 +79,9 @@ class Meter:
         """Count an image.
 
         Args:
-            ground_truth: u8[H,W], labels 0 to K-1, or 255 for pixels that are ignored.
-            prediction: u8[H,W], labels 0 to K-1.
+            ground_truth: u8[H,W], labels 0 to K-1, or 255 for pixels that are ignored; for the
+                task "multilabel", u8[H,W,K] of 0, 1 and 255.
+            prediction: u8[H,W], labels 0 to K-1; or u8[H,W,K] of 0 and 1.
             confidence: f32[H,W], the probability of the predicted class; required for "ece".
         """
         self._matrix.add(ground_truth, prediction)
@@ -88,6 +100,8 @@ class Meter:
 
     def scores(self) -> Scores:
         """The scores so far."""
+        if isinstance(self._matrix, MultilabelCounts):
+            return self._matrix.scores()
         return self._matrix.scores(
             boundary_iou=None if self._boundary is None else self._boundary.scores(),
             ece=None if self._calibration is None else self._calibration.score(),

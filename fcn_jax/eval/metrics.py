@@ -56,12 +56,12 @@ class ConfusionMatrix:
             precision, recall = hits / predicted, hits / truth
         present = truth > 0
         return Scores(
-            miou=_mean(iou),
+            miou=mean_of(iou),
             iou=iou,
-            pixel_accuracy=_ratio(correct, total),
-            class_accuracy=_mean(recall),
-            fwiou=_ratio((truth[present] * iou[present]).sum(), total),
-            micro_iou=_ratio(correct, 2 * total - correct),
+            pixel_accuracy=ratio(correct, total),
+            class_accuracy=mean_of(recall),
+            fwiou=ratio((truth[present] * iou[present]).sum(), total),
+            micro_iou=ratio(correct, 2 * total - correct),
             dice=dice,
             precision=precision,
             recall=recall,
@@ -95,11 +95,15 @@ class Scores:
         precision: f64[K], TP / (TP + FP); undefined for classes that are not predicted.
         recall: f64[K], TP / (TP + FN); undefined for classes that are not in the ground truth.
         pixels: i64[K], pixels of each class in the ground truth.
-        counts: i64[K,K], the confusion matrix; rows are the ground truth.
+        counts: i64[K,K], the confusion matrix; rows are the ground truth. For the task
+            "multilabel", i64[K,2,2], one for each class.
         ignored: number of pixels that are ignored.
         boundary_iou: f64[K] of `fcn_jax.eval.boundary`; None if it was not asked for.
         ece: the expected calibration error of `fcn_jax.eval.calibration`; None if it was not asked
             for.
+        labeled: number of pixels that are not ignored; None for the sum of `pixels`. For the task
+            "multilabel", this and `ignored` are means over the classes, and pixels without any
+            class count, too.
     """
 
     miou: float
@@ -116,6 +120,12 @@ class Scores:
     ignored: int = 0
     boundary_iou: np.ndarray | None = None
     ece: float | None = None
+    labeled: int | None = None
+
+    @property
+    def num_labeled(self) -> int:
+        """Number of pixels that are not ignored."""
+        return int(self.pixels.sum()) if self.labeled is None else self.labeled
 
     @property
     def classes_scored(self) -> int:
@@ -124,7 +134,7 @@ class Scores:
 
     def summary(self) -> str:
         """One line, such as "mIoU 0.5834 (9 of 11 classes), pixel accuracy 0.9062"."""
-        if not self.pixels.any():
+        if not self.num_labeled:
             return "mIoU - (no labeled pixel)"
         classes, scored = len(self.iou), self.classes_scored
         basis = (
@@ -144,7 +154,7 @@ class Scores:
             Lines about a set without labeled pixels or with few, a mean over one class, and classes
             that do not occur in the ground truth.
         """
-        if not self.pixels.any():
+        if not self.num_labeled:
             reason = (
                 f"no pixel has a class: all {self.ignored} are ignored (label {IGNORE_INDEX})"
                 if self.ignored
@@ -182,7 +192,7 @@ class Scores:
         "-" stands for an undefined score.
         """
         width = max(len("pixel accuracy"), *map(len, classes.names))
-        total = max(int(self.pixels.sum()), 1)
+        total = max(self.num_labeled, 1)
         columns = {"IoU": self.iou, "Dice": self.dice}
         columns |= {"precision": self.precision, "recall": self.recall}
         if self.boundary_iou is not None:
@@ -212,11 +222,11 @@ class Scores:
             ("class accuracy", self.class_accuracy),
             ("fwIoU", self.fwiou),
             ("micro IoU", self.micro_iou),
-            ("mean Dice", _mean(self.dice)),
-            ("mean precision", _mean(self.precision)),
+            ("mean Dice", mean_of(self.dice)),
+            ("mean precision", mean_of(self.precision)),
         ]
         if self.boundary_iou is not None:
-            scores.append(("boundary mIoU", _mean(self.boundary_iou)))
+            scores.append(("boundary mIoU", mean_of(self.boundary_iou)))
         return scores if self.ece is None else [*scores, ("ECE", self.ece)]
 
     def to_dict(self, classes: Classes) -> dict[str, Any]:
@@ -242,8 +252,8 @@ class Scores:
             "class_accuracy": _defined(self.class_accuracy),
             "fwiou": _defined(self.fwiou),
             "micro_iou": _defined(self.micro_iou),
-            "mean_dice": _defined(_mean(self.dice)),
-            "mean_precision": _defined(_mean(self.precision)),
+            "mean_dice": _defined(mean_of(self.dice)),
+            "mean_precision": _defined(mean_of(self.precision)),
             "classes_scored": self.classes_scored,
             "classes": len(classes),
             "absent": self._absent(classes),
@@ -255,7 +265,7 @@ class Scores:
             "pixels": dict(zip(classes.names, self.pixels.tolist(), strict=True)),
         }
         if self.boundary_iou is not None:
-            table["mean_boundary_iou"] = _defined(_mean(self.boundary_iou))
+            table["mean_boundary_iou"] = _defined(mean_of(self.boundary_iou))
             table["boundary_iou"] = by_class(self.boundary_iou)
         if self.ece is not None:
             table["ece"] = _defined(self.ece)
@@ -264,7 +274,7 @@ class Scores:
     @property
     def ignored_share(self) -> float:
         """Share of the set's pixels that are ignored; NaN for a set without pixels."""
-        total = int(self.pixels.sum()) + self.ignored
+        total = self.num_labeled + self.ignored
         return self.ignored / total if total else float("nan")
 
     def _absent(self, classes: Classes) -> list[str]:
@@ -279,10 +289,12 @@ def _defined(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def _ratio(part: float, whole: float) -> float:
+def ratio(part: float, whole: float) -> float:
+    """A fraction, NaN without a whole."""
     return float(part / whole) if whole else float("nan")
 
 
-def _mean(values: np.ndarray) -> float:
+def mean_of(values: np.ndarray) -> float:
+    """The mean of the values that are not NaN; NaN without any."""
     finite = values[~np.isnan(values)]
     return float(finite.mean()) if finite.size else float("nan")

@@ -28,7 +28,7 @@ from fcn_jax.data.datasets.directory import IMAGE_SUFFIXES
 from fcn_jax.data.decode import read_image
 from fcn_jax.data.images.picture import as_rgb
 from fcn_jax.data.value_range import Scaling
-from fcn_jax.errors import ConfigError, DataError, WriteError, listing
+from fcn_jax.errors import CheckpointError, ConfigError, DataError, WriteError, listing
 from fcn_jax.eval import draw, padding
 from fcn_jax.eval.evaluate import recipe_of
 from fcn_jax.eval.predictor import Predictor
@@ -58,7 +58,8 @@ def predict_files(
 ) -> Iterator[tuple[Path, Path]]:
     """Segment images; write `STEM.png` (an indexed mask) and `STEM_overlay.png` for each.
 
-    All paths are checked before the checkpoint is read and before anything is written. Of several
+    The mask of a model of the task "multilabel" is `STEM.tif`, with a page for each class. All
+    paths are checked before the checkpoint is loaded and before anything is written. Of several
     processes, each segments its share of the images.
 
     Args:
@@ -97,8 +98,9 @@ def predict_files(
     if found.results:
         say(f"left out {_count(len(found.results), 'result')} of an earlier prediction")
     inputs = {identity for path in found.images if (identity := _identity(path))}
+    ending = _mask_ending(checkpoint)
     targets = {
-        path: (output / f"{path.stem}.png", output / f"{path.stem}_overlay.png")
+        path: (output / f"{path.stem}{ending}", output / f"{path.stem}_overlay.png")
         for path in found.images
     }
     destination.check_folder(output)
@@ -142,6 +144,15 @@ def predict_files(
     first, end = len(targets) * number // count, len(targets) * (number + 1) // count
     own = dict(list(targets.items())[first:end])
     return _predict_each(predictor, own, len(targets), inputs, overwrite, scaling)
+
+
+def _mask_ending(checkpoint: str | Path) -> str:
+    """The ending of mask files. What is wrong with a checkpoint is reported when it is loaded."""
+    try:
+        spec = checkpoints.read_spec(checkpoints.find(checkpoint))
+    except CheckpointError:
+        return ".png"
+    return ".tif" if spec.model.task == "multilabel" else ".png"
 
 
 def _predict_each(

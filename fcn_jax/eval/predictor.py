@@ -19,7 +19,7 @@ from fcn_jax.data.value_range import Scaling, dtype_of, from_json
 from fcn_jax.errors import ConfigError
 from fcn_jax.eval import padding
 from fcn_jax.eval.draw import generic_classes
-from fcn_jax.eval.protocols import Multiscale, Protocol, Resize, Sliding, make
+from fcn_jax.eval.protocols import Multiscale, Native, Protocol, Resize, Sliding, make
 from fcn_jax.eval.sliding import Canvas
 from fcn_jax.eval.tiles import Batches, Job, Prediction, Whole
 from fcn_jax.eval.views import Views
@@ -46,6 +46,7 @@ class Predictor:
         protocol: the protocol.
         pad_to_multiple: images are padded to a multiple of it.
         num_classes: number of classes K; 2 for the task "binary".
+        task: the model's task.
         channels: number of channels of the images.
         value_range: how the values of image files are scaled; None for each file alone.
         num_devices: number of devices that share the tiles.
@@ -82,16 +83,14 @@ class Predictor:
                 `fcn_jax.data.decode.read_image`.
 
         Raises:
-            ConfigError: the model has more than 255 classes or the task "multilabel", or
-                `pad_to_multiple` or `batch_size` is below 1.
+            ConfigError: the model has more than 255 classes, `pad_to_multiple` or `batch_size` is
+                below 1, or the task is "multilabel" and the protocol is not "native".
         """
         if model.spec.num_classes > IGNORE_INDEX:
             raise ConfigError(
                 f"num_classes is {model.spec.num_classes}; a mask of bytes holds at most "
                 f"{IGNORE_INDEX} classes"
             )
-        if model.spec.task == "multilabel":
-            raise ConfigError("task is 'multilabel'; a mask holds one class per pixel")
         if pad_to_multiple < 1:
             raise ConfigError(f"pad_to_multiple is {pad_to_multiple}; it must be at least 1")
         if batch_size is not None and batch_size < 1:
@@ -99,10 +98,17 @@ class Predictor:
         model.eval()
         preprocess = resolve(model.spec).preprocess
         in_blocks = prefers_subpixel() if blocks is None else blocks
+        in_blocks = in_blocks and model.spec.task != "multilabel"
         self.num_classes = model.spec.num_labels
         self.channels, self.value_range = model.spec.in_channels, value_range
         self.classes = classes or generic_classes(self.num_classes)
         self.protocol = protocol if isinstance(protocol, Protocol) else make(protocol)
+        self.task = model.spec.task
+        if self.task == "multilabel" and not isinstance(self.protocol, Native):
+            raise ConfigError(
+                f"the task is 'multilabel', and the protocol {self.protocol.name} needs one class "
+                "per pixel; use native"
+            )
         self.pad_to_multiple = pad_to_multiple
         if batch_size is None:
             in_windows = isinstance(self.protocol, Sliding) and jax.default_backend() != "cpu"
@@ -121,6 +127,8 @@ class Predictor:
         def label(logits: jax.Array, axis: int) -> jax.Array:
             if model_task == "binary":  # the sigmoid is above 1/2
                 return (logits.squeeze(axis) > 0).astype(jnp.uint8)
+            if model_task == "multilabel":
+                return (logits > 0).astype(jnp.uint8)
             return jnp.argmax(logits, axis).astype(jnp.uint8)
 
         def segment(state: nnx.State, images: jax.Array) -> jax.Array:
@@ -174,7 +182,7 @@ class Predictor:
                 RGB, for most models. Or an image file, which is read upright.
 
         Returns:
-            u8[H,W], labels 0 to K-1.
+            u8[H,W], labels 0 to K-1; for the task "multilabel", u8[H,W,K] of 0 and 1.
 
         Raises:
             DataError: the file cannot be read as an image.
@@ -193,7 +201,7 @@ class Predictor:
         return prediction.mask
 
     def batch(self, images: np.ndarray) -> np.ndarray:
-        """Segment images of one size, whole and together: [N,H,W,C] -> u8[N,H,W]."""
+        """Segment images of one size, whole and together: [N,H,W,C] -> masks as of a call."""
         height, width = images.shape[1:3]
         masks = self._segment(self._state, padding.pad(images, self.pad_to_multiple))
         return np.asarray(masks)[:, :height, :width]

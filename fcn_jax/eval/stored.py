@@ -23,9 +23,10 @@ from PIL import Image
 from fcn_jax import checkpoint
 from fcn_jax.data.images.picture import as_rgb
 from fcn_jax.errors import WriteError
-from fcn_jax.eval.draw import colorize
+from fcn_jax.eval.draw import NO_CLASS, colorize, one_label
 from fcn_jax.eval.evaluation import Evaluation
 from fcn_jax.eval.metrics import ConfusionMatrix
+from fcn_jax.eval.multilabel import MultilabelCounts
 from fcn_jax.plugins.api import IGNORE_INDEX, Classes, Example
 from fcn_jax.runtime import atomic, distributed, json_text
 
@@ -56,7 +57,12 @@ class ImageScore:
 
     @classmethod
     def of(cls, example: Example, prediction: np.ndarray) -> ImageScore:
-        """Score a predicted mask u8[H,W]."""
+        """Score a predicted mask u8[H,W], or u8[H,W,K] of the task "multilabel"."""
+        if prediction.ndim == 3:
+            counts = MultilabelCounts(prediction.shape[2])
+            counts.add(example.mask, prediction)
+            found = counts.scores()
+            return cls(example.id, found.miou, found.pixel_accuracy, found.num_labeled)
         valid = example.mask != IGNORE_INDEX
         largest = max(example.mask.max(where=valid, initial=0), prediction.max(initial=0))
         matrix = ConfusionMatrix(int(largest) + 1)
@@ -99,7 +105,9 @@ class ImageScores:
         is_best = len(self._best) < self._keep or order > self._best[-1].order
         is_worst = len(self._worst) < self._keep or order < self._worst[-1].order
         if is_best or is_worst:
-            masks = (_smaller(mask, cv2.INTER_NEAREST) for mask in (example.mask, prediction))
+            masks = (
+                _smaller(one_label(mask), cv2.INTER_NEAREST) for mask in (example.mask, prediction)
+            )
             picture = _Picture(
                 score, order, _smaller(as_rgb(example.image), cv2.INTER_AREA), *masks
             )
@@ -223,13 +231,15 @@ def _write(path: Path, picture: _Picture, classes: Classes) -> Iterator[str]:
     yield f"{path.name}.jpg"
     palette = colorize(np.arange(256, dtype=np.uint8), classes).tobytes()
     # A black class 0 is a background, which the page leaves transparent.
-    opacity = bytes([0 if classes.palette[0] == (0, 0, 0) else 255]) + b"\xff" * 255
+    opacity = bytearray([0 if classes.palette[0] == (0, 0, 0) else 255]) + b"\xff" * 255
+    if len(classes) <= NO_CLASS and (picture.prediction == NO_CLASS).any():
+        opacity[NO_CLASS] = 0
     for kind, mask in (("truth", picture.truth), ("prediction", picture.prediction)):
         indexed = Image.fromarray(mask)
         indexed.putpalette(palette)
         name = f"{path.name}_{kind}.png"
         with atomic.replacing(path.with_name(name)) as temporary:
-            indexed.save(temporary, "PNG", transparency=opacity)
+            indexed.save(temporary, "PNG", transparency=bytes(opacity))
         yield name
 
 

@@ -15,7 +15,7 @@ class Prediction(NamedTuple):
     """The prediction of one image.
 
     Attributes:
-        mask: u8[H,W], labels 0 to K-1.
+        mask: u8[H,W], labels 0 to K-1; for the task "multilabel", u8[H,W,K] of 0 and 1.
         confidence: f32[H,W], the probability of the predicted label; None if it was not asked for.
     """
 
@@ -53,7 +53,7 @@ class Whole:
         yield padding.pad(self._image[None], self._multiple)[0]
 
     def take(self, outputs: tuple[jax.Array, ...], index: int) -> None:
-        """Take labels u8[N,h,w] and perhaps the confidence f32[N,h,w]."""
+        """Take labels u8[N,h,w] or u8[N,h,w,K], and perhaps the confidence f32[N,h,w]."""
         self._outputs = outputs, index
 
     @property

@@ -96,6 +96,11 @@ def open_splits(config: Config, only: str | None = None) -> Opened:
         DataError: no split can be opened.
         ConfigError, PluginError: as in `fcn_jax.data.splits.open_splits`.
     """
+    if config.model.task == "multilabel":
+        raise ConfigError(
+            "model.task is 'multilabel': this command shows masks of one class per pixel; training "
+            "checks masks of several classes before its first step"
+        )
     dataset = registry.default().dataset(config.data.dataset)
     config, found = auto.find_classes(config, dataset)
     data, root = config.data, Path(config.data.root) if config.data.root else None

@@ -113,7 +113,13 @@ def make(config: Config, classes: int, images: int, platform: str) -> Made:
     # Inside a trace, building the model takes no memory. The step does not use its values.
     state = jax.eval_shape(lambda: made()[0])
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shapes = batch_shapes(images, config.data.crop_size, device, channels=config.model.in_channels)
+    shapes = batch_shapes(
+        images,
+        config.data.crop_size,
+        device,
+        channels=config.model.in_channels,
+        mask_channels=classes if config.model.task == "multilabel" else None,
+    )
     batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in shapes.items()}
     return Made(lambda state, batch: made()[1](state, batch), state, batch, gradients[0])
 

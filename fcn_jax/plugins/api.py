@@ -359,7 +359,8 @@ class Record(NamedTuple):
 class Example(NamedTuple):
     """A decoded image and its mask u8[H,W]: 0 to K-1 or `IGNORE_INDEX`.
 
-    The image is u8[H,W,3] RGB; by settings of the model, it has other channels, or is f32[H,W,C].
+    For the task "multilabel", the mask is u8[H,W,K] of 0, 1 and `IGNORE_INDEX`. The image is
+    u8[H,W,3] RGB; by settings of the model, it has other channels, or is f32[H,W,C].
     """
 
     id: str

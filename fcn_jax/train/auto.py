@@ -112,7 +112,8 @@ def find_classes(config: Config, dataset: Dataset) -> tuple[Config, list[str]]:
     if config.data.classes != AUTO:
         return config, []
     lines, note = None, ""
-    if dataset.find_classes is not None:
+    # Masks of several classes per pixel do not say which classes there are.
+    if dataset.find_classes is not None and config.model.task != "multilabel":
         lines, note = dataset.find_classes(Path(config.data.root) if config.data.root else None)
     return _changed(config, {_CLASSES: lines}), [note] if note else []
 
@@ -285,7 +286,7 @@ def _sizes(source: Source) -> np.ndarray:
     found = []
     with Progress("reading image sizes", len(source)) as progress:
         for record in source:
-            found.append(image_size(record.image) or source.decode(record).mask.shape)
+            found.append(image_size(record.image) or source.decode(record).mask.shape[:2])
             progress.advance()
     return np.array(found, np.int64)
 

@@ -60,6 +60,11 @@ class Inputs:
         """Number of steps in the run."""
         return self.epoch_steps * self.config.train.epochs
 
+    @property
+    def mask_channels(self) -> int | None:
+        """Number of classes if masks have a channel for each (task "multilabel"), else None."""
+        return len(self.train.classes) if self.config.model.task == "multilabel" else None
+
     def is_evaluated(self, step: int) -> bool:
         """Return whether the run is evaluated after a step."""
         every = self.epoch_steps * self.config.train.eval_every_epochs
@@ -106,6 +111,7 @@ def open_inputs(config: Config, recorded: Any = None) -> Inputs:
         keep_stored=config.model.mean is not None,
         damaged=data.damaged,
         remap=Remap.of(data),
+        task=config.model.task,
     )
     if config.model.std != AUTO:
         require_units(config.model, opened.value_range)

@@ -331,6 +331,7 @@ def _compile(inputs: Inputs, step: Step, state: TrainState, placement: Placement
                 placement.batch,
                 channels=config.model.in_channels,
                 dtype=value_range.dtype_of(inputs.value_range),
+                mask_channels=inputs.mask_channels,
             ),
         )
         compiled = traced.compile()

@@ -14,10 +14,11 @@ import jax
 import numpy as np
 
 from fcn_jax.config import AUTO, Config, same_plugins
+from fcn_jax.data.labels.remap import Remap
 from fcn_jax.data.transforms import Augment
 from fcn_jax.data.value_range import Scaling, Stored
 from fcn_jax.errors import ConfigError, FcnJaxError, PluginError, listing
-from fcn_jax.eval.meter import check_metrics
+from fcn_jax.eval.meter import EXTRA_METRICS, check_metrics
 from fcn_jax.eval.protocols import Protocol, choose
 from fcn_jax.models.spec import resolve
 from fcn_jax.plugins import registry
@@ -209,14 +210,33 @@ def require_needed(config: Config) -> None:
             "the run at which the learning rate falls, such as 'optim.milestones=[0.6, 0.9]'"
         )
     if model.task == "multilabel":
-        problems.append(
-            "model.task is 'multilabel': datasets have masks with one class per pixel; use "
-            "'multiclass' or 'binary' (in Python, fcn_jax.train.step.make takes masks of "
-            "u8[N,H,W,K])"
-        )
+        problems += _multilabel_problems(config)
     problems += _augment_problems(config)
     if problems:
         raise ConfigError("; ".join(problems))
+
+
+def _multilabel_problems(config: Config) -> list[str]:
+    """Settings that need masks with one class per pixel."""
+    data, augment, section = config.data, config.augment, config.eval
+    given = {
+        "data.label_map, merge_classes, ignore_classes or reduce_zero_label": bool(Remap.of(data)),
+        "data.void_as_background": data.void_as_background,
+        "augment.crop": augment.crop is not None,
+        "augment.albumentations": augment.albumentations is not None,
+        f"eval.metrics = {list(section.metrics)}": not {*section.metrics}.isdisjoint(EXTRA_METRICS),
+        "eval.also": bool(section.also),
+    }
+    names = [name for name, is_given in given.items() if is_given]
+    with contextlib.suppress(ConfigError):  # reported by another check
+        if (first := choose(recipe=config)).name != "native":
+            names.append(f"the protocol {first.name}")
+    if not names:
+        return []
+    return [
+        f"model.task is 'multilabel', and {', '.join(names)}: only for masks with one class per "
+        "pixel; leave out the setting"
+    ]
 
 
 def _augment_problems(config: Config) -> list[str]:

@@ -209,14 +209,17 @@ def batch_shapes(
     *,
     channels: int = 3,
     dtype: str = "uint8",
+    mask_channels: int | None = None,
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Return the shapes of a training batch, to compile the step without one.
 
-    `channels` and `dtype` are those of the images.
+    `channels` and `dtype` are those of the images; `mask_channels` is the number of classes of the
+    task "multilabel", and None for others.
     """
     shape = (batch_size, *crop_size)
     image = jax.ShapeDtypeStruct((*shape, channels), jnp.dtype(dtype), sharding=sharding)
-    return {"image": image, "mask": jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=sharding)}
+    labels = shape if mask_channels is None else (*shape, mask_channels)
+    return {"image": image, "mask": jax.ShapeDtypeStruct(labels, jnp.uint8, sharding=sharding)}
 
 
 def _fold(keys: Any, number: jax.Array) -> Any:

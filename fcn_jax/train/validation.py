@@ -90,7 +90,8 @@ class Validation:
                 devices=jax.local_devices(),
             )
         self._predictor.update(*values, *([] if average is None else [average]))
-        meter = Meter(len(self.source.classes), self.config.eval.metrics)
+        task = self.config.model.task
+        meter = Meter(len(self.source.classes), self.config.eval.metrics, task)
         workers = self.config.data.num_workers
         found = score_each(self._predictor, self.source, meter, workers=workers)
         images, each, pictures = 0, stored.ImageScores(), {}

@@ -43,5 +43,5 @@ def test_rejects_tasks_and_sizes_that_do_not_fit(tiny_plugin):
     with pytest.raises(ConfigError, match="task is 'sigmoid'; it must be one of multiclass, bin"):
         resolve(ModelSpec("tiny", "fcn32s", 2, task="sigmoid"))
     several = build(ModelSpec("tiny", "fcn32s", 2, task="multilabel"), rngs=nnx.Rngs(0))
-    with pytest.raises(ConfigError, match="task is 'multilabel'; a mask holds one class per pixel"):
-        Predictor(several)
+    with pytest.raises(ConfigError, match="'multilabel', and the protocol multiscale needs one"):
+        Predictor(several, protocol="multiscale")

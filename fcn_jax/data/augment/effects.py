@@ -66,12 +66,12 @@ def random_cutout(
 
     Args:
         image: [H,W,C].
-        mask: u8[H,W].
+        mask: u8[H,W] or u8[H,W,K].
         settings: number and sizes of the rectangles, and what their labels become.
         rng: the source of all randomness.
         fill: value of each channel, or one value for all.
     """
-    sides = np.array(mask.shape)
+    sides = np.array(mask.shape[:2])
     low, high = settings.size
     boxes = []
     for _ in range(settings.holes):
@@ -95,7 +95,7 @@ def cutout(
 
     Args:
         image: [H,W,C].
-        mask: u8[H,W].
+        mask: u8[H,W] or u8[H,W,K].
         boxes: (top, left, bottom, right) of each rectangle, without the last row and column.
         ignore: whether the labels in the rectangles become `IGNORE_INDEX`.
         fill: value of each channel, or one value for all.

@@ -26,7 +26,7 @@ def rotated_crop(
 
     Args:
         image: u8 or f32[H,W,C].
-        mask: u8[H,W].
+        mask: u8[H,W] or u8[H,W,K].
         size: height h and width w of the window, in pixels.
         origin: row and column of the image's pixel at the top left of the window before the
             rotation; negative above or left of the image.
@@ -35,7 +35,7 @@ def rotated_crop(
             `IGNORE_INDEX` there.
 
     Returns:
-        [h,w,C] by bilinear interpolation, and u8[h,w] of the nearest pixels.
+        [h,w,C] by bilinear interpolation, and u8[h,w] or u8[h,w,K] of the nearest pixels.
     """
     height, width = size
     # The matrix takes x and y in the window to those in the image.
@@ -49,7 +49,7 @@ def rotated_crop(
     )
     # Only the part of the image that the window can show.
     corners = matrix @ np.array([[-1, width, -1, width], [-1, -1, height, height], [1, 1, 1, 1]])
-    left, top = (_start(line, side) for line, side in zip(corners, mask.shape[::-1], strict=True))
+    left, top = (_start(line, side) for line, side in zip(corners, mask.shape[1::-1], strict=True))
     right, bottom = np.ceil(corners.max(axis=1)).astype(int) + 2
     part = slice(top, max(bottom, top + 1)), slice(left, max(right, left + 1))
     matrix[:, 2] -= left, top
@@ -76,7 +76,12 @@ def rotated_crop(
         rotated = in_groups(
             lambda group, channels: warped(group, cv2.INTER_LINEAR, values[channels]), image[part]
         )
-    return rotated, warped(mask[part], cv2.INTER_NEAREST, [IGNORE_INDEX])
+
+    def labels(group: np.ndarray, _: slice) -> np.ndarray:
+        return warped(group, cv2.INTER_NEAREST, [IGNORE_INDEX] * 4)
+
+    shown = mask[part]
+    return rotated, in_groups(labels, shown) if mask.ndim == 3 else labels(shown, slice(None))
 
 
 def _start(coordinates: np.ndarray, side: int) -> int:

@@ -212,6 +212,27 @@ def parse(data: Any, name: str) -> Tiff:
     return found
 
 
+def pages(data: Any, name: str) -> list[Tiff]:
+    """Read the tags of all pages, without smaller copies and masks of transparency.
+
+    Raises:
+        DamagedError: the tags are cut off or contradict each other.
+        DataError: a page is too large, or there are too many.
+    """
+    found, after = [], None
+    try:
+        while after != 0 and len(found) <= _MOST_PAGES:
+            page, after = _page(data, name, after)
+            if not page.tag(Tag.SUBFILE, 0) & 5:
+                check_size(*page.size, name)
+                found.append(page)
+    except (struct.error, IndexError) as error:
+        raise damaged("TIFF", name, "its table of tags is cut off") from error
+    if not 0 < len(found) <= _MOST_PAGES:
+        raise DataError(f"{name}: the TIFF has {len(found)} pages; expected 1 to {_MOST_PAGES}")
+    return found
+
+
 def _page(data: Any, name: str, at: int | None) -> tuple[Tiff, int]:
     """A page, and the position of the next page (0: there is none).
 
