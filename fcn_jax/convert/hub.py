@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import http.client
 import re
 import time
@@ -16,7 +15,7 @@ from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from fcn_jax.checkpoint import portable, remote
-from fcn_jax.convert import huggingface, licenses
+from fcn_jax.convert import licenses
 from fcn_jax.errors import ConfigError, PluginError, WeightsError, did_you_mean
 from fcn_jax.models.spec import resolve as resolve_spec
 from fcn_jax.models.spec import spec_of
@@ -31,6 +30,7 @@ _ATTEMPTS = 3
 _CHUNK = 1 << 18  # bytes
 _TIMEOUT = 30.0  # seconds without a byte
 _PIP = "pip://"
+_HUB = "hf://"
 
 
 def resolve(source: str | Path, spec: ModelSpec) -> Path:
@@ -82,11 +82,15 @@ def localize(source: str | Path, spec: ModelSpec) -> str | Path:
 
     Raises:
         CheckpointError: see `fcn_jax.checkpoint.remote.fetch`.
-        WeightsError: the model has no weights file.
+        WeightsError: the model has no weights file, or its license needs acceptance.
     """
     model = remote.parse(source)
-    if model is None or str(source) in available(spec):
+    if model is None:
         return source
+    if published := available(spec).get(model.name):
+        licenses.require_accepted(published)
+        if model.revision is None:
+            return model.name
     folder = remote.fetch(model)
     return folder if portable.is_portable(folder) else weights_file(folder, str(model))
 
@@ -174,8 +178,6 @@ def _models_with_same_parts(
 def cached_path(weights: Weights) -> Path:
     """The place of a file in the cache. Its name contains its hash, as torchvision's names do."""
     name = Path(unquote(urlsplit(weights.url).path)).name
-    if weights.url.startswith(huggingface.SCHEME):
-        name = huggingface.file_name(weights.url)
     digits = weights.sha256.lower()[:8]
     if digits not in name:
         name = f"{Path(name).stem}-{digits}{Path(name).suffix}"
@@ -185,8 +187,8 @@ def cached_path(weights: Weights) -> Path:
 def fetch(weights: Weights) -> Path:
     """Download a file of published weights, or find it in the cache or in a distribution.
 
-    Its hash is always verified. The hash of a file of the Hugging Face hub may be the one that the
-    hub publishes; the name of the cached copy keeps it.
+    Its hash is always verified, except for a file of the Hugging Face Hub, which `huggingface_hub`
+    fetches.
 
     A transfer that breaks off, and an overloaded server, are tried three times. The transfer
     continues where it stopped if the server supports it. No partial or wrong file is kept.
@@ -197,12 +199,13 @@ def fetch(weights: Weights) -> Path:
     Raises:
         WeightsError: there is no connection, the server answers with an error, the distribution
             is not installed, the file has another hash, or its license needs acceptance.
+        CheckpointError: the Hugging Face Hub refuses; see `fcn_jax.checkpoint.remote.fetch`.
         WriteError: the cache cannot be written.
         PluginError: the weights are registered with fewer than eight digits of their hash.
     """
     licenses.require_accepted(weights)
-    if weights.url.startswith(huggingface.SCHEME) and not weights.sha256:
-        weights = dataclasses.replace(weights, sha256=_hash_on_hub(weights.url))
+    if weights.url.startswith(_HUB):
+        return weights_file(remote.fetch(remote.HubId(weights.url.removeprefix(_HUB))), weights.url)
     expected = weights.sha256.lower()
     if not re.fullmatch("[0-9a-f]{8,64}", expected):
         raise PluginError(
@@ -221,7 +224,7 @@ def fetch(weights: Weights) -> Path:
     with replacing(path) as temporary:
         try:
             with temporary.open("wb") as file, Progress(path.name, unit="bytes") as progress:
-                _download(huggingface.address(weights.url), file, progress)
+                _download(weights.url, file, progress)
         except _DownloadError as error:
             raise WeightsError(
                 f"{weights.url}: cannot be fetched: {error}; download it in another way and put "
@@ -234,22 +237,6 @@ def fetch(weights: Weights) -> Path:
                 f"is {expected}; the file was not kept"
             )
     return path
-
-
-def _hash_on_hub(url: str) -> str:
-    """The hash of a file of the Hugging Face hub: of a copy in the cache, or the published one."""
-    if found := huggingface.cached_hash(cache.folder(), url):
-        return found
-    try:
-        if found := huggingface.published_hash(url):
-            return found
-        why = "the server does not publish its SHA-256"
-    except OSError as error:
-        why = huggingface.reason(url, error)
-    raise WeightsError(
-        f"{huggingface.address(url)}: cannot be fetched: {why}; download it in another way and "
-        "give the file's path instead of the name"
-    )
 
 
 def _installed(url: str, expected: str) -> Path:
@@ -300,7 +287,6 @@ def _download_rest(url: str, file: BinaryIO, progress: Progress) -> None:
     if file.tell():
         headers["Range"] = f"bytes={file.tell()}-"
     request = urllib.request.Request(url, headers=headers)
-    huggingface.authorize(request)
     with contextlib.ExitStack() as stack:
         with _network_errors():
             response = stack.enter_context(urllib.request.urlopen(request, timeout=_TIMEOUT))

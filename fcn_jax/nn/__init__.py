@@ -26,6 +26,12 @@ Operators:
     resize_bilinear: bilinear resizing to a size.
     resize_nearest: resizing to a size by picking pixels.
     upsample: bilinear or nearest resizing by a factor.
+    resize_bicubic: bicubic resizing to a size.
+    attention: scaled dot-product attention.
+    rotate: rotary position embedding, by the angles of rotary_angles.
+    to_windows: images to square windows, and from_windows back.
+    relative_positions: indices of the relative positions in a window.
+    shift_mask: bias between pixels that a cyclic shift has put into one window.
     residual_add: shortcut and activation at the end of a residual block.
     add_bias: addition of a bias.
     batch_norm_train: normalization by the statistics of the batch.
@@ -52,9 +58,11 @@ For CPUs, where XLA is slow, operators have forms of their own: see `_conv_cpu`,
 """
 
 from fcn_jax.nn._activations import gelu, silu
+from fcn_jax.nn._attention import attention, rotary_angles, rotate
 from fcn_jax.nn._barriers import REMAT_NAMES, residual_add
 from fcn_jax.nn._batch_norm import BatchNorm, batch_norm_train
 from fcn_jax.nn._bias import add_bias
+from fcn_jax.nn._bicubic import resize_bicubic
 from fcn_jax.nn._buffer import Buffer
 from fcn_jax.nn._conv import Conv, conv
 from fcn_jax.nn._conv_norm_act import ConvNormAct
@@ -78,6 +86,7 @@ from fcn_jax.nn._padding import pad_same, same_padding
 from fcn_jax.nn._pooling import adaptive_average_pool, global_average_pool, max_pool
 from fcn_jax.nn._resize import resize_bilinear, resize_nearest, upsample
 from fcn_jax.nn._stochastic_depth import StochasticDepth
+from fcn_jax.nn._windows import from_windows, relative_positions, shift_mask, to_windows
 
 __all__ = [
     "REMAT_NAMES",
@@ -95,11 +104,13 @@ __all__ = [
     "StochasticDepth",
     "adaptive_average_pool",
     "add_bias",
+    "attention",
     "batch_norm_train",
     "bilinear",
     "bilinear_depthwise",
     "conv",
     "conv_transpose",
+    "from_windows",
     "gelu",
     "global_average_pool",
     "kaiming_normal_fan_in",
@@ -108,11 +119,17 @@ __all__ = [
     "max_pool",
     "normal",
     "pad_same",
+    "relative_positions",
     "residual_add",
+    "resize_bicubic",
     "resize_bilinear",
     "resize_nearest",
+    "rotary_angles",
+    "rotate",
     "same_padding",
+    "shift_mask",
     "silu",
+    "to_windows",
     "torch_default",
     "upsample",
     "xavier_uniform",

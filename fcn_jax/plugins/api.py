@@ -103,10 +103,10 @@ class Weights:
 
     Attributes:
         url: address of a `.pth` or `.safetensors` file; `pip://DISTRIBUTION/PATH` is that of a file
-            of an installed Python distribution, `hf://OWNER/NAME/FILE` of one of the Hugging Face
-            hub.
-        sha256: leading hexadecimal digits of the file's SHA-256 (torchvision publishes eight). ""
-            for an `hf://` address means the hash that the hub publishes.
+            of an installed Python distribution, `hf://OWNER/NAME` that of a repository on the
+            Hugging Face Hub with one weights file.
+        sha256: leading hexadecimal digits of the file's SHA-256 (torchvision publishes eight); ""
+            for an `hf://` address, whose file is not compared.
         summary: the training data and the published score.
         license: of the weights, such as "apache-2.0"; recorded when they are loaded.
         restricted: what the license forbids or requires, such as "no commercial use", if its
@@ -129,8 +129,8 @@ class Weights:
     def huggingface(
         cls, repository: str, summary: str, *, license: str, restricted: str = ""
     ) -> Weights:
-        """The file `model.safetensors` of a repository "owner/name", which is also its name."""
-        return cls(f"hf://{repository}/model.safetensors", "", summary, license, restricted)
+        """The file of a repository "owner/name" on the Hugging Face Hub."""
+        return cls(f"hf://{repository}", "", summary, license, restricted)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -72,21 +72,27 @@ def check_descriptor(
 def check_weights(subject: Subject, weights: Mapping[str, Weights]) -> None:
     """Check that each published file can be fetched, read and recognized."""
     for name, file in weights.items():
-        on_hub = file.url.startswith("hf://")
-        if re.fullmatch(r"[0-9a-f]{8,64}", file.sha256) is None and (file.sha256 or not on_hub):
+        if file.url.startswith("hf://"):
+            if file.url != f"hf://{name}":
+                subject.fail(
+                    f"weights '{name}' have the url '{file.url}'; the name of weights on the "
+                    f"Hugging Face Hub must be that of the repository, hf://{name}"
+                )
+            continue
+        if re.fullmatch(r"[0-9a-f]{8,64}", file.sha256) is None:
             subject.fail(
                 f"weights '{name}' have sha256 '{file.sha256}'; it must be at least 8 leading "
                 "hexadecimal digits"
             )
-        if re.fullmatch(r"(https?|file|pip|hf)://.+\.(pth|pt|safetensors)", file.url) is None:
+        if re.fullmatch(r"(https?|file|pip)://.+\.(pth|pt|safetensors)", file.url) is None:
             subject.fail(
                 f"weights '{name}' have the url '{file.url}'; it must be the address of a .pth or "
                 ".safetensors file"
             )
-        if re.search(r"[\s/\\.]", name) is not None and not file.url.startswith(f"hf://{name}/"):
+        if re.search(r"[\s/\\.]", name) is not None:
             subject.fail(
                 f"weights '{name}' have a name that looks like a file; use capitals, digits and "
-                "underscores, or the name of the repository on the Hugging Face hub"
+                "underscores"
             )
 
 

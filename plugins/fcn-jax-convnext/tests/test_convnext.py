@@ -186,7 +186,7 @@ def test_weights_are_those_of_timm_with_the_same_preprocessing_and_license(timm)
             theirs = timm.get_pretrained_cfg(repository.removeprefix("timm/"))
             assert repository == f"{theirs.hf_hub_id}"
             assert repository.startswith(f"timm/{name}.")
-            assert published.url == f"hf://{repository}/model.safetensors"
+            assert published.url == f"hf://{repository}"
             assert published.license == theirs.license
             assert bool(published.restricted) == (theirs.license != "apache-2.0")
             assert backbone.preprocess.mean == pytest.approx(theirs.mean)

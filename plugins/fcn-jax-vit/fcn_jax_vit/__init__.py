@@ -1,0 +1,1 @@
+"""Vision transformers, DINOv2 and DINOv3 as backbones for fcn-jax."""
