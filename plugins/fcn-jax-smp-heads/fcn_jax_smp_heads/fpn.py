@@ -62,6 +62,11 @@ class FPNHead(parts.DecoderHead):
         dropout: of the merged levels.
     """
 
+    p2: nn.Conv
+    p3: nn.Conv
+    p4: nn.Conv
+    p5: nn.Conv
+
     def __init__(
         self,
         options: FPNOptions,

@@ -48,7 +48,7 @@ def conv_relu(
     in_channels: int, out_channels: int, size: int, *, use_norm: bool = True, **types: Any
 ) -> nn.ConvNormAct | ConvReLU:
     """SMP's `Conv2dReLU`: convolution, batch normalization if `use_norm`, ReLU."""
-    layer = nn.ConvNormAct if use_norm else ConvReLU
+    layer: Callable[..., nn.ConvNormAct | ConvReLU] = nn.ConvNormAct if use_norm else ConvReLU
     return layer(in_channels, out_channels, size, **INIT, **types)
 
 

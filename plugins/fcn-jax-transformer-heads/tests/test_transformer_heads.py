@@ -56,8 +56,8 @@ LONG = ("upernet", "upernet without normalization")
 EACH = [pytest.param(case, marks=pytest.mark.slow if case in LONG else ()) for case in CASES]
 
 
-@pytest.mark.parametrize("case", EACH)
-def test_layers_training_and_gradients_match_torch_at_odd_sizes(smp, case):
+def compared(case, dtype="float32"):
+    """The report on a head alone, on drawn features of odd sizes."""
     name, table, strides = CASES[case]
     head, hw = HEADS[name], (37, 71)
     options = validate(head, {**SMALL[name], **table})
@@ -72,23 +72,35 @@ def test_layers_training_and_gradients_match_torch_at_odd_sizes(smp, case):
         named = {f.name: x for f, x in zip(features, maps, strict=True)}
         return {"logits": module(named, out_hw=hw)}
 
-    import torch
-
+    torch = pytest.importorskip("torch")
     torch.manual_seed(0)
     reference = head.torch.reference(options=options, features=features, num_classes=CLASSES)
     tensors = [torch.tensor(x.transpose(0, 3, 1, 2).copy()) for x in inputs]
     randomize(reference, 0, run=lambda network: call(network, tensors))
-    report = compare(
+    return compare(
         reference,
-        head.build(options, features, num_classes=CLASSES, rngs=nnx.Rngs(0)),
+        head.build(options, features, num_classes=CLASSES, rngs=nnx.Rngs(0), dtype=dtype),
         inputs,
         rules=head.torch.tables_of(options)["torchvision"],
         layout="NHWC",
         call_torch=call,
         call_jax=call_ours,
+        dtype=dtype,
     )
+
+
+@pytest.mark.parametrize("case", EACH)
+def test_layers_training_and_gradients_match_torch_at_odd_sizes(smp, case):
+    report = compared(case)
     assert report.equal, str(report)
     assert not report.skipped
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", HEADS)
+def test_bfloat16_matches_torch(smp, case):
+    report = compared(case, "bfloat16")
+    assert report.equal, str(report)
 
 
 # ------------------------------------------------------------------------- whole models of SMP
