@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from pathlib import Path
 
 import jax
 import pytest
@@ -114,6 +115,31 @@ def test_agrees_with_xla_on_this_machine(dtype):
     assert 0.8 * own["bytes"] <= table["bytes"] <= 8 * own["bytes"]
     assert 0.5 * own["memory"] <= table["memory"] <= 2 * own["memory"]
     assert "XLA's figures" in xla.text(table)
+
+
+LIBTPU = Path(__file__).parents[2] / "benchmarks" / "results" / "tpu_aot.json"
+
+
+@pytest.mark.slow
+def test_agrees_with_the_figures_of_libtpu():
+    rows = json.loads(LIBTPU.read_text("utf-8"))["programs"]
+    rows = [row for row in rows if row["program"] == "training"]
+    assert {row["chips"] for row in rows} == {1, 4, 8}
+    same = config.parse(
+        {
+            "model": {"backbone": "resnet18", "dtype": "bfloat16"},
+            "data": {"batch_size": 128, "crop_size": [320, 480]},
+        }
+    )
+    found = plan.plan(same, kinds.find("TPUv5e"), 1, 21)
+    for row in rows:
+        assert 1 <= row["flops"] / sum(found.flops.values()) < 1.03
+        assert 0.8 < row["bytes_accessed"] / found.bytes < 1
+        assert 0.75 < row["memory"]["peak"] / found.total < 1
+        if row["chips"] > 1:
+            assert row["collectives"]["all-reduce"]["bytes"] == pytest.approx(
+                found.reduced, rel=0.01
+            )
 
 
 def test_batch_that_cannot_be_split_names_one_that_can():
