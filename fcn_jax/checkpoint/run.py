@@ -266,7 +266,8 @@ class Checkpoints:
 
     def _remove_leftovers(self) -> None:
         if self._first_process and self._folder.is_dir():
-            for step in files.steps(self._folder):
+            local = not place.is_remote(self._folder)  # object stores write whole files
+            for step in files.steps(self._folder) if local else ():
                 for path in (self._folder / str(step)).iterdir():
                     if _LEFTOVER_SCORE.fullmatch(path.name):
                         path.unlink(missing_ok=True)
