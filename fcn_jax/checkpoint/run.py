@@ -288,7 +288,7 @@ def _is_leftover(path: Path) -> bool:
 
 
 def _target(leaf: Any) -> jax.ShapeDtypeStruct:
-    """What Orbax restores an array to. The sharding that it was saved with plays no part."""
+    """The target of an array for Orbax. The sharding with which it was saved plays no part."""
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(
         leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or here
