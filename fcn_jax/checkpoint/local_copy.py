@@ -55,8 +55,8 @@ def of(directory: Path, run: Path | None = None) -> Path:
     target = run / files.STEPS / directory.name
     if not (directory / files.FILES).exists():
         raise CheckpointError(
-            f"{directory}: only checkpoints of runs are read from an object store; copy this one to "
-            "a local folder"
+            f"{directory}: only checkpoints of runs are read from an object store; copy this "
+            "model to a local folder"
         )
     listed = (directory / files.FILES).read_bytes()
     if (target / files.FILES).exists():
