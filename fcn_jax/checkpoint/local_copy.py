@@ -41,7 +41,7 @@ def of(directory: Path, run: Path | None = None) -> Path:
         run: run directory to copy it to; if None, a folder in the cache.
 
     Raises:
-        CheckpointError: the copy is not equal to the list of the checkpoint's files.
+        CheckpointError: it is a portable model, or the copy does not match the list of its files.
         WriteError: it cannot be written.
     """
     above = directory.parent
@@ -53,6 +53,11 @@ def of(directory: Path, run: Path | None = None) -> Path:
             with contextlib.suppress(FileNotFoundError):
                 place.copy(above.parent / name, run / name)
     target = run / files.STEPS / directory.name
+    if not (directory / files.FILES).exists():
+        raise CheckpointError(
+            f"{directory}: only checkpoints of runs are read from an object store; copy this "
+            "model to a local folder"
+        )
     listed = (directory / files.FILES).read_bytes()
     if (target / files.FILES).exists():
         if (target / files.FILES).read_bytes() == listed and files.fault(target) is None:

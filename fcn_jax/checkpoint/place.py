@@ -96,7 +96,7 @@ def write_json(path: Path, value: Any) -> None:
 def remove(directory: Path) -> None:
     """Remove a folder with its contents, as far as possible."""
     if is_remote(directory):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(Exception):  # gcsfs has errors of its own
             # First, so that a process killed here leaves no checkpoint that looks complete.
             (directory / COMMIT).unlink(missing_ok=True)
             cast(Any, directory).rmtree(missing_ok=True)

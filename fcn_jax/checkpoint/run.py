@@ -266,7 +266,8 @@ class Checkpoints:
 
     def _remove_leftovers(self) -> None:
         if self._first_process and self._folder.is_dir():
-            for step in files.steps(self._folder):
+            local = not place.is_remote(self._folder)  # object stores write whole files
+            for step in files.steps(self._folder) if local else ():
                 for path in (self._folder / str(step)).iterdir():
                     if _LEFTOVER_SCORE.fullmatch(path.name):
                         path.unlink(missing_ok=True)
@@ -287,7 +288,7 @@ def _is_leftover(path: Path) -> bool:
 
 
 def _target(leaf: Any) -> jax.ShapeDtypeStruct:
-    """What Orbax restores an array to. The sharding that it was saved with plays no part."""
+    """The target of an array for Orbax. The sharding with which it was saved plays no part."""
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(
         leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or here

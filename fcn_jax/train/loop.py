@@ -205,7 +205,7 @@ def _train(
     # The directory is made only now: a recipe that does not fit leaves nothing behind.
     directory.open(lambda: require_still(run, config, mirror.home, continues))
     mirror.fetch()
-    # Before the checkpoints: what has a recipe is a run, however early it is killed.
+    # Before the checkpoints: a directory with a recipe is a run, however early it is killed.
     _write_settings(run, config, spec, setup.rates)
     checkpoints = checkpoint.Checkpoints(mirror.store, retention(config.train))
     held.callback(close_quietly, checkpoints)

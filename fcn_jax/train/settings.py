@@ -109,6 +109,9 @@ def claim(run: Path, config: Config, home: Path) -> bool:
         same_plugins(settings.with_absolute_paths().model_dump(mode="json"))
         for settings in (before, config)
     )
+    weights = new["init"]["weights"]  # still relative if the file is gone
+    if weights and str(Path(weights).absolute()) == old["init"]["weights"]:
+        new["init"]["weights"] = old["init"]["weights"]
     changed = {
         name: f"{name} = {_shown(values.get(key))} (in the run: {_shown(old[section].get(key))})"
         for section, values in new.items()

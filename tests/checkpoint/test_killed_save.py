@@ -18,7 +18,7 @@ SAVES = """
 import sys, time
 from pathlib import Path
 import jax
-import fcn_jax.checkpoint.files, fcn_jax.checkpoint.run, fcn_jax.runtime.atomic
+import fcn_jax.checkpoint.files, fcn_jax.checkpoint.place, fcn_jax.runtime.atomic
 from fcn_jax import checkpoint
 from tests.checkpoint import saves_and_restores as both
 
@@ -45,7 +45,7 @@ HOOKS = {
     ),
     "the list of files is missing": ("fcn_jax.checkpoint.files.list_files = killed_here", False),
     "the score is half written": ("fcn_jax.runtime.atomic.os.replace = replace", True),
-    "the older one is being deleted": ("fcn_jax.checkpoint.run.shutil.rmtree = rmtree", True),
+    "the older one is being deleted": ("fcn_jax.checkpoint.place.shutil.rmtree = rmtree", True),
 }
 REPLACE = """
 import os

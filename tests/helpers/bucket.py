@@ -43,6 +43,9 @@ class Bucket(LocalFileSystem):
             os.makedirs(os.path.dirname(path), exist_ok=True)
         return super()._open(path, mode, **more)
 
+    def glob(self, path: str, **more: Any) -> list[str]:
+        return [found.removeprefix(f"{self.root}/") for found in super().glob(path, **more)]
+
     def mkdir(self, path: str, create_parents: bool = True, **_: Any) -> None:
         pass
 

@@ -708,9 +708,10 @@ def test_a_finished_run_says_how_to_train_more(
 def test_resumes_without_the_initial_weights(
     here: Callable[..., Result], undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     start = Path(shutil.copytree(checkpoint.find(undisturbed), tmp_path / "start"))
     settings = (
-        f"init.weights={json.dumps(str(start))}",
+        "init.weights=./start",
         "train.epochs=2",
         'optim.schedule="constant"',
     )
