@@ -262,7 +262,8 @@ class Checkpoints:
         """
         if self._first_process:
             remote = place.is_remote(directory)
-            place.remove(directory if remote else _renamed(directory, "deleted"))
+            with atomic.write_errors(directory, "cannot be deleted"):
+                place.remove(directory if remote else _renamed(directory, "deleted"))
 
     def _remove_leftovers(self) -> None:
         if self._first_process and self._folder.is_dir():

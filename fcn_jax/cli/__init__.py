@@ -44,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     cache.enable_compilation_cache()
     if argv is None:
+        cache.replace_damaged_programs()
         process.configure_process(trains=args.call is train.run)
     import logging  # Imported here because --help does not need it.
 

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,51 @@ def test_compilation_cache_of_the_user_takes_precedence(monkeypatch, tmp_path):
     monkeypatch.setenv("FCN_JAX_CACHE", str(tmp_path))
     cache.enable_compilation_cache()
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path / "xla")
+
+
+def test_a_program_that_was_cut_off_is_written_again(tmp_path, monkeypatch, capsys):
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+
+    def compute():
+        jax.clear_caches()
+        compilation_cache.reset_cache()
+
+        def program_for_this_test(x):
+            return 3 * x + 1
+
+        return float(jax.jit(program_for_this_test)(2.0))
+
+    try:
+        for name, value in settings.items():
+            jax.config.update(name, value)
+        assert compute() == 7
+        (path,) = tmp_path.glob("jit_program_for_this_test-*-cache")
+        others = {one: one.read_bytes() for one in tmp_path.glob("*-cache") if one != path}
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            cache.replace_damaged_programs()
+            assert compute() == 7
+            assert len(path.read_bytes()) > 0.9 * len(whole)
+            assert f"{path} is damaged; it is compiled again" in capsys.readouterr().err
+            assert compute() == 7
+            assert capsys.readouterr().err == ""
+        assert all(one.read_bytes() == contents for one, contents in others.items())
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
 
 
 @pytest.mark.slow
