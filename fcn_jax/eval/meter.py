@@ -94,7 +94,7 @@ class Meter:
 
     def counts(self) -> list[np.ndarray]:
         """All counts, i64[...], which another meter's may be added to."""
-        parts = [self._matrix.counts, self._matrix.ignored]
+        parts: list[np.ndarray] = [self._matrix.counts, self._matrix.ignored]
         parts += self._boundary.counts() if self._boundary else []
         return parts + (self._calibration.counts() if self._calibration else [])
 

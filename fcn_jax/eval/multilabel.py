@@ -14,13 +14,14 @@ class MultilabelCounts:
     Attributes:
         counts: i64[K,2,2], for each class, rows are the ground truth (without the class, with it),
             columns the prediction; as scikit-learn's `multilabel_confusion_matrix`.
-        ignored: number of pixels whose ground truth is `IGNORE_INDEX`, summed over the classes.
+        ignored: i64[], number of pixels whose ground truth is `IGNORE_INDEX`, summed over the
+            classes.
     """
 
     def __init__(self, num_classes: int) -> None:
         """Start with zeros."""
         self.counts = np.zeros((num_classes, 2, 2), np.int64)
-        self.ignored = 0
+        self.ignored = np.zeros((), np.int64)
 
     def add(self, ground_truth: np.ndarray, prediction: np.ndarray) -> None:
         """Count an image.
@@ -64,6 +65,6 @@ class MultilabelCounts:
             recall=recall,
             pixels=truth,
             counts=counts,
-            ignored=round(self.ignored / len(counts)),
+            ignored=round(int(self.ignored) / len(counts)),
             labeled=round(total / len(counts)),
         )

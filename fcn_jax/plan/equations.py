@@ -158,8 +158,8 @@ class _Flattening:
         for var, operand in zip(inner.invars, operands, strict=True):
             self._alias(var, operand, scope, numbers)
         self._add(inner, scope, backward)
-        for result, var in zip(results, inner.outvars, strict=True):
-            self._alias(result, var, numbers, scope)
+        for result, inside in zip(results, inner.outvars, strict=True):
+            self._alias(result, inside, numbers, scope)
 
     def _alias(self, var: Any, other: Any, scope: dict[Any, int], others: dict[Any, int]) -> None:
         """Give a variable the number of another one, or a new number for a constant."""

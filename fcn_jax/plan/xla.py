@@ -75,6 +75,8 @@ def figures(config: Config, plan: Plan, classes: int | None = None) -> dict[str,
     compiled = program.lower(*arguments).compile()
     seconds = time.perf_counter() - began
     cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
+    assert cost is not None
+    assert memory is not None
     # As many images as the plan has, in the forms of operators of the platform.
     own = training.trace(config, classes, plan.images, platform)
     return {
@@ -87,7 +89,7 @@ def figures(config: Config, plan: Plan, classes: int | None = None) -> dict[str,
         + memory.output_size_in_bytes
         - memory.alias_size_in_bytes
         + memory.temp_size_in_bytes,
-        "all_reduces": len(re.findall(r" all-reduce(?:-start)?\(", compiled.as_text())),
+        "all_reduces": len(re.findall(r" all-reduce(?:-start)?\(", compiled.as_text() or "")),
         "planned": {
             "flops": sum(own.work.flops.values()),
             "bytes": own.work.bytes,

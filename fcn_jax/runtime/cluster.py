@@ -80,7 +80,7 @@ def detected(seconds: float) -> tuple[str, int, int, Any] | None:
             f"{(str(error).splitlines() or [''])[0]}); {_INSTEAD}, or --num-processes 1 to run "
             "this process alone"
         ) from error
-    if address is not None:
+    if address is not None and size is not None and number is not None:
         return address, size, number, local
     for name, launcher in _MARKS.items():
         if os.environ.get(name, "1") not in ("", "1"):

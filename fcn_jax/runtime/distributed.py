@@ -165,7 +165,7 @@ def join(
     channel = meet(address, number, size, {"versions": packages}, seconds)
     # JAX's own handler of SIGTERM would compete with `fcn_jax.train.signals`.
     jax.config.update("jax_enable_preemption_service", False)
-    if jax.config.jax_cpu_collectives_implementation is None:
+    if jax.config.read("jax_cpu_collectives_implementation") is None:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(

@@ -29,7 +29,7 @@ def rows_of(sharding: Sharding | None, shape: Sequence[int]) -> list[int] | None
     if sharding is None or distributed.count() == 1:
         return None
     indices = sharding.addressable_devices_indices_map(tuple(shape)).values()
-    return sorted({row for index in indices for row in range(*index[0].indices(shape[0]))})
+    return sorted({row for index in indices if index for row in range(*index[0].indices(shape[0]))})
 
 
 def place_batch(
@@ -95,6 +95,7 @@ def on_this_process(tree: Any) -> Any:
         if leaf.is_fully_addressable:
             return leaf
         if not leaf.is_fully_replicated:
+            assert isinstance(leaf.sharding, NamedSharding)
             everywhere = NamedSharding(leaf.sharding.mesh, PartitionSpec())
             leaf = jax.jit(lambda x: x, out_shardings=everywhere)(leaf)
         return leaf.addressable_data(0)

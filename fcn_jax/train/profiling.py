@@ -20,11 +20,11 @@ class Steps(NamedTuple):
     """The steps to trace.
 
     Attributes:
-        count: their number, at least 1.
+        number: how many, at least 1.
         first: number of the first one, from 1; None for one shortly after the start.
     """
 
-    count: int
+    number: int
     first: int | None = None
 
     def after(self, start: int, total: int) -> range:
@@ -39,10 +39,10 @@ class Steps(NamedTuple):
         """
         first = self.first
         if first is None:
-            first = min(start + 1 + _WARM_UP, total - self.count + 1)
-        last = first + self.count - 1
+            first = min(start + 1 + _WARM_UP, total - self.number + 1)
+        last = first + self.number - 1
         if first <= start or last > total:
-            asked = str(self.count) if self.first is None else f"{first}:{last}"
+            asked = str(self.number) if self.first is None else f"{first}:{last}"
             left = f"takes the steps {start + 1} to {total}" if start < total else "has none left"
             raise ConfigError(f"--profile {asked}: the run {left}; choose among those")
         return range(first, last + 1)

@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from signal import Signals
 from types import FrameType
 from typing import Any
 
@@ -38,16 +39,16 @@ class StopRequest:
         at_once: raise `StopNow` on a signal. Otherwise it is only stored in `signal`.
     """
 
-    signal: signal.Signals | None = None
+    signal: Signals | None = None
     at_once: bool = True
     _since = 0.0
 
-    def __init__(self, announce: Callable[[signal.Signals, bool], None] | None = None) -> None:
+    def __init__(self, announce: Callable[[Signals, bool], None] | None = None) -> None:
         """Take a function that tells other processes about a signal, and whether this one ends."""
-        self._announce, self._previous = announce, dict[signal.Signals, Any]()
+        self._announce, self._previous = announce, dict[Signals, Any]()
         self._has_come = self._is_known = False
 
-    def receive(self, number: signal.Signals) -> None:
+    def receive(self, number: Signals) -> None:
         """Treat a signal to another process as one to this process. Called by another thread."""
         if self.signal is None and not self._has_come:
             self._is_known = True
@@ -91,7 +92,9 @@ class StopRequest:
 
     def _watch(self, reader: int) -> None:
         """End the process where the main thread does not. The reader ends with the context."""
-        numbers, first, deadline = self._previous, None, None
+        numbers = self._previous
+        first: float | None = None
+        deadline: float | None = None
         with os.fdopen(reader, "rb", buffering=0) as file:
             while True:
                 left = None if deadline is None else max(deadline - time.monotonic(), 0)

@@ -219,7 +219,8 @@ def pages(data: Any, name: str) -> list[Tiff]:
         DamagedError: the tags are cut off or contradict each other.
         DataError: a page is too large, or there are too many.
     """
-    found, after = [], None
+    found = list[Tiff]()
+    after: int | None = None
     try:
         while after != 0 and len(found) <= _MOST_PAGES:
             page, after = _page(data, name, after)

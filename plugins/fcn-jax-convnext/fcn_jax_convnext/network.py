@@ -17,7 +17,10 @@ from fcn_jax.errors import ConfigError
 from fcn_jax_convnext.architecture import Architecture, StagePlan
 
 EPS = 1e-6
-_DRAWN = {"kernel_init": nn.normal(0.02), "bias_init": nnx.initializers.zeros_init()}
+_DRAWN: dict[str, Any] = {
+    "kernel_init": nn.normal(0.02),
+    "bias_init": nnx.initializers.zeros_init(),
+}
 """timm's initial values. It cuts the normal distribution off at 100 deviations."""
 
 
