@@ -119,7 +119,9 @@ def losses() -> dict[str, Any]:
         for _ in range(STEPS)
     ]
     sgd = OptimConfig(lr=0.1, clip_norm=0.5)
-    adamw = OptimConfig(name="adamw", lr=0.01, ema_decay=0.8, accumulate_steps=2)
+    # The gradient of a bias before batch normalization is rounding error, which Adam scales up
+    # unless its epsilon is large.
+    adamw = OptimConfig(name="adamw", lr=0.01, eps=1e-3, ema_decay=0.8, accumulate_steps=2)
     cases = [("sgd", sgd, split) for split in SPLITS]
     cases += [("adamw", adamw, split) for split in ("1", "data 2, fsdp 2, spatial 2")]
     found: dict[str, Any] = {"sgd": {}, "adamw": {}}
