@@ -121,7 +121,7 @@ fuzz: dev
 	$(BIN)/python -m fuzz --cases 3000 --seed 0 --table docs/reliability.md
 
 chaos: dev
-	$(BIN)/python -m chaos --kills 30 --seed 0 --table docs/reliability.md
+	$(BIN)/python -m chaos --kills 24 --pair-kills 8 --seed 0 --table docs/reliability.md
 
 bench: dev
 	$(BIN)/python -m benchmarks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import signal
 import time
@@ -98,10 +99,23 @@ def tell(
     reference: Undisturbed,
     on_kill: Callable[[], None] = lambda: None,
     processes: int = 1,
+    until: float = math.inf,
 ) -> Story:
-    """Train until the training is done, and apply kills as long as there are any."""
+    """Train until the training is done, and apply kills as long as there are any.
+
+    Args:
+        data: what it trains on.
+        run: run directory.
+        kills: those that are to come; they are removed from it.
+        reference: the training with which the result is compared.
+        on_kill: called after each kill.
+        processes: number of processes.
+        until: time of `time.monotonic` after which no kill begins.
+    """
     story = Story(run, processes)
     while not story.done and not story.faults:
+        if time.monotonic() > until:
+            kills.clear()
         left = len(kills)
         _live(story, data, kills, reference)
         for _ in range(left - len(kills)):
@@ -212,9 +226,9 @@ def _kill(kill: Kill, training: Training, starts: int) -> Outcome:
     if kill.kind in (Kind.TERM_ALL, Kind.KILL_ALL):
         os.killpg(process.pid, number)
     else:
-        os.kill(process.pid, number)
+        process.send_signal(number)
     if kill.kind is Kind.TERM_KILL and not training.wait(kill.grace):
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
     if not training.wait(LIMIT):
         outcome.faults.append(f"did not end within {LIMIT:.0f} s after {kill.kind}")
         return outcome

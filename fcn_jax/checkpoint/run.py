@@ -75,7 +75,12 @@ class Checkpoints:
         with atomic.write_errors(self._folder, "cannot be made"):
             self._folder.mkdir(parents=True, exist_ok=True)
         self._remove_leftovers()
-        options = ocp.options.AsyncOptions(post_finalization_callback=self._list_files_of_save)
+        options = ocp.options.AsyncOptions(
+            # Orbax measures its limit of 20 minutes with the clock that users and servers set. A
+            # clock that is set forward during a save would make it fail.
+            timeout_secs=10**9,
+            post_finalization_callback=self._list_files_of_save,
+        )
         items = {name: ocp.StandardCheckpointHandler() for name in ("model", "train", files.EMA)}
         json_items = {"data": ocp.JsonCheckpointHandler(), "spec": ocp.JsonCheckpointHandler()}
         # Orbax logs a failed save from several threads, each with a traceback. The caller receives

@@ -89,6 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.removeHandler(handler)
         log.propagate = propagated
         distributed.leave(status, failed=failed)
+        if argv is None and status > 128:  # a signal
+            process.end_now(status)
 
 
 def _warnings() -> Any:

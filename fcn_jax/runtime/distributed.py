@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import os
 import signal
 import socket
 import sys
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from fcn_jax.errors import ConfigError, FcnJaxError, TrainingError, listing
-from fcn_jax.runtime import cluster, versions
+from fcn_jax.runtime import cluster, process, versions
 from fcn_jax.runtime.channel import Channel, Message, differences, meet
 
 HEARTBEAT_SECONDS = 60
@@ -86,7 +85,7 @@ class _Job:
 
     def _end(self) -> None:
         print(f"fcn-jax: error: process {self.index} ends: {self.failure}", file=sys.stderr)
-        _exit_now(1)
+        process.end_now(1)
 
 
 _job: _Job | None = None
@@ -226,23 +225,11 @@ def leave(status: int, *, failed: bool) -> None:
             traceback.print_exc()
         if job.index == 0:  # JAX ends the others at once when process 0 is gone
             job.channel.wait_closed(GRACE_SECONDS + 2)
-        _exit_now(status)
+        process.end_now(status)
     import jax
 
     job.channel.send({"bye": True})
     jax.distributed.shutdown()
-
-
-def _exit_now(status: int) -> None:
-    """End the process without waiting for the others, as JAX does when Python exits."""
-    import multiprocessing
-
-    for child in multiprocessing.active_children():
-        child.kill()
-    with contextlib.suppress(OSError, ValueError):
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(status)
 
 
 def _line(error: BaseException) -> str:

@@ -5,7 +5,9 @@ The command line makes them, never an import or a library function.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 
 from fcn_jax.runtime import memory
 
@@ -24,6 +26,22 @@ def configure_process(*, trains: bool) -> None:
     if trains:
         memory.disable_async_dispatch()
         disable_loop_unrolling()
+
+
+def end_now(status: int) -> None:
+    """End the process without Python's and JAX's cleanup, and with it its child processes.
+
+    The cleanup waits for compilations, which go on after a signal interrupted the thread that waits
+    for them, and often crashes then. It also waits for other processes of a job.
+    """
+    import multiprocessing
+
+    for child in multiprocessing.active_children():
+        child.kill()
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(status)
 
 
 def disable_loop_unrolling() -> bool:

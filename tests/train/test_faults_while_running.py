@@ -54,21 +54,24 @@ def undisturbed(here: Callable[..., Result], tmp_path_factory: pytest.TempPathFa
 def test_a_clock_that_jumps_changes_nothing(
     here: Callable[..., Result], undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, jumps = time.time, itertools.cycle([0.0, 1e7, -1e7, 3600.0, -3600.0])
-    run = tmp_path / "run"
+    real, write, run = time.time, Records.write, tmp_path / "run"
+    offset, jumps = 0.0, itertools.cycle([1e7, -1e7, 4000.0, -4000.0])
 
-    def stop(self: Records, **record: Any) -> None:
+    def jump(self: Records, **record: Any) -> None:
+        """Set the clock at every record, also at those of saves, which are just being written."""
+        nonlocal offset
+        offset += next(jumps)
         write(self, **record)
-        if record["step"] == 6:
+        if record["step"] == 6 and not stopped:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    write = Records.write
     with monkeypatch.context() as patch:
-        patch.setattr(time, "time", lambda: real() + next(jumps))
-        patch.setattr(Records, "write", stop)
+        patch.setattr(time, "time", lambda: real() + offset)
+        patch.setattr(Records, "write", jump)
+        stopped = False
         assert here(run, "log.tensorboard=true").stopped_by == "SIGTERM"
-    with monkeypatch.context() as patch:  # a day earlier
-        patch.setattr(time, "time", lambda: real() - 86400 + next(jumps))
+        offset -= 86400
+        stopped = True
         here(run, "log.tensorboard=true")
     assert_equal(run, undisturbed)
     seconds = [

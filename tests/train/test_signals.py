@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -115,3 +116,54 @@ def test_waits_for_a_step_and_obeys_a_second_signal() -> None:
     assert process.poll() is None
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=20) == 128 + signal.SIGTERM
+
+
+_COMPILES = """
+import jax, jax.numpy as jnp
+from fcn_jax import cli
+from fcn_jax.train.signals import StopNow, StopRequest
+
+def program(x):
+    for number in range(60):
+        x = jax.lax.conv_general_dilated(
+            x, jnp.ones((3, 3, 32, 32)) * number, (1, 1), "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        x = jnp.sin(x) + jnp.tanh(x * number)
+    return x.sum()
+
+def run(args):
+    try:
+        with StopRequest():
+            lowered = jax.jit(jax.grad(program)).lower(jnp.ones((2, 16, 16, 32)))
+            print("ready", flush=True)
+            lowered.compile()
+    except StopNow:
+        print("stopped")
+        return 143
+    return 0
+
+cli.train.run = run
+cli.main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
+def test_a_command_that_is_stopped_while_it_compiles_ends_at_once(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", _COMPILES, "train"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "FCN_JAX_CACHE": str(tmp_path)},
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.5)
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=120)
+    # Python's own exit would wait for the compilation, which takes half a minute, and crash.
+    assert time.monotonic() - began < 10
+    assert (process.returncode, out) == (143, "stopped\n")
