@@ -53,7 +53,9 @@ class Profile:
 
     def __init__(self, run: Path, steps: range, say: Callable[[str], None]) -> None:
         """Take the run directory, the steps, which may be none, and a function that prints."""
-        self._folder, self._steps, self._say = run / FOLDER, steps, say
+        # One of several processes: JAX takes one trace from a folder for Perfetto.
+        self._steps = steps if jax.process_index() == 0 else range(0)
+        self._folder, self._say = run / FOLDER, say
         self._open = contextlib.ExitStack()
         self._is_tracing = False
 
@@ -63,6 +65,7 @@ class Profile:
             return
         with self._warning():
             if number == self._steps[0]:
+                self._folder.mkdir(parents=True, exist_ok=True)  # fails before the trace starts
                 options = jax.profiler.ProfileOptions()
                 options.python_tracer_level = 0  # calls of functions would hide the steps
                 jax.profiler.start_trace(

@@ -71,7 +71,8 @@ def test_largest_batch_fits_and_the_next_one_does_not(found):
     assert most > 1
 
     def fits(images):
-        return plan.plan(recipe(data={"batch_size": images}), small, 1).fits
+        step = training.trace(recipe(), CLASSES, images, small.platform)
+        return step.memory <= small.usable * small.memory
 
     assert fits(most)
     assert not fits(most + 1)
@@ -99,11 +100,13 @@ def test_bfloat16_moves_less_and_is_faster(found):
 
 
 def test_step_takes_at_least_the_time_of_each_resource(found):
-    assert found.alone_seconds >= max(found.compute_seconds, found.bytes_seconds)
+    rounding = 1 + 1e-9
+    assert rounding * found.alone_seconds >= max(found.compute_seconds, found.bytes_seconds)
     assert found.here.seconds >= found.alone_seconds
     assert found.here.devices == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_agrees_with_xla_on_this_machine(dtype):
     changed = recipe(model={"dtype": dtype}, data={"crop_size": [64, 96]})
