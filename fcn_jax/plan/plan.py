@@ -7,12 +7,15 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from jax.sharding import AbstractMesh
+
 from fcn_jax.config import AUTO, Config
 from fcn_jax.errors import ConfigError
 from fcn_jax.plan import scaling, training
 from fcn_jax.plan.kinds import Kind
 from fcn_jax.train import auto
 from fcn_jax.train.settings import require_needed
+from fcn_jax.train.sharding import AXES, Placement, axis_sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +25,8 @@ class Plan:
     Attributes:
         kind: of the devices.
         devices: their number.
-        images: of a step, on each device.
+        mesh: the sizes of its axes "data", "fsdp" and "spatial".
+        images: of a step, on each device; with `spatial` above 1, a part of each.
         memory: bytes by part, when most is held.
         largest: images of a step that fit on each device; 0 if none does.
         flops: FLOPs of a step by "dtype, precision" of the operands.
@@ -37,6 +41,7 @@ class Plan:
 
     kind: Kind
     devices: int
+    mesh: Mapping[str, int]
     images: int
     memory: Mapping[str, int]
     largest: int
@@ -107,27 +112,34 @@ def plan(config: Config, kind: Kind, devices: int, classes: int | None = None) -
         classes = training.number_of_classes(config)
     config, notes = _decided(config)
     require_needed(config)
-    images = _images(config, devices)
+    mesh, images = _split(config, devices)
+    config = one_device(config, mesh)
     step = training.trace(config, classes, images, kind.platform)
     larger = training.trace(config, classes, 2 * images, kind.platform)
+    placement = Placement(AbstractMesh(tuple(mesh.values()), AXES), config.mesh.fsdp_min_mib)
+    memory, doubled = step.parts(placement), larger.parts(placement)
+    largest = _largest(
+        kind, images, sum(memory.values()), sum(doubled.values()), config.optim.accumulate_steps
+    )
     alone = step.work.seconds(kind)
 
     def row(count: int) -> scaling.Row:
-        return scaling.row(kind, count, images, alone, step.reduced)
+        return scaling.row(kind, count, images * count // mesh["spatial"], alone, step.reduced)
 
     return Plan(
         kind=kind,
         devices=devices,
+        mesh=mesh,
         images=images,
-        memory=step.parts,
-        largest=_largest(kind, images, step.memory, larger.memory, config.optim.accumulate_steps),
+        memory=memory,
+        largest=largest,
         flops={", ".join(key): count for key, count in step.work.flops.items()},
         bytes=step.work.bytes,
         reduced=step.reduced,
         compute_seconds=step.work.compute_seconds(kind),
         alone_seconds=alone,
         here=row(devices),
-        table=tuple(map(row, scaling.DEVICES)),
+        table=tuple(row(n) for n in scaling.DEVICES if n % (mesh["fsdp"] * mesh["spatial"]) == 0),
         notes=tuple(notes),
     )
 
@@ -146,18 +158,37 @@ def _decided(config: Config) -> tuple[Config, list[str]]:
     return known, notes
 
 
-def _images(config: Config, devices: int) -> int:
-    """The images of a step on each device."""
-    batch, parts = config.data.batch_size, devices * config.optim.accumulate_steps
+def _split(config: Config, devices: int) -> tuple[dict[str, int], int]:
+    """The sizes of the mesh's axes, and the images of a step on each device."""
+    try:
+        mesh = axis_sizes(config.mesh, devices)
+    except ConfigError as error:
+        raise ConfigError(f"--devices {devices}: {error}") from error
+    batch, accumulated = config.data.batch_size, config.optim.accumulate_steps
+    split, rows = mesh["data"] * mesh["fsdp"], config.data.crop_size[0]
+    parts, problems = split * accumulated, []
     if batch % parts:
         nearest = max(parts, round(batch / parts) * parts)
-        accumulated = config.optim.accumulate_steps
         with_parts = f" and optim.accumulate_steps = {accumulated}" if accumulated > 1 else ""
-        raise ConfigError(
+        problems.append(
             f"data.batch_size is {batch}; with --devices {devices}{with_parts} it must be a "
             f"multiple of {parts}, such as --set data.batch_size={nearest}"
         )
-    return batch // devices
+    if rows % mesh["spatial"]:
+        problems.append(
+            f"data.crop_size has {rows} rows; with mesh.spatial = {mesh['spatial']} they must be a "
+            f"multiple of {mesh['spatial']}"
+        )
+    if problems:
+        raise ConfigError("; ".join(problems))
+    return mesh, batch // split
+
+
+def one_device(config: Config, mesh: Mapping[str, int]) -> Config:
+    """Return the recipe with the rows of a crop that one device of a mesh computes."""
+    height, width = config.data.crop_size
+    data = config.data.model_copy(update={"crop_size": (height // mesh["spatial"], width)})
+    return config.model_copy(update={"data": data})
 
 
 def _largest(kind: Kind, images: int, memory: int, doubled: int, parts: int) -> int:

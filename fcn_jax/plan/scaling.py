@@ -66,9 +66,9 @@ def row(kind: Kind, devices: int, images: int, alone: float, bytes: float) -> Ro
     Args:
         kind: of the devices.
         devices: their number.
-        images: of a step, on each device.
+        images: of a step, on all devices.
         alone: seconds of a step on one device.
         bytes: that the devices add up.
     """
     reduced = reduce_seconds(kind, bytes, devices)
-    return Row(devices, images * devices, reduced, max(alone, reduced), alone + reduced)
+    return Row(devices, images, reduced, max(alone, reduced), alone + reduced)

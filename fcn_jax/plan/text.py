@@ -8,6 +8,7 @@ from fcn_jax.plan.scaling import Row
 
 _EXPLAINED = {
     "parameters": "",
+    "gathered": "whole arrays of which a device keeps a part",
     "statistics": "of batch normalization",
     "optimizer": "",
     "averages": "optim.ema_decay",
@@ -33,11 +34,13 @@ def text(plan: Plan, name: str, config: Config) -> str:
 def _title(plan: Plan, name: str, config: Config) -> list[str]:
     kind, model, crop = plan.kind, config.model, config.data.crop_size
     size = "x".join(map(str, crop)) if isinstance(crop, tuple) else "320x480"
+    parts = ", ".join(f"{axis} {count}" for axis, count in plan.mesh.items())
+    mesh = "" if plan.mesh["data"] == plan.devices else f"; mesh: {parts}"
     return [
         f"{name} on {plan.devices} x {kind.name} ({_bytes(kind.memory)}, "
         f"{_bytes(kind.bandwidth)}/s)",
         f"{model.backbone} + {model.head}, {model.dtype}, crops of {size}: a batch of "
-        f"{plan.here.images}, {plan.images} on each device",
+        f"{plan.here.images}, {plan.images} on each device{mesh}",
         "All figures are bounds from the traced step and from datasheets: no device was used. A",
         "real step takes longer; memory may differ by tens of percent.",
         *(f"note: {note}" for note in plan.notes),
@@ -47,7 +50,7 @@ def _title(plan: Plan, name: str, config: Config) -> list[str]:
 def _memory(plan: Plan) -> list[str]:
     lines = ["memory of each device"]
     for part, size in plan.memory.items():
-        if size or part not in ("averages", "statistics"):
+        if size or part not in ("averages", "gathered", "statistics"):
             lines.append(f"  {part:<16}{_bytes(size):>10}  {_EXPLAINED[part]}".rstrip())
     share = plan.kind.usable
     of = f"of {_bytes(plan.available)}"
@@ -56,7 +59,7 @@ def _memory(plan: Plan) -> list[str]:
     verdict = "fits" if plan.fits else "too much"
     lines.append(f"  {'sum':<16}{_bytes(plan.total):>10}  {of}: {verdict}")
     if plan.largest:
-        batch = plan.largest * plan.devices
+        batch = plan.largest * plan.devices // plan.mesh["spatial"]
         most = f"{plan.largest} images on each device, data.batch_size={batch}"
     else:
         most = "none: not even one image fits; lower data.crop_size, or set optim.remat=true"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ from fcn_jax.plugins import registry
 from fcn_jax.plugins.api import Classes
 from fcn_jax.train import groups, setup
 from fcn_jax.train.settings import settings_at_fault
+from fcn_jax.train.sharding import Placement
 from fcn_jax.train.step import TrainState, batch_shapes
 
 _STEPS = 10_000
@@ -31,46 +32,50 @@ class Step:
     Attributes:
         state: shapes and dtypes of the state.
         batch: those of the images and masks of this device.
-        gradients: bytes of the gradients of all parameters that are trained.
+        gradients: those of the gradients of all parameters that are trained.
         work: FLOPs, bytes and temporary values.
     """
 
     state: TrainState
     batch: Mapping[str, jax.ShapeDtypeStruct]
-    gradients: int
+    gradients: Sequence[jax.ShapeDtypeStruct]
     work: traffic.Work
 
-    @property
-    def parts(self) -> dict[str, int]:
-        """Bytes of memory by part, when most is held."""
+    def parts(self, placement: Placement) -> dict[str, int]:
+        """Bytes of memory by part on each device of a mesh, when most is held."""
+
+        def held(tree: Any) -> int:
+            return sum(
+                nbytes(leaf) // (placement.mesh.shape["fsdp"] if placement.spec(leaf) else 1)
+                for leaf in jax.tree.leaves(tree)
+            )
+
+        params = jax.tree.leaves(self.state.params)
         return {
-            "parameters": nbytes(self.state.params),
-            "statistics": nbytes(self.state.batch_stats),
-            "optimizer": nbytes(self.state.opt_state),
-            "averages": nbytes(self.state.ema),
-            "gradients": self.gradients,
+            "parameters": held(params),
+            "gathered": nbytes([leaf for leaf in params if placement.spec(leaf)]),
+            "statistics": held(self.state.batch_stats),
+            "optimizer": held(self.state.opt_state),
+            "averages": held(self.state.ema),
+            "gradients": held(self.gradients),
             "inputs": nbytes(dict(self.batch)),
             "activations": self.work.activations,
             "workspace": self.work.workspace,
         }
 
     @property
-    def memory(self) -> int:
-        """Bytes of memory of all parts."""
-        return sum(self.parts.values())
-
-    @property
     def reduced(self) -> int:
         """Bytes that devices add up in a step.
 
-        Those of the gradients, and of the moments of batch normalization, in both passes.
+        Those of the gradients, and of the moments of batch normalization, in both passes. Where
+        parameters are split, adding up a part and gathering the whole send as much together.
         """
         floats = [
             leaf
             for leaf in jax.tree.leaves(self.state.batch_stats)
             if np.issubdtype(leaf.dtype, np.floating)
         ]
-        return self.gradients + 2 * nbytes(floats)
+        return nbytes(self.gradients) + 2 * nbytes(floats)
 
 
 def nbytes(tree: Any) -> int:
@@ -86,42 +91,63 @@ class Made:
         step: function `(state, batch) -> (state, metrics)`.
         state: shapes and dtypes of the state.
         batch: those of images and masks.
-        gradients: bytes of the gradients of all parameters that are trained.
+        gradients: those of the gradients of all parameters that are trained.
     """
 
     step: Callable[[Any, Any], Any]
     state: TrainState
     batch: Mapping[str, jax.ShapeDtypeStruct]
-    gradients: int
+    gradients: Sequence[jax.ShapeDtypeStruct]
 
 
-def make(config: Config, classes: int, images: int, platform: str) -> Made:
-    """Make the training step of a recipe. The arguments and errors are those of `trace`."""
+def make(
+    config: Config,
+    classes: int,
+    images: int,
+    platform: str,
+    placement: Placement | None = None,
+) -> Made:
+    """Make the training step of a recipe.
+
+    Args:
+        config: as for `trace`.
+        classes: as for `trace`.
+        images: images in the step, on all devices.
+        platform: as for `trace`.
+        placement: of state and batch; None for one device.
+
+    Raises:
+        ConfigError, PluginError: as `trace`.
+    """
     config = config.model_copy(update={"init": InitConfig()})
     known = Classes(tuple(map(str, range(classes))), voc_palette(classes))
     pixels = np.ones(classes, np.int64)
-    gradients: list[int] = []
+    frozen: frozenset[str] = frozenset()
 
     def made() -> tuple[TrainState, Any]:
+        nonlocal frozen
         blocks = platform != "cpu"
-        found, state, step = setup.make(config, known, _STEPS, (pixels, pixels), blocks=blocks)
-        frozen, names = groups.frozen_names(found.rates), groups.parameter_names(state.params)
-        sizes = zip(names, jax.tree.leaves(state.params), strict=True)
-        gradients.append(sum(nbytes(leaf) for name, leaf in sizes if name not in frozen))
+        found, state, step = setup.make(
+            config, known, _STEPS, (pixels, pixels), blocks=blocks, placement=placement
+        )
+        frozen = groups.frozen_names(found.rates)
         return state, step
 
     # Inside a trace, building the model takes no memory. The step does not use its values.
     state = jax.eval_shape(lambda: made()[0])
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shapes = batch_shapes(
-        images,
-        config.data.crop_size,
-        device,
-        channels=config.model.in_channels,
-        mask_channels=classes if config.model.task == "multilabel" else None,
+    names, leaves = groups.parameter_names(state.params), jax.tree.leaves(state.params)
+    return Made(
+        lambda state, batch: made()[1](state, batch),
+        state,
+        batch_shapes(
+            images,
+            config.data.crop_size,
+            placement.batch if placement else None,
+            channels=config.model.in_channels,
+            mask_channels=classes if config.model.task == "multilabel" else None,
+        ),
+        [leaf for name, leaf in zip(names, leaves, strict=True) if name not in frozen],
     )
-    batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in shapes.items()}
-    return Made(lambda state, batch: made()[1](state, batch), state, batch, gradients[0])
 
 
 def trace(config: Config, classes: int, images: int, platform: str) -> Step:

@@ -16,14 +16,15 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, SingleDeviceSharding
 
 from fcn_jax.config import Config
 from fcn_jax.errors import ConfigError
 from fcn_jax.plan import training
-from fcn_jax.plan.plan import Plan
+from fcn_jax.plan.plan import Plan, one_device
 from fcn_jax.runtime.compiler import compiler_options
 from fcn_jax.train import auto
+from fcn_jax.train.sharding import AXES, Placement
 
 _SLICES = {
     2: ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
@@ -56,29 +57,34 @@ def figures(config: Config, plan: Plan, classes: int | None = None) -> dict[str,
     if classes is None:
         classes = training.number_of_classes(config)
     config = auto.provisional(config)
+    # On one device, as many images and rows as the plan has there, in the platform's own forms.
+    small = one_device(config, plan.mesh)
+    options: dict[str, str] = {}
     if uses_libtpu(plan.kind.platform):
         platform, devices = "tpu", _slice(plan)
-        options: dict[str, str] = {}
     else:
         platform = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
         devices, options = jax.devices()[:1], compiler_options()
-    made = training.make(config, classes, plan.images * len(devices), platform)
-    mesh = Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
-
-    def placed(tree: Any, spec: PartitionSpec) -> Any:
-        where = NamedSharding(mesh, spec)
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
-
-    arguments = placed(made.state, PartitionSpec()), placed(made.batch, PartitionSpec("data"))
+    if len(devices) > 1:
+        shape = np.array(devices).reshape(tuple(plan.mesh.values()))
+        mesh = Mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+        placement = Placement(mesh, config.mesh.fsdp_min_mib)
+        made = training.make(config, classes, plan.here.images, platform, placement)
+        arguments = _placed(made.state, placement.of(made.state)), made.batch
+    else:
+        made = training.make(small, classes, plan.images, platform)
+        shapes = made.state, made.batch
+        where = SingleDeviceSharding(devices[0])
+        arguments = _placed(shapes, jax.tree.map(lambda _: where, shapes))
     began = time.perf_counter()
     program = jax.jit(made.step, donate_argnums=0, compiler_options=options)
     compiled = program.lower(*arguments).compile()
     seconds = time.perf_counter() - began
-    cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
-    assert cost is not None
-    assert memory is not None
-    # As many images as the plan has, in the forms of operators of the platform.
-    own = training.trace(config, classes, plan.images, platform)
+    # Not every platform has them, but CPUs, GPUs and TPUs do.
+    cost: Any = compiled.cost_analysis()
+    memory: Any = compiled.memory_analysis()
+    own = training.trace(small, classes, plan.images, platform)
+    alone = Placement(AbstractMesh(tuple(plan.mesh.values()), AXES), config.mesh.fsdp_min_mib)
     return {
         "device": devices[0].device_kind,
         "devices": len(devices),
@@ -93,9 +99,16 @@ def figures(config: Config, plan: Plan, classes: int | None = None) -> dict[str,
         "planned": {
             "flops": sum(own.work.flops.values()),
             "bytes": own.work.bytes,
-            "memory": own.memory,
+            "memory": sum(own.parts(alone).values()),
         },
     }
+
+
+def _placed(tree: Any, places: Any) -> Any:
+    """Shapes with their places, a tree of the same structure."""
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, places
+    )
 
 
 def text(figures: dict[str, Any]) -> str:

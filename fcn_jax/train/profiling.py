@@ -53,9 +53,7 @@ class Profile:
 
     def __init__(self, run: Path, steps: range, say: Callable[[str], None]) -> None:
         """Take the run directory, the steps, which may be none, and a function that prints."""
-        # One of several processes: JAX takes one trace from a folder for Perfetto.
-        self._steps = steps if jax.process_index() == 0 else range(0)
-        self._folder, self._say = run / FOLDER, say
+        self._folder, self._steps, self._say = run / FOLDER, steps, say
         self._open = contextlib.ExitStack()
         self._is_tracing = False
 

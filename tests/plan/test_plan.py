@@ -71,8 +71,7 @@ def test_largest_batch_fits_and_the_next_one_does_not(found):
     assert most > 1
 
     def fits(images):
-        step = training.trace(recipe(), CLASSES, images, small.platform)
-        return step.memory <= small.usable * small.memory
+        return plan.plan(recipe(data={"batch_size": images}), small, 1).fits
 
     assert fits(most)
     assert not fits(most + 1)
@@ -120,6 +119,23 @@ def test_agrees_with_xla_on_this_machine(dtype):
     assert "XLA's figures" in xla.text(table)
 
 
+def test_slices_have_certain_numbers_of_chips():
+    v5e = plan.plan(recipe(), kinds.find("TPUv5e"), 2)
+    with pytest.raises(ConfigError, match=r"no slice of 2 TPUv5e; compile for 1, 4, 8, 16, 32,"):
+        xla._slice(v5e)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "devices"), [("TPUv5e", 1), ("TPUv5p", 4)])
+def test_libtpu_compiles_for_absent_chips(name, devices):
+    pytest.importorskip("libtpu")
+    found = plan.plan(recipe(), kinds.find(name), devices)
+    table = xla.figures(recipe(), found)
+    assert (table["devices"], "TPU" in table["device"]) == (devices, True)
+    assert table["flops"] > 0.9 * table["planned"]["flops"]
+    assert (table["all_reduces"] > 0) == (devices > 1)
+
+
 LIBTPU = Path(__file__).parents[2] / "benchmarks" / "results" / "tpu_aot.json"
 
 
@@ -143,6 +159,44 @@ def test_agrees_with_the_figures_of_libtpu():
             assert row["collectives"]["all-reduce"]["bytes"] == pytest.approx(
                 found.reduced, rel=0.01
             )
+
+
+def on_mesh(recipe, **sizes):
+    return recipe.model_copy(update={"mesh": config.MeshConfig(**sizes)})
+
+
+def test_fsdp_divides_large_arrays_and_what_follows_them():
+    wide = recipe(model={"backbone_options": {"width": 512}})
+    whole, split = plan.plan(wide, H100, 4), plan.plan(on_mesh(wide, fsdp=4), H100, 4)
+    large = 9 * 512 * 512 * 4
+    assert large > 4 * 2**20
+    assert split.mesh == {"data": 1, "fsdp": 4, "spatial": 1}
+    for part, arrays in (("parameters", 1), ("gradients", 1), ("optimizer", 2), ("averages", 1)):
+        assert whole.memory[part] - split.memory[part] == arrays * large * 3 / 4, part
+    assert (whole.memory["gathered"], split.memory["gathered"]) == (0, large)
+    assert split.memory["activations"] == whole.memory["activations"]
+    assert split.images == whole.images == 2
+    assert "mesh: data 1, fsdp 4, spatial 1" in text.text(split, "wide", wide)
+
+
+def test_spatial_divides_the_rows():
+    whole, split = plan.plan(recipe(), H100, 1), plan.plan(on_mesh(recipe(), spatial=2), H100, 2)
+    assert split.images == split.here.images == whole.images == 8
+    assert split.memory["inputs"] == whole.memory["inputs"] / 2
+    assert split.memory["activations"] == pytest.approx(whole.memory["activations"] / 2, rel=0.3)
+    assert [row.devices for row in split.table][:2] == [4, 16]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "devices", "message"),
+    [
+        ({"spatial": 2}, 2, r"has 33 rows; with mesh.spatial = 2 they must be a multiple of 2"),
+        ({"data": 2, "fsdp": 2}, 3, r"--devices 3: mesh.data = 2, .*4 devices are needed"),
+    ],
+)
+def test_mesh_that_does_not_fit(sizes, devices, message):
+    with pytest.raises(ConfigError, match=message):
+        plan.plan(on_mesh(recipe(data={"crop_size": [33, 48]}), **sizes), H100, devices)
 
 
 def test_batch_that_cannot_be_split_names_one_that_can():
