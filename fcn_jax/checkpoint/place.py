@@ -108,11 +108,13 @@ def copy(source: Path, target: Path) -> None:
     """Copy a file between places. The copy is there completely or not at all.
 
     Raises:
-        WriteError: it cannot be written.
+        FileNotFoundError: there is no such file to copy.
+        WriteError: the copy cannot be written.
     """
+    contents = source.read_bytes()
     if is_remote(target):
         with atomic.write_errors(target):
-            target.write_bytes(source.read_bytes())
+            target.write_bytes(contents)
         return
     with atomic.replacing(target) as temporary:
-        temporary.write_bytes(source.read_bytes())
+        temporary.write_bytes(contents)
