@@ -76,9 +76,6 @@ def run(
         seed: seed of the kills.
         lanes: number of trainings at a time.
         limit: seconds after which no kill begins, in equal parts for each number of processes.
-
-    Raises:
-        RuntimeError: an undisturbed training failed.
     """
     data, began, stories = Dataset(folder / "data"), time.monotonic(), list[Story]()
     with Progress("kills", sum(kills), keep=True) as progress:
@@ -101,8 +98,11 @@ def _run(
 ) -> list[Story]:
     name = "undisturbed" if processes == 1 else f"undisturbed-{processes}"
     # The second one starts with compiled programs, as all resumed trainings do.
-    first = undisturbed(data, folder / name, processes)
-    reference = undisturbed(data, folder / f"{name}-again", processes)
+    try:
+        first = undisturbed(data, folder / name, processes)
+        reference = undisturbed(data, folder / f"{name}-again", processes)
+    except RuntimeError as error:
+        return [Story(folder / name, processes, faults=[str(error)])]
     if found := differences(reference.run, first.run):
         return [Story(reference.run, processes, faults=["differs undisturbed", *found], done=True)]
 

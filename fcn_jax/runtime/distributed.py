@@ -29,6 +29,7 @@ HEARTBEAT_SECONDS = 60
 GRACE_SECONDS = 10
 """A process whose main thread does not end by itself after another one failed is ended then."""
 
+_COLLECTIVES = "jax_cpu_collectives_implementation"
 _PART = 1 << 20
 
 
@@ -164,8 +165,8 @@ def join(
     channel = meet(address, number, size, {"versions": packages}, seconds)
     # JAX's own handler of SIGTERM would compete with `fcn_jax.train.signals`.
     jax.config.update("jax_enable_preemption_service", False)
-    if jax.config.read("jax_cpu_collectives_implementation") is None:
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    if getattr(jax.config, _COLLECTIVES) is None:
+        jax.config.update(_COLLECTIVES, "gloo")
     try:
         jax.distributed.initialize(
             address,
