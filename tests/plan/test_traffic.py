@@ -80,8 +80,9 @@ def test_each_layer_adds_its_output_to_the_activations():
 
 
 def test_gradients_are_not_part_of_the_workspace():
-    # At most the gradient of a layer's output, of its product, and of its input.
-    assert held(8)[1] == held(16)[1] <= 3 * MATRIX
+    # With two rows, the gradient of each matrix is larger than all else together.
+    found = work(layers(8), [X] * 8, jax.ShapeDtypeStruct((2, N), jnp.float32))
+    assert 0 < found.activations + found.workspace < MATRIX
 
 
 def test_remat_holds_less():
