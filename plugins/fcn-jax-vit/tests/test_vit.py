@@ -91,7 +91,7 @@ def test_layers_features_and_gradients_match_timm(timm, family, options):
     )
     assert report.equal, str(report)
     skipped = {name.rpartition(".")[2] for name in report.skipped}
-    assert skipped <= ({"ls1", "ls2"} if plan.is_rotary else set())
+    assert skipped <= {"embed", *(("ls1", "ls2") if plan.is_rotary else ())}
 
 
 @pytest.mark.parametrize(
