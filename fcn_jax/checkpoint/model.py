@@ -233,8 +233,14 @@ def _read_item(directory: Path, name: str) -> dict[str, np.ndarray]:
     if portable.is_portable(directory):
         return portable.read_tensors(directory)
     item = place.absolute(directory / name)
+    options, own = ocp.options.MultiprocessingOptions(), jax.process_index()
+    if jax.process_count() > 1:  # Each process reads for itself.
+        options = ocp.options.MultiprocessingOptions(own, {own}, f"process{own}")
     try:
-        with messages.quiet(), ocp.StandardCheckpointer() as checkpointer:
+        with (
+            messages.quiet(),
+            ocp.StandardCheckpointer(multiprocessing_options=options) as checkpointer,
+        ):
             tree = checkpointer.metadata(item).item_metadata.tree
             sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
             target = {
