@@ -147,12 +147,11 @@ def test_prediction_is_shared(double: Path, data: Path, tmp_path: Path) -> None:
 def stopped(
     data: Path, recipe: Path, run: Path, number: signal.Signals, *more: str
 ) -> list[tuple[int, str, str]]:
-    """Send a signal to the second of two processes after a few steps."""
+    """Send a signal to the second of two processes when the first evaluation begins."""
     processes = jobs.start([scenes.arguments(recipe, data, run, *more)] * 2)
     try:
         scenes.wait_until(
-            lambda: (run / "metrics.jsonl").exists() and len(records(run, "train")) >= 2,
-            processes[0],
+            lambda: (run / "metrics.jsonl").exists() and records(run, "checkpoint"), processes[0]
         )
         processes[1].send_signal(number)
     finally:
