@@ -52,7 +52,8 @@ def double(data: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -
     outcome = jobs.launch(2, *scenes.arguments(recipe, data, run))
     assert outcome.returncode == 0, outcome.stderr
     assert "2 x cpu" in outcome.stderr
-    assert "[1]" not in outcome.stderr.replace("[1] [Gloo]", "")  # only the first process prints
+    assert "[1]" not in outcome.stdout + outcome.stderr  # only the first process prints
+    assert outcome.stdout.startswith("time: ")
     return run
 
 

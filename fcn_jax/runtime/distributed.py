@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import os
 import signal
 import socket
 import sys
@@ -184,6 +185,23 @@ def join(
             f"({str(error).splitlines()[0]})"
         ) from error
     _job = _Job(channel, number, size)
+    if jax.default_backend() == "cpu":
+        _connect_quietly()
+
+
+def _connect_quietly() -> None:
+    """Let gloo connect the CPUs, of which it writes a line to the standard output."""
+    from jax.experimental import multihost_utils
+
+    sys.stdout.flush()
+    output, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    try:
+        multihost_utils.sync_global_devices("fcn_jax")
+    finally:
+        os.dup2(output, 1)
+        os.close(output)
+        os.close(nowhere)
 
 
 def fail(error: BaseException) -> None:
