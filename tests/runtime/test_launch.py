@@ -65,7 +65,7 @@ def test_passes_signals_on_to_all_processes(program) -> None:
     program(
         "import signal, sys, time\n"
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
-        "print('ready', flush=True)\n"
+        "import os; os.write(1, b'ready\\n')\n"  # in one piece
         "time.sleep(60)\n"
     )
     root = str(Path(launch.__file__).parents[2])
