@@ -400,18 +400,18 @@ def _get(client: Any, key: str) -> bytes:
 
 def _wait(client: Any, key: str) -> bytes:
     while True:
-        if _job is not None and _job.failure is not None:
-            raise PeerError(_job.failure)
-        if _job is not None and _job.left is not None:
-            raise PeerStopped(_job.left)
         try:
             # In slices, because Python handles signals only between calls.
             return bytes(client.blocking_key_value_get_bytes(key, 500))
         except Exception as error:
             if "DEADLINE_EXCEEDED" not in str(error):
-                raise PeerError(
-                    f"process 0 cannot be reached ({str(error).splitlines()[0]})"
-                ) from (error)
+                reason = str(error).splitlines()[0]
+                raise PeerError(f"process 0 cannot be reached ({reason})") from error
+        # Only now: a process may have failed after it has given its value.
+        if _job is not None and _job.failure is not None:
+            raise PeerError(_job.failure)
+        if _job is not None and _job.left is not None:
+            raise PeerStopped(_job.left)
 
 
 def free_port() -> int:
