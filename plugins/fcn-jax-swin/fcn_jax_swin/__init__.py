@@ -1,0 +1,1 @@
+"""Swin transformers as backbones for fcn-jax."""
