@@ -56,7 +56,7 @@ def _reference(plan: Architecture, options: Any) -> Any:
 
     smp = import_smp()
 
-    class Reference(smp.MixVisionTransformer):  # type: ignore[misc,name-defined]
+    class Reference(smp.MixVisionTransformer):  # type: ignore[name-defined]
         def forward(self, x: Any) -> Any:
             maps = self.forward_features(x)
             return {f"stage{number}": x for number, x in enumerate(maps, start=1)}

@@ -17,7 +17,10 @@ from fcn_jax import nn
 from fcn_jax.errors import ConfigError
 from fcn_jax_mit.architecture import HEADS, REDUCTIONS, SMALLEST, Architecture
 
-_LINEAR = {"kernel_init": nn.normal(0.02), "bias_init": nnx.initializers.zeros_init()}
+_LINEAR: dict[str, Any] = {
+    "kernel_init": nn.normal(0.02),
+    "bias_init": nnx.initializers.zeros_init(),
+}
 
 
 def _conv(inputs: int, outputs: int, size: int, *, groups: int = 1, **settings: Any) -> nn.Conv:

@@ -17,7 +17,7 @@ from fcn_jax.errors import ConfigError
 from fcn_jax_swin.architecture import PATCH, Architecture
 
 _NORMAL = nn.normal(0.02)
-_LINEAR = {"kernel_init": _NORMAL, "bias_init": nnx.initializers.zeros_init()}
+_LINEAR: dict[str, Any] = {"kernel_init": _NORMAL, "bias_init": nnx.initializers.zeros_init()}
 
 
 class PatchEmbed(nnx.Module):
