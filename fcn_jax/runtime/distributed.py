@@ -16,13 +16,14 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from fcn_jax.errors import ConfigError, FcnJaxError, TrainingError, listing
 from fcn_jax.runtime import cluster, process, versions
 from fcn_jax.runtime.channel import Channel, Message, differences, meet
+
+if TYPE_CHECKING:
+    import numpy as np
 
 HEARTBEAT_SECONDS = 60
 """JAX ends the other processes if one sends no heartbeat for this long: its machine is gone."""
@@ -338,6 +339,8 @@ def exchange(value: Any) -> list[Any]:
 
 def add_up(arrays: Sequence[np.ndarray]) -> None:
     """Add the values of i64 arrays over all processes, in place."""
+    import numpy as np  # not at the top: `fcn-jax --help` does not need it
+
     found = gather(np.concatenate([array.ravel() for array in arrays]).tobytes())
     total = None
     if found is not None:

@@ -89,7 +89,7 @@ def test_rejects_wrong_losses_before_anything_is_written(
         (["loss.cross_entropy.class_weights=[1.0]"], "class_weights has 1 numbers; expected"),
         (["loss.lovasz.weight=1", "optim.accumulate_steps=2"], "with lovasz; set"),
         (["model.task=binary"], r"the dataset has \d+ classes .*expected two"),
-        (["model.task=multilabel"], "masks with one class per pixel"),
+        (["model.task=multilabel"], "'cross_entropy' does not support model.task = 'multilabel'"),
     ):
         with pytest.raises(ConfigError, match=message):
             scenes.train_here(recipe, data, tmp_path / "run", *settings)
