@@ -264,6 +264,11 @@ class Predictor:
         mesh = jax.make_mesh(
             (len(self._devices),), ("data",), axis_types=(AxisType.Auto,), devices=self._devices
         )
-        return jax.device_put(
-            arrays, NamedSharding(mesh, PartitionSpec(axis) if axis else PartitionSpec())
+        where = NamedSharding(mesh, PartitionSpec(axis) if axis else PartitionSpec())
+        # A loaded model has only the shapes of random keys, which eval mode does not use.
+        return jax.tree.map(
+            lambda leaf: (
+                leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jax.device_put(leaf, where)
+            ),
+            arrays,
         )

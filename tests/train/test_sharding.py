@@ -264,8 +264,9 @@ def test_gathers_parameters_once_and_no_image(platform):
         assert bool(gathered) == ("fsdp" in split)
         rows = by_kind.pop("collective-permute", [])
         assert bool(rows) == ("spatial" in split)
-        # A device has 16 of the 32 rows of two images, and sends a few of them.
-        assert all(math.prod(shape) < 2 * 16 * 32 * 3 / 2 for _, shape in rows), (split, rows)
+        # A device has 16 of the 32 rows, and sends up to 4 of them. Kernels have up to 5: a part of
+        # a gradient may move to another device.
+        assert all(shape[1] <= 5 for _, shape in rows), (split, rows)
         summed = sum(
             math.prod(shape)
             for kind in ("all-reduce", "reduce-scatter")
