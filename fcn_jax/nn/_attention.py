@@ -14,7 +14,7 @@ def attention(
     q: Float[Array, "*B T D"],
     k: Float[Array, "*B S D"],
     v: Float[Array, "*B S E"],
-    bias: Float[Array, ...] | None = None,
+    bias: Float[Array, "*A"] | None = None,
 ) -> Float[Array, "*B T E"]:
     """`softmax(q k^T / sqrt(D) + bias) v`; `torch.nn.functional.scaled_dot_product_attention`.
 
