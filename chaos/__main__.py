@@ -7,6 +7,7 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -75,15 +76,23 @@ def run(
         kills: number of kills of trainings by one process, by two processes, and so on.
         seed: seed of the kills.
         lanes: number of trainings at a time.
-        limit: seconds after which no kill begins, in equal parts for each number of processes.
+        limit: seconds after which no kill begins.
     """
     data, began, stories = Dataset(folder / "data"), time.monotonic(), list[Story]()
     with Progress("kills", sum(kills), keep=True) as progress:
         for processes, count in enumerate(kills, 1):
             if count:
-                until = began + limit * processes / len(kills)
-                planned = plan(count, seed)
-                stories += _run(folder, data, planned, lanes, processes, progress, until)
+                # In shares by their work.
+                done, all_kills = (
+                    sum(number * some for number, some in enumerate(part, 1))
+                    for part in (kills[:processes], kills)
+                )
+                until, planned = began + limit * done / all_kills, plan(count, seed)
+                try:
+                    stories += _run(folder, data, planned, lanes, processes, progress, until)
+                except Exception:  # the results of the others must not be lost
+                    failed = Story(folder, processes, faults=[traceback.format_exc()])
+                    stories.append(failed)
     return stories
 
 
@@ -98,11 +107,8 @@ def _run(
 ) -> list[Story]:
     name = "undisturbed" if processes == 1 else f"undisturbed-{processes}"
     # The second one starts with compiled programs, as all resumed trainings do.
-    try:
-        first = undisturbed(data, folder / name, processes)
-        reference = undisturbed(data, folder / f"{name}-again", processes)
-    except RuntimeError as error:
-        return [Story(folder / name, processes, faults=[str(error)])]
+    first = undisturbed(data, folder / name, processes)
+    reference = undisturbed(data, folder / f"{name}-again", processes)
     if found := differences(reference.run, first.run):
         return [Story(reference.run, processes, faults=["differs undisturbed", *found], done=True)]
 

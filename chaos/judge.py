@@ -83,15 +83,19 @@ def _records(run: Path, event: str) -> list[dict[str, Any]]:
 
 
 def _arrays(directory: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of a checkpoint, of any number of devices and processes."""
     import jax
     import orbax.checkpoint as ocp
 
     found = {}
-    with ocp.StandardCheckpointer() as checkpointer:
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         for item in ("model", "train", files.EMA):
-            for path, leaf in jax.tree_util.tree_leaves_with_path(
-                checkpointer.restore(directory / item)
-            ):
+            stored = checkpointer.metadata(directory / item).item_metadata.tree
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored)
+            tree = checkpointer.restore(
+                directory / item, args=ocp.args.PyTreeRestore(restore_args=as_numpy)
+            )
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
                 found[item + jax.tree_util.keystr(path)] = np.asarray(leaf)
     return found
 

@@ -79,6 +79,9 @@ class Checkpoints:
             # Orbax measures its limit of 20 minutes with the clock that users and servers set. A
             # clock that is set forward during a save would make it fail.
             timeout_secs=10**9,
+            # If a folder cannot be made in the background, Orbax's other threads wait for it for
+            # minutes, and the process cannot end.
+            create_directories_asynchronously=jax.process_count() > 1,
             post_finalization_callback=self._list_files_of_save,
         )
         items = {name: ocp.StandardCheckpointHandler() for name in ("model", "train", files.EMA)}
