@@ -10,7 +10,7 @@ import numpy as np
 
 from chaos.training import STEPS, STEPS_PER_EVALUATION, State, leftovers
 from fcn_jax import checkpoint
-from fcn_jax.checkpoint import files
+from fcn_jax.checkpoint import files, messages
 from fcn_jax.eval import stored
 
 _MEASURED = frozenset(
@@ -88,7 +88,10 @@ def _arrays(directory: Path) -> dict[str, np.ndarray]:
     import orbax.checkpoint as ocp
 
     found = {}
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    with (
+        messages.quiet(),
+        ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer,
+    ):
         for item in ("model", "train", files.EMA):
             stored = checkpointer.metadata(directory / item).item_metadata.tree
             as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored)
