@@ -198,6 +198,7 @@ def test_a_recipe_trains_in_pytorch_as_in_the_library(
 
 
 def test_table_of_losses_is_that_of_the_results(monkeypatch):
+    pytest.importorskip("torch")
     monkeypatch.syspath_prepend(Path(__file__).parents[1])
     benchmark = importlib.import_module("benchmarks.losses")
     page, found = benchmark.PAGE.read_text(), benchmark.rows(benchmark.RESULTS / "losses_cpu.json")

@@ -5,8 +5,11 @@ import json
 
 import pytest
 
-from benchmarks import results_page, runs
 from fcn_jax import config, recipes
+
+pytest.importorskip("torch")
+
+from benchmarks import results_page, runs  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, AxisType
 
 from fcn_jax.config import AUTO, Config
 from fcn_jax.errors import ConfigError
@@ -116,7 +116,9 @@ def plan(config: Config, kind: Kind, devices: int, classes: int | None = None) -
     config = one_device(config, mesh)
     step = training.trace(config, classes, images, kind.platform)
     larger = training.trace(config, classes, 2 * images, kind.platform)
-    placement = Placement(AbstractMesh(tuple(mesh.values()), AXES), config.mesh.fsdp_min_mib)
+    placement = Placement(
+        AbstractMesh(tuple(mesh.values()), AXES, (AxisType.Auto,) * 3), config.mesh.fsdp_min_mib
+    )
     memory, doubled = step.parts(placement), larger.parts(placement)
     largest = _largest(
         kind, images, sum(memory.values()), sum(doubled.values()), config.optim.accumulate_steps

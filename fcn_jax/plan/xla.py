@@ -84,7 +84,10 @@ def figures(config: Config, plan: Plan, classes: int | None = None) -> dict[str,
     cost: Any = compiled.cost_analysis()
     memory: Any = compiled.memory_analysis()
     own = training.trace(small, classes, plan.images, platform)
-    alone = Placement(AbstractMesh(tuple(plan.mesh.values()), AXES), config.mesh.fsdp_min_mib)
+    alone = Placement(
+        AbstractMesh(tuple(plan.mesh.values()), AXES, (AxisType.Auto,) * 3),
+        config.mesh.fsdp_min_mib,
+    )
     return {
         "device": devices[0].device_kind,
         "devices": len(devices),

@@ -48,7 +48,7 @@ SPLITS = {
 
 def abstract(data: int = 1, fsdp: int = 1, spatial: int = 1, mib: float = 4.0) -> Placement:
     """A placement on devices that need not exist."""
-    return Placement(AbstractMesh((data, fsdp, spatial), AXES), mib)
+    return Placement(AbstractMesh((data, fsdp, spatial), AXES, (AxisType.Auto,) * 3), mib)
 
 
 def real(sizes: tuple[int, ...], mib: float = 0.0) -> Placement:

@@ -54,6 +54,7 @@ def undisturbed(here: Callable[..., Result], tmp_path_factory: pytest.TempPathFa
 def test_a_clock_that_jumps_changes_nothing(
     here: Callable[..., Result], undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pytest.importorskip("tensorboardX")
     real, write, run = time.time, Records.write, tmp_path / "run"
     offset, jumps = 0.0, itertools.cycle([1e7, -1e7, 4000.0, -4000.0])
 

@@ -223,7 +223,7 @@ def test_reports_a_loss_that_is_not_finite_with_evidence(here: Trainer, tmp_path
 
 def test_rejects_a_run_with_other_settings(here: Trainer, finished: Path) -> None:
     before = (finished / "config.json").read_bytes()
-    free = ("train.keep_latest=1", "log.tensorboard=true")
+    free = ("train.keep_latest=1", "train.log_every_steps=7")
     with pytest.raises(ConfigError) as caught:
         here(finished, "optim.lr=0.1", "optim.clip_norm=1.5", *free)
     message = str(caught.value)
