@@ -9,7 +9,7 @@ from fcn_jax import config, recipes
 
 pytest.importorskip("torch")
 
-from benchmarks import results_page, runs  # noqa: E402
+from benchmarks import results_page, runs
 
 
 @pytest.fixture(scope="module")
