@@ -60,9 +60,9 @@ def main() -> int:
     for fault in faults:
         print(f"- {fault}")
     if args.table:
-        report.write(
-            args.table, stories, f"python -m chaos --kills {args.kills} --seed {args.seed}"
-        )
+        pairs = f" --pair-kills {args.pair_kills}" if args.pair_kills else ""
+        command = f"python -m chaos --kills {args.kills}{pairs} --seed {args.seed}"
+        report.write(args.table, stories, command)
     return int(bool(faults))
 
 
