@@ -29,7 +29,7 @@ HEARTBEAT_SECONDS = 60
 """JAX ends the other processes if one sends no heartbeat for this long: its machine is gone."""
 
 GRACE_SECONDS = 10
-"""A process whose main thread does not end by itself after another one failed is ended then."""
+"""Seconds after which a process is ended whose main thread still runs when another one failed."""
 
 _COLLECTIVES = "jax_cpu_collectives_implementation"
 _PART = 1 << 20

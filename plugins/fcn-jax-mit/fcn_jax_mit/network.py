@@ -151,9 +151,9 @@ class MixTransformer(nnx.Module):
     """Four stages; without the classifier.
 
     Attributes:
-        patch_embed1: patches of the image; likewise 2 to 4, of the stage before.
-        block1: blocks of the first stage; likewise 2 to 4.
-        norm1: after the first stage; likewise 2 to 4.
+        patch_embed1: patches of the image; `patch_embed2` to `4` take the stage before.
+        block1: blocks of the first stage; `block2` to `4` of the others.
+        norm1: after the first stage; `norm2` to `4` after the others.
     """
 
     def __init__(
