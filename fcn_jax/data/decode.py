@@ -261,9 +261,12 @@ def _of_npy(data: bytes, name: str) -> np.ndarray:
     if values.ndim == 3 and values.shape[2] == 1:
         values = values[..., 0]
     if values.ndim != 2 or values.dtype.kind == "f":
+        several = values.ndim == 3 and np.isin(values, (0, 1, 255)).all()
         raise DataError(
             f"{name}: a mask as an array of {values.dtype.name} and shape {values.shape}; save its "
             "labels as uint8 or uint16 of shape (height, width)"
+            + ", or set model.task=multilabel if each class has a channel"
+            * bool(several)
         )
     if values.min() < 0 or values.max() > 65535:
         raise DataError(_beyond(values, name))

@@ -7,7 +7,7 @@ values are 0, 1 (the pixel has the class) and 255 (ignored for this class).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -160,6 +160,25 @@ def _visible(classes: Classes) -> Classes:
     return Classes(classes.names, voc_palette(count + 1)[1:])
 
 
+def label_counts(mask: np.ndarray) -> np.ndarray:
+    """Count the pixels of a mask u8[H,W,K]: i64[3,K], without the class, with it, and ignored."""
+    return np.array([(mask == value).sum((0, 1)) for value in (0, 1, IGNORE_INDEX)], np.int64)
+
+
+def absent_note(split: str, pixels: np.ndarray, names: Sequence[str]) -> str | None:
+    """Name the classes without a pixel in a split, or return None.
+
+    Args:
+        split: its name.
+        pixels: i64[K], the number of pixels of each class.
+        names: the names of the classes.
+    """
+    absent = [name for name, count in zip(names, pixels.tolist(), strict=True) if not count]
+    if not absent:
+        return None
+    return f"{split}: {len(absent)} of {len(names)} classes have no pixel: {listing(absent)}"
+
+
 def inspect(splits: Mapping[str, Source]) -> Findings:
     """Read all masks, and count the pixels of each class.
 
@@ -184,7 +203,7 @@ def inspect(splits: Mapping[str, Source]) -> Findings:
                     mask = source.decode(source[index]).mask
                 except DataError as error:
                     return str(error)
-                return np.array([(mask == value).sum((0, 1)) for value in (0, 1, IGNORE_INDEX)])
+                return label_counts(mask)
 
             found = on_threads(one, range(len(source)), lambda *_: progress.advance())
             problems += [each for each in found if isinstance(each, str)]
@@ -193,12 +212,8 @@ def inspect(splits: Mapping[str, Source]) -> Findings:
             negative, positive, ignored = values[:, 0], values[:, 1], values[:, 2]
             counts[split] = np.append(positive.sum(0), round(ignored.sum() / num_classes))
             image_counts[split] = ((positive > 0) * (negative + positive)).sum(0)
-            absent = [source.classes.names[k] for k in np.flatnonzero(positive.sum(0) == 0)]
-            if absent:
-                notes.append(
-                    f"{split}: {len(absent)} of {num_classes} classes have no pixel: "
-                    f"{listing(absent)}"
-                )
+            if note := absent_note(split, positive.sum(0), source.classes.names):
+                notes.append(note)
     if problems:
         count = f"{len(problems)} masks or images are not usable: " if len(problems) > 1 else ""
         raise DataError(count + listing(dict.fromkeys(problems), separator="; "))

@@ -88,15 +88,18 @@ def layer(mask: np.ndarray, classes: Classes) -> np.ndarray:
     """Return the colors and outlines of `overlay` as a picture to lay over an image.
 
     Args:
-        mask: u8[H,W].
+        mask: u8[H,W], or u8[H,W,K] (see `one_label`).
         classes: names and colors.
 
     Returns:
-        u8[H,W,4], RGBA; opaque except for class 0 if its color is black.
+        u8[H,W,4], RGBA; opaque except for class 0 if its color is black, and `NO_CLASS`.
     """
+    mask = one_label(mask)
     alpha = np.full(mask.shape, 255, np.uint8)
     if classes.palette[0] == (0, 0, 0):
         alpha[mask == 0] = 0
+    if len(classes) <= NO_CLASS:
+        alpha[mask == NO_CLASS] = 0
     picture = np.dstack([colorize(mask, classes), alpha])
     picture[_edges(mask)] = 255
     return picture

@@ -17,6 +17,7 @@ from fcn_jax.data.damage import KeptSource
 from fcn_jax.data.geometry import resize_image, resize_mask
 from fcn_jax.data.images.picture import as_rgb
 from fcn_jax.data.images.size import image_size
+from fcn_jax.data.multilabel import label_counts
 from fcn_jax.data.pipeline import train_batches
 from fcn_jax.data.source import Source
 from fcn_jax.data.training_set import training_set
@@ -24,7 +25,7 @@ from fcn_jax.data.transforms import Augment
 from fcn_jax.errors import ConfigError, DataError
 from fcn_jax.eval.draw import IGNORED_COLOR, layer
 from fcn_jax.explore.opening import open_splits
-from fcn_jax.plugins.api import Classes, Example
+from fcn_jax.plugins.api import IGNORE_INDEX, Classes, Example
 from fcn_jax.plugins.registry import OWN_DISTRIBUTION
 from fcn_jax.runtime import destination
 from fcn_jax.runtime.atomic import write_text
@@ -136,14 +137,11 @@ def _decided(config: Config, source: Source) -> Config:
 def _card(config: Config, source: Source, index: int, seed: int, draws: int) -> dict[str, Any]:
     """What the page shows of one image."""
     example = source.decode(source[index])
-    height, width = example.mask.shape
+    height, width = example.mask.shape[:2]
     pictures = [_picture("image", example), _picture("mask", example, source.classes)]
     for number, drawn in enumerate(_draws(config, source, index, seed, draws), 1):
         pictures.append(_picture(f"training {number}", drawn, source.classes))
-    labels, pixels = np.unique(example.mask, return_counts=True)
-    shares = sorted(
-        zip(labels.tolist(), (pixels / pixels.sum()).tolist(), strict=True), key=lambda s: -s[1]
-    )
+    shares = sorted(_shares(example.mask).items(), key=lambda share: -share[1])
     return {
         "index": index,
         "id": example.id,
@@ -154,11 +152,21 @@ def _card(config: Config, source: Source, index: int, seed: int, draws: int) -> 
     }
 
 
+def _shares(mask: np.ndarray) -> dict[int, float]:
+    """The share of the pixels by label; together more than 1 if classes of u8[H,W,K] overlap."""
+    if mask.ndim == 2:
+        labels, pixels = np.unique(mask, return_counts=True)
+        return dict(zip(labels.tolist(), (pixels / mask.size).tolist(), strict=True))
+    _, positive, ignored = label_counts(mask) / (mask.shape[0] * mask.shape[1])
+    shares = {**dict(enumerate(positive.tolist())), IGNORE_INDEX: float(ignored.mean())}
+    return {label: share for label, share in shares.items() if share}
+
+
 def _picture(
     caption: str, example: Example, classes: Classes | None = None
 ) -> tuple[str, float, str, str | None]:
     """A caption, the ratio of width to height, the image, and the mask if there are classes."""
-    height, width = example.mask.shape
+    height, width = example.mask.shape[:2]
     aspect = min(max(width / height, 0.4), 2.5)
     return caption, aspect, _photo(example), _mask(example, classes) if classes else None
 
@@ -189,7 +197,7 @@ def _draws(config: Config, source: Source, index: int, seed: int, draws: int) ->
 
 def _photo(example: Example) -> str:
     """The image as the data URL of a small JPEG."""
-    height, width = example.mask.shape
+    height, width = example.mask.shape[:2]
     image = resize_image(as_rgb(example.image), (height, width), _factor(example))
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=85)
@@ -204,7 +212,7 @@ def _mask(example: Example, classes: Classes) -> str:
     picture, options = Image.fromarray(pixels), {}
     if len(colors) <= 256:  # an indexed PNG is several times smaller
         palette = colors.view(np.uint8).reshape(-1, 4)
-        picture = Image.fromarray(indices.reshape(mask.shape).astype(np.uint8), "P")
+        picture = Image.fromarray(indices.reshape(pixels.shape[:2]).astype(np.uint8), "P")
         picture.putpalette(palette[:, :3].tobytes())
         options = {"transparency": palette[:, 3].tobytes()}
     buffer = io.BytesIO()
@@ -213,7 +221,7 @@ def _mask(example: Example, classes: Classes) -> str:
 
 
 def _factor(example: Example) -> float:
-    return min(1.0, _LONGEST / max(example.mask.shape))
+    return min(1.0, _LONGEST / max(example.mask.shape[:2]))
 
 
 def _url(buffer: io.BytesIO, kind: str) -> str:
@@ -245,6 +253,7 @@ def _page(
         dataset=config.data.dataset.removeprefix(f"{OWN_DISTRIBUTION}:"),
         split=split,
         total=len(source),
+        several=config.model.task == "multilabel",
         cards=cards,
         legend=[
             (label, name, _css(color), sum(label in dict(card["shares"]) for card in cards))
@@ -261,7 +270,7 @@ def _page(
 def _labels(classes: Classes) -> Iterator[tuple[int, str, tuple[int, int, int]]]:
     for label, (name, color) in enumerate(zip(classes.names, classes.palette, strict=True)):
         yield label, name, color
-    yield 255, "ignored", IGNORED_COLOR
+    yield IGNORE_INDEX, "ignored", IGNORED_COLOR
 
 
 def _css(color: tuple[int, int, int]) -> str:

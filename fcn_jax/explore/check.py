@@ -14,6 +14,7 @@ from fcn_jax.config import Config
 from fcn_jax.data import mask_checks, overlap
 from fcn_jax.data.inspection import reading_notes, split_notes
 from fcn_jax.data.labels.label_map import LabelMap, as_label_map
+from fcn_jax.data.multilabel import absent_note
 from fcn_jax.data.source import Source
 from fcn_jax.errors import DataError
 from fcn_jax.explore.contents import Contents, read_split
@@ -123,6 +124,7 @@ def check(config: Config) -> Report:
         *_failures(config, splits),
         *_labels(config, splits, used, labels),
         *_classes(splits, used),
+        *_multilabel(config, splits),
         *duplicates(splits, used, refused=_overlap({s: sources[s] for s in used})),
         *(Problem("note", "reading", "", note) for note in notes),
     ]
@@ -221,6 +223,19 @@ def _classes(splits: Mapping[str, Contents], used: Sequence[str]) -> list[Proble
     return problems
 
 
+def _multilabel(config: Config, splits: Mapping[str, Contents]) -> list[Problem]:
+    """Classes without a pixel in splits whose masks have an axis of classes."""
+    if config.model.task != "multilabel":
+        return []
+    problems = []
+    for split, contents in splits.items():
+        pixels, names = contents.class_pixels[:-1], contents.source.classes.names
+        if contents.pixels and (note := absent_note(split, pixels, names)):
+            message = note.removeprefix(f"{split}: ")
+            problems.append(Problem("warning", "classes", split, message))
+    return problems
+
+
 def _summary(contents: Contents) -> dict[str, Any]:
     pixels = contents.class_pixels
     heights, widths = contents.sizes[contents.decoded].T
@@ -229,7 +244,8 @@ def _summary(contents: Contents) -> dict[str, Any]:
         "readable": int(contents.decoded.sum()),
         "height": _spread(heights),
         "width": _spread(widths),
-        "ignored": float(pixels[-1] / pixels.sum()) if pixels.any() else None,
+        "ignored": float(pixels[-1] / contents.pixels) if contents.pixels else None,
+        "labeled_pixels": int(contents.pixels - pixels[-1]),
         "class_pixels": pixels[:-1].tolist(),
         "class_images": contents.class_images.tolist(),
     }

@@ -21,6 +21,7 @@ from fcn_jax.data.labels.mask_errors import problem
 from fcn_jax.data.labels.mask_labels import read
 from fcn_jax.data.labels.mask_values import Histogram, Reading, StoredMask, histogram
 from fcn_jax.data.mask_checks import Mask
+from fcn_jax.data.multilabel import label_counts
 from fcn_jax.data.source import Source
 from fcn_jax.data.threads import each_on_threads
 from fcn_jax.errors import DamagedError, DataError, SizeMismatchError
@@ -64,15 +65,19 @@ class Contents:
         failures: kind -> failures; the kinds are "damaged", "unreadable" and "size".
         sizes: i32[N,2], height and width; 0 for pairs that cannot be decoded.
         digests: u64[N,3], two numbers for the decoded image and one for its labels.
-        class_pixels: i64[K+1], pixels of each class and ignored pixels, of all readable masks.
+        pixels: of all readable masks.
+        class_pixels: i64[K+1], pixels of each class, and ignored pixels: for the task "multilabel",
+            their mean over the classes.
         class_images: i64[K], masks in which each class occurs.
-        masks: the readable masks, and those with values that no class has.
+        masks: the readable masks, and those with values that no class has; none for the task
+            "multilabel".
     """
 
     source: Source
     failures: dict[str, Failures]
     sizes: np.ndarray
     digests: np.ndarray
+    pixels: int
     class_pixels: np.ndarray
     class_images: np.ndarray
     masks: list[Mask]
@@ -84,13 +89,24 @@ class Contents:
 
 
 class _Pair(NamedTuple):
-    """What is kept of a pair: its errors, sizes, digests, and the values that its mask stores."""
+    """What is kept of a pair.
+
+    Attributes:
+        errors: why it cannot be read.
+        mask: name of its mask.
+        size: height and width.
+        digest: of image and mask.
+        found: values that the mask's file stores.
+        counts: i64[3,K], pixels of a mask with an axis of classes: without the class, with it,
+            ignored.
+    """
 
     errors: tuple[DataError, ...]
     mask: str
     size: tuple[int, int] | None = None
     digest: bytes = b""
     found: Histogram | None = None
+    counts: np.ndarray | None = None
 
 
 def read_split(
@@ -109,11 +125,12 @@ def read_split(
         {kind: Failures() for kind in ("damaged", "unreadable", "size")},
         np.zeros((count, 2), np.int32),
         np.zeros((count, 3), np.uint64),
+        0,
         np.zeros(classes + 1, np.int64),
         np.zeros(classes, np.int64),
         [],
     )
-    shared = _Shared()
+    shared, ignored = _Shared(), np.zeros(classes, np.int64)
     pairs = each_on_threads(functools.partial(_read, source, labels), range(count))
     for index, pair in enumerate(pairs):
         for error in pair.errors:
@@ -124,10 +141,18 @@ def read_split(
         if pair.found is not None:
             mask = Mask(pair.mask, pair.found, read(pair.found, labels))
             pixels = class_pixels(mask, classes)
+            contents.pixels += int(pixels.sum())
             contents.class_pixels += pixels
             contents.class_images += pixels[:-1] > 0
             contents.masks.append(shared.smaller(mask))
+        if pair.counts is not None:
+            contents.pixels += int(pair.counts[:, 0].sum())
+            contents.class_pixels[:-1] += pair.counts[1]
+            contents.class_images += pair.counts[1] > 0
+            ignored += pair.counts[2]
         advance()
+    if ignored.any():
+        contents.class_pixels[-1] += round(ignored.mean())
     return contents
 
 
@@ -140,19 +165,20 @@ def _read(source: Source, labels: LabelMap, index: int) -> _Pair:
         example = source.decode(record)
     except DataError as error:
         errors.append(error)
+    found = counts = None
     if source.labels is not None:
         found = _stored(record, name, labels, errors)
+    elif example is not None and example.mask.ndim == 3:
+        counts = label_counts(example.mask)
     elif example is not None:
         found = histogram(StoredMask(np.ascontiguousarray(example.mask)))
-    else:
-        found = None
     if example is None:
         return _Pair(tuple(errors), name, found=found)
-    height, width = example.mask.shape
+    height, width = example.mask.shape[:2]
     image, mask = (np.ascontiguousarray(array) for array in (example.image, example.mask))
     digest = hashlib.blake2b(image.data, digest_size=16, salt=b"%dx%d" % (height, width)).digest()
     digest += hashlib.blake2b(mask.data, digest_size=8).digest()
-    return _Pair(tuple(errors), name, (height, width), digest, found)
+    return _Pair(tuple(errors), name, (height, width), digest, found, counts)
 
 
 def _stored(

@@ -12,6 +12,7 @@ from fcn_jax.config import Config, parse
 from fcn_jax.data import splits
 from fcn_jax.data.datasets.recognize import recognize
 from fcn_jax.data.labels.remap import Remap
+from fcn_jax.data.multilabel import multilabel
 from fcn_jax.data.source import Source
 from fcn_jax.errors import ConfigError, DataError, UnknownSplitError, did_you_mean
 from fcn_jax.plugins import registry
@@ -96,11 +97,6 @@ def open_splits(config: Config, only: str | None = None) -> Opened:
         DataError: no split can be opened.
         ConfigError, PluginError: as in `fcn_jax.data.splits.open_splits`.
     """
-    if config.model.task == "multilabel":
-        raise ConfigError(
-            "model.task is 'multilabel': this command shows masks of one class per pixel; training "
-            "checks masks of several classes before its first step"
-        )
     dataset = registry.default().dataset(config.data.dataset)
     config, found = auto.find_classes(config, dataset)
     data, root = config.data, Path(config.data.root) if config.data.root else None
@@ -109,9 +105,12 @@ def open_splits(config: Config, only: str | None = None) -> Opened:
     errors: dict[str, DataError] = {}
     for name in dict.fromkeys(names):
         try:
-            sources[name] = splits.open_source(
+            source = splits.open_source(
                 dataset, root, name, classes=data.classes, remap=Remap.of(data)
             )
+            if config.model.task == "multilabel":
+                source = multilabel(source, dataset.name)
+            sources[name] = source
         except DataError as error:
             errors[name] = error
     if not sources:

@@ -92,7 +92,8 @@ def _labels(config: Config, training: Contents) -> Iterator[Suggestion]:
 def _class_weights(config: Config, facts: auto.Facts) -> Iterator[Suggestion]:
     losses = {name.rpartition(":")[2]: loss for name, loss in config.losses().items()}
     loss = losses.get("cross_entropy")
-    if loss is not None and loss.get("class_weights") is None:
+    weighted = loss is None or loss.get("class_weights") is not None
+    if not weighted and config.model.task != "multilabel":
         key = "loss.cross_entropy.class_weights"
         values, reason = auto.decision(key, facts, config)
         if values[key] is not None:

@@ -73,7 +73,7 @@ def _classes(table: dict[str, Any]) -> Iterator[list[str]]:
         cells = [entry["name"]]
         for split in table["splits"].values():
             pixels = split["class_pixels"]
-            cells.append(_share(pixels[number], sum(pixels)))
+            cells.append(_share(pixels[number], split["labeled_pixels"]))
             cells.append(str(split["class_images"][number]))
         yield cells
 

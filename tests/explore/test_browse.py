@@ -12,7 +12,7 @@ from fcn_jax.api import Classes, Example
 from fcn_jax.errors import ConfigError, DataError, WriteError
 from fcn_jax.explore import browse
 from fcn_jax.explore.opening import open_splits, settings
-from tests.helpers.folders import noise, stripes
+from tests.helpers.folders import channels, multilabel_folder, noise, stripes
 
 CLASSES = Classes(("bg", "road", "car"), ((0, 0, 0), (255, 0, 0), (0, 0, 255)))
 
@@ -142,3 +142,20 @@ def test_ignored_pixels_are_background_if_training_reads_them_so(make):
         config = folder.config(f"data.void_as_background={setting}")
         (drawn,) = browse._draws(config, source, 0, seed=0, draws=1)
         assert np.unique(drawn.mask).tolist() == labels
+
+
+def test_page_shows_masks_of_several_classes_per_pixel(tmp_path):
+    config = multilabel_folder(tmp_path, [channels(3, 1, 0), channels(0, -1, 0), channels(1, 1, 1)])
+    browse.browse(config, tmp_path / "page.html", draws=2)
+    page = (tmp_path / "page.html").read_text()
+    assert [sorted(map(int, labels.split())) for labels in articles(page)] == [[0, 1], [255]]
+    assert "the pictures show the last one" in page
+    shares = re.findall(r"</i>(\w+) <span>([\d.]+)%", page.partition("<article")[2])
+    assert shares == [("cracked", "75.0"), ("wet", "25.0"), ("ignored", "33.3")]
+    first = page.partition("<article")[2].partition("</article>")[0]
+    assert first.count("<figure") == 4
+    mask = re.search(r'class=mask src="([^"]+)"', first)[1]
+    pixels = np.asarray(decoded(mask).convert("RGBA"))
+    assert (pixels[3, :, 3] == [255] * 6).all(), "the border of the classes is drawn"
+    colors = {tuple(color) for color in pixels.reshape(-1, 4)[:, :3].tolist()}
+    assert {(128, 0, 0), (0, 128, 0)} <= colors

@@ -9,7 +9,7 @@ from PIL import Image
 from fcn_jax.errors import DataError
 from fcn_jax.explore.check import check
 from fcn_jax.explore.text import text
-from tests.helpers.folders import noise, stripes
+from tests.helpers.folders import channels, multilabel_folder, noise, stripes
 
 
 def said(report, severity):
@@ -28,6 +28,7 @@ def test_sound_data_have_no_problems(make):
         "height": {"min": 8, "median": 8.0, "max": 8},
         "width": {"min": 12, "median": 12.0, "max": 12},
         "ignored": 0.0,
+        "labeled_pixels": 384,
         "class_pixels": [128, 128, 128],
         "class_images": [4, 4, 4],
     }
@@ -163,3 +164,31 @@ def test_other_classes_of_the_recipe_are_checked(make):
     assert report.classes.names == ("bg", "thing")
     assert report.to_dict()["splits"]["train"]["class_pixels"] == [128, 256]
     assert "the recipe changes the classes" in report.of("note")[0].message
+
+
+def test_masks_of_several_classes_per_pixel_are_counted_by_class(tmp_path):
+    config = multilabel_folder(tmp_path, [channels(4, 2, 0), channels(1, -1, 0), channels(1, 1, 1)])
+    report = check(config)
+    assert said(report, "error") == []
+    assert said(report, "warning") == [("classes", "train", "1 of 3 classes have no pixel: rusty")]
+    train = report.to_dict()["splits"]["train"]
+    assert (train["class_pixels"], train["class_images"]) == ([30, 12, 0], [2, 1, 0])
+    assert (train["ignored"], train["labeled_pixels"]) == (8 / 48, 40)
+    (line,) = (line for line in text(report).splitlines() if line.startswith("cracked"))
+    assert line.split() == ["cracked", "75.00%", "2", "25.00%", "1"]
+
+
+def test_unusable_masks_of_several_classes_per_pixel_are_reported_together(tmp_path):
+    config = multilabel_folder(tmp_path, [channels(4, 2, 1), channels(1, 1, 1), channels(1, 1, 1)])
+    masks = tmp_path / "masks" / "train"
+    np.save(masks / "0.npy", channels(1, 1, 1)[:, :, :2])
+    np.save(masks / "1.npy", channels(1, 1, 1)[:3])
+    (tmp_path / "masks" / "val" / "2.npy").write_bytes(b"no array")
+    kinds = {(kind, split) for kind, split, _ in said(check(config), "error")}
+    assert kinds == {("unreadable", "train"), ("size", "train"), ("unreadable", "val")}
+
+
+def test_masks_of_one_class_per_pixel_do_not_fit_the_task(make):
+    problems = check(make().fill().config("model.task=multilabel")).of("error")
+    assert [problem.kind for problem in problems] == ["unreadable", "unreadable"]
+    assert "must be a .npy file of shape (height, width, classes)" in problems[0].details[0]

@@ -1,5 +1,6 @@
 """Small datasets in the layout of `folder`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -55,3 +56,25 @@ class Folder:
         """The default settings, with a crop of the images' size and small batches."""
         table = {"data": {"root": str(self.root), "dataset": "folder", "batch_size": 2}}
         return parse(override(table, ["data.crop_size=[8,12]", *changes]))
+
+
+def multilabel_folder(root: Path, masks: Sequence[np.ndarray]) -> Config:
+    """Write masks of a channel for each class, the last one of val; return the settings."""
+    for number, mask in enumerate(masks):
+        split = "val" if number == len(masks) - 1 else "train"
+        for kind in ("images", "masks"):
+            (root / kind / split).mkdir(parents=True, exist_ok=True)
+        image = noise(number, mask.shape[:2])
+        Image.fromarray(image).save(root / "images" / split / f"{number}.png")
+        np.save(root / "masks" / split / f"{number}.npy", mask)
+    (root / "classes.txt").write_text("cracked\nwet\nrusty\n")
+    changes = [f"data.root={root}", "data.dataset=folder", "model.task=multilabel"]
+    return parse(override({}, [*changes, "data.crop_size=[4,6]", "data.batch_size=2"]))
+
+
+def channels(*labeled: int) -> np.ndarray:
+    """A mask u8[4,6,3], whose class k has the first `labeled[k]` rows; -1 ignores it everywhere."""
+    mask = np.zeros((4, 6, 3), np.uint8)
+    for label, rows in enumerate(labeled):
+        mask[: rows if rows > 0 else None, :, label] = 1 if rows > 0 else 255 if rows else 0
+    return mask

@@ -101,6 +101,11 @@ def test_reads_masks_as_stored_values() -> None:
     assert read_mask(saved(labels[..., None].astype("u1")), 3).tolist() == labels.tolist()
     with pytest.raises(DataError, match="a mask as an array of float32 and shape"):
         read_mask(saved(labels.astype("f4")), 3)
+    several = np.stack([labels == 1, labels == 2], -1).astype("u1")
+    with pytest.raises(DataError, match=r"set model\.task=multilabel if each class has a channel"):
+        read_mask(saved(several), 3)
+    with pytest.raises(DataError, match=r"of shape \(height, width\)$"):
+        read_mask(saved(several + 7), 3)
     assert read_mask(saved(labels), 3).tolist() == labels.tolist()
     for wrong in (-labels, labels * 300):
         with pytest.raises(DataError, match=r"the mask holds values from .*; labels are at least"):
