@@ -55,6 +55,9 @@ class FeatureSpec:
         offset: number of input pixels by which the feature's first pixel begins above and to the
             left of the image's corner, at least 0. It is 0 if every layer pads by half its kernel.
             More padding adds to it; less padding subtracts from it.
+        class_token: whether the second half of the channels is a token of the whole image, such as
+            the class token of a vision transformer, repeated at each position. Heads may treat it
+            in a way of its own.
     """
 
     name: str
@@ -62,6 +65,7 @@ class FeatureSpec:
     stride: int
     size: Callable[[int], int]
     offset: int = 0
+    class_token: bool = False
 
     def covers(self, length: int) -> bool:
         """Whether the feature covers a whole image side of `length` pixels."""

@@ -128,6 +128,12 @@ class Architecture:
         """The features, such as "block3" to "block12". Incomplete patches are dropped."""
         channels = self.channels * (2 if options.class_token else 1)
         return tuple(
-            FeatureSpec(f"block{number}", channels, self.patch, floor_size(self.patch))
+            FeatureSpec(
+                f"block{number}",
+                channels,
+                self.patch,
+                floor_size(self.patch),
+                class_token=options.class_token,
+            )
             for number in self.blocks(options)
         )

@@ -30,8 +30,15 @@ def bridge(plan: Architecture, weights: dict[str, Weights]) -> TorchBridge:
         ]
         return _table(plan) + Table(*unused)
 
+    def tables(options: ViTOptions) -> dict[str, Table]:
+        # "smp": the encoder of the DPT of segmentation_models_pytorch.
+        return {
+            "torchvision": _table(plan),
+            "smp": standalone(options).under("encoder.model.", ""),
+        }
+
     return TorchBridge(
-        tables=_table(plan),
+        tables=tables,
         standalone_tables=standalone,
         reference=lambda options, output_stride: _reference(plan, options),
         weights=weights,

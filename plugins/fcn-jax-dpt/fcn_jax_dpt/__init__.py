@@ -1,0 +1,1 @@
+"""DPT, a head for vision transformers, for fcn-jax."""
