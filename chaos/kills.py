@@ -21,7 +21,9 @@ class Moment(enum.StrEnum):
     EVALUATION = "evaluation"
     """An evaluation that began."""
     END = "end"
-    """The last steps, or the time after them."""
+    """The last steps, the last save or the last evaluation."""
+    AFTER = "after the end"
+    """The record of the end is written; the report and the end of the process follow."""
 
 
 class Kind(enum.StrEnum):
@@ -50,7 +52,8 @@ class Kill:
         share: 0 to 1: when within the start; otherwise the delay after the moment.
         grace: seconds between SIGTERM and SIGKILL.
         workers: number of input workers of the process that is killed.
-        process: index of the killed process, modulo the number of processes.
+        process: index of the killed process, modulo the number of processes. Successive kills of a
+            plan have another one, so that process 0, which the others depend on, is killed, too.
     """
 
     kind: Kind
@@ -78,6 +81,10 @@ _PATTERN: Sequence[tuple[Kind, Moment]] = (
     (Kind.KILL_ALL, Moment.END),
     (Kind.TERM, Moment.SAVE),
     (Kind.TERM_KILL, Moment.EVALUATION),
+    (Kind.TERM, Moment.END),
+    (Kind.KILL, Moment.AFTER),
+    (Kind.TERM, Moment.AFTER),
+    (Kind.KILL, Moment.END),
 )
 """Shares of the kills. Every kind is in the first of them."""
 
@@ -97,7 +104,7 @@ def plan(count: int, seed: int) -> list[Kill]:
                 float(rng.random()),
                 float(rng.random()),
                 1 if kind is Kind.WORKER or rng.random() < 0.15 else 0,
-                int(rng.integers(1 << 16)),
+                number,
             )
         )
     return [kills[place] for place in rng.permutation(count)]

@@ -17,14 +17,21 @@ _PLACES = ("start", "steps", "save", "save and evaluation", "evaluation", "end")
 
 
 def table(stories: Sequence[Story]) -> str:
-    """Return a Markdown table with a row for each kind of kill, and a summary."""
+    """Return a Markdown table with a row for each kind of kill and process, and a summary."""
     head = ("killed by", "processes", "kills", *_PLACES, "slowest end", "steps again", "faults")
     rows = []
     for processes in sorted({story.processes for story in stories}):
         outcomes = [o for story in stories if story.processes == processes for o in story.outcomes]
         for kind in Kind:
-            if own := [outcome for outcome in outcomes if outcome.kill.kind is kind]:
-                rows.append((kind.value, processes, *_figures(own)))
+            for process in range(processes):
+                own = [
+                    outcome
+                    for outcome in outcomes
+                    if outcome.kill.kind is kind and outcome.kill.process % processes == process
+                ]
+                name = f"{kind}, process {process}" if processes > 1 else f"{kind}"
+                if own:
+                    rows.append((name, processes, *_figures(own)))
     every = [outcome for story in stories for outcome in story.outcomes]
     if every:
         rows.append(("all", "", *_figures(every)))

@@ -183,6 +183,7 @@ def _reached(kill: Kill, training: Training, starts: int, seconds: float) -> boo
                 Moment.SAVE: (seen >= kill.count, 0.1),
                 Moment.EVALUATION: (state.is_evaluating, 0.2),
                 Moment.END: (state.step >= STEPS - 1, 1.0),
+                Moment.AFTER: (state.has_ended, 0.2),
             }[kill.moment]
             if reached:
                 time.sleep(kill.share * delay)

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -15,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fcn_jax.runtime.launch import free_port
 from tests.helpers import scenes
 
 STEPS, STEPS_PER_EVALUATION, STEPS_PER_CHECKPOINT = 48, 12, 3
@@ -67,7 +67,7 @@ class Training:
     def __init__(self, data: Dataset, run: Path, *, workers: int, processes: int = 1) -> None:
         """Start or resume the run with this number of input workers in each process."""
         self.run, self.began = run, time.monotonic()
-        address = f"127.0.0.1:{_free_port()}"
+        address = f"127.0.0.1:{free_port()}"
         self._log = [tempfile.TemporaryFile("w+") for _ in range(processes)]  # noqa: SIM115
         self.processes = [
             subprocess.Popen(
@@ -158,12 +158,6 @@ def _command(
     return scenes.command(*scenes.arguments(data.recipe, data.images, run, *more))
 
 
-def _free_port() -> int:
-    """Return a port of this machine that no program uses."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
-
-
 def _environment(data: Dataset) -> dict[str, str]:
     return {
         **scenes.environment(),
@@ -219,6 +213,11 @@ class State:
         saved = [r["step"] for r in self.records if r["event"] == "checkpoint"]
         return bool(due) and self.step in saved and self.step not in scored
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the last process has recorded its end."""
+        return bool(self.records) and self.records[-1]["event"] == "end"
+
     def where(self, starts: int) -> str:
         """Describe what the process did.
 
@@ -228,8 +227,7 @@ class State:
         if self.count("compile") <= starts:
             return "start"
         parts = ["save"] * self.is_saving + ["evaluation"] * self.is_evaluating
-        ended = bool(self.records) and self.records[-1]["event"] == "end"
-        return " and ".join(parts) or ("end" if ended else "steps")
+        return " and ".join(parts) or ("end" if self.has_ended else "steps")
 
 
 def leftovers(run: Path) -> Sequence[str]:

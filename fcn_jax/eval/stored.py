@@ -212,13 +212,15 @@ def keep(evaluation: Evaluation, images: ImageScores) -> str | None:
 def read(run: Path) -> list[tuple[Path, dict[str, Any]]]:
     """Return the folders and tables of the evaluations in a run directory, the newest last.
 
-    Unreadable ones are left out.
+    The newest is that of the latest step; among those of one step, the one that was written last.
+    The clock may jump, and steps do not. Unreadable ones are left out.
     """
     found = []
     for path in sorted((run / FOLDER).glob(f"*/{_SCORES}")):
         try:
             table = json.loads(path.read_text("utf-8"))
-            found.append((float(table["time"]), path.parent, table))
+            step = -1 if table["step"] is None else int(table["step"])
+            found.append(((step, float(table["time"])), path.parent, table))
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return [(folder, table) for _, folder, table in sorted(found, key=lambda one: one[0])]

@@ -2,6 +2,12 @@
 
 Speeds are dense, without sparsity, where a datasheet has both. A bandwidth of a connection is that
 of one direction. Decimal units, as in the datasheets: a GB is 1e9 bytes.
+
+The figures of TPUs were compared with the vendor's pages, docs.cloud.google.com/tpu/docs/v4, /v5e,
+/v5p-training and /v6e, and with the tables of jax-ml.github.io/scaling-book/tpus, in December 2026.
+`link` of a TPU is the sum over its links, which a ring in each direction of the torus uses: 6 of 45
+GB/s (v4) and of 100 GB/s (v5p), 4 of 50 GB/s (v5e) and of 100 GB/s (v6e). Slices without wraparound
+connections, such as v5e's and v6e's with less than 16 chips along an axis, have fewer.
 """
 
 from __future__ import annotations
@@ -181,7 +187,7 @@ KINDS = {
             network=6.25e9,
             host=4,
             sources=(
-                "Google Cloud documentation, TPU v4: 275 TFLOPS bf16; 32 GiB; 1200 GB/s; 4096 "
+                "docs.cloud.google.com/tpu/docs/v4: 275 TFLOPS bf16; 32 GiB; 1200 GB/s; 4096 "
                 "chips in a pod, whose all-reduce bandwidth is 1.1 PB/s; 4 chips in a host",
                 "How to Scale Your Model (jax-ml.github.io/scaling-book), TPU specs: 6.25 GB/s of "
                 "data center network for a chip",
@@ -197,9 +203,9 @@ KINDS = {
             network=6.4e12 / 8 / 256,
             host=8,
             sources=(
-                "Google Cloud documentation, TPU v5e: 197 TFLOPS bf16; 16 GB; 819 GB/s; 256 chips "
-                "in a pod, whose all-reduce bandwidth is 51.2 TB/s and data center network 6.4 "
-                "Tb/s; 8 chips in a host",
+                "docs.cloud.google.com/tpu/docs/v5e: 197 TFLOPS bf16; 16 GB; 819 GB/s; 256 chips "
+                "in a pod, whose all-reduce bandwidth is 51.2 TB/s (400 GB/s for a chip, both "
+                "directions) and data center network 6.4 Tb/s; 8 chips and 200 Gb/s in a host",
             ),
         ),
         _tpu(
@@ -212,9 +218,9 @@ KINDS = {
             network=50e9 / 8,
             host=4,
             sources=(
-                "Google Cloud documentation, TPU v5p: 459 TFLOPS bf16; 95 GB; 2765 GB/s; 8960 "
-                "chips in a pod; 1200 GB/s between chips, both directions; 50 Gb/s of data center "
-                "network for a chip; 4 chips in a host",
+                "docs.cloud.google.com/tpu/docs/v5p-training: 459 TFLOPS bf16; 95 GB; 2765 GB/s; "
+                "8960 chips in a pod; 1200 GB/s between chips, both directions; 50 Gb/s of data "
+                "center network for a chip; 4 chips in a host",
             ),
         ),
         _tpu(
@@ -227,9 +233,10 @@ KINDS = {
             network=25.6e12 / 8 / 256,
             host=8,
             sources=(
-                "Google Cloud documentation, TPU v6e: 918 TFLOPS bf16; 32 GB; 1638 GB/s; 256 chips "
-                "in a pod, whose all-reduce bandwidth is 102.4 TB/s and data center network 25.6 "
-                "Tb/s; 8 chips in a host",
+                "docs.cloud.google.com/tpu/docs/v6e: 918 TFLOPS bf16; 32 GB; 1638 GB/s (1640 or "
+                "1600 in other versions of the page); 256 chips in a pod, whose all-reduce "
+                "bandwidth is 102.4 TB/s (800 GB/s for a chip, both directions) and data center "
+                "network 25.6 Tb/s; 8 chips and 800 Gb/s in a host",
             ),
         ),
     )

@@ -10,7 +10,6 @@ import itertools
 import json
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -19,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fcn_jax.errors import ConfigError, FcnJaxError, TrainingError, listing
-from fcn_jax.runtime import cluster, process, versions
+from fcn_jax.runtime import cluster, key_value, process, versions
 from fcn_jax.runtime.channel import Channel, Message, differences, meet
 
 if TYPE_CHECKING:
@@ -32,7 +31,6 @@ GRACE_SECONDS = 10
 """Seconds after which a process is ended whose main thread still runs when another one failed."""
 
 _COLLECTIVES = "jax_cpu_collectives_implementation"
-_PART = 1 << 20
 
 
 class PeerError(TrainingError):
@@ -142,11 +140,8 @@ def join(
             at the time limit, two have one number, or their software differs.
     """
     global _job
-    given = {
-        "--coordinator": coordinator,
-        "--process-id": process_id,
-        "--num-processes": num_processes,
-    }
+    names = "--coordinator", "--process-id", "--num-processes"
+    given = dict(zip(names, (coordinator, process_id, num_processes), strict=True))
     if _job is not None:
         raise ConfigError("this process has joined a job already")
     if given == {**dict.fromkeys(given), "--num-processes": 1}:
@@ -310,7 +305,7 @@ def gather(value: bytes) -> list[bytes] | None:
     if client is None:
         return [value]
     if index():
-        _put(client, f"{key}/{index()}", value)
+        key_value.put(client, f"{key}/{index()}", value)
         return None
     others = []
     for number in range(1, count()):
@@ -325,7 +320,7 @@ def broadcast(value: bytes | None) -> bytes:
     if index() == 0:
         assert value is not None
         if client is not None:
-            _put(client, key, value)
+            key_value.put(client, key, value)
         return value
     return _get(client, key)
 
@@ -388,36 +383,16 @@ def _client() -> Any:
     return distributed.global_state.client
 
 
-def _put(client: Any, key: str, value: bytes) -> None:
-    """Store a value in parts, because a message of gRPC has at most 4 MiB."""
-    parts = [value[start : start + _PART] for start in range(0, len(value), _PART)]
-    for number, part in enumerate(parts):
-        client.key_value_set_bytes(f"{key}/part{number}", part)
-    client.key_value_set_bytes(f"{key}/parts", str(len(parts)).encode())
-
-
 def _get(client: Any, key: str) -> bytes:
-    parts = int(_wait(client, f"{key}/parts"))
-    return b"".join(_wait(client, f"{key}/part{number}") for number in range(parts))
+    try:
+        return key_value.get(client, key, _require_others)
+    except ConnectionError as error:
+        raise PeerError(f"process 0 cannot be reached ({error})") from error
 
 
-def _wait(client: Any, key: str) -> bytes:
-    while True:
-        try:
-            # In slices, because Python handles signals only between calls.
-            return bytes(client.blocking_key_value_get_bytes(key, 500))
-        except Exception as error:
-            if "DEADLINE_EXCEEDED" not in str(error):
-                reason = str(error).splitlines()[0]
-                raise PeerError(f"process 0 cannot be reached ({reason})") from error
-        # Only now: a process may have failed after it has given its value.
-        if _job is not None and _job.failure is not None:
-            raise PeerError(_job.failure)
-        if _job is not None and _job.left is not None:
-            raise PeerStopped(_job.left)
-
-
-def free_port() -> int:
-    """Return a port of this machine that no program uses."""
-    with socket.create_server(("", 0)) as server:
-        return int(server.getsockname()[1])
+def _require_others() -> None:
+    """Raise an exception if another process failed, or left with nothing to save."""
+    if _job is not None and _job.failure is not None:
+        raise PeerError(_job.failure)
+    if _job is not None and _job.left is not None:
+        raise PeerStopped(_job.left)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -56,7 +57,7 @@ def launch(
         f"{name} {value}: expected 1 or more" for name, value in numbers.items() if value < 1
     ]:
         raise ConfigError("; ".join(problems))
-    address = f"127.0.0.1:{distributed.free_port() if port is None else port}"
+    address = f"127.0.0.1:{free_port() if port is None else port}"
     started = list[subprocess.Popen[str]]()
     with _passing_on(started):
         for number in range(processes):
@@ -141,3 +142,9 @@ def _passing_on(processes: Sequence[subprocess.Popen[str]]) -> Iterator[None]:
             if process.poll() is None:
                 process.kill()
             process.wait()
+
+
+def free_port() -> int:
+    """Return a port of this machine that no program uses."""
+    with socket.create_server(("", 0)) as server:
+        return int(server.getsockname()[1])

@@ -152,6 +152,16 @@ def test_newest_evaluation_is_read_last(tmp_path):
     assert [folder.name for folder, _ in stored.read(tmp_path)] == ["b", "a", "c"]
 
 
+def test_evaluation_of_the_latest_step_is_read_last_whatever_the_clock_said(tmp_path, monkeypatch):
+    steps = (7, 100, None, 20)
+    for number, step in enumerate(steps):
+        monkeypatch.setattr(stored.time, "time", lambda now=-number: 1e9 + now)  # it runs backward
+        one_image().store(tmp_path / "evaluations" / f"{number}", evaluation(1))
+        path = tmp_path / "evaluations" / f"{number}" / "scores.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"step": step}))
+    assert [table["step"] for _, table in stored.read(tmp_path)] == [None, 7, 20, 100]
+
+
 def test_models_outside_of_runs_keep_nothing(tmp_path):
     directory = tmp_path / "converted"
     directory.mkdir()

@@ -7,7 +7,7 @@ import signal
 import subprocess
 from collections.abc import Sequence
 
-from fcn_jax.runtime.distributed import free_port
+from fcn_jax.runtime.launch import free_port
 from tests.helpers import scenes
 
 LIMIT = 240

@@ -151,9 +151,8 @@ def _last_step(run: Path) -> int:
     return max((json.loads(line)["step"] for line in lines if line.endswith("}")), default=0)
 
 
-@pytest.mark.parametrize(
-    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM]
-)
+@pytest.mark.slow  # tests/train/test_faults.py stops trainings of its own process
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_resumes_a_run_that_a_signal_stopped_bit_for_bit(
     finished: Path, data: Path, recipe: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
