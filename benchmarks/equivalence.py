@@ -1,6 +1,6 @@
 """Errors of every model against PyTorch: the tables of docs/equivalence.md.
 
-    python -m benchmarks.equivalence                         # all models; hours on 2 cores
+    python -m benchmarks.equivalence                         # all models; hours on one core
     python -m benchmarks.equivalence resnet18:16 resnet50    # some of them
     python -m benchmarks.equivalence --dtype bfloat16        # all models in bfloat16
     python -m benchmarks.equivalence --page                  # only write the page
@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -133,12 +134,17 @@ and its name. A tensor is *not proven* if moving it by its own size moves the lo
 2 % inconclusive tensors make a comparison INCONCLUSIVE.
 
 **Mutation score**: the share of faults, planted one at a time on JAX's side, that the checks catch:
-layers alone and in the network, outputs, and outputs and statistics of a call in train mode. JAX's
-side is traced and run equation by equation, with one tensor or equation changed. PyTorch runs
-once, so the limits are those of the comparison. A layer is named rightly if it holds the fault, or
-is the first one after it. A change that cannot have an effect, such as a second ReLU, is not
-counted. These columns are empty where a result was made without them.
+layers alone and in the network, outputs, and outputs and statistics of a call in train mode, until
+one of them fails. JAX's side is traced and run equation by equation, with one tensor or equation
+changed. PyTorch runs once, so the limits are those of the comparison. A layer is named rightly if
+it holds the fault, or is the first one after it. A change that cannot have an effect, such as a
+second ReLU, is not counted. These columns are empty where a result was made without them.
+
+XLA runs here without LLVM's optimizations (`--xla_backend_optimization_level=0`). A whole network
+runs a few times only, and they would take most of the time.
 """
+
+_QUICK = "--xla_backend_optimization_level=0"
 
 
 def settings_of(name: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -361,6 +367,8 @@ def main() -> None:
     args = parser.parse_args()
     process.configure_process(trains=False)  # as `fcn-jax verify` does
     if not args.page:
+        # XLA reads its flags once, when JAX first computes something.
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_QUICK}".strip()
         RESULTS.mkdir(parents=True, exist_ok=True)
         for name in args.models or MODELS:
             suffix = "" if args.dtype == "float32" else f"_{args.dtype}"

@@ -202,7 +202,7 @@ def _mutation(table: Mapping[str, Any] | None) -> dict[str, Any] | None:
         {
             "kind": fault["kind"],
             "fault": fault["fault"].removeprefix(f"{fault['kind']}: "),
-            "caught": ", ".join(fault["caught"]) or fault["equivalent"] or "nothing",
+            "caught": _caught(fault["caught"]) or fault["equivalent"] or "nothing",
             # Reports of earlier versions have the second name.
             "first_failing": fault.get("first_failing", fault.get("blamed", "")),
             "passed": bool(fault["caught"] or fault["equivalent"]),
@@ -211,6 +211,11 @@ def _mutation(table: Mapping[str, Any] | None) -> dict[str, Any] | None:
     ]
     summary = f"{len(caught)} of {len(planted)} planted faults caught, {right} with the right layer"
     return {"summary": summary, "rows": rows}
+
+
+def _caught(found: str | Sequence[str]) -> str:
+    """The check that catches a fault. Reports of earlier versions list all of them."""
+    return found if isinstance(found, str) else ", ".join(found)
 
 
 def _pictures(pictures: Pictures) -> Iterator[tuple[str, str]]:

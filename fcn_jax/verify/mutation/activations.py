@@ -79,11 +79,11 @@ def relu6(program: Program) -> list[Mutant]:
 
 
 def _relu(x: Any) -> tuple[Any]:
-    return (jnp.maximum(x, 0),)
+    return (np.maximum(x, x.dtype.type(0)),)
 
 
 def _relu_6(x: Any) -> tuple[Any]:
-    return (jnp.clip(x, 0, x.dtype.type(_BOUND)),)
+    return (np.minimum(*_relu(x), x.dtype.type(_BOUND)),)
 
 
 def missing_activation(program: Program) -> list[Mutant]:
@@ -110,7 +110,7 @@ def missing_activation(program: Program) -> list[Mutant]:
         elif what in ("erf", "erfc", "tanh"):
             # 0.5 x (1 + erf) = 0.5 x erfc = x
             full = 2.0 if what == "erfc" else 1.0
-            patch = Patch(equation.inputs, lambda u, full=full: (jnp.full_like(u, full),))
+            patch = Patch(equation.inputs, lambda u, full=full: (np.full_like(u, full),))
             what = "GELU"
             found.append(missing(index, patch))
         elif what == "select_n" and (leaky := _leaky_argument(program, equation)) is not None:

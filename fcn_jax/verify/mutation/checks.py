@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from fcn_jax.verify import jax_side
@@ -73,16 +72,16 @@ class Finding:
     """What the checks say of a changed program.
 
     Attributes:
-        caught: "layers", "outputs" and "train": those that fail.
+        caught: the first check that fails: "layers", "outputs" or "train"; "" if nothing fails.
         first_failing: the first failing layer as reports name it; "" if nothing fails.
         right: whether that is where the fault is.
-        identical: whether not a single bit of outputs and statistics differs.
+        identical: whether nothing fails because not a single bit of outputs and statistics differs.
     """
 
-    caught: tuple[str, ...]
-    first_failing: str
-    right: bool
-    identical: bool
+    caught: str = ""
+    first_failing: str = ""
+    right: bool = False
+    identical: bool = False
 
 
 class EvalChecks:
@@ -147,7 +146,7 @@ class EvalChecks:
         layout = best_layout(given, jax_side.array(self.program.base[start]))
         if layout is None:
             return None
-        fed = jnp.asarray(layout.to_jax(x), start.aval.dtype)
+        fed = layout.to_jax(x).astype(start.aval.dtype)
         rounded = layout.to_torch(jax_side.array(fed))
         with one_thread(rounded.size):
             expected, *runs = (
@@ -177,33 +176,25 @@ class EvalChecks:
         }
 
     def find(self, mutant: Mutant) -> Finding:
-        """Check a mutant."""
+        """Check a mutant: first the layers that hold it alone, then the network if they pass."""
         changed = mutant.changed(self.program)
-        found = self.program.run(changed, mutant.patches)
         alone = next(self._failing_alone(mutant, changed), None)
-        layer = next(_failing(self.layers, found), None)
-        output = next(_failing(self.outputs, found), None)
-        caught = [*["layers"] * bool(alone or layer), *["outputs"] * bool(output)]
-        affected = self.program.dependents(mutant.places(self.program))
-        first_failing, right = "", False
         if alone is not None:
-            first_failing = alone.name
             right = any(_holds(alone.path, module) for module in mutant.layers)
-        elif layer is not None:
-            before = "the input"
-            for check in self.layers:
-                if check is layer:
-                    break
-                before = check.name
-            first_failing = f"between {before} and {layer.name}"
-            first = next(c for c in self.layers if c.value in affected)
-            right = first is layer
-        elif output is not None:
-            first_failing = f"output {output.name}"
-            right = not any(c.value in affected for c in self.layers)
-        return Finding(
-            tuple(caught), first_failing, right, _identical(self.program, self.outputs, found)
-        )
+            return Finding("layers", alone.name, right)
+        found = self.program.run(changed, mutant.patches)
+        affected = self.program.dependents(mutant.places(self.program))
+        before = "the input"
+        for check in self.layers:
+            if _fails(check, found):
+                right = check is next(c for c in self.layers if c.value in affected)
+                return Finding("layers", f"between {before} and {check.name}", right)
+            before = check.name
+        for output in self.outputs:
+            if _fails(output, found):
+                right = not any(c.value in affected for c in self.layers)
+                return Finding("outputs", f"output {output.name}", right)
+        return Finding(identical=_identical(self.program, self.outputs, found))
 
     def _failing_alone(self, mutant: Mutant, changed: Mapping[Value, Any]) -> Iterator[Check]:
         for alone in self.alone:
@@ -268,20 +259,18 @@ class TrainChecks:
     def find(self, mutant: Mutant) -> Finding:
         """Check a mutant."""
         found = self.program.run(mutant.changed(self.program), mutant.patches)
-        update = next(_failing(self.updates, found), None)
-        output = next(_failing(self.outputs, found), None)
         affected = self.program.dependents(mutant.places(self.program))
-        first_failing, right = "", False
-        if update is not None:
-            first_failing = update.name
-            first = next(c for c in self.updates if c.value in affected)
-            right = first is update or any(_holds(update.path, m) for m in mutant.layers)
-        elif output is not None:
-            first_failing = f"output {output.name}"
-            right = not any(c.value in affected for c in self.updates)
-        caught = ("train",) if update or output else ()
+        for check in self.updates:
+            if _fails(check, found):
+                first = next(c for c in self.updates if c.value in affected)
+                right = first is check or any(_holds(check.path, m) for m in mutant.layers)
+                return Finding("train", check.name, right)
+        for output in self.outputs:
+            if _fails(output, found):
+                right = not any(c.value in affected for c in self.updates)
+                return Finding("train", f"output {output.name}", right)
         checks = (*self.outputs, *self.updates)
-        return Finding(caught, first_failing, right, _identical(self.program, checks, found))
+        return Finding(identical=_identical(self.program, checks, found))
 
 
 def _errors(
@@ -327,8 +316,8 @@ def _outputs(
     ]
 
 
-def _failing(checks: Sequence[Check], found: Mapping[Value, Any]) -> Iterator[Check]:
-    return (c for c in checks if c.value in found and not c.compare(found[c.value]).equal)
+def _fails(check: Check, found: Mapping[Value, Any]) -> bool:
+    return check.value in found and not check.compare(found[check.value]).equal
 
 
 def _holds(path: str, module: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import jax.numpy as jnp
+import numpy as np
 
 from fcn_jax.verify.mutation.mutant import Mutant, owner
 from fcn_jax.verify.program import Patch, Program, Value
@@ -32,7 +32,7 @@ def eps(program: Program) -> list[Mutant]:
 
 
 def _adding(number: float) -> Callable[[Any], tuple[Any]]:
-    return lambda x: (x + jnp.asarray(number, x.dtype),)
+    return lambda x: (x + np.asarray(number, x.dtype),)
 
 
 def _is_rooted(program: Program, value: Value) -> bool:
@@ -120,7 +120,7 @@ class _Moved:
 
 def _mixing(share: float) -> Callable[[Any, Any], tuple[Any]]:
     return lambda old, new: (
-        jnp.asarray(1 - share, old.dtype) * old + jnp.asarray(share, old.dtype) * new,
+        np.asarray(1 - share, old.dtype) * old + np.asarray(share, old.dtype) * new,
     )
 
 

@@ -50,7 +50,8 @@ KINDS: tuple[Find, ...] = (
 """All kinds of faults."""
 
 CHECKS = ("layers", "outputs", "train")
-"""What may catch a fault: layers and outputs in eval mode; outputs and statistics in train mode."""
+"""What may catch a fault: layers and outputs in eval mode; outputs and statistics in train mode.
+They run in this order, layers alone before layers in the network, until one fails."""
 
 SYMMETRIC = "the change maps a fixed tensor to itself"
 
@@ -67,10 +68,10 @@ class Outcome:
         what: the change, in a few words.
         fault: kind, place and change, in one line.
         layers: paths of the modules that hold it.
-        caught: the checks that fail, of `CHECKS`.
+        caught: the first check that fails, of `CHECKS`; "" if none does. The others are not run.
         first_failing: the layer that the report names; "" if nothing fails.
         right: whether the fault is there.
-        identical: whether not a single bit of the results differs.
+        identical: whether it is not caught because not a single bit of the results differs.
         equivalent: why the change cannot have an effect; "" if it can. Equivalent changes are not
             planted.
     """
@@ -79,7 +80,7 @@ class Outcome:
     what: str
     fault: str
     layers: tuple[str, ...]
-    caught: tuple[str, ...] = ()
+    caught: str = ""
     first_failing: str = ""
     right: bool = False
     identical: bool = False
@@ -187,7 +188,7 @@ class MutationScore:
 
 def _row(name: str, outcomes: Sequence[Outcome]) -> tuple[str, ...]:
     planted = [o for o in outcomes if not o.equivalent]
-    caught = [sum(check in o.caught for o in planted) for check in CHECKS]
+    caught = [sum(check == o.caught for o in planted) for check in CHECKS]
     numbers = (
         len(planted),
         sum(bool(o.caught) for o in planted),
@@ -322,16 +323,9 @@ def _outcome(
     outcome = Outcome(found[0].kind, found[0].what, str(found[0]), found[0].layers)
     if all(m.equivalent for m in found):
         return dataclasses.replace(outcome, equivalent=found[0].equivalent)
-    findings: list[Finding] = []
-    if mutant is not None:
-        findings.append(eval_checks.find(mutant))
-    if train_mutant is not None:
-        findings.append(train_checks.find(train_mutant))
-    first = next((f for f in findings if f.caught), findings[0])
-    return dataclasses.replace(
-        outcome,
-        caught=tuple(check for f in findings for check in f.caught),
-        first_failing=first.first_failing,
-        right=first.right,
-        identical=all(f.identical for f in findings),
-    )
+    finding = Finding(identical=True)
+    for checks, planted in ((eval_checks, mutant), (train_checks, train_mutant)):
+        if planted is not None and not finding.caught:
+            new = checks.find(planted)
+            finding = dataclasses.replace(new, identical=new.identical and finding.identical)
+    return dataclasses.replace(outcome, **dataclasses.asdict(finding))

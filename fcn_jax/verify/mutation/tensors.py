@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from fcn_jax.verify.mutation.mutant import Mutant, owner, role
 from fcn_jax.verify.program import Equation, Program, Value
@@ -65,9 +66,9 @@ def dropped(program: Program) -> list[Mutant]:
     found = []
     for path in _floats(program):
         if role(path) in _BIASES:
-            found.append(drop("dropped bias", path, jnp.zeros_like))
+            found.append(drop("dropped bias", path, np.zeros_like))
         elif role(path) in _SCALES and program.values[path].ndim == 1:
-            found.append(drop("dropped scale", path, jnp.ones_like))
+            found.append(drop("dropped scale", path, np.ones_like))
     return found
 
 
@@ -80,7 +81,7 @@ def channel_order(program: Program) -> list[Mutant]:
         if axes and jnp.issubdtype(program.values[name].dtype, jnp.floating):
 
             def flip(values: Any, name: str = name, axis: int = axes[0]) -> Any:
-                return jnp.flip(values[name], axis)
+                return np.flip(values[name], axis)
 
             found.append(Mutant("channel order", f"BGR for RGB in {name}", ("",), {name: flip}))
     return found
@@ -116,6 +117,6 @@ def _product(program: Program, value: Value) -> Equation | None:
 
 def _moved(kind: str, what: str, path: str, order: list[int], flips: tuple[int, ...]) -> Mutant:
     def move(leaves: Any) -> Any:
-        return jnp.flip(jnp.transpose(leaves[path], order), flips)
+        return np.flip(np.transpose(leaves[path], order), flips)
 
     return Mutant(kind, f"{what} of {role(path)}", (owner(path),), {path: move})

@@ -6,9 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from fcn_jax.verify.mutation.mutant import Mutant
 from fcn_jax.verify.program import Equation, Patch, Program, Value
@@ -43,7 +41,7 @@ def _padded(
 ) -> Callable[..., Any]:
     def run(x: Any, *kernel: Any) -> Any:
         positive = [(max(low, 0), max(high, 0)) for low, high in widths]
-        padded = jnp.pad(x, positive, mode=mode)
+        padded = np.pad(x, positive, mode=mode)  # type: ignore[call-overload]
         return (padded,) if equation is None else equation.run(padded, *kernel, **change)
 
     return run
@@ -172,11 +170,11 @@ def count_include_pad(program: Program) -> list[Mutant]:
             if program.scalar(count) is None:
                 what, divisor = "counted for not counted", np.asarray(window)
             else:
-                ones = jnp.ones((1, *pool.inputs[0].shape[1:]))
+                ones = np.ones((1, *pool.inputs[0].shape[1:]), np.float32)
                 what, divisor = "not counted for counted", np.asarray(pool.run(ones)[0])
 
             def run(total: Any, divisor: Any = divisor) -> Any:
-                return (total / jnp.asarray(divisor, total.dtype),)
+                return (total / np.asarray(divisor, total.dtype),)
 
             inputs = (pool.outputs[0],)
             found.append(_mutant("count_include_pad", what, index, division, run, inputs))
@@ -204,7 +202,7 @@ def resizing(program: Program) -> list[Mutant]:
             is_position = other not in program.of_inputs
             for what, new in _alternatives(plain).items():
                 kind = "position interpolation" if is_position else "resizing"
-                changed = jnp.asarray(_restored(new, weights, axes[0], batch), weights.dtype)
+                changed = _restored(new, weights, axes[0], batch).astype(weights.dtype)
                 run = _multiplied(equation, side, changed)
                 found.append(_mutant(kind, what, index, equation, run, (other,)))
     return found
@@ -302,8 +300,11 @@ def _shifted(equation: Equation, axes: Sequence[int], fill: float) -> Callable[.
     """The equation on images that are moved up and left by a pixel."""
 
     def run(x: Any, *others: Any) -> Any:
-        moves = [(-1, 1, 0) if axis in axes else (0, 0, 0) for axis in range(x.ndim)]
-        return equation.run(lax.pad(x, jnp.asarray(fill, x.dtype), moves), *others)
+        moved = np.full(x.shape, fill, x.dtype)
+        later = tuple(slice(1, None) if axis in axes else slice(None) for axis in range(x.ndim))
+        earlier = tuple(slice(-1) if axis in axes else slice(None) for axis in range(x.ndim))
+        moved[earlier] = x[later]
+        return equation.run(moved, *others)
 
     return run
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from fcn_jax.verify.mutation.activations import nonnegative
 from fcn_jax.verify.mutation.mutant import Mutant
@@ -38,7 +38,7 @@ def in_place_relu(program: Program) -> list[Mutant]:
     never_negative = nonnegative(program)
     for index, module, shortcut, branch in _sums(program):
         reason = "the shortcut is never negative" if shortcut in never_negative else ""
-        patch = Patch((shortcut, branch), lambda a, b: (jnp.maximum(a, 0) + b,))
+        patch = Patch((shortcut, branch), lambda a, b: (np.maximum(a, a.dtype.type(0)) + b,))
         what = "the shortcut is rectified"
         found.append(Mutant("in-place ReLU", what, (module,), {}, {index: patch}, reason))
     return found
