@@ -23,6 +23,9 @@ LARGE_EVERY = 8
 """One of so many channels of a normalization has a scale from 2 to 3, so that some values pass 6,
 and a ReLU is not a ReLU6."""
 
+LEAST_BIAS = 0.1
+"""Smallest root mean square of a layer's biases, in units of that of its products."""
+
 _SAMPLE = 4096
 
 
@@ -46,7 +49,8 @@ def randomize(network: torch.nn.Module, seed: int, run: Callable[[Any], Any] | N
             fade until nothing else does. The statistics of BatchNorm are drawn around those of its
             inputs: from half to one and a half of the variance, with a mean that is off by up to
             half a standard deviation. Kernels are scaled such that the root mean square of their
-            outputs is from 1.5 to 3.
+            outputs is from 1.5 to 3, and biases such that theirs is at least a tenth of that:
+            for a large kernel, PyTorch draws them a thousand times smaller.
     """
     torch = import_torch()
     generator = torch.Generator().manual_seed(seed)
@@ -153,6 +157,9 @@ def _fit(network: torch.nn.Module, generator: torch.Generator, run: Callable[[An
         rms = max(float(product.square().mean().sqrt()), 1e-12)
         factor = min(max(rms, 1.5), 3.0) / rms
         layer.weight.mul_(factor)
+        if layer.bias is not None:  # `bias` is a view of it
+            size = max(float(layer.bias.square().mean().sqrt()), 1e-12)
+            layer.bias.mul_(max(1.0, LEAST_BIAS * factor * rms / size))
         return product * factor + bias
 
     training = {module: module.training for module in network.modules()}

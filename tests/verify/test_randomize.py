@@ -121,6 +121,18 @@ def test_statistics_follow_the_inputs():
     assert (y == 0).any()
 
 
+def test_small_biases_grow_to_a_tenth_of_the_products():
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ConvTranspose2d(8, 5, 32, 32))
+    small, large = network[1].bias, network[0].bias
+    large.data.uniform_(5, 6)
+    before = large.detach().clone()
+    assert small.abs().max() < 0.02
+    randomize(network, seed=0, run=lambda network: network(torch.randn(2, 3, 6, 6)))
+    torch.testing.assert_close(large, before)
+    assert 0.149 < small.square().mean().sqrt() < 0.301
+
+
 class Block(torch.nn.Module):
     """As in ConvNeXt: depthwise and project convolutions, a layer scale, a shortcut."""
 
