@@ -27,9 +27,11 @@ from fcn_jax.runtime import process
 OPTIONS: dict[str, dict[str, Any]] = {
     "as it comes": {},
     "remat": {"remat": True},
+    "remat=blocks": {"remat": "blocks"},
     "accumulate_steps=2": {"accumulate_steps": 2},
     "accumulate_steps=4": {"accumulate_steps": 4},
     "remat, accumulate_steps=2": {"remat": True, "accumulate_steps": 2},
+    "remat=blocks, accumulate_steps=2": {"remat": "blocks", "accumulate_steps": 2},
 }
 """Name of an option -> arguments of `fcn_jax.train.step.make`."""
 

@@ -235,9 +235,10 @@ class OptimConfig(Section):
     """Number of first steps in which the learning rate rises linearly to the schedule."""
     accumulate_steps: Count = 1
     """Parts in which a batch is computed, one after the other. Four or more take less memory."""
-    remat: Flag = False
-    """Compute normalizations and activations again in the backward pass, which takes less memory.
-    On CPUs it saves memory only with accumulate_steps.
+    remat: Literal[False, True, "blocks"] = False
+    """What the backward pass computes again, which takes less memory: with true, normalizations and
+    activations; with "blocks", all blocks of the backbone, of which only the inputs are kept. On
+    CPUs it saves memory only with accumulate_steps.
     """
     aux_weight: NotNegative = 0.5
     """Weight of the auxiliary head's loss, if the model has such a head."""

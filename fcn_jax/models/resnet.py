@@ -104,7 +104,7 @@ class ResNet(nnx.Module):
         x = nn.max_pool(x, kernel_size=3, stride=2, padding=1)
         for name in ("layer1", "layer2", "layer3", "layer4"):
             for block in getattr(self, name):
-                x = block(x)
+                x = nn.call_block(block, x)
             features[name] = x
         return features
 

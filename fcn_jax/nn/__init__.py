@@ -50,8 +50,9 @@ Initializers, (key, shape, dtype) -> array:
     bilinear: bilinear interpolation by a transposed convolution.
     bilinear_depthwise: the same with one kernel for each channel.
 
-For `jax.checkpoint`:
-    REMAT_NAMES: names of the values worth keeping.
+For gradient checkpointing:
+    call_block: calls a block of a backbone, whose backward pass may compute it again.
+    REMAT_NAMES: names of the values worth keeping, for `jax.checkpoint`.
 
 For CPUs, where XLA is slow, operators have forms of their own: see `_conv_cpu`, `_winograd`,
 `_barriers`, and the `cpu=` arguments of `platform_dependent` in other modules.
@@ -63,6 +64,7 @@ from fcn_jax.nn._barriers import REMAT_NAMES, residual_add
 from fcn_jax.nn._batch_norm import BatchNorm, batch_norm_train
 from fcn_jax.nn._bias import add_bias
 from fcn_jax.nn._bicubic import resize_bicubic
+from fcn_jax.nn._blocks import call_block
 from fcn_jax.nn._buffer import Buffer
 from fcn_jax.nn._conv import Conv, conv
 from fcn_jax.nn._conv_norm_act import ConvNormAct
@@ -108,6 +110,7 @@ __all__ = [
     "batch_norm_train",
     "bilinear",
     "bilinear_depthwise",
+    "call_block",
     "conv",
     "conv_transpose",
     "from_windows",

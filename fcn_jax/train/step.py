@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from fcn_jax.errors import ConfigError
 from fcn_jax.models.preprocess import normalize
 from fcn_jax.models.segmenter import Segmenter
 from fcn_jax.nn import REMAT_NAMES
+from fcn_jax.nn._blocks import recompute_blocks
 from fcn_jax.nn._split_rows import split_rows
 from fcn_jax.nn._subpixel import prefers_subpixel
 from fcn_jax.plugins.api import Preprocess
@@ -54,7 +55,7 @@ def make(
     losses: Losses | None = None,
     aux_weight: float = 0.5,
     accumulate_steps: int = 1,
-    remat: bool = False,
+    remat: bool | Literal["blocks"] = False,
     blocks: bool | None = None,
     ema_decay: float | None = None,
     ema_warmup: bool = False,
@@ -74,8 +75,10 @@ def make(
             images of a batch on each device. More parts take less memory. Loss and gradient are
             those of the whole batch, but batch normalization sees one part at a time. Every loss
             must be a `fcn_jax.api.MeanLoss`.
-        remat: keep only the outputs of convolutions and the moments of batch normalization for the
-            backward pass, and compute normalizations and activations again there.
+        remat: with True, keep only the outputs of convolutions and the moments of batch
+            normalization for the backward pass, and compute normalizations and activations again
+            there. With "blocks", keep only the inputs of the backbone's blocks, and compute each
+            block again; see `fcn_jax.nn.call_block`.
         blocks: compute the loss from sub-pixel logits, if the head has them. By default on GPUs and
             TPUs, where that saves a copy of the logits.
         ema_decay: decay of the averages of the weights, above 0 and below 1; None for no averages.
@@ -142,11 +145,12 @@ def make(
         network = nnx.merge(graphdef, trained, fixed, batch_stats, keys, copy=True)
         images = normalize(batch["image"], preprocess)
         in_blocks = subpixel and batch["mask"].ndim == 3  # not if labels have an axis of classes
-        outputs = network.subpixel_outputs(images) if in_blocks else network.outputs(images)
+        with recompute_blocks(remat == "blocks"):
+            outputs = network.subpixel_outputs(images) if in_blocks else network.outputs(images)
         loss, values = losses(outputs, batch["mask"], aux_weight, divisors)
         return loss, (nnx.state(network, nnx.BatchStat), values if several else {})
 
-    if remat:
+    if remat is True:
         policy = jax.checkpoint_policies.save_only_these_names(*REMAT_NAMES)
         loss_of = jax.checkpoint(loss_of, policy=policy)
     gradient = jax.value_and_grad(loss_of, has_aux=True)

@@ -91,6 +91,16 @@ def test_accumulation_and_remat_take_less_memory(found):
     assert parts.largest % 4 == 0
 
 
+def test_recomputed_blocks_take_less_memory_and_more_operations():
+    model = {"backbone": "resnet18", "backbone_options": {}}
+    plain, blocks = (
+        plan.plan(recipe(model=model, optim={"remat": remat}), H100, 2)
+        for remat in (False, "blocks")
+    )
+    assert blocks.memory["activations"] < 0.8 * plain.memory["activations"]
+    assert 1.2 < sum(blocks.flops.values()) / sum(plain.flops.values()) < 4 / 3 + 0.01
+
+
 def test_bfloat16_moves_less_and_is_faster(found):
     narrow = plan.plan(recipe(model={"dtype": "bfloat16"}), H100, 2)
     assert set(narrow.flops) == {"bfloat16, default"} != set(found.flops)

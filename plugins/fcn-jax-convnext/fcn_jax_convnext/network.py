@@ -136,7 +136,7 @@ class Stage(nnx.Module):
         """f[N, H, W, I] -> f[N, H // stride, W // stride, C]."""
         x = x if self.downsample is None else self.downsample(x)
         for block in self.blocks:
-            x = block(x)
+            x = nn.call_block(block, x)
         return x
 
 

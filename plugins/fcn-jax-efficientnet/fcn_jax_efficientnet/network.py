@@ -152,7 +152,7 @@ class EfficientNet(nnx.Module):
         x = self.stem(x)
         for number, stage in enumerate(self.blocks):
             for block in stage:
-                x = block(x)
+                x = nn.call_block(block, x)
             if number in FEATURES:
                 features[FEATURES[number]] = x
         return features

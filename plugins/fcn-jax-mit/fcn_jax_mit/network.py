@@ -202,6 +202,6 @@ class MixTransformer(nnx.Module):
         for number in range(1, 5):
             x = getattr(self, f"patch_embed{number}")(x)
             for block in getattr(self, f"block{number}"):
-                x = block(x)
+                x = nn.call_block(block, x)
             x = features[f"stage{number}"] = getattr(self, f"norm{number}")(x)
         return features

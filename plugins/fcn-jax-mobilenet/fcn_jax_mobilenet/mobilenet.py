@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from flax import nnx
 from pydantic import PositiveFloat
 
+from fcn_jax import nn
 from fcn_jax.api import Backbone, FeatureSpec, Weights, ceil_size
 from fcn_jax.pytorch import Rule
 from fcn_jax_mobilenet.blocks import Activation, Block, InvertedResidual, Norm, conv_layer
@@ -232,7 +233,7 @@ class MobileNet(nnx.Module):
         """
         features: dict[str, jax.Array] = {}
         for position, layer in enumerate(self.features):
-            x = layer(x)
+            x = nn.call_block(layer, x)
             if position in self.stages:
                 features[f"c{len(features)}"] = x
         return features

@@ -223,7 +223,7 @@ class ViT(nnx.Module):
         angles = nn.rotary_angles(size, plan.channels // plan.heads) if plan.is_rotary else None
         features = {}
         for number, block in enumerate(self.blocks, start=1):
-            x = block(x, angles)
+            x = nn.call_block(block, x, angles)
             if number in self.features:
                 features[f"block{number}"] = self._map(x, size)
         return features
