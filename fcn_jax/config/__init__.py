@@ -1,6 +1,7 @@
 """The settings of a training run: typed, immutable, with defaults."""
 
 from fcn_jax.config.augment import AUGMENT_TABLES
+from fcn_jax.config.optim import OptimConfig, ParamGroup
 from fcn_jax.config.parsing import (
     AUTO_SETTINGS,
     PLUGIN_NAMES,
@@ -19,8 +20,6 @@ from fcn_jax.config.sections import (
     LogConfig,
     LossConfig,
     MeshConfig,
-    OptimConfig,
-    ParamGroup,
     TrainConfig,
 )
 from fcn_jax.config.types import AUTO

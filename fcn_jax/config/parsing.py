@@ -12,11 +12,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from fcn_jax.config.augment import AUGMENT_TABLES
+from fcn_jax.config.optim import ParamGroup
 from fcn_jax.config.sections import (
     AUTO_MODEL,
     Config,
     EarlyStoppingConfig,
-    ParamGroup,
     WandbConfig,
 )
 from fcn_jax.config.types import OrAuto, short
