@@ -15,8 +15,8 @@ from jax import lax
 
 from fcn_jax.nn import _winograd
 from fcn_jax.nn._barriers import remat_barrier
-from fcn_jax.nn._conv_xla import DIMENSIONS, Settings, xla_conv
-from fcn_jax.nn._depthwise_cpu import depthwise, input_grad, kernel_grad
+from fcn_jax.nn._conv_xla import DIMENSIONS, Settings, is_stem, xla_conv
+from fcn_jax.nn._depthwise_cpu import depthwise, input_grad, kernel_grad, stem
 
 _COLUMNS = 1 << 20
 """Elements of im2col columns at a time in a kernel gradient; at least one row of all images."""
@@ -26,6 +26,9 @@ _WINOGRAD_CHANNELS = 64
 
 _WINOGRAD_GRAD_CHANNELS = 128
 """The same for its kernel gradient."""
+
+_STEM_TAPS = 32
+"""Largest number of inputs of an output for a stem as a sum over its taps."""
 
 _PART_CHANNELS = 16
 """Neighboring groups are computed as one up to this number of input channels."""
@@ -69,7 +72,14 @@ def _dense(settings: Settings, x: jax.Array, kernel: jax.Array) -> jax.Array:
         if _is_sparse(settings, x):
             return _sparse(settings, x, kernel)
         return _winograd.conv3x3(x, kernel, settings.padding, settings.dilation)
+    if _is_small_stem(settings, kernel):
+        return stem(settings, x, kernel)
     return xla_conv(settings, x, kernel)
+
+
+def _is_small_stem(settings: Settings, kernel: jax.Array) -> bool:
+    """A 3x3 stem, of MobileNets and EfficientNets, but not a 7x7 one, of ResNets."""
+    return is_stem(settings, kernel.shape) and kernel.size <= _STEM_TAPS * kernel.shape[3]
 
 
 def _dense_grads(

@@ -1,4 +1,4 @@
-"""Depthwise convolution for CPUs, elementwise: a sum over the taps of the kernel.
+"""Depthwise convolutions and small stems for CPUs, elementwise: a sum over the taps of the kernel.
 
 XLA fuses the sum into one loop over vectors of channels, which is fast if each tap is read from
 memory as it is. So the padded array is stored first. Otherwise XLA would pad it again at each tap,
@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import itertools
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,31 @@ _STRIPS = 8
 
 def depthwise(settings: Settings, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """`fcn_jax.nn.conv` with as many groups as channels; `kernel` is f[kH, kW, 1, C]."""
+    return _by_taps(settings, x, kernel, lambda part, i, j: part * kernel[i, j, 0])
+
+
+def stem(settings: Settings, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`fcn_jax.nn.conv` with one group and so few channels that XLA's convolution is slow.
+
+    The loop over vectors of output channels multiplies each vector by a pixel's value.
+    """
+    return _by_taps(
+        settings,
+        x,
+        kernel,
+        lambda part, i, j: _sum(
+            part[..., channel, None] * kernel[i, j, channel] for channel in range(x.shape[3])
+        ),
+    )
+
+
+def _by_taps(
+    settings: Settings,
+    x: jax.Array,
+    kernel: jax.Array,
+    term: Callable[[jax.Array, int, int], jax.Array],
+) -> jax.Array:
+    """The sum of `term(pixels, i, j)` over the taps (i, j) and the pixels that they see, in f32."""
     stride, dilation = settings.stride, settings.dilation
     rows, cols = (
         (size + 2 * settings.padding - dilation * (taps - 1) - 1) // stride + 1
@@ -35,9 +60,8 @@ def depthwise(settings: Settings, x: jax.Array, kernel: jax.Array) -> jax.Array:
     )
     padded = _padded(x, ((settings.padding,) * 2,) * 2)
     return _sum(
-        _part(padded, i * dilation, j * dilation, rows, cols, stride).astype(jnp.float32)
-        * kernel[i, j, 0].astype(jnp.float32)
-        for i, j in _taps(kernel)
+        term(_part(padded, i * dilation, j * dilation, rows, cols, stride), i, j)
+        for i, j in _taps(kernel.shape)
     ).astype(x.dtype)
 
 
@@ -77,7 +101,7 @@ def input_grad(
         if not (down and across):
             return jnp.zeros((shape[0], high, wide, shape[3]), grad.dtype)
         return _sum(
-            _part(padded, down[i] - first, across[j] - left, high, wide).astype(jnp.float32)
+            _part(padded, down[i] - first, across[j] - left, high, wide)
             * kernel[i, j, 0].astype(jnp.float32)
             for i, j in itertools.product(down, across)
         ).astype(grad.dtype)
@@ -108,27 +132,19 @@ def kernel_grad(
     padded = _padded(x, ((padding,) * 2, (padding, width - x.shape[2] - padding)))
     grad = _padded(grad, ((0, 0), (0, strips * strip - cols)))
     ones = jnp.ones((1, batch * rows), jnp.float32)
-
-    def of_row(i: jax.Array) -> jax.Array:
-        seen = lax.dynamic_slice_in_dim(padded, i * dilation, (rows - 1) * stride + 1, 1)
-        seen = stored(seen[:, ::stride])
-        sums = []
-        for j in range(shape[1]):
-            total = _sum(
-                seen[:, :, left * stride + j * dilation :][
-                    :, :, : (strip - 1) * stride + 1 : stride
-                ].astype(jnp.float32)
-                * grad[:, :, left : left + strip].astype(jnp.float32)
-                for left in range(0, strips * strip, strip)
-            )
-            sums.append(ones @ total.reshape(batch * rows, strip * channels))
-        return jnp.stack(sums).reshape(shape[1], strip, channels).sum(1)
-
-    return lax.map(of_row, jnp.arange(shape[0])).reshape(shape)
+    sums = []
+    for i, j in _taps(shape):
+        total = _sum(
+            _part(padded, i * dilation, left * stride + j * dilation, rows, strip, stride)
+            * grad[:, :, left : left + strip].astype(jnp.float32)
+            for left in range(0, strips * strip, strip)
+        )
+        sums.append(ones @ total.reshape(batch * rows, strip * channels))
+    return jnp.stack(sums).reshape(-1, strip, channels).sum(1).reshape(shape)
 
 
-def _taps(kernel: jax.Array) -> Iterable[tuple[int, int]]:
-    return itertools.product(range(kernel.shape[0]), range(kernel.shape[1]))
+def _taps(shape: tuple[int, ...]) -> Iterable[tuple[int, int]]:
+    return itertools.product(range(shape[0]), range(shape[1]))
 
 
 def _padded(x: jax.Array, edges: Iterable[tuple[int, int]]) -> jax.Array:
@@ -139,12 +155,12 @@ def _padded(x: jax.Array, edges: Iterable[tuple[int, int]]) -> jax.Array:
 
 
 def _part(x: jax.Array, top: int, left: int, rows: int, cols: int, stride: int = 1) -> jax.Array:
-    """Every `stride`-th of the pixels from (top, left) on: `rows` x `cols`."""
+    """Every `stride`-th of the pixels from (top, left) on: f32[N, rows, cols, C]."""
     return x[
         :,
         top : top + (rows - 1) * stride + 1 : stride,
         left : left + (cols - 1) * stride + 1 : stride,
-    ]
+    ].astype(jnp.float32)
 
 
 def _sum(terms: Iterable[jax.Array]) -> jax.Array:
