@@ -124,7 +124,7 @@ def torch_reference(setting: Setting, model: Segmenter) -> torch.nn.Module:
     if descriptor is not None and descriptor.reference_model is not None:
         network, names = (
             descriptor.reference_model(num_classes=setting.num_classes, aux=False),
-            descriptor.names,
+            descriptor.key_format,
         )
     else:
         network, names = build_reference(model.spec), "torchvision"

@@ -98,6 +98,36 @@ def _is_depthwise(settings: Any, kernel: Any) -> bool:
     return settings.groups > 1 and kernel.shape[2] == 1 and kernel.shape[3] == settings.groups
 
 
+def _plain_depthwise(settings: Any, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """A depthwise convolution as a sum over the taps, of which nothing is stored."""
+    stride, height, width = settings.stride, *kernel.shape[:2]
+    padded = jnp.pad(x, ((0, 0), (settings.padding,) * 2, (settings.padding,) * 2, (0, 0)))
+    rows, cols = (
+        size - settings.dilation * (taps - 1)
+        for size, taps in zip(padded.shape[1:3], (height, width), strict=True)
+    )
+    taps = [
+        padded[:, top : top + rows : stride, left : left + cols : stride] * kernel[i, j, 0]
+        for i, top in enumerate(range(0, height * settings.dilation, settings.dilation))
+        for j, left in enumerate(range(0, width * settings.dilation, settings.dilation))
+    ]
+    return functools.reduce(jnp.add, taps)
+
+
+def _plain_depthwise_input_grad(
+    settings: Any, kernel: jax.Array, grad: jax.Array, shape: tuple[int, ...]
+) -> jax.Array:
+    x = jnp.zeros(shape, grad.dtype)
+    return jax.vjp(lambda x: _plain_depthwise(settings, x, kernel), x)[1](grad)[0]
+
+
+def _plain_depthwise_kernel_grad(
+    settings: Any, x: jax.Array, grad: jax.Array, shape: tuple[int, ...]
+) -> jax.Array:
+    kernel = jnp.zeros(shape, jnp.float32)
+    return jax.vjp(lambda kernel: _plain_depthwise(settings, x, kernel), kernel)[1](grad)[0]
+
+
 def _is_grouped(settings: Any, kernel: Any) -> bool:
     return settings.groups > 1 and not _is_depthwise(settings, kernel)
 
@@ -255,10 +285,26 @@ WORKAROUNDS: dict[str, Workaround] = {
         lambda: _plain_where(_is_grouped),
     ),
     "depthwise": Workaround(
-        "nn/_conv_cpu.py",
+        "nn/_depthwise_cpu.py",
         "XLA's own",
         _both("lraspp_mobilenet_v3_large", 1, (160, 240)),
         lambda: _plain_where(_is_depthwise),
+    ),
+    "depthwise, against a plain sum": Workaround(
+        "nn/_depthwise_cpu.py",
+        "a sum over the taps, JAX's gradients",
+        _both("efficientnet_lite0", 2, (160, 240), head="fcn"),
+        lambda: {
+            "fcn_jax.nn._conv_cpu.depthwise": _plain_depthwise,
+            "fcn_jax.nn._conv_cpu.input_grad": _plain_depthwise_input_grad,
+            "fcn_jax.nn._conv_cpu.kernel_grad": _plain_depthwise_kernel_grad,
+        },
+    ),
+    "small stem": Workaround(
+        "nn/_depthwise_cpu.py",
+        "XLA's own",
+        _both("lraspp_mobilenet_v3_large", 1, _SIZE)[1:],
+        lambda: {"fcn_jax.nn._conv_cpu._is_small_stem": _no},
     ),
     "spread": Workaround(
         "nn/_depthwise_conv_transpose.py",

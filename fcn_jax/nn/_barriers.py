@@ -40,10 +40,12 @@ def fusion_barrier(x: jax.Array) -> jax.Array:
     again: the cost would grow with the square of the depth. XLA drops `optimization_barrier` before
     it fuses, but not a conditional whose condition is unknown.
     """
-    return _stored(x)
+    return stored(x)
 
 
-def _stored(x: jax.Array) -> jax.Array:
+def stored(x: jax.Array) -> jax.Array:
+    """Return `x` f[...], not empty, which XLA for CPUs computes once and stores."""
+
     def on_cpu(x: jax.Array) -> jax.Array:
         # The branches compute the same, but must differ: JAX would drop the conditional.
         return lax.cond(x.reshape(-1)[0] > 0, lambda x: x, lax.optimization_barrier, x)
@@ -51,7 +53,7 @@ def _stored(x: jax.Array) -> jax.Array:
     return lax.platform_dependent(x, cpu=on_cpu, default=lambda x: x)
 
 
-fusion_barrier.defvjp(lambda x: (fusion_barrier(x), None), lambda _, grad: (_stored(grad),))
+fusion_barrier.defvjp(lambda x: (fusion_barrier(x), None), lambda _, grad: (stored(grad),))
 
 
 def remat_barrier(x: jax.Array, stored: jax.Array) -> jax.Array:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,8 @@ from jax import lax
 
 from fcn_jax.nn import _winograd
 from fcn_jax.nn._barriers import remat_barrier
-from fcn_jax.nn._conv_xla import DIMENSIONS, Settings, xla_conv
+from fcn_jax.nn._conv_xla import DIMENSIONS, Settings, is_stem, xla_conv
+from fcn_jax.nn._depthwise_cpu import depthwise, input_grad, kernel_grad, stem
 
 _COLUMNS = 1 << 20
 """Elements of im2col columns at a time in a kernel gradient; at least one row of all images."""
@@ -27,6 +27,9 @@ _WINOGRAD_CHANNELS = 64
 _WINOGRAD_GRAD_CHANNELS = 128
 """The same for its kernel gradient."""
 
+_STEM_TAPS = 32
+"""Largest number of inputs of an output for a stem as a sum over its taps."""
+
 _PART_CHANNELS = 16
 """Neighboring groups are computed as one up to this number of input channels."""
 
@@ -36,7 +39,7 @@ def cpu_conv(settings: Settings, x: jax.Array, kernel: jax.Array) -> jax.Array:
     if settings.groups == 1:
         return _dense(settings, x, kernel)
     if _is_depthwise(settings, kernel):
-        return _depthwise(settings, x, kernel)
+        return depthwise(settings, x, kernel)
     parts = _parts(settings, kernel)
     dense = functools.partial(xla_conv, settings._replace(groups=1))
     return _join(
@@ -54,8 +57,8 @@ def cpu_grads(
     if settings.groups == 1:
         return _dense_grads(settings, x, kernel, grad)
     if _is_depthwise(settings, kernel):
-        return jax.vjp(functools.partial(_depthwise, settings), x, kernel.astype(jnp.float32))[1](
-            grad
+        return input_grad(settings, kernel, grad, x.shape), kernel_grad(
+            settings, x, grad, kernel.shape
         )
     parts = _parts(settings, kernel)
     dense = functools.partial(_dense_grads, settings._replace(groups=1))
@@ -69,7 +72,14 @@ def _dense(settings: Settings, x: jax.Array, kernel: jax.Array) -> jax.Array:
         if _is_sparse(settings, x):
             return _sparse(settings, x, kernel)
         return _winograd.conv3x3(x, kernel, settings.padding, settings.dilation)
+    if _is_small_stem(settings, kernel):
+        return stem(settings, x, kernel)
     return xla_conv(settings, x, kernel)
+
+
+def _is_small_stem(settings: Settings, kernel: jax.Array) -> bool:
+    """A 3x3 stem, of MobileNets and EfficientNets, but not a 7x7 one, of ResNets."""
+    return is_stem(settings, kernel.shape) and kernel.size <= _STEM_TAPS * kernel.shape[3]
 
 
 def _dense_grads(
@@ -230,41 +240,8 @@ def _phases(
     )
 
 
-def _pad(settings: Settings, x: jax.Array) -> jax.Array:
-    return jnp.pad(x, ((0, 0), (settings.padding,) * 2, (settings.padding,) * 2, (0, 0)))
-
-
-def _taps(
-    settings: Settings, padded: jax.Array, height: int, width: int, rows: int, cols: int
-) -> Iterator[tuple[int, int, jax.Array]]:
-    """For each element (i, j) of a kernel, the slice f[N, rows, cols, I] of the images it sees."""
-    stride = settings.stride
-    for i, j in itertools.product(range(height), range(width)):
-        top, left = i * settings.dilation, j * settings.dilation
-        yield (
-            i,
-            j,
-            padded[
-                :,
-                top : top + (rows - 1) * stride + 1 : stride,
-                left : left + (cols - 1) * stride + 1 : stride,
-            ],
-        )
-
-
 def _is_depthwise(settings: Settings, kernel: jax.Array) -> bool:
     return kernel.shape[2] == 1 and kernel.shape[3] == settings.groups
-
-
-def _depthwise(settings: Settings, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """A depthwise convolution, elementwise: XLA fuses the sum and its gradients into one loop."""
-    height, width = kernel.shape[:2]
-    rows, cols = jax.eval_shape(
-        functools.partial(xla_conv, settings), x, kernel.astype(x.dtype)
-    ).shape[1:3]
-    wide = kernel.astype(jnp.float32)
-    taps = _taps(settings, _pad(settings, x).astype(jnp.float32), height, width, rows, cols)
-    return sum(tap * wide[i, j, 0] for i, j, tap in taps).astype(x.dtype)  # type: ignore[union-attr]
 
 
 # A grouped convolution is computed in parts of a few neighboring groups. Each part is a dense

@@ -107,8 +107,22 @@ def check_form(size, kernel_size, stride, padding, dilation, groups, channels, b
 
 FORMS = {
     "a ResNet's stem": ((7, 9), 7, 2, 3, 1, 1, (3, 4), 2),
+    "a MobileNet's stem": ((8, 9), 3, 2, 1, 1, 1, (3, 6), 2),
     "a shortcut, of which the last row is not seen": ((8, 5), 1, 2, 0, 1, 1, (2, 4), 3),
     "depthwise": ((9, 8), 3, 2, 1, 1, 5, (1, 1), 2),
+    "depthwise, wider than the strips of its kernel gradient": ((5, 19), 5, 1, 2, 1, 4, (1, 1), 2),
+    "depthwise, with pixels that no tap sees": ((6, 7), 1, 2, 0, 1, 3, (1, 1), 2),
+    "depthwise, dilated and strided, with more padding than it reaches": (
+        (7, 10),
+        2,
+        3,
+        4,
+        2,
+        3,
+        (1, 1),
+        1,
+    ),
+    "depthwise, larger than the image": ((4, 3), 7, 1, 3, 1, 2, (1, 1), 1),
     "depthwise with two outputs a channel": ((6, 9), 3, 1, 1, 1, 3, (1, 2), 2),
     "a ResNeXt's": ((8, 7), 3, 2, 1, 1, 32, (4, 4), 2),
     "a dilated ResNeXt's": ((8, 7), 3, 1, 2, 2, 32, (4, 4), 2),
