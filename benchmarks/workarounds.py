@@ -98,7 +98,7 @@ def _is_depthwise(settings: Any, kernel: Any) -> bool:
     return settings.groups > 1 and kernel.shape[2] == 1 and kernel.shape[3] == settings.groups
 
 
-def _plain_depthwise(settings: Any, x: jax.Array, kernel: jax.Array) -> jax.Array:
+def plain_depthwise(settings: Any, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """A depthwise convolution as a sum over the taps, of which nothing is stored."""
     stride, height, width = settings.stride, *kernel.shape[:2]
     padded = jnp.pad(x, ((0, 0), (settings.padding,) * 2, (settings.padding,) * 2, (0, 0)))
@@ -114,18 +114,20 @@ def _plain_depthwise(settings: Any, x: jax.Array, kernel: jax.Array) -> jax.Arra
     return functools.reduce(jnp.add, taps)
 
 
-def _plain_depthwise_input_grad(
+def plain_depthwise_input_grad(
     settings: Any, kernel: jax.Array, grad: jax.Array, shape: tuple[int, ...]
 ) -> jax.Array:
+    """JAX's gradient of the input."""
     x = jnp.zeros(shape, grad.dtype)
-    return jax.vjp(lambda x: _plain_depthwise(settings, x, kernel), x)[1](grad)[0]
+    return jax.vjp(lambda x: plain_depthwise(settings, x, kernel), x)[1](grad)[0]
 
 
-def _plain_depthwise_kernel_grad(
+def plain_depthwise_kernel_grad(
     settings: Any, x: jax.Array, grad: jax.Array, shape: tuple[int, ...]
 ) -> jax.Array:
+    """JAX's gradient of the kernel."""
     kernel = jnp.zeros(shape, jnp.float32)
-    return jax.vjp(lambda kernel: _plain_depthwise(settings, x, kernel), kernel)[1](grad)[0]
+    return jax.vjp(lambda kernel: plain_depthwise(settings, x, kernel), kernel)[1](grad)[0]
 
 
 def _is_grouped(settings: Any, kernel: Any) -> bool:
@@ -295,9 +297,9 @@ WORKAROUNDS: dict[str, Workaround] = {
         "a sum over the taps, JAX's gradients",
         _both("efficientnet_lite0", 2, (160, 240), head="fcn"),
         lambda: {
-            "fcn_jax.nn._conv_cpu.depthwise": _plain_depthwise,
-            "fcn_jax.nn._conv_cpu.input_grad": _plain_depthwise_input_grad,
-            "fcn_jax.nn._conv_cpu.kernel_grad": _plain_depthwise_kernel_grad,
+            "fcn_jax.nn._conv_cpu.depthwise": plain_depthwise,
+            "fcn_jax.nn._conv_cpu.input_grad": plain_depthwise_input_grad,
+            "fcn_jax.nn._conv_cpu.kernel_grad": plain_depthwise_kernel_grad,
         },
     ),
     "small stem": Workaround(
