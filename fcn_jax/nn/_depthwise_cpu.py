@@ -28,7 +28,7 @@ _STRIPS = 8
 
 def depthwise(settings: Settings, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """`fcn_jax.nn.conv` with as many groups as channels; `kernel` is f[kH, kW, 1, C]."""
-    return _by_taps(settings, x, kernel, lambda part, i, j: part * kernel[i, j, 0])
+    return _by_taps(settings, x, kernel, lambda part, tap: part * tap[0])
 
 
 def stem(settings: Settings, x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -40,8 +40,8 @@ def stem(settings: Settings, x: jax.Array, kernel: jax.Array) -> jax.Array:
         settings,
         x,
         kernel,
-        lambda part, i, j: _sum(
-            part[..., channel, None] * kernel[i, j, channel] for channel in range(x.shape[3])
+        lambda part, tap: _sum(
+            part[..., channel, None] * tap[channel] for channel in range(x.shape[3])
         ),
     )
 
@@ -50,9 +50,9 @@ def _by_taps(
     settings: Settings,
     x: jax.Array,
     kernel: jax.Array,
-    term: Callable[[jax.Array, int, int], jax.Array],
+    term: Callable[[jax.Array, jax.Array], jax.Array],
 ) -> jax.Array:
-    """The sum of `term(pixels, i, j)` over the taps (i, j) and the pixels that they see, in f32."""
+    """The sum of `term(pixels, kernel[i, j])` over the taps and the pixels that each sees, in f32."""
     stride, dilation = settings.stride, settings.dilation
     rows, cols = (
         (size + 2 * settings.padding - dilation * (taps - 1) - 1) // stride + 1
@@ -60,7 +60,10 @@ def _by_taps(
     )
     padded = _padded(x, ((settings.padding,) * 2,) * 2)
     return _sum(
-        term(_part(padded, i * dilation, j * dilation, rows, cols, stride), i, j)
+        term(
+            _part(padded, i * dilation, j * dilation, rows, cols, stride),
+            kernel[i, j].astype(jnp.float32),
+        )
         for i, j in _taps(kernel.shape)
     ).astype(x.dtype)
 

@@ -303,6 +303,10 @@ def test_rounds_a_float32_kernel_to_bfloat16_but_not_its_gradient():
     assert float(grad[0, 0, 0, 0]) == 63 * 63
 
 
+def test_bfloat16_result_of_a_small_stem_has_only_its_own_rounding_error():
+    check(2, (9, 8), (3, 6), 3, 2, 1, 1, 1, dtype=jnp.bfloat16, rtol=5e-3)
+
+
 @pytest.mark.parametrize("groups", [1, 2, 6])
 def test_bfloat16_result_has_only_its_own_rounding_error(groups):
     # Half a unit in the last place of bf16 is 2^-9 = 2e-3; the kernel gradient is summed in
