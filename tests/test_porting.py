@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -13,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from examples.craft import find_text
 from examples.craft.port import RULES, Craft, load
-from fcn_jax import verify
+from fcn_jax import nn, verify
 from fcn_jax.verify.randomize import randomize
 
 ROOT = Path(__file__).parents[1]
@@ -64,11 +65,11 @@ def run_page(choose):
     namespace = {"__name__": "page"}
     for block in filter(choose, blocks):
         exec(compile(block, "docs/porting.md", "exec"), namespace)
-    return len(blocks)
+    return namespace
 
 
 def test_blocks_of_the_page_print_what_it_shows(capsys):
-    assert run_page(lambda block: "grad=" not in block and "compare" not in block) == 7
+    run_page(lambda block: "compare" not in block)
     printed = capsys.readouterr().out
     shown = re.findall(r"^```text\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
     names, path, verdict = shown
@@ -88,6 +89,28 @@ def test_all_blocks_of_the_page_run(tmp_path):
     assert done.returncode == 0, done.stderr
     verdict = re.findall(r"^(NOT EQUAL.*?): error", done.stdout, re.MULTILINE)
     assert verdict == re.findall(r"^(NOT EQUAL.*?): error", PAGE, re.MULTILINE)
+
+
+def rows_of_functions():
+    """PyTorch's and JAX's expression of each row of the page's table of functions."""
+    table = PAGE.split("Functions of images `x`")[1].split("\n\n")[1]
+    return re.findall(r"^\| `(.*)` \| `(.*)` \|$", table, re.MULTILINE)
+
+
+def test_functions_of_the_page_are_equal():
+    rows = rows_of_functions()
+    assert len(rows) == 8
+    n, h, w, c = 2, 6, 9, 4
+    x = np.random.default_rng(0).standard_normal((n, h, w, c)).astype(np.float32)
+    sizes = {"n": n, "h": h, "w": w, "c": c}
+    theirs = {**vars(torch.nn.functional), "torch": torch, **sizes}
+    theirs["x"] = torch.from_numpy(x).permute(0, 3, 1, 2).contiguous()
+    ours = {"nn": nn, "jnp": jnp, "x": jnp.asarray(x), **sizes}
+    for there, here in rows:
+        expected, found = eval(there, theirs).numpy(), np.asarray(eval(here, ours))
+        if expected.ndim == 4:
+            expected = expected.transpose(0, 2, 3, 1)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6, err_msg=there)
 
 
 # ----------------------------------------------------------------------------- published weights

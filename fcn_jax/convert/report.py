@@ -190,7 +190,10 @@ def complaint(
         parts.append(f"--reinit matches nothing: {listing(problems.unmatched_reinit)}")
     if problems.unmatched_drop:
         parts.append(f"--drop matches nothing: {listing(problems.unmatched_drop)}")
-    advice = _advice(problems, report.scope, num_classes, backbone, separate_head)
+    if report.key_format == "given" and not reparametrized(problems.surplus):
+        advice = ["correct the rules of the table (drop(NAME, REASON) leaves out a tensor)"]
+    else:
+        advice = _advice(problems, report.scope, num_classes, backbone, separate_head)
     return "; ".join([*parts, *advice])
 
 

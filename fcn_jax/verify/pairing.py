@@ -34,7 +34,8 @@ Target = str | tuple[str, Op] | Sequence[str] | None
 StateDictMap = Mapping[str, Target]
 """Name in the state dict -> its target. Names may be globs where the target is None."""
 
-_COUNTS = Drop("*num_batches_tracked", "a count, which JAX's side does not have")
+_COUNT = "num_batches_tracked"
+_COUNTS = Drop(f"*{_COUNT}", "a count, which JAX's side does not have")
 
 _SYNONYMS = {
     "kernel": "weight",
@@ -85,7 +86,7 @@ def pair_tensors(
     tensors = {name: array(value) for name, value in module.state_dict().items()}
     given = _read(names, tensors, port)
     drops = {name for name in tensors if any(fnmatch.fnmatchcase(name, x) for x in given.drops)}
-    counts = {name for name in tensors if name.endswith("num_batches_tracked")} - given.pairs.keys()
+    counts = {name for name in tensors if name.endswith(_COUNT)} - given.pairs.keys()
     wanted = {name: x for name, x in tensors.items() if name not in drops | counts}
     known = given.parts
     parts = known + find_parts(wanted, port.leaves, {*given.pairs, *given.pairs.values()}, known)
@@ -93,10 +94,11 @@ def pair_tensors(
     if parts.joined or parts.split:
         port = PartsPort(port, joined=parts.joined, split=parts.split)
     leaves = port.leaves
+    plain = {path: x for path, x in leaves.items() if not path.endswith(_COUNT)}
     pairs = dict(given.pairs)
-    pairs.update(_by_names(wanted, leaves, pairs))
-    pairs.update(_by_values(wanted, leaves, pairs))
-    if len(pairs) < len(wanted) and len(pairs) < len(leaves):
+    pairs.update(_by_names(wanted, plain, pairs))
+    pairs.update(_by_values(wanted, plain, pairs))
+    if len(pairs) < len(wanted) and len(pairs) < len(plain):
         found = _by_order(module, port, wanted, pairs, inputs, call)
         pairs.update(found)
         if found:
@@ -104,6 +106,7 @@ def pair_tensors(
                 f"{len(found)} tensors are paired by the order in which both sides use them, since "
                 f"their names say nothing, such as {_example(found)}; state_dict_map changes that"
             )
+    pairs.update(_counts(counts, pairs, leaves))
     surplus = [f"{name} {x.shape}" for name, x in wanted.items() if name not in pairs]
     taken = set(pairs.values())
     without = [f"{path} {tuple(x.shape)}" for path, x in leaves.items() if path not in taken]
@@ -325,6 +328,19 @@ def _by_values(
         ):
             pairs[name] = alike[0]
     return pairs
+
+
+def _counts(
+    names: Iterable[str], pairs: Mapping[str, str], leaves: Mapping[str, Any]
+) -> dict[str, str]:
+    """Pairs of the counts of batches, by the layers of the other tensors; few ports have them."""
+    parents = {_parent(name): _parent(path) for name, path in pairs.items()}
+    found = {
+        name: f"{parents[_parent(name)]}.{_COUNT}".lstrip(".")
+        for name in names
+        if _parent(name) in parents
+    }
+    return {name: path for name, path in found.items() if path in leaves}
 
 
 def _parent(name: str) -> str:

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from flax import linen, nnx
 
-from fcn_jax import verify
-from fcn_jax.errors import ConfigError
+from fcn_jax import nn, verify
+from fcn_jax.errors import ConfigError, WeightsError
+from fcn_jax.pytorch import Table, conv
 from fcn_jax.pytorch.rules import LINEAR
 from fcn_jax.verify.axes import fitting
 from fcn_jax.verify.order import pair_in_order
@@ -692,3 +693,50 @@ def test_notes_random_numbers_from_a_fixed_key():
     report = verify.compare(reference, (noisy, {"kernel": jnp.zeros((8, 3))}), TOKENS, **QUICK)
     assert report.equal, str(report)
     assert "JAX's side draws random numbers in eval mode, from a fixed key" in str(report)
+
+
+class Normed(nnx.Module):
+    """Layers of fcn-jax, whose batch normalizations count batches as PyTorch's do."""
+
+    def __init__(self, first, second):
+        for name, channels in ((first, (4, 3)), (second, (3, 3))):
+            setattr(self, name, nn.ConvNormAct(*channels, 3, rngs=nnx.Rngs(0)))
+        self.names = first, second
+
+    def __call__(self, x):
+        return getattr(self, self.names[1])(getattr(self, self.names[0])(x))
+
+
+@pytest.mark.parametrize("names", [("first", "second"), ("stem", "last")])
+def test_counts_of_batches_are_paired_by_their_layers(names):
+    class Block(torch.nn.Module):
+        def __init__(self, channels):
+            super().__init__()
+            self.conv = torch.nn.Conv2d(channels, 3, 3, padding=1, bias=False)
+            self.bn = torch.nn.BatchNorm2d(3)
+
+        def forward(self, x):
+            return self.bn(self.conv(x)).relu()
+
+    reference = torch.nn.Sequential()
+    reference.add_module("first", Block(4))
+    reference.add_module("second", Block(3))
+    randomize(reference, 0)
+    reference[0].bn.num_batches_tracked.fill_(5)
+    port = Normed(*names)
+    report = verify.compare(reference, port, IMAGES, **QUICK)
+    assert report.equal, str(report)
+    assert getattr(port, names[0]).bn.num_batches_tracked[...] == 5
+    assert getattr(port, names[1]).bn.num_batches_tracked[...] == 0
+
+
+def test_error_about_a_table_names_what_it_lacks():
+    reference = torch.nn.Sequential(torch.nn.Conv2d(4, 3, 1))
+    port = nn.Conv(4, 3, 1, rngs=nnx.Rngs(0))
+    with pytest.raises(WeightsError) as error:
+        verify.compare(reference, port, IMAGES, rules=Table(conv("0")), **QUICK)
+    assert str(error.value) == (
+        "state dict does not fit Conv; missing 2: bias (no rule names it), kernel (no rule names "
+        "it); surplus 2: 0.weight, 0.bias; correct the rules of the table (drop(NAME, REASON) "
+        "leaves out a tensor)"
+    )
