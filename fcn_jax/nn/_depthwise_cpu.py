@@ -52,7 +52,7 @@ def _by_taps(
     kernel: jax.Array,
     term: Callable[[jax.Array, jax.Array], jax.Array],
 ) -> jax.Array:
-    """The sum of `term(pixels, kernel[i, j])` over the taps and the pixels that each sees, in f32."""
+    """The sum, in float32, of `term(pixels, kernel[i, j])` over the taps."""
     stride, dilation = settings.stride, settings.dilation
     rows, cols = (
         (size + 2 * settings.padding - dilation * (taps - 1) - 1) // stride + 1
