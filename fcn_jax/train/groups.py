@@ -218,30 +218,50 @@ def parameter_names(params: Any) -> list[str]:
 def backbone_layers(model: nnx.Module) -> dict[str, list[str]]:
     """Names of the backbone's parameters by layer, from the input on, for `optim.layer_decay`.
 
-    A layer is a block of the backbone, such as a residual block, or what lies outside of blocks,
-    such as the stem or a convolution between stages. Layers have the order in which the backbone
-    defines them. Lists of the backbone hold blocks or stages, and a module that itself holds a list
-    of blocks of one class is a stage. Parameters without a matrix of their own, such as a
-    normalization after the last block, belong to the layer before them.
+    The layers are those of timm's `param_groups_layer_decay`: the stem, which is all that the
+    backbone defines before its first block, and then the blocks in the order of their definition.
+    A convolution between stages belongs to the block after it, and parameters without a matrix,
+    such as a normalization after the last block, to the layer before them. Lists of the backbone
+    hold blocks or stages, and a module that itself holds a list of blocks of one class is a stage.
+    Without blocks, each module of the backbone is a layer.
+
+    Args:
+        model: the model as it was built. `nnx.merge` would sort the attributes by name.
     """
-    params = nnx.state(model, nnx.Param)
-    ranks = {name: np.ndim(leaf.get_value()) for name, leaf in named(params).items()}
+    backbone: nnx.Module = model.backbone  # type: ignore[attr-defined]
+    params = named(nnx.state(backbone, nnx.Param)).items()
+    ranks = {f"backbone.{name}": np.ndim(leaf.get_value()) for name, leaf in params}
+    parts = []
+    for path, is_block in _parts(backbone, "backbone", is_backbone=True):
+        if names := [name for name in ranks if f"{name}.".startswith(f"{path}.")]:
+            parts.append((path, is_block, names))
+    first = next((i for i, (_, is_block, _) in enumerate(parts) if is_block), None)
     layers: dict[str, list[str]] = {}
-    for layer in _layers(model.backbone, "backbone", is_backbone=True):  # type: ignore[attr-defined]
-        names = [name for name in ranks if f"{name}.".startswith(f"{layer}.")]
-        if layers and all(ranks[name] < 2 for name in names):
+    if first:
+        layers[parts[0][0]] = [name for _, _, names in parts[:first] for name in names]
+    before: dict[str, list[str]] = {}
+    for path, is_block, names in parts[first or 0 :]:
+        if layers and not before and all(ranks[name] < 2 for name in names):
             layers[next(reversed(layers))] += names
-        elif names:
-            layers[layer] = names
-    return layers
+        elif is_block or first is None:
+            layers[path] = [*(name for some in before.values() for name in some), *names]
+            before = {}
+        else:
+            before[path] = names
+    return layers | before
 
 
-def _layers(module: nnx.Module, name: str, *, is_backbone: bool = False) -> list[str]:
+def _parts(
+    module: nnx.Module, name: str, *, is_backbone: bool = False, in_list: bool = False
+) -> list[tuple[str, bool]]:
+    """Paths of a backbone's blocks and of what lies outside of them, and whether it is a block."""
     found = []
     for key, child in _children(module):
         path = f"{name}.{key}"
-        in_parts = (is_backbone and isinstance(child, nnx.List)) or _holds_blocks(child)
-        found += _layers(child, path) if in_parts else [path]
+        if (is_backbone and isinstance(child, nnx.List)) or _holds_blocks(child):
+            found += _parts(child, path, in_list=isinstance(child, nnx.List))
+        else:
+            found.append((path, in_list))
     return found
 
 

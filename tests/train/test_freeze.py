@@ -165,3 +165,40 @@ def test_a_model_of_which_everything_is_frozen_changes_nothing(tiny_plugin):
     start = named(nnx.state(model, nnx.Param))
     for name, leaf in named(state.params).items():
         np.testing.assert_array_equal(leaf[...], start[name][...], err_msg=name)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "lion", "muon"])
+def test_matches_an_optimizer_that_multiplies_gradients_of_frozen_parameters_by_zero(
+    tiny_plugin, name
+):
+    config = OptimConfig(name=name, lr=0.01, weight_decay=0.01, freeze=("backbone",))
+    model, state, step = make(config)
+    rates = groups.assign(config, nnx.state(model, nnx.Param))
+    masked, whole = train_step.make(model, optim.make(config, STEPS, rates), PREPROCESS)
+    whole = jax.jit(whole)
+    for _ in range(STEPS):
+        state, found = step(state, BATCH)
+        masked, expected = whole(masked, BATCH)
+        np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-5)
+    expected = values(masked)
+    for parameter, value in values(state).items():
+        np.testing.assert_allclose(
+            value, expected[parameter], rtol=1e-3, atol=1e-5, err_msg=parameter
+        )
+    shapes = [leaf.shape for leaf in jax.tree.leaves(state.opt_state)]
+    assert len(shapes) < len(jax.tree.leaves(masked.opt_state))
+
+
+def test_clips_the_norm_of_the_trained_gradients_alone(tiny_plugin):
+    settings = {"lr": 1.0, "momentum": 0.0, "weight_decay": 0.0, "schedule": "constant"}
+    config = OptimConfig(**settings, clip_norm=1e-3, freeze=("backbone",))
+    _, state, step = make(config)
+    before = values(state)
+    state, metrics = step(state, BATCH)
+    assert float(metrics["grad_norm"]) > config.clip_norm
+    moved = [
+        np.sum((value - before[name]) ** 2)
+        for name, value in values(state).items()
+        if name.startswith("head.")
+    ]
+    np.testing.assert_allclose(np.sqrt(sum(moved)), config.clip_norm, rtol=1e-2)

@@ -1,5 +1,7 @@
 """Which parameters are trained, how, and what that says."""
 
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
@@ -7,8 +9,10 @@ from flax import nnx
 
 import fcn_jax
 from fcn_jax import nn
+from fcn_jax.api import ModelSpec
 from fcn_jax.config import OptimConfig, ParamGroup
 from fcn_jax.errors import ConfigError
+from fcn_jax.models.build import build_backbone
 from fcn_jax.train import groups
 
 PARAMS = {
@@ -193,13 +197,12 @@ def test_layers_follow_the_order_of_definition_through_stages():
     layers = groups.backbone_layers(model)
     assert list(layers) == [
         "backbone.stem",
-        "backbone.position",
-        *(
-            f"backbone.a_stages.{stage}.{part}"
-            for stage in (0, 1)
-            for part in ("downsample", "blocks.0", "blocks.1")
-        ),
+        *(f"backbone.a_stages.{stage}.blocks.{block}" for stage in (0, 1) for block in (0, 1)),
     ]
+    assert "backbone.position" in layers["backbone.stem"], "all before the first block is the stem"
+    second = layers["backbone.a_stages.1.blocks.0"]
+    assert "backbone.a_stages.1.downsample.1.kernel" in second
+    assert "backbone.a_stages.1.blocks.0.block.0.kernel" in second
     last = layers["backbone.a_stages.1.blocks.1"]
     assert "backbone.norm.scale" in last, "a normalization after the last block belongs to it"
     assert "backbone.a_stages.1.blocks.1.block.2.kernel" in last
@@ -209,23 +212,43 @@ def test_layers_follow_the_order_of_definition_through_stages():
     assert set(found) == backbone, "each parameter of the backbone is in one layer"
 
 
-@pytest.mark.parametrize("backbone", ["mobilenet_v3_large", "vgg16"])
+BLOCKS = {
+    "convnext_atto": ("stem", "stages.{}.blocks.{}", 0, (2, 2, 6, 2)),
+    "efficientnet_lite0": ("stem", "blocks.{}.{}", 0, (1, 2, 2, 3, 3, 4, 1)),
+    "swin_tiny_patch4_window7_224": ("patch_embed", "layers.{}.blocks.{}", 0, (2, 2, 6, 2)),
+    "vit_tiny_patch16_224": ("embed", "blocks.{1}", 0, (12,)),
+    "mit_b0": ("patch_embed1", "block{}.{}", 1, (2, 2, 2, 2)),
+}
+"""Backbone -> its stem, names of its blocks, number of the first stage, blocks of each stage.
+
+The blocks are those of timm's `param_groups_layer_decay`, except for MiT, which timm lacks.
+"""
+
+
+@pytest.mark.parametrize("backbone", ["mobilenet_v3_large", "vgg16", *BLOCKS])
 def test_every_parameter_of_other_backbones_is_in_one_layer(backbone):
     from fcn_jax.plugins import registry
 
     if backbone not in registry.default().names("backbones"):
         pytest.skip("its plugin is not installed")
-    model = shapes_of(backbone)
-    layers = groups.backbone_layers(model)
+    layers = {}
+
+    def build():
+        network = build_backbone(ModelSpec(backbone, None), rngs=nnx.Rngs(0))
+        layers.update(groups.backbone_layers(SimpleNamespace(backbone=network)))
+        return network
+
+    network = nnx.eval_shape(build)  # sorts the attributes of the result by name
     found = [name for names in layers.values() for name in names]
-    backbone_names = {
-        name
-        for name in groups.parameter_names(nnx.state(model, nnx.Param))
-        if name.startswith("backbone.")
-    }
     assert len(found) == len(set(found))
-    assert set(found) == backbone_names
-    assert len(layers) == {"mobilenet_v3_large": 17, "vgg16": 15}[backbone]
+    names = groups.parameter_names(nnx.state(network, nnx.Param))
+    assert set(found) == {f"backbone.{name}" for name in names}
+    if backbone not in BLOCKS:
+        assert len(layers) == {"mobilenet_v3_large": 17, "vgg16": 15}[backbone]
+        return
+    stem, block, start, depths = BLOCKS[backbone]
+    blocks = [block.format(s, i) for s, n in enumerate(depths, start) for i in range(n)]
+    assert [name.removeprefix("backbone.") for name in layers] == [stem, *blocks]
 
 
 # ------------------------------------------------------------------------------------------ freeze
