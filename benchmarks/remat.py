@@ -1,7 +1,8 @@
-"""Memory and time of `optim.remat` and `accumulate_steps`: `python -m benchmarks.remat`.
+"""Memory and time of `remat`, `accumulate_steps` and `freeze`: `python -m benchmarks.remat`.
 
     python -m benchmarks.remat             # ResNet-18 FCN-32s, batch 4, 320x480, float32
     python -m benchmarks.remat --model resnet101 --batch 1 --option remat
+    python -m benchmarks.remat --model resnet50 --head linear --option "frozen backbone"
 
 The library's training step runs with each option in turn on the default device. Measured are the
 time and the temporaries of a step, as the compiler reports them. A row for each setting and option
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from flax import nnx
 
 from benchmarks.arguments import Parser
 from benchmarks.jax_tasks import compiled_step
@@ -23,6 +25,7 @@ from benchmarks.setting import Setting, training_step
 from benchmarks.timing import interleaved
 from fcn_jax import compiler_options
 from fcn_jax.runtime import process
+from fcn_jax.train.groups import matches, parameter_names
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "as it comes": {},
@@ -30,10 +33,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "remat=blocks": {"remat": "blocks"},
     "accumulate_steps=2": {"accumulate_steps": 2},
     "accumulate_steps=4": {"accumulate_steps": 4},
+    "frozen backbone": {"frozen": "backbone"},
     "remat, accumulate_steps=2": {"remat": True, "accumulate_steps": 2},
     "remat=blocks, accumulate_steps=2": {"remat": "blocks", "accumulate_steps": 2},
 }
-"""Name of an option -> arguments of `fcn_jax.train.step.make`."""
+"""Name of an option -> arguments of `fcn_jax.train.step.make`; `frozen` is a glob."""
 
 
 def prepared(setting: Setting, options: dict[str, Any]) -> tuple[Callable[[], object], int, float]:
@@ -42,7 +46,12 @@ def prepared(setting: Setting, options: dict[str, Any]) -> tuple[Callable[[], ob
     Returns:
         A function that takes one step, the bytes of its temporaries, and the seconds to compile it.
     """
-    state, step = training_step(setting, setting.build(), **options)
+    model = setting.build()
+    if "frozen" in options:
+        names = parameter_names(nnx.state(model, nnx.Param))
+        frozen = frozenset(name for name in names if matches(name, options["frozen"]))
+        options = {**options, "frozen": frozen}
+    state, step = training_step(setting, model, **options)
     batch = jax.device_put({"image": setting.images(), "mask": setting.labels()})
     began = time.perf_counter()
     compiled = compiled_step(step, state, batch, compiler_options())
@@ -60,6 +69,7 @@ def main() -> None:
     """Compile the step with each option, time all in turn, print and write the results."""
     parser = Parser("benchmarks.remat", __doc__)
     parser.add_argument("--model", default="resnet18", help="registered backbone or model")
+    parser.add_argument("--head", default="fcn32s", help="registered head of a backbone")
     parser.add_setting(batch=4)
     parser.add_argument(
         "--option",
@@ -70,7 +80,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="timed steps with each option")
     args = parser.parse_args()
     process.configure_process(trains=True)
-    setting = Setting(args.model, args.batch, tuple(args.size), args.dtype)
+    setting = Setting(args.model, args.batch, tuple(args.size), args.dtype, head=args.head)
     device = jax.default_backend()
     found = {name: prepared(setting, OPTIONS[name]) for name in args.option or OPTIONS}
     timings = interleaved({name: call for name, (call, *_) in found.items()}, args.rounds)
@@ -87,6 +97,7 @@ def main() -> None:
             "size": args.size,
             "dtype": args.dtype,
             "option": name,
+            "head": None if args.head == "fcn32s" else args.head,  # older rows have no head
         }
         row = {
             "temporary_bytes": temporaries,
