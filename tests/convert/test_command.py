@@ -103,7 +103,7 @@ def assert_same_output(ours, network, file):
     assert np.abs(found - theirs).max() < 1e-5 * np.abs(theirs).max()
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("suffix", [pytest.param(".pth", marks=pytest.mark.slow), ".safetensors"])
 def test_export_gives_the_same_logits_in_pytorch(trained, torchvision, tmp_path, suffix):
     directory, model = trained
     report = export_file(directory, tmp_path / f"out{suffix}")

@@ -91,6 +91,7 @@ def test_accumulation_and_remat_take_less_memory(found):
     assert parts.largest % 4 == 0
 
 
+@pytest.mark.slow
 def test_recomputed_blocks_take_less_memory_and_more_operations():
     model = {"backbone": "resnet18", "backbone_options": {}}
     plain, blocks = (

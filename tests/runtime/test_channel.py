@@ -10,7 +10,7 @@ import pytest
 
 from fcn_jax.errors import ConfigError
 from fcn_jax.runtime.channel import Channel, differences, meet
-from fcn_jax.runtime.distributed import free_port
+from fcn_jax.runtime.launch import free_port
 
 
 def start(*hellos: tuple[int, int, dict[str, object]], seconds: float = 5) -> list[Future[Channel]]:

@@ -47,7 +47,9 @@ def test_there_are_nine_sizes_of_both_versions():
     assert len(BACKBONES) == 18
 
 
-@pytest.mark.parametrize(("version", "output_stride"), [(1, 32), (2, 8)])
+@pytest.mark.parametrize(
+    ("version", "output_stride"), [pytest.param(1, 32, marks=pytest.mark.slow), (2, 8)]
+)
 def test_features_and_gradients_match_timm(timm, agree, version, output_stride):
     plan = TINY[version]
     link = bridge(plan, {})

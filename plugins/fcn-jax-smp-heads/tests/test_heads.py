@@ -57,7 +57,7 @@ CASES = {
 }
 
 
-LONG = ("unet", "fpn", "fpn, concatenated")
+LONG = set(CASES) - {"pspnet without normalization"}
 EACH = [pytest.param(case, marks=pytest.mark.slow if case in LONG else ()) for case in CASES]
 
 

@@ -61,7 +61,7 @@ def test_features_and_gradients_match_timm(timm, agree, family, options):
     link = bridge(plan, {})
     port = ViT(plan, options, rngs=nnx.Rngs(0))
     image = np.random.default_rng(0).standard_normal((2, 53, 100, 3)).astype(np.float32)
-    agree(link.reference(options, plan.patch), port, link.tables, image)
+    agree(link.reference(options, plan.patch), port, link.tables_of(options)["torchvision"], image)
 
 
 @pytest.mark.slow
@@ -87,7 +87,12 @@ def test_layers_features_and_gradients_match_timm(timm, family, options):
     port = ViT(plan, options, rngs=nnx.Rngs(0))
     image = np.random.default_rng(0).standard_normal((2, 53, 100, 3)).astype(np.float32)
     report = verify.compare(
-        reference, port, image, rules=link.tables, layout="NHWC", sensitive=False
+        reference,
+        port,
+        image,
+        rules=link.tables_of(options)["torchvision"],
+        layout="NHWC",
+        sensitive=False,
     )
     assert report.equal, str(report)
     skipped = {name.rpartition(".")[2] for name in report.skipped}
@@ -104,7 +109,7 @@ def test_layers_features_and_gradients_match_timm(timm, family, options):
 def test_names_shapes_and_number_of_parameters_match_timm(timm, name):
     import torch
 
-    table = BACKBONES[name].torch.tables
+    table = BACKBONES[name].torch.tables_of(ViTOptions())["torchvision"]
     ours, parameters = {}, 0
     for path, leaf in leaves(abstract(name)).items():
         key, rule = table.to_torch(path)
@@ -136,7 +141,8 @@ def test_initial_values_are_those_of_timm(timm, family):
     import torch
 
     torch.manual_seed(0)
-    plan, table = dataclasses.replace(tiny(family), channels=32), bridge(tiny(family), {}).tables
+    plan = dataclasses.replace(tiny(family), channels=32)
+    table = bridge(tiny(family), {}).tables_of(ViTOptions())["torchvision"]
     theirs = bridge(plan, {}).reference(ViTOptions(), plan.patch).state_dict()
     for path, leaf in leaves(ViT(plan, ViTOptions(), rngs=nnx.Rngs(0))).items():
         wanted, found = theirs[table.to_torch(path)[0]].numpy(), np.asarray(leaf[...])
