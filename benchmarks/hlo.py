@@ -142,11 +142,21 @@ class Program:
         ]
 
     def collectives(self) -> dict[str, dict[str, int]]:
-        """Return kind -> number of collectives, and bytes of their results on one device."""
+        """Return kind -> number of collectives, and bytes of their results on one device.
+
+        TPUs fuse some with the slice that follows, and repeat one in each fusion that is computed
+        while it runs. The repetitions have its channel, and count once.
+        """
         found: dict[str, dict[str, int]] = {}
-        for instruction in self.instructions():  # TPUs fuse some with the slice that follows
+        seen = set[tuple[str, str]]()
+        for instruction in self.instructions():
             kind = instruction.opcode.removesuffix("-start")
             if kind in COLLECTIVES:
+                channel = re.search(r"channel_id=(\d+)", instruction.rest)
+                key = kind, channel.group(1) if channel else instruction.name
+                if key in seen:
+                    continue
+                seen.add(key)
                 row = found.setdefault(kind, {"count": 0, "bytes": 0})
                 row["count"] += 1
                 row["bytes"] += sum(

@@ -294,3 +294,32 @@ def test_settings_that_pytorch_lacks_are_rejected(
     given = [f"data.root={json.dumps(str(data))}", *settings]
     with pytest.raises(SystemExit, match=complaint):
         benchmark.train(benchmark.config.parse(recipes.override(table, given)))
+
+
+_COLLECTIVES = """
+%fused_computation.1 (param_0: bf16[8]) -> bf16[64] {
+  %param_0 = bf16[8]{0} parameter(0)
+  ROOT %all-gather.1 = bf16[64]{0} all-gather(%param_0), channel_id=31, dimensions={0}
+}
+
+%async_collective_fusion.2 (param_1: bf16[8]) -> bf16[64] {
+  %param_1 = bf16[8]{0} parameter(0)
+  ROOT %all-gather.2 = bf16[64]{0} all-gather(%param_1), channel_id=31, dimensions={0}
+}
+
+ENTRY %main (state: bf16[8]) -> bf16[64] {
+  %state = bf16[8]{0} parameter(0)
+  %sum.1 = f32[10]{0} all-reduce(%state), to_apply=%add
+  %sum.2 = f32[10]{0} all-reduce(%state), to_apply=%add
+  %sum.3 = f32[10]{0} all-reduce(%state), channel_id=31, to_apply=%add
+  ROOT %all-gather.3 = bf16[64]{0} all-gather(%state), channel_id=32, dimensions={0}
+}
+"""
+
+
+def test_a_collective_that_a_tpu_program_repeats_counts_once():
+    hlo = importlib.import_module("benchmarks.hlo")
+    assert hlo.Program(_COLLECTIVES).collectives() == {
+        "all-gather": {"count": 2, "bytes": 2 * 64 * 2},
+        "all-reduce": {"count": 3, "bytes": 3 * 10 * 4},
+    }

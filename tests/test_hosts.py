@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from fcn_jax import checkpoint
+from fcn_jax.runtime.launch import free_port
 from tests.helpers import jobs, scenes
 
 STEPS = 8
@@ -80,6 +81,53 @@ def assert_same_training(run: Path, other: Path) -> None:
         np.testing.assert_allclose(value, arrays[1][name], rtol=1e-3, atol=1e-4, err_msg=name)
 
 
+_SHARE = """
+import sys
+import numpy as np
+from fcn_jax.errors import ConfigError
+from fcn_jax.runtime import distributed
+number = int(sys.argv[2])
+distributed.join(sys.argv[1], number, 2, seconds=60)
+assert (distributed.index(), distributed.count()) == (number, 2)
+assert distributed.exchange(number) == [0, 1]
+long = b"x" * 3_000_000 + bytes([number])
+gathered = distributed.gather(long)
+assert (gathered is None) if number else (gathered == [long, long[:-1] + b"\1"])
+counts = np.arange(6).reshape(2, 3) * (number + 1)
+distributed.add_up([counts])
+assert (counts == np.arange(6).reshape(2, 3) * 3).all()
+assert distributed.first_decides(lambda: f"by {number}") == "by 0"
+distributed.require_same({"a": {"b": 1}})
+try:
+    distributed.require_same({"a": {"b": number}})
+except ConfigError as error:
+    print(error)
+distributed.leave(0, failed=False)
+"""
+
+
+def test_two_processes_share_values() -> None:
+    address = f"127.0.0.1:{free_port()}"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", _SHARE, address, str(number)],
+            env=jobs.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        for number in range(2)
+    ]
+    for status, said, errors in jobs.wait(processes):
+        assert status == 0, errors
+        assert said == (
+            "process 1 differs from process 0: a.b (1, here 0); start all processes with the same "
+            "arguments, recipe and data\n"
+        )
+
+
+@pytest.mark.slow
 def test_two_processes_train_as_one(single: Path, double: Path) -> None:
     assert_same_training(double, single)
     files = [
