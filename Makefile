@@ -15,7 +15,8 @@ PYTEST_OPTIONS = -q -rs -n 2 --dist worksteal --durations=40
 PYTEST = $(BIN)/python -m pytest $(PYTEST_OPTIONS)
 
 .PHONY: help install dev train test test-all test-slow test-newest test-minimum test-smoke fuzz chaos \
-	bench bench-curves bench-models bench-gpu bench-gpu-quick bench-tpu-aot lint types clean
+	bench bench-curves bench-models bench-plan bench-one-device bench-gpu bench-gpu-quick bench-tpu-aot \
+	lint types clean
 
 help:
 	@echo "make train          train on drawn shapes, evaluate, write pictures (minutes on 2 cores)"
@@ -30,6 +31,8 @@ help:
 	@echo "make bench          compare the speed with PyTorch and plain Flax (minutes)"
 	@echo "make bench-curves   time and memory by batch, image size, classes and depth (hours)"
 	@echo "make bench-models   compare all models with PyTorch (half an hour)"
+	@echo "make bench-plan     compare the plan of a step with its time and memory (a minute)"
+	@echo "make bench-one-device  time the code for many devices on one device (minutes)"
 	@echo "make bench-gpu      compare on an NVIDIA GPU in bfloat16; bench-gpu-quick: a short form"
 	@echo "make bench-tpu-aot  compile for TPUs, without a TPU (an hour)"
 	@echo "make clean          remove the virtual environments and the tests' caches"
@@ -131,6 +134,12 @@ bench-curves: dev
 
 bench-models: dev
 	$(BIN)/python -m benchmarks.models
+
+bench-plan: dev
+	$(BIN)/python -m benchmarks.plan --batch 2 --size 160 240
+
+bench-one-device: dev
+	$(BIN)/python -m benchmarks.one_device --batch 2 --size 96 128 --rounds 20
 
 # GPU_PYTHON is an interpreter whose torch and jax support the GPU.
 GPU_PYTHON ?= python3
